@@ -1,0 +1,237 @@
+"""What a node asks its shell to do: the only outputs of `Node.step`.
+
+The list is ordered and is performed in order. `Append` and `Save` are handed to the
+one writer and not awaited: `Persisted(number)` comes back, and only then does the node
+emit what depended on them (acknowledgements, claims, dispatches). So a disk that
+stalls for a second never stops heartbeats, and nothing that needs durability can
+leave before it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from octaskly.core.facts import Entry
+from octaskly.core.messages import Message, Report, Roster
+from octaskly.core.model import (
+    Address,
+    AttemptId,
+    Epoch,
+    NodeId,
+    StreamId,
+    TaskId,
+    TaskSpec,
+    TaskState,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Append:
+    """Make entries durable and join them into the task table, in one transaction.
+
+    `epochs` names the writer of each stream that the store may not know yet.
+    Entries that the store holds already are skipped; a gap is refused by assertion.
+    """
+
+    number: int  #: one more than that of the `Append` or `Save` before
+    entries: tuple[Entry, ...]
+    epochs: tuple[tuple[StreamId, Epoch], ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Save:
+    """Make the node's own state durable; fields that are None stay as they are."""
+
+    number: int
+    term: int | None = None
+    epoch: Epoch | None = None
+    stream: tuple[StreamId, Epoch] | None = None  #: a new stream of this node
+    name: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Send:
+    """Put messages into the peer's bounded outbox; never waits for the network."""
+
+    peer: NodeId
+    messages: tuple[Message, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Dial:
+    """Try these addresses in order until one leads to a connected peer.
+
+    Idempotent: nothing happens while the peer is connected or a dial to it runs.
+    """
+
+    node: NodeId | None
+    addresses: tuple[Address, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Disconnect:
+    """Close the link to a peer after telling it why."""
+
+    peer: NodeId
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class ServePull:
+    """Read the entries beyond `vector` and send them as `Entries` to the peer."""
+
+    peer: NodeId
+    vector: tuple[tuple[StreamId, int], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Browse:
+    """Ask mDNS afresh (a new browser), or stop browsing."""
+
+    is_wanted: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Advertise:
+    """Say over mDNS what this node is now."""
+
+    is_dispatcher: bool
+    term: int
+
+
+@dataclass(frozen=True, slots=True)
+class Start:
+    """Run these attempts; each is reported once by `AttemptsEnded`."""
+
+    items: tuple[tuple[AttemptId, TaskSpec], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Stop:
+    """End these attempts, waiting ones too; they are reported as CANCELLED."""
+
+    items: tuple[tuple[TaskId, AttemptId], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Spool:
+    """Keep results on disk until `Unspool`; not awaited."""
+
+    reports: tuple[Report, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Unspool:
+    """Forget results that a dispatcher has made durable."""
+
+    items: tuple[tuple[TaskId, AttemptId], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """Read queued tasks with `ord > after_ord`; answered by `Loaded`."""
+
+    after_ord: int
+    limit: int
+
+
+@dataclass(frozen=True, slots=True)
+class LoadLive:
+    """Read all tasks with an attempt that has no end; answered by `LiveLoaded`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Accepted:
+    """The submission is durable."""
+
+    specs: tuple[TaskSpec, ...]
+    replicas: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class CancelDone:
+    """What became of a cancel: the state that the task has now, and whether we did."""
+
+    task: TaskId
+    state: TaskState
+    was_done: bool
+
+
+@dataclass(frozen=True, slots=True)
+class NotHere:
+    """This node is not dispatcher (any more); nothing was accepted."""
+
+
+Reply = Accepted | CancelDone | NotHere
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """Release the request that carried this ticket."""
+
+    ticket: int
+    reply: Reply
+
+
+@dataclass(frozen=True, slots=True)
+class Announce:
+    """Tasks reached a new state that is durable: wake whoever waits for them."""
+
+    tasks: tuple[TaskId, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Publish:
+    """The mesh changed: role, dispatcher or members; for API, log and systemd."""
+
+    epoch: Epoch
+    dispatcher: NodeId | None
+    is_serving: bool  #: this node is dispatcher and accepts
+    roster: Roster | None
+
+
+@dataclass(frozen=True, slots=True)
+class Remember:
+    """Keep a peer's addresses for the next start."""
+
+    peer: NodeId
+    name: str
+    addresses: tuple[Address, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Note:
+    """One line for the agent's log: a constant event name and its fields."""
+
+    level: str  #: `debug`, `info`, `warning` or `error`
+    event: str
+    fields: tuple[tuple[str, str | int | float], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Stopped:
+    """Hand-over and drain are complete; the process may end."""
+
+
+Effect = (
+    Append
+    | Save
+    | Send
+    | Dial
+    | Disconnect
+    | ServePull
+    | Browse
+    | Advertise
+    | Start
+    | Stop
+    | Spool
+    | Unspool
+    | Load
+    | LoadLive
+    | Answer
+    | Announce
+    | Publish
+    | Remember
+    | Note
+    | Stopped
+)

@@ -1,0 +1,236 @@
+"""What can happen to a node: the only inputs of `Node.step`.
+
+Events carry batches, so that purity costs nothing per task. Where a rule needs
+chance, the event carries a `draw`, so that a replay repeats it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from octaskly.core.merge import TaskRecord
+from octaskly.core.messages import Hello, Message, Report
+from octaskly.core.model import (
+    Address,
+    AttemptId,
+    Epoch,
+    LoadSample,
+    NodeId,
+    StreamId,
+    TaskId,
+    TaskSpec,
+    TaskState,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Woke:
+    """Nothing happened but time."""
+
+    draw: float = 0.0  #: in [0, 1)
+
+
+@dataclass(frozen=True, slots=True)
+class Received:
+    """Messages from a connected peer, in the order in which it sent them."""
+
+    peer: NodeId
+    messages: tuple[Message, ...]
+    draw: float = 0.0  #: in [0, 1)
+
+
+@dataclass(frozen=True, slots=True)
+class PeerUp:
+    """A link is connected: both sides sent HELLO_OK. There is one link per peer."""
+
+    peer: NodeId
+    sent: Hello  #: what this node had said
+    hello: Hello  #: what the peer said
+    address: Address  #: where the peer's peer port can be dialled
+    draw: float = 0.0  #: in [0, 1)
+
+
+@dataclass(frozen=True, slots=True)
+class PeerDown:
+    """The link to a peer ended."""
+
+    peer: NodeId
+    reason: str  #: `eof`, `reset`, `protocol: ...`, or what its Leave said
+    draw: float = 0.0  #: in [0, 1)
+
+
+@dataclass(frozen=True, slots=True)
+class Advert:
+    """One node as mDNS, the memory of peers or `--join` names it: a hint to dial."""
+
+    node: NodeId | None  #: None where only an address is known
+    addresses: tuple[Address, ...]
+    is_dispatcher: bool = False
+    term: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """Hints arrived."""
+
+    adverts: tuple[Advert, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class DialFailed:
+    """No address of a dial led to a connected peer."""
+
+    node: NodeId | None
+    addresses: tuple[Address, ...]
+    was_refused: bool  #: every address refused at once: no process listens there
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Draft:
+    """A task that somebody asks for, validated, not yet accepted."""
+
+    command: str
+    timeout_s: int = 3600
+    inputs: tuple[str, ...] = ()
+    outputs: tuple[str, ...] = ()
+    id: TaskId | None = None  #: chosen by the client, or derived from its key
+
+
+@dataclass(frozen=True, slots=True)
+class TasksSubmitted:
+    """A batch of tasks to accept, all or none; answered by `Answer(ticket, ...)`."""
+
+    ticket: int
+    drafts: tuple[Draft, ...]
+    submitter: str
+    suffixes: tuple[str, ...]  #: 8 random hex digits for each draft
+
+
+@dataclass(frozen=True, slots=True)
+class CancelRequested:
+    """Cancel one task; answered by `Answer(ticket, ...)`.
+
+    `known` is what the store says; the node's own knowledge of queued and running
+    tasks is newer and wins.
+    """
+
+    ticket: int
+    task: TaskId
+    known: TaskState
+    force: bool
+    by: str
+
+
+@dataclass(frozen=True, slots=True)
+class AttemptsEnded:
+    """The runner saw attempts of this node end, or gives them back unstarted."""
+
+    reports: tuple[Report, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Persisted:
+    """All `Append` and `Save` effects up to this number are durable."""
+
+    number: int
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """Queued tasks in queue order, the answer to `Load`."""
+
+    after_ord: int  #: as in the effect
+    records: tuple[TaskRecord, ...]
+    has_more: bool
+
+
+@dataclass(frozen=True, slots=True)
+class LiveLoaded:
+    """Tasks whose latest attempt has no end in the log: the answer to `LoadLive`."""
+
+    records: tuple[TaskRecord, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class LoadSampled:
+    """How busy this machine is."""
+
+    load: LoadSample
+
+
+@dataclass(frozen=True, slots=True)
+class DrainAsked:
+    """Take no more work (or take it again)."""
+
+    is_draining: bool
+
+
+@dataclass(frozen=True, slots=True)
+class StopAsked:
+    """Hand over, drain and stop; the node says `Stopped` when it is done.
+
+    A second one stops at once.
+    """
+
+    drain_s: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Saved:
+    """What a node knew when it last stopped: given to it at the start, no event."""
+
+    term: int = 0
+    epoch: Epoch = Epoch(0, NodeId(""))  #: highest seen
+    vector: tuple[tuple[StreamId, int], ...] = ()
+    hlc: int = 0
+    sequence: int = 0  #: highest used in a task id
+    queued: int = 0  #: tasks that wait in the store
+    name: str | None = None  #: given by a dispatcher because ours was taken
+    reports: tuple[Report, ...] = ()  #: results that no dispatcher acknowledged
+    peers: tuple[Advert, ...] = ()  #: remembered, most recently met first
+    names: tuple[tuple[NodeId, str], ...] = ()  #: every node ever in a roster
+
+
+Event = (
+    Woke
+    | Received
+    | PeerUp
+    | PeerDown
+    | Seen
+    | DialFailed
+    | TasksSubmitted
+    | CancelRequested
+    | AttemptsEnded
+    | Persisted
+    | Loaded
+    | LiveLoaded
+    | LoadSampled
+    | DrainAsked
+    | StopAsked
+)
+
+__all__ = [
+    "Advert",
+    "AttemptId",
+    "AttemptsEnded",
+    "CancelRequested",
+    "DialFailed",
+    "Draft",
+    "DrainAsked",
+    "Event",
+    "LiveLoaded",
+    "LoadSampled",
+    "Loaded",
+    "PeerDown",
+    "PeerUp",
+    "Persisted",
+    "Received",
+    "Report",
+    "Saved",
+    "Seen",
+    "StopAsked",
+    "TaskRecord",
+    "TaskSpec",
+    "TasksSubmitted",
+    "Woke",
+]

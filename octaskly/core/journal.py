@@ -1,0 +1,126 @@
+"""Numbers what this node makes durable, and holds back what depends on it.
+
+Owns the vector, the hybrid clock, this node's own stream, and the actions that wait
+for a commit. One journal serves election and dispatch, since one writer serves both.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
+
+from octaskly.core.effects import Append, Effect, Save
+from octaskly.core.events import Saved
+from octaskly.core.facts import Entry, Fact, hlc_next
+from octaskly.core.model import Epoch, Moment, StreamId, Vector
+
+Held = Callable[[Moment], list[Effect]]
+"""What happens once something is durable."""
+
+
+class Journal:
+    """The writing side of the log, seen from the rules."""
+
+    def __init__(self, saved: Saved) -> None:
+        self.vector: Vector = dict(saved.vector)
+        """Per stream the last sequence handed to the writer."""
+        self._hlc = saved.hlc
+        self._number = 0
+        self._persisted = 0
+        self._stream: StreamId | None = None
+        self._held: deque[tuple[int, Held]] = deque()
+
+    @property
+    def number(self) -> int:
+        """Number of the last `Append` or `Save`."""
+        return self._number
+
+    @property
+    def is_settled(self) -> bool:
+        """Whether everything handed to the writer is durable."""
+        return self._persisted == self._number
+
+    def vector_items(self) -> tuple[tuple[StreamId, int], ...]:
+        """Return the vector as messages carry it, ordered by stream."""
+        return tuple(sorted(self.vector.items()))
+
+    def tick(self, now: Moment) -> int:
+        """Return the next hybrid timestamp."""
+        self._hlc = hlc_next(self._hlc, now.wall_ms)
+        return self._hlc
+
+    def open_stream(self, stream: StreamId) -> None:
+        """Write own facts into `stream` from now on; it must be new."""
+        assert stream not in self.vector
+        self._stream = stream
+        self.vector[stream] = 0
+
+    def close_stream(self) -> None:
+        """Write no more own facts: the reign is over, and streams never resume."""
+        self._stream = None
+
+    def append(self, facts: Sequence[Fact], now: Moment) -> Append:
+        """Return the effect that writes `facts` at the end of the own stream.
+
+        A `Submitted` whose spec has an `ord` keeps it as its hybrid timestamp order:
+        callers take timestamps by `tick` first.
+        """
+        stream = self._stream
+        assert stream is not None, "no reign, no facts"
+        seq = self.vector[stream]
+        entries = []
+        for fact in facts:
+            seq += 1
+            entries.append(Entry(stream, seq, self.tick(now), fact))
+        self.vector[stream] = seq
+        return Append(self._next(), tuple(entries))
+
+    def absorb(
+        self,
+        entries: Iterable[Entry],
+        epochs: Iterable[tuple[StreamId, Epoch]],
+    ) -> Append | None:
+        """Return the effect that stores a peer's entries; None if all are known.
+
+        Entries beyond a gap are left out: a later PULL brings them.
+        """
+        fresh = []
+        for entry in entries:
+            if entry.stream == self._stream:
+                continue  # Nobody but this node writes there.
+            if entry.seq == self.vector.get(entry.stream, 0) + 1:
+                self.vector[entry.stream] = entry.seq
+                self._hlc = max(self._hlc, entry.hlc)
+                fresh.append(entry)
+        if not fresh:
+            return None
+        return Append(self._next(), tuple(fresh), tuple(epochs))
+
+    def save(
+        self,
+        *,
+        term: int | None = None,
+        epoch: Epoch | None = None,
+        stream: tuple[StreamId, Epoch] | None = None,
+        name: str | None = None,
+    ) -> Save:
+        """Return the effect that makes node state durable."""
+        return Save(
+            number=self._next(), term=term, epoch=epoch, stream=stream, name=name
+        )
+
+    def after(self, held: Held, number: int | None = None) -> None:
+        """Do `held` once `number` (by default: everything so far) is durable."""
+        self._held.append((self._number if number is None else number, held))
+
+    def persisted(self, number: int, now: Moment) -> list[Effect]:
+        """Release, in order, what waited for commits up to `number`."""
+        self._persisted = max(self._persisted, number)
+        effects: list[Effect] = []
+        while self._held and self._held[0][0] <= self._persisted:
+            effects += self._held.popleft()[1](now)
+        return effects
+
+    def _next(self) -> int:
+        self._number += 1
+        return self._number

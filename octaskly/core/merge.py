@@ -1,0 +1,125 @@
+"""Task records as a join-semilattice: the order in which facts arrive never matters.
+
+`join` is commutative, associative and idempotent, so any two nodes that hold the same
+facts show the same task. The store applies it; nothing here touches a disk.
+
+Source: docs/explanation/log.md.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from octaskly.core.facts import Assigned, CancelAsked, Fact, Finished, Submitted
+from octaskly.core.model import (
+    Attempt,
+    AttemptId,
+    AttemptState,
+    TaskId,
+    TaskSpec,
+    TaskState,
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TaskRecord:
+    """Everything the log says of one task, joined.
+
+    A record without `spec` belongs to a task whose submission has not arrived yet.
+    """
+
+    id: TaskId
+    spec: TaskSpec | None = None
+    cancelled_by: str | None = None  #: smallest subject that cancelled, if any
+    attempts: tuple[Attempt, ...] = ()  #: ordered by attempt id
+
+    @property
+    def chosen(self) -> Attempt | None:
+        """The attempt that decides: the first success, else the last ended or live."""
+        for attempt in self.attempts:
+            if attempt.state is AttemptState.OK:
+                return attempt
+        ended = [a for a in self.attempts if a.state is AttemptState.FAILED]
+        if ended and not self.cancelled_by:
+            return ended[0]
+        return self.attempts[-1] if self.attempts else None
+
+    @property
+    def state(self) -> TaskState:
+        """The visible state, a pure function of the facts."""
+        states = [attempt.state for attempt in self.attempts]
+        if AttemptState.OK in states:
+            return TaskState.COMPLETED
+        if self.cancelled_by is not None:
+            return TaskState.CANCELLED
+        if AttemptState.FAILED in states:
+            return TaskState.FAILED
+        if any(state.is_live for state in states):
+            return TaskState.RUNNING
+        return TaskState.QUEUED
+
+
+def record_of(fact: Fact) -> TaskRecord:
+    """Return the record of a task about which only `fact` is known."""
+    match fact:
+        case Submitted(spec):
+            return TaskRecord(id=spec.id, spec=spec)
+        case CancelAsked(task, by):
+            return TaskRecord(id=task, cancelled_by=by)
+        case Assigned(task, attempt, node):
+            return TaskRecord(id=task, attempts=(Attempt(id=attempt, node=node),))
+        case Finished(task, attempt, node, outcome):
+            ended = Attempt(id=attempt, node=node, state=outcome.state, outcome=outcome)
+            return TaskRecord(id=task, attempts=(ended,))
+
+
+def join(a: TaskRecord, b: TaskRecord) -> TaskRecord:
+    """Return what is known when both `a` and `b` are; both have one task id."""
+    assert a.id == b.id
+    return TaskRecord(
+        id=a.id,
+        spec=_join_spec(a.spec, b.spec),
+        cancelled_by=_smaller(a.cancelled_by, b.cancelled_by),
+        attempts=_join_attempts(a.attempts, b.attempts),
+    )
+
+
+def apply(record: TaskRecord | None, fact: Fact) -> TaskRecord:
+    """Return `record` with one more fact."""
+    news = record_of(fact)
+    return news if record is None else join(record, news)
+
+
+def _join_spec(a: TaskSpec | None, b: TaskSpec | None) -> TaskSpec | None:
+    """Keep one envelope; two differ only where both sides of a split made one."""
+    if a is None or b is None:
+        return a or b
+    return min(a, b, key=lambda spec: (spec.ord, spec.created_ms, repr(spec)))
+
+
+def _smaller(a: str | None, b: str | None) -> str | None:
+    if a is None or b is None:
+        return a if b is None else b
+    return min(a, b)
+
+
+def _join_attempts(
+    a: tuple[Attempt, ...], b: tuple[Attempt, ...]
+) -> tuple[Attempt, ...]:
+    if not a or not b:
+        return a or b
+    joined: dict[AttemptId, Attempt] = {attempt.id: attempt for attempt in a}
+    for attempt in b:
+        mine = joined.get(attempt.id)
+        joined[attempt.id] = attempt if mine is None else _further(mine, attempt)
+    return tuple(joined[key] for key in sorted(joined))
+
+
+def _further(a: Attempt, b: Attempt) -> Attempt:
+    """Return the attempt that has come further; ties fall to the smaller content."""
+    if a.state != b.state:
+        winner = a if a.state > b.state else b
+    else:
+        winner = min(a, b, key=repr)
+    node = min(a.node, b.node)
+    return winner if winner.node == node else replace(winner, node=node)

@@ -1,0 +1,250 @@
+"""What peers say to each other: one frozen class each, and the union `Message`.
+
+Every message but `Hello` travels only on a link whose both ends sent HELLO_OK.
+Items travel in batches: one frame carries many. `epoch` names the reign in which a
+dispatcher speaks; a node that has seen a higher one answers with it and does not act.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from octaskly.core.facts import Entry
+from octaskly.core.model import (
+    Address,
+    AttemptId,
+    Epoch,
+    LoadSample,
+    NodeId,
+    NodeInfo,
+    NodeState,
+    Outcome,
+    Role,
+    StreamId,
+    TaskId,
+    TaskSpec,
+)
+
+PROTOCOL_VERSION = 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Hello:
+    """First frame of each side; frozen when it is sent, so both compare one pair."""
+
+    version: int = PROTOCOL_VERSION
+    version_min: int = PROTOCOL_VERSION  #: oldest version that the sender speaks
+    node: NodeInfo
+    epoch: Epoch  #: highest epoch seen
+    dispatcher: NodeId | None  #: whom the sender follows; itself if it is dispatcher
+    followers: int = 0  #: live followers, when the sender is dispatcher
+    vector: tuple[tuple[StreamId, int], ...] = ()
+    uptime_s: float = 0.0
+    wall_ms: int = 0  #: to tell people about clocks that differ
+
+
+@dataclass(frozen=True, slots=True)
+class HelloOk:
+    """The sender accepts the link; only now is it connected."""
+
+
+@dataclass(frozen=True, slots=True)
+class Heartbeat:
+    """The dispatcher lives and reigns."""
+
+    epoch: Epoch
+    sent_s: float  #: sender's clock, echoed
+
+
+@dataclass(frozen=True, slots=True)
+class HeartbeatOk:
+    """A follower lives, and how it is."""
+
+    epoch: Epoch
+    sent_s: float
+    state: NodeState
+    credit: int  #: attempts that it takes in all, running and waiting
+    load: LoadSample
+
+
+@dataclass(frozen=True, slots=True)
+class Probe:
+    """Has the receiver heard from this node lately?"""
+
+    about: NodeId
+    sent_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class ProbeOk:
+    """How long ago the sender had a frame from the node; None: no link to it."""
+
+    about: NodeId
+    sent_s: float
+    age_s: float | None
+    epoch: Epoch  #: highest that the answering node has seen
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """The sender reigns from now on, in an epoch that it has made durable."""
+
+    epoch: Epoch
+    stream: StreamId
+    vector: tuple[tuple[StreamId, int], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class ClaimOk:
+    """The sender follows; its vector shows what the claimer may lack."""
+
+    epoch: Epoch
+    vector: tuple[tuple[StreamId, int], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class ClaimNo:
+    """A higher epoch is known."""
+
+    epoch: Epoch
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Member:
+    """One line of the roster."""
+
+    id: NodeId
+    name: str  #: unique in the mesh, given by the dispatcher
+    role: Role
+    state: NodeState
+    addresses: tuple[Address, ...]  #: peer port
+    lan_port: int
+    slots: int
+    running: int = 0
+    version: str = ""
+    load: LoadSample = LoadSample(0.0, 0.0, 0, 0)
+    memory_mb: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Roster:
+    """Who is in the mesh; members in the order in which they would succeed."""
+
+    epoch: Epoch
+    version: int
+    members: tuple[Member, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Redirect:
+    """The sender is not dispatcher; this node is."""
+
+    epoch: Epoch
+    dispatcher: NodeId
+    addresses: tuple[Address, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Pull:
+    """Send me the entries beyond this vector."""
+
+    vector: tuple[tuple[StreamId, int], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Entries:
+    """Part of the answer to PULL, each stream in order and without gaps."""
+
+    entries: tuple[Entry, ...]
+    epochs: tuple[tuple[StreamId, Epoch], ...]  #: who wrote the streams that appear
+    more: bool  #: ask again with the new vector
+    vector: tuple[tuple[StreamId, int], ...]  #: what the sender holds
+
+
+@dataclass(frozen=True, slots=True)
+class Dispatch:
+    """Run these."""
+
+    epoch: Epoch
+    items: tuple[tuple[AttemptId, TaskSpec], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Kill:
+    """End these attempts, the whole process tree of each."""
+
+    epoch: Epoch
+    items: tuple[tuple[TaskId, AttemptId], ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Report:
+    """How one attempt ended; the envelope comes along when it is sent again."""
+
+    task: TaskId
+    attempt: AttemptId
+    outcome: Outcome
+    spec: TaskSpec | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Results:
+    """Attempts that ended or are given back; repeated until acknowledged."""
+
+    reports: tuple[Report, ...]
+    credit: int  #: as in HeartbeatOk
+
+
+@dataclass(frozen=True, slots=True)
+class ResultsOk:
+    """These results are durable at the dispatcher; the worker may forget them."""
+
+    items: tuple[tuple[TaskId, AttemptId], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Reattach:
+    """What a worker still runs, told to a new dispatcher or after a broken link."""
+
+    running: tuple[tuple[AttemptId, TaskSpec], ...]
+    credit: int
+    state: NodeState
+
+
+@dataclass(frozen=True, slots=True)
+class Transfer:
+    """A stopping dispatcher asks the receiver to claim; it has accepted its last."""
+
+    epoch: Epoch
+    vector: tuple[tuple[StreamId, int], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Leave:
+    """The sender closes this link on purpose."""
+
+    reason: str  #: `stopping`, `attached`, `duplicate link`, ...
+
+
+Message = (
+    Hello
+    | HelloOk
+    | Heartbeat
+    | HeartbeatOk
+    | Probe
+    | ProbeOk
+    | Claim
+    | ClaimOk
+    | ClaimNo
+    | Roster
+    | Redirect
+    | Pull
+    | Entries
+    | Dispatch
+    | Kill
+    | Results
+    | ResultsOk
+    | Reattach
+    | Transfer
+    | Leave
+)

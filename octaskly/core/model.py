@@ -1,0 +1,261 @@
+"""The nouns of the mesh as frozen values.
+
+Owns what nodes, tasks and attempts *are*, and the timings and limits of the rules.
+It does not say how they change: facts are in `facts`, joins in `merge`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import IntEnum, StrEnum
+from typing import NamedTuple, NewType
+
+NodeId = NewType("NodeId", str)
+"""Base32 of the first 80 bits of SHA-256 of a node's Ed25519 public key: 16 chars."""
+
+TaskId = NewType("TaskId", str)
+"""Public name of a task, `[A-Za-z0-9._-]{1,64}`."""
+
+StreamId = NewType("StreamId", int)
+"""63-bit random number of a log stream, minted at each claim, never zero."""
+
+Vector = dict[StreamId, int]
+"""For each stream the highest sequence number held without a gap."""
+
+RETENTION_FLOOR = 0  #: sequence below which a stream has been forgotten (none yet)
+
+
+class Epoch(NamedTuple):
+    """One node's reign as dispatcher; compared by term, then by node id."""
+
+    term: int
+    node: NodeId
+
+
+NO_EPOCH = Epoch(0, NodeId(""))
+
+
+class AttemptId(NamedTuple):
+    """Name of one run of a task, unique together with the task id.
+
+    Ordered: the smallest successful attempt is the one that counts, on all nodes.
+    """
+
+    term: int
+    stream: StreamId
+    n: int  #: counts from 1 within the task
+
+
+class TaskState(StrEnum):
+    """Where a task stands, as the API says it."""
+
+    QUEUED = "queued"
+    RUNNING = "running"
+    COMPLETED = "completed"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+
+    @property
+    def is_final(self) -> bool:
+        """Whether nothing but the heal of a split can change it."""
+        return self not in (TaskState.QUEUED, TaskState.RUNNING)
+
+
+class AttemptState(IntEnum):
+    """How far an attempt has come; merging keeps the highest."""
+
+    ASSIGNED = 0
+    RUNNING = 1
+    RELEASED = 2  #: given back, refused or lost: another attempt may follow
+    CANCELLED = 3
+    FAILED = 4
+    OK = 5
+
+    @property
+    def is_live(self) -> bool:
+        """Whether a worker holds it."""
+        return self <= AttemptState.RUNNING
+
+
+class Reason(StrEnum):
+    """Why an attempt or a task ended as it did."""
+
+    EXIT = "exit"
+    SIGNAL = "signal"
+    TIMEOUT = "timeout"
+    LOST = "lost"
+    INPUTS = "inputs"
+    LIMIT = "limit"
+    POISON = "poison"
+    CANCELLED = "cancelled"
+    # The following only ever release an attempt; a task never shows them.
+    RETURNED = "returned"  #: it waited on the worker while others had room
+    DRAINING = "draining"
+    STALE = "stale"  #: refused: sent by a deposed dispatcher
+
+
+class Role(StrEnum):
+    """What a node is for the mesh at this moment."""
+
+    DISPATCHER = "dispatcher"
+    STANDBY = "standby"
+    WORKER = "worker"
+
+
+class NodeState(StrEnum):
+    """Whether a node takes work."""
+
+    READY = "ready"
+    DRAINING = "draining"
+    PAUSED = "paused"
+    LOST = "lost"
+
+
+class Moment(NamedTuple):
+    """The two clocks at one instant, given to every step.
+
+    `mono_s` never jumps and keeps counting in suspend; all rules use it.
+    `wall_ms` is UTC milliseconds since 1970, for timestamps that people read.
+    """
+
+    mono_s: float
+    wall_ms: int
+
+
+class Address(NamedTuple):
+    """Where a peer may be dialled."""
+
+    host: str  #: IP address, an IPv6 link-local one with its scope
+    port: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TaskSpec:
+    """What a user asked for: the immutable envelope of a task."""
+
+    id: TaskId
+    command: str
+    timeout_s: int = 3600
+    inputs: tuple[str, ...] = ()
+    outputs: tuple[str, ...] = ()
+    submitter: str = ""  #: subject of the token, or `local:<user>@<node>`
+    created_ms: int = 0  #: wall clock of the dispatcher that accepted it
+    ord: int = 0  #: place in the queue: priority band << 56 | hybrid timestamp
+
+
+class OutputFile(NamedTuple):
+    """A declared output after the end of an attempt."""
+
+    path: str
+    size_bytes: int | None  #: None: the file was missing or not a regular file
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outcome:
+    """What really happened to one attempt that ended."""
+
+    state: AttemptState  #: RELEASED, CANCELLED, FAILED or OK
+    reason: Reason
+    exit_code: int | None = None  #: the process's own; 128+N by signal; 124 timeout
+    signal: int | None = None
+    started_ms: int | None = None  #: wall clock of the worker
+    ended_ms: int | None = None
+    duration_ms: int | None = None  #: by the monotonic clock
+    stdout: bytes = b""  #: what was kept, exact bytes
+    stderr: bytes = b""
+    stdout_bytes: int = 0  #: what the task really wrote
+    stderr_bytes: int = 0
+    outputs: tuple[OutputFile, ...] = ()
+    detail: str = ""  #: for people: the missing input, the folder that is not there
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Attempt:
+    """One run of a task, as the log knows it."""
+
+    id: AttemptId
+    node: NodeId
+    state: AttemptState = AttemptState.ASSIGNED
+    outcome: Outcome | None = None  #: present once the state is not live
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NodeInfo:
+    """What a node says of itself when it meets a peer; fixed while it runs."""
+
+    id: NodeId
+    boot: str  #: random per process start
+    name: str
+    slots: int
+    version: str
+    peer_port: int
+    lan_port: int
+    addresses: tuple[str, ...] = ()
+    memory_mb: int = 0
+    labels: tuple[tuple[str, str], ...] = ()
+    electable: bool = True
+    on_mains: bool = True
+
+
+class LoadSample(NamedTuple):
+    """How busy a machine is."""
+
+    cpu_percent: float  #: of the whole machine
+    load1: float  #: run queue over the last minute
+    memory_used_mb: int
+    process_mb: int  #: resident set of the agent
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Timing:
+    """Durations of the mesh rules, in seconds; ratios matter more than values."""
+
+    seek_alone_s: float = 0.7  #: SEEK when no peer was seen or remembered
+    seek_s: float = 1.5  #: SEEK otherwise, plus up to `seek_jitter_s`
+    seek_jitter_s: float = 0.5
+    claim_wait_s: float = 1.0  #: how long the best-ranked peer may take to claim
+    heartbeat_s: float = 0.3  #: dispatcher to every follower
+    silence_s: float = 1.2  #: 4 heartbeats: then a peer is suspected
+    probe_s: float = 0.3  #: direct and indirect probe, each
+    fresh_s: float = 1.0  #: a frame younger than this clears a suspicion
+    stagger_s: float = 0.25  #: between the claims of successors, in roster order
+    lost_s: float = 3.0  #: silence after which a worker's attempts run elsewhere
+    adopt_s: float = 5.0  #: a new dispatcher waits so long for workers to reattach
+    gap_s: float = 2.0  #: a jump of the clock that means suspend: rejoin
+    yield_s: float = 2.0  #: a yielding dispatcher waits so long for the winner
+    tick_s: float = 0.25  #: longest time between two steps
+
+    def validate(self) -> list[str]:
+        """Return what is wrong with these timings, a sentence each."""
+        wrong = []
+        if self.silence_s < 3 * self.heartbeat_s:
+            wrong.append("silence_s must be at least 3 heartbeats")
+        if self.lost_s < self.silence_s:
+            wrong.append("lost_s must not be below silence_s")
+        if self.tick_s > self.heartbeat_s:
+            wrong.append("tick_s must not exceed heartbeat_s")
+        return wrong
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """Bounds on everything that a peer or client controls."""
+
+    window_tasks: int = 10_000  #: queued tasks held in memory by the dispatcher
+    load_tasks: int = 5_000  #: rows asked from the store at once
+    batch_tasks: int = 10_000  #: tasks in one submission
+    frame_bytes: int = 8 << 20
+    hello_bytes: int = 1 << 20
+    entries_bytes: int = 4 << 20  #: soft bound on one ENTRIES frame
+    prefetch: int = 64  #: most attempts that wait on a worker beyond its slots
+    peers: int = 1024
+    full_mesh_peers: int = 16  #: above this, followers keep only the dispatcher's link
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """Everything the core is told about its own node at the start."""
+
+    node: NodeInfo
+    timing: Timing = field(default_factory=Timing)
+    limits: Limits = field(default_factory=Limits)

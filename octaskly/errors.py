@@ -1,0 +1,133 @@
+"""The exceptions of Octaskly.
+
+    OctasklyError
+    ├── ConfigError              a setting, file or port is unusable; exit 78
+    ├── ProtocolError
+    │   ├── LocalProtocolError   we misused the protocol: a bug
+    │   └── RemoteProtocolError  a peer sent what it must not
+    │       ├── FrameTooLarge
+    │       └── VersionMismatch
+    ├── TaskError
+    │   ├── TaskNotFound
+    │   ├── TaskAmbiguous        a short id fits several tasks
+    │   ├── TaskExists           a client chose an id that is taken
+    │   ├── TaskNotCancellable
+    │   └── OutputNotFound
+    ├── MeshError
+    │   ├── NoDispatcher         none is elected at this moment
+    │   ├── NotDispatcher        this node is not it (any more)
+    │   ├── NodeNotFound
+    │   └── Unpaired             this node has no mesh secret
+    ├── TrustError               a secret, certificate or token is not acceptable
+    ├── PermissionDenied         the principal may not do that
+    └── StoreError
+        ├── StoreCorrupt         the file is damaged, or newer than this program
+        └── StoreFull            the disk has no room
+
+Every error says what failed on which thing; `hint` says what to do.
+"""
+
+from __future__ import annotations
+
+
+class OctasklyError(Exception):
+    """Base of everything that Octaskly raises on purpose.
+
+    `str(error)` names what failed and the offending value; `hint` is one line that
+    helps, a command where possible; `field` names the setting or request field.
+    """
+
+    def __init__(
+        self, message: str, *, hint: str | None = None, field: str | None = None
+    ) -> None:
+        super().__init__(message)
+        self.hint = hint
+        self.field = field
+
+
+class ConfigError(OctasklyError):
+    """A setting, file, folder or port cannot be used; the process exits with 78."""
+
+
+class ProtocolError(OctasklyError):
+    """Base of violations of the mesh protocol."""
+
+
+class LocalProtocolError(ProtocolError):
+    """This node tried to send what the protocol forbids."""
+
+
+class RemoteProtocolError(ProtocolError):
+    """A peer sent what the protocol forbids; the link is closed."""
+
+
+class FrameTooLarge(RemoteProtocolError):
+    """A peer announced a frame above the limit."""
+
+
+class VersionMismatch(RemoteProtocolError):
+    """A peer speaks no protocol version that this node speaks."""
+
+
+class TaskError(OctasklyError):
+    """Base of errors about one task."""
+
+
+class TaskNotFound(TaskError):
+    """No task has that id."""
+
+
+class TaskAmbiguous(TaskError):
+    """A shortened id fits more than one task."""
+
+
+class TaskExists(TaskError):
+    """The id that a client chose is taken."""
+
+
+class TaskNotCancellable(TaskError):
+    """The task runs, and force was not asked for."""
+
+
+class OutputNotFound(TaskError):
+    """The task has no such output, or it was missing at the end."""
+
+
+class MeshError(OctasklyError):
+    """Base of errors about the mesh as a whole."""
+
+
+class NoDispatcher(MeshError):
+    """No dispatcher is elected at this moment; retry shortly."""
+
+
+class NotDispatcher(MeshError):
+    """The request reached a node that is not dispatcher."""
+
+
+class NodeNotFound(MeshError):
+    """No node has that name or id, or it is gone."""
+
+
+class Unpaired(MeshError):
+    """This node has no mesh secret, so it is in no mesh."""
+
+
+class TrustError(OctasklyError):
+    """A secret, certificate or token is malformed, forged, foreign or expired."""
+
+
+class PermissionDenied(OctasklyError):
+    """The principal is known, but may not do that."""
+
+
+class StoreError(OctasklyError):
+    """The database cannot do what was asked."""
+
+
+class StoreCorrupt(StoreError, ConfigError):
+    """The database is damaged, or newer than this program; nothing was written."""
+
+
+class StoreFull(StoreError):
+    """The disk has no room; nothing was accepted."""
