@@ -1,0 +1,171 @@
+"""Feeds events to the core, one at a time, and performs its effects in order.
+
+The loop owns the node. Nothing here waits: reads of the store run as tasks whose
+answers come back as events, writes go to the writer, messages go to outboxes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Callable, Coroutine
+from typing import Any, Protocol
+
+from octaskly.agent.clock import SystemClock
+from octaskly.agent.gateway import AgentGateway
+from octaskly.core import effects as ef
+from octaskly.core import events as ev
+from octaskly.core.messages import Entries
+from octaskly.core.model import Limits
+from octaskly.core.node import Node
+from octaskly.log import Logger
+from octaskly.ports import Links, Log, Runner
+
+EVENTS_PER_TURN = 256  #: then sockets and timers get their turn
+
+
+class Advertiser(Protocol):
+    """What the loop asks of discovery."""
+
+    def browse(self, *, is_wanted: bool) -> None:
+        """Ask afresh, or stop asking."""
+
+    def advertise(self, *, is_dispatcher: bool, term: int) -> None:
+        """Say what this node is now."""
+
+
+class CoreLoop:
+    """One node, its inbox and its timer."""
+
+    def __init__(
+        self,
+        node: Node,
+        *,
+        clock: SystemClock,
+        log: Logger,
+        store: Log,
+        limits: Limits,
+    ) -> None:
+        self.node = node
+        self.stopped = asyncio.Event()  #: hand-over and drain are complete
+        self.failure: BaseException | None = None
+        self.turn_s = 0.0  #: clock at the end of the last turn, for the watchdog
+        self._clock = clock
+        self._log = log
+        self._store = store
+        self._limits = limits
+        self._inbox: deque[ev.Event] = deque()
+        self._turn: asyncio.Handle | None = None
+        self._timer: asyncio.TimerHandle | None = None
+        self._perform: dict[type, Callable[[Any], None]] = {}
+
+    def connect(
+        self,
+        *,
+        links: Links,
+        runner: Runner,
+        discovery: Advertiser,
+        gateway: AgentGateway,
+        reads: asyncio.TaskGroup,
+    ) -> None:
+        """Give the loop the parts that perform effects; before `start`."""
+        store = self._store
+        self._links = links
+        self._reads = reads
+        self._perform = {
+            ef.Append: lambda e: store.append(e.number, e.entries, e.epochs),
+            ef.Save: lambda e: store.save(
+                e.number, term=e.term, epoch=e.epoch, stream=e.stream, name=e.name
+            ),
+            ef.Send: lambda e: links.send(e.peer, e.messages),
+            ef.Dial: lambda e: links.dial(e.node, e.addresses),
+            ef.Disconnect: lambda e: links.disconnect(e.peer, e.reason),
+            ef.ServePull: lambda e: self._spawn(self._serve_pull(e)),
+            ef.Browse: lambda e: discovery.browse(is_wanted=e.is_wanted),
+            ef.Advertise: lambda e: discovery.advertise(
+                is_dispatcher=e.is_dispatcher, term=e.term
+            ),
+            ef.Start: lambda e: runner.start(e.items),
+            ef.Stop: lambda e: runner.stop(e.items),
+            ef.Spool: lambda e: store.spool(e.reports),
+            ef.Unspool: lambda e: store.unspool(e.items),
+            ef.Load: lambda e: self._spawn(self._load(e)),
+            ef.LoadLive: lambda _: self._spawn(self._load_live()),
+            ef.Answer: lambda e: gateway.tickets.answered(e.ticket, e.reply),
+            ef.Announce: lambda e: gateway.waiters.announced(e.tasks),
+            ef.Publish: gateway.published,
+            ef.Remember: lambda e: store.remember(e.peer, e.name, e.addresses),
+            ef.Note: self._note,
+            ef.Stopped: lambda _: self.stopped.set(),
+        }
+
+    def start(self) -> None:
+        """Take the first step."""
+        self.post(ev.Woke(draw=self._clock.draw()))
+
+    def post(self, event: ev.Event) -> None:
+        """Queue an event; it is handled within this or the next turn of the loop."""
+        self._inbox.append(event)
+        if self._turn is None:
+            self._turn = asyncio.get_running_loop().call_soon(self._take_turn)
+
+    def close(self) -> None:
+        """Take no more steps."""
+        self._perform = {}
+        for handle in (self._turn, self._timer):
+            if handle is not None:
+                handle.cancel()
+        self._turn = self._timer = None
+
+    def _take_turn(self) -> None:
+        self._turn = None
+        try:
+            for _ in range(min(len(self._inbox), EVENTS_PER_TURN)):
+                self._step(self._inbox.popleft())
+        except Exception as error:  # noqa: BLE001  the boundary: systemd restarts us
+            # A broken invariant: nothing that we would still say could be trusted.
+            self.failure = error
+            self.stopped.set()
+            return
+        loop = asyncio.get_running_loop()
+        if self._inbox:
+            self._turn = loop.call_soon(self._take_turn)
+        self._arm(loop)
+
+    def _step(self, event: ev.Event) -> None:
+        for effect in self.node.step(event, self._clock.now()):
+            action = self._perform.get(type(effect))
+            if action is not None:
+                action(effect)
+
+    def _arm(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Wake when the node wants to be woken."""
+        if self._timer is not None:
+            self._timer.cancel()
+        now_s = self._clock.now().mono_s
+        self.turn_s = now_s
+        delay_s = max(0.0, self.node.deadline() - now_s)
+        self._timer = loop.call_later(delay_s, self._wake)
+
+    def _wake(self) -> None:
+        self._timer = None
+        self.post(ev.Woke(draw=self._clock.draw()))
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        self._reads.create_task(work)
+
+    async def _load(self, effect: ef.Load) -> None:
+        self.post(await self._store.load(effect.after_ord, effect.limit))
+
+    async def _load_live(self) -> None:
+        self.post(ev.LiveLoaded(await self._store.load_live()))
+
+    async def _serve_pull(self, effect: ef.ServePull) -> None:
+        entries, epochs, more = await self._store.entries_after(
+            dict(effect.vector), self._limits.entries_bytes
+        )
+        vector = await self._store.vector()
+        self._links.send(effect.peer, (Entries(entries, epochs, more, vector),))
+
+    def _note(self, note: ef.Note) -> None:
+        getattr(self._log, note.level)(note.event, **dict(note.fields))

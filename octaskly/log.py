@@ -1,0 +1,106 @@
+"""Configures the agent's log: the only module that knows structlog.
+
+Events are constant names with fields. On a terminal they are aligned and coloured, in
+the journal they carry a priority prefix and read as `key=value`, elsewhere JSON can be
+asked for. Values are escaped, so that one event is always one line.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from collections.abc import Mapping, MutableMapping
+from typing import Any, Protocol
+
+import structlog
+
+_JOURNAL_PRIORITY = {"error": 3, "warning": 4, "info": 6, "debug": 7}
+
+
+class Logger(Protocol):
+    """What the agent's parts need of a log."""
+
+    def debug(self, event: str, **fields: Any) -> Any:
+        """Messages."""
+
+    def info(self, event: str, **fields: Any) -> Any:
+        """State changed."""
+
+    def warning(self, event: str, **fields: Any) -> Any:
+        """We recovered."""
+
+    def error(self, event: str, **fields: Any) -> Any:
+        """A human must act."""
+
+    def bind(self, **fields: Any) -> Logger:
+        """Return a logger that adds these fields to each event."""
+
+
+def configure(style: str, level: str, environ: Mapping[str, str]) -> Logger:
+    """Set up the process's log on stderr and return its root logger.
+
+    Args:
+        style: `auto`, `console`, `json` or `journal`.
+        level: Lowest level shown: `debug`, `info`, `warning` or `error`.
+        environ: Environment that tells a journal (JOURNAL_STREAM) and NO_COLOR.
+    """
+    if style == "auto":
+        style = "journal" if "JOURNAL_STREAM" in environ else "console"
+    structlog.configure(
+        processors=[
+            structlog.processors.add_log_level,
+            structlog.processors.TimeStamper(fmt="iso", utc=True)
+            if style != "journal"
+            else _keep,
+            structlog.processors.format_exc_info,
+            _one_line,
+            *_renderers(style, environ),
+        ],
+        wrapper_class=structlog.make_filtering_bound_logger(
+            logging.getLevelNamesMapping()[level.upper()]
+        ),
+        logger_factory=structlog.WriteLoggerFactory(file=sys.stderr),
+        cache_logger_on_first_use=True,
+    )
+    # Libraries log per hostile packet or request; a flood of those is no news.
+    logging.basicConfig(level=logging.CRITICAL, stream=sys.stderr)
+    logger: Logger = structlog.get_logger()
+    return logger
+
+
+def _renderers(style: str, environ: Mapping[str, str]) -> list[Any]:
+    if style == "json":
+        return [structlog.processors.JSONRenderer()]
+    if style == "journal":
+        return [
+            structlog.processors.LogfmtRenderer(
+                key_order=["event"], bool_as_flag=False
+            ),
+            _with_priority,
+        ]
+    colors = sys.stderr.isatty() and not environ.get("NO_COLOR")
+    return [structlog.dev.ConsoleRenderer(colors=colors, pad_event_to=28)]
+
+
+def _keep(_logger: Any, _name: str, event: Any) -> Any:
+    return event
+
+
+def _one_line(
+    _logger: Any, _name: str, event: MutableMapping[str, Any]
+) -> MutableMapping[str, Any]:
+    """Escape control characters: a hostile name must not forge a line or a colour."""
+    for key, value in event.items():
+        if isinstance(value, str) and not value.isprintable():
+            event[key] = value.encode("unicode_escape").decode("ascii")
+    return event
+
+
+def _with_priority(_logger: Any, name: str, line: str) -> str:
+    return f"<{_JOURNAL_PRIORITY.get(name, 6)}>{line}"
+
+
+def is_journal(environ: Mapping[str, str] = os.environ) -> bool:
+    """Return whether stderr goes to the journal."""
+    return "JOURNAL_STREAM" in environ

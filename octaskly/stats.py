@@ -1,0 +1,41 @@
+"""Samples how busy this machine is: the only module that knows psutil."""
+
+from __future__ import annotations
+
+import psutil
+
+from octaskly.core.model import LoadSample
+
+
+class LoadSampler:
+    """Takes samples; each covers the time since the one before."""
+
+    def __init__(self) -> None:
+        self._process = psutil.Process()
+        self._cpu_percent_start()
+
+    def sample(self) -> LoadSample:
+        """Return the present load; costs well under a millisecond."""
+        memory = psutil.virtual_memory()
+        return LoadSample(
+            cpu_percent=float(psutil.cpu_percent(interval=None)),
+            load1=float(psutil.getloadavg()[0]),
+            memory_used_mb=int((memory.total - memory.available) >> 20),
+            process_mb=int(self._process.memory_info().rss >> 20),
+        )
+
+    @staticmethod
+    def _cpu_percent_start() -> None:
+        """Begin the first interval: psutil's first answer is always zero."""
+        psutil.cpu_percent(interval=None)
+
+
+def memory_total_mb() -> int:
+    """Return the memory of this machine."""
+    return int(psutil.virtual_memory().total >> 20)
+
+
+def is_on_mains() -> bool:
+    """Return whether this machine has no battery, or does not live on it."""
+    battery = getattr(psutil, "sensors_battery", lambda: None)()
+    return battery is None or bool(battery.power_plugged)
