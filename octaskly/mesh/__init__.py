@@ -1,0 +1,1 @@
+"""Talking to peers: frames, links, the transport, and finding peers over mDNS."""
