@@ -7,7 +7,6 @@ raise NotDispatcher and the API forwards.
 
 from __future__ import annotations
 
-import asyncio
 import hashlib
 import re
 import shutil
@@ -17,6 +16,7 @@ from pathlib import Path
 
 from octaskly.agent.clock import SystemClock
 from octaskly.agent.tickets import Tickets, Waiters
+from octaskly.agent.view import MeshView
 from octaskly.core import effects as ef
 from octaskly.core import events as ev
 from octaskly.core.merge import TaskRecord
@@ -25,8 +25,6 @@ from octaskly.core.model import (
     AttemptId,
     LoadSample,
     NodeId,
-    NodeState,
-    Role,
     TaskId,
     TaskState,
 )
@@ -84,23 +82,11 @@ class AgentGateway:
         self._failure = failure
         self._mint = mint
         self._state_dir = state_dir
-        self._names = dict(names)
         self._started_s = clock.now().mono_s
         self.tickets = Tickets(post)
         self.waiters = Waiters()
         self._claimed_ids: set[TaskId] = set()
-        self._news: ef.Publish | None = None
-        self._changed = asyncio.Event()
-
-    # --- what the loop tells -------------------------------------------------------
-
-    def published(self, news: ef.Publish) -> None:
-        """Remember who is dispatcher and who is in the mesh."""
-        self._news = news
-        if news.roster is not None:
-            self._names.update((m.id, m.name) for m in news.roster.members)
-        self._changed.set()
-        self._changed = asyncio.Event()
+        self.view = MeshView(node_id, names)
 
     def close(self) -> None:
         """Fail every request that still waits for the core."""
@@ -120,43 +106,23 @@ class AgentGateway:
 
     def dispatcher(self) -> DispatcherView | None:
         """Return the dispatcher, or None while none is known or it is not ready."""
-        news = self._news
-        if news is None or news.dispatcher is None:
-            return None
-        if news.dispatcher == self._node_id:
-            if not news.is_serving:
-                return None
-            return DispatcherView(is_self=True, node=self._node_id, epoch=news.epoch)
-        urls = self._lan_urls(news.dispatcher)
-        if not urls:
-            return None
-        return DispatcherView(
-            is_self=False, node=news.dispatcher, epoch=news.epoch, lan_urls=urls
-        )
+        return self.view.dispatcher()
 
     async def dispatcher_known(self, timeout_s: float) -> DispatcherView | None:
         """Wait until a dispatcher is known, at most so long."""
-        try:
-            async with asyncio.timeout(timeout_s):
-                while (view := self.dispatcher()) is None:
-                    await self._changed.wait()
-                return view
-        except TimeoutError:
-            return None
+        return await self.view.dispatcher_known(timeout_s)
 
     def roster(self) -> Roster | None:
         """Return the members of the mesh."""
-        return self._news.roster if self._news else None
+        return self.view.roster
 
     def names(self) -> Mapping[NodeId, str]:
         """Return the name of every node ever met."""
-        return self._names
+        return self.view.names
 
     def node_named(self, name: str) -> NodeId | None:
         """Return the id of a node by name or id."""
-        if name in self._names:
-            return NodeId(name)
-        return next((id_ for id_, known in self._names.items() if known == name), None)
+        return self.view.node_named(name)
 
     # --- tasks ---------------------------------------------------------------------
 
@@ -305,9 +271,9 @@ class AgentGateway:
         local = None
         if attempt.node == self._node_id:
             local = self._captured(record.id, attempt.id, path)
-        urls = () if local else self._lan_urls(attempt.node)
+        urls = () if local else self.view.lan_urls(attempt.node)
         if local is None and not urls:
-            name = self._names.get(attempt.node, attempt.node)
+            name = self.view.names.get(attempt.node, attempt.node)
             raise NodeNotFound(f"node {name}, which has this output, is gone")
         return OutputPlace(
             node=attempt.node,
@@ -329,9 +295,7 @@ class AgentGateway:
         """Return counts of the whole mesh and the state of this machine."""
         self._require_dispatcher()
         stored = await self._store.stats()
-        news = self._news
-        members = news.roster.members if news and news.roster else ()
-        live = [m for m in members if m.state is not NodeState.LOST]
+        live = self.view.live
         active = sum(m.running > 0 for m in live)
         load = self._sample()
         return MeshStats(
@@ -343,7 +307,7 @@ class AgentGateway:
             memory_mb=load.process_mb,
             cpu_percent=load.cpu_percent,
             disk_bytes=stored.disk_bytes,
-            term=news.epoch.term if news else 0,
+            term=self.view.term,
         )
 
     def health(self) -> Health:
@@ -366,8 +330,7 @@ class AgentGateway:
     # --- inside --------------------------------------------------------------------
 
     def _require_dispatcher(self) -> None:
-        news = self._news
-        if news is None or not news.is_serving or news.dispatcher != self._node_id:
+        if not self.view.is_serving:
             raise NotDispatcher("this node is not dispatcher")
 
     def _require_room(self) -> None:
@@ -376,38 +339,6 @@ class AgentGateway:
                 f"less than {ROOM_BYTES_MIN >> 20} MiB are free for the log",
                 hint=f"free some space below {self._state_dir}",
             )
-
-    def _lan_urls(self, node: NodeId) -> tuple[str, ...]:
-        roster = self.roster()
-        for member in roster.members if roster else ():
-            if member.id == node and member.state is not NodeState.LOST:
-                return tuple(
-                    _url(address.host, member.lan_port) for address in member.addresses
-                )
-        return ()
-
-
-def status_line(news: ef.Publish, node: NodeId) -> str:
-    """Return one line on this node for `systemctl status`."""
-    members = news.roster.members if news.roster else ()
-    live = [m for m in members if m.state is not NodeState.LOST]
-    running = sum(member.running for member in live)
-    if news.dispatcher is None:
-        role = "looking for a dispatcher"
-    elif news.dispatcher == node:
-        role = str(Role.DISPATCHER)
-    else:
-        role = str(Role.WORKER)
-    return f"{role}, {len(live)} nodes, {running} running"
-
-
-def _url(host: str, port: int) -> str:
-    # A scope in a URL is written with %25 (RFC 6874).
-    return (
-        f"https://[{host.replace('%', '%25')}]:{port}"
-        if ":" in host
-        else (f"https://{host}:{port}")
-    )
 
 
 def _is_same(draft: ev.Draft, taken: Mapping[TaskId, TaskRecord]) -> bool:

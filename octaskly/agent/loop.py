@@ -93,7 +93,7 @@ class CoreLoop:
             ef.LoadLive: lambda _: self._spawn(self._load_live()),
             ef.Answer: lambda e: gateway.tickets.answered(e.ticket, e.reply),
             ef.Announce: lambda e: gateway.waiters.announced(e.tasks),
-            ef.Publish: gateway.published,
+            ef.Publish: gateway.view.published,
             ef.Remember: lambda e: store.remember(e.peer, e.name, e.addresses),
             ef.Note: self._note,
             ef.Stopped: lambda _: self.stopped.set(),

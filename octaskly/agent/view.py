@@ -1,0 +1,110 @@
+"""What this node knows of the mesh: dispatcher, members, names, addresses."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+
+from octaskly.core.effects import Publish
+from octaskly.core.messages import Member, Roster
+from octaskly.core.model import NodeId, NodeState, Role
+from octaskly.ports import DispatcherView
+
+
+class MeshView:
+    """The latest news of the core, as the API asks for it."""
+
+    def __init__(self, node_id: NodeId, names: Mapping[NodeId, str]) -> None:
+        self.names = dict(names)  #: every node ever met
+        self._node_id = node_id
+        self._news: Publish | None = None
+        self._changed = asyncio.Event()
+
+    def published(self, news: Publish) -> None:
+        """Take in who is dispatcher and who is in the mesh."""
+        self._news = news
+        if news.roster is not None:
+            self.names.update((m.id, m.name) for m in news.roster.members)
+        self._changed.set()
+        self._changed = asyncio.Event()
+
+    @property
+    def roster(self) -> Roster | None:
+        """The members of the mesh."""
+        return self._news.roster if self._news else None
+
+    @property
+    def live(self) -> list[Member]:
+        """The members that are not lost."""
+        members = self.roster.members if self.roster else ()
+        return [m for m in members if m.state is not NodeState.LOST]
+
+    @property
+    def term(self) -> int:
+        """The term in force."""
+        return self._news.epoch.term if self._news else 0
+
+    @property
+    def is_serving(self) -> bool:
+        """Whether this node is dispatcher and accepts."""
+        news = self._news
+        return news is not None and news.is_serving and news.dispatcher == self._node_id
+
+    def dispatcher(self) -> DispatcherView | None:
+        """Return the dispatcher, or None while none is known or it is not ready."""
+        news = self._news
+        if news is None or news.dispatcher is None:
+            return None
+        if news.dispatcher == self._node_id:
+            if not news.is_serving:
+                return None
+            return DispatcherView(is_self=True, node=self._node_id, epoch=news.epoch)
+        urls = self.lan_urls(news.dispatcher)
+        if not urls:
+            return None
+        return DispatcherView(
+            is_self=False, node=news.dispatcher, epoch=news.epoch, lan_urls=urls
+        )
+
+    async def dispatcher_known(self, timeout_s: float) -> DispatcherView | None:
+        """Wait until a dispatcher is known, at most so long."""
+        try:
+            async with asyncio.timeout(timeout_s):
+                while (view := self.dispatcher()) is None:
+                    await self._changed.wait()
+                return view
+        except TimeoutError:
+            return None
+
+    def lan_urls(self, node: NodeId) -> tuple[str, ...]:
+        """Return where a live member serves its LAN API; nothing for others."""
+        for member in self.live:
+            if member.id == node:
+                return tuple(
+                    _url(address.host, member.lan_port) for address in member.addresses
+                )
+        return ()
+
+    def node_named(self, name: str) -> NodeId | None:
+        """Return the id of a node by name or id."""
+        if name in self.names:
+            return NodeId(name)
+        return next((id_ for id_, known in self.names.items() if known == name), None)
+
+    def status_line(self) -> str:
+        """Return one line on this node for `systemctl status`."""
+        news = self._news
+        running = sum(member.running for member in self.live)
+        if news is None or news.dispatcher is None:
+            role = "looking for a dispatcher"
+        elif news.dispatcher == self._node_id:
+            role = str(Role.DISPATCHER)
+        else:
+            role = f"worker of {self.names.get(news.dispatcher, news.dispatcher)}"
+        return f"{role}, {len(self.live)} nodes, {running} running"
+
+
+def _url(host: str, port: int) -> str:
+    # A scope in a URL is written with %25 (RFC 6874).
+    bracketed = f"[{host.replace('%', '%25')}]" if ":" in host else host
+    return f"https://{bracketed}:{port}"
