@@ -1,0 +1,196 @@
+"""Frames: lengths, limits, and bombs."""
+
+from __future__ import annotations
+
+import tracemalloc
+
+import msgpack
+import pytest
+
+from octaskly.core.facts import Entry, Submitted
+from octaskly.core.messages import (
+    Dispatch,
+    HelloOk,
+    Leave,
+    Message,
+    Pull,
+    Report,
+    Results,
+)
+from octaskly.core.model import (
+    AttemptId,
+    AttemptState,
+    Epoch,
+    Limits,
+    NodeId,
+    Outcome,
+    Reason,
+    StreamId,
+    TaskId,
+    TaskSpec,
+)
+from octaskly.errors import FrameTooLarge, LocalProtocolError, RemoteProtocolError
+from octaskly.mesh import wire
+
+LIMITS = Limits(hello_bytes=1000, frame_bytes=1 << 20)
+
+
+def framed(body: bytes) -> bytes:
+    return len(body).to_bytes(4, "big") + body
+
+
+def connected() -> wire.Decoder:
+    """Return a decoder that has seen HELLO_OK, so that large frames may come."""
+    decoder = wire.Decoder(LIMITS)
+    decoder.receive_data(wire.encode([HelloOk()]))
+    return decoder
+
+
+def test_one_frame_carries_many_messages() -> None:
+    """Batching is what makes the mesh fast."""
+    messages: list[Message] = [Leave("a"), Pull(()), HelloOk()]
+
+    assert wire.Decoder(LIMITS).receive_data(wire.encode(messages)) == messages
+
+
+def test_frames_that_arrive_byte_by_byte_are_complete_with_the_last_one() -> None:
+    """A slow peer is no different from a fast one."""
+    decoder = wire.Decoder(LIMITS)
+    data = wire.encode([Leave("a")]) + wire.encode([Leave("b")])
+
+    arrived = [decoder.receive_data(data[i : i + 1]) for i in range(len(data))]
+
+    assert [m for messages in arrived for m in messages] == [Leave("a"), Leave("b")]
+    assert arrived[-1] == [Leave("b")]
+
+
+def test_an_oversize_frame_is_refused_from_its_length_alone() -> None:
+    """Four bytes are enough to know; nothing is buffered or decoded."""
+    with pytest.raises(FrameTooLarge, match="4294967295"):
+        wire.Decoder(LIMITS).receive_data(b"\xff\xff\xff\xff")
+
+
+def test_a_large_frame_may_come_only_after_hello_ok() -> None:
+    """Before that, a peer may say little."""
+    large = wire.encode([Leave("x" * 2000)])
+
+    assert connected().receive_data(large) == [Leave("x" * 2000)]
+    with pytest.raises(FrameTooLarge):
+        wire.Decoder(LIMITS).receive_data(large)
+
+
+def test_a_large_frame_may_follow_hello_ok_in_the_same_bytes() -> None:
+    """TCP does not keep the boundaries of what was sent."""
+    data = wire.encode([HelloOk()]) + wire.encode([Leave("x" * 2000)])
+
+    assert len(wire.Decoder(LIMITS).receive_data(data)) == 2
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"",
+        b"\xc0",
+        b"\x80",
+        b"\xc1",
+        b"\x91\x80",
+        b"\x91\x81\xa1a\x01",
+        b"\x91\x81\x01\x01",
+        b"\x91\xd4\x01\x00",
+        b"\x91\xd6\xff\x00\x00\x00\x00",
+        b"\x91\xc7\x00\x05",
+        b"\xdd\xff\xff\xff\xff",
+        b"\xdf\xff\xff\xff\xff",
+        b"\xc6\xff\xff\xff\xff",
+        b"\x91\x92\x14\x91\xa2\xff\xfe",
+        b"\x90\x90",
+        msgpack.packb([[20, ["x"]]])[:-1],
+        msgpack.packb([[20, [float("nan")]]]),
+        msgpack.packb([[77, []]]),
+        b"\x91" * 1100,
+        b"\x91" * 500 + b"\xc0",
+    ],
+    ids=lambda body: body[:8].hex() or "empty",
+)
+def test_a_body_that_no_peer_would_send_is_refused(body: bytes) -> None:
+    """Maps, extensions, cut and trailing bytes, depth bombs, false lengths."""
+    with pytest.raises(RemoteProtocolError):
+        connected().receive_data(framed(body))
+
+
+def test_a_megabyte_of_empty_maps_costs_almost_nothing() -> None:
+    """The first map ends it; decoded in full it would take 73 MB."""
+    count = (1 << 20) - 16
+    for size in (100_000, count):
+        data = framed(b"\xdd" + size.to_bytes(4, "big") + b"\x80" * size)
+        decoder = connected()
+        tracemalloc.start()
+        try:
+            with pytest.raises(RemoteProtocolError):
+                decoder.receive_data(data)
+            peak = tracemalloc.get_traced_memory()[1]
+        finally:
+            tracemalloc.stop()
+        assert peak < 4 * len(data)
+
+
+def test_a_message_too_large_for_a_frame_is_split_where_it_is_a_batch() -> None:
+    """Many results of many bytes still arrive, in order."""
+    results = Results(tuple(report(i, 300_000) for i in range(7)), 5)
+    parts = wire.parts_of(results, LIMITS.frame_bytes)
+    decoder = connected()
+
+    got = [m for part in parts for m in decoder.receive_data(wire.frame([part]))]
+
+    assert len(parts) > 1
+    assert all(isinstance(m, Results) and m.credit == 5 for m in got)
+    assert [r for m in got if isinstance(m, Results) for r in m.reports] == list(
+        results.reports
+    )
+
+
+def test_a_message_that_cannot_be_split_is_our_own_mistake() -> None:
+    """The bound is kept on the sending side, too."""
+    with pytest.raises(LocalProtocolError, match="a Leave is larger"):
+        wire.parts_of(Leave("x" * 2_000_000), LIMITS.frame_bytes)
+
+
+def test_text_that_is_not_unicode_cannot_be_sent() -> None:
+    """A lone surrogate is caught before it reaches a socket."""
+    with pytest.raises(LocalProtocolError):
+        wire.encode([Leave("\udc80")])
+
+
+def test_the_packer_of_the_store_gives_entries_and_values_back() -> None:
+    """What is written to disk is read again, and damage is noticed."""
+    packer = wire.WirePacker()
+    spec = TaskSpec(id=TaskId("task-001-deadbeef"), command="true")
+    entry = Entry(StreamId(5), 1, 9, Submitted(spec))
+    body = packer.pack_entry_body(entry)
+
+    assert packer.unpack_entry(StreamId(5), 1, 9, body) == entry
+    assert packer.unpack(packer.pack(spec)) == spec
+    with pytest.raises(RemoteProtocolError):
+        packer.unpack_entry(StreamId(5), 1, 9, body[:-1])
+
+
+def test_a_dispatch_of_hundred_stays_below_hundred_bytes_a_task() -> None:
+    """Rows are compact: names of fields never travel."""
+    epoch = Epoch(1, NodeId("abcdefgh234567xy"))
+    items = tuple(
+        (
+            AttemptId(1, StreamId(2**62), 1),
+            TaskSpec(id=TaskId(f"task-{i:03}-deadbeef"), command="echo hello"),
+        )
+        for i in range(100)
+    )
+
+    assert len(wire.encode([Dispatch(epoch, items)])) < 100 * 100
+
+
+def report(number: int, size: int) -> Report:
+    return Report(
+        task=TaskId(f"task-{number:03}-deadbeef"),
+        attempt=AttemptId(1, StreamId(1), 1),
+        outcome=Outcome(state=AttemptState.OK, reason=Reason.EXIT, stdout=b"x" * size),
+    )
