@@ -1,0 +1,44 @@
+"""The synchronous client: what the command line and scripts use to talk to a node.
+
+    with Client.at_url("http://localhost:3000", token=token) as client:
+        [task] = client.submit([Draft(command="hostname")])
+        print(client.task(task.id, wait_s=60).stdout)
+
+It speaks HTTP through the local socket of an agent (no token needed) or to a URL
+with a token. What the fields mean is said in the REST reference.
+"""
+
+from octaskly.client.connection import (
+    ApiError,
+    Reply,
+    ReplyLost,
+    Unreachable,
+    connect_unix,
+)
+from octaskly.client.records import (
+    FINAL,
+    Draft,
+    NodeInfo,
+    NodePage,
+    Output,
+    Task,
+    TaskPage,
+)
+from octaskly.client.session import WAIT_S_MAX, Client
+
+__all__ = [
+    "FINAL",
+    "WAIT_S_MAX",
+    "ApiError",
+    "Client",
+    "Draft",
+    "NodeInfo",
+    "NodePage",
+    "Output",
+    "Reply",
+    "ReplyLost",
+    "Task",
+    "TaskPage",
+    "Unreachable",
+    "connect_unix",
+]

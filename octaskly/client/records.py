@@ -1,0 +1,108 @@
+"""What the API sends and takes, as values with types.
+
+Unknown fields are ignored, so that an older command works with a newer node.
+"""
+
+from __future__ import annotations
+
+import base64
+from typing import Any
+
+import msgspec
+
+FINAL = frozenset({"completed", "failed", "cancelled"})
+
+
+class Output(msgspec.Struct, frozen=True, kw_only=True):
+    """A declared output; `bytes` is None where it was missing at the end."""
+
+    path: str
+    bytes: int | None = None
+
+
+class Task(msgspec.Struct, frozen=True, kw_only=True):
+    """A task as the API shows it; None where the node does not know yet.
+
+    `stdout` and `stderr` are text with replacement characters; `output_bytes` gives
+    the exact bytes when the task was asked for with `exact=True`.
+    """
+
+    id: str
+    status: str
+    command: str = ""
+    timeout: int | None = None
+    inputs: list[str] = []
+    outputs: list[str | Output] = []
+    worker_id: str | None = None
+    exit_code: int | None = None
+    signal: int | str | None = None
+    reason: str | None = None
+    error: str | None = None
+    stdout: str | None = None
+    stderr: str | None = None
+    stdout_bytes: int | None = None
+    stderr_bytes: int | None = None
+    stdout_truncated: bool | None = None
+    stderr_truncated: bool | None = None
+    encoding: str | None = None
+    attempt: int | None = None
+    created_at: str | None = None
+    started_at: str | None = None
+    completed_at: str | None = None
+    duration_ms: int | None = None
+
+    @property
+    def is_final(self) -> bool:
+        """Whether its state will not change any more (but for a healed split)."""
+        return self.status in FINAL
+
+    def output_bytes(self, stream: str) -> bytes:
+        """Return the kept bytes of `stdout` or `stderr`."""
+        text = (self.stdout if stream == "stdout" else self.stderr) or ""
+        if self.encoding == "base64":
+            return base64.b64decode(text)
+        return text.encode("utf-8", "surrogatepass")
+
+
+class TaskPage(msgspec.Struct, frozen=True, kw_only=True):
+    """One page of tasks, oldest first, without their output."""
+
+    tasks: list[Task]
+    total: int
+    returned: int = 0
+    limit: int | None = None
+    offset: int | None = None
+
+
+class NodeInfo(msgspec.Struct, frozen=True, kw_only=True):
+    """A node as `GET /api/v1/nodes` shows it; `memory_mb` in MiB."""
+
+    name: str
+    id: str = ""
+    role: str = ""
+    state: str = ""
+    addresses: list[Any] = []
+    slots: int | None = None
+    running: int | None = None
+    load: float | None = None
+    memory_mb: Any = None
+    version: str | None = None
+    last_seen: str | None = None
+
+
+class NodePage(msgspec.Struct, frozen=True, kw_only=True):
+    """All nodes of the mesh."""
+
+    nodes: list[NodeInfo]
+    total: int = 0
+
+
+class Draft(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """A task to submit; what is left out takes the node's default."""
+
+    command: str
+    timeout: int | None = None
+    inputs: list[str] = []
+    outputs: list[str] = []
+    workdir: str | None = None
+    id: str | None = None

@@ -1,0 +1,157 @@
+"""The requests of the REST API as methods with types."""
+
+from __future__ import annotations
+
+import http.client
+from collections.abc import Iterator, Sequence
+from typing import Any, BinaryIO, TypeVar
+from urllib.parse import quote
+
+import msgspec
+
+from octaskly.client.connection import (
+    REPLY_S_MAX,
+    ApiError,
+    Connection,
+    Reply,
+    ReplyLost,
+    refusal,
+)
+from octaskly.client.records import Draft, NodePage, Task, TaskPage
+from octaskly.errors import MeshError
+
+TASKS = "/api/v1/tasks"
+BATCH_TASKS_MAX = 10_000  #: what one submission may hold
+BATCH_BYTES_MAX = 31 << 20  #: the node takes bodies of 32 MiB
+WAIT_S_MAX = 300  #: longest long poll that a node grants
+CHUNK_BYTES = 1 << 18
+
+_T = TypeVar("_T")
+
+
+class Client(Connection):
+    """The API of one node; a context manager, not for several threads."""
+
+    # -- tasks ---------------------------------------------------------------------
+
+    def submit(
+        self, drafts: Sequence[Draft], *, idempotency_key: str | None = None
+    ) -> list[Task]:
+        """Submit tasks in as few requests as their number allows, in order.
+
+        Each request is all or nothing. With a key, asking again is harmless.
+        """
+        accepted: list[Task] = []
+        for index, batch in enumerate(_batches(drafts)):
+            headers = {}
+            if idempotency_key is not None:
+                suffix = f"-{index}" if index else ""
+                headers["Idempotency-Key"] = idempotency_key + suffix
+            reply = self.request("POST", TASKS, body=batch, headers=headers)
+            accepted += self._decode(reply, list[Task])
+        return accepted
+
+    def task(self, ref: str, *, wait_s: int = 0, exact: bool = False) -> Task:
+        """Return a task, waiting up to `wait_s` seconds for its end.
+
+        With `exact`, the output comes as the exact bytes where the node can do that.
+        """
+        return self._decode(self.task_reply(ref, wait_s=wait_s, exact=exact), Task)
+
+    def task_reply(self, ref: str, *, wait_s: int = 0, exact: bool = False) -> Reply:
+        """As `task`, undecoded."""
+        query: dict[str, object] = {"wait": wait_s} if wait_s else {}
+        path = f"{TASKS}/{quote(ref, safe='')}"
+        if not exact:
+            return self.request("GET", path, query=query, wait_s=wait_s)
+        try:
+            return self.request(
+                "GET", path, query={**query, "encoding": "base64"}, wait_s=wait_s
+            )
+        except ApiError as error:
+            if error.status != http.HTTPStatus.BAD_REQUEST or error.field == "id":
+                raise
+            return self.request("GET", path, query=query, wait_s=wait_s)
+
+    def tasks(
+        self,
+        *,
+        status: str | None = None,
+        worker_id: str | None = None,
+        limit: int = 100,
+        offset: int = 0,
+    ) -> TaskPage:
+        """Return one page of tasks, oldest first."""
+        query = {
+            "status": status,
+            "worker_id": worker_id,
+            "limit": limit,
+            "offset": offset,
+        }
+        return self._decode(self.request("GET", TASKS, query=query), TaskPage)
+
+    def newest(self) -> str | None:
+        """Return the id of the newest task, None where there is none."""
+        total = self.tasks(limit=1).total
+        tasks = self.tasks(limit=1, offset=max(total - 1, 0)).tasks
+        return tasks[-1].id if tasks else None
+
+    def cancel(self, ref: str, *, force: bool = False) -> Reply:
+        """Cancel a queued task, with `force` also a running one."""
+        query = {"force": "true"} if force else {}
+        return self.request("DELETE", f"{TASKS}/{quote(ref, safe='')}", query=query)
+
+    def save_output(self, ref: str, path: str, target: BinaryIO) -> int:
+        """Write a declared output of a task into `target`; return its bytes."""
+        where = f"{TASKS}/{quote(ref, safe='')}/outputs/{quote(path)}"
+        response = self.exchange("GET", where, None, {}, REPLY_S_MAX)
+        if response.status >= http.HTTPStatus.BAD_REQUEST:
+            raise refusal(response, response.read())
+        size = 0
+        try:
+            while chunk := response.read(CHUNK_BYTES):
+                size += target.write(chunk)
+        except (OSError, http.client.HTTPException) as error:
+            self.close()
+            raise ReplyLost(f"{self.place} stopped sending {path!r}") from error
+        return size
+
+    # -- the mesh ------------------------------------------------------------------
+
+    def nodes(self) -> NodePage:
+        """Return the nodes of the mesh."""
+        return self._decode(self.request("GET", "/api/v1/nodes"), NodePage)
+
+    def stats(self) -> dict[str, Any]:
+        """Return the counts of the whole mesh."""
+        return self._decode(self.request("GET", "/api/v1/stats"), dict[str, Any])
+
+    def health(self) -> dict[str, Any]:
+        """Return whether the node can serve; needs no token."""
+        return self._decode(self.request("GET", "/health"), dict[str, Any])
+
+    def _decode(self, reply: Reply, kind: type[_T]) -> _T:
+        try:
+            return msgspec.json.decode(reply.body, type=kind)
+        except msgspec.DecodeError as error:
+            raise MeshError(
+                f"{self.place} answered with something that is not Octaskly's API",
+                hint="octaskly --version    compare it with that of the agent",
+            ) from error
+
+
+def _batches(drafts: Sequence[Draft]) -> Iterator[bytes]:
+    """Yield request bodies: JSON arrays within the bounds of the API."""
+    items: list[bytes] = []
+    size = 0
+    for draft in drafts:
+        item = msgspec.json.encode(draft)
+        if items and (
+            len(items) == BATCH_TASKS_MAX or size + len(item) > BATCH_BYTES_MAX
+        ):
+            yield b"[" + b",".join(items) + b"]"
+            items, size = [], 0
+        items.append(item)
+        size += len(item) + 1
+    if items:
+        yield b"[" + b",".join(items) + b"]"
