@@ -1,0 +1,144 @@
+"""Real agents for benchmarks: separate processes, loopback only, stopped by pid."""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+READY_S_MAX = 15.0
+
+
+class UnixConnection(http.client.HTTPConnection):
+    """HTTP over the agent's local socket, where no token is needed."""
+
+    def __init__(self, path: str) -> None:
+        super().__init__("localhost", timeout=120)
+        self._path = path
+
+    def connect(self) -> None:
+        """Connect to the socket file."""
+        self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self.sock.settimeout(self.timeout)
+        self.sock.connect(self._path)
+
+
+@dataclass
+class Agent:
+    """One running agent."""
+
+    process: subprocess.Popen[bytes]
+    state: Path
+    started: float  #: perf_counter when the process was started
+
+    def description(self) -> dict[str, Any] | None:
+        """Return `agent.json` once the agent is ready."""
+        with contextlib.suppress(OSError, ValueError):
+            text = (self.state / "agent.json").read_text()
+            found: dict[str, Any] = json.loads(text)
+            if found.get("pid") == self.process.pid:
+                return found
+        return None
+
+    def ready(self) -> dict[str, Any]:
+        """Wait for `agent.json`."""
+        deadline = time.perf_counter() + READY_S_MAX
+        while time.perf_counter() < deadline:
+            if found := self.description():
+                return found
+            if self.process.poll() is not None:
+                break
+            time.sleep(0.01)
+        raise RuntimeError(f"agent did not start: see {self.state}/log.txt")
+
+    def connection(self) -> UnixConnection:
+        """Return a connection to its local socket."""
+        return UnixConnection(self.ready()["socket"])
+
+    def stop(self) -> None:
+        """End it, by SIGTERM first."""
+        self.process.terminate()
+        try:
+            self.process.wait(20)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+
+
+def request(
+    connection: http.client.HTTPConnection,
+    method: str,
+    path: str,
+    body: object = None,
+    token: str | None = None,
+) -> tuple[int, Any]:
+    """Send one request; return status and decoded body."""
+    headers = {"Content-Type": "application/json"} if body is not None else {}
+    if token:
+        headers["Authorization"] = f"Bearer {token}"
+    data = json.dumps(body).encode() if body is not None else None
+    connection.request(method, path, body=data, headers=headers)
+    reply = connection.getresponse()
+    return reply.status, json.loads(reply.read() or b"null")
+
+
+def start(folder: Path, name: str, *extra: str) -> Agent:
+    """Start an agent that shares the mesh secret of `folder`."""
+    state = folder / name
+    state.mkdir(parents=True, exist_ok=True)
+    environ = {k: v for k, v in os.environ.items() if not k.startswith("OCTASKLY_")}
+    with (state / "log.txt").open("ab") as log:
+        process = subprocess.Popen(
+            [
+                *(sys.executable, "-m", "octaskly", "agent", "--name", name),
+                *("--interface", "lo", "--state-dir", str(state)),
+                *("--secret-file", str(folder / "mesh.key")),
+                *("--api-port", "0", "--peer-port", "0", "--lan-port", "0"),
+                *extra,
+            ],
+            stdout=log,
+            stderr=log,
+            stdin=subprocess.DEVNULL,
+            env=environ,
+        )
+    return Agent(process, state, time.perf_counter())
+
+
+@contextlib.contextmanager
+def running(
+    folder: Path, *names: str, extra: tuple[str, ...] = ()
+) -> Iterator[list[Agent]]:
+    """Run agents for the length of a block."""
+    agents: list[Agent] = []
+    try:
+        agents.extend(start(folder, name, *extra) for name in names)
+        yield agents
+    finally:
+        for agent in agents:
+            agent.stop()
+
+
+def until_nodes(agent: Agent, count: int, *, deadline_s: float = 15.0) -> float:
+    """Wait until the agent lists `count` ready nodes; return perf_counter then."""
+    deadline = time.perf_counter() + deadline_s
+    connection = agent.connection()
+    while time.perf_counter() < deadline:
+        with contextlib.suppress(OSError, http.client.HTTPException):
+            status, body = request(connection, "GET", "/api/v1/nodes")
+            if status == 200:
+                nodes = body["nodes"]
+                ready = [n for n in nodes if n["state"] == "ready"]
+                dispatchers = [n for n in ready if n["role"] == "dispatcher"]
+                if len(ready) == count and len(dispatchers) == 1:
+                    return time.perf_counter()
+        time.sleep(0.01)
+    raise RuntimeError(f"no mesh of {count} within {deadline_s} s")
