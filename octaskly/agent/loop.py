@@ -45,15 +45,17 @@ class CoreLoop:
         log: Logger,
         store: Log,
         limits: Limits,
+        on_stopped: Callable[[], None],
     ) -> None:
         self.node = node
-        self.stopped = asyncio.Event()  #: hand-over and drain are complete
+        self.is_stopped = False  #: hand-over and drain are complete, or it failed
         self.failure: BaseException | None = None
         self.turn_s = 0.0  #: clock at the end of the last turn, for the watchdog
         self._clock = clock
         self._log = log
         self._store = store
         self._limits = limits
+        self._on_stopped = on_stopped
         self._inbox: deque[ev.Event] = deque()
         self._turn: asyncio.Handle | None = None
         self._timer: asyncio.TimerHandle | None = None
@@ -96,7 +98,7 @@ class CoreLoop:
             ef.Publish: gateway.view.published,
             ef.Remember: lambda e: store.remember(e.peer, e.name, e.addresses),
             ef.Note: self._note,
-            ef.Stopped: lambda _: self.stopped.set(),
+            ef.Stopped: lambda _: self._stop(),
         }
 
     def start(self) -> None:
@@ -125,7 +127,7 @@ class CoreLoop:
         except Exception as error:  # noqa: BLE001  the boundary: systemd restarts us
             # A broken invariant: nothing that we would still say could be trusted.
             self.failure = error
-            self.stopped.set()
+            self._stop()
             return
         loop = asyncio.get_running_loop()
         if self._inbox:
@@ -166,6 +168,10 @@ class CoreLoop:
         )
         vector = await self._store.vector()
         self._links.send(effect.peer, (Entries(entries, epochs, more, vector),))
+
+    def _stop(self) -> None:
+        self.is_stopped = True
+        self._on_stopped()
 
     def _note(self, note: ef.Note) -> None:
         getattr(self._log, note.level)(note.event, **dict(note.fields))

@@ -1,0 +1,145 @@
+"""Starts and stops an agent, in order; the only module that knows all others."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+import sys
+from collections.abc import Callable, MutableMapping
+
+from octaskly.agent.clock import SystemClock
+from octaskly.agent.notify import Notifier
+from octaskly.agent.parts import Parts
+from octaskly.agent.start import make_folders, may_make_secret
+from octaskly.agent.unpaired import unpaired
+from octaskly.config import EXIT_CONFIG, AgentConfig, AgentOptions, resolve
+from octaskly.errors import ConfigError
+from octaskly.log import Logger, configure
+from octaskly.mesh.discovery import sightings
+from octaskly.runner import become_subreaper
+from octaskly.trust import Keyring, load, load_or_create
+
+DRAIN_S = 30.0  #: how long running tasks may take after SIGTERM
+CHECK_S = 2.0  #: between two samples of load and health
+LAG_S_MAX = 5.0  #: a loop that is later than this is not alive for the watchdog
+
+
+def run(
+    options: AgentOptions, environ: MutableMapping[str, str] = os.environ
+) -> int:
+    """Run a node until it is told to stop; return the exit code of the process."""
+    try:
+        config = resolve(options, environ)
+        log = configure(options.log_format, options.log_level, environ)
+        notifier = Notifier(environ)
+        os.umask(0o077)
+        return asyncio.run(_Agent(config, log, notifier).run())
+    except ConfigError as error:
+        print(f"error: {error}", file=sys.stderr)  # noqa: T201  a command's last word
+        if error.hint:
+            print(f"  hint: {error.hint}", file=sys.stderr)  # noqa: T201
+        return EXIT_CONFIG
+
+
+class _Agent:
+    """One life of a node."""
+
+    def __init__(self, config: AgentConfig, log: Logger, notifier: Notifier) -> None:
+        self._config = config
+        self._log = log.bind(node=config.name)
+        self._notifier = notifier
+        self._clock = SystemClock()
+        self._signals = 0
+        self._news = asyncio.Event()  #: a signal came, or the core has stopped
+
+    async def run(self) -> int:
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._asked_to_stop)
+        make_folders(self._config.paths)
+        become_subreaper()
+        keyring, is_first = await self._keyring()
+        if keyring is None:
+            return 0
+        parts = Parts(
+            self._config,
+            keyring,
+            self._clock,
+            self._log,
+            is_first=is_first,
+            on_stopped=self._news.set,
+        )
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                await parts.start(tasks)
+                self._notifier.ready()
+                watch = tasks.create_task(self._watch(parts))
+                await self._live(parts)
+                watch.cancel()
+                await parts.close()
+        finally:
+            parts.forget()
+        if parts.loop.failure is not None:
+            raise parts.loop.failure
+        return 0
+
+    async def _keyring(self) -> tuple[Keyring | None, bool]:
+        """Return the mesh secret, waiting for it where a mesh is in sight.
+
+        The second value says whether this node made it: then it is the first of its
+        mesh and need not look for others.
+        """
+        path = self._config.paths.secret
+        interfaces = self._config.options.interfaces
+        existed = path.exists()
+        may_make, meshes = await may_make_secret(
+            path, lambda timeout_s: sightings(timeout_s, interfaces)
+        )
+        if may_make:
+            keyring, was_made = load_or_create(path)
+            if was_made:
+                self._log.info("mesh secret made", file=str(path))
+            return keyring, was_made and not existed
+        async with unpaired(self._config, meshes, self._clock, self._log):
+            self._notifier.ready()
+            self._notifier.status("unpaired: no mesh secret")
+            while not path.exists() and not self._signals:
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(1.0):
+                        await self._news.wait()
+        return (None if self._signals else load(path)), False
+
+    async def _live(self, parts: Parts) -> None:
+        """Run until asked to stop or failed; then hand over and drain."""
+        await self._until(lambda: self._signals > 0 or parts.loop.is_stopped)
+        if parts.loop.is_stopped:
+            return
+        self._notifier.stopping()
+        self._log.info("stopping", drain_s=DRAIN_S)
+        parts.ask_to_stop(DRAIN_S)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(DRAIN_S + 10):
+                await self._until(lambda: self._signals > 1 or parts.loop.is_stopped)
+
+    async def _until(self, is_true: Callable[[], bool]) -> None:
+        while not is_true():
+            await self._news.wait()
+            self._news.clear()
+
+    async def _watch(self, parts: Parts) -> None:
+        """Sample the load, tell systemd that the main loop passes its self-check."""
+        period_s = min(CHECK_S, self._notifier.watchdog_s or CHECK_S)
+        while True:
+            parts.sample()
+            late_s = self._clock.now().mono_s - parts.loop.turn_s
+            if late_s < LAG_S_MAX and parts.failure() is None:
+                self._notifier.alive()
+            self._notifier.status(parts.gateway.view.status_line())
+            await asyncio.sleep(period_s)
+
+    def _asked_to_stop(self) -> None:
+        """The first signal drains; a second one ends at once."""
+        self._signals += 1
+        self._news.set()

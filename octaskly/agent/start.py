@@ -1,0 +1,62 @@
+"""What must be there before a node can live: folders, the mesh secret, a description."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Awaitable, Callable, Mapping
+from pathlib import Path
+
+from octaskly.config import AgentConfig, Paths
+from octaskly.errors import ConfigError
+
+BROWSE_S = 1.0  #: how long a machine without a secret looks for a mesh before it makes one
+
+
+def make_folders(paths: Paths) -> None:
+    """Create the folders of an agent; its state is for its own user alone.
+
+    Raises:
+        ConfigError: a folder cannot be made or entered.
+    """
+    for folder, mode in (
+        (paths.state, 0o700),
+        (paths.outputs, 0o700),
+        (paths.workdir, 0o755),
+        (paths.runtime, 0o755),
+    ):
+        try:
+            folder.mkdir(mode=mode, parents=True, exist_ok=True)
+        except OSError as error:
+            raise ConfigError(
+                f"cannot make the folder {folder}: {error.strerror}",
+                hint="octaskly agent --state-dir DIR uses another one",
+            ) from error
+        if not os.access(folder, os.R_OK | os.W_OK | os.X_OK):
+            raise ConfigError(
+                f"the folder {folder} is not writable for this user",
+                hint="octaskly agent --state-dir DIR uses another one",
+            )
+
+
+async def may_make_secret(
+    path: Path, sightings: Callable[[float], Awaitable[frozenset[str]]]
+) -> tuple[bool, frozenset[str]]:
+    """Return whether this node may make the mesh secret, and the meshes in sight.
+
+    A machine that sees a mesh never makes a second one silently. The file is looked
+    at again after the browse, since another agent of this user may have made it.
+    """
+    if path.exists():
+        return True, frozenset()
+    meshes = await sightings(BROWSE_S)
+    return path.exists() or not meshes, meshes
+
+
+def write_description(config: AgentConfig, fields: Mapping[str, object]) -> None:
+    """Write `agent.json` in one step: readers see all of it or nothing."""
+    path = config.paths.description
+    draft = path.with_suffix(".new")
+    draft.write_text(json.dumps(fields, indent=2) + "\n")
+    draft.chmod(0o600)
+    draft.replace(path)
