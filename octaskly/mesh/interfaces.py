@@ -181,9 +181,8 @@ def _is_in(ip: _IP, net: ipaddress.IPv4Network | ipaddress.IPv6Network) -> bool:
     """Whether it can be a machine of this network, so not its broadcast address."""
     if ip.version != net.version or ip not in net:
         return False
-    return (
-        net.num_addresses <= _PAIR or ip != net.broadcast_address or ip.version != _V4
-    )
+    has_broadcast = ip.version == _V4 and net.num_addresses > _PAIR
+    return not (has_broadcast and ip == net.broadcast_address)
 
 
 def _scoped(bare: str, scope: str, local: Sequence[LocalAddress]) -> str | None:
