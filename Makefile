@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test check bench soak docs clean
+.PHONY: demo test check bench soak clean .venv
 
 .venv: $(VENV)/.ready
 
@@ -16,3 +16,47 @@ $(VENV)/.ready: pyproject.toml
 		$(PYTHON) -m venv $(VENV) && $(BIN)/pip install -q --upgrade 'pip>=25.1' && $(BIN)/pip install -q -e . --group test --group lint; \
 	fi
 	@touch $@
+
+# Three agents on this machine find each other and share a real job.
+demo: .venv
+	@$(BIN)/octaskly demo
+
+# What the tests need besides Python; each package is named where it is missing.
+test: .venv
+	@for need in ip:iproute2 gcc:gcc curl:curl setpriv:util-linux systemd-analyze:systemd; do \
+		command -v "$${need%%:*}" >/dev/null 2>&1 || echo "note: tests that need $${need%%:*} are skipped; apt-get install $${need##*:}" >&2; \
+	done
+	@$(BIN)/pytest $(PYTEST_FLAGS)
+
+check: .venv
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy octaskly tests
+	$(BIN)/lint-imports
+
+# Numbers, beside the tools that one would use instead.
+bench: .venv $(VENV)/.bench-ready
+	@$(BIN)/python -m benchmarks $(BENCH_FLAGS)
+
+$(VENV)/.bench-ready: pyproject.toml $(VENV)/.ready
+	@if command -v uv >/dev/null 2>&1; then \
+		uv pip install -q --python $(BIN)/python --group bench; \
+	else \
+		$(BIN)/pip install -q --group bench; \
+	fi
+	@touch $@
+
+# The slow truth: each simulation, property and mesh test again and again, with new
+# seeds, until SOAK_S seconds are over.
+SOAK_S ?= 3600
+SOAK_TESTS ?= tests/property tests/simulation tests/integration tests/mesh
+soak: .venv
+	@end=$$(( $$(date +%s) + $(SOAK_S) )); round=0; \
+	while [ $$(date +%s) -lt $$end ]; do \
+		round=$$(( round + 1 )); seed=$$(od -An -N4 -tu4 /dev/urandom | tr -d ' '); \
+		echo "soak: round $$round, seed $$seed"; \
+		HYPOTHESIS_PROFILE=soak $(BIN)/pytest -q -x --randomly-seed=$$seed $(SOAK_TESTS) || exit 1; \
+	done
+
+clean:
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis

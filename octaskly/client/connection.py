@@ -100,7 +100,7 @@ class Connection:
     """A connection to one node. Use as a context manager; not for several threads.
 
     A 503 that carries `Retry-After` (no dispatcher is elected at this moment) is
-    asked again for `patience_s`; `on_wait` is called once when that begins.
+    asked again for `patience_s`; `on_wait` is told once why.
     """
 
     def __init__(
@@ -110,7 +110,7 @@ class Connection:
         place: str,
         token: str | None = None,
         patience_s: float = 10.0,
-        on_wait: Callable[[], None] | None = None,
+        on_wait: Callable[[ApiError], None] | None = None,
     ) -> None:
         self.place = place
         self._connection = connection
@@ -207,7 +207,7 @@ class Connection:
             if time.monotonic() + pause_s > give_up_at:
                 raise refused
             if self._on_wait and not has_waited:
-                self._on_wait()
+                self._on_wait(refused)
             has_waited = True
             time.sleep(pause_s)
 

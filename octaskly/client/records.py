@@ -37,7 +37,7 @@ class Task(msgspec.Struct, frozen=True, kw_only=True):
     exit_code: int | None = None
     signal: int | str | None = None
     reason: str | None = None
-    error: str | None = None
+    detail: str | None = None
     stdout: str | None = None
     stderr: str | None = None
     stdout_bytes: int | None = None
@@ -75,7 +75,7 @@ class TaskPage(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class NodeInfo(msgspec.Struct, frozen=True, kw_only=True):
-    """A node as `GET /api/v1/nodes` shows it; `memory_mb` in MiB."""
+    """A node as `GET /api/v1/nodes` shows it; `load` as last sampled."""
 
     name: str
     id: str = ""
@@ -84,8 +84,8 @@ class NodeInfo(msgspec.Struct, frozen=True, kw_only=True):
     addresses: list[Any] = []
     slots: int | None = None
     running: int | None = None
-    load: float | None = None
-    memory_mb: Any = None
+    load: dict[str, Any] | None = None
+    memory_mb: int | None = None
     version: str | None = None
     last_seen: str | None = None
 
@@ -104,5 +104,4 @@ class Draft(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     timeout: int | None = None
     inputs: list[str] = []
     outputs: list[str] = []
-    workdir: str | None = None
     id: str | None = None

@@ -126,6 +126,17 @@ class Client(Connection):
         """Return the counts of the whole mesh."""
         return self._decode(self.request("GET", "/api/v1/stats"), dict[str, Any])
 
+    def create_token(
+        self, *, role: str, expires_s: int, subject: str | None = None
+    ) -> str:
+        """Return a new token of the mesh; only an admin may make one."""
+        wanted = {"role": role, "expires_s": expires_s, "subject": subject}
+        body = msgspec.json.encode(
+            {key: value for key, value in wanted.items() if value is not None}
+        )
+        reply = self.request("POST", "/api/v1/tokens", body=body)
+        return str(self._decode(reply, dict[str, Any])["token"])
+
     def health(self) -> dict[str, Any]:
         """Return whether the node can serve; needs no token."""
         return self._decode(self.request("GET", "/health"), dict[str, Any])

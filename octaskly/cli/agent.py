@@ -1,0 +1,81 @@
+"""`octaskly agent`: a node in the foreground. Owns the flags, and no more."""
+
+from __future__ import annotations
+
+import importlib
+from pathlib import Path
+from typing import Any
+
+import click
+
+from octaskly.config import AgentOptions
+
+PORT = click.IntRange(0, 65535)
+FOLDER = click.Path(path_type=Path)
+
+
+@click.command()
+@click.option("--name", help="Name of this node in the mesh (default: the machine's).")
+@click.option("--state-dir", type=FOLDER, help="Where log, results and identity lie.")
+@click.option("--secret-file", type=FOLDER, help="The mesh secret; made if missing.")
+@click.option("--api-port", type=PORT, help="HTTP API on this machine (3000).")
+@click.option("--peer-port", type=PORT, help="Other nodes (7878).")
+@click.option("--lan-port", type=PORT, help="HTTPS API for the LAN (3443).")
+@click.option(
+    "--interface",
+    "interfaces",
+    multiple=True,
+    metavar="NAME",
+    help="Use only this network interface. Repeatable.",
+)
+@click.option(
+    "--join",
+    multiple=True,
+    metavar="HOST[:PORT]",
+    help="Dial this node, where multicast does not reach. Repeatable.",
+)
+@click.option("--slots", type=int, help="Tasks at a time (default: one per CPU).")
+@click.option(
+    "--label", "labels", multiple=True, metavar="KEY=VALUE", help="Repeatable."
+)
+@click.option("--workdir", type=FOLDER, help="Where tasks run.")
+@click.option(
+    "--cors-origin",
+    "cors_origins",
+    multiple=True,
+    metavar="ORIGIN",
+    help="Web pages from here may use the API. Repeatable.",
+)
+@click.option(
+    "--allow-host",
+    "allow_hosts",
+    multiple=True,
+    metavar="NAME",
+    help="The API may be called by this host name too. Repeatable.",
+)
+@click.option(
+    "--electable/--no-electable",
+    default=True,
+    help="Whether this node may become dispatcher.",
+)
+@click.option(
+    "--log-format",
+    type=click.Choice(("auto", "console", "json", "journal")),
+    default="auto",
+    show_default=True,
+)
+@click.option(
+    "--log-level",
+    type=click.Choice(("debug", "info", "warning", "error")),
+    default="info",
+    show_default=True,
+)
+def agent(**flags: Any) -> int:
+    """Run a node of the mesh in the foreground; Ctrl-C ends it cleanly.
+
+    With nothing said it finds the other nodes of this LAN by itself.
+    """
+    # Imported here: the agent brings in every library that commands do without.
+    main = importlib.import_module("octaskly.agent.main")
+    code: int = main.run(AgentOptions(**flags))
+    return code

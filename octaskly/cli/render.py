@@ -1,0 +1,224 @@
+"""How things look: tables, errors, notes, durations.
+
+Colour and boxes appear on a terminal only, and never where NO_COLOR is set.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import http
+import os
+import re
+import sys
+from collections.abc import Iterable, Sequence
+from typing import IO
+
+import click
+import msgspec
+
+from octaskly.client import ApiError, Unreachable
+from octaskly.errors import (
+    ConfigError,
+    NoDispatcher,
+    OctasklyError,
+    PermissionDenied,
+    TaskNotFound,
+)
+
+EXIT_FAILED = 1
+EXIT_USAGE = 2
+EXIT_NOT_FOUND = 3
+EXIT_NOT_ALLOWED = 4
+EXIT_NO_DISPATCHER = 5
+EXIT_CONFIG = 78
+EXIT_TIMEOUT = 124
+EXIT_OCTASKLY_FAILED = 125
+EXIT_CANCELLED = 130  #: 128 + SIGINT
+
+STATE_COLOURS = {
+    "completed": "green",
+    "failed": "red",
+    "cancelled": "yellow",
+    "running": "cyan",
+    "ready": "green",
+    "lost": "red",
+    "paused": "yellow",
+    "draining": "yellow",
+}
+
+_BY_STATUS = {
+    http.HTTPStatus.BAD_REQUEST: EXIT_USAGE,
+    http.HTTPStatus.UNAUTHORIZED: EXIT_NOT_ALLOWED,
+    http.HTTPStatus.FORBIDDEN: EXIT_NOT_ALLOWED,
+    http.HTTPStatus.NOT_FOUND: EXIT_NOT_FOUND,
+    http.HTTPStatus.SERVICE_UNAVAILABLE: EXIT_NO_DISPATCHER,
+}
+_API_HINTS = {
+    401: "OCTASKLY_TOKEN=$(octaskly token create --role client)    made on a node",
+    403: "octaskly token create --role admin    on a node, for what clients may not do",
+    404: "octaskly ls    shows the tasks there are",
+    409: "octaskly cancel --force ID    also ends a task that runs",
+    503: "octaskly nodes    shows who is there, once a dispatcher is elected",
+}
+_DURATION = re.compile(r"(\d+)\s*(s|m|h|d)?")
+_UNIT_S = {"s": 1, "m": 60, "h": 3600, "d": 86400}
+_UNSAFE = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+
+
+def exit_code_of(error: OctasklyError) -> int:
+    """Return the exit code that scripts may rely on for this error."""
+    match error:
+        case ApiError():
+            return _BY_STATUS.get(http.HTTPStatus(error.status), EXIT_FAILED)
+        case TaskNotFound():
+            return EXIT_NOT_FOUND
+        case PermissionDenied():
+            return EXIT_NOT_ALLOWED
+        case Unreachable() | NoDispatcher():
+            return EXIT_NO_DISPATCHER
+        case ConfigError():
+            return EXIT_CONFIG
+        case _:
+            return EXIT_FAILED
+
+
+def has_colour(stream: IO[str]) -> bool:
+    """Whether colours may go there."""
+    return stream.isatty() and not os.environ.get("NO_COLOR")
+
+
+def report(error: OctasklyError) -> int:
+    """Print an error with its cause and the command that helps; return its exit code.
+
+    The API says in `error` what kind of thing is wrong, and what in particular in
+    `hint`: that is a cause here.
+    """
+    hints = (error.hint or "").splitlines()
+    cause = str(error.__cause__) if error.__cause__ else None
+    if isinstance(error, ApiError):
+        cause = error.hint
+        hints = [hint] if (hint := _API_HINTS.get(error.status)) else []
+    print_error(str(error), cause=cause, hints=hints)
+    return exit_code_of(error)
+
+
+def print_error(
+    message: str, *, cause: str | None = None, hints: Iterable[str] = ()
+) -> None:
+    """Say what failed, why, and the command that helps, on stderr."""
+    colour = has_colour(sys.stderr)
+    label = click.style("error:", fg="red", bold=True) if colour else "error:"
+    lines = [f"{label} {printable(message)}"]
+    if cause:
+        lines.append(f"  cause: {printable(cause)}")
+    lines += [f"  hint: {printable(hint)}" for hint in hints]
+    click.echo("\n".join(lines), err=True)
+
+
+def note(text: str) -> None:
+    """Say something on stderr."""
+    click.echo(printable(text), err=True)
+
+
+def printable(text: str) -> str:
+    """Return text of others without control characters, which could move the cursor."""
+    return _UNSAFE.sub("�", text)
+
+
+def print_json(body: bytes) -> None:
+    """Print what the API answered; indented where a person reads it."""
+    if sys.stdout.isatty():
+        body = msgspec.json.format(body, indent=2)
+    click.echo(body.rstrip(b"\n") + b"\n", nl=False)
+
+
+def print_table(
+    heads: Sequence[str], rows: Sequence[Sequence[str]], *, state_column: int
+) -> None:
+    """Print rows under heads; the last column is cut to what a terminal has."""
+    cells = [[printable(cell).replace("\n", " ⏎ ") for cell in row] for row in rows]
+    widths = [
+        max(len(line[index]) for line in (heads, *cells)) for index in range(len(heads))
+    ]
+    room = _columns() - sum(widths[:-1]) - 2 * (len(heads) - 1)
+    colour = has_colour(sys.stdout)
+    for number, row in enumerate((list(heads), *cells)):
+        line = [cell.ljust(width) for cell, width in zip(row, widths, strict=True)]
+        last = row[-1]
+        line[-1] = last[: room - 1] + "…" if len(last) > room > 1 else last
+        if colour and number:
+            fg = STATE_COLOURS.get(row[state_column])
+            line[state_column] = click.style(line[state_column], fg=fg)
+        elif colour:
+            line = [click.style(cell, bold=True) for cell in line]
+        click.echo("  ".join(line).rstrip())
+
+
+def print_fields(fields: Sequence[tuple[str, object]]) -> None:
+    """Print one `key: value` a line; None is left out."""
+    shown = [(key, value) for key, value in fields if value is not None]
+    width = max((len(key) for key, _ in shown), default=0) + 1
+    for key, value in shown:
+        click.echo(f"{key + ':':<{width}}  {printable(str(value))}")
+
+
+def duration(milliseconds: float | None) -> str:
+    """Return a time span in at most seven characters."""
+    if milliseconds is None:
+        return "-"
+    seconds = milliseconds / 1000
+    if seconds < 1:
+        return f"{milliseconds:.0f} ms"
+    minute, hour = 60, 3600
+    if seconds < minute:
+        return f"{seconds:.1f} s"
+    if seconds < hour:
+        return f"{seconds // minute:.0f}m{seconds % minute:02.0f}s"
+    return f"{seconds // hour:.0f}h{seconds % hour // minute:02.0f}m"
+
+
+def size(count: int) -> str:
+    """Return a number of bytes for people."""
+    amount = float(count)
+    for unit in ("B", "KiB", "MiB"):
+        if amount < 1024:  # noqa: PLR2004
+            return f"{amount:.0f} {unit}" if unit == "B" else f"{amount:.1f} {unit}"
+        amount /= 1024
+    return f"{amount:.1f} GiB"
+
+
+def age(timestamp: str | None, now: dt.datetime) -> str:
+    """Return how long ago a timestamp of the API was: `now`, `12 s ago`."""
+    if not timestamp:
+        return "-"
+    try:
+        then = dt.datetime.fromisoformat(timestamp)
+    except ValueError:
+        return timestamp
+    seconds = (now - then).total_seconds()
+    just_now_s = 2
+    return "now" if seconds < just_now_s else f"{duration(seconds * 1000)} ago"
+
+
+def _columns() -> int:
+    """Return the width of the terminal; without one, lines are never cut."""
+    if not sys.stdout.isatty():
+        return 1 << 30
+    return os.get_terminal_size(sys.stdout.fileno()).columns
+
+
+class Duration(click.ParamType[int]):
+    """Seconds, given as `90`, `90s`, `15m`, `24h` or `7d`."""
+
+    name = "duration"
+
+    def convert(
+        self, value: object, param: click.Parameter | None, ctx: click.Context | None
+    ) -> int:
+        """Return whole seconds, at least 1."""
+        if isinstance(value, int):
+            return value
+        match = _DURATION.fullmatch(str(value).strip())
+        if match is None or int(match[1]) < 1:
+            self.fail(f"{value!r} is not a time like 90, 15m, 24h or 7d", param, ctx)
+        return int(match[1]) * _UNIT_S[match[2] or "s"]

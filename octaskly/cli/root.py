@@ -1,0 +1,130 @@
+"""The group of all commands, and what happens to an error.
+
+Each command lives in a module that is imported when the command is used.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import click
+
+from octaskly import __version__
+from octaskly.cli.choice import Choice
+from octaskly.cli.render import EXIT_CANCELLED, print_error, report
+from octaskly.errors import OctasklyError
+
+COMMANDS = {
+    "agent": "octaskly.cli.agent:agent",
+    "ca": "octaskly.cli.access:ca",
+    "cancel": "octaskly.cli.tasks:cancel",
+    "db": "octaskly.cli.database:db",
+    "demo": "octaskly.cli.demo:demo",
+    "logs": "octaskly.cli.tasks:logs",
+    "ls": "octaskly.cli.tasks:ls",
+    "nodes": "octaskly.cli.overview:nodes",
+    "run": "octaskly.cli.running:run",
+    "secret": "octaskly.cli.access:secret",
+    "show": "octaskly.cli.tasks:show",
+    "stats": "octaskly.cli.overview:stats",
+    "submit": "octaskly.cli.submitting:submit",
+    "token": "octaskly.cli.access:token",
+}
+
+CHOICE_OPTIONS = frozenset({"--node", "--state-dir", "--url", "--ca-file"})
+
+
+class LazyGroup(click.Group):
+    """A group that imports the module of a command when it is asked for."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002
+        """Return all names."""
+        return sorted(COMMANDS)
+
+    def get_command(
+        self,
+        ctx: click.Context,  # noqa: ARG002
+        cmd_name: str,
+    ) -> click.Command | None:
+        """Import and return one command."""
+        if cmd_name not in COMMANDS:
+            return None
+        module, _, attribute = COMMANDS[cmd_name].partition(":")
+        command: click.Command = getattr(importlib.import_module(module), attribute)
+        return command
+
+
+@click.group(
+    name="octaskly",
+    cls=LazyGroup,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    epilog="Try: octaskly demo",
+)
+@click.version_option(__version__, message="octaskly %(version)s")
+@click.option("--node", metavar="NAME", help="Use this agent of this machine.")
+@click.option(
+    "--state-dir",
+    type=click.Path(path_type=Path),
+    help="Use the agent of this machine that has this state folder.",
+)
+@click.option(
+    "--url",
+    envvar="OCTASKLY_URL",
+    help="Use a node elsewhere, with the token in OCTASKLY_TOKEN.",
+)
+@click.option(
+    "--ca-file",
+    type=click.Path(path_type=Path),
+    envvar="OCTASKLY_CA_FILE",
+    help="CA of the mesh, for https:// URLs (octaskly ca prints it).",
+)
+@click.pass_context
+def octaskly(
+    ctx: click.Context,
+    node: str | None,
+    state_dir: Path | None,
+    url: str | None,
+    ca_file: Path | None,
+) -> None:
+    """Turn the machines of a LAN into one computer for shell commands."""
+    ctx.obj = Choice(node=node, state_dir=state_dir, url=url, ca_file=ca_file)
+
+
+def run(arguments: Sequence[str] | None) -> int:
+    """Run a command; turn what goes wrong into text on stderr and an exit code."""
+    try:
+        result = octaskly.main(
+            args=list(arguments) if arguments is not None else None,
+            prog_name="octaskly",
+            standalone_mode=False,
+        )
+        sys.stdout.flush()
+    except click.exceptions.NoArgsIsHelpError as error:
+        error.show()
+        return error.exit_code
+    except click.ClickException as error:
+        print_error(_sentence(error.format_message()), hints=_usage_hints(error))
+        return error.exit_code
+    except (click.Abort, KeyboardInterrupt):
+        return EXIT_CANCELLED
+    except OctasklyError as error:
+        return report(error)
+    return result if isinstance(result, int) else 0
+
+
+def _sentence(message: str) -> str:
+    """Return click's message in the form of ours: small first letter, no full stop."""
+    line = " ".join(message.split())
+    return line[:1].lower() + line[1:].removesuffix(".")
+
+
+def _usage_hints(error: click.ClickException) -> list[str]:
+    if not isinstance(error, click.UsageError) or error.ctx is None:
+        return []
+    if isinstance(error, click.NoSuchOption) and error.option_name in CHOICE_OPTIONS:
+        first = f"octaskly {error.option_name} VALUE {error.ctx.info_name}"
+        return [f"{first} ...    it stands before the command"]
+    return [f"{error.ctx.command_path} --help"]

@@ -1,0 +1,169 @@
+"""`octaskly run`: as if the command ran here.
+
+Its output and exit code become this command's own. The first Ctrl-C ends the task,
+the second leaves it alone.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import click
+
+from octaskly.cli.choice import Choice
+from octaskly.cli.render import (
+    EXIT_CANCELLED,
+    EXIT_NO_DISPATCHER,
+    EXIT_NOT_ALLOWED,
+    EXIT_OCTASKLY_FAILED,
+    EXIT_TIMEOUT,
+    EXIT_USAGE,
+    note,
+    print_error,
+    print_json,
+    report,
+    size,
+)
+from octaskly.cli.submitting import command_text, draft, task_options
+from octaskly.client import ApiError, ReplyLost, Unreachable
+from octaskly.errors import OctasklyError
+
+if TYPE_CHECKING:
+    from octaskly.client import Client, Task
+
+POLL_S = 60
+_OWN_CODES = frozenset({EXIT_USAGE, EXIT_NOT_ALLOWED, EXIT_NO_DISPATCHER, 78})
+
+
+@click.command(context_settings={"ignore_unknown_options": False})
+@task_options
+@click.option("--json", "as_json", is_flag=True, help="Print the task as JSON instead.")
+@click.argument("words", nargs=-1, required=True, metavar="-- CMD...")
+@click.pass_obj
+def run(
+    choice: Choice,
+    words: Sequence[str],
+    timeout: int | None,
+    inputs: Sequence[str],
+    outputs: Sequence[str],
+    idempotency_key: str | None,
+    as_json: bool,  # noqa: FBT001
+) -> int:
+    """Run a command somewhere in the mesh, as if it ran here.
+
+    One argument is shell text; several are joined as a shell would quote them.
+    Exit code: the command's own; 124 timed out, 128+N ended by signal N,
+    125 Octaskly failed, 5 no agent or dispatcher.
+    """
+    task_draft = draft(
+        command_text(words),
+        timeout=timeout,
+        inputs=inputs,
+        outputs=outputs,
+    )
+    try:
+        with choice.client() as client:
+            [accepted] = client.submit([task_draft], idempotency_key=idempotency_key)
+            return _follow(client, accepted.id, as_json=as_json)
+    except OctasklyError as error:
+        code = report(error)
+        return code if code in _OWN_CODES else EXIT_OCTASKLY_FAILED
+
+
+def _follow(client: Client, ref: str, *, as_json: bool) -> int:
+    """Wait for the end of a task through Ctrl-C and lost connections; report it."""
+    task: Task | None = None
+    is_cancelled = False
+    while task is None:
+        try:
+            if is_cancelled:
+                _cancel(client, ref)
+            task = _wait(client, ref)
+        except KeyboardInterrupt:
+            if is_cancelled:
+                note(f"not waiting any more; see it with: octaskly logs {ref}")
+                return EXIT_CANCELLED
+            is_cancelled = True
+            note(f"cancelling {ref}; Ctrl-C again to stop waiting for it")
+    if as_json:
+        print_json(client.task_reply(task.id).body)
+    else:
+        print_output(task)
+    return _exit_code(task, is_cancelled=is_cancelled)
+
+
+def _wait(client: Client, ref: str) -> Task:
+    lost = 0
+    tries_max = 3
+    while True:
+        try:
+            task = client.task(ref, wait_s=POLL_S, exact=True)
+        except (ReplyLost, Unreachable):
+            # The agent may be restarting; the task is safe with the dispatcher.
+            lost += 1
+            if lost == tries_max:
+                raise
+            continue
+        lost = 0
+        if task.is_final:
+            return task
+
+
+def _cancel(client: Client, ref: str) -> None:
+    try:
+        client.cancel(ref, force=True)
+    except ApiError as error:
+        # It ended by itself in the meantime.
+        if error.status not in (404, 409):
+            raise
+
+
+def print_output(task: Task) -> None:
+    """Write the kept bytes of a task to stdout and stderr, and say what was cut."""
+    for name, stream in (("stdout", sys.stdout), ("stderr", sys.stderr)):
+        data = task.output_bytes(name)
+        stream.flush()
+        stream.buffer.write(data)
+        stream.buffer.flush()
+        if task.stdout_truncated if name == "stdout" else task.stderr_truncated:
+            whole = task.stdout_bytes if name == "stdout" else task.stderr_bytes
+            note(f"{name} had {size(whole or 0)}; only {size(len(data))} are kept")
+
+
+def _exit_code(task: Task, *, is_cancelled: bool) -> int:
+    match task.reason:
+        case "timeout":
+            limit = f" {task.timeout} s" if task.timeout else ""
+            note(f"{task.id} was ended at its time limit{limit}")
+            return EXIT_TIMEOUT
+        case "lost" | "inputs" | "limit" | "poison":
+            _explain(task)
+            return EXIT_OCTASKLY_FAILED
+        case _:
+            return _own_exit_code(task, is_cancelled=is_cancelled)
+
+
+def _own_exit_code(task: Task, *, is_cancelled: bool) -> int:
+    if task.status == "cancelled":
+        note(f"{task.id} was cancelled")
+        return EXIT_CANCELLED if is_cancelled else EXIT_OCTASKLY_FAILED
+    if task.exit_code is None:
+        _explain(task)
+        return EXIT_OCTASKLY_FAILED
+    return task.exit_code
+
+
+def _explain(task: Task) -> None:
+    what = {
+        "inputs": "no worker has its inputs",
+        "lost": "its worker was lost",
+        "limit": "it went over a limit",
+        "poison": "it took down every worker that ran it",
+    }.get(task.reason or "", "Octaskly could not run it")
+    print_error(
+        f"{task.id} failed: {what}",
+        cause=task.detail,
+        hints=[f"octaskly show {task.id}"],
+    )

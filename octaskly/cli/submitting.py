@@ -1,0 +1,120 @@
+"""`octaskly submit`: hand in tasks and print their ids, and nothing else."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any, TextIO, TypeVar
+
+import click
+
+from octaskly.cli.choice import Choice
+from octaskly.cli.render import Duration, note
+from octaskly.client import Draft
+
+_C = TypeVar("_C", bound=Callable[..., Any])
+
+TASK_OPTIONS = (
+    click.option(
+        "--timeout",
+        type=Duration(),
+        metavar="S",
+        help="End it after so long: 90, 15m, 2h (default 1h).",
+    ),
+    click.option(
+        "--input",
+        "inputs",
+        multiple=True,
+        metavar="PATH",
+        help="A file that must be in the worker directory. Repeatable.",
+    ),
+    click.option(
+        "--output",
+        "outputs",
+        multiple=True,
+        metavar="PATH",
+        help="A file of the worker directory to keep. Repeatable.",
+    ),
+    click.option(
+        "--idempotency-key",
+        metavar="KEY",
+        help="Makes handing in again harmless: the same key is the same task.",
+    ),
+)
+
+
+def task_options(command: _C) -> _C:
+    """Add the options that say how a task runs."""
+    for option in reversed(TASK_OPTIONS):
+        command = option(command)
+    return command
+
+
+def command_text(words: Sequence[str]) -> str:
+    """Return the shell text that the words after `--` mean.
+
+    One word is shell text already; several are quoted as a shell would need them.
+    """
+    return words[0] if len(words) == 1 else shlex.join(words)
+
+
+def draft(
+    command: str,
+    *,
+    timeout: int | None,
+    inputs: Sequence[str],
+    outputs: Sequence[str],
+) -> Draft:
+    """Return the task to submit."""
+    return Draft(
+        command=command,
+        timeout=timeout,
+        inputs=list(inputs),
+        outputs=list(outputs),
+    )
+
+
+@click.command()
+@task_options
+@click.option(
+    "--file",
+    "file",
+    type=click.File("r", encoding="utf-8"),
+    help="Read one command per line from here; - is stdin.",
+)
+@click.argument("words", nargs=-1, metavar="[--] CMD...")
+@click.pass_obj
+def submit(
+    choice: Choice,
+    words: Sequence[str],
+    file: TextIO | None,
+    timeout: int | None,
+    inputs: Sequence[str],
+    outputs: Sequence[str],
+    idempotency_key: str | None,
+) -> None:
+    """Hand in a task, or one per line of stdin with -, and print the ids.
+
+    One argument is shell text; several are joined as a shell would quote them.
+    """
+    if list(words) == ["-"]:
+        file = sys.stdin
+        words = ()
+    if (file is None) == (not words):
+        raise click.UsageError("either a command, or - or --file with one per line")
+    commands = [command_text(words)] if words else _lines(file)
+    drafts = [
+        draft(command, timeout=timeout, inputs=inputs, outputs=outputs)
+        for command in commands
+    ]
+    if not drafts:
+        note("nothing to submit: no line has a command")
+        return
+    with choice.client() as client:
+        accepted = client.submit(drafts, idempotency_key=idempotency_key)
+    click.echo("\n".join(task.id for task in accepted))
+
+
+def _lines(file: TextIO | None) -> list[str]:
+    return [line for text in file or () if (line := text.strip())]

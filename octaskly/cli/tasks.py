@@ -1,0 +1,173 @@
+"""`octaskly ls`, `show`, `logs`, `cancel`: look at tasks and end them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import click
+import msgspec
+
+from octaskly.cli.choice import Choice, resolve_ref
+from octaskly.cli.render import (
+    duration,
+    note,
+    print_fields,
+    print_json,
+    print_table,
+    size,
+)
+from octaskly.cli.running import print_output
+from octaskly.client import TaskPage
+
+if TYPE_CHECKING:
+    from octaskly.client import Task
+
+STATES = ("queued", "running", "completed", "failed", "cancelled")
+LIMIT_MAX = 1000
+JSON_OPTION = click.option(
+    "--json", "as_json", is_flag=True, help="Print what the API answers."
+)
+
+
+@click.command()
+@click.option("--status", type=click.Choice(STATES), help="Only tasks in this state.")
+@click.option("--node", metavar="NAME", help="Only tasks that this node runs or ran.")
+@click.option(
+    "--limit", type=click.IntRange(1, LIMIT_MAX), default=100, show_default=True
+)
+@click.option("--offset", type=click.IntRange(0), default=0, help="Skip so many.")
+@JSON_OPTION
+@click.pass_obj
+def ls(
+    choice: Choice,
+    status: str | None,
+    node: str | None,
+    limit: int,
+    offset: int,
+    as_json: bool,  # noqa: FBT001
+) -> None:
+    """List tasks, oldest first."""
+    query = {"status": status, "worker_id": node, "limit": limit, "offset": offset}
+    with choice.client() as client:
+        reply = client.request("GET", "/api/v1/tasks", query=query)
+    if as_json:
+        print_json(reply.body)
+        return
+    page = msgspec.json.decode(reply.body, type=TaskPage)
+    print_table(
+        ("ID", "STATE", "NODE", "EXIT", "TIME", "COMMAND"),
+        [_row(task) for task in page.tasks],
+        state_column=1,
+    )
+    shown = offset + len(page.tasks)
+    if shown < page.total:
+        note(f"{len(page.tasks)} of {page.total} shown; more: --offset {shown}")
+
+
+def _row(task: Task) -> tuple[str, ...]:
+    exit_code = "-" if task.exit_code is None else str(task.exit_code)
+    return (
+        task.id,
+        task.status,
+        task.worker_id or "-",
+        exit_code,
+        duration(task.duration_ms),
+        task.command,
+    )
+
+
+@click.command()
+@click.argument("ref", metavar="ID")
+@JSON_OPTION
+@click.pass_obj
+def show(choice: Choice, ref: str, as_json: bool) -> None:  # noqa: FBT001
+    """Show everything about a task: ID, its number alone, or `last`."""
+    with choice.client() as client:
+        full = resolve_ref(client, ref)
+        if as_json:
+            print_json(client.task_reply(full).body)
+            return
+        task = client.task(full)
+    ending = None
+    if task.reason not in (None, "exit"):
+        signal = f" {task.signal}" if task.signal is not None else ""
+        ending = f"{task.reason}{signal}"
+    print_fields(
+        [
+            ("id", task.id),
+            ("state", task.status),
+            ("command", task.command),
+            ("node", task.worker_id),
+            ("attempt", task.attempt),
+            ("exit code", task.exit_code),
+            ("ended by", ending),
+            ("because", task.detail),
+            ("time limit", f"{task.timeout} s" if task.timeout else None),
+            ("created", task.created_at),
+            ("started", task.started_at),
+            ("ended", task.completed_at),
+            ("took", duration(task.duration_ms) if task.duration_ms else None),
+            ("inputs", ", ".join(task.inputs) or None),
+            ("outputs", _outputs(task)),
+            ("stdout", _stream(task.stdout_bytes, cut=task.stdout_truncated)),
+            ("stderr", _stream(task.stderr_bytes, cut=task.stderr_truncated)),
+        ]
+    )
+
+
+def _outputs(task: Task) -> str | None:
+    shown = []
+    for output in task.outputs:
+        if isinstance(output, str):
+            shown.append(output)
+        elif output.bytes is None:
+            shown.append(f"{output.path} (missing)")
+        else:
+            shown.append(f"{output.path} ({size(output.bytes)})")
+    return ", ".join(shown) or None
+
+
+def _stream(count: int | None, *, cut: bool | None) -> str | None:
+    if not count:
+        return None
+    return f"{size(count)}{', cut' if cut else ''}"
+
+
+@click.command()
+@click.argument("ref", metavar="ID")
+@JSON_OPTION
+@click.pass_obj
+def logs(choice: Choice, ref: str, as_json: bool) -> None:  # noqa: FBT001
+    """Print what a task wrote: its stdout on stdout, its stderr on stderr."""
+    with choice.client() as client:
+        full = resolve_ref(client, ref)
+        if as_json:
+            print_json(client.task_reply(full).body)
+            return
+        task = client.task(full, exact=True)
+    print_output(task)
+    if not task.is_final:
+        note(f"{task.id} is {task.status}; output is shown when it has ended")
+
+
+@click.command()
+@click.argument("refs", nargs=-1, required=True, metavar="ID...")
+@click.option("--force", is_flag=True, help="Also end a task that runs.")
+@JSON_OPTION
+@click.pass_obj
+def cancel(
+    choice: Choice,
+    refs: Sequence[str],
+    force: bool,  # noqa: FBT001
+    as_json: bool,  # noqa: FBT001
+) -> None:
+    """Cancel tasks that wait; with --force also those that run."""
+    with choice.client() as client:
+        for ref in refs:
+            full = resolve_ref(client, ref)
+            reply = client.cancel(full, force=force)
+            if as_json:
+                print_json(reply.body)
+            else:
+                note(f"{full} is cancelled")

@@ -1,0 +1,55 @@
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.cli.stand_in import Api, serving
+
+Run = Callable[..., subprocess.CompletedProcess[bytes]]
+
+
+@pytest.fixture
+def environ(tmp_path: Path) -> dict[str, str]:
+    """An environment in which no agent of this machine is seen."""
+    kept = {key: value for key, value in os.environ.items() if key[:4] != "OCTA"}
+    kept |= {
+        "HOME": str(tmp_path / "home"),
+        "XDG_RUNTIME_DIR": str(tmp_path / "run"),
+        "XDG_STATE_HOME": str(tmp_path / "state"),
+        "NO_COLOR": "1",
+    }
+    (tmp_path / "run" / "octaskly").mkdir(parents=True)
+    return kept
+
+
+@pytest.fixture
+def octaskly(environ: dict[str, str]) -> Run:
+    """Run the command in a process of its own."""
+
+    def run(
+        *arguments: str, stdin: bytes = b"", node: str | None = "here"
+    ) -> subprocess.CompletedProcess[bytes]:
+        chosen = ["--node", node] if node else []
+        return subprocess.run(
+            [sys.executable, "-m", "octaskly", *chosen, *arguments],
+            input=stdin,
+            capture_output=True,
+            env=environ,
+            timeout=30,
+            check=False,
+        )
+
+    return run
+
+
+@pytest.fixture
+def api(tmp_path: Path, environ: dict[str, str]) -> Iterator[Api]:
+    """A node named `here` on this machine."""
+    api = Api()
+    with serving(api, tmp_path / "run" / "octaskly" / "here.sock"):
+        yield api

@@ -1,0 +1,275 @@
+"""A node's API as the reference says it, small, real HTTP, on a real socket.
+
+Commands are really run, by /bin/sh, each in a thread. It lets the tests of the
+command line hold answers back, refuse, and break connections.
+"""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import json
+import os
+import signal
+import socketserver
+import subprocess
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler
+from pathlib import Path
+from typing import Any
+from urllib.parse import parse_qs, unquote, urlsplit
+
+FINAL = ("completed", "failed", "cancelled")
+TOKEN = "a-token"
+
+Answer = tuple[int, dict[str, Any] | list[Any]]
+Refusal = Callable[[str, str], tuple[int, dict[str, str]] | None]
+
+
+@dataclass
+class Api:
+    """The state behind the socket; tests may set its fields."""
+
+    name: str = "here"
+    knows_base64: bool = True
+    needs_token: bool = False
+    refuse: Refusal = lambda _method, _path: None
+    forced: dict[str, Any] = field(default_factory=dict)
+    tasks: dict[str, dict[str, Any]] = field(default_factory=dict)
+    requests: list[str] = field(default_factory=list)
+    bodies: list[Any] = field(default_factory=list)
+    headers: list[dict[str, str]] = field(default_factory=list)
+    ended: threading.Condition = field(default_factory=threading.Condition)
+    processes: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
+
+    def submit(self, body: dict[str, Any]) -> dict[str, Any]:
+        number = len(self.tasks) + 1
+        task = {
+            "id": f"task-{number:03}-{number:08x}",
+            "command": body["command"],
+            "status": "running",
+            "worker_id": self.name,
+            "timeout": body.get("timeout", 3600),
+            "inputs": body.get("inputs", []),
+            "outputs": [
+                {"path": path, "bytes": None} for path in body.get("outputs", [])
+            ],
+            "created_at": "2026-02-06T12:00:00Z",
+        }
+        self.processes[task["id"]] = subprocess.Popen(
+            ["/bin/sh", "-c", task["command"]],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            start_new_session=True,
+        )
+        self.tasks[task["id"]] = task
+        threading.Thread(target=self.run, args=(task,), daemon=True).start()
+        return task
+
+    def run(self, task: dict[str, Any]) -> None:
+        process = self.processes[task["id"]]
+        reason = "exit"
+        try:
+            stdout, stderr = process.communicate(timeout=task["timeout"])
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            stdout, stderr = process.communicate()
+            reason = "timeout"
+        code = process.returncode
+        if code < 0:
+            reason = "signal" if reason == "exit" else reason
+            task["signal"], code = -code, 128 - code
+        with self.ended:
+            if task["status"] != "cancelled":
+                task["status"] = "completed" if code == 0 else "failed"
+                task["reason"] = reason
+                task["exit_code"] = 124 if reason == "timeout" else code
+            task |= {"raw": (stdout, stderr), "duration_ms": 12}
+            self.ended.notify_all()
+
+    def find(self, ref: str) -> dict[str, Any] | None:
+        if ref in self.tasks:
+            return self.tasks[ref]
+        found = [task for key, task in self.tasks.items() if key.startswith(f"{ref}-")]
+        return found[0] if len(found) == 1 else None
+
+    def show(self, task: dict[str, Any], *, exact: bool) -> dict[str, Any]:
+        shown = {key: value for key, value in task.items() if key != "raw"}
+        raw = task.get("raw", (b"", b""))
+        for name, data in zip(("stdout", "stderr"), raw, strict=True):
+            text = data.decode("utf-8", "replace")
+            shown[name] = base64.b64encode(data).decode() if exact else text
+            shown[f"{name}_bytes"] = len(data)
+            shown[f"{name}_truncated"] = False
+        shown |= self.forced
+        return shown | ({"encoding": "base64"} if exact else {})
+
+    def close(self) -> None:
+        for process in self.processes.values():
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+
+
+class Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    api: Api
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+    def address_string(self) -> str:
+        return "local"
+
+    def answer(
+        self, status: int, body: Any, headers: dict[str, str] | None = None
+    ) -> None:
+        data = body if isinstance(body, bytes) else json.dumps(body).encode()
+        self.send_response(status)
+        self.send_header("Content-Length", str(len(data)))
+        for key, value in (headers or {}).items():
+            self.send_header(key, value)
+        self.end_headers()
+        self.wfile.write(data)
+
+    def handle_any(self) -> None:
+        split = urlsplit(self.path)
+        api, method = self.api, self.command
+        length = int(self.headers.get("Content-Length") or 0)
+        body = json.loads(self.rfile.read(length)) if length else None
+        api.requests.append(f"{method} {self.path}")
+        api.headers.append(dict(self.headers))
+        if body is not None:
+            api.bodies.append(body)
+        refused = api.refuse(method, split.path)
+        if refused is not None:
+            status, headers = refused
+            if status == 0:
+                self.close_connection = True
+                return
+            self.answer(
+                status,
+                {"error": "Refused", "status": status, "hint": "the test said so"},
+                headers,
+            )
+            return
+        if api.needs_token and self.headers.get("Authorization") != f"Bearer {TOKEN}":
+            self.answer(401, {"error": "Missing or invalid authentication token"})
+            return
+        query = {key: values[0] for key, values in parse_qs(split.query).items()}
+        status, answer = self.route(method, split.path, query, body)
+        self.answer(status, answer)
+
+    def route(self, method: str, path: str, query: dict[str, str], body: Any) -> Answer:
+        api = self.api
+        match method, path.strip("/").split("/"):
+            case "POST", ["api", "v1", "tasks"]:
+                if isinstance(body, list):
+                    return 201, [api.submit(item) for item in body]
+                return 201, api.submit(body)
+            case "GET", ["api", "v1", "tasks"]:
+                return 200, self.page(query)
+            case "GET", ["api", "v1", "tasks", ref]:
+                return self.one(unquote(ref), query)
+            case "DELETE", ["api", "v1", "tasks", ref]:
+                return self.delete(unquote(ref), query)
+            case "GET", ["api", "v1", "nodes" | "stats" as kind]:
+                return 200, STATS if kind == "stats" else NODES
+            case "POST", ["api", "v1", "tokens"]:
+                return 201, {"token": f"{body['role']}.{body['expires_s']}"}
+            case _:
+                return 404, {"error": "Not found", "status": 404}
+
+    def page(self, query: dict[str, str]) -> dict[str, Any]:
+        api = self.api
+        found = [
+            api.show(task, exact=False)
+            for task in api.tasks.values()
+            if query.get("status") in (None, task["status"])
+            and query.get("worker_id") in (None, task["worker_id"])
+        ]
+        start, limit = int(query.get("offset", 0)), int(query.get("limit", 100))
+        part = found[start : start + limit]
+        return {"tasks": part, "total": len(found), "returned": len(part)}
+
+    def one(self, ref: str, query: dict[str, str]) -> Answer:
+        api = self.api
+        exact = query.get("encoding") == "base64"
+        if exact and not api.knows_base64:
+            return 400, {"error": "Invalid parameter value", "field": "encoding"}
+        task = api.find(ref)
+        if task is None:
+            return 404, {"error": "Task not found", "status": 404, "hint": f"no {ref}"}
+        with api.ended:
+            api.ended.wait_for(lambda: "raw" in task, float(query.get("wait", 0)))
+        return 200, api.show(task, exact=exact)
+
+    def delete(self, ref: str, query: dict[str, str]) -> Answer:
+        task = self.api.find(ref)
+        if task is None or task["status"] in ("completed", "failed"):
+            return 404, {"error": "Task not found", "status": 404}
+        if query.get("force") != "true":
+            return 409, {"error": "Cannot cancel running task", "status": 409}
+        task["status"] = task["reason"] = "cancelled"
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.api.processes[task["id"]].pid, signal.SIGKILL)
+        return 200, {"id": task["id"], "status": "cancelled"}
+
+    do_GET = do_POST = do_DELETE = handle_any  # noqa: N815 - the library's names
+
+
+NODE = {
+    "name": "here",
+    "id": "0011",
+    "role": "dispatcher",
+    "state": "ready",
+    "addresses": ["127.0.0.1:7878"],
+    "slots": 2,
+    "running": 1,
+    "load": {"cpu_percent": 12.4, "memory_used_mb": 1024},
+    "memory_mb": 4096,
+    "version": "0.1.0",
+    "last_seen": "2026-02-06T12:00:00Z",
+}
+NODES = {"nodes": [NODE], "total": 1}
+STATS = {
+    "workers": {"total": 3, "active": 2, "idle": 1},
+    "tasks": {"queued": 5, "running": 2, "completed": 150, "failed": 3},
+    "system": {"uptime_seconds": 90, "memory_usage_mb": 512, "cpu_usage_percent": 25.5},
+    "database": {"total_tasks": 160, "disk_size_mb": 15},
+}
+
+
+class UnixServer(socketserver.ThreadingMixIn, socketserver.UnixStreamServer):
+    daemon_threads = True
+    block_on_close = False
+
+
+class TcpServer(socketserver.ThreadingMixIn, socketserver.TCPServer):
+    daemon_threads = True
+    block_on_close = False
+
+
+@contextlib.contextmanager
+def serving(api: Api, path: Path | None = None) -> Iterator[str]:
+    """Serve on a UNIX socket, or on a free loopback port; yield the place."""
+    handler = type("ApiHandler", (Handler,), {"api": api})
+    server: UnixServer | TcpServer = (
+        TcpServer(("127.0.0.1", 0), handler)
+        if path is None
+        else UnixServer(str(path), handler)
+    )
+    thread = threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True)
+    thread.start()
+    try:
+        yield (
+            str(path) if path else f"http://127.0.0.1:{server.socket.getsockname()[1]}"
+        )
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
+        api.close()

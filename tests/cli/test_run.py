@@ -1,0 +1,204 @@
+"""`octaskly run` behaves as if the command ran here."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.cli.conftest import Run
+from tests.cli.stand_in import Api
+
+
+def test_output_goes_where_the_task_wrote_it(api: Api, octaskly: Run) -> None:
+    """Stdout and stderr of the task are those of the command; nothing is added."""
+    done = octaskly("run", "--", "echo out; echo err >&2")
+
+    assert (done.returncode, done.stdout, done.stderr) == (0, b"out\n", b"err\n")
+
+
+def test_output_is_exact_to_the_byte(api: Api, octaskly: Run) -> None:
+    """JSON cannot carry any byte, so exact output is asked for in another encoding."""
+    done = octaskly("run", "--", r"printf '\377\000\033x'")
+
+    assert done.stdout == b"\xff\x00\x1bx"
+
+
+def test_output_comes_as_text_from_a_node_that_cannot_do_better(
+    api: Api, octaskly: Run
+) -> None:
+    """An older node refuses the unknown parameter; the text is better than nothing."""
+    api.knows_base64 = False
+
+    done = octaskly("run", "--", r"printf 'a\377b'")
+
+    assert (done.returncode, done.stdout) == (0, "a�b".encode())
+
+
+def test_several_words_are_quoted_as_a_shell_needs_them(
+    api: Api, octaskly: Run
+) -> None:
+    """`run -- printf %s 'a b'` has two arguments there too (decision 14)."""
+    done = octaskly("run", "--", "printf", "[%s]", "a b", "$HOME")
+
+    assert done.stdout == b"[a b][$HOME]"
+
+
+@pytest.mark.parametrize(
+    ("command", "code"),
+    [("exit 7", 7), ("kill -9 $$", 137), ("nosuchcommand", 127), ("true", 0)],
+)
+def test_exit_code_is_that_of_the_task(
+    api: Api, octaskly: Run, command: str, code: int
+) -> None:
+    """128+N for signal N, everything else as the shell says it."""
+    assert octaskly("run", "--", command).returncode == code
+
+
+def test_timeout_exits_with_124(api: Api, octaskly: Run) -> None:
+    """As `timeout(1)` does, and stderr says why."""
+    done = octaskly("run", "--timeout", "1", "--", "sleep 60")
+
+    assert done.returncode == 124
+    assert b"time limit 1 s" in done.stderr
+    assert api.bodies == [[{"command": "sleep 60", "timeout": 1}]]
+
+
+@pytest.mark.parametrize("reason", ["inputs", "lost", "poison", "limit"])
+def test_failure_of_octaskly_exits_with_125(
+    api: Api, octaskly: Run, reason: str
+) -> None:
+    """What is not the command's own end must not look like one."""
+    api.forced = {"status": "failed", "reason": reason, "exit_code": None}
+
+    done = octaskly("run", "--", "true")
+
+    assert done.returncode == 125
+    assert done.stderr.startswith(b"error: task-001-00000001 failed: ")
+
+
+def test_json_prints_the_task_instead_of_its_output(api: Api, octaskly: Run) -> None:
+    """Stdout is then one JSON object, as the API answers it."""
+    done = octaskly("run", "--json", "--", "echo hi; exit 3")
+
+    assert done.returncode == 3
+    assert json.loads(done.stdout)["stdout"] == "hi\n"
+
+
+def test_without_an_agent_the_error_says_how_to_start_one(octaskly: Run) -> None:
+    """The first thing a new user sees; each hint is a command to paste."""
+    done = octaskly("run", "--", "echo", "hello", node=None)
+
+    if Path("/run/octaskly").exists():
+        pytest.skip("an agent is installed on this machine")
+    assert done.returncode == 5
+    assert done.stdout == b""
+    assert done.stderr.decode() == (
+        "error: no Octaskly agent is running on this machine\n"
+        "  hint: octaskly agent                try it now, in this terminal\n"
+        "  hint: systemctl start octaskly      where it is installed as a service\n"
+    )
+
+
+def test_a_missing_dispatcher_exits_with_5_after_waiting(
+    api: Api, octaskly: Run
+) -> None:
+    """It waits as the node tells it to, says so once, and gives up after 10 s."""
+    api.refuse = lambda _method, _path: (503, {"Retry-After": "6"})
+
+    done = octaskly("run", "--", "true")
+
+    assert done.returncode == 5
+    assert done.stderr.count(b"waiting") == 1
+    assert len(api.requests) == 2
+
+
+def test_a_lost_connection_while_waiting_is_asked_again(
+    api: Api, octaskly: Run
+) -> None:
+    """The task is safe with the dispatcher; an agent may restart meanwhile."""
+    lost: list[str] = []
+
+    def lose_first_wait(method: str, _path: str) -> tuple[int, dict[str, str]] | None:
+        if method == "GET" and len(lost) < 2:
+            lost.append(method)
+            return 0, {}
+        return None
+
+    api.refuse = lose_first_wait
+
+    done = octaskly("run", "--", "echo still here")
+
+    assert (done.returncode, done.stdout) == (0, b"still here\n")
+
+
+def test_a_lost_submission_is_not_repeated(api: Api, octaskly: Run) -> None:
+    """It may have been accepted: repeating it could run the command twice."""
+    api.refuse = lambda method, _path: (0, {}) if method == "POST" else None
+
+    done = octaskly("run", "--", "true")
+
+    assert done.returncode == 125
+    assert len(api.requests) == 1
+    assert b"hint: octaskly ls" in done.stderr
+
+
+def start(environ: dict[str, str], command: str) -> subprocess.Popen[bytes]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "octaskly", "--node", "here", "run", "--", command],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env=environ,
+    )
+
+
+def wait_until_asked(api: Api, what: str) -> None:
+    deadline = time.monotonic() + 15
+    while not any(what in request for request in api.requests):
+        assert time.monotonic() < deadline, api.requests
+        os.sched_yield()
+
+
+def test_first_interrupt_cancels_the_task_and_waits(
+    api: Api, environ: dict[str, str]
+) -> None:
+    """Ctrl-C means the command, wherever it runs."""
+    process = start(environ, "sleep 60")
+    wait_until_asked(api, "wait=")
+
+    process.send_signal(signal.SIGINT)
+    _, stderr = process.communicate(timeout=20)
+
+    assert process.returncode == 130
+    assert b"cancelling task-001-00000001" in stderr
+    [task] = api.tasks.values()
+    assert task["status"] == "cancelled"
+
+
+def test_second_interrupt_leaves_and_says_where_to_look(
+    api: Api, environ: dict[str, str]
+) -> None:
+    """A task that will not end must not hold the terminal."""
+    process = start(environ, "sleep 60")
+    wait_until_asked(api, "wait=")
+    # The node takes the cancellation but the task does not end.
+    api.refuse = lambda method, _path: (200, {}) if method == "DELETE" else None
+
+    process.send_signal(signal.SIGINT)
+    wait_until_asked(api, "DELETE")
+    waits = [request for request in api.requests if "wait=" in request]
+    deadline = time.monotonic() + 15
+    while [request for request in api.requests if "wait=" in request] == waits:
+        assert time.monotonic() < deadline
+        os.sched_yield()
+    process.send_signal(signal.SIGINT)
+    _, stderr = process.communicate(timeout=20)
+
+    assert process.returncode == 130
+    assert b"octaskly logs task-001-00000001" in stderr
