@@ -1,0 +1,55 @@
+"""Turns what a launcher reports into an outcome."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from octaskly.core.model import AttemptState, Outcome, Reason
+
+TIMED_OUT = 124
+SIGNALLED = 128
+
+
+def outcome_of_end(fields: list[Any]) -> Outcome:
+    """Return the outcome that an `end` message tells.
+
+    Args:
+        fields: Status (negative: minus the signal), verdict, started_ms, ended_ms,
+            duration_ms, stdout, stderr, stdout_bytes, stderr_bytes, detail.
+    """
+    status, verdict, started_ms, ended_ms, duration_ms = fields[:5]
+    stdout, stderr, stdout_bytes, stderr_bytes, detail = fields[5:]
+    state, reason = AttemptState.FAILED, Reason.EXIT
+    exit_code, number = status, None
+    if status < 0:
+        exit_code, number, reason = SIGNALLED - status, -status, Reason.SIGNAL
+    if verdict == "timeout":
+        exit_code, number, reason = TIMED_OUT, None, Reason.TIMEOUT
+    elif verdict == "cancelled":
+        state, reason = AttemptState.CANCELLED, Reason.CANCELLED
+    elif status == 0:
+        state = AttemptState.OK
+    return Outcome(
+        state=state,
+        reason=reason,
+        exit_code=exit_code,
+        signal=number,
+        started_ms=started_ms,
+        ended_ms=ended_ms,
+        duration_ms=duration_ms,
+        stdout=stdout,
+        stderr=stderr,
+        stdout_bytes=stdout_bytes,
+        stderr_bytes=stderr_bytes,
+        detail=detail,
+    )
+
+
+def released(reason: Reason, detail: str = "") -> Outcome:
+    """Return the outcome of an attempt that did not end here: another may follow."""
+    return Outcome(state=AttemptState.RELEASED, reason=reason, detail=detail)
+
+
+def cancelled() -> Outcome:
+    """Return the outcome of an attempt that was stopped before it began."""
+    return Outcome(state=AttemptState.CANCELLED, reason=Reason.CANCELLED)

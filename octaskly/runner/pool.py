@@ -1,0 +1,405 @@
+"""The runner of a node: hands attempts to launchers and reports how they ended."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from octaskly.core.messages import Report
+from octaskly.core.model import (
+    AttemptId,
+    AttemptState,
+    Outcome,
+    OutputFile,
+    Reason,
+    TaskId,
+    TaskSpec,
+)
+from octaskly.ports import Clock
+from octaskly.runner import tree, workdir
+from octaskly.runner.outcome import cancelled, outcome_of_end, released
+from octaskly.runner.process import LauncherProcess, task_environment
+
+SHORT_MS = 50.0  #: tasks that take longer are never queued behind each other
+DEPTH_MAX = 6  #: orders that wait in one launcher, so that it never idles
+AHEAD_MS = 20.0  #: work that may wait in one launcher
+WAIT_MAX_S = 0.05  #: after so long without an end, what waits is given back
+LOOK_S = 0.02
+COALESCE_S = 0.005  #: reports are held so long while more attempts wait
+COALESCE_REPORTS = 64
+RESTART_S = 1.0  #: a launcher that dies younger than this is not replaced at once
+
+EndedCallback = Callable[[tuple[Report, ...]], None]
+
+
+class _Item:
+    """An attempt on its way through the pool."""
+
+    __slots__ = ("attempt", "is_stopped", "key", "pid", "since_s", "spec")
+
+    def __init__(
+        self, key: int, attempt: AttemptId, spec: TaskSpec, since_s: float
+    ) -> None:
+        self.key = key
+        self.attempt = attempt
+        self.spec = spec
+        self.since_s = since_s
+        self.pid: int | None = None  #: known once it has run for a moment
+        self.is_stopped = False
+
+    @property
+    def mark(self) -> tuple[bytes, ...]:
+        return (
+            b"OCTASKLY_TASK_ID=" + self.spec.id.encode(),
+            b"OCTASKLY_ATTEMPT=" + str(self.attempt.n).encode(),
+        )
+
+
+class _Seat:
+    """The place of one launcher: its share of the slots and what it was handed."""
+
+    __slots__ = ("born_s", "items", "mean_ms", "process", "share")
+
+    def __init__(self, share: int) -> None:
+        self.share = share
+        self.items: dict[int, _Item] = {}
+        self.process: LauncherProcess | None = None
+        self.mean_ms = SHORT_MS  #: of recent tasks
+        self.born_s = float("-inf")
+
+    @property
+    def depth(self) -> int:
+        """How many orders may wait here while all slots are taken."""
+        if self.mean_ms >= SHORT_MS:
+            return 0
+        return min(DEPTH_MAX, int(AHEAD_MS / max(self.mean_ms, 1.0)))
+
+
+class Pool:
+    """Runs attempts in a fixed number of slots; implements `ports.Runner`.
+
+    Launchers are started with the first attempt. Attempts beyond the slots wait, and
+    are reported as released (`returned`) when the slots are held by long ones.
+
+    Args:
+        slots: Attempts that run at the same time.
+        workdir: Where they run, and where inputs are looked for.
+        outputs_dir: Where declared outputs are kept, a folder for each attempt.
+        node_name: Shown to tasks as `OCTASKLY_NODE`.
+        clock: The machine's clocks.
+        on_ended: Called on the event loop with one or more reports.
+        launchers: Launcher processes; default one per core, at most one per slot.
+        output_bytes_max: Bytes kept of each stream; the rest is counted.
+        kill_grace_s: Time between SIGTERM and SIGKILL.
+        env: Environment that tasks start from; default the agent's, without what
+            speaks to the agent alone.
+        prefix: Words before the launcher's command line, to run it as another user.
+    """
+
+    def __init__(
+        self,
+        *,
+        slots: int,
+        workdir: Path,
+        outputs_dir: Path,
+        node_name: str,
+        clock: Clock,
+        on_ended: EndedCallback,
+        launchers: int | None = None,
+        output_bytes_max: int = 1 << 20,
+        kill_grace_s: float = 10.0,
+        env: Mapping[str, str] | None = None,
+        prefix: Sequence[str] = (),
+    ) -> None:
+        self._slots = slots
+        self._workdir = workdir
+        self._outputs_dir = outputs_dir
+        self._clock = clock
+        self._on_ended = on_ended
+        self._env = task_environment(os.environ if env is None else env)
+        self._prefix = prefix
+        self._node_name = node_name
+        self._settings: dict[str, object] = {
+            "workdir": str(workdir),
+            "node": node_name,
+            "output_bytes_max": output_bytes_max,
+            "kill_grace_s": kill_grace_s,
+        }
+        count = max(1, min(launchers or os.cpu_count() or 1, slots))
+        self._seats = [
+            _Seat(slots // count + (place < slots % count)) for place in range(count)
+        ]
+        self._keys = 0
+        self._items: dict[tuple[TaskId, AttemptId], _Item] = {}
+        self._waiting: deque[_Item] = deque()
+        self._reports: list[Report] = []
+        self._last_end_s = float("-inf")
+        self._delivered_s = float("-inf")
+        self._delivery: asyncio.TimerHandle | asyncio.Handle | None = None
+        self._look: asyncio.TimerHandle | None = None
+        self._is_closing = False
+        self._threads = ThreadPoolExecutor(2, thread_name_prefix="runner")
+
+    # -- the port --------------------------------------------------------------
+
+    def prestart(self) -> None:
+        """Start the launchers now, so that the first attempt need not wait."""
+        for seat in self._seats:
+            self._ensure(seat)
+
+    def start(self, items: Sequence[tuple[AttemptId, TaskSpec]]) -> None:
+        """Take attempts; those that are here already are not taken twice."""
+        now_s = self._clock.now().mono_s
+        for attempt, spec in items:
+            if (spec.id, attempt) in self._items:
+                continue
+            self._keys += 1
+            item = _Item(self._keys, attempt, spec, now_s)
+            self._items[spec.id, attempt] = item
+            if self._is_closing:
+                self._end(item, released(Reason.DRAINING))
+            elif spec.inputs:
+                self._in_thread(
+                    partial(self._checked, item),
+                    partial(workdir.missing_inputs, self._workdir, spec.inputs),
+                )
+            else:
+                self._waiting.append(item)
+        self._fill()
+        self._deliver_soon()
+
+    def stop(self, items: Sequence[tuple[TaskId, AttemptId]]) -> None:
+        """End attempts and all that they started; unknown ones are ignored."""
+        for name in items:
+            item = self._items.get(name)
+            if item is None or item.is_stopped:
+                continue
+            item.is_stopped = True
+            if item in self._waiting:
+                self._waiting.remove(item)
+                self._end(item, cancelled())
+                continue
+            for seat in self._seats:
+                if item.key in seat.items and seat.process is not None:
+                    seat.process.send([["stop", item.key]])
+        self._deliver_soon()
+
+    async def close(self) -> None:
+        """End every tree and every launcher; what had not ended is released."""
+        self._is_closing = True
+        async with asyncio.TaskGroup() as group:
+            for seat in self._seats:
+                if seat.process is not None:
+                    group.create_task(seat.process.dismiss())
+        await asyncio.to_thread(self._threads.shutdown)
+        # Let the callbacks of the threads run, which report captured outputs.
+        await asyncio.sleep(0)
+        for item in list(self._items.values()):
+            self._end(item, released(Reason.DRAINING))
+        for timer in (self._look, self._delivery):
+            if timer is not None:
+                timer.cancel()
+        self._deliver()
+
+    # -- launchers -------------------------------------------------------------
+
+    def _ensure(self, seat: _Seat) -> LauncherProcess | None:
+        now_s = self._clock.now().mono_s
+        if seat.process is None and now_s - seat.born_s >= RESTART_S:
+            seat.born_s = now_s
+            try:
+                seat.process = LauncherProcess(
+                    {**self._settings, "slots": seat.share},
+                    env=self._env,
+                    prefix=self._prefix,
+                    on_messages=partial(self._on_messages, seat),
+                    on_exit=partial(self._on_exit, seat),
+                )
+            except OSError:
+                return None  # Out of processes or memory; tried again shortly.
+        return seat.process
+
+    def _on_messages(self, seat: _Seat, messages: list[list[Any]]) -> None:
+        for name, key, *fields in messages:
+            item = seat.items.get(key)
+            if item is None:
+                continue
+            if name == "alive":
+                item.pid = fields[0]
+                continue
+            del seat.items[key]
+            if name == "end":
+                self._on_end(seat, item, fields)
+            elif item.is_stopped:
+                self._end(item, cancelled())
+            else:
+                seat.mean_ms = max(seat.mean_ms, SHORT_MS)
+                self._waiting.appendleft(item)
+        self._fill()
+        self._deliver()
+
+    def _on_end(self, seat: _Seat, item: _Item, fields: list[Any]) -> None:
+        self._last_end_s = self._clock.now().mono_s
+        outcome = outcome_of_end(fields)
+        duration_ms = outcome.duration_ms or 0
+        seat.mean_ms = 0.7 * min(seat.mean_ms, 2 * SHORT_MS) + 0.3 * duration_ms
+        if not item.spec.outputs or item.is_stopped:
+            self._end(item, outcome)
+            return
+        self._in_thread(
+            partial(self._captured, item, outcome),
+            partial(
+                workdir.capture,
+                self._workdir,
+                workdir.folder_of(self._outputs_dir, item.spec.id, item.attempt),
+                item.spec.outputs,
+            ),
+        )
+
+    def _on_exit(self, seat: _Seat) -> None:
+        """A launcher is gone: end what it ran, so that others may run it."""
+        seat.process = None
+        lost, seat.items = list(seat.items.values()), {}
+        if self._is_closing or not lost:
+            return
+        self._in_thread(
+            partial(self._buried, lost),
+            partial(
+                tree.end_marked,
+                [item.mark for item in lost],
+                {item.pid for item in lost if item.pid is not None},
+                b"OCTASKLY_NODE=" + self._node_name.encode(),
+            ),
+        )
+
+    def _buried(self, lost: list[_Item], _result: object) -> None:
+        for item in lost:
+            self._end(item, released(Reason.LOST, "its launcher died"))
+        self._fill()
+        self._deliver()
+
+    # -- waiting ---------------------------------------------------------------
+
+    def _fill(self) -> None:
+        """Hand waiting attempts to launchers with room."""
+        batches: dict[LauncherProcess, list[list[Any]]] = {}
+        while self._waiting and not self._is_closing:
+            seat = self._roomiest()
+            process = seat and self._ensure(seat)
+            if seat is None or process is None:
+                break
+            item = self._waiting.popleft()
+            seat.items[item.key] = item
+            spec = item.spec
+            batches.setdefault(process, []).append(
+                [
+                    *("run", item.key, spec.id, str(item.attempt.n)),
+                    *(spec.command.encode("utf-8", "surrogatepass"), spec.timeout_s),
+                ]
+            )
+        for process, orders in batches.items():
+            process.send(orders)
+        if self._waiting and self._look is None:
+            loop = asyncio.get_running_loop()
+            self._look = loop.call_later(LOOK_S, self._look_round)
+
+    def _roomiest(self) -> _Seat | None:
+        """Return where an attempt would start first, None when it had to wait."""
+        now_s = self._clock.now().mono_s
+        best, most = None, 0
+        deepest, deepest_room = None, 0
+        for seat in self._seats:
+            if seat.process is None and now_s - seat.born_s < RESTART_S:
+                continue
+            room = seat.share - len(seat.items)
+            if room > most:
+                best, most = seat, room
+            if room + seat.depth > deepest_room:
+                deepest, deepest_room = seat, room + seat.depth
+        return best or deepest
+
+    def _look_round(self) -> None:
+        """Give back what waits behind long attempts."""
+        self._look = None
+        now_s = self._clock.now().mono_s
+        taken = sum(len(seat.items) for seat in self._seats)
+        if taken >= self._slots and now_s - self._last_end_s >= WAIT_MAX_S:
+            late = [i for i in self._waiting if now_s - i.since_s >= WAIT_MAX_S]
+            for item in late:
+                self._waiting.remove(item)
+                self._end(item, released(Reason.RETURNED))
+        self._fill()
+        self._deliver()
+
+    # -- threads ---------------------------------------------------------------
+
+    def _in_thread(
+        self, then: Callable[[Any], None], work: Callable[[], object]
+    ) -> None:
+        loop = asyncio.get_running_loop()
+        future = loop.run_in_executor(self._threads, work)
+        future.add_done_callback(lambda done: then(done.result()))
+
+    def _checked(self, item: _Item, missing: list[str]) -> None:
+        if item.is_stopped:
+            self._end(item, cancelled())
+        elif missing:
+            self._end(item, released(Reason.INPUTS, ", ".join(missing)))
+        else:
+            item.since_s = self._clock.now().mono_s
+            self._waiting.append(item)
+        self._fill()
+        self._deliver()
+
+    def _captured(
+        self, item: _Item, outcome: Outcome, files: tuple[OutputFile, ...]
+    ) -> None:
+        self._end(item, replace(outcome, outputs=files))
+        self._deliver()
+
+    # -- reports ---------------------------------------------------------------
+
+    def _end(self, item: _Item, outcome: Outcome) -> None:
+        del self._items[item.spec.id, item.attempt]
+        if item.is_stopped and outcome.state != AttemptState.CANCELLED:
+            # Success is never reported for what was told to end.
+            outcome = replace(
+                outcome, state=AttemptState.CANCELLED, reason=Reason.CANCELLED
+            )
+        self._reports.append(
+            Report(task=item.spec.id, attempt=item.attempt, outcome=outcome)
+        )
+
+    def _deliver_soon(self) -> None:
+        # Never from within `start` or `stop`: the caller is in the middle of a step.
+        if self._reports and self._delivery is None:
+            loop = asyncio.get_running_loop()
+            self._delivery = loop.call_soon(self._deliver_now)
+
+    def _deliver(self) -> None:
+        """Report now, or a moment later together with others while much is to do."""
+        if not self._reports:
+            return
+        since_s = self._clock.now().mono_s - self._delivered_s
+        is_busy = bool(self._waiting) and since_s < COALESCE_S
+        if not is_busy or len(self._reports) >= COALESCE_REPORTS:
+            self._deliver_now()
+        elif self._delivery is None:
+            loop = asyncio.get_running_loop()
+            self._delivery = loop.call_later(COALESCE_S, self._deliver_now)
+
+    def _deliver_now(self) -> None:
+        if self._delivery is not None:
+            self._delivery.cancel()
+            self._delivery = None
+        if self._reports:
+            reports, self._reports = tuple(self._reports), []
+            self._delivered_s = self._clock.now().mono_s
+            self._on_ended(reports)

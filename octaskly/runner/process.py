@@ -1,0 +1,172 @@
+"""One launcher, seen from the agent: its process, its socket, its end."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import socket
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import octaskly
+from octaskly.runner import launcher
+from octaskly.runner.child import RESET_SIGNALS
+
+CONTROL_FD = 3
+RECEIVE_BYTES = 1 << 18
+DISMISS_S = 6.0  #: a launcher that was told to close has this long to end its trees
+
+#: Never passed on: they speak to the agent alone.
+PRIVATE_NAMES = ("NOTIFY_SOCKET", "CREDENTIALS_DIRECTORY")
+PRIVATE_PREFIXES = ("OCTASKLY_", "WATCHDOG_", "LISTEN_")
+
+Message = list[Any]
+
+
+def task_environment(environ: Mapping[str, str]) -> dict[str, str]:
+    """Return the part of the agent's environment that tasks may see."""
+    return {
+        name: value
+        for name, value in environ.items()
+        if name not in PRIVATE_NAMES and not name.startswith(PRIVATE_PREFIXES)
+    }
+
+
+def _import_folders() -> list[str]:
+    package = Path(octaskly.__file__).resolve().parent.parent
+    return [str(package), str(launcher.msgpack_folder())]
+
+
+class LauncherProcess:
+    """A launcher that is running, from its start to the end of its process.
+
+    Args:
+        settings: As the launcher wants them.
+        env: Environment of the launcher, and so of its tasks.
+        prefix: Words put before the launcher's own command line, for example
+            `setpriv --reuid=... --` to run it, and so every task, as somebody else.
+        on_messages: Called with what it sent.
+        on_exit: Called once, when the process is gone and all it sent was delivered.
+
+    Raises:
+        OSError: it cannot be started.
+    """
+
+    def __init__(
+        self,
+        settings: Mapping[str, object],
+        *,
+        env: Mapping[str, str],
+        prefix: Sequence[str] = (),
+        on_messages: Callable[[list[Message]], None],
+        on_exit: Callable[[], None],
+    ) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._on_messages = on_messages
+        self._on_exit = on_exit
+        self._inbox = launcher.Inbox()
+        self._outbox = bytearray()
+        self._control, theirs = socket.socketpair()
+        self._control.setblocking(False)
+        words = [
+            *prefix,
+            *(sys.executable, "-I", "-S", launcher.__file__),
+            *(str(CONTROL_FD), launcher.encode_settings(settings)),
+            *_import_folders(),
+        ]
+        null_fd = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
+        try:
+            self.pid = os.posix_spawnp(
+                words[0],
+                words,
+                env,
+                file_actions=(
+                    (os.POSIX_SPAWN_DUP2, null_fd, 0),
+                    (os.POSIX_SPAWN_DUP2, null_fd, 1),
+                    (os.POSIX_SPAWN_DUP2, theirs.fileno(), CONTROL_FD),
+                ),
+                # Not in the agent's session: Ctrl-C is for the agent, which tells us.
+                setsid=True,
+                setsigdef=RESET_SIGNALS,
+                setsigmask=(),
+            )
+        except OSError:
+            self._control.close()
+            raise
+        finally:
+            os.close(null_fd)
+            theirs.close()
+        self._pid_fd = os.pidfd_open(self.pid)
+        self._loop.add_reader(self._control, self._receive)
+        self._loop.add_reader(self._pid_fd, self._reap)
+        self.gone = self._loop.create_future()  #: done when the process has ended
+
+    def send(self, messages: list[Message]) -> None:
+        """Send at once, or as soon as the socket takes it."""
+        self._outbox += launcher.pack(messages)
+        self._flush()
+
+    def _flush(self) -> None:
+        try:
+            sent = self._control.send(self._outbox)
+        except BlockingIOError:
+            sent = 0
+        except OSError:
+            sent = len(self._outbox)  # It is dying; `_reap` follows.
+        del self._outbox[:sent]
+        if self._outbox:
+            self._loop.add_writer(self._control, self._flush)
+        else:
+            self._loop.remove_writer(self._control)
+
+    def _receive(self) -> None:
+        if not self._take():
+            self._loop.remove_reader(self._control)
+
+    def _take(self) -> bool:
+        """Deliver what has come; return False at the end of the stream."""
+        try:
+            data = self._control.recv(RECEIVE_BYTES)
+        except BlockingIOError:
+            return True
+        except OSError:
+            return False
+        if not data:
+            return False
+        if messages := self._inbox.feed(data):
+            self._on_messages(messages)
+        return True
+
+    def _reap(self) -> None:
+        """Tidy up after the process, which has ended."""
+        os.waitpid(self.pid, 0)
+        self._loop.remove_reader(self._pid_fd)
+        os.close(self._pid_fd)
+        self._control.setblocking(True)  # Its end is closed, so this cannot wait.
+        while self._take():
+            pass
+        self._loop.remove_reader(self._control)
+        self._loop.remove_writer(self._control)
+        self._control.close()
+        if not self.gone.done():
+            self.gone.set_result(None)
+        self._on_exit()
+
+    async def dismiss(self) -> None:
+        """Have it end its trees and itself; it is killed if it does not."""
+        if not self.gone.done():
+            self.send([["close"]])
+        try:
+            async with asyncio.timeout(DISMISS_S):
+                await asyncio.shield(self.gone)
+        except TimeoutError:
+            self.kill()
+            await asyncio.shield(self.gone)
+
+    def kill(self) -> None:
+        """Kill the launcher itself; what it ran is the caller's to find."""
+        if not self.gone.done():
+            signal.pidfd_send_signal(self._pid_fd, signal.SIGKILL)

@@ -1,0 +1,195 @@
+"""Finds and ends everything that a task started, with nothing but `/proc`.
+
+The launcher is a *subreaper*: whoever loses its parent becomes a child of the
+launcher, so every process that a task ever started is below the launcher, whatever
+it did (`setsid`, double fork, `env -i`). What remains is to tell whose it is. In
+this order: it is below the task's first process; it is in the session that the task
+began in; its environment names the task. What fits none of these is *unknown*, and is
+ended as soon as all tasks have ended that ran when it was first seen.
+
+So without cgroups this can be missed: a process that left its parents, its session
+*and* its environment behind may outlive its task until the other tasks of the same
+launcher have ended too. A launcher has as many slots as the node has per core, and
+with one slot (the default) nothing is ever unknown. And when the launcher itself is
+killed, what was adopted by it is found by session and environment alone. Where a
+cgroup can be created, none of this applies: see `cgroup`.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+
+MARK_BYTES_MAX = 1 << 20  #: environments are read no further than this
+
+
+class Process:
+    """One line of the process table."""
+
+    __slots__ = ("parent", "pid", "session", "start_ticks", "state")
+
+    def __init__(
+        self, pid: int, parent: int, session: int, start_ticks: int, state: str
+    ) -> None:
+        self.pid = pid
+        self.parent = parent
+        self.session = session
+        self.start_ticks = start_ticks  #: with the pid, names it for ever
+        self.state = state  #: one letter, `Z` for a zombie
+
+
+def parse_stat(line: bytes) -> Process:
+    """Read `/proc/<pid>/stat`; the name in it may hold spaces and parentheses.
+
+    Raises:
+        ValueError: the line is not of that form.
+    """
+    head, separator, tail = line.rpartition(b")")
+    if not separator:
+        raise ValueError("no process name")
+    fields = tail.split()
+    if len(fields) < 20:  # noqa: PLR2004 - up to `starttime`, proc_pid_stat(5)
+        raise ValueError("too few fields")
+    return Process(
+        pid=int(head.partition(b" ")[0]),
+        parent=int(fields[1]),
+        session=int(fields[3]),
+        start_ticks=int(fields[19]),
+        state=fields[0].decode(),
+    )
+
+
+def read_process(pid: int) -> Process | None:
+    """Return one process, or None when it is gone."""
+    try:
+        fd = os.open(f"/proc/{pid}/stat", os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return None
+    try:
+        return parse_stat(os.read(fd, 4096))
+    except (OSError, ValueError):
+        return None
+    finally:
+        os.close(fd)
+
+
+def table() -> dict[int, Process]:
+    """Return all processes by pid."""
+    found = {}
+    for name in os.listdir("/proc"):
+        if name.isdigit() and (process := read_process(int(name))) is not None:
+            found[process.pid] = process
+    return found
+
+
+def children_of(pid: int) -> set[int]:
+    """Return the children of a process by walking the whole table."""
+    return {process.pid for process in table().values() if process.parent == pid}
+
+
+def below(processes: dict[int, Process], roots: set[int]) -> set[int]:
+    """Return the roots that exist and all their descendants."""
+    offspring: dict[int, list[int]] = {}
+    for process in processes.values():
+        offspring.setdefault(process.parent, []).append(process.pid)
+    found: set[int] = set()
+    ahead = [pid for pid in roots if pid in processes]
+    while ahead:
+        pid = ahead.pop()
+        if pid not in found:
+            found.add(pid)
+            ahead.extend(offspring.get(pid, ()))
+    return found
+
+
+def in_session(processes: dict[int, Process], session: int) -> set[int]:
+    """Return the processes of a session."""
+    return {pid for pid, process in processes.items() if process.session == session}
+
+
+def has_mark(environment: bytes, mark: tuple[bytes, ...]) -> bool:
+    """Whether an environment as `/proc` shows it holds all of these settings."""
+    settings = environment.split(b"\0")
+    return all(setting in settings for setting in mark)
+
+
+def read_environment(pid: int) -> bytes:
+    """Return the environment that a process was started with; empty when unreadable."""
+    try:
+        fd = os.open(f"/proc/{pid}/environ", os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return b""
+    parts = []
+    try:
+        size = 0
+        while size < MARK_BYTES_MAX and (part := os.read(fd, 65536)):
+            parts.append(part)
+            size += len(part)
+    except OSError:
+        return b""
+    finally:
+        os.close(fd)
+    return b"".join(parts)
+
+
+def signal_process(process: Process, number: int) -> None:
+    """Send a signal to exactly this process, never to a later owner of its pid."""
+    try:
+        fd = os.pidfd_open(process.pid)
+    except OSError:
+        return
+    try:
+        again = read_process(process.pid)
+        if again is not None and again.start_ticks == process.start_ticks:
+            signal.pidfd_send_signal(fd, number)
+            if number == signal.SIGTERM:
+                # A stopped process could not act on it.
+                signal.pidfd_send_signal(fd, signal.SIGCONT)
+    except OSError:
+        return
+    finally:
+        os.close(fd)
+
+
+def end_marked(
+    marks: list[tuple[bytes, ...]],
+    pids: set[int],
+    mark_of_node: bytes,
+    *,
+    rounds: int = 100,
+) -> None:
+    """Kill tasks whose launcher is gone, as far as they can be told.
+
+    Args:
+        marks: Settings in the environment that name each task.
+        pids: First processes of those tasks, where known.
+        mark_of_node: Setting that tells them from tasks of other agents.
+        rounds: How often to look again for what they have started meanwhile.
+    """
+    for _ in range(rounds):
+        processes = table()
+        roots = {
+            process.pid
+            for process in processes.values()
+            if process.state != "Z" and process.session in pids
+        }
+        for process in processes.values():
+            environment = read_environment(process.pid)
+            if mark_of_node in environment and any(
+                has_mark(environment, (*mark, mark_of_node)) for mark in marks
+            ):
+                roots.add(process.pid)
+        if not roots:
+            return
+        for pid in below(processes, roots):
+            signal_process(processes[pid], signal.SIGKILL)
+            if processes[pid].parent == os.getpid():
+                _reap(pid)
+
+
+def _reap(pid: int) -> None:
+    """Take the exit of an adopted process, which has just been killed."""
+    try:
+        os.waitpid(pid, 0)
+    except ChildProcessError:
+        return
