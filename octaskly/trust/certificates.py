@@ -1,0 +1,160 @@
+"""Certificates of the mesh: its authority, its nodes, and their HTTPS listeners.
+
+The authority's key follows from the mesh secret, so every member can sign, and its
+certificate is the same bytes on all nodes: Ed25519 signatures are deterministic, and
+serial number, dates and names are fixed. Dates are wide, since machines on a LAN may
+have no clock when they start.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Iterable, Sequence
+from datetime import UTC, datetime
+from ipaddress import ip_address
+from typing import Final
+
+from cryptography import x509
+from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePublicKey
+from cryptography.hazmat.primitives.asymmetric.ed25519 import (
+    Ed25519PrivateKey,
+    Ed25519PublicKey,
+)
+from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID, ObjectIdentifier
+
+from octaskly.core.model import NodeId
+from octaskly.errors import TrustError
+from octaskly.trust.identity import node_id_of
+
+NOT_BEFORE: Final = datetime(2020, 1, 1, tzinfo=UTC)
+NOT_AFTER: Final = datetime(2119, 12, 31, tzinfo=UTC)
+SERIAL_BYTES: Final = 16
+_COMMON_NAME_MAX: Final = 64
+
+
+class Authority:
+    """The certificate authority of one generation of the mesh secret."""
+
+    def __init__(self, seed: bytes, mesh_id: str) -> None:
+        self._key = Ed25519PrivateKey.from_private_bytes(seed)
+        self._name = _name(f"octaskly mesh {mesh_id}")
+        public = self._key.public_key()
+        builder = (
+            _builder(self._name, self._name, 1)
+            .public_key(public)
+            .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
+            .add_extension(_key_usage(is_authority=True), critical=True)
+            .add_extension(
+                x509.SubjectKeyIdentifier.from_public_key(public), critical=False
+            )
+            .add_extension(self._issuer_key(), critical=False)
+        )
+        self.certificate = builder.sign(self._key, None)
+
+    def node_certificate(
+        self, node_id: NodeId, public: Ed25519PublicKey
+    ) -> x509.Certificate:
+        """Return what a node shows to its peers, as client and as server."""
+        usages = [ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH]
+        return self._issue(node_id, public, [x509.DNSName(node_id)], usages)
+
+    def lan_certificate(
+        self,
+        names: Sequence[str],
+        addresses: Iterable[str],
+        public: EllipticCurvePublicKey,
+    ) -> x509.Certificate:
+        """Return what a node's HTTPS listener shows to people and programs.
+
+        Raises:
+            ValueError: a name is no host name, or an address no IP address.
+        """
+        alternatives: list[x509.GeneralName] = [
+            x509.DNSName(name.encode("idna").decode()) for name in dict.fromkeys(names)
+        ]
+        bare = dict.fromkeys(address.partition("%")[0] for address in addresses)
+        alternatives += [x509.IPAddress(ip_address(address)) for address in bare]
+        usages = [ExtendedKeyUsageOID.SERVER_AUTH]
+        return self._issue(names[0], public, alternatives, usages)
+
+    def _issue(
+        self,
+        common_name: str,
+        public: Ed25519PublicKey | EllipticCurvePublicKey,
+        alternatives: Sequence[x509.GeneralName],
+        usages: Sequence[ObjectIdentifier],
+    ) -> x509.Certificate:
+        serial = int.from_bytes(secrets.token_bytes(SERIAL_BYTES), "big") >> 1 | 1
+        builder = (
+            _builder(_name(common_name[:_COMMON_NAME_MAX]), self._name, serial)
+            .public_key(public)
+            .add_extension(
+                x509.BasicConstraints(ca=False, path_length=None), critical=True
+            )
+            .add_extension(_key_usage(is_authority=False), critical=True)
+            .add_extension(x509.ExtendedKeyUsage(usages), critical=False)
+            .add_extension(x509.SubjectAlternativeName(alternatives), critical=False)
+            .add_extension(
+                x509.SubjectKeyIdentifier.from_public_key(public), critical=False
+            )
+            .add_extension(self._issuer_key(), critical=False)
+        )
+        return builder.sign(self._key, None)
+
+    def _issuer_key(self) -> x509.AuthorityKeyIdentifier:
+        public = self._key.public_key()
+        return x509.AuthorityKeyIdentifier.from_issuer_public_key(public)
+
+
+def node_id_in(certificate: bytes) -> NodeId:
+    """Return the node id of a certificate in DER that TLS has verified.
+
+    The id must be that of the key, so that one member cannot use another's id even
+    though it can sign certificates.
+
+    Raises:
+        TrustError: this is no certificate of a node.
+    """
+    try:
+        parsed = x509.load_der_x509_certificate(certificate)
+        public = parsed.public_key()
+        names = parsed.extensions.get_extension_for_class(x509.SubjectAlternativeName)
+        claimed = names.value.get_values_for_type(x509.DNSName)
+    except (ValueError, x509.ExtensionNotFound) as error:
+        raise TrustError("the peer's certificate is none of a node") from error
+    if not isinstance(public, Ed25519PublicKey):
+        raise TrustError("the peer's certificate is none of a node")
+    node_id = node_id_of(public.public_bytes_raw())
+    if claimed != [node_id]:
+        raise TrustError(f"node {node_id} shows a certificate with another node's id")
+    return node_id
+
+
+def _name(common_name: str) -> x509.Name:
+    return x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, common_name)])
+
+
+def _builder(
+    subject: x509.Name, issuer: x509.Name, serial: int
+) -> x509.CertificateBuilder:
+    return x509.CertificateBuilder(
+        issuer_name=issuer,
+        subject_name=subject,
+        serial_number=serial,
+        not_valid_before=NOT_BEFORE,
+        not_valid_after=NOT_AFTER,
+    )
+
+
+def _key_usage(*, is_authority: bool) -> x509.KeyUsage:
+    return x509.KeyUsage(
+        digital_signature=not is_authority,
+        content_commitment=False,
+        key_encipherment=False,
+        data_encipherment=False,
+        key_agreement=False,
+        key_cert_sign=is_authority,
+        crl_sign=is_authority,
+        encipher_only=False,
+        decipher_only=False,
+    )

@@ -1,0 +1,105 @@
+"""Files that only their owner may read, made without a moment of weakness."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import stat
+from contextlib import suppress
+from pathlib import Path
+from typing import Final
+
+from octaskly.errors import ConfigError
+
+FILE_BYTES_MAX: Final = 64 * 1024
+_OTHERS: Final = stat.S_IRWXG | stat.S_IRWXO
+
+
+def read_private(path: Path, *, may_be_shared: bool = False) -> bytes:
+    """Return the content of a file that nobody else can read.
+
+    Args:
+        path: The file; links to it are followed.
+        may_be_shared: Accept a file that others may read.
+
+    Raises:
+        FileNotFoundError: there is none.
+        ConfigError: it cannot be read, is no regular file, is too large, or others
+            may read it.
+    """
+    try:
+        # A FIFO in its place must not hang the start, hence O_NONBLOCK.
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        raise ConfigError(
+            f"cannot read {path}: {error.strerror}",
+            hint=f"make {path} a file that this user may read",
+        ) from error
+    try:
+        status = os.fstat(descriptor)
+        if not stat.S_ISREG(status.st_mode) or status.st_size > FILE_BYTES_MAX:
+            raise ConfigError(f"{path} is no file of that kind", hint=f"look at {path}")
+        if status.st_mode & _OTHERS and not may_be_shared:
+            raise ConfigError(
+                f"{path} can be read by others (mode {status.st_mode & 0o777:04o})",
+                hint=f"chmod 600 {path}",
+            )
+        return os.read(descriptor, FILE_BYTES_MAX)
+    finally:
+        os.close(descriptor)
+
+
+def create_private(path: Path, data: bytes) -> bool:
+    """Create a file with mode 0600 and all of `data`, unless it exists.
+
+    Several processes may try at once: one creates it, and nobody ever sees a part of
+    it. Returns whether this call created it.
+
+    Raises:
+        ConfigError: the folder or the file cannot be made.
+    """
+    folder = path.parent
+    temporary = folder / f".{path.name}.{secrets.token_hex(8)}"
+    try:
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        _write_new(temporary, data)
+        try:
+            # A link, not a rename: it never replaces what another process made.
+            os.link(temporary, path)
+        except FileExistsError:
+            return False
+        finally:
+            temporary.unlink()
+        _sync_folder(folder)
+    except OSError as error:
+        raise ConfigError(
+            f"cannot create {path}: {error.strerror}",
+            hint=f"make {folder} a folder that this user may write",
+        ) from error
+    return True
+
+
+def _write_new(path: Path, data: bytes) -> None:
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW
+    descriptor = os.open(path, flags, 0o600)
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            # An umask of 0777 would leave a file that its owner cannot read.
+            os.fchmod(descriptor, 0o600)
+            file.write(data)
+            file.flush()
+            os.fsync(descriptor)
+    except OSError:
+        with suppress(OSError):
+            path.unlink()
+        raise
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,169 @@
+"""Tokens of the REST API: JWT, signed with a key that follows from the mesh secret.
+
+Any member can mint and verify them without asking anybody. Time is always an
+argument, in seconds since 1970.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Final
+
+import jwt
+
+from octaskly.errors import TrustError
+from octaskly.trust.secret import MeshSecret
+
+ALGORITHM: Final = "HS256"
+TOKEN_BYTES_MAX: Final = 4096
+EXPIRES_S_MAX: Final = 90 * 86_400
+LEEWAY_S: Final = 30
+CACHE_MAX: Final = 1024
+NAME_CHARS_MAX: Final = 256
+
+PERMISSIONS: Final = {
+    "admin": ("read", "submit", "admin"),
+    "client": ("read", "submit"),
+    "viewer": ("read",),
+}
+"""What each role may do; `permissions` in a token only repeats it for people."""
+
+INVALID: Final = "token is not valid"
+EXPIRED: Final = "token expired"
+
+_CLAIMS: Final = ["iss", "aud", "sub", "jti", "iat", "exp", "role", "permissions"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Claims:
+    """What a verified token says."""
+
+    subject: str
+    role: str  #: a key of `PERMISSIONS`
+    jti: str
+    issued_s: int
+    expires_s: int
+
+
+class Tokens:
+    """Mints and verifies the tokens of one mesh."""
+
+    def __init__(self, secret: MeshSecret) -> None:
+        self._keys = {
+            str(generation): secret.token_key(generation)
+            for generation in range(1, secret.generation + 1)
+        }
+        self._kid = str(secret.generation)
+        self._issuer = secret.mesh_id
+        self._audience = f"octaskly:{secret.mesh_id}"
+        self._jwt = jwt.PyJWT({"enforce_minimum_key_length": True})
+        self._verified: dict[str, Claims] = {}
+
+    def mint(
+        self, *, subject: str, role: str, expires_s: int, now_s: float, jti: str
+    ) -> str:
+        """Return a new token.
+
+        Args:
+            subject: Whom it is for.
+            role: `admin`, `client` or `viewer`.
+            expires_s: Seconds for which it is good, at most 90 days.
+            now_s: The time of minting.
+            jti: Name of this token, unique in the mesh.
+
+        Raises:
+            TrustError: the role is unknown, or a value is out of its range.
+        """
+        if role not in PERMISSIONS:
+            raise TrustError(f"{role!r} is no role", hint="admin, client or viewer")
+        if not 0 < expires_s <= EXPIRES_S_MAX:
+            raise TrustError("a token is good for 1 second to 90 days")
+        if not all(0 < len(text) <= NAME_CHARS_MAX for text in (subject, jti)):
+            raise TrustError(f"a subject has 1 to {NAME_CHARS_MAX} characters")
+        claims = {
+            "iss": self._issuer,
+            "aud": self._audience,
+            "sub": subject,
+            "jti": jti,
+            "iat": int(now_s),
+            "exp": int(now_s) + expires_s,
+            "role": role,
+            "permissions": list(PERMISSIONS[role]),
+        }
+        return self._jwt.encode(
+            claims, self._keys[self._kid], ALGORITHM, headers={"kid": self._kid}
+        )
+
+    def verify(self, token: str, now_s: float) -> Claims:
+        """Return what a token says.
+
+        Raises:
+            TrustError: `EXPIRED` if all but the time is right, else `INVALID`,
+                whatever is wrong.
+        """
+        claims = self._verified.get(token)
+        if claims is None:
+            claims = self._read(token)
+            if claims.issued_s > now_s + LEEWAY_S:
+                raise TrustError(INVALID)
+        if now_s >= claims.expires_s + LEEWAY_S:
+            self._verified.pop(token, None)
+            raise TrustError(EXPIRED)
+        self._remember(token, claims)
+        return claims
+
+    def _remember(self, token: str, claims: Claims) -> None:
+        """Keep what was verified last; the oldest goes when there are too many."""
+        self._verified.pop(token, None)
+        self._verified[token] = claims
+        if len(self._verified) > CACHE_MAX:
+            del self._verified[next(iter(self._verified))]
+
+    def _read(self, token: str) -> Claims:
+        # The size comes first: nothing longer is worth a look.
+        if len(token) > TOKEN_BYTES_MAX:
+            raise TrustError(INVALID)
+        try:
+            return _checked(self._decode(token))
+        except (jwt.PyJWTError, ValueError, TypeError, RecursionError):
+            # No cause and one text: a forger learns nothing from it.
+            raise TrustError(INVALID) from None
+
+    def _decode(self, token: str) -> dict[str, Any]:
+        key = self._keys.get(jwt.get_unverified_header(token).get("kid", ""))
+        if key is None:
+            raise ValueError(INVALID)
+        claims: dict[str, Any] = self._jwt.decode(
+            token,
+            key,
+            algorithms=[ALGORITHM],
+            audience=self._audience,
+            issuer=self._issuer,
+            options={
+                "require": _CLAIMS,
+                "strict_aud": True,
+                # The caller's clock decides, not the one that the library reads.
+                "verify_exp": False,
+                "verify_iat": False,
+                "verify_nbf": False,
+            },
+        )
+        return claims
+
+
+def _checked(claims: dict[str, Any]) -> Claims:
+    """Return the claims; ValueError where the library is too generous."""
+    issued_s, expires_s = claims["iat"], claims["exp"]
+    subject, jti, role = claims["sub"], claims["jti"], claims["role"]
+    if type(issued_s) is not int or type(expires_s) is not int:
+        raise ValueError(INVALID)
+    if not 0 < expires_s - issued_s <= EXPIRES_S_MAX:
+        raise ValueError(INVALID)
+    if type(role) is not str or role not in PERMISSIONS:
+        raise ValueError(INVALID)
+    for text in (subject, jti):
+        if type(text) is not str or not 0 < len(text) <= NAME_CHARS_MAX:
+            raise ValueError(INVALID)
+    return Claims(
+        subject=subject, role=role, jti=jti, issued_s=issued_s, expires_s=expires_s
+    )

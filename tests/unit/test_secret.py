@@ -1,0 +1,270 @@
+"""The mesh secret: its text, its file, and what follows from it."""
+
+from __future__ import annotations
+
+import os
+import stat
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from octaskly.errors import ConfigError, TrustError
+from octaskly.trust.identity import NodeKey, node_id_of
+from octaskly.trust.private import create_private
+from octaskly.trust.secret import (
+    MeshSecret,
+    generate,
+    load,
+    load_or_create,
+    parse,
+)
+
+KNOWN = MeshSecret((bytes(range(20)),))
+KNOWN_LINE = "okm1-aaaqeayeaudaocajbifqydiob4ibceqtxnl3"
+
+
+@pytest.fixture(params=[0o000, 0o022, 0o777], ids=lambda mask: f"umask {mask:03o}")
+def umask(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Run the test under several umasks; none may change what is made."""
+    before = os.umask(request.param)
+    yield
+    os.umask(before)
+
+
+def write(path: Path, text: str | bytes, mode: int = 0o600) -> Path:
+    path.write_bytes(text.encode() if isinstance(text, str) else text)
+    path.chmod(mode)
+    return path
+
+
+def test_a_known_secret_is_written_and_derived_as_ever() -> None:
+    """These values are a promise: nodes of all versions must agree on them."""
+    assert KNOWN.lines() == f"{KNOWN_LINE}\n"
+    assert KNOWN.mesh_id == "96dbb607b64e3ad5"
+    assert KNOWN.authority_seed(1).hex()[:16] == "4ebd1f13175b293a"
+    assert KNOWN.token_key(1).hex()[:16] == "5e5f1522cbc6428d"
+
+
+def test_a_secret_survives_writing_and_reading() -> None:
+    """Capitals, spaces, comments and empty lines do no harm."""
+    secret = generate()
+
+    assert parse(secret.lines()) == secret
+    assert parse(f"# mesh\n\n  {secret.lines().strip().upper()}  \r\n") == secret
+
+
+def test_two_secrets_are_never_alike() -> None:
+    """Each has 160 random bits."""
+    assert generate() != generate()
+
+
+def test_a_secret_never_shows_itself() -> None:
+    """Not in a log line, a traceback or a debugger's list of variables."""
+    secret = generate()
+
+    assert repr(secret) == "MeshSecret()"
+
+
+def test_a_second_generation_keeps_the_mesh_id_and_signs_with_its_own_keys() -> None:
+    """The mesh stays the same mesh when its secret is renewed."""
+    both = parse(KNOWN.lines() + generate().lines())
+
+    assert both.generation == 2
+    assert both.mesh_id == KNOWN.mesh_id
+    assert both.token_key(1) == KNOWN.token_key(1)
+    assert both.token_key(2) != KNOWN.token_key(1)
+    assert both.authority_seed(2) != KNOWN.authority_seed(1)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "# nothing",
+        "hunter2",
+        "okm1-",
+        KNOWN_LINE[:-1],
+        KNOWN_LINE + "a",
+        KNOWN_LINE[5:],
+        KNOWN_LINE.replace("okm1", "okm2"),
+        KNOWN_LINE.replace("aaaq", "aaqa"),
+        KNOWN_LINE.replace("aaaq", "aa1q"),
+        KNOWN_LINE.replace("aaaq", "aaäq"),
+        KNOWN_LINE[:-1] + "\u017f",
+        f"{KNOWN_LINE} {KNOWN_LINE}",
+        f"{KNOWN_LINE}\nrubbish",
+        f"{KNOWN_LINE}\n" * 17,
+    ],
+)
+def test_a_malformed_secret_is_refused_without_repeating_it(text: str) -> None:
+    """A typing mistake is found by the checksum, and never lands in a log."""
+    with pytest.raises(TrustError) as caught:
+        parse(text)
+
+    assert "aaqeaye" not in str(caught.value)
+    assert "hunter2" not in str(caught.value)
+
+
+def test_a_missing_file_is_an_error_that_says_how_to_make_one(tmp_path: Path) -> None:
+    """The hint is a command that names the path."""
+    path = tmp_path / "mesh.key"
+
+    with pytest.raises(ConfigError) as caught:
+        load(path)
+
+    assert str(path) in str(caught.value)
+    assert caught.value.hint == f"octaskly secret new > {path}"
+
+
+@pytest.mark.parametrize("mode", [0o604, 0o640, 0o644, 0o610, 0o602])
+def test_a_file_that_others_may_touch_is_refused(tmp_path: Path, mode: int) -> None:
+    """The hint is the command that helps."""
+    path = write(tmp_path / "mesh.key", KNOWN.lines(), mode)
+
+    with pytest.raises(ConfigError, match=f"{mode:04o}") as caught:
+        load(path)
+
+    assert caught.value.hint == f"chmod 600 {path}"
+
+
+def test_a_credential_of_systemd_may_have_any_mode(tmp_path: Path) -> None:
+    """Its folder is guarded instead."""
+    path = write(tmp_path / "mesh.key", KNOWN.lines(), 0o444)
+
+    assert load(path, {"CREDENTIALS_DIRECTORY": str(tmp_path)}) == KNOWN
+    with pytest.raises(ConfigError):
+        load(path, {"CREDENTIALS_DIRECTORY": str(tmp_path / "other")})
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"rubbish", b"\xff\xfe", b"okm1-" * 100_000], ids=len
+)
+def test_a_file_with_something_else_is_refused_and_left_alone(
+    tmp_path: Path, content: bytes
+) -> None:
+    """Never overwritten: it may be somebody's only copy."""
+    path = write(tmp_path / "mesh.key", content)
+
+    with pytest.raises(ConfigError, match=r"mesh\.key"):
+        load_or_create(path)
+
+    assert path.read_bytes() == content
+
+
+@pytest.mark.parametrize("kind", ["folder", "fifo", "loop", "below a file"])
+def test_a_path_that_is_no_file_is_refused_at_once(tmp_path: Path, kind: str) -> None:
+    """Neither a FIFO nor a broken link may hang the start."""
+    path = tmp_path / "mesh.key"
+    match kind:
+        case "folder":
+            path.mkdir(mode=0o700)
+        case "fifo":
+            os.mkfifo(path, 0o600)
+        case "loop":
+            path.symlink_to(path)
+        case _:
+            write(path, "")
+            path = path / "mesh.key"
+
+    with pytest.raises(ConfigError) as caught:
+        load_or_create(path)
+
+    assert caught.value.hint
+
+
+def test_a_link_to_nowhere_is_reported_as_missing(tmp_path: Path) -> None:
+    """It is not followed to create a file in some other place."""
+    path = tmp_path / "mesh.key"
+    path.symlink_to(tmp_path / "gone")
+
+    with pytest.raises(ConfigError, match="no mesh secret"):
+        load_or_create(path)
+
+    assert not (tmp_path / "gone").exists()
+
+
+@pytest.mark.usefixtures("umask")
+def test_what_is_made_is_private_under_any_umask(tmp_path: Path) -> None:
+    """The mode does not depend on who started the agent how."""
+    path = tmp_path / "mesh.key"
+
+    secret = load_or_create(path)
+
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    assert load_or_create(path) == secret
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_the_folder_of_a_new_secret_is_made_private(tmp_path: Path) -> None:
+    """On a fresh machine there is no configuration folder yet."""
+    path = tmp_path / "config" / "octaskly" / "mesh.key"
+
+    load_or_create(path)
+
+    assert stat.S_IMODE(path.parent.stat().st_mode) == 0o700
+
+
+def test_processes_that_start_at_once_share_one_secret(tmp_path: Path) -> None:
+    """Several agents of one user form one mesh with nothing to configure."""
+    path = tmp_path / "mesh.key"
+    code = (
+        "import sys; from pathlib import Path\n"
+        "from octaskly.trust.secret import load_or_create\n"
+        "sys.stdout.write('ready\\n'); sys.stdout.flush(); sys.stdin.readline()\n"
+        "print(load_or_create(Path(sys.argv[1])).mesh_id)"
+    )
+    children = [
+        subprocess.Popen(
+            [sys.executable, "-c", code, str(path)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for _ in range(6)
+    ]
+    for child in children:
+        assert child.stdout
+        assert child.stdout.readline() == "ready\n"
+
+    answers = [child.communicate("go\n") for child in children]
+
+    assert {out.strip() for out, _ in answers} == {load(path).mesh_id}
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_the_file_is_created_exclusively(tmp_path: Path) -> None:
+    """What another process made in the meantime is never replaced."""
+    path = write(tmp_path / "mesh.key", KNOWN.lines())
+
+    assert create_private(path, b"other") is False
+    assert load(path) == KNOWN
+
+
+@pytest.mark.usefixtures("umask")
+def test_a_node_keeps_its_key_and_with_it_its_id(tmp_path: Path) -> None:
+    """The id is made of lower-case base32 and follows from the key alone."""
+    first = NodeKey.load_or_create(tmp_path)
+    again = NodeKey.load_or_create(tmp_path)
+
+    assert again.node_id == first.node_id
+    assert len(first.node_id) == 16
+    assert set(first.node_id) <= set("abcdefghijklmnopqrstuvwxyz234567")
+    assert stat.S_IMODE((tmp_path / "node.key").stat().st_mode) == 0o600
+
+
+def test_a_known_key_has_the_id_that_it_always_had() -> None:
+    """Ids live in databases; they must not change between versions."""
+    assert node_id_of(bytes(32)) == "mzuhvlpymk6xo3ep"
+
+
+def test_a_damaged_node_key_is_refused_and_left_alone(tmp_path: Path) -> None:
+    """A new key would be a new node; that is for people to decide."""
+    path = write(tmp_path / "node.key", "-----BEGIN PRIVATE KEY-----\nx\n")
+
+    with pytest.raises(ConfigError, match=r"node\.key is no Ed25519 key"):
+        NodeKey.load_or_create(tmp_path)
+
+    assert path.read_text().startswith("-----BEGIN")

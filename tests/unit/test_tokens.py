@@ -1,0 +1,203 @@
+"""Tokens: what is minted verifies, and nothing else does."""
+
+from __future__ import annotations
+
+import base64
+import json
+from typing import Any
+
+import jwt
+import pytest
+from cryptography.hazmat.primitives.asymmetric.ec import SECP256R1, generate_private_key
+
+from octaskly.errors import TrustError
+from octaskly.trust.secret import MeshSecret, generate
+from octaskly.trust.tokens import CACHE_MAX, EXPIRED, INVALID, Tokens
+
+NOW_S = 1_790_000_000
+DAY_S = 86_400
+SECRET = generate()
+KEY = SECRET.token_key(1)
+GOOD: dict[str, Any] = {
+    "iss": SECRET.mesh_id,
+    "aud": f"octaskly:{SECRET.mesh_id}",
+    "sub": "me",
+    "jti": "j",
+    "iat": NOW_S,
+    "exp": NOW_S + DAY_S,
+    "role": "client",
+    "permissions": ["read"],
+}
+
+
+def mint(tokens: Tokens, **changes: Any) -> str:
+    asked: dict[str, Any] = {
+        "subject": "me",
+        "role": "client",
+        "expires_s": DAY_S,
+        "now_s": NOW_S,
+        "jti": "j",
+    }
+    return tokens.mint(**(asked | changes))
+
+
+def forge(
+    key: Any = KEY, algorithm: str = "HS256", kid: Any = "1", **changes: Any
+) -> str:
+    """Return a token with some claims changed; those set to None are left out."""
+    claims = {k: v for k, v in (GOOD | changes).items() if v is not None}
+    return jwt.encode(claims, key, algorithm, headers={"kid": kid})
+
+
+def by_hand(
+    header: dict[str, Any], claims: dict[str, Any], signature: bytes = b""
+) -> str:
+    parts = [json.dumps(header).encode(), json.dumps(claims).encode(), signature]
+    return ".".join(base64.urlsafe_b64encode(p).decode().rstrip("=") for p in parts)
+
+
+@pytest.mark.parametrize("role", ["admin", "client", "viewer"])
+def test_a_minted_token_says_who_and_what(role: str) -> None:
+    """Every member of the mesh understands it, not only the one that minted it."""
+    token = mint(Tokens(SECRET), role=role)
+
+    claims = Tokens(SECRET).verify(token, NOW_S)
+
+    assert (claims.subject, claims.role, claims.jti) == ("me", role, "j")
+    assert claims.expires_s == NOW_S + DAY_S
+
+
+def test_the_claims_are_those_that_are_documented() -> None:
+    """Other programs may look inside."""
+    claims = jwt.decode(mint(Tokens(SECRET)), options={"verify_signature": False})
+
+    assert claims == GOOD | {"permissions": ["read", "submit"]}
+
+
+def test_the_forger_of_these_tests_can_make_a_good_one() -> None:
+    """Otherwise the refusals below would prove nothing."""
+    assert Tokens(SECRET).verify(forge(), NOW_S).subject == "me"
+
+
+FORGERIES = {
+    "empty": "",
+    "no token": "hello",
+    "two parts": "a.b",
+    "not base64": "é.é.é",
+    "alg none": by_hand({"alg": "none", "kid": "1"}, GOOD),
+    "alg None": by_hand({"alg": "None", "kid": "1"}, GOOD),
+    "no alg": by_hand({"kid": "1"}, GOOD),
+    "header is a list": by_hand([1], GOOD),  # type: ignore[arg-type]
+    "claims are a list": jwt.api_jws.encode(b"[1]", KEY, "HS256", {"kid": "1"}),
+    "cut signature": forge()[:-2],
+    "other mesh's key": forge(generate().token_key(1)),
+    "other algorithm": forge(KEY * 2, "HS512"),
+    "public key algorithm": forge(generate_private_key(SECP256R1()), "ES256"),
+    "no kid": jwt.encode(GOOD, KEY, "HS256"),
+    "unknown kid": forge(kid="2"),
+    "kid with a path": forge(kid="../1"),
+    "kid is a list": by_hand({"alg": "HS256", "kid": ["1"]}, GOOD),
+    "critical header": jwt.encode(
+        GOOD, KEY, "HS256", headers={"kid": "1", "crit": ["x"], "x": 1}
+    ),
+    "no exp": forge(exp=None),
+    "no iat": forge(iat=None),
+    "no aud": forge(aud=None),
+    "no iss": forge(iss=None),
+    "no sub": forge(sub=None),
+    "no jti": forge(jti=None),
+    "no role": forge(role=None),
+    "exp is text": forge(exp=str(NOW_S + 60)),
+    "exp is a float": forge(exp=NOW_S + 60.5),
+    "exp is true": forge(exp=True),
+    "exp is huge": forge(exp=10**18),
+    "exp before iat": forge(exp=NOW_S - 1),
+    "longer than 90 days": forge(exp=NOW_S + 90 * DAY_S + 1),
+    "iat is text": forge(iat=str(NOW_S)),
+    "from the future": forge(iat=NOW_S + 31),
+    "other audience": forge(aud="octaskly:0000000000000000"),
+    "list of audiences": forge(aud=[GOOD["aud"]]),
+    "other mesh": forge(iss="0000000000000000"),
+    "sub is a number": by_hand({"alg": "HS256", "kid": "1"}, GOOD | {"sub": 5}),
+    "empty sub": forge(sub=""),
+    "long sub": forge(sub="x" * 257),
+    "unknown role": forge(role="root"),
+    "role is a list": forge(role=["admin"]),
+    "too long": forge(padding="x" * 4096),
+    "forged and expired": forge(generate().token_key(1), exp=NOW_S - 100),
+}
+
+
+@pytest.mark.parametrize("token", FORGERIES.values(), ids=FORGERIES.keys())
+def test_every_forgery_is_refused_with_one_same_text(token: str) -> None:
+    """A forger learns nothing from the answer."""
+    with pytest.raises(TrustError) as caught:
+        Tokens(SECRET).verify(token, NOW_S)
+
+    assert str(caught.value) == INVALID
+    assert caught.value.__cause__ is None
+
+
+def test_an_expired_token_is_told_so() -> None:
+    """Its owner did nothing wrong and only needs a new one."""
+    tokens = Tokens(SECRET)
+    token = mint(tokens, expires_s=60)
+
+    assert tokens.verify(token, NOW_S + 60 + 29)
+    with pytest.raises(TrustError, match=EXPIRED):
+        tokens.verify(token, NOW_S + 60 + 30)
+    with pytest.raises(TrustError, match=EXPIRED):
+        Tokens(SECRET).verify(token, NOW_S + 60 + 30)
+
+
+def test_a_remembered_token_is_still_checked_for_its_time() -> None:
+    """The cache spares the signature, never the clock."""
+    tokens = Tokens(SECRET)
+    token = mint(tokens, expires_s=60)
+    tokens.verify(token, NOW_S)
+
+    with pytest.raises(TrustError, match=EXPIRED):
+        tokens.verify(token, NOW_S + 1000)
+
+
+def test_the_memory_of_tokens_is_bounded() -> None:
+    """Whoever holds many tokens cannot fill the agent's memory with them."""
+    tokens = Tokens(SECRET)
+    for i in range(CACHE_MAX + 10):
+        tokens.verify(mint(tokens, jti=str(i)), NOW_S)
+
+    assert len(tokens._verified) == CACHE_MAX
+
+
+def test_a_forgery_is_never_remembered() -> None:
+    """Else it would be accepted the second time."""
+    tokens = Tokens(SECRET)
+    for _ in range(2):
+        with pytest.raises(TrustError):
+            tokens.verify(FORGERIES["other mesh's key"], NOW_S)
+
+
+def test_tokens_of_an_older_generation_still_verify() -> None:
+    """Renewing the secret does not lock everybody out at once."""
+    newer = MeshSecret((*SECRET.generations, *generate().generations))
+
+    assert Tokens(newer).verify(mint(Tokens(SECRET)), NOW_S).subject == "me"
+    assert jwt.get_unverified_header(mint(Tokens(newer)))["kid"] == "2"
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"role": "root"},
+        {"expires_s": 0},
+        {"expires_s": 90 * DAY_S + 1},
+        {"subject": ""},
+        {"subject": "x" * 257},
+        {"jti": ""},
+    ],
+    ids=str,
+)
+def test_a_token_that_would_not_verify_is_not_minted(changes: dict[str, Any]) -> None:
+    """The mistake shows where it is made."""
+    with pytest.raises(TrustError):
+        mint(Tokens(SECRET), **changes)
