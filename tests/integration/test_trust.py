@@ -1,0 +1,234 @@
+"""Certificates of the mesh in real TLS, over sockets."""
+
+from __future__ import annotations
+
+import socket
+import ssl
+import threading
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+import trustme
+from cryptography import x509
+from cryptography.hazmat.primitives.asymmetric.ec import SECP256R1, generate_private_key
+from cryptography.hazmat.primitives.serialization import Encoding
+
+from octaskly.errors import ConfigError, TrustError
+from octaskly.trust import MeshTrust, NodeKey, generate
+from octaskly.trust.authority import ALPN
+from octaskly.trust.certificates import Authority, node_id_in
+from octaskly.trust.secret import MeshSecret
+
+SECRET = generate()
+
+
+def member(secret: MeshSecret = SECRET) -> MeshTrust:
+    return MeshTrust(secret, NodeKey.generate())
+
+
+def shake(
+    server: ssl.SSLContext, client: ssl.SSLContext, name: str | None = None
+) -> tuple[ssl.SSLSocket, ssl.SSLSocket]:
+    """Return both ends after a handshake and one byte from the server.
+
+    With TLS 1.3 only that byte tells a client that its certificate was accepted.
+    """
+    left, right = socket.socketpair()
+    ends: dict[str, ssl.SSLSocket] = {}
+
+    def serve() -> None:
+        left.settimeout(5)
+        with suppress(OSError):
+            ends["served"] = server.wrap_socket(left, server_side=True)
+            ends["served"].send(b"!")
+        left.close()
+
+    thread = threading.Thread(target=serve)
+    thread.start()
+    try:
+        right.settimeout(5)
+        ends["dialled"] = client.wrap_socket(right, server_hostname=name)
+        if ends["dialled"].recv(1) != b"!":
+            raise ConnectionResetError
+    except OSError:
+        right.close()
+        thread.join()
+        for end in ends.values():
+            end.close()
+        raise
+    thread.join()
+    return ends["served"], ends["dialled"]
+
+
+def test_two_members_meet_and_each_knows_who_the_other_is() -> None:
+    """Mutual TLS 1.3, with the protocol agreed on."""
+    a, b = member(), member()
+
+    served, dialled = shake(a.server_context(), b.client_context())
+
+    with served, dialled:
+        assert a.peer_node_id(served) == b.node_id
+        assert b.peer_node_id(dialled) == a.node_id
+        assert dialled.version() == "TLSv1.3"
+        assert dialled.selected_alpn_protocol() == ALPN
+
+
+def test_the_authority_is_the_same_bytes_on_all_nodes() -> None:
+    """So that any node's copy can be given to a browser."""
+    assert member().ca_pem() == member().ca_pem()
+    assert member().ca_pem() != member(generate()).ca_pem()
+
+
+def test_members_with_an_older_generation_are_still_accepted() -> None:
+    """While a new secret spreads, the mesh stays whole."""
+    newer = MeshSecret((*SECRET.generations, *generate().generations))
+    a = member(newer)
+
+    served, dialled = shake(
+        a.server_context(), MeshTrust(newer, NodeKey.generate()).client_context()
+    )
+
+    with served, dialled:
+        assert a.ca_pem().count("BEGIN CERTIFICATE") == 2
+
+
+def stranger(kind: str) -> ssl.SSLContext:
+    """Return the client context of somebody who is not in the mesh."""
+    if kind == "other mesh":
+        context = member(generate()).client_context()
+    else:
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname = False
+    context.verify_mode = ssl.CERT_NONE
+    if kind == "self-signed":
+        trustme.CA().issue_cert("node.test").configure_cert(context)
+    if kind == "TLS 1.2":
+        context.maximum_version = ssl.TLSVersion.TLSv1_2
+    return context
+
+
+@pytest.mark.parametrize("kind", ["other mesh", "self-signed", "none", "TLS 1.2"])
+@pytest.mark.filterwarnings("ignore:.*TLSv1_2.*:DeprecationWarning")
+def test_a_stranger_does_not_get_in(kind: str) -> None:
+    """Whatever it shows: another mesh's certificate, its own, or none."""
+    with pytest.raises(OSError):
+        shake(member().server_context(), stranger(kind))
+
+
+def test_a_node_does_not_talk_to_a_stranger_that_listens() -> None:
+    """A false node on the LAN learns nothing."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    trustme.CA().issue_cert("node.test").configure_cert(context)
+
+    with pytest.raises(ssl.SSLCertVerificationError):
+        shake(context, member().client_context())
+
+
+def test_a_member_cannot_use_the_id_of_another() -> None:
+    """It can sign any certificate, but the id must be that of its key."""
+    authority = Authority(SECRET.authority_seed(1), SECRET.mesh_id)
+    victim, thief = NodeKey.generate(), NodeKey.generate()
+    forged = authority.node_certificate(victim.node_id, thief.private.public_key())
+
+    with pytest.raises(TrustError, match="another node's id"):
+        node_id_in(forged.public_bytes(Encoding.DER))
+
+
+@pytest.mark.parametrize("junk", [b"", b"\x30\x00", b"x" * 100], ids=len)
+def test_bytes_that_are_no_certificate_are_refused(junk: bytes) -> None:
+    """The parser's own errors never leak out."""
+    with pytest.raises(TrustError):
+        node_id_in(junk)
+
+
+def test_the_certificate_of_a_listener_is_none_of_a_node() -> None:
+    """It is for HTTPS; whoever steals its key cannot pose as a peer."""
+    authority = Authority(SECRET.authority_seed(1), SECRET.mesh_id)
+    public = generate_private_key(SECP256R1()).public_key()
+    certificate = authority.lan_certificate(["a"], [], public)
+
+    with pytest.raises(TrustError, match="none of a node"):
+        node_id_in(certificate.public_bytes(Encoding.DER))
+
+
+def people(trust: MeshTrust) -> ssl.SSLContext:
+    """Return the context of a program that was given the mesh authority."""
+    return ssl.create_default_context(cadata=trust.ca_pem())
+
+
+@pytest.mark.parametrize("name", ["box", "box.local", "10.0.0.5", "fe80::1", "::1"])
+def test_people_reach_https_by_every_name_of_the_machine(name: str) -> None:
+    """Host name, `.local` name and addresses are in the certificate."""
+    trust = member()
+    context = trust.lan_server_context(
+        ["box", "box.local"], ["10.0.0.5", "fe80::1%eth0", "::1"]
+    )
+
+    served, dialled = shake(context, people(trust), name)
+
+    with served, dialled:
+        assert served.getpeercert(binary_form=True) is None
+        certificate = dialled.getpeercert(binary_form=True)
+        assert certificate
+        assert x509.load_der_x509_certificate(certificate).public_key().key_size == 256  # type: ignore[union-attr]
+
+
+def test_people_notice_a_name_that_is_not_this_machine() -> None:
+    """A certificate is for one machine, not for the whole mesh."""
+    trust = member()
+
+    with pytest.raises(ssl.SSLCertVerificationError):
+        shake(trust.lan_server_context(["box"], []), people(trust), "other")
+
+
+def test_a_forwarding_node_is_known_to_the_https_listener() -> None:
+    """It authenticates the hop; the principal is stated beside it."""
+    a, b = member(), member()
+
+    served, dialled = shake(a.lan_server_context(["box"], []), b.lan_client_context())
+
+    with served, dialled:
+        assert a.peer_node_id(served) == b.node_id
+
+
+def test_a_foreign_client_certificate_is_refused_by_https_too() -> None:
+    """Optional means: none, or a good one."""
+    with pytest.raises(OSError):
+        shake(member().lan_server_context(["box"], []), stranger("other mesh"))
+
+
+def test_a_client_without_certificate_has_no_node_id() -> None:
+    """Asking for it is an error, not an empty answer."""
+    trust = member()
+
+    served, dialled = shake(trust.lan_server_context(["box"], []), people(trust), "box")
+
+    with served, dialled, pytest.raises(TrustError, match="no certificate"):
+        trust.peer_node_id(served)
+
+
+@pytest.mark.parametrize(
+    ("names", "addresses"), [(["x" * 300], []), (["box"], ["not-an-address"])]
+)
+def test_names_that_cannot_stand_in_a_certificate_are_settings_errors(
+    names: list[str], addresses: list[str]
+) -> None:
+    """The operator gets a sentence, not a traceback."""
+    with pytest.raises(ConfigError, match="no certificate"):
+        member().lan_server_context(names, addresses)
+
+
+def test_no_key_is_left_on_disk_by_making_contexts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Keys reach the TLS library through memory."""
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    key = NodeKey.load_or_create(tmp_path)
+
+    trust = MeshTrust(SECRET, key)
+    trust.server_context()
+    trust.lan_server_context(["box"], ["127.0.0.1"])
+
+    assert [path.name for path in tmp_path.iterdir()] == ["node.key"]
