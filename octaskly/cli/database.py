@@ -1,0 +1,41 @@
+"""`octaskly db`: what to do with a log that cannot be used."""
+
+from __future__ import annotations
+
+import datetime as dt
+
+import click
+
+from octaskly.cli.choice import Choice
+from octaskly.cli.render import note
+from octaskly.errors import ConfigError
+
+
+@click.group()
+def db() -> None:
+    """Care for the log of the agent on this machine."""
+
+
+@db.command()
+@click.pass_obj
+def reset(choice: Choice) -> None:
+    """Move the log aside, so that the agent starts with a fresh one.
+
+    Nothing is deleted: the files stay beside the new log. The other nodes of the
+    mesh bring the new log up to date.
+    """
+    # Imported here: a quick command needs neither settings nor SQLite.
+    from octaskly.config import AgentOptions, resolve  # noqa: PLC0415
+    from octaskly.store.database import move_aside  # noqa: PLC0415
+
+    options = AgentOptions(name=choice.node, state_dir=choice.state_dir)
+    path = resolve(options, choice.environ).paths.database
+    if not path.exists():
+        raise ConfigError(
+            f"there is no log at {path}",
+            hint="octaskly --state-dir DIR db reset    names another agent's folder",
+        )
+    suffix = dt.datetime.now(dt.UTC).strftime("%Y%m%dT%H%M%SZ")
+    for moved in move_aside(path, suffix):
+        note(f"moved aside: {moved}")
+    note("next: octaskly agent")

@@ -1,0 +1,178 @@
+"""Agents of the demo: processes of their own on this machine, loopback only."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from octaskly.client import ApiError, Client, NodeInfo, ReplyLost, Unreachable
+from octaskly.errors import MeshError
+
+READY_S_MAX = 20.0
+STOP_S_MAX = 15.0
+POLL_S = 0.05
+LOG_LINES = 8
+
+
+@dataclass(frozen=True, slots=True)
+class DemoAgent:
+    """One agent: its name, process, folder and log."""
+
+    name: str
+    process: subprocess.Popen[bytes]
+    state: Path
+    log: Path
+
+    def description(self) -> dict[str, Any] | None:
+        """Return what it says of itself, None until it is ready."""
+        try:
+            found: dict[str, Any] = json.loads((self.state / "agent.json").read_bytes())
+        except (OSError, ValueError):
+            return None
+        return found if found.get("pid") == self.process.pid else None
+
+    def client(self) -> Client:
+        """Return a client of its local socket; it must be ready."""
+        described = self.description()
+        if described is None:
+            raise Unreachable(f"the agent {self.name} is not ready")
+        return Client.at_socket(described["socket"])
+
+
+@contextlib.contextmanager
+def agents(
+    folder: Path, names: Sequence[str], workdir: Path
+) -> Iterator[list[DemoAgent]]:
+    """Run agents that share one mesh secret and one worker directory.
+
+    At the end they are stopped, by force where they do not stop by themselves.
+    """
+    started: list[DemoAgent] = []
+    try:
+        for name in names:
+            started.append(_start(folder, name, workdir))  # noqa: PERF401 - see finally
+        yield started
+    finally:
+        with _no_interruption():
+            stop(started)
+
+
+def formed(started: Sequence[DemoAgent]) -> list[NodeInfo]:
+    """Wait until the agents are one mesh with one dispatcher; return its nodes.
+
+    Raises:
+        MeshError: an agent ended, or they do not find each other in time.
+    """
+    deadline = time.monotonic() + READY_S_MAX
+    while time.monotonic() < deadline:
+        for agent in started:
+            if agent.process.poll() is not None:
+                raise MeshError(
+                    f"the agent {agent.name} ended with code {agent.process.returncode}"
+                    f"\n{log_end(agent)}"
+                )
+        if (nodes := _nodes_seen_by_all(started)) is not None:
+            return nodes
+        time.sleep(POLL_S)
+    logs = "\n".join(log_end(agent) for agent in started)
+    raise MeshError(
+        f"{len(started)} agents are no mesh after {READY_S_MAX:.0f} s\n{logs}"
+    )
+
+
+def _nodes_seen_by_all(started: Sequence[DemoAgent]) -> list[NodeInfo] | None:
+    """Return the nodes once every agent lists all of them under one dispatcher."""
+    nodes: list[NodeInfo] = []
+    for agent in started:
+        try:
+            with agent.client() as client:
+                nodes = client.nodes().nodes
+        except (ApiError, ReplyLost, Unreachable):
+            return None
+        roles = [node.role for node in nodes if node.state == "ready"]
+        if len(roles) != len(started) or roles.count("dispatcher") != 1:
+            return None
+    return nodes
+
+
+def log_end(agent: DemoAgent) -> str:
+    """Return the last lines that an agent wrote."""
+    lines = agent.log.read_text(errors="replace").splitlines()[-LOG_LINES:]
+    return "\n".join(f"    {agent.name}: {line}" for line in lines)
+
+
+def stop(started: Sequence[DemoAgent]) -> None:
+    """End the agents; a task that still runs may have `STOP_S_MAX` seconds."""
+    for agent in started:
+        agent.process.terminate()
+    deadline = time.monotonic() + STOP_S_MAX
+    for agent in started:
+        try:
+            agent.process.wait(max(0.1, deadline - time.monotonic()))
+        except subprocess.TimeoutExpired:
+            agent.process.kill()
+            agent.process.wait()
+
+
+@contextlib.contextmanager
+def stopped_by_signals() -> Iterator[None]:
+    """Let SIGTERM and SIGHUP end the block as Ctrl-C does, so that it cleans up."""
+
+    def interrupt(_number: int, _frame: object) -> None:
+        raise KeyboardInterrupt
+
+    with _handling((signal.SIGTERM, signal.SIGHUP), interrupt):
+        yield
+
+
+def _no_interruption() -> contextlib.AbstractContextManager[None]:
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    return _handling(numbers, signal.SIG_IGN)
+
+
+@contextlib.contextmanager
+def _handling(
+    numbers: Sequence[signal.Signals],
+    handler: Callable[[int, object], None] | signal.Handlers,
+) -> Iterator[None]:
+    before = [(number, signal.signal(number, handler)) for number in numbers]
+    try:
+        yield
+    finally:
+        for number, previous in before:
+            signal.signal(number, previous)
+
+
+def _start(folder: Path, name: str, workdir: Path) -> DemoAgent:
+    state, log = folder / name, folder / f"{name}.log"
+    environ = {k: v for k, v in os.environ.items() if not k.startswith("OCTASKLY_")}
+    # The kernel ends them if this process is killed and cannot clean up.
+    guard = ["setpriv", "--pdeathsig", "TERM"] if shutil.which("setpriv") else []
+    with log.open("wb") as target:
+        process = subprocess.Popen(  # noqa: S603
+            [
+                *guard,
+                *(sys.executable, "-m", "octaskly", "agent", "--name", name),
+                *("--interface", "lo", "--state-dir", str(state)),
+                *("--secret-file", str(folder / "mesh.key")),
+                *("--api-port", "0", "--peer-port", "0", "--lan-port", "0"),
+                *("--workdir", str(workdir)),
+            ],
+            stdin=subprocess.DEVNULL,
+            stdout=target,
+            stderr=target,
+            env=environ,
+            # Ctrl-C is for the demo, which then stops them in order.
+            start_new_session=True,
+        )
+    return DemoAgent(name, process, state, log)
