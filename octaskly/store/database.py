@@ -1,0 +1,213 @@
+"""The database file: its lock, its checks, its connections, and moving it aside.
+
+Whatever is wrong with an existing file is found before the first byte is written.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import sqlite3
+from collections.abc import Callable
+from pathlib import Path
+from typing import Final
+from urllib.parse import quote
+
+from octaskly.errors import StoreCorrupt, StoreError, StoreFull
+from octaskly.store.schema import APPLICATION_ID, MIGRATIONS, VERSION
+
+SCAN_BYTES_MAX: Final = 200 << 20
+"""Up to this size all pages are checked at the start, above it only the schema."""
+
+_MAGIC: Final = b"SQLite format 3\0"
+_RESET: Final = "`octaskly db reset` moves it aside and starts afresh"
+_DAMAGE: Final = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
+_BUSY_S: Final = 5.0
+
+
+def translated(path: Path, error: sqlite3.Error) -> StoreError:
+    """Return what an error of SQLite means, with what to do about it."""
+    code = getattr(error, "sqlite_errorcode", 0) & 0xFF
+    if code in _DAMAGE:
+        return StoreCorrupt(f"{path} is damaged: {error}", hint=_RESET)
+    if code == sqlite3.SQLITE_FULL:
+        return StoreFull(f"{path}: the disk is full", hint="free some space")
+    if code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
+        return StoreError(
+            f"{path} is locked by another program", hint="close what has it open"
+        )
+    if code == sqlite3.SQLITE_READONLY:
+        return StoreError(
+            f"{path} cannot be written: {error}", hint="check owner and permissions"
+        )
+    return StoreError(f"{path}: {error}")
+
+
+class Lock:
+    """One process's right to the database; ends with the process at the latest."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path.with_name(path.name + ".lock")
+        self._fd = self._take(path)
+
+    def release(self) -> None:
+        """Let others have the database."""
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+
+    def _take(self, path: Path) -> int:
+        try:
+            path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
+            fd = os.open(self.path, flags, 0o600)
+        except OSError as error:
+            raise StoreError(
+                f"{self.path} cannot be opened: {error.strerror}",
+                hint="check owner and permissions of the state folder",
+            ) from error
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            os.ftruncate(fd, 0)
+            os.pwrite(fd, b"%d\n" % os.getpid(), 0)
+        except BlockingIOError:
+            holder = os.pread(fd, 20, 0).decode("ascii", "replace").strip()
+            os.close(fd)
+            raise StoreError(
+                f"{path} is in use by process {holder or 'unknown'}",
+                hint="stop that agent, or choose another --name or --state-dir",
+            ) from None
+        except OSError as error:
+            os.close(fd)
+            raise StoreError(f"{self.path}: {error.strerror}") from error
+        return fd
+
+
+def open_writer(path: Path) -> sqlite3.Connection:
+    """Check or create the database and return the one connection that writes.
+
+    The caller holds the `Lock`.
+
+    Raises:
+        StoreCorrupt: it is damaged, foreign or newer; nothing was written.
+        StoreError: it cannot be opened or written.
+    """
+    try:
+        if path.exists() and path.stat().st_size:
+            _check(path)
+        else:
+            # Made here, so that nobody but the owner can ever read it.
+            os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
+    except OSError as error:
+        raise StoreError(f"{path} cannot be opened: {error.strerror}") from error
+    return _guarded(path, "rw", _prepare_writer)
+
+
+def open_reader(path: Path) -> sqlite3.Connection:
+    """Return a connection that only reads; any thread may use it, one at a time."""
+    return _guarded(path, "ro", _prepare_reader)
+
+
+def move_aside(path: Path, suffix: str) -> tuple[Path, ...]:
+    """Rename the database to `<name>.<suffix>`, with its log; return the new names.
+
+    Raises:
+        StoreError: an agent uses it, or it cannot be renamed.
+    """
+    lock = Lock(path)
+    moved = []
+    try:
+        for part in ("-wal", "-shm", ""):  # SQLite pairs them by name.
+            source = path.with_name(path.name + part)
+            target = path.with_name(f"{path.name}.{suffix}{part}")
+            if target.exists():
+                raise StoreError(f"{target} exists already")
+            if source.exists():
+                source.rename(target)
+                moved.append(target)
+    except OSError as error:
+        raise StoreError(f"{path} cannot be moved: {error.strerror}") from error
+    finally:
+        lock.release()
+    return tuple(moved)
+
+
+def _guarded(
+    path: Path, mode: str, prepare: Callable[[sqlite3.Connection, Path], None]
+) -> sqlite3.Connection:
+    """Connect and prepare, or close and say what is wrong."""
+    try:
+        connection = sqlite3.connect(
+            f"file:{quote(str(path))}?mode={mode}",
+            uri=True,
+            isolation_level=None,  # Transactions are begun and ended by us alone.
+            check_same_thread=False,
+            timeout=_BUSY_S,
+        )
+    except sqlite3.Error as error:
+        raise translated(path, error) from error
+    try:
+        prepare(connection, path)
+    except sqlite3.Error as error:
+        connection.close()
+        raise translated(path, error) from error
+    except BaseException:
+        connection.close()
+        raise
+    return connection
+
+
+def _check(path: Path) -> None:
+    """Refuse a file that is damaged, foreign or newer, without writing to it."""
+    with path.open("rb") as file:
+        if file.read(len(_MAGIC)) != _MAGIC:
+            raise StoreCorrupt(f"{path} is not a database", hint=_RESET)
+    _guarded(path, "ro", _examine).close()
+
+
+def _examine(connection: sqlite3.Connection, path: Path) -> None:
+    version = _pragma(connection, "user_version")
+    if version > VERSION:
+        raise StoreCorrupt(
+            f"{path} has schema {version}, this program knows up to {VERSION}",
+            hint=f"install the newer Octaskly again; {_RESET}",
+        )
+    if _pragma(connection, "application_id") not in (0, APPLICATION_ID) or (
+        version == 0 and connection.execute("SELECT 1 FROM sqlite_master").fetchone()
+    ):
+        raise StoreCorrupt(f"{path} belongs to another program", hint=_RESET)
+    if path.stat().st_size <= SCAN_BYTES_MAX:
+        (verdict,) = connection.execute("PRAGMA quick_check(1)").fetchone()
+        if verdict != "ok":
+            raise StoreCorrupt(f"{path} is damaged: {verdict}", hint=_RESET)
+
+
+def _prepare_writer(connection: sqlite3.Connection, path: Path) -> None:
+    if connection.execute("PRAGMA journal_mode=WAL").fetchone() != ("wal",):
+        raise StoreError(
+            f"{path}: this file system cannot keep a write-ahead log",
+            hint="put the state folder on a local disk",
+        )
+    connection.execute("PRAGMA synchronous=FULL")
+    connection.execute("PRAGMA cache_size=-16384")
+    connection.execute("PRAGMA temp_store=MEMORY")
+    connection.execute(f"PRAGMA journal_size_limit={64 << 20}")
+    connection.execute("BEGIN IMMEDIATE")
+    version = _pragma(connection, "user_version")
+    for number, script in enumerate(MIGRATIONS[version:], start=version + 1):
+        for statement in script.split(";\n"):
+            connection.execute(statement)
+        connection.execute(f"PRAGMA user_version={number}")
+    if version == 0:
+        connection.execute(f"PRAGMA application_id={APPLICATION_ID}")
+    connection.execute("COMMIT")
+
+
+def _prepare_reader(connection: sqlite3.Connection, _: Path) -> None:
+    connection.execute("PRAGMA query_only=1")
+    connection.execute("PRAGMA cache_size=-4096")
+
+
+def _pragma(connection: sqlite3.Connection, name: str) -> int:
+    (value,) = connection.execute(f"PRAGMA {name}").fetchone()
+    return int(value)

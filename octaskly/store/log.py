@@ -1,0 +1,277 @@
+"""The durable side of a node: `ports.Log` on one SQLite file."""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+import sqlite3
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from pathlib import Path
+from typing import Final, TypeVar
+
+from octaskly.core.effects import Append, Save, Spool, Unspool
+from octaskly.core.events import Loaded, Saved
+from octaskly.core.facts import Entry
+from octaskly.core.merge import TaskRecord
+from octaskly.core.messages import Report
+from octaskly.core.model import Address, AttemptId, Epoch, NodeId, StreamId, TaskId
+from octaskly.errors import RemoteProtocolError, StoreCorrupt
+from octaskly.ports import Clock, Packer, StoreStats, TaskPage, TaskQuery
+from octaskly.store import reader
+from octaskly.store.database import Lock, open_reader, open_writer, translated
+from octaskly.store.state import Met, read_saved
+from octaskly.store.writer import Writer
+
+ROOM_BYTES: Final = 64 << 20  #: free space below which no new work is accepted
+BACKLOG_MAX: Final = 200_000  #: entries that may wait for a stalled disk
+
+_READERS: Final = 2
+
+_T = TypeVar("_T")
+
+
+class Store:
+    """Log, tasks, attempts, spool and peers in one file.
+
+    Create it on the event loop that shall hear of commits; `open` may run in a thread.
+
+    Args:
+        path: The database file; its folder is made where it is missing.
+        packer: Turns facts and reports into bytes.
+        on_persisted: Called on the event loop with the highest number made durable.
+        clock: Dates the last meeting with a peer.
+        loop: By default the running one.
+        room_bytes: Free space that `is_room` leaves alone.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        packer: Packer,
+        on_persisted: Callable[[int], None],
+        clock: Clock,
+        *,
+        loop: asyncio.AbstractEventLoop | None = None,
+        room_bytes: int = ROOM_BYTES,
+    ) -> None:
+        self._path = path
+        self._packer = packer
+        self._on_persisted = on_persisted
+        self._clock = clock
+        self._loop = loop or asyncio.get_running_loop()
+        self._room_bytes = room_bytes
+        self._lock: Lock | None = None
+        self._writer: Writer | None = None
+        self._pool: ThreadPoolExecutor | None = None
+        self._local = threading.local()
+        self._connections: list[sqlite3.Connection] = []
+        self._handed: dict[StreamId, int] = {}
+
+    @property
+    def failure(self) -> str | None:
+        """Why nothing can be written at the moment; None while all is well."""
+        return None if self._writer is None else self._writer.failure
+
+    def is_room(self, needed_bytes: int = 0) -> bool:
+        """Return whether new work can be kept: the disk has room and takes writes."""
+        writer = self._writer
+        if writer is None or writer.failure or writer.backlog > BACKLOG_MAX:
+            return False
+        try:
+            free = shutil.disk_usage(self._path.parent).free
+        except OSError:
+            return False
+        return free >= self._room_bytes + needed_bytes
+
+    def open(self) -> Saved:
+        """Open or create the database and return what the node must know.
+
+        Raises:
+            StoreCorrupt: damaged, foreign, or written by a newer version; untouched.
+            StoreError: it cannot be opened, or another process has it.
+        """
+        assert self._writer is None
+        lock = Lock(self._path)
+        try:
+            connection = open_writer(self._path)
+        except BaseException:
+            lock.release()
+            raise
+        try:
+            saved = self._start(connection)
+        except BaseException:
+            connection.close()
+            lock.release()
+            raise
+        self._lock = lock
+        return saved
+
+    def append(
+        self,
+        number: int,
+        entries: Sequence[Entry],
+        epochs: Sequence[tuple[StreamId, Epoch]] = (),
+    ) -> None:
+        """Queue entries for the next commit; those already held are skipped."""
+        handed = self._handed
+        for stream, _ in epochs:
+            handed.setdefault(stream, 0)
+        fresh = []
+        for entry in entries:
+            held = handed[entry.stream]
+            if entry.seq > held:
+                assert entry.seq == held + 1, f"gap in stream {entry.stream}"
+                handed[entry.stream] = entry.seq
+                fresh.append(entry)
+        self._put(Append(number, tuple(fresh), tuple(epochs)))
+
+    def save(
+        self,
+        number: int,
+        *,
+        term: int | None = None,
+        epoch: Epoch | None = None,
+        stream: tuple[StreamId, Epoch] | None = None,
+        name: str | None = None,
+    ) -> None:
+        """Queue node state for the next commit."""
+        if stream is not None:
+            self._handed.setdefault(stream[0], 0)
+        self._put(Save(number=number, term=term, epoch=epoch, stream=stream, name=name))
+
+    def spool(self, reports: Sequence[Report]) -> None:
+        """Queue results to keep until `unspool`."""
+        self._put(Spool(tuple(reports)))
+
+    def unspool(self, items: Sequence[tuple[TaskId, AttemptId]]) -> None:
+        """Queue the end of kept results."""
+        self._put(Unspool(tuple(items)))
+
+    def remember(self, peer: NodeId, name: str, addresses: Sequence[Address]) -> None:
+        """Queue a peer's addresses."""
+        self._put(Met(peer, name, tuple(addresses), self._clock.now().wall_ms))
+
+    async def load(self, after_ord: int, limit: int) -> Loaded:
+        """Read queued tasks with `ord > after_ord`, in order."""
+        return await self._read(lambda db: reader.load(db, after_ord, limit))
+
+    async def load_live(self) -> tuple[TaskRecord, ...]:
+        """Read tasks whose latest attempt has no end."""
+        return await self._read(reader.load_live)
+
+    async def entries_after(
+        self, vector: Mapping[StreamId, int], bytes_max: int
+    ) -> tuple[tuple[Entry, ...], tuple[tuple[StreamId, Epoch], ...], bool]:
+        """Read entries beyond `vector`: entries, writers of their streams, more?"""
+        return await self._read(
+            lambda db: reader.entries_after(db, self._packer, vector, bytes_max)
+        )
+
+    async def vector(self) -> tuple[tuple[StreamId, int], ...]:
+        """Return what is durable, per stream."""
+        return await self._read(reader.vector)
+
+    async def task(self, task: TaskId) -> TaskRecord | None:
+        """Read one task with its outputs."""
+        return await self._read(lambda db: reader.task(db, task))
+
+    async def tasks(self, tasks: Sequence[TaskId]) -> dict[TaskId, TaskRecord]:
+        """Read those of these tasks that exist, without outputs."""
+        return await self._read(lambda db: reader.tasks(db, tasks))
+
+    async def resolve(self, sequence: int) -> tuple[TaskId, ...]:
+        """Return the ids of tasks whose id has this sequence number (at most 2)."""
+        return await self._read(lambda db: reader.resolve(db, sequence))
+
+    async def page(self, query: TaskQuery) -> TaskPage:
+        """Read one page of tasks."""
+        return await self._read(lambda db: reader.page(db, query))
+
+    async def stats(self) -> StoreStats:
+        """Read the counters."""
+        counts, sequence = await self._read(reader.counts)
+        return StoreStats(
+            counts=counts, disk_bytes=self._disk_bytes(), sequence=sequence
+        )
+
+    async def close(self) -> None:
+        """Commit what is queued, stop the writer, close the file.
+
+        Raises:
+            StoreError: something could not be written; it was never acknowledged.
+        """
+        await asyncio.to_thread(self._shut)
+
+    def _start(self, connection: sqlite3.Connection) -> Saved:
+        """Read what the node must know and start the threads."""
+        try:
+            saved = read_saved(connection, self._packer, self._clock.now().wall_ms)
+            # Streams of which nothing is held yet are known all the same.
+            streams = connection.execute("SELECT stream, have_seq FROM streams")
+            self._handed = {StreamId(stream): have for stream, have in streams}
+            self._writer = Writer(
+                self._path, connection, self._packer, self._tell_committed
+            )
+        except sqlite3.Error as error:
+            raise translated(self._path, error) from error
+        except RemoteProtocolError as error:
+            raise StoreCorrupt(
+                f"{self._path} is damaged: {error}",
+                hint="`octaskly db reset` moves it aside and starts afresh",
+            ) from error
+        self._pool = ThreadPoolExecutor(_READERS, "octaskly-reader")
+        return saved
+
+    def _put(self, item: Append | Save | Spool | Unspool | Met) -> None:
+        assert self._writer is not None, "the store is not open"
+        self._writer.put(item)
+
+    def _tell_committed(self, number: int) -> None:
+        """Hand over to the event loop; runs in the writer's thread."""
+        with suppress(RuntimeError):  # The loop has ended before the store.
+            self._loop.call_soon_threadsafe(self._on_persisted, number)
+
+    async def _read(self, question: Callable[[sqlite3.Connection], _T]) -> _T:
+        """Answer a question from one snapshot, in a thread."""
+        assert self._pool is not None, "the store is not open"
+        return await self._loop.run_in_executor(self._pool, self._ask, question)
+
+    def _ask(self, question: Callable[[sqlite3.Connection], _T]) -> _T:
+        try:
+            db: sqlite3.Connection | None = getattr(self._local, "db", None)
+            if db is None:
+                db = self._local.db = open_reader(self._path)
+                self._connections.append(db)
+            db.execute("BEGIN")
+            try:
+                return question(db)
+            finally:
+                db.execute("COMMIT")
+        except sqlite3.Error as error:
+            raise translated(self._path, error) from error
+
+    def _disk_bytes(self) -> int:
+        total = 0
+        for suffix in ("", "-wal", "-shm"):
+            with suppress(OSError):
+                total += self._path.with_name(self._path.name + suffix).stat().st_size
+        return total
+
+    def _shut(self) -> None:
+        if self._pool is not None:
+            self._pool.shutdown()
+            self._pool = None
+        for connection in self._connections:
+            connection.close()
+        self._connections.clear()
+        writer, self._writer = self._writer, None
+        try:
+            if writer is not None:
+                writer.close()
+        finally:
+            if self._lock is not None:
+                self._lock.release()
+                self._lock = None

@@ -1,0 +1,244 @@
+"""Questions to the tables, each answered from one read-only snapshot."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from octaskly.core.events import Loaded
+from octaskly.core.facts import Entry, Finished
+from octaskly.core.merge import TaskRecord
+from octaskly.core.model import Epoch, NodeId, StreamId, TaskId, TaskState
+from octaskly.ports import Packer, TaskPage, TaskQuery
+from octaskly.store import rows
+from octaskly.store.state import read_vector
+
+_QUEUE = "FROM tasks INDEXED BY tasks_queued WHERE state = 0"
+
+
+def load(db: sqlite3.Connection, after_ord: int, limit: int) -> Loaded:
+    """Return queued tasks with `ord > after_ord`, in order.
+
+    Tasks with one `ord` are never torn apart, so there may be more than `limit`.
+    """
+    found = db.execute(
+        f"SELECT {rows.TASK_COLUMNS} {_QUEUE} AND ord > ? ORDER BY ord, key LIMIT ?",
+        (after_ord, limit + 1),
+    ).fetchall()
+    has_more = len(found) > limit
+    if has_more:
+        extra = found.pop()
+        if found and found[-1][-1] == extra[-1]:
+            found = _with_ties(db, found)
+            has_more = _is_behind(db, found[-1][-1])
+    return Loaded(after_ord, _records(db, found), has_more)
+
+
+def load_live(db: sqlite3.Connection) -> tuple[TaskRecord, ...]:
+    """Return tasks whose latest attempt has no end, oldest first."""
+    found = db.execute(
+        f"SELECT {rows.TASK_COLUMNS} FROM tasks INDEXED BY tasks_live"  # noqa: S608
+        " WHERE is_live = 1 ORDER BY key"
+    ).fetchall()
+    return _records(db, found)
+
+
+def task(db: sqlite3.Connection, task_id: TaskId) -> TaskRecord | None:
+    """Return one task with what its attempts wrote."""
+    found = db.execute(
+        f"SELECT {rows.TASK_COLUMNS} FROM tasks WHERE id = ?",  # noqa: S608
+        (task_id,),
+    ).fetchall()
+    for record, outputs in rows.records_from(db, found):
+        attempts = tuple(
+            rows.with_output(attempt, rows.read_output(db, outputs[attempt.id]))
+            if attempt.id in outputs
+            else attempt
+            for attempt in record.attempts
+        )
+        return replace(record, attempts=attempts)
+    return None
+
+
+def tasks(db: sqlite3.Connection, ids: Sequence[TaskId]) -> dict[TaskId, TaskRecord]:
+    """Return those of these tasks that exist, without outputs."""
+    records: dict[TaskId, TaskRecord] = {}
+    for some in rows.chunks(ids):
+        found = db.execute(
+            f"SELECT {rows.TASK_COLUMNS} FROM tasks WHERE id IN"  # noqa: S608
+            f" ({rows.marks(len(some))})",
+            some,
+        ).fetchall()
+        records.update((record.id, record) for record in _records(db, found))
+    return records
+
+
+def resolve(db: sqlite3.Connection, sequence: int) -> tuple[TaskId, ...]:
+    """Return at most two ids of tasks with this number."""
+    if sequence >= 1 << 63:
+        return ()
+    found = db.execute(
+        "SELECT id FROM tasks WHERE sequence = ? ORDER BY key LIMIT 2", (sequence,)
+    )
+    return tuple(TaskId(task_id) for (task_id,) in found)
+
+
+def page(db: sqlite3.Connection, query: TaskQuery) -> TaskPage:
+    """Return one page, oldest first, and how many tasks match in all."""
+    total = _total(db, query)
+    count = min(query.limit, total - query.offset)
+    if count <= 0:
+        return TaskPage((), total)
+    if query.state is None and query.node is None:
+        first, last = db.execute(
+            "SELECT (SELECT min(key) FROM tasks), (SELECT max(key) FROM tasks)"
+        ).fetchone()
+        if last - first + 1 == total:  # No gaps, so the place is known at once.
+            found = db.execute(
+                f"SELECT {rows.TASK_COLUMNS} FROM tasks WHERE key >= ?"  # noqa: S608
+                " ORDER BY key LIMIT ?",
+                (first + query.offset, count),
+            ).fetchall()
+            return TaskPage(_records(db, found), total)
+    keys = _page_keys(db, query, count=count, behind=total - query.offset - count)
+    return TaskPage(_records(db, _by_keys(db, keys)), total)
+
+
+def counts(db: sqlite3.Connection) -> tuple[dict[TaskState, int], int]:
+    """Return how many tasks are in each state, and the highest sequence number."""
+    found = dict.fromkeys(rows.STATES, 0)
+    for number, n in db.execute("SELECT state, sum(n) FROM counts GROUP BY state"):
+        found[rows.STATES[number]] = n
+    row = db.execute("SELECT value FROM meta WHERE key = 'sequence'").fetchone()
+    return found, row[0] if row else 0
+
+
+def entries_after(
+    db: sqlite3.Connection,
+    packer: Packer,
+    vector: Mapping[StreamId, int],
+    bytes_max: int,
+) -> tuple[tuple[Entry, ...], tuple[tuple[StreamId, Epoch], ...], bool]:
+    """Return entries beyond `vector`, the oldest reign first, at least one if any."""
+    entries: list[Entry] = []
+    epochs: list[tuple[StreamId, Epoch]] = []
+    left = max(1, bytes_max)  # Something must move, or the peer asks for ever.
+    streams = db.execute(
+        "SELECT stream, term, node, have_seq FROM streams ORDER BY term, node, stream"
+    ).fetchall()
+    for stream, term, node, have in streams:
+        seen = vector.get(stream, 0)
+        if have <= seen:
+            continue
+        if left <= 0:
+            return tuple(entries), tuple(epochs), True
+        epochs.append((StreamId(stream), Epoch(term, NodeId(node))))
+        for row in db.execute(
+            "SELECT seq, hlc, body, stdout, stderr FROM log"
+            " LEFT JOIN outputs ON outputs.id = log.output"
+            " WHERE stream = ? AND seq > ? ORDER BY seq",
+            (stream, seen),
+        ):
+            if left <= 0:
+                return tuple(entries), tuple(epochs), True
+            left -= len(row[2]) + len(row[3] or b"") + len(row[4] or b"")
+            entries.append(_entry(packer, stream, row))
+    return tuple(entries), tuple(epochs), False
+
+
+def vector(db: sqlite3.Connection) -> tuple[tuple[StreamId, int], ...]:
+    """Return what is durable, per stream."""
+    return read_vector(db)
+
+
+def _entry(packer: Packer, stream: int, row: Sequence[Any]) -> Entry:
+    seq, hlc, body, stdout, stderr = row
+    entry = packer.unpack_entry(StreamId(stream), seq, hlc, body)
+    if stdout is None or not isinstance(entry.fact, Finished):
+        return entry
+    outcome = replace(entry.fact.outcome, stdout=stdout, stderr=stderr)
+    return replace(entry, fact=replace(entry.fact, outcome=outcome))
+
+
+def _records(
+    db: sqlite3.Connection, found: Sequence[rows.Row]
+) -> tuple[TaskRecord, ...]:
+    return tuple(record for record, _ in rows.records_from(db, found))
+
+
+def _with_ties(db: sqlite3.Connection, found: list[rows.Row]) -> list[rows.Row]:
+    """Complete the group of the last `ord`, which the limit cut."""
+    last = found[-1][-1]
+    ties = db.execute(
+        f"SELECT {rows.TASK_COLUMNS} {_QUEUE} AND ord = ? ORDER BY ord, key",
+        (last,),
+    ).fetchall()
+    return [row for row in found if row[-1] != last] + ties
+
+
+def _is_behind(db: sqlite3.Connection, last_ord: int) -> bool:
+    row = db.execute(
+        f"SELECT 1 {_QUEUE} AND ord > ? LIMIT 1",
+        (last_ord,),
+    ).fetchone()
+    return row is not None
+
+
+def _filters(query: TaskQuery) -> tuple[str, list[int | str]]:
+    """Return the table with its index and the condition, and the parameters."""
+    if query.node is not None and query.state is not None:
+        return (
+            "tasks INDEXED BY tasks_node WHERE node = ? AND state = ?",
+            [query.node, rows.NUMBER_OF[query.state]],
+        )
+    if query.node is not None:
+        return "tasks INDEXED BY tasks_node WHERE node = ?", [query.node]
+    if query.state is not None:
+        return (
+            "tasks INDEXED BY tasks_state WHERE state = ?",
+            [rows.NUMBER_OF[query.state]],
+        )
+    return "tasks WHERE 1", []
+
+
+def _total(db: sqlite3.Connection, query: TaskQuery) -> int:
+    condition, values = "1", []
+    if query.node is not None:
+        condition, values = "node = ?", [query.node]
+    found = db.execute(
+        f"SELECT state, sum(n) FROM counts WHERE {condition} GROUP BY state",  # noqa: S608
+        values,
+    )
+    number = None if query.state is None else rows.NUMBER_OF[query.state]
+    return sum(n for state, n in found if number in (None, state))
+
+
+def _page_keys(
+    db: sqlite3.Connection, query: TaskQuery, *, count: int, behind: int
+) -> list[int]:
+    """Return the keys of a page with so many tasks behind it.
+
+    The total is exact, so the index is walked from the nearer end.
+    """
+    where, values = _filters(query)
+    is_backward = behind < query.offset
+    order, skip = ("DESC", behind) if is_backward else ("ASC", query.offset)
+    found = db.execute(
+        f"SELECT key FROM {where} ORDER BY key {order} LIMIT ? OFFSET ?",  # noqa: S608
+        (*values, count, skip),
+    )
+    keys = [key for (key,) in found]
+    return keys[::-1] if is_backward else keys
+
+
+def _by_keys(db: sqlite3.Connection, keys: Sequence[int]) -> list[rows.Row]:
+    found: list[rows.Row] = []
+    for some in rows.chunks(keys):
+        found += db.execute(
+            f"SELECT {rows.TASK_COLUMNS} FROM tasks WHERE key IN"  # noqa: S608
+            f" ({rows.marks(len(some))}) ORDER BY key",
+            some,
+        ).fetchall()
+    return found

@@ -1,0 +1,221 @@
+"""Task records to rows of `tasks` and `attempts`, and back."""
+
+from __future__ import annotations
+
+import json
+import re
+import sqlite3
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
+from itertools import islice
+from typing import Any, Final
+
+from octaskly.core.merge import TaskRecord
+from octaskly.core.model import (
+    Attempt,
+    AttemptId,
+    AttemptState,
+    NodeId,
+    Outcome,
+    OutputFile,
+    Reason,
+    StreamId,
+    TaskId,
+    TaskSpec,
+    TaskState,
+)
+
+STATES: Final = (
+    TaskState.QUEUED,
+    TaskState.RUNNING,
+    TaskState.COMPLETED,
+    TaskState.FAILED,
+    TaskState.CANCELLED,
+)
+"""Position is the number in the database, for ever."""
+
+NUMBER_OF: Final = {state: number for number, state in enumerate(STATES)}
+
+TASK_COLUMNS: Final = (
+    "key, id, cancelled_by, tries,"
+    " command, timeout_s, inputs, outputs, submitter, created_ms, ord"
+)
+ATTEMPT_COLUMNS: Final = (
+    "task, term, stream, n, node, state, reason, exit_code, signal, started_ms,"
+    " ended_ms, duration_ms, stdout_bytes, stderr_bytes, files, detail, output"
+)
+
+Row = Sequence[Any]
+
+_CHUNK: Final = 500  #: parameters of one statement, under every limit of SQLite
+_SEQUENCE: Final = re.compile(r"task-([0-9]{3,18})-[0-9a-f]{8}")
+_DERIVED_DIGITS: Final = 12  #: of ids that come from an idempotency key
+_ATTEMPT_STATES: Final = tuple(AttemptState)
+_REASONS: Final = {reason.value: reason for reason in Reason}
+
+
+def sequence_of(task: TaskId) -> tuple[int | None, bool]:
+    """Return the number in a task id, and whether it was counted rather than derived.
+
+    A derived number (12 digits, from an idempotency key) must not move the counter.
+    """
+    match = _SEQUENCE.fullmatch(task)
+    if match is None:
+        return None, False
+    digits = match[1]
+    return int(digits), len(digits) < _DERIVED_DIGITS
+
+
+def node_shown(record: TaskRecord, state: TaskState) -> NodeId | None:
+    """Return the node that a task counts for: nobody's while it waits."""
+    chosen = None if state is TaskState.QUEUED else record.chosen
+    return None if chosen is None else chosen.node
+
+
+def is_live(record: TaskRecord) -> bool:
+    """Return whether the latest attempt has no end."""
+    return bool(record.attempts) and record.attempts[-1].state.is_live
+
+
+def spec_row(spec: TaskSpec) -> tuple[Any, ...]:
+    """Return the columns from `command` to `ord` of `TASK_COLUMNS`."""
+    return (
+        spec.command,
+        spec.timeout_s,
+        _names_text(spec.inputs),
+        _names_text(spec.outputs),
+        spec.submitter,
+        spec.created_ms,
+        spec.ord,
+    )
+
+
+def record_from(row: Row, attempts: tuple[Attempt, ...]) -> TaskRecord:
+    """Return the record of a row of `TASK_COLUMNS`."""
+    _, task, by, _, command, timeout_s, inputs, outputs, submitter, created, ord_ = row
+    spec = TaskSpec(
+        id=task,
+        command=command,
+        timeout_s=timeout_s,
+        inputs=_names(inputs),
+        outputs=_names(outputs),
+        submitter=submitter,
+        created_ms=created,
+        ord=ord_,
+    )
+    return TaskRecord(id=task, spec=spec, cancelled_by=by, attempts=attempts)
+
+
+def attempt_row(
+    key: int, attempt: Attempt, output: int | None
+) -> tuple[int | str | None, ...]:
+    """Return a row of `ATTEMPT_COLUMNS`; the kept output is left out."""
+    head = (key, *attempt.id, attempt.node, int(attempt.state))
+    outcome = attempt.outcome
+    if outcome is None:
+        return (*head, *(None,) * 11)
+    return (
+        *head,
+        outcome.reason.value,
+        outcome.exit_code,
+        outcome.signal,
+        outcome.started_ms,
+        outcome.ended_ms,
+        outcome.duration_ms,
+        outcome.stdout_bytes,
+        outcome.stderr_bytes,
+        json.dumps(outcome.outputs) if outcome.outputs else None,
+        outcome.detail or None,
+        output,
+    )
+
+
+def attempt_from(row: Row) -> Attempt:
+    """Return the attempt of a row of `ATTEMPT_COLUMNS`, without kept output."""
+    _, term, stream, n, node, number, reason, exit_code, signal = row[:9]
+    started_ms, ended_ms, duration_ms, stdout_bytes, stderr_bytes = row[9:14]
+    files, detail = row[14:16]
+    identity = AttemptId(term, StreamId(stream), n)
+    state = _ATTEMPT_STATES[number]
+    if reason is None:
+        return Attempt(id=identity, node=node, state=state)
+    outcome = Outcome(
+        state=state,
+        reason=_REASONS[reason],
+        exit_code=exit_code,
+        signal=signal,
+        started_ms=started_ms,
+        ended_ms=ended_ms,
+        duration_ms=duration_ms,
+        stdout_bytes=stdout_bytes,
+        stderr_bytes=stderr_bytes,
+        outputs=tuple(OutputFile(*item) for item in json.loads(files or "[]")),
+        detail=detail or "",
+    )
+    return Attempt(id=identity, node=node, state=state, outcome=outcome)
+
+
+def bare(outcome: Outcome) -> Outcome:
+    """Return an outcome without what was kept of stdout and stderr."""
+    return replace(outcome, stdout=b"", stderr=b"")
+
+
+def chunks(items: Iterable[Any]) -> Iterator[list[Any]]:
+    """Split items into lists that fit as parameters of one statement."""
+    iterator = iter(items)
+    while chunk := list(islice(iterator, _CHUNK)):
+        yield chunk
+
+
+def marks(count: int) -> str:
+    """Return the placeholders for so many parameters."""
+    return ",".join("?" * count)
+
+
+def records_from(
+    connection: sqlite3.Connection, rows: Sequence[Row]
+) -> list[tuple[TaskRecord, dict[AttemptId, int]]]:
+    """Return, for rows of `TASK_COLUMNS`, the records and where their output lies."""
+    tried = (row[0] for row in rows if row[3])  # Most queued tasks have no attempt.
+    attempts: dict[int, list[Attempt]] = {}
+    outputs: dict[int, dict[AttemptId, int]] = {}
+    for keys in chunks(tried):
+        for row in connection.execute(
+            f"SELECT {ATTEMPT_COLUMNS} FROM attempts WHERE task IN"  # noqa: S608
+            f" ({marks(len(keys))}) ORDER BY task, term, stream, n",
+            keys,
+        ):
+            attempt = attempt_from(row)
+            attempts.setdefault(row[0], []).append(attempt)
+            if row[-1] is not None:
+                outputs.setdefault(row[0], {})[attempt.id] = row[-1]
+    return [
+        (
+            record_from(row, tuple(attempts.get(row[0], ()))),
+            outputs.get(row[0], {}),
+        )
+        for row in rows
+    ]
+
+
+def read_output(connection: sqlite3.Connection, output: int) -> tuple[bytes, bytes]:
+    """Return what was kept of stdout and stderr."""
+    row = connection.execute(
+        "SELECT stdout, stderr FROM outputs WHERE id = ?", (output,)
+    ).fetchone()
+    return row[0], row[1]
+
+
+def with_output(attempt: Attempt, kept: tuple[bytes, bytes]) -> Attempt:
+    """Return an ended attempt with its kept output."""
+    assert attempt.outcome is not None
+    outcome = replace(attempt.outcome, stdout=kept[0], stderr=kept[1])
+    return replace(attempt, outcome=outcome)
+
+
+def _names_text(names: tuple[str, ...]) -> str | None:
+    return json.dumps(names) if names else None
+
+
+def _names(text: str | None) -> tuple[str, ...]:
+    return tuple(json.loads(text)) if text else ()

@@ -1,0 +1,126 @@
+"""The tables, in their final shape, as steps of `PRAGMA user_version`.
+
+A step is never changed once released; a new one is added behind it.
+
+`log` is the truth and `tasks`, `attempts` and `counts` are joined from it in the same
+transaction. What a task wrote to stdout and stderr lies in `outputs` alone: the log
+row and the attempt point at it, so that lists, queue and merges never read it.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+APPLICATION_ID: Final = 0x4F63746B  #: `Octk` in the header of the file
+
+_FIRST: Final = """
+CREATE TABLE meta (
+    key TEXT PRIMARY KEY,
+    value ANY
+) STRICT, WITHOUT ROWID;
+
+CREATE TABLE streams (
+    stream INTEGER PRIMARY KEY,
+    term INTEGER NOT NULL,
+    node TEXT NOT NULL,
+    have_seq INTEGER NOT NULL DEFAULT 0,
+    floor_seq INTEGER NOT NULL DEFAULT 0
+) STRICT;
+
+CREATE TABLE log (
+    stream INTEGER NOT NULL,
+    seq INTEGER NOT NULL,
+    hlc INTEGER NOT NULL,
+    task_id TEXT NOT NULL,
+    body BLOB NOT NULL,
+    output INTEGER,
+    PRIMARY KEY (stream, seq)
+) STRICT, WITHOUT ROWID;
+
+CREATE TABLE outputs (
+    id INTEGER PRIMARY KEY,
+    stdout BLOB NOT NULL,
+    stderr BLOB NOT NULL
+) STRICT;
+
+-- Entries about tasks whose envelope has not arrived yet.
+CREATE TABLE orphans (
+    task_id TEXT NOT NULL,
+    stream INTEGER NOT NULL,
+    seq INTEGER NOT NULL,
+    PRIMARY KEY (task_id, stream, seq)
+) STRICT, WITHOUT ROWID;
+
+CREATE TABLE tasks (
+    key INTEGER PRIMARY KEY,
+    id TEXT NOT NULL UNIQUE,
+    sequence INTEGER,
+    ord INTEGER NOT NULL,
+    state INTEGER NOT NULL,
+    node TEXT,
+    cancelled_by TEXT,
+    is_live INTEGER NOT NULL,
+    tries INTEGER NOT NULL,
+    command TEXT NOT NULL,
+    timeout_s INTEGER NOT NULL,
+    inputs TEXT,
+    outputs TEXT,
+    submitter TEXT NOT NULL,
+    created_ms INTEGER NOT NULL
+) STRICT;
+CREATE INDEX tasks_queued ON tasks (ord) WHERE state = 0;
+CREATE INDEX tasks_live ON tasks (key) WHERE is_live = 1;
+CREATE INDEX tasks_state ON tasks (state, key);
+CREATE INDEX tasks_node ON tasks (node, key, state) WHERE node IS NOT NULL;
+CREATE INDEX tasks_sequence ON tasks (sequence) WHERE sequence IS NOT NULL;
+
+CREATE TABLE attempts (
+    task INTEGER NOT NULL,
+    term INTEGER NOT NULL,
+    stream INTEGER NOT NULL,
+    n INTEGER NOT NULL,
+    node TEXT NOT NULL,
+    state INTEGER NOT NULL,
+    reason TEXT,
+    exit_code INTEGER,
+    signal INTEGER,
+    started_ms INTEGER,
+    ended_ms INTEGER,
+    duration_ms INTEGER,
+    stdout_bytes INTEGER,
+    stderr_bytes INTEGER,
+    files TEXT,
+    detail TEXT,
+    output INTEGER,
+    PRIMARY KEY (task, term, stream, n)
+) STRICT, WITHOUT ROWID;
+
+CREATE TABLE spool (
+    key INTEGER PRIMARY KEY,
+    task_id TEXT NOT NULL,
+    term INTEGER NOT NULL,
+    stream INTEGER NOT NULL,
+    n INTEGER NOT NULL,
+    report BLOB NOT NULL,
+    UNIQUE (task_id, term, stream, n)
+) STRICT;
+
+CREATE TABLE peers (
+    id TEXT PRIMARY KEY,
+    name TEXT NOT NULL,
+    addresses TEXT NOT NULL,
+    met_ms INTEGER NOT NULL
+) STRICT, WITHOUT ROWID;
+
+CREATE TABLE counts (
+    node TEXT NOT NULL,
+    state INTEGER NOT NULL,
+    n INTEGER NOT NULL,
+    PRIMARY KEY (node, state)
+) STRICT, WITHOUT ROWID;
+"""
+
+MIGRATIONS: Final = (_FIRST,)
+"""SQL that leads from version i to i + 1."""
+
+VERSION: Final = len(MIGRATIONS)

@@ -1,0 +1,377 @@
+"""Joins what arrives into the tables, inside the writer's transaction.
+
+Each commit's facts are grouped by task: the records concerned are read once, folded
+by `core.merge`, and written once. The writer is the only one that writes, so what it
+wrote lately need not be read again.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections import OrderedDict, defaultdict
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Final
+
+from octaskly.core import merge
+from octaskly.core.effects import Append
+from octaskly.core.facts import Assigned, Entry, Fact, Finished
+from octaskly.core.merge import TaskRecord
+from octaskly.core.model import Attempt, AttemptId, Epoch, StreamId, TaskId, TaskSpec
+from octaskly.ports import Packer
+from octaskly.store import rows
+
+CACHED_TASKS: Final = 10_000  #: unfinished tasks whose record the writer keeps
+
+_Row = tuple[Any, ...]
+_Count = tuple[str, int]  #: node (empty: none) and number of the state
+
+_ATTEMPT_UPSERT: Final = (
+    f"INSERT OR REPLACE INTO attempts ({rows.ATTEMPT_COLUMNS})"  # noqa: S608
+    f" VALUES ({rows.marks(17)})"
+)
+_TASK_INSERT: Final = (
+    "INSERT INTO tasks (key, id, sequence, state, node, cancelled_by, is_live, tries,"
+    " command, timeout_s, inputs, outputs, submitter, created_ms, ord)"
+    " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
+)
+_TASK_UPDATE: Final = (
+    "UPDATE tasks SET state = ?, node = ?, cancelled_by = ?, is_live = ?, tries = ?"
+    " WHERE key = ?"
+)
+_SPEC_UPDATE: Final = (
+    "UPDATE tasks SET command = ?, timeout_s = ?, inputs = ?, outputs = ?,"
+    " submitter = ?, created_ms = ?, ord = ? WHERE key = ?"
+)
+_LOG_INSERT: Final = "INSERT INTO log VALUES (?, ?, ?, ?, ?, ?)"
+
+
+@dataclass(slots=True)
+class _Task:
+    """One task in the writer's hands; its record holds no kept output."""
+
+    record: TaskRecord
+    key: int | None = None  #: None until its row is written
+    outputs: dict[AttemptId, int] = field(default_factory=dict)
+    counted: _Count | None = None  #: what `counts` and the row say
+    stored_spec: TaskSpec | None = None
+    changed: set[AttemptId] = field(default_factory=set)
+
+
+@dataclass(slots=True)
+class _Changes:
+    """Rows of one commit."""
+
+    inserts: list[_Row] = field(default_factory=list)
+    updates: list[_Row] = field(default_factory=list)
+    specs: list[_Row] = field(default_factory=list)
+    attempts: list[_Row] = field(default_factory=list)
+    adopted: list[_Row] = field(default_factory=list)
+    deltas: defaultdict[_Count, int] = field(default_factory=lambda: defaultdict(int))
+
+
+class Tables:
+    """Log, tasks, attempts and counts, written through one connection."""
+
+    def __init__(self, connection: sqlite3.Connection, packer: Packer) -> None:
+        self._db = connection
+        self._packer = packer
+        self._cache: OrderedDict[TaskId, _Task] = OrderedDict()
+        self._kept: dict[int, tuple[bytes, bytes]] = {}  #: outputs of this commit
+        self._read_numbers()
+
+    def forget(self) -> None:
+        """Start from what the file says: the transaction was rolled back."""
+        self._cache.clear()
+        self._kept.clear()
+        self._read_numbers()
+
+    def append(self, items: Sequence[Append]) -> None:
+        """Add entries to the log and join them; those already held are skipped.
+
+        The caller has begun a transaction, and calls `forget` if it fails.
+        """
+        self._add_streams(pair for item in items for pair in item.epochs)
+        entries = list(self._fresh(entry for item in items for entry in item.entries))
+        if not entries:
+            return
+        touched = self._fetch(dict.fromkeys(entry.fact.task for entry in entries))
+        log = [self._enter(touched[entry.fact.task], entry) for entry in entries]
+        self._db.executemany(
+            "INSERT INTO outputs VALUES (?, ?, ?)",
+            [(key, *kept) for key, kept in self._kept.items()],
+        )
+        self._db.executemany(_LOG_INSERT, log)
+        self._kept.clear()
+        self._write(touched)
+        self._hold_orphans(touched, entries)
+        self._advance(entries)
+        self._settle(touched)
+
+    def add_stream(self, stream: StreamId, epoch: Epoch) -> None:
+        """Note who writes a stream."""
+        self._add_streams([(stream, epoch)])
+
+    def _read_numbers(self) -> None:
+        self._have: dict[StreamId, int] = dict(
+            self._db.execute("SELECT stream, have_seq FROM streams")
+        )
+        self._next_key = self._highest("SELECT max(key) FROM tasks") + 1
+        self._next_output = self._highest("SELECT max(id) FROM outputs") + 1
+        self._has_orphans = bool(self._highest("SELECT count(*) FROM orphans"))
+        self._hlc = self._highest("SELECT value FROM meta WHERE key = 'hlc'")
+        self._sequence = self._highest("SELECT value FROM meta WHERE key = 'sequence'")
+
+    def _highest(self, query: str) -> int:
+        row = self._db.execute(query).fetchone()
+        return 0 if row is None or row[0] is None else int(row[0])
+
+    def _add_streams(self, pairs: Iterable[tuple[StreamId, Epoch]]) -> None:
+        fresh = []
+        for stream, epoch in pairs:
+            if stream not in self._have:
+                self._have[stream] = 0
+                fresh.append((stream, *epoch))
+        self._db.executemany(
+            "INSERT INTO streams (stream, term, node) VALUES (?, ?, ?)", fresh
+        )
+
+    def _fresh(self, entries: Iterable[Entry]) -> Iterator[Entry]:
+        have = self._have
+        for entry in entries:
+            held = have.get(entry.stream)
+            assert held is not None, f"stream {entry.stream} without epoch"
+            if entry.seq <= held:
+                continue
+            assert entry.seq == held + 1, f"gap in stream {entry.stream}"
+            have[entry.stream] = entry.seq
+            yield entry
+
+    def _fetch(self, ids: Iterable[TaskId]) -> dict[TaskId, _Task]:
+        """Return what is known of these tasks, in their order: keys follow it."""
+        touched = {task_id: self._cache.get(task_id) for task_id in ids}
+        missing = [task_id for task_id, task in touched.items() if task is None]
+        for some in rows.chunks(missing):
+            found = self._db.execute(
+                f"SELECT {rows.TASK_COLUMNS}, node, state FROM tasks WHERE id IN"  # noqa: S608
+                f" ({rows.marks(len(some))})",
+                some,
+            ).fetchall()
+            records = rows.records_from(self._db, [row[:-2] for row in found])
+            for row, (record, outputs) in zip(found, records, strict=True):
+                count = (row[-2] or "", row[-1])
+                touched[record.id] = _Task(record, row[0], outputs, count, record.spec)
+        return {
+            task_id: task or self._fetch_orphan(task_id)
+            for task_id, task in touched.items()
+        }
+
+    def _fetch_orphan(self, task_id: TaskId) -> _Task:
+        """Fold what arrived before the envelope of a task did."""
+        task = _Task(TaskRecord(id=task_id))
+        if not self._has_orphans:
+            return task
+        for stream, seq, hlc, body, output in self._db.execute(
+            "SELECT stream, seq, hlc, body, output FROM orphans"
+            " JOIN log USING (stream, seq) WHERE orphans.task_id = ?",
+            (task_id,),
+        ).fetchall():
+            fact = self._packer.unpack_entry(stream, seq, hlc, body).fact
+            self._fold(task, fact, output)
+        return task
+
+    def _enter(
+        self, task: _Task, entry: Entry
+    ) -> tuple[int, int, int, str, bytes, int | None]:
+        """Fold one entry and return its row of the log."""
+        stripped, output = self._strip(task, entry)
+        self._fold(task, stripped.fact, output)
+        return (
+            entry.stream,
+            entry.seq,
+            entry.hlc,
+            entry.fact.task,
+            self._packer.pack_entry_body(stripped),
+            output,
+        )
+
+    def _strip(self, task: _Task, entry: Entry) -> tuple[Entry, int | None]:
+        """Set the kept output of an entry aside; return its number in `outputs`."""
+        fact = entry.fact
+        if not isinstance(fact, Finished):
+            return entry, None
+        kept = (fact.outcome.stdout, fact.outcome.stderr)
+        if kept == (b"", b""):
+            return entry, None
+        stripped = replace(entry, fact=replace(fact, outcome=rows.bare(fact.outcome)))
+        # A result that is told again, to another dispatcher, is not kept twice.
+        known = task.outputs.get(fact.attempt)
+        if known is not None and self._output(known) == kept:
+            return stripped, known
+        number = self._next_output
+        self._next_output += 1
+        self._kept[number] = kept
+        return stripped, number
+
+    def _fold(self, task: _Task, fact: Fact, output: int | None) -> None:
+        """Join one fact, without output, whose output has this number."""
+        if not isinstance(fact, Finished):
+            task.record = merge.apply(task.record, fact)
+            if isinstance(fact, Assigned):
+                task.changed.add(fact.attempt)
+            return
+        task.changed.add(fact.attempt)
+        mine = _find(task.record, fact.attempt)
+        if mine is not None and mine.state is fact.outcome.state:
+            self._fold_tie(task, mine, fact, output)
+            return
+        task.record = merge.apply(task.record, fact)
+        if mine is None or mine.state < fact.outcome.state:
+            _point(task, fact.attempt, output)
+
+    def _fold_tie(
+        self, task: _Task, mine: Attempt, fact: Finished, output: int | None
+    ) -> None:
+        """Join two ends of one attempt that are alike: the content decides.
+
+        Rare (a result told to two dispatchers), so reading the outputs costs nothing.
+        """
+        ours = self._full(mine, task.outputs.get(mine.id))
+        theirs = self._full(merge.record_of(fact).attempts[0], output)
+        joined = merge.join(
+            TaskRecord(id=fact.task, attempts=(ours,)),
+            TaskRecord(id=fact.task, attempts=(theirs,)),
+        ).attempts[0]
+        if joined.outcome == theirs.outcome:
+            _point(task, fact.attempt, output)
+        assert joined.outcome is not None
+        winner = replace(joined, outcome=rows.bare(joined.outcome))
+        task.record = replace(
+            task.record,
+            attempts=tuple(
+                winner if attempt.id == winner.id else attempt
+                for attempt in task.record.attempts
+            ),
+        )
+
+    def _full(self, attempt: Attempt, output: int | None) -> Attempt:
+        if output is None:
+            return attempt
+        return rows.with_output(attempt, self._output(output))
+
+    def _output(self, number: int) -> tuple[bytes, bytes]:
+        return self._kept.get(number) or rows.read_output(self._db, number)
+
+    def _write(self, touched: dict[TaskId, _Task]) -> None:
+        """Write each task, its changed attempts and the counters once."""
+        changes = _Changes()
+        for task in touched.values():
+            if task.record.spec is not None:
+                self._write_task(task, task.record.spec, changes)
+        db = self._db
+        db.executemany(_TASK_INSERT, changes.inserts)
+        db.executemany(_TASK_UPDATE, changes.updates)
+        db.executemany(_SPEC_UPDATE, changes.specs)
+        db.executemany(_ATTEMPT_UPSERT, changes.attempts)
+        db.executemany(
+            "INSERT INTO counts VALUES (?, ?, ?)"
+            " ON CONFLICT DO UPDATE SET n = n + excluded.n",
+            [(*count, n) for count, n in changes.deltas.items() if n],
+        )
+        if self._has_orphans:
+            db.executemany("DELETE FROM orphans WHERE task_id = ?", changes.adopted)
+
+    def _write_task(self, task: _Task, spec: TaskSpec, changes: _Changes) -> None:
+        record = task.record
+        state = record.state
+        number = rows.NUMBER_OF[state]
+        node = rows.node_shown(record, state)
+        by, tries = record.cancelled_by, len(record.attempts)
+        row = (number, node, by, rows.is_live(record), tries)
+        if task.key is None:
+            task.key = self._next_key
+            self._next_key += 1
+            sequence = self._sequence_of(record.id)
+            head = (task.key, record.id, sequence)
+            changes.inserts.append((*head, *row, *rows.spec_row(spec)))
+            changes.adopted.append((record.id,))
+        else:
+            changes.updates.append((*row, task.key))
+            if spec != task.stored_spec:
+                changes.specs.append((*rows.spec_row(spec), task.key))
+        task.stored_spec = spec
+        changes.attempts += self._attempt_rows(task, task.key)
+        count = (node or "", number)
+        if count != task.counted:
+            changes.deltas[count] += 1
+            if task.counted is not None:
+                changes.deltas[task.counted] -= 1
+            task.counted = count
+
+    def _hold_orphans(
+        self, touched: dict[TaskId, _Task], entries: Sequence[Entry]
+    ) -> None:
+        """Note the entries whose task cannot be shown until its envelope is here."""
+        orphans = [
+            (entry.fact.task, entry.stream, entry.seq)
+            for entry in entries
+            if touched[entry.fact.task].record.spec is None
+        ]
+        if orphans:
+            self._db.executemany("INSERT INTO orphans VALUES (?, ?, ?)", orphans)
+            self._has_orphans = True
+
+    def _attempt_rows(self, task: _Task, key: int) -> Iterator[_Row]:
+        if not task.changed:
+            return
+        for attempt in task.record.attempts:
+            if attempt.id in task.changed:
+                yield rows.attempt_row(key, attempt, task.outputs.get(attempt.id))
+        task.changed.clear()
+
+    def _sequence_of(self, task: TaskId) -> int | None:
+        number, is_counted = rows.sequence_of(task)
+        if number is not None and is_counted:
+            self._sequence = max(self._sequence, number)
+        return number
+
+    def _advance(self, entries: Sequence[Entry]) -> None:
+        """Move the vector, the hybrid clock and the highest sequence forward."""
+        self._db.executemany(
+            "UPDATE streams SET have_seq = ? WHERE stream = ?",
+            [
+                (self._have[stream], stream)
+                for stream in {entry.stream for entry in entries}
+            ],
+        )
+        self._hlc = max(self._hlc, *(entry.hlc for entry in entries))
+        self._db.executemany(
+            "INSERT OR REPLACE INTO meta VALUES (?, ?)",
+            [("hlc", self._hlc), ("sequence", self._sequence)],
+        )
+
+    def _settle(self, touched: dict[TaskId, _Task]) -> None:
+        """Keep unfinished tasks at hand."""
+        cache = self._cache
+        for task_id, task in touched.items():
+            if task.key is not None and not task.record.state.is_final:
+                cache[task_id] = task
+                cache.move_to_end(task_id)
+            else:
+                cache.pop(task_id, None)
+        while len(cache) > CACHED_TASKS:
+            cache.popitem(last=False)
+
+
+def _find(record: TaskRecord, attempt_id: AttemptId) -> Attempt | None:
+    for attempt in record.attempts:
+        if attempt.id == attempt_id:
+            return attempt
+    return None
+
+
+def _point(task: _Task, attempt: AttemptId, output: int | None) -> None:
+    if output is None:
+        task.outputs.pop(attempt, None)
+    else:
+        task.outputs[attempt] = output

@@ -1,0 +1,201 @@
+"""The one thread that writes: everything that waits goes into one commit.
+
+The first write after a pause is committed at once. Only while writes arrive faster
+than they are committed does the thread wait a little, so that a commit carries more.
+A write that fails (a full disk) is kept and tried again; it is never acknowledged
+before it is durable.
+"""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+import threading
+from collections import deque
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Final
+
+from octaskly.core.effects import Append, Save, Spool, Unspool
+from octaskly.errors import StoreError
+from octaskly.ports import Packer
+from octaskly.store import state
+from octaskly.store.database import translated
+from octaskly.store.state import Met
+from octaskly.store.tables import Tables
+
+Item = Append | Save | Spool | Unspool | Met
+
+BATCH_ITEMS_MAX: Final = 512
+BATCH_ENTRIES_MAX: Final = 8192
+COALESCE_S: Final = 0.005  #: longest wait for more, only while busy
+COALESCE_ENTRIES: Final = 256  #: so many end that wait
+RETRY_S: Final = 0.05
+RETRY_S_MAX: Final = 2.0
+
+_NEVER: Final = 1 << 62
+
+
+class Writer:
+    """Owns the writing connection and its thread."""
+
+    def __init__(
+        self,
+        path: Path,
+        connection: sqlite3.Connection,
+        packer: Packer,
+        on_commit: Callable[[int], None],
+    ) -> None:
+        self._path = path
+        self._db = connection
+        self._packer = packer
+        self._on_commit = on_commit
+        self._tables = Tables(connection, packer)
+        self._inode = _inode(path)
+        self._changed = threading.Condition()
+        self._items: deque[Item] = deque()
+        self._entries = 0  #: in `_items`
+        self._wanted = _NEVER  #: wake the thread at so many entries
+        self._is_closing = False
+        self._failure: str | None = None
+        self._thread = threading.Thread(
+            target=self._run, name="octaskly-writer", daemon=True
+        )
+        self._thread.start()
+
+    @property
+    def failure(self) -> str | None:
+        """Why nothing is written at the moment, None while all is well."""
+        return self._failure
+
+    @property
+    def backlog(self) -> int:
+        """Entries that wait for the next commit."""
+        return self._entries
+
+    def put(self, item: Item) -> None:
+        """Queue one item; returns at once."""
+        with self._changed:
+            self._items.append(item)
+            self._entries += _weight(item)
+            if self._entries >= self._wanted:
+                self._changed.notify()
+
+    def close(self) -> None:
+        """Commit what waits, move the log into the file, and end.
+
+        Raises:
+            StoreError: something could not be written; it was never acknowledged.
+        """
+        with self._changed:
+            self._is_closing = True
+            self._changed.notify()
+        self._thread.join()
+        self._db.close()
+        if self._failure is not None:
+            raise StoreError(f"closed without the last writes: {self._failure}")
+
+    def _run(self) -> None:
+        try:
+            while batch := self._take():
+                if not self._persist(batch):
+                    return
+            self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+        except sqlite3.Error as error:  # Of the checkpoint; all is in the log.
+            del error
+        except BaseException as error:
+            self._failure = f"{self._path}: the writer stopped: {error!r}"
+            raise
+
+    def _take(self) -> list[Item]:
+        """Wait for items and return those of the next commit; none: close."""
+        with self._changed:
+            if self._items:
+                self._wait(COALESCE_ENTRIES, COALESCE_S)
+            else:
+                self._wait(1, None)
+            batch: list[Item] = []
+            entries = 0
+            while self._items and len(batch) < BATCH_ITEMS_MAX:
+                if entries >= BATCH_ENTRIES_MAX:
+                    break
+                item = self._items.popleft()
+                entries += _weight(item)
+                batch.append(item)
+            self._entries -= entries
+            return batch
+
+    def _wait(self, entries: int, timeout_s: float | None) -> None:
+        self._wanted = entries
+        self._changed.wait_for(
+            lambda: self._entries >= entries or self._is_closing, timeout_s
+        )
+        self._wanted = _NEVER
+
+    def _persist(self, batch: Sequence[Item]) -> bool:
+        """Commit a batch, however long that takes; False: gave up at the end."""
+        delay_s = RETRY_S
+        while True:
+            is_last = self._is_closing
+            try:
+                self._commit(batch)
+                break
+            except sqlite3.Error as error:
+                self._failure = str(translated(self._path, error))
+            except OSError as error:
+                self._failure = f"{self._path} is gone: {error.strerror}"
+            if is_last:
+                return False
+            with self._changed:
+                self._changed.wait_for(lambda: self._is_closing, delay_s)
+            delay_s = min(2 * delay_s, RETRY_S_MAX)
+        self._failure = None
+        numbers = [i.number for i in batch if isinstance(i, Append | Save)]
+        if numbers:
+            self._on_commit(numbers[-1])
+        return True
+
+    def _commit(self, batch: Sequence[Item]) -> None:
+        db = self._db
+        if self._failure is not None:
+            self._tables.forget()
+        self._stat()
+        db.execute("BEGIN IMMEDIATE")
+        try:
+            self._write(batch)
+            db.execute("COMMIT")
+        except BaseException:
+            if db.in_transaction:
+                db.execute("ROLLBACK")
+            raise
+        # A file that was deleted under us still takes writes, but keeps none.
+        self._stat()
+
+    def _write(self, batch: Sequence[Item]) -> None:
+        saves = [item for item in batch if isinstance(item, Save)]
+        spools = [item for item in batch if isinstance(item, Spool | Unspool)]
+        peers = [item for item in batch if isinstance(item, Met)]
+        if saves:
+            state.write_saves(self._db, saves)
+            for save in saves:
+                if save.stream is not None:
+                    self._tables.add_stream(*save.stream)
+        self._tables.append([item for item in batch if isinstance(item, Append)])
+        if spools:
+            state.write_spool(self._db, self._packer, spools)
+        if peers:
+            state.write_peers(self._db, peers)
+
+    def _stat(self) -> None:
+        """Raise OSError unless the file is still the one that was opened."""
+        if _inode(self._path) != self._inode:
+            raise FileNotFoundError(0, "another file has taken its place")
+
+
+def _weight(item: Item) -> int:
+    return len(item.entries) or 1 if isinstance(item, Append) else 1
+
+
+def _inode(path: Path) -> tuple[int, int]:
+    found = os.stat(path)  # noqa: PTH116  at each commit, so the cheap call
+    return found.st_dev, found.st_ino

@@ -1,0 +1,117 @@
+"""Facts, packer and clock for tests of the `Log` port."""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from octaskly.core.facts import Assigned, CancelAsked, Entry, Fact, Finished, Submitted
+from octaskly.core.model import (
+    AttemptId,
+    AttemptState,
+    Epoch,
+    Moment,
+    NodeId,
+    Outcome,
+    Reason,
+    StreamId,
+    TaskId,
+    TaskSpec,
+)
+from octaskly.store import Store
+
+STREAM = StreamId(71)
+OTHER = StreamId(1 << 62)
+EPOCHS = ((STREAM, Epoch(1, NodeId("a" * 16))), (OTHER, Epoch(2, NodeId("b" * 16))))
+WORKER = NodeId("w" * 16)
+WALL_MS = 1_800_000_000_000
+
+
+class PicklePacker:
+    """The simplest packer: good for our own bytes in a test, for nothing else."""
+
+    def pack_entry_body(self, entry: Entry) -> bytes:
+        return pickle.dumps(entry.fact, protocol=5)
+
+    def unpack_entry(self, stream: StreamId, seq: int, hlc: int, body: bytes) -> Entry:
+        return Entry(stream, seq, hlc, pickle.loads(body))  # noqa: S301
+
+    def pack(self, value: object) -> bytes:
+        return pickle.dumps(value, protocol=5)
+
+    def unpack(self, data: bytes) -> Any:
+        return pickle.loads(data)  # noqa: S301
+
+
+class HandClock:
+    """A clock that stands where it is put."""
+
+    def __init__(self, wall_ms: int = WALL_MS) -> None:
+        self.wall_ms = wall_ms
+
+    def now(self) -> Moment:
+        return Moment(0.0, self.wall_ms)
+
+    def draw(self) -> float:
+        return 0.5
+
+
+def task_id(number: int) -> TaskId:
+    return TaskId(f"task-{number:03d}-{number:08x}")
+
+
+def attempt_id(n: int = 1, stream: StreamId = STREAM, term: int = 1) -> AttemptId:
+    return AttemptId(term, stream, n)
+
+
+def submitted(number: int, **fields: Any) -> Submitted:
+    """A task whose place in the queue is its number."""
+    asked = {
+        "id": task_id(number),
+        "command": f"echo {number}",
+        "created_ms": WALL_MS + number,
+        "ord": number,
+        "submitter": "local:ada@n1",
+    }
+    return Submitted(TaskSpec(**{**asked, **fields}))
+
+
+def assigned(number: int, n: int = 1, node: NodeId = WORKER) -> Assigned:
+    return Assigned(task_id(number), attempt_id(n), node)
+
+
+def finished(
+    number: int,
+    n: int = 1,
+    *,
+    node: NodeId = WORKER,
+    state: AttemptState = AttemptState.OK,
+    reason: Reason = Reason.EXIT,
+    **fields: Any,
+) -> Finished:
+    told = {"exit_code": 0, "started_ms": WALL_MS, "duration_ms": 7}
+    outcome = Outcome(state=state, reason=reason, **{**told, **fields})
+    return Finished(task_id(number), attempt_id(n), node, outcome)
+
+
+def cancelled(number: int, by: str = "ada") -> CancelAsked:
+    return CancelAsked(task_id(number), by)
+
+
+def entries(
+    facts: Iterable[Fact], *, stream: StreamId = STREAM, after: int = 0
+) -> list[Entry]:
+    """Number facts as a stream does."""
+    return [
+        Entry(stream, seq, 1000 + seq, fact)
+        for seq, fact in enumerate(facts, start=after + 1)
+    ]
+
+
+def open_store(path: Path, told: list[int] | None = None, **options: Any) -> Store:
+    """Create a store whose commits are told to a list; the caller opens it."""
+    numbers = [] if told is None else told
+    clock = options.pop("clock", HandClock())
+    return Store(path, PicklePacker(), numbers.append, clock, **options)

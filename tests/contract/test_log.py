@@ -1,0 +1,421 @@
+"""What everything behind `ports.Log` must do, whoever keeps the facts."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from pathlib import Path
+
+import pytest
+
+from octaskly.core import merge
+from octaskly.core.facts import Fact
+from octaskly.core.messages import Report
+from octaskly.core.model import (
+    Address,
+    AttemptState,
+    Epoch,
+    NodeId,
+    OutputFile,
+    Reason,
+    StreamId,
+    TaskState,
+)
+from octaskly.ports import Log, TaskQuery
+from tests.contract import log_kit as kit
+
+OTHER_WORKER = NodeId("v" * 16)
+
+
+class Bench:
+    """A log under test, the commits it told of, and how to open it again."""
+
+    def __init__(self, make: Callable[[Callable[[int], None]], Log]) -> None:
+        self._make = make
+        self._number = 0
+        self._seqs: dict[StreamId, int] = {}
+        self._changed = asyncio.Event()
+        self.told: list[int] = []
+        self.log = make(self._hear)
+        self.saved = self.log.open()
+
+    async def reopen(self) -> None:
+        await self.log.close()
+        self.log = self._make(self._hear)
+        self.saved = self.log.open()
+
+    def next(self) -> int:
+        self._number += 1
+        return self._number
+
+    async def add(self, *facts: Fact, stream: StreamId = kit.STREAM) -> None:
+        """Append facts to the end of a stream and wait until they are durable."""
+        seq = self._seqs.get(stream, 0)
+        self._seqs[stream] = seq + len(facts)
+        number = self.next()
+        found = kit.entries(facts, stream=stream, after=seq)
+        self.log.append(number, found, kit.EPOCHS)
+        await self.durable(number)
+
+    async def durable(self, number: int) -> None:
+        async with asyncio.timeout(10):
+            while not self.told or self.told[-1] < number:
+                self._changed.clear()
+                await self._changed.wait()
+
+    def _hear(self, number: int) -> None:
+        self.told.append(number)
+        self._changed.set()
+
+
+@pytest.fixture(params=["store"])
+async def bench(tmp_path: Path) -> AsyncIterator[Bench]:
+    def make(hear: Callable[[int], None]) -> Log:
+        path = tmp_path / "state" / "octaskly.db"
+        return kit.Store(path, kit.PicklePacker(), hear, kit.HandClock())
+
+    bench = Bench(make)
+    yield bench
+    await bench.log.close()
+
+
+async def test_a_new_log_knows_nothing(bench: Bench) -> None:
+    """The first start needs no set-up."""
+    assert bench.saved == type(bench.saved)()
+    assert await bench.log.vector() == ()
+    assert await bench.log.page(TaskQuery()) == type(await bench.log.page(TaskQuery()))(
+        (), 0
+    )
+
+
+async def test_a_submitted_task_can_be_read_once_it_is_durable(bench: Bench) -> None:
+    """Every field of the envelope comes back."""
+    fact = kit.submitted(
+        1, timeout_s=9, inputs=("in put",), outputs=("ö", "b"), command="echo ü"
+    )
+
+    await bench.add(fact)
+
+    record = merge.apply(None, fact)
+    assert await bench.log.task(fact.task) == record
+    assert await bench.log.tasks([fact.task, kit.task_id(2)]) == {fact.task: record}
+    assert await bench.log.task(kit.task_id(2)) is None
+
+
+async def test_a_finished_task_comes_back_with_its_exact_output(bench: Bench) -> None:
+    """Bytes survive as they are, and only `task` carries them."""
+    end = kit.finished(
+        1,
+        stdout=bytes(range(256)),
+        stderr=b"\0",
+        stdout_bytes=5000,
+        stderr_bytes=1,
+        outputs=(OutputFile("a", 3), OutputFile("b", None)),
+        detail="as it was",
+    )
+
+    await bench.add(kit.submitted(1), kit.assigned(1), end)
+
+    record = await bench.log.task(kit.task_id(1))
+    assert record is not None
+    assert record.state is TaskState.COMPLETED
+    assert record.attempts[0].outcome == end.outcome
+    listed = (await bench.log.page(TaskQuery())).records[0].attempts[0].outcome
+    assert listed is not None
+    assert (listed.stdout, listed.stderr, listed.stdout_bytes) == (b"", b"", 5000)
+    assert listed.outputs == end.outcome.outputs
+
+
+async def test_commits_are_told_in_order_up_to_the_last(bench: Bench) -> None:
+    """A number stands for all before it, so some may be skipped, none repeated."""
+    last = 0
+    for number in range(1, 40):
+        last = bench.next()
+        bench.log.append(
+            last, kit.entries([kit.submitted(number)], after=number - 1), kit.EPOCHS
+        )
+
+    await bench.durable(last)
+
+    assert bench.told == sorted(set(bench.told))
+    assert bench.told[-1] == last
+    assert await bench.log.vector() == ((kit.STREAM, 39),)
+
+
+async def test_node_state_survives_a_restart(bench: Bench) -> None:
+    """Fields that are not named stay as they are."""
+    epoch = Epoch(4, NodeId("a" * 16))
+    bench.log.save(bench.next(), term=4, name="pi-ab12")
+    number = bench.next()
+    bench.log.save(number, epoch=epoch, stream=(kit.STREAM, epoch))
+    await bench.durable(number)
+
+    await bench.reopen()
+
+    assert (bench.saved.term, bench.saved.epoch) == (4, epoch)
+    assert bench.saved.name == "pi-ab12"
+
+
+async def test_log_position_survives_a_restart(bench: Bench) -> None:
+    """Vector, clock, sequence and backlog are what the next start needs."""
+    await bench.add(kit.submitted(1), kit.submitted(12), kit.submitted(7))
+    await bench.add(kit.assigned(1))
+    await bench.add(kit.submitted(40), stream=kit.OTHER)
+
+    await bench.reopen()
+
+    assert bench.saved.vector == ((kit.STREAM, 4), (kit.OTHER, 1))
+    assert bench.saved.hlc == 1004
+    assert bench.saved.sequence == 40
+    assert bench.saved.queued == 3
+
+
+async def test_an_id_derived_from_a_key_does_not_move_the_sequence(
+    bench: Bench,
+) -> None:
+    """Such ids have 12 random digits; counting on from there would never end."""
+    await bench.add(
+        kit.submitted(1, id="task-999999999999-00000000"),
+        kit.submitted(2, id="mine"),
+        kit.submitted(3),
+    )
+
+    await bench.reopen()
+
+    assert bench.saved.sequence == 3
+    assert await bench.log.resolve(999999999999) == ("task-999999999999-00000000",)
+
+
+async def test_entries_held_already_change_nothing(bench: Bench) -> None:
+    """A peer may send what we have."""
+    facts = [kit.submitted(1), kit.assigned(1)]
+    await bench.add(*facts)
+
+    number = bench.next()
+    again = kit.entries([*facts, kit.finished(1)])
+    bench.log.append(number, again, kit.EPOCHS)
+    await bench.durable(number)
+
+    assert await bench.log.vector() == ((kit.STREAM, 3),)
+    assert (await bench.log.stats()).counts[TaskState.COMPLETED] == 1
+
+
+async def test_a_gap_is_refused(bench: Bench) -> None:
+    """A hole in a stream would be believed to be filled for ever."""
+    with pytest.raises(AssertionError):
+        bench.log.append(
+            bench.next(), kit.entries([kit.submitted(1)], after=1), kit.EPOCHS
+        )
+
+
+async def test_facts_may_come_before_the_envelope(bench: Bench) -> None:
+    """The task is shown once its submission arrives, with all that was known."""
+    await bench.add(kit.assigned(1), kit.finished(1, stdout=b"out"))
+    await bench.add(kit.cancelled(1))
+    assert await bench.log.task(kit.task_id(1)) is None
+    assert (await bench.log.page(TaskQuery())).total == 0
+
+    await bench.add(kit.submitted(1), stream=kit.OTHER)
+
+    record = await bench.log.task(kit.task_id(1))
+    assert record is not None
+    assert (record.state, record.cancelled_by) == (TaskState.COMPLETED, "ada")
+    assert record.attempts[0].outcome == kit.finished(1, stdout=b"out").outcome
+    assert (await bench.log.page(TaskQuery())).total == 1
+
+
+async def test_the_queue_is_read_in_order_and_in_windows(bench: Bench) -> None:
+    """`ord` alone decides; what runs or ended is not in it."""
+    await bench.add(*(kit.submitted(n) for n in (5, 3, 9, 1, 7)))
+    await bench.add(kit.assigned(3), kit.cancelled(9))
+
+    first = await bench.log.load(0, 2)
+    second = await bench.log.load(5, 2)
+
+    assert [r.id for r in first.records] == [kit.task_id(1), kit.task_id(5)]
+    assert (first.after_ord, first.has_more) == (0, True)
+    assert [r.id for r in second.records] == [kit.task_id(7)]
+    assert (second.after_ord, second.has_more) == (5, False)
+
+
+async def test_tasks_with_one_place_in_the_queue_are_loaded_together(
+    bench: Bench,
+) -> None:
+    """Two reigns may give the same `ord`; asking beyond it must lose no task."""
+    await bench.add(*(kit.submitted(n, ord=min(n, 2)) for n in (1, 2, 3, 4)))
+
+    window = await bench.log.load(0, 2)
+
+    assert [r.id for r in window.records] == [kit.task_id(n) for n in (1, 2, 3, 4)]
+    assert not window.has_more
+
+
+async def test_a_task_given_back_is_loaded_with_its_attempts(bench: Bench) -> None:
+    """The next attempt takes the next number."""
+    back = kit.finished(1, state=AttemptState.RELEASED, reason=Reason.RETURNED)
+    await bench.add(kit.submitted(1), kit.assigned(1), back)
+
+    (record,) = (await bench.log.load(0, 10)).records
+
+    assert [a.id for a in record.attempts] == [kit.attempt_id(1)]
+    assert record.state is TaskState.QUEUED
+
+
+async def test_live_tasks_are_those_whose_latest_attempt_has_no_end(
+    bench: Bench,
+) -> None:
+    """Also a cancelled one: its process may still run."""
+    await bench.add(*(kit.submitted(n) for n in range(1, 6)))
+    await bench.add(kit.assigned(2), kit.assigned(3), kit.assigned(4), kit.assigned(5))
+    await bench.add(kit.finished(3), kit.cancelled(4), kit.cancelled(1))
+    await bench.add(
+        kit.finished(5, state=AttemptState.RELEASED, reason=Reason.LOST),
+        kit.assigned(5, 2),
+    )
+
+    live = await bench.log.load_live()
+
+    assert [r.id for r in live] == [kit.task_id(n) for n in (2, 4, 5)]
+
+
+async def test_entries_come_back_exactly_as_they_were(bench: Bench) -> None:
+    """Outputs are kept apart, and peers must not notice."""
+    facts: Sequence[Fact] = [
+        kit.submitted(1),
+        kit.assigned(1),
+        kit.finished(1, stdout=b"a" * 3000, stderr=b"b"),
+        kit.cancelled(1),
+        kit.finished(1, stdout=b"other", stderr=b""),
+        kit.finished(1, stdout=b"a" * 3000, stderr=b"b"),
+    ]
+    await bench.add(*facts)
+    await bench.add(kit.submitted(2), stream=kit.OTHER)
+
+    got = await bench.log.entries_after({}, 1 << 20)
+    rest = await bench.log.entries_after({kit.STREAM: 5, kit.OTHER: 1}, 1 << 20)
+
+    mine = kit.entries(facts)
+    theirs = kit.entries([kit.submitted(2)], stream=kit.OTHER)
+    assert got == (tuple(mine + theirs), kit.EPOCHS, False)
+    assert rest == (tuple(mine[5:]), kit.EPOCHS[:1], False)
+
+
+async def test_a_long_log_is_given_in_parts(bench: Bench) -> None:
+    """Each part is bounded by bytes, and asking on gets everything once."""
+    facts = [kit.finished(n, stdout=b"x" * 1000) for n in range(1, 21)]
+    await bench.add(*facts[:10])
+    await bench.add(*facts[10:], stream=kit.OTHER)
+
+    got, vector, parts, more = [], dict[StreamId, int](), 0, True
+    while more:
+        some, _, more = await bench.log.entries_after(vector, 4000)
+        assert 0 < len(some) <= 5
+        got += some
+        vector.update((entry.stream, entry.seq) for entry in some)
+        parts += 1
+
+    assert got == kit.entries(facts[:10]) + kit.entries(facts[10:], stream=kit.OTHER)
+    assert parts > 3
+
+
+async def test_pages_are_oldest_first_with_exact_totals(bench: Bench) -> None:
+    """Filters and offsets work together."""
+    await bench.add(*(kit.submitted(n) for n in range(1, 31)))
+    await bench.add(*(kit.assigned(n) for n in range(1, 11)))
+    await bench.add(*(kit.assigned(n, node=OTHER_WORKER) for n in range(11, 16)))
+    await bench.add(*(kit.finished(n) for n in range(1, 6)))
+
+    async def numbers(**query: object) -> tuple[list[int], int]:
+        page = await bench.log.page(TaskQuery(**query))  # type: ignore[arg-type]
+        return [r.spec.ord for r in page.records if r.spec], page.total
+
+    running, done = TaskState.RUNNING, TaskState.COMPLETED
+    assert await numbers(limit=3) == ([1, 2, 3], 30)
+    assert await numbers(limit=3, offset=28) == ([29, 30], 30)
+    assert await numbers(limit=3, offset=30) == ([], 30)
+    assert await numbers(state=running, limit=2, offset=4) == ([10, 11], 10)
+    assert await numbers(state=running, limit=2, offset=9) == ([15], 10)
+    assert await numbers(node=kit.WORKER, limit=2, offset=4) == ([5, 6], 10)
+    assert await numbers(node=kit.WORKER, state=done) == ([1, 2, 3, 4, 5], 5)
+    assert await numbers(node=OTHER_WORKER, state=running, limit=1) == ([11], 5)
+    assert await numbers(node=OTHER_WORKER, state=done) == ([], 0)
+    assert await numbers(node=NodeId("x" * 16)) == ([], 0)
+
+
+async def test_a_short_id_is_resolved_where_it_can(bench: Bench) -> None:
+    """Two are enough to know that it is ambiguous."""
+    await bench.add(
+        kit.submitted(7),
+        *(kit.submitted(8 + n, id=f"task-008-{n:08x}") for n in range(3)),
+        kit.submitted(20, id="task-9"),
+    )
+
+    assert await bench.log.resolve(7) == (kit.task_id(7),)
+    assert await bench.log.resolve(8) == ("task-008-00000000", "task-008-00000001")
+    assert await bench.log.resolve(9) == ()
+    assert await bench.log.resolve(1 << 70) == ()
+
+
+async def test_spooled_results_survive_until_they_are_unspooled(bench: Bench) -> None:
+    """They carry output and envelope, since a new dispatcher may know neither."""
+    reports = [
+        Report(
+            task=kit.task_id(n),
+            attempt=kit.attempt_id(n),
+            outcome=kit.finished(n, stdout=b"\xff").outcome,
+            spec=kit.submitted(n).spec,
+        )
+        for n in (1, 2, 3)
+    ]
+    bench.log.spool(reports)
+    bench.log.unspool([(kit.task_id(2), kit.attempt_id(2))])
+    bench.log.unspool([(kit.task_id(9), kit.attempt_id(9))])
+
+    await bench.reopen()
+
+    assert bench.saved.reports == (reports[0], reports[2])
+
+
+async def test_peers_are_remembered_with_names_and_addresses(bench: Bench) -> None:
+    """The last word about a peer counts."""
+    address = Address("fe80::1%eth0", 7878)
+    bench.log.remember(kit.WORKER, "old", [Address("10.0.0.1", 1)])
+    bench.log.remember(kit.WORKER, "pi", [address, Address("10.0.0.2", 7878)])
+    bench.log.remember(OTHER_WORKER, "nas", [])
+
+    await bench.reopen()
+
+    assert bench.saved.names == ((OTHER_WORKER, "nas"), (kit.WORKER, "pi"))
+    assert {a.node: a.addresses for a in bench.saved.peers} == {
+        kit.WORKER: (address, Address("10.0.0.2", 7878)),
+        OTHER_WORKER: (),
+    }
+
+
+async def test_closing_keeps_what_was_queued(bench: Bench) -> None:
+    """An orderly stop loses nothing, told or not."""
+    bench.log.append(bench.next(), kit.entries([kit.submitted(1)]), kit.EPOCHS)
+
+    await bench.reopen()
+
+    assert bench.saved.vector == ((kit.STREAM, 1),)
+
+
+async def test_readers_do_not_wait_for_one_another(bench: Bench) -> None:
+    """Many questions at once all get their answer."""
+    await bench.add(*(kit.submitted(n) for n in range(1, 101)))
+
+    async with asyncio.TaskGroup() as group:
+        asked = [group.create_task(_task(bench.log, n)) for n in range(1, 101)]
+
+    assert [task.result() for task in asked] == list(range(1, 101))
+
+
+def _task(log: Log, number: int) -> Awaitable[int]:
+    async def ask() -> int:
+        record = await log.task(kit.task_id(number))
+        assert record is not None
+        assert record.spec is not None
+        return record.spec.ord
+
+    return ask()
