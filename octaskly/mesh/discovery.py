@@ -11,10 +11,11 @@ import asyncio
 import contextlib
 import errno
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 from octaskly.core.effects import Note
 from octaskly.core.events import Advert, Seen
-from octaskly.core.model import Address, NodeId, NodeInfo
+from octaskly.core.model import NodeId, NodeInfo
 from octaskly.mesh.adverts import (
     Candidates,
     MalformedAdvert,
@@ -23,8 +24,8 @@ from octaskly.mesh.adverts import (
     shown,
     write_txt,
 )
-from octaskly.mesh.interfaces import LocalAddress, dial_order, local_addresses, on_link
-from octaskly.mesh.mdns import Mdns, open_mdns
+from octaskly.mesh.interfaces import LocalAddress, local_addresses
+from octaskly.mesh.mdns import Mdns, near, open_mdns
 from octaskly.ports import Clock
 
 CROWD_PEERS = 50  #: with more peers than this, a newcomer waits before it announces
@@ -269,9 +270,10 @@ class Discovery:
             return None
         if has_left:
             gone = self._candidates.drop(node)
+            if gone is None or gone.mesh is None or gone.mesh != self._mesh_id:
+                return None
             # It may well be alive: the core probes it by dialling.
-            is_ours = gone is not None and gone.mesh == self._mesh_id
-            return self._advert(gone) if gone is not None and is_ours else None
+            return self._advert(replace(gone, is_dispatcher=False, term=0))
         if not self._has_room(node) or self._mdns is None:
             return None
         try:
@@ -316,14 +318,17 @@ class Discovery:
             if sighting.boot != self._node.boot:
                 self._warn("duplicate node id", node=sighting.node)
             return None
-        self._candidates.put(sighting)
-        if sighting.mesh is not None and sighting.mesh == self._mesh_id:
+        is_ours = sighting.mesh is not None and sighting.mesh == self._mesh_id
+        if is_ours or near(sighting, self._local):
+            self._candidates.put(sighting)
+        if is_ours:
             return self._advert(sighting)
         self._meet_other(sighting.mesh)
         return None
 
     def _meet_other(self, mesh: str | None) -> None:
-        if mesh is None or mesh in self._told or len(self._told) >= MESHES_MAX:
+        is_new = mesh in self.other_meshes and mesh not in self._told
+        if mesh is None or not is_new or len(self._told) >= MESHES_MAX:
             return
         self._told.add(mesh)
         if self._on_other_mesh is not None:
@@ -331,14 +336,13 @@ class Discovery:
 
     def _advert(self, sighting: Sighting) -> Advert | None:
         """Return the hint to dial a node, None if no address is on our networks."""
-        hosts = (on_link(host, self._local) for host in sighting.hosts)
-        addresses = [Address(host, sighting.port) for host in hosts if host is not None]
+        addresses = near(sighting, self._local)
         if not addresses:
             self._warn("advert ignored", node=sighting.node, cause="no near address")
             return None
         return Advert(
             sighting.node,
-            dial_order(addresses, self._local),
+            addresses,
             is_dispatcher=sighting.is_dispatcher,
             term=sighting.term,
         )
@@ -379,7 +383,7 @@ async def sightings(timeout_s: float, interfaces: Sequence[str] = ()) -> frozens
             return
         with contextlib.suppress(MalformedAdvert):
             sighting = mdns.lookup(node)
-            if sighting is not None and sighting.mesh is not None:
+            if sighting is not None and sighting.mesh and near(sighting, local):
                 found.add(sighting.mesh)
                 is_found.set()
 

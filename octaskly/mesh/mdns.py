@@ -17,9 +17,9 @@ from zeroconf import DNSQuestionType, IPVersion, ServiceStateChange
 from zeroconf import Error as ZeroconfError
 from zeroconf.asyncio import AsyncServiceBrowser, AsyncServiceInfo, AsyncZeroconf
 
-from octaskly.core.model import NodeId
+from octaskly.core.model import Address, NodeId
 from octaskly.mesh.adverts import SERVICE, Sighting, read_sighting
-from octaskly.mesh.interfaces import ADDRESSES_MAX, LocalAddress
+from octaskly.mesh.interfaces import ADDRESSES_MAX, LocalAddress, dial_order, on_link
 
 MDNS_PORT = 5353
 OPEN_S = 2.0
@@ -155,6 +155,13 @@ async def open_mdns(local: Sequence[LocalAddress]) -> Mdns:
         await _close(zeroconf)
         raise OSError(errno.ENODEV, "no interface takes part in multicast")
     return Mdns(zeroconf)
+
+
+def near(sighting: Sighting, local: Sequence[LocalAddress]) -> tuple[Address, ...]:
+    """Return where on our networks a node says it is, in the order for dialling."""
+    hosts = (on_link(host, local) for host in sighting.hosts)
+    dialled = [Address(host, sighting.port) for host in hosts if host is not None]
+    return dial_order(dialled, local)
 
 
 async def _close(zeroconf: AsyncZeroconf) -> None:

@@ -1,0 +1,116 @@
+"""One node's discovery as a process of its own, for tests.
+
+Writes a JSON line for all that discovery reports; obeys words on standard input:
+`browse`, `rest`, `reign TERM`, `state`; its end closes.
+"""
+
+import argparse
+import asyncio
+import json
+import sys
+
+from octaskly.agent.clock import SystemClock
+from octaskly.core.effects import Note
+from octaskly.core.events import Seen
+from octaskly.core.model import NodeId, NodeInfo
+from octaskly.mesh.discovery import Discovery, sightings
+from octaskly.mesh.interfaces import LocalAddress
+
+CLOCK = SystemClock()
+
+
+def say(kind: str, **fields: object) -> None:
+    """Write one line."""
+    print(json.dumps({"kind": kind, "at": CLOCK.now().mono_s, **fields}), flush=True)
+
+
+def seen(event: Seen) -> None:
+    for advert in event.adverts:
+        say(
+            "seen",
+            node=advert.node,
+            addresses=[list(address) for address in advert.addresses],
+            is_dispatcher=advert.is_dispatcher,
+            term=advert.term,
+        )
+
+
+def noted(note: Note) -> None:
+    say("note", level=note.level, event=note.event, fields=dict(note.fields))
+
+
+def moved(addresses: tuple[LocalAddress, ...]) -> None:
+    say("moved", hosts=[one.host for one in addresses])
+
+
+def obey(discovery: Discovery, word: str, *rest: str) -> None:
+    """Do what a line of standard input says."""
+    if word == "reign":
+        discovery.advertise(is_dispatcher=True, term=int(rest[0]))
+    elif word == "state":
+        say(
+            "state",
+            other_meshes=discovery.other_meshes,
+            unpaired=discovery.unpaired,
+            in_sight=len(discovery._candidates),
+            hosts=[one.host for one in discovery.addresses],
+            is_degraded=discovery.is_degraded,
+        )
+    else:
+        discovery.browse(is_wanted=word == "browse")
+
+
+async def run(options: argparse.Namespace) -> None:
+    if options.look:
+        found = await sightings(options.look, options.interface)
+        say("sightings", meshes=sorted(found))
+        return
+    node = NodeInfo(
+        id=NodeId(options.id),
+        boot=options.boot,
+        name=options.id,
+        slots=1,
+        version="0",
+        peer_port=options.port,
+        lan_port=3443,
+    )
+    discovery = Discovery(
+        node=node,
+        mesh_id=options.mesh,
+        clock=CLOCK,
+        on_event=seen,
+        on_note=noted,
+        interfaces=options.interface,
+        on_other_mesh=lambda mesh: say("other", mesh=mesh),
+        on_addresses=moved,
+        poll_s=0.2,
+        debounce_s=0.2,
+    )
+    loop = asyncio.get_running_loop()
+    reader = asyncio.StreamReader()
+    await loop.connect_read_pipe(
+        lambda: asyncio.StreamReaderProtocol(reader), sys.stdin
+    )
+    async with asyncio.TaskGroup() as tasks:
+        await discovery.start(tasks)
+        discovery.browse(is_wanted=True)
+        say("started")
+        async for line in reader:
+            obey(discovery, *line.decode().split())
+        await discovery.close()
+        say("closed")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--id", default="a" * 16)
+    parser.add_argument("--boot", default="boot-1")
+    parser.add_argument("--mesh")
+    parser.add_argument("--port", type=int, default=7878)
+    parser.add_argument("--interface", action="append", default=[])
+    parser.add_argument("--look", type=float, default=0.0)
+    asyncio.run(run(parser.parse_args()))
+
+
+if __name__ == "__main__":
+    main()

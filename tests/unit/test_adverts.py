@@ -1,0 +1,166 @@
+"""mDNS records are read as the hostile input that they are."""
+
+import pytest
+
+from octaskly.core.model import NodeId, NodeInfo
+from octaskly.mesh.adverts import (
+    CANDIDATES_MAX,
+    SERVICE,
+    Candidates,
+    MalformedAdvert,
+    Sighting,
+    node_named,
+    read_sighting,
+    shown,
+    write_txt,
+)
+
+NODE = NodeId("abcdefghijklmnop")
+INFO = NodeInfo(
+    id=NODE,
+    boot="0123456789abcdef",
+    name="pi",
+    slots=4,
+    version="1.0",
+    peer_port=7878,
+    lan_port=3443,
+)
+
+
+def encoded(txt: dict[str, str | bytes | None]) -> dict[bytes, bytes | None]:
+    """Return properties as they come from the network."""
+    return {key.encode(): str(value).encode() for key, value in txt.items()}
+
+
+def read(
+    txt: dict[bytes, bytes | None], *, txt_bytes: int = 90, port: int | None = 7878
+) -> Sighting:
+    return read_sighting(
+        NODE, txt=txt, txt_bytes=txt_bytes, port=port, hosts=["10.0.0.1"]
+    )
+
+
+def sighting(node: str, mesh: str | None = "m1") -> Sighting:
+    return Sighting(node=NodeId(node), mesh=mesh, boot="b", port=1, hosts=())
+
+
+@pytest.mark.parametrize(
+    ("mesh", "is_dispatcher", "term", "expected"),
+    [
+        ("m1", True, 7, ("m1", True, 7)),
+        ("m1", False, 7, ("m1", False, 0)),
+        (None, False, 0, (None, False, 0)),
+    ],
+)
+def test_what_one_node_writes_another_reads(
+    mesh: str | None,
+    is_dispatcher: bool,
+    term: int,
+    expected: tuple[str | None, bool, int],
+) -> None:
+    """The term is said by a dispatcher only, the mesh by a paired node only."""
+    txt = write_txt(INFO, mesh_id=mesh, is_dispatcher=is_dispatcher, term=term)
+
+    seen = read(encoded(txt))
+
+    assert (seen.mesh, seen.is_dispatcher, seen.term) == expected
+    assert (seen.boot, seen.port, seen.hosts) == (INFO.boot, 7878, ("10.0.0.1",))
+
+
+def test_our_txt_is_small_and_carries_no_stats() -> None:
+    """A TXT record that changes with the load is a multicast storm."""
+    txt = write_txt(INFO, mesh_id="m" * 26, is_dispatcher=True, term=2**53)
+
+    assert set(txt) == {"v", "b", "a", "r", "m", "t"}
+    assert sum(len(key) + len(str(value)) + 2 for key, value in txt.items()) < 200
+
+
+@pytest.mark.parametrize(
+    "txt",
+    [
+        {},
+        {b"r": None},
+        {b"r": b"x", b"m": b"m1", b"b": b"1"},
+        {b"r": b"n", b"m": b"", b"b": b"1"},
+        {b"r": b"n", b"m": b"m\x1b[2J", b"b": b"1"},
+        {b"r": b"n", b"m": b"\xff\xfe", b"b": b"1"},
+        {b"r": b"n", b"m": b"m" * 65, b"b": b"1"},
+        {b"r": b"n", b"m": b"m1", b"b": b"1\n"},
+        {b"r": b"u"},
+    ],
+)
+def test_a_record_of_another_form_is_malformed(txt: dict[bytes, bytes | None]) -> None:
+    """Nothing of it is used, and its text never reaches a terminal."""
+    with pytest.raises(MalformedAdvert):
+        read(txt)
+
+
+@pytest.mark.parametrize("port", [None, 0, -1, 65536])
+def test_a_port_that_cannot_be_dialled_is_malformed(port: int | None) -> None:
+    """SRV records carry any 16 bits, and a record may be missing."""
+    with pytest.raises(MalformedAdvert):
+        read({b"r": b"n", b"m": b"m1", b"b": b"1"}, port=port)
+
+
+def test_a_long_txt_is_malformed() -> None:
+    """Ours has less than 200 bytes; 400 leave room for later versions."""
+    txt: dict[bytes, bytes | None] = {b"r": b"n", b"m": b"m1", b"b": b"1"}
+
+    assert read(txt, txt_bytes=400).mesh == "m1"
+    with pytest.raises(MalformedAdvert):
+        read(txt, txt_bytes=401)
+
+
+@pytest.mark.parametrize("term", [b"", b"-1", b"1e9", b"9" * 19, b"\xd9\xa1"])
+def test_a_dispatcher_without_a_sane_term_is_read_as_a_node(term: bytes) -> None:
+    """It is still worth a dial, which tells the truth."""
+    seen = read({b"r": b"d", b"m": b"m1", b"b": b"1", b"t": term})
+
+    assert (seen.is_dispatcher, seen.term) == (False, 0)
+
+
+@pytest.mark.parametrize(
+    ("name", "node"),
+    [
+        (f"{NODE}.{SERVICE}", NODE),
+        (f"short.{SERVICE}", None),
+        (f"abcdefghijklmno\x1b.{SERVICE}", None),
+        (f"{NODE}.x.{SERVICE}", None),
+        (f"{NODE}._http._tcp.local.", None),
+        (NODE, None),
+    ],
+)
+def test_only_names_of_the_form_of_ours_stand_for_nodes(
+    name: str, node: NodeId | None
+) -> None:
+    """So a node id can be printed wherever it goes."""
+    assert node_named(name) == node
+
+
+def test_a_strange_name_is_shown_without_its_control_characters() -> None:
+    """No terminal obeys a name on the LAN."""
+    assert shown("a\x1b[2J\u202eb\n" + "x" * 99) == "a?[2J?b?" + "x" * 56
+
+
+def test_nodes_in_sight_are_counted_by_mesh() -> None:
+    """`other_meshes` and the count of unpaired nodes come from here."""
+    nodes = Candidates()
+    for node, mesh in [("a", "m1"), ("b", "m1"), ("c", "m2"), ("d", None)]:
+        nodes.put(sighting(node, mesh))
+    nodes.put(sighting("b", "m2"))
+    nodes.drop(NodeId("c"))
+
+    assert nodes.meshes == {"m1": 1, "m2": 1}
+    assert nodes.unpaired == 1
+    nodes.clear()
+    assert (len(nodes), nodes.meshes, nodes.unpaired) == (0, {}, 0)
+
+
+def test_there_is_room_for_1024_nodes_in_sight() -> None:
+    """A flood of adverts must not grow memory; nodes that are known may change."""
+    nodes = Candidates()
+    for number in range(CANDIDATES_MAX):
+        nodes.put(sighting(f"n{number}"))
+
+    assert not nodes.has_room(NodeId("one-more"))
+    assert nodes.has_room(NodeId("n7"))
