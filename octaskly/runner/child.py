@@ -6,17 +6,20 @@ launcher is that of the task it is starting.
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
-import stat
-import time
 
+from octaskly.runner.cgroup import Group
 from octaskly.runner.command import shell_words, split_plain
 
 SHELL = "/bin/sh"
 READ_BYTES = 65536
 DRAIN_READS_MAX = 64  #: a grandchild that writes for ever must not hold the end up
 NOT_STARTED = 126  #: exit code of what could not be executed
+
+#: Errors of this moment and machine, not of the task: another attempt may go well.
+SCARCE = (errno.EAGAIN, errno.ENOMEM, errno.EMFILE, errno.ENFILE)
 
 #: What an agent under nohup, in the background of a script or in Python ignores would
 #: be ignored by every task, and a `yes | head` would never end.
@@ -43,14 +46,21 @@ class Order:
     __slots__ = ("attempt", "command", "key", "since_s", "task", "timeout_s")
 
     def __init__(
-        self, key: int, task: str, attempt: str, command: bytes, timeout_s: float
+        self,
+        key: int,
+        task: str,
+        attempt: str,
+        command: bytes,
+        timeout_s: float,
+        *,
+        since_s: float,
     ) -> None:
         self.key = key
         self.task = task
         self.attempt = attempt
         self.command = command  #: UTF-8
         self.timeout_s = timeout_s
-        self.since_s = time.monotonic()
+        self.since_s = since_s
 
 
 class Sink:
@@ -105,8 +115,6 @@ class Child:
         "deadline_s",
         "err",
         "group",
-        "is_killed",
-        "is_watched",
         "key",
         "mark",
         "out",
@@ -116,25 +124,36 @@ class Child:
         "verdict",
     )
 
-    def __init__(self, order: Order, pid: int, out: Sink, err: Sink) -> None:
+    def __init__(
+        self,
+        order: Order,
+        pid: int,
+        sinks: tuple[Sink, Sink],
+        begin: tuple[float, int],
+    ) -> None:
         self.key = order.key
         self.pid = pid
-        self.out = out
-        self.err = err
-        self.started_s = time.monotonic()
-        self.started_ms = int(time.time() * 1000)
+        self.out, self.err = sinks
+        self.started_s, self.started_ms = begin  #: monotonic, wall clock
         self.deadline_s = self.started_s + order.timeout_s  #: of the next measure
         self.verdict = ""  #: `timeout` or `cancelled` once it is being ended
-        self.is_killed = False
-        self.is_watched = False  #: the pipes are in the launcher's epoll
         self.mark = (
             b"OCTASKLY_TASK_ID=" + order.task.encode(),
             b"OCTASKLY_ATTEMPT=" + order.attempt.encode(),
         )
-        self.group: str | None = None
+        self.group: Group | None = None
+
+    def end(self, status: int, *, now_s: float, now_ms: int) -> list[object]:
+        """Close the pipes and return the message that ends this attempt."""
+        out, err = self.out.drain(), self.err.drain()
+        return [
+            *("end", self.key, os.waitstatus_to_exitcode(status), self.verdict),
+            *(self.started_ms, now_ms, int((now_s - self.started_s) * 1000)),
+            *(out, err, self.out.size_bytes, self.err.size_bytes, ""),
+        ]
 
 
-def find_program(word: str, path: str | None) -> str | None:
+def find_program(word: str, path: str) -> str | None:
     """Return the file that a shell would execute, or None when it must decide.
 
     It decides whatever is not simple: relative folders in PATH, a first match that
@@ -142,17 +161,13 @@ def find_program(word: str, path: str | None) -> str | None:
     """
     if "/" in word:
         return word
-    if not path or "%" in path:  # dash gives `%` in PATH a meaning.
+    if "%" in path:  # dash gives `%` in PATH a meaning.
         return None
     for folder in path.split(":"):
         if not folder.startswith("/"):
             return None
         file = f"{folder}/{word}"
-        try:
-            is_file = stat.S_ISREG(os.stat(file).st_mode)
-        except OSError:
-            continue
-        if is_file:
+        if os.path.isfile(file):  # noqa: PTH113 - a Path costs more than the look-up
             return file if os.access(file, os.X_OK) else None
     return None
 
@@ -162,8 +177,7 @@ def _execute(command: str, env: dict[bytes, bytes], out_fd: int, err_fd: int) ->
     actions = ((os.POSIX_SPAWN_DUP2, out_fd, 1), (os.POSIX_SPAWN_DUP2, err_fd, 2))
     words = split_plain(command)
     if words is not None:
-        path = env.get(b"PATH")
-        program = find_program(words[0], path and os.fsdecode(path))
+        program = find_program(words[0], os.fsdecode(env.get(b"PATH", b"")))
         if program is not None:
             try:
                 return os.posix_spawn(
@@ -175,8 +189,10 @@ def _execute(command: str, env: dict[bytes, bytes], out_fd: int, err_fd: int) ->
                     setsigdef=RESET_SIGNALS,
                     setsigmask=(),
                 )
-            except OSError:
-                pass  # The shell says it as people expect it.
+            except OSError as error:
+                if error.errno in SCARCE:
+                    raise
+                # The shell says it as people expect it.
     encoded = [word.encode("utf-8", "surrogatepass") for word in shell_words(command)]
     return os.posix_spawn(
         SHELL,
@@ -189,24 +205,80 @@ def _execute(command: str, env: dict[bytes, bytes], out_fd: int, err_fd: int) ->
     )
 
 
-def spawn(order: Order, env: dict[bytes, bytes], limit: int) -> Child:
-    """Start an attempt in the current working directory.
+def refused_end(order: Order, now_ms: int, detail: str) -> list[object]:
+    """Return the message that ends an attempt that could not be executed."""
+    head = ["end", order.key, NOT_STARTED, "", now_ms, now_ms, 0]
+    return [*head, b"", b"", 0, 0, detail]
+
+
+class Refused(Exception):
+    """An attempt could not be started."""
+
+    def __init__(self, detail: str, *, is_final: bool) -> None:
+        super().__init__(detail)
+        self.is_final = is_final  #: it would fail again, so it has failed
+
+
+class Pad:
+    """What all attempts of a launcher have in common when they start.
 
     Args:
-        order: What to run.
-        env: Its environment.
-        limit: Bytes to keep of each stream.
-
-    Raises:
-        OSError: it cannot be executed.
-        ValueError: the command holds a NUL.
+        workdir: Where they run; it may come and go.
+        node: Name of this node, for their environment.
+        output_bytes_max: Bytes to keep of each stream.
     """
+
+    def __init__(self, *, workdir: str, node: str, output_bytes_max: int) -> None:
+        self._workdir = workdir
+        self._node = node
+        self._limit = output_bytes_max
+        self._env = dict(os.environb)
+        self._env[b"OCTASKLY_NODE"] = node.encode()
+        # What a shell would export; a program started directly must see the same.
+        self._env[b"PWD"] = os.fsencode(os.path.realpath(workdir))
+
+    def spawn(self, order: Order, *, begin_s: float, begin_ms: int) -> Child:
+        """Start an attempt.
+
+        Args:
+            order: What to run.
+            begin_s: Now, on the monotonic clock.
+            begin_ms: Now, on the wall clock.
+
+        Raises:
+            Refused: it cannot be executed, or not at this moment.
+        """
+        try:
+            os.chdir(self._workdir)
+        except OSError as error:
+            why = error.strerror or "cannot be entered"
+            if isinstance(error, FileNotFoundError):
+                why = "does not exist"
+            detail = f"working directory {self._workdir} {why} on {self._node}"
+            raise Refused(detail, is_final=True) from error
+        env = self._env.copy()
+        env[b"OCTASKLY_TASK_ID"] = order.task.encode()
+        env[b"OCTASKLY_ATTEMPT"] = order.attempt.encode()
+        try:
+            pid, out_fd, err_fd = _spawn_captured(order.command, env)
+        except (OSError, ValueError) as error:
+            is_final = getattr(error, "errno", None) not in SCARCE
+            raise Refused(f"cannot execute: {error}", is_final=is_final) from error
+        sinks = Sink(out_fd, self._limit), Sink(err_fd, self._limit)
+        return Child(order, pid, sinks, (begin_s, begin_ms))
+
+
+def _spawn_captured(command: bytes, env: dict[bytes, bytes]) -> tuple[int, int, int]:
+    """Return the pid and the read ends of both pipes."""
     out_r, out_w = os.pipe2(os.O_CLOEXEC)
-    err_r, err_w = os.pipe2(os.O_CLOEXEC)
     try:
-        pid = _execute(
-            order.command.decode("utf-8", "surrogatepass"), env, out_w, err_w
-        )
+        err_r, err_w = os.pipe2(os.O_CLOEXEC)
+    except OSError:
+        os.close(out_r)
+        os.close(out_w)
+        raise
+    try:
+        pid = _execute(command.decode("utf-8", "surrogatepass"), env, out_w, err_w)
     except (OSError, ValueError):
         os.close(out_r)
         os.close(err_r)
@@ -217,4 +289,4 @@ def spawn(order: Order, env: dict[bytes, bytes], limit: int) -> Child:
     # Only our ends: O_NONBLOCK on the task's stdout would surprise it.
     os.set_blocking(out_r, False)
     os.set_blocking(err_r, False)
-    return Child(order, pid, Sink(out_r, limit), Sink(err_r, limit))
+    return pid, out_r, err_r

@@ -9,7 +9,7 @@ tree is killed.
 Frames on the control socket: 4 bytes of length, big-endian, then a msgpack list of
 messages, each a list that begins with its name. To the launcher: `run` key task
 attempt command timeout_s; `stop` key; `back`; `close`. From the launcher: `alive` key
-pid; `back` key; `end` and the fields of `End`.
+pid; `back` key; `lost` key reason; `end` key and what `outcome.outcome_of_end` reads.
 """
 
 from __future__ import annotations
@@ -23,6 +23,8 @@ import sys
 import time
 from collections import deque
 from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
 
 if __name__ == "__main__":
     # Isolated mode leaves out the folders of msgpack and of this package; the agent
@@ -31,8 +33,10 @@ if __name__ == "__main__":
 
 import msgpack
 
-from octaskly.runner import tree
-from octaskly.runner.child import NOT_STARTED, Child, Order, spawn
+from octaskly.runner.cgroup import Group, SlotGroups
+from octaskly.runner.child import Child, Order, Pad, Refused, refused_end
+from octaskly.runner.kin import Kin
+from octaskly.runner.tree import become_subreaper
 
 WATCH_AFTER_S = 0.005  #: most tasks are over by then, and cost no epoll calls
 WAIT_MAX_S = 0.05  #: an order that has not started by then is given back
@@ -40,28 +44,27 @@ HOLD_MAX_S = 0.003  #: results wait so long for others while there is more to st
 HOLD_WAITING_MIN = 3  #: fewer orders than this wait: the pool must hear of results
 OUTBOX_BYTES_MAX = 16 << 20  #: nothing is started while so much is unsent
 RECEIVE_BYTES = 1 << 18
-KILL_ROUNDS = 40
 KILL_AGAIN_S = 0.02
 KILL_GIVE_UP_S = 5.0  #: a process in the kernel for so long is reported, not awaited
 
 _LENGTH = struct.Struct(">I")
-_PR_SET_CHILD_SUBREAPER = 36
 
 
 def pack(messages: list[list[object]]) -> bytes:
     """Return one frame."""
-    body = msgpack.packb(messages)
+    body: bytes = msgpack.packb(messages)
     return _LENGTH.pack(len(body)) + body
 
 
 def encode_settings(settings: Mapping[str, object]) -> str:
     """Return settings as one word of a command line."""
-    return msgpack.packb(dict(settings)).hex()  # type: ignore[no-any-return]
+    body: bytes = msgpack.packb(dict(settings))
+    return body.hex()
 
 
 def msgpack_folder() -> str:
     """Return the folder that a launcher needs on its path besides this package's."""
-    return os.path.dirname(os.path.dirname(msgpack.__file__))
+    return str(Path(msgpack.__file__).parent.parent)
 
 
 class Inbox:
@@ -86,29 +89,18 @@ class Inbox:
         return messages
 
 
-def become_subreaper() -> None:
-    """Let orphans below this process become its children, not init's."""
-    import ctypes  # noqa: PLC0415 - the one thing that needs it
-
-    libc = ctypes.CDLL(None, use_errno=True)
-    if libc.prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) != 0:
-        raise OSError(ctypes.get_errno(), "cannot become subreaper")
-
-
 class Launcher:
     """Runs orders in a fixed number of slots."""
 
     def __init__(self, control: socket.socket, settings: dict[str, object]) -> None:
         self._control = control
         self._slots = int(str(settings["slots"]))
-        self._workdir = str(settings["workdir"])
-        self._node = str(settings["node"])
-        self._limit = int(str(settings["output_bytes_max"]))
         self._grace_s = float(str(settings["kill_grace_s"]))
-        self._env = dict(os.environb)
-        self._env[b"OCTASKLY_NODE"] = self._node.encode()
-        # What a shell would export; a program started directly must see the same.
-        self._env[b"PWD"] = os.fsencode(os.path.realpath(self._workdir))
+        self._pad = Pad(
+            workdir=str(settings["workdir"]),
+            node=str(settings["node"]),
+            output_bytes_max=int(str(settings["output_bytes_max"])),
+        )
         self._inbox = Inbox()
         self._outbox = bytearray()
         self._results: list[list[object]] = []
@@ -120,20 +112,24 @@ class Launcher:
         self._next_deadline_s = float("inf")
         self._last_end_s = 0.0
         self._dying: list[tuple[float, Child, list[object]]] = []
-        self._orphans: dict[int, tuple[int, set[int]]] = {}
         self._exits: deque[tuple[int, int]] = deque()
         self._is_closing = False
         self._epoll = select.epoll()
         self._wake, self._waker = socket.socketpair()
-        self._children_fd = os.open(
-            f"/proc/self/task/{os.getpid()}/children", os.O_RDONLY | os.O_CLOEXEC
-        )
+        self._kin = Kin(self._running, self._collect)
+        self._groups: SlotGroups | None = None
+        if settings["cgroup"] and self._slots > 1:
+            # With one slot there is no doubt whose a process is.
+            with suppress(OSError):
+                self._groups = SlotGroups(Path(str(settings["cgroup"])))
 
     def run(self) -> None:
         """Serve until the agent is gone, then end every tree."""
         for end in (self._control, self._wake, self._waker):
-            end.setblocking(False)
-            end.set_inheritable(False)
+            end.settimeout(0)
+        for number in (signal.SIGHUP, signal.SIGINT, signal.SIGTERM):
+            # Meant for the agent, if they reach all its processes; it ends us.
+            signal.signal(number, signal.SIG_IGN)
         signal.signal(signal.SIGCHLD, lambda *_: None)
         signal.set_wakeup_fd(self._waker.fileno(), warn_on_full_buffer=False)
         self._epoll.register(self._control, select.EPOLLIN)
@@ -174,7 +170,8 @@ class Launcher:
         for message in self._inbox.feed(data):
             name, *fields = message
             if name == "run":
-                self._waiting.append(Order(*fields))  # type: ignore[arg-type]
+                order = Order(*fields, since_s=time.monotonic())  # type: ignore[arg-type]
+                self._waiting.append(order)
             elif name == "stop":
                 self._stop(fields[0])
             elif name == "back":
@@ -242,32 +239,28 @@ class Launcher:
             self._start(self._waiting.popleft())
 
     def _start(self, order: Order) -> None:
+        now_s, now_ms = time.monotonic(), int(time.time() * 1000)
+        group = self._enter_group()
         try:
-            os.chdir(self._workdir)
-        except OSError as error:
-            reason = error.strerror or "cannot be entered"
-            if isinstance(error, FileNotFoundError):
-                reason = "does not exist"
-            self._refuse(
-                order, f"working directory {self._workdir} on {self._node}: {reason}"
-            )
+            child = self._pad.spawn(order, begin_s=now_s, begin_ms=now_ms)
+        except Refused as refusal:
+            if refusal.is_final:
+                self._results.append(refused_end(order, now_ms, str(refusal)))
+            else:
+                self._results.append(["lost", order.key, str(refusal)])
             return
-        env = self._env.copy()
-        env[b"OCTASKLY_TASK_ID"] = order.task.encode()
-        env[b"OCTASKLY_ATTEMPT"] = order.attempt.encode()
-        try:
-            child = spawn(order, env, self._limit)
-        except (OSError, ValueError) as error:
-            self._refuse(order, f"cannot execute: {error}")
-            return
+        finally:
+            if self._groups and group:
+                self._groups.leave()
+        child.group = group
         self._running[child.pid] = child
         self._fresh.append(child)
         self._next_deadline_s = min(self._next_deadline_s, child.deadline_s)
 
-    def _refuse(self, order: Order, detail: str) -> None:
-        now_ms = int(time.time() * 1000)
-        end = ["end", order.key, NOT_STARTED, "", now_ms, now_ms, 0]
-        self._results.append([*end, b"", b"", 0, 0, detail])
+    def _enter_group(self) -> Group | None:
+        if self._groups is None or (group := self._groups.take()) is None:
+            return None
+        return group if self._groups.enter(group) else None
 
     # -- ending ----------------------------------------------------------------
 
@@ -283,7 +276,7 @@ class Launcher:
             if pid in self._running:
                 self._exits.append((pid, status))
             else:
-                self._orphans.pop(pid, None)
+                self._kin.forget(pid)
 
     def _reap(self) -> None:
         has_children = self._collect()
@@ -294,103 +287,38 @@ class Launcher:
     def _finish(self, child: Child, status: int, *, has_children: bool) -> None:
         now_s = time.monotonic()
         self._last_end_s = now_s
-        end: list[object] = [
-            "end",
-            child.key,
-            os.waitstatus_to_exitcode(status),
-            child.verdict,
-            child.started_ms,
-            int(time.time() * 1000),
-            int((now_s - child.started_s) * 1000),
-        ]
-        is_gone = not has_children or self._kill_tree(child)
+        is_gone = not has_children or self._kin.end_rest(child)
         for sink in (child.out, child.err):
             if sink.is_open:  # Else the number may be another task's by now.
                 self._sinks.pop(sink.fd, None)
-        out, err = child.out.drain(), child.err.drain()
-        end += [out, err, child.out.size_bytes, child.err.size_bytes, ""]
+        end = child.end(status, now_s=now_s, now_ms=int(time.time() * 1000))
         if is_gone:
-            self._results.append(end)
+            self._conclude(child, end)
         else:
             self._dying.append((now_s + KILL_GIVE_UP_S, child, end))
 
-    def _adopted(self) -> set[int]:
-        """Return the children that are not tasks: orphans of tasks."""
-        parts = []
-        offset = 0
-        while part := os.pread(self._children_fd, 65536, offset):
-            parts.append(part)
-            offset += len(part)
-        return {int(pid) for pid in b"".join(parts).split()} - self._running.keys()
-
-    def _dies_with(self, pid: int, ending: Child) -> bool:
-        """Whether an adopted process is to die with the task that has ended."""
-        owner, suspects = self._attribute(pid, ending)
-        if owner:
-            return owner == ending.pid
-        suspects.intersection_update(self._running)
-        return not suspects
-
-    def _attribute(self, pid: int, child: Child) -> tuple[int, set[int]]:
-        """Return whose an adopted process is, or else (0, whose it may be)."""
-        if pid not in self._orphans:
-            children = {child.pid: child} | self._running
-            self._orphans[pid] = self._guess(pid, children, child)
-        return self._orphans[pid]
-
-    @staticmethod
-    def _guess(
-        pid: int, children: dict[int, Child], ending: Child
-    ) -> tuple[int, set[int]]:
-        process = tree.read_process(pid)
-        if process is None:
-            return ending.pid, set()
-        if process.session in children:
-            return process.session, set()
-        environment = tree.read_environment(pid)
-        for child in children.values():
-            if tree.has_mark(environment, child.mark):
-                return child.pid, set()
-        return 0, set(children)
-
-    def _kill_tree(self, child: Child) -> bool:
-        """Kill what an ended task left; return whether nothing is left of it."""
-        for _ in range(KILL_ROUNDS):
-            adopted = self._adopted()
-            mine = {pid for pid in adopted if self._dies_with(pid, child)}
-            if not mine:
-                return True
-            processes = tree.table()
-            for pid in tree.below(processes, mine):
-                tree.signal_process(processes[pid], signal.SIGKILL)
-            self._collect()
-        return False
+    def _conclude(self, child: Child, end: list[object]) -> None:
+        if self._groups and child.group:
+            self._groups.give(child.group)
+        self._results.append(end)
 
     def _terminate(self, child: Child) -> None:
         """Begin the end of a task that still runs: SIGTERM, then grace."""
-        self._signal(child, signal.SIGTERM)
+        self._kin.signal(child, signal.SIGTERM)
         child.deadline_s = time.monotonic() + self._grace_s
         self._next_deadline_s = min(self._next_deadline_s, child.deadline_s)
-
-    def _signal(self, child: Child, number: int) -> None:
-        processes = tree.table()
-        adopted = self._adopted()
-        roots = {pid for pid in adopted if self._attribute(pid, child)[0] == child.pid}
-        roots |= {child.pid} | tree.in_session(processes, child.pid)
-        for pid in tree.below(processes, roots):
-            tree.signal_process(processes[pid], number)
 
     def _end_all(self) -> None:
         give_up_s = time.monotonic() + KILL_GIVE_UP_S
         while self._collect() and time.monotonic() < give_up_s:
-            processes = tree.table()
-            for pid in tree.below(processes, {os.getpid()}) - {os.getpid()}:
-                tree.signal_process(processes[pid], signal.SIGKILL)
+            self._kin.end_all()
             time.sleep(0.001)
 
     # -- time ------------------------------------------------------------------
 
     def _pause_s(self) -> float:
+        if self._exits:
+            return 0.0
         if self._results or self._dying:
             return HOLD_MAX_S
         due_s = self._next_deadline_s
@@ -415,9 +343,8 @@ class Launcher:
             self._bury(now_s)
 
     def _watch(self, child: Child) -> None:
-        if child.pid not in self._running or child.is_watched:
+        if self._running.get(child.pid) is not child:
             return
-        child.is_watched = True
         self._results.append(["alive", child.key, child.pid])
         for sink in (child.out, child.err):
             self._epoll.register(sink.fd, select.EPOLLIN)
@@ -428,7 +355,7 @@ class Launcher:
             if now_s < child.deadline_s:
                 continue
             if child.verdict:
-                self._signal(child, signal.SIGKILL)
+                self._kin.signal(child, signal.SIGKILL)
                 child.deadline_s = now_s + KILL_AGAIN_S
             else:
                 child.verdict = "timeout"
@@ -441,8 +368,8 @@ class Launcher:
     def _bury(self, now_s: float) -> None:
         dying, self._dying = self._dying, []
         for give_up_s, child, end in dying:
-            if self._kill_tree(child):
-                self._results.append(end)
+            if self._kin.end_rest(child):
+                self._conclude(child, end)
             elif now_s >= give_up_s:
                 end[-1] = "processes of this task could not be killed"
                 self._results.append(end)

@@ -7,6 +7,7 @@ import os
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -23,13 +24,11 @@ from octaskly.core.model import (
     TaskSpec,
 )
 from octaskly.ports import Clock
-from octaskly.runner import tree, workdir
+from octaskly.runner import cgroup, tree, workdir
 from octaskly.runner.outcome import cancelled, outcome_of_end, released
 from octaskly.runner.process import LauncherProcess, task_environment
+from octaskly.runner.seat import SHORT_MS, Item, Seat
 
-SHORT_MS = 50.0  #: tasks that take longer are never queued behind each other
-DEPTH_MAX = 6  #: orders that wait in one launcher, so that it never idles
-AHEAD_MS = 20.0  #: work that may wait in one launcher
 WAIT_MAX_S = 0.05  #: after so long without an end, what waits is given back
 LOOK_S = 0.02
 COALESCE_S = 0.005  #: reports are held so long while more attempts wait
@@ -37,49 +36,6 @@ COALESCE_REPORTS = 64
 RESTART_S = 1.0  #: a launcher that dies younger than this is not replaced at once
 
 EndedCallback = Callable[[tuple[Report, ...]], None]
-
-
-class _Item:
-    """An attempt on its way through the pool."""
-
-    __slots__ = ("attempt", "is_stopped", "key", "pid", "since_s", "spec")
-
-    def __init__(
-        self, key: int, attempt: AttemptId, spec: TaskSpec, since_s: float
-    ) -> None:
-        self.key = key
-        self.attempt = attempt
-        self.spec = spec
-        self.since_s = since_s
-        self.pid: int | None = None  #: known once it has run for a moment
-        self.is_stopped = False
-
-    @property
-    def mark(self) -> tuple[bytes, ...]:
-        return (
-            b"OCTASKLY_TASK_ID=" + self.spec.id.encode(),
-            b"OCTASKLY_ATTEMPT=" + str(self.attempt.n).encode(),
-        )
-
-
-class _Seat:
-    """The place of one launcher: its share of the slots and what it was handed."""
-
-    __slots__ = ("born_s", "items", "mean_ms", "process", "share")
-
-    def __init__(self, share: int) -> None:
-        self.share = share
-        self.items: dict[int, _Item] = {}
-        self.process: LauncherProcess | None = None
-        self.mean_ms = SHORT_MS  #: of recent tasks
-        self.born_s = float("-inf")
-
-    @property
-    def depth(self) -> int:
-        """How many orders may wait here while all slots are taken."""
-        if self.mean_ms >= SHORT_MS:
-            return 0
-        return min(DEPTH_MAX, int(AHEAD_MS / max(self.mean_ms, 1.0)))
 
 
 class Pool:
@@ -134,11 +90,13 @@ class Pool:
         }
         count = max(1, min(launchers or os.cpu_count() or 1, slots))
         self._seats = [
-            _Seat(slots // count + (place < slots % count)) for place in range(count)
+            Seat(slots // count + (place < slots % count)) for place in range(count)
         ]
+        self._groups_dir: Path | None = None  #: own cgroup, once looked for
+        self._launchers_started = 0
         self._keys = 0
-        self._items: dict[tuple[TaskId, AttemptId], _Item] = {}
-        self._waiting: deque[_Item] = deque()
+        self._items: dict[tuple[TaskId, AttemptId], Item] = {}
+        self._waiting: deque[Item] = deque()
         self._reports: list[Report] = []
         self._last_end_s = float("-inf")
         self._delivered_s = float("-inf")
@@ -161,7 +119,7 @@ class Pool:
             if (spec.id, attempt) in self._items:
                 continue
             self._keys += 1
-            item = _Item(self._keys, attempt, spec, now_s)
+            item = Item(self._keys, attempt, spec, now_s)
             self._items[spec.id, attempt] = item
             if self._is_closing:
                 self._end(item, released(Reason.DRAINING))
@@ -194,10 +152,13 @@ class Pool:
     async def close(self) -> None:
         """End every tree and every launcher; what had not ended is released."""
         self._is_closing = True
+        processes = [seat.process for seat in self._seats if seat.process is not None]
         async with asyncio.TaskGroup() as group:
-            for seat in self._seats:
-                if seat.process is not None:
-                    group.create_task(seat.process.dismiss())
+            for process in processes:
+                group.create_task(process.dismiss())
+        folders = [seat.folder for seat in self._seats if seat.folder is not None]
+        for folder in folders:
+            await asyncio.to_thread(cgroup.remove, folder)
         await asyncio.to_thread(self._threads.shutdown)
         # Let the callbacks of the threads run, which report captured outputs.
         await asyncio.sleep(0)
@@ -210,23 +171,40 @@ class Pool:
 
     # -- launchers -------------------------------------------------------------
 
-    def _ensure(self, seat: _Seat) -> LauncherProcess | None:
+    def _ensure(self, seat: Seat) -> LauncherProcess | None:
+        """Return the launcher of a seat, started if need be; None if that failed."""
         now_s = self._clock.now().mono_s
         if seat.process is None and now_s - seat.born_s >= RESTART_S:
             seat.born_s = now_s
-            try:
-                seat.process = LauncherProcess(
-                    {**self._settings, "slots": seat.share},
-                    env=self._env,
-                    prefix=self._prefix,
-                    on_messages=partial(self._on_messages, seat),
-                    on_exit=partial(self._on_exit, seat),
-                )
-            except OSError:
-                return None  # Out of processes or memory; tried again shortly.
+            if self._launchers_started == 0 and (own := cgroup.own_folder()):
+                self._groups_dir = own
+                cgroup.sweep(own)
+            self._launchers_started += 1
+            if self._groups_dir is not None:
+                seat.folder = cgroup.create(self._groups_dir, self._launchers_started)
+            with suppress(OSError):  # No process or memory to be had; tried again.
+                seat.process = self._launch(seat)
         return seat.process
 
-    def _on_messages(self, seat: _Seat, messages: list[list[Any]]) -> None:
+    def _launch(self, seat: Seat) -> LauncherProcess:
+        process = LauncherProcess(
+            {
+                **self._settings,
+                "slots": seat.share,
+                "cgroup": str(seat.folder or ""),
+            },
+            env=self._env,
+            prefix=self._prefix,
+            on_messages=partial(self._on_messages, seat),
+            on_exit=partial(self._on_exit, seat),
+        )
+        if seat.folder is not None and not cgroup.admit(
+            seat.folder / "home", process.pid
+        ):
+            seat.folder = None
+        return process
+
+    def _on_messages(self, seat: Seat, messages: list[list[Any]]) -> None:
         for name, key, *fields in messages:
             item = seat.items.get(key)
             if item is None:
@@ -239,13 +217,15 @@ class Pool:
                 self._on_end(seat, item, fields)
             elif item.is_stopped:
                 self._end(item, cancelled())
+            elif name == "lost":
+                self._end(item, released(Reason.LOST, fields[0]))
             else:
                 seat.mean_ms = max(seat.mean_ms, SHORT_MS)
                 self._waiting.appendleft(item)
         self._fill()
         self._deliver()
 
-    def _on_end(self, seat: _Seat, item: _Item, fields: list[Any]) -> None:
+    def _on_end(self, seat: Seat, item: Item, fields: list[Any]) -> None:
         self._last_end_s = self._clock.now().mono_s
         outcome = outcome_of_end(fields)
         duration_ms = outcome.duration_ms or 0
@@ -263,23 +243,16 @@ class Pool:
             ),
         )
 
-    def _on_exit(self, seat: _Seat) -> None:
+    def _on_exit(self, seat: Seat) -> None:
         """A launcher is gone: end what it ran, so that others may run it."""
         seat.process = None
-        lost, seat.items = list(seat.items.values()), {}
-        if self._is_closing or not lost:
+        if self._is_closing:
             return
-        self._in_thread(
-            partial(self._buried, lost),
-            partial(
-                tree.end_marked,
-                [item.mark for item in lost],
-                {item.pid for item in lost if item.pid is not None},
-                b"OCTASKLY_NODE=" + self._node_name.encode(),
-            ),
-        )
+        lost, seat.items = list(seat.items.values()), {}
+        bury = partial(_end_lost, lost, seat.folder, self._node_name)
+        self._in_thread(partial(self._buried, lost), bury)
 
-    def _buried(self, lost: list[_Item], _result: object) -> None:
+    def _buried(self, lost: list[Item], _result: object) -> None:
         for item in lost:
             self._end(item, released(Reason.LOST, "its launcher died"))
         self._fill()
@@ -292,8 +265,7 @@ class Pool:
         batches: dict[LauncherProcess, list[list[Any]]] = {}
         while self._waiting and not self._is_closing:
             seat = self._roomiest()
-            process = seat and self._ensure(seat)
-            if seat is None or process is None:
+            if seat is None or (process := self._ensure(seat)) is None:
                 break
             item = self._waiting.popleft()
             seat.items[item.key] = item
@@ -310,7 +282,7 @@ class Pool:
             loop = asyncio.get_running_loop()
             self._look = loop.call_later(LOOK_S, self._look_round)
 
-    def _roomiest(self) -> _Seat | None:
+    def _roomiest(self) -> Seat | None:
         """Return where an attempt would start first, None when it had to wait."""
         now_s = self._clock.now().mono_s
         best, most = None, 0
@@ -347,7 +319,7 @@ class Pool:
         future = loop.run_in_executor(self._threads, work)
         future.add_done_callback(lambda done: then(done.result()))
 
-    def _checked(self, item: _Item, missing: list[str]) -> None:
+    def _checked(self, item: Item, missing: list[str]) -> None:
         if item.is_stopped:
             self._end(item, cancelled())
         elif missing:
@@ -359,14 +331,14 @@ class Pool:
         self._deliver()
 
     def _captured(
-        self, item: _Item, outcome: Outcome, files: tuple[OutputFile, ...]
+        self, item: Item, outcome: Outcome, files: tuple[OutputFile, ...]
     ) -> None:
         self._end(item, replace(outcome, outputs=files))
         self._deliver()
 
     # -- reports ---------------------------------------------------------------
 
-    def _end(self, item: _Item, outcome: Outcome) -> None:
+    def _end(self, item: Item, outcome: Outcome) -> None:
         del self._items[item.spec.id, item.attempt]
         if item.is_stopped and outcome.state != AttemptState.CANCELLED:
             # Success is never reported for what was told to end.
@@ -403,3 +375,15 @@ class Pool:
             reports, self._reports = tuple(self._reports), []
             self._delivered_s = self._clock.now().mono_s
             self._on_ended(reports)
+
+
+def _end_lost(lost: list[Item], folder: Path | None, node_name: str) -> None:
+    """Kill what a dead launcher ran; takes a while, so not on the event loop."""
+    if folder is not None:
+        cgroup.remove(folder)
+    if lost:
+        tree.end_marked(
+            [item.mark for item in lost],
+            {item.pid for item in lost if item.pid is not None},
+            b"OCTASKLY_NODE=" + node_name.encode(),
+        )

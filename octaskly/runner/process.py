@@ -70,7 +70,7 @@ class LauncherProcess:
         self._inbox = launcher.Inbox()
         self._outbox = bytearray()
         self._control, theirs = socket.socketpair()
-        self._control.setblocking(False)
+        self._control.settimeout(0)
         words = [
             *prefix,
             *(sys.executable, "-I", "-S", launcher.__file__),
@@ -145,7 +145,7 @@ class LauncherProcess:
         os.waitpid(self.pid, 0)
         self._loop.remove_reader(self._pid_fd)
         os.close(self._pid_fd)
-        self._control.setblocking(True)  # Its end is closed, so this cannot wait.
+        self._control.settimeout(None)  # Its end is closed: this cannot wait.
         while self._take():
             pass
         self._loop.remove_reader(self._control)

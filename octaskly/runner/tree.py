@@ -9,8 +9,8 @@ ended as soon as all tasks have ended that ran when it was first seen.
 
 So without cgroups this can be missed: a process that left its parents, its session
 *and* its environment behind may outlive its task until the other tasks of the same
-launcher have ended too. A launcher has as many slots as the node has per core, and
-with one slot (the default) nothing is ever unknown. And when the launcher itself is
+launcher have ended too. With one slot for each launcher (one for each core, the
+default) nothing is ever unknown. And when the launcher itself is
 killed, what was adopted by it is found by session and environment alone. Where a
 cgroup can be created, none of this applies: see `cgroup`.
 """
@@ -20,7 +20,17 @@ from __future__ import annotations
 import os
 import signal
 
+PR_SET_CHILD_SUBREAPER = 36
 MARK_BYTES_MAX = 1 << 20  #: environments are read no further than this
+
+
+def become_subreaper() -> None:
+    """Let orphans below this process become its children, not init's."""
+    import ctypes  # noqa: PLC0415 - the one thing that needs it
+
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) != 0:
+        raise OSError(ctypes.get_errno(), "cannot become subreaper")
 
 
 class Process:
@@ -76,7 +86,7 @@ def read_process(pid: int) -> Process | None:
 def table() -> dict[int, Process]:
     """Return all processes by pid."""
     found = {}
-    for name in os.listdir("/proc"):
+    for name in os.listdir("/proc"):  # noqa: PTH208 - names are enough
         if name.isdigit() and (process := read_process(int(name))) is not None:
             found[process.pid] = process
     return found

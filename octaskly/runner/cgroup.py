@@ -1,0 +1,191 @@
+"""Groups of processes that the kernel keeps (cgroup v2): exact, and killed at once.
+
+A pool makes a folder for each launcher below its own group, where it may:
+`octaskly-<pid of the agent>-<place>`, with a `home` for the launcher and, when it has
+several slots, one `slot-<n>` for each. A slot's group is used by one task after the
+other: the launcher moves in, starts the task, and moves out, which no task can evade.
+Controllers are not touched, so no limits come with it.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Iterable
+from contextlib import suppress
+from pathlib import Path
+
+PREFIX = "octaskly-"
+SETTLE_LOOKS = 200  #: killed processes leave their group within microseconds
+LOOK_S = 0.0002
+
+
+def parse_mounts(mountinfo: str) -> str | None:
+    """Return where the whole v2 hierarchy is mounted, from `/proc/self/mountinfo`."""
+    for line in mountinfo.splitlines():
+        fields, _, rest = line.partition(" - ")
+        parts = fields.split()
+        if rest.startswith("cgroup2 ") and len(parts) > 4 and parts[3] == "/":  # noqa: PLR2004
+            return parts[4].replace("\\040", " ")
+    return None
+
+
+def own_folder() -> Path | None:
+    """Return the folder of this process's own group, None when there is no v2."""
+    try:
+        mount = parse_mounts(Path("/proc/self/mountinfo").read_text())
+        lines = Path("/proc/self/cgroup").read_text().splitlines()
+        own = next(line[3:] for line in lines if line.startswith("0::"))
+        if mount is None:
+            return None
+        folder = Path(mount, own.lstrip("/"))
+        # Seen through a namespace or a partial mount it may be another's.
+        pids = (folder / "cgroup.procs").read_text().split()
+    except (OSError, StopIteration):
+        return None
+    return folder if str(os.getpid()) in pids else None
+
+
+def create(parent: Path, place: int) -> Path | None:
+    """Make the folder of a launcher, or return None where that is not allowed."""
+    folder = parent / f"{PREFIX}{os.getpid()}-{place}"
+    try:
+        folder.mkdir(exist_ok=True)
+        (folder / "home").mkdir(exist_ok=True)
+    except OSError:
+        return None
+    return folder
+
+
+def admit(folder: Path, pid: int) -> bool:
+    """Move a process into a group; return whether it was allowed."""
+    try:
+        (folder / "cgroup.procs").write_text(str(pid))
+    except OSError:
+        return False
+    return True
+
+
+def remove(folder: Path) -> None:
+    """Kill all that is in a launcher's folder, and remove it if it gets empty."""
+    with suppress(OSError):
+        Group(folder).end()
+    for inner in (*_inner(folder), folder):
+        with suppress(OSError):
+            inner.rmdir()
+
+
+def sweep(parent: Path) -> None:
+    """Remove what agents left here that were killed together with their launchers."""
+    for folder in _inner(parent):
+        pid = folder.name.removeprefix(PREFIX).partition("-")[0]
+        if folder.name.startswith(PREFIX) and pid.isdigit():
+            try:
+                os.kill(int(pid), 0)
+            except ProcessLookupError:
+                remove(folder)
+            except PermissionError:
+                continue
+
+
+def _inner(folder: Path) -> Iterable[Path]:
+    try:
+        return [inner for inner in folder.iterdir() if inner.is_dir()]
+    except OSError:
+        return []
+
+
+class Group:
+    """One group, by its folder."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._events_fd = os.open(folder / "cgroup.events", os.O_RDONLY | os.O_CLOEXEC)
+
+    def __del__(self) -> None:
+        if hasattr(self, "_events_fd"):
+            os.close(self._events_fd)
+
+    def is_populated(self) -> bool:
+        """Whether any process is left in it or below."""
+        try:
+            return b"populated 1" in os.pread(self._events_fd, 256, 0)
+        except OSError:
+            return False  # It was removed, so nothing was left.
+
+    def pids(self) -> set[int]:
+        """Return the processes in it."""
+        try:
+            return {int(p) for p in (self.folder / "cgroup.procs").read_text().split()}
+        except OSError:
+            return set()
+
+    def end(self) -> bool:
+        """Kill what is in it, at once; return whether it is empty now."""
+        try:
+            (self.folder / "cgroup.kill").write_text("1")
+        except OSError:  # Before Linux 5.14.
+            for pid in self.pids():
+                with suppress(OSError):
+                    os.kill(pid, signal.SIGKILL)
+        for _ in range(SETTLE_LOOKS):
+            if not self.is_populated():
+                return True
+            time.sleep(LOOK_S)
+        return False
+
+
+class SlotGroups:
+    """The groups of a launcher's slots; used by the launcher itself.
+
+    Moving is 20 microseconds on some kernels and milliseconds on others, where it
+    waits for all cores. There it is given up, since it would cost more than starting.
+    """
+
+    MOVES_MIN = 8  #: before the mean is judged
+    MOVE_MAX_S = 0.0005
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._free: list[Group] = []
+        self._made = 0
+        self._moves = 0
+        self._moving_s = 0.0
+        self._home_fd = os.open(
+            folder / "home" / "cgroup.procs", os.O_WRONLY | os.O_CLOEXEC
+        )
+        os.write(self._home_fd, b"0")
+
+    def take(self) -> Group | None:
+        """Return an empty group for a task, None when there is none to be had."""
+        if self._moves > self.MOVES_MIN and (
+            self._moving_s / self._moves > self.MOVE_MAX_S
+        ):
+            return None
+        if self._free:
+            return self._free.pop()
+        folder = self._folder / f"slot-{self._made}"
+        try:
+            folder.mkdir(exist_ok=True)
+            group = Group(folder)
+        except OSError:
+            return None
+        self._made += 1
+        return group
+
+    def enter(self, group: Group) -> bool:
+        """Move the launcher in; whom it starts from now on begins there."""
+        begin_s = time.perf_counter()
+        is_in = admit(group.folder, 0)
+        self._moves += 1
+        self._moving_s += time.perf_counter() - begin_s
+        return is_in
+
+    def leave(self) -> None:
+        """Move the launcher home."""
+        os.write(self._home_fd, b"0")
+
+    def give(self, group: Group) -> None:
+        """Take back the empty group of a task that has ended."""
+        self._free.append(group)

@@ -1,0 +1,117 @@
+"""Which processes belong to which task of a launcher, and how they are ended.
+
+See `tree` for how that is found out and what it can miss.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Callable
+from contextlib import suppress
+
+from octaskly.runner import tree
+from octaskly.runner.child import Child
+
+ROUNDS = 40
+
+
+class Kin:
+    """The processes below a launcher.
+
+    Args:
+        running: The launcher's tasks by the pid of their first process.
+        reap: Collects children that have ended.
+    """
+
+    def __init__(self, running: dict[int, Child], reap: Callable[[], object]) -> None:
+        self._running = running
+        self._reap = reap
+        self._owners: dict[int, tuple[int, set[int]]] = {}  # of adopted processes
+        self._children_fd: int | None = None
+        with suppress(OSError):  # A kernel may be built without that file.
+            self._children_fd = os.open(
+                f"/proc/self/task/{os.getpid()}/children", os.O_RDONLY | os.O_CLOEXEC
+            )
+
+    def forget(self, pid: int) -> None:
+        """Note that an adopted process was reaped: its pid may come again."""
+        self._owners.pop(pid, None)
+
+    def end_rest(self, child: Child) -> bool:
+        """Kill what a task left whose first process has ended.
+
+        Returns:
+            Whether nothing is left; if not, ask again a little later.
+        """
+        if child.group is not None and child.group.is_populated():
+            child.group.end()
+            self._reap()
+        for _ in range(ROUNDS):
+            mine = {pid for pid in self._adopted() if self._dies_with(pid, child)}
+            if not mine:
+                return child.group is None or not child.group.is_populated()
+            processes = tree.table()
+            for pid in tree.below(processes, mine):
+                tree.signal_process(processes[pid], signal.SIGKILL)
+            self._reap()
+        return False
+
+    def signal(self, child: Child, number: int) -> None:
+        """Send a signal to every process of a task that still runs."""
+        adopted = self._adopted()
+        processes = tree.table()
+        roots = {pid for pid in adopted if self._owner(pid, child)[0] == child.pid}
+        roots |= {child.pid} | tree.in_session(processes, child.pid)
+        if child.group is not None:
+            roots |= child.group.pids()
+        for pid in tree.below(processes, roots):
+            tree.signal_process(processes[pid], number)
+
+    def end_all(self) -> None:
+        """Send SIGKILL to all that is below the launcher."""
+        processes = tree.table()
+        for pid in tree.below(processes, {os.getpid()}) - {os.getpid()}:
+            tree.signal_process(processes[pid], signal.SIGKILL)
+
+    def _adopted(self) -> set[int]:
+        """Return the children that are not tasks: orphans of tasks."""
+        if self._children_fd is None:
+            return tree.children_of(os.getpid()) - self._running.keys()
+        parts = []
+        offset = 0
+        while part := os.pread(self._children_fd, 65536, offset):
+            parts.append(part)
+            offset += len(part)
+        return {int(pid) for pid in b"".join(parts).split()} - self._running.keys()
+
+    def _dies_with(self, pid: int, ended: Child) -> bool:
+        owner, suspects = self._owner(pid, ended)
+        if owner:
+            return owner == ended.pid or owner not in self._running
+        # Unknown: it goes when all have ended that may have started it.
+        suspects.intersection_update(self._running)
+        return not suspects
+
+    def _owner(self, pid: int, child: Child) -> tuple[int, set[int]]:
+        """Return whose an adopted process is, or else (0, whose it may be)."""
+        if pid not in self._owners:
+            candidates = {child.pid: child} | self._running
+            owner = self._find_owner(pid, candidates)
+            self._owners[pid] = (owner, set() if owner else set(candidates))
+        return self._owners[pid]
+
+    @staticmethod
+    def _find_owner(pid: int, candidates: dict[int, Child]) -> int:
+        process = tree.read_process(pid)
+        if process is None:
+            return 0
+        if process.session in candidates:
+            return process.session
+        environment = tree.read_environment(pid)
+        for child in candidates.values():
+            if child.group is not None and pid in child.group.pids():
+                return child.pid
+            if tree.has_mark(environment, child.mark):
+                return child.pid
+        return 0

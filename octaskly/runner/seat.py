@@ -1,0 +1,57 @@
+"""What the pool remembers: attempts on their way, and launchers with their load."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from octaskly.core.model import AttemptId, TaskSpec
+from octaskly.runner.process import LauncherProcess
+
+SHORT_MS = 50.0  #: tasks that take longer are never queued behind each other
+DEPTH_MAX = 6  #: orders that wait in one launcher, so that it never idles
+AHEAD_MS = 20.0  #: work that may wait in one launcher
+
+
+class Item:
+    """An attempt on its way through the pool."""
+
+    __slots__ = ("attempt", "is_stopped", "key", "pid", "since_s", "spec")
+
+    def __init__(
+        self, key: int, attempt: AttemptId, spec: TaskSpec, since_s: float
+    ) -> None:
+        self.key = key
+        self.attempt = attempt
+        self.spec = spec
+        self.since_s = since_s
+        self.pid: int | None = None  #: known once it has run for a moment
+        self.is_stopped = False
+
+    @property
+    def mark(self) -> tuple[bytes, ...]:
+        """Settings in the environment of everything that it starts."""
+        return (
+            b"OCTASKLY_TASK_ID=" + self.spec.id.encode(),
+            b"OCTASKLY_ATTEMPT=" + str(self.attempt.n).encode(),
+        )
+
+
+class Seat:
+    """The place of one launcher: its share of the slots and what it was handed."""
+
+    __slots__ = ("born_s", "folder", "items", "mean_ms", "process", "share")
+
+    def __init__(self, share: int) -> None:
+        self.share = share
+        self.items: dict[int, Item] = {}
+        self.process: LauncherProcess | None = None
+        self.folder: Path | None = None  #: its cgroup
+        self.mean_ms = SHORT_MS  #: of recent tasks
+        self.born_s = float("-inf")
+
+    @property
+    def depth(self) -> int:
+        """How many orders may wait here while all slots are taken."""
+        if self.mean_ms >= SHORT_MS:
+            return 0
+        return min(DEPTH_MAX, int(AHEAD_MS / max(self.mean_ms, 1.0)))
