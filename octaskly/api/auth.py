@@ -1,0 +1,98 @@
+"""Who asks: a token, a local user, or a node that states for whom it forwards.
+
+A node certificate authenticates the hop and nothing else: it lets the sender state a
+principal, and fetch outputs; alone it gives no right.
+"""
+
+from __future__ import annotations
+
+import grp
+import os
+import pwd
+import socket
+import struct
+from collections.abc import Callable
+from urllib.parse import quote, unquote
+
+from octaskly.api.problems import ACCESS_DENIED, UNAUTHENTICATED, Problem
+from octaskly.core.model import NodeId
+from octaskly.errors import TrustError
+from octaskly.ports import Principal
+
+PRINCIPAL_HEADER = "Octaskly-Principal"
+LOCAL_GROUP = "octaskly"
+TOKEN_BYTES_MAX = 4096
+
+Verify = Callable[[str], Principal]
+"""Returns the principal of a token; raises TrustError."""
+
+_CREDENTIALS = struct.Struct("3i")
+_ROLES = ("admin", "client", "viewer")
+_CHALLENGE = {"WWW-Authenticate": "Bearer"}
+
+
+def bearer(header: str | None, verify: Verify) -> Principal:
+    """Return the principal of an Authorization header; raise `Problem` (401)."""
+    if header is None:
+        raise _unauthenticated(
+            "missing bearer token; send `Authorization: Bearer <TOKEN>`, "
+            "`octaskly token create` prints one"
+        )
+    scheme, _, token = header.partition(" ")
+    token = token.strip()
+    if scheme.lower() != "bearer" or not token:
+        raise _unauthenticated("the header is not `Authorization: Bearer <TOKEN>`")
+    if len(token) > TOKEN_BYTES_MAX:
+        raise _unauthenticated(f"a token has at most {TOKEN_BYTES_MAX} bytes")
+    try:
+        return verify(token)
+    except TrustError as error:
+        raise _unauthenticated(error.hint or str(error)) from None
+
+
+def local_user(connection: socket.socket, node_name: str) -> Principal:
+    """Return the principal of the process at the other end of a UNIX socket."""
+    raw = connection.getsockopt(
+        socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size
+    )
+    _, uid, gid = _CREDENTIALS.unpack(raw)
+    user = _user_name(uid)
+    if uid not in (0, os.geteuid()) and not _is_in_group(user, gid):
+        raise Problem(
+            403,
+            ACCESS_DENIED,
+            hint=f"user {user} is not in group {LOCAL_GROUP}",
+        )
+    return Principal(subject=f"local:{user}@{node_name}", role="admin")
+
+
+def stated(header: str, hop: NodeId) -> Principal:
+    """Return the principal that a forwarding node states; raise `Problem` (401)."""
+    role, _, subject = header.partition(" ")
+    if role not in _ROLES or not subject:
+        raise _unauthenticated(f"unusable {PRINCIPAL_HEADER}")
+    return Principal(subject=unquote(subject), role=role, node=hop)
+
+
+def statement(principal: Principal) -> str:
+    """Return the header value that `stated` reads."""
+    return f"{principal.role} {quote(principal.subject, safe='')}"
+
+
+def _unauthenticated(hint: str) -> Problem:
+    return Problem(401, UNAUTHENTICATED, hint=hint, headers=_CHALLENGE)
+
+
+def _user_name(uid: int) -> str:
+    try:
+        return pwd.getpwuid(uid).pw_name
+    except KeyError:
+        return str(uid)
+
+
+def _is_in_group(user: str, gid: int) -> bool:
+    try:
+        group = grp.getgrnam(LOCAL_GROUP)
+    except KeyError:
+        return False
+    return gid == group.gr_gid or user in group.gr_mem

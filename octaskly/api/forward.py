@@ -1,0 +1,324 @@
+"""Brings a request to the dispatcher, by mutual TLS, and survives its change.
+
+The front authenticates, then states the principal; a node certificate authenticates
+only the hop. Whether a failed request may be sent again depends on whether the
+dispatcher may have got it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ssl
+from collections.abc import Sequence
+from http import HTTPStatus
+
+import aiohttp
+from aiohttp import web
+from yarl import URL
+
+from octaskly.api.auth import PRINCIPAL_HEADER, statement
+from octaskly.api.problems import (
+    NO_DISPATCHER,
+    REFUSED_HEADER,
+    WORKER_NOT_FOUND,
+    Problem,
+)
+from octaskly.api.routing import Call, Deadlines, Perform
+from octaskly.api.waits import Waits
+from octaskly.core.model import NodeId
+from octaskly.errors import NoDispatcher, NotDispatcher
+from octaskly.ports import DispatcherView, Gateway
+
+HOP_HEADER = "Octaskly-Hop"
+DISPATCHER_HEADER = "Octaskly-Dispatcher"
+
+_WHOLE_BYTES_MAX = 64 << 10
+_PAUSE_S = 0.02
+_PAUSE_S_MAX = 0.25
+# Below the header deadline of the other side, which would close an idle connection
+# just as the next request goes out.
+_IDLE_S_MAX = 5.0
+_UP = ("Content-Type", "Idempotency-Key", "Last-Event-ID", "Range")
+_DOWN = (
+    "Accept-Ranges",
+    "Content-Disposition",
+    "Content-Range",
+    "Content-Type",
+    "Last-Modified",
+    "Octaskly-Dispatcher",
+    "Octaskly-Replicas",
+    "Retry-After",
+    "X-Content-Type-Options",
+)
+
+
+class NotSent(Exception):
+    """The other node did not get the request, or refused to act on it."""
+
+
+class MaybeSent(Exception):
+    """The connection broke after the request may have arrived."""
+
+
+class StreamBroken(ConnectionError):
+    """A body ended early; the client must see a broken connection, not an end."""
+
+
+class Forwarder:
+    """One client session to the other nodes."""
+
+    def __init__(
+        self,
+        gateway: Gateway,
+        waits: Waits,
+        tls: ssl.SSLContext | None,
+        deadlines: Deadlines,
+    ) -> None:
+        self._gateway = gateway
+        self._waits = waits
+        self._tls = tls
+        self._deadlines = deadlines
+        self._session: aiohttp.ClientSession | None = None
+
+    async def close(self) -> None:
+        """Close idle connections to other nodes."""
+        if self._session is not None:
+            await self._session.close()
+
+    async def perform(self, call: Call, local: Perform) -> web.StreamResponse:
+        """Answer `call` here or at the dispatcher, waiting for one if need be.
+
+        Raises:
+            Problem: 503, none was found in time, or it is unknown whether the
+                request arrived.
+        """
+        hold = _Hold(self._deadlines.hold_s)
+        while True:
+            view = await self._dispatcher(call, hold)
+            hold.begin()
+            try:
+                if view.is_self:
+                    return self._signed(await local(call), view)
+                return await self._forward(call, view)
+            except (NotDispatcher, NoDispatcher, NotSent):
+                pass
+            except MaybeSent as error:
+                if not _is_repeatable(call.request):
+                    raise _unsure(str(error)) from None
+            if call.hop is not None:
+                raise _refused()
+            await hold.pause()
+
+    async def fetch(
+        self, call: Call, lan_urls: Sequence[str], path: str
+    ) -> web.StreamResponse:
+        """Pass on what another node sends for an internal path."""
+        try:
+            return await self._try_each(call, lan_urls, path, None)
+        except (NotSent, MaybeSent) as error:
+            raise Problem(
+                HTTPStatus.SERVICE_UNAVAILABLE,
+                WORKER_NOT_FOUND,
+                hint=f"the node that has this output cannot be reached: {error}",
+                headers={"Retry-After": "5"},
+            ) from None
+
+    async def _dispatcher(self, call: Call, hold: _Hold) -> DispatcherView:
+        view = self._gateway.dispatcher()
+        if call.hop is not None and (view is None or not view.is_self):
+            # Two nodes that each take the other for dispatcher would play ping-pong.
+            raise _refused()
+        if view is None and not self._waits.is_closing:
+            view = await self._gateway.dispatcher_known(hold.left_s())
+        if view is None or (self._waits.is_closing and not view.is_self):
+            raise _none_elected()
+        return view
+
+    async def _forward(self, call: Call, view: DispatcherView) -> web.StreamResponse:
+        path = call.request.rel_url.raw_path_qs
+        return await self._try_each(call, view.lan_urls, path, view)
+
+    async def _try_each(
+        self,
+        call: Call,
+        lan_urls: Sequence[str],
+        path: str,
+        view: DispatcherView | None,
+    ) -> web.StreamResponse:
+        last = NotSent("it has no address")
+        for lan_url in lan_urls:
+            try:
+                return await self._send(call, URL(lan_url + path, encoded=True), view)
+            except NotSent as error:
+                last = error
+        raise last
+
+    async def _send(
+        self, call: Call, url: URL, view: DispatcherView | None
+    ) -> web.StreamResponse:
+        try:
+            # Once the headers are in, a body is bounded by its own stall timer.
+            async with self._waits.bounded(view):
+                response = await self._session_here().request(
+                    call.request.method,
+                    url,
+                    data=call.body or None,
+                    headers=self._headers(call),
+                    allow_redirects=False,
+                )
+        except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError) as error:
+            raise NotSent(str(error) or "no answer to a connect") from None
+        except (TimeoutError, aiohttp.ClientError, OSError) as error:
+            raise MaybeSent(str(error) or type(error).__name__) from None
+        async with response:
+            if REFUSED_HEADER in response.headers:
+                raise NotSent("it is not dispatcher any more")
+            return await self._pass_on(call, response)
+
+    async def _pass_on(
+        self, call: Call, response: aiohttp.ClientResponse
+    ) -> web.StreamResponse:
+        headers = {
+            name: response.headers[name] for name in _DOWN if name in response.headers
+        }
+        length = response.content_length
+        if call.request.method == "HEAD":
+            if length is not None:
+                headers["Content-Length"] = str(length)
+            return web.Response(status=response.status, headers=headers)
+        if length is None or length > _WHOLE_BYTES_MAX:
+            return await self._stream(call, response, headers)
+        try:
+            async with asyncio.timeout(self._deadlines.stall_s):
+                body = await response.read()
+        except (TimeoutError, aiohttp.ClientError, OSError) as error:
+            raise MaybeSent(str(error) or type(error).__name__) from None
+        return web.Response(status=response.status, headers=headers, body=body)
+
+    async def _stream(
+        self,
+        call: Call,
+        response: aiohttp.ClientResponse,
+        headers: dict[str, str],
+    ) -> web.StreamResponse:
+        answer = web.StreamResponse(status=response.status, headers=headers)
+        answer.content_length = response.content_length
+        call.stamp(answer)
+        await answer.prepare(call.request)
+        try:
+            while True:
+                async with asyncio.timeout(self._deadlines.stall_s):
+                    chunk = await response.content.readany()
+                if not chunk:
+                    break
+                await answer.write(chunk)
+            await answer.write_eof()
+        except (TimeoutError, aiohttp.ClientError, OSError) as error:
+            if call.request.transport is not None:
+                call.request.transport.abort()
+            raise StreamBroken(str(error)) from None
+        return answer
+
+    def _headers(self, call: Call) -> dict[str, str]:
+        given = call.request.headers
+        headers = {name: given[name] for name in _UP if name in given}
+        headers[HOP_HEADER] = self._gateway.node_id
+        headers["X-Request-ID"] = call.seen.id
+        if call.principal is not None:
+            headers[PRINCIPAL_HEADER] = statement(call.principal)
+        return headers
+
+    def _session_here(self) -> aiohttp.ClientSession:
+        if self._tls is None:
+            raise NotSent("this node has no certificate to show")
+        if self._session is None:
+            self._session = aiohttp.ClientSession(
+                connector=aiohttp.TCPConnector(
+                    ssl=self._tls, limit=0, keepalive_timeout=_IDLE_S_MAX
+                ),
+                auto_decompress=False,
+                cookie_jar=aiohttp.DummyCookieJar(),
+                skip_auto_headers=("Accept-Encoding", "User-Agent"),
+                timeout=aiohttp.ClientTimeout(
+                    total=None, sock_connect=self._deadlines.connect_s
+                ),
+            )
+        return self._session
+
+    def _signed(
+        self, response: web.StreamResponse, view: DispatcherView
+    ) -> web.StreamResponse:
+        if not response.prepared:
+            name = dispatcher_name(self._gateway, view.node)
+            response.headers[DISPATCHER_HEADER] = name
+        return response
+
+
+class _Hold:
+    """How long one request may still wait for a dispatcher."""
+
+    def __init__(self, hold_s: float) -> None:
+        self._hold_s = hold_s
+        self._pause_s = _PAUSE_S
+        self._clock = asyncio.get_running_loop().time
+        self._began_s = self._clock()
+        self._until_s = self._began_s + hold_s
+
+    def left_s(self) -> float:
+        return max(0.0, self._until_s - self._clock())
+
+    def begin(self) -> None:
+        """Note that an attempt starts."""
+        self._began_s = self._clock()
+
+    async def pause(self) -> None:
+        """Wait a little before the next attempt; raise `Problem` when it is late."""
+        now_s = self._clock()
+        if now_s - self._began_s > self._hold_s:
+            # A long poll that went well so far has its trouble only now.
+            self._until_s, self._pause_s = now_s + self._hold_s, _PAUSE_S
+        if now_s >= self._until_s:
+            raise _none_elected()
+        await asyncio.sleep(min(self._pause_s, self._until_s - now_s))
+        self._pause_s = min(self._pause_s * 2, _PAUSE_S_MAX)
+
+
+def dispatcher_name(gateway: Gateway, node: NodeId) -> str:
+    """Return the name of a node, fit for a header."""
+    name = gateway.names().get(node, node)
+    return name if name.isascii() and name.isprintable() else node
+
+
+def _is_repeatable(request: web.Request) -> bool:
+    """Return whether doing it twice is as good as doing it once."""
+    return request.method in ("GET", "HEAD", "DELETE") or (
+        "Idempotency-Key" in request.headers
+    )
+
+
+def _none_elected() -> Problem:
+    return Problem(
+        HTTPStatus.SERVICE_UNAVAILABLE,
+        NO_DISPATCHER,
+        hint="an election takes a few seconds; try again",
+        headers={"Retry-After": "1"},
+    )
+
+
+def _refused() -> Problem:
+    return Problem(
+        HTTPStatus.SERVICE_UNAVAILABLE,
+        NO_DISPATCHER,
+        hint="this node is not dispatcher, and the request was forwarded already",
+        headers={"Retry-After": "1", REFUSED_HEADER: "not-dispatcher"},
+    )
+
+
+def _unsure(reason: str) -> Problem:
+    return Problem(
+        HTTPStatus.SERVICE_UNAVAILABLE,
+        "Connection to the dispatcher was lost",
+        hint=f"the request may have been carried out ({reason}); look before you "
+        "repeat it, or send an Idempotency-Key so that repeating is safe",
+        headers={"Retry-After": "1"},
+    )

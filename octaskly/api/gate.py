@@ -1,0 +1,324 @@
+"""The one middleware: everything passes here, in this order, before a handler runs.
+
+Host, Origin, preflight, membership, route, who asks, rights, body. Whatever fails, and
+whatever a handler raises, leaves as JSON with the headers of every answer.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import re
+from collections.abc import Awaitable, Callable, Collection
+from dataclasses import dataclass
+from http import HTTPStatus
+from typing import TYPE_CHECKING
+
+from aiohttp import web
+
+from octaskly.api import auth, guards
+from octaskly.api.forward import HOP_HEADER
+from octaskly.api.problems import (
+    FORBIDDEN,
+    UNAUTHENTICATED,
+    UNPAIRED,
+    Problem,
+    encode_problem,
+    problem_of,
+    status_problem,
+)
+from octaskly.api.query import Query
+from octaskly.api.routing import Access, Call, Parts, Route, Seen, json_response
+from octaskly.ports import Principal
+
+if TYPE_CHECKING:
+    from octaskly.api.server import Handler
+
+JOIN_HINT = (
+    "copy the mesh secret of a member to this machine and start the agent with "
+    "--secret-file"
+)
+_REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
+_UNCACHED = {
+    "Cache-Control": "no-cache, no-store, must-revalidate",
+    "Pragma": "no-cache",
+    "Expires": "0",
+}
+_SERVER_NAME = "octaskly"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Served:
+    """One request that was answered, for the log."""
+
+    request_id: str
+    method: str  #: empty when the request could not be parsed
+    path: str
+    status: int
+    duration_ms: float
+    subject: str | None
+    remote: str | None
+
+
+Endpoint = Callable[[web.Request], Awaitable[web.StreamResponse]]
+OnServed = Callable[[Served], None]
+OnFault = Callable[[str, BaseException], None]
+"""Gets the request id and an exception that nobody expected."""
+
+
+class Gate:
+    """Admits requests, performs them, and shapes every answer."""
+
+    def __init__(
+        self,
+        *,
+        parts: Parts,
+        guard: guards.Guard,
+        verify: auth.Verify,
+        node_name: str,
+        own_names: Collection[str],
+        on_served: OnServed | None,
+        on_fault: OnFault | None,
+        id_prefix: str,
+    ) -> None:
+        self._parts = parts
+        self._guard = guard
+        self._verify = verify
+        self._node_name = node_name
+        self._own_names = frozenset(own_names)
+        self._on_served = on_served
+        self._on_fault = on_fault
+        self._id_prefix = id_prefix
+        self._numbers = itertools.count(1)
+        self._routes: dict[object, Route] = {}
+
+    def endpoint(self, route: Route) -> Endpoint:
+        """Return the aiohttp handler of a route; only the gate may call it."""
+
+        async def handle(request: web.Request) -> web.StreamResponse:
+            raise AssertionError(f"{request.path} was reached around the gate")
+
+        self._routes[handle] = route
+        return handle
+
+    @web.middleware
+    async def middleware(
+        self, request: web.Request, handler: Endpoint
+    ) -> web.StreamResponse:
+        """Answer a request; never raises but when the connection is lost."""
+        del handler  # It only names the route.
+        seen = self.see(request)
+        try:
+            return await self._answer(request, seen)
+        except Exception as error:  # The table decides; what is unknown is a 500.
+            if request.writer.output_size > 0:
+                # The answer has begun: only a broken connection can tell the client.
+                raise ConnectionError("failed in mid-answer") from error
+            if isinstance(error, web.HTTPException):
+                return self.refuse(status_problem(error.status))
+            return self.refuse(self._explained(error, seen))
+
+    def see(self, request: web.BaseRequest) -> Seen:
+        """Note that a request came in."""
+        given = request.headers.get("X-Request-ID", "")
+        name = given if _REQUEST_ID.fullmatch(given) else self._new_id()
+        seen = Seen(name, asyncio.get_running_loop().time())
+        _protocol(request).seen = seen
+        return seen
+
+    def refuse(self, problem: Problem) -> web.Response:
+        """Return the answer to a request that failed."""
+        body = encode_problem(problem, self._parts.clock.now().wall_ms)
+        response = json_response(body, problem.status)
+        response.headers.update(problem.headers)
+        if problem.closes:
+            response.force_close()
+        return response
+
+    def stamp(self, request: web.BaseRequest, response: web.StreamResponse) -> None:
+        """Add the headers of every answer, once."""
+        headers = response.headers
+        if "X-Request-ID" in headers:
+            return
+        seen = _protocol(request).seen or Seen(
+            self._new_id(), asyncio.get_running_loop().time()
+        )
+        took_s = asyncio.get_running_loop().time() - seen.began_s
+        headers["X-Request-ID"] = seen.id
+        headers["X-Response-Time-ms"] = f"{took_s * 1000:.3f}"
+        headers.update(_UNCACHED)
+        headers.update(guards.cors_headers(seen.origin))
+        headers["Server"] = _SERVER_NAME
+
+    def note(self, request: web.BaseRequest, response: web.StreamResponse) -> None:
+        """Tell the log, and forget the request."""
+        handler = _protocol(request)
+        seen, handler.seen = handler.seen, None
+        if self._on_served is None:
+            return
+        now_s = asyncio.get_running_loop().time()
+        self._on_served(
+            Served(
+                request_id=response.headers.get("X-Request-ID", ""),
+                method=request.method if seen else "",
+                path=ascii(request.path)[1:-1] if seen else "",
+                status=response.status,
+                duration_ms=(now_s - seen.began_s) * 1000 if seen else 0.0,
+                subject=seen.subject if seen else None,
+                remote=request.remote,
+            )
+        )
+
+    async def _answer(self, request: web.Request, seen: Seen) -> web.StreamResponse:
+        self._check_sender(request, seen)
+        failure = request.match_info.http_exception
+        if request.method == "OPTIONS":
+            headers = guards.preflight_headers(seen.origin, _allowed(failure))
+            return web.Response(status=HTTPStatus.NO_CONTENT, headers=headers)
+        route = self._routes.get(request.match_info.handler)
+        is_open = route is not None and route.access is Access.OPEN
+        if not is_open and self._parts.gateway.mesh_id is None:
+            raise Problem(503, UNPAIRED, hint=JOIN_HINT)
+        if failure is not None:
+            raise _unroutable(request, failure)
+        if route is None:
+            raise Problem(403, FORBIDDEN, hint="this path has no access rule")
+        call = await self._admit(request, seen, route)
+        if route.is_local:
+            return await route.perform(call)
+        return await self._parts.forwarder.perform(call, route.perform)
+
+    def _check_sender(self, request: web.Request, seen: Seen) -> None:
+        """Keep out browsers that a foreign page sent."""
+        handler = _protocol(request)
+        if not handler.is_socket and handler.peer is None:
+            target = request.url.authority if request.url.host else None
+            own = handler.own_addresses
+            if handler.is_lan:
+                own = own | self._own_names
+            hosts = request.headers.getall("Host", [])
+            uri_host = target if _is_absolute(request) else None
+            self._guard.check_host(hosts, uri_host, own)
+        scheme = "https" if handler.is_lan else "http"
+        seen.origin = self._guard.allowed_origin(request.headers, scheme)
+
+    async def _admit(self, request: web.Request, seen: Seen, route: Route) -> Call:
+        handler = _protocol(request)
+        principal = self._principal(request, route)
+        if principal is not None:
+            seen.subject = principal.subject
+            _check_rights(principal, route)
+        given = [] if route.query is None else request.query.items()
+        call_query = Query(given, route.query or ())
+        hop = handler.peer if HOP_HEADER in request.headers else None
+        return Call(
+            request=request,
+            seen=seen,
+            stamp=lambda response: self.stamp(request, response),
+            parts=self._parts,
+            query=call_query,
+            body=await _body(request, route, self._parts.deadlines.body_s),
+            principal=principal,
+            hop=hop,
+        )
+
+    def _principal(self, request: web.Request, route: Route) -> Principal | None:
+        """Return who asks; raise `Problem` (401, 403) unless that is known."""
+        if route.access is Access.OPEN:
+            return None
+        handler = _protocol(request)
+        if route.access is Access.NODE:
+            if handler.peer is None:
+                raise Problem(
+                    401,
+                    UNAUTHENTICATED,
+                    hint="only nodes of the mesh may ask this",
+                    headers={"WWW-Authenticate": "Bearer"},
+                )
+            return None
+        if handler.is_socket:
+            return handler.local_principal(self._node_name)
+        if handler.peer is not None:
+            statement = request.headers.get(auth.PRINCIPAL_HEADER)
+            if statement is not None:
+                return auth.stated(statement, handler.peer)
+        return auth.bearer(request.headers.get("Authorization"), self._verify)
+
+    def _explained(self, error: Exception, seen: Seen) -> Problem:
+        problem = problem_of(error)
+        is_unexpected = problem.status == HTTPStatus.INTERNAL_SERVER_ERROR
+        if is_unexpected and self._on_fault is not None:
+            self._on_fault(seen.id, error)
+        return problem
+
+    def _new_id(self) -> str:
+        return f"{self._id_prefix}-{next(self._numbers):06x}"
+
+
+def _protocol(request: web.BaseRequest) -> Handler:
+    return request.protocol  # type: ignore[return-value]  # made by ApiServer alone
+
+
+def _is_absolute(request: web.Request) -> bool:
+    return not request.raw_path.startswith(("/", "*"))
+
+
+def _allowed(failure: web.HTTPException | None) -> str:
+    if isinstance(failure, web.HTTPMethodNotAllowed):
+        return ", ".join(sorted({*failure.allowed_methods, "OPTIONS"}))
+    return guards.METHODS
+
+
+def _unroutable(request: web.Request, failure: web.HTTPException) -> Problem:
+    known = ("GET", "HEAD", "POST", "DELETE")
+    is_method = isinstance(failure, web.HTTPMethodNotAllowed)
+    if not is_method and request.method in known:
+        return status_problem(failure.status, f"there is no {request.path[:80]!a}")
+    allow = _allowed(failure)
+    problem = status_problem(405, f"allowed: {allow}")
+    problem.headers["Allow"] = allow
+    return problem
+
+
+def _check_rights(principal: Principal, route: Route) -> None:
+    if route.access is Access.SUBMIT and not principal.may_submit:
+        hint = "the token lacks the right to submit and cancel tasks (tasks:write)"
+        raise Problem(403, FORBIDDEN, hint=hint)
+    if route.access is Access.ADMIN and not principal.is_admin:
+        raise Problem(403, FORBIDDEN, hint="only an admin may do that")
+
+
+async def _body(request: web.Request, route: Route, deadline_s: float) -> bytes:
+    """Read a body, bounded in size and time."""
+    if not request.body_exists:
+        return b""
+    if request.content_type != "application/json":
+        raise status_problem(415, "send Content-Type: application/json")
+    bytes_max = route.body_bytes_max
+    if (request.content_length or 0) > bytes_max:
+        raise _too_large(bytes_max)
+    chunks: list[bytes] = []
+    size_bytes = 0
+    try:
+        async with asyncio.timeout(deadline_s):
+            while chunk := await request.content.readany():
+                chunks.append(chunk)
+                size_bytes += len(chunk)
+                if size_bytes > bytes_max:
+                    raise _too_large(bytes_max)
+    except TimeoutError:
+        hint = f"the body did not arrive within {deadline_s:g} s"
+        raise Problem(408, "Request timeout", hint=hint, closes=True) from None
+    except web.RequestPayloadError as error:
+        hint = f"the body cannot be read: {error}"
+        raise Problem(400, "Bad request", hint=hint, closes=True) from None
+    return b"".join(chunks)
+
+
+def _too_large(bytes_max: int) -> Problem:
+    return Problem(
+        413,
+        "Request body too large",
+        hint=f"at most {bytes_max} bytes are allowed here",
+        closes=True,
+    )

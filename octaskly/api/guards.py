@@ -1,0 +1,124 @@
+"""Which requests may come in at all: Host, Origin, fetch metadata; and CORS.
+
+A web page must neither reach this node through a name that it controls (DNS
+rebinding) nor make a browser send requests here on its behalf.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+from collections.abc import Collection, Mapping, Sequence
+
+from octaskly.api.problems import ACCESS_DENIED, Problem
+
+_LOCAL_ORIGIN = re.compile(r"https?://(?:localhost|127\.0\.0\.1)(?::([0-9]{1,5}))?")
+_AUTHORITY = re.compile(
+    r"(?:(?P<name>[A-Za-z0-9._-]{1,255})|\[(?P<v6>[0-9A-Fa-f:.]{2,45})(?:%25?[\w.-]+)?\])"
+    r"(?::(?P<port>[0-9]{1,5}))?",
+    re.ASCII,
+)
+_PORT_MAX = 65_535
+
+METHODS = "GET, POST, DELETE, OPTIONS"
+REQUEST_HEADERS = (
+    "Content-Type, Authorization, X-Custom-Header, Idempotency-Key, Last-Event-ID"
+)
+RESPONSE_HEADERS = "X-Request-ID, X-Response-Time-ms"
+PREFLIGHT_MAX_AGE_S = 600
+
+
+class Guard:
+    """The allow-lists of one node."""
+
+    def __init__(self, *, names: Collection[str], origins: Collection[str]) -> None:
+        self._names = {name.lower().removesuffix(".") for name in names}
+        self._origins = frozenset(origins)
+
+    def check_host(
+        self, hosts: Sequence[str], uri_host: str | None, own: Collection[str]
+    ) -> None:
+        """Refuse a request that is meant for another machine.
+
+        Args:
+            hosts: Values of all Host headers.
+            uri_host: Authority of a request target in absolute form.
+            own: Names and addresses under which this listener may be called, too.
+        """
+        if len(hosts) != 1 or not hosts[0]:
+            raise Problem(
+                400,
+                "Bad request",
+                hint="exactly one Host header is needed",
+                closes=True,
+            )
+        for host in (hosts[0], uri_host):
+            if host is not None and not self._is_ours(host, own):
+                raise Problem(
+                    403,
+                    ACCESS_DENIED,
+                    hint=f"host not allowed: {host[:80]!a}; "
+                    "use localhost, or start the agent with --allow-host",
+                    field="Host",
+                )
+
+    def allowed_origin(self, headers: Mapping[str, str], scheme: str) -> str | None:
+        """Return the Origin to reflect; raise `Problem` for one that is foreign."""
+        origin = headers.get("Origin")
+        if origin is None:
+            if headers.get("Sec-Fetch-Site", "").strip().lower() == "cross-site":
+                raise _foreign("Sec-Fetch-Site", "a page of another site asks")
+            return None
+        if self._is_local_origin(origin) or origin in self._origins:
+            return origin
+        # A page that this very listener served; its Host has been checked.
+        if origin == f"{scheme}://{headers.get('Host', '')}".lower():
+            return origin
+        raise _foreign(
+            "Origin",
+            f"origin not allowed: {origin[:80]!a}; "
+            "start the agent with --cors-origin to allow it",
+        )
+
+    def _is_ours(self, host: str, own: Collection[str]) -> bool:
+        match = _AUTHORITY.fullmatch(host)
+        if match is None or int(match["port"] or 0) > _PORT_MAX:
+            return False
+        literal = match["v6"] or match["name"]
+        try:
+            address = ipaddress.ip_address(literal)
+        except ValueError:
+            name = literal.lower().removesuffix(".")
+            return name == "localhost" or name in self._names or name in own
+        if isinstance(address, ipaddress.IPv6Address) and not match["v6"]:
+            return False
+        text = str(address)
+        return address.is_loopback or text in own or text in self._names
+
+    @staticmethod
+    def _is_local_origin(origin: str) -> bool:
+        match = _LOCAL_ORIGIN.fullmatch(origin)
+        return match is not None and int(match[1] or 0) <= _PORT_MAX
+
+
+def cors_headers(origin: str | None) -> dict[str, str]:
+    """Return the headers that let the page of an allowed origin read an answer."""
+    headers = {"Vary": "Origin"}
+    if origin is not None:
+        headers["Access-Control-Allow-Origin"] = origin
+        headers["Access-Control-Expose-Headers"] = RESPONSE_HEADERS
+    return headers
+
+
+def preflight_headers(origin: str | None, allow: str) -> dict[str, str]:
+    """Return the headers of an answer to OPTIONS."""
+    headers = {"Allow": allow}
+    if origin is not None:
+        headers["Access-Control-Allow-Methods"] = METHODS
+        headers["Access-Control-Allow-Headers"] = REQUEST_HEADERS
+        headers["Access-Control-Max-Age"] = str(PREFLIGHT_MAX_AGE_S)
+    return headers
+
+
+def _foreign(field: str, hint: str) -> Problem:
+    return Problem(403, ACCESS_DENIED, hint=hint, field=field)

@@ -1,0 +1,83 @@
+"""The routes that tell of the mesh and of this node, and mint tokens."""
+
+from __future__ import annotations
+
+from http import HTTPStatus
+
+from aiohttp import web
+
+from octaskly import __version__
+from octaskly.api import render, schema
+from octaskly.api.problems import WORKER_NOT_FOUND, Problem
+from octaskly.api.routing import Access, Call, Route, json_response
+from octaskly.core.messages import Member
+
+
+async def health(call: Call) -> web.StreamResponse:
+    """Return whether this node can serve."""
+    state = call.gateway.health()
+    now_ms = call.parts.clock.now().wall_ms
+    status = HTTPStatus.OK if state.is_healthy else HTTPStatus.SERVICE_UNAVAILABLE
+    body = render.encode(render.health(state, __version__, now_ms))
+    return json_response(body, status)
+
+
+async def stats(call: Call) -> web.StreamResponse:
+    """Return counts of the mesh and the state of the dispatcher's machine."""
+    return json_response(render.encode(render.stats(await call.gateway.stats())))
+
+
+async def index(call: Call) -> web.StreamResponse:
+    """Return all members."""
+    now_ms = call.parts.clock.now().wall_ms
+    return json_response(render.encode(render.nodes(_members(call), now_ms)))
+
+
+async def show(call: Call) -> web.StreamResponse:
+    """Return one member, by name or id."""
+    name = call.request.match_info["name"]
+    for member in _members(call):
+        if name in (member.name, member.id):
+            now_ms = call.parts.clock.now().wall_ms
+            return json_response(render.encode(render.node(member, now_ms)))
+    raise Problem(404, WORKER_NOT_FOUND, hint=f"no member is called {name[:80]!a}")
+
+
+async def mint(call: Call) -> web.StreamResponse:
+    """Return a new token."""
+    asked = schema.parse_token(call.body)
+    token = call.gateway.mint_token(
+        subject=asked.subject or call.who.subject,
+        role=asked.role,
+        expires_s=asked.expires_s,
+    )
+    expires_ms = call.parts.clock.now().wall_ms + asked.expires_s * 1000
+    body = {"token": token, "expires_at": render.at(expires_ms)}
+    return json_response(render.encode(body), HTTPStatus.CREATED)
+
+
+def _members(call: Call) -> tuple[Member, ...]:
+    roster = call.gateway.roster()
+    return roster.members if roster else ()
+
+
+ROUTES = (
+    Route(
+        method="GET",
+        path="/health",
+        perform=health,
+        access=Access.OPEN,
+        is_local=True,
+        query=None,  # Probes add parameters against caches.
+    ),
+    Route(method="GET", path="/api/v1/stats", perform=stats, access=Access.READ),
+    Route(method="GET", path="/api/v1/nodes", perform=index, access=Access.READ),
+    Route(method="GET", path="/api/v1/nodes/{name}", perform=show, access=Access.READ),
+    Route(
+        method="POST",
+        path="/api/v1/tokens",
+        perform=mint,
+        access=Access.ADMIN,
+        is_local=True,
+    ),
+)

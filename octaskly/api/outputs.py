@@ -1,0 +1,133 @@
+"""Downloads of declared outputs, wherever they lie.
+
+The dispatcher knows which node has the file. It sends its own, and passes on that of
+another node, which gives it to members only.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from urllib.parse import quote
+
+from aiohttp import web
+
+from octaskly.api import query, schema
+from octaskly.api.problems import INVALID_VALUE, Problem
+from octaskly.api.routing import Access, Call, Route
+from octaskly.core.model import AttemptId, StreamId
+from octaskly.errors import NodeNotFound, OutputNotFound
+from octaskly.ports import OutputPlace
+
+_CHUNK_BYTES = 256 << 10
+_INTERNAL = "/internal/v1/outputs"
+# A file beside the asked one that ends in .gz is another output, not an encoding of
+# this one; and a copy that never changes needs no condition.
+_DROPPED = frozenset(
+    (
+        "accept-encoding",
+        "if-match",
+        "if-modified-since",
+        "if-none-match",
+        "if-range",
+        "if-unmodified-since",
+    )
+)
+
+
+async def download(call: Call) -> web.StreamResponse:
+    """Send a declared output of a task."""
+    ref = query.task_ref(call.request.match_info["id"])
+    path = query.path_part(schema.clean_path, call.request.match_info["path"])
+    try:
+        place = await call.gateway.output(ref, path)
+    except NodeNotFound as error:
+        raise Problem(
+            503, "Worker not found", hint=str(error), headers={"Retry-After": "5"}
+        ) from None
+    if place.local is not None:
+        return await send_file(call, place.local)
+    return await call.parts.forwarder.fetch(call, place.lan_urls, _internal_path(place))
+
+
+async def hand_over(call: Call) -> web.StreamResponse:
+    """Send a captured output of this node to another node."""
+    parts = call.request.match_info
+    path = query.path_part(schema.clean_path, parts["path"])
+    attempt = AttemptId(
+        int(parts["term"]), StreamId(int(parts["stream"])), int(parts["n"])
+    )
+    file = call.gateway.local_output(query.task_ref(parts["id"]), attempt, path)
+    return await send_file(call, file)
+
+
+async def send_file(call: Call, file: Path) -> web.StreamResponse:
+    """Send a file as an attachment; part of it where a range was asked for."""
+    request = call.request
+    _check_range(request, _size_bytes(file))
+    kept = [
+        (name, value)
+        for name, value in request.headers.items()
+        if name.lower() not in _DROPPED
+    ]
+    response = web.FileResponse(
+        file,
+        chunk_size=_CHUNK_BYTES,
+        headers={
+            "Content-Type": "application/octet-stream",
+            # Bytes from a task are data, never a page of this origin.
+            "Content-Disposition": f"attachment; filename*=UTF-8''{quote(file.name)}",
+            "X-Content-Type-Options": "nosniff",
+        },
+    )
+    call.stamp(response)
+    await response.prepare(request.clone(headers=kept))
+    return response
+
+
+def _size_bytes(file: Path) -> int:
+    try:
+        return file.stat().st_size
+    except OSError:
+        raise OutputNotFound(f"{file.name} is not there any more") from None
+
+
+def _check_range(request: web.Request, size_bytes: int) -> None:
+    """Answer a bad range ourselves, since the library's own 416 has no JSON body."""
+    try:
+        start = request.http_range.start or 0
+    except ValueError:
+        start = size_bytes + 1
+    if start > 0 and start >= size_bytes:
+        raise Problem(
+            416,
+            INVALID_VALUE,
+            hint=f"the output has {size_bytes} bytes",
+            field="Range",
+            headers={"Content-Range": f"bytes */{size_bytes}"},
+        )
+
+
+def _internal_path(place: OutputPlace) -> str:
+    attempt = place.attempt
+    return (
+        f"{_INTERNAL}/{quote(place.task, safe='')}"
+        f"/{attempt.term}/{attempt.stream}/{attempt.n}/{quote(place.path)}"
+    )
+
+
+ROUTES = (
+    Route(
+        method="GET",
+        path="/api/v1/tasks/{id}/outputs/{path:.+}",
+        perform=download,
+        access=Access.READ,
+    ),
+    Route(
+        method="GET",
+        path=_INTERNAL
+        + r"/{id}/{term:\d{1,19}}/{stream:\d{1,19}}/{n:\d{1,9}}/{path:.+}",
+        perform=hand_over,
+        access=Access.NODE,
+        is_local=True,
+    ),
+)

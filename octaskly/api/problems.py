@@ -1,0 +1,141 @@
+"""What goes wrong, as HTTP: one table from exceptions to statuses and texts.
+
+`error` carries the text of the API reference; what is wrong in particular goes into
+`hint` and `field`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from http import HTTPStatus
+
+import msgspec
+
+from octaskly import errors
+
+INVALID_COMMAND = "Invalid command format"
+INVALID_VALUE = "Invalid parameter value"
+MALFORMED_JSON = "Malformed JSON"
+MISSING_FIELD = "Missing required field"
+UNKNOWN_FIELD = "Unknown field"
+UNAUTHENTICATED = "Missing or invalid authentication token"
+FORBIDDEN = "Insufficient permissions"
+ACCESS_DENIED = "Access denied"
+TASK_NOT_FOUND = "Task not found"
+WORKER_NOT_FOUND = "Worker not found"
+NO_DISPATCHER = "No dispatcher is elected"
+UNPAIRED = "This node is in no mesh yet"
+
+REFUSED_HEADER = "Octaskly-Refused"
+"""Marks an answer of a node that did nothing because it is not dispatcher."""
+
+
+class Problem(Exception):
+    """A request that is answered with an error."""
+
+    def __init__(
+        self,
+        status: int,
+        error: str,
+        *,
+        hint: str | None = None,
+        field: str | None = None,
+        headers: Mapping[str, str] | None = None,
+        closes: bool = False,
+    ) -> None:
+        super().__init__(error)
+        self.status = status
+        self.error = error
+        self.hint = hint
+        self.field = field
+        self.headers = dict(headers or {})
+        self.closes = closes  #: whether the connection cannot be used any further
+
+
+# Looked up along the class hierarchy, so a subclass needs no row of its own.
+_TABLE: dict[type[Exception], tuple[int, str]] = {
+    errors.TaskNotFound: (404, TASK_NOT_FOUND),
+    errors.TaskAmbiguous: (409, "Task ID is ambiguous"),
+    errors.TaskExists: (409, "Duplicate task ID"),
+    errors.TaskNotCancellable: (409, "Cannot cancel running task"),
+    errors.OutputNotFound: (404, "Output not found"),
+    errors.NoDispatcher: (503, NO_DISPATCHER),
+    errors.NotDispatcher: (503, NO_DISPATCHER),
+    errors.NodeNotFound: (404, WORKER_NOT_FOUND),
+    errors.Unpaired: (503, UNPAIRED),
+    errors.TrustError: (401, UNAUTHENTICATED),
+    errors.PermissionDenied: (403, FORBIDDEN),
+    errors.StoreFull: (507, "System resource exhausted"),
+    errors.StoreError: (500, "Database connection failure"),
+    errors.ConfigError: (400, INVALID_VALUE),
+}
+_INTERNAL = (500, "Internal server error")
+_TEXTS = {
+    400: "Bad request",
+    401: UNAUTHENTICATED,
+    403: ACCESS_DENIED,
+    404: "Not found",
+    405: "Method not allowed",
+    408: "Request timeout",
+    413: "Request body too large",
+    415: "Unsupported media type",
+    417: "Expectation failed",
+    500: _INTERNAL[1],
+    503: "Service unavailable",
+}
+
+
+def problem_of(error: Exception) -> Problem:
+    """Return how to answer a request that failed with `error`."""
+    if isinstance(error, Problem):
+        return error
+    for kind in type(error).__mro__:
+        row = _TABLE.get(kind)
+        if row is None:
+            continue
+        status, text = row
+        headers = (
+            {"Retry-After": "1"} if status == HTTPStatus.SERVICE_UNAVAILABLE else {}
+        )
+        # Some errors carry the reference's text already; it is not said twice.
+        told = (str(error), getattr(error, "hint", None))
+        return Problem(
+            status,
+            text,
+            hint="; ".join(part for part in told if part and part != text) or None,
+            field=getattr(error, "field", None),
+            headers=headers,
+        )
+    return Problem(*_INTERNAL, hint="the log of this node tells more")
+
+
+def status_problem(status: int, hint: str | None = None) -> Problem:
+    """Return the problem for a status that the HTTP library chose."""
+    phrase = HTTPStatus(status).phrase
+    return Problem(status, _TEXTS.get(status, phrase), hint=hint)
+
+
+def timestamp(wall_ms: int) -> str:
+    """Return a wall-clock time as the API shows it: UTC, whole seconds, `Z`."""
+    moment = datetime.fromtimestamp(wall_ms // 1000, UTC)
+    return moment.strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def encode_problem(problem: Problem, wall_ms: int) -> bytes:
+    """Return the JSON body of an error answer."""
+    body: dict[str, object] = {
+        "error": problem.error,
+        "status": problem.status,
+        "timestamp": timestamp(wall_ms),
+    }
+    if problem.hint:
+        body["hint"] = _printable(problem.hint)
+    if problem.field:
+        body["field"] = _printable(problem.field)
+    return msgspec.json.encode(body)
+
+
+def _printable(text: str) -> str:
+    """Replace lone surrogates, which no JSON encoder takes."""
+    return text.encode("utf-8", "replace").decode("utf-8")

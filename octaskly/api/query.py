@@ -1,0 +1,125 @@
+"""Query parameters, path parts and headers as typed values."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Callable, Iterable
+
+from octaskly.api.problems import INVALID_VALUE, Problem
+from octaskly.core.model import TaskState
+
+LIMIT_DEFAULT = 100
+LIMIT_MAX = 1000
+OFFSET_MAX = 2**53
+WAIT_S_MAX = 300.0
+
+_REF = re.compile(r"[A-Za-z0-9._-]{1,64}(~[0-9]{1,3})?")
+_INTEGER = re.compile(r"[0-9]{1,16}")
+_SECONDS = re.compile(r"[0-9]{1,3}(\.[0-9]{1,3})?")
+_KEY = re.compile(r"[\x21-\x7e]{1,255}")
+_NAME_MAX = 255
+
+
+class Query:
+    """The parameters of one request, each given at most once and known by name."""
+
+    def __init__(self, given: Iterable[tuple[str, str]], known: Iterable[str]) -> None:
+        self._given: dict[str, str] = {}
+        names = tuple(known)
+        for name, value in given:
+            if name not in names:
+                _refuse_unknown(name, names)
+            if name in self._given:
+                raise _invalid(name, f"`{name}` is given twice")
+            self._given[name] = value
+
+    def limit(self) -> int:
+        """Return the size of a page."""
+        return self._integer("limit", LIMIT_DEFAULT, 1, LIMIT_MAX)
+
+    def offset(self) -> int:
+        """Return how many items come before the page."""
+        return self._integer("offset", 0, 0, OFFSET_MAX)
+
+    def status(self) -> TaskState | None:
+        """Return the state to keep, None for all."""
+        text = self._given.get("status")
+        if text is None:
+            return None
+        try:
+            return TaskState(text)
+        except ValueError:
+            states = ", ".join(state.value for state in TaskState)
+            raise _invalid("status", f"`status` is one of {states}") from None
+
+    def worker_id(self) -> str | None:
+        """Return the name of the node whose tasks to keep, None for all."""
+        text = self._given.get("worker_id")
+        if text is not None and not 1 <= len(text) <= _NAME_MAX:
+            raise _invalid("worker_id", "`worker_id` is the name of a node")
+        return text
+
+    def wait_s(self) -> float:
+        """Return how long to wait for the end of a task."""
+        text = self._given.get("wait")
+        if text is None:
+            return 0.0
+        if not _SECONDS.fullmatch(text) or float(text) > WAIT_S_MAX:
+            raise _invalid("wait", "`wait` is 0 to 300 seconds")
+        return float(text)
+
+    def force(self) -> bool:
+        """Return whether to end a task that runs."""
+        text = self._given.get("force", "false")
+        if text not in ("true", "false"):
+            raise _invalid("force", "`force` is true or false")
+        return text == "true"
+
+    def _integer(self, name: str, default: int, low: int, high: int) -> int:
+        text = self._given.get(name)
+        if text is None:
+            return default
+        if not _INTEGER.fullmatch(text) or not low <= int(text) <= high:
+            raise _invalid(name, f"`{name}` is an integer from {low} to {high}")
+        return int(text)
+
+
+def task_ref(text: str) -> str:
+    """Return a task id from a path; raise `Problem` unless it can be one."""
+    if not _REF.fullmatch(text) or text in (".", ".."):
+        raise _invalid("id", "a task id is 1 to 64 characters of A-Z a-z 0-9 . _ -")
+    return text
+
+
+def idempotency_key(text: str | None) -> str | None:
+    """Return the value of `Idempotency-Key`; raise `Problem` unless it is usable."""
+    if text is not None and not _KEY.fullmatch(text):
+        raise _invalid(
+            "Idempotency-Key", "the key is 1 to 255 visible ASCII characters"
+        )
+    return text
+
+
+def path_part(clean: Callable[[str], str], text: str) -> str:
+    """Return the path of an output from a URL, in its normal form."""
+    try:
+        return clean(text)
+    except ValueError as error:
+        raise _invalid("path", str(error)) from None
+
+
+def _refuse_unknown(name: str, names: tuple[str, ...]) -> None:
+    near = difflib.get_close_matches(name, names, n=1)
+    if near:
+        also = f"; did you mean `{near[0]}`?"
+    elif names:
+        also = f"; known are {', '.join(names)}"
+    else:
+        also = "; this path takes none"
+    shown = name[:80]
+    raise _invalid(shown, f"unknown query parameter `{shown}`{also}")
+
+
+def _invalid(field: str, hint: str) -> Problem:
+    return Problem(400, INVALID_VALUE, hint=hint, field=field)

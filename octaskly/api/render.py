@@ -1,0 +1,217 @@
+"""Values of the mesh as the JSON of the API reference; unknown values are null."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import lru_cache
+
+import msgspec
+
+from octaskly.api.problems import timestamp
+from octaskly.core.merge import TaskRecord
+from octaskly.core.messages import Member
+from octaskly.core.model import (
+    Attempt,
+    AttemptState,
+    NodeId,
+    NodeState,
+    Outcome,
+    OutputFile,
+    Reason,
+    TaskState,
+)
+from octaskly.ports import Health, MeshStats, TaskPage, TaskQuery
+
+_MIB = 1 << 20
+
+Json = dict[str, object]
+
+encode = msgspec.json.encode
+
+
+@lru_cache(maxsize=256)
+def _at_second(wall_s: int) -> str:
+    return timestamp(wall_s * 1000)
+
+
+def at(wall_ms: int | None) -> str | None:
+    """Return a time as the API shows it, None while it is unknown."""
+    # A batch shares its second, so the text is made once.
+    return _at_second(wall_ms // 1000) if wall_ms else None
+
+
+def created(record: TaskRecord) -> Json:
+    """Return the answer to a submission."""
+    spec = record.spec
+    return {
+        "id": record.id,
+        "command": spec.command if spec else None,
+        "status": record.state.value,
+        "created_at": at(spec.created_ms) if spec else None,
+    }
+
+
+def listed(record: TaskRecord, names: Mapping[NodeId, str]) -> Json:
+    """Return one line of a list: everything but output."""
+    spec, state = record.spec, record.state
+    attempt = _visible_attempt(record, state)
+    outcome = _visible_outcome(attempt, state)
+    return {
+        "id": record.id,
+        "command": spec.command if spec else None,
+        "status": state.value,
+        "worker_id": names.get(attempt.node, attempt.node) if attempt else None,
+        "attempt": attempt.id.n if attempt else None,
+        "exit_code": outcome.exit_code if outcome else None,
+        "signal": outcome.signal if outcome else None,
+        "reason": _reason(outcome, state),
+        "detail": (outcome.detail or None) if outcome else None,
+        "timeout": spec.timeout_s if spec else None,
+        "duration_ms": outcome.duration_ms if outcome else None,
+        "created_at": at(spec.created_ms) if spec else None,
+        "started_at": at(outcome.started_ms) if outcome else None,
+        "completed_at": at(outcome.ended_ms) if outcome else None,
+    }
+
+
+def task(record: TaskRecord, names: Mapping[NodeId, str]) -> Json:
+    """Return all of one task, with the output that was kept."""
+    body = listed(record, names)
+    state = record.state
+    outcome = _visible_outcome(_visible_attempt(record, state), state)
+    body["stdout"] = _text(outcome.stdout) if outcome else None
+    body["stderr"] = _text(outcome.stderr) if outcome else None
+    for name in ("stdout", "stderr"):
+        kept: int | None = len(getattr(outcome, name)) if outcome else None
+        wrote: int | None = getattr(outcome, f"{name}_bytes") if outcome else None
+        body[f"{name}_bytes"] = wrote
+        is_known = kept is not None and wrote is not None
+        body[f"{name}_truncated"] = kept != wrote if is_known else None
+    body["inputs"] = record.spec.inputs if record.spec else ()
+    body["outputs"] = _outputs(record, outcome)
+    return body
+
+
+def page(found: TaskPage, query: TaskQuery, names: Mapping[NodeId, str]) -> Json:
+    """Return a page of tasks with its place in the whole."""
+    return {
+        "tasks": [listed(record, names) for record in found.records],
+        "total": found.total,
+        "returned": len(found.records),
+        "limit": query.limit,
+        "offset": query.offset,
+    }
+
+
+def cancelled(record: TaskRecord) -> Json:
+    """Return the answer to a cancellation."""
+    return {
+        "id": record.id,
+        "status": TaskState.CANCELLED.value,
+        "message": "Task cancelled successfully",
+    }
+
+
+def nodes(members: Sequence[Member], now_ms: int) -> Json:
+    """Return the members of the mesh."""
+    return {
+        "nodes": [node(member, now_ms) for member in members],
+        "total": len(members),
+    }
+
+
+def node(member: Member, now_ms: int) -> Json:
+    """Return one member."""
+    load = member.load
+    return {
+        "name": member.name,
+        "id": member.id,
+        "role": member.role.value,
+        "state": member.state.value,
+        "addresses": [_address(item.host, item.port) for item in member.addresses],
+        "lan_port": member.lan_port,
+        "slots": member.slots,
+        "running": member.running,
+        "load": {
+            "cpu_percent": load.cpu_percent,
+            "load1": load.load1,
+            "memory_used_mb": load.memory_used_mb,
+            "process_mb": load.process_mb,
+        },
+        "memory_mb": member.memory_mb,
+        "version": member.version,
+        # A roster holds only members with a link, except those just lost.
+        "last_seen": at(now_ms) if member.state is not NodeState.LOST else None,
+    }
+
+
+def stats(numbers: MeshStats) -> Json:
+    """Return counts of the mesh and the state of the dispatcher's machine."""
+    counts = {state.value: numbers.counts.get(state, 0) for state in TaskState}
+    return {
+        "workers": {
+            "total": numbers.workers_total,
+            "active": numbers.workers_active,
+            "idle": numbers.workers_idle,
+        },
+        "tasks": counts,
+        "system": {
+            "uptime_seconds": int(numbers.uptime_s),
+            "memory_usage_mb": numbers.memory_mb,
+            "cpu_usage_percent": round(numbers.cpu_percent, 1),
+        },
+        "database": {
+            "total_tasks": sum(counts.values()),
+            "disk_size_mb": -(-numbers.disk_bytes // _MIB),
+        },
+        "mesh": {"term": numbers.term, **numbers.extra},
+    }
+
+
+def health(state: Health, version: str, now_ms: int) -> Json:
+    """Return whether this node can serve, in both wordings of the reference."""
+    body: Json = {
+        "status": "healthy" if state.is_healthy else "unhealthy",
+        "version": version,
+        "uptime_seconds": int(state.uptime_s),
+    }
+    if not state.is_healthy:
+        message = state.message or "this node cannot serve"
+        body |= {"message": message, "error": message, "timestamp": at(now_ms)}
+    return body
+
+
+def _visible_attempt(record: TaskRecord, state: TaskState) -> Attempt | None:
+    """Return the attempt that a reader cares for."""
+    if state is TaskState.QUEUED:
+        return None  # Earlier attempts were given back: nobody holds the task.
+    if state is TaskState.RUNNING:
+        return next(a for a in reversed(record.attempts) if a.state.is_live)
+    return record.chosen
+
+
+def _visible_outcome(attempt: Attempt | None, state: TaskState) -> Outcome | None:
+    if attempt is None or attempt.state is AttemptState.RELEASED:
+        return None
+    return attempt.outcome if state.is_final else None
+
+
+def _reason(outcome: Outcome | None, state: TaskState) -> str | None:
+    if state is TaskState.CANCELLED:
+        return Reason.CANCELLED.value
+    return outcome.reason.value if outcome else None
+
+
+def _outputs(record: TaskRecord, outcome: Outcome | None) -> list[Json]:
+    files: Sequence[OutputFile] = outcome.outputs if outcome else ()
+    if not files and record.spec:
+        files = [OutputFile(path, None) for path in record.spec.outputs]
+    return [{"path": file.path, "bytes": file.size_bytes} for file in files]
+
+
+def _text(data: bytes) -> str:
+    return data.decode("utf-8", "replace")
+
+
+def _address(host: str, port: int) -> str:
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"

@@ -1,0 +1,114 @@
+"""What a route is, and what its handler gets."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from enum import Enum, auto
+from typing import TYPE_CHECKING
+
+from aiohttp import web
+
+from octaskly.api.query import Query
+from octaskly.core.model import NodeId
+from octaskly.ports import Clock, Gateway, Principal
+
+if TYPE_CHECKING:
+    from octaskly.api.forward import Forwarder
+    from octaskly.api.waits import Waits
+
+BODY_BYTES_MAX = 1 << 20
+
+
+class Access(Enum):
+    """Who may use a route; the default of a route is the strictest."""
+
+    OPEN = auto()  #: everybody
+    READ = auto()  #: every principal
+    SUBMIT = auto()  #: principals that may create and cancel tasks
+    ADMIN = auto()  #: admins
+    NODE = auto()  #: nodes of the mesh, by certificate
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Deadlines:
+    """Bounds in time on what clients and peers may take."""
+
+    header_s: float = 10.0  #: from connect, or the last answer, to a whole header
+    body_s: float = 10.0
+    hold_s: float = 5.0  #: how long a request waits for a dispatcher
+    connect_s: float = 1.0  #: to another node
+    stall_s: float = 30.0  #: between two parts of a body from another node
+    shutdown_s: float = 3.0  #: for requests in flight when the API closes
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """The parts of the API that handlers use."""
+
+    gateway: Gateway
+    clock: Clock
+    forwarder: Forwarder
+    waits: Waits
+    deadlines: Deadlines
+
+
+@dataclass(slots=True)
+class Seen:
+    """What the gate knows of a request before anything else: how to answer it."""
+
+    id: str
+    began_s: float  #: on the clock of the event loop
+    origin: str | None = None  #: an allowed Origin, to be reflected
+    subject: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """One request that has passed the gate."""
+
+    request: web.Request
+    seen: Seen
+    stamp: Callable[[web.StreamResponse], None]  #: adds the headers of every answer
+    parts: Parts
+    query: Query
+    body: bytes
+    principal: Principal | None  #: None only on open routes and between nodes
+    hop: NodeId | None  #: the node that forwarded it
+
+    @property
+    def gateway(self) -> Gateway:
+        """The agent."""
+        return self.parts.gateway
+
+    @property
+    def who(self) -> Principal:
+        """The principal of a route that is not open."""
+        assert self.principal is not None
+        return self.principal
+
+    def elapsed_s(self) -> float:
+        """Return how long ago the request came in."""
+        return asyncio.get_running_loop().time() - self.seen.began_s
+
+
+Perform = Callable[[Call], Awaitable[web.StreamResponse]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Route:
+    """One method of one path."""
+
+    method: str
+    path: str
+    perform: Perform
+    access: Access = Access.ADMIN
+    is_local: bool = False  #: answered by this node, whoever is dispatcher
+    body_bytes_max: int = BODY_BYTES_MAX
+    query: tuple[str, ...] | None = ()  #: known parameters; None ignores all
+
+
+def json_response(body: bytes, status: int = 200) -> web.Response:
+    """Return a JSON answer."""
+    return web.Response(body=body, status=status, content_type="application/json")

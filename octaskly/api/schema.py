@@ -1,0 +1,293 @@
+"""Requests as typed values: bodies and query parameters, validated to the last field.
+
+Everything that a client can get wrong leaves here as a `Problem` that names the
+field; nothing here knows HTTP headers or the agent.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import posixpath
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Annotated, Any, NoReturn
+
+import msgspec
+
+from octaskly.api.problems import (
+    INVALID_COMMAND,
+    INVALID_VALUE,
+    MALFORMED_JSON,
+    MISSING_FIELD,
+    UNKNOWN_FIELD,
+    Problem,
+)
+from octaskly.core.events import Draft
+from octaskly.core.model import TaskId
+
+COMMAND_BYTES_MAX = 65_536
+PATHS_MAX = 10_000
+PATH_BYTES_MAX = 4_096
+NAME_BYTES_MAX = 255
+BATCH_MAX = 10_000
+TOKEN_S_MAX = 90 * 86_400
+TOKEN_S_DEFAULT = 86_400
+RESCAN_BYTES_MAX = 1 << 20
+
+_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
+_PLACE = re.compile(r"^(?P<what>.*?)(?: - at `(?P<path>[^`]*)`)?$", re.DOTALL)
+_UNKNOWN = re.compile(r"Object contains unknown field `(?P<name>.*)`", re.DOTALL)
+_MISSING = re.compile(r"Object missing required field `(?P<name>[^`]*)`")
+_SURROGATE = re.compile("[\ud800-\udfff]")
+
+Paths = Annotated[list[str], msgspec.Meta(max_length=PATHS_MAX)]
+
+
+class TaskIn(msgspec.Struct, forbid_unknown_fields=True):
+    """One task as a client writes it."""
+
+    command: str
+    timeout: Annotated[int, msgspec.Meta(ge=1, le=86_400)] = 3600
+    inputs: Paths = msgspec.field(default_factory=list)
+    outputs: Paths = msgspec.field(default_factory=list)
+    id: str | msgspec.UnsetType = msgspec.UNSET
+
+
+class TokenIn(msgspec.Struct, forbid_unknown_fields=True):
+    """A request for a token."""
+
+    role: str
+    subject: str | None = None
+    expires_s: Annotated[int, msgspec.Meta(ge=1, le=TOKEN_S_MAX)] = TOKEN_S_DEFAULT
+
+
+_RANGES = {
+    "timeout": "an integer from 1 to 86400 (seconds)",
+    "inputs": f"an array of at most {PATHS_MAX} relative paths",
+    "outputs": f"an array of at most {PATHS_MAX} relative paths",
+    "id": "1 to 64 characters of A-Z a-z 0-9 . _ -",
+    "command": f"a text of 1 to {COMMAND_BYTES_MAX} bytes",
+    "role": "admin, client or viewer",
+    "subject": "1 to 128 printable characters",
+    "expires_s": f"an integer from 1 to {TOKEN_S_MAX} (seconds)",
+}
+_ROLES = ("admin", "client", "viewer")
+_SUBJECT_MAX = 128
+
+_one = msgspec.json.Decoder(TaskIn)
+_many = msgspec.json.Decoder(list[TaskIn])
+_token = msgspec.json.Decoder(TokenIn)
+
+
+def parse_tasks(body: bytes) -> tuple[list[Draft], bool]:
+    """Return the tasks of a submission, in order, and whether it was an array."""
+    if not body.lstrip(b" \t\r\n").startswith(b"["):
+        return [_draft(_decode(_one, TaskIn, body), "$")], False
+    tasks: list[TaskIn] = _decode(_many, TaskIn, body)
+    if not 1 <= len(tasks) <= BATCH_MAX:
+        raise Problem(
+            400,
+            INVALID_VALUE,
+            hint=f"an array holds 1 to {BATCH_MAX} tasks, not {len(tasks)}",
+            field="$",
+        )
+    drafts = [_draft(task, f"$[{index}]") for index, task in enumerate(tasks)]
+    _refuse_repeated_ids(drafts)
+    return drafts, True
+
+
+def parse_token(body: bytes) -> TokenIn:
+    """Return a request for a token."""
+    asked: TokenIn = _decode(_token, TokenIn, body)
+    if asked.role not in _ROLES:
+        _refuse("$.role", f"`{asked.role}` is no role")
+    if asked.subject is not None and not (
+        1 <= len(asked.subject) <= _SUBJECT_MAX and asked.subject.isprintable()
+    ):
+        _refuse("$.subject", "unusable subject")
+    return asked
+
+
+def clean_path(path: str) -> str:
+    """Return a path below the worker directory in its normal form.
+
+    Raises:
+        ValueError: it is absolute, leaves the directory, or cannot be a file name;
+            says which.
+    """
+    if not path:
+        raise ValueError("a path is empty")
+    if "\0" in path:
+        raise ValueError("a path contains a NUL character")
+    try:
+        size_bytes = len(path.encode())
+    except UnicodeEncodeError:
+        raise ValueError("a path contains a lone surrogate") from None
+    if size_bytes > PATH_BYTES_MAX:
+        raise ValueError(f"a path is longer than {PATH_BYTES_MAX} bytes")
+    if path.startswith("/"):
+        raise ValueError("a path is absolute; give it relative to the worker directory")
+    parts = path.split("/")
+    if ".." in parts:
+        raise ValueError("a path contains `..`; it must stay in the worker directory")
+    if any(len(part.encode()) > NAME_BYTES_MAX for part in parts):
+        raise ValueError(f"a part of a path is longer than {NAME_BYTES_MAX} bytes")
+    normal = posixpath.normpath(path)
+    if normal == ".":
+        raise ValueError("a path names the worker directory itself")
+    return normal
+
+
+def _draft(task: TaskIn, place: str) -> Draft:
+    _check_command(task.command, place)
+    chosen = None
+    if task.id is not msgspec.UNSET:
+        if not _ID.fullmatch(task.id) or task.id in (".", ".."):
+            _refuse(f"{place}.id", "unusable id")
+        chosen = TaskId(task.id)
+    return Draft(
+        command=task.command,
+        timeout_s=task.timeout,
+        inputs=_paths(task.inputs, f"{place}.inputs") if task.inputs else (),
+        outputs=_paths(task.outputs, f"{place}.outputs") if task.outputs else (),
+        id=chosen,
+    )
+
+
+def _check_command(command: str, place: str) -> None:
+    wrong = None
+    if not command or command.isspace():
+        wrong = "the command is empty"
+    elif "\0" in command:
+        wrong = "the command contains a NUL character"
+    elif len(command) * 4 > COMMAND_BYTES_MAX:
+        size_bytes = len(command.encode("utf-8", "surrogatepass"))
+        if size_bytes > COMMAND_BYTES_MAX:
+            wrong = (
+                f"the command has {size_bytes} bytes; "
+                f"at most {COMMAND_BYTES_MAX} are allowed"
+            )
+    if wrong:
+        raise Problem(400, INVALID_COMMAND, hint=wrong, field=f"{place}.command")
+
+
+def _paths(paths: list[str], place: str) -> tuple[str, ...]:
+    cleaned: dict[str, None] = {}
+    for index, path in enumerate(paths):
+        try:
+            cleaned[clean_path(path)] = None
+        except ValueError as error:
+            shown = ascii(path[:80])
+            raise Problem(
+                400,
+                INVALID_VALUE,
+                hint=f"{error}: {shown}",
+                field=f"{place}[{index}]",
+            ) from None
+    return tuple(cleaned)
+
+
+def _refuse_repeated_ids(drafts: Iterable[Draft]) -> None:
+    seen: set[TaskId] = set()
+    for index, draft in enumerate(drafts):
+        if draft.id is None:
+            continue
+        if draft.id in seen:
+            raise Problem(
+                409,
+                "Duplicate task ID",
+                hint=f"`{draft.id}` appears twice in the array",
+                field=f"$[{index}].id",
+            )
+        seen.add(draft.id)
+
+
+def _refuse(place: str, what: str) -> NoReturn:
+    name = _field_name(place)
+    error = INVALID_COMMAND if name == "command" else INVALID_VALUE
+    raise Problem(400, error, hint=f"{what}; expected {_RANGES[name]}", field=place)
+
+
+def _field_name(place: str) -> str:
+    """Return `inputs` for `$[3].inputs[1]`."""
+    return place.rpartition(".")[2].partition("[")[0]
+
+
+def _decode(
+    decoder: msgspec.json.Decoder[Any], kind: type[msgspec.Struct], body: bytes
+) -> Any:
+    if not body:
+        raise Problem(400, MALFORMED_JSON, hint="invalid JSON: the body is empty")
+    try:
+        return decoder.decode(body)
+    except msgspec.ValidationError as error:
+        raise _invalid(str(error), kind) from None
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        place = _surrogate_place(body)
+        if place is not None:
+            _refuse(place, "the text contains a lone surrogate")
+        raise Problem(400, MALFORMED_JSON, hint=f"invalid JSON: {error}") from None
+
+
+def _invalid(message: str, kind: type[msgspec.Struct]) -> Problem:
+    """Translate msgspec's sentence into the reference's text, a hint and a field."""
+    place = _PLACE.match(message)
+    what, path = (place["what"], place["path"] or "$") if place else (message, "$")
+    if unknown := _UNKNOWN.fullmatch(what):
+        name = unknown["name"]
+        near = difflib.get_close_matches(name, kind.__struct_fields__, n=1)
+        also = f"; did you mean `{near[0]}`?" if near else ""
+        return Problem(
+            400,
+            UNKNOWN_FIELD,
+            hint=f"unknown field `{name[:80]}`{also}",
+            field=f"{path}.{name[:80]}",
+        )
+    if missing := _MISSING.fullmatch(what):
+        name = missing["name"]
+        return Problem(
+            400,
+            MISSING_FIELD,
+            hint=f"`{name}` is required: {_RANGES[name]}",
+            field=f"{path}.{name}",
+        )
+    name = _field_name(path)
+    allowed = f"; expected {_RANGES[name]}" if name in _RANGES else ""
+    error = INVALID_COMMAND if name == "command" else INVALID_VALUE
+    return Problem(400, error, hint=f"{what}{allowed}", field=path)
+
+
+def _surrogate_place(body: bytes) -> str | None:
+    """Return the path of the first text with a lone surrogate, which msgspec refuses.
+
+    Only a body that has already failed comes here, and only up to 1 MiB of it.
+    """
+    if len(body) > RESCAN_BYTES_MAX or b"\\ud" not in body.lower():
+        return None
+    try:
+        # The standard library takes lone surrogates; msgspec cannot say where one is.
+        value = json.loads(body)
+    except (ValueError, RecursionError):
+        return None
+    for place, text in _texts(value, "$"):
+        if _field_name(place) in _RANGES and _SURROGATE.search(text):
+            return place
+    return None
+
+
+def _texts(value: object, place: str) -> Iterator[tuple[str, str]]:
+    """Walk a decoded body as deep as a valid one can be."""
+    stack: list[tuple[str, object, int]] = [(place, value, 0)]
+    deepest = 4
+    while stack:
+        where, item, depth = stack.pop()
+        if isinstance(item, str):
+            yield where, item
+        elif depth < deepest and isinstance(item, Mapping):
+            stack += [(f"{where}.{key}", part, depth + 1) for key, part in item.items()]
+        elif depth < deepest and isinstance(item, list):
+            stack += [
+                (f"{where}[{index}]", part, depth + 1)
+                for index, part in enumerate(item)
+            ]

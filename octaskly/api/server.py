@@ -1,0 +1,318 @@
+"""The HTTP server: its listeners, its connections, and what the library gets wrong.
+
+Three kinds of listeners share one application: plain HTTP on loopback, HTTPS on the
+LAN, and a UNIX socket whose peers are known by their credentials.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import ipaddress
+import logging
+import secrets
+import socket
+import ssl
+from collections.abc import Callable, Collection, Sequence
+from enum import Enum, auto
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from aiohttp import web
+
+from octaskly.api import auth, nodes, outputs, tasks
+from octaskly.api.forward import Forwarder
+from octaskly.api.gate import Gate, OnFault, OnServed
+from octaskly.api.guards import Guard
+from octaskly.api.problems import status_problem
+from octaskly.api.routing import Deadlines, Parts, Seen
+from octaskly.api.sockets import local_socket, open_tcp
+from octaskly.api.waits import Waits
+from octaskly.core.model import NodeId
+from octaskly.errors import TrustError
+from octaskly.ports import Clock, Gateway, Principal
+
+PeerNodeId = Callable[[ssl.SSLObject], NodeId | None]
+"""Returns the node that a TLS connection authenticated.
+
+Without a certificate it returns None or raises TrustError.
+"""
+
+CONNECTIONS_MAX = 512
+SOCKET_RESERVE = 64  #: more connections that only the UNIX socket may have
+_TLS_HANDSHAKE_S = 5.0
+_TLS_SHUTDOWN_S = 1.0
+_LINGER_S = 1.0
+_BACKLOG = 256
+
+ROUTES = (*tasks.ROUTES, *outputs.ROUTES, *nodes.ROUTES)
+
+
+class Site(Enum):
+    """Where a connection came in."""
+
+    LOOPBACK = auto()
+    LAN = auto()
+    SOCKET = auto()
+
+
+class Handler(web.RequestHandler):
+    """One connection."""
+
+    __slots__ = (
+        "_gate",
+        "_local",
+        "_peer_of",
+        "own_addresses",
+        "peer",
+        "seen",
+        "site",
+    )
+
+    def __init__(
+        self,
+        manager: web.Server,
+        *,
+        gate: Gate,
+        site: Site,
+        peer_of: PeerNodeId,
+        **options: Any,
+    ) -> None:
+        super().__init__(manager, **options)
+        self._gate = gate
+        self._peer_of = peer_of
+        self._local: Principal | None = None
+        self.site = site
+        self.peer: NodeId | None = None  #: the node at the other end, if it is one
+        self.seen: Seen | None = None  #: the request in work
+        self.own_addresses: frozenset[str] = frozenset()
+
+    @property
+    def is_socket(self) -> bool:
+        """Whether the other end is a local process with known credentials."""
+        return self.site is Site.SOCKET
+
+    @property
+    def is_lan(self) -> bool:
+        """Whether it came through TLS from the network."""
+        return self.site is Site.LAN
+
+    def local_principal(self, node_name: str) -> Principal:
+        """Return the user at the other end of the UNIX socket."""
+        if self._local is None:
+            assert self.transport is not None
+            connection = self.transport.get_extra_info("socket")
+            self._local = auth.local_user(connection, node_name)
+        return self._local
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Take the connection, unless there are too many."""
+        manager = self._manager
+        assert manager is not None
+        limit = CONNECTIONS_MAX + (SOCKET_RESERVE if self.is_socket else 0)
+        if len(manager.connections) >= limit:
+            self.close()
+            transport.abort()  # type: ignore[attr-defined]  # all ours are transports
+            return
+        super().connection_made(transport)
+        if self.is_lan:
+            # No certificate is no error here: such a client shows a token.
+            with contextlib.suppress(TrustError):
+                self.peer = self._peer_of(transport.get_extra_info("ssl_object"))
+            self.own_addresses = _bare_address(transport.get_extra_info("sockname"))
+
+    def handle_error(
+        self,
+        request: web.BaseRequest,
+        status: int = 500,
+        exc: BaseException | None = None,
+        message: str | None = None,
+    ) -> web.StreamResponse:
+        """Answer what the library refuses before a request exists, as JSON."""
+        del exc
+        if request.writer.output_size > 0:
+            raise ConnectionError("an answer has begun already")
+        first = (message or "").strip().partition("\n")[0]
+        problem = status_problem(status, ascii(first[:200])[1:-1] or None)
+        problem.closes = True
+        return self._gate.refuse(problem)
+
+    async def finish_response(
+        self,
+        request: web.BaseRequest,
+        resp: web.StreamResponse,
+        start_time: float | None,
+    ) -> tuple[web.StreamResponse, bool]:
+        """Complete every answer, also those that never passed the gate."""
+        if isinstance(resp, web.HTTPException):
+            resp = self._gate.refuse(status_problem(resp.status))
+        if not resp.prepared:
+            self._gate.stamp(request, resp)
+        try:
+            return await super().finish_response(request, resp, start_time)
+        finally:
+            self._gate.note(request, resp)
+
+
+class ApiServer:
+    """The REST API of one node."""
+
+    def __init__(
+        self,
+        gateway: Gateway,
+        *,
+        verify: auth.Verify,
+        node_name: str,
+        clock: Clock,
+        peer_node_id: PeerNodeId,
+        lan_ssl: ssl.SSLContext | None = None,
+        forward_ssl: ssl.SSLContext | None = None,
+        cors_origins: Collection[str] = (),
+        allow_hosts: Collection[str] = (),
+        on_served: OnServed | None = None,
+        on_fault: OnFault | None = None,
+        deadlines: Deadlines | None = None,
+    ) -> None:
+        self._deadlines = deadlines or Deadlines()
+        self._lan_ssl = lan_ssl
+        self._peer_of = peer_node_id
+        self._waits = Waits(gateway.dispatcher)
+        self._forwarder = Forwarder(gateway, self._waits, forward_ssl, self._deadlines)
+        name = node_name.lower()
+        self._gate = Gate(
+            parts=Parts(gateway, clock, self._forwarder, self._waits, self._deadlines),
+            guard=Guard(names=allow_hosts, origins=cors_origins),
+            verify=verify,
+            node_name=node_name,
+            own_names=(name, f"{name}.local"),
+            on_served=on_served,
+            on_fault=on_fault,
+            id_prefix=secrets.token_hex(4),
+        )
+        self._app = self._application()
+        self._runner = web.AppRunner(
+            self._app,
+            handler_cancellation=True,
+            shutdown_timeout=self._deadlines.shutdown_s,
+        )
+        self._servers: list[asyncio.Server] = []
+        self._socket_path: Path | None = None
+
+    @property
+    def app(self) -> web.Application:
+        """The application, for tests that walk its routes."""
+        return self._app
+
+    async def start_local(
+        self, port: int, hosts: Sequence[str] = ("127.0.0.1", "::1")
+    ) -> int:
+        """Serve plain HTTP on loopback; return the port, which 0 leaves open.
+
+        Raises:
+            OSError: the port is taken, on one of the addresses at least.
+        """
+        return await self._start_tcp(Site.LOOPBACK, hosts, port)
+
+    async def start_lan(self, hosts: Sequence[str], port: int) -> int:
+        """Serve HTTPS on these addresses; return the port, which 0 leaves open.
+
+        Raises:
+            OSError: as for `start_local`.
+        """
+        return await self._start_tcp(Site.LAN, hosts, port)
+
+    async def start_unix(self, path: Path, group: str | None = None) -> None:
+        """Serve local users on a socket file that this user and `group` may open.
+
+        Raises:
+            OSError: another process serves there, or the path cannot be used.
+        """
+        factory = await self._factory(Site.SOCKET)
+        connection = local_socket(path, group)
+        loop = asyncio.get_running_loop()
+        server = await loop.create_unix_server(
+            factory, sock=connection, backlog=_BACKLOG
+        )
+        self._servers.append(server)
+        self._socket_path = path
+
+    async def close(self) -> None:
+        """Stop accepting; let requests in flight finish within a few seconds."""
+        for server in self._servers:
+            server.close()
+        if self._socket_path is not None:
+            self._socket_path.unlink(missing_ok=True)
+        self._waits.close()
+        await self._runner.cleanup()
+        await self._forwarder.close()
+
+    async def serve(self, site: Site, sockets: Sequence[socket.socket]) -> None:
+        """Serve on TCP sockets that are bound already; they are closed with the API."""
+        tls = None
+        if site is Site.LAN:
+            assert self._lan_ssl is not None, "a LAN listener needs TLS"
+            tls = self._lan_ssl
+        factory = await self._factory(site)
+        loop = asyncio.get_running_loop()
+        for connection in sockets:
+            server = await loop.create_server(
+                factory,
+                sock=connection,
+                ssl=tls,
+                backlog=_BACKLOG,
+                ssl_handshake_timeout=_TLS_HANDSHAKE_S if tls else None,
+                ssl_shutdown_timeout=_TLS_SHUTDOWN_S if tls else None,
+            )
+            self._servers.append(server)
+
+    async def _start_tcp(self, site: Site, hosts: Sequence[str], port: int) -> int:
+        sockets = open_tcp(hosts, port)
+        await self.serve(site, sockets)
+        bound: int = sockets[0].getsockname()[1]
+        return bound
+
+    async def _factory(self, site: Site) -> Callable[[], Handler]:
+        if self._runner.server is None:
+            await self._runner.setup()
+        assert self._runner.server is not None
+        return partial(
+            Handler,
+            self._runner.server,
+            gate=self._gate,
+            site=site,
+            peer_of=self._peer_of,
+            loop=asyncio.get_running_loop(),
+            keepalive_timeout=self._deadlines.header_s,
+            lingering_time=_LINGER_S,
+            access_log=None,
+            logger=_silent_logger(),
+        )
+
+    def _application(self) -> web.Application:
+        app = web.Application(middlewares=[self._gate.middleware])
+        for route in ROUTES:
+            app.router.add_route(route.method, route.path, self._gate.endpoint(route))
+        return app
+
+
+def _bare_address(sockname: Sequence[Any] | None) -> frozenset[str]:
+    """Return the address that a client reached, without scope."""
+    if not sockname:
+        return frozenset()
+    literal = str(sockname[0]).partition("%")[0]
+    with contextlib.suppress(ValueError):
+        return frozenset((str(ipaddress.ip_address(literal)),))
+    return frozenset()
+
+
+def _silent_logger() -> logging.Logger:
+    """Return a logger that drops everything.
+
+    The library writes a traceback for each malformed request, which lets anybody fill
+    the log; what matters reaches the callbacks of the gate.
+    """
+    logger = logging.getLogger("octaskly.api.http")
+    logger.disabled = True
+    logger.propagate = False
+    return logger

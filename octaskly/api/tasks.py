@@ -1,0 +1,105 @@
+"""The routes of tasks."""
+
+from __future__ import annotations
+
+from aiohttp import web
+
+from octaskly.api import query, render, schema
+from octaskly.api.routing import Access, Call, Route, json_response
+from octaskly.core.merge import TaskRecord
+from octaskly.ports import TaskPage, TaskQuery
+
+SUBMISSION_BYTES_MAX = 32 << 20
+REPLICAS_HEADER = "Octaskly-Replicas"
+
+
+async def create(call: Call) -> web.StreamResponse:
+    """Accept one task or an array of tasks, all or none."""
+    drafts, is_array = schema.parse_tasks(call.body)
+    key = query.idempotency_key(call.request.headers.get("Idempotency-Key"))
+    records, replicas = await call.gateway.submit(
+        drafts, principal=call.who, idempotency_key=key
+    )
+    shown = [render.created(record) for record in records]
+    response = json_response(render.encode(shown if is_array else shown[0]), 201)
+    response.headers[REPLICAS_HEADER] = str(replicas)
+    return response
+
+
+async def index(call: Call) -> web.StreamResponse:
+    """Return a page of tasks, oldest first."""
+    gateway, given = call.gateway, call.query
+    asked = TaskQuery(state=given.status(), limit=given.limit(), offset=given.offset())
+    worker = given.worker_id()
+    if worker is not None:
+        node = gateway.node_named(worker)
+        if node is None:
+            nothing = TaskPage((), 0)
+            return json_response(render.encode(render.page(nothing, asked, {})))
+        asked = TaskQuery(
+            state=asked.state, node=node, limit=asked.limit, offset=asked.offset
+        )
+    found = await gateway.page(asked)
+    return json_response(render.encode(render.page(found, asked, gateway.names())))
+
+
+async def show(call: Call) -> web.StreamResponse:
+    """Return one task, on request only when it is final or the wait is over."""
+    ref = query.task_ref(call.request.match_info["id"])
+    wait_s = call.query.wait_s()
+    if wait_s:
+        record = await _wait(call, ref, wait_s)
+    else:
+        record = await call.gateway.task(ref)
+    return json_response(render.encode(render.task(record, call.gateway.names())))
+
+
+async def cancel(call: Call) -> web.StreamResponse:
+    """Cancel a task that is queued, or with `force` one that runs."""
+    ref = query.task_ref(call.request.match_info["id"])
+    record = await call.gateway.cancel(
+        ref, force=call.query.force(), principal=call.who
+    )
+    return json_response(render.encode(render.cancelled(record)))
+
+
+async def _wait(call: Call, ref: str, wait_s: float) -> TaskRecord:
+    # A handler that runs again after a change of dispatcher waits for the rest only.
+    left_s = max(0.0, wait_s - call.elapsed_s())
+    try:
+        async with call.parts.waits.bounded():
+            return await call.gateway.wait(ref, left_s)
+    except TimeoutError:
+        return await call.gateway.task(ref)
+
+
+ROUTES = (
+    Route(
+        method="POST",
+        path="/api/v1/tasks",
+        perform=create,
+        access=Access.SUBMIT,
+        body_bytes_max=SUBMISSION_BYTES_MAX,
+    ),
+    Route(
+        method="GET",
+        path="/api/v1/tasks",
+        perform=index,
+        access=Access.READ,
+        query=("status", "worker_id", "limit", "offset"),
+    ),
+    Route(
+        method="GET",
+        path="/api/v1/tasks/{id}",
+        perform=show,
+        access=Access.READ,
+        query=("wait",),
+    ),
+    Route(
+        method="DELETE",
+        path="/api/v1/tasks/{id}",
+        perform=cancel,
+        access=Access.SUBMIT,
+        query=("force",),
+    ),
+)

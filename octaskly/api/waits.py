@@ -1,0 +1,63 @@
+"""Ends long waits early: when the dispatcher they wait on is deposed, or at close."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+
+from octaskly.ports import DispatcherView
+
+_LOOK_S = 0.25
+_GRACE_S = 2.0
+"""A dispatcher that hands over still answers what it has accepted."""
+
+
+class Waits:
+    """All waits of one API; a timer runs only while there are some."""
+
+    def __init__(self, dispatcher: Callable[[], DispatcherView | None]) -> None:
+        self._dispatcher = dispatcher
+        self._limits: dict[asyncio.Timeout, DispatcherView | None] = {}
+        self._timer: asyncio.TimerHandle | None = None
+        self.is_closing = False
+
+    @asynccontextmanager
+    async def bounded(self, view: DispatcherView | None = None) -> AsyncIterator[None]:
+        """Raise TimeoutError in the block at close, or soon after `view` is over."""
+        async with asyncio.timeout(0 if self.is_closing else None) as limit:
+            self._limits[limit] = view
+            self._arm()
+            try:
+                yield
+            finally:
+                del self._limits[limit]
+
+    def close(self) -> None:
+        """End all waits, now and in future."""
+        self.is_closing = True
+        if self._timer is not None:
+            self._timer.cancel()
+        now_s = asyncio.get_running_loop().time()
+        for limit in self._limits:
+            limit.reschedule(now_s)
+
+    def _arm(self) -> None:
+        if self._timer is None and not self.is_closing:
+            loop = asyncio.get_running_loop()
+            self._timer = loop.call_later(_LOOK_S, self._look)
+
+    def _look(self) -> None:
+        self._timer = None
+        now = self._dispatcher()
+        now_s = asyncio.get_running_loop().time()
+        for limit, view in self._limits.items():
+            if view is None or limit.expired():
+                continue
+            is_over = now is None or (now.node, now.epoch) != (view.node, view.epoch)
+            if not is_over:
+                limit.reschedule(None)
+            elif limit.when() is None:
+                limit.reschedule(now_s + _GRACE_S)
+        if self._limits:
+            self._arm()

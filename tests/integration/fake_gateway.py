@@ -1,0 +1,340 @@
+"""An in-memory Gateway: one node's view of a mesh that a test arranges as it likes."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from octaskly.core.events import Draft
+from octaskly.core.facts import Assigned, CancelAsked, Finished
+from octaskly.core.merge import TaskRecord, apply
+from octaskly.core.messages import Member, Roster
+from octaskly.core.model import (
+    Address,
+    AttemptId,
+    AttemptState,
+    Epoch,
+    LoadSample,
+    NodeId,
+    NodeState,
+    Outcome,
+    Reason,
+    Role,
+    StreamId,
+    TaskId,
+    TaskSpec,
+    TaskState,
+)
+from octaskly.errors import (
+    NodeNotFound,
+    NotDispatcher,
+    OutputNotFound,
+    PermissionDenied,
+    TaskAmbiguous,
+    TaskExists,
+    TaskNotCancellable,
+    TaskNotFound,
+)
+from octaskly.ports import (
+    DispatcherView,
+    Health,
+    MeshStats,
+    OutputPlace,
+    Principal,
+    TaskPage,
+    TaskQuery,
+)
+
+NOW_MS = 1_770_379_200_000  # 2026-02-06T12:00:00Z
+STREAM = StreamId(7)
+
+
+class FakeGateway:
+    """Gateway port without an agent; alone and dispatcher unless told otherwise."""
+
+    def __init__(
+        self,
+        node: str = "node-a",
+        *,
+        name: str = "laptop-01",
+        mesh_id: str | None = "test-mesh",
+    ) -> None:
+        self._node = NodeId(node)
+        self._mesh_id = mesh_id
+        self._sequence = 0
+        self._changed = asyncio.Event()
+        self.records: dict[TaskId, TaskRecord] = {}
+        self.keys: dict[tuple[str, str], tuple[list[Draft], list[TaskId]]] = {}
+        self.known_names: dict[NodeId, str] = {self._node: name}
+        self.view: DispatcherView | None = self.view_of(self._node)
+        self.files: dict[tuple[TaskId, str], Path] = {}
+        self.lan_urls: dict[NodeId, tuple[str, ...]] = {}
+        self.submissions: list[tuple[Principal, str | None]] = []
+        self.raised: list[Exception] = []  #: raised by the next calls, in order
+        self.failure: str | None = None
+        self.held = asyncio.Event()  #: submissions wait for it
+        self.held.set()
+
+    # --- what a test arranges ------------------------------------------------------
+
+    def view_of(
+        self, node: str, *, term: int = 1, lan_urls: Sequence[str] = ()
+    ) -> DispatcherView:
+        """Return how this node sees a dispatcher."""
+        return DispatcherView(
+            is_self=node == self._node,
+            node=NodeId(node),
+            epoch=Epoch(term, NodeId(node)),
+            lan_urls=tuple(lan_urls),
+        )
+
+    def elect(self, view: DispatcherView | None) -> None:
+        """Change who is dispatcher."""
+        self.view = view
+        self._notify()
+
+    def start(self, task: str, node: str | None = None) -> AttemptId:
+        """Let a queued task run."""
+        record = self.records[TaskId(task)]
+        attempt = AttemptId(1, STREAM, len(record.attempts) + 1)
+        fact = Assigned(record.id, attempt, NodeId(node or self._node))
+        self.records[record.id] = apply(record, fact)
+        self._notify()
+        return attempt
+
+    def finish(self, task: str, outcome: Outcome | None = None) -> None:
+        """End the last attempt of a task, well unless told otherwise."""
+        record = self.records[TaskId(task)]
+        last = record.attempts[-1]
+        ended = outcome or Outcome(
+            state=AttemptState.OK,
+            reason=Reason.EXIT,
+            exit_code=0,
+            started_ms=NOW_MS,
+            ended_ms=NOW_MS + 1500,
+            duration_ms=1500,
+            stdout=b"hello\n",
+            stdout_bytes=6,
+        )
+        fact = Finished(record.id, last.id, last.node, ended)
+        self.records[record.id] = apply(record, fact)
+        self._notify()
+
+    # --- Gateway -------------------------------------------------------------------
+
+    @property
+    def mesh_id(self) -> str | None:
+        return self._mesh_id
+
+    @property
+    def node_id(self) -> NodeId:
+        return self._node
+
+    def dispatcher(self) -> DispatcherView | None:
+        return self.view
+
+    async def dispatcher_known(self, timeout_s: float) -> DispatcherView | None:
+        try:
+            async with asyncio.timeout(timeout_s):
+                while self.view is None:
+                    await self._changed.wait()
+        except TimeoutError:
+            return None
+        return self.view
+
+    async def submit(
+        self,
+        drafts: Sequence[Draft],
+        *,
+        principal: Principal,
+        idempotency_key: str | None = None,
+    ) -> tuple[list[TaskRecord], int]:
+        self._require_dispatcher()
+        self.submissions.append((principal, idempotency_key))
+        await self.held.wait()
+        self._require_dispatcher()
+        if idempotency_key is not None:
+            known = self.keys.get((principal.subject, idempotency_key))
+            if known is not None:
+                if known[0] != list(drafts):
+                    raise TaskExists(
+                        "the key was used for another body", field="Idempotency-Key"
+                    )
+                return [self.records[task] for task in known[1]], 1
+        for index, draft in enumerate(drafts):
+            if draft.id in self.records:
+                place = "$.id" if len(drafts) == 1 else f"$[{index}].id"
+                raise TaskExists(f"{draft.id} exists already", field=place)
+        records = [self._accept(draft, principal) for draft in drafts]
+        if idempotency_key is not None:
+            ids = [record.id for record in records]
+            self.keys[principal.subject, idempotency_key] = (list(drafts), ids)
+        return records, 1
+
+    async def task(self, ref: str) -> TaskRecord:
+        self._require_dispatcher()
+        record = self.records.get(TaskId(ref))
+        if record is not None:
+            return record
+        found = [task for task in self.records if task.rpartition("-")[0] == ref]
+        if len(found) > 1:
+            raise TaskAmbiguous(f"{ref} fits {', '.join(found)}")
+        if not found:
+            raise TaskNotFound(f"no task is called {ref}")
+        return self.records[found[0]]
+
+    async def wait(self, ref: str, timeout_s: float) -> TaskRecord:
+        record = await self.task(ref)
+        try:
+            async with asyncio.timeout(timeout_s):
+                while not record.state.is_final:
+                    await self._changed.wait()
+                    record = await self.task(ref)
+        except TimeoutError:
+            pass
+        return record
+
+    async def page(self, query: TaskQuery) -> TaskPage:
+        self._require_dispatcher()
+        found = [
+            record
+            for record in self.records.values()
+            if query.state in (None, record.state)
+            and (
+                query.node is None
+                or (record.chosen is not None and record.chosen.node == query.node)
+            )
+        ]
+        part = found[query.offset : query.offset + query.limit]
+        return TaskPage(tuple(part), len(found))
+
+    async def cancel(
+        self, ref: str, *, force: bool, principal: Principal
+    ) -> TaskRecord:
+        record = await self.task(ref)
+        owner = record.spec.submitter if record.spec else ""
+        if not principal.is_admin and owner != principal.subject:
+            raise PermissionDenied(f"{record.id} was submitted by somebody else")
+        if record.state in (TaskState.COMPLETED, TaskState.FAILED):
+            raise TaskNotFound(f"{record.id} has ended")
+        if record.state is TaskState.RUNNING and not force:
+            raise TaskNotCancellable(f"{record.id} runs", hint="use ?force=true")
+        record = apply(record, CancelAsked(record.id, principal.subject))
+        self.records[record.id] = record
+        self._notify()
+        return record
+
+    async def output(self, ref: str, path: str) -> OutputPlace:
+        record = await self.task(ref)
+        chosen = record.chosen
+        files = chosen.outcome.outputs if chosen and chosen.outcome else ()
+        size = next((item.size_bytes for item in files if item.path == path), None)
+        if chosen is None or size is None:
+            raise OutputNotFound(f"{record.id} has no output {path}")
+        is_here = chosen.node == self._node
+        if not is_here and chosen.node not in self.lan_urls:
+            raise NodeNotFound(f"{chosen.node} is gone")
+        return OutputPlace(
+            node=chosen.node,
+            task=record.id,
+            attempt=chosen.id,
+            path=path,
+            size_bytes=size,
+            local=self.files[record.id, path] if is_here else None,
+            lan_urls=self.lan_urls.get(chosen.node, ()),
+        )
+
+    def local_output(self, task: str, attempt: AttemptId, path: str) -> Path:
+        try:
+            return self.files[TaskId(task), path]
+        except KeyError:
+            raise OutputNotFound(f"{task} left no {path} here") from None
+
+    def roster(self) -> Roster | None:
+        dispatcher = self.view.node if self.view else self._node
+        members = tuple(
+            Member(
+                id=node,
+                name=name,
+                role=Role.DISPATCHER if node == dispatcher else Role.WORKER,
+                state=NodeState.READY,
+                addresses=(Address("127.0.0.1", 7878), Address("::1", 7878)),
+                lan_port=3443,
+                slots=2,
+                version="0.0.0",
+                load=LoadSample(12.5, 0.5, 800, 60),
+                memory_mb=4096,
+            )
+            for node, name in self.known_names.items()
+        )
+        return Roster(Epoch(1, dispatcher), 1, members)
+
+    def names(self) -> Mapping[NodeId, str]:
+        return self.known_names
+
+    def node_named(self, name: str) -> NodeId | None:
+        for node, known in self.known_names.items():
+            if name in (node, known):
+                return node
+        return None
+
+    async def stats(self) -> MeshStats:
+        self._require_dispatcher()
+        counts = dict.fromkeys(TaskState, 0)
+        for record in self.records.values():
+            counts[record.state] += 1
+        return MeshStats(
+            workers_total=3,
+            workers_active=2,
+            workers_idle=1,
+            counts=counts,
+            uptime_s=86400.7,
+            memory_mb=512,
+            cpu_percent=25.54,
+            disk_bytes=15_000_000,
+        )
+
+    def health(self) -> Health:
+        return Health(
+            is_healthy=self.failure is None, uptime_s=3600.9, message=self.failure
+        )
+
+    def load(self) -> LoadSample:
+        return LoadSample(0.0, 0.0, 0, 0)
+
+    def mint_token(self, *, subject: str, role: str, expires_s: int) -> str:
+        return f"{role}:{subject}:{expires_s}"
+
+    # --- inside --------------------------------------------------------------------
+
+    def _accept(self, draft: Draft, principal: Principal) -> TaskRecord:
+        self._sequence += 1
+        name = f"task-{self._sequence:03d}"
+        digest = hashlib.sha256(f"{self._node}{name}".encode()).hexdigest()[:8]
+        task = draft.id or TaskId(f"{name}-{digest}")
+        spec = TaskSpec(
+            id=task,
+            command=draft.command,
+            timeout_s=draft.timeout_s,
+            inputs=draft.inputs,
+            outputs=draft.outputs,
+            submitter=principal.subject,
+            created_ms=NOW_MS,
+            ord=self._sequence,
+        )
+        record = TaskRecord(id=task, spec=spec)
+        self.records[task] = record
+        return replace(record)
+
+    def _require_dispatcher(self) -> None:
+        if self.raised:
+            raise self.raised.pop(0)
+        if self.view is None or not self.view.is_self:
+            raise NotDispatcher(f"{self._node} is not dispatcher")
+
+    def _notify(self) -> None:
+        self._changed.set()
+        self._changed = asyncio.Event()
