@@ -21,6 +21,7 @@ EXIT_CONFIG = 78  #: sysexits(3) EX_CONFIG: systemd does not restart in a loop
 API_PORT = 3000
 PEER_PORT = 7878
 LAN_PORT = 3443
+LOOPBACK = ("127.0.0.1", "::1")
 PORT_MAX = 65535
 SLOTS_MAX = 4096
 

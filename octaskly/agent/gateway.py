@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import re
-import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -50,8 +49,6 @@ from octaskly.ports import (
     TaskQuery,
 )
 
-ROOM_BYTES_MIN = 64 << 20  #: below this much free disk no task is accepted
-
 _SEQUENCE = re.compile(r"task-(\d{1,15})")
 
 
@@ -62,7 +59,7 @@ class AgentGateway:
         self,
         *,
         node_id: NodeId,
-        mesh_id: str,
+        mesh_id: str | None,
         store: Log,
         clock: SystemClock,
         post: Callable[[ev.Event], None],
@@ -70,7 +67,7 @@ class AgentGateway:
         sample: Callable[[], LoadSample],
         failure: Callable[[], str | None],
         mint: Callable[[str, str, int], str],
-        state_dir: Path,
+        is_room: Callable[[], bool],
         names: Mapping[NodeId, str],
     ) -> None:
         self._node_id = node_id
@@ -81,7 +78,7 @@ class AgentGateway:
         self._sample = sample
         self._failure = failure
         self._mint = mint
-        self._state_dir = state_dir
+        self._is_room = is_room
         self._started_s = clock.now().mono_s
         self.tickets = Tickets(post)
         self.waiters = Waiters()
@@ -196,7 +193,7 @@ class AgentGateway:
 
     def _keyed_id(self, principal: Principal, key: str, index: int) -> TaskId:
         """Return the id that this key has on both sides of a split."""
-        text = "\0".join((self._mesh_id, principal.subject, key, str(index)))
+        text = "\0".join((self._mesh_id or "", principal.subject, key, str(index)))
         digest = hashlib.sha256(text.encode()).hexdigest()
         return TaskId(f"task-{int(digest[:16], 16) % 10**12:012d}-{digest[16:24]}")
 
@@ -334,10 +331,10 @@ class AgentGateway:
             raise NotDispatcher("this node is not dispatcher")
 
     def _require_room(self) -> None:
-        if shutil.disk_usage(self._state_dir).free < ROOM_BYTES_MIN:
+        if not self._is_room():
             raise StoreFull(
-                f"less than {ROOM_BYTES_MIN >> 20} MiB are free for the log",
-                hint=f"free some space below {self._state_dir}",
+                "the disk of the dispatcher has no room for the log",
+                hint="free some space there; running tasks are not affected",
             )
 
 

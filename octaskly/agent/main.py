@@ -8,27 +8,31 @@ import os
 import signal
 import sys
 from collections.abc import Callable, MutableMapping
+from pathlib import Path
 
 from octaskly.agent.clock import SystemClock
 from octaskly.agent.notify import Notifier
 from octaskly.agent.parts import Parts
-from octaskly.agent.start import make_folders, may_make_secret
+from octaskly.agent.start import make_folders
 from octaskly.agent.unpaired import unpaired
 from octaskly.config import EXIT_CONFIG, AgentConfig, AgentOptions, resolve
+from octaskly.core.events import Persisted
 from octaskly.errors import ConfigError
 from octaskly.log import Logger, configure
 from octaskly.mesh.discovery import sightings
-from octaskly.runner import become_subreaper
-from octaskly.trust import Keyring, load, load_or_create
+from octaskly.mesh.wire import WirePacker
+from octaskly.runner.tree import become_subreaper
+from octaskly.store import Store
+from octaskly.trust import MeshSecret, load, make
 
 DRAIN_S = 30.0  #: how long running tasks may take after SIGTERM
 CHECK_S = 2.0  #: between two samples of load and health
+BROWSE_S = 1.0  #: how long a machine without a secret looks for a mesh
+LOOK_S = 1.0  #: between two looks for the secret file, while unpaired
 LAG_S_MAX = 5.0  #: a loop that is later than this is not alive for the watchdog
 
 
-def run(
-    options: AgentOptions, environ: MutableMapping[str, str] = os.environ
-) -> int:
+def run(options: AgentOptions, environ: MutableMapping[str, str] = os.environ) -> int:
     """Run a node until it is told to stop; return the exit code of the process."""
     try:
         config = resolve(options, environ)
@@ -51,6 +55,7 @@ class _Agent:
         self._log = log.bind(node=config.name)
         self._notifier = notifier
         self._clock = SystemClock()
+        self._parts: Parts | None = None
         self._signals = 0
         self._news = asyncio.Event()  #: a signal came, or the core has stopped
 
@@ -60,18 +65,24 @@ class _Agent:
             loop.add_signal_handler(number, self._asked_to_stop)
         make_folders(self._config.paths)
         become_subreaper()
-        keyring, is_first = await self._keyring()
-        if keyring is None:
+        secret, is_first = await self._secret()
+        if secret is None:
             return 0
-        parts = Parts(
-            self._config,
-            keyring,
-            self._clock,
-            self._log,
-            is_first=is_first,
-            on_stopped=self._news.set,
+        store = Store(
+            self._config.paths.database, WirePacker(), self._persisted, self._clock
         )
+        saved = store.open()
         try:
+            parts = self._parts = Parts(
+                self._config,
+                secret,
+                store,
+                saved,
+                self._clock,
+                self._log,
+                is_first=is_first,
+                on_stopped=self._news.set,
+            )
             async with asyncio.TaskGroup() as tasks:
                 await parts.start(tasks)
                 self._notifier.ready()
@@ -80,34 +91,38 @@ class _Agent:
                 watch.cancel()
                 await parts.close()
         finally:
-            parts.forget()
+            await store.close()
         if parts.loop.failure is not None:
             raise parts.loop.failure
+        self._log.info("agent stopped")
         return 0
 
-    async def _keyring(self) -> tuple[Keyring | None, bool]:
-        """Return the mesh secret, waiting for it where a mesh is in sight.
+    def _persisted(self, number: int) -> None:
+        if self._parts is not None:
+            self._parts.loop.post(Persisted(number))
 
-        The second value says whether this node made it: then it is the first of its
-        mesh and need not look for others.
+    async def _secret(self) -> tuple[MeshSecret | None, bool]:
+        """Return the mesh secret, and whether this node has just made it.
+
+        A machine that sees a mesh never makes a second one silently: it waits for the
+        secret file. None: it was told to stop meanwhile.
         """
         path = self._config.paths.secret
-        interfaces = self._config.options.interfaces
-        existed = path.exists()
-        may_make, meshes = await may_make_secret(
-            path, lambda timeout_s: sightings(timeout_s, interfaces)
-        )
-        if may_make:
-            keyring, was_made = load_or_create(path)
+        if _exists(path):
+            return load(path), False
+        meshes = await sightings(BROWSE_S, self._config.options.interfaces)
+        # Another agent of this user may have made it while we looked.
+        if _exists(path) or not meshes:
+            was_made = make(path)
             if was_made:
                 self._log.info("mesh secret made", file=str(path))
-            return keyring, was_made and not existed
+            return load(path), was_made
         async with unpaired(self._config, meshes, self._clock, self._log):
             self._notifier.ready()
-            self._notifier.status("unpaired: no mesh secret")
-            while not path.exists() and not self._signals:
+            self._notifier.status("unpaired: a mesh is in sight, no secret here")
+            while not (_exists(path) or self._signals):
                 with contextlib.suppress(TimeoutError):
-                    async with asyncio.timeout(1.0):
+                    async with asyncio.timeout(LOOK_S):
                         await self._news.wait()
         return (None if self._signals else load(path)), False
 
@@ -143,3 +158,8 @@ class _Agent:
         """The first signal drains; a second one ends at once."""
         self._signals += 1
         self._news.set()
+
+
+def _exists(path: Path) -> bool:
+    # An unreadable folder raises in `load`, which names it.
+    return os.path.lexists(path)

@@ -1,16 +1,17 @@
-"""What must be there before a node can live: folders, the mesh secret, a description."""
+"""What must be there before a node can live: folders, and its description."""
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Awaitable, Callable, Mapping
-from pathlib import Path
+from collections.abc import Mapping
 
 from octaskly.config import AgentConfig, Paths
 from octaskly.errors import ConfigError
 
-BROWSE_S = 1.0  #: how long a machine without a secret looks for a mesh before it makes one
+BROWSE_S = (
+    1.0  #: how long a machine without a secret looks for a mesh before it makes one
+)
 
 
 def make_folders(paths: Paths) -> None:
@@ -37,20 +38,6 @@ def make_folders(paths: Paths) -> None:
                 f"the folder {folder} is not writable for this user",
                 hint="octaskly agent --state-dir DIR uses another one",
             )
-
-
-async def may_make_secret(
-    path: Path, sightings: Callable[[float], Awaitable[frozenset[str]]]
-) -> tuple[bool, frozenset[str]]:
-    """Return whether this node may make the mesh secret, and the meshes in sight.
-
-    A machine that sees a mesh never makes a second one silently. The file is looked
-    at again after the browse, since another agent of this user may have made it.
-    """
-    if path.exists():
-        return True, frozenset()
-    meshes = await sightings(BROWSE_S)
-    return path.exists() or not meshes, meshes
 
 
 def write_description(config: AgentConfig, fields: Mapping[str, object]) -> None:

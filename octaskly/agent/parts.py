@@ -1,0 +1,333 @@
+"""The parts of a member: built in order, started in order, closed in reverse."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+import ssl
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+from octaskly import __version__
+from octaskly.agent.clock import SystemClock
+from octaskly.agent.gateway import AgentGateway
+from octaskly.agent.loop import CoreLoop
+from octaskly.agent.sockets import bind, port_of
+from octaskly.agent.start import write_description
+from octaskly.api import ApiServer, Site
+from octaskly.config import (
+    API_PORT,
+    LAN_PORT,
+    LOOPBACK,
+    PEER_PORT,
+    AgentConfig,
+)
+from octaskly.core import events as ev
+from octaskly.core.effects import Note
+from octaskly.core.messages import Hello
+from octaskly.core.model import Address, NodeId, NodeInfo, Settings
+from octaskly.core.node import Node
+from octaskly.errors import TrustError
+from octaskly.log import Logger
+from octaskly.mesh.discovery import Discovery
+from octaskly.mesh.interfaces import LocalAddress, local_addresses
+from octaskly.mesh.transport import Transport
+from octaskly.ports import Principal
+from octaskly.runner.pool import Pool
+from octaskly.runner.workdir import captured
+from octaskly.stats import LoadSampler, is_on_mains, memory_total_mb, port_holder
+from octaskly.store import Store
+from octaskly.trust import MeshSecret, MeshTrust, NodeKey, Tokens
+
+EVERYWHERE = ("0.0.0.0", "::")  # noqa: S104  the mesh is the LAN; TLS decides who enters
+
+
+class Parts:
+    """Everything that one member consists of."""
+
+    def __init__(
+        self,
+        config: AgentConfig,
+        secret: MeshSecret,
+        store: Store,
+        saved: ev.Saved,
+        clock: SystemClock,
+        log: Logger,
+        *,
+        is_first: bool,
+        on_stopped: Callable[[], None],
+    ) -> None:
+        """Bind the ports and build all parts; nothing is served yet.
+
+        Args:
+            config: The settings.
+            secret: The mesh secret.
+            store: The log, open; the caller closes it.
+            saved: What the log said when it was opened.
+            clock: Clock and dice of the agent.
+            log: Where events go.
+            is_first: This node has just made the mesh: it need not look for others.
+            on_stopped: Called once the core has stopped.
+
+        Raises:
+            ConfigError: the node key or a port cannot be used.
+        """
+        self._config = config
+        self._clock = clock
+        self._log = log
+        paths, options = config.paths, config.options
+        self._store = store
+        self._trust = MeshTrust(secret, NodeKey.load_or_create(paths.state))
+        self._tokens = Tokens(secret)
+        self._local = local_addresses(options.interfaces)
+        self._bind()
+        name = _lasting_name(config.name, saved.name)
+        self._info = self._describe(name)
+        timing = config.timing
+        if is_first:
+            timing = replace(timing, seek_alone_s=0.0)
+        settings = Settings(node=self._info, timing=timing, limits=config.limits)
+        self._node = Node(settings, saved)
+        self.loop = CoreLoop(
+            self._node,
+            clock=clock,
+            log=log,
+            store=self._store,
+            limits=config.limits,
+            on_stopped=on_stopped,
+        )
+        self._sampler = LoadSampler()
+        self._load = self._sampler.sample()
+        self._peers_known = len(saved.peers)
+        self.gateway = AgentGateway(
+            node_id=self._info.id,
+            mesh_id=self._trust.mesh_id,
+            store=self._store,
+            clock=clock,
+            post=self.loop.post,
+            captured=lambda task, attempt, path: captured(
+                paths.outputs, task, attempt, path
+            ),
+            sample=lambda: self._load,
+            failure=self.failure,
+            mint=self._mint,
+            is_room=self._store.is_room,
+            names={**dict(saved.names), self._info.id: name},
+        )
+        self._build_shell(name)
+
+    async def start(self, tasks: asyncio.TaskGroup) -> None:
+        """Serve: links, API, mDNS, then the first step of the core."""
+        self.loop.connect(
+            links=self._transport,
+            runner=self._pool,
+            discovery=self._discovery,
+            gateway=self.gateway,
+            reads=tasks,
+        )
+        await self._transport.start(tasks, self._peer_sockets)
+        await self._api.serve(Site.LOOPBACK, self._api_sockets)
+        await self._api.serve(Site.LAN, self._lan_sockets)
+        await self._api.start_unix(self._socket_path, group="octaskly")
+        self.loop.start()
+        self._dial_seeds(tasks)
+        await self._discovery.start(tasks, peers_known=self._peers_known)
+        description = self._description()
+        write_description(self._config, description)
+        self._log.info("agent ready", **description)
+
+    def ask_to_stop(self, drain_s: float) -> None:
+        """Begin the hand-over and the drain."""
+        self.loop.post(ev.StopAsked(drain_s))
+
+    def sample(self) -> None:
+        """Take a sample of this machine's load."""
+        self._load = self._sampler.sample()
+        self.loop.post(ev.LoadSampled(self._load))
+
+    def failure(self) -> str | None:
+        """Return why this node cannot serve, or None."""
+        return self._store.failure
+
+    async def close(self) -> None:
+        """Answer what is in flight, say goodbye, end every tree."""
+        with contextlib.suppress(FileNotFoundError):
+            self._config.paths.description.unlink()
+        self.gateway.close()
+        await self._api.close()
+        self.loop.close()
+        await self._discovery.close()
+        await self._transport.close()
+        await self._pool.close()
+
+    # --- building ------------------------------------------------------------------
+
+    def _bind(self) -> None:
+        options = self._config.options
+        lan: tuple[str, ...] = EVERYWHERE
+        if options.interfaces:
+            lan = tuple(address.host for address in self._local)
+        wanted: tuple[tuple[str, int | None, int, Sequence[str]], ...] = (
+            ("--api-port", options.api_port, API_PORT, LOOPBACK),
+            ("--peer-port", options.peer_port, PEER_PORT, lan),
+            ("--lan-port", options.lan_port, LAN_PORT, lan),
+        )
+        bound: list[list[socket.socket]] = []
+        for flag, asked, default, addresses in wanted:
+            sockets = bind(
+                flag,
+                asked=asked,
+                default=default,
+                addresses=addresses,
+                holder=port_holder,
+            )
+            if asked is None and port_of(sockets) != default:
+                self._log.warning(
+                    "port taken",
+                    port=default,
+                    holder=port_holder(default) or "another process",
+                    using=port_of(sockets),
+                )
+            bound.append(sockets)
+        self._api_sockets, self._peer_sockets, self._lan_sockets = bound
+
+    def _describe(self, name: str) -> NodeInfo:
+        config = self._config
+        return NodeInfo(
+            id=self._trust.node_id,
+            boot=self._clock.hex_digits(16),
+            name=name,
+            slots=config.slots,
+            version=__version__,
+            peer_port=port_of(self._peer_sockets),
+            lan_port=port_of(self._lan_sockets),
+            addresses=tuple(address.host for address in self._local),
+            memory_mb=memory_total_mb(),
+            labels=config.labels,
+            electable=config.options.electable,
+            on_mains=is_on_mains(),
+        )
+
+    def _build_shell(self, name: str) -> None:
+        config, trust = self._config, self._trust
+        self._pool = Pool(
+            slots=config.slots,
+            workdir=config.paths.workdir,
+            outputs_dir=config.paths.outputs,
+            node_name=name,
+            clock=self._clock,
+            on_ended=lambda reports: self.loop.post(ev.AttemptsEnded(reports)),
+        )
+        self._transport = Transport(
+            trust=trust,
+            limits=config.limits,
+            clock=self._clock,
+            hello=self._hello,
+            on_event=self.loop.post,
+            on_note=self._note,
+        )
+        self._discovery = Discovery(
+            node=self._info,
+            mesh_id=trust.mesh_id,
+            clock=self._clock,
+            on_event=self.loop.post,
+            on_note=self._note,
+            interfaces=config.options.interfaces,
+            on_other_mesh=lambda mesh: self._log.warning(
+                "another mesh is in sight",
+                mesh=mesh,
+                hint="machines with one secret file form one mesh",
+            ),
+            on_addresses=self._addresses_changed,
+        )
+        hosts = {socket.gethostname(), f"{socket.gethostname().split('.')[0]}.local"}
+        self._api = ApiServer(
+            self.gateway,
+            verify=self._verify,
+            clock=self._clock,
+            node_name=name,
+            on_fault=self._fault,
+            cors_origins=config.options.cors_origins,
+            allow_hosts=(*config.options.allow_hosts, *hosts),
+            lan_ssl=trust.lan_server_context(
+                [*hosts, *config.options.allow_hosts],
+                [address.host for address in self._local],
+            ),
+            forward_ssl=trust.lan_client_context(),
+            peer_node_id=self._peer_node_id,
+        )
+        self._socket_path = config.paths.runtime / (
+            "octaskly.sock"
+            if config.paths.runtime == config.paths.state
+            else f"{name}.sock"
+        )
+
+    def _description(self) -> dict[str, str | int]:
+        return {
+            "name": self._info.name,
+            "node_id": self._info.id,
+            "api_url": f"http://localhost:{port_of(self._api_sockets)}",
+            "lan_url": f"https://{self._local[0].host}:{self._info.lan_port}",
+            "peer_port": self._info.peer_port,
+            "socket": str(self._socket_path),
+            "mesh": self._trust.mesh_id,
+        }
+
+    # --- callbacks -----------------------------------------------------------------
+
+    def _hello(self) -> Hello:
+        return self._node.hello(self._clock.now())
+
+    def _note(self, note: Note) -> None:
+        getattr(self._log, note.level)(note.event, **dict(note.fields))
+
+    def _fault(self, request_id: str, error: BaseException) -> None:
+        self._log.error("request failed", error=repr(error), request=request_id)
+
+    def _peer_node_id(self, tls: ssl.SSLObject) -> NodeId | None:
+        """Return the node behind a LAN connection; None where it shows none."""
+        try:
+            return self._trust.peer_node_id(tls)
+        except TrustError:
+            return None
+
+    def _addresses_changed(self, addresses: tuple[LocalAddress, ...]) -> None:
+        self._local = addresses
+        self._log.info("addresses changed", addresses=[a.host for a in addresses])
+
+    def _dial_seeds(self, tasks: asyncio.TaskGroup) -> None:
+        for host, port in self._config.seeds:
+            tasks.create_task(self._dial_seed(host, port))
+
+    async def _dial_seed(self, host: str, port: int) -> None:
+        """Look a `--join` name up and hand it to the core as a hint."""
+        try:
+            found = await asyncio.get_running_loop().getaddrinfo(
+                host, port, type=socket.SOCK_STREAM
+            )
+        except OSError as error:
+            self._log.warning("cannot resolve --join", host=host, error=str(error))
+            return
+        addresses = tuple(Address(str(entry[4][0]), port) for entry in found)
+        self.loop.post(ev.Seen((ev.Advert(None, addresses),)))
+
+    def _verify(self, token: str) -> Principal:
+        claims = self._tokens.verify(token, self._clock.now().wall_ms / 1000)
+        return Principal(subject=claims.subject, role=claims.role)
+
+    def _mint(self, subject: str, role: str, expires_s: int) -> str:
+        return self._tokens.mint(
+            subject=subject,
+            role=role,
+            expires_s=expires_s,
+            now_s=self._clock.now().wall_ms / 1000,
+            jti=self._clock.hex_digits(32),
+        )
+
+
+def _lasting_name(asked: str, given: str | None) -> str:
+    """Return the name that a dispatcher gave because `asked` was taken, if it did."""
+    if given is not None and given.startswith(f"{asked}-"):
+        return given
+    return asked

@@ -1,0 +1,108 @@
+"""A node without a secret that sees a mesh: it serves `/health`, and how to join."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+from typing import NoReturn
+
+from octaskly import __version__
+from octaskly.agent.clock import SystemClock
+from octaskly.agent.gateway import AgentGateway
+from octaskly.agent.sockets import bind, port_of
+from octaskly.api import ApiServer, Site
+from octaskly.config import API_PORT, LOOPBACK, PEER_PORT, AgentConfig
+from octaskly.core.model import LoadSample, NodeInfo
+from octaskly.errors import TrustError
+from octaskly.log import Logger
+from octaskly.mesh.discovery import Discovery
+from octaskly.mesh.wire import WirePacker
+from octaskly.ports import Principal
+from octaskly.stats import port_holder
+from octaskly.store import Store
+from octaskly.trust import NodeKey
+
+_NO_LOAD = LoadSample(0.0, 0.0, 0, 0)
+
+
+@contextlib.asynccontextmanager
+async def unpaired(
+    config: AgentConfig, meshes: frozenset[str], clock: SystemClock, log: Logger
+) -> AsyncIterator[None]:
+    """Serve `/health`, and 503 with the way in, for the length of the block.
+
+    Raises:
+        ConfigError: the state folder, the database or the API port cannot be used.
+    """
+    path = config.paths.secret
+    log.warning(
+        "unpaired",
+        meshes=", ".join(sorted(meshes)),
+        hint=f"copy the mesh secret of a member to {path}; this node then joins",
+    )
+    store = Store(config.paths.database, WirePacker(), lambda _: None, clock)
+    store.open()
+    node_id = NodeKey.load_or_create(config.paths.state).node_id
+    sockets = bind(
+        "--api-port",
+        asked=config.options.api_port,
+        default=API_PORT,
+        addresses=LOOPBACK,
+        holder=port_holder,
+    )
+    gateway = AgentGateway(
+        node_id=node_id,
+        mesh_id=None,
+        store=store,
+        clock=clock,
+        post=lambda _: None,
+        captured=_nothing,
+        sample=lambda: _NO_LOAD,
+        failure=lambda: store.failure,
+        mint=_nothing,
+        is_room=store.is_room,
+        names={},
+    )
+    api = ApiServer(
+        gateway,
+        verify=_nobody,
+        node_name=config.name,
+        clock=clock,
+        peer_node_id=lambda _: None,
+    )
+    info = NodeInfo(
+        id=node_id,
+        boot=clock.hex_digits(16),
+        name=config.name,
+        slots=config.slots,
+        version=__version__,
+        peer_port=config.options.peer_port or PEER_PORT,
+        lan_port=0,
+    )
+    discovery = Discovery(
+        node=info,
+        mesh_id=None,
+        clock=clock,
+        on_event=lambda _: None,
+        on_note=lambda note: getattr(log, note.level)(note.event, **dict(note.fields)),
+        interfaces=config.options.interfaces,
+    )
+    async with asyncio.TaskGroup() as tasks:
+        try:
+            await api.serve(Site.LOOPBACK, sockets)
+            await discovery.start(tasks)
+            log.info("agent ready", api_url=f"http://localhost:{port_of(sockets)}")
+            yield
+        finally:
+            await discovery.close()
+            await api.close()
+            await store.close()
+
+
+def _nobody(_token: str) -> Principal:
+    raise TrustError("this node is in no mesh")
+
+
+def _nothing(*_: object) -> NoReturn:
+    raise TrustError("this node is in no mesh")
