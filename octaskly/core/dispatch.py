@@ -1,0 +1,433 @@
+"""This node's reign as dispatcher: it accepts tasks and records how they end.
+
+Owns the flow between clients, workers and the log: what is answered, to whom, and
+what has to be durable before. Who reigns is decided elsewhere, and how a step becomes
+effects in `placing`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from octaskly.core.effects import (
+    Accepted,
+    Announce,
+    Answer,
+    CancelDone,
+    Effect,
+    NotHere,
+    Send,
+)
+from octaskly.core.events import (
+    CancelRequested,
+    Draft,
+    LiveLoaded,
+    Loaded,
+    TasksSubmitted,
+)
+from octaskly.core.facts import CancelAsked, Finished, Submitted
+from octaskly.core.journal import Journal
+from octaskly.core.merge import TaskRecord
+from octaskly.core.messages import HeartbeatOk, Reattach, Report, Results, ResultsOk
+from octaskly.core.model import (
+    AttemptState,
+    Epoch,
+    Moment,
+    NodeId,
+    Outcome,
+    Reason,
+    Settings,
+    StreamId,
+    TaskId,
+    TaskSpec,
+    TaskState,
+)
+from octaskly.core.placing import Placing
+from octaskly.core.taskqueue import InHand, Phase
+
+PRIORITY_BAND = 50  #: of every task as yet; 0..100, a lower band runs first
+PRIORITY_SHIFT = 56  #: the hybrid timestamp lies below the band
+
+FINAL_STATES = {
+    AttemptState.OK: TaskState.COMPLETED,
+    AttemptState.FAILED: TaskState.FAILED,
+}
+"""Ends of an attempt that end the task."""
+
+NO_MORE_WORK = (Reason.DRAINING, Reason.STALE)
+"""Reasons of workers that would hand the next attempt back, too."""
+
+
+class Dispatch:
+    """The dispatcher's half of a node; idle while another node reigns.
+
+    Every `Loaded` and `LiveLoaded` must come here, reigning or not: answers to reads
+    of an earlier reign are counted off.
+    """
+
+    def __init__(self, settings: Settings, journal: Journal, sequence: int) -> None:
+        self._timing = settings.timing
+        self._journal = journal
+        self._sequence = sequence
+        self._adopt_until_s = 0.0
+        self.is_reigning = False
+        self.is_accepting = False
+        self._placing = Placing(settings.limits, journal)
+        self._queue = self._placing.queue
+        self._pool = self._placing.pool
+        self._judge_s: float | None = None
+        """When enough workers have come to say which inputs nobody has."""
+        self._adopting: dict[NodeId, float] = {}
+        """Absent nodes whose attempts are left alone until then, in seconds."""
+        self._chosen: dict[TaskId, TaskSpec] = {}
+        """Ids that clients chose, while their submission is not durable."""
+
+    # --- The reign.
+
+    def begin(self, epoch: Epoch, stream: StreamId, now: Moment) -> list[Effect]:
+        """Reign; the journal's own stream is open."""
+        self.is_reigning = self.is_accepting = True
+        self._adopt_until_s = now.mono_s + self._timing.adopt_s
+        self._adopting.clear()
+        self._judge_s = self._adopt_until_s
+        return self._placing.begin(epoch, stream)
+
+    def end(self, now: Moment) -> list[Effect]:
+        """Reign no more: forget all. What was appended is still acknowledged."""
+        del now
+        self.is_reigning = self.is_accepting = False
+        self._judge_s = None
+        self._adopting.clear()
+        self._placing.end()
+        return []
+
+    def pause_accepting(self, now: Moment) -> list[Effect]:
+        """Accept and place nothing more, before the reign is handed over."""
+        del now
+        self.is_accepting = self._placing.is_placing = False
+        return []
+
+    def raise_sequence(self, sequence: int) -> None:
+        """Number new tasks above `sequence`, which another node has used."""
+        self._sequence = max(self._sequence, sequence)
+
+    def outstanding(self, node: NodeId) -> int:
+        """Return how many attempts the node holds, as far as is known."""
+        return self._queue.outstanding(node)
+
+    def deadline(self) -> float | None:
+        """Return when `on_time` has something to do."""
+        judge_s = () if self._judge_s is None else (self._judge_s,)
+        return min((*self._adopting.values(), *judge_s), default=None)
+
+    # --- Clients.
+
+    def on_submitted(self, event: TasksSubmitted, now: Moment) -> list[Effect]:
+        """Accept a batch; the answer waits for its commit."""
+        if not self.is_accepting:
+            return [Answer(event.ticket, NotHere())]
+        specs = []
+        fresh = []
+        for draft, suffix in zip(event.drafts, event.suffixes, strict=True):
+            spec = self._known_spec(draft.id)
+            if spec is None:
+                spec = self._spec(draft, suffix, event.submitter, now)
+                fresh.append(spec)
+                if draft.id is not None:
+                    self._chosen[spec.id] = spec
+            specs.append(spec)
+        self._placing.facts += [Submitted(spec) for spec in fresh]
+        epoch = self._placing.epoch
+        answer = Answer(event.ticket, Accepted(tuple(specs)))
+
+        def accepted(now: Moment) -> list[Effect]:
+            for spec in fresh:
+                self._chosen.pop(spec.id, None)
+            if not self.is_reigning:
+                return [answer]
+            if self._placing.epoch == epoch:
+                self._queue.admit(fresh)
+            else:
+                self._queue.reread()
+            return [answer, *self._placing.commit(now)]
+
+        return self._placing.commit(now, accepted)
+
+    def _known_spec(self, task_id: TaskId | None) -> TaskSpec | None:
+        """Return the task that has an id which a client chose, if it is in hand."""
+        if task_id is None:
+            return None
+        known = self._queue.tasks.get(task_id)
+        if known is not None and known.is_sure:
+            return known.spec
+        return self._chosen.get(task_id)
+
+    def _spec(self, draft: Draft, suffix: str, submitter: str, now: Moment) -> TaskSpec:
+        self._sequence += 1
+        return TaskSpec(
+            id=draft.id or TaskId(f"task-{self._sequence:03d}-{suffix}"),
+            command=draft.command,
+            timeout_s=draft.timeout_s,
+            inputs=draft.inputs,
+            outputs=draft.outputs,
+            submitter=submitter,
+            created_ms=now.wall_ms,
+            ord=(PRIORITY_BAND << PRIORITY_SHIFT) | self._journal.tick(now),
+        )
+
+    def on_cancel(self, event: CancelRequested, now: Moment) -> list[Effect]:
+        """Cancel a task; what is in hand is newer than what the store said."""
+        if not self.is_reigning:
+            return [Answer(event.ticket, NotHere())]
+        task = self._queue.tasks.get(event.task)
+        state = self._state_of(task, event.known)
+        if state is TaskState.RUNNING and not event.force:
+            return self._answer_cancel(event, state, now, was_done=False)
+        if state.is_final:
+            was_done = state is TaskState.CANCELLED
+            return self._answer_cancel(event, state, now, was_done=was_done)
+        if task is None:
+            spec = TaskSpec(id=event.task, command="")
+            task = self._queue.shadow(spec, TaskState.CANCELLED)
+        elif task.phase is Phase.LIVE:
+            task.final = TaskState.CANCELLED
+            self._placing.kill(task)
+        else:
+            self._queue.end(task, TaskState.CANCELLED)
+        self._placing.touch(task)
+        self._placing.facts.append(CancelAsked(event.task, event.by))
+        done = CancelDone(event.task, TaskState.CANCELLED, was_done=True)
+        return self._placing.commit(
+            now, lambda _: [Answer(event.ticket, done), Announce((event.task,))]
+        )
+
+    @staticmethod
+    def _state_of(task: InHand | None, known: TaskState) -> TaskState:
+        if task is None or (not task.is_sure and known.is_final):
+            return known
+        if task.final is not None:
+            return task.final
+        if task.phase is Phase.QUEUED:
+            return TaskState.QUEUED
+        return TaskState.RUNNING if task.phase is Phase.LIVE else known
+
+    def _answer_cancel(
+        self, event: CancelRequested, state: TaskState, now: Moment, *, was_done: bool
+    ) -> list[Effect]:
+        """Answer once all that this node decided is durable, as the state may be."""
+        answer = Answer(event.ticket, CancelDone(event.task, state, was_done))
+        return self._placing.when_durable(lambda _: [answer], now)
+
+    # --- Workers.
+
+    def on_worker_up(self, node: NodeId, slots: int, now: Moment) -> list[Effect]:
+        """Know a follower; it gets work once it has said what it runs."""
+        self._pool.add(node, slots)
+        return self._placing.commit(now)
+
+    def on_worker_down(self, node: NodeId, now: Moment) -> list[Effect]:
+        """Run elsewhere what the worker held, at once or after the adopt window."""
+        self._pool.remove(node)
+        if not self.is_reigning:
+            return []
+        if now.mono_s < self._adopt_until_s:
+            if self.outstanding(node):
+                self._adopting[node] = self._adopt_until_s
+            return []
+        self._placing.lose(node, now)
+        return self._judge_inputs(now)
+
+    def on_heartbeat_ok(
+        self, node: NodeId, message: HeartbeatOk, now: Moment
+    ) -> list[Effect]:
+        """Learn how much a worker takes and how busy it is."""
+        self._pool.set_load(node, message.load.cpu_percent)
+        self._pool.set_credit(node, message.credit)
+        return self._placing.commit(now)
+
+    def on_reattach(self, node: NodeId, message: Reattach, now: Moment) -> list[Effect]:
+        """Adopt what a worker runs, kill what is void, run again what it lost."""
+        if not self.is_reigning:
+            return []
+        if node not in self._pool:
+            self._pool.add(node, message.credit)
+        self._adopting.pop(node, None)
+        listed = set()
+        for attempt, spec in message.running:
+            listed.add((spec.id, attempt))
+            self._placing.adopt(node, attempt, spec)
+        self._placing.lose(node, now, listed)
+        self._pool.set_credit(node, message.credit)
+        self._pool.attach(node, self.outstanding(node))
+        return self._placing.commit(now)
+
+    def on_results(self, node: NodeId, message: Results, now: Moment) -> list[Effect]:
+        """Record how attempts ended; acknowledge and announce after the commit."""
+        if not self.is_reigning:
+            return []  # The worker keeps them and tells the next dispatcher.
+        self._pool.set_credit(node, message.credit)
+        held_before = self.outstanding(node)
+        ended: list[TaskId] = []
+        for report in message.reports:
+            if self._record(node, report):
+                ended.append(report.task)
+        self._pool.give_back(node, held_before - self.outstanding(node))
+        if not message.reports:
+            return self._placing.commit(now)
+        items = tuple((report.task, report.attempt) for report in message.reports)
+        later: list[Effect] = [Send(node, (ResultsOk(items),))]
+        if ended:
+            later.append(Announce(tuple(ended)))
+        return self._placing.commit(now, lambda _: later)
+
+    def _record(self, node: NodeId, report: Report) -> bool:
+        """Record one report; tell whether it ended its task."""
+        placing = self._placing
+        task = self._queue.tasks.get(report.task)
+        if task is None:
+            return self._record_unknown(node, report)
+        if report.attempt in task.reported:
+            return False  # Told again because the acknowledgement was slow.
+        task.reported += (report.attempt,)
+        placing.touch(task)
+        outcome = report.outcome
+        is_live = task.phase is Phase.LIVE
+        if is_live and task.attempt == report.attempt and task.node == node:
+            outcome = self._finish(task, node, outcome)
+        elif (final := FINAL_STATES.get(outcome.state)) is not None:
+            # A lost attempt ended after all, and that decides the task.
+            if is_live and task.final is None:
+                placing.kill(task)
+            elif task.phase is Phase.QUEUED:
+                self._queue.end(task, final)
+            task.final = _decided(task, final)
+        placing.facts.append(Finished(report.task, report.attempt, node, outcome))
+        return outcome.state in FINAL_STATES or task.final is not None
+
+    def _finish(self, task: InHand, node: NodeId, outcome: Outcome) -> Outcome:
+        """Move a task whose live attempt ended; return the outcome to record."""
+        final = FINAL_STATES.get(outcome.state)
+        if final is not None:
+            self._queue.end(task, _decided(task, final))
+            return outcome
+        if outcome.reason is Reason.INPUTS:
+            task.lacking |= {node}
+            task.lack = outcome.detail
+            workers = self._pool.attached()
+            if task.lacking.issuperset(workers) and task.final is None:
+                return self._finish_lacking(task, outcome)
+        elif outcome.reason in NO_MORE_WORK:
+            self._pool.cap_credit(node, is_refusing=True)
+        elif outcome.reason is Reason.RETURNED:
+            self._pool.cap_credit(node, is_refusing=False)
+        self._queue.release(task)
+        return outcome
+
+    def _finish_lacking(self, task: InHand, outcome: Outcome) -> Outcome:
+        """Fail a task that no worker can run, unless more workers may come."""
+        if self._judge_s is not None:
+            self._queue.release(task)
+            return outcome
+        self._queue.end(task, TaskState.FAILED)
+        return replace(outcome, state=AttemptState.FAILED, exit_code=None)
+
+    def _record_unknown(self, node: NodeId, report: Report) -> bool:
+        """Record the end of an attempt whose task is not in hand."""
+        placing = self._placing
+        spec = report.spec
+        if spec is not None and not self._queue.is_final(report.task):
+            placing.facts.append(Submitted(spec))
+        placing.facts.append(
+            Finished(report.task, report.attempt, node, report.outcome)
+        )
+        final = FINAL_STATES.get(report.outcome.state)
+        if final is None and self._queue.is_final(report.task):
+            return False
+        task = self._queue.shadow(spec or TaskSpec(id=report.task, command=""), final)
+        task.reported = (report.attempt,)
+        placing.touch(task)
+        return final is not None
+
+    # --- The store and time.
+
+    def on_loaded(self, event: Loaded, now: Moment) -> list[Effect]:
+        """Take more of the queue into the window."""
+        if not self._queue.loaded(event):
+            return []
+        return self._placing.commit(now)
+
+    def on_live_loaded(self, event: LiveLoaded, now: Moment) -> list[Effect]:
+        """Believe the log about what runs, until the workers are heard."""
+        if not self._queue.live_read():
+            return []
+        for record in event.records:
+            if record.spec is not None:
+                self._believe(record, now)
+        return self._placing.commit(now)
+
+    def _believe(self, record: TaskRecord, now: Moment) -> None:
+        """Settle on one live attempt of a task; the others are given up."""
+        live = [attempt for attempt in record.attempts if attempt.state.is_live]
+        task = self._queue.tasks.get(record.id)
+        if not live or (task is not None and task.phase is Phase.ENDED):
+            return
+        if task is None:
+            task = self._queue.from_record(record)
+            self._queue.adopt(task, live[-1].id, live[-1].node)
+        elif task.phase is Phase.LIVE:
+            task.is_sure = True
+        elif task.attempt is None or task.attempt < live[-1].id:
+            self._queue.assign(task, live[-1].id, live[-1].node)
+        task.n = max(task.n, *(attempt.id.n for attempt in record.attempts))
+        if record.state.is_final and task.final is None:
+            task.final = record.state
+            self._placing.kill(task)
+        for attempt in live:
+            if attempt.id != task.attempt and attempt.id not in task.reported:
+                self._placing.write_lost(record.id, attempt.id, attempt.node, now)
+        self._expect(task, now)
+
+    def _expect(self, task: InHand, now: Moment) -> None:
+        """Give an absent worker time to come back to its attempt."""
+        node = task.node
+        if task.phase is not Phase.LIVE or node is None:
+            return
+        if not self._pool.is_attached(node):
+            is_early = now.mono_s < self._adopt_until_s
+            again_s = now.mono_s + self._timing.adopt_s
+            until_s = self._adopt_until_s if is_early else again_s
+            self._adopting.setdefault(node, until_s)
+        elif not task.is_heard:
+            self._placing.lose_task(task, now)
+
+    def on_absorbed(self, now: Moment) -> list[Effect]:
+        """Read queue and live tasks again: another node's entries are durable."""
+        if not self.is_reigning:
+            return []
+        self._queue.reread()
+        return self._placing.commit(now)
+
+    def on_time(self, now: Moment) -> list[Effect]:
+        """Give up the attempts of workers that did not come back in time."""
+        due = [node for node, at_s in self._adopting.items() if at_s <= now.mono_s]
+        for node in due:
+            del self._adopting[node]
+            self._placing.lose(node, now)
+        if self._judge_s is not None and self._judge_s <= now.mono_s:
+            self._judge_s = None
+            return self._judge_inputs(now)
+        return self._placing.commit(now) if due else []
+
+    def _judge_inputs(self, now: Moment) -> list[Effect]:
+        """Fail the tasks of which every worker lacks an input, and commit."""
+        failed = [] if self._judge_s is not None else self._placing.fail_lacking()
+        if not failed:
+            return self._placing.commit(now)
+        return self._placing.commit(now, lambda _: [Announce(tuple(failed))])
+
+
+def _decided(task: InHand, final: TaskState) -> TaskState:
+    """Return how a task ends for which one more end is known: as the merge says."""
+    if task.final is None or final is TaskState.COMPLETED:
+        return final
+    return task.final

@@ -1,0 +1,239 @@
+"""What one reign has decided in a step: facts to write, orders to workers.
+
+Owns the queue and the pool of workers together, and turns what a step collected into
+effects: one `Append`, then what may leave at once (kills, dispatches: an assignment
+is not awaited), and when the append is durable what had to wait for it. Why a fact
+is written is decided in `dispatch`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import replace
+
+from octaskly.core.effects import Effect, Send
+from octaskly.core.facts import Assigned, Fact, Finished, Submitted
+from octaskly.core.journal import Held, Journal
+from octaskly.core.messages import Dispatch, Kill, Message
+from octaskly.core.model import (
+    NO_EPOCH,
+    AttemptId,
+    AttemptState,
+    Epoch,
+    Limits,
+    Moment,
+    NodeId,
+    Outcome,
+    Reason,
+    StreamId,
+    TaskId,
+    TaskSpec,
+    TaskState,
+)
+from octaskly.core.scheduler import WorkerPool
+from octaskly.core.taskqueue import InHand, Phase, TaskQueue
+
+SPEC_BYTES = 256  #: what an envelope takes beyond its command, roughly
+CHAR_BYTES = 4  #: most bytes of one character of a command
+NOWHERE = Outcome(state=AttemptState.FAILED, reason=Reason.INPUTS)
+
+Item = tuple[AttemptId, TaskSpec]
+Listed = Collection[tuple[TaskId, AttemptId | None]]
+
+
+class Placing:
+    """Queue, workers, and the facts and orders of the step under way."""
+
+    def __init__(self, limits: Limits, journal: Journal) -> None:
+        self.queue = TaskQueue(limits)
+        self.pool = WorkerPool(limits.prefetch)
+        self.epoch: Epoch = NO_EPOCH
+        self.is_placing = False
+        self.facts: list[Fact] = []
+        self._stream = StreamId(0)
+        self._message_bytes = limits.entries_bytes
+        self._journal = journal
+        self._touched: list[InHand] = []
+        self._kills: dict[NodeId, list[tuple[TaskId, AttemptId]]] = {}
+
+    def begin(self, epoch: Epoch, stream: StreamId) -> list[Effect]:
+        """Start empty; workers get nothing before they attach."""
+        self.epoch, self._stream = epoch, stream
+        self.is_placing = True
+        self.pool.detach_all()
+        return self.queue.begin(epoch.term)
+
+    def end(self) -> None:
+        """Forget what the reign had in hand."""
+        self.epoch = NO_EPOCH
+        self.is_placing = False
+        self.pool.detach_all()
+        self.queue.forget()
+
+    # --- What a step may decide.
+
+    def touch(self, task: InHand) -> None:
+        """Keep the task in hand until what this step writes is durable."""
+        self._touched.append(task)
+
+    def kill(self, task: InHand) -> None:
+        """Order the end of the task's live attempt."""
+        assert task.node is not None
+        assert task.attempt is not None
+        self.kill_attempt(task.node, task.spec.id, task.attempt)
+
+    def kill_attempt(self, node: NodeId, task_id: TaskId, attempt: AttemptId) -> None:
+        """Order the end of an attempt that does not count."""
+        self._kills.setdefault(node, []).append((task_id, attempt))
+
+    def lose(self, node: NodeId, now: Moment, but: Listed = ()) -> None:
+        """Give up the attempts of a node, except those that it was heard to run."""
+        for task in list(self.queue.held.get(node, {}).values()):
+            if (task.spec.id, task.attempt) not in but:
+                self.lose_task(task, now)
+
+    def lose_task(self, task: InHand, now: Moment) -> None:
+        """Give up the live attempt of a task, and queue the task again."""
+        assert task.attempt is not None
+        assert task.node is not None
+        self.write_lost(task.spec.id, task.attempt, task.node, now)
+        self.queue.release(task)
+        self.touch(task)
+
+    def write_lost(
+        self, task_id: TaskId, attempt: AttemptId, node: NodeId, now: Moment
+    ) -> None:
+        """Write that nobody will report this attempt's end."""
+        outcome = Outcome(
+            state=AttemptState.RELEASED, reason=Reason.LOST, ended_ms=now.wall_ms
+        )
+        self.facts.append(Finished(task_id, attempt, node, outcome))
+
+    def adopt(self, node: NodeId, attempt: AttemptId, spec: TaskSpec) -> None:
+        """Keep an attempt that a worker runs, if it is the one that counts."""
+        task = self.queue.tasks.get(spec.id)
+        if task is None and not self.queue.is_final(spec.id):
+            # The store may know more; until a read says so, it is asked before
+            # the task is run again.
+            task = InHand(spec, is_sure=False)
+            self.queue.adopt(task, attempt, node)
+            task.is_heard = True
+            self.facts += [Submitted(spec), Assigned(spec.id, attempt, node)]
+            return
+        if task is not None and task.phase is Phase.QUEUED:
+            if task.attempt is None or task.attempt < attempt:
+                self.queue.assign(task, attempt, node)
+                task.is_heard = True
+                self.facts.append(Assigned(spec.id, attempt, node))
+                return
+        elif task is not None and task.phase is Phase.LIVE and task.final is None:
+            if task.attempt == attempt and task.node == node:
+                task.is_heard = True
+                return
+        self.kill_attempt(node, spec.id, attempt)
+
+    def fail_lacking(self) -> list[TaskId]:
+        """End the queued tasks of which every worker lacks an input; return them."""
+        workers = self.pool.attached()
+        failed = []
+        for task in self.queue.all_picky() if workers else ():
+            if task.lacking.issuperset(workers):
+                assert task.attempt is not None
+                assert task.node is not None
+                outcome = replace(NOWHERE, detail=task.lack)
+                self.facts.append(
+                    Finished(task.spec.id, task.attempt, task.node, outcome)
+                )
+                self.queue.end(task, TaskState.FAILED)
+                self.touch(task)
+                failed.append(task.spec.id)
+        return failed
+
+    # --- The end of a step.
+
+    def commit(self, now: Moment, held: Held | None = None) -> list[Effect]:
+        """Place what can be placed, and return the effects of the step.
+
+        `held` is done once everything that was decided so far is durable.
+        """
+        effects: list[Effect] = []
+        batches = self._place() if self.is_placing else {}
+        if self.facts:
+            effects.append(self._journal.append(self.facts, now))
+            self.facts = []
+        if self._kills or batches:
+            effects += self._orders(batches)
+        if held is not None or self._touched:
+            effects += self.when_durable(self._settling(held), now)
+        effects += self.queue.refill()
+        return effects
+
+    def when_durable(self, held: Held, now: Moment) -> list[Effect]:
+        """Do `held` at once if nothing is on its way to the disk, else after it."""
+        if self._journal.is_settled:
+            return held(now)
+        self._journal.after(held)
+        return []
+
+    def _settling(self, held: Held | None) -> Held:
+        """Return what is to be done when the step is durable."""
+        touched, number = self._touched, self._journal.number
+        self._touched = []
+        for task in touched:
+            task.number = number
+
+        def durable(now: Moment) -> list[Effect]:
+            effects = [] if held is None else held(now)
+            self.queue.settle(touched, number)
+            return effects + self.queue.refill()
+
+        return durable
+
+    def _place(self) -> dict[NodeId, list[Item]]:
+        """Give queued tasks to workers that have room, the oldest first."""
+        queue, pool = self.queue, self.pool
+        batches: dict[NodeId, list[Item]] = {}
+        for task in queue.picky():
+            node = pool.take(task.lacking)
+            if node is not None:
+                self._assign(task, node, batches)
+        while (task_next := queue.first()) is not None and (
+            node := pool.take()
+        ) is not None:
+            self._assign(task_next, node, batches)
+        return batches
+
+    def _assign(
+        self, task: InHand, node: NodeId, batches: dict[NodeId, list[Item]]
+    ) -> None:
+        attempt = AttemptId(self.epoch.term, self._stream, task.n + 1)
+        self.queue.assign(task, attempt, node)
+        task.is_heard = True
+        self.facts.append(Assigned(task.spec.id, attempt, node))
+        batch = batches.get(node)
+        if batch is None:
+            batch = batches[node] = []
+        batch.append((attempt, task.spec))
+
+    def _orders(self, batches: dict[NodeId, list[Item]]) -> list[Effect]:
+        """Return one `Send` for each worker, its kills first."""
+        messages: dict[NodeId, list[Message]] = {}
+        for node, kills in self._kills.items():
+            messages[node] = [Kill(self.epoch, tuple(kills))]
+        self._kills = {}
+        for node, items in batches.items():
+            messages.setdefault(node, []).extend(self._dispatches(items))
+        return [Send(node, tuple(parts)) for node, parts in messages.items()]
+
+    def _dispatches(self, items: list[Item]) -> list[Message]:
+        """Return the items in as many messages as the bound on frames asks for."""
+        messages: list[Message] = []
+        start = size = 0
+        for index, (_, spec) in enumerate(items):
+            item = SPEC_BYTES + CHAR_BYTES * len(spec.command)
+            if size and size + item > self._message_bytes:
+                messages.append(Dispatch(self.epoch, tuple(items[start:index])))
+                start, size = index, 0
+            size += item
+        messages.append(Dispatch(self.epoch, tuple(items[start:])))
+        return messages

@@ -1,0 +1,379 @@
+"""The tasks that a dispatcher has in hand: a window of the queue, and what runs.
+
+Owns the life of a task in memory (transitions as a table), the order of the queue,
+and how the window follows the store. It does not choose workers and writes no facts.
+
+Memory follows running work: the store holds the whole queue, the window its front.
+A read of the store may be older than what this node decided meanwhile, so a task
+stays in hand until the facts about it are durable, and as a shadow until no read is
+under way that could still show it as it was.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from enum import IntEnum
+from heapq import heappop, heappush
+
+from octaskly.core.effects import Effect, Load, LoadLive
+from octaskly.core.events import Loaded
+from octaskly.core.merge import TaskRecord
+from octaskly.core.model import (
+    AttemptId,
+    Limits,
+    NodeId,
+    Reason,
+    TaskId,
+    TaskSpec,
+    TaskState,
+)
+
+PICKY_LOOK = 32  #: tasks with excluded workers that one placement looks at
+
+
+class Phase(IntEnum):
+    """Where a task in hand stands."""
+
+    QUEUED = 0
+    LIVE = 1  #: a worker holds an attempt
+    ENDED = 2  #: nothing to do; kept until that is durable
+
+
+class Turn(IntEnum):
+    """What moves a task to another phase."""
+
+    ASSIGN = 0  #: an attempt was given to a worker, or found at one
+    RELEASE = 1  #: the attempt came back, another may follow
+    END = 2  #: a result, a cancel, or the store is to be asked again
+
+
+TRANSITIONS: tuple[tuple[Phase | None, ...], ...] = (
+    # ASSIGN       RELEASE        END
+    (Phase.LIVE, None, Phase.ENDED),  # QUEUED
+    (None, Phase.QUEUED, Phase.ENDED),  # LIVE
+    (None, None, Phase.ENDED),  # ENDED
+)
+"""Legal moves, by phase and turn; None is a broken invariant."""
+
+
+@dataclass(slots=True)
+class InHand:
+    """One task as the dispatcher works with it."""
+
+    spec: TaskSpec
+    phase: Phase = Phase.QUEUED
+    attempt: AttemptId | None = None  #: the live one, or the last one that was
+    node: NodeId | None = None  #: who holds it, or held it last
+    n: int = 0  #: highest attempt number known
+    reported: tuple[AttemptId, ...] = ()  #: attempts whose end is on record
+    lacking: frozenset[NodeId] = frozenset()  #: workers without an input
+    lack: str = ""  #: the input that the last of them named
+    final: TaskState | None = None  #: decided, though an attempt may still run
+    number: int = 0  #: of the commit that makes the last facts durable; 0: they are
+    is_sure: bool = True  #: the store was seen to agree that it is not final
+    is_heard: bool = False  #: its worker said that it runs it, or was just given it
+
+
+class TaskQueue:
+    """Tasks in hand, the front of the queue, and the reads that feed it."""
+
+    def __init__(self, limits: Limits) -> None:
+        self._window_tasks = limits.window_tasks
+        self._load_tasks = limits.load_tasks
+        self.tasks: dict[TaskId, InHand] = {}
+        self.held: dict[NodeId, dict[TaskId, InHand]] = {}
+        """Live tasks by the node that holds them."""
+        self.queued = 0
+        """Tasks in phase QUEUED that are in hand."""
+        self._heap: list[tuple[int, TaskId]] = []
+        self._picky: dict[TaskId, InHand] = {}
+        self._shadows: list[TaskId] = []
+        self._finals: dict[TaskId, None] = {}
+        self._cursor = -1  #: all that the store has queued up to here is in hand
+        self._has_more = False  #: the store may have more beyond the cursor
+        self._has_left = False  #: a submission was left in the store during a read
+        self._is_stuck = False  #: the last read brought nothing new
+        self._reading: int | None = None  #: `after_ord` of the read under way
+        self._stale_reads: set[int] = set()  #: answers that come but do not count
+        self._starts = 0  #: each start from the front has its own `after_ord`
+        self._is_dirty = False  #: start again as soon as no read is under way
+        self._term = 0
+        self._live_reads = 0
+        self._is_live_dirty = False
+        self._stale_live_reads = 0
+
+    # --- The window and the store.
+
+    def forget(self) -> None:
+        """Drop everything: the reign is over."""
+        self.tasks.clear()
+        self.held.clear()
+        self.queued = 0
+        self._heap.clear()
+        self._picky.clear()
+        self._shadows.clear()
+        self._finals.clear()
+        if self._reading is not None:
+            self._stale_reads.add(self._reading)
+        self._reading = None
+        self._is_dirty = self._is_live_dirty = False
+        self._stale_live_reads += self._live_reads
+        self._live_reads = 0
+        self._has_more = False
+
+    def begin(self, term: int) -> list[Effect]:
+        """Read everything: the front of the queue, and what the log says is live."""
+        self.forget()
+        self._term = term
+        self.reread()
+        return self.refill()
+
+    def reread(self) -> None:
+        """Read the queue from its front, and what is live, at the next `refill`."""
+        self._is_dirty = self._is_live_dirty = True
+
+    def _restart(self) -> None:
+        for task_id in [
+            task_id
+            for task_id, task in self.tasks.items()
+            if task.phase is Phase.QUEUED and task.number == 0
+        ]:
+            self._leave(self.tasks.pop(task_id))
+        self._heap = [
+            (task.spec.ord, task_id)
+            for task_id, task in self.tasks.items()
+            if task.phase is Phase.QUEUED and not task.lacking
+        ]
+        self._heap.sort()
+        self._starts += 1
+        # Below every `ord`, and never the same twice, so that the answer to a read
+        # of an earlier reign is not taken for this one.
+        self._cursor = -self._starts
+        self._has_more = True
+        self._is_stuck = True
+        self._is_dirty = False
+
+    def live_read(self) -> bool:
+        """Count an answer to `LoadLive`; tell whether it counts for this reign."""
+        if self._stale_live_reads:
+            self._stale_live_reads -= 1
+            return False
+        if not self._live_reads:
+            return False
+        self._live_reads -= 1
+        return True
+
+    def refill(self) -> list[Effect]:
+        """Read what is out of date, and more when the window is below half."""
+        effects: list[Effect] = []
+        if self._is_live_dirty and not self._live_reads:
+            self._is_live_dirty = False
+            self._live_reads += 1
+            effects.append(LoadLive())
+        if self._reading is not None:
+            return effects
+        self._drop_shadows()
+        if self._is_dirty:
+            self._restart()
+        if self._has_more and self.queued <= self._window_tasks // 2:
+            effects.append(self._read_more())
+        return effects
+
+    def _read_more(self) -> Load:
+        # Two streams can give one `ord`, so the last one is read again.
+        after_ord = self._cursor - (not self._is_stuck)
+        while after_ord in self._stale_reads:
+            after_ord -= 1
+        self._reading = after_ord
+        self._has_left = False
+        room = max(1, self._window_tasks - self.queued)
+        return Load(after_ord, min(self._load_tasks, room))
+
+    def loaded(self, answer: Loaded) -> bool:
+        """Take what the store answered; tell whether it counts for this reign."""
+        if answer.after_ord != self._reading:
+            self._stale_reads.discard(answer.after_ord)
+            return False
+        self._reading = None
+        if not self._is_dirty:
+            self._take(answer)
+        return True
+
+    def _take(self, answer: Loaded) -> None:
+        before = len(self.tasks)
+        for record in answer.records:
+            self._add(record)
+            assert record.spec is not None
+            self._cursor = max(self._cursor, record.spec.ord)
+        self._is_stuck = len(self.tasks) == before
+        self._has_more = answer.has_more or self._has_left
+
+    def _add(self, record: TaskRecord) -> None:
+        """Queue a task of the store, unless it is in hand already."""
+        assert record.spec is not None
+        known = self.tasks.get(record.id)
+        if known is not None:
+            known.is_sure = True
+            known.n = max(known.n, *(a.id.n for a in record.attempts), 0)
+        elif record.state is TaskState.QUEUED:
+            self._enqueue(self.from_record(record))
+
+    def from_record(self, record: TaskRecord) -> InHand:
+        """Return a task as the log knows it, not yet in hand."""
+        assert record.spec is not None
+        task = InHand(record.spec)
+        for attempt in record.attempts:
+            task.n = max(task.n, attempt.id.n)
+            task.attempt, task.node = attempt.id, attempt.node
+            outcome = attempt.outcome
+            # What a worker lacked in an earlier reign it may have got since.
+            is_lack = outcome is not None and outcome.reason is Reason.INPUTS
+            if outcome is not None and is_lack and attempt.id.term == self._term:
+                task.lacking |= {attempt.node}
+                task.lack = outcome.detail
+        return task
+
+    def outstanding(self, node: NodeId) -> int:
+        """Return how many attempts the node holds, as far as is known."""
+        return len(self.held.get(node, ()))
+
+    # --- The life of a task.
+
+    def admit(self, specs: Iterable[TaskSpec]) -> None:
+        """Queue tasks that became durable, or leave them in the store for later."""
+        for spec in specs:
+            if spec.id in self.tasks:
+                continue  # A read was faster than the news of the commit.
+            is_beyond = spec.ord > self._cursor
+            if is_beyond and (self._has_more or self.queued >= self._window_tasks):
+                self._has_more = self._has_left = True
+                continue
+            self._enqueue(InHand(spec))
+            self._cursor = max(self._cursor, spec.ord)
+
+    def first(self) -> InHand | None:
+        """Return the task that is next, if any worker will do for it."""
+        heap, tasks = self._heap, self.tasks
+        while heap:
+            task = tasks.get(heap[0][1])
+            if task is not None and task.phase is Phase.QUEUED and not task.lacking:
+                return task
+            heappop(heap)
+        return None
+
+    def picky(self) -> list[InHand]:
+        """Return some of the tasks that not every worker can run, each in its turn."""
+        some = [task for _, task in zip(range(PICKY_LOOK), self._picky.values())]
+        for task in some:
+            del self._picky[task.spec.id]
+            self._picky[task.spec.id] = task
+        return some
+
+    def all_picky(self) -> list[InHand]:
+        """Return all queued tasks that some worker could not run."""
+        return list(self._picky.values())
+
+    def assign(self, task: InHand, attempt: AttemptId, node: NodeId) -> None:
+        """Say that `node` holds the task."""
+        self._move(task, Turn.ASSIGN)
+        task.attempt, task.node = attempt, node
+        task.n = max(task.n, attempt.n)
+        self.held.setdefault(node, {})[task.spec.id] = task
+
+    def adopt(self, task: InHand, attempt: AttemptId, node: NodeId) -> None:
+        """Take a task in hand that `node` was found to hold."""
+        known = self.tasks.setdefault(task.spec.id, task)
+        assert known is task
+        self.queued += 1
+        self.assign(task, attempt, node)
+
+    def release(self, task: InHand) -> None:
+        """Queue the task again at its old place; final ones end instead."""
+        if task.final is not None or not task.is_sure:
+            self.end(task, task.final)
+            return
+        self._move(task, Turn.RELEASE)
+
+    def end(self, task: InHand, final: TaskState | None) -> None:
+        """Take the task out of the queue; without `final` the store is asked."""
+        if final is not None:
+            task.final = final
+        self._move(task, Turn.END)
+
+    def shadow(self, spec: TaskSpec, final: TaskState | None) -> InHand:
+        """Remember a task that is not in hand and must not be read as it was."""
+        task = InHand(spec, phase=Phase.ENDED, final=final, is_sure=False)
+        self.tasks[spec.id] = task
+        return task
+
+    def settle(self, tasks: Iterable[InHand], number: int) -> None:
+        """Let go of what commit `number` made durable."""
+        is_read = self._reading is not None or self._live_reads > 0
+        for task in tasks:
+            if task.number != number:
+                continue  # Later facts are still on their way.
+            task.number = 0
+            if task.phase is not Phase.ENDED:
+                continue
+            if is_read:
+                self._shadows.append(task.spec.id)
+            else:
+                self._retire(task.spec.id, task)
+
+    def is_final(self, task_id: TaskId) -> bool:
+        """Whether the task is known to have ended, also a while ago."""
+        task = self.tasks.get(task_id)
+        if task is not None:
+            return task.final is not None
+        return task_id in self._finals
+
+    def _move(self, task: InHand, turn: Turn) -> None:
+        """Change the phase by the table and keep counts and places in step."""
+        before = task.phase
+        after = TRANSITIONS[before][turn]
+        assert after is not None, f"{task.spec.id}: {turn.name} in {before.name}"
+        if before is Phase.QUEUED:
+            self._leave(task)
+        elif before is Phase.LIVE:
+            assert task.node is not None
+            del self.held[task.node][task.spec.id]
+        task.phase = after
+        if after is Phase.QUEUED:
+            self._enqueue(task)
+
+    def _enqueue(self, task: InHand) -> None:
+        task_id = task.spec.id
+        self.tasks[task_id] = task
+        self.queued += 1
+        if task.lacking:
+            self._picky[task_id] = task
+        else:
+            heappush(self._heap, (task.spec.ord, task_id))
+
+    def _leave(self, task: InHand) -> None:
+        """Take a task out of the queue; its line in the heap becomes outdated."""
+        self.queued -= 1
+        if task.lacking:
+            self._picky.pop(task.spec.id, None)
+
+    def _drop_shadows(self) -> None:
+        """Let go of ended tasks once no read can bring them back."""
+        if not self._shadows or self._live_reads > 0:
+            return
+        for task_id in self._shadows:
+            task = self.tasks.get(task_id)
+            if task is not None and task.phase is Phase.ENDED and task.number == 0:
+                self._retire(task_id, task)
+        self._shadows.clear()
+
+    def _retire(self, task_id: TaskId, task: InHand) -> None:
+        if self.tasks.get(task_id) is not task:
+            return  # Of an earlier reign.
+        del self.tasks[task_id]
+        if task.final is None:
+            self._is_dirty = True
+            return
+        self._finals[task_id] = None
+        if len(self._finals) > self._window_tasks:
+            del self._finals[next(iter(self._finals))]
