@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import socket
 import ssl
 from collections.abc import Callable, Sequence
@@ -135,7 +136,13 @@ class Parts:
         await self._discovery.start(tasks, peers_known=self._peers_known)
         description = self._description()
         write_description(self._config, description)
-        self._log.info("agent ready", **description)
+        self._log.info(
+            "agent ready",
+            api_url=description["api_url"],
+            lan_url=description["lan_url"],
+            peer_port=description["peer_port"],
+            mesh=description["mesh"],
+        )
 
     def ask_to_stop(self, drain_s: float) -> None:
         """Begin the hand-over and the drain."""
@@ -267,6 +274,7 @@ class Parts:
         return {
             "name": self._info.name,
             "node_id": self._info.id,
+            "pid": os.getpid(),
             "api_url": f"http://localhost:{port_of(self._api_sockets)}",
             "lan_url": f"https://{self._local[0].host}:{self._info.lan_port}",
             "peer_port": self._info.peer_port,
