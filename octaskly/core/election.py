@@ -1,0 +1,391 @@
+"""When a node claims, whom it follows and when it yields.
+
+Reads time, links and messages, and takes the steps of `phases`. What a reign does with
+tasks is `dispatch`; `reign` and `attachment` are what the node goes by.
+
+Source: docs/explanation/election.md.
+"""
+
+from __future__ import annotations
+
+from octaskly.core.effects import Effect, Note, Send
+from octaskly.core.events import PeerUp
+from octaskly.core.messages import (
+    Claim,
+    ClaimNo,
+    ClaimOk,
+    Heartbeat,
+    Probe,
+    ProbeOk,
+    Pull,
+    Redirect,
+    Transfer,
+)
+from octaskly.core.model import Epoch, Moment, NodeId
+from octaskly.core.phases import Phase, Phases, Reign
+from octaskly.core.succession import beats, covers, log_size
+from octaskly.core.suspicion import Suspicion, Verdict
+
+STAGGER_MAX = 12  #: successors beyond this many claim at the same time
+PROBED_MAX = 16  #: peers asked about a suspect
+SUCCESSORS_DIALLED = 3
+
+
+class Election(Phases):
+    """The way of one node through the phases."""
+
+    _awake_s = 0.0  #: end of this node's last own pause
+
+    def deadline(self) -> float | None:
+        """Return when time alone changes something."""
+        timing = self._timing
+        match self.phase:
+            case Phase.SEEK:
+                return None if self.is_stopping else self._seek_ends_s()
+            case Phase.FOLLOWER if self._claim_s is not None:
+                return self._claim_s
+            case Phase.FOLLOWER if self._suspicion is not None:
+                return self._suspicion.deadline()
+            case Phase.DISPATCHER:
+                return self._beat_s
+            case Phase.YIELDING:
+                return self._since_s + timing.yield_s
+            case _:
+                return None
+
+    # Time
+
+    def on_draw(self, draw: float) -> None:
+        """Take chance from an event."""
+        self._draw = draw
+
+    def on_pause(self, now: Moment) -> None:
+        """This node itself stood still: others get the time of silence again."""
+        self._awake_s = now.mono_s
+        if self._suspicion is not None:
+            self._suspicion.restart(now)
+
+    def on_time(self, now: Moment) -> list[Effect]:
+        """Do what is due."""
+        match self.phase:
+            case Phase.SEEK:
+                return self._on_seeking(now)
+            case Phase.FOLLOWER:
+                return self._on_following(now)
+            case Phase.DISPATCHER:
+                return self._on_reigning(now)
+            case Phase.YIELDING:
+                return self._on_yielding(now)
+            case Phase.TAKEOVER:
+                return []  # The disk decides when it goes on.
+
+    def _seek_ends_s(self) -> float:
+        timing = self._timing
+        alone = self._members.is_alone
+        window_s = timing.seek_alone_s if alone else timing.seek_s + self._jitter_s
+        return self._since_s + window_s
+
+    def _on_seeking(self, now: Moment) -> list[Effect]:
+        if self.is_stopping:
+            return []
+        mine = self.standing(now)
+        peers = self._members.peers.values()
+        better = sum(peer.standing(now) < mine for peer in peers)
+        due_s = self._seek_ends_s() + better * self._timing.claim_wait_s
+        if now.mono_s < due_s:
+            return []
+        return self._inquire(now)
+
+    def _inquire(self, now: Moment) -> list[Effect]:
+        """Claim, unless a peer still hears the dispatcher that it named."""
+        peers = self._members.peers
+        suspicion = self._suspicion
+        if suspicion is not None:
+            match suspicion.verdict(now):
+                case Verdict.HOLD:
+                    return []
+                case Verdict.WAIT if not suspicion.is_asking_due(now):
+                    return []
+                case Verdict.WAIT:
+                    self._suspicion = None
+                case Verdict.DEAD:
+                    self._suspicion = None
+                    for view in peers.values():
+                        if view.dispatcher == suspicion.about:
+                            view.dispatcher = None
+        named = [v for v in peers.values() if self._names_absent(v.dispatcher)]
+        if not named:
+            return self._take_over("no dispatcher found", now)
+        about = max(named, key=lambda view: view.epoch).dispatcher
+        assert about is not None
+        return self._suspect(about, now)
+
+    def _names_absent(self, dispatcher: NodeId | None) -> bool:
+        return (
+            dispatcher is not None
+            and dispatcher != self._info.id
+            and dispatcher not in self._members.peers
+        )
+
+    def _on_following(self, now: Moment) -> list[Effect]:
+        if self._claim_s is not None:
+            if now.mono_s < self._claim_s:
+                return []
+            return self._take_over("dispatcher lost", now)
+        dispatcher = self.dispatcher
+        assert dispatcher is not None
+        suspicion = self._suspicion
+        if suspicion is None:
+            return self._watch(dispatcher, now)
+        match suspicion.verdict(now):
+            case Verdict.DEAD:
+                return self._bereave("dispatcher lost", now)
+            case Verdict.WAIT if suspicion.is_asking_due(now):
+                return self._suspect(dispatcher, now)
+            case _:
+                return []
+
+    def _watch(self, dispatcher: NodeId, now: Moment) -> list[Effect]:
+        """Suspect a dispatcher that is silent; its link may only look alive."""
+        view = self._members.peers.get(dispatcher)
+        heard_s = self._awake_s if view is None else max(view.frame_s, self._awake_s)
+        if view is not None and now.mono_s - heard_s < self._timing.silence_s:
+            return []
+        self.attachment = None
+        effects = self._members.disconnect(dispatcher, "silent", now)
+        note = Note("warning", "dispatcher silent", (("peer", dispatcher),))
+        return [*effects, note, *self._suspect(dispatcher, now)]
+
+    def _suspect(self, about: NodeId, now: Moment) -> list[Effect]:
+        members = self._members
+        if self._suspicion is None or self._suspicion.about != about:
+            self._suspicion = Suspicion(about, self._timing)
+        first = [node for node in self.successors if node in members.peers]
+        rest = [node for node in sorted(members.peers) if node not in first]
+        effects = self._suspicion.ask((first + rest)[:PROBED_MAX], now)
+        for node in (about, *self.successors[:SUCCESSORS_DIALLED]):
+            if node not in members.peers:
+                effects += members.dial(node, members.addresses_of(node), now)
+        return effects
+
+    def _bereave(self, reason: str, now: Moment) -> list[Effect]:
+        """The dispatcher is gone for good: its successors claim, one after another."""
+        gone = self.dispatcher
+        self.attachment = None
+        self._suspicion = None
+        self.dispatcher = None
+        if self.is_stopping or not self._info.electable:
+            return self.seek(reason, now)
+        before = [node for node in self.successors if node != gone]
+        me = self._info.id
+        place = before.index(me) if me in before else len(before)
+        wait_s = min(place, STAGGER_MAX) * self._timing.stagger_s
+        mine = log_size(self._journal.vector.items())
+        if any(
+            log_size(view.vector.items()) > mine and view.info.electable
+            for view in self._members.peers.values()
+        ):
+            wait_s += self._timing.claim_wait_s  # A fuller log goes first.
+        self._claim_s = now.mono_s + wait_s
+        note = Note("warning", "dispatcher lost", (("peer", gone or ""),))
+        return [note, *self._on_following(now)]
+
+    def _on_reigning(self, now: Moment) -> list[Effect]:
+        """Send heartbeats, and the claim again to peers that do not follow."""
+        reign = self.reign
+        assert reign is not None
+        if now.mono_s < self._beat_s:
+            return []
+        self._beat_s = now.mono_s + self._timing.heartbeat_s
+        beat = Heartbeat(reign.epoch, now.mono_s)
+        effects: list[Effect] = [
+            Send(peer, (beat,)) for peer, _ in self._members.followers(reign.epoch)
+        ]
+        if now.mono_s >= self._reclaim_s:
+            self._reclaim_s = now.mono_s + self._timing.claim_wait_s
+            effects += self._proclaim(reign, now, min_age_s=self._timing.claim_wait_s)
+        return effects
+
+    def _on_yielding(self, now: Moment) -> list[Effect]:
+        if self.dispatcher is None:
+            if now.mono_s - self._since_s < self._timing.yield_s:
+                return []
+            return self.seek("winner lost", now)
+        age_s = self._members.age_s(self.dispatcher, now)
+        if age_s is None or age_s >= self._timing.yield_s:
+            effects = self._members.disconnect(self.dispatcher, "silent", now)
+            return [*effects, *self.seek("winner lost", now)]
+        if now.mono_s - self._since_s >= self._timing.adopt_s:
+            # The rest is on this disk and joins later; the worker must not wait.
+            return self._settle(now)
+        return []
+
+    # Links
+
+    def on_peer_up(self, event: PeerUp, now: Moment) -> list[Effect]:
+        """Compare what both sides said in HELLO."""
+        hello, peer = event.hello, event.peer
+        self._exchange.forget(peer)
+        self._term = max(self._term, hello.epoch.term)
+        reigns = hello.dispatcher == peer
+        if self.reign is not None:
+            return self._meet(event, self.reign, now)
+        if reigns and self.phase is Phase.YIELDING and hello.epoch == event.sent.epoch:
+            return []
+        if reigns and hello.epoch >= self.epoch:
+            return self._follow(peer, hello.epoch, hello.vector, now)
+        if self.phase is Phase.FOLLOWER and peer == self.dispatcher:
+            # It came back without its role: a reign never resumes.
+            return self._bereave("dispatcher restarted", now)
+        if reigns:
+            return self.correct(peer)
+        if self.attachment is not None and hello.dispatcher != self.dispatcher:
+            return self.correct(peer)
+        return []
+
+    def _meet(self, event: PeerUp, reign: Reign, now: Moment) -> list[Effect]:
+        """A dispatcher meets a peer that may be one too."""
+        hello, sent, peer = event.hello, event.sent, event.peer
+        is_same = sent.dispatcher == self._info.id and sent.epoch == reign.epoch
+        if hello.dispatcher == peer and is_same:
+            if beats(sent, hello):
+                return self._claim_above(hello.epoch, "won over a dispatcher", now)
+            return self._yield(peer, "lost to a dispatcher", now)
+        if hello.dispatcher == peer and hello.epoch > reign.epoch:
+            return self._follow(peer, hello.epoch, hello.vector, now)
+        effects: list[Effect] = []
+        if not is_same:
+            effects += [Send(peer, (self._claim_message(reign),))]
+        if hello.dispatcher in (None, self._info.id) and hello.epoch > reign.epoch:
+            effects += self._claim_above(hello.epoch, "a higher epoch was seen", now)
+        return effects
+
+    def on_peer_down(self, peer: NodeId, reason: str, now: Moment) -> list[Effect]:
+        """A link ended; that of the dispatcher is a reason to doubt it."""
+        self._exchange.forget(peer)
+        if peer != self.dispatcher:
+            return []
+        if self.phase is Phase.YIELDING:
+            self.dispatcher = None
+            self._since_s = now.mono_s
+            return []
+        if self.phase is not Phase.FOLLOWER or self._suspicion is not None:
+            return []
+        self.attachment = None
+        if reason == "stopping":
+            return self._bereave("dispatcher stopped", now)
+        return self._suspect(peer, now)
+
+    def on_refused(self, node: NodeId | None, now: Moment) -> list[Effect]:
+        """Nobody listens at a node's addresses: its process is gone."""
+        suspicion = self._suspicion
+        if suspicion is None or node != suspicion.about:
+            return []
+        suspicion.on_proof()
+        return self.on_time(now)
+
+    # Messages
+
+    def on_claim(self, peer: NodeId, message: Claim, now: Moment) -> list[Effect]:
+        """Follow a claim that is not behind what was seen."""
+        epoch = message.epoch
+        if epoch.node != peer:
+            return []
+        self._term = max(self._term, epoch.term)
+        if epoch < self._bound():
+            return self.correct(peer)
+        is_followed = peer == self.dispatcher and epoch == self.epoch
+        if is_followed and self.attachment is None and self._suspicion is None:
+            return []  # The answer waits for the disk, or for the log.
+        return self._follow(peer, epoch, message.vector, now)
+
+    def on_heartbeat(self, peer: NodeId, epoch: Epoch, now: Moment) -> list[Effect]:
+        """Judge a heartbeat; the answer is the node's affair."""
+        if peer == self.dispatcher and epoch == self.epoch:
+            return []
+        if epoch.node != peer or epoch < self._bound():
+            return self.correct(peer)
+        return self._follow(peer, epoch, (), now)
+
+    def on_claim_ok(self, peer: NodeId, message: ClaimOk) -> list[Effect]:
+        """A peer follows this reign; take over what only it holds."""
+        reign, view = self.reign, self._members.peers.get(peer)
+        if reign is None or view is None or message.epoch != reign.epoch:
+            return []
+        view.has_roster = view.has_roster and view.follows == reign.epoch
+        view.follows = reign.epoch
+        view.dispatcher = self._info.id
+        view.vector = dict(message.vector)
+        return self._exchange.want(peer, message.vector)
+
+    def on_claim_no(self, peer: NodeId, message: ClaimNo, now: Moment) -> list[Effect]:
+        """A higher epoch is known: yield to who lives in it, else rise above it."""
+        self._term = max(self._term, message.epoch.term)
+        if self.reign is None or message.epoch <= self._bound():
+            return []
+        if message.epoch.node == peer:
+            return self._yield(peer, "a higher epoch reigns", now)
+        return self._claim_above(message.epoch, "a higher epoch was seen", now)
+
+    def on_redirect(self, peer: NodeId, message: Redirect, now: Moment) -> list[Effect]:
+        """A peer says who is dispatcher."""
+        epoch, dispatcher = message.epoch, message.dispatcher
+        self._term = max(self._term, epoch.term)
+        if dispatcher == self._info.id:
+            return []
+        if peer in self._members.peers:
+            self._members.peers[peer].dispatcher = dispatcher
+        effects: list[Effect] = []
+        if self.reign is not None:
+            if epoch <= self._bound():
+                return []
+            effects = self._yield(dispatcher, "a higher epoch reigns", now)
+        elif self.phase is Phase.FOLLOWER and peer == self.dispatcher:
+            effects = self.seek("redirected", now)
+        elif epoch < self.epoch:
+            return []
+        return effects + self._members.dial(dispatcher, message.addresses, now)
+
+    def on_probe(self, peer: NodeId, message: Probe, now: Moment) -> list[Effect]:
+        """Say how long ago a frame came from the node."""
+        is_me = message.about == self._info.id
+        age_s = 0.0 if is_me else self._members.age_s(message.about, now)
+        return [
+            Send(peer, (ProbeOk(message.about, message.sent_s, age_s, self.epoch),))
+        ]
+
+    def on_probe_ok(self, message: ProbeOk) -> list[Effect]:
+        """Take a peer's word about a suspect."""
+        self._term = max(self._term, message.epoch.term)
+        if self._suspicion is not None:
+            self._suspicion.on_probe_ok(message)
+        return []
+
+    def on_pull(self, peer: NodeId, message: Pull, now: Moment) -> list[Effect]:
+        """See in a peer's question what it holds."""
+        view = self._members.peers.get(peer)
+        if view is not None:
+            view.vector = dict(message.vector)
+        if self.phase is not Phase.YIELDING or peer != self.dispatcher:
+            return []
+        if not self._journal.is_settled:
+            return []  # Not even the own part of the log is complete.
+        if covers(dict(message.vector), self._journal.vector_items()):
+            return self._settle(now)
+        return []
+
+    def on_transfer(self, peer: NodeId, message: Transfer, now: Moment) -> list[Effect]:
+        """The dispatcher stops and hands over: pull what is missing, then claim."""
+        is_own = peer == self.dispatcher and message.epoch == self.epoch
+        if self.phase is not Phase.FOLLOWER or not is_own or self.is_stopping:
+            return []
+        self._transfer = message.vector
+        effects = self._exchange.want(peer, message.vector)
+        return effects + self.on_absorbed(now)
+
+    def on_absorbed(self, now: Moment) -> list[Effect]:
+        """Entries were taken in: perhaps the transfer is complete."""
+        transfer = self._transfer
+        if transfer is None or not covers(self._journal.vector, transfer):
+            return []
+        return self._take_over("handed over", now)

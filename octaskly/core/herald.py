@@ -1,0 +1,84 @@
+"""What a node tells others when something changed: rosters and what it is now.
+
+As dispatcher it sends the roster to its followers; on its own machine it publishes
+dispatcher, epoch and members for the API, the log and systemd.
+"""
+
+from __future__ import annotations
+
+from octaskly.core.effects import Effect, Publish, Send
+from octaskly.core.machines import Machines
+from octaskly.core.messages import Member
+from octaskly.core.model import Address, LoadSample, Moment, Role
+
+
+class Herald:
+    """The outgoing side of the roster, and the last thing published."""
+
+    def __init__(self, machines: Machines, name: str) -> None:
+        self._info = machines.settings.node
+        self._journal = machines.journal
+        self._members = machines.members
+        self._registry = machines.registry
+        self._election = machines.election
+        self._dispatch = machines.dispatch
+        self._worker = machines.worker
+        self._name = name  #: by which the mesh knows this node
+        self._published: tuple[object, ...] = ()
+
+    def on_change(self, load: LoadSample, now: Moment) -> list[Effect]:
+        """Tell what is new since the last call, if anything is."""
+        election = self._election
+        effects: list[Effect] = []
+        if election.reign is not None:
+            effects += self._spread(load, now)
+        effects += self._take_name()
+        roster = self._registry.roster
+        version = None if roster is None else (roster.epoch, roster.version)
+        is_serving = election.reign is not None and self._dispatch.is_accepting
+        dispatcher = election.known_dispatcher
+        state = (election.epoch, dispatcher, is_serving, version)
+        if state == self._published:
+            return effects
+        self._published = state
+        return [*effects, Publish(election.epoch, dispatcher, is_serving, roster)]
+
+    def _spread(self, load: LoadSample, now: Moment) -> list[Effect]:
+        """Send followers a roster that changed, and newcomers the last one."""
+        epoch = self._election.epoch
+        new = self._registry.build(
+            epoch, self._line(load), self._members, self._dispatch.outstanding, now
+        )
+        roster = self._registry.roster
+        assert roster is not None, "the first build of a reign is never put off"
+        effects: list[Effect] = []
+        for peer, view in self._members.followers(epoch):
+            if new is not None or not view.has_roster:
+                view.has_roster = True
+                effects.append(Send(peer, (roster,)))
+        return effects
+
+    def _line(self, load: LoadSample) -> Member:
+        """Return this node's own line of the roster."""
+        info, worker = self._info, self._worker
+        return Member(
+            id=info.id,
+            name=info.name,
+            role=Role.DISPATCHER,
+            state=worker.state,
+            addresses=tuple(Address(h, info.peer_port) for h in info.addresses),
+            lan_port=info.lan_port,
+            slots=info.slots,
+            running=min(worker.running, info.slots),
+            version=info.version,
+            load=load,
+            memory_mb=info.memory_mb,
+        )
+
+    def _take_name(self) -> list[Effect]:
+        """Keep the name that the mesh has given this node."""
+        given = self._registry.given(self._info.id)
+        if given is None or given == self._name:
+            return []
+        self._name = given
+        return [self._journal.save(name=given)]

@@ -1,0 +1,200 @@
+"""What each message of a peer means, and to which machine it goes.
+
+Messages of nodes without a link, and orders that do not fit the sender's role, are
+values to ignore or to answer, never errors: a peer may be slow, deposed or wrong.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from octaskly.core.effects import Effect, Send, ServePull
+from octaskly.core.facts import Entry, Submitted
+from octaskly.core.machines import Machines
+from octaskly.core.messages import (
+    Claim,
+    ClaimNo,
+    ClaimOk,
+    Dispatch,
+    Entries,
+    Heartbeat,
+    HeartbeatOk,
+    Hello,
+    HelloOk,
+    Kill,
+    Leave,
+    Message,
+    Probe,
+    ProbeOk,
+    Pull,
+    Reattach,
+    Redirect,
+    Results,
+    ResultsOk,
+    Roster,
+    Transfer,
+)
+from octaskly.core.model import Epoch, Moment, NodeId, NodeState, Role
+
+SEQUENCE_DIGITS_MAX = 11  #: longer numbers in task ids come from idempotency keys
+
+
+class Inbound:
+    """The way in for messages of other nodes and of this one."""
+
+    def __init__(
+        self,
+        machines: Machines,
+        health: Callable[[Moment], HeartbeatOk],
+        left: Callable[[NodeId, str, Moment], list[Effect]],
+    ) -> None:
+        self._machines = machines
+        self._me = machines.settings.node.id
+        self._health = health
+        self._left = left
+
+    def on_message(self, peer: NodeId, message: Message, now: Moment) -> list[Effect]:
+        """Handle one message of a connected peer, or of this node's other half."""
+        match message:
+            case Heartbeat(epoch, sent_s):
+                return self._on_heartbeat(peer, epoch, sent_s, now)
+            case Dispatch() | Kill() | ResultsOk():
+                return self._on_order(peer, message, now)
+            case HeartbeatOk() | Results() | Reattach():
+                return self._on_news(peer, message, now)
+            case Roster() | Pull() | Entries() | Transfer():
+                return self._on_log_message(peer, message, now)
+            case Leave(reason):
+                return self._left(peer, reason, now)
+            case Hello() | HelloOk():
+                return []  # The link has consumed those; a second one means nothing.
+            case _:
+                return self._on_election_message(peer, message, now)
+
+    def _on_election_message(
+        self,
+        peer: NodeId,
+        message: Claim | ClaimOk | ClaimNo | Redirect | Probe | ProbeOk,
+        now: Moment,
+    ) -> list[Effect]:
+        election = self._machines.election
+        match message:
+            case Claim():
+                return election.on_claim(peer, message, now)
+            case ClaimOk():
+                return election.on_claim_ok(peer, message)
+            case ClaimNo():
+                return election.on_claim_no(peer, message, now)
+            case Redirect():
+                return election.on_redirect(peer, message, now)
+            case Probe():
+                return election.on_probe(peer, message, now)
+            case ProbeOk():
+                return election.on_probe_ok(message)
+
+    def _on_heartbeat(
+        self, peer: NodeId, epoch: Epoch, sent_s: float, now: Moment
+    ) -> list[Effect]:
+        election = self._machines.election
+        effects = election.on_heartbeat(peer, epoch, now)
+        if peer != election.dispatcher or epoch != election.epoch:
+            return effects
+        health = self._health(now)
+        ok = HeartbeatOk(epoch, sent_s, health.state, health.credit, health.load)
+        return [*effects, Send(peer, (ok,))]
+
+    def _on_log_message(
+        self, peer: NodeId, message: Roster | Pull | Entries | Transfer, now: Moment
+    ) -> list[Effect]:
+        machines = self._machines
+        match message:
+            case Pull(vector):
+                serve = ServePull(peer, vector)
+                return [serve, *machines.election.on_pull(peer, message, now)]
+            case Entries():
+                return self._on_entries(peer, message, now)
+            case Transfer():
+                return machines.election.on_transfer(peer, message, now)
+            case Roster():
+                return self._on_roster(peer, message)
+
+    def _on_entries(self, peer: NodeId, message: Entries, now: Moment) -> list[Effect]:
+        machines = self._machines
+        effects, is_fresh = machines.exchange.on_entries(peer, message)
+        if is_fresh:
+            machines.dispatch.raise_sequence(highest_sequence(message.entries))
+            machines.journal.after(self._on_durable)
+        return effects + machines.election.on_absorbed(now)
+
+    def _on_durable(self, now: Moment) -> list[Effect]:
+        """Entries of others are on disk, where the queue can be read afresh."""
+        dispatch = self._machines.dispatch
+        return dispatch.on_absorbed(now) if dispatch.is_reigning else []
+
+    def _on_roster(self, peer: NodeId, roster: Roster) -> list[Effect]:
+        machines = self._machines
+        election = machines.election
+        is_own = peer == election.dispatcher and roster.epoch == election.epoch
+        if not is_own or len(roster.members) > machines.settings.limits.peers:
+            return []
+        machines.registry.learn(roster)
+        election.successors = tuple(
+            member.id
+            for member in roster.members
+            if member.role is not Role.DISPATCHER and member.state is not NodeState.LOST
+        )
+        return []
+
+    def _on_order(
+        self, peer: NodeId, message: Dispatch | Kill | ResultsOk, now: Moment
+    ) -> list[Effect]:
+        """Hand a dispatcher's message to the worker, and tell a deposed one so."""
+        machines = self._machines
+        worker, election = machines.worker, machines.election
+        if isinstance(message, ResultsOk):
+            return worker.on_results_ok(message, now)
+        if isinstance(message, Dispatch):
+            effects = worker.on_dispatch(peer, message, now)
+        else:
+            effects = worker.on_kill(peer, message, now)
+        if message.epoch < election.epoch and peer != self._me:
+            effects += election.correct(peer)
+        return effects
+
+    def _on_news(
+        self, peer: NodeId, message: HeartbeatOk | Results | Reattach, now: Moment
+    ) -> list[Effect]:
+        """Hand a worker's message to the reign that it confirmed."""
+        machines = self._machines
+        dispatch, view = machines.dispatch, machines.members.peers.get(peer)
+        if not dispatch.is_reigning or machines.election.reign is None:
+            return []  # The worker keeps its results until somebody reigns.
+        if view is not None and view.follows != machines.election.epoch:
+            return []  # Said to an earlier reign; it will be said again.
+        match message:
+            case HeartbeatOk():
+                if view is not None:
+                    view.health = message
+                return dispatch.on_heartbeat_ok(peer, message, now)
+            case Results():
+                return dispatch.on_results(peer, message, now)
+            case Reattach():
+                info = machines.settings.node if view is None else view.info
+                effects = dispatch.on_worker_up(peer, info.slots, now)
+                if view is not None:
+                    view.is_worker = True
+                return effects + dispatch.on_reattach(peer, message, now)
+
+
+def highest_sequence(entries: tuple[Entry, ...]) -> int:
+    """Return the highest sequence number in ids of submitted tasks, else 0."""
+    highest = 0
+    for entry in entries:
+        if not isinstance(entry.fact, Submitted):
+            continue
+        word, _, rest = entry.fact.task.partition("-")
+        digits = rest.partition("-")[0]
+        if word == "task" and digits.isdecimal() and digits.isascii():
+            is_counted = len(digits) <= SEQUENCE_DIGITS_MAX
+            highest = max(highest, int(digits) if is_counted else 0)
+    return highest

@@ -1,0 +1,48 @@
+"""The state machines of one node, side by side; `node` says who acts when."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from octaskly.core.dispatch import Dispatch
+from octaskly.core.election import Election
+from octaskly.core.events import Saved
+from octaskly.core.exchange import Exchange
+from octaskly.core.journal import Journal
+from octaskly.core.membership import Browsing, Membership
+from octaskly.core.model import Settings
+from octaskly.core.roster import Registry
+from octaskly.core.worker import Worker
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Machines:
+    """One of each."""
+
+    settings: Settings
+    journal: Journal
+    members: Membership
+    browsing: Browsing
+    registry: Registry
+    exchange: Exchange
+    election: Election
+    dispatch: Dispatch
+    worker: Worker
+
+
+def assemble(settings: Settings, saved: Saved) -> Machines:
+    """Build the machines of a node that starts with what it had saved."""
+    journal = Journal(saved)
+    members = Membership(settings, saved)
+    exchange = Exchange(journal)
+    return Machines(
+        settings=settings,
+        journal=journal,
+        members=members,
+        browsing=Browsing(),
+        registry=Registry(saved.names),
+        exchange=exchange,
+        election=Election(settings, saved, journal, members, exchange),
+        dispatch=Dispatch(settings, journal, saved.sequence),
+        worker=Worker(settings, saved.reports),
+    )

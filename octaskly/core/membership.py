@@ -1,0 +1,311 @@
+"""Which peers are connected, and which should be dialled when.
+
+Owns what peers said of themselves and the hints where others may be found. It does
+not judge a dispatcher's silence (`suspicion`), nor give names (`roster`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+from octaskly.core.effects import Browse, Dial, Disconnect, Effect, Remember
+from octaskly.core.events import Advert, DialFailed, PeerUp, Saved
+from octaskly.core.messages import HeartbeatOk
+from octaskly.core.model import (
+    Address,
+    Epoch,
+    Moment,
+    NodeId,
+    NodeInfo,
+    Settings,
+    StreamId,
+)
+from octaskly.core.succession import Standing, log_size, standing
+
+REDIAL_S = 5.0  #: between dials to an absent peer in its first minute
+REDIAL_MAX_S = 30.0  #: and after that
+REDIAL_FAST_FOR_S = 60.0
+FORGET_S = 7 * 86_400.0  #: an absent peer is dialled so long
+ADDRESSES_MAX = 16  #: of one peer
+BROWSE_S = (1.0, 2.0, 4.0, 8.0, 16.0)  #: after losing the mesh; then every 20 s
+BROWSE_EVERY_S = 20.0
+BROWSE_SPREAD = 0.25  #: share by which a dispatcher's browsing is spread
+
+
+@dataclass(slots=True)
+class PeerView:
+    """What this node knows of one connected peer."""
+
+    info: NodeInfo
+    addresses: tuple[Address, ...]  #: best first
+    up_s: float  #: when the link came up
+    frame_s: float  #: when the last frame came
+    uptime_s: float  #: of the peer, when the link came up
+    epoch: Epoch  #: highest that it named
+    dispatcher: NodeId | None  #: whom it said to follow
+    vector: dict[StreamId, int]
+    health: HeartbeatOk | None = None
+    follows: Epoch | None = None  #: the reign of this node that it confirmed
+    has_roster: bool = False  #: it was sent the roster of that reign
+    is_worker: bool = False  #: it has told what it runs, so it can be given work
+
+    def standing(self, now: Moment) -> Standing:
+        """Return the peer's rank as a candidate."""
+        uptime_s = self.uptime_s + now.mono_s - self.up_s
+        return standing(self.info, log_size(self.vector.items()), uptime_s)
+
+
+@dataclass(slots=True)
+class _Hint:
+    """One place to dial; `since_s` is when it was heard of or lost."""
+
+    node: NodeId | None
+    addresses: tuple[Address, ...]
+    since_s: float
+    next_s: float
+
+
+class Membership:
+    """Connected peers and hints, with the times of the next dials."""
+
+    def __init__(self, settings: Settings, saved: Saved) -> None:
+        self.peers: dict[NodeId, PeerView] = {}
+        self._me = settings.node.id
+        self._limits = settings.limits
+        self._hints: dict[NodeId | Address, _Hint] = {}
+        self._saved = saved.peers
+        self.is_redialling = True  #: attached nodes leave it to the dispatcher
+
+    @property
+    def is_alone(self) -> bool:
+        """Whether no peer was ever seen or remembered."""
+        return not self.peers and not self._hints and not self._saved
+
+    def begin(self, now: Moment) -> list[Effect]:
+        """Dial every peer that is remembered."""
+        saved, self._saved = self._saved, ()
+        return self.on_seen(saved, now)
+
+    # Links
+
+    def on_peer_up(self, event: PeerUp, now: Moment) -> list[Effect]:
+        """A link is connected; what was known of an earlier one is void."""
+        hello = event.hello
+        addresses = _joined(
+            (event.address,),
+            tuple(Address(h, hello.node.peer_port) for h in hello.node.addresses),
+        )
+        self.peers[event.peer] = PeerView(
+            info=hello.node,
+            addresses=addresses,
+            up_s=now.mono_s,
+            frame_s=now.mono_s,
+            uptime_s=hello.uptime_s,
+            epoch=hello.epoch,
+            dispatcher=hello.dispatcher,
+            vector=dict(hello.vector),
+        )
+        self._hints.pop(event.address, None)
+        self._learn(event.peer, addresses, now)
+        return [Remember(event.peer, hello.node.name, addresses)]
+
+    def on_peer_down(self, peer: NodeId, now: Moment) -> PeerView | None:
+        """A link ended; return what was known, None if it was not connected."""
+        view = self.peers.pop(peer, None)
+        hint = self._hints.get(peer)
+        if hint is not None:
+            hint.since_s = now.mono_s
+            hint.next_s = now.mono_s + REDIAL_S
+        return view
+
+    def disconnect(self, peer: NodeId, reason: str, now: Moment) -> list[Effect]:
+        """Close a link; frames of it that are still under way count no more."""
+        if self.on_peer_down(peer, now) is None:
+            return []
+        return [Disconnect(peer, reason)]
+
+    def touch(self, peer: NodeId, now: Moment) -> bool:
+        """Note a frame; return whether the peer is connected at all."""
+        view = self.peers.get(peer)
+        if view is None:
+            return False
+        view.frame_s = now.mono_s
+        return True
+
+    def age_s(self, node: NodeId, now: Moment) -> float | None:
+        """Return the age of the last frame; None without a link."""
+        view = self.peers.get(node)
+        return None if view is None else now.mono_s - view.frame_s
+
+    def addresses_of(self, node: NodeId) -> tuple[Address, ...]:
+        """Return where a node may be dialled, best first."""
+        view = self.peers.get(node)
+        if view is not None:
+            return view.addresses
+        hint = self._hints.get(node)
+        return () if hint is None else hint.addresses
+
+    def followers(self, epoch: Epoch) -> Iterator[tuple[NodeId, PeerView]]:
+        """Yield the peers that confirmed this reign, ordered by id."""
+        for peer in sorted(self.peers):
+            if self.peers[peer].follows == epoch:
+                yield peer, self.peers[peer]
+
+    # Hints
+
+    def on_seen(
+        self,
+        adverts: Iterable[Advert],
+        now: Moment,
+        wanted: frozenset[NodeId] = frozenset(),
+    ) -> list[Effect]:
+        """Keep hints and dial those that lead to no connected peer.
+
+        Args:
+            adverts: As discovery, memory or `--join` brought them.
+            now: Both clocks.
+            wanted: When not empty, only these nodes are worth a link.
+        """
+        effects: list[Effect] = []
+        for advert in adverts:
+            if advert.node == self._me or not advert.addresses:
+                continue
+            hint = self._learn(advert.node, advert.addresses, now)
+            if hint is None or (wanted and advert.node not in wanted):
+                continue
+            effects += self._dial(hint, now)
+        return effects
+
+    def dial(
+        self, node: NodeId, addresses: tuple[Address, ...], now: Moment
+    ) -> list[Effect]:
+        """Dial one node at once, unless it is connected."""
+        if node == self._me:
+            return []
+        hint = self._learn(node, addresses, now)
+        return [] if hint is None else self._dial(hint, now)
+
+    def on_dial_failed(self, event: DialFailed, now: Moment) -> None:
+        """Wait before the next dial, longer when the peer is away for long."""
+        for key in (event.node, *event.addresses):
+            hint = None if key is None else self._hints.get(key)
+            if hint is not None:
+                hint.next_s = max(hint.next_s, now.mono_s + _pause_s(hint, now))
+
+    def redial_all(self, now: Moment) -> list[Effect]:
+        """Dial every hint that leads to no connected peer."""
+        effects: list[Effect] = []
+        for hint in tuple(self._hints.values()):
+            effects += self._dial(hint, now)
+        return effects
+
+    def on_time(self, now: Moment) -> list[Effect]:
+        """Dial the hints that are due, forget those that are too old."""
+        if not self.is_redialling:
+            return []
+        effects: list[Effect] = []
+        for key, hint in tuple(self._hints.items()):
+            if hint.next_s > now.mono_s or hint.node in self.peers:
+                continue
+            if now.mono_s - hint.since_s > FORGET_S:
+                del self._hints[key]
+                continue
+            effects += self._dial(hint, now)
+        return effects
+
+    def deadline(self) -> float | None:
+        """Return when the next dial is due."""
+        if not self.is_redialling:
+            return None
+        due = [h.next_s for h in self._hints.values() if h.node not in self.peers]
+        return min(due, default=None)
+
+    def _dial(self, hint: _Hint, now: Moment) -> list[Effect]:
+        if hint.node is not None and hint.node in self.peers:
+            return []
+        hint.next_s = now.mono_s + _pause_s(hint, now)
+        return [Dial(hint.node, hint.addresses)]
+
+    def _learn(
+        self, node: NodeId | None, addresses: tuple[Address, ...], now: Moment
+    ) -> _Hint | None:
+        """Return the hint for a place; None where a connected peer covers it."""
+        key: NodeId | Address = addresses[0] if node is None else node
+        if node is None and any(key in v.addresses for v in self.peers.values()):
+            return None
+        hint = self._hints.get(key)
+        if hint is None:
+            hint = _Hint(node, addresses[:ADDRESSES_MAX], now.mono_s, now.mono_s)
+            self._hints[key] = hint
+            self._bound()
+        else:
+            hint.addresses = _joined(addresses, hint.addresses)
+        return hint
+
+    def _bound(self) -> None:
+        """Forget the oldest hint that leads to no connected peer."""
+        if len(self._hints) <= self._limits.peers:
+            return
+        absent = [key for key, h in self._hints.items() if h.node not in self.peers]
+        if len(absent) > 1:
+            del self._hints[absent[0]]
+
+
+class Browsing:
+    """When to ask mDNS afresh: seldom while the mesh is found, often while not."""
+
+    def __init__(self) -> None:
+        self._since_s: float | None = None
+        self._asked = 0
+        self._next_s: float | None = None
+
+    @property
+    def is_on(self) -> bool:
+        """Whether this node browses."""
+        return self._next_s is not None
+
+    def start(self, now: Moment) -> list[Effect]:
+        """Browse from now on, first at once."""
+        self._since_s, self._asked = now.mono_s, 0
+        self._next_s = now.mono_s + BROWSE_S[0]
+        return [Browse(is_wanted=True)]
+
+    def stop(self) -> list[Effect]:
+        """Browse no more."""
+        if self._next_s is None:
+            return []
+        self._next_s = None
+        return [Browse(is_wanted=False)]
+
+    def on_time(self, now: Moment, *, draw: float, is_reigning: bool) -> list[Effect]:
+        """Ask again when it is due."""
+        if self._next_s is None or now.mono_s < self._next_s:
+            return []
+        self._asked += 1
+        if is_reigning:
+            spread = 1.0 + BROWSE_SPREAD * (2.0 * draw - 1.0)
+            self._next_s = now.mono_s + BROWSE_EVERY_S * spread
+        elif self._asked < len(BROWSE_S) and self._since_s is not None:
+            self._next_s = self._since_s + BROWSE_S[self._asked]
+        else:
+            self._next_s = now.mono_s + BROWSE_EVERY_S
+        return [Browse(is_wanted=True)]
+
+    def deadline(self) -> float | None:
+        """Return when to ask next."""
+        return self._next_s
+
+
+def _pause_s(hint: _Hint, now: Moment) -> float:
+    """Return the seconds before an absent peer is dialled again."""
+    absent_s = now.mono_s - hint.since_s
+    if absent_s < REDIAL_FAST_FOR_S:
+        return REDIAL_S
+    return min(REDIAL_MAX_S, REDIAL_S * absent_s / REDIAL_FAST_FOR_S)
+
+
+def _joined(
+    first: tuple[Address, ...], then: tuple[Address, ...]
+) -> tuple[Address, ...]:
+    return tuple(dict.fromkeys(first + then))[:ADDRESSES_MAX]

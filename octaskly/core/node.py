@@ -1,0 +1,392 @@
+"""One node of the mesh: joins the state machines into `step`.
+
+Owns nothing but the order of things: first what time makes due, then the event, then
+the consequences that one machine has for another, until none is left. The dispatcher
+is its own worker, so what its two halves send each other never leaves this module.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+
+from octaskly.core.departure import Departure
+from octaskly.core.effects import (
+    Advertise,
+    Answer,
+    Effect,
+    Note,
+    NotHere,
+    Send,
+)
+from octaskly.core.events import (
+    AttemptsEnded,
+    CancelRequested,
+    DialFailed,
+    DrainAsked,
+    Event,
+    LiveLoaded,
+    Loaded,
+    LoadSampled,
+    PeerDown,
+    PeerUp,
+    Persisted,
+    Received,
+    Saved,
+    Seen,
+    StopAsked,
+    TasksSubmitted,
+    Woke,
+)
+from octaskly.core.herald import Herald
+from octaskly.core.inbound import Inbound
+from octaskly.core.machines import assemble
+from octaskly.core.messages import HeartbeatOk, Hello, Message, Roster
+from octaskly.core.model import (
+    Epoch,
+    LoadSample,
+    Moment,
+    NodeId,
+    Role,
+    Settings,
+)
+from octaskly.core.phases import Attachment, Reign
+
+PAUSE_S = 0.3  #: a gap between two steps that counts as own slowness
+WorkEvent = (
+    TasksSubmitted
+    | CancelRequested
+    | AttemptsEnded
+    | Persisted
+    | Loaded
+    | LiveLoaded
+    | LoadSampled
+    | DrainAsked
+)
+"""What happens to tasks and this machine, not to links."""
+
+LEFT = ("stopping", "attached")  #: reasons of links that end without a loss
+
+
+class Node:
+    """Everything that one agent decides."""
+
+    def __init__(self, settings: Settings, saved: Saved) -> None:
+        self._settings = settings
+        self._me = settings.node.id
+        machines = assemble(settings, saved)
+        self._journal = machines.journal
+        self._members = machines.members
+        self._browsing = machines.browsing
+        self._registry = machines.registry
+        self._election = machines.election
+        self._dispatch = machines.dispatch
+        self._worker = machines.worker
+        self._departure = Departure(machines)
+        self._herald = Herald(machines, saved.name or settings.node.name)
+        self._inbound = Inbound(machines, self._health, self._on_peer_down)
+        self._load = LoadSample(0.0, 0.0, 0, 0)
+        self._draw = 0.0
+        self._step_s: float | None = None
+        self._own_beat_s = 0.0
+        self._reign: Reign | None = None  #: what dispatch goes by
+        self._attachment: Attachment | None = None  #: what the worker goes by
+
+    @property
+    def is_dispatcher(self) -> bool:
+        """Whether this node reigns; so only once its claim is durable."""
+        return self._election.reign is not None
+
+    @property
+    def is_serving(self) -> bool:
+        """Whether this node accepts tasks."""
+        return self.is_dispatcher and self._dispatch.is_accepting
+
+    @property
+    def dispatcher(self) -> NodeId | None:
+        """The dispatcher as far as this node can reach it."""
+        return self._election.known_dispatcher
+
+    @property
+    def epoch(self) -> Epoch:
+        """The highest epoch that this node has followed or reigned in."""
+        return self._election.epoch
+
+    @property
+    def roster(self) -> Roster | None:
+        """The members of the mesh, as last heard."""
+        return self._registry.roster
+
+    def hello(self, now: Moment) -> Hello:
+        """Return what this node says of itself on a new link."""
+        followers = self._members.followers(self.epoch)
+        return Hello(
+            node=self._settings.node,
+            epoch=self.epoch,
+            dispatcher=self.dispatcher,
+            followers=sum(1 for _ in followers) if self.is_dispatcher else 0,
+            vector=self._journal.vector_items(),
+            uptime_s=self._election.uptime_s(now),
+            wall_ms=now.wall_ms,
+        )
+
+    def deadline(self) -> float:
+        """Return when to step again without an event, in monotonic seconds."""
+        last_s = 0.0 if self._step_s is None else self._step_s
+        machines = (
+            self._election,
+            self._members,
+            self._browsing,
+            self._dispatch,
+            self._worker,
+            self._departure,
+        )
+        times = [machine.deadline() for machine in machines]
+        latest = last_s + self._settings.timing.tick_s
+        return min([latest, *(time for time in times if time is not None)])
+
+    def step(self, event: Event, now: Moment) -> list[Effect]:
+        """Do what is due at `now`, then handle `event`; return what to do, in order."""
+        if isinstance(event, Woke | Received | PeerUp | PeerDown):
+            self._draw = event.draw
+            self._election.on_draw(event.draw)
+        effects = self._on_clock(now)
+        effects += self._on_due(now)
+        effects += self._handle(event, now)
+        effects += self._departure.on_time(now)
+        return self._conclude(effects, now)
+
+    # Time
+
+    def _on_clock(self, now: Moment) -> list[Effect]:
+        """Begin, or notice that this node itself stood still."""
+        last_s, self._step_s = self._step_s, now.mono_s
+        if last_s is None:
+            effects = self._election.seek("started", now)
+            return effects + self._browsing.start(now) + self._members.begin(now)
+        gap_s = now.mono_s - last_s
+        if gap_s > self._settings.timing.gap_s:
+            return self._wake(now)
+        if gap_s > PAUSE_S:
+            self._election.on_pause(now)
+        return []
+
+    def _wake(self, now: Moment) -> list[Effect]:
+        """The machine slept: its roles and links belong to the time before."""
+        effects = self._election.seek("woke", now)
+        for peer in tuple(self._members.peers):
+            effects += self._members.disconnect(peer, "woke", now)
+            effects += self._election.on_peer_down(peer, "woke", now)
+        return effects + self._browsing.start(now) + self._members.redial_all(now)
+
+    def _on_due(self, now: Moment) -> list[Effect]:
+        effects = self._election.on_time(now)
+        effects += self._members.on_time(now)
+        asked = self._browsing.on_time(
+            now, draw=self._draw, is_reigning=self.is_dispatcher
+        )
+        if asked:
+            effects += asked + self._members.redial_all(now)
+        effects += self._dispatch.on_time(now)
+        effects += self._worker.on_time(now)
+        if self.is_dispatcher:
+            effects += self._judge_followers(now)
+            effects += self._beat_myself(now)
+        return effects
+
+    def _judge_followers(self, now: Moment) -> list[Effect]:
+        """Give up followers that are silent for too long."""
+        effects: list[Effect] = []
+        for peer, view in tuple(self._members.followers(self.epoch)):
+            if now.mono_s - view.frame_s >= self._settings.timing.lost_s:
+                effects += self._members.disconnect(peer, "silent", now)
+                effects += self._lose(peer, "silent", now, is_worker=view.is_worker)
+        return effects
+
+    def _beat_myself(self, now: Moment) -> list[Effect]:
+        """Tell dispatch how this node's own worker is, as a follower would."""
+        if now.mono_s < self._own_beat_s or self._reign is None:
+            return []
+        self._own_beat_s = now.mono_s + self._settings.timing.heartbeat_s
+        return self._dispatch.on_heartbeat_ok(self._me, self._health(now), now)
+
+    def _health(self, now: Moment) -> HeartbeatOk:
+        worker = self._worker
+        return HeartbeatOk(
+            self.epoch, now.mono_s, worker.state, worker.credit, self._load
+        )
+
+    # Events
+
+    def _handle(self, event: Event, now: Moment) -> list[Effect]:
+        match event:
+            case Woke():
+                return []
+            case Received(peer, messages):
+                return self._on_received(peer, messages, now)
+            case PeerUp():
+                return self._on_peer_up(event, now)
+            case PeerDown(peer, reason):
+                return self._on_peer_down(peer, reason, now)
+            case Seen(adverts):
+                return self._members.on_seen(adverts, now, self._wanted())
+            case DialFailed(node):
+                self._members.on_dial_failed(event, now)
+                refused = event.was_refused
+                return self._election.on_refused(node, now) if refused else []
+            case StopAsked(drain_s):
+                return self._departure.begin(drain_s, now)
+            case _:
+                return self._handle_work(event, now)
+
+    def _handle_work(self, event: WorkEvent, now: Moment) -> list[Effect]:
+        match event:
+            case TasksSubmitted() | CancelRequested():
+                return self._on_asked(event, now)
+            case Loaded():
+                return self._dispatch.on_loaded(event, now)
+            case LiveLoaded():
+                return self._dispatch.on_live_loaded(event, now)
+            case Persisted(number):
+                return self._journal.persisted(number, now)
+            case AttemptsEnded():
+                return self._worker.on_ended(event, now)
+            case LoadSampled(load):
+                self._load = load
+                return []
+            case DrainAsked(is_draining):
+                # A node that leaves takes no work, whatever it is told.
+                is_draining = is_draining or self._departure.is_asked
+                return self._worker.drain(is_draining, now)
+
+    def _on_asked(
+        self, event: TasksSubmitted | CancelRequested, now: Moment
+    ) -> list[Effect]:
+        """Pass a request on while this node reigns."""
+        if not self._dispatch.is_reigning:
+            return [Answer(event.ticket, NotHere())]
+        if isinstance(event, TasksSubmitted):
+            return self._dispatch.on_submitted(event, now)
+        return self._dispatch.on_cancel(event, now)
+
+    # Links
+
+    def _on_received(
+        self, peer: NodeId, messages: tuple[Message, ...], now: Moment
+    ) -> list[Effect]:
+        effects: list[Effect] = []
+        for message in messages:
+            if not self._members.touch(peer, now):
+                break  # It left, or was told to leave, in mid-batch.
+            effects += self._inbound.on_message(peer, message, now)
+        return effects
+
+    def _on_peer_up(self, event: PeerUp, now: Moment) -> list[Effect]:
+        if event.peer == self._me:
+            return []
+        effects = self._on_peer_down(event.peer, "replaced", now)
+        effects += self._members.on_peer_up(event, now)
+        effects += self._election.on_peer_up(event, now)
+        return effects + self._drop_surplus(now)
+
+    def _on_peer_down(self, peer: NodeId, reason: str, now: Moment) -> list[Effect]:
+        view = self._members.on_peer_down(peer, now)
+        if view is None:
+            return []
+        effects: list[Effect] = []
+        if self.is_dispatcher and view.follows == self.epoch:
+            effects = self._lose(peer, reason, now, is_worker=view.is_worker)
+        return effects + self._election.on_peer_down(peer, reason, now)
+
+    def _lose(
+        self, peer: NodeId, reason: str, now: Moment, *, is_worker: bool
+    ) -> list[Effect]:
+        """A follower of this reign is gone; its attempts may run elsewhere."""
+        self._registry.on_lost(peer, now, is_leaving=reason in LEFT)
+        note = Note("info", "peer lost", (("peer", peer), ("reason", reason)))
+        if not is_worker:
+            return [note]
+        return [note, *self._dispatch.on_worker_down(peer, now)]
+
+    def _wanted(self) -> frozenset[NodeId]:
+        """Return the only nodes worth a link; empty: all are."""
+        roster, dispatcher = self._registry.roster, self._election.dispatcher
+        most = self._settings.limits.full_mesh_peers
+        if self._attachment is None or self.is_dispatcher or dispatcher is None:
+            return frozenset()
+        if roster is None or len(roster.members) <= most:
+            return frozenset()
+        standbys = {m.id for m in roster.members if m.role is Role.STANDBY}
+        return (
+            frozenset() if self._me in standbys else frozenset({dispatcher}) | standbys
+        )
+
+    def _drop_surplus(self, now: Moment) -> list[Effect]:
+        """In a large mesh, keep only the links that a takeover needs."""
+        wanted = self._wanted()
+        effects: list[Effect] = []
+        for peer in tuple(self._members.peers) if wanted else ():
+            if peer not in wanted:
+                effects += self._members.disconnect(peer, "attached", now)
+                effects += self._election.on_peer_down(peer, "attached", now)
+        return effects
+
+    # Consequences
+
+    def _conclude(self, effects: list[Effect], now: Moment) -> list[Effect]:
+        """Deliver what this node's halves send each other, until all is quiet."""
+        done: list[Effect] = []
+        waiting = deque(effects)
+        while True:
+            while waiting:
+                effect = waiting.popleft()
+                if isinstance(effect, Send) and effect.peer == self._me:
+                    for message in reversed(effect.messages):
+                        news = self._inbound.on_message(self._me, message, now)
+                        waiting.extendleft(reversed(news))
+                else:
+                    done.append(effect)
+            waiting.extend(self._reconcile(now))
+            if not waiting:
+                break
+        return done + self._herald.on_change(self._load, now)
+
+    def _reconcile(self, now: Moment) -> list[Effect]:
+        """Make dispatch and worker go by what the election says now."""
+        effects: list[Effect] = []
+        reign, attachment = self._election.reign, self._election.attachment
+        if reign is not self._reign:
+            effects += self._change_reign(reign, now)
+        if attachment == self._attachment:
+            return effects
+        if self._attachment is not None:
+            effects += self._worker.detach(now)
+        self._attachment = attachment
+        is_follower = attachment is not None and reign is None
+        self._members.is_redialling = not is_follower
+        if is_follower:
+            effects += self._browsing.stop()
+        elif not self._browsing.is_on:
+            effects += self._browsing.start(now)
+        if attachment is not None:
+            effects += self._worker.attach(attachment.dispatcher, attachment.epoch, now)
+        return effects
+
+    def _change_reign(self, reign: Reign | None, now: Moment) -> list[Effect]:
+        effects: list[Effect] = []
+        if self._reign is not None:
+            effects += self._dispatch.end(now)
+            self._journal.close_stream()
+        self._reign = reign
+        if reign is None:
+            return [*effects, Advertise(is_dispatcher=False, term=0)]
+        self._registry.begin(now)
+        self._journal.open_stream(reign.stream)
+        effects += self._dispatch.begin(reign.epoch, reign.stream, now)
+        if self._departure.is_asked:
+            effects += self._dispatch.pause_accepting(now)
+        effects.append(Advertise(is_dispatcher=True, term=reign.epoch.term))
+        roster = self._registry.roster
+        for member in () if roster is None else roster.members:
+            if member.id not in self._members.peers:
+                effects += self._members.dial(member.id, member.addresses, now)
+        return effects

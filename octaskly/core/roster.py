@@ -1,0 +1,201 @@
+"""The list of members that a dispatcher gives out, and unique names for them.
+
+A name that is taken becomes `<name>-<first 4 of the node id>`, for good. Members stand
+in the order in which they would succeed; those that were lost stay for a while.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+
+from octaskly.core.membership import Membership, PeerView
+from octaskly.core.messages import Member, Roster
+from octaskly.core.model import (
+    Epoch,
+    LoadSample,
+    Moment,
+    NodeId,
+    NodeState,
+    Role,
+)
+
+STANDBYS = 2  #: electable followers that are listed as such
+LOST_S = 600.0  #: a lost member is listed so long
+CHANGE_S = 0.1  #: between rosters when members come and go
+LOAD_S = 1.0  #: between rosters when only loads change
+PLAIN_MEMBERS = 16  #: both times grow with the mesh beyond this
+NAME_SUFFIX = 4  #: characters of the node id; more where that is taken, too
+NO_LOAD = LoadSample(0.0, 0.0, 0, 0)
+
+
+class Registry:
+    """Who is in the mesh: as dispatcher the author of the roster, else its reader."""
+
+    def __init__(self, names: Iterable[tuple[NodeId, str]]) -> None:
+        self.roster: Roster | None = None
+        self._names = dict(names)
+        self._lost: dict[NodeId, tuple[Member, float]] = {}
+        self._built_s: float | None = None
+
+    # Names
+
+    def name_of(self, node: NodeId, wanted: str) -> str:
+        """Return the node's name in the mesh, and give it one if it has none."""
+        given = self._names.get(node)
+        if given is not None and (given == wanted or given in _variants(wanted, node)):
+            return given
+        taken = {name for other, name in self._names.items() if other != node}
+        name = wanted if wanted not in taken else ""
+        for variant in _variants(wanted, node):
+            name = name or (variant if variant not in taken else "")
+        self._names[node] = name or node
+        return self._names[node]
+
+    def given(self, node: NodeId) -> str | None:
+        """Return the name that the mesh knows a node by."""
+        return self._names.get(node)
+
+    def learn(self, roster: Roster) -> None:
+        """Take over a dispatcher's roster."""
+        self.roster = roster
+        for member in roster.members:
+            self._names[member.id] = member.name
+
+    # Building
+
+    def begin(self, now: Moment) -> None:
+        """This node reigns: who was in the last roster is lost until it comes."""
+        self._built_s = None
+        if self.roster is None:
+            return
+        for member in self.roster.members:
+            if member.state is NodeState.LOST:
+                continue
+            self._lost[member.id] = (_lost(member), now.mono_s)
+
+    def on_lost(self, peer: NodeId, now: Moment, *, is_leaving: bool) -> None:
+        """A follower's link ended."""
+        if is_leaving or self.roster is None:
+            self._lost.pop(peer, None)
+            return
+        for member in self.roster.members:
+            if member.id == peer:
+                self._lost[peer] = (_lost(member), now.mono_s)
+
+    def build(
+        self,
+        epoch: Epoch,
+        own: Member,
+        members: Membership,
+        running: Callable[[NodeId], int],
+        now: Moment,
+    ) -> Roster | None:
+        """Return a new roster if one is due and differs from the last.
+
+        Args:
+            epoch: The reign of this node.
+            own: This node's line, except its name.
+            members: The peers; those that confirmed `epoch` are listed.
+            running: Returns how many attempts a node has.
+            now: Both clocks.
+        """
+        if now.mono_s < self._next_s(CHANGE_S):
+            return None
+        listed = [self._named(own), *self._followers(epoch, members, running, now)]
+        present = {member.id for member in listed}
+        for node, (member, since_s) in tuple(self._lost.items()):
+            if node in present or now.mono_s - since_s > LOST_S:
+                del self._lost[node]
+            else:
+                listed.append(member)
+        new = tuple(listed)
+        last = self.roster
+        is_same_reign = last is not None and last.epoch == epoch
+        if last is not None and is_same_reign and self._is_stale(new, last, now):
+            return None
+        version = last.version + 1 if last is not None and is_same_reign else 1
+        self._built_s = now.mono_s
+        self.roster = Roster(epoch, version, new)
+        return self.roster
+
+    def _is_stale(self, new: tuple[Member, ...], last: Roster, now: Moment) -> bool:
+        """Whether `new` says nothing that is worth sending yet."""
+        if _shape(new) != _shape(last.members):
+            return False
+        if now.mono_s < self._next_s(LOAD_S):
+            return True
+        return _loads(new) == _loads(last.members)
+
+    def _next_s(self, period_s: float) -> float:
+        if self._built_s is None:
+            return 0.0
+        size = 0 if self.roster is None else len(self.roster.members)
+        return self._built_s + period_s * max(1.0, size / PLAIN_MEMBERS)
+
+    def _followers(
+        self,
+        epoch: Epoch,
+        members: Membership,
+        running: Callable[[NodeId], int],
+        now: Moment,
+    ) -> list[Member]:
+        views = sorted(
+            (view.standing(now), node, view) for node, view in members.followers(epoch)
+        )
+        lines = []
+        standbys = STANDBYS
+        for _, node, view in views:
+            is_standby = standbys > 0 and view.info.electable
+            standbys -= is_standby
+            role = Role.STANDBY if is_standby else Role.WORKER
+            lines.append(self._named(_line(node, view, role, running(node))))
+        return lines
+
+    def _named(self, member: Member) -> Member:
+        return replace(member, name=self.name_of(member.id, member.name))
+
+
+def _line(node: NodeId, view: PeerView, role: Role, running: int) -> Member:
+    health = view.health
+    return Member(
+        id=node,
+        name=view.info.name,
+        role=role,
+        state=NodeState.READY if health is None else health.state,
+        addresses=view.addresses,
+        lan_port=view.info.lan_port,
+        slots=view.info.slots,
+        running=min(running, view.info.slots),
+        version=view.info.version,
+        load=NO_LOAD if health is None else health.load,
+        memory_mb=view.info.memory_mb,
+    )
+
+
+def _lost(member: Member) -> Member:
+    return replace(
+        member, role=Role.WORKER, state=NodeState.LOST, running=0, load=NO_LOAD
+    )
+
+
+def _variants(wanted: str, node: NodeId) -> tuple[str, ...]:
+    sizes = range(NAME_SUFFIX, len(node) + 1)
+    return tuple(f"{wanted}-{node[:size]}" for size in sizes)
+
+
+def _shape(members: tuple[Member, ...]) -> tuple[Member, ...]:
+    return tuple(replace(member, running=0, load=NO_LOAD) for member in members)
+
+
+def _loads(members: tuple[Member, ...]) -> list[tuple[int, int, int, int]]:
+    """Return the loads as coarsely as people care, so that idle nodes stay quiet."""
+    return [
+        (
+            member.running,
+            round(member.load.cpu_percent / 10),
+            round(member.load.load1 * 2),
+            member.load.memory_used_mb // 256,
+        )
+        for member in members
+    ]
