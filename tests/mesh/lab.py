@@ -1,0 +1,365 @@
+"""A LAN of hosts made of network namespaces, with decoys and faults.
+
+A `Lab` has a switch (a namespace with bridges) and hosts (a namespace each, with
+`eth0` plugged into the switch). Nothing in it touches the network of this machine.
+Each host also has what real machines have and what must never be advertised: a
+`docker0` with the same address everywhere, and a `tun0`. Needs root and iproute2.
+"""
+
+import http.client
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self, TypeVar
+
+from tests.mesh.agents import Agent, Answer
+from tests.mesh.netns import NETNS, end_all_in, enter, ip
+
+T = TypeVar("T")
+
+ROOT = Path(__file__).resolve().parents[2]
+REQUEST_S = 30.0
+DECOY_HOST = "172.17.0.1"  #: of the docker0 of each host
+TUNNEL_NET = "10.8.0."
+
+
+class Host:
+    """One machine of the lab."""
+
+    def __init__(self, lab: "Lab", number: int) -> None:
+        self.number = number
+        self.name = f"h{number}"
+        self.netns = f"{lab.prefix}h{number}"
+        self.port = f"p{number}"  #: of the switch
+        self.ip = f"10.77.1.{number}"
+        self.mac = f"02:77:00:00:01:{number:02x}"
+        self.link_local = f"fe80::77:ff:fe00:1{number:02x}"
+        self.folder = lab.folder / self.name
+        self.folder.mkdir()
+        self.agents: dict[str, Agent] = {}
+        self._lab = lab
+        self._tokens: dict[str, str] = {}
+        self._inside = ThreadPoolExecutor(1, initializer=enter, initargs=(self.netns,))
+
+    @property
+    def prefix(self) -> list[str]:
+        """What runs a command here; the process becomes that command, pid and all."""
+        return ["ip", "netns", "exec", self.netns]
+
+    def popen(self, *args: str, **options: Any) -> "subprocess.Popen[bytes]":
+        """Start a command here; it is killed at the end of the lab."""
+        process = subprocess.Popen([*self.prefix, *args], cwd=ROOT, **options)
+        self._lab.processes.append(process)
+        return process
+
+    def run(
+        self, *args: str, timeout_s: float = 60.0, **options: Any
+    ) -> "subprocess.CompletedProcess[str]":
+        """Run a command here to its end and return what it said."""
+        return subprocess.run(
+            [*self.prefix, *args],
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=timeout_s,
+            **options,
+        )
+
+    def call(self, function: Callable[..., T], *args: Any) -> T:
+        """Call a function on a thread that lives in this namespace.
+
+        Sockets that it makes stay in the namespace wherever they are used later.
+        """
+        return self._inside.submit(function, *args).result()
+
+    def connect(self, address: tuple[str, int], timeout_s: float) -> socket.socket:
+        """Open a TCP connection from here."""
+        return self.call(socket.create_connection, address, timeout_s)
+
+    def environ(self, name: str) -> dict[str, str]:
+        """Return the environment of an agent and of its CLI: all folders its own."""
+        folder = self.folder / name
+        own = {
+            "HOME": "home",
+            "XDG_STATE_HOME": "xdg-state",
+            "XDG_CONFIG_HOME": "xdg-config",
+            "XDG_RUNTIME_DIR": "run",
+        }
+        for place in own.values():
+            (folder / place).mkdir(parents=True, exist_ok=True, mode=0o700)
+        kept = {
+            key: value
+            for key, value in os.environ.items()
+            if not key.startswith(("OCTASKLY_", "XDG_", "NOTIFY_", "WATCHDOG_"))
+        }
+        return {**kept, **{key: str(folder / place) for key, place in own.items()}}
+
+    def agent(
+        self,
+        name: str = "",
+        *args: str,
+        secret: Path | None = None,
+        env: Mapping[str, str] | None = None,
+        is_awaited: bool = True,
+    ) -> Agent:
+        """Start an agent here, and wait until it is ready.
+
+        Args:
+            name: Of the node; that of the host when empty.
+            args: Further options of `octaskly agent`.
+            secret: The file of the mesh secret; None: the agent looks for its own.
+            env: Further variables of its environment.
+            is_awaited: Whether to wait; else look at its `description` later.
+        """
+        name = name or self.name
+        folder = self.folder / name
+        environ = {**self.environ(name), **(env or {})}
+        (folder / "work").mkdir(exist_ok=True)
+        options = ["--name", name, "--state-dir", str(folder / "state")]
+        options += ["--workdir", str(folder / "work")]
+        if secret is not None:
+            options += ["--secret-file", str(secret)]
+        with (folder / "agent.log").open("ab") as log:
+            process = self.popen(
+                *(sys.executable, "-m", "octaskly", "agent", *options, *args),
+                env=environ,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+            )
+        agent = Agent(process, folder, name)
+        self.agents[name] = agent
+        self._tokens.clear()
+        if is_awaited:
+            assert agent.description
+        return agent
+
+    @property
+    def first(self) -> Agent:
+        """The agent that was started here first, usually the only one."""
+        return next(iter(self.agents.values()))
+
+    def cli(
+        self, *args: str, name: str = "", timeout_s: float = 60.0
+    ) -> "subprocess.CompletedProcess[str]":
+        """Run `octaskly ...` here, as the user whose agent it is."""
+        return self.run(
+            *(sys.executable, "-m", "octaskly", *args),
+            env=self.environ(name or self.first.name),
+            timeout_s=timeout_s,
+        )
+
+    def token(self, role: str = "admin") -> str:
+        """Return a token of the mesh, made by the CLI of this host."""
+        if role not in self._tokens:
+            made = self.cli("token", "create", "--role", role)
+            assert made.returncode == 0, made.stderr
+            self._tokens[role] = made.stdout.strip()
+        return self._tokens[role]
+
+    def http(
+        self,
+        method: str,
+        path: str,
+        *,
+        json: Any = None,
+        token: str | None = None,
+        headers: Mapping[str, str] | None = None,
+        timeout_s: float = REQUEST_S,
+    ) -> Answer:
+        """Ask the local API of this host, from here; `token=""` sends none."""
+        described = self.first.description["api_url"]
+        port = int(described.rpartition(":")[2])
+        sent = dict(headers or {})
+        token = self.token() if token is None else token
+        if token:
+            sent["Authorization"] = f"Bearer {token}"
+        body = None
+        if json is not None:
+            sent["Content-Type"] = "application/json"
+            body = _dumps(json)
+        connection = http.client.HTTPConnection("localhost", port, timeout=timeout_s)
+        connection.sock = self.connect(("localhost", port), timeout_s)
+        try:
+            connection.request(method, path, body=body, headers=sent)
+            response = connection.getresponse()
+            return Answer(response.status, dict(response.headers), response.read())
+        finally:
+            connection.close()
+
+    def close(self) -> None:
+        """End the thread of the namespace."""
+        self._inside.shutdown(wait=True)
+
+
+class Lab:
+    """A switch with hosts; use it as a context manager."""
+
+    def __init__(self, hosts: int = 3) -> None:
+        self.prefix = f"ok{os.getpid():x}{_next_number():x}"
+        self.switch = f"{self.prefix}sw"
+        self.folder = Path(tempfile.mkdtemp(prefix="oklab-"))
+        self.processes: list[subprocess.Popen[bytes]] = []
+        self.hosts = [Host(self, number) for number in range(1, hosts + 1)]
+        self._bridges = 1
+
+    def __enter__(self) -> Self:
+        try:
+            self._build()
+        except BaseException:
+            self.close()
+            raise
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if error is not None:
+            self._show_logs()
+        self.close()
+
+    def cut(self, host: Host) -> None:
+        """Unplug a host; it hears silence, no refusals."""
+        ip(f"link set {host.port} down", netns=self.switch)
+
+    def heal(self, host: Host) -> None:
+        """Plug a host in again."""
+        ip(f"link set {host.port} up", netns=self.switch)
+
+    def split(self, *groups: Sequence[Host]) -> None:
+        """Let hosts talk within their group only; all groups stay alive."""
+        while self._bridges < len(groups):
+            ip(*_bridge_commands(self._bridges), netns=self.switch)
+            self._bridges += 1
+        self._plug({host: n for n, group in enumerate(groups) for host in group})
+
+    def join(self) -> None:
+        """End a split."""
+        self._plug(dict.fromkeys(self.hosts, 0))
+
+    def mislead(self, host: Host, peer: Host) -> None:
+        """Lose what a host sends to a peer's address; multicast still flows."""
+        nowhere = "lladdr 02:77:00:00:09:99 nud permanent dev eth0"
+        ip(
+            f"neigh replace {peer.ip} {nowhere}",
+            f"neigh replace {peer.link_local} {nowhere}",
+            netns=host.netns,
+        )
+
+    def lead(self, host: Host, peer: Host) -> None:
+        """End `mislead`."""
+        ip(
+            f"neigh del {peer.ip} dev eth0",
+            f"neigh del {peer.link_local} dev eth0",
+            netns=host.netns,
+        )
+
+    def close(self) -> None:
+        """End every process of the lab and take it down."""
+        for name in self._namespaces():
+            end_all_in(name)
+        for process in self.processes:
+            process.kill()
+            process.wait()
+            for stream in (process.stdin, process.stdout, process.stderr):
+                if stream is not None:
+                    stream.close()
+        for host in self.hosts:
+            host.close()
+        ip(*(f"netns del {name}" for name in self._namespaces()))
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _build(self) -> None:
+        names = [self.switch, *(host.netns for host in self.hosts)]
+        ip(*(f"netns add {name}" for name in names))
+        ip(*_bridge_commands(0), netns=self.switch)
+        for host in self.hosts:
+            # Without it a link-local address is not usable for a second or two.
+            quick = "echo 0 > /proc/sys/net/ipv6/conf/default/accept_dad"
+            done = host.run("sh", "-c", quick)
+            assert done.returncode == 0 or "nonexistent" in done.stderr, done.stderr
+        ip(*map(_cable_command, self.hosts), netns=self.switch)
+        ip(
+            *(f"link set {host.port} master br0 up" for host in self.hosts),
+            netns=self.switch,
+        )
+        for host in self.hosts:
+            ip(*_host_commands(host), netns=host.netns)
+
+    def _plug(self, bridges: Mapping[Host, int]) -> None:
+        ip(
+            *(
+                f"link set {host.port} master br{number}"
+                for host, number in bridges.items()
+            ),
+            netns=self.switch,
+        )
+
+    def _namespaces(self) -> list[str]:
+        """Return those that exist; building may have ended half-way."""
+        if not NETNS.is_dir():
+            return []
+        return [path.name for path in NETNS.glob(f"{self.prefix}*")]
+
+    def _show_logs(self) -> None:
+        """Print the end of each agent's log, for the report of a failed test."""
+        for host in self.hosts:
+            for agent in host.agents.values():
+                lines = agent.log.splitlines()[-60:]
+                print(
+                    f"--- {agent.name} (exit {agent.process.poll()})", *lines, sep="\n"
+                )
+
+
+def _bridge_commands(number: int) -> list[str]:
+    """Return what makes a bridge that floods multicast and forwards at once."""
+    kind = "type bridge mcast_snooping 0 stp_state 0 forward_delay 0"
+    return [f"link add br{number} {kind}", f"link set br{number} up"]
+
+
+def _cable_command(host: Host) -> str:
+    """Return what makes the cable between the switch and a host."""
+    return f"link add {host.port} type veth peer name eth0 netns {host.netns}"
+
+
+def _host_commands(host: Host) -> list[str]:
+    """Return what gives a host its addresses and decoys."""
+    tunnel = f"{TUNNEL_NET}{host.number} peer {TUNNEL_NET}254"
+    return [
+        "link set lo up",
+        f"link set eth0 address {host.mac} multicast on up",
+        f"addr add {host.ip}/24 dev eth0",
+        "route add 224.0.0.0/4 dev eth0",
+        "link add docker0 type bridge",
+        f"addr add {DECOY_HOST}/16 dev docker0",
+        "link set docker0 up",
+        "tuntap add dev tun0 mode tun",
+        f"addr add {tunnel} dev tun0",
+        "link set tun0 up",
+    ]
+
+
+_made = 0
+
+
+def _next_number() -> int:
+    """Count the labs of this process, so that their names differ."""
+    global _made  # noqa: PLW0603  names of namespaces are global to the machine
+    _made += 1
+    return _made
+
+
+def _dumps(value: Any) -> bytes:
+    return json.dumps(value).encode()

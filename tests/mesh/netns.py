@@ -1,0 +1,89 @@
+"""Network namespaces: the `ip` command, their processes, and bounded waiting."""
+
+import contextlib
+import ctypes
+import os
+import shutil
+import signal
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeVar
+
+T = TypeVar("T")
+
+NETNS = Path("/run/netns")
+END_S = 5.0  #: for killed processes to be gone
+CLONE_NEWNET = 0x40000000
+
+
+def missing() -> str | None:
+    """Return why no lab can be made here, None where it can."""
+    if os.geteuid() != 0:
+        return "network namespaces need root"
+    if shutil.which("ip") is None:
+        return "the command ip is missing: apt install iproute2"
+    probe = f"okt{os.getpid():x}"
+    made = subprocess.run(
+        ["ip", "netns", "add", probe], capture_output=True, text=True, check=False
+    )
+    if made.returncode != 0:
+        return f"no network namespace can be made: {made.stderr.strip()}"
+    ip(f"netns del {probe}")
+    return None
+
+
+def ip(*commands: str, netns: str | None = None) -> None:
+    """Run `ip` commands in order, in a namespace; a failure shows what it said."""
+    place = [] if netns is None else ["-n", netns]
+    done = subprocess.run(
+        ["ip", *place, "-batch", "-"],
+        input="\n".join(commands) + "\n",
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, f"{done.stderr}in: {commands}"
+
+
+def wait_until(
+    what: str, is_true: Callable[[], T], *, within_s: float, every_s: float = 0.05
+) -> T:
+    """Return the first true answer, or fail with what was waited for."""
+    deadline_s = time.monotonic() + within_s
+    while True:
+        answer = is_true()
+        if answer:
+            return answer
+        assert time.monotonic() < deadline_s, f"not within {within_s} s: {what}"
+        time.sleep(every_s)
+
+
+def pids_in(netns: str) -> list[int]:
+    """Return the processes in a namespace, orphans and daemons too."""
+    done = subprocess.run(
+        ["ip", "netns", "pids", netns], capture_output=True, text=True, check=False
+    )
+    return [int(word) for word in done.stdout.split() if int(word) != os.getpid()]
+
+
+def end_all_in(netns: str) -> None:
+    """Kill every process in a namespace, and what those start meanwhile."""
+
+    def is_empty() -> bool:
+        pids = pids_in(netns)
+        for pid in pids:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        return not pids
+
+    wait_until(f"{netns} is empty", is_empty, within_s=END_S)
+
+
+def enter(netns: str) -> None:
+    """Move the calling thread, and no other, into a namespace."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    with (NETNS / netns).open() as namespace:
+        if libc.setns(namespace.fileno(), CLONE_NEWNET) != 0:
+            raise OSError(ctypes.get_errno(), "setns")
