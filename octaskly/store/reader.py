@@ -37,10 +37,15 @@ def load(db: sqlite3.Connection, after_ord: int, limit: int) -> Loaded:
 
 
 def load_live(db: sqlite3.Connection) -> tuple[TaskRecord, ...]:
-    """Return tasks whose latest attempt has no end, oldest first."""
+    """Return tasks of which an attempt has no end, oldest first.
+
+    Besides those that run, a few that are decided: cancelled but not yet ended.
+    """
     found = db.execute(
-        f"SELECT {rows.TASK_COLUMNS} FROM tasks INDEXED BY tasks_live"  # noqa: S608
-        " WHERE is_live = 1 ORDER BY key"
+        f"SELECT {rows.TASK_COLUMNS} FROM tasks INDEXED BY tasks_state"  # noqa: S608
+        " WHERE state = 1"
+        f" UNION ALL SELECT {rows.TASK_COLUMNS} FROM tasks INDEXED BY tasks_live"
+        " WHERE is_live = 1 AND state > 1 ORDER BY key"
     ).fetchall()
     return _records(db, found)
 

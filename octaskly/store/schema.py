@@ -69,7 +69,7 @@ CREATE TABLE tasks (
     created_ms INTEGER NOT NULL
 ) STRICT;
 CREATE INDEX tasks_queued ON tasks (ord) WHERE state = 0;
-CREATE INDEX tasks_live ON tasks (key) WHERE is_live = 1;
+CREATE INDEX tasks_live ON tasks (key) WHERE is_live = 1 AND state > 1;
 CREATE INDEX tasks_state ON tasks (state, key);
 CREATE INDEX tasks_node ON tasks (node, key, state) WHERE node IS NOT NULL;
 CREATE INDEX tasks_sequence ON tasks (sequence) WHERE sequence IS NOT NULL;

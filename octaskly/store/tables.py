@@ -55,6 +55,7 @@ class _Task:
     outputs: dict[AttemptId, int] = field(default_factory=dict)
     counted: _Count | None = None  #: what `counts` and the row say
     stored_spec: TaskSpec | None = None
+    is_final: bool = False  #: as of the row
     changed: set[AttemptId] = field(default_factory=set)
 
 
@@ -203,7 +204,8 @@ class Tables:
         kept = (fact.outcome.stdout, fact.outcome.stderr)
         if kept == (b"", b""):
             return entry, None
-        stripped = replace(entry, fact=replace(fact, outcome=rows.bare(fact.outcome)))
+        bare = Finished(fact.task, fact.attempt, fact.node, rows.bare(fact.outcome))
+        stripped = Entry(entry.stream, entry.seq, entry.hlc, bare)
         # A result that is told again, to another dispatcher, is not kept twice.
         known = task.outputs.get(fact.attempt)
         if known is not None and self._output(known) == kept:
@@ -300,6 +302,7 @@ class Tables:
             if spec != task.stored_spec:
                 changes.specs.append((*rows.spec_row(spec), task.key))
         task.stored_spec = spec
+        task.is_final = state.is_final
         changes.attempts += self._attempt_rows(task, task.key)
         count = (node or "", number)
         if count != task.counted:
@@ -354,7 +357,7 @@ class Tables:
         """Keep unfinished tasks at hand."""
         cache = self._cache
         for task_id, task in touched.items():
-            if task.key is not None and not task.record.state.is_final:
+            if task.key is not None and not task.is_final:
                 cache[task_id] = task
                 cache.move_to_end(task_id)
             else:
