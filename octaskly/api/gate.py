@@ -192,13 +192,11 @@ class Gate:
         """Keep out browsers that a foreign page sent."""
         handler = _protocol(request)
         if not handler.is_socket and handler.peer is None:
-            target = request.url.authority if request.url.host else None
             own = handler.own_addresses
             if handler.is_lan:
                 own = own | self._own_names
             hosts = request.headers.getall("Host", [])
-            uri_host = target if _is_absolute(request) else None
-            self._guard.check_host(hosts, uri_host, own)
+            self._guard.check_host(hosts, _target_host(request), own)
         scheme = "https" if handler.is_lan else "http"
         seen.origin = self._guard.allowed_origin(request.headers, scheme)
 
@@ -259,8 +257,12 @@ def _protocol(request: web.BaseRequest) -> Handler:
     return request.protocol  # type: ignore[return-value]  # made by ApiServer alone
 
 
-def _is_absolute(request: web.Request) -> bool:
-    return not request.raw_path.startswith(("/", "*"))
+def _target_host(request: web.Request) -> str | None:
+    """Return the authority of a target in absolute form, which counts as a Host."""
+    target = request.raw_path
+    if target.startswith(("/", "*")):
+        return None
+    return target.partition("://")[2].partition("/")[0] or target
 
 
 def _allowed(failure: web.HTTPException | None) -> str:

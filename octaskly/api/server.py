@@ -292,7 +292,11 @@ class ApiServer:
     def _application(self) -> web.Application:
         app = web.Application(middlewares=[self._gate.middleware])
         for route in ROUTES:
-            app.router.add_route(route.method, route.path, self._gate.endpoint(route))
+            handle = self._gate.endpoint(route)
+            resource = app.router.add_resource(route.path)
+            resource.add_route(route.method, handle)
+            if route.method == "GET":
+                resource.add_route("HEAD", handle)
         return app
 
 

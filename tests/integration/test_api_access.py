@@ -1,0 +1,520 @@
+"""Who gets in: the whole route table, roles, browsers, sockets, unpaired nodes."""
+
+from __future__ import annotations
+
+import asyncio
+import http.client
+import json
+import os
+import socket
+import stat
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from aiohttp import web
+
+from octaskly.api import Deadlines, server
+from tests.integration.api_node import (
+    ADMIN,
+    CLIENT,
+    VIEWER,
+    Answer,
+    ApiNode,
+    api_node,
+    ask,
+    assert_problem,
+    assert_standard_headers,
+    exchange,
+    parse,
+)
+from tests.integration.fake_gateway import FakeGateway
+
+OPEN = {("GET", "/health"), ("HEAD", "/health")}
+
+
+@pytest.fixture
+async def node() -> AsyncIterator[ApiNode]:
+    async with api_node() as started:
+        yield started
+
+
+def _routes(node: ApiNode) -> list[tuple[str, str]]:
+    """Return method and a concrete path of every route that the router really has."""
+    sample = {"id": "x", "name": "x", "path": "x", "term": "1", "stream": "1", "n": "1"}
+    found = []
+    for route in node.server.app.router.routes():
+        assert route.resource is not None
+        path = route.resource.url_for(**_parts(route.resource, sample)).path
+        found.append((route.method, path))
+    return found
+
+
+def _parts(resource: web.AbstractResource, sample: dict[str, str]) -> dict[str, str]:
+    pattern = resource.get_info().get("pattern")
+    return {name: sample[name] for name in pattern.groupindex} if pattern else {}
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {},
+        {"Authorization": "Bearer forged"},
+        {"Octaskly-Principal": "admin ana", "Octaskly-Hop": "node-b"},
+        {"Origin": "http://localhost:8080"},
+    ],
+    ids=["no token", "bad token", "stated principal", "local page"],
+)
+async def test_every_route_but_health_needs_a_principal(
+    node: ApiNode, headers: dict[str, str]
+) -> None:
+    """The real route table is walked, so a new route cannot be forgotten."""
+    routes = _routes(node)
+
+    answers = {
+        (method, path): await node.ask(method, path, headers=headers)
+        for method, path in routes
+    }
+
+    assert len(routes) >= 15
+    for (method, path), answer in answers.items():
+        if (method, path) in OPEN:
+            assert answer.status == 200, (method, path)
+        else:
+            assert answer.status == 401, (method, path)
+            assert answer.headers["www-authenticate"] == "Bearer"
+            if method != "HEAD":
+                assert_problem(answer, 401, "Missing or invalid authentication token")
+
+
+async def test_route_without_access_rule_is_closed(node: ApiNode) -> None:
+    """A handler that somebody adds around the table answers nobody."""
+
+    async def handle(request: web.Request) -> web.Response:
+        return web.Response(text="open")
+
+    other = server.ApiServer(
+        FakeGateway(),
+        verify=lambda _: pytest.fail("not reached"),
+        node_name="x",
+        clock=node.server._gate._parts.clock,
+        peer_node_id=lambda _: None,
+    )
+    other.app.router.add_get("/added", handle)
+    port = await other.start_local(0)
+    try:
+        answer = await ask(port, "GET", "/added", headers=ADMIN)
+    finally:
+        await other.close()
+
+    assert_problem(answer, 403, "Insufficient permissions")
+
+
+async def test_nodes_certificate_route_takes_no_token(node: ApiNode) -> None:
+    """What nodes ask each other is closed to admins, too."""
+    path = "/internal/v1/outputs/x/1/1/1/x"
+
+    answer = await node.ask("GET", path, headers=ADMIN)
+
+    assert_problem(answer, 401)
+
+
+@pytest.mark.parametrize(
+    ("headers", "status"), [(ADMIN, 201), (CLIENT, 403), (VIEWER, 403)]
+)
+async def test_only_admins_mint_tokens(
+    node: ApiNode, headers: dict[str, str], status: int
+) -> None:
+    """A token cannot make a mightier one."""
+    answer = await node.ask(
+        "POST", "/api/v1/tokens", headers=headers, body={"role": "viewer"}
+    )
+
+    assert answer.status == status
+
+
+async def test_token_has_the_asked_role_subject_and_life(node: ApiNode) -> None:
+    """24 hours and the caller's own name unless said otherwise."""
+    plain = await node.ask(
+        "POST", "/api/v1/tokens", headers=ADMIN, body={"role": "client"}
+    )
+    body = {"role": "viewer", "subject": "grafana", "expires_s": 60}
+    named = await node.ask("POST", "/api/v1/tokens", headers=ADMIN, body=body)
+
+    assert plain.json == {
+        "token": "client:ana:86400",
+        "expires_at": "2026-02-07T12:00:00Z",
+    }
+    assert named.json == {
+        "token": "viewer:grafana:60",
+        "expires_at": "2026-02-06T12:01:00Z",
+    }
+
+
+@pytest.mark.parametrize(
+    ("body", "field"),
+    [
+        ({}, "$.role"),
+        ({"role": "root"}, "$.role"),
+        ({"role": "admin", "expires_s": 0}, "$.expires_s"),
+        ({"role": "admin", "expires_s": 90 * 86400 + 1}, "$.expires_s"),
+        ({"role": "admin", "subject": "a\nb"}, "$.subject"),
+        ({"role": "admin", "subject": ""}, "$.subject"),
+        ({"rol": "admin"}, "$.rol"),
+    ],
+)
+async def test_bad_token_request_names_the_field(
+    node: ApiNode, body: dict[str, object], field: str
+) -> None:
+    """As for tasks."""
+    answer = await node.ask("POST", "/api/v1/tokens", headers=ADMIN, body=body)
+
+    assert_problem(answer, 400)
+    assert answer.json["field"] == field
+
+
+# --- browsers ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "origin",
+    [
+        "http://localhost:8080",
+        "http://localhost",
+        "https://localhost:5173",
+        "http://127.0.0.1:3000",
+        "https://dash.example",
+    ],
+)
+async def test_allowed_origin_is_reflected(origin: str) -> None:
+    """On answers and on errors, with Vary, and never with credentials."""
+    async with api_node(cors_origins=["https://dash.example"]) as node:
+        headers = {"Origin": origin, "Sec-Fetch-Site": "cross-site"}
+        good = await node.ask("GET", "/health", headers=headers)
+        bad = await node.ask("GET", "/nowhere", headers=headers)
+
+    for answer in (good, bad):
+        assert answer.headers["access-control-allow-origin"] == origin
+        assert answer.headers["vary"] == "Origin"
+        exposed = answer.headers["access-control-expose-headers"]
+        assert exposed == "X-Request-ID, X-Response-Time-ms"
+        assert "access-control-allow-credentials" not in answer.headers
+
+
+async def test_answer_without_origin_allows_none(node: ApiNode) -> None:
+    """But a cache must know that it could have been otherwise."""
+    answer = await node.ask("GET", "/health")
+
+    assert "access-control-allow-origin" not in answer.headers
+    assert answer.headers["vary"] == "Origin"
+
+
+@pytest.mark.parametrize("path", ["/api/v1/tasks", "/api/v1/tasks/x", "/nowhere"])
+async def test_preflight_needs_no_token(node: ApiNode, path: str) -> None:
+    """204 without a body, naming methods and headers."""
+    headers = {
+        "Origin": "http://localhost:8080",
+        "Access-Control-Request-Method": "POST",
+        "Access-Control-Request-Headers": "authorization,content-type",
+    }
+
+    answer = await node.ask("OPTIONS", path, headers=headers)
+
+    assert (answer.status, answer.body) == (204, b"")
+    given = answer.headers
+    assert given["access-control-allow-origin"] == "http://localhost:8080"
+    assert given["access-control-allow-methods"] == "GET, POST, DELETE, OPTIONS"
+    allowed = given["access-control-allow-headers"].split(", ")
+    assert allowed[:3] == ["Content-Type", "Authorization", "X-Custom-Header"]
+    assert set(allowed[3:]) == {"Idempotency-Key", "Last-Event-ID"}
+    assert int(given["access-control-max-age"]) > 0
+    assert given["x-request-id"]
+
+
+@pytest.mark.parametrize("site", ["same-origin", "same-site", "none"])
+async def test_pages_of_this_machine_and_typed_urls_pass(
+    node: ApiNode, site: str
+) -> None:
+    """Only a foreign site is kept out."""
+    answer = await node.ask("GET", "/health", headers={"Sec-Fetch-Site": site})
+
+    assert answer.status == 200
+
+
+# --- health, and nodes without a mesh ----------------------------------------------
+
+
+async def test_health_needs_nothing(node: ApiNode) -> None:
+    """Status, version and uptime; parameters against caches are ignored."""
+    answer = await node.ask("GET", "/health?x=1")
+
+    assert answer.status == 200
+    assert_standard_headers(answer)
+    body = answer.json
+    assert (body["status"], body["uptime_seconds"]) == ("healthy", 3600)
+    assert isinstance(body["version"], str)
+
+
+async def test_health_of_a_node_that_cannot_serve(node: ApiNode) -> None:
+    """503 with the reason; the one error whose status is a word."""
+    node.gateway.failure = "Database connection failed"
+
+    answer = await node.ask("GET", "/health")
+
+    assert answer.status == 503
+    assert answer.json["status"] == "unhealthy"
+    assert answer.json["message"] == "Database connection failed"
+
+
+@pytest.mark.parametrize(
+    ("method", "path"),
+    [("GET", "/api/v1/tasks"), ("POST", "/api/v1/tokens"), ("GET", "/nowhere")],
+)
+async def test_unpaired_node_says_how_to_join(method: str, path: str) -> None:
+    """It has no key to verify a token with, so all but health is 503."""
+    async with api_node(FakeGateway(mesh_id=None)) as node:
+        health = await node.ask("GET", "/health")
+        answer = await node.ask(method, path, headers=ADMIN)
+
+    assert health.status == 200
+    assert_problem(answer, 503)
+    assert "--secret-file" in answer.json["hint"]
+
+
+# --- the UNIX socket ---------------------------------------------------------------
+
+
+class _Local(http.client.HTTPConnection):
+    def __init__(self, path: Path) -> None:
+        super().__init__("whatever.example", timeout=10)
+        self._path = str(path)
+
+    def connect(self) -> None:
+        self.sock = socket.socket(socket.AF_UNIX)
+        self.sock.connect(self._path)
+
+
+def _ask_local(path: Path, method: str, target: str, body: Any = None) -> Answer:
+    connection = _Local(path)
+    try:
+        data = None if body is None else json.dumps(body)
+        headers = {"Content-Type": "application/json"} if data else {}
+        connection.request(method, target, data, headers)
+        got = connection.getresponse()
+        names = {name.lower(): value for name, value in got.getheaders()}
+        return Answer(got.status, names, got.read())
+    finally:
+        connection.close()
+
+
+async def test_local_user_is_admin_without_a_token(
+    node: ApiNode, tmp_path: Path
+) -> None:
+    """Known by its credentials, whatever Host it sends."""
+    path = tmp_path / "api.sock"
+    await node.server.start_unix(path)
+
+    answer = await asyncio.to_thread(
+        _ask_local, path, "POST", "/api/v1/tasks", {"command": "true"}
+    )
+
+    assert answer.status == 201
+    principal, _ = node.gateway.submissions[0]
+    assert principal.role == "admin"
+    assert principal.subject.startswith("local:")
+    assert principal.subject.endswith("@laptop-01")
+
+
+async def test_socket_file_is_private_and_goes_with_the_server(tmp_path: Path) -> None:
+    """0600 without a group; nothing is left behind."""
+    path = tmp_path / "api.sock"
+    async with api_node() as node:
+        await node.server.start_unix(path, "no-such-group-here")
+        mode = stat.S_IMODE(path.stat().st_mode)
+
+    assert mode == 0o600
+    assert not path.exists()
+
+
+async def test_socket_of_a_dead_process_is_replaced(
+    node: ApiNode, tmp_path: Path
+) -> None:
+    """One that answers is not."""
+    path = tmp_path / "api.sock"
+    with socket.socket(socket.AF_UNIX) as dead:
+        dead.bind(str(path))
+
+    await node.server.start_unix(path)
+    async with api_node() as second:
+        with pytest.raises(OSError, match="another process serves"):
+            await second.server.start_unix(path)
+
+    answer = await asyncio.to_thread(_ask_local, path, "GET", "/health")
+    assert answer.status == 200
+
+
+async def test_file_that_is_no_socket_is_left_alone(
+    node: ApiNode, tmp_path: Path
+) -> None:
+    """A typo in a setting must not delete a file."""
+    path = tmp_path / "notes.txt"
+    path.write_text("mine")
+
+    with pytest.raises(OSError, match="not a socket"):
+        await node.server.start_unix(path)
+
+    assert path.read_text() == "mine"
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root to become somebody else")
+async def test_other_local_users_are_refused(node: ApiNode, tmp_path: Path) -> None:
+    """403 even where the file lets them in."""
+    path = tmp_path / "api.sock"
+    await node.server.start_unix(path)
+    path.chmod(0o666)
+    for folder in (tmp_path, *tmp_path.parents[:-2]):
+        folder.chmod(0o755)
+    # The kernel notes who connects, so it is enough to be somebody else just then.
+    connection = socket.socket(socket.AF_UNIX)
+    os.setegid(65534)
+    os.seteuid(65534)
+    try:
+        connection.connect(str(path))
+    finally:
+        os.seteuid(0)
+        os.setegid(0)
+
+    reader, writer = await asyncio.open_connection(sock=connection)
+    writer.write(b"GET /api/v1/tasks HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+    raw = await reader.read()
+    writer.close()
+
+    assert_problem(parse(raw), 403, "Access denied")
+
+
+# --- connections -------------------------------------------------------------------
+
+
+async def test_taken_port_is_an_oserror(node: ApiNode) -> None:
+    """The agent decides what to do about it."""
+    async with api_node() as other:
+        with pytest.raises(OSError, match=str(node.port)):
+            await other.server.start_local(node.port)
+
+
+async def test_both_loopback_addresses_share_the_port(node: ApiNode) -> None:
+    """`localhost` may mean either."""
+    reader, writer = await asyncio.open_connection("::1", node.port)
+    writer.write(
+        b"GET /health HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
+    )
+
+    answer = parse(await reader.read())
+    writer.close()
+
+    assert answer.status == 200
+
+
+async def test_connections_over_the_limit_are_dropped(
+    node: ApiNode, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """The UNIX socket keeps a reserve, so the local CLI still works."""
+    monkeypatch.setattr(server, "CONNECTIONS_MAX", 3)
+    path = tmp_path / "api.sock"
+    await node.server.start_unix(path)
+    idle = [await asyncio.open_connection("127.0.0.1", node.port) for _ in range(3)]
+
+    refused = await exchange(
+        node.port, b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n"
+    )
+    local = await asyncio.to_thread(_ask_local, path, "GET", "/health")
+    for _, writer in idle:
+        writer.close()
+
+    assert refused == b""
+    assert local.status == 200
+
+
+async def test_connection_is_kept_for_many_requests(node: ApiNode) -> None:
+    """Keep-alive works, also after an error."""
+    one = b"GET /nowhere HTTP/1.1\r\nHost: localhost\r\n\r\n"
+    last = b"GET /health HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
+
+    raw = await exchange(node.port, one * 3 + last)
+
+    assert raw.count(b"HTTP/1.1 404") == 3
+    assert raw.count(b"HTTP/1.1 200") == 1
+
+
+async def test_close_lets_requests_in_flight_finish() -> None:
+    """Accepted work is answered; a long poll ends at once with the state as it is."""
+    async with api_node(deadlines=Deadlines(shutdown_s=5)) as node:
+        task = await node.submit()
+        node.gateway.held.clear()
+        async with asyncio.timeout(4), asyncio.TaskGroup() as group:
+            posted = group.create_task(
+                node.ask("POST", "/api/v1/tasks", headers=ADMIN, body={"command": "a"})
+            )
+            polled = group.create_task(
+                node.ask("GET", f"/api/v1/tasks/{task}?wait=60", headers=ADMIN)
+            )
+            while len(node.gateway.submissions) < 2 or not node.server._waits._limits:
+                await asyncio.sleep(0.01)
+            asyncio.get_running_loop().call_later(0.2, node.gateway.held.set)
+            await node.server.close()
+
+    assert posted.result().status == 201
+    assert polled.result().json["status"] == "queued"
+
+
+async def test_served_requests_are_told_to_the_log(node: ApiNode) -> None:
+    """Who asked what, how it went, in one plain line."""
+    await node.ask("GET", "/api/v1/tasks?limit=1%0A", headers=ADMIN)
+
+    served = node.served[0]
+
+    assert (served.method, served.path, served.status) == ("GET", "/api/v1/tasks", 400)
+    assert served.subject == "ana"
+
+
+# --- nodes and statistics ----------------------------------------------------------
+
+
+async def test_stats_have_the_shape_of_the_reference(node: ApiNode) -> None:
+    """Counts of the mesh, the dispatcher's machine, the log."""
+    await node.submit()
+
+    answer = await node.ask("GET", "/api/v1/stats", headers=VIEWER)
+
+    body = answer.json
+    assert body["workers"] == {"total": 3, "active": 2, "idle": 1}
+    assert body["tasks"]["queued"] == 1
+    assert set(body["tasks"]) == {
+        "queued",
+        "running",
+        "completed",
+        "failed",
+        "cancelled",
+    }
+    assert body["system"] == {
+        "uptime_seconds": 86400,
+        "memory_usage_mb": 512,
+        "cpu_usage_percent": 25.5,
+    }
+    assert body["database"] == {"total_tasks": 1, "disk_size_mb": 15}
+
+
+async def test_nodes_are_listed_and_found_by_name_or_id(node: ApiNode) -> None:
+    """A path that names no member is 404."""
+    listed = await node.ask("GET", "/api/v1/nodes", headers=VIEWER)
+    by_name = await node.ask("GET", "/api/v1/nodes/laptop-01", headers=VIEWER)
+    by_id = await node.ask("GET", "/api/v1/nodes/node-a", headers=VIEWER)
+    nobody = await node.ask("GET", "/api/v1/nodes/nobody", headers=VIEWER)
+
+    assert listed.json["total"] == 1
+    assert listed.json["nodes"] == [by_name.json]
+    assert by_name.json == by_id.json
+    assert by_name.json["addresses"] == ["127.0.0.1:7878", "[::1]:7878"]
+    assert (by_name.json["role"], by_name.json["state"]) == ("dispatcher", "ready")
+    assert_problem(nobody, 404, "Worker not found")

@@ -1,0 +1,631 @@
+"""Requests that reach a node which is not dispatcher, over real mutual TLS."""
+
+from __future__ import annotations
+
+import asyncio
+import ssl
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from octaskly.api import Deadlines
+from octaskly.core.model import AttemptState, Outcome, OutputFile, Reason
+from octaskly.ports import Principal
+from octaskly.trust import secret as secrets_of
+from octaskly.trust.authority import MeshTrust
+from octaskly.trust.identity import NodeKey
+from tests.integration.api_node import (
+    ADMIN,
+    CLIENT,
+    JSON,
+    VIEWER,
+    Answer,
+    ApiNode,
+    api_node,
+    ask,
+    assert_problem,
+    assert_standard_headers,
+)
+from tests.integration.fake_gateway import FakeGateway
+
+TASKS = "/api/v1/tasks"
+FAST = Deadlines(hold_s=1.0, connect_s=0.3, shutdown_s=1.0)
+SECRET = secrets_of.generate()
+
+
+@dataclass
+class Member:
+    """A node with both listeners."""
+
+    api: ApiNode
+    trust: MeshTrust
+    lan_port: int
+
+    @property
+    def gateway(self) -> FakeGateway:
+        return self.api.gateway
+
+    @property
+    def lan_url(self) -> str:
+        return f"https://127.0.0.1:{self.lan_port}"
+
+    def follow(self, other: Member, term: int = 1) -> None:
+        """See `other` as dispatcher."""
+        view = self.gateway.view_of(
+            other.gateway.node_id, term=term, lan_urls=[other.lan_url]
+        )
+        self.gateway.elect(view)
+
+    def reign(self, term: int = 1) -> None:
+        """See itself as dispatcher."""
+        view = self.gateway.view_of(self.gateway.node_id, term=term)
+        self.gateway.elect(view)
+
+
+class Mesh(AsyncExitStack):
+    """Members that share one secret."""
+
+    async def member(self, name: str, deadlines: Deadlines = FAST) -> Member:
+        trust = MeshTrust(SECRET, NodeKey.generate())
+        api = await self.enter_async_context(
+            api_node(
+                FakeGateway(trust.node_id, name=name),
+                node_name=name,
+                lan_ssl=trust.lan_server_context([name], ["127.0.0.1"]),
+                forward_ssl=trust.lan_client_context(),
+                peer_node_id=trust.peer_node_id,
+                deadlines=deadlines,
+            )
+        )
+        return Member(api, trust, await api.server.start_lan(["127.0.0.1"], 0))
+
+
+@pytest.fixture
+async def mesh() -> AsyncIterator[Mesh]:
+    async with Mesh() as started:
+        yield started
+
+
+@pytest.fixture
+async def front(mesh: Mesh) -> Member:
+    return await mesh.member("front")
+
+
+@pytest.fixture
+async def back(mesh: Mesh, front: Member) -> Member:
+    member = await mesh.member("back")
+    front.follow(member)
+    return member
+
+
+def _stranger() -> ssl.SSLContext:
+    """Return the context of a client that trusts the mesh, without a certificate."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname = False
+    trust = MeshTrust(SECRET, NodeKey.generate())
+    context.load_verify_locations(cadata=trust.ca_pem())
+    return context
+
+
+async def test_task_reaches_the_dispatcher_with_its_submitter(
+    front: Member, back: Member
+) -> None:
+    """The front authenticates; the dispatcher is told for whom."""
+    headers = CLIENT | {"Idempotency-Key": "k", "X-Request-ID": "r1"}
+
+    answer = await front.api.ask("POST", TASKS, headers=headers, body={"command": "a"})
+
+    assert answer.status == 201
+    assert_standard_headers(answer)
+    assert answer.headers["x-request-id"] == "r1"
+    assert answer.headers["octaskly-dispatcher"] == "back"
+    assert answer.headers["octaskly-replicas"] == "1"
+    principal = Principal(subject="bo", role="client", node=front.gateway.node_id)
+    assert back.gateway.submissions == [(principal, "k")]
+    assert front.gateway.records == {}
+    assert back.api.served[0].request_id == "r1"
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status"),
+    [
+        ("GET", TASKS, 200),
+        ("GET", f"{TASKS}?limit=5&status=queued", 200),
+        ("GET", f"{TASKS}/task-001", 200),
+        ("HEAD", f"{TASKS}/task-001", 200),
+        ("GET", f"{TASKS}/unknown", 404),
+        ("GET", f"{TASKS}/a%2Fb", 400),
+        ("GET", f"{TASKS}/%2e%2e", 400),
+        ("GET", "/api/v1/stats", 200),
+        ("GET", "/api/v1/nodes", 200),
+        ("GET", "/api/v1/nodes/back", 200),
+        ("GET", "/api/v1/nodes/nobody", 404),
+        ("DELETE", f"{TASKS}/task-001", 200),
+    ],
+)
+async def test_forwarded_answer_is_the_direct_one(
+    front: Member, back: Member, method: str, path: str, status: int
+) -> None:
+    """Whichever node is asked, body and headers are the same."""
+    await back.api.submit()
+
+    forwarded = await front.api.ask(method, path, headers=ADMIN)
+    direct = await back.api.ask(method, path, headers=ADMIN)
+
+    def lasting(answer: Answer) -> dict[str, str]:
+        varying = ("date", "x-request-id", "x-response-time-ms")
+        return {k: v for k, v in answer.headers.items() if k not in varying}
+
+    assert forwarded.status == direct.status == status
+    assert forwarded.body == direct.body
+    assert lasting(forwarded) == lasting(direct)
+
+
+async def test_local_routes_are_not_forwarded(front: Member, back: Member) -> None:
+    """Each node answers for its own health and mints with its own key."""
+    back.gateway.failure = "broken"
+
+    health = await front.api.ask("GET", "/health")
+    token = await front.api.ask(
+        "POST", "/api/v1/tokens", headers=ADMIN, body={"role": "viewer"}
+    )
+
+    assert (health.status, token.status) == (200, 201)
+    assert back.api.served == []
+
+
+async def test_large_batch_and_large_list_pass(front: Member, back: Member) -> None:
+    """Bodies above one buffer, in both directions."""
+    body = [{"command": f"echo {n} {'x' * 500}"} for n in range(1000)]
+
+    created = await front.api.ask("POST", TASKS, headers=ADMIN, body=body)
+    listed = await front.api.ask("GET", f"{TASKS}?limit=1000", headers=ADMIN)
+
+    assert (len(created.json), len(listed.json["tasks"])) == (1000, 1000)
+    assert listed.json["tasks"][999]["command"] == body[999]["command"]
+
+
+async def test_rights_are_checked_at_the_front(front: Member, back: Member) -> None:
+    """What may not be done never leaves the front."""
+    answer = await front.api.ask("POST", TASKS, headers=VIEWER, body={"command": "a"})
+
+    assert_problem(answer, 403, "Insufficient permissions")
+    assert back.api.served == []
+
+
+async def test_stated_principal_without_certificate_is_nobody(back: Member) -> None:
+    """The header that nodes send is worth nothing from anybody else."""
+    headers = {"Octaskly-Principal": "admin ana", "Octaskly-Hop": "x"}
+
+    answer = await ask(back.lan_port, "GET", TASKS, headers=headers, tls=_stranger())
+
+    assert_problem(answer, 401, "Missing or invalid authentication token")
+
+
+async def test_stated_principal_does_not_outdo_a_token(back: Member) -> None:
+    """A viewer stays a viewer, whatever the header says."""
+    headers = VIEWER | {"Octaskly-Principal": "admin ana"}
+
+    answer = await ask(
+        back.lan_port,
+        "POST",
+        TASKS,
+        headers=headers,
+        body={"command": "a"},
+        tls=_stranger(),
+    )
+
+    assert_problem(answer, 403, "Insufficient permissions")
+
+
+async def test_front_does_not_pass_on_a_stated_principal(
+    front: Member, back: Member
+) -> None:
+    """It states the one that it has authenticated."""
+    headers = CLIENT | {"Octaskly-Principal": "admin root", "Octaskly-Hop": "x"}
+
+    answer = await front.api.ask("POST", TASKS, headers=headers, body={"command": "a"})
+
+    assert answer.status == 201
+    assert back.gateway.submissions[0][0].subject == "bo"
+
+
+async def test_certificate_alone_has_no_rights(front: Member, back: Member) -> None:
+    """Else everybody who reaches a member's loopback would be an admin."""
+    answer = await ask(
+        back.lan_port, "GET", TASKS, tls=front.trust.lan_client_context()
+    )
+
+    assert_problem(answer, 401, "Missing or invalid authentication token")
+
+
+async def test_token_is_enough_on_the_lan(back: Member) -> None:
+    """People have no certificates."""
+    answer = await ask(
+        back.lan_port,
+        "GET",
+        TASKS,
+        headers=ADMIN | {"Host": f"127.0.0.1:{back.lan_port}"},
+        tls=_stranger(),
+    )
+
+    assert answer.status == 200
+
+
+@pytest.mark.parametrize(
+    ("host", "status"),
+    [
+        ("back:3443", 200),
+        ("BACK.local", 200),
+        ("127.0.0.1", 200),
+        ("192.168.7.7", 403),
+        ("front:3443", 403),
+        ("evil.com", 403),
+    ],
+)
+async def test_lan_listener_knows_its_own_names(
+    back: Member, host: str, status: int
+) -> None:
+    """The node's name, with and without .local, and the address that was dialled."""
+    answer = await ask(
+        back.lan_port, "GET", "/health", headers={"Host": host}, tls=_stranger()
+    )
+
+    assert answer.status == status
+
+
+async def test_certificate_of_another_mesh_is_refused(back: Member) -> None:
+    """By TLS, before a byte of HTTP is read."""
+    foreign = MeshTrust(secrets_of.generate(), NodeKey.generate())
+    context = foreign.lan_client_context()
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+
+    with pytest.raises((ssl.SSLError, ConnectionError, IndexError)):
+        await ask(back.lan_port, "GET", "/health", tls=context)
+
+    assert back.api.served == []
+
+
+async def test_second_hop_is_refused(front: Member, back: Member) -> None:
+    """Two nodes that take each other for dispatcher do not play ping-pong."""
+    back.follow(front)
+
+    answer = await front.api.ask("POST", TASKS, headers=ADMIN, body={"command": "a"})
+
+    assert_problem(answer, 503, "No dispatcher is elected")
+    assert answer.headers["retry-after"] == "1"
+    assert "octaskly-refused" not in answer.headers
+    assert front.api.served[-1].status == 503
+    assert all(served.status == 503 for served in back.api.served)
+    assert back.gateway.submissions == front.gateway.submissions == []
+
+
+async def test_request_is_held_until_a_dispatcher_is_elected(
+    front: Member, back: Member
+) -> None:
+    """A client does not notice a short election."""
+    front.gateway.elect(None)
+    asyncio.get_running_loop().call_later(0.3, front.follow, back)
+
+    answer = await front.api.ask("POST", TASKS, headers=ADMIN, body={"command": "a"})
+
+    assert answer.status == 201
+    assert len(back.gateway.records) == 1
+
+
+async def test_without_a_dispatcher_the_answer_is_503(front: Member) -> None:
+    """After the hold, with the time to come back."""
+    front.gateway.elect(None)
+    began_s = asyncio.get_running_loop().time()
+
+    answer = await front.api.ask("GET", TASKS, headers=ADMIN)
+
+    assert_problem(answer, 503, "No dispatcher is elected")
+    assert answer.headers["retry-after"] == "1"
+    assert 0.9 < asyncio.get_running_loop().time() - began_s < 2
+
+
+async def test_unreachable_dispatcher_was_not_reached(
+    front: Member, back: Member
+) -> None:
+    """A refused connection is safe to try again, so a POST moves to the next one."""
+    await back.api.server.close()
+    asyncio.get_running_loop().call_later(0.3, front.reign, 2)
+
+    answer = await front.api.ask("POST", TASKS, headers=ADMIN, body={"command": "a"})
+
+    assert answer.status == 201
+    assert len(front.gateway.records) == 1
+
+
+async def test_second_address_is_tried(front: Member, back: Member) -> None:
+    """A node may have several; one of them may lead nowhere."""
+    urls = ["https://127.0.0.1:1", back.lan_url]
+    front.gateway.elect(front.gateway.view_of(back.gateway.node_id, lan_urls=urls))
+
+    answer = await front.api.ask("GET", TASKS, headers=ADMIN)
+
+    assert answer.status == 200
+
+
+async def test_deposed_dispatcher_in_mid_request(front: Member, back: Member) -> None:
+    """It refuses without acting, and the front goes to the new one."""
+    back.gateway.held.clear()
+    loop = asyncio.get_running_loop()
+
+    def hand_over() -> None:
+        back.follow(front, term=2)
+        back.gateway.held.set()
+        loop.call_later(0.2, front.reign, 2)
+
+    async with asyncio.TaskGroup() as group:
+        posted = group.create_task(
+            front.api.ask("POST", TASKS, headers=ADMIN, body={"command": "a"})
+        )
+        while not back.gateway.submissions:
+            await asyncio.sleep(0.01)
+        hand_over()
+
+    assert posted.result().status == 201
+    assert len(front.gateway.records) == 1
+    assert back.gateway.records == {}
+
+
+async def test_own_fall_in_mid_request_is_forwarded(
+    front: Member, back: Member
+) -> None:
+    """The node that was asked stops being dispatcher while it works on it."""
+    front.reign()
+    front.gateway.held.clear()
+    async with asyncio.TaskGroup() as group:
+        posted = group.create_task(
+            front.api.ask("POST", TASKS, headers=ADMIN, body={"command": "a"})
+        )
+        while not front.gateway.submissions:
+            await asyncio.sleep(0.01)
+        front.follow(back, term=2)
+        front.gateway.held.set()
+
+    assert posted.result().status == 201
+    assert len(back.gateway.records) == 1
+
+
+async def _crash_after_request(
+    front: Member, back: Member, headers: dict[str, str], method: str = "POST"
+) -> Answer:
+    """Ask the front; the dispatcher dies with the request, then the front reigns."""
+
+    async def swallow(
+        reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+    ) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        asyncio.get_running_loop().call_later(0.1, front.reign, 2)
+        writer.transport.abort()
+
+    context = back.trust.lan_server_context(["back"], ["127.0.0.1"])
+    dying = await asyncio.start_server(swallow, "127.0.0.1", 0, ssl=context)
+    async with dying:
+        port = dying.sockets[0].getsockname()[1]
+        view = front.gateway.view_of(
+            back.gateway.node_id, lan_urls=[f"https://127.0.0.1:{port}"]
+        )
+        front.gateway.elect(view)
+        body = {"command": "a"} if method == "POST" else None
+        path = TASKS if method == "POST" else f"{TASKS}?limit=1"
+        return await front.api.ask(method, path, headers=headers, body=body)
+
+
+async def test_task_that_may_have_arrived_is_not_sent_twice(
+    front: Member, back: Member
+) -> None:
+    """503 that says so; the client decides."""
+    answer = await _crash_after_request(front, back, ADMIN)
+
+    assert_problem(answer, 503)
+    assert "Idempotency-Key" in answer.json["hint"]
+    assert front.gateway.records == {}
+
+
+async def test_task_with_a_key_is_sent_again(front: Member, back: Member) -> None:
+    """The key makes a repetition harmless."""
+    headers = ADMIN | {"Idempotency-Key": "k"}
+
+    answer = await _crash_after_request(front, back, headers)
+
+    assert answer.status == 201
+    assert len(front.gateway.records) == 1
+
+
+async def test_reading_is_tried_again(front: Member, back: Member) -> None:
+    """A GET changes nothing."""
+    answer = await _crash_after_request(front, back, ADMIN, "GET")
+
+    assert answer.status == 200
+
+
+@pytest.mark.slow
+async def test_poll_on_a_silent_dispatcher_moves_on(
+    front: Member, back: Member
+) -> None:
+    """A stopped machine closes nothing; the change of dispatcher ends the wait."""
+
+    async def ignore(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await asyncio.sleep(30)
+
+    context = back.trust.lan_server_context(["back"], ["127.0.0.1"])
+    silent = await asyncio.start_server(ignore, "127.0.0.1", 0, ssl=context)
+    port = silent.sockets[0].getsockname()[1]
+    front.reign()
+    task = await front.api.submit()
+    view = front.gateway.view_of(
+        back.gateway.node_id, lan_urls=[f"https://127.0.0.1:{port}"]
+    )
+    front.gateway.elect(view)
+    asyncio.get_running_loop().call_later(0.2, front.reign, 2)
+
+    answer = await front.api.ask("GET", f"{TASKS}/{task}?wait=1", headers=ADMIN)
+    silent.close()
+
+    assert (answer.status, answer.json["status"]) == (200, "queued")
+
+
+# --- outputs -----------------------------------------------------------------------
+
+
+async def _finished(member: Member, path: str, size: int, node: str) -> str:
+    body = {"command": "x", "outputs": [path]}
+    created = await member.api.ask("POST", TASKS, headers=ADMIN, body=body)
+    task: str = created.json["id"]
+    member.gateway.start(task, node)
+    outcome = Outcome(
+        state=AttemptState.OK,
+        reason=Reason.EXIT,
+        exit_code=0,
+        outputs=(OutputFile(path, size),),
+    )
+    member.gateway.finish(task, outcome)
+    return task
+
+
+@pytest.fixture
+def data() -> bytes:
+    return bytes(range(256)) * 4096  # 1 MiB, more than one buffer
+
+
+async def test_output_of_another_worker_comes_through_two_nodes(
+    mesh: Mesh, front: Member, back: Member, data: bytes, tmp_path: Path
+) -> None:
+    """Client, front, dispatcher, worker: exact bytes, as an attachment."""
+    worker = await mesh.member("worker")
+    worker.follow(back)
+    name = "out/ä b.bin"
+    task = await _finished(back, name, len(data), worker.gateway.node_id)
+    (tmp_path / "ä b.bin").write_bytes(data)
+    worker.gateway.files[task, name] = tmp_path / "ä b.bin"  # type: ignore[index]
+    back.gateway.lan_urls[worker.gateway.node_id] = (worker.lan_url,)
+
+    url = f"{TASKS}/{task}/outputs/out/%C3%A4%20b.bin"
+    answer = await front.api.ask("GET", url, headers=VIEWER)
+    again = await worker.api.ask("GET", url, headers=VIEWER)
+
+    assert answer.status == 200
+    assert answer.body == again.body == data
+    assert answer.headers["content-type"] == "application/octet-stream"
+    assert answer.headers["content-length"] == str(len(data))
+    assert answer.headers["x-content-type-options"] == "nosniff"
+    assert answer.headers["content-disposition"] == (
+        "attachment; filename*=UTF-8''%C3%A4%20b.bin"
+    )
+    assert answer.headers["x-request-id"]
+
+
+async def test_own_output_is_sent_whole_or_in_part(
+    back: Member, data: bytes, tmp_path: Path
+) -> None:
+    """A range resumes a download; one beyond the end is 416 as JSON."""
+    task = await _finished(back, "r.bin", len(data), back.gateway.node_id)
+    (tmp_path / "r.bin").write_bytes(data)
+    back.gateway.files[task, "r.bin"] = tmp_path / "r.bin"  # type: ignore[index]
+    url = f"{TASKS}/{task}/outputs/r.bin"
+
+    whole = await back.api.ask("GET", url, headers=VIEWER)
+    head = await back.api.ask("HEAD", url, headers=VIEWER)
+    part = await back.api.ask("GET", url, headers=VIEWER | {"Range": "bytes=10-19"})
+    beyond = await back.api.ask(
+        "GET", url, headers=VIEWER | {"Range": f"bytes={len(data)}-"}
+    )
+
+    assert whole.body == data
+    assert (head.status, head.headers["content-length"]) == (200, str(len(data)))
+    assert (part.status, part.body) == (206, data[10:20])
+    assert_problem(beyond, 416)
+
+
+async def test_neighbour_that_ends_in_gz_is_another_output(
+    back: Member, tmp_path: Path
+) -> None:
+    """It is never sent in place of the asked one, whatever the client accepts."""
+    task = await _finished(back, "a.txt", 5, back.gateway.node_id)
+    (tmp_path / "a.txt").write_bytes(b"plain")
+    (tmp_path / "a.txt.gz").write_bytes(b"other")
+    back.gateway.files[task, "a.txt"] = tmp_path / "a.txt"  # type: ignore[index]
+
+    answer = await back.api.ask(
+        "GET",
+        f"{TASKS}/{task}/outputs/a.txt",
+        headers=VIEWER | {"Accept-Encoding": "gzip", "If-None-Match": "*"},
+    )
+
+    assert answer.body == b"plain"
+
+
+@pytest.mark.parametrize(
+    ("path", "status"),
+    [
+        ("none.txt", 404),
+        ("%2e%2e/secret", 400),
+        ("../../../etc/passwd", 400),
+        ("a%00b", 400),
+        ("%2Fetc/passwd", 400),
+        ("//etc/passwd", 400),
+    ],
+)
+async def test_output_that_is_none(back: Member, path: str, status: int) -> None:
+    """404, or 400 for a path that leaves."""
+    task = await _finished(back, "r.txt", 1, back.gateway.node_id)
+
+    answer = await back.api.ask("GET", f"{TASKS}/{task}/outputs/{path}", headers=ADMIN)
+
+    assert_problem(answer, status)
+
+
+async def test_output_whose_worker_is_gone_is_503(back: Member) -> None:
+    """Known to be gone, or found to be."""
+    task = await _finished(back, "r.txt", 1, "node-z")
+
+    unknown = await back.api.ask("GET", f"{TASKS}/{task}/outputs/r.txt", headers=ADMIN)
+    back.gateway.lan_urls["node-z"] = ("https://127.0.0.1:1",)  # type: ignore[index]
+    refused = await back.api.ask("GET", f"{TASKS}/{task}/outputs/r.txt", headers=ADMIN)
+
+    assert_problem(unknown, 503)
+    assert_problem(refused, 503)
+
+
+async def test_death_in_mid_stream_breaks_the_connection(
+    front: Member, back: Member
+) -> None:
+    """A short body must never look like a whole one."""
+
+    async def half(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(
+            b"HTTP/1.1 200 OK\r\nContent-Length: 1000000\r\n\r\n" + b"x" * 70000
+        )
+        await writer.drain()
+        writer.transport.abort()
+
+    context = back.trust.lan_server_context(["back"], ["127.0.0.1"])
+    dying = await asyncio.start_server(half, "127.0.0.1", 0, ssl=context)
+    async with dying:
+        port = dying.sockets[0].getsockname()[1]
+        view = front.gateway.view_of(
+            back.gateway.node_id, lan_urls=[f"https://127.0.0.1:{port}"]
+        )
+        front.gateway.elect(view)
+        reader, writer = await asyncio.open_connection("127.0.0.1", front.api.port)
+        lines = [f"GET {TASKS}/x HTTP/1.1", "Host: localhost"]
+        lines += [f"{k}: {v}" for k, v in (ADMIN | JSON).items()]
+        writer.write("\r\n".join([*lines, "", ""]).encode())
+        received = b""
+        with pytest.raises(ConnectionResetError):
+            while chunk := await reader.read(65536):
+                received += chunk
+            if len(received) < 1_000_000:
+                raise ConnectionResetError
+        writer.close()
+
+    assert received.startswith(b"HTTP/1.1 200")
+    assert front.api.faults == []
