@@ -1,0 +1,377 @@
+"""Links to all peers: listening, dialling, and at most one link for each.
+
+Where two nodes dial each other at once, the one with the smaller id decides which
+link lives: it accepts one HELLO at a time, and prefers the link that it dialled. The
+other accepts whatever it is offered, and a link that becomes connected replaces the
+one before. So both ends always agree, and a peer that lost its link without this node
+noticing can come back at once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import ssl
+from collections import Counter
+from collections.abc import Callable, Coroutine, Sequence
+from contextlib import suppress
+from typing import Any, Final
+
+from octaskly.core.effects import Note
+from octaskly.core.events import DialFailed, Event, PeerDown, PeerUp, Received
+from octaskly.core.messages import Message
+from octaskly.core.model import Address, Limits, NodeId
+from octaskly.errors import LocalProtocolError
+from octaskly.mesh.link import Link, connect, tune
+from octaskly.ports import Clock, HelloSource
+from octaskly.trust import MeshTrust
+
+HANDSHAKES_MAX: Final = 64
+HANDSHAKES_PER_ADDRESS_MAX: Final = 8
+HANDSHAKE_S: Final = 5.0  #: from the connection to HELLO_OK
+DIALS_AT_ONCE_MAX: Final = 16
+DIALS_WAITING_MAX: Final = 1024
+BACKLOG: Final = 128
+ACCEPT_PAUSE_S: Final = 0.1  #: after an accept that failed, for want of descriptors
+SHUTDOWN_S: Final = 1.0
+RACE_S: Final = 2.0  #: so long after a link was connected may the other dial arrive
+NOTED_MAX: Final = 1024
+
+DUPLICATE: Final = "duplicate link"
+CLONE: Final = "duplicate node id"
+MYSELF: Final = "this is the node itself"
+CROWDED: Final = "too many peers"
+QUIET: Final = frozenset({DUPLICATE, MYSELF, "stopping", "eof", "reset", "timeout"})
+"""Reasons that are part of life and not worth a line in the log."""
+
+
+class Transport:
+    """The `Links` port over TCP and TLS.
+
+    Args:
+        trust: Certificates of this mesh.
+        limits: Bounds on frames and peers.
+        clock: Time, and draws for events.
+        hello: Returns what this node says of itself.
+        on_event: Takes `PeerUp`, `Received`, `PeerDown` and `DialFailed`; for each
+            peer `PeerUp` and `PeerDown` alternate.
+        on_note: Takes lines for the log.
+        handshake_s: Time from a TCP connection to HELLO_OK.
+        outbox_bytes: Bytes that may wait for one peer; four frames unless given.
+    """
+
+    def __init__(
+        self,
+        *,
+        trust: MeshTrust,
+        limits: Limits,
+        clock: Clock,
+        hello: HelloSource,
+        on_event: Callable[[Event], None],
+        on_note: Callable[[Note], None],
+        handshake_s: float = HANDSHAKE_S,
+        outbox_bytes: int | None = None,
+    ) -> None:
+        self._trust = trust
+        self._me = trust.node_id
+        self._limits = limits
+        self._clock = clock
+        self._hello = hello
+        self._post = on_event
+        self._note = on_note
+        self._handshake_s = handshake_s
+        self._outbox_bytes = outbox_bytes or 4 * limits.frame_bytes
+        self._server_context = trust.server_context()
+        self._client_context = trust.client_context()
+        self._links: dict[NodeId, Link] = {}
+        self._since_s: dict[NodeId, float] = {}
+        self._greeting: set[Link] = set()
+        self._closing: set[Link] = set()
+        self._welcoming: Counter[str] = Counter()
+        self._dialling: set[NodeId | Address] = set()
+        self._dials = asyncio.Semaphore(DIALS_AT_ONCE_MAX)
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._group: asyncio.TaskGroup | None = None
+        self._sockets: tuple[socket.socket, ...] = ()
+        self._noted: set[tuple[str, str]] = set()
+
+    async def start(
+        self, tasks: asyncio.TaskGroup, sockets: Sequence[socket.socket]
+    ) -> None:
+        """Accept peers on these bound sockets, and dial when asked.
+
+        Args:
+            tasks: Owns all tasks of the transport until `close`.
+            sockets: Bound TCP sockets; they are closed with the transport.
+        """
+        self._group = tasks
+        self._sockets = tuple(sockets)
+        for listener in self._sockets:
+            listener.settimeout(0)
+            listener.listen(BACKLOG)
+            self._spawn(self._accept(listener))
+
+    # The `Links` port
+
+    def send(self, peer: NodeId, messages: Sequence[Message]) -> None:
+        """Queue messages; drops the link when its outbox is over its bound.
+
+        Without a link nothing happens: its `PeerDown` is on the way already.
+        """
+        link = self._links.get(peer)
+        if link is None:
+            return
+        try:
+            link.send(messages)
+        except LocalProtocolError as error:
+            self._note(
+                Note("error", "message not sent", (("peer", peer), ("why", str(error))))
+            )
+
+    def dial(self, node: NodeId | None, addresses: Sequence[Address]) -> None:
+        """Start a dial unless connected to `node` or dialling it."""
+        key = addresses[0] if node is None else node
+        if node in self._links or key in self._dialling or self._group is None:
+            return
+        if len(self._dialling) >= DIALS_WAITING_MAX:
+            self._post(DialFailed(node, tuple(addresses), was_refused=False))
+            return
+        self._dialling.add(key)
+        self._spawn(self._dial(node, tuple(addresses), key))
+
+    def disconnect(self, peer: NodeId, reason: str) -> None:
+        """Send Leave and close."""
+        link = self._links.get(peer)
+        if link is not None:
+            link.close(reason)
+
+    async def close(self) -> None:
+        """Close the listener and all links, after telling peers that we stop."""
+        self._group = None
+        running = tuple(self._tasks)
+        for task in running:
+            task.cancel()
+        if running:
+            await asyncio.wait(running)
+        for listener in self._sockets:
+            listener.close()
+        for link in (*self._links.values(), *self._greeting):
+            link.close("stopping")
+        with suppress(TimeoutError):
+            async with asyncio.timeout(SHUTDOWN_S):
+                for link in tuple(self._closing):
+                    await link.lost.wait()
+        for link in tuple(self._closing):
+            link.abort("stopping")
+
+    # What links tell; see `LinkOwner`
+
+    def on_open(self, link: Link) -> str | None:
+        """Give up a dial to a peer that is reached already."""
+        self._greeting.add(link)
+        if link.peer == self._me:
+            return None  # The HELLO tells a clone from this very process.
+        if link.dialled is None:
+            return None
+        rivals = self._rivals(link)
+        is_met = any(rival.dialled or rival.has_accepted for rival in rivals)
+        return DUPLICATE if is_met or link.peer in self._links else None
+
+    def on_hello(self, link: Link) -> str | None:
+        """Accept a peer, or say why not."""
+        assert link.hello is not None
+        assert link.sent is not None
+        if link.peer == self._me:
+            is_self = link.hello.node.boot == link.sent.node.boot
+            return MYSELF if is_self else CLONE
+        if link.peer not in self._links and len(self._links) >= self._limits.peers:
+            return CROWDED
+        if self._me < link.peer and self._is_duplicate(link):
+            return DUPLICATE
+        return None
+
+    def on_connected(self, link: Link) -> None:
+        """Tell the core that a peer is there."""
+        assert link.hello is not None
+        assert link.sent is not None
+        self._greeting.discard(link)
+        before = self._links.get(link.peer)
+        if before is not None:
+            before.close(DUPLICATE)
+        self._links[link.peer] = link
+        self._since_s[link.peer] = self._clock.now().mono_s
+        self._noted = {noted for noted in self._noted if noted[0] != link.peer}
+        port = link.hello.node.peer_port
+        assert link.remote is not None
+        address = link.dialled or Address(link.remote.host, port)
+        draw = self._clock.draw()
+        self._post(PeerUp(link.peer, link.sent, link.hello, address, draw))
+
+    def on_messages(self, link: Link, messages: Sequence[Message]) -> None:
+        """Hand messages to the core."""
+        self._post(Received(link.peer, tuple(messages), self._clock.draw()))
+
+    def on_ended(self, link: Link) -> None:
+        """Tell the core if it knew of the link, and people if something is wrong."""
+        assert link.reason is not None
+        self._greeting.discard(link)
+        self._closing.add(link)
+        if link.reason not in QUIET:
+            self._warn(link, link.reason)
+        if self._links.get(link.peer) is link:
+            del self._links[link.peer]
+            del self._since_s[link.peer]
+            self._post(PeerDown(link.peer, link.reason, self._clock.draw()))
+
+    def on_lost(self, link: Link) -> None:
+        """Forget a link whose connection is gone."""
+        self._closing.discard(link)
+
+    # Which link lives
+
+    def _rivals(self, link: Link) -> list[Link]:
+        """Return the other links to this peer that are not connected yet."""
+        return [o for o in self._greeting if o is not link and o.peer == link.peer]
+
+    def _is_duplicate(self, link: Link) -> bool:
+        """Decide as the smaller of two nodes whether a link is one too many."""
+        assert link.hello is not None
+        rivals = self._rivals(link)
+        if link.dialled:
+            return link.peer in self._links or any(o.has_accepted for o in rivals)
+        if any(o.dialled for o in rivals):
+            return True
+        existing = self._links.get(link.peer)
+        if existing is None or existing.dialled is None:
+            return False  # The peer dialled again, so it lost what was there.
+        assert existing.hello is not None
+        if existing.hello.node.boot != link.hello.node.boot:
+            return False
+        return self._clock.now().mono_s - self._since_s[link.peer] < RACE_S
+
+    # Listening
+
+    async def _accept(self, listener: socket.socket) -> None:
+        loop = asyncio.get_running_loop()
+        while True:
+            try:
+                connection, name = await loop.sock_accept(listener)
+            except OSError:
+                await asyncio.sleep(ACCEPT_PAUSE_S)
+                continue
+            host = str(name[0])
+            if (
+                self._welcoming.total() >= HANDSHAKES_MAX
+                or self._welcoming[host] >= HANDSHAKES_PER_ADDRESS_MAX
+            ):
+                connection.close()
+                continue
+            self._welcoming[host] += 1
+            tune(connection)
+            self._spawn(self._welcome(connection, host))
+
+    async def _welcome(self, connection: socket.socket, host: str) -> None:
+        """Bring one connection from a stranger's to a peer's, or close it."""
+        link = self._new_link(None)
+        try:
+            async with asyncio.timeout(self._handshake_s):
+                await asyncio.get_running_loop().connect_accepted_socket(
+                    lambda: link,
+                    connection,
+                    ssl=self._server_context,
+                    ssl_handshake_timeout=self._handshake_s,
+                    ssl_shutdown_timeout=SHUTDOWN_S,
+                )
+                await link.settled.wait()
+        except OSError:  # A TimeoutError is one, too.
+            link.abort("no handshake in time")
+        finally:
+            self._welcoming[host] -= 1
+            if not self._welcoming[host]:
+                del self._welcoming[host]
+
+    # Dialling
+
+    async def _dial(
+        self,
+        node: NodeId | None,
+        addresses: tuple[Address, ...],
+        key: NodeId | Address,
+    ) -> None:
+        refused = 0
+        try:
+            async with self._dials:
+                for address in addresses:
+                    try:
+                        link = await self._attempt(address)
+                    except ConnectionRefusedError:
+                        refused += 1
+                        continue
+                    if link is not None and node in (None, link.peer):
+                        return
+                    if node in self._links:
+                        return
+        finally:
+            self._dialling.discard(key)
+        self._post(DialFailed(node, addresses, refused == len(addresses)))
+
+    async def _attempt(self, address: Address) -> Link | None:
+        """Return the link if the peer was met: connected, or connected otherwise.
+
+        Raises:
+            ConnectionRefusedError: no process listens there.
+        """
+        link = self._new_link(address)
+        try:
+            connection = await connect(address)
+        except ConnectionRefusedError:
+            raise
+        except OSError:
+            return None
+        try:
+            async with asyncio.timeout(self._handshake_s):
+                await asyncio.get_running_loop().create_connection(
+                    lambda: link,
+                    sock=connection,
+                    ssl=self._client_context,
+                    server_hostname="",
+                    ssl_handshake_timeout=self._handshake_s,
+                    ssl_shutdown_timeout=SHUTDOWN_S,
+                )
+                await link.settled.wait()
+        except ssl.SSLCertVerificationError:
+            self._warn(link, "peer is not of our mesh")
+        except OSError:
+            link.abort("no handshake in time")
+        return link if link.is_connected or link.reason == DUPLICATE else None
+
+    def _new_link(self, dialled: Address | None) -> Link:
+        return Link(
+            self,
+            self._trust,
+            self._limits,
+            self._hello,
+            dialled=dialled,
+            outbox_bytes=self._outbox_bytes,
+        )
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        if self._group is None:
+            work.close()
+            return  # Closed in the meantime.
+        task = self._group.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    def _warn(self, link: Link, reason: str) -> None:
+        """Log what is wrong with a peer, once until it connects."""
+        place = link.dialled or link.remote
+        who = link.peer or (place.host if place else "")
+        if (who, reason) in self._noted:
+            return
+        if len(self._noted) >= NOTED_MAX:
+            self._noted.clear()
+        self._noted.add((who, reason))
+        host = place.host if place else ""
+        fields = (("peer", link.peer), ("address", host), ("reason", reason))
+        self._note(Note("warning", "peer refused", fields))

@@ -1,0 +1,676 @@
+"""Links between real nodes: TLS over loopback, strangers, duplicates, overflow."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import ssl
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass, field, replace
+from typing import TypeVar
+
+import pytest
+import trustme
+
+from octaskly.agent.clock import SystemClock
+from octaskly.core.effects import Note
+from octaskly.core.events import DialFailed, Event, PeerDown, PeerUp, Received
+from octaskly.core.messages import Hello, HelloOk, Leave, Message, Probe, Pull
+from octaskly.core.model import NO_EPOCH, Address, Limits, NodeId, NodeInfo
+from octaskly.mesh import wire
+from octaskly.mesh.link import NOT_ACCEPTED, OVERFLOW
+from octaskly.mesh.transport import (
+    CLONE,
+    DUPLICATE,
+    HANDSHAKES_MAX,
+    HANDSHAKES_PER_ADDRESS_MAX,
+    Transport,
+)
+from octaskly.trust import MeshTrust, NodeKey, generate
+
+T = TypeVar("T")
+SECRET = generate()
+WAIT_S = 10
+LIMITS = Limits(hello_bytes=1 << 16, frame_bytes=1 << 20)
+
+
+@dataclass
+class Party:
+    """One node's transport, and everything that it said."""
+
+    trust: MeshTrust = field(
+        default_factory=lambda: MeshTrust(SECRET, NodeKey.generate())
+    )
+    hosts: tuple[str, ...] = ("127.0.0.1",)
+    handshake_s: float = 5.0
+    limits: Limits = LIMITS
+    outbox_bytes: int | None = None
+    boot: str = "boot"
+    version: int = 1
+    events: list[Event] = field(default_factory=list)
+    notes: list[Note] = field(default_factory=list)
+    news: asyncio.Event = field(default_factory=asyncio.Event)
+
+    def __post_init__(self) -> None:
+        self.id = self.trust.node_id
+        self.sockets = []
+        port = 0
+        for host in self.hosts:
+            family = socket.AF_INET6 if ":" in host else socket.AF_INET
+            listener = socket.socket(family)
+            listener.bind((host, port))
+            port = listener.getsockname()[1]
+            self.sockets.append(listener)
+        self.address = Address(self.hosts[0], port)
+        self.transport = Transport(
+            trust=self.trust,
+            limits=self.limits,
+            clock=SystemClock(),
+            hello=self.hello,
+            on_event=self.on_event,
+            on_note=self.on_note,
+            handshake_s=self.handshake_s,
+            outbox_bytes=self.outbox_bytes,
+        )
+
+    def hello(self) -> Hello:
+        info = NodeInfo(
+            id=self.id,
+            boot=self.boot,
+            name="n",
+            slots=1,
+            version="1",
+            peer_port=self.address.port,
+            lan_port=1,
+        )
+        return Hello(
+            version=self.version,
+            version_min=self.version,
+            node=info,
+            epoch=NO_EPOCH,
+            dispatcher=None,
+        )
+
+    def on_event(self, event: Event) -> None:
+        self.events.append(event)
+        self.news.set()
+
+    def on_note(self, note: Note) -> None:
+        self.notes.append(note)
+        self.news.set()
+
+    async def until(self, condition: Callable[[], object]) -> None:
+        """Wait until something that was said makes the condition true."""
+        async with asyncio.timeout(WAIT_S):
+            while not condition():
+                self.news.clear()
+                await self.news.wait()
+
+    def of(self, kind: type[T]) -> list[T]:
+        return [event for event in self.events if isinstance(event, kind)]
+
+    @property
+    def received(self) -> list[Message]:
+        return [m for event in self.of(Received) for m in event.messages]
+
+    @property
+    def reasons(self) -> list[object]:
+        return [dict(note.fields)["reason"] for note in self.notes]
+
+    def is_linked(self, peer: NodeId) -> bool:
+        """Return what the core believes, and check that up and down alternate."""
+        ups = [e for e in self.of(PeerUp) + self.of(PeerDown) if e.peer == peer]
+        ups.sort(key=self.events.index)
+        kinds = [type(event) for event in ups]
+        assert kinds == ([PeerUp, PeerDown] * len(kinds))[: len(kinds)]
+        return len(kinds) % 2 == 1
+
+
+@asynccontextmanager
+async def running(*parties: Party) -> AsyncIterator[None]:
+    async with asyncio.TaskGroup() as tasks:
+        for party in parties:
+            await party.transport.start(tasks, party.sockets)
+        try:
+            yield
+        finally:
+            for party in parties:
+                await party.transport.close()
+
+
+async def meet(a: Party, b: Party) -> None:
+    a.transport.dial(b.id, [b.address])
+    await a.until(lambda: a.is_linked(b.id))
+    await b.until(lambda: b.is_linked(a.id))
+
+
+async def test_two_nodes_meet_and_talk_both_ways() -> None:
+    """A dial is enough for both; each knows whom, and where to dial."""
+    a, b = Party(), Party()
+    async with running(a, b):
+        await meet(a, b)
+        a.transport.send(b.id, [Pull(()), Probe(b.id, 1.0)])
+        b.transport.send(a.id, [Pull(())])
+        await b.until(lambda: len(b.received) == 2)
+        await a.until(lambda: len(a.received) == 1)
+
+    (up,) = b.of(PeerUp)
+    assert (up.peer, up.address, up.hello.node.id) == (a.id, a.address, a.id)
+    assert a.of(PeerUp)[0].address == b.address
+    assert b.received == [Pull(()), Probe(b.id, 1.0)]
+
+
+async def test_messages_of_one_turn_arrive_together_and_in_order() -> None:
+    """Sends are gathered, so that a thousand small ones are not a thousand frames."""
+    a, b = Party(), Party()
+    sent: list[Message] = [Probe(b.id, float(i)) for i in range(1000)]
+    async with running(a, b):
+        await meet(a, b)
+        for message in sent:
+            a.transport.send(b.id, [message])
+        await b.until(lambda: len(b.received) == 1000)
+
+    assert b.received == sent
+    assert len(b.of(Received)) < 20
+
+
+async def test_large_messages_arrive_whole() -> None:
+    """Frames up to the limit pass, several in a row, beyond what TCP buffers."""
+    a, b = Party(), Party()
+    sent: list[Message] = [Leave(str(i)) for i in range(0)]
+    text = "x" * 900_000
+    async with running(a, b):
+        await meet(a, b)
+        vector = tuple((1, 2**60 + i) for i in range(50_000))
+        sent += [Pull(vector), Pull(vector)]  # type: ignore[arg-type]
+        a.transport.send(b.id, sent)
+        await b.until(lambda: len(b.received) == 2)
+        a.transport.send(b.id, [Leave(text * 2)])
+        await a.until(lambda: a.notes)
+
+    assert b.received == sent
+    assert a.notes[0].event == "message not sent"
+
+
+async def test_the_end_of_a_link_is_told_with_its_reason() -> None:
+    """What one side gives as reason, the other side hears."""
+    a, b = Party(), Party()
+    async with running(a, b):
+        await meet(a, b)
+        a.transport.disconnect(b.id, "attached")
+        await b.until(lambda: b.of(PeerDown))
+
+    assert [down.reason for down in a.of(PeerDown)] == ["attached"]
+    assert [down.reason for down in b.of(PeerDown)] == ["attached"]
+
+
+async def test_a_stopping_node_says_so() -> None:
+    """Its peers need not suspect anything."""
+    a, b = Party(), Party()
+    async with running(a, b):
+        await meet(a, b)
+        await b.transport.close()
+        await a.until(lambda: a.of(PeerDown))
+
+    assert a.of(PeerDown)[0].reason == "stopping"
+
+
+async def test_messages_sent_right_before_a_disconnect_still_arrive() -> None:
+    """A redirect is of no use if the goodbye overtakes it."""
+    a, b = Party(), Party()
+    async with running(a, b):
+        await meet(a, b)
+        a.transport.send(b.id, [Pull(())])
+        a.transport.disconnect(b.id, "attached")
+        await b.until(lambda: b.of(PeerDown))
+
+    assert [type(event) for event in b.events] == [PeerUp, Received, PeerDown]
+
+
+async def test_a_peer_that_lost_its_link_unnoticed_comes_back_at_once() -> None:
+    """A new boot of the same node replaces a link that only looks alive."""
+    a = Party()
+    key = MeshTrust(SECRET, NodeKey.generate())
+    old, new = Party(trust=key), Party(trust=key, boot="second")
+    async with running(a, old, new):
+        for first, second in ((a, old), (old, a)):
+            await first.until(
+                lambda f=first, s=second: f.is_linked(s.id) or _dial(f, s)
+            )
+        new.transport.dial(a.id, [a.address])
+        await new.until(lambda: new.is_linked(a.id))
+        await a.until(lambda: len(a.of(PeerUp)) == 2)
+        a.is_linked(key.node_id)
+
+    assert [u.hello.node.boot for u in a.of(PeerUp)] == ["boot", "second"]
+
+
+def _dial(first: Party, second: Party) -> bool:
+    first.transport.dial(second.id, [second.address])
+    return False
+
+
+@pytest.mark.parametrize("attempt", range(5))
+async def test_nodes_that_dial_each_other_at_once_keep_one_link(attempt: int) -> None:
+    """Whatever the timing, both agree on one, and it works both ways."""
+    a, b = Party(), Party()
+    async with running(a, b):
+        for _ in range(3):
+            a.transport.dial(b.id, [b.address])
+            b.transport.dial(a.id, [a.address])
+        await a.until(lambda: a.is_linked(b.id))
+        await b.until(lambda: b.is_linked(a.id))
+        a.transport.send(b.id, [Pull(())])
+        b.transport.send(a.id, [Pull(())])
+        await a.until(lambda: a.received)
+        await b.until(lambda: b.received)
+        assert len(a.transport._links) == len(b.transport._links) == 1
+
+    assert len(a.of(PeerUp)) == len(b.of(PeerUp)) == 1
+    assert not a.of(DialFailed)
+    assert not b.of(DialFailed)
+    assert not a.notes
+    assert not b.notes
+
+
+async def test_many_nodes_that_start_at_once_form_a_full_mesh() -> None:
+    """One link for each pair, though every node dials every other."""
+    parties = [Party() for _ in range(6)]
+    async with running(*parties):
+        for a in parties:
+            for b in parties:
+                if a is not b:
+                    a.transport.dial(b.id, [b.address])
+        for a in parties:
+            for b in parties:
+                if a is not b:
+                    await a.until(lambda a=a, b=b: a.is_linked(b.id))
+        assert all(len(a.transport._links) == 5 for a in parties)
+
+    assert all(len(a.of(PeerUp)) == 5 for a in parties)
+
+
+async def test_addresses_are_tried_in_order_until_one_answers() -> None:
+    """A machine may advertise addresses that do not work from here."""
+    a, b = Party(), Party()
+    wrong = [Address("127.0.0.1", 1), Address("not an ip", 5), Address("127.0.0.1", 0)]
+    async with running(a, b):
+        a.transport.dial(b.id, [*wrong, Address("127.0.0.1", 70_000), b.address])
+        await a.until(lambda: a.is_linked(b.id))
+
+    assert not a.of(DialFailed)
+
+
+async def test_a_dial_without_node_meets_whoever_is_there() -> None:
+    """`--join` knows an address only."""
+    a, b = Party(), Party()
+    async with running(a, b):
+        a.transport.dial(None, [b.address])
+        await a.until(lambda: a.is_linked(b.id))
+
+
+async def test_a_dial_that_meets_another_node_failed_but_keeps_the_link() -> None:
+    """Addresses move between machines; a member is welcome all the same."""
+    a, b = Party(), Party()
+    wanted = NodeKey.generate().node_id
+    async with running(a, b):
+        a.transport.dial(wanted, [b.address])
+        await a.until(lambda: a.of(DialFailed))
+        assert a.is_linked(b.id)
+
+    assert a.of(DialFailed) == [DialFailed(wanted, (b.address,), was_refused=False)]
+
+
+async def test_a_refused_dial_says_that_nobody_listens_there() -> None:
+    """Process death is known at once, unlike a machine that went silent."""
+    a = Party()
+    closed = Address("127.0.0.1", 1)
+    async with running(a):
+        a.transport.dial(None, [closed, closed])
+        await a.until(lambda: a.of(DialFailed))
+
+    assert a.of(DialFailed) == [DialFailed(None, (closed, closed), was_refused=True)]
+
+
+async def test_links_work_over_ipv6() -> None:
+    """The address that the peer is told can be dialled."""
+    try:
+        a, b = Party(hosts=("::1",)), Party(hosts=("::1", "127.0.0.1"))
+    except OSError:
+        pytest.skip("this machine has no IPv6")
+    async with running(a, b):
+        await meet(a, b)
+
+    assert b.of(PeerUp)[0].address == a.address
+
+
+async def test_a_node_that_dials_itself_makes_no_link() -> None:
+    """Its own advert or seed leads there."""
+    a = Party()
+    async with running(a):
+        a.transport.dial(None, [a.address])
+        await a.until(lambda: a.of(DialFailed))
+
+    assert [type(event) for event in a.events] == [DialFailed]
+    assert not a.notes
+
+
+async def test_a_copy_of_a_node_is_refused_and_named() -> None:
+    """A cloned disk gives two nodes with one id."""
+    a = Party()
+    clone = Party(trust=a.trust, boot="other")
+    async with running(a, clone):
+        clone.transport.dial(None, [a.address])
+        await clone.until(lambda: clone.of(DialFailed))
+        await a.until(lambda: CLONE in a.reasons)
+
+    assert not a.events
+
+
+async def test_a_node_of_another_mesh_is_refused_and_both_say_so_once() -> None:
+    """No link, no core event but a failed dial, one line in each log."""
+    a = Party()
+    foreign = Party(trust=MeshTrust(generate(), NodeKey.generate()))
+    async with running(a, foreign):
+        for count in (1, 2):
+            foreign.transport.dial(None, [a.address])
+            await foreign.until(lambda n=count: len(foreign.of(DialFailed)) == n)
+
+    assert foreign.reasons == ["peer is not of our mesh"]
+    assert not a.events
+
+
+async def test_a_rejected_certificate_is_told_as_a_wrong_secret() -> None:
+    """With TLS 1.3 the dialler learns it only from the end of the connection."""
+    a = Party()
+    lenient = Party(trust=MeshTrust(generate(), NodeKey.generate()))
+    context = lenient.transport._client_context
+    context.verify_mode = ssl.CERT_OPTIONAL
+    context.load_verify_locations(cadata=a.trust.ca_pem())
+    async with running(a, lenient):
+        lenient.transport.dial(None, [a.address])
+        await lenient.until(lambda: lenient.of(DialFailed))
+
+    assert lenient.reasons == [NOT_ACCEPTED]
+    assert not a.events
+
+
+async def test_a_peer_of_another_protocol_version_is_refused_with_a_reason() -> None:
+    """The operator reads which versions met."""
+    a, b = Party(), Party(version=9)
+    async with running(a, b):
+        b.transport.dial(a.id, [a.address])
+        await b.until(lambda: b.of(DialFailed))
+        await a.until(lambda: a.notes)
+
+    assert "speaks versions 9 to 9" in str(a.reasons[0])
+    assert not a.events
+
+
+# Strangers
+
+
+@pytest.fixture
+def spy(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Count the bytes that reach the frame decoder."""
+    seen: list[int] = []
+    receive = wire.Decoder.receive_data
+
+    def receive_data(self: wire.Decoder, data: bytes) -> list[Message]:
+        seen.append(len(data))
+        return receive(self, data)
+
+    monkeypatch.setattr(wire.Decoder, "receive_data", receive_data)
+    return seen
+
+
+@pytest.mark.parametrize(
+    "greeting",
+    [
+        b"GET / HTTP/1.1\r\nHost: x\r\n\r\n",
+        b"\x16\x03\x01",
+        b"",
+        b"\x00" * 5000,
+        wire.encode([HelloOk()]),
+    ],
+    ids=["http", "half a TLS hello", "silence", "zeros", "frames without TLS"],
+)
+async def test_a_stranger_is_cut_off_and_nothing_of_it_is_parsed(
+    greeting: bytes, spy: list[int]
+) -> None:
+    """Plain HTTP and rubbish at once, silence after the handshake time."""
+    a = Party(handshake_s=0.5)
+    async with running(a):
+        reader, writer = await asyncio.open_connection(*a.address)
+        writer.write(greeting)
+        async with asyncio.timeout(WAIT_S):
+            with suppress(ConnectionError):
+                while await reader.read(1000):
+                    pass
+        writer.close()
+
+    assert not spy
+    assert not a.events
+
+
+@pytest.mark.parametrize("kind", ["self-signed", "no certificate"])
+async def test_a_stranger_with_tls_is_cut_off_and_nothing_of_it_is_parsed(
+    kind: str, spy: list[int]
+) -> None:
+    """Only a certificate of the mesh opens the decoder."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname = False
+    context.verify_mode = ssl.CERT_NONE
+    if kind == "self-signed":
+        trustme.CA().issue_cert("node.test").configure_cert(context)
+    a = Party()
+    async with running(a):
+        await _say(a, context, wire.encode([a.hello()]))
+
+    assert not spy
+    assert not a.events
+
+
+async def _say(party: Party, context: ssl.SSLContext, data: bytes) -> bytes:
+    """Send bytes over TLS and return all that comes back until the end."""
+    answer = b""
+    async with asyncio.timeout(WAIT_S):
+        reader, writer = await asyncio.open_connection(
+            *party.address, ssl=context, server_hostname=""
+        )
+        with suppress(OSError):
+            writer.write(data)
+            while chunk := await reader.read(65536):
+                answer += chunk
+        writer.close()
+        with suppress(OSError):
+            await writer.wait_closed()
+    return answer
+
+
+async def test_pending_handshakes_of_one_address_are_bounded() -> None:
+    """A ninth silent connection is closed at once; peers elsewhere still get in."""
+    a = Party(handshake_s=30.0, hosts=("127.0.0.1",))
+    b = Party()
+    async with running(a, b):
+        silent = [
+            await asyncio.open_connection(*a.address)
+            for _ in range(HANDSHAKES_PER_ADDRESS_MAX + 3)
+        ]
+        async with asyncio.timeout(WAIT_S):
+            endings = [await reader.read() for reader, _ in silent[-3:]]
+        assert endings == [b""] * 3
+        assert a.transport._welcoming.total() == HANDSHAKES_PER_ADDRESS_MAX
+        a.transport.dial(b.id, [b.address])
+        await b.until(lambda: b.is_linked(a.id))
+        for _, writer in silent:
+            writer.close()
+
+
+async def test_pending_handshakes_are_bounded_in_all() -> None:
+    """Many machines that say nothing cost a known number of descriptors."""
+    a = Party(handshake_s=30.0)
+    async with running(a):
+        silent = []
+        for i in range(HANDSHAKES_MAX + 8):
+            local = (f"127.0.1.{i // 4 + 1}", 0)
+            silent.append(await asyncio.open_connection(*a.address, local_addr=local))
+        async with asyncio.timeout(WAIT_S):
+            endings = [await reader.read() for reader, _ in silent[-8:]]
+        assert endings == [b""] * 8
+        assert a.transport._welcoming.total() == HANDSHAKES_MAX
+        for _, writer in silent:
+            writer.close()
+
+
+# Members that misbehave
+
+
+class Raw:
+    """A member that says what it likes."""
+
+    def __init__(self) -> None:
+        self.trust = MeshTrust(SECRET, NodeKey.generate())
+
+    def hello(self, template: Hello) -> Hello:
+        return replace(template, node=replace(template.node, id=self.trust.node_id))
+
+
+@pytest.mark.parametrize(
+    ("data", "reason"),
+    [
+        (b"\xff\xff\xff\xff", "announced"),
+        ((1 << 17).to_bytes(4, "big"), "announced"),
+        (wire.encode([HelloOk()]), "HelloOk came before"),
+        (wire.encode([Pull(())]), "Pull came before"),
+        (b"\x00\x00\x00\x01\x80", "map"),
+        (b"\x00\x00\x06\x00" + b"\x91" * 1536, "StackError"),
+        (b"\x00\x00\x00\x05\x91\x92\x4d\x90\x90", "msgpack"),
+    ],
+    ids=[
+        "4 GiB frame",
+        "large hello",
+        "ok first",
+        "pull first",
+        "map",
+        "deep",
+        "extra",
+    ],
+)
+async def test_a_member_that_breaks_the_protocol_is_told_and_cut_off(
+    data: bytes, reason: str
+) -> None:
+    """The reason reaches the peer and the log; no event reaches the core."""
+    a, raw = Party(), Raw()
+    async with running(a):
+        answer = await _say(a, raw.trust.client_context(), data)
+        await a.until(lambda: a.notes)
+
+    said = wire.Decoder(LIMITS).receive_data(answer)
+    assert [type(message) for message in said] == [Hello, Leave]
+    assert reason in str(a.reasons[0])
+    assert not a.events
+
+
+async def test_a_member_that_pretends_to_be_another_is_refused() -> None:
+    """The id in HELLO must be that of the certificate."""
+    a, b, raw = Party(), Party(), Raw()
+    async with running(a, b):
+        await _say(a, raw.trust.client_context(), wire.encode([b.hello()]))
+        await a.until(lambda: a.notes)
+
+    assert "that of another node" in str(a.reasons[0])
+    assert not a.events
+
+
+async def test_a_connected_member_that_turns_bad_goes_down_with_the_reason() -> None:
+    """What it said before still counts; it is logged once however often it comes."""
+    a, raw = Party(), Raw()
+    data = (
+        wire.encode([raw.hello(a.hello()), HelloOk(), Pull(())])
+        + b"\x00\x00\x00\x01\x80"
+    )
+    first = wire.encode([raw.hello(a.hello()), HelloOk(), Pull(())])
+    async with running(a):
+        for _ in range(2):
+            await _in_two(a, raw, first, data[len(first) :])
+
+    kinds = [type(event) for event in a.events]
+    assert kinds == [PeerUp, Received, PeerDown] * 2
+    assert all(down.reason.startswith("protocol: ") for down in a.of(PeerDown))
+
+
+async def _in_two(a: Party, raw: Raw, first: bytes, second: bytes) -> None:
+    before = len(a.of(PeerDown))
+    reader, writer = await asyncio.open_connection(
+        *a.address, ssl=raw.trust.client_context(), server_hostname=""
+    )
+    writer.write(first)
+    await a.until(lambda: a.is_linked(raw.trust.node_id))
+    writer.write(second)
+    await a.until(lambda: len(a.of(PeerDown)) > before)
+    with suppress(OSError):
+        while await reader.read(1000):
+            pass
+    writer.close()
+
+
+async def test_a_slow_member_that_sends_single_bytes_is_understood() -> None:
+    """Frames may come in any pieces, in the handshake and after it."""
+    a, raw = Party(), Raw()
+    data = wire.encode([raw.hello(a.hello())]) + wire.encode([HelloOk(), Pull(())])
+    async with running(a):
+        reader, writer = await asyncio.open_connection(
+            *a.address, ssl=raw.trust.client_context(), server_hostname=""
+        )
+        for i in range(len(data)):
+            writer.write(data[i : i + 1])
+            await writer.drain()
+        await a.until(lambda: a.received)
+        writer.close()
+        await reader.read()
+
+    assert a.received == [Pull(())]
+
+
+async def test_a_member_that_never_reads_loses_its_link_not_our_memory() -> None:
+    """The outbox is bounded; over it, the link goes."""
+    a, raw = Party(outbox_bytes=1 << 20), Raw()
+    ballast = Pull(tuple((1, 2**60 + i) for i in range(40_000)))  # type: ignore[arg-type,misc]
+    async with running(a):
+        _, writer = await asyncio.open_connection(
+            *a.address, ssl=raw.trust.client_context(), server_hostname="", limit=1024
+        )
+        writer.write(wire.encode([raw.hello(a.hello()), HelloOk()]))
+        await a.until(lambda: a.is_linked(raw.trust.node_id))
+        async with asyncio.timeout(WAIT_S):
+            while a.is_linked(raw.trust.node_id):
+                a.transport.send(raw.trust.node_id, [ballast])
+                await asyncio.sleep(0)
+        writer.transport.abort()
+
+    assert a.of(PeerDown)[0].reason == OVERFLOW
+    assert OVERFLOW in a.reasons
+
+
+async def test_peers_above_the_bound_are_refused() -> None:
+    """A mesh has a largest size; who comes later is told."""
+    a = Party(limits=replace(LIMITS, peers=1))
+    b, c = Party(), Party()
+    async with running(a, b, c):
+        await meet(b, a)
+        c.transport.dial(a.id, [a.address])
+        await c.until(lambda: c.of(DialFailed))
+
+    assert c.reasons == ["too many peers"]
+
+
+async def test_sending_to_nobody_does_nothing() -> None:
+    """The link may have ended a moment ago; `PeerDown` is on its way."""
+    a = Party()
+    async with running(a):
+        a.transport.send(NodeId("nobody"), [Pull(())])
+        a.transport.disconnect(NodeId("nobody"), DUPLICATE)
+
+    assert not a.events
