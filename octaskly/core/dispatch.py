@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from octaskly.core.adoption import Adoption
 from octaskly.core.effects import (
     Accepted,
     Announce,
@@ -27,7 +28,6 @@ from octaskly.core.events import (
 )
 from octaskly.core.facts import CancelAsked, Finished, Submitted
 from octaskly.core.journal import Journal
-from octaskly.core.merge import TaskRecord
 from octaskly.core.messages import HeartbeatOk, Reattach, Report, Results, ResultsOk
 from octaskly.core.model import (
     AttemptState,
@@ -66,19 +66,14 @@ class Dispatch:
     """
 
     def __init__(self, settings: Settings, journal: Journal, sequence: int) -> None:
-        self._timing = settings.timing
         self._journal = journal
         self._sequence = sequence
-        self._adopt_until_s = 0.0
         self.is_reigning = False
         self.is_accepting = False
         self._placing = Placing(settings.limits, journal)
+        self._adoption = Adoption(self._placing, settings.timing.adopt_s)
         self._queue = self._placing.queue
         self._pool = self._placing.pool
-        self._judge_s: float | None = None
-        """When enough workers have come to say which inputs nobody has."""
-        self._adopting: dict[NodeId, float] = {}
-        """Absent nodes whose attempts are left alone until then, in seconds."""
         self._chosen: dict[TaskId, TaskSpec] = {}
         """Ids that clients chose, while their submission is not durable."""
 
@@ -87,17 +82,14 @@ class Dispatch:
     def begin(self, epoch: Epoch, stream: StreamId, now: Moment) -> list[Effect]:
         """Reign; the journal's own stream is open."""
         self.is_reigning = self.is_accepting = True
-        self._adopt_until_s = now.mono_s + self._timing.adopt_s
-        self._adopting.clear()
-        self._judge_s = self._adopt_until_s
+        self._adoption.begin(now)
         return self._placing.begin(epoch, stream)
 
     def end(self, now: Moment) -> list[Effect]:
         """Reign no more: forget all. What was appended is still acknowledged."""
         del now
         self.is_reigning = self.is_accepting = False
-        self._judge_s = None
-        self._adopting.clear()
+        self._adoption.end()
         self._placing.end()
         return []
 
@@ -117,8 +109,7 @@ class Dispatch:
 
     def deadline(self) -> float | None:
         """Return when `on_time` has something to do."""
-        judge_s = () if self._judge_s is None else (self._judge_s,)
-        return min((*self._adopting.values(), *judge_s), default=None)
+        return self._adoption.deadline()
 
     # --- Clients.
 
@@ -230,11 +221,8 @@ class Dispatch:
         self._pool.remove(node)
         if not self.is_reigning:
             return []
-        if now.mono_s < self._adopt_until_s:
-            if self.outstanding(node):
-                self._adopting[node] = self._adopt_until_s
+        if not self._adoption.on_down(node, now):
             return []
-        self._placing.lose(node, now)
         return self._judge_inputs(now)
 
     def on_heartbeat_ok(
@@ -251,12 +239,7 @@ class Dispatch:
             return []
         if node not in self._pool:
             self._pool.add(node, message.credit)
-        self._adopting.pop(node, None)
-        listed = set()
-        for attempt, spec in message.running:
-            listed.add((spec.id, attempt))
-            self._placing.adopt(node, attempt, spec)
-        self._placing.lose(node, now, listed)
+        self._adoption.on_reattach(node, message, now)
         self._pool.set_credit(node, message.credit)
         self._pool.attach(node, self.outstanding(node))
         return self._placing.commit(now)
@@ -267,17 +250,16 @@ class Dispatch:
             return []  # The worker keeps them and tells the next dispatcher.
         self._pool.set_credit(node, message.credit)
         held_before = self.outstanding(node)
-        ended: list[TaskId] = []
-        for report in message.reports:
-            if self._record(node, report):
-                ended.append(report.task)
+        ended = tuple(
+            report.task for report in message.reports if self._record(node, report)
+        )
         self._pool.give_back(node, held_before - self.outstanding(node))
         if not message.reports:
             return self._placing.commit(now)
         items = tuple((report.task, report.attempt) for report in message.reports)
         later: list[Effect] = [Send(node, (ResultsOk(items),))]
         if ended:
-            later.append(Announce(tuple(ended)))
+            later.append(Announce(ended))
         return self._placing.commit(now, lambda _: later)
 
     def _record(self, node: NodeId, report: Report) -> bool:
@@ -325,7 +307,7 @@ class Dispatch:
 
     def _finish_lacking(self, task: InHand, outcome: Outcome) -> Outcome:
         """Fail a task that no worker can run, unless more workers may come."""
-        if self._judge_s is not None:
+        if self._adoption.is_open:
             self._queue.release(task)
             return outcome
         self._queue.end(task, TaskState.FAILED)
@@ -362,43 +344,8 @@ class Dispatch:
             return []
         for record in event.records:
             if record.spec is not None:
-                self._believe(record, now)
+                self._adoption.believe(record, now)
         return self._placing.commit(now)
-
-    def _believe(self, record: TaskRecord, now: Moment) -> None:
-        """Settle on one live attempt of a task; the others are given up."""
-        live = [attempt for attempt in record.attempts if attempt.state.is_live]
-        task = self._queue.tasks.get(record.id)
-        if not live or (task is not None and task.phase is Phase.ENDED):
-            return
-        if task is None:
-            task = self._queue.from_record(record)
-            self._queue.adopt(task, live[-1].id, live[-1].node)
-        elif task.phase is Phase.LIVE:
-            task.is_sure = True
-        elif task.attempt is None or task.attempt < live[-1].id:
-            self._queue.assign(task, live[-1].id, live[-1].node)
-        task.n = max(task.n, *(attempt.id.n for attempt in record.attempts))
-        if record.state.is_final and task.final is None:
-            task.final = record.state
-            self._placing.kill(task)
-        for attempt in live:
-            if attempt.id != task.attempt and attempt.id not in task.reported:
-                self._placing.write_lost(record.id, attempt.id, attempt.node, now)
-        self._expect(task, now)
-
-    def _expect(self, task: InHand, now: Moment) -> None:
-        """Give an absent worker time to come back to its attempt."""
-        node = task.node
-        if task.phase is not Phase.LIVE or node is None:
-            return
-        if not self._pool.is_attached(node):
-            is_early = now.mono_s < self._adopt_until_s
-            again_s = now.mono_s + self._timing.adopt_s
-            until_s = self._adopt_until_s if is_early else again_s
-            self._adopting.setdefault(node, until_s)
-        elif not task.is_heard:
-            self._placing.lose_task(task, now)
 
     def on_absorbed(self, now: Moment) -> list[Effect]:
         """Read queue and live tasks again: another node's entries are durable."""
@@ -409,18 +356,15 @@ class Dispatch:
 
     def on_time(self, now: Moment) -> list[Effect]:
         """Give up the attempts of workers that did not come back in time."""
-        due = [node for node, at_s in self._adopting.items() if at_s <= now.mono_s]
-        for node in due:
-            del self._adopting[node]
-            self._placing.lose(node, now)
-        if self._judge_s is not None and self._judge_s <= now.mono_s:
-            self._judge_s = None
-            return self._judge_inputs(now)
-        return self._placing.commit(now) if due else []
+        due_s = self._adoption.deadline()
+        if due_s is None or due_s > now.mono_s:
+            return []
+        self._adoption.expire(now)
+        return self._judge_inputs(now)
 
     def _judge_inputs(self, now: Moment) -> list[Effect]:
         """Fail the tasks of which every worker lacks an input, and commit."""
-        failed = [] if self._judge_s is not None else self._placing.fail_lacking()
+        failed = [] if self._adoption.is_open else self._placing.fail_lacking()
         if not failed:
             return self._placing.commit(now)
         return self._placing.commit(now, lambda _: [Announce(tuple(failed))])

@@ -8,11 +8,10 @@ is written is decided in `dispatch`.
 
 from __future__ import annotations
 
-from collections.abc import Collection
 from dataclasses import replace
 
 from octaskly.core.effects import Effect, Send
-from octaskly.core.facts import Assigned, Fact, Finished, Submitted
+from octaskly.core.facts import Assigned, Fact, Finished
 from octaskly.core.journal import Held, Journal
 from octaskly.core.messages import Dispatch, Kill, Message
 from octaskly.core.model import (
@@ -31,14 +30,13 @@ from octaskly.core.model import (
     TaskState,
 )
 from octaskly.core.scheduler import WorkerPool
-from octaskly.core.taskqueue import InHand, Phase, TaskQueue
+from octaskly.core.taskqueue import InHand, TaskQueue
 
 SPEC_BYTES = 256  #: what an envelope takes beyond its command, roughly
 CHAR_BYTES = 4  #: most bytes of one character of a command
 NOWHERE = Outcome(state=AttemptState.FAILED, reason=Reason.INPUTS)
 
 Item = tuple[AttemptId, TaskSpec]
-Listed = Collection[tuple[TaskId, AttemptId | None]]
 
 
 class Placing:
@@ -86,12 +84,6 @@ class Placing:
         """Order the end of an attempt that does not count."""
         self._kills.setdefault(node, []).append((task_id, attempt))
 
-    def lose(self, node: NodeId, now: Moment, but: Listed = ()) -> None:
-        """Give up the attempts of a node, except those that it was heard to run."""
-        for task in list(self.queue.held.get(node, {}).values()):
-            if (task.spec.id, task.attempt) not in but:
-                self.lose_task(task, now)
-
     def lose_task(self, task: InHand, now: Moment) -> None:
         """Give up the live attempt of a task, and queue the task again."""
         assert task.attempt is not None
@@ -108,29 +100,6 @@ class Placing:
             state=AttemptState.RELEASED, reason=Reason.LOST, ended_ms=now.wall_ms
         )
         self.facts.append(Finished(task_id, attempt, node, outcome))
-
-    def adopt(self, node: NodeId, attempt: AttemptId, spec: TaskSpec) -> None:
-        """Keep an attempt that a worker runs, if it is the one that counts."""
-        task = self.queue.tasks.get(spec.id)
-        if task is None and not self.queue.is_final(spec.id):
-            # The store may know more; until a read says so, it is asked before
-            # the task is run again.
-            task = InHand(spec, is_sure=False)
-            self.queue.adopt(task, attempt, node)
-            task.is_heard = True
-            self.facts += [Submitted(spec), Assigned(spec.id, attempt, node)]
-            return
-        if task is not None and task.phase is Phase.QUEUED:
-            if task.attempt is None or task.attempt < attempt:
-                self.queue.assign(task, attempt, node)
-                task.is_heard = True
-                self.facts.append(Assigned(spec.id, attempt, node))
-                return
-        elif task is not None and task.phase is Phase.LIVE and task.final is None:
-            if task.attempt == attempt and task.node == node:
-                task.is_heard = True
-                return
-        self.kill_attempt(node, spec.id, attempt)
 
     def fail_lacking(self) -> list[TaskId]:
         """End the queued tasks of which every worker lacks an input; return them."""

@@ -15,6 +15,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import IntEnum
 from heapq import heappop, heappush
+from itertools import islice
 
 from octaskly.core.effects import Effect, Load, LoadLive
 from octaskly.core.events import Loaded
@@ -264,7 +265,7 @@ class TaskQueue:
 
     def picky(self) -> list[InHand]:
         """Return some of the tasks that not every worker can run, each in its turn."""
-        some = [task for _, task in zip(range(PICKY_LOOK), self._picky.values())]
+        some = list(islice(self._picky.values(), PICKY_LOOK))
         for task in some:
             del self._picky[task.spec.id]
             self._picky[task.spec.id] = task
@@ -277,7 +278,7 @@ class TaskQueue:
     def assign(self, task: InHand, attempt: AttemptId, node: NodeId) -> None:
         """Say that `node` holds the task."""
         self._move(task, Turn.ASSIGN)
-        task.attempt, task.node = attempt, node
+        task.attempt, task.node, task.is_heard = attempt, node, False
         task.n = max(task.n, attempt.n)
         self.held.setdefault(node, {})[task.spec.id] = task
 

@@ -7,10 +7,9 @@ much work this node takes. It does not run processes: the runner does.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 
-from octaskly.core.effects import Effect, Send, Spool, Start, Stop, Unspool
+from octaskly.core.effects import Effect, Send, Start, Stop, Unspool
 from octaskly.core.events import AttemptsEnded
 from octaskly.core.messages import (
     Dispatch,
@@ -32,22 +31,15 @@ from octaskly.core.model import (
     Outcome,
     Reason,
     Settings,
-    TaskId,
     TaskSpec,
 )
-from octaskly.core.retry import ceiling
+from octaskly.core.results import KeptResult, KeptResults, Key
 
-RESEND_S = 0.2  #: before the first repetition of a result
-RESEND_MAX_S = 5.0
 AHEAD_MS = 30.0  #: of work that should wait on a worker with short tasks
 LONG_MS = 50.0  #: from here on a task is long, and nothing may wait behind it
 SHORTEST_MS = 0.5  #: durations are whole milliseconds; 0 means less than one
 EWMA_SHARE = 0.125  #: weight of the newest duration
 KEPT_BYTES_MAX = 64 << 20  #: of results kept before this node takes no more work
-REPORT_BYTES = 512  #: what a report takes beyond output and command, roughly
-CHAR_BYTES = 4  #: most bytes of one character of a command
-
-Key = tuple[TaskId, AttemptId]
 
 
 @dataclass(slots=True)
@@ -58,17 +50,6 @@ class _Taken:
     is_killed: bool = False
 
 
-@dataclass(slots=True)
-class _Kept:
-    """A result that no dispatcher has acknowledged."""
-
-    report: Report  #: with its envelope, if that is known
-    size: int  #: in bytes on the wire, roughly
-    is_spooled: bool = False
-    sent_s: float = 0.0
-    sends: int = 0  #: to the present dispatcher
-
-
 class Worker:
     """The worker's half of a node."""
 
@@ -76,7 +57,6 @@ class Worker:
         self._me = settings.node.id
         self._slots = settings.node.slots
         self._prefetch_max = settings.limits.prefetch
-        self._message_bytes = settings.limits.entries_bytes
         self._dispatcher: NodeId | None = None
         self._epoch = NO_EPOCH
         self._is_draining = False
@@ -84,10 +64,7 @@ class Worker:
         self._started: dict[Key, float] = {}
         """Attempts in slots and since when, oldest first, as far as can be told."""
         self._waiting: deque[Key] = deque()
-        self._kept: dict[Key, _Kept] = {}
-        self._kept_bytes = 0
-        for report in saved_reports:
-            self._keep(report).is_spooled = True
+        self._kept = KeptResults(saved_reports, settings.limits.entries_bytes)
         self._mean_ms: float | None = None
         self._told_credit: int | None = None
         self._now_s = 0.0
@@ -117,7 +94,7 @@ class Worker:
         Work for about `AHEAD_MS` may wait here, and none behind a long task: a
         short one would be faster anywhere else.
         """
-        if self._is_draining or self._kept_bytes >= KEPT_BYTES_MAX:
+        if self._is_draining or self._kept.size >= KEPT_BYTES_MAX:
             return 0
         if self._mean_ms is None or self._mean_ms > LONG_MS:
             return self._slots
@@ -133,27 +110,27 @@ class Worker:
         """Follow a dispatcher: tell it what ended unheard, then what still runs.
 
         In this order, because an attempt that is neither reported nor running is
-        lost, and would be run again.
+        lost, and would be run again. Results that do not fit into the first message
+        are told as running; they follow as that is acknowledged.
         """
         self._now_s = now.mono_s
         self._dispatcher = dispatcher
         self._epoch = max(self._epoch, epoch)
-        effects = self._spool() if dispatcher != self._me else []
-        for kept in self._kept.values():
-            kept.sends = 0
-        effects += self._send(list(self._kept.values()))
-        running = tuple((key[1], taken.spec) for key, taken in self._taken.items())
+        effects = self._kept.spool() if dispatcher != self._me else []
+        self._kept.restart(now.mono_s)
+        effects += self._send_unsent()
+        running = [(key[1], taken.spec) for key, taken in self._taken.items()]
+        unsent = [kept.report for kept in self._kept.unsent()]
+        later = [(told.attempt, told.spec) for told in unsent if told.spec is not None]
         self._told_credit = self.credit
-        effects.append(
-            Send(dispatcher, (Reattach(running, self._told_credit, self.state),))
-        )
-        return effects
+        message = Reattach((*running, *later), self._told_credit, self.state)
+        return [*effects, Send(dispatcher, (message,))]
 
     def detach(self, now: Moment) -> list[Effect]:
         """Go on without a dispatcher; results wait, on disk."""
         self._now_s = now.mono_s
         self._dispatcher = None
-        return self._spool()
+        return self._kept.spool()
 
     def on_dispatch(
         self, sender: NodeId, message: Dispatch, now: Moment
@@ -167,7 +144,7 @@ class Worker:
             return [Send(sender, (Results(tuple(reports), 0),))]
         self._epoch = message.epoch
         fresh: list[tuple[AttemptId, TaskSpec]] = []
-        again: list[_Kept] = []
+        again: list[KeptResult] = []
         refused: list[Report] = []
         for attempt, spec in message.items:
             key = (spec.id, attempt)
@@ -192,7 +169,7 @@ class Worker:
         if message.epoch < self._epoch:
             return []  # Its successor decides what is void.
         stops: list[Key] = []
-        again: list[_Kept] = []
+        again: list[KeptResult] = []
         unknown: list[Report] = []
         for key in message.items:
             if (taken := self._taken.get(key)) is not None:
@@ -210,14 +187,9 @@ class Worker:
     def on_results_ok(self, message: ResultsOk, now: Moment) -> list[Effect]:
         """Forget results that are durable at the dispatcher."""
         self._now_s = now.mono_s
-        spooled: list[Key] = []
-        for key in message.items:
-            kept = self._kept.pop(key, None)
-            if kept is not None:
-                self._kept_bytes -= kept.size
-                if kept.is_spooled:
-                    spooled.append(key)
-        effects: list[Effect] = [Unspool(tuple(spooled))] if spooled else []
+        spooled = self._kept.forget(message.items)
+        effects: list[Effect] = [Unspool(spooled)] if spooled else []
+        effects += self._send_unsent()
         return effects + self._tell_credit()
 
     # --- The runner, the operator, time.
@@ -249,21 +221,11 @@ class Worker:
         self._now_s = now.mono_s
         if self._dispatcher is None:
             return []
-        due = []
-        for kept in self._kept.values():
-            if self._due_s(kept) > now.mono_s:
-                break
-            due.append(kept)
-        if not due:
-            return []
-        # One message at a time: a dispatcher that is slow is not helped by more.
-        return self._send(next(self._chunks(due)))
+        return self._send(self._kept.due(now.mono_s))
 
     def deadline(self) -> float | None:
         """Return when `on_time` has something to do."""
-        if self._dispatcher is None:
-            return None
-        return next((self._due_s(kept) for kept in self._kept.values()), None)
+        return None if self._dispatcher is None else self._kept.deadline()
 
     # --- Slots and waiting.
 
@@ -301,74 +263,29 @@ class Worker:
         """Keep new results, and send them where a dispatcher is known."""
         if not reports:
             return []
-        fresh = [self._keep(report) for report in reports]
-        effects = self._spool(fresh) if self._dispatcher != self._me else []
+        fresh = [self._kept.keep(report) for report in reports]
+        is_remote = self._dispatcher != self._me
+        effects = self._kept.spool(fresh) if is_remote else []
         return effects + self._send(fresh, is_news=True)
 
-    def _keep(self, report: Report) -> _Kept:
-        kept = _Kept(report, _size(report))
-        before = self._kept.get((report.task, report.attempt))
-        self._kept_bytes += kept.size - (0 if before is None else before.size)
-        self._kept[report.task, report.attempt] = kept
-        return kept
-
-    def _spool(self, candidates: Iterable[_Kept] | None = None) -> list[Effect]:
-        """Write results to disk that are not there; what was given back need not be."""
-        chosen = [
-            kept
-            for kept in (self._kept.values() if candidates is None else candidates)
-            if not kept.is_spooled
-            and kept.report.outcome.state is not AttemptState.RELEASED
-        ]
-        for kept in chosen:
-            kept.is_spooled = True
-        if not chosen:
-            return []
-        return [Spool(tuple(kept.report for kept in chosen))]
-
-    def _send(self, results: list[_Kept], *, is_news: bool = False) -> list[Effect]:
-        """Send results in messages of bounded size.
-
-        All but news carry the envelope: their dispatcher may not know the task.
-        """
+    def _send(
+        self, results: list[KeptResult], *, is_news: bool = False
+    ) -> list[Effect]:
+        """Send results in messages of bounded size."""
         if self._dispatcher is None or not results:
             return []
         self._told_credit = self.credit
         messages: list[Message] = []
-        for chunk in self._chunks(results):
-            reports = tuple(self._told(kept, is_news=is_news) for kept in chunk)
-            messages.append(Results(reports, self._told_credit))
+        for chunk in self._kept.chunks(results):
+            reports = [
+                self._kept.told(kept, self._now_s, is_news=is_news) for kept in chunk
+            ]
+            messages.append(Results(tuple(reports), self._told_credit))
         return [Send(self._dispatcher, tuple(messages))]
 
-    def _told(self, kept: _Kept, *, is_news: bool) -> Report:
-        """Note that a result is sent now, and return what is said of it."""
-        report = kept.report
-        key = (report.task, report.attempt)
-        # The oldest sending comes first, so that `on_time` looks at no other.
-        del self._kept[key]
-        self._kept[key] = kept
-        kept.sent_s = self._now_s
-        kept.sends += 1
-        if report.spec is None or not is_news:
-            return report
-        return Report(task=report.task, attempt=report.attempt, outcome=report.outcome)
-
-    def _chunks(self, results: list[_Kept]) -> Iterator[list[_Kept]]:
-        """Cut results so that each message fits into a frame."""
-        chunk: list[_Kept] = []
-        size = 0
-        for kept in results:
-            if chunk and size + kept.size > self._message_bytes:
-                yield chunk
-                chunk, size = [], 0
-            chunk.append(kept)
-            size += kept.size
-        yield chunk
-
-    def _due_s(self, kept: _Kept) -> float:
-        if not kept.sends:
-            return kept.sent_s
-        return kept.sent_s + ceiling(kept.sends, base_s=RESEND_S, cap_s=RESEND_MAX_S)
+    def _send_unsent(self) -> list[Effect]:
+        """Send one message of what the present dispatcher was not sent."""
+        return self._send(next(iter(self._kept.chunks(self._kept.unsent())), []))
 
     def _tell_credit(self) -> list[Effect]:
         """Say at once that this node takes work again, or no more."""
@@ -377,13 +294,6 @@ class Worker:
             return []
         self._told_credit = credit
         return [Send(self._dispatcher, (Results((), credit),))]
-
-
-def _size(report: Report) -> int:
-    size = REPORT_BYTES + len(report.outcome.stdout) + len(report.outcome.stderr)
-    if report.spec is not None:
-        size += CHAR_BYTES * len(report.spec.command)
-    return size
 
 
 def _refused(attempt: AttemptId, spec: TaskSpec, reason: Reason) -> Report:

@@ -1,0 +1,153 @@
+"""Which attempts that were running before still count, and which are run again.
+
+Owns the time that absent workers get to come back: after a change of dispatcher, and
+when another node's log arrives. What a worker says it runs stands over the log.
+"""
+
+from __future__ import annotations
+
+from octaskly.core.facts import Assigned, Submitted
+from octaskly.core.merge import TaskRecord
+from octaskly.core.messages import Reattach
+from octaskly.core.model import AttemptId, Moment, NodeId, TaskSpec
+from octaskly.core.placing import Placing
+from octaskly.core.taskqueue import InHand, Phase
+
+
+class Adoption:
+    """Attempts that this reign did not start, and workers that are awaited."""
+
+    def __init__(self, placing: Placing, adopt_s: float) -> None:
+        self._placing = placing
+        self._queue = placing.queue
+        self._pool = placing.pool
+        self._adopt_s = adopt_s
+        self._until_s = 0.0
+        self.is_open = False
+        """Whether workers of the reign before may still come."""
+        self._absent: dict[NodeId, float] = {}
+        """Nodes whose attempts are left alone until then, in seconds."""
+
+    def begin(self, now: Moment) -> None:
+        """Wait for the workers of the reign before."""
+        self._until_s = now.mono_s + self._adopt_s
+        self._absent.clear()
+        self.is_open = True
+
+    def end(self) -> None:
+        """Wait for nobody."""
+        self._absent.clear()
+        self.is_open = False
+
+    def deadline(self) -> float | None:
+        """Return when `expire` has something to do."""
+        window_s = (self._until_s,) if self.is_open else ()
+        return min((*self._absent.values(), *window_s), default=None)
+
+    def on_reattach(self, node: NodeId, message: Reattach, now: Moment) -> None:
+        """Adopt what a worker runs, kill what is void, give up what it lost."""
+        self._absent.pop(node, None)
+        listed = set()
+        for attempt, spec in message.running:
+            listed.add((spec.id, attempt))
+            self._adopt(node, attempt, spec)
+        for task in self._held_by(node):
+            assert task.attempt is not None
+            if (task.spec.id, task.attempt) not in listed:
+                self._placing.lose_task(task, now)
+
+    def on_down(self, node: NodeId, now: Moment) -> bool:
+        """Give up a worker's attempts, or wait for it; tell whether they were lost."""
+        held = self._held_by(node)
+        if self.is_open and now.mono_s < self._until_s:
+            if held:
+                self._absent[node] = self._until_s
+            return False
+        self._absent.pop(node, None)
+        for task in held:
+            self._placing.lose_task(task, now)
+        return True
+
+    def expire(self, now: Moment) -> None:
+        """Give up the attempts of workers that did not come back in time."""
+        for node in [node for node, at_s in self._absent.items() if at_s <= now.mono_s]:
+            del self._absent[node]
+            for task in self._held_by(node):
+                self._placing.lose_task(task, now)
+        if self._until_s <= now.mono_s:
+            self.is_open = False
+
+    def believe(self, record: TaskRecord, now: Moment) -> None:
+        """Settle on one live attempt of a task in the log; give up the others."""
+        live = [attempt for attempt in record.attempts if attempt.state.is_live]
+        task = self._queue.tasks.get(record.id)
+        if not live or (task is not None and task.phase is Phase.ENDED):
+            return
+        if task is None:
+            task = self._queue.from_record(record)
+            self._queue.adopt(task, live[-1].id, live[-1].node)
+        elif task.phase is Phase.LIVE:
+            task.is_sure = True
+        elif task.attempt is None or task.attempt < live[-1].id:
+            self._queue.assign(task, live[-1].id, live[-1].node)
+        task.n = max(task.n, *(attempt.id.n for attempt in record.attempts))
+        if record.state.is_final and task.final is None:
+            task.final = record.state
+            if task.phase is Phase.LIVE:
+                self._placing.kill(task)
+            else:
+                self._queue.end(task, record.state)
+                self._placing.touch(task)
+        for attempt in live:
+            if attempt.id != task.attempt and attempt.id not in task.reported:
+                self._placing.write_lost(record.id, attempt.id, attempt.node, now)
+        self._expect(task, now)
+
+    def _adopt(self, node: NodeId, attempt: AttemptId, spec: TaskSpec) -> None:
+        """Keep an attempt that a worker runs, if it is the one that counts."""
+        task = self._queue.tasks.get(spec.id)
+        if task is None and not self._queue.is_final(spec.id):
+            # The store may know more; until a read says so, it is asked before
+            # the task is run again.
+            task = InHand(spec, is_sure=False)
+            self._queue.adopt(task, attempt, node)
+            task.is_heard = True
+            self._placing.facts += [
+                Submitted(spec),
+                Assigned(spec.id, attempt, node),
+            ]
+        elif task is None or not self._is_counting(task, node, attempt):
+            self._placing.kill_attempt(node, spec.id, attempt)
+        else:
+            self._hear(task, node, attempt)
+
+    @staticmethod
+    def _is_counting(task: InHand, node: NodeId, attempt: AttemptId) -> bool:
+        if task.phase is Phase.QUEUED:
+            # Its assignment was lost with the dispatcher before.
+            return task.attempt is None or task.attempt < attempt
+        return (
+            task.phase is Phase.LIVE
+            and task.final is None
+            and (task.attempt, task.node) == (attempt, node)
+        )
+
+    def _hear(self, task: InHand, node: NodeId, attempt: AttemptId) -> None:
+        if task.phase is Phase.QUEUED:
+            self._queue.assign(task, attempt, node)
+            self._placing.facts.append(Assigned(task.spec.id, attempt, node))
+        task.is_heard = True
+
+    def _expect(self, task: InHand, now: Moment) -> None:
+        """Give an absent worker time to come back to its attempt."""
+        node = task.node
+        if task.phase is not Phase.LIVE or node is None:
+            return
+        if not self._pool.is_attached(node):
+            until_s = self._until_s if self.is_open else now.mono_s + self._adopt_s
+            self._absent.setdefault(node, until_s)
+        elif not task.is_heard:
+            self._placing.lose_task(task, now)
+
+    def _held_by(self, node: NodeId) -> list[InHand]:
+        return list(self._queue.held.get(node, {}).values())

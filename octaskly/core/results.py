@@ -1,0 +1,149 @@
+"""Results that no dispatcher has acknowledged: kept, sent, sent again.
+
+Owns which of them are on disk and when each is due again. It does not know how an
+attempt came to its end.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from itertools import takewhile
+
+from octaskly.core.effects import Effect, Spool
+from octaskly.core.messages import Report
+from octaskly.core.model import AttemptId, AttemptState, TaskId
+from octaskly.core.retry import ceiling
+
+RESEND_S = 0.2  #: before the first repetition of a result
+RESEND_MAX_S = 5.0
+REPORT_BYTES = 512  #: what a report takes beyond output and command, roughly
+CHAR_BYTES = 4  #: most bytes of one character of a command
+
+Key = tuple[TaskId, AttemptId]
+
+
+@dataclass(slots=True)
+class KeptResult:
+    """One result that no dispatcher has acknowledged."""
+
+    report: Report  #: with its envelope, if that is known
+    size: int  #: in bytes on the wire, roughly
+    is_spooled: bool = False
+    sent_s: float = 0.0
+    sends: int = 0  #: to the present dispatcher
+
+
+class KeptResults:
+    """Results in the order in which they were sent last; unsent ones come first."""
+
+    def __init__(self, saved: Iterable[Report], message_bytes: int) -> None:
+        self._message_bytes = message_bytes
+        self._kept: dict[Key, KeptResult] = {}
+        self.size = 0
+        """Bytes of all of them on the wire, roughly."""
+        self._quiet_until_s = 0.0
+        for report in saved:
+            self.keep(report).is_spooled = True
+
+    def __contains__(self, key: Key) -> bool:
+        return key in self._kept
+
+    def __len__(self) -> int:
+        return len(self._kept)
+
+    def __getitem__(self, key: Key) -> KeptResult:
+        return self._kept[key]
+
+    def keep(self, report: Report) -> KeptResult:
+        """Keep a result until `forget`."""
+        key = (report.task, report.attempt)
+        size = REPORT_BYTES + len(report.outcome.stdout) + len(report.outcome.stderr)
+        if report.spec is not None:
+            size += CHAR_BYTES * len(report.spec.command)
+        before = self._kept.get(key)
+        self.size += size - (0 if before is None else before.size)
+        self._kept[key] = kept = KeptResult(report, size)
+        return kept
+
+    def forget(self, keys: Iterable[Key]) -> tuple[Key, ...]:
+        """Drop acknowledged results; return those that are on disk."""
+        spooled = []
+        for key in keys:
+            kept = self._kept.pop(key, None)
+            if kept is not None:
+                self.size -= kept.size
+                if kept.is_spooled:
+                    spooled.append(key)
+        return tuple(spooled)
+
+    def restart(self, now_s: float) -> None:
+        """Count every result as unsent: there is a new dispatcher."""
+        for kept in self._kept.values():
+            kept.sends, kept.sent_s = 0, now_s
+        self._quiet_until_s = 0.0
+
+    def unsent(self) -> list[KeptResult]:
+        """Return those that the present dispatcher was not sent."""
+        return list(takewhile(lambda kept: kept.sends == 0, self._kept.values()))
+
+    def deadline(self) -> float | None:
+        """Return when one is due again."""
+        oldest = next(iter(self._kept.values()), None)
+        return None if oldest is None else self._due_s(oldest)
+
+    def due(self, now_s: float) -> list[KeptResult]:
+        """Return those to send again, and then stay quiet for a while.
+
+        One message at a time: a dispatcher that is slow is not helped by more.
+        """
+        due = takewhile(lambda kept: self._due_s(kept) <= now_s, self._kept.values())
+        chunk = next(iter(self.chunks(due)), [])
+        if chunk:
+            self._quiet_until_s = now_s + RESEND_S
+        return chunk
+
+    def chunks(self, results: Iterable[KeptResult]) -> list[list[KeptResult]]:
+        """Cut results so that each part fits into a frame."""
+        chunks: list[list[KeptResult]] = []
+        size = 0
+        for kept in results:
+            if not chunks or size + kept.size > self._message_bytes:
+                chunks.append([])
+                size = 0
+            chunks[-1].append(kept)
+            size += kept.size
+        return chunks
+
+    def told(self, kept: KeptResult, now_s: float, *, is_news: bool) -> Report:
+        """Note that a result is sent now; return what is said of it.
+
+        All but news carry the envelope: their dispatcher may not know the task.
+        """
+        report = kept.report
+        key = (report.task, report.attempt)
+        del self._kept[key]
+        self._kept[key] = kept
+        kept.sent_s = now_s
+        kept.sends += 1
+        if report.spec is None or not is_news:
+            return report
+        return Report(task=report.task, attempt=report.attempt, outcome=report.outcome)
+
+    def spool(self, candidates: Iterable[KeptResult] | None = None) -> list[Effect]:
+        """Write results to disk that are not there; what was given back need not be."""
+        chosen = [
+            kept
+            for kept in (self._kept.values() if candidates is None else candidates)
+            if not kept.is_spooled
+            and kept.report.outcome.state is not AttemptState.RELEASED
+        ]
+        for kept in chosen:
+            kept.is_spooled = True
+        if not chosen:
+            return []
+        return [Spool(tuple(kept.report for kept in chosen))]
+
+    def _due_s(self, kept: KeptResult) -> float:
+        wait_s = ceiling(max(1, kept.sends), base_s=RESEND_S, cap_s=RESEND_MAX_S)
+        return max(kept.sent_s + wait_s, self._quiet_until_s)
