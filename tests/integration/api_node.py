@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import json
-import socket
 import ssl
-from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -155,18 +154,15 @@ async def exchange(
         try:
             writer.write(data)
             received = b""
-            try:
+            # What came before a reset counts.
+            with suppress(ConnectionResetError):
                 while chunk := await reader.read(1 << 16):
                     received += chunk
-            except ConnectionResetError:
-                pass  # What came before the reset counts.
             return received
         finally:
             writer.close()
-            try:
+            with suppress(ConnectionError, ssl.SSLError):
                 await writer.wait_closed()
-            except (ConnectionError, ssl.SSLError):
-                pass
 
 
 def parse(raw: bytes, method: str = "GET") -> Answer:
@@ -211,11 +207,11 @@ def assert_standard_headers(answer: Answer) -> None:
     assert headers["expires"] == "0"
 
 
-def free_port() -> int:
-    """Return a port that was free a moment ago."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+async def until(condition: Callable[[], object], timeout_s: float = 5.0) -> None:
+    """Wait until `condition` is true."""
+    async with asyncio.timeout(timeout_s):
+        while not condition():  # noqa: ASYNC110  it is no event of ours
+            await asyncio.sleep(0.01)
 
 
 def _unchunk(body: bytes) -> bytes:

@@ -28,6 +28,7 @@ from tests.integration.api_node import (
     assert_standard_headers,
     exchange,
     parse,
+    until,
 )
 from tests.integration.fake_gateway import FakeGateway
 
@@ -459,8 +460,8 @@ async def test_close_lets_requests_in_flight_finish() -> None:
             polled = group.create_task(
                 node.ask("GET", f"/api/v1/tasks/{task}?wait=60", headers=ADMIN)
             )
-            while len(node.gateway.submissions) < 2 or not node.server._waits._limits:
-                await asyncio.sleep(0.01)
+            await until(lambda: len(node.gateway.submissions) == 2)
+            await until(lambda: node.server._waits._limits)
             asyncio.get_running_loop().call_later(0.2, node.gateway.held.set)
             await node.server.close()
 

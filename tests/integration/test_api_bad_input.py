@@ -78,7 +78,7 @@ def _forgeries() -> dict[str, str]:
     return {
         "secret": secret.lines(),
         "good": token,
-        "alg none": jwt.encode(claims, None, "none", headers=headers),
+        "alg none": jwt.encode(claims, "", "none", headers=headers),
         "wrong key": Tokens(other).mint(**mint, now_s=now_s),  # type: ignore[arg-type]
         "no exp": signed({"exp": None}),
         "foreign aud": signed({"aud": "octaskly:other"}),

@@ -1,0 +1,268 @@
+"""What every Gateway promises to the API; run on the fake, and on the real one."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from typing import Protocol
+
+import pytest
+
+from octaskly.core.events import Draft
+from octaskly.core.model import TaskId, TaskState
+from octaskly.errors import (
+    NotDispatcher,
+    OutputNotFound,
+    PermissionDenied,
+    TaskExists,
+    TaskNotCancellable,
+    TaskNotFound,
+)
+from octaskly.ports import Gateway, Principal, TaskQuery
+from tests.integration.fake_gateway import FakeGateway
+
+ANA = Principal(subject="ana", role="admin")
+BO = Principal(subject="bo", role="client")
+CY = Principal(subject="cy", role="client")
+
+
+class Subject(Protocol):
+    """A gateway that is dispatcher, and the strings that a test pulls."""
+
+    gateway: Gateway
+
+    def run(self, task: TaskId) -> None:
+        """Let a queued task run, and go on running."""
+
+    def end(self, task: TaskId) -> None:
+        """Let a running task succeed."""
+
+    def depose(self) -> None:
+        """Let another node be dispatcher."""
+
+
+class FakeSubject:
+    def __init__(self) -> None:
+        self._fake = FakeGateway()
+        self.gateway: Gateway = self._fake
+
+    def run(self, task: TaskId) -> None:
+        self._fake.start(task)
+
+    def end(self, task: TaskId) -> None:
+        self._fake.finish(task)
+
+    def depose(self) -> None:
+        self._fake.elect(self._fake.view_of("node-b", term=2))
+
+
+SUBJECTS: dict[str, Callable[[], Subject]] = {"fake": FakeSubject}
+
+
+@pytest.fixture(params=list(SUBJECTS.values()), ids=list(SUBJECTS))
+async def subject(request: pytest.FixtureRequest) -> AsyncIterator[Subject]:
+    made: Subject = request.param()
+    yield made
+
+
+async def _submit(
+    subject: Subject, *commands: str, principal: Principal = ANA, key: str | None = None
+) -> list[TaskId]:
+    drafts = [Draft(command=command) for command in commands]
+    records, replicas = await subject.gateway.submit(
+        drafts, principal=principal, idempotency_key=key
+    )
+    assert replicas >= 1
+    return [record.id for record in records]
+
+
+async def test_submitted_tasks_come_back_in_order_and_queued(subject: Subject) -> None:
+    """One record for each draft, with the envelope filled in."""
+    drafts = [Draft(command=f"echo {n}", timeout_s=n + 1) for n in range(20)]
+
+    records, _ = await subject.gateway.submit(drafts, principal=BO)
+
+    specs = [record.spec for record in records if record.spec]
+    assert [spec.command for spec in specs] == [draft.command for draft in drafts]
+    assert [spec.timeout_s for spec in specs] == list(range(1, 21))
+    assert {spec.submitter for spec in specs} == {"bo"}
+    assert {record.state for record in records} == {TaskState.QUEUED}
+    assert len({record.id for record in records}) == 20
+
+
+async def test_task_is_found_by_id_and_by_number(subject: Subject) -> None:
+    """`task-<sequence>` alone is understood where it is unique."""
+    (task,) = await _submit(subject, "true")
+
+    by_id = await subject.gateway.task(task)
+    by_number = await subject.gateway.task(task.rpartition("-")[0])
+
+    assert by_id.id == by_number.id == task
+
+
+async def test_unknown_task_is_not_found(subject: Subject) -> None:
+    """By whatever is asked of it."""
+    gateway = subject.gateway
+
+    with pytest.raises(TaskNotFound):
+        await gateway.task("nothing")
+    with pytest.raises(TaskNotFound):
+        await gateway.wait("nothing", 1.0)
+    with pytest.raises(TaskNotFound):
+        await gateway.cancel("nothing", force=True, principal=ANA)
+    with pytest.raises(TaskNotFound):
+        await gateway.output("nothing", "a.txt")
+
+
+async def test_chosen_id_is_kept_and_taken_once(subject: Subject) -> None:
+    """All or nothing: the free one of the second batch is not accepted either."""
+    chosen = Draft(command="true", id=TaskId("mine"))
+    await subject.gateway.submit([chosen], principal=ANA)
+
+    with pytest.raises(TaskExists):
+        await subject.gateway.submit(
+            [Draft(command="false", id=TaskId("free")), chosen], principal=ANA
+        )
+
+    assert (await subject.gateway.task("mine")).id == "mine"
+    with pytest.raises(TaskNotFound):
+        await subject.gateway.task("free")
+
+
+async def test_key_makes_a_submission_repeatable(subject: Subject) -> None:
+    """The same tasks for the same body; a conflict for another one."""
+    first = await _submit(subject, "a", "b", key="k")
+
+    again = await _submit(subject, "a", "b", key="k")
+
+    assert first == again
+    with pytest.raises(TaskExists):
+        await _submit(subject, "a", "c", key="k")
+
+
+async def test_keys_of_two_subjects_differ(subject: Subject) -> None:
+    """Nobody learns of another's tasks by guessing a key."""
+    mine = await _submit(subject, "a", principal=BO, key="k")
+
+    other = await _submit(subject, "a", principal=CY, key="k")
+
+    assert mine != other
+
+
+async def test_pages_are_oldest_first_with_an_exact_total(subject: Subject) -> None:
+    """The total counts what matches, not what is returned."""
+    tasks = await _submit(subject, *[f"echo {n}" for n in range(7)])
+
+    page = await subject.gateway.page(TaskQuery(limit=3, offset=2))
+    beyond = await subject.gateway.page(TaskQuery(limit=3, offset=100))
+    none = await subject.gateway.page(TaskQuery(state=TaskState.FAILED))
+
+    assert ([record.id for record in page.records], page.total) == (tasks[2:5], 7)
+    assert (beyond.records, beyond.total) == ((), 7)
+    assert (none.records, none.total) == ((), 0)
+
+
+async def test_wait_ends_with_the_task(subject: Subject) -> None:
+    """Or, when the time is over, with the task as it is."""
+    (task,) = await _submit(subject, "true")
+    early = await subject.gateway.wait(task, 0.05)
+    subject.run(task)
+
+    async with asyncio.timeout(5), asyncio.TaskGroup() as group:
+        waiting = group.create_task(subject.gateway.wait(task, 60))
+        await asyncio.sleep(0)
+        subject.end(task)
+
+    assert not early.state.is_final
+    assert waiting.result().state is TaskState.COMPLETED
+
+
+async def test_queued_task_is_cancelled_again_and_again(subject: Subject) -> None:
+    """The second time changes nothing."""
+    (task,) = await _submit(subject, "true")
+
+    await subject.gateway.cancel(task, force=False, principal=ANA)
+    await subject.gateway.cancel(task, force=False, principal=ANA)
+
+    assert (await subject.gateway.task(task)).state is TaskState.CANCELLED
+
+
+async def test_running_task_is_cancelled_by_force_only(subject: Subject) -> None:
+    """The reference's design choice, and the way out."""
+    (task,) = await _submit(subject, "sleep 60")
+    subject.run(task)
+
+    with pytest.raises(TaskNotCancellable):
+        await subject.gateway.cancel(task, force=False, principal=ANA)
+    await subject.gateway.cancel(task, force=True, principal=ANA)
+
+    assert (await subject.gateway.task(task)).state is TaskState.CANCELLED
+
+
+async def test_finished_task_cannot_be_cancelled(subject: Subject) -> None:
+    """It is not found, as the reference says."""
+    (task,) = await _submit(subject, "true")
+    subject.run(task)
+    subject.end(task)
+
+    with pytest.raises(TaskNotFound):
+        await subject.gateway.cancel(task, force=True, principal=ANA)
+
+
+async def test_clients_cancel_their_own_tasks_only(subject: Subject) -> None:
+    """Admins cancel everybody's."""
+    (task,) = await _submit(subject, "true", principal=BO)
+
+    with pytest.raises(PermissionDenied):
+        await subject.gateway.cancel(task, force=False, principal=CY)
+    await subject.gateway.cancel(task, force=False, principal=BO)
+
+
+async def test_undeclared_output_is_not_found(subject: Subject) -> None:
+    """Before the end, and by a name that nobody declared."""
+    (task,) = await _submit(subject, "true")
+
+    with pytest.raises(OutputNotFound):
+        await subject.gateway.output(task, "a.txt")
+
+
+async def test_stats_count_the_tasks(subject: Subject) -> None:
+    """By state, of the whole mesh."""
+    first, _ = await _submit(subject, "a", "b")
+    await subject.gateway.cancel(first, force=False, principal=ANA)
+
+    counts = (await subject.gateway.stats()).counts
+
+    assert (counts[TaskState.QUEUED], counts[TaskState.CANCELLED]) == (1, 1)
+
+
+async def test_own_node_is_known_by_name_and_id(subject: Subject) -> None:
+    """A member can be asked for by either."""
+    gateway = subject.gateway
+    name = gateway.names()[gateway.node_id]
+
+    assert gateway.node_named(name) == gateway.node_named(gateway.node_id)
+    assert gateway.node_named(name) == gateway.node_id
+    assert gateway.node_named("nobody-here") is None
+
+
+async def test_node_that_is_not_dispatcher_says_so(subject: Subject) -> None:
+    """Every call that needs the dispatcher; the API then forwards."""
+    gateway = subject.gateway
+    (task,) = await _submit(subject, "true")
+    subject.depose()
+
+    view = gateway.dispatcher()
+    assert view is None or not view.is_self
+    with pytest.raises(NotDispatcher):
+        await _submit(subject, "true")
+    with pytest.raises(NotDispatcher):
+        await gateway.task(task)
+    with pytest.raises(NotDispatcher):
+        await gateway.wait(task, 1.0)
+    with pytest.raises(NotDispatcher):
+        await gateway.page(TaskQuery())
+    with pytest.raises(NotDispatcher):
+        await gateway.cancel(task, force=False, principal=ANA)
+    with pytest.raises(NotDispatcher):
+        await gateway.stats()
