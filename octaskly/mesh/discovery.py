@@ -34,7 +34,7 @@ WARN_EVERY_S = 60.0  #: the same complaint about what others send is made once a
 STOP_S = 2.0  #: for the tasks, at the end
 RETRY_POLLS = 6  #: a port that was taken is tried again at every sixth look
 NAMES_PER_TURN = 64  #: looked up before other work of the loop gets its turn
-NAMES_MAX = 4096  #: waiting to be looked up
+NAMES_MAX = 10_000  #: waiting to be looked up; zeroconf keeps no more records
 MESHES_MAX = 64  #: other meshes that are told of
 UNRESOLVED_MAX = 256  #: nodes whose records have to be asked for
 RESOLVERS = 4
@@ -242,10 +242,8 @@ class Discovery:
 
     def _changed(self, name: str, has_left: bool) -> None:  # noqa: FBT001  a callback
         """Collect what the browser says; one packet may bring many names."""
-        if len(self._changes) >= NAMES_MAX:
-            self._warn("mDNS flood", kept=NAMES_MAX)
-            return
-        self._changes[name] = has_left
+        if len(self._changes) < NAMES_MAX:
+            self._changes[name] = has_left
         if self._sweep is None:
             self._sweep = asyncio.get_running_loop().call_soon(self._sweep_changes)
 
@@ -253,7 +251,12 @@ class Discovery:
         """Report the next names as one event."""
         self._sweep = None
         adverts = []
-        for name in list(self._changes)[:NAMES_PER_TURN]:
+        names = list(self._changes)
+        if len(names) > NAMES_PER_TURN:
+            # Whoever floods the LAN must not choose who finds room in the table.
+            start = int(self._clock.draw() * len(names))
+            names = names[start:] + names[:start]
+        for name in names[:NAMES_PER_TURN]:
             advert = self._read(name, has_left=self._changes.pop(name))
             if advert is not None:
                 adverts.append(advert)

@@ -1,0 +1,216 @@
+"""Discovery between hosts: decoys, changes of address, splits, floods, a taken port."""
+
+import contextlib
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.mesh.conftest import MakeLab
+from tests.mesh.discovery_process import DiscoveryProcess
+from tests.mesh.lab import DECOY_HOST, TUNNEL_NET, Host
+from tests.mesh.mdns_flood import fake_id
+from tests.mesh.netns import ip, wait_until
+
+pytestmark = pytest.mark.netns
+
+FIND_S = 2.0
+FLOOD = Path(__file__).with_name("mdns_flood.py")
+HOLD_5353 = (
+    "import socket, sys; s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM); "
+    "s.bind(('', 5353)); print('held', flush=True); sys.stdin.read()"
+)
+START_S = 10.0
+GROWTH_MB_MAX = 50.0
+
+Discover = Callable[..., DiscoveryProcess]
+
+
+def id_of(host: Host) -> str:
+    return fake_id(1_000_000 + host.number)
+
+
+@pytest.fixture
+def discover() -> Iterator[Discover]:
+    """Start discovery on a host; it ends with the test."""
+    with contextlib.ExitStack() as stack:
+
+        def start(host: Host, *args: str, mesh: str = "mesh-1") -> DiscoveryProcess:
+            options = ["--id", id_of(host), "--mesh", mesh, *args]
+            return stack.enter_context(DiscoveryProcess(*options, prefix=host.prefix))
+
+        yield start
+
+
+def test_five_hosts_find_each_other_and_advertise_no_decoy(
+    make_lab: MakeLab, discover: Discover
+) -> None:
+    """All know all within 2 s, and nobody is told of docker0 or tun0."""
+    hosts = make_lab(5).hosts
+    processes = {host: discover(host) for host in hosts}
+    ready_s = max(process.wait_for("started")["at"] for process in processes.values())
+
+    for host, process in processes.items():
+        for other in hosts:
+            if other is host:
+                continue
+            line = process.wait_for_node(id_of(other))
+            assert line["at"] - ready_s < FIND_S
+            assert line["addresses"][0] == [other.ip, 7878]
+            assert {address for address, _ in line["addresses"]} <= {
+                other.ip,
+                f"{other.link_local}%eth0",
+            }
+
+    for process in processes.values():
+        said = str(process.lines)
+        assert DECOY_HOST not in said
+        assert TUNNEL_NET not in said
+
+
+def test_a_new_address_of_a_host_is_advertised(
+    make_lab: MakeLab, discover: Discover
+) -> None:
+    """A laptop that changes networks is found again without a restart."""
+    first, second = make_lab(2).hosts
+    watcher, mover = discover(first), discover(second)
+    watcher.wait_for_node(id_of(second))
+    mover.wait_for("started")
+
+    ip(
+        f"addr del {second.ip}/24 dev eth0",
+        "addr add 10.77.1.99/24 dev eth0",
+        netns=second.netns,
+    )
+
+    mover.wait_for("moved", lambda line: line["hosts"][0] == "10.77.1.99")
+    watcher.wait_for("seen", lambda line: line["addresses"][0][0] == "10.77.1.99")
+
+    def is_old_forgotten() -> bool:
+        watcher.tell("browse")
+        watcher.state()
+        latest = [line for line in watcher.lines if line["kind"] == "seen"][-1]
+        return [second.ip, 7878] not in latest["addresses"]
+
+    wait_until("the old address is forgotten", is_old_forgotten, within_s=FIND_S * 5)
+
+
+def test_a_node_that_started_in_a_split_is_found_by_a_fresh_browser(
+    make_lab: MakeLab, discover: Discover
+) -> None:
+    """Without asking afresh, neither side would see the other for most of an hour."""
+    lab = make_lab(2)
+    first, second = lab.hosts
+    lab.split([first], [second])
+    left, right = discover(first), discover(second)
+    for process in (left, right):
+        process.wait_for("started")
+        assert process.state()["in_sight"] == 0
+    lab.join()
+
+    left.tell("browse")
+
+    left.wait_for_node(id_of(second))
+
+
+def test_a_fresh_machine_sees_a_mesh_or_none(
+    make_lab: MakeLab, discover: Discover
+) -> None:
+    """What decides whether it makes a secret of its own."""
+    first, second = make_lab(2).hosts
+
+    with DiscoveryProcess("--look", "1.0", prefix=second.prefix) as alone:
+        assert alone.wait_for("sightings")["meshes"] == []
+    discover(first).wait_for("started")
+    with DiscoveryProcess("--look", "1.0", prefix=second.prefix) as fresh:
+        assert fresh.wait_for("sightings")["meshes"] == ["mesh-1"]
+
+
+def test_a_port_that_another_program_holds_is_said_once(
+    make_lab: MakeLab, discover: Discover
+) -> None:
+    """The agent runs on: remembered peers and --join do not need mDNS."""
+    (host,) = make_lab(1).hosts
+    holder = host.popen(sys.executable, "-c", HOLD_5353, stdin=-1, stdout=-1)
+    assert holder.stdout is not None
+    assert holder.stdout.readline() == b"held\n"
+
+    process = discover(host)
+    note = process.wait_for("note")
+
+    assert note["event"] == "discovery is off"
+    assert "disallow-other-stacks" in note["fields"]["hint"]
+    process.tell("reign 3")
+    assert process.state()["is_degraded"]
+    process.close()
+    assert [line["kind"] for line in process.lines].count("note") == 1
+
+
+def test_mdns_comes_back_when_the_port_is_free_again(
+    make_lab: MakeLab, discover: Discover
+) -> None:
+    """Nobody has to restart the agent after having mended avahi."""
+    first, second = make_lab(2).hosts
+    holder = first.popen(sys.executable, "-c", HOLD_5353, stdin=-1, stdout=-1)
+    assert holder.stdout is not None
+    assert holder.stdout.readline() == b"held\n"
+    blocked, free = discover(first), discover(second)
+    blocked.wait_for("note")
+
+    holder.kill()
+
+    blocked.wait_for("note", lambda line: line["event"] == "discovery is on")
+    free.wait_for_node(id_of(first))
+    blocked.wait_for_node(id_of(second))
+
+
+def resident_mb(process: DiscoveryProcess) -> float:
+    """Return the resident memory of a process."""
+    pages = Path(f"/proc/{process.process.pid}/statm").read_text().split()[1]
+    return int(pages) * 4096 / 1e6
+
+
+@pytest.mark.parametrize("victim", ["8.8.8.8", "10.77.1.1"])
+def test_a_flood_of_5000_nodes_is_bounded(
+    make_lab: MakeLab, discover: Discover, victim: str
+) -> None:
+    """Memory, hints to dial and the log stay small, and honest nodes are found."""
+    first, rogue = make_lab(2).hosts
+    process = discover(first)
+    process.wait_for("started")
+    before_mb = resident_mb(process)
+
+    done = rogue.run(
+        *(sys.executable, str(FLOOD), rogue.ip, "mesh-1", victim, "5000"),
+        timeout_s=50,
+    )
+    assert done.returncode == 0, done.stderr
+    deadline_s = time.monotonic() + START_S
+    while process.state()["in_sight"] < 1024 and time.monotonic() < deadline_s:
+        time.sleep(0.1)
+
+    assert process.state()["in_sight"] == 1024
+    assert resident_mb(process) - before_mb < GROWTH_MB_MAX
+    assert len(process.seen_nodes()) == (0 if victim == "8.8.8.8" else 1024)
+    notes = [line["event"] for line in process.lines if line["kind"] == "note"]
+    assert len(notes) == len(set(notes))
+
+
+def test_an_honest_node_is_found_after_a_flood(
+    make_lab: MakeLab, discover: Discover
+) -> None:
+    """Each fresh browser gives every name the same chance of a place."""
+    first, second, rogue = make_lab(3).hosts
+    process = discover(first)
+    process.wait_for("started")
+    rogue.run(*(sys.executable, str(FLOOD), rogue.ip, "mesh-1", rogue.ip, "3000"))
+    discover(second).wait_for("started")
+
+    def is_found() -> bool:
+        process.tell("browse")
+        process.state()
+        return id_of(second) in process.seen_nodes()
+
+    wait_until("the honest node is seen", is_found, within_s=30.0)
