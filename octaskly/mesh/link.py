@@ -173,6 +173,11 @@ class Link(asyncio.Protocol):
     # Called by the transport
 
     @property
+    def is_open(self) -> bool:
+        """Whether TLS was done and the connection is not gone yet."""
+        return self._transport is not None
+
+    @property
     def queued_bytes(self) -> int:
         """Bytes that wait for the peer to read, as far as this process holds them."""
         buffered = 0

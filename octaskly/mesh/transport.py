@@ -215,7 +215,8 @@ class Transport:
         """Tell the core if it knew of the link, and people if something is wrong."""
         assert link.reason is not None
         self._greeting.discard(link)
-        self._closing.add(link)
+        if link.is_open:
+            self._closing.add(link)
         if link.reason not in QUIET:
             self._warn(link, link.reason)
         if self._links.get(link.peer) is link:
