@@ -12,7 +12,6 @@ import re
 from collections.abc import Awaitable, Callable, Collection
 from dataclasses import dataclass
 from http import HTTPStatus
-from typing import TYPE_CHECKING
 
 from aiohttp import web
 
@@ -28,11 +27,16 @@ from octaskly.api.problems import (
     status_problem,
 )
 from octaskly.api.query import Query
-from octaskly.api.routing import Access, Call, Parts, Route, Seen, json_response
+from octaskly.api.routing import (
+    Access,
+    Call,
+    Connection,
+    Parts,
+    Route,
+    Seen,
+    json_response,
+)
 from octaskly.ports import Principal
-
-if TYPE_CHECKING:
-    from octaskly.api.server import Handler
 
 JOIN_HINT = (
     "copy the mesh secret of a member to this machine and start the agent with "
@@ -253,7 +257,7 @@ class Gate:
         return f"{self._id_prefix}-{next(self._numbers):06x}"
 
 
-def _protocol(request: web.BaseRequest) -> Handler:
+def _protocol(request: web.BaseRequest) -> Connection:
     return request.protocol  # type: ignore[return-value]  # made by ApiServer alone
 
 

@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from enum import Enum, auto
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 from aiohttp import web
 
 from octaskly.api.query import Query
+from octaskly.api.waits import Waits
 from octaskly.core.model import NodeId
 from octaskly.ports import Clock, Gateway, Principal
-
-if TYPE_CHECKING:
-    from octaskly.api.forward import Forwarder
-    from octaskly.api.waits import Waits
 
 BODY_BYTES_MAX = 1 << 20
 
@@ -43,13 +40,25 @@ class Deadlines:
     shutdown_s: float = 3.0  #: for requests in flight when the API closes
 
 
+class Forward(Protocol):
+    """The way to other nodes."""
+
+    async def perform(self, call: Call, local: Perform) -> web.StreamResponse:
+        """Answer here or at the dispatcher."""
+
+    async def fetch(
+        self, call: Call, lan_urls: Sequence[str], path: str
+    ) -> web.StreamResponse:
+        """Pass on what another node sends."""
+
+
 @dataclass(frozen=True, slots=True)
 class Parts:
     """The parts of the API that handlers use."""
 
     gateway: Gateway
     clock: Clock
-    forwarder: Forwarder
+    forwarder: Forward
     waits: Waits
     deadlines: Deadlines
 
@@ -62,6 +71,25 @@ class Seen:
     began_s: float  #: on the clock of the event loop
     origin: str | None = None  #: an allowed Origin, to be reflected
     subject: str | None = None
+
+
+class Connection(Protocol):
+    """What the gate knows of the connection under a request."""
+
+    seen: Seen | None  #: the request in work
+    peer: NodeId | None  #: the node at the other end, if it is one
+    own_addresses: frozenset[str]  #: under which the other end reached this node
+
+    @property
+    def is_socket(self) -> bool:
+        """Whether the other end is a local process with known credentials."""
+
+    @property
+    def is_lan(self) -> bool:
+        """Whether it came through TLS from the network."""
+
+    def local_principal(self, node_name: str) -> Principal:
+        """Return the user at the other end of a UNIX socket."""
 
 
 @dataclass(frozen=True, slots=True)

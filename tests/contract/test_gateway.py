@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from typing import Protocol
 
 import pytest
@@ -60,9 +60,9 @@ SUBJECTS: dict[str, Callable[[], Subject]] = {"fake": FakeSubject}
 
 
 @pytest.fixture(params=list(SUBJECTS.values()), ids=list(SUBJECTS))
-async def subject(request: pytest.FixtureRequest) -> AsyncIterator[Subject]:
+async def subject(request: pytest.FixtureRequest) -> Subject:
     made: Subject = request.param()
-    yield made
+    return made
 
 
 async def _submit(
