@@ -1,0 +1,198 @@
+"""What goes wrong in a world: each seed draws its own kinds and rates of faults."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from octaskly.core.model import NodeId
+from octaskly.core.node import Node
+from tests.simulation.checkers import FINAL, Watch, is_quiet
+from tests.simulation.world import World
+
+QUIET_S = 90.0  #: virtual time within which all must be well after the last fault
+
+
+@dataclass(frozen=True)
+class Profile:
+    """How one seed torments its world."""
+
+    nodes: int
+    seconds: float
+    pause_s: tuple[float, float]  #: between faults
+    restart_s: tuple[float, float]
+    heal_s: tuple[float, float]
+    weights: tuple[int, ...]  #: in the order of `KINDS`
+
+
+def crash_one(world: World, profile: Profile) -> None:
+    """Kill a process; start it again after a while."""
+    node = _alive(world)
+    if node is not None:
+        world.crash(node)
+        world.at(world.random.uniform(*profile.restart_s), lambda: world.start(node))
+
+
+def crash_dispatcher(world: World, profile: Profile) -> None:
+    """Kill the process that matters most."""
+    for node in world.dispatchers():
+        world.crash(node)
+        wait_s = world.random.uniform(*profile.restart_s)
+        world.at(wait_s, lambda n=node: world.start(n))  # type: ignore[misc]
+
+
+def crash_all(world: World, profile: Profile) -> None:
+    """A power cut; machines come back in any order."""
+    for node in world.machines:
+        world.crash(node)
+        wait_s = world.random.uniform(*profile.restart_s)
+        world.at(wait_s, lambda n=node: world.start(n))  # type: ignore[misc]
+
+
+def split(world: World, profile: Profile) -> None:
+    """Cut the network in two."""
+    nodes = list(world.machines)
+    world.random.shuffle(nodes)
+    size = world.random.randint(1, len(nodes) - 1) if len(nodes) > 1 else 1
+    world.network.split([nodes[:size], nodes[size:]])
+    world.at(world.random.uniform(*profile.heal_s), world.network.heal_all)
+
+
+def cut_one(world: World, profile: Profile) -> None:
+    """Cut a single pair: both sides are still seen by others."""
+    if len(world.machines) < 2:
+        return
+    a, b = world.random.sample(list(world.machines), 2)
+    world.network.cut(a, b)
+    wait_s = world.random.uniform(*profile.heal_s)
+    world.at(wait_s, lambda: world.network.heal(a, b))
+
+
+def pause_one(world: World, _profile: Profile) -> None:
+    """Stop a process for a moment, or for longer than the rules bear."""
+    node = _alive(world)
+    if node is not None:
+        world.pause(node, world.random.choice((0.4, 1.0, 1.8, 3.0, 8.0)))
+
+
+def stall_disk(world: World, _profile: Profile) -> None:
+    """Let a disk answer nothing for a while."""
+    node = world.random.choice(list(world.machines))
+    world.machines[node].stall_s = world.time_s + world.random.uniform(0.2, 2.0)
+
+
+def stop_one(world: World, profile: Profile) -> None:
+    """Stop an agent as systemd does, and start it again."""
+    reigning = world.dispatchers()
+    node = reigning[0] if reigning else _alive(world)
+    if node is not None:
+        world.stop(node, drain_s=3.0)
+        world.at(10.0, lambda: world.crash(node))
+        wait_s = 10.0 + world.random.uniform(*profile.restart_s)
+        world.at(wait_s, lambda: world.start(node))
+
+
+def move_clock(world: World, _profile: Profile) -> None:
+    """Let a wall clock jump by up to a day."""
+    node = world.random.choice(list(world.machines))
+    skew_ms = world.random.choice((-86_400_000, -5000, 5000, 86_400_000))
+    world.machines[node].wall_skew_ms = skew_ms
+
+
+KINDS: tuple[Callable[[World, Profile], None], ...] = (
+    crash_one,
+    crash_dispatcher,
+    crash_all,
+    split,
+    cut_one,
+    pause_one,
+    stall_disk,
+    stop_one,
+    move_clock,
+)
+
+
+def draw_profile(world: World) -> Profile:
+    """Return the profile of a seed; some kinds do not happen at all in it."""
+    draw = world.random
+    weights = tuple(draw.choice((0, 0, 1, 3)) for _ in KINDS)
+    if not any(weights):
+        weights = (1,) * len(KINDS)
+    gap_s = draw.choice((0.5, 1.5, 4.0))
+    return Profile(
+        nodes=len(world.machines),
+        seconds=draw.choice((8.0, 15.0, 25.0)),
+        pause_s=(gap_s / 2, gap_s * 2),
+        restart_s=draw.choice(((0.0, 0.3), (0.1, 2.0), (1.0, 8.0))),
+        heal_s=draw.choice(((0.5, 2.0), (2.0, 6.0), (5.0, 12.0))),
+        weights=weights,
+    )
+
+
+def torment(world: World, profile: Profile) -> None:
+    """Run the world with faults and clients, then without, to the end."""
+    draw = world.random
+    end_s = world.time_s + profile.seconds
+
+    def strike() -> None:
+        if world.time_s < end_s:
+            (kind,) = draw.choices(KINDS, profile.weights)
+            kind(world, profile)
+            world.at(draw.uniform(*profile.pause_s), strike)
+
+    def ask() -> None:
+        if world.time_s < end_s:
+            node = draw.choice(world.dispatchers() or list(world.machines))
+            world.submit(node, draw.choice((1, 1, 2, 8)))
+            if world.accepted and draw.random() < 0.1:
+                task = draw.choice(list(world.accepted))
+                world.cancel(node, task, force=draw.random() < 0.5)
+            world.at(draw.uniform(0.05, 0.6), ask)
+
+    for node in world.machines:
+        world.at(draw.choice((0.0, draw.uniform(0.0, 2.0))), _starter(world, node))
+    world.at(draw.uniform(*profile.pause_s), strike)
+    world.at(0.8, ask)
+    world.run(profile.seconds + 25.0)
+
+
+def calm(world: World) -> None:
+    """Mend everything, start everybody, and wait until all is quiet."""
+    world.network.heal_all()
+    for machine in world.machines.values():
+        machine.stall_s = 0.0
+        world.start(machine.id)
+    world.run(5.0)
+    for node in world.machines:
+        world.start(node)
+    world.run_until(lambda: is_quiet(world), QUIET_S)
+    world.run(2.0)
+
+
+def run_seed(seed: int, node_type: type[Node] = Node, **options: bool) -> World:
+    """Torment one world and check everything; raises AssertionError.
+
+    Args:
+        seed: Decides all that happens.
+        node_type: The node, or a mutant of it.
+        options: Planted bugs of the world around it, see `mutants`.
+    """
+    sizes = (1, 2, 3, 3, 4, 5, 5, 7)
+    world = World(seed, nodes=sizes[seed % len(sizes)], node_type=node_type)
+    for machine in world.machines.values():
+        machine.disk.forgets_term = options.get("forgets_term", False)
+    Watch(world)
+    torment(world, draw_profile(world))
+    calm(world)
+    for check in FINAL:
+        check(world)
+    return world
+
+
+def _alive(world: World) -> NodeId | None:
+    nodes = [machine.id for machine in world.alive()]
+    return world.random.choice(nodes) if nodes else None
+
+
+def _starter(world: World, node: NodeId) -> Callable[[], None]:
+    return lambda: world.start(node)

@@ -1,0 +1,265 @@
+"""Links that keep order, lose everything behind a cut, and break late.
+
+A cut is silent, as a pulled cable is: what is sent into it is lost, and each end
+notices by itself, seconds later. A process that ends resets its links at once.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from octaskly.core.events import DialFailed, PeerDown, PeerUp, Received
+from octaskly.core.messages import Message
+from octaskly.core.model import Address, Limits, NodeId
+from octaskly.mesh.wire import Decoder, encode
+
+if TYPE_CHECKING:
+    from tests.simulation.world import World
+
+Pair = tuple[NodeId, NodeId]
+
+
+@dataclass
+class Link:
+    """One connected pair; each end learns of its end separately."""
+
+    serial: int
+    ends: set[NodeId] = field(default_factory=set)  #: that believe in it
+    is_broken: bool = False  #: nothing gets through any more
+    next_s: dict[NodeId, float] = field(default_factory=dict)
+
+
+class Network:
+    """Who can reach whom, and what is under way."""
+
+    def __init__(self, world: World) -> None:
+        self._world = world
+        self._links: dict[Pair, Link] = {}
+        self._dialling: set[Pair] = set()
+        self._cuts: set[Pair] = set()
+        self._serial = 0
+        self.delay_ms = (0.2, 4.0)
+        self.has_multicast = True
+        self.is_encoding = True
+        self.messages = 0
+
+    # Faults
+
+    def cut(self, a: NodeId, b: NodeId) -> None:
+        """Let nothing through between two nodes."""
+        pair = _pair(a, b)
+        if pair in self._cuts:
+            return
+        self._cuts.add(pair)
+        link = self._links.get(pair)
+        if link is not None and not link.is_broken:
+            link.is_broken = True
+            for end in sorted(link.ends):
+                delay_s = self._world.random.uniform(1.5, 5.0)
+                self._drop_later(link, end, _other(pair, end), "timed out", delay_s)
+
+    def heal(self, a: NodeId, b: NodeId) -> None:
+        """Let messages through again; a link that was cut stays broken."""
+        self._cuts.discard(_pair(a, b))
+
+    def heal_all(self) -> None:
+        """Mend every cut."""
+        self._cuts.clear()
+
+    def split(self, groups: list[list[NodeId]]) -> None:
+        """Cut every pair of nodes in different groups."""
+        for index, group in enumerate(groups):
+            for other in groups[index + 1 :]:
+                for a in group:
+                    for b in other:
+                        self.cut(a, b)
+
+    def is_cut(self, a: NodeId, b: NodeId) -> bool:
+        """Return whether nothing gets through."""
+        return _pair(a, b) in self._cuts
+
+    def on_process_end(self, node: NodeId) -> None:
+        """The kernel resets the links of a process that is gone."""
+        for pair in [pair for pair in self._links if node in pair]:
+            link = self._links.pop(pair)
+            other = _other(pair, node)
+            link.ends.discard(node)
+            if not link.is_broken:
+                link.is_broken = True
+                self._drop_later(link, other, node, "eof", self._delay_s())
+        self._dialling = {pair for pair in self._dialling if pair[0] != node}
+
+    # Effects
+
+    def send(self, sender: NodeId, peer: NodeId, messages: tuple[Message, ...]) -> None:
+        """Put messages on their way, in order."""
+        link = self._links.get(_pair(sender, peer))
+        if link is None or sender not in link.ends or link.is_broken:
+            return
+        self.messages += len(messages)
+        data = encode(messages) if self.is_encoding else b""
+
+        def arrive() -> None:
+            receiver = self._world.machines[peer]
+            if link.is_broken or peer not in link.ends:
+                return
+            got = messages
+            if self.is_encoding:
+                got = tuple(Decoder(Limits()).receive_data(data))
+            draw = self._world.random.random()
+            self._world.feed(receiver, Received(sender, got, draw))
+
+        self._in_order(link, peer, arrive)
+
+    def dial(
+        self, dialler: NodeId, node: NodeId | None, addresses: tuple[Address, ...]
+    ) -> None:
+        """Try to reach a node, as the effect says."""
+        target = node if node is not None else self._node_at(addresses)
+        key = (dialler, target or NodeId(""))
+        if key in self._dialling:
+            return
+        if target is not None:
+            link = self._links.get(_pair(dialler, target))
+            if link is not None and dialler in link.ends:
+                return
+        self._dialling.add(key)
+        machine = self._world.machines[dialler]
+        life = machine.life
+
+        def fail(*, was_refused: bool) -> None:
+            self._dialling.discard(key)
+            if machine.life == life:
+                event = DialFailed(node, addresses, was_refused)
+                self._world.feed(machine, event)
+
+        def arrive() -> None:
+            other = None if target is None else self._world.machines[target]
+            if machine.life != life:
+                self._dialling.discard(key)
+                return
+            if target is None or other is None or self.is_cut(dialler, target):
+                wait_s = self._world.random.uniform(0.3, 2.0)
+                self._world.at(wait_s, lambda: fail(was_refused=False))
+            elif other.node is None:
+                fail(was_refused=True)
+            elif other.is_paused or machine.is_paused:
+                wait_s = self._world.random.uniform(0.3, 2.0)
+                self._world.at(wait_s, lambda: fail(was_refused=False))
+            else:
+                self._shake_hands(dialler, target, key)
+
+        self._world.at(self._delay_s(), arrive)
+
+    def disconnect(self, node: NodeId, peer: NodeId, reason: str) -> None:
+        """Close one end; the other hears the reason if it can."""
+        pair = _pair(node, peer)
+        link = self._links.get(pair)
+        if link is None or node not in link.ends:
+            return
+        link.ends.discard(node)
+        # The shell reports every end of a link, its own ones too.
+        machine = self._world.machines[node]
+        self._world.later(
+            machine, 0.0, lambda: self._world.feed(machine, PeerDown(peer, "closed"))
+        )
+        if link.is_broken:
+            self._forget(pair, link)
+            return
+
+        def leave() -> None:
+            self._drop(link, peer, node, reason)
+
+        self._in_order(link, peer, leave)
+
+    # Links
+
+    def _shake_hands(self, a: NodeId, b: NodeId, key: Pair) -> None:
+        """Both sides say HELLO, and a moment later the link is up on both."""
+        world = self._world
+        one, two = world.machines[a], world.machines[b]
+        lives = (one.life, two.life)
+        assert one.node is not None
+        assert two.node is not None
+        hello_a = one.node.hello(world.now(one))
+        hello_b: list[object] = []
+
+        def answer() -> None:
+            if two.node is not None and two.life == lives[1]:
+                hello_b.append(two.node.hello(world.now(two)))
+
+        def connect() -> None:
+            self._dialling.discard(key)
+            if (one.life, two.life) != lives or not hello_b or self.is_cut(a, b):
+                if one.life == lives[0]:
+                    failed = DialFailed(b, (two.address,), was_refused=False)
+                    world.feed(one, failed)
+                return
+            pair = _pair(a, b)
+            old = self._links.get(pair)
+            if old is not None and old.ends and not old.is_broken:
+                return
+            if old is not None:
+                for end in sorted(old.ends):
+                    self._drop(old, end, _other(pair, end), "replaced")
+            self._serial += 1
+            link = Link(self._serial, {a, b})
+            self._links[pair] = link
+            said = hello_b[0]
+            draw_a, draw_b = world.random.random(), world.random.random()
+            up_a = PeerUp(b, hello_a, said, two.address, draw_a)  # type: ignore[arg-type]
+            up_b = PeerUp(a, said, hello_a, one.address, draw_b)  # type: ignore[arg-type]
+            self._in_order(link, a, lambda: self._up(link, a, up_a))
+            self._in_order(link, b, lambda: self._up(link, b, up_b))
+
+        world.at(self._delay_s(), answer)
+        world.at(2 * self._delay_s() + 0.005, connect)
+
+    def _up(self, link: Link, end: NodeId, event: PeerUp) -> None:
+        if end in link.ends:
+            self._world.feed(self._world.machines[end], event)
+
+    def _drop_later(
+        self, link: Link, end: NodeId, peer: NodeId, reason: str, delay_s: float
+    ) -> None:
+        self._world.at(delay_s, lambda: self._drop(link, end, peer, reason))
+
+    def _drop(self, link: Link, end: NodeId, peer: NodeId, reason: str) -> None:
+        """Tell one end that the link is over."""
+        if end not in link.ends:
+            return
+        link.ends.discard(end)
+        link.is_broken = True
+        self._forget(_pair(end, peer), link)
+        machine = self._world.machines[end]
+        draw = self._world.random.random()
+        self._world.feed(machine, PeerDown(peer, reason, draw))
+
+    def _forget(self, pair: Pair, link: Link) -> None:
+        if self._links.get(pair) is link and not link.ends:
+            del self._links[pair]
+
+    def _in_order(self, link: Link, receiver: NodeId, action: object) -> None:
+        """Do something at one end, after all that was sent there before."""
+        world = self._world
+        due_s = max(world.time_s + self._delay_s(), link.next_s.get(receiver, 0.0))
+        link.next_s[receiver] = due_s + 1e-6
+        world.at(due_s - world.time_s, action)  # type: ignore[arg-type]
+
+    def _delay_s(self) -> float:
+        return self._world.random.uniform(*self.delay_ms) / 1000
+
+    def _node_at(self, addresses: tuple[Address, ...]) -> NodeId | None:
+        for machine in self._world.machines.values():
+            if machine.address in addresses:
+                return machine.id
+        return None
+
+
+def _pair(a: NodeId, b: NodeId) -> Pair:
+    return (a, b) if a < b else (b, a)
+
+
+def _other(pair: Pair, end: NodeId) -> NodeId:
+    return pair[1] if pair[0] == end else pair[0]

@@ -1,0 +1,561 @@
+"""A mesh in one process: virtual time, seeded chance, no event loop.
+
+Machines run the real `Node`; everything around it (disk, network, mDNS, commands) is
+a model with faults. Two runs of a seed do the same, event by event.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import heapq
+import random
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from octaskly.core.effects import (
+    Accepted,
+    Announce,
+    Answer,
+    Append,
+    Browse,
+    CancelDone,
+    Dial,
+    Disconnect,
+    Effect,
+    Load,
+    LoadLive,
+    Note,
+    Remember,
+    Save,
+    Send,
+    ServePull,
+    Spool,
+    Start,
+    Stop,
+    Stopped,
+    Unspool,
+)
+from octaskly.core.events import (
+    Advert,
+    AttemptsEnded,
+    CancelRequested,
+    Draft,
+    Event,
+    LiveLoaded,
+    PeerDown,
+    PeerUp,
+    Persisted,
+    Received,
+    Report,
+    Seen,
+    StopAsked,
+    TasksSubmitted,
+    Woke,
+)
+from octaskly.core.messages import Entries
+from octaskly.core.model import (
+    Address,
+    AttemptId,
+    AttemptState,
+    Moment,
+    NodeId,
+    NodeInfo,
+    Outcome,
+    Reason,
+    Settings,
+    TaskId,
+    TaskSpec,
+)
+from octaskly.core.node import Node
+from tests.simulation.disk import Disk
+from tests.simulation.network import Network
+
+WALL_MS = 1_700_000_000_000
+CHUNK = 20  #: entries in one answer to PULL, few so that several are needed
+
+
+@dataclass(frozen=True)
+class Started:
+    """One attempt that a machine began to run."""
+
+    at_s: float
+    node: NodeId
+    task: TaskId
+    attempt: AttemptId
+    seen_term: int  #: of the highest epoch that the node knew
+
+
+@dataclass
+class Machine:
+    """One host: its disk survives, its process comes and goes."""
+
+    id: NodeId
+    index: int
+    slots: int
+    disk: Disk = field(default_factory=Disk)
+    node: Node | None = None
+    life: int = 0  #: counts process starts; callbacks of an earlier one are void
+    is_paused: bool = False
+    held: list[Callable[[], None]] = field(default_factory=list)
+    running: dict[tuple[TaskId, AttemptId], TaskSpec] = field(default_factory=dict)
+    waiting: list[tuple[AttemptId, TaskSpec]] = field(default_factory=list)
+    is_browsing: bool = False
+    has_stopped: bool = False
+    stall_s: float = 0.0  #: the disk answers nothing before this time
+    wall_skew_ms: int = 0
+    timer: int = 0
+    is_committing: bool = False
+    notes: list[tuple[float, Note]] = field(default_factory=list)
+
+    @property
+    def address(self) -> Address:
+        """Where its peer port is."""
+        return Address(f"10.0.0.{self.index + 1}", 7878)
+
+
+class World:
+    """Machines, their network, and the clients."""
+
+    def __init__(
+        self,
+        seed: int,
+        *,
+        nodes: int = 3,
+        slots: int = 2,
+        node_type: type[Node] = Node,
+        is_traced: bool = False,
+    ) -> None:
+        self.random = random.Random(seed)
+        self.time_s = 1000.0
+        self.node_type = node_type
+        self.machines = {
+            NodeId(f"node{index:012d}"): Machine(
+                NodeId(f"node{index:012d}"), index, slots
+            )
+            for index in range(nodes)
+        }
+        self.network = Network(self)
+        self.disk_ms = (1.0, 15.0)
+        self.duration_s = (0.05, 1.5)
+        self.accepted: dict[TaskId, TaskSpec] = {}
+        self.asked: set[TaskId] = set()
+        self.refused = 0
+        self.cancelled: set[TaskId] = set()
+        self.started: list[Started] = []
+        self.steps = 0
+        self.watchers: list[Callable[[Machine], None]] = []
+        self._queue: list[tuple[float, int, Callable[[], None]]] = []
+        self._order = 0
+        self._ticket = 0
+        self._tickets: dict[int, str] = {}
+        self._hash = hashlib.sha256()
+        self._is_traced = is_traced
+        self.trace: list[str] = []
+
+    # Time
+
+    def at(self, delay_s: float, action: Callable[[], None]) -> None:
+        """Do something later."""
+        self._order += 1
+        heapq.heappush(self._queue, (self.time_s + delay_s, self._order, action))
+
+    def run(self, seconds: float) -> None:
+        """Let virtual time pass."""
+        end_s = self.time_s + seconds
+        while self._queue and self._queue[0][0] <= end_s:
+            self.time_s, _, action = heapq.heappop(self._queue)
+            action()
+        self.time_s = end_s
+
+    def run_until(self, condition: Callable[[], bool], most_s: float) -> bool:
+        """Let time pass until a condition holds; return whether it came to hold."""
+        end_s = self.time_s + most_s
+        while not condition():
+            if self.time_s >= end_s:
+                return False
+            self.run(0.05)
+        return True
+
+    def now(self, machine: Machine) -> Moment:
+        """Return the clocks of one machine."""
+        wall_ms = WALL_MS + int(self.time_s * 1000) + machine.wall_skew_ms
+        return Moment(self.time_s, wall_ms)
+
+    # Processes
+
+    def start(self, node_id: NodeId) -> None:
+        """Start a machine's agent."""
+        machine = self.machines[node_id]
+        if machine.node is not None:
+            return
+        machine.life += 1
+        machine.has_stopped = False
+        info = NodeInfo(
+            id=node_id,
+            boot=f"{node_id}-{machine.life}",
+            name="pi",
+            slots=machine.slots,
+            version="1.0",
+            peer_port=machine.address.port,
+            lan_port=3443,
+            addresses=(machine.address.host,),
+        )
+        settings = Settings(node=info)
+        machine.node = self.node_type(settings, machine.disk.saved())
+        self.feed(machine, Woke(self.random.random()))
+
+    def start_all(self) -> None:
+        """Start every machine's agent at the same instant."""
+        for node_id in self.machines:
+            self.start(node_id)
+
+    def crash(self, node_id: NodeId) -> None:
+        """End a process without a word; its commands die with it."""
+        machine = self.machines[node_id]
+        if machine.node is None:
+            return
+        machine.node = None
+        machine.life += 1
+        machine.is_paused = False
+        machine.held.clear()
+        machine.disk.crash()
+        machine.is_committing = False
+        machine.running.clear()
+        machine.waiting.clear()
+        machine.is_browsing = False
+        self.network.on_process_end(node_id)
+
+    def pause(self, node_id: NodeId, seconds: float) -> None:
+        """Stop a process (SIGSTOP) for some time; its commands run on."""
+        machine = self.machines[node_id]
+        if machine.node is None or machine.is_paused:
+            return
+        machine.is_paused = True
+        life = machine.life
+
+        def resume() -> None:
+            if machine.life != life:
+                return
+            machine.is_paused = False
+            held, machine.held = machine.held, []
+            for action in held:
+                action()
+
+        self.at(seconds, resume)
+
+    def stop(self, node_id: NodeId, drain_s: float = 5.0) -> None:
+        """Ask an agent to stop."""
+        machine = self.machines[node_id]
+        if machine.node is not None:
+            self.feed(machine, StopAsked(drain_s))
+
+    def when_alive(self, machine: Machine, action: Callable[[], None]) -> None:
+        """Do something in this life of a process, later if it is paused now."""
+        if machine.is_paused:
+            machine.held.append(action)
+        else:
+            action()
+
+    def later(
+        self, machine: Machine, delay_s: float, action: Callable[[], None]
+    ) -> None:
+        """Do something later, if the process lives so long."""
+        life = machine.life
+
+        def act() -> None:
+            if machine.life == life and machine.node is not None:
+                self.when_alive(machine, act)
+
+        def act_now() -> None:
+            if machine.life == life and machine.node is not None:
+                action()
+
+        def due() -> None:
+            if machine.life == life and machine.node is not None:
+                self.when_alive(machine, act_now)
+
+        del act
+        self.at(delay_s, due)
+
+    def feed(self, machine: Machine, event: Event) -> None:
+        """Step a node and perform what it asks for."""
+        node = machine.node
+        if node is None:
+            return
+        if machine.is_paused:
+            machine.held.append(lambda: self.feed(machine, event))
+            return
+        self.steps += 1
+        effects = node.step(event, self.now(machine))
+        self._hash.update(
+            f"{self.time_s:.6f} {machine.id} {type(event).__name__}"
+            f"{[type(effect).__name__ for effect in effects]}{node.epoch}".encode()
+        )
+        if self._is_traced:
+            self._record(machine, event, effects)
+        for effect in effects:
+            if machine.node is node:
+                self._perform(machine, node, effect)
+        if machine.node is not node:
+            return
+        for watch in self.watchers:
+            watch(machine)
+        self._set_timer(machine, node)
+
+    def trace_hash(self) -> str:
+        """Return a digest of everything that happened."""
+        return self._hash.hexdigest()
+
+    def _record(self, machine: Machine, event: Event, effects: list[Effect]) -> None:
+        line = f"{self.time_s:.3f} {machine.id[-2:]} {event!r} -> {effects!r}"
+        self.trace.append(line)
+
+    def _set_timer(self, machine: Machine, node: Node) -> None:
+        machine.timer += 1
+        timer = machine.timer
+
+        def wake() -> None:
+            if machine.timer == timer:
+                self.feed(machine, Woke(self.random.random()))
+
+        self.later(machine, max(0.001, node.deadline() - self.time_s), wake)
+
+    # Effects
+
+    def _perform(self, machine: Machine, node: Node, effect: Effect) -> None:
+        match effect:
+            case Append():
+                machine.disk.append(effect)
+                self._commit_soon(machine)
+            case Save():
+                machine.disk.save(effect)
+                self._commit_soon(machine)
+            case Send(peer, messages):
+                self.network.send(machine.id, peer, messages)
+            case Dial(peer, addresses):
+                self.network.dial(machine.id, peer, addresses)
+            case Disconnect(peer, reason):
+                self.network.disconnect(machine.id, peer, reason)
+            case Answer(ticket, reply):
+                self._answer(ticket, reply)
+            case Start(items):
+                self._run(machine, node, items)
+            case Stop(items):
+                self._kill(machine, items)
+            case Note():
+                machine.notes.append((self.time_s, effect))
+            case Stopped():
+                machine.has_stopped = True
+                self.at(0.0, lambda: self.crash(machine.id))
+            case _:
+                self._perform_store(machine, effect)
+
+    def _perform_store(self, machine: Machine, effect: Effect) -> None:
+        disk = machine.disk
+        match effect:
+            case ServePull(peer, vector):
+                self.later(
+                    machine,
+                    self.random.uniform(0.001, 0.01),
+                    lambda: self._serve(machine, peer, dict(vector)),
+                )
+            case Load(after_ord, limit):
+                self.later(
+                    machine,
+                    self.random.uniform(0.001, 0.01),
+                    lambda: self.feed(machine, disk.load(after_ord, limit)),
+                )
+            case LoadLive():
+                self.later(
+                    machine,
+                    self.random.uniform(0.001, 0.01),
+                    lambda: self.feed(machine, LiveLoaded(disk.live())),
+                )
+            case Spool(reports):
+                disk.keep(reports)
+                self._commit_soon(machine)
+            case Unspool(items):
+                disk.forget(items)
+                self._commit_soon(machine)
+            case Remember(peer, _, addresses):
+                disk.peers[peer] = addresses
+            case Browse(is_wanted):
+                self._browse(machine, is_wanted=is_wanted)
+            case Announce():
+                pass
+            case _:
+                pass
+
+    def _commit_soon(self, machine: Machine) -> None:
+        if machine.is_committing:
+            return
+        machine.is_committing = True
+        delay_s = self.random.uniform(*self.disk_ms) / 1000
+        delay_s = max(delay_s, machine.stall_s - self.time_s)
+        count = len(machine.disk.waiting)
+        life = machine.life
+
+        def commit() -> None:
+            # The writer is a thread: it goes on while the loop is paused, too.
+            if machine.life != life:
+                return
+            machine.is_committing = False
+            number = machine.disk.commit(max(count, 1))
+            if number is not None:
+                self.feed(machine, Persisted(number))
+            if machine.life == life and machine.disk.waiting:
+                self._commit_soon(machine)
+
+        self.at(delay_s, commit)
+
+    def _serve(self, machine: Machine, peer: NodeId, vector: dict[int, int]) -> None:
+        disk = machine.disk
+        entries, epochs, more = disk.entries_after(vector, CHUNK)  # type: ignore[arg-type]
+        message = Entries(entries, epochs, more, disk.vector())
+        self.network.send(machine.id, peer, (message,))
+
+    def _browse(self, machine: Machine, *, is_wanted: bool) -> None:
+        machine.is_browsing = is_wanted
+        if not is_wanted or not self.network.has_multicast:
+            return
+        for other in self.machines.values():
+            if other is machine or other.node is None:
+                continue
+            if self.network.is_cut(machine.id, other.id):
+                continue
+            self._advertise(other, machine)
+            if other.is_browsing:
+                self._advertise(machine, other)
+
+    def _advertise(self, seen: Machine, by: Machine) -> None:
+        advert = Advert(seen.id, (seen.address,))
+        delay_s = self.random.uniform(0.02, 0.3)
+        self.later(by, delay_s, lambda: self.feed(by, Seen((advert,))))
+
+    # Commands
+
+    def _run(
+        self,
+        machine: Machine,
+        node: Node,
+        items: tuple[tuple[AttemptId, TaskSpec], ...],
+    ) -> None:
+        for attempt, spec in items:
+            seen = max(node.epoch.term, machine.disk.epoch.term)
+            self.started.append(
+                Started(self.time_s, machine.id, spec.id, attempt, seen)
+            )
+            machine.waiting.append((attempt, spec))
+        self._fill(machine)
+
+    def _fill(self, machine: Machine) -> None:
+        while machine.waiting and len(machine.running) < machine.slots:
+            attempt, spec = machine.waiting.pop(0)
+            key = (spec.id, attempt)
+            machine.running[key] = spec
+            life = machine.life
+
+            def end(
+                key: tuple[TaskId, AttemptId] = key, life: int = life
+            ) -> None:
+                # A command ends whether or not its agent is paused.
+                if machine.life == life and machine.running.pop(key, None):
+                    self._ended(machine, key, AttemptState.OK, Reason.EXIT)
+                    self._fill(machine)
+
+            self.at(self.random.uniform(*self.duration_s), end)
+
+    def _kill(
+        self, machine: Machine, items: tuple[tuple[TaskId, AttemptId], ...]
+    ) -> None:
+        for key in items:
+            found = machine.running.pop(key, None) is not None
+            before = len(machine.waiting)
+            machine.waiting = [
+                item for item in machine.waiting if (item[1].id, item[0]) != key
+            ]
+            if found or len(machine.waiting) < before:
+                state, reason = AttemptState.CANCELLED, Reason.CANCELLED
+                self.later(
+                    machine,
+                    0.01,
+                    lambda k=key: self._ended(machine, k, state, reason),  # type: ignore[misc]
+                )
+        self._fill(machine)
+
+    def _ended(
+        self,
+        machine: Machine,
+        key: tuple[TaskId, AttemptId],
+        state: AttemptState,
+        reason: Reason,
+    ) -> None:
+        outcome = Outcome(
+            state=state,
+            reason=reason,
+            exit_code=0 if state is AttemptState.OK else None,
+            stdout=f"{machine.id} {key[1]}".encode(),
+        )
+        report = Report(task=key[0], attempt=key[1], outcome=outcome)
+        self.feed(machine, AttemptsEnded((report,)))
+
+    # Clients
+
+    def submit(self, node_id: NodeId, count: int = 1) -> None:
+        """Submit tasks through one node."""
+        machine = self.machines[node_id]
+        if machine.node is None:
+            return
+        self._ticket += 1
+        self._tickets[self._ticket] = "submit"
+        suffixes = tuple(f"{self.random.getrandbits(32):08x}" for _ in range(count))
+        drafts = tuple(Draft(command=f"run {suffix}") for suffix in suffixes)
+        self.asked.update(drafts_commands(drafts))
+        event = TasksSubmitted(self._ticket, drafts, "client", suffixes)
+        self.feed(machine, event)
+
+    def cancel(self, node_id: NodeId, task: TaskId, *, force: bool) -> None:
+        """Cancel a task through one node."""
+        machine = self.machines[node_id]
+        record = machine.disk.records.get(task)
+        if machine.node is None or record is None:
+            return
+        self._ticket += 1
+        self._tickets[self._ticket] = task
+        event = CancelRequested(self._ticket, task, record.state, force, "client")
+        self.feed(machine, event)
+
+    def _answer(self, ticket: int, reply: object) -> None:
+        match reply:
+            case Accepted(specs):
+                self.accepted.update({spec.id: spec for spec in specs})
+            case CancelDone(task, _, was_done) if was_done:
+                self.cancelled.add(task)
+            case _:
+                self.refused += 1
+
+    # What people see
+
+    def alive(self) -> list[Machine]:
+        """Return the machines whose agent runs."""
+        return [m for m in self.machines.values() if m.node is not None]
+
+    def dispatchers(self) -> list[NodeId]:
+        """Return the nodes that reign."""
+        return [m.id for m in self.alive() if m.node and m.node.is_dispatcher]
+
+    def is_settled(self) -> bool:
+        """Whether every agent names the same dispatcher, which reigns."""
+        reigning = self.dispatchers()
+        return len(reigning) == 1 and all(
+            m.node is not None and m.node.dispatcher == reigning[0]
+            for m in self.alive()
+        )
+
+
+def drafts_commands(drafts: tuple[Draft, ...]) -> list[TaskId]:
+    """Return the commands, which name submissions before they have ids."""
+    return [TaskId(draft.command) for draft in drafts]
+
+
+__all__ = ["Machine", "PeerDown", "PeerUp", "Received", "Started", "World"]
