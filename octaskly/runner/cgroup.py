@@ -67,26 +67,39 @@ def admit(folder: Path, pid: int) -> bool:
     return True
 
 
-def remove(folder: Path) -> None:
-    """Kill all that is in a launcher's folder, and remove it if it gets empty."""
+def remove(folder: Path) -> set[int]:
+    """Kill all that is in a launcher's folder, and remove it if it gets empty.
+
+    Returns:
+        Whom it killed.
+    """
+    killed: set[int] = set()
     with suppress(OSError):
+        for inner in _inner(folder):
+            killed |= Group(inner).pids()
         Group(folder).end()
     for inner in (*_inner(folder), folder):
         with suppress(OSError):
             inner.rmdir()
+    return killed
 
 
 def sweep(parent: Path) -> None:
     """Remove what agents left here that were killed together with their launchers."""
     for folder in _inner(parent):
         pid = folder.name.removeprefix(PREFIX).partition("-")[0]
-        if folder.name.startswith(PREFIX) and pid.isdigit():
-            try:
-                os.kill(int(pid), 0)
-            except ProcessLookupError:
-                remove(folder)
-            except PermissionError:
-                continue
+        if (
+            folder.name.startswith(PREFIX)
+            and pid.isdigit()
+            and not Path(f"/proc/{pid}").exists()
+            and not _is_foreign(folder)
+        ):
+            remove(folder)
+
+
+def _is_foreign(folder: Path) -> bool:
+    """Whether it holds processes of another pid namespace, which are shown as 0."""
+    return any(0 in Group(inner).pids() for inner in _inner(folder))
 
 
 def _inner(folder: Path) -> Iterable[Path]:

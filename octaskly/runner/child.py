@@ -226,13 +226,19 @@ class Pad:
         workdir: Where they run; it may come and go.
         node: Name of this node, for their environment.
         output_bytes_max: Bytes to keep of each stream.
+        has_ctype: Whether the agent gave `LC_CTYPE`. Python adds it by itself where
+            no locale is set, and a task must not see that.
     """
 
-    def __init__(self, *, workdir: str, node: str, output_bytes_max: int) -> None:
+    def __init__(
+        self, *, workdir: str, node: str, output_bytes_max: int, has_ctype: bool
+    ) -> None:
         self._workdir = workdir
         self._node = node
         self._limit = output_bytes_max
         self._env = dict(os.environb)
+        if not has_ctype:
+            self._env.pop(b"LC_CTYPE", None)
         self._env[b"OCTASKLY_NODE"] = node.encode()
         # What a shell would export; a program started directly must see the same.
         self._env[b"PWD"] = os.fsencode(os.path.realpath(workdir))

@@ -100,6 +100,7 @@ class Launcher:
             workdir=str(settings["workdir"]),
             node=str(settings["node"]),
             output_bytes_max=int(str(settings["output_bytes_max"])),
+            has_ctype=bool(settings["has_ctype"]),
         )
         self._inbox = Inbox()
         self._outbox = bytearray()
@@ -381,6 +382,9 @@ def main() -> None:
     """Run as `launcher.py CONTROL_FD SETTINGS FOLDER...`; settings are msgpack, hex."""
     control = socket.socket(fileno=int(sys.argv[1]))
     control.set_inheritable(False)
+    # What the agent inherited from its own parent is nothing for tasks either.
+    names = os.listdir("/proc/self/fd")  # noqa: PTH208 - names are enough
+    os.closerange(control.fileno() + 1, max(map(int, names)) + 1)
     become_subreaper()
     Launcher(control, msgpack.unpackb(bytes.fromhex(sys.argv[2]))).run()
 

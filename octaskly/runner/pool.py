@@ -57,6 +57,7 @@ class Pool:
         env: Environment that tasks start from; default the agent's, without what
             speaks to the agent alone.
         prefix: Words before the launcher's command line, to run it as another user.
+        with_cgroups: Whether to make cgroups for launchers where that is allowed.
     """
 
     def __init__(
@@ -73,6 +74,7 @@ class Pool:
         kill_grace_s: float = 10.0,
         env: Mapping[str, str] | None = None,
         prefix: Sequence[str] = (),
+        with_cgroups: bool = True,
     ) -> None:
         self._slots = slots
         self._workdir = workdir
@@ -87,11 +89,13 @@ class Pool:
             "node": node_name,
             "output_bytes_max": output_bytes_max,
             "kill_grace_s": kill_grace_s,
+            "has_ctype": "LC_CTYPE" in self._env,
         }
         count = max(1, min(launchers or os.cpu_count() or 1, slots))
         self._seats = [
             Seat(slots // count + (place < slots % count)) for place in range(count)
         ]
+        self._with_cgroups = with_cgroups
         self._groups_dir: Path | None = None  #: own cgroup, once looked for
         self._launchers_started = 0
         self._keys = 0
@@ -176,15 +180,19 @@ class Pool:
         now_s = self._clock.now().mono_s
         if seat.process is None and now_s - seat.born_s >= RESTART_S:
             seat.born_s = now_s
-            if self._launchers_started == 0 and (own := cgroup.own_folder()):
-                self._groups_dir = own
-                cgroup.sweep(own)
-            self._launchers_started += 1
-            if self._groups_dir is not None:
-                seat.folder = cgroup.create(self._groups_dir, self._launchers_started)
+            seat.folder = self._make_group() if self._with_cgroups else None
             with suppress(OSError):  # No process or memory to be had; tried again.
                 seat.process = self._launch(seat)
         return seat.process
+
+    def _make_group(self) -> Path | None:
+        if self._launchers_started == 0 and (own := cgroup.own_folder()):
+            self._groups_dir = own
+            self._in_thread(lambda _: None, partial(cgroup.sweep, own))
+        self._launchers_started += 1
+        if self._groups_dir is None:
+            return None
+        return cgroup.create(self._groups_dir, self._launchers_started)
 
     def _launch(self, seat: Seat) -> LauncherProcess:
         process = LauncherProcess(
@@ -380,7 +388,7 @@ class Pool:
 def _end_lost(lost: list[Item], folder: Path | None, node_name: str) -> None:
     """Kill what a dead launcher ran; takes a while, so not on the event loop."""
     if folder is not None:
-        cgroup.remove(folder)
+        tree.reap_adopted(cgroup.remove(folder))
     if lost:
         tree.end_marked(
             [item.mark for item in lost],

@@ -123,31 +123,32 @@ class LauncherProcess:
             self._loop.remove_writer(self._control)
 
     def _receive(self) -> None:
-        if not self._take():
-            self._loop.remove_reader(self._control)
+        data = self._read()
+        if data:
+            self._deliver(data)
+        elif data is not None:
+            self._loop.remove_reader(self._control)  # It is ending: see `_reap`.
 
-    def _take(self) -> bool:
-        """Deliver what has come; return False at the end of the stream."""
+    def _read(self) -> bytes | None:
+        """Return what has come, None if nothing, no bytes at the end of the stream."""
         try:
-            data = self._control.recv(RECEIVE_BYTES)
+            return self._control.recv(RECEIVE_BYTES)
         except BlockingIOError:
-            return True
+            return None
         except OSError:
-            return False
-        if not data:
-            return False
+            return b""
+
+    def _deliver(self, data: bytes) -> None:
         if messages := self._inbox.feed(data):
             self._on_messages(messages)
-        return True
 
     def _reap(self) -> None:
         """Tidy up after the process, which has ended."""
         os.waitpid(self.pid, 0)
         self._loop.remove_reader(self._pid_fd)
         os.close(self._pid_fd)
-        self._control.settimeout(None)  # Its end is closed: this cannot wait.
-        while self._take():
-            pass
+        while data := self._read():
+            self._deliver(data)
         self._loop.remove_reader(self._control)
         self._loop.remove_writer(self._control)
         self._control.close()

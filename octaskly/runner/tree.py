@@ -19,8 +19,12 @@ from __future__ import annotations
 
 import os
 import signal
+import time
+from contextlib import suppress
 
 PR_SET_CHILD_SUBREAPER = 36
+ROUNDS = 100  #: how often to look for what was started while others were killed
+LOOK_S = 0.001
 MARK_BYTES_MAX = 1 << 20  #: environments are read no further than this
 
 
@@ -162,11 +166,7 @@ def signal_process(process: Process, number: int) -> None:
 
 
 def end_marked(
-    marks: list[tuple[bytes, ...]],
-    pids: set[int],
-    mark_of_node: bytes,
-    *,
-    rounds: int = 100,
+    marks: list[tuple[bytes, ...]], pids: set[int], mark_of_node: bytes
 ) -> None:
     """Kill tasks whose launcher is gone, as far as they can be told.
 
@@ -174,32 +174,33 @@ def end_marked(
         marks: Settings in the environment that name each task.
         pids: First processes of those tasks, where known.
         mark_of_node: Setting that tells them from tasks of other agents.
-        rounds: How often to look again for what they have started meanwhile.
     """
-    for _ in range(rounds):
-        processes = table()
-        roots = {
-            process.pid
-            for process in processes.values()
-            if process.state != "Z" and process.session in pids
-        }
-        for process in processes.values():
-            environment = read_environment(process.pid)
+    killed: set[int] = set(pids)
+    for _ in range(ROUNDS):
+        processes = {p.pid: p for p in table().values() if p.state != "Z"}
+        roots = {p.pid for p in processes.values() if p.session in pids}
+        for pid in processes.keys() - roots:
+            environment = read_environment(pid)
             if mark_of_node in environment and any(
                 has_mark(environment, (*mark, mark_of_node)) for mark in marks
             ):
-                roots.add(process.pid)
+                roots.add(pid)
         if not roots:
-            return
+            break
         for pid in below(processes, roots):
             signal_process(processes[pid], signal.SIGKILL)
-            if processes[pid].parent == os.getpid():
-                _reap(pid)
+            killed.add(pid)
+    reap_adopted(killed)
 
 
-def _reap(pid: int) -> None:
-    """Take the exit of an adopted process, which has just been killed."""
-    try:
-        os.waitpid(pid, 0)
-    except ChildProcessError:
-        return
+def reap_adopted(pids: set[int]) -> None:
+    """Take the exits of killed processes that became children of this one."""
+    for _ in range(ROUNDS):
+        left = [process for pid in pids if (process := read_process(pid)) is not None]
+        if not left:
+            return
+        for process in left:
+            if process.parent == os.getpid():
+                with suppress(ChildProcessError):
+                    os.waitpid(process.pid, os.WNOHANG)
+        time.sleep(LOOK_S)  # Their parents are dying too: they are adopted in a moment.

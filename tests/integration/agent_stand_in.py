@@ -1,0 +1,42 @@
+"""A process that runs commands in a pool, as an agent does, until it is killed.
+
+Usage: agent_stand_in.py FOLDER SLOTS WITH_CGROUPS COMMAND...; prints its launchers.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+from pathlib import Path
+
+from octaskly.core.model import AttemptId, StreamId, TaskId, TaskSpec
+from octaskly.runner.pool import Pool
+from octaskly.runner.tree import become_subreaper, children_of
+from tests.integration.pooling import MachineClock
+
+
+async def main() -> None:
+    """Start all commands and sleep."""
+    folder, slots, with_cgroups, *commands = sys.argv[1:]
+    become_subreaper()
+    pool = Pool(
+        slots=int(slots),
+        workdir=Path(folder),
+        outputs_dir=Path(folder),
+        node_name="stand-in",
+        clock=MachineClock(),
+        on_ended=lambda reports: print(reports, flush=True),
+        with_cgroups=with_cgroups == "yes",
+    )
+    pool.start(
+        [
+            (AttemptId(1, StreamId(1), 1), TaskSpec(id=TaskId(f"t{n}"), command=text))
+            for n, text in enumerate(commands)
+        ]
+    )
+    print(*children_of(os.getpid()), flush=True)
+    await asyncio.sleep(60)
+
+
+asyncio.run(main())

@@ -1,0 +1,143 @@
+"""A real pool under test: starts commands, waits for their ends, looks at /proc."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import time
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+from octaskly.core.messages import Report
+from octaskly.core.model import (
+    AttemptId,
+    Moment,
+    Outcome,
+    StreamId,
+    TaskId,
+    TaskSpec,
+)
+from octaskly.runner.pool import Pool
+
+_tokens = itertools.count(1)
+
+
+class MachineClock:
+    """The clocks of this machine."""
+
+    def now(self) -> Moment:
+        """Return both clocks."""
+        return Moment(time.monotonic(), int(time.time() * 1000))
+
+    def draw(self) -> float:
+        """Return always the same number."""
+        return 0.5
+
+
+def token() -> str:
+    """Return a number of seconds to sleep that no other process has as an argument."""
+    return f"3{time.time_ns() % 10_000_000:07}{next(_tokens):03}"
+
+
+def processes_with(word: str) -> dict[int, str]:
+    """Return the living processes that have this word in their command line."""
+    found = {}
+    for folder in Path("/proc").iterdir():
+        if not folder.name.isdigit():
+            continue
+        try:
+            words = (folder / "cmdline").read_bytes().split(b"\0")
+            state = (folder / "stat").read_text().rpartition(")")[2].split()[0]
+        except OSError:
+            continue
+        text = b" ".join(words).decode(errors="replace")
+        if word in text and state != "Z":
+            found[int(folder.name)] = text
+    return found
+
+
+async def eventually(condition: Callable[[], object], within_s: float = 10.0) -> None:
+    """Return when the condition holds; fail when it does not in time."""
+    deadline_s = time.monotonic() + within_s
+    while not condition():
+        assert time.monotonic() < deadline_s, "it did not happen in time"
+        await asyncio.sleep(0.002)
+
+
+class Rig:
+    """A pool and what it reported."""
+
+    def __init__(self, pool: Pool, reports: list[Report], workdir: Path) -> None:
+        self.pool = pool
+        self.reports = reports
+        self.calls = 0
+        self.workdir = workdir
+        self._ids = itertools.count(1)
+
+    def item(self, command: str, **fields: Any) -> tuple[AttemptId, TaskSpec]:
+        """Return an attempt of a new task."""
+        task = TaskId(f"task-{next(self._ids):03}-rig")
+        spec = TaskSpec(id=task, command=command, **fields)
+        return AttemptId(3, StreamId(77), 1), spec
+
+    def start(self, command: str, **fields: Any) -> tuple[TaskId, AttemptId]:
+        """Start a command; return its name."""
+        attempt, spec = self.item(command, **fields)
+        self.pool.start([(attempt, spec)])
+        return spec.id, attempt
+
+    def outcome(self, task: TaskId) -> Outcome | None:
+        """Return how a task ended, None while it has not."""
+        ends = [report.outcome for report in self.reports if report.task == task]
+        assert len(ends) <= 1, "an attempt is reported once"
+        return ends[0] if ends else None
+
+    async def end_of(self, task: TaskId, within_s: float = 20.0) -> Outcome:
+        """Wait for the end of a task."""
+        await eventually(lambda: self.outcome(task), within_s)
+        outcome = self.outcome(task)
+        assert outcome is not None
+        return outcome
+
+    async def run(self, command: str, **fields: Any) -> Outcome:
+        """Run a command to its end."""
+        task, _ = self.start(command, **fields)
+        return await self.end_of(task)
+
+    async def run_all(self, commands: Sequence[str]) -> list[Outcome]:
+        """Run commands to their ends, all handed over at once."""
+        items = [self.item(command) for command in commands]
+        self.pool.start(items)
+        return [await self.end_of(spec.id) for _, spec in items]
+
+
+@asynccontextmanager
+async def rig(folder: Path, **options: Any) -> AsyncIterator[Rig]:
+    """Open a pool with two slots in one launcher, unless told otherwise."""
+    workdir = folder / "work"
+    workdir.mkdir(exist_ok=True)
+    reports: list[Report] = []
+
+    def on_ended(ended: tuple[Report, ...]) -> None:
+        assert ended
+        made.calls += 1
+        reports.extend(ended)
+
+    settings: dict[str, Any] = {
+        "slots": 2,
+        "launchers": 1,
+        "workdir": workdir,
+        "outputs_dir": folder / "outputs",
+        "node_name": "rig",
+        "clock": MachineClock(),
+        "on_ended": on_ended,
+        "kill_grace_s": 0.3,
+    }
+    pool = Pool(**settings | options)
+    made = Rig(pool, reports, workdir)
+    try:
+        yield made
+    finally:
+        await pool.close()
