@@ -15,6 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from octaskly.trust import load_or_create
+
 READY_S_MAX = 15.0
 
 
@@ -95,6 +97,9 @@ def start(folder: Path, name: str, *extra: str) -> Agent:
     """Start an agent that shares the mesh secret of `folder`."""
     state = folder / name
     state.mkdir(parents=True, exist_ok=True)
+    if not (folder / "mesh.key").exists():
+        # Made beforehand: an agent that sees another mesh would wait for a secret.
+        load_or_create(folder / "mesh.key")
     environ = {k: v for k, v in os.environ.items() if not k.startswith("OCTASKLY_")}
     with (state / "log.txt").open("ab") as log:
         process = subprocess.Popen(

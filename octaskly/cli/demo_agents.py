@@ -154,6 +154,10 @@ def _handling(
 
 
 def _start(folder: Path, name: str, workdir: Path) -> DemoAgent:
+    from octaskly.trust import make  # noqa: PLC0415  costs more than a quick command
+
+    # Made beforehand: an agent that sees another mesh would wait for its secret.
+    make(folder / "mesh.key")
     state, log = folder / name, folder / f"{name}.log"
     environ = {k: v for k, v in os.environ.items() if not k.startswith("OCTASKLY_")}
     # The kernel ends them if this process is killed and cannot clean up.
