@@ -305,9 +305,12 @@ async def _body(request: web.Request, route: Route, deadline_s: float) -> bytes:
         raise _too_large(bytes_max)
     chunks: list[bytes] = []
     size_bytes = 0
+    content = request.content
     try:
+        if content.is_eof() and content.total_bytes <= bytes_max:
+            return content.read_nowait()  # It came along with the header: no timer.
         async with asyncio.timeout(deadline_s):
-            while chunk := await request.content.readany():
+            while chunk := await content.readany():
                 chunks.append(chunk)
                 size_bytes += len(chunk)
                 if size_bytes > bytes_max:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import ipaddress
 import re
 from collections.abc import Collection, Mapping, Sequence
+from functools import lru_cache
 
 from octaskly.api.problems import ACCESS_DENIED, Problem
 
@@ -19,6 +20,7 @@ _AUTHORITY = re.compile(
     re.ASCII,
 )
 _PORT_MAX = 65_535
+_VERDICTS_MAX = 256
 
 METHODS = "GET, POST, DELETE, OPTIONS"
 REQUEST_HEADERS = (
@@ -34,9 +36,11 @@ class Guard:
     def __init__(self, *, names: Collection[str], origins: Collection[str]) -> None:
         self._names = {name.lower().removesuffix(".") for name in names}
         self._origins = frozenset(origins)
+        # Nearly all requests carry one of a few hosts.
+        self._is_ours = lru_cache(_VERDICTS_MAX)(self._judge)
 
     def check_host(
-        self, hosts: Sequence[str], uri_host: str | None, own: Collection[str]
+        self, hosts: Sequence[str], uri_host: str | None, own: frozenset[str]
     ) -> None:
         """Refuse a request that is meant for another machine.
 
@@ -80,7 +84,7 @@ class Guard:
             "start the agent with --cors-origin to allow it",
         )
 
-    def _is_ours(self, host: str, own: Collection[str]) -> bool:
+    def _judge(self, host: str, own: frozenset[str]) -> bool:
         match = _AUTHORITY.fullmatch(host)
         if match is None or int(match["port"] or 0) > _PORT_MAX:
             return False

@@ -41,16 +41,16 @@ _UNKNOWN = re.compile(r"Object contains unknown field `(?P<name>.*)`", re.DOTALL
 _MISSING = re.compile(r"Object missing required field `(?P<name>[^`]*)`")
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
-Paths = Annotated[list[str], msgspec.Meta(max_length=PATHS_MAX)]
+Paths = Annotated[tuple[str, ...], msgspec.Meta(max_length=PATHS_MAX)]
 
 
-class TaskIn(msgspec.Struct, forbid_unknown_fields=True):
+class TaskIn(msgspec.Struct, forbid_unknown_fields=True, gc=False):
     """One task as a client writes it."""
 
     command: str
     timeout: Annotated[int, msgspec.Meta(ge=1, le=86_400)] = 3600
-    inputs: Paths = msgspec.field(default_factory=list)
-    outputs: Paths = msgspec.field(default_factory=list)
+    inputs: Paths = ()
+    outputs: Paths = ()
     id: str | msgspec.UnsetType = msgspec.UNSET
 
 
@@ -83,7 +83,7 @@ _token = msgspec.json.Decoder(TokenIn)
 def parse_tasks(body: bytes) -> tuple[list[Draft], bool]:
     """Return the tasks of a submission, in order, and whether it was an array."""
     if not body.lstrip(b" \t\r\n").startswith(b"["):
-        return [_draft(_decode(_one, TaskIn, body), "$")], False
+        return [_draft(_decode(_one, TaskIn, body), None)], False
     tasks: list[TaskIn] = _decode(_many, TaskIn, body)
     if not 1 <= len(tasks) <= BATCH_MAX:
         raise Problem(
@@ -92,7 +92,7 @@ def parse_tasks(body: bytes) -> tuple[list[Draft], bool]:
             hint=f"an array holds 1 to {BATCH_MAX} tasks, not {len(tasks)}",
             field="$",
         )
-    drafts = [_draft(task, f"$[{index}]") for index, task in enumerate(tasks)]
+    drafts = [_draft(task, index) for index, task in enumerate(tasks)]
     _refuse_repeated_ids(drafts)
     return drafts, True
 
@@ -139,40 +139,44 @@ def clean_path(path: str) -> str:
     return normal
 
 
-def _draft(task: TaskIn, place: str) -> Draft:
-    _check_command(task.command, place)
+def _draft(task: TaskIn, index: int | None) -> Draft:
+    wrong = _wrong_command(task.command)
+    if wrong:
+        field = f"{_place(index)}.command"
+        raise Problem(400, INVALID_COMMAND, hint=wrong, field=field)
     chosen = None
     if task.id is not msgspec.UNSET:
         if not _ID.fullmatch(task.id) or task.id in (".", ".."):
-            _refuse(f"{place}.id", "unusable id")
+            _refuse(f"{_place(index)}.id", "unusable id")
         chosen = TaskId(task.id)
     return Draft(
         command=task.command,
         timeout_s=task.timeout,
-        inputs=_paths(task.inputs, f"{place}.inputs") if task.inputs else (),
-        outputs=_paths(task.outputs, f"{place}.outputs") if task.outputs else (),
+        inputs=_paths(task.inputs, index, "inputs") if task.inputs else (),
+        outputs=_paths(task.outputs, index, "outputs") if task.outputs else (),
         id=chosen,
     )
 
 
-def _check_command(command: str, place: str) -> None:
-    wrong = None
+def _place(index: int | None) -> str:
+    return "$" if index is None else f"$[{index}]"
+
+
+def _wrong_command(command: str) -> str | None:
+    """Return what is wrong with a command, None for a good one."""
     if not command or command.isspace():
-        wrong = "the command is empty"
-    elif "\0" in command:
-        wrong = "the command contains a NUL character"
-    elif len(command) * 4 > COMMAND_BYTES_MAX:
-        size_bytes = len(command.encode("utf-8", "surrogatepass"))
+        return "the command is empty"
+    if "\0" in command:
+        return "the command contains a NUL character"
+    if len(command) * 4 > COMMAND_BYTES_MAX:
+        size_bytes = len(command.encode())
         if size_bytes > COMMAND_BYTES_MAX:
-            wrong = (
-                f"the command has {size_bytes} bytes; "
-                f"at most {COMMAND_BYTES_MAX} are allowed"
-            )
-    if wrong:
-        raise Problem(400, INVALID_COMMAND, hint=wrong, field=f"{place}.command")
+            allowed = f"at most {COMMAND_BYTES_MAX} are allowed"
+            return f"the command has {size_bytes} bytes; {allowed}"
+    return None
 
 
-def _paths(paths: list[str], place: str) -> tuple[str, ...]:
+def _paths(paths: tuple[str, ...], task: int | None, name: str) -> tuple[str, ...]:
     cleaned: dict[str, None] = {}
     for index, path in enumerate(paths):
         try:
@@ -183,7 +187,7 @@ def _paths(paths: list[str], place: str) -> tuple[str, ...]:
                 400,
                 INVALID_VALUE,
                 hint=f"{error}: {shown}",
-                field=f"{place}[{index}]",
+                field=f"{_place(task)}.{name}[{index}]",
             ) from None
     return tuple(cleaned)
 
