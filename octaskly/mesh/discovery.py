@@ -12,6 +12,7 @@ import contextlib
 import errno
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 
 from octaskly.core.effects import Note
 from octaskly.core.events import Advert, Seen
@@ -373,14 +374,10 @@ async def sightings(timeout_s: float, interfaces: Sequence[str] = ()) -> frozens
         ConfigError: an interface that was named does not exist.
     """
     local = await asyncio.to_thread(local_addresses, interfaces)
-    try:
-        mdns = await open_mdns(local)
-    except OSError:
-        return frozenset()
     found: set[str] = set()
     is_found = asyncio.Event()
 
-    def look(name: str, has_left: bool) -> None:  # noqa: FBT001  a callback
+    def look(mdns: Mdns, name: str, has_left: bool) -> None:  # noqa: FBT001  a callback
         node = node_named(name)
         if node is None or has_left or len(found) >= MESHES_MAX:
             return
@@ -390,9 +387,13 @@ async def sightings(timeout_s: float, interfaces: Sequence[str] = ()) -> frozens
                 found.add(sighting.mesh)
                 is_found.set()
 
-    mdns.browse(look)
-    with contextlib.suppress(TimeoutError):
-        async with asyncio.timeout(timeout_s):
-            await is_found.wait()
-    await mdns.close()
+    async with contextlib.AsyncExitStack() as opened:
+        for is_guest in (True, False):
+            with contextlib.suppress(OSError):
+                mdns = await open_mdns(local, is_guest=is_guest)
+                opened.push_async_callback(mdns.close)
+                mdns.browse(partial(look, mdns))
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(timeout_s):
+                await is_found.wait()
     return frozenset(found)

@@ -132,19 +132,30 @@ class Mdns:
         await _close(self._zeroconf)
 
 
-async def open_mdns(local: Sequence[LocalAddress]) -> Mdns:
+async def open_mdns(local: Sequence[LocalAddress], *, is_guest: bool = False) -> Mdns:
     """Open mDNS on these addresses, on IPv4 alone where the two do not go together.
+
+    Args:
+        local: Of this machine, one for each interface to use.
+        is_guest: Ask from a port of our own. Answers come at once and to us alone,
+            also where nodes have just announced themselves and so must not repeat it
+            for a second; but announcements are not heard, and none can be made.
 
     Raises:
         OSError: port 5353 cannot be had, or no interface takes part in multicast.
     """
-    _check_port()
+    if not is_guest:
+        _check_port()
     interfaces, version = _choice(local)
     try:
-        zeroconf = AsyncZeroconf(interfaces=interfaces, ip_version=version)
+        zeroconf = AsyncZeroconf(
+            interfaces=interfaces, ip_version=version, unicast=is_guest
+        )
     except OSError:
         interfaces = [each for each in interfaces if isinstance(each, str)]
-        zeroconf = AsyncZeroconf(interfaces=interfaces, ip_version=IPVersion.V4Only)
+        zeroconf = AsyncZeroconf(
+            interfaces=interfaces, ip_version=IPVersion.V4Only, unicast=is_guest
+        )
     try:
         await zeroconf.zeroconf.async_wait_for_start(timeout=OPEN_S)
     except ZeroconfError as error:
