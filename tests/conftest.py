@@ -1,0 +1,64 @@
+"""Rules for all tests: how long properties search, and what a test may not do."""
+
+from __future__ import annotations
+
+import inspect
+import os
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from blockbuster import blockbuster_ctx
+from hypothesis import HealthCheck, settings
+
+TESTS = Path(__file__).parent
+
+#: Calls on local files that return at once; what waits (sleep, sockets, locks,
+#: databases, other processes) stays forbidden.
+QUICK = ("os.", "io.")
+
+_SLOW_MACHINE = [HealthCheck.too_slow]  # Shared machines stall; that is no finding.
+settings.register_profile(
+    "dev", max_examples=50, deadline=None, suppress_health_check=_SLOW_MACHINE
+)
+settings.register_profile(
+    "ci",
+    max_examples=300,
+    deadline=None,
+    derandomize=True,
+    suppress_health_check=_SLOW_MACHINE,
+)
+settings.register_profile(
+    "soak", max_examples=3000, deadline=None, suppress_health_check=_SLOW_MACHINE
+)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "dev"))
+
+
+@pytest.fixture(autouse=True)
+def _no_network_in_unit_tests(
+    request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Pure code opens no socket; a test that does is in the wrong folder."""
+    if not request.path.is_relative_to(TESTS / "unit"):
+        return
+
+    def refuse(*_arguments: object, **_options: object) -> None:
+        pytest.fail("a test under tests/unit used a socket; move it to integration")
+
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+    monkeypatch.setattr(socket.socket, "bind", refuse)
+
+
+@pytest.fixture(autouse=True)
+def _no_blocking_of_the_loop(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Code of ours that blocks the event loop fails the async test that it runs in."""
+    function = getattr(request, "function", None)
+    if not inspect.iscoroutinefunction(function):
+        yield
+        return
+    with blockbuster_ctx(scanned_modules="octaskly") as guard:
+        for name, blocking in guard.functions.items():
+            if name.startswith(QUICK):
+                blocking.deactivate()
+        yield
