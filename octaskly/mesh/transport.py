@@ -284,8 +284,8 @@ class Transport:
                     ssl_shutdown_timeout=SHUTDOWN_S,
                 )
                 await link.settled.wait()
-        except OSError:  # A TimeoutError is one, too.
-            link.abort("no handshake in time")
+        except OSError as error:
+            link.abort(_failure(error))
         finally:
             self._welcoming[host] -= 1
             if not self._welcoming[host]:
@@ -340,10 +340,8 @@ class Transport:
                     ssl_shutdown_timeout=SHUTDOWN_S,
                 )
                 await link.settled.wait()
-        except ssl.SSLCertVerificationError:
-            self._warn(link, "peer is not of our mesh")
-        except OSError:
-            link.abort("no handshake in time")
+        except OSError as error:
+            link.abort(_failure(error))
         return link if link.is_connected or link.reason == DUPLICATE else None
 
     def _new_link(self, dialled: Address | None) -> Link:
@@ -376,3 +374,16 @@ class Transport:
         host = place.host if place else ""
         fields = (("peer", link.peer), ("address", host), ("reason", reason))
         self._note(Note("warning", "peer refused", fields))
+
+
+def _failure(error: OSError) -> str:
+    """Return why a handshake failed, as people read it."""
+    match error:
+        case ssl.SSLCertVerificationError():
+            return "peer is not of our mesh"
+        case ssl.SSLError():
+            return "peer shows no certificate, or speaks no TLS 1.3"
+        case TimeoutError() | ConnectionAbortedError():
+            return "no handshake in time"
+        case _:
+            return "reset"
