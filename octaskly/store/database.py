@@ -22,7 +22,7 @@ SCAN_BYTES_MAX: Final = 200 << 20
 _MAGIC: Final = b"SQLite format 3\0"
 _RESET: Final = "`octaskly db reset` moves it aside and starts afresh"
 _DAMAGE: Final = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
-_BUSY_S: Final = 5.0
+_BUSY_S: Final = 1.0  #: another program may have the file for so long
 
 
 def translated(path: Path, error: sqlite3.Error) -> StoreError:
@@ -143,6 +143,7 @@ def _guarded(
             isolation_level=None,  # Transactions are begun and ended by us alone.
             check_same_thread=False,
             timeout=_BUSY_S,
+            cached_statements=256,
         )
     except sqlite3.Error as error:
         raise translated(path, error) from error

@@ -82,10 +82,12 @@ def tasks(db: sqlite3.Connection, ids: Sequence[TaskId]) -> dict[TaskId, TaskRec
 
 def resolve(db: sqlite3.Connection, sequence: int) -> tuple[TaskId, ...]:
     """Return at most two ids of tasks with this number."""
-    if sequence >= 1 << 63:
+    if not 0 <= sequence < rows.DERIVED:
         return ()
     found = db.execute(
-        "SELECT id FROM tasks WHERE sequence = ? ORDER BY key LIMIT 2", (sequence,)
+        "SELECT id FROM tasks INDEXED BY tasks_sequence"
+        " WHERE sequence IS NOT NULL AND sequence IN (?, ?) ORDER BY key LIMIT 2",
+        (sequence, sequence + rows.DERIVED),
     )
     return tuple(TaskId(task_id) for (task_id,) in found)
 
@@ -116,8 +118,7 @@ def counts(db: sqlite3.Connection) -> tuple[dict[TaskState, int], int]:
     found = dict.fromkeys(rows.STATES, 0)
     for number, n in db.execute("SELECT state, sum(n) FROM counts GROUP BY state"):
         found[rows.STATES[number]] = n
-    row = db.execute("SELECT value FROM meta WHERE key = 'sequence'").fetchone()
-    return found, row[0] if row else 0
+    return found, rows.sequence_max(db)
 
 
 def entries_after(

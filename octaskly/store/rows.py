@@ -49,21 +49,33 @@ Row = Sequence[Any]
 
 _CHUNK: Final = 500  #: parameters of one statement, under every limit of SQLite
 _SEQUENCE: Final = re.compile(r"task-([0-9]{3,18})-[0-9a-f]{8}")
+DERIVED: Final = 1 << 62
 _DERIVED_DIGITS: Final = 12  #: of ids that come from an idempotency key
 _ATTEMPT_STATES: Final = tuple(AttemptState)
 _REASONS: Final = {reason.value: reason for reason in Reason}
 
 
-def sequence_of(task: TaskId) -> tuple[int | None, bool]:
-    """Return the number in a task id, and whether it was counted rather than derived.
+def sequence_of(task: TaskId) -> int | None:
+    """Return the number in a task id as it is stored, None if there is none.
 
-    A derived number (12 digits, from an idempotency key) must not move the counter.
+    A number that was derived from an idempotency key, rather than counted, is stored
+    with `DERIVED` added: it must not move the counter.
     """
     match = _SEQUENCE.fullmatch(task)
     if match is None:
-        return None, False
+        return None
     digits = match[1]
-    return int(digits), len(digits) < _DERIVED_DIGITS
+    return int(digits) + (DERIVED if len(digits) >= _DERIVED_DIGITS else 0)
+
+
+def sequence_max(db: sqlite3.Connection) -> int:
+    """Return the highest number that was counted in a task id."""
+    found = db.execute(
+        "SELECT max(sequence) FROM tasks INDEXED BY tasks_sequence"
+        " WHERE sequence IS NOT NULL AND sequence < ?",
+        (DERIVED,),
+    ).fetchone()
+    return found[0] or 0
 
 
 def node_shown(record: TaskRecord, state: TaskState) -> NodeId | None:

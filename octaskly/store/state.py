@@ -104,8 +104,8 @@ def read_saved(db: sqlite3.Connection, packer: Packer, wall_ms: int) -> Saved:
         term=meta.get("term", 0),
         epoch=Epoch(meta.get("epoch_term", 0), NodeId(meta.get("epoch_node", ""))),
         vector=read_vector(db),
-        hlc=meta.get("hlc", 0),
-        sequence=meta.get("sequence", 0),
+        hlc=_read_hlc(db),
+        sequence=rows.sequence_max(db),
         queued=queued or 0,
         name=meta.get("name"),
         reports=tuple(packer.unpack(report) for (report,) in reports),
@@ -120,6 +120,15 @@ def read_vector(db: sqlite3.Connection) -> tuple[tuple[StreamId, int], ...]:
         "SELECT stream, have_seq FROM streams WHERE have_seq > 0 ORDER BY stream"
     )
     return tuple((StreamId(stream), have) for stream, have in found)
+
+
+def _read_hlc(db: sqlite3.Connection) -> int:
+    """Return the highest hybrid timestamp: it only grows within a stream."""
+    found = db.execute(
+        "SELECT max(hlc) FROM streams JOIN log"
+        " ON log.stream = streams.stream AND log.seq = streams.have_seq"
+    ).fetchone()
+    return found[0] or 0
 
 
 def _read_peers(db: sqlite3.Connection, since_ms: int) -> tuple[Advert, ...]:

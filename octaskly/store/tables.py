@@ -11,7 +11,7 @@ import sqlite3
 from collections import OrderedDict, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Final
+from typing import Final
 
 from octaskly.core import merge
 from octaskly.core.effects import Append
@@ -19,31 +19,11 @@ from octaskly.core.facts import Assigned, Entry, Fact, Finished
 from octaskly.core.merge import TaskRecord
 from octaskly.core.model import Attempt, AttemptId, Epoch, StreamId, TaskId, TaskSpec
 from octaskly.ports import Packer
-from octaskly.store import rows
+from octaskly.store import bulk, rows
 
 CACHED_TASKS: Final = 10_000  #: unfinished tasks whose record the writer keeps
 
-_Row = tuple[Any, ...]
 _Count = tuple[str, int]  #: node (empty: none) and number of the state
-
-_ATTEMPT_UPSERT: Final = (
-    f"INSERT OR REPLACE INTO attempts ({rows.ATTEMPT_COLUMNS})"  # noqa: S608
-    f" VALUES ({rows.marks(17)})"
-)
-_TASK_INSERT: Final = (
-    "INSERT INTO tasks (key, id, sequence, state, node, cancelled_by, is_live, tries,"
-    " command, timeout_s, inputs, outputs, submitter, created_ms, ord)"
-    " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
-)
-_TASK_UPDATE: Final = (
-    "UPDATE tasks SET state = ?, node = ?, cancelled_by = ?, is_live = ?, tries = ?"
-    " WHERE key = ?"
-)
-_SPEC_UPDATE: Final = (
-    "UPDATE tasks SET command = ?, timeout_s = ?, inputs = ?, outputs = ?,"
-    " submitter = ?, created_ms = ?, ord = ? WHERE key = ?"
-)
-_LOG_INSERT: Final = "INSERT INTO log VALUES (?, ?, ?, ?, ?, ?)"
 
 
 @dataclass(slots=True)
@@ -63,11 +43,11 @@ class _Task:
 class _Changes:
     """Rows of one commit."""
 
-    inserts: list[_Row] = field(default_factory=list)
-    updates: list[_Row] = field(default_factory=list)
-    specs: list[_Row] = field(default_factory=list)
-    attempts: list[_Row] = field(default_factory=list)
-    adopted: list[_Row] = field(default_factory=list)
+    inserts: list[bulk.Row] = field(default_factory=list)
+    updates: list[bulk.Row] = field(default_factory=list)
+    specs: list[bulk.Row] = field(default_factory=list)
+    attempts: list[bulk.Row] = field(default_factory=list)
+    adopted: list[bulk.Row] = field(default_factory=list)
     deltas: defaultdict[_Count, int] = field(default_factory=lambda: defaultdict(int))
 
 
@@ -98,11 +78,9 @@ class Tables:
             return
         touched = self._fetch(dict.fromkeys(entry.fact.task for entry in entries))
         log = [self._enter(touched[entry.fact.task], entry) for entry in entries]
-        self._db.executemany(
-            "INSERT INTO outputs VALUES (?, ?, ?)",
-            [(key, *kept) for key, kept in self._kept.items()],
-        )
-        self._db.executemany(_LOG_INSERT, log)
+        kept = [(number, *output) for number, output in self._kept.items()]
+        bulk.OUTPUT_INSERT.run(self._db, kept)
+        bulk.LOG_INSERT.run(self._db, log)
         self._kept.clear()
         self._write(touched)
         self._hold_orphans(touched, entries)
@@ -120,8 +98,6 @@ class Tables:
         self._next_key = self._highest("SELECT max(key) FROM tasks") + 1
         self._next_output = self._highest("SELECT max(id) FROM outputs") + 1
         self._has_orphans = bool(self._highest("SELECT count(*) FROM orphans"))
-        self._hlc = self._highest("SELECT value FROM meta WHERE key = 'hlc'")
-        self._sequence = self._highest("SELECT value FROM meta WHERE key = 'sequence'")
 
     def _highest(self, query: str) -> int:
         row = self._db.execute(query).fetchone()
@@ -271,15 +247,12 @@ class Tables:
             if task.record.spec is not None:
                 self._write_task(task, task.record.spec, changes)
         db = self._db
-        db.executemany(_TASK_INSERT, changes.inserts)
-        db.executemany(_TASK_UPDATE, changes.updates)
-        db.executemany(_SPEC_UPDATE, changes.specs)
-        db.executemany(_ATTEMPT_UPSERT, changes.attempts)
-        db.executemany(
-            "INSERT INTO counts VALUES (?, ?, ?)"
-            " ON CONFLICT DO UPDATE SET n = n + excluded.n",
-            [(*count, n) for count, n in changes.deltas.items() if n],
-        )
+        bulk.TASK_INSERT.run(db, changes.inserts)
+        bulk.TASK_UPDATE.run(db, changes.updates)
+        bulk.SPEC_UPDATE.run(db, changes.specs)
+        bulk.ATTEMPT_UPSERT.run(db, changes.attempts)
+        deltas = [(*count, n) for count, n in changes.deltas.items() if n]
+        bulk.COUNT_ADD.run(db, deltas)
         if self._has_orphans:
             db.executemany("DELETE FROM orphans WHERE task_id = ?", changes.adopted)
 
@@ -293,8 +266,7 @@ class Tables:
         if task.key is None:
             task.key = self._next_key
             self._next_key += 1
-            sequence = self._sequence_of(record.id)
-            head = (task.key, record.id, sequence)
+            head = (task.key, record.id, rows.sequence_of(record.id))
             changes.inserts.append((*head, *row, *rows.spec_row(spec)))
             changes.adopted.append((record.id,))
         else:
@@ -321,10 +293,10 @@ class Tables:
             if touched[entry.fact.task].record.spec is None
         ]
         if orphans:
-            self._db.executemany("INSERT INTO orphans VALUES (?, ?, ?)", orphans)
+            bulk.ORPHAN_INSERT.run(self._db, orphans)
             self._has_orphans = True
 
-    def _attempt_rows(self, task: _Task, key: int) -> Iterator[_Row]:
+    def _attempt_rows(self, task: _Task, key: int) -> Iterator[bulk.Row]:
         if not task.changed:
             return
         for attempt in task.record.attempts:
@@ -332,25 +304,14 @@ class Tables:
                 yield rows.attempt_row(key, attempt, task.outputs.get(attempt.id))
         task.changed.clear()
 
-    def _sequence_of(self, task: TaskId) -> int | None:
-        number, is_counted = rows.sequence_of(task)
-        if number is not None and is_counted:
-            self._sequence = max(self._sequence, number)
-        return number
-
     def _advance(self, entries: Sequence[Entry]) -> None:
-        """Move the vector, the hybrid clock and the highest sequence forward."""
+        """Move the vector forward."""
         self._db.executemany(
             "UPDATE streams SET have_seq = ? WHERE stream = ?",
             [
                 (self._have[stream], stream)
                 for stream in {entry.stream for entry in entries}
             ],
-        )
-        self._hlc = max(self._hlc, *(entry.hlc for entry in entries))
-        self._db.executemany(
-            "INSERT OR REPLACE INTO meta VALUES (?, ?)",
-            [("hlc", self._hlc), ("sequence", self._sequence)],
         )
 
     def _settle(self, touched: dict[TaskId, _Task]) -> None:

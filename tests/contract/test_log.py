@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from pathlib import Path
 
 import pytest
 
 from octaskly.core import merge
-from octaskly.core.facts import Fact
+from octaskly.core.events import Saved
+from octaskly.core.facts import Entry, Fact
 from octaskly.core.messages import Report
 from octaskly.core.model import (
     Address,
@@ -21,7 +22,8 @@ from octaskly.core.model import (
     StreamId,
     TaskState,
 )
-from octaskly.ports import Log, TaskQuery
+from octaskly.ports import Log, TaskPage, TaskQuery
+from octaskly.store import Store
 from tests.contract import log_kit as kit
 
 OTHER_WORKER = NodeId("v" * 16)
@@ -37,12 +39,15 @@ class Bench:
         self._changed = asyncio.Event()
         self.told: list[int] = []
         self.log = make(self._hear)
-        self.saved = self.log.open()
+        self.saved = Saved()
+
+    async def open(self) -> None:
+        self.saved = await asyncio.to_thread(self.log.open)
 
     async def reopen(self) -> None:
         await self.log.close()
         self.log = self._make(self._hear)
-        self.saved = self.log.open()
+        await self.open()
 
     def next(self) -> int:
         self._number += 1
@@ -72,20 +77,19 @@ class Bench:
 async def bench(tmp_path: Path) -> AsyncIterator[Bench]:
     def make(hear: Callable[[int], None]) -> Log:
         path = tmp_path / "state" / "octaskly.db"
-        return kit.Store(path, kit.PicklePacker(), hear, kit.HandClock())
+        return Store(path, kit.PicklePacker(), hear, kit.HandClock())
 
     bench = Bench(make)
+    await bench.open()
     yield bench
     await bench.log.close()
 
 
 async def test_a_new_log_knows_nothing(bench: Bench) -> None:
     """The first start needs no set-up."""
-    assert bench.saved == type(bench.saved)()
+    assert bench.saved == Saved()
     assert await bench.log.vector() == ()
-    assert await bench.log.page(TaskQuery()) == type(await bench.log.page(TaskQuery()))(
-        (), 0
-    )
+    assert await bench.log.page(TaskQuery()) == TaskPage((), 0)
 
 
 async def test_a_submitted_task_can_be_read_once_it_is_durable(bench: Bench) -> None:
@@ -188,7 +192,7 @@ async def test_an_id_derived_from_a_key_does_not_move_the_sequence(
 
 async def test_entries_held_already_change_nothing(bench: Bench) -> None:
     """A peer may send what we have."""
-    facts = [kit.submitted(1), kit.assigned(1)]
+    facts: list[Fact] = [kit.submitted(1), kit.assigned(1)]
     await bench.add(*facts)
 
     number = bench.next()
@@ -306,7 +310,9 @@ async def test_a_long_log_is_given_in_parts(bench: Bench) -> None:
     await bench.add(*facts[:10])
     await bench.add(*facts[10:], stream=kit.OTHER)
 
-    got, vector, parts, more = [], dict[StreamId, int](), 0, True
+    got: list[Entry] = []
+    vector: dict[StreamId, int] = {}
+    parts, more = 0, True
     while more:
         some, _, more = await bench.log.entries_after(vector, 4000)
         assert 0 < len(some) <= 5
@@ -406,16 +412,13 @@ async def test_readers_do_not_wait_for_one_another(bench: Bench) -> None:
     await bench.add(*(kit.submitted(n) for n in range(1, 101)))
 
     async with asyncio.TaskGroup() as group:
-        asked = [group.create_task(_task(bench.log, n)) for n in range(1, 101)]
+        asked = [group.create_task(place(bench.log, n)) for n in range(1, 101)]
 
-    assert [task.result() for task in asked] == list(range(1, 101))
+    assert [one.result() for one in asked] == list(range(1, 101))
 
 
-def _task(log: Log, number: int) -> Awaitable[int]:
-    async def ask() -> int:
-        record = await log.task(kit.task_id(number))
-        assert record is not None
-        assert record.spec is not None
-        return record.spec.ord
-
-    return ask()
+async def place(log: Log, number: int) -> int:
+    record = await log.task(kit.task_id(number))
+    assert record is not None
+    assert record.spec is not None
+    return record.spec.ord

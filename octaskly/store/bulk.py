@@ -1,0 +1,78 @@
+"""Statements that write many rows at a step.
+
+Python lets other threads run at each step of SQLite, and where the event loop is busy
+it waits up to 5 ms for its turn again. So a commit must take few steps, not one a row;
+with nothing else running, this is 1.5 to 2 times as fast as `executemany` as well.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Sequence
+from itertools import chain
+from typing import Any, Final
+
+Row = tuple[Any, ...]
+
+_SIZES: Final = (64, 16, 4, 1)  #: rows of one step; few, so that all stay prepared
+
+
+class Bulk:
+    """One statement, for as many rows as there are.
+
+    Args:
+        head: What comes before the rows.
+        width: Values of one row.
+        tail: What comes after the rows.
+    """
+
+    def __init__(self, head: str, width: int, tail: str = "") -> None:
+        row = f"({','.join('?' * width)})"
+        self._texts = [
+            (size, f"{head} {','.join([row] * size)} {tail}") for size in _SIZES
+        ]
+
+    def run(self, db: sqlite3.Connection, rows: Sequence[Row]) -> None:
+        """Write rows in their order."""
+        at, count = 0, len(rows)
+        for size, text in self._texts:
+            while count - at >= size:
+                db.execute(text, list(chain.from_iterable(rows[at : at + size])))
+                at += size
+
+
+TASK_INSERT: Final = Bulk(
+    "INSERT INTO tasks (key, id, sequence, state, node, cancelled_by, is_live, tries,"
+    " command, timeout_s, inputs, outputs, submitter, created_ms, ord) VALUES",
+    15,
+)
+TASK_UPDATE: Final = Bulk(
+    "WITH v (state, node, by, is_live, tries, key) AS (VALUES",
+    6,
+    ") UPDATE tasks SET state = v.state, node = v.node, cancelled_by = v.by,"
+    " is_live = v.is_live, tries = v.tries FROM v WHERE tasks.key = v.key",
+)
+SPEC_UPDATE: Final = Bulk(
+    "WITH v (command, timeout_s, inputs, outputs, submitter, created_ms, ord, key)"
+    " AS (VALUES",
+    8,
+    ") UPDATE tasks SET command = v.command, timeout_s = v.timeout_s,"
+    " inputs = v.inputs, outputs = v.outputs, submitter = v.submitter,"
+    " created_ms = v.created_ms, ord = v.ord FROM v WHERE tasks.key = v.key",
+)
+ATTEMPT_UPSERT: Final = Bulk(
+    "INSERT OR REPLACE INTO attempts (task, term, stream, n, node, state, reason,"
+    " exit_code, signal, started_ms, ended_ms, duration_ms, stdout_bytes,"
+    " stderr_bytes, files, detail, output) VALUES",
+    17,
+)
+LOG_INSERT: Final = Bulk(
+    "INSERT INTO log (stream, seq, hlc, task_id, body, output) VALUES", 6
+)
+OUTPUT_INSERT: Final = Bulk("INSERT INTO outputs (id, stdout, stderr) VALUES", 3)
+ORPHAN_INSERT: Final = Bulk("INSERT INTO orphans (task_id, stream, seq) VALUES", 3)
+COUNT_ADD: Final = Bulk(
+    "INSERT INTO counts (node, state, n) VALUES",
+    3,
+    "ON CONFLICT DO UPDATE SET n = n + excluded.n",
+)

@@ -1,0 +1,145 @@
+"""Whatever the order in which facts arrive, the tables say what merging them says."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from octaskly.core import merge
+from octaskly.core.effects import Append
+from octaskly.core.facts import Assigned, CancelAsked, Entry, Fact, Finished
+from octaskly.core.merge import TaskRecord
+from octaskly.core.model import AttemptState, NodeId, Outcome, Reason, TaskId
+from octaskly.ports import TaskQuery
+from octaskly.store import reader, rows
+from octaskly.store.schema import MIGRATIONS
+from octaskly.store.tables import Tables
+from tests.contract import log_kit as kit
+
+NUMBERS = st.integers(1, 3)
+NODES = st.sampled_from([NodeId("v" * 16), NodeId("w" * 16)])
+ATTEMPTS = st.builds(
+    kit.attempt_id, st.integers(1, 2), st.sampled_from([kit.STREAM, kit.OTHER])
+)
+OUTPUT = st.sampled_from([b"", b"a", b"b\xff"])
+OUTCOMES = st.builds(
+    Outcome,
+    state=st.sampled_from(
+        [AttemptState.RELEASED, AttemptState.FAILED, AttemptState.OK]
+    ),
+    reason=st.sampled_from([Reason.EXIT, Reason.LOST]),
+    exit_code=st.sampled_from([None, 0]),
+    stdout=OUTPUT,
+    stderr=OUTPUT,
+)
+IDS = st.builds(kit.task_id, NUMBERS)
+FACTS: st.SearchStrategy[Fact] = st.one_of(
+    st.builds(lambda n, o: kit.submitted(n, ord=o), NUMBERS, st.integers(1, 2)),
+    st.builds(CancelAsked, IDS, st.sampled_from(["ada", "bob"])),
+    st.builds(Assigned, IDS, ATTEMPTS, NODES),
+    st.builds(Finished, IDS, ATTEMPTS, NODES, OUTCOMES),
+)
+STREAMS = st.lists(FACTS, max_size=12)
+
+
+def database() -> sqlite3.Connection:
+    connection = sqlite3.connect(":memory:", isolation_level=None)
+    connection.executescript(MIGRATIONS[0])
+    return connection
+
+
+def interleaved(data: st.DataObject, streams: Sequence[Sequence[Entry]]) -> list[Entry]:
+    """Mix streams, each of which stays in order."""
+    left = [list(stream) for stream in streams]
+    mixed = []
+    while any(left):
+        some = data.draw(st.sampled_from([stream for stream in left if stream]))
+        mixed.append(some.pop(0))
+    return mixed
+
+
+def filled(data: st.DataObject, entries: Sequence[Entry]) -> sqlite3.Connection:
+    """Write entries in commits of any size, some after a roll-back or a restart."""
+    connection = database()
+    tables = Tables(connection, kit.PicklePacker())
+    rest = list(entries)
+    while rest:
+        size = data.draw(st.integers(1, len(rest)))
+        batch = [Append(1, tuple(rest[:size]), kit.EPOCHS)]
+        if data.draw(st.booleans()):
+            connection.execute("BEGIN")
+            tables.append(batch)
+            connection.execute("ROLLBACK")
+            tables.forget()
+        tables.append(batch)
+        del rest[:size]
+    return connection
+
+
+def shown(connection: sqlite3.Connection) -> dict[TaskId, TaskRecord | None]:
+    ids = [kit.task_id(n) for n in (1, 2, 3)]
+    return {task: reader.task(connection, task) for task in ids}
+
+
+def merged(entries: Sequence[Entry]) -> dict[TaskId, TaskRecord | None]:
+    records: dict[TaskId, TaskRecord | None] = {kit.task_id(n): None for n in (1, 2, 3)}
+    for entry in entries:
+        task = entry.fact.task
+        records[task] = merge.apply(records[task], entry.fact)
+    return {
+        task: record if record and record.spec else None
+        for task, record in records.items()
+    }
+
+
+@settings(max_examples=150, deadline=None)
+@given(STREAMS, STREAMS, st.data())
+def test_tables_are_the_merge_of_all_facts_in_any_order(
+    first: list[Fact], second: list[Fact], data: st.DataObject
+) -> None:
+    """Two nodes that hold the same facts show the same tasks and give them on."""
+    streams = [kit.entries(first), kit.entries(second, stream=kit.OTHER)]
+    mixed = interleaved(data, streams)
+
+    one = filled(data, mixed)
+    other = filled(data, interleaved(data, streams))
+
+    assert shown(one) == shown(other) == merged(mixed)
+    given_on, _, has_more = reader.entries_after(one, kit.PicklePacker(), {}, 1 << 20)
+    assert list(given_on) == streams[0] + streams[1]
+    assert not has_more
+    one.close()
+    other.close()
+
+
+@settings(max_examples=100, deadline=None)
+@given(STREAMS, st.data())
+def test_counters_and_pages_agree_with_the_records(
+    facts: list[Fact], data: st.DataObject
+) -> None:
+    """Totals are exact for every filter."""
+    connection = filled(data, kit.entries(facts))
+
+    records = [record for record in shown(connection).values() if record]
+    tally: Counter[tuple[Any, Any]] = Counter(
+        (rows.node_shown(record, record.state), record.state) for record in records
+    )
+    for node in (None, *{node for node, _ in tally if node}):
+        for state in (None, *rows.STATES):
+            page = reader.page(connection, TaskQuery(node=node, state=state))
+            wanted = sum(
+                n
+                for (a_node, a_state), n in tally.items()
+                if node in (None, a_node) and state in (None, a_state)
+            )
+            assert page.total == len(page.records) == wanted
+    queued = connection.execute("SELECT count(*) FROM tasks WHERE state = 0")
+    assert queued.fetchone()[0] == sum(
+        record.state == rows.STATES[0] for record in records
+    )
+    connection.close()
