@@ -8,6 +8,7 @@ dispatcher may have got it.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import ssl
 from collections.abc import Sequence
 from http import HTTPStatus
@@ -128,8 +129,10 @@ class Forwarder:
         if call.hop is not None and (view is None or not view.is_self):
             # Two nodes that each take the other for dispatcher would play ping-pong.
             raise _refused()
-        if view is None and not self._waits.is_closing:
-            view = await self._gateway.dispatcher_known(hold.left_s())
+        if view is None:
+            with contextlib.suppress(TimeoutError):
+                async with self._waits.bounded():
+                    view = await self._gateway.dispatcher_known(hold.left_s())
         if view is None or (self._waits.is_closing and not view.is_self):
             raise _none_elected()
         return view
@@ -157,8 +160,10 @@ class Forwarder:
         self, call: Call, url: URL, view: DispatcherView | None
     ) -> web.StreamResponse:
         try:
-            # Once the headers are in, a body is bounded by its own stall timer.
-            async with self._waits.bounded(view):
+            # A long poll at the dispatcher lasts as long as its reign; else a node
+            # that is silent is as good as gone.
+            limit_s = None if view else self._deadlines.stall_s
+            async with self._waits.bounded(view), asyncio.timeout(limit_s):
                 response = await self._session_here().request(
                     call.request.method,
                     url,

@@ -36,7 +36,7 @@ class Deadlines:
     body_s: float = 10.0
     hold_s: float = 5.0  #: how long a request waits for a dispatcher
     connect_s: float = 1.0  #: to another node
-    stall_s: float = 30.0  #: between two parts of a body from another node
+    stall_s: float = 30.0  #: between two parts of what another node sends
     shutdown_s: float = 3.0  #: for requests in flight when the API closes
 
 

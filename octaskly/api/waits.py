@@ -40,7 +40,8 @@ class Waits:
             self._timer.cancel()
         now_s = asyncio.get_running_loop().time()
         for limit in self._limits:
-            limit.reschedule(now_s)
+            if not limit.expired():
+                limit.reschedule(now_s)
 
     def _arm(self) -> None:
         if self._timer is None and not self.is_closing:

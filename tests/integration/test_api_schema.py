@@ -1,0 +1,96 @@
+"""Bodies as a fuzzer writes them: parsing ends in tasks or in a Problem."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from octaskly.api.problems import Problem, encode_problem
+from octaskly.api.schema import PATH_BYTES_MAX, clean_path, parse_tasks
+from octaskly.core.events import Draft
+
+SCALARS = (
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats()
+    | st.text(st.characters(), max_size=20)
+)
+VALUES = st.recursive(
+    SCALARS,
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(st.text(max_size=5), inner, max_size=3)
+    ),
+    max_leaves=8,
+)
+FIELDS = st.sampled_from(["command", "timeout", "inputs", "outputs", "id", "comand"])
+TASKS = st.dictionaries(FIELDS, VALUES, max_size=5)
+
+
+def _parse(body: bytes) -> list[Draft] | None:
+    try:
+        return parse_tasks(body)[0]
+    except Problem as caught:
+        problem = caught
+    assert problem.status in (400, 409)
+    assert json.loads(encode_problem(problem, 0))["status"] == problem.status
+    return None
+
+
+@given(st.binary(max_size=200))
+def test_any_bytes_end_in_tasks_or_a_problem(body: bytes) -> None:
+    """Never in another exception."""
+    _parse(body)
+
+
+@given(TASKS | st.lists(TASKS, max_size=3) | VALUES)
+def test_any_json_ends_in_good_tasks_or_a_problem(value: Any) -> None:
+    """What comes through keeps every promise that the core builds on."""
+    for draft in _parse(json.dumps(value).encode()) or []:
+        assert draft.command.strip()
+        assert "\0" not in draft.command
+        assert 1 <= draft.timeout_s <= 86_400
+        for path in (*draft.inputs, *draft.outputs):
+            assert clean_path(path) == path
+
+
+PARTS = st.sampled_from(["..", ".", "", "a", "b.txt", " ", "...", "\0", "~", "é", "-"])
+
+
+@given(st.lists(PARTS, max_size=8).map("/".join))
+def test_clean_path_stays_below_the_directory(path: str) -> None:
+    """Whatever is accepted is relative, normal, and goes down only."""
+    try:
+        cleaned = clean_path(path)
+    except ValueError:
+        return
+
+    parts = cleaned.split("/")
+    assert not cleaned.startswith("/")
+    assert not {"", ".", ".."} & set(parts)
+    assert "\0" not in cleaned
+    assert len(cleaned.encode()) <= PATH_BYTES_MAX
+
+
+@pytest.mark.parametrize(
+    ("given_path", "cleaned"),
+    [("./a", "a"), ("a//b", "a/b"), ("a/./b/", "a/b"), ("...", "..."), ("~", "~")],
+)
+def test_harmless_spellings_are_brought_to_one(given_path: str, cleaned: str) -> None:
+    """So that an output is found again under the path that was declared."""
+    assert clean_path(given_path) == cleaned
+
+
+def test_surrogate_deep_in_a_batch_is_named() -> None:
+    """The decoder cannot say where it is; we can."""
+    body = json.dumps([{"command": "a"}, {"command": "b", "inputs": ["x", "\udc80"]}])
+
+    with pytest.raises(Problem) as caught:
+        parse_tasks(body.encode())
+
+    assert caught.value.field == "$[1].inputs[1]"
