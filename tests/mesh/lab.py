@@ -151,10 +151,11 @@ class Host:
     def cli(
         self, *args: str, name: str = "", timeout_s: float = 60.0
     ) -> "subprocess.CompletedProcess[str]":
-        """Run `octaskly ...` here, as the user whose agent it is."""
+        """Run `octaskly ...` here, against an agent of this host."""
+        agent = self.agents[name] if name else self.first
         return self.run(
-            *(sys.executable, "-m", "octaskly", *args),
-            env=self.environ(name or self.first.name),
+            *(sys.executable, "-m", "octaskly", "--state-dir", str(agent.state), *args),
+            env=self.environ(agent.name),
             timeout_s=timeout_s,
         )
 

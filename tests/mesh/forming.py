@@ -1,0 +1,100 @@
+"""A mesh of agents on the hosts of a lab, and questions to it through their APIs."""
+
+import time
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from octaskly.trust import generate
+from tests.mesh.lab import Host, Lab
+from tests.mesh.netns import wait_until
+
+FORM_S = 30.0
+PAGE_MAX = 1000
+
+Node = dict[str, Any]
+Task = dict[str, Any]
+
+
+def secret_file(folder: Path) -> Path:
+    """Make a mesh secret, as `octaskly secret new > mesh.key` does."""
+    path = folder / "mesh.key"
+    path.touch(mode=0o600)
+    path.write_text(generate().lines())
+    return path
+
+
+def form(lab: Lab, *, slots: int = 2) -> None:
+    """Start an agent on each host at once and wait until they are one mesh."""
+    secret = secret_file(lab.folder)
+    options = ("--slots", str(slots))
+    for host in lab.hosts:
+        host.agent("", *options, secret=secret, is_awaited=False)
+    for host in lab.hosts:
+        assert host.first.description
+    wait_until("one mesh", lambda: is_formed(lab.hosts), within_s=FORM_S, every_s=0.2)
+
+
+def nodes(host: Host) -> list[Node]:
+    """Return the members of the mesh as a host's API lists them; none: no answer."""
+    answer = host.http("GET", "/api/v1/nodes")
+    return list(answer.json["nodes"]) if answer.status == 200 else []
+
+
+def dispatcher_of(host: Host) -> str | None:
+    """Return the name of the dispatcher as a host sees it."""
+    names = [node["name"] for node in nodes(host) if node["role"] == "dispatcher"]
+    assert len(names) < 2, names
+    return names[0] if names else None
+
+
+def is_formed(hosts: Sequence[Host]) -> bool:
+    """Whether all these hosts list all of them as ready, and one dispatcher."""
+    everyone = {host.name for host in hosts}
+    seen = [nodes(host) for host in hosts]
+    rosters = [{n["name"] for n in each if n["state"] == "ready"} for each in seen]
+    heads = {n["name"] for each in seen for n in each if n["role"] == "dispatcher"}
+    return len(heads) == 1 and all(roster == everyone for roster in rosters)
+
+
+def roles(lab: Lab) -> tuple[Host, list[Host]]:
+    """Return the host of the dispatcher, and the others."""
+    name = dispatcher_of(lab.hosts[0])
+    head = next(host for host in lab.hosts if host.name == name)
+    return head, [host for host in lab.hosts if host is not head]
+
+
+def submit(host: Host, commands: Sequence[str]) -> list[str]:
+    """Submit tasks in one request and return their ids."""
+    body = [{"command": command} for command in commands]
+    answer = host.http("POST", "/api/v1/tasks", json=body)
+    assert answer.status == 201, answer.body
+    return [task["id"] for task in answer.json]
+
+
+def all_tasks(host: Host) -> list[Task]:
+    """Return all tasks of the mesh, page by page."""
+    tasks: list[Task] = []
+    while True:
+        path = f"/api/v1/tasks?limit={PAGE_MAX}&offset={len(tasks)}"
+        answer = host.http("GET", path)
+        assert answer.status == 200, answer.body
+        page = answer.json
+        tasks += page["tasks"]
+        if len(tasks) >= page["total"] or not page["tasks"]:
+            return tasks
+
+
+def counts(host: Host) -> Counter[str]:
+    """Return how many tasks are in each state."""
+    return Counter(task["status"] for task in all_tasks(host))
+
+
+def wait_for_completed(host: Host, many: int, *, within_s: float) -> list[Task]:
+    """Wait until so many tasks are completed, and none is in another state."""
+    deadline_s = time.monotonic() + within_s
+    while (now := counts(host)) != {"completed": many}:
+        assert time.monotonic() < deadline_s, f"of {many} tasks: {dict(now)}"
+        time.sleep(0.2)
+    return all_tasks(host)
