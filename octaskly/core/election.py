@@ -307,16 +307,19 @@ class Election(Phases):
             return self.correct(peer)
         return self._follow(peer, epoch, (), now)
 
-    def on_claim_ok(self, peer: NodeId, message: ClaimOk) -> list[Effect]:
+    def on_claim_ok(self, peer: NodeId, message: ClaimOk, now: Moment) -> list[Effect]:
         """A peer follows this reign; take over what only it holds."""
         reign, view = self.reign, self._members.peers.get(peer)
+        if self.phase is Phase.YIELDING and peer == self._winner:
+            # Each has given way to the other; this one heard of it first.
+            return self._take_over("the winner gave way", now)
         if reign is None or view is None or message.epoch != reign.epoch:
             return []
         view.has_roster = view.has_roster and view.follows == reign.epoch
         view.follows = reign.epoch
         view.dispatcher = self._info.id
         view.vector = dict(message.vector)
-        return self._exchange.want(peer, message.vector)
+        return self._exchange.ask(peer)
 
     def on_claim_no(self, peer: NodeId, message: ClaimNo, now: Moment) -> list[Effect]:
         """A higher epoch is known: yield to who lives in it, else rise above it."""
@@ -368,8 +371,6 @@ class Election(Phases):
             view.vector = dict(message.vector)
         if self.phase is not Phase.YIELDING or peer != self.dispatcher:
             return []
-        if not self._journal.is_settled:
-            return []  # Not even the own part of the log is complete.
         if covers(dict(message.vector), self._journal.vector_items()):
             return self._settle(now)
         return []

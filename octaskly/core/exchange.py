@@ -22,21 +22,26 @@ class Exchange:
 
     def want(self, peer: NodeId, vector: Holdings) -> list[Effect]:
         """Ask the peer for what `vector` counts beyond this node's own."""
-        if peer in self._asked or covers(self._journal.vector, vector):
+        if covers(self._journal.vector, vector):
             return []
-        return self._pull(peer)
+        return self.ask(peer)
+
+    def ask(self, peer: NodeId) -> list[Effect]:
+        """Ask the peer for more, which also shows it what this node holds."""
+        return [] if peer in self._asked else self._pull(peer)
 
     def on_entries(self, peer: NodeId, message: Entries) -> tuple[list[Effect], bool]:
         """Take entries in; return the effects and whether anything was new.
 
-        An answer that brings nothing new ends the series: asking again would bring
-        the same until the peer's disk has moved on.
+        Only an empty answer ends the series. One that brings nothing new does not:
+        another peer may have brought the same meanwhile, and more may follow.
         """
         self._asked.discard(peer)
-        append = self._journal.absorb(message.entries, message.epochs)
-        if append is None:
+        if not message.entries:
             return [], False
-        return [append, *self._pull(peer)], True
+        append = self._journal.absorb(message.entries, message.epochs)
+        effects: list[Effect] = [] if append is None else [append]
+        return effects + self._pull(peer), append is not None
 
     def forget(self, peer: NodeId) -> None:
         """The link is gone, and the question with it."""

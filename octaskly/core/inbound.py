@@ -82,7 +82,7 @@ class Inbound:
             case Claim():
                 return election.on_claim(peer, message, now)
             case ClaimOk():
-                return election.on_claim_ok(peer, message)
+                return election.on_claim_ok(peer, message, now)
             case ClaimNo():
                 return election.on_claim_no(peer, message, now)
             case Redirect():

@@ -91,6 +91,7 @@ class Phases:
         self._reclaim_s = 0.0
         self._suspicion: Suspicion | None = None
         self._transfer: Holdings | None = None
+        self._winner: NodeId | None = None  #: whose claim a yielding node awaits
         self._epoch_number = 0  #: of the `Save` that made `epoch` durable
         self._serial = 0
 
@@ -130,6 +131,7 @@ class Phases:
         self._claim_s = None
         self._suspicion = None
         self._transfer = None
+        self._winner = None
         self._since_s = now.mono_s
 
     # Following
@@ -270,6 +272,7 @@ class Phases:
         """Stop at once, and wait for the winner's claim."""
         effects = self._send_on(winner, self.epoch)
         self._enter(Phase.YIELDING, now)
+        self._winner = winner
         fields = (("peer", winner), ("reason", reason))
         return [*effects, Note("info", "yielding", fields)]
 

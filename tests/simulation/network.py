@@ -82,9 +82,10 @@ class Network:
     def on_process_end(self, node: NodeId) -> None:
         """The kernel resets the links of a process that is gone."""
         for pair in [pair for pair in self._links if node in pair]:
-            link = self._links.pop(pair)
+            link = self._links[pair]
             other = _other(pair, node)
             link.ends.discard(node)
+            self._forget(pair, link)
             if not link.is_broken:
                 link.is_broken = True
                 self._drop_later(link, other, node, "eof", self._delay_s())

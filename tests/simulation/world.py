@@ -262,10 +262,6 @@ class World:
         """Do something later, if the process lives so long."""
         life = machine.life
 
-        def act() -> None:
-            if machine.life == life and machine.node is not None:
-                self.when_alive(machine, act)
-
         def act_now() -> None:
             if machine.life == life and machine.node is not None:
                 action()
@@ -274,7 +270,6 @@ class World:
             if machine.life == life and machine.node is not None:
                 self.when_alive(machine, act_now)
 
-        del act
         self.at(delay_s, due)
 
     def feed(self, machine: Machine, event: Event) -> None:
@@ -441,7 +436,7 @@ class World:
         items: tuple[tuple[AttemptId, TaskSpec], ...],
     ) -> None:
         for attempt, spec in items:
-            seen = max(node.epoch.term, machine.disk.epoch.term)
+            seen = node.epoch.term
             self.started.append(
                 Started(self.time_s, machine.id, spec.id, attempt, seen)
             )
