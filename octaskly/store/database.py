@@ -96,8 +96,7 @@ def open_writer(path: Path) -> sqlite3.Connection:
         if path.exists() and path.stat().st_size:
             _check(path)
         else:
-            # Made here, so that nobody but the owner can ever read it.
-            os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
+            _create(path)
     except OSError as error:
         raise StoreError(f"{path} cannot be opened: {error.strerror}") from error
     return _guarded(path, "rw", _prepare_writer)
@@ -156,6 +155,16 @@ def _guarded(
         connection.close()
         raise
     return connection
+
+
+def _create(path: Path) -> None:
+    """Make an empty file that nobody but the owner can ever read."""
+    os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
+    folder = os.open(path.parent, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.fsync(folder)  # Else a power cut could take the whole file away.
+    finally:
+        os.close(folder)
 
 
 def _check(path: Path) -> None:

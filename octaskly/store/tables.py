@@ -271,11 +271,13 @@ class Tables:
             changes.adopted.append((record.id,))
         else:
             changes.updates.append((*row, task.key))
-            if spec != task.stored_spec:
+            if spec is not task.stored_spec and spec != task.stored_spec:
                 changes.specs.append((*rows.spec_row(spec), task.key))
         task.stored_spec = spec
         task.is_final = state.is_final
-        changes.attempts += self._attempt_rows(task, task.key)
+        if task.changed:
+            changes.attempts += _attempt_rows(task, task.key)
+            task.changed.clear()
         count = (node or "", number)
         if count != task.counted:
             changes.deltas[count] += 1
@@ -295,14 +297,6 @@ class Tables:
         if orphans:
             bulk.ORPHAN_INSERT.run(self._db, orphans)
             self._has_orphans = True
-
-    def _attempt_rows(self, task: _Task, key: int) -> Iterator[bulk.Row]:
-        if not task.changed:
-            return
-        for attempt in task.record.attempts:
-            if attempt.id in task.changed:
-                yield rows.attempt_row(key, attempt, task.outputs.get(attempt.id))
-        task.changed.clear()
 
     def _advance(self, entries: Sequence[Entry]) -> None:
         """Move the vector forward."""
@@ -325,6 +319,15 @@ class Tables:
                 cache.pop(task_id, None)
         while len(cache) > CACHED_TASKS:
             cache.popitem(last=False)
+
+
+def _attempt_rows(task: _Task, key: int) -> list[bulk.Row]:
+    outputs = task.outputs
+    return [
+        rows.attempt_row(key, attempt, outputs.get(attempt.id))
+        for attempt in task.record.attempts
+        if attempt.id in task.changed
+    ]
 
 
 def _find(record: TaskRecord, attempt_id: AttemptId) -> Attempt | None:
