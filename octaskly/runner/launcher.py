@@ -7,9 +7,9 @@ live longer than a moment. When the control socket ends, the agent is gone, and 
 tree is killed.
 
 Frames on the control socket: 4 bytes of length, big-endian, then a msgpack list of
-messages, each a list that begins with its name. To the launcher: `run` key task
-attempt command timeout_s; `stop` key; `back`; `close`. From the launcher: `alive` key
-pid; `back` key; `lost` key reason; `end` key and what `outcome.outcome_of_end` reads.
+messages, each a list. To the launcher: `run` key task attempt command timeout_s; `stop`
+key; `close`. From it: `alive` key pid; `back` key; `lost` key reason; `end` key and
+what `outcome.outcome_of_end` reads.
 """
 
 from __future__ import annotations
@@ -43,6 +43,7 @@ WAIT_MAX_S = 0.05  #: an order that has not started by then is given back
 HOLD_MAX_S = 0.003  #: results wait so long for others while there is more to start
 HOLD_WAITING_MIN = 3  #: fewer orders than this wait: the pool must hear of results
 OUTBOX_BYTES_MAX = 16 << 20  #: nothing is started while so much is unsent
+FRAME_BYTES_SOFT = 1 << 20
 RECEIVE_BYTES = 1 << 18
 KILL_AGAIN_S = 0.02
 KILL_GIVE_UP_S = 5.0  #: a process in the kernel for so long is reported, not awaited
@@ -54,6 +55,14 @@ def pack(messages: list[list[object]]) -> bytes:
     """Return one frame."""
     body: bytes = msgpack.packb(messages)
     return _LENGTH.pack(len(body)) + body
+
+
+def pack_results(results: list[list[object]]) -> bytes:
+    """Return results as one frame, or as one each when they are large."""
+    size = sum(len(part) for end in results for part in end if type(part) is bytes)
+    if size < FRAME_BYTES_SOFT:
+        return pack(results)
+    return b"".join(pack([end]) for end in results)
 
 
 def encode_settings(settings: Mapping[str, object]) -> str:
@@ -104,6 +113,7 @@ class Launcher:
         )
         self._inbox = Inbox()
         self._outbox = bytearray()
+        self._is_blocked = False  # the socket is full, so we wait for room
         self._results: list[list[object]] = []
         self._held_since_s = 0.0
         self._waiting: deque[Order] = deque()
@@ -175,8 +185,6 @@ class Launcher:
                 self._waiting.append(order)
             elif name == "stop":
                 self._stop(fields[0])
-            elif name == "back":
-                self._give_back()
             elif name == "close":
                 self._is_closing = True
 
@@ -185,11 +193,9 @@ class Launcher:
             if child.key == key and child.verdict != "cancelled":
                 child.verdict = "cancelled"
                 self._terminate(child)
-        for order in self._waiting:
-            if order.key == key:
-                self._waiting.remove(order)
-                self._results.append(["back", key])
-                return
+        if any(order.key == key for order in self._waiting):
+            self._waiting = deque(o for o in self._waiting if o.key != key)
+            self._results.append(["back", key])
 
     def _give_back(self) -> None:
         self._results.extend(["back", order.key] for order in self._waiting)
@@ -197,7 +203,7 @@ class Launcher:
 
     def _send(self) -> None:
         if self._results and not self._is_holding():
-            self._outbox += pack(self._results)
+            self._outbox += pack_results(self._results)
             self._results.clear()
             self._held_since_s = 0.0
         if not self._outbox:
@@ -210,22 +216,24 @@ class Launcher:
             self._is_closing = True
             return
         del self._outbox[:sent]
-        interest = select.EPOLLIN | (select.EPOLLOUT if self._outbox else 0)
-        self._epoll.modify(self._control, interest)
+        if self._is_blocked != bool(self._outbox):
+            self._is_blocked = not self._is_blocked
+            out = select.EPOLLOUT if self._is_blocked else 0
+            self._epoll.modify(self._control, select.EPOLLIN | out)
 
     def _send_last(self) -> None:
         """Send what had ended before the order to close, if the agent still reads."""
         self._control.settimeout(1.0)
         try:
-            self._control.sendall(bytes(self._outbox) + pack(self._results))
+            self._control.sendall(bytes(self._outbox) + pack_results(self._results))
         except OSError:
             return
 
     def _is_holding(self) -> bool:
         # One wake-up of the agent for several results, while it has nothing to add.
-        now_s = time.monotonic()
         if len(self._waiting) < HOLD_WAITING_MIN:
             return False
+        now_s = time.monotonic()
         self._held_since_s = self._held_since_s or now_s
         return now_s - self._held_since_s < HOLD_MAX_S
 

@@ -29,7 +29,7 @@ from octaskly.runner.outcome import cancelled, outcome_of_end, released
 from octaskly.runner.process import LauncherProcess, task_environment
 from octaskly.runner.seat import SHORT_MS, Item, Seat
 
-WAIT_MAX_S = 0.05  #: after so long without an end, what waits is given back
+WAIT_MAX_S = 0.05  #: behind attempts that run so long, none waits any longer
 LOOK_S = 0.02
 COALESCE_S = 0.005  #: reports are held so long while more attempts wait
 COALESCE_REPORTS = 64
@@ -102,7 +102,6 @@ class Pool:
         self._items: dict[tuple[TaskId, AttemptId], Item] = {}
         self._waiting: deque[Item] = deque()
         self._reports: list[Report] = []
-        self._last_end_s = float("-inf")
         self._delivered_s = float("-inf")
         self._delivery: asyncio.TimerHandle | asyncio.Handle | None = None
         self._look: asyncio.TimerHandle | None = None
@@ -218,7 +217,7 @@ class Pool:
             if item is None:
                 continue
             if name == "alive":
-                item.pid = fields[0]
+                item.pid, item.alive_s = fields[0], self._clock.now().mono_s
                 continue
             del seat.items[key]
             if name == "end":
@@ -234,7 +233,6 @@ class Pool:
         self._deliver()
 
     def _on_end(self, seat: Seat, item: Item, fields: list[Any]) -> None:
-        self._last_end_s = self._clock.now().mono_s
         outcome = outcome_of_end(fields)
         duration_ms = outcome.duration_ms or 0
         seat.mean_ms = 0.7 * min(seat.mean_ms, 2 * SHORT_MS) + 0.3 * duration_ms
@@ -309,8 +307,8 @@ class Pool:
         """Give back what waits behind long attempts."""
         self._look = None
         now_s = self._clock.now().mono_s
-        taken = sum(len(seat.items) for seat in self._seats)
-        if taken >= self._slots and now_s - self._last_end_s >= WAIT_MAX_S:
+        long = sum(seat.count_older(now_s - WAIT_MAX_S) for seat in self._seats)
+        if long >= self._slots:
             late = [i for i in self._waiting if now_s - i.since_s >= WAIT_MAX_S]
             for item in late:
                 self._waiting.remove(item)

@@ -15,7 +15,7 @@ AHEAD_MS = 20.0  #: work that may wait in one launcher
 class Item:
     """An attempt on its way through the pool."""
 
-    __slots__ = ("attempt", "is_stopped", "key", "pid", "since_s", "spec")
+    __slots__ = ("alive_s", "attempt", "is_stopped", "key", "pid", "since_s", "spec")
 
     def __init__(
         self, key: int, attempt: AttemptId, spec: TaskSpec, since_s: float
@@ -25,6 +25,7 @@ class Item:
         self.spec = spec
         self.since_s = since_s
         self.pid: int | None = None  #: known once it has run for a moment
+        self.alive_s = float("inf")  #: when that was known
         self.is_stopped = False
 
     @property
@@ -55,3 +56,7 @@ class Seat:
         if self.mean_ms >= SHORT_MS:
             return 0
         return min(DEPTH_MAX, int(AHEAD_MS / max(self.mean_ms, 1.0)))
+
+    def count_older(self, moment_s: float) -> int:
+        """Return how many of its attempts ran already at that moment."""
+        return sum(item.alive_s <= moment_s for item in self.items.values())

@@ -273,17 +273,27 @@ def _state_of_shells(word: str) -> list[str]:
 
 
 async def test_stop_cancels_what_runs_and_what_waits(tmp_path: Path) -> None:
-    """And never reports success for it."""
+    """Also what had no time to begin."""
     async with rig(tmp_path, slots=1) as made:
-        polite = made.start("trap 'exit 0' TERM; echo ready; sleep 60 & wait")
-        waits = made.start("echo never")
-        await eventually(lambda: processes_with("trap 'exit 0' TERM; echo ready"))
-        made.pool.stop([polite, waits, polite, (TaskId("unknown"), polite[1])])
-        first, second = await made.end_of(polite[0]), await made.end_of(waits[0])
+        names = [made.start("sleep 60") for _ in range(3)]
+        made.pool.stop([*names, names[0], (TaskId("unknown"), names[0][1])])
+        ends = [await made.end_of(task) for task, _ in names]
 
-        assert first.state == second.state == AttemptState.CANCELLED
-        assert first.reason == second.reason == Reason.CANCELLED
-        assert second.started_ms is None
+        assert {end.state for end in ends} == {AttemptState.CANCELLED}
+        assert {end.reason for end in ends} == {Reason.CANCELLED}
+        assert ends[2].started_ms is None
+
+
+async def test_success_is_never_reported_after_a_stop(tmp_path: Path) -> None:
+    """Even if the process takes SIGTERM for a reason to end well."""
+    async with rig(tmp_path, slots=1) as made:
+        polite = made.start("trap 'exit 0' TERM; echo > ready; sleep 60 & wait")
+        await eventually((made.workdir / "ready").exists)
+        made.pool.stop([polite])
+        outcome = await made.end_of(polite[0])
+
+        cancelled = (AttemptState.CANCELLED, Reason.CANCELLED, 0, None)
+        assert summary(outcome) == cancelled
 
 
 async def test_an_attempt_is_taken_once(tmp_path: Path) -> None:
@@ -466,3 +476,13 @@ async def test_the_loop_is_never_blocked_for_long(tmp_path: Path) -> None:
         assert outcome is not None
         assert outcome.outputs == (OutputFile("big", 200_000_000),)
         assert max(gaps) < 0.3
+
+
+async def test_many_large_outputs_at_once(tmp_path: Path) -> None:
+    """A launcher that has more to say than the socket takes goes on."""
+    async with rig(tmp_path, slots=32) as made:
+        outcomes = await made.run_all(["head -c 2000000 /dev/zero"] * 32)
+
+        assert {(o.state, len(o.stdout), o.stdout_bytes) for o in outcomes} == {
+            (AttemptState.OK, 1 << 20, 2_000_000)
+        }

@@ -80,7 +80,7 @@ async def test_a_timeout_takes_the_whole_tree(
     async with rig(tmp_path, slots=1, with_cgroups=with_cgroups) as made:
         outcome = await made.run(
             f"{escape(name, word)}\ntrap '' TERM\nsleep {word} & wait; sleep {word}",
-            timeout_s=1,
+            timeout_s=0.3,
         )
 
         assert (outcome.reason, outcome.exit_code) == (Reason.TIMEOUT, 124)

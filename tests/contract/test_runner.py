@@ -1,0 +1,181 @@
+"""What everything behind `ports.Runner` must do, whoever runs the attempts."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from octaskly.core.messages import Report
+from octaskly.core.model import (
+    AttemptId,
+    AttemptState,
+    Outcome,
+    Reason,
+    StreamId,
+    TaskId,
+    TaskSpec,
+)
+from octaskly.ports import Runner
+from octaskly.runner.pool import Pool
+from tests.integration.pooling import MachineClock, eventually
+
+Ended = Callable[[tuple[Report, ...]], None]
+
+
+class InstantRunner:
+    """A runner without processes: `exit N` ends at once, all else waits for stop."""
+
+    def __init__(self, on_ended: Ended) -> None:
+        self._on_ended = on_ended
+        self._running: dict[tuple[TaskId, AttemptId], TaskSpec] = {}
+        self._is_closed = False
+
+    def start(self, items: Sequence[tuple[AttemptId, TaskSpec]]) -> None:
+        """End `exit N` with N."""
+        for attempt, spec in items:
+            if (spec.id, attempt) in self._running:
+                continue
+            self._running[spec.id, attempt] = spec
+            if self._is_closed:
+                self._end(spec.id, attempt, AttemptState.RELEASED, Reason.DRAINING)
+            elif spec.command.startswith("exit "):
+                code = int(spec.command[5:])
+                state = AttemptState.FAILED if code else AttemptState.OK
+                self._end(spec.id, attempt, state, Reason.EXIT, code)
+
+    def stop(self, items: Sequence[tuple[TaskId, AttemptId]]) -> None:
+        """Cancel what runs."""
+        for task, attempt in items:
+            if (task, attempt) in self._running:
+                cancelled = AttemptState.CANCELLED
+                self._end(task, attempt, cancelled, Reason.CANCELLED)
+
+    async def close(self) -> None:
+        """Release what runs."""
+        self._is_closed = True
+        for task, attempt in list(self._running):
+            self._end(task, attempt, AttemptState.RELEASED, Reason.DRAINING)
+
+    def _end(
+        self,
+        task: TaskId,
+        attempt: AttemptId,
+        state: AttemptState,
+        reason: Reason,
+        code: int | None = None,
+    ) -> None:
+        del self._running[task, attempt]
+        outcome = Outcome(state=state, reason=reason, exit_code=code)
+        self._on_ended((Report(task=task, attempt=attempt, outcome=outcome),))
+
+
+class Bench:
+    """A runner under test and what it reported."""
+
+    def __init__(self, make: Callable[[Ended], Runner]) -> None:
+        self.reports: list[Report] = []
+        self.runner = make(self.reports.extend)
+
+    async def ends(self, count: int) -> dict[str, Outcome]:
+        """Wait for so many reports; return outcomes by task."""
+        await eventually(lambda: len(self.reports) >= count)
+        assert len(self.reports) == count
+        return {report.task: report.outcome for report in self.reports}
+
+
+def attempt(task: str, command: str, n: int = 1) -> tuple[AttemptId, TaskSpec]:
+    return AttemptId(1, StreamId(5), n), TaskSpec(id=TaskId(task), command=command)
+
+
+@pytest.fixture(params=["instant", "one launcher", "two launchers"])
+async def bench(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Bench]:
+    """Each kind of runner in turn, with room for four attempts."""
+
+    def make(on_ended: Ended) -> Runner:
+        if request.param == "instant":
+            return InstantRunner(on_ended)
+        return Pool(
+            slots=4,
+            workdir=tmp_path,
+            outputs_dir=tmp_path / "outputs",
+            node_name="bench",
+            clock=MachineClock(),
+            on_ended=on_ended,
+            launchers=1 if request.param == "one launcher" else 2,
+        )
+
+    made = Bench(make)
+    yield made
+    await made.runner.close()
+
+
+async def test_each_attempt_is_reported_once(bench: Bench) -> None:
+    """With its own exit code."""
+    for first in range(0, 20, 4):
+        some = range(first, first + 4)
+        bench.runner.start([attempt(f"t{code}", f"exit {code}") for code in some])
+        await bench.ends(first + 4)
+    ends = await bench.ends(20)
+
+    assert {task: end.exit_code for task, end in ends.items()} == {
+        f"t{code}": code for code in range(20)
+    }
+    assert [end.state for end in ends.values()].count(AttemptState.OK) == 1
+
+
+async def test_two_attempts_of_one_task_are_two(bench: Bench) -> None:
+    """Both are run and reported under their own names."""
+    bench.runner.start([attempt("t", "exit 1", 1), attempt("t", "exit 1", 2)])
+    await bench.ends(2)
+
+    assert sorted(report.attempt.n for report in bench.reports) == [1, 2]
+
+
+async def test_a_running_attempt_is_not_taken_again(bench: Bench) -> None:
+    """The dispatcher may repeat itself."""
+    item = attempt("t", "sleep 60")
+    bench.runner.start([item])
+    bench.runner.start([item])
+    bench.runner.stop([(item[1].id, item[0])])
+
+    assert (await bench.ends(1))["t"].state == AttemptState.CANCELLED
+
+
+async def test_a_stopped_attempt_is_cancelled_and_others_go_on(
+    bench: Bench,
+) -> None:
+    """The reason is told, and only what was named ends."""
+    items = [attempt(f"t{n}", "sleep 60") for n in range(3)]
+    bench.runner.start(items)
+    bench.runner.stop([(TaskId("t1"), items[1][0])])
+    ends = await bench.ends(1)
+
+    assert ends["t1"].state == AttemptState.CANCELLED
+    assert ends["t1"].reason == Reason.CANCELLED
+
+
+async def test_unknown_attempts_are_not_stopped(bench: Bench) -> None:
+    """Nor is another attempt of the same task."""
+    name, spec = attempt("t", "exit 0")
+    bench.runner.stop([(TaskId("other"), name), (spec.id, name._replace(n=9))])
+    bench.runner.start([(name, spec)])
+
+    assert (await bench.ends(1))["t"].state == AttemptState.OK
+
+
+async def test_closing_gives_back_what_runs_and_what_comes(bench: Bench) -> None:
+    """So that other nodes run it; closing twice is fine."""
+    bench.runner.start([attempt("t1", "sleep 60")])
+    await bench.runner.close()
+    bench.runner.start([attempt("t2", "exit 0")])
+    ends = await bench.ends(2)
+    await bench.runner.close()
+
+    released = Outcome(state=AttemptState.RELEASED, reason=Reason.DRAINING)
+    assert {task: replace(end, detail="") for task, end in ends.items()} == {
+        "t1": released,
+        "t2": released,
+    }
