@@ -266,10 +266,31 @@ class ApiServer:
             )
             self._servers.append(server)
 
-    async def _start_tcp(self, site: Site, hosts: Sequence[str], port: int) -> int:
+    async def serve(self, site: Site, sockets: Sequence[socket.socket]) -> None:
+        """Serve on sockets that are bound already; they belong to the API from now on.
+
+        Raises:
+            OSError: one of them cannot listen.
+        """
+        tls = self._lan_ssl if site is Site.LAN else None
+        assert tls is not None or site is not Site.LAN, "a LAN listener needs TLS"
+        factory = await self._factory(site)
+        loop = asyncio.get_running_loop()
+        for connection in sockets:
+            server = await loop.create_server(
+                factory,
+                sock=connection,
+                ssl=tls,
+                backlog=_BACKLOG,
+                ssl_handshake_timeout=_TLS_HANDSHAKE_S if tls else None,
+                ssl_shutdown_timeout=_TLS_SHUTDOWN_S if tls else None,
+            )
+            self._servers.append(server)
+
+    async def _start(self, site: Site, hosts: Sequence[str], port: int) -> int:
         sockets = open_tcp(hosts, port)
-        await self.serve(site, sockets)
         bound: int = sockets[0].getsockname()[1]
+        await self.serve(site, sockets)
         return bound
 
     async def _factory(self, site: Site) -> Callable[[], Handler]:
