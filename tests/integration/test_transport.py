@@ -19,7 +19,7 @@ from octaskly.core.events import DialFailed, Event, PeerDown, PeerUp, Received
 from octaskly.core.messages import Hello, HelloOk, Leave, Message, Probe, Pull
 from octaskly.core.model import NO_EPOCH, Address, Limits, NodeId, NodeInfo
 from octaskly.mesh import wire
-from octaskly.mesh.link import NOT_ACCEPTED, OVERFLOW
+from octaskly.mesh.link import NOT_ACCEPTED, OVERFLOW, _remote_of
 from octaskly.mesh.transport import (
     CLONE,
     DUPLICATE,
@@ -333,6 +333,24 @@ async def test_links_work_over_ipv6() -> None:
         await meet(a, b)
 
     assert b.of(PeerUp)[0].address == a.address
+
+
+@pytest.mark.parametrize(
+    ("name", "address"),
+    [
+        (("10.0.0.5", 4000), Address("10.0.0.5", 4000)),
+        (("::ffff:10.0.0.5", 4000, 0, 0), Address("10.0.0.5", 4000)),
+        (("fd00::5", 4000, 0, 0), Address("fd00::5", 4000)),
+        (("fe80::5", 4000, 0, 1), Address("fe80::5%lo", 4000)),
+        (("fe80::5%lo", 4000, 0, 1), Address("fe80::5%lo", 4000)),
+        (("fe80::5", 4000, 0, 999_999), Address("fe80::5", 4000)),
+    ],
+)
+def test_the_address_of_a_peer_can_be_dialled_from_here(
+    name: tuple[str, int, int, int], address: Address
+) -> None:
+    """A link-local address means something only with its interface."""
+    assert _remote_of(name) == address
 
 
 async def test_a_node_that_dials_itself_makes_no_link() -> None:
