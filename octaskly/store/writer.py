@@ -28,7 +28,8 @@ Item = Append | Save | Spool | Unspool | Met
 
 BATCH_ITEMS_MAX: Final = 512
 BATCH_ENTRIES_MAX: Final = 8192
-COALESCE_S: Final = 0.005  #: longest wait for more, only while busy
+COALESCE_S: Final = 0.001  #: while busy, wait so long for more,
+COALESCE_TIMES: Final = 5  #: so many times at most, and only while more does come
 COALESCE_ENTRIES: Final = 256  #: so many end that wait
 RETRY_S: Final = 0.05
 RETRY_S_MAX: Final = 2.0
@@ -66,6 +67,11 @@ class Writer:
     @property
     def failure(self) -> str | None:
         """Why nothing is written at the moment, None while all is well."""
+        if self._failure is None:
+            try:
+                self._stat()
+            except OSError as error:
+                return self._gone(error)
         return self._failure
 
     @property
@@ -111,7 +117,7 @@ class Writer:
         """Wait for items and return those of the next commit; none: close."""
         with self._changed:
             if self._items:
-                self._wait(COALESCE_ENTRIES, COALESCE_S)
+                self._coalesce()
             else:
                 self._wait(1, None)
             batch: list[Item] = []
@@ -124,6 +130,14 @@ class Writer:
                 batch.append(item)
             self._entries -= entries
             return batch
+
+    def _coalesce(self) -> None:
+        """Let more arrive, as long as it does: clients that wait for us send none."""
+        for _ in range(COALESCE_TIMES):
+            before = self._entries
+            self._wait(COALESCE_ENTRIES, COALESCE_S)
+            if self._entries == before or self._entries >= COALESCE_ENTRIES:
+                return
 
     def _wait(self, entries: int, timeout_s: float | None) -> None:
         self._wanted = entries
@@ -143,7 +157,7 @@ class Writer:
             except sqlite3.Error as error:
                 self._failure = str(translated(self._path, error))
             except OSError as error:
-                self._failure = f"{self._path} is gone: {error.strerror}"
+                self._failure = self._gone(error)
             if is_last:
                 return False
             with self._changed:
@@ -185,6 +199,9 @@ class Writer:
             state.write_spool(self._db, self._packer, spools)
         if peers:
             state.write_peers(self._db, peers)
+
+    def _gone(self, error: OSError) -> str:
+        return f"{self._path} is gone: {error.strerror}"
 
     def _stat(self) -> None:
         """Raise OSError unless the file is still the one that was opened."""

@@ -84,9 +84,9 @@ async def opened(
         await store.close()
 
 
-async def until(condition: Callable[[], bool]) -> None:
+async def until(condition: Callable[[], bool], deadline_s: float = DEADLINE_S) -> None:
     """Wait for a condition, with a deadline."""
-    async with asyncio.timeout(DEADLINE_S):
+    async with asyncio.timeout(deadline_s):
         while not condition():  # noqa: ASYNC110  another thread changes it
             await asyncio.sleep(0.005)
 
@@ -349,14 +349,33 @@ async def test_a_database_that_disappears_acknowledges_nothing(tmp_path: Path) -
     told: list[int] = []
     async with opened(path, told) as store:
         path.rename(tmp_path / "elsewhere")
-        store.append(1, kit.entries([kit.submitted(1)]), kit.EPOCHS)
-        await until(lambda: store.failure is not None)
         assert "is gone" in str(store.failure)
-        assert told == []
+        store.append(1, kit.entries([kit.submitted(1)]), kit.EPOCHS)
+        with pytest.raises(TimeoutError):
+            await until(lambda: bool(told), deadline_s=0.2)
 
         (tmp_path / "elsewhere").rename(path)
         await until(lambda: told == [1])
         assert store.failure is None
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+async def test_a_fact_that_cannot_be_kept_is_seen_in_the_health(
+    tmp_path: Path,
+) -> None:
+    """A bug of ours must not look like a slow disk, and nothing is acknowledged."""
+    told: list[int] = []
+    store = kit.open_store(tmp_path / "log.db", told)
+    await asyncio.to_thread(store.open)
+    broken = kit.submitted(1, command="\udcff")
+    store.append(1, kit.entries([broken]), kit.EPOCHS)
+    await until(lambda: store.failure is not None)
+
+    assert "the writer stopped" in str(store.failure)
+    assert not store.is_room()
+    with pytest.raises(StoreError, match="the writer stopped"):
+        await store.close()
+    assert told == []
 
 
 async def test_room_is_what_the_disk_has_above_the_reserve(tmp_path: Path) -> None:
