@@ -69,11 +69,8 @@ class Authority:
         Raises:
             ValueError: a name is no host name, or an address no IP address.
         """
-        alternatives: list[x509.GeneralName] = [
-            x509.DNSName(name.encode("idna").decode()) for name in dict.fromkeys(names)
-        ]
-        bare = dict.fromkeys(address.partition("%")[0] for address in addresses)
-        alternatives += [x509.IPAddress(ip_address(address)) for address in bare]
+        places = (*names, *(address.partition("%")[0] for address in addresses))
+        alternatives = [_alternative(place) for place in dict.fromkeys(places)]
         usages = [ExtendedKeyUsageOID.SERVER_AUTH]
         return self._issue(names[0], public, alternatives, usages)
 
@@ -128,6 +125,13 @@ def node_id_in(certificate: bytes) -> NodeId:
     if claimed != [node_id]:
         raise TrustError(f"node {node_id} shows a certificate with another node's id")
     return node_id
+
+
+def _alternative(place: str) -> x509.GeneralName:
+    """Return a host name or an IP address as certificates hold it."""
+    if ":" in place or place.replace(".", "").isdecimal():
+        return x509.IPAddress(ip_address(place))
+    return x509.DNSName(place.encode("idna").decode())
 
 
 def _name(common_name: str) -> x509.Name:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import socket
 import ssl
 import threading
@@ -78,6 +79,15 @@ def test_the_authority_is_the_same_bytes_on_all_nodes() -> None:
     """So that any node's copy can be given to a browser."""
     assert member().ca_pem() == member().ca_pem()
     assert member().ca_pem() != member(generate()).ca_pem()
+
+
+def test_the_authority_of_a_known_secret_is_what_it_always_was() -> None:
+    """Nodes of all versions, and all who imported it, must agree on it."""
+    known = member(MeshSecret((bytes(range(20)),)))
+
+    digest = hashlib.sha256(known.ca_pem().encode()).hexdigest()
+
+    assert digest.startswith("ef44f1a0ef9f5ea3")
 
 
 def test_members_with_an_older_generation_are_still_accepted() -> None:
@@ -157,12 +167,14 @@ def people(trust: MeshTrust) -> ssl.SSLContext:
     return ssl.create_default_context(cadata=trust.ca_pem())
 
 
-@pytest.mark.parametrize("name", ["box", "box.local", "10.0.0.5", "fe80::1", "::1"])
+@pytest.mark.parametrize(
+    "name", ["box", "box.local", "10.0.0.5", "10.0.0.6", "fe80::1", "::1"]
+)
 def test_people_reach_https_by_every_name_of_the_machine(name: str) -> None:
     """Host name, `.local` name and addresses are in the certificate."""
     trust = member()
     context = trust.lan_server_context(
-        ["box", "box.local"], ["10.0.0.5", "fe80::1%eth0", "::1"]
+        ["box", "box.local", "10.0.0.6"], ["10.0.0.5", "fe80::1%eth0", "::1"]
     )
 
     served, dialled = shake(context, people(trust), name)
@@ -209,7 +221,7 @@ def test_a_client_without_certificate_has_no_node_id() -> None:
 
 
 @pytest.mark.parametrize(
-    ("names", "addresses"), [(["x" * 300], []), (["box"], ["not-an-address"])]
+    ("names", "addresses"), [(["x" * 300], []), (["a..b"], []), (["10.0.0.500"], [])]
 )
 def test_names_that_cannot_stand_in_a_certificate_are_settings_errors(
     names: list[str], addresses: list[str]
