@@ -40,8 +40,8 @@ from octaskly.runner.tree import become_subreaper
 
 WATCH_AFTER_S = 0.005  #: most tasks are over by then, and cost no epoll calls
 WAIT_MAX_S = 0.05  #: an order that has not started by then is given back
-HOLD_MAX_S = 0.003  #: results wait so long for others while there is more to start
-HOLD_WAITING_MIN = 3  #: fewer orders than this wait: the pool must hear of results
+HOLD_MAX_S = 0.004  #: results wait so long for others while there is more to start
+HOLD_WAITING_MIN = 2  #: fewer orders than this wait: the pool must hear of results
 OUTBOX_BYTES_MAX = 16 << 20  #: nothing is started while so much is unsent
 FRAME_BYTES_SOFT = 1 << 20
 RECEIVE_BYTES = 1 << 18
@@ -222,7 +222,7 @@ class Launcher:
             self._epoll.modify(self._control, select.EPOLLIN | out)
 
     def _send_last(self) -> None:
-        """Send what had ended before the order to close, if the agent still reads."""
+        """Send what ended before the order to close, if the agent still reads."""
         self._control.settimeout(1.0)
         try:
             self._control.sendall(bytes(self._outbox) + pack_results(self._results))
@@ -326,10 +326,8 @@ class Launcher:
     # -- time ------------------------------------------------------------------
 
     def _pause_s(self) -> float:
-        if self._exits:
-            return 0.0
-        if self._results or self._dying:
-            return HOLD_MAX_S
+        if self._exits or self._results or self._dying:
+            return 0.0 if self._exits else HOLD_MAX_S
         due_s = self._next_deadline_s
         if self._fresh:
             due_s = min(due_s, self._fresh[0].started_s + WATCH_AFTER_S)
