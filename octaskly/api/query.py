@@ -69,6 +69,13 @@ class Query:
             raise _invalid("wait", "`wait` is 0 to 300 seconds")
         return float(text)
 
+    def is_exact(self) -> bool:
+        """Return whether output is asked for as exact bytes, in base64."""
+        text = self._given.get("encoding", "utf-8")
+        if text not in ("utf-8", "base64"):
+            raise _invalid("encoding", "`encoding` is utf-8 or base64")
+        return text == "base64"
+
     def force(self) -> bool:
         """Return whether to end a task that runs."""
         text = self._given.get("force", "false")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
 
@@ -74,13 +75,22 @@ def listed(record: TaskRecord, names: Mapping[NodeId, str]) -> Json:
     }
 
 
-def task(record: TaskRecord, names: Mapping[NodeId, str]) -> Json:
-    """Return all of one task, with the output that was kept."""
+def task(
+    record: TaskRecord, names: Mapping[NodeId, str], *, is_exact: bool = False
+) -> Json:
+    """Return all of one task, with the output that was kept.
+
+    Text shows what is no UTF-8 as replacement characters; `is_exact` gives the very
+    bytes, in base64.
+    """
     body = listed(record, names)
     state = record.state
     outcome = _visible_outcome(_visible_attempt(record, state), state)
-    body["stdout"] = _text(outcome.stdout) if outcome else None
-    body["stderr"] = _text(outcome.stderr) if outcome else None
+    shown = _base64 if is_exact else _text
+    body["stdout"] = shown(outcome.stdout) if outcome else None
+    body["stderr"] = shown(outcome.stderr) if outcome else None
+    if is_exact:
+        body["encoding"] = "base64"
     for name in ("stdout", "stderr"):
         kept: int | None = len(getattr(outcome, name)) if outcome else None
         wrote: int | None = getattr(outcome, f"{name}_bytes") if outcome else None
@@ -211,6 +221,10 @@ def _outputs(record: TaskRecord, outcome: Outcome | None) -> list[Json]:
 
 def _text(data: bytes) -> str:
     return data.decode("utf-8", "replace")
+
+
+def _base64(data: bytes) -> str:
+    return base64.b64encode(data).decode()
 
 
 def _address(host: str, port: int) -> str:

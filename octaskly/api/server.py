@@ -204,6 +204,27 @@ class ApiServer:
         """The application, for tests that walk its routes."""
         return self._app
 
+    async def serve(self, site: Site, sockets: Sequence[socket.socket]) -> None:
+        """Serve on sockets that are bound already; they belong to the API from now on.
+
+        Raises:
+            OSError: one of them cannot listen.
+        """
+        tls = self._lan_ssl if site is Site.LAN else None
+        assert tls is not None or site is not Site.LAN, "a LAN listener needs TLS"
+        factory = await self._factory(site)
+        loop = asyncio.get_running_loop()
+        for connection in sockets:
+            server = await loop.create_server(
+                factory,
+                sock=connection,
+                ssl=tls,
+                backlog=_BACKLOG,
+                ssl_handshake_timeout=_TLS_HANDSHAKE_S if tls else None,
+                ssl_shutdown_timeout=_TLS_SHUTDOWN_S if tls else None,
+            )
+            self._servers.append(server)
+
     async def start_local(
         self, port: int, hosts: Sequence[str] = ("127.0.0.1", "::1")
     ) -> int:
@@ -212,7 +233,7 @@ class ApiServer:
         Raises:
             OSError: the port is taken, on one of the addresses at least.
         """
-        return await self._start_tcp(Site.LOOPBACK, hosts, port)
+        return await self._start(Site.LOOPBACK, hosts, port)
 
     async def start_lan(self, hosts: Sequence[str], port: int) -> int:
         """Serve HTTPS on these addresses; return the port, which 0 leaves open.
@@ -220,7 +241,7 @@ class ApiServer:
         Raises:
             OSError: as for `start_local`.
         """
-        return await self._start_tcp(Site.LAN, hosts, port)
+        return await self._start(Site.LAN, hosts, port)
 
     async def start_unix(self, path: Path, group: str | None = None) -> None:
         """Serve local users on a socket file that this user and `group` may open.
@@ -246,46 +267,6 @@ class ApiServer:
         self._waits.close()
         await self._runner.cleanup()
         await self._forwarder.close()
-
-    async def serve(self, site: Site, sockets: Sequence[socket.socket]) -> None:
-        """Serve on TCP sockets that are bound already; they are closed with the API."""
-        tls = None
-        if site is Site.LAN:
-            assert self._lan_ssl is not None, "a LAN listener needs TLS"
-            tls = self._lan_ssl
-        factory = await self._factory(site)
-        loop = asyncio.get_running_loop()
-        for connection in sockets:
-            server = await loop.create_server(
-                factory,
-                sock=connection,
-                ssl=tls,
-                backlog=_BACKLOG,
-                ssl_handshake_timeout=_TLS_HANDSHAKE_S if tls else None,
-                ssl_shutdown_timeout=_TLS_SHUTDOWN_S if tls else None,
-            )
-            self._servers.append(server)
-
-    async def serve(self, site: Site, sockets: Sequence[socket.socket]) -> None:
-        """Serve on sockets that are bound already; they belong to the API from now on.
-
-        Raises:
-            OSError: one of them cannot listen.
-        """
-        tls = self._lan_ssl if site is Site.LAN else None
-        assert tls is not None or site is not Site.LAN, "a LAN listener needs TLS"
-        factory = await self._factory(site)
-        loop = asyncio.get_running_loop()
-        for connection in sockets:
-            server = await loop.create_server(
-                factory,
-                sock=connection,
-                ssl=tls,
-                backlog=_BACKLOG,
-                ssl_handshake_timeout=_TLS_HANDSHAKE_S if tls else None,
-                ssl_shutdown_timeout=_TLS_SHUTDOWN_S if tls else None,
-            )
-            self._servers.append(server)
 
     async def _start(self, site: Site, hosts: Sequence[str], port: int) -> int:
         sockets = open_tcp(hosts, port)

@@ -46,12 +46,13 @@ async def index(call: Call) -> web.StreamResponse:
 async def show(call: Call) -> web.StreamResponse:
     """Return one task, on request only when it is final or the wait is over."""
     ref = query.task_ref(call.request.match_info["id"])
-    wait_s = call.query.wait_s()
+    wait_s, is_exact = call.query.wait_s(), call.query.is_exact()
     if wait_s:
         record = await _wait(call, ref, wait_s)
     else:
         record = await call.gateway.task(ref)
-    return json_response(render.encode(render.task(record, call.gateway.names())))
+    shown = render.task(record, call.gateway.names(), is_exact=is_exact)
+    return json_response(render.encode(shown))
 
 
 async def cancel(call: Call) -> web.StreamResponse:
@@ -93,7 +94,7 @@ ROUTES = (
         path="/api/v1/tasks/{id}",
         perform=show,
         access=Access.READ,
-        query=("wait",),
+        query=("wait", "encoding"),
     ),
     Route(
         method="DELETE",

@@ -571,6 +571,7 @@ async def test_b17_query_out_of_range(node: ApiNode, query: str, field: str) -> 
         ("GET", "wait=-1", "wait"),
         ("GET", "wait=nan", "wait"),
         ("GET", "force=true", "force"),
+        ("GET", "encoding=latin-1", "encoding"),
         ("DELETE", "force=1", "force"),
         ("DELETE", "wait=1", "wait"),
     ],

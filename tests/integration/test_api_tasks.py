@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 from collections.abc import AsyncIterator
 
 import pytest
@@ -198,7 +199,11 @@ async def test_output_that_is_no_text_and_too_long_is_shown_with_marks(
     node.gateway.finish(task, outcome)
 
     shown = (await node.ask("GET", f"{TASKS}/{task}", headers=VIEWER)).json
+    url = f"{TASKS}/{task}?encoding=base64"
+    exact = (await node.ask("GET", url, headers=VIEWER)).json
 
+    assert base64.b64decode(exact["stdout"]) == b"\xff\x00ok"
+    assert exact["encoding"] == "base64"
     assert shown["stdout"] == "\ufffd\x00ok"
     assert (shown["stdout_bytes"], shown["stdout_truncated"]) == (9999, True)
     assert (shown["exit_code"], shown["signal"], shown["reason"]) == (137, 9, "signal")
