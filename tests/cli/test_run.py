@@ -158,10 +158,14 @@ def start(environ: dict[str, str], command: str) -> subprocess.Popen[bytes]:
     )
 
 
-def wait_until_asked(api: Api, what: str) -> None:
+def wait_until_asked(api: Api, what: str, *, after: str = "") -> None:
     deadline = time.monotonic() + 15
-    while not any(what in request for request in api.requests):
-        assert time.monotonic() < deadline, api.requests
+    while True:
+        asked = list(api.requests)
+        first = next((i for i, text in enumerate(asked) if after in text), len(asked))
+        if any(what in text for text in asked[first:]):
+            return
+        assert time.monotonic() < deadline, asked
         os.sched_yield()
 
 
@@ -192,11 +196,7 @@ def test_second_interrupt_leaves_and_says_where_to_look(
 
     process.send_signal(signal.SIGINT)
     wait_until_asked(api, "DELETE")
-    waits = [request for request in api.requests if "wait=" in request]
-    deadline = time.monotonic() + 15
-    while [request for request in api.requests if "wait=" in request] == waits:
-        assert time.monotonic() < deadline
-        os.sched_yield()
+    wait_until_asked(api, "wait=", after="DELETE")
     process.send_signal(signal.SIGINT)
     _, stderr = process.communicate(timeout=20)
 

@@ -1,0 +1,195 @@
+"""Which node a command talks to, and what it says when that fails."""
+
+from __future__ import annotations
+
+import json
+import socket
+from pathlib import Path
+
+import pytest
+
+from tests.cli.conftest import Run
+from tests.cli.stand_in import TOKEN, Api, serving
+
+needs_no_installed_agent = pytest.mark.skipif(
+    Path("/run/octaskly").exists(), reason="an agent is installed on this machine"
+)
+
+
+def dead_socket(path: Path) -> None:
+    with socket.socket(socket.AF_UNIX) as sock:
+        sock.bind(str(path))
+
+
+@needs_no_installed_agent
+def test_the_only_agent_that_answers_is_taken(
+    api: Api, octaskly: Run, tmp_path: Path
+) -> None:
+    """A socket file outlives an agent that was killed; it is passed over."""
+    dead_socket(tmp_path / "run" / "octaskly" / "gone.sock")
+
+    assert octaskly("nodes", node=None).returncode == 0
+
+
+@needs_no_installed_agent
+def test_several_agents_are_listed(api: Api, octaskly: Run, tmp_path: Path) -> None:
+    """Guessing would run commands on the wrong mesh."""
+    with serving(Api(name="other"), tmp_path / "run" / "octaskly" / "other.sock"):
+        done = octaskly("ls", node=None)
+
+    assert done.returncode == 78
+    assert done.stderr.decode() == (
+        "error: several agents run on this machine: here, other\n"
+        "  hint: octaskly --node here ...\n"
+    )
+
+
+def test_node_chooses_among_several(api: Api, octaskly: Run, tmp_path: Path) -> None:
+    """By name, which is that of the socket."""
+    other = Api(name="other")
+    with serving(other, tmp_path / "run" / "octaskly" / "other.sock"):
+        octaskly("nodes", node="other")
+
+    assert (len(api.requests), len(other.requests)) == (0, 1)
+
+
+def test_unknown_node_is_named(api: Api, octaskly: Run) -> None:
+    """The hint starts it."""
+    done = octaskly("ls", node="nobody")
+
+    assert done.returncode == 5
+    assert done.stderr.decode() == (
+        "error: no agent named 'nobody' is running on this machine\n"
+        "  hint: octaskly agent --name nobody\n"
+    )
+
+
+@pytest.mark.parametrize("folder", ["s", "a-very-long-folder-name-" * 4])
+def test_state_dir_chooses_by_description(
+    octaskly: Run, tmp_path: Path, folder: str
+) -> None:
+    """`agent.json` names the socket, whose path may be longer than an address."""
+    state = tmp_path / folder
+    state.mkdir()
+    # Bound in a short folder and moved: the server has no way around the limit.
+    api = Api()
+    with serving(api, tmp_path / "x.sock"):
+        (tmp_path / "x.sock").rename(state / "x.sock")
+        (state / "agent.json").write_text(
+            json.dumps({"name": "x", "socket": str(state / "x.sock")})
+        )
+        done = octaskly("--state-dir", str(state), "nodes", node=None)
+
+    assert done.returncode == 0, done.stderr
+
+
+def test_agent_in_a_state_folder_is_found_by_name(
+    octaskly: Run, tmp_path: Path
+) -> None:
+    """Without a folder for sockets, the socket lies in the state folder."""
+    state = tmp_path / "state" / "octaskly" / "lone"
+    state.mkdir(parents=True)
+    api = Api()
+    with serving(api, state / "agent.sock"):
+        (state / "agent.json").write_text(
+            json.dumps({"name": "lone", "socket": str(state / "agent.sock")})
+        )
+        done = octaskly("nodes", node="lone")
+
+    assert done.returncode == 0, done.stderr
+
+
+def test_url_takes_the_token_from_the_environment(
+    octaskly: Run, environ: dict[str, str]
+) -> None:
+    """A token on the command line would be seen by every user of the machine."""
+    api = Api(needs_token=True)
+    with serving(api) as url:
+        without = octaskly("--url", url, "ls", node=None)
+        environ["OCTASKLY_TOKEN"] = TOKEN
+        with_token = octaskly("--url", url, "ls", node=None)
+
+    assert without.returncode == 4
+    assert without.stderr.decode().splitlines() == [
+        "error: Missing or invalid authentication token",
+        (
+            "  hint: OCTASKLY_TOKEN=$(octaskly token create --role client)"
+            "    made on a node"
+        ),
+    ]
+    assert with_token.returncode == 0
+
+
+@pytest.mark.parametrize(
+    "url", ["localhost:3000", "ftp://x", "http://", "http://x:abc", "http://x:99999"]
+)
+def test_unusable_url_is_named(octaskly: Run, url: str) -> None:
+    """Exit 78, as for every setting."""
+    done = octaskly("--url", url, "ls", node=None)
+
+    assert done.returncode == 78
+    assert url in done.stderr.decode() or "port" in done.stderr.decode()
+
+
+def test_nobody_at_the_url_is_exit_5(octaskly: Run) -> None:
+    """The cause is the system's own word."""
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        url = f"http://127.0.0.1:{sock.getsockname()[1]}"
+        done = octaskly("--url", url, "ls", node=None)
+
+    assert done.returncode == 5
+    assert done.stderr.decode().startswith(f"error: no agent answers at {url}\n")
+    assert "cause: [Errno 111] Connection refused" in done.stderr.decode()
+
+
+@pytest.mark.parametrize(
+    ("status", "code"), [(400, 2), (401, 4), (403, 4), (404, 3), (409, 1), (500, 1)]
+)
+def test_refusal_has_an_exit_code_of_its_own(
+    api: Api, octaskly: Run, status: int, code: int
+) -> None:
+    """Scripts tell them apart; what in particular was wrong is the cause."""
+    api.refuse = lambda _method, _path: (status, {})
+
+    done = octaskly("show", "1")
+
+    assert done.returncode == code
+    assert done.stderr.decode().startswith("error: Refused\n  cause: the test said so")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        (["lss"], "error: no such command 'lss'\n  hint: octaskly --help\n"),
+        (
+            ["ls", "--limit", "0"],
+            (
+                "error: invalid value for '--limit': 0 is not in the range 1<=x<=1000\n"
+                "  hint: octaskly ls --help\n"
+            ),
+        ),
+        (
+            ["ls", "--url", "x"],
+            (
+                "error: no such option '--url'\n"
+                "  hint: octaskly --url VALUE ls ...    it stands before the command\n"
+            ),
+        ),
+        (
+            ["run", "--timeout", "soon", "--", "true"],
+            (
+                "error: invalid value for '--timeout': "
+                "'soon' is not a time like 90, 15m, 24h or 7d\n"
+                "  hint: octaskly run --help\n"
+            ),
+        ),
+    ],
+)
+def test_usage_error_says_what_and_how(
+    octaskly: Run, arguments: list[str], text: str
+) -> None:
+    """Exit 2, in the form of every other error."""
+    done = octaskly(*arguments, node=None)
+
+    assert (done.returncode, done.stderr.decode()) == (2, text)

@@ -1,0 +1,79 @@
+"""A command answers in a tenth of a second, so it imports next to nothing."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+
+import pytest
+
+from octaskly.cli.root import COMMANDS
+from tests.cli.conftest import Run
+from tests.cli.stand_in import Api
+
+HEAVY = ("aiohttp", "zeroconf", "structlog", "cryptography", "jwt", "rich", "asyncio")
+COLD_S_MAX = 0.15
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["ls"],
+        ["run", "--", "true"],
+        ["submit", "--", "true"],
+        ["nodes"],
+        ["stats"],
+        ["show", "1"],
+        ["logs", "1"],
+        ["cancel", "1"],
+        ["token", "create", "--role", "viewer"],
+        ["--help"],
+    ],
+    ids=" ".join,
+)
+def test_commands_import_no_heavy_library(
+    api: Api, environ: dict[str, str], arguments: list[str]
+) -> None:
+    """Aiohttp alone takes longer to import than the whole command may."""
+    program = (
+        "import sys\n"
+        "from octaskly.cli import main\n"
+        "try:\n"
+        "    main(sys.argv[1:])\n"
+        "finally:\n"
+        "    print(*sorted(sys.modules), sep='\\n', file=sys.stderr)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program, "--node", "here", *arguments],
+        capture_output=True,
+        text=True,
+        env=environ,
+        timeout=30,
+        check=False,
+    )
+    modules = done.stderr.split()
+
+    assert "click" in modules
+    assert [name for name in HEAVY if name in modules] == []
+
+
+@pytest.mark.slow
+def test_ls_answers_within_its_budget(api: Api, octaskly: Run) -> None:
+    """150 ms from the start of the process; the best of ten, since machines stall."""
+
+    def took_s() -> float:
+        start = time.perf_counter()
+        octaskly("ls")
+        return time.perf_counter() - start
+
+    assert min(took_s() for _ in range(10)) < COLD_S_MAX
+
+
+@pytest.mark.parametrize("name", sorted(COMMANDS))
+def test_every_command_explains_itself(octaskly: Run, name: str) -> None:
+    """The table of lazy commands names only what exists."""
+    done = octaskly(name, "--help", node=None)
+
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith(f"Usage: octaskly {name} ".encode())

@@ -1,0 +1,186 @@
+"""Commands that look: data on stdout, talk on stderr, JSON as the API says it."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from tests.cli.conftest import Run
+from tests.cli.stand_in import NODES, STATS, Api
+
+
+def ended_task(number: int, **fields: Any) -> dict[str, Any]:
+    return {
+        "id": f"task-{number:03}-0000000{number}",
+        "command": "echo hello",
+        "status": "completed",
+        "worker_id": "here",
+        "exit_code": 0,
+        "reason": "exit",
+        "timeout": 3600,
+        "duration_ms": 1234,
+        "attempt": 1,
+        "created_at": "2026-02-06T11:00:00Z",
+        "completed_at": "2026-02-06T12:00:00Z",
+        "inputs": [],
+        "outputs": [],
+        "raw": (b"out\n", b"err\n"),
+    } | fields
+
+
+@pytest.fixture
+def three_tasks(api: Api) -> Api:
+    for task in (
+        ended_task(1),
+        ended_task(2, status="failed", exit_code=3, command="false\nfalse"),
+        ended_task(3, status="queued", worker_id=None, exit_code=None, raw=(b"", b"")),
+    ):
+        api.tasks[task["id"]] = task
+    api.tasks["task-003-00000003"]["duration_ms"] = None
+    return api
+
+
+def test_ls_is_one_line_a_task(three_tasks: Api, octaskly: Run) -> None:
+    """Without a terminal: no colours, no boxes, nothing cut, no talk on stdout."""
+    done = octaskly("ls")
+
+    assert done.stdout.decode() == (
+        "ID                 STATE      NODE  EXIT  TIME   COMMAND\n"
+        "task-001-00000001  completed  here  0     1.2 s  echo hello\n"
+        "task-002-00000002  failed     here  3     1.2 s  false ⏎ false\n"
+        "task-003-00000003  queued     -     -     -      echo hello\n"
+    )
+    assert done.stderr == b""
+
+
+def test_ls_says_on_stderr_that_there_is_more(three_tasks: Api, octaskly: Run) -> None:
+    """A cut list must not look like a whole one."""
+    done = octaskly("ls", "--limit", "1", "--offset", "1")
+
+    assert done.stdout.count(b"\n") == 2
+    assert done.stderr == b"1 of 3 shown; more: --offset 2\n"
+
+
+def test_ls_filters_by_state_and_node(three_tasks: Api, octaskly: Run) -> None:
+    """The filters are those of the API."""
+    done = octaskly("ls", "--status", "failed", "--node", "here", "--json")
+
+    assert [task["id"] for task in json.loads(done.stdout)["tasks"]] == [
+        "task-002-00000002"
+    ]
+
+
+def test_show_has_all_that_is_known(three_tasks: Api, octaskly: Run) -> None:
+    """What is unknown is left out."""
+    three_tasks.forced = {
+        "outputs": [{"path": "a.txt", "bytes": 2048}, {"path": "b.txt", "bytes": None}]
+    }
+
+    done = octaskly("show", "2")
+
+    assert done.stdout.decode() == (
+        "id:          task-002-00000002\n"
+        "state:       failed\n"
+        "command:     false\n"
+        "false\n"
+        "node:        here\n"
+        "attempt:     1\n"
+        "exit code:   3\n"
+        "time limit:  3600 s\n"
+        "created:     2026-02-06T11:00:00Z\n"
+        "ended:       2026-02-06T12:00:00Z\n"
+        "took:        1.2 s\n"
+        "outputs:     a.txt (2.0 KiB), b.txt (missing)\n"
+        "stdout:      4 B\n"
+        "stderr:      4 B\n"
+    )
+
+
+@pytest.mark.parametrize("ref", ["task-001-00000001", "task-001", "1"])
+def test_a_task_is_named_by_id_or_number(
+    three_tasks: Api, octaskly: Run, ref: str
+) -> None:
+    """The number alone is what one types."""
+    done = octaskly("show", ref, "--json")
+
+    assert json.loads(done.stdout)["id"] == "task-001-00000001"
+
+
+def test_last_is_the_newest_task(three_tasks: Api, octaskly: Run) -> None:
+    """Lists are oldest first, so it is the last of the last page."""
+    done = octaskly("show", "last", "--json")
+
+    assert json.loads(done.stdout)["id"] == "task-003-00000003"
+
+
+def test_last_of_nothing_says_so(api: Api, octaskly: Run) -> None:
+    """An empty mesh has no last task; the hint makes one."""
+    done = octaskly("logs", "last")
+
+    assert done.returncode == 1
+    assert done.stderr == (
+        b"error: there is no task yet\n  hint: octaskly run -- echo hello\n"
+    )
+
+
+def test_logs_are_the_raw_streams(three_tasks: Api, octaskly: Run) -> None:
+    """Each goes where the task wrote it."""
+    done = octaskly("logs", "1")
+
+    assert (done.stdout, done.stderr) == (b"out\n", b"err\n")
+
+
+def test_logs_say_when_there_is_nothing_yet(three_tasks: Api, octaskly: Run) -> None:
+    """Silence would look like an empty output."""
+    done = octaskly("logs", "3")
+
+    assert done.stdout == b""
+    assert b"task-003-00000003 is queued" in done.stderr
+
+
+def test_nodes_lists_the_mesh(api: Api, octaskly: Run) -> None:
+    """One line a node."""
+    done = octaskly("nodes")
+
+    head, line = done.stdout.decode().splitlines()
+    assert head.split() == [
+        *("NODE", "STATE", "ROLE", "TASKS", "CPU", "MEMORY", "VERSION", "SEEN")
+    ]
+    assert line.startswith("here  ready  dispatcher  1/2    12%  1.0/4.0 GiB  0.1.0")
+
+
+def test_stats_counts_the_mesh(api: Api, octaskly: Run) -> None:
+    """Read by people; programs take --json."""
+    done = octaskly("stats")
+
+    assert done.stdout.decode() == (
+        "workers:            3 total, 2 active, 1 idle\n"
+        "tasks:              5 queued, 2 running, 150 completed, 3 failed\n"
+        "dispatcher up:      1m30s\n"
+        "dispatcher memory:  512 MB\n"
+        "dispatcher CPU:     25.5 %\n"
+        "log:                15 MB\n"
+    )
+
+
+@pytest.mark.parametrize(("command", "answer"), [("nodes", NODES), ("stats", STATS)])
+def test_json_is_what_the_api_answers(
+    api: Api, octaskly: Run, command: str, answer: dict[str, Any]
+) -> None:
+    """Nothing is added or lost, so the REST reference describes it."""
+    done = octaskly(command, "--json")
+
+    assert json.loads(done.stdout) == answer
+    assert done.stderr == b""
+
+
+def test_control_characters_of_others_do_not_reach_the_terminal(
+    three_tasks: Api, octaskly: Run
+) -> None:
+    """A command may hold an escape sequence that would repaint the screen."""
+    three_tasks.tasks["task-001-00000001"]["command"] = "echo \x1b[2Jgone"
+
+    assert b"\x1b" not in octaskly("ls").stdout
+    assert b"\x1b" not in octaskly("show", "1").stdout

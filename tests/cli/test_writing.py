@@ -1,0 +1,140 @@
+"""Commands that change something: submit, cancel, token."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.cli.conftest import Run
+from tests.cli.stand_in import Api
+
+
+def test_submit_prints_the_id_and_nothing_else(api: Api, octaskly: Run) -> None:
+    """`id=$(octaskly submit ...)` works."""
+    done = octaskly("submit", "--input", "a", "--output", "b", "--", "true")
+
+    assert (done.stdout, done.stderr) == (b"task-001-00000001\n", b"")
+    assert api.bodies == [[{"command": "true", "inputs": ["a"], "outputs": ["b"]}]]
+
+
+@pytest.mark.parametrize("how", ["stdin", "file"])
+def test_many_lines_are_one_request(
+    api: Api, octaskly: Run, tmp_path: Path, how: str
+) -> None:
+    """One command a line, blank lines skipped; all or nothing, ids in order."""
+    lines = b"true\n\n  echo 2  \nexit 3\n"
+    (tmp_path / "lines").write_bytes(lines)
+    source = ["-"] if how == "stdin" else ["--file", str(tmp_path / "lines")]
+
+    done = octaskly("submit", *source, stdin=lines)
+
+    assert done.stdout.split() == [f"task-00{n}-0000000{n}".encode() for n in (1, 2, 3)]
+    assert [item["command"] for item in api.bodies[0]] == ["true", "echo 2", "exit 3"]
+    assert len(api.bodies) == 1
+
+
+def test_more_than_a_batch_is_several_requests(
+    api: Api, octaskly: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The API takes 10 000 tasks at a time."""
+    task = {"id": "task-001-00000001", "command": "true", "status": "queued"}
+    monkeypatch.setattr(api, "submit", lambda _body: task)
+
+    done = octaskly("submit", "-", stdin=b"true\n" * 10_001)
+
+    assert done.stdout.count(b"\n") == 10_001
+    assert [len(body) for body in api.bodies] == [10_000, 1]
+
+
+def test_idempotency_key_is_handed_on(api: Api, octaskly: Run) -> None:
+    """With it, handing in again after a lost answer is harmless."""
+    octaskly("submit", "--idempotency-key", "k1", "--", "true")
+
+    assert api.headers[0]["Idempotency-Key"] == "k1"
+
+
+@pytest.mark.parametrize("arguments", [[], ["--file", "/dev/null", "--", "true"]])
+def test_submit_wants_one_source_of_commands(
+    api: Api, octaskly: Run, arguments: list[str]
+) -> None:
+    """Neither and both are usage errors, found before anything is sent."""
+    done = octaskly("submit", *arguments)
+
+    assert done.returncode == 2
+    assert api.requests == []
+
+
+def test_cancel_of_a_running_task_needs_force(api: Api, octaskly: Run) -> None:
+    """409 without it; the error shows the command with it."""
+    octaskly("submit", "--", "sleep 60")
+
+    refused = octaskly("cancel", "1")
+    forced = octaskly("cancel", "1", "--force")
+
+    assert refused.returncode == 1
+    assert refused.stderr.decode() == (
+        "error: Cannot cancel running task\n"
+        "  hint: octaskly cancel --force ID    also ends a task that runs\n"
+    )
+    assert forced.returncode == 0
+    assert forced.stderr == b"task-001 is cancelled\n"
+
+
+@pytest.mark.parametrize(
+    ("given", "seconds"), [("24h", 86400), ("90d", 7776000), ("45", 45), ("15m", 900)]
+)
+def test_token_create_prints_the_token_alone(
+    api: Api, octaskly: Run, given: str, seconds: int
+) -> None:
+    """It goes into a variable; times are read as people write them."""
+    done = octaskly("token", "create", "--role", "client", "--expires", given)
+
+    assert (done.stdout, done.stderr) == (f"client.{seconds}\n".encode(), b"")
+
+
+def test_secret_new_prints_a_secret_that_ca_understands(
+    octaskly: Run, tmp_path: Path
+) -> None:
+    """Neither needs an agent: this is how the second machine is prepared."""
+    secret = octaskly("secret", "new", node=None)
+    file = tmp_path / "mesh.key"
+    file.touch(mode=0o600)
+    file.write_bytes(secret.stdout)
+
+    first, second = (
+        octaskly("ca", "--secret-file", str(file), node=None).stdout for _ in range(2)
+    )
+
+    assert secret.stdout.startswith(b"okm1-")
+    assert first.startswith(b"-----BEGIN CERTIFICATE-----\n")
+    assert first == second
+
+
+def test_ca_refuses_a_secret_that_others_can_read(
+    octaskly: Run, tmp_path: Path
+) -> None:
+    """As the agent does: exit 78 and the file is named."""
+    file = tmp_path / "mesh.key"
+    file.write_bytes(octaskly("secret", "new", node=None).stdout)
+    file.chmod(0o644)
+
+    done = octaskly("ca", "--secret-file", str(file), node=None)
+
+    assert done.returncode == 78
+    assert str(file).encode() in done.stderr
+
+
+def test_db_reset_moves_the_log_aside(octaskly: Run, tmp_path: Path) -> None:
+    """Nothing is deleted; what cannot be read may still be worth something."""
+    state = tmp_path / "s"
+    state.mkdir()
+    (state / "log.db").write_bytes(b"not a database")
+
+    done = octaskly("--state-dir", str(state), "db", "reset", node=None)
+
+    [moved] = list(state.glob("log.db.2*"))
+    assert done.returncode == 0
+    assert moved.read_bytes() == b"not a database"
+    assert not (state / "log.db").exists()
+    assert str(moved).encode() in done.stderr
