@@ -30,7 +30,7 @@ _Count = tuple[str, int]  #: node (empty: none) and number of the state
 class _Task:
     """One task in the writer's hands; its record holds no kept output."""
 
-    record: TaskRecord
+    record: TaskRecord | None = None
     key: int | None = None  #: None until its row is written
     outputs: dict[AttemptId, int] = field(default_factory=dict)
     counted: _Count | None = None  #: what `counts` and the row say
@@ -138,16 +138,14 @@ class Tables:
             for row, (record, outputs) in zip(found, records, strict=True):
                 count = (row[-2] or "", row[-1])
                 touched[record.id] = _Task(record, row[0], outputs, count, record.spec)
+        fetch_new = self._fetch_orphan if self._has_orphans else _new
         return {
-            task_id: task or self._fetch_orphan(task_id)
-            for task_id, task in touched.items()
+            task_id: task or fetch_new(task_id) for task_id, task in touched.items()
         }
 
     def _fetch_orphan(self, task_id: TaskId) -> _Task:
         """Fold what arrived before the envelope of a task did."""
-        task = _Task(TaskRecord(id=task_id))
-        if not self._has_orphans:
-            return task
+        task = _Task()
         for stream, seq, hlc, body, output in self._db.execute(
             "SELECT stream, seq, hlc, body, output FROM orphans"
             " JOIN log USING (stream, seq) WHERE orphans.task_id = ?",
@@ -199,7 +197,7 @@ class Tables:
                 task.changed.add(fact.attempt)
             return
         task.changed.add(fact.attempt)
-        mine = _find(task.record, fact.attempt)
+        mine = None if task.record is None else _find(task.record, fact.attempt)
         if mine is not None and mine.state is fact.outcome.state:
             self._fold_tie(task, mine, fact, output)
             return
@@ -222,15 +220,12 @@ class Tables:
         ).attempts[0]
         if joined.outcome == theirs.outcome:
             _point(task, fact.attempt, output)
-        assert joined.outcome is not None
-        winner = replace(joined, outcome=rows.bare(joined.outcome))
-        task.record = replace(
-            task.record,
-            attempts=tuple(
-                winner if attempt.id == winner.id else attempt
-                for attempt in task.record.attempts
-            ),
-        )
+        if joined.outcome is not None:
+            joined = replace(joined, outcome=rows.bare(joined.outcome))
+        record = task.record
+        assert record is not None
+        attempts = (joined if a.id == joined.id else a for a in record.attempts)
+        task.record = replace(record, attempts=tuple(attempts))
 
     def _full(self, attempt: Attempt, output: int | None) -> Attempt:
         if output is None:
@@ -244,8 +239,8 @@ class Tables:
         """Write each task, its changed attempts and the counters once."""
         changes = _Changes()
         for task in touched.values():
-            if task.record.spec is not None:
-                self._write_task(task, task.record.spec, changes)
+            if task.record is not None and task.record.spec is not None:
+                self._write_task(task, task.record, task.record.spec, changes)
         db = self._db
         bulk.TASK_INSERT.run(db, changes.inserts)
         bulk.TASK_UPDATE.run(db, changes.updates)
@@ -256,8 +251,9 @@ class Tables:
         if self._has_orphans:
             db.executemany("DELETE FROM orphans WHERE task_id = ?", changes.adopted)
 
-    def _write_task(self, task: _Task, spec: TaskSpec, changes: _Changes) -> None:
-        record = task.record
+    def _write_task(
+        self, task: _Task, record: TaskRecord, spec: TaskSpec, changes: _Changes
+    ) -> None:
         state = record.state
         number = rows.NUMBER_OF[state]
         node = rows.node_shown(record, state)
@@ -276,7 +272,7 @@ class Tables:
         task.stored_spec = spec
         task.is_final = state.is_final
         if task.changed:
-            changes.attempts += _attempt_rows(task, task.key)
+            changes.attempts += _attempt_rows(task, record, task.key)
             task.changed.clear()
         count = (node or "", number)
         if count != task.counted:
@@ -292,7 +288,7 @@ class Tables:
         orphans = [
             (entry.fact.task, entry.stream, entry.seq)
             for entry in entries
-            if touched[entry.fact.task].record.spec is None
+            if touched[entry.fact.task].key is None
         ]
         if orphans:
             bulk.ORPHAN_INSERT.run(self._db, orphans)
@@ -321,11 +317,15 @@ class Tables:
             cache.popitem(last=False)
 
 
-def _attempt_rows(task: _Task, key: int) -> list[bulk.Row]:
+def _new(_: TaskId) -> _Task:
+    return _Task()
+
+
+def _attempt_rows(task: _Task, record: TaskRecord, key: int) -> list[bulk.Row]:
     outputs = task.outputs
     return [
         rows.attempt_row(key, attempt, outputs.get(attempt.id))
-        for attempt in task.record.attempts
+        for attempt in record.attempts
         if attempt.id in task.changed
     ]
 
