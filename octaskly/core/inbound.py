@@ -153,13 +153,16 @@ class Inbound:
         worker, election = machines.worker, machines.election
         if isinstance(message, ResultsOk):
             return worker.on_results_ok(message, now)
+        if self._is_stale(message.epoch):
+            # Rule I7, from the moment a higher epoch is known: the worker hears of
+            # it only once it is on disk.
+            return election.correct(peer)
         if isinstance(message, Dispatch):
-            effects = worker.on_dispatch(peer, message, now)
-        else:
-            effects = worker.on_kill(peer, message, now)
-        if message.epoch < election.epoch and peer != self._me:
-            effects += election.correct(peer)
-        return effects
+            return worker.on_dispatch(peer, message, now)
+        return worker.on_kill(peer, message, now)
+
+    def _is_stale(self, epoch: Epoch) -> bool:
+        return epoch < self._machines.election.epoch
 
     def _on_news(
         self, peer: NodeId, message: HeartbeatOk | Results | Reattach, now: Moment

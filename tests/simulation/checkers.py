@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from octaskly.core.model import NodeId, StreamId, TaskState
+from octaskly.core.model import AttemptState, NodeId, StreamId, TaskState
 from tests.simulation.world import Machine, World
 
 
@@ -110,6 +110,19 @@ def results_are_kept(world: World) -> None:
         assert not keys, f"{machine.id} still keeps {keys[:3]}"
 
 
+def acknowledged_results_are_present(world: World) -> None:
+    """I5: a result that a worker was allowed to forget is in the log."""
+    (dispatcher,) = world.dispatchers()
+    records = world.machines[dispatcher].disk.records
+    for task, attempt in sorted(world.acknowledged):
+        reported = world.reported.get((task, attempt))
+        if reported is not AttemptState.OK:
+            continue
+        record = records.get(task)
+        states = [a.state for a in record.attempts if a.id == attempt] if record else []
+        assert states == [reported], f"{task} {attempt}: {states}, not {reported}"
+
+
 def unfinished(world: World) -> list[str]:
     """Return the accepted tasks that the dispatcher does not show as final."""
     reigning = world.dispatchers()
@@ -139,4 +152,5 @@ FINAL = (
     one_outcome,
     cancelled_stays_cancelled,
     results_are_kept,
+    acknowledged_results_are_present,
 )

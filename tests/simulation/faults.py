@@ -99,10 +99,30 @@ def move_clock(world: World, _profile: Profile) -> None:
     world.machines[node].wall_skew_ms = skew_ms
 
 
+def crash_in_write(world: World, profile: Profile) -> None:
+    """Kill a process a moment after it next hands something to its disk."""
+    node = world.random.choice(list(world.machines))
+    world.machines[node].dies_after_s = world.random.uniform(0.0, 0.03)
+    wait_s = 1.0 + world.random.uniform(*profile.restart_s)
+    world.at(wait_s, lambda: world.start(node))
+
+
+def crash_stalled(world: World, profile: Profile) -> None:
+    """Let the dispatcher's disk hang, and kill the process before it moves on."""
+    for node in world.dispatchers():
+        machine = world.machines[node]
+        machine.stall_s = world.time_s + 1.5
+        world.at(world.random.uniform(0.1, 1.4), lambda n=node: world.crash(n))  # type: ignore[misc]
+        wait_s = 1.5 + world.random.uniform(*profile.restart_s)
+        world.at(wait_s, lambda n=node: world.start(n))  # type: ignore[misc]
+
+
 KINDS: tuple[Callable[[World, Profile], None], ...] = (
     crash_one,
     crash_dispatcher,
     crash_all,
+    crash_in_write,
+    crash_stalled,
     split,
     cut_one,
     pause_one,
@@ -118,6 +138,8 @@ def draw_profile(world: World) -> Profile:
     weights = tuple(draw.choice((0, 0, 1, 3)) for _ in KINDS)
     if not any(weights):
         weights = (1,) * len(KINDS)
+    world.network.delay_ms = draw.choice(((0.2, 4.0), (0.2, 4.0), (2.0, 50.0)))
+    world.duration_s = draw.choice(((0.01, 0.1), (0.05, 1.5), (0.5, 4.0)))
     gap_s = draw.choice((0.5, 1.5, 4.0))
     return Profile(
         nodes=len(world.machines),
@@ -161,6 +183,7 @@ def calm(world: World) -> None:
     world.network.heal_all()
     for machine in world.machines.values():
         machine.stall_s = 0.0
+        machine.dies_after_s = None
         world.start(machine.id)
     world.run(5.0)
     for node in world.machines:

@@ -108,6 +108,7 @@ class Network:
             got = messages
             if self.is_encoding:
                 got = tuple(Decoder(Limits()).receive_data(data))
+            self._world.on_arrival(got)
             draw = self._world.random.random()
             self._world.feed(receiver, Received(sender, got, draw))
 

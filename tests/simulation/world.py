@@ -14,7 +14,6 @@ from dataclasses import dataclass, field
 
 from octaskly.core.effects import (
     Accepted,
-    Announce,
     Answer,
     Append,
     Browse,
@@ -52,7 +51,7 @@ from octaskly.core.events import (
     TasksSubmitted,
     Woke,
 )
-from octaskly.core.messages import Entries
+from octaskly.core.messages import Entries, Message, Results, ResultsOk
 from octaskly.core.model import (
     Address,
     AttemptId,
@@ -65,6 +64,7 @@ from octaskly.core.model import (
     Settings,
     TaskId,
     TaskSpec,
+    Timing,
 )
 from octaskly.core.node import Node
 from tests.simulation.disk import Disk
@@ -105,6 +105,7 @@ class Machine:
     wall_skew_ms: int = 0
     timer: int = 0
     is_committing: bool = False
+    dies_after_s: float | None = None  #: a crash so long after the next write
     notes: list[tuple[float, Note]] = field(default_factory=list)
 
     @property
@@ -123,11 +124,13 @@ class World:
         nodes: int = 3,
         slots: int = 2,
         node_type: type[Node] = Node,
+        timing: Timing | None = None,
         is_traced: bool = False,
     ) -> None:
         self.random = random.Random(seed)
         self.time_s = 1000.0
         self.node_type = node_type
+        self.timing = timing or Timing()
         self.machines = {
             NodeId(f"node{index:012d}"): Machine(
                 NodeId(f"node{index:012d}"), index, slots
@@ -142,6 +145,8 @@ class World:
         self.refused = 0
         self.cancelled: set[TaskId] = set()
         self.started: list[Started] = []
+        self.reported: dict[tuple[TaskId, AttemptId], AttemptState] = {}
+        self.acknowledged: set[tuple[TaskId, AttemptId]] = set()
         self.steps = 0
         self.watchers: list[Callable[[Machine], None]] = []
         self._queue: list[tuple[float, int, Callable[[], None]]] = []
@@ -200,7 +205,7 @@ class World:
             lan_port=3443,
             addresses=(machine.address.host,),
         )
-        settings = Settings(node=info)
+        settings = Settings(node=info, timing=self.timing)
         machine.node = self.node_type(settings, machine.disk.saved())
         self.feed(machine, Woke(self.random.random()))
 
@@ -366,22 +371,29 @@ class World:
                     self.random.uniform(0.001, 0.01),
                     lambda: self.feed(machine, LiveLoaded(disk.live())),
                 )
-            case Spool(reports):
-                disk.keep(reports)
-                self._commit_soon(machine)
             case Unspool(items):
                 disk.forget(items)
+                self._commit_soon(machine)
+            case Spool(reports):
+                disk.keep(reports)
                 self._commit_soon(machine)
             case Remember(peer, _, addresses):
                 disk.peers[peer] = addresses
             case Browse(is_wanted):
                 self._browse(machine, is_wanted=is_wanted)
-            case Announce():
-                pass
             case _:
                 pass
 
     def _commit_soon(self, machine: Machine) -> None:
+        if machine.dies_after_s is not None:
+            dies_after_s, machine.dies_after_s = machine.dies_after_s, None
+            life = machine.life
+
+            def die() -> None:
+                if machine.life == life:
+                    self.crash(machine.id)
+
+            self.at(dies_after_s, die)
         if machine.is_committing:
             return
         machine.is_committing = True
@@ -528,6 +540,16 @@ class World:
                 self.cancelled.add(task)
             case _:
                 self.refused += 1
+
+    def on_arrival(self, messages: tuple[Message, ...]) -> None:
+        """Note what workers reported, and what they were allowed to forget."""
+        for message in messages:
+            if isinstance(message, Results):
+                for report in message.reports:
+                    key = (report.task, report.attempt)
+                    self.reported[key] = report.outcome.state
+            elif isinstance(message, ResultsOk):
+                self.acknowledged.update(message.items)
 
     # What people see
 

@@ -1,0 +1,216 @@
+"""Planted bugs that the simulation must catch: a test of the tests.
+
+Each is a mistake that a real system has made, or that a later change might make.
+A function plants it for the time of one test.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from octaskly.core.effects import Append, Effect, Save, Send
+from octaskly.core.election import Election
+from octaskly.core.events import Event, Persisted, Saved
+from octaskly.core.exchange import Exchange
+from octaskly.core.inbound import Inbound
+from octaskly.core.journal import Journal
+from octaskly.core.membership import Membership
+from octaskly.core.messages import Message, Results, ResultsOk
+from octaskly.core.model import NO_EPOCH, Moment, NodeId, NodeInfo, StreamId
+from octaskly.core.node import Node
+from octaskly.core.phases import Phases
+from octaskly.core.worker import Worker
+from tests.simulation.disk import Disk
+
+Plant = Callable[[pytest.MonkeyPatch], None]
+
+
+def volatile_term(patch: pytest.MonkeyPatch) -> None:
+    """Terms live in memory only: an epoch is used twice after a restart (exo)."""
+    saved = Disk.saved
+
+    def forgetful(self: Disk) -> Saved:
+        true = saved(self)
+        return Saved(
+            vector=true.vector,
+            hlc=true.hlc,
+            sequence=true.sequence,
+            reports=true.reports,
+            peers=true.peers,
+        )
+
+    patch.setattr(Disk, "saved", forgetful)
+
+
+def discard_the_losers_tail(patch: pytest.MonkeyPatch) -> None:
+    """Who loses a comparison is not asked for what it accepted (Redis Sentinel)."""
+    patch.setattr(Exchange, "ask", lambda self, peer: [])
+
+
+def stop_pulling_early(patch: pytest.MonkeyPatch) -> None:
+    """Only the first part of a peer's entries is taken."""
+    real = Exchange.on_entries
+
+    def once(self: Exchange, peer: NodeId, message: Any) -> tuple[list[Effect], bool]:
+        effects, is_fresh = real(self, peer, message)
+        return [e for e in effects if not isinstance(e, Send)], is_fresh
+
+    patch.setattr(Exchange, "on_entries", once)
+
+
+def stream_resumed_after_restart(patch: pytest.MonkeyPatch) -> None:
+    """A node writes on in its old stream, over a tail that it has forgotten."""
+
+    def same(info: NodeInfo, _term: int, _draw: float) -> StreamId:
+        return StreamId(int(info.id[-6:]) + 1)
+
+    def resume(self: Journal, stream: StreamId) -> None:
+        self._stream = stream
+        self.vector.setdefault(stream, 0)
+
+    save = Disk._save
+
+    def tolerant(self: Disk, effect: Save) -> None:
+        if effect.stream is not None:
+            self.writers.pop(effect.stream[0], None)
+            log = self.streams.get(effect.stream[0], [])
+            save(self, effect)
+            self.streams[effect.stream[0]] = log
+        else:
+            save(self, effect)
+
+    patch.setattr("octaskly.core.phases.mint_stream", same)
+    patch.setattr(Journal, "open_stream", resume)
+    patch.setattr(Disk, "_save", tolerant)
+    take_over = Phases._take_over
+
+    def unchecked(self: Phases, reason: str, now: Moment) -> list[Effect]:
+        vector, self._journal.vector = self._journal.vector, {}
+        try:
+            return take_over(self, reason, now)
+        finally:
+            self._journal.vector = vector
+
+    patch.setattr(Phases, "_take_over", unchecked)
+
+
+def _before_the_disk(kind: type[Append] | type[Save]) -> Plant:
+    def plant(patch: pytest.MonkeyPatch) -> None:
+        step = Node.step
+
+        def hasty(self: Node, event: Event, now: Moment) -> list[Effect]:
+            effects = step(self, event, now)
+            for effect in tuple(effects):
+                if isinstance(effect, kind):
+                    effects += hasty(self, Persisted(effect.number), now)
+            return effects
+
+        patch.setattr(Node, "step", hasty)
+
+    return plant
+
+
+def acknowledge_before_commit(patch: pytest.MonkeyPatch) -> None:
+    """Clients are answered while their tasks wait for the disk."""
+    _before_the_disk(Append)(patch)
+
+
+def claim_before_commit(patch: pytest.MonkeyPatch) -> None:
+    """A claim goes out while its term waits for the disk (PySyncObj)."""
+    _before_the_disk(Save)(patch)
+
+
+def results_acknowledged_before_commit(patch: pytest.MonkeyPatch) -> None:
+    """Workers may forget results that wait for the dispatcher's disk."""
+    real = Inbound.on_message
+
+    def hasty(
+        self: Inbound, peer: NodeId, message: Message, now: Moment
+    ) -> list[Effect]:
+        effects = real(self, peer, message, now)
+        if isinstance(message, Results) and self._machines.dispatch.is_reigning:
+            items = tuple((r.task, r.attempt) for r in message.reports)
+            effects.append(Send(peer, (ResultsOk(items),)))
+        return effects
+
+    patch.setattr(Inbound, "on_message", hasty)
+
+
+def no_epoch_check_in_worker(patch: pytest.MonkeyPatch) -> None:
+    """A worker starts what a deposed dispatcher sends."""
+    real = Worker.on_dispatch
+
+    def trusting(
+        self: Worker, sender: NodeId, message: Any, now: Moment
+    ) -> list[Effect]:
+        self._epoch = NO_EPOCH
+        return real(self, sender, message, now)
+
+    patch.setattr(Worker, "on_dispatch", trusting)
+    patch.setattr(Inbound, "_is_stale", lambda self, epoch: False)
+
+
+def never_step_down(patch: pytest.MonkeyPatch) -> None:
+    """A dispatcher goes on, whatever it hears of others."""
+    patch.setattr(Phases, "_yield", lambda self, winner, reason, now: [])
+    real = Phases._follow
+
+    def stubborn(self: Phases, *claim: Any) -> list[Effect]:
+        return [] if self.reign is not None else real(self, *claim)
+
+    patch.setattr(Phases, "_follow", stubborn)
+
+
+def never_redial(patch: pytest.MonkeyPatch) -> None:
+    """Nobody looks for peers that were lost (serf, zeroconf)."""
+    patch.setattr(Membership, "on_time", lambda self, now: [])
+    patch.setattr(Membership, "redial_all", lambda self, now: [])
+    patch.setattr(Membership, "on_seen", _only_first(Membership.on_seen))
+
+
+def _only_first(real: Any) -> Any:
+    def on_seen(
+        self: Membership,
+        adverts: Any,
+        now: Moment,
+        wanted: frozenset[NodeId] = frozenset(),
+    ) -> list[Effect]:
+        known = set(self._hints)
+        effects = real(self, adverts, now, wanted)
+        return [e for e in effects if getattr(e, "node", None) not in known]
+
+    return on_seen
+
+
+def absorbed_tasks_are_not_queued(patch: pytest.MonkeyPatch) -> None:
+    """The winner of a comparison keeps the loser's tasks, but never runs them."""
+    patch.setattr(Inbound, "_on_durable", lambda self, now: [])
+
+
+def follow_the_stale(patch: pytest.MonkeyPatch) -> None:
+    """A claim of an epoch that is over is followed."""
+    patch.setattr(Phases, "_bound", lambda self: NO_EPOCH)
+    patch.setattr(
+        Election,
+        "on_heartbeat",
+        lambda self, peer, epoch, now: [],
+    )
+
+
+MUTANTS: tuple[Plant, ...] = (
+    volatile_term,
+    discard_the_losers_tail,
+    stop_pulling_early,
+    stream_resumed_after_restart,
+    acknowledge_before_commit,
+    claim_before_commit,
+    results_acknowledged_before_commit,
+    no_epoch_check_in_worker,
+    never_step_down,
+    never_redial,
+    absorbed_tasks_are_not_queued,
+    follow_the_stale,
+)
