@@ -25,15 +25,19 @@ def secret_file(folder: Path) -> Path:
     return path
 
 
-def form(lab: Lab, *, slots: int = 2) -> None:
-    """Start an agent on each host at once and wait until they are one mesh."""
+def form(lab: Lab, *, hosts: Sequence[Host] = (), slots: int = 2) -> None:
+    """Start an agent on each host at once and wait until they are one mesh.
+
+    Their secret is `mesh.key` in the folder of the lab.
+    """
+    hosts = hosts or lab.hosts
     secret = secret_file(lab.folder)
     options = ("--slots", str(slots))
-    for host in lab.hosts:
+    for host in hosts:
         host.agent("", *options, secret=secret, is_awaited=False)
-    for host in lab.hosts:
+    for host in hosts:
         assert host.first.description
-    wait_until("one mesh", lambda: is_formed(lab.hosts), within_s=FORM_S, every_s=0.2)
+    wait_until("one mesh", lambda: is_formed(hosts), within_s=FORM_S, every_s=0.2)
 
 
 def nodes(host: Host) -> list[Node]:

@@ -175,11 +175,15 @@ class Host:
         json: Any = None,
         token: str | None = None,
         headers: Mapping[str, str] | None = None,
+        port: int | None = None,
         timeout_s: float = REQUEST_S,
     ) -> Answer:
-        """Ask the local API of this host, from here; `token=""` sends none."""
-        described = self.first.description["api_url"]
-        port = int(described.rpartition(":")[2])
+        """Ask the local API of this host, from here; `token=""` sends none.
+
+        The port is that of the first agent, unless it is given.
+        """
+        if port is None:
+            port = int(self.first.description["api_url"].rpartition(":")[2])
         sent = dict(headers or {})
         token = self.token() if token is None else token
         if token:

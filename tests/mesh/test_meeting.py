@@ -1,0 +1,178 @@
+"""How agents meet where the LAN does not help, or a stranger is on it."""
+
+import contextlib
+import socket
+import sys
+import threading
+from collections.abc import Iterator
+
+import pytest
+
+from tests.mesh.conftest import MakeLab
+from tests.mesh.discovery_process import DiscoveryProcess
+from tests.mesh.forming import FORM_S, dispatcher_of, form, is_formed, nodes
+from tests.mesh.forming import secret_file as make_secret
+from tests.mesh.lab import Host
+from tests.mesh.netns import wait_until
+from tests.mesh.test_discovery_lan import FLOOD, HOLD_5353
+
+pytestmark = [pytest.mark.netns, pytest.mark.timeout(180)]
+
+FLOOD_NODES = 2000
+VICTIM_PORT = 22  #: what the flood advertises
+DIALS_MAX = 64
+CALM_S = 3.0
+
+
+def names(host: Host) -> set[str]:
+    return {node["name"] for node in nodes(host) if node["state"] == "ready"}
+
+
+def hold_mdns(host: Host) -> None:
+    """Take port 5353 of a host as a program does that shares it with nobody."""
+    holder = host.popen(sys.executable, "-c", HOLD_5353, stdin=-1, stdout=-1)
+    assert holder.stdout is not None
+    assert holder.stdout.readline() == b"held\n"
+
+
+def test_a_host_without_mdns_joins_by_address(make_lab: MakeLab) -> None:
+    """`--join` works where multicast is blocked, and the log says what is wrong."""
+    lab = make_lab(2)
+    first, second = lab.hosts
+    secret = make_secret(lab.folder)
+    hold_mdns(second)
+    first.agent(secret=secret)
+
+    deaf = second.agent("", "--join", first.ip, secret=secret)
+
+    wait_until("one mesh", lambda: is_formed(lab.hosts), within_s=FORM_S, every_s=0.2)
+    said = [line for line in deaf.log.splitlines() if "discovery is off" in line]
+    assert len(said) == 1
+    assert "disallow-other-stacks" in said[0]
+
+
+def test_agents_of_one_user_make_one_secret_and_one_mesh(make_lab: MakeLab) -> None:
+    """Three started at the same instant on a machine that has no secret yet."""
+    (host,) = make_lab(1).hosts
+    config = host.folder / "config"
+    config.mkdir()
+
+    for name in ("one", "two", "three"):
+        host.agent(name, env={"XDG_CONFIG_HOME": str(config)}, is_awaited=False)
+    for agent in host.agents.values():
+        assert agent.description
+
+    wait_until(
+        "one mesh of three",
+        lambda: names(host) == {"one", "two", "three"},
+        within_s=FORM_S,
+        every_s=0.2,
+    )
+    meshes = {agent.description["mesh"] for agent in host.agents.values()}
+    assert len(meshes) == 1
+    secret = config / "octaskly" / "mesh.key"
+    assert secret.stat().st_mode & 0o777 == 0o600
+    assert len(secret.read_text().splitlines()) == 1
+
+
+def test_agents_on_loopback_form_a_mesh_without_any_network(make_lab: MakeLab) -> None:
+    """`--interface lo` is what the demo uses; nothing of it leaves the machine."""
+    lab = make_lab(2)
+    first, second = lab.hosts
+    secret = make_secret(lab.folder)
+    for name in ("one", "two"):
+        first.agent(name, "--interface", "lo", secret=secret, is_awaited=False)
+    for agent in first.agents.values():
+        assert agent.description
+
+    wait_until("two", lambda: names(first) == {"one", "two"}, within_s=FORM_S)
+
+    assert {
+        address.rpartition(":")[0]
+        for node in nodes(first)
+        for address in node["addresses"]
+    } <= {"127.0.0.1", "[::1]", "::1"}
+    with DiscoveryProcess("--look", "1.0", prefix=second.prefix) as look:
+        assert look.wait_for("sightings")["meshes"] == []
+
+
+def test_a_machine_without_a_secret_waits_and_says_what_to_do(
+    make_lab: MakeLab,
+) -> None:
+    """It neither makes a second mesh beside the first, nor is let in."""
+    lab = make_lab(2)
+    first, second = lab.hosts
+    first.agent(secret=make_secret(lab.folder))
+
+    bare = second.agent(is_awaited=False)
+
+    wait_until(
+        "it is unpaired",
+        lambda: "agent ready" in bare.log or bare.process.poll() is not None,
+        within_s=FORM_S,
+    )
+    assert bare.process.poll() is None, bare.log
+    health = second.http("GET", "/health", token="", port=3000)
+    other = second.http("GET", "/api/v1/tasks", token="", port=3000)
+    assert (health.status, other.status) == (200, 503)
+    assert "secret" in other.json["hint"]
+    assert not list(second.folder.rglob("mesh.key"))
+    assert names(first) == {first.name}
+
+
+@contextlib.contextmanager
+def counted_dials(host: Host) -> Iterator[list[str]]:
+    """Count the connections that a victim's port gets."""
+    dials: list[str] = []
+    listener = host.call(lambda: socket.create_server(("", VICTIM_PORT), backlog=256))
+
+    def accept() -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                connection, address = listener.accept()
+                dials.append(address[0])
+                connection.close()
+
+    thread = threading.Thread(target=accept)
+    thread.start()
+    try:
+        yield dials
+    finally:
+        listener.shutdown(socket.SHUT_RDWR)
+        thread.join()
+        listener.close()
+
+
+def test_a_rogue_advertiser_cannot_turn_the_mesh_against_a_victim(
+    make_lab: MakeLab,
+) -> None:
+    """2000 forged dispatchers at one address: few dials, and the mesh goes on."""
+    lab = make_lab(4)
+    first, second, rogue, victim = lab.hosts
+    members = (first, second)
+    form(lab, hosts=members)
+    head = dispatcher_of(first)
+    mesh = first.first.description["mesh"]
+
+    with counted_dials(victim) as dials:
+        done = rogue.run(
+            *(sys.executable, str(FLOOD), rogue.ip, mesh, victim.ip, str(FLOOD_NODES))
+        )
+        assert done.returncode == 0, done.stderr
+        with pytest.raises(AssertionError, match="calm"):
+            wait_until("calm", lambda: len(dials) > DIALS_MAX, within_s=CALM_S)
+
+    assert len(dials) <= DIALS_MAX
+    assert is_formed(members)
+    assert dispatcher_of(first) == head
+
+
+def test_a_new_host_is_a_worker_at_once(make_lab: MakeLab) -> None:
+    """Switch a machine on, and the mesh has more hands."""
+    lab = make_lab(3)
+    *old, new = lab.hosts
+    form(lab, hosts=old)
+
+    new.agent(secret=lab.folder / "mesh.key")
+
+    wait_until("three", lambda: is_formed(lab.hosts), within_s=FORM_S, every_s=0.1)
