@@ -5,8 +5,10 @@ Whatever is wrong with an existing file is found before the first byte is writte
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
+import shutil
 import sqlite3
 from collections.abc import Callable
 from pathlib import Path
@@ -22,6 +24,7 @@ SCAN_BYTES_MAX: Final = 200 << 20
 _MAGIC: Final = b"SQLite format 3\0"
 _RESET: Final = "`octaskly db reset` moves it aside and starts afresh"
 _DAMAGE: Final = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
+_FULL_BYTES: Final = 1 << 20
 _BUSY_S: Final = 1.0  #: another program may have the file for so long
 
 
@@ -30,7 +33,7 @@ def translated(path: Path, error: sqlite3.Error) -> StoreError:
     code = getattr(error, "sqlite_errorcode", 0) & 0xFF
     if code in _DAMAGE:
         return StoreCorrupt(f"{path} is damaged: {error}", hint=_RESET)
-    if code == sqlite3.SQLITE_FULL:
+    if code == sqlite3.SQLITE_FULL or (code == sqlite3.SQLITE_IOERR and _is_full(path)):
         return StoreFull(f"{path}: the disk is full", hint="free some space")
     if code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
         return StoreError(
@@ -62,10 +65,7 @@ class Lock:
             flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
             fd = os.open(self.path, flags, 0o600)
         except OSError as error:
-            raise StoreError(
-                f"{self.path} cannot be opened: {error.strerror}",
-                hint="check owner and permissions of the state folder",
-            ) from error
+            raise _unusable(self.path, error) from error
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
             os.ftruncate(fd, 0)
@@ -79,7 +79,7 @@ class Lock:
             ) from None
         except OSError as error:
             os.close(fd)
-            raise StoreError(f"{self.path}: {error.strerror}") from error
+            raise _unusable(self.path, error) from error
         return fd
 
 
@@ -98,7 +98,7 @@ def open_writer(path: Path) -> sqlite3.Connection:
         else:
             _create(path)
     except OSError as error:
-        raise StoreError(f"{path} cannot be opened: {error.strerror}") from error
+        raise _unusable(path, error) from error
     return _guarded(path, "rw", _prepare_writer)
 
 
@@ -129,6 +129,23 @@ def move_aside(path: Path, suffix: str) -> tuple[Path, ...]:
     finally:
         lock.release()
     return tuple(moved)
+
+
+def _unusable(path: Path, error: OSError) -> StoreError:
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return StoreFull(f"{path}: the disk is full", hint="free some space")
+    return StoreError(
+        f"{path} cannot be used: {error.strerror}",
+        hint="check owner and permissions of the state folder",
+    )
+
+
+def _is_full(path: Path) -> bool:
+    """Return whether an I/O error is explained by a disk without room."""
+    try:
+        return shutil.disk_usage(path.parent).free < _FULL_BYTES
+    except OSError:
+        return False
 
 
 def _guarded(
