@@ -14,6 +14,7 @@ from octaskly.runner import tree
 from octaskly.runner.child import Child
 
 ROUNDS = 40
+CHILDREN_BYTES_SHORT = 4000  #: the kernel gives a page at once; less is the end
 
 
 class Kin:
@@ -83,6 +84,8 @@ class Kin:
         while part := os.pread(self._children_fd, 65536, offset):
             parts.append(part)
             offset += len(part)
+            if len(part) < CHILDREN_BYTES_SHORT:
+                break
         return {int(pid) for pid in b"".join(parts).split()} - self._running.keys()
 
     def _dies_with(self, pid: int, ended: Child) -> bool:

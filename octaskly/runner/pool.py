@@ -85,7 +85,7 @@ class Pool:
         self._prefix = prefix
         self._node_name = node_name
         self._settings: dict[str, object] = {
-            "workdir": str(workdir),
+            "workdir": str(workdir.absolute()),
             "node": node_name,
             "output_bytes_max": output_bytes_max,
             "kill_grace_s": kill_grace_s,

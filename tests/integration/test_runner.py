@@ -486,3 +486,22 @@ async def test_many_large_outputs_at_once(tmp_path: Path) -> None:
         assert {(o.state, len(o.stdout), o.stdout_bytes) for o in outcomes} == {
             (AttemptState.OK, 1 << 20, 2_000_000)
         }
+
+
+async def test_a_launcher_may_run_as_somebody_else(tmp_path: Path) -> None:
+    """What is put before its command line holds for all its tasks."""
+    async with rig(tmp_path, prefix=("nice", "-n", "7")) as made:
+        assert (await made.run("nice")).stdout == b"7\n"
+
+
+async def test_a_launcher_that_cannot_start_gives_attempts_no_end(
+    tmp_path: Path,
+) -> None:
+    """They wait for a second try, and are released when the pool is closed."""
+    async with rig(tmp_path, prefix=("/no/such/program",)) as made:
+        task, _ = made.start("true")
+        await made.pool.close()
+
+        outcome = made.outcome(task)
+        assert outcome is not None
+        assert outcome.state == AttemptState.RELEASED

@@ -281,3 +281,21 @@ def test_a_process_may_have_any_name() -> None:
 
     assert (process.pid, process.state, process.parent) == (7, "R", 3)
     assert (process.session, process.start_ticks) == (5, 21)
+
+
+@pytest.mark.parametrize(
+    ("line", "mount"),
+    [
+        ("30 20 0:26 / /sys/fs/cgroup rw - cgroup2 cgroup2 rw", "/sys/fs/cgroup"),
+        ("30 20 0:26 / /a\\040b rw shared:9 - cgroup2 none rw", "/a b"),
+        ("30 20 0:26 /part /sys/fs/cgroup rw - cgroup2 cgroup2 rw", None),
+        ("30 20 0:26 / /sys/fs/cgroup/cpu rw - cgroup cgroup rw,cpu", None),
+        ("nonsense", None),
+        ("", None),
+    ],
+)
+def test_the_mount_of_the_whole_hierarchy_is_found(
+    line: str, mount: str | None
+) -> None:
+    """Version 2 only, and not a part of it that was mounted into a container."""
+    assert cgroup.parse_mounts(f"1 0 8:1 / / rw - ext4 root rw\n{line}\n") == mount
