@@ -18,7 +18,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from benchmarks import limits, peers
-from benchmarks.agents import Agent, request, running, start, until_nodes
+from tests.agents import Agent, request, running, start, until_nodes
 
 BATCH = 1000
 Row = tuple[str, str, str, str, str]

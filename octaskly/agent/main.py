@@ -17,7 +17,7 @@ from octaskly.agent.start import make_folders
 from octaskly.agent.unpaired import unpaired
 from octaskly.config import EXIT_CONFIG, AgentConfig, AgentOptions, resolve
 from octaskly.core.events import Persisted
-from octaskly.errors import ConfigError
+from octaskly.errors import ConfigError, StoreError
 from octaskly.log import Logger, configure
 from octaskly.mesh.discovery import sightings
 from octaskly.mesh.wire import WirePacker
@@ -40,7 +40,7 @@ def run(options: AgentOptions, environ: MutableMapping[str, str] = os.environ) -
         notifier = Notifier(environ)
         os.umask(0o077)
         return asyncio.run(_Agent(config, log, notifier).run())
-    except ConfigError as error:
+    except (ConfigError, StoreError) as error:
         print(f"error: {error}", file=sys.stderr)  # noqa: T201  a command's last word
         if error.hint:
             print(f"  hint: {error.hint}", file=sys.stderr)  # noqa: T201

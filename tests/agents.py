@@ -1,4 +1,4 @@
-"""Real agents for benchmarks: separate processes, loopback only, stopped by pid."""
+"""Real agents for tests and benchmarks: processes on loopback, stopped by pid."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from octaskly.trust import load_or_create
+from octaskly.trust import make
 
 READY_S_MAX = 15.0
 
@@ -60,11 +60,20 @@ class Agent:
             if self.process.poll() is not None:
                 break
             time.sleep(0.01)
-        raise RuntimeError(f"agent did not start: see {self.state}/log.txt")
+        raise RuntimeError(f"the agent did not start:\n{self.log()}")
+
+    def log(self) -> str:
+        """Return what it has logged."""
+        return (self.state / "log.txt").read_text()
 
     def connection(self) -> UnixConnection:
         """Return a connection to its local socket."""
         return UnixConnection(self.ready()["socket"])
+
+    def call(self, method: str, path: str, body: object = None) -> tuple[int, Any]:
+        """Send one request over the local socket; return status and decoded body."""
+        with contextlib.closing(self.connection()) as connection:
+            return request(connection, method, path, body)
 
     def stop(self) -> None:
         """End it, by SIGTERM first."""
@@ -94,19 +103,24 @@ def request(
 
 
 def start(folder: Path, name: str, *extra: str) -> Agent:
-    """Start an agent that shares the mesh secret of `folder`."""
-    state = folder / name
+    """Start an agent that shares the mesh secret of `folder`, made beforehand.
+
+    An agent that makes its own would wait where another mesh is in sight.
+    """
+    make(folder / "mesh.key")
+    return launch(folder / name, folder / "mesh.key", "--name", name, *extra)
+
+
+def launch(state: Path, secret: Path, *extra: str) -> Agent:
+    """Start an agent with this state folder and secret file."""
     state.mkdir(parents=True, exist_ok=True)
-    if not (folder / "mesh.key").exists():
-        # Made beforehand: an agent that sees another mesh would wait for a secret.
-        load_or_create(folder / "mesh.key")
     environ = {k: v for k, v in os.environ.items() if not k.startswith("OCTASKLY_")}
     with (state / "log.txt").open("ab") as log:
         process = subprocess.Popen(
             [
-                *(sys.executable, "-m", "octaskly", "agent", "--name", name),
+                *(sys.executable, "-m", "octaskly", "agent"),
                 *("--interface", "lo", "--state-dir", str(state)),
-                *("--secret-file", str(folder / "mesh.key")),
+                *("--secret-file", str(secret)),
                 *("--api-port", "0", "--peer-port", "0", "--lan-port", "0"),
                 *extra,
             ],
@@ -135,10 +149,9 @@ def running(
 def until_nodes(agent: Agent, count: int, *, deadline_s: float = 15.0) -> float:
     """Wait until the agent lists `count` ready nodes; return perf_counter then."""
     deadline = time.perf_counter() + deadline_s
-    connection = agent.connection()
     while time.perf_counter() < deadline:
         with contextlib.suppress(OSError, http.client.HTTPException):
-            status, body = request(connection, "GET", "/api/v1/nodes")
+            status, body = agent.call("GET", "/api/v1/nodes")
             if status == 200:
                 nodes = body["nodes"]
                 ready = [n for n in nodes if n["state"] == "ready"]
