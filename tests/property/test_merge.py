@@ -1,0 +1,97 @@
+"""Joining facts is commutative, associative and idempotent."""
+
+from __future__ import annotations
+
+from functools import reduce
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from octaskly.core.facts import Assigned, CancelAsked, Fact, Finished, Submitted
+from octaskly.core.merge import TaskRecord, apply, join, record_of
+from octaskly.core.model import (
+    AttemptId,
+    AttemptState,
+    Outcome,
+    Reason,
+    StreamId,
+    TaskId,
+    TaskState,
+)
+from tests.builders import node_id, spec
+
+TASK = TaskId("t")
+
+attempts = st.builds(
+    AttemptId,
+    st.integers(1, 2),
+    st.sampled_from([StreamId(7), StreamId(8)]),
+    st.integers(1, 2),
+)
+nodes = st.sampled_from([node_id("a"), node_id("b")])
+outcomes = st.builds(
+    Outcome,
+    state=st.sampled_from(list(AttemptState)[2:]),
+    reason=st.sampled_from(list(Reason)[:3]),
+    exit_code=st.none() | st.integers(0, 2),
+)
+facts: st.SearchStrategy[Fact] = st.one_of(
+    st.builds(Submitted, st.builds(spec, st.just("t"), ord=st.integers(1, 2))),
+    st.builds(CancelAsked, st.just(TASK), st.sampled_from(["x", "y"])),
+    st.builds(Assigned, st.just(TASK), attempts, nodes),
+    st.builds(Finished, st.just(TASK), attempts, nodes, outcomes),
+)
+records = st.lists(facts, min_size=1, max_size=5).map(
+    lambda some: reduce(join, map(record_of, some))
+)
+
+
+@given(records, records)
+def test_the_order_of_two_sides_does_not_matter(a: TaskRecord, b: TaskRecord) -> None:
+    """Both halves of a split come to the same task."""
+    assert join(a, b) == join(b, a)
+
+
+@given(records, records, records)
+def test_the_grouping_of_three_sides_does_not_matter(
+    a: TaskRecord, b: TaskRecord, c: TaskRecord
+) -> None:
+    """Whoever meets first, all end alike."""
+    assert join(join(a, b), c) == join(a, join(b, c))
+
+
+@given(records)
+def test_hearing_it_twice_changes_nothing(a: TaskRecord) -> None:
+    """A repeated PULL is harmless."""
+    assert join(a, a) == a
+
+
+@given(st.lists(facts, min_size=1, max_size=8), st.randoms(use_true_random=False))
+def test_facts_give_the_same_task_in_any_order_and_repeated(
+    some: list[Fact], dice: object
+) -> None:
+    """What the store shows depends on the set of facts alone."""
+    mixed = some + some[: len(some) // 2]
+    dice.shuffle(mixed)  # type: ignore[attr-defined]
+
+    assert reduce(apply, some, None) == reduce(apply, mixed, None)
+
+
+@given(st.lists(facts, min_size=1, max_size=8), facts)
+def test_a_success_is_never_taken_back(some: list[Fact], more: Fact) -> None:
+    """Completed is the top of the lattice of states."""
+    before = reduce(apply, some, None)
+    assert before is not None
+
+    if before.state is TaskState.COMPLETED:
+        assert apply(before, more).state is TaskState.COMPLETED
+
+
+@given(st.lists(facts, min_size=1, max_size=8), facts)
+def test_a_final_task_stays_final(some: list[Fact], more: Fact) -> None:
+    """No later fact puts a task that is over back into the queue."""
+    before = reduce(apply, some, None)
+    assert before is not None
+
+    if before.state.is_final:
+        assert apply(before, more).state.is_final

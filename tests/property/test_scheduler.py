@@ -1,0 +1,89 @@
+"""Laws of placement for any workers."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from octaskly.core.model import NodeId
+from octaskly.core.scheduler import Why, WorkerView, place
+
+PREFETCH = 6
+
+
+@st.composite
+def views(draw: st.DrawFn) -> list[WorkerView]:
+    """Any few workers, their ids unique."""
+    names = draw(st.lists(st.sampled_from("abcdefgh"), unique=True, max_size=6))
+    return [
+        WorkerView(
+            node=NodeId(name),
+            slots=draw(st.integers(1, 5)),
+            outstanding=draw(st.integers(0, 8)),
+            credit=draw(st.none() | st.integers(0, 12)),
+            cpu_percent=draw(st.floats(0, 100)),
+        )
+        for name in names
+    ]
+
+
+def room(view: WorkerView) -> int:
+    """Return how many more attempts a worker may get."""
+    credit = view.slots if view.credit is None else view.credit
+    return max(0, min(credit, view.slots + PREFETCH) - view.outstanding)
+
+
+@given(views(), st.integers(0, 60))
+def test_no_worker_gets_more_than_its_credit_and_none_idles_while_work_waits(
+    workers: list[WorkerView], wanted: int
+) -> None:
+    """Exactly as much is placed as there is work and room."""
+    placed = Counter(
+        item.node for item in place(workers, wanted, prefetch_max=PREFETCH)
+    )
+
+    assert all(placed[view.node] <= room(view) for view in workers)
+    assert placed.total() == min(wanted, sum(room(view) for view in workers))
+
+
+@given(views(), st.integers(0, 60))
+def test_shares_differ_by_one_attempt_at_most(
+    workers: list[WorkerView], wanted: int
+) -> None:
+    """Nobody who got work was further ahead, per slot, than one with room is now."""
+    placed = Counter(
+        item.node for item in place(workers, wanted, prefetch_max=PREFETCH)
+    )
+
+    for winner in workers:
+        if not placed[winner.node]:
+            continue
+        before_last = winner.outstanding + placed[winner.node] - 1
+        for other in workers:
+            if room(other) > placed[other.node]:
+                now = other.outstanding + placed[other.node]
+                assert before_last / winner.slots <= now / other.slots
+
+
+@given(views(), st.integers(0, 60))
+def test_prefetch_starts_only_when_no_slot_is_free(
+    workers: list[WorkerView], wanted: int
+) -> None:
+    """Once work is placed ahead, no later placement finds a free slot."""
+    reasons = [item.why for item in place(workers, wanted, prefetch_max=PREFETCH)]
+
+    assert reasons == sorted(reasons, key=lambda why: why is Why.PREFETCH)
+
+
+@given(views(), st.integers(0, 60))
+def test_the_order_of_workers_does_not_matter(
+    workers: list[WorkerView], wanted: int
+) -> None:
+    """Two dispatchers with the same view place alike."""
+    shuffled = list(reversed(workers))
+
+    assert place(workers, wanted, prefetch_max=PREFETCH) == place(
+        shuffled, wanted, prefetch_max=PREFETCH
+    )

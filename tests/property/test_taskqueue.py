@@ -1,0 +1,137 @@
+"""A reign in which anything may happen in any order keeps its promises."""
+
+from __future__ import annotations
+
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+)
+
+from octaskly.core.model import AttemptState, NodeId, Reason
+from tests import builders
+from tests.reign import LIMITS, SLOTS, Reign
+
+NODES = st.sampled_from([NodeId(name) for name in "abc"])
+PEERS = st.sampled_from([NodeId(name) for name in "bc"])
+OUTCOMES = st.sampled_from(
+    [
+        builders.outcome(duration_ms=1),
+        builders.outcome(duration_ms=1),
+        builders.outcome(AttemptState.FAILED, duration_ms=1),
+        builders.released(Reason.RETURNED),
+        builders.released(Reason.INPUTS, "data.csv"),
+        builders.released(Reason.LOST),
+    ]
+)
+
+
+class ReignMachine(RuleBasedStateMachine):
+    """Submissions, cancels, losses and results in every order."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.world = Reign()
+
+    @initialize()
+    def start(self) -> None:
+        self.world.reign()
+        for node in self.world.hands:
+            self.world.link(node)
+
+    @rule(count=st.integers(1, 7))
+    def submit(self, count: int) -> None:
+        if len(self.world.written) < 40:
+            self.world.submit(count)
+
+    @rule(times=st.integers(1, 3))
+    def commit(self, times: int) -> None:
+        for _ in range(min(times, len(self.world.commits))):
+            self.world.commit()
+
+    @precondition(lambda self: self.world.reads)
+    @rule()
+    def read(self) -> None:
+        self.world.read()
+
+    @precondition(lambda self: self.world.answers)
+    @rule()
+    def answer(self) -> None:
+        self.world.answer()
+
+    @rule(node=NODES, times=st.integers(1, 4))
+    def hear_worker(self, node: NodeId, times: int) -> None:
+        for _ in range(min(times, len(self.world.hands[node].up))):
+            self.world.hear_worker(node)
+
+    @rule(node=NODES, times=st.integers(1, 4))
+    def hear_dispatcher(self, node: NodeId, times: int) -> None:
+        for _ in range(min(times, len(self.world.hands[node].down))):
+            self.world.hear_dispatcher(node)
+
+    @rule(node=NODES, outcome=OUTCOMES)
+    def finish(self, node: NodeId, outcome: builders.Outcome) -> None:
+        if self.world.hands[node].here:
+            self.world.finish(node, outcome)
+
+    @precondition(lambda self: self.world.durable)
+    @rule(draw=st.integers(0, 1000), force=st.booleans())
+    def cancel(self, draw: int, force: bool) -> None:
+        tasks = sorted(
+            task for task, record in self.world.durable.items() if record.spec
+        )
+        if tasks:
+            self.world.cancel(tasks[draw % len(tasks)], force=force)
+
+    @rule(node=PEERS)
+    def cut(self, node: NodeId) -> None:
+        self.world.cut(node)
+
+    @rule(node=PEERS)
+    def link(self, node: NodeId) -> None:
+        self.world.link(node)
+
+    @rule(node=NODES)
+    def beat(self, node: NodeId) -> None:
+        self.world.beat(node)
+
+    @rule(seconds=st.sampled_from([0.01, 0.3, 3.0, 6.0]))
+    def advance(self, seconds: float) -> None:
+        self.world.advance(seconds)
+
+    @rule(is_wanted=st.sampled_from([False, False, False, True]))
+    def reign(self, is_wanted: bool) -> None:
+        if is_wanted:
+            self.world.reign()
+
+    @rule()
+    def absorb(self) -> None:
+        self.world.absorb()
+
+    @invariant()
+    def nobody_holds_more_than_it_may(self) -> None:
+        for node in self.world.hands:
+            assert (
+                self.world.dispatch.outstanding(node)
+                <= (SLOTS + LIMITS.prefetch) * 2  # Adopted ones may come on top.
+            )
+
+    def teardown(self) -> None:
+        """Once faults stop, everything that was accepted comes to its end."""
+        world = self.world
+        world.calm_down()
+        for task in world.accepted:
+            assert world.durable[task].state.is_final
+            if task in world.cancelled:
+                assert world.durable[task].cancelled_by is not None
+        assert all(not hand.here for hand in world.hands.values())
+        assert world.dispatch._queue.tasks == {}
+        assert world.dispatch._queue.queued == 0
+
+
+TestReign = ReignMachine.TestCase
+TestReign.settings = settings(max_examples=60, stateful_step_count=60, deadline=None)

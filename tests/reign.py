@@ -1,0 +1,393 @@
+"""A dispatcher, its workers, their links, disk and reads, one careless step at a time.
+
+Everything that takes time in the real world waits here until a test lets it happen:
+commits, reads of the store, messages on links, the end of attempts.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass, field
+
+from octaskly.core.dispatch import Dispatch
+from octaskly.core.effects import (
+    Accepted,
+    Announce,
+    Answer,
+    Append,
+    CancelDone,
+    Effect,
+    Load,
+    LoadLive,
+    Send,
+    Start,
+    Stop,
+)
+from octaskly.core.events import (
+    AttemptsEnded,
+    CancelRequested,
+    LiveLoaded,
+    Loaded,
+    Saved,
+    TasksSubmitted,
+)
+from octaskly.core.facts import Assigned, Fact
+from octaskly.core.journal import Journal
+from octaskly.core.merge import TaskRecord, apply
+from octaskly.core.messages import (
+    Dispatch as DispatchMessage,
+)
+from octaskly.core.messages import (
+    HeartbeatOk,
+    Kill,
+    Message,
+    Reattach,
+    Report,
+    Results,
+    ResultsOk,
+)
+from octaskly.core.model import (
+    AttemptId,
+    AttemptState,
+    Epoch,
+    Limits,
+    LoadSample,
+    NodeId,
+    Outcome,
+    StreamId,
+    TaskId,
+    TaskSpec,
+    TaskState,
+)
+from octaskly.core.worker import Worker
+from tests import builders
+
+LIMITS = Limits(window_tasks=4, load_tasks=2, prefetch=3)
+SLOTS = 2
+
+Key = tuple[TaskId, AttemptId]
+
+
+@dataclass(frozen=True)
+class Claimed:
+    """In a link's queue: the worker learns here of a new reign."""
+
+    epoch: Epoch
+
+
+@dataclass
+class Hand:
+    """One worker with its link and its runner."""
+
+    worker: Worker
+    is_linked: bool = False
+    down: deque[Message | Claimed] = field(default_factory=deque)
+    up: deque[Message] = field(default_factory=deque)
+    here: dict[Key, TaskSpec] = field(default_factory=dict)
+    stopping: set[Key] = field(default_factory=set)
+
+
+class Reign:
+    """The whole world of one dispatcher."""
+
+    def __init__(self, names: str = "abc") -> None:
+        self.seconds = 0.0
+        self.me = NodeId(names[0])
+        self.journal = Journal(Saved())
+        self.dispatch = Dispatch(
+            builders.settings(names[0], limits=LIMITS), self.journal, 0
+        )
+        self.hands = {
+            NodeId(name): Hand(
+                Worker(builders.settings(name, slots=SLOTS, limits=LIMITS), ())
+            )
+            for name in names
+        }
+        self.written: dict[TaskId, TaskRecord] = {}
+        """All facts, durable or not."""
+        self.durable: dict[TaskId, TaskRecord] = {}
+        self.commits: deque[Append] = deque()
+        self.reads: deque[Load | LoadLive] = deque()
+        self.answers: deque[Loaded | LiveLoaded] = deque()
+        self.accepted: list[TaskId] = []
+        self.cancelled: set[TaskId] = set()
+        self.announced: set[TaskId] = set()
+        self.ticket = 0
+        self.asked: dict[int, TaskId] = {}
+        self.term = 0
+
+    @property
+    def now(self) -> builders.Moment:
+        return builders.moment(self.seconds)
+
+    # --- What may happen.
+
+    def reign(self) -> None:
+        """Begin a new reign, after the end of the one before."""
+        self.perform(self.dispatch.end(self.now))
+        self.journal.close_stream()
+        while self.commits:
+            self.commit()  # The claim is a commit behind them.
+        self.term += 1
+        stream = StreamId(1000 + self.term)
+        self.journal.open_stream(stream)
+        epoch = Epoch(self.term, self.me)
+        self.perform(self.dispatch.begin(epoch, stream, self.now))
+        for node, hand in self.hands.items():
+            if hand.is_linked:
+                self.perform(self.dispatch.on_worker_up(node, SLOTS, self.now))
+                hand.down.append(Claimed(epoch))
+
+    def link(self, node: NodeId) -> None:
+        hand = self.hands[node]
+        if hand.is_linked:
+            return
+        hand.is_linked = True
+        self.perform(self.dispatch.on_worker_up(node, SLOTS, self.now))
+        hand.down.append(Claimed(Epoch(self.term, self.me)))
+
+    def cut(self, node: NodeId) -> None:
+        hand = self.hands[node]
+        if not hand.is_linked:
+            return
+        hand.is_linked = False
+        hand.up.clear()
+        hand.down.clear()
+        self.perform(hand.worker.detach(self.now), node)
+        self.perform(self.dispatch.on_worker_down(node, self.now))
+
+    def submit(self, count: int) -> None:
+        self.ticket += 1
+        event = TasksSubmitted(
+            self.ticket,
+            (builders.draft(),) * count,
+            "tester",
+            tuple(f"{i:08x}" for i in range(count)),
+        )
+        self.perform(self.dispatch.on_submitted(event, self.now))
+
+    def cancel(self, task: TaskId, *, force: bool) -> None:
+        self.ticket += 1
+        self.asked[self.ticket] = task
+        known = self.durable[task].state
+        event = CancelRequested(self.ticket, task, known, force, "tester")
+        self.perform(self.dispatch.on_cancel(event, self.now))
+
+    def commit(self) -> None:
+        """Make the oldest append durable."""
+        append = self.commits.popleft()
+        for entry in append.entries:
+            task = entry.fact.task
+            self.durable[task] = apply(self.durable.get(task), entry.fact)
+        self.perform(self.journal.persisted(append.number, self.now))
+
+    def read(self) -> None:
+        """Let the store answer the oldest read, from what is durable now."""
+        asked = self.reads.popleft()
+        if isinstance(asked, LoadLive):
+            live = [
+                record
+                for record in self.durable.values()
+                if record.attempts and record.attempts[-1].state.is_live
+            ]
+            self.answers.append(LiveLoaded(tuple(live)))
+            return
+        queued = [
+            (record.spec.ord, record)
+            for record in self.durable.values()
+            if record.spec is not None
+            and record.state is TaskState.QUEUED
+            and record.spec.ord > asked.after_ord
+        ]
+        queued.sort(key=lambda pair: pair[0])
+        page = tuple(record for _, record in queued[: asked.limit])
+        self.answers.append(Loaded(asked.after_ord, page, len(queued) > asked.limit))
+
+    def answer(self) -> None:
+        """Hand the oldest answer of the store to the dispatcher."""
+        answer = self.answers.popleft()
+        if isinstance(answer, Loaded):
+            self.perform(self.dispatch.on_loaded(answer, self.now))
+        else:
+            self.perform(self.dispatch.on_live_loaded(answer, self.now))
+
+    def absorb(self) -> None:
+        self.perform(self.dispatch.on_absorbed(self.now))
+
+    def hear_worker(self, node: NodeId) -> None:
+        """Deliver the oldest message of a worker."""
+        message = self.hands[node].up.popleft()
+        match message:
+            case Results():
+                effects = self.dispatch.on_results(node, message, self.now)
+            case Reattach():
+                effects = self.dispatch.on_reattach(node, message, self.now)
+            case HeartbeatOk():
+                effects = self.dispatch.on_heartbeat_ok(node, message, self.now)
+            case _:
+                raise AssertionError(message)
+        self.perform(effects)
+
+    def hear_dispatcher(self, node: NodeId) -> None:
+        """Deliver the oldest message of the dispatcher to a worker."""
+        hand = self.hands[node]
+        worker = hand.worker
+        message = hand.down.popleft()
+        match message:
+            case Claimed(epoch):
+                effects = worker.attach(self.me, epoch, self.now)
+            case DispatchMessage():
+                effects = worker.on_dispatch(self.me, message, self.now)
+            case Kill():
+                effects = worker.on_kill(self.me, message, self.now)
+            case ResultsOk():
+                effects = worker.on_results_ok(message, self.now)
+            case _:
+                raise AssertionError(message)
+        self.perform(effects, node)
+
+    def beat(self, node: NodeId) -> None:
+        hand = self.hands[node]
+        if hand.is_linked:
+            load = LoadSample(0.0, 0.0, 0, 0)
+            epoch = Epoch(self.term, self.me)
+            worker = hand.worker
+            hand.up.append(HeartbeatOk(epoch, 0.0, worker.state, worker.credit, load))
+
+    def finish(self, node: NodeId, outcome: Outcome) -> None:
+        """End the attempt that is on a worker for the longest time."""
+        hand = self.hands[node]
+        key = next(iter(hand.here))
+        del hand.here[key]
+        if key in hand.stopping and outcome.state is not AttemptState.OK:
+            outcome = builders.outcome(AttemptState.CANCELLED)
+        hand.stopping.discard(key)
+        report = Report(task=key[0], attempt=key[1], outcome=outcome)
+        self.perform(hand.worker.on_ended(AttemptsEnded((report,)), self.now), node)
+
+    def advance(self, seconds: float) -> None:
+        self.seconds += seconds
+        self.perform(self.dispatch.on_time(self.now))
+        for node, hand in self.hands.items():
+            self.perform(hand.worker.on_time(self.now), node)
+
+    # --- What follows from it.
+
+    def perform(self, effects: list[Effect], node: NodeId | None = None) -> None:
+        """Do what the dispatcher (or, with `node`, that worker) asked for."""
+        for effect in effects:
+            match effect:
+                case Append():
+                    self._write(effect)
+                case Send(peer, messages):
+                    self._send(node, peer, messages)
+                case Load() | LoadLive():
+                    self.reads.append(effect)
+                case Answer(ticket, reply):
+                    self._answered(ticket, reply)
+                case Announce(tasks):
+                    assert all(self.durable[task].state.is_final for task in tasks)
+                    self.announced.update(tasks)
+                case Start(items):
+                    assert node is not None
+                    for attempt, spec in items:
+                        assert (spec.id, attempt) not in self.hands[node].here
+                        self.hands[node].here[spec.id, attempt] = spec
+                case Stop(items):
+                    assert node is not None
+                    self.hands[node].stopping.update(items)
+                case _:
+                    pass
+
+    def _write(self, append: Append) -> None:
+        assert not self.commits or append.number == self.commits[-1].number + 1
+        self.commits.append(append)
+        for entry in append.entries:
+            self._check(entry.fact)
+            task = entry.fact.task
+            self.written[task] = apply(self.written.get(task), entry.fact)
+
+    def _check(self, fact: Fact) -> None:
+        """Say no to a second live attempt, and to one of a task that is over."""
+        record = self.written.get(fact.task)
+        if not isinstance(fact, Assigned) or record is None:
+            return
+        if any(attempt.id == fact.attempt for attempt in record.attempts):
+            return  # Found again at its worker.
+        assert not record.state.is_final, f"{fact.task} runs again after its end"
+        ours = [a for a in record.attempts if a.id.term == self.term]
+        assert not any(a.state.is_live for a in ours), f"{fact.task} runs twice"
+
+    def _send(
+        self, sender: NodeId | None, peer: NodeId, messages: tuple[Message, ...]
+    ) -> None:
+        if sender is not None:
+            if self.hands[sender].is_linked:
+                self.hands[sender].up.extend(messages)
+            return
+        for message in messages:
+            if isinstance(message, ResultsOk):
+                for task, attempt in message.items:
+                    ends = {a.id: a.state for a in self.durable[task].attempts}
+                    assert not ends[attempt].is_live, "acknowledged, but not durable"
+        if self.hands[peer].is_linked:
+            self.hands[peer].down.extend(messages)
+
+    def _answered(self, ticket: int, reply: object) -> None:
+        match reply:
+            case Accepted(specs):
+                assert all(self.durable[spec.id].spec == spec for spec in specs)
+                self.accepted += [spec.id for spec in specs]
+            case CancelDone(task, state, was_done):
+                assert task == self.asked.pop(ticket)
+                if was_done:
+                    assert state is TaskState.CANCELLED
+                    assert self.durable[task].cancelled_by is not None
+                    self.cancelled.add(task)
+            case _:
+                pass
+
+    # --- The end of all faults.
+
+    def calm_down(self, rounds: int = 400) -> None:
+        """Link everything, let everything happen, until nothing happens any more."""
+        for node in self.hands:
+            self.link(node)
+        for _ in range(rounds):
+            if not self._calm_round():
+                return
+        raise AssertionError("it never comes to rest")
+
+    def _calm_round(self) -> bool:
+        is_busy = False
+        for queue, happen in (
+            (self.commits, self.commit),
+            (self.reads, self.read),
+            (self.answers, self.answer),
+        ):
+            while queue:
+                is_busy = True
+                happen()
+        for node, hand in self.hands.items():
+            while hand.down:
+                is_busy = True
+                self.hear_dispatcher(node)
+            while hand.up:
+                is_busy = True
+                self.hear_worker(node)
+            while hand.here:
+                is_busy = True
+                self.finish(node, builders.outcome())
+            self.beat(node)
+            self.hear_worker(node)
+        if self.dispatch.deadline() is not None or not self.is_calm:
+            is_busy = True
+        self.advance(0.5)
+        return is_busy
+
+    @property
+    def is_calm(self) -> bool:
+        """Whether every accepted task is over and nobody has more to do."""
+        return all(self.durable[task].state.is_final for task in self.accepted) and all(
+            hand.worker.is_idle for hand in self.hands.values()
+        )

@@ -1,0 +1,149 @@
+"""Numbers, streams and what waits for the disk."""
+
+from __future__ import annotations
+
+import pytest
+
+from octaskly.core.effects import Append, Effect, Note, Save
+from octaskly.core.events import Saved
+from octaskly.core.facts import CancelAsked, Entry, hlc_next, hlc_wall_ms
+from octaskly.core.journal import Held, Journal
+from octaskly.core.model import Moment, StreamId, TaskId
+from tests.builders import STREAM, epoch, journal, moment
+
+FACT = CancelAsked(TaskId("t"), "x")
+OTHER = StreamId(5)
+
+
+def note(name: str) -> Held:
+    """Return something to do later that leaves a trace."""
+    return lambda _: [Note("info", name)]
+
+
+def foreign(*seqs: int) -> list[Entry]:
+    """Return entries of another node's stream."""
+    return [Entry(OTHER, seq, 10, FACT) for seq in seqs]
+
+
+def names(effects: list[Effect]) -> list[str]:
+    """Return the traces that were left."""
+    return [effect.event for effect in effects if isinstance(effect, Note)]
+
+
+def test_own_facts_are_numbered_without_gaps() -> None:
+    """Each entry follows the one before, across appends."""
+    log = journal()
+
+    first = log.append([FACT, FACT], moment())
+    second = log.append([FACT], moment())
+
+    assert [entry.seq for entry in first.entries] == [1, 2]
+    assert [entry.seq for entry in second.entries] == [3]
+    assert [first.number, second.number, log.number] == [1, 2, 2]
+    assert log.vector_items() == ((STREAM, 3),)
+
+
+def test_timestamps_only_grow_though_the_wall_clock_jumps_back() -> None:
+    """The hybrid clock follows the wall clock, but never back."""
+    log = journal()
+
+    stamps = [log.tick(moment(5.0)), log.tick(moment(0.0)), log.tick(moment(9.0))]
+
+    assert stamps == sorted(set(stamps))
+    assert hlc_wall_ms(stamps[2]) == moment(9.0).wall_ms
+    assert hlc_next(stamps[2], 0) == stamps[2] + 1
+
+
+def test_what_waits_is_released_in_order_by_the_commit_it_waits_for() -> None:
+    """Nothing that needs durability leaves before it."""
+    log = journal()
+    log.append([FACT], moment())
+    log.after(note("one"))
+    log.append([FACT], moment())
+    log.after(note("two"))
+    log.after(note("three"))
+
+    assert not log.is_settled
+    assert names(log.persisted(1, moment())) == ["one"]
+    assert names(log.persisted(2, moment())) == ["two", "three"]
+    assert log.persisted(2, moment()) == []
+    assert log.is_settled
+
+
+def test_what_is_released_may_wait_again() -> None:
+    """An action that appends is followed by what waits for its own commit."""
+    log = journal()
+    log.append([FACT], moment())
+
+    def again(now: Moment) -> list[Effect]:
+        append = log.append([FACT], now)
+        log.after(note("later"))
+        return [append]
+
+    log.after(again)
+
+    released = log.persisted(1, moment())
+
+    assert [type(effect) for effect in released] == [Append]
+    assert names(log.persisted(2, moment())) == ["later"]
+
+
+def test_a_saved_node_goes_on_behind_its_last_timestamp() -> None:
+    """A restart does not repeat timestamps, even with a clock set back."""
+    log = Journal(Saved(vector=((OTHER, 4),), hlc=10**15))
+
+    assert log.tick(moment()) == 10**15 + 1
+    assert log.vector == {OTHER: 4}
+
+
+def test_entries_of_others_are_taken_up_to_a_gap() -> None:
+    """What lies beyond a gap comes with a later PULL."""
+    log = journal()
+
+    append = log.absorb(foreign(1, 2, 4), [(OTHER, epoch(1, "b"))])
+
+    assert append == Append(1, tuple(foreign(1, 2)), epochs=((OTHER, epoch(1, "b")),))
+    assert log.vector[OTHER] == 2
+
+
+def test_known_entries_are_not_written_again() -> None:
+    """PULL may bring what is here already."""
+    log = journal()
+    log.absorb(foreign(1), [])
+
+    assert log.absorb(foreign(1), []) is None
+
+
+def test_nobody_else_writes_into_the_own_stream() -> None:
+    """A stream has one writer."""
+    log = journal()
+
+    assert log.absorb([Entry(STREAM, 1, 10, FACT)], []) is None
+    assert log.vector[STREAM] == 0
+
+
+def test_own_timestamps_follow_those_of_others() -> None:
+    """What is written after reading an entry is later than that entry."""
+    log = journal()
+    log.absorb([Entry(OTHER, 1, 10**15, FACT)], [])
+
+    assert log.tick(moment()) > 10**15
+
+
+def test_a_stream_never_resumes() -> None:
+    """After the end of a reign its stream is closed for good."""
+    log = journal()
+    log.close_stream()
+
+    with pytest.raises(AssertionError):
+        log.append([FACT], moment())
+    with pytest.raises(AssertionError):
+        log.open_stream(STREAM)
+
+
+def test_node_state_is_numbered_with_the_entries() -> None:
+    """One writer makes both durable in one order."""
+    log = journal()
+    log.append([FACT], moment())
+
+    assert log.save(term=3) == Save(number=2, term=3)

@@ -1,0 +1,124 @@
+"""What a task looks like, given what is known of it."""
+
+from __future__ import annotations
+
+from octaskly.core.facts import Assigned, CancelAsked, Fact, Finished, Submitted
+from octaskly.core.merge import TaskRecord, apply
+from octaskly.core.model import AttemptState, Reason, TaskId, TaskState
+from tests.builders import attempt, node_id, outcome, released, spec
+
+TASK = TaskId("t")
+A, B = node_id("a"), node_id("b")
+SUBMITTED = Submitted(spec())
+FAILED = outcome(AttemptState.FAILED)
+
+
+def known(*facts: Fact) -> TaskRecord:
+    """Return the record of a task about which these facts are known."""
+    record = None
+    for fact in facts:
+        record = apply(record, fact)
+    assert record is not None
+    return record
+
+
+def test_a_submitted_task_is_queued() -> None:
+    """Nobody holds it yet."""
+    record = known(SUBMITTED)
+
+    assert record.state is TaskState.QUEUED
+    assert record.spec == spec()
+    assert record.chosen is None
+
+
+def test_an_assigned_task_is_running() -> None:
+    """A worker holds an attempt."""
+    assert known(SUBMITTED, Assigned(TASK, attempt(), A)).state is TaskState.RUNNING
+
+
+def test_a_released_task_is_queued_again() -> None:
+    """A lost or returned attempt decides nothing."""
+    record = known(SUBMITTED, Finished(TASK, attempt(), A, released(Reason.LOST)))
+
+    assert record.state is TaskState.QUEUED
+
+
+def test_a_cancel_wins_over_a_failure() -> None:
+    """Somebody wanted it gone, and it brought nothing."""
+    record = known(CancelAsked(TASK, "x"), Finished(TASK, attempt(), A, FAILED))
+
+    assert record.state is TaskState.CANCELLED
+
+
+def test_a_success_wins_over_a_cancel() -> None:
+    """Only a split can bring both, and then the work is done."""
+    record = known(CancelAsked(TASK, "x"), Finished(TASK, attempt(), A, outcome()))
+
+    assert record.state is TaskState.COMPLETED
+
+
+def test_a_success_wins_over_an_earlier_failure() -> None:
+    """Two sides of a split ran it; the one that succeeded counts."""
+    record = known(
+        Finished(TASK, attempt(1), A, FAILED),
+        Finished(TASK, attempt(2), B, outcome()),
+    )
+
+    assert record.state is TaskState.COMPLETED
+    assert record.chosen == record.attempts[1]
+
+
+def test_the_smallest_success_is_the_one_that_counts() -> None:
+    """So that all nodes show the same output."""
+    record = known(
+        Finished(TASK, attempt(2), B, outcome(stdout=b"two")),
+        Finished(TASK, attempt(1), A, outcome(stdout=b"one")),
+    )
+
+    assert record.chosen is not None
+    assert record.chosen.id == attempt(1)
+
+
+def test_the_first_failure_is_the_one_that_counts_without_success() -> None:
+    """A failure is chosen before a later release."""
+    record = known(
+        Finished(TASK, attempt(1), A, FAILED),
+        Finished(TASK, attempt(2), B, released(Reason.LOST)),
+    )
+
+    assert record.chosen == record.attempts[0]
+
+
+def test_a_late_assignment_does_not_reopen_an_attempt() -> None:
+    """Facts of one attempt may arrive in any order."""
+    record = known(
+        Finished(TASK, attempt(), A, outcome()), Assigned(TASK, attempt(), A)
+    )
+
+    assert record.attempts[0].state is AttemptState.OK
+
+
+def test_what_a_lost_attempt_achieved_still_counts() -> None:
+    """A worker that was given up brings its result after all."""
+    record = known(
+        Finished(TASK, attempt(), A, released(Reason.LOST)),
+        Finished(TASK, attempt(), A, outcome()),
+    )
+
+    assert record.state is TaskState.COMPLETED
+
+
+def test_two_who_cancelled_are_named_alike_everywhere() -> None:
+    """The smaller name stands."""
+    record = known(CancelAsked(TASK, "zoe"), CancelAsked(TASK, "ann"))
+
+    assert record.cancelled_by == "ann"
+
+
+def test_an_attempt_that_two_nodes_claim_has_one_node() -> None:
+    """It cannot happen without a fault, and then all nodes still agree."""
+    record = known(
+        Finished(TASK, attempt(), B, outcome()), Assigned(TASK, attempt(), A)
+    )
+
+    assert [found.node for found in record.attempts] == [A]

@@ -1,0 +1,181 @@
+"""Free slots first, then prefetch, always fair, never above credit."""
+
+from __future__ import annotations
+
+from octaskly.core.model import NodeId
+from octaskly.core.scheduler import Placement, Why, WorkerPool, WorkerView, place
+from tests.builders import node_id
+
+A, B, C = node_id("a"), node_id("b"), node_id("c")
+
+
+def nodes(placements: list[Placement]) -> str:
+    """Return the chosen nodes as a word."""
+    return "".join(placement.node for placement in placements)
+
+
+def pool_of(**slots: int) -> WorkerPool:
+    """Return a pool of attached workers with these slots."""
+    pool = WorkerPool(prefetch_max=8)
+    for name, count in slots.items():
+        pool.add(NodeId(name), count)
+        pool.attach(NodeId(name), 0)
+    return pool
+
+
+def test_work_goes_round_when_workers_are_alike() -> None:
+    """Equal workers take turns, the smaller id first."""
+    views = [WorkerView(B, 2), WorkerView(A, 2)]
+
+    assert nodes(place(views, 4, prefetch_max=8)) == "abab"
+
+
+def test_a_big_worker_takes_its_share() -> None:
+    """Fairness is per slot, not per node."""
+    views = [WorkerView(A, 1), WorkerView(B, 3)]
+
+    assert nodes(place(views, 4, prefetch_max=8)) == "abbb"
+
+
+def test_free_slots_are_filled_before_anything_is_prefetched() -> None:
+    """Credit beyond the slots is used only when no slot is free anywhere."""
+    views = [WorkerView(A, 1, credit=9), WorkerView(B, 1, outstanding=0)]
+
+    placements = place(views, 4, prefetch_max=8)
+
+    assert placements == [
+        Placement(A, Why.SLOT),
+        Placement(B, Why.SLOT),
+        Placement(A, Why.PREFETCH),
+        Placement(A, Why.PREFETCH),
+    ]
+
+
+def test_an_idle_machine_is_preferred_among_equals() -> None:
+    """Load decides where outstanding per slot does not."""
+    views = [WorkerView(A, 2, cpu_percent=95.0), WorkerView(B, 2, cpu_percent=3.0)]
+
+    assert nodes(place(views, 1, prefetch_max=8)) == "b"
+
+
+def test_a_load_that_is_no_number_counts_as_idle() -> None:
+    """A peer's nonsense must not stop the dispatcher."""
+    views = [WorkerView(A, 1, cpu_percent=float("nan"))]
+
+    assert nodes(place(views, 1, prefetch_max=8)) == "a"
+
+
+def test_nobody_is_chosen_when_all_are_full() -> None:
+    """The rest of the work waits."""
+    views = [WorkerView(A, 1, outstanding=1), WorkerView(B, 1, credit=0)]
+
+    assert place(views, 3, prefetch_max=8) == []
+
+
+def test_a_worker_cannot_claim_more_credit_than_is_allowed() -> None:
+    """Credit comes from a peer, so it is bounded by slots plus prefetch."""
+    views = [WorkerView(A, 1, credit=1_000_000)]
+
+    assert len(place(views, 100, prefetch_max=8)) == 9
+
+
+def test_a_worker_gets_nothing_before_it_attached() -> None:
+    """What it still runs is not known before."""
+    pool = WorkerPool(prefetch_max=8)
+    pool.add(A, 2)
+
+    assert pool.take() is None
+    assert pool.attached() == []
+
+    pool.attach(A, 1)
+
+    assert [pool.take(), pool.take()] == [A, None]
+    assert pool.is_attached(A)
+
+
+def test_a_worker_that_is_gone_is_never_chosen() -> None:
+    """Its lines in the heap are outdated."""
+    pool = pool_of(a=1, b=1)
+
+    pool.remove(A)
+
+    assert [pool.take(), pool.take()] == [B, None]
+    assert A not in pool
+
+
+def test_excluded_workers_stay_available_for_others() -> None:
+    """A task that cannot run on a worker does not use the worker up."""
+    pool = pool_of(a=1, b=1)
+
+    assert pool.take({A}) == B
+    assert pool.take({A}) is None
+    assert pool.take() == A
+
+
+def test_a_returned_attempt_makes_room_again() -> None:
+    """Outstanding counts down to zero and no further."""
+    pool = pool_of(a=1)
+    pool.take()
+
+    pool.give_back(A, 5)
+
+    assert pool.outstanding(A) == 0
+    assert pool.take() == A
+
+
+def test_a_worker_that_refuses_gets_nothing_until_it_names_a_credit() -> None:
+    """Else one refused attempt would go back and forth without end."""
+    pool = pool_of(a=2)
+
+    pool.cap_credit(A, is_refusing=True)
+    assert pool.take() is None
+
+    pool.set_credit(A, 2)
+    assert pool.take() == A
+
+
+def test_a_worker_that_returns_work_gets_no_more_ahead() -> None:
+    """Its credit is its slots until it says otherwise."""
+    pool = pool_of(a=1)
+    pool.set_credit(A, 5)
+
+    pool.cap_credit(A, is_refusing=False)
+
+    assert [pool.take(), pool.take()] == [A, None]
+
+
+def test_the_heap_stays_small_whatever_happens() -> None:
+    """Outdated lines are dropped in time."""
+    pool = pool_of(a=2, b=2, c=2)
+
+    for turn in range(5000):
+        pool.set_load(A, turn % 2 * 50.0)
+        node = pool.take()
+        assert node is not None
+        pool.give_back(node, 1)
+
+    assert len(pool._heap) < 200
+    assert C in pool
+
+
+def test_more_slots_are_used_at_once() -> None:
+    """A worker that comes back bigger is offered again."""
+    pool = pool_of(a=1)
+    pool.add(A, 4)
+    pool.set_credit(A, 4)
+
+    assert [pool.take() for _ in range(5)] == [A, A, A, A, None]
+
+
+def test_calls_about_unknown_workers_change_nothing() -> None:
+    """News of a worker may come after its loss."""
+    pool = WorkerPool(prefetch_max=8)
+
+    pool.set_credit(A, 3)
+    pool.set_load(A, 3.0)
+    pool.give_back(A, 3)
+    pool.cap_credit(A, is_refusing=True)
+    pool.remove(A)
+
+    assert pool.take() is None
+    assert pool.outstanding(A) == 0
