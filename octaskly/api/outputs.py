@@ -10,6 +10,7 @@ from pathlib import Path
 from urllib.parse import quote
 
 from aiohttp import web
+from aiohttp.abc import AbstractStreamWriter
 
 from octaskly.api import query, schema
 from octaskly.api.problems import INVALID_VALUE, Problem
@@ -61,15 +62,9 @@ async def hand_over(call: Call) -> web.StreamResponse:
 
 
 async def send_file(call: Call, file: Path) -> web.StreamResponse:
-    """Send a file as an attachment; part of it where a range was asked for."""
-    request = call.request
-    _check_range(request, _size_bytes(file))
-    kept = [
-        (name, value)
-        for name, value in request.headers.items()
-        if name.lower() not in _DROPPED
-    ]
-    response = web.FileResponse(
+    """Return a file as an attachment; part of it where a range was asked for."""
+    _check_range(call.request, _size_bytes(file))
+    return _Attachment(
         file,
         chunk_size=_CHUNK_BYTES,
         headers={
@@ -79,9 +74,21 @@ async def send_file(call: Call, file: Path) -> web.StreamResponse:
             "X-Content-Type-Options": "nosniff",
         },
     )
-    call.stamp(response)
-    await response.prepare(request.clone(headers=kept))
-    return response
+
+
+class _Attachment(web.FileResponse):
+    """A file as it is, whatever else lies beside it."""
+
+    async def prepare(self, request: web.BaseRequest) -> AbstractStreamWriter | None:
+        """Send headers and file; once, though the library asks for it again."""
+        if self.prepared:
+            return None
+        kept = [
+            (name, value)
+            for name, value in request.headers.items()
+            if name.lower() not in _DROPPED
+        ]
+        return await super().prepare(request.clone(headers=kept))
 
 
 def _size_bytes(file: Path) -> int:

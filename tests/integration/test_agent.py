@@ -260,3 +260,25 @@ def test_a_killed_worker_loses_nothing(tmp_path: Path) -> None:
 
         assert {task["status"] for task in ended.values()} == {"completed"}
         assert all(ended[task_id]["stdout"] == "2\n" for task_id in lost)
+
+
+def test_outputs_come_back_over_one_connection(tmp_path: Path) -> None:
+    """A download leaves the connection open for the next request."""
+    with running(tmp_path, "solo") as (agent,):
+        command = "printf '\\0\\377' > a.bin; mkdir -p d; echo b > d/b.txt"
+        outputs = ["a.bin", "d/b.txt", "missing"]
+        task = finished(agent, submit(agent, command, outputs=outputs))
+        assert [(o["path"], o["bytes"]) for o in task["outputs"]] == [
+            ("a.bin", 2),
+            ("d/b.txt", 2),
+            ("missing", None),
+        ]
+        with contextlib.closing(agent.connection()) as connection:
+            got = []
+            for path in ("a.bin", "d/b.txt", "missing"):
+                connection.request("GET", f"{TASKS}/{task['id']}/outputs/{path}")
+                reply = connection.getresponse()
+                got.append((reply.status, reply.read()))
+
+        assert got[:2] == [(200, b"\0\xff"), (200, b"b\n")]
+        assert got[2][0] == 404
