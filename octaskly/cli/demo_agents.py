@@ -22,6 +22,7 @@ READY_S_MAX = 20.0
 STOP_S_MAX = 15.0
 POLL_S = 0.05
 LOG_LINES = 8
+INTERRUPTING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,8 +60,9 @@ def agents(
     """
     started: list[DemoAgent] = []
     try:
-        for name in names:
-            started.append(_start(folder, name, workdir))  # noqa: PERF401 - see finally
+        # Between the start of a process and the note of it, nothing may interrupt.
+        with _interrupted_later():
+            started.extend(_start(folder, name, workdir) for name in names)
         yield started
     finally:
         with _no_interruption():
@@ -136,8 +138,17 @@ def stopped_by_signals() -> Iterator[None]:
 
 
 def _no_interruption() -> contextlib.AbstractContextManager[None]:
-    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-    return _handling(numbers, signal.SIG_IGN)
+    return _handling(INTERRUPTING, signal.SIG_IGN)
+
+
+@contextlib.contextmanager
+def _interrupted_later() -> Iterator[None]:
+    """Put off what interrupts until the end of the block."""
+    noted: list[int] = []
+    with _handling(INTERRUPTING, lambda number, _frame: noted.append(number)):
+        yield
+    if noted:
+        raise KeyboardInterrupt
 
 
 @contextlib.contextmanager

@@ -1,0 +1,235 @@
+"""The command line and a real agent: a process of its own, loopback only."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from octaskly.cli.demo_agents import DemoAgent, agents, formed
+from octaskly.client import Client, Draft
+
+Call = subprocess.CompletedProcess[bytes]
+
+
+@pytest.fixture(scope="module")
+def agent(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DemoAgent]:
+    """One node that serves."""
+    folder = tmp_path_factory.mktemp("agent")
+    workdir = folder / "work"
+    workdir.mkdir()
+    with agents(folder, ["lone"], workdir) as [started]:
+        formed([started])
+        yield started
+
+
+def octaskly(agent: DemoAgent, *arguments: str, stdin: bytes = b"") -> Call:
+    return subprocess.run(
+        [sys.executable, "-m", "octaskly", "--state-dir", str(agent.state), *arguments],
+        input=stdin,
+        capture_output=True,
+        timeout=60,
+        check=False,
+    )
+
+
+def test_run_is_as_if_the_command_ran_here(agent: DemoAgent) -> None:
+    """Exact bytes on both streams, and the code of the command."""
+    done = octaskly(agent, "run", "--", r"printf 'a\000\377'; echo b >&2; exit 9")
+
+    assert (done.returncode, done.stdout, done.stderr) == (9, b"a\x00\xff", b"b\n")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code"),
+    [
+        (["--", "kill -TERM $$"], 143),
+        (["--timeout", "1", "--", "sleep 30"], 124),
+        (["--", "no-such-command-anywhere"], 127),
+        (["--input", "no-such-file", "--", "true"], 125),
+        (["--", " "], 2),
+    ],
+)
+def test_exit_codes_of_run(agent: DemoAgent, arguments: list[str], code: int) -> None:
+    """As docs/reference/exit-codes.md lists them."""
+    done = octaskly(agent, "run", *arguments)
+
+    assert done.returncode == code, done.stderr
+
+
+def test_interrupt_ends_the_task(agent: DemoAgent) -> None:
+    """Ctrl-C of `run` is Ctrl-C of the command, wherever it runs."""
+    marker = agent.state.parent / "work" / "running"
+    process = subprocess.Popen(
+        [
+            *(sys.executable, "-m", "octaskly", "--state-dir", str(agent.state)),
+            *("run", "--", "touch running; exec sleep 3601"),
+        ],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+    deadline = time.monotonic() + 20
+    while not marker.exists():
+        assert time.monotonic() < deadline
+        os.sched_yield()
+
+    process.send_signal(signal.SIGINT)
+    _, stderr = process.communicate(timeout=30)
+
+    assert process.returncode == 130, stderr
+    shown = json.loads(octaskly(agent, "show", "last", "--json").stdout)
+    assert shown["status"] == "cancelled"
+
+
+def test_submitted_lines_are_listed_and_shown(agent: DemoAgent) -> None:
+    """submit, ls, show, logs: by id, by number and as `last`."""
+    ids = octaskly(agent, "submit", "-", stdin=b"echo 1\necho 2; exit 4\n").stdout
+    first, second = ids.decode().split()
+    with agent.client() as client:
+        ended = [client.task(ref, wait_s=30) for ref in (first, second)]
+    listed = json.loads(octaskly(agent, "ls", "--json", "--status", "failed").stdout)
+
+    assert [task.exit_code for task in ended] == [0, 4]
+    assert second in [task["id"] for task in listed["tasks"]]
+    assert octaskly(agent, "logs", second.split("-")[1]).stdout == b"2\n"
+    assert octaskly(agent, "logs", "last").stdout == b"2\n"
+    assert b"exit code:   4" in octaskly(agent, "show", second).stdout
+
+
+def test_mesh_is_shown(agent: DemoAgent) -> None:
+    """Nodes and stats, for people and for programs."""
+    nodes = json.loads(octaskly(agent, "nodes", "--json").stdout)
+    assert [(n["name"], n["role"]) for n in nodes["nodes"]] == [("lone", "dispatcher")]
+    assert b"lone  ready  dispatcher" in octaskly(agent, "nodes").stdout
+    assert b"workers:            1 total" in octaskly(agent, "stats").stdout
+
+
+def test_unknown_task_is_exit_3(agent: DemoAgent) -> None:
+    """The error names it, the hint lists those there are."""
+    done = octaskly(agent, "show", "task-999999-00000000")
+
+    assert done.returncode == 3
+    assert done.stderr.startswith(b"error: Task not found\n  cause: ")
+    assert b"\n  hint: octaskly ls" in done.stderr
+
+
+def test_token_lets_its_role_in_over_http(agent: DemoAgent) -> None:
+    """A viewer reads; what it may not do is exit 4."""
+    token = octaskly(agent, "token", "create", "--role", "viewer").stdout.decode()
+    description = agent.description()
+    assert description is not None
+    environ = {**os.environ, "OCTASKLY_TOKEN": token.strip()}
+    remote = [sys.executable, "-m", "octaskly", "--url", description["api_url"]]
+
+    reads, submits = (
+        subprocess.run(
+            [*remote, *words], capture_output=True, env=environ, timeout=60, check=False
+        )
+        for words in (["nodes"], ["submit", "--", "true"])
+    )
+
+    assert reads.returncode == 0, reads.stderr
+    assert submits.returncode == 4, submits.stderr
+
+
+def test_https_url_is_trusted_by_the_ca_of_the_mesh(
+    agent: DemoAgent, tmp_path: Path
+) -> None:
+    """`octaskly ca` is all that a machine outside the mesh needs, besides a token."""
+    description = agent.description()
+    assert description is not None
+    secret = agent.state.parent / "mesh.key"
+    ca_file = tmp_path / "ca.pem"
+    ca_file.write_bytes(octaskly(agent, "ca", "--secret-file", str(secret)).stdout)
+    token = octaskly(agent, "token", "create", "--role", "client").stdout.decode()
+    port = description["lan_url"].rpartition(":")[2].strip("/")
+
+    with Client.at_url(
+        f"https://127.0.0.1:{port}", token=token.strip(), ca_file=ca_file
+    ) as client:
+        [task] = client.submit([Draft(command="echo over tls")])
+
+        assert client.task(task.id, wait_s=30).stdout == "over tls\n"
+
+
+def test_outputs_come_back(agent: DemoAgent, tmp_path: Path) -> None:
+    """Declared outputs are kept and can be fetched by whoever has the id."""
+    with agent.client() as client, (tmp_path / "copy").open("w+b") as copy:
+        [task] = client.submit(
+            [Draft(command="printf kept > made.txt", outputs=["made.txt"])]
+        )
+        assert client.task(task.id, wait_s=30).status == "completed"
+        size_bytes = client.save_output(task.id, "made.txt", copy)
+        copy.flush()
+
+        assert (size_bytes, (tmp_path / "copy").read_bytes()) == (4, b"kept")
+
+
+def test_db_reset_refuses_a_log_in_use(agent: DemoAgent) -> None:
+    """Moving it away under a running agent would lose what it acknowledges."""
+    done = octaskly(agent, "db", "reset")
+
+    assert done.returncode != 0
+    assert (agent.state / "log.db").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(120)
+def test_demo_ends_by_itself_and_leaves_nothing(tmp_path: Path) -> None:
+    """Three agents form, share, and are gone: no process, no file."""
+    done = demo(tmp_path)
+    output, _ = done.communicate(timeout=110)
+
+    assert done.returncode == 0, output
+    assert b"All 40 outputs came back" in output
+    assert b"tasks per second" in output
+    assert left_behind(tmp_path) == ([], [])
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(120)
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_interrupted_demo_leaves_nothing(
+    tmp_path: Path, number: signal.Signals
+) -> None:
+    """Ctrl-C stops the agents and removes the files."""
+    process = demo(tmp_path)
+    deadline = time.monotonic() + 30
+    while not list(tmp_path.glob("octaskly-demo-*/*.log")):
+        assert time.monotonic() < deadline
+        os.sched_yield()
+
+    process.send_signal(number)
+    process.communicate(timeout=60)
+
+    assert process.returncode == 130
+    assert left_behind(tmp_path) == ([], [])
+
+
+def demo(folder: Path) -> subprocess.Popen[bytes]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "octaskly", "demo", "--modules", "40"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        env={**os.environ, "TMPDIR": str(folder)},
+    )
+
+
+def left_behind(folder: Path) -> tuple[list[str], list[str]]:
+    """Return files of a demo, and processes that name its folder."""
+    processes = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            line = path.read_bytes()
+        except OSError:
+            continue  # It ended while we looked.
+        if os.fsencode(folder) in line:
+            processes.append(line.decode(errors="replace"))
+    return [path.name for path in folder.iterdir()], processes

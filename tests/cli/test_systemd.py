@@ -1,0 +1,127 @@
+"""The units are valid, and keep what tasks can reach as small as they say."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+UNITS = Path(__file__).parent.parent.parent / "systemd"
+EXPOSURE_MAX = 25  #: tenths: 2.5, where 10 is no protection at all
+
+pytestmark = pytest.mark.skipif(
+    shutil.which("systemd-analyze") is None, reason="needs systemd-analyze"
+)
+
+
+def analyze(
+    *arguments: str, runtime: Path | None = None
+) -> subprocess.CompletedProcess[str]:
+    environ = {"PATH": "/usr/bin:/bin", "HOME": "/root", "SYSTEMD_COLORS": "0"}
+    if runtime:
+        environ["XDG_RUNTIME_DIR"] = str(runtime)
+    return subprocess.run(
+        ["systemd-analyze", *arguments],
+        capture_output=True,
+        text=True,
+        env=environ,
+        timeout=30,
+        check=False,
+    )
+
+
+def installed(tmp_path: Path, name: str) -> Path:
+    """Return the unit as a file that names a program which exists here."""
+    text = (UNITS / name).read_text()
+    target = tmp_path / "octaskly.service"
+    target.write_text(
+        re.sub(r"^ExecStart=\S+", "ExecStart=/bin/true", text, flags=re.MULTILINE)
+    )
+    return target
+
+
+def test_system_unit_is_valid(tmp_path: Path) -> None:
+    """Systemd finds nothing to complain about."""
+    unit = installed(tmp_path, "octaskly.service")
+
+    done = analyze("--man=no", "verify", str(unit))
+
+    assert (done.returncode, done.stdout + done.stderr) == (0, "")
+
+
+def test_user_unit_is_valid(tmp_path: Path) -> None:
+    """The same for the unit without root."""
+    unit = installed(tmp_path, "octaskly-user.service")
+
+    done = analyze("--man=no", "--user", "verify", str(unit), runtime=tmp_path)
+
+    assert (done.returncode, done.stdout + done.stderr) == (0, "")
+
+
+def test_system_unit_exposes_little(tmp_path: Path) -> None:
+    """It runs commands of others, so its sandbox is part of the product."""
+    unit = installed(tmp_path, "octaskly.service")
+
+    done = analyze(
+        "security", "--offline=true", f"--threshold={EXPOSURE_MAX}", str(unit)
+    )
+
+    assert done.returncode == 0, done.stdout
+
+
+@pytest.mark.parametrize(
+    "drop_in", sorted((UNITS / "drop-ins").glob("*.conf")), ids=lambda path: path.stem
+)
+def test_drop_in_is_valid(tmp_path: Path, drop_in: Path) -> None:
+    """Each works as it is, beside the unit."""
+    unit = installed(tmp_path, "octaskly.service")
+    folder = tmp_path / "octaskly.service.d"
+    folder.mkdir()
+    text = drop_in.read_text().replace("/opt/octaskly/bin/octaskly", "/bin/true")
+    (folder / drop_in.name).write_text(text)
+
+    done = analyze("--man=no", "verify", str(unit))
+
+    assert (done.returncode, done.stdout + done.stderr) == (0, "")
+
+
+@pytest.mark.parametrize("name", ["octaskly.service", "octaskly-user.service"])
+def test_units_promise_what_the_agent_does(name: str) -> None:
+    """Readiness and watchdog come from the agent; exit 78 is not tried again."""
+    lines = (UNITS / name).read_text().splitlines()
+
+    for line in (
+        "Type=notify",
+        "WatchdogSec=30s",
+        "TimeoutStopSec=60s",
+        "KillMode=mixed",
+        "RestartPreventExitStatus=78",
+        "NoNewPrivileges=yes",
+    ):
+        assert line in lines
+
+
+@pytest.mark.skipif(
+    shutil.which("systemd-sysusers") is None, reason="needs systemd-sysusers"
+)
+def test_user_of_the_unit_is_made_by_sysusers(tmp_path: Path) -> None:
+    """The user that the unit names is the one that is created."""
+    (tmp_path / "etc").mkdir()
+    done = subprocess.run(
+        [
+            "systemd-sysusers",
+            f"--root={tmp_path}",
+            "--dry-run",
+            str(UNITS / "sysusers.d" / "octaskly.conf"),
+        ],
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=False,
+    )
+
+    assert done.returncode == 0, done.stderr
+    assert "Creating user 'octaskly'" in done.stdout + done.stderr

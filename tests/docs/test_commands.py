@@ -1,0 +1,120 @@
+"""Documents and commands agree: what exists is documented, what is shown exists."""
+
+from __future__ import annotations
+
+import importlib
+import re
+import shlex
+from collections.abc import Iterator
+from pathlib import Path
+
+import click
+import pytest
+
+from octaskly.cli.root import COMMANDS, octaskly
+
+ROOT = Path(__file__).parent.parent.parent
+REFERENCE = ROOT / "docs" / "reference"
+PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("*/*.md")])
+SHELL_BLOCK = re.compile(
+    r"^```(?:sh|console|bash)?\n(.*?)^```", re.DOTALL | re.MULTILINE
+)
+CALL = re.compile(
+    r"(?:\S*\$ )?(?:[A-Z_]+=\S+ |sudo )?(?:\.venv/bin/)?octaskly (?P<rest>.+)"
+)
+ENDS_A_COMMAND = frozenset({"|", "||", "&&", "&", ";", ">", ">>", "<", "#"})
+
+
+def commands() -> Iterator[tuple[str, click.Command]]:
+    """Yield every command with the words that call it."""
+    for name, place in sorted(COMMANDS.items()):
+        module, _, attribute = place.partition(":")
+        command = getattr(importlib.import_module(module), attribute)
+        if isinstance(command, click.Group):
+            for sub, part in sorted(command.commands.items()):
+                yield f"{name} {sub}", part
+        else:
+            yield name, command
+
+
+def named(value: object) -> str | None:
+    return value if isinstance(value, str) else ""
+
+
+def flags(command: click.Command) -> set[str]:
+    return {
+        text
+        for parameter in command.params
+        if isinstance(parameter, click.Option)
+        for text in (*parameter.opts, *parameter.secondary_opts)
+        if text.startswith("--")
+    }
+
+
+@pytest.mark.parametrize(("words", "command"), list(commands()), ids=named)
+def test_command_and_its_flags_are_in_the_reference(
+    words: str, command: click.Command
+) -> None:
+    """A flag that only --help knows will not be found by who needs it."""
+    page = (REFERENCE / "cli.md").read_text()
+    if words == "agent":  # Its flags are settings, and have a page of their own.
+        page += (REFERENCE / "configuration.md").read_text()
+    missing = {flag for flag in flags(command) if not re.search(rf"{flag}\b", page)}
+
+    assert f"octaskly {words}" in page
+    assert missing == set()
+
+
+def shown_calls(page: Path) -> Iterator[str]:
+    """Yield the calls of `octaskly` in the shell blocks of a page."""
+    for block in SHELL_BLOCK.findall(page.read_text()):
+        text = block.replace("\\\n", " ")
+        for line in text.splitlines():
+            match = CALL.match(line.strip())
+            if match:
+                yield match["rest"]
+            yield from re.findall(r"\$\(octaskly ([^)]+)\)", line)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_commands_on_a_page_exist(page: Path) -> None:
+    """What a reader pastes must not be answered by a usage error."""
+    wrong = [
+        f"octaskly {call}: {problem}"
+        for call in shown_calls(page)
+        if (problem := problem_of(call))
+    ]
+
+    assert wrong == []
+
+
+def problem_of(call: str) -> str | None:
+    """Return what the command line would say about the words of a call."""
+    words = own_words(call)
+    try:
+        # Like `main`, but nothing is run: only groups and parsers are asked.
+        context = octaskly.make_context("octaskly", words)
+        command: click.Command = octaskly
+        while isinstance(command, click.Group):
+            rest = [*context._protected_args, *context.args]
+            _, found, rest = command.resolve_command(context, rest)
+            assert found is not None
+            command = found
+            context = command.make_context(command.name, rest, parent=context)
+    except click.exceptions.Exit:
+        return None
+    except click.ClickException as error:
+        return error.format_message()
+    return None
+
+
+def own_words(call: str) -> list[str]:
+    """Return the words up to what the shell itself would take: pipes, comments."""
+    lexer = shlex.shlex(call, posix=True, punctuation_chars="|&;<>")
+    lexer.whitespace_split = True
+    words = []
+    for word in lexer:
+        if word in ENDS_A_COMMAND or set(word) <= set("|&;<>"):
+            break
+        words.append(word)
+    return words
