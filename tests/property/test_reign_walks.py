@@ -1,0 +1,139 @@
+"""Long random walks through a reign; each seed draws its own habits.
+
+Hypothesis shrinks well but walks short; these walks are long, and uneven on purpose:
+in one world links break often, in another the disk is slow.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+from collections.abc import Callable
+
+import pytest
+
+from octaskly.core.model import AttemptState, NodeId, Reason
+from tests import builders
+from tests.reign import Reign
+
+STEPS = 400
+SEEDS = int(os.environ.get("REIGN_SEEDS", "120"))
+
+ENDS = [
+    builders.outcome(duration_ms=1),
+    builders.outcome(AttemptState.FAILED, duration_ms=1),
+    builders.released(Reason.RETURNED),
+    builders.released(Reason.INPUTS, "data.csv"),
+    builders.released(Reason.LOST),
+]
+
+
+class Walk:
+    """One world and one set of habits."""
+
+    def __init__(self, seed: int) -> None:
+        self.dice = random.Random(seed)
+        self.world = Reign()
+        self.world.reign()
+        for node in self.world.hands:
+            self.world.link(node)
+        steps: list[Callable[[], None]] = [
+            self.submit,
+            self.commit,
+            self.read,
+            self.answer,
+            self.hear,
+            self.obey,
+            self.finish,
+            self.cancel,
+            self.cut,
+            self.link,
+            self.beat,
+            self.advance,
+            self.reign,
+            self.absorb,
+        ]
+        usual = [2, 8, 4, 4, 10, 10, 8, 1, 1, 2, 1, 1, 0.2, 0.5]
+        self.steps = steps
+        self.weights = [share * self.dice.choice([0.3, 1, 1, 3]) for share in usual]
+
+    def go(self) -> None:
+        for step in self.dice.choices(self.steps, self.weights, k=STEPS):
+            step()
+
+    def some(self) -> NodeId:
+        return self.dice.choice(list(self.world.hands))
+
+    def submit(self) -> None:
+        if sum(not r.state.is_final for r in self.world.written.values()) < 20:
+            self.world.submit(self.dice.randint(1, 7))
+
+    def commit(self) -> None:
+        if self.world.commits:
+            self.world.commit()
+
+    def read(self) -> None:
+        if self.world.reads:
+            self.world.read()
+
+    def answer(self) -> None:
+        if self.world.answers:
+            self.world.answer()
+
+    def hear(self) -> None:
+        node = self.some()
+        if self.world.hands[node].up:
+            self.world.hear_worker(node)
+
+    def obey(self) -> None:
+        node = self.some()
+        if self.world.hands[node].down:
+            self.world.hear_dispatcher(node)
+
+    def finish(self) -> None:
+        node = self.some()
+        if self.world.hands[node].here:
+            weights = [8, 2, 1, 1, 1]
+            self.world.finish(node, self.dice.choices(ENDS, weights)[0])
+
+    def cancel(self) -> None:
+        tasks = [t for t, record in self.world.durable.items() if record.spec]
+        if tasks:
+            self.world.cancel(
+                self.dice.choice(tasks[-12:]), force=self.dice.random() < 0.5
+            )
+
+    def cut(self) -> None:
+        self.world.cut(self.dice.choice([NodeId("b"), NodeId("c")]))
+
+    def link(self) -> None:
+        self.world.link(self.some())
+
+    def beat(self) -> None:
+        self.world.beat(self.some())
+
+    def advance(self) -> None:
+        self.world.advance(self.dice.choice([0.01, 0.1, 0.3, 1.0, 6.0]))
+
+    def reign(self) -> None:
+        self.world.reign()
+
+    def absorb(self) -> None:
+        self.world.absorb()
+
+
+@pytest.mark.parametrize("seed", range(SEEDS))
+def test_whatever_happens_every_accepted_task_ends_and_none_runs_after_its_end(
+    seed: int,
+) -> None:
+    """The world itself says no to double runs and early acknowledgements."""
+    walk = Walk(seed)
+
+    walk.go()
+    walk.world.calm_down()
+
+    world = walk.world
+    assert all(world.durable[task].state.is_final for task in world.accepted)
+    assert all(world.durable[task].cancelled_by for task in world.cancelled)
+    assert world.dispatch._queue.tasks == {}
+    assert world.dispatch._queue.queued == 0
