@@ -153,6 +153,8 @@ class Gate:
         headers.update(_UNCACHED)
         headers.update(guards.cors_headers(seen.origin))
         headers["Server"] = _SERVER_NAME
+        if self._parts.waits.is_closing:
+            response.force_close()
 
     def note(self, request: web.BaseRequest, response: web.StreamResponse) -> None:
         """Tell the log, and forget the request."""

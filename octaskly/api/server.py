@@ -45,6 +45,7 @@ _TLS_HANDSHAKE_S = 5.0
 _TLS_SHUTDOWN_S = 1.0
 _LINGER_S = 1.0
 _BACKLOG = 256
+_DRAIN_S = 0.2
 
 ROUTES = (*tasks.ROUTES, *outputs.ROUTES, *nodes.ROUTES)
 
@@ -265,6 +266,10 @@ class ApiServer:
         if self._socket_path is not None:
             self._socket_path.unlink(missing_ok=True)
         self._waits.close()
+        if self._runner.server is not None and self._runner.server.connections:
+            # Answers now say `Connection: close`. Cutting kept connections at once
+            # would lose the request that a client is just sending on one.
+            await asyncio.sleep(_DRAIN_S)
         await self._runner.cleanup()
         await self._forwarder.close()
 

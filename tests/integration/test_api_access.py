@@ -469,6 +469,28 @@ async def test_close_lets_requests_in_flight_finish() -> None:
     assert polled.result().json["status"] == "queued"
 
 
+async def test_closing_says_so_on_connections_that_are_kept(node: ApiNode) -> None:
+    """A client on a kept connection gets its answer, and the word that it was the last.
+
+    Cut without a word, it could not know whether its request was carried out.
+    """
+    reader, writer = await asyncio.open_connection("127.0.0.1", node.port)
+    one = b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n"
+    writer.write(one)
+    await reader.readuntil(b"}")
+
+    async with asyncio.TaskGroup() as group:
+        closing = group.create_task(node.server.close())
+        await until(lambda: node.server._waits.is_closing)
+        writer.write(one)
+        answer = parse(await reader.read())
+        await closing
+    writer.close()
+
+    assert answer.status == 200
+    assert answer.headers["connection"] == "close"
+
+
 async def test_served_requests_are_told_to_the_log(node: ApiNode) -> None:
     """Who asked what, how it went, in one plain line."""
     await node.ask("GET", "/api/v1/tasks?limit=1%0A", headers=ADMIN)
