@@ -6,8 +6,10 @@ the second leaves it alone.
 
 from __future__ import annotations
 
+import contextlib
+import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 import click
@@ -65,17 +67,36 @@ def run(
     )
     try:
         with choice.client() as client:
-            [accepted] = client.submit([task_draft], idempotency_key=idempotency_key)
-            return _follow(client, accepted.id, as_json=as_json)
+            with _interrupt_noted() as noted:
+                [task] = client.submit([task_draft], idempotency_key=idempotency_key)
+            return _follow(client, task.id, as_json=as_json, is_cancelled=bool(noted))
     except OctasklyError as error:
         code = report(error)
         return code if code in _OWN_CODES else EXIT_OCTASKLY_FAILED
 
 
-def _follow(client: Client, ref: str, *, as_json: bool) -> int:
+@contextlib.contextmanager
+def _interrupt_noted() -> Iterator[list[int]]:
+    """Put off the first Ctrl-C: only the answer says which task to cancel."""
+    noted: list[int] = []
+
+    def on_interrupt(number: int, _frame: object) -> None:
+        if noted:
+            raise KeyboardInterrupt
+        noted.append(number)
+
+    previous = signal.signal(signal.SIGINT, on_interrupt)
+    try:
+        yield noted
+    finally:
+        signal.signal(signal.SIGINT, previous)
+
+
+def _follow(client: Client, ref: str, *, as_json: bool, is_cancelled: bool) -> int:
     """Wait for the end of a task through Ctrl-C and lost connections; report it."""
     task: Task | None = None
-    is_cancelled = False
+    if is_cancelled:
+        note(f"cancelling {ref}; Ctrl-C again to stop waiting for it")
     while task is None:
         try:
             if is_cancelled:

@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -183,6 +184,29 @@ def test_first_interrupt_cancels_the_task_and_waits(
     assert b"cancelling task-001-00000001" in stderr
     [task] = api.tasks.values()
     assert task["status"] == "cancelled"
+
+
+def test_interrupt_before_the_answer_cancels_too(
+    api: Api, environ: dict[str, str]
+) -> None:
+    """The task may run before its id has come back; it must not be left behind."""
+    may_answer = threading.Event()
+
+    def hold(method: str, _path: str) -> None:
+        if method == "POST":
+            may_answer.wait(20)
+
+    api.refuse = hold
+    process = start(environ, "sleep 60")
+    wait_until_asked(api, "POST")
+
+    process.send_signal(signal.SIGINT)
+    may_answer.set()
+    _, stderr = process.communicate(timeout=20)
+
+    assert process.returncode == 130
+    assert b"cancelling task-001-00000001" in stderr
+    assert [task["status"] for task in api.tasks.values()] == ["cancelled"]
 
 
 def test_second_interrupt_leaves_and_says_where_to_look(
