@@ -63,16 +63,16 @@ class Kin:
         adopted = self._adopted()
         processes = tree.table()
         roots = {pid for pid in adopted if self._owner(pid, child)[0] == child.pid}
-        roots |= {child.pid} | tree.in_session(processes, child.pid)
+        roots |= tree.in_session(processes, child.pid)
         if child.group is not None:
             roots |= child.group.pids()
-        for pid in tree.below(processes, roots):
+        for pid in tree.below(processes, [child.pid, *roots]):
             tree.signal_process(processes[pid], number)
 
     def end_all(self) -> None:
         """Send SIGKILL to all that is below the launcher."""
         processes = tree.table()
-        for pid in tree.below(processes, {os.getpid()}) - {os.getpid()}:
+        for pid in tree.below(processes, [os.getpid()])[1:]:
             tree.signal_process(processes[pid], signal.SIGKILL)
 
     def _adopted(self) -> set[int]:

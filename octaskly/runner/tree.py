@@ -20,6 +20,8 @@ from __future__ import annotations
 import os
 import signal
 import time
+from collections import deque
+from collections.abc import Iterable
 from contextlib import suppress
 
 PR_SET_CHILD_SUBREAPER = 36
@@ -101,19 +103,22 @@ def children_of(pid: int) -> set[int]:
     return {process.pid for process in table().values() if process.parent == pid}
 
 
-def below(processes: dict[int, Process], roots: set[int]) -> set[int]:
-    """Return the roots that exist and all their descendants."""
+def below(processes: dict[int, Process], roots: Iterable[int]) -> list[int]:
+    """Return the roots that exist and all their descendants, parents first.
+
+    A parent that hears of the end before its children do can still clean up.
+    """
     offspring: dict[int, list[int]] = {}
     for process in processes.values():
         offspring.setdefault(process.parent, []).append(process.pid)
-    found: set[int] = set()
-    ahead = [pid for pid in roots if pid in processes]
+    found: dict[int, None] = {}
+    ahead = deque(pid for pid in roots if pid in processes)
     while ahead:
-        pid = ahead.pop()
+        pid = ahead.popleft()
         if pid not in found:
-            found.add(pid)
+            found[pid] = None
             ahead.extend(offspring.get(pid, ()))
-    return found
+    return list(found)
 
 
 def in_session(processes: dict[int, Process], session: int) -> set[int]:
