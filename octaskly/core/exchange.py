@@ -6,6 +6,8 @@ last PULL of a series shows the peer what this node holds by then.
 
 from __future__ import annotations
 
+from collections.abc import Container
+
 from octaskly.core.effects import Effect, Send
 from octaskly.core.journal import Journal
 from octaskly.core.messages import Entries, Pull
@@ -19,6 +21,7 @@ class Exchange:
     def __init__(self, journal: Journal) -> None:
         self._journal = journal
         self._asked: set[NodeId] = set()
+        self._has_news = False
 
     def want(self, peer: NodeId, vector: Holdings) -> list[Effect]:
         """Ask the peer for what `vector` counts beyond this node's own."""
@@ -30,18 +33,31 @@ class Exchange:
         """Ask the peer for more, which also shows it what this node holds."""
         return [] if peer in self._asked else self._pull(peer)
 
-    def on_entries(self, peer: NodeId, message: Entries) -> tuple[list[Effect], bool]:
-        """Take entries in; return the effects and whether anything was new.
+    def on_entries(self, peer: NodeId, message: Entries) -> list[Effect]:
+        """Take entries in, and ask for more.
 
         Only an empty answer ends the series. One that brings nothing new does not:
         another peer may have brought the same meanwhile, and more may follow.
         """
         self._asked.discard(peer)
         if not message.entries:
-            return [], False
+            return []
         append = self._journal.absorb(message.entries, message.epochs)
-        effects: list[Effect] = [] if append is None else [append]
-        return effects + self._pull(peer), append is not None
+        if append is None:
+            return self._pull(peer)
+        self._has_news = True
+        return [append, *self._pull(peer)]
+
+    def take_news(self, connected: Container[NodeId]) -> bool:
+        """Return once whether entries came in, as soon as nobody owes an answer.
+
+        Before that a task may seem to wait only because its end is still to come.
+        """
+        self._asked = {peer for peer in self._asked if peer in connected}
+        if not self._has_news or self._asked:
+            return False
+        self._has_news = False
+        return True
 
     def forget(self, peer: NodeId) -> None:
         """The link is gone, and the question with it."""

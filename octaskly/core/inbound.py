@@ -120,16 +120,22 @@ class Inbound:
 
     def _on_entries(self, peer: NodeId, message: Entries, now: Moment) -> list[Effect]:
         machines = self._machines
-        effects, is_fresh = machines.exchange.on_entries(peer, message)
-        if is_fresh:
-            machines.dispatch.raise_sequence(highest_sequence(message.entries))
-            machines.journal.after(self._on_durable)
+        effects = machines.exchange.on_entries(peer, message)
+        machines.dispatch.raise_sequence(highest_sequence(message.entries))
         return effects + machines.election.on_absorbed(now)
 
+    def on_quiet(self, now: Moment) -> list[Effect]:
+        """Let the queue be read afresh once all entries of others are on disk."""
+        machines = self._machines
+        if not machines.exchange.take_news(machines.members.peers):
+            return []
+        if machines.journal.is_settled:
+            return self._on_durable(now)
+        machines.journal.after(self._on_durable)
+        return []
+
     def _on_durable(self, now: Moment) -> list[Effect]:
-        """Entries of others are on disk, where the queue can be read afresh."""
-        dispatch = self._machines.dispatch
-        return dispatch.on_absorbed(now) if dispatch.is_reigning else []
+        return self._machines.dispatch.on_absorbed(now)
 
     def _on_roster(self, peer: NodeId, roster: Roster) -> list[Effect]:
         machines = self._machines

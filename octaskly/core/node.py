@@ -152,6 +152,7 @@ class Node:
         effects = self._on_clock(now)
         effects += self._on_due(now)
         effects += self._handle(event, now)
+        effects += self._inbound.on_quiet(now)
         effects += self._departure.on_time(now)
         return self._conclude(effects, now)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from octaskly.core.model import AttemptState, NodeId, StreamId, TaskState
-from tests.simulation.world import Machine, World
+from tests.simulation.world import Machine, Started, World
 
 
 class Watch:
@@ -121,6 +121,16 @@ def acknowledged_results_are_present(world: World) -> None:
         record = records.get(task)
         states = [a.state for a in record.attempts if a.id == attempt] if record else []
         assert states == [reported], f"{task} {attempt}: {states}, not {reported}"
+
+
+def nothing_runs_twice(world: World) -> None:
+    """I9: where only the dispatcher died, no task of a survivor is started again."""
+    first: dict[str, Started] = {}
+    for started in world.started:
+        earlier = first.setdefault(started.task, started)
+        if earlier is started or earlier.node in world.died:
+            continue
+        raise AssertionError(f"started twice: {earlier} and {started}")
 
 
 def unfinished(world: World) -> list[str]:

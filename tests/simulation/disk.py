@@ -7,7 +7,7 @@ reads see what is committed.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 from octaskly.core.effects import Append, Save
 from octaskly.core.events import Advert, Loaded, Saved
@@ -44,15 +44,13 @@ class Disk:
     terms_seen: list[int] = field(default_factory=list)  #: one for each `Save`
     waiting: list[tuple[int | None, Write]] = field(default_factory=list)
     hlc: int = 0
-    forgets_term: bool = False  #: a planted bug: terms are kept in memory only
-    resumes_stream: bool = False  #: a planted bug, see `mutants`
 
     def saved(self) -> Saved:
         """Return what a node is told at its start."""
         entries = [entry for log in self.streams.values() for entry in log]
         return Saved(
-            term=0 if self.forgets_term else self.term,
-            epoch=NO_EPOCH if self.forgets_term else self.epoch,
+            term=self.term,
+            epoch=self.epoch,
             vector=self.vector(),
             hlc=self.hlc,
             sequence=highest_sequence(tuple(entries)),
@@ -178,7 +176,3 @@ class Disk:
             for entry in log
             if isinstance(entry.fact, Submitted)
         }
-
-    def copy(self) -> Disk:
-        """Return what a restart finds."""
-        return replace(self, waiting=[])

@@ -47,16 +47,17 @@ def volatile_term(patch: pytest.MonkeyPatch) -> None:
 
 def discard_the_losers_tail(patch: pytest.MonkeyPatch) -> None:
     """Who loses a comparison is not asked for what it accepted (Redis Sentinel)."""
-    patch.setattr(Exchange, "ask", lambda self, peer: [])
+    patch.setattr(Exchange, "ask", lambda *_: [])
 
 
 def stop_pulling_early(patch: pytest.MonkeyPatch) -> None:
     """Only the first part of a peer's entries is taken."""
     real = Exchange.on_entries
 
-    def once(self: Exchange, peer: NodeId, message: Any) -> tuple[list[Effect], bool]:
-        effects, is_fresh = real(self, peer, message)
-        return [e for e in effects if not isinstance(e, Send)], is_fresh
+    def once(self: Exchange, peer: NodeId, message: Any) -> list[Effect]:
+        effects = real(self, peer, message)
+        self._asked.discard(peer)
+        return [e for e in effects if not isinstance(e, Send)]
 
     patch.setattr(Exchange, "on_entries", once)
 
@@ -97,7 +98,7 @@ def stream_resumed_after_restart(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Phases, "_take_over", unchecked)
 
 
-def _before_the_disk(kind: type[Append] | type[Save]) -> Plant:
+def _before_the_disk(kind: type[Append | Save]) -> Plant:
     def plant(patch: pytest.MonkeyPatch) -> None:
         step = Node.step
 
@@ -150,12 +151,12 @@ def no_epoch_check_in_worker(patch: pytest.MonkeyPatch) -> None:
         return real(self, sender, message, now)
 
     patch.setattr(Worker, "on_dispatch", trusting)
-    patch.setattr(Inbound, "_is_stale", lambda self, epoch: False)
+    patch.setattr(Inbound, "_is_stale", lambda *_: False)
 
 
 def never_step_down(patch: pytest.MonkeyPatch) -> None:
     """A dispatcher goes on, whatever it hears of others."""
-    patch.setattr(Phases, "_yield", lambda self, winner, reason, now: [])
+    patch.setattr(Phases, "_yield", lambda *_: [])
     real = Phases._follow
 
     def stubborn(self: Phases, *claim: Any) -> list[Effect]:
@@ -166,8 +167,8 @@ def never_step_down(patch: pytest.MonkeyPatch) -> None:
 
 def never_redial(patch: pytest.MonkeyPatch) -> None:
     """Nobody looks for peers that were lost (serf, zeroconf)."""
-    patch.setattr(Membership, "on_time", lambda self, now: [])
-    patch.setattr(Membership, "redial_all", lambda self, now: [])
+    patch.setattr(Membership, "on_time", lambda *_: [])
+    patch.setattr(Membership, "redial_all", lambda *_: [])
     patch.setattr(Membership, "on_seen", _only_first(Membership.on_seen))
 
 
@@ -187,16 +188,16 @@ def _only_first(real: Any) -> Any:
 
 def absorbed_tasks_are_not_queued(patch: pytest.MonkeyPatch) -> None:
     """The winner of a comparison keeps the loser's tasks, but never runs them."""
-    patch.setattr(Inbound, "_on_durable", lambda self, now: [])
+    patch.setattr(Inbound, "_on_durable", lambda *_: [])
 
 
 def follow_the_stale(patch: pytest.MonkeyPatch) -> None:
     """A claim of an epoch that is over is followed."""
-    patch.setattr(Phases, "_bound", lambda self: NO_EPOCH)
+    patch.setattr(Phases, "_bound", lambda *_: NO_EPOCH)
     patch.setattr(
         Election,
         "on_heartbeat",
-        lambda self, peer, epoch, now: [],
+        lambda *_: [],
     )
 
 

@@ -127,8 +127,20 @@ class Network:
             if link is not None and dialler in link.ends:
                 return
         self._dialling.add(key)
+        life = self._world.machines[dialler].life
+        self._world.at(self._delay_s(), lambda: self._knock(key, node, addresses, life))
+
+    def _knock(
+        self,
+        key: Pair,
+        node: NodeId | None,
+        addresses: tuple[Address, ...],
+        life: int,
+    ) -> None:
+        """The dial reaches the other machine, or what is left of it."""
+        dialler, target = key
         machine = self._world.machines[dialler]
-        life = machine.life
+        other = self._world.machines.get(target)
 
         def fail(*, was_refused: bool) -> None:
             self._dialling.discard(key)
@@ -136,23 +148,16 @@ class Network:
                 event = DialFailed(node, addresses, was_refused)
                 self._world.feed(machine, event)
 
-        def arrive() -> None:
-            other = None if target is None else self._world.machines[target]
-            if machine.life != life:
-                self._dialling.discard(key)
-                return
-            if target is None or other is None or self.is_cut(dialler, target):
-                wait_s = self._world.random.uniform(0.3, 2.0)
-                self._world.at(wait_s, lambda: fail(was_refused=False))
-            elif other.node is None:
-                fail(was_refused=True)
-            elif other.is_paused or machine.is_paused:
-                wait_s = self._world.random.uniform(0.3, 2.0)
-                self._world.at(wait_s, lambda: fail(was_refused=False))
-            else:
-                self._shake_hands(dialler, target, key)
-
-        self._world.at(self._delay_s(), arrive)
+        is_mute = other is None or other.is_paused or machine.is_paused
+        if machine.life != life:
+            self._dialling.discard(key)
+        elif other is None or is_mute or self.is_cut(dialler, target):
+            wait_s = self._world.random.uniform(0.3, 2.0)
+            self._world.at(wait_s, lambda: fail(was_refused=False))
+        elif other.node is None:
+            fail(was_refused=True)
+        else:
+            self._shake_hands(dialler, target, key)
 
     def disconnect(self, node: NodeId, peer: NodeId, reason: str) -> None:
         """Close one end; the other hears the reason if it can."""

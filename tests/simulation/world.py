@@ -145,6 +145,7 @@ class World:
         self.refused = 0
         self.cancelled: set[TaskId] = set()
         self.started: list[Started] = []
+        self.died: set[NodeId] = set()  #: machines whose process ended unasked
         self.reported: dict[tuple[TaskId, AttemptId], AttemptState] = {}
         self.acknowledged: set[tuple[TaskId, AttemptId]] = set()
         self.steps = 0
@@ -220,6 +221,8 @@ class World:
         if machine.node is None:
             return
         machine.node = None
+        if not machine.has_stopped:
+            self.died.add(node_id)
         machine.life += 1
         machine.is_paused = False
         machine.held.clear()
@@ -342,8 +345,6 @@ class World:
                 self._run(machine, node, items)
             case Stop(items):
                 self._kill(machine, items)
-            case Note():
-                machine.notes.append((self.time_s, effect))
             case Stopped():
                 machine.has_stopped = True
                 self.at(0.0, lambda: self.crash(machine.id))
@@ -353,6 +354,8 @@ class World:
     def _perform_store(self, machine: Machine, effect: Effect) -> None:
         disk = machine.disk
         match effect:
+            case Note():
+                machine.notes.append((self.time_s, effect))
             case ServePull(peer, vector):
                 self.later(
                     machine,
@@ -462,9 +465,7 @@ class World:
             machine.running[key] = spec
             life = machine.life
 
-            def end(
-                key: tuple[TaskId, AttemptId] = key, life: int = life
-            ) -> None:
+            def end(key: tuple[TaskId, AttemptId] = key, life: int = life) -> None:
                 # A command ends whether or not its agent is paused.
                 if machine.life == life and machine.running.pop(key, None):
                     self._ended(machine, key, AttemptState.OK, Reason.EXIT)
@@ -482,13 +483,14 @@ class World:
                 item for item in machine.waiting if (item[1].id, item[0]) != key
             ]
             if found or len(machine.waiting) < before:
-                state, reason = AttemptState.CANCELLED, Reason.CANCELLED
-                self.later(
-                    machine,
-                    0.01,
-                    lambda k=key: self._ended(machine, k, state, reason),  # type: ignore[misc]
-                )
+                self.later(machine, 0.01, self._killer(machine, key))
         self._fill(machine)
+
+    def _killer(
+        self, machine: Machine, key: tuple[TaskId, AttemptId]
+    ) -> Callable[[], None]:
+        state, reason = AttemptState.CANCELLED, Reason.CANCELLED
+        return lambda: self._ended(machine, key, state, reason)
 
     def _ended(
         self,
