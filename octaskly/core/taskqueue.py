@@ -168,13 +168,14 @@ class TaskQueue:
     def refill(self) -> list[Effect]:
         """Read what is out of date, and more when the window is below half."""
         effects: list[Effect] = []
+        if self._reading is None:
+            self._drop_shadows()
         if self._is_live_dirty and not self._live_reads:
             self._is_live_dirty = False
             self._live_reads += 1
             effects.append(LoadLive())
         if self._reading is not None:
             return effects
-        self._drop_shadows()
         if self._is_dirty:
             self._restart()
         if self._has_more and self.queued <= self._window_tasks // 2:
@@ -373,7 +374,7 @@ class TaskQueue:
             return  # Of an earlier reign.
         del self.tasks[task_id]
         if task.final is None:
-            self._is_dirty = True
+            self.reread()
             return
         self._finals[task_id] = None
         if len(self._finals) > self._window_tasks:
