@@ -309,16 +309,13 @@ class Election(Phases):
 
     def on_claim_ok(self, peer: NodeId, message: ClaimOk, now: Moment) -> list[Effect]:
         """A peer follows this reign; take over what only it holds."""
-        reign, view = self.reign, self._members.peers.get(peer)
+        reign = self.reign
         if self.phase is Phase.YIELDING and peer == self._winner:
             # Each has given way to the other; this one heard of it first.
             return self._take_over("the winner gave way", now)
-        if reign is None or view is None or message.epoch != reign.epoch:
+        if reign is None or message.epoch != reign.epoch:
             return []
-        view.has_roster = view.has_roster and view.follows == reign.epoch
-        view.follows = reign.epoch
-        view.dispatcher = self._info.id
-        view.vector = dict(message.vector)
+        self._members.confirm(peer, reign.epoch, message.vector)
         return self._exchange.ask(peer)
 
     def on_claim_no(self, peer: NodeId, message: ClaimNo, now: Moment) -> list[Effect]:

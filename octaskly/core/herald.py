@@ -25,6 +25,7 @@ class Herald:
         self._worker = machines.worker
         self._name = name  #: by which the mesh knows this node
         self._published: tuple[object, ...] = ()
+        self._spread_changes = -1  #: of the members, when all had the roster
 
     def on_change(self, load: LoadSample, now: Moment) -> list[Effect]:
         """Tell what is new since the last call, if anything is."""
@@ -49,6 +50,9 @@ class Herald:
         new = self._registry.build(
             epoch, self._line(load), self._members, self._dispatch.outstanding, now
         )
+        if new is None and self._members.changes == self._spread_changes:
+            return []
+        self._spread_changes = self._members.changes
         roster = self._registry.roster
         assert roster is not None, "the first build of a reign is never put off"
         effects: list[Effect] = []

@@ -6,6 +6,7 @@ not judge a dispatcher's silence (`suspicion`), nor give names (`roster`).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
@@ -56,6 +57,10 @@ class PeerView:
         return standing(self.info, log_size(self.vector.items()), uptime_s)
 
 
+Held = tuple[StreamId, int]
+"""One line of a vector."""
+
+
 @dataclass(slots=True)
 class _Hint:
     """One place to dial; `since_s` is when it was heard of or lost."""
@@ -76,6 +81,8 @@ class Membership:
         self._hints: dict[NodeId | Address, _Hint] = {}
         self._saved = saved.peers
         self.is_redialling = True  #: attached nodes leave it to the dispatcher
+        self.changes = 0  #: grows when peers come, go or begin to follow
+        self._due_s: float | None = None  #: the next dial; None: to be found
 
     @property
     def is_alone(self) -> bool:
@@ -106,6 +113,7 @@ class Membership:
             dispatcher=hello.dispatcher,
             vector=dict(hello.vector),
         )
+        self._changed()
         self._hints.pop(event.address, None)
         self._learn(event.peer, addresses, now)
         return [Remember(event.peer, hello.node.name, addresses)]
@@ -113,6 +121,7 @@ class Membership:
     def on_peer_down(self, peer: NodeId, now: Moment) -> PeerView | None:
         """A link ended; return what was known, None if it was not connected."""
         view = self.peers.pop(peer, None)
+        self._changed()
         hint = self._hints.get(peer)
         if hint is not None:
             hint.since_s = now.mono_s
@@ -132,6 +141,16 @@ class Membership:
             return False
         view.frame_s = now.mono_s
         return True
+
+    def confirm(self, peer: NodeId, epoch: Epoch, vector: Iterable[Held]) -> None:
+        """A connected peer follows this node's reign."""
+        view = self.peers[peer]
+        if view.follows != epoch:
+            view.follows = epoch
+            view.has_roster = False
+        view.dispatcher = self._me
+        view.vector = dict(vector)
+        self._changed()
 
     def age_s(self, node: NodeId, now: Moment) -> float | None:
         """Return the age of the last frame; None without a link."""
@@ -192,6 +211,7 @@ class Membership:
             hint = None if key is None else self._hints.get(key)
             if hint is not None:
                 hint.next_s = max(hint.next_s, now.mono_s + _pause_s(hint, now))
+                self._due_s = None
 
     def redial_all(self, now: Moment) -> list[Effect]:
         """Dial every hint that leads to no connected peer."""
@@ -202,7 +222,8 @@ class Membership:
 
     def on_time(self, now: Moment) -> list[Effect]:
         """Dial the hints that are due, forget those that are too old."""
-        if not self.is_redialling:
+        due_s = self.deadline()
+        if due_s is None or now.mono_s < due_s:
             return []
         effects: list[Effect] = []
         for key, hint in tuple(self._hints.items()):
@@ -210,6 +231,7 @@ class Membership:
                 continue
             if now.mono_s - hint.since_s > FORGET_S:
                 del self._hints[key]
+                self._due_s = None
                 continue
             effects += self._dial(hint, now)
         return effects
@@ -218,13 +240,21 @@ class Membership:
         """Return when the next dial is due."""
         if not self.is_redialling:
             return None
-        due = [h.next_s for h in self._hints.values() if h.node not in self.peers]
-        return min(due, default=None)
+        if self._due_s is None:
+            hints = self._hints.values()
+            due = (hint.next_s for hint in hints if hint.node not in self.peers)
+            self._due_s = min(due, default=math.inf)
+        return self._due_s
+
+    def _changed(self) -> None:
+        self.changes += 1
+        self._due_s = None
 
     def _dial(self, hint: _Hint, now: Moment) -> list[Effect]:
         if hint.node is not None and hint.node in self.peers:
             return []
         hint.next_s = now.mono_s + _pause_s(hint, now)
+        self._due_s = None
         return [Dial(hint.node, hint.addresses)]
 
     def _learn(
@@ -238,6 +268,7 @@ class Membership:
         if hint is None:
             hint = _Hint(node, addresses[:ADDRESSES_MAX], now.mono_s, now.mono_s)
             self._hints[key] = hint
+            self._due_s = None
             self._bound()
         else:
             hint.addresses = _joined(addresses, hint.addresses)

@@ -190,25 +190,21 @@ class Node:
         effects += self._dispatch.on_time(now)
         effects += self._worker.on_time(now)
         if self.is_dispatcher:
-            effects += self._judge_followers(now)
-            effects += self._beat_myself(now)
+            effects += self._look_after_followers(now)
         return effects
 
-    def _judge_followers(self, now: Moment) -> list[Effect]:
-        """Give up followers that are silent for too long."""
-        effects: list[Effect] = []
+    def _look_after_followers(self, now: Moment) -> list[Effect]:
+        """At each heartbeat, judge the followers, this node's own worker included."""
+        if now.mono_s < self._own_beat_s or self._reign is None:
+            return []
+        timing = self._settings.timing
+        self._own_beat_s = now.mono_s + timing.heartbeat_s
+        effects = self._dispatch.on_heartbeat_ok(self._me, self._health(now), now)
         for peer, view in tuple(self._members.followers(self.epoch)):
-            if now.mono_s - view.frame_s >= self._settings.timing.lost_s:
+            if now.mono_s - view.frame_s >= timing.lost_s:
                 effects += self._members.disconnect(peer, "silent", now)
                 effects += self._lose(peer, "silent", now, is_worker=view.is_worker)
         return effects
-
-    def _beat_myself(self, now: Moment) -> list[Effect]:
-        """Tell dispatch how this node's own worker is, as a follower would."""
-        if now.mono_s < self._own_beat_s or self._reign is None:
-            return []
-        self._own_beat_s = now.mono_s + self._settings.timing.heartbeat_s
-        return self._dispatch.on_heartbeat_ok(self._me, self._health(now), now)
 
     def _health(self, now: Moment) -> HeartbeatOk:
         worker = self._worker
