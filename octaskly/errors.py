@@ -21,6 +21,7 @@
     ├── TrustError               a secret, certificate or token is not acceptable
     ├── PermissionDenied         the principal may not do that
     └── StoreError
+        ├── StoreUnusable        another process has the file, or it is read-only
         ├── StoreCorrupt         the file is damaged, or newer than this program
         └── StoreFull            the disk has no room
 
@@ -123,6 +124,10 @@ class PermissionDenied(OctasklyError):
 
 class StoreError(OctasklyError):
     """The database cannot do what was asked."""
+
+
+class StoreUnusable(StoreError, ConfigError):
+    """The database cannot be opened, locked or moved; exit 78 at the start."""
 
 
 class StoreCorrupt(StoreError, ConfigError):

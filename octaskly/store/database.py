@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Final
 from urllib.parse import quote
 
-from octaskly.errors import StoreCorrupt, StoreError, StoreFull
+from octaskly.errors import StoreCorrupt, StoreError, StoreFull, StoreUnusable
 from octaskly.store.schema import APPLICATION_ID, MIGRATIONS, VERSION
 
 SCAN_BYTES_MAX: Final = 200 << 20
@@ -36,11 +36,11 @@ def translated(path: Path, error: sqlite3.Error) -> StoreError:
     if code == sqlite3.SQLITE_FULL or (code == sqlite3.SQLITE_IOERR and _is_full(path)):
         return StoreFull(f"{path}: the disk is full", hint="free some space")
     if code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
-        return StoreError(
+        return StoreUnusable(
             f"{path} is locked by another program", hint="close what has it open"
         )
     if code == sqlite3.SQLITE_READONLY:
-        return StoreError(
+        return StoreUnusable(
             f"{path} cannot be written: {error}", hint="check owner and permissions"
         )
     return StoreError(f"{path}: {error}")
@@ -73,7 +73,7 @@ class Lock:
         except BlockingIOError:
             holder = os.pread(fd, 20, 0).decode("ascii", "replace").strip()
             os.close(fd)
-            raise StoreError(
+            raise StoreUnusable(
                 f"{path} is in use by process {holder or 'unknown'}",
                 hint="stop that agent, or choose another --name or --state-dir",
             ) from None
@@ -90,7 +90,7 @@ def open_writer(path: Path) -> sqlite3.Connection:
 
     Raises:
         StoreCorrupt: it is damaged, foreign or newer; nothing was written.
-        StoreError: it cannot be opened or written.
+        StoreUnusable: it cannot be opened or written.
     """
     try:
         if path.exists() and path.stat().st_size:
@@ -111,7 +111,7 @@ def move_aside(path: Path, suffix: str) -> tuple[Path, ...]:
     """Rename the database to `<name>.<suffix>`, with its log; return the new names.
 
     Raises:
-        StoreError: an agent uses it, or it cannot be renamed.
+        StoreUnusable: an agent uses it, or it cannot be renamed.
     """
     lock = Lock(path)
     moved = []
@@ -120,12 +120,12 @@ def move_aside(path: Path, suffix: str) -> tuple[Path, ...]:
             source = path.with_name(path.name + part)
             target = path.with_name(f"{path.name}.{suffix}{part}")
             if target.exists():
-                raise StoreError(f"{target} exists already")
+                raise StoreUnusable(f"{target} exists already")
             if source.exists():
                 source.rename(target)
                 moved.append(target)
     except OSError as error:
-        raise StoreError(f"{path} cannot be moved: {error.strerror}") from error
+        raise StoreUnusable(f"{path} cannot be moved: {error.strerror}") from error
     finally:
         lock.release()
     return tuple(moved)
@@ -134,7 +134,7 @@ def move_aside(path: Path, suffix: str) -> tuple[Path, ...]:
 def _unusable(path: Path, error: OSError) -> StoreError:
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return StoreFull(f"{path}: the disk is full", hint="free some space")
-    return StoreError(
+    return StoreUnusable(
         f"{path} cannot be used: {error.strerror}",
         hint="check owner and permissions of the state folder",
     )
@@ -211,7 +211,7 @@ def _examine(connection: sqlite3.Connection, path: Path) -> None:
 
 def _prepare_writer(connection: sqlite3.Connection, path: Path) -> None:
     if connection.execute("PRAGMA journal_mode=WAL").fetchone() != ("wal",):
-        raise StoreError(
+        raise StoreUnusable(
             f"{path}: this file system cannot keep a write-ahead log",
             hint="put the state folder on a local disk",
         )

@@ -91,7 +91,8 @@ class Store:
 
         Raises:
             StoreCorrupt: damaged, foreign, or written by a newer version; untouched.
-            StoreError: it cannot be opened, or another process has it.
+            StoreUnusable: it cannot be opened, or another process has it.
+            StoreFull: the disk has no room.
         """
         assert self._writer is None
         lock = Lock(self._path)

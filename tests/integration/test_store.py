@@ -19,7 +19,7 @@ import pytest
 
 from octaskly.core.facts import Fact
 from octaskly.core.model import Address, NodeId, StreamId, TaskState
-from octaskly.errors import StoreCorrupt, StoreError
+from octaskly.errors import StoreCorrupt, StoreError, StoreUnusable
 from octaskly.ports import TaskQuery
 from octaskly.store import Store, move_aside
 from octaskly.store.schema import VERSION
@@ -167,6 +167,7 @@ async def test_a_second_process_is_told_who_has_the_database(tmp_path: Path) -> 
     async with opened(path):
         error = await refused(path)
 
+    assert isinstance(error, StoreUnusable)
     assert f"process {os.getpid()}" in str(error)
     assert "--name" in (error.hint or "")
     async with opened(path) as store:
@@ -258,7 +259,7 @@ async def test_a_database_that_another_program_writes_is_refused(
     await fill(path)
     with closing(sqlite3.connect(path, isolation_level=None)) as connection:
         connection.execute("BEGIN IMMEDIATE")
-        with pytest.raises(StoreError, match="locked by another program"):
+        with pytest.raises(StoreUnusable, match="locked by another program"):
             await asyncio.to_thread(kit.open_store(path).open)
 
 
