@@ -72,7 +72,7 @@ def demo(modules_max: int | None) -> None:
         with agents(folder, NAMES, workdir) as started:
             _rehearse(started, workdir, modules, started_at)
         _say("The agents are stopped; nothing is left behind.")
-    click.echo(NEXT)
+    click.echo(f"\n{NEXT}")
 
 
 def _rehearse(

@@ -147,8 +147,8 @@ def print_table(
         last = row[-1]
         line[-1] = last[: room - 1] + "…" if len(last) > room > 1 else last
         if colour and number:
-            fg = STATE_COLOURS.get(row[state_column])
-            line[state_column] = click.style(line[state_column], fg=fg)
+            if fg := STATE_COLOURS.get(row[state_column]):
+                line[state_column] = click.style(line[state_column], fg=fg)
         elif colour:
             line = [click.style(cell, bold=True) for cell in line]
         click.echo("  ".join(line).rstrip())
