@@ -13,6 +13,7 @@ import sqlite3
 import threading
 from collections import deque
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
@@ -106,9 +107,8 @@ class Writer:
             while batch := self._take():
                 if not self._persist(batch):
                     return
-            self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
-        except sqlite3.Error as error:  # Of the checkpoint; all is in the log.
-            del error
+            with suppress(sqlite3.Error):  # Not needed: all is in the log.
+                self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
         except BaseException as error:
             self._failure = f"{self._path}: the writer stopped: {error!r}"
             raise
