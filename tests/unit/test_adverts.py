@@ -40,8 +40,10 @@ def read(
     )
 
 
-def sighting(node: str, mesh: str | None = "m1") -> Sighting:
-    return Sighting(node=NodeId(node), mesh=mesh, boot="b", port=1, hosts=())
+def sighting(
+    node: str, mesh: str | None = "m1", *, port: int = 1, hosts: tuple[str, ...] = ()
+) -> Sighting:
+    return Sighting(node=NodeId(node), mesh=mesh, boot="b", port=port, hosts=hosts)
 
 
 @pytest.mark.parametrize(
@@ -164,3 +166,39 @@ def test_there_is_room_for_1024_nodes_in_sight() -> None:
 
     assert not nodes.has_room(NodeId("one-more"))
     assert nodes.has_room(NodeId("n7"))
+
+
+def test_an_address_that_many_nodes_name_is_left_out() -> None:
+    """Forged adverts must not make the mesh dial a victim a thousand times."""
+    nodes = Candidates()
+    kept = [
+        nodes.put(sighting(f"n{number}", hosts=("10.0.0.7", f"10.0.1.{number}")))
+        for number in range(6)
+    ]
+
+    assert [len(each.hosts) for each in kept] == [2, 2, 2, 2, 1, 1]
+    nodes.drop(NodeId("n0"))
+    assert nodes.put(sighting("n4", hosts=("10.0.0.7",))).hosts == ("10.0.0.7",)
+
+
+def test_one_machine_may_have_64_agents_and_any_number_on_loopback() -> None:
+    """A victim's ports are no way around the limit."""
+    nodes = Candidates()
+    kept = [
+        nodes.put(sighting(f"n{port}", port=port, hosts=("10.0.0.7", "127.0.0.1")))
+        for port in range(1, 101)
+    ]
+
+    assert sum("10.0.0.7" in each.hosts for each in kept) == 64
+    assert all("127.0.0.1" in each.hosts for each in kept)
+
+
+def test_a_node_that_is_seen_again_keeps_its_addresses() -> None:
+    """Its own former claim does not count against it."""
+    nodes = Candidates()
+    for _ in range(20):
+        kept = nodes.put(sighting("n1", hosts=("10.0.0.7",)))
+        assert kept.hosts == ("10.0.0.7",)
+    nodes.drop(NodeId("n1"))
+    assert not nodes._claims
+    assert not nodes._neighbours
