@@ -1,0 +1,470 @@
+"""The phases of one node: what it does when, with whom, and in which order."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from octaskly.core.effects import Dial, Disconnect, Effect, Note, Save, Send
+from octaskly.core.election import Election
+from octaskly.core.events import PeerUp, Saved
+from octaskly.core.exchange import Exchange
+from octaskly.core.facts import CancelAsked, Entry
+from octaskly.core.journal import Journal
+from octaskly.core.membership import Membership
+from octaskly.core.messages import (
+    Claim,
+    ClaimNo,
+    ClaimOk,
+    Heartbeat,
+    Hello,
+    Message,
+    Probe,
+    ProbeOk,
+    Pull,
+    Redirect,
+    Transfer,
+)
+from octaskly.core.model import (
+    NO_EPOCH,
+    Address,
+    Epoch,
+    Moment,
+    NodeId,
+    NodeInfo,
+    Settings,
+    StreamId,
+    TaskId,
+    Timing,
+)
+from octaskly.core.phases import Attachment, Phase
+from octaskly.core.succession import beats, covers, mint_stream, standing
+
+A, B, C, D = (NodeId(letter * 16) for letter in "abcd")
+TIMING = Timing()
+
+
+def info(node: NodeId, **changes: object) -> NodeInfo:
+    base = NodeInfo(
+        id=node,
+        boot="boot",
+        name="pi",
+        slots=2,
+        version="1.0",
+        peer_port=7878,
+        lan_port=3443,
+    )
+    return replace(base, **changes)  # type: ignore[arg-type]
+
+
+def at(seconds: float) -> Moment:
+    return Moment(seconds, 1_700_000_000_000 + int(seconds * 1000))
+
+
+class Harness:
+    """One election with the machines that it reads, and a disk that is asked."""
+
+    def __init__(self, saved: Saved | None = None, **changes: object) -> None:
+        saved = saved or Saved()
+        settings = Settings(node=info(B, **changes))
+        self.journal = Journal(saved)
+        self.members = Membership(settings, saved)
+        self.exchange = Exchange(self.journal)
+        self.election = Election(
+            settings, saved, self.journal, self.members, self.exchange
+        )
+        self.election.seek("started", at(0.0))
+        self.members.begin(at(0.0))
+
+    def meet(
+        self,
+        peer: NodeId,
+        now_s: float,
+        *,
+        epoch: Epoch = NO_EPOCH,
+        dispatcher: NodeId | None = None,
+        followers: int = 0,
+        entries: int = 0,
+        sent: Hello | None = None,
+        **changes: object,
+    ) -> list[Effect]:
+        election = self.election
+        mine = sent or Hello(
+            node=info(B), epoch=election.epoch, dispatcher=election.known_dispatcher
+        )
+        vector = ((StreamId(7), entries),) if entries else ()
+        hello = Hello(
+            node=info(peer, **changes),
+            epoch=epoch,
+            dispatcher=dispatcher,
+            followers=followers,
+            vector=vector,
+        )
+        address = Address(f"10.0.0.{ord(peer[0])}", 7878)
+        event = PeerUp(peer, mine, hello, address)
+        self.members.on_peer_up(event, at(now_s))
+        return self.election.on_peer_up(event, at(now_s))
+
+    def persist(self, now_s: float) -> list[Effect]:
+        return self.journal.persisted(self.journal.number, at(now_s))
+
+    def follow(self, now_s: float, dispatcher: NodeId = A) -> None:
+        epoch = Epoch(3, dispatcher)
+        self.meet(dispatcher, now_s, epoch=epoch, dispatcher=dispatcher)
+        self.persist(now_s)
+        assert self.election.attachment == Attachment(dispatcher, epoch, 1)
+
+    def reign(self, now_s: float) -> None:
+        self.election.on_time(at(now_s))
+        self.persist(now_s)
+        assert self.election.phase is Phase.DISPATCHER
+
+
+def sent(effects: list[Effect], peer: NodeId) -> list[Message]:
+    return [
+        m for e in effects if isinstance(e, Send) and e.peer == peer for m in e.messages
+    ]
+
+
+def notes(effects: list[Effect]) -> list[str]:
+    return [effect.event for effect in effects if isinstance(effect, Note)]
+
+
+def test_a_node_that_sees_nobody_claims_after_seven_tenths_of_a_second() -> None:
+    """§ 3.5: one machine must serve at once."""
+    world = Harness()
+
+    assert world.election.deadline() == TIMING.seek_alone_s
+    assert world.election.on_time(at(0.69)) == []
+    save, note = world.election.on_time(at(0.7))
+
+    assert isinstance(save, Save)
+    assert (save.term, save.epoch) == (1, Epoch(1, B))
+    assert note == Note(
+        "info", "claiming", (("term", 1), ("reason", "no dispatcher found"))
+    )
+
+
+def test_a_claim_is_said_only_once_it_is_durable() -> None:
+    """§ 3.4: terms are committed before any frame that depends on them."""
+    world = Harness()
+    world.meet(C, 0.1)
+
+    claiming = world.election.on_time(at(1.6))
+    assert sent(claiming, C) == []
+    assert world.election.reign is None
+
+    crowned = world.persist(1.62)
+    (claim,) = sent(crowned, C)
+    assert isinstance(claim, Claim)
+    assert claim.epoch == Epoch(1, B)
+    assert world.election.reign is not None
+
+
+def test_the_better_ranked_peer_gets_a_second_to_claim() -> None:
+    """The longer log leads; the next waits `claim_wait_s` for its claim."""
+    world = Harness()
+    world.meet(C, 0.1, entries=5)
+
+    assert world.election.on_time(at(2.0)) == []
+    assert notes(world.election.on_time(at(2.6))) == ["claiming"]
+
+
+def test_a_dispatcher_in_hello_is_followed_once_its_epoch_is_durable() -> None:
+    """A restart must not bring back a worker that obeys an older epoch."""
+    world = Harness()
+    epoch = Epoch(4, A)
+
+    effects = world.meet(A, 0.2, epoch=epoch, dispatcher=A)
+    assert [e for e in effects if isinstance(e, Save)] == [
+        Save(number=1, term=4, epoch=epoch)
+    ]
+    assert world.election.attachment is None
+
+    effects = world.persist(0.21)
+    assert sent(effects, A) == [ClaimOk(epoch, ())]
+    assert world.election.attachment == Attachment(A, epoch, 1)
+
+
+def test_a_stale_claim_is_answered_and_never_followed() -> None:
+    """§ 3.5: a deposed dispatcher learns from the answer how late it is."""
+    world = Harness(Saved(term=9, epoch=Epoch(9, C)))
+    world.meet(A, 0.2)
+
+    effects = world.election.on_claim(A, Claim(Epoch(5, A), StreamId(1), ()), at(0.3))
+
+    assert effects == [Send(A, (ClaimNo(Epoch(9, C)),))]
+    assert world.election.dispatcher is None
+
+
+def test_a_follower_names_its_dispatcher_to_a_stale_one() -> None:
+    """Two dispatchers learn of each other through a worker, too."""
+    world = Harness()
+    world.follow(0.1)
+
+    effects = world.meet(C, 0.5, epoch=Epoch(2, C), dispatcher=C)
+
+    assert sent(effects, C) == [
+        Redirect(Epoch(3, A), A, (Address(f"10.0.0.{ord('a')}", 7878),))
+    ]
+
+
+def test_a_refused_dial_after_eof_is_proof_and_the_first_successor_claims_at_once() -> (
+    None
+):
+    """A killed process is replaced in milliseconds."""
+    world = Harness()
+    world.follow(0.1)
+    world.election.successors = (B, C)
+    world.members.on_peer_down(A, at(5.0))
+
+    effects = world.election.on_peer_down(A, "eof", at(5.0))
+    assert [e.node for e in effects if isinstance(e, Dial)] == [A, C]
+    assert world.election.attachment is None
+
+    effects = world.election.on_refused(A, at(5.001))
+    assert notes(effects) == ["dispatcher lost", "claiming"]
+
+
+def test_later_successors_wait_their_turn() -> None:
+    """Claims are staggered by place in the roster."""
+    world = Harness()
+    world.follow(0.1)
+    world.election.successors = (C, D, B)
+    world.members.on_peer_down(A, at(5.0))
+    world.election.on_peer_down(A, "eof", at(5.0))
+
+    assert notes(world.election.on_refused(A, at(5.0))) == ["dispatcher lost"]
+    assert world.election.deadline() == 5.0 + 2 * TIMING.stagger_s
+    assert notes(world.election.on_time(at(5.5))) == ["claiming"]
+
+
+def test_a_silent_dispatcher_is_probed_by_a_new_link_and_through_others() -> None:
+    """A link may look alive when its host is gone."""
+    world = Harness()
+    world.follow(0.1)
+    world.meet(C, 0.2, epoch=Epoch(3, A), dispatcher=A)
+
+    assert world.election.on_time(at(1.2)) == []
+    effects = world.election.on_time(at(1.35))
+
+    assert Disconnect(A, "silent") in effects
+    assert sent(effects, C) == [Probe(A, 1.35)]
+    assert [e.node for e in effects if isinstance(e, Dial)] == [A]
+
+
+def test_nobody_claims_while_another_hears_the_dispatcher() -> None:
+    """F11: A and C cannot talk, B hears both; nothing must change."""
+    world = Harness()
+    world.follow(0.1)
+    world.meet(C, 0.2, epoch=Epoch(3, A), dispatcher=A)
+    world.election.on_time(at(1.35))
+    world.election.on_probe_ok(ProbeOk(A, 1.35, 0.2, Epoch(3, A)))
+
+    assert world.election.on_time(at(1.66)) == []
+    assert world.election.on_time(at(2.2)) == []
+    again = world.election.on_time(at(2.27))
+    assert sent(again, C) == [Probe(A, 2.27)]
+
+    assert notes(world.election.on_time(at(2.6))) == ["dispatcher lost", "claiming"]
+
+
+def test_own_slowness_gives_the_dispatcher_its_time_again() -> None:
+    """Lifeguard: who stood still must not accuse others of silence."""
+    world = Harness()
+    world.follow(0.1)
+
+    world.election.on_pause(at(1.4))
+
+    assert world.election.on_time(at(1.4)) == []
+    assert world.election.on_time(at(2.5)) == []
+    assert "dispatcher silent" in notes(world.election.on_time(at(2.61)))
+
+
+def test_a_dispatcher_that_restarted_is_not_waited_for() -> None:
+    """A reign never resumes, so its successors claim."""
+    world = Harness()
+    world.follow(0.1)
+    world.members.on_peer_down(A, at(5.0))
+    world.election.on_peer_down(A, "eof", at(5.0))
+
+    effects = world.meet(A, 5.1, epoch=Epoch(3, A))
+
+    assert notes(effects)[0] == "dispatcher lost"
+
+
+def test_of_two_dispatchers_the_one_with_fewer_followers_yields() -> None:
+    """Both compare the same two HELLOs."""
+    world = Harness()
+    world.reign(0.7)
+    mine = Hello(node=info(B), epoch=Epoch(1, B), dispatcher=B, followers=1)
+
+    effects = world.meet(
+        C, 9.0, epoch=Epoch(1, C), dispatcher=C, followers=2, sent=mine
+    )
+
+    assert notes(effects) == ["yielding"]
+    assert (world.election.phase, world.election.reign) == (Phase.YIELDING, None)
+
+
+def test_the_winner_claims_again_above_both() -> None:
+    """So that its epoch counts for every worker of either side."""
+    world = Harness()
+    world.reign(0.7)
+    mine = Hello(node=info(B), epoch=Epoch(1, B), dispatcher=B, followers=3)
+
+    effects = world.meet(
+        C, 9.0, epoch=Epoch(6, C), dispatcher=C, followers=2, sent=mine
+    )
+    assert [e.epoch for e in effects if isinstance(e, Save)] == [Epoch(7, B)]
+
+    (claim,) = sent(world.persist(9.01), C)
+    assert isinstance(claim, Claim)
+    assert claim.epoch == Epoch(7, B)
+
+
+def test_a_loser_follows_when_the_winner_holds_its_log() -> None:
+    """Nothing accepted is left behind (G2); the worker waits so long."""
+    world = Harness()
+    world.reign(0.7)
+    reign = world.election.reign
+    assert reign is not None
+    world.journal.open_stream(reign.stream)
+    world.journal.append([CancelAsked(TaskId("t"), "me")], at(1.0))
+    mine = Hello(node=info(B), epoch=Epoch(1, B), dispatcher=B)
+    world.meet(C, 9.0, epoch=Epoch(1, C), dispatcher=C, followers=2, sent=mine)
+
+    world.election.on_claim(C, Claim(Epoch(2, C), StreamId(5), ()), at(9.1))
+    effects = world.persist(9.11)
+    assert sent(effects, C) == [ClaimOk(Epoch(2, C), ((reign.stream, 1),))]
+    assert world.election.attachment is None
+
+    world.election.on_pull(C, Pull(((reign.stream, 1),)), at(9.2))
+    assert world.election.attachment == Attachment(C, Epoch(2, C), 2)
+
+
+def test_a_loser_whose_winner_vanishes_seeks_again() -> None:
+    """All steps are idempotent: the meeting may happen once more."""
+    world = Harness()
+    world.reign(0.7)
+    mine = Hello(node=info(B), epoch=Epoch(1, B), dispatcher=B)
+    world.meet(C, 9.0, epoch=Epoch(1, C), dispatcher=C, followers=2, sent=mine)
+
+    assert world.election.on_time(at(10.9)) == []
+    assert notes(world.election.on_time(at(11.0))) == ["seeking"]
+
+
+def test_a_dispatcher_rises_above_an_epoch_whose_owner_is_gone() -> None:
+    """A node that remembers a higher epoch could follow nobody else."""
+    world = Harness()
+    world.reign(0.7)
+
+    effects = world.meet(C, 2.0, epoch=Epoch(8, D))
+
+    assert [e.epoch for e in effects if isinstance(e, Save)] == [Epoch(9, B)]
+    assert world.election.reign is not None
+
+
+def test_a_dispatcher_yields_to_a_higher_epoch_at_once() -> None:
+    """G5: before its next frame."""
+    world = Harness()
+    world.reign(0.7)
+    world.meet(C, 2.0, epoch=Epoch(1, B), dispatcher=B)
+    world.election.on_claim_ok(C, ClaimOk(Epoch(1, B), ()), at(2.0))
+
+    where = (Address("10.0.0.9", 7878),)
+    effects = world.election.on_redirect(C, Redirect(Epoch(4, D), D, where), at(2.1))
+
+    assert world.election.reign is None
+    assert sent(effects, C) == [Redirect(Epoch(1, B), D, ())]
+    assert effects[-1] == Dial(D, where)
+
+
+def test_a_successor_claims_when_it_holds_what_was_handed_over() -> None:
+    """A graceful stop loses nothing and waits for nothing else."""
+    world = Harness()
+    world.follow(0.1)
+    stream = StreamId(9)
+
+    pulling = world.election.on_transfer(
+        A, Transfer(Epoch(3, A), ((stream, 1),)), at(1.0)
+    )
+    assert sent(pulling, A) == [Pull(())]
+
+    entry = Entry(stream, 1, 1, CancelAsked(TaskId("t"), "me"))
+    world.journal.absorb([entry], [(stream, Epoch(3, A))])
+    assert notes(world.election.on_absorbed(at(1.1))) == ["claiming"]
+
+
+def test_a_stopping_node_never_claims() -> None:
+    """It would only have to hand over again."""
+    world = Harness()
+    world.election.is_stopping = True
+
+    assert world.election.on_time(at(60.0)) == []
+
+
+def test_heartbeats_go_to_followers_and_claims_to_the_others() -> None:
+    """A peer that missed the claim hears it again each second."""
+    world = Harness()
+    world.reign(0.7)
+    world.meet(A, 0.8)
+    world.meet(C, 0.8)
+    world.election.on_claim_ok(C, ClaimOk(Epoch(1, B), ()), at(0.9))
+
+    effects = world.election.on_time(at(2.0))
+
+    assert sent(effects, C) == [Heartbeat(Epoch(1, B), 2.0)]
+    assert [type(message) for message in sent(effects, A)] == [Claim]
+
+
+def test_a_node_that_may_not_be_elected_comes_last() -> None:
+    """Phones hold no log for others while any other node is there."""
+    phone = standing(info(A, electable=False), 1000, 0.0)
+    plain = standing(info(C), 0, 0.0)
+
+    assert plain < phone
+
+
+def test_rank_goes_by_log_then_mains_then_age_then_id() -> None:
+    """§ 3.5, in this order."""
+    ranked = [
+        standing(info(D), 9, 0.0),
+        standing(info(C), 5, 0.0),
+        standing(info(D), 0, 1300.0),
+        standing(info(A), 0, 10.0),
+        standing(info(B), 0, 500.0),
+        standing(info(A, on_mains=False), 0, 9000.0),
+    ]
+
+    assert ranked == sorted(ranked)
+
+
+def test_two_dispatchers_always_agree_who_wins() -> None:
+    """The comparison is strict and the same from both sides."""
+    one = Hello(node=info(A), epoch=Epoch(2, A), dispatcher=A, followers=1)
+    two = Hello(node=info(B), epoch=Epoch(2, B), dispatcher=B, followers=1)
+
+    assert beats(two, one)
+    assert not beats(one, two)
+
+
+def test_streams_of_two_claims_differ() -> None:
+    """A stream is never resumed, so no two claims may share an id."""
+    streams = {
+        mint_stream(info(A), 1, 0.5),
+        mint_stream(info(A), 2, 0.5),
+        mint_stream(info(B), 1, 0.5),
+        mint_stream(info(A, boot="other"), 1, 0.5),
+        mint_stream(info(A), 1, 0.25),
+    }
+
+    assert len(streams) == 5
+    assert all(0 < stream < 1 << 63 for stream in streams)
+
+
+def test_a_vector_covers_another_only_in_every_stream() -> None:
+    """An unknown stream counts as empty."""
+    mine = {StreamId(1): 5}
+
+    assert covers(mine, [(StreamId(1), 5), (StreamId(2), 0)])
+    assert not covers(mine, [(StreamId(1), 5), (StreamId(2), 1)])

@@ -1,0 +1,298 @@
+"""Peers, hints and redials; names and the roster."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from itertools import pairwise
+
+from octaskly.core.effects import Browse, Dial, Disconnect, Remember
+from octaskly.core.events import Advert, DialFailed, PeerUp, Saved
+from octaskly.core.membership import (
+    BROWSE_EVERY_S,
+    REDIAL_MAX_S,
+    REDIAL_S,
+    Browsing,
+    Membership,
+)
+from octaskly.core.messages import Hello, Member
+from octaskly.core.model import (
+    NO_EPOCH,
+    Address,
+    Epoch,
+    Limits,
+    LoadSample,
+    Moment,
+    NodeId,
+    NodeInfo,
+    NodeState,
+    Role,
+    Settings,
+)
+from octaskly.core.roster import Registry
+
+ME, PEER, OTHER = NodeId("m" * 16), NodeId("p" * 16), NodeId("o" * 16)
+WHERE = Address("10.0.0.2", 7878)
+EPOCH = Epoch(1, ME)
+
+
+def info(node: NodeId, name: str = "pi") -> NodeInfo:
+    return NodeInfo(
+        id=node,
+        boot="boot",
+        name=name,
+        slots=2,
+        version="1.0",
+        peer_port=7878,
+        lan_port=3443,
+        addresses=("10.0.0.2", "192.168.1.2"),
+    )
+
+
+def at(seconds: float) -> Moment:
+    return Moment(seconds, 0)
+
+
+def members(saved: Saved | None = None, peers: int = 1024) -> Membership:
+    settings = Settings(node=info(ME), limits=Limits(peers=peers))
+    return Membership(settings, saved or Saved())
+
+
+def up(peer: NodeId, name: str = "pi", address: Address = WHERE) -> PeerUp:
+    mine = Hello(node=info(ME), epoch=NO_EPOCH, dispatcher=None)
+    theirs = Hello(node=info(peer, name), epoch=NO_EPOCH, dispatcher=None)
+    return PeerUp(peer, mine, theirs, address)
+
+
+def test_remembered_peers_are_dialled_at_the_start() -> None:
+    """Discovery may be slow or blocked; who was met once is tried at once."""
+    here = members(Saved(peers=(Advert(PEER, (WHERE,)),)))
+
+    assert not here.is_alone
+    assert here.begin(at(0.0)) == [Dial(PEER, (WHERE,))]
+
+
+def test_a_peer_that_was_met_is_remembered_with_all_its_addresses() -> None:
+    """The address that worked comes first."""
+    here = members()
+
+    effects = here.on_peer_up(up(PEER), at(0.0))
+
+    addresses = (WHERE, Address("192.168.1.2", 7878))
+    assert effects == [Remember(PEER, "pi", addresses)]
+    assert here.addresses_of(PEER) == addresses
+
+
+def test_a_hint_to_a_connected_peer_or_to_oneself_is_not_dialled() -> None:
+    """A fresh browser replays everything that it knows."""
+    here = members()
+    here.on_peer_up(up(PEER), at(0.0))
+
+    adverts = (Advert(PEER, (WHERE,)), Advert(ME, (WHERE,)), Advert(None, (WHERE,)))
+
+    assert here.on_seen(adverts, at(1.0)) == []
+
+
+def test_an_absent_peer_is_dialled_every_five_seconds_then_more_seldom() -> None:
+    """§ 2.1: this is what heals a partition."""
+    here = members()
+    here.on_seen((Advert(PEER, (WHERE,)),), at(0.0))
+    dials = []
+    now_s = 0.0
+    while now_s < 600.0:
+        due_s = here.deadline()
+        assert due_s is not None
+        now_s = due_s
+        assert here.on_time(at(now_s)) == [Dial(PEER, (WHERE,))]
+        here.on_dial_failed(DialFailed(PEER, (WHERE,), was_refused=False), at(now_s))
+        dials.append(now_s)
+
+    gaps = [b - a for a, b in pairwise(dials)]
+    assert set(gaps[:10]) == {REDIAL_S}
+    assert max(gaps) == REDIAL_MAX_S
+    assert gaps == sorted(gaps)
+
+
+def test_an_attached_node_leaves_redialling_to_the_dispatcher() -> None:
+    """A hundred followers must not all knock at an absent machine."""
+    here = members()
+    here.on_seen((Advert(PEER, (WHERE,)),), at(0.0))
+    here.is_redialling = False
+
+    assert here.deadline() is None
+    assert here.on_time(at(60.0)) == []
+
+
+def test_a_lost_peer_is_redialled_after_a_while() -> None:
+    """The link may come back without any news from mDNS."""
+    here = members()
+    here.on_peer_up(up(PEER), at(0.0))
+    assert here.deadline() == float("inf")
+
+    here.on_peer_down(PEER, at(100.0))
+
+    assert here.deadline() == 100.0 + REDIAL_S
+    assert [type(e) for e in here.on_time(at(105.0))] == [Dial]
+
+
+def test_after_a_week_a_peer_is_forgotten() -> None:
+    """Laptops that went home for good cost nothing for ever."""
+    here = members()
+    here.on_seen((Advert(PEER, (WHERE,)),), at(0.0))
+
+    assert here.on_time(at(8 * 86_400.0)) == []
+    assert here.addresses_of(PEER) == ()
+
+
+def test_hints_are_bounded() -> None:
+    """Somebody who floods mDNS must not fill the memory."""
+    here = members(peers=3)
+
+    for index in range(50):
+        advert = Advert(NodeId(f"node{index}"), (Address(f"10.0.1.{index}", 7878),))
+        here.on_seen((advert,), at(0.0))
+
+    assert len(here.redial_all(at(1.0))) == 3
+
+
+def test_frames_of_a_link_that_was_closed_count_no_more() -> None:
+    """They may still be under way when this node has given up the peer."""
+    here = members()
+    here.on_peer_up(up(PEER), at(0.0))
+
+    assert here.disconnect(PEER, "silent", at(1.0)) == [Disconnect(PEER, "silent")]
+    assert not here.touch(PEER, at(1.1))
+    assert here.disconnect(PEER, "silent", at(1.2)) == []
+
+
+def test_only_wanted_nodes_are_dialled_in_a_large_mesh() -> None:
+    """Followers keep the links that a takeover needs."""
+    here = members()
+    adverts = (Advert(PEER, (WHERE,)), Advert(OTHER, (Address("10.0.0.3", 7878),)))
+
+    effects = here.on_seen(adverts, at(0.0), frozenset({OTHER}))
+
+    assert effects == [Dial(OTHER, (Address("10.0.0.3", 7878),))]
+
+
+def test_a_detached_node_asks_at_one_two_four_eight_sixteen_seconds() -> None:
+    """Then every twenty seconds."""
+    browsing = Browsing()
+    assert browsing.start(at(0.0)) == [Browse(is_wanted=True)]
+    asked = []
+    for _ in range(7):
+        due_s = browsing.deadline()
+        assert due_s is not None
+        asked.append(due_s)
+        assert browsing.on_time(at(due_s), draw=0.5, is_reigning=False)
+
+    assert asked == [1.0, 2.0, 4.0, 8.0, 16.0, 36.0, 56.0]
+
+
+def test_a_dispatcher_spreads_its_browsing_and_a_follower_stops() -> None:
+    """Two sides of a healed split must not ask in step for ever."""
+    browsing = Browsing()
+    browsing.start(at(0.0))
+
+    browsing.on_time(at(1.0), draw=0.0, is_reigning=True)
+    assert browsing.deadline() == 1.0 + 0.75 * BROWSE_EVERY_S
+
+    assert browsing.stop() == [Browse(is_wanted=False)]
+    assert browsing.stop() == []
+
+
+def own_line() -> Member:
+    return Member(
+        id=ME,
+        name="pi",
+        role=Role.DISPATCHER,
+        state=NodeState.READY,
+        addresses=(),
+        lan_port=3443,
+        slots=2,
+    )
+
+
+def test_a_taken_name_gets_the_first_four_of_the_id_for_good() -> None:
+    """Five machines called `raspberrypi` are common."""
+    registry = Registry([])
+
+    assert registry.name_of(ME, "pi") == "pi"
+    assert registry.name_of(PEER, "pi") == "pi-pppp"
+    assert registry.name_of(PEER, "pi") == "pi-pppp"
+    assert registry.name_of(NodeId("pppp" + "q" * 12), "pi") == "pi-ppppq"
+
+
+def test_a_node_that_is_renamed_gets_its_new_name() -> None:
+    """`--name` must work on a mesh that knows the node by another one."""
+    registry = Registry([(PEER, "old")])
+
+    assert registry.name_of(PEER, "new") == "new"
+    assert registry.name_of(OTHER, "old") == "old"
+
+
+def test_members_stand_in_the_order_of_succession_and_the_first_two_stand_by() -> None:
+    """The dispatcher itself comes first."""
+    here = members()
+    nodes = [NodeId(letter * 16) for letter in "cab"]
+    for index, node in enumerate(nodes):
+        here.on_peer_up(up(node, node[0], Address(f"10.0.0.{index}", 1)), at(0.0))
+        here.confirm(node, EPOCH, ())
+
+    roster = Registry([]).build(EPOCH, own_line(), here, lambda _: 9, at(1.0))
+
+    assert roster is not None
+    assert [m.name for m in roster.members] == ["pi", "a", "b", "c"]
+    assert [m.role for m in roster.members] == [
+        Role.DISPATCHER,
+        Role.STANDBY,
+        Role.STANDBY,
+        Role.WORKER,
+    ]
+    assert [m.running for m in roster.members] == [0, 2, 2, 2]
+
+
+def test_a_roster_is_built_when_members_change_and_at_most_each_second_for_loads() -> (
+    None
+):
+    """Idle nodes must stay quiet."""
+    here = members()
+    registry = Registry([])
+    build = registry.build
+    busy = replace(own_line(), load=LoadSample(90.0, 2.0, 0, 0))
+
+    assert build(EPOCH, own_line(), here, lambda _: 0, at(1.0)) is not None
+    assert build(EPOCH, busy, here, lambda _: 0, at(1.5)) is None
+    assert build(EPOCH, busy, here, lambda _: 0, at(2.0)) is not None
+    assert build(EPOCH, busy, here, lambda _: 0, at(9.0)) is None
+
+    here.on_peer_up(up(PEER), at(9.0))
+    here.confirm(PEER, EPOCH, ())
+    roster = build(EPOCH, busy, here, lambda _: 0, at(9.1))
+    assert roster is not None
+    assert (roster.version, len(roster.members)) == (3, 2)
+
+
+def test_a_lost_member_stays_listed_for_ten_minutes_and_one_that_left_does_not() -> (
+    None
+):
+    """People look for the machine that is missing."""
+    here = members()
+    registry = Registry([])
+    for index, node in enumerate((PEER, OTHER)):
+        here.on_peer_up(up(node, node[0], Address(f"10.0.0.{index}", 1)), at(0.0))
+        here.confirm(node, EPOCH, ())
+    registry.build(EPOCH, own_line(), here, lambda _: 0, at(1.0))
+
+    for node, is_leaving in ((PEER, False), (OTHER, True)):
+        here.on_peer_down(node, at(2.0))
+        registry.on_lost(node, at(2.0), is_leaving=is_leaving)
+    roster = registry.build(EPOCH, own_line(), here, lambda _: 0, at(3.0))
+    assert roster is not None
+    assert [(m.id, m.state) for m in roster.members] == [
+        (ME, NodeState.READY),
+        (PEER, NodeState.LOST),
+    ]
+
+    roster = registry.build(EPOCH, own_line(), here, lambda _: 0, at(700.0))
+    assert roster is not None
+    assert len(roster.members) == 1
