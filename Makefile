@@ -55,7 +55,7 @@ soak: .venv
 	while [ $$(date +%s) -lt $$end ]; do \
 		round=$$(( round + 1 )); seed=$$(od -An -N4 -tu4 /dev/urandom | tr -d ' '); \
 		echo "soak: round $$round, seed $$seed"; \
-		HYPOTHESIS_PROFILE=soak $(BIN)/pytest -q -x --randomly-seed=$$seed $(SOAK_TESTS) || exit 1; \
+		HYPOTHESIS_PROFILE=soak $(BIN)/pytest -q -x --timeout 900 --randomly-seed=$$seed $(SOAK_TESTS) || exit 1; \
 	done
 
 clean:
