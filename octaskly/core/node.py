@@ -51,6 +51,7 @@ from octaskly.core.model import (
 )
 from octaskly.core.phases import Attachment, Reign
 
+REST_S = 0.02  #: between two steps that only time causes
 PAUSE_S = 0.3  #: a gap between two steps that counts as own slowness
 WorkEvent = (
     TasksSubmitted
@@ -140,9 +141,14 @@ class Node:
             self._worker,
             self._departure,
         )
-        times = [machine.deadline() for machine in machines]
-        latest = last_s + self._settings.timing.tick_s
-        return min([latest, *(time for time in times if time is not None)])
+        latest_s = last_s + self._settings.timing.tick_s
+        for machine in machines:
+            due_s = machine.deadline()
+            if due_s is not None:
+                # What was due at the last step waits for something else than time.
+                due_s = due_s if due_s > last_s else last_s + REST_S
+                latest_s = min(latest_s, due_s)
+        return latest_s
 
     def step(self, event: Event, now: Moment) -> list[Effect]:
         """Do what is due at `now`, then handle `event`; return what to do, in order."""

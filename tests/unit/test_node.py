@@ -1,0 +1,496 @@
+"""One node as its shell sees it: events in, effects out."""
+
+from __future__ import annotations
+
+import pytest
+
+from octaskly.core.effects import (
+    Accepted,
+    Advertise,
+    Answer,
+    Append,
+    Browse,
+    Disconnect,
+    Effect,
+    NotHere,
+    Publish,
+    Save,
+    Send,
+    ServePull,
+    Start,
+    Stopped,
+)
+from octaskly.core.events import (
+    Advert,
+    AttemptsEnded,
+    CancelRequested,
+    DialFailed,
+    Draft,
+    DrainAsked,
+    Event,
+    LiveLoaded,
+    Loaded,
+    LoadSampled,
+    PeerDown,
+    PeerUp,
+    Persisted,
+    Received,
+    Saved,
+    Seen,
+    StopAsked,
+    TasksSubmitted,
+    Woke,
+)
+from octaskly.core.facts import Entry, Submitted
+from octaskly.core.inbound import highest_sequence
+from octaskly.core.messages import (
+    Claim,
+    ClaimNo,
+    ClaimOk,
+    Dispatch,
+    Heartbeat,
+    HeartbeatOk,
+    Hello,
+    HelloOk,
+    Kill,
+    Leave,
+    Member,
+    Message,
+    Pull,
+    Reattach,
+    Report,
+    Roster,
+)
+from octaskly.core.model import (
+    NO_EPOCH,
+    Address,
+    AttemptId,
+    AttemptState,
+    Epoch,
+    Limits,
+    LoadSample,
+    Moment,
+    NodeId,
+    NodeInfo,
+    NodeState,
+    Outcome,
+    Reason,
+    Role,
+    Settings,
+    StreamId,
+    TaskId,
+    TaskSpec,
+    TaskState,
+)
+from octaskly.core.node import Node
+
+ME, PEER, OTHER = NodeId("m" * 16), NodeId("p" * 16), NodeId("o" * 16)
+EPOCH = Epoch(1, ME)
+THEIRS = Epoch(5, PEER)
+
+
+def info(node: NodeId) -> NodeInfo:
+    return NodeInfo(
+        id=node,
+        boot="boot",
+        name="pi",
+        slots=2,
+        version="1.0",
+        peer_port=7878,
+        lan_port=3443,
+        addresses=("10.0.0.1",),
+    )
+
+
+def at(seconds: float) -> Moment:
+    return Moment(seconds, 1_700_000_000_000 + int(seconds * 1000))
+
+
+class Shell:
+    """A node with a disk that answers at once, and a record of its effects."""
+
+    def __init__(
+        self, saved: Saved | None = None, limits: Limits | None = None
+    ) -> None:
+        settings = Settings(node=info(ME), limits=limits or Limits())
+        self.node = Node(settings, saved or Saved())
+        self.now_s = 100.0
+        self.has_disk = True
+
+    def feed(self, event: Event, now_s: float | None = None) -> list[Effect]:
+        """Step, and let the disk and its reads answer."""
+        self.now_s = self.now_s if now_s is None else now_s
+        effects = self.node.step(event, at(self.now_s))
+        done = list(effects)
+        for effect in effects if self.has_disk else ():
+            if isinstance(effect, Append | Save):
+                done += self.feed(Persisted(effect.number))
+        return done
+
+    def run(self, until_s: float) -> list[Effect]:
+        """Let time pass, waking the node when it asks for it."""
+        effects = []
+        while self.now_s < until_s:
+            due_s = max(self.node.deadline(), self.now_s + 0.001)
+            effects += self.feed(Woke(0.5), min(due_s, until_s))
+        return effects
+
+    def serve(self) -> list[Effect]:
+        """Bring the node to serve alone."""
+        effects = self.feed(Woke(0.5)) + self.run(100.75)
+        self.feed(LiveLoaded(()))
+        self.feed(Loaded(-1, (), has_more=False))
+        assert self.node.is_serving
+        return effects
+
+    def meet(self, peer: NodeId = PEER, epoch: Epoch = NO_EPOCH) -> list[Effect]:
+        """Connect a peer, dispatcher if it has an epoch of its own."""
+        dispatcher = epoch.node or None
+        hello = Hello(node=info(peer), epoch=epoch, dispatcher=dispatcher)
+        sent = self.node.hello(at(self.now_s))
+        return self.feed(PeerUp(peer, sent, hello, Address("10.0.0.2", 7878)))
+
+    def hear(self, *messages: Message, peer: NodeId = PEER) -> list[Effect]:
+        """Receive messages of a peer."""
+        return self.feed(Received(peer, messages))
+
+
+def submitted(ticket: int = 1) -> TasksSubmitted:
+    return TasksSubmitted(ticket, (Draft(command="true"),), "me", ("0badcafe",))
+
+
+def of(kind: type, effects: list[Effect]) -> list[Effect]:
+    return [effect for effect in effects if isinstance(effect, kind)]
+
+
+def sent(effects: list[Effect], peer: NodeId = PEER) -> list[Message]:
+    return [
+        message
+        for effect in effects
+        if isinstance(effect, Send) and effect.peer == peer
+        for message in effect.messages
+    ]
+
+
+def test_a_node_alone_serves_within_three_quarters_of_a_second() -> None:
+    """The first command after the install must work."""
+    shell = Shell()
+
+    effects = shell.serve()
+
+    assert shell.now_s <= 100.75
+    assert shell.node.epoch == EPOCH
+    assert of(Advertise, effects) == [Advertise(is_dispatcher=True, term=1)]
+    last = of(Publish, effects)[-1]
+    assert isinstance(last, Publish)
+    assert (last.dispatcher, last.is_serving) == (ME, True)
+    assert last.roster is not None
+    assert [m.id for m in last.roster.members] == [ME]
+
+
+def test_a_node_steps_at_least_each_tick_and_never_spins() -> None:
+    """Otherwise it would take its own laziness for a suspend."""
+    shell = Shell()
+    shell.feed(Woke())
+    shell.meet(NodeId("a" * 16))
+
+    for _ in range(200):
+        assert shell.node.deadline() - shell.now_s <= 0.25
+        shell.feed(Woke(), shell.node.deadline())
+    assert shell.now_s > 110.0
+
+
+def test_what_is_submitted_too_early_is_not_here() -> None:
+    """The API holds the request and looks for the dispatcher."""
+    shell = Shell()
+    shell.feed(Woke())
+
+    cancel = CancelRequested(2, TaskId("t"), TaskState.QUEUED, False, "me")
+
+    assert shell.feed(submitted(1)) == [Answer(1, NotHere())]
+    assert shell.feed(cancel) == [Answer(2, NotHere())]
+
+
+def test_a_task_runs_on_the_dispatcher_itself_without_a_network() -> None:
+    """The dispatcher is its own worker: nothing is sent to anybody."""
+    shell = Shell()
+    shell.serve()
+
+    effects = shell.feed(submitted())
+
+    (answer,) = of(Answer, effects)
+    (start,) = of(Start, effects)
+    assert isinstance(answer, Answer)
+    assert isinstance(answer.reply, Accepted)
+    assert isinstance(start, Start)
+    assert [spec for _, spec in start.items] == list(answer.reply.specs)
+    assert of(Send, effects) == []
+
+    ok = Outcome(state=AttemptState.OK, reason=Reason.EXIT, exit_code=0)
+    report = Report(task=start.items[0][1].id, attempt=start.items[0][0], outcome=ok)
+    assert of(Append, shell.feed(AttemptsEnded((report,))))
+
+
+def test_nothing_is_accepted_before_it_is_durable() -> None:
+    """G1: the answer is released by the commit."""
+    shell = Shell()
+    shell.serve()
+    shell.has_disk = False
+
+    effects = shell.feed(submitted())
+    assert of(Answer, effects) == []
+
+    number = max(e.number for e in effects if isinstance(e, Append))
+    assert len(of(Answer, shell.feed(Persisted(number)))) == 1
+
+
+def test_a_follower_of_a_dispatcher_reattaches_and_answers_heartbeats() -> None:
+    """The whole way of a node that joins a mesh."""
+    shell = Shell()
+    shell.feed(Woke())
+    shell.feed(LoadSampled(LoadSample(50.0, 1.0, 100, 10)))
+
+    effects = shell.meet(epoch=THEIRS)
+
+    assert sent(effects) == [ClaimOk(THEIRS, ()), Reattach((), 2, NodeState.READY)]
+    assert of(Browse, effects) == [Browse(is_wanted=False)]
+    assert shell.node.dispatcher == PEER
+    assert not shell.node.is_dispatcher
+
+    assert sent(shell.hear(Heartbeat(THEIRS, 7.0))) == [
+        HeartbeatOk(THEIRS, 7.0, NodeState.READY, 2, LoadSample(50.0, 1.0, 100, 10))
+    ]
+
+
+def test_orders_of_an_older_epoch_start_nothing() -> None:
+    """I7: they are answered, so that the deposed dispatcher learns of it."""
+    shell = Shell(Saved(term=9, epoch=Epoch(9, OTHER)))
+    shell.feed(Woke())
+    shell.meet()
+    item = (AttemptId(5, StreamId(1), 1), TaskSpec(id=TaskId("t"), command="true"))
+
+    effects = shell.hear(
+        Dispatch(THEIRS, (item,)), Kill(THEIRS, ((TaskId("t"), item[0]),))
+    )
+
+    assert of(Start, effects) == []
+    assert sent(effects) == [ClaimNo(Epoch(9, OTHER))] * 2
+
+
+def test_a_follower_becomes_a_worker_when_it_says_what_it_runs() -> None:
+    """Between its confirmation and that, nothing is sent to it."""
+    shell = Shell()
+    shell.serve()
+    effects = shell.meet()
+    shell.run(101.0)
+    shell.feed(LiveLoaded(()))
+    shell.hear(ClaimOk(shell.node.epoch, ()))
+    shell.feed(submitted(1))
+    shell.feed(submitted(2))
+
+    assert not [m for m in sent(shell.feed(submitted(3))) if isinstance(m, Dispatch)]
+    effects = shell.hear(Reattach((), 2, NodeState.READY))
+    assert len([m for m in sent(effects) if isinstance(m, Dispatch)]) == 1
+
+
+def test_a_new_follower_gets_the_roster_and_later_only_changes() -> None:
+    """It needs the order of succession from the first moment."""
+    shell = Shell()
+    shell.serve()
+    shell.meet()
+
+    effects = shell.hear(ClaimOk(EPOCH, ())) + shell.run(101.5)
+    rosters = [m for m in sent(effects) if isinstance(m, Roster)]
+    assert [m.id for m in rosters[-1].members] == [ME, PEER]
+    assert [m.name for m in rosters[-1].members] == ["pi", "pi-pppp"]
+
+    shell.hear(HeartbeatOk(EPOCH, 1.0, NodeState.READY, 2, LoadSample(0, 0, 0, 0)))
+    assert not [m for m in sent(shell.run(104.0)) if isinstance(m, Roster)]
+
+
+def test_a_silent_worker_is_given_up_after_three_seconds() -> None:
+    """Its link may look alive for minutes."""
+    shell = Shell()
+    shell.serve()
+    shell.meet()
+    shell.hear(ClaimOk(EPOCH, ()), Reattach((), 2, NodeState.READY))
+
+    met_s = shell.now_s
+    assert of(Disconnect, shell.run(met_s + 2.9)) == []
+    assert of(Disconnect, shell.run(met_s + 3.4)) == [Disconnect(PEER, "silent")]
+
+
+def test_a_pull_is_served_and_a_second_hello_means_nothing() -> None:
+    """Any node serves what it holds; the link consumed the greeting."""
+    shell = Shell()
+    shell.feed(Woke())
+    shell.meet()
+
+    assert shell.hear(Pull(()), HelloOk()) == [ServePull(PEER, ())]
+
+
+def test_a_peer_that_leaves_is_heard_no_more_in_the_same_batch() -> None:
+    """Leave ends the link, whatever stands behind it."""
+    shell = Shell()
+    shell.feed(Woke())
+    shell.meet()
+
+    assert of(ServePull, shell.hear(Leave("stopping"), Pull(()))) == []
+    assert shell.feed(PeerDown(PEER, "stopping")) == []
+
+
+def test_messages_without_a_link_are_ignored() -> None:
+    """They were under way when the link was closed."""
+    shell = Shell()
+    shell.feed(Woke())
+
+    assert shell.hear(Claim(THEIRS, StreamId(1), ())) == []
+
+
+def test_after_a_suspend_a_dispatcher_has_no_role_and_no_links() -> None:
+    """A woken laptop must not believe in its reign (§ 3.10)."""
+    shell = Shell()
+    shell.serve()
+    shell.meet()
+
+    effects = shell.feed(Woke(0.5), shell.now_s + 30.0)
+
+    assert of(Disconnect, effects) == [Disconnect(PEER, "woke")]
+    assert of(Advertise, effects) == [Advertise(is_dispatcher=False, term=0)]
+    assert of(Browse, effects) == [Browse(is_wanted=True)]
+    assert not shell.node.is_dispatcher
+
+
+def test_a_node_alone_stops_as_soon_as_it_is_idle() -> None:
+    """Nobody is there to hand over to; the queue waits on the disk."""
+    shell = Shell()
+    shell.serve()
+
+    effects = shell.feed(StopAsked(30.0))
+
+    assert (
+        effects[-2:] == [Stopped(), *of(Publish, effects)][:2] or Stopped() in effects
+    )
+    assert shell.feed(submitted())[0] == Answer(1, NotHere())
+
+
+def test_a_stopping_node_finishes_what_runs_and_a_second_request_ends_it() -> None:
+    """Running attempts get `drain_s`; an impatient operator wins."""
+    shell = Shell()
+    shell.serve()
+    shell.feed(submitted())
+
+    assert of(Stopped, shell.feed(StopAsked(30.0))) == []
+    assert of(Stopped, shell.run(110.0)) == []
+    assert of(Stopped, shell.feed(StopAsked(30.0))) == [Stopped()]
+
+
+def test_a_stopping_node_gives_up_waiting_when_the_drain_is_over() -> None:
+    """The service manager would kill it anyway."""
+    shell = Shell()
+    shell.serve()
+    shell.feed(submitted())
+    shell.feed(StopAsked(5.0))
+    start_s = shell.now_s
+
+    assert of(Stopped, shell.run(start_s + 4.9)) == []
+    assert of(Stopped, shell.run(start_s + 5.1)) == [Stopped()]
+
+
+def test_draining_is_told_and_can_be_taken_back() -> None:
+    """The operator may want the machine for a while."""
+    shell = Shell()
+    shell.feed(Woke())
+    shell.meet(epoch=THEIRS)
+
+    shell.feed(DrainAsked(is_draining=True))
+    (ok,) = sent(shell.hear(Heartbeat(THEIRS, 1.0)))
+    assert isinstance(ok, HeartbeatOk)
+    assert (ok.state, ok.credit) == (NodeState.DRAINING, 0)
+
+    shell.feed(DrainAsked(is_draining=False))
+    (ok,) = sent(shell.hear(Heartbeat(THEIRS, 1.0)))
+    assert isinstance(ok, HeartbeatOk)
+    assert ok.state is NodeState.READY
+
+
+def roster_of(*nodes: NodeId) -> Roster:
+    return Roster(
+        THEIRS,
+        1,
+        tuple(
+            Member(
+                id=node,
+                name=f"pi-{node[:4]}",
+                role=Role.DISPATCHER if node == PEER else Role.WORKER,
+                state=NodeState.READY,
+                addresses=(),
+                lan_port=3443,
+                slots=2,
+            )
+            for node in nodes
+        ),
+    )
+
+
+def test_the_name_that_the_mesh_gives_is_kept() -> None:
+    """Tasks and people must find the node under it after a restart."""
+    shell = Shell()
+    shell.feed(Woke())
+    shell.meet(epoch=THEIRS)
+
+    effects = shell.hear(roster_of(PEER, ME))
+
+    assert [e.name for e in effects if isinstance(e, Save)] == ["pi-mmmm"]
+    assert shell.hear(roster_of(PEER, ME)) == []
+
+
+def test_a_roster_of_a_node_that_is_not_followed_is_ignored() -> None:
+    """Only the dispatcher speaks for the mesh."""
+    shell = Shell()
+    shell.feed(Woke())
+    shell.meet()
+
+    assert shell.hear(roster_of(PEER, ME)) == []
+    assert shell.node.roster is None
+
+
+def test_in_a_large_mesh_followers_keep_the_links_that_matter() -> None:
+    """Above `full_mesh_peers`, N² links would cost more than they give."""
+    shell = Shell(limits=Limits(full_mesh_peers=2))
+    shell.feed(Woke())
+    shell.meet(epoch=THEIRS)
+    shell.hear(roster_of(PEER, ME, OTHER))
+
+    effects = shell.meet(OTHER)
+    assert of(Disconnect, effects) == [Disconnect(OTHER, "attached")]
+
+    advert = Advert(OTHER, (Address("10.0.0.3", 7878),))
+    assert shell.feed(Seen((advert,))) == []
+
+
+def test_a_failed_dial_changes_nothing_for_a_node_that_suspects_nobody() -> None:
+    """It is only tried again later."""
+    shell = Shell()
+    shell.feed(Woke())
+
+    where = (Address("10.0.0.9", 7878),)
+    assert shell.feed(DialFailed(OTHER, where, was_refused=True)) == []
+    assert shell.meet(ME) == []
+
+
+@pytest.mark.parametrize(
+    ("task", "sequence"),
+    [
+        ("task-041-0badcafe", 41),
+        ("task-123456789012-0badcafe", 0),
+        ("my-own-7", 0),
+        ("task-x-1", 0),
+    ],
+)
+def test_sequences_of_other_nodes_are_not_used_again(task: str, sequence: int) -> None:
+    """Ids from idempotency keys have twelve digits and count for nothing."""
+    spec = TaskSpec(id=TaskId(task), command="true")
+    entry = Entry(StreamId(1), 1, 1, Submitted(spec))
+
+    assert highest_sequence((entry,)) == sequence
