@@ -1,0 +1,30 @@
+"""Each text beside this file is a story that must come out as written."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from tests.unit.scenarios.story import Story
+
+LINE = "----"
+STORIES = sorted(Path(__file__).parent.glob("*.txt"))
+
+
+@pytest.mark.parametrize("path", STORIES, ids=lambda path: path.stem)
+def test_a_story_comes_out_as_written(path: Path) -> None:
+    """What nodes note is what people read in the log, so its order matters."""
+    before, _, after = path.read_text().partition(f"{LINE}\n")
+    commands = [
+        line.strip()
+        for line in before.splitlines()
+        if line.strip() and not line.startswith("#")
+    ]
+
+    told = Story(commands).lines()
+
+    if os.environ.get("BLESS"):
+        path.write_text(before + LINE + "\n" + "\n".join(told) + "\n")
+    assert told == after.splitlines()
