@@ -39,3 +39,17 @@ def is_on_mains() -> bool:
     """Return whether this machine has no battery, or does not live on it."""
     battery = getattr(psutil, "sensors_battery", lambda: None)()
     return battery is None or bool(battery.power_plugged)
+
+
+def port_holder(port: int) -> str | None:
+    """Return `name (pid N)` of the process that listens on a TCP port, if readable."""
+    try:
+        connections = psutil.net_connections(kind="tcp")
+        for connection in connections:
+            is_here = connection.laddr and connection.laddr.port == port
+            if is_here and connection.status == psutil.CONN_LISTEN and connection.pid:
+                process = psutil.Process(connection.pid)
+                return f"{process.name()} (pid {connection.pid})"
+    except psutil.Error:
+        return None
+    return None
