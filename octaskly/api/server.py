@@ -27,7 +27,7 @@ from octaskly.api.gate import Gate, OnFault, OnServed
 from octaskly.api.guards import Guard
 from octaskly.api.problems import status_problem
 from octaskly.api.routing import Deadlines, Parts, Seen
-from octaskly.api.sockets import local_socket, open_tcp
+from octaskly.api.sockets import local_socket
 from octaskly.api.waits import Waits
 from octaskly.core.model import NodeId
 from octaskly.errors import TrustError
@@ -226,24 +226,6 @@ class ApiServer:
             )
             self._servers.append(server)
 
-    async def start_local(
-        self, port: int, hosts: Sequence[str] = ("127.0.0.1", "::1")
-    ) -> int:
-        """Serve plain HTTP on loopback; return the port, which 0 leaves open.
-
-        Raises:
-            OSError: the port is taken, on one of the addresses at least.
-        """
-        return await self._start(Site.LOOPBACK, hosts, port)
-
-    async def start_lan(self, hosts: Sequence[str], port: int) -> int:
-        """Serve HTTPS on these addresses; return the port, which 0 leaves open.
-
-        Raises:
-            OSError: as for `start_local`.
-        """
-        return await self._start(Site.LAN, hosts, port)
-
     async def start_unix(self, path: Path, group: str | None = None) -> None:
         """Serve local users on a socket file that this user and `group` may open.
 
@@ -272,12 +254,6 @@ class ApiServer:
             await asyncio.sleep(_DRAIN_S)
         await self._runner.cleanup()
         await self._forwarder.close()
-
-    async def _start(self, site: Site, hosts: Sequence[str], port: int) -> int:
-        sockets = open_tcp(hosts, port)
-        bound: int = sockets[0].getsockname()[1]
-        await self.serve(site, sockets)
-        return bound
 
     async def _factory(self, site: Site) -> Callable[[], Handler]:
         if self._runner.server is None:

@@ -1,4 +1,4 @@
-"""Listening sockets, made by hand so that errors and rights are ours."""
+"""The local socket file, made by hand so that its rights are ours at once."""
 
 from __future__ import annotations
 
@@ -8,41 +8,10 @@ import grp
 import os
 import socket
 import stat
-from collections.abc import Sequence
 from pathlib import Path
 
-_SKIPPED = (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT)
 _GROUP_MODE = 0o660
 _OWNER_MODE = 0o600
-
-
-def open_tcp(hosts: Sequence[str], port: int) -> list[socket.socket]:
-    """Bind one port on all these addresses; port 0 takes any that is free on all.
-
-    An address that this machine lacks (`::1` without IPv6) is left out, unless none
-    is left.
-
-    Raises:
-        OSError: the port is taken, or no address could be bound.
-    """
-    opened: list[socket.socket] = []
-    missing: OSError | None = None
-    with contextlib.ExitStack() as stack:
-        for host in hosts:
-            try:
-                connection = _bind(host, port)
-            except OSError as error:
-                if error.errno not in _SKIPPED:
-                    raise
-                missing = error
-                continue
-            stack.callback(connection.close)
-            opened.append(connection)
-            port = connection.getsockname()[1]
-        if not opened:
-            raise missing or OSError(errno.EINVAL, "no address to listen on")
-        stack.pop_all()
-    return opened
 
 
 def local_socket(path: Path, group: str | None) -> socket.socket:
@@ -64,25 +33,6 @@ def local_socket(path: Path, group: str | None) -> socket.socket:
     except OSError:
         connection.close()
         raise
-    return connection
-
-
-def _bind(host: str, port: int) -> socket.socket:
-    info = socket.getaddrinfo(
-        host, port, type=socket.SOCK_STREAM, flags=socket.AI_NUMERICHOST
-    )
-    family, kind, protocol, _, address = info[0]
-    connection = socket.socket(family, kind, protocol)
-    try:
-        connection.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        if family == socket.AF_INET6:
-            connection.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-        connection.bind(address)
-        # Bound is not enough: with SO_REUSEADDR only listening finds another one.
-        connection.listen()
-    except OSError as error:
-        connection.close()
-        raise OSError(error.errno, f"{host} port {port}: {error.strerror}") from None
     return connection
 
 

@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 import json
 import ssl
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
-from octaskly.api import ApiServer, Deadlines, Served
+from octaskly.agent.sockets import bind, port_of
+from octaskly.api import ApiServer, Deadlines, Served, Site
+from octaskly.config import LOOPBACK
 from octaskly.core.model import Moment, NodeId
 from octaskly.errors import TrustError
 from octaskly.ports import Principal
@@ -95,6 +97,19 @@ class ApiNode:
         return str(answer.json["id"])
 
 
+async def serve_free(
+    server: ApiServer,
+    site: Site = Site.LOOPBACK,
+    addresses: Sequence[str] = LOOPBACK,
+) -> int:
+    """Serve on a port that is free on all these addresses; return it."""
+    sockets = bind(
+        "--port", asked=0, default=0, addresses=addresses, holder=lambda _: None
+    )
+    await server.serve(site, sockets)
+    return port_of(sockets)
+
+
 @asynccontextmanager
 async def api_node(
     gateway: FakeGateway | None = None, **options: Any
@@ -113,7 +128,7 @@ async def api_node(
         "deadlines": Deadlines(shutdown_s=1.0),
     }
     server = ApiServer(gateway, **(settings | options))
-    port = await server.start_local(0)
+    port = await serve_free(server)
     try:
         yield ApiNode(gateway, server, port, served, faults)
     finally:

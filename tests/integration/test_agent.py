@@ -148,7 +148,7 @@ def test_agents_that_start_at_once_make_one_secret_and_mesh(tmp_path: Path) -> N
 
 
 def test_a_node_that_sees_a_mesh_waits_for_its_secret(tmp_path: Path) -> None:
-    """It serves health, refuses all else with a hint, and joins once it has the file."""
+    """It serves health, refuses all else with a hint, and joins with the file."""
     with running(tmp_path, "ana") as (member,):
         member.ready()
         secret = tmp_path / "elsewhere" / "mesh.key"

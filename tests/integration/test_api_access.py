@@ -28,6 +28,7 @@ from tests.integration.api_node import (
     assert_standard_headers,
     exchange,
     parse,
+    serve_free,
     until,
 )
 from tests.integration.fake_gateway import FakeGateway
@@ -103,7 +104,7 @@ async def test_route_without_access_rule_is_closed(node: ApiNode) -> None:
         peer_node_id=lambda _: None,
     )
     other.app.router.add_get("/added", handle)
-    port = await other.start_local(0)
+    port = await serve_free(other)
     try:
         answer = await ask(port, "GET", "/added", headers=ADMIN)
     finally:
@@ -395,13 +396,6 @@ async def test_other_local_users_are_refused(node: ApiNode, tmp_path: Path) -> N
 
 
 # --- connections -------------------------------------------------------------------
-
-
-async def test_taken_port_is_an_oserror(node: ApiNode) -> None:
-    """The agent decides what to do about it."""
-    async with api_node() as other:
-        with pytest.raises(OSError, match=str(node.port)):
-            await other.server.start_local(node.port)
 
 
 async def test_both_loopback_addresses_share_the_port(node: ApiNode) -> None:

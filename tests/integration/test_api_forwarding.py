@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from octaskly.api import Deadlines
+from octaskly.api import Deadlines, Site
 from octaskly.core.model import AttemptState, Outcome, OutputFile, Reason
 from octaskly.ports import Principal
 from octaskly.trust import secret as secrets_of
@@ -28,6 +28,7 @@ from tests.integration.api_node import (
     assert_problem,
     assert_standard_headers,
     exchange,
+    serve_free,
     until,
 )
 from tests.integration.fake_gateway import FakeGateway
@@ -81,7 +82,7 @@ class Mesh(AsyncExitStack):
                 deadlines=deadlines,
             )
         )
-        return Member(api, trust, await api.server.start_lan(["127.0.0.1"], 0))
+        return Member(api, trust, await serve_free(api.server, Site.LAN, ["127.0.0.1"]))
 
 
 @pytest.fixture
