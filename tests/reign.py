@@ -52,6 +52,7 @@ from octaskly.core.model import (
     Epoch,
     Limits,
     LoadSample,
+    Moment,
     NodeId,
     Outcome,
     StreamId,
@@ -117,7 +118,7 @@ class Reign:
         self.term = 0
 
     @property
-    def now(self) -> builders.Moment:
+    def now(self) -> Moment:
         return builders.moment(self.seconds)
 
     # --- What may happen.

@@ -252,7 +252,8 @@ class TaskQueue:
                 self._has_more = self._has_left = True
                 continue
             self._enqueue(InHand(spec))
-            self._cursor = max(self._cursor, spec.ord)
+            if is_beyond:
+                self._cursor, self._is_stuck = spec.ord, False
 
     def first(self) -> InHand | None:
         """Return the task that is next, if any worker will do for it."""

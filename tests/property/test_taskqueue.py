@@ -12,7 +12,7 @@ from hypothesis.stateful import (
     rule,
 )
 
-from octaskly.core.model import AttemptState, NodeId, Reason
+from octaskly.core.model import AttemptState, NodeId, Outcome, Reason
 from tests import builders
 from tests.reign import LIMITS, SLOTS, Reign
 
@@ -74,7 +74,7 @@ class ReignMachine(RuleBasedStateMachine):
             self.world.hear_dispatcher(node)
 
     @rule(node=NODES, outcome=OUTCOMES)
-    def finish(self, node: NodeId, outcome: builders.Outcome) -> None:
+    def finish(self, node: NodeId, outcome: Outcome) -> None:
         if self.world.hands[node].here:
             self.world.finish(node, outcome)
 

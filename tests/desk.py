@@ -1,0 +1,160 @@
+"""A dispatcher with its journal, and short words for what goes in and out."""
+
+from __future__ import annotations
+
+from octaskly.core.dispatch import Dispatch
+from octaskly.core.effects import (
+    Answer,
+    Append,
+    CancelDone,
+    Effect,
+    Send,
+)
+from octaskly.core.events import (
+    CancelRequested,
+    Draft,
+    LiveLoaded,
+    Loaded,
+    TasksSubmitted,
+)
+from octaskly.core.facts import Fact
+from octaskly.core.merge import TaskRecord
+from octaskly.core.messages import (
+    Dispatch as DispatchMessage,
+)
+from octaskly.core.messages import (
+    Kill,
+    Reattach,
+    Report,
+    Results,
+    ResultsOk,
+)
+from octaskly.core.model import (
+    Attempt,
+    AttemptId,
+    AttemptState,
+    Limits,
+    NodeId,
+    NodeState,
+    Outcome,
+    Reason,
+    TaskId,
+    TaskSpec,
+    TaskState,
+)
+from tests.builders import (
+    STREAM,
+    attempt,
+    draft,
+    epoch,
+    journal,
+    moment,
+    node_id,
+    outcome,
+    report,
+    settings,
+    spec,
+)
+
+A, B = node_id("a"), node_id("b")
+T = TaskId("t")
+FAILED = outcome(AttemptState.FAILED)
+LOST_OUTCOME = Outcome(
+    state=AttemptState.RELEASED, reason=Reason.LOST, ended_ms=moment(9).wall_ms
+)
+LATE = 9.0  #: seconds: the adopt window is over
+
+
+class World:
+    """A dispatcher on node a with its journal; the disk is as slow as a test wants."""
+
+    def __init__(self, limits: Limits | None = None) -> None:
+        self.journal = journal()
+        self.dispatch = Dispatch(settings("a", limits=limits), self.journal, 7)
+
+    def commit(self, at: float = 0.0) -> list[Effect]:
+        return self.journal.persisted(self.journal.number, moment(at))
+
+
+def reigning(
+    *records: TaskRecord,
+    live: tuple[TaskRecord, ...] = (),
+    limits: Limits | None = None,
+    **workers: int,
+) -> World:
+    """Return a reign of node a whose store held these tasks, with these workers."""
+    world = World(limits)
+    world.dispatch.begin(epoch(), STREAM, moment())
+    world.dispatch.on_loaded(Loaded(-1, records, has_more=False), moment())
+    for name, slots in workers.items():
+        world.dispatch.on_worker_up(NodeId(name), slots, moment())
+        world.dispatch.on_reattach(
+            NodeId(name), Reattach((), slots, NodeState.READY), moment()
+        )
+    world.dispatch.on_live_loaded(LiveLoaded(live), moment())
+    world.commit()
+    return world
+
+
+def holding(**workers: int) -> World:
+    """Return a reign in which the first of these workers runs task t."""
+    return reigning(record(), live=(), limits=None, **workers)
+
+
+def record(
+    name: str = "t", *attempts: Attempt, place: int = 1, cancelled: str | None = None
+) -> TaskRecord:
+    """Return a task as the store has it."""
+    task = spec(name, ord=place)
+    return TaskRecord(id=task.id, spec=task, attempts=attempts, cancelled_by=cancelled)
+
+
+def running(node: NodeId, of: AttemptId | None = None) -> Attempt:
+    """Return an attempt that the log says is live."""
+    return Attempt(id=of or attempt(), node=node)
+
+
+def submit(*drafts: Draft, ticket: int = 1) -> TasksSubmitted:
+    """Return a submission."""
+    drafts = drafts or (draft(),)
+    suffixes = tuple(f"0000000{index}" for index in range(len(drafts)))
+    return TasksSubmitted(ticket, drafts, "tester", suffixes)
+
+
+def cancel(
+    known: TaskState = TaskState.QUEUED, *, force: bool = False, task: TaskId = T
+) -> CancelRequested:
+    """Return a request to cancel task t."""
+    return CancelRequested(5, task, known, force, "ann")
+
+
+def cancelled(was_done: bool = True, state: TaskState = TaskState.CANCELLED) -> Answer:
+    """Return the answer to `cancel`."""
+    return Answer(5, CancelDone(T, state, was_done))
+
+
+def facts(effects: list[Effect]) -> list[Fact]:
+    """Return the facts of the one append, which comes first."""
+    assert isinstance(effects[0], Append)
+    assert not any(isinstance(effect, Append) for effect in effects[1:])
+    return [entry.fact for entry in effects[0].entries]
+
+
+def to(node: NodeId, *items: tuple[AttemptId, TaskSpec]) -> Send:
+    """Return the message that hands attempts to a worker."""
+    return Send(node, (DispatchMessage(epoch(), items),))
+
+
+def kill(node: NodeId, of: AttemptId | None = None) -> Send:
+    """Return the message that ends an attempt of task t."""
+    return Send(node, (Kill(epoch(), ((T, of or attempt()),)),))
+
+
+def acknowledged(node: NodeId, of: AttemptId | None = None) -> Send:
+    """Return the message that a worker waits for."""
+    return Send(node, (ResultsOk(((T, of or attempt()),)),))
+
+
+def told(*reports: Report, credit: int = 2) -> Results:
+    """Return what a worker says."""
+    return Results(reports or (report(),), credit)

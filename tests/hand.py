@@ -1,0 +1,61 @@
+"""A worker on its own, and short words for what goes in and out."""
+
+from __future__ import annotations
+
+from octaskly.core.effects import Send
+from octaskly.core.events import AttemptsEnded
+from octaskly.core.messages import Dispatch, Kill, Report, Results
+from octaskly.core.model import (
+    AttemptState,
+    Limits,
+    Reason,
+    TaskId,
+)
+from octaskly.core.worker import Worker
+from tests.builders import (
+    attempt,
+    epoch,
+    moment,
+    node_id,
+    outcome,
+    report,
+    settings,
+    spec,
+)
+
+ME, D, E = node_id("a"), node_id("d"), node_id("e")
+KEY = (TaskId("t"), attempt())
+CANCELLED = outcome(AttemptState.CANCELLED, Reason.CANCELLED)
+
+
+def worker(*saved: Report, slots: int = 2, limits: Limits | None = None) -> Worker:
+    """Return a worker that follows nobody yet."""
+    return Worker(settings("a", slots=slots, limits=limits), saved)
+
+
+def attached(slots: int = 2, limits: Limits | None = None) -> Worker:
+    """Return a worker that follows D in epoch 1."""
+    made = worker(slots=slots, limits=limits)
+    made.attach(D, epoch(1, "d"), moment())
+    return made
+
+
+def order(*names: str, term: int = 1, sender: str = "d") -> Dispatch:
+    """Return what a dispatcher sends to have these tasks run."""
+    items = tuple((attempt(), spec(name)) for name in names or ("t",))
+    return Dispatch(epoch(term, sender), items)
+
+
+def kill(*keys: tuple[TaskId, object], term: int = 1) -> Kill:
+    """Return an order to end attempts."""
+    return Kill(epoch(term, "d"), keys or (KEY,))  # type: ignore[arg-type]
+
+
+def ended(*reports: Report) -> AttemptsEnded:
+    """Return what the runner says."""
+    return AttemptsEnded(reports or (report(),))
+
+
+def told(*reports: Report, credit: int = 2, to: str = "d") -> Send:
+    """Return the message that carries results."""
+    return Send(node_id(to), (Results(reports, credit),))

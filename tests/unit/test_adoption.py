@@ -1,0 +1,210 @@
+"""Workers come and go; what they run is kept, and what they lost is run again."""
+
+from __future__ import annotations
+
+from octaskly.core.effects import (
+    Load,
+    LoadLive,
+)
+from octaskly.core.events import (
+    LiveLoaded,
+    Loaded,
+)
+from octaskly.core.facts import Assigned, Finished, Submitted
+from octaskly.core.messages import (
+    Reattach,
+)
+from octaskly.core.model import (
+    NodeState,
+    TaskId,
+)
+from tests.builders import (
+    STREAM,
+    attempt,
+    epoch,
+    moment,
+    spec,
+)
+from tests.desk import (
+    LATE,
+    LOST_OUTCOME,
+    A,
+    B,
+    T,
+    World,
+    facts,
+    holding,
+    kill,
+    record,
+    reigning,
+    running,
+    to,
+    told,
+)
+
+
+def test_a_lost_worker_s_attempts_run_elsewhere_at_once() -> None:
+    """A new attempt with a new number."""
+    world = holding(a=1, b=1)
+    world.dispatch.on_time(moment(LATE))
+
+    effects = world.dispatch.on_worker_down(A, moment(LATE))
+
+    assert facts(effects) == [
+        Finished(T, attempt(), A, LOST_OUTCOME),
+        Assigned(T, attempt(2), B),
+    ]
+    assert effects[1:] == [to(B, (attempt(2), spec()))]
+
+
+def test_a_new_dispatcher_waits_for_the_workers_of_the_reign_before() -> None:
+    """Their links break with the old dispatcher; their work goes on."""
+    world = reigning(live=(record("t", running(B)),), a=1)
+
+    down = world.dispatch.on_worker_down(B, moment(1.0))
+    due = world.dispatch.deadline()
+    effects = world.dispatch.on_time(moment(LATE))
+
+    assert down == []
+    assert due == moment(5.0).mono_s
+    assert facts(effects) == [
+        Finished(T, attempt(), B, LOST_OUTCOME),
+        Assigned(T, attempt(2), A),
+    ]
+
+
+def test_an_attempt_that_its_worker_still_runs_is_adopted_as_it_is() -> None:
+    """No fact is needed: the log is right."""
+    world = reigning(live=(record("t", running(B)),), a=1)
+    world.dispatch.on_worker_up(B, 1, moment())
+    back = Reattach(((attempt(), spec()),), 1, NodeState.READY)
+
+    effects = world.dispatch.on_reattach(B, back, moment())
+
+    assert effects == []
+    assert world.dispatch.outstanding(B) == 1
+    assert world.dispatch.on_time(moment(LATE)) == []
+
+
+def test_an_attempt_that_the_log_does_not_know_becomes_a_fact() -> None:
+    """Its assignment was not yet replicated when the dispatcher died."""
+    world = reigning()
+    world.dispatch.on_worker_up(B, 1, moment())
+    back = Reattach(((attempt(), spec()),), 1, NodeState.READY)
+
+    effects = world.dispatch.on_reattach(B, back, moment())
+
+    assert facts(effects) == [Submitted(spec()), Assigned(T, attempt(), B)]
+    assert effects[1:] == []
+    assert world.dispatch.outstanding(B) == 1
+
+
+def test_a_queued_task_that_a_worker_already_runs_is_not_started_again() -> None:
+    """The task reached the log, its assignment did not."""
+    world = reigning(record())
+    world.dispatch.on_worker_up(B, 1, moment())
+    back = Reattach(((attempt(), spec()),), 1, NodeState.READY)
+
+    effects = world.dispatch.on_reattach(B, back, moment())
+
+    assert facts(effects) == [Assigned(T, attempt(), B)]
+    assert effects[1:] == []
+
+
+def test_a_superseded_attempt_is_killed_when_its_worker_comes_back() -> None:
+    """Another one has its place."""
+    world = holding(a=1, b=1)
+    world.dispatch.on_time(moment(LATE))
+    world.dispatch.on_worker_down(A, moment(LATE))
+    world.commit()
+    world.dispatch.on_worker_up(A, 1, moment(LATE))
+    back = Reattach(((attempt(), spec()),), 1, NodeState.READY)
+
+    assert world.dispatch.on_reattach(A, back, moment(LATE)) == [kill(A)]
+
+
+def test_an_attempt_of_a_task_that_ended_is_killed() -> None:
+    """Also when the task was let go of since."""
+    world = holding(a=1)
+    world.dispatch.on_results(A, told(), moment())
+    world.commit()
+    back = Reattach(((attempt(2), spec()),), 1, NodeState.READY)
+
+    effects = world.dispatch.on_reattach(B, back, moment())
+
+    assert effects == [kill(B, attempt(2))]
+
+
+def test_an_attempt_that_a_worker_does_not_know_any_more_is_lost_at_once() -> None:
+    """The order was lost with the link, or the worker restarted."""
+    world = holding(b=1)
+    world.dispatch.on_worker_down(B, moment(1))
+    world.dispatch.on_worker_up(B, 1, moment(9))
+
+    effects = world.dispatch.on_reattach(B, Reattach((), 1, NodeState.READY), moment(9))
+
+    assert facts(effects) == [
+        Finished(T, attempt(), B, LOST_OUTCOME),
+        Assigned(T, attempt(2), B),
+    ]
+
+
+def test_the_log_is_not_believed_about_a_worker_that_has_already_spoken() -> None:
+    """It said what it runs before the log was read."""
+    world = World()
+    world.dispatch.begin(epoch(), STREAM, moment())
+    world.dispatch.on_loaded(Loaded(-1, (), has_more=False), moment())
+    world.dispatch.on_worker_up(B, 1, moment())
+    world.dispatch.on_reattach(B, Reattach((), 1, NodeState.READY), moment())
+
+    effects = world.dispatch.on_live_loaded(
+        LiveLoaded((record("t", running(B)),)), moment(9)
+    )
+
+    assert facts(effects) == [
+        Finished(T, attempt(), B, LOST_OUTCOME),
+        Assigned(T, attempt(2), B),
+    ]
+
+
+def test_of_two_live_attempts_in_the_log_the_older_is_given_up() -> None:
+    """Two sides of a split each ran the task."""
+    two = (running(A, attempt(1)), running(B, attempt(2)))
+    world = reigning()
+    world.dispatch.on_absorbed(moment(9))
+
+    effects = world.dispatch.on_live_loaded(LiveLoaded((record("t", *two),)), moment(9))
+
+    assert facts(effects) == [Finished(T, attempt(1), A, LOST_OUTCOME)]
+    assert world.dispatch.outstanding(B) == 1
+
+
+def test_an_adopted_task_that_is_lost_is_looked_up_before_it_runs_again() -> None:
+    """It may have ended on the other side of a split: success is never repeated."""
+    world = reigning(a=1)
+    world.dispatch.on_time(moment(LATE))
+    world.dispatch.on_worker_up(B, 1, moment(LATE))
+    back = Reattach(((attempt(), spec()),), 1, NodeState.READY)
+    world.dispatch.on_reattach(B, back, moment(LATE))
+    world.commit()
+
+    effects = world.dispatch.on_worker_down(B, moment(LATE))
+
+    assert facts(effects) == [Finished(T, attempt(), B, LOST_OUTCOME)]
+    assert effects[1:] == []
+    assert world.commit() == [LoadLive(), Load(-2, 5000)]
+
+
+def test_entries_of_another_node_make_the_queue_be_read_again() -> None:
+    """Tasks of the other side are queued here, and ended ones are dropped."""
+    world = reigning(record())
+
+    effects = world.dispatch.on_absorbed(moment())
+    world.dispatch.on_worker_up(B, 2, moment())
+    world.dispatch.on_reattach(B, Reattach((), 2, NodeState.READY), moment())
+    placed = world.dispatch.on_loaded(
+        Loaded(-2, (record("u", place=2),), has_more=False), moment()
+    )
+
+    assert effects == [LoadLive(), Load(-2, 5000)]
+    assert facts(placed) == [Assigned(TaskId("u"), attempt(), B)]

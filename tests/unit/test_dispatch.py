@@ -1,0 +1,332 @@
+"""A reign accepts durably, places at once, and answers cancels."""
+
+from __future__ import annotations
+
+from octaskly.core.effects import (
+    Accepted,
+    Announce,
+    Answer,
+    Append,
+    Load,
+    LoadLive,
+    NotHere,
+    Send,
+)
+from octaskly.core.events import (
+    LiveLoaded,
+    Loaded,
+)
+from octaskly.core.facts import Assigned, CancelAsked, Finished, Submitted
+from octaskly.core.messages import (
+    Dispatch as DispatchMessage,
+)
+from octaskly.core.messages import (
+    HeartbeatOk,
+    Reattach,
+)
+from octaskly.core.model import (
+    Limits,
+    LoadSample,
+    NodeState,
+    TaskId,
+    TaskState,
+)
+from tests.builders import (
+    STREAM,
+    attempt,
+    draft,
+    epoch,
+    moment,
+    outcome,
+    spec,
+)
+from tests.desk import (
+    LATE,
+    LOST_OUTCOME,
+    A,
+    B,
+    T,
+    World,
+    acknowledged,
+    cancel,
+    cancelled,
+    facts,
+    holding,
+    kill,
+    record,
+    reigning,
+    running,
+    submit,
+    to,
+    told,
+)
+
+
+def test_a_reign_begins_by_reading_queue_and_live_tasks() -> None:
+    """What was accepted before is the first thing to know."""
+    world = World()
+
+    effects = world.dispatch.begin(epoch(), STREAM, moment())
+
+    assert effects == [LoadLive(), Load(-1, 5000)]
+    assert world.dispatch.is_reigning
+    assert world.dispatch.is_accepting
+
+
+def test_answers_to_reads_of_an_earlier_reign_do_not_count() -> None:
+    """They may be older than what was decided since."""
+    world = World()
+    world.dispatch.begin(epoch(), STREAM, moment())
+    world.dispatch.end(moment())
+    world.dispatch.begin(epoch(2), STREAM, moment())
+    stale = (record("t", running(A)),)
+
+    effects = world.dispatch.on_loaded(Loaded(-1, stale, has_more=False), moment())
+    effects += world.dispatch.on_live_loaded(LiveLoaded(stale), moment())
+
+    assert effects == []
+    assert world.dispatch.outstanding(A) == 0
+
+
+def test_a_node_that_does_not_reign_sends_clients_elsewhere() -> None:
+    """The API then forwards them."""
+    dispatch = World().dispatch
+
+    assert dispatch.on_submitted(submit(), moment()) == [Answer(1, NotHere())]
+    assert dispatch.on_cancel(cancel(), moment()) == [Answer(5, NotHere())]
+    assert dispatch.on_results(A, told(), moment()) == []
+    assert dispatch.on_worker_down(A, moment()) == []
+    assert dispatch.on_absorbed(moment()) == []
+    assert dispatch.on_time(moment()) == []
+    assert dispatch.deadline() is None
+    assert dispatch.on_reattach(A, Reattach((), 1, NodeState.READY), moment()) == []
+
+
+def test_a_stopping_dispatcher_accepts_nothing_but_still_acknowledges() -> None:
+    """Its log is handed over; what workers bring belongs into it."""
+    world = holding(a=1)
+    world.dispatch.pause_accepting(moment())
+
+    assert world.dispatch.on_submitted(submit(), moment()) == [Answer(1, NotHere())]
+    effects = world.dispatch.on_results(A, told(), moment())
+
+    assert facts(effects) == [Finished(T, attempt(), A, outcome())]
+    assert world.commit() == [acknowledged(A), Announce((T,))]
+
+
+def test_what_was_accepted_is_still_answered_after_the_reign() -> None:
+    """It is durable, and the successor pulls it."""
+    world = reigning()
+    world.dispatch.on_submitted(submit(), moment())
+    world.dispatch.end(moment())
+
+    (answer,) = world.commit()
+
+    assert isinstance(answer, Answer)
+    assert isinstance(answer.reply, Accepted)
+
+
+def test_a_task_is_answered_and_placed_only_when_it_is_durable() -> None:
+    """A crash before the commit must not leave a task that ran and is unknown."""
+    world = reigning(b=2)
+
+    effects = world.dispatch.on_submitted(submit(draft("echo hi")), moment())
+    later = world.commit()
+
+    (submitted,) = facts(effects)
+    assert isinstance(submitted, Submitted)
+    task = submitted.spec
+    assert effects[1:] == []
+    assert task.id == "task-008-00000000"
+    assert task.command == "echo hi"
+    assert task.created_ms == moment().wall_ms
+    assert task.ord >> 56 == 50
+    assert later[0] == Answer(1, Accepted((task,)))
+    assert facts(later[1:]) == [Assigned(task.id, attempt(), B)]
+    assert later[2:] == [to(B, (attempt(), task))]
+
+
+def test_tasks_keep_the_order_of_their_batch() -> None:
+    """`ord` grows, also within one millisecond."""
+    world = reigning()
+
+    effects = world.dispatch.on_submitted(submit(draft(), draft()), moment())
+
+    one, two = (fact.spec for fact in facts(effects) if isinstance(fact, Submitted))
+    assert one.ord < two.ord
+    assert [one.id, two.id] == ["task-008-00000000", "task-009-00000001"]
+
+
+def test_a_sequence_that_another_node_used_is_not_used_again() -> None:
+    """Short ids stay unique where they can."""
+    world = reigning()
+    world.dispatch.raise_sequence(41)
+
+    effects = world.dispatch.on_submitted(submit(), moment())
+
+    assert [fact.task for fact in facts(effects)] == ["task-042-00000000"]
+
+
+def test_an_id_that_is_in_hand_is_not_accepted_twice() -> None:
+    """Two requests with one key may pass the gateway's check together."""
+    world = reigning()
+    first = world.dispatch.on_submitted(submit(draft(id="t")), moment())
+    second = world.dispatch.on_submitted(submit(draft(id="t"), ticket=2), moment())
+    answers = world.commit()
+    third = world.dispatch.on_submitted(submit(draft(id="t"), ticket=3), moment())
+
+    (submitted,) = facts(first)
+    assert isinstance(submitted, Submitted)
+    reply = Accepted((submitted.spec,))
+    assert second == []
+    assert answers == [Answer(1, reply), Answer(2, reply)]
+    assert third == [Answer(3, reply)]
+
+
+def test_one_message_carries_all_that_a_worker_gets_in_a_step() -> None:
+    """Frames and commits are shared."""
+    world = reigning(b=2)
+    world.dispatch.on_submitted(submit(draft(), draft()), moment())
+
+    later = world.commit()
+
+    assert isinstance(later[1], Append)
+    assert len(later[1].entries) == 2
+    assert len(later) == 3
+
+
+def test_a_worker_gets_nothing_before_it_said_what_it_runs() -> None:
+    """It may still hold the very task that would be sent."""
+    world = reigning(record())
+
+    up = world.dispatch.on_worker_up(B, 1, moment())
+    effects = world.dispatch.on_reattach(B, Reattach((), 1, NodeState.READY), moment())
+
+    assert up == []
+    assert facts(effects) == [Assigned(T, attempt(), B)]
+    assert effects[1:] == [to(B, (attempt(), spec()))]
+    assert world.dispatch.outstanding(B) == 1
+
+
+def test_a_heartbeat_that_raises_the_credit_brings_work_at_once() -> None:
+    """Short tasks are sent ahead."""
+    world = reigning(record("t"), record("u", place=2), b=1)
+    load = LoadSample(5.0, 0.0, 0, 0)
+
+    effects = world.dispatch.on_heartbeat_ok(
+        B, HeartbeatOk(epoch(), 0.0, NodeState.READY, 2, load), moment()
+    )
+
+    assert facts(effects) == [Assigned(TaskId("u"), attempt(), B)]
+    assert effects[1:] == [to(B, (attempt(), spec("u", ord=2)))]
+
+
+def test_a_long_batch_is_cut_into_several_messages() -> None:
+    """A frame above the limit would end the link."""
+    world = reigning(b=2, limits=Limits(entries_bytes=1000))
+    big = draft("x" * 200)
+    world.dispatch.on_submitted(submit(big, big), moment())
+
+    later = world.commit()
+
+    assert isinstance(later[-1], Send)
+    assert [
+        len(part.items)
+        for part in later[-1].messages
+        if isinstance(part, DispatchMessage)
+    ] == [1, 1]
+
+
+def test_a_queued_task_is_cancelled_for_good() -> None:
+    """The answer waits for the commit."""
+    world = reigning(record())
+
+    effects = world.dispatch.on_cancel(cancel(), moment())
+
+    assert facts(effects) == [CancelAsked(T, "ann")]
+    assert effects[1:] == []
+    assert world.commit() == [cancelled(), Announce((T,))]
+
+
+def test_a_read_that_is_under_way_does_not_bring_a_cancelled_task_back() -> None:
+    """The store may have answered before the cancel was written."""
+    world = World()
+    world.dispatch.begin(epoch(), STREAM, moment())
+    world.dispatch.on_worker_up(B, 1, moment())
+    world.dispatch.on_reattach(B, Reattach((), 1, NodeState.READY), moment())
+    world.dispatch.on_cancel(cancel(), moment())
+    world.commit()
+
+    effects = world.dispatch.on_loaded(
+        Loaded(-1, (record(),), has_more=False), moment()
+    )
+
+    assert effects == []
+
+
+def test_a_running_task_is_not_cancelled_without_force() -> None:
+    """Somebody may count on its side effects."""
+    world = holding(b=1)
+
+    effects = world.dispatch.on_cancel(cancel(), moment())
+
+    assert effects == [cancelled(False, TaskState.RUNNING)]
+
+
+def test_a_running_task_is_killed_by_force() -> None:
+    """The kill leaves at once, the answer waits for the commit."""
+    world = holding(b=1)
+
+    effects = world.dispatch.on_cancel(cancel(force=True), moment())
+    answer = world.commit()
+    again = world.dispatch.on_cancel(cancel(TaskState.CANCELLED), moment())
+
+    assert facts(effects) == [CancelAsked(T, "ann")]
+    assert effects[1:] == [kill(B)]
+    assert answer == [cancelled(), Announce((T,))]
+    assert again == [cancelled()]
+
+
+def test_a_killed_task_is_not_run_again_when_its_worker_is_lost() -> None:
+    """It is cancelled, whatever becomes of the attempt."""
+    world = holding(a=1, b=1)
+    world.dispatch.on_time(moment(LATE))
+    world.dispatch.on_cancel(cancel(force=True), moment(LATE))
+    world.commit()
+
+    effects = world.dispatch.on_worker_down(A, moment(LATE))
+
+    assert facts(effects) == [Finished(T, attempt(), A, LOST_OUTCOME)]
+    assert effects[1:] == []
+
+
+def test_a_kill_is_repeated_when_the_worker_comes_back() -> None:
+    """The first order may have been lost with the link."""
+    world = holding(b=1)
+    world.dispatch.on_cancel(cancel(force=True), moment())
+    world.commit()
+    world.dispatch.on_worker_down(B, moment())
+    world.dispatch.on_worker_up(B, 1, moment())
+    back = Reattach(((attempt(), spec()),), 1, NodeState.READY)
+
+    assert world.dispatch.on_reattach(B, back, moment()) == [kill(B)]
+
+
+def test_what_is_over_cannot_be_cancelled() -> None:
+    """The store knows; nothing is written."""
+    world = reigning()
+
+    done = world.dispatch.on_cancel(cancel(TaskState.COMPLETED), moment())
+    again = world.dispatch.on_cancel(cancel(TaskState.CANCELLED), moment())
+
+    assert done == [cancelled(False, TaskState.COMPLETED)]
+    assert again == [cancelled()]
+
+
+def test_a_task_that_just_ended_is_over_though_the_store_does_not_know_yet() -> None:
+    """What is in hand is newer than what the gateway read."""
+    world = holding(b=1)
+    world.dispatch.on_results(B, told(), moment())
+
+    assert world.dispatch.on_cancel(cancel(TaskState.RUNNING), moment()) == []
+    assert world.commit()[-1] == cancelled(False, TaskState.COMPLETED)

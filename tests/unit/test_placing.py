@@ -1,0 +1,200 @@
+"""Every end of an attempt is recorded, and acknowledged when that is durable."""
+
+from __future__ import annotations
+
+from octaskly.core.effects import (
+    Announce,
+    Load,
+    LoadLive,
+)
+from octaskly.core.facts import Assigned, Finished, Submitted
+from octaskly.core.messages import (
+    Reattach,
+    Results,
+)
+from octaskly.core.model import (
+    AttemptState,
+    NodeState,
+    Reason,
+    TaskId,
+)
+from tests.builders import (
+    attempt,
+    moment,
+    outcome,
+    released,
+    report,
+    spec,
+)
+from tests.desk import (
+    LATE,
+    A,
+    B,
+    T,
+    acknowledged,
+    facts,
+    holding,
+    kill,
+    record,
+    reigning,
+    to,
+    told,
+)
+
+
+def test_a_result_is_acknowledged_and_announced_when_it_is_durable() -> None:
+    """The worker may forget it only then."""
+    world = holding(b=1)
+
+    effects = world.dispatch.on_results(B, told(), moment())
+    later = world.commit()
+
+    assert facts(effects) == [Finished(T, attempt(), B, outcome())]
+    assert effects[1:] == []
+    assert later == [acknowledged(B), Announce((T,))]
+    assert world.dispatch.outstanding(B) == 0
+
+
+def test_a_freed_slot_is_filled_in_the_same_step() -> None:
+    """End and next assignment share a commit; the dispatch does not wait for it."""
+    world = reigning(record("t"), record("u", place=2), b=1)
+
+    effects = world.dispatch.on_results(B, told(credit=1), moment())
+
+    assert facts(effects) == [
+        Finished(T, attempt(), B, outcome()),
+        Assigned(TaskId("u"), attempt(), B),
+    ]
+    assert effects[1:] == [to(B, (attempt(), spec("u", ord=2)))]
+
+
+def test_a_repeated_result_is_acknowledged_but_not_written_again() -> None:
+    """The worker repeats while the disk is slow."""
+    world = holding(b=1)
+    world.dispatch.on_results(B, told(), moment())
+
+    again = world.dispatch.on_results(B, told(), moment())
+
+    assert again == []
+    assert world.commit() == [acknowledged(B), Announce((T,)), acknowledged(B)]
+
+
+def test_the_end_of_an_unknown_task_brings_its_envelope_into_the_log() -> None:
+    """A task whose only copy was on a disk that died comes back from its worker."""
+    world = reigning(b=1)
+
+    effects = world.dispatch.on_results(B, told(report(envelope=spec())), moment())
+
+    assert facts(effects) == [
+        Submitted(spec()),
+        Finished(T, attempt(), B, outcome()),
+    ]
+    assert world.commit() == [acknowledged(B), Announce((T,))]
+
+
+def test_an_unknown_task_that_was_given_back_is_looked_up_in_the_store() -> None:
+    """It may have ended long ago; only the store knows whether to run it."""
+    world = reigning(b=1)
+    back = report(end=released(Reason.RETURNED), envelope=spec())
+
+    effects = world.dispatch.on_results(B, told(back), moment())
+    later = world.commit()
+
+    assert facts(effects) == [
+        Submitted(spec()),
+        Finished(T, attempt(), B, released(Reason.RETURNED)),
+    ]
+    assert later == [acknowledged(B), LoadLive(), Load(-2, 5000)]
+
+
+def test_a_returned_attempt_runs_elsewhere_at_its_old_place() -> None:
+    """It waited on the worker while others had room."""
+    world = reigning(record("t"), record("u", place=2), b=1)
+    world.dispatch.on_worker_up(A, 1, moment())
+
+    effects = world.dispatch.on_results(
+        B, told(report(end=released(Reason.RETURNED)), credit=1), moment()
+    )
+
+    assert facts(effects) == [
+        Finished(T, attempt(), B, released(Reason.RETURNED)),
+        Assigned(T, attempt(2), B),
+    ]
+    assert effects[1:] == [to(B, (attempt(2), spec()))]
+    assert world.commit() == [acknowledged(B)]
+
+
+def test_a_worker_that_refuses_is_not_asked_again_at_once() -> None:
+    """Else the attempt would go back and forth."""
+    world = holding(b=1)
+
+    effects = world.dispatch.on_results(
+        B, told(report(end=released(Reason.STALE)), credit=1), moment()
+    )
+
+    assert facts(effects) == [Finished(T, attempt(), B, released(Reason.STALE))]
+    assert effects[1:] == []
+
+
+def test_a_worker_without_an_input_is_not_tried_again() -> None:
+    """Another worker may have it."""
+    world = holding(b=1)
+    lack = released(Reason.INPUTS, "data.csv")
+
+    first = world.dispatch.on_results(B, told(report(end=lack)), moment())
+    second = world.dispatch.on_worker_up(A, 1, moment())
+    second += world.dispatch.on_reattach(A, Reattach((), 1, NodeState.READY), moment())
+
+    assert facts(first) == [Finished(T, attempt(), B, lack)]
+    assert first[1:] == []
+    assert facts(second) == [Assigned(T, attempt(2), A)]
+
+
+def test_a_task_whose_input_nobody_has_fails_and_names_it() -> None:
+    """Waiting would be for ever."""
+    world = holding(b=1)
+    lack = released(Reason.INPUTS, "data.csv")
+    world.dispatch.on_time(moment(LATE))
+
+    effects = world.dispatch.on_results(B, told(report(end=lack)), moment(LATE))
+
+    failed = outcome(AttemptState.FAILED, Reason.INPUTS, detail="data.csv")
+    assert facts(effects) == [Finished(T, attempt(), B, failed)]
+    assert world.commit() == [acknowledged(B), Announce((T,))]
+
+
+def test_inputs_are_judged_only_when_all_workers_had_time_to_come() -> None:
+    """The node that has the file may be the last to attach."""
+    world = holding(b=1)
+    lack = released(Reason.INPUTS, "data.csv")
+    world.dispatch.on_results(B, told(report(end=lack)), moment())
+    world.commit()
+
+    due = world.dispatch.deadline()
+    effects = world.dispatch.on_time(moment(LATE))
+
+    failed = outcome(AttemptState.FAILED, Reason.INPUTS, detail="data.csv")
+    assert due == moment(5.0).mono_s
+    assert facts(effects) == [Finished(T, attempt(), B, failed)]
+    assert world.commit() == [Announce((T,))]
+
+
+def test_a_lost_attempt_that_succeeded_after_all_ends_its_successor() -> None:
+    """The work is done; the second run is of no use."""
+    world = reigning(record(), b=1, a=1)
+    world.dispatch.on_time(moment(LATE))
+    world.dispatch.on_worker_down(B, moment(LATE))
+    world.commit()
+
+    effects = world.dispatch.on_results(B, told(), moment(LATE))
+
+    assert facts(effects) == [Finished(T, attempt(), B, outcome())]
+    assert effects[1:] == [kill(A, attempt(2))]
+    assert world.commit() == [acknowledged(B), Announce((T,))]
+
+
+def test_news_of_credit_alone_needs_no_acknowledgement() -> None:
+    """A worker says so when it takes work again."""
+    world = reigning(b=1)
+
+    assert world.dispatch.on_results(B, Results((), 0), moment()) == []

@@ -1,0 +1,278 @@
+"""The window over the queue: in order, bounded, and never older than decisions."""
+
+from __future__ import annotations
+
+import pytest
+
+from octaskly.core.effects import Load, LoadLive
+from octaskly.core.events import Loaded
+from octaskly.core.merge import TaskRecord
+from octaskly.core.model import (
+    Attempt,
+    Limits,
+    NodeId,
+    Reason,
+    TaskId,
+    TaskState,
+)
+from octaskly.core.taskqueue import TRANSITIONS, InHand, Phase, TaskQueue, Turn
+from tests.builders import BAND, attempt, node_id, released, spec
+
+B = node_id("b")
+
+
+def queue(window: int = 4, load: int = 2) -> TaskQueue:
+    """Return an empty queue whose store is empty, too."""
+    made = TaskQueue(Limits(window_tasks=window, load_tasks=load))
+    made.begin(1)
+    made.loaded(Loaded(-1, (), has_more=False))
+    made.live_read()
+    return made
+
+
+def record(place: int, *attempts: Attempt) -> TaskRecord:
+    """Return a queued task as the store has it."""
+    task = spec(f"t{place}", ord=place)
+    return TaskRecord(id=task.id, spec=task, attempts=attempts)
+
+
+def run_all(tasks: TaskQueue) -> list[str]:
+    """Take out everything that is in hand, in order."""
+    order = []
+    while (task := tasks.first()) is not None:
+        order.append(str(task.spec.id))
+        tasks.assign(task, attempt(task.n + 1), B)
+    return order
+
+
+def test_every_move_of_the_table_is_legal_or_named_as_broken() -> None:
+    """The table is total."""
+    assert len(TRANSITIONS) == len(Phase)
+    assert all(len(row) == len(Turn) for row in TRANSITIONS)
+
+
+@pytest.mark.parametrize(
+    ("phase", "turn"),
+    [
+        (phase, turn)
+        for phase in Phase
+        for turn in Turn
+        if TRANSITIONS[phase][turn] is None
+    ],
+)
+def test_an_illegal_move_stops_the_node(phase: Phase, turn: Turn) -> None:
+    """A broken invariant must not be written into the log."""
+    task = InHand(spec(), phase=phase)
+
+    with pytest.raises(AssertionError):
+        queue()._move(task, turn)
+
+
+def test_tasks_leave_in_queue_order_whatever_the_order_of_arrival() -> None:
+    """Lower `ord` first."""
+    tasks = queue()
+    tasks.admit([spec("two", ord=2), spec("three", ord=3)])
+    tasks.admit([spec("one", ord=1)])
+
+    assert run_all(tasks) == ["one", "two", "three"]
+
+
+def test_a_released_task_comes_back_to_its_old_place() -> None:
+    """It has waited long enough."""
+    tasks = queue()
+    tasks.admit([spec("old", ord=1), spec("new", ord=2)])
+    old = tasks.first()
+    assert old is not None
+    tasks.assign(old, attempt(), B)
+
+    tasks.release(old)
+
+    assert tasks.queued == 2
+    assert run_all(tasks) == ["old", "new"]
+    assert old.n == 2
+
+
+def test_what_does_not_fit_into_the_window_is_read_later() -> None:
+    """Memory follows running work, not the backlog."""
+    tasks = queue(window=4, load=2)
+    tasks.admit(spec(f"t{place}", ord=place) for place in range(1, 8))
+    assert tasks.queued == 4
+    assert tasks.refill() == []
+
+    ran = [tasks.first() for _ in range(2)]
+    for _ in ran:
+        task = tasks.first()
+        assert task is not None
+        tasks.assign(task, attempt(), B)
+
+    assert tasks.refill() == [Load((BAND | 4) - 1, 2)]
+    assert tasks.refill() == []
+
+
+def test_new_tasks_wait_behind_older_ones_that_are_in_the_store() -> None:
+    """A full window that empties is refilled in order."""
+    tasks = queue(window=2, load=2)
+    tasks.admit(spec(f"t{place}", ord=place) for place in range(1, 4))
+    first = tasks.first()
+    assert first is not None
+    tasks.end(first, TaskState.CANCELLED)
+
+    tasks.admit([spec("t4", ord=4)])
+    (load,) = tasks.refill()
+    assert load == Load((BAND | 2) - 1, 1)
+    tasks.loaded(Loaded((BAND | 2) - 1, (record(2), record(3)), has_more=True))
+
+    assert run_all(tasks) == ["t2", "t3"]
+    assert tasks.refill() == [Load((BAND | 3) - 1, 2)]
+
+
+def test_a_submission_during_a_read_is_not_overlooked() -> None:
+    """The read did not see it, and says that there is no more."""
+    tasks = TaskQueue(Limits())
+    tasks.begin(1)
+    tasks.admit([spec("t5", ord=5)])
+
+    tasks.loaded(Loaded(-1, (), has_more=False))
+
+    assert tasks.queued == 0
+    assert tasks.refill() == [Load(-1, 5000)]
+
+
+def test_a_task_that_the_store_and_the_news_both_bring_is_queued_once() -> None:
+    """A read can be faster than the news of the commit."""
+    tasks = TaskQueue(Limits())
+    tasks.begin(1)
+    tasks.loaded(Loaded(-1, (record(1),), has_more=False))
+
+    tasks.admit([spec("t1", ord=1)])
+
+    assert tasks.queued == 1
+
+
+def test_a_read_that_brings_nothing_new_does_not_repeat_for_ever() -> None:
+    """The overlap of one `ord` is given up when it fills the page."""
+    tasks = queue(window=4, load=1)
+    tasks.admit(spec(f"t{place}", ord=place) for place in range(1, 6))
+    for _ in range(2):
+        task = tasks.first()
+        assert task is not None
+        tasks.assign(task, attempt(), B)
+    (load,) = tasks.refill()
+    assert isinstance(load, Load)
+
+    tasks.loaded(Loaded(load.after_ord, (record(4),), has_more=True))
+
+    assert tasks.refill() == [Load(BAND | 4, 1)]
+
+
+def test_an_ended_task_stays_as_a_shadow_until_no_read_can_bring_it_back() -> None:
+    """The answer may be older than the end."""
+    tasks = TaskQueue(Limits())
+    tasks.begin(1)
+    task = tasks.shadow(spec("t1", ord=1), TaskState.CANCELLED)
+    task.number = 1
+    tasks.settle([task], 1)
+
+    tasks.loaded(Loaded(-1, (record(1),), has_more=False))
+    tasks.live_read()
+    assert tasks.queued == 0
+
+    tasks.refill()
+    assert tasks.tasks == {}
+    assert tasks.is_final(TaskId("t1"))
+
+
+def test_a_task_is_kept_while_later_facts_are_not_durable() -> None:
+    """An earlier commit does not settle it."""
+    tasks = queue()
+    task = tasks.shadow(spec(), TaskState.COMPLETED)
+    task.number = 2
+
+    tasks.settle([task], 1)
+    assert tasks.tasks == {spec().id: task}
+
+    tasks.settle([task], 2)
+    assert tasks.tasks == {}
+
+
+def test_reading_again_keeps_what_the_store_cannot_know_yet() -> None:
+    """A release that is not durable looks like a running task there."""
+    tasks = queue()
+    tasks.admit([spec("settled", ord=1), spec("fresh", ord=2)])
+    fresh = tasks.tasks[TaskId("fresh")]
+    fresh.number = 9
+
+    tasks.reread()
+
+    assert tasks.refill() == [LoadLive(), Load(-2, 2)]
+    assert run_all(tasks) == ["fresh"]
+
+
+def test_a_read_that_is_out_of_date_when_it_comes_is_repeated() -> None:
+    """Another node's entries became durable meanwhile."""
+    tasks = TaskQueue(Limits())
+    tasks.begin(1)
+    tasks.live_read()
+    tasks.reread()
+
+    assert tasks.loaded(Loaded(-1, (record(1),), has_more=False))
+    assert tasks.queued == 0
+    assert tasks.refill() == [LoadLive(), Load(-2, 5000)]
+
+
+def test_answers_that_nobody_asked_for_do_not_count() -> None:
+    """They belong to an earlier reign."""
+    tasks = queue()
+
+    assert not tasks.loaded(Loaded(-7, (record(1),), has_more=False))
+    assert not tasks.live_read()
+    assert tasks.queued == 0
+
+
+def test_a_record_brings_attempt_numbers_and_missing_inputs_of_this_reign() -> None:
+    """What a worker lacked under another dispatcher it may have got since."""
+    tasks = queue()
+    lack = released(Reason.INPUTS, "data.csv")
+    old = Attempt(
+        id=attempt(1, term=0), node=NodeId("a"), state=lack.state, outcome=lack
+    )
+    new = Attempt(id=attempt(2), node=B, state=lack.state, outcome=lack)
+
+    task = tasks.from_record(record(1, old, new))
+
+    assert task.n == 2
+    assert task.lacking == {B}
+    assert task.lack == "data.csv"
+
+
+def test_picky_tasks_take_turns_and_do_not_block_the_others() -> None:
+    """They wait for one of a few workers."""
+    tasks = queue()
+    tasks.admit([spec("t1", ord=1), spec("t2", ord=2), spec("t3", ord=3)])
+    for name in ("t1", "t2"):
+        task = tasks.tasks[TaskId(name)]
+        tasks.assign(task, attempt(), B)
+        task.lacking = frozenset({B})
+        tasks.release(task)
+
+    first = tasks.first()
+
+    assert first is not None
+    assert first.spec.id == "t3"
+    assert [task.spec.id for task in tasks.picky()] == ["t1", "t2"]
+    assert tasks.all_picky() == tasks.picky()
+
+
+def test_ended_tasks_are_remembered_in_bounds() -> None:
+    """Late news of them is recognised for a while."""
+    tasks = queue(window=2)
+    for name in ("one", "two", "three"):
+        task = tasks.shadow(spec(name), TaskState.COMPLETED)
+        task.number = 1
+        tasks.settle([task], 1)
+
+    assert [tasks.is_final(TaskId(name)) for name in ("one", "two", "three")] == [
+        False,
+        True,
+        True,
+    ]
