@@ -74,8 +74,7 @@ class Adoption:
             del self._absent[node]
             for task in self._held_by(node):
                 self._placing.lose_task(task, now)
-        if self._until_s <= now.mono_s:
-            self.is_open = False
+        self.is_open = now.mono_s < self._until_s
 
     def believe(self, record: TaskRecord, now: Moment) -> None:
         """Settle on one live attempt of a task in the log; give up the others."""

@@ -325,10 +325,7 @@ class TaskQueue:
                 self._retire(task.spec.id, task)
 
     def is_final(self, task_id: TaskId) -> bool:
-        """Whether the task is known to have ended, also a while ago."""
-        task = self.tasks.get(task_id)
-        if task is not None:
-            return task.final is not None
+        """Whether a task that is not in hand is known to have ended a while ago."""
         return task_id in self._finals
 
     def _move(self, task: InHand, turn: Turn) -> None:

@@ -11,11 +11,16 @@ from octaskly.core.events import (
     Loaded,
 )
 from octaskly.core.facts import Assigned, Finished, Submitted
+from octaskly.core.merge import TaskRecord
 from octaskly.core.messages import (
     Reattach,
 )
 from octaskly.core.model import (
+    Attempt,
+    AttemptState,
     NodeState,
+    Outcome,
+    Reason,
     TaskId,
 )
 from tests.builders import (
@@ -23,6 +28,8 @@ from tests.builders import (
     attempt,
     epoch,
     moment,
+    outcome,
+    released,
     spec,
 )
 from tests.desk import (
@@ -208,3 +215,71 @@ def test_entries_of_another_node_make_the_queue_be_read_again() -> None:
 
     assert effects == [LoadLive(), Load(-2, 5000)]
     assert facts(placed) == [Assigned(TaskId("u"), attempt(), B)]
+
+
+def test_the_log_may_know_of_an_attempt_of_a_task_that_was_read_as_queued() -> None:
+    """Another node's entries arrived between the two reads."""
+    world = reigning()
+    world.dispatch.on_absorbed(moment())
+    world.dispatch.on_loaded(Loaded(-2, (record(),), has_more=False), moment())
+
+    effects = world.dispatch.on_live_loaded(
+        LiveLoaded((record("t", running(B)),)), moment()
+    )
+
+    assert effects == []
+    assert world.dispatch.outstanding(B) == 1
+    assert world.dispatch.deadline() == moment(5).mono_s
+
+
+def test_a_queued_task_that_ended_elsewhere_is_not_run() -> None:
+    """Its success came with another node's log; an older attempt is still open."""
+    old = running(A, attempt(1))
+    done = Attempt(id=attempt(2), node=B, state=AttemptState.OK, outcome=outcome())
+    released_later = Attempt(
+        id=attempt(3),
+        node=B,
+        state=AttemptState.RELEASED,
+        outcome=released(Reason.LOST),
+    )
+    world = reigning()
+    world.dispatch.on_absorbed(moment())
+    queued = (record("t", released_later),)
+    world.dispatch.on_loaded(Loaded(-2, queued, has_more=False), moment())
+    world.dispatch.on_worker_up(B, 1, moment())
+
+    effects = world.dispatch.on_live_loaded(
+        LiveLoaded((record("t", old, done, released_later),)), moment()
+    )
+
+    lost = Outcome(
+        state=AttemptState.RELEASED, reason=Reason.LOST, ended_ms=moment().wall_ms
+    )
+    assert facts(effects) == [Finished(T, attempt(1), A, lost)]
+    assert effects[1:] == []
+    attached = world.dispatch.on_reattach(B, Reattach((), 1, NodeState.READY), moment())
+    assert attached == []
+
+
+def test_a_record_without_its_submission_is_left_alone() -> None:
+    """It comes with a later PULL."""
+    world = reigning()
+    world.dispatch.on_absorbed(moment())
+    partial = TaskRecord(id=T, attempts=(running(B),))
+
+    effects = world.dispatch.on_live_loaded(LiveLoaded((partial,)), moment())
+
+    assert effects == []
+    assert world.dispatch.outstanding(B) == 0
+
+
+def test_a_worker_that_went_while_others_are_awaited_has_its_own_time() -> None:
+    """Entries of another node may name absent workers long after the start."""
+    world = reigning()
+    world.dispatch.on_time(moment(LATE))
+    world.dispatch.on_absorbed(moment(LATE))
+
+    world.dispatch.on_live_loaded(LiveLoaded((record("t", running(B)),)), moment(LATE))
+
+    assert world.dispatch.deadline() == moment(LATE + 5).mono_s
+    assert world.dispatch.on_time(moment(LATE + 4)) == []

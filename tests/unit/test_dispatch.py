@@ -23,11 +23,13 @@ from octaskly.core.messages import (
 from octaskly.core.messages import (
     HeartbeatOk,
     Reattach,
+    Results,
 )
 from octaskly.core.model import (
     Limits,
     LoadSample,
     NodeState,
+    Reason,
     TaskId,
     TaskState,
 )
@@ -38,6 +40,8 @@ from tests.builders import (
     epoch,
     moment,
     outcome,
+    released,
+    report,
     spec,
 )
 from tests.desk import (
@@ -330,3 +334,44 @@ def test_a_task_that_just_ended_is_over_though_the_store_does_not_know_yet() -> 
 
     assert world.dispatch.on_cancel(cancel(TaskState.RUNNING), moment()) == []
     assert world.commit()[-1] == cancelled(False, TaskState.COMPLETED)
+
+
+def test_a_task_accepted_in_an_earlier_reign_is_read_from_the_store() -> None:
+    """The read of the new reign may have passed its place already."""
+    world = reigning()
+    world.dispatch.on_submitted(submit(), moment())
+    world.dispatch.end(moment())
+    world.dispatch.begin(epoch(2), STREAM, moment())
+    world.dispatch.on_loaded(Loaded(-2, (), has_more=False), moment())
+
+    (answer, *rest) = world.commit()
+
+    assert isinstance(answer, Answer)
+    assert isinstance(answer.reply, Accepted)
+    assert rest == [Load(-3, 5000)]
+
+
+def test_a_task_that_is_looked_up_in_the_store_can_be_cancelled_meanwhile() -> None:
+    """Its attempt came back, and whether it is queued is not yet known."""
+    world = reigning(b=1)
+    back = report(end=released(Reason.RETURNED), envelope=spec())
+    world.dispatch.on_results(B, Results((back,), 1), moment())
+
+    effects = world.dispatch.on_cancel(cancel(), moment())
+
+    assert facts(effects) == [CancelAsked(T, "ann")]
+    assert effects[1:] == []
+    assert world.commit()[1:] == [cancelled(), Announce((T,))]
+
+
+def test_a_task_that_the_store_says_is_over_is_not_queued() -> None:
+    """A store may be asked for queued tasks only, but a rule does not rely on it."""
+    world = World()
+    world.dispatch.begin(epoch(), STREAM, moment())
+    over = (record("t", cancelled="ann"),)
+
+    world.dispatch.on_loaded(Loaded(-1, over, has_more=False), moment())
+    world.dispatch.on_worker_up(B, 1, moment())
+    effects = world.dispatch.on_reattach(B, Reattach((), 1, NodeState.READY), moment())
+
+    assert effects == []

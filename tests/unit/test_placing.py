@@ -21,6 +21,7 @@ from octaskly.core.model import (
 from tests.builders import (
     attempt,
     moment,
+    node_id,
     outcome,
     released,
     report,
@@ -198,3 +199,16 @@ def test_news_of_credit_alone_needs_no_acknowledgement() -> None:
     world = reigning(b=1)
 
     assert world.dispatch.on_results(B, Results((), 0), moment()) == []
+
+
+def test_inputs_that_some_worker_may_have_are_waited_for() -> None:
+    """Worker b lacks it, worker a is merely busy."""
+    world = reigning(record("t"), record("u", place=2), a=1, b=1)
+    world.dispatch.on_time(moment(LATE))
+    lack = released(Reason.INPUTS, "data.csv")
+    world.dispatch.on_results(B, told(report("u", end=lack), credit=1), moment(LATE))
+
+    world.dispatch.on_worker_up(node_id("c"), 1, moment(LATE))
+    effects = world.dispatch.on_worker_down(node_id("c"), moment(LATE))
+
+    assert effects == []

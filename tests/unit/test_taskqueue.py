@@ -276,3 +276,20 @@ def test_ended_tasks_are_remembered_in_bounds() -> None:
         True,
         True,
     ]
+
+
+def test_a_read_is_never_named_like_one_whose_answer_is_still_to_come() -> None:
+    """Else the answer of an earlier reign would be taken for this one's."""
+    tasks = queue()
+    tasks.admit(spec(f"t{place}", ord=place) for place in range(1, 7))
+    run_all(tasks)
+    (stale,) = tasks.refill()
+    assert isinstance(stale, Load)
+    tasks.begin(2)
+    tasks.loaded(Loaded(-2, (record(3), record(4)), has_more=True))
+    run_all(tasks)
+
+    (load,) = tasks.refill()
+
+    assert isinstance(load, Load)
+    assert load.after_ord == stale.after_ord - 1
