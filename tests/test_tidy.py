@@ -22,6 +22,8 @@ PAGES = sorted(
     path
     for path in ROOT.rglob("*.md")
     if not any(part.startswith(".") for part in path.relative_to(ROOT).parts)
+    # A changelog fragment is a sentence, not a page.
+    and (path.parent.name != "changelog.d" or path.name == "README.md")
 )
 
 #: What is not a name here, and what is said instead.

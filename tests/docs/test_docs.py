@@ -1,0 +1,194 @@
+"""Documents and code agree: what exists is documented, what is documented is true."""
+
+from __future__ import annotations
+
+import ast
+import re
+from pathlib import Path
+
+import pytest
+
+from octaskly.api import ApiServer
+from octaskly.cli import render
+from octaskly.core.messages import Message
+from tests.integration.api_node import FixedClock, no_peer, verify
+from tests.integration.fake_gateway import FakeGateway
+
+ROOT = Path(__file__).parent.parent.parent
+DOCS = ROOT / "docs"
+API = ROOT / "octaskly" / "api"
+PAGES = sorted([*ROOT.glob("*.md"), *DOCS.rglob("*.md")])
+FENCE = re.compile(r"^```.*?^```\n", re.DOTALL | re.MULTILINE)
+ERROR_TEXT = re.compile(r"[A-Z][a-z]+( [A-Za-z]+)*")
+VARIABLE = re.compile(r"OCTASKLY_[A-Z_]*[A-Z]")
+
+
+def page(name: str) -> str:
+    return (DOCS / name).read_text()
+
+
+async def test_every_route_of_the_application_is_documented() -> None:
+    """A route that is not in the reference does not exist for users."""
+    server = ApiServer(
+        FakeGateway(),
+        verify=verify,
+        clock=FixedClock(),
+        node_name="ash",
+        peer_node_id=no_peer,
+    )
+    routes = {
+        f"{route.method} {re.sub(r':[^/]*}', '}', route.resource.canonical)}"
+        for route in server.app.router.routes()
+        if route.resource is not None and route.method != "HEAD"
+    }
+    headings = re.findall(
+        r"^### ((?:GET|POST|DELETE) /.*)$",
+        page("reference/rest-api.md"),
+        flags=re.MULTILINE,
+    )
+
+    assert len(routes) >= 10
+    assert sorted(headings) == sorted(routes)
+
+
+def error_texts() -> set[str]:
+    """Return each text that the API puts into `error`, read from its source."""
+    texts = {
+        constant.value
+        for statement in ast.parse((API / "problems.py").read_text()).body
+        if isinstance(statement, ast.Assign | ast.AnnAssign)
+        for constant in ast.walk(statement)
+        if isinstance(constant, ast.Constant) and isinstance(constant.value, str)
+    }
+    for path in API.glob("*.py"):
+        for call in ast.walk(ast.parse(path.read_text())):
+            if isinstance(call, ast.Call) and ast.unparse(call.func) == "Problem":
+                texts |= {
+                    argument.value
+                    for argument in call.args[1:2]
+                    if isinstance(argument, ast.Constant)
+                    and isinstance(argument.value, str)
+                }
+    return {text for text in texts if ERROR_TEXT.fullmatch(text)}
+
+
+def test_every_error_text_is_documented() -> None:
+    """Programs compare these texts, so none may come as a surprise, or be made up."""
+    table = page("reference/rest-api.md").partition("## Errors")[2]
+    documented = set(re.findall(r"^\| \d{3} \| `([^`]+)` \|", table, re.MULTILINE))
+
+    assert len(documented) >= 20
+    assert documented == error_texts()
+
+
+def test_every_variable_of_the_environment_is_documented() -> None:
+    """What the code reads or sets, the page on configuration explains."""
+    named = {
+        name
+        for path in (ROOT / "octaskly").rglob("*.py")
+        for name in VARIABLE.findall(path.read_text())
+        # A constant's own prefix: EXIT_OCTASKLY_FAILED is no variable.
+        if f"_{name}" not in path.read_text()
+    }
+
+    assert "OCTASKLY_TOKEN" in named
+    assert named == set(VARIABLE.findall(page("reference/configuration.md")))
+
+
+def test_every_exit_code_is_documented() -> None:
+    """Scripts rely on them."""
+    codes = {
+        str(value)
+        for name, value in vars(render).items()
+        if name.startswith("EXIT_") and isinstance(value, int)
+    }
+    documented = set(re.findall(r"\b\d+\b", page("reference/exit-codes.md")))
+
+    assert len(codes) >= 8
+    assert codes <= documented
+
+
+def test_every_message_between_nodes_is_documented() -> None:
+    """The wire protocol page names each message, and no other."""
+    table = page("reference/wire-protocol.md").partition("## Messages")[2]
+    rows = re.findall(r"^\| ((?:\w+, )*\w+) \|", table, flags=re.MULTILINE)
+    documented = {name for row in rows for name in row.split(", ")}
+    messages = {kind.__name__ for kind in Message.__args__}
+
+    assert messages == {name for name in documented if name[0].isupper()} - {
+        "Message",
+        "Key",
+    }
+
+
+def test_the_map_of_the_code_names_every_module() -> None:
+    """A module that ARCHITECTURE.md does not know cannot be found by a newcomer."""
+    text = (ROOT / "ARCHITECTURE.md").read_text()
+    table = text.partition("## Code map")[2].partition("\n## ")[0]
+    named = set(re.findall(r"`([\w/]+\.py)`", table))
+    package = ROOT / "octaskly"
+    modules = {
+        str(path.relative_to(package))
+        for path in package.rglob("*.py")
+        if not path.name.startswith("__")
+    }
+
+    assert len(named) > 60
+    assert named == modules
+
+
+@pytest.mark.parametrize("path", PAGES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_anchors_of_a_page_lead_somewhere(path: Path) -> None:
+    """A link to a heading names one that its page has."""
+    text = FENCE.sub("", path.read_text())
+    wrong = []
+    for target, anchor in re.findall(r"\]\(([^)#\s]*)#([^)\s]+)\)", text):
+        if re.match(r"[a-z]+:", target):
+            continue
+        other = path.parent / target if target else path
+        headings = re.findall(
+            r"^#+ (.+)$", FENCE.sub("", other.read_text()), flags=re.MULTILINE
+        )
+        if anchor not in {slug(heading) for heading in headings}:
+            wrong.append(f"{target}#{anchor}")
+
+    assert wrong == []
+
+
+def slug(heading: str) -> str:
+    """Return the anchor that a heading gets where the pages are read."""
+    kept = re.sub(r"[^\w\- ]", "", heading.lower())
+    return kept.replace(" ", "-")
+
+
+@pytest.mark.parametrize(
+    "folder",
+    ["tutorials", "how-to", "reference", "explanation", "decisions", "examples"],
+)
+def test_every_page_is_in_the_list_of_its_folder(folder: str) -> None:
+    """A page that no list names is never read."""
+    listed = set(re.findall(r"\]\(([^)#/]+)\)", page(f"{folder}/README.md")))
+    pages = {
+        path.name
+        for path in (DOCS / folder).iterdir()
+        if path.is_file() and path.name != "README.md"
+    }
+
+    assert len(pages) > 1
+    assert listed == pages
+
+
+def test_a_changelog_fragment_has_its_form() -> None:
+    """`<what>.<kind>.md`, one or more sentences for users."""
+    fragments = [p for p in (DOCS / "changelog.d").glob("*.md") if p.stem != "README"]
+    kinds = set(
+        re.findall(r"^\| `(\w+)` \|", page("changelog.d/README.md"), re.MULTILINE)
+    )
+
+    assert fragments
+    assert len(kinds) >= 4
+    for fragment in fragments:
+        what, kind = fragment.name.removesuffix(".md").rsplit(".", 1)
+        assert re.fullmatch(r"[a-z0-9-]+", what)
+        assert kind in kinds
+        assert fragment.read_text().strip().endswith(".")

@@ -1,0 +1,90 @@
+"""What README and tutorials show is run, and prints what they show."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import pytest
+
+from tests.agents import running, until_nodes
+from tests.docs.console import ROOT, STEP, Command, commands_of, console, matches, shape
+
+PAGES = ["README.md", "docs/tutorials/one-machine.md", "docs/tutorials/first-mesh.md"]
+EXAMPLES = ROOT / "docs" / "examples"
+LINES_MAX = 40
+
+
+@pytest.mark.timeout(180)
+@pytest.mark.parametrize("page", PAGES)
+def test_page_does_what_it_shows(page: str) -> None:
+    """Every command that one machine can run prints what the page says."""
+    ran = 0
+    # A socket's path has 107 bytes at most, so the home lies near the root.
+    with (
+        tempfile.TemporaryDirectory(prefix="octaskly-docs-") as home,
+        console(Path(home)) as shell,
+    ):
+        for step in STEP.finditer((ROOT / page).read_text()):
+            if step["stop"]:
+                shell.interrupt(step["stop"])
+            for command in commands_of(step["block"] or ""):
+                shell.run(command)
+                ran += 1
+
+    assert ran >= 4
+
+
+def test_a_shown_line_that_is_wrong_is_found() -> None:
+    """The comparison is not so mild that it sees nothing."""
+    assert shape(["ash  ready  0/2"]) == shape(["birch  ready  1/4"])
+    assert shape(["ash  ready  0/2"]) != shape(["ash  lost  0/2"])
+    assert shape(["exit code: 0", "x"]) != shape(["exit code: 0"])
+    assert matches("... agent ready ...", "2026-01-01T00:00:00Z agent ready port=1")
+    assert not matches("... agent ready ...", "agent stopped")
+    assert commands_of("$ a \\\n  b\nout\n$ c\n") == [
+        Command("a \\\n  b", ["out"]),
+        Command("c"),
+    ]
+
+
+EXPECTED = {
+    "submit_and_wait.sh": '"stdout":"hello from ',
+    "with_requests.py": "'stdout': 'hello\\n'",
+    "bulk_submit.py": "499 tasks, sum of squares 41541750",
+    "fetch_output.sh": "1000\n",
+}
+
+
+@pytest.mark.timeout(120)
+def test_examples_run_as_they_are(tmp_path: Path) -> None:
+    """Who copies an example gets what it promises."""
+    scripts = {path.name for path in EXAMPLES.iterdir() if path.suffix != ".md"}
+    assert scripts == set(EXPECTED)
+    with running(tmp_path, "ash", "birch") as agents:
+        until_nodes(agents[0], 2)
+        status, minted = agents[0].call("POST", "/api/v1/tokens", {"role": "client"})
+        assert status == 201
+        environ = {
+            **os.environ,
+            "OCTASKLY_URL": agents[1].ready()["api_url"],
+            "OCTASKLY_TOKEN": minted["token"],
+        }
+        for name, expected in EXPECTED.items():
+            script = EXAMPLES / name
+            words = [sys.executable, str(script)] if script.suffix == ".py" else []
+            done = subprocess.run(
+                words or [str(script)],
+                env=environ,
+                capture_output=True,
+                text=True,
+                timeout=60,
+                check=False,
+            )
+
+            assert done.returncode == 0, done.stderr
+            assert expected in done.stdout
+            assert len(script.read_text().splitlines()) < LINES_MAX
