@@ -214,10 +214,10 @@ class AgentGateway:
 
     async def wait(self, ref: str, timeout_s: float) -> TaskRecord:
         """Return a task when it is final, or as it is when the time is over."""
-        record = await self.task(ref)
-        if record.state.is_final or timeout_s <= 0:
-            return record
-        task = record.id
+        if timeout_s <= 0:
+            return await self.task(ref)
+        is_short = _SEQUENCE.fullmatch(ref) is not None
+        task = (await self.task(ref)).id if is_short else TaskId(ref)
         return await self.waiters.until_final(task, lambda: self.task(task), timeout_s)
 
     async def page(self, query: TaskQuery) -> TaskPage:
