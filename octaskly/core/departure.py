@@ -77,6 +77,7 @@ class Departure:
             patience_s = self._transfer_s + self._timing.yield_s
             if now.mono_s < patience_s:
                 return False
+            self._election.is_handing_over = False
         return self._successor(now) is None
 
     def _hand_over(self, now: Moment) -> list[Effect]:
@@ -85,11 +86,13 @@ class Departure:
             if now.mono_s < self._transfer_s + self._timing.yield_s:
                 return []
             self._transfer_s = None
+            self._election.is_handing_over = False
         successor, reign = self._successor(now), self._election.reign
         if successor is None or reign is None or not self._journal.is_settled:
             return []
         self._asked.append(successor)
         self._transfer_s = now.mono_s
+        self._election.is_handing_over = True
         transfer = Transfer(reign.epoch, self._journal.vector_items())
         note = Note("info", "handing over", (("peer", successor),))
         return [note, Send(successor, (transfer,))]

@@ -186,6 +186,8 @@ class Inbound:
                     view.health = message
                 return dispatch.on_heartbeat_ok(peer, message, now)
             case Results():
+                if machines.election.is_handing_over:
+                    return []  # The successor must not take up a log that still grows.
                 return dispatch.on_results(peer, message, now)
             case Reattach():
                 info = machines.settings.node if view is None else view.info

@@ -281,6 +281,8 @@ class Node:
             if not self._members.touch(peer, now):
                 break  # It left, or was told to leave, in mid-batch.
             effects += self._inbound.on_message(peer, message, now)
+            if isinstance(message, Roster):
+                effects += self._drop_surplus(now)
         return effects
 
     def _on_peer_up(self, event: PeerUp, now: Moment) -> list[Effect]:

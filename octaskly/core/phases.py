@@ -75,6 +75,7 @@ class Phases:
         self.attachment: Attachment | None = None
         self.successors: tuple[NodeId, ...] = ()  #: from the roster, best first
         self.is_stopping = False  #: a node that stops claims no more
+        self.is_handing_over = False  #: the log is complete, so it takes no results
         self._info = settings.node
         self._timing = settings.timing
         self._journal = journal
@@ -132,6 +133,7 @@ class Phases:
         self._suspicion = None
         self._transfer = None
         self._winner = None
+        self.is_handing_over = False
         self._since_s = now.mono_s
 
     # Following

@@ -21,6 +21,7 @@ class Profile:
     pause_s: tuple[float, float]  #: between faults
     restart_s: tuple[float, float]
     heal_s: tuple[float, float]
+    batches: tuple[int, ...]  #: sizes of submissions
     weights: tuple[int, ...]  #: in the order of `KINDS`
 
 
@@ -137,8 +138,9 @@ def draw_profile(world: World) -> Profile:
     weights = tuple(draw.choice((0, 0, 1, 3)) for _ in KINDS)
     if not any(weights):
         weights = (1,) * len(KINDS)
-    world.network.delay_ms = draw.choice(((0.2, 4.0), (0.2, 4.0), (2.0, 50.0)))
-    world.duration_s = draw.choice(((0.01, 0.1), (0.05, 1.5), (0.5, 4.0)))
+    world.network.delay_ms = draw.choice(((0.2, 4.0), (2.0, 50.0), (20.0, 200.0)))
+    world.duration_s = draw.choice(((0.01, 0.1), (0.05, 1.0), (0.5, 2.0)))
+    is_brief = world.duration_s[1] < 1.0
     gap_s = draw.choice((0.5, 1.5, 4.0))
     return Profile(
         nodes=len(world.machines),
@@ -146,6 +148,7 @@ def draw_profile(world: World) -> Profile:
         pause_s=(gap_s / 2, gap_s * 2),
         restart_s=draw.choice(((0.0, 0.3), (0.1, 2.0), (1.0, 8.0))),
         heal_s=draw.choice(((0.5, 2.0), (2.0, 6.0), (5.0, 12.0))),
+        batches=draw.choice(((1, 1, 2), (1, 8), (20,) if is_brief else (4,))),
         weights=weights,
     )
 
@@ -164,7 +167,7 @@ def torment(world: World, profile: Profile) -> None:
     def ask() -> None:
         if world.time_s < end_s:
             node = draw.choice(world.dispatchers() or list(world.machines))
-            world.submit(node, draw.choice((1, 1, 2, 8)))
+            world.submit(node, draw.choice(profile.batches))
             if world.accepted and draw.random() < 0.1:
                 task = draw.choice(list(world.accepted))
                 world.cancel(node, task, force=draw.random() < 0.5)
@@ -227,6 +230,33 @@ def run_failover(
     world.run(2.0)
     world.start(dispatcher)
     world.run_until(lambda: is_quiet(world), QUIET_S)
+    for check in FINAL:
+        check(world)
+    return world
+
+
+def run_flapping(seed: int) -> World:
+    """Split a busy mesh of five again and again, over slow links (F9)."""
+    world = World(seed, nodes=5)
+    Watch(world)
+    world.network.delay_ms = (10.0, 150.0)
+    world.duration_s = (0.01, 0.2)
+    world.start_all()
+    for _ in range(5):
+        world.run_until(lambda: bool(world.dispatchers()), 10.0)
+        nodes = list(world.machines)
+        world.random.shuffle(nodes)
+        world.network.split([nodes[:2], nodes[2:]])
+        for _ in range(12):
+            for node in world.dispatchers():
+                world.submit(node, 10)
+            world.run(world.random.uniform(0.2, 0.6))
+        world.network.heal_all()
+        for _ in range(12):
+            for node in world.dispatchers():
+                world.submit(node, 10)
+            world.run(world.random.uniform(0.2, 0.6))
+    calm(world)
     for check in FINAL:
         check(world)
     return world

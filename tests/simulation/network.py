@@ -79,6 +79,10 @@ class Network:
         """Return whether nothing gets through."""
         return _pair(a, b) in self._cuts
 
+    def link_count(self) -> int:
+        """Return how many links are up."""
+        return sum(len(link.ends) == 2 for link in self._links.values())
+
     def on_process_end(self, node: NodeId) -> None:
         """The kernel resets the links of a process that is gone."""
         for pair in [pair for pair in self._links if node in pair]:
