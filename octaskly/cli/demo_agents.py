@@ -58,6 +58,12 @@ def agents(
 
     At the end they are stopped, by force where they do not stop by themselves.
     """
+    # Imported here: cryptography costs more than most commands take.
+    from octaskly.trust import load_or_create  # noqa: PLC0415
+
+    # Made before they start: who finds another mesh on this machine, and has no
+    # secret, waits for one instead of making its own.
+    load_or_create(folder / "mesh.key")
     started: list[DemoAgent] = []
     try:
         # Between the start of a process and the note of it, nothing may interrupt.
