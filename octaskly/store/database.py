@@ -218,6 +218,7 @@ def _prepare_writer(connection: sqlite3.Connection, path: Path) -> None:
     connection.execute("PRAGMA synchronous=FULL")
     connection.execute("PRAGMA cache_size=-16384")
     connection.execute("PRAGMA temp_store=MEMORY")
+    connection.execute("PRAGMA wal_autocheckpoint=8192")
     connection.execute(f"PRAGMA journal_size_limit={64 << 20}")
     connection.execute("BEGIN IMMEDIATE")
     version = _pragma(connection, "user_version")

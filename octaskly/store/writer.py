@@ -32,6 +32,7 @@ Item = Append | Save | Spool | Unspool | Met
 
 BATCH_ITEMS_MAX: Final = 512
 BATCH_ENTRIES_MAX: Final = 8192
+BUSY_ITEMS: Final = 2  #: urgent items that came during a commit: more will follow
 COALESCE_S: Final = 0.001  #: while busy, wait so long for more,
 COALESCE_TIMES: Final = 5  #: so many times at most, and only while more does come
 COALESCE_ENTRIES: Final = 256  #: so many end that wait
@@ -123,10 +124,10 @@ class Writer:
     def _take(self) -> list[Item]:
         """Wait for items and return those of the next commit; none: close."""
         with self._changed:
-            if self._items:
-                self._coalesce()
-            else:
+            if not self._items:
                 self._wait(1, None)
+            elif self._urgent >= BUSY_ITEMS:
+                self._coalesce()
             if not self._urgent:
                 self._is_lazy = True
                 self._changed.wait_for(lambda: self._urgent or self._is_closing, LAZY_S)
