@@ -21,6 +21,7 @@ EXIT_CONFIG = 78  #: sysexits(3) EX_CONFIG: systemd does not restart in a loop
 API_PORT = 3000
 PEER_PORT = 7878
 LAN_PORT = 3443
+GROUP = "octaskly"  #: its members may use the local socket, so command the mesh
 LOOPBACK = ("127.0.0.1", "::1")
 PORT_MAX = 65535
 SLOTS_MAX = 4096
@@ -73,6 +74,11 @@ class Paths:
     def outputs(self) -> Path:
         """Captured outputs of attempts that ran here."""
         return self.state / "outputs"
+
+    def socket_of(self, name: str) -> Path:
+        """Return the local socket of the agent of this name."""
+        is_own = self.runtime == self.state
+        return self.runtime / ("octaskly.sock" if is_own else f"{name}.sock")
 
     @property
     def description(self) -> Path:

@@ -19,6 +19,7 @@ from octaskly.agent.start import write_description
 from octaskly.api import ApiServer, Site
 from octaskly.config import (
     API_PORT,
+    GROUP,
     LAN_PORT,
     LOOPBACK,
     PEER_PORT,
@@ -77,46 +78,17 @@ class Parts:
         self._config = config
         self._clock = clock
         self._log = log
-        paths, options = config.paths, config.options
         self._store = store
-        self._trust = MeshTrust(secret, NodeKey.load_or_create(paths.state))
+        self._trust = MeshTrust(secret, NodeKey.load_or_create(config.paths.state))
         self._tokens = Tokens(secret)
-        self._local = local_addresses(options.interfaces)
+        self._local = local_addresses(config.options.interfaces)
         self._bind()
-        name = _lasting_name(config.name, saved.name)
-        self._info = self._describe(name)
-        timing = config.timing
-        if is_first:
-            timing = replace(timing, seek_alone_s=0.0)
-        settings = Settings(node=self._info, timing=timing, limits=config.limits)
-        self._node = Node(settings, saved)
-        self.loop = CoreLoop(
-            self._node,
-            clock=clock,
-            log=log,
-            store=self._store,
-            limits=config.limits,
-            on_stopped=on_stopped,
-        )
+        self._info = self._describe(_lasting_name(config.name, saved.name))
         self._sampler = LoadSampler()
         self._load = self._sampler.sample()
         self._peers_known = len(saved.peers)
-        self.gateway = AgentGateway(
-            node_id=self._info.id,
-            mesh_id=self._trust.mesh_id,
-            store=self._store,
-            clock=clock,
-            post=self.loop.post,
-            captured=lambda task, attempt, path: captured(
-                paths.outputs, task, attempt, path
-            ),
-            sample=lambda: self._load,
-            failure=self.failure,
-            mint=self._mint,
-            is_room=self._store.is_room,
-            names={**dict(saved.names), self._info.id: name},
-        )
-        self._build_shell(name)
+        self._build_core(saved, is_first=is_first, on_stopped=on_stopped)
+        self._build_shell()
 
     async def start(self, tasks: asyncio.TaskGroup) -> None:
         """Serve: links, API, mDNS, then the first step of the core."""
@@ -130,7 +102,7 @@ class Parts:
         await self._transport.start(tasks, self._peer_sockets)
         await self._api.serve(Site.LOOPBACK, self._api_sockets)
         await self._api.serve(Site.LAN, self._lan_sockets)
-        await self._api.start_unix(self._socket_path, group="octaskly")
+        await self._api.start_unix(self._socket_path, group=GROUP)
         self.loop.start()
         self._dial_seeds(tasks)
         await self._discovery.start(tasks, peers_known=self._peers_known)
@@ -216,8 +188,41 @@ class Parts:
             on_mains=is_on_mains(),
         )
 
-    def _build_shell(self, name: str) -> None:
-        config, trust = self._config, self._trust
+    def _build_core(
+        self, saved: ev.Saved, *, is_first: bool, on_stopped: Callable[[], None]
+    ) -> None:
+        config, name = self._config, self._info.name
+        timing = config.timing
+        if is_first:
+            timing = replace(timing, seek_alone_s=0.0)
+        settings = Settings(node=self._info, timing=timing, limits=config.limits)
+        self._node = Node(settings, saved)
+        self.loop = CoreLoop(
+            self._node,
+            clock=self._clock,
+            log=self._log,
+            store=self._store,
+            limits=config.limits,
+            on_stopped=on_stopped,
+        )
+        self.gateway = AgentGateway(
+            node_id=self._info.id,
+            mesh_id=self._trust.mesh_id,
+            store=self._store,
+            clock=self._clock,
+            post=self.loop.post,
+            captured=lambda task, attempt, path: captured(
+                config.paths.outputs, task, attempt, path
+            ),
+            sample=lambda: self._load,
+            failure=self.failure,
+            mint=self._mint,
+            is_room=self._store.is_room,
+            names={**dict(saved.names), self._info.id: name},
+        )
+
+    def _build_shell(self) -> None:
+        config, trust, name = self._config, self._trust, self._info.name
         self._pool = Pool(
             slots=config.slots,
             workdir=config.paths.workdir,
@@ -248,12 +253,17 @@ class Parts:
             ),
             on_addresses=self._addresses_changed,
         )
+        self._api = self._build_api()
+        self._socket_path = config.paths.socket_of(name)
+
+    def _build_api(self) -> ApiServer:
+        config, trust = self._config, self._trust
         hosts = {socket.gethostname(), f"{socket.gethostname().split('.')[0]}.local"}
-        self._api = ApiServer(
+        return ApiServer(
             self.gateway,
             verify=self._verify,
             clock=self._clock,
-            node_name=name,
+            node_name=self._info.name,
             on_fault=self._fault,
             cors_origins=config.options.cors_origins,
             allow_hosts=(*config.options.allow_hosts, *hosts),
@@ -263,11 +273,6 @@ class Parts:
             ),
             forward_ssl=trust.lan_client_context(),
             peer_node_id=self._peer_node_id,
-        )
-        self._socket_path = config.paths.runtime / (
-            "octaskly.sock"
-            if config.paths.runtime == config.paths.state
-            else f"{name}.sock"
         )
 
     def _description(self) -> dict[str, str | int]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 from collections.abc import AsyncIterator
 from typing import NoReturn
 
@@ -11,8 +12,9 @@ from octaskly import __version__
 from octaskly.agent.clock import SystemClock
 from octaskly.agent.gateway import AgentGateway
 from octaskly.agent.sockets import bind, port_of
+from octaskly.agent.start import write_description
 from octaskly.api import ApiServer, Site
-from octaskly.config import API_PORT, LOOPBACK, PEER_PORT, AgentConfig
+from octaskly.config import API_PORT, GROUP, LOOPBACK, PEER_PORT, AgentConfig
 from octaskly.core.model import LoadSample, NodeInfo
 from octaskly.errors import TrustError
 from octaskly.log import Logger
@@ -35,15 +37,55 @@ async def unpaired(
     Raises:
         ConfigError: the state folder, the database or the API port cannot be used.
     """
-    path = config.paths.secret
-    log.warning(
-        "unpaired",
-        meshes=", ".join(sorted(meshes)),
-        hint=f"copy the mesh secret of a member to {path}; this node then joins",
-    )
     store = Store(config.paths.database, WirePacker(), lambda _: None, clock)
     store.open()
-    node_id = NodeKey.load_or_create(config.paths.state).node_id
+    try:
+        async with asyncio.TaskGroup() as tasks, _serving(config, store, clock) as node:
+            discovery = Discovery(
+                node=node,
+                mesh_id=None,
+                clock=clock,
+                on_event=lambda _: None,
+                on_note=lambda note: getattr(log, note.level)(
+                    note.event, **dict(note.fields)
+                ),
+                interfaces=config.options.interfaces,
+            )
+            await discovery.start(tasks)
+            try:
+                log.warning(
+                    "unpaired",
+                    meshes=", ".join(sorted(meshes)),
+                    hint=f"copy a member's mesh secret to {config.paths.secret}",
+                )
+                yield
+            finally:
+                await discovery.close()
+    finally:
+        await store.close()
+
+
+@contextlib.asynccontextmanager
+async def _serving(
+    config: AgentConfig, store: Store, clock: SystemClock
+) -> AsyncIterator[NodeInfo]:
+    """Serve the API on loopback and the local socket; nothing but health is open."""
+    node = NodeInfo(
+        id=NodeKey.load_or_create(config.paths.state).node_id,
+        boot=clock.hex_digits(16),
+        name=config.name,
+        slots=config.slots,
+        version=__version__,
+        peer_port=config.options.peer_port or PEER_PORT,
+        lan_port=0,
+    )
+    api = ApiServer(
+        _gateway(node, store, clock),
+        verify=_nobody,
+        node_name=node.name,
+        clock=clock,
+        peer_node_id=lambda _: None,
+    )
     sockets = bind(
         "--api-port",
         asked=config.options.api_port,
@@ -51,8 +93,26 @@ async def unpaired(
         addresses=LOOPBACK,
         holder=port_holder,
     )
-    gateway = AgentGateway(
-        node_id=node_id,
+    await api.serve(Site.LOOPBACK, sockets)
+    await api.start_unix(config.paths.socket_of(node.name), group=GROUP)
+    description = {
+        "name": node.name,
+        "node_id": node.id,
+        "pid": os.getpid(),
+        "api_url": f"http://localhost:{port_of(sockets)}",
+        "socket": str(config.paths.socket_of(node.name)),
+    }
+    write_description(config, description)
+    try:
+        yield node
+    finally:
+        config.paths.description.unlink(missing_ok=True)
+        await api.close()
+
+
+def _gateway(node: NodeInfo, store: Store, clock: SystemClock) -> AgentGateway:
+    return AgentGateway(
+        node_id=node.id,
         mesh_id=None,
         store=store,
         clock=clock,
@@ -64,40 +124,6 @@ async def unpaired(
         is_room=store.is_room,
         names={},
     )
-    api = ApiServer(
-        gateway,
-        verify=_nobody,
-        node_name=config.name,
-        clock=clock,
-        peer_node_id=lambda _: None,
-    )
-    info = NodeInfo(
-        id=node_id,
-        boot=clock.hex_digits(16),
-        name=config.name,
-        slots=config.slots,
-        version=__version__,
-        peer_port=config.options.peer_port or PEER_PORT,
-        lan_port=0,
-    )
-    discovery = Discovery(
-        node=info,
-        mesh_id=None,
-        clock=clock,
-        on_event=lambda _: None,
-        on_note=lambda note: getattr(log, note.level)(note.event, **dict(note.fields)),
-        interfaces=config.options.interfaces,
-    )
-    async with asyncio.TaskGroup() as tasks:
-        try:
-            await api.serve(Site.LOOPBACK, sockets)
-            await discovery.start(tasks)
-            log.info("agent ready", api_url=f"http://localhost:{port_of(sockets)}")
-            yield
-        finally:
-            await discovery.close()
-            await api.close()
-            await store.close()
 
 
 def _nobody(_token: str) -> Principal:

@@ -74,16 +74,14 @@ class Discovery:
             on_other_mesh: Told once of each other mesh in sight.
             on_addresses: Told when this machine's addresses have changed.
             poll_s: Between two looks at the addresses.
-            debounce_s: How long a change must last before it counts.
+            debounce_s: A change counts when it has lasted so long.
         """
         self._node = node
         self._mesh_id = mesh_id
         self._clock = clock
         self._names = tuple(interfaces)
-        self._on_event = on_event
-        self._on_note = on_note
-        self._on_other_mesh = on_other_mesh
-        self._on_addresses = on_addresses
+        self._on_event, self._on_note = on_event, on_note
+        self._on_other_mesh, self._on_addresses = on_other_mesh, on_addresses
         self._poll_s = poll_s
         self._debounce_s = debounce_s
         self._local: tuple[LocalAddress, ...] = ()
@@ -94,7 +92,7 @@ class Discovery:
         self._candidates = Candidates()
         self._changes: dict[str, bool] = {}  #: names to look up, and whether they left
         self._sweep: asyncio.Handle | None = None
-        self._unresolved: asyncio.Queue[NodeId] = asyncio.Queue(UNRESOLVED_MAX)
+        self._unresolved = asyncio.Queue[NodeId](UNRESOLVED_MAX)
         self._told: set[str] = set()
         self._warned_s: dict[str, float] = {}
         self._tasks: list[asyncio.Task[None]] = []

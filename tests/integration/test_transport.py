@@ -8,6 +8,7 @@ import ssl
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import TypeVar
 
 import pytest
@@ -275,7 +276,7 @@ async def test_many_nodes_that_start_at_once_form_a_full_mesh() -> None:
         for a in parties:
             for b in parties:
                 if a is not b:
-                    await a.until(lambda a=a, b=b: a.is_linked(b.id))
+                    await a.until(partial(a.is_linked, b.id))
         assert all(len(a.transport._links) == 5 for a in parties)
 
     assert all(len(a.of(PeerUp)) == 5 for a in parties)
@@ -381,9 +382,10 @@ async def test_a_node_of_another_mesh_is_not_met_and_that_is_said_once() -> None
     a = Party()
     foreign = Party(trust=MeshTrust(generate(), NodeKey.generate()))
     async with running(a, foreign):
-        for count in (1, 2):
-            foreign.transport.dial(None, [a.address])
-            await foreign.until(lambda n=count: len(foreign.of(DialFailed)) == n)
+        foreign.transport.dial(None, [a.address])
+        await foreign.until(lambda: len(foreign.of(DialFailed)) == 1)
+        foreign.transport.dial(None, [a.address])
+        await foreign.until(lambda: len(foreign.of(DialFailed)) == 2)
 
     assert foreign.reasons == ["peer is not of our mesh"]
     assert not a.events

@@ -467,7 +467,8 @@ class World:
 
             def end(key: tuple[TaskId, AttemptId] = key, life: int = life) -> None:
                 # A command ends whether or not its agent is paused.
-                if machine.life == life and machine.running.pop(key, None):
+                if machine.life == life and key in machine.running:
+                    del machine.running[key]
                     self._ended(machine, key, AttemptState.OK, Reason.EXIT)
                     self._fill(machine)
 
