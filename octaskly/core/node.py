@@ -345,9 +345,9 @@ class Node:
             while waiting:
                 effect = waiting.popleft()
                 if isinstance(effect, Send) and effect.peer == self._me:
-                    for message in reversed(effect.messages):
-                        news = self._inbound.on_message(self._me, message, now)
-                        waiting.extendleft(reversed(news))
+                    # Behind what is decided already, as appends keep their order.
+                    for message in effect.messages:
+                        waiting += self._inbound.on_message(self._me, message, now)
                 else:
                     done.append(effect)
             waiting.extend(self._reconcile(now))

@@ -296,6 +296,8 @@ class World:
         )
         if self._is_traced:
             self._record(machine, event, effects)
+        numbers = [e.number for e in effects if isinstance(e, Append | Save)]
+        assert numbers == sorted(numbers), f"appends out of order: {numbers}"
         for effect in effects:
             if machine.node is node:
                 self._perform(machine, node, effect)
