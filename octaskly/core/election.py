@@ -294,6 +294,8 @@ class Election(Phases):
         self._term = max(self._term, epoch.term)
         if epoch < self._bound():
             return self.correct(peer)
+        if epoch == self._heir_of:
+            return []
         is_followed = peer == self.dispatcher and epoch == self.epoch
         if is_followed and self.attachment is None and self._suspicion is None:
             return []  # The answer waits for the disk, or for the log.
@@ -301,7 +303,7 @@ class Election(Phases):
 
     def on_heartbeat(self, peer: NodeId, epoch: Epoch, now: Moment) -> list[Effect]:
         """Judge a heartbeat; the answer is the node's affair."""
-        if peer == self.dispatcher and epoch == self.epoch:
+        if epoch == self._heir_of or (peer == self.dispatcher and epoch == self.epoch):
             return []
         if epoch.node != peer or epoch < self._bound():
             return self.correct(peer)
@@ -386,4 +388,7 @@ class Election(Phases):
         transfer = self._transfer
         if transfer is None or not covers(self._journal.vector, transfer):
             return []
-        return self._take_over("handed over", now)
+        epoch = self.epoch
+        effects = self._take_over("handed over", now)
+        self._heir_of = epoch  # What it still says is no reason to turn back.
+        return effects

@@ -92,6 +92,7 @@ class Phases:
         self._reclaim_s = 0.0
         self._suspicion: Suspicion | None = None
         self._transfer: Holdings | None = None
+        self._heir_of: Epoch | None = None  #: the reign that handed over to our claim
         self._winner: NodeId | None = None  #: whose claim a yielding node awaits
         self._epoch_number = 0  #: of the `Save` that made `epoch` durable
         self._serial = 0
@@ -132,6 +133,7 @@ class Phases:
         self._claim_s = None
         self._suspicion = None
         self._transfer = None
+        self._heir_of = None
         self._winner = None
         self.is_handing_over = False
         self._since_s = now.mono_s

@@ -395,6 +395,21 @@ def test_a_successor_claims_when_it_holds_what_was_handed_over() -> None:
     assert notes(world.election.on_absorbed(at(1.1))) == ["claiming"]
 
 
+def test_what_the_outgoing_dispatcher_still_says_does_not_undo_the_claim() -> None:
+    """Its last heartbeat may arrive while the successor's claim is being flushed."""
+    world = Harness()
+    world.follow(0.1)
+    reign = Epoch(3, A)
+    assert notes(world.election.on_transfer(A, Transfer(reign, ()), at(1.0))) == [
+        "claiming"
+    ]
+
+    assert world.election.on_heartbeat(A, reign, at(1.1)) == []
+    assert world.election.on_claim(A, Claim(reign, StreamId(9), ()), at(1.1)) == []
+    done = world.journal.persisted(world.journal.number, at(1.2))
+    assert notes(done) == ["dispatcher elected"]
+
+
 def test_a_stopping_node_never_claims() -> None:
     """It would only have to hand over again."""
     world = Harness()
