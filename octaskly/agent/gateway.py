@@ -7,9 +7,11 @@ raise NotDispatcher and the API forwards.
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -82,7 +84,7 @@ class AgentGateway:
         self._started_s = clock.now().mono_s
         self.tickets = Tickets(post)
         self.waiters = Waiters()
-        self._claimed_ids: set[TaskId] = set()
+        self._claims: dict[TaskId, asyncio.Event] = {}
         self.view = MeshView(node_id, names)
 
     def close(self) -> None:
@@ -141,15 +143,33 @@ class AgentGateway:
                 for index, draft in enumerate(drafts)
             ]
         chosen = [draft.id for draft in drafts if draft.id is not None]
-        if chosen:
-            known = await self._known(drafts, chosen, idempotency_key)
+        if not chosen:
+            return await self._accept(drafts, principal)
+        after = (
+            self._keyed_id(principal, idempotency_key, len(drafts))
+            if idempotency_key is not None
+            else None
+        )
+        async with self._alone_with(chosen):
+            known = await self._known(drafts, chosen, after)
             if known is not None:
                 return known, 1
-        self._claimed_ids.update(chosen)
-        try:
             return await self._accept(drafts, principal)
+
+    @asynccontextmanager
+    async def _alone_with(self, chosen: Sequence[TaskId]) -> AsyncIterator[None]:
+        """Claim ids; a request that repeats one waits until the first is answered."""
+        while busy := next(filter(None, map(self._claims.get, chosen)), None):
+            await busy.wait()
+        answered = asyncio.Event()
+        claims = dict.fromkeys(chosen, answered)
+        self._claims.update(claims)
+        try:
+            yield
         finally:
-            self._claimed_ids.difference_update(chosen)
+            for task in claims:
+                del self._claims[task]
+            answered.set()
 
     async def _accept(
         self, drafts: Sequence[ev.Draft], principal: Principal
@@ -169,24 +189,29 @@ class AgentGateway:
         self,
         drafts: Sequence[ev.Draft],
         chosen: Sequence[TaskId],
-        idempotency_key: str | None,
+        after: TaskId | None,
     ) -> list[TaskRecord] | None:
-        """Return the tasks of a repeated request; None if the ids are all free."""
+        """Return the tasks of a repeated request; None if the ids are all free.
+
+        `after` is the id that the key would give to one task more: where it is taken,
+        the first request with this key was a longer one.
+        """
         if len(set(chosen)) < len(chosen):
             raise TaskExists("Duplicate task ID", field="id", hint="ids repeat")
-        taken = await self._store.tasks(chosen)
-        busy = next((c for c in chosen if c in self._claimed_ids or c in taken), None)
+        taken = await self._store.tasks([*chosen, *([after] if after else [])])
+        busy = next((task for task in chosen if task in taken), None)
         if busy is None:
             return None
         is_repeat = (
-            idempotency_key is not None
+            after is not None
+            and after not in taken
             and len(taken) == len(drafts)
             and all(_is_same(draft, taken) for draft in drafts)
         )
         if not is_repeat:
             raise TaskExists(
                 "Duplicate task ID",
-                field="Idempotency-Key" if idempotency_key else "id",
+                field="Idempotency-Key" if after else "id",
                 hint=f"{busy} exists already",
             )
         return [taken[task] for task in chosen]
