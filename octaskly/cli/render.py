@@ -54,6 +54,7 @@ _BY_STATUS = {
     http.HTTPStatus.SERVICE_UNAVAILABLE: EXIT_NO_DISPATCHER,
 }
 _API_HINTS = {
+    400: "octaskly --help    and octaskly COMMAND --help say what is taken",
     401: "OCTASKLY_TOKEN=$(octaskly token create --role client)    made on a node",
     403: "octaskly token create --role admin    on a node, for what clients may not do",
     404: "octaskly ls    shows the tasks there are",

@@ -5,7 +5,9 @@ Each command lives in a module that is imported when the command is used.
 
 from __future__ import annotations
 
+import contextlib
 import importlib
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,7 +16,7 @@ import click
 
 from octaskly import __version__
 from octaskly.cli.choice import Choice
-from octaskly.cli.render import EXIT_CANCELLED, print_error, report
+from octaskly.cli.render import EXIT_CANCELLED, EXIT_FAILED, print_error, report
 from octaskly.errors import OctasklyError
 
 COMMANDS = {
@@ -112,7 +114,21 @@ def run(arguments: Sequence[str] | None) -> int:
         return EXIT_CANCELLED
     except OctasklyError as error:
         return report(error)
+    except OSError as error:
+        # Data that cannot be written is a failure, but none of this program's.
+        print_error(
+            f"cannot write: {error.strerror or error}",
+            hints=["df .    is there room where the output goes?"],
+        )
+        _drop_output()
+        return EXIT_FAILED
     return result if isinstance(result, int) else 0
+
+
+def _drop_output() -> None:
+    """Keep the interpreter from trying to write the rest again at its end."""
+    with contextlib.suppress(OSError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _sentence(message: str) -> str:

@@ -66,13 +66,29 @@ def draft(
     inputs: Sequence[str],
     outputs: Sequence[str],
 ) -> Draft:
-    """Return the task to submit."""
+    """Return the task to submit.
+
+    Raises:
+        UsageError: a text is not UTF-8, which JSON cannot carry.
+    """
+    for text in (command, *inputs, *outputs):
+        if not _is_utf8(text):
+            raise click.UsageError(f"{text!a} is not UTF-8 text")
     return Draft(
         command=command,
         timeout=timeout,
         inputs=list(inputs),
         outputs=list(outputs),
     )
+
+
+def _is_utf8(text: str) -> bool:
+    """Whether no byte of an argument or a file had to be smuggled through."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 @click.command()
@@ -117,4 +133,7 @@ def submit(
 
 
 def _lines(file: TextIO | None) -> list[str]:
-    return [line for text in file or () if (line := text.strip())]
+    try:
+        return [line for text in file or () if (line := text.strip())]
+    except UnicodeDecodeError as error:
+        raise click.UsageError(f"the commands are not UTF-8 text: {error}") from error

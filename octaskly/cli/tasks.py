@@ -107,13 +107,17 @@ def show(choice: Choice, ref: str, as_json: bool) -> None:  # noqa: FBT001
             ("created", task.created_at),
             ("started", task.started_at),
             ("ended", task.completed_at),
-            ("took", duration(task.duration_ms) if task.duration_ms else None),
+            ("took", _took(task.duration_ms)),
             ("inputs", ", ".join(task.inputs) or None),
             ("outputs", _outputs(task)),
             ("stdout", _stream(task.stdout_bytes, cut=task.stdout_truncated)),
             ("stderr", _stream(task.stderr_bytes, cut=task.stderr_truncated)),
         ]
     )
+
+
+def _took(milliseconds: int | None) -> str | None:
+    return None if milliseconds is None else duration(milliseconds)
 
 
 def _outputs(task: Task) -> str | None:

@@ -259,7 +259,10 @@ class Connection:
             self._connection.connect()
         except OSError as error:
             self.close()
-            raise Unreachable(f"no agent answers at {self.place}") from error
+            raise Unreachable(
+                f"no agent answers at {self.place}",
+                hint="octaskly agent    on that machine",
+            ) from error
 
     def _read(self, response: http.client.HTTPResponse) -> bytes:
         try:
