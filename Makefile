@@ -21,17 +21,15 @@ $(VENV)/.ready: pyproject.toml
 demo: .venv
 	@$(BIN)/octaskly demo
 
-# What the tests need besides Python; each package is named where it is missing.
+# All tests. As root on Debian it brings what they need besides Python.
 test: .venv
-	@for need in ip:iproute2 gcc:gcc curl:curl setpriv:util-linux systemd-analyze:systemd; do \
-		command -v "$${need%%:*}" >/dev/null 2>&1 || echo "note: tests that need $${need%%:*} are skipped; apt-get install $${need##*:}" >&2; \
-	done
+	@tests/setup-host
 	@$(BIN)/pytest $(PYTEST_FLAGS)
 
 check: .venv
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy octaskly tests
+	$(BIN)/mypy octaskly tests benchmarks
 	$(BIN)/lint-imports
 
 # Numbers, beside the tools that one would use instead.

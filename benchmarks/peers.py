@@ -7,6 +7,7 @@ client. What is not installed is skipped with its name.
 from __future__ import annotations
 
 import contextlib
+import importlib
 import shutil
 import socket
 import subprocess
@@ -80,11 +81,11 @@ def celery_redis(count: int) -> float:
         )
         sys.path.insert(0, folder)
         try:
-            import bench_celery_app
             from celery import group
 
+            shell = importlib.import_module("bench_celery_app").shell
+
             def work(n: int) -> None:
-                shell = bench_celery_app.shell
                 group(shell.s("true") for _ in range(n)).apply_async().get(timeout=120)
 
             work(20)
