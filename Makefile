@@ -34,6 +34,7 @@ check: .venv
 
 # Numbers, beside the tools that one would use instead.
 bench: .venv $(VENV)/.bench-ready
+	@tests/setup-host redis-server=redis-server
 	@$(BIN)/python -m benchmarks $(BENCH_FLAGS)
 
 $(VENV)/.bench-ready: pyproject.toml $(VENV)/.ready
