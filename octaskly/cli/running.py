@@ -77,7 +77,7 @@ def run(
 
 @contextlib.contextmanager
 def _interrupt_noted() -> Iterator[list[int]]:
-    """Put off the first Ctrl-C: only the answer says which task to cancel."""
+    """Put off the first Ctrl-C until the answer is there; a second one ends it."""
     noted: list[int] = []
 
     def on_interrupt(number: int, _frame: object) -> None:
@@ -95,19 +95,16 @@ def _interrupt_noted() -> Iterator[list[int]]:
 def _follow(client: Client, ref: str, *, as_json: bool, is_cancelled: bool) -> int:
     """Wait for the end of a task through Ctrl-C and lost connections; report it."""
     task: Task | None = None
-    if is_cancelled:
-        note(f"cancelling {ref}; Ctrl-C again to stop waiting for it")
     while task is None:
         try:
             if is_cancelled:
-                _cancel(client, ref)
+                _cancel_as_said(client, ref)
             task = _wait(client, ref)
         except KeyboardInterrupt:
             if is_cancelled:
                 note(f"not waiting any more; see it with: octaskly logs {ref}")
                 return EXIT_CANCELLED
             is_cancelled = True
-            note(f"cancelling {ref}; Ctrl-C again to stop waiting for it")
     if as_json:
         print_json(client.task_reply(task.id).body)
     else:
@@ -130,6 +127,15 @@ def _wait(client: Client, ref: str) -> Task:
         lost = 0
         if task.is_final:
             return task
+
+
+def _cancel_as_said(client: Client, ref: str) -> None:
+    """Cancel a task; a Ctrl-C that comes meanwhile ends only the waiting for it."""
+    with _interrupt_noted() as again:
+        note(f"cancelling {ref}; Ctrl-C again to stop waiting for it")
+        _cancel(client, ref)
+    if again:
+        raise KeyboardInterrupt
 
 
 def _cancel(client: Client, ref: str) -> None:

@@ -166,7 +166,7 @@ def test_every_reading_command_speaks_json(node: Agent) -> None:
 
 
 def test_a_second_interrupt_leaves_the_task_alone(node: Agent) -> None:
-    """The first cancels; a task may take its time to end, which nobody must wait for."""
+    """The first cancels, however soon the second comes that only ends the waiting."""
     process = subprocess.Popen(
         words(
             node,
@@ -190,6 +190,8 @@ def test_a_second_interrupt_leaves_the_task_alone(node: Agent) -> None:
     process.communicate(timeout=30)
 
     assert process.returncode == 130
+    shown = json.loads(octaskly(node, "show", "last", "--json").stdout)
+    assert shown["status"] == "cancelled"
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full")
