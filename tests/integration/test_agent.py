@@ -131,22 +131,6 @@ def test_a_database_that_cannot_be_used_is_left_alone(
     assert path.read_bytes() == before
 
 
-def test_agents_that_start_at_once_make_one_secret_and_mesh(tmp_path: Path) -> None:
-    """Several agents of one user on a machine without a secret, same instant."""
-    secret = tmp_path / "made.key"
-    agents = [
-        launch(tmp_path / name, secret, "--name", name) for name in ("ana", "ben", "cy")
-    ]
-    with ending(*agents):
-        for agent in agents:
-            agent.ready()
-        until_nodes(agents[0], 3)
-
-        meshes = {agent.ready()["mesh"] for agent in agents}
-        assert len(meshes) == 1
-        assert secret.stat().st_mode & 0o777 == 0o600
-
-
 def test_a_node_that_sees_a_mesh_waits_for_its_secret(tmp_path: Path) -> None:
     """It serves health, refuses all else with a hint, and joins with the file."""
     with running(tmp_path, "ana") as (member,):

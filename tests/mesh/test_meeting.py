@@ -108,7 +108,7 @@ def test_a_machine_without_a_secret_waits_and_says_what_to_do(
 
     wait_until(
         "it is unpaired",
-        lambda: "agent ready" in bare.log or bare.process.poll() is not None,
+        lambda: "unpaired" in bare.log or bare.process.poll() is not None,
         within_s=FORM_S,
     )
     assert bare.process.poll() is None, bare.log
