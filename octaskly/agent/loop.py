@@ -111,6 +111,11 @@ class CoreLoop:
         if self._turn is None:
             self._turn = asyncio.get_running_loop().call_soon(self._take_turn)
 
+    def fail(self, error: BaseException) -> None:
+        """End the node, which cannot go on; the process then ends with this error."""
+        self.failure = self.failure or error
+        self._stop()
+
     def close(self) -> None:
         """Take no more steps."""
         self._perform = {}
@@ -126,8 +131,7 @@ class CoreLoop:
                 self._step(self._inbox.popleft())
         except Exception as error:  # noqa: BLE001  the boundary: systemd restarts us
             # A broken invariant: nothing that we would still say could be trusted.
-            self.failure = error
-            self._stop()
+            self.fail(error)
             return
         loop = asyncio.get_running_loop()
         if self._inbox:

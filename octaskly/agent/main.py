@@ -29,6 +29,7 @@ DRAIN_S = 30.0  #: how long running tasks may take after SIGTERM
 CHECK_S = 2.0  #: between two samples of load and health
 BROWSE_S = 1.0  #: how long a machine without a secret looks for a mesh
 LOOK_S = 1.0  #: between two looks for the secret file, while unpaired
+EXIT_FAILED = 1
 LAG_S_MAX = 5.0  #: a loop that is later than this is not alive for the watchdog
 
 
@@ -44,7 +45,8 @@ def run(options: AgentOptions, environ: MutableMapping[str, str] = os.environ) -
         print(f"error: {error}", file=sys.stderr)  # noqa: T201  a command's last word
         if error.hint:
             print(f"  hint: {error.hint}", file=sys.stderr)  # noqa: T201
-        return EXIT_CONFIG
+        # What no setting mends may heal: systemd starts the agent again.
+        return EXIT_CONFIG if isinstance(error, ConfigError) else EXIT_FAILED
 
 
 class _Agent:
@@ -148,6 +150,7 @@ class _Agent:
         period_s = min(CHECK_S, self._notifier.watchdog_s or CHECK_S)
         while True:
             parts.sample()
+            parts.check()
             late_s = self._clock.now().mono_s - parts.loop.turn_s
             if late_s < LAG_S_MAX and parts.failure() is None:
                 self._notifier.alive()

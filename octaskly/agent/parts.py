@@ -30,7 +30,7 @@ from octaskly.core.effects import Note
 from octaskly.core.messages import Hello
 from octaskly.core.model import Address, NodeId, NodeInfo, Settings
 from octaskly.core.node import Node
-from octaskly.errors import TrustError
+from octaskly.errors import StoreError, TrustError
 from octaskly.log import Logger
 from octaskly.mesh.discovery import Discovery
 from octaskly.mesh.interfaces import LocalAddress, local_addresses
@@ -128,6 +128,11 @@ class Parts:
     def failure(self) -> str | None:
         """Return why this node cannot serve, or None."""
         return self._store.failure
+
+    def check(self) -> None:
+        """End the node if it cannot keep anything any more, so that it is restarted."""
+        if self._store.has_stopped and self.loop.failure is None:
+            self.loop.fail(StoreError(self._store.failure or "the writer stopped"))
 
     async def close(self) -> None:
         """Answer what is in flight, say goodbye, end every tree."""

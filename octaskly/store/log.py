@@ -75,6 +75,11 @@ class Store:
         """Why nothing can be written at the moment; None while all is well."""
         return None if self._writer is None else self._writer.failure
 
+    @property
+    def has_stopped(self) -> bool:
+        """Whether nothing will ever be written again: the process must end."""
+        return self._writer is not None and self._writer.has_stopped
+
     def is_room(self, needed_bytes: int = 0) -> bool:
         """Return whether new work can be kept: the disk has room and takes writes."""
         writer = self._writer

@@ -67,6 +67,7 @@ class Writer:
         self._wanted = _NEVER  #: wake the thread at so many entries
         self._is_closing = False
         self._failure: str | None = None
+        self.has_stopped = False  #: for good, by an error that trying again cannot mend
         self._thread = threading.Thread(
             target=self._run, name="octaskly-writer", daemon=True
         )
@@ -119,6 +120,7 @@ class Writer:
                 self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
         except BaseException as error:
             self._failure = f"{self._path}: the writer stopped: {error!r}"
+            self.has_stopped = True
             raise
 
     def _take(self) -> list[Item]:

@@ -40,6 +40,25 @@ def ending(*agents: Agent) -> Iterator[None]:
             agent.stop()
 
 
+def test_an_agent_that_can_keep_nothing_any_more_ends(tmp_path: Path) -> None:
+    """Not 78, so that systemd starts it again: it would accept nothing for ever."""
+    agent = start(tmp_path, "ana")
+    with ending(agent):
+        agent.ready()
+        until(lambda: agent.call("GET", "/api/v1/stats")[0] == 200, "a dispatcher")
+        agent.stop()
+    with contextlib.closing(sqlite3.connect(next(agent.state.glob("*.db")))) as db, db:
+        # No number is left for the next output, which is no error of SQLite.
+        db.execute("INSERT INTO outputs VALUES (9223372036854775807, x'6f', x'65')")
+    agent = start(tmp_path, "ana")
+    with ending(agent):
+        agent.ready()
+        submit(agent, "echo hello")
+
+        assert agent.process.wait(20) == 1, agent.log()
+        assert "the writer stopped" in agent.log()
+
+
 def refusal(agent: Agent) -> str:
     """Return what an agent said that refused to start."""
     assert agent.process.wait(20) == EXIT_CONFIG, agent.log()
