@@ -215,7 +215,8 @@ class Refused(Exception):
     """An attempt could not be started."""
 
     def __init__(self, detail: str, *, is_final: bool) -> None:
-        super().__init__(detail)
+        # It travels and is kept as UTF-8, which the name of a file need not be.
+        super().__init__(detail.encode("utf-8", "backslashreplace").decode())
         self.is_final = is_final  #: it would fail again, so it has failed
 
 

@@ -48,6 +48,7 @@ RECEIVE_BYTES = 1 << 18
 KILL_AGAIN_S = 0.02
 KILL_GIVE_UP_S = 5.0  #: a process in the kernel for so long is reported, not awaited
 
+NAMES = "surrogateescape"  #: in settings, as names of files may be any bytes
 _LENGTH = struct.Struct(">I")
 
 
@@ -67,8 +68,7 @@ def pack_results(results: list[list[object]]) -> bytes:
 
 def encode_settings(settings: Mapping[str, object]) -> str:
     """Return settings as one word of a command line."""
-    body: bytes = msgpack.packb(dict(settings))
-    return body.hex()
+    return bytes(msgpack.packb(dict(settings), unicode_errors=NAMES)).hex()
 
 
 def msgpack_folder() -> str:
@@ -178,8 +178,7 @@ class Launcher:
         if not data:
             self._is_closing = True
             return
-        for message in self._inbox.feed(data):
-            name, *fields = message
+        for name, *fields in self._inbox.feed(data):
             if name == "run":
                 order = Order(*fields, since_s=time.monotonic())  # type: ignore[arg-type]
                 self._waiting.append(order)
@@ -392,7 +391,8 @@ def main() -> None:
     names = os.listdir("/proc/self/fd")  # noqa: PTH208 - names are enough
     os.closerange(control.fileno() + 1, max(map(int, names)) + 1)
     become_subreaper()
-    Launcher(control, msgpack.unpackb(bytes.fromhex(sys.argv[2]))).run()
+    words = bytes.fromhex(sys.argv[2])
+    Launcher(control, msgpack.unpackb(words, unicode_errors=NAMES)).run()
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ from octaskly.core.model import AttemptState, Outcome, Reason
 
 TIMED_OUT = 124
 SIGNALLED = 128
+DETAIL_CHARS_MAX = 4096
 
 
 def outcome_of_end(fields: list[Any]) -> Outcome:
@@ -41,13 +42,23 @@ def outcome_of_end(fields: list[Any]) -> Outcome:
         stderr=stderr,
         stdout_bytes=stdout_bytes,
         stderr_bytes=stderr_bytes,
-        detail=detail,
+        detail=clean_detail(detail),
     )
+
+
+def clean_detail(text: str) -> str:
+    """Return what explains an end, as the log can keep it: bounded, and UTF-8."""
+    shown = text.encode("utf-8", "backslashreplace").decode()
+    if len(shown) > DETAIL_CHARS_MAX:
+        shown = shown[: DETAIL_CHARS_MAX - 3] + "..."
+    return shown
 
 
 def released(reason: Reason, detail: str = "") -> Outcome:
     """Return the outcome of an attempt that did not end here: another may follow."""
-    return Outcome(state=AttemptState.RELEASED, reason=reason, detail=detail)
+    return Outcome(
+        state=AttemptState.RELEASED, reason=reason, detail=clean_detail(detail)
+    )
 
 
 def cancelled() -> Outcome:

@@ -74,6 +74,29 @@ async def test_a_missing_work_directory_fails_the_task(tmp_path: Path) -> None:
         )
 
 
+async def test_a_work_directory_of_any_name_can_be_named(tmp_path: Path) -> None:
+    """A name that is no UTF-8 stops neither launcher nor log: it is escaped."""
+    folder = tmp_path / os.fsdecode(b"w\xff")
+    async with rig(tmp_path, workdir=folder) as made:
+        gone = await made.run("true")
+        folder.mkdir()
+
+        assert "w\\udcff does not exist" in gone.detail
+        assert gone.detail.isascii()
+        assert summary(await made.run("true")) == OK
+
+
+async def test_what_explains_an_end_is_bounded(tmp_path: Path) -> None:
+    """Ten thousand inputs that are missing make no message of megabytes."""
+    inputs = tuple(f"{n}/{'x' * 250}" for n in range(200))
+    async with rig(tmp_path) as made:
+        outcome = await made.run("true", inputs=inputs)
+
+        assert outcome.reason is Reason.INPUTS
+        assert outcome.detail.startswith("0/xxx")
+        assert len(outcome.detail) == 4096
+
+
 async def test_a_work_directory_may_come_back(tmp_path: Path) -> None:
     """Each task enters it anew."""
     async with rig(tmp_path) as made:
