@@ -125,7 +125,7 @@ class Reign:
 
     def reign(self) -> None:
         """Begin a new reign, after the end of the one before."""
-        self.perform(self.dispatch.end(self.now))
+        self.dispatch.end()
         self.journal.close_stream()
         while self.commits:
             self.commit()  # The claim is a commit behind them.
@@ -240,7 +240,7 @@ class Reign:
             case DispatchMessage():
                 effects = worker.on_dispatch(self.me, message, self.now)
             case Kill():
-                effects = worker.on_kill(self.me, message, self.now)
+                effects = worker.on_kill(message, self.now)
             case ResultsOk():
                 effects = worker.on_results_ok(message, self.now)
             case _:

@@ -10,7 +10,7 @@ from octaskly.core.effects import Effect, Note, Send, Stopped
 from octaskly.core.machines import Machines
 from octaskly.core.messages import Transfer
 from octaskly.core.model import Moment, NodeId
-from octaskly.core.phases import Phase
+from octaskly.core.phases import Phase, Reign
 
 STOPPING = "stopping"  #: the reason in Leave
 SUCCESSORS_ASKED = 3
@@ -44,15 +44,21 @@ class Departure:
         self._election.is_stopping = True
         effects: list[Effect] = [Note("info", "stopping")]
         if self._dispatch.is_reigning:
-            effects += self._dispatch.pause_accepting(now)
-        return effects + self._worker.drain(True, now)  # noqa: FBT003
+            self._dispatch.pause_accepting()
+        return effects + self._worker.drain(now, is_draining=True)
 
     def on_time(self, now: Moment) -> list[Effect]:
         """Go on as far as possible."""
         if self._ends_s is None or self.is_done:
             return []
-        if self._election.reign is not None and not self._is_free(now):
-            return self._hand_over(now)
+        reign = self._election.reign
+        if reign is not None:
+            if self._is_awaited(now):
+                return []
+            self._election.is_handing_over = False
+            successor = self._successor(reign, now)
+            if successor is not None:
+                return self._hand_over(reign, successor, now)
         is_late = now.mono_s >= self._ends_s
         if not is_late and not self._is_clean():
             return []
@@ -71,24 +77,16 @@ class Departure:
         is_yielding = self._election.phase is Phase.YIELDING
         return self._worker.is_idle and self._journal.is_settled and not is_yielding
 
-    def _is_free(self, now: Moment) -> bool:
-        """Whether no follower is left that could take over."""
-        if self._transfer_s is not None:
-            patience_s = self._transfer_s + self._timing.yield_s
-            if now.mono_s < patience_s:
-                return False
-            self._election.is_handing_over = False
-        return self._successor(now) is None
+    def _is_awaited(self, now: Moment) -> bool:
+        """Whether the successor that was asked last may still claim."""
+        if self._transfer_s is None:
+            return False
+        return now.mono_s < self._transfer_s + self._timing.yield_s
 
-    def _hand_over(self, now: Moment) -> list[Effect]:
+    def _hand_over(self, reign: Reign, successor: NodeId, now: Moment) -> list[Effect]:
         """Ask the next successor, once the own part of the log is complete."""
-        if self._transfer_s is not None:
-            if now.mono_s < self._transfer_s + self._timing.yield_s:
-                return []
-            self._transfer_s = None
-            self._election.is_handing_over = False
-        successor, reign = self._successor(now), self._election.reign
-        if successor is None or reign is None or not self._journal.is_settled:
+        self._transfer_s = None
+        if not self._journal.is_settled:
             return []
         self._asked.append(successor)
         self._transfer_s = now.mono_s
@@ -97,10 +95,8 @@ class Departure:
         note = Note("info", "handing over", (("peer", successor),))
         return [note, Send(successor, (transfer,))]
 
-    def _successor(self, now: Moment) -> NodeId | None:
-        reign = self._election.reign
-        if reign is None:
-            return None
+    def _successor(self, reign: Reign, now: Moment) -> NodeId | None:
+        """Return the best follower that was not asked, unless enough were."""
         if len(self._asked) >= SUCCESSORS_ASKED:
             return None
         ranked = sorted(

@@ -85,19 +85,15 @@ class Dispatch:
         self._adoption.begin(now)
         return self._placing.begin(epoch, stream)
 
-    def end(self, now: Moment) -> list[Effect]:
+    def end(self) -> None:
         """Reign no more: forget all. What was appended is still acknowledged."""
-        del now
         self.is_reigning = self.is_accepting = False
         self._adoption.end()
         self._placing.end()
-        return []
 
-    def pause_accepting(self, now: Moment) -> list[Effect]:
+    def pause_accepting(self) -> None:
         """Accept and place nothing more, before the reign is handed over."""
-        del now
         self.is_accepting = self._placing.is_placing = False
-        return []
 
     def raise_sequence(self, sequence: int) -> None:
         """Number new tasks above `sequence`, which another node has used."""
@@ -207,7 +203,7 @@ class Dispatch:
     ) -> list[Effect]:
         """Answer once all that this node decided is durable, as the state may be."""
         answer = Answer(event.ticket, CancelDone(event.task, state, was_done))
-        return self._placing.when_durable(lambda _: [answer], now)
+        return self._journal.when_durable(lambda _: [answer], now)
 
     # --- Workers.
 

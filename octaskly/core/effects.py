@@ -17,6 +17,7 @@ from octaskly.core.model import (
     Address,
     AttemptId,
     Epoch,
+    Holdings,
     NodeId,
     StreamId,
     TaskId,
@@ -81,7 +82,7 @@ class ServePull:
     """Read the entries beyond `vector` and send them as `Entries` to the peer."""
 
     peer: NodeId
-    vector: tuple[tuple[StreamId, int], ...]
+    vector: Holdings
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,13 +12,11 @@ from octaskly.core.merge import TaskRecord
 from octaskly.core.messages import Hello, Message, Report
 from octaskly.core.model import (
     Address,
-    AttemptId,
     Epoch,
+    Holdings,
     LoadSample,
     NodeId,
-    StreamId,
     TaskId,
-    TaskSpec,
     TaskState,
 )
 
@@ -181,7 +179,7 @@ class Saved:
 
     term: int = 0
     epoch: Epoch = Epoch(0, NodeId(""))  #: highest seen
-    vector: tuple[tuple[StreamId, int], ...] = ()
+    vector: Holdings = ()
     hlc: int = 0
     sequence: int = 0  #: highest used in a task id
     queued: int = 0  #: tasks that wait in the store
@@ -208,29 +206,3 @@ Event = (
     | DrainAsked
     | StopAsked
 )
-
-__all__ = [
-    "Advert",
-    "AttemptId",
-    "AttemptsEnded",
-    "CancelRequested",
-    "DialFailed",
-    "Draft",
-    "DrainAsked",
-    "Event",
-    "LiveLoaded",
-    "LoadSampled",
-    "Loaded",
-    "PeerDown",
-    "PeerUp",
-    "Persisted",
-    "Received",
-    "Report",
-    "Saved",
-    "Seen",
-    "StopAsked",
-    "TaskRecord",
-    "TaskSpec",
-    "TasksSubmitted",
-    "Woke",
-]

@@ -11,8 +11,8 @@ from collections.abc import Container
 from octaskly.core.effects import Effect, Send
 from octaskly.core.journal import Journal
 from octaskly.core.messages import Entries, Pull
-from octaskly.core.model import NodeId
-from octaskly.core.succession import Holdings, covers
+from octaskly.core.model import Holdings, NodeId
+from octaskly.core.succession import covers
 
 
 class Exchange:

@@ -70,8 +70,3 @@ HLC_COUNTER_BITS = 15
 def hlc_next(last: int, wall_ms: int) -> int:
     """Return a hybrid timestamp above `last` and not behind the wall clock."""
     return max(last + 1, (wall_ms - HLC_EPOCH_MS) << HLC_COUNTER_BITS)
-
-
-def hlc_wall_ms(hlc: int) -> int:
-    """Return the wall clock part of a hybrid timestamp, milliseconds since 1970."""
-    return (hlc >> HLC_COUNTER_BITS) + HLC_EPOCH_MS

@@ -129,13 +129,7 @@ class Inbound:
         machines = self._machines
         if not machines.exchange.take_news(machines.members.peers):
             return []
-        if machines.journal.is_settled:
-            return self._on_durable(now)
-        machines.journal.after(self._on_durable)
-        return []
-
-    def _on_durable(self, now: Moment) -> list[Effect]:
-        return self._machines.dispatch.on_absorbed(now)
+        return machines.journal.when_durable(machines.dispatch.on_absorbed, now)
 
     def _on_roster(self, peer: NodeId, roster: Roster) -> list[Effect]:
         machines = self._machines
@@ -165,7 +159,7 @@ class Inbound:
             return election.correct(peer)
         if isinstance(message, Dispatch):
             return worker.on_dispatch(peer, message, now)
-        return worker.on_kill(peer, message, now)
+        return worker.on_kill(message, now)
 
     def _is_stale(self, epoch: Epoch) -> bool:
         return epoch < self._machines.election.epoch

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Sequence
 from octaskly.core.effects import Append, Effect, Save
 from octaskly.core.events import Saved
 from octaskly.core.facts import Entry, Fact, hlc_next
-from octaskly.core.model import Epoch, Moment, StreamId, Vector
+from octaskly.core.model import Epoch, Holdings, Moment, StreamId, Vector
 
 Held = Callable[[Moment], list[Effect]]
 """What happens once something is durable."""
@@ -40,7 +40,7 @@ class Journal:
         """Whether everything handed to the writer is durable."""
         return self._persisted == self._number
 
-    def vector_items(self) -> tuple[tuple[StreamId, int], ...]:
+    def vector_items(self) -> Holdings:
         """Return the vector as messages carry it, ordered by stream."""
         return tuple(sorted(self.vector.items()))
 
@@ -112,6 +112,13 @@ class Journal:
     def after(self, held: Held, number: int | None = None) -> None:
         """Do `held` once `number` (by default: everything so far) is durable."""
         self._held.append((self._number if number is None else number, held))
+
+    def when_durable(self, held: Held, now: Moment) -> list[Effect]:
+        """Do `held` at once if nothing is on its way to the disk, else after it."""
+        if self.is_settled:
+            return held(now)
+        self.after(held)
+        return []
 
     def persisted(self, number: int, now: Moment) -> list[Effect]:
         """Release, in order, what waited for commits up to `number`."""

@@ -16,6 +16,7 @@ from octaskly.core.messages import HeartbeatOk
 from octaskly.core.model import (
     Address,
     Epoch,
+    Holdings,
     Moment,
     NodeId,
     NodeInfo,
@@ -55,10 +56,6 @@ class PeerView:
         """Return the peer's rank as a candidate."""
         uptime_s = self.uptime_s + now.mono_s - self.up_s
         return standing(self.info, log_size(self.vector.items()), uptime_s)
-
-
-Held = tuple[StreamId, int]
-"""One line of a vector."""
 
 
 @dataclass(slots=True)
@@ -142,7 +139,7 @@ class Membership:
         view.frame_s = now.mono_s
         return True
 
-    def confirm(self, peer: NodeId, epoch: Epoch, vector: Iterable[Held]) -> None:
+    def confirm(self, peer: NodeId, epoch: Epoch, vector: Holdings) -> None:
         """A connected peer follows this node's reign."""
         view = self.peers[peer]
         if view.follows != epoch:

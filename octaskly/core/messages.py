@@ -14,6 +14,7 @@ from octaskly.core.model import (
     Address,
     AttemptId,
     Epoch,
+    Holdings,
     LoadSample,
     NodeId,
     NodeInfo,
@@ -26,6 +27,7 @@ from octaskly.core.model import (
 )
 
 PROTOCOL_VERSION = 1
+VERSION_MIN = 1  #: oldest version that this program speaks
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,12 +35,12 @@ class Hello:
     """First frame of each side; frozen when it is sent, so both compare one pair."""
 
     version: int = PROTOCOL_VERSION
-    version_min: int = PROTOCOL_VERSION  #: oldest version that the sender speaks
+    version_min: int = VERSION_MIN
     node: NodeInfo
     epoch: Epoch  #: highest epoch seen
     dispatcher: NodeId | None  #: whom the sender follows; itself if it is dispatcher
     followers: int = 0  #: live followers, when the sender is dispatcher
-    vector: tuple[tuple[StreamId, int], ...] = ()
+    vector: Holdings = ()
     uptime_s: float = 0.0
     wall_ms: int = 0  #: to tell people about clocks that differ
 
@@ -91,7 +93,7 @@ class Claim:
 
     epoch: Epoch
     stream: StreamId
-    vector: tuple[tuple[StreamId, int], ...]
+    vector: Holdings
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +101,7 @@ class ClaimOk:
     """The sender follows; its vector shows what the claimer may lack."""
 
     epoch: Epoch
-    vector: tuple[tuple[StreamId, int], ...]
+    vector: Holdings
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,7 +150,7 @@ class Redirect:
 class Pull:
     """Send me the entries beyond this vector."""
 
-    vector: tuple[tuple[StreamId, int], ...]
+    vector: Holdings
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,7 +160,7 @@ class Entries:
     entries: tuple[Entry, ...]
     epochs: tuple[tuple[StreamId, Epoch], ...]  #: who wrote the streams that appear
     more: bool  #: ask again with the new vector
-    vector: tuple[tuple[StreamId, int], ...]  #: what the sender holds
+    vector: Holdings  #: what the sender holds
 
 
 @dataclass(frozen=True, slots=True)
@@ -216,7 +218,7 @@ class Transfer:
     """A stopping dispatcher asks the receiver to claim; it has accepted its last."""
 
     epoch: Epoch
-    vector: tuple[tuple[StreamId, int], ...]
+    vector: Holdings
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,7 +22,8 @@ StreamId = NewType("StreamId", int)
 Vector = dict[StreamId, int]
 """For each stream the highest sequence number held without a gap."""
 
-RETENTION_FLOOR = 0  #: sequence below which a stream has been forgotten (none yet)
+Holdings = tuple[tuple[StreamId, int], ...]
+"""A vector as messages carry it."""
 
 
 class Epoch(NamedTuple):
@@ -243,7 +244,6 @@ class Limits:
 
     window_tasks: int = 10_000  #: queued tasks held in memory by the dispatcher
     load_tasks: int = 5_000  #: rows asked from the store at once
-    batch_tasks: int = 10_000  #: tasks in one submission
     frame_bytes: int = 8 << 20
     hello_bytes: int = 1 << 20
     entries_bytes: int = 4 << 20  #: soft bound on one ENTRIES frame

@@ -98,11 +98,6 @@ class Node:
         return self._election.reign is not None
 
     @property
-    def is_serving(self) -> bool:
-        """Whether this node accepts tasks."""
-        return self.is_dispatcher and self._dispatch.is_accepting
-
-    @property
     def dispatcher(self) -> NodeId | None:
         """The dispatcher as far as this node can reach it."""
         return self._election.known_dispatcher
@@ -181,8 +176,7 @@ class Node:
         """The machine slept: its roles and links belong to the time before."""
         effects = self._election.seek("woke", now)
         for peer in tuple(self._members.peers):
-            effects += self._members.disconnect(peer, "woke", now)
-            effects += self._election.on_peer_down(peer, "woke", now)
+            effects += self._cut(peer, "woke", now)
         return effects + self._browsing.start(now) + self._members.redial_all(now)
 
     def _on_due(self, now: Moment) -> list[Effect]:
@@ -259,7 +253,7 @@ class Node:
             case DrainAsked(is_draining):
                 # A node that leaves takes no work, whatever it is told.
                 is_draining = is_draining or self._departure.is_asked
-                return self._worker.drain(is_draining, now)
+                return self._worker.drain(now, is_draining=is_draining)
 
     def _on_asked(
         self, event: TasksSubmitted | CancelRequested, now: Moment
@@ -331,9 +325,13 @@ class Node:
         effects: list[Effect] = []
         for peer in tuple(self._members.peers) if wanted else ():
             if peer not in wanted:
-                effects += self._members.disconnect(peer, "attached", now)
-                effects += self._election.on_peer_down(peer, "attached", now)
+                effects += self._cut(peer, "attached", now)
         return effects
+
+    def _cut(self, peer: NodeId, reason: str, now: Moment) -> list[Effect]:
+        """Close a link, which is then as lost as one that broke."""
+        effects = self._members.disconnect(peer, reason, now)
+        return effects + self._election.on_peer_down(peer, reason, now)
 
     # Consequences
 
@@ -379,7 +377,7 @@ class Node:
     def _change_reign(self, reign: Reign | None, now: Moment) -> list[Effect]:
         effects: list[Effect] = []
         if self._reign is not None:
-            effects += self._dispatch.end(now)
+            self._dispatch.end()
             self._journal.close_stream()
         self._reign = reign
         if reign is None:
@@ -388,7 +386,7 @@ class Node:
         self._journal.open_stream(reign.stream)
         effects += self._dispatch.begin(reign.epoch, reign.stream, now)
         if self._departure.is_asked:
-            effects += self._dispatch.pause_accepting(now)
+            self._dispatch.pause_accepting()
         effects.append(Advertise(is_dispatcher=True, term=reign.epoch.term))
         roster = self._registry.roster
         for member in () if roster is None else roster.members:

@@ -18,9 +18,8 @@ from octaskly.core.exchange import Exchange
 from octaskly.core.journal import Journal
 from octaskly.core.membership import Membership
 from octaskly.core.messages import Claim, ClaimNo, ClaimOk, Redirect
-from octaskly.core.model import Epoch, Moment, NodeId, Settings, StreamId
+from octaskly.core.model import Epoch, Holdings, Moment, NodeId, Settings, StreamId
 from octaskly.core.succession import (
-    Holdings,
     Standing,
     covers,
     log_size,

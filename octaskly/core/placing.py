@@ -133,16 +133,9 @@ class Placing:
         if self._kills or batches:
             effects += self._orders(batches)
         if held is not None or self._touched:
-            effects += self.when_durable(self._settling(held), now)
+            effects += self._journal.when_durable(self._settling(held), now)
         effects += self.queue.refill()
         return effects
-
-    def when_durable(self, held: Held, now: Moment) -> list[Effect]:
-        """Do `held` at once if nothing is on its way to the disk, else after it."""
-        if self._journal.is_settled:
-            return held(now)
-        self._journal.after(held)
-        return []
 
     def _settling(self, held: Held | None) -> Held:
         """Return what is to be done when the step is durable."""

@@ -13,7 +13,7 @@ from itertools import takewhile
 from octaskly.core.effects import Effect, Spool
 from octaskly.core.messages import Report
 from octaskly.core.model import AttemptId, AttemptState, TaskId
-from octaskly.core.retry import ceiling
+from octaskly.core.retry import backoff
 
 RESEND_S = 0.2  #: before the first repetition of a result
 RESEND_MAX_S = 5.0
@@ -145,5 +145,5 @@ class KeptResults:
         return [Spool(tuple(kept.report for kept in chosen))]
 
     def _due_s(self, kept: KeptResult) -> float:
-        wait_s = ceiling(max(1, kept.sends), base_s=RESEND_S, cap_s=RESEND_MAX_S)
+        wait_s = backoff(max(1, kept.sends), base_s=RESEND_S, cap_s=RESEND_MAX_S)
         return max(kept.sent_s + wait_s, self._quiet_until_s)

@@ -7,40 +7,14 @@ nor a big mesh costs anything per task.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection
 from dataclasses import dataclass
-from enum import StrEnum
 from heapq import heapify, heappop, heappush
-from typing import NamedTuple
 
 from octaskly.core.model import NodeId
 
 LOAD_STEP_PERCENT = 10  #: finer differences in load are noise, not a reason
 HEAP_SLACK = 64  #: outdated heap lines that are kept before the heap is rebuilt
-
-
-class Why(StrEnum):
-    """Why a worker was chosen."""
-
-    SLOT = "slot"  #: it had a free slot
-    PREFETCH = "prefetch"  #: no slot was free anywhere, and it takes work ahead
-
-
-class WorkerView(NamedTuple):
-    """What placement needs to know of one worker."""
-
-    node: NodeId
-    slots: int
-    outstanding: int = 0  #: attempts that it holds, running and waiting
-    credit: int | None = None  #: attempts that it takes in all; None: its slots
-    cpu_percent: float = 0.0
-
-
-class Placement(NamedTuple):
-    """One more attempt for a worker, and the reason."""
-
-    node: NodeId
-    why: Why
 
 
 @dataclass(slots=True)
@@ -107,11 +81,6 @@ class WorkerPool:
     def attached(self) -> list[NodeId]:
         """Return the workers that take attempts."""
         return [node for node, worker in self._workers.items() if worker.is_attached]
-
-    def outstanding(self, node: NodeId) -> int:
-        """Return how many attempts the worker holds."""
-        worker = self._workers.get(node)
-        return 0 if worker is None else worker.outstanding
 
     def set_credit(self, node: NodeId, credit: int) -> None:
         """Believe what a worker says it takes in all, within what we allow."""
@@ -189,26 +158,3 @@ class WorkerPool:
             and worker.version == line[3]
         ]
         heapify(self._heap)
-
-
-def place(
-    views: Iterable[WorkerView], wanted: int, *, prefetch_max: int
-) -> list[Placement]:
-    """Return who takes each of the next `wanted` attempts, in order.
-
-    Shorter than `wanted` when all workers are full. The same views give the same
-    placements, in whatever order they come.
-    """
-    pool = WorkerPool(prefetch_max)
-    slots = {}
-    for view in views:
-        slots[view.node] = view.slots
-        pool.add(view.node, view.slots)
-        pool.set_credit(view.node, view.slots if view.credit is None else view.credit)
-        pool.set_load(view.node, view.cpu_percent)
-        pool.attach(view.node, view.outstanding)
-    placements: list[Placement] = []
-    while len(placements) < wanted and (node := pool.take()) is not None:
-        is_ahead = pool.outstanding(node) > slots[node]
-        placements.append(Placement(node, Why.PREFETCH if is_ahead else Why.SLOT))
-    return placements

@@ -20,9 +20,6 @@ BOOT_BUCKET_S = 600.0
 Standing = tuple[bool, int, bool, int, str]
 """Sorts the better candidate first."""
 
-Holdings = tuple[tuple[StreamId, int], ...]
-"""A vector as messages carry it."""
-
 
 def covers(
     mine: Mapping[StreamId, int], theirs: Iterable[tuple[StreamId, int]]

@@ -162,9 +162,8 @@ class Worker:
             effects += self._send(again)
         return effects + self._report(refused)
 
-    def on_kill(self, sender: NodeId, message: Kill, now: Moment) -> list[Effect]:
+    def on_kill(self, message: Kill, now: Moment) -> list[Effect]:
         """End attempts; each is reported as cancelled, whatever it still achieves."""
-        del sender
         self._now_s = now.mono_s
         if message.epoch < self._epoch:
             return []  # Its successor decides what is void.
@@ -210,7 +209,7 @@ class Worker:
             reports.append(report)
         return self._report(reports)
 
-    def drain(self, is_draining: bool, now: Moment) -> list[Effect]:  # noqa: FBT001
+    def drain(self, now: Moment, *, is_draining: bool) -> list[Effect]:
         """Take no more work, or take it again; the dispatcher hears of it at once."""
         self._now_s = now.mono_s
         self._is_draining = is_draining

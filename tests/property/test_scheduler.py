@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from octaskly.core.model import NodeId
-from octaskly.core.scheduler import Why, WorkerView, place
+from tests.placements import Why, WorkerView, place
 
 PREFETCH = 6
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from octaskly.core.dispatch import Dispatch
 from octaskly.core.effects import Append, Effect, Save, Send
 from octaskly.core.election import Election
 from octaskly.core.events import Event, Persisted, Saved
@@ -188,7 +189,7 @@ def _only_first(real: Any) -> Any:
 
 def absorbed_tasks_are_not_queued(patch: pytest.MonkeyPatch) -> None:
     """The winner of a comparison keeps the loser's tasks, but never runs them."""
-    patch.setattr(Inbound, "_on_durable", lambda *_: [])
+    patch.setattr(Dispatch, "on_absorbed", lambda *_: [])
 
 
 def follow_the_stale(patch: pytest.MonkeyPatch) -> None:

@@ -45,13 +45,12 @@ from octaskly.core.events import (
     PeerUp,
     Persisted,
     Received,
-    Report,
     Seen,
     StopAsked,
     TasksSubmitted,
     Woke,
 )
-from octaskly.core.messages import Entries, Message, Results, ResultsOk
+from octaskly.core.messages import Entries, Message, Report, Results, ResultsOk
 from octaskly.core.model import (
     Address,
     AttemptId,

@@ -81,7 +81,7 @@ def test_answers_to_reads_of_an_earlier_reign_do_not_count() -> None:
     """They may be older than what was decided since."""
     world = World()
     world.dispatch.begin(epoch(), STREAM, moment())
-    world.dispatch.end(moment())
+    world.dispatch.end()
     world.dispatch.begin(epoch(2), STREAM, moment())
     stale = (record("t", running(A)),)
 
@@ -109,7 +109,7 @@ def test_a_node_that_does_not_reign_sends_clients_elsewhere() -> None:
 def test_a_stopping_dispatcher_accepts_nothing_but_still_acknowledges() -> None:
     """Its log is handed over; what workers bring belongs into it."""
     world = holding(a=1)
-    world.dispatch.pause_accepting(moment())
+    world.dispatch.pause_accepting()
 
     assert world.dispatch.on_submitted(submit(), moment()) == [Answer(1, NotHere())]
     effects = world.dispatch.on_results(A, told(), moment())
@@ -122,7 +122,7 @@ def test_what_was_accepted_is_still_answered_after_the_reign() -> None:
     """It is durable, and the successor pulls it."""
     world = reigning()
     world.dispatch.on_submitted(submit(), moment())
-    world.dispatch.end(moment())
+    world.dispatch.end()
 
     (answer,) = world.commit()
 
@@ -340,7 +340,7 @@ def test_a_task_accepted_in_an_earlier_reign_is_read_from_the_store() -> None:
     """The read of the new reign may have passed its place already."""
     world = reigning()
     world.dispatch.on_submitted(submit(), moment())
-    world.dispatch.end(moment())
+    world.dispatch.end()
     world.dispatch.begin(epoch(2), STREAM, moment())
     world.dispatch.on_loaded(Loaded(-2, (), has_more=False), moment())
 

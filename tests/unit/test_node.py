@@ -138,9 +138,9 @@ class Shell:
     def serve(self) -> list[Effect]:
         """Bring the node to serve alone."""
         effects = self.feed(Woke(0.5)) + self.run(100.75)
-        self.feed(LiveLoaded(()))
-        self.feed(Loaded(-1, (), has_more=False))
-        assert self.node.is_serving
+        then = self.feed(LiveLoaded(())) + self.feed(Loaded(-1, (), has_more=False))
+        published = [e for e in effects + then if isinstance(e, Publish)]
+        assert published[-1].is_serving
         return effects
 
     def meet(self, peer: NodeId = PEER, epoch: Epoch = NO_EPOCH) -> list[Effect]:

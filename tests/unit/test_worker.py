@@ -91,7 +91,7 @@ def test_an_attempt_that_has_ended_is_reported_again_not_run_again() -> None:
 def test_a_draining_worker_hands_new_work_back() -> None:
     """It ends what it has, and takes no more."""
     hand = attached()
-    drained = hand.drain(True, moment())
+    drained = hand.drain(moment(), is_draining=True)
 
     effects = hand.on_dispatch(D, order(), moment())
 
@@ -103,9 +103,9 @@ def test_a_draining_worker_hands_new_work_back() -> None:
 def test_the_end_of_draining_is_told_at_once() -> None:
     """Nobody would give it work otherwise."""
     hand = attached()
-    hand.drain(True, moment())
+    hand.drain(moment(), is_draining=True)
 
-    assert hand.drain(False, moment()) == [told(credit=2)]
+    assert hand.drain(moment(), is_draining=False) == [told(credit=2)]
     assert hand.state is NodeState.READY
 
 
@@ -114,7 +114,7 @@ def test_a_killed_attempt_never_counts_as_success() -> None:
     hand = attached()
     hand.on_dispatch(D, order(), moment())
 
-    stopped = hand.on_kill(D, kill(), moment())
+    stopped = hand.on_kill(kill(), moment())
     effects = hand.on_ended(ended(), moment())
 
     assert stopped == [Stop((KEY,))]
@@ -128,7 +128,7 @@ def test_a_kill_of_an_unknown_attempt_is_answered_as_cancelled() -> None:
     """It will never run here: that is an answer, too."""
     hand = attached()
 
-    effects = hand.on_kill(D, kill(), moment())
+    effects = hand.on_kill(kill(), moment())
 
     end = Outcome(
         state=AttemptState.CANCELLED,
@@ -144,7 +144,7 @@ def test_a_kill_after_the_end_is_answered_with_the_result() -> None:
     hand.on_dispatch(D, order(), moment())
     hand.on_ended(ended(), moment())
 
-    assert hand.on_kill(D, kill(), moment()) == [told(report(envelope=spec()))]
+    assert hand.on_kill(kill(), moment()) == [told(report(envelope=spec()))]
 
 
 def test_a_kill_of_a_deposed_dispatcher_is_ignored() -> None:
@@ -153,7 +153,7 @@ def test_a_kill_of_a_deposed_dispatcher_is_ignored() -> None:
     hand.attach(E, epoch(2, "e"), moment())
     hand.on_dispatch(E, order(term=2, sender="e"), moment())
 
-    assert hand.on_kill(D, kill(term=1), moment()) == []
+    assert hand.on_kill(kill(term=1), moment()) == []
 
 
 def run_one(hand: Worker, name: str, duration_ms: int, at: float = 0.0) -> None:

@@ -1,0 +1,58 @@
+"""Placement as one call: any workers in, who takes the next attempts out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from enum import StrEnum
+from typing import NamedTuple
+
+from octaskly.core.model import NodeId
+from octaskly.core.scheduler import WorkerPool
+
+
+class Why(StrEnum):
+    """Why a worker was chosen."""
+
+    SLOT = "slot"  #: it had a free slot
+    PREFETCH = "prefetch"  #: no slot was free anywhere, and it takes work ahead
+
+
+class WorkerView(NamedTuple):
+    """What placement needs to know of one worker."""
+
+    node: NodeId
+    slots: int
+    outstanding: int = 0  #: attempts that it holds, running and waiting
+    credit: int | None = None  #: attempts that it takes in all; None: its slots
+    cpu_percent: float = 0.0
+
+
+class Placement(NamedTuple):
+    """One more attempt for a worker, and the reason."""
+
+    node: NodeId
+    why: Why
+
+
+def place(
+    views: Iterable[WorkerView], wanted: int, *, prefetch_max: int
+) -> list[Placement]:
+    """Return who takes each of the next `wanted` attempts, in order.
+
+    Shorter than `wanted` when all workers are full.
+    """
+    pool = WorkerPool(prefetch_max)
+    slots: dict[NodeId, int] = {}
+    held: dict[NodeId, int] = {}
+    for view in views:
+        slots[view.node], held[view.node] = view.slots, view.outstanding
+        pool.add(view.node, view.slots)
+        pool.set_credit(view.node, view.slots if view.credit is None else view.credit)
+        pool.set_load(view.node, view.cpu_percent)
+        pool.attach(view.node, view.outstanding)
+    placements: list[Placement] = []
+    while len(placements) < wanted and (node := pool.take()) is not None:
+        held[node] += 1
+        is_ahead = held[node] > slots[node]
+        placements.append(Placement(node, Why.PREFETCH if is_ahead else Why.SLOT))
+    return placements
