@@ -165,23 +165,28 @@ def _capture_one(root_fd: int, folder: Path, path: str, left: int) -> int | None
         source_fd = _open_regular(root_fd, path)
     except OSError:
         return None
-    target = folder / path
     try:
         if os.fstat(source_fd).st_size > left:
             return None
-        target.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        target.unlink(missing_ok=True)
-        target_fd = os.open(target, _CREATE, 0o600)
-        try:
-            size = _copy(source_fd, target_fd, left)
-        finally:
-            os.close(target_fd)
-        if size is None:
-            target.unlink()
+        return _keep(source_fd, folder / path, left)
     except OSError:  # A full disk, or one output is a folder in another's path.
         return None
     finally:
         os.close(source_fd)
+
+
+def _keep(source_fd: int, target: Path, left: int) -> int | None:
+    """Copy into a new file; no part of one is left, least of all on a full disk."""
+    target.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    target.unlink(missing_ok=True)
+    target_fd = os.open(target, _CREATE, 0o600)
+    size = None
+    try:
+        size = _copy(source_fd, target_fd, left)
+    finally:
+        os.close(target_fd)
+        if size is None:
+            target.unlink()
     return size
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import socket
+import subprocess
+import sys
 import threading
 from pathlib import Path
 
@@ -34,6 +36,25 @@ BAD_PATHS = [
     *("proc/1/environ", "absolute", "pipe", "sock", "null", "%2e%2e/secret"),
     *("..\\secret", "....//secret", "~", "~root/x", "$HOME", "*", "file\n"),
 ]
+
+
+def test_a_copy_that_fails_leaves_nothing_behind(workdir: Path, tmp_path: Path) -> None:
+    """A disk that outputs have filled would stay full."""
+    (workdir / "large").write_bytes(b"x" * 5_000_000)
+    script = """
+import resource, signal, sys
+from pathlib import Path
+from octaskly.runner.workdir import capture
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (2_000_000, 2_000_000))  # EFBIG above it
+print(capture(Path(sys.argv[1]), Path(sys.argv[2]), ["large", "file"]))
+"""
+    words = [sys.executable, "-c", script, str(workdir), str(tmp_path / "kept")]
+    said = subprocess.run(words, capture_output=True, text=True, check=True).stdout
+
+    assert "path='large', size_bytes=None" in said
+    assert "path='file', size_bytes=5" in said
+    assert [file.name for file in (tmp_path / "kept").iterdir()] == ["file"]
 
 
 @pytest.fixture
