@@ -323,11 +323,14 @@ class Pool:
     ) -> None:
         loop = asyncio.get_running_loop()
         future = loop.run_in_executor(self._threads, work)
-        future.add_done_callback(lambda done: then(done.result()))
+        # An error is an answer too: nothing may stay in a slot for ever.
+        future.add_done_callback(lambda done: then(done.exception() or done.result()))
 
-    def _checked(self, item: Item, missing: list[str]) -> None:
+    def _checked(self, item: Item, missing: list[str] | BaseException) -> None:
         if item.is_stopped:
             self._end(item, cancelled())
+        elif isinstance(missing, BaseException):
+            self._end(item, released(Reason.LOST, f"inputs not checked: {missing}"))
         elif missing:
             self._end(item, released(Reason.INPUTS, ", ".join(missing)))
         else:
@@ -336,9 +339,9 @@ class Pool:
         self._fill()
         self._deliver()
 
-    def _captured(
-        self, item: Item, outcome: Outcome, files: tuple[OutputFile, ...]
-    ) -> None:
+    def _captured(self, item: Item, outcome: Outcome, files: object) -> None:
+        if not isinstance(files, tuple):
+            files = tuple(OutputFile(path, None) for path in item.spec.outputs)
         self._end(item, replace(outcome, outputs=files))
         self._deliver()
 

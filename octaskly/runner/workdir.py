@@ -16,6 +16,7 @@ from pathlib import Path
 
 from octaskly.core.model import AttemptId, OutputFile, TaskId
 from octaskly.errors import OutputNotFound
+from octaskly.runner.child import SCARCE
 
 OUTPUT_BYTES_MAX = 1 << 30  #: of all outputs of one attempt together
 PATH_CHARS_MAX = 4096
@@ -97,10 +98,15 @@ def missing_inputs(workdir: Path, inputs: Iterable[str]) -> list[str]:
     """Return those inputs that are not below the work directory.
 
     A file or folder counts; so does what is reached by a link that stays below.
+
+    Raises:
+        OSError: this process can open nothing at the moment, so nobody can tell.
     """
     try:
         root_fd = os.open(workdir, _FOLDER)
-    except OSError:
+    except OSError as error:
+        if error.errno in SCARCE:
+            raise
         return list(inputs)
     try:
         return [path for path in inputs if not _is_input(root_fd, path)]
@@ -111,7 +117,9 @@ def missing_inputs(workdir: Path, inputs: Iterable[str]) -> list[str]:
 def _is_input(root_fd: int, path: str) -> bool:
     try:
         fd = open_beneath(root_fd, path, may_follow=True)
-    except OSError:
+    except OSError as error:
+        if error.errno in SCARCE:
+            raise
         return False
     try:
         mode = os.fstat(fd).st_mode

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import resource
 import signal
 import time
 from pathlib import Path
@@ -84,6 +85,23 @@ async def test_a_work_directory_of_any_name_can_be_named(tmp_path: Path) -> None
         assert "w\\udcff does not exist" in gone.detail
         assert gone.detail.isascii()
         assert summary(await made.run("true")) == OK
+
+
+async def test_inputs_that_cannot_be_looked_for_are_not_missing(tmp_path: Path) -> None:
+    """Without a descriptor to spare the attempt goes back, and the slot is free."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    async with rig(tmp_path) as made:
+        (made.workdir / "a").touch()
+        assert summary(await made.run("true")) == OK
+        resource.setrlimit(resource.RLIMIT_NOFILE, (3, hard))
+        try:
+            outcome = await made.run("true", inputs=("a",))
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+        assert (outcome.state, outcome.reason) == (AttemptState.RELEASED, Reason.LOST)
+        assert "Too many open files" in outcome.detail
+        assert summary(await made.run("true", inputs=("a",))) == OK
 
 
 async def test_what_explains_an_end_is_bounded(tmp_path: Path) -> None:
