@@ -16,8 +16,7 @@
     ├── MeshError
     │   ├── NoDispatcher         none is elected at this moment
     │   ├── NotDispatcher        this node is not it (any more)
-    │   ├── NodeNotFound
-    │   └── Unpaired             this node has no mesh secret
+    │   └── NodeNotFound
     ├── TrustError               a secret, certificate or token is not acceptable
     ├── PermissionDenied         the principal may not do that
     └── StoreError
@@ -108,10 +107,6 @@ class NotDispatcher(MeshError):
 
 class NodeNotFound(MeshError):
     """No node has that name or id, or it is gone."""
-
-
-class Unpaired(MeshError):
-    """This node has no mesh secret, so it is in no mesh."""
 
 
 class TrustError(OctasklyError):

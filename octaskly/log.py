@@ -8,7 +8,6 @@ asked for. Values are escaped, so that one event is always one line.
 from __future__ import annotations
 
 import logging
-import os
 import sys
 from collections.abc import Mapping, MutableMapping
 from typing import Any, Protocol
@@ -99,8 +98,3 @@ def _one_line(
 
 def _with_priority(_logger: Any, name: str, line: str) -> str:
     return f"<{_JOURNAL_PRIORITY.get(name, 6)}>{line}"
-
-
-def is_journal(environ: Mapping[str, str] = os.environ) -> bool:
-    """Return whether stderr goes to the journal."""
-    return "JOURNAL_STREAM" in environ

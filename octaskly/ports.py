@@ -7,7 +7,7 @@ protocols. Fakes for tests pass the same contract suites as the real parts.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -19,6 +19,7 @@ from octaskly.core.model import (
     Address,
     AttemptId,
     Epoch,
+    Holdings,
     LoadSample,
     Moment,
     NodeId,
@@ -137,7 +138,7 @@ class Log(Protocol):
     ) -> tuple[tuple[Entry, ...], tuple[tuple[StreamId, Epoch], ...], bool]:
         """Read entries beyond `vector`: entries, writers of their streams, more?"""
 
-    async def vector(self) -> tuple[tuple[StreamId, int], ...]:
+    async def vector(self) -> Holdings:
         """Return what is durable, per stream."""
 
     async def task(self, task: TaskId) -> TaskRecord | None:
@@ -247,7 +248,6 @@ class MeshStats:
     cpu_percent: float
     disk_bytes: int
     term: int = 0
-    extra: Mapping[str, object] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

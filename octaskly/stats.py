@@ -12,7 +12,8 @@ class LoadSampler:
 
     def __init__(self) -> None:
         self._process = psutil.Process()
-        self._cpu_percent_start()
+        # This begins the first interval: psutil's first answer is always zero.
+        psutil.cpu_percent(interval=None)
 
     def sample(self) -> LoadSample:
         """Return the present load; costs well under a millisecond."""
@@ -23,11 +24,6 @@ class LoadSampler:
             memory_used_mb=int((memory.total - memory.available) >> 20),
             process_mb=int(self._process.memory_info().rss >> 20),
         )
-
-    @staticmethod
-    def _cpu_percent_start() -> None:
-        """Begin the first interval: psutil's first answer is always zero."""
-        psutil.cpu_percent(interval=None)
 
 
 def memory_total_mb() -> int:

@@ -9,10 +9,6 @@ from collections.abc import Mapping
 from octaskly.config import AgentConfig, Paths
 from octaskly.errors import ConfigError
 
-BROWSE_S = (
-    1.0  #: how long a machine without a secret looks for a mesh before it makes one
-)
-
 
 def make_folders(paths: Paths) -> None:
     """Create the folders of an agent; its state is for its own user alone.

@@ -15,19 +15,18 @@ from collections.abc import Callable
 from urllib.parse import quote, unquote
 
 from octaskly.api.problems import ACCESS_DENIED, UNAUTHENTICATED, Problem
+from octaskly.config import GROUP
 from octaskly.core.model import NodeId
 from octaskly.errors import TrustError
 from octaskly.ports import Principal
+from octaskly.trust.tokens import PERMISSIONS, TOKEN_BYTES_MAX
 
 PRINCIPAL_HEADER = "Octaskly-Principal"
-LOCAL_GROUP = "octaskly"
-TOKEN_BYTES_MAX = 4096
 
 Verify = Callable[[str], Principal]
 """Returns the principal of a token; raises TrustError."""
 
 _CREDENTIALS = struct.Struct("3i")
-_ROLES = ("admin", "client", "viewer")
 _CHALLENGE = {"WWW-Authenticate": "Bearer"}
 
 
@@ -61,7 +60,7 @@ def local_user(connection: socket.socket, node_name: str) -> Principal:
         raise Problem(
             403,
             ACCESS_DENIED,
-            hint=f"user {user} is not in group {LOCAL_GROUP}",
+            hint=f"user {user} is not in group {GROUP}",
         )
     return Principal(subject=f"local:{user}@{node_name}", role="admin")
 
@@ -69,7 +68,7 @@ def local_user(connection: socket.socket, node_name: str) -> Principal:
 def stated(header: str, hop: NodeId) -> Principal:
     """Return the principal that a forwarding node states; raise `Problem` (401)."""
     role, _, subject = header.partition(" ")
-    if role not in _ROLES or not subject:
+    if role not in PERMISSIONS or not subject:
         raise _unauthenticated(f"unusable {PRINCIPAL_HEADER}")
     return Principal(subject=unquote(subject), role=role, node=hop)
 
@@ -92,7 +91,7 @@ def _user_name(uid: int) -> str:
 
 def _is_in_group(user: str, gid: int) -> bool:
     try:
-        group = grp.getgrnam(LOCAL_GROUP)
+        group = grp.getgrnam(GROUP)
     except KeyError:
         return False
     return gid == group.gr_gid or user in group.gr_mem

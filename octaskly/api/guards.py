@@ -12,6 +12,7 @@ from collections.abc import Collection, Mapping, Sequence
 from functools import lru_cache
 
 from octaskly.api.problems import ACCESS_DENIED, Problem
+from octaskly.config import PORT_MAX
 
 _LOCAL_ORIGIN = re.compile(r"https?://(?:localhost|127\.0\.0\.1)(?::([0-9]{1,5}))?")
 _AUTHORITY = re.compile(
@@ -19,7 +20,6 @@ _AUTHORITY = re.compile(
     r"(?::(?P<port>[0-9]{1,5}))?",
     re.ASCII,
 )
-_PORT_MAX = 65_535
 _VERDICTS_MAX = 256
 
 METHODS = "GET, POST, DELETE, OPTIONS"
@@ -86,7 +86,7 @@ class Guard:
 
     def _judge(self, host: str, own: frozenset[str]) -> bool:
         match = _AUTHORITY.fullmatch(host)
-        if match is None or int(match["port"] or 0) > _PORT_MAX:
+        if match is None or int(match["port"] or 0) > PORT_MAX:
             return False
         literal = match["v6"] or match["name"]
         try:
@@ -102,7 +102,7 @@ class Guard:
     @staticmethod
     def _is_local_origin(origin: str) -> bool:
         match = _LOCAL_ORIGIN.fullmatch(origin)
-        return match is not None and int(match[1] or 0) <= _PORT_MAX
+        return match is not None and int(match[1] or 0) <= PORT_MAX
 
 
 def cors_headers(origin: str | None) -> dict[str, str]:

@@ -63,7 +63,6 @@ _TABLE: dict[type[Exception], tuple[int, str]] = {
     errors.NoDispatcher: (503, NO_DISPATCHER),
     errors.NotDispatcher: (503, NO_DISPATCHER),
     errors.NodeNotFound: (404, WORKER_NOT_FOUND),
-    errors.Unpaired: (503, UNPAIRED),
     errors.TrustError: (401, UNAUTHENTICATED),
     errors.PermissionDenied: (403, FORBIDDEN),
     errors.StoreFull: (507, "System resource exhausted"),

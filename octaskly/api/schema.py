@@ -25,13 +25,13 @@ from octaskly.api.problems import (
 )
 from octaskly.core.events import Draft
 from octaskly.core.model import TaskId
+from octaskly.trust.tokens import EXPIRES_S_MAX, PERMISSIONS
 
 COMMAND_BYTES_MAX = 65_536
 PATHS_MAX = 10_000
 PATH_BYTES_MAX = 4_096
 NAME_BYTES_MAX = 255
 BATCH_MAX = 10_000
-TOKEN_S_MAX = 90 * 86_400
 TOKEN_S_DEFAULT = 86_400
 RESCAN_BYTES_MAX = 1 << 20
 
@@ -59,7 +59,7 @@ class TokenIn(msgspec.Struct, forbid_unknown_fields=True):
 
     role: str
     subject: str | None = None
-    expires_s: Annotated[int, msgspec.Meta(ge=1, le=TOKEN_S_MAX)] = TOKEN_S_DEFAULT
+    expires_s: Annotated[int, msgspec.Meta(ge=1, le=EXPIRES_S_MAX)] = TOKEN_S_DEFAULT
 
 
 _RANGES = {
@@ -70,9 +70,8 @@ _RANGES = {
     "command": f"a text of 1 to {COMMAND_BYTES_MAX} bytes",
     "role": "admin, client or viewer",
     "subject": "1 to 128 printable characters",
-    "expires_s": f"an integer from 1 to {TOKEN_S_MAX} (seconds)",
+    "expires_s": f"an integer from 1 to {EXPIRES_S_MAX} (seconds)",
 }
-_ROLES = ("admin", "client", "viewer")
 _SUBJECT_MAX = 128
 
 _one = msgspec.json.Decoder(TaskIn)
@@ -100,7 +99,7 @@ def parse_tasks(body: bytes) -> tuple[list[Draft], bool]:
 def parse_token(body: bytes) -> TokenIn:
     """Return a request for a token."""
     asked: TokenIn = _decode(_token, TokenIn, body)
-    if asked.role not in _ROLES:
+    if asked.role not in PERMISSIONS:
         _refuse("$.role", f"`{asked.role}` is no role")
     if asked.subject is not None and not (
         1 <= len(asked.subject) <= _SUBJECT_MAX and asked.subject.isprintable()

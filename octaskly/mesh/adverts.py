@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
+from octaskly.config import PORT_MAX
 from octaskly.core.messages import PROTOCOL_VERSION
 from octaskly.core.model import NodeId, NodeInfo
 
@@ -27,7 +28,6 @@ _Key = TypeVar("_Key")
 _NODE = re.compile(r"[A-Za-z2-7]{16}")
 _WORD = re.compile(r"[A-Za-z0-9_-]{1,64}")
 _TERM = re.compile(r"[0-9]{1,18}")
-_PORT_MAX = 65535
 _SHOWN_CHARS = 64
 
 
@@ -92,7 +92,7 @@ def read_sighting(
     """
     if txt_bytes > TXT_BYTES_MAX:
         raise MalformedAdvert(f"TXT of {txt_bytes} bytes")
-    if port is None or not 0 < port <= _PORT_MAX:
+    if port is None or not 0 < port <= PORT_MAX:
         raise MalformedAdvert("port out of range")
     role = _text(txt, "r")
     if role not in ("n", "d", "u"):
@@ -121,7 +121,6 @@ class Candidates:
 
     def __init__(self) -> None:
         self._sightings: dict[NodeId, Sighting] = {}
-        self._meshes: Counter[str | None] = Counter()
         self._claims: Counter[tuple[str, int]] = Counter()
         self._neighbours: Counter[str] = Counter()
 
@@ -155,18 +154,8 @@ class Candidates:
     def clear(self) -> None:
         """Forget all, before a fresh browser replays what is still true."""
         self._sightings.clear()
-        for counter in (self._meshes, self._claims, self._neighbours):
-            counter.clear()
-
-    @property
-    def meshes(self) -> dict[str, int]:
-        """How many nodes of each mesh are in sight."""
-        return {mesh: count for mesh, count in self._meshes.items() if mesh is not None}
-
-    @property
-    def unpaired(self) -> int:
-        """How many nodes without a mesh are in sight."""
-        return self._meshes[None]
+        self._claims.clear()
+        self._neighbours.clear()
 
     def _is_crowded(self, host: str, port: int) -> bool:
         if self._claims[host, port] >= CLAIMS_MAX:
@@ -175,7 +164,6 @@ class Candidates:
         return not is_loopback and self._neighbours[host] >= NEIGHBOURS_MAX
 
     def _count(self, sighting: Sighting, change: int) -> None:
-        _add(self._meshes, sighting.mesh, change)
         for host in sighting.hosts:
             _add(self._claims, (host, sighting.port), change)
             _add(self._neighbours, host, change)

@@ -97,28 +97,6 @@ class Discovery:
         self._warned_s: dict[str, float] = {}
         self._tasks: list[asyncio.Task[None]] = []
 
-    @property
-    def is_degraded(self) -> bool:
-        """Whether nothing can be heard or said over mDNS."""
-        return self._mdns is None
-
-    @property
-    def addresses(self) -> tuple[LocalAddress, ...]:
-        """The addresses that are advertised, best first."""
-        return self._local
-
-    @property
-    def other_meshes(self) -> dict[str, int]:
-        """How many nodes of each other mesh are in sight."""
-        meshes = self._candidates.meshes
-        meshes.pop(self._mesh_id or "", None)
-        return meshes
-
-    @property
-    def unpaired(self) -> int:
-        """How many other nodes without a mesh are in sight."""
-        return self._candidates.unpaired
-
     async def start(self, tasks: asyncio.TaskGroup, *, peers_known: int = 0) -> None:
         """Open mDNS, announce this node and watch the interfaces.
 

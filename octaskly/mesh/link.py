@@ -16,15 +16,19 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Final, Protocol
 
-from octaskly.core.messages import PROTOCOL_VERSION, Hello, HelloOk, Leave, Message
+from octaskly.core.messages import (
+    PROTOCOL_VERSION,
+    VERSION_MIN,
+    Hello,
+    HelloOk,
+    Leave,
+    Message,
+)
 from octaskly.core.model import Address, Limits, NodeId
 from octaskly.errors import RemoteProtocolError, TrustError, VersionMismatch
 from octaskly.mesh import wire
 from octaskly.trust import MeshTrust
 from octaskly.trust.authority import ALPN
-
-VERSION_MIN: Final = 1
-"""Oldest protocol version that this program speaks."""
 
 FRAME_SOFT_BYTES: Final = 256 * 1024
 """Messages are gathered into one frame up to this size."""

@@ -117,7 +117,7 @@ def test_a_fresh_browser_reports_again_what_is_in_sight(
 
 
 def test_nodes_of_another_mesh_and_without_one_are_counted_only(mesh: str) -> None:
-    """`doctor` says how many there are; nobody dials them."""
+    """They are told of; nobody dials them."""
     other = secrets.token_hex(8)
     ours, theirs, bare = node_id(), node_id(), node_id()
     with (
@@ -131,7 +131,7 @@ def test_nodes_of_another_mesh_and_without_one_are_counted_only(mesh: str) -> No
         while not state["unpaired"]:
             state = process.state()
 
-        assert state["other_meshes"][other] == 1
+        assert state["meshes"][other] == 1
         assert process.seen_nodes() == set()
         assert unpaired.seen_nodes() == set()
 

@@ -8,6 +8,7 @@ import argparse
 import asyncio
 import json
 import sys
+from collections import Counter
 
 from octaskly.agent.clock import SystemClock
 from octaskly.core.effects import Note
@@ -48,13 +49,14 @@ def obey(discovery: Discovery, word: str, *rest: str) -> None:
     if word == "reign":
         discovery.advertise(is_dispatcher=True, term=int(rest[0]))
     elif word == "state":
+        meshes = Counter(one.mesh for one in discovery._candidates._sightings.values())
         say(
             "state",
-            other_meshes=discovery.other_meshes,
-            unpaired=discovery.unpaired,
+            meshes={mesh: count for mesh, count in meshes.items() if mesh},
+            unpaired=meshes[None],
             in_sight=len(discovery._candidates),
-            hosts=[one.host for one in discovery.addresses],
-            is_degraded=discovery.is_degraded,
+            hosts=[one.host for one in discovery._local],
+            is_degraded=discovery._mdns is None,
         )
     else:
         discovery.browse(is_wanted=word == "browse")

@@ -144,18 +144,18 @@ def test_a_strange_name_is_shown_without_its_control_characters() -> None:
     assert shown("a\x1b[2J\u202eb\n" + "x" * 99) == "a?[2J?b?" + "x" * 56
 
 
-def test_nodes_in_sight_are_counted_by_mesh() -> None:
-    """`other_meshes` and the count of unpaired nodes come from here."""
+def test_only_the_newest_sighting_of_a_node_is_kept() -> None:
+    """Nor is anything left of nodes that are forgotten."""
     nodes = Candidates()
-    for node, mesh in [("a", "m1"), ("b", "m1"), ("c", "m2"), ("d", None)]:
-        nodes.put(sighting(node, mesh))
-    nodes.put(sighting("b", "m2"))
+    for node in "abc":
+        nodes.put(sighting(node, "m1"))
+    nodes.put(sighting("b", None))
     nodes.drop(NodeId("c"))
 
-    assert nodes.meshes == {"m1": 1, "m2": 1}
-    assert nodes.unpaired == 1
+    assert len(nodes) == 2
+    assert nodes.drop(NodeId("b")) == sighting("b", None)
     nodes.clear()
-    assert (len(nodes), nodes.meshes, nodes.unpaired) == (0, {}, 0)
+    assert (len(nodes), nodes._claims, nodes._neighbours) == (0, {}, {})
 
 
 def test_there_is_room_for_1024_nodes_in_sight() -> None:
