@@ -21,6 +21,11 @@ from octaskly.store.schema import APPLICATION_ID, MIGRATIONS, VERSION
 SCAN_BYTES_MAX: Final = 200 << 20
 """Up to this size all pages are checked at the start, above it only the schema."""
 
+WAL_PAGES: Final = 4096  #: 16 MiB of write-ahead log, then it is moved into the file
+_WAL_BYTES: Final = WAL_PAGES * (4096 + 24) + 32
+_RESERVE_BYTES: Final = 1 << 20
+_RESERVE_SHARE: Final = 64  #: never more than this part of the free space
+
 _MAGIC: Final = b"SQLite format 3\0"
 _RESET: Final = "`octaskly db reset` moves it aside and starts afresh"
 _DAMAGE: Final = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
@@ -100,6 +105,43 @@ def open_writer(path: Path) -> sqlite3.Connection:
     except OSError as error:
         raise _unusable(path, error) from error
     return _guarded(path, "rw", _prepare_writer)
+
+
+class Reserve:
+    """Makes the write-ahead log as long as it may become, bit by bit.
+
+    A commit then overwrites: flushing bytes that lengthen a file costs twice as much.
+    Zeros behind the last commit are no part of the log.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = Path(f"{path}-wal")
+        self._is_done = False
+
+    def extend(self) -> bool:
+        """Write one more piece; return whether there may be more to do."""
+        if not self._is_done:
+            try:
+                self._is_done = self._extend()
+            except OSError:
+                self._is_done = True  # It is only faster.
+        return not self._is_done
+
+    def _extend(self) -> bool:
+        free_bytes = shutil.disk_usage(self._path.parent).free
+        if free_bytes < _WAL_BYTES * _RESERVE_SHARE:
+            return True
+        # Another descriptor than SQLite's may be closed: its locks are elsewhere.
+        descriptor = os.open(self._path, os.O_WRONLY)
+        try:
+            size = os.fstat(descriptor).st_size
+            missing = min(_RESERVE_BYTES, _WAL_BYTES - size)
+            if missing > 0:
+                os.pwrite(descriptor, bytes(missing), size)
+                os.fdatasync(descriptor)
+        finally:
+            os.close(descriptor)
+        return missing < _RESERVE_BYTES
 
 
 def open_reader(path: Path) -> sqlite3.Connection:
@@ -218,7 +260,7 @@ def _prepare_writer(connection: sqlite3.Connection, path: Path) -> None:
     connection.execute("PRAGMA synchronous=FULL")
     connection.execute("PRAGMA cache_size=-16384")
     connection.execute("PRAGMA temp_store=MEMORY")
-    connection.execute("PRAGMA wal_autocheckpoint=8192")
+    connection.execute(f"PRAGMA wal_autocheckpoint={WAL_PAGES}")
     connection.execute(f"PRAGMA journal_size_limit={64 << 20}")
     connection.execute("BEGIN IMMEDIATE")
     version = _pragma(connection, "user_version")

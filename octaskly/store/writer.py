@@ -24,7 +24,7 @@ from octaskly.core.facts import Assigned
 from octaskly.errors import StoreError
 from octaskly.ports import Packer
 from octaskly.store import state
-from octaskly.store.database import translated
+from octaskly.store.database import Reserve, translated
 from octaskly.store.state import Met
 from octaskly.store.tables import Tables
 
@@ -58,6 +58,7 @@ class Writer:
         self._packer = packer
         self._on_commit = on_commit
         self._tables = Tables(connection, packer)
+        self._reserve = Reserve(path)
         self._inode = _inode(path)
         self._changed = threading.Condition()
         self._items: deque[Item] = deque()
@@ -125,6 +126,8 @@ class Writer:
 
     def _take(self) -> list[Item]:
         """Wait for items and return those of the next commit; none: close."""
+        while not (self._items or self._is_closing) and self._reserve.extend():
+            pass
         with self._changed:
             if not self._items:
                 self._wait(1, None)
