@@ -18,7 +18,7 @@ from octaskly.core import events as ev
 from octaskly.core.messages import Entries
 from octaskly.core.model import Limits
 from octaskly.core.node import Node
-from octaskly.log import Logger
+from octaskly.log import Logger, write_note
 from octaskly.ports import Links, Log, Runner
 
 EVENTS_PER_TURN = 256  #: then sockets and timers get their turn
@@ -75,7 +75,7 @@ class CoreLoop:
         self._links = links
         self._reads = reads
         self._perform = {
-            ef.Append: lambda e: store.append(e.number, e.entries, e.epochs),
+            ef.Append: lambda e: self._append(e, gateway),
             ef.Save: lambda e: store.save(
                 e.number, term=e.term, epoch=e.epoch, stream=e.stream, name=e.name
             ),
@@ -97,7 +97,7 @@ class CoreLoop:
             ef.Announce: lambda e: gateway.waiters.announced(e.tasks),
             ef.Publish: gateway.view.published,
             ef.Remember: lambda e: store.remember(e.peer, e.name, e.addresses),
-            ef.Note: self._note,
+            ef.Note: lambda e: write_note(self._log, e),
             ef.Stopped: lambda _: self._stop(),
         }
 
@@ -157,6 +157,10 @@ class CoreLoop:
         self._timer = None
         self.post(ev.Woke(draw=self._clock.draw()))
 
+    def _append(self, effect: ef.Append, gateway: AgentGateway) -> None:
+        self._store.append(effect.number, effect.entries, effect.epochs)
+        gateway.waiters.appended(effect.entries)
+
     def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
         self._reads.create_task(work)
 
@@ -176,6 +180,3 @@ class CoreLoop:
     def _stop(self) -> None:
         self.is_stopped = True
         self._on_stopped()
-
-    def _note(self, note: ef.Note) -> None:
-        getattr(self._log, note.level)(note.event, **dict(note.fields))

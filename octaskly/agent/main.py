@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import os
 import signal
 import sys
@@ -87,6 +88,9 @@ class _Agent:
             )
             async with asyncio.TaskGroup() as tasks:
                 await parts.start(tasks)
+                # What lives as long as the process need not be looked at again.
+                gc.collect()
+                gc.freeze()
                 self._notifier.ready()
                 watch = tasks.create_task(self._watch(parts))
                 await self._live(parts)

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, field
+from functools import reduce
 
+from octaskly.core import merge
 from octaskly.core.effects import NotHere, Reply
 from octaskly.core.events import Event
+from octaskly.core.facts import Entry, Fact
 from octaskly.core.merge import TaskRecord
 from octaskly.core.model import TaskId
 from octaskly.errors import NoDispatcher
@@ -52,19 +56,35 @@ class Tickets:
             self.answered(ticket, NotHere())
 
 
+@dataclass(slots=True, eq=False)
+class _Wait:
+    """One long poll: what was written about its task since it began."""
+
+    news: asyncio.Event = field(default_factory=asyncio.Event)
+    facts: list[Fact] = field(default_factory=list)
+
+
 class Waiters:
-    """Long polls, woken when a task has a new durable state."""
+    """Long polls, answered when their task has a new durable state."""
 
     def __init__(self) -> None:
-        self._events: dict[TaskId, set[asyncio.Event]] = {}
+        self._waits: dict[TaskId, set[_Wait]] = {}
 
-    def announced(self, tasks: tuple[TaskId, ...]) -> None:
-        """Wake whoever waits for these tasks."""
-        if not self._events:
+    def appended(self, entries: Sequence[Entry]) -> None:
+        """Keep facts that somebody waits for: they spare reading them again."""
+        if not self._waits:
+            return
+        for entry in entries:
+            for wait in self._waits.get(entry.fact.task, ()):
+                wait.facts.append(entry.fact)
+
+    def announced(self, tasks: Sequence[TaskId]) -> None:
+        """What was appended about these tasks is durable: wake who waits for them."""
+        if not self._waits:
             return
         for task in tasks:
-            for event in self._events.get(task, ()):
-                event.set()
+            for wait in self._waits.get(task, ()):
+                wait.news.set()
 
     async def until_final(
         self,
@@ -72,20 +92,31 @@ class Waiters:
         read: Callable[[], Awaitable[TaskRecord]],
         timeout_s: float,
     ) -> TaskRecord:
-        """Return what `read` returns once it is final, or when the time is over."""
-        news = asyncio.Event()
-        # Registered before the first read, so that no change falls between the two.
-        self._events.setdefault(task, set()).add(news)
+        """Return a task once it is final, or when the time is over.
+
+        Args:
+            task: The whole id.
+            read: Returns the task as the store has it, with outputs.
+            timeout_s: How long to wait.
+        """
+        wait = _Wait()
+        # Registered before the first read, so that no change falls between the two;
+        # a fact that both bring is joined twice, which changes nothing.
+        self._waits.setdefault(task, set()).add(wait)
         try:
             async with asyncio.timeout(timeout_s):
-                while not (record := await read()).state.is_final:
-                    await news.wait()
-                    news.clear()
+                record = await read()
+                while not record.state.is_final:
+                    await wait.news.wait()
+                    wait.news.clear()
+                    record = reduce(merge.apply, wait.facts, record)
+                    if not record.state.is_final:
+                        record = await read()
                 return record
         except TimeoutError:
             return await read()
         finally:
-            events = self._events[task]
-            events.discard(news)
-            if not events:
-                del self._events[task]
+            waits = self._waits[task]
+            waits.discard(wait)
+            if not waits:
+                del self._waits[task]
