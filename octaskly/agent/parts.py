@@ -122,7 +122,9 @@ class Parts:
 
     def sample(self) -> None:
         """Take a sample of this machine's load."""
-        self._load = self._sampler.sample()
+        # Without a descriptor to spare, the sample before is good enough.
+        with contextlib.suppress(OSError):
+            self._load = self._sampler.sample()
         self.loop.post(ev.LoadSampled(self._load))
 
     def failure(self) -> str | None:

@@ -186,7 +186,8 @@ class Discovery:
         while True:
             await asyncio.sleep(self._poll_s)
             polls += 1
-            await self._look()
+            with contextlib.suppress(OSError):  # Not one descriptor is left: later.
+                await self._look()
             is_due = self._mdns is None and polls % RETRY_POLLS == 0
             if is_due and await self._open():
                 self._on_note(Note("info", "discovery is on"))

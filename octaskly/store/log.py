@@ -5,11 +5,11 @@ from __future__ import annotations
 import asyncio
 import shutil
 import sqlite3
-import threading
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
+from queue import SimpleQueue
 from typing import Final, TypeVar
 
 from octaskly.core.effects import Append, Save, Spool, Unspool
@@ -66,7 +66,7 @@ class Store:
         self._lock: Lock | None = None
         self._writer: Writer | None = None
         self._pool: ThreadPoolExecutor | None = None
-        self._local = threading.local()
+        self._idle: SimpleQueue[sqlite3.Connection] = SimpleQueue()
         self._connections: list[sqlite3.Connection] = []
         self._handed: dict[StreamId, int] = {}
 
@@ -109,6 +109,7 @@ class Store:
         try:
             saved = self._start(connection)
         except BaseException:
+            self._close_readers()
             connection.close()
             lock.release()
             raise
@@ -218,6 +219,7 @@ class Store:
             # Streams of which nothing is held yet are known all the same.
             streams = connection.execute("SELECT stream, have_seq FROM streams")
             self._handed = {StreamId(stream): have for stream, have in streams}
+            self._open_readers()
             self._writer = Writer(
                 self._path, connection, self._packer, self._tell_committed
             )
@@ -230,6 +232,20 @@ class Store:
             ) from error
         self._pool = ThreadPoolExecutor(_READERS, "octaskly-reader")
         return saved
+
+    def _open_readers(self) -> None:
+        """Open a connection for each reader, while there are descriptors for it."""
+        self._idle = SimpleQueue()
+        for _ in range(_READERS):
+            db = open_reader(self._path)
+            self._connections.append(db)
+            db.execute("SELECT 1 FROM meta").fetchone()  # Opens the log beside it.
+            self._idle.put(db)
+
+    def _close_readers(self) -> None:
+        for connection in self._connections:
+            connection.close()
+        self._connections.clear()
 
     def _put(self, item: Append | Save | Spool | Unspool | Met) -> None:
         assert self._writer is not None, "the store is not open"
@@ -247,15 +263,15 @@ class Store:
 
     def _ask(self, question: Callable[[sqlite3.Connection], _T]) -> _T:
         try:
-            db: sqlite3.Connection | None = getattr(self._local, "db", None)
-            if db is None:
-                db = self._local.db = open_reader(self._path)
-                self._connections.append(db)
-            db.execute("BEGIN")
+            db = self._idle.get()
             try:
-                return question(db)
+                db.execute("BEGIN")
+                try:
+                    return question(db)
+                finally:
+                    db.execute("COMMIT")
             finally:
-                db.execute("COMMIT")
+                self._idle.put(db)
         except sqlite3.Error as error:
             raise translated(self._path, error) from error
 
@@ -270,9 +286,7 @@ class Store:
         if self._pool is not None:
             self._pool.shutdown()
             self._pool = None
-        for connection in self._connections:
-            connection.close()
-        self._connections.clear()
+        self._close_readers()
         writer, self._writer = self._writer, None
         try:
             if writer is not None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import resource
 import signal
 import socket
 import sqlite3
@@ -57,6 +58,27 @@ def test_an_agent_that_can_keep_nothing_any_more_ends(tmp_path: Path) -> None:
 
         assert agent.process.wait(20) == 1, agent.log()
         assert "the writer stopped" in agent.log()
+
+
+def test_an_agent_without_a_descriptor_to_spare_lives_on(tmp_path: Path) -> None:
+    """Whoever opens connections enough takes the descriptors, but not the agent."""
+    with running(tmp_path, "ana") as (agent,):
+        pid = agent.process.pid
+        with contextlib.closing(agent.connection()) as kept:
+            began = request(kept, "GET", "/health")[1]["uptime_seconds"]
+            before = resource.prlimit(pid, resource.RLIMIT_NOFILE)
+            resource.prlimit(pid, resource.RLIMIT_NOFILE, (3, before[1]))
+            # Load is sampled and addresses are looked up several times in between.
+            until(
+                lambda: (
+                    request(kept, "GET", "/health")[1]["uptime_seconds"] > began + 6
+                ),
+                "time passes",
+            )
+            resource.prlimit(pid, resource.RLIMIT_NOFILE, before)
+
+        task = finished(agent, submit(agent, "echo back"))
+        assert task["stdout"] == "back\n"
 
 
 def refusal(agent: Agent) -> str:
