@@ -277,6 +277,19 @@ def test_a_running_task_is_not_cancelled_without_force() -> None:
     assert effects == [cancelled(False, TaskState.RUNNING)]
 
 
+def test_a_task_that_waits_on_a_worker_is_cancelled_without_force() -> None:
+    """It was handed over ahead of a free slot, so it has not begun."""
+    world = reigning(record("s", place=0), record(), b=1)
+    world.dispatch.on_results(B, Results((), credit=2), moment())
+    world.commit()
+    assert world.dispatch.outstanding(B) == 2
+
+    effects = world.dispatch.on_cancel(cancel(), moment())
+
+    assert facts(effects) == [CancelAsked(T, "ann")]
+    assert effects[1:] == [kill(B)]
+
+
 def test_a_running_task_is_killed_by_force() -> None:
     """The kill leaves at once, the answer waits for the commit."""
     world = holding(b=1)
