@@ -122,8 +122,6 @@ def resolve(options: AgentOptions, environ: Mapping[str, str]) -> AgentConfig:
     ):
         if port is not None and not 0 <= port <= PORT_MAX:
             problems.append(f"{flag} {port}: from 0 to 65535")
-    timing = Timing()
-    problems += timing.validate()
     if problems:
         raise ConfigError(
             "; ".join(problems), hint="octaskly agent --help shows every flag"
@@ -135,7 +133,7 @@ def resolve(options: AgentOptions, environ: Mapping[str, str]) -> AgentConfig:
         labels=labels,
         seeds=seeds,
         options=options,
-        timing=timing,
+        timing=Timing(),
         limits=Limits(),
     )
 

@@ -14,6 +14,8 @@ from typing import Any, Protocol
 
 import structlog
 
+from octaskly.core.effects import Note
+
 _JOURNAL_PRIORITY = {"error": 3, "warning": 4, "info": 6, "debug": 7}
 
 
@@ -66,6 +68,11 @@ def configure(style: str, level: str, environ: Mapping[str, str]) -> Logger:
     logging.basicConfig(level=logging.CRITICAL, stream=sys.stderr)
     logger: Logger = structlog.get_logger()
     return logger
+
+
+def write_note(logger: Logger, note: Note) -> None:
+    """Log what a part of the agent has noted."""
+    getattr(logger, note.level)(note.event, **dict(note.fields))
 
 
 def _renderers(style: str, environ: Mapping[str, str]) -> list[Any]:

@@ -14,7 +14,7 @@ from collections.abc import MutableMapping
 class Notifier:
     """One datagram socket to the service manager; silent where there is none."""
 
-    def __init__(self, environ: MutableMapping[str, str] = os.environ) -> None:
+    def __init__(self, environ: MutableMapping[str, str]) -> None:
         self._socket: socket.socket | None = None
         self._last_status = ""
         # Tasks must not inherit the way to the service manager.

@@ -6,9 +6,9 @@ import asyncio
 import contextlib
 import os
 import socket
-import ssl
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 
 from octaskly import __version__
 from octaskly.agent.clock import SystemClock
@@ -26,12 +26,11 @@ from octaskly.config import (
     AgentConfig,
 )
 from octaskly.core import events as ev
-from octaskly.core.effects import Note
 from octaskly.core.messages import Hello
-from octaskly.core.model import Address, NodeId, NodeInfo, Settings
+from octaskly.core.model import Address, NodeInfo, Settings
 from octaskly.core.node import Node
-from octaskly.errors import StoreError, TrustError
-from octaskly.log import Logger
+from octaskly.errors import StoreError
+from octaskly.log import Logger, write_note
 from octaskly.mesh.discovery import Discovery
 from octaskly.mesh.interfaces import LocalAddress, local_addresses
 from octaskly.mesh.transport import Transport
@@ -244,14 +243,14 @@ class Parts:
             clock=self._clock,
             hello=self._hello,
             on_event=self.loop.post,
-            on_note=self._note,
+            on_note=partial(write_note, self._log),
         )
         self._discovery = Discovery(
             node=self._info,
             mesh_id=trust.mesh_id,
             clock=self._clock,
             on_event=self.loop.post,
-            on_note=self._note,
+            on_note=partial(write_note, self._log),
             interfaces=config.options.interfaces,
             on_other_mesh=lambda mesh: self._log.warning(
                 "another mesh is in sight",
@@ -279,7 +278,7 @@ class Parts:
                 [address.host for address in self._local],
             ),
             forward_ssl=trust.lan_client_context(),
-            peer_node_id=self._peer_node_id,
+            peer_node_id=trust.peer_node_id,
         )
 
     def _description(self) -> dict[str, str | int]:
@@ -299,18 +298,8 @@ class Parts:
     def _hello(self) -> Hello:
         return self._node.hello(self._clock.now())
 
-    def _note(self, note: Note) -> None:
-        getattr(self._log, note.level)(note.event, **dict(note.fields))
-
     def _fault(self, request_id: str, error: BaseException) -> None:
         self._log.error("request failed", error=repr(error), request=request_id)
-
-    def _peer_node_id(self, tls: ssl.SSLObject) -> NodeId | None:
-        """Return the node behind a LAN connection; None where it shows none."""
-        try:
-            return self._trust.peer_node_id(tls)
-        except TrustError:
-            return None
 
     def _addresses_changed(self, addresses: tuple[LocalAddress, ...]) -> None:
         self._local = addresses

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import os
 from collections.abc import AsyncIterator
+from functools import partial
 from typing import NoReturn
 
 from octaskly import __version__
@@ -15,17 +16,15 @@ from octaskly.agent.sockets import bind, port_of
 from octaskly.agent.start import write_description
 from octaskly.api import ApiServer, Site
 from octaskly.config import API_PORT, GROUP, LOOPBACK, PEER_PORT, AgentConfig
-from octaskly.core.model import LoadSample, NodeInfo
+from octaskly.core.model import NO_LOAD, NodeInfo
 from octaskly.errors import TrustError
-from octaskly.log import Logger
+from octaskly.log import Logger, write_note
 from octaskly.mesh.discovery import Discovery
 from octaskly.mesh.wire import WirePacker
 from octaskly.ports import Principal
 from octaskly.stats import port_holder
 from octaskly.store import Store
 from octaskly.trust import NodeKey
-
-_NO_LOAD = LoadSample(0.0, 0.0, 0, 0)
 
 
 @contextlib.asynccontextmanager
@@ -46,9 +45,7 @@ async def unpaired(
                 mesh_id=None,
                 clock=clock,
                 on_event=lambda _: None,
-                on_note=lambda note: getattr(log, note.level)(
-                    note.event, **dict(note.fields)
-                ),
+                on_note=partial(write_note, log),
                 interfaces=config.options.interfaces,
             )
             await discovery.start(tasks)
@@ -118,7 +115,7 @@ def _gateway(node: NodeInfo, store: Store, clock: SystemClock) -> AgentGateway:
         clock=clock,
         post=lambda _: None,
         captured=_nothing,
-        sample=lambda: _NO_LOAD,
+        sample=lambda: NO_LOAD,
         failure=lambda: store.failure,
         mint=_nothing,
         is_room=store.is_room,

@@ -8,11 +8,10 @@ from __future__ import annotations
 
 from octaskly.core.effects import Effect, Note, Send, Stopped
 from octaskly.core.machines import Machines
-from octaskly.core.messages import Transfer
+from octaskly.core.messages import STOPPING, Transfer
 from octaskly.core.model import Moment, NodeId
 from octaskly.core.phases import Phase, Reign
 
-STOPPING = "stopping"  #: the reason in Leave
 SUCCESSORS_ASKED = 3
 
 

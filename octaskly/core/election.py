@@ -11,6 +11,7 @@ from __future__ import annotations
 from octaskly.core.effects import Effect, Note, Send
 from octaskly.core.events import PeerUp
 from octaskly.core.messages import (
+    STOPPING,
     Claim,
     ClaimNo,
     ClaimOk,
@@ -272,7 +273,7 @@ class Election(Phases):
         if self.phase is not Phase.FOLLOWER or self._suspicion is not None:
             return []
         self.attachment = None
-        if reason == "stopping":
+        if reason == STOPPING:
             return self._bereave("dispatcher stopped", now)
         return self._suspect(peer, now)
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from octaskly.core.facts import Entry
 from octaskly.core.model import (
+    NO_LOAD,
     Address,
     AttemptId,
     Epoch,
@@ -28,6 +29,10 @@ from octaskly.core.model import (
 
 PROTOCOL_VERSION = 1
 VERSION_MIN = 1  #: oldest version that this program speaks
+
+# Why a link ends without a loss, in `Leave` and `PeerDown`.
+STOPPING = "stopping"
+ATTACHED = "attached"  #: a large mesh, and the sender needs no link to the receiver
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -124,7 +129,7 @@ class Member:
     slots: int
     running: int = 0
     version: str = ""
-    load: LoadSample = LoadSample(0.0, 0.0, 0, 0)
+    load: LoadSample = NO_LOAD
     memory_mb: int = 0
 
 
@@ -225,7 +230,7 @@ class Transfer:
 class Leave:
     """The sender closes this link on purpose."""
 
-    reason: str  #: `stopping`, `attached`, `duplicate link`, ...
+    reason: str  #: `STOPPING`, `ATTACHED`, or in words that only people read
 
 
 Message = (

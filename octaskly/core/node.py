@@ -10,14 +10,7 @@ from __future__ import annotations
 from collections import deque
 
 from octaskly.core.departure import Departure
-from octaskly.core.effects import (
-    Advertise,
-    Answer,
-    Effect,
-    Note,
-    NotHere,
-    Send,
-)
+from octaskly.core.effects import Advertise, Answer, Effect, Note, NotHere, Send
 from octaskly.core.events import (
     AttemptsEnded,
     CancelRequested,
@@ -40,15 +33,15 @@ from octaskly.core.events import (
 from octaskly.core.herald import Herald
 from octaskly.core.inbound import Inbound
 from octaskly.core.machines import assemble
-from octaskly.core.messages import HeartbeatOk, Hello, Message, Roster
-from octaskly.core.model import (
-    Epoch,
-    LoadSample,
-    Moment,
-    NodeId,
-    Role,
-    Settings,
+from octaskly.core.messages import (
+    ATTACHED,
+    STOPPING,
+    HeartbeatOk,
+    Hello,
+    Message,
+    Roster,
 )
+from octaskly.core.model import NO_LOAD, Epoch, Moment, NodeId, Role, Settings
 from octaskly.core.phases import Attachment, Reign
 
 REST_S = 0.02  #: between two steps that only time causes
@@ -64,8 +57,6 @@ WorkEvent = (
     | DrainAsked
 )
 """What happens to tasks and this machine, not to links."""
-
-LEFT = ("stopping", "attached")  #: reasons of links that end without a loss
 
 
 class Node:
@@ -85,7 +76,7 @@ class Node:
         self._departure = Departure(machines)
         self._herald = Herald(machines, saved.name or settings.node.name)
         self._inbound = Inbound(machines, self._health, self._on_peer_down)
-        self._load = LoadSample(0.0, 0.0, 0, 0)
+        self._load = NO_LOAD
         self._draw = 0.0
         self._step_s: float | None = None
         self._own_beat_s = 0.0
@@ -300,7 +291,7 @@ class Node:
         self, peer: NodeId, reason: str, now: Moment, *, is_worker: bool
     ) -> list[Effect]:
         """A follower of this reign is gone; its attempts may run elsewhere."""
-        self._registry.on_lost(peer, now, is_leaving=reason in LEFT)
+        self._registry.on_lost(peer, now, is_leaving=reason in (STOPPING, ATTACHED))
         note = Note("info", "peer lost", (("peer", peer), ("reason", reason)))
         if not is_worker:
             return [note]
@@ -325,7 +316,7 @@ class Node:
         effects: list[Effect] = []
         for peer in tuple(self._members.peers) if wanted else ():
             if peer not in wanted:
-                effects += self._cut(peer, "attached", now)
+                effects += self._cut(peer, ATTACHED, now)
         return effects
 
     def _cut(self, peer: NodeId, reason: str, now: Moment) -> list[Effect]:

@@ -12,8 +12,8 @@ from dataclasses import replace
 from octaskly.core.membership import Membership, PeerView
 from octaskly.core.messages import Member, Roster
 from octaskly.core.model import (
+    NO_LOAD,
     Epoch,
-    LoadSample,
     Moment,
     NodeId,
     NodeState,
@@ -26,7 +26,6 @@ CHANGE_S = 0.1  #: between rosters when members come and go
 LOAD_S = 1.0  #: between rosters when only loads change
 PLAIN_MEMBERS = 16  #: both times grow with the mesh beyond this
 NAME_SUFFIX = 4  #: characters of the node id; more where that is taken, too
-NO_LOAD = LoadSample(0.0, 0.0, 0, 0)
 
 
 class Registry:

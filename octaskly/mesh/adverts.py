@@ -2,7 +2,7 @@
 
 Owns the TXT record of the service and the bounded table of nodes in sight. Nothing
 here is believed: a sighting is a hint for dialling. It does no I/O; the sockets are
-in `discovery`.
+in `mdns`.
 """
 
 from __future__ import annotations

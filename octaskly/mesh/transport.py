@@ -19,7 +19,7 @@ from typing import Any, Final
 
 from octaskly.core.effects import Note
 from octaskly.core.events import DialFailed, Event, PeerDown, PeerUp, Received
-from octaskly.core.messages import Message
+from octaskly.core.messages import STOPPING, Message
 from octaskly.core.model import Address, Limits, NodeId
 from octaskly.errors import LocalProtocolError
 from octaskly.mesh.link import Link, connect, tune
@@ -41,7 +41,7 @@ DUPLICATE: Final = "duplicate link"
 CLONE: Final = "duplicate node id"
 MYSELF: Final = "this is the node itself"
 CROWDED: Final = "too many peers"
-QUIET: Final = frozenset({DUPLICATE, MYSELF, "stopping", "eof", "reset", "timeout"})
+QUIET: Final = frozenset({DUPLICATE, MYSELF, STOPPING, "eof", "reset", "timeout"})
 """Reasons that are part of life and not worth a line in the log."""
 
 
@@ -156,13 +156,13 @@ class Transport:
         for listener in self._sockets:
             listener.close()
         for link in (*self._links.values(), *self._greeting):
-            link.close("stopping")
+            link.close(STOPPING)
         with suppress(TimeoutError):
             async with asyncio.timeout(SHUTDOWN_S):
                 for link in tuple(self._closing):
                     await link.lost.wait()
         for link in tuple(self._closing):
-            link.abort("stopping")
+            link.abort(STOPPING)
 
     # What links tell; see `LinkOwner`
 
