@@ -16,6 +16,7 @@
     ├── MeshError
     │   ├── NoDispatcher         none is elected at this moment
     │   ├── NotDispatcher        this node is not it (any more)
+    │   ├── AnswerLost           it stopped before it could say what became of it
     │   └── NodeNotFound
     ├── TrustError               a secret, certificate or token is not acceptable
     ├── PermissionDenied         the principal may not do that
@@ -103,6 +104,10 @@ class NoDispatcher(MeshError):
 
 class NotDispatcher(MeshError):
     """The request reached a node that is not dispatcher."""
+
+
+class AnswerLost(MeshError):
+    """The node stops; the request may have been carried out, so it is not repeated."""
 
 
 class NodeNotFound(MeshError):

@@ -8,12 +8,12 @@ from dataclasses import dataclass, field
 from functools import reduce
 
 from octaskly.core import merge
-from octaskly.core.effects import NotHere, Reply
+from octaskly.core.effects import Reply
 from octaskly.core.events import Event
 from octaskly.core.facts import Entry, Fact
 from octaskly.core.merge import TaskRecord
 from octaskly.core.model import TaskId
-from octaskly.errors import NoDispatcher
+from octaskly.errors import AnswerLost, NoDispatcher
 
 TICKETS_MAX = 10_000  #: requests that wait for the core at once
 
@@ -25,13 +25,17 @@ class Tickets:
         self._post = post
         self._open: dict[int, asyncio.Future[Reply]] = {}
         self._last = 0
+        self._is_closed = False
 
     async def ask(self, event: Callable[[int], Event]) -> Reply:
         """Give the core an event with a fresh ticket and wait for its answer.
 
         Raises:
-            NoDispatcher: too many requests wait already.
+            NoDispatcher: too many requests wait already, or this node stops.
+            AnswerLost: this node stopped before the answer.
         """
+        if self._is_closed:
+            raise NoDispatcher("this node stops")
         if len(self._open) >= TICKETS_MAX:
             raise NoDispatcher("too many requests wait", hint="retry in a second")
         self._last += 1
@@ -51,9 +55,21 @@ class Tickets:
             future.set_result(reply)
 
     def close(self) -> None:
-        """Tell everybody that this node answers no more."""
-        for ticket in list(self._open):
-            self.answered(ticket, NotHere())
+        """Tell everybody that this node answers no more.
+
+        What was asked may be in the log already: it must not be asked again elsewhere,
+        or it would be done twice.
+        """
+        self._is_closed = True
+        for future in self._open.values():
+            if not future.done():
+                future.set_exception(
+                    AnswerLost(
+                        "the node stopped before it could answer",
+                        hint="the request may have been carried out; look before you "
+                        "repeat it, or send an Idempotency-Key",
+                    )
+                )
 
 
 @dataclass(slots=True, eq=False)

@@ -19,6 +19,7 @@ from yarl import URL
 
 from octaskly.api.auth import PRINCIPAL_HEADER, statement
 from octaskly.api.problems import (
+    CONNECTION_LOST,
     NO_DISPATCHER,
     REFUSED_HEADER,
     WORKER_NOT_FOUND,
@@ -322,7 +323,7 @@ def _refused() -> Problem:
 def _unsure(reason: str) -> Problem:
     return Problem(
         HTTPStatus.SERVICE_UNAVAILABLE,
-        "Connection to the dispatcher was lost",
+        CONNECTION_LOST,
         hint=f"the request may have been carried out ({reason}); look before you "
         "repeat it, or send an Idempotency-Key so that repeating is safe",
         headers={"Retry-After": "1"},

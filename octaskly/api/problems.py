@@ -24,6 +24,7 @@ FORBIDDEN = "Insufficient permissions"
 ACCESS_DENIED = "Access denied"
 TASK_NOT_FOUND = "Task not found"
 WORKER_NOT_FOUND = "Worker not found"
+CONNECTION_LOST = "Connection to the dispatcher was lost"
 NO_DISPATCHER = "No dispatcher is elected"
 UNPAIRED = "This node is in no mesh yet"
 
@@ -62,6 +63,7 @@ _TABLE: dict[type[Exception], tuple[int, str]] = {
     errors.OutputNotFound: (404, "Output not found"),
     errors.NoDispatcher: (503, NO_DISPATCHER),
     errors.NotDispatcher: (503, NO_DISPATCHER),
+    errors.AnswerLost: (503, CONNECTION_LOST),
     errors.NodeNotFound: (404, WORKER_NOT_FOUND),
     errors.TrustError: (401, UNAUTHENTICATED),
     errors.PermissionDenied: (403, FORBIDDEN),

@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator
 import pytest
 
 from octaskly.core.model import AttemptState, NodeId, Outcome, OutputFile, Reason
-from octaskly.errors import StoreError, StoreFull
+from octaskly.errors import AnswerLost, StoreError, StoreFull
 from tests.integration.api_node import (
     ADMIN,
     CLIENT,
@@ -317,6 +317,19 @@ async def test_client_cancels_only_its_own(node: ApiNode) -> None:
         "status": "cancelled",
         "message": "Task cancelled successfully",
     }
+
+
+async def test_a_request_that_may_have_been_carried_out_is_not_repeated(
+    node: ApiNode,
+) -> None:
+    """A node that stops in mid-request must not have it done a second time."""
+    node.gateway.raised.append(AnswerLost("the node stopped before it could answer"))
+
+    answer = await node.ask("POST", TASKS, headers=ADMIN, body={"command": "a"})
+    listed = await node.ask("GET", TASKS, headers=ADMIN)
+
+    assert_problem(answer, 503, "Connection to the dispatcher was lost")
+    assert listed.json["total"] == 0
 
 
 async def test_full_disk_is_507(node: ApiNode) -> None:

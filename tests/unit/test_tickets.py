@@ -1,0 +1,54 @@
+"""Requests that wait for the core, and a node that stops meanwhile."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from octaskly.agent.tickets import Tickets
+from octaskly.core.effects import NotHere
+from octaskly.core.events import Event, TasksSubmitted
+from octaskly.errors import AnswerLost, NoDispatcher
+
+
+def submission(ticket: int) -> Event:
+    return TasksSubmitted(ticket, (), "ana", ())
+
+
+async def test_what_was_asked_is_not_called_undone_when_the_node_stops() -> None:
+    """It may be in the log: said to be not done, it would be done again elsewhere."""
+    posted: list[Event] = []
+    tickets = Tickets(posted.append)
+    async with asyncio.TaskGroup() as group:
+        asked = group.create_task(_outcome(tickets))
+        while not posted:  # noqa: ASYNC110  one turn of the loop is enough
+            await asyncio.sleep(0)
+        tickets.close()
+
+    assert isinstance(asked.result(), AnswerLost)
+
+
+async def test_a_node_that_stops_takes_no_more_questions() -> None:
+    """Nothing is posted, so the request may be sent elsewhere."""
+    posted: list[Event] = []
+    tickets = Tickets(posted.append)
+    tickets.close()
+
+    with pytest.raises(NoDispatcher):
+        await tickets.ask(submission)
+    assert posted == []
+
+
+async def test_an_answer_reaches_who_asked() -> None:
+    """Each question has its own ticket."""
+    tickets = Tickets(lambda event: tickets.answered(event.ticket, NotHere()))  # type: ignore[union-attr]
+
+    assert await tickets.ask(submission) == NotHere()
+
+
+async def _outcome(tickets: Tickets) -> object:
+    try:
+        return await tickets.ask(submission)
+    except AnswerLost as error:
+        return error
