@@ -31,6 +31,7 @@ COMMAND_BYTES_MAX = 65_536
 PATHS_MAX = 10_000
 PATH_BYTES_MAX = 4_096
 NAME_BYTES_MAX = 255
+LIST_BYTES_MAX = 1 << 20  #: of one list of paths; a task must fit into a frame
 BATCH_MAX = 10_000
 TOKEN_S_DEFAULT = 86_400
 RESCAN_BYTES_MAX = 1 << 20
@@ -188,6 +189,11 @@ def _paths(paths: tuple[str, ...], task: int | None, name: str) -> tuple[str, ..
                 hint=f"{error}: {shown}",
                 field=f"{_place(task)}.{name}[{index}]",
             ) from None
+    size_bytes = sum(len(path.encode()) for path in cleaned)
+    if size_bytes > LIST_BYTES_MAX:
+        allowed = f"at most {LIST_BYTES_MAX} are allowed"
+        hint = f"the paths have {size_bytes} bytes; {allowed}"
+        raise Problem(400, INVALID_VALUE, hint=hint, field=f"{_place(task)}.{name}")
     return tuple(cleaned)
 
 

@@ -12,6 +12,8 @@ from hypothesis import strategies as st
 from octaskly.api.problems import Problem, encode_problem
 from octaskly.api.schema import PATH_BYTES_MAX, clean_path, parse_tasks
 from octaskly.core.events import Draft
+from octaskly.core.model import TaskId, TaskSpec
+from octaskly.mesh.wire import WirePacker
 
 SCALARS = (
     st.none()
@@ -94,3 +96,30 @@ def test_surrogate_deep_in_a_batch_is_named() -> None:
         parse_tasks(body.encode())
 
     assert caught.value.field == "$[1].inputs[1]"
+
+
+@pytest.mark.parametrize("name", ["inputs", "outputs"])
+def test_paths_are_bounded_all_together(name: str) -> None:
+    """Thousands of long ones would make a task that no frame can carry to a worker."""
+    paths = [f"{n:05}{'x' * 245}" for n in range(5_000)]
+
+    with pytest.raises(Problem) as caught:
+        parse_tasks(json.dumps({"command": "true", name: paths}).encode())
+
+    assert (caught.value.status, caught.value.field) == (400, f"$.{name}")
+    assert "1048576" in (caught.value.hint or "")
+
+
+def test_the_largest_task_fits_into_a_frame() -> None:
+    """So what a client may ask for, a worker can be told."""
+    paths = [f"{n:05}{'x' * 99}" for n in range(10_000)]
+    task = {"command": "x" * 65_536, "inputs": paths, "outputs": paths}
+    (draft,), _ = parse_tasks(json.dumps(task).encode())
+    spec = TaskSpec(
+        id=TaskId("a"),
+        command=draft.command,
+        inputs=draft.inputs,
+        outputs=draft.outputs,
+    )
+
+    assert len(WirePacker().pack(spec)) < 4 << 20
