@@ -35,6 +35,8 @@ class Notifier:
 
     def status(self, text: str) -> None:
         """One line for `systemctl status`, sent when it changes."""
+        # A line break in the name of a node would begin a command to systemd.
+        text = " ".join(text.splitlines())
         if text != self._last_status:
             self._last_status = text
             self._send(f"STATUS={text}")

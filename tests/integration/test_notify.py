@@ -1,0 +1,20 @@
+"""What the agent tells the service manager, over a real socket."""
+
+from __future__ import annotations
+
+import socket
+from pathlib import Path
+
+from octaskly.agent.notify import Notifier
+
+
+def test_the_name_of_a_node_gives_no_order_to_systemd(tmp_path: Path) -> None:
+    """The status is one line, whatever peers call themselves."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
+        manager.bind(str(tmp_path / "notify"))
+        manager.settimeout(5)
+        notifier = Notifier({"NOTIFY_SOCKET": str(tmp_path / "notify")})
+
+        notifier.status("worker of eve\nMAINPID=1\rSTOPPING=1")
+
+        assert manager.recv(4096) == b"STATUS=worker of eve MAINPID=1 STOPPING=1"
