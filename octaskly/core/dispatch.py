@@ -168,7 +168,7 @@ class Dispatch:
             return [Answer(event.ticket, NotHere())]
         task = self._queue.tasks.get(event.task)
         state = self._state_of(task, event.known)
-        if state is TaskState.RUNNING and not event.force:
+        if state is TaskState.RUNNING and not (event.force or self._is_ahead(task)):
             return self._answer_cancel(event, state, now, was_done=False)
         if state.is_final:
             was_done = state is TaskState.CANCELLED
@@ -187,6 +187,18 @@ class Dispatch:
         return self._placing.commit(
             now, lambda _: [Answer(event.ticket, done), Announce((event.task,))]
         )
+
+    def _is_ahead(self, task: InHand | None) -> bool:
+        """Whether a worker got the attempt ahead of a free slot, so has not begun it.
+
+        Workers begin in order. If slots have become free meanwhile, which this node
+        has not heard, the kill ends what has just begun.
+        """
+        if task is None or task.phase is not Phase.LIVE or task.node is None:
+            return False
+        slots = self._pool.slots(task.node)
+        before = list(self._queue.held[task.node]).index(task.spec.id)
+        return 0 < slots <= before
 
     @staticmethod
     def _state_of(task: InHand | None, known: TaskState) -> TaskState:

@@ -73,6 +73,11 @@ class WorkerPool:
             worker.credit = worker.slots
         self._heap.clear()
 
+    def slots(self, node: NodeId) -> int:
+        """Return how many attempts a worker runs at a time, 0 if it is not known."""
+        worker = self._workers.get(node)
+        return 0 if worker is None else worker.slots
+
     def is_attached(self, node: NodeId) -> bool:
         """Whether the worker takes attempts."""
         worker = self._workers.get(node)
