@@ -39,9 +39,9 @@ def run(options: AgentOptions, environ: MutableMapping[str, str] = os.environ) -
     try:
         config = resolve(options, environ)
         log = configure(options.log_format, options.log_level, environ)
-        notifier = Notifier(environ)
         os.umask(0o077)
-        return asyncio.run(_Agent(config, log, notifier).run())
+        with contextlib.closing(Notifier(environ)) as notifier:
+            return asyncio.run(_Agent(config, log, notifier).run())
     except (ConfigError, StoreError) as error:
         print(f"error: {error}", file=sys.stderr)  # noqa: T201  a command's last word
         if error.hint:

@@ -29,6 +29,12 @@ class Notifier:
             self._socket.setblocking(False)  # noqa: FBT003  no keyword there
             self._address = "\0" + address[1:] if address[0] == "@" else address
 
+    def close(self) -> None:
+        """Say nothing more."""
+        if self._socket is not None:
+            self._socket.close()
+            self._socket = None
+
     def ready(self) -> None:
         """The node serves."""
         self._send("READY=1")

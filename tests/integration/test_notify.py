@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import socket
 from pathlib import Path
 
@@ -15,6 +16,7 @@ def test_the_name_of_a_node_gives_no_order_to_systemd(tmp_path: Path) -> None:
         manager.settimeout(5)
         notifier = Notifier({"NOTIFY_SOCKET": str(tmp_path / "notify")})
 
-        notifier.status("worker of eve\nMAINPID=1\rSTOPPING=1")
+        with contextlib.closing(notifier):
+            notifier.status("worker of eve\nMAINPID=1\rSTOPPING=1")
 
         assert manager.recv(4096) == b"STATUS=worker of eve MAINPID=1 STOPPING=1"
