@@ -22,6 +22,7 @@ from typing import Any
 from aiohttp import web
 
 from octaskly.api import auth, nodes, outputs, tasks
+from octaskly.api.door import Door
 from octaskly.api.forward import Forwarder
 from octaskly.api.gate import Gate, OnFault, OnServed
 from octaskly.api.guards import Guard
@@ -41,8 +42,6 @@ Without a certificate it returns None or raises TrustError.
 
 CONNECTIONS_MAX = 512
 SOCKET_RESERVE = 64  #: more connections that only the UNIX socket may have
-_TLS_HANDSHAKE_S = 5.0
-_TLS_SHUTDOWN_S = 1.0
 _LINGER_S = 1.0
 _BACKLOG = 256
 _DRAIN_S = 0.2
@@ -217,12 +216,9 @@ class ApiServer:
         loop = asyncio.get_running_loop()
         for connection in sockets:
             server = await loop.create_server(
-                factory,
+                Door(tls, factory) if tls else factory,
                 sock=connection,
-                ssl=tls,
                 backlog=_BACKLOG,
-                ssl_handshake_timeout=_TLS_HANDSHAKE_S if tls else None,
-                ssl_shutdown_timeout=_TLS_SHUTDOWN_S if tls else None,
             )
             self._servers.append(server)
 

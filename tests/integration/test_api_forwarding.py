@@ -112,6 +112,26 @@ def _stranger() -> ssl.SSLContext:
     return context
 
 
+async def test_strangers_that_never_say_hello_are_bounded(front: Member) -> None:
+    """Each would cost memory before it says who it is; others get in all the same."""
+    address = ("127.0.0.1", front.lan_port)
+    silent = [await asyncio.open_connection(*address) for _ in range(70)]
+
+    async with asyncio.timeout(3):  # Long before the handshakes are given up.
+        while sum(reader.at_eof() for reader, _ in silent) < 6:  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+    reader, writer = await asyncio.open_connection(
+        *address, ssl=_stranger(), local_addr=("127.0.0.2", 0)
+    )
+    writer.write(b"GET /health HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n")
+    first = await reader.readline()
+
+    assert first == b"HTTP/1.1 200 OK\r\n"
+    assert sum(stream.at_eof() for stream, _ in silent) == 6
+    for each in (writer, *(end for _, end in silent)):
+        each.transport.abort()
+
+
 async def test_task_reaches_the_dispatcher_with_its_submitter(
     front: Member, back: Member
 ) -> None:

@@ -1,0 +1,78 @@
+"""The door to the HTTPS listener: bounds the strangers that have not said hello.
+
+A TLS connection costs a quarter of a megabyte from its first byte, and a descriptor,
+so whoever opens many and says nothing must not get many. Done on the plain connection,
+before there is any TLS.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ssl
+from asyncio.sslproto import SSLProtocol
+from collections import Counter
+from collections.abc import Callable
+
+HANDSHAKES_MAX = 128
+HANDSHAKES_PER_ADDRESS_MAX = 64
+HANDSHAKE_S = 5
+SHUTDOWN_S = 1.0
+
+
+class Door:
+    """Handshakes under way on one listener; called for each connection."""
+
+    def __init__(
+        self, context: ssl.SSLContext, behind: Callable[[], asyncio.Protocol]
+    ) -> None:
+        self._context = context
+        self._behind = behind
+        self._pending: Counter[str] = Counter()
+
+    def __call__(self) -> asyncio.Protocol:
+        """Return the protocol of a connection that was just accepted."""
+        return _Visitor(self)
+
+    def open(self, transport: asyncio.Transport) -> None:
+        """Begin the handshake, or hang up."""
+        host = str((transport.get_extra_info("peername") or ("",))[0])
+        pending = self._pending
+        if pending.total() >= HANDSHAKES_MAX:
+            transport.abort()
+            return
+        if pending[host] >= HANDSHAKES_PER_ADDRESS_MAX:
+            transport.abort()
+            return
+        pending[host] += 1
+        loop = asyncio.get_running_loop()
+        settled: asyncio.Future[None] = loop.create_future()
+        settled.add_done_callback(lambda done: self._settled(host, done))
+        # As `loop.start_tls` does it, which would need a task to wait in.
+        tls = SSLProtocol(
+            loop,
+            self._behind(),
+            self._context,
+            settled,
+            server_side=True,
+            ssl_handshake_timeout=HANDSHAKE_S,
+            ssl_shutdown_timeout=SHUTDOWN_S,
+        )
+        transport.set_protocol(tls)
+        tls.connection_made(transport)
+
+    def _settled(self, host: str, done: asyncio.Future[None]) -> None:
+        done.exception()  # Of a stranger's handshake, which is no news.
+        self._pending[host] -= 1
+        if not self._pending[host]:
+            del self._pending[host]
+
+
+class _Visitor(asyncio.Protocol):
+    """A connection on which nothing was said yet."""
+
+    def __init__(self, door: Door) -> None:
+        self._door = door
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)
+        self._door.open(transport)
