@@ -98,6 +98,9 @@ class AgentConfig:
     options: AgentOptions
     timing: Timing
     limits: Limits
+    task_umask: int = (
+        0o022  #: of the files that tasks make; the agent's own are private
+    )
 
 
 def resolve(options: AgentOptions, environ: Mapping[str, str]) -> AgentConfig:

@@ -9,6 +9,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable, MutableMapping
+from dataclasses import replace
 from pathlib import Path
 
 from octaskly.agent.clock import SystemClock
@@ -39,7 +40,7 @@ def run(options: AgentOptions, environ: MutableMapping[str, str] = os.environ) -
     try:
         config = resolve(options, environ)
         log = configure(options.log_format, options.log_level, environ)
-        os.umask(0o077)
+        config = replace(config, task_umask=os.umask(0o077))
         with contextlib.closing(Notifier(environ)) as notifier:
             return asyncio.run(_Agent(config, log, notifier).run())
     except (ConfigError, StoreError) as error:

@@ -234,6 +234,7 @@ class Parts:
             workdir=config.paths.workdir,
             outputs_dir=config.paths.outputs,
             node_name=name,
+            umask=config.task_umask,
             clock=self._clock,
             on_ended=lambda reports: self.loop.post(ev.AttemptsEnded(reports)),
         )

@@ -111,6 +111,7 @@ class Launcher:
             output_bytes_max=int(str(settings["output_bytes_max"])),
             has_ctype=bool(settings["has_ctype"]),
         )
+        os.umask(int(str(settings["umask"])))  # The agent's own is for its secrets.
         self._inbox = Inbox()
         self._outbox = bytearray()
         self._is_blocked = False  # the socket is full, so we wait for room
@@ -146,7 +147,7 @@ class Launcher:
         self._epoll.register(self._control, select.EPOLLIN)
         self._epoll.register(self._wake, select.EPOLLIN)
         while not self._is_closing:
-            for fd, _mask in self._epoll.poll(self._pause_s()):
+            for fd, _ in self._epoll.poll(self._pause_s()):
                 self._handle(fd)
             self._reap()
             self._start_waiting()
@@ -223,10 +224,8 @@ class Launcher:
     def _send_last(self) -> None:
         """Send what ended before the order to close, if the agent still reads."""
         self._control.settimeout(1.0)
-        try:
+        with suppress(OSError):
             self._control.sendall(bytes(self._outbox) + pack_results(self._results))
-        except OSError:
-            return
 
     def _is_holding(self) -> bool:
         # One wake-up of the agent for several results, while it has nothing to add.

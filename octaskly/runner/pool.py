@@ -54,6 +54,7 @@ class Pool:
         launchers: Launcher processes; default one per core, at most one per slot.
         output_bytes_max: Bytes kept of each stream; the rest is counted.
         kill_grace_s: Time between SIGTERM and SIGKILL.
+        umask: File mode mask of the tasks.
         env: Environment that tasks start from; default the agent's, without what
             speaks to the agent alone.
         prefix: Words before the launcher's command line, to run it as another user.
@@ -72,24 +73,24 @@ class Pool:
         launchers: int | None = None,
         output_bytes_max: int = 1 << 20,
         kill_grace_s: float = 10.0,
+        umask: int = 0o022,
         env: Mapping[str, str] | None = None,
         prefix: Sequence[str] = (),
         with_cgroups: bool = True,
     ) -> None:
         self._slots = slots
-        self._workdir = workdir
-        self._outputs_dir = outputs_dir
+        self._workdir, self._outputs_dir = workdir, outputs_dir
         self._clock = clock
         self._on_ended = on_ended
         self._env = task_environment(os.environ if env is None else env)
-        self._prefix = prefix
-        self._node_name = node_name
+        self._prefix, self._node_name = prefix, node_name
         self._settings: dict[str, object] = {
             "workdir": str(workdir.absolute()),
             "node": node_name,
             "output_bytes_max": output_bytes_max,
             "kill_grace_s": kill_grace_s,
             "has_ctype": "LC_CTYPE" in self._env,
+            "umask": umask,
         }
         count = max(1, min(launchers or os.cpu_count() or 1, slots))
         self._seats = [

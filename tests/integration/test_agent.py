@@ -113,6 +113,17 @@ def test_a_node_alone_runs_a_command(tmp_path: Path) -> None:
         assert task["worker_id"] == "solo"
 
 
+def test_tasks_make_files_as_the_user_of_the_agent_would(tmp_path: Path) -> None:
+    """The agent's own files are private; what a task writes is not the agent's."""
+    with running(tmp_path, "solo") as (agent,):
+        before = os.umask(0o022)
+        os.umask(before)
+        task = finished(agent, submit(agent, "umask"))
+
+        assert int(task["stdout"], 8) == before
+        assert (tmp_path / "solo" / "log.db").stat().st_mode & 0o777 == 0o600
+
+
 def test_a_second_agent_on_one_state_folder_is_refused(tmp_path: Path) -> None:
     """B35: the error names the folder and says how to run two agents."""
     with running(tmp_path, "solo") as (agent,):
