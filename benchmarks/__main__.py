@@ -87,7 +87,7 @@ def _row(name: str, rate: float, limit: float, goal: float) -> Row:
     return name, f"{rate:.0f}/s", f"{ratio:.2f}", f">= {goal} R", met
 
 
-def _throughput(agent: Agent, command: str, count: int = 4000) -> float:
+def _throughput(agent: Agent, command: str, count: int = 10_000) -> float:
     """Return tasks per second from the first POST until the client has every result.
 
     The client reads the results of each batch as soon as the batch is done, as a
