@@ -356,6 +356,8 @@ class AgentGateway:
             raise NotDispatcher("this node is not dispatcher")
 
     def _require_room(self) -> None:
+        if failure := self._failure():
+            raise StoreFull("the dispatcher cannot write its log", hint=failure)
         if not self._is_room():
             raise StoreFull(
                 "the disk of the dispatcher has no room for the log",

@@ -124,6 +124,20 @@ def test_tasks_make_files_as_the_user_of_the_agent_would(tmp_path: Path) -> None
         assert (tmp_path / "solo" / "log.db").stat().st_mode & 0o777 == 0o600
 
 
+def test_a_task_is_refused_with_the_reason_why_nothing_is_written(
+    tmp_path: Path,
+) -> None:
+    """A database that was deleted under the agent is not called a full disk."""
+    with running(tmp_path, "solo") as (agent,):
+        finished(agent, submit(agent, "true"))
+        (tmp_path / "solo" / "log.db").unlink()
+
+        status, answer = agent.call("POST", TASKS, {"command": "true"})
+
+        assert status == 507
+        assert "log.db is gone" in answer["hint"]
+
+
 def test_a_second_agent_on_one_state_folder_is_refused(tmp_path: Path) -> None:
     """B35: the error names the folder and says how to run two agents."""
     with running(tmp_path, "solo") as (agent,):
