@@ -7,7 +7,8 @@ in the order in which they would succeed; those that were lost stay for a while.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import replace
+from dataclasses import fields, replace
+from operator import attrgetter
 
 from octaskly.core.membership import Membership, PeerView
 from octaskly.core.messages import Member, Roster
@@ -27,6 +28,11 @@ LOAD_S = 1.0  #: between rosters when only loads change
 PLAIN_MEMBERS = 16  #: both times grow with the mesh beyond this
 NAME_SUFFIX = 4  #: characters of the node id; more where that is taken, too
 
+_SHAPE = attrgetter(
+    *(field.name for field in fields(Member) if field.name not in ("running", "load"))
+)
+"""What followers must know at once when it changes; compared at every step."""
+
 
 class Registry:
     """Who is in the mesh: as dispatcher the author of the roster, else its reader."""
@@ -42,7 +48,7 @@ class Registry:
     def name_of(self, node: NodeId, wanted: str) -> str:
         """Return the node's name in the mesh, and give it one if it has none."""
         given = self._names.get(node)
-        if given is not None and (given == wanted or given in _variants(wanted, node)):
+        if given is not None and (given == wanted or _is_variant(given, wanted, node)):
             return given
         taken = {name for other, name in self._names.items() if other != node}
         name = wanted if wanted not in taken else ""
@@ -101,7 +107,9 @@ class Registry:
         """
         if now.mono_s < self._next_s(CHANGE_S):
             return None
-        listed = [self._named(own), *self._followers(epoch, members, running, now)]
+        name = self.name_of(own.id, own.name)
+        own = own if name == own.name else replace(own, name=name)
+        listed = [own, *self._followers(epoch, members, running, now)]
         present = {member.id for member in listed}
         for node, (member, since_s) in tuple(self._lost.items()):
             if node in present or now.mono_s - since_s > LOST_S:
@@ -120,7 +128,7 @@ class Registry:
 
     def _is_stale(self, new: tuple[Member, ...], last: Roster, now: Moment) -> bool:
         """Whether `new` says nothing that is worth sending yet."""
-        if _shape(new) != _shape(last.members):
+        if [*map(_SHAPE, new)] != [*map(_SHAPE, last.members)]:
             return False
         if now.mono_s < self._next_s(LOAD_S):
             return True
@@ -148,18 +156,16 @@ class Registry:
             is_standby = standbys > 0 and view.info.electable
             standbys -= is_standby
             role = Role.STANDBY if is_standby else Role.WORKER
-            lines.append(self._named(_line(node, view, role, running(node))))
+            name = self.name_of(node, view.info.name)
+            lines.append(_line(node, name, view, role, running(node)))
         return lines
 
-    def _named(self, member: Member) -> Member:
-        return replace(member, name=self.name_of(member.id, member.name))
 
-
-def _line(node: NodeId, view: PeerView, role: Role, running: int) -> Member:
+def _line(node: NodeId, name: str, view: PeerView, role: Role, running: int) -> Member:
     health = view.health
     return Member(
         id=node,
-        name=view.info.name,
+        name=name,
         role=role,
         state=NodeState.READY if health is None else health.state,
         addresses=view.addresses,
@@ -183,8 +189,9 @@ def _variants(wanted: str, node: NodeId) -> tuple[str, ...]:
     return tuple(f"{wanted}-{node[:size]}" for size in sizes)
 
 
-def _shape(members: tuple[Member, ...]) -> tuple[Member, ...]:
-    return tuple(replace(member, running=0, load=NO_LOAD) for member in members)
+def _is_variant(name: str, wanted: str, node: NodeId) -> bool:
+    size = len(name) - len(wanted) - 1
+    return size >= NAME_SUFFIX and name == f"{wanted}-{node[:size]}"
 
 
 def _loads(members: tuple[Member, ...]) -> list[tuple[int, int, int, int]]:
