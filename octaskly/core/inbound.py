@@ -184,11 +184,25 @@ class Inbound:
                     return []  # The successor must not take up a log that still grows.
                 return dispatch.on_results(peer, message, now)
             case Reattach():
-                info = machines.settings.node if view is None else view.info
-                effects = dispatch.on_worker_up(peer, info.slots, now)
-                if view is not None:
-                    view.is_worker = True
-                return effects + dispatch.on_reattach(peer, message, now)
+                return self._on_reattach(peer, message, now)
+
+    def _on_reattach(
+        self, peer: NodeId, message: Reattach, now: Moment
+    ) -> list[Effect]:
+        """Know what a worker runs, once it has told all of it."""
+        machines = self._machines
+        view = machines.members.peers.get(peer)
+        if view is None:
+            slots = machines.settings.node.slots
+        else:
+            message = view.joined(message)
+            if message.more:
+                return []  # What the next part lists is not lost.
+            slots = view.info.slots
+        effects = machines.dispatch.on_worker_up(peer, slots, now)
+        if view is not None:
+            view.is_worker = True
+        return effects + machines.dispatch.on_reattach(peer, message, now)
 
 
 def highest_sequence(entries: tuple[Entry, ...]) -> int:

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
+from itertools import chain
 
 from octaskly.core.effects import Browse, Dial, Disconnect, Effect, Remember
 from octaskly.core.events import Advert, DialFailed, PeerUp, Saved
-from octaskly.core.messages import HeartbeatOk
+from octaskly.core.messages import HeartbeatOk, Reattach
 from octaskly.core.model import (
     Address,
     Epoch,
@@ -51,11 +52,20 @@ class PeerView:
     follows: Epoch | None = None  #: the reign of this node that it confirmed
     has_roster: bool = False  #: it was sent the roster of that reign
     is_worker: bool = False  #: it has told what it runs, so it can be given work
+    told: list[Reattach] = field(default_factory=list)  #: parts, until the last
 
     def standing(self, now: Moment) -> Standing:
         """Return the peer's rank as a candidate."""
         uptime_s = self.uptime_s + now.mono_s - self.up_s
         return standing(self.info, log_size(self.vector.items()), uptime_s)
+
+    def joined(self, part: Reattach) -> Reattach:
+        """Return the parts of what it runs as one message, once they are complete."""
+        if part.more:
+            self.told.append(part)
+            return part
+        parts, self.told = [*self.told, part], []
+        return replace(part, running=tuple(chain(*(each.running for each in parts))))
 
 
 @dataclass(slots=True)
@@ -145,6 +155,7 @@ class Membership:
         if view.follows != epoch:
             view.follows = epoch
             view.has_roster = False
+            view.told.clear()
         view.dispatcher = self._me
         view.vector = dict(vector)
         self._changed()

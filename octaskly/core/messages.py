@@ -211,11 +211,15 @@ class ResultsOk:
 
 @dataclass(frozen=True, slots=True)
 class Reattach:
-    """What a worker still runs, told to a new dispatcher or after a broken link."""
+    """What a worker still runs, told to a new dispatcher or after a broken link.
+
+    Much of it comes in several messages: what none of them lists is lost.
+    """
 
     running: tuple[tuple[AttemptId, TaskSpec], ...]
     credit: int
     state: NodeState
+    more: bool = False  #: another part follows
 
 
 @dataclass(frozen=True, slots=True)

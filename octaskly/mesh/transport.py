@@ -12,7 +12,6 @@ from __future__ import annotations
 import asyncio
 import socket
 import ssl
-from collections import Counter
 from collections.abc import Callable, Coroutine, Sequence
 from contextlib import suppress
 from typing import Any, Final
@@ -23,11 +22,10 @@ from octaskly.core.messages import STOPPING, Message
 from octaskly.core.model import Address, Limits, NodeId
 from octaskly.errors import LocalProtocolError
 from octaskly.mesh.link import Link, connect, tune
+from octaskly.mesh.strangers import Strangers
 from octaskly.ports import Clock, HelloSource
 from octaskly.trust import MeshTrust
 
-HANDSHAKES_MAX: Final = 64
-HANDSHAKES_PER_ADDRESS_MAX: Final = 8
 HANDSHAKE_S: Final = 5.0  #: from the connection to HELLO_OK
 DIALS_AT_ONCE_MAX: Final = 16
 DIALS_WAITING_MAX: Final = 1024
@@ -87,7 +85,7 @@ class Transport:
         self._since_s: dict[NodeId, float] = {}
         self._greeting: set[Link] = set()
         self._closing: set[Link] = set()
-        self._welcoming: Counter[str] = Counter()
+        self._strangers = Strangers()
         self._dialling: set[NodeId | Address] = set()
         self._dials = asyncio.Semaphore(DIALS_AT_ONCE_MAX)
         self._tasks: set[asyncio.Task[None]] = set()
@@ -168,6 +166,8 @@ class Transport:
 
     def on_open(self, link: Link) -> str | None:
         """Give up a dial to a peer that is reached already."""
+        if len(self._greeting) >= self._limits.peers:
+            return CROWDED
         self._greeting.add(link)
         if link.peer == self._me:
             return None  # The HELLO tells a clone from this very process.
@@ -260,36 +260,35 @@ class Transport:
             except OSError:
                 await asyncio.sleep(ACCEPT_PAUSE_S)
                 continue
-            host = str(name[0])
-            if (
-                self._welcoming.total() >= HANDSHAKES_MAX
-                or self._welcoming[host] >= HANDSHAKES_PER_ADDRESS_MAX
-            ):
+            place = self._strangers.enter(connection, str(name[0]))
+            if place is None:
                 connection.close()
                 continue
-            self._welcoming[host] += 1
             tune(connection)
-            self._spawn(self._welcome(connection, host))
+            self._spawn(self._welcome(connection, place))
 
-    async def _welcome(self, connection: socket.socket, host: str) -> None:
-        """Bring one connection from a stranger's to a peer's, or close it."""
+    async def _welcome(self, connection: socket.socket, place: str) -> None:
+        """Bring one connection from a stranger's to a peer's, or close it.
+
+        Whoever has shown a certificate of the mesh is no stranger any more, and takes
+        no place of one while its HELLO is under way.
+        """
         link = self._new_link(None)
         try:
             async with asyncio.timeout(self._handshake_s):
-                await asyncio.get_running_loop().connect_accepted_socket(
-                    lambda: link,
-                    connection,
-                    ssl=self._server_context,
-                    ssl_handshake_timeout=self._handshake_s,
-                    ssl_shutdown_timeout=SHUTDOWN_S,
-                )
+                try:
+                    await asyncio.get_running_loop().connect_accepted_socket(
+                        lambda: link,
+                        connection,
+                        ssl=self._server_context,
+                        ssl_handshake_timeout=self._handshake_s,
+                        ssl_shutdown_timeout=SHUTDOWN_S,
+                    )
+                finally:
+                    self._strangers.leave(place)
                 await link.settled.wait()
         except OSError as error:
             link.abort(_failure(error))
-        finally:
-            self._welcoming[host] -= 1
-            if not self._welcoming[host]:
-                del self._welcoming[host]
 
     # Dialling
 

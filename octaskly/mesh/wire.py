@@ -2,7 +2,8 @@
 
 A frame is a length, 4 bytes big-endian, and a msgpack array of messages as `codec`
 writes them. Many messages travel in one frame. The length is checked before anything
-is decoded; maps and extension types never appear and are refused at the first one.
+is decoded, and the values in a frame are counted before objects are made of them; maps
+and extension types never appear and are refused at the first one.
 """
 
 from __future__ import annotations
@@ -15,7 +16,15 @@ import msgpack
 
 from octaskly.core import codec
 from octaskly.core.facts import Entry
-from octaskly.core.messages import Dispatch, HelloOk, Kill, Message, Results, ResultsOk
+from octaskly.core.messages import (
+    Dispatch,
+    HelloOk,
+    Kill,
+    Message,
+    Reattach,
+    Results,
+    ResultsOk,
+)
 from octaskly.core.model import Limits, StreamId
 from octaskly.errors import FrameTooLarge, LocalProtocolError, RemoteProtocolError
 
@@ -23,8 +32,40 @@ HEADER_BYTES: Final = 4
 ARRAY_ITEMS_MAX: Final = 1 << 18
 """Most items of one msgpack array, far above what a frame can sensibly hold."""
 
+VALUES_MAX: Final = 1 << 20
+"""Most values of one frame; the fullest that a node sends have half as many."""
+
+SPLIT_BYTES: Final = 1 << 20
+"""Batches above this size are sent in several messages."""
+
+_BATCHES: Final[dict[type, str]] = {
+    Dispatch: "items",
+    Kill: "items",
+    Results: "reports",
+    ResultsOk: "items",
+    Reattach: "running",
+}
+"""Which field of a message may come in several messages."""
+
 _ARRAY_HEADER_BYTES: Final = 5
 _FRAME_OVERHEAD_BYTES: Final = HEADER_BYTES + _ARRAY_HEADER_BYTES
+
+_FIXARRAY_MASK: Final = 0x0F
+_STRINGS: Final = {0xC4: 1, 0xC5: 2, 0xC6: 4, 0xD9: 1, 0xDA: 2, 0xDB: 4}
+_WIDTHS: Final = {**_STRINGS, 0xDC: 2, 0xDD: 4}
+"""First bytes of strings and arrays, and how many bytes of length follow."""
+
+_NUMBERS: Final = {0xCA: 5, 0xCB: 9, 0xCC: 2, 0xCD: 3, 0xCE: 5, 0xCF: 9}
+_NUMBERS_SIGNED: Final = {0xD0: 2, 0xD1: 3, 0xD2: 5, 0xD3: 9}
+_SIZES: Final = bytes(
+    0
+    if kind in _WIDTHS or 0x90 <= kind <= 0x9F  # noqa: PLR2004 (arrays)
+    else 1 + (kind & 0x1F)
+    if 0xA0 <= kind <= 0xBF  # noqa: PLR2004 (short strings)
+    else (_NUMBERS | _NUMBERS_SIGNED).get(kind, 1)
+    for kind in range(256)
+)
+"""Size of a value with its first byte; 0: its length follows, or it is an array."""
 
 
 class Decoder:
@@ -70,6 +111,7 @@ class Decoder:
 
     def _frame(self, body: memoryview) -> list[Message]:
         with body:
+            _check_values(bytes(body))
             plain = _unpack(body)
         if type(plain) is not tuple:
             raise RemoteProtocolError("a frame is not an array of messages")
@@ -98,44 +140,36 @@ def frame(parts: Sequence[bytes]) -> bytes:
 
 
 def parts_of(message: Message, frame_bytes: int) -> list[bytes]:
-    """Return a message packed, split into several where a frame cannot hold it.
+    """Return a message packed, split into several where it is a large batch.
 
     Raises:
-        LocalProtocolError: it is too large and cannot be split.
+        LocalProtocolError: it is too large for a frame and cannot be split.
     """
     packed = _pack(codec.encode(message))
-    if len(packed) + _FRAME_OVERHEAD_BYTES <= frame_bytes:
+    size = len(packed) + _FRAME_OVERHEAD_BYTES
+    if size <= min(frame_bytes, SPLIT_BYTES):
         return [packed]
-    return [part for half in _halves(message) for part in parts_of(half, frame_bytes)]
+    halves = _halves(message)
+    if halves:
+        return [part for half in halves for part in parts_of(half, frame_bytes)]
+    if size > frame_bytes:
+        name = type(message).__name__
+        raise LocalProtocolError(f"a {name} is larger than a frame may be")
+    return [packed]
 
 
-def _halves(message: Message) -> tuple[Message, Message]:
-    """Split a batch in two that mean the same together."""
-    match message:
-        case Results(reports) if len(reports) > 1:
-            middle = len(reports) // 2
-            return (
-                replace(message, reports=reports[:middle]),
-                replace(message, reports=reports[middle:]),
-            )
-        case Dispatch() | Kill() | ResultsOk() if len(message.items) > 1:
-            middle = len(message.items) // 2
-            return _with_items(message, middle)
-        case _:
-            name = type(message).__name__
-            raise LocalProtocolError(f"a {name} is larger than a frame may be")
-
-
-def _with_items(
-    message: Dispatch | Kill | ResultsOk, middle: int
-) -> tuple[Message, Message]:
-    match message:
-        case Dispatch(epoch, items):
-            return Dispatch(epoch, items[:middle]), Dispatch(epoch, items[middle:])
-        case Kill(epoch, pairs):
-            return Kill(epoch, pairs[:middle]), Kill(epoch, pairs[middle:])
-        case ResultsOk(pairs):
-            return ResultsOk(pairs[:middle]), ResultsOk(pairs[middle:])
+def _halves(message: Message) -> tuple[Message, ...]:
+    """Split a batch in two that mean the same together; nothing where it is none."""
+    batch: Any = message
+    field = _BATCHES.get(type(message), "")
+    items = getattr(batch, field, ())
+    middle = len(items) // 2
+    if not middle:
+        return ()
+    first = replace(batch, **{field: items[:middle]})
+    if isinstance(first, Reattach):
+        first = replace(first, more=True)
+    return first, replace(batch, **{field: items[middle:]})
 
 
 class WirePacker:
@@ -179,6 +213,31 @@ def _pack(plain: object) -> bytes:
 
 def _refuse(*_: object) -> None:
     raise RemoteProtocolError("a map or an extension type where none may be")
+
+
+def _check_values(body: bytes) -> None:
+    """Refuse a frame of too many values, by their headers alone.
+
+    What an array announces counts as if it were there, so that neither a flood of
+    tiny arrays nor the depth of a few bytes ever becomes memory.
+    """
+    limit = min(len(body), VALUES_MAX)
+    sizes, widths = _SIZES, _WIDTHS
+    count, at, end = 1, 0, len(body)
+    while at < end:
+        kind = body[at]
+        if size := sizes[kind]:
+            at += size
+            continue
+        width = widths.get(kind, 0)
+        number = int.from_bytes(body[at + 1 : at + 1 + width], "big")
+        at += 1 + width
+        if kind in _STRINGS:
+            at += number
+            continue
+        count += number if width else kind & _FIXARRAY_MASK
+        if count > limit:
+            raise RemoteProtocolError(f"a frame of {end} bytes has {count} values")
 
 
 def _unpack(data: bytes | memoryview) -> Any:

@@ -15,6 +15,8 @@ from octaskly.ports import Packer, TaskPage, TaskQuery
 from octaskly.store import rows
 from octaskly.store.state import read_vector
 
+ENTRY_BYTES = 64  #: of an entry, in a frame, beside its body and outputs
+
 _QUEUE = "FROM tasks INDEXED BY tasks_queued WHERE state = 0"
 
 
@@ -150,6 +152,7 @@ def entries_after(
             if left <= 0:
                 return tuple(entries), tuple(epochs), True
             left -= len(row[2]) + len(row[3] or b"") + len(row[4] or b"")
+            left -= ENTRY_BYTES
             entries.append(_entry(packer, stream, row))
     return tuple(entries), tuple(epochs), False
 

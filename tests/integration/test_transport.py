@@ -21,11 +21,14 @@ from octaskly.core.messages import Hello, HelloOk, Leave, Message, Probe, Pull
 from octaskly.core.model import NO_EPOCH, Address, Limits, NodeId, NodeInfo
 from octaskly.mesh import wire
 from octaskly.mesh.link import NOT_ACCEPTED, OVERFLOW, _remote_of
+from octaskly.mesh.strangers import (
+    HANDSHAKES_HERE_MAX,
+    HANDSHAKES_MAX,
+    HANDSHAKES_PER_ADDRESS_MAX,
+)
 from octaskly.mesh.transport import (
     CLONE,
     DUPLICATE,
-    HANDSHAKES_MAX,
-    HANDSHAKES_PER_ADDRESS_MAX,
     Transport,
 )
 from octaskly.trust import MeshTrust, NodeKey, generate
@@ -506,16 +509,69 @@ async def test_pending_handshakes_of_one_address_are_bounded() -> None:
     b = Party()
     async with running(a, b):
         silent = [
-            await asyncio.open_connection(*a.address)
+            await asyncio.open_connection(*a.address, local_addr=("127.0.1.1", 0))
             for _ in range(HANDSHAKES_PER_ADDRESS_MAX + 3)
         ]
         async with asyncio.timeout(WAIT_S):
             endings = [await reader.read() for reader, _ in silent[-3:]]
         assert endings == [b""] * 3
-        assert a.transport._welcoming.total() == HANDSHAKES_PER_ADDRESS_MAX
+        assert len(a.transport._strangers) == HANDSHAKES_PER_ADDRESS_MAX
         a.transport.dial(b.id, [b.address])
         await b.until(lambda: b.is_linked(a.id))
         for _, writer in silent:
+            writer.close()
+
+
+async def test_many_agents_of_one_machine_are_all_let_in_at_once() -> None:
+    """A hundred may start there in a moment; none has to dial a second time."""
+    a = Party()
+    others = [Party() for _ in range(40)]
+    async with running(a, *others):
+        for other in others:
+            other.transport.dial(a.id, [a.address])
+        await a.until(lambda: len(a.of(PeerUp)) == len(others))
+
+    assert not any(other.of(DialFailed) for other in others)
+
+
+async def test_strangers_of_this_machine_are_bounded_and_in_nobodys_way() -> None:
+    """They are many, but not without end, and take no place of those elsewhere."""
+    a = Party(handshake_s=30.0)
+    async with running(a):
+        silent = [
+            await asyncio.open_connection(*a.address)
+            for _ in range(HANDSHAKES_HERE_MAX + 1)
+        ]
+        async with asyncio.timeout(WAIT_S):
+            assert await silent[-1][0].read() == b""
+        reader, writer = await asyncio.open_connection(
+            *a.address,
+            ssl=Raw().trust.client_context(),
+            server_hostname="",
+            local_addr=("127.0.1.1", 0),
+        )
+        await reader.readexactly(4)  # A HELLO begins: it was let in.
+        for _, connection in (*silent, (reader, writer)):
+            connection.close()
+
+
+async def test_a_member_takes_no_place_of_a_stranger_while_it_says_hello() -> None:
+    """Its certificate is proof enough."""
+    a, raw = Party(handshake_s=30.0), Raw()
+    async with running(a):
+        members = [
+            await asyncio.open_connection(
+                *a.address,
+                ssl=raw.trust.client_context(),
+                server_hostname="",
+                local_addr=("127.0.1.1", 0),
+            )
+            for _ in range(HANDSHAKES_PER_ADDRESS_MAX + 1)
+        ]
+        for reader, _ in members:
+            await reader.readexactly(4)  # The HELLO of this node: TLS is done.
+        assert not len(a.transport._strangers)
+        for _, writer in members:
             writer.close()
 
 
@@ -530,7 +586,7 @@ async def test_pending_handshakes_are_bounded_in_all() -> None:
         async with asyncio.timeout(WAIT_S):
             endings = [await reader.read() for reader, _ in silent[-8:]]
         assert endings == [b""] * 8
-        assert a.transport._welcoming.total() == HANDSHAKES_MAX
+        assert len(a.transport._strangers) == HANDSHAKES_MAX
         for _, writer in silent:
             writer.close()
 
@@ -556,7 +612,7 @@ class Raw:
         (wire.encode([HelloOk()]), "HelloOk came before"),
         (wire.encode([Pull(())]), "Pull came before"),
         (b"\x00\x00\x00\x01\x80", "map"),
-        (b"\x00\x00\x06\x00" + b"\x91" * 1536, "StackError"),
+        (b"\x00\x00\x06\x00" + b"\x91" * 1536, "values"),
         (b"\x00\x00\x00\x05\x91\x92\x4d\x90\x90", "msgpack"),
     ],
     ids=[

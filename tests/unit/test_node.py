@@ -116,11 +116,13 @@ class Shell:
         self.node = Node(settings, saved or Saved())
         self.now_s = 100.0
         self.has_disk = True
+        self.log: list[Effect] = []  #: all that happened
 
     def feed(self, event: Event, now_s: float | None = None) -> list[Effect]:
         """Step, and let the disk and its reads answer."""
         self.now_s = self.now_s if now_s is None else now_s
         effects = self.node.step(event, at(self.now_s))
+        self.log += effects
         done = list(effects)
         for effect in effects if self.has_disk else ():
             if isinstance(effect, Append | Save):
@@ -494,3 +496,26 @@ def test_sequences_of_other_nodes_are_not_used_again(task: str, sequence: int) -
     entry = Entry(StreamId(1), 1, 1, Submitted(spec))
 
     assert highest_sequence((entry,)) == sequence
+
+
+def test_what_a_worker_runs_is_judged_when_its_last_part_has_come() -> None:
+    """An attempt that only the second part lists is not lost with the first."""
+    shell = Shell()
+    shell.serve()
+    shell.meet()
+    shell.hear(ClaimOk(EPOCH, ()), Reattach((), 9, NodeState.READY))
+    for ticket in range(6):
+        shell.feed(submitted(ticket))
+    held = tuple(
+        item
+        for message in sent(shell.log)
+        if isinstance(message, Dispatch)
+        for item in message.items
+    )
+    assert len(held) > 1
+
+    first = shell.hear(Reattach(held[:1], 9, NodeState.READY, more=True))
+    last = shell.hear(Reattach(held[1:], 9, NodeState.READY))
+
+    assert of(Append, first + last) == []
+    assert of(Append, shell.hear(Reattach(held[1:], 9, NodeState.READY))) != []

@@ -7,13 +7,15 @@ import tracemalloc
 import msgpack
 import pytest
 
-from octaskly.core.facts import Entry, Submitted
+from octaskly.core.facts import CancelAsked, Entry, Submitted
 from octaskly.core.messages import (
     Dispatch,
+    Entries,
     HelloOk,
     Leave,
     Message,
     Pull,
+    Reattach,
     Report,
     Results,
 )
@@ -23,6 +25,7 @@ from octaskly.core.model import (
     Epoch,
     Limits,
     NodeId,
+    NodeState,
     Outcome,
     Reason,
     StreamId,
@@ -31,6 +34,7 @@ from octaskly.core.model import (
 )
 from octaskly.errors import FrameTooLarge, LocalProtocolError, RemoteProtocolError
 from octaskly.mesh import wire
+from octaskly.store.reader import ENTRY_BYTES
 
 LIMITS = Limits(hello_bytes=1000, frame_bytes=1 << 20)
 
@@ -132,6 +136,70 @@ def test_a_megabyte_of_empty_maps_costs_almost_nothing() -> None:
         finally:
             tracemalloc.stop()
         assert peak < 4 * len(data)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"\xdd\x00\x00\x00\x08"
+        + (b"\xdd\x00\x02\x00\x00" + b"\x91\x00" * (1 << 17)) * 8,
+        b"\xdc\xff\xff" * 900,
+        b"\xdd\x00\x03\xff\xff" * 900,
+    ],
+    ids=["tiny arrays", "depth of wide arrays", "depth of wider arrays"],
+)
+def test_arrays_are_counted_before_they_cost_memory(body: bytes) -> None:
+    """What a few bytes announce is refused; decoded, each of these takes 100 MB."""
+    decoder = wire.Decoder(Limits())
+    decoder.receive_data(wire.encode([HelloOk()]))
+    data = framed(body)
+    tracemalloc.start()
+    try:
+        with pytest.raises(RemoteProtocolError, match="values"):
+            decoder.receive_data(data)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+
+    assert peak < 3 * len(data) + (1 << 16)
+
+
+def test_the_fullest_frames_that_nodes_send_are_far_below_the_bound() -> None:
+    """A bound that refuses an honest frame would cut a peer off for ever."""
+    brief = [
+        Entry(StreamId(2**62), i + 1, 2**52, CancelAsked(TaskId("t"), "me"))
+        for i in range(Limits().entries_bytes // (ENTRY_BYTES + 8))
+    ]
+    vector = tuple((StreamId(2**62 + i), 1) for i in range(1 << 16))
+    full = Entries(
+        tuple(brief), ((StreamId(2**62), Epoch(1, NodeId("a"))),), True, vector
+    )
+    decoder = wire.Decoder(Limits())
+    decoder.receive_data(wire.encode([HelloOk()]))
+
+    (part,) = wire.parts_of(full, Limits().frame_bytes)
+
+    assert decoder.receive_data(wire.frame([part])) == [full]
+    assert 3 * len(vector) + 8 * len(brief) < wire.VALUES_MAX * 3 // 4
+
+
+def test_what_a_worker_still_runs_may_come_in_parts() -> None:
+    """Only the last one says that this was all."""
+    spec = TaskSpec(id=TaskId("task-001-deadbeef"), command="x" * 1000)
+    running = tuple((AttemptId(1, StreamId(9), n), spec) for n in range(3000))
+    message = Reattach(running, 7, NodeState.READY)
+    decoder = connected()
+
+    parts = wire.parts_of(message, LIMITS.frame_bytes)
+    got = [m for part in parts for m in decoder.receive_data(wire.frame([part]))]
+
+    assert all(isinstance(m, Reattach) and m.credit == 7 for m in got)
+    assert [m.more for m in got if isinstance(m, Reattach)] == [True] * (
+        len(got) - 1
+    ) + [False]
+    assert (
+        tuple(r for m in got if isinstance(m, Reattach) for r in m.running) == running
+    )
 
 
 def test_a_message_too_large_for_a_frame_is_split_where_it_is_a_batch() -> None:

@@ -1,0 +1,51 @@
+"""The bound on connections that have shown no certificate of the mesh yet.
+
+Whoever opens many and says nothing must not get many: each costs a descriptor and the
+memory of a TLS handshake. This machine is bounded apart from all others: a hundred
+agents may start here at once, and what runs here takes no place of a peer elsewhere.
+"""
+
+from __future__ import annotations
+
+import socket
+from collections import Counter
+from typing import Final
+
+HANDSHAKES_MAX: Final = 64
+HANDSHAKES_PER_ADDRESS_MAX: Final = 8
+HANDSHAKES_HERE_MAX: Final = 128
+
+_HERE: Final = ""
+
+
+class Strangers:
+    """Handshakes under way, by the address from which they come."""
+
+    def __init__(self) -> None:
+        self._welcoming: Counter[str] = Counter()
+
+    def __len__(self) -> int:
+        return self._welcoming.total()
+
+    def enter(self, connection: socket.socket, host: str) -> str | None:
+        """Return the place that a new connection takes; None: hang up."""
+        is_near = host == connection.getsockname()[0]
+        place = _HERE if is_near else host
+        if not self._has_room(place):
+            return None
+        self._welcoming[place] += 1
+        return place
+
+    def leave(self, place: str) -> None:
+        """Give a place back: a member was found, or nobody."""
+        self._welcoming[place] -= 1
+        if not self._welcoming[place]:
+            del self._welcoming[place]
+
+    def _has_room(self, place: str) -> bool:
+        welcoming = self._welcoming
+        if place == _HERE:
+            return welcoming[_HERE] < HANDSHAKES_HERE_MAX
+        elsewhere = welcoming.total() - welcoming[_HERE]
+        is_crowd = welcoming[place] >= HANDSHAKES_PER_ADDRESS_MAX
+        return elsewhere < HANDSHAKES_MAX and not is_crowd
