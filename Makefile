@@ -45,11 +45,13 @@ $(VENV)/.bench-ready: pyproject.toml $(VENV)/.ready
 	fi
 	@touch $@
 
-# The slow truth: each simulation, property and mesh test again and again, with new
-# seeds, until SOAK_S seconds are over.
+# The slow truth: fresh seeds of the simulation, over an hour of them on two cores, then
+# each simulation, property and mesh test again and again until SOAK_S seconds are over.
+SOAK_SEEDS ?= 100000
 SOAK_S ?= 3600
 SOAK_TESTS ?= tests/property tests/simulation tests/integration tests/mesh
 soak: .venv
+	@$(BIN)/python -m tests.simulation.hunt $(SOAK_SEEDS)
 	@end=$$(( $$(date +%s) + $(SOAK_S) )); round=0; \
 	while [ $$(date +%s) -lt $$end ]; do \
 		round=$$(( round + 1 )); seed=$$(od -An -N4 -tu4 /dev/urandom | tr -d ' '); \
