@@ -225,6 +225,7 @@ class Parts:
             mint=self._mint,
             is_room=self._store.is_room,
             names={**dict(saved.names), self._info.id: name},
+            node=self.loop.node,
         )
 
     def _build_shell(self) -> None:

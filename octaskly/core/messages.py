@@ -169,6 +169,27 @@ class Entries:
 
 
 @dataclass(frozen=True, slots=True)
+class Repl:
+    """What the dispatcher gave to its own disk, for a standby to keep as well.
+
+    Entries come in the order of the dispatcher's appends, without gaps.
+    """
+
+    epoch: Epoch
+    number: int  #: of the append that is complete with this message; 0: more follows
+    entries: tuple[Entry, ...]
+    epochs: tuple[tuple[StreamId, Epoch], ...]  #: who wrote streams that may be new
+
+
+@dataclass(frozen=True, slots=True)
+class ReplOk:
+    """All appends up to this number are durable at the sender."""
+
+    epoch: Epoch
+    number: int
+
+
+@dataclass(frozen=True, slots=True)
 class Dispatch:
     """Run these."""
 
@@ -258,4 +279,6 @@ Message = (
     | Reattach
     | Transfer
     | Leave
+    | Repl
+    | ReplOk
 )
