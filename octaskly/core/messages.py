@@ -34,6 +34,9 @@ VERSION_MIN = 1  #: oldest version that this program speaks
 STOPPING = "stopping"
 ATTACHED = "attached"  #: a large mesh, and the sender needs no link to the receiver
 
+PROTOCOL = "protocol: "
+"""Begins the reason where a peer said what it must not; what follows is for people."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Hello:
