@@ -78,15 +78,13 @@ class Discovery:
             poll_s: Between two looks at the addresses.
             debounce_s: A change counts when it has lasted so long.
         """
-        self._node = node
-        self._mesh_id = mesh_id
+        self._node, self._mesh_id = node, mesh_id
         self._clock = clock
         self._names = tuple(interfaces)
         self._on_event, self._on_note = on_event, on_note
         self._on_other_mesh, self._on_addresses = on_other_mesh, on_addresses
         self._on_clone = on_clone
-        self._poll_s = poll_s
-        self._debounce_s = debounce_s
+        self._poll_s, self._debounce_s = poll_s, debounce_s
         self._local: tuple[LocalAddress, ...] = ()
         self._mdns: Mdns | None = None
         self._is_browsing = False
@@ -311,6 +309,7 @@ class Discovery:
 
     def _meet_clone(self, sighting: Sighting) -> None:
         """Have it dialled, which tells a copy from what this node's last life left."""
+        self._warn("duplicate node id", node=sighting.node)
         addresses = near(sighting, self._local)
         if self._on_clone is not None and addresses and sighting.mesh == self._mesh_id:
             self._on_clone(addresses)
