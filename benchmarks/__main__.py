@@ -1,6 +1,6 @@
 """Measures Octaskly beside its limits and its peers, and prints one table.
 
-usage: python -m benchmarks [--quick]
+usage: python -m benchmarks [--quick] [all | failover]
 
 Every ratio is of figures from this run: absolute times mean little on shared
 machines. Nothing leaves this machine; every loop is bounded.
@@ -21,7 +21,7 @@ from http.client import HTTPConnection
 from pathlib import Path
 from typing import Any
 
-from benchmarks import limits, peers
+from benchmarks import failover, limits, peers
 from tests.agents import Agent, request, running, start, until_nodes
 
 BATCH = 1000
@@ -32,11 +32,17 @@ def main() -> int:
     """Run all figures in order, printing each row as soon as it is known."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true", help="fewer runs")
-    quick = parser.parse_args().quick
+    parser.add_argument("which", nargs="?", choices=("all", "failover"), default="all")
+    options = parser.parse_args()
     print(f"{'figure':44} {'value':>16} {'ratio':>10} {'goal':>14} met", flush=True)
     unmet = 0
     with tempfile.TemporaryDirectory(prefix="octaskly-bench-") as folder:
-        for name, value, ratio, goal, met in _figures(Path(folder), quick=quick):
+        rows = (
+            _failover(runs=3 if options.quick else 20)
+            if options.which == "failover"
+            else _figures(Path(folder), quick=options.quick)
+        )
+        for name, value, ratio, goal, met in rows:
             print(f"{name:44} {value:>16} {ratio:>10} {goal:>14} {met}", flush=True)
             unmet += met == "no"
     return 1 if unmet else 0
@@ -249,6 +255,11 @@ def _forming(folder: Path, *, runs: int) -> Iterator[Row]:
     yield _p95("three agents form, from the last start", forming, 3.0)
     yield _p95("a fresh node shows as worker", joining, 1.5)
     yield _p95("first result of the first agent", first, 2.0)
+
+
+def _failover(*, runs: int) -> Iterator[Row]:
+    for name, samples, goal_s in failover.figures(runs=runs):
+        yield _p95(name, samples, goal_s)
 
 
 def _p95(name: str, samples: list[float], goal_s: float) -> Row:

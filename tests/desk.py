@@ -15,11 +15,9 @@ from octaskly.core.events import (
     Draft,
     LiveLoaded,
     Loaded,
-    Saved,
     TasksSubmitted,
 )
 from octaskly.core.facts import Fact
-from octaskly.core.membership import Membership
 from octaskly.core.merge import TaskRecord
 from octaskly.core.messages import (
     Dispatch as DispatchMessage,
@@ -44,7 +42,6 @@ from octaskly.core.model import (
     TaskSpec,
     TaskState,
 )
-from octaskly.core.replication import Replication
 from tests.builders import (
     STREAM,
     attempt,
@@ -73,14 +70,10 @@ class World:
 
     def __init__(self, limits: Limits | None = None) -> None:
         self.journal = journal()
-        known = settings("a", limits=limits)
-        self.replication = Replication(known, self.journal, Membership(known, Saved()))
-        self.dispatch = Dispatch(known, self.journal, self.replication, 7)
+        self.dispatch = Dispatch(settings("a", limits=limits), self.journal, 7)
 
     def commit(self, at: float = 0.0) -> list[Effect]:
-        now = moment(at)
-        self.journal.on_persisted(self.journal.number)
-        return self.replication.release(now) + self.journal.release(now)
+        return self.journal.persisted(self.journal.number, moment(at))
 
 
 def reigning(

@@ -96,19 +96,10 @@ class Membership:
         """Whether no peer was ever seen or remembered."""
         return not self.peers and not self._hints and not self._saved
 
-    def remembered(self) -> list[NodeId]:
-        """Return the nodes that were met before this process started."""
-        return [advert.node for advert in self._saved if advert.node is not None]
-
     def begin(self, now: Moment) -> list[Effect]:
         """Dial every peer that is remembered."""
         saved, self._saved = self._saved, ()
         return self.on_seen(saved, now)
-
-    def changed(self) -> None:
-        """Count a change of the peers, or of what they are to this node."""
-        self.changes += 1
-        self._due_s = None
 
     # Links
 
@@ -129,7 +120,7 @@ class Membership:
             dispatcher=hello.dispatcher,
             vector=dict(hello.vector),
         )
-        self.changed()
+        self._changed()
         self._hints.pop(event.address, None)
         self._learn(event.peer, addresses, now)
         return [Remember(event.peer, hello.node.name, addresses)]
@@ -137,7 +128,7 @@ class Membership:
     def on_peer_down(self, peer: NodeId, now: Moment) -> PeerView | None:
         """A link ended; return what was known, None if it was not connected."""
         view = self.peers.pop(peer, None)
-        self.changed()
+        self._changed()
         hint = self._hints.get(peer)
         if hint is not None:
             hint.since_s = now.mono_s
@@ -167,7 +158,7 @@ class Membership:
             view.told.clear()
         view.dispatcher = self._me
         view.vector = dict(vector)
-        self.changed()
+        self._changed()
 
     def age_s(self, node: NodeId, now: Moment) -> float | None:
         """Return the age of the last frame; None without a link."""
@@ -262,6 +253,10 @@ class Membership:
             due = (hint.next_s for hint in hints if hint.node not in self.peers)
             self._due_s = min(due, default=math.inf)
         return self._due_s
+
+    def _changed(self) -> None:
+        self.changes += 1
+        self._due_s = None
 
     def _dial(self, hint: _Hint, now: Moment) -> list[Effect]:
         if hint.node is not None and hint.node in self.peers:

@@ -2,14 +2,20 @@
 
 import contextlib
 import os
-from collections.abc import Callable, Iterator
+import shutil
+from collections.abc import Callable, Generator, Iterator
+from pathlib import Path
 
 import pytest
 
 from tests.mesh.lab import Lab
 from tests.mesh.netns import missing
+from tests.mesh.scene import FIGURES
 
 MakeLab = Callable[[int], Lab]
+
+HAS_FAILED = pytest.StashKey[bool]()
+KEEP = "LAB_KEEP"
 
 
 @pytest.fixture(scope="session")
@@ -23,8 +29,45 @@ def _may_make_labs() -> None:
     pytest.skip(reason)
 
 
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item,
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Tell `make_lab` whether its test has failed."""
+    report = yield
+    if report.when == "call":
+        item.stash[HAS_FAILED] = report.failed
+    return report
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Tell the figures of the cases, also of those that passed."""
+    if FIGURES:
+        terminalreporter.section("fault cases")
+        for line in FIGURES:
+            terminalreporter.write_line(line)
+
+
 @pytest.fixture
-def make_lab(_may_make_labs: None) -> Iterator[MakeLab]:
-    """Make labs of so many hosts; they are gone after the test."""
+def make_lab(request: pytest.FixtureRequest, _may_make_labs: None) -> Iterator[MakeLab]:
+    """Make labs of so many hosts; they are gone after the test.
+
+    Of a test that failed the logs are shown, and all is kept in the folder that the
+    variable `LAB_KEEP` names.
+    """
+    made: list[Lab] = []
+
+    def make(hosts: int) -> Lab:
+        made.append(labs.enter_context(Lab(hosts)))
+        return made[-1]
+
     with contextlib.ExitStack() as labs:
-        yield lambda hosts: labs.enter_context(Lab(hosts))
+        yield make
+        if request.node.stash.get(HAS_FAILED, False):
+            for lab in made:
+                lab.show_logs()
+                if folder := os.environ.get(KEEP):
+                    shutil.copytree(
+                        *(lab.folder, Path(folder) / lab.folder.name),
+                        ignore=shutil.ignore_patterns("*.sock"),
+                    )

@@ -232,7 +232,7 @@ class Lab:
         trace: TracebackType | None,
     ) -> None:
         if error is not None:
-            self._show_logs()
+            self.show_logs()
         self.close()
 
     def cut(self, host: Host) -> None:
@@ -318,7 +318,7 @@ class Lab:
             return []
         return [path.name for path in NETNS.glob(f"{self.prefix}*")]
 
-    def _show_logs(self) -> None:
+    def show_logs(self) -> None:
         """Print the end of each agent's log, for the report of a failed test."""
         for host in self.hosts:
             for agent in host.agents.values():

@@ -25,7 +25,6 @@ from octaskly.core.effects import (
     LoadLive,
     Note,
     Remember,
-    Reply,
     Save,
     Send,
     ServePull,
@@ -42,13 +41,15 @@ from octaskly.core.events import (
     Draft,
     Event,
     LiveLoaded,
+    PeerDown,
+    PeerUp,
     Persisted,
+    Received,
     Seen,
     StopAsked,
     TasksSubmitted,
     Woke,
 )
-from octaskly.core.facts import CancelAsked, Finished, Submitted
 from octaskly.core.messages import Entries, Message, Report, Results, ResultsOk
 from octaskly.core.model import (
     Address,
@@ -65,11 +66,10 @@ from octaskly.core.model import (
     Timing,
 )
 from octaskly.core.node import Node
-from tests.simulation.disk import Disk, Kept
+from tests.simulation.disk import Disk
 from tests.simulation.network import Network
 
 WALL_MS = 1_700_000_000_000
-RETRY_S = 0.25  #: between two tries of a write that fails
 CHUNK = 20  #: entries in one answer to PULL, few so that several are needed
 
 
@@ -96,15 +96,11 @@ class Machine:
     life: int = 0  #: counts process starts; callbacks of an earlier one are void
     is_paused: bool = False
     held: list[Callable[[], None]] = field(default_factory=list)
-    is_asleep: bool = False  #: suspended, so disk and commands stand still, too
-    frozen: list[Callable[[], None]] = field(default_factory=list)
     running: dict[tuple[TaskId, AttemptId], TaskSpec] = field(default_factory=dict)
     waiting: list[tuple[AttemptId, TaskSpec]] = field(default_factory=list)
     is_browsing: bool = False
     has_stopped: bool = False
     stall_s: float = 0.0  #: the disk answers nothing before this time
-    full_s: float = 0.0  #: the disk takes no writes before this time
-    is_failing: bool = False  #: a write has failed and is tried again
     wall_skew_ms: int = 0
     timer: int = 0
     is_committing: bool = False
@@ -144,22 +140,19 @@ class World:
         self.disk_ms = (1.0, 15.0)
         self.duration_s = (0.05, 1.5)
         self.accepted: dict[TaskId, TaskSpec] = {}
-        self.asked: set[str] = set()  #: commands, as tasks have no ids before
+        self.asked: set[TaskId] = set()
         self.refused = 0
-        self.promises: dict[Kept, set[NodeId]] = {}
-        """What was confirmed to clients and workers, and which disks held it then."""
+        self.cancelled: set[TaskId] = set()
         self.started: list[Started] = []
         self.died: set[NodeId] = set()  #: machines whose process ended unasked
-        self.restored: set[NodeId] = set()  #: machines that lost part of their disk
         self.reported: dict[tuple[TaskId, AttemptId], AttemptState] = {}
-        self.is_calm = False  #: no fault happens any more
+        self.acknowledged: set[tuple[TaskId, AttemptId]] = set()
         self.steps = 0
-        self.watchers: list[Callable[[Machine, list[Effect]], None]] = []
-        self.answer_watchers: list[Callable[[Node, Reply, float], None]] = []
+        self.watchers: list[Callable[[Machine], None]] = []
         self._queue: list[tuple[float, int, Callable[[], None]]] = []
         self._order = 0
         self._ticket = 0
-        self._asked_s: dict[int, float] = {}  #: open requests, and since when
+        self._tickets: dict[int, str] = {}
         self._hash = hashlib.sha256()
         self._is_traced = is_traced
         self.trace: list[str] = []
@@ -185,7 +178,7 @@ class World:
         while not condition():
             if self.time_s >= end_s:
                 return False
-            self.run(0.1)
+            self.run(0.05)
         return True
 
     def now(self, machine: Machine) -> Moment:
@@ -230,11 +223,10 @@ class World:
         if not machine.has_stopped:
             self.died.add(node_id)
         machine.life += 1
-        self._wake(machine)
+        machine.is_paused = False
         machine.held.clear()
-        machine.frozen.clear()
         machine.disk.crash()
-        machine.is_committing = machine.is_failing = False
+        machine.is_committing = False
         machine.running.clear()
         machine.waiting.clear()
         machine.is_browsing = False
@@ -247,43 +239,16 @@ class World:
             return
         machine.is_paused = True
         life = machine.life
-        self.at(seconds, lambda: self.resume(node_id) if machine.life == life else None)
 
-    def sleep(self, node_id: NodeId, seconds: float) -> None:
-        """Suspend a whole machine; only the clock goes on (CLOCK_BOOTTIME)."""
-        machine = self.machines[node_id]
-        if machine.node is None or machine.is_paused:
-            return
-        self.pause(node_id, seconds)
-        machine.is_asleep = True
-        for other in self.machines:
-            if other != node_id:
-                self.network.cut(node_id, other)
+        def resume() -> None:
+            if machine.life != life:
+                return
+            machine.is_paused = False
+            held, machine.held = machine.held, []
+            for action in held:
+                action()
 
-    def resume(self, node_id: NodeId) -> None:
-        """End a pause or a sleep; what waited happens now."""
-        machine = self.machines[node_id]
-        self._wake(machine)
-        held, machine.held = machine.held, []
-        frozen, machine.frozen = machine.frozen, []
-        for action in held + frozen:
-            action()
-
-    def _wake(self, machine: Machine) -> None:
-        if machine.is_asleep:
-            for other in self.machines:
-                self.network.heal(machine.id, other)
-        machine.is_paused = machine.is_asleep = False
-
-    def restore(self, node_id: NodeId, backup: Disk) -> None:
-        """Put an older state of its disk under a machine that is down."""
-        machine = self.machines[node_id]
-        assert machine.node is None
-        machine.disk = backup
-        self.restored.add(node_id)
-        for key, holders in self.promises.items():
-            if key not in backup.kept:
-                holders.discard(node_id)
+        self.at(seconds, resume)
 
     def stop(self, node_id: NodeId, drain_s: float = 5.0) -> None:
         """Ask an agent to stop."""
@@ -325,21 +290,20 @@ class World:
         self.steps += 1
         effects = node.step(event, self.now(machine))
         self._hash.update(
-            f"{self.time_s} {machine.id} {type(event).__name__} {len(effects)} "
-            f"{node.epoch.term} {node.epoch.node};".encode()
+            f"{self.time_s:.6f} {machine.id} {type(event).__name__}"
+            f"{[type(effect).__name__ for effect in effects]}{node.epoch}".encode()
         )
         if self._is_traced:
             self._record(machine, event, effects)
         numbers = [e.number for e in effects if isinstance(e, Append | Save)]
         assert numbers == sorted(numbers), f"appends out of order: {numbers}"
         for effect in effects:
-            # As in the agent, a node that has stopped performs nothing more.
             if machine.node is node:
                 self._perform(machine, node, effect)
         if machine.node is not node:
             return
         for watch in self.watchers:
-            watch(machine, effects)
+            watch(machine)
         self._set_timer(machine, node)
 
     def trace_hash(self) -> str:
@@ -352,13 +316,13 @@ class World:
 
     def _set_timer(self, machine: Machine, node: Node) -> None:
         machine.timer += 1
-        timer, life = machine.timer, machine.life
+        timer = machine.timer
 
         def wake() -> None:
-            if machine.timer == timer and machine.life == life:
+            if machine.timer == timer:
                 self.feed(machine, Woke(self.random.random()))
 
-        self.at(max(0.001, node.deadline() - self.time_s), wake)
+        self.later(machine, max(0.001, node.deadline() - self.time_s), wake)
 
     # Effects
 
@@ -377,7 +341,7 @@ class World:
             case Disconnect(peer, reason):
                 self.network.disconnect(machine.id, peer, reason)
             case Answer(ticket, reply):
-                self._answer(node, ticket, reply)
+                self._answer(ticket, reply)
             case Start(items):
                 self._run(machine, node, items)
             case Stop(items):
@@ -425,9 +389,9 @@ class World:
                 pass
 
     def _commit_soon(self, machine: Machine) -> None:
-        life = machine.life
         if machine.dies_after_s is not None:
             dies_after_s, machine.dies_after_s = machine.dies_after_s, None
+            life = machine.life
 
             def die() -> None:
                 if machine.life == life:
@@ -440,25 +404,20 @@ class World:
         delay_s = self.random.uniform(*self.disk_ms) / 1000
         delay_s = max(delay_s, machine.stall_s - self.time_s)
         count = len(machine.disk.waiting)
-        self.at(delay_s, lambda: self._commit(machine, life, count))
+        life = machine.life
 
-    def _commit(self, machine: Machine, life: int, count: int) -> None:
-        """End one write; the writer is a thread, so a paused loop does not stop it."""
-        if machine.life != life:
-            return
-        if machine.is_asleep:
-            machine.frozen.append(lambda: self._commit(machine, life, count))
-            return
-        machine.is_failing = self.time_s < machine.full_s
-        if machine.is_failing:
-            self.at(RETRY_S, lambda: self._commit(machine, life, count))
-            return
-        machine.is_committing = False
-        number = machine.disk.commit(max(count, 1))
-        if number is not None:
-            self.feed(machine, Persisted(number))
-        if machine.life == life and machine.disk.waiting:
-            self._commit_soon(machine)
+        def commit() -> None:
+            # The writer is a thread: it goes on while the loop is paused, too.
+            if machine.life != life:
+                return
+            machine.is_committing = False
+            number = machine.disk.commit(max(count, 1))
+            if number is not None:
+                self.feed(machine, Persisted(number))
+            if machine.life == life and machine.disk.waiting:
+                self._commit_soon(machine)
+
+        self.at(delay_s, commit)
 
     def _serve(self, machine: Machine, peer: NodeId, vector: dict[int, int]) -> None:
         disk = machine.disk
@@ -509,9 +468,7 @@ class World:
 
             def end(key: tuple[TaskId, AttemptId] = key, life: int = life) -> None:
                 # A command ends whether or not its agent is paused.
-                if machine.is_asleep and machine.life == life:
-                    machine.frozen.append(lambda: end(key, life))
-                elif machine.life == life and key in machine.running:
+                if machine.life == life and key in machine.running:
                     del machine.running[key]
                     self._ended(machine, key, AttemptState.OK, Reason.EXIT)
                     self._fill(machine)
@@ -555,21 +512,17 @@ class World:
 
     # Clients
 
-    def submit(
-        self, node_id: NodeId, count: int = 1, task_id: TaskId | None = None
-    ) -> None:
-        """Submit tasks through one node, or again the one that has this id."""
+    def submit(self, node_id: NodeId, count: int = 1) -> None:
+        """Submit tasks through one node."""
         machine = self.machines[node_id]
-        if machine.node is None or machine.is_failing:
-            return  # The gateway refuses what cannot be written.
-        if task_id is not None and task_id in machine.disk.records:
-            return  # It answers from its log.
+        if machine.node is None:
+            return
+        self._ticket += 1
+        self._tickets[self._ticket] = "submit"
         suffixes = tuple(f"{self.random.getrandbits(32):08x}" for _ in range(count))
-        drafts = tuple(
-            Draft(command=f"run {task_id or suffix}", id=task_id) for suffix in suffixes
-        )
-        self.asked.update(draft.command for draft in drafts)
-        event = TasksSubmitted(self._next_ticket(), drafts, "client", suffixes)
+        drafts = tuple(Draft(command=f"run {suffix}") for suffix in suffixes)
+        self.asked.update(drafts_commands(drafts))
+        event = TasksSubmitted(self._ticket, drafts, "client", suffixes)
         self.feed(machine, event)
 
     def cancel(self, node_id: NodeId, task: TaskId, *, force: bool) -> None:
@@ -578,36 +531,19 @@ class World:
         record = machine.disk.records.get(task)
         if machine.node is None or record is None:
             return
-        event = CancelRequested(
-            self._next_ticket(), task, record.state, force, "client"
-        )
+        self._ticket += 1
+        self._tickets[self._ticket] = task
+        event = CancelRequested(self._ticket, task, record.state, force, "client")
         self.feed(machine, event)
 
-    def _next_ticket(self) -> int:
-        self._ticket += 1
-        self._asked_s[self._ticket] = self.time_s
-        return self._ticket
-
-    def _answer(self, node: Node, ticket: int, reply: Reply) -> None:
+    def _answer(self, ticket: int, reply: object) -> None:
         match reply:
             case Accepted(specs):
-                for spec in specs:
-                    self.accepted[spec.id] = spec
-                    self._promise((Submitted, spec.id, None))
+                self.accepted.update({spec.id: spec for spec in specs})
             case CancelDone(task, _, was_done) if was_done:
-                self._promise((CancelAsked, task, None))
+                self.cancelled.add(task)
             case _:
                 self.refused += 1
-        waited_s = self.time_s - self._asked_s.pop(ticket)
-        for watch in self.answer_watchers:
-            watch(node, reply, waited_s)
-
-    def _promise(self, key: Kept) -> None:
-        """Note which disks hold what somebody relies on from now on."""
-        if key not in self.promises:
-            holders = {m.id for m in self.machines.values() if key in m.disk.kept}
-            assert holders, f"{key} was confirmed, and is on no disk"
-            self.promises[key] = holders
 
     def on_arrival(self, messages: tuple[Message, ...]) -> None:
         """Note what workers reported, and what they were allowed to forget."""
@@ -617,8 +553,7 @@ class World:
                     key = (report.task, report.attempt)
                     self.reported[key] = report.outcome.state
             elif isinstance(message, ResultsOk):
-                for task, attempt in message.items:
-                    self._promise((Finished, task, attempt))
+                self.acknowledged.update(message.items)
 
     # What people see
 
@@ -637,3 +572,11 @@ class World:
             m.node is not None and m.node.dispatcher == reigning[0]
             for m in self.alive()
         )
+
+
+def drafts_commands(drafts: tuple[Draft, ...]) -> list[TaskId]:
+    """Return the commands, which name submissions before they have ids."""
+    return [TaskId(draft.command) for draft in drafts]
+
+
+__all__ = ["Machine", "PeerDown", "PeerUp", "Received", "Started", "World"]

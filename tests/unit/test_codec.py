@@ -29,8 +29,6 @@ from octaskly.core.messages import (
     Pull,
     Reattach,
     Redirect,
-    Repl,
-    ReplOk,
     Report,
     Results,
     ResultsOk,
@@ -140,8 +138,6 @@ MESSAGES: tuple[Message, ...] = (
     Reattach(((ATTEMPT, SPEC),), 2, NodeState.READY),
     Transfer(EPOCH, VECTOR),
     Leave("stopping"),
-    Repl(EPOCH, 7, ENTRIES, ((STREAM, EPOCH),)),
-    ReplOk(EPOCH, 7),
 )
 OTHERS = (
     *FACTS,

@@ -105,8 +105,7 @@ class Harness:
         return self.election.on_peer_up(event, at(now_s))
 
     def persist(self, now_s: float) -> list[Effect]:
-        self.journal.on_persisted(self.journal.number)
-        return self.journal.release(at(now_s))
+        return self.journal.persisted(self.journal.number, at(now_s))
 
     def follow(self, now_s: float, dispatcher: NodeId = A) -> None:
         epoch = Epoch(3, dispatcher)
@@ -414,7 +413,8 @@ def test_what_the_outgoing_dispatcher_still_says_does_not_undo_the_claim() -> No
 
     assert world.election.on_heartbeat(A, reign, at(1.1)) == []
     assert world.election.on_claim(A, Claim(reign, StreamId(9), ()), at(1.1)) == []
-    assert notes(world.persist(1.2)) == ["dispatcher elected"]
+    done = world.journal.persisted(world.journal.number, at(1.2))
+    assert notes(done) == ["dispatcher elected"]
 
 
 def test_a_stopping_node_never_claims() -> None:

@@ -1,0 +1,57 @@
+"""Failover on five hosts in network namespaces: how long nobody accepts a task.
+
+The dispatcher is killed, loses its cable, or is stopped, again and again, while clients
+submit through the other hosts. Needs root and iproute2.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+
+from tests.mesh.history import Pace
+from tests.mesh.lab import Host, Lab
+from tests.mesh.netns import missing, wait_until
+from tests.mesh.scene import FLOW_S, Scene
+
+HOSTS = 5
+PACE = Pace(clients=3, readers=0, pause_s=0.02)
+
+Figure = tuple[str, list[float], float]  #: what, seconds of each run, goal for p95
+
+
+def figures(*, runs: int) -> Iterator[Figure]:
+    """Measure each way in which a dispatcher goes."""
+    if (reason := missing()) is not None:
+        raise FileNotFoundError(reason)
+    with Lab(HOSTS) as lab:
+        scene = Scene("failover", lab).form()
+        for name, lose, regain, goal_s in (
+            ("dispatcher killed", scene.kill, scene.start, 0.5),
+            ("dispatcher's cable pulled", scene.cut, lab.heal, 2.5),
+            ("dispatcher stopped by SIGTERM", scene.stop, scene.start, 0.3),
+        ):
+            samples = [_once(scene, lose, regain) for _ in range(runs)]
+            yield f"{name}, next accept", samples, goal_s
+
+
+def _once(
+    scene: Scene, lose: Callable[[Host], None], regain: Callable[[Host], None]
+) -> float:
+    head = scene.head()
+    load = scene.load(*scene.others(head), pace=PACE)
+    moment_s = time.monotonic()
+    lose(head)
+    scene.await_flow(load)
+
+    def is_accepted_elsewhere() -> bool:
+        return any(
+            operation.ended_s > moment_s and operation.dispatcher not in ("", head.name)
+            for operation in tuple(scene.history.operations)
+        )
+
+    wait_until("another accepts", is_accepted_elsewhere, within_s=FLOW_S)
+    load.stop()
+    regain(head)
+    scene.await_mesh()
+    return scene.history.handed_over_s(moment_s, head.name)

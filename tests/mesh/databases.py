@@ -1,0 +1,83 @@
+"""What the databases of agents hold, read beside them without disturbing them."""
+
+import contextlib
+import sqlite3
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+from urllib.parse import quote
+
+Vector = dict[int, int]
+
+
+class Held(NamedTuple):
+    """A task as one database has it; equal on all nodes that hold the same facts."""
+
+    state: int
+    cancelled_by: str | None
+    attempts: tuple[tuple[int, int, int, str, int, int | None], ...]
+
+
+class Place(NamedTuple):
+    """Where an entry of the log stands."""
+
+    stream: int
+    seq: int
+
+
+@contextlib.contextmanager
+def opened(state: Path) -> Iterator[sqlite3.Connection]:
+    """Open the database of a state folder for reading, in one snapshot."""
+    uri = f"file:{quote(str(state / 'log.db'))}?mode=ro"
+    with contextlib.closing(sqlite3.connect(uri, uri=True, timeout=10)) as connection:
+        connection.execute("BEGIN")
+        yield connection
+
+
+def vector(state: Path) -> Vector:
+    """Return how far each stream is held."""
+    with opened(state) as database:
+        rows = database.execute("SELECT stream, have_seq FROM streams")
+        return {stream: seq for stream, seq in rows if seq}
+
+
+def tasks(state: Path) -> dict[str, Held]:
+    """Return all tasks by id, with their attempts."""
+    with opened(state) as database:
+        attempts: dict[int, list[tuple[int, int, int, str, int, int | None]]] = {}
+        for task, *attempt in database.execute(
+            "SELECT task, term, stream, n, node, state, exit_code FROM attempts"
+            " ORDER BY task, term, stream, n"
+        ):
+            attempts.setdefault(task, []).append(tuple(attempt))
+        return {
+            name: Held(state, cancelled_by, tuple(attempts.get(key, ())))
+            for key, name, state, cancelled_by in database.execute(
+                "SELECT key, id, state, cancelled_by FROM tasks"
+            )
+        }
+
+
+def log(state: Path) -> dict[Place, tuple[int, str, bytes]]:
+    """Return every entry of the log."""
+    with opened(state) as database:
+        return {
+            Place(stream, seq): (hlc, task, body)
+            for stream, seq, hlc, task, body in database.execute(
+                "SELECT stream, seq, hlc, task_id, body FROM log"
+            )
+        }
+
+
+def writers(state: Path) -> dict[int, tuple[int, str]]:
+    """Return the epoch that wrote each stream, as term and node."""
+    with opened(state) as database:
+        rows = database.execute("SELECT stream, term, node FROM streams")
+        return {stream: (term, node) for stream, term, node in rows}
+
+
+def spooled(state: Path) -> int:
+    """Return how many results wait for a dispatcher's acknowledgement."""
+    with opened(state) as database:
+        (many,) = database.execute("SELECT count(*) FROM spool").fetchone()
+        return int(many)

@@ -1,0 +1,180 @@
+"""What can go wrong on a host, as tools: disks, sockets, multicast, saved states.
+
+Links, splits and wrong neighbour entries are methods of `Lab`, signals of `Agent`.
+"""
+
+import contextlib
+import os
+import shutil
+import socket
+import subprocess
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from tests.mesh.lab import Host, Lab
+from tests.mesh.netns import ip
+
+CHUNK = 64 << 10
+PROXY_LINKS_MAX = 64
+PAGE = 4096
+
+
+@contextlib.contextmanager
+def small_disk(folder: Path, size_mb: int) -> Iterator[Path]:
+    """Put a small file system of its own at a folder, before an agent uses it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    size = f"size={size_mb}m,mode=0700"
+    subprocess.run(["mount", "-t", "tmpfs", "-o", size, "lab", folder], check=True)
+    try:
+        yield folder
+    finally:
+        # Lazily: the agent that still uses it ends with the lab.
+        subprocess.run(["umount", "-l", folder], check=True)
+
+
+def fill(folder: Path, *, left_bytes: int = 0) -> Path:
+    """Fill the disk of a folder but for so much; remove the file that is returned."""
+    ballast = folder / "ballast"
+    free = shutil.disk_usage(folder).free
+    with ballast.open("wb", buffering=0) as file, contextlib.suppress(OSError):
+        for _ in range(max(0, free - left_bytes) // PAGE):
+            file.write(bytes(PAGE))
+    return ballast
+
+
+def save(state: Path, copy: Path) -> None:
+    """Copy the state folder of an agent that does not run, as a backup does."""
+    shutil.copytree(state, copy, ignore=shutil.ignore_patterns("*.sock", "agent.json"))
+
+
+def restore(copy: Path, state: Path) -> None:
+    """Put a copy in the place of a state folder."""
+    shutil.rmtree(state, ignore_errors=True)
+    shutil.copytree(copy, state)
+
+
+def lose_log(state: Path) -> None:
+    """Delete the database of an agent that does not run; it keeps its key and name."""
+    for path in state.glob("log.db*"):
+        path.unlink()
+
+
+def damage(state: Path, *, page: int = 1) -> None:
+    """Overwrite a page of the database of an agent that does not run."""
+    with (state / "log.db").open("r+b") as file:
+        file.seek(page * PAGE)
+        file.write(os.urandom(PAGE))
+
+
+def deafen(lab: Lab, host: Host) -> None:
+    """Let no multicast reach a host; all else goes through."""
+    ip(f"link set {host.port} type bridge_slave mcast_flood off", netns=lab.switch)
+
+
+def blind(lab: Lab, host: Host, peer: Host) -> None:
+    """Let no connection between two hosts come about; multicast goes through."""
+    lab.mislead(host, peer)
+    lab.mislead(peer, host)
+
+
+def sighted(lab: Lab, host: Host, peer: Host) -> None:
+    """End `blind`."""
+    lab.lead(host, peer)
+    lab.lead(peer, host)
+
+
+def move(host: Host, address: str) -> None:
+    """Give a host another address on the same network, as DHCP may."""
+    ip(
+        f"addr del {host.ip}/24 dev eth0",
+        f"addr add {address}/24 dev eth0",
+        netns=host.netns,
+    )
+    if not host.run("ip", "route", "show", "224.0.0.0/4").stdout:
+        ip("route add 224.0.0.0/4 dev eth0", netns=host.netns)
+    host.ip = address
+
+
+class Proxy:
+    """Passes TCP connections on from one host to another: slowly, or not at all.
+
+    While it stalls it reads nothing and sends nothing, and what waits in sockets
+    waits: a peer that is half-open. Use it as a context manager.
+    """
+
+    def __init__(self, host: Host, port: int, target: tuple[str, int]) -> None:
+        self.delay_s = 0.0
+        self._host = host
+        self._target = target
+        self._flows = threading.Event()
+        self._flows.set()
+        self._is_over = threading.Event()
+        self._sockets: list[socket.socket] = []
+        self._listener = host.call(lambda: socket.create_server(("", port)))
+        self._threads = [threading.Thread(target=self._accept, daemon=True)]
+        self._threads[0].start()
+
+    def stall(self) -> None:
+        """Pass nothing on from now on."""
+        self._flows.clear()
+
+    def flow(self) -> None:
+        """Pass on what waits, and all that comes."""
+        self._flows.set()
+
+    @property
+    def links(self) -> int:
+        """How many connections were ever made through it."""
+        return len(self._sockets) // 2
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._is_over.set()
+        self._flows.set()
+        with contextlib.suppress(OSError):
+            self._listener.shutdown(socket.SHUT_RDWR)
+        for each in self._sockets:
+            with contextlib.suppress(OSError):
+                each.shutdown(socket.SHUT_RDWR)
+        for thread in self._threads:
+            thread.join()
+        for each in (self._listener, *self._sockets):
+            each.close()
+
+    def _accept(self) -> None:
+        with contextlib.suppress(OSError):
+            while len(self._sockets) < 2 * PROXY_LINKS_MAX:
+                near, _ = self._listener.accept()
+                try:
+                    far = self._host.connect(self._target, 5.0)
+                except OSError:
+                    near.close()
+                    continue
+                far.settimeout(None)
+                self._sockets += (near, far)
+                for source, target in ((near, far), (far, near)):
+                    pump = threading.Thread(
+                        target=self._pump, args=(source, target), daemon=True
+                    )
+                    self._threads.append(pump)
+                    pump.start()
+
+    def _pump(self, source: socket.socket, target: socket.socket) -> None:
+        with contextlib.suppress(OSError):
+            while data := source.recv(CHUNK):
+                self._is_over.wait(self.delay_s)
+                self._flows.wait()
+                target.sendall(data)
+        for each in (source, target):
+            with contextlib.suppress(OSError):
+                each.shutdown(socket.SHUT_RDWR)

@@ -1,0 +1,326 @@
+"""One case of the fault catalogue: a mesh, its clients, its faults, its verdict.
+
+    scene = Scene("F1", lab)
+    scene.load()
+    scene.kill(scene.head())
+    ...
+    scene.conclude()
+
+`conclude` waits for rest, reads everything from every host and checks all invariants.
+"""
+
+import json
+import signal
+import time
+from collections import Counter
+from collections.abc import Callable, Collection, Sequence
+from pathlib import Path
+from typing import Any
+
+from tests.mesh import databases
+from tests.mesh.forming import (
+    FORM_S,
+    all_tasks,
+    dispatcher_of,
+    is_formed,
+    nodes,
+    secret_file,
+    submit,
+)
+from tests.mesh.history import Blindness, History, Load, Outcome, Pace, command_of, runs
+from tests.mesh.invariants import ALL, Evidence, Use, outcomes
+from tests.mesh.lab import Host, Lab
+from tests.mesh.netns import wait_until
+
+QUIET_S = 90.0  #: after the last fault, for everything to end
+LEVEL_S = 30.0  #: for standbys to hold what the dispatcher holds
+FLOW_S = 45.0  #: for tasks to be accepted again
+
+FIGURES: list[str] = []  #: of each case that came to its verdict, for the summary
+
+
+class Scene:
+    """A mesh under load to which a case does something."""
+
+    def __init__(
+        self, case: str, lab: Lab, *, hosts: Sequence[Host] = (), slots: int = 2
+    ) -> None:
+        self.case = case
+        self.lab = lab
+        self.hosts = list(hosts or lab.hosts)
+        self.secret = secret_file(lab.folder)
+        self.suspects: set[str] = set()
+        self.lost: set[str] = set()
+        self.figures: dict[str, float | int] = {}
+        self._slots = slots
+        self._is_whole = False
+        self._options: dict[str, tuple[str, ...]] = {}
+        self._loads: list[Load] = []
+        self._history: History | None = None
+        self._before: dict[int, Use] = {}
+
+    # --- agents ----------------------------------------------------------------------
+
+    def start(self, *hosts: Host, options: Sequence[str] = ()) -> None:
+        """Start agents at once, each with the options of its first start."""
+        for host in hosts:
+            args = self._options.setdefault(host.name, tuple(options))
+            slots = ("--slots", str(self._slots))
+            host.agent("", *slots, *args, secret=self.secret, is_awaited=False)
+        for host in hosts:
+            assert host.first.description
+
+    def form(self) -> "Scene":
+        """Start all hosts and wait until they are one mesh."""
+        self.start(*(host for host in self.hosts if not host.agents))
+        self.await_mesh()
+        return self
+
+    def await_mesh(
+        self, hosts: Sequence[Host] = (), *, within_s: float = FORM_S * 2
+    ) -> float:
+        """Wait until hosts are one mesh; return how long it took."""
+        began_s = time.monotonic()
+        members = hosts or self.hosts
+        wait_until(
+            "one mesh", lambda: is_formed(members), within_s=within_s, every_s=0.1
+        )
+        now_s = time.monotonic()
+        if set(members) == set(self.hosts):
+            self._is_whole = True
+            for blind in self.history.blind:
+                blind.ended_s = min(blind.ended_s, now_s)
+        return now_s - began_s
+
+    def head(self, seen_by: Host | None = None) -> Host:
+        """Return the host of the dispatcher."""
+        witness = seen_by or self.hosts[0]
+        name = wait_until(
+            "a dispatcher", lambda: dispatcher_of(witness), within_s=FORM_S
+        )
+        return next(host for host in self.hosts if host.name == name)
+
+    def named(self, witness: Host) -> Host | None:
+        """Return the host that a host takes for dispatcher, if it answers and knows."""
+        answer = self.history.ask(witness, "GET", "/api/v1/nodes")
+        if answer is None or answer.status != 200:
+            return None
+        heads = [n["name"] for n in answer.json["nodes"] if n["role"] == "dispatcher"]
+        return next((host for host in self.hosts if host.name in heads), None)
+
+    def others(self, *hosts: Host) -> list[Host]:
+        """Return all hosts but these."""
+        return [host for host in self.hosts if host not in hosts]
+
+    def standbys(self, seen_by: Host) -> list[Host]:
+        """Return the hosts of the standbys, the first in line first."""
+        names = [n["name"] for n in nodes(seen_by) if n["role"] == "standby"]
+        return [host for name in names for host in self.hosts if host.name == name]
+
+    def term(self, seen_by: Host) -> int:
+        """Return the term of the mesh."""
+        answer = seen_by.http("GET", "/api/v1/stats")
+        assert answer.status == 200, answer.body
+        return int(answer.json["mesh"]["term"])
+
+    # --- faults ----------------------------------------------------------------------
+
+    def kill(self, *hosts: Host) -> None:
+        """End agents as a power cut would."""
+        self._suspect(*hosts)
+        for host in hosts:
+            host.first.signal(signal.SIGKILL)
+        for host in hosts:
+            host.first.wait()
+
+    def stop(self, host: Host) -> None:
+        """End an agent as systemd does."""
+        self._suspect(host)
+        assert host.first.stop() == 0, host.first.log
+
+    def freeze(self, *hosts: Host) -> None:
+        """Stop agents in mid-step."""
+        self._suspect(*hosts)
+        for host in hosts:
+            host.first.signal(signal.SIGSTOP)
+
+    def thaw(self, *hosts: Host) -> None:
+        """End `freeze`."""
+        for host in hosts:
+            host.first.signal(signal.SIGCONT)
+
+    def cut(self, host: Host) -> None:
+        """Unplug a host, until `lab.heal`."""
+        self._suspect(host, groups=([host], self.others(host)))
+        self.lab.cut(host)
+
+    def split(self, *groups: Sequence[Host]) -> None:
+        """Split the LAN, until `lab.join`; what is out of sight may run twice."""
+        self._suspect(*(host for group in groups for host in group), groups=groups)
+        self.lab.split(*groups)
+
+    def _suspect(self, *hosts: Host, groups: Sequence[Sequence[Host]] = ()) -> None:
+        """Note a fault: what hosts may run twice, and what nobody may know for a while.
+
+        One host that is down leaves a standby that knows all. More at once, or one
+        before the mesh is whole again, may be all who know a task.
+        """
+        self.suspects |= {host.name for host in hosts}
+        if groups or len(hosts) > 1 or not self._is_whole:
+            parts = groups or [self.others(*hosts)]
+            names = tuple(frozenset(host.name for host in part) for part in parts)
+            self.history.blind.append(Blindness(time.monotonic(), names))
+        self._is_whole = False
+
+    # --- clients ---------------------------------------------------------------------
+
+    @property
+    def history(self) -> History:
+        """What clients did; it needs an agent, which makes its token."""
+        if self._history is None:
+            self._history = History(self.lab)
+        return self._history
+
+    def load(self, *hosts: Host, pace: Pace | None = None) -> Load:
+        """Let clients work through hosts, and wait until it flows."""
+        if not self._loads:
+            self._before = self._uses()
+        name = f"{self.case}-{len(self._loads)}"
+        load = Load(name, self.history, hosts or self.hosts, pace or Pace())
+        self._loads.append(load)
+        self.await_flow(load, 10)
+        return load
+
+    def await_flow(self, load: Load, more: int = 10, within_s: float = FLOW_S) -> None:
+        """Wait until so many more tasks were accepted."""
+        goal = load.accepted + more
+        wait_until(
+            f"{load.name} flows", lambda: load.accepted >= goal, within_s=within_s
+        )
+
+    def submit(self, host: Host, key: str, body: str = "") -> str:
+        """Submit one task and return its id."""
+        made = self.history.submit(host, key, body)
+        assert made.outcome is Outcome.OK, made
+        return made.task
+
+    def bulk(self, host: Host, many: int) -> None:
+        """Submit many tasks in one request."""
+        keys = [f"{self.case}-bulk-{number}" for number in range(many)]
+        commands = [self.history.asked.setdefault(k, command_of(k)) for k in keys]
+        self.history.accepted |= dict(zip(keys, submit(host, commands), strict=True))
+
+    # --- the verdict -----------------------------------------------------------------
+
+    def stop_load(self) -> None:
+        """End all clients and readers."""
+        for load in self._loads:
+            load.stop()
+
+    def conclude(
+        self, *, gap_s_max: float = 60.0, without: Collection[Any] = ()
+    ) -> None:
+        """Wait for one mesh at rest, check all invariants, tell figures.
+
+        Args:
+            gap_s_max: Longest time without an accepted task.
+            without: Invariants that the case breaks by its nature.
+        """
+        self.figures["heal_s"] = self.await_mesh()
+        self.stop_load()
+        witness = self.hosts[0]
+        for key in self.history.unsettled():
+            wait_until(
+                f"{key} is settled",
+                lambda key=key: self._is_settled(witness, key),  # type: ignore[misc]
+                within_s=FLOW_S,
+            )
+        self._await_rest(witness)
+        seen = self._evidence(witness, gap_s_max)
+        self._report(seen)
+        for check in ALL:
+            if check not in without:
+                check(seen)
+
+    def _is_settled(self, host: Host, key: str) -> bool:
+        return self.history.submit(host, key).outcome is Outcome.OK
+
+    def _await_rest(self, witness: Host) -> None:
+        deadline_s = time.monotonic() + QUIET_S
+        while True:
+            answer = witness.http("GET", "/api/v1/stats")
+            now = answer.json["tasks"] if answer.status == 200 else {"queued": -1}
+            is_over = not (now["queued"] or now["running"])
+            if is_over and not any(self._spooled().values()):
+                return
+            assert time.monotonic() < deadline_s, f"no rest: {now}, {self._spooled()}"
+            time.sleep(0.25)
+
+    def _spooled(self) -> dict[str, int]:
+        return {h.name: databases.spooled(h.first.state) for h in self.hosts}
+
+    def _evidence(self, witness: Host, gap_s_max: float) -> Evidence:
+        holders = [self.head(witness)]
+        states = {host.name: host.first.state for host in self.hosts}
+        wait_until(
+            "standbys are level",
+            lambda: _are_level([states[host.name] for host in holders]),
+            within_s=LEVEL_S,
+        )
+        return Evidence(
+            history=self.history,
+            lists={
+                h.name: {task["id"]: task for task in all_tasks(h)} for h in self.hosts
+            },
+            held={h.name: databases.tasks(states[h.name]) for h in holders},
+            logs={name: databases.log(state) for name, state in states.items()},
+            writers={name: databases.writers(state) for name, state in states.items()},
+            runs=runs(self.lab),
+            spooled=self._spooled(),
+            heads={host.name: dispatcher_of(host) for host in self.hosts},
+            suspects=self.suspects,
+            lost=self.lost,
+            before=self._before,
+            after=self._uses(),
+            gap_s_max=gap_s_max,
+        )
+
+    def _uses(self) -> dict[int, Use]:
+        """Return what each agent that runs holds."""
+        agents = [agent for host in self.hosts for agent in host.agents.values()]
+        return {a.pid: use(a.pid) for a in agents if a.process.poll() is None}
+
+    def _report(self, seen: Evidence) -> None:
+        again = Counter(run.task for run in seen.runs)
+        told = {
+            "case": self.case,
+            "accepted": len(self.history.accepted),
+            "runs": len(seen.runs),
+            "repeated": sum(many > 1 for many in again.values()),
+            "refused": dict(outcomes(self.history)),
+            "reads": len(self.history.reads),
+            "gap_s": round(self.history.longest_gap_s(), 2),
+            **{name: round(figure, 2) for name, figure in self.figures.items()},
+        }
+        FIGURES.append(json.dumps(told))
+
+
+def use(pid: int) -> Use:
+    """Return what a process holds now."""
+    status = Path(f"/proc/{pid}/status").read_text()
+    rss = next(line for line in status.splitlines() if line.startswith("VmRSS"))
+    descriptors = len(list(Path(f"/proc/{pid}/fd").iterdir()))
+    return Use(descriptors, int(rss.split()[1]) / 1024)
+
+
+def holds(is_true: Callable[[], bool], *, for_s: float, what: str) -> None:
+    """Fail if something stops being so within a time."""
+    until_s = time.monotonic() + for_s
+    while time.monotonic() < until_s:
+        assert is_true(), f"no longer: {what}"
+        time.sleep(0.1)
+
+
+def _are_level(states: Sequence[Path]) -> bool:
+    first, *others = (databases.vector(state) for state in states)
+    return all(other == first for other in others)

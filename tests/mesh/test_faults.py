@@ -1,0 +1,136 @@
+"""Cases of the fault catalogue that every `make test` runs, each in seconds.
+
+Their numbers are those of `docs/explanation/faults.md`; the longer ones are beside
+this file. One alone: `.venv/bin/pytest -m "" tests/mesh -k f1_`.
+"""
+
+import signal
+
+import pytest
+
+from tests.mesh.conftest import MakeLab
+from tests.mesh.faults import lose_log
+from tests.mesh.forming import dispatcher_of, is_formed
+from tests.mesh.history import Pace
+from tests.mesh.netns import wait_until
+from tests.mesh.scene import FLOW_S, Scene
+
+pytestmark = [pytest.mark.netns, pytest.mark.timeout(240)]
+
+HAND_OVER_S = 20.0
+
+
+@pytest.mark.soak  # Until standbys hold what is accepted.
+def test_f1_a_killed_dispatcher_under_load_loses_nothing(make_lab: MakeLab) -> None:
+    """Its standbys hold what it promised, and one of them goes on at once."""
+    scene = Scene("F1", make_lab(3)).form()
+    head = scene.head()
+    rest = scene.others(head)
+    load = scene.load(*rest)
+
+    scene.kill(head)
+    scene.await_flow(load, 20)
+    scene.start(head)
+
+    scene.conclude()
+
+
+@pytest.mark.soak  # Until standbys hold what is accepted.
+def test_f5_a_dispatcher_that_stands_still_for_two_seconds_is_deposed(
+    make_lab: MakeLab,
+) -> None:
+    """It wakes up believing that it reigns; its frames are refused."""
+    scene = Scene("F5", make_lab(3)).form()
+    head = scene.head()
+    rest = scene.others(head)
+    load = scene.load(*rest)
+
+    scene.freeze(head)
+    wait_until(
+        "another dispatcher",
+        lambda: dispatcher_of(rest[0]) not in (None, head.name),
+        within_s=HAND_OVER_S,
+    )
+    scene.await_flow(load, 10)
+    scene.thaw(head)
+    scene.await_flow(load, 10)
+
+    scene.conclude()
+
+
+@pytest.mark.soak  # Until standbys hold what is accepted.
+def test_f8_both_of_two_that_are_cut_apart_work_and_merge(make_lab: MakeLab) -> None:
+    """Neither can know that the other lives, so both accept; the union remains."""
+    scene = Scene("F8", make_lab(2)).form()
+    one, two = scene.hosts
+    loads = [scene.load(one), scene.load(two)]
+
+    scene.split([one], [two])
+    wait_until(
+        "two dispatchers",
+        lambda: dispatcher_of(one) == one.name and dispatcher_of(two) == two.name,
+        within_s=HAND_OVER_S,
+    )
+    same = {scene.submit(host, "F8-same") for host in (one, two)}
+    for load in loads:
+        scene.await_flow(load, 10)
+    scene.lab.join()
+
+    assert len(same) == 1
+    scene.conclude()
+
+
+def test_f13_three_started_at_the_same_instant_are_one_mesh(make_lab: MakeLab) -> None:
+    """They meet within seconds, after at most three claims."""
+    scene = Scene("F13", make_lab(3)).form()
+
+    assert scene.term(scene.hosts[0]) <= 3
+    scene.load()
+    scene.conclude()
+
+
+def test_f17_a_task_outlives_the_only_disk_if_a_worker_has_it(
+    make_lab: MakeLab,
+) -> None:
+    """The worker gives the envelope to the dispatcher that knows nothing of it."""
+    lab = make_lab(2)
+    head, hand = lab.hosts
+    scene = Scene("F17", lab, slots=1)
+    scene.start(head)
+    scene.start(hand, options=["--no-electable"])
+    scene.await_mesh()
+    tasks = {scene.submit(head, f"F17-{number}", "sleep 4") for number in range(2)}
+
+    def taken() -> set[str]:
+        listed = head.http("GET", f"/api/v1/tasks?worker_id={hand.name}").json["tasks"]
+        return {task["id"] for task in listed if task["status"] == "running"}
+
+    held = wait_until("the worker has one", taken, within_s=FLOW_S)
+    scene.kill(head)
+    lose_log(head.first.state)
+    scene.start(head)
+
+    scene.lost = tasks - held
+    scene.conclude()
+
+
+def test_f27_a_dispatcher_that_is_stopped_hands_over_without_a_failed_request(
+    make_lab: MakeLab,
+) -> None:
+    """Clients of the other hosts notice nothing at all."""
+    scene = Scene("F27", make_lab(3)).form()
+    head = scene.head()
+    rest = scene.others(head)
+    load = scene.load(*rest, pace=Pace(clients=4))
+
+    scene.suspects.add(head.name)
+    head.first.signal(signal.SIGTERM)
+    scene.await_flow(load, 20)
+    assert head.first.wait() == 0
+    wait_until("two are one mesh", lambda: is_formed(rest), within_s=FLOW_S)
+    scene.start(head)
+    scene.stop_load()
+
+    told = {operation.status for operation in scene.history.operations}
+    assert told == {201}
+    scene.conclude()

@@ -1,0 +1,268 @@
+"""Cases of the fault catalogue with disks, clocks, and peers that speak nonsense."""
+
+import socket
+import ssl
+import threading
+from pathlib import Path
+
+import msgpack
+import pytest
+
+from octaskly.trust import MeshTrust, NodeKey, load
+from tests.mesh import databases
+from tests.mesh.conftest import MakeLab
+from tests.mesh.faults import damage, fill, lose_log, restore, save, small_disk
+from tests.mesh.forming import dispatcher_of, is_formed, nodes
+from tests.mesh.history import Outcome, Pace
+from tests.mesh.lab import Host
+from tests.mesh.netns import wait_until
+from tests.mesh.scene import FLOW_S, Scene, use
+
+pytestmark = [pytest.mark.netns, pytest.mark.soak, pytest.mark.timeout(600)]
+
+SLEEP_S = 30.0
+DISK_MB = 160
+PEER_PORT = 7878
+LAN_PORT = 3443
+STRANGERS = 40
+MEMORY_MORE_MB = 96
+
+
+def test_f18_a_restored_backup_brings_nothing_down(make_lab: MakeLab) -> None:
+    """A node with the state of an hour ago fetches what it has forgotten."""
+    scene = Scene("F18", make_lab(3)).form()
+    old = scene.hosts[0]
+    rest = scene.others(old)
+    load = scene.load(*rest)
+    scene.stop(old)
+    copy = scene.lab.folder / "backup"
+    save(old.first.state, copy)
+    scene.start(old)
+    scene.await_mesh()
+    scene.await_flow(load, 60)
+    scene.stop(old)
+    restore(copy, old.first.state)
+
+    scene.start(old)
+    scene.await_mesh()
+    scene.await_flow(load, 20)
+
+    scene.conclude()
+
+
+def test_f18_a_restored_backup_of_the_dispatcher_brings_nothing_down(
+    make_lab: MakeLab,
+) -> None:
+    """It wrote streams of which it knows less than the others do."""
+    scene = Scene("F18-head", make_lab(3)).form()
+    old = scene.head()
+    rest = scene.others(old)
+    copy = scene.lab.folder / "backup"
+    scene.load(*rest)
+    scene.kill(old)
+    save(old.first.state, copy)
+    for host in rest:
+        scene.stop(host)
+    scene.start(old)
+    wait_until("it reigns", lambda: dispatcher_of(old) == old.name, within_s=FLOW_S)
+    scene.start(*rest)
+    scene.await_mesh()
+    more = scene.load(*rest)
+    scene.await_flow(more, 40)
+    scene.kill(old)
+    restore(copy, old.first.state)
+
+    scene.start(old)
+    scene.await_flow(more, 20)
+
+    scene.conclude()
+
+
+def test_f18_a_clone_does_not_take_part_under_the_same_id(make_lab: MakeLab) -> None:
+    """The state folder of a node that lives, started on another machine."""
+    scene = Scene("F18-clone", make_lab(4))
+    *real, other = scene.hosts
+    scene.start(*real)
+    scene.await_mesh(real)
+    victim = real[1]
+    scene.stop(victim)
+    save(victim.first.state, other.folder / other.name / "state")
+    scene.start(victim)
+    scene.await_mesh(real)
+    load = scene.load(*real)
+
+    scene.start(other)
+    scene.await_flow(load, 40)
+
+    ids = [node["id"] for node in nodes(real[0])]
+    assert len(ids) == len(set(ids))
+    said = other.first.log + "".join(host.first.log for host in real)
+    assert "duplicate node id" in said
+    scene.hosts.remove(other)
+    other.first.kill()
+    scene.conclude()
+
+
+@pytest.mark.parametrize("who", ["dispatcher", "standby"])
+def test_f21_a_full_disk_makes_no_false_promise(make_lab: MakeLab, who: str) -> None:
+    """What cannot be written is refused, and works again once there is room."""
+    scene = Scene(f"F21-{who}", make_lab(3))
+    first, *rest = scene.hosts
+    with small_disk(first.folder / first.name / "state", DISK_MB) as disk:
+        if who == "dispatcher":
+            scene.start(first)
+            scene.await_mesh([first])
+            scene.start(*rest)
+        else:
+            scene.start(*rest)
+            scene.await_mesh(rest)
+            scene.start(first)
+        scene.await_mesh()
+        load = scene.load(*rest)
+        assert (scene.head() == first) == (who == "dispatcher")
+
+        ballast = fill(disk)
+        threading.Event().wait(5.0)
+        # A dispatcher without room refuses, unless it handed its role over.
+        made = scene.history.submit(rest[0], "F21-full")
+        assert made.outcome is not Outcome.UNKNOWN
+        assert made.status in (201, 507)
+        ballast.unlink()
+
+        scene.await_flow(load, 20)
+        scene.conclude()
+
+
+def test_f22_a_damaged_database_is_refused_and_never_spreads(
+    make_lab: MakeLab,
+) -> None:
+    """The agent says what is wrong; moved aside, it gets all from the others."""
+    scene = Scene("F22", make_lab(3)).form()
+    head = scene.head()
+    hurt = scene.others(head)[0]
+    rest = scene.others(hurt)
+    load = scene.load(*rest)
+    scene.stop(hurt)
+    damage(hurt.first.state)
+
+    hurt.agent("", secret=scene.secret, is_awaited=False)
+    assert hurt.first.wait() != 0
+    assert "damaged" in hurt.first.log
+    done = hurt.cli("db", "reset")
+    assert done.returncode == 0, done.stderr
+    scene.start(hurt)
+    scene.await_mesh()
+    scene.await_flow(load, 20)
+
+    scene.conclude()
+
+
+@pytest.mark.parametrize("who", ["dispatcher", "standby", "worker"])
+def test_f23_a_machine_that_slept_comes_back(make_lab: MakeLab, who: str) -> None:
+    """Half a minute without a step; it wakes up, and knows that the world moved on."""
+    scene = Scene(f"F23-{who}", make_lab(4)).form()
+    head = scene.head()
+    standby, *_, worker = (*scene.standbys(head), *scene.others(head))
+    sleeper = {"dispatcher": head, "standby": standby, "worker": worker}[who]
+    rest = scene.others(sleeper)
+    load = scene.load(*rest, pace=Pace(body="sleep 0.1"))
+
+    scene.freeze(sleeper)
+    threading.Event().wait(SLEEP_S)
+    scene.thaw(sleeper)
+    scene.await_flow(load, 20)
+
+    scene.conclude(gap_s_max=12.0)
+
+
+class Stranger:
+    """A peer that connects to a host and says what no peer should."""
+
+    def __init__(self, near: Host, target: Host, trust: MeshTrust | None) -> None:
+        self._near = near
+        self._target = target
+        self._trust = trust
+
+    def connect(self, port: int) -> socket.socket:
+        """Open a connection, with TLS where the stranger has the secret."""
+        plain = self._near.connect((self._target.ip, port), 5.0)
+        if self._trust is None:
+            return plain
+        context = self._trust.client_context()
+        context.set_alpn_protocols(["octaskly/1"])
+        return context.wrap_socket(plain)
+
+    def say(self, port: int, data: bytes) -> None:
+        """Send bytes and wait until the other side has closed, or refused them."""
+        with self.connect(port) as link:
+            try:
+                link.sendall(data)
+                while link.recv(4096):
+                    pass
+            except (ConnectionError, ssl.SSLError):
+                pass
+
+
+def frame(body: bytes) -> bytes:
+    return len(body).to_bytes(4, "big") + body
+
+
+def test_f34_nonsense_from_peers_hurts_nobody(make_lab: MakeLab) -> None:
+    """Frames of 4 GiB, deep nesting, silence, junk: bounded, and the mesh goes on."""
+    scene = Scene("F34", make_lab(4))
+    *members, rogue = scene.hosts
+    scene.hosts.remove(rogue)
+    scene.form()
+    head = scene.head()
+    load_ = scene.load()
+    before = use(head.first.pid)
+    key = NodeKey.load_or_create(_folder(rogue))
+    member = Stranger(rogue, head, MeshTrust(load(scene.secret), key))
+    outsider = Stranger(rogue, head, None)
+
+    for data in (
+        (0xFFFFFFFF).to_bytes(4, "big"),
+        frame(b"\x91" * 200_000),
+        frame(b"\xdd\xff\xff\xff\xff"),
+        frame(b"\xc1" * 64),
+        frame(msgpack.packb([[3, [0, ""]]])),
+        frame(msgpack.packb({"a": 1})),
+        frame(b""),
+    ):
+        member.say(PEER_PORT, data)
+    for port in (PEER_PORT, LAN_PORT):
+        outsider.say(port, b"GET / HTTP/1.1\r\n\r\n" + b"\x00" * 4096)
+    silent = [outsider.connect(PEER_PORT) for _ in range(STRANGERS)]
+    scene.await_flow(load_, 40)
+    for link in silent:
+        link.close()
+
+    assert use(head.first.pid).memory_mb - before.memory_mb < MEMORY_MORE_MB
+    assert is_formed(members)
+    assert dispatcher_of(members[0]) == head.name
+    scene.conclude(gap_s_max=5.0)
+
+
+def test_f17_a_dispatcher_that_lost_its_disk_gets_all_from_its_standbys(
+    make_lab: MakeLab,
+) -> None:
+    """What was accepted by two disks outlives one of them."""
+    scene = Scene("F17-disk", make_lab(3)).form()
+    head = scene.head()
+    rest = scene.others(head)
+    load = scene.load(*rest)
+
+    scene.kill(head)
+    lose_log(head.first.state)
+    scene.await_flow(load, 20)
+    scene.start(head)
+    scene.await_mesh()
+
+    assert databases.vector(rest[0].first.state)
+    scene.conclude()
+
+
+def _folder(host: Host) -> Path:
+    folder = host.folder / "rogue"
+    folder.mkdir(mode=0o700)
+    return folder

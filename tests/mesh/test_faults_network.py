@@ -1,0 +1,262 @@
+"""Cases of the fault catalogue in which the network lies, splits or slows down."""
+
+import threading
+from itertools import count
+
+import pytest
+
+from tests.mesh.conftest import MakeLab
+from tests.mesh.faults import Proxy, blind, deafen, move, sighted
+from tests.mesh.forming import dispatcher_of, is_formed, nodes
+from tests.mesh.history import Pace
+from tests.mesh.lab import Host
+from tests.mesh.netns import ip, wait_until
+from tests.mesh.scene import FLOW_S, Scene, holds
+
+pytestmark = [pytest.mark.netns, pytest.mark.soak, pytest.mark.timeout(600)]
+
+REBROWSE_S = 25.0
+PEER_PORT = 7878
+FLAP_S = 2.0
+FLAPS = 15
+CLAIMS_PER_FLAP = 3
+
+
+def await_members(witness: Host, *hosts: Host) -> None:
+    """Wait until a host lists these, and no others."""
+    names = {host.name for host in hosts}
+    wait_until(
+        "all are listed",
+        lambda: {node["name"] for node in nodes(witness)} == names,
+        within_s=FLOW_S,
+    )
+
+
+def test_f9_a_split_of_three_and_two_heals(make_lab: MakeLab) -> None:
+    """Both halves accept and run; after the heal the union has one outcome each."""
+    scene = Scene("F9", make_lab(5)).form()
+    big, small = scene.hosts[:3], scene.hosts[3:]
+    loads = [scene.load(*big), scene.load(*small)]
+
+    scene.split(big, small)
+    for half in (big, small):
+        scene.await_mesh(half)
+    for load in loads:
+        scene.await_flow(load, 40)
+    scene.lab.join()
+
+    scene.conclude()
+
+
+def test_f9_a_flapping_split_does_not_make_claims_without_end(
+    make_lab: MakeLab,
+) -> None:
+    """Cut and healed every two seconds, for a minute."""
+    scene = Scene("F9-flap", make_lab(5)).form()
+    big, small = scene.hosts[:3], scene.hosts[3:]
+    term = scene.term(big[0])
+    loads = [scene.load(*big), scene.load(*small)]
+
+    for _ in range(FLAPS):
+        scene.split(big, small)
+        threading.Event().wait(FLAP_S)
+        scene.lab.join()
+        threading.Event().wait(FLAP_S)
+    for load in loads:
+        scene.await_flow(load)
+    scene.await_mesh()
+
+    scene.figures["claims"] = scene.term(big[0]) - term
+    assert scene.figures["claims"] <= FLAPS * CLAIMS_PER_FLAP
+    scene.conclude()
+
+
+def test_f10_a_node_that_starts_in_a_split_is_found_after_it(
+    make_lab: MakeLab,
+) -> None:
+    """Nobody has met it, and mDNS alone would be silent for an hour."""
+    scene = Scene("F10", make_lab(3))
+    one, two, late = scene.hosts
+    scene.start(one, two)
+    scene.await_mesh([one, two])
+    load = scene.load(one, two)
+    scene.split([one, two], [late])
+    scene.start(late)
+    own = scene.load(late)
+    scene.await_flow(own)
+    scene.lab.join()
+
+    scene.figures["found_s"] = scene.await_mesh(within_s=REBROWSE_S * 2)
+    scene.await_flow(load)
+    scene.conclude()
+
+
+def test_f11_a_follower_that_does_not_reach_the_dispatcher_waits(
+    make_lab: MakeLab,
+) -> None:
+    """The third still hears it, so nobody claims; once mended, all is as before."""
+    scene = Scene("F11", make_lab(3)).form()
+    head = scene.head()
+    near, far = scene.others(head)
+    load = scene.load(head, near)
+    term = scene.term(head)
+    scene.suspects.add(far.name)
+
+    blind(scene.lab, head, far)
+    holds(
+        lambda: dispatcher_of(near) == head.name and scene.term(near) == term,
+        for_s=10.0,
+        what="the dispatcher reigns",
+    )
+    sighted(scene.lab, head, far)
+
+    scene.await_flow(load)
+    scene.await_mesh()
+    assert scene.term(head) == term
+    scene.conclude()
+
+
+def test_f12_nodes_that_see_but_do_not_reach_each_other_work_alone(
+    make_lab: MakeLab,
+) -> None:
+    """Multicast flows and TCP is blocked: nobody hangs, and the heal joins them."""
+    scene = Scene("F12", make_lab(2))
+    one, two = scene.hosts
+    blind(scene.lab, one, two)
+    scene.start(one, two)
+    for host in scene.hosts:
+        scene.await_mesh([host])
+        scene.load(host)
+
+    scene.suspects |= {one.name, two.name}
+    sighted(scene.lab, one, two)
+
+    scene.conclude()
+
+
+def test_f12_nodes_that_hear_no_multicast_join_by_address(make_lab: MakeLab) -> None:
+    """TCP flows and multicast is blocked, as on a guest network."""
+    scene = Scene("F12-deaf", make_lab(2))
+    one, two = scene.hosts
+    for host in scene.hosts:
+        deafen(scene.lab, host)
+    scene.start(one)
+    scene.start(two, options=["--join", one.ip])
+
+    scene.await_mesh()
+    scene.load()
+    scene.conclude()
+
+
+@pytest.mark.parametrize("many", [2, 10, 50])
+def test_f13_all_start_at_the_same_instant(make_lab: MakeLab, many: int) -> None:
+    """A power cut is over: one dispatcher, after few claims."""
+    scene = Scene(f"F13-{many}", make_lab(many), slots=1)
+    scene.start(*scene.hosts)
+    scene.figures["formed_s"] = scene.await_mesh(within_s=120.0)
+
+    scene.figures["claims"] = scene.term(scene.hosts[0])
+    assert scene.figures["claims"] <= 3
+    scene.load(*scene.hosts[:5])
+    scene.conclude()
+
+
+def test_f25_a_slow_standby_holds_nobody_up(make_lab: MakeLab) -> None:
+    """Everything of it takes 100 ms, then nothing comes: another is taken."""
+    scene = Scene("F25", make_lab(4))
+    head, good, slow, wire = scene.hosts
+    scene.hosts.remove(wire)
+    scene.start(head)
+    scene.await_mesh([head])
+    with Proxy(wire, PEER_PORT, (head.ip, PEER_PORT)) as proxy:
+        blind(scene.lab, head, slow)
+        scene.start(slow, options=["--join", wire.ip])
+        # Its API cannot forward to the dispatcher, so it is not asked.
+        await_members(head, head, slow)
+        assert proxy.links
+        load = scene.load(head)
+        proxy.delay_s = 0.1
+        scene.await_flow(load, 40)
+        scene.start(good)
+        await_members(head, head, slow, good)
+        scene.suspects.add(slow.name)
+
+        proxy.stall()
+        scene.await_flow(load, 40)
+        wait_until(
+            "the good one is standby",
+            lambda: good in scene.standbys(head),
+            within_s=FLOW_S,
+        )
+        sighted(scene.lab, head, slow)
+        proxy.flow()
+        proxy.delay_s = 0.0
+        scene.conclude(gap_s_max=5.0)
+
+
+def test_f29_a_host_with_a_new_address_is_found_again(make_lab: MakeLab) -> None:
+    """A peer is its key, not its address: it is neither lost nor there twice."""
+    scene = Scene("F29", make_lab(3)).form()
+    head = scene.head()
+    moving, rest = scene.others(head)
+    load = scene.load(head, rest)
+    for host, address in ((moving, "10.77.1.201"), (head, "10.77.1.202")):
+        scene.suspects.add(host.name)
+        move(host, address)
+        scene.figures[f"found_{host.name}_s"] = scene.await_mesh()
+        wait_until(
+            "the new address is listed",
+            lambda address=address: address in str(nodes(rest)),  # type: ignore[misc]
+            within_s=FLOW_S,
+        )
+        scene.await_flow(load)
+
+    ids = [node["id"] for node in nodes(rest)]
+    assert len(ids) == len(set(ids)) == len(scene.hosts)
+    scene.conclude()
+
+
+def test_f29_an_interface_comes_and_goes(make_lab: MakeLab) -> None:
+    """A cable that is pulled and a new one beside it disturb nobody else."""
+    scene = Scene("F29-port", make_lab(3)).form()
+    head = scene.head()
+    docked, rest = scene.others(head)
+    load = scene.load(head, rest)
+    names = count(1)
+    for _ in range(3):
+        name = f"dock{next(names)}"
+        ip(
+            f"link add {name} type dummy",
+            f"link set {name} up",
+            f"addr add 10.99.0.{docked.number}/24 dev {name}",
+            netns=docked.netns,
+        )
+        scene.await_flow(load, 20)
+        ip(f"link del {name}", netns=docked.netns)
+        scene.await_flow(load, 20)
+
+    assert is_formed(scene.hosts)
+    scene.conclude(gap_s_max=3.0)
+
+
+def test_f31_two_meshes_on_one_lan_do_not_touch(make_lab: MakeLab) -> None:
+    """Two secrets: each has its own nodes, tasks and dispatcher, and says so."""
+    lab = make_lab(4)
+    ours = Scene("F31", lab, hosts=lab.hosts[:2]).form()
+    theirs = Scene("F31-foreign", lab, hosts=lab.hosts[2:])
+    assert ours.secret == theirs.secret  # The same file, written anew: another mesh.
+    theirs.form()
+
+    load = ours.load(pace=Pace(clients=2))
+    other = theirs.hosts[0].http("POST", "/api/v1/tasks", json={"command": "true"})
+    ours.await_flow(load, 20)
+
+    assert other.status == 201
+    assert not is_formed(lab.hosts)
+    for mesh in (ours, theirs):
+        assert {node["name"] for node in nodes(mesh.hosts[0])} == {
+            host.name for host in mesh.hosts
+        }
+    foreign = ours.hosts[0].http("GET", f"/api/v1/tasks/{other.json['id']}")
+    assert foreign.status == 404
+    ours.conclude()

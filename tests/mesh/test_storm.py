@@ -1,0 +1,131 @@
+"""Half an hour of everything at once: the last word on whether tasks get lost.
+
+`SOAK_STORM_S` sets its length, `SOAK_STORM_SEED` repeats a storm; it prints both.
+"""
+
+import os
+import random
+import threading
+import time
+from collections.abc import Callable
+
+import pytest
+
+from tests.mesh.conftest import MakeLab
+from tests.mesh.history import Pace
+from tests.mesh.lab import Host
+from tests.mesh.scene import Scene
+
+STORM_S = float(os.environ.get("SOAK_STORM_S", "1800"))
+SEED = os.environ.get("SOAK_STORM_SEED") or str(random.SystemRandom().getrandbits(32))
+HOSTS = 5
+CALM = 0.6  #: share of faults after which the mesh may form again before the next
+
+pytestmark = [
+    pytest.mark.netns,
+    pytest.mark.soak,
+    pytest.mark.timeout(STORM_S + 900),
+]
+
+
+class Storm:
+    """Faults drawn from a seed, each undone after a while."""
+
+    def __init__(self, scene: Scene, seed: str) -> None:
+        self._scene = scene
+        self._draw = random.Random(seed)
+        self.faults = 0
+
+    def strike(self) -> None:
+        """Do one fault and undo it."""
+        kinds: list[Callable[[], None]] = [
+            *(self._kill, self._kill_dispatcher, self._kill_two, self._kill_all),
+            *(self._stop, self._freeze, self._cut, self._split, self._mislead),
+        ]
+        (kind,) = self._draw.choices(kinds, (3, 4, 2, 1, 3, 3, 3, 4, 2))
+        print(f"{time.strftime('%H:%M:%S')} {kind.__name__.strip('_')}", flush=True)
+        kind()
+        self.faults += 1
+        if self._draw.random() < CALM:
+            self._scene.await_mesh(within_s=120.0)
+        self._wait(0.0, 3.0)
+
+    def _kill(self) -> None:
+        self._kill_these(self._some(1))
+
+    def _kill_dispatcher(self) -> None:
+        self._kill_these([self._dispatcher()])
+
+    def _kill_two(self) -> None:
+        self._kill_these([self._dispatcher(), *self._some(1)])
+
+    def _kill_all(self) -> None:
+        self._kill_these(self._some(HOSTS))
+
+    def _kill_these(self, hosts: list[Host]) -> None:
+        once = list(dict.fromkeys(hosts))
+        self._scene.kill(*once)
+        for host in once:
+            self._wait(0.0, 3.0)
+            self._scene.start(host)
+
+    def _stop(self) -> None:
+        host = self._draw.choice([self._dispatcher(), *self._some(1)])
+        self._scene.stop(host)
+        self._scene.start(host)
+
+    def _freeze(self) -> None:
+        host = self._draw.choice([self._dispatcher(), *self._some(1)])
+        self._scene.freeze(host)
+        self._wait(0.3, 6.0)
+        self._scene.thaw(host)
+
+    def _cut(self) -> None:
+        host = self._draw.choice([self._dispatcher(), *self._some(1)])
+        self._scene.cut(host)
+        self._wait(0.5, 8.0)
+        self._scene.lab.heal(host)
+
+    def _split(self) -> None:
+        mixed = self._some(HOSTS)
+        size = self._draw.randint(1, HOSTS - 1)
+        self._scene.split(mixed[:size], mixed[size:])
+        self._wait(1.0, 8.0)
+        self._scene.lab.join()
+
+    def _mislead(self) -> None:
+        host, peer = self._some(2)
+        self._scene.suspects |= {host.name, peer.name}
+        self._scene.lab.mislead(host, peer)
+        self._wait(1.0, 8.0)
+        self._scene.lab.lead(host, peer)
+
+    def _dispatcher(self) -> Host:
+        """Return the dispatcher where one is known, else anybody."""
+        names = [self._scene.named(host) for host in self._some(HOSTS)]
+        known = [host for host in names if host is not None]
+        return known[0] if known else self._some(1)[0]
+
+    def _some(self, many: int) -> list[Host]:
+        return self._draw.sample(self._scene.hosts, many)
+
+    def _wait(self, low_s: float, high_s: float) -> None:
+        threading.Event().wait(self._draw.uniform(low_s, high_s))
+
+
+def test_storm_of_kills_cuts_splits_and_restarts_loses_nothing(
+    make_lab: MakeLab,
+) -> None:
+    """Zero accepted tasks lost, zero without outcome, zero wrong."""
+    print(f"storm: {STORM_S:.0f} s, seed {SEED}")
+    scene = Scene("storm", make_lab(HOSTS)).form()
+    load = scene.load(pace=Pace(clients=4, readers=2, pause_s=0.2))
+    storm = Storm(scene, SEED)
+    until_s = time.monotonic() + STORM_S
+    while time.monotonic() < until_s:
+        storm.strike()
+    scene.await_mesh(within_s=120.0)
+    scene.await_flow(load)
+
+    scene.figures["faults"] = storm.faults
+    scene.conclude()
