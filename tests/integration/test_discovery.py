@@ -144,9 +144,11 @@ def test_a_second_node_with_our_id_is_reported(mesh: str) -> None:
         node(mesh, node=twin, boot="boot-2"),
     ):
         note = first.wait_for("note", lambda line: "duplicate" in line["event"])
+        clone = first.wait_for("clone")
 
     assert note["event"] == "duplicate node id"
     assert note["fields"] == {"node": twin}
+    assert set(clone["ports"]) == {7878}
     assert first.seen_nodes() == set()
 
 
