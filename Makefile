@@ -45,13 +45,16 @@ $(VENV)/.bench-ready: pyproject.toml $(VENV)/.ready
 	fi
 	@touch $@
 
-# The slow truth: each simulation, property and mesh test again and again, with new
-# seeds, until SOAK_S seconds are over; also all fault cases, and a storm of them for
-# SOAK_STORM_S seconds. One case alone: .venv/bin/pytest -m "" tests/mesh -k f9_
+# The slow truth: fresh seeds of the simulation, over an hour of them on two cores, then
+# each simulation, property and mesh test again and again, with new seeds, until SOAK_S
+# seconds are over; also all fault cases, and a storm of them for SOAK_STORM_S seconds.
+# One case alone: .venv/bin/pytest -m "" tests/mesh -k f9_
+SOAK_SEEDS ?= 100000
 SOAK_S ?= 3600
 export SOAK_STORM_S ?= 1800
 SOAK_TESTS ?= tests/property tests/simulation tests/integration tests/mesh
 soak: .venv
+	@$(BIN)/python -m tests.simulation.hunt $(SOAK_SEEDS)
 	@end=$$(( $$(date +%s) + $(SOAK_S) )); round=0; \
 	while [ $$(date +%s) -lt $$end ]; do \
 		round=$$(( round + 1 )); seed=$$(od -An -N4 -tu4 /dev/urandom | tr -d ' '); \

@@ -17,6 +17,8 @@
     │   ├── NoDispatcher         none is elected at this moment
     │   ├── NotDispatcher        this node is not it (any more)
     │   ├── AnswerLost           it stopped before it could say what became of it
+    │   ├── NotDurable           no standby keeps a copy, and that was insisted on
+    │   ├── CatchingUp           a node that may know the task is missing
     │   └── NodeNotFound
     ├── TrustError               a secret, certificate or token is not acceptable
     ├── PermissionDenied         the principal may not do that
@@ -108,6 +110,14 @@ class NotDispatcher(MeshError):
 
 class AnswerLost(MeshError):
     """The node stops; the request may have been carried out, so it is not repeated."""
+
+
+class NotDurable(MeshError):
+    """No standby keeps a copy, and the request or the setting insists on one."""
+
+
+class CatchingUp(MeshError):
+    """The task is unknown here, but a node that may know it is missing."""
 
 
 class NodeNotFound(MeshError):

@@ -15,9 +15,11 @@ from octaskly.core.events import (
     Draft,
     LiveLoaded,
     Loaded,
+    Saved,
     TasksSubmitted,
 )
 from octaskly.core.facts import Fact
+from octaskly.core.membership import Membership
 from octaskly.core.merge import TaskRecord
 from octaskly.core.messages import (
     Dispatch as DispatchMessage,
@@ -42,6 +44,7 @@ from octaskly.core.model import (
     TaskSpec,
     TaskState,
 )
+from octaskly.core.replication import Replication
 from tests.builders import (
     STREAM,
     attempt,
@@ -70,10 +73,14 @@ class World:
 
     def __init__(self, limits: Limits | None = None) -> None:
         self.journal = journal()
-        self.dispatch = Dispatch(settings("a", limits=limits), self.journal, 7)
+        known = settings("a", limits=limits)
+        self.replication = Replication(known, self.journal, Membership(known, Saved()))
+        self.dispatch = Dispatch(known, self.journal, self.replication, 7)
 
     def commit(self, at: float = 0.0) -> list[Effect]:
-        return self.journal.persisted(self.journal.number, moment(at))
+        now = moment(at)
+        self.journal.on_persisted(self.journal.number)
+        return self.replication.release(now) + self.journal.release(now)
 
 
 def reigning(

@@ -33,6 +33,7 @@ from octaskly.core.events import (
 )
 from octaskly.core.facts import Assigned, Fact
 from octaskly.core.journal import Journal
+from octaskly.core.membership import Membership
 from octaskly.core.merge import TaskRecord, apply
 from octaskly.core.messages import (
     Dispatch as DispatchMessage,
@@ -60,6 +61,7 @@ from octaskly.core.model import (
     TaskSpec,
     TaskState,
 )
+from octaskly.core.replication import Replication
 from octaskly.core.worker import Worker
 from tests import builders
 
@@ -95,9 +97,9 @@ class Reign:
         self.seconds = 0.0
         self.me = NodeId(names[0])
         self.journal = Journal(Saved())
-        self.dispatch = Dispatch(
-            builders.settings(names[0], limits=LIMITS), self.journal, 0
-        )
+        known = builders.settings(names[0], limits=LIMITS)
+        self.replication = Replication(known, self.journal, Membership(known, Saved()))
+        self.dispatch = Dispatch(known, self.journal, self.replication, 0)
         self.hands = {
             NodeId(name): Hand(
                 Worker(builders.settings(name, slots=SLOTS, limits=LIMITS), ())
@@ -180,7 +182,9 @@ class Reign:
         for entry in append.entries:
             task = entry.fact.task
             self.durable[task] = apply(self.durable.get(task), entry.fact)
-        self.perform(self.journal.persisted(append.number, self.now))
+        self.journal.on_persisted(append.number)
+        self.perform(self.replication.release(self.now))
+        self.perform(self.journal.release(self.now))
 
     def read(self) -> None:
         """Let the store answer the oldest read, from what is durable now."""

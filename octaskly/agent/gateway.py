@@ -29,9 +29,12 @@ from octaskly.core.model import (
     TaskId,
     TaskState,
 )
+from octaskly.core.node import Node
 from octaskly.errors import (
+    CatchingUp,
     NodeNotFound,
     NotDispatcher,
+    NotDurable,
     OutputNotFound,
     PermissionDenied,
     StoreFull,
@@ -71,7 +74,9 @@ class AgentGateway:
         mint: Callable[[str, str, int], str],
         is_room: Callable[[], bool],
         names: Mapping[NodeId, str],
+        node: Node | None = None,
     ) -> None:
+        self._node = node
         self._node_id = node_id
         self._mesh_id = mesh_id
         self._store = store
@@ -180,6 +185,11 @@ class AgentGateway:
                 ticket, tuple(drafts), principal.subject, suffixes
             )
         )
+        if isinstance(reply, ef.NotDurable):
+            raise NotDurable(
+                "durability is strict, and no standby acknowledges",
+                hint="repeat it with the same Idempotency-Key when a standby is back",
+            )
         if not isinstance(reply, ef.Accepted):
             raise NotDispatcher("this node stopped being dispatcher")
         records = [TaskRecord(id=spec.id, spec=spec) for spec in reply.specs]
@@ -234,6 +244,7 @@ class AgentGateway:
                 )
             record = await self._store.task(ids[0]) if ids else None
         if record is None:
+            self._require_complete(ref)
             raise TaskNotFound("Task not found", hint=f"no task is called {ref}")
         return record
 
@@ -354,6 +365,14 @@ class AgentGateway:
     def _require_dispatcher(self) -> None:
         if not self.view.is_serving:
             raise NotDispatcher("this node is not dispatcher")
+
+    def _require_complete(self, ref: str) -> None:
+        """Say "not found" only where no missing node may know better."""
+        if self._node is not None and not self._node.is_complete:
+            raise CatchingUp(
+                f"{ref} is unknown here, and a node that may know it is missing",
+                hint="ask again; a node that stays away is given up after 10 minutes",
+            )
 
     def _require_room(self) -> None:
         if failure := self._failure():

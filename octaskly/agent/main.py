@@ -25,7 +25,7 @@ from octaskly.mesh.discovery import sightings
 from octaskly.mesh.wire import WirePacker
 from octaskly.runner.tree import become_subreaper
 from octaskly.store import Store
-from octaskly.trust import MeshSecret, load, make
+from octaskly.trust import MeshSecret, NodeKey, load, make
 
 DRAIN_S = 30.0  #: how long running tasks may take after SIGTERM
 CHECK_S = 2.0  #: between two samples of load and health
@@ -61,6 +61,8 @@ class _Agent:
         self._clock = SystemClock()
         self._parts: Parts | None = None
         self._signals = 0
+        self._is_duplicate = False  #: another agent lives with this node's id
+        self._was_renewed = False
         self._news = asyncio.Event()  #: a signal came, or the core has stopped
 
     async def run(self) -> int:
@@ -72,6 +74,15 @@ class _Agent:
         secret, is_first = await self._secret()
         if secret is None:
             return 0
+        while True:
+            await self._be(secret, is_first=is_first)
+            if not self._is_duplicate:
+                self._log.info("agent stopped")
+                return 0
+            self._renew()
+
+    async def _be(self, secret: MeshSecret, *, is_first: bool) -> None:
+        """Be one node, until told to stop or to be another."""
         store = Store(
             self._config.paths.database, WirePacker(), self._persisted, self._clock
         )
@@ -86,6 +97,7 @@ class _Agent:
                 self._log,
                 is_first=is_first,
                 on_stopped=self._news.set,
+                on_duplicate=self._met_duplicate,
             )
             async with asyncio.TaskGroup() as tasks:
                 await parts.start(tasks)
@@ -101,8 +113,23 @@ class _Agent:
             await store.close()
         if parts.loop.failure is not None:
             raise parts.loop.failure
-        self._log.info("agent stopped")
-        return 0
+
+    def _met_duplicate(self) -> None:
+        """Another agent lives with this node's id; a second time would be a lie."""
+        if not self._was_renewed:
+            self._is_duplicate = True
+            self._news.set()
+
+    def _renew(self) -> None:
+        """Become another node: this state folder is a copy of one that is in use."""
+        key = NodeKey.renew(self._config.paths.state)
+        self._is_duplicate, self._was_renewed = False, True
+        self._log.warning(
+            "node id renewed",
+            node_id=key.node_id,
+            cause="another agent lives with the key of this state folder",
+            hint="a copied state folder is to be without node.key",
+        )
 
     def _persisted(self, number: int) -> None:
         if self._parts is not None:
@@ -135,14 +162,19 @@ class _Agent:
 
     async def _live(self, parts: Parts) -> None:
         """Run until asked to stop or failed; then hand over and drain."""
-        await self._until(lambda: self._signals > 0 or parts.loop.is_stopped)
+        await self._until(
+            lambda: self._signals > 0 or self._is_duplicate or parts.loop.is_stopped
+        )
         if parts.loop.is_stopped:
             return
-        self._notifier.stopping()
-        self._log.info("stopping", drain_s=DRAIN_S)
-        parts.ask_to_stop(DRAIN_S)
+        drain_s = 0.0
+        if not self._is_duplicate:
+            drain_s = DRAIN_S
+            self._notifier.stopping()
+        self._log.info("stopping", drain_s=drain_s)
+        parts.ask_to_stop(drain_s)
         with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(DRAIN_S + 10):
+            async with asyncio.timeout(drain_s + 10):
                 await self._until(lambda: self._signals > 1 or parts.loop.is_stopped)
 
     async def _until(self, is_true: Callable[[], bool]) -> None:

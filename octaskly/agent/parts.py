@@ -58,6 +58,7 @@ class Parts:
         *,
         is_first: bool,
         on_stopped: Callable[[], None],
+        on_duplicate: Callable[[], None],
     ) -> None:
         """Bind the ports and build all parts; nothing is served yet.
 
@@ -70,6 +71,7 @@ class Parts:
             log: Where events go.
             is_first: This node has just made the mesh: it need not look for others.
             on_stopped: Called once the core has stopped.
+            on_duplicate: Called when another agent lives with this node's id.
 
         Raises:
             ConfigError: the node key or a port cannot be used.
@@ -87,7 +89,7 @@ class Parts:
         self._load = self._sampler.sample()
         self._peers_known = len(saved.peers)
         self._build_core(saved, is_first=is_first, on_stopped=on_stopped)
-        self._build_shell()
+        self._build_shell(on_duplicate)
 
     async def start(self, tasks: asyncio.TaskGroup) -> None:
         """Serve: links, API, mDNS, then the first step of the core."""
@@ -225,9 +227,10 @@ class Parts:
             mint=self._mint,
             is_room=self._store.is_room,
             names={**dict(saved.names), self._info.id: name},
+            node=self.loop.node,
         )
 
-    def _build_shell(self) -> None:
+    def _build_shell(self, on_duplicate: Callable[[], None]) -> None:
         config, trust, name = self._config, self._trust, self._info.name
         self._pool = Pool(
             slots=config.slots,
@@ -245,6 +248,7 @@ class Parts:
             hello=self._hello,
             on_event=self.loop.post,
             on_note=partial(write_note, self._log),
+            on_duplicate=on_duplicate,
         )
         self._discovery = Discovery(
             node=self._info,
@@ -259,6 +263,7 @@ class Parts:
                 hint="machines with one secret file form one mesh",
             ),
             on_addresses=self._addresses_changed,
+            on_clone=partial(self._transport.dial, None),
         )
         self._api = self._build_api()
         self._socket_path = config.paths.socket_of(name)

@@ -26,6 +26,8 @@ TASK_NOT_FOUND = "Task not found"
 WORKER_NOT_FOUND = "Worker not found"
 CONNECTION_LOST = "Connection to the dispatcher was lost"
 NO_DISPATCHER = "No dispatcher is elected"
+NOT_DURABLE = "No standby keeps a copy"
+CATCHING_UP = "The log is not complete yet"
 UNPAIRED = "This node is in no mesh yet"
 
 REFUSED_HEADER = "Octaskly-Refused"
@@ -64,6 +66,8 @@ _TABLE: dict[type[Exception], tuple[int, str]] = {
     errors.NoDispatcher: (503, NO_DISPATCHER),
     errors.NotDispatcher: (503, NO_DISPATCHER),
     errors.AnswerLost: (503, CONNECTION_LOST),
+    errors.NotDurable: (503, NOT_DURABLE),
+    errors.CatchingUp: (503, CATCHING_UP),
     errors.NodeNotFound: (404, WORKER_NOT_FOUND),
     errors.TrustError: (401, UNAUTHENTICATED),
     errors.PermissionDenied: (403, FORBIDDEN),

@@ -57,6 +57,8 @@ NUMBERS: Final[dict[type, int]] = {
     messages.Reattach: 18,
     messages.Transfer: 19,
     messages.Leave: 20,
+    messages.Repl: 21,
+    messages.ReplOk: 22,
     Submitted: 100,
     CancelAsked: 101,
     Assigned: 102,
@@ -74,7 +76,6 @@ NUMBERS: Final[dict[type, int]] = {
 """Type numbers, for ever: a number is never given to another class."""
 
 INT_MIN, INT_MAX = -(1 << 63), (1 << 63) - 1  #: what the log can keep
-
 _NAMES: Final[dict[Any, re.Pattern[str]]] = {
     TaskId: re.compile(r"[A-Za-z0-9._~-]{1,80}"),
     NodeId: re.compile(r"[A-Za-z0-9._-]{0,64}"),

@@ -24,6 +24,7 @@ class Departure:
         self._journal = machines.journal
         self._members = machines.members
         self._election = machines.election
+        self._replication = machines.replication
         self._dispatch = machines.dispatch
         self._worker = machines.worker
         self._ends_s: float | None = None  #: when patience with the worker is over
@@ -85,7 +86,7 @@ class Departure:
     def _hand_over(self, reign: Reign, successor: NodeId, now: Moment) -> list[Effect]:
         """Ask the next successor, once the own part of the log is complete."""
         self._transfer_s = None
-        if not self._journal.is_settled:
+        if not self._journal.is_settled or not self._replication.is_quiet:
             return []
         self._asked.append(successor)
         self._transfer_s = now.mono_s
@@ -95,15 +96,18 @@ class Departure:
         return [note, Send(successor, (transfer,))]
 
     def _successor(self, reign: Reign, now: Moment) -> NodeId | None:
-        """Return the best follower that was not asked, unless enough were."""
+        """Return the best follower that was not asked, unless enough were.
+
+        A standby that holds all is best: the claim need not wait for the log.
+        """
         if len(self._asked) >= SUCCESSORS_ASKED:
             return None
         ranked = sorted(
-            (view.standing(now), node)
+            (not self._replication.level_with(node), view.standing(now), node)
             for node, view in self._members.followers(reign.epoch)
             if view.info.electable and node not in self._asked
         )
-        return ranked[0][1] if ranked else None
+        return ranked[0][-1] if ranked else None
 
     def _finish(self, reason: str, now: Moment) -> list[Effect]:
         self.is_done = True

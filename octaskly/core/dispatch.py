@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from octaskly.core.acceptance import Acceptance
 from octaskly.core.adoption import Adoption
 from octaskly.core.effects import (
     Accepted,
@@ -16,12 +17,12 @@ from octaskly.core.effects import (
     Answer,
     CancelDone,
     Effect,
+    NotDurable,
     NotHere,
     Send,
 )
 from octaskly.core.events import (
     CancelRequested,
-    Draft,
     LiveLoaded,
     Loaded,
     TasksSubmitted,
@@ -38,15 +39,12 @@ from octaskly.core.model import (
     Reason,
     Settings,
     StreamId,
-    TaskId,
     TaskSpec,
     TaskState,
 )
 from octaskly.core.placing import Placing
+from octaskly.core.replication import Replication
 from octaskly.core.taskqueue import InHand, Phase
-
-PRIORITY_BAND = 50  #: of every task as yet; 0..100, a lower band runs first
-PRIORITY_SHIFT = 56  #: the hybrid timestamp lies below the band
 
 FINAL_STATES = {
     AttemptState.OK: TaskState.COMPLETED,
@@ -65,17 +63,22 @@ class Dispatch:
     of an earlier reign are counted off.
     """
 
-    def __init__(self, settings: Settings, journal: Journal, sequence: int) -> None:
-        self._journal = journal
-        self._sequence = sequence
+    def __init__(
+        self,
+        settings: Settings,
+        journal: Journal,
+        replication: Replication,
+        sequence: int,
+    ) -> None:
+        self._replication = replication
+        self._is_strict = settings.is_strict
         self.is_reigning = False
         self.is_accepting = False
-        self._placing = Placing(settings.limits, journal)
+        self._placing = Placing(settings.limits, journal, replication)
         self._adoption = Adoption(self._placing, settings.timing.adopt_s)
         self._queue = self._placing.queue
         self._pool = self._placing.pool
-        self._chosen: dict[TaskId, TaskSpec] = {}
-        """Ids that clients chose, while their submission is not durable."""
+        self._acceptance = Acceptance(journal, self._queue, sequence)
 
     # --- The reign.
 
@@ -97,7 +100,7 @@ class Dispatch:
 
     def raise_sequence(self, sequence: int) -> None:
         """Number new tasks above `sequence`, which another node has used."""
-        self._sequence = max(self._sequence, sequence)
+        self._acceptance.raise_sequence(sequence)
 
     def outstanding(self, node: NodeId) -> int:
         """Return how many attempts the node holds, as far as is known."""
@@ -110,57 +113,32 @@ class Dispatch:
     # --- Clients.
 
     def on_submitted(self, event: TasksSubmitted, now: Moment) -> list[Effect]:
-        """Accept a batch; the answer waits for its commit."""
+        """Accept a batch; the answer waits for its commit, here and at a standby."""
         if not self.is_accepting:
             return [Answer(event.ticket, NotHere())]
-        specs = []
-        fresh = []
-        for draft, suffix in zip(event.drafts, event.suffixes, strict=True):
-            spec = self._known_spec(draft.id)
-            if spec is None:
-                spec = self._spec(draft, suffix, event.submitter, now)
-                fresh.append(spec)
-                if draft.id is not None:
-                    self._chosen[spec.id] = spec
-            specs.append(spec)
+        is_strict = event.is_strict or self._is_strict
+        if is_strict and not self._replication.is_level:
+            return [Answer(event.ticket, NotDurable())]
+        specs, fresh = self._acceptance.specs(event, now)
         self._placing.facts += [Submitted(spec) for spec in fresh]
         epoch = self._placing.epoch
-        answer = Answer(event.ticket, Accepted(tuple(specs)))
 
-        def accepted(now: Moment) -> list[Effect]:
-            for spec in fresh:
-                self._chosen.pop(spec.id, None)
+        def durable(now: Moment) -> list[Effect]:
+            self._acceptance.forget(fresh)
             if not self.is_reigning:
-                return [answer]
+                return []
             if self._placing.epoch == epoch:
                 self._queue.admit(fresh)
             else:
                 self._queue.reread()
-            return [answer, *self._placing.commit(now)]
+            return self._placing.commit(now)
 
-        return self._placing.commit(now, accepted)
+        def told(_: Moment, replicas: int) -> list[Effect]:
+            if is_strict and replicas == 1:
+                return [Answer(event.ticket, NotDurable())]
+            return [Answer(event.ticket, Accepted(tuple(specs), replicas))]
 
-    def _known_spec(self, task_id: TaskId | None) -> TaskSpec | None:
-        """Return the task that has an id which a client chose, if it is in hand."""
-        if task_id is None:
-            return None
-        known = self._queue.tasks.get(task_id)
-        if known is not None and known.is_sure:
-            return known.spec
-        return self._chosen.get(task_id)
-
-    def _spec(self, draft: Draft, suffix: str, submitter: str, now: Moment) -> TaskSpec:
-        self._sequence += 1
-        return TaskSpec(
-            id=draft.id or TaskId(f"task-{self._sequence:03d}-{suffix}"),
-            command=draft.command,
-            timeout_s=draft.timeout_s,
-            inputs=draft.inputs,
-            outputs=draft.outputs,
-            submitter=submitter,
-            created_ms=now.wall_ms,
-            ord=(PRIORITY_BAND << PRIORITY_SHIFT) | self._journal.tick(now),
-        )
+        return self._placing.commit(now, durable, told)
 
     def on_cancel(self, event: CancelRequested, now: Moment) -> list[Effect]:
         """Cancel a task; what is in hand is newer than what the store said."""
@@ -168,7 +146,9 @@ class Dispatch:
             return [Answer(event.ticket, NotHere())]
         task = self._queue.tasks.get(event.task)
         state = self._state_of(task, event.known)
-        if state is TaskState.RUNNING and not (event.force or self._is_ahead(task)):
+        if state is TaskState.RUNNING and not (
+            event.force or self._placing.is_ahead(task)
+        ):
             return self._answer_cancel(event, state, now, was_done=False)
         if state.is_final:
             was_done = state is TaskState.CANCELLED
@@ -184,21 +164,8 @@ class Dispatch:
         self._placing.touch(task)
         self._placing.facts.append(CancelAsked(event.task, event.by))
         done = CancelDone(event.task, TaskState.CANCELLED, was_done=True)
-        return self._placing.commit(
-            now, lambda _: [Answer(event.ticket, done), Announce((event.task,))]
-        )
-
-    def _is_ahead(self, task: InHand | None) -> bool:
-        """Whether a worker got the attempt ahead of a free slot, so has not begun it.
-
-        Workers begin in order. If slots have become free meanwhile, which this node
-        has not heard, the kill ends what has just begun.
-        """
-        if task is None or task.phase is not Phase.LIVE or task.node is None:
-            return False
-        slots = self._pool.slots(task.node)
-        before = list(self._queue.held[task.node]).index(task.spec.id)
-        return 0 < slots <= before
+        answer: list[Effect] = [Answer(event.ticket, done), Announce((event.task,))]
+        return self._placing.commit(now, told=lambda *_: answer)
 
     @staticmethod
     def _state_of(task: InHand | None, known: TaskState) -> TaskState:
@@ -213,9 +180,9 @@ class Dispatch:
     def _answer_cancel(
         self, event: CancelRequested, state: TaskState, now: Moment, *, was_done: bool
     ) -> list[Effect]:
-        """Answer once all that this node decided is durable, as the state may be."""
+        """Answer once all that this node decided is safe, as the state may be."""
         answer = Answer(event.ticket, CancelDone(event.task, state, was_done))
-        return self._journal.when_durable(lambda _: [answer], now)
+        return self._replication.when_safe(lambda *_: [answer], now)
 
     # --- Workers.
 
@@ -253,7 +220,7 @@ class Dispatch:
         return self._placing.commit(now)
 
     def on_results(self, node: NodeId, message: Results, now: Moment) -> list[Effect]:
-        """Record how attempts ended; acknowledge and announce after the commit."""
+        """Record how attempts ended; acknowledge and announce when that is safe."""
         if not self.is_reigning:
             return []  # The worker keeps them and tells the next dispatcher.
         self._pool.set_credit(node, message.credit)
@@ -265,10 +232,15 @@ class Dispatch:
         if not message.reports:
             return self._placing.commit(now)
         items = tuple((report.task, report.attempt) for report in message.reports)
-        later: list[Effect] = [Send(node, (ResultsOk(items),))]
-        if ended:
-            later.append(Announce(ended))
-        return self._placing.commit(now, lambda _: later)
+        news: list[Effect] = [Announce(ended)] if ended else []
+        ok = Send(node, (ResultsOk(items),))
+
+        def told(_: Moment, replicas: int) -> list[Effect]:
+            # The worker keeps what only this disk holds, if that shall not do.
+            is_enough = replicas > 1 or not self._is_strict
+            return [ok, *news] if is_enough else news
+
+        return self._placing.commit(now, told=told)
 
     def _record(self, node: NodeId, report: Report) -> bool:
         """Record one report; tell whether it ended its task."""

@@ -163,7 +163,16 @@ class NotHere:
     """This node is not dispatcher (any more); nothing was accepted."""
 
 
-Reply = Accepted | CancelDone | NotHere
+@dataclass(frozen=True, slots=True)
+class NotDurable:
+    """No standby keeps a copy, and the request insists on one.
+
+    Nothing was accepted; only if the standbys failed while the request was under way
+    may this node's disk hold it all the same.
+    """
+
+
+Reply = Accepted | CancelDone | NotHere | NotDurable
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,7 +16,6 @@ from octaskly.core.messages import (
     ClaimNo,
     ClaimOk,
     Heartbeat,
-    Probe,
     ProbeOk,
     Pull,
     Redirect,
@@ -153,12 +152,19 @@ class Election(Phases):
         if view is not None and now.mono_s - heard_s < self._timing.silence_s:
             return []
         self.attachment = None
+        self._lost_s = heard_s
         effects = self._members.disconnect(dispatcher, "silent", now)
         note = Note("warning", "dispatcher silent", (("peer", dispatcher),))
         return [*effects, note, *self._suspect(dispatcher, now)]
 
+    def _miss(self, now: Moment) -> None:
+        """Count from now how long there is no dispatcher."""
+        if self._lost_s is None:
+            self._lost_s = now.mono_s
+
     def _suspect(self, about: NodeId, now: Moment) -> list[Effect]:
         members = self._members
+        self._miss(now)
         if self._suspicion is None or self._suspicion.about != about:
             self._suspicion = Suspicion(about, self._timing)
         first = [node for node in self.successors if node in members.peers]
@@ -171,7 +177,8 @@ class Election(Phases):
 
     def _bereave(self, reason: str, now: Moment) -> list[Effect]:
         """The dispatcher is gone for good: its successors claim, one after another."""
-        gone = self.dispatcher
+        gone = self.deposed = self.dispatcher
+        self._miss(now)
         self.attachment = None
         self._suspicion = None
         self.dispatcher = None
@@ -349,14 +356,6 @@ class Election(Phases):
             return []
         return effects + self._members.dial(dispatcher, message.addresses, now)
 
-    def on_probe(self, peer: NodeId, message: Probe, now: Moment) -> list[Effect]:
-        """Say how long ago a frame came from the node."""
-        is_me = message.about == self._info.id
-        age_s = 0.0 if is_me else self._members.age_s(message.about, now)
-        return [
-            Send(peer, (ProbeOk(message.about, message.sent_s, age_s, self.epoch),))
-        ]
-
     def on_probe_ok(self, message: ProbeOk) -> list[Effect]:
         """Take a peer's word about a suspect."""
         self._term = max(self._term, message.epoch.term)
@@ -381,6 +380,8 @@ class Election(Phases):
         if self.phase is not Phase.FOLLOWER or not is_own or self.is_stopping:
             return []
         self._transfer = message.vector
+        self.deposed = peer
+        self._miss(now)
         effects = self._exchange.want(peer, message.vector)
         return effects + self.on_absorbed(now)
 

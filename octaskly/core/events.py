@@ -102,6 +102,7 @@ class TasksSubmitted:
     drafts: tuple[Draft, ...]
     submitter: str
     suffixes: tuple[str, ...]  #: 8 random hex digits for each draft
+    is_strict: bool = False  #: rather none than with only one copy
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,6 +23,11 @@ class Exchange:
         self._asked: set[NodeId] = set()
         self._has_news = False
 
+    @property
+    def is_busy(self) -> bool:
+        """Whether a peer owes an answer."""
+        return bool(self._asked)
+
     def want(self, peer: NodeId, vector: Holdings) -> list[Effect]:
         """Ask the peer for what `vector` counts beyond this node's own."""
         if covers(self._journal.vector, vector):

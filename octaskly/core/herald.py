@@ -21,6 +21,7 @@ class Herald:
         self._members = machines.members
         self._registry = machines.registry
         self._election = machines.election
+        self._replication = machines.replication
         self._dispatch = machines.dispatch
         self._worker = machines.worker
         self._name = name  #: by which the mesh knows this node
@@ -48,7 +49,12 @@ class Herald:
         """Send followers a roster that changed, and newcomers the last one."""
         epoch = self._election.epoch
         new = self._registry.build(
-            epoch, self._line(load), self._members, self._dispatch.outstanding, now
+            epoch,
+            self._line(load),
+            self._members,
+            self._replication.nodes,
+            self._dispatch.outstanding,
+            now,
         )
         if new is None and self._members.changes == self._spread_changes:
             return []

@@ -29,6 +29,8 @@ from octaskly.core.messages import (
     Pull,
     Reattach,
     Redirect,
+    Repl,
+    ReplOk,
     Results,
     ResultsOk,
     Roster,
@@ -62,7 +64,7 @@ class Inbound:
                 return self._on_order(peer, message, now)
             case HeartbeatOk() | Results() | Reattach():
                 return self._on_news(peer, message, now)
-            case Roster() | Pull() | Entries() | Transfer():
+            case Roster() | Pull() | Entries() | Repl() | ReplOk() | Transfer():
                 return self._on_log_message(peer, message, now)
             case Leave(reason):
                 return self._left(peer, reason, now)
@@ -88,9 +90,15 @@ class Inbound:
             case Redirect():
                 return election.on_redirect(peer, message, now)
             case Probe():
-                return election.on_probe(peer, message, now)
+                return [Send(peer, (self._probe_ok(message, now),))]
             case ProbeOk():
                 return election.on_probe_ok(message)
+
+    def _probe_ok(self, message: Probe, now: Moment) -> ProbeOk:
+        """Say how long ago a frame came from the node."""
+        about, machines = message.about, self._machines
+        age_s = 0.0 if about == self._me else machines.members.age_s(about, now)
+        return ProbeOk(about, message.sent_s, age_s, machines.election.epoch)
 
     def _on_heartbeat(
         self, peer: NodeId, epoch: Epoch, sent_s: float, now: Moment
@@ -104,15 +112,23 @@ class Inbound:
         return [*effects, Send(peer, (ok,))]
 
     def _on_log_message(
-        self, peer: NodeId, message: Roster | Pull | Entries | Transfer, now: Moment
+        self,
+        peer: NodeId,
+        message: Roster | Pull | Entries | Repl | ReplOk | Transfer,
+        now: Moment,
     ) -> list[Effect]:
         machines = self._machines
         match message:
             case Pull(vector):
-                serve = ServePull(peer, vector)
-                return [serve, *machines.election.on_pull(peer, message, now)]
+                effects = machines.election.on_pull(peer, message, now)
+                effects += machines.replication.on_pull(peer, now)
+                return [ServePull(peer, vector), *effects]
             case Entries():
                 return self._on_entries(peer, message, now)
+            case Repl():
+                return self._on_repl(peer, message, now)
+            case ReplOk():
+                return machines.replication.on_repl_ok(peer, message, now)
             case Transfer():
                 return machines.election.on_transfer(peer, message, now)
             case Roster():
@@ -123,6 +139,16 @@ class Inbound:
         effects = machines.exchange.on_entries(peer, message)
         machines.dispatch.raise_sequence(highest_sequence(message.entries))
         return effects + machines.election.on_absorbed(now)
+
+    def _on_repl(self, peer: NodeId, message: Repl, now: Moment) -> list[Effect]:
+        """Keep what the dispatcher appends, unless it is dispatcher no more."""
+        machines = self._machines
+        election = machines.election
+        if peer != election.dispatcher or message.epoch != election.epoch:
+            return election.correct(peer)
+        machines.dispatch.raise_sequence(highest_sequence(message.entries))
+        effects = machines.standby.on_repl(peer, message, now)
+        return effects + election.on_absorbed(now)
 
     def on_quiet(self, now: Moment) -> list[Effect]:
         """Let the queue be read afresh once all entries of others are on disk."""

@@ -27,6 +27,8 @@ class Journal:
         self._hlc = saved.hlc
         self._number = 0
         self._persisted = 0
+        self.appended = 0
+        """Number of the last `Append`."""
         self._stream: StreamId | None = None
         self._held: deque[tuple[int, Held]] = deque()
 
@@ -34,6 +36,11 @@ class Journal:
     def number(self) -> int:
         """Number of the last `Append` or `Save`."""
         return self._number
+
+    @property
+    def persisted(self) -> int:
+        """Up to this number everything is durable."""
+        return self._persisted
 
     @property
     def is_settled(self) -> bool:
@@ -73,7 +80,7 @@ class Journal:
             seq += 1
             entries.append(Entry(stream, seq, self.tick(now), fact))
         self.vector[stream] = seq
-        return Append(self._next(), tuple(entries))
+        return self._append(tuple(entries))
 
     def absorb(
         self,
@@ -94,7 +101,11 @@ class Journal:
                 fresh.append(entry)
         if not fresh:
             return None
-        return Append(self._next(), tuple(fresh), tuple(epochs))
+        return self._append(tuple(fresh), tuple(epochs))
+
+    def holds(self, entries: Iterable[Entry]) -> bool:
+        """Return whether all these entries are held, at least by the writer."""
+        return all(self.vector.get(e.stream, 0) >= e.seq for e in entries)
 
     def save(
         self,
@@ -120,13 +131,24 @@ class Journal:
         self.after(held)
         return []
 
-    def persisted(self, number: int, now: Moment) -> list[Effect]:
-        """Release, in order, what waited for commits up to `number`."""
+    def on_persisted(self, number: int) -> None:
+        """Everything up to `number` is durable; `release` does what waited for it."""
         self._persisted = max(self._persisted, number)
+
+    def release(self, now: Moment) -> list[Effect]:
+        """Do, in order, what waited for commits that are done."""
         effects: list[Effect] = []
         while self._held and self._held[0][0] <= self._persisted:
             effects += self._held.popleft()[1](now)
         return effects
+
+    def _append(
+        self,
+        entries: tuple[Entry, ...],
+        epochs: tuple[tuple[StreamId, Epoch], ...] = (),
+    ) -> Append:
+        self.appended = self._next()
+        return Append(self.appended, entries, epochs)
 
     def _next(self) -> int:
         self._number += 1

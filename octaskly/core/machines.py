@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from octaskly.core.completeness import Completeness
 from octaskly.core.dispatch import Dispatch
 from octaskly.core.election import Election
 from octaskly.core.events import Saved
@@ -11,7 +12,9 @@ from octaskly.core.exchange import Exchange
 from octaskly.core.journal import Journal
 from octaskly.core.membership import Browsing, Membership
 from octaskly.core.model import Settings
+from octaskly.core.replication import Replication
 from octaskly.core.roster import Registry
+from octaskly.core.standby import Standby
 from octaskly.core.worker import Worker
 
 
@@ -26,6 +29,9 @@ class Machines:
     registry: Registry
     exchange: Exchange
     election: Election
+    replication: Replication
+    standby: Standby
+    completeness: Completeness
     dispatch: Dispatch
     worker: Worker
 
@@ -35,6 +41,7 @@ def assemble(settings: Settings, saved: Saved) -> Machines:
     journal = Journal(saved)
     members = Membership(settings, saved)
     exchange = Exchange(journal)
+    replication = Replication(settings, journal, members)
     return Machines(
         settings=settings,
         journal=journal,
@@ -43,6 +50,9 @@ def assemble(settings: Settings, saved: Saved) -> Machines:
         registry=Registry(saved.names),
         exchange=exchange,
         election=Election(settings, saved, journal, members, exchange),
-        dispatch=Dispatch(settings, journal, saved.sequence),
+        replication=replication,
+        standby=Standby(journal, exchange),
+        completeness=Completeness(journal, members, exchange),
+        dispatch=Dispatch(settings, journal, replication, saved.sequence),
         worker=Worker(settings, saved.reports),
     )

@@ -96,10 +96,19 @@ class Membership:
         """Whether no peer was ever seen or remembered."""
         return not self.peers and not self._hints and not self._saved
 
+    def remembered(self) -> list[NodeId]:
+        """Return the nodes that were met before this process started."""
+        return [advert.node for advert in self._saved if advert.node is not None]
+
     def begin(self, now: Moment) -> list[Effect]:
         """Dial every peer that is remembered."""
         saved, self._saved = self._saved, ()
         return self.on_seen(saved, now)
+
+    def changed(self) -> None:
+        """Count a change of the peers, or of what they are to this node."""
+        self.changes += 1
+        self._due_s = None
 
     # Links
 
@@ -120,7 +129,7 @@ class Membership:
             dispatcher=hello.dispatcher,
             vector=dict(hello.vector),
         )
-        self._changed()
+        self.changed()
         self._hints.pop(event.address, None)
         self._learn(event.peer, addresses, now)
         return [Remember(event.peer, hello.node.name, addresses)]
@@ -128,7 +137,7 @@ class Membership:
     def on_peer_down(self, peer: NodeId, now: Moment) -> PeerView | None:
         """A link ended; return what was known, None if it was not connected."""
         view = self.peers.pop(peer, None)
-        self._changed()
+        self.changed()
         hint = self._hints.get(peer)
         if hint is not None:
             hint.since_s = now.mono_s
@@ -158,7 +167,7 @@ class Membership:
             view.told.clear()
         view.dispatcher = self._me
         view.vector = dict(vector)
-        self._changed()
+        self.changed()
 
     def age_s(self, node: NodeId, now: Moment) -> float | None:
         """Return the age of the last frame; None without a link."""
@@ -253,10 +262,6 @@ class Membership:
             due = (hint.next_s for hint in hints if hint.node not in self.peers)
             self._due_s = min(due, default=math.inf)
         return self._due_s
-
-    def _changed(self) -> None:
-        self.changes += 1
-        self._due_s = None
 
     def _dial(self, hint: _Hint, now: Moment) -> list[Effect]:
         if hint.node is not None and hint.node in self.peers:

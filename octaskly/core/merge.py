@@ -47,6 +47,9 @@ class TaskRecord:
     @property
     def state(self) -> TaskState:
         """The visible state, a pure function of the facts."""
+        if not self.attempts:
+            is_cancelled = self.cancelled_by is not None
+            return TaskState.CANCELLED if is_cancelled else TaskState.QUEUED
         states = [attempt.state for attempt in self.attempts]
         if AttemptState.OK in states:
             return TaskState.COMPLETED
@@ -86,8 +89,25 @@ def join(a: TaskRecord, b: TaskRecord) -> TaskRecord:
 
 def apply(record: TaskRecord | None, fact: Fact) -> TaskRecord:
     """Return `record` with one more fact."""
-    news = record_of(fact)
-    return news if record is None else join(record, news)
+    if record is None:
+        return record_of(fact)
+    # For these two as `join` does, without a record in between: most are of this kind.
+    if isinstance(fact, Finished):
+        outcome = fact.outcome
+        news = Attempt(
+            id=fact.attempt, node=fact.node, state=outcome.state, outcome=outcome
+        )
+    elif isinstance(fact, Assigned):
+        news = Attempt(id=fact.attempt, node=fact.node)
+    else:
+        return join(record, record_of(fact))
+    assert record.id == fact.task
+    return TaskRecord(
+        id=record.id,
+        spec=record.spec,
+        cancelled_by=record.cancelled_by,
+        attempts=_join_attempts(record.attempts, (news,)),
+    )
 
 
 def _join_spec(a: TaskSpec | None, b: TaskSpec | None) -> TaskSpec | None:
@@ -108,6 +128,8 @@ def _join_attempts(
 ) -> tuple[Attempt, ...]:
     if not a or not b:
         return a or b
+    if len(a) == len(b) == 1 and a[0].id == b[0].id:  # The only attempt ended.
+        return (_further(a[0], b[0]),)
     joined: dict[AttemptId, Attempt] = {attempt.id: attempt for attempt in a}
     for attempt in b:
         mine = joined.get(attempt.id)

@@ -34,6 +34,9 @@ VERSION_MIN = 1  #: oldest version that this program speaks
 STOPPING = "stopping"
 ATTACHED = "attached"  #: a large mesh, and the sender needs no link to the receiver
 
+PROTOCOL = "protocol: "
+"""Begins the reason where a peer said what it must not; what follows is for people."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Hello:
@@ -169,6 +172,27 @@ class Entries:
 
 
 @dataclass(frozen=True, slots=True)
+class Repl:
+    """What the dispatcher gave to its own disk, for a standby to keep as well.
+
+    Entries come in the order of the dispatcher's appends, without gaps.
+    """
+
+    epoch: Epoch
+    number: int  #: of the append that is complete with this message; 0: more follows
+    entries: tuple[Entry, ...]
+    epochs: tuple[tuple[StreamId, Epoch], ...]  #: who wrote streams that may be new
+
+
+@dataclass(frozen=True, slots=True)
+class ReplOk:
+    """All appends up to this number are durable at the sender."""
+
+    epoch: Epoch
+    number: int
+
+
+@dataclass(frozen=True, slots=True)
 class Dispatch:
     """Run these."""
 
@@ -258,4 +282,6 @@ Message = (
     | Reattach
     | Transfer
     | Leave
+    | Repl
+    | ReplOk
 )

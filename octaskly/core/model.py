@@ -207,6 +207,22 @@ class LoadSample(NamedTuple):
     process_mb: int  #: resident set of the agent
 
 
+class StandbyView(NamedTuple):
+    """A standby as its dispatcher sees it."""
+
+    node: NodeId
+    is_level: bool  #: it acknowledges what is appended as that happens
+    lag: int  #: entries that it has not acknowledged
+
+
+class Failover(NamedTuple):
+    """How this node became dispatcher in place of another one."""
+
+    at_ms: int  #: wall clock at the end of it
+    duration_ms: int  #: from the last sign of the old dispatcher to the new reign
+    reason: str
+
+
 NO_LOAD = LoadSample(0.0, 0.0, 0, 0)  #: before the first sample
 
 
@@ -226,6 +242,9 @@ class Timing:
     lost_s: float = 3.0  #: silence after which a worker's attempts run elsewhere
     adopt_s: float = 5.0  #: a new dispatcher waits so long for workers to reattach
     gap_s: float = 2.0  #: a jump of the clock that means suspend: rejoin
+    solo_s: float = 2.0  #: answers wait so long for a standby where there should be one
+    slow_s: float = 1.0  #: a standby that acknowledges nothing so long is replaced
+    sticky_s: float = 10.0  #: and is not chosen again so long, if others are there
     yield_s: float = 2.0  #: a yielding dispatcher waits so long for the winner
     tick_s: float = 0.25  #: longest time between two steps
 
@@ -241,6 +260,8 @@ class Limits:
     entries_bytes: int = 4 << 20  #: soft bound on one ENTRIES frame
     prefetch: int = 64  #: most attempts that wait on a worker beyond its slots
     peers: int = 1024
+    tail_entries: int = 8192  #: lately appended, kept to bring a standby level
+    tail_bytes: int = 8 << 20  #: the same, roughly
     full_mesh_peers: int = 16  #: above this, followers keep only the dispatcher's link
 
 
@@ -251,3 +272,4 @@ class Settings:
     node: NodeInfo
     timing: Timing = field(default_factory=Timing)
     limits: Limits = field(default_factory=Limits)
+    is_strict: bool = False  #: accept nothing that only one disk holds

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections import deque
 
 from octaskly.core.departure import Departure
-from octaskly.core.effects import Advertise, Answer, Effect, Note, NotHere, Send
+from octaskly.core.effects import Advertise, Answer, Append, Effect, NotHere, Send
 from octaskly.core.events import (
     AttemptsEnded,
     CancelRequested,
@@ -32,16 +32,18 @@ from octaskly.core.events import (
 )
 from octaskly.core.herald import Herald
 from octaskly.core.inbound import Inbound
+from octaskly.core.links import Links
 from octaskly.core.machines import assemble
-from octaskly.core.messages import (
-    ATTACHED,
-    STOPPING,
-    HeartbeatOk,
-    Hello,
-    Message,
-    Roster,
+from octaskly.core.messages import HeartbeatOk, Hello, Message, Roster
+from octaskly.core.model import (
+    NO_LOAD,
+    Epoch,
+    Failover,
+    Moment,
+    NodeId,
+    Settings,
+    StandbyView,
 )
-from octaskly.core.model import NO_LOAD, Epoch, Moment, NodeId, Role, Settings
 from octaskly.core.phases import Attachment, Reign
 
 REST_S = 0.02  #: between two steps that only time causes
@@ -71,11 +73,15 @@ class Node:
         self._browsing = machines.browsing
         self._registry = machines.registry
         self._election = machines.election
+        self._replication = machines.replication
+        self._standby = machines.standby
+        self._completeness = machines.completeness
         self._dispatch = machines.dispatch
         self._worker = machines.worker
         self._departure = Departure(machines)
         self._herald = Herald(machines, saved.name or settings.node.name)
-        self._inbound = Inbound(machines, self._health, self._on_peer_down)
+        self._links = Links(machines)
+        self._inbound = Inbound(machines, self._health, self._links.on_down)
         self._load = NO_LOAD
         self._draw = 0.0
         self._step_s: float | None = None
@@ -103,6 +109,21 @@ class Node:
         """The members of the mesh, as last heard."""
         return self._registry.roster
 
+    @property
+    def standbys(self) -> tuple[StandbyView, ...]:
+        """Who keeps copies of what this reign appends; none unless it reigns."""
+        return self._replication.views()
+
+    @property
+    def failover(self) -> Failover | None:
+        """How this node took over last, if it reigns in place of another one."""
+        return self._election.failover
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether no other node is known that may hold tasks unknown here."""
+        return self._completeness.is_complete(self._step_s or 0.0)
+
     def hello(self, now: Moment) -> Hello:
         """Return what this node says of itself on a new link."""
         followers = self._members.followers(self.epoch)
@@ -123,6 +144,7 @@ class Node:
             self._election,
             self._members,
             self._browsing,
+            self._replication,
             self._dispatch,
             self._worker,
             self._departure,
@@ -155,6 +177,7 @@ class Node:
         last_s, self._step_s = self._step_s, now.mono_s
         if last_s is None:
             effects = self._election.seek("started", now)
+            self._completeness.remember(self._members.remembered(), now.mono_s)
             return effects + self._browsing.start(now) + self._members.begin(now)
         gap_s = now.mono_s - last_s
         if gap_s > self._settings.timing.gap_s:
@@ -167,7 +190,7 @@ class Node:
         """The machine slept: its roles and links belong to the time before."""
         effects = self._election.seek("woke", now)
         for peer in tuple(self._members.peers):
-            effects += self._cut(peer, "woke", now)
+            effects += self._links.cut(peer, "woke", now)
         return effects + self._browsing.start(now) + self._members.redial_all(now)
 
     def _on_due(self, now: Moment) -> list[Effect]:
@@ -181,21 +204,16 @@ class Node:
         effects += self._dispatch.on_time(now)
         effects += self._worker.on_time(now)
         if self.is_dispatcher:
-            effects += self._look_after_followers(now)
+            effects += self._on_beat(now)
         return effects
 
-    def _look_after_followers(self, now: Moment) -> list[Effect]:
+    def _on_beat(self, now: Moment) -> list[Effect]:
         """At each heartbeat, judge the followers, this node's own worker included."""
         if now.mono_s < self._own_beat_s or self._reign is None:
             return []
-        timing = self._settings.timing
-        self._own_beat_s = now.mono_s + timing.heartbeat_s
+        self._own_beat_s = now.mono_s + self._settings.timing.heartbeat_s
         effects = self._dispatch.on_heartbeat_ok(self._me, self._health(now), now)
-        for peer, view in tuple(self._members.followers(self.epoch)):
-            if now.mono_s - view.frame_s >= timing.lost_s:
-                effects += self._members.disconnect(peer, "silent", now)
-                effects += self._lose(peer, "silent", now, is_worker=view.is_worker)
-        return effects
+        return effects + self._links.judge_followers(now)
 
     def _health(self, now: Moment) -> HeartbeatOk:
         worker = self._worker
@@ -212,11 +230,11 @@ class Node:
             case Received(peer, messages):
                 return self._on_received(peer, messages, now)
             case PeerUp():
-                return self._on_peer_up(event, now)
+                return self._links.on_up(event, now)
             case PeerDown(peer, reason):
-                return self._on_peer_down(peer, reason, now)
+                return self._links.on_down(peer, reason, now)
             case Seen(adverts):
-                return self._members.on_seen(adverts, now, self._wanted())
+                return self._members.on_seen(adverts, now, self._links.wanted())
             case DialFailed(node):
                 self._members.on_dial_failed(event, now)
                 refused = event.was_refused
@@ -235,7 +253,9 @@ class Node:
             case LiveLoaded():
                 return self._dispatch.on_live_loaded(event, now)
             case Persisted(number):
-                return self._journal.persisted(number, now)
+                self._journal.on_persisted(number)
+                # Who waits for an answer comes first.
+                return self._replication.release(now) + self._journal.release(now)
             case AttemptsEnded():
                 return self._worker.on_ended(event, now)
             case LoadSampled(load):
@@ -267,62 +287,8 @@ class Node:
                 break  # It left, or was told to leave, in mid-batch.
             effects += self._inbound.on_message(peer, message, now)
             if isinstance(message, Roster):
-                effects += self._drop_surplus(now)
+                effects += self._links.drop_surplus(now)
         return effects
-
-    def _on_peer_up(self, event: PeerUp, now: Moment) -> list[Effect]:
-        if event.peer == self._me:
-            return []
-        effects = self._on_peer_down(event.peer, "replaced", now)
-        effects += self._members.on_peer_up(event, now)
-        effects += self._election.on_peer_up(event, now)
-        return effects + self._drop_surplus(now)
-
-    def _on_peer_down(self, peer: NodeId, reason: str, now: Moment) -> list[Effect]:
-        view = self._members.on_peer_down(peer, now)
-        if view is None:
-            return []
-        effects: list[Effect] = []
-        if self.is_dispatcher and view.follows == self.epoch:
-            effects = self._lose(peer, reason, now, is_worker=view.is_worker)
-        return effects + self._election.on_peer_down(peer, reason, now)
-
-    def _lose(
-        self, peer: NodeId, reason: str, now: Moment, *, is_worker: bool
-    ) -> list[Effect]:
-        """A follower of this reign is gone; its attempts may run elsewhere."""
-        self._registry.on_lost(peer, now, is_leaving=reason in (STOPPING, ATTACHED))
-        note = Note("info", "peer lost", (("peer", peer), ("reason", reason)))
-        if not is_worker:
-            return [note]
-        return [note, *self._dispatch.on_worker_down(peer, now)]
-
-    def _wanted(self) -> frozenset[NodeId]:
-        """Return the only nodes worth a link; empty: all are."""
-        roster, dispatcher = self._registry.roster, self._election.dispatcher
-        most = self._settings.limits.full_mesh_peers
-        if self._attachment is None or self.is_dispatcher or dispatcher is None:
-            return frozenset()
-        if roster is None or len(roster.members) <= most:
-            return frozenset()
-        standbys = {m.id for m in roster.members if m.role is Role.STANDBY}
-        return (
-            frozenset() if self._me in standbys else frozenset({dispatcher}) | standbys
-        )
-
-    def _drop_surplus(self, now: Moment) -> list[Effect]:
-        """In a large mesh, keep only the links that a takeover needs."""
-        wanted = self._wanted()
-        effects: list[Effect] = []
-        for peer in tuple(self._members.peers) if wanted else ():
-            if peer not in wanted:
-                effects += self._cut(peer, ATTACHED, now)
-        return effects
-
-    def _cut(self, peer: NodeId, reason: str, now: Moment) -> list[Effect]:
-        """Close a link, which is then as lost as one that broke."""
-        effects = self._members.disconnect(peer, reason, now)
-        return effects + self._election.on_peer_down(peer, reason, now)
 
     # Consequences
 
@@ -339,7 +305,10 @@ class Node:
                         waiting += self._inbound.on_message(self._me, message, now)
                 else:
                     done.append(effect)
+                    if isinstance(effect, Append):
+                        waiting += self._replication.on_append(effect, now)
             waiting.extend(self._reconcile(now))
+            waiting.extend(self._replication.review(now))
             if not waiting:
                 break
         return done + self._herald.on_change(self._load, now)
@@ -369,12 +338,20 @@ class Node:
         effects: list[Effect] = []
         if self._reign is not None:
             self._dispatch.end()
+            self._replication.end()
             self._journal.close_stream()
         self._reign = reign
         if reign is None:
             return [*effects, Advertise(is_dispatcher=False, term=0)]
         self._registry.begin(now)
         self._journal.open_stream(reign.stream)
+        is_expecting = bool(self._members.peers) or self._registry.expects_others(
+            self._me, self._election.deposed
+        )
+        self._replication.begin(reign, now, is_expecting=is_expecting)
+        self._completeness.begin(
+            reign.epoch, self._registry.roster, self._standby.epoch, now.mono_s
+        )
         effects += self._dispatch.begin(reign.epoch, reign.stream, now)
         if self._departure.is_asked:
             self._dispatch.pause_accepting()

@@ -18,7 +18,15 @@ from octaskly.core.exchange import Exchange
 from octaskly.core.journal import Journal
 from octaskly.core.membership import Membership
 from octaskly.core.messages import Claim, ClaimNo, ClaimOk, Redirect
-from octaskly.core.model import Epoch, Holdings, Moment, NodeId, Settings, StreamId
+from octaskly.core.model import (
+    Epoch,
+    Failover,
+    Holdings,
+    Moment,
+    NodeId,
+    Settings,
+    StreamId,
+)
 from octaskly.core.succession import (
     Standing,
     covers,
@@ -74,6 +82,10 @@ class Phases:
         self.attachment: Attachment | None = None
         self.successors: tuple[NodeId, ...] = ()  #: from the roster, best first
         self.is_stopping = False  #: a node that stops claims no more
+        self.failover: Failover | None = None  #: how this node took over last
+        self.deposed: NodeId | None = None  #: the dispatcher before this reign
+        self._lost_s: float | None = None  #: last sign of a dispatcher that is missed
+        self._reason = ""  #: of the last claim
         self.is_handing_over = False  #: the log is complete, so it takes no results
         self._info = settings.node
         self._timing = settings.timing
@@ -151,6 +163,7 @@ class Phases:
             effects += self._redirect((self.dispatcher,), peer, epoch)
         had_role = self.reign is not None or self.phase is Phase.YIELDING
         self._enter(Phase.FOLLOWER, now)
+        self._lost_s = self.deposed = None
         if had_role and not covers(dict(vector), self._journal.vector_items()):
             self.phase = Phase.YIELDING
         self.dispatcher = peer
@@ -166,11 +179,11 @@ class Phases:
         self._serial += 1
         serial = self._serial
         if self._journal.is_settled:
-            return effects + self._join(serial, vector)
-        self._journal.after(lambda _: self._join(serial, vector), self._epoch_number)
+            return effects + self._join(serial)
+        self._journal.after(lambda _: self._join(serial), self._epoch_number)
         return effects
 
-    def _join(self, serial: int, vector: Holdings) -> list[Effect]:
+    def _join(self, serial: int) -> list[Effect]:
         """Tell the dispatcher that this node follows, and what its log holds."""
         peer = self.dispatcher
         if serial != self._serial or peer not in self._members.peers:
@@ -180,8 +193,6 @@ class Phases:
         assert peer is not None
         holdings = self._journal.vector_items()
         effects: list[Effect] = [Send(peer, (ClaimOk(self.epoch, holdings),))]
-        if self._info.electable:
-            effects += self._exchange.want(peer, vector)
         if self.phase is Phase.FOLLOWER:
             self.attachment = Attachment(peer, self.epoch, serial)
         return effects
@@ -223,6 +234,7 @@ class Phases:
         if self.reign is None:
             self._enter(Phase.TAKEOVER, now)
         self._claim = claim
+        self._reason = reason
         save = self._journal.save(term=self._term, epoch=epoch, stream=(stream, epoch))
         number = self._journal.number
         self._journal.after(lambda at: self._crown(claim, number, at))
@@ -241,6 +253,10 @@ class Phases:
         if self._claim is not claim:
             return []
         self._enter(Phase.DISPATCHER, now)
+        if self._lost_s is not None:
+            lasted_ms = round((now.mono_s - self._lost_s) * 1000)
+            self.failover = Failover(now.wall_ms, lasted_ms, self._reason)
+            self._lost_s = None
         self.reign = claim
         self.epoch = claim.epoch
         self._epoch_number = number

@@ -29,8 +29,9 @@ from octaskly.core.model import (
     TaskSpec,
     TaskState,
 )
+from octaskly.core.replication import Replication, Told
 from octaskly.core.scheduler import WorkerPool
-from octaskly.core.taskqueue import InHand, TaskQueue
+from octaskly.core.taskqueue import InHand, Phase, TaskQueue
 
 SPEC_BYTES = 256  #: what an envelope takes beyond its command, roughly
 CHAR_BYTES = 4  #: most bytes of one character of a command
@@ -42,7 +43,9 @@ Item = tuple[AttemptId, TaskSpec]
 class Placing:
     """Queue, workers, and the facts and orders of the step under way."""
 
-    def __init__(self, limits: Limits, journal: Journal) -> None:
+    def __init__(
+        self, limits: Limits, journal: Journal, replication: Replication
+    ) -> None:
         self.queue = TaskQueue(limits)
         self.pool = WorkerPool(limits.prefetch)
         self.epoch: Epoch = NO_EPOCH
@@ -51,6 +54,7 @@ class Placing:
         self._stream = StreamId(0)
         self._message_bytes = limits.entries_bytes
         self._journal = journal
+        self._replication = replication
         self._touched: list[InHand] = []
         self._kills: dict[NodeId, list[tuple[TaskId, AttemptId]]] = {}
 
@@ -69,6 +73,18 @@ class Placing:
         self.queue.forget()
 
     # --- What a step may decide.
+
+    def is_ahead(self, task: InHand | None) -> bool:
+        """Whether a worker got the attempt ahead of a free slot, so has not begun it.
+
+        Workers begin in order. If slots have become free meanwhile, which this node
+        has not heard, the kill ends what has just begun.
+        """
+        if task is None or task.phase is not Phase.LIVE or task.node is None:
+            return False
+        slots = self.pool.slots(task.node)
+        before = list(self.queue.held[task.node]).index(task.spec.id)
+        return 0 < slots <= before
 
     def touch(self, task: InHand) -> None:
         """Keep the task in hand until what this step writes is durable."""
@@ -120,10 +136,13 @@ class Placing:
 
     # --- The end of a step.
 
-    def commit(self, now: Moment, held: Held | None = None) -> list[Effect]:
+    def commit(
+        self, now: Moment, held: Held | None = None, told: Told | None = None
+    ) -> list[Effect]:
         """Place what can be placed, and return the effects of the step.
 
-        `held` is done once everything that was decided so far is durable.
+        `held` is done once everything that was decided so far is durable here, `told`
+        once a standby has it, too.
         """
         effects: list[Effect] = []
         batches = self._place() if self.is_placing else {}
@@ -134,6 +153,8 @@ class Placing:
             effects += self._orders(batches)
         if held is not None or self._touched:
             effects += self._journal.when_durable(self._settling(held), now)
+        if told is not None:
+            effects += self._replication.when_safe(told, now)
         effects += self.queue.refill()
         return effects
 

@@ -6,7 +6,7 @@ in the order in which they would succeed; those that were lost stay for a while.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import fields, replace
 from operator import attrgetter
 
@@ -21,7 +21,6 @@ from octaskly.core.model import (
     Role,
 )
 
-STANDBYS = 2  #: electable followers that are listed as such
 LOST_S = 600.0  #: a lost member is listed so long
 CHANGE_S = 0.1  #: between rosters when members come and go
 LOAD_S = 1.0  #: between rosters when only loads change
@@ -67,6 +66,24 @@ class Registry:
         for member in roster.members:
             self._names[member.id] = member.name
 
+    def needed(
+        self, dispatcher: NodeId | None, me: NodeId, most: int
+    ) -> frozenset[NodeId]:
+        """Return whom a follower needs a link to; empty: up to `most` are no burden."""
+        roster = self.roster
+        if roster is None or dispatcher is None or len(roster.members) <= most:
+            return frozenset()
+        standbys = {m.id for m in roster.members if m.role is Role.STANDBY}
+        return frozenset() if me in standbys else frozenset({dispatcher}) | standbys
+
+    def expects_others(self, me: NodeId, deposed: NodeId | None) -> bool:
+        """Return whether others than these were in the mesh when last heard."""
+        roster = self.roster
+        return roster is not None and any(
+            member.id not in (me, deposed) and member.state is not NodeState.LOST
+            for member in roster.members
+        )
+
     # Building
 
     def begin(self, now: Moment) -> None:
@@ -93,6 +110,7 @@ class Registry:
         epoch: Epoch,
         own: Member,
         members: Membership,
+        standbys: Sequence[NodeId],
         running: Callable[[NodeId], int],
         now: Moment,
     ) -> Roster | None:
@@ -102,6 +120,7 @@ class Registry:
             epoch: The reign of this node.
             own: This node's line, except its name.
             members: The peers; those that confirmed `epoch` are listed.
+            standbys: Those of them that keep copies, best first.
             running: Returns how many attempts a node has.
             now: Both clocks.
         """
@@ -109,7 +128,7 @@ class Registry:
             return None
         name = self.name_of(own.id, own.name)
         own = own if name == own.name else replace(own, name=name)
-        listed = [own, *self._followers(epoch, members, running, now)]
+        listed = [own, *self._followers(epoch, members, standbys, running, now)]
         present = {member.id for member in listed}
         for node, (member, since_s) in tuple(self._lost.items()):
             if node in present or now.mono_s - since_s > LOST_S:
@@ -144,18 +163,18 @@ class Registry:
         self,
         epoch: Epoch,
         members: Membership,
+        standbys: Sequence[NodeId],
         running: Callable[[NodeId], int],
         now: Moment,
     ) -> list[Member]:
+        place = {node: index for index, node in enumerate(standbys)}
         views = sorted(
-            (view.standing(now), node, view) for node, view in members.followers(epoch)
+            (place.get(node, len(place)), view.standing(now), node, view)
+            for node, view in members.followers(epoch)
         )
         lines = []
-        standbys = STANDBYS
-        for _, node, view in views:
-            is_standby = standbys > 0 and view.info.electable
-            standbys -= is_standby
-            role = Role.STANDBY if is_standby else Role.WORKER
+        for _, _, node, view in views:
+            role = Role.STANDBY if node in place else Role.WORKER
             name = self.name_of(node, view.info.name)
             lines.append(_line(node, name, view, role, running(node)))
         return lines

@@ -16,7 +16,7 @@ from functools import partial
 
 from octaskly.core.effects import Note
 from octaskly.core.events import Advert, Seen
-from octaskly.core.model import NodeId, NodeInfo
+from octaskly.core.model import Address, NodeId, NodeInfo
 from octaskly.mesh.adverts import (
     Candidates,
     MalformedAdvert,
@@ -59,6 +59,7 @@ class Discovery:
         interfaces: Sequence[str] = (),
         on_other_mesh: Callable[[str], None] | None = None,
         on_addresses: Callable[[tuple[LocalAddress, ...]], None] | None = None,
+        on_clone: Callable[[tuple[Address, ...]], None] | None = None,
         poll_s: float = 5.0,
         debounce_s: float = 2.0,
     ) -> None:
@@ -73,17 +74,17 @@ class Discovery:
             interfaces: Names that restrict the choice.
             on_other_mesh: Told once of each other mesh in sight.
             on_addresses: Told when this machine's addresses have changed.
+            on_clone: Told where another process seems to live with this node's id.
             poll_s: Between two looks at the addresses.
             debounce_s: A change counts when it has lasted so long.
         """
-        self._node = node
-        self._mesh_id = mesh_id
+        self._node, self._mesh_id = node, mesh_id
         self._clock = clock
         self._names = tuple(interfaces)
         self._on_event, self._on_note = on_event, on_note
         self._on_other_mesh, self._on_addresses = on_other_mesh, on_addresses
-        self._poll_s = poll_s
-        self._debounce_s = debounce_s
+        self._on_clone = on_clone
+        self._poll_s, self._debounce_s = poll_s, debounce_s
         self._local: tuple[LocalAddress, ...] = ()
         self._mdns: Mdns | None = None
         self._is_browsing = False
@@ -294,7 +295,7 @@ class Discovery:
         """Note a node, and return it as an advert when it belongs to our mesh."""
         if sighting.node == self._node.id:
             if sighting.boot != self._node.boot:
-                self._warn("duplicate node id", node=sighting.node)
+                self._meet_clone(sighting)
             return None
         sighting = self._candidates.put(sighting)
         addresses = near(sighting, self._local)
@@ -305,6 +306,13 @@ class Discovery:
         if addresses:
             self._meet_other(sighting.mesh)
         return None
+
+    def _meet_clone(self, sighting: Sighting) -> None:
+        """Have it dialled, which tells a copy from what this node's last life left."""
+        self._warn("duplicate node id", node=sighting.node)
+        addresses = near(sighting, self._local)
+        if self._on_clone is not None and addresses and sighting.mesh == self._mesh_id:
+            self._on_clone(addresses)
 
     def _meet_other(self, mesh: str | None) -> None:
         if mesh is None or mesh in self._told or len(self._told) >= MESHES_MAX:

@@ -17,6 +17,7 @@ from contextlib import suppress
 from typing import Final, Protocol
 
 from octaskly.core.messages import (
+    PROTOCOL,
     PROTOCOL_VERSION,
     VERSION_MIN,
     Hello,
@@ -101,6 +102,7 @@ class Link(asyncio.Protocol):
         self.has_accepted = False  #: this node said HELLO_OK
         self.is_connected = False
         self.reason: str | None = None  #: why it ended
+        self.was_left = False  #: the peer ended it, and said why
         self.settled = asyncio.Event()  #: connected or ended
         self.lost = asyncio.Event()  #: nothing of the connection is left
         self._owner = owner
@@ -150,7 +152,7 @@ class Link(asyncio.Protocol):
         try:
             self._take(self._decoder.receive_data(data))
         except RemoteProtocolError as error:
-            self.close(f"protocol: {error}")
+            self.close(f"{PROTOCOL}{error}")
 
     def pause_writing(self) -> None:
         """Keep what is sent in the outbox: the peer reads too slowly."""
@@ -285,6 +287,7 @@ class Link(asyncio.Protocol):
 
     def _leave(self, reason: str) -> None:
         """End the link, since the peer said that it does."""
+        self.was_left = self.reason is None
         if self._transport is not None:
             self._transport.close()
         self._end(reason[:REASON_CHARS_MAX])

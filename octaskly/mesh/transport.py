@@ -1,11 +1,4 @@
-"""Links to all peers: listening, dialling, and at most one link for each.
-
-Where two nodes dial each other at once, the one with the smaller id decides which
-link lives: it accepts one HELLO at a time, and prefers the link that it dialled. The
-other accepts whatever it is offered, and a link that becomes connected replaces the
-one before. So both ends always agree, and a peer that lost its link without this node
-noticing can come back at once.
-"""
+"""Links to all peers: listening, dialling, and at most one link for each."""
 
 from __future__ import annotations
 
@@ -18,10 +11,11 @@ from typing import Any, Final
 
 from octaskly.core.effects import Note
 from octaskly.core.events import DialFailed, Event, PeerDown, PeerUp, Received
-from octaskly.core.messages import STOPPING, Message
+from octaskly.core.messages import ATTACHED, PROTOCOL, STOPPING, Message
 from octaskly.core.model import Address, Limits, NodeId
 from octaskly.errors import LocalProtocolError
 from octaskly.mesh.link import Link, connect, tune
+from octaskly.mesh.rivals import DUPLICATE, DUPLICATE_ID, MYSELF, Rivals
 from octaskly.mesh.strangers import Strangers
 from octaskly.ports import Clock, HelloSource
 from octaskly.trust import MeshTrust
@@ -32,14 +26,11 @@ DIALS_WAITING_MAX: Final = 1024
 BACKLOG: Final = 128
 ACCEPT_PAUSE_S: Final = 0.1  #: after an accept that failed, for want of descriptors
 SHUTDOWN_S: Final = 1.0
-RACE_S: Final = 2.0  #: so long after a link was connected may the other dial arrive
 NOTED_MAX: Final = 1024
 
-DUPLICATE: Final = "duplicate link"
-CLONE: Final = "duplicate node id"
-MYSELF: Final = "this is the node itself"
-CROWDED: Final = "too many peers"
-QUIET: Final = frozenset({DUPLICATE, MYSELF, STOPPING, "eof", "reset", "timeout"})
+QUIET: Final = frozenset(
+    {DUPLICATE, MYSELF, STOPPING, ATTACHED, "eof", "reset", "timeout"}
+)
 """Reasons that are part of life and not worth a line in the log."""
 
 
@@ -54,6 +45,7 @@ class Transport:
         on_event: Takes `PeerUp`, `Received`, `PeerDown` and `DialFailed`; for each
             peer `PeerUp` and `PeerDown` alternate.
         on_note: Takes lines for the log.
+        on_duplicate: Told that another process lives with this node's id, and keeps it.
         handshake_s: Time from a TCP connection to HELLO_OK.
         outbox_bytes: Bytes that may wait for one peer; four frames unless given.
     """
@@ -67,6 +59,7 @@ class Transport:
         hello: HelloSource,
         on_event: Callable[[Event], None],
         on_note: Callable[[Note], None],
+        on_duplicate: Callable[[], None],
         handshake_s: float = HANDSHAKE_S,
         outbox_bytes: int | None = None,
     ) -> None:
@@ -77,13 +70,13 @@ class Transport:
         self._hello = hello
         self._post = on_event
         self._note = on_note
+        self._on_duplicate = on_duplicate
         self._handshake_s = handshake_s
         self._outbox_bytes = outbox_bytes or 4 * limits.frame_bytes
         self._server_context = trust.server_context()
         self._client_context = trust.client_context()
-        self._links: dict[NodeId, Link] = {}
-        self._since_s: dict[NodeId, float] = {}
-        self._greeting: set[Link] = set()
+        self._rivals = Rivals(self._me, limits.peers, clock, on_duplicate)
+        self._links = self._rivals.links
         self._closing: set[Link] = set()
         self._strangers = Strangers()
         self._dialling: set[NodeId | Address] = set()
@@ -141,6 +134,7 @@ class Transport:
         """Send Leave and close."""
         link = self._links.get(peer)
         if link is not None:
+            self._noted.add((peer, reason))  # Who asks for it has told people why.
             link.close(reason)
 
     async def close(self) -> None:
@@ -153,7 +147,7 @@ class Transport:
             await asyncio.wait(running)
         for listener in self._sockets:
             listener.close()
-        for link in (*self._links.values(), *self._greeting):
+        for link in (*self._links.values(), *self._rivals.greeting):
             link.close(STOPPING)
         with suppress(TimeoutError):
             async with asyncio.timeout(SHUTDOWN_S):
@@ -165,42 +159,26 @@ class Transport:
     # What links tell; see `LinkOwner`
 
     def on_open(self, link: Link) -> str | None:
-        """Give up a dial to a peer that is reached already."""
-        if len(self._greeting) >= self._limits.peers:
-            return CROWDED
-        self._greeting.add(link)
-        if link.peer == self._me:
-            return None  # The HELLO tells a clone from this very process.
-        if link.dialled is None:
-            return None
-        rivals = self._rivals(link)
-        is_met = any(rival.dialled or rival.has_accepted for rival in rivals)
-        return DUPLICATE if is_met or link.peer in self._links else None
+        """Say why a link is not wanted, if it is not."""
+        return self._rivals.on_open(link)
 
     def on_hello(self, link: Link) -> str | None:
         """Accept a peer, or say why not."""
-        assert link.hello is not None
-        assert link.sent is not None
-        if link.peer == self._me:
-            is_self = link.hello.node.boot == link.sent.node.boot
-            return MYSELF if is_self else CLONE
-        if link.peer not in self._links and len(self._links) >= self._limits.peers:
-            return CROWDED
-        if self._me < link.peer and self._is_duplicate(link):
-            return DUPLICATE
-        return None
+        return self._rivals.on_hello(link)
 
     def on_connected(self, link: Link) -> None:
         """Tell the core that a peer is there."""
         assert link.hello is not None
         assert link.sent is not None
-        self._greeting.discard(link)
         before = self._links.get(link.peer)
         if before is not None:
             before.close(DUPLICATE)
-        self._links[link.peer] = link
-        self._since_s[link.peer] = self._clock.now().mono_s
-        self._noted = {noted for noted in self._noted if noted[0] != link.peer}
+        self._rivals.on_connected(link)
+        self._noted = {
+            (who, reason)
+            for who, reason in self._noted
+            if who != link.peer or reason.startswith(PROTOCOL)
+        }
         port = link.hello.node.peer_port
         assert link.remote is not None
         address = link.dialled or Address(link.remote.host, port)
@@ -209,46 +187,25 @@ class Transport:
 
     def on_messages(self, link: Link, messages: Sequence[Message]) -> None:
         """Hand messages to the core."""
+        self._rivals.on_heard(link.peer)
         self._post(Received(link.peer, tuple(messages), self._clock.draw()))
 
     def on_ended(self, link: Link) -> None:
         """Tell the core if it knew of the link, and people if something is wrong."""
         assert link.reason is not None
-        self._greeting.discard(link)
+        was_connected = self._rivals.on_ended(link)
         if link.is_open:
             self._closing.add(link)
         if link.reason not in QUIET:
             self._warn(link, link.reason)
-        if self._links.get(link.peer) is link:
-            del self._links[link.peer]
-            del self._since_s[link.peer]
+        if link.reason == DUPLICATE_ID and link.was_left:
+            self._on_duplicate()
+        if was_connected:
             self._post(PeerDown(link.peer, link.reason, self._clock.draw()))
 
     def on_lost(self, link: Link) -> None:
         """Forget a link whose connection is gone."""
         self._closing.discard(link)
-
-    # Which link lives
-
-    def _rivals(self, link: Link) -> list[Link]:
-        """Return the other links to this peer that are not connected yet."""
-        return [o for o in self._greeting if o is not link and o.peer == link.peer]
-
-    def _is_duplicate(self, link: Link) -> bool:
-        """Decide as the smaller of two nodes whether a link is one too many."""
-        assert link.hello is not None
-        rivals = self._rivals(link)
-        if link.dialled:
-            return link.peer in self._links or any(o.has_accepted for o in rivals)
-        if any(o.dialled for o in rivals):
-            return True
-        existing = self._links.get(link.peer)
-        if existing is None or existing.dialled is None:
-            return False  # The peer dialled again, so it lost what was there.
-        assert existing.hello is not None
-        if existing.hello.node.boot != link.hello.node.boot:
-            return False
-        return self._clock.now().mono_s - self._since_s[link.peer] < RACE_S
 
     # Listening
 
@@ -362,7 +319,7 @@ class Transport:
         task.add_done_callback(self._tasks.discard)
 
     def _warn(self, link: Link, reason: str) -> None:
-        """Log what is wrong with a peer, once until it connects."""
+        """Log what is wrong with a peer, once until it connects, if that mends it."""
         place = link.dialled or link.remote
         who = link.peer or (place.host if place else "")
         if (who, reason) in self._noted:

@@ -60,7 +60,10 @@ SPEC_UPDATE: Final = Bulk(
     " inputs = v.inputs, outputs = v.outputs, submitter = v.submitter,"
     " created_ms = v.created_ms, ord = v.ord FROM v WHERE tasks.key = v.key",
 )
-ATTEMPT_UPSERT: Final = Bulk(
+ATTEMPT_LIVE_UPSERT: Final = Bulk(
+    "INSERT OR REPLACE INTO attempts (task, term, stream, n, node, state) VALUES", 6
+)
+ATTEMPT_ENDED_UPSERT: Final = Bulk(
     "INSERT OR REPLACE INTO attempts (task, term, stream, n, node, state, reason,"
     " exit_code, signal, started_ms, ended_ms, duration_ms, stdout_bytes,"
     " stderr_bytes, files, detail, output) VALUES",

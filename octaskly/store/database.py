@@ -32,6 +32,11 @@ _DAMAGE: Final = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
 _FULL_BYTES: Final = 1 << 20
 _BUSY_S: Final = 1.0  #: another program may have the file for so long
 
+# Python asks for an adapter of each such value, and finding none costs an exception:
+# that was a fifth of the writer's time.
+sqlite3.register_adapter(bytes, bytes)
+sqlite3.register_adapter(type(None), lambda none: none)
+
 
 def translated(path: Path, error: sqlite3.Error) -> StoreError:
     """Return what an error of SQLite means, with what to do about it."""

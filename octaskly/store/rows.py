@@ -125,11 +125,14 @@ def record_from(row: Row, attempts: tuple[Attempt, ...]) -> TaskRecord:
 def attempt_row(
     key: int, attempt: Attempt, output: int | None
 ) -> tuple[int | str | None, ...]:
-    """Return a row of `ATTEMPT_COLUMNS`; the kept output is left out."""
+    """Return a row of `ATTEMPT_COLUMNS`; the kept output is left out.
+
+    Of an attempt that has not ended it is only the first six: the others are null.
+    """
     head = (key, *attempt.id, attempt.node, int(attempt.state))
     outcome = attempt.outcome
     if outcome is None:
-        return (*head, *(None,) * 11)
+        return head
     return (
         *head,
         outcome.reason.value,

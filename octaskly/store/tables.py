@@ -46,7 +46,8 @@ class _Changes:
     inserts: list[bulk.Row] = field(default_factory=list)
     updates: list[bulk.Row] = field(default_factory=list)
     specs: list[bulk.Row] = field(default_factory=list)
-    attempts: list[bulk.Row] = field(default_factory=list)
+    live: list[bulk.Row] = field(default_factory=list)  #: attempts
+    ended: list[bulk.Row] = field(default_factory=list)  #: attempts
     adopted: list[bulk.Row] = field(default_factory=list)
     deltas: defaultdict[_Count, int] = field(default_factory=lambda: defaultdict(int))
 
@@ -245,7 +246,8 @@ class Tables:
         bulk.TASK_INSERT.run(db, changes.inserts)
         bulk.TASK_UPDATE.run(db, changes.updates)
         bulk.SPEC_UPDATE.run(db, changes.specs)
-        bulk.ATTEMPT_UPSERT.run(db, changes.attempts)
+        bulk.ATTEMPT_LIVE_UPSERT.run(db, changes.live)
+        bulk.ATTEMPT_ENDED_UPSERT.run(db, changes.ended)
         deltas = [(*count, n) for count, n in changes.deltas.items() if n]
         bulk.COUNT_ADD.run(db, deltas)
         if self._has_orphans:
@@ -272,7 +274,11 @@ class Tables:
         task.stored_spec = spec
         task.is_final = state.is_final
         if task.changed:
-            changes.attempts += _attempt_rows(task, record, task.key)
+            for attempt in record.attempts:
+                if attempt.id in task.changed:
+                    output = task.outputs.get(attempt.id)
+                    rows_of = changes.live if attempt.outcome is None else changes.ended
+                    rows_of.append(rows.attempt_row(task.key, attempt, output))
             task.changed.clear()
         count = (node or "", number)
         if count != task.counted:
@@ -319,15 +325,6 @@ class Tables:
 
 def _new(_: TaskId) -> _Task:
     return _Task()
-
-
-def _attempt_rows(task: _Task, record: TaskRecord, key: int) -> list[bulk.Row]:
-    outputs = task.outputs
-    return [
-        rows.attempt_row(key, attempt, outputs.get(attempt.id))
-        for attempt in record.attempts
-        if attempt.id in task.changed
-    ]
 
 
 def _find(record: TaskRecord, attempt_id: AttemptId) -> Attempt | None:

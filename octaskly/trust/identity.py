@@ -67,6 +67,16 @@ class NodeKey:
             )
         return cls(private)
 
+    @classmethod
+    def renew(cls, state: Path) -> NodeKey:
+        """Return a new key in place of the one in this state folder.
+
+        Raises:
+            ConfigError: it cannot be made.
+        """
+        (state / KEY_FILE).unlink(missing_ok=True)
+        return cls.load_or_create(state)
+
     def pem(self) -> bytes:
         """Return the key as its file holds it."""
         return self.private.private_bytes(

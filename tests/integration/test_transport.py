@@ -21,14 +21,13 @@ from octaskly.core.messages import Hello, HelloOk, Leave, Message, Probe, Pull
 from octaskly.core.model import NO_EPOCH, Address, Limits, NodeId, NodeInfo
 from octaskly.mesh import wire
 from octaskly.mesh.link import NOT_ACCEPTED, OVERFLOW, _remote_of
+from octaskly.mesh.rivals import DUPLICATE, DUPLICATE_ID
 from octaskly.mesh.strangers import (
     HANDSHAKES_HERE_MAX,
     HANDSHAKES_MAX,
     HANDSHAKES_PER_ADDRESS_MAX,
 )
 from octaskly.mesh.transport import (
-    CLONE,
-    DUPLICATE,
     Transport,
 )
 from octaskly.trust import MeshTrust, NodeKey, generate
@@ -54,6 +53,8 @@ class Party:
     version: int = 1
     events: list[Event] = field(default_factory=list)
     notes: list[Note] = field(default_factory=list)
+    duplicates: int = 0  #: how often it heard that its id is taken
+    uptime_s: float = 0.0
     news: asyncio.Event = field(default_factory=asyncio.Event)
 
     def __post_init__(self) -> None:
@@ -74,6 +75,7 @@ class Party:
             hello=self.hello,
             on_event=self.on_event,
             on_note=self.on_note,
+            on_duplicate=self.on_duplicate,
             handshake_s=self.handshake_s,
             outbox_bytes=self.outbox_bytes,
         )
@@ -94,6 +96,7 @@ class Party:
             node=info,
             epoch=NO_EPOCH,
             dispatcher=None,
+            uptime_s=self.uptime_s,
         )
 
     def on_event(self, event: Event) -> None:
@@ -102,6 +105,10 @@ class Party:
 
     def on_note(self, note: Note) -> None:
         self.notes.append(note)
+        self.news.set()
+
+    def on_duplicate(self) -> None:
+        self.duplicates += 1
         self.news.set()
 
     async def until(self, condition: Callable[[], object]) -> None:
@@ -368,16 +375,41 @@ async def test_a_node_that_dials_itself_makes_no_link() -> None:
     assert not a.notes
 
 
-async def test_a_copy_of_a_node_is_refused_and_named() -> None:
-    """A cloned disk gives two nodes with one id."""
-    a = Party()
-    clone = Party(trust=a.trust, boot="other")
+@pytest.mark.parametrize("is_dialler_older", [True, False])
+async def test_a_node_that_meets_its_copy_keeps_its_id_only_if_it_is_older(
+    is_dialler_older: bool,
+) -> None:
+    """A copied folder gives two nodes with one id; exactly one gives it up."""
+    a = Party(uptime_s=5.0)
+    clone = Party(
+        trust=a.trust, boot="other", uptime_s=9.0 if is_dialler_older else 1.0
+    )
+    younger, older = (a, clone) if is_dialler_older else (clone, a)
     async with running(a, clone):
         clone.transport.dial(None, [a.address])
         await clone.until(lambda: clone.of(DialFailed))
-        await a.until(lambda: CLONE in a.reasons)
+        await younger.until(lambda: younger.duplicates)
 
     assert not a.events
+    assert not older.duplicates
+
+
+async def test_a_copy_of_a_peer_that_lives_is_refused_and_told_so() -> None:
+    """F18: the first keeps its link, and nothing of the second reaches the core."""
+    a = Party()
+    key = MeshTrust(SECRET, NodeKey.generate())
+    first, copy = Party(trust=key), Party(trust=key, boot="other")
+    async with running(a, first, copy):
+        await meet(a, first)
+        first.transport.send(a.id, [Pull(())])
+        await a.until(lambda: a.received)
+        copy.transport.dial(a.id, [a.address])
+        await copy.until(lambda: copy.duplicates)
+        assert a.is_linked(key.node_id)
+
+    assert [up.hello.node.boot for up in a.of(PeerUp)] == ["boot"]
+    assert a.reasons == [DUPLICATE_ID]
+    assert not first.duplicates
 
 
 async def test_a_node_of_another_mesh_is_not_met_and_that_is_said_once() -> None:

@@ -85,6 +85,7 @@ async def run(options: argparse.Namespace) -> None:
         interfaces=options.interface,
         on_other_mesh=lambda mesh: say("other", mesh=mesh),
         on_addresses=moved,
+        on_clone=lambda places: say("clone", ports=[place.port for place in places]),
         poll_s=0.2,
         debounce_s=0.2,
     )

@@ -7,11 +7,11 @@ reads see what is committed.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from octaskly.core.effects import Append, Save
 from octaskly.core.events import Advert, Loaded, Saved
-from octaskly.core.facts import Entry, Submitted
+from octaskly.core.facts import Entry, Fact
 from octaskly.core.inbound import highest_sequence
 from octaskly.core.merge import TaskRecord, apply
 from octaskly.core.messages import Report
@@ -27,6 +27,8 @@ from octaskly.core.model import (
 )
 
 Write = Callable[[], None]
+Kept = tuple[type[Fact], TaskId, AttemptId | None]
+"""What a client or a worker may rely on: that a fact of a kind stands in the log."""
 
 
 @dataclass
@@ -43,6 +45,7 @@ class Disk:
     peers: dict[NodeId, tuple[Address, ...]] = field(default_factory=dict)
     terms_seen: list[int] = field(default_factory=list)  #: one for each `Save`
     waiting: list[tuple[int | None, Write]] = field(default_factory=list)
+    kept: set[Kept] = field(default_factory=set)  #: what the streams say
     hlc: int = 0
 
     def saved(self) -> Saved:
@@ -58,6 +61,20 @@ class Disk:
             name=self.name,
             reports=tuple(self.spool.values()),
             peers=tuple(Advert(peer, where) for peer, where in self.peers.items()),
+        )
+
+    def copy(self) -> Disk:
+        """Return what a backup of this moment holds."""
+        return replace(
+            self,
+            streams={stream: list(log) for stream, log in self.streams.items()},
+            writers=dict(self.writers),
+            records=dict(self.records),
+            spool=dict(self.spool),
+            peers=dict(self.peers),
+            terms_seen=list(self.terms_seen),
+            waiting=[],
+            kept=set(self.kept),
         )
 
     def vector(self) -> tuple[tuple[StreamId, int], ...]:
@@ -117,6 +134,7 @@ class Disk:
             self.hlc = max(self.hlc, entry.hlc)
             task = entry.fact.task
             self.records[task] = apply(self.records.get(task), entry.fact)
+            self.kept.add(kept(entry.fact))
 
     def _save(self, effect: Save) -> None:
         if effect.term is not None:
@@ -168,11 +186,7 @@ class Disk:
         epochs = tuple((stream, self.writers[stream]) for stream in streams)
         return chunk, epochs, len(found) > most
 
-    def submitted(self) -> set[TaskId]:
-        """Return the tasks whose submission is durable here."""
-        return {
-            entry.fact.task
-            for log in self.streams.values()
-            for entry in log
-            if isinstance(entry.fact, Submitted)
-        }
+
+def kept(fact: Fact) -> Kept:
+    """Return what a fact, once durable, lets others rely on."""
+    return type(fact), fact.task, getattr(fact, "attempt", None)

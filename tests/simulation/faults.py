@@ -4,19 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
-from octaskly.core.model import NodeId, Timing
-from tests.simulation.checkers import FINAL, Watch, is_quiet
+from octaskly.core.model import NodeId, TaskId
+from tests.simulation.checkers import FINAL, Watch, is_quiet, nothing_runs_twice
+from tests.simulation.disk import Disk
 from tests.simulation.world import World
 
 QUIET_S = 240.0  #: virtual time within which all must be well after the last fault
+STOPPING_S = 4.0  #: longer than an agent that was asked to stop takes
+SIZES = (3, 4, 5, 3, 6, 5, 7, 3, 4, 5, 1, 2)  #: of worlds, by seed
+ENCODED = 0.25  #: share of worlds in which the codec carries each message
+KEYED = 0.05  #: share of requests that repeat an earlier one
 
 
 @dataclass(frozen=True)
 class Profile:
     """How one seed torments its world."""
 
-    nodes: int
     seconds: float
     pause_s: tuple[float, float]  #: between faults
     restart_s: tuple[float, float]
@@ -30,42 +35,80 @@ def crash_one(world: World, profile: Profile) -> None:
     node = _alive(world)
     if node is not None:
         world.crash(node)
-        world.at(world.random.uniform(*profile.restart_s), lambda: world.start(node))
+        _restart(world, profile, node)
 
 
 def crash_dispatcher(world: World, profile: Profile) -> None:
     """Kill the process that matters most."""
     for node in world.dispatchers():
         world.crash(node)
-        wait_s = world.random.uniform(*profile.restart_s)
-        world.at(wait_s, lambda n=node: world.start(n))  # type: ignore[misc]
+        _restart(world, profile, node)
 
 
 def crash_all(world: World, profile: Profile) -> None:
     """A power cut; machines come back in any order."""
     for node in world.machines:
         world.crash(node)
-        wait_s = world.random.uniform(*profile.restart_s)
-        world.at(wait_s, lambda n=node: world.start(n))  # type: ignore[misc]
+        _restart(world, profile, node)
+
+
+def crash_in_write(world: World, profile: Profile) -> None:
+    """Kill a process a moment after it next hands something to its disk."""
+    node = _any(world)
+    world.machines[node].dies_after_s = world.random.uniform(0.0, 0.03)
+    _restart(world, profile, node, after_s=1.0)
+
+
+def crash_stalled(world: World, profile: Profile) -> None:
+    """Let the dispatcher's disk hang, and kill the process before it moves on."""
+    for node in world.dispatchers():
+        machine = world.machines[node]
+        machine.stall_s = world.time_s + 1.5
+        _later(world, world.random.uniform(0.1, 1.4), partial(world.crash, node))
+        _restart(world, profile, node, after_s=1.5)
 
 
 def split(world: World, profile: Profile) -> None:
-    """Cut the network in two."""
+    """Cut the network in two or three."""
     nodes = list(world.machines)
     world.random.shuffle(nodes)
-    size = world.random.randint(1, len(nodes) - 1) if len(nodes) > 1 else 1
-    world.network.split([nodes[:size], nodes[size:]])
-    world.at(world.random.uniform(*profile.heal_s), world.network.heal_all)
+    parts = min(len(nodes), world.random.choice((2, 2, 3)))
+    ends = sorted(world.random.sample(range(1, len(nodes)), parts - 1))
+    firsts = [0, *ends]
+    groups = [nodes[a:b] for a, b in zip(firsts, [*ends, len(nodes)], strict=True)]
+    world.network.split(groups)
+    _later(world, world.random.uniform(*profile.heal_s), world.network.heal_all)
 
 
 def cut_one(world: World, profile: Profile) -> None:
     """Cut a single pair: both sides are still seen by others."""
-    if len(world.machines) < 2:
-        return
-    a, b = world.random.sample(list(world.machines), 2)
+    a, b = _pair(world)
     world.network.cut(a, b)
     wait_s = world.random.uniform(*profile.heal_s)
-    world.at(wait_s, lambda: world.network.heal(a, b))
+    _later(world, wait_s, lambda: world.network.heal(a, b))
+
+
+def mute_one(world: World, profile: Profile) -> None:
+    """Cut one direction of a single pair."""
+    a, b = _pair(world)
+    world.network.mute(a, b)
+    wait_s = world.random.uniform(*profile.heal_s)
+    _later(world, wait_s, lambda: world.network.heal(a, b))
+
+
+def reset_links(world: World, _profile: Profile) -> None:
+    """Break some links, with all that is under way on them."""
+    for _ in range(world.random.randint(1, 3)):
+        world.network.reset(*_pair(world))
+
+
+def slow_one(world: World, profile: Profile) -> None:
+    """Let all that a machine says and hears take its time."""
+    node = _any(world)
+    most_ms = world.random.choice((100.0, 400.0, 1500.0))
+    world.network.slow_ms[node] = (most_ms / 2, most_ms)
+    wait_s = world.random.uniform(*profile.heal_s)
+    _later(world, wait_s, lambda: world.network.slow_ms.pop(node, None))
 
 
 def pause_one(world: World, _profile: Profile) -> None:
@@ -75,10 +118,29 @@ def pause_one(world: World, _profile: Profile) -> None:
         world.pause(node, world.random.choice((0.4, 1.0, 1.8, 3.0, 8.0)))
 
 
+def sleep_one(world: World, _profile: Profile) -> None:
+    """Close the lid of a laptop for a while."""
+    node = _alive(world)
+    if node is not None:
+        world.sleep(node, world.random.choice((1.5, 3.0, 8.0)))
+
+
+def move_clock(world: World, _profile: Profile) -> None:
+    """Let a wall clock jump by up to a day."""
+    skew_ms = world.random.choice((-86_400_000, -5000, 5000, 86_400_000))
+    world.machines[_any(world)].wall_skew_ms = skew_ms
+
+
 def stall_disk(world: World, _profile: Profile) -> None:
     """Let a disk answer nothing for a while."""
-    node = world.random.choice(list(world.machines))
-    world.machines[node].stall_s = world.time_s + world.random.uniform(0.2, 2.0)
+    stall_s = world.time_s + world.random.uniform(0.2, 2.0)
+    world.machines[_any(world)].stall_s = stall_s
+
+
+def fill_disk(world: World, _profile: Profile) -> None:
+    """Let all writes to a disk fail for a while."""
+    full_s = world.time_s + world.random.uniform(0.5, 5.0)
+    world.machines[_any(world)].full_s = full_s
 
 
 def stop_one(world: World, profile: Profile) -> None:
@@ -87,34 +149,25 @@ def stop_one(world: World, profile: Profile) -> None:
     node = reigning[0] if reigning else _alive(world)
     if node is not None:
         world.stop(node, drain_s=3.0)
-        world.at(10.0, lambda: world.crash(node))
-        wait_s = 10.0 + world.random.uniform(*profile.restart_s)
-        world.at(wait_s, lambda: world.start(node))
+        _later(world, 10.0, partial(world.crash, node))
+        _restart(world, profile, node, after_s=10.0)
 
 
-def move_clock(world: World, _profile: Profile) -> None:
-    """Let a wall clock jump by up to a day."""
-    node = world.random.choice(list(world.machines))
-    skew_ms = world.random.choice((-86_400_000, -5000, 5000, 86_400_000))
-    world.machines[node].wall_skew_ms = skew_ms
+def restore_backup(world: World, profile: Profile) -> None:
+    """Put the state of an earlier moment under a node."""
+    reigning = world.dispatchers()
+    node = reigning[0] if reigning and world.random.random() < 0.5 else _any(world)
+    backup = world.machines[node].disk.copy()
+    _later(world, world.random.uniform(0.5, 6.0), _restorer(world, node, backup))
+    _restart(world, profile, node, after_s=6.0)
 
 
-def crash_in_write(world: World, profile: Profile) -> None:
-    """Kill a process a moment after it next hands something to its disk."""
-    node = world.random.choice(list(world.machines))
-    world.machines[node].dies_after_s = world.random.uniform(0.0, 0.03)
-    wait_s = 1.0 + world.random.uniform(*profile.restart_s)
-    world.at(wait_s, lambda: world.start(node))
-
-
-def crash_stalled(world: World, profile: Profile) -> None:
-    """Let the dispatcher's disk hang, and kill the process before it moves on."""
-    for node in world.dispatchers():
-        machine = world.machines[node]
-        machine.stall_s = world.time_s + 1.5
-        world.at(world.random.uniform(0.1, 1.4), lambda n=node: world.crash(n))  # type: ignore[misc]
-        wait_s = 1.5 + world.random.uniform(*profile.restart_s)
-        world.at(wait_s, lambda n=node: world.start(n))  # type: ignore[misc]
+def lose_disk(world: World, profile: Profile) -> None:
+    """Lose all that a node had on its disk, but not its key."""
+    reigning = world.dispatchers()
+    node = reigning[0] if reigning else _any(world)
+    _restorer(world, node, Disk())()
+    _restart(world, profile, node)
 
 
 KINDS: tuple[Callable[[World, Profile], None], ...] = (
@@ -125,26 +178,39 @@ KINDS: tuple[Callable[[World, Profile], None], ...] = (
     crash_stalled,
     split,
     cut_one,
+    mute_one,
+    reset_links,
+    slow_one,
     pause_one,
-    stall_disk,
-    stop_one,
+    sleep_one,
     move_clock,
+    stall_disk,
+    fill_disk,
+    stop_one,
+    restore_backup,
+    lose_disk,
 )
+PAIRWISE = (split, cut_one, mute_one, reset_links)  #: these need two machines
 
 
 def draw_profile(world: World) -> Profile:
     """Return the profile of a seed; some kinds do not happen at all in it."""
     draw = world.random
-    weights = tuple(draw.choice((0, 0, 1, 3)) for _ in KINDS)
+    weights = tuple(
+        0 if kind in PAIRWISE and len(world.machines) < 2 else rate
+        for kind in KINDS
+        for rate in [draw.choice((0, 0, 1, 3))]
+    )
     if not any(weights):
-        weights = (1,) * len(KINDS)
+        weights = tuple(int(kind not in PAIRWISE) for kind in KINDS)
     world.network.delay_ms = draw.choice(((0.2, 4.0), (2.0, 50.0), (20.0, 200.0)))
+    world.network.is_encoding = draw.random() < ENCODED
+    world.network.repeats = draw.choice((0.0, 0.0, 0.3))
     world.duration_s = draw.choice(((0.01, 0.1), (0.05, 1.0), (0.5, 2.0)))
     is_brief = world.duration_s[1] < 1.0
     gap_s = draw.choice((0.5, 1.5, 4.0))
     return Profile(
-        nodes=len(world.machines),
-        seconds=draw.choice((8.0, 15.0, 25.0)),
+        seconds=draw.choice((8.0, 12.0, 20.0)),
         pause_s=(gap_s / 2, gap_s * 2),
         restart_s=draw.choice(((0.0, 0.3), (0.1, 2.0), (1.0, 8.0))),
         heal_s=draw.choice(((0.5, 2.0), (2.0, 6.0), (5.0, 12.0))),
@@ -154,7 +220,7 @@ def draw_profile(world: World) -> Profile:
 
 
 def torment(world: World, profile: Profile) -> None:
-    """Run the world with faults and clients, then without, to the end."""
+    """Run the world with faults and clients."""
     draw = world.random
     end_s = world.time_s + profile.seconds
 
@@ -166,32 +232,44 @@ def torment(world: World, profile: Profile) -> None:
 
     def ask() -> None:
         if world.time_s < end_s:
-            node = draw.choice(world.dispatchers() or list(world.machines))
-            world.submit(node, draw.choice(profile.batches))
-            if world.accepted and draw.random() < 0.1:
-                task = draw.choice(list(world.accepted))
-                world.cancel(node, task, force=draw.random() < 0.5)
+            _ask(world, profile)
             world.at(draw.uniform(0.05, 0.6), ask)
 
     for node in world.machines:
         world.at(draw.choice((0.0, draw.uniform(0.0, 2.0))), _starter(world, node))
     world.at(draw.uniform(*profile.pause_s), strike)
     world.at(0.8, ask)
-    world.run(profile.seconds + 25.0)
+    world.run(profile.seconds)
+
+
+def _ask(world: World, profile: Profile) -> None:
+    """Let a client submit through some node, and perhaps cancel something."""
+    draw = world.random
+    node = draw.choice(world.dispatchers() or list(world.machines))
+    if draw.random() < KEYED:
+        # The same request again and again, wherever a client gets through.
+        world.submit(node, task_id=TaskId(f"keyed-{draw.randrange(5)}"))
+    else:
+        world.submit(node, draw.choice(profile.batches))
+    if world.accepted and draw.random() < 0.1:
+        task = draw.choice(list(world.accepted))
+        world.cancel(node, task, force=draw.random() < 0.5)
 
 
 def calm(world: World) -> None:
     """Mend everything, start everybody, and wait until all is quiet."""
+    world.is_calm = True
     world.network.heal_all()
     for machine in world.machines.values():
-        machine.stall_s = 0.0
+        machine.stall_s = machine.full_s = 0.0
         machine.dies_after_s = None
+        world.resume(machine.id)
         world.start(machine.id)
-    world.run(5.0)
+    world.run(STOPPING_S)  # Who was asked to stop goes, and is started again.
     for node in world.machines:
         world.start(node)
     world.run_until(lambda: is_quiet(world), QUIET_S)
-    world.run(2.0)
+    world.run(1.0)
 
 
 def run_seed(seed: int) -> World:
@@ -200,8 +278,7 @@ def run_seed(seed: int) -> World:
     Raises:
         AssertionError: a rule is broken; `seed` repeats it.
     """
-    sizes = (1, 2, 3, 3, 4, 5, 5, 7)
-    world = World(seed, nodes=sizes[seed % len(sizes)])
+    world = World(seed, nodes=SIZES[seed % len(SIZES)])
     Watch(world)
     torment(world, draw_profile(world))
     calm(world)
@@ -210,11 +287,26 @@ def run_seed(seed: int) -> World:
     return world
 
 
-def run_failover(
-    seed: int, *, is_graceful: bool, timing: Timing | None = None
-) -> World:
+def run_quiet(seed: int) -> World:
+    """Let a mesh work without any fault: each task runs exactly once."""
+    world = World(seed, nodes=SIZES[seed % len(SIZES)])
+    Watch(world)
+    world.network.delay_ms = world.random.choice(((0.2, 4.0), (2.0, 50.0)))
+    world.start_all()
+    world.run_until(world.is_settled, 5.0)
+    for _ in range(10):
+        world.submit(world.random.choice(world.dispatchers()), 8)
+        world.run(world.random.uniform(0.1, 0.6))
+    world.run_until(lambda: is_quiet(world), QUIET_S)
+    for check in (*FINAL, nothing_runs_twice):
+        check(world)
+    return world
+
+
+def run_failover(seed: int, *, is_graceful: bool) -> World:
     """Take the dispatcher from a busy mesh and let the others finish the work."""
-    world = World(seed, nodes=4, timing=timing)
+    world = World(seed, nodes=4)
+    Watch(world)
     world.duration_s = (1.0, 3.0)
     world.start_all()
     world.run_until(world.is_settled, 5.0)
@@ -230,9 +322,19 @@ def run_failover(
     world.run(2.0)
     world.start(dispatcher)
     world.run_until(lambda: is_quiet(world), QUIET_S)
-    for check in FINAL:
+    for check in (*FINAL, nothing_runs_twice):
         check(world)
     return world
+
+
+def run_hand_over(seed: int) -> World:
+    """Stop the dispatcher of a busy mesh, which hands over."""
+    return run_failover(seed, is_graceful=True)
+
+
+def run_crash(seed: int) -> World:
+    """Kill the dispatcher of a busy mesh."""
+    return run_failover(seed, is_graceful=False)
 
 
 def run_flapping(seed: int) -> World:
@@ -265,6 +367,40 @@ def run_flapping(seed: int) -> World:
 def _alive(world: World) -> NodeId | None:
     nodes = [machine.id for machine in world.alive()]
     return world.random.choice(nodes) if nodes else None
+
+
+def _any(world: World) -> NodeId:
+    return world.random.choice(list(world.machines))
+
+
+def _pair(world: World) -> tuple[NodeId, NodeId]:
+    a, b = world.random.sample(list(world.machines), 2)
+    return a, b
+
+
+def _later(world: World, delay_s: float, action: Callable[[], object]) -> None:
+    """Do a later part of a fault, unless all faults are over by then."""
+
+    def act() -> None:
+        if not world.is_calm:
+            action()
+
+    world.at(delay_s, act)
+
+
+def _restart(
+    world: World, profile: Profile, node: NodeId, *, after_s: float = 0.0
+) -> None:
+    wait_s = after_s + world.random.uniform(*profile.restart_s)
+    _later(world, wait_s, partial(world.start, node))
+
+
+def _restorer(world: World, node: NodeId, backup: Disk) -> Callable[[], None]:
+    def restore() -> None:
+        world.crash(node)
+        world.restore(node, backup)
+
+    return restore
 
 
 def _starter(world: World, node: NodeId) -> Callable[[], None]:

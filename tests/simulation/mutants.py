@@ -7,10 +7,12 @@ A function plants it for the time of one test.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
+from octaskly.core.adoption import Adoption
 from octaskly.core.dispatch import Dispatch
 from octaskly.core.effects import Append, Effect, Save, Send
 from octaskly.core.election import Election
@@ -19,12 +21,14 @@ from octaskly.core.exchange import Exchange
 from octaskly.core.inbound import Inbound
 from octaskly.core.journal import Journal
 from octaskly.core.membership import Membership
-from octaskly.core.messages import Message, Results, ResultsOk
+from octaskly.core.messages import Message, Reattach, Report, Results, ResultsOk
 from octaskly.core.model import NO_EPOCH, Moment, NodeId, NodeInfo, StreamId
 from octaskly.core.node import Node
 from octaskly.core.phases import Phases
+from octaskly.core.results import KeptResult, KeptResults
 from octaskly.core.worker import Worker
 from tests.simulation.disk import Disk
+from tests.simulation.faults import run_hand_over, run_seed
 
 Plant = Callable[[pytest.MonkeyPatch], None]
 
@@ -202,17 +206,65 @@ def follow_the_stale(patch: pytest.MonkeyPatch) -> None:
     )
 
 
-MUTANTS: tuple[Plant, ...] = (
-    volatile_term,
-    discard_the_losers_tail,
-    stop_pulling_early,
-    stream_resumed_after_restart,
-    acknowledge_before_commit,
-    claim_before_commit,
-    results_acknowledged_before_commit,
-    no_epoch_check_in_worker,
-    never_step_down,
-    never_redial,
-    absorbed_tasks_are_not_queued,
-    follow_the_stale,
+def no_adopt_window(patch: pytest.MonkeyPatch) -> None:
+    """A new dispatcher waits for no worker of the reign before."""
+    real = Adoption.begin
+
+    def impatient(self: Adoption, now: Moment) -> None:
+        self._adopt_s = 0.0
+        real(self, now)
+
+    patch.setattr(Adoption, "begin", impatient)
+
+
+def reattach_is_not_believed(patch: pytest.MonkeyPatch) -> None:
+    """What a worker says it runs does not count."""
+    real = Adoption.on_reattach
+
+    def deaf(self: Adoption, node: NodeId, message: Reattach, now: Moment) -> None:
+        real(self, node, replace(message, running=()), now)
+
+    patch.setattr(Adoption, "on_reattach", deaf)
+
+
+def results_forgotten_when_sent(patch: pytest.MonkeyPatch) -> None:
+    """A worker trusts that what it sent arrives and is kept."""
+    real = KeptResults.told
+
+    def trusting(
+        self: KeptResults, kept: KeptResult, now_s: float, *, is_news: bool
+    ) -> Report:
+        self.forget([(kept.report.task, kept.report.attempt)])
+        self._kept[kept.report.task, kept.report.attempt] = kept
+        report = real(self, kept, now_s, is_news=is_news)
+        del self._kept[kept.report.task, kept.report.attempt]
+        return report
+
+    patch.setattr(KeptResults, "told", trusting)
+
+
+def merge_prefers_the_later(patch: pytest.MonkeyPatch) -> None:
+    """Of two facts about an attempt the one that comes last counts."""
+    patch.setattr("octaskly.core.merge._further", lambda _, later: later)
+
+
+Hunt = Callable[[int], object]
+MUTANTS: tuple[tuple[Plant, Hunt], ...] = (
+    (volatile_term, run_seed),
+    (discard_the_losers_tail, run_seed),
+    (stop_pulling_early, run_seed),
+    (stream_resumed_after_restart, run_seed),
+    (acknowledge_before_commit, run_seed),
+    (claim_before_commit, run_seed),
+    (results_acknowledged_before_commit, run_seed),
+    (no_epoch_check_in_worker, run_seed),
+    (never_step_down, run_seed),
+    (never_redial, run_seed),
+    (absorbed_tasks_are_not_queued, run_seed),
+    (follow_the_stale, run_seed),
+    (no_adopt_window, run_hand_over),
+    (reattach_is_not_believed, run_hand_over),
+    (results_forgotten_when_sent, run_hand_over),
+    (merge_prefers_the_later, run_seed),
 )
+"""Each with the world in which it shows."""

@@ -1,11 +1,13 @@
 """Links that keep order, lose everything behind a cut, and break late.
 
 A cut is silent, as a pulled cable is: what is sent into it is lost, and each end
-notices by itself, seconds later. A process that ends resets its links at once.
+notices by itself, seconds later. A process that ends resets its links at once. As TCP
+is below, a loss is a broken link, and order holds within a link, not between links.
 """
 
 from __future__ import annotations
 
+from collections import deque
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -18,6 +20,7 @@ if TYPE_CHECKING:
     from tests.simulation.world import World
 
 Pair = tuple[NodeId, NodeId]
+REPEATED = 4  #: batches of an earlier link that arrive once more
 
 
 @dataclass
@@ -27,6 +30,7 @@ class Link:
     serial: int
     ends: set[NodeId] = field(default_factory=set)  #: that believe in it
     is_broken: bool = False  #: nothing gets through any more
+    deaf: NodeId | None = None  #: an end that nothing reaches any more
     next_s: dict[NodeId, float] = field(default_factory=dict)
 
 
@@ -38,8 +42,11 @@ class Network:
         self._links: dict[Pair, Link] = {}
         self._dialling: set[Pair] = set()
         self._cuts: set[Pair] = set()
+        self._heard: dict[Pair, deque[tuple[Message, ...]]] = {}
         self._serial = 0
         self.delay_ms = (0.2, 4.0)
+        self.slow_ms: dict[NodeId, tuple[float, float]] = {}  #: more for these
+        self.repeats = 0.0  #: how often a new link brings frames of the last again
         self.has_multicast = True
         self.is_encoding = True
         self.messages = 0
@@ -59,6 +66,29 @@ class Network:
                 delay_s = self._world.random.uniform(1.5, 5.0)
                 self._drop_later(link, end, _other(pair, end), "timed out", delay_s)
 
+    def mute(self, a: NodeId, b: NodeId) -> None:
+        """Let nothing through from one node to another, nor new links either way.
+
+        What comes back arrives for as long as TCP bears that nothing confirms it.
+        """
+        link = self._links.get(_pair(a, b))
+        if link is None or link.is_broken or self.is_cut(a, b):
+            return
+        self._cuts.add(_pair(a, b))
+        link.deaf = b
+        for end in sorted(link.ends):
+            delay_s = self._world.random.uniform(1.5, 5.0)
+            self._drop_later(link, end, _other((a, b), end), "timed out", delay_s)
+
+    def reset(self, a: NodeId, b: NodeId) -> None:
+        """Break a link: what is under way is lost, and both ends hear of it soon."""
+        link = self._links.get(_pair(a, b))
+        if link is None or link.is_broken or self.is_cut(a, b):
+            return
+        link.is_broken = True
+        for end in sorted(link.ends):
+            self._drop_later(link, end, _other((a, b), end), "reset", self._delay_s())
+
     def heal(self, a: NodeId, b: NodeId) -> None:
         """Let messages through again; a link that was cut stays broken."""
         self._cuts.discard(_pair(a, b))
@@ -66,6 +96,7 @@ class Network:
     def heal_all(self) -> None:
         """Mend every cut."""
         self._cuts.clear()
+        self.slow_ms.clear()
 
     def split(self, groups: list[list[NodeId]]) -> None:
         """Cut every pair of nodes in different groups."""
@@ -103,15 +134,24 @@ class Network:
         if link is None or sender not in link.ends or link.is_broken:
             return
         self.messages += len(messages)
+        self._carry(link, sender, peer, messages)
+
+    def _carry(
+        self, link: Link, sender: NodeId, peer: NodeId, messages: tuple[Message, ...]
+    ) -> None:
+        """Bring messages to the other end, through the codec in some worlds."""
         data = encode(messages) if self.is_encoding else b""
 
         def arrive() -> None:
             receiver = self._world.machines[peer]
-            if link.is_broken or peer not in link.ends:
+            if link.is_broken or link.deaf == peer or peer not in link.ends:
                 return
             got = messages
             if self.is_encoding:
                 got = tuple(Decoder(Limits()).receive_data(data))
+            if self.repeats:
+                last = self._heard.setdefault((sender, peer), deque(maxlen=REPEATED))
+                last.append(messages)
             self._world.on_arrival(got)
             draw = self._world.random.random()
             self._world.feed(receiver, Received(sender, got, draw))
@@ -209,7 +249,7 @@ class Network:
                 return
             pair = _pair(a, b)
             old = self._links.get(pair)
-            if old is not None and old.ends and not old.is_broken:
+            if old is not None and old.ends and not (old.is_broken or old.deaf):
                 return
             if old is not None:
                 for end in sorted(old.ends):
@@ -228,8 +268,12 @@ class Network:
         world.at(2 * self._delay_s() + 0.005, connect)
 
     def _up(self, link: Link, end: NodeId, event: PeerUp) -> None:
-        if end in link.ends:
-            self._world.feed(self._world.machines[end], event)
+        if end not in link.ends:
+            return
+        self._world.feed(self._world.machines[end], event)
+        if self.repeats and self._world.random.random() < self.repeats:
+            for messages in tuple(self._heard.get((event.peer, end), ())):
+                self._carry(link, event.peer, end, messages)
 
     def _drop_later(
         self, link: Link, end: NodeId, peer: NodeId, reason: str, delay_s: float
@@ -254,7 +298,10 @@ class Network:
     def _in_order(self, link: Link, receiver: NodeId, action: object) -> None:
         """Do something at one end, after all that was sent there before."""
         world = self._world
-        due_s = max(world.time_s + self._delay_s(), link.next_s.get(receiver, 0.0))
+        delay_s = self._delay_s()
+        for end in sorted(link.ends) if self.slow_ms else ():
+            delay_s += world.random.uniform(*self.slow_ms.get(end, (0.0, 0.0))) / 1000
+        due_s = max(world.time_s + delay_s, link.next_s.get(receiver, 0.0))
         link.next_s[receiver] = due_s + 1e-6
         world.at(due_s - world.time_s, action)  # type: ignore[arg-type]
 

@@ -25,6 +25,7 @@ from octaskly.core.effects import (
     LoadLive,
     Note,
     Remember,
+    Reply,
     Save,
     Send,
     ServePull,
@@ -41,15 +42,13 @@ from octaskly.core.events import (
     Draft,
     Event,
     LiveLoaded,
-    PeerDown,
-    PeerUp,
     Persisted,
-    Received,
     Seen,
     StopAsked,
     TasksSubmitted,
     Woke,
 )
+from octaskly.core.facts import CancelAsked, Finished, Submitted
 from octaskly.core.messages import Entries, Message, Report, Results, ResultsOk
 from octaskly.core.model import (
     Address,
@@ -66,10 +65,11 @@ from octaskly.core.model import (
     Timing,
 )
 from octaskly.core.node import Node
-from tests.simulation.disk import Disk
+from tests.simulation.disk import Disk, Kept
 from tests.simulation.network import Network
 
 WALL_MS = 1_700_000_000_000
+RETRY_S = 0.25  #: between two tries of a write that fails
 CHUNK = 20  #: entries in one answer to PULL, few so that several are needed
 
 
@@ -96,11 +96,15 @@ class Machine:
     life: int = 0  #: counts process starts; callbacks of an earlier one are void
     is_paused: bool = False
     held: list[Callable[[], None]] = field(default_factory=list)
+    is_asleep: bool = False  #: suspended, so disk and commands stand still, too
+    frozen: list[Callable[[], None]] = field(default_factory=list)
     running: dict[tuple[TaskId, AttemptId], TaskSpec] = field(default_factory=dict)
     waiting: list[tuple[AttemptId, TaskSpec]] = field(default_factory=list)
     is_browsing: bool = False
     has_stopped: bool = False
     stall_s: float = 0.0  #: the disk answers nothing before this time
+    full_s: float = 0.0  #: the disk takes no writes before this time
+    is_failing: bool = False  #: a write has failed and is tried again
     wall_skew_ms: int = 0
     timer: int = 0
     is_committing: bool = False
@@ -140,19 +144,22 @@ class World:
         self.disk_ms = (1.0, 15.0)
         self.duration_s = (0.05, 1.5)
         self.accepted: dict[TaskId, TaskSpec] = {}
-        self.asked: set[TaskId] = set()
+        self.asked: set[str] = set()  #: commands, as tasks have no ids before
         self.refused = 0
-        self.cancelled: set[TaskId] = set()
+        self.promises: dict[Kept, set[NodeId]] = {}
+        """What was confirmed to clients and workers, and which disks held it then."""
         self.started: list[Started] = []
         self.died: set[NodeId] = set()  #: machines whose process ended unasked
+        self.restored: set[NodeId] = set()  #: machines that lost part of their disk
         self.reported: dict[tuple[TaskId, AttemptId], AttemptState] = {}
-        self.acknowledged: set[tuple[TaskId, AttemptId]] = set()
+        self.is_calm = False  #: no fault happens any more
         self.steps = 0
-        self.watchers: list[Callable[[Machine], None]] = []
+        self.watchers: list[Callable[[Machine, list[Effect]], None]] = []
+        self.answer_watchers: list[Callable[[Node, Reply, float], None]] = []
         self._queue: list[tuple[float, int, Callable[[], None]]] = []
         self._order = 0
         self._ticket = 0
-        self._tickets: dict[int, str] = {}
+        self._asked_s: dict[int, float] = {}  #: open requests, and since when
         self._hash = hashlib.sha256()
         self._is_traced = is_traced
         self.trace: list[str] = []
@@ -178,7 +185,7 @@ class World:
         while not condition():
             if self.time_s >= end_s:
                 return False
-            self.run(0.05)
+            self.run(0.1)
         return True
 
     def now(self, machine: Machine) -> Moment:
@@ -223,10 +230,11 @@ class World:
         if not machine.has_stopped:
             self.died.add(node_id)
         machine.life += 1
-        machine.is_paused = False
+        self._wake(machine)
         machine.held.clear()
+        machine.frozen.clear()
         machine.disk.crash()
-        machine.is_committing = False
+        machine.is_committing = machine.is_failing = False
         machine.running.clear()
         machine.waiting.clear()
         machine.is_browsing = False
@@ -239,16 +247,43 @@ class World:
             return
         machine.is_paused = True
         life = machine.life
+        self.at(seconds, lambda: self.resume(node_id) if machine.life == life else None)
 
-        def resume() -> None:
-            if machine.life != life:
-                return
-            machine.is_paused = False
-            held, machine.held = machine.held, []
-            for action in held:
-                action()
+    def sleep(self, node_id: NodeId, seconds: float) -> None:
+        """Suspend a whole machine; only the clock goes on (CLOCK_BOOTTIME)."""
+        machine = self.machines[node_id]
+        if machine.node is None or machine.is_paused:
+            return
+        self.pause(node_id, seconds)
+        machine.is_asleep = True
+        for other in self.machines:
+            if other != node_id:
+                self.network.cut(node_id, other)
 
-        self.at(seconds, resume)
+    def resume(self, node_id: NodeId) -> None:
+        """End a pause or a sleep; what waited happens now."""
+        machine = self.machines[node_id]
+        self._wake(machine)
+        held, machine.held = machine.held, []
+        frozen, machine.frozen = machine.frozen, []
+        for action in held + frozen:
+            action()
+
+    def _wake(self, machine: Machine) -> None:
+        if machine.is_asleep:
+            for other in self.machines:
+                self.network.heal(machine.id, other)
+        machine.is_paused = machine.is_asleep = False
+
+    def restore(self, node_id: NodeId, backup: Disk) -> None:
+        """Put an older state of its disk under a machine that is down."""
+        machine = self.machines[node_id]
+        assert machine.node is None
+        machine.disk = backup
+        self.restored.add(node_id)
+        for key, holders in self.promises.items():
+            if key not in backup.kept:
+                holders.discard(node_id)
 
     def stop(self, node_id: NodeId, drain_s: float = 5.0) -> None:
         """Ask an agent to stop."""
@@ -290,20 +325,21 @@ class World:
         self.steps += 1
         effects = node.step(event, self.now(machine))
         self._hash.update(
-            f"{self.time_s:.6f} {machine.id} {type(event).__name__}"
-            f"{[type(effect).__name__ for effect in effects]}{node.epoch}".encode()
+            f"{self.time_s} {machine.id} {type(event).__name__} {len(effects)} "
+            f"{node.epoch.term} {node.epoch.node};".encode()
         )
         if self._is_traced:
             self._record(machine, event, effects)
         numbers = [e.number for e in effects if isinstance(e, Append | Save)]
         assert numbers == sorted(numbers), f"appends out of order: {numbers}"
         for effect in effects:
+            # As in the agent, a node that has stopped performs nothing more.
             if machine.node is node:
                 self._perform(machine, node, effect)
         if machine.node is not node:
             return
         for watch in self.watchers:
-            watch(machine)
+            watch(machine, effects)
         self._set_timer(machine, node)
 
     def trace_hash(self) -> str:
@@ -316,13 +352,13 @@ class World:
 
     def _set_timer(self, machine: Machine, node: Node) -> None:
         machine.timer += 1
-        timer = machine.timer
+        timer, life = machine.timer, machine.life
 
         def wake() -> None:
-            if machine.timer == timer:
+            if machine.timer == timer and machine.life == life:
                 self.feed(machine, Woke(self.random.random()))
 
-        self.later(machine, max(0.001, node.deadline() - self.time_s), wake)
+        self.at(max(0.001, node.deadline() - self.time_s), wake)
 
     # Effects
 
@@ -341,7 +377,7 @@ class World:
             case Disconnect(peer, reason):
                 self.network.disconnect(machine.id, peer, reason)
             case Answer(ticket, reply):
-                self._answer(ticket, reply)
+                self._answer(node, ticket, reply)
             case Start(items):
                 self._run(machine, node, items)
             case Stop(items):
@@ -389,9 +425,9 @@ class World:
                 pass
 
     def _commit_soon(self, machine: Machine) -> None:
+        life = machine.life
         if machine.dies_after_s is not None:
             dies_after_s, machine.dies_after_s = machine.dies_after_s, None
-            life = machine.life
 
             def die() -> None:
                 if machine.life == life:
@@ -404,20 +440,25 @@ class World:
         delay_s = self.random.uniform(*self.disk_ms) / 1000
         delay_s = max(delay_s, machine.stall_s - self.time_s)
         count = len(machine.disk.waiting)
-        life = machine.life
+        self.at(delay_s, lambda: self._commit(machine, life, count))
 
-        def commit() -> None:
-            # The writer is a thread: it goes on while the loop is paused, too.
-            if machine.life != life:
-                return
-            machine.is_committing = False
-            number = machine.disk.commit(max(count, 1))
-            if number is not None:
-                self.feed(machine, Persisted(number))
-            if machine.life == life and machine.disk.waiting:
-                self._commit_soon(machine)
-
-        self.at(delay_s, commit)
+    def _commit(self, machine: Machine, life: int, count: int) -> None:
+        """End one write; the writer is a thread, so a paused loop does not stop it."""
+        if machine.life != life:
+            return
+        if machine.is_asleep:
+            machine.frozen.append(lambda: self._commit(machine, life, count))
+            return
+        machine.is_failing = self.time_s < machine.full_s
+        if machine.is_failing:
+            self.at(RETRY_S, lambda: self._commit(machine, life, count))
+            return
+        machine.is_committing = False
+        number = machine.disk.commit(max(count, 1))
+        if number is not None:
+            self.feed(machine, Persisted(number))
+        if machine.life == life and machine.disk.waiting:
+            self._commit_soon(machine)
 
     def _serve(self, machine: Machine, peer: NodeId, vector: dict[int, int]) -> None:
         disk = machine.disk
@@ -468,7 +509,9 @@ class World:
 
             def end(key: tuple[TaskId, AttemptId] = key, life: int = life) -> None:
                 # A command ends whether or not its agent is paused.
-                if machine.life == life and key in machine.running:
+                if machine.is_asleep and machine.life == life:
+                    machine.frozen.append(lambda: end(key, life))
+                elif machine.life == life and key in machine.running:
                     del machine.running[key]
                     self._ended(machine, key, AttemptState.OK, Reason.EXIT)
                     self._fill(machine)
@@ -512,17 +555,21 @@ class World:
 
     # Clients
 
-    def submit(self, node_id: NodeId, count: int = 1) -> None:
-        """Submit tasks through one node."""
+    def submit(
+        self, node_id: NodeId, count: int = 1, task_id: TaskId | None = None
+    ) -> None:
+        """Submit tasks through one node, or again the one that has this id."""
         machine = self.machines[node_id]
-        if machine.node is None:
-            return
-        self._ticket += 1
-        self._tickets[self._ticket] = "submit"
+        if machine.node is None or machine.is_failing:
+            return  # The gateway refuses what cannot be written.
+        if task_id is not None and task_id in machine.disk.records:
+            return  # It answers from its log.
         suffixes = tuple(f"{self.random.getrandbits(32):08x}" for _ in range(count))
-        drafts = tuple(Draft(command=f"run {suffix}") for suffix in suffixes)
-        self.asked.update(drafts_commands(drafts))
-        event = TasksSubmitted(self._ticket, drafts, "client", suffixes)
+        drafts = tuple(
+            Draft(command=f"run {task_id or suffix}", id=task_id) for suffix in suffixes
+        )
+        self.asked.update(draft.command for draft in drafts)
+        event = TasksSubmitted(self._next_ticket(), drafts, "client", suffixes)
         self.feed(machine, event)
 
     def cancel(self, node_id: NodeId, task: TaskId, *, force: bool) -> None:
@@ -531,19 +578,36 @@ class World:
         record = machine.disk.records.get(task)
         if machine.node is None or record is None:
             return
-        self._ticket += 1
-        self._tickets[self._ticket] = task
-        event = CancelRequested(self._ticket, task, record.state, force, "client")
+        event = CancelRequested(
+            self._next_ticket(), task, record.state, force, "client"
+        )
         self.feed(machine, event)
 
-    def _answer(self, ticket: int, reply: object) -> None:
+    def _next_ticket(self) -> int:
+        self._ticket += 1
+        self._asked_s[self._ticket] = self.time_s
+        return self._ticket
+
+    def _answer(self, node: Node, ticket: int, reply: Reply) -> None:
         match reply:
             case Accepted(specs):
-                self.accepted.update({spec.id: spec for spec in specs})
+                for spec in specs:
+                    self.accepted[spec.id] = spec
+                    self._promise((Submitted, spec.id, None))
             case CancelDone(task, _, was_done) if was_done:
-                self.cancelled.add(task)
+                self._promise((CancelAsked, task, None))
             case _:
                 self.refused += 1
+        waited_s = self.time_s - self._asked_s.pop(ticket)
+        for watch in self.answer_watchers:
+            watch(node, reply, waited_s)
+
+    def _promise(self, key: Kept) -> None:
+        """Note which disks hold what somebody relies on from now on."""
+        if key not in self.promises:
+            holders = {m.id for m in self.machines.values() if key in m.disk.kept}
+            assert holders, f"{key} was confirmed, and is on no disk"
+            self.promises[key] = holders
 
     def on_arrival(self, messages: tuple[Message, ...]) -> None:
         """Note what workers reported, and what they were allowed to forget."""
@@ -553,7 +617,8 @@ class World:
                     key = (report.task, report.attempt)
                     self.reported[key] = report.outcome.state
             elif isinstance(message, ResultsOk):
-                self.acknowledged.update(message.items)
+                for task, attempt in message.items:
+                    self._promise((Finished, task, attempt))
 
     # What people see
 
@@ -572,11 +637,3 @@ class World:
             m.node is not None and m.node.dispatcher == reigning[0]
             for m in self.alive()
         )
-
-
-def drafts_commands(drafts: tuple[Draft, ...]) -> list[TaskId]:
-    """Return the commands, which name submissions before they have ids."""
-    return [TaskId(draft.command) for draft in drafts]
-
-
-__all__ = ["Machine", "PeerDown", "PeerUp", "Received", "Started", "World"]

@@ -29,6 +29,8 @@ from octaskly.core.messages import (
     Pull,
     Reattach,
     Redirect,
+    Repl,
+    ReplOk,
     Report,
     Results,
     ResultsOk,
@@ -138,6 +140,8 @@ MESSAGES: tuple[Message, ...] = (
     Reattach(((ATTEMPT, SPEC),), 2, NodeState.READY),
     Transfer(EPOCH, VECTOR),
     Leave("stopping"),
+    Repl(EPOCH, 7, ENTRIES, ((STREAM, EPOCH),)),
+    ReplOk(EPOCH, 7),
 )
 OTHERS = (
     *FACTS,

@@ -105,7 +105,8 @@ class Harness:
         return self.election.on_peer_up(event, at(now_s))
 
     def persist(self, now_s: float) -> list[Effect]:
-        return self.journal.persisted(self.journal.number, at(now_s))
+        self.journal.on_persisted(self.journal.number)
+        return self.journal.release(at(now_s))
 
     def follow(self, now_s: float, dispatcher: NodeId = A) -> None:
         epoch = Epoch(3, dispatcher)
@@ -413,8 +414,7 @@ def test_what_the_outgoing_dispatcher_still_says_does_not_undo_the_claim() -> No
 
     assert world.election.on_heartbeat(A, reign, at(1.1)) == []
     assert world.election.on_claim(A, Claim(reign, StreamId(9), ()), at(1.1)) == []
-    done = world.journal.persisted(world.journal.number, at(1.2))
-    assert notes(done) == ["dispatcher elected"]
+    assert notes(world.persist(1.2)) == ["dispatcher elected"]
 
 
 def test_a_stopping_node_never_claims() -> None:

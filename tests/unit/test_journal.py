@@ -31,6 +31,12 @@ def foreign(*seqs: int) -> list[Entry]:
     return [Entry(OTHER, seq, 10, FACT) for seq in seqs]
 
 
+def persisted(log: Journal, number: int) -> list[Effect]:
+    """Return what a commit releases."""
+    log.on_persisted(number)
+    return log.release(moment())
+
+
 def names(effects: list[Effect]) -> list[str]:
     """Return the traces that were left."""
     return [effect.event for effect in effects if isinstance(effect, Note)]
@@ -71,9 +77,9 @@ def test_what_waits_is_released_in_order_by_the_commit_it_waits_for() -> None:
     log.after(note("three"))
 
     assert not log.is_settled
-    assert names(log.persisted(1, moment())) == ["one"]
-    assert names(log.persisted(2, moment())) == ["two", "three"]
-    assert log.persisted(2, moment()) == []
+    assert names(persisted(log, 1)) == ["one"]
+    assert names(persisted(log, 2)) == ["two", "three"]
+    assert persisted(log, 2) == []
     assert log.is_settled
 
 
@@ -89,10 +95,10 @@ def test_what_is_released_may_wait_again() -> None:
 
     log.after(again)
 
-    released = log.persisted(1, moment())
+    released = persisted(log, 1)
 
     assert [type(effect) for effect in released] == [Append]
-    assert names(log.persisted(2, moment())) == ["later"]
+    assert names(persisted(log, 2)) == ["later"]
 
 
 def test_a_saved_node_goes_on_behind_its_last_timestamp() -> None:

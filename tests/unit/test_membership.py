@@ -230,18 +230,19 @@ def test_a_node_that_is_renamed_gets_its_new_name() -> None:
     assert registry.name_of(OTHER, "old") == "old"
 
 
-def test_members_stand_in_the_order_of_succession_and_the_first_two_stand_by() -> None:
-    """The dispatcher itself comes first."""
+def test_members_stand_in_the_order_of_succession() -> None:
+    """The dispatcher itself comes first, then its standbys in their order."""
     here = members()
     nodes = [NodeId(letter * 16) for letter in "cab"]
     for index, node in enumerate(nodes):
         here.on_peer_up(up(node, node[0], Address(f"10.0.0.{index}", 1)), at(0.0))
         here.confirm(node, EPOCH, ())
 
-    roster = Registry([]).build(EPOCH, own_line(), here, lambda _: 9, at(1.0))
+    standbys = (nodes[0], nodes[2])
+    roster = Registry([]).build(EPOCH, own_line(), here, standbys, lambda _: 9, at(1.0))
 
     assert roster is not None
-    assert [m.name for m in roster.members] == ["pi", "a", "b", "c"]
+    assert [m.name for m in roster.members] == ["pi", "c", "b", "a"]
     assert [m.role for m in roster.members] == [
         Role.DISPATCHER,
         Role.STANDBY,
@@ -260,14 +261,14 @@ def test_a_roster_is_built_when_members_change_and_at_most_each_second_for_loads
     build = registry.build
     busy = replace(own_line(), load=LoadSample(90.0, 2.0, 0, 0))
 
-    assert build(EPOCH, own_line(), here, lambda _: 0, at(1.0)) is not None
-    assert build(EPOCH, busy, here, lambda _: 0, at(1.5)) is None
-    assert build(EPOCH, busy, here, lambda _: 0, at(2.0)) is not None
-    assert build(EPOCH, busy, here, lambda _: 0, at(9.0)) is None
+    assert build(EPOCH, own_line(), here, (), lambda _: 0, at(1.0)) is not None
+    assert build(EPOCH, busy, here, (), lambda _: 0, at(1.5)) is None
+    assert build(EPOCH, busy, here, (), lambda _: 0, at(2.0)) is not None
+    assert build(EPOCH, busy, here, (), lambda _: 0, at(9.0)) is None
 
     here.on_peer_up(up(PEER), at(9.0))
     here.confirm(PEER, EPOCH, ())
-    roster = build(EPOCH, busy, here, lambda _: 0, at(9.1))
+    roster = build(EPOCH, busy, here, (), lambda _: 0, at(9.1))
     assert roster is not None
     assert (roster.version, len(roster.members)) == (3, 2)
 
@@ -281,18 +282,18 @@ def test_a_lost_member_stays_listed_for_ten_minutes_and_one_that_left_does_not()
     for index, node in enumerate((PEER, OTHER)):
         here.on_peer_up(up(node, node[0], Address(f"10.0.0.{index}", 1)), at(0.0))
         here.confirm(node, EPOCH, ())
-    registry.build(EPOCH, own_line(), here, lambda _: 0, at(1.0))
+    registry.build(EPOCH, own_line(), here, (), lambda _: 0, at(1.0))
 
     for node, is_leaving in ((PEER, False), (OTHER, True)):
         here.on_peer_down(node, at(2.0))
         registry.on_lost(node, at(2.0), is_leaving=is_leaving)
-    roster = registry.build(EPOCH, own_line(), here, lambda _: 0, at(3.0))
+    roster = registry.build(EPOCH, own_line(), here, (), lambda _: 0, at(3.0))
     assert roster is not None
     assert [(m.id, m.state) for m in roster.members] == [
         (ME, NodeState.READY),
         (PEER, NodeState.LOST),
     ]
 
-    roster = registry.build(EPOCH, own_line(), here, lambda _: 0, at(700.0))
+    roster = registry.build(EPOCH, own_line(), here, (), lambda _: 0, at(700.0))
     assert roster is not None
     assert len(roster.members) == 1

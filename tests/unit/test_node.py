@@ -58,6 +58,8 @@ from octaskly.core.messages import (
     Message,
     Pull,
     Reattach,
+    Repl,
+    ReplOk,
     Report,
     Roster,
 )
@@ -301,7 +303,9 @@ def test_a_new_follower_gets_the_roster_and_later_only_changes() -> None:
     shell.serve()
     shell.meet()
 
-    effects = shell.hear(ClaimOk(EPOCH, ())) + shell.run(101.5)
+    effects = shell.hear(ClaimOk(EPOCH, ()))
+    (repl,) = [m for m in sent(effects) if isinstance(m, Repl)]
+    effects += shell.hear(ReplOk(EPOCH, repl.number)) + shell.run(101.5)
     rosters = [m for m in sent(effects) if isinstance(m, Roster)]
     assert [m.id for m in rosters[-1].members] == [ME, PEER]
     assert [m.name for m in rosters[-1].members] == ["pi", "pi-pppp"]

@@ -1,0 +1,87 @@
+"""Whether another node may hold tasks that this reign does not know.
+
+A dispatcher that is asked for an unknown task says "not found" only when it can know:
+nobody is missing who may have accepted it, and nothing is still being pulled. Until
+then the answer is that it cannot tell yet.
+"""
+
+from __future__ import annotations
+
+from octaskly.core.exchange import Exchange
+from octaskly.core.journal import Journal
+from octaskly.core.membership import Membership
+from octaskly.core.messages import ATTACHED, STOPPING, Roster
+from octaskly.core.model import NO_EPOCH, Epoch, NodeId, NodeState, Role
+from octaskly.core.roster import LOST_S
+from octaskly.core.succession import covers
+
+RETURN_S = 30.0  #: after a start, peers that are remembered may take so long to come
+
+PLAIN_ENDS = ("eof", "reset", STOPPING, ATTACHED)
+"""Ends of a link after which the other side is not at work without this one."""
+
+
+class Completeness:
+    """Who is missing in this reign, and for how long that is worth an excuse."""
+
+    def __init__(
+        self, journal: Journal, members: Membership, exchange: Exchange
+    ) -> None:
+        self._journal = journal
+        self._members = members
+        self._exchange = exchange
+        self._epoch: Epoch = NO_EPOCH
+        self._missing: dict[NodeId, float] = {}
+        """Nodes that may know more, and until when they are waited for."""
+
+    def remember(self, nodes: list[NodeId], now_s: float) -> None:
+        """These were in the mesh before this process started."""
+        self._missing = dict.fromkeys(nodes, now_s + RETURN_S)
+
+    def begin(
+        self, epoch: Epoch, roster: Roster | None, level: Epoch, now_s: float
+    ) -> None:
+        """Reign.
+
+        Args:
+            epoch: Of this reign.
+            roster: As last heard from the dispatcher before.
+            level: The reign with which this node's log was level last.
+            now_s: The monotonic clock.
+        """
+        self._epoch = epoch
+        if roster is None:
+            return
+        for member in roster.members:
+            # A standby has all that its dispatcher answered for, or another one has.
+            is_covered = member.role is Role.DISPATCHER and level == roster.epoch
+            if is_covered or member.role is Role.WORKER:
+                continue
+            if member.id != epoch.node and member.state is not NodeState.LOST:
+                self._missing[member.id] = now_s + LOST_S
+
+    def on_lost(self, node: NodeId, reason: str, now_s: float) -> None:
+        """A follower of this reign is gone; cut off, it may be at work elsewhere."""
+        if reason not in PLAIN_ENDS:
+            self._missing[node] = now_s + LOST_S
+
+    def is_complete(self, now_s: float) -> bool:
+        """Return whether a task that is unknown here is unknown everywhere."""
+        self._missing = {
+            node: until_s
+            for node, until_s in self._missing.items()
+            if until_s > now_s and not self._is_heard(node)
+        }
+        return (
+            not self._missing
+            and not self._exchange.is_busy
+            and self._journal.is_settled
+            and all(
+                covers(self._journal.vector, view.vector.items())
+                for view in self._members.peers.values()
+            )
+        )
+
+    def _is_heard(self, node: NodeId) -> bool:
+        view = self._members.peers.get(node)
+        return view is not None and view.follows == self._epoch

@@ -1,0 +1,93 @@
+"""What it means for this node that the link to a peer came or went.
+
+Owns the consequences only: `membership` knows the peers, `election` the roles.
+"""
+
+from __future__ import annotations
+
+from octaskly.core.effects import Effect, Note
+from octaskly.core.events import PeerUp
+from octaskly.core.machines import Machines
+from octaskly.core.messages import ATTACHED, STOPPING
+from octaskly.core.model import Moment, NodeId
+
+
+class Links:
+    """The links of one node, and who loses what with one of them."""
+
+    def __init__(self, machines: Machines) -> None:
+        self._me = machines.settings.node.id
+        self._timing = machines.settings.timing
+        self._limits = machines.settings.limits
+        self._members = machines.members
+        self._registry = machines.registry
+        self._election = machines.election
+        self._replication = machines.replication
+        self._completeness = machines.completeness
+        self._dispatch = machines.dispatch
+
+    def on_up(self, event: PeerUp, now: Moment) -> list[Effect]:
+        """A link is connected; it takes the place of any before it."""
+        if event.peer == self._me:
+            return []
+        effects = self.on_down(event.peer, "replaced", now)
+        effects += self._members.on_peer_up(event, now)
+        effects += self._election.on_peer_up(event, now)
+        return effects + self.drop_surplus(now)
+
+    def on_down(self, peer: NodeId, reason: str, now: Moment) -> list[Effect]:
+        """A link ended; a follower's attempts and copies are gone with it."""
+        view = self._members.on_peer_down(peer, now)
+        if view is None:
+            return []
+        effects: list[Effect] = []
+        reign = self._election.reign
+        if reign is not None and view.follows == reign.epoch:
+            effects = self._lose(peer, reason, now, is_worker=view.is_worker)
+        return effects + self._election.on_peer_down(peer, reason, now)
+
+    def cut(self, peer: NodeId, reason: str, now: Moment) -> list[Effect]:
+        """Close a link, which is then as lost as one that broke."""
+        effects = self._members.disconnect(peer, reason, now)
+        return effects + self._election.on_peer_down(peer, reason, now)
+
+    def judge_followers(self, now: Moment) -> list[Effect]:
+        """Give up the followers of this reign that are silent for too long."""
+        reign = self._election.reign
+        assert reign is not None
+        effects: list[Effect] = []
+        for peer, view in tuple(self._members.followers(reign.epoch)):
+            if now.mono_s - view.frame_s >= self._timing.lost_s:
+                effects += self._members.disconnect(peer, "silent", now)
+                effects += self._lose(peer, "silent", now, is_worker=view.is_worker)
+        return effects
+
+    def wanted(self) -> frozenset[NodeId]:
+        """Return the only nodes worth a link; empty: all are."""
+        election = self._election
+        if election.attachment is None or election.reign is not None:
+            return frozenset()
+        most = self._limits.full_mesh_peers
+        return self._registry.needed(election.dispatcher, self._me, most)
+
+    def drop_surplus(self, now: Moment) -> list[Effect]:
+        """In a large mesh, keep only the links that a takeover needs."""
+        wanted = self.wanted()
+        effects: list[Effect] = []
+        for peer in tuple(self._members.peers) if wanted else ():
+            if peer not in wanted:
+                effects += self.cut(peer, ATTACHED, now)
+        return effects
+
+    def _lose(
+        self, peer: NodeId, reason: str, now: Moment, *, is_worker: bool
+    ) -> list[Effect]:
+        """A follower of this reign is gone; its attempts may run elsewhere."""
+        is_leaving = reason in (STOPPING, ATTACHED)
+        self._registry.on_lost(peer, now, is_leaving=is_leaving)
+        self._replication.on_lost(peer, now, is_leaving=is_leaving)
+        self._completeness.on_lost(peer, reason, now.mono_s)
+        note = Note("info", "peer lost", (("peer", peer), ("reason", reason)))
+        if not is_worker:
+            return [note]
+        return [note, *self._dispatch.on_worker_down(peer, now)]

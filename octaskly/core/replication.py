@@ -1,0 +1,366 @@
+"""The dispatcher's copies: which standbys keep what this reign appends.
+
+Everything that goes to this node's writer goes to the standbys in the same step. An
+answer that promises durability waits here for this disk and for one standby. Where no
+standby acknowledges, it leaves after `solo_s` with a count of one copy, and later ones
+without waiting, until a standby is level again.
+
+Source: docs/explanation/replication.md.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from enum import Enum
+
+from octaskly.core.effects import Append, Effect, Note, Send, ServePull
+from octaskly.core.journal import Journal
+from octaskly.core.membership import Membership
+from octaskly.core.messages import Repl, ReplOk
+from octaskly.core.model import (
+    Moment,
+    NodeId,
+    NodeState,
+    Settings,
+    StandbyView,
+    StreamId,
+)
+from octaskly.core.phases import Reign
+from octaskly.core.tail import Tail, repl_of, size_of
+
+STANDBYS = 2  #: electable followers that keep copies
+UNACKED_BYTES_MAX = 16 << 20  #: under way to one standby, roughly
+
+Told = Callable[[Moment, int], list[Effect]]
+"""What happens once something is safe; told how many disks hold it."""
+
+ALWAYS = float("-inf")
+DRAINING = NodeState.DRAINING
+
+
+class _Phase(Enum):
+    """How far a standby has come."""
+
+    JOINING = "joining"  #: it pulls what it lacks
+    STREAMING = "streaming"  #: it is sent what is appended
+    LEVEL = "level"  #: and has acknowledged, so answers wait for it
+
+
+@dataclass(slots=True)
+class _Part:
+    """Something under way to a standby."""
+
+    number: int
+    sent_s: float
+    entries: int
+    size_bytes: int
+    ends: dict[StreamId, int]  #: last sequence of each stream in it
+
+
+@dataclass(slots=True)
+class _Copy:
+    """One standby."""
+
+    heard_s: float  #: when it last pulled or acknowledged
+    phase: _Phase = _Phase.JOINING
+    acked: int = 0
+    unacked: deque[_Part] = field(default_factory=deque)
+    unacked_bytes: int = 0
+
+
+@dataclass(slots=True)
+class _Wait:
+    """An answer that waits."""
+
+    number: int  #: durable here at this commit
+    needed: int  #: and at a standby that acknowledged this append
+    since_s: float
+    told: Told
+
+
+class Replication:
+    """Standbys, what is on its way to them, and what waits for them."""
+
+    def __init__(
+        self, settings: Settings, journal: Journal, members: Membership
+    ) -> None:
+        self._timing = settings.timing
+        self._limits = settings.limits
+        self._journal = journal
+        self._members = members
+        self._reign: Reign | None = None
+        self._copies: dict[NodeId, _Copy] = {}
+        self._slow: dict[NodeId, float] = {}
+        """When a node was last given up as too slow."""
+        self._tail = Tail(settings.limits)
+        self._number = 0  #: of the last append that was streamed
+        self._waits: deque[_Wait] = deque()
+        self._bare_s: float | None = ALWAYS
+        """Since when no standby is level, None if one is."""
+        self._seen_changes = -1  #: of the members, at the last choice
+
+    # --- The reign.
+
+    def begin(self, reign: Reign, now: Moment, *, is_expecting: bool) -> None:
+        """Reign; with `is_expecting`, members who may be standbys are on their way."""
+        self._reign = reign
+        self._forget()
+        self._tail.begin(self._journal.vector)
+        self._number = self._journal.number
+        self._bare_s = now.mono_s if is_expecting else ALWAYS
+
+    def end(self) -> None:
+        """Reign no more; what waits is told how many copies it has, once durable."""
+        self._reign = None
+        self._forget()
+        self._bare_s = ALWAYS
+
+    def _forget(self) -> None:
+        self._copies.clear()
+        self._slow.clear()
+        self._tail.begin({})
+        self._seen_changes = -1
+
+    # --- What is seen of it.
+
+    @property
+    def nodes(self) -> tuple[NodeId, ...]:
+        """The standbys, the one that should succeed first."""
+        copies = self._copies
+        level = _Phase.LEVEL
+        return tuple(sorted(copies, key=lambda node: copies[node].phase is not level))
+
+    @property
+    def is_level(self) -> bool:
+        """Whether a standby keeps up with this node."""
+        return any(copy.phase is _Phase.LEVEL for copy in self._copies.values())
+
+    @property
+    def is_quiet(self) -> bool:
+        """Whether no answer waits."""
+        return not self._waits
+
+    def level_with(self, node: NodeId) -> bool:
+        """Return whether this standby has acknowledged everything."""
+        copy = self._copies.get(node)
+        return copy is not None and copy.acked >= self._journal.appended
+
+    def views(self) -> tuple[StandbyView, ...]:
+        """Return the standbys in order, and how far each is behind."""
+        return tuple(self._view(node, self._copies[node]) for node in self.nodes)
+
+    def _view(self, node: NodeId, copy: _Copy) -> StandbyView:
+        if copy.phase is not _Phase.JOINING:
+            lag = sum(part.entries for part in copy.unacked)
+        else:
+            held = self._members.peers[node].vector
+            vector = self._journal.vector.items()
+            lag = sum(max(0, seq - held.get(stream, 0)) for stream, seq in vector)
+        return StandbyView(node, copy.phase is _Phase.LEVEL, lag)
+
+    # --- Answers.
+
+    def when_safe(self, told: Told, now: Moment) -> list[Effect]:
+        """Do `told` once all that was decided so far is durable in two places."""
+        number, needed = self._journal.number, self._journal.appended
+        self._waits.append(_Wait(number, needed, now.mono_s, told))
+        return self.release(now)
+
+    def release(self, now: Moment) -> list[Effect]:
+        """Do what waited, in order, as far as it is safe."""
+        effects: list[Effect] = []
+        while self._waits:
+            wait = self._waits[0]
+            if self._journal.persisted < wait.number:
+                break
+            copies = 1 + sum(
+                copy.phase is _Phase.LEVEL and copy.acked >= wait.needed
+                for copy in self._copies.values()
+            )
+            if copies == 1 and now.mono_s < self._alone_at_s(wait):
+                break
+            self._waits.popleft()
+            effects += wait.told(now, copies)
+        return effects
+
+    def _alone_at_s(self, wait: _Wait) -> float:
+        """Return when an answer leaves with a single copy."""
+        since_s = wait.since_s if self._bare_s is None else self._bare_s
+        return min(wait.since_s, since_s) + self._timing.solo_s
+
+    # --- Streaming.
+
+    def on_append(self, append: Append, now: Moment) -> list[Effect]:
+        """Send the standbys what goes to this node's own disk."""
+        if self._reign is None:
+            return []
+        self._number = append.number
+        self._tail.add(append)
+        copies = [
+            (node, copy)
+            for node, copy in self._copies.items()
+            if copy.phase is not _Phase.JOINING
+        ]
+        if not copies:
+            return []
+        part = _part((append,), append.number, now)
+        bytes_max = self._limits.entries_bytes
+        # The same messages for all, so that they are packed once.
+        messages = repl_of(self._reign, (append,), append.number, bytes_max)
+        return [
+            effect
+            for node, copy in copies
+            for effect in self._stream(node, copy, part, messages)
+        ]
+
+    def _stream(
+        self, node: NodeId, copy: _Copy, part: _Part, messages: tuple[Repl, ...]
+    ) -> list[Effect]:
+        if copy.unacked_bytes + part.size_bytes > UNACKED_BYTES_MAX:
+            # More would end the link. It asks for the rest at its own pace.
+            self._fall_behind(copy, now_s=part.sent_s)
+            return [self._serve(node)]
+        copy.unacked.append(part)
+        copy.unacked_bytes += part.size_bytes
+        return [Send(node, messages)]
+
+    def _serve(self, node: NodeId) -> ServePull:
+        """Send a standby what it lacks; it asks on by itself for the rest."""
+        return ServePull(node, tuple(sorted(self._members.peers[node].vector.items())))
+
+    def _fall_behind(self, copy: _Copy, *, now_s: float) -> None:
+        """A standby has to join again."""
+        copy.phase = _Phase.JOINING
+        copy.heard_s = now_s
+        copy.unacked.clear()
+        copy.unacked_bytes = 0
+        if self._bare_s is None and not self.is_level:
+            self._bare_s = now_s
+
+    # --- Standbys.
+
+    def on_pull(self, node: NodeId, now: Moment) -> list[Effect]:
+        """A follower asks for entries: a standby may be close enough by now."""
+        copy = self._copies.get(node)
+        if copy is None or copy.phase is not _Phase.JOINING:
+            return []
+        copy.heard_s = now.mono_s
+        return self._bring_level(node, copy, now)
+
+    def on_repl_ok(self, node: NodeId, message: ReplOk, now: Moment) -> list[Effect]:
+        """A standby has made durable what it was sent."""
+        copy = self._copies.get(node)
+        reign = self._reign
+        if copy is None or reign is None or message.epoch != reign.epoch:
+            return []
+        copy.heard_s = now.mono_s
+        copy.acked = max(copy.acked, message.number)
+        held = self._members.peers[node].vector
+        while copy.unacked and copy.unacked[0].number <= copy.acked:
+            part = copy.unacked.popleft()
+            copy.unacked_bytes -= part.size_bytes
+            held.update(part.ends)
+        effects: list[Effect] = []
+        if copy.phase is _Phase.STREAMING:
+            copy.phase = _Phase.LEVEL
+            self._bare_s = None
+            self._slow.pop(node, None)
+            self._members.changed()
+            effects.append(Note("info", "standby level", (("peer", node),)))
+        return effects + self.release(now)
+
+    def on_lost(self, node: NodeId, now: Moment, *, is_leaving: bool) -> None:
+        """A follower's link is gone, and its copy with it."""
+        if node in self._copies:
+            self._drop(node, now.mono_s)
+            if is_leaving and not self._copies:
+                self._bare_s = ALWAYS
+
+    def review(self, now: Moment) -> list[Effect]:
+        """Replace standbys that are too slow, choose where one is missing."""
+        if self._reign is None:
+            return self.release(now) if self._waits else []
+        effects: list[Effect] = []
+        for node, copy in tuple(self._copies.items()):
+            if self._is_slow(copy, now):
+                first_s = copy.unacked[0].sent_s if copy.unacked else now.mono_s
+                self._drop(node, first_s)
+                self._slow[node] = now.mono_s
+                effects.append(Note("warning", "standby slow", (("peer", node),)))
+        if self._members.changes != self._seen_changes or self._slow:
+            self._seen_changes = self._members.changes
+            effects += self._choose(now)
+        return effects + self.release(now)
+
+    def deadline(self) -> float | None:
+        """Return when `review` has something to do."""
+        times = [self._alone_at_s(wait) for wait in tuple(self._waits)[:1]]
+        times += [
+            copy.unacked[0].sent_s + self._timing.slow_s
+            for copy in self._copies.values()
+            if copy.unacked
+        ]
+        times += [at_s + self._timing.slow_s for at_s in self._slow.values()]
+        return min(times, default=None)
+
+    def _is_slow(self, copy: _Copy, now: Moment) -> bool:
+        if copy.unacked_bytes > UNACKED_BYTES_MAX:
+            return True
+        if copy.phase is _Phase.JOINING:
+            return now.mono_s - copy.heard_s > self._timing.sticky_s
+        if not copy.unacked:
+            return False
+        return now.mono_s - copy.unacked[0].sent_s > self._timing.slow_s
+
+    def _choose(self, now: Moment) -> list[Effect]:
+        """Take the best followers where standbys are missing."""
+        assert self._reign is not None
+        timing = self._timing
+        ranked = []
+        for node, view in self._members.followers(self._reign.epoch):
+            slow_s = self._slow.get(node, ALWAYS)
+            is_resting = now.mono_s < slow_s + timing.slow_s
+            if node in self._copies or not view.info.electable or is_resting:
+                continue
+            is_sticky = now.mono_s < slow_s + timing.sticky_s
+            is_leaving = view.health is not None and view.health.state is DRAINING
+            ranked.append((is_sticky, is_leaving, view.standing(now), node))
+        effects: list[Effect] = []
+        for *_, node in sorted(ranked)[: max(0, STANDBYS - len(self._copies))]:
+            effects += self._enlist(node, now)
+        for node, at_s in tuple(self._slow.items()):
+            if now.mono_s >= at_s + timing.sticky_s or node not in self._members.peers:
+                del self._slow[node]
+        return effects
+
+    def _enlist(self, node: NodeId, now: Moment) -> list[Effect]:
+        copy = self._copies[node] = _Copy(now.mono_s)
+        self._members.changed()
+        return self._bring_level(node, copy, now) or [self._serve(node)]
+
+    def _bring_level(self, node: NodeId, copy: _Copy, now: Moment) -> list[Effect]:
+        """Stream to a standby if what it lacks is all in the tail."""
+        missing = self._tail.beyond(self._members.peers[node].vector)
+        if missing is None:
+            return []
+        assert self._reign is not None
+        copy.phase = _Phase.STREAMING
+        part = _part(missing, self._number, now)
+        bytes_max = self._limits.entries_bytes
+        messages = repl_of(self._reign, missing, self._number, bytes_max)
+        return self._stream(node, copy, part, messages)
+
+    def _drop(self, node: NodeId, since_s: float) -> None:
+        """Count on a standby no more; `since_s` is when it was last of use."""
+        del self._copies[node]
+        self._members.changed()
+        if self._bare_s is None and not self.is_level:
+            self._bare_s = since_s
+
+
+def _part(appends: Sequence[Append], number: int, now: Moment) -> _Part:
+    entries = [entry for append in appends for entry in append.entries]
+    ends = {entry.stream: entry.seq for entry in entries}
+    return _Part(number, now.mono_s, len(entries), size_of(entries), ends)

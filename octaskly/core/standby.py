@@ -1,0 +1,46 @@
+"""This node as standby: it keeps what the dispatcher appends, and says when it does.
+
+An acknowledgement leaves only when everything up to it is on this node's disk: also
+what was pulled before the dispatcher began to stream.
+"""
+
+from __future__ import annotations
+
+from octaskly.core.effects import Effect, Send
+from octaskly.core.exchange import Exchange
+from octaskly.core.journal import Journal
+from octaskly.core.messages import Repl, ReplOk
+from octaskly.core.model import NO_EPOCH, Epoch, Moment, NodeId
+
+
+class Standby:
+    """The standby's half of a node; idle until a dispatcher streams to it."""
+
+    def __init__(self, journal: Journal, exchange: Exchange) -> None:
+        self._journal = journal
+        self._exchange = exchange
+        self.epoch: Epoch = NO_EPOCH
+        """The last reign that this node kept level with."""
+        self._received = 0  #: number of the last `Repl`, so that acks are not repeated
+
+    def on_repl(self, peer: NodeId, message: Repl, now: Moment) -> list[Effect]:
+        """Keep what the dispatcher of this node's epoch appends."""
+        self._exchange.forget(peer)
+        append = self._journal.absorb(message.entries, message.epochs)
+        effects: list[Effect] = [] if append is None else [append]
+        if not self._journal.holds(message.entries):
+            # It was taken for level, and is not: what is missing comes by PULL.
+            return [*effects, *self._exchange.ask(peer)]
+        self.epoch = message.epoch
+        if not message.number:
+            return effects
+        self._received = message.number
+        ok = ReplOk(message.epoch, message.number)
+
+        def durable(_: Moment) -> list[Effect]:
+            # A later one says the same and more, if it is durable by the same commit.
+            if self._received != ok.number and self._journal.is_settled:
+                return []
+            return [Send(peer, (ok,))]
+
+        return effects + self._journal.when_durable(durable, now)

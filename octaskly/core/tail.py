@@ -1,0 +1,98 @@
+"""What a dispatcher appended lately: enough to bring a follower level from memory.
+
+Bounded in entries and bytes; what is older is on disk and asked for by PULL.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable, Mapping
+
+from octaskly.core.effects import Append
+from octaskly.core.facts import Entry, Finished, Submitted
+from octaskly.core.messages import Repl
+from octaskly.core.model import Epoch, Limits, StreamId, Vector
+from octaskly.core.phases import Reign
+from octaskly.core.succession import covers
+
+ENTRY_BYTES = 200  #: of an entry beyond its texts, roughly
+CHAR_BYTES = 4  #: most bytes of one character
+
+
+class Tail:
+    """The last appends of a reign, in order."""
+
+    def __init__(self, limits: Limits) -> None:
+        self._limits = limits
+        self._appends: deque[Append] = deque()
+        self._entries = self._bytes = 0
+        self._before: Vector = {}
+        """What a node must hold for the tail to bring it level."""
+
+    def begin(self, vector: Vector) -> None:
+        """Start empty, behind what `vector` counts."""
+        self._appends.clear()
+        self._entries = self._bytes = 0
+        self._before = dict(vector)
+
+    def add(self, append: Append) -> None:
+        """Keep one more append, and let go of the oldest beyond the bounds."""
+        self._appends.append(append)
+        self._entries += len(append.entries)
+        self._bytes += size_of(append.entries)
+        limits = self._limits
+        while self._appends and (
+            self._entries > limits.tail_entries or self._bytes > limits.tail_bytes
+        ):
+            old = self._appends.popleft()
+            self._entries -= len(old.entries)
+            self._bytes -= size_of(old.entries)
+            self._before.update((entry.stream, entry.seq) for entry in old.entries)
+
+    def beyond(self, held: Mapping[StreamId, int]) -> list[Append] | None:
+        """Return what a node lacks that holds so much; None: the tail is too short."""
+        if not covers(held, self._before.items()):
+            return None
+        missing = []
+        for append in self._appends:
+            entries = tuple(e for e in append.entries if held.get(e.stream, 0) < e.seq)
+            missing.append(Append(append.number, entries, append.epochs))
+        return missing
+
+
+def repl_of(
+    reign: Reign, appends: Iterable[Append], number: int, bytes_max: int
+) -> tuple[Repl, ...]:
+    """Return appends as messages of at most about `bytes_max`, complete at `number`.
+
+    All but the last have the number 0, as they complete no append.
+    """
+    epoch = reign.epoch
+    messages = []
+    entries: list[Entry] = []
+    epochs: list[tuple[StreamId, Epoch]] = [(reign.stream, epoch)]
+    size = 0
+    for append in appends:
+        epochs += append.epochs
+        for entry in append.entries:
+            size += _size(entry)
+            if size > bytes_max and entries:
+                messages.append(Repl(epoch, 0, tuple(entries), tuple(epochs)))
+                entries, epochs, size = [], [(reign.stream, epoch)], _size(entry)
+            entries.append(entry)
+    messages.append(Repl(epoch, number, tuple(entries), tuple(epochs)))
+    return tuple(messages)
+
+
+def size_of(entries: Iterable[Entry]) -> int:
+    """Return roughly how many bytes entries take on the wire."""
+    return sum(map(_size, entries))
+
+
+def _size(entry: Entry) -> int:
+    fact = entry.fact
+    if isinstance(fact, Finished):
+        return ENTRY_BYTES + len(fact.outcome.stdout) + len(fact.outcome.stderr)
+    if isinstance(fact, Submitted):
+        return ENTRY_BYTES + CHAR_BYTES * len(fact.spec.command)
+    return ENTRY_BYTES

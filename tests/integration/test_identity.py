@@ -1,0 +1,126 @@
+"""Real agents whose state folder was copied or put back from a backup."""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+import sqlite3
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from tests.agents import Agent, running, start, until_nodes
+from tests.integration.test_agent import TASKS, ending, finished, submit, until
+
+
+def copy_of(state: Path, name: str) -> Path:
+    """Copy the state folder of an agent that does not run."""
+    copied = shutil.copytree(state, state.parent / name)
+    (copied / "log.txt").unlink()
+    return copied
+
+
+def names(agent: Agent) -> set[str]:
+    """Return the names of the nodes that the mesh shows as ready."""
+    _, body = agent.call("GET", "/api/v1/nodes")
+    return {node["name"] for node in body["nodes"] if node["state"] == "ready"}
+
+
+def test_a_copy_of_a_state_folder_becomes_a_node_of_its_own(tmp_path: Path) -> None:
+    """F18: the mesh keeps the first, and the copy says what happened to it."""
+    with running(tmp_path, "ana", "ben") as (ana, ben):
+        until_nodes(ana, 2)
+        ben.stop()
+        copy_of(ben.state, "copy")
+        again = start(tmp_path, "ben")
+        with ending(again):
+            until_nodes(ana, 2)
+            copy = start(tmp_path, "copy")
+            with ending(copy):
+                until_nodes(ana, 3)
+                told = copy.log().count("node id renewed")
+                ids = {a.ready()["node_id"] for a in (ana, again, copy)}
+                task = finished(copy, submit(copy, "echo on"))
+
+    assert told == 1, copy.log()
+    assert len(ids) == 3
+    assert task["stdout"] == "on\n"
+    assert "node id renewed" not in again.log()
+
+
+def test_a_lone_dispatcher_and_its_copy_find_each_other(tmp_path: Path) -> None:
+    """Nobody else is there who could tell the copy: mDNS brings them together."""
+    with running(tmp_path, "ana") as (ana,):
+        finished(ana, submit(ana, "true"))
+        ana.stop()
+        copy_of(ana.state, "copy")
+        again = start(tmp_path, "ana")
+        with ending(again):
+            until_nodes(again, 1)
+            copy = start(tmp_path, "copy")
+            with ending(copy):
+                until_nodes(again, 2, deadline_s=40.0)
+                assert again.ready()["node_id"] != copy.ready()["node_id"]
+
+    assert "node id renewed" in copy.log()
+
+
+def entries(state: Path) -> dict[tuple[int, int], Any]:
+    """Return the log of a stopped agent by stream and sequence number."""
+    with contextlib.closing(sqlite3.connect(state / "log.db")) as db:
+        rows = db.execute("SELECT stream, seq, hlc, body FROM log")
+        return {(stream, seq): (hlc, body) for stream, seq, hlc, body in rows}
+
+
+def test_a_restored_backup_loses_nothing_and_resumes_no_stream(
+    tmp_path: Path,
+) -> None:
+    """F18: no place in the log has two contents, and what is final stays so."""
+    with running(tmp_path, "ana", "ben") as agents:
+        until_nodes(agents[0], 2)
+        restored, other = in_order(agents)
+        before = finished(other, submit(other, "echo before"))
+        restored.stop()
+        until_nodes(other, 1)
+        backup = copy_of(restored.state, "backup")
+        with again(tmp_path, restored) as back:
+            until_nodes(other, 2)
+            between = [finished(other, submit(other, f"echo {n}")) for n in range(20)]
+            back.stop()
+        until_nodes(other, 1)
+        shutil.rmtree(restored.state)
+        backup.rename(restored.state)
+        with again(tmp_path, restored) as back:
+            until_nodes(other, 2)
+            after = finished(back, submit(back, "echo after"))
+            for task in (before, *between, after):
+                shown = finished(back, task["id"])
+                assert (shown["status"], shown["stdout"], shown["attempt"]) == (
+                    "completed",
+                    task["stdout"],
+                    task["attempt"],
+                )
+            _, page = other.call("GET", TASKS)
+            assert page["total"] == 22
+
+    mine, theirs = entries(restored.state), entries(other.state)
+    shared = mine.keys() & theirs.keys()
+    assert len({stream for stream, _ in shared}) > 1
+    assert all(mine[place] == theirs[place] for place in shared)
+
+
+def in_order(agents: list[Agent]) -> tuple[Agent, Agent]:
+    """Return the dispatcher first."""
+    _, body = agents[0].call("GET", "/api/v1/nodes")
+    reigning = next(n["name"] for n in body["nodes"] if n["role"] == "dispatcher")
+    first, second = sorted(agents, key=lambda agent: agent.state.name != reigning)
+    return first, second
+
+
+@contextlib.contextmanager
+def again(folder: Path, stopped: Agent) -> Iterator[Agent]:
+    """Run an agent on the folder of one that was stopped."""
+    agent = start(folder, stopped.state.name)
+    with ending(agent):
+        until(agent.description, "the agent is ready")
+        yield agent
