@@ -33,6 +33,7 @@ from octaskly.errors import StoreError
 from octaskly.log import Logger, write_note
 from octaskly.mesh.discovery import Discovery
 from octaskly.mesh.interfaces import LocalAddress, local_addresses
+from octaskly.mesh.link import tune
 from octaskly.mesh.transport import Transport
 from octaskly.ports import Principal
 from octaskly.runner.pool import Pool
@@ -285,6 +286,7 @@ class Parts:
             ),
             forward_ssl=trust.lan_client_context(),
             peer_node_id=trust.peer_node_id,
+            tune=tune,
         )
 
     def _description(self) -> dict[str, str | int]:

@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import socket
 import ssl
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from http import HTTPStatus
 
 import aiohttp
-from aiohttp import web
+from aiohttp import AddrInfoType, web
 from yarl import URL
 
 from octaskly.api.auth import PRINCIPAL_HEADER, statement
@@ -54,6 +55,10 @@ _DOWN = (
 )
 
 
+Tune = Callable[[socket.socket], None]
+"""Makes a connection notice that the other end went silent."""
+
+
 class NotSent(Exception):
     """The other node did not get the request, or refused to act on it."""
 
@@ -75,11 +80,13 @@ class Forwarder:
         waits: Waits,
         tls: ssl.SSLContext | None,
         deadlines: Deadlines,
+        tune: Tune | None = None,
     ) -> None:
         self._gateway = gateway
         self._waits = waits
         self._tls = tls
         self._deadlines = deadlines
+        self._tune = tune
         self._session: aiohttp.ClientSession | None = None
 
     async def close(self) -> None:
@@ -240,7 +247,10 @@ class Forwarder:
         if self._session is None:
             self._session = aiohttp.ClientSession(
                 connector=aiohttp.TCPConnector(
-                    ssl=self._tls, limit=0, keepalive_timeout=_IDLE_S_MAX
+                    ssl=self._tls,
+                    limit=0,
+                    keepalive_timeout=_IDLE_S_MAX,
+                    socket_factory=self._socket,
                 ),
                 auto_decompress=False,
                 cookie_jar=aiohttp.DummyCookieJar(),
@@ -250,6 +260,12 @@ class Forwarder:
                 ),
             )
         return self._session
+
+    def _socket(self, address: AddrInfoType) -> socket.socket:
+        connection = socket.socket(*address[:3])
+        if self._tune is not None:
+            self._tune(connection)
+        return connection
 
     def _signed(
         self, response: web.StreamResponse, view: DispatcherView

@@ -23,7 +23,7 @@ from aiohttp import web
 
 from octaskly.api import auth, nodes, outputs, tasks
 from octaskly.api.door import Door
-from octaskly.api.forward import Forwarder
+from octaskly.api.forward import Forwarder, Tune
 from octaskly.api.gate import Gate, OnFault, OnServed
 from octaskly.api.guards import Guard
 from octaskly.api.problems import status_problem
@@ -173,12 +173,15 @@ class ApiServer:
         on_served: OnServed | None = None,
         on_fault: OnFault | None = None,
         deadlines: Deadlines | None = None,
+        tune: Tune | None = None,
     ) -> None:
         self._deadlines = deadlines or Deadlines()
         self._lan_ssl = lan_ssl
         self._peer_of = peer_node_id
         self._waits = Waits(gateway.dispatcher)
-        self._forwarder = Forwarder(gateway, self._waits, forward_ssl, self._deadlines)
+        self._forwarder = Forwarder(
+            gateway, self._waits, forward_ssl, self._deadlines, tune
+        )
         name = node_name.lower()
         self._gate = Gate(
             parts=Parts(gateway, clock, self._forwarder, self._waits, self._deadlines),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 import ssl
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
@@ -70,6 +71,10 @@ class Member:
 class Mesh(AsyncExitStack):
     """Members that share one secret."""
 
+    def __init__(self) -> None:
+        super().__init__()
+        self.tuned: list[socket.socket] = []  #: connections to other members
+
     async def member(self, name: str, deadlines: Deadlines = FAST) -> Member:
         trust = MeshTrust(SECRET, NodeKey.generate())
         api = await self.enter_async_context(
@@ -80,6 +85,7 @@ class Mesh(AsyncExitStack):
                 forward_ssl=trust.lan_client_context(),
                 peer_node_id=trust.peer_node_id,
                 deadlines=deadlines,
+                tune=self.tuned.append,
             )
         )
         return Member(api, trust, await serve_free(api.server, Site.LAN, ["127.0.0.1"]))
@@ -130,6 +136,20 @@ async def test_strangers_that_never_say_hello_are_bounded(front: Member) -> None
     assert sum(stream.at_eof() for stream, _ in silent) == 6
     for each in (writer, *(end for _, end in silent)):
         each.transport.abort()
+
+
+async def test_a_connection_to_another_node_is_told_to_notice_silence(
+    mesh: Mesh, front: Member, back: Member
+) -> None:
+    """Where an address was taken away, no reset ever comes, and a request would hang.
+
+    That it then ends is shown by fault case F29.
+    """
+    answer = await front.api.ask("GET", TASKS, headers=CLIENT)
+
+    assert answer.status == 200
+    (connection,) = mesh.tuned
+    assert connection.type == socket.SOCK_STREAM
 
 
 async def test_task_reaches_the_dispatcher_with_its_submitter(

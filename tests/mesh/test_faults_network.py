@@ -226,7 +226,7 @@ def test_f29_an_interface_comes_and_goes(make_lab: MakeLab) -> None:
     for _ in range(3):
         name = f"dock{next(names)}"
         ip(
-            f"link add {name} type dummy",
+            f"link add {name} type veth peer name {name}x",
             f"link set {name} up",
             f"addr add 10.99.0.{docked.number}/24 dev {name}",
             netns=docked.netns,
