@@ -59,6 +59,7 @@ class CoreLoop:
         self._inbox: deque[ev.Event] = deque()
         self._turn: asyncio.Handle | None = None
         self._timer: asyncio.TimerHandle | None = None
+        self._timer_s = 0.0  #: on the node's clock
         self._perform: dict[type, Callable[[Any], None]] = {}
 
     def connect(
@@ -145,17 +146,26 @@ class CoreLoop:
                 action(effect)
 
     def _arm(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Wake when the node wants to be woken."""
-        if self._timer is not None:
-            self._timer.cancel()
+        """Wake when the node wants to be woken.
+
+        It mostly wants that later and later: a timer that is early then looks again.
+        """
         now_s = self._clock.now().mono_s
         self.turn_s = now_s
-        delay_s = max(0.0, self.node.deadline() - now_s)
-        self._timer = loop.call_later(delay_s, self._wake)
+        due_s = self.node.deadline()
+        if self._timer is not None:
+            if self._timer_s <= due_s:
+                return
+            self._timer.cancel()
+        self._timer_s = due_s
+        self._timer = loop.call_later(max(0.0, due_s - now_s), self._wake)
 
     def _wake(self) -> None:
         self._timer = None
-        self.post(ev.Woke(draw=self._clock.draw()))
+        if self.node.deadline() > self._clock.now().mono_s:
+            self._arm(asyncio.get_running_loop())
+        else:
+            self.post(ev.Woke(draw=self._clock.draw()))
 
     def _append(self, effect: ef.Append, gateway: AgentGateway) -> None:
         self._store.append(effect.number, effect.entries, effect.epochs)

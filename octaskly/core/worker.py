@@ -204,7 +204,12 @@ class Worker:
                 outcome = report.outcome
                 if taken.is_killed:
                     outcome = _as_killed(outcome)
-                report = replace(report, outcome=outcome, spec=taken.spec)
+                report = Report(
+                    task=report.task,
+                    attempt=report.attempt,
+                    outcome=outcome,
+                    spec=taken.spec,
+                )
             self._learn(report.outcome)
             reports.append(report)
         return self._report(reports)

@@ -42,7 +42,7 @@ def outcome_of_end(fields: list[Any]) -> Outcome:
         stderr=stderr,
         stdout_bytes=stdout_bytes,
         stderr_bytes=stderr_bytes,
-        detail=clean_detail(detail),
+        detail=clean_detail(detail) if detail else "",
     )
 
 

@@ -27,7 +27,7 @@ from octaskly.ports import Clock
 from octaskly.runner import cgroup, tree, workdir
 from octaskly.runner.outcome import cancelled, outcome_of_end, released
 from octaskly.runner.process import LauncherProcess, task_environment
-from octaskly.runner.seat import SHORT_MS, Item, Seat
+from octaskly.runner.seat import SHORT_MS, Item, Seat, roomiest
 
 WAIT_MAX_S = 0.05  #: behind attempts that run so long, none waits any longer
 LOOK_S = 0.02
@@ -177,13 +177,15 @@ class Pool:
 
     def _ensure(self, seat: Seat) -> LauncherProcess | None:
         """Return the launcher of a seat, started if need be; None if that failed."""
-        now_s = self._clock.now().mono_s
-        if seat.process is None and now_s - seat.born_s >= RESTART_S:
-            seat.born_s = now_s
+        if seat.process is None and self._may_begin(seat):
+            seat.born_s = self._clock.now().mono_s
             seat.folder = self._make_group() if self._with_cgroups else None
             with suppress(OSError):  # No process or memory to be had; tried again.
                 seat.process = self._launch(seat)
         return seat.process
+
+    def _may_begin(self, seat: Seat) -> bool:
+        return self._clock.now().mono_s - seat.born_s >= RESTART_S
 
     def _make_group(self) -> Path | None:
         if self._launchers_started == 0 and (own := cgroup.own_folder()):
@@ -228,7 +230,7 @@ class Pool:
             elif name == "lost":
                 self._end(item, released(Reason.LOST, fields[0]))
             else:
-                seat.mean_ms = max(seat.mean_ms, SHORT_MS)
+                seat.expect(max(seat.mean_ms, SHORT_MS))
                 self._waiting.appendleft(item)
         self._fill()
         self._deliver()
@@ -236,7 +238,7 @@ class Pool:
     def _on_end(self, seat: Seat, item: Item, fields: list[Any]) -> None:
         outcome = outcome_of_end(fields)
         duration_ms = outcome.duration_ms or 0
-        seat.mean_ms = 0.7 * min(seat.mean_ms, 2 * SHORT_MS) + 0.3 * duration_ms
+        seat.expect(0.7 * min(seat.mean_ms, 2 * SHORT_MS) + 0.3 * duration_ms)
         if not item.spec.outputs or item.is_stopped:
             self._end(item, outcome)
             return
@@ -269,9 +271,12 @@ class Pool:
 
     def _fill(self) -> None:
         """Hand waiting attempts to launchers with room."""
+        if not self._waiting or self._is_closing:
+            return
         batches: dict[LauncherProcess, list[list[Any]]] = {}
-        while self._waiting and not self._is_closing:
-            seat = self._roomiest()
+        seats = [s for s in self._seats if s.process is not None or self._may_begin(s)]
+        while self._waiting:
+            seat = roomiest(seats)
             if seat is None or (process := self._ensure(seat)) is None:
                 break
             item = self._waiting.popleft()
@@ -288,21 +293,6 @@ class Pool:
         if self._waiting and self._look is None:
             loop = asyncio.get_running_loop()
             self._look = loop.call_later(LOOK_S, self._look_round)
-
-    def _roomiest(self) -> Seat | None:
-        """Return where an attempt would start first, None when it had to wait."""
-        now_s = self._clock.now().mono_s
-        best, most = None, 0
-        deepest, deepest_room = None, 0
-        for seat in self._seats:
-            if seat.process is None and now_s - seat.born_s < RESTART_S:
-                continue
-            room = seat.share - len(seat.items)
-            if room > most:
-                best, most = seat, room
-            if room + seat.depth > deepest_room:
-                deepest, deepest_room = seat, room + seat.depth
-        return best or deepest
 
     def _look_round(self) -> None:
         """Give back what waits behind long attempts."""

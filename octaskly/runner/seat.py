@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from octaskly.core.model import AttemptId, TaskSpec
@@ -40,7 +41,7 @@ class Item:
 class Seat:
     """The place of one launcher: its share of the slots and what it was handed."""
 
-    __slots__ = ("born_s", "folder", "items", "mean_ms", "process", "share")
+    __slots__ = ("born_s", "depth", "folder", "items", "mean_ms", "process", "share")
 
     def __init__(self, share: int) -> None:
         self.share = share
@@ -48,15 +49,28 @@ class Seat:
         self.process: LauncherProcess | None = None
         self.folder: Path | None = None  #: its cgroup
         self.mean_ms = SHORT_MS  #: of recent tasks
+        self.depth = 0  #: orders that may wait here while all slots are taken
         self.born_s = float("-inf")
 
-    @property
-    def depth(self) -> int:
-        """How many orders may wait here while all slots are taken."""
-        if self.mean_ms >= SHORT_MS:
-            return 0
-        return min(DEPTH_MAX, int(AHEAD_MS / max(self.mean_ms, 1.0)))
+    def expect(self, mean_ms: float) -> None:
+        """Count on tasks that take so long."""
+        self.mean_ms = mean_ms
+        ahead = int(AHEAD_MS / max(mean_ms, 1.0))
+        self.depth = 0 if mean_ms >= SHORT_MS else min(DEPTH_MAX, ahead)
 
     def count_older(self, moment_s: float) -> int:
         """Return how many of its attempts ran already at that moment."""
         return sum(item.alive_s <= moment_s for item in self.items.values())
+
+
+def roomiest(seats: Sequence[Seat]) -> Seat | None:
+    """Return where an attempt would start first, None when it had to wait."""
+    best, most = None, 0
+    deepest, deepest_room = None, 0
+    for seat in seats:
+        room = seat.share - len(seat.items)
+        if room > most:
+            best, most = seat, room
+        if room + seat.depth > deepest_room:
+            deepest, deepest_room = seat, room + seat.depth
+    return best or deepest
