@@ -171,7 +171,8 @@ class Forwarder:
             # A long poll at the dispatcher lasts as long as its reign; else a node
             # that is silent is as good as gone.
             limit_s = None if view else self._deadlines.stall_s
-            async with self._waits.bounded(view), asyncio.timeout(limit_s):
+            wait = self._waits.bounded(view, is_repeatable=_is_repeatable(call.request))
+            async with wait, asyncio.timeout(limit_s):
                 response = await self._session_here().request(
                     call.request.method,
                     url,

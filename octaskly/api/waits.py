@@ -8,9 +8,12 @@ from contextlib import asynccontextmanager
 
 from octaskly.ports import DispatcherView
 
-_LOOK_S = 0.25
+_LOOK_S = 0.1
 _GRACE_S = 2.0
-"""A dispatcher that hands over still answers what it has accepted."""
+"""A dispatcher that hands over still answers what it has accepted.
+
+What may be repeated does not wait for that: if the machine died, nothing would come.
+"""
 
 
 class Waits:
@@ -18,15 +21,17 @@ class Waits:
 
     def __init__(self, dispatcher: Callable[[], DispatcherView | None]) -> None:
         self._dispatcher = dispatcher
-        self._limits: dict[asyncio.Timeout, DispatcherView | None] = {}
+        self._limits: dict[asyncio.Timeout, tuple[DispatcherView | None, float]] = {}
         self._timer: asyncio.TimerHandle | None = None
         self.is_closing = False
 
     @asynccontextmanager
-    async def bounded(self, view: DispatcherView | None = None) -> AsyncIterator[None]:
+    async def bounded(
+        self, view: DispatcherView | None = None, *, is_repeatable: bool = False
+    ) -> AsyncIterator[None]:
         """Raise TimeoutError in the block at close, or soon after `view` is over."""
         async with asyncio.timeout(0 if self.is_closing else None) as limit:
-            self._limits[limit] = view
+            self._limits[limit] = view, 0.0 if is_repeatable else _GRACE_S
             self._arm()
             try:
                 yield
@@ -52,13 +57,13 @@ class Waits:
         self._timer = None
         now = self._dispatcher()
         now_s = asyncio.get_running_loop().time()
-        for limit, view in self._limits.items():
+        for limit, (view, grace_s) in self._limits.items():
             if view is None or limit.expired():
                 continue
             is_over = now is None or (now.node, now.epoch) != (view.node, view.epoch)
             if not is_over:
                 limit.reschedule(None)
             elif limit.when() is None:
-                limit.reschedule(now_s + _GRACE_S)
+                limit.reschedule(now_s + grace_s)
         if self._limits:
             self._arm()

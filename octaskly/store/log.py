@@ -23,7 +23,7 @@ from octaskly.ports import Clock, Packer, StoreStats, TaskPage, TaskQuery
 from octaskly.store import reader
 from octaskly.store.database import Lock, open_reader, open_writer, translated
 from octaskly.store.state import Met, read_saved
-from octaskly.store.writer import LAZY_S, Writer
+from octaskly.store.writer import Writer
 
 ROOM_BYTES: Final = 64 << 20  #: free space below which no new work is accepted
 BACKLOG_MAX: Final = 200_000  #: entries that may wait for a stalled disk
@@ -69,7 +69,6 @@ class Store:
         self._idle: SimpleQueue[sqlite3.Connection] = SimpleQueue()
         self._connections: list[sqlite3.Connection] = []
         self._handed: dict[StreamId, int] = {}
-        self._hurry: asyncio.TimerHandle | None = None
 
     @property
     def failure(self) -> str | None:
@@ -250,13 +249,7 @@ class Store:
 
     def _put(self, item: Append | Save | Spool | Unspool | Met) -> None:
         assert self._writer is not None, "the store is not open"
-        if self._writer.put(item) and self._hurry is None:
-            self._hurry = self._loop.call_later(LAZY_S, self._hurry_writer)
-
-    def _hurry_writer(self) -> None:
-        self._hurry = None
-        if self._writer is not None:
-            self._writer.hurry()
+        self._writer.put(item)
 
     def _tell_committed(self, number: int) -> None:
         """Hand over to the event loop; runs in the writer's thread."""

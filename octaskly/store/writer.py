@@ -2,9 +2,8 @@
 
 The first write after a pause is committed at once. Only while writes arrive faster
 than they are committed does the thread wait a little, so that a commit carries more.
-Facts for which nobody waits (an attempt was assigned) may wait a little for company,
-and do not wake the thread: a short task then costs two commits instead of three, and
-the thread does not ask for Python's lock while its attempt is being started.
+Facts for which nobody waits (an attempt was assigned) may wait a little for company:
+a short task then costs two commits instead of three.
 A write that fails (a full disk) is kept and tried again; it is never acknowledged
 before it is durable.
 """
@@ -37,7 +36,7 @@ BUSY_ITEMS: Final = 2  #: urgent items that came during a commit: more will foll
 COALESCE_S: Final = 0.001  #: while busy, wait so long for more,
 COALESCE_TIMES: Final = 5  #: so many times at most, and only while more does come
 COALESCE_ENTRIES: Final = 256  #: so many end that wait
-LAZY_S: Final = 0.005  #: facts that nobody waits for are hurried after so long
+LAZY_S: Final = 0.005  #: how long facts that nobody waits for may wait for others
 RETRY_S: Final = 0.05
 RETRY_S_MAX: Final = 2.0
 
@@ -65,7 +64,7 @@ class Writer:
         self._items: deque[Item] = deque()
         self._entries = 0  #: in `_items`
         self._urgent = 0  #: items in `_items` for whose commit somebody waits
-        self._is_hurried = False  #: what waits goes into a commit, urgent or not
+        self._is_lazy = False  #: the thread waits for an urgent item
         self._wanted = _NEVER  #: wake the thread at so many entries
         self._is_closing = False
         self._failure: str | None = None
@@ -90,26 +89,14 @@ class Writer:
         """Entries that wait for the next commit."""
         return self._entries
 
-    def put(self, item: Item) -> bool:
-        """Queue one item; returns at once.
-
-        Returns:
-            Whether something waits for an urgent item to come: call `hurry`, after
-            `LAZY_S`.
-        """
+    def put(self, item: Item) -> None:
+        """Queue one item; returns at once."""
         with self._changed:
             self._items.append(item)
             self._entries += _weight(item)
             self._urgent += _is_urgent(item)
-            if self._urgent and self._entries >= self._wanted:
+            if self._entries >= self._wanted or (self._is_lazy and self._urgent):
                 self._changed.notify()
-            return not self._urgent
-
-    def hurry(self) -> None:
-        """Commit what waits now, though nobody waits for it."""
-        with self._changed:
-            self._is_hurried = bool(self._items)
-            self._changed.notify()
 
     def close(self) -> None:
         """Commit what waits, move the log into the file, and end.
@@ -142,10 +129,14 @@ class Writer:
         while not (self._items or self._is_closing) and self._reserve.extend():
             pass
         with self._changed:
-            if self._urgent >= BUSY_ITEMS:
-                self._coalesce()
-            else:
+            if not self._items:
                 self._wait(1, None)
+            elif self._urgent >= BUSY_ITEMS:
+                self._coalesce()
+            if not self._urgent:
+                self._is_lazy = True
+                self._changed.wait_for(lambda: self._urgent or self._is_closing, LAZY_S)
+                self._is_lazy = False
             batch: list[Item] = []
             entries = 0
             while self._items and len(batch) < BATCH_ITEMS_MAX:
@@ -156,7 +147,6 @@ class Writer:
                 self._urgent -= _is_urgent(item)
                 batch.append(item)
             self._entries -= entries
-            self._is_hurried = bool(self._items)
             return batch
 
     def _coalesce(self) -> None:
@@ -170,12 +160,7 @@ class Writer:
     def _wait(self, entries: int, timeout_s: float | None) -> None:
         self._wanted = entries
         self._changed.wait_for(
-            lambda: (
-                (self._urgent and self._entries >= entries)
-                or self._is_hurried
-                or self._is_closing
-            ),
-            timeout_s,
+            lambda: self._entries >= entries or self._is_closing, timeout_s
         )
         self._wanted = _NEVER
 

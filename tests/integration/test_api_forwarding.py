@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from octaskly.api import Deadlines, Site
+from octaskly.api import Deadlines, Site, waits
 from octaskly.core.model import AttemptState, Outcome, OutputFile, Reason
 from octaskly.ports import Principal
 from octaskly.trust import secret as secrets_of
@@ -488,9 +488,13 @@ async def test_reading_is_tried_again(front: Member, back: Member) -> None:
 
 @pytest.mark.slow
 async def test_poll_on_a_silent_dispatcher_moves_on(
-    front: Member, back: Member
+    front: Member, back: Member, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A stopped machine closes nothing; the change of dispatcher ends the wait."""
+    """A stopped machine closes nothing; the change of dispatcher ends the wait.
+
+    It ends at once, without the grace for what cannot be repeated.
+    """
+    monkeypatch.setattr(waits, "_GRACE_S", 3600.0)
 
     async def ignore(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await asyncio.sleep(30)
