@@ -262,7 +262,7 @@ class Scene:
         return {h.name: databases.spooled(h.first.state) for h in self.hosts}
 
     def _evidence(self, witness: Host, gap_s_max: float) -> Evidence:
-        holders = [self.head(witness)]
+        holders = [self.head(witness), *self.standbys(witness)]
         states = {host.name: host.first.state for host in self.hosts}
         wait_until(
             "standbys are level",

@@ -20,7 +20,6 @@ pytestmark = [pytest.mark.netns, pytest.mark.timeout(240)]
 HAND_OVER_S = 20.0
 
 
-@pytest.mark.soak  # Until standbys hold what is accepted.
 def test_f1_a_killed_dispatcher_under_load_loses_nothing(make_lab: MakeLab) -> None:
     """Its standbys hold what it promised, and one of them goes on at once."""
     scene = Scene("F1", make_lab(3)).form()
@@ -35,7 +34,6 @@ def test_f1_a_killed_dispatcher_under_load_loses_nothing(make_lab: MakeLab) -> N
     scene.conclude()
 
 
-@pytest.mark.soak  # Until standbys hold what is accepted.
 def test_f5_a_dispatcher_that_stands_still_for_two_seconds_is_deposed(
     make_lab: MakeLab,
 ) -> None:
@@ -58,7 +56,6 @@ def test_f5_a_dispatcher_that_stands_still_for_two_seconds_is_deposed(
     scene.conclude()
 
 
-@pytest.mark.soak  # Until standbys hold what is accepted.
 def test_f8_both_of_two_that_are_cut_apart_work_and_merge(make_lab: MakeLab) -> None:
     """Neither can know that the other lives, so both accept; the union remains."""
     scene = Scene("F8", make_lab(2)).form()
