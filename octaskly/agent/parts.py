@@ -88,6 +88,7 @@ class Parts:
         self._info = self._describe(_lasting_name(config.name, saved.name))
         self._sampler = LoadSampler()
         self._load = self._sampler.sample()
+        self._is_disk_failing = False
         self._peers_known = len(saved.peers)
         self._build_core(saved, is_first=is_first, on_stopped=on_stopped)
         self._build_shell(on_duplicate)
@@ -123,11 +124,15 @@ class Parts:
         self.loop.post(ev.StopAsked(drain_s))
 
     def sample(self) -> None:
-        """Take a sample of this machine's load."""
+        """Take a sample of this machine: its load, and whether its disk has room."""
         # Without a descriptor to spare, the sample before is good enough.
         with contextlib.suppress(OSError):
             self._load = self._sampler.sample()
         self.loop.post(ev.LoadSampled(self._load))
+        is_failing = self._store.failure is not None or not self._store.is_room()
+        if is_failing != self._is_disk_failing:
+            self._is_disk_failing = is_failing
+            self.loop.post(ev.DiskChanged(is_failing))
 
     def failure(self) -> str | None:
         """Return why this node cannot serve, or None."""

@@ -6,30 +6,26 @@ it ends its reign by itself. Then the worker drains, and every link gets its Lea
 
 from __future__ import annotations
 
-from octaskly.core.effects import Effect, Note, Send, Stopped
+from octaskly.core.effects import Effect, Note, Stopped
+from octaskly.core.handover import HandOver
 from octaskly.core.machines import Machines
-from octaskly.core.messages import STOPPING, Transfer
-from octaskly.core.model import Moment, NodeId
-from octaskly.core.phases import Phase, Reign
-
-SUCCESSORS_ASKED = 3
+from octaskly.core.messages import STOPPING
+from octaskly.core.model import Moment
+from octaskly.core.phases import Phase
 
 
 class Departure:
     """The way out of one node; idle until it is asked for."""
 
-    def __init__(self, machines: Machines) -> None:
+    def __init__(self, machines: Machines, handover: HandOver) -> None:
         self.is_done = False
-        self._timing = machines.settings.timing
         self._journal = machines.journal
         self._members = machines.members
         self._election = machines.election
-        self._replication = machines.replication
+        self._handover = handover
         self._dispatch = machines.dispatch
         self._worker = machines.worker
         self._ends_s: float | None = None  #: when patience with the worker is over
-        self._transfer_s: float | None = None  #: when the chosen successor was asked
-        self._asked: list[NodeId] = []
 
     @property
     def is_asked(self) -> bool:
@@ -51,14 +47,10 @@ class Departure:
         """Go on as far as possible."""
         if self._ends_s is None or self.is_done:
             return []
-        reign = self._election.reign
-        if reign is not None:
-            if self._is_awaited(now):
-                return []
-            self._election.is_handing_over = False
-            successor = self._successor(reign, now)
-            if successor is not None:
-                return self._hand_over(reign, successor, now)
+        if self._election.reign is not None:
+            effects = self._handover.step(now)
+            if effects is not None:
+                return effects
         is_late = now.mono_s >= self._ends_s
         if not is_late and not self._is_clean():
             return []
@@ -68,46 +60,14 @@ class Departure:
         """Return when patience ends."""
         if self._ends_s is None or self.is_done:
             return None
-        if self._transfer_s is not None and self._election.reign is not None:
-            return self._transfer_s + self._timing.yield_s
-        return self._ends_s
+        if self._election.reign is None:
+            return self._ends_s
+        return self._handover.deadline() or self._ends_s
 
     def _is_clean(self) -> bool:
         """Whether all that this node ran and wrote is safe elsewhere or on disk."""
         is_yielding = self._election.phase is Phase.YIELDING
         return self._worker.is_idle and self._journal.is_settled and not is_yielding
-
-    def _is_awaited(self, now: Moment) -> bool:
-        """Whether the successor that was asked last may still claim."""
-        if self._transfer_s is None:
-            return False
-        return now.mono_s < self._transfer_s + self._timing.yield_s
-
-    def _hand_over(self, reign: Reign, successor: NodeId, now: Moment) -> list[Effect]:
-        """Ask the next successor, once the own part of the log is complete."""
-        self._transfer_s = None
-        if not self._journal.is_settled or not self._replication.is_quiet:
-            return []
-        self._asked.append(successor)
-        self._transfer_s = now.mono_s
-        self._election.is_handing_over = True
-        transfer = Transfer(reign.epoch, self._journal.vector_items())
-        note = Note("info", "handing over", (("peer", successor),))
-        return [note, Send(successor, (transfer,))]
-
-    def _successor(self, reign: Reign, now: Moment) -> NodeId | None:
-        """Return the best follower that was not asked, unless enough were.
-
-        A standby that holds all is best: the claim need not wait for the log.
-        """
-        if len(self._asked) >= SUCCESSORS_ASKED:
-            return None
-        ranked = sorted(
-            (not self._replication.level_with(node), view.standing(now), node)
-            for node, view in self._members.followers(reign.epoch)
-            if view.info.electable and node not in self._asked
-        )
-        return ranked[0][-1] if ranked else None
 
     def _finish(self, reason: str, now: Moment) -> list[Effect]:
         self.is_done = True

@@ -98,6 +98,13 @@ class Dispatch:
         """Accept and place nothing more, before the reign is handed over."""
         self.is_accepting = self._placing.is_placing = False
 
+    def resume_accepting(self, now: Moment) -> list[Effect]:
+        """Accept and place again: nobody took the reign over."""
+        if not self.is_reigning:
+            return []
+        self.is_accepting = self._placing.is_placing = True
+        return self._placing.commit(now)
+
     def raise_sequence(self, sequence: int) -> None:
         """Number new tasks above `sequence`, which another node has used."""
         self._acceptance.raise_sequence(sequence)

@@ -182,7 +182,7 @@ class Election(Phases):
         self.attachment = None
         self._suspicion = None
         self.dispatcher = None
-        if self.is_stopping or not self._info.electable:
+        if self.is_stopping or self.is_disk_failing or not self._info.electable:
             return self.seek(reason, now)
         before = [node for node in self.successors if node != gone]
         me = self._info.id
@@ -190,7 +190,7 @@ class Election(Phases):
         wait_s = min(place, STAGGER_MAX) * self._timing.stagger_s
         mine = log_size(self._journal.vector.items())
         if any(
-            log_size(view.vector.items()) > mine and view.info.electable
+            log_size(view.vector.items()) > mine and view.is_candidate
             for view in self._members.peers.values()
         ):
             wait_s += self._timing.claim_wait_s  # A fuller log goes first.

@@ -158,6 +158,13 @@ class LoadSampled:
 
 
 @dataclass(frozen=True, slots=True)
+class DiskChanged:
+    """The disk of this node takes no more writes, or it takes them again."""
+
+    is_failing: bool
+
+
+@dataclass(frozen=True, slots=True)
 class DrainAsked:
     """Take no more work (or take it again)."""
 
@@ -204,6 +211,7 @@ Event = (
     | Loaded
     | LiveLoaded
     | LoadSampled
+    | DiskChanged
     | DrainAsked
     | StopAsked
 )

@@ -7,6 +7,7 @@ values to ignore or to answer, never errors: a peer may be slow, deposed or wron
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 from octaskly.core.effects import Effect, Send, ServePull
 from octaskly.core.facts import Entry, Submitted
@@ -108,7 +109,7 @@ class Inbound:
         if peer != election.dispatcher or epoch != election.epoch:
             return effects
         health = self._health(now)
-        ok = HeartbeatOk(epoch, sent_s, health.state, health.credit, health.load)
+        ok = replace(health, epoch=epoch, sent_s=sent_s)
         return [*effects, Send(peer, (ok,))]
 
     def _on_log_message(

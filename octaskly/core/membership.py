@@ -54,6 +54,12 @@ class PeerView:
     is_worker: bool = False  #: it has told what it runs, so it can be given work
     told: list[Reattach] = field(default_factory=list)  #: parts, until the last
 
+    @property
+    def is_candidate(self) -> bool:
+        """Whether it may keep copies and succeed."""
+        is_failing = self.health is not None and self.health.is_disk_failing
+        return self.info.electable and not is_failing
+
     def standing(self, now: Moment) -> Standing:
         """Return the peer's rank as a candidate."""
         uptime_s = self.uptime_s + now.mono_s - self.up_s

@@ -75,6 +75,7 @@ class HeartbeatOk:
     state: NodeState
     credit: int  #: attempts that it takes in all, running and waiting
     load: LoadSample
+    is_disk_failing: bool = False  #: so it can neither keep copies nor succeed
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,11 +10,13 @@ from __future__ import annotations
 from collections import deque
 
 from octaskly.core.departure import Departure
+from octaskly.core.disk import DiskCare
 from octaskly.core.effects import Advertise, Answer, Append, Effect, NotHere, Send
 from octaskly.core.events import (
     AttemptsEnded,
     CancelRequested,
     DialFailed,
+    DiskChanged,
     DrainAsked,
     Event,
     LiveLoaded,
@@ -30,6 +32,7 @@ from octaskly.core.events import (
     TasksSubmitted,
     Woke,
 )
+from octaskly.core.handover import HandOver
 from octaskly.core.herald import Herald
 from octaskly.core.inbound import Inbound
 from octaskly.core.links import Links
@@ -56,6 +59,7 @@ WorkEvent = (
     | Loaded
     | LiveLoaded
     | LoadSampled
+    | DiskChanged
     | DrainAsked
 )
 """What happens to tasks and this machine, not to links."""
@@ -78,7 +82,9 @@ class Node:
         self._completeness = machines.completeness
         self._dispatch = machines.dispatch
         self._worker = machines.worker
-        self._departure = Departure(machines)
+        handover = HandOver(machines)
+        self._departure = Departure(machines, handover)
+        self._disk = DiskCare(machines, handover)
         self._herald = Herald(machines, saved.name or settings.node.name)
         self._links = Links(machines)
         self._inbound = Inbound(machines, self._health, self._links.on_down)
@@ -148,6 +154,7 @@ class Node:
             self._dispatch,
             self._worker,
             self._departure,
+            self._disk,
         )
         latest_s = last_s + self._settings.timing.tick_s
         for machine in machines:
@@ -168,6 +175,7 @@ class Node:
         effects += self._handle(event, now)
         effects += self._inbound.on_quiet(now)
         effects += self._departure.on_time(now)
+        effects += self._disk.on_time(now)
         return self._conclude(effects, now)
 
     # Time
@@ -218,7 +226,12 @@ class Node:
     def _health(self, now: Moment) -> HeartbeatOk:
         worker = self._worker
         return HeartbeatOk(
-            self.epoch, now.mono_s, worker.state, worker.credit, self._load
+            self.epoch,
+            now.mono_s,
+            worker.state,
+            worker.credit,
+            self._load,
+            self._election.is_disk_failing,
         )
 
     # Events
@@ -261,6 +274,8 @@ class Node:
             case LoadSampled(load):
                 self._load = load
                 return []
+            case DiskChanged(is_failing):
+                return self._disk.on_changed(now, is_failing=is_failing)
             case DrainAsked(is_draining):
                 # A node that leaves takes no work, whatever it is told.
                 is_draining = is_draining or self._departure.is_asked

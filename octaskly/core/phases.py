@@ -82,6 +82,7 @@ class Phases:
         self.attachment: Attachment | None = None
         self.successors: tuple[NodeId, ...] = ()  #: from the roster, best first
         self.is_stopping = False  #: a node that stops claims no more
+        self.is_disk_failing = False  #: so a claim would never be durable
         self.failover: Failover | None = None  #: how this node took over last
         self.deposed: NodeId | None = None  #: the dispatcher before this reign
         self._lost_s: float | None = None  #: last sign of a dispatcher that is missed
@@ -122,7 +123,8 @@ class Phases:
     def standing(self, now: Moment) -> Standing:
         """Return this node's own rank as a candidate."""
         size = log_size(self._journal.vector.items())
-        return standing(self._info, size, self.uptime_s(now))
+        rank = standing(self._info, size, self.uptime_s(now))
+        return (True, *rank[1:]) if self.is_disk_failing else rank
 
     # Seeking
 
@@ -184,18 +186,16 @@ class Phases:
         return effects
 
     def _join(self, serial: int) -> list[Effect]:
-        """Tell the dispatcher that this node follows, and what its log holds."""
+        """Tell the dispatcher that this node follows, and serve it."""
         peer = self.dispatcher
         if serial != self._serial or peer not in self._members.peers:
             return []
         if self.phase not in (Phase.FOLLOWER, Phase.YIELDING):
             return []
         assert peer is not None
-        holdings = self._journal.vector_items()
-        effects: list[Effect] = [Send(peer, (ClaimOk(self.epoch, holdings),))]
         if self.phase is Phase.FOLLOWER:
             self.attachment = Attachment(peer, self.epoch, serial)
-        return effects
+        return [Send(peer, (ClaimOk(self.epoch, self._journal.vector_items()),))]
 
     def _settle(self, now: Moment) -> list[Effect]:
         """The dispatcher holds what this node wrote: nothing is left to yield."""

@@ -78,6 +78,7 @@ class _Wait:
     needed: int  #: and at a standby that acknowledged this append
     since_s: float
     told: Told
+    elsewhere: int = 0  #: standbys that had acknowledged it when the reign ended
 
 
 class Replication:
@@ -112,7 +113,9 @@ class Replication:
         self._bare_s = now.mono_s if is_expecting else ALWAYS
 
     def end(self) -> None:
-        """Reign no more; what waits is told how many copies it has, once durable."""
+        """Reign no more; what waits is told how many copies it has, if it has any."""
+        for wait in self._waits:
+            wait.elsewhere = self._acked(wait)
         self._reign = None
         self._forget()
         self._bare_s = ALWAYS
@@ -141,6 +144,11 @@ class Replication:
     def is_quiet(self) -> bool:
         """Whether no answer waits."""
         return not self._waits
+
+    def streams_to(self, node: NodeId) -> bool:
+        """Return whether this standby keeps up with what is appended."""
+        copy = self._copies.get(node)
+        return copy is not None and copy.phase is _Phase.LEVEL
 
     def level_with(self, node: NodeId) -> bool:
         """Return whether this standby has acknowledged everything."""
@@ -173,17 +181,21 @@ class Replication:
         effects: list[Effect] = []
         while self._waits:
             wait = self._waits[0]
-            if self._journal.persisted < wait.number:
+            is_here = self._journal.persisted >= wait.number
+            if not is_here and not wait.elsewhere:
                 break
-            copies = 1 + sum(
-                copy.phase is _Phase.LEVEL and copy.acked >= wait.needed
-                for copy in self._copies.values()
-            )
+            copies = is_here + max(self._acked(wait), wait.elsewhere)
             if copies == 1 and now.mono_s < self._alone_at_s(wait):
                 break
             self._waits.popleft()
             effects += wait.told(now, copies)
         return effects
+
+    def _acked(self, wait: _Wait) -> int:
+        return sum(
+            copy.phase is _Phase.LEVEL and copy.acked >= wait.needed
+            for copy in self._copies.values()
+        )
 
     def _alone_at_s(self, wait: _Wait) -> float:
         """Return when an answer leaves with a single copy."""
@@ -284,7 +296,7 @@ class Replication:
             return self.release(now) if self._waits else []
         effects: list[Effect] = []
         for node, copy in tuple(self._copies.items()):
-            if self._is_slow(copy, now):
+            if not self._members.peers[node].is_candidate or self._is_slow(copy, now):
                 first_s = copy.unacked[0].sent_s if copy.unacked else now.mono_s
                 self._drop(node, first_s)
                 self._slow[node] = now.mono_s
@@ -322,7 +334,7 @@ class Replication:
         for node, view in self._members.followers(self._reign.epoch):
             slow_s = self._slow.get(node, ALWAYS)
             is_resting = now.mono_s < slow_s + timing.slow_s
-            if node in self._copies or not view.info.electable or is_resting:
+            if node in self._copies or not view.is_candidate or is_resting:
                 continue
             is_sticky = now.mono_s < slow_s + timing.sticky_s
             is_leaving = view.health is not None and view.health.state is DRAINING

@@ -39,6 +39,7 @@ from octaskly.core.events import (
     Advert,
     AttemptsEnded,
     CancelRequested,
+    DiskChanged,
     Draft,
     Event,
     LiveLoaded,
@@ -449,8 +450,11 @@ class World:
         if machine.is_asleep:
             machine.frozen.append(lambda: self._commit(machine, life, count))
             return
-        machine.is_failing = self.time_s < machine.full_s
-        if machine.is_failing:
+        is_failing = self.time_s < machine.full_s
+        if is_failing is not machine.is_failing:
+            machine.is_failing = is_failing
+            self.feed(machine, DiskChanged(is_failing))
+        if is_failing:
             self.at(RETRY_S, lambda: self._commit(machine, life, count))
             return
         machine.is_committing = False

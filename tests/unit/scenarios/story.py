@@ -90,6 +90,10 @@ class Story:
     def _pause(self, name: str, seconds: str) -> None:
         self.world.pause(self._node(name), float(seconds))
 
+    def _fill_disk(self, name: str, seconds: str) -> None:
+        machine = self.world.machines[self._node(name)]
+        machine.full_s = self.world.time_s + float(seconds)
+
     def _split(self, *names: str) -> None:
         middle = names.index("/")
         groups = [names[:middle], names[middle + 1 :]]

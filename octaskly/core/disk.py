@@ -1,0 +1,56 @@
+"""What it means that the disk of this node takes no more writes.
+
+A dispatcher that cannot write hands over to a standby that holds everything; a
+follower says so, and is neither standby nor successor until its disk works again.
+"""
+
+from __future__ import annotations
+
+from octaskly.core.effects import Effect, Note
+from octaskly.core.handover import HandOver
+from octaskly.core.machines import Machines
+from octaskly.core.model import Moment
+
+RETRY_S = 5.0  #: before standbys that did not take over are asked again
+
+
+class DiskCare:
+    """The state of this node's disk, and the hand-over when it fails."""
+
+    def __init__(self, machines: Machines, handover: HandOver) -> None:
+        self._election = machines.election
+        self._dispatch = machines.dispatch
+        self._handover = handover
+        self._asks_s = 0.0  #: not before then
+
+    def on_changed(self, now: Moment, *, is_failing: bool) -> list[Effect]:
+        """The disk fails, or works again."""
+        if is_failing == self._election.is_disk_failing:
+            return []
+        self._election.is_disk_failing = is_failing
+        self._asks_s = now.mono_s
+        level, event = (
+            ("warning", "disk failing") if is_failing else ("info", "disk well")
+        )
+        return [Note(level, event)]
+
+    def on_time(self, now: Moment) -> list[Effect]:
+        """Hand the reign over while the disk fails."""
+        election = self._election
+        is_idle = not election.is_disk_failing or election.is_stopping
+        if is_idle or election.reign is None or now.mono_s < self._asks_s:
+            return []
+        effects = self._handover.step(now, must_be_level=True)
+        if effects is None:
+            self._handover.reset()
+            self._asks_s = now.mono_s + RETRY_S
+            return self._dispatch.resume_accepting(now)
+        # So that the standby can draw level.
+        self._dispatch.pause_accepting()
+        return effects
+
+    def deadline(self) -> float | None:
+        """Return when `on_time` has something to do."""
+        if not self._election.is_disk_failing or self._election.reign is None:
+            return None
+        return self._handover.deadline() or self._asks_s

@@ -1,0 +1,87 @@
+"""Giving the reign to a follower: one successor after another is asked to claim.
+
+A dispatcher hands over when its node stops, and when its disk takes no more writes.
+"""
+
+from __future__ import annotations
+
+from octaskly.core.effects import Effect, Note, Send
+from octaskly.core.machines import Machines
+from octaskly.core.messages import Transfer
+from octaskly.core.model import Moment, NodeId
+from octaskly.core.phases import Reign
+
+SUCCESSORS_ASKED = 3
+
+
+class HandOver:
+    """The successors that were asked, and how long the last may take."""
+
+    def __init__(self, machines: Machines) -> None:
+        self._timing = machines.settings.timing
+        self._journal = machines.journal
+        self._members = machines.members
+        self._election = machines.election
+        self._replication = machines.replication
+        self._asked: list[NodeId] = []
+        self._transfer_s: float | None = None  #: when the last was asked
+
+    def reset(self) -> None:
+        """Begin with the best successor again."""
+        self._asked.clear()
+        self._transfer_s = None
+
+    def step(self, now: Moment, *, must_be_level: bool = False) -> list[Effect] | None:
+        """Ask the next successor, or wait for the last; None: nobody is left to ask.
+
+        Args:
+            now: Both clocks.
+            must_be_level: Ask only a standby that holds everything, as this node's
+                own disk does not.
+        """
+        reign = self._election.reign
+        assert reign is not None
+        deadline_s = self.deadline()
+        if deadline_s is not None and now.mono_s < deadline_s:
+            return []
+        self._election.is_handing_over = False
+        self._transfer_s = None
+        successor = self._successor(reign, now, must_be_level=must_be_level)
+        if successor is None:
+            return None
+        if must_be_level:
+            is_ready = self._replication.level_with(successor)
+        else:
+            is_ready = self._journal.is_settled and self._replication.is_quiet
+        if not is_ready:
+            return []
+        self._asked.append(successor)
+        self._transfer_s = now.mono_s
+        self._election.is_handing_over = True
+        transfer = Transfer(reign.epoch, self._journal.vector_items())
+        note = Note("info", "handing over", (("peer", successor),))
+        return [note, Send(successor, (transfer,))]
+
+    def deadline(self) -> float | None:
+        """Return when the successor that was asked last has had its time."""
+        if self._transfer_s is None:
+            return None
+        return self._transfer_s + self._timing.yield_s
+
+    def _successor(
+        self, reign: Reign, now: Moment, *, must_be_level: bool
+    ) -> NodeId | None:
+        """Return the best follower that was not asked, unless enough were.
+
+        A standby that holds all is best: the claim need not wait for the log.
+        """
+        if len(self._asked) >= SUCCESSORS_ASKED:
+            return None
+        ranked = sorted(
+            (not self._replication.level_with(node), view.standing(now), node)
+            for node, view in self._members.followers(reign.epoch)
+            if view.is_candidate
+            and node not in self._asked
+            and (not must_be_level or self._replication.streams_to(node))
+        )
+        return ranked[0][-1] if ranked else None
