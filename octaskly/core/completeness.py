@@ -77,8 +77,9 @@ class Completeness:
             and not self._exchange.is_busy
             and self._journal.is_settled
             and all(
-                covers(self._journal.vector, view.vector.items())
-                for view in self._members.peers.values()
+                self._is_heard(node)
+                and covers(self._journal.vector, view.vector.items())
+                for node, view in self._members.peers.items()
             )
         )
 

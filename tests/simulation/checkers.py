@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from octaskly.core.effects import Effect, Send
+from octaskly.core.effects import Accepted, Effect, Reply, Send
+from octaskly.core.events import Event, Received
 from octaskly.core.facts import CancelAsked, Fact, Finished, Submitted
-from octaskly.core.messages import Claim, ClaimOk
+from octaskly.core.messages import Claim, ClaimOk, Message, Repl, ReplOk
 from octaskly.core.model import NO_EPOCH, Epoch, NodeId, StreamId, TaskId, TaskState
 from octaskly.core.node import Node
 from octaskly.core.succession import covers
@@ -19,15 +20,59 @@ class Watch:
         self._world = world
         self._terms: dict[NodeId, tuple[Disk, int]] = {}
         self._epochs: dict[NodeId, tuple[Node, Epoch]] = {}
+        self._level: dict[NodeId, Node] = {}
+        self._stale: set[tuple[NodeId, Epoch, int]] = set()
         self._checked = 0
         world.watchers.append(self)
+        world.answer_watchers.append(self.on_answer)
 
-    def __call__(self, machine: Machine, effects: list[Effect]) -> None:
+    def __call__(self, machine: Machine, event: Event, effects: list[Effect]) -> None:
         """Check after one step and what it brought about."""
-        self._no_claim_before_its_term(machine, effects)
+        if isinstance(event, Received):
+            self._note_stale(machine, event)
+        for effect in effects:
+            for message in effect.messages if isinstance(effect, Send) else ():
+                self._is_on_disk(machine, message)
+                self._is_not_stale(machine, message)
         self._terms_never_decrease(machine)
         self._epochs_never_decrease(machine)
         self._no_stale_start()
+        if _has_level_standby(machine):
+            assert machine.node is not None
+            self._level[machine.id] = machine.node
+        else:
+            self._level.pop(machine.id, None)
+
+    def on_answer(self, machine: Machine, reply: Reply, waited_s: float) -> None:
+        """Check one answer to a client, at the instant at which it leaves."""
+        if isinstance(reply, Accepted):
+            self._replicas_are_real(reply)
+            self._standbys_are_waited_for(machine, reply, waited_s)
+
+    def _replicas_are_real(self, reply: Accepted) -> None:
+        """I10: so many disks hold the tasks as the answer says."""
+        for spec in reply.specs:
+            key = (Submitted, spec.id, None)
+            holders = [
+                m.id for m in self._world.machines.values() if key in m.disk.kept
+            ]
+            assert reply.replicas <= len(holders), (
+                f"{spec.id}: {reply.replicas} replicas said, on {holders}"
+            )
+
+    def _standbys_are_waited_for(
+        self, machine: Machine, reply: Accepted, waited_s: float
+    ) -> None:
+        """I10: one copy is said to be enough only where no standby keeps up."""
+        if reply.replicas > 1:
+            return
+        assert not self._world.is_strict, f"{machine.id}: one copy, though strict"
+        was_level = self._level.get(machine.id) is machine.node
+        assert (
+            not was_level
+            or not _has_level_standby(machine)
+            or (waited_s >= self._world.timing.solo_s - 0.01)
+        ), f"{machine.id} waited {waited_s:.3f} s for no standby"
 
     def _terms_never_decrease(self, machine: Machine) -> None:
         """§ 3.4: a term on a disk only grows."""
@@ -38,15 +83,27 @@ class Watch:
         )
         self._terms[machine.id] = machine.disk, term
 
-    def _no_claim_before_its_term(
-        self, machine: Machine, effects: list[Effect]
-    ) -> None:
+    def _is_on_disk(self, machine: Machine, message: Message) -> None:
         """§ 3.4: what a node claims or follows is on its disk before others hear it."""
-        for effect in effects:
-            for message in effect.messages if isinstance(effect, Send) else ():
-                if isinstance(message, Claim | ClaimOk):
-                    saved = machine.disk.epoch
-                    assert saved >= message.epoch, f"{machine.id}: {saved}, {message}"
+        if isinstance(message, Claim | ClaimOk):
+            saved = machine.disk.epoch
+            assert saved >= message.epoch, f"{machine.id}: {saved}, {message}"
+
+    def _note_stale(self, machine: Machine, event: Received) -> None:
+        node, epoch = self._epochs.get(machine.id, (None, NO_EPOCH))
+        for message in event.messages:
+            if isinstance(message, Repl) and node is machine.node:
+                key = (machine.id, message.epoch, message.number)
+                if message.epoch < epoch:
+                    self._stale.add(key)
+                else:
+                    self._stale.discard(key)
+
+    def _is_not_stale(self, machine: Machine, message: Message) -> None:
+        """I7: a standby does not serve a dispatcher that it knows to be deposed."""
+        if isinstance(message, ReplOk):
+            key = (machine.id, message.epoch, message.number)
+            assert key not in self._stale, f"{machine.id} served {message.epoch}"
 
     def _epochs_never_decrease(self, machine: Machine) -> None:
         """I6: the epochs that one process goes by only grow."""
@@ -63,6 +120,29 @@ class Watch:
         for started in self._world.started[self._checked :]:
             assert started.attempt.term >= started.seen_term, f"stale: {started}"
         self._checked = len(self._world.started)
+
+
+def _has_level_standby(machine: Machine) -> bool:
+    node = machine.node
+    return node is not None and any(view.is_level for view in node.standbys)
+
+
+def never_not_found(world: World) -> None:
+    """I4: while a merge runs, no dispatcher says that a promised task is unknown.
+
+    It may say so of what only nodes hold that it is not linked to.
+    """
+    for machine in world.alive():
+        node = machine.node
+        if machine.is_paused or not (node and node.is_dispatcher and node.is_complete):
+            continue
+        peers = [m for m in world.alive() if world.network.is_up(machine.id, m.id)]
+        if any(peer.node and peer.node.epoch > node.epoch for peer in peers):
+            continue  # It is about to hear that it reigns no more.
+        for task in _promised(world):
+            if task not in machine.disk.records:
+                knowing = [peer.id for peer in peers if task in peer.disk.records]
+                assert not knowing, f"{machine.id} lacks {task}, not {knowing}"
 
 
 def one_writer_per_stream(world: World) -> None:
@@ -200,7 +280,9 @@ def _promised(world: World) -> list[TaskId]:
 def is_quiet(world: World) -> bool:
     """Whether the world has come to rest after its faults."""
     machines = world.machines.values()
-    if any(m.running or m.disk.spool for m in machines) or not world.is_settled():
+    if any(m.running or m.disk.spool or m.disk.waiting for m in machines):
+        return False
+    if len(world.alive()) < len(machines) or not world.is_settled():
         return False
     (dispatcher,) = world.dispatchers()
     held = dict(world.machines[dispatcher].disk.vector())

@@ -6,15 +6,25 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
-from octaskly.core.model import NodeId, TaskId
-from tests.simulation.checkers import FINAL, Watch, is_quiet, nothing_runs_twice
+from octaskly.core.model import Limits, NodeId, TaskId
+from tests.simulation.checkers import (
+    FINAL,
+    Watch,
+    is_quiet,
+    never_not_found,
+    nothing_runs_twice,
+)
 from tests.simulation.disk import Disk
 from tests.simulation.world import World
 
 QUIET_S = 240.0  #: virtual time within which all must be well after the last fault
-STOPPING_S = 4.0  #: longer than an agent that was asked to stop takes
 SIZES = (3, 4, 5, 3, 6, 5, 7, 3, 4, 5, 1, 2)  #: of worlds, by seed
 ENCODED = 0.25  #: share of worlds in which the codec carries each message
+STRICT = 0.1  #: share of worlds that rather refuse than keep one copy
+NARROW = Limits(
+    window_tasks=20, load_tasks=10, entries_bytes=2000, tail_entries=30, prefetch=4
+)
+"""So that what bounds memory is reached by the few tasks of a world."""
 KEYED = 0.05  #: share of requests that repeat an earlier one
 
 
@@ -205,6 +215,8 @@ def draw_profile(world: World) -> Profile:
         weights = tuple(int(kind not in PAIRWISE) for kind in KINDS)
     world.network.delay_ms = draw.choice(((0.2, 4.0), (2.0, 50.0), (20.0, 200.0)))
     world.network.is_encoding = draw.random() < ENCODED
+    world.limits = draw.choice((Limits(), NARROW))
+    world.is_strict = draw.random() < STRICT
     world.network.repeats = draw.choice((0.0, 0.0, 0.3))
     world.duration_s = draw.choice(((0.01, 0.1), (0.05, 1.0), (0.5, 2.0)))
     is_brief = world.duration_s[1] < 1.0
@@ -244,6 +256,7 @@ def torment(world: World, profile: Profile) -> None:
 
 def _ask(world: World, profile: Profile) -> None:
     """Let a client submit through some node, and perhaps cancel something."""
+    never_not_found(world)
     draw = world.random
     node = draw.choice(world.dispatchers() or list(world.machines))
     if draw.random() < KEYED:
@@ -265,11 +278,12 @@ def calm(world: World) -> None:
         machine.dies_after_s = None
         world.resume(machine.id)
         world.start(machine.id)
-    world.run(STOPPING_S)  # Who was asked to stop goes, and is started again.
-    for node in world.machines:
-        world.start(node)
-    world.run_until(lambda: is_quiet(world), QUIET_S)
-    world.run(1.0)
+    end_s = world.time_s + QUIET_S
+    while world.time_s < end_s:
+        world.run_until(lambda: is_quiet(world), end_s - world.time_s)
+        world.run(1.0)
+        if is_quiet(world):
+            break  # What is quiet for a moment only is not at rest.
 
 
 def run_seed(seed: int) -> World:

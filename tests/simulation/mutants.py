@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from octaskly.core import replication
 from octaskly.core.adoption import Adoption
 from octaskly.core.dispatch import Dispatch
 from octaskly.core.effects import Append, Effect, Save, Send
@@ -21,15 +22,26 @@ from octaskly.core.exchange import Exchange
 from octaskly.core.inbound import Inbound
 from octaskly.core.journal import Journal
 from octaskly.core.membership import Membership
-from octaskly.core.messages import Message, Reattach, Report, Results, ResultsOk
+from octaskly.core.messages import (
+    Message,
+    Reattach,
+    Repl,
+    ReplOk,
+    Report,
+    Results,
+    ResultsOk,
+)
 from octaskly.core.model import NO_EPOCH, Moment, NodeId, NodeInfo, StreamId
 from octaskly.core.node import Node
 from octaskly.core.phases import Phases
+from octaskly.core.replication import Replication
 from octaskly.core.results import KeptResult, KeptResults
+from octaskly.core.standby import Standby
 from octaskly.core.worker import Worker
 from tests.simulation.disk import Disk
 from tests.simulation.faults import run_hand_over, run_seed
 
+FAR = 1 << 62  #: a number that no append reaches
 Plant = Callable[[pytest.MonkeyPatch], None]
 
 
@@ -248,6 +260,67 @@ def merge_prefers_the_later(patch: pytest.MonkeyPatch) -> None:
     patch.setattr("octaskly.core.merge._further", lambda _, later: later)
 
 
+def standby_acknowledges_before_commit(patch: pytest.MonkeyPatch) -> None:
+    """A standby says that it keeps what still waits for its disk."""
+    patch.setattr(Standby, "on_repl", _hasty_standby(Standby.on_repl))
+
+
+def _hasty_standby(real: Any) -> Any:
+    def on_repl(
+        self: Standby, peer: NodeId, message: Repl, now: Moment
+    ) -> list[Effect]:
+        effects: list[Effect] = real(self, peer, message, now)
+        if not message.number or not self._journal.holds(message.entries):
+            return effects
+        return [*effects, Send(peer, (ReplOk(message.epoch, message.number),))]
+
+    return on_repl
+
+
+def no_standby_is_waited_for(patch: pytest.MonkeyPatch) -> None:
+    """One copy is enough, whoever keeps up."""
+    patch.setattr(Replication, "_alone_at_s", lambda *_: 0.0)
+
+
+def standbys_are_counted_unheard(patch: pytest.MonkeyPatch) -> None:
+    """What was sent to a level standby counts as kept by it."""
+    real = Replication._stream
+
+    def hopeful(
+        self: Replication, node: NodeId, copy: Any, part: Any, messages: Any
+    ) -> list[Effect]:
+        effects = real(self, node, copy, part, messages)
+        copy.acked = max(copy.acked, part.number)
+        return effects
+
+    patch.setattr(Replication, "_stream", hopeful)
+
+
+def joining_standbys_count(patch: pytest.MonkeyPatch) -> None:
+    """A standby that only pulls is taken for one that keeps up."""
+    real = Replication._enlist
+
+    def early(self: Replication, node: NodeId, now: Moment) -> list[Effect]:
+        effects = real(self, node, now)
+        copy = self._copies[node]
+        copy.phase = replication._Phase.LEVEL
+        copy.acked = FAR
+        return effects
+
+    patch.setattr(Replication, "_enlist", early)
+
+
+def deposed_dispatchers_are_acknowledged(patch: pytest.MonkeyPatch) -> None:
+    """A standby keeps what a dispatcher of a lower epoch sends, and says so."""
+
+    def trusting(
+        self: Inbound, peer: NodeId, message: Repl, now: Moment
+    ) -> list[Effect]:
+        return self._machines.standby.on_repl(peer, message, now)
+
+    patch.setattr(Inbound, "_on_repl", trusting)
+
+
 Hunt = Callable[[int], object]
 MUTANTS: tuple[tuple[Plant, Hunt], ...] = (
     (volatile_term, run_seed),
@@ -266,5 +339,10 @@ MUTANTS: tuple[tuple[Plant, Hunt], ...] = (
     (reattach_is_not_believed, run_hand_over),
     (results_forgotten_when_sent, run_hand_over),
     (merge_prefers_the_later, run_seed),
+    (standby_acknowledges_before_commit, run_seed),
+    (no_standby_is_waited_for, run_seed),
+    (standbys_are_counted_unheard, run_seed),
+    (joining_standbys_count, run_seed),
+    (deposed_dispatchers_are_acknowledged, run_seed),
 )
 """Each with the world in which it shows."""

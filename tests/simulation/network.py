@@ -29,6 +29,7 @@ class Link:
 
     serial: int
     ends: set[NodeId] = field(default_factory=set)  #: that believe in it
+    told: set[NodeId] = field(default_factory=set)  #: ends that heard of it
     is_broken: bool = False  #: nothing gets through any more
     deaf: NodeId | None = None  #: an end that nothing reaches any more
     next_s: dict[NodeId, float] = field(default_factory=dict)
@@ -109,6 +110,13 @@ class Network:
     def is_cut(self, a: NodeId, b: NodeId) -> bool:
         """Return whether nothing gets through."""
         return _pair(a, b) in self._cuts
+
+    def is_up(self, a: NodeId, b: NodeId) -> bool:
+        """Return whether both ends of a link know of it and can talk."""
+        link = self._links.get(_pair(a, b))
+        if link is None or link.is_broken or link.deaf:
+            return False
+        return link.ends == link.told == {a, b}
 
     def link_count(self) -> int:
         """Return how many links are up."""
@@ -270,6 +278,7 @@ class Network:
     def _up(self, link: Link, end: NodeId, event: PeerUp) -> None:
         if end not in link.ends:
             return
+        link.told.add(end)
         self._world.feed(self._world.machines[end], event)
         if self.repeats and self._world.random.random() < self.repeats:
             for messages in tuple(self._heard.get((event.peer, end), ())):

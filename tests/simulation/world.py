@@ -55,6 +55,7 @@ from octaskly.core.model import (
     Address,
     AttemptId,
     AttemptState,
+    Limits,
     Moment,
     NodeId,
     NodeInfo,
@@ -71,6 +72,7 @@ from tests.simulation.network import Network
 
 WALL_MS = 1_700_000_000_000
 RETRY_S = 0.25  #: between two tries of a write that fails
+KILL_S = 0.01  #: until a command that is killed is gone
 CHUNK = 20  #: entries in one answer to PULL, few so that several are needed
 
 
@@ -135,6 +137,8 @@ class World:
         self.time_s = 1000.0
         self.node_type = node_type
         self.timing = timing or Timing()
+        self.limits = Limits()
+        self.is_strict = False  #: nothing is accepted that only one disk holds
         self.machines = {
             NodeId(f"node{index:012d}"): Machine(
                 NodeId(f"node{index:012d}"), index, slots
@@ -155,8 +159,8 @@ class World:
         self.reported: dict[tuple[TaskId, AttemptId], AttemptState] = {}
         self.is_calm = False  #: no fault happens any more
         self.steps = 0
-        self.watchers: list[Callable[[Machine, list[Effect]], None]] = []
-        self.answer_watchers: list[Callable[[Node, Reply, float], None]] = []
+        self.watchers: list[Callable[[Machine, Event, list[Effect]], None]] = []
+        self.answer_watchers: list[Callable[[Machine, Reply, float], None]] = []
         self._queue: list[tuple[float, int, Callable[[], None]]] = []
         self._order = 0
         self._ticket = 0
@@ -213,7 +217,9 @@ class World:
             lan_port=3443,
             addresses=(machine.address.host,),
         )
-        settings = Settings(node=info, timing=self.timing)
+        settings = Settings(
+            node=info, timing=self.timing, limits=self.limits, is_strict=self.is_strict
+        )
         machine.node = self.node_type(settings, machine.disk.saved())
         self.feed(machine, Woke(self.random.random()))
 
@@ -292,6 +298,11 @@ class World:
         if machine.node is not None:
             self.feed(machine, StopAsked(drain_s))
 
+    def _stopped(self, node_id: NodeId) -> None:
+        self.crash(node_id)
+        if self.is_calm:
+            self.start(node_id)
+
     def when_alive(self, machine: Machine, action: Callable[[], None]) -> None:
         """Do something in this life of a process, later if it is paused now."""
         if machine.is_paused:
@@ -340,7 +351,7 @@ class World:
         if machine.node is not node:
             return
         for watch in self.watchers:
-            watch(machine, effects)
+            watch(machine, event, effects)
         self._set_timer(machine, node)
 
     def trace_hash(self) -> str:
@@ -378,14 +389,14 @@ class World:
             case Disconnect(peer, reason):
                 self.network.disconnect(machine.id, peer, reason)
             case Answer(ticket, reply):
-                self._answer(node, ticket, reply)
+                self._answer(machine, ticket, reply)
             case Start(items):
                 self._run(machine, node, items)
             case Stop(items):
                 self._kill(machine, items)
             case Stopped():
                 machine.has_stopped = True
-                self.at(0.0, lambda: self.crash(machine.id))
+                self.at(0.0, lambda: self._stopped(machine.id))
             case _:
                 self._perform_store(machine, effect)
 
@@ -526,20 +537,27 @@ class World:
         self, machine: Machine, items: tuple[tuple[TaskId, AttemptId], ...]
     ) -> None:
         for key in items:
-            found = machine.running.pop(key, None) is not None
             before = len(machine.waiting)
             machine.waiting = [
                 item for item in machine.waiting if (item[1].id, item[0]) != key
             ]
-            if found or len(machine.waiting) < before:
-                self.later(machine, 0.01, self._killer(machine, key))
-        self._fill(machine)
+            if key in machine.running or len(machine.waiting) < before:
+                self.later(machine, KILL_S, self._killer(machine, key))
 
     def _killer(
         self, machine: Machine, key: tuple[TaskId, AttemptId]
     ) -> Callable[[], None]:
-        state, reason = AttemptState.CANCELLED, Reason.CANCELLED
-        return lambda: self._ended(machine, key, state, reason)
+        is_running = key in machine.running
+
+        def killed() -> None:
+            # It may have come to its own end first, which then counts.
+            if is_running and key not in machine.running:
+                return
+            machine.running.pop(key, None)
+            self._ended(machine, key, AttemptState.CANCELLED, Reason.CANCELLED)
+            self._fill(machine)
+
+        return killed
 
     def _ended(
         self,
@@ -592,7 +610,7 @@ class World:
         self._asked_s[self._ticket] = self.time_s
         return self._ticket
 
-    def _answer(self, node: Node, ticket: int, reply: Reply) -> None:
+    def _answer(self, machine: Machine, ticket: int, reply: Reply) -> None:
         match reply:
             case Accepted(specs):
                 for spec in specs:
@@ -604,7 +622,7 @@ class World:
                 self.refused += 1
         waited_s = self.time_s - self._asked_s.pop(ticket)
         for watch in self.answer_watchers:
-            watch(node, reply, waited_s)
+            watch(machine, reply, waited_s)
 
     def _promise(self, key: Kept) -> None:
         """Note which disks hold what somebody relies on from now on."""
