@@ -316,7 +316,9 @@ class Parts:
 
     def _addresses_changed(self, addresses: tuple[LocalAddress, ...]) -> None:
         self._local = addresses
-        self._log.info("addresses changed", addresses=[a.host for a in addresses])
+        hosts = tuple(address.host for address in addresses)
+        self._log.info("addresses changed", addresses=list(hosts))
+        self.loop.post(ev.Moved(hosts))
 
     def _dial_seeds(self, tasks: asyncio.TaskGroup) -> None:
         for host, port in self._config.seeds:

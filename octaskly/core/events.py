@@ -181,6 +181,13 @@ class StopAsked:
     drain_s: float
 
 
+@dataclass(frozen=True, slots=True)
+class Moved:
+    """This machine has other addresses than before."""
+
+    addresses: tuple[str, ...]
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Saved:
     """What a node knew when it last stopped: given to it at the start, no event."""
@@ -214,4 +221,5 @@ Event = (
     | DiskChanged
     | DrainAsked
     | StopAsked
+    | Moved
 )

@@ -6,6 +6,8 @@ dispatcher, epoch and members for the API, the log and systemd.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from octaskly.core.effects import Effect, Publish, Send
 from octaskly.core.machines import Machines
 from octaskly.core.messages import Member
@@ -16,7 +18,7 @@ class Herald:
     """The outgoing side of the roster, and the last thing published."""
 
     def __init__(self, machines: Machines, name: str) -> None:
-        self._info = machines.settings.node
+        self.info = machines.settings.node  #: what this node says of itself
         self._journal = machines.journal
         self._members = machines.members
         self._registry = machines.registry
@@ -27,6 +29,10 @@ class Herald:
         self._name = name  #: by which the mesh knows this node
         self._published: tuple[object, ...] = ()
         self._spread_changes = -1  #: of the members, when all had the roster
+
+    def move(self, addresses: tuple[str, ...]) -> None:
+        """Tell these addresses of this node from now on."""
+        self.info = replace(self.info, addresses=addresses)
 
     def on_change(self, load: LoadSample, now: Moment) -> list[Effect]:
         """Tell what is new since the last call, if anything is."""
@@ -70,7 +76,7 @@ class Herald:
 
     def _line(self, load: LoadSample) -> Member:
         """Return this node's own line of the roster."""
-        info, worker = self._info, self._worker
+        info, worker = self.info, self._worker
         return Member(
             id=info.id,
             name=info.name,
@@ -87,7 +93,7 @@ class Herald:
 
     def _take_name(self) -> list[Effect]:
         """Keep the name that the mesh has given this node."""
-        given = self._registry.given(self._info.id)
+        given = self._registry.given(self.info.id)
         if given is None or given == self._name:
             return []
         self._name = given

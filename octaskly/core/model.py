@@ -182,7 +182,10 @@ class Attempt:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NodeInfo:
-    """What a node says of itself when it meets a peer; fixed while it runs."""
+    """What a node says of itself when it meets a peer.
+
+    Fixed while it runs, but for the addresses.
+    """
 
     id: NodeId
     boot: str  #: random per process start

@@ -22,6 +22,7 @@ from octaskly.core.events import (
     LiveLoaded,
     Loaded,
     LoadSampled,
+    Moved,
     PeerDown,
     PeerUp,
     Persisted,
@@ -61,6 +62,7 @@ WorkEvent = (
     | LoadSampled
     | DiskChanged
     | DrainAsked
+    | Moved
 )
 """What happens to tasks and this machine, not to links."""
 
@@ -134,7 +136,7 @@ class Node:
         """Return what this node says of itself on a new link."""
         followers = self._members.followers(self.epoch)
         return Hello(
-            node=self._settings.node,
+            node=self._herald.info,
             epoch=self.epoch,
             dispatcher=self.dispatcher,
             followers=sum(1 for _ in followers) if self.is_dispatcher else 0,
@@ -273,13 +275,15 @@ class Node:
                 return self._worker.on_ended(event, now)
             case LoadSampled(load):
                 self._load = load
-                return []
+            case Moved(addresses):
+                self._herald.move(addresses)
             case DiskChanged(is_failing):
                 return self._disk.on_changed(now, is_failing=is_failing)
             case DrainAsked(is_draining):
                 # A node that leaves takes no work, whatever it is told.
                 is_draining = is_draining or self._departure.is_asked
                 return self._worker.drain(now, is_draining=is_draining)
+        return []
 
     def _on_asked(
         self, event: TasksSubmitted | CancelRequested, now: Moment

@@ -31,6 +31,7 @@ from octaskly.core.events import (
     LiveLoaded,
     Loaded,
     LoadSampled,
+    Moved,
     PeerDown,
     PeerUp,
     Persisted,
@@ -418,6 +419,23 @@ def test_draining_is_told_and_can_be_taken_back() -> None:
     (ok,) = sent(shell.hear(Heartbeat(THEIRS, 1.0)))
     assert isinstance(ok, HeartbeatOk)
     assert ok.state is NodeState.READY
+
+
+def test_a_dispatcher_with_a_new_address_tells_its_followers() -> None:
+    """They forward requests to the address that the roster says."""
+    shell = Shell()
+    shell.serve()
+    shell.meet()
+    shell.hear(HelloOk())
+    shell.hear(ClaimOk(EPOCH, ()))
+    shell.run(shell.now_s + 2.0)
+
+    effects = shell.feed(Moved(("10.0.0.9",))) + shell.run(shell.now_s + 2.0)
+
+    rosters = [each for each in sent(effects) if isinstance(each, Roster)]
+    (own,) = [member for member in rosters[-1].members if member.id == ME]
+    assert own.addresses == (Address("10.0.0.9", 7878),)
+    assert shell.node.hello(at(shell.now_s)).node.addresses == ("10.0.0.9",)
 
 
 def roster_of(*nodes: NodeId) -> Roster:
