@@ -139,7 +139,7 @@ class _Agent:
 
     def _persisted(self, number: int) -> None:
         if self._parts is not None:
-            self._parts.loop.post(Persisted(number))
+            self._parts.loop.handle(Persisted(number))
 
     async def _secret(self) -> tuple[MeshSecret | None, bool]:
         """Return the mesh secret, and whether this node has just made it.
