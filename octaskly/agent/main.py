@@ -32,7 +32,6 @@ CHECK_S = 2.0  #: between two samples of load and health
 BROWSE_S = 1.0  #: how long a machine without a secret looks for a mesh
 LOOK_S = 1.0  #: between two looks for the secret file, while unpaired
 EXIT_FAILED = 1
-COLLECT_OBJECTS = 20_000  #: some 300 tasks; their objects end without a collector
 LAG_S_MAX = 5.0  #: a loop that is later than this is not alive for the watchdog
 
 
@@ -50,13 +49,6 @@ def run(options: AgentOptions, environ: MutableMapping[str, str] = os.environ) -
             print(f"  hint: {error.hint}", file=sys.stderr)  # noqa: T201
         # What no setting mends may heal: systemd starts the agent again.
         return EXIT_CONFIG if isinstance(error, ConfigError) else EXIT_FAILED
-
-
-def _tune_collector() -> None:
-    """Spend less on looking for cycles: 4 % of the agent's time went there."""
-    gc.collect()
-    gc.freeze()  # What lives as long as the process need not be looked at again.
-    gc.set_threshold(COLLECT_OBJECTS)
 
 
 class _Agent:
@@ -109,7 +101,9 @@ class _Agent:
             )
             async with asyncio.TaskGroup() as tasks:
                 await parts.start(tasks)
-                _tune_collector()
+                # What lives as long as the process need not be looked at again.
+                gc.collect()
+                gc.freeze()
                 self._notifier.ready()
                 watch = tasks.create_task(self._watch(parts))
                 await self._live(parts)
@@ -139,7 +133,7 @@ class _Agent:
 
     def _persisted(self, number: int) -> None:
         if self._parts is not None:
-            self._parts.loop.handle(Persisted(number))
+            self._parts.loop.post(Persisted(number))
 
     async def _secret(self) -> tuple[MeshSecret | None, bool]:
         """Return the mesh secret, and whether this node has just made it.

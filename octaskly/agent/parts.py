@@ -224,7 +224,7 @@ class Parts:
             mesh_id=self._trust.mesh_id,
             store=self._store,
             clock=self._clock,
-            post=self.loop.handle,
+            post=self.loop.post,
             captured=lambda task, attempt, path: captured(
                 config.paths.outputs, task, attempt, path
             ),
@@ -245,7 +245,7 @@ class Parts:
             node_name=name,
             umask=config.task_umask,
             clock=self._clock,
-            on_ended=lambda reports: self.loop.handle(ev.AttemptsEnded(reports)),
+            on_ended=lambda reports: self.loop.post(ev.AttemptsEnded(reports)),
         )
         self._transport = Transport(
             trust=trust,

@@ -29,10 +29,12 @@ class DiskCare:
             return []
         self._election.is_disk_failing = is_failing
         self._asks_s = now.mono_s
-        level, event = (
-            ("warning", "disk failing") if is_failing else ("info", "disk well")
-        )
-        return [Note(level, event)]
+        if is_failing:
+            return [Note("warning", "disk failing")]
+        effects: list[Effect] = [Note("info", "disk well")]
+        if self._election.is_stopping:
+            return effects
+        return effects + self._reign_on(now)
 
     def on_time(self, now: Moment) -> list[Effect]:
         """Hand the reign over while the disk fails."""
@@ -42,12 +44,16 @@ class DiskCare:
             return []
         effects = self._handover.step(now, must_be_level=True)
         if effects is None:
-            self._handover.reset()
             self._asks_s = now.mono_s + RETRY_S
-            return self._dispatch.resume_accepting(now)
+            return self._reign_on(now)
         # So that the standby can draw level.
         self._dispatch.pause_accepting()
         return effects
+
+    def _reign_on(self, now: Moment) -> list[Effect]:
+        """Nobody took over, or nobody needs to any more."""
+        self._handover.reset()
+        return self._dispatch.resume_accepting(now)
 
     def deadline(self) -> float | None:
         """Return when `on_time` has something to do."""

@@ -30,6 +30,7 @@ class HandOver:
         """Begin with the best successor again."""
         self._asked.clear()
         self._transfer_s = None
+        self._election.is_handing_over = False
 
     def step(self, now: Moment, *, must_be_level: bool = False) -> list[Effect] | None:
         """Ask the next successor, or wait for the last; None: nobody is left to ask.
