@@ -30,7 +30,7 @@ NAME_SUFFIX = 4  #: characters of the node id; more where that is taken, too
 _SHAPE = attrgetter(
     *(field.name for field in fields(Member) if field.name not in ("running", "load"))
 )
-"""What followers must know at once when it changes; compared at every step."""
+"""What followers must know at once when it changes."""
 
 
 class Registry:
@@ -41,6 +41,9 @@ class Registry:
         self._names = dict(names)
         self._lost: dict[NodeId, tuple[Member, float]] = {}
         self._built_s: float | None = None
+        self._seen: tuple[object, ...] = ()
+        """What tells cheaply, at every step, that the members have changed."""
+        self._looked_s = 0.0
 
     # Names
 
@@ -126,6 +129,10 @@ class Registry:
         """
         if now.mono_s < self._next_s(CHANGE_S):
             return None
+        seen = (epoch, members.changes, own.state)
+        if seen == self._seen and now.mono_s < self._looked_s + CHANGE_S:
+            return None
+        self._seen, self._looked_s = seen, now.mono_s
         name = self.name_of(own.id, own.name)
         own = own if name == own.name else replace(own, name=name)
         listed = [own, *self._followers(epoch, members, standbys, running, now)]

@@ -37,7 +37,7 @@ class Watch:
         self._terms_never_decrease(machine)
         self._epochs_never_decrease(machine)
         self._no_stale_start()
-        if _has_level_standby(machine):
+        if self._world.has_requests and _has_level_standby(machine):
             assert machine.node is not None
             self._level[machine.id] = machine.node
         else:

@@ -19,7 +19,7 @@ from tests.simulation.world import World
 
 QUIET_S = 240.0  #: virtual time within which all must be well after the last fault
 SIZES = (3, 4, 5, 3, 6, 5, 7, 3, 4, 5, 1, 2)  #: of worlds, by seed
-ENCODED = 0.25  #: share of worlds in which the codec carries each message
+ENCODED = 0.15  #: share of worlds in which the codec carries each message
 STRICT = 0.1  #: share of worlds that rather refuse than keep one copy
 NARROW = Limits(
     window_tasks=20, load_tasks=10, entries_bytes=2000, tail_entries=30, prefetch=4
@@ -222,7 +222,7 @@ def draw_profile(world: World) -> Profile:
     is_brief = world.duration_s[1] < 1.0
     gap_s = draw.choice((0.5, 1.5, 4.0))
     return Profile(
-        seconds=draw.choice((8.0, 12.0, 20.0)),
+        seconds=draw.choice((6.0, 9.0, 15.0)),
         pause_s=(gap_s / 2, gap_s * 2),
         restart_s=draw.choice(((0.0, 0.3), (0.1, 2.0), (1.0, 8.0))),
         heal_s=draw.choice(((0.5, 2.0), (2.0, 6.0), (5.0, 12.0))),

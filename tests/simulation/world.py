@@ -644,6 +644,11 @@ class World:
 
     # What people see
 
+    @property
+    def has_requests(self) -> bool:
+        """Whether a client waits for an answer."""
+        return bool(self._asked_s)
+
     def alive(self) -> list[Machine]:
         """Return the machines whose agent runs."""
         return [m for m in self.machines.values() if m.node is not None]
