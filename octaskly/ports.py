@@ -7,7 +7,7 @@ protocols. Fakes for tests pass the same contract suites as the real parts.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -248,6 +248,8 @@ class MeshStats:
     cpu_percent: float
     disk_bytes: int
     term: int = 0
+    refused: Mapping[str, int] = field(default_factory=dict)
+    """Messages of peers that could not be, by the code of the reason."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -341,6 +341,7 @@ class AgentGateway:
             cpu_percent=load.cpu_percent,
             disk_bytes=stored.disk_bytes,
             term=self.view.term,
+            refused=self._node.refused if self._node else {},
         )
 
     def health(self) -> Health:

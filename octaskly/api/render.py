@@ -174,7 +174,7 @@ def stats(numbers: MeshStats) -> Json:
             "total_tasks": sum(counts.values()),
             "disk_size_mb": -(-numbers.disk_bytes // _MIB),
         },
-        "mesh": {"term": numbers.term},
+        "mesh": {"term": numbers.term, "refused": dict(numbers.refused)},
     }
 
 

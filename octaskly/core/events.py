@@ -16,6 +16,7 @@ from octaskly.core.model import (
     Holdings,
     LoadSample,
     NodeId,
+    StreamId,
     TaskId,
     TaskState,
 )
@@ -195,6 +196,7 @@ class Saved:
     term: int = 0
     epoch: Epoch = Epoch(0, NodeId(""))  #: highest seen
     vector: Holdings = ()
+    epochs: tuple[tuple[StreamId, Epoch], ...] = ()  #: who wrote each stream
     hlc: int = 0
     sequence: int = 0  #: highest used in a task id
     queued: int = 0  #: tasks that wait in the store

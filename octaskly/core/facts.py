@@ -65,8 +65,23 @@ class Entry:
 
 HLC_EPOCH_MS = 1_577_836_800_000  #: 2020-01-01T00:00:00Z
 HLC_COUNTER_BITS = 15
+HLC_MAX = 1 << 62  #: no clock has gone so far; what is beyond cannot be counted on from
+HLC_AHEAD_MS = 3_600_000  #: so far this node's clock follows one that is ahead of it
+
+
+def hlc_of(wall_ms: int) -> int:
+    """Return the first hybrid timestamp of a millisecond."""
+    return (wall_ms - HLC_EPOCH_MS) << HLC_COUNTER_BITS
+
+
+def hlc_ahead(wall_ms: int) -> int:
+    """Return the latest hybrid timestamp that is taken over from others.
+
+    A clock that is wrong somewhere must not carry all others along.
+    """
+    return hlc_of(wall_ms + HLC_AHEAD_MS)
 
 
 def hlc_next(last: int, wall_ms: int) -> int:
     """Return a hybrid timestamp above `last` and not behind the wall clock."""
-    return max(last + 1, (wall_ms - HLC_EPOCH_MS) << HLC_COUNTER_BITS)
+    return max(last + 1, hlc_of(wall_ms))

@@ -137,7 +137,8 @@ class Inbound:
 
     def _on_entries(self, peer: NodeId, message: Entries, now: Moment) -> list[Effect]:
         machines = self._machines
-        effects = machines.exchange.on_entries(peer, message)
+        effects = machines.vetting.look_at_clocks(peer, message.entries, now)
+        effects += machines.exchange.on_entries(peer, message)
         machines.dispatch.raise_sequence(highest_sequence(message.entries))
         return effects + machines.election.on_absorbed(now)
 
@@ -148,7 +149,8 @@ class Inbound:
         if peer != election.dispatcher or message.epoch != election.epoch:
             return election.correct(peer)
         machines.dispatch.raise_sequence(highest_sequence(message.entries))
-        effects = machines.standby.on_repl(peer, message, now)
+        effects = machines.vetting.look_at_clocks(peer, message.entries, now)
+        effects += machines.standby.on_repl(peer, message, now)
         return effects + election.on_absorbed(now)
 
     def on_quiet(self, now: Moment) -> list[Effect]:

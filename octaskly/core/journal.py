@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Sequence
 
 from octaskly.core.effects import Append, Effect, Save
 from octaskly.core.events import Saved
-from octaskly.core.facts import Entry, Fact, hlc_next
+from octaskly.core.facts import Entry, Fact, hlc_ahead, hlc_next
 from octaskly.core.model import Epoch, Holdings, Moment, StreamId, Vector
 
 Held = Callable[[Moment], list[Effect]]
@@ -24,12 +24,16 @@ class Journal:
     def __init__(self, saved: Saved) -> None:
         self.vector: Vector = dict(saved.vector)
         """Per stream the last sequence handed to the writer."""
-        self._hlc = saved.hlc
+        self.epochs: dict[StreamId, Epoch] = dict(saved.epochs)
+        """Who writes each stream that is known, in which reign."""
+        self._hlc = 0
+        self._heard = saved.hlc  #: highest timestamp of others, until it was followed
         self._number = 0
         self._persisted = 0
         self.appended = 0
         """Number of the last `Append`."""
-        self._stream: StreamId | None = None
+        self.stream: StreamId | None = None
+        """This node's own, while it reigns."""
         self._held: deque[tuple[int, Held]] = deque()
 
     @property
@@ -53,18 +57,21 @@ class Journal:
 
     def tick(self, now: Moment) -> int:
         """Return the next hybrid timestamp."""
+        if self._heard:
+            heard, self._heard = min(self._heard, hlc_ahead(now.wall_ms)), 0
+            self._hlc = max(self._hlc, heard)
         self._hlc = hlc_next(self._hlc, now.wall_ms)
         return self._hlc
 
     def open_stream(self, stream: StreamId) -> None:
         """Write own facts into `stream` from now on; it must be new."""
         assert stream not in self.vector
-        self._stream = stream
+        self.stream = stream
         self.vector[stream] = 0
 
     def close_stream(self) -> None:
         """Write no more own facts: the reign is over, and streams never resume."""
-        self._stream = None
+        self.stream = None
 
     def append(self, facts: Sequence[Fact], now: Moment) -> Append:
         """Return the effect that writes `facts` at the end of the own stream.
@@ -72,7 +79,7 @@ class Journal:
         A `Submitted` whose spec has an `ord` keeps it as its hybrid timestamp order:
         callers take timestamps by `tick` first.
         """
-        stream = self._stream
+        stream = self.stream
         assert stream is not None, "no reign, no facts"
         seq = self.vector[stream]
         entries = []
@@ -93,15 +100,17 @@ class Journal:
         """
         fresh = []
         for entry in entries:
-            if entry.stream == self._stream:
+            if entry.stream == self.stream:
                 continue  # Nobody but this node writes there.
             if entry.seq == self.vector.get(entry.stream, 0) + 1:
                 self.vector[entry.stream] = entry.seq
-                self._hlc = max(self._hlc, entry.hlc)
+                self._heard = max(self._heard, entry.hlc)
                 fresh.append(entry)
         if not fresh:
             return None
-        return self._append(tuple(fresh), tuple(epochs))
+        epochs = tuple(epochs)
+        self.epochs.update(epochs)
+        return self._append(tuple(fresh), epochs)
 
     def holds(self, entries: Iterable[Entry]) -> bool:
         """Return whether all these entries are held, at least by the writer."""
@@ -116,6 +125,8 @@ class Journal:
         name: str | None = None,
     ) -> Save:
         """Return the effect that makes node state durable."""
+        if stream is not None:
+            self.epochs.update((stream,))
         return Save(
             number=self._next(), term=term, epoch=epoch, stream=stream, name=name
         )

@@ -5,10 +5,10 @@ Owns the consequences only: `membership` knows the peers, `election` the roles.
 
 from __future__ import annotations
 
-from octaskly.core.effects import Effect, Note
+from octaskly.core.effects import Disconnect, Effect, Note
 from octaskly.core.events import PeerUp
 from octaskly.core.machines import Machines
-from octaskly.core.messages import ATTACHED, STOPPING
+from octaskly.core.messages import ATTACHED, PROTOCOL, STOPPING, Message
 from octaskly.core.model import Moment, NodeId
 
 
@@ -25,12 +25,16 @@ class Links:
         self._replication = machines.replication
         self._completeness = machines.completeness
         self._dispatch = machines.dispatch
+        self._vetting = machines.vetting
 
     def on_up(self, event: PeerUp, now: Moment) -> list[Effect]:
         """A link is connected; it takes the place of any before it."""
         if event.peer == self._me:
             return []
         effects = self.on_down(event.peer, "replaced", now)
+        code = self._vetting.vet(event.peer, event.hello, self._election.term)
+        if code is not None:
+            return effects + self._refuse(event.peer, code)
         effects += self._members.on_peer_up(event, now)
         effects += self._election.on_peer_up(event, now)
         return effects + self.drop_surplus(now)
@@ -50,6 +54,14 @@ class Links:
         """Close a link, which is then as lost as one that broke."""
         effects = self._members.disconnect(peer, reason, now)
         return effects + self._election.on_peer_down(peer, reason, now)
+
+    def turn_away(self, peer: NodeId, message: Message, now: Moment) -> list[Effect]:
+        """End the link to a peer that says what cannot be; nothing if all is well."""
+        code = self._vetting.vet(peer, message, self._election.term)
+        if code is None:
+            return []
+        lost = self.on_down(peer, f"{PROTOCOL}{code}", now)
+        return [*self._refuse(peer, code), *lost]
 
     def judge_followers(self, now: Moment) -> list[Effect]:
         """Give up the followers of this reign that are silent for too long."""
@@ -78,6 +90,10 @@ class Links:
             if peer not in wanted:
                 effects += self.cut(peer, ATTACHED, now)
         return effects
+
+    def _refuse(self, peer: NodeId, code: str) -> list[Effect]:
+        told = self._vetting.refuse(peer, code)
+        return [*told, Disconnect(peer, f"{PROTOCOL}{code}")]
 
     def _lose(
         self, peer: NodeId, reason: str, now: Moment, *, is_worker: bool

@@ -15,6 +15,7 @@ from octaskly.core.model import Settings
 from octaskly.core.replication import Replication
 from octaskly.core.roster import Registry
 from octaskly.core.standby import Standby
+from octaskly.core.vetting import Vetting
 from octaskly.core.worker import Worker
 
 
@@ -34,6 +35,7 @@ class Machines:
     completeness: Completeness
     dispatch: Dispatch
     worker: Worker
+    vetting: Vetting
 
 
 def assemble(settings: Settings, saved: Saved) -> Machines:
@@ -55,4 +57,5 @@ def assemble(settings: Settings, saved: Saved) -> Machines:
         completeness=Completeness(journal, members, exchange),
         dispatch=Dispatch(settings, journal, replication, saved.sequence),
         worker=Worker(settings, saved.reports),
+        vetting=Vetting(settings.node.id, journal, members),
     )

@@ -15,6 +15,7 @@ from octaskly.core.effects import Browse, Dial, Disconnect, Effect, Remember
 from octaskly.core.events import Advert, DialFailed, PeerUp, Saved
 from octaskly.core.messages import HeartbeatOk, Reattach
 from octaskly.core.model import (
+    NO_EPOCH,
     Address,
     Epoch,
     Holdings,
@@ -52,6 +53,7 @@ class PeerView:
     follows: Epoch | None = None  #: the reign of this node that it confirmed
     has_roster: bool = False  #: it was sent the roster of that reign
     is_worker: bool = False  #: it has told what it runs, so it can be given work
+    streamed: tuple[Epoch, int] = (NO_EPOCH, 0)  #: the last number that it streamed
     told: list[Reattach] = field(default_factory=list)  #: parts, until the last
 
     @property

@@ -8,6 +8,7 @@ is its own worker, so what its two halves send each other never leaves this modu
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Mapping
 
 from octaskly.core.departure import Departure
 from octaskly.core.disk import DiskCare
@@ -84,6 +85,7 @@ class Node:
         self._completeness = machines.completeness
         self._dispatch = machines.dispatch
         self._worker = machines.worker
+        self._vetting = machines.vetting
         handover = HandOver(machines)
         self._departure = Departure(machines, handover)
         self._disk = DiskCare(machines, handover)
@@ -121,6 +123,11 @@ class Node:
     def standbys(self) -> tuple[StandbyView, ...]:
         """Who keeps copies of what this reign appends; none unless it reigns."""
         return self._replication.views()
+
+    @property
+    def refused(self) -> Mapping[str, int]:
+        """How many messages of peers were refused, by the code of the reason."""
+        return self._vetting.refused
 
     @property
     def failover(self) -> Failover | None:
@@ -304,6 +311,9 @@ class Node:
         for message in messages:
             if not self._members.touch(peer, now):
                 break  # It left, or was told to leave, in mid-batch.
+            refused = self._links.turn_away(peer, message, now)
+            if refused:
+                return effects + refused
             effects += self._inbound.on_message(peer, message, now)
             if isinstance(message, Roster):
                 effects += self._links.drop_surplus(now)

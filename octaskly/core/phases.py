@@ -110,6 +110,11 @@ class Phases:
         self._serial = 0
 
     @property
+    def term(self) -> int:
+        """The highest term that was heard of."""
+        return self._term
+
+    @property
     def known_dispatcher(self) -> NodeId | None:
         """The dispatcher that this node can reach, itself included."""
         if self.reign is not None:

@@ -104,6 +104,7 @@ def read_saved(db: sqlite3.Connection, packer: Packer, wall_ms: int) -> Saved:
         term=meta.get("term", 0),
         epoch=Epoch(meta.get("epoch_term", 0), NodeId(meta.get("epoch_node", ""))),
         vector=read_vector(db),
+        epochs=_read_epochs(db),
         hlc=_read_hlc(db),
         sequence=rows.sequence_max(db),
         queued=queued or 0,
@@ -120,6 +121,11 @@ def read_vector(db: sqlite3.Connection) -> tuple[tuple[StreamId, int], ...]:
         "SELECT stream, have_seq FROM streams WHERE have_seq > 0 ORDER BY stream"
     )
     return tuple((StreamId(stream), have) for stream, have in found)
+
+
+def _read_epochs(db: sqlite3.Connection) -> tuple[tuple[StreamId, Epoch], ...]:
+    found = db.execute("SELECT stream, term, node FROM streams ORDER BY stream")
+    return tuple((StreamId(stream), Epoch(*epoch)) for stream, *epoch in found)
 
 
 def _read_hlc(db: sqlite3.Connection) -> int:

@@ -86,7 +86,7 @@ def stream_resumed_after_restart(patch: pytest.MonkeyPatch) -> None:
         return StreamId(int(info.id[-6:]) + 1)
 
     def resume(self: Journal, stream: StreamId) -> None:
-        self._stream = stream
+        self.stream = stream
         self.vector.setdefault(stream, 0)
 
     save = Disk._save

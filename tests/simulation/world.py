@@ -404,6 +404,7 @@ class World:
         disk = machine.disk
         match effect:
             case Note():
+                assert effect.event != "peer refused", effect  # Nobody here lies.
                 machine.notes.append((self.time_s, effect))
             case ServePull(peer, vector):
                 self.later(

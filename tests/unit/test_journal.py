@@ -9,9 +9,11 @@ from octaskly.core.events import Saved
 from octaskly.core.facts import (
     HLC_COUNTER_BITS,
     HLC_EPOCH_MS,
+    HLC_MAX,
     CancelAsked,
     Entry,
     hlc_next,
+    hlc_of,
 )
 from octaskly.core.journal import Held, Journal
 from octaskly.core.model import Moment, StreamId, TaskId
@@ -102,11 +104,27 @@ def test_what_is_released_may_wait_again() -> None:
 
 
 def test_a_saved_node_goes_on_behind_its_last_timestamp() -> None:
-    """A restart does not repeat timestamps, even with a clock set back."""
-    log = Journal(Saved(vector=((OTHER, 4),), hlc=10**15))
+    """A restart does not repeat timestamps, though the clock is half an hour back."""
+    last = hlc_of(moment(1800.0).wall_ms)
+    log = Journal(Saved(vector=((OTHER, 4),), hlc=last))
 
-    assert log.tick(moment()) == 10**15 + 1
+    assert log.tick(moment()) == last + 1
     assert log.vector == {OTHER: 4}
+
+
+@pytest.mark.parametrize("latest", [HLC_MAX - 1, hlc_of(moment(1e9).wall_ms)])
+def test_a_clock_far_ahead_is_followed_for_an_hour_and_no_further(latest: int) -> None:
+    """One bad clock would stop every writer, once numbers end; entries are kept."""
+    heard, saved = journal(), Journal(Saved(hlc=latest))
+    entry = Entry(OTHER, 1, latest, FACT)
+
+    append = heard.absorb([entry], [(OTHER, epoch())])
+
+    hour = hlc_of(moment(3600.0).wall_ms)
+    assert append is not None
+    assert append.entries == (entry,)
+    assert [heard.tick(moment()), heard.tick(moment())] == [hour + 1, hour + 2]
+    assert saved.tick(moment()) == hour + 1
 
 
 def test_entries_of_others_are_taken_up_to_a_gap() -> None:
@@ -138,9 +156,10 @@ def test_nobody_else_writes_into_the_own_stream() -> None:
 def test_own_timestamps_follow_those_of_others() -> None:
     """What is written after reading an entry is later than that entry."""
     log = journal()
-    log.absorb([Entry(OTHER, 1, 10**15, FACT)], [])
+    theirs = hlc_of(moment(1800.0).wall_ms)
+    log.absorb([Entry(OTHER, 1, theirs, FACT)], [])
 
-    assert log.tick(moment()) > 10**15
+    assert log.tick(moment()) > theirs
 
 
 def test_a_stream_never_resumes() -> None:

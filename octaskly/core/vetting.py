@@ -1,0 +1,270 @@
+"""What no peer of ours would say: found before a message is handled.
+
+A peer may be slow, deposed or of another version; that is met elsewhere, with answers
+or by ignoring it. What is refused here cannot come about by any of that: a broken or
+hostile member sent it. Nothing of such a message is used, and its link is closed with
+the code that `vet` returns. So numbers from outside never stop a writer or a claim.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+from typing import Final
+
+from octaskly.core.effects import Effect, Note
+from octaskly.core.facts import (
+    HLC_MAX,
+    Assigned,
+    Entry,
+    Fact,
+    Finished,
+    Submitted,
+    hlc_ahead,
+)
+from octaskly.core.journal import Journal
+from octaskly.core.membership import Membership
+from octaskly.core.messages import (
+    PROTOCOL,
+    Claim,
+    ClaimOk,
+    Dispatch,
+    Entries,
+    Heartbeat,
+    Hello,
+    Kill,
+    Message,
+    Pull,
+    Reattach,
+    Repl,
+    ReplOk,
+    Report,
+    Results,
+    Roster,
+    Transfer,
+)
+from octaskly.core.model import (
+    AttemptId,
+    Epoch,
+    Holdings,
+    Moment,
+    NodeId,
+    Outcome,
+    StreamId,
+    TaskSpec,
+)
+
+NUMBER_MAX: Final = 1 << 62  #: numbers that are counted on from stay below it
+TERMS_AHEAD: Final = 1 << 20  #: terms come one by one, so nobody is so far ahead
+ATTEMPTS_MAX: Final = 1 << 31  #: of one task; also seconds that it may take
+TIME_MS_MAX: Final = 1 << 47  #: a wall clock in the year 6429, which can be shown
+STREAMS_MAX: Final = 1 << 16  #: in a vector; each is a claim
+PARTS_MAX: Final = 1024  #: of what a worker says that it runs
+TOLD_MAX: Final = 1024
+
+_Orders = Heartbeat | Claim | Roster | Dispatch | Kill | Transfer | Repl
+"""What only a dispatcher says, in its own epoch."""
+
+_Writers = tuple[tuple[StreamId, Epoch], ...]
+
+
+class Vetting:
+    """The judge of messages, and what it has refused so far."""
+
+    def __init__(self, me: NodeId, journal: Journal, members: Membership) -> None:
+        self.refused: Counter[str] = Counter()
+        """How often, by code."""
+        self._me = me
+        self._journal = journal
+        self._members = members
+        self._told: set[tuple[NodeId, str]] = set()
+
+    def vet(self, peer: NodeId, message: Message, term: int) -> str | None:
+        """Return why a message of a connected peer cannot be, None if it can.
+
+        `term` is the highest that this node has heard of.
+        """
+        epoch: Epoch | None = getattr(message, "epoch", None)
+        if epoch is not None and not _is_near(epoch, term):
+            return "term"
+        if isinstance(message, _Orders) and message.epoch.node != peer:
+            return "epoch"
+        match message:
+            case Hello(vector=vector) | Pull(vector):
+                return _vet_vector(vector)
+            case ClaimOk(_, vector) | Transfer(_, vector):
+                return _vet_vector(vector)
+            case Claim(epoch, stream, vector):
+                code = self._vet_writers(((stream, epoch),), term)
+                return code or _vet_vector(vector)
+            case Entries() | Repl() | ReplOk():
+                return self._vet_log(peer, message, term)
+            case Results() | Dispatch() | Reattach():
+                return self._vet_work(peer, message)
+            case _:
+                return None
+
+    def refuse(self, peer: NodeId, code: str) -> list[Effect]:
+        """Count a refusal, and tell people of the first of its kind."""
+        self.refused[code] += 1
+        fields = (("peer", peer), ("reason", f"{PROTOCOL}{code}"))
+        return self._tell(peer, code, Note("warning", "peer refused", fields))
+
+    def look_at_clocks(
+        self, peer: NodeId, entries: Iterable[Entry], now: Moment
+    ) -> list[Effect]:
+        """Tell people of entries that are written in a time still to come.
+
+        They are kept as they are; this node's own clock does not follow them.
+        """
+        latest = max((entry.hlc for entry in entries), default=0)
+        if latest <= hlc_ahead(now.wall_ms):
+            return []
+        fields = (("peer", peer), ("hint", "a clock here or there is wrong"))
+        note = Note("warning", "entries of the future", fields)
+        return self._tell(peer, note.event, note)
+
+    def _tell(self, peer: NodeId, code: str, note: Note) -> list[Effect]:
+        if (peer, code) in self._told:
+            return []
+        if len(self._told) >= TOLD_MAX:
+            self._told.clear()
+        self._told.add((peer, code))
+        return [note]
+
+    # --- The log.
+
+    def _vet_log(
+        self, peer: NodeId, message: Entries | Repl | ReplOk, term: int
+    ) -> str | None:
+        match message:
+            case Entries(entries, epochs, _, vector):
+                code = self._vet_entries(entries, epochs) or _vet_vector(vector)
+                return code or self._vet_writers(epochs, term)
+            case Repl(epoch, number, entries, epochs):
+                code = self._vet_entries(entries, epochs)
+                code = code or self._vet_writers(epochs, term)
+                return code or self._vet_number(peer, epoch, number)
+            case ReplOk(epoch, number):
+                return self._vet_ok(epoch, number)
+
+    def _vet_entries(self, entries: Iterable[Entry], epochs: _Writers) -> str | None:
+        """Each stream has no gap within a message.
+
+        It may begin beyond what this node holds: the answer to a question that it
+        asked before it lost its last writes. That much is left out, and asked for.
+        """
+        journal = self._journal
+        named = dict(epochs)
+        last: dict[StreamId, int] = {}
+        for entry in entries:
+            stream, seq = entry.stream, entry.seq
+            if seq <= 0 or seq != last.get(stream, seq - 1) + 1:
+                return "gap"
+            if stream not in named and stream not in journal.vector and seq == 1:
+                return "stream"
+            if not 0 <= entry.hlc < HLC_MAX:
+                return "clock"
+            if not _is_sane_fact(entry.fact):
+                return "fact"
+            last[stream] = seq
+        own = journal.stream
+        if own is not None and last.get(own, 0) > journal.vector[own]:
+            return "writer"
+        return None
+
+    def _vet_writers(self, epochs: _Writers, term: int) -> str | None:
+        """A stream has one writer, in one epoch, whoever tells of it."""
+        known = dict(epochs)
+        known.update(
+            (stream, self._journal.epochs[stream])
+            for stream in known
+            if stream in self._journal.epochs
+        )
+        for stream, epoch in epochs:
+            if not _is_near(epoch, term):
+                return "term"
+            if stream <= 0 or known[stream] != epoch:
+                return "writer"
+        return None
+
+    def _vet_number(self, peer: NodeId, epoch: Epoch, number: int) -> str | None:
+        """Numbers of one reign never go back on one link; 0 completes nothing."""
+        view = self._members.peers.get(peer)
+        if view is None or not number:
+            return None
+        last_epoch, last = view.streamed
+        if not 0 < number < NUMBER_MAX or (epoch == last_epoch and number < last):
+            return "number"
+        view.streamed = (epoch, number)
+        return None
+
+    def _vet_ok(self, epoch: Epoch, number: int) -> str | None:
+        """Only what this reign has appended can be acknowledged to it."""
+        journal = self._journal
+        if epoch.node != self._me:
+            return "epoch"
+        if journal.stream is None or journal.epochs.get(journal.stream) != epoch:
+            return None  # Of a reign that is over: it is ignored.
+        return None if 0 < number <= journal.number else "number"
+
+    # --- Work.
+
+    def _vet_work(
+        self, peer: NodeId, message: Results | Dispatch | Reattach
+    ) -> str | None:
+        if isinstance(message, Results):
+            is_sane = all(map(_is_sane_report, message.reports))
+        else:
+            items = message.items if isinstance(message, Dispatch) else message.running
+            is_sane = all(
+                _is_sane_attempt(attempt) and _is_sane_spec(spec)
+                for attempt, spec in items
+            )
+        if not is_sane:
+            return "fact"
+        view = self._members.peers.get(peer)
+        return "parts" if view and len(view.told) >= PARTS_MAX else None
+
+
+def _is_near(epoch: Epoch, term: int) -> bool:
+    return 0 <= epoch.term < min(NUMBER_MAX, term + TERMS_AHEAD)
+
+
+def _is_sane_fact(fact: Fact) -> bool:
+    match fact:
+        case Submitted(spec):
+            return _is_sane_spec(spec)
+        case Assigned(_, attempt, _):
+            return _is_sane_attempt(attempt)
+        case Finished(_, attempt, _, outcome):
+            return _is_sane_attempt(attempt) and _is_sane_outcome(outcome)
+        case _:
+            return True
+
+
+def _is_sane_report(report: Report) -> bool:
+    is_known = _is_sane_attempt(report.attempt) and _is_sane_outcome(report.outcome)
+    return is_known and (report.spec is None or _is_sane_spec(report.spec))
+
+
+def _is_sane_attempt(attempt: AttemptId) -> bool:
+    return 0 <= attempt.term < NUMBER_MAX and 0 < attempt.n < ATTEMPTS_MAX
+
+
+def _is_sane_spec(spec: TaskSpec) -> bool:
+    is_known = 0 <= spec.created_ms < TIME_MS_MAX and spec.ord >= 0
+    return is_known and 0 <= spec.timeout_s < ATTEMPTS_MAX
+
+
+def _is_sane_outcome(outcome: Outcome) -> bool:
+    times = (outcome.started_ms, outcome.ended_ms, outcome.duration_ms)
+    return all(time is None or 0 <= time < TIME_MS_MAX for time in times)
+
+
+def _vet_vector(vector: Holdings) -> str | None:
+    """Streams that are unknown here are normal, and harmless."""
+    is_sane = len(vector) <= STREAMS_MAX and all(
+        stream > 0 and 0 <= seq < NUMBER_MAX for stream, seq in vector
+    )
+    return None if is_sane else "vector"

@@ -1,0 +1,314 @@
+"""What no peer of ours would say is refused before anything is made of it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from octaskly.core.effects import (
+    Append,
+    Disconnect,
+    Effect,
+    Note,
+    Save,
+    Send,
+    ServePull,
+)
+from octaskly.core.events import PeerUp, Persisted, Received, Saved, Woke
+from octaskly.core.facts import HLC_MAX, Assigned, CancelAsked, Entry, Submitted, hlc_of
+from octaskly.core.messages import (
+    Claim,
+    ClaimNo,
+    ClaimOk,
+    Dispatch,
+    Entries,
+    Heartbeat,
+    Hello,
+    Kill,
+    Message,
+    Pull,
+    Reattach,
+    Redirect,
+    Repl,
+    ReplOk,
+    Results,
+    Roster,
+    Transfer,
+)
+from octaskly.core.model import (
+    NO_EPOCH,
+    Address,
+    Epoch,
+    NodeState,
+    StreamId,
+    TaskId,
+    Vector,
+)
+from octaskly.core.node import Node
+from octaskly.core.vetting import PARTS_MAX, STREAMS_MAX, TERMS_AHEAD
+from tests.builders import (
+    attempt,
+    epoch,
+    moment,
+    node_id,
+    outcome,
+    report,
+    settings,
+    spec,
+)
+
+ME, PEER, OTHER = node_id("a"), node_id("b"), node_id("c")
+THEIRS = Epoch(5, PEER)
+KNOWN, NEW = StreamId(5), StreamId(6)
+WRITER = Epoch(2, OTHER)
+FACT = CancelAsked(TaskId("t"), "x")
+FAR = Epoch(TERMS_AHEAD + 5, PEER)
+READY = NodeState.READY
+
+
+class Shell:
+    """A node that has met a peer, with a disk that answers at once."""
+
+    def __init__(self, theirs: Hello | None = None) -> None:
+        saved = Saved(term=3, vector=((KNOWN, 4),), epochs=((KNOWN, WRITER),), hlc=9)
+        self.node = Node(settings("a"), saved)
+        self.seconds = 0.0
+        self.feed(Woke())
+        hello = theirs or hello_of(NO_EPOCH)
+        sent = self.node.hello(moment())
+        self.met = self.feed(PeerUp(PEER, sent, hello, Address("::1", 7)))
+
+    def feed(self, *events: Woke | PeerUp | Received | Persisted) -> list[Effect]:
+        done: list[Effect] = []
+        for event in events:
+            effects = self.node.step(event, moment(self.seconds))
+            done += effects
+            for effect in effects:
+                if isinstance(effect, Append | Save):
+                    done += self.feed(Persisted(effect.number))
+        return done
+
+    def hear(self, *messages: Message) -> list[Effect]:
+        return self.feed(Received(PEER, messages))
+
+    def reign(self) -> StreamId:
+        """Become dispatcher, followed by the peer; return its own stream."""
+        while not self.node.is_dispatcher:
+            self.seconds += 0.1
+            self.feed(Woke())
+        self.hear(ClaimOk(self.node.epoch, ()), Reattach((), 2, READY))
+        known = {KNOWN}
+        (own,) = {s for s, _ in self.node.hello(moment()).vector} - known
+        return own
+
+    @property
+    def vector(self) -> Vector:
+        return dict(self.node.hello(moment()).vector)
+
+
+def hello_of(of: Epoch, **more: object) -> Hello:
+    info = replace(settings("b").node, id=PEER)
+    dispatcher = PEER if of.node == PEER else None
+    hello = Hello(node=info, epoch=of, dispatcher=dispatcher)
+    return replace(hello, **more)  # type: ignore[arg-type]
+
+
+def entries(*items: tuple[int, int], hlc: int = 10) -> tuple[Entry, ...]:
+    """Return entries by stream and sequence number."""
+    return tuple(Entry(StreamId(stream), seq, hlc, FACT) for stream, seq in items)
+
+
+def pulled(
+    *items: tuple[int, int], epochs: tuple[tuple[StreamId, Epoch], ...] = ()
+) -> Entries:
+    named = epochs or ((KNOWN, WRITER), (NEW, WRITER))
+    return Entries(entries(*items), named, False, ())
+
+
+def telling(entry: Entry) -> Entries:
+    return Entries((entry,), ((KNOWN, WRITER),), False, ())
+
+
+LATE = replace(spec(), created_ms=1 << 62)
+WRONG = {
+    "heartbeat of a far term": (Heartbeat(FAR, 0.0), "term"),
+    "heartbeat of a negative term": (Heartbeat(Epoch(-1, PEER), 0.0), "term"),
+    "claim of a far term": (Claim(FAR, NEW, ()), "term"),
+    "redirect to a far term": (Redirect(FAR, OTHER, ()), "term"),
+    "refused claim with a far term": (ClaimNo(FAR), "term"),
+    "entries of a far reign": (pulled((6, 1), epochs=((NEW, FAR),)), "term"),
+    "heartbeat for another": (Heartbeat(Epoch(5, OTHER), 0.0), "epoch"),
+    "claim for another": (Claim(Epoch(5, OTHER), NEW, ()), "epoch"),
+    "roster for another": (Roster(Epoch(5, OTHER), 1, ()), "epoch"),
+    "order for another": (Dispatch(Epoch(5, OTHER), ()), "epoch"),
+    "kill for another": (Kill(Epoch(5, OTHER), ()), "epoch"),
+    "transfer for another": (Transfer(Epoch(5, OTHER), ()), "epoch"),
+    "copy for another": (Repl(Epoch(5, OTHER), 1, (), ()), "epoch"),
+    "thanks to another": (ReplOk(Epoch(5, OTHER), 1), "epoch"),
+    "a gap": (pulled((5, 5), (5, 7)), "gap"),
+    "a repetition": (pulled((5, 5), (5, 5)), "gap"),
+    "sequence zero": (pulled((6, 0)), "gap"),
+    "a gap in a copy": (Repl(THEIRS, 1, entries((5, 5), (5, 7)), ()), "gap"),
+    "a stream that nobody writes": (
+        pulled((9, 1), epochs=((KNOWN, WRITER),)),
+        "stream",
+    ),
+    "a copy of a stream that nobody writes": (
+        Repl(THEIRS, 1, entries((9, 1)), ()),
+        "stream",
+    ),
+    "another writer": (pulled((5, 5), epochs=((KNOWN, THEIRS),)), "writer"),
+    "two writers": (
+        pulled((6, 1), epochs=((NEW, WRITER), (NEW, THEIRS))),
+        "writer",
+    ),
+    "a claim to another's stream": (Claim(THEIRS, KNOWN, ()), "writer"),
+    "stream zero": (Claim(THEIRS, StreamId(0), ()), "writer"),
+    "a time that cannot be": (telling(Entry(KNOWN, 5, HLC_MAX, FACT)), "clock"),
+    "a time before all": (telling(Entry(KNOWN, 5, -1, FACT)), "clock"),
+    "an attempt without end": (
+        telling(Entry(KNOWN, 5, 9, Assigned(TaskId("t"), attempt((1 << 63) - 1), ME))),
+        "fact",
+    ),
+    "a task of the far future": (telling(Entry(KNOWN, 5, 9, Submitted(LATE))), "fact"),
+    "a result of the far future": (
+        Results((report(end=replace(outcome(), ended_ms=1 << 62)),), 1),
+        "fact",
+    ),
+    "an attempt zero": (Reattach(((attempt(0), spec()),), 1, READY), "fact"),
+    "an order of the far future": (Dispatch(THEIRS, ((attempt(), LATE),)), "fact"),
+    "a vector of negative numbers": (Pull(((KNOWN, -1),)), "vector"),
+    "a vector of huge numbers": (Pull(((KNOWN, 1 << 62),)), "vector"),
+    "a vector of no stream": (ClaimOk(NO_EPOCH, ((StreamId(0), 1),)), "vector"),
+    "a vector without end": (
+        Pull(tuple((StreamId(i + 1), 1) for i in range(STREAMS_MAX + 1))),
+        "vector",
+    ),
+}
+
+
+@pytest.mark.parametrize(("message", "code"), WRONG.values(), ids=list(WRONG))
+def test_what_cannot_be_closes_the_link_and_changes_nothing(
+    message: Message, code: str
+) -> None:
+    """Neither log, term nor role; what came in the same frame behind it is void."""
+    shell = Shell()
+    before = shell.vector
+
+    effects = shell.hear(message, Pull(()))
+
+    assert Disconnect(PEER, f"protocol: {code}") in effects
+    assert not [e for e in effects if isinstance(e, Append | Save | Send | ServePull)]
+    assert shell.vector == before
+    assert shell.node.dispatcher is None
+    assert shell.hear(Pull(())) == []
+
+
+def test_a_hello_of_a_far_term_is_no_meeting() -> None:
+    """It would drive every later claim towards the end of all numbers."""
+    shell = Shell(hello_of(FAR))
+
+    assert Disconnect(PEER, "protocol: term") in shell.met
+    assert shell.hear(Pull(())) == []
+
+
+def test_a_kind_of_refusal_is_counted_each_time_and_told_once() -> None:
+    """However often a broken peer comes back."""
+    shell = Shell()
+    told = []
+    for _ in range(3):
+        told += shell.hear(Heartbeat(FAR, 0.0))
+        sent = shell.node.hello(moment())
+        shell.feed(PeerUp(PEER, sent, hello_of(NO_EPOCH), Address("::1", 7)))
+    told += shell.hear(pulled((5, 7), (5, 9)))
+
+    notes = [e.fields for e in told if isinstance(e, Note) and "refused" in e.event]
+    assert notes == [
+        (("peer", PEER), ("reason", "protocol: term")),
+        (("peer", PEER), ("reason", "protocol: gap")),
+    ]
+    assert shell.node.refused == {"term": 3, "gap": 1}
+
+
+def test_unknown_streams_and_old_frames_are_harmless() -> None:
+    """A vector may name what this node has never heard of; replays are known."""
+    shell = Shell()
+
+    asked = shell.hear(Pull(((StreamId(99), 7),)))
+    again = shell.hear(pulled((5, 3), (5, 4)), pulled((5, 4), (5, 5)), pulled((5, 5)))
+    beyond = shell.hear(pulled((5, 9), (5, 10)))
+
+    assert ServePull(PEER, ((StreamId(99), 7),)) in asked
+    assert [e.entries for e in again if isinstance(e, Append)] == [entries((5, 5))]
+    assert not [e for e in beyond if isinstance(e, Append | Disconnect)]
+
+
+def test_entries_of_the_future_are_kept_and_told_of_once() -> None:
+    """They say nothing false about tasks; somebody's clock wants to be set."""
+    shell = Shell()
+    ahead = hlc_of(moment(7200.0).wall_ms)
+
+    effects = shell.hear(telling(Entry(KNOWN, 5, ahead, FACT)))
+    effects += shell.hear(telling(Entry(KNOWN, 6, ahead, FACT)))
+
+    assert len([e for e in effects if isinstance(e, Append)]) == 2
+    notes = [e.event for e in effects if isinstance(e, Note)]
+    assert notes.count("entries of the future") == 1
+
+
+def test_nobody_else_writes_into_the_stream_of_this_reign() -> None:
+    """What this node wrote may come back to it, and nothing more."""
+    shell = Shell()
+    own = shell.reign()
+
+    forged = Entries(entries((own, 1)), ((own, shell.node.epoch),), False, ())
+
+    assert Disconnect(PEER, "protocol: writer") in shell.hear(forged)
+
+
+def test_only_what_was_appended_can_be_acknowledged() -> None:
+    """A copy that a standby cannot have is none."""
+    shell = Shell()
+    shell.reign()
+
+    old = shell.hear(ReplOk(Epoch(1, ME), 10**9))
+    wrong = shell.hear(ReplOk(shell.node.epoch, 10**9))
+
+    assert not [e for e in old if isinstance(e, Disconnect)]
+    assert Disconnect(PEER, "protocol: number") in wrong
+
+
+def test_the_numbers_of_a_reign_never_go_back_on_one_link() -> None:
+    """A replayed frame would be acknowledged as if it were new."""
+    shell = Shell(hello_of(THEIRS))
+
+    right = shell.hear(*(Repl(THEIRS, n, (), ()) for n in (3, 3, 0, 7)))
+    wrong = shell.hear(Repl(THEIRS, 6, (), ()))
+
+    assert not [e for e in right if isinstance(e, Disconnect)]
+    assert Disconnect(PEER, "protocol: number") in wrong
+
+
+def test_what_a_worker_runs_does_not_come_in_parts_without_end() -> None:
+    """Each part is kept until the last."""
+    shell = Shell()
+    shell.reign()
+    part = Reattach((), 1, READY, more=True)
+
+    kept = shell.hear(*[part] * PARTS_MAX)
+    beyond = shell.hear(part)
+
+    assert not [e for e in kept if isinstance(e, Disconnect)]
+    assert Disconnect(PEER, "protocol: parts") in beyond
+
+
+def test_an_honest_peer_is_one_of_the_next_term() -> None:
+    """The bound is far from what can happen."""
+    shell = Shell()
+    theirs = epoch(1 << 19, "b")
+
+    effects = shell.hear(Claim(theirs, NEW, ((KNOWN, 9),)))
+
+    assert not [e for e in effects if isinstance(e, Disconnect)]
+    assert shell.node.epoch == theirs
