@@ -31,7 +31,7 @@ from octaskly.runner.seat import SHORT_MS, Item, Seat, roomiest
 
 WAIT_MAX_S = 0.05  #: behind attempts that run so long, none waits any longer
 LOOK_S = 0.02
-COALESCE_S = 0.010  #: reports are held so long while more attempts wait
+COALESCE_S = 0.015  #: reports are held so long while more attempts wait
 COALESCE_REPORTS = 64
 RESTART_S = 1.0  #: a launcher that dies younger than this is not replaced at once
 

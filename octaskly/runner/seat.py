@@ -9,7 +9,7 @@ from octaskly.core.model import AttemptId, TaskSpec
 from octaskly.runner.process import LauncherProcess
 
 SHORT_MS = 50.0  #: tasks that take longer are never queued behind each other
-DEPTH_MAX = 12  #: orders that wait in one launcher, so that it never idles
+DEPTH_MAX = 20  #: orders that wait in one launcher, so that it never idles
 AHEAD_MS = 20.0  #: work that may wait in one launcher
 
 
