@@ -10,14 +10,16 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
-from typing import Any, Final
+from typing import Any, Final, get_args
 
 import msgpack
 
 from octaskly.core import codec
 from octaskly.core.facts import Entry
 from octaskly.core.messages import (
+    PROTOCOL_VERSION,
     Dispatch,
+    Hello,
     HelloOk,
     Kill,
     Message,
@@ -37,6 +39,11 @@ VALUES_MAX: Final = 1 << 20
 
 SPLIT_BYTES: Final = 1 << 20
 """Batches above this size are sent in several messages."""
+
+MESSAGE_NUMBERS_END: Final = 100
+"""Type numbers below this one are those of messages, also of versions to come."""
+
+_MESSAGE_NUMBERS: Final = frozenset(codec.NUMBERS[kind] for kind in get_args(Message))
 
 _BATCHES: Final[dict[type, str]] = {
     Dispatch: "items",
@@ -72,11 +79,13 @@ class Decoder:
     """The receiving side of one connection; of no use after it raised.
 
     Frames may have `hello_bytes` until the peer said HELLO_OK, `frame_bytes` after.
+    Messages of an unknown type are left out if the peer speaks a newer version.
     """
 
     def __init__(self, limits: Limits) -> None:
         self._limits = limits
         self._limit_bytes = limits.hello_bytes
+        self._is_newer = False
         self._buffer = bytearray()
 
     def receive_data(self, data: bytes | bytearray | memoryview) -> list[Message]:
@@ -115,12 +124,23 @@ class Decoder:
             plain = _unpack(body)
         if type(plain) is not tuple:
             raise RemoteProtocolError("a frame is not an array of messages")
+        if self._is_newer:
+            plain = [message for message in plain if not _is_unknown(message)]
         messages = list(map(codec.decode_message, plain))
-        if self._limit_bytes != self._limits.frame_bytes and any(
-            type(message) is HelloOk for message in messages
-        ):
-            self._limit_bytes = self._limits.frame_bytes
+        if self._limit_bytes != self._limits.frame_bytes:
+            self._greet(messages)
         return messages
+
+    def _greet(self, messages: Iterable[Message]) -> None:
+        """Learn from the first messages what else may come."""
+        for message in messages:
+            match message:
+                case Hello(version=version):
+                    self._is_newer = version > PROTOCOL_VERSION
+                case HelloOk():
+                    self._limit_bytes = self._limits.frame_bytes
+                case _:
+                    pass
 
 
 def encode(messages: Iterable[Message]) -> bytes:
@@ -213,6 +233,15 @@ def _pack(plain: object) -> bytes:
 
 def _refuse(*_: object) -> None:
     raise RemoteProtocolError("a map or an extension type where none may be")
+
+
+def _is_unknown(plain: object) -> bool:
+    match plain:
+        case (int(number), tuple()):
+            is_message = 0 < number < MESSAGE_NUMBERS_END
+            return is_message and number not in _MESSAGE_NUMBERS
+        case _:
+            return False
 
 
 def _check_values(body: bytes) -> None:

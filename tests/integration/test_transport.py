@@ -5,16 +5,18 @@ from __future__ import annotations
 import asyncio
 import socket
 import ssl
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TypeVar
 
+import msgpack
 import pytest
 import trustme
 
 from octaskly.agent.clock import SystemClock
+from octaskly.core import codec
 from octaskly.core.effects import Note
 from octaskly.core.events import DialFailed, Event, PeerDown, PeerUp, Received
 from octaskly.core.messages import Hello, HelloOk, Leave, Message, Probe, Pull
@@ -442,14 +444,63 @@ async def test_a_rejected_certificate_is_told_as_a_wrong_secret() -> None:
     assert not a.events
 
 
+async def test_a_peer_of_the_next_version_is_worked_with_in_this_one() -> None:
+    """F39: fields and messages that this version does not know are ignored."""
+    a, raw = Party(), Raw()
+    next_hello = replace(raw.hello(a.hello()), version=2, version_min=1)
+    unknown = (42, ("what", 7))
+    said = (
+        next_frame(codec.encode(next_hello)),
+        next_frame(codec.encode(HelloOk()), unknown),
+        next_frame(unknown, codec.encode(Pull(())), unknown),
+        next_frame(codec.encode(Probe(a.id, 1.0))),
+    )
+    async with running(a):
+        reader, writer = await asyncio.open_connection(
+            *a.address, ssl=raw.trust.client_context(), server_hostname=""
+        )
+        writer.write(b"".join(said))
+        await a.until(lambda: len(a.received) == 2)
+        a.transport.send(raw.trust.node_id, [Pull(())])
+        decoder = wire.Decoder(LIMITS)
+        heard: list[Message] = []
+        while len(heard) < 3:
+            heard += decoder.receive_data(await reader.read(65536))
+        writer.close()
+
+    assert a.received == [Pull(()), Probe(a.id, 1.0)]
+    assert heard == [a.hello(), HelloOk(), Pull(())]
+    assert a.of(PeerUp)[0].hello == next_hello
+    assert not a.notes
+
+
+async def test_a_peer_of_this_version_says_nothing_unknown() -> None:
+    """B39: what is unknown is a reason to close, unless the peer may know better."""
+    a, raw = Party(), Raw()
+    first = wire.encode([raw.hello(a.hello()), HelloOk()])
+    async with running(a):
+        await _in_two(a, raw, first, next_frame((42, ())))
+
+    assert "unknown type number" in a.of(PeerDown)[0].reason
+
+
+def next_frame(*messages: tuple[int, Sequence[object]]) -> bytes:
+    """Return a frame of a later version, whose messages all have one more field."""
+    plain = [(number, [*row, "new"]) for number, row in messages]
+    body: bytes = msgpack.packb(plain)
+    return len(body).to_bytes(4, "big") + body
+
+
 async def test_a_peer_of_another_protocol_version_is_refused_with_a_reason() -> None:
-    """The operator reads which versions met."""
+    """The operator reads which versions met, once however often they meet."""
     a, b = Party(), Party(version=9)
     async with running(a, b):
-        b.transport.dial(a.id, [a.address])
-        await b.until(lambda: b.of(DialFailed))
+        for dials in (1, 2):
+            b.transport.dial(a.id, [a.address])
+            await b.until(lambda dials=dials: len(b.of(DialFailed)) == dials)  # type: ignore[misc]
         await a.until(lambda: a.notes)
 
+    assert len(a.notes) == len(b.notes) == 1
     assert "speaks versions 9 to 9" in str(a.reasons[0])
     assert not a.events
 
