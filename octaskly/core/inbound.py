@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 
-from octaskly.core.effects import Effect, Send, ServePull
+from octaskly.core.effects import Effect, Send
 from octaskly.core.facts import Entry, Submitted
 from octaskly.core.machines import Machines
 from octaskly.core.messages import (
@@ -120,10 +120,9 @@ class Inbound:
     ) -> list[Effect]:
         machines = self._machines
         match message:
-            case Pull(vector):
+            case Pull():
                 effects = machines.election.on_pull(peer, message, now)
-                effects += machines.replication.on_pull(peer, now)
-                return [ServePull(peer, vector), *effects]
+                return machines.replication.on_pull(peer, message, now) + effects
             case Entries():
                 return self._on_entries(peer, message, now)
             case Repl():

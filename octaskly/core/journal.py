@@ -112,10 +112,6 @@ class Journal:
         self.epochs.update(epochs)
         return self._append(tuple(fresh), epochs)
 
-    def holds(self, entries: Iterable[Entry]) -> bool:
-        """Return whether all these entries are held, at least by the writer."""
-        return all(self.vector.get(e.stream, 0) >= e.seq for e in entries)
-
     def save(
         self,
         *,

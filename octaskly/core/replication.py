@@ -18,7 +18,7 @@ from enum import Enum
 from octaskly.core.effects import Append, Effect, Note, Send, ServePull
 from octaskly.core.journal import Journal
 from octaskly.core.membership import Membership
-from octaskly.core.messages import Repl, ReplOk
+from octaskly.core.messages import Pull, Repl, ReplOk
 from octaskly.core.model import (
     Moment,
     NodeId,
@@ -37,6 +37,7 @@ Told = Callable[[Moment, int], list[Effect]]
 """What happens once something is safe; told how many disks hold it."""
 
 ALWAYS = float("-inf")
+NEVER = float("inf")
 DRAINING = NodeState.DRAINING
 
 
@@ -101,6 +102,7 @@ class Replication:
         self._bare_s: float | None = ALWAYS
         """Since when no standby is level, None if one is."""
         self._seen_changes = -1  #: of the members, at the last choice
+        self._choice_s = NEVER  #: when a node that was slow may be chosen again
 
     # --- The reign.
 
@@ -125,6 +127,7 @@ class Replication:
         self._slow.clear()
         self._tail.begin({})
         self._seen_changes = -1
+        self._choice_s = NEVER
 
     # --- What is seen of it.
 
@@ -224,42 +227,52 @@ class Replication:
         return [
             effect
             for node, copy in copies
-            for effect in self._stream(node, copy, part, messages)
+            for effect in self._stream(node, copy, part, messages, now)
         ]
 
     def _stream(
-        self, node: NodeId, copy: _Copy, part: _Part, messages: tuple[Repl, ...]
+        self,
+        node: NodeId,
+        copy: _Copy,
+        part: _Part,
+        messages: tuple[Repl, ...],
+        now: Moment,
     ) -> list[Effect]:
         if copy.unacked_bytes + part.size_bytes > UNACKED_BYTES_MAX:
             # More would end the link. It asks for the rest at its own pace.
-            self._fall_behind(copy, now_s=part.sent_s)
-            return [self._serve(node)]
+            self._fall_behind(copy, now)
+            return self._serve(node, now)
         copy.unacked.append(part)
         copy.unacked_bytes += part.size_bytes
         return [Send(node, messages)]
 
-    def _serve(self, node: NodeId) -> ServePull:
-        """Send a standby what it lacks; it asks on by itself for the rest."""
-        return ServePull(node, tuple(sorted(self._members.peers[node].vector.items())))
+    def _serve(self, node: NodeId, now: Moment) -> list[Effect]:
+        """Send a standby what it lacks; it asks on by itself for the rest.
 
-    def _fall_behind(self, copy: _Copy, *, now_s: float) -> None:
+        Only what is on disk can be read, and an empty answer would end its questions.
+        """
+        vector = tuple(sorted(self._members.peers[node].vector.items()))
+        return self._journal.when_durable(lambda _: [ServePull(node, vector)], now)
+
+    def _fall_behind(self, copy: _Copy, now: Moment) -> None:
         """A standby has to join again."""
         copy.phase = _Phase.JOINING
-        copy.heard_s = now_s
+        copy.heard_s = now.mono_s
         copy.unacked.clear()
         copy.unacked_bytes = 0
         if self._bare_s is None and not self.is_level:
-            self._bare_s = now_s
+            self._bare_s = now.mono_s
 
     # --- Standbys.
 
-    def on_pull(self, node: NodeId, now: Moment) -> list[Effect]:
-        """A follower asks for entries: a standby may be close enough by now."""
+    def on_pull(self, node: NodeId, message: Pull, now: Moment) -> list[Effect]:
+        """A peer asks for entries: a standby may be close enough by now."""
         copy = self._copies.get(node)
-        if copy is None or copy.phase is not _Phase.JOINING:
-            return []
-        copy.heard_s = now.mono_s
-        return self._bring_level(node, copy, now)
+        if copy is None:
+            return [ServePull(node, message.vector)]
+        # One that is streamed to asks only if something was lost on the way.
+        self._fall_behind(copy, now)
+        return self._bring_level(node, copy, now) or self._serve(node, now)
 
     def on_repl_ok(self, node: NodeId, message: ReplOk, now: Moment) -> list[Effect]:
         """A standby has made durable what it was sent."""
@@ -267,6 +280,8 @@ class Replication:
         reign = self._reign
         if copy is None or reign is None or message.epoch != reign.epoch:
             return []
+        if message.number > self._number:
+            return []  # Nobody can hold what was never sent.
         copy.heard_s = now.mono_s
         copy.acked = max(copy.acked, message.number)
         held = self._members.peers[node].vector
@@ -301,30 +316,30 @@ class Replication:
                 self._drop(node, first_s)
                 self._slow[node] = now.mono_s
                 effects.append(Note("warning", "standby slow", (("peer", node),)))
-        if self._members.changes != self._seen_changes or self._slow:
+        is_due = now.mono_s >= self._choice_s
+        if is_due or self._members.changes != self._seen_changes:
             self._seen_changes = self._members.changes
             effects += self._choose(now)
         return effects + self.release(now)
 
     def deadline(self) -> float | None:
         """Return when `review` has something to do."""
-        times = [self._alone_at_s(wait) for wait in tuple(self._waits)[:1]]
+        times = [] if self._choice_s == NEVER else [self._choice_s]
+        if self._waits and self._waits[0].number <= self._journal.persisted:
+            times.append(self._alone_at_s(self._waits[0]))
         times += [
             copy.unacked[0].sent_s + self._timing.slow_s
             for copy in self._copies.values()
             if copy.unacked
         ]
-        times += [at_s + self._timing.slow_s for at_s in self._slow.values()]
         return min(times, default=None)
 
     def _is_slow(self, copy: _Copy, now: Moment) -> bool:
-        if copy.unacked_bytes > UNACKED_BYTES_MAX:
-            return True
         if copy.phase is _Phase.JOINING:
-            return now.mono_s - copy.heard_s > self._timing.sticky_s
+            return now.mono_s >= copy.heard_s + self._timing.sticky_s
         if not copy.unacked:
             return False
-        return now.mono_s - copy.unacked[0].sent_s > self._timing.slow_s
+        return now.mono_s >= copy.unacked[0].sent_s + self._timing.slow_s
 
     def _choose(self, now: Moment) -> list[Effect]:
         """Take the best followers where standbys are missing."""
@@ -342,15 +357,20 @@ class Replication:
         effects: list[Effect] = []
         for *_, node in sorted(ranked)[: max(0, STANDBYS - len(self._copies))]:
             effects += self._enlist(node, now)
+        self._choice_s = NEVER
         for node, at_s in tuple(self._slow.items()):
-            if now.mono_s >= at_s + timing.sticky_s or node not in self._members.peers:
+            rested_s, forgiven_s = at_s + timing.slow_s, at_s + timing.sticky_s
+            if now.mono_s >= forgiven_s or node not in self._members.peers:
                 del self._slow[node]
+            else:
+                next_s = rested_s if now.mono_s < rested_s else forgiven_s
+                self._choice_s = min(self._choice_s, next_s)
         return effects
 
     def _enlist(self, node: NodeId, now: Moment) -> list[Effect]:
         copy = self._copies[node] = _Copy(now.mono_s)
         self._members.changed()
-        return self._bring_level(node, copy, now) or [self._serve(node)]
+        return self._bring_level(node, copy, now) or self._serve(node, now)
 
     def _bring_level(self, node: NodeId, copy: _Copy, now: Moment) -> list[Effect]:
         """Stream to a standby if what it lacks is all in the tail."""
@@ -362,7 +382,7 @@ class Replication:
         part = _part(missing, self._number, now)
         bytes_max = self._limits.entries_bytes
         messages = repl_of(self._reign, missing, self._number, bytes_max)
-        return self._stream(node, copy, part, messages)
+        return self._stream(node, copy, part, messages, now)
 
     def _drop(self, node: NodeId, since_s: float) -> None:
         """Count on a standby no more; `since_s` is when it was last of use."""

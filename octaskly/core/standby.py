@@ -10,7 +10,8 @@ from octaskly.core.effects import Effect, Send
 from octaskly.core.exchange import Exchange
 from octaskly.core.journal import Journal
 from octaskly.core.messages import Repl, ReplOk
-from octaskly.core.model import NO_EPOCH, Epoch, Moment, NodeId
+from octaskly.core.model import NO_EPOCH, Epoch, Moment, NodeId, Vector
+from octaskly.core.succession import covers
 
 
 class Standby:
@@ -22,15 +23,18 @@ class Standby:
         self.epoch: Epoch = NO_EPOCH
         """The last reign that this node kept level with."""
         self._received = 0  #: number of the last `Repl`, so that acks are not repeated
+        self._streaming: Epoch = NO_EPOCH  #: the reign of the last `Repl`
+        self._due: Vector = {}
+        """What was streamed beyond a gap: until it is here, no append is complete."""
 
     def on_repl(self, peer: NodeId, message: Repl, now: Moment) -> list[Effect]:
         """Keep what the dispatcher of this node's epoch appends."""
-        self._exchange.forget(peer)
         append = self._journal.absorb(message.entries, message.epochs)
         effects: list[Effect] = [] if append is None else [append]
-        if not self._journal.holds(message.entries):
+        if not self._holds(message):
             # It was taken for level, and is not: what is missing comes by PULL.
             return [*effects, *self._exchange.ask(peer)]
+        self._exchange.forget(peer)
         self.epoch = message.epoch
         if not message.number:
             return effects
@@ -44,3 +48,16 @@ class Standby:
             return [Send(peer, (ok,))]
 
         return effects + self._journal.when_durable(durable, now)
+
+    def _holds(self, message: Repl) -> bool:
+        """Return whether this and all before it in this reign is with the writer."""
+        if message.epoch != self._streaming:
+            self._streaming = message.epoch
+            self._due.clear()
+        vector = self._journal.vector
+        for entry in message.entries:
+            if vector.get(entry.stream, 0) < entry.seq:
+                self._due[entry.stream] = entry.seq
+        if covers(vector, self._due.items()):
+            self._due.clear()
+        return not self._due

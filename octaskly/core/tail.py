@@ -17,6 +17,7 @@ from octaskly.core.succession import covers
 
 ENTRY_BYTES = 200  #: of an entry beyond its texts, roughly
 CHAR_BYTES = 4  #: most bytes of one character
+FIELDS_CHARS = 3  #: what stands beside a path, as characters
 
 
 class Tail:
@@ -92,7 +93,14 @@ def size_of(entries: Iterable[Entry]) -> int:
 def _size(entry: Entry) -> int:
     fact = entry.fact
     if isinstance(fact, Finished):
-        return ENTRY_BYTES + len(fact.outcome.stdout) + len(fact.outcome.stderr)
+        outcome = fact.outcome
+        chars = len(outcome.detail)
+        chars += sum(len(file.path) + FIELDS_CHARS for file in outcome.outputs)
+        raw_bytes = len(outcome.stdout) + len(outcome.stderr)
+        return ENTRY_BYTES + raw_bytes + CHAR_BYTES * chars
     if isinstance(fact, Submitted):
-        return ENTRY_BYTES + CHAR_BYTES * len(fact.spec.command)
+        spec = fact.spec
+        chars = len(spec.command) + len(spec.submitter)
+        chars += sum(len(path) + FIELDS_CHARS for path in spec.inputs + spec.outputs)
+        return ENTRY_BYTES + CHAR_BYTES * chars
     return ENTRY_BYTES

@@ -1,0 +1,189 @@
+"""A reign with its standbys, and short words for what they say to each other."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from octaskly.core.effects import Effect, Note, Send, ServePull
+from octaskly.core.events import PeerUp, Saved
+from octaskly.core.facts import CancelAsked, Fact, Submitted
+from octaskly.core.membership import Membership
+from octaskly.core.messages import (
+    STOPPING,
+    HeartbeatOk,
+    Hello,
+    Message,
+    Pull,
+    Repl,
+    ReplOk,
+)
+from octaskly.core.model import (
+    NO_LOAD,
+    Address,
+    Epoch,
+    Holdings,
+    Limits,
+    NodeId,
+    NodeState,
+    Settings,
+    StreamId,
+    TaskId,
+)
+from octaskly.core.phases import Reign
+from octaskly.core.replication import Replication
+from tests.builders import STREAM, epoch, journal, moment, settings, spec
+
+FACT = CancelAsked(TaskId("t"), "x")
+NEXT_STREAM = StreamId(78)
+
+
+def answer(name: str, copies: int) -> Note:
+    """Return the trace of an answer that was told how many disks hold it."""
+    return Note("info", name, (("copies", copies),))
+
+
+def large(chars: int) -> Submitted:
+    """Return a fact with so long a command."""
+    return Submitted(spec(command="x" * chars))
+
+
+class Copies:
+    """Node a reigns; the others, its disk and the time do what a test says."""
+
+    def __init__(
+        self, followers: str = "", *, limits: Limits | None = None, level: bool = True
+    ) -> None:
+        self.known: Settings = settings("a", limits=limits)
+        self.journal = journal()
+        self.members = Membership(self.known, Saved())
+        self.epoch: Epoch = epoch()
+        self.stream = STREAM
+        self.replication = Replication(self.known, self.journal, self.members)
+        self.begin()
+        for name in followers:
+            self.follow(name)
+            if level:
+                self.ack(name)
+
+    def begin(self, at: float = 0.0, *, is_expecting: bool = False) -> None:
+        """Reign."""
+        reign = Reign(self.epoch, self.stream)
+        self.replication.begin(reign, moment(at), is_expecting=is_expecting)
+
+    def renew(self, at: float = 0.0) -> None:
+        """Reign in a higher epoch, as after a claim above another one."""
+        self.replication.end()
+        self.journal.close_stream()
+        self.epoch = epoch(self.epoch.term + 1)
+        self.stream = StreamId(self.stream + 1)
+        self.journal.open_stream(self.stream)
+        self.begin(at, is_expecting=True)
+
+    # --- Followers.
+
+    def follow(
+        self,
+        name: str,
+        at: float = 0.0,
+        *,
+        held: Holdings | None = None,
+        electable: bool = True,
+        state: NodeState = NodeState.READY,
+    ) -> list[Effect]:
+        """A node links and confirms the reign; `held` is all unless given."""
+        node = NodeId(name)
+        known = replace(settings(name).node, electable=electable)
+        hello = Hello(node=known, epoch=self.epoch, dispatcher=None)
+        self.members.on_peer_up(
+            PeerUp(node, hello, hello, Address(name, 1)), moment(at)
+        )
+        view = self.members.peers[node]
+        view.health = HeartbeatOk(self.epoch, 0.0, state, 1, NO_LOAD)
+        vector = self.journal.vector_items() if held is None else held
+        self.members.confirm(node, self.epoch, vector)
+        return self.review(at)
+
+    def lose(self, name: str, at: float = 0.0, reason: str = "eof") -> list[Effect]:
+        """A follower's link ends."""
+        node, now = NodeId(name), moment(at)
+        self.members.on_peer_down(node, now)
+        self.replication.on_lost(node, now, is_leaving=reason == STOPPING)
+        return self.review(at)
+
+    def ack(
+        self,
+        name: str,
+        number: int | None = None,
+        at: float = 0.0,
+        *,
+        of: Epoch | None = None,
+    ) -> list[Effect]:
+        """A standby acknowledges, by default everything."""
+        number = self.journal.number if number is None else number
+        ok = ReplOk(of or self.epoch, number)
+        return self.replication.on_repl_ok(NodeId(name), ok, moment(at))
+
+    def pull(self, name: str, held: Holdings, at: float = 0.0) -> list[Effect]:
+        """A follower asks for what is beyond `held`."""
+        self.members.peers[NodeId(name)].vector = dict(held)
+        return self.replication.on_pull(NodeId(name), Pull(held), moment(at))
+
+    # --- This node.
+
+    def write(self, *facts: Fact, at: float = 0.0) -> list[Effect]:
+        """Append facts, by default one, and stream them."""
+        append = self.journal.append(facts or (FACT,), moment(at))
+        return self.replication.on_append(append, moment(at))
+
+    def ask(self, name: str, at: float = 0.0) -> list[Effect]:
+        """Answer once it is safe."""
+        return self.replication.when_safe(
+            lambda _, copies: [answer(name, copies)], moment(at)
+        )
+
+    def commit(self, at: float = 0.0) -> list[Effect]:
+        """Make everything durable here."""
+        self.journal.on_persisted(self.journal.number)
+        return self.replication.release(moment(at)) + self.journal.release(moment(at))
+
+    def review(self, at: float = 0.0) -> list[Effect]:
+        return self.replication.review(moment(at))
+
+    @property
+    def standbys(self) -> list[str]:
+        """Who keeps copies, the first successor first."""
+        return list(self.replication.nodes)
+
+    @property
+    def level(self) -> list[str]:
+        """Those of them that are level."""
+        return [view.node for view in self.replication.views() if view.is_level]
+
+
+def sent(effects: list[Effect], to: str) -> list[Message]:
+    """Return what goes to a node."""
+    return [
+        message
+        for effect in effects
+        if isinstance(effect, Send) and effect.peer == to
+        for message in effect.messages
+    ]
+
+
+def repls(effects: list[Effect], to: str) -> list[tuple[int, list[int]]]:
+    """Return number and sequences of what is streamed to a node."""
+    return [
+        (message.number, [entry.seq for entry in message.entries])
+        for message in sent(effects, to)
+        if isinstance(message, Repl)
+    ]
+
+
+def served(effects: list[Effect]) -> list[str]:
+    """Return who is sent entries from the disk."""
+    return [effect.peer for effect in effects if isinstance(effect, ServePull)]
+
+
+def events(effects: list[Effect]) -> list[str]:
+    """Return the notes."""
+    return [effect.event for effect in effects if isinstance(effect, Note)]

@@ -1,0 +1,610 @@
+"""The dispatcher's copies: what answers wait for, and who keeps what."""
+
+from __future__ import annotations
+
+import pytest
+
+from octaskly.core.messages import STOPPING
+from octaskly.core.model import Limits, NodeId, NodeState, StandbyView
+from octaskly.core.replication import UNACKED_BYTES_MAX
+from tests.builders import STREAM, epoch
+from tests.copies import (
+    NEXT_STREAM,
+    Copies,
+    answer,
+    events,
+    large,
+    repls,
+    sent,
+    served,
+)
+
+NOTHING = ()  #: held by a node that has just been installed
+
+
+def test_alone_an_answer_leaves_with_its_commit_and_says_one_copy() -> None:
+    """A mesh of one node waits for nobody."""
+    world = Copies()
+    world.write()
+
+    assert world.ask("x") == []
+    assert world.commit() == [answer("x", 1)]
+
+
+def test_what_is_durable_already_is_answered_at_once() -> None:
+    """A question about something old needs no commit."""
+    assert Copies().ask("x") == [answer("x", 1)]
+
+
+def test_an_answer_waits_for_this_disk_and_a_standby() -> None:
+    """Neither alone is enough, whichever comes first."""
+    world = Copies("b")
+    world.write()
+    world.ask("x")
+
+    assert world.commit() == []
+    assert world.ack("b") == [answer("x", 2)]
+
+    world.write()
+    world.ask("y")
+
+    assert world.ack("b") == []
+    assert world.commit() == [answer("y", 2)]
+
+
+def test_one_of_two_standbys_is_enough() -> None:
+    """The other one may lag; who has acknowledged by then is counted."""
+    world = Copies("bc")
+    world.write()
+    world.ask("x")
+    world.commit()
+
+    assert world.ack("c") == [answer("x", 2)]
+
+    world.write()
+    world.ask("y")
+    world.ack("b")
+    world.ack("c")
+
+    assert world.commit() == [answer("y", 3)]
+
+
+def test_an_earlier_acknowledgement_is_not_enough() -> None:
+    """It promises what was appended before."""
+    world = Copies("b")
+    world.write()
+    before = world.journal.number
+    world.write()
+    world.ask("x")
+    world.commit()
+
+    assert world.ack("b", before) == []
+    assert world.ack("b") == [answer("x", 2)]
+
+
+def test_answers_leave_in_the_order_of_the_questions() -> None:
+    """One acknowledgement releases all that it covers."""
+    world = Copies("b")
+    for name in "xyz":
+        world.write()
+        world.ask(name)
+    world.commit()
+
+    assert world.ack("b", world.journal.number - 1) == [answer("x", 2), answer("y", 2)]
+    assert world.ack("b") == [answer("z", 2)]
+
+
+def test_a_standby_that_acknowledges_nothing_holds_answers_for_two_seconds() -> None:
+    """After that one copy is said to be one."""
+    world = Copies("b")
+    world.write()
+    world.ask("x")
+    world.commit()
+
+    assert events(world.review(1.9)) == ["standby slow"]
+    assert world.review(2.0) == [answer("x", 1)]
+
+
+def test_after_two_seconds_without_a_standby_nothing_waits() -> None:
+    """Until one is level again, which makes answers wait for it."""
+    world = Copies("b")
+    world.lose("b")
+    world.write()
+    world.ask("x")
+
+    assert world.commit(1.9) == []
+    assert world.review(2.0) == [answer("x", 1)]
+
+    world.write(at=3.0)
+    world.ask("y", 3.0)
+
+    assert world.commit(3.0) == [answer("y", 1)]
+
+    world.follow("b", 4.0)
+    world.ack("b", at=4.0)
+    world.write(at=4.0)
+    world.ask("z", 4.0)
+
+    assert world.commit(4.0) == []
+
+
+def test_an_answer_that_waits_for_a_lost_standby_takes_another_one() -> None:
+    """The loss of one of two changes nothing but the count."""
+    world = Copies("bc")
+    world.write()
+    world.ask("x")
+    world.commit()
+    world.lose("b")
+
+    assert world.ack("c") == [answer("x", 2)]
+
+
+def test_a_newcomer_replaces_a_lost_standby_and_releases_what_waits() -> None:
+    """It is streamed what waits, and its acknowledgement counts."""
+    world = Copies("b")
+    world.lose("b")
+    world.write()
+    world.ask("x")
+    world.commit()
+
+    effects = world.follow("c", 0.5, held=((STREAM, 0),))
+
+    assert repls(effects, "c") == [(1, [1])]
+    assert world.ack("c", at=0.6)[-1] == answer("x", 2)
+
+
+def test_a_last_standby_that_leaves_on_purpose_is_not_waited_for() -> None:
+    """It said so, and nobody else is there."""
+    world = Copies("b")
+    world.lose("b", reason=STOPPING)
+    world.write()
+    world.ask("x")
+
+    assert world.commit() == [answer("x", 1)]
+
+
+def test_a_new_reign_that_expects_others_waits_two_seconds_for_them() -> None:
+    """Its members are on their way; the first answers are worth a copy."""
+    world = Copies()
+    world.begin(is_expecting=True)
+    world.write()
+    world.ask("x")
+
+    assert world.commit(1.9) == []
+    assert world.review(2.0) == [answer("x", 1)]
+
+
+def test_followers_that_may_not_be_elected_keep_no_copies() -> None:
+    """Nobody could take over from them, so nothing waits for them."""
+    world = Copies()
+    world.follow("b", electable=False)
+    world.write()
+    world.ask("x")
+
+    assert world.standbys == []
+    assert world.commit() == [answer("x", 1)]
+
+
+def test_two_followers_become_standbys_and_a_third_when_one_is_lost() -> None:
+    """More copies than two cost more than they bring."""
+    world = Copies("bcd")
+
+    assert world.standbys == ["b", "c"]
+
+    world.lose("b")
+
+    assert sorted(world.standbys) == ["c", "d"]
+
+
+def test_the_fullest_logs_make_the_standbys() -> None:
+    """They need the least to become level."""
+    world = Copies()
+    world.write()
+    for name, held in (("b", 0), ("c", 0), ("d", 1)):
+        world.follow(name, held=((STREAM, held),))
+    world.lose("b")
+    world.lose("c")
+    world.follow("c", held=((STREAM, 0),))
+    world.lose("d")
+    world.follow("e", held=((STREAM, 0),))
+    world.follow("d", held=((STREAM, 1),))
+    world.lose("c")
+
+    assert sorted(world.standbys) == ["d", "e"]
+
+
+def test_a_follower_that_drains_is_chosen_last() -> None:
+    """It is on its way out."""
+    world = Copies()
+    world.follow("x")
+    world.follow("y")
+    world.follow("b", state=NodeState.DRAINING)
+    world.follow("c")
+    world.lose("x")
+
+    assert sorted(world.standbys) == ["c", "y"]
+
+
+def test_a_level_standby_comes_first_in_the_order_of_succession() -> None:
+    """What it holds is all that was promised."""
+    world = Copies("bc", level=False)
+    world.ack("c")
+
+    assert world.standbys == ["c", "b"]
+    assert world.level == ["c"]
+
+
+# --- Joining.
+
+
+def test_a_follower_that_holds_all_is_streamed_to_at_once() -> None:
+    """It says level with its first acknowledgement, not before."""
+    world = Copies()
+    effects = world.follow("b")
+
+    assert repls(effects, "b") == [(0, [])]
+    assert not world.level
+    assert events(world.ack("b")) == ["standby level"]
+    assert world.level == ["b"]
+
+
+def test_the_tail_brings_level_who_lacks_no_more() -> None:
+    """What is in memory need not be read from the disk."""
+    world = Copies()
+    world.write()
+    world.write()
+
+    effects = world.follow("b", held=((STREAM, 1),))
+
+    assert repls(effects, "b") == [(2, [2])]
+    assert served(effects) == []
+
+
+def test_a_tail_that_is_too_short_makes_a_standby_pull_first() -> None:
+    """It is served from the disk, and streamed to once the tail covers the rest."""
+    world = Copies(limits=Limits(tail_entries=2))
+    for _ in range(4):
+        world.write()
+    world.commit()
+
+    effects = world.follow("b", held=NOTHING)
+
+    assert served(effects) == ["b"]
+    assert repls(effects, "b") == []
+    assert world.replication.views() == (StandbyView(NodeId("b"), False, 4),)
+    assert served(world.pull("b", ((STREAM, 1),))) == ["b"]
+    assert repls(world.pull("b", ((STREAM, 2),)), "b") == [(4, [3, 4])]
+
+
+def test_what_was_there_before_the_reign_is_pulled() -> None:
+    """The tail begins with the reign."""
+    world = Copies()
+    world.write()
+    world.commit()
+    world.renew()
+
+    assert served(world.follow("b", held=NOTHING)) == ["b"]
+
+
+def test_a_standby_that_asks_although_it_is_streamed_to_is_sent_the_rest_again() -> (
+    None
+):
+    """Something was lost on the way; until it is level again nothing counts on it."""
+    world = Copies("b")
+    world.write()
+
+    effects = world.pull("b", ((STREAM, 0),))
+
+    assert served(effects) == []
+    assert repls(effects, "b") == [(1, [1])]
+    assert not world.level
+
+
+def test_the_pull_that_shows_a_standby_close_enough_is_answered_from_memory() -> None:
+    """Not from the disk as well."""
+    world = Copies(limits=Limits(tail_entries=2))
+    for _ in range(4):
+        world.write()
+    world.follow("b", held=NOTHING)
+    world.commit()
+
+    assert served(world.pull("b", ((STREAM, 3),))) == []
+
+
+def test_a_standby_is_served_when_what_it_lacks_is_on_disk() -> None:
+    """An empty answer would end its questions before it is level."""
+    world = Copies(limits=Limits(tail_entries=2))
+    for _ in range(4):
+        world.write()
+
+    assert served(world.follow("b", held=NOTHING)) == []
+    assert served(world.commit()) == ["b"]
+
+
+def test_other_followers_are_served_from_the_disk() -> None:
+    """A yielding dispatcher pulls, too."""
+    world = Copies("bcd")
+
+    assert served(world.pull("d", NOTHING)) == ["d"]
+
+
+def test_a_joining_standby_that_asks_for_nothing_is_given_up_after_ten_seconds() -> (
+    None
+):
+    """A place that brings no copy is better given to another one."""
+    world = Copies(limits=Limits(tail_entries=1))
+    world.write()
+    world.write()
+    world.commit()
+    world.follow("b", held=NOTHING)
+    world.pull("b", NOTHING, 5.0)
+
+    assert events(world.review(14.9)) == []
+    assert events(world.review(15.0)) == ["standby slow"]
+    assert world.standbys == []
+
+
+# --- Streaming.
+
+
+def test_each_append_goes_to_both_standbys_as_the_same_message() -> None:
+    """It is packed once."""
+    world = Copies("bc")
+    effects = world.write()
+
+    assert repls(effects, "b") == [(1, [1])]
+    assert sent(effects, "b")[0] is sent(effects, "c")[0]
+
+
+def test_a_large_append_goes_in_parts_and_only_the_last_completes_it() -> None:
+    """A part must not be acknowledged for the whole."""
+    world = Copies("b", limits=Limits(entries_bytes=1000))
+    effects = world.write(*[large(100)] * 4)
+
+    assert repls(effects, "b") == [(0, [1]), (0, [2]), (0, [3]), (1, [4])]
+
+
+def test_too_much_under_way_makes_a_standby_join_again() -> None:
+    """More would end its link; it asks for the rest at its own pace."""
+    world = Copies("b")
+    fact = large(UNACKED_BYTES_MAX // 4 // 3)
+    world.write(fact)
+    world.write(fact)
+
+    assert world.level == ["b"]
+
+    effects = world.write(fact)
+
+    assert repls(effects, "b") == []
+    assert served([*effects, *world.commit()]) == ["b"]
+    assert world.standbys == ["b"]
+    assert repls(world.write(), "b") == []
+
+
+def test_acknowledgements_of_another_epoch_say_nothing() -> None:
+    """The numbers of an earlier reign stand for other appends."""
+    world = Copies("b")
+    world.write()
+    world.ask("x")
+    world.commit()
+
+    assert world.ack("b", of=epoch(9)) == []
+    assert world.ack("b", of=epoch(1, "c")) == []
+
+
+def test_an_acknowledgement_of_what_was_never_sent_says_nothing() -> None:
+    """It would answer for all that is still to come."""
+    world = Copies("b")
+    world.ack("b", 1000)
+    world.write()
+    world.ask("x")
+
+    assert world.commit() == []
+
+
+def test_acknowledgements_of_nodes_that_are_no_standbys_say_nothing() -> None:
+    """Only a standby was sent what it acknowledges."""
+    world = Copies("bcd")
+    world.write()
+    world.ask("x")
+    world.commit()
+
+    assert world.ack("d") == []
+
+
+def test_the_lag_of_a_level_standby_is_what_it_has_not_acknowledged() -> None:
+    """People see whether it keeps up."""
+    world = Copies("b")
+    world.write()
+    first = world.journal.number
+    world.write()
+    world.write()
+
+    assert world.replication.views() == (StandbyView(NodeId("b"), True, 3),)
+
+    world.ack("b", first)
+
+    assert world.replication.views() == (StandbyView(NodeId("b"), True, 2),)
+    assert not world.replication.level_with(NodeId("b"))
+
+    world.ack("b")
+
+    assert world.replication.level_with(NodeId("b"))
+
+
+# --- Slow standbys.
+
+
+def test_a_standby_that_acknowledges_nothing_for_a_second_is_replaced() -> None:
+    """Another candidate takes its place at once."""
+    world = Copies("bcd")
+    world.write()
+    world.ack("c")
+
+    assert events(world.review(0.9)) == []
+    assert events(world.review(1.0)) == ["standby slow"]
+    assert world.standbys == ["c", "d"]
+
+
+def test_a_slow_standby_is_not_chosen_again_for_ten_seconds_if_others_are_there() -> (
+    None
+):
+    """A node that comes and goes would cost more than it keeps."""
+    world = Copies("bcd")
+    world.write()
+    world.ack("c")
+    world.review(1.1)
+    world.ack("d")
+    world.follow("e", 5.0)
+    world.lose("d", 6.0)
+
+    assert sorted(world.standbys) == ["c", "e"]
+
+    world.lose("e", 11.2)
+
+    assert sorted(world.standbys) == ["b", "c"]
+
+
+def test_a_slow_standby_rests_for_a_second_even_if_nobody_else_is_there() -> None:
+    """Then it is tried again, without anybody waiting for it."""
+    world = Copies("b")
+    world.write()
+    world.review(1.1)
+    world.review(2.0)
+
+    assert world.standbys == []
+
+    effects = world.review(2.1)
+
+    assert world.standbys == ["b"]
+    assert repls(effects, "b") == [(1, [1])]
+    assert not world.level
+
+
+def test_a_standby_that_is_level_again_is_forgiven() -> None:
+    """Its next slowness is its first."""
+    world = Copies("b")
+    world.write()
+    world.review(1.0)
+    world.review(2.0)
+
+    assert events(world.ack("b", at=2.1)) == ["standby level"]
+
+    world.lose("b", 2.2)
+    for name in "bcd":
+        world.follow(name, 2.3)
+
+    assert world.standbys == ["b", "c"]
+
+
+# --- Time.
+
+
+def test_nothing_is_due_while_nothing_waits() -> None:
+    """An idle dispatcher sleeps until its next heartbeat."""
+    assert Copies("b").replication.deadline() is None
+
+
+def test_the_next_step_is_due_when_a_standby_becomes_slow_or_an_answer_is_late() -> (
+    None
+):
+    """Whichever is first."""
+    world = Copies("b")
+    world.write()
+    world.ask("x")
+    world.commit()
+
+    assert world.replication.deadline() == pytest.approx(101.0)
+
+    world.review(1.1)
+
+    assert world.replication.deadline() == pytest.approx(102.0)
+
+
+def test_time_alone_changes_nothing_for_an_answer_that_waits_for_this_disk() -> None:
+    """A disk that stalls must not make the node step again and again."""
+    world = Copies()
+    world.write()
+    world.ask("x")
+
+    assert world.replication.deadline() is None
+
+
+def test_a_node_that_was_slow_does_not_keep_the_dispatcher_awake() -> None:
+    """A time that is over is no reason for the next step."""
+    world = Copies("bcd")
+    world.write()
+    world.ack("c")
+    world.review(1.1)
+    world.ack("d", at=1.2)
+    world.review(3.0)
+
+    due_s = world.replication.deadline()
+
+    assert due_s is None or due_s > 103.0
+
+
+# --- Reigns.
+
+
+def test_what_waits_outlives_the_reign_and_is_told_of_one_copy() -> None:
+    """It is on this disk; who reigns next joins it."""
+    world = Copies("b")
+    world.write()
+    world.ask("x")
+    world.replication.end()
+
+    assert world.commit() == [answer("x", 1)]
+    assert world.replication.is_quiet
+
+
+def test_without_a_reign_nothing_is_streamed() -> None:
+    """What a follower absorbs is its dispatcher's to spread."""
+    world = Copies("b")
+    world.replication.end()
+
+    assert world.write() == []
+    assert world.standbys == []
+
+
+def test_what_waits_when_a_claim_is_renewed_takes_a_standby_of_the_new_reign() -> None:
+    """A node is level with a reign only with all that was before it."""
+    world = Copies("b")
+    world.write()
+    world.ask("x")
+    world.renew(0.1)
+    world.commit(0.1)
+
+    assert world.ack("b", of=epoch(1), at=0.2) == []
+
+    world.follow("b", 0.3)
+
+    assert world.ack("b", at=0.4)[-1] == answer("x", 2)
+
+
+def test_a_standby_that_missed_the_last_append_of_a_reign_pulls_in_the_next() -> None:
+    """Its first acknowledgement must count for what waited."""
+    world = Copies("b")
+    world.write()
+    world.ask("x")
+    world.renew(0.1)
+    world.commit(0.1)
+
+    assert served(world.follow("b", 0.2, held=((STREAM, 0),))) == ["b"]
+    assert world.ack("b", at=0.3) == []
+
+    world.pull("b", ((STREAM, 1), (NEXT_STREAM, 0)), 0.4)
+
+    assert world.ack("b", at=0.5)[-1] == answer("x", 2)
+
+
+def test_a_link_that_comes_back_makes_a_fresh_standby() -> None:
+    """What was under way on the old link may be lost."""
+    world = Copies("b")
+    world.write()
+    world.lose("b")
+
+    effects = world.follow("b", 0.1, held=((STREAM, 0),))
+
+    assert repls(effects, "b") == [(1, [1])]
+    assert not world.level

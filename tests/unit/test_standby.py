@@ -1,0 +1,175 @@
+"""A standby says only what is true of its own disk."""
+
+from __future__ import annotations
+
+from octaskly.core.effects import Append, Effect, Send
+from octaskly.core.events import Saved
+from octaskly.core.exchange import Exchange
+from octaskly.core.facts import CancelAsked, Entry
+from octaskly.core.journal import Journal
+from octaskly.core.messages import Entries, Pull, Repl, ReplOk
+from octaskly.core.model import Epoch, NodeId, StreamId, TaskId
+from octaskly.core.standby import Standby
+from tests.builders import epoch, moment, node_id
+
+A, C = node_id("a"), node_id("c")
+OWN, OTHER = StreamId(5), StreamId(6)
+
+
+class World:
+    """Node b keeps what a streams; its disk is as slow as a test wants."""
+
+    def __init__(self) -> None:
+        self.journal = Journal(Saved())
+        self.exchange = Exchange(self.journal)
+        self.standby = Standby(self.journal, self.exchange)
+
+    def repl(
+        self,
+        number: int,
+        *entries: Entry,
+        of: Epoch | None = None,
+        peer: NodeId = A,
+    ) -> list[Effect]:
+        """The dispatcher streams."""
+        reign = of or epoch()
+        message = Repl(reign, number, entries, ((OWN, reign),))
+        return self.standby.on_repl(peer, message, moment())
+
+    def commit(self, number: int | None = None) -> list[Effect]:
+        """What was written so far, or up to a number, is durable."""
+        number = self.journal.number if number is None else number
+        self.journal.on_persisted(number)
+        return self.journal.release(moment())
+
+
+def entry(seq: int, stream: StreamId = OWN) -> Entry:
+    """Return one entry."""
+    return Entry(stream, seq, seq, CancelAsked(TaskId("t"), "x"))
+
+
+def ok(number: int, of: Epoch | None = None, peer: NodeId = A) -> Send:
+    """Return the acknowledgement."""
+    return Send(peer, (ReplOk(of or epoch(), number),))
+
+
+def pulls(effects: list[Effect]) -> list[Pull]:
+    """Return the questions."""
+    return [
+        message
+        for effect in effects
+        if isinstance(effect, Send)
+        for message in effect.messages
+        if isinstance(message, Pull)
+    ]
+
+
+def test_what_is_streamed_is_acknowledged_when_it_is_durable() -> None:
+    """Not when it has arrived."""
+    world = World()
+
+    assert world.repl(7, entry(1)) == [Append(1, (entry(1),), ((OWN, epoch()),))]
+    assert world.commit() == [ok(7)]
+
+
+def test_what_is_held_already_is_acknowledged_once_it_is_durable() -> None:
+    """It may have come by PULL, and be on its way to the disk."""
+    world = World()
+    world.exchange.on_entries(A, Entries((entry(1),), (), more=False, vector=()))
+
+    assert world.repl(7, entry(1)) == []
+    assert world.commit() == [ok(7)]
+    assert world.repl(8) == [ok(8)]
+
+
+def test_one_commit_of_several_appends_is_acknowledged_once() -> None:
+    """The last says it for all."""
+    world = World()
+    world.repl(7, entry(1))
+    world.repl(8, entry(2))
+
+    assert world.commit() == [ok(8)]
+
+
+def test_each_commit_is_acknowledged_while_more_is_on_its_way() -> None:
+    """The dispatcher does not wait for the end of a burst."""
+    world = World()
+    world.repl(7, entry(1))
+    world.repl(8, entry(2))
+
+    assert world.commit(1) == [ok(7)]
+    assert world.commit(2) == [ok(8)]
+
+
+def test_a_part_of_an_append_is_not_acknowledged() -> None:
+    """Only the last part completes it."""
+    world = World()
+    world.repl(0, entry(1))
+
+    assert world.commit() == []
+
+    world.repl(7, entry(2))
+
+    assert world.commit() == [ok(7)]
+
+
+def test_beyond_a_gap_nothing_is_acknowledged_and_the_rest_is_asked_for() -> None:
+    """It was taken for level, and is not."""
+    world = World()
+
+    assert pulls(world.repl(7, entry(2))) == [Pull(())]
+    assert world.commit() == []
+
+
+def test_what_comes_after_a_gap_is_not_acknowledged_before_the_gap_is_filled() -> None:
+    """An acknowledgement stands for all appends before it, also those that failed."""
+    world = World()
+    world.repl(7, entry(2))
+    world.repl(8, entry(1, OTHER))
+
+    assert world.commit() == []
+    assert world.repl(9) == []  # Nor is it asked for twice.
+
+    got = Entries((entry(1), entry(2)), (), more=False, vector=())
+    world.exchange.on_entries(A, got)
+    world.repl(10)
+
+    assert world.commit() == [ok(10)]
+
+
+def test_a_part_after_a_gap_does_not_complete_the_append() -> None:
+    """The gap may be in another stream than the last part."""
+    world = World()
+    world.repl(0, entry(2))
+    world.repl(7, entry(1, OTHER))
+
+    assert world.commit() == []
+
+
+def test_a_gap_of_one_reign_is_no_matter_of_the_next() -> None:
+    """Its dispatcher may be gone with what nobody else has."""
+    world = World()
+    world.repl(7, entry(2))
+    world.repl(1, entry(1, OTHER), of=epoch(2, "c"), peer=C)
+
+    assert world.commit() == [ok(1, epoch(2, "c"), C)]
+
+
+def test_the_reign_that_a_node_is_level_with_is_that_of_the_last_whole_message() -> (
+    None
+):
+    """Beyond a gap it is level with nobody new."""
+    world = World()
+    world.repl(7, entry(1))
+    world.repl(8, entry(9), of=epoch(2))
+
+    assert world.standby.epoch == epoch(1)
+
+
+def test_a_node_that_is_streamed_to_waits_for_no_answer() -> None:
+    """Else it would hold back what waits for the end of its questions."""
+    world = World()
+    world.exchange.ask(A)
+    world.repl(7, entry(1))
+
+    assert not world.exchange.is_busy
