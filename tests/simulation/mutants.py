@@ -270,7 +270,7 @@ def _hasty_standby(real: Any) -> Any:
         self: Standby, peer: NodeId, message: Repl, now: Moment
     ) -> list[Effect]:
         effects: list[Effect] = real(self, peer, message, now)
-        if not message.number or not self._journal.holds(message.entries):
+        if not message.number or self._due:
             return effects
         return [*effects, Send(peer, (ReplOk(message.epoch, message.number),))]
 
@@ -287,9 +287,9 @@ def standbys_are_counted_unheard(patch: pytest.MonkeyPatch) -> None:
     real = Replication._stream
 
     def hopeful(
-        self: Replication, node: NodeId, copy: Any, part: Any, messages: Any
+        self: Replication, node: NodeId, copy: Any, part: Any, *rest: Any
     ) -> list[Effect]:
-        effects = real(self, node, copy, part, messages)
+        effects = real(self, node, copy, part, *rest)
         copy.acked = max(copy.acked, part.number)
         return effects
 
