@@ -57,7 +57,7 @@ class TaskRecord:
             return TaskState.CANCELLED
         if AttemptState.FAILED in states:
             return TaskState.FAILED
-        if any(state.is_live for state in states):
+        if min(states).is_live:
             return TaskState.RUNNING
         return TaskState.QUEUED
 

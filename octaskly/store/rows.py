@@ -168,7 +168,7 @@ def attempt_from(row: Row) -> Attempt:
         duration_ms=duration_ms,
         stdout_bytes=stdout_bytes,
         stderr_bytes=stderr_bytes,
-        outputs=tuple(OutputFile(*item) for item in json.loads(files or "[]")),
+        outputs=_files(files),
         detail=detail or "",
     )
     return Attempt(id=identity, node=node, state=state, outcome=outcome)
@@ -247,6 +247,10 @@ def with_output(attempt: Attempt, kept: tuple[bytes, bytes]) -> Attempt:
 
 def _names_text(names: tuple[str, ...]) -> str | None:
     return json.dumps(names) if names else None
+
+
+def _files(text: str | None) -> tuple[OutputFile, ...]:
+    return tuple(OutputFile(*item) for item in json.loads(text)) if text else ()
 
 
 def _names(text: str | None) -> tuple[str, ...]:

@@ -291,12 +291,13 @@ class Tables:
         self, touched: dict[TaskId, _Task], entries: Sequence[Entry]
     ) -> None:
         """Note the entries whose task cannot be shown until its envelope is here."""
-        orphans = [
-            (entry.fact.task, entry.stream, entry.seq)
-            for entry in entries
-            if touched[entry.fact.task].key is None
-        ]
-        if orphans:
+        lost = {task_id for task_id, task in touched.items() if task.key is None}
+        if lost:
+            orphans = [
+                (entry.fact.task, entry.stream, entry.seq)
+                for entry in entries
+                if entry.fact.task in lost
+            ]
             bulk.ORPHAN_INSERT.run(self._db, orphans)
             self._has_orphans = True
 
