@@ -111,14 +111,14 @@ def start(folder: Path, name: str, *extra: str) -> Agent:
     return launch(folder / name, folder / "mesh.key", "--name", name, *extra)
 
 
-def launch(state: Path, secret: Path, *extra: str) -> Agent:
+def launch(state: Path, secret: Path, *extra: str, program: str = "octaskly") -> Agent:
     """Start an agent with this state folder and secret file."""
     state.mkdir(parents=True, exist_ok=True)
     environ = {k: v for k, v in os.environ.items() if not k.startswith("OCTASKLY_")}
     with (state / "log.txt").open("ab") as log:
         process = subprocess.Popen(
             [
-                *(sys.executable, "-m", "octaskly", "agent"),
+                *(sys.executable, "-m", program, "agent"),
                 *("--interface", "lo", "--state-dir", str(state)),
                 *("--secret-file", str(secret)),
                 *("--api-port", "0", "--peer-port", "0", "--lan-port", "0"),
