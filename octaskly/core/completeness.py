@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from octaskly.core.exchange import Exchange
 from octaskly.core.journal import Journal
-from octaskly.core.membership import Membership
+from octaskly.core.membership import Membership, PeerView
 from octaskly.core.messages import ATTACHED, STOPPING, Roster
 from octaskly.core.model import NO_EPOCH, Epoch, NodeId, NodeState, Role
 from octaskly.core.roster import LOST_S
@@ -60,10 +60,17 @@ class Completeness:
             if member.id != epoch.node and member.state is not NodeState.LOST:
                 self._missing[member.id] = now_s + LOST_S
 
-    def on_lost(self, node: NodeId, reason: str, now_s: float) -> None:
-        """A follower of this reign is gone; cut off, it may be at work elsewhere."""
-        if reason not in PLAIN_ENDS:
+    def on_lost(self, node: NodeId, view: PeerView, reason: str, now_s: float) -> None:
+        """A peer is gone, perhaps with entries that it had not handed over yet.
+
+        A follower of this reign that is cut off may also be at work elsewhere.
+        """
+        is_follower = view.follows == self._epoch
+        is_cut_off = is_follower and reason not in PLAIN_ENDS
+        if is_cut_off or not covers(self._journal.vector, view.vector.items()):
             self._missing[node] = now_s + LOST_S
+        elif is_follower:
+            self._missing.pop(node, None)
 
     def is_complete(self, now_s: float) -> bool:
         """Return whether a task that is unknown here is unknown everywhere."""
@@ -75,7 +82,7 @@ class Completeness:
         return (
             not self._missing
             and not self._exchange.is_busy
-            and self._journal.is_settled
+            and self._journal.is_merged
             and all(
                 self._is_heard(node)
                 and covers(self._journal.vector, view.vector.items())

@@ -30,6 +30,7 @@ class Journal:
         self._heard = saved.hlc  #: highest timestamp of others, until it was followed
         self._number = 0
         self._persisted = 0
+        self._absorbed = 0  #: number of the last `Append` with entries of others
         self.appended = 0
         """Number of the last `Append`."""
         self.stream: StreamId | None = None
@@ -50,6 +51,11 @@ class Journal:
     def is_settled(self) -> bool:
         """Whether everything handed to the writer is durable."""
         return self._persisted == self._number
+
+    @property
+    def is_merged(self) -> bool:
+        """Whether all that came from others is durable, so that it can be read."""
+        return self._absorbed <= self._persisted
 
     def vector_items(self) -> Holdings:
         """Return the vector as messages carry it, ordered by stream."""
@@ -110,7 +116,9 @@ class Journal:
             return None
         epochs = tuple(epochs)
         self.epochs.update(epochs)
-        return self._append(tuple(fresh), epochs)
+        append = self._append(tuple(fresh), epochs)
+        self._absorbed = append.number
+        return append
 
     def save(
         self,

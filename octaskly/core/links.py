@@ -46,8 +46,10 @@ class Links:
             return []
         effects: list[Effect] = []
         reign = self._election.reign
-        if reign is not None and view.follows == reign.epoch:
-            effects = self._lose(peer, reason, now, is_worker=view.is_worker)
+        if reign is not None:
+            self._completeness.on_lost(peer, view, reason, now.mono_s)
+            if view.follows == reign.epoch:
+                effects = self._lose(peer, reason, now, is_worker=view.is_worker)
         return effects + self._election.on_peer_down(peer, reason, now)
 
     def cut(self, peer: NodeId, reason: str, now: Moment) -> list[Effect]:
@@ -71,6 +73,7 @@ class Links:
         for peer, view in tuple(self._members.followers(reign.epoch)):
             if now.mono_s - view.frame_s >= self._timing.lost_s:
                 effects += self._members.disconnect(peer, "silent", now)
+                self._completeness.on_lost(peer, view, "silent", now.mono_s)
                 effects += self._lose(peer, "silent", now, is_worker=view.is_worker)
         return effects
 
@@ -102,7 +105,6 @@ class Links:
         is_leaving = reason in (STOPPING, ATTACHED)
         self._registry.on_lost(peer, now, is_leaving=is_leaving)
         self._replication.on_lost(peer, now, is_leaving=is_leaving)
-        self._completeness.on_lost(peer, reason, now.mono_s)
         note = Note("info", "peer lost", (("peer", peer), ("reason", reason)))
         if not is_worker:
             return [note]

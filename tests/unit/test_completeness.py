@@ -1,32 +1,219 @@
-"""When a dispatcher may say that it does not know a task."""
+"""Whether "not found" may be said: not while somebody is missing who may know."""
 
 from __future__ import annotations
 
-from octaskly.core.completeness import Completeness
-from octaskly.core.events import PeerUp, Saved
+from octaskly.core.completeness import RETURN_S, Completeness
 from octaskly.core.exchange import Exchange
-from octaskly.core.membership import Membership
-from octaskly.core.messages import Hello
-from octaskly.core.model import NO_EPOCH, Address
-from tests.builders import epoch, journal, moment, node_id, settings
+from octaskly.core.facts import CancelAsked, Entry
+from octaskly.core.messages import STOPPING, Entries, Member, Roster
+from octaskly.core.model import (
+    NO_EPOCH,
+    Epoch,
+    NodeId,
+    NodeState,
+    Role,
+    StreamId,
+    TaskId,
+)
+from octaskly.core.roster import LOST_S
+from tests.builders import epoch, moment, node_id
+from tests.copies import Copies
 
-PEER = node_id("b")
-EPOCH = epoch(term=1, name="a")
+OTHER = StreamId(5)
+BEFORE = epoch(1, "z")
+
+
+class World(Copies):
+    """Node a reigns, and is asked for tasks that it does not know."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.exchange = Exchange(self.journal)
+        self.completeness = Completeness(self.journal, self.members, self.exchange)
+        self.completeness.begin(self.epoch, None, NO_EPOCH, self.at(0.0))
+
+    @staticmethod
+    def at(seconds: float) -> float:
+        return moment(seconds).mono_s
+
+    def is_complete(self, seconds: float = 0.0) -> bool:
+        return self.completeness.is_complete(self.at(seconds))
+
+    def gone(self, name: str, reason: str, seconds: float = 0.0) -> None:
+        """A peer's link ends."""
+        view = self.members.on_peer_down(NodeId(name), moment(seconds))
+        assert view is not None
+        self.completeness.on_lost(NodeId(name), view, reason, self.at(seconds))
+
+    def take_over(self, *members: Member, level: Epoch = BEFORE) -> None:
+        """Reign after z, which had sent this roster."""
+        roster = Roster(BEFORE, 1, members)
+        self.completeness.begin(self.epoch, roster, level, self.at(0.0))
+
+
+def member(name: str, role: Role, state: NodeState = NodeState.READY) -> Member:
+    """Return one line of a roster."""
+    return Member(
+        id=node_id(name),
+        name=name,
+        role=role,
+        state=state,
+        addresses=(),
+        lan_port=1,
+        slots=1,
+    )
+
+
+def test_alone_a_node_knows_all_there_is() -> None:
+    """Nobody else can have accepted anything."""
+    assert World().is_complete()
+
+
+def test_after_a_start_remembered_peers_are_waited_for_a_while() -> None:
+    """They may have worked on without this node."""
+    world = World()
+    world.completeness.remember([node_id("b")], world.at(0.0))
+
+    assert not world.is_complete(RETURN_S - 1)
+    assert world.is_complete(RETURN_S)
+
+
+def test_a_remembered_peer_that_follows_is_missing_no_more() -> None:
+    """It was asked for what only it held."""
+    world = World()
+    world.completeness.remember([node_id("b")], world.at(0.0))
+    world.follow("b")
+
+    assert world.is_complete()
+
+
+def test_own_writes_under_way_hide_nothing() -> None:
+    """Under load something always is; what is not durable was promised to nobody."""
+    world = World()
+    world.write()
+
+    assert world.is_complete()
+
+
+def test_what_was_pulled_and_is_not_on_disk_yet_may_be_the_task() -> None:
+    """It cannot be read before its commit."""
+    world = World()
+    entries = (Entry(OTHER, 1, 1, CancelAsked(TaskId("t"), "x")),)
+    world.exchange.on_entries(node_id("b"), Entries(entries, (), more=False, vector=()))
+    world.exchange.forget(node_id("b"))
+
+    assert not world.is_complete()
+
+    world.commit()
+
+    assert world.is_complete()
+
+
+def test_while_a_peer_owes_an_answer_more_may_come() -> None:
+    """The end of its answers is an empty one."""
+    world = World()
+    world.exchange.ask(node_id("b"))
+
+    assert not world.is_complete()
+
+    world.exchange.on_entries(node_id("b"), Entries((), (), more=False, vector=()))
+
+    assert world.is_complete()
+
+
+def test_a_peer_that_holds_more_may_know_the_task() -> None:
+    """The answer to its claim came a moment ago."""
+    world = World()
+    world.follow("b", held=((OTHER, 3),))
+
+    assert not world.is_complete()
 
 
 def test_a_peer_that_does_not_follow_yet_may_have_accepted_what_is_unknown_here() -> (
     None
 ):
     """What it said in HELLO is old as soon as it is dispatcher itself."""
-    log = journal()
-    members = Membership(settings("a"), Saved())
-    completeness = Completeness(log, members, Exchange(log))
-    completeness.begin(EPOCH, None, NO_EPOCH, 0.0)
-    hello = Hello(node=settings("b").node, epoch=NO_EPOCH, dispatcher=None)
-    sent = Hello(node=settings("a").node, epoch=EPOCH, dispatcher=node_id("a"))
-    members.on_peer_up(PeerUp(PEER, sent, hello, Address("10.0.0.2", 1)), moment())
+    world = World()
+    world.follow("b")
+    world.members.peers[node_id("b")].follows = None
 
-    assert not completeness.is_complete(0.0)
+    assert not world.is_complete()
 
-    members.confirm(PEER, EPOCH, ())
-    assert completeness.is_complete(0.0)
+    world.members.confirm(node_id("b"), world.epoch, ())
+
+    assert world.is_complete()
+
+
+def test_a_follower_that_is_cut_off_may_be_at_work_elsewhere() -> None:
+    """It is waited for as long as it is listed."""
+    world = World()
+    world.follow("b")
+    world.gone("b", "silent")
+
+    assert not world.is_complete(LOST_S - 1)
+    assert world.is_complete(LOST_S)
+
+
+def test_a_follower_whose_process_is_gone_accepts_nothing() -> None:
+    """What it held is held here."""
+    for reason in ("eof", "reset", STOPPING):
+        world = World()
+        world.follow("b")
+        world.gone("b", reason)
+
+        assert world.is_complete()
+
+
+def test_a_peer_that_dies_before_its_log_is_here_takes_tasks_with_it() -> None:
+    """A merge that was begun is not one that is done."""
+    world = World()
+    world.follow("b", held=((OTHER, 3),))
+    world.gone("b", "eof")
+
+    assert not world.is_complete(LOST_S - 1)
+    assert world.is_complete(LOST_S)
+
+
+def test_a_peer_that_was_waited_for_and_leaves_is_missing_no_more() -> None:
+    """It came, handed over what it held, and went."""
+    world = World()
+    world.completeness.remember([node_id("b")], world.at(0.0))
+    world.follow("b")
+    world.gone("b", STOPPING)
+
+    assert world.is_complete()
+
+
+def test_the_dispatcher_before_is_missing_unless_this_node_was_level() -> None:
+    """A level standby has all that was answered for."""
+    world = World()
+    world.take_over(member("z", Role.DISPATCHER), member("a", Role.STANDBY))
+
+    assert world.is_complete()
+
+    world.take_over(
+        member("z", Role.DISPATCHER), member("a", Role.STANDBY), level=NO_EPOCH
+    )
+
+    assert not world.is_complete()
+
+
+def test_the_other_standby_is_missing_until_it_follows() -> None:
+    """It may have acknowledged what this one had not."""
+    world = World()
+    world.take_over(member("z", Role.DISPATCHER), member("b", Role.STANDBY))
+
+    assert not world.is_complete()
+
+    world.follow("b")
+
+    assert world.is_complete()
+
+
+def test_workers_and_lost_members_are_not_waited_for() -> None:
+    """They kept no copies."""
+    world = World()
+    lost = member("c", Role.STANDBY, NodeState.LOST)
+    world.take_over(member("b", Role.WORKER), lost)
+
+    assert world.is_complete()
