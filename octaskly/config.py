@@ -25,6 +25,7 @@ GROUP = "octaskly"  #: its members may use the local socket, so command the mesh
 LOOPBACK = ("127.0.0.1", "::1")
 PORT_MAX = 65535
 SLOTS_MAX = 4096
+DURABILITIES = ("normal", "strict")
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9.-]{0,62}")
 _LABEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/-]{0,62}")
@@ -52,6 +53,7 @@ class AgentOptions:
     cors_origins: tuple[str, ...] = ()
     allow_hosts: tuple[str, ...] = ()
     electable: bool = True
+    durability: str | None = None  #: one of `DURABILITIES`
     log_format: str = "auto"  #: `auto`, `console`, `json` or `journal`
     log_level: str = "info"
 
@@ -95,6 +97,7 @@ class AgentConfig:
     slots: int
     labels: tuple[tuple[str, str], ...]
     seeds: tuple[tuple[str, int], ...]  #: host and peer port of each `--join`
+    is_strict: bool  #: nothing counts that only one disk holds
     options: AgentOptions
     timing: Timing
     limits: Limits
@@ -125,6 +128,7 @@ def resolve(options: AgentOptions, environ: Mapping[str, str]) -> AgentConfig:
     ):
         if port is not None and not 0 <= port <= PORT_MAX:
             problems.append(f"{flag} {port}: from 0 to 65535")
+    durability = _durability(options, environ, problems)
     if problems:
         raise ConfigError(
             "; ".join(problems), hint="octaskly agent --help shows every flag"
@@ -135,6 +139,7 @@ def resolve(options: AgentOptions, environ: Mapping[str, str]) -> AgentConfig:
         slots=slots,
         labels=labels,
         seeds=seeds,
+        is_strict=durability == "strict",
         options=options,
         timing=Timing(),
         limits=Limits(),
@@ -209,6 +214,15 @@ def _labels(texts: tuple[str, ...], problems: list[str]) -> tuple[tuple[str, str
             continue
         labels.append((key, value))
     return tuple(sorted(labels))
+
+
+def _durability(
+    options: AgentOptions, environ: Mapping[str, str], problems: list[str]
+) -> str:
+    given = options.durability or environ.get("OCTASKLY_DURABILITY") or "normal"
+    if given not in DURABILITIES:
+        problems.append(f"--durability {given!r}: {' or '.join(DURABILITIES)}")
+    return given
 
 
 def _host_name() -> str:

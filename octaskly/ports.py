@@ -19,10 +19,12 @@ from octaskly.core.model import (
     Address,
     AttemptId,
     Epoch,
+    Failover,
     Holdings,
     LoadSample,
     Moment,
     NodeId,
+    StandbyView,
     StreamId,
     TaskId,
     TaskSpec,
@@ -236,6 +238,20 @@ class OutputPlace:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class MeshState:
+    """Who reigns, and who keeps copies of what is accepted now."""
+
+    epoch: Epoch
+    standbys: tuple[StandbyView, ...] = ()  #: the one that would succeed first
+    failover: Failover | None = None  #: the last one, if this reign came of one
+
+    @property
+    def replicas(self) -> int:
+        """How many disks will hold a task that is accepted now."""
+        return 1 + sum(standby.is_level for standby in self.standbys)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class MeshStats:
     """What `GET /api/v1/stats` shows."""
 
@@ -247,7 +263,7 @@ class MeshStats:
     memory_mb: int
     cpu_percent: float
     disk_bytes: int
-    term: int = 0
+    mesh: MeshState
     refused: Mapping[str, int] = field(default_factory=dict)
     """Messages of peers that could not be, by the code of the reason."""
 
@@ -288,11 +304,15 @@ class Gateway(Protocol):
         *,
         principal: Principal,
         idempotency_key: str | None = None,
+        is_strict: bool = False,
     ) -> tuple[list[TaskRecord], int]:
         """Accept all tasks durably, or none; return them and the replica count.
 
+        With `is_strict`, one copy is too few.
+
         Raises:
             NotDispatcher: another node is dispatcher.
+            NotDurable: one copy is too few, and no standby acknowledges.
             TaskExists: an id that a client chose is taken, or the key was used for
                 another body.
             StoreFull: the disk has no room.
@@ -303,6 +323,7 @@ class Gateway(Protocol):
 
         Raises:
             TaskNotFound: no such task.
+            CatchingUp: it is unknown here, but another node may know it.
             TaskAmbiguous: the sequence fits several.
         """
 
@@ -340,6 +361,12 @@ class Gateway(Protocol):
 
     def roster(self) -> Roster | None:
         """Return the members of the mesh, None while none is known."""
+
+    def mesh(self) -> MeshState:
+        """Return who reigns, and what the dispatcher knows of its standbys."""
+
+    def seen_ms(self, node: NodeId) -> int | None:
+        """Return when a member was last heard, as wall-clock time."""
 
     def names(self) -> Mapping[NodeId, str]:
         """Return the name of every node ever met, for showing attempts."""

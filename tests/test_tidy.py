@@ -48,6 +48,8 @@ GLOSSARY = [
     "agent",
     "dispatcher",
     "standby",
+    "level",
+    "replica",
     "worker",
     "slot",
     "task",

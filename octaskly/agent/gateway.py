@@ -7,15 +7,12 @@ raise NotDispatcher and the API forwards.
 
 from __future__ import annotations
 
-import asyncio
-import hashlib
 import re
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from contextlib import asynccontextmanager
-from dataclasses import replace
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from octaskly.agent.clock import SystemClock
+from octaskly.agent.submissions import Submission, Submissions
 from octaskly.agent.tickets import Tickets, Waiters
 from octaskly.agent.view import MeshView
 from octaskly.core import effects as ef
@@ -34,12 +31,10 @@ from octaskly.errors import (
     CatchingUp,
     NodeNotFound,
     NotDispatcher,
-    NotDurable,
     OutputNotFound,
     PermissionDenied,
     StoreFull,
     TaskAmbiguous,
-    TaskExists,
     TaskNotCancellable,
     TaskNotFound,
 )
@@ -47,6 +42,7 @@ from octaskly.ports import (
     DispatcherView,
     Health,
     Log,
+    MeshState,
     MeshStats,
     OutputPlace,
     Principal,
@@ -74,7 +70,7 @@ class AgentGateway:
         mint: Callable[[str, str, int], str],
         is_room: Callable[[], bool],
         names: Mapping[NodeId, str],
-        node: Node | None = None,
+        node: Node,
     ) -> None:
         self._node = node
         self._node_id = node_id
@@ -89,7 +85,9 @@ class AgentGateway:
         self._started_s = clock.now().mono_s
         self.tickets = Tickets(post)
         self.waiters = Waiters()
-        self._claims: dict[TaskId, asyncio.Event] = {}
+        self._submissions = Submissions(
+            mesh_id=mesh_id, store=store, clock=clock, tickets=self.tickets
+        )
         self.view = MeshView(node_id, names)
 
     def close(self) -> None:
@@ -120,6 +118,24 @@ class AgentGateway:
         """Return the members of the mesh."""
         return self.view.roster
 
+    def mesh(self) -> MeshState:
+        """Return who reigns, and what the dispatcher knows of its standbys."""
+        return MeshState(
+            epoch=self.view.epoch,
+            standbys=self._node.standbys,
+            failover=self._node.failover if self.view.is_serving else None,
+        )
+
+    def seen_ms(self, node: NodeId) -> int | None:
+        """Return when a member was last heard, or was found lost."""
+        now = self._clock.now()
+        if node == self._node_id:
+            return now.wall_ms
+        heard_s = self._node.heard_s(node)
+        if heard_s is None:
+            return None
+        return now.wall_ms - round((now.mono_s - heard_s) * 1000)
+
     def names(self) -> Mapping[NodeId, str]:
         """Return the name of every node ever met."""
         return self.view.names
@@ -136,105 +152,25 @@ class AgentGateway:
         *,
         principal: Principal,
         idempotency_key: str | None = None,
+        is_strict: bool = False,
     ) -> tuple[list[TaskRecord], int]:
         """Accept all tasks durably, or none."""
         self._require_dispatcher()
         self._require_room()
-        if idempotency_key is not None:
-            drafts = [
-                replace(draft, id=self._keyed_id(principal, idempotency_key, index))
-                if draft.id is None
-                else draft
-                for index, draft in enumerate(drafts)
-            ]
-        chosen = [draft.id for draft in drafts if draft.id is not None]
-        if not chosen:
-            return await self._accept(drafts, principal)
-        after = (
-            self._keyed_id(principal, idempotency_key, len(drafts))
-            if idempotency_key is not None
-            else None
-        )
-        async with self._alone_with(chosen):
-            known = await self._known(drafts, chosen, after)
-            if known is not None:
-                return known, 1
-            return await self._accept(drafts, principal)
-
-    @asynccontextmanager
-    async def _alone_with(self, chosen: Sequence[TaskId]) -> AsyncIterator[None]:
-        """Claim ids; a request that repeats one waits until the first is answered."""
-        while busy := next(filter(None, map(self._claims.get, chosen)), None):
-            await busy.wait()
-        answered = asyncio.Event()
-        claims = dict.fromkeys(chosen, answered)
-        self._claims.update(claims)
-        try:
-            yield
-        finally:
-            for task in claims:
-                del self._claims[task]
-            answered.set()
-
-    async def _accept(
-        self, drafts: Sequence[ev.Draft], principal: Principal
-    ) -> tuple[list[TaskRecord], int]:
-        suffixes = tuple(self._clock.hex_digits(8) for _ in drafts)
-        reply = await self.tickets.ask(
-            lambda ticket: ev.TasksSubmitted(
-                ticket, tuple(drafts), principal.subject, suffixes
+        return await self._submissions.take(
+            Submission(
+                drafts=tuple(drafts),
+                submitter=principal.subject,
+                key=idempotency_key,
+                is_strict=is_strict,
             )
         )
-        if isinstance(reply, ef.NotDurable):
-            raise NotDurable(
-                "durability is strict, and no standby acknowledges",
-                hint="repeat it with the same Idempotency-Key when a standby is back",
-            )
-        if not isinstance(reply, ef.Accepted):
-            raise NotDispatcher("this node stopped being dispatcher")
-        records = [TaskRecord(id=spec.id, spec=spec) for spec in reply.specs]
-        return records, reply.replicas
-
-    async def _known(
-        self,
-        drafts: Sequence[ev.Draft],
-        chosen: Sequence[TaskId],
-        after: TaskId | None,
-    ) -> list[TaskRecord] | None:
-        """Return the tasks of a repeated request; None if the ids are all free.
-
-        `after` is the id that the key would give to one task more: where it is taken,
-        the first request with this key was a longer one.
-        """
-        if len(set(chosen)) < len(chosen):
-            raise TaskExists("Duplicate task ID", field="id", hint="ids repeat")
-        taken = await self._store.tasks([*chosen, *([after] if after else [])])
-        busy = next((task for task in chosen if task in taken), None)
-        if busy is None:
-            return None
-        is_repeat = (
-            after is not None
-            and after not in taken
-            and len(taken) == len(drafts)
-            and all(_is_same(draft, taken) for draft in drafts)
-        )
-        if not is_repeat:
-            raise TaskExists(
-                "Duplicate task ID",
-                field="Idempotency-Key" if after else "id",
-                hint=f"{busy} exists already",
-            )
-        return [taken[task] for task in chosen]
-
-    def _keyed_id(self, principal: Principal, key: str, index: int) -> TaskId:
-        """Return the id that this key has on both sides of a split."""
-        text = "\0".join((self._mesh_id or "", principal.subject, key, str(index)))
-        digest = hashlib.sha256(text.encode()).hexdigest()
-        return TaskId(f"task-{int(digest[:16], 16) % 10**12:012d}-{digest[16:24]}")
 
     async def task(self, ref: str) -> TaskRecord:
         """Return one task with outputs."""
         self._require_dispatcher()
+        # Asked before the store is: what comes in meanwhile must not make it a 404.
+        is_complete = self._node.is_complete
         record = await self._store.task(TaskId(ref))
         if record is None and (match := _SEQUENCE.fullmatch(ref)):
             ids = await self._store.resolve(int(match[1]))
@@ -243,8 +179,12 @@ class AgentGateway:
                     f"{ref} fits several tasks", hint=f"use {ids[0]} or {ids[1]}"
                 )
             record = await self._store.task(ids[0]) if ids else None
+        if record is None and not is_complete:
+            raise CatchingUp(
+                f"{ref} is unknown here, and a node that may know it is missing",
+                hint="ask again; a node that stays away is given up after 10 minutes",
+            )
         if record is None:
-            self._require_complete(ref)
             raise TaskNotFound("Task not found", hint=f"no task is called {ref}")
         return record
 
@@ -306,7 +246,7 @@ class AgentGateway:
             local = self._captured(record.id, attempt.id, path)
         urls = () if local else self.view.lan_urls(attempt.node)
         if local is None and not urls:
-            name = self.view.names.get(attempt.node, attempt.node)
+            name = self.view.name_of(attempt.node)
             raise NodeNotFound(f"node {name}, which has this output, is gone")
         return OutputPlace(
             node=attempt.node,
@@ -340,8 +280,8 @@ class AgentGateway:
             memory_mb=load.process_mb,
             cpu_percent=load.cpu_percent,
             disk_bytes=stored.disk_bytes,
-            term=self.view.term,
-            refused=self._node.refused if self._node else {},
+            mesh=self.mesh(),
+            refused=self._node.refused,
         )
 
     def health(self) -> Health:
@@ -367,14 +307,6 @@ class AgentGateway:
         if not self.view.is_serving:
             raise NotDispatcher("this node is not dispatcher")
 
-    def _require_complete(self, ref: str) -> None:
-        """Say "not found" only where no missing node may know better."""
-        if self._node is not None and not self._node.is_complete:
-            raise CatchingUp(
-                f"{ref} is unknown here, and a node that may know it is missing",
-                hint="ask again; a node that stays away is given up after 10 minutes",
-            )
-
     def _require_room(self) -> None:
         if failure := self._failure():
             raise StoreFull("the dispatcher cannot write its log", hint=failure)
@@ -383,15 +315,3 @@ class AgentGateway:
                 "the disk of the dispatcher has no room for the log",
                 hint="free some space there; running tasks are not affected",
             )
-
-
-def _is_same(draft: ev.Draft, taken: Mapping[TaskId, TaskRecord]) -> bool:
-    """Return whether the task of a draft's id is what the draft asks for."""
-    record = taken.get(draft.id) if draft.id else None
-    spec = record.spec if record else None
-    return spec is not None and (
-        draft.command,
-        draft.timeout_s,
-        draft.inputs,
-        draft.outputs,
-    ) == (spec.command, spec.timeout_s, spec.inputs, spec.outputs)

@@ -209,7 +209,12 @@ class Parts:
         timing = config.timing
         if is_first:
             timing = replace(timing, seek_alone_s=0.0)
-        settings = Settings(node=self._info, timing=timing, limits=config.limits)
+        settings = Settings(
+            node=self._info,
+            timing=timing,
+            limits=config.limits,
+            is_strict=config.is_strict,
+        )
         self._node = Node(settings, saved)
         self.loop = CoreLoop(
             self._node,

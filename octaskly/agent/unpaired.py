@@ -16,7 +16,9 @@ from octaskly.agent.sockets import bind, port_of
 from octaskly.agent.start import write_description
 from octaskly.api import ApiServer, Site
 from octaskly.config import API_PORT, GROUP, LOOPBACK, PEER_PORT, AgentConfig
-from octaskly.core.model import NO_LOAD, NodeInfo
+from octaskly.core.events import Saved
+from octaskly.core.model import NO_LOAD, NodeInfo, Settings
+from octaskly.core.node import Node
 from octaskly.errors import TrustError
 from octaskly.log import Logger, write_note
 from octaskly.mesh.discovery import Discovery
@@ -111,6 +113,7 @@ def _gateway(node: NodeInfo, store: Store, clock: SystemClock) -> AgentGateway:
     return AgentGateway(
         node_id=node.id,
         mesh_id=None,
+        node=Node(Settings(node=node), Saved()),
         store=store,
         clock=clock,
         post=lambda _: None,

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 from octaskly.core.effects import Publish
 from octaskly.core.messages import Member, Roster
-from octaskly.core.model import NodeId, NodeState, Role
+from octaskly.core.model import NO_EPOCH, Epoch, NodeId, NodeState, Role
 from octaskly.ports import DispatcherView
 
 
@@ -16,6 +16,7 @@ class MeshView:
 
     def __init__(self, node_id: NodeId, names: Mapping[NodeId, str]) -> None:
         self.names = dict(names)  #: every node ever met
+        self._called: dict[NodeId, str] = {}
         self._node_id = node_id
         self._news: Publish | None = None
         self._changed = asyncio.Event()
@@ -40,9 +41,9 @@ class MeshView:
         return [m for m in members if m.state is not NodeState.LOST]
 
     @property
-    def term(self) -> int:
-        """The term in force."""
-        return self._news.epoch.term if self._news else 0
+    def epoch(self) -> Epoch:
+        """The epoch in force."""
+        return self._news.epoch if self._news else NO_EPOCH
 
     @property
     def is_serving(self) -> bool:
@@ -76,6 +77,14 @@ class MeshView:
         except TimeoutError:
             return None
 
+    def name_of(self, node: NodeId) -> str:
+        """Return the name of a node, its id while none is known."""
+        return self.names.get(node) or self._called.get(node, node)
+
+    def met(self, node: NodeId, name: str) -> None:
+        """Know what a peer calls itself, until a roster says its name in the mesh."""
+        self._called[node] = name
+
     def lan_urls(self, node: NodeId) -> tuple[str, ...]:
         """Return where a live member serves its LAN API; nothing for others."""
         for member in self.live:
@@ -100,7 +109,8 @@ class MeshView:
         elif news.dispatcher == self._node_id:
             role = str(Role.DISPATCHER)
         else:
-            role = f"worker of {self.names.get(news.dispatcher, news.dispatcher)}"
+            own = (m.role for m in self.live if m.id == self._node_id)
+            role = f"{next(own, Role.WORKER)} of {self.name_of(news.dispatcher)}"
         return f"{role}, {len(self.live)} nodes, {running} running"
 
 

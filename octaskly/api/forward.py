@@ -34,6 +34,7 @@ from octaskly.ports import DispatcherView, Gateway
 
 HOP_HEADER = "Octaskly-Hop"
 DISPATCHER_HEADER = "Octaskly-Dispatcher"
+EPOCH_HEADER = "Octaskly-Epoch"
 
 _WHOLE_BYTES_MAX = 64 << 10
 _PAUSE_S = 0.02
@@ -48,7 +49,8 @@ _DOWN = (
     "Content-Range",
     "Content-Type",
     "Last-Modified",
-    "Octaskly-Dispatcher",
+    DISPATCHER_HEADER,
+    EPOCH_HEADER,
     "Octaskly-Replicas",
     "Retry-After",
     "X-Content-Type-Options",
@@ -107,10 +109,11 @@ class Forwarder:
             hold.begin()
             try:
                 if view.is_self:
-                    return self._signed(await local(call), view)
+                    call.seen.signature = self._signature(view)
+                    return await local(call)
                 return await self._forward(call, view)
             except (NotDispatcher, NoDispatcher, NotSent):
-                pass
+                call.seen.signature = {}
             except MaybeSent as error:
                 if not _is_repeatable(call.request):
                     raise _unsure(str(error)) from None
@@ -268,13 +271,12 @@ class Forwarder:
             self._tune(connection)
         return connection
 
-    def _signed(
-        self, response: web.StreamResponse, view: DispatcherView
-    ) -> web.StreamResponse:
-        if not response.prepared:
-            name = dispatcher_name(self._gateway, view.node)
-            response.headers[DISPATCHER_HEADER] = name
-        return response
+    def _signature(self, view: DispatcherView) -> dict[str, str]:
+        """Return the headers that say which dispatcher answers, and in which reign."""
+        return {
+            DISPATCHER_HEADER: dispatcher_name(self._gateway, view.node),
+            EPOCH_HEADER: f"{view.epoch.term}/{view.epoch.node}",
+        }
 
 
 class _Hold:

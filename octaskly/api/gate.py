@@ -150,6 +150,7 @@ class Gate:
         took_s = asyncio.get_running_loop().time() - seen.began_s
         headers["X-Request-ID"] = seen.id
         headers["X-Response-Time-ms"] = f"{took_s * 1000:.3f}"
+        headers.update(seen.signature)
         headers.update(_UNCACHED)
         headers.update(guards.cors_headers(seen.origin))
         headers["Server"] = _SERVER_NAME

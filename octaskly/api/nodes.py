@@ -24,13 +24,18 @@ async def health(call: Call) -> web.StreamResponse:
 
 async def stats(call: Call) -> web.StreamResponse:
     """Return counts of the mesh and the state of the dispatcher's machine."""
-    return json_response(render.encode(render.stats(await call.gateway.stats())))
+    gateway = call.gateway
+    shown = render.stats(await gateway.stats(), gateway.names())
+    return json_response(render.encode(shown))
 
 
 async def index(call: Call) -> web.StreamResponse:
     """Return all members."""
-    now_ms = call.parts.clock.now().wall_ms
-    return json_response(render.encode(render.nodes(_members(call), now_ms)))
+    gateway = call.gateway
+    shown = render.nodes(
+        _members(call), gateway.seen_ms, gateway.mesh(), gateway.names()
+    )
+    return json_response(render.encode(shown))
 
 
 async def show(call: Call) -> web.StreamResponse:
@@ -38,8 +43,8 @@ async def show(call: Call) -> web.StreamResponse:
     name = call.request.match_info["name"]
     for member in _members(call):
         if name in (member.name, member.id):
-            now_ms = call.parts.clock.now().wall_ms
-            return json_response(render.encode(render.node(member, now_ms)))
+            shown = render.node(member, call.gateway.seen_ms(member.id))
+            return json_response(render.encode(shown))
     raise Problem(404, WORKER_NOT_FOUND, hint=f"no member is called {name[:80]!a}")
 
 

@@ -7,6 +7,7 @@ import re
 from collections.abc import Callable, Iterable
 
 from octaskly.api.problems import INVALID_VALUE, Problem
+from octaskly.config import DURABILITIES
 from octaskly.core.model import TaskState
 
 LIMIT_DEFAULT = 100
@@ -75,6 +76,13 @@ class Query:
         if text not in ("utf-8", "base64"):
             raise _invalid("encoding", "`encoding` is utf-8 or base64")
         return text == "base64"
+
+    def is_strict(self) -> bool:
+        """Return whether a task with a single copy is to be refused."""
+        text = self._given.get("durability", "normal")
+        if text not in DURABILITIES:
+            raise _invalid("durability", "`durability` is normal or strict")
+        return text == "strict"
 
     def force(self) -> bool:
         """Return whether to end a task that runs."""

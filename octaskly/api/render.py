@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 
 import msgspec
@@ -15,13 +15,12 @@ from octaskly.core.model import (
     Attempt,
     AttemptState,
     NodeId,
-    NodeState,
     Outcome,
     OutputFile,
     Reason,
     TaskState,
 )
-from octaskly.ports import Health, MeshStats, TaskPage, TaskQuery
+from octaskly.ports import Health, MeshState, MeshStats, TaskPage, TaskQuery
 
 _MIB = 1 << 20
 
@@ -41,14 +40,15 @@ def at(wall_ms: int | None) -> str | None:
     return _at_second(wall_ms // 1000) if wall_ms else None
 
 
-def created(record: TaskRecord) -> Json:
-    """Return the answer to a submission."""
+def created(record: TaskRecord, replicas: int) -> Json:
+    """Return the answer to a submission, which `replicas` disks hold."""
     spec = record.spec
     return {
         "id": record.id,
         "command": spec.command if spec else None,
         "status": record.state.value,
         "created_at": at(spec.created_ms) if spec else None,
+        "replicas": replicas,
     }
 
 
@@ -122,15 +122,46 @@ def cancelled(record: TaskRecord) -> Json:
     }
 
 
-def nodes(members: Sequence[Member], now_ms: int) -> Json:
-    """Return the members of the mesh."""
+def nodes(
+    members: Sequence[Member],
+    seen_ms: Callable[[NodeId], int | None],
+    state: MeshState,
+    names: Mapping[NodeId, str],
+) -> Json:
+    """Return the members of the mesh, and how safe it is."""
     return {
-        "nodes": [node(member, now_ms) for member in members],
+        "nodes": [node(member, seen_ms(member.id)) for member in members],
         "total": len(members),
+        **mesh(state, names),
     }
 
 
-def node(member: Member, now_ms: int) -> Json:
+def mesh(state: MeshState, names: Mapping[NodeId, str]) -> Json:
+    """Return who reigns, who keeps copies, and when another node did both last."""
+    epoch, failover = state.epoch, state.failover
+    return {
+        "term": epoch.term,
+        "epoch": {"term": epoch.term, "node": epoch.node},
+        "replicas": state.replicas,
+        "standbys": [
+            {
+                "name": names.get(standby.node, standby.node),
+                "id": standby.node,
+                "state": "level" if standby.is_level else "joining",
+                "lag": standby.lag,
+            }
+            for standby in state.standbys
+        ],
+        "last_failover": failover
+        and {
+            "at": at(failover.at_ms),
+            "duration_ms": failover.duration_ms,
+            "reason": failover.reason,
+        },
+    }
+
+
+def node(member: Member, seen_ms: int | None) -> Json:
     """Return one member."""
     load = member.load
     return {
@@ -150,12 +181,11 @@ def node(member: Member, now_ms: int) -> Json:
         },
         "memory_mb": member.memory_mb,
         "version": member.version,
-        # A roster holds only members with a link, except those just lost.
-        "last_seen": at(now_ms) if member.state is not NodeState.LOST else None,
+        "last_seen": at(seen_ms),
     }
 
 
-def stats(numbers: MeshStats) -> Json:
+def stats(numbers: MeshStats, names: Mapping[NodeId, str]) -> Json:
     """Return counts of the mesh and the state of the dispatcher's machine."""
     counts = {state.value: numbers.counts.get(state, 0) for state in TaskState}
     return {
@@ -174,7 +204,7 @@ def stats(numbers: MeshStats) -> Json:
             "total_tasks": sum(counts.values()),
             "disk_size_mb": -(-numbers.disk_bytes // _MIB),
         },
-        "mesh": {"term": numbers.term, "refused": dict(numbers.refused)},
+        "mesh": {**mesh(numbers.mesh, names), "refused": dict(numbers.refused)},
     }
 
 

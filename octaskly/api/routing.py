@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from enum import Enum, auto
 from typing import Protocol
 
@@ -71,6 +71,8 @@ class Seen:
     began_s: float  #: on the clock of the event loop
     origin: str | None = None  #: an allowed Origin, to be reflected
     subject: str | None = None
+    signature: Mapping[str, str] = field(default_factory=dict)
+    """Headers of a dispatcher's answer, also of one that refuses."""
 
 
 class Connection(Protocol):

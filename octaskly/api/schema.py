@@ -11,7 +11,8 @@ import json
 import posixpath
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Annotated, Any, NoReturn
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal, NoReturn
 
 import msgspec
 
@@ -53,6 +54,16 @@ class TaskIn(msgspec.Struct, forbid_unknown_fields=True, gc=False):
     inputs: Paths = ()
     outputs: Paths = ()
     id: str | msgspec.UnsetType = msgspec.UNSET
+    durability: Literal["normal", "strict"] = "normal"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Batch:
+    """The tasks of a submission, in order."""
+
+    drafts: list[Draft]
+    is_array: bool
+    is_strict: bool  #: of one task at least, which goes for all: all or none
 
 
 class TokenIn(msgspec.Struct, forbid_unknown_fields=True):
@@ -68,6 +79,7 @@ _RANGES = {
     "inputs": f"an array of at most {PATHS_MAX} relative paths",
     "outputs": f"an array of at most {PATHS_MAX} relative paths",
     "id": "1 to 64 characters of A-Z a-z 0-9 . _ -",
+    "durability": "normal or strict",
     "command": f"a text of 1 to {COMMAND_BYTES_MAX} bytes",
     "role": "admin, client or viewer",
     "subject": "1 to 128 printable characters",
@@ -80,10 +92,12 @@ _many = msgspec.json.Decoder(list[TaskIn])
 _token = msgspec.json.Decoder(TokenIn)
 
 
-def parse_tasks(body: bytes) -> tuple[list[Draft], bool]:
-    """Return the tasks of a submission, in order, and whether it was an array."""
+def parse_tasks(body: bytes) -> Batch:
+    """Return the tasks of a submission."""
     if not body.lstrip(b" \t\r\n").startswith(b"["):
-        return [_draft(_decode(_one, TaskIn, body), None)], False
+        task: TaskIn = _decode(_one, TaskIn, body)
+        is_strict = task.durability == "strict"
+        return Batch(drafts=[_draft(task, None)], is_array=False, is_strict=is_strict)
     tasks: list[TaskIn] = _decode(_many, TaskIn, body)
     if not 1 <= len(tasks) <= BATCH_MAX:
         raise Problem(
@@ -94,7 +108,8 @@ def parse_tasks(body: bytes) -> tuple[list[Draft], bool]:
         )
     drafts = [_draft(task, index) for index, task in enumerate(tasks)]
     _refuse_repeated_ids(drafts)
-    return drafts, True
+    is_strict = any(task.durability == "strict" for task in tasks)
+    return Batch(drafts=drafts, is_array=True, is_strict=is_strict)
 
 
 def parse_token(body: bytes) -> TokenIn:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from http import HTTPStatus
+
 from aiohttp import web
 
 from octaskly.api import query, render, schema
@@ -15,13 +17,15 @@ REPLICAS_HEADER = "Octaskly-Replicas"
 
 async def create(call: Call) -> web.StreamResponse:
     """Accept one task or an array of tasks, all or none."""
-    drafts, is_array = schema.parse_tasks(call.body)
+    asked = schema.parse_tasks(call.body)
+    is_strict = call.query.is_strict() or asked.is_strict
     key = query.idempotency_key(call.request.headers.get("Idempotency-Key"))
     records, replicas = await call.gateway.submit(
-        drafts, principal=call.who, idempotency_key=key
+        asked.drafts, principal=call.who, idempotency_key=key, is_strict=is_strict
     )
-    shown = [render.created(record) for record in records]
-    response = json_response(render.encode(shown if is_array else shown[0]), 201)
+    shown = [render.created(record, replicas) for record in records]
+    body = render.encode(shown if asked.is_array else shown[0])
+    response = json_response(body, HTTPStatus.CREATED)
     response.headers[REPLICAS_HEADER] = str(replicas)
     return response
 
@@ -81,6 +85,7 @@ ROUTES = (
         perform=create,
         access=Access.SUBMIT,
         body_bytes_max=SUBMISSION_BYTES_MAX,
+        query=("durability",),
     ),
     Route(
         method="GET",

@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from octaskly.config import AgentOptions
+from octaskly.config import DURABILITIES, AgentOptions
 
 PORT = click.IntRange(0, 65535)
 FOLDER = click.Path(path_type=Path)
@@ -57,6 +57,11 @@ FOLDER = click.Path(path_type=Path)
     "--electable/--no-electable",
     default=True,
     help="Whether this node may become dispatcher.",
+)
+@click.option(
+    "--durability",
+    type=click.Choice(DURABILITIES),
+    help="strict: as dispatcher, accept nothing that only one disk holds (normal).",
 )
 @click.option(
     "--log-format",

@@ -9,9 +9,18 @@ import click
 import msgspec
 
 from octaskly.cli.choice import Choice
-from octaskly.cli.render import age, duration, print_fields, print_json, print_table
+from octaskly.cli.render import (
+    age,
+    duration,
+    note,
+    print_fields,
+    print_json,
+    print_table,
+)
 from octaskly.cli.tasks import JSON_OPTION
-from octaskly.client import NodeInfo, NodePage
+from octaskly.client import Failover, MeshState, NodeInfo, NodePage, Standby
+
+NO_STANDBY = "no other node keeps copies: is --no-electable set on all of them?"
 
 
 @click.command()
@@ -29,13 +38,34 @@ def nodes(choice: Choice, as_json: bool) -> None:  # noqa: FBT001
     now = dt.datetime.now(dt.UTC)
     print_table(
         ("NODE", "STATE", "ROLE", "TASKS", "CPU", "MEMORY", "VERSION", "SEEN"),
-        [_row(node, now) for node in page.nodes],
+        [_row(node, page, now) for node in page.nodes],
         state_column=1,
     )
+    if page.replicas == 1 and any(_is_other(node) for node in page.nodes):
+        joining = ", ".join(_standing(standby) for standby in page.standbys)
+        note(f"warning: new tasks have one copy only; {joining or NO_STANDBY}")
+    if page.last_failover is not None:
+        note(f"last failover: {_failover(page.last_failover, now)}")
 
 
-def _row(node: NodeInfo, now: dt.datetime) -> tuple[str, ...]:
-    load = node.load or {}
+def _is_other(node: NodeInfo) -> bool:
+    """Whether this node is there and could keep a copy of what another accepts."""
+    return node.role != "dispatcher" and node.state != "lost"
+
+
+def _standing(standby: Standby) -> str:
+    behind = f", {standby.lag} entries behind" if standby.state == "joining" else ""
+    return f"{standby.name} is {standby.state}{behind}"
+
+
+def _failover(failover: Failover, now: dt.datetime) -> str:
+    took = duration(failover.duration_ms)
+    return f"{age(failover.at, now)}, took {took} ({failover.reason})"
+
+
+def _row(node: NodeInfo, page: NodePage, now: dt.datetime) -> tuple[str, ...]:
+    state = next((f" {s.state}" for s in page.standbys if s.id == node.id), "")
+    load = (node.load or {}) if node.state != "lost" else {}
     cpu, used_mb = load.get("cpu_percent"), load.get("memory_used_mb")
     memory = "-"
     if node.memory_mb and used_mb is not None:
@@ -43,7 +73,7 @@ def _row(node: NodeInfo, now: dt.datetime) -> tuple[str, ...]:
     return (
         node.name,
         node.state,
-        node.role,
+        node.role if not state else f"standby{state}",
         f"{node.running or 0}/{node.slots or 0}",
         "-" if cpu is None else f"{cpu:.0f}%",
         memory,
@@ -56,7 +86,7 @@ def _row(node: NodeInfo, now: dt.datetime) -> tuple[str, ...]:
 @JSON_OPTION
 @click.pass_obj
 def stats(choice: Choice, as_json: bool) -> None:  # noqa: FBT001
-    """Count the tasks and workers of the whole mesh."""
+    """Count tasks, workers and copies in the whole mesh."""
     with choice.client() as client:
         reply = client.request("GET", "/api/v1/stats")
     if as_json:
@@ -65,11 +95,18 @@ def stats(choice: Choice, as_json: bool) -> None:  # noqa: FBT001
     answer = msgspec.json.decode(reply.body, type=dict[str, Any])
     workers, tasks = answer.get("workers", {}), answer.get("tasks", {})
     system, database = answer.get("system", {}), answer.get("database", {})
+    mesh = msgspec.convert(answer.get("mesh", {}), MeshState)
+    failover, now = mesh.last_failover, dt.datetime.now(dt.UTC)
+    standbys = "; ".join(_standing(standby) for standby in mesh.standbys)
     uptime_s = system.get("uptime_seconds")
     print_fields(
         [
             ("workers", _counts(workers)),
             ("tasks", _counts(tasks)),
+            ("copies of a new task", mesh.replicas),
+            ("standbys", standbys or None),
+            ("term", mesh.term),
+            ("last failover", _failover(failover, now) if failover else None),
             ("dispatcher up", duration(uptime_s * 1000) if uptime_s else None),
             ("dispatcher memory", _unit(system.get("memory_usage_mb"), "MB")),
             ("dispatcher CPU", _unit(system.get("cpu_usage_percent"), "%")),

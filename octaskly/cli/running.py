@@ -51,6 +51,7 @@ def run(
     inputs: Sequence[str],
     outputs: Sequence[str],
     idempotency_key: str | None,
+    durability: str | None,
     as_json: bool,  # noqa: FBT001
 ) -> int:
     """Run a command somewhere in the mesh, as if it ran here.
@@ -68,7 +69,11 @@ def run(
     try:
         with choice.client() as client:
             with _interrupt_noted() as noted:
-                [task] = client.submit([task_draft], idempotency_key=idempotency_key)
+                [task] = client.submit(
+                    [task_draft],
+                    idempotency_key=idempotency_key,
+                    durability=durability,
+                )
             return _follow(client, task.id, as_json=as_json, is_cancelled=bool(noted))
     except OctasklyError as error:
         code = report(error)

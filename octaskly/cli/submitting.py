@@ -41,6 +41,11 @@ TASK_OPTIONS = (
         metavar="KEY",
         help="Makes handing in again harmless: the same key is the same task.",
     ),
+    click.option(
+        "--durability",
+        type=click.Choice(("normal", "strict")),
+        help="strict: rather fail than have one copy only (default: normal).",
+    ),
 )
 
 
@@ -109,6 +114,7 @@ def submit(
     inputs: Sequence[str],
     outputs: Sequence[str],
     idempotency_key: str | None,
+    durability: str | None,
 ) -> None:
     """Hand in a task, or one per line of stdin with -, and print the ids.
 
@@ -128,7 +134,9 @@ def submit(
         note("nothing to submit: no line has a command")
         return
     with choice.client() as client:
-        accepted = client.submit(drafts, idempotency_key=idempotency_key)
+        accepted = client.submit(
+            drafts, idempotency_key=idempotency_key, durability=durability
+        )
     click.echo("\n".join(task.id for task in accepted))
 
 

@@ -27,6 +27,8 @@ REPLY_S_MAX = 30.0  #: a node holds a request up to 5 s, then answers in any cas
 CONNECT_S_MAX = 5.0
 IDLE_S_MAX = 10.0  #: nodes close connections that were idle for longer than this
 SOCKET_PATH_BYTES_MAX = 107  #: sizeof(sun_path) - 1
+OPEN_ERRORS = ("Connection to the dispatcher was lost", "No standby keeps a copy")
+"""Refusals, as the node words them, after which a submission may be in the log."""
 
 
 class ApiError(OctasklyError):
@@ -203,6 +205,9 @@ class Connection:
             refused = refusal(response, data)
             pause_s = refused.retry_after_s
             if refused.status != http.HTTPStatus.SERVICE_UNAVAILABLE or pause_s is None:
+                raise refused
+            is_open = method == "POST" and str(refused) in OPEN_ERRORS
+            if is_open and "Idempotency-Key" not in (headers or {}):
                 raise refused
             if time.monotonic() + pause_s > give_up_at:
                 raise refused

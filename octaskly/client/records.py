@@ -90,7 +90,33 @@ class NodeInfo(msgspec.Struct, frozen=True, kw_only=True):
     last_seen: str | None = None
 
 
-class NodePage(msgspec.Struct, frozen=True, kw_only=True):
+class Standby(msgspec.Struct, frozen=True, kw_only=True):
+    """A node that keeps copies; `lag` counts the entries that it lacks."""
+
+    name: str
+    id: str = ""
+    state: str = ""
+    lag: int = 0
+
+
+class Failover(msgspec.Struct, frozen=True, kw_only=True):
+    """When a node took the place of a dispatcher, and after how long without one."""
+
+    at: str | None = None
+    duration_ms: int | None = None
+    reason: str = ""
+
+
+class MeshState(msgspec.Struct, frozen=True, kw_only=True):
+    """Who reigns, and how safe is what is accepted now."""
+
+    term: int | None = None
+    replicas: int | None = None
+    standbys: list[Standby] = []
+    last_failover: Failover | None = None
+
+
+class NodePage(MeshState, frozen=True, kw_only=True):
     """All nodes of the mesh."""
 
     nodes: list[NodeInfo]

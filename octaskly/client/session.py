@@ -35,11 +35,16 @@ class Client(Connection):
     # -- tasks ---------------------------------------------------------------------
 
     def submit(
-        self, drafts: Sequence[Draft], *, idempotency_key: str | None = None
+        self,
+        drafts: Sequence[Draft],
+        *,
+        idempotency_key: str | None = None,
+        durability: str | None = None,
     ) -> list[Task]:
         """Submit tasks in as few requests as their number allows, in order.
 
-        Each request is all or nothing. With a key, asking again is harmless.
+        Each request is all or nothing. With a key, asking again is harmless. With the
+        durability `strict`, tasks of which there would be one copy are refused.
         """
         accepted: list[Task] = []
         for index, batch in enumerate(_batches(drafts)):
@@ -47,7 +52,13 @@ class Client(Connection):
             if idempotency_key is not None:
                 suffix = f"-{index}" if index else ""
                 headers["Idempotency-Key"] = idempotency_key + suffix
-            reply = self.request("POST", TASKS, body=batch, headers=headers)
+            reply = self.request(
+                "POST",
+                TASKS,
+                query={"durability": durability},
+                body=batch,
+                headers=headers,
+            )
             accepted += self._decode(reply, list[Task])
         return accepted
 

@@ -139,6 +139,11 @@ class Node:
         """Whether no other node is known that may hold tasks unknown here."""
         return self._completeness.is_complete(self._step_s or 0.0)
 
+    def heard_s(self, node: NodeId) -> float | None:
+        """Return when a peer was last heard, or was found lost, if that is known."""
+        view = self._members.peers.get(node)
+        return self._registry.lost_s(node) if view is None else view.frame_s
+
     def hello(self, now: Moment) -> Hello:
         """Return what this node says of itself on a new link."""
         followers = self._members.followers(self.epoch)

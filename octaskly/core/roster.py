@@ -108,6 +108,11 @@ class Registry:
             if member.id == peer:
                 self._lost[peer] = (_lost(member), now.mono_s)
 
+    def lost_s(self, node: NodeId) -> float | None:
+        """Return since when a member is lost."""
+        lost = self._lost.get(node)
+        return None if lost is None else lost[1]
+
     def build(
         self,
         epoch: Epoch,

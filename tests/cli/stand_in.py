@@ -37,6 +37,7 @@ class Api:
     knows_base64: bool = True
     needs_token: bool = False
     refuse: Refusal = lambda _method, _path: None
+    refusal: str = "Refused"  #: the text of the error
     forced: dict[str, Any] = field(default_factory=dict)
     tasks: dict[str, dict[str, Any]] = field(default_factory=dict)
     requests: list[str] = field(default_factory=list)
@@ -154,7 +155,7 @@ class Handler(BaseHTTPRequestHandler):
                 return
             self.answer(
                 status,
-                {"error": "Refused", "status": status, "hint": "the test said so"},
+                {"error": api.refusal, "status": status, "hint": "the test said so"},
                 headers,
             )
             return

@@ -8,7 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from octaskly.api.problems import CONNECTION_LOST, NOT_DURABLE
 from octaskly.client import ApiError, Client, Draft, ReplyLost, Unreachable
+from octaskly.client.connection import OPEN_ERRORS
 from tests.cli.stand_in import Api, serving
 
 
@@ -83,6 +85,22 @@ def test_a_pause_that_the_node_asks_for_is_kept(client: Client, api: Api) -> Non
 
     assert client.nodes().total == 1
     assert [error.status for error in told] == [503]
+
+
+@pytest.mark.parametrize("text", OPEN_ERRORS)
+def test_a_submission_that_may_be_in_the_log_is_repeated_by_its_key_only(
+    client: Client, api: Api, text: str
+) -> None:
+    """Without a key, handing in again could make it two tasks."""
+    assert text in (CONNECTION_LOST, NOT_DURABLE)
+    answers = [(503, {"Retry-After": "0.1"})] * 2
+    api.refuse = lambda _method, _path: answers.pop() if answers else None
+    api.refusal = text
+
+    with pytest.raises(ApiError, match=text):
+        client.submit([Draft(command="true")])
+    assert len(client.submit([Draft(command="true")], idempotency_key="k")) == 1
+    assert api.requests == ["POST /api/v1/tasks"] * 3
 
 
 def test_an_unavailable_node_without_a_pause_is_an_error(

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+import re
 from typing import Any
 
 import pytest
 
 from tests.cli.conftest import Run
-from tests.cli.stand_in import NODES, STATS, Api
+from tests.cli.stand_in import NODE, NODES, STATS, Api
 
 
 def ended_task(number: int, **fields: Any) -> dict[str, Any]:
@@ -149,6 +150,101 @@ def test_nodes_lists_the_mesh(api: Api, octaskly: Run) -> None:
         *("NODE", "STATE", "ROLE", "TASKS", "CPU", "MEMORY", "VERSION", "SEEN")
     ]
     assert line.startswith("here  ready  dispatcher  1/2    12%  1.0/4.0 GiB  0.1.0")
+
+
+SAFE: dict[str, Any] = {
+    "term": 4,
+    "epoch": {"term": 4, "node": "0011"},
+    "replicas": 2,
+    "standbys": [
+        {"name": "ben", "id": "0012", "state": "level", "lag": 3},
+        {"name": "cy", "id": "0013", "state": "joining", "lag": 1200},
+    ],
+    "last_failover": {
+        "at": "2026-02-06T12:00:00Z",
+        "duration_ms": 412,
+        "reason": "dispatcher lost",
+    },
+}
+
+
+def test_nodes_tells_who_keeps_copies(
+    api: Api, octaskly: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """How far a standby has come, and what happened to the dispatcher before."""
+    others = [
+        {"name": "ben", "id": "0012", "role": "standby", "state": "ready"},
+        {"name": "cy", "id": "0013", "role": "standby", "state": "ready"},
+        {"name": "dee", "id": "0014", "role": "worker", "state": "ready"},
+    ]
+    monkeypatch.setitem(NODES, "nodes", [NODE, *others])
+    for key, value in SAFE.items():
+        monkeypatch.setitem(NODES, key, value)
+
+    done = octaskly("nodes")
+
+    lines = done.stdout.decode().splitlines()
+    assert [line[13:29].strip() for line in lines] == [
+        *("ROLE", "dispatcher", "standby level", "standby joining", "worker")
+    ]
+    assert re.fullmatch(
+        rb"last failover: \d+h\d\dm ago, took 412 ms \(dispatcher lost\)\n", done.stderr
+    )
+
+
+@pytest.mark.parametrize(
+    ("standbys", "said"),
+    [
+        ([], b"no other node keeps copies: is --no-electable set on all of them?"),
+        (SAFE["standbys"][1:], b"cy is joining, 1200 entries behind"),
+    ],
+)
+def test_nodes_warns_where_one_copy_is_all(
+    api: Api,
+    octaskly: Run,
+    monkeypatch: pytest.MonkeyPatch,
+    standbys: list[Any],
+    said: bytes,
+) -> None:
+    """Others are there, so one would think that tasks are safe."""
+    cy = {"name": "cy", "id": "0013", "role": "worker", "state": "ready"}
+    monkeypatch.setitem(NODES, "nodes", [NODE, cy])
+    monkeypatch.setitem(NODES, "replicas", 1)
+    monkeypatch.setitem(NODES, "standbys", standbys)
+
+    done = octaskly("nodes")
+
+    assert done.stderr == b"warning: new tasks have one copy only; " + said + b"\n"
+
+
+def test_one_node_alone_is_not_warned_of(
+    api: Api, octaskly: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It cannot have another copy; a lost node is no other one."""
+    gone = NODE | {"name": "cy", "id": "0013", "role": "worker", "state": "lost"}
+    monkeypatch.setitem(NODES, "nodes", [NODE, gone])
+    monkeypatch.setitem(NODES, "replicas", 1)
+
+    done = octaskly("nodes")
+
+    assert done.stderr == b""
+    assert done.stdout.splitlines()[-1].split()[4:6] == [b"-", b"-"]
+
+
+def test_stats_tells_how_safe_a_new_task_is(
+    api: Api, octaskly: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Copies, who keeps them, and the last change of dispatcher."""
+    monkeypatch.setitem(STATS, "mesh", SAFE)
+
+    lines = octaskly("stats").stdout.decode().splitlines()
+
+    assert lines[2:5] == [
+        "copies of a new task:  2",
+        "standbys:              ben is level; cy is joining, 1200 entries behind",
+        "term:                  4",
+    ]
+    assert lines[5].startswith("last failover:")
 
 
 def test_stats_counts_the_mesh(api: Api, octaskly: Run) -> None:

@@ -54,6 +54,17 @@ def test_idempotency_key_is_handed_on(api: Api, octaskly: Run) -> None:
     assert api.headers[0]["Idempotency-Key"] == "k1"
 
 
+@pytest.mark.parametrize("command", ["submit", "run"])
+def test_durability_is_asked_for_the_whole_request(
+    api: Api, octaskly: Run, command: str
+) -> None:
+    """The dispatcher refuses it while there is one copy only."""
+    done = octaskly(command, "--durability", "strict", "--", "true")
+
+    assert done.returncode == 0, done.stderr
+    assert api.requests[0] == "POST /api/v1/tasks?durability=strict"
+
+
 @pytest.mark.parametrize("arguments", [[], ["--file", "/dev/null", "--", "true"]])
 def test_submit_wants_one_source_of_commands(
     api: Api, octaskly: Run, arguments: list[str]

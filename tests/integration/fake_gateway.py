@@ -23,14 +23,17 @@ from octaskly.core.model import (
     Outcome,
     Reason,
     Role,
+    StandbyView,
     StreamId,
     TaskId,
     TaskSpec,
     TaskState,
 )
 from octaskly.errors import (
+    CatchingUp,
     NodeNotFound,
     NotDispatcher,
+    NotDurable,
     OutputNotFound,
     PermissionDenied,
     TaskAmbiguous,
@@ -41,6 +44,7 @@ from octaskly.errors import (
 from octaskly.ports import (
     DispatcherView,
     Health,
+    MeshState,
     MeshStats,
     OutputPlace,
     Principal,
@@ -69,12 +73,14 @@ class FakeGateway:
         self.records: dict[TaskId, TaskRecord] = {}
         self.keys: dict[tuple[str, str], tuple[list[Draft], list[TaskId]]] = {}
         self.known_names: dict[NodeId, str] = {self._node: name}
+        self.state = MeshState(epoch=Epoch(1, self._node))
         self.view: DispatcherView | None = self.view_of(self._node)
         self.files: dict[tuple[TaskId, str], Path] = {}
         self.lan_urls: dict[NodeId, tuple[str, ...]] = {}
         self.submissions: list[tuple[Principal, str | None]] = []
         self.raised: list[Exception] = []  #: raised by the next calls, in order
         self.failure: str | None = None
+        self.is_complete = True  #: no other node may know what is unknown here
         self.held = asyncio.Event()  #: submissions wait for it
         self.held.set()
 
@@ -95,6 +101,11 @@ class FakeGateway:
         """Change who is dispatcher."""
         self.view = view
         self._notify()
+
+    def keep_copies(self, *nodes: str) -> None:
+        """Have these nodes as level standbys."""
+        standbys = tuple(StandbyView(NodeId(node), True, 0) for node in nodes)
+        self.state = replace(self.state, standbys=standbys)
 
     def start(self, task: str, node: str | None = None) -> AttemptId:
         """Let a queued task run."""
@@ -151,9 +162,12 @@ class FakeGateway:
         *,
         principal: Principal,
         idempotency_key: str | None = None,
+        is_strict: bool = False,
     ) -> tuple[list[TaskRecord], int]:
         self._require_dispatcher()
         self.submissions.append((principal, idempotency_key))
+        if is_strict and self.state.replicas == 1:
+            raise NotDurable("no standby acknowledges")
         await self.held.wait()
         self._require_dispatcher()
         if idempotency_key is not None:
@@ -163,7 +177,7 @@ class FakeGateway:
                     raise TaskExists(
                         "the key was used for another body", field="Idempotency-Key"
                     )
-                return [self.records[task] for task in known[1]], 1
+                return [self.records[task] for task in known[1]], self.state.replicas
         for index, draft in enumerate(drafts):
             if draft.id in self.records:
                 place = "$.id" if len(drafts) == 1 else f"$[{index}].id"
@@ -172,7 +186,7 @@ class FakeGateway:
         if idempotency_key is not None:
             ids = [record.id for record in records]
             self.keys[principal.subject, idempotency_key] = (list(drafts), ids)
-        return records, 1
+        return records, self.state.replicas
 
     async def task(self, ref: str) -> TaskRecord:
         self._require_dispatcher()
@@ -182,6 +196,8 @@ class FakeGateway:
         found = [task for task in self.records if task.rpartition("-")[0] == ref]
         if len(found) > 1:
             raise TaskAmbiguous(f"{ref} fits {', '.join(found)}")
+        if not found and not self.is_complete:
+            raise CatchingUp(f"{ref} is unknown here")
         if not found:
             raise TaskNotFound(f"no task is called {ref}")
         return self.records[found[0]]
@@ -272,6 +288,12 @@ class FakeGateway:
         )
         return Roster(Epoch(1, dispatcher), 1, members)
 
+    def mesh(self) -> MeshState:
+        return self.state
+
+    def seen_ms(self, node: NodeId) -> int | None:
+        return NOW_MS if node in self.known_names else None
+
     def names(self) -> Mapping[NodeId, str]:
         return self.known_names
 
@@ -295,6 +317,7 @@ class FakeGateway:
             memory_mb=512,
             cpu_percent=25.54,
             disk_bytes=15_000_000,
+            mesh=self.state,
         )
 
     def health(self) -> Health:

@@ -16,6 +16,8 @@ import pytest
 from aiohttp import web
 
 from octaskly.api import Deadlines, server
+from octaskly.core.model import Epoch, Failover, NodeId, StandbyView
+from octaskly.ports import MeshState
 from tests.integration.api_node import (
     ADMIN,
     CLIENT,
@@ -31,7 +33,7 @@ from tests.integration.api_node import (
     serve_free,
     until,
 )
-from tests.integration.fake_gateway import FakeGateway
+from tests.integration.fake_gateway import NOW_MS, FakeGateway
 
 OPEN = {("GET", "/health"), ("HEAD", "/health")}
 
@@ -520,6 +522,48 @@ async def test_stats_have_the_shape_of_the_reference(node: ApiNode) -> None:
         "cpu_usage_percent": 25.5,
     }
     assert body["database"] == {"total_tasks": 1, "disk_size_mb": 15}
+    assert body["mesh"] == {
+        "term": 1,
+        "epoch": {"term": 1, "node": "node-a"},
+        "replicas": 1,
+        "standbys": [],
+        "last_failover": None,
+        "refused": {},
+    }
+
+
+async def test_stats_and_nodes_tell_how_safe_a_task_is(node: ApiNode) -> None:
+    """The same in both, names included; a standby that joins is no copy yet."""
+    gateway = node.gateway
+    gateway.known_names[NodeId("node-b")] = "laptop-02"
+    gateway.state = MeshState(
+        epoch=Epoch(7, NodeId("node-a")),
+        standbys=(
+            StandbyView(NodeId("node-b"), True, 2),
+            StandbyView(NodeId("node-c"), False, 1200),
+        ),
+        failover=Failover(NOW_MS, 412, "dispatcher lost"),
+    )
+
+    stats = await node.ask("GET", "/api/v1/stats", headers=VIEWER)
+    nodes = await node.ask("GET", "/api/v1/nodes", headers=VIEWER)
+
+    expected = {
+        "term": 7,
+        "epoch": {"term": 7, "node": "node-a"},
+        "replicas": 2,
+        "standbys": [
+            {"name": "laptop-02", "id": "node-b", "state": "level", "lag": 2},
+            {"name": "node-c", "id": "node-c", "state": "joining", "lag": 1200},
+        ],
+        "last_failover": {
+            "at": "2026-02-06T12:00:00Z",
+            "duration_ms": 412,
+            "reason": "dispatcher lost",
+        },
+    }
+    assert expected.items() <= stats.json["mesh"].items()
+    assert expected.items() <= nodes.json.items()
 
 
 async def test_nodes_are_listed_and_found_by_name_or_id(node: ApiNode) -> None:

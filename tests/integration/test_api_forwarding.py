@@ -206,6 +206,42 @@ async def test_forwarded_answer_is_the_direct_one(
     assert lasting(forwarded) == lasting(direct)
 
 
+async def test_durability_is_asked_of_the_dispatcher_as_it_was_of_the_front(
+    front: Member, back: Member
+) -> None:
+    """It alone knows of copies; parameter and field reach it, its refusal comes back.
+
+    Its setting is the one that counts, so the front must not decide.
+    """
+    asked = [
+        (f"{TASKS}?durability=strict", {"command": "true"}),
+        (TASKS, {"command": "true", "durability": "strict"}),
+    ]
+
+    for path, body in asked:
+        refused = await front.api.ask("POST", path, headers=CLIENT, body=body)
+        back.gateway.keep_copies("front")
+        accepted = await front.api.ask("POST", path, headers=CLIENT, body=body)
+        back.gateway.keep_copies()
+
+        assert_problem(refused, 503, "No standby keeps a copy")
+        assert refused.headers["retry-after"] == "1"
+        assert (accepted.status, accepted.json["replicas"]) == (201, 2)
+        assert accepted.headers["octaskly-epoch"] == f"1/{back.gateway.node_id}"
+
+
+async def test_a_task_that_others_may_know_is_no_404_at_any_node(
+    front: Member, back: Member
+) -> None:
+    """G7 through a front: the dispatcher's doubt is passed on, not held."""
+    back.gateway.is_complete = False
+
+    answer = await front.api.ask("GET", f"{TASKS}/unknown", headers=CLIENT)
+
+    assert_problem(answer, 503, "The log is not complete yet")
+    assert answer.headers["retry-after"] == "1"
+
+
 async def test_local_routes_are_not_forwarded(front: Member, back: Member) -> None:
     """Each node answers for its own health and mints with its own key."""
     back.gateway.failure = "broken"

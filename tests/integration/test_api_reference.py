@@ -101,6 +101,7 @@ async def test_curl_lines_of_the_reference(node: ApiNode) -> None:
         "command": "echo test",
         "status": "queued",
         "created_at": "2026-02-06T12:00:00Z",
+        "replicas": 1,
     }
 
     listed = await _curl(node, "list")

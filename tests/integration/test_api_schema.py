@@ -30,13 +30,15 @@ VALUES = st.recursive(
     ),
     max_leaves=8,
 )
-FIELDS = st.sampled_from(["command", "timeout", "inputs", "outputs", "id", "comand"])
+FIELDS = st.sampled_from(
+    ["command", "timeout", "inputs", "outputs", "id", "durability", "comand"]
+)
 TASKS = st.dictionaries(FIELDS, VALUES, max_size=5)
 
 
 def _parse(body: bytes) -> list[Draft] | None:
     try:
-        return parse_tasks(body)[0]
+        return parse_tasks(body).drafts
     except Problem as caught:
         problem = caught
     assert problem.status in (400, 409)
@@ -114,7 +116,7 @@ def test_the_largest_task_fits_into_a_frame() -> None:
     """So what a client may ask for, a worker can be told."""
     paths = [f"{n:05}{'x' * 99}" for n in range(10_000)]
     task = {"command": "x" * 65_536, "inputs": paths, "outputs": paths}
-    (draft,), _ = parse_tasks(json.dumps(task).encode())
+    (draft,) = parse_tasks(json.dumps(task).encode()).drafts
     spec = TaskSpec(
         id=TaskId("a"),
         command=draft.command,

@@ -42,9 +42,101 @@ async def test_created_task_answers_like_the_reference(node: ApiNode) -> None:
         "command": "echo hello",
         "status": "queued",
         "created_at": "2026-02-06T12:00:00Z",
+        "replicas": 1,
     }
     assert answer.headers["octaskly-dispatcher"] == "laptop-01"
+    assert answer.headers["octaskly-epoch"] == "1/node-a"
     assert answer.headers["octaskly-replicas"] == "1"
+
+
+async def test_each_task_says_how_many_disks_hold_it(node: ApiNode) -> None:
+    """All of a batch as many; the header says it for the whole."""
+    node.gateway.keep_copies("node-b")
+    body = [{"command": f"echo {n}"} for n in range(3)]
+
+    answer = await node.ask("POST", TASKS, headers=CLIENT, body=body)
+
+    assert [task["replicas"] for task in answer.json] == [2, 2, 2]
+    assert answer.headers["octaskly-replicas"] == "2"
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        (f"{TASKS}?durability=strict", {"command": "true"}),
+        (TASKS, {"command": "true", "durability": "strict"}),
+        (TASKS, [{"command": "true"}, {"command": "true", "durability": "strict"}]),
+        (
+            f"{TASKS}?durability=normal",
+            {"command": "true", "durability": "strict"},
+        ),
+    ],
+)
+async def test_strict_tasks_are_refused_while_there_is_one_copy(
+    node: ApiNode, path: str, body: object
+) -> None:
+    """By task or by request; one strict task makes the batch strict: all or none."""
+    refused = await node.ask("POST", path, headers=CLIENT, body=body)
+    node.gateway.keep_copies("node-b")
+    accepted = await node.ask("POST", path, headers=CLIENT, body=body)
+
+    assert_problem(refused, 503, "No standby keeps a copy")
+    assert refused.headers["retry-after"] == "1"
+    assert accepted.status == 201
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "field"),
+    [
+        (f"{TASKS}?durability=eternal", {"command": "true"}, "durability"),
+        (TASKS, {"command": "true", "durability": 1}, "$.durability"),
+        (TASKS, [{"command": "true", "durability": "x"}], "$[0].durability"),
+    ],
+)
+async def test_unknown_durability_is_named(
+    node: ApiNode, path: str, body: object, field: str
+) -> None:
+    """With the two that there are."""
+    answer = await node.ask("POST", path, headers=CLIENT, body=body)
+
+    assert_problem(answer, 400, "Invalid parameter value")
+    assert answer.json["field"] == field
+    assert "normal or strict" in answer.json["hint"]
+
+
+async def test_refusals_of_the_dispatcher_say_who_refused(node: ApiNode) -> None:
+    """Also an error is the word of one reign, not of another."""
+    answer = await node.ask("GET", f"{TASKS}/nothing", headers=CLIENT)
+
+    assert_problem(answer, 404, "Task not found")
+    assert answer.headers["octaskly-dispatcher"] == "laptop-01"
+    assert answer.headers["octaskly-epoch"] == "1/node-a"
+
+
+@pytest.mark.parametrize(
+    ("method", "path"),
+    [
+        ("GET", f"{TASKS}/somewhere"),
+        ("GET", f"{TASKS}/task-7"),
+        ("GET", f"{TASKS}/somewhere?wait=1"),
+        ("DELETE", f"{TASKS}/somewhere"),
+        ("GET", f"{TASKS}/somewhere/outputs/a.txt"),
+    ],
+)
+async def test_unknown_task_is_no_404_while_others_may_know_it(
+    node: ApiNode, method: str, path: str
+) -> None:
+    """G7: what was accepted anywhere is never called unknown; lists show what is."""
+    node.gateway.is_complete = False
+
+    answer = await node.ask(method, path, headers=ADMIN)
+    listed = await node.ask("GET", TASKS, headers=ADMIN)
+    node.gateway.is_complete = True
+    later = await node.ask(method, path, headers=ADMIN)
+
+    assert_problem(answer, 503, "The log is not complete yet")
+    assert answer.headers["retry-after"] == "1"
+    assert (listed.status, later.status) == (200, 404)
 
 
 async def test_defaults_of_a_task_are_those_of_the_reference(node: ApiNode) -> None:

@@ -1,0 +1,159 @@
+"""Hands submissions to the core, and makes repeating one harmless.
+
+An `Idempotency-Key` becomes the ids of its tasks, which are the same on both sides of
+a split. So a repeated request finds them in the store, or meets the first one at work.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, replace
+
+from octaskly.agent.clock import SystemClock
+from octaskly.agent.tickets import Tickets
+from octaskly.core import effects as ef
+from octaskly.core import events as ev
+from octaskly.core.merge import TaskRecord
+from octaskly.core.model import TaskId
+from octaskly.errors import NotDispatcher, NotDurable, TaskExists
+from octaskly.ports import Log
+
+Taken = tuple[list[TaskRecord], int]
+"""Accepted tasks in order, and how many disks hold them."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Submission:
+    """Tasks to accept, all or none."""
+
+    drafts: tuple[ev.Draft, ...]
+    submitter: str
+    key: str | None
+    is_strict: bool  #: rather none than with only one copy
+
+
+class Submissions:
+    """The way of tasks into the core."""
+
+    def __init__(
+        self, *, mesh_id: str | None, store: Log, clock: SystemClock, tickets: Tickets
+    ) -> None:
+        self._mesh_id = mesh_id
+        self._store = store
+        self._clock = clock
+        self._tickets = tickets
+        self._claims: dict[TaskId, asyncio.Event] = {}
+
+    async def take(self, asked: Submission) -> Taken:
+        """Accept new tasks; return those that an earlier request brought as they are.
+
+        Raises:
+            TaskExists: an id is taken by another task.
+            NotDurable: one copy is too few.
+            NotDispatcher: this node is not dispatcher any more; nothing was accepted.
+        """
+        after = None
+        if asked.key is not None:
+            ids = [self._keyed_id(asked, n) for n in range(len(asked.drafts) + 1)]
+            after = ids.pop()
+            drafts = (
+                draft if draft.id is not None else replace(draft, id=task)
+                for draft, task in zip(asked.drafts, ids, strict=True)
+            )
+            asked = replace(asked, drafts=tuple(drafts))
+        chosen = [draft.id for draft in asked.drafts if draft.id is not None]
+        if not chosen:
+            return await self._accept(asked)
+        async with self._alone_with(chosen):
+            known = await self._known(asked.drafts, chosen, after)
+            if known is None:
+                return await self._accept(asked)
+            # As safe as a new one would be: this disk may be the only one as yet that
+            # has what another dispatcher accepted. No tasks wait for all before them.
+            _, replicas = await self._accept(replace(asked, drafts=()))
+            return known, replicas
+
+    @asynccontextmanager
+    async def _alone_with(self, chosen: Sequence[TaskId]) -> AsyncIterator[None]:
+        """Claim ids; a request that repeats one waits until the first is answered."""
+        while busy := next(filter(None, map(self._claims.get, chosen)), None):
+            await busy.wait()
+        answered = asyncio.Event()
+        claims = dict.fromkeys(chosen, answered)
+        self._claims.update(claims)
+        try:
+            yield
+        finally:
+            for task in claims:
+                del self._claims[task]
+            answered.set()
+
+    async def _accept(self, asked: Submission) -> Taken:
+        suffixes = tuple(self._clock.hex_digits(8) for _ in asked.drafts)
+        reply = await self._tickets.ask(
+            lambda ticket: ev.TasksSubmitted(
+                ticket, asked.drafts, asked.submitter, suffixes, asked.is_strict
+            )
+        )
+        if isinstance(reply, ef.NotDurable):
+            raise NotDurable(
+                "durability is strict, and no standby acknowledges",
+                hint="repeat it with the same Idempotency-Key when a standby is back",
+            )
+        if not isinstance(reply, ef.Accepted):
+            raise NotDispatcher("this node stopped being dispatcher")
+        records = [TaskRecord(id=spec.id, spec=spec) for spec in reply.specs]
+        return records, reply.replicas
+
+    async def _known(
+        self,
+        drafts: Sequence[ev.Draft],
+        chosen: Sequence[TaskId],
+        after: TaskId | None,
+    ) -> list[TaskRecord] | None:
+        """Return the tasks of a repeated request; None if the ids are all free.
+
+        `after` is the id that the key would give to one task more: where it is taken,
+        the first request with this key was a longer one.
+        """
+        if len(set(chosen)) < len(chosen):
+            raise TaskExists("Duplicate task ID", field="id", hint="ids repeat")
+        taken = await self._store.tasks([*chosen, *([after] if after else [])])
+        busy = next((task for task in chosen if task in taken), None)
+        if busy is None:
+            return None
+        is_repeat = (
+            after is not None
+            and after not in taken
+            and len(taken) == len(drafts)
+            and all(_is_same(draft, taken) for draft in drafts)
+        )
+        if not is_repeat:
+            raise TaskExists(
+                "Duplicate task ID",
+                field="Idempotency-Key" if after else "id",
+                hint=f"{busy} exists already",
+            )
+        return [taken[task] for task in chosen]
+
+    def _keyed_id(self, asked: Submission, index: int) -> TaskId:
+        """Return the id that this key has on both sides of a split."""
+        assert asked.key is not None
+        text = "\0".join((self._mesh_id or "", asked.submitter, asked.key, str(index)))
+        digest = hashlib.sha256(text.encode()).hexdigest()
+        return TaskId(f"task-{int(digest[:16], 16) % 10**12:012d}-{digest[16:24]}")
+
+
+def _is_same(draft: ev.Draft, taken: Mapping[TaskId, TaskRecord]) -> bool:
+    """Return whether the task of a draft's id is what the draft asks for."""
+    record = taken.get(draft.id) if draft.id else None
+    spec = record.spec if record else None
+    return spec is not None and (
+        draft.command,
+        draft.timeout_s,
+        draft.inputs,
+        draft.outputs,
+    ) == (spec.command, spec.timeout_s, spec.inputs, spec.outputs)

@@ -1,0 +1,262 @@
+"""Whole agents on loopback: copies, and what clients see when the dispatcher dies."""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import json
+import signal
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import pytest
+
+from tests.agents import Agent, running, until_nodes
+
+TASKS = "/api/v1/tasks"
+NAMES = ("ana", "ben", "cy")
+CLIENTS = 50
+TURNS = 6  #: tasks of each
+TASK = {"command": "true"}
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What one request got."""
+
+    status: int
+    headers: http.client.HTTPMessage
+    body: Any
+
+
+def ask(
+    agent: Agent,
+    method: str,
+    path: str,
+    body: object = None,
+    *,
+    key: str | None = None,
+    token: str | None = None,
+) -> Answer:
+    """Send one request on a connection of its own; with a token over TCP."""
+    headers = {"Idempotency-Key": key} if key else {}
+    if body is not None:
+        headers["Content-Type"] = "application/json"
+    if token is not None:
+        headers["Authorization"] = f"Bearer {token}"
+    data = None if body is None else json.dumps(body).encode()
+    url = urlsplit(agent.ready()["api_url"])
+    by_tcp = http.client.HTTPConnection("127.0.0.1", url.port or 0, timeout=30)
+    connection = by_tcp if token is not None else agent.connection()
+    with contextlib.closing(connection):
+        connection.request(method, path, body=data, headers=headers)
+        reply = connection.getresponse()
+        return Answer(reply.status, reply.headers, json.loads(reply.read()))
+
+
+def until(agent: Agent, path: str, is_so: Callable[[Any], Any]) -> Any:
+    """Ask until the body says so; return it."""
+    deadline = time.perf_counter() + 20
+    while time.perf_counter() < deadline:
+        answer = ask(agent, "GET", path)
+        if answer.status == 200 and is_so(answer.body):
+            return answer.body
+        time.sleep(0.02)
+    pytest.fail(f"not within 20 s: {path}")
+
+
+def has_copies(count: int) -> Callable[[Any], bool]:
+    return lambda body: bool(body["replicas"] == count)
+
+
+@dataclass
+class Trio:
+    """Three agents, of which one was dispatcher when all had met."""
+
+    dispatcher: Agent
+    others: list[Agent]
+
+
+@pytest.fixture
+def trio(tmp_path: Path) -> Iterator[Trio]:
+    with running(tmp_path, *NAMES, extra=("--log-format", "json")) as agents:
+        until_nodes(agents[0], 3)
+        body = until(agents[0], "/api/v1/nodes", has_copies(3))
+        name = next(n["name"] for n in body["nodes"] if n["role"] == "dispatcher")
+        dispatcher = next(a for a in agents if a.state.name == name)
+        yield Trio(dispatcher, [a for a in agents if a is not dispatcher])
+
+
+def events(agent: Agent) -> list[tuple[str, str | None]]:
+    """Return what an agent logged of its role: event, and peer or reason."""
+    lines = [json.loads(line) for line in agent.log().splitlines()]
+    other = ("agent ready", "another mesh is in sight")
+    return [
+        (line["event"], line.get("peer") or line.get("reason"))
+        for line in lines
+        if line["event"] not in other
+    ]
+
+
+def kill(agent: Agent) -> None:
+    agent.process.send_signal(signal.SIGKILL)
+    agent.process.wait()
+
+
+def test_no_client_notices_that_the_dispatcher_is_killed(trio: Trio) -> None:
+    """G8: with keys, one task each; nothing but 201 and 503.
+
+    A client that gets 503 asks again, as it is told to. Its token makes it the same
+    subject at each node; on the local socket it would be another one at each.
+    """
+    asked = {"role": "client", "subject": "bo"}
+    token = ask(trio.others[0], "POST", "/api/v1/tokens", asked).body["token"]
+    died = threading.Event()
+    answers: list[Answer] = []
+    accepted: dict[str, set[str]] = {}
+
+    def submit(front: Agent, key: str) -> None:
+        ids = accepted.setdefault(key, set())
+        while True:
+            answer = ask(front, "POST", TASKS, TASK, key=key, token=token)
+            answers.append(answer)
+            if answer.status == 201:
+                ids.add(answer.body["id"])
+                return
+            time.sleep(int(answer.headers["Retry-After"]))
+
+    def live(number: int) -> None:
+        front, other = trio.others[number % 2], trio.others[1 - number % 2]
+        for turn in range(TURNS):
+            submit(front, f"key-{number}-{turn}")
+            if (number, turn) == (0, TURNS // 2):
+                kill(trio.dispatcher)
+                died.set()
+        assert died.wait(30)
+        # Asked once more, at the other front: the same tasks, not other ones.
+        for turn in range(TURNS):
+            submit(other, f"key-{number}-{turn}")
+
+    with ThreadPoolExecutor(CLIENTS) as pool:
+        for done in [pool.submit(live, number) for number in range(CLIENTS)]:
+            done.result()
+
+    assert {answer.status for answer in answers} <= {201, 503}
+    assert Counter(map(len, accepted.values())) == {1: CLIENTS * TURNS}
+    total = len({task for ids in accepted.values() for task in ids})
+    listed = until(trio.others[0], f"{TASKS}?limit=1", lambda body: body["total"])
+    assert listed["total"] == total == CLIENTS * TURNS
+
+
+def test_a_retry_after_a_failover_tells_the_true_number_of_copies(trio: Trio) -> None:
+    """It is as safe as a new task would be, not as safe as it was."""
+    front = trio.others[0]
+    first = ask(front, "POST", TASKS, TASK, key="k")
+    kill(trio.dispatcher)
+
+    again = ask(front, "POST", TASKS, TASK, key="k")
+    state = ask(front, "GET", "/api/v1/stats").body["mesh"]
+
+    assert first.body["replicas"] >= 2
+    assert (again.status, again.body["id"]) == (201, first.body["id"])
+    assert again.body["replicas"] == 2
+    assert again.headers["Octaskly-Replicas"] == "2"
+    assert (
+        again.headers["Octaskly-Epoch"] == f"{state['term']}/{state['epoch']['node']}"
+    )
+    assert state["last_failover"]["reason"] == "dispatcher lost"
+    assert state["last_failover"]["duration_ms"] >= 0
+
+
+def test_the_log_of_a_takeover_reads_as_a_story(trio: Trio) -> None:
+    """One line for each transition, with the names of nodes, not with their ids."""
+    names = {agent.state.name for agent in trio.others}
+    lost = trio.dispatcher.state.name
+    kill(trio.dispatcher)
+    body = until(trio.others[0], "/api/v1/nodes", has_copies(2))
+    heir = body["nodes"][0]["name"]
+
+    told = {agent.state.name: events(agent) for agent in trio.others}
+
+    (other,) = names - {heir}
+    assert told[heir][-4:] == [
+        ("dispatcher lost", lost),
+        ("claiming", "dispatcher lost"),
+        ("dispatcher elected", None),
+        ("standby level", other),
+    ]
+    assert told[other][-1] == ("dispatcher followed", heir)
+    lines = [json.loads(line) for line in trio.dispatcher.log().splitlines()]
+    assert {line["peer"] for line in lines if line["event"] == "standby level"} == names
+
+
+def test_what_a_strict_mesh_accepts_is_on_two_disks(tmp_path: Path) -> None:
+    """Alone it refuses, whoever asks, and says when to try again."""
+    with running(tmp_path, "ana", extra=("--durability", "strict")) as (first,):
+        until_nodes(first, 1)
+        refused = ask(first, "POST", TASKS, TASK)
+        with running(tmp_path, "ben", extra=("--durability", "strict")) as (second,):
+            until(first, "/api/v1/nodes", has_copies(2))
+            accepted = ask(second, "POST", TASKS, TASK)
+
+    assert (refused.status, refused.headers["Retry-After"]) == (503, "1")
+    assert refused.body["error"] == "No standby keeps a copy"
+    assert (accepted.status, accepted.body["replicas"]) == (201, 2)
+
+
+def test_a_request_may_be_strict_where_the_mesh_is_not(tmp_path: Path) -> None:
+    """A task that may be lost is refused, others are accepted with one copy."""
+    with running(tmp_path, "ana") as (agent,):
+        until_nodes(agent, 1)
+        strict = TASK | {"durability": "strict"}
+        answers = [
+            ask(agent, "POST", f"{TASKS}?durability=strict", TASK),
+            ask(agent, "POST", TASKS, [TASK, strict]),
+            ask(agent, "POST", TASKS, TASK),
+        ]
+        total = ask(agent, "GET", TASKS).body["total"]
+
+    assert [answer.status for answer in answers] == [503, 503, 201]
+    assert answers[2].body["replicas"] == total == 1
+
+
+def test_a_task_that_only_an_absent_node_knows_is_never_called_unknown(
+    tmp_path: Path,
+) -> None:
+    """G7: a node that comes back alone cannot know what the other one accepted."""
+    with running(tmp_path, "ana", "ben") as (ana, ben):
+        until(ana, "/api/v1/nodes", has_copies(2))
+        kill(ben)
+        until(ana, "/api/v1/nodes", has_copies(1))
+        task = ask(ana, "POST", TASKS, TASK).body["id"]
+        kill(ana)
+    short = "-".join(task.split("-")[:2])
+    asked = [
+        ("GET", f"{TASKS}/{task}"),
+        ("GET", f"{TASKS}/{short}"),
+        ("GET", f"{TASKS}/{task}/outputs/a.txt"),
+        ("DELETE", f"{TASKS}/{task}"),
+    ]
+    with running(tmp_path, "ben") as (ben,):
+        until_nodes(ben, 1)
+        answers = [ask(ben, method, path) for method, path in asked]
+        listed = ask(ben, "GET", TASKS)
+        with running(tmp_path, "ana"):
+            seen = [ask(ben, *asked[0]).status]
+            while seen[-1] != 200 and len(seen) < 500:
+                time.sleep(0.02)
+                seen.append(ask(ben, *asked[0]).status)
+
+    for answer in answers:
+        assert (answer.status, answer.headers["Retry-After"]) == (503, "1")
+        assert answer.body["error"] == "The log is not complete yet"
+    assert (listed.status, listed.body["total"]) == (200, 0)
+    assert set(seen) <= {200, 503}
+    assert seen[-1] == 200
