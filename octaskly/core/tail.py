@@ -79,7 +79,8 @@ def repl_of(
             size += _size(entry)
             if size > bytes_max and entries:
                 messages.append(Repl(epoch, 0, tuple(entries), tuple(epochs)))
-                entries, epochs, size = [], [(reign.stream, epoch)], _size(entry)
+                entries, size = [], _size(entry)
+                epochs = [(reign.stream, epoch), *append.epochs]
             entries.append(entry)
     messages.append(Repl(epoch, number, tuple(entries), tuple(epochs)))
     return tuple(messages)

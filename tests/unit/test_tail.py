@@ -102,6 +102,16 @@ def test_a_large_append_is_cut_and_only_the_last_part_has_its_number() -> None:
     ]
 
 
+def test_each_part_names_the_writers_of_the_streams_that_begin_in_it() -> None:
+    """A standby that knows no writer of a stream takes none of its entries."""
+    writers = ((OTHER, epoch(1, "b")), (StreamId(6), epoch(2, "c")))
+    append = Append(1, (entry(4, stream=OTHER), entry(1, stream=StreamId(6))), writers)
+
+    parts = repl_of(REIGN, (append,), 1, 1)
+
+    assert [part.epochs for part in parts] == [((STREAM, epoch()), *writers)] * 2
+
+
 def test_every_text_of_an_entry_counts() -> None:
     """A message larger than a frame would never arrive."""
     chars = 10_000
