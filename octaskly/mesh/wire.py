@@ -37,6 +37,12 @@ ARRAY_ITEMS_MAX: Final = 1 << 18
 VALUES_MAX: Final = 1 << 20
 """Most values of one frame; the fullest that a node sends have half as many."""
 
+VALUE_BYTES: Final = (
+    40  #: of memory at most for each byte of a frame, wide arrays apart
+)
+CHEAP_BYTES: Final = 16 << 20
+"""Frames that cannot take so much memory are not counted, which costs time."""
+
 SPLIT_BYTES: Final = 1 << 20
 """Batches above this size are sent in several messages."""
 
@@ -250,6 +256,9 @@ def _check_values(body: bytes) -> None:
     What an array announces counts as if it were there, so that neither a flood of
     tiny arrays nor the depth of a few bytes ever becomes memory.
     """
+    wide = body.count(0xDC) + body.count(0xDD)
+    if len(body) * (VALUE_BYTES + 8 * wide) < CHEAP_BYTES:
+        return  # Even if each of these bytes began an array as long as the frame.
     limit = min(len(body), VALUES_MAX)
     sizes, widths = _SIZES, _WIDTHS
     count, at, end = 1, 0, len(body)
@@ -284,7 +293,7 @@ def _unpack(data: bytes | memoryview) -> Any:
             ext_hook=_refuse,
             max_map_len=0,
             max_ext_len=0,
-            max_array_len=ARRAY_ITEMS_MAX,
+            max_array_len=min(ARRAY_ITEMS_MAX, len(data)),
         )
     except RemoteProtocolError:
         raise

@@ -695,7 +695,7 @@ class Raw:
         (wire.encode([HelloOk()]), "HelloOk came before"),
         (wire.encode([Pull(())]), "Pull came before"),
         (b"\x00\x00\x00\x01\x80", "map"),
-        (b"\x00\x00\x06\x00" + b"\x91" * 1536, "values"),
+        (b"\x00\x00\x06\x00" + b"\x91" * 1536, "StackError"),
         (b"\x00\x00\x00\x05\x91\x92\x4d\x90\x90", "msgpack"),
     ],
     ids=[
