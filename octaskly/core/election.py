@@ -34,7 +34,7 @@ SUCCESSORS_DIALLED = 3
 class Election(Phases):
     """The way of one node through the phases."""
 
-    _awake_s = 0.0  #: end of this node's last own pause
+    awake_s = 0.0  #: end of this node's last own pause
 
     def deadline(self) -> float | None:
         """Return when time alone changes something."""
@@ -61,7 +61,7 @@ class Election(Phases):
 
     def on_pause(self, now: Moment) -> None:
         """This node itself stood still: others get the time of silence again."""
-        self._awake_s = now.mono_s
+        self.awake_s = now.mono_s
         if self._suspicion is not None:
             self._suspicion.restart(now)
 
@@ -148,8 +148,9 @@ class Election(Phases):
     def _watch(self, dispatcher: NodeId, now: Moment) -> list[Effect]:
         """Suspect a dispatcher that is silent; its link may only look alive."""
         view = self._members.peers.get(dispatcher)
-        heard_s = self._awake_s if view is None else max(view.frame_s, self._awake_s)
-        if view is not None and now.mono_s - heard_s < self._timing.silence_s:
+        heard_s = self.awake_s if view is None else max(view.frame_s, self.awake_s)
+        silence_s = self._timing.silence_s * self.patience.factor(now)
+        if view is not None and now.mono_s - heard_s < silence_s:
             return []
         self.attachment = None
         self._lost_s = heard_s
@@ -166,7 +167,8 @@ class Election(Phases):
         members = self._members
         self._miss(now)
         if self._suspicion is None or self._suspicion.about != about:
-            self._suspicion = Suspicion(about, self._timing)
+            patience = self.patience.factor(now)
+            self._suspicion = Suspicion(about, self._timing, patience)
         first = [node for node in self.successors if node in members.peers]
         rest = [node for node in sorted(members.peers) if node not in first]
         effects = self._suspicion.ask((first + rest)[:PROBED_MAX], now)
@@ -256,6 +258,8 @@ class Election(Phases):
         hello, sent, peer = event.hello, event.sent, event.peer
         is_same = sent.dispatcher == self._info.id and sent.epoch == reign.epoch
         if hello.dispatcher == peer and is_same:
+            if beats(sent, hello) and hello.epoch < reign.epoch:
+                return [Send(peer, (self._claim_message(reign),))]
             if beats(sent, hello):
                 return self._claim_above(hello.epoch, "won over a dispatcher", now)
             return self._yield(peer, "lost to a dispatcher", now)

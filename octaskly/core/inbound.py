@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 
-from octaskly.core.effects import Effect, Send
+from octaskly.core.effects import Append, Effect, Send
 from octaskly.core.facts import Entry, Submitted
 from octaskly.core.machines import Machines
 from octaskly.core.messages import (
@@ -139,6 +139,8 @@ class Inbound:
         effects = machines.vetting.look_at_clocks(peer, message.entries, now)
         effects += machines.exchange.on_entries(peer, message)
         machines.dispatch.raise_sequence(highest_sequence(message.entries))
+        if any(isinstance(effect, Append) for effect in effects):
+            effects += machines.election.tell_holdings(peer)
         return effects + machines.election.on_absorbed(now)
 
     def _on_repl(self, peer: NodeId, message: Repl, now: Moment) -> list[Effect]:
@@ -206,7 +208,8 @@ class Inbound:
             case HeartbeatOk():
                 if view is not None:
                     view.health = message
-                return dispatch.on_heartbeat_ok(peer, message, now)
+                effects = machines.doubt.on_heartbeat_ok(message, now)
+                return effects + dispatch.on_heartbeat_ok(peer, message, now)
             case Results():
                 if machines.election.is_handing_over:
                     return []  # The successor must not take up a log that still grows.

@@ -69,9 +69,11 @@ class Links:
         """Give up the followers of this reign that are silent for too long."""
         reign = self._election.reign
         assert reign is not None
+        lost_s = self._timing.lost_s * self._election.patience.factor(now)
         effects: list[Effect] = []
         for peer, view in tuple(self._members.followers(reign.epoch)):
-            if now.mono_s - view.frame_s >= self._timing.lost_s:
+            heard_s = max(view.frame_s, self._election.awake_s)
+            if now.mono_s - heard_s >= lost_s:
                 effects += self._members.disconnect(peer, "silent", now)
                 self._completeness.on_lost(peer, view, "silent", now.mono_s)
                 effects += self._lose(peer, "silent", now, is_worker=view.is_worker)

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from octaskly.core.completeness import Completeness
 from octaskly.core.dispatch import Dispatch
+from octaskly.core.doubt import Doubt
 from octaskly.core.election import Election
 from octaskly.core.events import Saved
 from octaskly.core.exchange import Exchange
@@ -34,6 +35,7 @@ class Machines:
     standby: Standby
     completeness: Completeness
     dispatch: Dispatch
+    doubt: Doubt
     worker: Worker
     vetting: Vetting
 
@@ -44,6 +46,8 @@ def assemble(settings: Settings, saved: Saved) -> Machines:
     members = Membership(settings, saved)
     exchange = Exchange(journal)
     replication = Replication(settings, journal, members)
+    election = Election(settings, saved, journal, members, exchange)
+    dispatch = Dispatch(settings, journal, replication, saved.sequence)
     return Machines(
         settings=settings,
         journal=journal,
@@ -51,11 +55,12 @@ def assemble(settings: Settings, saved: Saved) -> Machines:
         browsing=Browsing(),
         registry=Registry(saved.names),
         exchange=exchange,
-        election=Election(settings, saved, journal, members, exchange),
+        election=election,
         replication=replication,
         standby=Standby(journal, exchange),
         completeness=Completeness(journal, members, exchange),
-        dispatch=Dispatch(settings, journal, replication, saved.sequence),
+        dispatch=dispatch,
+        doubt=Doubt(settings.timing, members, election, dispatch),
         worker=Worker(settings, saved.reports),
         vetting=Vetting(settings.node.id, journal, members),
     )

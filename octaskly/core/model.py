@@ -244,7 +244,7 @@ class Timing:
     stagger_s: float = 0.25  #: between the claims of successors, in roster order
     lost_s: float = 3.0  #: silence after which a worker's attempts run elsewhere
     adopt_s: float = 5.0  #: a new dispatcher waits so long for workers to reattach
-    gap_s: float = 2.0  #: a jump of the clock that means suspend: rejoin
+    gap_s: float = 10.0  #: a jump of the clock that means suspend: rejoin
     solo_s: float = 2.0  #: answers wait so long for a standby where there should be one
     slow_s: float = 1.0  #: a standby that acknowledges nothing so long is replaced
     sticky_s: float = 10.0  #: and is not chosen again so long, if others are there

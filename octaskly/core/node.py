@@ -84,6 +84,7 @@ class Node:
         self._standby = machines.standby
         self._completeness = machines.completeness
         self._dispatch = machines.dispatch
+        self._doubt = machines.doubt
         self._worker = machines.worker
         self._vetting = machines.vetting
         handover = HandOver(machines)
@@ -165,6 +166,7 @@ class Node:
             self._members,
             self._browsing,
             self._replication,
+            self._doubt,
             self._dispatch,
             self._worker,
             self._departure,
@@ -204,9 +206,10 @@ class Node:
         gap_s = now.mono_s - last_s
         if gap_s > self._settings.timing.gap_s:
             return self._wake(now)
-        if gap_s > PAUSE_S:
-            self._election.on_pause(now)
-        return []
+        if gap_s <= PAUSE_S:
+            return []
+        self._election.on_pause(now)
+        return self._doubt.on_pause(gap_s, now)
 
     def _wake(self, now: Moment) -> list[Effect]:
         """The machine slept: its roles and links belong to the time before."""
@@ -223,6 +226,7 @@ class Node:
         )
         if asked:
             effects += asked + self._members.redial_all(now)
+        effects += self._doubt.on_time(now)
         effects += self._dispatch.on_time(now)
         effects += self._worker.on_time(now)
         if self.is_dispatcher:

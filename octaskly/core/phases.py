@@ -34,7 +34,7 @@ from octaskly.core.succession import (
     mint_stream,
     standing,
 )
-from octaskly.core.suspicion import Suspicion
+from octaskly.core.suspicion import Patience, Suspicion
 
 
 class Phase(Enum):
@@ -102,12 +102,14 @@ class Phases:
         self._claim_s: float | None = None  #: when to succeed a dead dispatcher
         self._beat_s = 0.0
         self._reclaim_s = 0.0
+        self.patience = Patience()
         self._suspicion: Suspicion | None = None
         self._transfer: Holdings | None = None
         self._heir_of: Epoch | None = None  #: the reign that handed over to our claim
         self._winner: NodeId | None = None  #: whose claim a yielding node awaits
         self._epoch_number = 0  #: of the `Save` that made `epoch` durable
         self._serial = 0
+        self._joined = 0  #: the serial with which the dispatcher was told
 
     @property
     def term(self) -> int:
@@ -176,6 +178,7 @@ class Phases:
         self.dispatcher = peer
         self._term = max(self._term, epoch.term)
         if epoch > self.epoch:
+            self.patience.on_reign(now)
             self.epoch = epoch
             effects.append(self._journal.save(term=self._term, epoch=epoch))
             self._epoch_number = self._journal.number
@@ -198,9 +201,21 @@ class Phases:
         if self.phase not in (Phase.FOLLOWER, Phase.YIELDING):
             return []
         assert peer is not None
+        self._joined = serial
         if self.phase is Phase.FOLLOWER:
             self.attachment = Attachment(peer, self.epoch, serial)
-        return [Send(peer, (ClaimOk(self.epoch, self._journal.vector_items()),))]
+        return [self._claim_ok(peer)]
+
+    def _claim_ok(self, peer: NodeId) -> Send:
+        return Send(peer, (ClaimOk(self.epoch, self._journal.vector_items()),))
+
+    def tell_holdings(self, source: NodeId) -> list[Effect]:
+        """Tell the dispatcher that entries came from elsewhere: it may lack them."""
+        peer = self.dispatcher
+        if peer in (None, source) or self._joined != self._serial:
+            return []
+        assert peer is not None
+        return [self._claim_ok(peer)]
 
     def _settle(self, now: Moment) -> list[Effect]:
         """The dispatcher holds what this node wrote: nothing is left to yield."""
@@ -258,6 +273,7 @@ class Phases:
         if self._claim is not claim:
             return []
         self._enter(Phase.DISPATCHER, now)
+        self.patience.on_reign(now)
         if self._lost_s is not None:
             lasted_ms = round((now.mono_s - self._lost_s) * 1000)
             self.failover = Failover(now.wall_ms, lasted_ms, self._reason)

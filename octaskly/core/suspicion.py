@@ -10,12 +10,37 @@ Source: docs/explanation/election.md, after SWIM and Lifeguard.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterable
 from enum import Enum
 
 from octaskly.core.effects import Effect, Send
 from octaskly.core.messages import Probe, ProbeOk
 from octaskly.core.model import Moment, NodeId, Timing
+
+CALM_S = 30.0  #: reigns that begin within this time count as restless
+RESTLESS = 3  #: more of them than this double the patience, one by one
+PATIENCE_MAX = 8.0
+
+
+class Patience:
+    """How much longer than usual silence is borne.
+
+    Where reigns change again and again, nodes are slow rather than dead: each claim
+    adds work, which makes them slower still. So patience grows until it is calm.
+    """
+
+    def __init__(self) -> None:
+        self._began: deque[float] = deque(maxlen=RESTLESS + 4)
+
+    def on_reign(self, now: Moment) -> None:
+        """A reign begins, here or elsewhere."""
+        self._began.append(now.mono_s)
+
+    def factor(self, now: Moment) -> float:
+        """Return by how much to multiply the times of silence, from 1 on."""
+        recent = sum(now.mono_s - began_s < CALM_S for began_s in self._began)
+        return min(PATIENCE_MAX, 2.0 ** max(0, recent - RESTLESS))
 
 
 class Verdict(Enum):
@@ -29,9 +54,10 @@ class Verdict(Enum):
 class Suspicion:
     """One suspect, from the first doubt to the verdict."""
 
-    def __init__(self, about: NodeId, timing: Timing) -> None:
+    def __init__(self, about: NodeId, timing: Timing, patience: float = 1.0) -> None:
         self.about = about
         self._timing = timing
+        self._probe_s = timing.probe_s * patience
         self._asked_s = 0.0
         self._ends_s = 0.0
         self._is_heard = False
@@ -41,7 +67,7 @@ class Suspicion:
     def ask(self, peers: Iterable[NodeId], now: Moment) -> list[Effect]:
         """Ask these peers about the suspect; the caller dials it."""
         self._asked_s = now.mono_s
-        self._ends_s = now.mono_s + self._timing.probe_s
+        self._ends_s = now.mono_s + self._probe_s
         self._is_heard = self._is_holding = False
         probe = Probe(self.about, now.mono_s)
         return [Send(peer, (probe,)) for peer in peers if peer != self.about]
@@ -59,7 +85,7 @@ class Suspicion:
 
     def restart(self, now: Moment) -> None:
         """Give the suspect the time again that this node itself slept through."""
-        self._ends_s = now.mono_s + self._timing.probe_s
+        self._ends_s = now.mono_s + self._probe_s
 
     def verdict(self, now: Moment) -> Verdict:
         """Return what is known; after HOLD has lasted, ask again."""
@@ -73,7 +99,7 @@ class Suspicion:
             self._is_dead = True
             return Verdict.DEAD
         self._is_holding = True
-        self._ends_s = now.mono_s + 2 * self._timing.probe_s
+        self._ends_s = now.mono_s + 2 * self._probe_s
         return Verdict.HOLD
 
     def is_asking_due(self, now: Moment) -> bool:

@@ -1,0 +1,31 @@
+"""How long silence is borne."""
+
+from __future__ import annotations
+
+import pytest
+
+from octaskly.core.suspicion import CALM_S, PATIENCE_MAX, Patience
+from tests.builders import moment
+
+
+@pytest.mark.parametrize(
+    ("reigns", "factor"), [(0, 1), (1, 1), (3, 1), (4, 2), (5, 4), (6, 8), (40, 8)]
+)
+def test_patience_doubles_with_each_reign_beyond_the_third(
+    reigns: int, factor: float
+) -> None:
+    """The first failovers are as fast as ever; a storm calms itself."""
+    patience = Patience()
+    for _ in range(reigns):
+        patience.on_reign(moment(1.0))
+
+    assert patience.factor(moment(2.0)) == factor <= PATIENCE_MAX
+
+
+def test_patience_ends_when_it_has_been_calm_for_a_while() -> None:
+    """What was restless once is not punished for ever."""
+    patience = Patience()
+    for _ in range(9):
+        patience.on_reign(moment(1.0))
+
+    assert patience.factor(moment(1.0 + CALM_S)) == 1
