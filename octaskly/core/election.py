@@ -158,11 +158,6 @@ class Election(Phases):
         note = Note("warning", "dispatcher silent", (("peer", dispatcher),))
         return [*effects, note, *self._suspect(dispatcher, now)]
 
-    def _miss(self, now: Moment) -> None:
-        """Count from now how long there is no dispatcher."""
-        if self._lost_s is None:
-            self._lost_s = now.mono_s
-
     def _suspect(self, about: NodeId, now: Moment) -> list[Effect]:
         members = self._members
         self._miss(now)

@@ -158,6 +158,11 @@ class Phases:
         self.is_handing_over = False
         self._since_s = now.mono_s
 
+    def _miss(self, now: Moment) -> None:
+        """Count from now how long there is no dispatcher."""
+        if self._lost_s is None:
+            self._lost_s = now.mono_s
+
     # Following
 
     def _follow(
