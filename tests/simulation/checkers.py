@@ -21,7 +21,7 @@ class Watch:
         self._terms: dict[NodeId, tuple[Disk, int]] = {}
         self._epochs: dict[NodeId, tuple[Node, Epoch]] = {}
         self._level: dict[NodeId, Node] = {}
-        self._stale: set[tuple[NodeId, Epoch, int]] = set()
+        self._is_stale: dict[tuple[NodeId, Epoch, int], bool] = {}
         self._checked = 0
         world.watchers.append(self)
         world.answer_watchers.append(self.on_answer)
@@ -94,16 +94,14 @@ class Watch:
         for message in event.messages:
             if isinstance(message, Repl) and node is machine.node:
                 key = (machine.id, message.epoch, message.number)
-                if message.epoch < epoch:
-                    self._stale.add(key)
-                else:
-                    self._stale.discard(key)
+                # What came in time may come again, and is acknowledged once.
+                self._is_stale.setdefault(key, message.epoch < epoch)
 
     def _is_not_stale(self, machine: Machine, message: Message) -> None:
         """I7: a standby does not serve a dispatcher that it knows to be deposed."""
         if isinstance(message, ReplOk):
             key = (machine.id, message.epoch, message.number)
-            assert key not in self._stale, f"{machine.id} served {message.epoch}"
+            assert not self._is_stale.get(key), f"{machine.id} served {message.epoch}"
 
     def _epochs_never_decrease(self, machine: Machine) -> None:
         """I6: the epochs that one process goes by only grow."""
