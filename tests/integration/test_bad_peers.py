@@ -109,7 +109,7 @@ def peak_kb(agent: Agent) -> int:
 
 
 def test_nonsense_costs_the_agent_little_and_the_others_nothing(tmp_path: Path) -> None:
-    """Strangers and members alike; each kind of lie is logged once, and counted."""
+    """Strangers and members alike; each kind of lie is logged once."""
     with running(tmp_path, "ana", "ben") as agents:
         until_nodes(agents[0], 2)
         ana, ben = in_order(agents)
@@ -139,12 +139,9 @@ def test_nonsense_costs_the_agent_little_and_the_others_nothing(tmp_path: Path) 
                 wire.encode([Pull(())]), is_greeting=False
             )
             tasks = [finished(ben, submit(ben, f"echo {n}")) for n in range(5)]
-        _, stats = ana.call("GET", "/api/v1/stats")
         log = ana.log()
 
         assert [task["stdout"] for task in tasks] == [f"{n}\n" for n in range(5)]
-        assert stats["mesh"]["refused"] == {"term": 3, "gap": 3, "vector": 3}
-        assert [log.count(f"protocol: {code}") for code in ("term", "gap")] == [1, 1]
-        assert log.count("announced") == 1
+        for word in ("announced", "term", "gap", "vector"):
+            assert len(re.findall(f"peer refused .*{word}", log)) == 1, log
         assert peak_kb(ana) - before_kb < GROWTH_KB_MAX
-        assert "dispatcher lost" not in ben.log()
