@@ -86,7 +86,8 @@ class Node:
         self._dispatch = machines.dispatch
         self._doubt = machines.doubt
         self._worker = machines.worker
-        self._vetting = machines.vetting
+        self.refused: Mapping[str, int] = machines.vetting.refused
+        """How many messages of peers were refused, by the code of the reason."""
         handover = HandOver(machines)
         self._departure = Departure(machines, handover)
         self._disk = DiskCare(machines, handover)
@@ -124,11 +125,6 @@ class Node:
     def standbys(self) -> tuple[StandbyView, ...]:
         """Who keeps copies of what this reign appends; none unless it reigns."""
         return self._replication.views()
-
-    @property
-    def refused(self) -> Mapping[str, int]:
-        """How many messages of peers were refused, by the code of the reason."""
-        return self._vetting.refused
 
     @property
     def failover(self) -> Failover | None:
