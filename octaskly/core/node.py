@@ -10,9 +10,10 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Mapping
 
+from octaskly.core.allegiance import Allegiance
 from octaskly.core.departure import Departure
 from octaskly.core.disk import DiskCare
-from octaskly.core.effects import Advertise, Answer, Append, Effect, NotHere, Send
+from octaskly.core.effects import Answer, Append, Effect, NotHere, Send
 from octaskly.core.events import (
     AttemptsEnded,
     CancelRequested,
@@ -49,7 +50,6 @@ from octaskly.core.model import (
     Settings,
     StandbyView,
 )
-from octaskly.core.phases import Attachment, Reign
 
 REST_S = 0.02  #: between two steps that only time causes
 PAUSE_S = 0.3  #: a gap between two steps that counts as own slowness
@@ -98,8 +98,7 @@ class Node:
         self._draw = 0.0
         self._step_s: float | None = None
         self._own_beat_s = 0.0
-        self._reign: Reign | None = None  #: what dispatch goes by
-        self._attachment: Attachment | None = None  #: what the worker goes by
+        self._allegiance = Allegiance(machines)
 
     @property
     def is_dispatcher(self) -> bool:
@@ -231,7 +230,7 @@ class Node:
 
     def _on_beat(self, now: Moment) -> list[Effect]:
         """At each heartbeat, judge the followers, this node's own worker included."""
-        if now.mono_s < self._own_beat_s or self._reign is None:
+        if now.mono_s < self._own_beat_s or not self._dispatch.is_reigning:
             return []
         self._own_beat_s = now.mono_s + self._settings.timing.heartbeat_s
         effects = self._dispatch.on_heartbeat_ok(self._me, self._health(now), now)
@@ -341,57 +340,8 @@ class Node:
                     done.append(effect)
                     if isinstance(effect, Append):
                         waiting += self._replication.on_append(effect, now)
-            waiting.extend(self._reconcile(now))
+            waiting.extend(self._allegiance.reconcile(now))
             waiting.extend(self._replication.review(now))
             if not waiting:
                 break
         return done + self._herald.on_change(self._load, now)
-
-    def _reconcile(self, now: Moment) -> list[Effect]:
-        """Make dispatch and worker go by what the election says now."""
-        effects: list[Effect] = []
-        reign, attachment = self._election.reign, self._election.attachment
-        if reign is not self._reign:
-            effects += self._change_reign(reign, now)
-        if attachment == self._attachment:
-            return effects
-        if self._attachment is not None:
-            effects += self._worker.detach(now)
-        self._attachment = attachment
-        is_follower = attachment is not None and reign is None
-        self._members.is_redialling = not is_follower
-        if is_follower:
-            effects += self._browsing.stop()
-        elif not self._browsing.is_on:
-            effects += self._browsing.start(now)
-        if attachment is not None:
-            effects += self._worker.attach(attachment.dispatcher, attachment.epoch, now)
-        return effects
-
-    def _change_reign(self, reign: Reign | None, now: Moment) -> list[Effect]:
-        effects: list[Effect] = []
-        if self._reign is not None:
-            self._dispatch.end()
-            self._replication.end()
-            self._journal.close_stream()
-        self._reign = reign
-        if reign is None:
-            return [*effects, Advertise(is_dispatcher=False, term=0)]
-        self._registry.begin(now)
-        self._journal.open_stream(reign.stream)
-        is_expecting = bool(self._members.peers) or self._registry.expects_others(
-            self._me, self._election.deposed
-        )
-        self._replication.begin(reign, now, is_expecting=is_expecting)
-        self._completeness.begin(
-            reign.epoch, self._registry.roster, self._standby.epoch, now.mono_s
-        )
-        effects += self._dispatch.begin(reign.epoch, reign.stream, now)
-        if self._departure.is_asked:
-            self._dispatch.pause_accepting()
-        effects.append(Advertise(is_dispatcher=True, term=reign.epoch.term))
-        roster = self._registry.roster
-        for member in () if roster is None else roster.members:
-            if member.id not in self._members.peers:
-                effects += self._members.dial(member.id, member.addresses, now)
-        return effects

@@ -1,0 +1,81 @@
+"""What changes on this node when it reigns, follows somebody, or does neither.
+
+The election says what is so; dispatch, replication and the worker are made to go by it
+here, in one place, at the end of each step.
+"""
+
+from __future__ import annotations
+
+from octaskly.core.effects import Advertise, Effect
+from octaskly.core.machines import Machines
+from octaskly.core.model import Moment
+from octaskly.core.phases import Attachment, Reign
+
+
+class Allegiance:
+    """The reign and the attachment that the other machines go by."""
+
+    def __init__(self, machines: Machines) -> None:
+        self._me = machines.settings.node.id
+        self._journal = machines.journal
+        self._members = machines.members
+        self._browsing = machines.browsing
+        self._registry = machines.registry
+        self._election = machines.election
+        self._replication = machines.replication
+        self._standby = machines.standby
+        self._completeness = machines.completeness
+        self._dispatch = machines.dispatch
+        self._worker = machines.worker
+        self._reign: Reign | None = None
+        self._attachment: Attachment | None = None
+
+    def reconcile(self, now: Moment) -> list[Effect]:
+        """Make dispatch and worker go by what the election says now."""
+        effects: list[Effect] = []
+        reign, attachment = self._election.reign, self._election.attachment
+        if reign is not self._reign:
+            effects += self._change_reign(reign, now)
+        if attachment == self._attachment:
+            return effects
+        if self._attachment is not None:
+            effects += self._worker.detach(now)
+        self._attachment = attachment
+        is_follower = attachment is not None and reign is None
+        self._members.is_redialling = not is_follower
+        if is_follower:
+            effects += self._browsing.stop()
+        elif not self._browsing.is_on:
+            effects += self._browsing.start(now)
+        if attachment is not None:
+            effects += self._worker.attach(attachment.dispatcher, attachment.epoch, now)
+        return effects
+
+    def _change_reign(self, reign: Reign | None, now: Moment) -> list[Effect]:
+        """End the reign that was, and begin the one that is."""
+        effects: list[Effect] = []
+        if self._reign is not None:
+            self._dispatch.end()
+            self._replication.end()
+            self._journal.close_stream()
+        self._reign = reign
+        if reign is None:
+            return [*effects, Advertise(is_dispatcher=False, term=0)]
+        self._registry.begin(now)
+        self._journal.open_stream(reign.stream)
+        is_expecting = bool(self._members.peers) or self._registry.expects_others(
+            self._me, self._election.deposed
+        )
+        self._replication.begin(reign, now, is_expecting=is_expecting)
+        self._completeness.begin(
+            reign.epoch, self._registry.roster, self._standby.epoch, now.mono_s
+        )
+        effects += self._dispatch.begin(reign.epoch, reign.stream, now)
+        if self._election.is_stopping:
+            self._dispatch.pause_accepting()
+        effects.append(Advertise(is_dispatcher=True, term=reign.epoch.term))
+        roster = self._registry.roster
+        for member in () if roster is None else roster.members:
+            if member.id not in self._members.peers:
+                effects += self._members.dial(member.id, member.addresses, now)
+        return effects
