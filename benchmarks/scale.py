@@ -1,0 +1,160 @@
+"""Long queues: a dispatcher that dies again and again, and a standby that joins."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from benchmarks.measure import (
+    BATCH,
+    Row,
+    bound_row,
+    count,
+    occupy,
+    rss_max_mb,
+    until,
+)
+from tests.agents import Agent, request, running, start, until_nodes
+
+NODES = 4
+TAKEOVER_S = 2.0
+DRAIN_S = 300.0  #: for the queue to be worked off after the last kill
+JOIN_S = 150.0
+PAUSE_S = 0.02
+ACCEPT_MS = 50.0
+MEMORY_MB = 300.0
+
+
+class _Clients:
+    """Clients of a mesh that remember how much was accepted."""
+
+    def __init__(self) -> None:
+        self.accepted = 0
+
+    def submit(self, agent: Agent, command: str, tasks: int) -> None:
+        """Submit so many tasks in large requests."""
+        with contextlib.closing(agent.connection()) as connection:
+            for _ in range(tasks // BATCH):
+                batch = [{"command": command}] * BATCH
+                status, answer = request(connection, "POST", "/api/v1/tasks", batch)
+                assert status == 201, answer
+                self.accepted += len(answer)
+
+    def replicas(self, agent: Agent) -> int:
+        """Submit one task, again if need be; return how many disks hold it."""
+        head = {
+            "Content-Type": "application/json",
+            "Idempotency-Key": f"one-{self.accepted}",
+        }
+        body = json.dumps({"command": "true"})
+        with contextlib.closing(agent.connection()) as connection:
+            while True:
+                connection.request("POST", "/api/v1/tasks", body, head)
+                reply = connection.getresponse()
+                reply.read()
+                if reply.status in (200, 201):
+                    self.accepted += 1
+                    return int(reply.headers["Octaskly-Replicas"])
+
+    def until_copied(self, agent: Agent, *, within_s: float = 60.0) -> None:
+        """Wait until what is accepted is on two disks."""
+        until("two copies", lambda: self.replicas(agent) > 1, within_s=within_s)
+
+
+def kills(folder: Path, *, quick: bool) -> Iterator[Row]:
+    """Kill the dispatcher of a long queue that is worked on; nothing may be lost."""
+    tasks, times = (10_000, 3) if quick else (100_000, 10)
+    clients = _Clients()
+    takeovers = []
+    names = [f"node{number}" for number in range(NODES)]
+    with running(folder, *names, extra=("--slots", "1")) as agents:
+        until_nodes(agents[0], NODES)
+        clients.until_copied(agents[0])
+        clients.submit(agents[0], "true", tasks)
+        for _ in range(times):
+            clients.until_copied(agents[0])
+            takeovers.append(_kill(folder, agents, clients))
+        left = count(agents[0], "queued")
+        until("all done", lambda: _is_idle(agents[0]), within_s=DRAIN_S)
+        completed = count(agents[0], "completed")
+    lost = clients.accepted - completed
+    yield "queued when the dispatcher is killed", f"{tasks}", "", "", ""
+    yield "queued after the last kill", f"{left}", "", "", ""
+    worst = max(takeovers)
+    yield bound_row(f"next accept, worst of {times} kills", worst, "s", TAKEOVER_S)
+    met = "yes" if lost == 0 else "no"
+    yield f"accepted {clients.accepted}, not completed", f"{lost}", "", "0", met
+
+
+def _kill(folder: Path, agents: list[Agent], clients: _Clients) -> float:
+    """Kill the dispatcher, start it again; return seconds to the next accept."""
+    _, body = agents[0].call("GET", "/api/v1/nodes")
+    (head,) = (n["name"] for n in body["nodes"] if n["role"] == "dispatcher")
+    place = next(i for i, agent in enumerate(agents) if agent.state.name == head)
+    witness = agents[not place]
+    agents[place].process.kill()
+    began_s = time.perf_counter()
+    clients.replicas(witness)
+    took_s = time.perf_counter() - began_s
+    agents[place].process.wait()
+    agents[place] = start(folder, head, "--slots", "1")
+    until_nodes(witness, len(agents), deadline_s=60)
+    return took_s
+
+
+def _is_idle(agent: Agent) -> bool:
+    time.sleep(0.5)
+    return count(agent, "queued") + count(agent, "running") == 0
+
+
+def million(folder: Path, *, quick: bool) -> Iterator[Row]:
+    """Let a standby join a dispatcher with a long queue, while clients submit."""
+    tasks = 50_000 if quick else 1_000_000
+    clients = _Clients()
+    slots = ("--slots", "1")
+    with running(folder, "head", extra=slots) as (head,):
+        until_nodes(head, 1)
+        occupy(head, 1)
+        began_s = time.perf_counter()
+        clients.submit(head, "true", tasks)
+        rate = tasks / (time.perf_counter() - began_s)
+        yield f"{tasks} queued", f"{rate:.0f}/s", "", "", ""
+        standby = start(folder, "standby", *slots)
+        try:
+            began_s = time.perf_counter()
+            samples = _accept_ms(head, clients)
+            joined_s = time.perf_counter() - began_s
+            memory = {
+                name: rss_max_mb(agent.process.pid)
+                for name, agent in (("dispatcher", head), ("standby", standby))
+            }
+        finally:
+            standby.process.kill()
+            standby.process.wait()
+        head.process.kill()
+    yield "a standby joins, from its start to level", f"{joined_s:.1f} s", "", "", ""
+    samples.sort()
+    p99 = samples[int(len(samples) * 0.99)]
+    name = f"accept meanwhile, p99 of {len(samples)}"
+    yield bound_row(name, p99, "ms", ACCEPT_MS)
+    for name, most in memory.items():
+        yield bound_row(f"resident memory, {name}, at most", most, "MB", MEMORY_MB)
+
+
+def _accept_ms(agent: Agent, clients: _Clients) -> list[float]:
+    """Submit one task after the other until a standby is level."""
+    samples = []
+    deadline_s = time.perf_counter() + JOIN_S
+    copies = 1
+    while copies == 1:
+        time.sleep(PAUSE_S)
+        began_s = time.perf_counter()
+        copies = clients.replicas(agent)
+        now_s = time.perf_counter()
+        samples.append((now_s - began_s) * 1000)
+        if now_s > deadline_s:
+            raise RuntimeError(f"the standby has not joined within {JOIN_S} s")
+    return samples
