@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Callable, Coroutine
-from dataclasses import replace
 from typing import Any, Protocol
 
 from octaskly.agent.clock import SystemClock
@@ -18,7 +17,7 @@ from octaskly.agent.view import MeshView
 from octaskly.core import effects as ef
 from octaskly.core import events as ev
 from octaskly.core.messages import Entries
-from octaskly.core.model import Limits, NodeId
+from octaskly.core.model import Limits
 from octaskly.core.node import Node
 from octaskly.log import Logger, write_note
 from octaskly.ports import Links, Log, Runner
@@ -100,7 +99,7 @@ class CoreLoop:
             ef.Announce: lambda e: gateway.waiters.announced(e.tasks),
             ef.Publish: gateway.view.published,
             ef.Remember: lambda e: self._remember(e, gateway.view),
-            ef.Note: lambda e: self._note(e, gateway.view),
+            ef.Note: lambda e: write_note(self._log, gateway.view.told(e)),
             ef.Stopped: lambda _: self._stop(),
         }
 
@@ -176,14 +175,6 @@ class CoreLoop:
     def _remember(self, effect: ef.Remember, view: MeshView) -> None:
         self._store.remember(effect.peer, effect.name, effect.addresses)
         view.met(effect.peer, effect.name)
-
-    def _note(self, note: ef.Note, view: MeshView) -> None:
-        """Log a line of the core, with the names of nodes, which people know."""
-        fields = tuple(
-            (key, view.name_of(NodeId(str(value))) if key == "peer" else value)
-            for key, value in note.fields
-        )
-        write_note(self._log, replace(note, fields=fields))
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
         self._reads.create_task(work)

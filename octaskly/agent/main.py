@@ -171,7 +171,6 @@ class _Agent:
         if not self._is_duplicate:
             drain_s = DRAIN_S
             self._notifier.stopping()
-        self._log.info("stopping", drain_s=drain_s)
         parts.ask_to_stop(drain_s)
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(drain_s + 10):

@@ -26,6 +26,7 @@ from octaskly.config import (
     AgentConfig,
 )
 from octaskly.core import events as ev
+from octaskly.core.effects import Note
 from octaskly.core.messages import Hello
 from octaskly.core.model import Address, NodeInfo, Settings
 from octaskly.core.node import Node
@@ -258,7 +259,7 @@ class Parts:
             clock=self._clock,
             hello=self._hello,
             on_event=self.loop.post,
-            on_note=partial(write_note, self._log),
+            on_note=self._note,
             on_duplicate=on_duplicate,
         )
         self._discovery = Discovery(
@@ -266,7 +267,7 @@ class Parts:
             mesh_id=trust.mesh_id,
             clock=self._clock,
             on_event=self.loop.post,
-            on_note=partial(write_note, self._log),
+            on_note=self._note,
             interfaces=config.options.interfaces,
             on_other_mesh=lambda mesh: self._log.warning(
                 "another mesh is in sight",
@@ -315,6 +316,9 @@ class Parts:
 
     def _hello(self) -> Hello:
         return self._node.hello(self._clock.now())
+
+    def _note(self, note: Note) -> None:
+        write_note(self._log, self.gateway.view.told(note))
 
     def _fault(self, request_id: str, error: BaseException) -> None:
         self._log.error("request failed", error=repr(error), request=request_id)

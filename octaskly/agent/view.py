@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping
+from dataclasses import replace
 
-from octaskly.core.effects import Publish
+from octaskly.core.effects import Note, Publish
 from octaskly.core.messages import Member, Roster
 from octaskly.core.model import NO_EPOCH, Epoch, NodeId, NodeState, Role
 from octaskly.ports import DispatcherView
@@ -84,6 +85,14 @@ class MeshView:
     def met(self, node: NodeId, name: str) -> None:
         """Know what a peer calls itself, until a roster says its name in the mesh."""
         self._called[node] = name
+
+    def told(self, note: Note) -> Note:
+        """Return a line for the log with the names of nodes, which people know."""
+        fields = tuple(
+            (key, self.name_of(NodeId(str(value))) if key == "peer" else value)
+            for key, value in note.fields
+        )
+        return replace(note, fields=fields)
 
     def lan_urls(self, node: NodeId) -> tuple[str, ...]:
         """Return where a live member serves its LAN API; nothing for others."""

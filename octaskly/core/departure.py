@@ -38,7 +38,7 @@ class Departure:
             return self._finish("stopped at once", now)
         self._ends_s = now.mono_s + drain_s
         self._election.is_stopping = True
-        effects: list[Effect] = [Note("info", "stopping")]
+        effects: list[Effect] = [Note("info", "stopping", (("drain_s", drain_s),))]
         if self._dispatch.is_reigning:
             self._dispatch.pause_accepting()
         return effects + self._worker.drain(now, is_draining=True)
@@ -72,7 +72,7 @@ class Departure:
     def _finish(self, reason: str, now: Moment) -> list[Effect]:
         self.is_done = True
         effects: list[Effect] = [Note("info", "stopped", (("reason", reason),))]
-        effects += self._election.seek("stopped", now)
+        self._election.seek("stopped", now)  # In silence: it seeks nothing any more.
         for peer in tuple(self._members.peers):
             effects += self._members.disconnect(peer, STOPPING, now)
         return [*effects, Stopped()]

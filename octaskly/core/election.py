@@ -139,7 +139,7 @@ class Election(Phases):
             return self._watch(dispatcher, now)
         match suspicion.verdict(now):
             case Verdict.DEAD:
-                return self._bereave("dispatcher lost", now)
+                return self._bereave(suspicion.finding, now)
             case Verdict.WAIT if suspicion.is_asking_due(now):
                 return self._suspect(dispatcher, now)
             case _:
@@ -180,7 +180,7 @@ class Election(Phases):
         self._suspicion = None
         self.dispatcher = None
         if self.is_stopping or self.is_disk_failing or not self._info.electable:
-            return self.seek(reason, now)
+            return self.seek("dispatcher lost", now)
         before = [node for node in self.successors if node != gone]
         me = self._info.id
         place = before.index(me) if me in before else len(before)
@@ -192,7 +192,8 @@ class Election(Phases):
         ):
             wait_s += self._timing.claim_wait_s  # A fuller log goes first.
         self._claim_s = now.mono_s + wait_s
-        note = Note("warning", "dispatcher lost", (("peer", gone or ""),))
+        fields = (("peer", gone or ""), ("reason", reason))
+        note = Note("warning", "dispatcher lost", fields)
         return [note, *self._on_following(now)]
 
     def _on_reigning(self, now: Moment) -> list[Effect]:
@@ -241,7 +242,7 @@ class Election(Phases):
             return self._follow(peer, hello.epoch, hello.vector, now)
         if self.phase is Phase.FOLLOWER and peer == self.dispatcher:
             # It came back without its role: a reign never resumes.
-            return self._bereave("dispatcher restarted", now)
+            return self._bereave("it restarted", now)
         if reigns:
             return self.correct(peer)
         if self.attachment is not None and hello.dispatcher != self.dispatcher:
@@ -280,7 +281,7 @@ class Election(Phases):
             return []
         self.attachment = None
         if reason == STOPPING:
-            return self._bereave("dispatcher stopped", now)
+            return self._bereave("it stopped", now)
         return self._suspect(peer, now)
 
     def on_refused(self, node: NodeId | None, now: Moment) -> list[Effect]:

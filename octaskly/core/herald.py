@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from octaskly.core.effects import Effect, Publish, Send
+from octaskly.core.effects import Effect, Note, Publish, Send
 from octaskly.core.machines import Machines
 from octaskly.core.messages import Member
 from octaskly.core.model import Address, LoadSample, Moment, Role
@@ -28,6 +28,7 @@ class Herald:
         self._worker = machines.worker
         self._name = name  #: by which the mesh knows this node
         self._published: tuple[object, ...] = ()
+        self._was_level = False  #: a standby of this reign, at the last step
         self._spread_changes = -1  #: of the members, when all had the roster
 
     def move(self, addresses: tuple[str, ...]) -> None:
@@ -41,6 +42,7 @@ class Herald:
         if election.reign is not None:
             effects += self._spread(load, now)
         effects += self._take_name()
+        effects += self._note_copies()
         roster = self._registry.roster
         version = None if roster is None else (roster.epoch, roster.version)
         is_serving = election.reign is not None and self._dispatch.is_accepting
@@ -50,6 +52,14 @@ class Herald:
             return effects
         self._published = state
         return [*effects, Publish(election.epoch, dispatcher, is_serving, roster)]
+
+    def _note_copies(self) -> list[Effect]:
+        """Say it when tasks that are accepted from now on have one copy only."""
+        was_level, self._was_level = self._was_level, self._replication.is_level
+        if self._election.reign is None or self._was_level or not was_level:
+            return []
+        joining = len(self._replication.nodes)
+        return [Note("warning", "one copy only", (("joining", joining),))]
 
     def _spread(self, load: LoadSample, now: Moment) -> list[Effect]:
         """Send followers a roster that changed, and newcomers the last one."""

@@ -29,7 +29,7 @@ SHUTDOWN_S: Final = 1.0
 NOTED_MAX: Final = 1024
 
 QUIET: Final = frozenset(
-    {DUPLICATE, MYSELF, STOPPING, ATTACHED, "eof", "reset", "timeout"}
+    {DUPLICATE, MYSELF, STOPPING, ATTACHED, "eof", "reset", "timeout", "woke"}
 )
 """Reasons that are part of life and not worth a line in the log."""
 
