@@ -57,6 +57,7 @@ def test_a_mesh_that_falls_apart_again_and_again_loses_nothing(seed: int) -> Non
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(300)
 @pytest.mark.parametrize(
     ("plant", "hunt"), MUTANTS, ids=[plant.__name__ for plant, _ in MUTANTS]
 )
