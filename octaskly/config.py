@@ -219,9 +219,11 @@ def _labels(texts: tuple[str, ...], problems: list[str]) -> tuple[tuple[str, str
 def _durability(
     options: AgentOptions, environ: Mapping[str, str], problems: list[str]
 ) -> str:
+    """Return one of `DURABILITIES`; note a problem with what the environment says."""
     given = options.durability or environ.get("OCTASKLY_DURABILITY") or "normal"
     if given not in DURABILITIES:
-        problems.append(f"--durability {given!r}: {' or '.join(DURABILITIES)}")
+        known = " or ".join(DURABILITIES)
+        problems.append(f"OCTASKLY_DURABILITY {given!r}: {known}")
     return given
 
 

@@ -101,7 +101,7 @@ class Submissions:
         if isinstance(reply, ef.NotDurable):
             raise NotDurable(
                 "durability is strict, and no standby acknowledges",
-                hint="repeat it with the same Idempotency-Key when a standby is back",
+                hint="send an Idempotency-Key, and repeat the request when one is back",
             )
         if not isinstance(reply, ef.Accepted):
             raise NotDispatcher("this node stopped being dispatcher")

@@ -182,9 +182,11 @@ def test_the_log_of_a_takeover_reads_as_a_story(trio: Trio) -> None:
     kill(trio.dispatcher)
     body = until(trio.others[0], "/api/v1/nodes", has_copies(2))
     heir = body["nodes"][0]["name"]
+    dead = next(node for node in body["nodes"] if node["name"] == lost)
 
     told = {agent.state.name: events(agent) for agent in trio.others}
 
+    assert (dead["state"], bool(dead["last_seen"])) == ("lost", True)
     (other,) = names - {heir}
     assert told[heir][-4:] == [
         ("dispatcher lost", lost),

@@ -1,0 +1,67 @@
+"""What a node knows of the mesh, as people read it."""
+
+from __future__ import annotations
+
+import pytest
+
+from octaskly.agent.view import MeshView
+from octaskly.core.effects import Note, Publish
+from octaskly.core.messages import Member, Roster
+from octaskly.core.model import Address, NodeState, Role
+from tests.builders import epoch, node_id
+
+ME, DISPATCHER, STRANGER = node_id("a"), node_id("b"), node_id("c")
+
+
+def view(role: Role, dispatcher: str = "b") -> MeshView:
+    """Return the view of node a, which has this role."""
+    made = MeshView(ME, {ME: "ana"})
+    reigning = epoch(term=2, name=dispatcher)
+    members = tuple(
+        Member(
+            id=node,
+            name=name,
+            role=role if node == ME else Role.DISPATCHER,
+            state=NodeState.READY,
+            addresses=(Address("10.0.0.1", 7878),),
+            lan_port=3443,
+            slots=2,
+        )
+        for node, name in ((ME, "ana"), (DISPATCHER, "ben"))
+    )
+    roster = Roster(reigning, 1, members)
+    made.published(Publish(reigning, node_id(dispatcher), dispatcher == "a", roster))
+    return made
+
+
+@pytest.mark.parametrize(
+    ("role", "dispatcher", "line"),
+    [
+        (Role.STANDBY, "b", "standby of ben, 2 nodes, 0 running"),
+        (Role.WORKER, "b", "worker of ben, 2 nodes, 0 running"),
+        (Role.DISPATCHER, "a", "dispatcher, 2 nodes, 0 running"),
+    ],
+)
+def test_the_status_line_says_what_the_node_is_for_the_mesh(
+    role: Role, dispatcher: str, line: str
+) -> None:
+    """It is all that `systemctl status` shows."""
+    assert view(role, dispatcher).status_line() == line
+
+
+def test_lines_of_the_log_name_nodes_as_far_as_they_are_known() -> None:
+    """By the name in the mesh, by what a peer calls itself, else by the id."""
+    made = view(Role.WORKER)
+    made.met(STRANGER, "cy")
+    made.met(DISPATCHER, "another-ben")
+
+    told = [
+        made.told(Note("info", "x", (("peer", node), ("term", 3)))).fields
+        for node in (DISPATCHER, STRANGER, node_id("d"))
+    ]
+
+    assert told == [
+        (("peer", "ben"), ("term", 3)),
+        (("peer", "cy"), ("term", 3)),
+        (("peer", node_id("d")), ("term", 3)),
+    ]
