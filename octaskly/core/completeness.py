@@ -51,13 +51,17 @@ class Completeness:
         """
         self._epoch = epoch
         if roster is None:
+            # Nobody has said who was in the mesh that this node met.
+            met = self._members.met()
+            self._missing.update(dict.fromkeys(met, now_s + RETURN_S))
             return
         for member in roster.members:
+            is_lost = member.state is NodeState.LOST  # It may be at work elsewhere.
             # A standby has all that its dispatcher answered for, or another one has.
             is_covered = member.role is Role.DISPATCHER and level == roster.epoch
-            if is_covered or member.role is Role.WORKER:
+            if is_covered or (member.role is Role.WORKER and not is_lost):
                 continue
-            if member.id != epoch.node and member.state is not NodeState.LOST:
+            if member.id != epoch.node:
                 self._missing[member.id] = now_s + LOST_S
 
     def on_lost(self, node: NodeId, view: PeerView, reason: str, now_s: float) -> None:

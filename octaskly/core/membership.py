@@ -104,6 +104,10 @@ class Membership:
         """Whether no peer was ever seen or remembered."""
         return not self.peers and not self._hints and not self._saved
 
+    def met(self) -> list[NodeId]:
+        """Return the nodes that this process has heard of."""
+        return [hint.node for hint in self._hints.values() if hint.node is not None]
+
     def remembered(self) -> list[NodeId]:
         """Return the nodes that were met before this process started."""
         return [advert.node for advert in self._saved if advert.node is not None]

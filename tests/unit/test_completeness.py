@@ -210,10 +210,18 @@ def test_the_other_standby_is_missing_until_it_follows() -> None:
     assert world.is_complete()
 
 
-def test_workers_and_lost_members_are_not_waited_for() -> None:
-    """They kept no copies."""
+def test_workers_are_not_waited_for() -> None:
+    """What they accepted in another reign was pulled when they followed this mesh."""
     world = World()
-    lost = member("c", Role.STANDBY, NodeState.LOST)
-    world.take_over(member("b", Role.WORKER), lost)
+    world.take_over(member("b", Role.WORKER))
 
     assert world.is_complete()
+
+
+def test_members_that_were_lost_already_are_waited_for() -> None:
+    """Cut off, they may have reigned elsewhere; the next dispatcher knows no more."""
+    world = World()
+    world.take_over(member("b", Role.WORKER, NodeState.LOST))
+
+    assert not world.is_complete(LOST_S - 1)
+    assert world.is_complete(LOST_S + 1)
