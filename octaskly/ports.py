@@ -11,10 +11,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-from octaskly.core.events import Draft, Loaded, Saved
+from octaskly.core.effects import Join
+from octaskly.core.events import Draft, FloorPlanned, Loaded, Saved
 from octaskly.core.facts import Entry
 from octaskly.core.merge import TaskRecord
-from octaskly.core.messages import Hello, Message, Report, Roster
+from octaskly.core.messages import Cursor, Hello, Message, Report, Roster, Snapshot
 from octaskly.core.model import (
     Address,
     AttemptId,
@@ -109,6 +110,9 @@ class Log(Protocol):
     ) -> None:
         """Queue entries for the next commit."""
 
+    def join(self, item: Join) -> None:
+        """Queue rows of a snapshot; with the last, the log holds what its head says."""
+
     def save(
         self,
         number: int,
@@ -139,6 +143,14 @@ class Log(Protocol):
         self, vector: Mapping[StreamId, int], bytes_max: int
     ) -> tuple[tuple[Entry, ...], tuple[tuple[StreamId, Epoch], ...], bool]:
         """Read entries beyond `vector`: entries, writers of their streams, more?"""
+
+    async def snapshot(
+        self, vector: Mapping[StreamId, int], cursor: Cursor | None, bytes_max: int
+    ) -> Snapshot | None:
+        """Read the next part of a snapshot; None if entries serve better."""
+
+    async def plan_floor(self, before_hlc: int, tasks_max: int) -> FloorPlanned:
+        """Find how far the floor may rise: see `core.effects.PlanFloor`."""
 
     async def vector(self) -> Holdings:
         """Return what is durable, per stream."""

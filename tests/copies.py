@@ -133,7 +133,7 @@ class Copies:
     def write(self, *facts: Fact, at: float = 0.0) -> list[Effect]:
         """Append facts, by default one, and stream them."""
         append = self.journal.append(facts or (FACT,), moment(at))
-        return self.replication.on_append(append, moment(at))
+        return self.replication.on_written(append, moment(at))
 
     def ask(self, name: str, at: float = 0.0) -> list[Effect]:
         """Answer once it is safe."""

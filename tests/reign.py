@@ -31,7 +31,7 @@ from octaskly.core.events import (
     Saved,
     TasksSubmitted,
 )
-from octaskly.core.facts import Assigned, Fact
+from octaskly.core.facts import Assigned, Fact, Floor
 from octaskly.core.journal import Journal
 from octaskly.core.membership import Membership
 from octaskly.core.merge import TaskRecord, apply
@@ -180,6 +180,8 @@ class Reign:
         """Make the oldest append durable."""
         append = self.commits.popleft()
         for entry in append.entries:
+            if isinstance(entry.fact, Floor):
+                continue
             task = entry.fact.task
             self.durable[task] = apply(self.durable.get(task), entry.fact)
         self.journal.on_persisted(append.number)
@@ -308,6 +310,8 @@ class Reign:
         assert not self.commits or append.number == self.commits[-1].number + 1
         self.commits.append(append)
         for entry in append.entries:
+            if isinstance(entry.fact, Floor):
+                continue
             self._check(entry.fact)
             task = entry.fact.task
             self.written[task] = apply(self.written.get(task), entry.fact)

@@ -78,6 +78,7 @@ class CoreLoop:
         self._reads = reads
         self._perform = {
             ef.Append: lambda e: self._append(e, gateway),
+            ef.Join: store.join,
             ef.Save: lambda e: store.save(
                 e.number, term=e.term, epoch=e.epoch, stream=e.stream, name=e.name
             ),
@@ -95,6 +96,7 @@ class CoreLoop:
             ef.Unspool: lambda e: store.unspool(e.items),
             ef.Load: lambda e: self._spawn(self._load(e)),
             ef.LoadLive: lambda _: self._spawn(self._load_live()),
+            ef.PlanFloor: lambda e: self._spawn(self._plan_floor(e)),
             ef.Answer: lambda e: gateway.tickets.answered(e.ticket, e.reply),
             ef.Announce: lambda e: gateway.waiters.announced(e.tasks),
             ef.Publish: gateway.view.published,
@@ -185,7 +187,16 @@ class CoreLoop:
     async def _load_live(self) -> None:
         self.post(ev.LiveLoaded(await self._store.load_live()))
 
+    async def _plan_floor(self, effect: ef.PlanFloor) -> None:
+        self.post(await self._store.plan_floor(effect.before_hlc, effect.tasks_max))
+
     async def _serve_pull(self, effect: ef.ServePull) -> None:
+        snapshot = await self._store.snapshot(
+            dict(effect.vector), effect.cursor, self._limits.entries_bytes
+        )
+        if snapshot is not None:
+            self._links.send(effect.peer, (snapshot,))
+            return
         entries, epochs, more = await self._store.entries_after(
             dict(effect.vector), self._limits.entries_bytes
         )

@@ -10,7 +10,7 @@ from functools import reduce
 from octaskly.core import merge
 from octaskly.core.effects import Reply
 from octaskly.core.events import Event
-from octaskly.core.facts import Entry, Fact
+from octaskly.core.facts import Entry, Floor, TaskFact
 from octaskly.core.merge import TaskRecord
 from octaskly.core.model import TaskId
 from octaskly.errors import AnswerLost, NoDispatcher
@@ -77,7 +77,7 @@ class _Wait:
     """One long poll: what was written about its task since it began."""
 
     news: asyncio.Event = field(default_factory=asyncio.Event)
-    facts: list[Fact] = field(default_factory=list)
+    facts: list[TaskFact] = field(default_factory=list)
 
 
 class Waiters:
@@ -91,6 +91,8 @@ class Waiters:
         if not self._waits:
             return
         for entry in entries:
+            if isinstance(entry.fact, Floor):
+                continue
             for wait in self._waits.get(entry.fact.task, ()):
                 wait.facts.append(entry.fact)
 

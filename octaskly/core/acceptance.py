@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from octaskly.core.events import Draft, TasksSubmitted
+from octaskly.core.facts import PRIORITY_SHIFT
 from octaskly.core.journal import Journal
 from octaskly.core.model import Moment, TaskId, TaskSpec
 from octaskly.core.taskqueue import TaskQueue
 
 PRIORITY_BAND = 50  #: of every task as yet; 0..100, a lower band runs first
-PRIORITY_SHIFT = 56  #: the hybrid timestamp lies below the band
 
 
 class Acceptance:

@@ -6,7 +6,7 @@ when another node's log arrives. What a worker says it runs stands over the log.
 
 from __future__ import annotations
 
-from octaskly.core.facts import Assigned, Submitted
+from octaskly.core.facts import Assigned
 from octaskly.core.merge import TaskRecord
 from octaskly.core.messages import Reattach
 from octaskly.core.model import AttemptId, Moment, NodeId, TaskSpec
@@ -111,10 +111,8 @@ class Adoption:
             task = InHand(spec, is_sure=False)
             self._queue.adopt(task, attempt, node)
             task.is_heard = True
-            self._placing.facts += [
-                Submitted(spec),
-                Assigned(spec.id, attempt, node),
-            ]
+            self._placing.facts += self._placing.told_again(spec, attempt)
+            self._placing.facts.append(Assigned(spec.id, attempt, node))
         elif task is None or not self._is_counting(task, node, attempt):
             self._placing.kill_attempt(node, spec.id, attempt)
         else:

@@ -21,19 +21,10 @@ from operator import attrgetter
 from types import NoneType, UnionType
 from typing import Any, Final, Union, get_args, get_origin, get_type_hints
 
-from octaskly.core import messages
-from octaskly.core.facts import Assigned, CancelAsked, Entry, Fact, Finished, Submitted
+from octaskly.core import facts, messages, model
 from octaskly.core.merge import TaskRecord
-from octaskly.core.messages import Member, Message, Report
-from octaskly.core.model import (
-    Address,
-    Attempt,
-    NodeId,
-    NodeInfo,
-    Outcome,
-    TaskId,
-    TaskSpec,
-)
+from octaskly.core.messages import Message
+from octaskly.core.model import NodeId, TaskId
 from octaskly.errors import LocalProtocolError, RemoteProtocolError
 
 NUMBERS: Final[dict[type, int]] = {
@@ -59,19 +50,21 @@ NUMBERS: Final[dict[type, int]] = {
     messages.Leave: 20,
     messages.Repl: 21,
     messages.ReplOk: 22,
-    Submitted: 100,
-    CancelAsked: 101,
-    Assigned: 102,
-    Finished: 103,
-    Entry: 120,
+    messages.Snapshot: 24,
+    facts.Submitted: 100,
+    facts.CancelAsked: 101,
+    facts.Assigned: 102,
+    facts.Finished: 103,
+    facts.Floor: 104,
+    facts.Entry: 120,
     TaskRecord: 121,
-    Report: 122,
-    TaskSpec: 123,
-    Outcome: 124,
-    Attempt: 125,
-    NodeInfo: 126,
-    Member: 127,
-    Address: 128,
+    messages.Report: 122,
+    model.TaskSpec: 123,
+    model.Outcome: 124,
+    model.Attempt: 125,
+    model.NodeInfo: 126,
+    messages.Member: 127,
+    model.Address: 128,
 }
 """Type numbers, for ever: a number is never given to another class."""
 
@@ -126,7 +119,7 @@ def decode_message(plain: object) -> Message:
     return _decode_message(plain)  # type: ignore[no-any-return]
 
 
-def decode_fact(plain: object) -> Fact:
+def decode_fact(plain: object) -> facts.Fact:
     """Reverse `encode` for a fact.
 
     Raises:
@@ -396,4 +389,4 @@ def _check_types(
 _encode_any = _tagged_encoder(NUMBERS)
 _decode_any = _tagged_decoder(NUMBERS)
 _decode_message = _tagged_decoder(get_args(Message))
-_decode_fact = _tagged_decoder(get_args(Fact))
+_decode_fact = _tagged_decoder(get_args(facts.Fact))

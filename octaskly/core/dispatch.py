@@ -23,6 +23,7 @@ from octaskly.core.effects import (
 )
 from octaskly.core.events import (
     CancelRequested,
+    FloorPlanned,
     LiveLoaded,
     Loaded,
     TasksSubmitted,
@@ -44,6 +45,7 @@ from octaskly.core.model import (
 )
 from octaskly.core.placing import Placing
 from octaskly.core.replication import Replication
+from octaskly.core.retention import Retention
 from octaskly.core.taskqueue import InHand, Phase
 
 FINAL_STATES = {
@@ -76,6 +78,7 @@ class Dispatch:
         self.is_accepting = False
         self._placing = Placing(settings.limits, journal, replication)
         self._adoption = Adoption(self._placing, settings.timing.adopt_s)
+        self._retention = Retention(settings, self._placing, journal)
         self._queue = self._placing.queue
         self._pool = self._placing.pool
         self._acceptance = Acceptance(journal, self._queue, sequence)
@@ -86,6 +89,7 @@ class Dispatch:
         """Reign; the journal's own stream is open."""
         self.is_reigning = self.is_accepting = True
         self._adoption.begin(now)
+        self._retention.begin(now)
         return self._placing.begin(epoch, stream)
 
     def end(self) -> None:
@@ -115,7 +119,10 @@ class Dispatch:
 
     def deadline(self) -> float | None:
         """Return when `on_time` has something to do."""
-        return self._adoption.deadline()
+        if not self.is_accepting:
+            return self._adoption.deadline()
+        due_s = (self._adoption.deadline(), self._retention.deadline())
+        return min((at_s for at_s in due_s if at_s is not None), default=None)
 
     # --- Clients.
 
@@ -305,7 +312,7 @@ class Dispatch:
         placing = self._placing
         spec = report.spec
         if spec is not None and not self._queue.is_final(report.task):
-            placing.facts.append(Submitted(spec))
+            placing.facts += placing.told_again(spec, report.attempt)
         placing.facts.append(
             Finished(report.task, report.attempt, node, report.outcome)
         )
@@ -318,6 +325,19 @@ class Dispatch:
         return final is not None
 
     # --- The store and time.
+
+    def on_read(
+        self, event: Loaded | LiveLoaded | FloorPlanned, now: Moment
+    ) -> list[Effect]:
+        """Go on with what the store was asked."""
+        match event:
+            case Loaded():
+                return self.on_loaded(event, now)
+            case LiveLoaded():
+                return self.on_live_loaded(event, now)
+            case FloorPlanned():
+                may_write = self.is_accepting
+                return self._retention.on_planned(event, now, may_write=may_write)
 
     def on_loaded(self, event: Loaded, now: Moment) -> list[Effect]:
         """Take more of the queue into the window."""
@@ -343,11 +363,12 @@ class Dispatch:
 
     def on_time(self, now: Moment) -> list[Effect]:
         """Give up the attempts of workers that did not come back in time."""
+        effects = self._retention.on_time(now) if self.is_accepting else []
         due_s = self._adoption.deadline()
         if due_s is None or due_s > now.mono_s:
-            return []
+            return effects
         self._adoption.expire(now)
-        return self._judge_inputs(now)
+        return effects + self._judge_inputs(now)
 
     def _judge_inputs(self, now: Moment) -> list[Effect]:
         """Fail the tasks of which every worker lacks an input, and commit."""

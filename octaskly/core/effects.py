@@ -12,7 +12,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from octaskly.core.facts import Entry
-from octaskly.core.messages import Message, Report, Roster
+from octaskly.core.merge import TaskRow
+from octaskly.core.messages import Cursor, Message, Report, Roster, SnapshotHead
 from octaskly.core.model import (
     Address,
     AttemptId,
@@ -51,6 +52,23 @@ class Save:
 
 
 @dataclass(frozen=True, slots=True)
+class Join:
+    """Join a peer's tasks into the task table, without entries of the log.
+
+    With the last of them, in the same transaction, the node holds what `head` says.
+    """
+
+    number: int  #: as in `Append`
+    rows: tuple[TaskRow, ...]
+    head: SnapshotHead
+    is_last: bool
+
+
+Written = Append | Join
+"""What brings facts about tasks to the disk."""
+
+
+@dataclass(frozen=True, slots=True)
 class Send:
     """Put messages into the peer's bounded outbox; never waits for the network."""
 
@@ -79,10 +97,14 @@ class Disconnect:
 
 @dataclass(frozen=True, slots=True)
 class ServePull:
-    """Read the entries beyond `vector` and send them as `Entries` to the peer."""
+    """Read what lies beyond `vector` and send it to the peer.
+
+    As `Entries`, or as a `Snapshot` where entries are gone or would be far more.
+    """
 
     peer: NodeId
     vector: Holdings
+    cursor: Cursor | None = None  #: go on with this snapshot
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,6 +161,14 @@ class Load:
 @dataclass(frozen=True, slots=True)
 class LoadLive:
     """Read all tasks with an attempt that has no end; answered by `LiveLoaded`."""
+
+
+@dataclass(frozen=True, slots=True)
+class PlanFloor:
+    """Find how far the floor may rise; answered by `FloorPlanned`."""
+
+    before_hlc: int  #: what ended before is old enough
+    tasks_max: int  #: of more ended tasks than these, the oldest go, whatever their age
 
 
 @dataclass(frozen=True, slots=True)
@@ -226,6 +256,7 @@ class Stopped:
 Effect = (
     Append
     | Save
+    | Join
     | Send
     | Dial
     | Disconnect
@@ -238,6 +269,7 @@ Effect = (
     | Unspool
     | Load
     | LoadLive
+    | PlanFloor
     | Answer
     | Announce
     | Publish

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from octaskly.core.facts import NO_FLOOR, Floor
 from octaskly.core.merge import TaskRecord
 from octaskly.core.messages import Hello, Message, Report
 from octaskly.core.model import (
@@ -152,6 +153,15 @@ class LiveLoaded:
 
 
 @dataclass(frozen=True, slots=True)
+class FloorPlanned:
+    """How far the floor may rise: the answer to `PlanFloor`."""
+
+    floor: Floor | None  #: None: nothing is old enough
+    carried: tuple[TaskRecord, ...] = ()  #: to be written again before it, with outputs
+    has_more: bool = False  #: more is old enough; a step is bounded
+
+
+@dataclass(frozen=True, slots=True)
 class LoadSampled:
     """How busy this machine is."""
 
@@ -198,6 +208,7 @@ class Saved:
     vector: Holdings = ()
     epochs: tuple[tuple[StreamId, Epoch], ...] = ()  #: who wrote each stream
     hlc: int = 0
+    floor: Floor = NO_FLOOR
     sequence: int = 0  #: highest used in a task id
     queued: int = 0  #: tasks that wait in the store
     name: str | None = None  #: given by a dispatcher because ours was taken
@@ -219,6 +230,7 @@ Event = (
     | Persisted
     | Loaded
     | LiveLoaded
+    | FloorPlanned
     | LoadSampled
     | DiskChanged
     | DrainAsked

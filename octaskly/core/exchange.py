@@ -1,7 +1,8 @@
 """Asks peers for the entries that they hold and this node lacks.
 
 One PULL at a time goes to a peer; each non-empty answer is followed by another, so the
-last PULL of a series shows the peer what this node holds by then.
+last PULL of a series shows the peer what this node holds by then. A peer may answer
+with a snapshot, part by part; one that stops half-way is begun again.
 """
 
 from __future__ import annotations
@@ -10,8 +11,8 @@ from collections.abc import Container
 
 from octaskly.core.effects import Effect, Send
 from octaskly.core.journal import Journal
-from octaskly.core.messages import Entries, Pull
-from octaskly.core.model import Holdings, NodeId
+from octaskly.core.messages import Entries, Pull, Snapshot, SnapshotHead
+from octaskly.core.model import Holdings, Moment, NodeId
 from octaskly.core.succession import covers
 
 
@@ -21,12 +22,13 @@ class Exchange:
     def __init__(self, journal: Journal) -> None:
         self._journal = journal
         self._asked: set[NodeId] = set()
+        self._heads: dict[NodeId, SnapshotHead] = {}  #: of snapshots under way
         self._has_news = False
 
     @property
     def is_busy(self) -> bool:
         """Whether a peer owes an answer."""
-        return bool(self._asked)
+        return bool(self._asked or self._heads)
 
     def want(self, peer: NodeId, vector: Holdings) -> list[Effect]:
         """Ask the peer for what `vector` counts beyond this node's own."""
@@ -53,13 +55,34 @@ class Exchange:
         self._has_news = True
         return [append, *self._pull(peer)]
 
+    def on_snapshot(self, peer: NodeId, message: Snapshot) -> list[Effect]:
+        """Take rows in; ask for more once they are on disk, so that none pile up."""
+        head = message.head or self._heads.get(peer)
+        if head is None or message.cursor.series != head.hlc:
+            return []  # Of a snapshot that was begun again since.
+        join = self._journal.join(message.rows, head, is_last=not message.more)
+        self._has_news = True
+        if not message.more:
+            self._heads.pop(peer, None)
+            return [join, *self._pull(peer)]
+        self._heads[peer] = head
+
+        def go_on(_: Moment) -> list[Effect]:
+            if self._heads.get(peer) is not head:
+                return []
+            return [Send(peer, (Pull(self._journal.vector_items(), message.cursor),))]
+
+        self._journal.after(go_on)
+        return [join]
+
     def take_news(self, connected: Container[NodeId]) -> bool:
         """Return once whether entries came in, as soon as nobody owes an answer.
 
         Before that a task may seem to wait only because its end is still to come.
         """
-        self._asked = {peer for peer in self._asked if peer in connected}
-        if not self._has_news or self._asked:
+        for peer in [p for p in {*self._asked, *self._heads} if p not in connected]:
+            self.forget(peer)
+        if not self._has_news or self.is_busy:
             return False
         self._has_news = False
         return True
@@ -67,6 +90,7 @@ class Exchange:
     def forget(self, peer: NodeId) -> None:
         """The link is gone, and the question with it."""
         self._asked.discard(peer)
+        self._heads.pop(peer, None)
 
     def _pull(self, peer: NodeId) -> list[Effect]:
         self._asked.add(peer)

@@ -1,14 +1,25 @@
 """What the log says: facts about tasks, never orders and never overwritten.
 
 An entry is one fact in one stream. Entries of a stream are written by one node in
-one epoch, numbered from 1 without gaps, and never truncated.
+one epoch, numbered from 1 without gaps, and never truncated: a `Floor` says for all
+nodes alike which of them are too old to count.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
-from octaskly.core.model import AttemptId, NodeId, Outcome, StreamId, TaskId, TaskSpec
+from octaskly.core.model import (
+    AttemptId,
+    Epoch,
+    Holdings,
+    NodeId,
+    Outcome,
+    StreamId,
+    TaskId,
+    TaskSpec,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +61,37 @@ class Finished:
     outcome: Outcome
 
 
-Fact = Submitted | CancelAsked | Assigned | Finished
+class Mark(NamedTuple):
+    """How far one stream is void, the entry `seq` included."""
+
+    stream: StreamId
+    seq: int
+    epoch: Epoch  #: who wrote the stream
+
+
+@dataclass(frozen=True, slots=True)
+class Floor:
+    """Everything up to here is too old to count, for ever.
+
+    A task without a submission beyond the marks is gone. Tasks that were still wanted
+    were written again, whole, before. A node takes this fact in only when it holds what
+    its writer held, so nothing is gone there before it is known to have ended.
+    """
+
+    horizon: int  #: hybrid timestamp; in the marked streams all up to it is void
+    marks: tuple[Mark, ...]  #: of all streams that ever had one, ordered by stream
+    needs: Holdings = ()  #: what the writer held beyond the marks, in other streams
+
+    @property
+    def task(self) -> TaskId:
+        """No task: this is about all of them."""
+        return TaskId("")
+
+
+TaskFact = Submitted | CancelAsked | Assigned | Finished
+Fact = TaskFact | Floor
+
+NO_FLOOR = Floor(0, ())
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +123,14 @@ def hlc_ahead(wall_ms: int) -> int:
     return hlc_of(wall_ms + HLC_AHEAD_MS)
 
 
+PRIORITY_SHIFT = 56  #: in `TaskSpec.ord` the hybrid timestamp lies below the band
+
+
 def hlc_next(last: int, wall_ms: int) -> int:
     """Return a hybrid timestamp above `last` and not behind the wall clock."""
     return max(last + 1, hlc_of(wall_ms))
+
+
+def born_hlc(spec: TaskSpec) -> int:
+    """Return when a task was accepted, by the clock of that dispatcher."""
+    return spec.ord & ((1 << PRIORITY_SHIFT) - 1)

@@ -6,10 +6,10 @@ values to ignore or to answer, never errors: a peer may be slow, deposed or wron
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 
-from octaskly.core.effects import Append, Effect, Send
+from octaskly.core.effects import Effect, Send, Written
 from octaskly.core.facts import Entry, Submitted
 from octaskly.core.machines import Machines
 from octaskly.core.messages import (
@@ -35,9 +35,10 @@ from octaskly.core.messages import (
     Results,
     ResultsOk,
     Roster,
+    Snapshot,
     Transfer,
 )
-from octaskly.core.model import Epoch, Moment, NodeId, NodeState, Role
+from octaskly.core.model import Epoch, Moment, NodeId, NodeState, Role, TaskId
 
 SEQUENCE_DIGITS_MAX = 11  #: longer numbers in task ids come from idempotency keys
 
@@ -65,8 +66,10 @@ class Inbound:
                 return self._on_order(peer, message, now)
             case HeartbeatOk() | Results() | Reattach():
                 return self._on_news(peer, message, now)
-            case Roster() | Pull() | Entries() | Repl() | ReplOk() | Transfer():
+            case Roster() | Repl() | ReplOk() | Transfer():
                 return self._on_log_message(peer, message, now)
+            case Pull() | Entries() | Snapshot():
+                return self._on_exchange(peer, message, now)
             case Leave(reason):
                 return self._left(peer, reason, now)
             case Hello() | HelloOk():
@@ -112,19 +115,32 @@ class Inbound:
         ok = replace(health, epoch=epoch, sent_s=sent_s)
         return [*effects, Send(peer, (ok,))]
 
+    def _on_exchange(
+        self, peer: NodeId, message: Pull | Entries | Snapshot, now: Moment
+    ) -> list[Effect]:
+        machines = self._machines
+        effects: list[Effect] = []
+        match message:
+            case Pull():
+                effects += machines.election.on_pull(peer, message, now)
+                return machines.replication.on_pull(peer, message, now) + effects
+            case Entries(entries):
+                effects += machines.vetting.look_at_clocks(peer, entries, now)
+                effects += machines.exchange.on_entries(peer, message)
+                machines.dispatch.raise_sequence(highest_sequence(entries))
+            case Snapshot(rows=rows):
+                effects += machines.exchange.on_snapshot(peer, message)
+                ids = (row.record.id for row in rows)
+                machines.dispatch.raise_sequence(highest_number(ids))
+        if any(isinstance(effect, Written) for effect in effects):
+            effects += machines.election.tell_holdings(peer)
+        return effects + machines.election.on_absorbed(now)
+
     def _on_log_message(
-        self,
-        peer: NodeId,
-        message: Roster | Pull | Entries | Repl | ReplOk | Transfer,
-        now: Moment,
+        self, peer: NodeId, message: Roster | Repl | ReplOk | Transfer, now: Moment
     ) -> list[Effect]:
         machines = self._machines
         match message:
-            case Pull():
-                effects = machines.election.on_pull(peer, message, now)
-                return machines.replication.on_pull(peer, message, now) + effects
-            case Entries():
-                return self._on_entries(peer, message, now)
             case Repl():
                 return self._on_repl(peer, message, now)
             case ReplOk():
@@ -133,15 +149,6 @@ class Inbound:
                 return machines.election.on_transfer(peer, message, now)
             case Roster():
                 return self._on_roster(peer, message)
-
-    def _on_entries(self, peer: NodeId, message: Entries, now: Moment) -> list[Effect]:
-        machines = self._machines
-        effects = machines.vetting.look_at_clocks(peer, message.entries, now)
-        effects += machines.exchange.on_entries(peer, message)
-        machines.dispatch.raise_sequence(highest_sequence(message.entries))
-        if any(isinstance(effect, Append) for effect in effects):
-            effects += machines.election.tell_holdings(peer)
-        return effects + machines.election.on_absorbed(now)
 
     def _on_repl(self, peer: NodeId, message: Repl, now: Moment) -> list[Effect]:
         """Keep what the dispatcher appends, unless it is dispatcher no more."""
@@ -238,11 +245,15 @@ class Inbound:
 
 def highest_sequence(entries: tuple[Entry, ...]) -> int:
     """Return the highest sequence number in ids of submitted tasks, else 0."""
+    facts = (entry.fact for entry in entries)
+    return highest_number(fact.task for fact in facts if isinstance(fact, Submitted))
+
+
+def highest_number(ids: Iterable[TaskId]) -> int:
+    """Return the highest sequence number in ids of tasks, else 0."""
     highest = 0
-    for entry in entries:
-        if not isinstance(entry.fact, Submitted):
-            continue
-        word, _, rest = entry.fact.task.partition("-")
+    for task in ids:
+        word, _, rest = task.partition("-")
         digits = rest.partition("-")[0]
         if word == "task" and digits.isdecimal() and digits.isascii():
             is_counted = len(digits) <= SEQUENCE_DIGITS_MAX

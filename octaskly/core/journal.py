@@ -8,11 +8,23 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 
-from octaskly.core.effects import Append, Effect, Save
+from octaskly.core.effects import Append, Effect, Join, Save
 from octaskly.core.events import Saved
-from octaskly.core.facts import Entry, Fact, hlc_ahead, hlc_next
-from octaskly.core.model import Epoch, Holdings, Moment, StreamId, Vector
+from octaskly.core.facts import Entry, Fact, Floor, born_hlc, hlc_ahead, hlc_next
+from octaskly.core.merge import TaskRow, join_floors
+from octaskly.core.messages import SnapshotHead
+from octaskly.core.model import (
+    AttemptId,
+    Epoch,
+    Holdings,
+    Moment,
+    StreamId,
+    TaskSpec,
+    Vector,
+)
+from octaskly.core.succession import covers
 
 Held = Callable[[Moment], list[Effect]]
 """What happens once something is durable."""
@@ -26,6 +38,8 @@ class Journal:
         """Per stream the last sequence handed to the writer."""
         self.epochs: dict[StreamId, Epoch] = dict(saved.epochs)
         """Who writes each stream that is known, in which reign."""
+        self.floor = saved.floor
+        """What is void on every node that knows as much."""
         self._hlc = 0
         self._heard = saved.hlc  #: highest timestamp of others, until it was followed
         self._number = 0
@@ -39,7 +53,7 @@ class Journal:
 
     @property
     def number(self) -> int:
-        """Number of the last `Append` or `Save`."""
+        """Number of the last `Append`, `Join` or `Save`."""
         return self._number
 
     @property
@@ -93,6 +107,9 @@ class Journal:
             seq += 1
             entries.append(Entry(stream, seq, self.tick(now), fact))
         self.vector[stream] = seq
+        for fact in facts:
+            if isinstance(fact, Floor):
+                self.raise_floor(fact)
         return self._append(tuple(entries))
 
     def absorb(
@@ -108,10 +125,15 @@ class Journal:
         for entry in entries:
             if entry.stream == self.stream:
                 continue  # Nobody but this node writes there.
+            fact = entry.fact
+            if isinstance(fact, Floor) and not covers(self.vector, fact.needs):
+                continue  # As a gap: first comes what it builds on.
             if entry.seq == self.vector.get(entry.stream, 0) + 1:
                 self.vector[entry.stream] = entry.seq
                 self._heard = max(self._heard, entry.hlc)
                 fresh.append(entry)
+                if isinstance(fact, Floor):
+                    self.raise_floor(fact)
         if not fresh:
             return None
         epochs = tuple(epochs)
@@ -119,6 +141,41 @@ class Journal:
         append = self._append(tuple(fresh), epochs)
         self._absorbed = append.number
         return append
+
+    def join(
+        self, rows: tuple[TaskRow, ...], head: SnapshotHead, *, is_last: bool
+    ) -> Join:
+        """Return the effect that stores rows; the last ones bring the vector."""
+        if is_last:
+            self._heard = max(self._heard, head.hlc)
+            self.epochs.update(head.epochs)
+            for stream, seq in head.vector:
+                self.vector[stream] = max(self.vector.get(stream, 0), seq)
+            self.raise_floor(head.floor)
+        return Join(self._next(), rows, head, is_last)
+
+    def stated(self, floor: Floor) -> Floor:
+        """Return a floor as this node's stream says it, now."""
+        void = {mark.stream: mark.seq for mark in floor.marks}
+        needs = tuple(
+            (stream, seq)
+            for stream, seq in self.vector_items()
+            if seq > void.get(stream, 0) and stream != self.stream
+        )
+        return replace(floor, needs=needs)
+
+    def raise_floor(self, floor: Floor) -> None:
+        """Hold void entries for known: nobody needs them any more."""
+        self.floor = join_floors(self.floor, floor)
+        for stream, seq, epoch in floor.marks:
+            self.vector[stream] = max(self.vector.get(stream, 0), seq)
+            self.epochs[stream] = epoch
+
+    def is_void(self, attempt: AttemptId, spec: TaskSpec) -> bool:
+        """Whether the floor has passed the task, so that only the store knows it."""
+        return born_hlc(spec) <= self.floor.horizon and any(
+            mark.stream == attempt.stream for mark in self.floor.marks
+        )
 
     def save(
         self,

@@ -9,12 +9,22 @@ Source: docs/explanation/log.md.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
-from octaskly.core.facts import Assigned, CancelAsked, Fact, Finished, Submitted
+from octaskly.core.facts import (
+    Assigned,
+    CancelAsked,
+    Finished,
+    Floor,
+    Mark,
+    Submitted,
+    TaskFact,
+)
 from octaskly.core.model import (
     Attempt,
     AttemptId,
     AttemptState,
+    StreamId,
     TaskId,
     TaskSpec,
     TaskState,
@@ -62,7 +72,7 @@ class TaskRecord:
         return TaskState.QUEUED
 
 
-def record_of(fact: Fact) -> TaskRecord:
+def record_of(fact: TaskFact) -> TaskRecord:
     """Return the record of a task about which only `fact` is known."""
     match fact:
         case Submitted(spec):
@@ -87,7 +97,7 @@ def join(a: TaskRecord, b: TaskRecord) -> TaskRecord:
     )
 
 
-def apply(record: TaskRecord | None, fact: Fact) -> TaskRecord:
+def apply(record: TaskRecord | None, fact: TaskFact) -> TaskRecord:
     """Return `record` with one more fact."""
     if record is None:
         return record_of(fact)
@@ -107,6 +117,58 @@ def apply(record: TaskRecord | None, fact: Fact) -> TaskRecord:
         spec=record.spec,
         cancelled_by=record.cancelled_by,
         attempts=_join_attempts(record.attempts, (news,)),
+    )
+
+
+def facts_of(record: TaskRecord) -> list[TaskFact]:
+    """Return facts that say everything of a task again, its envelope first."""
+    facts: list[TaskFact] = []
+    if record.spec is not None:
+        facts.append(Submitted(record.spec))
+    if record.cancelled_by is not None:
+        facts.append(CancelAsked(record.id, record.cancelled_by))
+    for attempt in record.attempts:
+        if attempt.outcome is None:
+            facts.append(Assigned(record.id, attempt.id, attempt.node))
+        else:
+            facts.append(Finished(record.id, attempt.id, attempt.node, attempt.outcome))
+    return facts
+
+
+class Birth(NamedTuple):
+    """When a task was submitted, and where last: what a floor is compared with."""
+
+    born: int  #: hybrid timestamp of the first submission that counts
+    reborn: int  #: of the latest one, which is entry `seq` of `stream`
+    stream: StreamId
+    seq: int
+
+
+@dataclass(frozen=True, slots=True)
+class TaskRow:
+    """A task as one node gives it to another instead of the entries about it."""
+
+    record: TaskRecord
+    birth: Birth
+    changed: int  #: hybrid timestamp of the latest fact
+
+
+def join_births(a: Birth | None, b: Birth | None) -> Birth | None:
+    """Return the first and the latest of all submissions."""
+    if a is None or b is None:
+        return a or b
+    return Birth(min(a.born, b.born), *max(a[1:], b[1:]))
+
+
+def join_floors(a: Floor, b: Floor) -> Floor:
+    """Return what is void by either floor; a mark only ever rises."""
+    marks: dict[StreamId, Mark] = {mark.stream: mark for mark in a.marks}
+    for mark in b.marks:
+        mine = marks.get(mark.stream)
+        if mine is None or mine.seq < mark.seq:
+            marks[mark.stream] = mark
+    return Floor(
+        max(a.horizon, b.horizon), tuple(marks[stream] for stream in sorted(marks))
     )
 
 

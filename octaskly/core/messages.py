@@ -8,8 +8,10 @@ dispatcher speaks; a node that has seen a higher one answers with it and does no
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
-from octaskly.core.facts import Entry
+from octaskly.core.facts import Entry, Floor
+from octaskly.core.merge import TaskRow
 from octaskly.core.model import (
     NO_LOAD,
     Address,
@@ -155,11 +157,19 @@ class Redirect:
     addresses: tuple[Address, ...]
 
 
+class Cursor(NamedTuple):
+    """How far a snapshot has come."""
+
+    series: int  #: `hlc` of its head: parts of another one do not fit
+    key: int  #: names the last row
+
+
 @dataclass(frozen=True, slots=True)
 class Pull:
     """Send me the entries beyond this vector."""
 
     vector: Holdings
+    cursor: Cursor | None = None  #: go on with this snapshot
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,6 +180,26 @@ class Entries:
     epochs: tuple[tuple[StreamId, Epoch], ...]  #: who wrote the streams that appear
     more: bool  #: ask again with the new vector
     vector: Holdings  #: what the sender holds
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SnapshotHead:
+    """What the receiver holds once it has all rows of a snapshot."""
+
+    vector: Holdings  #: read before the first row, so the rows are as new or newer
+    epochs: tuple[tuple[StreamId, Epoch], ...]  #: who wrote these streams
+    floor: Floor
+    hlc: int  #: highest hybrid timestamp of the sender
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Snapshot:
+    """Part of an answer to PULL that gives joined tasks instead of entries."""
+
+    rows: tuple[TaskRow, ...]
+    cursor: Cursor  #: PULL it to get more
+    more: bool
+    head: SnapshotHead | None = None  #: in the first part only
 
 
 @dataclass(frozen=True, slots=True)
@@ -276,6 +306,7 @@ Message = (
     | Redirect
     | Pull
     | Entries
+    | Snapshot
     | Dispatch
     | Kill
     | Results

@@ -250,6 +250,8 @@ class Timing:
     sticky_s: float = 10.0  #: and is not chosen again so long, if others are there
     yield_s: float = 2.0  #: a yielding dispatcher waits so long for the winner
     tick_s: float = 0.25  #: longest time between two steps
+    retention_s: float = 7 * 86_400.0  #: how long ended tasks are kept
+    floor_s: float = 60.0  #: how often the dispatcher looks for tasks to forget
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -265,6 +267,7 @@ class Limits:
     peers: int = 1024
     tail_entries: int = 8192  #: lately appended, kept to bring a standby level
     tail_bytes: int = 8 << 20  #: the same, roughly
+    retained_tasks: int = 2_000_000  #: of more ended tasks, the oldest are forgotten
     full_mesh_peers: int = 16  #: above this, followers keep only the dispatcher's link
 
 

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from octaskly.core.allegiance import Allegiance
 from octaskly.core.departure import Departure
 from octaskly.core.disk import DiskCare
-from octaskly.core.effects import Answer, Append, Effect, NotHere, Send
+from octaskly.core.effects import Answer, Effect, NotHere, Send, Written
 from octaskly.core.events import (
     AttemptsEnded,
     CancelRequested,
@@ -21,6 +21,7 @@ from octaskly.core.events import (
     DiskChanged,
     DrainAsked,
     Event,
+    FloorPlanned,
     LiveLoaded,
     Loaded,
     LoadSampled,
@@ -60,6 +61,7 @@ WorkEvent = (
     | Persisted
     | Loaded
     | LiveLoaded
+    | FloorPlanned
     | LoadSampled
     | DiskChanged
     | DrainAsked
@@ -274,10 +276,8 @@ class Node:
         match event:
             case TasksSubmitted() | CancelRequested():
                 return self._on_asked(event, now)
-            case Loaded():
-                return self._dispatch.on_loaded(event, now)
-            case LiveLoaded():
-                return self._dispatch.on_live_loaded(event, now)
+            case Loaded() | LiveLoaded() | FloorPlanned():
+                return self._dispatch.on_read(event, now)
             case Persisted(number):
                 self._journal.on_persisted(number)
                 # Who waits for an answer comes first.
@@ -338,8 +338,8 @@ class Node:
                         waiting += self._inbound.on_message(self._me, message, now)
                 else:
                     done.append(effect)
-                    if isinstance(effect, Append):
-                        waiting += self._replication.on_append(effect, now)
+                    if isinstance(effect, Written):
+                        waiting += self._replication.on_written(effect, now)
             waiting.extend(self._allegiance.reconcile(now))
             waiting.extend(self._replication.review(now))
             if not waiting:

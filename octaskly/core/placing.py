@@ -11,7 +11,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from octaskly.core.effects import Effect, Send
-from octaskly.core.facts import Assigned, Fact, Finished
+from octaskly.core.facts import Assigned, Fact, Finished, Submitted
 from octaskly.core.journal import Held, Journal
 from octaskly.core.messages import Dispatch, Kill, Message
 from octaskly.core.model import (
@@ -99,6 +99,14 @@ class Placing:
     def kill_attempt(self, node: NodeId, task_id: TaskId, attempt: AttemptId) -> None:
         """Order the end of an attempt that does not count."""
         self._kills.setdefault(node, []).append((task_id, attempt))
+
+    def told_again(self, spec: TaskSpec, attempt: AttemptId) -> list[Fact]:
+        """Return what a worker's envelope adds to the log.
+
+        Nothing where the floor has passed the task: either it was carried, then the
+        store has it, or it is gone, and what is said of it is never shown.
+        """
+        return [] if self._journal.is_void(attempt, spec) else [Submitted(spec)]
 
     def lose_task(self, task: InHand, now: Moment) -> None:
         """Give up the live attempt of a task, and queue the task again."""

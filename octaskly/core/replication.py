@@ -11,11 +11,11 @@ Source: docs/explanation/replication.md.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import Enum
 
-from octaskly.core.effects import Append, Effect, Note, Send, ServePull
+from octaskly.core.effects import Effect, Join, Note, Send, ServePull, Written
 from octaskly.core.journal import Journal
 from octaskly.core.membership import Membership
 from octaskly.core.messages import Pull, Repl, ReplOk
@@ -25,10 +25,9 @@ from octaskly.core.model import (
     NodeState,
     Settings,
     StandbyView,
-    StreamId,
 )
 from octaskly.core.phases import Reign
-from octaskly.core.tail import Tail, repl_of, size_of
+from octaskly.core.tail import Part, Tail, part_of, repl_of
 
 STANDBYS = 2  #: electable followers that keep copies
 UNACKED_BYTES_MAX = 16 << 20  #: under way to one standby, roughly
@@ -50,24 +49,13 @@ class _Phase(Enum):
 
 
 @dataclass(slots=True)
-class _Part:
-    """Something under way to a standby."""
-
-    number: int
-    sent_s: float
-    entries: int
-    size_bytes: int
-    ends: dict[StreamId, int]  #: last sequence of each stream in it
-
-
-@dataclass(slots=True)
 class _Copy:
     """One standby."""
 
     heard_s: float  #: when it last pulled or acknowledged
     phase: _Phase = _Phase.JOINING
     acked: int = 0
-    unacked: deque[_Part] = field(default_factory=deque)
+    unacked: deque[Part] = field(default_factory=deque)
     unacked_bytes: int = 0
 
 
@@ -207,10 +195,12 @@ class Replication:
 
     # --- Streaming.
 
-    def on_append(self, append: Append, now: Moment) -> list[Effect]:
+    def on_written(self, append: Written, now: Moment) -> list[Effect]:
         """Send the standbys what goes to this node's own disk."""
         if self._reign is None:
             return []
+        if isinstance(append, Join):
+            return self._rejoin(now) if append.is_last else []
         self._number = append.number
         self._tail.add(append)
         copies = [
@@ -220,7 +210,7 @@ class Replication:
         ]
         if not copies:
             return []
-        part = _part((append,), append.number, now)
+        part = part_of((append,), append.number, now)
         bytes_max = self._limits.entries_bytes
         # The same messages for all, so that they are packed once.
         messages = repl_of(self._reign, (append,), append.number, bytes_max)
@@ -230,11 +220,20 @@ class Replication:
             for effect in self._stream(node, copy, part, messages, now)
         ]
 
+    def _rejoin(self, now: Moment) -> list[Effect]:
+        """Rows of a snapshot came in, which are no entries: standbys join anew."""
+        self._tail.begin(self._journal.vector)
+        effects: list[Effect] = []
+        for node, copy in self._copies.items():
+            self._fall_behind(copy, now)
+            effects += self._serve(node, now)
+        return effects
+
     def _stream(
         self,
         node: NodeId,
         copy: _Copy,
-        part: _Part,
+        part: Part,
         messages: tuple[Repl, ...],
         now: Moment,
     ) -> list[Effect]:
@@ -268,8 +267,10 @@ class Replication:
     def on_pull(self, node: NodeId, message: Pull, now: Moment) -> list[Effect]:
         """A peer asks for entries: a standby may be close enough by now."""
         copy = self._copies.get(node)
-        if copy is None:
-            return [ServePull(node, message.vector)]
+        if copy is None or message.cursor is not None:
+            if copy is not None:
+                copy.heard_s = now.mono_s
+            return [ServePull(node, message.vector, message.cursor)]
         # One that is streamed to asks only if something was lost on the way.
         self._fall_behind(copy, now)
         return self._bring_level(node, copy, now) or self._serve(node, now)
@@ -379,7 +380,7 @@ class Replication:
             return []
         assert self._reign is not None
         copy.phase = _Phase.STREAMING
-        part = _part(missing, self._number, now)
+        part = part_of(missing, self._number, now)
         bytes_max = self._limits.entries_bytes
         messages = repl_of(self._reign, missing, self._number, bytes_max)
         return self._stream(node, copy, part, messages, now)
@@ -390,9 +391,3 @@ class Replication:
         self._members.changed()
         if self._bare_s is None and not self.is_level:
             self._bare_s = since_s
-
-
-def _part(appends: Sequence[Append], number: int, now: Moment) -> _Part:
-    entries = [entry for append in appends for entry in append.entries]
-    ends = {entry.stream: entry.seq for entry in entries}
-    return _Part(number, now.mono_s, len(entries), size_of(entries), ends)

@@ -6,18 +6,30 @@ Bounded in entries and bytes; what is older is on disk and asked for by PULL.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 
 from octaskly.core.effects import Append
 from octaskly.core.facts import Entry, Finished, Submitted
 from octaskly.core.messages import Repl
-from octaskly.core.model import Epoch, Limits, StreamId, Vector
+from octaskly.core.model import Epoch, Limits, Moment, StreamId, Vector
 from octaskly.core.phases import Reign
 from octaskly.core.succession import covers
 
 ENTRY_BYTES = 200  #: of an entry beyond its texts, roughly
 CHAR_BYTES = 4  #: most bytes of one character
 FIELDS_CHARS = 3  #: what stands beside a path, as characters
+
+
+@dataclass(slots=True)
+class Part:
+    """Something under way to a standby."""
+
+    number: int
+    sent_s: float
+    entries: int
+    size_bytes: int
+    ends: dict[StreamId, int]  #: last sequence of each stream in it
 
 
 class Tail:
@@ -105,3 +117,10 @@ def _size(entry: Entry) -> int:
         chars += sum(len(path) + FIELDS_CHARS for path in spec.inputs + spec.outputs)
         return ENTRY_BYTES + CHAR_BYTES * chars
     return ENTRY_BYTES
+
+
+def part_of(appends: Sequence[Append], number: int, now: Moment) -> Part:
+    """Return what is kept of appends that are on their way."""
+    entries = [entry for append in appends for entry in append.entries]
+    ends = {entry.stream: entry.seq for entry in entries}
+    return Part(number, now.mono_s, len(entries), size_of(entries), ends)

@@ -19,11 +19,13 @@ from octaskly.core.facts import (
     Entry,
     Fact,
     Finished,
+    Floor,
     Submitted,
     hlc_ahead,
 )
 from octaskly.core.journal import Journal
 from octaskly.core.membership import Membership
+from octaskly.core.merge import facts_of
 from octaskly.core.messages import (
     PROTOCOL,
     Claim,
@@ -41,6 +43,7 @@ from octaskly.core.messages import (
     Report,
     Results,
     Roster,
+    Snapshot,
     Transfer,
 )
 from octaskly.core.model import (
@@ -97,7 +100,7 @@ class Vetting:
             case Claim(epoch, stream, vector):
                 code = self._vet_writers(((stream, epoch),), term)
                 return code or _vet_vector(vector)
-            case Entries() | Repl() | ReplOk():
+            case Entries() | Snapshot() | Repl() | ReplOk():
                 return self._vet_log(peer, message, term)
             case Results() | Dispatch() | Reattach():
                 return self._vet_work(peer, message)
@@ -135,12 +138,14 @@ class Vetting:
     # --- The log.
 
     def _vet_log(
-        self, peer: NodeId, message: Entries | Repl | ReplOk, term: int
+        self, peer: NodeId, message: Entries | Snapshot | Repl | ReplOk, term: int
     ) -> str | None:
         match message:
             case Entries(entries, epochs, _, vector):
                 code = self._vet_entries(entries, epochs) or _vet_vector(vector)
                 return code or self._vet_writers(epochs, term)
+            case Snapshot():
+                return self._vet_snapshot(message, term)
             case Repl(epoch, number, entries, epochs):
                 code = self._vet_entries(entries, epochs)
                 code = code or self._vet_writers(epochs, term)
@@ -167,11 +172,44 @@ class Vetting:
                 return "clock"
             if not _is_sane_fact(entry.fact):
                 return "fact"
+            if isinstance(entry.fact, Floor) and (code := self._vet_floor(entry.fact)):
+                return code
             last[stream] = seq
         own = journal.stream
         if own is not None and last.get(own, 0) > journal.vector[own]:
             return "writer"
         return None
+
+    def _vet_snapshot(self, message: Snapshot, term: int) -> str | None:
+        """Its rows are as facts, and its head is as a vector with a floor."""
+        head = message.head
+        for row in message.rows:
+            places = (*row.birth, row.changed)
+            if not all(0 <= place < NUMBER_MAX * 2 for place in places):
+                return "number"
+            if not all(map(_is_sane_fact, facts_of(row.record))):
+                return "fact"
+        if head is None:
+            return None
+        if not 0 <= head.hlc < HLC_MAX:
+            return "clock"
+        if not {stream for stream, _ in head.vector} <= dict(head.epochs).keys():
+            return "stream"
+        code = _vet_vector(head.vector) or self._vet_writers(head.epochs, term)
+        return code or self._vet_floor(head.floor)
+
+    def _vet_floor(self, floor: Floor) -> str | None:
+        """A floor voids nothing that this node has still to write."""
+        journal = self._journal
+        if not 0 <= floor.horizon < HLC_MAX:
+            return "clock"
+        for stream, seq, epoch in floor.marks:
+            if stream == journal.stream and seq > journal.vector[stream]:
+                return "writer"
+            if journal.epochs.get(stream, epoch) != epoch:
+                return "writer"
+        marks = tuple(mark[:2] for mark in floor.marks)
+        return _vet_vector(marks) or _vet_vector(floor.needs)
 
     def _vet_writers(self, epochs: _Writers, term: int) -> str | None:
         """A stream has one writer, in one epoch, whoever tells of it."""

@@ -43,14 +43,22 @@ class Bulk:
 
 TASK_INSERT: Final = Bulk(
     "INSERT INTO tasks (key, id, sequence, state, node, cancelled_by, is_live, tries,"
-    " command, timeout_s, inputs, outputs, submitter, created_ms, ord) VALUES",
-    15,
+    " changed, command, timeout_s, inputs, outputs, submitter, created_ms, ord,"
+    " born, reborn, stream, seq) VALUES",
+    20,
 )
 TASK_UPDATE: Final = Bulk(
-    "WITH v (state, node, by, is_live, tries, key) AS (VALUES",
-    6,
+    "WITH v (state, node, by, is_live, tries, changed, key) AS (VALUES",
+    7,
     ") UPDATE tasks SET state = v.state, node = v.node, cancelled_by = v.by,"
-    " is_live = v.is_live, tries = v.tries FROM v WHERE tasks.key = v.key",
+    " is_live = v.is_live, tries = v.tries, changed = v.changed"
+    " FROM v WHERE tasks.key = v.key",
+)
+BIRTH_UPDATE: Final = Bulk(
+    "WITH v (born, reborn, stream, seq, key) AS (VALUES",
+    5,
+    ") UPDATE tasks SET born = v.born, reborn = v.reborn, stream = v.stream,"
+    " seq = v.seq FROM v WHERE tasks.key = v.key",
 )
 SPEC_UPDATE: Final = Bulk(
     "WITH v (command, timeout_s, inputs, outputs, submitter, created_ms, ord, key)"

@@ -5,25 +5,27 @@ from __future__ import annotations
 import asyncio
 import shutil
 import sqlite3
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 from queue import SimpleQueue
 from typing import Final, TypeVar
 
-from octaskly.core.effects import Append, Save, Spool, Unspool
-from octaskly.core.events import Loaded, Saved
-from octaskly.core.facts import Entry
+from octaskly.core.effects import Append, Join, Save, Spool, Unspool
+from octaskly.core.events import FloorPlanned, Loaded, Saved
+from octaskly.core.facts import Entry, Floor
 from octaskly.core.merge import TaskRecord
-from octaskly.core.messages import Report
+from octaskly.core.messages import Cursor, Report, Snapshot
 from octaskly.core.model import Address, AttemptId, Epoch, NodeId, StreamId, TaskId
 from octaskly.errors import RemoteProtocolError, StoreCorrupt
 from octaskly.ports import Clock, Packer, StoreStats, TaskPage, TaskQuery
 from octaskly.store import reader
+from octaskly.store import snapshot as snapshots
 from octaskly.store.database import Lock, open_reader, open_writer, translated
+from octaskly.store.plan import plan_floor
 from octaskly.store.state import Met, read_saved
-from octaskly.store.writer import Writer
+from octaskly.store.writer import Item, Writer
 
 ROOM_BYTES: Final = 64 << 20  #: free space below which no new work is accepted
 BACKLOG_MAX: Final = 200_000  #: entries that may wait for a stalled disk
@@ -133,7 +135,16 @@ class Store:
                 assert entry.seq == held + 1, f"gap in stream {entry.stream}"
                 handed[entry.stream] = entry.seq
                 fresh.append(entry)
+                if isinstance(entry.fact, Floor):
+                    self._hold(mark[:2] for mark in entry.fact.marks)
         self._put(Append(number, tuple(fresh), tuple(epochs)))
+
+    def join(self, item: Join) -> None:
+        """Queue rows of a snapshot for the next commit."""
+        if item.is_last:
+            self._hold(item.head.vector)
+            self._hold(mark[:2] for mark in item.head.floor.marks)
+        self._put(item)
 
     def save(
         self,
@@ -176,6 +187,18 @@ class Store:
         return await self._read(
             lambda db: reader.entries_after(db, self._packer, vector, bytes_max)
         )
+
+    async def snapshot(
+        self, vector: Mapping[StreamId, int], cursor: Cursor | None, bytes_max: int
+    ) -> Snapshot | None:
+        """Read the next part of a snapshot; None if entries serve better."""
+        return await self._read(
+            lambda db: snapshots.snapshot(db, vector, cursor, bytes_max)
+        )
+
+    async def plan_floor(self, before_hlc: int, tasks_max: int) -> FloorPlanned:
+        """Find how far the floor may rise."""
+        return await self._read(lambda db: plan_floor(db, before_hlc, tasks_max))
 
     async def vector(self) -> tuple[tuple[StreamId, int], ...]:
         """Return what is durable, per stream."""
@@ -247,7 +270,11 @@ class Store:
             connection.close()
         self._connections.clear()
 
-    def _put(self, item: Append | Save | Spool | Unspool | Met) -> None:
+    def _hold(self, holdings: Iterable[tuple[StreamId, int]]) -> None:
+        for stream, seq in holdings:
+            self._handed[stream] = max(self._handed.get(stream, 0), seq)
+
+    def _put(self, item: Item) -> None:
         assert self._writer is not None, "the store is not open"
         self._writer.put(item)
 

@@ -10,7 +10,14 @@ from typing import Any
 from octaskly.core.events import Loaded
 from octaskly.core.facts import Entry, Finished
 from octaskly.core.merge import TaskRecord
-from octaskly.core.model import Epoch, NodeId, StreamId, TaskId, TaskState
+from octaskly.core.model import (
+    AttemptId,
+    Epoch,
+    NodeId,
+    StreamId,
+    TaskId,
+    TaskState,
+)
 from octaskly.ports import Packer, TaskPage, TaskQuery
 from octaskly.store import rows
 from octaskly.store.state import read_vector
@@ -59,14 +66,23 @@ def task(db: sqlite3.Connection, task_id: TaskId) -> TaskRecord | None:
         (task_id,),
     ).fetchall()
     for record, outputs in rows.records_from(db, found):
-        attempts = tuple(
-            rows.with_output(attempt, rows.read_output(db, outputs[attempt.id]))
-            if attempt.id in outputs
-            else attempt
-            for attempt in record.attempts
-        )
-        return replace(record, attempts=attempts)
+        return with_outputs(db, record, outputs)
     return None
+
+
+def with_outputs(
+    db: sqlite3.Connection, record: TaskRecord, outputs: Mapping[AttemptId, int]
+) -> TaskRecord:
+    """Return a record with what its attempts wrote."""
+    if not outputs:
+        return record
+    attempts = tuple(
+        rows.with_output(attempt, rows.read_output(db, outputs[attempt.id]))
+        if attempt.id in outputs
+        else attempt
+        for attempt in record.attempts
+    )
+    return replace(record, attempts=attempts)
 
 
 def tasks(db: sqlite3.Connection, ids: Sequence[TaskId]) -> dict[TaskId, TaskRecord]:
@@ -129,16 +145,20 @@ def entries_after(
     vector: Mapping[StreamId, int],
     bytes_max: int,
 ) -> tuple[tuple[Entry, ...], tuple[tuple[StreamId, Epoch], ...], bool]:
-    """Return entries beyond `vector`, the oldest reign first, at least one if any."""
+    """Return entries beyond `vector`, the oldest reign first, at least one if any.
+
+    Nothing of a stream whose next entry for the peer is gone: it needs a snapshot.
+    """
     entries: list[Entry] = []
     epochs: list[tuple[StreamId, Epoch]] = []
     left = max(1, bytes_max)  # Something must move, or the peer asks for ever.
     streams = db.execute(
-        "SELECT stream, term, node, have_seq FROM streams ORDER BY term, node, stream"
+        "SELECT stream, term, node, have_seq, max(base_seq, floor_seq) FROM streams"
+        " ORDER BY term, node, stream"
     ).fetchall()
-    for stream, term, node, have in streams:
+    for stream, term, node, have, start in streams:
         seen = vector.get(stream, 0)
-        if have <= seen:
+        if have <= seen or seen < start:
             continue
         if left <= 0:
             return tuple(entries), tuple(epochs), True

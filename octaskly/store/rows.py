@@ -50,6 +50,7 @@ Row = Sequence[Any]
 _CHUNK: Final = 500  #: parameters of one statement, under every limit of SQLite
 _SEQUENCE: Final = re.compile(r"task-([0-9]{3,18})-[0-9a-f]{8}")
 DERIVED: Final = 1 << 62
+ROW_BYTES: Final = 200  #: of a task or attempt, beyond command and outputs, roughly
 _DERIVED_DIGITS: Final = 12  #: of ids that come from an idempotency key
 _ATTEMPT_STATES: Final = tuple(AttemptState)
 _REASONS: Final = {reason.value: reason for reason in Reason}
@@ -69,13 +70,14 @@ def sequence_of(task: TaskId) -> int | None:
 
 
 def sequence_max(db: sqlite3.Connection) -> int:
-    """Return the highest number that was counted in a task id."""
+    """Return the highest number that was ever counted in a task id."""
     found = db.execute(
         "SELECT max(sequence) FROM tasks INDEXED BY tasks_sequence"
         " WHERE sequence IS NOT NULL AND sequence < ?",
         (DERIVED,),
     ).fetchone()
-    return found[0] or 0
+    given = db.execute("SELECT value FROM meta WHERE key = 'sequence'").fetchone()
+    return max(found[0] or 0, given[0] if given else 0)
 
 
 def node_shown(record: TaskRecord, state: TaskState) -> NodeId | None:
@@ -243,6 +245,18 @@ def with_output(attempt: Attempt, kept: tuple[bytes, bytes]) -> Attempt:
     assert attempt.outcome is not None
     outcome = replace(attempt.outcome, stdout=kept[0], stderr=kept[1])
     return replace(attempt, outcome=outcome)
+
+
+def size_of(record: TaskRecord) -> int:
+    """Return roughly how many bytes a record takes in a message."""
+    size = ROW_BYTES
+    if record.spec is not None:
+        size += len(record.spec.command)
+    for attempt in record.attempts:
+        size += ROW_BYTES
+        if attempt.outcome is not None:
+            size += len(attempt.outcome.stdout) + len(attempt.outcome.stderr)
+    return size
 
 
 def _names_text(names: tuple[str, ...]) -> str | None:

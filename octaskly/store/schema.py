@@ -120,7 +120,30 @@ CREATE TABLE counts (
 ) STRICT, WITHOUT ROWID;
 """
 
-MIGRATIONS: Final = (_FIRST,)
+# What it takes to forget tasks, and to join by snapshot. `base_seq`: the log begins
+# behind it, since what came before arrived as rows. `born`, `reborn`: hybrid timestamps
+# of the first and the latest submission, the latter at (`stream`, `seq`); `changed`:
+# that of the latest fact.
+_SECOND: Final = """
+ALTER TABLE streams ADD COLUMN base_seq INTEGER NOT NULL DEFAULT 0;
+
+ALTER TABLE tasks ADD COLUMN born INTEGER NOT NULL DEFAULT 0;
+ALTER TABLE tasks ADD COLUMN reborn INTEGER NOT NULL DEFAULT 0;
+ALTER TABLE tasks ADD COLUMN stream INTEGER NOT NULL DEFAULT 0;
+ALTER TABLE tasks ADD COLUMN seq INTEGER NOT NULL DEFAULT 0;
+ALTER TABLE tasks ADD COLUMN changed INTEGER NOT NULL DEFAULT 0;
+
+CREATE INDEX log_tasks ON log (task_id, hlc);
+UPDATE tasks SET (born, reborn, stream, seq) = (
+    SELECT hlc, hlc, stream, seq FROM log
+    WHERE task_id = tasks.id ORDER BY hlc LIMIT 1
+), changed = (SELECT max(hlc) FROM log WHERE task_id = tasks.id);
+DROP INDEX log_tasks;
+
+CREATE INDEX tasks_born ON tasks (born);
+"""
+
+MIGRATIONS: Final = (_FIRST, _SECOND)
 """SQL that leads from version i to i + 1."""
 
 VERSION: Final = len(MIGRATIONS)

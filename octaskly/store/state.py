@@ -22,6 +22,7 @@ from octaskly.core.model import (
 )
 from octaskly.ports import Packer
 from octaskly.store import rows
+from octaskly.store.purge import read_floor, read_numbers
 
 PEER_DAYS: Final = 7  #: a peer not met for longer is not dialled at the start
 PEERS_MAX: Final = 1024
@@ -105,7 +106,8 @@ def read_saved(db: sqlite3.Connection, packer: Packer, wall_ms: int) -> Saved:
         epoch=Epoch(meta.get("epoch_term", 0), NodeId(meta.get("epoch_node", ""))),
         vector=read_vector(db),
         epochs=_read_epochs(db),
-        hlc=_read_hlc(db),
+        hlc=read_hlc(db),
+        floor=read_floor(db),
         sequence=rows.sequence_max(db),
         queued=queued or 0,
         name=meta.get("name"),
@@ -128,13 +130,15 @@ def _read_epochs(db: sqlite3.Connection) -> tuple[tuple[StreamId, Epoch], ...]:
     return tuple((StreamId(stream), Epoch(*epoch)) for stream, *epoch in found)
 
 
-def _read_hlc(db: sqlite3.Connection) -> int:
+def read_hlc(db: sqlite3.Connection) -> int:
     """Return the highest hybrid timestamp: it only grows within a stream."""
+    # Of what is no longer in the log, the highest was kept.
+    kept = read_numbers(db).get("hlc", 0)
     found = db.execute(
         "SELECT max(hlc) FROM streams JOIN log"
         " ON log.stream = streams.stream AND log.seq = streams.have_seq"
     ).fetchone()
-    return found[0] or 0
+    return max(found[0] or 0, kept)
 
 
 def _read_peers(db: sqlite3.Connection, since_ms: int) -> tuple[Advert, ...]:

@@ -10,33 +10,24 @@ from __future__ import annotations
 import sqlite3
 from collections import OrderedDict, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Final
 
-from octaskly.core import merge
-from octaskly.core.effects import Append
-from octaskly.core.facts import Assigned, Entry, Fact, Finished
-from octaskly.core.merge import TaskRecord
-from octaskly.core.model import Attempt, AttemptId, Epoch, StreamId, TaskId, TaskSpec
+from octaskly.core.effects import Append, Join
+from octaskly.core.facts import Entry, Floor, TaskFact
+from octaskly.core.merge import Birth, TaskRecord, TaskRow
+from octaskly.core.model import AttemptId, Epoch, StreamId, TaskId, TaskSpec
 from octaskly.ports import Packer
-from octaskly.store import bulk, rows
+from octaskly.store import bulk, purge, rows
+from octaskly.store.folding import Count, Folding, Task
+from octaskly.store.orphans import Early, Orphans
 
 CACHED_TASKS: Final = 10_000  #: unfinished tasks whose record the writer keeps
 
-_Count = tuple[str, int]  #: node (empty: none) and number of the state
-
-
-@dataclass(slots=True)
-class _Task:
-    """One task in the writer's hands; its record holds no kept output."""
-
-    record: TaskRecord | None = None
-    key: int | None = None  #: None until its row is written
-    outputs: dict[AttemptId, int] = field(default_factory=dict)
-    counted: _Count | None = None  #: what `counts` and the row say
-    stored_spec: TaskSpec | None = None
-    is_final: bool = False  #: as of the row
-    changed: set[AttemptId] = field(default_factory=set)
+_FETCHED: Final = (
+    f"{rows.TASK_COLUMNS}, node, state, changed, born, reborn, stream, seq"
+)
+_WIDTH: Final = rows.TASK_COLUMNS.count(",") + 1
 
 
 @dataclass(slots=True)
@@ -46,10 +37,10 @@ class _Changes:
     inserts: list[bulk.Row] = field(default_factory=list)
     updates: list[bulk.Row] = field(default_factory=list)
     specs: list[bulk.Row] = field(default_factory=list)
+    births: list[bulk.Row] = field(default_factory=list)
     live: list[bulk.Row] = field(default_factory=list)  #: attempts
     ended: list[bulk.Row] = field(default_factory=list)  #: attempts
-    adopted: list[bulk.Row] = field(default_factory=list)
-    deltas: defaultdict[_Count, int] = field(default_factory=lambda: defaultdict(int))
+    deltas: defaultdict[Count, int] = field(default_factory=lambda: defaultdict(int))
 
 
 class Tables:
@@ -58,15 +49,28 @@ class Tables:
     def __init__(self, connection: sqlite3.Connection, packer: Packer) -> None:
         self._db = connection
         self._packer = packer
-        self._cache: OrderedDict[TaskId, _Task] = OrderedDict()
-        self._kept: dict[int, tuple[bytes, bytes]] = {}  #: outputs of this commit
+        self._cache: OrderedDict[TaskId, Task] = OrderedDict()
+        self._orphans = Orphans(connection, packer)
+        self._folding = Folding(connection, self._orphans)
+        self._purge = purge.Purge(connection)
         self._read_numbers()
 
     def forget(self) -> None:
         """Start from what the file says: the transaction was rolled back."""
         self._cache.clear()
-        self._kept.clear()
+        self._orphans.look()
+        self._folding.begin()
+        self._purge.begin()
         self._read_numbers()
+
+    @property
+    def is_clean(self) -> bool:
+        """Whether nothing is left to purge."""
+        return self._purge.is_done
+
+    def purge(self) -> None:
+        """Delete some rows that are void, in a transaction that the caller began."""
+        self._purge.step()
 
     def append(self, items: Sequence[Append]) -> None:
         """Add entries to the log and join them; those already held are skipped.
@@ -75,18 +79,44 @@ class Tables:
         """
         self._add_streams(pair for item in items for pair in item.epochs)
         entries = list(self._fresh(entry for item in items for entry in item.entries))
-        if not entries:
-            return
-        touched = self._fetch(dict.fromkeys(entry.fact.task for entry in entries))
-        log = [self._enter(touched[entry.fact.task], entry) for entry in entries]
-        kept = [(number, *output) for number, output in self._kept.items()]
-        bulk.OUTPUT_INSERT.run(self._db, kept)
-        bulk.LOG_INSERT.run(self._db, log)
-        self._kept.clear()
-        self._write(touched)
-        self._hold_orphans(touched, entries)
+        some: list[tuple[Entry, TaskFact]] = []
+        for entry in entries:
+            fact = entry.fact
+            if isinstance(fact, Floor):
+                self._append_some(some)
+                self._append_floor(entry, fact)
+                some = []
+            else:
+                some.append((entry, fact))
+        self._append_some(some)
         self._advance(entries)
+
+    def join(self, item: Join) -> None:
+        """Join rows of a peer, and at the end its vector; a transaction has begun."""
+        floors = {mark.stream: mark.seq for mark in item.head.floor.marks}
+        wanted = [
+            row
+            for row in item.rows
+            if row.record.spec is not None and not self._is_void(row.birth, row.changed)
+        ]
+        touched = self._fetch(dict.fromkeys(row.record.id for row in wanted))
+        for row in wanted:
+            task_id = row.record.id
+            task = touched[task_id]
+            if _is_earlier(task, row, floors):
+                # An id that is used again: the peer has forgotten what we show.
+                assert task.key is not None
+                purge.drop_tasks(self._db, [task.key])
+                task = touched[task_id] = Task()
+                task.early += self._orphans.of([task_id])
+            # What is void to the peer is not in the row either.
+            task.early = [e for e in task.early if e.seq > floors.get(e.stream, 0)]
+            self._folding.fold_row(task, row)
+        self._folding.write_kept()
+        self._write(touched)
         self._settle(touched)
+        if item.is_last:
+            self._end_join(item)
 
     def add_stream(self, stream: StreamId, epoch: Epoch) -> None:
         """Note who writes a stream."""
@@ -96,13 +126,11 @@ class Tables:
         self._have: dict[StreamId, int] = dict(
             self._db.execute("SELECT stream, have_seq FROM streams")
         )
-        self._next_key = self._highest("SELECT max(key) FROM tasks") + 1
-        self._next_output = self._highest("SELECT max(id) FROM outputs") + 1
-        self._has_orphans = bool(self._highest("SELECT count(*) FROM orphans"))
-
-    def _highest(self, query: str) -> int:
-        row = self._db.execute(query).fetchone()
-        return 0 if row is None or row[0] is None else int(row[0])
+        (last,) = self._db.execute("SELECT max(key) FROM tasks").fetchone()
+        self._next_key = (last or 0) + 1
+        floor = purge.read_floor(self._db)
+        self._floors = {mark.stream: mark.seq for mark in floor.marks}
+        self._horizon = floor.horizon
 
     def _add_streams(self, pairs: Iterable[tuple[StreamId, Epoch]]) -> None:
         fresh = []
@@ -123,120 +151,95 @@ class Tables:
                 continue
             assert entry.seq == held + 1, f"gap in stream {entry.stream}"
             have[entry.stream] = entry.seq
+            if isinstance(entry.fact, Floor):
+                for stream, seq, _ in entry.fact.marks:
+                    have[stream] = max(have.get(stream, 0), seq)
             yield entry
 
-    def _fetch(self, ids: Iterable[TaskId]) -> dict[TaskId, _Task]:
+    def _append_some(self, some: Sequence[tuple[Entry, TaskFact]]) -> None:
+        """Add entries between two floors."""
+        if not some:
+            return
+        touched = self._fetch(dict.fromkeys(fact.task for _, fact in some))
+        log = [self._enter(touched[fact.task], entry, fact) for entry, fact in some]
+        self._folding.write_kept()
+        bulk.LOG_INSERT.run(self._db, log)
+        self._write(touched)
+        self._settle(touched)
+
+    def _append_floor(self, entry: Entry, floor: Floor) -> None:
+        body = self._packer.pack_entry_body(entry)
+        row = (entry.stream, entry.seq, entry.hlc, floor.task, body, None)
+        bulk.LOG_INSERT.run(self._db, [row])
+        purge.raise_number(self._db, "hlc", entry.hlc)
+        self._raise_floor(floor)
+
+    def _raise_floor(self, floor: Floor) -> None:
+        purge.write_floor(self._db, floor)
+        self._horizon = max(self._horizon, floor.horizon)
+        for stream, seq, _ in floor.marks:
+            self._floors[stream] = max(self._floors.get(stream, 0), seq)
+            self._have[stream] = max(self._have.get(stream, 0), seq)
+        self._cache.clear()  # It may hold what is void now.
+        self._purge.begin()
+
+    def _is_void(self, birth: Birth, changed_hlc: int) -> bool:
+        """Whether the task is void, and waits for its deletion."""
+        is_below = birth.seq <= self._floors.get(birth.stream, 0)
+        return is_below and changed_hlc <= self._horizon
+
+    def _end_join(self, item: Join) -> None:
+        """Hold all that the rows stand for, without the entries."""
+        head = item.head
+        self._add_streams(head.epochs)
+        ahead = [
+            (seq, seq, stream)
+            for stream, seq in head.vector
+            if seq > self._have[stream]
+        ]
+        self._db.executemany(
+            "UPDATE streams SET have_seq = ?, base_seq = ? WHERE stream = ?", ahead
+        )
+        self._have.update((StreamId(stream), seq) for seq, _, stream in ahead)
+        purge.raise_number(self._db, "hlc", head.hlc)
+        self._raise_floor(head.floor)
+
+    def _fetch(self, ids: Iterable[TaskId]) -> dict[TaskId, Task]:
         """Return what is known of these tasks, in their order: keys follow it."""
         touched = {task_id: self._cache.get(task_id) for task_id in ids}
         missing = [task_id for task_id, task in touched.items() if task is None]
         for some in rows.chunks(missing):
             found = self._db.execute(
-                f"SELECT {rows.TASK_COLUMNS}, node, state FROM tasks WHERE id IN"  # noqa: S608
+                f"SELECT {_FETCHED} FROM tasks WHERE id IN"  # noqa: S608
                 f" ({rows.marks(len(some))})",
                 some,
             ).fetchall()
-            records = rows.records_from(self._db, [row[:-2] for row in found])
+            void = [
+                row[0]
+                for row in found
+                if self._is_void(Birth(*row[-4:]), row[_WIDTH + 2])
+            ]
+            purge.drop_tasks(self._db, void)
+            found = [row for row in found if row[0] not in void]
+            records = rows.records_from(self._db, [row[:_WIDTH] for row in found])
             for row, (record, outputs) in zip(found, records, strict=True):
-                count = (row[-2] or "", row[-1])
-                touched[record.id] = _Task(record, row[0], outputs, count, record.spec)
-        fetch_new = self._fetch_orphan if self._has_orphans else _new
-        return {
-            task_id: task or fetch_new(task_id) for task_id, task in touched.items()
-        }
-
-    def _fetch_orphan(self, task_id: TaskId) -> _Task:
-        """Fold what arrived before the envelope of a task did."""
-        task = _Task()
-        for stream, seq, hlc, body, output in self._db.execute(
-            "SELECT stream, seq, hlc, body, output FROM orphans"
-            " JOIN log USING (stream, seq) WHERE orphans.task_id = ?",
-            (task_id,),
-        ).fetchall():
-            fact = self._packer.unpack_entry(stream, seq, hlc, body).fact
-            self._fold(task, fact, output)
-        return task
+                touched[record.id] = _task_from(row, record, outputs)
+        tasks = {task_id: task or Task() for task_id, task in touched.items()}
+        for early in self._orphans.of(t for t, task in tasks.items() if not task.key):
+            tasks[early.fact.task].early.append(early)
+        return tasks
 
     def _enter(
-        self, task: _Task, entry: Entry
+        self, task: Task, entry: Entry, fact: TaskFact
     ) -> tuple[int, int, int, str, bytes, int | None]:
         """Fold one entry and return its row of the log."""
-        stripped, output = self._strip(task, entry)
-        self._fold(task, stripped.fact, output)
-        return (
-            entry.stream,
-            entry.seq,
-            entry.hlc,
-            entry.fact.task,
-            self._packer.pack_entry_body(stripped),
-            output,
-        )
+        bare, output = self._folding.enter(task, entry, fact)
+        stream, seq, hlc = entry.stream, entry.seq, entry.hlc
+        packed = entry if bare is fact else Entry(stream, seq, hlc, bare)
+        body = self._packer.pack_entry_body(packed)
+        return (stream, seq, hlc, fact.task, body, output)
 
-    def _strip(self, task: _Task, entry: Entry) -> tuple[Entry, int | None]:
-        """Set the kept output of an entry aside; return its number in `outputs`."""
-        fact = entry.fact
-        if not isinstance(fact, Finished):
-            return entry, None
-        kept = (fact.outcome.stdout, fact.outcome.stderr)
-        if kept == (b"", b""):
-            return entry, None
-        bare = Finished(fact.task, fact.attempt, fact.node, rows.bare(fact.outcome))
-        stripped = Entry(entry.stream, entry.seq, entry.hlc, bare)
-        # A result that is told again, to another dispatcher, is not kept twice.
-        known = task.outputs.get(fact.attempt)
-        if known is not None and self._output(known) == kept:
-            return stripped, known
-        number = self._next_output
-        self._next_output += 1
-        self._kept[number] = kept
-        return stripped, number
-
-    def _fold(self, task: _Task, fact: Fact, output: int | None) -> None:
-        """Join one fact, without output, whose output has this number."""
-        if not isinstance(fact, Finished):
-            task.record = merge.apply(task.record, fact)
-            if isinstance(fact, Assigned):
-                task.changed.add(fact.attempt)
-            return
-        task.changed.add(fact.attempt)
-        mine = None if task.record is None else _find(task.record, fact.attempt)
-        if mine is not None and mine.state is fact.outcome.state:
-            self._fold_tie(task, mine, fact, output)
-            return
-        task.record = merge.apply(task.record, fact)
-        if mine is None or mine.state < fact.outcome.state:
-            _point(task, fact.attempt, output)
-
-    def _fold_tie(
-        self, task: _Task, mine: Attempt, fact: Finished, output: int | None
-    ) -> None:
-        """Join two ends of one attempt that are alike: the content decides.
-
-        Rare (a result told to two dispatchers), so reading the outputs costs nothing.
-        """
-        ours = self._full(mine, task.outputs.get(mine.id))
-        theirs = self._full(merge.record_of(fact).attempts[0], output)
-        joined = merge.join(
-            TaskRecord(id=fact.task, attempts=(ours,)),
-            TaskRecord(id=fact.task, attempts=(theirs,)),
-        ).attempts[0]
-        if joined.outcome == theirs.outcome:
-            _point(task, fact.attempt, output)
-        if joined.outcome is not None:
-            joined = replace(joined, outcome=rows.bare(joined.outcome))
-        record = task.record
-        assert record is not None
-        attempts = (joined if a.id == joined.id else a for a in record.attempts)
-        task.record = replace(record, attempts=tuple(attempts))
-
-    def _full(self, attempt: Attempt, output: int | None) -> Attempt:
-        if output is None:
-            return attempt
-        return rows.with_output(attempt, self._output(output))
-
-    def _output(self, number: int) -> tuple[bytes, bytes]:
-        return self._kept.get(number) or rows.read_output(self._db, number)
-
-    def _write(self, touched: dict[TaskId, _Task]) -> None:
+    def _write(self, touched: dict[TaskId, Task]) -> None:
         """Write each task, its changed attempts and the counters once."""
         changes = _Changes()
         for task in touched.values():
@@ -246,32 +249,34 @@ class Tables:
         bulk.TASK_INSERT.run(db, changes.inserts)
         bulk.TASK_UPDATE.run(db, changes.updates)
         bulk.SPEC_UPDATE.run(db, changes.specs)
+        bulk.BIRTH_UPDATE.run(db, changes.births)
         bulk.ATTEMPT_LIVE_UPSERT.run(db, changes.live)
         bulk.ATTEMPT_ENDED_UPSERT.run(db, changes.ended)
         deltas = [(*count, n) for count, n in changes.deltas.items() if n]
         bulk.COUNT_ADD.run(db, deltas)
-        if self._has_orphans:
-            db.executemany("DELETE FROM orphans WHERE task_id = ?", changes.adopted)
+        self._write_orphans(touched.values())
 
     def _write_task(
-        self, task: _Task, record: TaskRecord, spec: TaskSpec, changes: _Changes
+        self, task: Task, record: TaskRecord, spec: TaskSpec, changes: _Changes
     ) -> None:
         state = record.state
         number = rows.NUMBER_OF[state]
         node = rows.node_shown(record, state)
         by, tries = record.cancelled_by, len(record.attempts)
-        row = (number, node, by, rows.is_live(record), tries)
+        row = (number, node, by, rows.is_live(record), tries, task.changed_hlc)
+        assert task.birth is not None
         if task.key is None:
             task.key = self._next_key
             self._next_key += 1
             head = (task.key, record.id, rows.sequence_of(record.id))
-            changes.inserts.append((*head, *row, *rows.spec_row(spec)))
-            changes.adopted.append((record.id,))
+            changes.inserts.append((*head, *row, *rows.spec_row(spec), *task.birth))
         else:
             changes.updates.append((*row, task.key))
             if spec is not task.stored_spec and spec != task.stored_spec:
                 changes.specs.append((*rows.spec_row(spec), task.key))
-        task.stored_spec = spec
+            if task.birth != task.stored_birth:
+                changes.births.append((*task.birth, task.key))
+        task.stored_spec, task.stored_birth = spec, task.birth
         task.is_final = state.is_final
         if task.changed:
             for attempt in record.attempts:
@@ -287,19 +292,16 @@ class Tables:
                 changes.deltas[task.counted] -= 1
             task.counted = count
 
-    def _hold_orphans(
-        self, touched: dict[TaskId, _Task], entries: Sequence[Entry]
-    ) -> None:
-        """Note the entries whose task cannot be shown until its envelope is here."""
-        lost = {task_id for task_id, task in touched.items() if task.key is None}
-        if lost:
-            orphans = [
-                (entry.fact.task, entry.stream, entry.seq)
-                for entry in entries
-                if entry.fact.task in lost
-            ]
-            bulk.ORPHAN_INSERT.run(self._db, orphans)
-            self._has_orphans = True
+    def _write_orphans(self, tasks: Iterable[Task]) -> None:
+        """Note what cannot count until a submission is here, and what does by now."""
+        held: list[Early] = []
+        counted: list[Early] = []
+        for task in tasks:
+            held += task.early
+            counted += task.counted_early
+            task.early, task.counted_early = [], []
+        if held or counted:
+            self._orphans.write(held, counted)
 
     def _advance(self, entries: Sequence[Entry]) -> None:
         """Move the vector forward."""
@@ -311,7 +313,7 @@ class Tables:
             ],
         )
 
-    def _settle(self, touched: dict[TaskId, _Task]) -> None:
+    def _settle(self, touched: dict[TaskId, Task]) -> None:
         """Keep unfinished tasks at hand."""
         cache = self._cache
         for task_id, task in touched.items():
@@ -324,19 +326,27 @@ class Tables:
             cache.popitem(last=False)
 
 
-def _new(_: TaskId) -> _Task:
-    return _Task()
+def _task_from(
+    row: rows.Row, record: TaskRecord, outputs: dict[AttemptId, int]
+) -> Task:
+    """Return a task as it is stored."""
+    node, state, changed = row[_WIDTH : _WIDTH + 3]
+    birth = Birth(*row[-4:])
+    return Task(
+        record,
+        row[0],
+        outputs,
+        (node or "", state),
+        record.spec,
+        changed_hlc=changed,
+        birth=birth,
+        stored_birth=birth,
+    )
 
 
-def _find(record: TaskRecord, attempt_id: AttemptId) -> Attempt | None:
-    for attempt in record.attempts:
-        if attempt.id == attempt_id:
-            return attempt
-    return None
-
-
-def _point(task: _Task, attempt: AttemptId, output: int | None) -> None:
-    if output is None:
-        task.outputs.pop(attempt, None)
-    else:
-        task.outputs[attempt] = output
+def _is_earlier(task: Task, row: TaskRow, floors: dict[StreamId, int]) -> bool:
+    """Whether the row is of a later task with the same id; by `floors`, of the peer."""
+    mine, theirs = task.spec, row.record.spec
+    if mine is None or theirs is None or task.birth is None or mine.ord == theirs.ord:
+        return False
+    return task.birth.seq <= floors.get(task.birth.stream, 0)

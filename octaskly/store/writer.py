@@ -16,10 +16,11 @@ import threading
 from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from itertools import groupby
 from pathlib import Path
 from typing import Final
 
-from octaskly.core.effects import Append, Save, Spool, Unspool
+from octaskly.core.effects import Append, Join, Save, Spool, Unspool
 from octaskly.core.facts import Assigned
 from octaskly.errors import StoreError
 from octaskly.ports import Packer
@@ -28,7 +29,7 @@ from octaskly.store.database import Reserve, translated
 from octaskly.store.state import Met
 from octaskly.store.tables import Tables
 
-Item = Append | Save | Spool | Unspool | Met
+Item = Append | Join | Save | Spool | Unspool | Met
 
 BATCH_ITEMS_MAX: Final = 512
 BATCH_ENTRIES_MAX: Final = 8192
@@ -117,6 +118,7 @@ class Writer:
             while batch := self._take():
                 if not self._persist(batch):
                     return
+                self._tidy()
             with suppress(sqlite3.Error):  # Not needed: all is in the log.
                 self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
         except BaseException as error:
@@ -126,7 +128,9 @@ class Writer:
 
     def _take(self) -> list[Item]:
         """Wait for items and return those of the next commit; none: close."""
-        while not (self._items or self._is_closing) and self._reserve.extend():
+        while not (self._items or self._is_closing) and (
+            self._reserve.extend() or self._tidy()
+        ):
             pass
         with self._changed:
             if not self._items:
@@ -182,19 +186,33 @@ class Writer:
                 self._changed.wait_for(lambda: self._is_closing, delay_s)
             delay_s = min(2 * delay_s, RETRY_S_MAX)
         self._failure = None
-        numbers = [i.number for i in batch if isinstance(i, Append | Save)]
+        numbers = [i.number for i in batch if isinstance(i, Append | Join | Save)]
         if numbers:
             self._on_commit(numbers[-1])
         return True
 
+    def _tidy(self) -> bool:
+        """Purge a little in a commit of its own; return whether there is more to do."""
+        if self._tables.is_clean or self._failure is not None:
+            return False
+        try:
+            self._transact(self._tables.purge)
+        except (sqlite3.Error, OSError):
+            self._tables.forget()
+            return False  # It is tried again behind the next commit.
+        return not self._tables.is_clean
+
     def _commit(self, batch: Sequence[Item]) -> None:
-        db = self._db
         if self._failure is not None:
             self._tables.forget()
+        self._transact(lambda: self._write(batch))
+
+    def _transact(self, write: Callable[[], None]) -> None:
+        db = self._db
         self._stat()
         db.execute("BEGIN IMMEDIATE")
         try:
-            self._write(batch)
+            write()
             db.execute("COMMIT")
         except BaseException:
             if db.in_transaction:
@@ -212,7 +230,13 @@ class Writer:
             for save in saves:
                 if save.stream is not None:
                     self._tables.add_stream(*save.stream)
-        self._tables.append([item for item in batch if isinstance(item, Append)])
+        for is_join, items in groupby(batch, lambda item: isinstance(item, Join)):
+            if not is_join:
+                self._tables.append([i for i in items if isinstance(i, Append)])
+                continue
+            for item in items:
+                assert isinstance(item, Join)
+                self._tables.join(item)
         if spools:
             state.write_spool(self._db, self._packer, spools)
         if peers:
@@ -228,6 +252,8 @@ class Writer:
 
 
 def _weight(item: Item) -> int:
+    if isinstance(item, Join):
+        return len(item.rows) or 1
     return len(item.entries) or 1 if isinstance(item, Append) else 1
 
 

@@ -7,7 +7,7 @@ from functools import reduce
 from hypothesis import given
 from hypothesis import strategies as st
 
-from octaskly.core.facts import Assigned, CancelAsked, Fact, Finished, Submitted
+from octaskly.core.facts import Assigned, CancelAsked, Finished, Submitted, TaskFact
 from octaskly.core.merge import TaskRecord, apply, join, record_of
 from octaskly.core.model import (
     AttemptId,
@@ -35,7 +35,7 @@ outcomes = st.builds(
     reason=st.sampled_from(list(Reason)[:3]),
     exit_code=st.none() | st.integers(0, 2),
 )
-facts: st.SearchStrategy[Fact] = st.one_of(
+facts: st.SearchStrategy[TaskFact] = st.one_of(
     st.builds(Submitted, st.builds(spec, st.just("t"), ord=st.integers(1, 2))),
     st.builds(CancelAsked, st.just(TASK), st.sampled_from(["x", "y"])),
     st.builds(Assigned, st.just(TASK), attempts, nodes),
@@ -68,7 +68,7 @@ def test_hearing_it_twice_changes_nothing(a: TaskRecord) -> None:
 
 @given(st.lists(facts, min_size=1, max_size=8), st.randoms(use_true_random=False))
 def test_facts_give_the_same_task_in_any_order_and_repeated(
-    some: list[Fact], dice: object
+    some: list[TaskFact], dice: object
 ) -> None:
     """What the store shows depends on the set of facts alone."""
     mixed = some + some[: len(some) // 2]
@@ -78,7 +78,7 @@ def test_facts_give_the_same_task_in_any_order_and_repeated(
 
 
 @given(st.lists(facts, min_size=1, max_size=8), facts)
-def test_a_success_is_never_taken_back(some: list[Fact], more: Fact) -> None:
+def test_a_success_is_never_taken_back(some: list[TaskFact], more: TaskFact) -> None:
     """Completed is the top of the lattice of states."""
     before = reduce(apply, some, None)
     assert before is not None
@@ -88,7 +88,7 @@ def test_a_success_is_never_taken_back(some: list[Fact], more: Fact) -> None:
 
 
 @given(st.lists(facts, min_size=1, max_size=8), facts)
-def test_a_final_task_stays_final(some: list[Fact], more: Fact) -> None:
+def test_a_final_task_stays_final(some: list[TaskFact], more: TaskFact) -> None:
     """No later fact puts a task that is over back into the queue."""
     before = reduce(apply, some, None)
     assert before is not None

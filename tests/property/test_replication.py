@@ -134,7 +134,7 @@ class CopiesMachine(RuleBasedStateMachine):
         append = world.journal.append([FACT] * count, moment(self.seconds))
         self.log += [(append.number, entry) for entry in append.entries]
         now = moment(self.seconds)
-        self.perform(world.replication.on_append(append, now))
+        self.perform(world.replication.on_written(append, now))
 
     @rule()
     def submit(self) -> None:

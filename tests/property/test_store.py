@@ -12,7 +12,14 @@ from hypothesis import strategies as st
 
 from octaskly.core import merge
 from octaskly.core.effects import Append
-from octaskly.core.facts import Assigned, CancelAsked, Entry, Fact, Finished
+from octaskly.core.facts import (
+    Assigned,
+    CancelAsked,
+    Entry,
+    Finished,
+    Floor,
+    TaskFact,
+)
 from octaskly.core.merge import TaskRecord
 from octaskly.core.model import AttemptState, NodeId, Outcome, Reason, TaskId
 from octaskly.ports import TaskQuery
@@ -38,7 +45,7 @@ OUTCOMES = st.builds(
     stderr=OUTPUT,
 )
 IDS = st.builds(kit.task_id, NUMBERS)
-FACTS: st.SearchStrategy[Fact] = st.one_of(
+FACTS: st.SearchStrategy[TaskFact] = st.one_of(
     st.builds(lambda n, o: kit.submitted(n, ord=o), NUMBERS, st.integers(1, 2)),
     st.builds(CancelAsked, IDS, st.sampled_from(["ada", "bob"])),
     st.builds(Assigned, IDS, ATTEMPTS, NODES),
@@ -49,7 +56,8 @@ STREAMS = st.lists(FACTS, max_size=12)
 
 def database() -> sqlite3.Connection:
     connection = sqlite3.connect(":memory:", isolation_level=None)
-    connection.executescript(MIGRATIONS[0])
+    for script in MIGRATIONS:
+        connection.executescript(script)
     return connection
 
 
@@ -89,6 +97,7 @@ def shown(connection: sqlite3.Connection) -> dict[TaskId, TaskRecord | None]:
 def merged(entries: Sequence[Entry]) -> dict[TaskId, TaskRecord | None]:
     records: dict[TaskId, TaskRecord | None] = {kit.task_id(n): None for n in (1, 2, 3)}
     for entry in entries:
+        assert not isinstance(entry.fact, Floor)
         task = entry.fact.task
         records[task] = merge.apply(records[task], entry.fact)
     return {
@@ -100,7 +109,7 @@ def merged(entries: Sequence[Entry]) -> dict[TaskId, TaskRecord | None]:
 @settings(max_examples=150, deadline=None)
 @given(STREAMS, STREAMS, st.data())
 def test_tables_are_the_merge_of_all_facts_in_any_order(
-    first: list[Fact], second: list[Fact], data: st.DataObject
+    first: list[TaskFact], second: list[TaskFact], data: st.DataObject
 ) -> None:
     """Two nodes that hold the same facts show the same tasks and give them on."""
     streams = [kit.entries(first), kit.entries(second, stream=kit.OTHER)]
@@ -120,7 +129,7 @@ def test_tables_are_the_merge_of_all_facts_in_any_order(
 @settings(max_examples=100, deadline=None)
 @given(STREAMS, st.data())
 def test_counters_and_pages_agree_with_the_records(
-    facts: list[Fact], data: st.DataObject
+    facts: list[TaskFact], data: st.DataObject
 ) -> None:
     """Totals are exact for every filter."""
     connection = filled(data, kit.entries(facts))

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 
 from octaskly.core.effects import Append, Save
 from octaskly.core.events import Advert, Loaded, Saved
-from octaskly.core.facts import Entry, Fact
+from octaskly.core.facts import Entry, Fact, Floor
 from octaskly.core.inbound import highest_sequence
 from octaskly.core.merge import TaskRecord, apply
 from octaskly.core.messages import Report
@@ -132,6 +132,8 @@ class Disk:
             assert entry.seq == len(log) + 1, "a gap in a stream"
             log.append(entry)
             self.hlc = max(self.hlc, entry.hlc)
+            if isinstance(entry.fact, Floor):
+                continue
             task = entry.fact.task
             self.records[task] = apply(self.records.get(task), entry.fact)
             self.kept.add(kept(entry.fact))

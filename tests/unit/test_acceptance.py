@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from octaskly.core.acceptance import PRIORITY_BAND, PRIORITY_SHIFT, Acceptance
+from octaskly.core.acceptance import PRIORITY_BAND, Acceptance
+from octaskly.core.facts import PRIORITY_SHIFT
 from octaskly.core.model import Limits, TaskSpec
 from octaskly.core.taskqueue import TaskQueue
 from tests.builders import START_MS, draft, journal, moment

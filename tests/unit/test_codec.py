@@ -8,12 +8,22 @@ from typing import Any, get_args
 import pytest
 
 from octaskly.core import codec
-from octaskly.core.facts import Assigned, CancelAsked, Entry, Fact, Finished, Submitted
-from octaskly.core.merge import TaskRecord
+from octaskly.core.facts import (
+    Assigned,
+    CancelAsked,
+    Entry,
+    Fact,
+    Finished,
+    Floor,
+    Mark,
+    Submitted,
+)
+from octaskly.core.merge import Birth, TaskRecord, TaskRow
 from octaskly.core.messages import (
     Claim,
     ClaimNo,
     ClaimOk,
+    Cursor,
     Dispatch,
     Entries,
     Heartbeat,
@@ -35,6 +45,8 @@ from octaskly.core.messages import (
     Results,
     ResultsOk,
     Roster,
+    Snapshot,
+    SnapshotHead,
     Transfer,
 )
 from octaskly.core.model import (
@@ -110,11 +122,13 @@ MEMBER = Member(
     load=LOAD,
 )
 REPORT = Report(task=TASK, attempt=ATTEMPT, outcome=OUTCOME, spec=SPEC)
+FLOOR = Floor(5, (Mark(STREAM, 7, EPOCH), Mark(StreamId(1), 2, EPOCH)), VECTOR)
 FACTS: tuple[Fact, ...] = (
     Submitted(SPEC),
     CancelAsked(TASK, "me"),
     Assigned(TASK, ATTEMPT, NODE),
     Finished(TASK, ATTEMPT, NODE, OUTCOME),
+    FLOOR,
 )
 ENTRIES = tuple(Entry(STREAM, i + 1, 99, fact) for i, fact in enumerate(FACTS))
 MESSAGES: tuple[Message, ...] = (
@@ -132,7 +146,16 @@ MESSAGES: tuple[Message, ...] = (
     Roster(EPOCH, 4, (MEMBER,)),
     Redirect(EPOCH, NODE, (ADDRESS,)),
     Pull(VECTOR),
+    Pull(VECTOR, Cursor(99, 9)),
     Entries(ENTRIES, ((STREAM, EPOCH),), more=True, vector=VECTOR),
+    Snapshot(
+        rows=(TaskRow(TaskRecord(id=TASK, spec=SPEC), Birth(1, 2, STREAM, 3), 4),),
+        cursor=Cursor(99, 9),
+        more=True,
+        head=SnapshotHead(
+            vector=VECTOR, epochs=((STREAM, EPOCH),), floor=FLOOR, hlc=99
+        ),
+    ),
     Dispatch(EPOCH, ((ATTEMPT, SPEC),)),
     Kill(EPOCH, ((TASK, ATTEMPT),)),
     Results((REPORT, Report(task=TASK, attempt=ATTEMPT, outcome=OUTCOME)), 5),

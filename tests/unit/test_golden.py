@@ -13,11 +13,21 @@ from typing import get_args
 
 import pytest
 
-from octaskly.core.facts import Assigned, CancelAsked, Entry, Finished, Submitted
+from octaskly.core.facts import (
+    Assigned,
+    CancelAsked,
+    Entry,
+    Finished,
+    Floor,
+    Mark,
+    Submitted,
+)
+from octaskly.core.merge import Birth, TaskRecord, TaskRow
 from octaskly.core.messages import (
     Claim,
     ClaimNo,
     ClaimOk,
+    Cursor,
     Dispatch,
     Entries,
     Heartbeat,
@@ -39,6 +49,8 @@ from octaskly.core.messages import (
     Results,
     ResultsOk,
     Roster,
+    Snapshot,
+    SnapshotHead,
     Transfer,
 )
 from octaskly.core.model import (
@@ -101,6 +113,7 @@ ENTRIES = (
     Entry(STREAM, 4, 1004, CancelAsked(TASK, "local:ana@desk")),
 )
 WRITERS = ((STREAM, EPOCH),)
+FLOOR = Floor(1000, (Mark(StreamId(5), 1, EPOCH),), VECTOR)
 MESSAGES: tuple[Message, ...] = (
     Hello(
         version=1,
@@ -162,6 +175,12 @@ MESSAGES: tuple[Message, ...] = (
     Leave("stopping"),
     Repl(EPOCH, 17, ENTRIES, WRITERS),
     ReplOk(EPOCH, 17),
+    Snapshot(
+        rows=(TaskRow(TaskRecord(id=TASK, spec=SPEC), Birth(3, 4, STREAM, 5), 6),),
+        cursor=Cursor(1005, 7),
+        more=True,
+        head=SnapshotHead(vector=VECTOR, epochs=WRITERS, floor=FLOOR, hlc=1005),
+    ),
 )
 BY_NAME = {type(message).__name__: message for message in MESSAGES}
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from octaskly.core.facts import Assigned, CancelAsked, Fact, Finished, Submitted
+from octaskly.core.facts import Assigned, CancelAsked, Finished, Submitted, TaskFact
 from octaskly.core.merge import TaskRecord, apply
 from octaskly.core.model import AttemptState, Reason, TaskId, TaskState
 from tests.builders import attempt, node_id, outcome, released, spec
@@ -13,7 +13,7 @@ SUBMITTED = Submitted(spec())
 FAILED = outcome(AttemptState.FAILED)
 
 
-def known(*facts: Fact) -> TaskRecord:
+def known(*facts: TaskFact) -> TaskRecord:
     """Return the record of a task about which these facts are known."""
     record = None
     for fact in facts:

@@ -1,0 +1,85 @@
+"""When the dispatcher lets the floor rise, and what it writes again before.
+
+The store finds how far it may rise, a bounded step at a time. Tasks below that are
+not final are carried: all that is known of them is written again, before the floor.
+
+Source: docs/explanation/log.md.
+"""
+
+from __future__ import annotations
+
+from octaskly.core.effects import Effect, PlanFloor
+from octaskly.core.events import FloorPlanned
+from octaskly.core.facts import NO_FLOOR, Floor, hlc_of
+from octaskly.core.journal import Held, Journal
+from octaskly.core.merge import facts_of, join_floors
+from octaskly.core.model import Moment, Settings
+from octaskly.core.placing import Placing
+
+STEP_S = 1.0  #: from one step of the floor to the next, while more is old enough
+
+
+class Retention:
+    """The floor of one reign."""
+
+    def __init__(self, settings: Settings, placing: Placing, journal: Journal) -> None:
+        self._retention_ms = round(settings.timing.retention_s * 1000)
+        self._period_s = settings.timing.floor_s
+        self._tasks_max = settings.limits.retained_tasks
+        self._placing = placing
+        self._journal = journal
+        self._stated: Floor = NO_FLOOR  #: what the own stream says
+        self._due_s = 0.0
+        self._is_asked = False
+
+    def begin(self, now: Moment) -> None:
+        """Say the floor in the new stream, and look at it again after a while.
+
+        So whatever a stream holds of an id that was used before, the floor that ended
+        the earlier task comes first, on whatever way it travels.
+        """
+        self._stated = NO_FLOOR
+        self._due_s = now.mono_s + self._period_s
+
+    def deadline(self) -> float | None:
+        """Return when `on_time` has something to ask."""
+        return None if self._is_asked else self._due_s
+
+    def on_time(self, now: Moment) -> list[Effect]:
+        """State a floor that came from elsewhere; ask the store when it is time."""
+        effects: list[Effect] = []
+        if self._journal.floor is not self._stated:
+            effects += self._state(self._journal.floor, now)
+        if not self._is_asked and now.mono_s >= self._due_s:
+            self._is_asked = True
+            before_hlc = hlc_of(now.wall_ms - self._retention_ms)
+            effects.append(PlanFloor(before_hlc, self._tasks_max))
+        return effects
+
+    def on_planned(
+        self, event: FloorPlanned, now: Moment, *, may_write: bool
+    ) -> list[Effect]:
+        """Carry what is still wanted, then raise the floor."""
+        self._is_asked = False
+        self._due_s = now.mono_s + (STEP_S if event.has_more else self._period_s)
+        if event.floor is None or not may_write:
+            return []
+        facts = self._placing.facts
+        for record in event.carried:
+            facts += facts_of(record)
+        # The next step is planned from what this one has made durable.
+        self._is_asked = True
+        floor = join_floors(self._journal.floor, event.floor)
+        return self._state(floor, now, self._release)
+
+    def _state(
+        self, floor: Floor, now: Moment, held: Held | None = None
+    ) -> list[Effect]:
+        self._placing.facts.append(self._journal.stated(floor))
+        effects = self._placing.commit(now, held)
+        self._stated = self._journal.floor
+        return effects
+
+    def _release(self, _: Moment) -> list[Effect]:
+        self._is_asked = False
+        return []

@@ -1,0 +1,188 @@
+"""Folds facts into the record of a task, with what it wrote kept apart.
+
+What a task wrote to stdout and stderr goes to the table `outputs`; records in here
+carry it only where two ends of one attempt must be compared.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from dataclasses import dataclass, field, replace
+
+from octaskly.core import merge
+from octaskly.core.facts import (
+    Assigned,
+    Entry,
+    Finished,
+    Submitted,
+    TaskFact,
+)
+from octaskly.core.merge import Birth, TaskRecord, TaskRow
+from octaskly.core.model import Attempt, AttemptId, TaskSpec
+from octaskly.store import bulk, purge, rows
+from octaskly.store.orphans import Early, Orphans
+
+Count = tuple[str, int]  #: node (empty: none) and number of the state
+
+
+@dataclass(slots=True)
+class Task:
+    """One task in the writer's hands; its record holds no kept output."""
+
+    record: TaskRecord | None = None
+    key: int | None = None  #: None until its row is written
+    outputs: dict[AttemptId, int] = field(default_factory=dict)
+    counted: Count | None = None  #: what `counts` and the row say
+    stored_spec: TaskSpec | None = None
+    is_final: bool = False  #: as of the row
+    changed: set[AttemptId] = field(default_factory=set)
+    changed_hlc: int = 0
+    birth: Birth | None = None
+    stored_birth: Birth | None = None
+    early: list[Early] = field(default_factory=list)  #: what cannot count yet
+    counted_early: list[Early] = field(default_factory=list)
+
+    @property
+    def spec(self) -> TaskSpec | None:
+        """The envelope, once it is here."""
+        return None if self.record is None else self.record.spec
+
+
+class Folding:
+    """What is known of tasks, fact by fact, within one transaction."""
+
+    def __init__(self, db: sqlite3.Connection, orphans: Orphans) -> None:
+        self._db = db
+        self._orphans = orphans
+        self._kept: dict[int, tuple[bytes, bytes]] = {}  #: outputs of this commit
+        self.begin()
+
+    def begin(self) -> None:
+        """Start from what the file says."""
+        self._kept.clear()
+        (last,) = self._db.execute("SELECT max(id) FROM outputs").fetchone()
+        given = purge.read_numbers(self._db).get("output", 0)
+        self._next_output = max(last or 0, given) + 1
+
+    def write_kept(self) -> None:
+        """Write the outputs of this commit."""
+        kept = [(number, *output) for number, output in self._kept.items()]
+        bulk.OUTPUT_INSERT.run(self._db, kept)
+        self._kept.clear()
+
+    def enter(
+        self, task: Task, entry: Entry, fact: TaskFact
+    ) -> tuple[TaskFact, int | None]:
+        """Fold the fact of an entry, or set it aside until it can count.
+
+        Returns:
+            The fact without its output, and the number of that.
+        """
+        stream, seq, hlc = entry.stream, entry.seq, entry.hlc
+        bare, output = self._strip(task, fact)
+        if isinstance(bare, Submitted):
+            self._bear(task, bare, Birth(hlc, hlc, stream, seq))
+        elif task.spec is None:
+            task.early.append(Early(stream, seq, hlc, bare, output))
+            return bare, output
+        else:
+            self._fold(task, bare, output)
+        task.changed_hlc = max(task.changed_hlc, hlc)
+        return bare, output
+
+    def _bear(self, task: Task, fact: Submitted, birth: Birth) -> None:
+        """Fold a submission, and what came before it and counts now."""
+        task.birth = merge.join_births(task.birth, birth)
+        task.record = merge.apply(task.record, fact)
+        for early in task.early:
+            self._fold(task, early.fact, early.output)
+            task.changed_hlc = max(task.changed_hlc, early.hlc)
+        task.counted_early += task.early
+        task.early = []
+
+    def fold_row(self, task: Task, row: TaskRow) -> None:
+        """Fold all facts of a peer's row."""
+        for fact in merge.facts_of(row.record):
+            bare, output = self._strip(task, fact)
+            if isinstance(bare, Submitted):
+                self._bear(task, bare, row.birth)
+            else:
+                self._fold(task, bare, output)
+        task.changed_hlc = max(task.changed_hlc, row.changed)
+
+    def _strip(self, task: Task, fact: TaskFact) -> tuple[TaskFact, int | None]:
+        """Set the kept output of a fact aside; return its number in `outputs`."""
+        if not isinstance(fact, Finished):
+            return fact, None
+        kept = (fact.outcome.stdout, fact.outcome.stderr)
+        if kept == (b"", b""):
+            return fact, None
+        bare = Finished(fact.task, fact.attempt, fact.node, rows.bare(fact.outcome))
+        # A result that is told again, to another dispatcher, is not kept twice.
+        known = task.outputs.get(fact.attempt)
+        if known is not None and self._output(known) == kept:
+            return bare, known
+        number = self._next_output
+        self._next_output += 1
+        self._kept[number] = kept
+        return bare, number
+
+    def _fold(self, task: Task, fact: TaskFact, output: int | None) -> None:
+        """Join one fact, without output, whose output has this number."""
+        if not isinstance(fact, Finished):
+            task.record = merge.apply(task.record, fact)
+            if isinstance(fact, Assigned):
+                task.changed.add(fact.attempt)
+            return
+        task.changed.add(fact.attempt)
+        mine = None if task.record is None else _find(task.record, fact.attempt)
+        if mine is not None and mine.state is fact.outcome.state:
+            self._fold_tie(task, mine, fact, output)
+            return
+        task.record = merge.apply(task.record, fact)
+        if mine is None or mine.state < fact.outcome.state:
+            _point(task, fact.attempt, output)
+
+    def _fold_tie(
+        self, task: Task, mine: Attempt, fact: Finished, output: int | None
+    ) -> None:
+        """Join two ends of one attempt that are alike: the content decides.
+
+        Rare (a result told to two dispatchers), so reading the outputs costs nothing.
+        """
+        ours = self._full(mine, task.outputs.get(mine.id))
+        theirs = self._full(merge.record_of(fact).attempts[0], output)
+        joined = merge.join(
+            TaskRecord(id=fact.task, attempts=(ours,)),
+            TaskRecord(id=fact.task, attempts=(theirs,)),
+        ).attempts[0]
+        if joined.outcome == theirs.outcome:
+            _point(task, fact.attempt, output)
+        if joined.outcome is not None:
+            joined = replace(joined, outcome=rows.bare(joined.outcome))
+        record = task.record
+        assert record is not None
+        attempts = (joined if a.id == joined.id else a for a in record.attempts)
+        task.record = replace(record, attempts=tuple(attempts))
+
+    def _full(self, attempt: Attempt, output: int | None) -> Attempt:
+        if output is None:
+            return attempt
+        return rows.with_output(attempt, self._output(output))
+
+    def _output(self, number: int) -> tuple[bytes, bytes]:
+        return self._kept.get(number) or rows.read_output(self._db, number)
+
+
+def _find(record: TaskRecord, attempt_id: AttemptId) -> Attempt | None:
+    for attempt in record.attempts:
+        if attempt.id == attempt_id:
+            return attempt
+    return None
+
+
+def _point(task: Task, attempt: AttemptId, output: int | None) -> None:
+    if output is None:
+        task.outputs.pop(attempt, None)
+    else:
+        task.outputs[attempt] = output

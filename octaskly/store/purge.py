@@ -1,0 +1,175 @@
+"""Forgets what lies below the floor, some rows at a time, between other commits.
+
+A task is void when its latest submission is, and everything that was said of it; what
+it wrote goes with it. Rows that wait for their deletion are still shown, but nothing is
+ever joined to them.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections import deque
+from collections.abc import Mapping, Sequence
+from typing import Final
+
+from octaskly.core.facts import Floor, Mark
+from octaskly.core.model import Epoch, NodeId, StreamId
+from octaskly.store import bulk, rows
+
+TASKS_STEP: Final = 200
+ENTRIES_STEP: Final = 500
+
+_USED: Final = (
+    "SELECT 1 FROM tasks JOIN attempts ON attempts.task = tasks.key"
+    " WHERE tasks.id = log.task_id AND attempts.output = log.output"
+)
+
+
+class Purge:
+    """Walks the tables once after each rise of the floor, and once at the start."""
+
+    def __init__(self, db: sqlite3.Connection) -> None:
+        self._db = db
+        self.begin()
+
+    def begin(self) -> None:
+        """Walk from the beginning."""
+        floor = read_floor(self._db)
+        self._horizon = floor.horizon
+        self._floors = {mark.stream: mark.seq for mark in floor.marks}
+        self._after = (-1, -1)
+        self._streams = deque(sorted(self._floors))
+        self._has_tasks = bool(self._floors)
+
+    @property
+    def is_done(self) -> bool:
+        """Whether nothing void is left."""
+        return not self._has_tasks and not self._streams
+
+    def step(self) -> None:
+        """Delete a few rows; the caller has begun a transaction."""
+        if self._has_tasks:
+            self._step_tasks()
+        elif self._streams:
+            self._step_log(self._streams[0])
+
+    def _step_tasks(self) -> None:
+        found = self._db.execute(
+            "SELECT born, key, reborn, stream, seq, changed"
+            " FROM tasks INDEXED BY tasks_born"
+            " WHERE (born, key) > (?, ?) AND born <= ? ORDER BY born, key LIMIT ?",
+            (*self._after, self._horizon, TASKS_STEP),
+        ).fetchall()
+        void, kept = [], []
+        for _, key, reborn, stream, seq, changed in found:
+            is_void = seq <= self._floors.get(stream, 0)
+            if is_void and changed <= self._horizon:
+                void.append(key)
+            else:
+                # Its turn comes with its latest submission, or with its last fact.
+                turn = changed if is_void else max(reborn, self._horizon + 1)
+                kept.append((turn, key))
+        drop_tasks(self._db, void)
+        self._db.executemany("UPDATE tasks SET born = ? WHERE key = ?", kept)
+        self._has_tasks = len(found) == TASKS_STEP
+        if found:
+            self._after = found[-1][:2]
+
+    def _step_log(self, stream: StreamId) -> None:
+        """Delete the oldest entries of a stream, and the outputs of these alone."""
+        db, floor = self._db, self._floors[stream]
+        found = db.execute(
+            "SELECT max(seq), count(*) FROM (SELECT seq FROM log"
+            " WHERE stream = ? AND seq <= ? ORDER BY seq LIMIT ?)",
+            (stream, floor, ENTRIES_STEP),
+        ).fetchone()
+        if found[1] < ENTRIES_STEP:
+            self._streams.popleft()
+        if not found[1]:
+            return
+        upto = (stream, found[0])
+        where = "WHERE stream = ? AND seq <= ?"
+        db.execute(
+            "DELETE FROM orphans WHERE (task_id, stream, seq) IN"  # noqa: S608
+            f" (SELECT task_id, stream, seq FROM log {where})",
+            upto,
+        )
+        _note_numbers(db)
+        db.execute(
+            "DELETE FROM outputs WHERE id IN (SELECT output FROM log"  # noqa: S608
+            f" {where} AND output IS NOT NULL AND NOT EXISTS ({_USED}))",
+            upto,
+        )
+        db.execute(f"DELETE FROM log {where}", upto)  # noqa: S608
+
+
+def drop_tasks(db: sqlite3.Connection, keys: Sequence[int]) -> None:
+    """Delete tasks with their attempts and outputs, and count them off."""
+    if keys:
+        _note_numbers(db)
+    for some in rows.chunks(keys):
+        these = f"IN ({rows.marks(len(some))})"
+        counted = db.execute(
+            "SELECT coalesce(node, ''), state, -count(*) FROM tasks"  # noqa: S608
+            f" WHERE key {these} GROUP BY node, state",
+            some,
+        ).fetchall()
+        bulk.COUNT_ADD.run(db, counted)
+        db.execute(
+            "DELETE FROM outputs WHERE id IN"  # noqa: S608
+            f" (SELECT output FROM attempts WHERE task {these} AND output NOT NULL)",
+            some,
+        )
+        db.execute(f"DELETE FROM attempts WHERE task {these}", some)  # noqa: S608
+        db.execute(f"DELETE FROM tasks WHERE key {these}", some)  # noqa: S608
+
+
+def write_floor(db: sqlite3.Connection, floor: Floor) -> None:
+    """Raise the floors of streams; what is below them is held, as far as it counts."""
+    db.executemany(
+        "INSERT INTO streams (stream, term, node, have_seq, floor_seq)"
+        " VALUES (?, ?, ?, ?, ?) ON CONFLICT DO UPDATE SET"
+        " have_seq = max(have_seq, excluded.have_seq),"
+        " floor_seq = max(floor_seq, excluded.floor_seq)",
+        [(stream, *epoch, seq, seq) for stream, seq, epoch in floor.marks],
+    )
+    raise_number(db, "horizon", floor.horizon)
+
+
+def read_floor(db: sqlite3.Connection) -> Floor:
+    """Return all floors that this node knows."""
+    found = db.execute(
+        "SELECT stream, floor_seq, term, node FROM streams"
+        " WHERE floor_seq > 0 ORDER BY stream"
+    )
+    marks = tuple(
+        Mark(StreamId(stream), seq, Epoch(term, NodeId(node)))
+        for stream, seq, term, node in found
+    )
+    return Floor(read_numbers(db).get("horizon", 0), marks)
+
+
+def raise_number(db: sqlite3.Connection, key: str, number: int) -> None:
+    """Keep the highest value of a number in `meta`."""
+    db.execute(
+        "INSERT INTO meta VALUES (?, ?) ON CONFLICT DO UPDATE"
+        " SET value = max(value, excluded.value)",
+        (key, number),
+    )
+
+
+def read_numbers(db: sqlite3.Connection) -> Mapping[str, int]:
+    """Return the numbers that are kept in `meta` by `raise_number`."""
+    return dict(
+        db.execute(
+            "SELECT key, value FROM meta"
+            " WHERE key IN ('horizon', 'hlc', 'sequence', 'output')"
+        )
+    )
+
+
+def _note_numbers(db: sqlite3.Connection) -> None:
+    """Remember numbers that must never be given again, whatever is deleted."""
+    raise_number(db, "sequence", rows.sequence_max(db))
+    (output,) = db.execute("SELECT coalesce(max(id), 0) FROM outputs").fetchone()
+    raise_number(db, "output", output)

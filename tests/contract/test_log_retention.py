@@ -1,0 +1,339 @@
+"""What everything behind `ports.Log` must do to forget tasks and to give them whole."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+
+import pytest
+
+from octaskly.core.effects import Join
+from octaskly.core.facts import Entry, Fact, Floor, Mark, Submitted
+from octaskly.core.merge import facts_of
+from octaskly.core.messages import Cursor, SnapshotHead
+from octaskly.core.model import Epoch, NodeId, StreamId, TaskState
+from octaskly.ports import Log, TaskQuery
+from octaskly.store import Store
+from tests.contract import log_kit as kit
+
+AGES = 1 << 60
+MANY = 1_000_000
+DEADLINE_S = 20.0
+
+
+class Bench:
+    """A log under test that writes one stream."""
+
+    def __init__(self, make: Callable[[Callable[[int], None]], Log]) -> None:
+        self._make = make
+        self.number = 0
+        self.seq = 0
+        self._told = 0
+        self._changed = asyncio.Event()
+        self.log = make(self._hear)
+
+    async def open(self) -> None:
+        self.saved = await asyncio.to_thread(self.log.open)
+
+    async def reopen(self) -> None:
+        await self.log.close()
+        self.log = self._make(self._hear)
+        await self.open()
+
+    async def add(self, *facts: Fact) -> None:
+        """Append facts and wait until they are durable."""
+        await self.take(kit.entries(facts, after=self.seq))
+        self.seq += len(facts)
+
+    async def take(self, entries: list[Entry]) -> None:
+        self.number += 1
+        self.log.append(self.number, entries, kit.EPOCHS)
+        await self.durable()
+
+    async def durable(self) -> None:
+        async with asyncio.timeout(DEADLINE_S):
+            while self._told < self.number:
+                self._changed.clear()
+                await self._changed.wait()
+
+    async def raise_floor(self, before_hlc: int = AGES, tasks_max: int = MANY) -> bool:
+        """Do what a dispatcher does with a plan; tell whether the floor rose."""
+        planned = await self.log.plan_floor(before_hlc, tasks_max)
+        if planned.floor is None:
+            return False
+        facts: list[Fact] = []
+        for record in planned.carried:
+            facts += facts_of(record)
+        await self.add(*facts, planned.floor)
+        return True
+
+    async def shows(self, *numbers: int) -> None:
+        """Wait until exactly these tasks are left."""
+        async with asyncio.timeout(DEADLINE_S):
+            while True:
+                page = await self.log.page(TaskQuery())
+                ids = [record.id for record in page.records]
+                if sorted(ids) == [kit.task_id(n) for n in numbers]:
+                    break
+                await asyncio.sleep(0.005)
+        assert page.total == len(numbers)
+
+    async def pull(self, server: Log) -> None:
+        """Take the entries that another log has beyond this one."""
+        held = dict(await self.log.vector())
+        entries, _, _ = await server.entries_after(held, 1 << 20)
+        await self.take(list(entries))
+
+    async def join(self, server: Log, most: int = MANY) -> SnapshotHead | None:
+        """Take so many parts of a snapshot of another log."""
+        cursor: Cursor | None = None
+        head = None
+        held = dict(await self.log.vector())
+        for _ in range(most):
+            part = await server.snapshot(held, cursor, 1)
+            if part is None:
+                break
+            head = part.head or head
+            assert head is not None
+            self.number += 1
+            self.log.join(Join(self.number, part.rows, head, not part.more))
+            await self.durable()
+            cursor = part.cursor
+            if not part.more:
+                break
+        return head
+
+    def _hear(self, number: int) -> None:
+        self._told = number
+        self._changed.set()
+
+
+@pytest.fixture(params=["store"])
+async def benches(tmp_path: Path) -> AsyncIterator[list[Bench]]:
+    def maker(name: str) -> Callable[[Callable[[int], None]], Log]:
+        path = tmp_path / name / "octaskly.db"
+        return lambda hear: Store(path, kit.PicklePacker(), hear, kit.HandClock())
+
+    found = [Bench(maker(name)) for name in ("one", "two")]
+    for bench in found:
+        await bench.open()
+    yield found
+    for bench in found:
+        await bench.log.close()
+
+
+async def test_what_ended_long_ago_is_forgotten(benches: list[Bench]) -> None:
+    """Rows, attempts, outputs, counts and entries go; the vector stays."""
+    one, _ = benches
+    await one.add(kit.submitted(1), kit.submitted(2), kit.assigned(1))
+    await one.add(kit.finished(1, stdout=b"x" * 5000), kit.cancelled(2))
+
+    assert await one.raise_floor()
+    await one.shows()
+
+    stats = await one.log.stats()
+    assert not any(stats.counts.values())
+    assert await one.log.task(kit.task_id(1)) is None
+    assert await one.log.vector() == ((kit.STREAM, one.seq),)
+    assert not await one.raise_floor()
+
+
+async def test_what_is_wanted_still_is_carried(benches: list[Bench]) -> None:
+    """Old tasks that wait or run stay as they were, behind the floor."""
+    one, _ = benches
+    await one.add(kit.submitted(1), kit.assigned(1), kit.submitted(2), kit.submitted(3))
+    await one.add(kit.finished(3))
+    live = [await one.log.task(kit.task_id(n)) for n in (1, 2)]
+
+    assert await one.raise_floor()
+    await one.shows(1, 2)
+
+    assert [await one.log.task(kit.task_id(n)) for n in (1, 2)] == live
+    assert len((await one.log.load(0, 9)).records) == 1
+    assert len(await one.log.load_live()) == 1
+
+
+async def test_a_young_end_holds_the_floor_where_it_is(benches: list[Bench]) -> None:
+    """What was submitted after it waits, too: the floor is a cut through time."""
+    one, _ = benches
+    await one.add(kit.submitted(1), kit.finished(1), kit.submitted(2))
+    await one.add(kit.submitted(3), kit.finished(3), kit.finished(2))
+
+    # The last facts of the three are entries 2, 6 and 5.
+    assert await one.raise_floor(before_hlc=1006)
+    await one.shows(2, 3)
+
+
+async def test_a_task_goes_with_the_last_that_was_said_of_it(
+    benches: list[Bench],
+) -> None:
+    """Else a part of the log would tell of tasks that are no more."""
+    one, _ = benches
+    await one.add(kit.submitted(1), kit.submitted(2), kit.finished(1))
+    await one.raise_floor(before_hlc=1002)
+    await one.shows(1, 2)
+
+    await one.add(kit.finished(2))
+    await one.raise_floor()
+    await one.shows()
+
+
+async def test_beyond_a_number_the_oldest_are_forgotten_however_young(
+    benches: list[Bench],
+) -> None:
+    """A disk is not filled by a busy week."""
+    one, _ = benches
+    for n in range(1, 5):
+        await one.add(kit.submitted(n), kit.finished(n))
+    await one.add(kit.submitted(5))
+
+    assert await one.raise_floor(before_hlc=0, tasks_max=1)
+
+    await one.shows(4, 5)
+
+
+async def test_numbers_are_not_given_again(benches: list[Bench]) -> None:
+    """Neither the sequence of tasks nor the clock goes back when all is gone."""
+    one, _ = benches
+    await one.add(kit.submitted(41), kit.finished(41, stdout=b"a"))
+    await one.raise_floor()
+    await one.shows()
+
+    await one.reopen()
+
+    assert one.saved.sequence == 41
+    assert one.saved.hlc == 1000 + one.seq
+    assert one.saved.floor.marks[0][:2] == (kit.STREAM, 2)
+    assert one.saved.vector == ((kit.STREAM, one.seq),)
+
+
+async def test_a_node_that_was_away_brings_nothing_back(benches: list[Bench]) -> None:
+    """Its own old entries are ignored, and its rows go when it learns the floor."""
+    one, two = benches
+    facts: list[Fact] = [kit.submitted(1), kit.submitted(2), kit.finished(1)]
+    await one.add(*facts)
+    await two.take(kit.entries(facts))
+    unseen = kit.entries([kit.submitted(3)], stream=kit.OTHER)
+    await two.take(unseen)
+    await one.add(kit.finished(2))
+    await one.raise_floor()
+    await one.shows()
+
+    assert await two.join(one.log) is not None
+    await two.shows(3)
+    await one.take([*kit.entries(facts), *unseen])
+
+    await one.shows(3)
+    assert await two.log.vector() == await one.log.vector()
+
+
+async def test_a_late_result_of_what_is_gone_shows_nothing(
+    benches: list[Bench],
+) -> None:
+    """It is an entry without a task, also over a restart, and goes with the next."""
+    one, _ = benches
+    await one.add(kit.submitted(1), kit.finished(1))
+    await one.raise_floor()
+    await one.shows()
+
+    await one.add(kit.finished(1, 2, stdout=b"late"))
+    await one.reopen()
+    assert await one.log.task(kit.task_id(1)) is None
+
+    await one.add(kit.submitted(2), kit.finished(2))
+    await one.raise_floor()
+    await one.shows()
+    await one.add(kit.submitted(1, command="anew"))
+    record = await one.log.task(kit.task_id(1))
+    assert record is not None
+    assert (record.state, record.attempts) == (TaskState.QUEUED, ())
+
+
+async def test_a_snapshot_brings_everything_and_then_the_tail(
+    benches: list[Bench],
+) -> None:
+    """The receiver goes on from the vector that was read before the first row."""
+    one, two = benches
+    await one.add(kit.submitted(1), kit.finished(1))
+    await one.add(*(kit.submitted(n) for n in range(2, 5)), kit.assigned(4))
+    await one.add(kit.finished(2, stdout=b"kept"), kit.cancelled(3))
+    await one.raise_floor(before_hlc=1003)
+    await one.shows(2, 3, 4)
+
+    head = await two.join(one.log)
+    await one.add(kit.submitted(5), kit.finished(4))
+    await two.pull(one.log)
+
+    assert head is not None
+    await two.shows(2, 3, 4, 5)
+    for n in (1, 2, 3, 4, 5):
+        task = kit.task_id(n)
+        assert await two.log.task(task) == await one.log.task(task)
+    assert await two.log.vector() == await one.log.vector()
+    assert (await two.log.stats()).counts == (await one.log.stats()).counts
+
+
+async def test_a_snapshot_that_stops_half_way_leaves_the_vector_alone(
+    benches: list[Bench],
+) -> None:
+    """Its rows are true, so they may stay; it is begun again."""
+    one, two = benches
+    await one.add(kit.submitted(1), kit.finished(1))
+    await one.add(kit.submitted(2), kit.submitted(3))
+    await one.raise_floor(before_hlc=1003)
+    await one.shows(2, 3)
+
+    await two.join(one.log, most=1)
+    assert await two.log.vector() == ()
+    await two.shows(2)
+    await two.reopen()
+    await two.join(one.log)
+
+    await two.shows(2, 3)
+    assert await two.log.vector() == await one.log.vector()
+
+
+async def test_who_joined_by_snapshot_gives_a_snapshot(benches: list[Bench]) -> None:
+    """It lacks the entries, and never gives a stream with a hole."""
+    one, two = benches
+    await one.add(kit.submitted(1), kit.finished(1), kit.submitted(2))
+    await one.raise_floor(before_hlc=1003)
+    await one.shows(2)
+    await two.join(one.log)
+    held = dict(await two.log.vector())
+
+    assert (await two.log.entries_after({}, 1 << 20))[0] == ()
+    part = await two.log.snapshot({}, None, 1 << 20)
+    assert part is not None
+    assert [row.record.id for row in part.rows] == [kit.task_id(2)]
+    assert await two.log.snapshot(held, None, 1 << 20) is None
+
+
+async def test_facts_without_a_task_are_left_to_the_tail(benches: list[Bench]) -> None:
+    """A snapshot has no row for them, so it does not count them as held."""
+    one, two = benches
+    await one.add(kit.submitted(1), kit.finished(1), kit.submitted(2))
+    await one.raise_floor(before_hlc=1003)
+    await one.shows(2)
+    early = kit.finished(9)
+    await one.take(kit.entries([kit.submitted(3), early], stream=kit.OTHER))
+
+    await two.join(one.log)
+
+    assert dict(await two.log.vector())[kit.OTHER] == 1
+    entries, _, _ = await one.log.entries_after(dict(await two.log.vector()), 1 << 20)
+    assert [entry.fact for entry in entries] == [early]
+
+
+async def test_a_floor_may_name_streams_that_are_unknown(benches: list[Bench]) -> None:
+    """Whatever was in them is void, so it counts as held."""
+    one, _ = benches
+    gone = StreamId(5)
+    floor = Floor(999, (Mark(gone, 7, Epoch(1, NodeId("c" * 16))),))
+
+    await one.add(floor, kit.submitted(1))
+
+    assert dict(await one.log.vector()) == {gone: 7, kit.STREAM: 2}
+    await one.take([Entry(gone, 8, 998, Submitted(kit.submitted(2).spec))])
+    await one.shows(1, 2)

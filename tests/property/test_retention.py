@@ -1,0 +1,297 @@
+"""Whoever knows the same facts shows the same tasks, floors and snapshots included."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from octaskly.core.effects import Append, Join
+from octaskly.core.facts import (
+    NO_FLOOR,
+    Assigned,
+    CancelAsked,
+    Entry,
+    Fact,
+    Finished,
+    Floor,
+    Mark,
+    Submitted,
+)
+from octaskly.core.merge import Birth, TaskRecord, facts_of, join_births, join_floors
+from octaskly.core.model import (
+    AttemptState,
+    Epoch,
+    NodeId,
+    Outcome,
+    Reason,
+    StreamId,
+    TaskId,
+    TaskSpec,
+)
+from octaskly.core.succession import covers
+from octaskly.store import reader
+from octaskly.store.plan import plan_floor
+from octaskly.store.purge import read_floor
+from octaskly.store.schema import MIGRATIONS
+from octaskly.store.snapshot import snapshot
+from octaskly.store.state import read_vector
+from octaskly.store.tables import Tables
+from tests.contract import log_kit as kit
+
+FAR = StreamId(9)  #: written by a node that was away
+EPOCHS = (*kit.EPOCHS, (FAR, Epoch(1, NodeId("c" * 16))))
+IDS = [kit.task_id(n) for n in (1, 2, 3, 4)]
+
+Op = tuple[str, int, int, int]
+
+
+def empty() -> bytes:
+    """Return a database without rows; making it anew takes longer than filling it."""
+    db = sqlite3.connect(":memory:", isolation_level=None)
+    for script in MIGRATIONS:
+        db.executescript(script)
+    return db.serialize()
+
+
+EMPTY = empty()
+
+
+class Table:
+    """A store in memory, with the purge under control of the test."""
+
+    def __init__(self) -> None:
+        self.db = sqlite3.connect(":memory:", isolation_level=None)
+        self.db.deserialize(EMPTY)
+        self.tables = Tables(self.db, kit.PicklePacker())
+
+    def add(self, entries: Sequence[Entry]) -> None:
+        self.tables.append([Append(1, tuple(entries), EPOCHS)])
+
+    def purge(self) -> None:
+        while not self.tables.is_clean:
+            self.tables.purge()
+
+    def shown(self) -> dict[TaskId, TaskRecord | None]:
+        return {task: reader.task(self.db, task) for task in IDS}
+
+    def check(self) -> None:
+        """No entry is left below the floor, and the counters are right."""
+        self.purge()
+        left = "SELECT 1 FROM log JOIN streams USING (stream) WHERE seq <= floor_seq"
+        assert self.db.execute(left).fetchone() is None
+        tally = Counter(
+            self.db.execute("SELECT coalesce(node, ''), state FROM tasks").fetchall()
+        )
+        counted = self.db.execute("SELECT node, state, n FROM counts WHERE n <> 0")
+        assert {row[:2]: row[2] for row in counted} == tally
+
+
+@dataclass
+class Mesh:
+    """The node that writes, and everything that was ever written."""
+
+    writer: Table = field(default_factory=Table)
+    streams: dict[StreamId, list[Entry]] = field(default_factory=dict)
+    stated: dict[StreamId, Floor] = field(default_factory=dict)
+    hlc: int = 1000
+
+    def write(self, stream: StreamId, facts: Iterable[Fact]) -> None:
+        """Write facts, behind the floor if the stream does not say it yet."""
+        log = self.streams.setdefault(stream, [])
+        fresh: list[Entry] = []
+        floor = read_floor(self.writer.db)
+        if self.stated.get(stream, NO_FLOOR) != floor:
+            self.stated[stream] = floor
+            facts = [self.said(floor, stream), *facts]
+        for fact in facts:
+            self.hlc += 1
+            fresh.append(Entry(stream, len(log) + len(fresh) + 1, self.hlc, fact))
+        log += fresh
+        self.writer.add(fresh)
+
+    def said(self, floor: Floor, stream: StreamId) -> Floor:
+        """Return a floor with what it builds on, as a journal says it."""
+        held = read_vector(self.writer.db)
+        return replace(floor, needs=tuple(p for p in held if p[0] != stream))
+
+    def do(self, op: Op) -> None:
+        """Let the writer do something that a dispatcher may do."""
+        what, n, a, b = op
+        stream = (kit.STREAM, kit.OTHER)[a % 2]
+        attempt = kit.attempt_id(1 + b % 2, stream)
+        task = kit.task_id(1 + n % 3)
+        known = reader.task(self.writer.db, task)
+        match what:
+            case "submit":
+                self.hlc += 1
+                spec = TaskSpec(id=task, command=f"run {n} {b}", ord=self.hlc)
+                if known is not None and known.spec is not None:
+                    spec = known.spec  # A worker's envelope, told again.
+                self.write(stream, [Submitted(spec)])
+            case "cancel" if known:
+                self.write(stream, [CancelAsked(task, "ada")])
+            case "assign" if known:
+                self.write(stream, [Assigned(task, attempt, kit.WORKER)])
+            case "finish":  # Of a task that is gone: a spooled result.
+                self.write(stream, [Finished(task, attempt, kit.WORKER, outcome(b))])
+            case "floor":
+                self.raise_floor(stream, self.hlc - 4 * n, b)
+            case _:
+                pass  # Nothing that a dispatcher would do.
+
+    def raise_floor(self, stream: StreamId, before_hlc: int, tasks_max: int) -> None:
+        db = self.writer.db
+        db.execute("BEGIN")
+        planned = plan_floor(db, before_hlc, tasks_max)
+        db.execute("COMMIT")
+        if planned.floor is not None:
+            facts: list[Fact] = []
+            for record in planned.carried:
+                facts += facts_of(record)
+            self.write(stream, [*facts, self.said(planned.floor, stream)])
+            self.stated[stream] = read_floor(self.writer.db)
+            self.writer.purge()
+
+
+def outcome(b: int) -> Outcome:
+    state = (AttemptState.OK, AttemptState.FAILED, AttemptState.RELEASED)[b % 3]
+    return Outcome(state=state, reason=Reason.EXIT, stdout=b"out %d" % (b // 3))
+
+
+OPS = st.lists(
+    st.tuples(
+        st.sampled_from(["submit", "submit", "assign", "finish", "cancel", "floor"]),
+        st.integers(0, 5),
+        st.integers(0, 1),
+        st.integers(0, 5),
+    ),
+    max_size=24,
+)
+AWAY = [
+    Entry(FAR, 1, 900, Submitted(TaskSpec(id=kit.task_id(4), command="far", ord=899))),
+    Entry(FAR, 2, 901, Assigned(kit.task_id(4), kit.attempt_id(1, FAR), kit.WORKER)),
+    Entry(FAR, 3, 902, CancelAsked(kit.task_id(4), "eve")),
+]
+
+
+def spread(data: st.DataObject, table: Table, parts: Sequence[list[Entry]]) -> None:
+    """Bring what a table lacks: streams mixed, commits and purges of any size."""
+    have = dict(read_vector(table.db))
+    left = [
+        [e for e in part if e.seq > have.get(e.stream, 0)] for part in parts if part
+    ]
+    while any(left):
+        have = dict(read_vector(table.db))
+        ready = [(part, n) for part in left if (n := deliverable(part, have))]
+        some, most = data.draw(st.sampled_from(ready))
+        size = data.draw(st.integers(1, most))
+        table.add(some[:size])
+        if data.draw(st.booleans()):
+            table.add(some[:size])
+        if data.draw(st.booleans()) and not table.tables.is_clean:
+            table.tables.purge()
+        del some[:size]
+
+
+def deliverable(part: list[Entry], have: Mapping[StreamId, int]) -> int:
+    """Return how many entries a journal takes in that holds so much."""
+    for index, entry in enumerate(part):
+        fact = entry.fact
+        if isinstance(fact, Floor) and not covers(have, fact.needs):
+            return index
+    return len(part)
+
+
+def joined(table: Table, server: Table, most: int) -> bool:
+    """Take at most so many parts of a snapshot; tell whether it came to its end."""
+    cursor = None
+    head = None
+    for _ in range(most):
+        part = snapshot(server.db, {}, cursor, 1)
+        if part is None:
+            return True
+        head = part.head or head
+        assert head is not None
+        table.tables.join(Join(1, part.rows, head, is_last=not part.more))
+        cursor = part.cursor
+        if not part.more:
+            return True
+    return False
+
+
+@settings(max_examples=40, deadline=None)
+@given(OPS, OPS, OPS, st.data())
+def test_entries_floors_and_snapshots_in_any_order_come_to_the_same(
+    before: list[Op], later: list[Op], last: list[Op], data: st.DataObject
+) -> None:
+    """A node that was away for long, one that joins, and one that saw it all agree."""
+    mesh = Mesh()
+    for op in before:
+        mesh.do(op)
+    early = [list(log) for log in mesh.streams.values()]
+    if data.draw(st.booleans()):
+        mesh.writer.add(AWAY)
+    for op in later:
+        mesh.do(op)
+    joiner = Table()
+    if data.draw(st.booleans()):
+        spread(data, joiner, early)
+    if not joined(joiner, mesh.writer, data.draw(st.integers(0, 3))):
+        held = dict(read_vector(joiner.db))
+        assert held == {k: v for k, v in held.items() if v <= len(mesh.streams[k])}
+    joined(joiner, mesh.writer, 99)
+    for op in last:
+        mesh.do(op)
+
+    everything = [*mesh.streams.values(), AWAY]
+    other = Table()
+    for table in (joiner, other, mesh.writer):
+        spread(data, table, everything)
+        table.check()
+
+    assert joiner.shown() == other.shown() == mesh.writer.shown()
+    assert read_vector(joiner.db) == read_vector(other.db)
+
+
+MARKS = st.builds(
+    Mark,
+    st.sampled_from([kit.STREAM, kit.OTHER]),
+    st.integers(1, 3),
+    st.just(Epoch(1, NodeId("a" * 16))),
+)
+FLOORS = st.builds(
+    Floor,
+    st.integers(0, 3),
+    st.lists(MARKS, max_size=2, unique_by=lambda mark: mark.stream).map(
+        lambda marks: tuple(sorted(marks))
+    ),
+)
+BIRTHS = st.none() | st.builds(
+    lambda born, more, seq: Birth(born, born + more, kit.STREAM, seq),
+    st.integers(0, 2),
+    st.integers(0, 2),
+    st.integers(1, 3),
+)
+
+
+@given(FLOORS, FLOORS, FLOORS)
+def test_floors_join_in_any_order(a: Floor, b: Floor, c: Floor) -> None:
+    """A floor only rises, whoever says it."""
+    assert join_floors(a, b) == join_floors(b, a)
+    assert join_floors(a, join_floors(b, c)) == join_floors(join_floors(a, b), c)
+    assert join_floors(a, a) == a
+
+
+@given(BIRTHS, BIRTHS, BIRTHS)
+def test_births_join_in_any_order(
+    a: Birth | None, b: Birth | None, c: Birth | None
+) -> None:
+    """The first and the latest submission are so, however they were heard of."""
+    assert join_births(a, b) == join_births(b, a)
+    assert join_births(a, join_births(b, c)) == join_births(join_births(a, b), c)
+    assert join_births(a, a) == a

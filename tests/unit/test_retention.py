@@ -1,0 +1,141 @@
+"""When the floor rises, what is carried before it, and how a snapshot is taken in."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from octaskly.core.effects import Append, Effect, Join, PlanFloor, Send
+from octaskly.core.events import FloorPlanned, Saved
+from octaskly.core.exchange import Exchange
+from octaskly.core.facts import Entry, Finished, Floor, Mark, Submitted
+from octaskly.core.journal import Journal
+from octaskly.core.merge import Birth, TaskRow
+from octaskly.core.messages import Cursor, Pull, Report, Results, Snapshot, SnapshotHead
+from octaskly.core.model import StreamId
+from tests.builders import STREAM, attempt, epoch, journal, moment, outcome, spec
+from tests.desk import A, World, facts, record, reigning
+
+OTHER = StreamId(5)
+FLOOR = Floor(9, (Mark(OTHER, 3, epoch()),))
+HEAD = SnapshotHead(
+    vector=((OTHER, 7),), epochs=((OTHER, epoch()),), floor=FLOOR, hlc=70
+)
+ROW = TaskRow(record(), Birth(1, 1, OTHER, 5), 2)
+
+
+def pulls(effects: list[Effect]) -> list[Pull]:
+    """Return the questions among these effects."""
+    sent = [e.messages for e in effects if isinstance(e, Send)]
+    return [m for some in sent for m in some if isinstance(m, Pull)]
+
+
+def part(key: int, *, more: bool, head: SnapshotHead | None = None) -> Snapshot:
+    """Return one part of the snapshot of `HEAD`."""
+    return Snapshot(rows=(ROW,), cursor=Cursor(70, key), more=more, head=head)
+
+
+def planned(world: World, event: FloorPlanned) -> list[Effect]:
+    """Ask the store when it is time, and let it answer."""
+    asked = world.dispatch.on_time(moment(61))
+    assert [type(effect) for effect in asked] == [PlanFloor]
+    return world.dispatch.on_read(event, moment(61))
+
+
+def test_what_is_carried_stands_before_the_floor() -> None:
+    """All that is known of a task that is still wanted, then the floor."""
+    world = reigning()
+
+    written = facts(planned(world, FloorPlanned(FLOOR, (record(),))))
+
+    assert written == [Submitted(record().spec or spec()), FLOOR]
+    assert world.journal.floor == FLOOR
+    assert world.journal.vector[OTHER] == 3
+
+
+def test_nothing_is_asked_while_a_step_is_under_way() -> None:
+    """The next one is planned from what this one has made durable."""
+    world = reigning()
+    planned(world, FloorPlanned(FLOOR, has_more=True))
+
+    assert world.dispatch.on_time(moment(65)) == []
+    world.commit(65)
+    assert any(isinstance(e, PlanFloor) for e in world.dispatch.on_time(moment(65)))
+
+
+def test_a_reign_begins_with_the_floor_that_is_known() -> None:
+    """Whoever reads its stream knows what was gone before it."""
+    world = World()
+    world.journal.raise_floor(FLOOR)
+    world.dispatch.begin(epoch(), STREAM, moment())
+
+    assert facts(world.dispatch.on_time(moment())) == [FLOOR]
+    assert world.dispatch.on_time(moment()) == []
+
+
+def test_a_result_of_what_the_floor_has_passed_brings_no_task_back() -> None:
+    """It is written and acknowledged, but its envelope is not."""
+    world = reigning(a=1)
+    ended = attempt(stream=OTHER)
+    world.journal.raise_floor(FLOOR)
+    old, new = spec("old", ord=9), spec("new", ord=10)
+    reports = tuple(
+        Report(task=s.id, attempt=ended, outcome=outcome(), spec=s) for s in (old, new)
+    )
+
+    written = facts(world.dispatch.on_results(A, Results(reports, 1), moment()))
+
+    assert written == [
+        Finished(old.id, ended, A, outcome()),
+        Submitted(new),
+        Finished(new.id, ended, A, outcome()),
+    ]
+
+
+def test_a_floor_waits_for_what_its_writer_held() -> None:
+    """Else a task would be gone here before its copy or its end has come."""
+    log = journal()
+    floor = replace(FLOOR, needs=((StreamId(6), 1),))
+    entries = [Entry(StreamId(8), 1, 10, floor)]
+    assert log.absorb(entries, ()) is None
+    assert log.absorb([Entry(StreamId(6), 1, 10, Submitted(spec()))], ()) is not None
+
+    assert isinstance(log.absorb(entries, ()), Append)
+    assert log.floor == FLOOR
+
+
+def test_a_snapshot_is_taken_part_by_part_and_moves_the_vector_at_its_end() -> None:
+    """The next part is asked for once the one before is on disk."""
+    log = Journal(Saved())
+    exchange = Exchange(log)
+    exchange.ask(A)
+
+    first = exchange.on_snapshot(A, part(1, more=True, head=HEAD))
+    assert [type(effect) for effect in first] == [Join]
+    assert log.vector == {}
+    log.on_persisted(1)
+    assert pulls(log.release(moment())) == [Pull((), Cursor(70, 1))]
+
+    last = exchange.on_snapshot(A, part(2, more=False))
+    assert [e.is_last for e in last if isinstance(e, Join)] == [True]
+    assert log.vector == {OTHER: 7}
+    assert log.floor == FLOOR
+    assert pulls(last) == [Pull(((OTHER, 7),))]
+
+
+def test_a_snapshot_that_was_cut_off_is_begun_again() -> None:
+    """Parts of the one before do not count for the next."""
+    log = Journal(Saved())
+    exchange = Exchange(log)
+    exchange.ask(A)
+    exchange.on_snapshot(A, part(1, more=True, head=HEAD))
+    exchange.forget(A)
+    log.on_persisted(1)
+
+    assert pulls(log.release(moment())) == []
+    assert exchange.on_snapshot(A, part(2, more=False)) == []
+    assert log.vector == {}
+    later = replace(HEAD, hlc=71)
+    exchange.on_snapshot(
+        A, replace(part(1, more=True, head=later), cursor=Cursor(71, 1))
+    )
+    assert exchange.on_snapshot(A, part(2, more=False)) == []
