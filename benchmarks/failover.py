@@ -28,7 +28,7 @@ def figures(*, runs: int) -> Iterator[Figure]:
         scene = Scene("failover", lab).form()
         for name, lose, regain, goal_s in (
             ("dispatcher killed", scene.kill, scene.start, 0.5),
-            ("cable of the dispatcher", scene.cut, lab.heal, 2.5),
+            ("dispatcher unplugged", scene.cut, lab.heal, 2.5),
             ("dispatcher stopped", scene.stop, scene.start, 0.3),
         ):
             samples = [_once(scene, lose, regain) for _ in range(runs)]

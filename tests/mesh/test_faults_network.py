@@ -148,7 +148,7 @@ def test_f12_nodes_that_hear_no_multicast_join_by_address(make_lab: MakeLab) -> 
     scene.conclude()
 
 
-@pytest.mark.parametrize("many", [2, 10, 50])
+@pytest.mark.parametrize("many", [2, 10])
 def test_f13_all_start_at_the_same_instant(make_lab: MakeLab, many: int) -> None:
     """A power cut is over: one dispatcher, after few claims."""
     scene = Scene(f"F13-{many}", make_lab(many), slots=1)
