@@ -79,6 +79,7 @@ class Link(asyncio.Protocol):
         owner: Is told what happens.
         trust: Knows whose certificate the peer shows.
         limits: Bounds on frames.
+        packing: Packs what is sent; shared by all links.
         hello: Asked once, for what this node says of itself.
         dialled: The address that was dialled; None if the peer dialled.
         outbox_bytes: A send that finds more than this waiting ends the link.
@@ -89,6 +90,7 @@ class Link(asyncio.Protocol):
         owner: LinkOwner,
         trust: MeshTrust,
         limits: Limits,
+        packing: wire.Packing,
         hello: Callable[[], Hello],
         *,
         dialled: Address | None,
@@ -107,7 +109,7 @@ class Link(asyncio.Protocol):
         self.lost = asyncio.Event()  #: nothing of the connection is left
         self._owner = owner
         self._trust = trust
-        self._limits = limits
+        self._packing = packing
         self._make_hello = hello
         self._decoder = wire.Decoder(limits)
         self._outbox_bytes_max = outbox_bytes
@@ -204,7 +206,7 @@ class Link(asyncio.Protocol):
             self.abort(OVERFLOW)
             return
         for message in messages:
-            for part in wire.parts_of(message, self._limits.frame_bytes):
+            for part in self._packing.parts_of(message):
                 self._outbox.append(part)
                 self._outbox_bytes += len(part)
         if not self._is_flush_due:

@@ -17,6 +17,7 @@ from octaskly.errors import LocalProtocolError
 from octaskly.mesh.link import Link, connect, tune
 from octaskly.mesh.rivals import DUPLICATE, DUPLICATE_ID, MYSELF, Rivals
 from octaskly.mesh.strangers import Strangers
+from octaskly.mesh.wire import Packing
 from octaskly.ports import Clock, HelloSource
 from octaskly.trust import MeshTrust
 
@@ -66,6 +67,7 @@ class Transport:
         self._trust = trust
         self._me = trust.node_id
         self._limits = limits
+        self._packing = Packing(limits.frame_bytes)
         self._clock = clock
         self._hello = hello
         self._post = on_event
@@ -305,6 +307,7 @@ class Transport:
             self,
             self._trust,
             self._limits,
+            self._packing,
             self._hello,
             dialled=dialled,
             outbox_bytes=self._outbox_bytes,

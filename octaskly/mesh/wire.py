@@ -184,6 +184,26 @@ def parts_of(message: Message, frame_bytes: int) -> list[bytes]:
     return [packed]
 
 
+class Packing:
+    """Packs messages for links: what several peers are sent in turn is packed once."""
+
+    def __init__(self, frame_bytes: int) -> None:
+        self._frame_bytes = frame_bytes
+        self._message: Message | None = None
+        self._parts: list[bytes] = []
+
+    def parts_of(self, message: Message) -> list[bytes]:
+        """Return what the function of this name does.
+
+        Raises:
+            LocalProtocolError: the message cannot be sent.
+        """
+        if message is not self._message:
+            self._parts = parts_of(message, self._frame_bytes)
+            self._message = message
+        return self._parts
+
+
 def _halves(message: Message) -> tuple[Message, ...]:
     """Split a batch in two that mean the same together; nothing where it is none."""
     batch: Any = message

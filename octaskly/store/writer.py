@@ -259,7 +259,7 @@ def _weight(item: Item) -> int:
 
 def _is_urgent(item: Item) -> bool:
     """Return whether somebody may wait for the commit of this item."""
-    if not isinstance(item, Append) or item.epochs:
+    if not isinstance(item, Append):
         return True
     return not all(isinstance(entry.fact, Assigned) for entry in item.entries)
 

@@ -262,3 +262,15 @@ def report(number: int, size: int) -> Report:
         attempt=AttemptId(1, StreamId(1), 1),
         outcome=Outcome(state=AttemptState.OK, reason=Reason.EXIT, stdout=b"x" * size),
     )
+
+
+def test_what_several_peers_are_sent_is_packed_once() -> None:
+    """The standbys get the same appends, and all followers the same heartbeat."""
+    packing = wire.Packing(LIMITS.frame_bytes)
+    first, second = Leave("a"), Leave("b")
+
+    parts = packing.parts_of(first)
+
+    assert packing.parts_of(first) is parts
+    assert packing.parts_of(second) == wire.parts_of(second, LIMITS.frame_bytes)
+    assert packing.parts_of(first) == parts
