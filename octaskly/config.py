@@ -24,6 +24,8 @@ LAN_PORT = 3443
 GROUP = "octaskly"  #: its members may use the local socket, so command the mesh
 LOOPBACK = ("127.0.0.1", "::1")
 PORT_MAX = 65535
+RETENTION_S = 7 * 86_400
+RETAINED_TASKS = 2_000_000
 SLOTS_MAX = 4096
 DURABILITIES = ("normal", "strict")
 
@@ -54,6 +56,8 @@ class AgentOptions:
     allow_hosts: tuple[str, ...] = ()
     electable: bool = True
     durability: str | None = None  #: one of `DURABILITIES`
+    retention_s: int = RETENTION_S  #: how long ended tasks are kept
+    retained_tasks: int = RETAINED_TASKS  #: of more, the oldest are forgotten
     log_format: str = "auto"  #: `auto`, `console`, `json` or `journal`
     log_level: str = "info"
 
@@ -141,8 +145,8 @@ def resolve(options: AgentOptions, environ: Mapping[str, str]) -> AgentConfig:
         seeds=seeds,
         is_strict=durability == "strict",
         options=options,
-        timing=Timing(),
-        limits=Limits(),
+        timing=Timing(retention_s=options.retention_s),
+        limits=Limits(retained_tasks=options.retained_tasks),
     )
 
 

@@ -8,7 +8,8 @@ from typing import Any
 
 import click
 
-from octaskly.config import DURABILITIES, AgentOptions
+from octaskly.cli.render import Duration
+from octaskly.config import DURABILITIES, RETAINED_TASKS, RETENTION_S, AgentOptions
 
 PORT = click.IntRange(0, 65535)
 FOLDER = click.Path(path_type=Path)
@@ -62,6 +63,21 @@ FOLDER = click.Path(path_type=Path)
     "--durability",
     type=click.Choice(DURABILITIES),
     help="strict: as dispatcher, accept nothing that only one disk holds (normal).",
+)
+@click.option(
+    "--retention",
+    "retention_s",
+    type=Duration(),
+    default=RETENTION_S,
+    metavar="T",
+    help="As dispatcher, forget what ended so long ago (7d).",
+)
+@click.option(
+    "--retained-tasks",
+    type=click.IntRange(min=1),
+    default=RETAINED_TASKS,
+    metavar="N",
+    help="As dispatcher, forget the oldest of more ended tasks (2000000).",
 )
 @click.option(
     "--log-format",
