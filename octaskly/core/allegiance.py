@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from octaskly.core.effects import Advertise, Effect
 from octaskly.core.machines import Machines
-from octaskly.core.model import Moment
+from octaskly.core.model import NO_EPOCH, Moment
 from octaskly.core.phases import Attachment, Reign
 
 
@@ -67,9 +67,8 @@ class Allegiance:
             self._me, self._election.deposed
         )
         self._replication.begin(reign, now, is_expecting=is_expecting)
-        self._completeness.begin(
-            reign.epoch, self._registry.roster, self._standby.epoch, now.mono_s
-        )
+        level = NO_EPOCH if self._election.was_silent else self._standby.epoch
+        self._completeness.begin(reign.epoch, self._registry.roster, level, now.mono_s)
         effects += self._dispatch.begin(reign.epoch, reign.stream, now)
         if self._election.is_stopping:
             self._dispatch.pause_accepting()

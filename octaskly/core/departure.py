@@ -47,11 +47,12 @@ class Departure:
         """Go on as far as possible."""
         if self._ends_s is None or self.is_done:
             return []
-        if self._election.reign is not None:
+        is_late = now.mono_s >= self._ends_s
+        is_stuck = is_late and not self._journal.is_settled
+        if self._election.reign is not None and not is_stuck:
             effects = self._handover.step(now)
             if effects is not None:
                 return effects
-        is_late = now.mono_s >= self._ends_s
         if not is_late and not self._is_clean():
             return []
         return self._finish("drained" if not is_late else "drain over", now)

@@ -135,6 +135,10 @@ class Dispatch:
             return [Answer(event.ticket, NotDurable())]
         specs, fresh = self._acceptance.specs(event, now)
         self._placing.facts += [Submitted(spec) for spec in fresh]
+        if len(fresh) == 1 and self._queue.is_empty and not is_strict:
+            # It starts while it is committed: that is all the time that an idle mesh
+            # takes. See docs/decisions/0014-start-while-committing.md.
+            self._placing.touch(self._queue.put(fresh[0]))
         epoch = self._placing.epoch
 
         def durable(now: Moment) -> list[Effect]:
@@ -250,8 +254,10 @@ class Dispatch:
         ok = Send(node, (ResultsOk(items),))
 
         def told(_: Moment, replicas: int) -> list[Effect]:
-            # The worker keeps what only this disk holds, if that shall not do.
-            is_enough = replicas > 1 or not self._is_strict
+            # The worker keeps what only this disk holds, if that shall not do, or if
+            # there is a successor to tell.
+            may_be_alone = self.is_reigning and not self._is_strict
+            is_enough = replicas > 1 or may_be_alone
             return [ok, *news] if is_enough else news
 
         return self._placing.commit(now, told=told)

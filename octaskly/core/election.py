@@ -154,6 +154,7 @@ class Election(Phases):
             return []
         self.attachment = None
         self._lost_s = heard_s
+        self.was_silent = True
         effects = self._members.disconnect(dispatcher, "silent", now)
         note = Note("warning", "dispatcher silent", (("peer", dispatcher),))
         return [*effects, note, *self._suspect(dispatcher, now)]

@@ -175,6 +175,8 @@ class Inbound:
         if not is_own or len(roster.members) > machines.settings.limits.peers:
             return []
         machines.registry.learn(roster)
+        if machines.registry.role_of(self._me) is not Role.STANDBY:
+            machines.standby.fall_behind()
         election.successors = tuple(
             member.id
             for member in roster.members

@@ -213,6 +213,7 @@ class Node:
         effects = self._election.seek("woke", now)
         for peer in tuple(self._members.peers):
             effects += self._links.cut(peer, "woke", now)
+        effects += self._allegiance.reconcile(now)  # Nothing is accepted on the way.
         return effects + self._browsing.start(now) + self._members.redial_all(now)
 
     def _on_due(self, now: Moment) -> list[Effect]:

@@ -85,6 +85,7 @@ class Phases:
         self.is_disk_failing = False  #: so a claim would never be durable
         self.failover: Failover | None = None  #: how this node took over last
         self.deposed: NodeId | None = None  #: the dispatcher before this reign
+        self.was_silent = False  #: it was lost by silence, so it may be at work
         self._lost_s: float | None = None  #: last sign of a dispatcher that is missed
         self._reason = ""  #: of the last claim
         self.is_handing_over = False  #: the log is complete, so it takes no results
@@ -178,6 +179,7 @@ class Phases:
         had_role = self.reign is not None or self.phase is Phase.YIELDING
         self._enter(Phase.FOLLOWER, now)
         self._lost_s = self.deposed = None
+        self.was_silent = False
         if had_role and not covers(dict(vector), self._journal.vector_items()):
             self.phase = Phase.YIELDING
         self.dispatcher = peer

@@ -303,8 +303,14 @@ class Replication:
         """A follower's link is gone, and its copy with it."""
         if node in self._copies:
             self._drop(node, now.mono_s)
-            if is_leaving and not self._copies:
+            if is_leaving and not self._has_candidates():
                 self._bare_s = ALWAYS
+
+    def _has_candidates(self) -> bool:
+        reign = self._reign
+        return reign is not None and any(
+            view.is_candidate for _, view in self._members.followers(reign.epoch)
+        )
 
     def review(self, now: Moment) -> list[Effect]:
         """Replace standbys that are too slow, choose where one is missing."""

@@ -79,6 +79,11 @@ class Registry:
         standbys = {m.id for m in roster.members if m.role is Role.STANDBY}
         return frozenset() if me in standbys else frozenset({dispatcher}) | standbys
 
+    def role_of(self, node: NodeId) -> Role | None:
+        """Return what a node is by the last roster, None if it is not in there."""
+        members = () if self.roster is None else self.roster.members
+        return next((m.role for m in members if m.id == node), None)
+
     def expects_others(self, me: NodeId, deposed: NodeId | None) -> bool:
         """Return whether others than these were in the mesh when last heard."""
         roster = self.roster

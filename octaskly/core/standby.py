@@ -27,6 +27,10 @@ class Standby:
         self._due: Vector = {}
         """What was streamed beyond a gap: until it is here, no append is complete."""
 
+    def fall_behind(self) -> None:
+        """The dispatcher may answer without this node: it serves or lists another."""
+        self.epoch = NO_EPOCH
+
     def on_repl(self, peer: NodeId, message: Repl, now: Moment) -> list[Effect]:
         """Keep what the dispatcher of this node's epoch appends."""
         append = self._journal.absorb(message.entries, message.epochs)

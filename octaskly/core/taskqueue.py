@@ -255,6 +255,18 @@ class TaskQueue:
             if is_beyond:
                 self._cursor, self._is_stuck = spec.ord, False
 
+    @property
+    def is_empty(self) -> bool:
+        """Whether nothing waits, in hand or, as far as is known, in the store."""
+        is_read = self._reading is not None or self._is_dirty or self._has_more
+        return not self.queued and not is_read
+
+    def put(self, spec: TaskSpec) -> InHand:
+        """Queue a task that is not durable yet; the caller must `touch` it."""
+        task = InHand(spec)
+        self._enqueue(task)
+        return task
+
     def first(self) -> InHand | None:
         """Return the task that is next, if any worker will do for it."""
         heap, tasks = self._heap, self.tasks

@@ -130,24 +130,36 @@ def test_what_was_accepted_is_still_answered_after_the_reign() -> None:
     assert isinstance(answer.reply, Accepted)
 
 
-def test_a_task_is_answered_and_placed_only_when_it_is_durable() -> None:
-    """A crash before the commit must not leave a task that ran and is unknown."""
+def test_an_idle_mesh_starts_a_task_while_it_is_committed() -> None:
+    """The answer waits for the commit, the command need not."""
     world = reigning(b=2)
 
     effects = world.dispatch.on_submitted(submit(draft("echo hi")), moment())
     later = world.commit()
 
-    (submitted,) = facts(effects)
+    submitted, assigned = facts(effects)
     assert isinstance(submitted, Submitted)
     task = submitted.spec
-    assert effects[1:] == []
+    assert assigned == Assigned(task.id, attempt(), B)
+    assert effects[1:] == [to(B, (attempt(), task))]
     assert task.id == "task-008-00000000"
     assert task.command == "echo hi"
     assert task.created_ms == moment().wall_ms
     assert task.ord >> 56 == 50
-    assert later[0] == Answer(1, Accepted((task,)))
-    assert facts(later[1:]) == [Assigned(task.id, attempt(), B)]
-    assert later[2:] == [to(B, (attempt(), task))]
+    assert later == [Answer(1, Accepted((task,)))]
+
+
+def test_where_more_waits_a_task_is_placed_when_it_is_durable() -> None:
+    """A batch gains nothing by starting early, and the store must not miss it."""
+    world = reigning(b=2)
+
+    effects = world.dispatch.on_submitted(submit(draft(), draft()), moment())
+    later = world.commit()
+
+    one, two = (fact.spec for fact in facts(effects) if isinstance(fact, Submitted))
+    assert effects[1:] == []
+    assert later[0] == Answer(1, Accepted((one, two)))
+    assert later[2:] == [to(B, (attempt(), one), (attempt(), two))]
 
 
 def test_tasks_keep_the_order_of_their_batch() -> None:
