@@ -169,8 +169,21 @@ class AgentGateway:
     async def task(self, ref: str) -> TaskRecord:
         """Return one task with outputs."""
         self._require_dispatcher()
-        # Asked before the store is: what comes in meanwhile must not make it a 404.
-        is_complete = self._node.is_complete
+        record = await self._find(ref)
+        if record is None:
+            if not self._node.is_complete:
+                raise CatchingUp(
+                    f"{ref} is unknown here, and a node that may know it is missing",
+                    hint="ask again; a node that stays away is given up after "
+                    "10 minutes",
+                )
+            # What has come in since the store was read is found now.
+            record = await self._find(ref)
+        if record is None:
+            raise TaskNotFound("Task not found", hint=f"no task is called {ref}")
+        return record
+
+    async def _find(self, ref: str) -> TaskRecord | None:
         record = await self._store.task(TaskId(ref))
         if record is None and (match := _SEQUENCE.fullmatch(ref)):
             ids = await self._store.resolve(int(match[1]))
@@ -179,13 +192,6 @@ class AgentGateway:
                     f"{ref} fits several tasks", hint=f"use {ids[0]} or {ids[1]}"
                 )
             record = await self._store.task(ids[0]) if ids else None
-        if record is None and not is_complete:
-            raise CatchingUp(
-                f"{ref} is unknown here, and a node that may know it is missing",
-                hint="ask again; a node that stays away is given up after 10 minutes",
-            )
-        if record is None:
-            raise TaskNotFound("Task not found", hint=f"no task is called {ref}")
         return record
 
     async def wait(self, ref: str, timeout_s: float) -> TaskRecord:

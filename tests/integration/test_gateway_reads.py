@@ -1,0 +1,88 @@
+"""Reads of the real gateway that race with what other nodes bring."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from octaskly.agent.clock import SystemClock
+from octaskly.agent.gateway import AgentGateway
+from octaskly.core.effects import Publish
+from octaskly.core.events import Saved
+from octaskly.core.merge import TaskRecord
+from octaskly.core.model import NO_LOAD, Epoch, StreamId, TaskId
+from octaskly.core.node import Node
+from octaskly.errors import TaskNotFound
+from octaskly.store import Store
+from tests.builders import settings
+from tests.contract import log_kit as kit
+
+NODE = settings("a").node
+EPOCH = Epoch(1, NODE.id)
+STREAM = StreamId(7)
+
+
+class LateStore(Store):
+    """A store to which an entry comes just after it was read."""
+
+    reads = 0
+
+    def __init__(self, path: Path) -> None:
+        self.is_durable = asyncio.Event()
+        super().__init__(
+            path, kit.PicklePacker(), lambda _: self.is_durable.set(), kit.HandClock()
+        )
+
+    async def task(self, task: TaskId) -> TaskRecord | None:
+        found = await super().task(task)
+        self.reads += 1
+        if self.reads == 1:
+            facts = [kit.submitted(1, id="late")]
+            entries = kit.entries(facts, stream=STREAM)
+            self.append(1, entries, ((STREAM, EPOCH),))
+            await self.is_durable.wait()
+        return found
+
+
+@pytest.fixture
+async def gateway(tmp_path: Path) -> AsyncIterator[AgentGateway]:
+    clock = SystemClock()
+    store = LateStore(tmp_path / "log.db")
+    await asyncio.to_thread(store.open)
+
+    def nothing(*_: object) -> str:
+        raise AssertionError
+
+    made = AgentGateway(
+        node_id=NODE.id,
+        mesh_id="mesh",
+        store=store,
+        clock=clock,
+        post=lambda _: None,
+        captured=lambda *_: tmp_path,
+        sample=lambda: NO_LOAD,
+        failure=lambda: None,
+        mint=nothing,
+        is_room=lambda: True,
+        names={},
+        node=Node(settings("a"), Saved()),
+    )
+    made.view.published(Publish(EPOCH, NODE.id, is_serving=True, roster=None))
+    yield made
+    await store.close()
+
+
+async def test_a_task_that_comes_in_during_the_read_is_found(
+    gateway: AgentGateway,
+) -> None:
+    """G7: the log was not complete when it was read, and is when that is asked."""
+    assert (await gateway.task("late")).id == "late"
+
+
+async def test_a_task_that_nobody_knows_is_not_found(gateway: AgentGateway) -> None:
+    """Also after the second look."""
+    with pytest.raises(TaskNotFound):
+        await gateway.task("nothing")
