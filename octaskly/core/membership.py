@@ -27,9 +27,9 @@ from octaskly.core.model import (
 )
 from octaskly.core.succession import Standing, log_size, standing
 
-REDIAL_S = 5.0  #: between dials to an absent peer in its first minute
+REDIAL_S = 2.5  #: between dials to an absent peer in its first ten minutes
 REDIAL_MAX_S = 30.0  #: and after that
-REDIAL_FAST_FOR_S = 60.0
+REDIAL_FAST_FOR_S = 600.0
 FORGET_S = 7 * 86_400.0  #: an absent peer is dialled so long
 ADDRESSES_MAX = 16  #: of one peer
 BROWSE_S = (1.0, 2.0, 4.0, 8.0, 16.0)  #: after losing the mesh; then every 20 s
