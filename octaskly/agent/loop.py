@@ -192,13 +192,13 @@ class CoreLoop:
 
     async def _serve_pull(self, effect: ef.ServePull) -> None:
         snapshot = await self._store.snapshot(
-            dict(effect.vector), effect.cursor, self._limits.entries_bytes
+            dict(effect.vector), effect.cursor, self._limits.pull_bytes
         )
         if snapshot is not None:
             self._links.send(effect.peer, (snapshot,))
             return
         entries, epochs, more = await self._store.entries_after(
-            dict(effect.vector), self._limits.entries_bytes
+            dict(effect.vector), self._limits.pull_bytes
         )
         vector = await self._store.vector()
         self._links.send(effect.peer, (Entries(entries, epochs, more, vector),))

@@ -23,6 +23,7 @@ class Exchange:
         self._journal = journal
         self._asked: set[NodeId] = set()
         self._heads: dict[NodeId, SnapshotHead] = {}  #: of snapshots under way
+        self._parts: dict[NodeId, int] = {}  #: append of the last entries that came
         self._has_news = False
 
     @property
@@ -48,12 +49,13 @@ class Exchange:
         """
         self._asked.discard(peer)
         if not message.entries:
+            self._parts.pop(peer, None)
             return []
         append = self._journal.absorb(message.entries, message.epochs)
         if append is None:
             return self._pull(peer)
         self._has_news = True
-        return [append, *self._pull(peer)]
+        return [append, *self._pull_on(peer, append.number)]
 
     def on_snapshot(self, peer: NodeId, message: Snapshot) -> list[Effect]:
         """Take rows in; ask for more once they are on disk, so that none pile up."""
@@ -91,6 +93,24 @@ class Exchange:
         """The link is gone, and the question with it."""
         self._asked.discard(peer)
         self._heads.pop(peer, None)
+        self._parts.pop(peer, None)
+
+    def _pull_on(self, peer: NodeId, number: int) -> list[Effect]:
+        """Ask for more once the part before the last is on disk, so that none pile up.
+
+        The disk is busy with one part while the next one is on its way.
+        """
+        before = self._parts.get(peer, 0)
+        self._parts[peer] = number
+        if before <= self._journal.persisted:
+            return self._pull(peer)
+
+        def go_on(_: Moment) -> list[Effect]:
+            return self._pull(peer) if self._parts.get(peer) == number else []
+
+        self._asked.add(peer)  # It owes the rest.
+        self._journal.after(go_on, before)
+        return []
 
     def _pull(self, peer: NodeId) -> list[Effect]:
         self._asked.add(peer)

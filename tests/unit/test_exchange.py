@@ -1,0 +1,62 @@
+"""How a node asks a peer for the entries that it lacks."""
+
+from __future__ import annotations
+
+from octaskly.core.effects import Append, Effect, Send
+from octaskly.core.events import Saved
+from octaskly.core.exchange import Exchange
+from octaskly.core.facts import CancelAsked, Entry
+from octaskly.core.journal import Journal
+from octaskly.core.messages import Entries, Pull
+from octaskly.core.model import StreamId, TaskId
+from tests.builders import epoch, moment, node_id
+
+A = node_id("a")
+STREAM = StreamId(5)
+
+
+def part(seq: int) -> Entries:
+    """Return an answer with one entry."""
+    entry = Entry(STREAM, seq, seq, CancelAsked(TaskId("t"), "x"))
+    return Entries((entry,), ((STREAM, epoch()),), more=True, vector=())
+
+
+def pull(seq: int) -> Send:
+    """Return the question of a node that holds so much."""
+    return Send(A, (Pull(((STREAM, seq),)),))
+
+
+def kinds(effects: list[Effect]) -> list[type]:
+    """Return what the effects are."""
+    return [type(effect) for effect in effects]
+
+
+def test_a_peer_is_asked_on_while_one_part_is_on_its_way_to_the_disk() -> None:
+    """More would pile up in memory where the peer is faster than this disk."""
+    log = Journal(Saved())
+    exchange = Exchange(log)
+    exchange.ask(A)
+
+    assert exchange.on_entries(A, part(1))[1:] == [pull(1)]
+    assert kinds(exchange.on_entries(A, part(2))) == [Append]
+    assert exchange.is_busy
+    assert log.release(moment()) == []
+
+    log.on_persisted(1)
+    assert log.release(moment()) == [pull(2)]
+    assert kinds(exchange.on_entries(A, part(3))) == [Append]
+
+
+def test_a_peer_that_is_gone_is_not_asked_on() -> None:
+    """Who comes back is asked afresh."""
+    log = Journal(Saved())
+    exchange = Exchange(log)
+    exchange.ask(A)
+    exchange.on_entries(A, part(1))
+    exchange.on_entries(A, part(2))
+
+    exchange.forget(A)
+    log.on_persisted(2)
+
+    assert log.release(moment()) == []
+    assert not exchange.is_busy
