@@ -155,14 +155,17 @@ class Log(Protocol):
     async def vector(self) -> Holdings:
         """Return what is durable, per stream."""
 
-    async def task(self, task: TaskId) -> TaskRecord | None:
-        """Read one task with its outputs."""
+    async def task(self, ref: str) -> TaskRecord | None:
+        """Read the task with this id or name, and its outputs."""
 
-    async def tasks(self, tasks: Sequence[TaskId]) -> dict[TaskId, TaskRecord]:
-        """Read those of these tasks that exist, without outputs."""
+    async def tasks(self, names: Sequence[str]) -> dict[str, tuple[TaskRecord, ...]]:
+        """Read the tasks with these names, without outputs.
 
-    async def resolve(self, sequence: int) -> tuple[TaskId, ...]:
-        """Return the ids of tasks whose id has this sequence number (at most 2)."""
+        Several have one where two halves of a split accepted it; the first keeps it.
+        """
+
+    async def resolve(self, sequence: int) -> tuple[str, ...]:
+        """Return the names of tasks that have this sequence number (at most 2)."""
 
     async def page(self, query: TaskQuery) -> TaskPage:
         """Read one page of tasks."""

@@ -184,14 +184,14 @@ class AgentGateway:
         return record
 
     async def _find(self, ref: str) -> TaskRecord | None:
-        record = await self._store.task(TaskId(ref))
+        record = await self._store.task(ref)
         if record is None and (match := _SEQUENCE.fullmatch(ref)):
-            ids = await self._store.resolve(int(match[1]))
-            if len(ids) > 1:
+            names = await self._store.resolve(int(match[1]))
+            if len(names) > 1:
                 raise TaskAmbiguous(
-                    f"{ref} fits several tasks", hint=f"use {ids[0]} or {ids[1]}"
+                    f"{ref} fits several tasks", hint=f"use {names[0]} or {names[1]}"
                 )
-            record = await self._store.task(ids[0]) if ids else None
+            record = await self._store.task(names[0]) if names else None
         return record
 
     async def wait(self, ref: str, timeout_s: float) -> TaskRecord:
@@ -199,8 +199,8 @@ class AgentGateway:
         if timeout_s <= 0:
             return await self.task(ref)
         is_short = _SEQUENCE.fullmatch(ref) is not None
-        task = (await self.task(ref)).id if is_short else TaskId(ref)
-        return await self.waiters.until_final(task, lambda: self.task(task), timeout_s)
+        name = (await self.task(ref)).name if is_short else ref
+        return await self.waiters.until_final(name, lambda: self.task(name), timeout_s)
 
     async def page(self, query: TaskQuery) -> TaskPage:
         """Return one page of tasks."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 
@@ -125,11 +125,10 @@ class Submissions:
         busy = next((task for task in chosen if task in taken), None)
         if busy is None:
             return None
+        same = [_same(draft, taken.get(draft.id or "", ())) for draft in drafts]
+        records = [record for record in same if record is not None]
         is_repeat = (
-            after is not None
-            and after not in taken
-            and len(taken) == len(drafts)
-            and all(_is_same(draft, taken) for draft in drafts)
+            after is not None and after not in taken and len(records) == len(drafts)
         )
         if not is_repeat:
             raise TaskExists(
@@ -137,7 +136,7 @@ class Submissions:
                 field="Idempotency-Key" if after else "id",
                 hint=f"{busy} exists already",
             )
-        return [taken[task] for task in chosen]
+        return records
 
     def _keyed_id(self, asked: Submission, index: int) -> TaskId:
         """Return the id that this key has on both sides of a split."""
@@ -147,13 +146,13 @@ class Submissions:
         return TaskId(f"task-{int(digest[:16], 16) % 10**12:012d}-{digest[16:24]}")
 
 
-def _is_same(draft: ev.Draft, taken: Mapping[TaskId, TaskRecord]) -> bool:
-    """Return whether the task of a draft's id is what the draft asks for."""
-    record = taken.get(draft.id) if draft.id else None
-    spec = record.spec if record else None
-    return spec is not None and (
-        draft.command,
-        draft.timeout_s,
-        draft.inputs,
-        draft.outputs,
-    ) == (spec.command, spec.timeout_s, spec.inputs, spec.outputs)
+def _same(draft: ev.Draft, taken: Iterable[TaskRecord]) -> TaskRecord | None:
+    """Return the task that is what the draft asks for."""
+    asked = (draft.command, draft.timeout_s, draft.inputs, draft.outputs)
+    for record in taken:
+        spec = record.spec
+        if spec is not None and asked == (
+            *(spec.command, spec.timeout_s, spec.inputs, spec.outputs),
+        ):
+            return record
+    return None

@@ -12,7 +12,7 @@ from octaskly.core.effects import Reply
 from octaskly.core.events import Event
 from octaskly.core.facts import Entry, Floor, TaskFact
 from octaskly.core.merge import TaskRecord
-from octaskly.core.model import TaskId
+from octaskly.core.model import TaskId, name_of
 from octaskly.errors import AnswerLost, NoDispatcher
 
 TICKETS_MAX = 10_000  #: requests that wait for the core at once
@@ -84,7 +84,7 @@ class Waiters:
     """Long polls, answered when their task has a new durable state."""
 
     def __init__(self) -> None:
-        self._waits: dict[TaskId, set[_Wait]] = {}
+        self._waits: dict[str, set[_Wait]] = {}  #: by name, twins together
 
     def appended(self, entries: Sequence[Entry]) -> None:
         """Keep facts that somebody waits for: they spare reading them again."""
@@ -93,7 +93,7 @@ class Waiters:
         for entry in entries:
             if isinstance(entry.fact, Floor):
                 continue
-            for wait in self._waits.get(entry.fact.task, ()):
+            for wait in self._waits.get(name_of(entry.fact.task), ()):
                 wait.facts.append(entry.fact)
 
     def announced(self, tasks: Sequence[TaskId]) -> None:
@@ -101,40 +101,42 @@ class Waiters:
         if not self._waits:
             return
         for task in tasks:
-            for wait in self._waits.get(task, ()):
+            for wait in self._waits.get(name_of(task), ()):
                 wait.news.set()
 
     async def until_final(
         self,
-        task: TaskId,
+        name: str,
         read: Callable[[], Awaitable[TaskRecord]],
         timeout_s: float,
     ) -> TaskRecord:
         """Return a task once it is final, or when the time is over.
 
         Args:
-            task: The whole id.
+            name: What the client calls it; not its number alone.
             read: Returns the task as the store has it, with outputs.
             timeout_s: How long to wait.
         """
         wait = _Wait()
         # Registered before the first read, so that no change falls between the two;
         # a fact that both bring is joined twice, which changes nothing.
-        self._waits.setdefault(task, set()).add(wait)
+        key = name_of(TaskId(name))
+        self._waits.setdefault(key, set()).add(wait)
         try:
             async with asyncio.timeout(timeout_s):
                 record = await read()
                 while not record.state.is_final:
                     await wait.news.wait()
                     wait.news.clear()
-                    record = reduce(merge.apply, wait.facts, record)
+                    own = (fact for fact in wait.facts if fact.task == record.id)
+                    record = reduce(merge.apply, own, record)
                     if not record.state.is_final:
                         record = await read()
                 return record
         except TimeoutError:
             return await read()
         finally:
-            waits = self._waits[task]
+            waits = self._waits[key]
             waits.discard(wait)
             if not waits:
-                del self._waits[task]
+                del self._waits[key]

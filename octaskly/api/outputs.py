@@ -57,7 +57,7 @@ async def hand_over(call: Call) -> web.StreamResponse:
     attempt = AttemptId(
         int(parts["term"]), StreamId(int(parts["stream"])), int(parts["n"])
     )
-    file = call.gateway.local_output(query.task_ref(parts["id"]), attempt, path)
+    file = call.gateway.local_output(query.logged_id(parts["id"]), attempt, path)
     return await send_file(call, file)
 
 

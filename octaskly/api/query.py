@@ -16,6 +16,7 @@ OFFSET_MAX = 2**53
 WAIT_S_MAX = 300.0
 
 _REF = re.compile(r"[A-Za-z0-9._-]{1,64}(~[0-9]{1,3})?")
+_LOGGED = re.compile(r"[A-Za-z0-9._-]{1,64}(~[0-9a-f]{15})?")
 _INTEGER = re.compile(r"[0-9]{1,16}")
 _SECONDS = re.compile(r"[0-9]{1,3}(\.[0-9]{1,3})?")
 _KEY = re.compile(r"[\x21-\x7e]{1,255}")
@@ -104,6 +105,13 @@ def task_ref(text: str) -> str:
     """Return a task id from a path; raise `Problem` unless it can be one."""
     if not _REF.fullmatch(text) or text in (".", ".."):
         raise _invalid("id", "a task id is 1 to 64 characters of A-Z a-z 0-9 . _ -")
+    return text
+
+
+def logged_id(text: str) -> str:
+    """Return a task id as nodes know it; raise `Problem` unless it can be one."""
+    if not _LOGGED.fullmatch(text) or text in (".", ".."):
+        raise _invalid("id", "this is no id of a task in the log")
     return text
 
 

@@ -44,7 +44,7 @@ def created(record: TaskRecord, replicas: int) -> Json:
     """Return the answer to a submission, which `replicas` disks hold."""
     spec = record.spec
     return {
-        "id": record.id,
+        "id": record.name,
         "command": spec.command if spec else None,
         "status": record.state.value,
         "created_at": at(spec.created_ms) if spec else None,
@@ -58,7 +58,7 @@ def listed(record: TaskRecord, names: Mapping[NodeId, str]) -> Json:
     attempt = _visible_attempt(record, state)
     outcome = _visible_outcome(attempt, state)
     return {
-        "id": record.id,
+        "id": record.name,
         "command": spec.command if spec else None,
         "status": state.value,
         "worker_id": names.get(attempt.node, attempt.node) if attempt else None,
@@ -116,7 +116,7 @@ def page(found: TaskPage, query: TaskQuery, names: Mapping[NodeId, str]) -> Json
 def cancelled(record: TaskRecord) -> Json:
     """Return the answer to a cancellation."""
     return {
-        "id": record.id,
+        "id": record.name,
         "status": TaskState.CANCELLED.value,
         "message": "Task cancelled successfully",
     }

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable
+from hashlib import blake2b
 
 from octaskly.core.events import Draft, TasksSubmitted
 from octaskly.core.facts import PRIORITY_SHIFT
@@ -11,6 +13,7 @@ from octaskly.core.model import Moment, TaskId, TaskSpec
 from octaskly.core.taskqueue import TaskQueue
 
 PRIORITY_BAND = 50  #: of every task as yet; 0..100, a lower band runs first
+DIGEST_DIGITS = 15  #: of what was asked for, in the id of a task whose name was chosen
 
 
 class Acceptance:
@@ -39,28 +42,31 @@ class Acceptance:
         specs = []
         fresh = []
         for draft, suffix in zip(event.drafts, event.suffixes, strict=True):
-            spec = self._known_spec(draft.id)
+            self._sequence += draft.id is None
+            task_id = logged_id(draft, event.submitter) or TaskId(
+                f"task-{self._sequence:03d}-{suffix}"
+            )
+            spec = self._known_spec(task_id)
             if spec is None:
-                spec = self._spec(draft, suffix, event.submitter, now)
+                spec = self._spec(task_id, draft, event.submitter, now)
                 fresh.append(spec)
                 if draft.id is not None:
                     self._chosen[spec.id] = spec
             specs.append(spec)
         return specs, fresh
 
-    def _known_spec(self, task_id: TaskId | None) -> TaskSpec | None:
-        """Return the task that has an id which a client chose, if it is in hand."""
-        if task_id is None:
-            return None
+    def _known_spec(self, task_id: TaskId) -> TaskSpec | None:
+        """Return the task that has this id, if it is in hand."""
         known = self._queue.tasks.get(task_id)
         if known is not None and known.is_sure:
             return known.spec
         return self._chosen.get(task_id)
 
-    def _spec(self, draft: Draft, suffix: str, submitter: str, now: Moment) -> TaskSpec:
-        self._sequence += 1
+    def _spec(
+        self, task_id: TaskId, draft: Draft, submitter: str, now: Moment
+    ) -> TaskSpec:
         return TaskSpec(
-            id=draft.id or TaskId(f"task-{self._sequence:03d}-{suffix}"),
+            id=task_id,
             command=draft.command,
             timeout_s=draft.timeout_s,
             inputs=draft.inputs,
@@ -69,3 +75,15 @@ class Acceptance:
             created_ms=now.wall_ms,
             ord=(PRIORITY_BAND << PRIORITY_SHIFT) | self._journal.tick(now),
         )
+
+
+def logged_id(draft: Draft, submitter: str) -> TaskId | None:
+    """Return the id of a task whose name was chosen; None where it was not.
+
+    It is the same for the same task on both sides of a split, and only for that.
+    """
+    if draft.id is None:
+        return None
+    asked = (draft.command, draft.timeout_s, draft.inputs, draft.outputs, submitter)
+    digest = blake2b(json.dumps(asked).encode()).hexdigest()
+    return TaskId(f"{draft.id}~{digest[:DIGEST_DIGITS]}")

@@ -93,7 +93,7 @@ class Draft:
     timeout_s: int = 3600
     inputs: tuple[str, ...] = ()
     outputs: tuple[str, ...] = ()
-    id: TaskId | None = None  #: chosen by the client, or derived from its key
+    id: TaskId | None = None  #: name that a client chose, or derived from its key
 
 
 @dataclass(frozen=True, slots=True)

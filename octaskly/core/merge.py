@@ -28,6 +28,7 @@ from octaskly.core.model import (
     TaskId,
     TaskSpec,
     TaskState,
+    name_of,
 )
 
 
@@ -42,6 +43,12 @@ class TaskRecord:
     spec: TaskSpec | None = None
     cancelled_by: str | None = None  #: smallest subject that cancelled, if any
     attempts: tuple[Attempt, ...] = ()  #: ordered by attempt id
+    twin: int = 1  #: place among the tasks of one name, where the store was asked
+
+    @property
+    def name(self) -> str:
+        """What clients call it."""
+        return name_of(self.id, self.twin)
 
     @property
     def chosen(self) -> Attempt | None:
@@ -94,6 +101,7 @@ def join(a: TaskRecord, b: TaskRecord) -> TaskRecord:
         spec=_join_spec(a.spec, b.spec),
         cancelled_by=_smaller(a.cancelled_by, b.cancelled_by),
         attempts=_join_attempts(a.attempts, b.attempts),
+        twin=max(a.twin, b.twin),
     )
 
 
@@ -117,6 +125,7 @@ def apply(record: TaskRecord | None, fact: TaskFact) -> TaskRecord:
         spec=record.spec,
         cancelled_by=record.cancelled_by,
         attempts=_join_attempts(record.attempts, (news,)),
+        twin=record.twin,
     )
 
 
@@ -173,7 +182,7 @@ def join_floors(a: Floor, b: Floor) -> Floor:
 
 
 def _join_spec(a: TaskSpec | None, b: TaskSpec | None) -> TaskSpec | None:
-    """Keep one envelope; two differ only where both sides of a split made one."""
+    """Keep one envelope; two differ only in when each side of a split accepted it."""
     if a is None or b is None:
         return a or b
     return min(a, b, key=lambda spec: (spec.ord, spec.created_ms, repr(spec)))

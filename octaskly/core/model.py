@@ -14,7 +14,12 @@ NodeId = NewType("NodeId", str)
 """Base32 of the first 80 bits of SHA-256 of a node's Ed25519 public key: 16 chars."""
 
 TaskId = NewType("TaskId", str)
-"""Public name of a task, `[A-Za-z0-9._-]{1,64}`."""
+"""What the log calls a task: its name, `[A-Za-z0-9._-]{1,64}`, where a node made it up.
+
+Where a client chose the name, `~` and a digest of what it asked for follow. So two
+halves of a split that accept different tasks under one name hold two tasks; clients
+see them as `<name>` and `<name>~2`.
+"""
 
 StreamId = NewType("StreamId", int)
 """63-bit random number of a log stream, minted at each claim, never zero."""
@@ -24,6 +29,12 @@ Vector = dict[StreamId, int]
 
 Holdings = tuple[tuple[StreamId, int], ...]
 """A vector as messages carry it."""
+
+
+def name_of(task: TaskId, twin: int = 1) -> str:
+    """Return what clients call the task that is the `twin`-th of its name."""
+    name = task.partition("~")[0]
+    return name if twin == 1 else f"{name}~{twin}"
 
 
 class Epoch(NamedTuple):

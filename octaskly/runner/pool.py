@@ -22,6 +22,7 @@ from octaskly.core.model import (
     Reason,
     TaskId,
     TaskSpec,
+    name_of,
 )
 from octaskly.ports import Clock
 from octaskly.runner import cgroup, tree, workdir
@@ -284,7 +285,7 @@ class Pool:
             spec = item.spec
             batches.setdefault(process, []).append(
                 [
-                    *("run", item.key, spec.id, str(item.attempt.n)),
+                    *("run", item.key, name_of(spec.id), str(item.attempt.n)),
                     *(spec.command.encode("utf-8", "surrogatepass"), spec.timeout_s),
                 ]
             )

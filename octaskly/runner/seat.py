@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from octaskly.core.model import AttemptId, TaskSpec
+from octaskly.core.model import AttemptId, TaskSpec, name_of
 from octaskly.runner.process import LauncherProcess
 
 SHORT_MS = 50.0  #: tasks that take longer are never queued behind each other
@@ -33,7 +33,7 @@ class Item:
     def mark(self) -> tuple[bytes, ...]:
         """Settings in the environment of everything that it starts."""
         return (
-            b"OCTASKLY_TASK_ID=" + self.spec.id.encode(),
+            b"OCTASKLY_TASK_ID=" + name_of(self.spec.id).encode(),
             b"OCTASKLY_ATTEMPT=" + str(self.attempt.n).encode(),
         )
 

@@ -204,16 +204,16 @@ class Store:
         """Return what is durable, per stream."""
         return await self._read(reader.vector)
 
-    async def task(self, task: TaskId) -> TaskRecord | None:
-        """Read one task with its outputs."""
-        return await self._read(lambda db: reader.task(db, task))
+    async def task(self, ref: str) -> TaskRecord | None:
+        """Read the task with this id or name, and its outputs."""
+        return await self._read(lambda db: reader.task(db, ref))
 
-    async def tasks(self, tasks: Sequence[TaskId]) -> dict[TaskId, TaskRecord]:
-        """Read those of these tasks that exist, without outputs."""
-        return await self._read(lambda db: reader.tasks(db, tasks))
+    async def tasks(self, names: Sequence[str]) -> dict[str, tuple[TaskRecord, ...]]:
+        """Read the tasks with these names, without outputs."""
+        return await self._read(lambda db: reader.tasks(db, names))
 
-    async def resolve(self, sequence: int) -> tuple[TaskId, ...]:
-        """Return the ids of tasks whose id has this sequence number (at most 2)."""
+    async def resolve(self, sequence: int) -> tuple[str, ...]:
+        """Return the names of tasks that have this sequence number (at most 2)."""
         return await self._read(lambda db: reader.resolve(db, sequence))
 
     async def page(self, query: TaskQuery) -> TaskPage:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sqlite3
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from itertools import chain
 from typing import Any
 
 from octaskly.core.events import Loaded
@@ -17,9 +18,10 @@ from octaskly.core.model import (
     StreamId,
     TaskId,
     TaskState,
+    name_of,
 )
 from octaskly.ports import Packer, TaskPage, TaskQuery
-from octaskly.store import rows
+from octaskly.store import rows, twins
 from octaskly.store.state import read_vector
 
 ENTRY_BYTES = 64  #: of an entry, in a frame, beside its body and outputs
@@ -59,14 +61,15 @@ def load_live(db: sqlite3.Connection) -> tuple[TaskRecord, ...]:
     return _records(db, found)
 
 
-def task(db: sqlite3.Connection, task_id: TaskId) -> TaskRecord | None:
-    """Return one task with what its attempts wrote."""
-    found = db.execute(
-        f"SELECT {rows.TASK_COLUMNS} FROM tasks WHERE id = ?",  # noqa: S608
-        (task_id,),
-    ).fetchall()
+def task(db: sqlite3.Connection, ref: str) -> TaskRecord | None:
+    """Return the task with this id or name, and what its attempts wrote."""
+    select = f"SELECT {rows.TASK_COLUMNS} FROM tasks WHERE id = ?"  # noqa: S608
+    found = db.execute(select, (ref,)).fetchall()
+    if not found:
+        found = db.execute(select, (twins.id_of(db, ref),)).fetchall()
     for record, outputs in rows.records_from(db, found):
-        return with_outputs(db, record, outputs)
+        (numbered,) = twins.numbered(db, (record,))
+        return with_outputs(db, numbered, outputs)
     return None
 
 
@@ -85,21 +88,27 @@ def with_outputs(
     return replace(record, attempts=attempts)
 
 
-def tasks(db: sqlite3.Connection, ids: Sequence[TaskId]) -> dict[TaskId, TaskRecord]:
-    """Return those of these tasks that exist, without outputs."""
+def tasks(
+    db: sqlite3.Connection, names: Sequence[str]
+) -> dict[str, tuple[TaskRecord, ...]]:
+    """Return the tasks with these names, without outputs; no name without a task."""
+    ids = twins.ids_of(db, names)
     records: dict[TaskId, TaskRecord] = {}
-    for some in rows.chunks(ids):
+    for some in rows.chunks(chain.from_iterable(ids.values())):
         found = db.execute(
             f"SELECT {rows.TASK_COLUMNS} FROM tasks WHERE id IN"  # noqa: S608
             f" ({rows.marks(len(some))})",
             some,
         ).fetchall()
         records.update((record.id, record) for record in _records(db, found))
-    return records
+    return {
+        name: tuple(replace(records[id_], twin=n) for n, id_ in enumerate(same, 1))
+        for name, same in ids.items()
+    }
 
 
-def resolve(db: sqlite3.Connection, sequence: int) -> tuple[TaskId, ...]:
-    """Return at most two ids of tasks with this number."""
+def resolve(db: sqlite3.Connection, sequence: int) -> tuple[str, ...]:
+    """Return at most two names of tasks with this number."""
     if not 0 <= sequence < rows.DERIVED:
         return ()
     found = db.execute(
@@ -107,7 +116,9 @@ def resolve(db: sqlite3.Connection, sequence: int) -> tuple[TaskId, ...]:
         " WHERE sequence IS NOT NULL AND sequence IN (?, ?) ORDER BY key LIMIT 2",
         (sequence, sequence + rows.DERIVED),
     )
-    return tuple(TaskId(task_id) for (task_id,) in found)
+    ids = [TaskId(task_id) for (task_id,) in found]
+    places = twins.places(db, ids)
+    return tuple(name_of(task_id, places.get(task_id, 1)) for task_id in ids)
 
 
 def page(db: sqlite3.Connection, query: TaskQuery) -> TaskPage:
@@ -126,9 +137,9 @@ def page(db: sqlite3.Connection, query: TaskQuery) -> TaskPage:
                 " ORDER BY key LIMIT ?",
                 (first + query.offset, count),
             ).fetchall()
-            return TaskPage(_records(db, found), total)
+            return TaskPage(twins.numbered(db, _records(db, found)), total)
     keys = _page_keys(db, query, count=count, behind=total - query.offset - count)
-    return TaskPage(_records(db, _by_keys(db, keys)), total)
+    return TaskPage(twins.numbered(db, _records(db, _by_keys(db, keys))), total)
 
 
 def counts(db: sqlite3.Connection) -> tuple[dict[TaskState, int], int]:

@@ -48,7 +48,7 @@ ATTEMPT_COLUMNS: Final = (
 Row = Sequence[Any]
 
 _CHUNK: Final = 500  #: parameters of one statement, under every limit of SQLite
-_SEQUENCE: Final = re.compile(r"task-([0-9]{3,18})-[0-9a-f]{8}")
+_SEQUENCE: Final = re.compile(r"task-([0-9]{3,18})-[0-9a-f]{8}(~.*)?")
 DERIVED: Final = 1 << 62
 ROW_BYTES: Final = 200  #: of a task or attempt, beyond command and outputs, roughly
 _DERIVED_DIGITS: Final = 12  #: of ids that come from an idempotency key

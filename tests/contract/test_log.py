@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -102,7 +103,7 @@ async def test_a_submitted_task_can_be_read_once_it_is_durable(bench: Bench) -> 
 
     record = merge.apply(None, fact)
     assert await bench.log.task(fact.task) == record
-    assert await bench.log.tasks([fact.task, kit.task_id(2)]) == {fact.task: record}
+    assert await bench.log.tasks([fact.task, kit.task_id(2)]) == {fact.task: (record,)}
     assert await bench.log.task(kit.task_id(2)) is None
 
 
@@ -360,6 +361,56 @@ async def test_a_short_id_is_resolved_where_it_can(bench: Bench) -> None:
     assert await bench.log.resolve(8) == ("task-008-00000000", "task-008-00000001")
     assert await bench.log.resolve(9) == ()
     assert await bench.log.resolve(1 << 70) == ()
+
+
+async def test_tasks_of_one_name_are_told_apart(bench: Bench) -> None:
+    """Two halves of a split gave it away; who was accepted first keeps it."""
+    late = kit.submitted(5, id="deploy~aaa", command="late")
+    other = kit.submitted(6, id="deploy-2~aaa")
+    first = kit.submitted(4, id="deploy~bbb", command="first")
+    end = replace(kit.finished(1), task=late.task)
+    await bench.add(late, end, other, first)
+
+    records = {ref: await bench.log.task(ref) for ref in ("deploy", "deploy~2")}
+    named = [
+        (record.name, record.id, record.state) for record in records.values() if record
+    ]
+    assert named == [
+        ("deploy", first.task, TaskState.QUEUED),
+        ("deploy~2", late.task, TaskState.COMPLETED),
+    ]
+    for unknown in ("deploy~0", "deploy~1", "deploy~02", "deploy~3", "deploy~2~2", "~"):
+        assert await bench.log.task(unknown) is None
+    assert await bench.log.task(late.task) == records["deploy~2"]
+    assert await bench.log.tasks(["deploy", "nothing"]) == {
+        "deploy": tuple(records.values())
+    }
+    page = await bench.log.page(TaskQuery())
+    names = [record.name for record in page.records]
+    assert names == ["deploy~2", "deploy-2", "deploy"]
+
+
+async def test_a_short_id_of_several_tasks_of_one_name_is_ambiguous(
+    bench: Bench,
+) -> None:
+    """So that the hint names what can be asked for."""
+    await bench.add(
+        kit.submitted(1, id="task-777777777777-00000000~b"),
+        kit.submitted(2, id="task-777777777777-00000000~a"),
+    )
+
+    name = "task-777777777777-00000000"
+    assert await bench.log.resolve(777777777777) == (name, f"{name}~2")
+
+
+async def test_a_name_without_digest_comes_first(bench: Bench) -> None:
+    """An older version accepted it, or a node made it up."""
+    await bench.add(kit.submitted(1, id="deploy~aaa"), kit.submitted(2, id="deploy"))
+
+    page = await bench.log.page(TaskQuery())
+    assert [record.name for record in page.records] == ["deploy~2", "deploy"]
+    found = [await bench.log.task(record.name) for record in page.records]
+    assert tuple(found) == page.records
 
 
 async def test_spooled_results_survive_until_they_are_unspooled(bench: Bench) -> None:

@@ -13,7 +13,7 @@ from octaskly.agent.gateway import AgentGateway
 from octaskly.core.effects import Publish
 from octaskly.core.events import Saved
 from octaskly.core.merge import TaskRecord
-from octaskly.core.model import NO_LOAD, Epoch, StreamId, TaskId
+from octaskly.core.model import NO_LOAD, Epoch, StreamId
 from octaskly.core.node import Node
 from octaskly.errors import TaskNotFound
 from octaskly.store import Store
@@ -36,8 +36,8 @@ class LateStore(Store):
             path, kit.PicklePacker(), lambda _: self.is_durable.set(), kit.HandClock()
         )
 
-    async def task(self, task: TaskId) -> TaskRecord | None:
-        found = await super().task(task)
+    async def task(self, ref: str) -> TaskRecord | None:
+        found = await super().task(ref)
         self.reads += 1
         if self.reads == 1:
             facts = [kit.submitted(1, id="late")]

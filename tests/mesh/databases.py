@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import quote
 
+from octaskly.core.model import name_of
+
 Vector = dict[int, int]
 
 
@@ -42,7 +44,7 @@ def vector(state: Path) -> Vector:
 
 
 def tasks(state: Path) -> dict[str, Held]:
-    """Return all tasks by id, with their attempts."""
+    """Return all tasks by name, with their attempts."""
     with opened(state) as database:
         attempts: dict[int, list[tuple[int, int, int, str, int, int | None]]] = {}
         for task, *attempt in database.execute(
@@ -51,8 +53,8 @@ def tasks(state: Path) -> dict[str, Held]:
         ):
             attempts.setdefault(task, []).append(tuple(attempt))
         return {
-            name: Held(state, cancelled_by, tuple(attempts.get(key, ())))
-            for key, name, state, cancelled_by in database.execute(
+            name_of(task): Held(state, cancelled_by, tuple(attempts.get(key, ())))
+            for key, task, state, cancelled_by in database.execute(
                 "SELECT key, id, state, cancelled_by FROM tasks"
             )
         }

@@ -6,7 +6,15 @@ from octaskly.core.effects import Accepted, Effect, Reply, Send
 from octaskly.core.events import Event, Received
 from octaskly.core.facts import CancelAsked, Fact, Finished, Submitted
 from octaskly.core.messages import Claim, ClaimOk, Message, Repl, ReplOk
-from octaskly.core.model import NO_EPOCH, Epoch, NodeId, StreamId, TaskId, TaskState
+from octaskly.core.model import (
+    NO_EPOCH,
+    Epoch,
+    NodeId,
+    StreamId,
+    TaskId,
+    TaskState,
+    name_of,
+)
 from octaskly.core.node import Node
 from octaskly.core.succession import covers
 from tests.simulation.disk import Disk
@@ -168,6 +176,16 @@ def nothing_accepted_is_lost(world: World) -> None:
     _is_kept(world, Submitted)
 
 
+def accepted_tasks_are_what_was_asked_for(world: World) -> None:
+    """I1: so is what it shall do, whoever else chose the same name for a task."""
+    (dispatcher,) = world.dispatchers()
+    records = world.machines[dispatcher].disk.records.values()
+    known = {(name_of(r.id), r.spec.command) for r in records if r.spec is not None}
+    for task, command in sorted(world.wanted):
+        if world.promises[Submitted, task, None]:
+            assert (name_of(task), command) in known, f"{task} is not {command!r}"
+
+
 def cancels_are_kept(world: World) -> None:
     """I1: so is every cancel that was confirmed."""
     _is_kept(world, CancelAsked)
@@ -292,6 +310,7 @@ FINAL = (
     one_dispatcher,
     one_writer_per_stream,
     nothing_accepted_is_lost,
+    accepted_tasks_are_what_was_asked_for,
     no_phantom_tasks,
     cancels_are_kept,
     acknowledged_results_are_present,

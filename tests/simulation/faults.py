@@ -378,6 +378,33 @@ def run_flapping(seed: int) -> World:
     return world
 
 
+def run_same_names(seed: int) -> World:
+    """Let halves of a split give the same names, some of them to different tasks."""
+    world = World(seed, nodes=4)
+    Watch(world)
+    world.start_all()
+    nodes = list(world.machines)
+    for part in range(3):
+        world.run_until(lambda: bool(world.dispatchers()), 10.0)
+        world.random.shuffle(nodes)
+        world.network.split([nodes[:2], nodes[2:]])
+        world.run_until(lambda: len(world.dispatchers()) > 1, 10.0)
+        for number in range(8):
+            for node in world.dispatchers():
+                name = TaskId(f"named-{part}-{number}")
+                world.submit(node, task_id=name)
+                held = list(world.machines[node].disk.records)
+                if held and world.random.random() < 0.2:
+                    world.cancel(node, world.random.choice(held), force=True)
+            world.run(world.random.uniform(0.1, 0.6))
+        world.network.heal_all()
+        world.run(world.random.uniform(0.5, 3.0))
+    calm(world)
+    for check in FINAL:
+        check(world)
+    return world
+
+
 def _alive(world: World) -> NodeId | None:
     nodes = [machine.id for machine in world.alive()]
     return world.random.choice(nodes) if nodes else None

@@ -39,7 +39,7 @@ from octaskly.core.results import KeptResult, KeptResults
 from octaskly.core.standby import Standby
 from octaskly.core.worker import Worker
 from tests.simulation.disk import Disk
-from tests.simulation.faults import run_hand_over, run_seed
+from tests.simulation.faults import run_hand_over, run_same_names, run_seed
 
 FAR = 1 << 62  #: a number that no append reaches
 Plant = Callable[[pytest.MonkeyPatch], None]
@@ -260,6 +260,11 @@ def merge_prefers_the_later(patch: pytest.MonkeyPatch) -> None:
     patch.setattr("octaskly.core.merge._further", lambda _, later: later)
 
 
+def a_name_is_an_id(patch: pytest.MonkeyPatch) -> None:
+    """Different tasks that got one name in two halves of a split are one."""
+    patch.setattr("octaskly.core.acceptance.logged_id", lambda draft, _: draft.id)
+
+
 def standby_acknowledges_before_commit(patch: pytest.MonkeyPatch) -> None:
     """A standby says that it keeps what still waits for its disk."""
     patch.setattr(Standby, "on_repl", _hasty_standby(Standby.on_repl))
@@ -339,6 +344,7 @@ MUTANTS: tuple[tuple[Plant, Hunt], ...] = (
     (reattach_is_not_believed, run_hand_over),
     (results_forgotten_when_sent, run_hand_over),
     (merge_prefers_the_later, run_seed),
+    (a_name_is_an_id, run_same_names),
     (standby_acknowledges_before_commit, run_seed),
     (no_standby_is_waited_for, run_seed),
     (standbys_are_counted_unheard, run_seed),

@@ -12,11 +12,13 @@ from pathlib import Path
 
 import pytest
 
+from octaskly.core.model import name_of
 from tests.simulation.faults import (
     run_crash,
     run_flapping,
     run_hand_over,
     run_quiet,
+    run_same_names,
     run_seed,
 )
 from tests.simulation.hunt import failures
@@ -54,6 +56,16 @@ def test_a_mesh_that_falls_apart_again_and_again_loses_nothing(seed: int) -> Non
     world = run_flapping(seed)
 
     assert len(world.accepted) > 500
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(5))
+def test_halves_of_a_split_may_give_one_name_to_different_tasks(seed: int) -> None:
+    """Each is kept and comes to an end of its own."""
+    world = run_same_names(seed)
+
+    tasks = {task for task, _ in world.wanted}
+    assert len(tasks) > len({name_of(task) for task in tasks})
 
 
 @pytest.mark.slow

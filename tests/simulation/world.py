@@ -65,6 +65,7 @@ from octaskly.core.model import (
     TaskId,
     TaskSpec,
     Timing,
+    name_of,
 )
 from octaskly.core.node import Node
 from tests.simulation.disk import Disk, Kept
@@ -150,6 +151,8 @@ class World:
         self.duration_s = (0.05, 1.5)
         self.accepted: dict[TaskId, TaskSpec] = {}
         self.asked: set[str] = set()  #: commands, as tasks have no ids before
+        self.wanted: set[tuple[TaskId, str]] = set()
+        """What clients asked for that were told that it is accepted."""
         self.refused = 0
         self.promises: dict[Kept, set[NodeId]] = {}
         """What was confirmed to clients and workers, and which disks held it then."""
@@ -164,6 +167,7 @@ class World:
         self._queue: list[tuple[float, int, Callable[[], None]]] = []
         self._order = 0
         self._ticket = 0
+        self._drafts: dict[int, tuple[Draft, ...]] = {}  #: by ticket
         self._asked_s: dict[int, float] = {}  #: open requests, and since when
         self._hash = hashlib.sha256()
         self._is_traced = is_traced
@@ -582,18 +586,23 @@ class World:
     def submit(
         self, node_id: NodeId, count: int = 1, task_id: TaskId | None = None
     ) -> None:
-        """Submit tasks through one node, or again the one that has this id."""
+        """Submit tasks through one node, or one of two that want to have this id."""
         machine = self.machines[node_id]
         if machine.node is None or machine.is_failing:
             return  # The gateway refuses what cannot be written.
-        if task_id is not None and task_id in machine.disk.records:
+        if task_id is not None and task_id in map(name_of, machine.disk.records):
             return  # It answers from its log.
         suffixes = tuple(f"{self.random.getrandbits(32):08x}" for _ in range(count))
         drafts = tuple(
-            Draft(command=f"run {task_id or suffix}", id=task_id) for suffix in suffixes
+            Draft(command=f"run {suffix}", id=None)
+            if task_id is None
+            else Draft(command=f"run {task_id} {int(suffix, 16) % 2}", id=task_id)
+            for suffix in suffixes
         )
         self.asked.update(draft.command for draft in drafts)
-        event = TasksSubmitted(self._next_ticket(), drafts, "client", suffixes)
+        ticket = self._next_ticket()
+        self._drafts[ticket] = drafts
+        event = TasksSubmitted(ticket, drafts, "client", suffixes)
         self.feed(machine, event)
 
     def cancel(self, node_id: NodeId, task: TaskId, *, force: bool) -> None:
@@ -615,8 +624,9 @@ class World:
     def _answer(self, machine: Machine, ticket: int, reply: Reply) -> None:
         match reply:
             case Accepted(specs):
-                for spec in specs:
+                for spec, draft in zip(specs, self._drafts[ticket], strict=True):
                     self.accepted[spec.id] = spec
+                    self.wanted.add((spec.id, draft.command))
                     self._promise((Submitted, spec.id, None))
             case CancelDone(task, _, was_done) if was_done:
                 self._promise((CancelAsked, task, None))

@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
-from octaskly.core.acceptance import PRIORITY_BAND, Acceptance
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from octaskly.core.acceptance import PRIORITY_BAND, Acceptance, logged_id
+from octaskly.core.events import Draft
 from octaskly.core.facts import PRIORITY_SHIFT
-from octaskly.core.model import Limits, TaskSpec
+from octaskly.core.model import Limits, TaskId, TaskSpec, name_of
 from octaskly.core.taskqueue import TaskQueue
 from tests.builders import START_MS, draft, journal, moment
 from tests.desk import submit
@@ -48,9 +54,45 @@ def test_tasks_stand_in_the_queue_in_the_order_of_the_request() -> None:
 
 def test_an_id_that_a_client_chose_uses_no_number() -> None:
     """But it is the task's name."""
-    specs, _ = acceptance().specs(submit(draft(id="mine")), moment())
+    specs, _ = acceptance().specs(submit(draft(id="mine"), draft()), moment())
 
-    assert names(specs) == ["mine"]
+    assert [name_of(spec.id) for spec in specs] == ["mine", "task-008-00000001"]
+
+
+def test_a_name_for_two_different_tasks_makes_two() -> None:
+    """Two halves of a split cannot know what the other one calls so."""
+    one, _ = acceptance().specs(submit(draft(id="mine")), moment())
+    other, _ = acceptance().specs(submit(draft("other", id="mine")), moment(1))
+
+    assert one[0].id != other[0].id
+
+
+def test_a_name_for_one_task_makes_one_on_both_sides_of_a_split() -> None:
+    """Wherever and whenever the same is asked for."""
+    one, _ = acceptance().specs(submit(draft(id="mine")), moment())
+    other, _ = acceptance(99).specs(submit(draft(id="mine")), moment(5))
+
+    assert one[0].id == other[0].id
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"command": "b"},
+        {"timeout_s": 7},
+        {"inputs": ("b",)},
+        {"outputs": ("b",)},
+        {"id": TaskId("other")},
+    ],
+)
+def test_whatever_is_asked_for_tells_tasks_of_one_name_apart(
+    change: dict[str, Any],
+) -> None:
+    """So does who asks: a client cancels its own tasks only."""
+    asked = Draft(command="a", id=TaskId("mine"))
+
+    assert logged_id(replace(asked, **change), "ana") != logged_id(asked, "ana")
+    assert logged_id(asked, "bob") != logged_id(asked, "ana")
 
 
 def test_a_chosen_id_that_is_under_way_is_the_same_task() -> None:

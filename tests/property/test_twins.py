@@ -1,0 +1,93 @@
+"""Whatever the order in which tasks of one name arrive, all nodes call them alike."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Sequence
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from octaskly.core.acceptance import Acceptance, logged_id
+from octaskly.core.effects import Append
+from octaskly.core.events import Draft, TasksSubmitted
+from octaskly.core.facts import Entry, Submitted
+from octaskly.core.model import Limits, TaskId, TaskSpec, name_of
+from octaskly.core.taskqueue import TaskQueue
+from octaskly.ports import TaskQuery
+from octaskly.store import reader
+from octaskly.store.schema import MIGRATIONS
+from octaskly.store.tables import Tables
+from tests.builders import journal, moment
+from tests.contract import log_kit as kit
+
+NAMES = st.sampled_from(["a", "a-", "a.b", "aa", "b"])
+DRAFTS = st.builds(
+    lambda name, command: Draft(command=command, id=TaskId(name)),
+    NAMES,
+    st.sampled_from(["x", "y", "z"]),
+)
+REQUESTS = st.lists(st.tuples(DRAFTS, st.integers(0, 9)), max_size=6)
+
+
+def accepted(requests: Sequence[tuple[Draft, int]]) -> list[TaskSpec]:
+    """Return what one half of a split accepts, each at its second."""
+    half = Acceptance(journal(), TaskQueue(Limits()), 0)
+    specs: dict[TaskId, TaskSpec] = {}
+    for draft, at_s in requests:
+        event = TasksSubmitted(1, (draft,), "ana", ("0" * 8,))
+        for spec in half.specs(event, moment(at_s))[1]:
+            specs[spec.id] = spec
+    return list(specs.values())
+
+
+def held(parts: Sequence[Sequence[Entry]]) -> sqlite3.Connection:
+    """Return the database of a node to which streams came in this order."""
+    db = sqlite3.connect(":memory:", isolation_level=None)
+    for script in MIGRATIONS:
+        db.executescript(script)
+    tables = Tables(db, kit.PicklePacker())
+    for part in parts:
+        tables.append([Append(1, tuple(part), kit.EPOCHS)])
+    return db
+
+
+@settings(deadline=None)
+@given(REQUESTS, REQUESTS)
+def test_both_halves_call_every_task_alike_and_find_it_by_its_name(
+    here: list[tuple[Draft, int]], there: list[tuple[Draft, int]]
+) -> None:
+    """Nothing that was accepted is lost, and a name without a number is the first."""
+    specs = [accepted(here), accepted(there)]
+    parts = [
+        kit.entries(map(Submitted, own), stream=stream)
+        for own, stream in zip(specs, (kit.STREAM, kit.OTHER), strict=True)
+    ]
+
+    one, other = held(parts), held(parts[::-1])
+
+    shown = [reader.page(db, TaskQuery(limit=100)).records for db in (one, other)]
+    names = {record.name: record.id for record in shown[0]}
+    assert names == {record.name: record.id for record in shown[1]}
+    asked = {(draft.id, draft.command) for draft, _ in here + there}
+    assert asked == {(name_of(r.id), r.spec.command) for r in shown[0] if r.spec}
+    assert len(names) == len(shown[0]) == len(asked)
+    for record in shown[0]:
+        assert reader.task(one, record.name) == record
+        same = reader.tasks(one, [name_of(record.id)])[name_of(record.id)]
+        assert same[record.twin - 1] == record
+        assert [each.spec.ord for each in same if each.spec] == sorted(
+            each.spec.ord for each in same if each.spec
+        )
+    one.close()
+    other.close()
+
+
+@given(DRAFTS, DRAFTS, st.sampled_from(["ana", "bob"]))
+def test_ids_are_equal_exactly_where_the_tasks_are(
+    a: Draft, b: Draft, submitter: str
+) -> None:
+    """Which is why the merge of the log needs no rule for names."""
+    assert (logged_id(a, "ana") == logged_id(b, submitter)) == (
+        a == b and submitter == "ana"
+    )
