@@ -159,10 +159,7 @@ class Log(Protocol):
         """Read the task with this id or name, and its outputs."""
 
     async def tasks(self, names: Sequence[str]) -> dict[str, tuple[TaskRecord, ...]]:
-        """Read the tasks with these names, without outputs.
-
-        Several have one where two halves of a split accepted it; the first keeps it.
-        """
+        """Read the tasks with these names, in the order of places, without outputs."""
 
     async def resolve(self, sequence: int) -> tuple[str, ...]:
         """Return the names of tasks that have this sequence number (at most 2)."""
