@@ -6,10 +6,14 @@ import asyncio
 
 import pytest
 
-from octaskly.agent.tickets import Tickets
+from octaskly.agent.tickets import Tickets, Waiters
 from octaskly.core.effects import NotHere
 from octaskly.core.events import Event, TasksSubmitted
+from octaskly.core.facts import Entry, Finished
+from octaskly.core.merge import TaskRecord
+from octaskly.core.model import TaskId, TaskState
 from octaskly.errors import AnswerLost, NoDispatcher
+from tests.builders import STREAM, attempt, node_id, outcome
 
 
 def submission(ticket: int) -> Event:
@@ -45,6 +49,32 @@ async def test_an_answer_reaches_who_asked() -> None:
     tickets = Tickets(lambda event: tickets.answered(event.ticket, NotHere()))  # type: ignore[union-attr]
 
     assert await tickets.ask(submission) == NotHere()
+
+
+async def test_news_of_a_task_of_the_same_name_does_not_end_a_wait() -> None:
+    """The other half of a split gave the name, too; both are waited for by it."""
+    waiters = Waiters()
+    mine, other = TaskId("deploy~aaa"), TaskId("deploy~bbb")
+    has_read = asyncio.Event()
+
+    async def read() -> TaskRecord:
+        has_read.set()
+        return TaskRecord(id=mine, twin=2)
+
+    async def tell(task: TaskId) -> None:
+        await has_read.wait()
+        has_read.clear()
+        end = Finished(task, attempt(), node_id("a"), outcome())
+        waiters.appended([Entry(STREAM, 1, 1, end)])
+        waiters.announced([task])
+
+    async with asyncio.TaskGroup() as group:
+        waited = group.create_task(waiters.until_final("deploy~2", read, 60.0))
+        await tell(other)
+        await tell(mine)
+
+    ended = waited.result()
+    assert (ended.name, ended.state) == ("deploy~2", TaskState.COMPLETED)
 
 
 async def _outcome(tickets: Tickets) -> object:
