@@ -78,7 +78,9 @@ class Dispatch:
         self.is_accepting = False
         self._placing = Placing(settings.limits, journal, replication)
         self._adoption = Adoption(self._placing, settings.timing.adopt_s)
-        self._retention = Retention(settings, self._placing, journal)
+        self._retention = Retention(
+            settings, self._placing, journal, replication.members
+        )
         self._queue = self._placing.queue
         self._pool = self._placing.pool
         self._acceptance = Acceptance(journal, self._queue, sequence)

@@ -49,6 +49,7 @@ class PeerView:
     epoch: Epoch  #: highest that it named
     dispatcher: NodeId | None  #: whom it said to follow
     vector: dict[StreamId, int]
+    wall_ahead_ms: int = 0  #: its wall clock against ours, when the link came up
     health: HeartbeatOk | None = None
     follows: Epoch | None = None  #: the reign of this node that it confirmed
     has_roster: bool = False  #: it was sent the roster of that reign
@@ -140,6 +141,7 @@ class Membership:
             epoch=hello.epoch,
             dispatcher=hello.dispatcher,
             vector=dict(hello.vector),
+            wall_ahead_ms=hello.wall_ms - now.wall_ms if hello.wall_ms else 0,
         )
         self.changed()
         self._hints.pop(event.address, None)
@@ -180,6 +182,11 @@ class Membership:
         view.dispatcher = self._me
         view.vector = dict(vector)
         self.changed()
+
+    def earliest_ms(self, now: Moment) -> int:
+        """Return the wall clock that is furthest behind, of ours and the peers'."""
+        ahead = (view.wall_ahead_ms for view in self.peers.values())
+        return now.wall_ms + min((0, *ahead))
 
     def age_s(self, node: NodeId, now: Moment) -> float | None:
         """Return the age of the last frame; None without a link."""

@@ -79,7 +79,7 @@ class Replication:
         self._timing = settings.timing
         self._limits = settings.limits
         self._journal = journal
-        self._members = members
+        self.members = members
         self._reign: Reign | None = None
         self._copies: dict[NodeId, _Copy] = {}
         self._slow: dict[NodeId, float] = {}
@@ -154,7 +154,7 @@ class Replication:
         if copy.phase is not _Phase.JOINING:
             lag = sum(part.entries for part in copy.unacked)
         else:
-            held = self._members.peers[node].vector
+            held = self.members.peers[node].vector
             vector = self._journal.vector.items()
             lag = sum(max(0, seq - held.get(stream, 0)) for stream, seq in vector)
         return StandbyView(node, copy.phase is _Phase.LEVEL, lag)
@@ -250,7 +250,7 @@ class Replication:
 
         Only what is on disk can be read, and an empty answer would end its questions.
         """
-        vector = tuple(sorted(self._members.peers[node].vector.items()))
+        vector = tuple(sorted(self.members.peers[node].vector.items()))
         return self._journal.when_durable(lambda _: [ServePull(node, vector)], now)
 
     def _fall_behind(self, copy: _Copy, now: Moment) -> None:
@@ -285,7 +285,7 @@ class Replication:
             return []  # Nobody can hold what was never sent.
         copy.heard_s = now.mono_s
         copy.acked = max(copy.acked, message.number)
-        held = self._members.peers[node].vector
+        held = self.members.peers[node].vector
         while copy.unacked and copy.unacked[0].number <= copy.acked:
             part = copy.unacked.popleft()
             copy.unacked_bytes -= part.size_bytes
@@ -295,7 +295,7 @@ class Replication:
             copy.phase = _Phase.LEVEL
             self._bare_s = None
             self._slow.pop(node, None)
-            self._members.changed()
+            self.members.changed()
             effects.append(Note("info", "standby level", (("peer", node),)))
         return effects + self.release(now)
 
@@ -309,7 +309,7 @@ class Replication:
     def _has_candidates(self) -> bool:
         reign = self._reign
         return reign is not None and any(
-            view.is_candidate for _, view in self._members.followers(reign.epoch)
+            view.is_candidate for _, view in self.members.followers(reign.epoch)
         )
 
     def review(self, now: Moment) -> list[Effect]:
@@ -318,14 +318,14 @@ class Replication:
             return self.release(now) if self._waits else []
         effects: list[Effect] = []
         for node, copy in tuple(self._copies.items()):
-            if not self._members.peers[node].is_candidate or self._is_slow(copy, now):
+            if not self.members.peers[node].is_candidate or self._is_slow(copy, now):
                 first_s = copy.unacked[0].sent_s if copy.unacked else now.mono_s
                 self._drop(node, first_s)
                 self._slow[node] = now.mono_s
                 effects.append(Note("warning", "standby slow", (("peer", node),)))
         is_due = now.mono_s >= self._choice_s
-        if is_due or self._members.changes != self._seen_changes:
-            self._seen_changes = self._members.changes
+        if is_due or self.members.changes != self._seen_changes:
+            self._seen_changes = self.members.changes
             effects += self._choose(now)
         return effects + self.release(now)
 
@@ -353,7 +353,7 @@ class Replication:
         assert self._reign is not None
         timing = self._timing
         ranked = []
-        for node, view in self._members.followers(self._reign.epoch):
+        for node, view in self.members.followers(self._reign.epoch):
             slow_s = self._slow.get(node, ALWAYS)
             is_resting = now.mono_s < slow_s + timing.slow_s
             if node in self._copies or not view.is_candidate or is_resting:
@@ -367,7 +367,7 @@ class Replication:
         self._choice_s = NEVER
         for node, at_s in tuple(self._slow.items()):
             rested_s, forgiven_s = at_s + timing.slow_s, at_s + timing.sticky_s
-            if now.mono_s >= forgiven_s or node not in self._members.peers:
+            if now.mono_s >= forgiven_s or node not in self.members.peers:
                 del self._slow[node]
             else:
                 next_s = rested_s if now.mono_s < rested_s else forgiven_s
@@ -376,12 +376,12 @@ class Replication:
 
     def _enlist(self, node: NodeId, now: Moment) -> list[Effect]:
         copy = self._copies[node] = _Copy(now.mono_s)
-        self._members.changed()
+        self.members.changed()
         return self._bring_level(node, copy, now) or self._serve(node, now)
 
     def _bring_level(self, node: NodeId, copy: _Copy, now: Moment) -> list[Effect]:
         """Stream to a standby if what it lacks is all in the tail."""
-        missing = self._tail.beyond(self._members.peers[node].vector)
+        missing = self._tail.beyond(self.members.peers[node].vector)
         if missing is None:
             return []
         assert self._reign is not None
@@ -394,6 +394,6 @@ class Replication:
     def _drop(self, node: NodeId, since_s: float) -> None:
         """Count on a standby no more; `since_s` is when it was last of use."""
         del self._copies[node]
-        self._members.changed()
+        self.members.changed()
         if self._bare_s is None and not self.is_level:
             self._bare_s = since_s

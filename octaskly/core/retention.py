@@ -12,22 +12,32 @@ from octaskly.core.effects import Effect, PlanFloor
 from octaskly.core.events import FloorPlanned
 from octaskly.core.facts import NO_FLOOR, Floor, hlc_of
 from octaskly.core.journal import Held, Journal
+from octaskly.core.membership import Membership
 from octaskly.core.merge import facts_of, join_floors
 from octaskly.core.model import Moment, Settings
 from octaskly.core.placing import Placing
 
+JUMP_MS = 3_600_000  #: by more no wall clock is believed to run ahead in one reign
 STEP_S = 1.0  #: from one step of the floor to the next, while more is old enough
 
 
 class Retention:
     """The floor of one reign."""
 
-    def __init__(self, settings: Settings, placing: Placing, journal: Journal) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        placing: Placing,
+        journal: Journal,
+        members: Membership,
+    ) -> None:
         self._retention_ms = round(settings.timing.retention_s * 1000)
         self._period_s = settings.timing.floor_s
         self._tasks_max = settings.limits.retained_tasks
         self._placing = placing
         self._journal = journal
+        self._members = members
+        self._began = Moment(0.0, 0)
         self._stated: Floor = NO_FLOOR  #: what the own stream says
         self._due_s = 0.0
         self._is_asked = False
@@ -39,6 +49,7 @@ class Retention:
         the earlier task comes first, on whatever way it travels.
         """
         self._stated = NO_FLOOR
+        self._began = now
         self._due_s = now.mono_s + self._period_s
 
     def deadline(self) -> float | None:
@@ -52,9 +63,18 @@ class Retention:
             effects += self._state(self._journal.floor, now)
         if not self._is_asked and now.mono_s >= self._due_s:
             self._is_asked = True
-            before_hlc = hlc_of(now.wall_ms - self._retention_ms)
+            before_hlc = hlc_of(self._today_ms(now) - self._retention_ms)
             effects.append(PlanFloor(before_hlc, self._tasks_max))
         return effects
+
+    def _today_ms(self, now: Moment) -> int:
+        """Return the wall clock by which age is judged: what is forgotten is gone.
+
+        So neither a clock that is ahead of the others nor one that jumps counts.
+        """
+        passed_ms = round((now.mono_s - self._began.mono_s) * 1000)
+        latest_ms = self._began.wall_ms + passed_ms + JUMP_MS
+        return min(self._members.earliest_ms(now), latest_ms)
 
     def on_planned(
         self, event: FloorPlanned, now: Moment, *, may_write: bool

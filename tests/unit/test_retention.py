@@ -5,16 +5,35 @@ from __future__ import annotations
 from dataclasses import replace
 
 from octaskly.core.effects import Append, Effect, Join, PlanFloor, Send
-from octaskly.core.events import FloorPlanned, Saved
+from octaskly.core.events import FloorPlanned, PeerUp, Saved
 from octaskly.core.exchange import Exchange
-from octaskly.core.facts import Entry, Finished, Floor, Mark, Submitted
+from octaskly.core.facts import Entry, Finished, Floor, Mark, Submitted, hlc_of
 from octaskly.core.journal import Journal
 from octaskly.core.merge import Birth, TaskRow
-from octaskly.core.messages import Cursor, Pull, Report, Results, Snapshot, SnapshotHead
-from octaskly.core.model import StreamId
-from tests.builders import STREAM, attempt, epoch, journal, moment, outcome, spec
-from tests.desk import A, World, facts, record, reigning
+from octaskly.core.messages import (
+    Cursor,
+    Hello,
+    Pull,
+    Report,
+    Results,
+    Snapshot,
+    SnapshotHead,
+)
+from octaskly.core.model import NO_EPOCH, Address, StreamId
+from octaskly.core.retention import JUMP_MS
+from tests.builders import (
+    STREAM,
+    attempt,
+    epoch,
+    journal,
+    moment,
+    outcome,
+    settings,
+    spec,
+)
+from tests.desk import A, B, World, facts, record, reigning
 
+DAY_MS = 86_400_000
 OTHER = StreamId(5)
 FLOOR = Floor(9, (Mark(OTHER, 3, epoch()),))
 HEAD = SnapshotHead(
@@ -50,6 +69,37 @@ def test_what_is_carried_stands_before_the_floor() -> None:
     assert written == [Submitted(record().spec or spec()), FLOOR]
     assert world.journal.floor == FLOOR
     assert world.journal.vector[OTHER] == 3
+
+
+def test_a_clock_that_jumps_ahead_makes_nothing_older() -> None:
+    """What is forgotten is gone on every node, and for good."""
+    world = reigning()
+    late = moment(61)._replace(wall_ms=moment(61).wall_ms + 400 * DAY_MS)
+
+    (asked,) = world.dispatch.on_time(late)
+
+    assert isinstance(asked, PlanFloor)
+    in_time = moment(61).wall_ms - 7 * DAY_MS
+    assert asked.before_hlc <= hlc_of(in_time + JUMP_MS)
+
+
+def test_age_is_judged_by_the_clock_that_is_furthest_behind() -> None:
+    """One machine whose clock is a year ahead must not forget for all."""
+    world = reigning()
+    year_ms = 365 * DAY_MS
+    hello = Hello(
+        node=settings("b").node,
+        epoch=NO_EPOCH,
+        dispatcher=None,
+        wall_ms=moment().wall_ms - year_ms,
+    )
+    event = PeerUp(B, hello, hello, Address("10.0.0.2", 7878))
+    world.replication.members.on_peer_up(event, moment())
+
+    (asked,) = world.dispatch.on_time(moment(61))
+
+    assert isinstance(asked, PlanFloor)
+    assert asked.before_hlc == hlc_of(moment(61).wall_ms - 7 * DAY_MS - year_ms)
 
 
 def test_nothing_is_asked_while_a_step_is_under_way() -> None:
