@@ -8,12 +8,14 @@ import signal
 import socket
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
-from benchmarks.measure import Row, bound_row, cpu_s
+from benchmarks.measure import Row, bound_row, cpu_s, until
 from tests.agents import Agent, start, until_nodes
 
 AT_ONCE = 4  #: agents that start at the same time
+START_S = 60.0
 FORM_S = 120.0
 SETTLE_S = 5.0
 WATCH_S = 8.0  #: after the kill
@@ -74,11 +76,14 @@ def _grow(folder: Path, agents: list[Agent], size: int) -> Agent:
             for number in range(len(agents), min(size, len(agents) + AT_ONCE))
         ]
         agents += fresh
-        for agent in fresh:
-            agent.ready()
+        until("they are ready", partial(_are_ready, fresh), within_s=START_S)
     until_nodes(agents[0], size, deadline_s=FORM_S)
     name = _head_of(agents[0])
     return next(agent for agent in agents if agent.state.name == name)
+
+
+def _are_ready(agents: list[Agent]) -> bool:
+    return all(agent.description() for agent in agents)
 
 
 def _head_of(agent: Agent) -> str:
