@@ -106,24 +106,25 @@ def traffic(_: Path, *, quick: bool) -> Iterator[Row]:
         before = _bytes(lab)
         time.sleep(seconds)
         rates = {
-            port: (after - before[port]) / seconds / KB
-            for port, after in _bytes(lab).items()
+            port: [
+                (b - a) / seconds / KB for a, b in zip(before[port], ways, strict=True)
+            ]
+            for port, ways in _bytes(lab).items()
         }
-    mean = statistics.mean(rates.values())
-    # Each byte is sent by one host and received by another.
-    yield bound_row(f"idle mesh of {HOSTS}: sent by a node", mean / 2, "kB/s", 5)
-    yield bound_row(f"idle mesh of {HOSTS}: sent and received", mean, "kB/s", 5)
-    most = rates[head.port]
-    yield bound_row("its dispatcher: sent and received", most, "kB/s", 5)
+    mean = statistics.mean(sent for sent, _ in rates.values())
+    yield bound_row(f"idle mesh of {HOSTS}: sent by a node, mean", mean, "kB/s", 5)
+    for way, rate in zip(("sent", "received"), rates[head.port], strict=True):
+        yield bound_row(f"its dispatcher: {way}", rate, "kB/s", 5)
 
 
-def _bytes(lab: Lab) -> dict[str, int]:
-    """Return the bytes that went through the cable of each host, both ways."""
+def _bytes(lab: Lab) -> dict[str, tuple[int, int]]:
+    """Return the bytes that each host has sent and received on its cable."""
     command = ["ip", "-n", lab.switch, "-s", "-j", "link", "show", "type", "veth"]
     done = subprocess.run(command, check=True, capture_output=True)
     ports = {host.port for host in lab.hosts}
     return {
-        link["ifname"]: sum(link["stats64"][way]["bytes"] for way in ("rx", "tx"))
+        # What the switch receives, the host has sent.
+        link["ifname"]: (link["stats64"]["rx"]["bytes"], link["stats64"]["tx"]["bytes"])
         for link in json.loads(done.stdout)
         if link["ifname"] in ports
     }
