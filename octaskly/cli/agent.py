@@ -57,7 +57,7 @@ FOLDER = click.Path(path_type=Path)
 @click.option(
     "--electable/--no-electable",
     default=True,
-    help="Whether this node may become dispatcher.",
+    help="Whether this node may become dispatcher; if none may, one does all the same.",
 )
 @click.option(
     "--durability",

@@ -59,9 +59,11 @@ class Election(Phases):
         """Take chance from an event."""
         self._draw = draw
 
-    def on_pause(self, now: Moment) -> None:
+    def on_pause(self, gap_s: float, now: Moment) -> None:
         """This node itself stood still: others get the time of silence again."""
         self.awake_s = now.mono_s
+        if self.phase is Phase.SEEK:
+            self._since_s += gap_s
         if self._suspicion is not None:
             self._suspicion.restart(now)
 
@@ -81,16 +83,18 @@ class Election(Phases):
 
     def _seek_ends_s(self) -> float:
         timing = self._timing
-        alone = self._members.is_alone
-        window_s = timing.seek_alone_s if alone else timing.seek_s + self._jitter_s
+        window_s = timing.seek_s + self._jitter_s
+        if self._members.is_alone:
+            window_s = timing.seek_alone_s
+        elif self._members.is_meeting:
+            window_s += timing.meet_s  # A slow handshake; a dead one fails before.
         return self._since_s + window_s
 
     def _on_seeking(self, now: Moment) -> list[Effect]:
         if self.is_stopping:
             return []
         mine = self.standing(now)
-        peers = self._members.peers.values()
-        better = sum(peer.standing(now) < mine for peer in peers)
+        better = sum(v.standing(now) < mine for v in self._members.peers.values())
         due_s = self._seek_ends_s() + better * self._timing.claim_wait_s
         if now.mono_s < due_s:
             return []
@@ -121,11 +125,8 @@ class Election(Phases):
         return self._suspect(about, now)
 
     def _names_absent(self, dispatcher: NodeId | None) -> bool:
-        return (
-            dispatcher is not None
-            and dispatcher != self._info.id
-            and dispatcher not in self._members.peers
-        )
+        me, peers = self._info.id, self._members.peers
+        return dispatcher not in (None, me) and dispatcher not in peers
 
     def _on_following(self, now: Moment) -> list[Effect]:
         if self._claim_s is not None:

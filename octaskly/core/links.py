@@ -87,6 +87,12 @@ class Links:
         most = self._limits.full_mesh_peers
         return self._registry.needed(election.dispatcher, self._me, most)
 
+    def dial_held(self, now: Moment) -> list[Effect]:
+        """Dial nodes in sight that are due and still worth a link."""
+        election = self._election
+        is_following = election.attachment is not None and election.reign is None
+        return self._members.dial_held(self.wanted(), now, is_following=is_following)
+
     def drop_surplus(self, now: Moment) -> list[Effect]:
         """In a large mesh, keep only the links that a takeover needs."""
         wanted = self.wanted()

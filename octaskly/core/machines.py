@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from octaskly.core.browsing import Browsing
 from octaskly.core.completeness import Completeness
 from octaskly.core.dispatch import Dispatch
 from octaskly.core.doubt import Doubt
@@ -11,7 +12,7 @@ from octaskly.core.election import Election
 from octaskly.core.events import Saved
 from octaskly.core.exchange import Exchange
 from octaskly.core.journal import Journal
-from octaskly.core.membership import Browsing, Membership
+from octaskly.core.membership import Membership
 from octaskly.core.model import Settings
 from octaskly.core.replication import Replication
 from octaskly.core.roster import Registry

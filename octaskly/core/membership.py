@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from itertools import chain
 
-from octaskly.core.effects import Browse, Dial, Disconnect, Effect, Remember
+from octaskly.core.effects import Dial, Disconnect, Effect, Remember
 from octaskly.core.events import Advert, DialFailed, PeerUp, Saved
 from octaskly.core.messages import HeartbeatOk, Reattach
 from octaskly.core.model import (
@@ -32,9 +32,8 @@ REDIAL_MAX_S = 30.0  #: and after that
 REDIAL_FAST_FOR_S = 600.0
 FORGET_S = 7 * 86_400.0  #: an absent peer is dialled so long
 ADDRESSES_MAX = 16  #: of one peer
-BROWSE_S = (1.0, 2.0, 4.0, 8.0, 16.0)  #: after losing the mesh; then every 20 s
-BROWSE_EVERY_S = 20.0
-BROWSE_SPREAD = 0.25  #: share by which a dispatcher's browsing is spread
+HOLD_S = 0.3  #: a dispatcher that is in sight, too, is dialled first
+ROSTER_S = 1.0  #: and once it is met, its roster may come first
 
 
 @dataclass(slots=True)
@@ -99,6 +98,15 @@ class Membership:
         self.is_redialling = True  #: attached nodes leave it to the dispatcher
         self.changes = 0  #: grows when peers come, go or begin to follow
         self._due_s: float | None = None  #: the next dial; None: to be found
+        self._awaited: dict[NodeId | Address, bool] = {}
+        """In sight and dialled, without an answer; whether it is dispatcher."""
+        self._held: set[NodeId] = set()  #: in sight, not dialled yet
+        self._held_until_s = 0.0
+
+    @property
+    def is_meeting(self) -> bool:
+        """Whether nobody is connected yet, but a node in sight is being dialled."""
+        return bool(self._awaited) and not self.peers
 
     @property
     def is_alone(self) -> bool:
@@ -116,7 +124,12 @@ class Membership:
     def begin(self, now: Moment) -> list[Effect]:
         """Dial every peer that is remembered."""
         saved, self._saved = self._saved, ()
-        return self.on_seen(saved, now)
+        effects: list[Effect] = []
+        for advert in saved:
+            hint = self._learn(advert.node, advert.addresses, now)
+            if hint is not None:
+                effects += self._dial(hint, now)
+        return effects
 
     def changed(self) -> None:
         """Count a change of the peers, or of what they are to this node."""
@@ -145,6 +158,9 @@ class Membership:
         )
         self.changed()
         self._hints.pop(event.address, None)
+        self._awaited.clear()
+        if hello.dispatcher == event.peer:
+            self._held_until_s = now.mono_s + ROSTER_S
         self._learn(event.peer, addresses, now)
         return [Remember(event.peer, hello.node.name, addresses)]
 
@@ -229,7 +245,46 @@ class Membership:
             hint = self._learn(advert.node, advert.addresses, now)
             if hint is None or (wanted and advert.node not in wanted):
                 continue
-            effects += self._dial(hint, now)
+            node = advert.node
+            if node is not None and not advert.is_dispatcher and not wanted:
+                self._hold(node, hint, now)
+                continue
+            dials = self._dial(hint, now)
+            if dials:
+                self._awaited[node or advert.addresses[0]] = advert.is_dispatcher
+            effects += dials
+        return effects
+
+    def _hold(self, node: NodeId, hint: _Hint, now: Moment) -> None:
+        """Dial a node a little later: met first, a dispatcher may make it needless."""
+        is_full = len(self._held) >= self._limits.peers
+        if is_full or node in self.peers or node in self._awaited:
+            return
+        if not self._held:
+            self._held_until_s = max(self._held_until_s, now.mono_s + HOLD_S)
+        self._held.add(node)
+        hint.next_s = max(hint.next_s, now.mono_s + _pause_s(hint, now))
+        self._due_s = None
+
+    def dial_held(
+        self, wanted: frozenset[NodeId], now: Moment, *, is_following: bool
+    ) -> list[Effect]:
+        """Dial those that waited, unless a follower in a large mesh needs no link."""
+        if not self._held or now.mono_s < self._held_until_s:
+            return []
+        if any(self._awaited.values()):
+            self._held_until_s = now.mono_s + HOLD_S
+            return []
+        held, self._held = self._held, set()
+        if is_following and len(held) > self._limits.full_mesh_peers:
+            return []
+        effects: list[Effect] = []
+        for node in sorted(held & wanted if wanted else held):
+            hint = self._hints.get(node)
+            dials = [] if hint is None else self._dial(hint, now)
+            if dials:
+                self._awaited[node] = False
+            effects += dials
         return effects
 
     def dial(
@@ -244,6 +299,8 @@ class Membership:
     def on_dial_failed(self, event: DialFailed, now: Moment) -> None:
         """Wait before the next dial, longer when the peer is away for long."""
         for key in (event.node, *event.addresses):
+            if key is not None:
+                self._awaited.pop(key, None)
             hint = None if key is None else self._hints.get(key)
             if hint is not None:
                 hint.next_s = max(hint.next_s, now.mono_s + _pause_s(hint, now))
@@ -253,13 +310,14 @@ class Membership:
         """Dial every hint that leads to no connected peer."""
         effects: list[Effect] = []
         for hint in tuple(self._hints.values()):
-            effects += self._dial(hint, now)
+            if hint.node not in self._held:
+                effects += self._dial(hint, now)
         return effects
 
     def on_time(self, now: Moment) -> list[Effect]:
         """Dial the hints that are due, forget those that are too old."""
         due_s = self.deadline()
-        if due_s is None or now.mono_s < due_s:
+        if not self.is_redialling or due_s is None or now.mono_s < due_s:
             return []
         effects: list[Effect] = []
         for key, hint in tuple(self._hints.items()):
@@ -274,13 +332,14 @@ class Membership:
 
     def deadline(self) -> float | None:
         """Return when the next dial is due."""
+        held_s = self._held_until_s if self._held else None
         if not self.is_redialling:
-            return None
+            return held_s
         if self._due_s is None:
             hints = self._hints.values()
             due = (hint.next_s for hint in hints if hint.node not in self.peers)
             self._due_s = min(due, default=math.inf)
-        return self._due_s
+        return self._due_s if held_s is None else min(self._due_s, held_s)
 
     def _dial(self, hint: _Hint, now: Moment) -> list[Effect]:
         if hint.node is not None and hint.node in self.peers:
@@ -313,51 +372,6 @@ class Membership:
         absent = [key for key, h in self._hints.items() if h.node not in self.peers]
         if len(absent) > 1:
             del self._hints[absent[0]]
-
-
-class Browsing:
-    """When to ask mDNS afresh: seldom while the mesh is found, often while not."""
-
-    def __init__(self) -> None:
-        self._since_s: float | None = None
-        self._asked = 0
-        self._next_s: float | None = None
-
-    @property
-    def is_on(self) -> bool:
-        """Whether this node browses."""
-        return self._next_s is not None
-
-    def start(self, now: Moment) -> list[Effect]:
-        """Browse from now on, first at once."""
-        self._since_s, self._asked = now.mono_s, 0
-        self._next_s = now.mono_s + BROWSE_S[0]
-        return [Browse(is_wanted=True)]
-
-    def stop(self) -> list[Effect]:
-        """Browse no more."""
-        if self._next_s is None:
-            return []
-        self._next_s = None
-        return [Browse(is_wanted=False)]
-
-    def on_time(self, now: Moment, *, draw: float, is_reigning: bool) -> list[Effect]:
-        """Ask again when it is due."""
-        if self._next_s is None or now.mono_s < self._next_s:
-            return []
-        self._asked += 1
-        if is_reigning:
-            spread = 1.0 + BROWSE_SPREAD * (2.0 * draw - 1.0)
-            self._next_s = now.mono_s + BROWSE_EVERY_S * spread
-        elif self._asked < len(BROWSE_S) and self._since_s is not None:
-            self._next_s = self._since_s + BROWSE_S[self._asked]
-        else:
-            self._next_s = now.mono_s + BROWSE_EVERY_S
-        return [Browse(is_wanted=True)]
-
-    def deadline(self) -> float | None:
-        """Return when to ask next."""
-        return self._next_s
 
 
 def _pause_s(hint: _Hint, now: Moment) -> float:

@@ -247,6 +247,7 @@ class Timing:
     seek_alone_s: float = 0.7  #: SEEK when no peer was seen or remembered
     seek_s: float = 1.0  #: SEEK otherwise, plus up to `seek_jitter_s`
     seek_jitter_s: float = 0.4
+    meet_s: float = 3.0  #: SEEK lasts so much longer while the first dials run
     claim_wait_s: float = 1.0  #: how long the best-ranked peer may take to claim
     heartbeat_s: float = 0.3  #: dispatcher to every follower
     silence_s: float = 1.2  #: 4 heartbeats: then a peer is suspected

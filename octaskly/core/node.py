@@ -205,7 +205,7 @@ class Node:
             return self._wake(now)
         if gap_s <= PAUSE_S:
             return []
-        self._election.on_pause(now)
+        self._election.on_pause(gap_s, now)
         return self._doubt.on_pause(gap_s, now)
 
     def _wake(self, now: Moment) -> list[Effect]:
@@ -219,6 +219,7 @@ class Node:
     def _on_due(self, now: Moment) -> list[Effect]:
         effects = self._election.on_time(now)
         effects += self._members.on_time(now)
+        effects += self._links.dial_held(now)
         asked = self._browsing.on_time(
             now, draw=self._draw, is_reigning=self.is_dispatcher
         )

@@ -501,7 +501,8 @@ class World:
                 self._advertise(machine, other)
 
     def _advertise(self, seen: Machine, by: Machine) -> None:
-        advert = Advert(seen.id, (seen.address,))
+        is_dispatcher = seen.node is not None and seen.node.is_dispatcher
+        advert = Advert(seen.id, (seen.address,), is_dispatcher=is_dispatcher)
         delay_s = self.random.uniform(0.02, 0.3)
         self.later(by, delay_s, lambda: self.feed(by, Seen((advert,))))
 

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from octaskly.core.effects import Dial, Disconnect, Effect, Note, Save, Send
 from octaskly.core.election import Election
-from octaskly.core.events import PeerUp, Saved
+from octaskly.core.events import Advert, DialFailed, PeerUp, Saved
 from octaskly.core.exchange import Exchange
 from octaskly.core.facts import CancelAsked, Entry
 from octaskly.core.journal import Journal
@@ -281,11 +281,39 @@ def test_own_slowness_gives_the_dispatcher_its_time_again() -> None:
     world = Harness()
     world.follow(0.1)
 
-    world.election.on_pause(at(1.4))
+    world.election.on_pause(1.0, at(1.4))
 
     assert world.election.on_time(at(1.4)) == []
     assert world.election.on_time(at(2.5)) == []
     assert "dispatcher silent" in notes(world.election.on_time(at(2.61)))
+
+
+def test_own_slowness_does_not_shorten_the_search() -> None:
+    """Who stood still has not looked for anybody meanwhile."""
+    world = Harness()
+
+    world.election.on_pause(0.5, at(0.6))
+
+    assert world.election.on_time(at(1.19)) == []
+    assert notes(world.election.on_time(at(1.2))) == ["claiming"]
+
+
+def test_no_claim_while_the_first_node_in_sight_is_being_met() -> None:
+    """On a busy machine a handshake takes longer than the search; it has an end."""
+    where = (Address("10.0.0.3", 7878),)
+    head = Advert(C, where, is_dispatcher=True, term=1)
+    for failed in (True, False):
+        world = Harness()
+        world.members.on_seen((head,), at(0.1))
+        assert world.election.on_time(at(1.5)) == []
+        if failed:
+            event = DialFailed(C, where, was_refused=False)
+            world.members.on_dial_failed(event, at(1.5))
+            assert notes(world.election.on_time(at(1.6))) == ["claiming"]
+        else:
+            bound_s = TIMING.seek_s + TIMING.meet_s
+            assert world.election.on_time(at(bound_s - 0.01)) == []
+            assert notes(world.election.on_time(at(bound_s))) == ["claiming"]
 
 
 def test_a_dispatcher_that_restarted_is_not_waited_for() -> None:

@@ -5,13 +5,13 @@ from __future__ import annotations
 from dataclasses import replace
 from itertools import pairwise
 
+from octaskly.core.browsing import BROWSE_EVERY_S, Browsing
 from octaskly.core.effects import Browse, Dial, Disconnect, Remember
 from octaskly.core.events import Advert, DialFailed, PeerUp, Saved
 from octaskly.core.membership import (
-    BROWSE_EVERY_S,
+    HOLD_S,
     REDIAL_MAX_S,
     REDIAL_S,
-    Browsing,
     Membership,
 )
 from octaskly.core.messages import Hello, Member
@@ -32,6 +32,8 @@ from octaskly.core.roster import Registry
 
 ME, PEER, OTHER = NodeId("m" * 16), NodeId("p" * 16), NodeId("o" * 16)
 WHERE = Address("10.0.0.2", 7878)
+ELSEWHERE = Address("10.0.0.3", 7878)
+ALL = frozenset[NodeId]()
 EPOCH = Epoch(1, ME)
 
 
@@ -96,6 +98,7 @@ def test_an_absent_peer_is_dialled_often_at_first_then_more_seldom() -> None:
     """§ 2.1: this is what heals a partition."""
     here = members()
     here.on_seen((Advert(PEER, (WHERE,)),), at(0.0))
+    here.dial_held(ALL, at(0.5), is_following=False)
     dials = []
     now_s = 0.0
     while now_s < 9000.0:
@@ -116,10 +119,43 @@ def test_an_attached_node_leaves_redialling_to_the_dispatcher() -> None:
     """A hundred followers must not all knock at an absent machine."""
     here = members()
     here.on_seen((Advert(PEER, (WHERE,)),), at(0.0))
+    here.dial_held(ALL, at(HOLD_S), is_following=False)
     here.is_redialling = False
 
     assert here.deadline() is None
     assert here.on_time(at(60.0)) == []
+
+
+def test_a_dispatcher_in_sight_is_dialled_before_the_others() -> None:
+    """Of fifty that start at once, each needs one link, not fifty."""
+    here = members()
+    head = Advert(OTHER, (ELSEWHERE,), is_dispatcher=True, term=1)
+
+    assert here.on_seen((Advert(PEER, (WHERE,)), head), at(0.0)) == [
+        Dial(OTHER, (ELSEWHERE,))
+    ]
+    assert here.dial_held(ALL, at(HOLD_S), is_following=False) == []
+    assert here.redial_all(at(1.0)) == [Dial(OTHER, (ELSEWHERE,))]
+
+    here.on_dial_failed(DialFailed(OTHER, (ELSEWHERE,), was_refused=False), at(1.1))
+    due_s = here.deadline()
+    assert due_s == 2 * HOLD_S
+    dials = here.dial_held(ALL, at(1.1), is_following=False)
+    assert dials == [Dial(PEER, (WHERE,))]
+
+
+def test_a_follower_leaves_a_crowd_in_sight_alone() -> None:
+    """Its dispatcher is all that it needs; in a small mesh it links to everybody."""
+    for most, dials in ((2, 0), (3, 3)):
+        settings = Settings(node=info(ME), limits=Limits(full_mesh_peers=most))
+        here = Membership(settings, Saved())
+        crowd = [NodeId(letter * 16) for letter in "xyz"]
+        here.on_seen([Advert(node, (ELSEWHERE,)) for node in crowd], at(0.0))
+
+        done = here.dial_held(ALL, at(HOLD_S), is_following=True)
+
+        assert len(done) == dials
+        assert here.dial_held(ALL, at(1.0), is_following=True) == []
 
 
 def test_a_lost_peer_is_redialled_after_a_while() -> None:
