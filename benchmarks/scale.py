@@ -24,7 +24,7 @@ from tests.agents import Agent, request, running, start, until_nodes
 NODES = 4
 TAKEOVER_S = 2.0
 DRAIN_S = 300.0  #: for the queue to be worked off after the last kill
-JOIN_S = 150.0
+JOIN_S = 300.0
 PAUSE_S = 0.02
 ACCEPT_MS = 50.0
 MEMORY_MB = 300.0
