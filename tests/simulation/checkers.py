@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from octaskly.core.effects import Accepted, Effect, Reply, Send
+from octaskly.core.effects import Accepted, Append, Effect, Reply, Send
 from octaskly.core.events import Event, Received
-from octaskly.core.facts import CancelAsked, Fact, Finished, Submitted
+from octaskly.core.facts import CancelAsked, Entry, Fact, Finished, Submitted, hlc_of
+from octaskly.core.merge import TaskRecord, TaskRow
 from octaskly.core.messages import Claim, ClaimOk, Message, Repl, ReplOk
 from octaskly.core.model import (
     NO_EPOCH,
@@ -18,7 +19,7 @@ from octaskly.core.model import (
 from octaskly.core.node import Node
 from octaskly.core.succession import covers
 from tests.simulation.disk import Disk
-from tests.simulation.world import Machine, Started, World
+from tests.simulation.world import WALL_MS, Machine, Started, World
 
 
 class Watch:
@@ -33,12 +34,15 @@ class Watch:
         self._checked = 0
         world.watchers.append(self)
         world.answer_watchers.append(self.on_answer)
+        world.gone_watchers.append(self.on_gone)
 
     def __call__(self, machine: Machine, event: Event, effects: list[Effect]) -> None:
         """Check after one step and what it brought about."""
         if isinstance(event, Received):
             self._note_stale(machine, event)
         for effect in effects:
+            for entry in effect.entries if isinstance(effect, Append) else ():
+                self._is_not_brought_back(machine, entry)
             for message in effect.messages if isinstance(effect, Send) else ():
                 self._is_on_disk(machine, message)
                 self._is_not_stale(machine, message)
@@ -56,6 +60,30 @@ class Watch:
         if isinstance(reply, Accepted):
             self._replicas_are_real(reply)
             self._standbys_are_waited_for(machine, reply, waited_s)
+
+    def on_gone(self, machine: Machine, row: TaskRow) -> None:
+        """F19: only what ended long ago is ever forgotten."""
+        world, task = self._world, row.record.id
+        assert task in world.ended, f"{machine.id} forgot {row}, which has not ended"
+        now_ms = WALL_MS + int(world.time_s * 1000)
+        oldest_hlc = hlc_of(now_ms - round(world.timing.retention_s * 1000))
+        assert world.is_skewed or world.ended[task] <= oldest_hlc, (
+            f"{machine.id} forgot {row} too early"
+        )
+
+    def _is_not_brought_back(self, machine: Machine, entry: Entry) -> None:
+        """I2: who has heard that a task is gone does not write it again."""
+        fact = entry.fact
+        row = self._world.forgotten.get(fact.task)
+        if row is None or not isinstance(fact, Submitted):
+            return
+        spec, disk = row.record.spec, machine.disk
+        if spec is None or spec.ord != fact.spec.ord or entry.stream != _own(machine):
+            return
+        # It may still be shown here for an entry that was written elsewhere meanwhile.
+        assert fact.task in disk.records or not _is_below_floor(disk, row), (
+            f"{machine.id} wrote {fact.task} again, which is gone: {row}"
+        )
 
     def _replicas_are_real(self, reply: Accepted) -> None:
         """I10: so many disks hold the tasks as the answer says."""
@@ -133,6 +161,35 @@ def _has_level_standby(machine: Machine) -> bool:
     return node is not None and any(view.is_level for view in node.standbys)
 
 
+def _counting(disk: Disk) -> dict[TaskId, TaskRecord]:
+    """Return the tasks whose submission is neither void nor ahead of the vector.
+
+    Others wait until a late fact is void as well, or came by half a snapshot.
+    """
+    marks = {mark.stream: mark.seq for mark in disk.floor.marks}
+    return {
+        task: record
+        for task, record in disk.records.items()
+        for birth in [disk.births[task]]
+        if marks.get(birth.stream, 0) < birth.seq <= disk.have(birth.stream)
+    }
+
+
+def _own(machine: Machine) -> StreamId | None:
+    node = machine.node
+    epoch = node.epoch if node else None
+    for stream, writer in machine.disk.writers.items():
+        if writer == epoch and writer.node == machine.id:
+            return stream
+    return None
+
+
+def _is_below_floor(disk: Disk, row: TaskRow) -> bool:
+    marks = {mark.stream: mark.seq for mark in disk.floor.marks}
+    is_below = row.birth.seq <= marks.get(row.birth.stream, 0)
+    return is_below and row.changed <= disk.floor.horizon
+
+
 def never_not_found(world: World) -> None:
     """I4: while a merge runs, no dispatcher says that a promised task is unknown.
 
@@ -181,8 +238,9 @@ def accepted_tasks_are_what_was_asked_for(world: World) -> None:
     (dispatcher,) = world.dispatchers()
     records = world.machines[dispatcher].disk.records.values()
     known = {(name_of(r.id), r.spec.command) for r in records if r.spec is not None}
+    gone = {name_of(task) for task in world.forgotten}
     for task, command in sorted(world.wanted):
-        if world.promises[Submitted, task, None]:
+        if world.promises[Submitted, task, None] and name_of(task) not in gone:
             assert (name_of(task), command) in known, f"{task} is not {command!r}"
 
 
@@ -204,6 +262,7 @@ def _is_kept(world: World, kind: type[Fact]) -> None:
         f"{key[1:]} on {sorted(holders)}"
         for key, holders in world.promises.items()
         if key[0] is kind and holders and key not in kept
+        if key[1] not in world.forgotten
     )
     assert not lost, f"lost {len(lost)} of {len(world.promises)}: {lost[:3]}"
 
@@ -233,14 +292,17 @@ def one_outcome(world: World) -> None:
     (dispatcher,) = world.dispatchers()
     disk = world.machines[dispatcher].disk
     for machine in world.machines.values():
-        for stream, log in machine.disk.streams.items():
-            held = len(disk.streams.get(stream, []))
-            assert held >= len(log), (
-                f"{machine.id} holds {len(log)} entries of {stream}, "
+        for stream in machine.disk.streams:
+            held = disk.have(stream)
+            assert held >= machine.disk.have(stream), (
+                f"{machine.id} holds {machine.disk.have(stream)} entries of {stream}, "
                 f"the dispatcher {dispatcher} {held}"
             )
         if machine.disk.vector() == disk.vector():
-            assert machine.disk.records == disk.records
+            ours, theirs = _counting(disk), _counting(machine.disk)
+            # Who forgot a task before it was carried elsewhere has less of it.
+            for task in (ours.keys() | theirs.keys()) - world.forgotten.keys():
+                assert ours.get(task) == theirs.get(task), f"{task} differs"
 
 
 def cancelled_stays_cancelled(world: World) -> None:
@@ -248,9 +310,18 @@ def cancelled_stays_cancelled(world: World) -> None:
     (dispatcher,) = world.dispatchers()
     disk = world.machines[dispatcher].disk
     for kind, task, _ in disk.kept:
-        if kind is CancelAsked:
+        if kind is CancelAsked and task in disk.records:
             state = disk.records[task].state
             assert state in (TaskState.CANCELLED, TaskState.COMPLETED), f"{task}"
+
+
+def what_is_forgotten_stays_away(world: World) -> None:
+    """I2: no task shows again that is gone; F19, also after long absences."""
+    (dispatcher,) = world.dispatchers()
+    disk = world.machines[dispatcher].disk
+    for task in world.forgotten.keys() & disk.records.keys():
+        row = TaskRow(disk.records[task], disk.births[task], disk.changed[task])
+        assert not _is_below_floor(disk, row), f"{row} is back"
 
 
 def results_are_kept(world: World) -> None:
@@ -289,7 +360,7 @@ def _promised(world: World) -> list[TaskId]:
     return [
         task
         for (kind, task, _), holders in world.promises.items()
-        if kind is Submitted and holders
+        if kind is Submitted and holders and task not in world.forgotten
     ]
 
 
@@ -317,5 +388,6 @@ FINAL = (
     every_accepted_task_is_final,
     one_outcome,
     cancelled_stays_cancelled,
+    what_is_forgotten_stays_away,
     results_are_kept,
 )

@@ -1,20 +1,39 @@
 """A disk in memory: what is not committed is gone after a crash.
 
-It stands for the store: entries join into records by the same pure function, and
-reads see what is committed.
+It stands for the store: entries join into records by the same pure function, reads
+see what is committed, and what lies below the floor goes at once with it.
 """
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
-from octaskly.core.effects import Append, Save
-from octaskly.core.events import Advert, Loaded, Saved
-from octaskly.core.facts import Entry, Fact, Floor
-from octaskly.core.inbound import highest_sequence
-from octaskly.core.merge import TaskRecord, apply
-from octaskly.core.messages import Report
+from octaskly.core.effects import Append, Join, Save
+from octaskly.core.events import Advert, FloorPlanned, Loaded, Saved
+from octaskly.core.facts import (
+    NO_FLOOR,
+    CancelAsked,
+    Entry,
+    Fact,
+    Finished,
+    Floor,
+    Mark,
+    Submitted,
+    TaskFact,
+)
+from octaskly.core.inbound import highest_number
+from octaskly.core.merge import (
+    Birth,
+    TaskRecord,
+    TaskRow,
+    apply,
+    facts_of,
+    join_births,
+    join_floors,
+)
+from octaskly.core.messages import Cursor, Report, Snapshot, SnapshotHead
 from octaskly.core.model import (
     NO_EPOCH,
     Address,
@@ -24,11 +43,16 @@ from octaskly.core.model import (
     StreamId,
     TaskId,
     TaskState,
+    Vector,
 )
 
 Write = Callable[[], None]
 Kept = tuple[type[Fact], TaskId, AttemptId | None]
 """What a client or a worker may rely on: that a fact of a kind stands in the log."""
+
+PART_ROWS = 3  #: in one part of a snapshot, few so that several are needed
+LAG_ENTRIES = 60  #: fewer are always given as entries
+STEP_TASKS = 6  #: that one step of the floor passes
 
 
 @dataclass
@@ -39,24 +63,40 @@ class Disk:
     epoch: Epoch = NO_EPOCH
     name: str | None = None
     streams: dict[StreamId, list[Entry]] = field(default_factory=dict)
+    """The entries that are left, all beyond `starts`."""
+    starts: Vector = field(default_factory=dict)
     writers: dict[StreamId, Epoch] = field(default_factory=dict)
     records: dict[TaskId, TaskRecord] = field(default_factory=dict)
+    births: dict[TaskId, Birth] = field(default_factory=dict)
+    changed: dict[TaskId, int] = field(default_factory=dict)
+    keys: dict[TaskId, int] = field(default_factory=dict)
+    """In which order tasks came here."""
+    keys_given: int = 0
+    early: dict[TaskId, list[Entry]] = field(default_factory=dict)
+    """What cannot count until a submission is here."""
+    floor: Floor = NO_FLOOR
     spool: dict[tuple[TaskId, AttemptId], Report] = field(default_factory=dict)
     peers: dict[NodeId, tuple[Address, ...]] = field(default_factory=dict)
-    terms_seen: list[int] = field(default_factory=list)  #: one for each `Save`
     waiting: list[tuple[int | None, Write]] = field(default_factory=list)
-    kept: set[Kept] = field(default_factory=set)  #: what the streams say
+    kept: set[Kept] = field(default_factory=set)  #: what the log and the tasks say
+    loose: dict[int, set[Kept]] = field(default_factory=dict)
+    """The same of rows, by snapshot, until its last part brings the vector."""
     hlc: int = 0
+    sequence: int = 0
+    ended: list[tuple[TaskId, int]] = field(default_factory=list)
+    """Tasks that came to an end here, and when; the world takes them away."""
+    gone: list[TaskRow] = field(default_factory=list)  #: forgotten; taken away as well
 
     def saved(self) -> Saved:
         """Return what a node is told at its start."""
-        entries = [entry for log in self.streams.values() for entry in log]
         return Saved(
             term=self.term,
             epoch=self.epoch,
             vector=self.vector(),
+            epochs=tuple(sorted(self.writers.items())),
             hlc=self.hlc,
-            sequence=highest_sequence(tuple(entries)),
+            floor=self.floor,
+            sequence=self.sequence,
             queued=len(self.queued()),
             name=self.name,
             reports=tuple(self.spool.values()),
@@ -65,21 +105,23 @@ class Disk:
 
     def copy(self) -> Disk:
         """Return what a backup of this moment holds."""
-        return replace(
-            self,
-            streams={stream: list(log) for stream, log in self.streams.items()},
-            writers=dict(self.writers),
-            records=dict(self.records),
-            spool=dict(self.spool),
-            peers=dict(self.peers),
-            terms_seen=list(self.terms_seen),
-            waiting=[],
-            kept=set(self.kept),
-        )
+        backup = copy.copy(self)
+        for name, value in vars(self).items():
+            if isinstance(value, dict | list | set):
+                setattr(backup, name, copy.copy(value))
+        backup.streams = {stream: list(log) for stream, log in self.streams.items()}
+        backup.early = {task: list(some) for task, some in self.early.items()}
+        backup.crash()
+        return backup
 
     def vector(self) -> tuple[tuple[StreamId, int], ...]:
         """Return what is committed, per stream."""
-        return tuple(sorted((s, len(log)) for s, log in self.streams.items()))
+        held = ((stream, self.have(stream)) for stream in sorted(self.streams))
+        return tuple((stream, seq) for stream, seq in held if seq)
+
+    def have(self, stream: StreamId) -> int:
+        """Return up to where a stream is held."""
+        return self.starts.get(stream, 0) + len(self.streams.get(stream, ()))
 
     # Writing
 
@@ -90,6 +132,10 @@ class Disk:
     def save(self, effect: Save) -> None:
         """Queue node state for the next commit."""
         self.waiting.append((effect.number, lambda: self._save(effect)))
+
+    def join(self, effect: Join) -> None:
+        """Queue rows of a snapshot for the next commit."""
+        self.waiting.append((effect.number, lambda: self._join(effect)))
 
     def keep(self, reports: tuple[Report, ...]) -> None:
         """Queue results for the spool."""
@@ -118,30 +164,152 @@ class Disk:
     def crash(self) -> None:
         """Lose what was not committed."""
         self.waiting = []
+        self.loose = {}
 
     def _append(self, effect: Append) -> None:
-        for stream, epoch in effect.epochs:
-            known = self.writers.setdefault(stream, epoch)
-            assert known == epoch, f"stream {stream} has two writers"
+        self._add_writers(effect.epochs)
         for entry in effect.entries:
-            log = self.streams.setdefault(entry.stream, [])
-            assert entry.stream in self.writers, "a stream that nobody wrote"
-            if entry.seq <= len(log):
-                assert log[entry.seq - 1] == entry, "one place, two facts"
+            stream = entry.stream
+            assert stream in self.writers, "a stream that nobody wrote"
+            log = self.streams.setdefault(stream, [])
+            start = self.starts.get(stream, 0)
+            if entry.seq <= start + len(log):
+                assert entry.seq <= start or log[entry.seq - start - 1] == entry, (
+                    "one place, two facts"
+                )
                 continue
-            assert entry.seq == len(log) + 1, "a gap in a stream"
+            assert entry.seq == start + len(log) + 1, "a gap in a stream"
             log.append(entry)
             self.hlc = max(self.hlc, entry.hlc)
             if isinstance(entry.fact, Floor):
+                lacks = [n for n in entry.fact.needs if n[1] > self.have(n[0])]
+                assert not lacks, f"a floor came before what it builds on: {lacks}"
+                self._raise(entry.fact)
+            else:
+                self._enter(entry, entry.fact)
+
+    def _add_writers(self, pairs: tuple[tuple[StreamId, Epoch], ...]) -> None:
+        for stream, epoch in pairs:
+            known = self.writers.setdefault(stream, epoch)
+            assert known == epoch, f"stream {stream} has two writers"
+            self.streams.setdefault(stream, [])
+
+    def _enter(self, entry: Entry, fact: TaskFact) -> None:
+        """Fold the fact of an entry, or set it aside until it can count."""
+        task = fact.task
+        self.kept.add(kept(fact))
+        if isinstance(fact, Submitted):
+            self._bear(fact, Birth(entry.hlc, entry.hlc, entry.stream, entry.seq))
+        elif task not in self.records:
+            self.early.setdefault(task, []).append(entry)
+        else:
+            self._fold(fact, entry.hlc)
+
+    def _bear(self, fact: Submitted, birth: Birth) -> None:
+        """Fold a submission, and what came before it and counts now."""
+        task = fact.task
+        joined = join_births(self.births.get(task), birth)
+        assert joined is not None
+        self.births[task] = joined
+        if task not in self.keys:
+            self.keys_given += 1
+            self.keys[task] = self.keys_given
+        self.sequence = max(self.sequence, highest_number((task,)))
+        self._fold(fact, birth.reborn)
+        for entry in self.early.pop(task, ()):
+            assert not isinstance(entry.fact, Floor)
+            self._fold(entry.fact, entry.hlc)
+
+    def _fold(self, fact: TaskFact, hlc: int) -> None:
+        task = fact.task
+        record = self.records[task] = apply(self.records.get(task), fact)
+        self.changed[task] = max(self.changed.get(task, 0), hlc)
+        if isinstance(fact, Finished | CancelAsked) and record.state.is_final:
+            self.ended.append((task, hlc))
+
+    def _join(self, effect: Join) -> None:
+        """Take a peer's rows in, and with the last ones its vector."""
+        head = effect.head
+        floors = _seqs(head.floor)
+        loose = self.loose.setdefault(head.hlc, set())
+        for row in effect.rows:
+            if row.record.spec is None or self._is_void(row.birth, row.changed):
                 continue
-            task = entry.fact.task
-            self.records[task] = apply(self.records.get(task), entry.fact)
-            self.kept.add(kept(entry.fact))
+            task = row.record.id
+            mine = self.records.get(task)
+            if mine and mine.spec and mine.spec.ord != row.record.spec.ord:
+                birth = self.births[task]
+                if birth.seq <= floors.get(birth.stream, 0):
+                    self._drop(task)  # The id is used again.
+            self._drop_early(task, floors)
+            for fact in facts_of(row.record):
+                loose.add(kept(fact))
+                if isinstance(fact, Submitted):
+                    self._bear(fact, row.birth)
+                else:
+                    self._fold(fact, row.changed)
+            self.changed[task] = max(self.changed[task], row.changed)
+        if effect.is_last:
+            self.kept |= self.loose.pop(head.hlc)
+            self._add_writers(head.epochs)
+            for stream, seq in head.vector:
+                self._begin_at(stream, seq)
+            self.hlc = max(self.hlc, head.hlc)
+            self._raise(head.floor)
+
+    def _begin_at(self, stream: StreamId, seq: int) -> None:
+        """Hold a stream up to here, without the entries, unless more is held."""
+        if seq > self.have(stream):
+            self.starts[stream] = seq
+            self.streams[stream] = []
+
+    def _raise(self, floor: Floor) -> None:
+        """Forget what is void from now on."""
+        self.floor = join_floors(self.floor, floor)
+        self._add_writers(tuple((mark.stream, mark.epoch) for mark in floor.marks))
+        floors = _seqs(self.floor)
+        for stream, seq in floors.items():
+            if seq > (start := self.starts.get(stream, 0)):
+                self._begin_at(stream, seq)
+                self.streams[stream] = self.streams[stream][max(0, seq - start) :]
+                self.starts[stream] = max(seq, self.starts.get(stream, 0))
+        horizon = self.floor.horizon
+        for task, birth in list(self.births.items()):
+            if self._is_void(birth, self.changed[task]):
+                self._drop(task)
+            elif birth.born <= horizon:
+                # Its turn comes with its latest submission, or with its last fact.
+                is_below = birth.seq <= floors.get(birth.stream, 0)
+                turn = self.changed[task] if is_below else birth.reborn
+                self.births[task] = birth._replace(born=max(turn, horizon + 1))
+        for task in list(self.early):
+            self._drop_early(task, floors)
+
+    def _is_void(self, birth: Birth, changed: int) -> bool:
+        floor = _seqs(self.floor).get(birth.stream, 0)
+        return birth.seq <= floor and changed <= self.floor.horizon
+
+    def _drop(self, task: TaskId) -> None:
+        record = self.records.pop(task)
+        del self.keys[task]
+        self.kept -= {kept(fact) for fact in facts_of(record)}
+        row = TaskRow(record, self.births.pop(task), self.changed.pop(task))
+        self.gone.append(row)
+
+    def _drop_early(self, task: TaskId, floors: Vector) -> None:
+        """Let go of what is below the floor, of a task that is not here."""
+        left = []
+        for entry in self.early.pop(task, ()):
+            if entry.seq > floors.get(entry.stream, 0):
+                left.append(entry)
+            else:
+                self.kept.discard(kept(entry.fact))
+        if left:
+            self.early[task] = left
 
     def _save(self, effect: Save) -> None:
         if effect.term is not None:
             self.term = effect.term
-            self.terms_seen.append(effect.term)
         if effect.epoch is not None:
             self.epoch = effect.epoch
         if effect.stream is not None:
@@ -170,23 +338,129 @@ class Disk:
 
     def live(self) -> tuple[TaskRecord, ...]:
         """Read the tasks that have an attempt without an end."""
-        return tuple(
-            record
-            for record in self.records.values()
-            if any(attempt.state.is_live for attempt in record.attempts)
-        )
+        return tuple(record for record in self.records.values() if _is_live(record))
 
     def entries_after(
-        self, vector: dict[StreamId, int], most: int
+        self, vector: Vector, most: int
     ) -> tuple[tuple[Entry, ...], tuple[tuple[StreamId, Epoch], ...], bool]:
         """Read entries beyond a vector, like the port of that name."""
         found: list[Entry] = []
-        for stream in sorted(self.streams):
-            found += self.streams[stream][vector.get(stream, 0) :]
+        # The oldest reign first: floors wait for what their writer held.
+        for stream in sorted(self.streams, key=lambda s: (self.writers[s], s)):
+            seen, start = vector.get(stream, 0), self.starts.get(stream, 0)
+            if seen >= start:
+                found += self.streams[stream][seen - start :]
         chunk = tuple(found[:most])
         streams = dict.fromkeys(entry.stream for entry in chunk)
         epochs = tuple((stream, self.writers[stream]) for stream in streams)
         return chunk, epochs, len(found) > most
+
+    def snapshot(self, vector: Vector, cursor: Cursor | None) -> Snapshot | None:
+        """Read the next part of a snapshot; None if entries serve better."""
+        head = None
+        if cursor is None:
+            head = self._head()
+            if not self._is_wanted(vector, head):
+                return None
+            cursor = Cursor(head.hlc, 0)
+        left = [(key, task) for task, key in self.keys.items() if key > cursor.key]
+        rows = tuple(
+            TaskRow(self.records[task], self.births[task], self.changed[task])
+            for _, task in left[:PART_ROWS]
+        )
+        key = left[len(rows) - 1][0] if rows else cursor.key
+        more = len(left) > len(rows)
+        return Snapshot(
+            rows=rows, cursor=Cursor(cursor.series, key), more=more, head=head
+        )
+
+    def _head(self) -> SnapshotHead:
+        """Return what the rows stand for: all entries but those that cannot count."""
+        waiting: Vector = {}
+        for some in self.early.values():
+            for entry in some:
+                first = waiting.get(entry.stream, entry.seq)
+                waiting[entry.stream] = min(first, entry.seq)
+        return SnapshotHead(
+            vector=tuple(
+                (stream, min(have, waiting.get(stream, have + 1) - 1))
+                for stream, have in self.vector()
+            ),
+            epochs=tuple(sorted(self.writers.items())),
+            floor=self.floor,
+            hlc=self.hlc,
+        )
+
+    def _is_wanted(self, vector: Vector, head: SnapshotHead) -> bool:
+        lag = 0
+        for stream, have in head.vector:
+            seen = vector.get(stream, 0)
+            if seen < self.starts.get(stream, 0):
+                return True
+            lag += max(0, have - seen)
+        return lag > max(LAG_ENTRIES, 2 * len(self.records))
+
+    def plan(self, before_hlc: int, tasks_max: int) -> FloorPlanned:
+        """Find the next step of the floor, like the port of that name."""
+        floors, horizon, latest, is_over = _seqs(self.floor), 0, 0, True
+        last: Vector = {}
+        carried: list[TaskRecord] = []
+        until = 1 << 62
+        surplus = sum(map(_is_ended, self.records.values())) - tasks_max
+        order = sorted((birth.born, task) for task, birth in self.births.items())
+        for passed, (born, task) in enumerate(order):
+            record, birth = self.records[task], self.births[task]
+            changed, is_ended = self.changed[task], _is_ended(record)
+            is_old = surplus > 0 or (changed if is_ended else born) < before_hlc
+            if born > horizon and (not is_old or passed >= STEP_TASKS):
+                is_over = not is_old
+                until = born - 1
+                break
+            is_passed = birth.reborn <= max(born, horizon) and is_old
+            if is_ended and (is_passed or birth.seq <= floors.get(birth.stream, 0)):
+                surplus -= 1
+                latest = max(latest, changed)
+            else:
+                carried.append(record)
+            horizon = max(horizon, born)
+            if birth.reborn == born:
+                last[birth.stream] = max(last.get(birth.stream, 0), birth.seq)
+        if not horizon:
+            return FloorPlanned(None)
+        horizon = max(horizon, min(latest, until))
+        marks = self._marks(horizon, last)
+        return FloorPlanned(Floor(horizon, marks), tuple(carried), not is_over)
+
+    def _marks(self, horizon: int, last: Vector) -> tuple[Mark, ...]:
+        """Return for each stream the last entry up to the horizon."""
+        floors = _seqs(self.floor)
+        marks = []
+        for stream in sorted(self.streams):
+            floor = max(floors.get(stream, 0), last.get(stream, 0))
+            start = self.starts.get(stream, 0)
+            seq = max(floor, start)
+            for entry in self.streams[stream][seq - start :]:
+                if entry.hlc > horizon:
+                    break
+                seq = entry.seq
+            if seq == start > floor:
+                seq = floor  # The log begins later; nothing more is known of before.
+            if seq:
+                marks.append(Mark(stream, seq, self.writers[stream]))
+        return tuple(marks)
+
+
+def _seqs(floor: Floor) -> Vector:
+    return {mark.stream: mark.seq for mark in floor.marks}
+
+
+def _is_ended(record: TaskRecord) -> bool:
+    return record.state.is_final and not _is_live(record)
+
+
+def _is_live(record: TaskRecord) -> bool:
+    """Whether the latest attempt has no end."""
+    return bool(record.attempts) and record.attempts[-1].state.is_live
 
 
 def kept(fact: Fact) -> Kept:

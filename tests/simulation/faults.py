@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 from octaskly.core.model import Limits, NodeId, TaskId
@@ -25,6 +25,8 @@ NARROW = Limits(
     window_tasks=20, load_tasks=10, entries_bytes=2000, tail_entries=30, prefetch=4
 )
 """So that what bounds memory is reached by the few tasks of a world."""
+FORGETFUL = 0.3  #: share of worlds that forget tasks after a few seconds
+AWAY_S = 4.0  #: without a node, where nothing is forgotten
 KEYED = 0.05  #: share of requests that repeat an earlier one
 
 
@@ -76,6 +78,14 @@ def crash_stalled(world: World, profile: Profile) -> None:
         machine.stall_s = world.time_s + 1.5
         _later(world, world.random.uniform(0.1, 1.4), partial(world.crash, node))
         _restart(world, profile, node, after_s=1.5)
+
+
+def take_away(world: World, profile: Profile) -> None:
+    """Keep a node away until its tasks are forgotten elsewhere."""
+    node = _any(world)
+    world.crash(node)
+    away_s = world.timing.retention_s if is_forgetful(world) else AWAY_S
+    _restart(world, profile, node, after_s=away_s + world.random.uniform(0.0, 3.0))
 
 
 def split(world: World, profile: Profile) -> None:
@@ -139,6 +149,7 @@ def move_clock(world: World, _profile: Profile) -> None:
     """Let a wall clock jump by up to a day."""
     skew_ms = world.random.choice((-86_400_000, -5000, 5000, 86_400_000))
     world.machines[_any(world)].wall_skew_ms = skew_ms
+    world.is_skewed = True
 
 
 def stall_disk(world: World, _profile: Profile) -> None:
@@ -199,11 +210,24 @@ KINDS: tuple[Callable[[World, Profile], None], ...] = (
     stop_one,
     restore_backup,
     lose_disk,
+    take_away,
 )
 PAIRWISE = (split, cut_one, mute_one, reset_links)  #: these need two machines
 
 
-def draw_profile(world: World) -> Profile:
+def forget_soon(world: World) -> None:
+    """Let tasks that ended be kept for some seconds only."""
+    world.timing = replace(
+        world.timing, retention_s=world.random.choice((1.0, 2.0, 4.0)), floor_s=0.5
+    )
+
+
+def is_forgetful(world: World) -> bool:
+    """Whether tasks are forgotten while the world runs."""
+    return world.timing.retention_s < QUIET_S
+
+
+def draw_profile(world: World, *, is_forgetting: bool = False) -> Profile:
     """Return the profile of a seed; some kinds do not happen at all in it."""
     draw = world.random
     weights = tuple(
@@ -219,6 +243,8 @@ def draw_profile(world: World) -> Profile:
     world.is_strict = draw.random() < STRICT
     world.network.repeats = draw.choice((0.0, 0.0, 0.3))
     world.duration_s = draw.choice(((0.01, 0.1), (0.05, 1.0), (0.5, 2.0)))
+    if is_forgetting or draw.random() < FORGETFUL:
+        forget_soon(world)
     is_brief = world.duration_s[1] < 1.0
     gap_s = draw.choice((0.5, 1.5, 4.0))
     return Profile(
@@ -286,7 +312,7 @@ def calm(world: World) -> None:
             break  # What is quiet for a moment only is not at rest.
 
 
-def run_seed(seed: int) -> World:
+def run_seed(seed: int, *, is_forgetting: bool = False) -> World:
     """Torment one world, check everything, and return it.
 
     Raises:
@@ -294,11 +320,16 @@ def run_seed(seed: int) -> World:
     """
     world = World(seed, nodes=SIZES[seed % len(SIZES)])
     Watch(world)
-    torment(world, draw_profile(world))
+    torment(world, draw_profile(world, is_forgetting=is_forgetting))
     calm(world)
     for check in FINAL:
         check(world)
     return world
+
+
+def run_forgetful(seed: int) -> World:
+    """Torment a world that forgets what ended some seconds ago."""
+    return run_seed(seed, is_forgetting=True)
 
 
 def run_quiet(seed: int) -> World:

@@ -15,7 +15,7 @@ import pytest
 from octaskly.core import replication
 from octaskly.core.adoption import Adoption
 from octaskly.core.dispatch import Dispatch
-from octaskly.core.effects import Append, Effect, Save, Send
+from octaskly.core.effects import Append, Effect, Join, Save, Send
 from octaskly.core.election import Election
 from octaskly.core.events import Event, Persisted, Saved
 from octaskly.core.exchange import Exchange
@@ -39,7 +39,12 @@ from octaskly.core.results import KeptResult, KeptResults
 from octaskly.core.standby import Standby
 from octaskly.core.worker import Worker
 from tests.simulation.disk import Disk
-from tests.simulation.faults import run_hand_over, run_same_names, run_seed
+from tests.simulation.faults import (
+    run_forgetful,
+    run_hand_over,
+    run_same_names,
+    run_seed,
+)
 
 FAR = 1 << 62  #: a number that no append reaches
 Plant = Callable[[pytest.MonkeyPatch], None]
@@ -50,14 +55,7 @@ def volatile_term(patch: pytest.MonkeyPatch) -> None:
     saved = Disk.saved
 
     def forgetful(self: Disk) -> Saved:
-        true = saved(self)
-        return Saved(
-            vector=true.vector,
-            hlc=true.hlc,
-            sequence=true.sequence,
-            reports=true.reports,
-            peers=true.peers,
-        )
+        return replace(saved(self), term=0, epoch=NO_EPOCH)
 
     patch.setattr(Disk, "saved", forgetful)
 
@@ -326,6 +324,27 @@ def deposed_dispatchers_are_acknowledged(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Inbound, "_on_repl", trusting)
 
 
+def vector_moves_before_the_last_part(patch: pytest.MonkeyPatch) -> None:
+    """A snapshot counts as whole from its first part on."""
+    real = Journal.join
+
+    def hasty(self: Journal, rows: Any, head: Any, *, is_last: bool) -> Join:
+        del is_last
+        return real(self, rows, head, is_last=True)
+
+    patch.setattr(Journal, "join", hasty)
+
+
+def floor_without_the_carried(patch: pytest.MonkeyPatch) -> None:
+    """Tasks that still wait below the floor are not written again."""
+    patch.setattr("octaskly.core.retention.facts_of", lambda _: [])
+
+
+def worker_copies_are_written_again(patch: pytest.MonkeyPatch) -> None:
+    """A late result brings a task back that is gone."""
+    patch.setattr(Journal, "is_void", lambda *_: False)
+
+
 Hunt = Callable[[int], object]
 MUTANTS: tuple[tuple[Plant, Hunt], ...] = (
     (volatile_term, run_seed),
@@ -350,5 +369,8 @@ MUTANTS: tuple[tuple[Plant, Hunt], ...] = (
     (standbys_are_counted_unheard, run_seed),
     (joining_standbys_count, run_seed),
     (deposed_dispatchers_are_acknowledged, run_seed),
+    (vector_moves_before_the_last_part, run_forgetful),
+    (floor_without_the_carried, run_forgetful),
+    (worker_copies_are_written_again, run_forgetful),
 )
 """Each with the world in which it shows."""

@@ -21,9 +21,11 @@ from octaskly.core.effects import (
     Dial,
     Disconnect,
     Effect,
+    Join,
     Load,
     LoadLive,
     Note,
+    PlanFloor,
     Remember,
     Reply,
     Save,
@@ -50,7 +52,8 @@ from octaskly.core.events import (
     Woke,
 )
 from octaskly.core.facts import CancelAsked, Finished, Submitted
-from octaskly.core.messages import Entries, Message, Report, Results, ResultsOk
+from octaskly.core.merge import TaskRow
+from octaskly.core.messages import Cursor, Entries, Message, Report, Results, ResultsOk
 from octaskly.core.model import (
     Address,
     AttemptId,
@@ -65,6 +68,7 @@ from octaskly.core.model import (
     TaskId,
     TaskSpec,
     Timing,
+    Vector,
     name_of,
 )
 from octaskly.core.node import Node
@@ -160,9 +164,15 @@ class World:
         self.died: set[NodeId] = set()  #: machines whose process ended unasked
         self.restored: set[NodeId] = set()  #: machines that lost part of their disk
         self.reported: dict[tuple[TaskId, AttemptId], AttemptState] = {}
+        self.ended: dict[TaskId, int] = {}
+        """When a task first had come to its end on a disk, as a hybrid timestamp."""
+        self.forgotten: dict[TaskId, TaskRow] = {}  #: as a disk held it last
+        self.is_skewed = False  #: a wall clock was moved, so ages mean little
+        self.snapshots = 0  #: that came to their end
         self.is_calm = False  #: no fault happens any more
         self.steps = 0
         self.watchers: list[Callable[[Machine, Event, list[Effect]], None]] = []
+        self.gone_watchers: list[Callable[[Machine, TaskRow], None]] = []
         self.answer_watchers: list[Callable[[Machine, Reply, float], None]] = []
         self._queue: list[tuple[float, int, Callable[[], None]]] = []
         self._order = 0
@@ -346,7 +356,7 @@ class World:
         )
         if self._is_traced:
             self._record(machine, event, effects)
-        numbers = [e.number for e in effects if isinstance(e, Append | Save)]
+        numbers = [e.number for e in effects if isinstance(e, Append | Join | Save)]
         assert numbers == sorted(numbers), f"appends out of order: {numbers}"
         for effect in effects:
             # As in the agent, a node that has stopped performs nothing more.
@@ -380,11 +390,8 @@ class World:
 
     def _perform(self, machine: Machine, node: Node, effect: Effect) -> None:
         match effect:
-            case Append():
-                machine.disk.append(effect)
-                self._commit_soon(machine)
-            case Save():
-                machine.disk.save(effect)
+            case Append() | Join() | Save():
+                self._write(machine.disk, effect)
                 self._commit_soon(machine)
             case Send(peer, messages):
                 self.network.send(machine.id, peer, messages)
@@ -404,6 +411,16 @@ class World:
             case _:
                 self._perform_store(machine, effect)
 
+    def _write(self, disk: Disk, effect: Append | Join | Save) -> None:
+        match effect:
+            case Append():
+                disk.append(effect)
+            case Join():
+                disk.join(effect)
+                self.snapshots += effect.is_last
+            case Save():
+                disk.save(effect)
+
     def _perform_store(self, machine: Machine, effect: Effect) -> None:
         disk = machine.disk
         match effect:
@@ -411,11 +428,11 @@ class World:
                 # Nobody here lies, but old frames that come again may look like it.
                 assert effect.event != "peer refused" or self.network.repeats, effect
                 machine.notes.append((self.time_s, effect))
-            case ServePull(peer, vector):
+            case ServePull(peer, vector, cursor):
                 self.later(
                     machine,
                     self.random.uniform(0.001, 0.01),
-                    lambda: self._serve(machine, peer, dict(vector)),
+                    lambda: self._serve(machine, peer, dict(vector), cursor),
                 )
             case Load(after_ord, limit):
                 self.later(
@@ -428,6 +445,12 @@ class World:
                     machine,
                     self.random.uniform(0.001, 0.01),
                     lambda: self.feed(machine, LiveLoaded(disk.live())),
+                )
+            case PlanFloor(before_hlc, tasks_max):
+                self.later(
+                    machine,
+                    self.random.uniform(0.001, 0.01),
+                    lambda: self.feed(machine, disk.plan(before_hlc, tasks_max)),
                 )
             case Unspool(items):
                 disk.forget(items)
@@ -476,14 +499,32 @@ class World:
             return
         machine.is_committing = False
         number = machine.disk.commit(max(count, 1))
+        self._note_ends(machine)
         if number is not None:
             self.feed(machine, Persisted(number))
         if machine.life == life and machine.disk.waiting:
             self._commit_soon(machine)
 
-    def _serve(self, machine: Machine, peer: NodeId, vector: dict[int, int]) -> None:
+    def _note_ends(self, machine: Machine) -> None:
+        """Take away what a disk says of tasks that ended, and that it forgot."""
         disk = machine.disk
-        entries, epochs, more = disk.entries_after(vector, CHUNK)  # type: ignore[arg-type]
+        for task, hlc in disk.ended:
+            self.ended[task] = min(hlc, self.ended.get(task, hlc))
+        for row in disk.gone:
+            for watch in self.gone_watchers:
+                watch(machine, row)
+            self.forgotten[row.record.id] = row
+        disk.ended, disk.gone = [], []
+
+    def _serve(
+        self, machine: Machine, peer: NodeId, vector: Vector, cursor: Cursor | None
+    ) -> None:
+        disk = machine.disk
+        snapshot = disk.snapshot(vector, cursor)
+        if snapshot is not None:
+            self.network.send(machine.id, peer, (snapshot,))
+            return
+        entries, epochs, more = disk.entries_after(vector, CHUNK)
         message = Entries(entries, epochs, more, disk.vector())
         self.network.send(machine.id, peer, (message,))
 
@@ -639,7 +680,9 @@ class World:
 
     def _promise(self, key: Kept) -> None:
         """Note which disks hold what somebody relies on from now on."""
-        if key not in self.promises:
+        # Of a task that is gone a late result is void as soon as it is there.
+        is_late = key[0] is Finished and key[1] in self.forgotten
+        if key not in self.promises and not is_late:
             holders = {m.id for m in self.machines.values() if key in m.disk.kept}
             assert holders, f"{key} was confirmed, and is on no disk"
             self.promises[key] = holders
