@@ -58,7 +58,7 @@ def _head(db: sqlite3.Connection) -> SnapshotHead:
     waiting = dict(
         db.execute(
             "SELECT stream, min(seq) FROM orphans JOIN streams USING (stream)"
-            " WHERE seq > floor_seq GROUP BY stream"
+            " WHERE seq > max(floor_seq, base_seq) GROUP BY stream"
         )
     )
     streams = db.execute("SELECT stream, term, node FROM streams ORDER BY stream")

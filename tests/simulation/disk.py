@@ -379,6 +379,8 @@ class Disk:
         waiting: Vector = {}
         for some in self.early.values():
             for entry in some:
+                if entry.seq <= self.starts.get(entry.stream, 0):
+                    continue
                 first = waiting.get(entry.stream, entry.seq)
                 waiting[entry.stream] = min(first, entry.seq)
         return SnapshotHead(
