@@ -24,7 +24,7 @@ from tests.agents import Agent, request, running, start, until_nodes
 NODES = 4
 TAKEOVER_S = 2.0
 DRAIN_S = 300.0  #: for the queue to be worked off after the last kill
-JOIN_S = 300.0
+JOIN_S = 180.0  #: of a join that clients are measured beside; a million takes longer
 PAUSE_S = 0.02
 ACCEPT_MS = 50.0
 MEMORY_MB = 300.0
@@ -149,7 +149,8 @@ def million(folder: Path, *, quick: bool) -> Iterator[Row]:
             standby.process.kill()
             standby.process.wait()
         head.process.kill()
-    yield "a standby joins, from its start to level", f"{joined_s:.1f} s", "", "", ""
+    joined = f"{joined_s:.1f} s" if joined_s < JOIN_S else f"> {JOIN_S:.0f} s"
+    yield "a standby joins, from its start to level", joined, "", "", ""
     samples.sort()
     p99 = samples[int(len(samples) * 0.99)]
     name = f"accept meanwhile, p99 of {len(samples)}"
@@ -159,16 +160,13 @@ def million(folder: Path, *, quick: bool) -> Iterator[Row]:
 
 
 def _accept_ms(agent: Agent, clients: _Clients) -> list[float]:
-    """Submit one task after the other until a standby is level."""
+    """Submit one task after the other until a standby is level, or for `JOIN_S`."""
     samples = []
     deadline_s = time.perf_counter() + JOIN_S
     copies = 1
-    while copies == 1:
+    while copies == 1 and time.perf_counter() < deadline_s:
         time.sleep(PAUSE_S)
         began_s = time.perf_counter()
         copies = clients.replicas(agent)
-        now_s = time.perf_counter()
-        samples.append((now_s - began_s) * 1000)
-        if now_s > deadline_s:
-            raise RuntimeError(f"the standby has not joined within {JOIN_S} s")
+        samples.append((time.perf_counter() - began_s) * 1000)
     return samples
