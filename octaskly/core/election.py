@@ -22,7 +22,7 @@ from octaskly.core.messages import (
     Transfer,
 )
 from octaskly.core.model import Epoch, Moment, NodeId
-from octaskly.core.phases import Phase, Phases, Reign
+from octaskly.core.phases import PLAIN_BEATS, Phase, Phases, Reign
 from octaskly.core.succession import beats, covers, log_size
 from octaskly.core.suspicion import Suspicion, Verdict
 
@@ -151,6 +151,7 @@ class Election(Phases):
         view = self._members.peers.get(dispatcher)
         heard_s = self.awake_s if view is None else max(view.frame_s, self.awake_s)
         silence_s = self._timing.silence_s * self.patience.factor(now)
+        silence_s *= PLAIN_BEATS if self.is_plain else 1
         if view is not None and now.mono_s - heard_s < silence_s:
             return []
         self.attachment = None
@@ -206,9 +207,7 @@ class Election(Phases):
             return []
         self._beat_s = now.mono_s + self._timing.heartbeat_s
         beat = Heartbeat(reign.epoch, now.mono_s)
-        effects: list[Effect] = [
-            Send(peer, (beat,)) for peer, _ in self._members.followers(reign.epoch)
-        ]
+        effects: list[Effect] = [Send(node, (beat,)) for node in self._beaten(reign)]
         if now.mono_s >= self._reclaim_s:
             self._reclaim_s = now.mono_s + self._timing.claim_wait_s
             effects += self._proclaim(reign, now, min_age_s=self._timing.claim_wait_s)

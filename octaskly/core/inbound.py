@@ -175,8 +175,11 @@ class Inbound:
         if not is_own or len(roster.members) > machines.settings.limits.peers:
             return []
         machines.registry.learn(roster)
-        if machines.registry.role_of(self._me) is not Role.STANDBY:
+        is_standby = machines.registry.role_of(self._me) is Role.STANDBY
+        if not is_standby:
             machines.standby.fall_behind()
+        crowd = machines.settings.limits.full_mesh_peers
+        election.is_plain = not is_standby and len(roster.members) > crowd
         election.successors = tuple(
             member.id
             for member in roster.members

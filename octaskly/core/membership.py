@@ -52,6 +52,7 @@ class PeerView:
     health: HeartbeatOk | None = None
     follows: Epoch | None = None  #: the reign of this node that it confirmed
     has_roster: bool = False  #: it was sent the roster of that reign
+    is_standby: bool = False  #: it keeps copies of this node's reign
     is_worker: bool = False  #: it has told what it runs, so it can be given work
     streamed: tuple[Epoch, int] = (NO_EPOCH, 0)  #: the last number that it streamed
     told: list[Reattach] = field(default_factory=list)  #: parts, until the last
@@ -136,6 +137,12 @@ class Membership:
         self.changes += 1
         self._due_s = None
 
+    def note_standby(self, node: NodeId, *, is_standby: bool) -> None:
+        """A follower keeps copies from now on, or no more."""
+        if node in self.peers:
+            self.peers[node].is_standby = is_standby
+        self.changed()
+
     # Links
 
     def on_peer_up(self, event: PeerUp, now: Moment) -> list[Effect]:
@@ -193,7 +200,7 @@ class Membership:
         view = self.peers[peer]
         if view.follows != epoch:
             view.follows = epoch
-            view.has_roster = False
+            view.has_roster = view.is_standby = False
             view.told.clear()
         view.dispatcher = self._me
         view.vector = dict(vector)

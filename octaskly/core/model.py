@@ -249,7 +249,7 @@ class Timing:
     seek_jitter_s: float = 0.4
     meet_s: float = 3.0  #: SEEK lasts so much longer while the first dials run
     claim_wait_s: float = 1.0  #: how long the best-ranked peer may take to claim
-    heartbeat_s: float = 0.3  #: dispatcher to every follower
+    heartbeat_s: float = 0.3  #: dispatcher to followers; in a crowd to standbys only
     silence_s: float = 1.2  #: 4 heartbeats: then a peer is suspected
     probe_s: float = 0.3  #: direct and indirect probe, each
     fresh_s: float = 1.0  #: a frame younger than this clears a suspicion

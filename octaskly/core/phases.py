@@ -36,6 +36,8 @@ from octaskly.core.succession import (
 )
 from octaskly.core.suspicion import Patience, Suspicion
 
+PLAIN_BEATS = 3  #: in a crowd, a plain worker gets each third heartbeat
+
 
 class Phase(Enum):
     """Where a node stands in the mesh."""
@@ -85,6 +87,9 @@ class Phases:
         self.is_disk_failing = False  #: so a claim would never be durable
         self.failover: Failover | None = None  #: how this node took over last
         self.deposed: NodeId | None = None  #: the dispatcher before this reign
+        self.is_plain = False  #: one worker of many: its dispatcher beats it less often
+        self._beats = 0
+        self._crowd = settings.limits.full_mesh_peers
         self.was_silent = False  #: it was lost by silence, so it may be at work
         self._lost_s: float | None = None  #: last sign of a dispatcher that is missed
         self._reason = ""  #: of the last claim
@@ -179,7 +184,7 @@ class Phases:
         had_role = self.reign is not None or self.phase is Phase.YIELDING
         self._enter(Phase.FOLLOWER, now)
         self._lost_s = self.deposed = None
-        self.was_silent = False
+        self.was_silent = self.is_plain = False
         if had_role and not covers(dict(vector), self._journal.vector_items()):
             self.phase = Phase.YIELDING
         self.dispatcher = peer
@@ -309,6 +314,13 @@ class Phases:
             if self._members.peers[peer].follows != reign.epoch
             and now.mono_s - self._members.peers[peer].up_s >= min_age_s
         ]
+
+    def _beaten(self, reign: Reign) -> list[NodeId]:
+        """Return whom to send this heartbeat: in a crowd, plain workers get few."""
+        self._beats += 1
+        followers = list(self._members.followers(reign.epoch))
+        is_all = len(followers) < self._crowd or self._beats % PLAIN_BEATS == 0
+        return [node for node, view in followers if is_all or view.is_standby]
 
     def _claim_message(self, reign: Reign) -> Claim:
         return Claim(reign.epoch, reign.stream, self._journal.vector_items())

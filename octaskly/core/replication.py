@@ -376,7 +376,7 @@ class Replication:
 
     def _enlist(self, node: NodeId, now: Moment) -> list[Effect]:
         copy = self._copies[node] = _Copy(now.mono_s)
-        self.members.changed()
+        self.members.note_standby(node, is_standby=True)
         return self._bring_level(node, copy, now) or self._serve(node, now)
 
     def _bring_level(self, node: NodeId, copy: _Copy, now: Moment) -> list[Effect]:
@@ -394,6 +394,6 @@ class Replication:
     def _drop(self, node: NodeId, since_s: float) -> None:
         """Count on a standby no more; `since_s` is when it was last of use."""
         del self._copies[node]
-        self.members.changed()
+        self.members.note_standby(node, is_standby=False)
         if self._bare_s is None and not self.is_level:
             self._bare_s = since_s

@@ -518,3 +518,20 @@ def test_a_vector_covers_another_only_in_every_stream() -> None:
 
     assert covers(mine, [(StreamId(1), 5), (StreamId(2), 0)])
     assert not covers(mine, [(StreamId(1), 5), (StreamId(2), 1)])
+
+
+def test_in_a_crowd_plain_workers_get_each_third_heartbeat() -> None:
+    """Only standbys need to notice at once that a dispatcher is gone."""
+    world = Harness()
+    world.reign(0.7)
+    reign = world.election.reign
+    assert reign is not None
+    nodes = [NodeId(f"1{number:015d}") for number in range(20)]
+    for node in nodes:
+        world.meet(node, 1.0)
+        world.members.confirm(node, reign.epoch, ())
+    world.members.note_standby(nodes[3], is_standby=True)
+
+    beaten = [world.election._beaten(reign) for _ in range(3)]
+
+    assert sorted(map(len, beaten)) == [1, 1, 20]
