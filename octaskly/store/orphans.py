@@ -9,7 +9,7 @@ import sqlite3
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
-from octaskly.core.facts import TaskFact
+from octaskly.core.facts import Floor, TaskFact
 from octaskly.core.model import StreamId, TaskId
 from octaskly.ports import Packer
 from octaskly.store import bulk, rows
@@ -51,7 +51,8 @@ class Orphans:
                 some,
             ).fetchall():
                 fact = self._packer.unpack_entry(stream, seq, hlc, body).fact
-                yield Early(stream, seq, hlc, fact, output, is_held=True)  # type: ignore[arg-type]
+                assert not isinstance(fact, Floor), "a floor waits for no task"
+                yield Early(stream, seq, hlc, fact, output, is_held=True)
 
     def write(self, held: Iterable[Early], counted: Iterable[Early]) -> None:
         """Hold what cannot count yet, let go of what does now."""
