@@ -6,10 +6,7 @@ control socket, SIGCHLD wakes it for what ended, pipes are watched only for task
 live longer than a moment. When the control socket ends, the agent is gone, and every
 tree is killed.
 
-Frames on the control socket: 4 bytes of length, big-endian, then a msgpack list of
-messages, each a list. To the launcher: `run` key task attempt command timeout_s; `stop`
-key; `close`. From it: `alive` key pid; `back` key; `lost` key reason; `end` key and
-what `outcome.outcome_of_end` reads.
+What comes and goes on the control socket is told in `frames`.
 """
 
 from __future__ import annotations
@@ -18,11 +15,9 @@ import os
 import select
 import signal
 import socket
-import struct
 import sys
 import time
 from collections import deque
-from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 
@@ -31,10 +26,9 @@ if __name__ == "__main__":
     # names them. The script's own folder would make its modules top-level.
     sys.path[:] = [*sys.argv[3:], *sys.path[1:]]
 
-import msgpack
-
 from octaskly.runner.cgroup import Group, SlotGroups
 from octaskly.runner.child import Child, Order, Pad, Refused, refused_end
+from octaskly.runner.frames import Inbox, decode_settings, pack_results
 from octaskly.runner.kin import Kin
 from octaskly.runner.tree import become_subreaper
 
@@ -43,59 +37,9 @@ WAIT_MAX_S = 0.05  #: an order that has not started by then is given back
 HOLD_MAX_S = 0.015  #: results wait so long for others while there is more to start
 HOLD_WAITING_MIN = 2  #: fewer orders than this wait: the pool must hear of results
 OUTBOX_BYTES_MAX = 16 << 20  #: nothing is started while so much is unsent
-FRAME_BYTES_SOFT = 1 << 20
 RECEIVE_BYTES = 1 << 18
 KILL_AGAIN_S = 0.02
 KILL_GIVE_UP_S = 5.0  #: a process in the kernel for so long is reported, not awaited
-
-NAMES = "surrogateescape"  #: in settings, as names of files may be any bytes
-_LENGTH = struct.Struct(">I")
-
-
-def pack(messages: list[list[object]]) -> bytes:
-    """Return one frame."""
-    body: bytes = msgpack.packb(messages)
-    return _LENGTH.pack(len(body)) + body
-
-
-def pack_results(results: list[list[object]]) -> bytes:
-    """Return results as one frame, or as one each when they are large."""
-    size = sum(len(part) for end in results for part in end if type(part) is bytes)
-    if size < FRAME_BYTES_SOFT:
-        return pack(results)
-    return b"".join(pack([end]) for end in results)
-
-
-def encode_settings(settings: Mapping[str, object]) -> str:
-    """Return settings as one word of a command line."""
-    return bytes(msgpack.packb(dict(settings), unicode_errors=NAMES)).hex()
-
-
-def msgpack_folder() -> str:
-    """Return the folder that a launcher needs on its path besides this package's."""
-    return str(Path(msgpack.__file__).parent.parent)
-
-
-class Inbox:
-    """Cuts a byte stream into frames."""
-
-    __slots__ = ("_buffer",)
-
-    def __init__(self) -> None:
-        self._buffer = bytearray()
-
-    def feed(self, data: bytes) -> list[list[object]]:
-        """Take bytes; return the messages that are complete."""
-        buffer = self._buffer
-        buffer += data
-        messages: list[list[object]] = []
-        while len(buffer) >= _LENGTH.size:
-            end = _LENGTH.size + _LENGTH.unpack_from(buffer)[0]
-            if len(buffer) < end:
-                break
-            messages.extend(msgpack.unpackb(bytes(buffer[_LENGTH.size : end])))
-            del buffer[:end]
-        return messages
 
 
 class Launcher:
@@ -383,15 +327,14 @@ class Launcher:
 
 
 def main() -> None:
-    """Run as `launcher.py CONTROL_FD SETTINGS FOLDER...`; settings are msgpack, hex."""
+    """Run as `launcher.py CONTROL_FD SETTINGS FOLDER...`; see `frames` for settings."""
     control = socket.socket(fileno=int(sys.argv[1]))
     control.set_inheritable(False)
     # What the agent inherited from its own parent is nothing for tasks either.
     names = os.listdir("/proc/self/fd")  # noqa: PTH208 - names are enough
     os.closerange(control.fileno() + 1, max(map(int, names)) + 1)
     become_subreaper()
-    words = bytes.fromhex(sys.argv[2])
-    Launcher(control, msgpack.unpackb(words, unicode_errors=NAMES)).run()
+    Launcher(control, decode_settings(sys.argv[2])).run()
 
 
 if __name__ == "__main__":

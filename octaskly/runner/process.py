@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import octaskly
-from octaskly.runner import launcher
+from octaskly.runner import frames, launcher
 from octaskly.runner.child import RESET_SIGNALS
 
 CONTROL_FD = 3
@@ -37,7 +37,7 @@ def task_environment(environ: Mapping[str, str]) -> dict[str, str]:
 
 def _import_folders() -> list[str]:
     package = Path(octaskly.__file__).resolve().parent.parent
-    return [str(package), str(launcher.msgpack_folder())]
+    return [str(package), frames.msgpack_folder()]
 
 
 class LauncherProcess:
@@ -67,14 +67,14 @@ class LauncherProcess:
         self._loop = asyncio.get_running_loop()
         self._on_messages = on_messages
         self._on_exit = on_exit
-        self._inbox = launcher.Inbox()
+        self._inbox = frames.Inbox()
         self._outbox = bytearray()
         self._control, theirs = socket.socketpair()
         self._control.settimeout(0)
         words = [
             *prefix,
             *(sys.executable, "-I", "-S", launcher.__file__),
-            *(str(CONTROL_FD), launcher.encode_settings(settings)),
+            *(str(CONTROL_FD), frames.encode_settings(settings)),
             *_import_folders(),
         ]
         null_fd = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
@@ -106,7 +106,7 @@ class LauncherProcess:
 
     def send(self, messages: list[Message]) -> None:
         """Send at once, or as soon as the socket takes it."""
-        self._outbox += launcher.pack(messages)
+        self._outbox += frames.pack(messages)
         self._flush()
 
     def _flush(self) -> None:

@@ -1,0 +1,75 @@
+"""What agent and launcher say to each other, as bytes.
+
+Frames on the control socket: 4 bytes of length, big-endian, then a msgpack list of
+messages, each a list. To the launcher: `run` key task attempt command timeout_s; `stop`
+key; `close`. From it: `alive` key pid; `back` key; `lost` key reason; `end` key and
+what `outcome.outcome_of_end` reads.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import msgpack
+
+FRAME_BYTES_SOFT = 1 << 20
+
+NAMES = "surrogateescape"  #: in settings, as names of files may be any bytes
+_LENGTH = struct.Struct(">I")
+
+
+def pack(messages: list[list[object]]) -> bytes:
+    """Return one frame."""
+    body: bytes = msgpack.packb(messages)
+    return _LENGTH.pack(len(body)) + body
+
+
+def pack_results(results: list[list[object]]) -> bytes:
+    """Return results as one frame, or as one each when they are large."""
+    size = sum(len(part) for end in results for part in end if type(part) is bytes)
+    if size < FRAME_BYTES_SOFT:
+        return pack(results)
+    return b"".join(pack([end]) for end in results)
+
+
+def encode_settings(settings: Mapping[str, object]) -> str:
+    """Return settings as one word of a command line."""
+    return bytes(msgpack.packb(dict(settings), unicode_errors=NAMES)).hex()
+
+
+def decode_settings(word: str) -> dict[str, Any]:
+    """Reverse `encode_settings`."""
+    settings: dict[str, Any] = msgpack.unpackb(
+        bytes.fromhex(word), unicode_errors=NAMES
+    )
+    return settings
+
+
+def msgpack_folder() -> str:
+    """Return the folder that a launcher needs on its path besides this package's."""
+    return str(Path(msgpack.__file__).parent.parent)
+
+
+class Inbox:
+    """Cuts a byte stream into frames."""
+
+    __slots__ = ("_buffer",)
+
+    def __init__(self) -> None:
+        self._buffer = bytearray()
+
+    def feed(self, data: bytes) -> list[list[object]]:
+        """Take bytes; return the messages that are complete."""
+        buffer = self._buffer
+        buffer += data
+        messages: list[list[object]] = []
+        while len(buffer) >= _LENGTH.size:
+            end = _LENGTH.size + _LENGTH.unpack_from(buffer)[0]
+            if len(buffer) < end:
+                break
+            messages.extend(msgpack.unpackb(bytes(buffer[_LENGTH.size : end])))
+            del buffer[:end]
+        return messages
