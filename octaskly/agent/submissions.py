@@ -16,6 +16,7 @@ from octaskly.agent.clock import SystemClock
 from octaskly.agent.tickets import Tickets
 from octaskly.core import effects as ef
 from octaskly.core import events as ev
+from octaskly.core.acceptance import is_asked_by
 from octaskly.core.merge import TaskRecord
 from octaskly.core.model import TaskId
 from octaskly.errors import NotDispatcher, NotDurable, TaskExists
@@ -148,11 +149,7 @@ class Submissions:
 
 def _same(draft: ev.Draft, taken: Iterable[TaskRecord]) -> TaskRecord | None:
     """Return the task that is what the draft asks for."""
-    asked = (draft.command, draft.timeout_s, draft.inputs, draft.outputs)
     for record in taken:
-        spec = record.spec
-        if spec is not None and asked == (
-            *(spec.command, spec.timeout_s, spec.inputs, spec.outputs),
-        ):
+        if record.spec is not None and is_asked_by(draft, record.spec):
             return record
     return None

@@ -8,7 +8,9 @@ from functools import lru_cache
 
 import msgspec
 
+from octaskly.api import asked
 from octaskly.api.problems import timestamp
+from octaskly.core.acceptance import priority_of
 from octaskly.core.merge import TaskRecord
 from octaskly.core.messages import Member
 from octaskly.core.model import (
@@ -72,6 +74,8 @@ def listed(record: TaskRecord, names: Mapping[NodeId, str]) -> Json:
         "created_at": at(spec.created_ms) if spec else None,
         "started_at": at(outcome.started_ms) if outcome else None,
         "completed_at": at(outcome.ended_ms) if outcome else None,
+        "priority": priority_of(spec) if spec else None,
+        **asked.shown(spec.options if spec else None),
     }
 
 
@@ -99,6 +103,7 @@ def task(
         body[f"{name}_truncated"] = kept != wrote if is_known else None
     body["inputs"] = record.spec.inputs if record.spec else ()
     body["outputs"] = _outputs(record, outcome)
+    body |= asked.shown_whole(record.spec.options if record.spec else None)
     return body
 
 

@@ -16,6 +16,7 @@ from typing import Annotated, Any, Literal, NoReturn
 
 import msgspec
 
+from octaskly.api.asked import RANGES, OptionsIn, Wrong, options_of
 from octaskly.api.problems import (
     INVALID_COMMAND,
     INVALID_VALUE,
@@ -26,6 +27,7 @@ from octaskly.api.problems import (
 )
 from octaskly.core.events import Draft
 from octaskly.core.model import TaskId
+from octaskly.core.options import TaskOptions
 from octaskly.trust.tokens import EXPIRES_S_MAX, PERMISSIONS
 
 COMMAND_BYTES_MAX = 65_536
@@ -46,7 +48,7 @@ _SURROGATE = re.compile("[\ud800-\udfff]")
 Paths = Annotated[tuple[str, ...], msgspec.Meta(max_length=PATHS_MAX)]
 
 
-class TaskIn(msgspec.Struct, forbid_unknown_fields=True, gc=False):
+class TaskIn(OptionsIn, forbid_unknown_fields=True, gc=False, kw_only=True):
     """One task as a client writes it."""
 
     command: str
@@ -75,6 +77,7 @@ class TokenIn(msgspec.Struct, forbid_unknown_fields=True):
 
 
 _RANGES = {
+    **RANGES,
     "timeout": "an integer from 1 to 86400 (seconds)",
     "inputs": f"an array of at most {PATHS_MAX} relative paths",
     "outputs": f"an array of at most {PATHS_MAX} relative paths",
@@ -170,7 +173,16 @@ def _draft(task: TaskIn, index: int | None) -> Draft:
         inputs=_paths(task.inputs, index, "inputs") if task.inputs else (),
         outputs=_paths(task.outputs, index, "outputs") if task.outputs else (),
         id=chosen,
+        priority=task.priority,
+        options=_options(task, index),
     )
+
+
+def _options(task: TaskIn, index: int | None) -> TaskOptions | None:
+    try:
+        return options_of(task)
+    except Wrong as wrong:
+        _refuse(f"{_place(index)}.{wrong.field}", str(wrong))
 
 
 def _place(index: int | None) -> str:

@@ -12,7 +12,7 @@ from octaskly.core.journal import Journal
 from octaskly.core.model import Moment, TaskId, TaskSpec
 from octaskly.core.taskqueue import TaskQueue
 
-PRIORITY_BAND = 50  #: of every task as yet; 0..100, a lower band runs first
+PRIORITY_BAND = 50  #: of priority 0; a lower band runs first
 DIGEST_DIGITS = 15  #: of what was asked for, in the id of a task whose name was chosen
 
 
@@ -73,8 +73,26 @@ class Acceptance:
             outputs=draft.outputs,
             submitter=submitter,
             created_ms=now.wall_ms,
-            ord=(PRIORITY_BAND << PRIORITY_SHIFT) | self._journal.tick(now),
+            ord=(PRIORITY_BAND - draft.priority << PRIORITY_SHIFT)
+            | self._journal.tick(now),
+            options=draft.options,
         )
+
+
+def priority_of(spec: TaskSpec) -> int:
+    """Return the priority that a task was given: a higher one runs first."""
+    return PRIORITY_BAND - (spec.ord >> PRIORITY_SHIFT)
+
+
+def is_asked_by(draft: Draft, spec: TaskSpec) -> bool:
+    """Whether a task is what the draft asks for, whoever asked."""
+    return (
+        *(draft.command, draft.timeout_s, draft.inputs, draft.outputs),
+        *(draft.priority, draft.options),
+    ) == (
+        *(spec.command, spec.timeout_s, spec.inputs, spec.outputs),
+        *(priority_of(spec), spec.options),
+    )
 
 
 def logged_id(draft: Draft, submitter: str) -> TaskId | None:
@@ -84,6 +102,10 @@ def logged_id(draft: Draft, submitter: str) -> TaskId | None:
     """
     if draft.id is None:
         return None
-    asked = (draft.command, draft.timeout_s, draft.inputs, draft.outputs, submitter)
+    asked: tuple[object, ...] = (
+        *(draft.command, draft.timeout_s, draft.inputs, draft.outputs, submitter),
+    )
+    if draft.options is not None or draft.priority:
+        asked += (draft.priority, repr(draft.options))
     digest = blake2b(json.dumps(asked).encode()).hexdigest()
     return TaskId(f"{draft.id}~{digest[:DIGEST_DIGITS]}")

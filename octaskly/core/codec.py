@@ -25,6 +25,7 @@ from octaskly.core import facts, messages, model
 from octaskly.core.merge import TaskRecord
 from octaskly.core.messages import Message
 from octaskly.core.model import NodeId, TaskId
+from octaskly.core.options import TaskOptions
 from octaskly.errors import LocalProtocolError, RemoteProtocolError
 
 NUMBERS: Final[dict[type, int]] = {
@@ -65,6 +66,7 @@ NUMBERS: Final[dict[type, int]] = {
     model.NodeInfo: 126,
     messages.Member: 127,
     model.Address: 128,
+    TaskOptions: 129,
 }
 """Type numbers, for ever: a number is never given to another class."""
 

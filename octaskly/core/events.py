@@ -21,6 +21,7 @@ from octaskly.core.model import (
     TaskId,
     TaskState,
 )
+from octaskly.core.options import TaskOptions
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +95,8 @@ class Draft:
     inputs: tuple[str, ...] = ()
     outputs: tuple[str, ...] = ()
     id: TaskId | None = None  #: name that a client chose, or derived from its key
+    priority: int = 0  #: -50..50, a higher one runs first
+    options: TaskOptions | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,6 +10,8 @@ from dataclasses import dataclass, field
 from enum import IntEnum, StrEnum
 from typing import NamedTuple, NewType
 
+from octaskly.core.options import TaskOptions
+
 NodeId = NewType("NodeId", str)
 """Base32 of the first 80 bits of SHA-256 of a node's Ed25519 public key: 16 chars."""
 
@@ -35,6 +37,11 @@ def name_of(task: TaskId, twin: int = 1) -> str:
     """Return what clients call the task that is the `twin`-th of its name."""
     name = task.partition("~")[0]
     return name if twin == 1 else f"{name}~{twin}"
+
+
+SPEC_BYTES = 256  #: of the envelope of a task beyond its texts, roughly
+SPEC_PATH_CHARS = 8  #: of a path in a message, beyond its characters, roughly
+CHAR_BYTES = 4  #: most bytes of one character
 
 
 class Epoch(NamedTuple):
@@ -153,6 +160,17 @@ class TaskSpec:
     submitter: str = ""  #: subject of the token, or `local:<user>@<node>`
     created_ms: int = 0  #: wall clock of the dispatcher that accepted it
     ord: int = 0  #: place in the queue: priority band << 56 | hybrid timestamp
+    options: TaskOptions | None = None  #: None: nothing else is asked for
+
+    @property
+    def size_bytes(self) -> int:
+        """Most bytes that it takes in a message, roughly."""
+        chars = len(self.command) + len(self.submitter)
+        for path in self.inputs + self.outputs:
+            chars += len(path) + SPEC_PATH_CHARS
+        if self.options is not None:
+            chars += self.options.chars
+        return SPEC_BYTES + CHAR_BYTES * chars
 
 
 class OutputFile(NamedTuple):

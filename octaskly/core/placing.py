@@ -33,8 +33,6 @@ from octaskly.core.replication import Replication, Told
 from octaskly.core.scheduler import WorkerPool
 from octaskly.core.taskqueue import InHand, Phase, TaskQueue
 
-SPEC_BYTES = 256  #: what an envelope takes beyond its command, roughly
-CHAR_BYTES = 4  #: most bytes of one character of a command
 NOWHERE = Outcome(state=AttemptState.FAILED, reason=Reason.INPUTS)
 
 Item = tuple[AttemptId, TaskSpec]
@@ -221,7 +219,7 @@ class Placing:
         messages: list[Message] = []
         start = size = 0
         for index, (_, spec) in enumerate(items):
-            item = SPEC_BYTES + CHAR_BYTES * len(spec.command)
+            item = spec.size_bytes
             if size and size + item > self._message_bytes:
                 messages.append(Dispatch(self.epoch, tuple(items[start:index])))
                 start, size = index, 0

@@ -17,8 +17,7 @@ from octaskly.core.retry import backoff
 
 RESEND_S = 0.2  #: before the first repetition of a result
 RESEND_MAX_S = 5.0
-REPORT_BYTES = 512  #: what a report takes beyond output and command, roughly
-CHAR_BYTES = 4  #: most bytes of one character of a command
+REPORT_BYTES = 512  #: what a report takes beyond output and envelope, roughly
 
 Key = tuple[TaskId, AttemptId]
 
@@ -60,7 +59,7 @@ class KeptResults:
         key = (report.task, report.attempt)
         size = REPORT_BYTES + len(report.outcome.stdout) + len(report.outcome.stderr)
         if report.spec is not None:
-            size += CHAR_BYTES * len(report.spec.command)
+            size += report.spec.size_bytes
         before = self._kept.get(key)
         self.size += size - (0 if before is None else before.size)
         self._kept[key] = kept = KeptResult(report, size)

@@ -12,12 +12,11 @@ from dataclasses import dataclass
 from octaskly.core.effects import Append
 from octaskly.core.facts import Entry, Finished, Submitted
 from octaskly.core.messages import Repl
-from octaskly.core.model import Epoch, Limits, Moment, StreamId, Vector
+from octaskly.core.model import CHAR_BYTES, Epoch, Limits, Moment, StreamId, Vector
 from octaskly.core.phases import Reign
 from octaskly.core.succession import covers
 
 ENTRY_BYTES = 200  #: of an entry beyond its texts, roughly
-CHAR_BYTES = 4  #: most bytes of one character
 FIELDS_CHARS = 3  #: what stands beside a path, as characters
 
 
@@ -112,10 +111,7 @@ def _size(entry: Entry) -> int:
         raw_bytes = len(outcome.stdout) + len(outcome.stderr)
         return ENTRY_BYTES + raw_bytes + CHAR_BYTES * chars
     if isinstance(fact, Submitted):
-        spec = fact.spec
-        chars = len(spec.command) + len(spec.submitter)
-        chars += sum(len(path) + FIELDS_CHARS for path in spec.inputs + spec.outputs)
-        return ENTRY_BYTES + CHAR_BYTES * chars
+        return ENTRY_BYTES + fact.spec.size_bytes
     return ENTRY_BYTES
 
 

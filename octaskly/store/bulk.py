@@ -43,9 +43,9 @@ class Bulk:
 
 TASK_INSERT: Final = Bulk(
     "INSERT INTO tasks (key, id, sequence, state, node, cancelled_by, is_live, tries,"
-    " changed, command, timeout_s, inputs, outputs, submitter, created_ms, ord,"
-    " born, reborn, stream, seq) VALUES",
-    20,
+    " changed, command, timeout_s, inputs, outputs, options, stdin, submitter,"
+    " created_ms, ord, born, reborn, stream, seq) VALUES",
+    22,
 )
 TASK_UPDATE: Final = Bulk(
     "WITH v (state, node, by, is_live, tries, changed, key) AS (VALUES",
@@ -61,12 +61,13 @@ BIRTH_UPDATE: Final = Bulk(
     " seq = v.seq FROM v WHERE tasks.key = v.key",
 )
 SPEC_UPDATE: Final = Bulk(
-    "WITH v (command, timeout_s, inputs, outputs, submitter, created_ms, ord, key)"
-    " AS (VALUES",
-    8,
+    "WITH v (command, timeout_s, inputs, outputs, options, stdin, submitter,"
+    " created_ms, ord, key) AS (VALUES",
+    10,
     ") UPDATE tasks SET command = v.command, timeout_s = v.timeout_s,"
-    " inputs = v.inputs, outputs = v.outputs, submitter = v.submitter,"
-    " created_ms = v.created_ms, ord = v.ord FROM v WHERE tasks.key = v.key",
+    " inputs = v.inputs, outputs = v.outputs, options = v.options, stdin = v.stdin,"
+    " submitter = v.submitter, created_ms = v.created_ms, ord = v.ord"
+    " FROM v WHERE tasks.key = v.key",
 )
 ATTEMPT_LIVE_UPSERT: Final = Bulk(
     "INSERT OR REPLACE INTO attempts (task, term, stream, n, node, state) VALUES", 6

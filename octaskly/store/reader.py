@@ -133,7 +133,7 @@ def page(db: sqlite3.Connection, query: TaskQuery) -> TaskPage:
         ).fetchone()
         if last - first + 1 == total:  # No gaps, so the place is known at once.
             found = db.execute(
-                f"SELECT {rows.TASK_COLUMNS} FROM tasks WHERE key >= ?"  # noqa: S608
+                f"SELECT {rows.LIST_COLUMNS} FROM tasks WHERE key >= ?"  # noqa: S608
                 " ORDER BY key LIMIT ?",
                 (first + query.offset, count),
             ).fetchall()
@@ -277,7 +277,7 @@ def _by_keys(db: sqlite3.Connection, keys: Sequence[int]) -> list[rows.Row]:
     found: list[rows.Row] = []
     for some in rows.chunks(keys):
         found += db.execute(
-            f"SELECT {rows.TASK_COLUMNS} FROM tasks WHERE key IN"  # noqa: S608
+            f"SELECT {rows.LIST_COLUMNS} FROM tasks WHERE key IN"  # noqa: S608
             f" ({rows.marks(len(some))}) ORDER BY key",
             some,
         ).fetchall()

@@ -6,10 +6,11 @@ import json
 import re
 import sqlite3
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
 from itertools import islice
 from typing import Any, Final
 
+from octaskly.core.codec import NUMBERS, decode, encode
 from octaskly.core.merge import TaskRecord
 from octaskly.core.model import (
     Attempt,
@@ -24,6 +25,7 @@ from octaskly.core.model import (
     TaskSpec,
     TaskState,
 )
+from octaskly.core.options import TaskOptions
 
 STATES: Final = (
     TaskState.QUEUED,
@@ -38,8 +40,10 @@ NUMBER_OF: Final = {state: number for number, state in enumerate(STATES)}
 
 TASK_COLUMNS: Final = (
     "key, id, cancelled_by, tries,"
-    " command, timeout_s, inputs, outputs, submitter, created_ms, ord"
+    " command, timeout_s, inputs, outputs, options, stdin, submitter, created_ms, ord"
 )
+LIST_COLUMNS: Final = TASK_COLUMNS.replace("stdin", "NULL")
+"""The same without what can be large, which no list shows."""
 ATTEMPT_COLUMNS: Final = (
     "task, term, stream, n, node, state, reason, exit_code, signal, started_ms,"
     " ended_ms, duration_ms, stdout_bytes, stderr_bytes, files, detail, output"
@@ -53,6 +57,8 @@ DERIVED: Final = 1 << 62
 ROW_BYTES: Final = 200  #: of a task or attempt, beyond command and outputs, roughly
 _DERIVED_DIGITS: Final = 12  #: of ids that come from an idempotency key
 _ATTEMPT_STATES: Final = tuple(AttemptState)
+_OPTIONS: Final = NUMBERS[TaskOptions]
+_STDIN: Final = [field.name for field in fields(TaskOptions)].index("stdin")
 _REASONS: Final = {reason.value: reason for reason in Reason}
 
 
@@ -102,6 +108,7 @@ def spec_row(spec: TaskSpec) -> tuple[Any, ...]:
         spec.timeout_s,
         _names_text(spec.inputs),
         _names_text(spec.outputs),
+        *_options_row(spec.options),
         spec.submitter,
         spec.created_ms,
         spec.ord,
@@ -110,7 +117,8 @@ def spec_row(spec: TaskSpec) -> tuple[Any, ...]:
 
 def record_from(row: Row, attempts: tuple[Attempt, ...]) -> TaskRecord:
     """Return the record of a row of `TASK_COLUMNS`."""
-    _, task, by, _, command, timeout_s, inputs, outputs, submitter, created, ord_ = row
+    _, task, by, _, command, timeout_s, inputs, outputs = row[:8]
+    options, stdin, submitter, created, ord_ = row[8:]
     spec = TaskSpec(
         id=task,
         command=command,
@@ -120,6 +128,7 @@ def record_from(row: Row, attempts: tuple[Attempt, ...]) -> TaskRecord:
         submitter=submitter,
         created_ms=created,
         ord=ord_,
+        options=None if options is None else _options(options, stdin),
     )
     return TaskRecord(id=task, spec=spec, cancelled_by=by, attempts=attempts)
 
@@ -251,12 +260,28 @@ def size_of(record: TaskRecord) -> int:
     """Return roughly how many bytes a record takes in a message."""
     size = ROW_BYTES
     if record.spec is not None:
-        size += len(record.spec.command)
+        size += record.spec.size_bytes
     for attempt in record.attempts:
         size += ROW_BYTES
         if attempt.outcome is not None:
             size += len(attempt.outcome.stdout) + len(attempt.outcome.stderr)
     return size
+
+
+def _options_row(options: TaskOptions | None) -> tuple[str | None, bytes | None]:
+    """Return the columns `options`, a row of the codec as JSON, and `stdin`."""
+    if options is None:
+        return None, None
+    plain = list(encode(options)[1])
+    plain[_STDIN] = None
+    return json.dumps(plain), options.stdin or None
+
+
+def _options(text: str, stdin: bytes | None) -> TaskOptions:
+    plain = json.loads(text)
+    plain[_STDIN] = stdin or b""
+    options: TaskOptions = decode((_OPTIONS, plain))
+    return options
 
 
 def _names_text(names: tuple[str, ...]) -> str | None:

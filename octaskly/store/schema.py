@@ -143,7 +143,13 @@ DROP INDEX log_tasks;
 CREATE INDEX tasks_born ON tasks (born);
 """
 
-MIGRATIONS: Final = (_FIRST, _SECOND)
+# What tasks ask for beyond a command; `stdin` apart, as it may be large.
+_THIRD: Final = """
+ALTER TABLE tasks ADD COLUMN options TEXT;
+ALTER TABLE tasks ADD COLUMN stdin BLOB;
+"""
+
+MIGRATIONS: Final = (_FIRST, _SECOND, _THIRD)
 """SQL that leads from version i to i + 1."""
 
 VERSION: Final = len(MIGRATIONS)

@@ -23,6 +23,7 @@ from octaskly.core.model import (
     StreamId,
     TaskState,
 )
+from octaskly.core.options import Requires, TaskLimits, TaskOptions
 from octaskly.ports import Log, TaskPage, TaskQuery
 from octaskly.store import Store
 from tests.contract import log_kit as kit
@@ -105,6 +106,29 @@ async def test_a_submitted_task_can_be_read_once_it_is_durable(bench: Bench) -> 
     assert await bench.log.task(fact.task) == record
     assert await bench.log.tasks([fact.task, kit.task_id(2)]) == {fact.task: (record,)}
     assert await bench.log.task(kit.task_id(2)) is None
+
+
+async def test_what_a_task_asks_for_comes_back(bench: Bench) -> None:
+    """All of it for whoever runs or shows the task; a list leaves stdin out."""
+    options = TaskOptions(
+        name="ü",
+        labels=(("a", "b"),),
+        env=(("A", "1"),),
+        stdin=bytes(range(256)),
+        is_scratch=True,
+        requires=Requires(cpus=2, labels=(("disk", "ssd"),)),
+        limits=TaskLimits(processes=9),
+    )
+    fact = kit.submitted(1, options=options)
+
+    await bench.add(fact)
+
+    record = merge.apply(None, fact)
+    assert await bench.log.task(fact.task) == record
+    assert (await bench.log.load(-1, 9)).records == (record,)
+    (listed,) = (await bench.log.page(TaskQuery())).records
+    assert listed.spec is not None
+    assert listed.spec.options == replace(options, stdin=b"")
 
 
 async def test_a_finished_task_comes_back_with_its_exact_output(bench: Bench) -> None:

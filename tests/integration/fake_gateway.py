@@ -8,8 +8,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from octaskly.core.acceptance import PRIORITY_BAND
 from octaskly.core.events import Draft
-from octaskly.core.facts import Assigned, CancelAsked, Finished
+from octaskly.core.facts import PRIORITY_SHIFT, Assigned, CancelAsked, Finished
 from octaskly.core.merge import TaskRecord, apply
 from octaskly.core.messages import Member, Roster
 from octaskly.core.model import (
@@ -346,7 +347,8 @@ class FakeGateway:
             outputs=draft.outputs,
             submitter=principal.subject,
             created_ms=NOW_MS,
-            ord=self._sequence,
+            ord=((PRIORITY_BAND - draft.priority) << PRIORITY_SHIFT) | self._sequence,
+            options=draft.options,
         )
         record = TaskRecord(id=task, spec=spec)
         self.records[task] = record

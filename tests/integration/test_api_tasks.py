@@ -231,6 +231,7 @@ async def test_queued_task_shows_unknown_values_as_null(node: ApiNode) -> None:
 
     assert answer.status == 200
     known = {"id", "command", "status", "timeout", "created_at", "inputs", "outputs"}
+    known |= {"labels", "env", "priority", "stdin_bytes"}
     unknown = {k: v for k, v in answer.json.items() if k not in known}
     assert set(unknown) >= {"worker_id", "stdout", "stderr", "exit_code", "reason"}
     assert set(unknown.values()) == {None}

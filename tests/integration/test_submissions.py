@@ -11,9 +11,10 @@ import pytest
 from octaskly.agent.clock import SystemClock
 from octaskly.agent.submissions import Submission, Submissions
 from octaskly.agent.tickets import Tickets
-from octaskly.core.acceptance import logged_id
+from octaskly.core.acceptance import PRIORITY_BAND, logged_id
 from octaskly.core.effects import Accepted
 from octaskly.core.events import Draft, Event, TasksSubmitted
+from octaskly.core.facts import PRIORITY_SHIFT
 from octaskly.core.model import TaskId
 from octaskly.errors import TaskExists
 from octaskly.store import Store
@@ -40,6 +41,7 @@ async def store(tmp_path: Path) -> AsyncIterator[Store]:
             command=command,
             timeout_s=3600,
             submitter="ana",
+            ord=(PRIORITY_BAND << PRIORITY_SHIFT) | number,
         )
         for number, command in enumerate(("first", "second"), 1)
     ]

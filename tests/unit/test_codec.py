@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import fields
+from dataclasses import fields, replace
 from typing import Any, get_args
 
 import pytest
@@ -67,6 +67,7 @@ from octaskly.core.model import (
     TaskId,
     TaskSpec,
 )
+from octaskly.core.options import Requires, TaskLimits, TaskOptions
 from octaskly.errors import LocalProtocolError, RemoteProtocolError
 
 NODE = NodeId("abcdefgh234567xy")
@@ -77,6 +78,16 @@ ATTEMPT = AttemptId(3, STREAM, 1)
 VECTOR = ((STREAM, 7), (StreamId(1), 2))
 LOAD = LoadSample(12.5, 0.25, 100, 30)
 ADDRESS = Address("fe80::1%eth0", 7878)
+OPTIONS = TaskOptions(
+    name="ü",
+    labels=(("a", ""),),
+    env=(("A", "1"), ("B", "2")),
+    stdin=b"\xff\x00",
+    is_scratch=True,
+    grace_s=0,
+    requires=Requires(labels=(("disk", "ssd"),), cpus=2),
+    limits=TaskLimits(processes=9),
+)
 SPEC = TaskSpec(
     id=TASK,
     command="printf 'é'",
@@ -178,6 +189,8 @@ OTHERS = (
     ),
     REPORT,
     SPEC,
+    replace(SPEC, options=OPTIONS),
+    OPTIONS,
     OUTCOME,
     Attempt(id=ATTEMPT, node=NODE),
     INFO,

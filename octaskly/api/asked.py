@@ -1,0 +1,277 @@
+"""What a task asks for beyond its command: as clients write it, checked, and shown.
+
+The one place that knows the JSON of `core.options`.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import re
+from collections.abc import Callable, Mapping
+from operator import attrgetter
+from typing import Annotated, Final, Literal, TypeVar
+
+import msgspec
+
+from octaskly.core.options import Pairs, Requires, TaskLimits, TaskOptions
+
+NAME_CHARS_MAX: Final = 128
+LABELS_MAX: Final = 32
+LABEL_CHARS_MAX: Final = 256
+ENV_MAX: Final = 1000
+ENV_BYTES_MAX: Final = 1 << 20  #: of all names and values
+ENV_VALUE_BYTES_MAX: Final = 131_000  #: the kernel takes 128 KiB with the name
+CWD_BYTES_MAX: Final = 4096
+STDIN_BYTES_MAX: Final = 1 << 20
+PRIORITY_MAX: Final = 50
+GRACE_S_MAX: Final = 3600
+MEMORY_MB_MAX: Final = 1 << 30
+COUNT_MAX: Final = 1 << 20
+RESERVED: Final = "OCTASKLY_"  #: begins the variables that the agent sets
+
+_LABEL = re.compile(r"[A-Za-z0-9._/-]{1,64}")
+_VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,254}")
+_SIMPLE = re.compile(r"[A-Za-z0-9._-]{1,64}")
+
+T = TypeVar("T")
+Count = Annotated[int, msgspec.Meta(ge=1, le=COUNT_MAX)]
+Megabytes = Annotated[int, msgspec.Meta(ge=1, le=MEMORY_MB_MAX)]
+
+
+class RequiresIn(msgspec.Struct, forbid_unknown_fields=True, gc=False):
+    """What a node must have."""
+
+    labels: dict[str, str] = {}
+    node: str = ""
+    os: str = ""
+    arch: str = ""
+    cpus: Count | None = None
+    memory_mb: Megabytes | None = None
+    gpus: Count | None = None
+
+
+class LimitsIn(msgspec.Struct, forbid_unknown_fields=True, gc=False):
+    """What a task may take."""
+
+    memory_mb: Megabytes | None = None
+    cpu_seconds: Annotated[int, msgspec.Meta(ge=1, le=1 << 30)] | None = None
+    file_mb: Megabytes | None = None
+    processes: Count | None = None
+
+
+class OptionsIn(msgspec.Struct, forbid_unknown_fields=True, gc=False):
+    """The fields of a task that few tasks have."""
+
+    name: str = ""
+    labels: dict[str, str] = {}
+    env: dict[str, str] = {}
+    cwd: str = ""
+    stdin: str = ""
+    stdin_base64: str = ""
+    workdir: Literal["scratch"] | None = None
+    grace: Annotated[int, msgspec.Meta(ge=0, le=GRACE_S_MAX)] | None = None
+    requires: RequiresIn | None = None
+    limits: LimitsIn | None = None
+    priority: Annotated[int, msgspec.Meta(ge=-PRIORITY_MAX, le=PRIORITY_MAX)] = 0
+
+
+NONE_ASKED: Final = TaskOptions()
+_fields = attrgetter(*(f for f in OptionsIn.__struct_fields__ if f != "priority"))
+_NOTHING: Final = _fields(OptionsIn())
+
+RANGES: Final = {
+    "name": f"1 to {NAME_CHARS_MAX} printable characters",
+    "labels": f"at most {LABELS_MAX} pairs; names of 1 to 64 characters of A-Z a-z 0-9"
+    f" . _ / -, values of at most {LABEL_CHARS_MAX} printable characters",
+    "env": f"at most {ENV_MAX} variables, {ENV_BYTES_MAX} bytes in all",
+    "cwd": "a folder: absolute, or below the worker directory",
+    "stdin": f"a text of at most {STDIN_BYTES_MAX} bytes",
+    "stdin_base64": f"at most {STDIN_BYTES_MAX} bytes in base64, and no `stdin`",
+    "workdir": "scratch, or nothing",
+    "grace": f"an integer from 0 to {GRACE_S_MAX} (seconds)",
+    "priority": f"an integer from -{PRIORITY_MAX} to {PRIORITY_MAX}",
+    "node": "name or id of a node",
+    "os": "a word, as linux",
+    "arch": "a word, as x86_64",
+    "cpus": f"an integer from 1 to {COUNT_MAX}",
+    "gpus": f"an integer from 1 to {COUNT_MAX}",
+    "processes": f"an integer from 1 to {COUNT_MAX}",
+    "memory_mb": f"an integer from 1 to {MEMORY_MB_MAX} (MiB)",
+    "file_mb": f"an integer from 1 to {MEMORY_MB_MAX} (MiB)",
+    "cpu_seconds": f"an integer from 1 to {1 << 30}",
+    "requires": "an object with labels, node, os, arch, cpus, memory_mb, gpus",
+    "limits": "an object with memory_mb, cpu_seconds, file_mb, processes",
+}
+"""What each field may be, for hints."""
+
+
+class Wrong(ValueError):
+    """A field cannot be used.
+
+    Args:
+        field: Its path below the task.
+        what: What is wrong with it.
+    """
+
+    def __init__(self, field: str, what: str) -> None:
+        super().__init__(what)
+        self.field = field
+
+
+def options_of(asked: OptionsIn) -> TaskOptions | None:
+    """Return what a task asks for; None if it is nothing.
+
+    Raises:
+        Wrong: a field cannot be used.
+    """
+    if _fields(asked) == _NOTHING:
+        return None  # As most: this is on the way of each task.
+    if asked.name and not _is_shown(asked.name, NAME_CHARS_MAX):
+        raise Wrong("name", "unusable name")
+    options = TaskOptions(
+        name=asked.name,
+        labels=_labels(asked.labels, "labels"),
+        env=_env(asked.env),
+        cwd=_cwd(asked.cwd),
+        stdin=_stdin(asked),
+        is_scratch=asked.workdir == "scratch",
+        grace_s=asked.grace,
+        requires=None if asked.requires is None else _requires(asked.requires),
+        limits=None if asked.limits is None else _limits(asked.limits),
+    )
+    return None if options == NONE_ASKED else options
+
+
+def shown(options: TaskOptions | None) -> dict[str, object]:
+    """Return what a list shows of it."""
+    asked = options or NONE_ASKED
+    return {"name": asked.name or None, "labels": dict(asked.labels)}
+
+
+def shown_whole(options: TaskOptions | None) -> dict[str, object]:
+    """Return all of it, but for the bytes of stdin; null where nothing is asked for."""
+    asked = options or NONE_ASKED
+    requires, limits = asked.requires, asked.limits
+    return {
+        "env": dict(asked.env),
+        "cwd": asked.cwd or None,
+        "stdin_bytes": len(asked.stdin),
+        "workdir": "scratch" if asked.is_scratch else None,
+        "grace": asked.grace_s,
+        "requires": requires
+        and {
+            "labels": dict(requires.labels),
+            "node": requires.node or None,
+            "os": requires.os or None,
+            "arch": requires.arch or None,
+            "cpus": requires.cpus or None,
+            "memory_mb": requires.memory_mb or None,
+            "gpus": requires.gpus or None,
+        },
+        "limits": limits
+        and {
+            "memory_mb": limits.memory_mb or None,
+            "cpu_seconds": limits.cpu_s or None,
+            "file_mb": limits.file_mb or None,
+            "processes": limits.processes or None,
+        },
+    }
+
+
+def _labels(labels: Mapping[str, str], field: str) -> Pairs:
+    if len(labels) > LABELS_MAX:
+        raise Wrong(field, f"{len(labels)} labels")
+    for name, value in labels.items():
+        if not _LABEL.fullmatch(name):
+            raise Wrong(field, f"unusable name {name[:80]!a}")
+        if value and not _is_shown(value, LABEL_CHARS_MAX):
+            raise Wrong(field, f"unusable value of {name}")
+    return tuple(sorted(labels.items()))
+
+
+def _env(env: Mapping[str, str]) -> Pairs:
+    if len(env) > ENV_MAX:
+        raise Wrong("env", f"{len(env)} variables")
+    size_bytes = 0
+    for name, value in env.items():
+        if not _VARIABLE.fullmatch(name):
+            raise Wrong("env", f"{name[:80]!a} cannot be a variable")
+        if name.startswith(RESERVED):
+            raise Wrong("env", f"{name[:80]}: variables of {RESERVED} are the agent's")
+        if "\0" in value:
+            raise Wrong("env", f"the value of {name} contains a NUL character")
+        value_bytes = len(value.encode())
+        if value_bytes > ENV_VALUE_BYTES_MAX:
+            allowed = f"at most {ENV_VALUE_BYTES_MAX} are allowed"
+            raise Wrong(
+                "env", f"the value of {name} has {value_bytes} bytes; {allowed}"
+            )
+        size_bytes += len(name) + value_bytes
+    if size_bytes > ENV_BYTES_MAX:
+        raise Wrong("env", f"the variables have {size_bytes} bytes")
+    return tuple(sorted(env.items()))
+
+
+def _cwd(cwd: str) -> str:
+    if "\0" in cwd:
+        raise Wrong("cwd", "the path contains a NUL character")
+    if len(cwd.encode()) > CWD_BYTES_MAX:
+        raise Wrong("cwd", f"the path is longer than {CWD_BYTES_MAX} bytes")
+    if not cwd.startswith("/") and ".." in cwd.split("/"):
+        raise Wrong("cwd", "the path contains `..`; give an absolute one")
+    return cwd
+
+
+def _stdin(asked: OptionsIn) -> bytes:
+    if asked.stdin and asked.stdin_base64:
+        raise Wrong("stdin_base64", "stdin is given twice")
+    try:
+        data = asked.stdin.encode() or base64.b64decode(
+            asked.stdin_base64, validate=True
+        )
+    except binascii.Error:
+        raise Wrong("stdin_base64", "this is no base64") from None
+    if len(data) > STDIN_BYTES_MAX:
+        field = "stdin" if asked.stdin else "stdin_base64"
+        raise Wrong(field, f"stdin has {len(data)} bytes")
+    return data
+
+
+def _requires(asked: RequiresIn) -> Requires | None:
+    for field in ("node", "os", "arch"):
+        word: str = getattr(asked, field)
+        if word and not _SIMPLE.fullmatch(word):
+            raise Wrong(f"requires.{field}", "unusable word")
+    return _or_none(
+        Requires(
+            labels=_labels(asked.labels, "requires.labels"),
+            node=asked.node,
+            os=asked.os,
+            arch=asked.arch,
+            cpus=asked.cpus or 0,
+            memory_mb=asked.memory_mb or 0,
+            gpus=asked.gpus or 0,
+        ),
+        Requires,
+    )
+
+
+def _limits(asked: LimitsIn) -> TaskLimits | None:
+    return _or_none(
+        TaskLimits(
+            memory_mb=asked.memory_mb or 0,
+            cpu_s=asked.cpu_seconds or 0,
+            file_mb=asked.file_mb or 0,
+            processes=asked.processes or 0,
+        ),
+        TaskLimits,
+    )
+
+
+def _or_none(value: T, empty: Callable[[], T]) -> T | None:
+    return None if value == empty() else value
+
+
+def _is_shown(text: str, chars_max: int) -> bool:
+    return 1 <= len(text) <= chars_max and text.isprintable()

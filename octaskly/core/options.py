@@ -1,0 +1,67 @@
+"""What few tasks ask for beyond a command, a timeout and files.
+
+Owns the shape of these wishes alone: who may ask what is checked by the API, and what
+is done about them by the queue (`requires`), the runner (surroundings, limits) and the
+dispatcher. A task that asks for nothing has no `TaskOptions` at all, so the many that
+are plain stay small.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+Pairs = tuple[tuple[str, str], ...]
+"""Names with their values, ordered by name, each name once."""
+
+PAIR_CHARS = 8  #: of two names in a message, beyond their characters, roughly
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Requires:
+    """What a node must have before it gets the task, and what it sets aside for it."""
+
+    labels: Pairs = ()  #: that the node has, with these values
+    node: str = ""  #: name or id of the only node that will do
+    os: str = ""  #: as `linux`
+    arch: str = ""  #: as `x86_64`
+    cpus: int = 0  #: slots that the task holds; 0: one
+    memory_mb: int = 0
+    gpus: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TaskLimits:
+    """What a task may take at most; 0: no bound of its own."""
+
+    memory_mb: int = 0
+    cpu_s: int = 0  #: processor time of its processes
+    file_mb: int = 0  #: size of any file that it writes
+    processes: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TaskOptions:
+    """What a task asks for besides its command."""
+
+    name: str = ""  #: for people, not unique
+    labels: Pairs = ()  #: of the task, for people and filters
+    env: Pairs = ()  #: added to the environment
+    cwd: str = ""  #: absolute, or below the worker directory; empty: that itself
+    stdin: bytes = b""
+    is_scratch: bool = False  #: it runs in a fresh folder of its own
+    grace_s: int | None = None  #: from SIGTERM to SIGKILL; None: as the node has it
+    requires: Requires | None = None
+    limits: TaskLimits | None = None
+
+    @property
+    def chars(self) -> int:
+        """How many characters and bytes it has, roughly: for the size of messages."""
+        pairs = self.labels + self.env
+        if self.requires is not None:
+            pairs += self.requires.labels
+        return (
+            sum(len(name) + len(value) + PAIR_CHARS for name, value in pairs)
+            + len(self.name)
+            + len(self.cwd)
+            + len(self.stdin)
+        )
