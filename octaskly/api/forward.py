@@ -18,6 +18,7 @@ import aiohttp
 from aiohttp import AddrInfoType, web
 from yarl import URL
 
+from octaskly.api import sse
 from octaskly.api.auth import PRINCIPAL_HEADER, statement
 from octaskly.api.problems import (
     CONNECTION_LOST,
@@ -190,14 +191,19 @@ class Forwarder:
         async with response:
             if REFUSED_HEADER in response.headers:
                 raise NotSent("it is not dispatcher any more")
-            return await self._pass_on(call, response)
+            return await self._pass_on(call, response, view)
 
     async def _pass_on(
-        self, call: Call, response: aiohttp.ClientResponse
+        self,
+        call: Call,
+        response: aiohttp.ClientResponse,
+        view: DispatcherView | None,
     ) -> web.StreamResponse:
         headers = {
             name: response.headers[name] for name in _DOWN if name in response.headers
         }
+        if response.content_type == sse.CONTENT_TYPE:
+            return await self._relay(call, response, headers, view)
         length = response.content_length
         if call.request.method == "HEAD":
             if length is not None:
@@ -212,6 +218,26 @@ class Forwarder:
             raise MaybeSent(str(error) or type(error).__name__) from None
         return web.Response(status=response.status, headers=headers, body=body)
 
+    async def _relay(
+        self,
+        call: Call,
+        response: aiohttp.ClientResponse,
+        headers: dict[str, str],
+        view: DispatcherView | None,
+    ) -> web.StreamResponse:
+        async def copy(stream: sse.EventStream) -> None:
+            # The client resumes from its last whole event, so that any end is as good
+            # as another.
+            with contextlib.suppress(aiohttp.ClientError):
+                while chunk := await self._chunk(response):
+                    await stream.write(chunk)
+
+        return await sse.relay(call, copy, headers=headers, reign=view)
+
+    async def _chunk(self, response: aiohttp.ClientResponse) -> bytes:
+        async with asyncio.timeout(self._deadlines.stall_s):
+            return await response.content.readany()
+
     async def _stream(
         self,
         call: Call,
@@ -223,11 +249,7 @@ class Forwarder:
         call.stamp(answer)
         await answer.prepare(call.request)
         try:
-            while True:
-                async with asyncio.timeout(self._deadlines.stall_s):
-                    chunk = await response.content.readany()
-                if not chunk:
-                    break
+            while chunk := await self._chunk(response):
                 await answer.write(chunk)
             await answer.write_eof()
         except (TimeoutError, aiohttp.ClientError, OSError) as error:

@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+import contextlib
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum, auto
 from typing import Protocol
 
 from aiohttp import web
 
+from octaskly.api.problems import Problem
 from octaskly.api.query import Query
 from octaskly.api.waits import Waits
 from octaskly.core.model import NodeId
 from octaskly.ports import Clock, Gateway, Principal
 
 BODY_BYTES_MAX = 1 << 20
+STREAMS_MAX = 256
+"""Half of all connections, so that streams never keep other requests out."""
+
+_RETRY_AFTER_S = 5
 
 
 class Access(Enum):
@@ -36,7 +42,8 @@ class Deadlines:
     body_s: float = 10.0
     hold_s: float = 5.0  #: how long a request waits for a dispatcher
     connect_s: float = 1.0  #: to another node
-    stall_s: float = 30.0  #: between two parts of what another node sends
+    stall_s: float = 30.0  #: between two parts of what is streamed
+    quiet_s: float = 15.0  #: until a stream without events shows that it lives
     shutdown_s: float = 3.0  #: for requests in flight when the API closes
 
 
@@ -52,6 +59,34 @@ class Forward(Protocol):
         """Pass on what another node sends."""
 
 
+class Streams:
+    """Counts the answers of one node that are streams of events."""
+
+    def __init__(self) -> None:
+        self._open = 0
+
+    @contextlib.contextmanager
+    def one_more(self) -> Iterator[None]:
+        """Count a stream for as long as the block lasts.
+
+        Raises:
+            Problem: 503, there are too many.
+        """
+        if self._open >= STREAMS_MAX:
+            raise Problem(
+                503,
+                "Too many event streams",
+                hint=f"this node serves {STREAMS_MAX} at once; ask another "
+                "node, or later",
+                headers={"Retry-After": str(_RETRY_AFTER_S)},
+            )
+        self._open += 1
+        try:
+            yield
+        finally:
+            self._open -= 1
+
+
 @dataclass(frozen=True, slots=True)
 class Parts:
     """The parts of the API that handlers use."""
@@ -61,6 +96,7 @@ class Parts:
     forwarder: Forward
     waits: Waits
     deadlines: Deadlines
+    streams: Streams = field(default_factory=Streams)
 
 
 @dataclass(slots=True)

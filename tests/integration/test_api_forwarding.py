@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from octaskly.api import Deadlines, Site, waits
+from octaskly.api import Deadlines, Site, sse, waits
 from octaskly.core.model import AttemptState, Outcome, OutputFile, Reason
 from octaskly.ports import Principal
 from octaskly.trust import secret as secrets_of
@@ -33,6 +33,7 @@ from tests.integration.api_node import (
     until,
 )
 from tests.integration.fake_gateway import FakeGateway
+from tests.integration.test_api_streams import Open, connect, serve_stream
 
 TASKS = "/api/v1/tasks"
 FAST = Deadlines(hold_s=1.0, connect_s=0.3, shutdown_s=1.0)
@@ -706,3 +707,45 @@ async def test_death_in_mid_stream_breaks_the_connection(
     assert b"Content-Length: 1000000" in head
     assert len(body) < 1_000_000
     assert front.api.faults == []
+
+
+async def test_stream_of_events_passes_as_it_comes(
+    monkeypatch: pytest.MonkeyPatch, mesh: Mesh
+) -> None:
+    """Each event is sent on at once, with the id from which the client resumes."""
+    goes_on = asyncio.Event()
+
+    async def produce(stream: sse.EventStream) -> None:
+        await stream.send(1, event_id="1")
+        await goes_on.wait()
+        await stream.send(2, event_id="2")
+
+    serve_stream(monkeypatch, produce, is_local=False)
+    front, back = await mesh.member("front"), await mesh.member("back")
+    front.follow(back)
+    reader, writer = await connect(front.api)
+
+    await reader.readuntil(b"id: 1\ndata: 1\n\n")
+    goes_on.set()
+    rest = await reader.readuntil(b"0\r\n\r\n")
+
+    assert b"id: 2\ndata: 2\n\n" in rest
+    writer.close()
+
+
+async def test_forwarded_stream_ends_with_the_reign(
+    monkeypatch: pytest.MonkeyPatch, mesh: Mesh
+) -> None:
+    """The front tells, also when the old dispatcher still sends: it may be cut off."""
+    produce = Open()
+    serve_stream(monkeypatch, produce, is_local=False)
+    front, back = await mesh.member("front"), await mesh.member("back")
+    front.follow(back)
+    reader, writer = await connect(front.api)
+    await until(lambda: produce.running)
+
+    front.reign(term=2)
+    await reader.readuntil(b"0\r\n\r\n")
+
+    await until(lambda: not produce.running)
+    writer.close()
