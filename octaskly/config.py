@@ -27,6 +27,9 @@ PORT_MAX = 65535
 RETENTION_S = 7 * 86_400
 RETAINED_TASKS = 2_000_000
 SLOTS_MAX = 4096
+OUTPUT_CAP_BYTES = 64 << 20
+OUTPUT_CAP_BYTES_MIN = 4 << 20
+OUTPUT_CAP_BYTES_MAX = 1 << 29
 DURABILITIES = ("normal", "strict")
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9.-]{0,62}")
@@ -58,6 +61,8 @@ class AgentOptions:
     durability: str | None = None  #: one of `DURABILITIES`
     retention_s: int = RETENTION_S  #: how long ended tasks are kept
     retained_tasks: int = RETAINED_TASKS  #: of more, the oldest are forgotten
+    output_cap_bytes: int = OUTPUT_CAP_BYTES  #: of one attempt, on the worker's disk
+    output_quota_bytes: int | None = None  #: of all attempts together
     log_format: str = "auto"  #: `auto`, `console`, `json` or `journal`
     log_level: str = "info"
 
@@ -80,6 +85,11 @@ class Paths:
     def outputs(self) -> Path:
         """Captured outputs of attempts that ran here."""
         return self.state / "outputs"
+
+    @property
+    def transcripts(self) -> Path:
+        """Long output of attempts that ran here."""
+        return self.state / "transcripts"
 
     def socket_of(self, name: str) -> Path:
         """Return the local socket of the agent of this name."""
@@ -123,6 +133,11 @@ def resolve(options: AgentOptions, environ: Mapping[str, str]) -> AgentConfig:
     slots = options.slots if options.slots is not None else _cpus()
     if not 1 <= slots <= SLOTS_MAX:
         problems.append(f"--slots {slots}: from 1 to 4096")
+    cap_bytes, quota_bytes = options.output_cap_bytes, options.output_quota_bytes
+    if not OUTPUT_CAP_BYTES_MIN <= cap_bytes <= OUTPUT_CAP_BYTES_MAX:
+        problems.append(f"--output-cap {cap_bytes}: from 4M to 512M")
+    if quota_bytes is not None and quota_bytes < cap_bytes:
+        problems.append(f"--output-quota {quota_bytes}: at least --output-cap")
     labels = _labels(options.labels, problems)
     seeds = tuple(seed for text in options.join if (seed := parse_seed(text, problems)))
     for flag, port in (

@@ -37,6 +37,7 @@ from octaskly.mesh.interfaces import LocalAddress, local_addresses
 from octaskly.mesh.link import tune
 from octaskly.mesh.transport import Transport
 from octaskly.ports import Principal
+from octaskly.runner.archive import Archive
 from octaskly.runner.pool import Pool
 from octaskly.runner.workdir import captured
 from octaskly.stats import LoadSampler, is_on_mains, memory_total_mb, port_holder
@@ -108,6 +109,7 @@ class Parts:
         await self._api.serve(Site.LAN, self._lan_sockets)
         await self._api.start_unix(self._socket_path, group=GROUP)
         self.loop.start()
+        self._tidy = tasks.create_task(self._pool.recorder.tidy())
         self._dial_seeds(tasks)
         await self._discovery.start(tasks, peers_known=self._peers_known)
         description = self._description()
@@ -148,6 +150,7 @@ class Parts:
         """Answer what is in flight, say goodbye, end every tree."""
         with contextlib.suppress(FileNotFoundError):
             self._config.paths.description.unlink()
+        self._tidy.cancel()
         self.gateway.close()
         await self._api.close()
         self.loop.close()
@@ -248,6 +251,14 @@ class Parts:
             slots=config.slots,
             workdir=config.paths.workdir,
             outputs_dir=config.paths.outputs,
+            archive=Archive(
+                config.paths.transcripts,
+                outputs_dir=config.paths.outputs,
+                bytes_max=config.options.output_cap_bytes,
+                quota_bytes=config.options.output_quota_bytes,
+                retention_s=config.options.retention_s,
+                clock=self._clock,
+            ),
             node_name=name,
             umask=config.task_umask,
             clock=self._clock,

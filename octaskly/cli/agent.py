@@ -8,8 +8,14 @@ from typing import Any
 
 import click
 
-from octaskly.cli.render import Duration
-from octaskly.config import DURABILITIES, RETAINED_TASKS, RETENTION_S, AgentOptions
+from octaskly.cli.render import Bytes, Duration
+from octaskly.config import (
+    DURABILITIES,
+    OUTPUT_CAP_BYTES,
+    RETAINED_TASKS,
+    RETENTION_S,
+    AgentOptions,
+)
 
 PORT = click.IntRange(0, 65535)
 FOLDER = click.Path(path_type=Path)
@@ -78,6 +84,21 @@ FOLDER = click.Path(path_type=Path)
     default=RETAINED_TASKS,
     metavar="N",
     help="As dispatcher, forget the oldest of more ended tasks (2000000).",
+)
+@click.option(
+    "--output-cap",
+    "output_cap_bytes",
+    type=Bytes(),
+    default=OUTPUT_CAP_BYTES,
+    metavar="SIZE",
+    help="Of what a task writes, keep so much on the disk of its worker (64M).",
+)
+@click.option(
+    "--output-quota",
+    "output_quota_bytes",
+    type=Bytes(),
+    metavar="SIZE",
+    help="Of all tasks together; the oldest goes first (10G, at most 10% of the disk).",
 )
 @click.option(
     "--log-format",

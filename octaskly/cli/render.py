@@ -63,6 +63,8 @@ _API_HINTS = {
 }
 _DURATION = re.compile(r"(\d+)\s*(s|m|h|d)?")
 _UNIT_S = {"s": 1, "m": 60, "h": 3600, "d": 86400}
+_SIZE = re.compile(r"(\d+)\s*(?:([KMGT])(?:iB)?)?")
+_UNIT_BITS = {None: 0, "K": 10, "M": 20, "G": 30, "T": 40}
 _UNSAFE = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
 
@@ -223,3 +225,20 @@ class Duration(click.ParamType[int]):
         if match is None or int(match[1]) < 1:
             self.fail(f"{value!r} is not a time like 90, 15m, 24h or 7d", param, ctx)
         return int(match[1]) * _UNIT_S[match[2] or "s"]
+
+
+class Bytes(click.ParamType[int]):
+    """A size, given as `65536`, `64M`, `64MiB` or `10G`."""
+
+    name = "size"
+
+    def convert(
+        self, value: object, param: click.Parameter | None, ctx: click.Context | None
+    ) -> int:
+        """Return whole bytes; units are powers of 1024."""
+        if isinstance(value, int):
+            return value
+        match = _SIZE.fullmatch(str(value).strip())
+        if match is None:
+            self.fail(f"{value!r} is not a size like 65536, 64M or 10G", param, ctx)
+        return int(match[1]) << _UNIT_BITS[match[2]]

@@ -9,12 +9,15 @@ from __future__ import annotations
 import errno
 import os
 import signal
+from contextlib import suppress
 
 from octaskly.runner.cgroup import Group
 from octaskly.runner.command import shell_words, split_plain
+from octaskly.runner.transcript import Writer
 
 SHELL = "/bin/sh"
 READ_BYTES = 65536
+MEMORY_BYTES = 256 << 10  #: of a stream; then a file is asked for
 DRAIN_READS_MAX = 64  #: a grandchild that writes for ever must not hold the end up
 NOT_STARTED = 126  #: exit code of what could not be executed
 
@@ -66,15 +69,16 @@ class Order:
 class Sink:
     """The read end of a pipe; keeps the first bytes and counts them all."""
 
-    __slots__ = ("fd", "is_open", "kept", "kept_bytes", "limit", "size_bytes")
+    __slots__ = ("fd", "is_open", "kept", "limit", "size_bytes", "stream", "transcript")
 
-    def __init__(self, fd: int, limit: int) -> None:
+    def __init__(self, fd: int, limit: int, stream: int) -> None:
         self.fd = fd
         self.limit = limit
+        self.stream = stream
         self.is_open = True
-        self.kept: list[bytes] = []
-        self.kept_bytes = 0
+        self.kept = bytearray()
         self.size_bytes = 0
+        self.transcript: Writer | None = None
 
     def read(self) -> bool:
         """Take one piece; return whether there may be more at this moment."""
@@ -86,12 +90,25 @@ class Sink:
             self.close()
             return False
         self.size_bytes += len(data)
-        room = self.limit - self.kept_bytes
+        room = self.limit - len(self.kept)
         if room > 0:
-            data = data[:room]
-            self.kept.append(data)
-            self.kept_bytes += len(data)
+            self.kept += data[:room]
+        if self.transcript is not None:
+            self._write(data)
         return True
+
+    def record(self, transcript: Writer) -> None:
+        """Write what was kept, and from now on all that comes, into a file."""
+        self.transcript = transcript
+        self._write(self.kept)
+        transcript.skip(self.stream, self.size_bytes)
+
+    def _write(self, data: bytes | bytearray) -> None:
+        assert self.transcript is not None
+        try:
+            self.transcript.write(self.stream, data)
+        except OSError:  # A full disk: the rest is counted.
+            self.transcript = None
 
     def drain(self) -> bytes:
         """Take what is there, without waiting for others to close the pipe."""
@@ -99,7 +116,7 @@ class Sink:
         while self.is_open and reads < DRAIN_READS_MAX and self.read():
             reads += 1
         self.close()
-        return b"".join(self.kept)
+        return bytes(self.kept)
 
     def close(self) -> None:
         """Close the pipe; a writer that is left gets SIGPIPE."""
@@ -115,12 +132,14 @@ class Child:
         "deadline_s",
         "err",
         "group",
+        "has_asked",
         "key",
         "mark",
         "out",
         "pid",
         "started_ms",
         "started_s",
+        "transcript",
         "verdict",
     )
 
@@ -142,10 +161,22 @@ class Child:
             b"OCTASKLY_ATTEMPT=" + order.attempt.encode(),
         )
         self.group: Group | None = None
+        self.transcript: Writer | None = None
+        self.has_asked = False  #: for a file to write its output into
+
+    def record(self, fd: int, bytes_max: int) -> None:
+        """Write its output into a file, whose descriptor is ours from now on."""
+        self.transcript = Writer(fd, bytes_max)
+        for sink in (self.out, self.err):
+            sink.record(self.transcript)
+        with suppress(OSError):
+            self.transcript.begin()
 
     def end(self, status: int, *, now_s: float, now_ms: int) -> list[object]:
         """Close the pipes and return the message that ends this attempt."""
         out, err = self.out.drain(), self.err.drain()
+        if self.transcript is not None:
+            self.transcript.close()
         return [
             *("end", self.key, os.waitstatus_to_exitcode(status), self.verdict),
             *(self.started_ms, now_ms, int((now_s - self.started_s) * 1000)),
@@ -271,7 +302,7 @@ class Pad:
         except (OSError, ValueError) as error:
             is_final = getattr(error, "errno", None) not in SCARCE
             raise Refused(f"cannot execute: {error}", is_final=is_final) from error
-        sinks = Sink(out_fd, self._limit), Sink(err_fd, self._limit)
+        sinks = Sink(out_fd, self._limit, 0), Sink(err_fd, self._limit, 1)
         return Child(order, pid, sinks, (begin_s, begin_ms))
 
 

@@ -2,12 +2,14 @@
 
 Frames on the control socket: 4 bytes of length, big-endian, then a msgpack list of
 messages, each a list. To the launcher: `run` key task attempt command timeout_s; `stop`
-key; `close`. From it: `alive` key pid; `back` key; `lost` key reason; `end` key and
-what `outcome.outcome_of_end` reads.
+key; `file` key is_given, with the descriptor of an empty file; `close`. From it:
+`alive` key pid; `full` key, which asks for a file; `back` key; `lost` key reason; `end`
+key and what `outcome.outcome_of_end` reads.
 """
 
 from __future__ import annotations
 
+import socket
 import struct
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,9 +18,12 @@ from typing import Any
 import msgpack
 
 FRAME_BYTES_SOFT = 1 << 20
+RECEIVE_BYTES = 1 << 18
+FDS_MAX = 16  #: descriptors that are sent with one piece of the byte stream
 
 NAMES = "surrogateescape"  #: in settings, as names of files may be any bytes
 _LENGTH = struct.Struct(">I")
+_FD = struct.Struct("i")
 
 
 def pack(messages: list[list[object]]) -> bytes:
@@ -33,6 +38,16 @@ def pack_results(results: list[list[object]]) -> bytes:
     if size < FRAME_BYTES_SOFT:
         return pack(results)
     return b"".join(pack([end]) for end in results)
+
+
+def receive(control: socket.socket) -> tuple[bytes, list[int]]:
+    """Return what has come: bytes, and descriptors that no child inherits."""
+    # The library's `recv_fds` drops its flags.
+    data, ancillary, *_ = control.recvmsg(
+        RECEIVE_BYTES, socket.CMSG_LEN(FDS_MAX * _FD.size), socket.MSG_CMSG_CLOEXEC
+    )
+    fds = [fd for *_, items in ancillary for (fd,) in _FD.iter_unpack(items)]
+    return data, fds
 
 
 def encode_settings(settings: Mapping[str, object]) -> str:

@@ -27,8 +27,16 @@ if __name__ == "__main__":
     sys.path[:] = [*sys.argv[3:], *sys.path[1:]]
 
 from octaskly.runner.cgroup import Group, SlotGroups
-from octaskly.runner.child import Child, Order, Pad, Refused, refused_end
-from octaskly.runner.frames import Inbox, decode_settings, pack_results
+from octaskly.runner.child import (
+    MEMORY_BYTES,
+    Child,
+    Order,
+    Pad,
+    Refused,
+    Sink,
+    refused_end,
+)
+from octaskly.runner.frames import Inbox, decode_settings, pack_results, receive
 from octaskly.runner.kin import Kin
 from octaskly.runner.tree import become_subreaper
 
@@ -37,7 +45,6 @@ WAIT_MAX_S = 0.05  #: an order that has not started by then is given back
 HOLD_MAX_S = 0.015  #: results wait so long for others while there is more to start
 HOLD_WAITING_MIN = 2  #: fewer orders than this wait: the pool must hear of results
 OUTBOX_BYTES_MAX = 16 << 20  #: nothing is started while so much is unsent
-RECEIVE_BYTES = 1 << 18
 KILL_AGAIN_S = 0.02
 KILL_GIVE_UP_S = 5.0  #: a process in the kernel for so long is reported, not awaited
 
@@ -56,7 +63,9 @@ class Launcher:
             has_ctype=bool(settings["has_ctype"]),
         )
         os.umask(int(str(settings["umask"])))  # The agent's own is for its secrets.
+        self._transcript_bytes_max = int(str(settings["transcript_bytes_max"]))
         self._inbox = Inbox()
+        self._files: deque[int] = deque()  # came ahead of the orders they belong to
         self._outbox = bytearray()
         self._is_blocked = False  # the socket is full, so we wait for room
         self._results: list[list[object]] = []
@@ -110,16 +119,19 @@ class Launcher:
             sink.read()
             if not sink.is_open:  # Closing has taken it out of the epoll.
                 del self._sinks[fd]
+            elif not child.has_asked and len(sink.kept) > MEMORY_BYTES:
+                self._ask_for_file(child)
 
     # -- the pool --------------------------------------------------------------
 
     def _receive(self) -> None:
         try:
-            data = self._control.recv(RECEIVE_BYTES)
+            data, fds = receive(self._control)
         except BlockingIOError:
             return
         except OSError:
-            data = b""
+            data, fds = b"", []
+        self._files.extend(fds)
         if not data:
             self._is_closing = True
             return
@@ -129,6 +141,8 @@ class Launcher:
                 self._waiting.append(order)
             elif name == "stop":
                 self._stop(fields[0])
+            elif name == "file":
+                self._take_file(fields[0], self._files.popleft() if fields[1] else None)
             elif name == "close":
                 self._is_closing = True
 
@@ -178,6 +192,29 @@ class Launcher:
         now_s = time.monotonic()
         self._held_since_s = self._held_since_s or now_s
         return now_s - self._held_since_s < HOLD_MAX_S
+
+    # -- output in files -------------------------------------------------------
+
+    def _ask_for_file(self, child: Child) -> None:
+        """Read no further until there is a file: the pipe fills, the task waits."""
+        child.has_asked = True
+        self._results.append(["full", child.key])
+        for sink in (child.out, child.err):
+            if self._sinks.pop(sink.fd, None) is not None:
+                self._epoll.unregister(sink.fd)
+
+    def _take_file(self, key: object, fd: int | None) -> None:
+        child = next((c for c in self._running.values() if c.key == key), None)
+        if child is None or child.transcript is not None:
+            if fd is not None:
+                os.close(fd)
+            return
+        child.has_asked = True
+        if fd is not None:
+            child.record(fd, self._transcript_bytes_max)
+        for sink in (child.out, child.err):
+            if sink.is_open and sink.fd not in self._sinks:
+                self._watch_sink(sink, child)
 
     # -- starting --------------------------------------------------------------
 
@@ -296,8 +333,11 @@ class Launcher:
             return
         self._results.append(["alive", child.key, child.pid])
         for sink in (child.out, child.err):
-            self._epoll.register(sink.fd, select.EPOLLIN)
-            self._sinks[sink.fd] = child
+            self._watch_sink(sink, child)
+
+    def _watch_sink(self, sink: Sink, child: Child) -> None:
+        self._epoll.register(sink.fd, select.EPOLLIN)
+        self._sinks[sink.fd] = child
 
     def _enforce(self, now_s: float) -> None:
         for child in list(self._running.values()):

@@ -25,10 +25,12 @@ from octaskly.core.model import (
     name_of,
 )
 from octaskly.ports import Clock
-from octaskly.runner import cgroup, tree, workdir
+from octaskly.runner import cgroup, workdir
+from octaskly.runner.archive import Archive
 from octaskly.runner.outcome import cancelled, outcome_of_end, released
 from octaskly.runner.process import LauncherProcess, task_environment
-from octaskly.runner.seat import SHORT_MS, Item, Seat, roomiest
+from octaskly.runner.recorder import Recorder
+from octaskly.runner.seat import SHORT_MS, Item, Seat, end_lost, roomiest
 
 WAIT_MAX_S = 0.05  #: behind attempts that run so long, none waits any longer
 LOOK_S = 0.02
@@ -49,6 +51,7 @@ class Pool:
         slots: Attempts that run at the same time.
         workdir: Where they run, and where inputs are looked for.
         outputs_dir: Where declared outputs are kept, a folder for each attempt.
+        archive: Where long output is kept, and what somebody reads meanwhile.
         node_name: Shown to tasks as `OCTASKLY_NODE`.
         clock: The machine's clocks.
         on_ended: Called on the event loop with one or more reports.
@@ -68,6 +71,7 @@ class Pool:
         slots: int,
         workdir: Path,
         outputs_dir: Path,
+        archive: Archive,
         node_name: str,
         clock: Clock,
         on_ended: EndedCallback,
@@ -81,8 +85,7 @@ class Pool:
     ) -> None:
         self._slots = slots
         self._workdir, self._outputs_dir = workdir, outputs_dir
-        self._clock = clock
-        self._on_ended = on_ended
+        self._clock, self._on_ended = clock, on_ended
         self._env = task_environment(os.environ if env is None else env)
         self._prefix, self._node_name = prefix, node_name
         self._settings: dict[str, object] = {
@@ -92,16 +95,17 @@ class Pool:
             "kill_grace_s": kill_grace_s,
             "has_ctype": "LC_CTYPE" in self._env,
             "umask": umask,
+            "transcript_bytes_max": archive.bytes_max,
         }
         count = max(1, min(launchers or os.cpu_count() or 1, slots))
         self._seats = [
             Seat(slots // count + (place < slots % count)) for place in range(count)
         ]
-        self._with_cgroups = with_cgroups
+        self._with_cgroups, self._launchers_started = with_cgroups, 0
         self._groups_dir: Path | None = None  #: own cgroup, once looked for
-        self._launchers_started = 0
         self._keys = 0
         self._items: dict[tuple[TaskId, AttemptId], Item] = {}
+        self.recorder = Recorder(archive, self._items, self._in_thread)
         self._waiting: deque[Item] = deque()
         self._reports: list[Report] = []
         self._delivered_s = float("-inf")
@@ -222,6 +226,11 @@ class Pool:
                 continue
             if name == "alive":
                 item.pid, item.alive_s = fields[0], self._clock.now().mono_s
+                assert seat.process is not None
+                self.recorder.begun(item, seat.process)
+                continue
+            if name == "full":
+                self.recorder.record(item)
                 continue
             del seat.items[key]
             if name == "end":
@@ -259,7 +268,7 @@ class Pool:
         if self._is_closing:
             return
         lost, seat.items = list(seat.items.values()), {}
-        bury = partial(_end_lost, lost, seat.folder, self._node_name)
+        bury = partial(end_lost, lost, seat.folder, self._node_name)
         self._in_thread(partial(self._buried, lost), bury)
 
     def _buried(self, lost: list[Item], _result: object) -> None:
@@ -341,6 +350,7 @@ class Pool:
 
     def _end(self, item: Item, outcome: Outcome) -> None:
         del self._items[item.spec.id, item.attempt]
+        self.recorder.ended(item)
         if item.is_stopped and outcome.state != AttemptState.CANCELLED:
             # Success is never reported for what was told to end.
             outcome = replace(
@@ -376,15 +386,3 @@ class Pool:
             reports, self._reports = tuple(self._reports), []
             self._delivered_s = self._clock.now().mono_s
             self._on_ended(reports)
-
-
-def _end_lost(lost: list[Item], folder: Path | None, node_name: str) -> None:
-    """Kill what a dead launcher ran; takes a while, so not on the event loop."""
-    if folder is not None:
-        tree.reap_adopted(cgroup.remove(folder))
-    if lost:
-        tree.end_marked(
-            [item.mark for item in lost],
-            {item.pid for item in lost if item.pid is not None},
-            b"OCTASKLY_NODE=" + node_name.encode(),
-        )

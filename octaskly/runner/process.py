@@ -16,7 +16,6 @@ from octaskly.runner import frames, launcher
 from octaskly.runner.child import RESET_SIGNALS
 
 CONTROL_FD = 3
-RECEIVE_BYTES = 1 << 18
 DISMISS_S = 6.0  #: a launcher that was told to close has this long to end its trees
 
 #: Never passed on: they speak to the agent alone.
@@ -69,6 +68,7 @@ class LauncherProcess:
         self._on_exit = on_exit
         self._inbox = frames.Inbox()
         self._outbox = bytearray()
+        self._fds: list[int] = []  #: to be sent with what is in the outbox
         self._control, theirs = socket.socketpair()
         self._control.settimeout(0)
         words = [
@@ -104,23 +104,42 @@ class LauncherProcess:
         self._loop.add_reader(self._pid_fd, self._reap)
         self.gone = self._loop.create_future()  #: done when the process has ended
 
-    def send(self, messages: list[Message]) -> None:
-        """Send at once, or as soon as the socket takes it."""
+    def send(self, messages: list[Message], fd: int | None = None) -> None:
+        """Send at once, or as soon as the socket takes it.
+
+        Args:
+            messages: What to send.
+            fd: A descriptor that goes along; it is closed here.
+        """
         self._outbox += frames.pack(messages)
+        if fd is not None:
+            self._fds.append(fd)
         self._flush()
 
     def _flush(self) -> None:
+        # Descriptors may come ahead of their message, but never behind it.
+        fds = self._fds[: frames.FDS_MAX]
         try:
-            sent = self._control.send(self._outbox)
+            if fds:
+                sent = socket.send_fds(self._control, [self._outbox], fds)
+            else:
+                sent = self._control.send(self._outbox)
         except BlockingIOError:
-            sent = 0
+            sent, fds = 0, []
         except OSError:
-            sent = len(self._outbox)  # It is dying; `_reap` follows.
+            # It is dying; `_reap` follows.
+            sent, fds = len(self._outbox), self._fds
         del self._outbox[:sent]
+        self._forget(fds)
         if self._outbox:
             self._loop.add_writer(self._control, self._flush)
         else:
             self._loop.remove_writer(self._control)
+
+    def _forget(self, fds: list[int]) -> None:
+        for fd in fds:
+            os.close(fd)
+        self._fds = self._fds[len(fds) :]
 
     def _receive(self) -> None:
         data = self._read()
@@ -132,7 +151,7 @@ class LauncherProcess:
     def _read(self) -> bytes | None:
         """Return what has come, None if nothing, no bytes at the end of the stream."""
         try:
-            return self._control.recv(RECEIVE_BYTES)
+            return self._control.recv(frames.RECEIVE_BYTES)
         except BlockingIOError:
             return None
         except OSError:
@@ -152,6 +171,7 @@ class LauncherProcess:
         self._loop.remove_reader(self._control)
         self._loop.remove_writer(self._control)
         self._control.close()
+        self._forget(self._fds)
         if not self.gone.done():
             self.gone.set_result(None)
         self._on_exit()

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from octaskly.core.model import AttemptId, TaskSpec, name_of
+from octaskly.runner import cgroup, tree
 from octaskly.runner.process import LauncherProcess
 
 SHORT_MS = 50.0  #: tasks that take longer are never queued behind each other
@@ -16,7 +17,19 @@ AHEAD_MS = 20.0  #: work that may wait in one launcher
 class Item:
     """An attempt on its way through the pool."""
 
-    __slots__ = ("alive_s", "attempt", "is_stopped", "key", "pid", "since_s", "spec")
+    __slots__ = (
+        "alive_s",
+        "attempt",
+        "has_file",
+        "is_refused",
+        "is_stopped",
+        "is_wanted",
+        "key",
+        "pid",
+        "process",
+        "since_s",
+        "spec",
+    )
 
     def __init__(
         self, key: int, attempt: AttemptId, spec: TaskSpec, since_s: float
@@ -28,6 +41,10 @@ class Item:
         self.pid: int | None = None  #: known once it has run for a moment
         self.alive_s = float("inf")  #: when that was known
         self.is_stopped = False
+        self.process: LauncherProcess | None = None  #: known together with the pid
+        self.is_wanted = False  #: somebody reads its output
+        self.has_file = False  #: for its output; asked for, at least
+        self.is_refused = False  #: there was no room for the file
 
     @property
     def mark(self) -> tuple[bytes, ...]:
@@ -74,3 +91,15 @@ def roomiest(seats: Sequence[Seat]) -> Seat | None:
         if room + seat.depth > deepest_room:
             deepest, deepest_room = seat, room + seat.depth
     return best or deepest
+
+
+def end_lost(lost: list[Item], folder: Path | None, node_name: str) -> None:
+    """Kill what a dead launcher ran; takes a while, so not on the event loop."""
+    if folder is not None:
+        tree.reap_adopted(cgroup.remove(folder))
+    if lost:
+        tree.end_marked(
+            [item.mark for item in lost],
+            {item.pid for item in lost if item.pid is not None},
+            b"OCTASKLY_NODE=" + node_name.encode(),
+        )

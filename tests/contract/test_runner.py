@@ -20,7 +20,7 @@ from octaskly.core.model import (
 )
 from octaskly.ports import Runner
 from octaskly.runner.pool import Pool
-from tests.integration.pooling import MachineClock, eventually
+from tests.integration.pooling import MachineClock, archive_in, eventually
 
 Ended = Callable[[tuple[Report, ...]], None]
 
@@ -101,6 +101,7 @@ async def bench(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator
             slots=4,
             workdir=tmp_path,
             outputs_dir=tmp_path / "outputs",
+            archive=archive_in(tmp_path),
             node_name="bench",
             clock=MachineClock(),
             on_ended=on_ended,

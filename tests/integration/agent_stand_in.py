@@ -13,7 +13,7 @@ from pathlib import Path
 from octaskly.core.model import AttemptId, StreamId, TaskId, TaskSpec
 from octaskly.runner.pool import Pool
 from octaskly.runner.tree import become_subreaper, children_of
-from tests.integration.pooling import MachineClock
+from tests.integration.pooling import MachineClock, archive_in
 
 
 async def main() -> None:
@@ -24,6 +24,7 @@ async def main() -> None:
         slots=int(slots),
         workdir=Path(folder),
         outputs_dir=Path(folder),
+        archive=archive_in(Path(folder)),
         node_name="stand-in",
         clock=MachineClock(),
         on_ended=lambda reports: print(reports, flush=True),

@@ -19,6 +19,8 @@ from octaskly.core.model import (
     TaskId,
     TaskSpec,
 )
+from octaskly.ports import Clock
+from octaskly.runner.archive import Archive
 from octaskly.runner.pool import Pool
 
 _tokens = itertools.count(1)
@@ -64,6 +66,25 @@ async def eventually(condition: Callable[[], object], within_s: float = 10.0) ->
     while not condition():
         assert time.monotonic() < deadline_s, "it did not happen in time"
         await asyncio.sleep(0.002)
+
+
+def archive_in(
+    folder: Path,
+    *,
+    bytes_max: int = 8 << 20,
+    quota_bytes: int = 1 << 30,
+    retention_s: float = 86_400.0,
+    clock: Clock | None = None,
+) -> Archive:
+    """Return an archive below a folder."""
+    return Archive(
+        folder / "transcripts",
+        outputs_dir=folder / "outputs",
+        bytes_max=bytes_max,
+        quota_bytes=quota_bytes,
+        retention_s=retention_s,
+        clock=clock or MachineClock(),
+    )
 
 
 class Rig:
@@ -130,6 +151,7 @@ async def rig(folder: Path, **options: Any) -> AsyncIterator[Rig]:
         "launchers": 1,
         "workdir": workdir,
         "outputs_dir": folder / "outputs",
+        "archive": archive_in(folder),
         "node_name": "rig",
         "clock": MachineClock(),
         "on_ended": on_ended,

@@ -1,0 +1,51 @@
+"""What a task writes, as it is passed on piece by piece while the task runs."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from typing import NamedTuple, Protocol
+
+from octaskly.core.model import AttemptId, TaskId
+
+STREAMS = ("stdout", "stderr")
+
+
+class Piece(NamedTuple):
+    """Bytes of one stream of an attempt.
+
+    Pieces of a stream come in order. Where one begins later than the one before ended,
+    what is in between was not kept. One without bytes says how far the stream goes.
+    """
+
+    stream: int  #: index in `STREAMS`
+    offset: int  #: of the first byte in the stream
+    data: bytes
+
+    @property
+    def end(self) -> int:
+        """The offset behind its last byte."""
+        return self.offset + len(self.data)
+
+
+class Transcripts(Protocol):
+    """The output of attempts that run or ran on this node, as far as it is kept."""
+
+    def pieces(
+        self,
+        task: TaskId,
+        attempt: AttemptId,
+        starts: tuple[int | None, int | None],
+        *,
+        follow: bool,
+    ) -> AsyncIterator[Piece]:
+        """Return the output of an attempt.
+
+        Args:
+            task: As the log knows it.
+            attempt: One that this node runs or ran.
+            starts: The offset for each stream; None leaves a stream out.
+            follow: Whether to go on until the attempt has ended.
+
+        Raises:
+            OutputNotFound: nothing was kept here but what is in the result.
+        """

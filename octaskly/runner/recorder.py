@@ -1,0 +1,163 @@
+"""Has output written to files: where it is long, and where somebody wants to see it.
+
+Most attempts are over in milliseconds and write little, so for them no file is made:
+their output travels with the result.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import suppress
+from typing import Any
+
+from octaskly.core.model import AttemptId, TaskId
+from octaskly.errors import OutputNotFound
+from octaskly.output import Piece
+from octaskly.runner.archive import Archive
+from octaskly.runner.process import LauncherProcess
+from octaskly.runner.seat import Item
+from octaskly.runner.transcript import Reader
+
+LOOK_S = 0.04  #: how often a file that is followed is looked at
+LOOKS_MAX = 50  #: for the file of an attempt that runs, where it is not followed
+SWEEP_S = 600.0
+
+InThread = Callable[[Callable[[Any], None], Callable[[], object]], None]
+"""Does the second in a thread, then calls the first with the result or exception."""
+
+
+class Recorder:
+    """Files for the output of a pool's attempts; implements `output.Transcripts`.
+
+    Args:
+        archive: Where they lie.
+        items: What the pool runs.
+        in_thread: The pool's way to do what blocks.
+    """
+
+    def __init__(
+        self,
+        archive: Archive,
+        items: Mapping[tuple[TaskId, AttemptId], Item],
+        in_thread: InThread,
+    ) -> None:
+        self._archive = archive
+        self._items = items
+        self._in_thread = in_thread
+
+    async def tidy(self) -> None:
+        """Delete what is too old or too much, now and again, until cancelled."""
+        while True:
+            await asyncio.to_thread(self._archive.sweep)
+            await asyncio.sleep(SWEEP_S)
+
+    # -- the pool ----------------------------------------------------------------
+
+    def begun(self, item: Item, process: LauncherProcess) -> None:
+        """Note that an attempt has run for a moment, and who writes its file."""
+        item.process = process
+        if item.is_wanted:
+            self.record(item)
+
+    def record(self, item: Item) -> None:
+        """Have the output of an attempt that has begun written to a file."""
+        if not item.has_file:
+            item.has_file = True
+            self._in_thread(
+                lambda made: self._made(item, made),
+                lambda: self._archive.create(item.spec.id, item.attempt),
+            )
+
+    def ended(self, item: Item) -> None:
+        """Note that nothing more is written."""
+        if item.has_file:
+            with suppress(RuntimeError):  # We stop: the next agent counts the file.
+                self._in_thread(
+                    lambda _: None,
+                    lambda: self._archive.ended(item.spec.id, item.attempt),
+                )
+
+    def _made(self, item: Item, made: object) -> None:
+        fd = made if isinstance(made, int) else None
+        item.is_refused = fd is None
+        if self._is_live(item):
+            assert item.process is not None
+            item.process.send([["file", item.key, fd is not None]], fd)
+            return
+        if fd is not None:
+            os.close(fd)
+        self.ended(item)
+
+    def _is_live(self, item: Item) -> bool:
+        return self._items.get((item.spec.id, item.attempt)) is item
+
+    # -- who reads ---------------------------------------------------------------
+
+    async def pieces(
+        self,
+        task: TaskId,
+        attempt: AttemptId,
+        starts: tuple[int | None, int | None],
+        *,
+        follow: bool,
+    ) -> AsyncIterator[Piece]:
+        """Return the output of an attempt: see `output.Transcripts`."""
+        item = self._items.get((task, attempt))
+        if item is None:
+            reader = await asyncio.to_thread(self._archive.open, task, attempt)
+        else:
+            reader = await self._opened(item, follow=follow)
+        offsets = {n: start for n, start in enumerate(starts) if start is not None}
+        while True:
+            # Asked before the file is read: what an ended attempt wrote is all there.
+            is_live = item is not None and self._is_live(item)
+            found = await asyncio.to_thread(_read, reader, offsets)
+            for piece in found:
+                offsets[piece.stream] = piece.end
+                yield piece
+            if not found and not (is_live and follow):
+                break
+            if not found:
+                await asyncio.sleep(LOOK_S)
+        for stream, offset in offsets.items():
+            yield Piece(stream, max(offset, reader.size(stream)), b"")
+
+    async def _opened(self, item: Item, *, follow: bool) -> Reader:
+        """Open the file of an attempt that runs, once there is one."""
+        item.is_wanted = True
+        if item.process is not None:
+            self.record(item)
+        task, attempt = item.spec.id, item.attempt
+        looks = 0
+        while self._is_live(item) and not item.is_refused:
+            reader = await asyncio.to_thread(self._try_open, task, attempt)
+            if reader is not None:
+                return reader
+            looks += 1
+            if looks > LOOKS_MAX and not follow:
+                break
+            await asyncio.sleep(LOOK_S)
+        reader = await asyncio.to_thread(self._try_open, task, attempt)
+        if reader is None:
+            raise OutputNotFound(f"{task} has no file with output on this node")
+        return reader
+
+    def _try_open(self, task: TaskId, attempt: AttemptId) -> Reader | None:
+        try:
+            reader = self._archive.open(task, attempt)
+        except OutputNotFound:
+            return None
+        return reader if reader.look() else None
+
+
+def _read(reader: Reader, offsets: Mapping[int, int]) -> list[Piece]:
+    """Return the next block of each stream, if there is more."""
+    reader.look()
+    found = []
+    for stream, offset in offsets.items():
+        start, data = reader.read(stream, offset)
+        if data:
+            found.append(Piece(stream, start, data))
+    return found
