@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-from octaskly.core.effects import Join
+from octaskly.core.effects import Join, PlanFloor, Save
 from octaskly.core.events import Draft, FloorPlanned, Loaded, Saved
 from octaskly.core.facts import Entry
 from octaskly.core.merge import TaskRecord
@@ -113,15 +113,7 @@ class Log(Protocol):
     def join(self, item: Join) -> None:
         """Queue rows of a snapshot; with the last, the log holds what its head says."""
 
-    def save(
-        self,
-        number: int,
-        *,
-        term: int | None = None,
-        epoch: Epoch | None = None,
-        stream: tuple[StreamId, Epoch] | None = None,
-        name: str | None = None,
-    ) -> None:
+    def save(self, item: Save) -> None:
         """Queue node state for the next commit."""
 
     def spool(self, reports: Sequence[Report]) -> None:
@@ -149,8 +141,8 @@ class Log(Protocol):
     ) -> Snapshot | None:
         """Read the next part of a snapshot; None if entries serve better."""
 
-    async def plan_floor(self, before_hlc: int, tasks_max: int) -> FloorPlanned:
-        """Find how far the floor may rise: see `core.effects.PlanFloor`."""
+    async def plan_floor(self, ask: PlanFloor) -> FloorPlanned:
+        """Find how far the floor may rise."""
 
     async def vector(self) -> Holdings:
         """Return what is durable, per stream."""

@@ -79,9 +79,7 @@ class CoreLoop:
         self._perform = {
             ef.Append: lambda e: self._append(e, gateway),
             ef.Join: store.join,
-            ef.Save: lambda e: store.save(
-                e.number, term=e.term, epoch=e.epoch, stream=e.stream, name=e.name
-            ),
+            ef.Save: store.save,
             ef.Send: lambda e: links.send(e.peer, e.messages),
             ef.Dial: lambda e: links.dial(e.node, e.addresses),
             ef.Disconnect: lambda e: links.disconnect(e.peer, e.reason),
@@ -188,7 +186,7 @@ class CoreLoop:
         self.post(ev.LiveLoaded(await self._store.load_live()))
 
     async def _plan_floor(self, effect: ef.PlanFloor) -> None:
-        self.post(await self._store.plan_floor(effect.before_hlc, effect.tasks_max))
+        self.post(await self._store.plan_floor(effect))
 
     async def _serve_pull(self, effect: ef.ServePull) -> None:
         snapshot = await self._store.snapshot(

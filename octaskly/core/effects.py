@@ -49,6 +49,8 @@ class Save:
     epoch: Epoch | None = None
     stream: tuple[StreamId, Epoch] | None = None  #: a new stream of this node
     name: str | None = None
+    retold: Holdings = ()
+    """What rows of snapshots said beyond the log up to here is in the log now."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +64,7 @@ class Join:
     rows: tuple[TaskRow, ...]
     head: SnapshotHead
     is_last: bool
+    vector: Holdings = ()  #: what the rows stand for, which may be more than `head`
 
 
 Written = Append | Join
@@ -169,6 +172,8 @@ class PlanFloor:
 
     before_hlc: int  #: what ended before is old enough
     tasks_max: int  #: of more ended tasks than these, the oldest go, whatever their age
+    stream: StreamId = StreamId(0)  #: of this reign: what was born there is in the log
+    after: int = 0  #: as in `FloorPlanned`
 
 
 @dataclass(frozen=True, slots=True)

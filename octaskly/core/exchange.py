@@ -62,7 +62,7 @@ class Exchange:
         head = message.head or self._heads.get(peer)
         if head is None or message.cursor.series != head.hlc:
             return []  # Of a snapshot that was begun again since.
-        join = self._journal.join(message.rows, head, is_last=not message.more)
+        join = self._journal.join(message, head)
         self._has_news = True
         if not message.more:
             self._heads.pop(peer, None)

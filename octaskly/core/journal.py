@@ -13,8 +13,8 @@ from dataclasses import replace
 from octaskly.core.effects import Append, Effect, Join, Save
 from octaskly.core.events import Saved
 from octaskly.core.facts import Entry, Fact, Floor, born_hlc, hlc_ahead, hlc_next
-from octaskly.core.merge import TaskRow, join_floors
-from octaskly.core.messages import SnapshotHead
+from octaskly.core.merge import join_floors
+from octaskly.core.messages import Snapshot, SnapshotHead
 from octaskly.core.model import (
     AttemptId,
     Epoch,
@@ -47,6 +47,8 @@ class Journal:
         self._absorbed = 0  #: number of the last `Append` with entries of others
         self.appended = 0
         """Number of the last `Append`."""
+        self.joined = 0
+        """Number of the last `Join`."""
         self.stream: StreamId | None = None
         """This node's own, while it reigns."""
         self._held: deque[tuple[int, Held]] = deque()
@@ -142,17 +144,16 @@ class Journal:
         self._absorbed = append.number
         return append
 
-    def join(
-        self, rows: tuple[TaskRow, ...], head: SnapshotHead, *, is_last: bool
-    ) -> Join:
+    def join(self, part: Snapshot, head: SnapshotHead) -> Join:
         """Return the effect that stores rows; the last ones bring the vector."""
-        if is_last:
+        if not part.more:
             self._heard = max(self._heard, head.hlc)
             self.epochs.update(head.epochs)
             for stream, seq in head.vector:
                 self.vector[stream] = max(self.vector.get(stream, 0), seq)
             self.raise_floor(head.floor)
-        return Join(self._next(), rows, head, is_last)
+        self.joined = self._next()
+        return Join(self.joined, part.rows, head, not part.more, part.vector)
 
     def stated(self, floor: Floor) -> Floor:
         """Return a floor as this node's stream says it, now."""
@@ -184,12 +185,18 @@ class Journal:
         epoch: Epoch | None = None,
         stream: tuple[StreamId, Epoch] | None = None,
         name: str | None = None,
+        retold: Holdings = (),
     ) -> Save:
         """Return the effect that makes node state durable."""
         if stream is not None:
             self.epochs.update((stream,))
         return Save(
-            number=self._next(), term=term, epoch=epoch, stream=stream, name=name
+            number=self._next(),
+            term=term,
+            epoch=epoch,
+            stream=stream,
+            name=name,
+            retold=retold,
         )
 
     def after(self, held: Held, number: int | None = None) -> None:

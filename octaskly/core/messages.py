@@ -200,6 +200,7 @@ class Snapshot:
     cursor: Cursor  #: PULL it to get more
     more: bool
     head: SnapshotHead | None = None  #: in the first part only
+    vector: Holdings = ()  #: what the sender held when it read these rows
 
 
 @dataclass(frozen=True, slots=True)

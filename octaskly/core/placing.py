@@ -49,7 +49,7 @@ class Placing:
         self.epoch: Epoch = NO_EPOCH
         self.is_placing = False
         self.facts: list[Fact] = []
-        self._stream = StreamId(0)
+        self.stream = StreamId(0)
         self._message_bytes = limits.entries_bytes
         self._journal = journal
         self._replication = replication
@@ -58,7 +58,7 @@ class Placing:
 
     def begin(self, epoch: Epoch, stream: StreamId) -> list[Effect]:
         """Start empty; workers get nothing before they attach."""
-        self.epoch, self._stream = epoch, stream
+        self.epoch, self.stream = epoch, stream
         self.is_placing = True
         self.pool.detach_all()
         return self.queue.begin(epoch.term)
@@ -195,7 +195,7 @@ class Placing:
     def _assign(
         self, task: InHand, node: NodeId, batches: dict[NodeId, list[Item]]
     ) -> None:
-        attempt = AttemptId(self.epoch.term, self._stream, task.n + 1)
+        attempt = AttemptId(self.epoch.term, self.stream, task.n + 1)
         self.queue.assign(task, attempt, node)
         task.is_heard = True
         self.facts.append(Assigned(task.spec.id, attempt, node))

@@ -2,6 +2,8 @@
 
 The store finds how far it may rise, a bounded step at a time. Tasks below that are
 not final are carried: all that is known of them is written again, before the floor.
+So is what this node knows from rows of a snapshot alone, because their entries did not
+follow: whoever gave them may never come back, and no PULL brings rows to others.
 
 Source: docs/explanation/log.md.
 """
@@ -41,6 +43,9 @@ class Retention:
         self._stated: Floor = NO_FLOOR  #: what the own stream says
         self._due_s = 0.0
         self._is_asked = False
+        self._floor: Floor = NO_FLOOR  #: when that was
+        self._after = 0  #: key up to which tasks ahead of the log are written again
+        self._joined = 0  #: number of the last `Join` when that began
 
     def begin(self, now: Moment) -> None:
         """Say the floor in the new stream, and look at it again after a while.
@@ -50,6 +55,7 @@ class Retention:
         """
         self._stated = NO_FLOOR
         self._began = now
+        self._after = 0
         self._due_s = now.mono_s + self._period_s
 
     def deadline(self) -> float | None:
@@ -63,8 +69,11 @@ class Retention:
             effects += self._state(self._journal.floor, now)
         if not self._is_asked and now.mono_s >= self._due_s:
             self._is_asked = True
+            self._floor = self._journal.floor
             before_hlc = hlc_of(self._today_ms(now) - self._retention_ms)
-            effects.append(PlanFloor(before_hlc, self._tasks_max))
+            stream = self._placing.stream
+            ask = PlanFloor(before_hlc, self._tasks_max, stream, self._after)
+            effects.append(ask)
         return effects
 
     def _today_ms(self, now: Moment) -> int:
@@ -82,15 +91,36 @@ class Retention:
         """Carry what is still wanted, then raise the floor."""
         self._is_asked = False
         self._due_s = now.mono_s + (STEP_S if event.has_more else self._period_s)
-        if event.floor is None or not may_write:
+        # By a floor that came meanwhile, what is to be carried may be gone.
+        if not may_write or self._floor != self._journal.floor:
             return []
         facts = self._placing.facts
         for record in event.carried:
             facts += facts_of(record)
+        if event.ahead:
+            return self._catch_up(event, now)
+        if event.floor is None:
+            return []
         # The next step is planned from what this one has made durable.
         self._is_asked = True
         floor = join_floors(self._journal.floor, event.floor)
         return self._state(floor, now, self._release)
+
+    def _catch_up(self, event: FloorPlanned, now: Moment) -> list[Effect]:
+        """Bring the log up to the rows, then say that this is done."""
+        journal = self._journal
+        if not self._after:
+            self._joined = journal.joined
+        self._is_asked = True
+        if event.has_more:
+            self._after = event.after
+            return self._placing.commit(now, self._release)
+        self._after = 0
+        effects = self._placing.commit(now)
+        # Rows that came meanwhile may lie behind what was read.
+        if self._joined == journal.joined:
+            effects.append(journal.save(retold=event.ahead))
+        return effects + journal.when_durable(self._release, now)
 
     def _state(
         self, floor: Floor, now: Moment, held: Held | None = None

@@ -190,12 +190,13 @@ class Vetting:
             if not all(map(_is_sane_fact, facts_of(row.record))):
                 return "fact"
         if head is None:
-            return None
+            return _vet_vector(message.vector)
         if not 0 <= head.hlc < HLC_MAX:
             return "clock"
         if not {stream for stream, _ in head.vector} <= dict(head.epochs).keys():
             return "stream"
-        code = _vet_vector(head.vector) or self._vet_writers(head.epochs, term)
+        code = _vet_vector(head.vector) or _vet_vector(message.vector)
+        code = code or self._vet_writers(head.epochs, term)
         return code or self._vet_floor(head.floor)
 
     def _vet_floor(self, floor: Floor) -> str | None:

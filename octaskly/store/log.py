@@ -12,12 +12,19 @@ from pathlib import Path
 from queue import SimpleQueue
 from typing import Final, TypeVar
 
-from octaskly.core.effects import Append, Join, Save, Spool, Unspool
+from octaskly.core.effects import Append, Join, PlanFloor, Save, Spool, Unspool
 from octaskly.core.events import FloorPlanned, Loaded, Saved
 from octaskly.core.facts import Entry, Floor
 from octaskly.core.merge import TaskRecord
 from octaskly.core.messages import Cursor, Report, Snapshot
-from octaskly.core.model import Address, AttemptId, Epoch, NodeId, StreamId, TaskId
+from octaskly.core.model import (
+    Address,
+    AttemptId,
+    Epoch,
+    NodeId,
+    StreamId,
+    TaskId,
+)
 from octaskly.errors import RemoteProtocolError, StoreCorrupt
 from octaskly.ports import Clock, Packer, StoreStats, TaskPage, TaskQuery
 from octaskly.store import reader
@@ -146,19 +153,11 @@ class Store:
             self._hold(mark[:2] for mark in item.head.floor.marks)
         self._put(item)
 
-    def save(
-        self,
-        number: int,
-        *,
-        term: int | None = None,
-        epoch: Epoch | None = None,
-        stream: tuple[StreamId, Epoch] | None = None,
-        name: str | None = None,
-    ) -> None:
+    def save(self, item: Save) -> None:
         """Queue node state for the next commit."""
-        if stream is not None:
-            self._handed.setdefault(stream[0], 0)
-        self._put(Save(number=number, term=term, epoch=epoch, stream=stream, name=name))
+        if item.stream is not None:
+            self._handed.setdefault(item.stream[0], 0)
+        self._put(item)
 
     def spool(self, reports: Sequence[Report]) -> None:
         """Queue results to keep until `unspool`."""
@@ -196,9 +195,9 @@ class Store:
             lambda db: snapshots.snapshot(db, vector, cursor, bytes_max)
         )
 
-    async def plan_floor(self, before_hlc: int, tasks_max: int) -> FloorPlanned:
+    async def plan_floor(self, ask: PlanFloor) -> FloorPlanned:
         """Find how far the floor may rise."""
-        return await self._read(lambda db: plan_floor(db, before_hlc, tasks_max))
+        return await self._read(lambda db: plan_floor(db, ask))
 
     async def vector(self) -> tuple[tuple[StreamId, int], ...]:
         """Return what is durable, per stream."""

@@ -7,12 +7,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
+from octaskly.core.effects import PlanFloor
 from octaskly.core.events import FloorPlanned
 from octaskly.core.facts import HLC_MAX, Floor, Mark
 from octaskly.core.merge import TaskRecord
-from octaskly.core.model import Epoch, NodeId, StreamId, TaskState
+from octaskly.core.model import Epoch, Holdings, NodeId, StreamId, TaskState
 from octaskly.store import reader, rows
 from octaskly.store.purge import read_floor
+from octaskly.store.state import read_ahead
 
 TASKS_MAX: Final = 10_000  #: looked at in one step
 CARRIED_MAX: Final = 500  #: written again in one step,
@@ -32,16 +34,13 @@ class _Cut:
     is_over: bool = True  #: nothing beyond is old enough
 
 
-def plan_floor(db: sqlite3.Connection, before_hlc: int, tasks_max: int) -> FloorPlanned:
+def plan_floor(db: sqlite3.Connection, ask: PlanFloor) -> FloorPlanned:
     """Find the next step of the floor.
 
     It is a cut through time: tasks born up to the horizon are void or carried. A node
     that lacks entries from before it gets rows instead, so nothing that counts is lost.
-
-    Args:
-        db: A reader in a transaction.
-        before_hlc: Tasks whose last fact is older are old enough.
-        tasks_max: Beyond so many ended tasks, the oldest are old enough in any case.
+    While rows say more than the log, there is no floor, but tasks to write again.
+    The reader is in a transaction.
     """
     (ended,) = db.execute(
         f"SELECT coalesce(sum(n), 0) FROM counts WHERE state IN ({rows.marks(3)})",  # noqa: S608
@@ -51,13 +50,54 @@ def plan_floor(db: sqlite3.Connection, before_hlc: int, tasks_max: int) -> Floor
     floors = {mark.stream: mark.seq for mark in known.marks}
     if _is_purging(db, floors, known.horizon):
         return FloorPlanned(None, has_more=True)
-    cut = _walk(db, floors, before_hlc, surplus=ended - tasks_max)
+    ahead = read_ahead(db)
+    if ahead:
+        return _plan_ahead(db, ask, ahead)
+    cut = _walk(db, floors, ask.before_hlc, surplus=ended - ask.tasks_max)
     if not cut.horizon:
         return FloorPlanned(None)
     marks = _marks(db, cut, floors)
     return FloorPlanned(
         Floor(cut.horizon, marks), tuple(cut.carried), has_more=not cut.is_over
     )
+
+
+def _plan_ahead(
+    db: sqlite3.Connection, ask: PlanFloor, ahead: Holdings
+) -> FloorPlanned:
+    """Return tasks that may be known from rows alone, by key.
+
+    What the log lacks of a stream is later than what it holds of it, so a task of which
+    nothing is as late is in the log whole.
+    """
+    since = min(_hlc_held(db, stream) for stream, _ in ahead)
+    found = db.execute(
+        f"SELECT {rows.TASK_COLUMNS} FROM tasks"  # noqa: S608
+        " WHERE key > ? AND changed > ? AND stream != ? ORDER BY key LIMIT ?",
+        (ask.after, since, ask.stream, CARRIED_MAX + 1),
+    ).fetchall()
+    after, left = ask.after, CARRIED_BYTES_MAX
+    carried: list[TaskRecord] = []
+    for row in found[:CARRIED_MAX]:
+        if left <= 0:
+            break
+        record = _whole(db, row)
+        left -= rows.size_of(record)
+        carried.append(record)
+        after = row[0]
+    has_more = len(carried) < len(found)
+    return FloorPlanned(None, tuple(carried), has_more, ahead, after)
+
+
+def _hlc_held(db: sqlite3.Connection, stream: StreamId) -> int:
+    """Return when the last entry held of a stream was written, 0 if that is gone."""
+    found = db.execute(
+        "SELECT hlc FROM streams JOIN log"
+        " ON log.stream = streams.stream AND log.seq = streams.have_seq"
+        " WHERE streams.stream = ?",
+        (stream,),
+    ).fetchone()
+    return found[0] if found else 0
 
 
 def _is_purging(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import Final
 
 from octaskly.core.merge import Birth, TaskRow
@@ -42,15 +43,24 @@ def snapshot(
         if not _is_wanted(db, vector, head):
             return None
         cursor = Cursor(head.hlc, 0)
+    # A row is as new as what this log holds, or the snapshot that it came with.
+    stands_for = dict(state.read_vector(db)) | dict(state.read_ahead(db))
+    part = Snapshot(
+        rows=(),
+        cursor=cursor,
+        more=False,
+        head=head,
+        vector=tuple(sorted(stands_for.items())),
+    )
     found: list[TaskRow] = []
     left = bytes_max
     for key, row in _rows(db, cursor.key):
         if found and left <= 0:
-            return Snapshot(rows=tuple(found), cursor=cursor, more=True, head=head)
+            return replace(part, rows=tuple(found), cursor=cursor, more=True)
         found.append(row)
         cursor = cursor._replace(key=key)
         left -= rows.size_of(row.record)
-    return Snapshot(rows=tuple(found), cursor=cursor, more=False, head=head)
+    return replace(part, rows=tuple(found), cursor=cursor)
 
 
 def _head(db: sqlite3.Connection) -> SnapshotHead:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sqlite3
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -15,6 +15,7 @@ from octaskly.core.model import (
     Address,
     AttemptId,
     Epoch,
+    Holdings,
     NodeId,
     StreamId,
     TaskId,
@@ -50,6 +51,8 @@ def write_saves(db: sqlite3.Connection, saves: Iterable[Save]) -> None:
             values["epoch_term"], values["epoch_node"] = save.epoch
         if save.name is not None:
             values["name"] = save.name
+        if save.retold:
+            _lower_ahead(db, save.retold)
     db.executemany("INSERT OR REPLACE INTO meta VALUES (?, ?)", values.items())
 
 
@@ -123,6 +126,39 @@ def read_vector(db: sqlite3.Connection) -> tuple[tuple[StreamId, int], ...]:
         "SELECT stream, have_seq FROM streams WHERE have_seq > 0 ORDER BY stream"
     )
     return tuple((StreamId(stream), have) for stream, have in found)
+
+
+def raise_ahead(db: sqlite3.Connection, vector: Holdings) -> None:
+    """Note that rows of snapshots stand for so much, whatever the log holds."""
+    have = dict(_read_ahead(db))
+    news = {stream: seq for stream, seq in vector if seq > have.get(stream, 0)}
+    if news:
+        _write_ahead(db, have | news)
+
+
+def read_ahead(db: sqlite3.Connection) -> Holdings:
+    """Return what rows stand for beyond the log."""
+    have = dict(read_vector(db))
+    return tuple(
+        (stream, seq) for stream, seq in _read_ahead(db) if seq > have.get(stream, 0)
+    )
+
+
+def _lower_ahead(db: sqlite3.Connection, retold: Holdings) -> None:
+    said = dict(retold)
+    left = {stream: seq for stream, seq in read_ahead(db) if seq > said.get(stream, 0)}
+    _write_ahead(db, left)
+
+
+def _read_ahead(db: sqlite3.Connection) -> Holdings:
+    found = db.execute("SELECT value FROM meta WHERE key = 'ahead'").fetchone()
+    pairs = json.loads(found[0]) if found else ()
+    return tuple((StreamId(stream), seq) for stream, seq in pairs)
+
+
+def _write_ahead(db: sqlite3.Connection, ahead: Mapping[StreamId, int]) -> None:
+    text = json.dumps(sorted(ahead.items()))
+    db.execute("INSERT OR REPLACE INTO meta VALUES ('ahead', ?)", (text,))
 
 
 def _read_epochs(db: sqlite3.Connection) -> tuple[tuple[StreamId, Epoch], ...]:

@@ -18,7 +18,7 @@ from octaskly.core.facts import Entry, Floor, TaskFact
 from octaskly.core.merge import Birth, TaskRecord, TaskRow
 from octaskly.core.model import AttemptId, Epoch, StreamId, TaskId, TaskSpec
 from octaskly.ports import Packer
-from octaskly.store import bulk, purge, rows
+from octaskly.store import bulk, purge, rows, state
 from octaskly.store.folding import Count, Folding, Task
 from octaskly.store.orphans import Early, Orphans
 
@@ -115,6 +115,7 @@ class Tables:
         self._folding.write_kept()
         self._write(touched)
         self._settle(touched)
+        state.raise_ahead(self._db, item.vector)
         if item.is_last:
             self._end_join(item)
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from octaskly.core import merge
+from octaskly.core.effects import Save
 from octaskly.core.events import Saved
 from octaskly.core.facts import Entry, Fact
 from octaskly.core.messages import Report
@@ -174,9 +175,9 @@ async def test_commits_are_told_in_order_up_to_the_last(bench: Bench) -> None:
 async def test_node_state_survives_a_restart(bench: Bench) -> None:
     """Fields that are not named stay as they are."""
     epoch = Epoch(4, NodeId("a" * 16))
-    bench.log.save(bench.next(), term=4, name="pi-ab12")
+    bench.log.save(Save(number=bench.next(), term=4, name="pi-ab12"))
     number = bench.next()
-    bench.log.save(number, epoch=epoch, stream=(kit.STREAM, epoch))
+    bench.log.save(Save(number=number, epoch=epoch, stream=(kit.STREAM, epoch)))
     await bench.durable(number)
 
     await bench.reopen()

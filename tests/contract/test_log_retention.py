@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from octaskly.core.effects import Join
+from octaskly.core.effects import Join, PlanFloor, Save
+from octaskly.core.events import FloorPlanned
 from octaskly.core.facts import Entry, Fact, Floor, Mark, Submitted
 from octaskly.core.merge import facts_of
 from octaskly.core.messages import Cursor, SnapshotHead
@@ -59,7 +60,7 @@ class Bench:
 
     async def raise_floor(self, before_hlc: int = AGES, tasks_max: int = MANY) -> bool:
         """Do what a dispatcher does with a plan; tell whether the floor rose."""
-        planned = await self.log.plan_floor(before_hlc, tasks_max)
+        planned = await self.log.plan_floor(PlanFloor(before_hlc, tasks_max))
         if planned.floor is None:
             return False
         facts: list[Fact] = []
@@ -97,7 +98,8 @@ class Bench:
             head = part.head or head
             assert head is not None
             self.number += 1
-            self.log.join(Join(self.number, part.rows, head, not part.more))
+            more, vector = part.more, part.vector
+            self.log.join(Join(self.number, part.rows, head, not more, vector))
             await self.durable()
             cursor = part.cursor
             if not part.more:
@@ -292,6 +294,48 @@ async def test_a_snapshot_that_stops_half_way_leaves_the_vector_alone(
 
     await two.shows(2, 3)
     assert await two.log.vector() == await one.log.vector()
+
+
+async def test_what_only_rows_say_is_told_again(benches: list[Bench]) -> None:
+    """Whoever gave half a snapshot may never come back with the entries."""
+    one, two = benches
+    await one.add(kit.submitted(1), kit.finished(1))
+    await one.add(kit.submitted(2), kit.submitted(3), kit.finished(3, stdout=b"out"))
+    await one.raise_floor(before_hlc=1003)
+    await one.shows(2, 3)
+    await two.join(one.log, most=1)
+    await two.reopen()
+    own = PlanFloor(0, MANY, kit.OTHER)
+
+    planned = await two.log.plan_floor(own)
+
+    assert planned.floor is None
+    assert planned.ahead == await one.log.vector()
+    assert planned.carried == (await two.log.task(kit.task_id(2)),)
+    (told,) = (facts_of(record) for record in planned.carried)
+    await two.take(kit.entries(told, stream=kit.OTHER))
+    two.number += 1
+    two.log.save(Save(number=two.number, retold=planned.ahead))
+    await two.durable()
+    assert await two.log.plan_floor(own) == FloorPlanned(None)
+
+
+async def test_rows_whose_entries_follow_are_not_told_again(
+    benches: list[Bench],
+) -> None:
+    """The log has all of them by then."""
+    one, two = benches
+    await one.add(kit.submitted(1), kit.finished(1), kit.submitted(2))
+    await one.raise_floor(before_hlc=1003)
+    await one.shows(2)
+    head = await two.join(one.log, most=1)
+    assert head is not None
+
+    await two.join(one.log)
+    await two.pull(one.log)
+
+    assert await two.log.vector() == await one.log.vector()
+    assert (await two.log.plan_floor(PlanFloor(0, MANY, kit.OTHER))).ahead == ()
 
 
 async def test_who_joined_by_snapshot_gives_a_snapshot(benches: list[Bench]) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from octaskly.core.effects import PlanFloor
 from octaskly.core.events import FloorPlanned
 from octaskly.core.model import NodeId, TaskState
 from octaskly.mesh.wire import WirePacker
@@ -45,7 +46,7 @@ async def test_a_database_of_an_older_version_is_read_and_goes_on(
     assert saved.peers[0].node == NodeId("b" * 16)
     entries, _, _ = await store.entries_after({}, 1 << 20)
     assert len(entries) == 13
-    planned = await store.plan_floor(1 << 60, 1)
+    planned = await store.plan_floor(PlanFloor(1 << 60, 1))
     await store.close()
 
     assert isinstance(planned, FloorPlanned)

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from octaskly.core.effects import Append, Join
+from octaskly.core.effects import Append, Join, PlanFloor
 from octaskly.core.facts import (
     NO_FLOOR,
     Assigned,
@@ -147,7 +147,7 @@ class Mesh:
     def raise_floor(self, stream: StreamId, before_hlc: int, tasks_max: int) -> None:
         db = self.writer.db
         db.execute("BEGIN")
-        planned = plan_floor(db, before_hlc, tasks_max)
+        planned = plan_floor(db, PlanFloor(before_hlc, tasks_max))
         db.execute("COMMIT")
         if planned.floor is not None:
             facts: list[Fact] = []
@@ -217,7 +217,8 @@ def joined(table: Table, server: Table, most: int) -> bool:
             return True
         head = part.head or head
         assert head is not None
-        table.tables.join(Join(1, part.rows, head, is_last=not part.more))
+        join = Join(1, part.rows, head, not part.more, part.vector)
+        table.tables.join(join)
         cursor = part.cursor
         if not part.more:
             return True

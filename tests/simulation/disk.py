@@ -10,7 +10,7 @@ import copy
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from octaskly.core.effects import Append, Join, Save
+from octaskly.core.effects import Append, Join, PlanFloor, Save
 from octaskly.core.events import Advert, FloorPlanned, Loaded, Saved
 from octaskly.core.facts import (
     NO_FLOOR,
@@ -75,6 +75,8 @@ class Disk:
     early: dict[TaskId, list[Entry]] = field(default_factory=dict)
     """What cannot count until a submission is here."""
     floor: Floor = NO_FLOOR
+    stands_for: Vector = field(default_factory=dict)
+    """What rows of snapshots say, which may be more than the log holds."""
     spool: dict[tuple[TaskId, AttemptId], Report] = field(default_factory=dict)
     peers: dict[NodeId, tuple[Address, ...]] = field(default_factory=dict)
     waiting: list[tuple[int | None, Write]] = field(default_factory=list)
@@ -122,6 +124,11 @@ class Disk:
     def have(self, stream: StreamId) -> int:
         """Return up to where a stream is held."""
         return self.starts.get(stream, 0) + len(self.streams.get(stream, ()))
+
+    def ahead(self) -> tuple[tuple[StreamId, int], ...]:
+        """Return what rows stand for beyond the log."""
+        stands_for = sorted(self.stands_for.items())
+        return tuple((s, seq) for s, seq in stands_for if seq > self.have(s))
 
     # Writing
 
@@ -249,6 +256,8 @@ class Disk:
                 else:
                     self._fold(fact, row.changed)
             self.changed[task] = max(self.changed[task], row.changed)
+        for stream, seq in effect.vector:
+            self.stands_for[stream] = max(self.stands_for.get(stream, 0), seq)
         if effect.is_last:
             self.kept |= self.loose.pop(head.hlc)
             self._add_writers(head.epochs)
@@ -319,6 +328,9 @@ class Disk:
             self.streams.setdefault(stream, [])
         if effect.name is not None:
             self.name = effect.name
+        for stream, seq in effect.retold:
+            if self.stands_for.get(stream, 0) <= seq:
+                self.stands_for.pop(stream, None)
 
     # Reading
 
@@ -370,8 +382,13 @@ class Disk:
         )
         key = left[len(rows) - 1][0] if rows else cursor.key
         more = len(left) > len(rows)
+        stands_for = dict(self.vector()) | dict(self.ahead())
         return Snapshot(
-            rows=rows, cursor=Cursor(cursor.series, key), more=more, head=head
+            rows=rows,
+            cursor=Cursor(cursor.series, key),
+            more=more,
+            head=head,
+            vector=tuple(sorted(stands_for.items())),
         )
 
     def _head(self) -> SnapshotHead:
@@ -402,8 +419,11 @@ class Disk:
             lag += max(0, have - seen)
         return lag > max(LAG_ENTRIES, 2 * len(self.records))
 
-    def plan(self, before_hlc: int, tasks_max: int) -> FloorPlanned:
+    def plan(self, ask: PlanFloor) -> FloorPlanned:
         """Find the next step of the floor, like the port of that name."""
+        if self.ahead():
+            return self._plan_ahead(ask)
+        before_hlc, tasks_max = ask.before_hlc, ask.tasks_max
         floors, horizon, latest, is_over = _seqs(self.floor), 0, 0, True
         last: Vector = {}
         carried: list[TaskRecord] = []
@@ -432,6 +452,22 @@ class Disk:
         horizon = max(horizon, min(latest, until))
         marks = self._marks(horizon, last)
         return FloorPlanned(Floor(horizon, marks), tuple(carried), not is_over)
+
+    def _plan_ahead(self, ask: PlanFloor) -> FloorPlanned:
+        """Find tasks that rows may say more of than the log."""
+        ahead = self.ahead()
+        logs = (self.streams.get(stream) for stream, _ in ahead)
+        since = min(log[-1].hlc if log else 0 for log in logs)
+        left = [
+            (key, task)
+            for task, key in self.keys.items()
+            if key > ask.after and self.changed[task] > since
+            if self.births[task].stream != ask.stream
+        ]
+        part = left[:STEP_TASKS]
+        carried = tuple(self.records[task] for _, task in part)
+        after = part[-1][0] if part else ask.after
+        return FloorPlanned(None, carried, len(part) < len(left), ahead, after)
 
     def _marks(self, horizon: int, last: Vector) -> tuple[Mark, ...]:
         """Return for each stream the last entry up to the horizon."""

@@ -13,6 +13,7 @@ from tests.simulation.checkers import (
     is_quiet,
     never_not_found,
     nothing_runs_twice,
+    unfinished,
 )
 from tests.simulation.disk import Disk
 from tests.simulation.world import World
@@ -406,6 +407,32 @@ def run_flapping(seed: int) -> World:
     calm(world)
     for check in FINAL:
         check(world)
+    return world
+
+
+def run_half_joined(seed: int) -> World:
+    """Lose the only whole log while another node has part of its snapshot."""
+    world = World(seed, nodes=3)
+    Watch(world)
+    world.limits = NARROW  # Else the tail in memory serves a newcomer.
+    world.duration_s = (0.01, 0.05)
+    first, second, third = world.machines
+    world.start(first)
+    world.run_until(lambda: world.dispatchers() == [first], 10.0)
+    world.submit(first, 60)
+    world.run_until(lambda: bool(world.accepted) and not unfinished(world), 60.0)
+    world.start(second)
+    disk = world.machines[second].disk
+    world.run_until(lambda: bool(disk.records), 10.0)
+    _restorer(world, first, Disk())()
+    rows = len(disk.records)
+    assert 0 < rows < 60, "it is not half-way"
+    world.run_until(lambda: world.dispatchers() == [second], 10.0)
+    world.start(third)
+    calm(world)
+    for check in FINAL:
+        check(world)
+    assert all(len(m.disk.records) >= rows for m in world.machines.values())
     return world
 
 

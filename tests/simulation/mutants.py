@@ -30,6 +30,8 @@ from octaskly.core.messages import (
     Report,
     Results,
     ResultsOk,
+    Snapshot,
+    SnapshotHead,
 )
 from octaskly.core.model import NO_EPOCH, Moment, NodeId, NodeInfo, StreamId
 from octaskly.core.node import Node
@@ -41,6 +43,7 @@ from octaskly.core.worker import Worker
 from tests.simulation.disk import Disk
 from tests.simulation.faults import (
     run_forgetful,
+    run_half_joined,
     run_hand_over,
     run_same_names,
     run_seed,
@@ -328,11 +331,20 @@ def vector_moves_before_the_last_part(patch: pytest.MonkeyPatch) -> None:
     """A snapshot counts as whole from its first part on."""
     real = Journal.join
 
-    def hasty(self: Journal, rows: Any, head: Any, *, is_last: bool) -> Join:
-        del is_last
-        return real(self, rows, head, is_last=True)
+    def hasty(self: Journal, part: Snapshot, head: SnapshotHead) -> Join:
+        return real(self, replace(part, more=False), head)
 
     patch.setattr(Journal, "join", hasty)
+
+
+def rows_are_taken_for_the_log(patch: pytest.MonkeyPatch) -> None:
+    """Nobody is told what only rows of a snapshot say, whose entries are lost."""
+    real = Journal.join
+
+    def content(self: Journal, part: Snapshot, head: SnapshotHead) -> Join:
+        return real(self, replace(part, vector=()), head)
+
+    patch.setattr(Journal, "join", content)
 
 
 def floor_without_the_carried(patch: pytest.MonkeyPatch) -> None:
@@ -370,6 +382,7 @@ MUTANTS: tuple[tuple[Plant, Hunt], ...] = (
     (joining_standbys_count, run_seed),
     (deposed_dispatchers_are_acknowledged, run_seed),
     (vector_moves_before_the_last_part, run_forgetful),
+    (rows_are_taken_for_the_log, run_half_joined),
     (floor_without_the_carried, run_forgetful),
     (worker_copies_are_written_again, run_forgetful),
 )

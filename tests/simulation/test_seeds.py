@@ -16,6 +16,7 @@ from octaskly.core.model import name_of
 from tests.simulation.faults import (
     run_crash,
     run_flapping,
+    run_half_joined,
     run_hand_over,
     run_quiet,
     run_same_names,
@@ -56,6 +57,15 @@ def test_a_mesh_that_falls_apart_again_and_again_loses_nothing(seed: int) -> Non
     world = run_flapping(seed)
 
     assert len(world.accepted) > 500
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(5))
+def test_what_came_with_half_a_snapshot_is_told_to_all(seed: int) -> None:
+    """Though the log that it came from is gone for ever."""
+    world = run_half_joined(seed)
+
+    assert world.snapshots == 0
 
 
 @pytest.mark.slow

@@ -446,11 +446,11 @@ class World:
                     self.random.uniform(0.001, 0.01),
                     lambda: self.feed(machine, LiveLoaded(disk.live())),
                 )
-            case PlanFloor(before_hlc, tasks_max):
+            case PlanFloor():
                 self.later(
                     machine,
                     self.random.uniform(0.001, 0.01),
-                    lambda: self.feed(machine, disk.plan(before_hlc, tasks_max)),
+                    lambda: self.feed(machine, disk.plan(effect)),
                 )
             case Unspool(items):
                 disk.forget(items)

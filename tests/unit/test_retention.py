@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from octaskly.core.effects import Append, Effect, Join, PlanFloor, Send
+from octaskly.core.effects import Append, Effect, Join, PlanFloor, Save, Send
 from octaskly.core.events import FloorPlanned, PeerUp, Saved
 from octaskly.core.exchange import Exchange
 from octaskly.core.facts import Entry, Finished, Floor, Mark, Submitted, hlc_of
 from octaskly.core.journal import Journal
-from octaskly.core.merge import Birth, TaskRow
+from octaskly.core.merge import Birth, TaskRow, facts_of
 from octaskly.core.messages import (
     Cursor,
     Hello,
@@ -69,6 +69,51 @@ def test_what_is_carried_stands_before_the_floor() -> None:
     assert written == [Submitted(record().spec or spec()), FLOOR]
     assert world.journal.floor == FLOOR
     assert world.journal.vector[OTHER] == 3
+
+
+def test_what_only_rows_say_is_written_again_step_by_step() -> None:
+    """Then the store is told, behind the last of it; the floor stays where it is."""
+    world = reigning()
+    some = FloorPlanned(None, (record(),), has_more=True, ahead=((OTHER, 7),), after=4)
+    rest = replace(some, has_more=False)
+
+    assert facts(planned(world, some)) == facts_of(record())
+    world.commit(61)
+    (ask,) = world.dispatch.on_time(moment(62))
+    assert isinstance(ask, PlanFloor)
+    assert (ask.after, ask.stream) == (4, STREAM)
+    last = world.dispatch.on_read(rest, moment(62))
+
+    assert facts(last) == facts_of(record())
+    assert [e.retold for e in last if isinstance(e, Save)] == [rest.ahead]
+    assert world.dispatch.on_time(moment(130)) == []
+    world.commit(130)
+    (again,) = world.dispatch.on_time(moment(130))
+    assert isinstance(again, PlanFloor)
+    assert again.after == 0
+
+
+def test_rows_that_come_meanwhile_are_looked_at_in_the_next_round() -> None:
+    """They may lie behind what was read."""
+    world = reigning()
+    some = FloorPlanned(None, (record(),), has_more=True, ahead=((OTHER, 7),), after=4)
+    planned(world, some)
+    world.journal.join(part(1, more=True, head=HEAD), HEAD)
+    world.commit(61)
+    world.dispatch.on_time(moment(62))
+
+    last = world.dispatch.on_read(replace(some, has_more=False), moment(62))
+
+    assert not [e for e in last if isinstance(e, Save)]
+
+
+def test_what_was_planned_before_a_floor_came_is_planned_again() -> None:
+    """A task to be carried may be gone by that floor."""
+    world = reigning()
+    world.dispatch.on_time(moment(61))
+    world.journal.raise_floor(FLOOR)
+
+    assert world.dispatch.on_read(FloorPlanned(FLOOR, (record(),)), moment(61)) == []
 
 
 def test_a_clock_that_jumps_ahead_makes_nothing_older() -> None:
