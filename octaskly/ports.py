@@ -15,7 +15,14 @@ from octaskly.core.effects import Join, PlanFloor, Save
 from octaskly.core.events import Draft, FloorPlanned, Loaded, Saved
 from octaskly.core.facts import Entry
 from octaskly.core.merge import TaskRecord
-from octaskly.core.messages import Cursor, Hello, Message, Report, Roster, Snapshot
+from octaskly.core.messages import (
+    Cursor,
+    Hello,
+    Member,
+    Report,
+    Roster,
+    Snapshot,
+)
 from octaskly.core.model import (
     Address,
     AttemptId,
@@ -26,9 +33,9 @@ from octaskly.core.model import (
     Moment,
     NodeId,
     StandbyView,
+    Steering,
     StreamId,
     TaskId,
-    TaskSpec,
     TaskState,
 )
 
@@ -164,35 +171,6 @@ class Log(Protocol):
 
     async def close(self) -> None:
         """Commit what is queued, stop the writer, close the file."""
-
-
-class Runner(Protocol):
-    """Runs attempts on this machine."""
-
-    def start(self, items: Sequence[tuple[AttemptId, TaskSpec]]) -> None:
-        """Take attempts; each is reported once through the callback given at birth."""
-
-    def stop(self, items: Sequence[tuple[TaskId, AttemptId]]) -> None:
-        """End attempts; unknown ones are ignored."""
-
-    async def close(self) -> None:
-        """End every tree and every launcher."""
-
-
-class Links(Protocol):
-    """Connected peers; at most one link each."""
-
-    def send(self, peer: NodeId, messages: Sequence[Message]) -> None:
-        """Queue messages; drops the link when its outbox is over its bound."""
-
-    def dial(self, node: NodeId | None, addresses: Sequence[Address]) -> None:
-        """Start a dial unless connected to `node` or dialling it."""
-
-    def disconnect(self, peer: NodeId, reason: str) -> None:
-        """Send Leave and close."""
-
-    async def close(self) -> None:
-        """Close the listener and all links."""
 
 
 HelloSource = Callable[[], Hello]
@@ -362,6 +340,17 @@ class Gateway(Protocol):
         Raises:
             OutputNotFound: there is none.
         """
+
+    async def steer(self, steering: Steering, *, principal: Principal) -> Member:
+        """Drain, resume, pause or unpause this node; return it as it is then.
+
+        Raises:
+            NoDispatcher: nobody keeps a roster at this moment.
+            StoreFull: it is in force, but a restart will end it.
+        """
+
+    def urls_of(self, node: NodeId) -> tuple[str, ...]:
+        """Return where the API of another node is, best first; none if it is lost."""
 
     def roster(self) -> Roster | None:
         """Return the members of the mesh, None while none is known."""

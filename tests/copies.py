@@ -10,7 +10,6 @@ from octaskly.core.facts import CancelAsked, Fact, Submitted
 from octaskly.core.membership import Membership
 from octaskly.core.messages import (
     STOPPING,
-    HeartbeatOk,
     Hello,
     Message,
     Pull,
@@ -18,7 +17,6 @@ from octaskly.core.messages import (
     ReplOk,
 )
 from octaskly.core.model import (
-    NO_LOAD,
     Address,
     Epoch,
     Holdings,
@@ -98,7 +96,7 @@ class Copies:
             PeerUp(node, hello, hello, Address(name, 1)), moment(at)
         )
         view = self.members.peers[node]
-        view.health = HeartbeatOk(self.epoch, 0.0, state, 1, NO_LOAD)
+        view.state = state
         vector = self.journal.vector_items() if held is None else held
         self.members.confirm(node, self.epoch, vector)
         return self.review(at)

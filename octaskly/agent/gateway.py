@@ -7,8 +7,10 @@ raise NotDispatcher and the API forwards.
 
 from __future__ import annotations
 
+import asyncio
 import re
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from octaskly.agent.clock import SystemClock
@@ -18,11 +20,12 @@ from octaskly.agent.view import MeshView
 from octaskly.core import effects as ef
 from octaskly.core import events as ev
 from octaskly.core.merge import TaskRecord
-from octaskly.core.messages import Roster
+from octaskly.core.messages import Member, Roster
 from octaskly.core.model import (
     AttemptId,
     LoadSample,
     NodeId,
+    Steering,
     TaskId,
     TaskState,
 )
@@ -30,6 +33,7 @@ from octaskly.core.node import Node
 from octaskly.errors import (
     CatchingUp,
     NodeNotFound,
+    NoDispatcher,
     NotDispatcher,
     OutputNotFound,
     PermissionDenied,
@@ -49,6 +53,8 @@ from octaskly.ports import (
     TaskPage,
     TaskQuery,
 )
+
+STEERED_S = 2.0  #: what an operator says is on disk, and known, so soon
 
 _SEQUENCE = re.compile(r"task-(\d{1,15})")
 
@@ -267,6 +273,31 @@ class AgentGateway:
     def local_output(self, task: str, attempt: AttemptId, path: str) -> Path:
         """Return the file of an output that this node captured."""
         return self._captured(TaskId(task), attempt, path)
+
+    # --- this node -----------------------------------------------------------------
+
+    async def steer(self, steering: Steering, *, principal: Principal) -> Member:
+        """Drain, resume, pause or unpause this node; return it as it is then."""
+        try:
+            async with asyncio.timeout(STEERED_S):
+                reply = await self.tickets.ask(
+                    lambda ticket: ev.SteeringAsked(ticket, steering, principal.subject)
+                )
+        except TimeoutError:
+            raise StoreFull(
+                f"{steering.value} is in force, but the disk does not keep it",
+                hint="it is forgotten when this agent restarts",
+            ) from None
+        assert isinstance(reply, ef.Steered)
+        # The dispatcher shall know, so that whoever asks it next is told the same.
+        member = await self.view.shown_as(reply.state, STEERED_S)
+        if member is None:
+            raise NoDispatcher("no dispatcher keeps a list of nodes at this moment")
+        return replace(member, state=reply.state, running=reply.running)
+
+    def urls_of(self, node: NodeId) -> tuple[str, ...]:
+        """Return where the API of another node is, best first."""
+        return self.view.lan_urls(node)
 
     # --- how things are ------------------------------------------------------------
 

@@ -9,10 +9,11 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Callable, Coroutine
-from typing import Any, Protocol
+from typing import Any
 
 from octaskly.agent.clock import SystemClock
 from octaskly.agent.gateway import AgentGateway
+from octaskly.agent.seams import Advertiser, Links, Runner
 from octaskly.agent.view import MeshView
 from octaskly.core import effects as ef
 from octaskly.core import events as ev
@@ -20,19 +21,9 @@ from octaskly.core.messages import Entries
 from octaskly.core.model import Limits
 from octaskly.core.node import Node
 from octaskly.log import Logger, write_note
-from octaskly.ports import Links, Log, Runner
+from octaskly.ports import Log
 
 EVENTS_PER_TURN = 256  #: then sockets and timers get their turn
-
-
-class Advertiser(Protocol):
-    """What the loop asks of discovery."""
-
-    def browse(self, *, is_wanted: bool) -> None:
-        """Ask afresh, or stop asking."""
-
-    def advertise(self, *, is_dispatcher: bool, term: int) -> None:
-        """Say what this node is now."""
 
 
 class CoreLoop:
@@ -90,6 +81,8 @@ class CoreLoop:
             ),
             ef.Start: lambda e: runner.start(e.items),
             ef.Stop: lambda e: runner.stop(e.items),
+            ef.HandBack: lambda _: runner.hand_back(),
+            ef.Freeze: lambda e: runner.freeze(is_frozen=e.is_frozen),
             ef.Spool: lambda e: store.spool(e.reports),
             ef.Unspool: lambda e: store.unspool(e.items),
             ef.Load: lambda e: self._spawn(self._load(e)),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Mapping
 from dataclasses import replace
 
@@ -77,6 +78,21 @@ class MeshView:
                 return view
         except TimeoutError:
             return None
+
+    async def shown_as(self, state: NodeState, timeout_s: float) -> Member | None:
+        """Return this node's line of the roster, once it says so or the time is over.
+
+        None: no roster has this node.
+        """
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(timeout_s):
+                while (own := self._own_line()) is None or own.state is not state:
+                    await self._changed.wait()
+        return self._own_line()
+
+    def _own_line(self) -> Member | None:
+        members = self.roster.members if self.roster else ()
+        return next((m for m in members if m.id == self._node_id), None)
 
     def name_of(self, node: NodeId) -> str:
         """Return the name of a node, its id while none is known."""

@@ -132,7 +132,7 @@ class Forwarder:
             raise Problem(
                 HTTPStatus.SERVICE_UNAVAILABLE,
                 WORKER_NOT_FOUND,
-                hint=f"the node that has this output cannot be reached: {error}",
+                hint=f"that node cannot be reached: {error}",
                 headers={"Retry-After": "5"},
             ) from None
 

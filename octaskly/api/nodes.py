@@ -11,6 +11,7 @@ from octaskly.api import render, schema
 from octaskly.api.problems import WORKER_NOT_FOUND, Problem
 from octaskly.api.routing import Access, Call, Route, json_response
 from octaskly.core.messages import Member
+from octaskly.core.model import NodeState, Steering
 
 
 async def health(call: Call) -> web.StreamResponse:
@@ -40,12 +41,29 @@ async def index(call: Call) -> web.StreamResponse:
 
 async def show(call: Call) -> web.StreamResponse:
     """Return one member, by name or id."""
-    name = call.request.match_info["name"]
-    for member in _members(call):
-        if name in (member.name, member.id):
-            shown = render.node(member, call.gateway.seen_ms(member.id))
-            return json_response(render.encode(shown))
-    raise Problem(404, WORKER_NOT_FOUND, hint=f"no member is called {name[:80]!a}")
+    member = _member(call, call.request.match_info["name"])
+    shown = render.node(member, call.gateway.seen_ms(member.id))
+    return json_response(render.encode(shown))
+
+
+async def steer(call: Call) -> web.StreamResponse:
+    """Tell a node to take no more work, or the opposite; that node itself answers."""
+    steering = Steering(call.request.path.rpartition("/")[2])
+    name, gateway = call.request.match_info["name"], call.gateway
+    if gateway.node_named(name) == gateway.node_id:
+        steered = await gateway.steer(steering, principal=call.who)
+        shown = render.node(steered, gateway.seen_ms(steered.id))
+        return json_response(render.encode(shown))
+    member = _member(call, name)
+    if member.state is NodeState.LOST or call.hop is not None:
+        raise Problem(
+            HTTPStatus.SERVICE_UNAVAILABLE,
+            WORKER_NOT_FOUND,
+            hint=f"{member.name} is not in the mesh at this moment",
+            headers={"Retry-After": "5"},
+        )
+    path = f"/api/v1/nodes/{member.id}/{steering.value}"
+    return await call.parts.forwarder.fetch(call, gateway.urls_of(member.id), path)
 
 
 async def mint(call: Call) -> web.StreamResponse:
@@ -59,6 +77,13 @@ async def mint(call: Call) -> web.StreamResponse:
     expires_ms = call.parts.clock.now().wall_ms + asked.expires_s * 1000
     body = {"token": token, "expires_at": render.at(expires_ms)}
     return json_response(render.encode(body), HTTPStatus.CREATED)
+
+
+def _member(call: Call, name: str) -> Member:
+    for member in _members(call):
+        if name in (member.name, member.id):
+            return member
+    raise Problem(404, WORKER_NOT_FOUND, hint=f"no member is called {name[:80]!a}")
 
 
 def _members(call: Call) -> tuple[Member, ...]:
@@ -78,6 +103,16 @@ ROUTES = (
     Route(method="GET", path="/api/v1/stats", perform=stats, access=Access.READ),
     Route(method="GET", path="/api/v1/nodes", perform=index, access=Access.READ),
     Route(method="GET", path="/api/v1/nodes/{name}", perform=show, access=Access.READ),
+    *(
+        Route(
+            method="POST",
+            path=f"/api/v1/nodes/{{name}}/{steering.value}",
+            perform=steer,
+            access=Access.ADMIN,
+            is_local=True,
+        )
+        for steering in Steering
+    ),
     Route(
         method="POST",
         path="/api/v1/tokens",

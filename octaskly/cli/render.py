@@ -61,6 +61,8 @@ _API_HINTS = {
     409: "octaskly cancel --force ID    also ends a task that runs",
     503: "octaskly nodes    shows who is there, once a dispatcher is elected",
 }
+_HINTS = {"Worker not found": "octaskly nodes    shows the nodes there are"}
+"""By the API's own text, where the status fits several things."""
 _DURATION = re.compile(r"(\d+)\s*(s|m|h|d)?")
 _UNIT_S = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 _SIZE = re.compile(r"(\d+)\s*(?:([KMGT])(?:iB)?)?")
@@ -100,7 +102,8 @@ def report(error: OctasklyError) -> int:
     cause = str(error.__cause__) if error.__cause__ else None
     if isinstance(error, ApiError):
         cause = error.hint
-        hints = [hint] if (hint := _API_HINTS.get(error.status)) else []
+        hint = _HINTS.get(str(error)) or _API_HINTS.get(error.status)
+        hints = [hint] if hint else []
     print_error(str(error), cause=cause, hints=hints)
     return exit_code_of(error)
 

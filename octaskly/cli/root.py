@@ -25,15 +25,19 @@ COMMANDS = {
     "cancel": "octaskly.cli.tasks:cancel",
     "db": "octaskly.cli.database:db",
     "demo": "octaskly.cli.demo:demo",
+    "drain": "octaskly.cli.steering:drain",
     "logs": "octaskly.cli.tasks:logs",
     "ls": "octaskly.cli.tasks:ls",
     "nodes": "octaskly.cli.overview:nodes",
+    "pause": "octaskly.cli.steering:pause",
+    "resume": "octaskly.cli.steering:resume",
     "run": "octaskly.cli.running:run",
     "secret": "octaskly.cli.access:secret",
     "show": "octaskly.cli.tasks:show",
     "stats": "octaskly.cli.overview:stats",
     "submit": "octaskly.cli.submitting:submit",
     "token": "octaskly.cli.access:token",
+    "unpause": "octaskly.cli.steering:unpause",
 }
 
 CHOICE_OPTIONS = frozenset({"--node", "--state-dir", "--url", "--ca-file"})

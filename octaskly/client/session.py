@@ -17,7 +17,7 @@ from octaskly.client.connection import (
     ReplyLost,
     refusal,
 )
-from octaskly.client.records import Draft, NodePage, Task, TaskPage
+from octaskly.client.records import Draft, NodeInfo, NodePage, Task, TaskPage
 from octaskly.errors import MeshError
 
 TASKS = "/api/v1/tasks"
@@ -132,6 +132,15 @@ class Client(Connection):
     def nodes(self) -> NodePage:
         """Return the nodes of the mesh."""
         return self._decode(self.request("GET", "/api/v1/nodes"), NodePage)
+
+    def node(self, name: str) -> NodeInfo:
+        """Return one node of the mesh."""
+        path = f"/api/v1/nodes/{quote(name, safe='')}"
+        return self._decode(self.request("GET", path), NodeInfo)
+
+    def steer(self, name: str, steering: str) -> Reply:
+        """Drain, resume, pause or unpause a node; it answers with itself."""
+        return self.request("POST", f"/api/v1/nodes/{quote(name, safe='')}/{steering}")
 
     def stats(self) -> dict[str, Any]:
         """Return the counts of the whole mesh."""

@@ -36,12 +36,14 @@ class Departure:
         """Start to leave; asked a second time, leave at once."""
         if self.is_asked:
             return self._finish("stopped at once", now)
+        if self._worker.hold.is_paused:
+            drain_s = 0.0  # What is frozen does not end.
         self._ends_s = now.mono_s + drain_s
         self._election.is_stopping = True
         effects: list[Effect] = [Note("info", "stopping", (("drain_s", drain_s),))]
         if self._dispatch.is_reigning:
             self._dispatch.pause_accepting()
-        return effects + self._worker.drain(now, is_draining=True)
+        return effects + self._worker.leave(now)
 
     def on_time(self, now: Moment) -> list[Effect]:
         """Go on as far as possible."""

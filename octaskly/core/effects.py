@@ -18,8 +18,10 @@ from octaskly.core.model import (
     Address,
     AttemptId,
     Epoch,
+    Hold,
     Holdings,
     NodeId,
+    NodeState,
     StreamId,
     TaskId,
     TaskSpec,
@@ -49,6 +51,7 @@ class Save:
     epoch: Epoch | None = None
     stream: tuple[StreamId, Epoch] | None = None  #: a new stream of this node
     name: str | None = None
+    hold: Hold | None = None
     retold: Holdings = ()
     """What rows of snapshots said beyond the log up to here is in the log now."""
 
@@ -140,6 +143,18 @@ class Stop:
 
 
 @dataclass(frozen=True, slots=True)
+class HandBack:
+    """Report the attempts that have not begun as released, for other nodes to run."""
+
+
+@dataclass(frozen=True, slots=True)
+class Freeze:
+    """Stop all processes of all attempts where they are, or let them go on."""
+
+    is_frozen: bool
+
+
+@dataclass(frozen=True, slots=True)
 class Spool:
     """Keep results on disk until `Unspool`; not awaited."""
 
@@ -207,7 +222,15 @@ class NotDurable:
     """
 
 
-Reply = Accepted | CancelDone | NotHere | NotDurable
+@dataclass(frozen=True, slots=True)
+class Steered:
+    """What the operator told this node is in force, and outlives a restart."""
+
+    state: NodeState
+    running: int  #: attempts in slots
+
+
+Reply = Accepted | CancelDone | NotHere | NotDurable | Steered
 
 
 @dataclass(frozen=True, slots=True)
@@ -270,6 +293,8 @@ Effect = (
     | Advertise
     | Start
     | Stop
+    | HandBack
+    | Freeze
     | Spool
     | Unspool
     | Load

@@ -12,11 +12,14 @@ from octaskly.core.facts import NO_FLOOR, Floor
 from octaskly.core.merge import TaskRecord
 from octaskly.core.messages import Hello, Message, Report
 from octaskly.core.model import (
+    NO_HOLD,
     Address,
     Epoch,
+    Hold,
     Holdings,
     LoadSample,
     NodeId,
+    Steering,
     StreamId,
     TaskId,
     TaskState,
@@ -183,10 +186,12 @@ class DiskChanged:
 
 
 @dataclass(frozen=True, slots=True)
-class DrainAsked:
-    """Take no more work (or take it again)."""
+class SteeringAsked:
+    """An operator steers this node; answered by `Answer(ticket, ...)`."""
 
-    is_draining: bool
+    ticket: int
+    steering: Steering
+    by: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -222,6 +227,7 @@ class Saved:
     reports: tuple[Report, ...] = ()  #: results that no dispatcher acknowledged
     peers: tuple[Advert, ...] = ()  #: remembered, most recently met first
     names: tuple[tuple[NodeId, str], ...] = ()  #: every node ever in a roster
+    hold: Hold = NO_HOLD  #: what operators told this node
 
 
 Event = (
@@ -240,7 +246,7 @@ Event = (
     | FloorPlanned
     | LoadSampled
     | DiskChanged
-    | DrainAsked
+    | SteeringAsked
     | StopAsked
     | Moved
 )

@@ -216,6 +216,8 @@ class Inbound:
             return []  # The worker keeps its results until somebody reigns.
         if view is not None and view.follows != machines.election.epoch:
             return []  # Said to an earlier reign; it will be said again.
+        if view is not None and message.state is not None:
+            view.state = message.state
         match message:
             case HeartbeatOk():
                 if view is not None:

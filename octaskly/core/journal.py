@@ -18,6 +18,7 @@ from octaskly.core.messages import Snapshot, SnapshotHead
 from octaskly.core.model import (
     AttemptId,
     Epoch,
+    Hold,
     Holdings,
     Moment,
     StreamId,
@@ -186,6 +187,7 @@ class Journal:
         stream: tuple[StreamId, Epoch] | None = None,
         name: str | None = None,
         retold: Holdings = (),
+        hold: Hold | None = None,
     ) -> Save:
         """Return the effect that makes node state durable."""
         if stream is not None:
@@ -197,6 +199,7 @@ class Journal:
             stream=stream,
             name=name,
             retold=retold,
+            hold=hold,
         )
 
     def after(self, held: Held, number: int | None = None) -> None:

@@ -62,6 +62,6 @@ def assemble(settings: Settings, saved: Saved) -> Machines:
         completeness=Completeness(journal, members, exchange),
         dispatch=dispatch,
         doubt=Doubt(settings.timing, members, election, dispatch),
-        worker=Worker(settings, saved.reports),
+        worker=Worker(settings, saved.reports, saved.hold),
         vetting=Vetting(settings.node.id, journal, members),
     )

@@ -22,6 +22,7 @@ from octaskly.core.model import (
     Moment,
     NodeId,
     NodeInfo,
+    NodeState,
     Settings,
     StreamId,
 )
@@ -50,6 +51,7 @@ class PeerView:
     vector: dict[StreamId, int]
     wall_ahead_ms: int = 0  #: its wall clock against ours, when the link came up
     health: HeartbeatOk | None = None
+    state: NodeState = NodeState.READY  #: as it said last
     follows: Epoch | None = None  #: the reign of this node that it confirmed
     has_roster: bool = False  #: it was sent the roster of that reign
     is_standby: bool = False  #: it keeps copies of this node's reign

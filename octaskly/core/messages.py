@@ -256,6 +256,7 @@ class Results:
 
     reports: tuple[Report, ...]
     credit: int  #: as in HeartbeatOk
+    state: NodeState | None = None  #: where it changed just now
 
 
 @dataclass(frozen=True, slots=True)

@@ -130,6 +130,33 @@ class NodeState(StrEnum):
     LOST = "lost"
 
 
+class Steering(StrEnum):
+    """What an operator may tell a node."""
+
+    DRAIN = "drain"  #: end what runs, take no more
+    RESUME = "resume"  #: the end of that
+    PAUSE = "pause"  #: freeze what runs, take no more
+    UNPAUSE = "unpause"  #: the end of that
+
+
+class Hold(NamedTuple):
+    """Why a node takes no work, by order of an operator; a restart changes nothing."""
+
+    is_drained: bool = False
+    is_paused: bool = False
+
+    def steered(self, steering: Steering) -> Hold:
+        """Return what holds after one more order."""
+        match steering:
+            case Steering.DRAIN | Steering.RESUME:
+                return self._replace(is_drained=steering is Steering.DRAIN)
+            case Steering.PAUSE | Steering.UNPAUSE:
+                return self._replace(is_paused=steering is Steering.PAUSE)
+
+
+NO_HOLD = Hold()
+
+
 class Moment(NamedTuple):
     """The two clocks at one instant, given to every step.
 

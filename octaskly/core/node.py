@@ -19,7 +19,6 @@ from octaskly.core.events import (
     CancelRequested,
     DialFailed,
     DiskChanged,
-    DrainAsked,
     Event,
     FloorPlanned,
     LiveLoaded,
@@ -32,11 +31,13 @@ from octaskly.core.events import (
     Received,
     Saved,
     Seen,
+    SteeringAsked,
     StopAsked,
     TasksSubmitted,
     Woke,
 )
 from octaskly.core.handover import HandOver
+from octaskly.core.helm import Helm
 from octaskly.core.herald import Herald
 from octaskly.core.inbound import Inbound
 from octaskly.core.links import Links
@@ -64,7 +65,7 @@ WorkEvent = (
     | FloorPlanned
     | LoadSampled
     | DiskChanged
-    | DrainAsked
+    | SteeringAsked
     | Moved
 )
 """What happens to tasks and this machine, not to links."""
@@ -93,6 +94,7 @@ class Node:
         handover = HandOver(machines)
         self._departure = Departure(machines, handover)
         self._disk = DiskCare(machines, handover)
+        self._helm = Helm(machines)
         self._herald = Herald(machines, saved.name or settings.node.name)
         self._links = Links(machines)
         self._inbound = Inbound(machines, self._health, self._links.on_down)
@@ -292,10 +294,8 @@ class Node:
                 self._herald.move(addresses)
             case DiskChanged(is_failing):
                 return self._disk.on_changed(now, is_failing=is_failing)
-            case DrainAsked(is_draining):
-                # A node that leaves takes no work, whatever it is told.
-                is_draining = is_draining or self._departure.is_asked
-                return self._worker.drain(now, is_draining=is_draining)
+            case SteeringAsked():
+                return self._helm.on_asked(event, now)
         return []
 
     def _on_asked(

@@ -359,7 +359,7 @@ class Replication:
             if node in self._copies or not view.is_candidate or is_resting:
                 continue
             is_sticky = now.mono_s < slow_s + timing.sticky_s
-            is_leaving = view.health is not None and view.health.state is DRAINING
+            is_leaving = view.state is DRAINING
             ranked.append((is_sticky, is_leaving, view.standing(now), node))
         effects: list[Effect] = []
         for *_, node in sorted(ranked)[: max(0, STANDBYS - len(self._copies))]:

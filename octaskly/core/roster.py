@@ -203,7 +203,7 @@ def _line(node: NodeId, name: str, view: PeerView, role: Role, running: int) -> 
         id=node,
         name=name,
         role=role,
-        state=NodeState.READY if health is None else health.state,
+        state=view.state,
         addresses=view.addresses,
         lan_port=view.info.lan_port,
         slots=view.info.slots,

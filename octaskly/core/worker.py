@@ -9,7 +9,15 @@ from __future__ import annotations
 from collections import deque
 from dataclasses import dataclass, replace
 
-from octaskly.core.effects import Effect, Send, Start, Stop, Unspool
+from octaskly.core.effects import (
+    Effect,
+    Freeze,
+    HandBack,
+    Send,
+    Start,
+    Stop,
+    Unspool,
+)
 from octaskly.core.events import AttemptsEnded
 from octaskly.core.messages import (
     Dispatch,
@@ -22,9 +30,11 @@ from octaskly.core.messages import (
 )
 from octaskly.core.model import (
     NO_EPOCH,
+    NO_HOLD,
     AttemptId,
     AttemptState,
     Epoch,
+    Hold,
     Moment,
     NodeId,
     NodeState,
@@ -53,13 +63,20 @@ class _Taken:
 class Worker:
     """The worker's half of a node."""
 
-    def __init__(self, settings: Settings, saved_reports: tuple[Report, ...]) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        saved_reports: tuple[Report, ...],
+        hold: Hold = NO_HOLD,
+    ) -> None:
         self._me = settings.node.id
         self._slots = settings.node.slots
         self._prefetch_max = settings.limits.prefetch
         self._dispatcher: NodeId | None = None
         self._epoch = NO_EPOCH
-        self._is_draining = False
+        self.hold = hold
+        """What operators told this node."""
+        self._is_leaving = False
         self._taken: dict[Key, _Taken] = {}
         self._started: dict[Key, float] = {}
         """Attempts in slots and since when, oldest first, as far as can be told."""
@@ -67,6 +84,7 @@ class Worker:
         self._kept = KeptResults(saved_reports, settings.limits.entries_bytes)
         self._mean_ms: float | None = None
         self._told_credit: int | None = None
+        self._told_state = NodeState.READY
         self._now_s = 0.0
 
     @property
@@ -77,7 +95,10 @@ class Worker:
     @property
     def state(self) -> NodeState:
         """Whether this node takes work."""
-        return NodeState.DRAINING if self._is_draining else NodeState.READY
+        if self.hold.is_paused and not self._is_leaving:
+            return NodeState.PAUSED
+        is_draining = self.hold.is_drained or self._is_leaving
+        return NodeState.DRAINING if is_draining else NodeState.READY
 
     @property
     def is_idle(self) -> bool:
@@ -94,7 +115,7 @@ class Worker:
         Work for about `AHEAD_MS` may wait here, and none behind a long task: a
         short one would be faster anywhere else.
         """
-        if self._is_draining or self._kept.size >= KEPT_BYTES_MAX:
+        if self.state is not NodeState.READY or self._kept.size >= KEPT_BYTES_MAX:
             return 0
         if self._mean_ms is None or self._mean_ms > LONG_MS:
             return self._slots
@@ -122,8 +143,8 @@ class Worker:
         running = [(key[1], taken.spec) for key, taken in self._taken.items()]
         unsent = [kept.report for kept in self._kept.unsent()]
         later = [(told.attempt, told.spec) for told in unsent if told.spec is not None]
-        self._told_credit = self.credit
-        message = Reattach((*running, *later), self._told_credit, self.state)
+        self._told_credit, self._told_state = self.credit, self.state
+        message = Reattach((*running, *later), self._told_credit, self._told_state)
         return [*effects, Send(dispatcher, (message,))]
 
     def detach(self, now: Moment) -> list[Effect]:
@@ -152,7 +173,7 @@ class Worker:
                 again.append(self._kept[key])
             elif key in self._taken:
                 continue
-            elif self._is_draining:
+            elif self.state is not NodeState.READY:
                 refused.append(_refused(attempt, spec, Reason.DRAINING))
             else:
                 fresh.append((attempt, spec))
@@ -214,11 +235,31 @@ class Worker:
             reports.append(report)
         return self._report(reports)
 
-    def drain(self, now: Moment, *, is_draining: bool) -> list[Effect]:
-        """Take no more work, or take it again; the dispatcher hears of it at once."""
+    def leave(self, now: Moment) -> list[Effect]:
+        """Take no more work, for good."""
+        return self._withhold(now, self.hold, is_leaving=True)
+
+    def steer(self, hold: Hold, now: Moment) -> list[Effect]:
+        """Take no more work, freeze what runs, or neither, as operators say."""
+        is_paused = self.hold.is_paused
+        effects = self._withhold(now, hold, is_leaving=self._is_leaving)
+        if hold.is_paused != is_paused:
+            effects.insert(0, Freeze(hold.is_paused))
+        return effects
+
+    def _withhold(self, now: Moment, hold: Hold, *, is_leaving: bool) -> list[Effect]:
+        """Change whether this node takes work; the dispatcher hears of it at once."""
         self._now_s = now.mono_s
-        self._is_draining = is_draining
-        return self._tell_credit()
+        was_ready = self.state is NodeState.READY
+        self.hold, self._is_leaving = hold, is_leaving
+        effects: list[Effect] = []
+        if was_ready and self.state is not NodeState.READY:
+            effects.append(HandBack())
+        if self._dispatcher is None or self.state is self._told_state:
+            return effects
+        self._told_credit, self._told_state = self.credit, self.state
+        news = Results((), self._told_credit, self._told_state)
+        return [*effects, Send(self._dispatcher, (news,))]
 
     def on_time(self, now: Moment) -> list[Effect]:
         """Repeat results that were not acknowledged, the oldest message first."""

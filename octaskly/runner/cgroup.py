@@ -114,6 +114,7 @@ class Group:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        self.is_frozen = False
         self._events_fd = os.open(folder / "cgroup.events", os.O_RDONLY | os.O_CLOEXEC)
 
     def __del__(self) -> None:
@@ -133,6 +134,18 @@ class Group:
             return {int(p) for p in (self.folder / "cgroup.procs").read_text().split()}
         except OSError:
             return set()
+
+    def freeze(self, *, is_frozen: bool) -> bool:
+        """Stop all that is in it, or let it go on; return whether that is possible.
+
+        What is frozen can be killed.
+        """
+        try:
+            (self.folder / "cgroup.freeze").write_text("1" if is_frozen else "0")
+        except OSError:  # Before Linux 5.2.
+            return False
+        self.is_frozen = is_frozen
+        return True
 
     def end(self) -> bool:
         """Kill what is in it, at once; return whether it is empty now."""
@@ -201,4 +214,6 @@ class SlotGroups:
 
     def give(self, group: Group) -> None:
         """Take back the empty group of a task that has ended."""
+        if group.is_frozen:
+            group.freeze(is_frozen=False)
         self._free.append(group)

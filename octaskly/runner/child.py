@@ -134,6 +134,7 @@ class Child:
         "group",
         "has_asked",
         "key",
+        "left_s",
         "mark",
         "out",
         "pid",
@@ -161,6 +162,7 @@ class Child:
             b"OCTASKLY_ATTEMPT=" + order.attempt.encode(),
         )
         self.group: Group | None = None
+        self.left_s: float | None = None  #: until the deadline, while frozen
         self.transcript: Writer | None = None
         self.has_asked = False  #: for a file to write its output into
 
@@ -171,6 +173,20 @@ class Child:
             sink.record(self.transcript)
         with suppress(OSError):
             self.transcript.begin()
+
+    def halt_time(self, now_s: float) -> None:
+        """Count no time while it is frozen; what is being ended gets no more grace."""
+        if self.verdict:
+            self.deadline_s = now_s
+        elif self.left_s is None:
+            self.left_s = self.deadline_s - now_s
+            self.deadline_s = float("inf")
+
+    def resume_time(self, now_s: float) -> None:
+        """Count on."""
+        if self.left_s is not None and not self.verdict:
+            self.deadline_s = now_s + self.left_s
+        self.left_s = None
 
     def end(self, status: int, *, now_s: float, now_ms: int) -> list[object]:
         """Close the pipes and return the message that ends this attempt."""

@@ -29,6 +29,7 @@ class Kin:
         self._running = running
         self._reap = reap
         self._owners: dict[int, tuple[int, set[int]]] = {}  # of adopted processes
+        self._stopped: dict[int, tree.Process] = {}  # by a freeze
         self._children_fd: int | None = None
         with suppress(OSError):  # A kernel may be built without that file.
             self._children_fd = os.open(
@@ -60,20 +61,63 @@ class Kin:
 
     def signal(self, child: Child, number: int) -> None:
         """Send a signal to every process of a task that still runs."""
+        for process in self._members(child):
+            tree.signal_process(process, number)
+
+    def freeze(self) -> bool:
+        """Stop every process of every task where it is, whoever it belongs to.
+
+        Returns:
+            Whether all stand still; if not, ask again a little later.
+        """
+        grouped: set[int] = set()
+        for child in self._running.values():
+            if child.group is not None and child.group.freeze(is_frozen=True):
+                grouped |= child.group.pids()
+        for _ in range(ROUNDS):
+            moving = [
+                process
+                for process in self._below()
+                if process.state not in tree.STILL and process.pid not in grouped
+            ]
+            if not moving:
+                return True
+            for process in moving:
+                tree.signal_process(process, signal.SIGSTOP)
+                self._stopped[process.pid] = process
+        return False
+
+    def thaw(self) -> None:
+        """Let all go on, but for what tasks had stopped themselves."""
+        for child in self._running.values():
+            if child.group is not None and child.group.is_frozen:
+                child.group.freeze(is_frozen=False)
+        # Children first: no parent finds a child stopped.
+        for process in reversed(self._stopped.values()):
+            tree.signal_process(process, signal.SIGCONT)
+        self._stopped.clear()
+
+    def _below(self) -> list[tree.Process]:
+        """Return every process of every task, parents first."""
+        processes = tree.table()
+        below = tree.below(processes, [os.getpid()])[1:]
+        return [processes[pid] for pid in below]
+
+    def _members(self, child: Child) -> list[tree.Process]:
+        """Return every process of a task that still runs, parents first."""
         adopted = self._adopted()
         processes = tree.table()
         roots = {pid for pid in adopted if self._owner(pid, child)[0] == child.pid}
         roots |= tree.in_session(processes, child.pid)
         if child.group is not None:
             roots |= child.group.pids()
-        for pid in tree.below(processes, [child.pid, *roots]):
-            tree.signal_process(processes[pid], number)
+        below = tree.below(processes, [child.pid, *roots])
+        return [processes[pid] for pid in below]
 
     def end_all(self) -> None:
         """Send SIGKILL to all that is below the launcher."""
-        processes = tree.table()
-        for pid in tree.below(processes, [os.getpid()])[1:]:
-            tree.signal_process(processes[pid], signal.SIGKILL)
+        for process in self._below():
+            tree.signal_process(process, signal.SIGKILL)
 
     def _adopted(self) -> set[int]:
         """Return the children that are not tasks: orphans of tasks."""

@@ -38,6 +38,7 @@ from octaskly.runner.child import (
 )
 from octaskly.runner.frames import Inbox, decode_settings, pack_results, receive
 from octaskly.runner.kin import Kin
+from octaskly.runner.timekeeper import Timekeeper
 from octaskly.runner.tree import become_subreaper
 
 WATCH_AFTER_S = 0.005  #: most tasks are over by then, and cost no epoll calls
@@ -45,7 +46,6 @@ WAIT_MAX_S = 0.05  #: an order that has not started by then is given back
 HOLD_MAX_S = 0.015  #: results wait so long for others while there is more to start
 HOLD_WAITING_MIN = 2  #: fewer orders than this wait: the pool must hear of results
 OUTBOX_BYTES_MAX = 16 << 20  #: nothing is started while so much is unsent
-KILL_AGAIN_S = 0.02
 KILL_GIVE_UP_S = 5.0  #: a process in the kernel for so long is reported, not awaited
 
 
@@ -55,7 +55,6 @@ class Launcher:
     def __init__(self, control: socket.socket, settings: dict[str, object]) -> None:
         self._control = control
         self._slots = int(str(settings["slots"]))
-        self._grace_s = float(str(settings["kill_grace_s"]))
         self._pad = Pad(
             workdir=str(settings["workdir"]),
             node=str(settings["node"]),
@@ -74,7 +73,6 @@ class Launcher:
         self._running: dict[int, Child] = {}  # by pid
         self._fresh: deque[Child] = deque()  # not watched yet, oldest first
         self._sinks: dict[int, Child] = {}  # by pipe descriptor, watched ones
-        self._next_deadline_s = float("inf")
         self._last_end_s = 0.0
         self._dying: list[tuple[float, Child, list[object]]] = []
         self._exits: deque[tuple[int, int]] = deque()
@@ -82,6 +80,8 @@ class Launcher:
         self._epoll = select.epoll()
         self._wake, self._waker = socket.socketpair()
         self._kin = Kin(self._running, self._collect)
+        grace_s = float(str(settings["kill_grace_s"]))
+        self._time = Timekeeper(self._running, self._kin, grace_s)
         self._groups: SlotGroups | None = None
         if settings["cgroup"] and self._slots > 1:
             # With one slot there is no doubt whose a process is.
@@ -136,21 +136,29 @@ class Launcher:
             self._is_closing = True
             return
         for name, *fields in self._inbox.feed(data):
-            if name == "run":
+            self._obey(name, fields)
+
+    def _obey(self, name: object, fields: list[object]) -> None:
+        match name:
+            case "run":
                 order = Order(*fields, since_s=time.monotonic())  # type: ignore[arg-type]
                 self._waiting.append(order)
-            elif name == "stop":
+            case "stop":
                 self._stop(fields[0])
-            elif name == "file":
+            case "file":
                 self._take_file(fields[0], self._files.popleft() if fields[1] else None)
-            elif name == "close":
+            case "recall":
+                self._give_back()
+            case "freeze" | "thaw":
+                self._time.freeze(time.monotonic(), is_frozen=name == "freeze")
+            case _:
+                assert name == "close"
                 self._is_closing = True
 
     def _stop(self, key: object) -> None:
         for child in self._running.values():
-            if child.key == key and child.verdict != "cancelled":
-                child.verdict = "cancelled"
-                self._terminate(child)
+            if child.key == key:
+                self._time.end(child, "cancelled", time.monotonic())
         if any(order.key == key for order in self._waiting):
             self._waiting = deque(o for o in self._waiting if o.key != key)
             self._results.append(["back", key])
@@ -221,6 +229,7 @@ class Launcher:
     def _start_waiting(self) -> None:
         while (
             self._waiting
+            and not self._time.is_frozen
             and len(self._running) + len(self._dying) < self._slots
             and len(self._outbox) < OUTBOX_BYTES_MAX
         ):
@@ -243,7 +252,7 @@ class Launcher:
         child.group = group
         self._running[child.pid] = child
         self._fresh.append(child)
-        self._next_deadline_s = min(self._next_deadline_s, child.deadline_s)
+        self._time.began(child)
 
     def _enter_group(self) -> Group | None:
         if self._groups is None or (group := self._groups.take()) is None:
@@ -290,12 +299,6 @@ class Launcher:
             self._groups.give(child.group)
         self._results.append(end)
 
-    def _terminate(self, child: Child) -> None:
-        """Begin the end of a task that still runs: SIGTERM, then grace."""
-        self._kin.signal(child, signal.SIGTERM)
-        child.deadline_s = time.monotonic() + self._grace_s
-        self._next_deadline_s = min(self._next_deadline_s, child.deadline_s)
-
     def _end_all(self) -> None:
         give_up_s = time.monotonic() + KILL_GIVE_UP_S
         while self._collect() and time.monotonic() < give_up_s:
@@ -307,7 +310,7 @@ class Launcher:
     def _pause_s(self) -> float:
         if self._exits or self._results or self._dying:
             return 0.0 if self._exits else HOLD_MAX_S
-        due_s = self._next_deadline_s
+        due_s = self._time.due_s
         if self._fresh:
             due_s = min(due_s, self._fresh[0].started_s + WATCH_AFTER_S)
         if self._waiting:
@@ -319,8 +322,7 @@ class Launcher:
     def _keep_time(self, now_s: float) -> None:
         while self._fresh and self._fresh[0].started_s + WATCH_AFTER_S <= now_s:
             self._watch(self._fresh.popleft())
-        if now_s >= self._next_deadline_s:
-            self._enforce(now_s)
+        self._time.keep(now_s)
         if self._waiting:
             quiet_s = now_s - max(self._waiting[0].since_s, self._last_end_s)
             if quiet_s >= WAIT_MAX_S:
@@ -338,21 +340,6 @@ class Launcher:
     def _watch_sink(self, sink: Sink, child: Child) -> None:
         self._epoll.register(sink.fd, select.EPOLLIN)
         self._sinks[sink.fd] = child
-
-    def _enforce(self, now_s: float) -> None:
-        for child in list(self._running.values()):
-            if now_s < child.deadline_s:
-                continue
-            if child.verdict:
-                self._kin.signal(child, signal.SIGKILL)
-                child.deadline_s = now_s + KILL_AGAIN_S
-            else:
-                child.verdict = "timeout"
-                self._terminate(child)
-        self._next_deadline_s = min(
-            (child.deadline_s for child in self._running.values()),
-            default=float("inf"),
-        )
 
     def _bury(self, now_s: float) -> None:
         dying, self._dying = self._dying, []

@@ -27,6 +27,7 @@ from octaskly.core.model import (
 from octaskly.ports import Clock
 from octaskly.runner import cgroup, workdir
 from octaskly.runner.archive import Archive
+from octaskly.runner.delivery import Delivery, EndedCallback
 from octaskly.runner.outcome import cancelled, outcome_of_end, released
 from octaskly.runner.process import LauncherProcess, task_environment
 from octaskly.runner.recorder import Recorder
@@ -34,15 +35,11 @@ from octaskly.runner.seat import SHORT_MS, Item, Seat, end_lost, roomiest
 
 WAIT_MAX_S = 0.05  #: behind attempts that run so long, none waits any longer
 LOOK_S = 0.02
-COALESCE_S = 0.015  #: reports are held so long while more attempts wait
-COALESCE_REPORTS = 64
 RESTART_S = 1.0  #: a launcher that dies younger than this is not replaced at once
-
-EndedCallback = Callable[[tuple[Report, ...]], None]
 
 
 class Pool:
-    """Runs attempts in a fixed number of slots; implements `ports.Runner`.
+    """Runs attempts in a fixed number of slots; implements `seams.Runner`.
 
     Launchers are started with the first attempt. Attempts beyond the slots wait, and
     are reported as released (`returned`) when the slots are held by long ones.
@@ -85,7 +82,7 @@ class Pool:
     ) -> None:
         self._slots = slots
         self._workdir, self._outputs_dir = workdir, outputs_dir
-        self._clock, self._on_ended = clock, on_ended
+        self._clock = clock
         self._env = task_environment(os.environ if env is None else env)
         self._prefix, self._node_name = prefix, node_name
         self._settings: dict[str, object] = {
@@ -107,9 +104,7 @@ class Pool:
         self._items: dict[tuple[TaskId, AttemptId], Item] = {}
         self.recorder = Recorder(archive, self._items, self._in_thread)
         self._waiting: deque[Item] = deque()
-        self._reports: list[Report] = []
-        self._delivered_s = float("-inf")
-        self._delivery: asyncio.TimerHandle | asyncio.Handle | None = None
+        self._delivery = Delivery(clock, on_ended)
         self._look: asyncio.TimerHandle | None = None
         self._is_closing = False
         self._threads = ThreadPoolExecutor(2, thread_name_prefix="runner")
@@ -140,7 +135,7 @@ class Pool:
             else:
                 self._waiting.append(item)
         self._fill()
-        self._deliver_soon()
+        self._delivery.soon()
 
     def stop(self, items: Sequence[tuple[TaskId, AttemptId]]) -> None:
         """End attempts and all that they started; unknown ones are ignored."""
@@ -156,7 +151,25 @@ class Pool:
             for seat in self._seats:
                 if item.key in seat.items and seat.process is not None:
                     seat.process.send([["stop", item.key]])
-        self._deliver_soon()
+        self._delivery.soon()
+
+    def hand_back(self) -> None:
+        """Report the attempts that have not begun as released."""
+        for item in self._items.values():
+            item.is_recalled = True
+        while self._waiting:
+            self._end(self._waiting.popleft(), released(Reason.DRAINING))
+        self._tell_all("recall")
+        self._delivery.soon()
+
+    def freeze(self, *, is_frozen: bool) -> None:
+        """Stop every process of every attempt where it is, or let it go on."""
+        self._tell_all("freeze" if is_frozen else "thaw")
+
+    def _tell_all(self, order: str) -> None:
+        for seat in self._seats:
+            if seat.process is not None:
+                seat.process.send([[order]])
 
     async def close(self) -> None:
         """End every tree and every launcher; what had not ended is released."""
@@ -173,10 +186,9 @@ class Pool:
         await asyncio.sleep(0)
         for item in list(self._items.values()):
             self._end(item, released(Reason.DRAINING))
-        for timer in (self._look, self._delivery):
-            if timer is not None:
-                timer.cancel()
-        self._deliver()
+        if self._look is not None:
+            self._look.cancel()
+        self._delivery.now()
 
     # -- launchers -------------------------------------------------------------
 
@@ -239,6 +251,8 @@ class Pool:
                 self._end(item, cancelled())
             elif name == "lost":
                 self._end(item, released(Reason.LOST, fields[0]))
+            elif item.is_recalled:
+                self._end(item, released(Reason.DRAINING))
             else:
                 seat.expect(max(seat.mean_ms, SHORT_MS))
                 self._waiting.appendleft(item)
@@ -334,6 +348,8 @@ class Pool:
             self._end(item, released(Reason.LOST, f"inputs not checked: {missing}"))
         elif missing:
             self._end(item, released(Reason.INPUTS, ", ".join(missing)))
+        elif item.is_recalled:
+            self._end(item, released(Reason.DRAINING))
         else:
             item.since_s = self._clock.now().mono_s
             self._waiting.append(item)
@@ -356,33 +372,9 @@ class Pool:
             outcome = replace(
                 outcome, state=AttemptState.CANCELLED, reason=Reason.CANCELLED
             )
-        self._reports.append(
+        self._delivery.add(
             Report(task=item.spec.id, attempt=item.attempt, outcome=outcome)
         )
 
-    def _deliver_soon(self) -> None:
-        # Never from within `start` or `stop`: the caller is in the middle of a step.
-        if self._reports and self._delivery is None:
-            loop = asyncio.get_running_loop()
-            self._delivery = loop.call_soon(self._deliver_now)
-
     def _deliver(self) -> None:
-        """Report now, or a moment later together with others while much is to do."""
-        if not self._reports:
-            return
-        since_s = self._clock.now().mono_s - self._delivered_s
-        is_busy = bool(self._waiting) and since_s < COALESCE_S
-        if not is_busy or len(self._reports) >= COALESCE_REPORTS:
-            self._deliver_now()
-        elif self._delivery is None:
-            loop = asyncio.get_running_loop()
-            self._delivery = loop.call_later(COALESCE_S, self._deliver_now)
-
-    def _deliver_now(self) -> None:
-        if self._delivery is not None:
-            self._delivery.cancel()
-            self._delivery = None
-        if self._reports:
-            reports, self._reports = tuple(self._reports), []
-            self._delivered_s = self._clock.now().mono_s
-            self._on_ended(reports)
+        self._delivery.may_wait(is_busy=bool(self._waiting))

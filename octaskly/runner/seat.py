@@ -21,6 +21,7 @@ class Item:
         "alive_s",
         "attempt",
         "has_file",
+        "is_recalled",
         "is_refused",
         "is_stopped",
         "is_wanted",
@@ -45,6 +46,7 @@ class Item:
         self.is_wanted = False  #: somebody reads its output
         self.has_file = False  #: for its output; asked for, at least
         self.is_refused = False  #: there was no room for the file
+        self.is_recalled = False  #: handed back unless it has begun
 
     @property
     def mark(self) -> tuple[bytes, ...]:

@@ -15,6 +15,7 @@ from octaskly.core.model import (
     Address,
     AttemptId,
     Epoch,
+    Hold,
     Holdings,
     NodeId,
     StreamId,
@@ -53,6 +54,8 @@ def write_saves(db: sqlite3.Connection, saves: Iterable[Save]) -> None:
             values["name"] = save.name
         if save.retold:
             _lower_ahead(db, save.retold)
+        if save.hold is not None:
+            values["is_drained"], values["is_paused"] = map(int, save.hold)
     db.executemany("INSERT OR REPLACE INTO meta VALUES (?, ?)", values.items())
 
 
@@ -117,6 +120,7 @@ def read_saved(db: sqlite3.Connection, packer: Packer, wall_ms: int) -> Saved:
         reports=tuple(packer.unpack(report) for (report,) in reports),
         peers=_read_peers(db, wall_ms - PEER_DAYS * _DAY_MS),
         names=tuple((NodeId(node), name) for node, name in names),
+        hold=Hold(bool(meta.get("is_drained")), bool(meta.get("is_paused"))),
     )
 
 

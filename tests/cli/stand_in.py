@@ -41,6 +41,8 @@ class Api:
     forced: dict[str, Any] = field(default_factory=dict)
     tasks: dict[str, dict[str, Any]] = field(default_factory=dict)
     requests: list[str] = field(default_factory=list)
+    left: int = 0  #: times that a drained node still shows tasks
+    steered: str = "draining"
     bodies: list[Any] = field(default_factory=list)
     headers: list[dict[str, str]] = field(default_factory=list)
     ended: threading.Condition = field(default_factory=threading.Condition)
@@ -184,7 +186,22 @@ class Handler(BaseHTTPRequestHandler):
             case "POST", ["api", "v1", "tokens"]:
                 return 201, {"token": f"{body['role']}.{body['expires_s']}"}
             case _:
+                return self.other(path)
+
+    def other(self, path: str) -> Answer:
+        match path.strip("/").split("/"):
+            case ["api", "v1", "nodes", name, *order]:
+                return 200, self.node(unquote(name), order)
+            case _:
                 return 404, {"error": "Not found", "status": 404}
+
+    def node(self, name: str, order: list[str]) -> dict[str, Any]:
+        if order:
+            state = {"drain": "draining", "pause": "paused"}.get(order[0], "ready")
+            return NODE | {"name": name, "id": name, "state": state}
+        self.api.left -= 1
+        news = {"running": self.api.left + 1, "state": self.api.steered}
+        return NODE | {"name": name, "id": name} | news
 
     def page(self, query: dict[str, str]) -> dict[str, Any]:
         api = self.api

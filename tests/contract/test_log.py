@@ -18,6 +18,7 @@ from octaskly.core.model import (
     Address,
     AttemptState,
     Epoch,
+    Hold,
     NodeId,
     OutputFile,
     Reason,
@@ -175,7 +176,8 @@ async def test_commits_are_told_in_order_up_to_the_last(bench: Bench) -> None:
 async def test_node_state_survives_a_restart(bench: Bench) -> None:
     """Fields that are not named stay as they are."""
     epoch = Epoch(4, NodeId("a" * 16))
-    bench.log.save(Save(number=bench.next(), term=4, name="pi-ab12"))
+    hold = Hold(is_drained=True)
+    bench.log.save(Save(number=bench.next(), term=4, name="pi-ab12", hold=hold))
     number = bench.next()
     bench.log.save(Save(number=number, epoch=epoch, stream=(kit.STREAM, epoch)))
     await bench.durable(number)
@@ -183,7 +185,7 @@ async def test_node_state_survives_a_restart(bench: Bench) -> None:
     await bench.reopen()
 
     assert (bench.saved.term, bench.saved.epoch) == (4, epoch)
-    assert bench.saved.name == "pi-ab12"
+    assert (bench.saved.name, bench.saved.hold) == ("pi-ab12", hold)
 
 
 async def test_log_position_survives_a_restart(bench: Bench) -> None:

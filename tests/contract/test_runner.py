@@ -1,4 +1,4 @@
-"""What everything behind `ports.Runner` must do, whoever runs the attempts."""
+"""What everything behind `seams.Runner` must do, whoever runs the attempts."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from octaskly.agent.seams import Runner
 from octaskly.core.messages import Report
 from octaskly.core.model import (
     AttemptId,
@@ -18,7 +19,6 @@ from octaskly.core.model import (
     TaskId,
     TaskSpec,
 )
-from octaskly.ports import Runner
 from octaskly.runner.pool import Pool
 from tests.integration.pooling import MachineClock, archive_in, eventually
 
@@ -52,6 +52,12 @@ class InstantRunner:
             if (task, attempt) in self._running:
                 cancelled = AttemptState.CANCELLED
                 self._end(task, attempt, cancelled, Reason.CANCELLED)
+
+    def hand_back(self) -> None:
+        """Do nothing: all that is here has begun."""
+
+    def freeze(self, *, is_frozen: bool) -> None:
+        """Do nothing: what waits for a stop uses no processor."""
 
     async def close(self) -> None:
         """Release what runs."""
@@ -156,6 +162,18 @@ async def test_a_stopped_attempt_is_cancelled_and_others_go_on(
 
     assert ends["t1"].state == AttemptState.CANCELLED
     assert ends["t1"].reason == Reason.CANCELLED
+
+
+async def test_a_frozen_attempt_is_stopped_as_any_other(bench: Bench) -> None:
+    """What it began before goes on later."""
+    items = [attempt(f"t{n}", "sleep 60") for n in range(2)]
+    bench.runner.start(items)
+    bench.runner.freeze(is_frozen=True)
+    bench.runner.stop([(TaskId("t1"), items[1][0])])
+    ends = await bench.ends(1)
+    bench.runner.freeze(is_frozen=False)
+
+    assert ends["t1"].state == AttemptState.CANCELLED
 
 
 async def test_unknown_attempts_are_not_stopped(bench: Bench) -> None:

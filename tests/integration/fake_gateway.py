@@ -14,6 +14,7 @@ from octaskly.core.facts import PRIORITY_SHIFT, Assigned, CancelAsked, Finished
 from octaskly.core.merge import TaskRecord, apply
 from octaskly.core.messages import Member, Roster
 from octaskly.core.model import (
+    NO_HOLD,
     Address,
     AttemptId,
     AttemptState,
@@ -25,6 +26,7 @@ from octaskly.core.model import (
     Reason,
     Role,
     StandbyView,
+    Steering,
     StreamId,
     TaskId,
     TaskSpec,
@@ -80,6 +82,9 @@ class FakeGateway:
         self.lan_urls: dict[NodeId, tuple[str, ...]] = {}
         self.submissions: list[tuple[Principal, str | None]] = []
         self.raised: list[Exception] = []  #: raised by the next calls, in order
+        self.steered: list[tuple[Steering, str]] = []
+        self.hold = NO_HOLD
+        self.lost: set[NodeId] = set()
         self.failure: str | None = None
         self.is_complete = True  #: no other node may know what is unknown here
         self.held = asyncio.Event()  #: submissions wait for it
@@ -270,14 +275,26 @@ class FakeGateway:
         except KeyError:
             raise OutputNotFound(f"{task} left no {path} here") from None
 
-    def roster(self) -> Roster | None:
+    async def steer(self, steering: Steering, *, principal: Principal) -> Member:
+        if self.raised:
+            raise self.raised.pop(0)
+        self.steered.append((steering, principal.subject))
+        self.hold = self.hold.steered(steering)
+        state = NodeState.DRAINING if self.hold.is_drained else NodeState.READY
+        own = next(m for m in self.roster().members if m.id == self._node)
+        return replace(own, state=NodeState.PAUSED if self.hold.is_paused else state)
+
+    def urls_of(self, node: NodeId) -> tuple[str, ...]:
+        return self.lan_urls.get(node, ())
+
+    def roster(self) -> Roster:
         dispatcher = self.view.node if self.view else self._node
         members = tuple(
             Member(
                 id=node,
                 name=name,
                 role=Role.DISPATCHER if node == dispatcher else Role.WORKER,
-                state=NodeState.READY,
+                state=NodeState.LOST if node in self.lost else NodeState.READY,
                 addresses=(Address("127.0.0.1", 7878), Address("::1", 7878)),
                 lan_port=3443,
                 slots=2,

@@ -138,6 +138,20 @@ async def test_only_admins_mint_tokens(
     assert answer.status == status
 
 
+@pytest.mark.parametrize("order", ["drain", "resume", "pause", "unpause"])
+@pytest.mark.parametrize(
+    ("headers", "status"), [(ADMIN, 200), (CLIENT, 403), (VIEWER, 403)]
+)
+async def test_only_admins_steer_nodes(
+    node: ApiNode, headers: dict[str, str], status: int, order: str
+) -> None:
+    """It stops the work of everybody."""
+    url = f"/api/v1/nodes/laptop-01/{order}"
+    answer = await node.ask("POST", url, headers=headers)
+
+    assert answer.status == status
+
+
 async def test_token_has_the_asked_role_subject_and_life(node: ApiNode) -> None:
     """24 hours and the caller's own name unless said otherwise."""
     plain = await node.ask(

@@ -675,6 +675,47 @@ async def test_output_whose_worker_is_gone_is_503(back: Member) -> None:
     assert_problem(refused, 503)
 
 
+@pytest.mark.parametrize("called", ["name", "id"])
+async def test_an_order_to_a_node_reaches_it_with_who_asked(
+    front: Member, back: Member, called: str
+) -> None:
+    """Any node takes it, and hands it to the one that it is for."""
+    node = back.gateway.node_id
+    front.gateway.known_names[node] = "back"
+    front.gateway.lan_urls[node] = (back.lan_url,)
+    ref = "back" if called == "name" else node
+
+    answers = [
+        await front.api.ask("POST", f"/api/v1/nodes/{ref}/{order}", headers=ADMIN)
+        for order in ("drain", "pause", "unpause", "resume", "resume")
+    ]
+
+    assert [answer.status for answer in answers] == [200] * 5
+    states = [answer.json["state"] for answer in answers]
+    assert states == ["draining", "paused", "draining", "ready", "ready"]
+    assert back.gateway.steered[:2] == [("drain", "ana"), ("pause", "ana")]
+    assert front.gateway.steered == []
+
+
+async def test_an_order_to_a_node_that_is_not_there(
+    front: Member, back: Member
+) -> None:
+    """It never was, it is lost, or it is gone and nobody knows yet."""
+    node = back.gateway.node_id
+    url = "/api/v1/nodes/{}/drain"
+    never = await front.api.ask("POST", url.format("nobody"), headers=ADMIN)
+    front.gateway.known_names[node] = "back"
+    front.gateway.lan_urls[node] = ("https://127.0.0.1:1",)
+    gone = await front.api.ask("POST", url.format("back"), headers=ADMIN)
+    front.gateway.lost.add(node)
+    lost = await front.api.ask("POST", url.format("back"), headers=ADMIN)
+
+    assert_problem(never, 404, "Worker not found")
+    assert_problem(gone, 503, "Worker not found")
+    assert_problem(lost, 503, "Worker not found")
+    assert back.gateway.steered == []
+
+
 async def test_death_in_mid_stream_breaks_the_connection(
     front: Member, back: Member
 ) -> None:

@@ -18,6 +18,7 @@ from octaskly.core.effects import (
     Send,
     ServePull,
     Start,
+    Steered,
     Stopped,
 )
 from octaskly.core.events import (
@@ -26,7 +27,6 @@ from octaskly.core.events import (
     CancelRequested,
     DialFailed,
     Draft,
-    DrainAsked,
     Event,
     LiveLoaded,
     Loaded,
@@ -38,6 +38,7 @@ from octaskly.core.events import (
     Received,
     Saved,
     Seen,
+    SteeringAsked,
     StopAsked,
     TasksSubmitted,
     Woke,
@@ -62,6 +63,7 @@ from octaskly.core.messages import (
     Repl,
     ReplOk,
     Report,
+    Results,
     Roster,
 )
 from octaskly.core.model import (
@@ -70,6 +72,7 @@ from octaskly.core.model import (
     AttemptId,
     AttemptState,
     Epoch,
+    Hold,
     Limits,
     LoadSample,
     Moment,
@@ -80,6 +83,7 @@ from octaskly.core.model import (
     Reason,
     Role,
     Settings,
+    Steering,
     StreamId,
     TaskId,
     TaskSpec,
@@ -410,15 +414,65 @@ def test_draining_is_told_and_can_be_taken_back() -> None:
     shell.feed(Woke())
     shell.meet(epoch=THEIRS)
 
-    shell.feed(DrainAsked(is_draining=True))
+    shell.feed(SteeringAsked(7, Steering.DRAIN, "ana"))
     (ok,) = sent(shell.hear(Heartbeat(THEIRS, 1.0)))
     assert isinstance(ok, HeartbeatOk)
     assert (ok.state, ok.credit) == (NodeState.DRAINING, 0)
 
-    shell.feed(DrainAsked(is_draining=False))
+    shell.feed(SteeringAsked(8, Steering.RESUME, "ana"))
     (ok,) = sent(shell.hear(Heartbeat(THEIRS, 1.0)))
     assert isinstance(ok, HeartbeatOk)
     assert ok.state is NodeState.READY
+
+
+def test_an_order_of_an_operator_is_answered_when_it_is_kept() -> None:
+    """A machine that was drained for a repair stays so through its restarts."""
+    shell = Shell()
+    shell.feed(Woke())
+    shell.has_disk = False
+
+    (save,) = of(Save, shell.feed(SteeringAsked(7, Steering.DRAIN, "ana")))
+    assert isinstance(save, Save)
+    assert save.hold == Hold(is_drained=True)
+    assert of(Answer, shell.log) == []
+
+    shell.feed(Persisted(save.number))
+    assert of(Answer, shell.log) == [Answer(7, Steered(NodeState.DRAINING, 0))]
+
+
+def test_an_order_that_changes_nothing_is_answered_and_not_written() -> None:
+    """Asking twice is as good as asking once."""
+    shell = Shell(Saved(hold=Hold(is_paused=True)))
+    shell.feed(Woke())
+
+    effects = shell.feed(SteeringAsked(7, Steering.PAUSE, "ana"))
+
+    assert effects == [Answer(7, Steered(NodeState.PAUSED, 0))]
+
+
+def test_a_dispatcher_lists_a_worker_as_it_said_it_is() -> None:
+    """It may be long until the next heartbeat, in a crowd."""
+    shell = Shell()
+    shell.serve()
+    shell.meet()
+    shell.hear(HelloOk())
+    shell.hear(ClaimOk(EPOCH, ()))
+    shell.hear(Results((), 0, NodeState.PAUSED))
+    shell.run(shell.now_s + 1.0)
+
+    roster = shell.node.roster
+    assert roster is not None
+    assert {m.id: m.state for m in roster.members}[PEER] is NodeState.PAUSED
+
+
+def test_a_paused_node_leaves_without_waiting_for_what_is_frozen() -> None:
+    """It would never end."""
+    shell = Shell()
+    shell.serve()
+    shell.feed(submitted())
+    shell.feed(SteeringAsked(7, Steering.PAUSE, "ana"))
+
+    assert of(Stopped, shell.feed(StopAsked(30.0))) == [Stopped()]
 
 
 def test_a_dispatcher_with_a_new_address_tells_its_followers() -> None:

@@ -2,13 +2,26 @@
 
 from __future__ import annotations
 
-from octaskly.core.effects import Effect, Spool, Start, Stop
-from octaskly.core.messages import ResultsOk
+from functools import reduce
+
+from octaskly.core.effects import (
+    Effect,
+    Freeze,
+    HandBack,
+    Send,
+    Spool,
+    Start,
+    Stop,
+)
+from octaskly.core.messages import Reattach, Results, ResultsOk
 from octaskly.core.model import (
+    NO_HOLD,
     AttemptState,
+    Hold,
     NodeState,
     Outcome,
     Reason,
+    Steering,
     TaskId,
 )
 from octaskly.core.worker import Worker
@@ -19,6 +32,7 @@ from tests.builders import (
     outcome,
     released,
     report,
+    settings,
     spec,
 )
 from tests.hand import (
@@ -88,14 +102,24 @@ def test_an_attempt_that_has_ended_is_reported_again_not_run_again() -> None:
     assert effects == [told(report(envelope=spec()))]
 
 
-def test_a_draining_worker_hands_new_work_back() -> None:
-    """It ends what it has, and takes no more."""
+def steered(*orders: Steering) -> Hold:
+    """Return what holds after these orders."""
+    return reduce(Hold.steered, orders, NO_HOLD)
+
+
+def news(state: NodeState, credit: int) -> Send:
+    """Return how the dispatcher hears that this node is steered."""
+    return Send(D, (Results((), credit, state),))
+
+
+def test_a_drained_worker_hands_back_what_waits_and_what_comes() -> None:
+    """It ends what runs, and takes no more."""
     hand = attached()
-    drained = hand.drain(moment(), is_draining=True)
+    drained = hand.steer(steered(Steering.DRAIN), moment())
 
     effects = hand.on_dispatch(D, order(), moment())
 
-    assert drained == [told(credit=0)]
+    assert drained == [HandBack(), news(NodeState.DRAINING, 0)]
     assert effects == [told(report(end=released(Reason.DRAINING)), credit=0)]
     assert hand.state is NodeState.DRAINING
 
@@ -103,10 +127,52 @@ def test_a_draining_worker_hands_new_work_back() -> None:
 def test_the_end_of_draining_is_told_at_once() -> None:
     """Nobody would give it work otherwise."""
     hand = attached()
-    hand.drain(moment(), is_draining=True)
+    hand.steer(steered(Steering.DRAIN), moment())
 
-    assert hand.drain(moment(), is_draining=False) == [told(credit=2)]
-    assert hand.state is NodeState.READY
+    assert hand.steer(NO_HOLD, moment()) == [news(NodeState.READY, 2)]
+    assert hand.steer(NO_HOLD, moment()) == []
+
+
+def test_a_paused_worker_freezes_what_runs() -> None:
+    """And hands back what waits, which other nodes can run."""
+    hand = attached()
+    hand.on_dispatch(D, order(), moment())
+
+    paused = hand.steer(steered(Steering.PAUSE), moment())
+    unpaused = hand.steer(NO_HOLD, moment())
+
+    assert paused == [Freeze(is_frozen=True), HandBack(), news(NodeState.PAUSED, 0)]
+    assert unpaused == [Freeze(is_frozen=False), news(NodeState.READY, 2)]
+
+
+def test_a_worker_that_was_drained_and_paused_is_drained_when_it_thaws() -> None:
+    """Each order is taken back by its own opposite."""
+    hand = attached()
+    hand.steer(steered(Steering.DRAIN), moment())
+    hand.steer(steered(Steering.DRAIN, Steering.PAUSE), moment())
+
+    hold = steered(Steering.DRAIN, Steering.PAUSE, Steering.UNPAUSE)
+    effects = hand.steer(hold, moment())
+
+    assert effects == [Freeze(is_frozen=False), news(NodeState.DRAINING, 0)]
+
+
+def test_a_leaving_worker_takes_no_work_whatever_it_is_told() -> None:
+    """The operator may resume it while it stops."""
+    hand = attached()
+    hand.leave(moment())
+
+    assert hand.steer(NO_HOLD, moment()) == []
+    assert hand.state is NodeState.DRAINING
+
+
+def test_a_worker_starts_as_it_was_held_and_says_so() -> None:
+    """A machine that was drained for a repair may start many times."""
+    hand = Worker(settings("a", slots=2), (), steered(Steering.DRAIN))
+
+    effects = hand.attach(D, epoch(1, "d"), moment())
+
+    assert effects == [Send(D, (Reattach((), 0, NodeState.DRAINING),))]
 
 
 def test_a_killed_attempt_never_counts_as_success() -> None:

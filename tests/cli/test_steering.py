@@ -1,0 +1,66 @@
+"""`drain`, `resume`, `pause`, `unpause`: what they ask for, and what they say."""
+
+from __future__ import annotations
+
+import json
+
+from tests.cli.conftest import Run
+from tests.cli.stand_in import Api
+
+
+def test_each_order_is_asked_for_and_told(api: Api, octaskly: Run) -> None:
+    """On stderr, since nobody pipes it anywhere."""
+    said = [octaskly(word, "pi 4") for word in ("drain", "resume", "pause", "unpause")]
+
+    assert api.requests == [
+        f"POST /api/v1/nodes/pi%204/{word}"
+        for word in ("drain", "resume", "pause", "unpause")
+    ]
+    assert [done.stderr.decode() for done in said] == [
+        "pi 4 is draining, 1 task still running\n",
+        "pi 4 is ready\n",
+        "pi 4 is paused, 1 task frozen\n",
+        "pi 4 is ready\n",
+    ]
+    assert all((done.returncode, done.stdout) == (0, b"") for done in said)
+
+
+def test_an_order_as_json_is_the_node(api: Api, octaskly: Run) -> None:
+    """As the API answers."""
+    done = octaskly("drain", "pi4", "--json")
+
+    assert json.loads(done.stdout)["state"] == "draining"
+    assert done.stderr == b""
+
+
+def test_drain_can_wait_until_nothing_runs(api: Api, octaskly: Run) -> None:
+    """The next line of a script may switch the machine off."""
+    api.left = 2
+    done = octaskly("drain", "pi4", "--wait")
+
+    assert done.returncode == 0
+    assert done.stderr.decode() == (
+        "pi4 is draining, 1 task still running\npi4 runs nothing any more\n"
+    )
+    assert api.requests.count("GET /api/v1/nodes/pi4") == 3
+
+
+def test_waiting_for_a_drain_ends_when_it_is_taken_back(
+    api: Api, octaskly: Run
+) -> None:
+    """It would never end otherwise."""
+    api.left, api.steered = 2, "ready"
+    done = octaskly("drain", "pi4", "--wait")
+
+    assert done.returncode == 1
+    assert "error: pi4 takes work again" in done.stderr.decode()
+
+
+def test_an_order_to_a_node_that_is_not_there(api: Api, octaskly: Run) -> None:
+    """Exit code 3, and the command that shows who is."""
+    api.refuse = lambda _method, _path: (404, {})
+    api.refusal = "Worker not found"
+    done = octaskly("drain", "nobody")
+
+    assert done.returncode == 3
+    assert "octaskly nodes" in done.stderr.decode()

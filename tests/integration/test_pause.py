@@ -1,0 +1,185 @@
+"""A paused tree uses no processor, loses nothing, and can still be ended."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from pathlib import Path
+
+import pytest
+
+from octaskly.core.model import AttemptState, Outcome, Reason
+from tests.integration.pooling import Rig, eventually, processes_with, rig, token
+
+MODES = pytest.mark.parametrize("with_cgroups", [True, False])
+
+#: Each burns a processor, in a process with this word in its command line.
+BURNERS = {
+    "alone": "exec sh -c 'while :; do :; done' {0}",
+    "children": "sh -c 'while :; do :; done' {0} & sh -c 'while :; do :; done' {0}",
+    "another session": "setsid sh -c 'while :; do :; done' {0} & wait",
+    "daemon": "(setsid sh -c 'while :; do :; done' {0} &) ; sleep {0}",
+    "no environment": "(env -i setsid sh -c 'while :; do :; done' {0} &) ; sleep {0}",
+    "forks": "sh -c 'while :; do sh -c : {0}; done' {0}",
+}
+
+
+def ticks(word: str) -> int:
+    """Return what the processes with this word have used of the processor."""
+    total = 0
+    for pid in processes_with(word):
+        try:
+            fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        except OSError:
+            continue
+        total += sum(map(int, fields[11:15]))
+    return total
+
+
+async def frozen(made: Rig, word: str) -> None:
+    """Pause, and see that nothing moves from a second later on."""
+    made.pool.freeze(is_frozen=True)
+    await asyncio.sleep(1.0)  # The bound that is promised.
+    before, pids = ticks(word), set(processes_with(word))
+    await asyncio.sleep(0.3)
+    assert (ticks(word), set(processes_with(word))) == (before, pids)
+
+
+async def is_burning(word: str) -> None:
+    await eventually(lambda: ticks(word) > 1)
+
+
+@MODES
+@pytest.mark.parametrize("name", BURNERS)
+async def test_a_paused_tree_uses_no_processor(
+    tmp_path: Path, name: str, *, with_cgroups: bool
+) -> None:
+    """Measured as zero within a second, also of what forks at that moment."""
+    word = token()
+    async with rig(tmp_path, with_cgroups=with_cgroups) as made:
+        task, attempt = made.start(BURNERS[name].format(word))
+        await is_burning(word)
+        await frozen(made, word)
+        before = ticks(word)
+        made.pool.freeze(is_frozen=False)
+        await eventually(lambda: ticks(word) > before)
+        made.pool.stop([(task, attempt)])
+
+        assert (await made.end_of(task)).state == AttemptState.CANCELLED
+        assert processes_with(word) == {}
+
+
+@MODES
+async def test_paused_time_does_not_count(
+    tmp_path: Path, *, with_cgroups: bool
+) -> None:
+    """Neither for who would be late by it, nor does it spare who is late anyway."""
+    word = token()
+    async with rig(tmp_path, with_cgroups=with_cgroups) as made:
+        short, _ = made.start(f"sleep 0.8; : {word}", timeout_s=1)
+        late, _ = made.start(f"sleep {word}", timeout_s=1)
+        await eventually(lambda: len(processes_with(word)) == 2)
+        begin_s = time.monotonic()
+        made.pool.freeze(is_frozen=True)
+        await asyncio.sleep(1.5)
+        assert made.reports == []
+        made.pool.freeze(is_frozen=False)
+
+        assert (await made.end_of(short)).state == AttemptState.OK
+        assert (await made.end_of(late)).reason is Reason.TIMEOUT
+        assert time.monotonic() - begin_s > 2.0
+
+
+@MODES
+async def test_a_paused_task_can_be_cancelled(
+    tmp_path: Path, *, with_cgroups: bool
+) -> None:
+    """It cannot act on a signal, so it is killed at once; the others stay frozen."""
+    word, other_word = token(), token()
+    async with rig(tmp_path, kill_grace_s=60.0, with_cgroups=with_cgroups) as made:
+        task, attempt = made.start(BURNERS["daemon"].format(word))
+        other, _ = made.start(BURNERS["alone"].format(other_word))
+        await is_burning(word)
+        await is_burning(other_word)
+        await frozen(made, word)
+        made.pool.stop([(task, attempt)])
+        outcome = await made.end_of(task)
+
+        assert (outcome.state, outcome.signal) == (AttemptState.CANCELLED, 9)
+        assert processes_with(word) == {}
+        assert made.outcome(other) is None
+        await frozen(made, other_word)
+
+
+@MODES
+async def test_a_task_that_is_being_ended_gets_no_grace_in_a_pause(
+    tmp_path: Path, *, with_cgroups: bool
+) -> None:
+    """Whoever pauses a machine wants it now."""
+    word = token()
+    async with rig(tmp_path, kill_grace_s=60.0, with_cgroups=with_cgroups) as made:
+        task, attempt = made.start(f"trap : TERM; while :; do sh -c : {word}; done")
+        await eventually(lambda: ticks(word) > 0)
+        made.pool.stop([(task, attempt)])
+        made.pool.freeze(is_frozen=True)
+
+        assert (await made.end_of(task)).signal == 9
+
+
+@MODES
+async def test_a_slot_that_was_paused_can_be_used_again(
+    tmp_path: Path, *, with_cgroups: bool
+) -> None:
+    """What was killed while it was frozen leaves no frozen group behind."""
+    word = token()
+    async with rig(tmp_path, with_cgroups=with_cgroups) as made:
+        task, attempt = made.start(BURNERS["alone"].format(word))
+        await is_burning(word)
+        await frozen(made, word)
+        made.pool.stop([(task, attempt)])
+        await made.end_of(task)
+        made.pool.freeze(is_frozen=False)
+        ends = await made.run_all(["true"] * 4)
+
+        assert [end.state for end in ends] == [AttemptState.OK] * 4
+
+
+async def test_what_a_task_had_stopped_itself_stays_stopped(tmp_path: Path) -> None:
+    """Without cgroups a stop is a signal, and two of them look alike."""
+    word = token()
+    async with rig(tmp_path, with_cgroups=False) as made:
+        made.start(f"sh -c 'kill -STOP $$; sleep {word}' & sh -c : ; sleep {word}")
+        await eventually(lambda: stopped_with(word))
+        before = stopped_with(word)
+        made.pool.freeze(is_frozen=True)
+        await eventually(lambda: len(stopped_with(word)) > len(before))
+        made.pool.freeze(is_frozen=False)
+        await eventually(lambda: stopped_with(word) == before)
+
+
+def stopped_with(word: str) -> set[int]:
+    """Return the stopped processes with this word."""
+    found = set()
+    for pid in processes_with(word):
+        text = Path(f"/proc/{pid}/stat").read_text()
+        if text.rpartition(")")[2].split()[0] == "T":
+            found.add(pid)
+    return found
+
+
+async def test_what_has_not_begun_is_handed_back(tmp_path: Path) -> None:
+    """To be run elsewhere, at once; what runs goes on."""
+    word = token()
+    async with rig(tmp_path) as made:
+        running = [made.start(f"sleep {word}") for _ in range(2)]
+        await eventually(lambda: len(processes_with(word)) == 2)
+        (made.workdir / "there").touch()
+        waiting = [made.start("true")[0], made.start("true", inputs=("there",))[0]]
+        made.pool.hand_back()
+        ends: list[Outcome] = [await made.end_of(task) for task in waiting]
+
+        assert {(end.state, end.reason) for end in ends} == {
+            (AttemptState.RELEASED, Reason.DRAINING)
+        }
+        assert all(made.outcome(task) is None for task, _ in running)
+        assert len(processes_with(word)) == 2

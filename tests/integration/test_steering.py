@@ -1,0 +1,88 @@
+"""Nodes as operators steer them: drained, paused, and taken back."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from tests.agents import Agent, running, start, until_nodes
+from tests.integration.test_agent import TASKS, ending, finished, submit, until
+
+NODES = "/api/v1/nodes"
+
+
+def steer(agent: Agent, name: str, order: str) -> dict[str, Any]:
+    """Tell a node something through an agent, and return what it says it is."""
+    status, node = agent.call("POST", f"{NODES}/{name}/{order}")
+    assert status == 200, node
+    found: dict[str, Any] = node
+    return found
+
+
+def status_of(agent: Agent, task_id: str) -> str:
+    return str(agent.call("GET", f"{TASKS}/{task_id}")[1]["status"])
+
+
+def test_a_drained_node_ends_what_runs_and_takes_nothing_until_it_is_resumed(
+    tmp_path: Path,
+) -> None:
+    """Also when it is the only one, and the dispatcher, and was started anew."""
+    agent = start(tmp_path, "solo", "--slots", "1")
+    with ending(agent):
+        wait = f"while [ ! -e {tmp_path}/go ]; do sleep 0.05; done"
+        first = submit(agent, f"touch {tmp_path}/on; {wait}")
+        until((tmp_path / "on").exists, "it runs")
+        waiting = [submit(agent, "echo waited") for _ in range(3)]
+
+        for _ in range(2):
+            drained = steer(agent, "solo", "drain")
+            assert (drained["state"], drained["running"]) == ("draining", 1)
+        assert agent.call("GET", f"{NODES}/solo")[1]["state"] == "draining"
+        (tmp_path / "go").touch()
+        assert finished(agent, first)["status"] == "completed"
+        assert {status_of(agent, task) for task in waiting} == {"queued"}
+        assert "order=drain" in agent.log()
+    again = start(tmp_path, "solo", "--slots", "1")
+    with ending(again):
+        until(lambda: again.call("GET", NODES)[0] == 200, "a dispatcher")
+        assert again.call("GET", f"{NODES}/solo")[1]["state"] == "draining"
+        assert {status_of(again, task) for task in waiting} == {"queued"}
+
+        assert steer(again, "solo", "resume")["state"] == "ready"
+        assert [finished(again, task)["stdout"] for task in waiting] == ["waited\n"] * 3
+
+
+def test_a_paused_node_goes_on_where_it_was(tmp_path: Path) -> None:
+    """Its task loses no time of its limit, and other nodes get the work meanwhile."""
+    with running(tmp_path, "ana", "ben", extra=("--slots", "1")) as (ana, ben):
+        until_nodes(ana, 2)
+        command = f"touch {tmp_path}/$OCTASKLY_NODE.on; sleep 2; echo $OCTASKLY_NODE"
+        tasks = [submit(ana, command, timeout=3) for _ in "ab"]
+        until(lambda: len(list(tmp_path.glob("*.on"))) == 2, "both run")
+        paused = steer(ana, "ben", "pause")
+        assert (paused["state"], paused["running"]) == ("paused", 1)
+        assert ben.call("GET", f"{NODES}/ben")[1]["state"] == "paused"
+        # Two more rounds of the same time pass on the other node.
+        others = [submit(ana, "sleep 2; echo $OCTASKLY_NODE") for _ in "cd"]
+        assert [finished(ana, task)["stdout"] for task in others] == ["ana\n"] * 2
+        frozen = [task for task in tasks if status_of(ana, task) == "running"]
+        assert len(frozen) == 1
+
+        assert steer(ben, "ben", "unpause")["state"] == "ready"
+        end = finished(ana, frozen[0])
+        assert (end["status"], end["stdout"]) == ("completed", "ben\n")
+        assert end["attempt"] == 1
+
+
+def test_a_paused_task_can_be_cancelled_by_force(tmp_path: Path) -> None:
+    """What was asked for is true at once, and its processes are gone."""
+    with running(tmp_path, "solo") as (agent,):
+        task = submit(agent, f"trap '' TERM; echo $$ > {tmp_path}/pid; sleep 600")
+        until((tmp_path / "pid").exists, "the task runs")
+        pid = (tmp_path / "pid").read_text().strip()
+        steer(agent, "solo", "pause")
+
+        status, _ = agent.call("DELETE", f"{TASKS}/{task}?force=true")
+        assert status == 200
+        until(lambda: not Path(f"/proc/{pid}").exists(), "its process is gone")
+        assert status_of(agent, task) == "cancelled"
