@@ -14,7 +14,7 @@ from typing import Annotated, Final, Literal, TypeVar
 
 import msgspec
 
-from octaskly.core.options import Pairs, Requires, TaskLimits, TaskOptions
+from octaskly.core.options import Pairs, Requires, Retry, TaskLimits, TaskOptions
 
 NAME_CHARS_MAX: Final = 128
 LABELS_MAX: Final = 32
@@ -28,6 +28,8 @@ PRIORITY_MAX: Final = 50
 GRACE_S_MAX: Final = 3600
 MEMORY_MB_MAX: Final = 1 << 30
 COUNT_MAX: Final = 1 << 20
+RETRIES_MAX: Final = 100
+CODES_MAX: Final = 64
 RESERVED: Final = "OCTASKLY_"  #: begins the variables that the agent sets
 
 _LABEL = re.compile(r"[A-Za-z0-9._/-]{1,64}")
@@ -37,6 +39,11 @@ _SIMPLE = re.compile(r"[A-Za-z0-9._-]{1,64}")
 T = TypeVar("T")
 Count = Annotated[int, msgspec.Meta(ge=1, le=COUNT_MAX)]
 Megabytes = Annotated[int, msgspec.Meta(ge=1, le=MEMORY_MB_MAX)]
+
+
+ExitCode = Annotated[int, msgspec.Meta(ge=1, le=255)]
+Cause = Literal["failure", "lost"]
+RetryOn = Annotated[tuple[ExitCode | Cause, ...], msgspec.Meta(max_length=CODES_MAX)]
 
 
 class RequiresIn(msgspec.Struct, forbid_unknown_fields=True, gc=False):
@@ -74,6 +81,8 @@ class OptionsIn(msgspec.Struct, forbid_unknown_fields=True, gc=False):
     requires: RequiresIn | None = None
     limits: LimitsIn | None = None
     priority: Annotated[int, msgspec.Meta(ge=-PRIORITY_MAX, le=PRIORITY_MAX)] = 0
+    retries: Annotated[int, msgspec.Meta(ge=0, le=RETRIES_MAX)] = 0
+    retry_on: RetryOn | None = None
 
 
 NONE_ASKED: Final = TaskOptions()
@@ -100,6 +109,8 @@ RANGES: Final = {
     "memory_mb": f"an integer from 1 to {MEMORY_MB_MAX} (MiB)",
     "file_mb": f"an integer from 1 to {MEMORY_MB_MAX} (MiB)",
     "cpu_seconds": f"an integer from 1 to {1 << 30}",
+    "retries": f"an integer from 0 to {RETRIES_MAX}",
+    "retry_on": f"at most {CODES_MAX} of: failure, lost, exit codes from 1 to 255",
     "requires": "an object with labels, node, os, arch, cpus, memory_mb, gpus",
     "limits": "an object with memory_mb, cpu_seconds, file_mb, processes",
 }
@@ -139,6 +150,7 @@ def options_of(asked: OptionsIn) -> TaskOptions | None:
         grace_s=asked.grace,
         requires=None if asked.requires is None else _requires(asked.requires),
         limits=None if asked.limits is None else _limits(asked.limits),
+        retry=_retry(asked),
     )
     return None if options == NONE_ASKED else options
 
@@ -152,8 +164,13 @@ def shown(options: TaskOptions | None) -> dict[str, object]:
 def shown_whole(options: TaskOptions | None) -> dict[str, object]:
     """Return all of it, but for the bytes of stdin; null where nothing is asked for."""
     asked = options or NONE_ASKED
-    requires, limits = asked.requires, asked.limits
+    requires, limits, retry = asked.requires, asked.limits, asked.retry or Retry()
     return {
+        "retries": retry.retries,
+        "retry_on": [
+            *(["failure"] if retry.on_failure else retry.codes),
+            *(["lost"] if retry.on_lost else []),
+        ],
         "env": dict(asked.env),
         "cwd": asked.cwd or None,
         "stdin_bytes": len(asked.stdin),
@@ -266,6 +283,24 @@ def _limits(asked: LimitsIn) -> TaskLimits | None:
             processes=asked.processes or 0,
         ),
         TaskLimits,
+    )
+
+
+def _retry(asked: OptionsIn) -> Retry | None:
+    if asked.retry_on is None:
+        return _or_none(Retry(retries=asked.retries), Retry)
+    codes = {cause for cause in asked.retry_on if isinstance(cause, int)}
+    on_failure = "failure" in asked.retry_on
+    if codes and not asked.retries:
+        raise Wrong("retries", "`retry_on` names exit codes, and `retries` is 0")
+    return _or_none(
+        Retry(
+            retries=asked.retries,
+            on_failure=on_failure,
+            codes=() if on_failure else tuple(sorted(codes)),
+            on_lost="lost" in asked.retry_on,
+        ),
+        Retry,
     )
 
 

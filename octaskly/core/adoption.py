@@ -7,11 +7,11 @@ when another node's log arrives. What a worker says it runs stands over the log.
 from __future__ import annotations
 
 from octaskly.core.facts import Assigned
+from octaskly.core.inhand import WAITING, InHand, Phase
 from octaskly.core.merge import TaskRecord
 from octaskly.core.messages import Reattach
 from octaskly.core.model import AttemptId, Moment, NodeId, TaskSpec
 from octaskly.core.placing import Placing
-from octaskly.core.taskqueue import InHand, Phase
 
 
 class Adoption:
@@ -54,7 +54,8 @@ class Adoption:
         for task in self._held_by(node):
             assert task.attempt is not None
             if (task.spec.id, task.attempt) not in listed:
-                self._placing.lose_task(task, now)
+                # The worker lives: it never got the attempt, or is another process.
+                self._placing.lose_task(task, now, was_running=False)
 
     def on_down(self, node: NodeId, now: Moment) -> bool:
         """Give up a worker's attempts, or wait for it; tell whether they were lost."""
@@ -64,16 +65,14 @@ class Adoption:
                 self._absent[node] = self._until_s
             return False
         self._absent.pop(node, None)
-        for task in held:
-            self._placing.lose_task(task, now)
+        self._placing.lose_all(held, now)
         return True
 
     def expire(self, now: Moment) -> None:
         """Give up the attempts of workers that did not come back in time."""
         for node in [node for node, at_s in self._absent.items() if at_s <= now.mono_s]:
             del self._absent[node]
-            for task in self._held_by(node):
-                self._placing.lose_task(task, now)
+            self._placing.lose_all(self._held_by(node), now)
         self.is_open = now.mono_s < self._until_s
 
     def believe(self, record: TaskRecord, now: Moment) -> None:
@@ -120,7 +119,7 @@ class Adoption:
 
     @staticmethod
     def _is_counting(task: InHand, node: NodeId, attempt: AttemptId) -> bool:
-        if task.phase is Phase.QUEUED:
+        if task.phase in WAITING:
             # Its assignment was lost with the dispatcher before.
             return task.attempt is None or task.attempt < attempt
         return (
@@ -130,7 +129,7 @@ class Adoption:
         )
 
     def _hear(self, task: InHand, node: NodeId, attempt: AttemptId) -> None:
-        if task.phase is Phase.QUEUED:
+        if task.phase in WAITING:
             self._queue.assign(task, attempt, node)
             self._placing.facts.append(Assigned(task.spec.id, attempt, node))
         task.is_heard = True
@@ -144,7 +143,7 @@ class Adoption:
             until_s = self._until_s if self.is_open else now.mono_s + self._adopt_s
             self._absent.setdefault(node, until_s)
         elif not task.is_heard:
-            self._placing.lose_task(task, now)
+            self._placing.lose_task(task, now, was_running=False)
 
     def _held_by(self, node: NodeId) -> list[InHand]:
         return list(self._queue.held.get(node, {}).values())

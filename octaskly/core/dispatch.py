@@ -7,8 +7,6 @@ effects in `placing`.
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from octaskly.core.acceptance import Acceptance
 from octaskly.core.adoption import Adoption
 from octaskly.core.effects import (
@@ -28,34 +26,24 @@ from octaskly.core.events import (
     Loaded,
     TasksSubmitted,
 )
-from octaskly.core.facts import CancelAsked, Finished, Submitted
+from octaskly.core.facts import CancelAsked, Submitted
+from octaskly.core.inhand import WAITING, InHand, Phase
 from octaskly.core.journal import Journal
-from octaskly.core.messages import HeartbeatOk, Reattach, Report, Results, ResultsOk
+from octaskly.core.messages import HeartbeatOk, Reattach, Results, ResultsOk
 from octaskly.core.model import (
-    AttemptState,
     Epoch,
     Moment,
     NodeId,
-    Outcome,
-    Reason,
     Settings,
     StreamId,
     TaskSpec,
     TaskState,
 )
 from octaskly.core.placing import Placing
+from octaskly.core.recording import Recording
 from octaskly.core.replication import Replication
+from octaskly.core.resting import Resting
 from octaskly.core.retention import Retention
-from octaskly.core.taskqueue import InHand, Phase
-
-FINAL_STATES = {
-    AttemptState.OK: TaskState.COMPLETED,
-    AttemptState.FAILED: TaskState.FAILED,
-}
-"""Ends of an attempt that end the task."""
-
-NO_MORE_WORK = (Reason.DRAINING, Reason.STALE)
-"""Reasons of workers that would hand the next attempt back, too."""
 
 
 class Dispatch:
@@ -83,6 +71,8 @@ class Dispatch:
         )
         self._queue = self._placing.queue
         self._pool = self._placing.pool
+        self._resting = Resting(self._queue)
+        self._recording = Recording(self._placing, self._adoption, self._resting)
         self._acceptance = Acceptance(journal, self._queue, sequence)
 
     # --- The reign.
@@ -98,6 +88,7 @@ class Dispatch:
         """Reign no more: forget all. What was appended is still acknowledged."""
         self.is_reigning = self.is_accepting = False
         self._adoption.end()
+        self._resting.forget()
         self._placing.end()
 
     def pause_accepting(self) -> None:
@@ -121,9 +112,9 @@ class Dispatch:
 
     def deadline(self) -> float | None:
         """Return when `on_time` has something to do."""
-        if not self.is_accepting:
-            return self._adoption.deadline()
-        due_s = (self._adoption.deadline(), self._retention.deadline())
+        due_s = [self._adoption.deadline(), self._resting.deadline()]
+        if self.is_accepting:
+            due_s.append(self._retention.deadline())
         return min((at_s for at_s in due_s if at_s is not None), default=None)
 
     # --- Clients.
@@ -193,7 +184,7 @@ class Dispatch:
             return known
         if task.final is not None:
             return task.final
-        if task.phase is Phase.QUEUED:
+        if task.phase in WAITING:
             return TaskState.QUEUED
         return TaskState.RUNNING if task.phase is Phase.LIVE else known
 
@@ -213,12 +204,9 @@ class Dispatch:
 
     def on_worker_down(self, node: NodeId, now: Moment) -> list[Effect]:
         """Run elsewhere what the worker held, at once or after the adopt window."""
+        were_lost = self.is_reigning and self._adoption.on_down(node, now)
         self._pool.remove(node)
-        if not self.is_reigning:
-            return []
-        if not self._adoption.on_down(node, now):
-            return []
-        return self._judge_inputs(now)
+        return self._judge_inputs(now) if were_lost else []
 
     def on_heartbeat_ok(
         self, node: NodeId, message: HeartbeatOk, now: Moment
@@ -246,7 +234,9 @@ class Dispatch:
         self._pool.set_credit(node, message.credit)
         held_before = self.outstanding(node)
         ended = tuple(
-            report.task for report in message.reports if self._record(node, report)
+            report.task
+            for report in message.reports
+            if self._recording.record(node, report, now)
         )
         self._pool.give_back(node, held_before - self.outstanding(node))
         if not message.reports:
@@ -263,74 +253,6 @@ class Dispatch:
             return [ok, *news] if is_enough else news
 
         return self._placing.commit(now, told=told)
-
-    def _record(self, node: NodeId, report: Report) -> bool:
-        """Record one report; tell whether it ended its task."""
-        placing = self._placing
-        task = self._queue.tasks.get(report.task)
-        if task is None:
-            return self._record_unknown(node, report)
-        if report.attempt in task.reported:
-            return False  # Told again because the acknowledgement was slow.
-        task.reported += (report.attempt,)
-        placing.touch(task)
-        outcome = report.outcome
-        is_live = task.phase is Phase.LIVE
-        if is_live and task.attempt == report.attempt and task.node == node:
-            outcome = self._finish(task, node, outcome)
-        elif (final := FINAL_STATES.get(outcome.state)) is not None:
-            # A lost attempt ended after all, and that decides the task.
-            if is_live and task.final is None:
-                placing.kill(task)
-            elif task.phase is Phase.QUEUED:
-                self._queue.end(task, final)
-            task.final = _decided(task, final)
-        placing.facts.append(Finished(report.task, report.attempt, node, outcome))
-        return outcome.state in FINAL_STATES or task.final is not None
-
-    def _finish(self, task: InHand, node: NodeId, outcome: Outcome) -> Outcome:
-        """Move a task whose live attempt ended; return the outcome to record."""
-        final = FINAL_STATES.get(outcome.state)
-        if final is not None:
-            self._queue.end(task, _decided(task, final))
-            return outcome
-        if outcome.reason is Reason.INPUTS:
-            task.lacking |= {node}
-            task.lack = outcome.detail
-            workers = self._pool.attached()
-            if task.lacking.issuperset(workers) and task.final is None:
-                return self._finish_lacking(task, outcome)
-        elif outcome.reason in NO_MORE_WORK:
-            self._pool.cap_credit(node, is_refusing=True)
-        elif outcome.reason is Reason.RETURNED:
-            self._pool.cap_credit(node, is_refusing=False)
-        self._queue.release(task)
-        return outcome
-
-    def _finish_lacking(self, task: InHand, outcome: Outcome) -> Outcome:
-        """Fail a task that no worker can run, unless more workers may come."""
-        if self._adoption.is_open:
-            self._queue.release(task)
-            return outcome
-        self._queue.end(task, TaskState.FAILED)
-        return replace(outcome, state=AttemptState.FAILED, exit_code=None)
-
-    def _record_unknown(self, node: NodeId, report: Report) -> bool:
-        """Record the end of an attempt whose task is not in hand."""
-        placing = self._placing
-        spec = report.spec
-        if spec is not None and not self._queue.is_final(report.task):
-            placing.facts += placing.told_again(spec, report.attempt)
-        placing.facts.append(
-            Finished(report.task, report.attempt, node, report.outcome)
-        )
-        final = FINAL_STATES.get(report.outcome.state)
-        if final is None and self._queue.is_final(report.task):
-            return False
-        task = self._queue.shadow(spec or TaskSpec(id=report.task, command=""), final)
-        task.reported = (report.attempt,)
-        placing.touch(task)
-        return final is not None
 
     # --- The store and time.
 
@@ -372,7 +294,10 @@ class Dispatch:
     def on_time(self, now: Moment) -> list[Effect]:
         """Give up the attempts of workers that did not come back in time."""
         effects = self._retention.on_time(now) if self.is_accepting else []
-        due_s = self._adoption.deadline()
+        rested_s, due_s = self._resting.deadline(), self._adoption.deadline()
+        if rested_s is not None and rested_s <= now.mono_s:
+            self._resting.wake(now)
+            effects += self._placing.commit(now)
         if due_s is None or due_s > now.mono_s:
             return effects
         self._adoption.expire(now)
@@ -380,14 +305,6 @@ class Dispatch:
 
     def _judge_inputs(self, now: Moment) -> list[Effect]:
         """Fail the tasks of which every worker lacks an input, and commit."""
-        failed = [] if self._adoption.is_open else self._placing.fail_lacking()
-        if not failed:
-            return self._placing.commit(now)
-        return self._placing.commit(now, lambda _: [Announce(tuple(failed))])
-
-
-def _decided(task: InHand, final: TaskState) -> TaskState:
-    """Return how a task ends for which one more end is known: as the merge says."""
-    if task.final is None or final is TaskState.COMPLETED:
-        return final
-    return task.final
+        if not self._adoption.is_open:
+            self._placing.fail_lacking()
+        return self._placing.commit(now)

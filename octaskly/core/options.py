@@ -40,6 +40,16 @@ class TaskLimits:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Retry:
+    """When a task that ended or was lost is tried again."""
+
+    retries: int = 0  #: how many attempts may follow one that failed
+    on_failure: bool = True  #: any failure counts; else only `codes`
+    codes: tuple[int, ...] = ()  #: exit codes that are tried again, ordered
+    on_lost: bool = True  #: false: an attempt that may have run is never repeated
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class TaskOptions:
     """What a task asks for besides its command."""
 
@@ -52,6 +62,7 @@ class TaskOptions:
     grace_s: int | None = None  #: from SIGTERM to SIGKILL; None: as the node has it
     requires: Requires | None = None
     limits: TaskLimits | None = None
+    retry: Retry | None = None
 
     @property
     def chars(self) -> int:

@@ -8,10 +8,12 @@ is written is decided in `dispatch`.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
-from octaskly.core.effects import Effect, Send
+from octaskly.core.effects import Announce, Effect, Send
 from octaskly.core.facts import Assigned, Fact, Finished, Submitted
+from octaskly.core.inhand import InHand, Phase
 from octaskly.core.journal import Held, Journal
 from octaskly.core.messages import Dispatch, Kill, Message
 from octaskly.core.model import (
@@ -30,8 +32,9 @@ from octaskly.core.model import (
     TaskState,
 )
 from octaskly.core.replication import Replication, Told
+from octaskly.core.retry import counted, judged, loss, may_run_twice
 from octaskly.core.scheduler import WorkerPool
-from octaskly.core.taskqueue import InHand, Phase, TaskQueue
+from octaskly.core.taskqueue import TaskQueue
 
 NOWHERE = Outcome(state=AttemptState.FAILED, reason=Reason.INPUTS)
 
@@ -54,6 +57,7 @@ class Placing:
         self._journal = journal
         self._replication = replication
         self._touched: list[InHand] = []
+        self._failed: list[TaskId] = []
         self._kills: dict[NodeId, list[tuple[TaskId, AttemptId]]] = {}
 
     def begin(self, epoch: Epoch, stream: StreamId) -> list[Effect]:
@@ -106,27 +110,47 @@ class Placing:
         """
         return [] if self._journal.is_void(attempt, spec) else [Submitted(spec)]
 
-    def lose_task(self, task: InHand, now: Moment) -> None:
-        """Give up the live attempt of a task, and queue the task again."""
+    def lose_all(self, tasks: Sequence[InHand], now: Moment) -> None:
+        """Give up the live attempts of one worker."""
+        waiting = [task for task in tasks if self.is_ahead(task)]
+        for task in tasks:
+            self.lose_task(task, now, was_running=task not in waiting)
+
+    def lose_task(self, task: InHand, now: Moment, *, was_running: bool = True) -> None:
+        """Give up the live attempt of a task; queue the task again if it may be."""
         assert task.attempt is not None
         assert task.node is not None
-        self.write_lost(task.spec.id, task.attempt, task.node, now)
-        self.queue.release(task)
-        self.touch(task)
+        outcome = loss(now)
+        if not was_running and may_run_twice(task.spec):
+            outcome = replace(outcome, reason=Reason.RETURNED)
+        if task.final is None:
+            outcome = judged(task.spec, outcome, task.tries)
+        self.facts.append(Finished(task.spec.id, task.attempt, task.node, outcome))
+        if outcome.state is AttemptState.FAILED:
+            self._fail(task)
+        else:
+            task.tries = counted(task.tries, outcome)
+            self.queue.release(task)
+            self.touch(task)
 
     def write_lost(
         self, task_id: TaskId, attempt: AttemptId, node: NodeId, now: Moment
     ) -> None:
-        """Write that nobody will report this attempt's end."""
-        outcome = Outcome(
-            state=AttemptState.RELEASED, reason=Reason.LOST, ended_ms=now.wall_ms
-        )
-        self.facts.append(Finished(task_id, attempt, node, outcome))
+        """Write that nobody will report this attempt's end, and that it is not missed.
 
-    def fail_lacking(self) -> list[TaskId]:
-        """End the queued tasks of which every worker lacks an input; return them."""
+        Another attempt of the task stands for it.
+        """
+        self.facts.append(Finished(task_id, attempt, node, loss(now)))
+
+    def _fail(self, task: InHand) -> None:
+        """End a task; that is told to who waits for it once it is safe."""
+        self.queue.end(task, TaskState.FAILED)
+        self.touch(task)
+        self._failed.append(task.spec.id)
+
+    def fail_lacking(self) -> None:
+        """End the queued tasks of which every worker lacks an input."""
         workers = self.pool.attached()
-        failed = []
         for task in self.queue.all_picky() if workers else ():
             if task.lacking.issuperset(workers):
                 assert task.attempt is not None
@@ -135,10 +159,7 @@ class Placing:
                 self.facts.append(
                     Finished(task.spec.id, task.attempt, task.node, outcome)
                 )
-                self.queue.end(task, TaskState.FAILED)
-                self.touch(task)
-                failed.append(task.spec.id)
-        return failed
+                self._fail(task)
 
     # --- The end of a step.
 
@@ -159,6 +180,9 @@ class Placing:
             effects += self._orders(batches)
         if held is not None or self._touched:
             effects += self._journal.when_durable(self._settling(held), now)
+        if self._failed:
+            failed, self._failed = tuple(self._failed), []
+            effects += self._replication.when_safe(lambda *_: [Announce(failed)], now)
         if told is not None:
             effects += self._replication.when_safe(told, now)
         effects += self.queue.refill()

@@ -2,6 +2,28 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, replace
+from hashlib import blake2b
+
+from octaskly.core.model import (
+    Attempt,
+    AttemptState,
+    Moment,
+    Outcome,
+    Reason,
+    TaskId,
+    TaskSpec,
+)
+from octaskly.core.options import Retry
+
+LOSSES_MAX = 3  #: a task whose worker was lost so often is taken for the cause
+RETRY_BASE_S = 1.0
+RETRY_CAP_S = 300.0
+DRAW_BYTES = 7
+DEFAULT = Retry()
+FAILURES = (Reason.EXIT, Reason.SIGNAL, Reason.TIMEOUT, Reason.LIMIT)
+"""Reasons of attempts that failed by themselves."""
+
 DOUBLINGS_MAX = 30  #: beyond this every cap is reached, and powers stay small
 
 
@@ -23,3 +45,92 @@ def backoff(failures: int, *, base_s: float, cap_s: float) -> float:
         raise ValueError(f"failures is {failures}; it counts from 1")
     doublings = min(failures - 1, DOUBLINGS_MAX)
     return float(min(cap_s, base_s * (1 << doublings)))
+
+
+@dataclass(frozen=True, slots=True)
+class Tries:
+    """How often a task was tried in vain."""
+
+    failed: int = 0  #: attempts that failed and were followed by another
+    lost: int = 0  #: attempts whose worker was lost
+
+
+NO_TRIES = Tries()
+
+
+def tries_of(attempts: tuple[Attempt, ...]) -> Tries:
+    """Return what the log says of attempts that others followed."""
+    reasons = [
+        attempt.outcome.reason
+        for attempt in attempts
+        if attempt.state is AttemptState.RELEASED and attempt.outcome is not None
+    ]
+    return Tries(sum(r in FAILURES for r in reasons), reasons.count(Reason.LOST))
+
+
+def judged(spec: TaskSpec, outcome: Outcome, tries: Tries) -> Outcome:
+    """Return an end as the log shall have it: released if another attempt follows."""
+    rule = _rule(spec)
+    if outcome.state is AttemptState.RELEASED and outcome.reason is Reason.LOST:
+        return _judged_loss(rule, outcome, tries)
+    if outcome.state is not AttemptState.FAILED or outcome.reason not in FAILURES:
+        return outcome
+    is_meant = rule.on_failure or outcome.exit_code in rule.codes
+    if tries.failed >= rule.retries or not is_meant:
+        return outcome
+    return replace(outcome, state=AttemptState.RELEASED)
+
+
+def is_tried_again(spec: TaskSpec) -> bool:
+    """Whether a failure need not be the end of the task."""
+    return _rule(spec).retries > 0
+
+
+def may_run_twice(spec: TaskSpec) -> bool:
+    """Whether an attempt that may have begun can be followed by another."""
+    return _rule(spec).on_lost
+
+
+def counted(tries: Tries, outcome: Outcome) -> Tries:
+    """Return the tries after one more attempt that another follows."""
+    if outcome.reason is Reason.LOST:
+        return replace(tries, lost=tries.lost + 1)
+    if outcome.reason in FAILURES:
+        return replace(tries, failed=tries.failed + 1)
+    return tries
+
+
+def rest_s(task: TaskId, failed: int) -> float:
+    """Return how long a task waits after its `failed`-th failure, in seconds.
+
+    Full jitter: anywhere between nothing and the doubled wait. The draw comes from
+    the name of the task, so that a replay repeats it; tasks that failed together do
+    not come back together. Source: Marc Brooker, "Exponential backoff and jitter".
+    """
+    digest = blake2b(f"{task}:{failed}".encode(), digest_size=DRAW_BYTES).digest()
+    draw = int.from_bytes(digest, "big") / (1 << 8 * DRAW_BYTES)
+    return draw * backoff(failed, base_s=RETRY_BASE_S, cap_s=RETRY_CAP_S)
+
+
+def loss(now: Moment) -> Outcome:
+    """Return the outcome of an attempt whose end nobody will report."""
+    return Outcome(
+        state=AttemptState.RELEASED, reason=Reason.LOST, ended_ms=now.wall_ms
+    )
+
+
+def _judged_loss(rule: Retry, outcome: Outcome, tries: Tries) -> Outcome:
+    if not rule.on_lost:
+        detail = "its worker was lost, and it asked not to be run twice"
+        return replace(outcome, state=AttemptState.FAILED, detail=detail)
+    if tries.lost + 1 < LOSSES_MAX:
+        return outcome
+    detail = f"its worker was lost {tries.lost + 1} times while it ran"
+    return replace(
+        outcome, state=AttemptState.FAILED, reason=Reason.POISON, detail=detail
+    )
+
+
+def _rule(spec: TaskSpec) -> Retry:
+    options = spec.options
+    return DEFAULT if options is None or options.retry is None else options.retry

@@ -1,7 +1,7 @@
 """The tasks that a dispatcher has in hand: a window of the queue, and what runs.
 
-Owns the life of a task in memory (transitions as a table), the order of the queue,
-and how the window follows the store. It does not choose workers and writes no facts.
+Owns the order of the queue and how the window follows the store. It does not choose
+workers and writes no facts.
 
 Memory follows running work: the store holds the whole queue, the window its front.
 A read of the store may be older than what this node decided meanwhile, so a task
@@ -12,13 +12,12 @@ under way that could still show it as it was.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
-from enum import IntEnum
 from heapq import heappop, heappush
 from itertools import islice
 
 from octaskly.core.effects import Effect, Load, LoadLive
 from octaskly.core.events import Loaded
+from octaskly.core.inhand import TRANSITIONS, InHand, Phase, Turn
 from octaskly.core.merge import TaskRecord
 from octaskly.core.model import (
     AttemptId,
@@ -29,51 +28,9 @@ from octaskly.core.model import (
     TaskSpec,
     TaskState,
 )
+from octaskly.core.retry import tries_of
 
 PICKY_LOOK = 32  #: tasks with excluded workers that one placement looks at
-
-
-class Phase(IntEnum):
-    """Where a task in hand stands."""
-
-    QUEUED = 0
-    LIVE = 1  #: a worker holds an attempt
-    ENDED = 2  #: nothing to do; kept until that is durable
-
-
-class Turn(IntEnum):
-    """What moves a task to another phase."""
-
-    ASSIGN = 0  #: an attempt was given to a worker, or found at one
-    RELEASE = 1  #: the attempt came back, another may follow
-    END = 2  #: a result, a cancel, or the store is to be asked again
-
-
-TRANSITIONS: tuple[tuple[Phase | None, ...], ...] = (
-    # ASSIGN       RELEASE        END
-    (Phase.LIVE, None, Phase.ENDED),  # QUEUED
-    (None, Phase.QUEUED, Phase.ENDED),  # LIVE
-    (None, None, Phase.ENDED),  # ENDED
-)
-"""Legal moves, by phase and turn; None is a broken invariant."""
-
-
-@dataclass(slots=True)
-class InHand:
-    """One task as the dispatcher works with it."""
-
-    spec: TaskSpec
-    phase: Phase = Phase.QUEUED
-    attempt: AttemptId | None = None  #: the live one, or the last one that was
-    node: NodeId | None = None  #: who holds it, or held it last
-    n: int = 0  #: highest attempt number known
-    reported: tuple[AttemptId, ...] = ()  #: attempts whose end is on record
-    lacking: frozenset[NodeId] = frozenset()  #: workers without an input
-    lack: str = ""  #: the input that the last of them named
-    final: TaskState | None = None  #: decided, though an attempt may still run
-    number: int = 0  #: of the commit that makes the last facts durable; 0: they are
-    is_sure: bool = True  #: the store was seen to agree that it is not final
-    is_heard: bool = False  #: its worker said that it runs it, or was just given it
 
 
 class TaskQueue:
@@ -224,7 +181,7 @@ class TaskQueue:
     def from_record(self, record: TaskRecord) -> InHand:
         """Return a task as the log knows it, not yet in hand."""
         assert record.spec is not None
-        task = InHand(record.spec)
+        task = InHand(record.spec, tries=tries_of(record.attempts))
         for attempt in record.attempts:
             task.n = max(task.n, attempt.id.n)
             task.attempt, task.node = attempt.id, attempt.node
@@ -309,6 +266,14 @@ class TaskQueue:
             self.end(task, task.final)
             return
         self._move(task, Turn.RELEASE)
+
+    def rest(self, task: InHand) -> None:
+        """Take the task back, but let it wait until `wake`."""
+        self._move(task, Turn.REST)
+
+    def wake(self, task: InHand) -> None:
+        """Queue a task that has rested."""
+        self._move(task, Turn.WAKE)
 
     def end(self, task: InHand, final: TaskState | None) -> None:
         """Take the task out of the queue; without `final` the store is asked."""

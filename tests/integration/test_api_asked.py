@@ -12,7 +12,7 @@ import pytest
 from octaskly.api.problems import Problem
 from octaskly.api.schema import parse_tasks
 from octaskly.core.events import Draft
-from octaskly.core.options import Requires, TaskLimits, TaskOptions
+from octaskly.core.options import Requires, Retry, TaskLimits, TaskOptions
 from tests.integration.api_node import ADMIN, CLIENT, ApiNode, api_node
 
 TASKS = "/api/v1/tasks"
@@ -26,6 +26,8 @@ FULL: dict[str, Any] = {
     "workdir": "scratch",
     "grace": 0,
     "priority": -50,
+    "retries": 3,
+    "retry_on": [11, 75, "lost"],
     "requires": {
         "labels": {"disk": "ssd"},
         "node": "pi4",
@@ -74,6 +76,7 @@ def test_every_field_arrives() -> None:
             gpus=1,
         ),
         limits=TaskLimits(memory_mb=64, cpu_s=5, file_mb=7, processes=80),
+        retry=Retry(retries=3, on_failure=False, codes=(11, 75)),
     )
 
 
@@ -83,6 +86,32 @@ def test_every_field_arrives() -> None:
 def test_a_task_that_asks_for_nothing_stays_small(nothing: dict[str, Any]) -> None:
     """Most are such; a wish without content is none."""
     assert parse({"command": "true", **nothing}).options is None
+
+
+@pytest.mark.parametrize(
+    ("retry_on", "rule"),
+    [
+        (["failure", "lost"], None),
+        ([], Retry(on_failure=False, on_lost=False)),
+        (["lost"], Retry(on_failure=False)),
+        (["failure"], Retry(on_lost=False)),
+    ],
+)
+def test_what_is_tried_again_can_be_said(
+    retry_on: list[str], rule: Retry | None
+) -> None:
+    """The default is what most tasks want: losses, and failures if asked for."""
+    options = parse({"command": "true", "retry_on": retry_on}).options
+
+    assert options == (None if rule is None else TaskOptions(retry=rule))
+
+
+def test_codes_without_retries_are_a_mistake() -> None:
+    """They would do nothing, and nobody would notice."""
+    with pytest.raises(Problem) as caught:
+        parse({"command": "true", "retry_on": [75]})
+
+    assert caught.value.field == "$.retries"
 
 
 def test_any_bytes_come_in_as_base64() -> None:
@@ -123,6 +152,13 @@ def test_any_bytes_come_in_as_base64() -> None:
         ("priority", -51),
         ("priority", 1.5),
         ("priority", True),
+        ("retries", 101),
+        ("retries", -1),
+        ("retry_on", ["always"]),
+        ("retry_on", [0]),
+        ("retry_on", [256]),
+        ("retry_on", "lost"),
+        ("retry_on", [1] * 65),
     ],
 )
 def test_what_cannot_be_is_refused_by_name(field: str, value: object) -> None:

@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator
 
 import pytest
 
+from octaskly.api import asked
 from octaskly.core.model import AttemptState, NodeId, Outcome, OutputFile, Reason
 from octaskly.errors import AnswerLost, StoreError, StoreFull
 from tests.integration.api_node import (
@@ -231,7 +232,7 @@ async def test_queued_task_shows_unknown_values_as_null(node: ApiNode) -> None:
 
     assert answer.status == 200
     known = {"id", "command", "status", "timeout", "created_at", "inputs", "outputs"}
-    known |= {"labels", "env", "priority", "stdin_bytes"}
+    known |= {*asked.shown(None), *asked.shown_whole(None), "priority"}
     unknown = {k: v for k, v in answer.json.items() if k not in known}
     assert set(unknown) >= {"worker_id", "stdout", "stderr", "exit_code", "reason"}
     assert set(unknown.values()) == {None}
@@ -269,6 +270,9 @@ async def test_completed_task_shows_what_happened(node: ApiNode) -> None:
         "stderr_truncated": False,
         "inputs": [],
         "outputs": [],
+        "priority": 0,
+        **asked.shown(None),
+        **asked.shown_whole(None),
     }
 
 

@@ -1,10 +1,24 @@
-"""Backoff doubles and is capped."""
+"""Backoff doubles and is capped; what is tried again, and how often."""
 
 from __future__ import annotations
 
 import pytest
 
-from octaskly.core.retry import backoff
+from octaskly.core.model import Attempt, AttemptState, Outcome, Reason, TaskId, TaskSpec
+from octaskly.core.options import Retry, TaskOptions
+from octaskly.core.retry import (
+    LOSSES_MAX,
+    NO_TRIES,
+    RETRY_CAP_S,
+    Tries,
+    backoff,
+    counted,
+    judged,
+    loss,
+    rest_s,
+    tries_of,
+)
+from tests.builders import attempt, moment, node_id, outcome
 
 
 def test_the_wait_doubles_until_the_cap() -> None:
@@ -24,3 +38,113 @@ def test_failures_count_from_one(failures: int) -> None:
     """Backoff before the first failure is a mistake of the caller."""
     with pytest.raises(ValueError, match="counts from 1"):
         backoff(failures, base_s=1.0, cap_s=2.0)
+
+
+def task(**rule: object) -> TaskSpec:
+    """Return a task with this rule."""
+    options = TaskOptions(retry=Retry(**rule))  # type: ignore[arg-type]
+    return TaskSpec(id=TaskId("t"), command="true", options=options)
+
+
+def failed(exit_code: int = 1, reason: Reason = Reason.EXIT) -> Outcome:
+    """Return the end of an attempt that failed."""
+    return Outcome(state=AttemptState.FAILED, reason=reason, exit_code=exit_code)
+
+
+def is_last(spec: TaskSpec, end: Outcome, tries: Tries = NO_TRIES) -> bool:
+    """Whether no attempt follows."""
+    return judged(spec, end, tries).state is not AttemptState.RELEASED
+
+
+def test_a_task_that_asks_for_nothing_fails_at_once() -> None:
+    """A command is not repeated because it failed."""
+    assert is_last(TaskSpec(id=TaskId("t"), command="false"), failed())
+
+
+@pytest.mark.parametrize(
+    "reason", [Reason.EXIT, Reason.SIGNAL, Reason.TIMEOUT, Reason.LIMIT]
+)
+def test_a_failure_is_tried_again_as_often_as_asked(reason: Reason) -> None:
+    """Its code, reason and output stay on record."""
+    end = failed(7, reason)
+    again = judged(task(retries=2), end, Tries(failed=1))
+
+    assert (again.state, again.exit_code, again.reason) == (
+        *(AttemptState.RELEASED, 7, reason),
+    )
+    assert is_last(task(retries=2), end, Tries(failed=2))
+
+
+@pytest.mark.parametrize("reason", [Reason.INPUTS, Reason.POISON, Reason.LOST])
+def test_what_another_attempt_cannot_mend_is_final(reason: Reason) -> None:
+    """It was decided by what became of earlier ones."""
+    assert is_last(task(retries=9), failed(reason=reason))
+
+
+def test_success_and_cancel_are_final() -> None:
+    """Whatever the rule."""
+    for state in (AttemptState.OK, AttemptState.CANCELLED):
+        assert is_last(task(retries=9), outcome(state))
+
+
+def test_only_the_named_codes_are_tried_again() -> None:
+    """The others say that it makes no sense."""
+    rule = task(retries=3, on_failure=False, codes=(11, 75))
+
+    assert [code for code in (1, 11, 75, 124) if not is_last(rule, failed(code))] == [
+        *(11, 75),
+    ]
+
+
+def test_a_task_whose_worker_was_lost_runs_again_but_not_for_ever() -> None:
+    """Three workers lost while it ran are no accident."""
+    spec = TaskSpec(id=TaskId("t"), command="halt -f")
+    tries = NO_TRIES
+    for _ in range(LOSSES_MAX - 1):
+        assert not is_last(spec, loss(moment()), tries)
+        tries = counted(tries, loss(moment()))
+
+    end = judged(spec, loss(moment()), tries)
+
+    assert (end.state, end.reason) == (AttemptState.FAILED, Reason.POISON)
+    assert "3 times" in end.detail
+
+
+def test_a_task_that_must_not_run_twice_is_lost_with_its_worker() -> None:
+    """It may have done its work."""
+    end = judged(task(on_lost=False), loss(moment()), NO_TRIES)
+
+    assert (end.state, end.reason) == (AttemptState.FAILED, Reason.LOST)
+
+
+def test_the_log_tells_how_often_it_was_tried() -> None:
+    """So the next dispatcher counts on."""
+    ends = [
+        failed(),
+        loss(moment()),
+        outcome(AttemptState.RELEASED, Reason.DRAINING),
+        failed(reason=Reason.TIMEOUT),
+    ]
+    attempts = tuple(
+        Attempt(
+            id=attempt(n),
+            node=node_id("b"),
+            state=AttemptState.RELEASED,
+            outcome=judged(task(retries=9), end, NO_TRIES),
+        )
+        for n, end in enumerate(ends, 1)
+    )
+
+    assert tries_of(attempts) == Tries(failed=2, lost=1)
+
+
+def test_tasks_that_failed_together_do_not_come_back_together() -> None:
+    """Each waits its own time, below the doubled wait; a replay repeats it."""
+    waits = [rest_s(TaskId(f"t{n}"), 4) for n in range(200)]
+
+    assert all(0 <= wait_s < 8 for wait_s in waits)
+    assert len(set(waits)) == len(waits)
+    assert min(waits) < 2
+    assert max(waits) > 6
+    assert waits == [rest_s(TaskId(f"t{n}"), 4) for n in range(200)]
+    assert rest_s(TaskId("t"), 10_000) < RETRY_CAP_S

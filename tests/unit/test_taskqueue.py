@@ -6,6 +6,7 @@ import pytest
 
 from octaskly.core.effects import Load, LoadLive
 from octaskly.core.events import Loaded
+from octaskly.core.inhand import TRANSITIONS, InHand, Phase, Turn
 from octaskly.core.merge import TaskRecord
 from octaskly.core.model import (
     Attempt,
@@ -15,7 +16,7 @@ from octaskly.core.model import (
     TaskId,
     TaskState,
 )
-from octaskly.core.taskqueue import TRANSITIONS, InHand, Phase, TaskQueue, Turn
+from octaskly.core.taskqueue import TaskQueue
 from tests.builders import BAND, attempt, node_id, released, spec
 
 B = node_id("b")

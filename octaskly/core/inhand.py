@@ -1,0 +1,64 @@
+"""One task as a dispatcher works with it, and the moves that it may make.
+
+Owns the life of a task in memory, as a table of transitions. Order and places are the
+queue's.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import IntEnum
+
+from octaskly.core.model import AttemptId, NodeId, TaskSpec, TaskState
+from octaskly.core.retry import NO_TRIES, Tries
+
+
+class Phase(IntEnum):
+    """Where a task in hand stands."""
+
+    QUEUED = 0
+    LIVE = 1  #: a worker holds an attempt
+    ENDED = 2  #: nothing to do; kept until that is durable
+    RESTING = 3  #: it failed, and waits before it is queued again
+
+
+class Turn(IntEnum):
+    """What moves a task to another phase."""
+
+    ASSIGN = 0  #: an attempt was given to a worker, or found at one
+    RELEASE = 1  #: the attempt came back, another may follow
+    END = 2  #: a result, a cancel, or the store is to be asked again
+    REST = 3  #: the attempt failed, another follows later
+    WAKE = 4  #: it has rested
+
+
+WAITING = (Phase.QUEUED, Phase.RESTING)  #: nobody holds it, and it has not ended
+
+
+TRANSITIONS: tuple[tuple[Phase | None, ...], ...] = (
+    # ASSIGN       RELEASE        END          REST           WAKE
+    (Phase.LIVE, None, Phase.ENDED, None, None),  # QUEUED
+    (None, Phase.QUEUED, Phase.ENDED, Phase.RESTING, None),  # LIVE
+    (None, None, Phase.ENDED, None, None),  # ENDED
+    (Phase.LIVE, None, Phase.ENDED, None, Phase.QUEUED),  # RESTING
+)
+"""Legal moves, by phase and turn; None is a broken invariant."""
+
+
+@dataclass(slots=True)
+class InHand:
+    """One task as the dispatcher works with it."""
+
+    spec: TaskSpec
+    phase: Phase = Phase.QUEUED
+    attempt: AttemptId | None = None  #: the live one, or the last one that was
+    node: NodeId | None = None  #: who holds it, or held it last
+    n: int = 0  #: highest attempt number known
+    reported: tuple[AttemptId, ...] = ()  #: attempts whose end is on record
+    lacking: frozenset[NodeId] = frozenset()  #: workers without an input
+    lack: str = ""  #: the input that the last of them named
+    final: TaskState | None = None  #: decided, though an attempt may still run
+    number: int = 0  #: of the commit that makes the last facts durable; 0: they are
+    is_sure: bool = True  #: the store was seen to agree that it is not final
+    is_heard: bool = False  #: its worker said that it runs it, or was just given it
+    tries: Tries = NO_TRIES  #: attempts in vain

@@ -1,0 +1,131 @@
+"""How attempts ended, as facts: what ends a task, and what another attempt follows.
+
+Owns the judgement of one report against what is in hand. When it is acknowledged and
+who hears of it is decided in `dispatch`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from octaskly.core.adoption import Adoption
+from octaskly.core.facts import Finished
+from octaskly.core.inhand import WAITING, InHand, Phase
+from octaskly.core.messages import Report
+from octaskly.core.model import (
+    AttemptState,
+    Moment,
+    NodeId,
+    Outcome,
+    Reason,
+    TaskSpec,
+    TaskState,
+)
+from octaskly.core.placing import Placing
+from octaskly.core.resting import Resting
+from octaskly.core.retry import FAILURES, NO_TRIES, counted, is_tried_again, judged
+
+FINAL_STATES = {
+    AttemptState.OK: TaskState.COMPLETED,
+    AttemptState.FAILED: TaskState.FAILED,
+}
+"""Ends of an attempt that end the task."""
+
+NO_MORE_WORK = (Reason.DRAINING, Reason.STALE)
+"""Reasons of workers that would hand the next attempt back, too."""
+
+
+class Recording:
+    """Reports of workers, judged one by one."""
+
+    def __init__(self, placing: Placing, adoption: Adoption, resting: Resting) -> None:
+        self._placing = placing
+        self._adoption = adoption
+        self._resting = resting
+        self._queue = placing.queue
+        self._pool = placing.pool
+
+    def record(self, node: NodeId, report: Report, now: Moment) -> bool:
+        """Record one report; tell whether it ended its task."""
+        placing = self._placing
+        task = self._queue.tasks.get(report.task)
+        if task is None:
+            return self._record_unknown(node, report)
+        if report.attempt in task.reported:
+            return False  # Told again because the acknowledgement was slow.
+        task.reported += (report.attempt,)
+        placing.touch(task)
+        outcome = report.outcome
+        if task.final is None:
+            outcome = judged(task.spec, outcome, task.tries)
+        is_live = task.phase is Phase.LIVE
+        if is_live and task.attempt == report.attempt and task.node == node:
+            outcome = self._finish(task, node, outcome, now)
+        elif (final := FINAL_STATES.get(outcome.state)) is not None:
+            # A lost attempt ended after all, and that decides the task.
+            if is_live and task.final is None:
+                placing.kill(task)
+            elif task.phase in WAITING:
+                self._queue.end(task, final)
+            task.final = _decided(task, final)
+        placing.facts.append(Finished(report.task, report.attempt, node, outcome))
+        return outcome.state in FINAL_STATES or task.final is not None
+
+    def _finish(
+        self, task: InHand, node: NodeId, outcome: Outcome, now: Moment
+    ) -> Outcome:
+        """Move a task whose live attempt ended; return the outcome to record."""
+        final = FINAL_STATES.get(outcome.state)
+        if final is not None:
+            self._queue.end(task, _decided(task, final))
+            return outcome
+        task.tries = counted(task.tries, outcome)
+        if outcome.reason in FAILURES:
+            self._resting.take(task, now)
+            return outcome
+        if outcome.reason is Reason.INPUTS:
+            task.lacking |= {node}
+            task.lack = outcome.detail
+            workers = self._pool.attached()
+            if task.lacking.issuperset(workers) and task.final is None:
+                return self._finish_lacking(task, outcome)
+        elif outcome.reason in NO_MORE_WORK:
+            self._pool.cap_credit(node, is_refusing=True)
+        elif outcome.reason is Reason.RETURNED:
+            self._pool.cap_credit(node, is_refusing=False)
+        self._queue.release(task)
+        return outcome
+
+    def _finish_lacking(self, task: InHand, outcome: Outcome) -> Outcome:
+        """Fail a task that no worker can run, unless more workers may come."""
+        if self._adoption.is_open:
+            self._queue.release(task)
+            return outcome
+        self._queue.end(task, TaskState.FAILED)
+        return replace(outcome, state=AttemptState.FAILED, exit_code=None)
+
+    def _record_unknown(self, node: NodeId, report: Report) -> bool:
+        """Record the end of an attempt whose task is not in hand."""
+        placing = self._placing
+        spec = report.spec
+        if spec is not None and not self._queue.is_final(report.task):
+            placing.facts += placing.told_again(spec, report.attempt)
+        outcome = report.outcome
+        if spec is not None and is_tried_again(spec):
+            # How often it failed is in the store, which is asked when this is durable.
+            outcome = judged(spec, outcome, NO_TRIES)
+        placing.facts.append(Finished(report.task, report.attempt, node, outcome))
+        final = FINAL_STATES.get(outcome.state)
+        if final is None and self._queue.is_final(report.task):
+            return False
+        task = self._queue.shadow(spec or TaskSpec(id=report.task, command=""), final)
+        task.reported = (report.attempt,)
+        placing.touch(task)
+        return final is not None
+
+
+def _decided(task: InHand, final: TaskState) -> TaskState:
+    """Return how a task ends for which one more end is known: as the merge says."""
+    if task.final is None or final is TaskState.COMPLETED:
+        return final
+    return task.final

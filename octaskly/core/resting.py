@@ -1,0 +1,58 @@
+"""Tasks that failed and wait before they are tried again.
+
+Owns when each is due. They stay in hand meanwhile, so there is a bound on them:
+beyond it tasks are tried again at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from heapq import heappop, heappush
+
+from octaskly.core.inhand import InHand, Phase
+from octaskly.core.model import Moment, TaskId
+from octaskly.core.retry import rest_s
+from octaskly.core.taskqueue import TaskQueue
+
+RESTING_MAX = 10_000
+
+
+class Resting:
+    """Who waits, and until when."""
+
+    def __init__(self, queue: TaskQueue) -> None:
+        self._queue = queue
+        self._due: list[tuple[float, TaskId]] = []
+
+    def forget(self) -> None:
+        """Let nobody wait: the reign is over."""
+        self._due.clear()
+
+    def deadline(self) -> float | None:
+        """Return when `wake` has something to do."""
+        return self._due[0][0] if self._due else None
+
+    def due_s(self, task: TaskId) -> float | None:
+        """Return until when a task waits, None if it does not."""
+        return next((due_s for due_s, id_ in self._due if id_ == task), None)
+
+    def take(self, task: InHand, now: Moment) -> None:
+        """Let a task wait whose live attempt failed, or queue it at once."""
+        if task.final is not None or not task.is_sure or len(self._due) >= RESTING_MAX:
+            self._queue.release(task)
+            return
+        self._queue.rest(task)
+        due_s = now.mono_s + rest_s(task.spec.id, task.tries.failed)
+        heappush(self._due, (due_s, task.spec.id))
+
+    def wake(self, now: Moment) -> None:
+        """Queue the tasks that have waited long enough."""
+        for task in self._rested(now.mono_s):
+            if task.phase is Phase.RESTING:
+                self._queue.wake(task)
+
+    def _rested(self, now_s: float) -> Iterator[InHand]:
+        while self._due and self._due[0][0] <= now_s:
+            task = self._queue.tasks.get(heappop(self._due)[1])
+            if task is not None:
+                yield task

@@ -1,0 +1,181 @@
+"""A failure that is tried again: in hand, at rest, queued, and in the log."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from octaskly.core.effects import Announce
+from octaskly.core.facts import Assigned, CancelAsked, Finished
+from octaskly.core.merge import TaskRecord
+from octaskly.core.messages import Reattach
+from octaskly.core.model import (
+    Attempt,
+    AttemptState,
+    NodeState,
+    Outcome,
+    Reason,
+    TaskState,
+)
+from octaskly.core.options import Retry, TaskOptions
+from octaskly.core.retry import LOSSES_MAX, rest_s
+from tests.builders import attempt, moment, report, spec
+from tests.desk import (
+    FAILED,
+    LATE,
+    A,
+    B,
+    T,
+    World,
+    cancel,
+    cancelled,
+    facts,
+    reigning,
+    submit,
+    told,
+)
+
+AGAIN = replace(FAILED, state=AttemptState.RELEASED)
+REST_S = rest_s(T, 1)
+
+
+def stubborn(*attempts: Attempt, **rule: object) -> TaskRecord:
+    """Return task t that is tried again after a failure."""
+    retry = Retry(**{"retries": 2, **rule})  # type: ignore[arg-type]
+    task = replace(spec(), options=TaskOptions(retry=retry))
+    return TaskRecord(id=task.id, spec=task, attempts=attempts)
+
+
+def resting() -> World:
+    """Return a reign in which task t has failed once on node a."""
+    world = reigning(stubborn(), a=1)
+    effects = world.dispatch.on_results(A, told(report(end=FAILED)), moment())
+    assert facts(effects) == [Finished(T, attempt(), A, AGAIN)]
+    world.commit()
+    return world
+
+
+def test_a_failed_task_rests_and_runs_again() -> None:
+    """Nobody hears of an end, and the worker is free meanwhile."""
+    world = resting()
+    assert world.dispatch.on_time(moment(REST_S * 0.9)) == []
+
+    effects = world.dispatch.on_time(moment(REST_S))
+
+    assert facts(effects) == [Assigned(T, attempt(2), A)]
+
+
+def test_the_node_is_woken_when_the_rest_is_over() -> None:
+    """Not a quarter of a second later."""
+    world = resting()
+
+    assert world.dispatch.deadline() == moment(REST_S).mono_s
+
+
+def test_the_last_failure_is_the_end() -> None:
+    """With its own code and reason."""
+    released = [
+        Attempt(id=attempt(n), node=A, state=AttemptState.RELEASED, outcome=AGAIN)
+        for n in (1, 2)
+    ]
+    world = reigning(stubborn(*released), a=1)
+    last = report(of=attempt(3), end=FAILED)
+
+    effects = world.dispatch.on_results(A, told(last), moment())
+
+    assert facts(effects) == [Finished(T, attempt(3), A, FAILED)]
+    assert Announce((T,)) in world.commit()
+
+
+def test_a_resting_task_is_cancelled_like_a_queued_one() -> None:
+    """It never runs again."""
+    world = resting()
+
+    effects = world.dispatch.on_cancel(cancel(), moment())
+
+    assert facts(effects) == [CancelAsked(T, "ann")]
+    assert cancelled() in world.commit()
+    assert world.dispatch.on_time(moment(REST_S)) == []
+
+
+def test_a_resting_task_survives_a_new_read_of_the_queue() -> None:
+    """The store shows it as queued, and it is not queued twice."""
+    world = resting()
+    world.dispatch.on_absorbed(moment())
+
+    assert world.dispatch.on_time(moment(REST_S * 0.9)) == []
+
+
+def test_a_failure_of_a_task_that_is_not_in_hand_asks_the_store() -> None:
+    """Which knows how often it failed before."""
+    world = reigning(a=1)
+    envelope = stubborn().spec
+    late = report(end=FAILED, envelope=envelope)
+
+    effects = world.dispatch.on_results(A, told(late), moment())
+
+    assert facts(effects)[-1] == Finished(T, attempt(), A, AGAIN)
+
+
+def lost(n: int) -> Attempt:
+    """Return an attempt whose worker was lost."""
+    outcome = Outcome(state=AttemptState.RELEASED, reason=Reason.LOST)
+    return Attempt(id=attempt(n), node=B, state=AttemptState.RELEASED, outcome=outcome)
+
+
+def test_a_task_that_takes_down_its_workers_is_stopped() -> None:
+    """It would take down one after the other."""
+    before = [lost(n) for n in range(1, LOSSES_MAX)]
+    world = reigning(replace(stubborn(), attempts=tuple(before)), a=1)
+    world.dispatch.on_time(moment(LATE))
+
+    (end,) = facts(world.dispatch.on_worker_down(A, moment(LATE)))
+
+    assert isinstance(end, Finished)
+    assert (end.outcome.state, end.outcome.reason) == (
+        *(AttemptState.FAILED, Reason.POISON),
+    )
+    assert Announce((T,)) in world.commit()
+
+
+def test_who_waits_on_a_lost_worker_did_not_take_it_down() -> None:
+    """Only what was in a slot can have."""
+    world = reigning(a=1)
+    world.dispatch.on_time(moment(LATE))
+    world.dispatch.on_submitted(submit(), moment())
+    world.commit()
+    running, waiting = "task-008-00000000", "task-009-00000000"
+    world.dispatch._pool.set_credit(A, 2)
+    world.dispatch.on_submitted(submit(), moment())
+    world.commit()
+
+    ends = facts(world.dispatch.on_worker_down(A, moment(LATE)))
+
+    assert [
+        (end.task, end.outcome.reason) for end in ends if isinstance(end, Finished)
+    ] == [(running, Reason.LOST), (waiting, Reason.RETURNED)]
+
+
+@pytest.mark.parametrize("on_lost", [True, False])
+def test_at_most_once_means_that_a_doubt_is_an_end(on_lost: bool) -> None:
+    """A worker that does not know the attempt may be another process by now."""
+    world = reigning(stubborn(on_lost=on_lost), a=1)
+
+    effects = world.dispatch.on_reattach(
+        A, Reattach((), 1, NodeState.READY), moment(LATE)
+    )
+
+    end, *more = facts(effects)
+    assert isinstance(end, Finished)
+    state = AttemptState.RELEASED if on_lost else AttemptState.FAILED
+    assert end.outcome.state is state
+    assert bool(more) is on_lost
+
+
+def test_a_resting_task_is_queued_for_clients() -> None:
+    """A cancel without force is enough."""
+    world = resting()
+    task = world.dispatch._queue.tasks[T]
+
+    assert world.dispatch._state_of(task, TaskState.RUNNING) is TaskState.QUEUED
