@@ -1,180 +1,30 @@
-"""The seams of the agent: what it needs from its parts, and what the API needs of it.
-
-The parts never know each other; they meet in `octaskly.agent`, through these
-protocols. Fakes for tests pass the same contract suites as the real parts.
-"""
+"""What the API may ask of the agent it lives in, and the values that it gets."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
-from octaskly.core.effects import Join, PlanFloor, Save
-from octaskly.core.events import Draft, FloorPlanned, Loaded, Saved
-from octaskly.core.facts import Entry
+from octaskly.core.events import Draft
 from octaskly.core.merge import TaskRecord
 from octaskly.core.messages import (
-    Cursor,
-    Hello,
     Member,
-    Report,
     Roster,
-    Snapshot,
 )
 from octaskly.core.model import (
-    Address,
     AttemptId,
     Epoch,
     Failover,
-    Holdings,
     LoadSample,
-    Moment,
     NodeId,
     StandbyView,
     Steering,
-    StreamId,
     TaskId,
     TaskState,
 )
-
-
-class Clock(Protocol):
-    """The two clocks of this machine."""
-
-    def now(self) -> Moment:
-        """Return both clocks; the monotonic one keeps counting in suspend."""
-
-    def draw(self) -> float:
-        """Return a random number in [0, 1)."""
-
-
-class Packer(Protocol):
-    """Turns facts, reports and specs into bytes and back; given to the store."""
-
-    def pack_entry_body(self, entry: Entry) -> bytes:
-        """Return the fact of an entry as bytes."""
-
-    def unpack_entry(self, stream: StreamId, seq: int, hlc: int, body: bytes) -> Entry:
-        """Return the entry; raise RemoteProtocolError on damaged bytes."""
-
-    def pack(self, value: object) -> bytes:
-        """Return a value of the core (record, report, spec) as bytes."""
-
-    def unpack(self, data: bytes) -> Any:
-        """Reverse `pack`."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TaskQuery:
-    """One page of tasks, oldest first."""
-
-    state: TaskState | None = None
-    node: NodeId | None = None
-    limit: int = 100
-    offset: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class TaskPage:
-    """A page without outputs, and how many tasks match in all."""
-
-    records: tuple[TaskRecord, ...]
-    total: int
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class StoreStats:
-    """Counters that are maintained with each commit."""
-
-    counts: Mapping[TaskState, int]
-    disk_bytes: int
-    sequence: int = 0
-
-
-class Log(Protocol):
-    """The durable side: log, tasks, attempts, spool, peers.
-
-    Writing calls return at once and are performed in order by one writer thread;
-    `on_persisted(number)` is called on the event loop after the commit that made
-    `number` and all before it durable. Reading calls are coroutines.
-    """
-
-    def open(self) -> Saved:
-        """Open or create the database and return what the node must know.
-
-        Raises:
-            StoreCorrupt: damaged, or written by a newer version; untouched.
-            StoreError: it cannot be opened or locked.
-        """
-
-    def append(
-        self,
-        number: int,
-        entries: Sequence[Entry],
-        epochs: Sequence[tuple[StreamId, Epoch]] = (),
-    ) -> None:
-        """Queue entries for the next commit."""
-
-    def join(self, item: Join) -> None:
-        """Queue rows of a snapshot; with the last, the log holds what its head says."""
-
-    def save(self, item: Save) -> None:
-        """Queue node state for the next commit."""
-
-    def spool(self, reports: Sequence[Report]) -> None:
-        """Queue results to keep until `unspool`."""
-
-    def unspool(self, items: Sequence[tuple[TaskId, AttemptId]]) -> None:
-        """Queue the end of kept results."""
-
-    def remember(self, peer: NodeId, name: str, addresses: Sequence[Address]) -> None:
-        """Queue a peer's addresses."""
-
-    async def load(self, after_ord: int, limit: int) -> Loaded:
-        """Read queued tasks with `ord > after_ord`, in order."""
-
-    async def load_live(self) -> tuple[TaskRecord, ...]:
-        """Read tasks whose latest attempt has no end."""
-
-    async def entries_after(
-        self, vector: Mapping[StreamId, int], bytes_max: int
-    ) -> tuple[tuple[Entry, ...], tuple[tuple[StreamId, Epoch], ...], bool]:
-        """Read entries beyond `vector`: entries, writers of their streams, more?"""
-
-    async def snapshot(
-        self, vector: Mapping[StreamId, int], cursor: Cursor | None, bytes_max: int
-    ) -> Snapshot | None:
-        """Read the next part of a snapshot; None if entries serve better."""
-
-    async def plan_floor(self, ask: PlanFloor) -> FloorPlanned:
-        """Find how far the floor may rise."""
-
-    async def vector(self) -> Holdings:
-        """Return what is durable, per stream."""
-
-    async def task(self, ref: str) -> TaskRecord | None:
-        """Read the task with this id or name, and its outputs."""
-
-    async def tasks(self, names: Sequence[str]) -> dict[str, tuple[TaskRecord, ...]]:
-        """Read the tasks with these names, in the order of places, without outputs."""
-
-    async def resolve(self, sequence: int) -> tuple[str, ...]:
-        """Return the names of tasks that have this sequence number (at most 2)."""
-
-    async def page(self, query: TaskQuery) -> TaskPage:
-        """Read one page of tasks."""
-
-    async def stats(self) -> StoreStats:
-        """Read the counters."""
-
-    async def close(self) -> None:
-        """Commit what is queued, stop the writer, close the file."""
-
-
-HelloSource = Callable[[], Hello]
-"""Returns what this node says of itself at this moment."""
+from octaskly.ports.store import TaskPage, TaskQuery
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

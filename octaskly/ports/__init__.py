@@ -1,0 +1,41 @@
+"""The seams of the agent: what it needs from its parts, and what the API needs of it.
+
+The parts never know each other; they meet in `octaskly.agent`, through these
+protocols. Fakes for tests pass the same contract suites as the real parts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from octaskly.core.messages import Hello
+from octaskly.ports.gateway import (
+    DispatcherView,
+    Gateway,
+    Health,
+    MeshState,
+    MeshStats,
+    OutputPlace,
+    Principal,
+)
+from octaskly.ports.store import Clock, Log, Packer, StoreStats, TaskPage, TaskQuery
+
+__all__ = [
+    "Clock",
+    "DispatcherView",
+    "Gateway",
+    "Health",
+    "HelloSource",
+    "Log",
+    "MeshState",
+    "MeshStats",
+    "OutputPlace",
+    "Packer",
+    "Principal",
+    "StoreStats",
+    "TaskPage",
+    "TaskQuery",
+]
+
+HelloSource = Callable[[], Hello]
+"""Returns what this node says of itself at this moment."""
