@@ -27,17 +27,10 @@ if __name__ == "__main__":
     sys.path[:] = [*sys.argv[3:], *sys.path[1:]]
 
 from octaskly.runner.cgroup import Group, SlotGroups
-from octaskly.runner.child import (
-    MEMORY_BYTES,
-    Child,
-    Order,
-    Pad,
-    Refused,
-    Sink,
-    refused_end,
-)
+from octaskly.runner.child import MEMORY_BYTES, Child, Order, Sink
 from octaskly.runner.frames import Inbox, decode_settings, pack_results, receive
 from octaskly.runner.kin import Kin
+from octaskly.runner.spawn import Pad, Refused, refused_end
 from octaskly.runner.timekeeper import Timekeeper
 from octaskly.runner.tree import become_subreaper
 
@@ -242,7 +235,7 @@ class Launcher:
             child = self._pad.spawn(order, begin_s=now_s, begin_ms=now_ms)
         except Refused as refusal:
             if refusal.is_final:
-                self._results.append(refused_end(order, now_ms, str(refusal)))
+                self._results.append(refused_end(order, now_ms, refusal))
             else:
                 self._results.append(["lost", order.key, str(refusal)])
             return

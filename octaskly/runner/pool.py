@@ -22,12 +22,12 @@ from octaskly.core.model import (
     Reason,
     TaskId,
     TaskSpec,
-    name_of,
 )
 from octaskly.ports import Clock
 from octaskly.runner import cgroup, workdir
 from octaskly.runner.archive import Archive
 from octaskly.runner.delivery import Delivery, EndedCallback
+from octaskly.runner.orders import run_order
 from octaskly.runner.outcome import cancelled, outcome_of_end, released
 from octaskly.runner.process import LauncherProcess, task_environment
 from octaskly.runner.recorder import Recorder
@@ -305,13 +305,7 @@ class Pool:
                 break
             item = self._waiting.popleft()
             seat.items[item.key] = item
-            spec = item.spec
-            batches.setdefault(process, []).append(
-                [
-                    *("run", item.key, name_of(spec.id), str(item.attempt.n)),
-                    *(spec.command.encode("utf-8", "surrogatepass"), spec.timeout_s),
-                ]
-            )
+            batches.setdefault(process, []).append(run_order(item))
         for process, orders in batches.items():
             process.send(orders)
         if self._waiting and self._look is None:

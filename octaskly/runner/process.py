@@ -13,7 +13,7 @@ from typing import Any
 
 import octaskly
 from octaskly.runner import frames, launcher
-from octaskly.runner.child import RESET_SIGNALS
+from octaskly.runner.spawn import RESET_SIGNALS
 
 CONTROL_FD = 3
 DISMISS_S = 6.0  #: a launcher that was told to close has this long to end its trees

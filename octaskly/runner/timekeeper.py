@@ -23,7 +23,7 @@ class Timekeeper:
     Args:
         running: The launcher's tasks by the pid of their first process.
         kin: Reaches their trees.
-        grace_s: Time between SIGTERM and SIGKILL.
+        grace_s: Time between SIGTERM and SIGKILL, where the task has none of its own.
     """
 
     def __init__(self, running: dict[int, Child], kin: Kin, grace_s: float) -> None:
@@ -60,7 +60,8 @@ class Timekeeper:
             child.halt_time(now_s)  # It cannot act on a signal: no grace.
         else:
             self._kin.signal(child, signal.SIGTERM)
-            child.deadline_s = now_s + self._grace_s
+            grace_s = self._grace_s if child.grace_s is None else child.grace_s
+            child.deadline_s = now_s + grace_s
         self._deadline_s = min(self._deadline_s, child.deadline_s)
 
     def freeze(self, now_s: float, *, is_frozen: bool) -> None:

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from octaskly.core.model import AttemptId, OutputFile, TaskId
 from octaskly.errors import OutputNotFound
-from octaskly.runner.child import SCARCE
+from octaskly.runner.spawn import SCARCE
 
 OUTPUT_BYTES_MAX = 1 << 30  #: of all outputs of one attempt together
 PATH_CHARS_MAX = 4096

@@ -1,0 +1,43 @@
+"""Orders to launchers: what the pool says of an attempt that is to be started."""
+
+from __future__ import annotations
+
+from octaskly.core.model import name_of
+from octaskly.core.options import TaskOptions
+from octaskly.runner.seat import Item
+
+RESERVED = "OCTASKLY_"  #: begins the variables that only the agent sets
+
+
+def run_order(item: Item) -> list[object]:
+    """Return the order to start an attempt; of most tasks it has no wishes."""
+    spec = item.spec
+    order: list[object] = [
+        *("run", item.key, name_of(spec.id), str(item.attempt.n)),
+        *(_raw(spec.command), spec.timeout_s),
+    ]
+    if spec.options is not None and (asked := wishes(spec.options)):
+        order.append(asked)
+    return order
+
+
+def wishes(options: TaskOptions) -> dict[str, object]:
+    """Return what a launcher must know of what a task asks for, as bytes.
+
+    `env` adds variables; `cwd` and `stdin` are given if they are not the usual ones,
+    and so is `grace_s`.
+    """
+    asked: dict[str, object] = {}
+    if env := [pair for pair in options.env if not pair[0].startswith(RESERVED)]:
+        asked["env"] = {_raw(name): _raw(value) for name, value in env}
+    if options.cwd:
+        asked["cwd"] = _raw(options.cwd)
+    if options.stdin:
+        asked["stdin"] = options.stdin
+    if options.grace_s is not None:
+        asked["grace_s"] = options.grace_s
+    return asked
+
+
+def _raw(text: str) -> bytes:
+    return text.encode("utf-8", "surrogatepass")

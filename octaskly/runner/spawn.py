@@ -1,0 +1,242 @@
+"""How attempts are started, each in the surroundings that it asked for.
+
+Used by the launcher alone, which is single-threaded: the working directory of the
+launcher is that of the task it is starting.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import signal
+from collections.abc import Sequence
+
+from octaskly.runner.child import Child, Order, Sink
+from octaskly.runner.command import shell_words, split_plain
+
+SHELL = "/bin/sh"
+NOT_STARTED = 126  #: exit code of what could not be executed
+NOT_FOUND = 127  #: exit code where there is no program, or no shell to look for it
+
+#: Errors of this moment and machine, not of the task: another attempt may go well.
+SCARCE = (errno.EAGAIN, errno.ENOMEM, errno.EMFILE, errno.ENFILE)
+
+#: What an agent under nohup, in the background of a script or in Python ignores would
+#: be ignored by every task, and a `yes | head` would never end.
+RESET_SIGNALS = (
+    signal.SIGHUP,
+    signal.SIGINT,
+    signal.SIGQUIT,
+    signal.SIGPIPE,
+    signal.SIGALRM,
+    signal.SIGTERM,
+    signal.SIGUSR1,
+    signal.SIGUSR2,
+    signal.SIGCHLD,
+    signal.SIGTSTP,
+    signal.SIGTTIN,
+    signal.SIGTTOU,
+    signal.SIGXFSZ,
+)
+
+
+def find_program(word: str, path: str) -> str | None:
+    """Return the file that a shell would execute, or None when it must decide.
+
+    It decides whatever is not simple: relative folders in PATH, a first match that
+    cannot be executed, and of course a program that is not there.
+    """
+    if "/" in word:
+        return word
+    if "%" in path:  # dash gives `%` in PATH a meaning.
+        return None
+    for folder in path.split(":"):
+        if not folder.startswith("/"):
+            return None
+        file = f"{folder}/{word}"
+        if os.path.isfile(file):  # noqa: PTH113 - a Path costs more than the look-up
+            return file if os.access(file, os.X_OK) else None
+    return None
+
+
+def _execute(
+    command: str, env: dict[bytes, bytes], files: Sequence[tuple[int, int]]
+) -> int:
+    """Start a command in a session of its own and return its pid; raise OSError.
+
+    Args:
+        command: Shell text.
+        env: The whole environment.
+        files: Descriptors of ours with what they are for the command.
+    """
+    actions = [(os.POSIX_SPAWN_DUP2, fd, place) for fd, place in files]
+    words = split_plain(command)
+    if words is not None:
+        program = find_program(words[0], os.fsdecode(env.get(b"PATH", b"")))
+        if program is not None:
+            try:
+                return os.posix_spawn(
+                    program,
+                    words,
+                    env,
+                    file_actions=actions,
+                    setsid=True,
+                    setsigdef=RESET_SIGNALS,
+                    setsigmask=(),
+                )
+            except OSError as error:
+                if error.errno in SCARCE:
+                    raise
+                # The shell says it as people expect it.
+    encoded = [word.encode("utf-8", "surrogatepass") for word in shell_words(command)]
+    return os.posix_spawn(
+        SHELL,
+        encoded,
+        env,
+        file_actions=actions,
+        setsid=True,
+        setsigdef=RESET_SIGNALS,
+        setsigmask=(),
+    )
+
+
+class Refused(Exception):
+    """An attempt could not be started.
+
+    Args:
+        detail: What is in the way.
+        code: Exit code, as a shell would give it.
+        is_final: Whether it would fail again, so it has failed.
+    """
+
+    def __init__(
+        self, detail: str, *, code: int = NOT_STARTED, is_final: bool = True
+    ) -> None:
+        # It travels and is kept as UTF-8, which the name of a file need not be.
+        super().__init__(detail.encode("utf-8", "backslashreplace").decode())
+        self.code = code
+        self.is_final = is_final
+
+
+def refused_end(order: Order, now_ms: int, refusal: Refused) -> list[object]:
+    """Return the message that ends an attempt that could not be executed."""
+    head = ["end", order.key, refusal.code, "", now_ms, now_ms, 0]
+    return [*head, b"", b"", 0, 0, str(refusal)]
+
+
+class Pad:
+    """What all attempts of a launcher have in common when they start.
+
+    Args:
+        workdir: Where they run unless they ask for another folder; it may come and go.
+        node: Name of this node, for their environment.
+        output_bytes_max: Bytes to keep of each stream.
+        has_ctype: Whether the agent gave `LC_CTYPE`. Python adds it by itself where
+            no locale is set, and a task must not see that.
+    """
+
+    def __init__(
+        self, *, workdir: str, node: str, output_bytes_max: int, has_ctype: bool
+    ) -> None:
+        self._workdir = workdir
+        self._node = node
+        self._limit = output_bytes_max
+        self._env = dict(os.environb)
+        if not has_ctype:
+            self._env.pop(b"LC_CTYPE", None)
+        self._env[b"OCTASKLY_NODE"] = node.encode()
+        # What a shell would export; a program started directly must see the same.
+        self._env[b"PWD"] = os.fsencode(os.path.realpath(workdir))
+
+    def spawn(self, order: Order, *, begin_s: float, begin_ms: int) -> Child:
+        """Start an attempt.
+
+        Args:
+            order: What to run.
+            begin_s: Now, on the monotonic clock.
+            begin_ms: Now, on the wall clock.
+
+        Raises:
+            Refused: it cannot be executed, or not at this moment.
+        """
+        asked = order.asked
+        self._enter(os.fsdecode(asked.get("cwd", b"")))
+        env = self._env.copy()
+        env[b"OCTASKLY_TASK_ID"] = order.task.encode()
+        env[b"OCTASKLY_ATTEMPT"] = order.attempt.encode()
+        stdin_fd = -1
+        try:
+            if asked:
+                # Behind what marks its processes, which is looked for at the beginning.
+                env |= asked.get("env", {})
+                env[b"PWD"] = os.getcwdb()  # noqa: PTH109 - as bytes
+                if "stdin" in asked:
+                    stdin_fd = open_bytes(asked["stdin"])
+            pid, out_fd, err_fd = _spawn_captured(order.command, env, stdin_fd)
+        except (OSError, ValueError) as error:
+            raise Refused(
+                f"cannot execute on {self._node}: {error}",
+                code=NOT_FOUND if isinstance(error, FileNotFoundError) else NOT_STARTED,
+                is_final=getattr(error, "errno", None) not in SCARCE,
+            ) from error
+        finally:
+            if stdin_fd >= 0:
+                os.close(stdin_fd)
+        sinks = Sink(out_fd, self._limit, 0), Sink(err_fd, self._limit, 1)
+        return Child(order, pid, sinks, (begin_s, begin_ms))
+
+    def _enter(self, cwd: str) -> None:
+        folder = self._workdir
+        if cwd:
+            folder = os.path.join(folder, cwd)  # noqa: PTH118 - cheaper than a Path
+        try:
+            os.chdir(folder)
+        except OSError as error:
+            what = f"cwd {cwd}" if cwd else f"working directory {folder}"
+            why = f"cannot be entered ({error.strerror})"
+            if isinstance(error, FileNotFoundError):
+                why = "does not exist"
+            elif isinstance(error, NotADirectoryError):
+                why = "is not a folder"
+            raise Refused(f"{what} {why} on {self._node}") from error
+
+
+def open_bytes(data: bytes) -> int:
+    """Return a descriptor that gives these bytes; nobody waits for a reader."""
+    fd = os.memfd_create("stdin", os.MFD_CLOEXEC)
+    try:
+        view = memoryview(data)
+        while view:
+            view = view[os.write(fd, view) :]
+        return os.open(f"/proc/self/fd/{fd}", os.O_RDONLY | os.O_CLOEXEC)
+    finally:
+        os.close(fd)
+
+
+def _spawn_captured(
+    command: bytes, env: dict[bytes, bytes], stdin_fd: int
+) -> tuple[int, int, int]:
+    """Return the pid and the read ends of both pipes."""
+    out_r, out_w = os.pipe2(os.O_CLOEXEC)
+    try:
+        err_r, err_w = os.pipe2(os.O_CLOEXEC)
+    except OSError:
+        os.close(out_r)
+        os.close(out_w)
+        raise
+    files = [(out_w, 1), (err_w, 2)]
+    if stdin_fd >= 0:
+        files.append((stdin_fd, 0))
+    try:
+        pid = _execute(command.decode("utf-8", "surrogatepass"), env, files)
+    except (OSError, ValueError):
+        os.close(out_r)
+        os.close(err_r)
+        raise
+    finally:
+        os.close(out_w)
+        os.close(err_w)
+    # Only our ends: O_NONBLOCK on the task's stdout would surprise it.
+    os.set_blocking(out_r, False)
+    os.set_blocking(err_r, False)
+    return pid, out_r, err_r

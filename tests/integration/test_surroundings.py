@@ -1,0 +1,176 @@
+"""What tasks ask for around them, with real processes."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from octaskly.core.model import AttemptState, Reason
+from octaskly.core.options import TaskOptions
+from octaskly.runner import spawn
+from octaskly.runner.child import Order
+from tests.integration.pooling import eventually, processes_with, rig, token
+
+MIB = 1 << 20
+
+
+async def test_env_is_added_and_the_agents_own_names_win(tmp_path: Path) -> None:
+    """A program started directly and one in a shell see the same."""
+    env = (("A", "1=2\n"), ("OCTASKLY_NODE", "x"), ("PATH", "/bin"), ("PWD", "/"))
+    base = {"PATH": os.environ["PATH"], "HOME": "/home/x"}
+    async with rig(tmp_path, env=base) as made:
+        direct = await made.run("/usr/bin/env -0", options=TaskOptions(env=env))
+        shell = await made.run("env -0 | cat", options=TaskOptions(env=env))
+
+        for outcome, task in ((direct, "task-001-rig"), (shell, "task-002-rig")):
+            assert set(outcome.stdout.decode().split("\0")[:-1]) == {
+                "HOME=/home/x",
+                "A=1=2\n",
+                "PATH=/bin",
+                f"PWD={made.workdir}",
+                "OCTASKLY_NODE=rig",
+                "OCTASKLY_ATTEMPT=1",
+                f"OCTASKLY_TASK_ID={task}",
+            }
+
+
+async def test_path_of_the_task_finds_its_programs(tmp_path: Path) -> None:
+    """As `PATH=... command` would."""
+    program = tmp_path / "bin" / "octaskly-hello"
+    program.parent.mkdir()
+    program.write_text("#!/bin/sh\necho hello\n")
+    program.chmod(0o755)
+    options = TaskOptions(env=(("PATH", f"{program.parent}:/bin"),))
+    async with rig(tmp_path) as made:
+        outcome = await made.run("octaskly-hello", options=options)
+
+        assert outcome.stdout == b"hello\n"
+
+
+async def test_a_large_environment_does_not_hide_whose_a_process_is(
+    tmp_path: Path,
+) -> None:
+    """What marks a process comes before a MiB of variables."""
+    env = tuple((f"V{n:02}", "x" * 100_000) for n in range(10))
+    word = token()
+    async with rig(tmp_path, with_cgroups=False) as made:
+        outcome = await made.run(
+            f"setsid sleep {word} & exit 0", options=TaskOptions(env=env)
+        )
+
+        assert outcome.state is AttemptState.OK
+        await eventually(lambda: processes_with(word) == {})
+
+
+@pytest.mark.parametrize("command", ["pwd", "/bin/pwd", "printenv PWD"])
+async def test_cwd_is_below_the_worker_directory_or_absolute(
+    tmp_path: Path, command: str
+) -> None:
+    """Links on the way are followed: a task may go anywhere anyway."""
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    async with rig(tmp_path) as made:
+        (made.workdir / "a" / "b").mkdir(parents=True)
+        (made.workdir / "link").symlink_to(elsewhere)
+        for cwd, folder in (
+            ("a/b", made.workdir / "a" / "b"),
+            (str(elsewhere), elsewhere),
+            ("link", elsewhere),
+        ):
+            outcome = await made.run(command, options=TaskOptions(cwd=cwd))
+
+            assert outcome.stdout.decode() == f"{folder}\n"
+
+
+async def test_a_cwd_that_cannot_be_entered_fails_the_task(tmp_path: Path) -> None:
+    """With 126, and the folder and the node in the answer; nobody else is asked."""
+    async with rig(tmp_path) as made:
+        (made.workdir / "file").touch()
+        for cwd, detail in (
+            ("/no/such", "cwd /no/such does not exist on rig"),
+            ("a/b", "cwd a/b does not exist on rig"),
+            ("file", "cwd file is not a folder on rig"),
+            ("x" * 300, f"cwd {'x' * 300} cannot be entered (File name too long)"),
+        ):
+            outcome = await made.run("true", options=TaskOptions(cwd=cwd))
+
+            assert (outcome.state, outcome.reason) == (AttemptState.FAILED, Reason.EXIT)
+            assert (outcome.exit_code, outcome.signal) == (126, None)
+            assert outcome.detail.startswith(detail)
+
+
+async def test_an_absolute_cwd_needs_no_worker_directory(tmp_path: Path) -> None:
+    """Only what is asked for is entered."""
+    async with rig(tmp_path, workdir=tmp_path / "gone") as made:
+        outcome = await made.run("pwd", options=TaskOptions(cwd="/"))
+
+        assert outcome.stdout == b"/\n"
+
+
+def test_a_missing_shell_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """127, as for any program that is not there."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(spawn, "SHELL", "/no/such/sh")
+    pad = spawn.Pad(
+        workdir=str(tmp_path), node="pi4", output_bytes_max=1, has_ctype=False
+    )
+    order = Order(1, "t", "1", b"no-such-program", 60, since_s=0.0)
+
+    with pytest.raises(spawn.Refused, match="/no/such/sh") as caught:
+        pad.spawn(order, begin_s=0.0, begin_ms=0)
+
+    assert (caught.value.code, caught.value.is_final) == (127, True)
+    assert "on pi4" in str(caught.value)
+
+
+async def test_stdin_arrives_byte_for_byte(tmp_path: Path) -> None:
+    """Up to a MiB, for a program that reads it, and one that opens it again."""
+    data = bytes(range(256)) * (MIB // 256)
+    async with rig(tmp_path, output_bytes_max=2 * MIB) as made:
+        for command in ("cat", "cat; cat", "cat /dev/stdin", "cat <&0"):
+            outcome = await made.run(command, options=TaskOptions(stdin=data))
+
+            assert outcome.stdout == data
+
+        assert (await made.run("cat")).stdout == b""
+
+
+async def test_a_task_that_reads_no_stdin_holds_nobody_up(tmp_path: Path) -> None:
+    """There is no pipe that could be full: others go on in the same launcher."""
+    options = TaskOptions(stdin=bytes(MIB))
+    async with rig(tmp_path, slots=4) as made:
+        deaf = [made.start("sleep 60", options=options) for _ in range(3)]
+        outcome = await made.run("head -c 1", options=options)
+
+        assert outcome.stdout == b"\0"
+        made.pool.stop(deaf)
+
+
+async def test_stdin_cannot_be_written_to(tmp_path: Path) -> None:
+    """It is open for reading, as a file of the shell would be."""
+    async with rig(tmp_path) as made:
+        outcome = await made.run("echo x >&0", options=TaskOptions(stdin=b"data"))
+
+        assert outcome.exit_code != 0
+
+
+async def test_a_task_with_stdin_has_three_descriptors(tmp_path: Path) -> None:
+    """The file behind it is open once."""
+    async with rig(tmp_path) as made:
+        outcome = await made.run("ls /proc/self/fd", options=TaskOptions(stdin=b"x"))
+
+        # The fourth is the folder that `ls` reads.
+        assert outcome.stdout.split() == [b"0", b"1", b"2", b"3"]
+
+
+async def test_grace_is_the_tasks_own(tmp_path: Path) -> None:
+    """Shorter or longer than the node's."""
+    async with rig(tmp_path, kill_grace_s=60) as made:
+        deaf = "trap '' TERM; sleep 61; sleep 62"
+        outcome = await made.run(deaf, timeout_s=1, options=TaskOptions(grace_s=0))
+
+        assert outcome.reason is Reason.TIMEOUT
