@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -53,6 +53,7 @@ from octaskly.ports import (
     TaskPage,
     TaskQuery,
 )
+from octaskly.ports.output import Piece
 
 STEERED_S = 2.0  #: what an operator says is on disk, and known, so soon
 
@@ -71,6 +72,7 @@ class AgentGateway:
         clock: SystemClock,
         post: Callable[[ev.Event], None],
         captured: Callable[[TaskId, AttemptId, str], Path],
+        pieces: Callable[..., AsyncIterator[Piece]],
         sample: Callable[[], LoadSample],
         failure: Callable[[], str | None],
         mint: Callable[[str, str, int], str],
@@ -84,6 +86,7 @@ class AgentGateway:
         self._store = store
         self._clock = clock
         self._captured = captured
+        self._pieces = pieces
         self._sample = sample
         self._failure = failure
         self._mint = mint
@@ -204,9 +207,23 @@ class AgentGateway:
         """Return a task when it is final, or as it is when the time is over."""
         if timeout_s <= 0:
             return await self.task(ref)
+        name = await self._name(ref)
+        return await self.waiters.until(
+            name, lambda: self.task(name), lambda task: task.state.is_final, timeout_s
+        )
+
+    async def until(
+        self, ref: str, is_wanted: Callable[[TaskRecord], bool], timeout_s: float
+    ) -> TaskRecord:
+        """Return a task once it is as wanted, or as it is when the time is over."""
+        name = await self._name(ref)
+        return await self.waiters.until(
+            name, lambda: self.task(name), is_wanted, timeout_s, is_eager=True
+        )
+
+    async def _name(self, ref: str) -> str:
         is_short = _SEQUENCE.fullmatch(ref) is not None
-        name = (await self.task(ref)).name if is_short else ref
-        return await self.waiters.until_final(name, lambda: self.task(name), timeout_s)
+        return (await self.task(ref)).name if is_short else ref
 
     async def page(self, query: TaskQuery) -> TaskPage:
         """Return one page of tasks."""
@@ -273,6 +290,17 @@ class AgentGateway:
     def local_output(self, task: str, attempt: AttemptId, path: str) -> Path:
         """Return the file of an output that this node captured."""
         return self._captured(TaskId(task), attempt, path)
+
+    def pieces(
+        self,
+        task: TaskId,
+        attempt: AttemptId,
+        starts: tuple[int | None, int | None],
+        *,
+        follow: bool,
+    ) -> AsyncIterator[Piece]:
+        """Return the output of an attempt that runs or ran here."""
+        return self._pieces(task, attempt, starts, follow=follow)
 
     # --- this node -----------------------------------------------------------------
 

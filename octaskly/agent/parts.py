@@ -237,6 +237,8 @@ class Parts:
             captured=lambda task, attempt, path: captured(
                 config.paths.outputs, task, attempt, path
             ),
+            # The pool is made later.
+            pieces=lambda *what, **how: self._pool.recorder.pieces(*what, **how),  # noqa: PLW0108
             sample=lambda: self._load,
             failure=self.failure,
             mint=self._mint,

@@ -76,6 +76,7 @@ class Tickets:
 class _Wait:
     """One long poll: what was written about its task since it began."""
 
+    is_eager: bool  #: what is written counts before it is durable
     news: asyncio.Event = field(default_factory=asyncio.Event)
     facts: list[TaskFact] = field(default_factory=list)
 
@@ -95,6 +96,8 @@ class Waiters:
                 continue
             for wait in self._waits.get(name_of(entry.fact.task), ()):
                 wait.facts.append(entry.fact)
+                if wait.is_eager:
+                    wait.news.set()
 
     def announced(self, tasks: Sequence[TaskId]) -> None:
         """What was appended about these tasks is durable: wake who waits for them."""
@@ -104,39 +107,52 @@ class Waiters:
             for wait in self._waits.get(name_of(task), ()):
                 wait.news.set()
 
-    async def until_final(
+    async def until(
         self,
         name: str,
         read: Callable[[], Awaitable[TaskRecord]],
+        is_wanted: Callable[[TaskRecord], bool],
         timeout_s: float,
+        *,
+        is_eager: bool = False,
     ) -> TaskRecord:
-        """Return a task once it is final, or when the time is over.
+        """Return a task once it is as wanted, or when the time is over.
 
         Args:
             name: What the client calls it; not its number alone.
             read: Returns the task as the store has it, with outputs.
+            is_wanted: Whether to return it as it is.
             timeout_s: How long to wait.
+            is_eager: Return it also before that is durable: it may come otherwise.
         """
-        wait = _Wait()
+        wait = _Wait(is_eager)
         # Registered before the first read, so that no change falls between the two;
         # a fact that both bring is joined twice, which changes nothing.
         key = name_of(TaskId(name))
         self._waits.setdefault(key, set()).add(wait)
+        record: TaskRecord | None = None
         try:
             async with asyncio.timeout(timeout_s):
                 record = await read()
-                while not record.state.is_final:
+                while not is_wanted(record):
                     await wait.news.wait()
                     wait.news.clear()
                     own = (fact for fact in wait.facts if fact.task == record.id)
                     record = reduce(merge.apply, own, record)
-                    if not record.state.is_final:
-                        record = await read()
+                    if not is_wanted(record):
+                        record = _newer(record, await read())
                 return record
         except TimeoutError:
-            return await read()
+            return _newer(record, await read())
         finally:
             waits = self._waits[key]
             waits.discard(wait)
             if not waits:
                 del self._waits[key]
+
+
+def _newer(known: TaskRecord | None, read: TaskRecord) -> TaskRecord:
+    """Return what is known when the store may be behind, or hold another one."""
+    if known is None or known.id != read.id:
+        return read
+    return merge.join(known, read)

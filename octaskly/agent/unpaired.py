@@ -118,6 +118,7 @@ def _gateway(node: NodeInfo, store: Store, clock: SystemClock) -> AgentGateway:
         clock=clock,
         post=lambda _: None,
         captured=_nothing,
+        pieces=_nothing,
         sample=lambda: NO_LOAD,
         failure=lambda: store.failure,
         mint=_nothing,

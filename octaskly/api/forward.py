@@ -62,7 +62,7 @@ Tune = Callable[[socket.socket], None]
 """Makes a connection notice that the other end went silent."""
 
 
-class NotSent(Exception):
+class NotSent(ConnectionError):
     """The other node did not get the request, or refused to act on it."""
 
 
@@ -146,7 +146,7 @@ class Forwarder:
                 async with self._waits.bounded():
                     view = await self._gateway.dispatcher_known(hold.left_s())
         if view is None or (self._waits.is_closing and not view.is_self):
-            raise _none_elected()
+            raise none_elected()
         return view
 
     async def _forward(self, call: Call, view: DispatcherView) -> web.StreamResponse:
@@ -177,11 +177,11 @@ class Forwarder:
             limit_s = None if view else self._deadlines.stall_s
             wait = self._waits.bounded(view, is_repeatable=_is_repeatable(call.request))
             async with wait, asyncio.timeout(limit_s):
-                response = await self._session_here().request(
+                response = await self.session().request(
                     call.request.method,
                     url,
                     data=call.body or None,
-                    headers=self._headers(call),
+                    headers=self.headers(call),
                     allow_redirects=False,
                 )
         except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError) as error:
@@ -258,7 +258,8 @@ class Forwarder:
             raise StreamBroken(str(error)) from None
         return answer
 
-    def _headers(self, call: Call) -> dict[str, str]:
+    def headers(self, call: Call) -> dict[str, str]:
+        """Return what another node must know of a request."""
         given = call.request.headers
         headers = {name: given[name] for name in _UP if name in given}
         headers[HOP_HEADER] = self._gateway.node_id
@@ -267,7 +268,8 @@ class Forwarder:
             headers[PRINCIPAL_HEADER] = statement(call.principal)
         return headers
 
-    def _session_here(self) -> aiohttp.ClientSession:
+    def session(self) -> aiohttp.ClientSession:
+        """Return the session to other nodes; raise NotSent where there is none."""
         if self._tls is None:
             raise NotSent("this node has no certificate to show")
         if self._session is None:
@@ -325,7 +327,7 @@ class _Hold:
             # A long poll that went well so far has its trouble only now.
             self._until_s, self._pause_s = now_s + self._hold_s, _PAUSE_S
         if now_s >= self._until_s:
-            raise _none_elected()
+            raise none_elected()
         await asyncio.sleep(min(self._pause_s, self._until_s - now_s))
         self._pause_s = min(self._pause_s * 2, _PAUSE_S_MAX)
 
@@ -343,7 +345,8 @@ def _is_repeatable(request: web.Request) -> bool:
     )
 
 
-def _none_elected() -> Problem:
+def none_elected() -> Problem:
+    """Return the answer where no dispatcher is found in time."""
     return Problem(
         HTTPStatus.SERVICE_UNAVAILABLE,
         NO_DISPATCHER,

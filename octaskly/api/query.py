@@ -87,10 +87,31 @@ class Query:
 
     def force(self) -> bool:
         """Return whether to end a task that runs."""
-        text = self._given.get("force", "false")
+        return self.flag("force")
+
+    def flag(self, name: str) -> bool:
+        """Return a parameter that is true or false, which is the default."""
+        text = self._given.get(name, "false")
         if text not in ("true", "false"):
-            raise _invalid("force", "`force` is true or false")
+            raise _invalid(name, f"`{name}` is true or false")
         return text == "true"
+
+    def text(self, name: str) -> str:
+        """Return a parameter that another node made up."""
+        return self._given.get(name, "")
+
+    def streams(self) -> tuple[bool, bool]:
+        """Return whether stdout and stderr are asked for."""
+        text = self._given.get("stream", "both")
+        if text not in ("stdout", "stderr", "both"):
+            raise _invalid("stream", "`stream` is stdout, stderr or both")
+        return text != "stderr", text != "stdout"
+
+    def start(self, name: str) -> int | None:
+        """Return where to begin in a stream, None to leave it out."""
+        if name not in self._given:
+            return None
+        return self._integer(name, 0, 0, OFFSET_MAX)
 
     def _integer(self, name: str, default: int, low: int, high: int) -> int:
         text = self._given.get(name)

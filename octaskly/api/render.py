@@ -57,8 +57,8 @@ def created(record: TaskRecord, replicas: int) -> Json:
 def listed(record: TaskRecord, names: Mapping[NodeId, str]) -> Json:
     """Return one line of a list: everything but output."""
     spec, state = record.spec, record.state
-    attempt = _visible_attempt(record, state)
-    outcome = _visible_outcome(attempt, state)
+    attempt = visible_attempt(record, state)
+    outcome = visible_outcome(attempt, state)
     return {
         "id": record.name,
         "command": spec.command if spec else None,
@@ -88,23 +88,33 @@ def task(
     bytes, in base64.
     """
     body = listed(record, names)
-    state = record.state
-    outcome = _visible_outcome(_visible_attempt(record, state), state)
+    outcome = _visible(record)
     shown = _base64 if is_exact else _text
     body["stdout"] = shown(outcome.stdout) if outcome else None
     body["stderr"] = shown(outcome.stderr) if outcome else None
     if is_exact:
         body["encoding"] = "base64"
-    for name in ("stdout", "stderr"):
-        kept: int | None = len(getattr(outcome, name)) if outcome else None
-        wrote: int | None = getattr(outcome, f"{name}_bytes") if outcome else None
-        body[f"{name}_bytes"] = wrote
-        is_known = kept is not None and wrote is not None
-        body[f"{name}_truncated"] = kept != wrote if is_known else None
+    body |= _sizes(outcome)
     body["inputs"] = record.spec.inputs if record.spec else ()
     body["outputs"] = _outputs(record, outcome)
     body |= asked.shown_whole(record.spec.options if record.spec else None)
     return body
+
+
+def ended(record: TaskRecord, names: Mapping[NodeId, str]) -> Json:
+    """Return how a task ended, with how much it wrote."""
+    return listed(record, names) | _sizes(_visible(record))
+
+
+def _sizes(outcome: Outcome | None) -> Json:
+    sizes: Json = {}
+    for name in ("stdout", "stderr"):
+        kept: int | None = len(getattr(outcome, name)) if outcome else None
+        wrote: int | None = getattr(outcome, f"{name}_bytes") if outcome else None
+        sizes[f"{name}_bytes"] = wrote
+        is_known = kept is not None and wrote is not None
+        sizes[f"{name}_truncated"] = kept != wrote if is_known else None
+    return sizes
 
 
 def page(found: TaskPage, query: TaskQuery, names: Mapping[NodeId, str]) -> Json:
@@ -226,7 +236,12 @@ def health(state: Health, version: str, now_ms: int) -> Json:
     return body
 
 
-def _visible_attempt(record: TaskRecord, state: TaskState) -> Attempt | None:
+def _visible(record: TaskRecord) -> Outcome | None:
+    state = record.state
+    return visible_outcome(visible_attempt(record, state), state)
+
+
+def visible_attempt(record: TaskRecord, state: TaskState) -> Attempt | None:
     """Return the attempt that a reader cares for."""
     if state is TaskState.QUEUED:
         return None  # Earlier attempts were given back: nobody holds the task.
@@ -235,7 +250,8 @@ def _visible_attempt(record: TaskRecord, state: TaskState) -> Attempt | None:
     return record.chosen
 
 
-def _visible_outcome(attempt: Attempt | None, state: TaskState) -> Outcome | None:
+def visible_outcome(attempt: Attempt | None, state: TaskState) -> Outcome | None:
+    """Return how it ended, where that is how the task ended."""
     if attempt is None or attempt.state is AttemptState.RELEASED:
         return None
     return attempt.outcome if state.is_final else None

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from enum import Enum, auto
 from typing import Protocol
 
+import aiohttp
 from aiohttp import web
 
 from octaskly.api.problems import Problem
@@ -57,6 +58,16 @@ class Forward(Protocol):
         self, call: Call, lan_urls: Sequence[str], path: str
     ) -> web.StreamResponse:
         """Pass on what another node sends."""
+
+    def session(self) -> aiohttp.ClientSession:
+        """Return the session to other nodes.
+
+        Raises:
+            ConnectionError: this node has no certificate to show.
+        """
+
+    def headers(self, call: Call) -> dict[str, str]:
+        """Return what another node must know of a request."""
 
 
 class Streams:

@@ -21,7 +21,7 @@ from typing import Any
 
 from aiohttp import web
 
-from octaskly.api import auth, nodes, outputs, tasks
+from octaskly.api import auth, logs, nodes, outputs, pieces, standing, tasks
 from octaskly.api.door import Door
 from octaskly.api.forward import Forwarder, Tune
 from octaskly.api.gate import Gate, OnFault, OnServed
@@ -46,7 +46,14 @@ _LINGER_S = 1.0
 _BACKLOG = 256
 _DRAIN_S = 0.2
 
-ROUTES = (*tasks.ROUTES, *outputs.ROUTES, *nodes.ROUTES)
+ROUTES = (
+    *tasks.ROUTES,
+    *logs.ROUTES,
+    *outputs.ROUTES,
+    *nodes.ROUTES,
+    *standing.ROUTES,
+    *pieces.ROUTES,
+)
 
 
 class Site(Enum):

@@ -59,7 +59,7 @@ class EventStream:
                 await self.response.write(part)
                 await self._call.request.writer.drain()
         except TimeoutError:
-            self._cut()
+            self.cut()
             raise ConnectionError("the client of a stream does not read") from None
         self._wrote_s = self._clock()
 
@@ -68,14 +68,14 @@ class EventStream:
         self._call.stamp(self.response)
         await self.response.prepare(self._call.request)
 
-    async def keep_alive(self) -> None:
-        """Send a comment whenever nothing else was sent for a while."""
+    async def keep_alive(self, sign: bytes) -> None:
+        """Send a sign whenever nothing else was sent for a while."""
         quiet_s = self._call.parts.deadlines.quiet_s
         with contextlib.suppress(ConnectionError):  # It ends the handler, too.
             while True:
                 left_s = self._wrote_s + quiet_s - self._clock()
                 if left_s <= 0:
-                    await self.write(b":\n\n")
+                    await self.write(sign)
                 else:
                     await asyncio.sleep(left_s)
 
@@ -85,9 +85,10 @@ class EventStream:
             async with asyncio.timeout(self._call.parts.deadlines.shutdown_s):
                 await self.response.write_eof()
         except TimeoutError:
-            self._cut()
+            self.cut()
 
-    def _cut(self) -> None:
+    def cut(self) -> None:
+        """Break the connection, so that what came does not look complete."""
         if self._call.request.transport is not None:
             self._call.request.transport.abort()
 
@@ -107,16 +108,10 @@ async def serve(
 
     async def send_all(stream: EventStream) -> None:
         await stream.write(b"retry: %d\n\n" % _RETRY_MS)
-        try:
-            async with asyncio.TaskGroup() as tasks:
-                keeper = tasks.create_task(stream.keep_alive())
-                await produce(stream)
-                keeper.cancel()
-        except ExceptionGroup as group:  # Only `produce` can have failed.
-            raise group.exceptions[0] from None
+        await produce(stream)
 
     headers = {"Content-Type": CONTENT_TYPE, "X-Content-Type-Options": "nosniff"}
-    return await relay(call, send_all, headers=headers, reign=reign)
+    return await relay(call, send_all, headers=headers, reign=reign, sign=b":\n\n")
 
 
 async def relay(
@@ -125,17 +120,34 @@ async def relay(
     *,
     headers: Mapping[str, str],
     reign: DispatcherView | None = None,
+    sign: bytes = b"",
 ) -> web.StreamResponse:
-    """As `serve`, but every byte comes from `produce`, and all other headers."""
+    """As `serve`, but every byte comes from `produce`, and all other headers.
+
+    A `sign` is sent while nothing else is, to show that the stream lives.
+    """
     stream = EventStream(call, headers)
     with call.parts.streams.one_more():
         await stream.begin()
         if call.request.method != "HEAD":
             with contextlib.suppress(TimeoutError, NotDispatcher, NoDispatcher):
                 async with call.parts.waits.bounded(reign, is_repeatable=True):
-                    await produce(stream)
+                    await _kept_alive(stream, produce, sign)
         await stream.end()
     return stream.response
+
+
+async def _kept_alive(stream: EventStream, produce: Produce, sign: bytes) -> None:
+    if not sign:
+        await produce(stream)
+        return
+    try:
+        async with asyncio.TaskGroup() as tasks:
+            keeper = tasks.create_task(stream.keep_alive(sign))
+            await produce(stream)
+            keeper.cancel()
+    except ExceptionGroup as group:  # Only `produce` can have failed.
+        raise group.exceptions[0] from None
 
 
 def resume_id(call: Call, parse: Callable[[str], Id]) -> Id | None:

@@ -14,7 +14,7 @@ from typing import Any
 
 from octaskly.core.model import AttemptId, TaskId
 from octaskly.errors import OutputNotFound
-from octaskly.output import Piece
+from octaskly.ports.output import Piece
 from octaskly.runner.archive import Archive
 from octaskly.runner.process import LauncherProcess
 from octaskly.runner.seat import Item
@@ -29,7 +29,7 @@ InThread = Callable[[Callable[[Any], None], Callable[[], object]], None]
 
 
 class Recorder:
-    """Files for the output of a pool's attempts; implements `output.Transcripts`.
+    """Files for the output of a pool's attempts.
 
     Args:
         archive: Where they lie.
@@ -103,7 +103,7 @@ class Recorder:
         *,
         follow: bool,
     ) -> AsyncIterator[Piece]:
-        """Return the output of an attempt: see `output.Transcripts`."""
+        """Return the output of an attempt: see `output.Transcripts.pieces`."""
         item = self._items.get((task, attempt))
         if item is None:
             reader = await asyncio.to_thread(self._archive.open, task, attempt)

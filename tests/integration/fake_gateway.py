@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -54,6 +54,7 @@ from octaskly.ports import (
     TaskPage,
     TaskQuery,
 )
+from octaskly.ports.output import Piece
 
 NOW_MS = 1_770_379_200_000  # 2026-02-06T12:00:00Z
 STREAM = StreamId(7)
@@ -80,6 +81,7 @@ class FakeGateway:
         self.view: DispatcherView | None = self.view_of(self._node)
         self.files: dict[tuple[TaskId, str], Path] = {}
         self.lan_urls: dict[NodeId, tuple[str, ...]] = {}
+        self.wrote: dict[tuple[TaskId, AttemptId], list[Piece]] = {}
         self.submissions: list[tuple[Principal, str | None]] = []
         self.raised: list[Exception] = []  #: raised by the next calls, in order
         self.steered: list[tuple[Steering, str]] = []
@@ -209,15 +211,40 @@ class FakeGateway:
         return self.records[found[0]]
 
     async def wait(self, ref: str, timeout_s: float) -> TaskRecord:
+        return await self.until(ref, lambda record: record.state.is_final, timeout_s)
+
+    async def until(
+        self, ref: str, is_wanted: Callable[[TaskRecord], bool], timeout_s: float
+    ) -> TaskRecord:
         record = await self.task(ref)
         try:
             async with asyncio.timeout(timeout_s):
-                while not record.state.is_final:
+                while not is_wanted(record):
                     await self._changed.wait()
                     record = await self.task(ref)
         except TimeoutError:
             pass
         return record
+
+    async def pieces(
+        self,
+        task: TaskId,
+        attempt: AttemptId,
+        starts: tuple[int | None, int | None],
+        *,
+        follow: bool,
+    ) -> AsyncIterator[Piece]:
+        wrote = self.wrote.get((task, attempt))
+        if wrote is None:
+            raise OutputNotFound(f"{task} has no file here")
+        for piece in wrote:
+            start = starts[piece.stream]
+            if start is None:
+                continue
+            if piece.offset < start < piece.end:
+                piece = Piece(piece.stream, start, piece.data[start - piece.offset :])
+            if piece.offset >= start:
+                yield piece
 
     async def page(self, query: TaskQuery) -> TaskPage:
         self._require_dispatcher()

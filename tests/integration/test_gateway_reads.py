@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 
@@ -53,7 +54,7 @@ async def gateway(tmp_path: Path) -> AsyncIterator[AgentGateway]:
     store = LateStore(tmp_path / "log.db")
     await asyncio.to_thread(store.open)
 
-    def nothing(*_: object) -> str:
+    def nothing(*_: object) -> NoReturn:
         raise AssertionError
 
     made = AgentGateway(
@@ -63,6 +64,7 @@ async def gateway(tmp_path: Path) -> AsyncIterator[AgentGateway]:
         clock=clock,
         post=lambda _: None,
         captured=lambda *_: tmp_path,
+        pieces=nothing,
         sample=lambda: NO_LOAD,
         failure=lambda: None,
         mint=nothing,

@@ -10,7 +10,7 @@ import pytest
 
 from octaskly.core.model import AttemptId, Moment, StreamId, TaskId
 from octaskly.errors import OutputNotFound
-from octaskly.output import Piece
+from octaskly.ports.output import Piece
 from octaskly.runner.archive import Archive, name_of_file
 from octaskly.runner.pool import Pool
 from octaskly.runner.transcript import BLOCK_BYTES, HEAD_BYTES, Reader, Writer

@@ -69,7 +69,8 @@ async def test_news_of_a_task_of_the_same_name_does_not_end_a_wait() -> None:
         waiters.announced([task])
 
     async with asyncio.TaskGroup() as group:
-        waited = group.create_task(waiters.until_final("deploy~2", read, 60.0))
+        ends = waiters.until("deploy~2", read, lambda task: task.state.is_final, 60.0)
+        waited = group.create_task(ends)
         await tell(other)
         await tell(mine)
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from typing import NamedTuple, Protocol
 
+from octaskly.core.merge import TaskRecord
 from octaskly.core.model import AttemptId, TaskId
 
 STREAMS = ("stdout", "stderr")
@@ -28,7 +29,15 @@ class Piece(NamedTuple):
 
 
 class Transcripts(Protocol):
-    """The output of attempts that run or ran on this node, as far as it is kept."""
+    """What the API asks of the agent for output that is longer, or still being made."""
+
+    async def until(
+        self, ref: str, is_wanted: Callable[[TaskRecord], bool], timeout_s: float
+    ) -> TaskRecord:
+        """Return a task once it is as wanted, or when the time is over.
+
+        It may be as wanted before that is durable. Raises what `Gateway.task` does.
+        """
 
     def pieces(
         self,

@@ -1,0 +1,134 @@
+"""The output of an attempt from the node that has it, to the one that is asked.
+
+Between nodes it is a stream of frames: kind (1 byte), offset (8), length (4), bytes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import struct
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import aclosing
+from urllib.parse import quote
+
+import aiohttp
+from aiohttp import web
+
+from octaskly.api import query, sse
+from octaskly.api.peers import Unanswered, asked
+from octaskly.api.routing import Access, Call, Route
+from octaskly.core.model import AttemptId, NodeId, StreamId, TaskId
+from octaskly.errors import OutputNotFound
+from octaskly.ports.output import STREAMS, Piece
+
+_INTERNAL = "/internal/v1/transcripts"
+_FRAME = struct.Struct(">BQI")
+_BYTES_MAX = 1 << 20
+_ABSENT, _END, _ALIVE = 253, 254, 255  #: kinds beside the numbers of streams
+_SIGN = _FRAME.pack(_ALIVE, 0, 0)
+
+Starts = tuple[int | None, int | None]
+
+
+async def pieces(
+    call: Call,
+    node: NodeId,
+    attempt: tuple[TaskId, AttemptId],
+    starts: Starts,
+    *,
+    follow: bool,
+) -> AsyncGenerator[Piece]:
+    """Return the output of an attempt from its node: see `output.Transcripts.pieces`.
+
+    Raises:
+        OutputNotFound: the node has nothing but what is in the result.
+        Unanswered: the node is not there, or stopped in between.
+    """
+    if node == call.gateway.node_id:
+        async for piece in call.gateway.pieces(*attempt, starts, follow=follow):
+            yield piece
+        return
+    path = _path(attempt, starts, follow=follow)
+    async with asked(call, call.gateway.urls_of(node), path) as response:
+        if response.content_type != _HEADERS["Content-Type"]:
+            raise Unanswered(f"the node answered {response.status}")
+        async with aclosing(_received(call, response)) as received:
+            async for piece in received:
+                yield piece
+
+
+async def _received(
+    call: Call, response: aiohttp.ClientResponse
+) -> AsyncGenerator[Piece]:
+    stall_s = call.parts.deadlines.stall_s
+    while True:
+        try:
+            async with asyncio.timeout(stall_s):
+                head = await response.content.readexactly(_FRAME.size)
+                kind, offset, size = _FRAME.unpack(head)
+                if size > _BYTES_MAX:
+                    raise Unanswered(f"a frame of {size} bytes")
+                data = await response.content.readexactly(size)
+        except (asyncio.IncompleteReadError, TimeoutError):
+            raise Unanswered("the node stopped sending") from None
+        if kind == _END:
+            return
+        if kind == _ABSENT:
+            raise OutputNotFound("the node has no file with this output")
+        if kind < len(STREAMS):
+            yield Piece(kind, offset, data)
+
+
+def _path(attempt: tuple[TaskId, AttemptId], starts: Starts, *, follow: bool) -> str:
+    task, (term, stream, n) = attempt
+    given = [
+        f"{name}={start}"
+        for name, start in zip(STREAMS, starts, strict=True)
+        if start is not None
+    ]
+    given.append(f"follow={'true' if follow else 'false'}")
+    place = f"{quote(task, safe='')}/{term}/{stream}/{n}"
+    return f"{_INTERNAL}/{place}?{'&'.join(given)}"
+
+
+_HEADERS = {"Content-Type": "application/octet-stream"}
+
+
+async def hand_over(call: Call) -> web.StreamResponse:
+    """Send the output of an attempt of this node to another node."""
+    parts = call.request.match_info
+    task = TaskId(query.logged_id(parts["id"]))
+    attempt = AttemptId(
+        int(parts["term"]), StreamId(int(parts["stream"])), int(parts["n"])
+    )
+    starts = call.query.start("stdout"), call.query.start("stderr")
+    follow = call.query.flag("follow")
+
+    async def send_all(stream: sse.EventStream) -> None:
+        found = call.gateway.pieces(task, attempt, starts, follow=follow)
+        await _send(stream, found)
+
+    return await sse.relay(call, send_all, headers=_HEADERS, sign=_SIGN)
+
+
+async def _send(stream: sse.EventStream, found: AsyncIterator[Piece]) -> None:
+    kind = _END
+    try:
+        async for piece in found:
+            head = _FRAME.pack(piece.stream, piece.offset, len(piece.data))
+            await stream.write(head + piece.data)
+    except OutputNotFound:
+        kind = _ABSENT
+    await stream.write(_FRAME.pack(kind, 0, 0))
+
+
+ROUTES = (
+    Route(
+        method="GET",
+        path=_INTERNAL + r"/{id}/{term:\d{1,19}}/{stream:\d{1,19}}/{n:\d{1,9}}",
+        perform=hand_over,
+        access=Access.NODE,
+        is_local=True,
+        query=(*STREAMS, "follow"),
+    ),
+)
