@@ -12,6 +12,7 @@
     │   ├── TaskAmbiguous        a short id fits several tasks
     │   ├── TaskExists           a client chose an id that is taken
     │   ├── TaskNotCancellable
+    │   ├── TaskNotEnded
     │   └── OutputNotFound
     ├── MeshError
     │   ├── NoDispatcher         none is elected at this moment
@@ -90,6 +91,10 @@ class TaskExists(TaskError):
 
 class TaskNotCancellable(TaskError):
     """The task runs, and force was not asked for."""
+
+
+class TaskNotEnded(TaskError):
+    """Only what has ended can be tried again."""
 
 
 class OutputNotFound(TaskError):

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from octaskly.core.dispatch import Dispatch
 from octaskly.core.effects import (
     Answer,
@@ -67,7 +65,6 @@ FAILED = outcome(AttemptState.FAILED)
 LOST_OUTCOME = Outcome(
     state=AttemptState.RELEASED, reason=Reason.LOST, ended_ms=moment(9).wall_ms
 )
-UNKNOWN_OUTCOME = replace(LOST_OUTCOME, reason=Reason.RETURNED)
 LATE = 9.0  #: seconds: the adopt window is over
 
 

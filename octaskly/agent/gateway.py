@@ -19,6 +19,7 @@ from octaskly.agent.tickets import Tickets, Waiters
 from octaskly.agent.view import MeshView
 from octaskly.core import effects as ef
 from octaskly.core import events as ev
+from octaskly.core.acceptance import repeating
 from octaskly.core.merge import TaskRecord
 from octaskly.core.messages import Member, Roster
 from octaskly.core.model import (
@@ -40,6 +41,7 @@ from octaskly.errors import (
     StoreFull,
     TaskAmbiguous,
     TaskNotCancellable,
+    TaskNotEnded,
     TaskNotFound,
 )
 from octaskly.ports import (
@@ -57,6 +59,7 @@ from octaskly.ports.output import Piece
 
 STEERED_S = 2.0  #: what an operator says is on disk, and known, so soon
 
+RETRY_KEY = "retry "  #: begins the key of a repetition; no client's key has a space
 _SEQUENCE = re.compile(r"task-(\d{1,15})")
 
 
@@ -255,6 +258,18 @@ class AgentGateway:
         if not reply.was_done:
             raise TaskNotFound("Task not found", hint=f"it is {reply.state} already")
         return record
+
+    async def retry(self, ref: str, *, principal: Principal) -> tuple[TaskRecord, int]:
+        """Accept a task that repeats an ended one."""
+        record = await self.task(ref)
+        if record.spec is None or not record.state.is_final:
+            raise TaskNotEnded("Task has not ended", hint=f"it is {record.state}")
+        records, replicas = await self.submit(
+            [repeating(record.spec)],
+            principal=principal,
+            idempotency_key=f"{RETRY_KEY}{record.name}",
+        )
+        return records[0], replicas
 
     # --- outputs -------------------------------------------------------------------
 

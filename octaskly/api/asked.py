@@ -166,6 +166,7 @@ def shown_whole(options: TaskOptions | None) -> dict[str, object]:
     asked = options or NONE_ASKED
     requires, limits, retry = asked.requires, asked.limits, asked.retry or Retry()
     return {
+        "retry_of": asked.retry_of or None,
         "retries": retry.retries,
         "retry_on": [
             *(["failure"] if retry.on_failure else retry.codes),

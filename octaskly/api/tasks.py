@@ -68,6 +68,19 @@ async def cancel(call: Call) -> web.StreamResponse:
     return json_response(render.encode(render.cancelled(record)))
 
 
+async def retry(call: Call) -> web.StreamResponse:
+    """Accept a task that repeats an ended one."""
+    ref = query.task_ref(call.request.match_info["id"])
+    record, replicas = await call.gateway.retry(ref, principal=call.who)
+    spec = record.spec
+    assert spec is not None
+    assert spec.options is not None
+    shown = {**render.created(record, replicas), "retry_of": spec.options.retry_of}
+    response = json_response(render.encode(shown), HTTPStatus.CREATED)
+    response.headers[REPLICAS_HEADER] = str(replicas)
+    return response
+
+
 async def _wait(call: Call, ref: str, wait_s: float) -> TaskRecord:
     # A handler that runs again after a change of dispatcher waits for the rest only.
     left_s = max(0.0, wait_s - call.elapsed_s())
@@ -107,5 +120,11 @@ ROUTES = (
         perform=cancel,
         access=Access.SUBMIT,
         query=("force",),
+    ),
+    Route(
+        method="POST",
+        path="/api/v1/tasks/{id}/retry",
+        perform=retry,
+        access=Access.SUBMIT,
     ),
 )

@@ -31,6 +31,7 @@ COMMANDS = {
     "nodes": "octaskly.cli.overview:nodes",
     "pause": "octaskly.cli.steering:pause",
     "resume": "octaskly.cli.steering:resume",
+    "retry": "octaskly.cli.retrying:retry",
     "run": "octaskly.cli.running:run",
     "secret": "octaskly.cli.access:secret",
     "show": "octaskly.cli.tasks:show",

@@ -112,6 +112,10 @@ class Client(Connection):
         query = {"force": "true"} if force else {}
         return self.request("DELETE", f"{TASKS}/{quote(ref, safe='')}", query=query)
 
+    def retry(self, ref: str) -> Reply:
+        """Run an ended task once more, as another task; who repeats it gets that."""
+        return self.request("POST", f"{TASKS}/{quote(ref, safe='')}/retry")
+
     def save_output(self, ref: str, path: str, target: BinaryIO) -> int:
         """Write a declared output of a task into `target`; return its bytes."""
         where = f"{TASKS}/{quote(ref, safe='')}/outputs/{quote(path)}"

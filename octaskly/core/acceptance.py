@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
+from dataclasses import replace
 from hashlib import blake2b
 
 from octaskly.core.events import Draft, TasksSubmitted
 from octaskly.core.facts import PRIORITY_SHIFT
 from octaskly.core.journal import Journal
-from octaskly.core.model import Moment, TaskId, TaskSpec
+from octaskly.core.model import Moment, TaskId, TaskSpec, name_of
+from octaskly.core.options import TaskOptions
 from octaskly.core.taskqueue import TaskQueue
 
 PRIORITY_BAND = 50  #: of priority 0; a lower band runs first
@@ -82,6 +84,19 @@ class Acceptance:
 def priority_of(spec: TaskSpec) -> int:
     """Return the priority that a task was given: a higher one runs first."""
     return PRIORITY_BAND - (spec.ord >> PRIORITY_SHIFT)
+
+
+def repeating(spec: TaskSpec) -> Draft:
+    """Return the wish to run an ended task once more, as another task."""
+    options = replace(spec.options or TaskOptions(), retry_of=name_of(spec.id))
+    return Draft(
+        command=spec.command,
+        timeout_s=spec.timeout_s,
+        inputs=spec.inputs,
+        outputs=spec.outputs,
+        priority=priority_of(spec),
+        options=options,
+    )
 
 
 def is_asked_by(draft: Draft, spec: TaskSpec) -> bool:

@@ -51,11 +51,13 @@ class Adoption:
         for attempt, spec in message.running:
             listed.add((spec.id, attempt))
             self._adopt(node, attempt, spec)
-        for task in self._held_by(node):
-            assert task.attempt is not None
-            if (task.spec.id, task.attempt) not in listed:
-                # The worker lives: it never got the attempt, or is another process.
-                self._placing.lose_task(task, now, was_running=False)
+        # What the worker does not know was lost with its process, or on the way to it.
+        missing = [
+            task
+            for task in self._held_by(node)
+            if (task.spec.id, task.attempt) not in listed
+        ]
+        self._placing.lose_all(missing, now)
 
     def on_down(self, node: NodeId, now: Moment) -> bool:
         """Give up a worker's attempts, or wait for it; tell whether they were lost."""
@@ -143,7 +145,7 @@ class Adoption:
             until_s = self._until_s if self.is_open else now.mono_s + self._adopt_s
             self._absent.setdefault(node, until_s)
         elif not task.is_heard:
-            self._placing.lose_task(task, now, was_running=False)
+            self._placing.lose_task(task, now)
 
     def _held_by(self, node: NodeId) -> list[InHand]:
         return list(self._queue.held.get(node, {}).values())

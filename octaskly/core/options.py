@@ -63,6 +63,7 @@ class TaskOptions:
     requires: Requires | None = None
     limits: TaskLimits | None = None
     retry: Retry | None = None
+    retry_of: str = ""  #: name of the ended task that this one repeats
 
     @property
     def chars(self) -> int:

@@ -177,6 +177,17 @@ class Gateway(Transcripts, Protocol):
             PermissionDenied: it is somebody else's.
         """
 
+    async def retry(self, ref: str, *, principal: Principal) -> tuple[TaskRecord, int]:
+        """Accept a task that repeats an ended one; return it and the replica count.
+
+        Who repeats a task twice gets the same task again.
+
+        Raises:
+            TaskNotEnded: it is queued or runs.
+            TaskNotFound, TaskAmbiguous, CatchingUp: as `task`.
+            NotDispatcher, NotDurable, StoreFull: as `submit`.
+        """
+
     async def output(self, ref: str, path: str) -> OutputPlace:
         """Return where a declared output lies.
 

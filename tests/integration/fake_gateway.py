@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from octaskly.core.acceptance import PRIORITY_BAND
+from octaskly.core.acceptance import PRIORITY_BAND, repeating
 from octaskly.core.events import Draft
 from octaskly.core.facts import PRIORITY_SHIFT, Assigned, CancelAsked, Finished
 from octaskly.core.merge import TaskRecord, apply
@@ -42,6 +42,7 @@ from octaskly.errors import (
     TaskAmbiguous,
     TaskExists,
     TaskNotCancellable,
+    TaskNotEnded,
     TaskNotFound,
 )
 from octaskly.ports import (
@@ -259,6 +260,16 @@ class FakeGateway:
         ]
         part = found[query.offset : query.offset + query.limit]
         return TaskPage(tuple(part), len(found))
+
+    async def retry(self, ref: str, *, principal: Principal) -> tuple[TaskRecord, int]:
+        record = await self.task(ref)
+        if record.spec is None or not record.state.is_final:
+            raise TaskNotEnded(f"{ref} is {record.state}")
+        key = f"retry {record.name}"
+        records, replicas = await self.submit(
+            [repeating(record.spec)], principal=principal, idempotency_key=key
+        )
+        return records[0], replicas
 
     async def cancel(
         self, ref: str, *, force: bool, principal: Principal

@@ -458,3 +458,32 @@ async def test_unexpected_exception_is_500_without_details(node: ApiNode) -> Non
     assert_problem(answer, 500, "Internal server error")
     assert b"secret" not in answer.body
     assert isinstance(node.faults[0], ZeroDivisionError)
+
+
+async def test_an_ended_task_is_repeated_once(node: ApiNode) -> None:
+    """With all that it asked for; whoever asks again gets the same new task."""
+    body = {"command": "false", "name": "x", "priority": 9, "env": {"A": "1"}}
+    created = await node.ask("POST", TASKS, headers=CLIENT, body=body)
+    task = created.json["id"]
+    node.gateway.start(task)
+    node.gateway.finish(task)
+
+    first = await node.ask("POST", f"{TASKS}/{task}/retry", headers=CLIENT)
+    again = await node.ask("POST", f"{TASKS}/{task}/retry", headers=CLIENT)
+
+    assert first.status == again.status == 201
+    assert first.json == again.json
+    assert first.json["retry_of"] == task
+    assert first.json["id"] != task
+    shown = await node.ask("GET", f"{TASKS}/{first.json['id']}", headers=VIEWER)
+    assert {key: shown.json[key] for key in body} == body
+    assert (shown.json["status"], shown.json["retry_of"]) == ("queued", task)
+
+
+async def test_what_has_not_ended_is_not_repeated(node: ApiNode) -> None:
+    """It may still succeed."""
+    task = await node.submit("true")
+
+    answer = await node.ask("POST", f"{TASKS}/{task}/retry", headers=CLIENT)
+
+    assert_problem(answer, 409, "Task has not ended")

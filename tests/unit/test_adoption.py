@@ -35,7 +35,6 @@ from tests.builders import (
 from tests.desk import (
     LATE,
     LOST_OUTCOME,
-    UNKNOWN_OUTCOME,
     A,
     B,
     T,
@@ -152,7 +151,7 @@ def test_an_attempt_that_a_worker_does_not_know_any_more_is_lost_at_once() -> No
     effects = world.dispatch.on_reattach(B, Reattach((), 1, NodeState.READY), moment(9))
 
     assert facts(effects) == [
-        Finished(T, attempt(), B, UNKNOWN_OUTCOME),
+        Finished(T, attempt(), B, LOST_OUTCOME),
         Assigned(T, attempt(2), B),
     ]
 
@@ -170,7 +169,7 @@ def test_the_log_is_not_believed_about_a_worker_that_has_already_spoken() -> Non
     )
 
     assert facts(effects) == [
-        Finished(T, attempt(), B, UNKNOWN_OUTCOME),
+        Finished(T, attempt(), B, LOST_OUTCOME),
         Assigned(T, attempt(2), B),
     ]
 

@@ -1,0 +1,55 @@
+"""`octaskly retry`: run ended tasks once more."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import click
+import msgspec
+
+from octaskly.cli.choice import Choice, resolve_ref
+from octaskly.cli.render import note, print_json
+from octaskly.cli.tasks import JSON_OPTION, LIMIT_MAX
+from octaskly.client import Client, Task
+
+
+@click.command()
+@click.argument("refs", nargs=-1, metavar="[ID...]")
+@click.option(
+    "--failed", is_flag=True, help="All failed tasks that were not repeated yet."
+)
+@JSON_OPTION
+@click.pass_obj
+def retry(
+    choice: Choice,
+    refs: Sequence[str],
+    failed: bool,  # noqa: FBT001
+    as_json: bool,  # noqa: FBT001
+) -> None:
+    """Run ended tasks once more, as new tasks, and print their ids.
+
+    A task is repeated once, however often it is asked for: repeat the repetition.
+    """
+    if failed == bool(refs):
+        raise click.UsageError("either ids, or --failed")
+    with choice.client() as client:
+        olds = _failed(client) if failed else (resolve_ref(client, r) for r in refs)
+        for old in olds:
+            reply = client.retry(old)
+            new = msgspec.json.decode(reply.body, type=Task)
+            if new.status != "queued":
+                note(f"{old} was repeated as {new.id}, which is {new.status}")
+            elif as_json:
+                print_json(reply.body)
+            else:
+                click.echo(new.id)
+
+
+def _failed(client: Client) -> Iterator[str]:
+    """Yield the failed tasks of this moment, the oldest first."""
+    found: list[str] = []
+    while page := client.tasks(
+        status="failed", limit=LIMIT_MAX, offset=len(found)
+    ).tasks:
+        found += [task.id for task in page]
+    return iter(found)
