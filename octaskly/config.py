@@ -26,6 +26,10 @@ LOOPBACK = ("127.0.0.1", "::1")
 PORT_MAX = 65535
 RETENTION_S = 7 * 86_400
 RETAINED_TASKS = 2_000_000
+DRAIN_S = 30
+KILL_GRACE_S = 10
+KILL_GRACE_S_MAX = 3600
+DRAIN_S_MAX = 86_400
 SLOTS_MAX = 4096
 OUTPUT_CAP_BYTES = 64 << 20
 OUTPUT_CAP_BYTES_MIN = 4 << 20
@@ -63,6 +67,8 @@ class AgentOptions:
     retained_tasks: int = RETAINED_TASKS  #: of more, the oldest are forgotten
     output_cap_bytes: int = OUTPUT_CAP_BYTES  #: of one attempt, on the worker's disk
     output_quota_bytes: int | None = None  #: of all attempts together
+    drain_s: int = DRAIN_S  #: how long running tasks may take after SIGTERM
+    kill_grace_s: int = KILL_GRACE_S  #: between SIGTERM and SIGKILL of a task
     log_format: str = "auto"  #: `auto`, `console`, `json` or `journal`
     log_level: str = "info"
 
@@ -160,7 +166,9 @@ def resolve(options: AgentOptions, environ: Mapping[str, str]) -> AgentConfig:
         seeds=seeds,
         is_strict=durability == "strict",
         options=options,
-        timing=Timing(retention_s=options.retention_s),
+        timing=Timing(
+            retention_s=options.retention_s, kill_grace_s=options.kill_grace_s
+        ),
         limits=Limits(retained_tasks=options.retained_tasks),
     )
 

@@ -80,7 +80,7 @@ class CoreLoop:
                 is_dispatcher=e.is_dispatcher, term=e.term
             ),
             ef.Start: lambda e: runner.start(e.items),
-            ef.Stop: lambda e: runner.stop(e.items),
+            ef.Stop: lambda e: runner.stop(e.items, e.reason),
             ef.HandBack: lambda _: runner.hand_back(),
             ef.Freeze: lambda e: runner.freeze(is_frozen=e.is_frozen),
             ef.Spool: lambda e: store.spool(e.reports),

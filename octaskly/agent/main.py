@@ -18,6 +18,7 @@ from octaskly.agent.parts import Parts
 from octaskly.agent.start import make_folders
 from octaskly.agent.unpaired import unpaired
 from octaskly.config import EXIT_CONFIG, AgentConfig, AgentOptions, resolve
+from octaskly.core.departure import GONE_S
 from octaskly.core.events import Persisted
 from octaskly.errors import ConfigError, StoreError
 from octaskly.log import Logger, configure
@@ -27,7 +28,6 @@ from octaskly.runner.tree import become_subreaper
 from octaskly.store import Store
 from octaskly.trust import MeshSecret, NodeKey, load, make
 
-DRAIN_S = 30.0  #: how long running tasks may take after SIGTERM
 CHECK_S = 2.0  #: between two samples of load and health
 BROWSE_S = 1.0  #: how long a machine without a secret looks for a mesh
 LOOK_S = 1.0  #: between two looks for the secret file, while unpaired
@@ -169,11 +169,12 @@ class _Agent:
             return
         drain_s = 0.0
         if not self._is_duplicate:
-            drain_s = DRAIN_S
+            drain_s = float(self._config.options.drain_s)
             self._notifier.stopping()
         parts.ask_to_stop(drain_s)
         with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(drain_s + 10):
+            ending_s = self._config.timing.kill_grace_s + GONE_S
+            async with asyncio.timeout(drain_s + ending_s + 10):
                 await self._until(lambda: self._signals > 1 or parts.loop.is_stopped)
 
     async def _until(self, is_true: Callable[[], bool]) -> None:

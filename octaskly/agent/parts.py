@@ -263,6 +263,7 @@ class Parts:
             ),
             node_name=name,
             umask=config.task_umask,
+            kill_grace_s=config.timing.kill_grace_s,
             clock=self._clock,
             on_ended=lambda reports: self.loop.post(ev.AttemptsEnded(reports)),
         )

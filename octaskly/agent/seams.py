@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Protocol
 
 from octaskly.core.messages import Message
-from octaskly.core.model import Address, AttemptId, NodeId, TaskId, TaskSpec
+from octaskly.core.model import Address, AttemptId, NodeId, Reason, TaskId, TaskSpec
 
 
 class Runner(Protocol):
@@ -15,8 +15,16 @@ class Runner(Protocol):
     def start(self, items: Sequence[tuple[AttemptId, TaskSpec]]) -> None:
         """Take attempts; each is reported once through the callback given at birth."""
 
-    def stop(self, items: Sequence[tuple[TaskId, AttemptId]]) -> None:
-        """End attempts; unknown ones are ignored."""
+    def stop(
+        self,
+        items: Sequence[tuple[TaskId, AttemptId]],
+        reason: Reason = Reason.CANCELLED,
+    ) -> None:
+        """End attempts, and all that they started; unknown ones are ignored.
+
+        They are reported as cancelled, or as released where `reason` is DRAINING; what
+        has ended by itself is told as it was, but never as a success after a cancel.
+        """
 
     def hand_back(self) -> None:
         """Report the attempts that have not begun as released."""

@@ -10,7 +10,11 @@ import click
 
 from octaskly.cli.render import Bytes, Duration
 from octaskly.config import (
+    DRAIN_S,
+    DRAIN_S_MAX,
     DURABILITIES,
+    KILL_GRACE_S,
+    KILL_GRACE_S_MAX,
     OUTPUT_CAP_BYTES,
     RETAINED_TASKS,
     RETENTION_S,
@@ -99,6 +103,22 @@ FOLDER = click.Path(path_type=Path)
     type=Bytes(),
     metavar="SIZE",
     help="Of all tasks together; the oldest goes first (10G, at most 10% of the disk).",
+)
+@click.option(
+    "--drain",
+    "drain_s",
+    type=click.IntRange(0, DRAIN_S_MAX),
+    default=DRAIN_S,
+    metavar="SECONDS",
+    help="How long running tasks may take to end after SIGTERM (30).",
+)
+@click.option(
+    "--kill-grace",
+    "kill_grace_s",
+    type=click.IntRange(0, KILL_GRACE_S_MAX),
+    default=KILL_GRACE_S,
+    metavar="SECONDS",
+    help="From SIGTERM to SIGKILL for tasks that are ended (10).",
 )
 @click.option(
     "--log-format",

@@ -1,7 +1,8 @@
 """How a node leaves on purpose: hand over, finish what runs, say goodbye.
 
 A dispatcher asks its best follower to claim, one after another until one does; alone,
-it ends its reign by itself. Then the worker drains, and every link gets its Leave.
+it ends its reign by itself. Then the worker drains; what still runs when patience is
+over is ended and given back. At last every link gets its Leave.
 """
 
 from __future__ import annotations
@@ -12,6 +13,8 @@ from octaskly.core.machines import Machines
 from octaskly.core.messages import STOPPING
 from octaskly.core.model import Moment
 from octaskly.core.phases import Phase
+
+GONE_S = 6.0  #: beyond the grace, for processes to go and results to be kept
 
 
 class Departure:
@@ -26,6 +29,8 @@ class Departure:
         self._dispatch = machines.dispatch
         self._worker = machines.worker
         self._ends_s: float | None = None  #: when patience with the worker is over
+        self._kill_s = machines.settings.timing.kill_grace_s + GONE_S
+        self._has_given_up = False
 
     @property
     def is_asked(self) -> bool:
@@ -50,6 +55,12 @@ class Departure:
         if self._ends_s is None or self.is_done:
             return []
         is_late = now.mono_s >= self._ends_s
+        if is_late and not self._has_given_up:
+            self._has_given_up = True
+            # Others run it again, but not beside what is left of it here.
+            if ended := self._worker.give_up():
+                self._ends_s += self._kill_s
+                return ended
         is_stuck = is_late and not self._journal.is_settled
         if self._election.reign is not None and not is_stuck:
             effects = self._handover.step(now)
@@ -57,7 +68,8 @@ class Departure:
                 return effects
         if not is_late and not self._is_clean():
             return []
-        return self._finish("drained" if not is_late else "drain over", now)
+        is_over = is_late or self._has_given_up
+        return self._finish("drain over" if is_over else "drained", now)
 
     def deadline(self) -> float | None:
         """Return when patience ends."""

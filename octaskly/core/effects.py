@@ -22,6 +22,7 @@ from octaskly.core.model import (
     Holdings,
     NodeId,
     NodeState,
+    Reason,
     StreamId,
     TaskId,
     TaskSpec,
@@ -137,9 +138,13 @@ class Start:
 
 @dataclass(frozen=True, slots=True)
 class Stop:
-    """End these attempts, waiting ones too; they are reported as CANCELLED."""
+    """End these attempts, waiting ones too, and everything that they started.
+
+    They are reported as CANCELLED, or as RELEASED where the reason is DRAINING.
+    """
 
     items: tuple[tuple[TaskId, AttemptId], ...]
+    reason: Reason = Reason.CANCELLED
 
 
 @dataclass(frozen=True, slots=True)

@@ -301,6 +301,7 @@ class Timing:
     stagger_s: float = 0.25  #: between the claims of successors, in roster order
     lost_s: float = 3.0  #: silence after which a worker's attempts run elsewhere
     adopt_s: float = 5.0  #: a new dispatcher waits so long for workers to reattach
+    kill_grace_s: float = 10.0  #: between SIGTERM and SIGKILL
     gap_s: float = 10.0  #: a jump of the clock that means suspend: rejoin
     solo_s: float = 2.0  #: answers wait so long for a standby where there should be one
     slow_s: float = 1.0  #: a standby that acknowledges nothing so long is replaced

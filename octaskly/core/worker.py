@@ -239,6 +239,11 @@ class Worker:
         """Take no more work, for good."""
         return self._withhold(now, self.hold, is_leaving=True)
 
+    def give_up(self) -> list[Effect]:
+        """End what still runs, for other nodes to run it."""
+        keys = tuple(key for key, taken in self._taken.items() if not taken.is_killed)
+        return [Stop(keys, Reason.DRAINING)] if keys else []
+
     def steer(self, hold: Hold, now: Moment) -> list[Effect]:
         """Take no more work, freeze what runs, or neither, as operators say."""
         is_paused = self.hold.is_paused

@@ -9,6 +9,7 @@ from typing import Any, Final
 
 from octaskly.runner.cgroup import Group
 from octaskly.runner.transcript import Writer
+from octaskly.runner.tree import MARK
 
 READ_BYTES = 65536
 MEMORY_BYTES = 256 << 10  #: of a stream; then a file is asked for
@@ -19,13 +20,23 @@ NOTHING: Final[Mapping[str, Any]] = {}  #: is asked for by most tasks
 class Order:
     """What the pool asks for."""
 
-    __slots__ = ("asked", "attempt", "command", "key", "since_s", "task", "timeout_s")
+    __slots__ = (
+        "asked",
+        "attempt",
+        "command",
+        "key",
+        "mark",
+        "since_s",
+        "task",
+        "timeout_s",
+    )
 
     def __init__(
         self,
         key: int,
         task: str,
         attempt: str,
+        mark: str,
         command: bytes,
         timeout_s: float,
         asked: Mapping[str, Any] = NOTHING,
@@ -35,6 +46,7 @@ class Order:
         self.key = key
         self.task = task
         self.attempt = attempt
+        self.mark = mark  #: unlike task and attempt, no other run has it
         self.command = command  #: UTF-8
         self.timeout_s = timeout_s
         self.asked = asked  #: as `orders.wishes` made it
@@ -134,10 +146,7 @@ class Child:
         self.deadline_s = self.started_s + order.timeout_s  #: of the next measure
         self.grace_s: float | None = order.asked.get("grace_s")
         self.verdict = ""  #: `timeout` or `cancelled` once it is being ended
-        self.mark = (
-            b"OCTASKLY_TASK_ID=" + order.task.encode(),
-            b"OCTASKLY_ATTEMPT=" + order.attempt.encode(),
-        )
+        self.mark = MARK + order.mark.encode()
         self.group: Group | None = None
         self.left_s: float | None = None  #: until the deadline, while frozen
         self.transcript: Writer | None = None

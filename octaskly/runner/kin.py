@@ -64,6 +64,12 @@ class Kin:
         for process in self._members(child):
             tree.signal_process(process, number)
 
+    def kill(self, child: Child) -> None:
+        """Kill every process of a task that still runs."""
+        if child.group is not None:
+            child.group.end()
+        self.signal(child, signal.SIGKILL)
+
     def freeze(self) -> bool:
         """Stop every process of every task where it is, whoever it belongs to.
 
@@ -155,10 +161,10 @@ class Kin:
             return 0
         if process.session in candidates:
             return process.session
-        environment = tree.read_environment(pid)
+        settings = tree.settings_of(pid)
         for child in candidates.values():
             if child.group is not None and pid in child.group.pids():
                 return child.pid
-            if tree.has_mark(environment, child.mark):
+            if child.mark in settings:
                 return child.pid
         return 0

@@ -137,7 +137,7 @@ class Launcher:
                 order = Order(*fields, since_s=time.monotonic())  # type: ignore[arg-type]
                 self._waiting.append(order)
             case "stop":
-                self._stop(fields[0])
+                self._stop(*fields)
             case "file":
                 self._take_file(fields[0], self._files.popleft() if fields[1] else None)
             case "recall":
@@ -148,10 +148,10 @@ class Launcher:
                 assert name == "close"
                 self._is_closing = True
 
-    def _stop(self, key: object) -> None:
+    def _stop(self, key: object, verdict: object) -> None:
         for child in self._running.values():
             if child.key == key:
-                self._time.end(child, "cancelled", time.monotonic())
+                self._time.end(child, str(verdict), time.monotonic())
         if any(order.key == key for order in self._waiting):
             self._waiting = deque(o for o in self._waiting if o.key != key)
             self._results.append(["back", key])

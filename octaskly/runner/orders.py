@@ -13,7 +13,7 @@ def run_order(item: Item) -> list[object]:
     """Return the order to start an attempt; of most tasks it has no wishes."""
     spec = item.spec
     order: list[object] = [
-        *("run", item.key, name_of(spec.id), str(item.attempt.n)),
+        *("run", item.key, name_of(spec.id), str(item.attempt.n), item.mark),
         *(_raw(spec.command), spec.timeout_s),
     ]
     if spec.options is not None and (asked := wishes(spec.options)):

@@ -26,6 +26,8 @@ def outcome_of_end(fields: list[Any]) -> Outcome:
         exit_code, number, reason = SIGNALLED - status, -status, Reason.SIGNAL
     if verdict == "timeout":
         exit_code, number, reason = TIMED_OUT, None, Reason.TIMEOUT
+    elif verdict == "draining":
+        return released(Reason.DRAINING, _told(status))
     elif verdict == "cancelled":
         state, reason = AttemptState.CANCELLED, Reason.CANCELLED
     elif status == 0:
@@ -44,6 +46,11 @@ def outcome_of_end(fields: list[Any]) -> Outcome:
         stderr_bytes=stderr_bytes,
         detail=clean_detail(detail) if detail else "",
     )
+
+
+def _told(status: int) -> str:
+    """Return how the main process of an attempt ended that does not count."""
+    return f"ended by signal {-status}" if status < 0 else f"ended with code {status}"
 
 
 def clean_detail(text: str) -> str:

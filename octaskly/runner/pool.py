@@ -137,20 +137,25 @@ class Pool:
         self._fill()
         self._delivery.soon()
 
-    def stop(self, items: Sequence[tuple[TaskId, AttemptId]]) -> None:
+    def stop(
+        self,
+        items: Sequence[tuple[TaskId, AttemptId]],
+        reason: Reason = Reason.CANCELLED,
+    ) -> None:
         """End attempts and all that they started; unknown ones are ignored."""
         for name in items:
             item = self._items.get(name)
             if item is None or item.is_stopped:
                 continue
-            item.is_stopped = True
+            item.is_stopped = reason is Reason.CANCELLED
+            item.is_recalled = True
             if item in self._waiting:
                 self._waiting.remove(item)
-                self._end(item, cancelled())
+                self._end(item, released(reason))
                 continue
             for seat in self._seats:
                 if item.key in seat.items and seat.process is not None:
-                    seat.process.send([["stop", item.key]])
+                    seat.process.send([["stop", item.key, reason.value]])
         self._delivery.soon()
 
     def hand_back(self) -> None:
@@ -282,7 +287,7 @@ class Pool:
         if self._is_closing:
             return
         lost, seat.items = list(seat.items.values()), {}
-        bury = partial(end_lost, lost, seat.folder, self._node_name)
+        bury = partial(end_lost, lost, seat.folder)
         self._in_thread(partial(self._buried, lost), bury)
 
     def _buried(self, lost: list[Item], _result: object) -> None:

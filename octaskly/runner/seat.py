@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from octaskly.core.model import AttemptId, TaskSpec, name_of
+from octaskly.core.model import AttemptId, TaskSpec
 from octaskly.runner import cgroup, tree
 from octaskly.runner.process import LauncherProcess
 
@@ -49,12 +49,12 @@ class Item:
         self.is_recalled = False  #: handed back unless it has begun
 
     @property
-    def mark(self) -> tuple[bytes, ...]:
-        """Settings in the environment of everything that it starts."""
-        return (
-            b"OCTASKLY_TASK_ID=" + name_of(self.spec.id).encode(),
-            b"OCTASKLY_ATTEMPT=" + str(self.attempt.n).encode(),
-        )
+    def mark(self) -> str:
+        """What no other attempt anywhere has in the environment of its processes.
+
+        Two tasks may have one name, and two reigns a first attempt of one task.
+        """
+        return ".".join((self.spec.id, *map(str, self.attempt)))
 
 
 class Seat:
@@ -95,13 +95,12 @@ def roomiest(seats: Sequence[Seat]) -> Seat | None:
     return best or deepest
 
 
-def end_lost(lost: list[Item], folder: Path | None, node_name: str) -> None:
+def end_lost(lost: list[Item], folder: Path | None) -> None:
     """Kill what a dead launcher ran; takes a while, so not on the event loop."""
     if folder is not None:
         tree.reap_adopted(cgroup.remove(folder))
     if lost:
         tree.end_marked(
-            [item.mark for item in lost],
+            {tree.MARK + item.mark.encode() for item in lost},
             {item.pid for item in lost if item.pid is not None},
-            b"OCTASKLY_NODE=" + node_name.encode(),
         )

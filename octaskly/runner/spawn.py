@@ -164,6 +164,7 @@ class Pad:
         env = self._env.copy()
         env[b"OCTASKLY_TASK_ID"] = order.task.encode()
         env[b"OCTASKLY_ATTEMPT"] = order.attempt.encode()
+        env[b"OCTASKLY_MARK"] = order.mark.encode()
         stdin_fd = -1
         try:
             if asked:

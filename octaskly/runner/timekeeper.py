@@ -53,15 +53,16 @@ class Timekeeper:
 
     def end(self, child: Child, verdict: str, now_s: float) -> None:
         """Begin the end of a task, unless it has begun; `verdict` says why."""
-        is_ending, child.verdict = bool(child.verdict), verdict
+        is_ending = bool(child.verdict)
+        if not is_ending or verdict == "cancelled":
+            child.verdict = verdict
         if is_ending:
             return
         if self.is_frozen:
             child.halt_time(now_s)  # It cannot act on a signal: no grace.
         else:
             self._kin.signal(child, signal.SIGTERM)
-            grace_s = self._grace_s if child.grace_s is None else child.grace_s
-            child.deadline_s = now_s + grace_s
+            child.deadline_s = now_s + self._grace_of(child, verdict)
         self._deadline_s = min(self._deadline_s, child.deadline_s)
 
     def freeze(self, now_s: float, *, is_frozen: bool) -> None:
@@ -77,12 +78,19 @@ class Timekeeper:
         if not is_frozen:
             self._kin.thaw()
 
+    def _grace_of(self, child: Child, verdict: str) -> float:
+        if child.grace_s is None:
+            return self._grace_s
+        # A node that stops waits for nobody longer than it said.
+        most_s = self._grace_s if verdict == "draining" else NEVER
+        return min(child.grace_s, most_s)
+
     def _enforce(self, now_s: float) -> None:
         for child in list(self._running.values()):
             if now_s < child.deadline_s:
                 continue
             if child.verdict:
-                self._kin.signal(child, signal.SIGKILL)
+                self._kin.kill(child)
                 child.deadline_s = now_s + KILL_AGAIN_S
             else:
                 self.end(child, "timeout", now_s)

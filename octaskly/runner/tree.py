@@ -27,6 +27,7 @@ from contextlib import suppress
 PR_SET_CHILD_SUBREAPER = 36
 ROUNDS = 100  #: how often to look for what was started while others were killed
 LOOK_S = 0.001
+MARK = b"OCTASKLY_MARK="  #: the setting in the environment that names an attempt
 STILL = "TtZXD"
 """States of processes that use no processor: stopped, ended, or waiting in the kernel,
 as a `vfork` does for a child that is stopped."""
@@ -129,10 +130,9 @@ def in_session(processes: dict[int, Process], session: int) -> set[int]:
     return {pid for pid, process in processes.items() if process.session == session}
 
 
-def has_mark(environment: bytes, mark: tuple[bytes, ...]) -> bool:
-    """Whether an environment as `/proc` shows it holds all of these settings."""
-    settings = environment.split(b"\0")
-    return all(setting in settings for setting in mark)
+def settings_of(pid: int) -> list[bytes]:
+    """Return the environment that a process was started with, as `NAME=value` each."""
+    return read_environment(pid).split(b"\0")
 
 
 def read_environment(pid: int) -> bytes:
@@ -173,25 +173,19 @@ def signal_process(process: Process, number: int) -> None:
         os.close(fd)
 
 
-def end_marked(
-    marks: list[tuple[bytes, ...]], pids: set[int], mark_of_node: bytes
-) -> None:
+def end_marked(marks: set[bytes], pids: set[int]) -> None:
     """Kill tasks whose launcher is gone, as far as they can be told.
 
     Args:
-        marks: Settings in the environment that name each task.
-        pids: First processes of those tasks, where known.
-        mark_of_node: Setting that tells them from tasks of other agents.
+        marks: Settings in the environment that name each attempt.
+        pids: First processes of those attempts, where known.
     """
     killed: set[int] = set(pids)
     for _ in range(ROUNDS):
         processes = {p.pid: p for p in table().values() if p.state != "Z"}
         roots = {p.pid for p in processes.values() if p.session in pids}
         for pid in processes.keys() - roots:
-            environment = read_environment(pid)
-            if mark_of_node in environment and any(
-                has_mark(environment, (*mark, mark_of_node)) for mark in marks
-            ):
+            if not marks.isdisjoint(settings_of(pid)):
                 roots.add(pid)
         if not roots:
             break

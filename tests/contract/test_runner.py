@@ -46,12 +46,17 @@ class InstantRunner:
                 state = AttemptState.FAILED if code else AttemptState.OK
                 self._end(spec.id, attempt, state, Reason.EXIT, code)
 
-    def stop(self, items: Sequence[tuple[TaskId, AttemptId]]) -> None:
-        """Cancel what runs."""
+    def stop(
+        self,
+        items: Sequence[tuple[TaskId, AttemptId]],
+        reason: Reason = Reason.CANCELLED,
+    ) -> None:
+        """Cancel or release what runs."""
+        is_cancel = reason is Reason.CANCELLED
+        state = AttemptState.CANCELLED if is_cancel else AttemptState.RELEASED
         for task, attempt in items:
             if (task, attempt) in self._running:
-                cancelled = AttemptState.CANCELLED
-                self._end(task, attempt, cancelled, Reason.CANCELLED)
+                self._end(task, attempt, state, reason)
 
     def hand_back(self) -> None:
         """Do nothing: all that is here has begun."""
@@ -174,6 +179,22 @@ async def test_a_frozen_attempt_is_stopped_as_any_other(bench: Bench) -> None:
     bench.runner.freeze(is_frozen=False)
 
     assert ends["t1"].state == AttemptState.CANCELLED
+
+
+async def test_what_a_leaving_node_stops_is_given_back(bench: Bench) -> None:
+    """For other nodes to run; that is no cancel."""
+    items = [attempt("t", "sleep 60"), attempt("u", "exit 0")]
+    bench.runner.start(items)
+    await bench.ends(1)
+    names = [(spec.id, name) for name, spec in items]
+    bench.runner.stop(names, Reason.DRAINING)
+    ends = await bench.ends(2)
+
+    assert (ends["t"].state, ends["t"].reason) == (
+        AttemptState.RELEASED,
+        Reason.DRAINING,
+    )
+    assert ends["u"].state == AttemptState.OK
 
 
 async def test_unknown_attempts_are_not_stopped(bench: Bench) -> None:

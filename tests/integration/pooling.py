@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import random
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
@@ -22,6 +23,9 @@ from octaskly.core.model import (
 from octaskly.ports import Clock
 from octaskly.runner.archive import Archive
 from octaskly.runner.pool import Pool
+
+#: Random, so that no other run of these tests on this machine ends our processes.
+STREAM = StreamId(random.SystemRandom().getrandbits(62) + 1)
 
 _tokens = itertools.count(1)
 
@@ -101,7 +105,7 @@ class Rig:
         """Return an attempt of a new task."""
         task = TaskId(f"task-{next(self._ids):03}-rig")
         spec = TaskSpec(id=task, command=command, **fields)
-        return AttemptId(3, StreamId(77), 1), spec
+        return AttemptId(3, STREAM, 1), spec
 
     def start(self, command: str, **fields: Any) -> tuple[TaskId, AttemptId]:
         """Start a command; return its name."""

@@ -15,6 +15,7 @@ from octaskly.core.model import AttemptState, Outcome, OutputFile, Reason, TaskI
 from octaskly.runner.process import task_environment
 from octaskly.runner.workdir import captured
 from tests.integration.pooling import (
+    STREAM,
     eventually,
     processes_with,
     rig,
@@ -225,6 +226,7 @@ async def test_the_environment_is_the_agents_without_its_secrets(
             f"PWD={made.workdir}",
             "OCTASKLY_NODE=rig",
             "OCTASKLY_ATTEMPT=1",
+            f"OCTASKLY_MARK=task-001-rig.3.{STREAM}.1",
         }
         for outcome, task in ((direct, "task-001-rig"), (shell, "task-002-rig")):
             assert set(outcome.stdout.decode().splitlines()) == expected | {

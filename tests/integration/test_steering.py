@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from tests.agents import Agent, running, start, until_nodes
 from tests.integration.test_agent import TASKS, ending, finished, submit, until
 
@@ -86,3 +88,66 @@ def test_a_paused_task_can_be_cancelled_by_force(tmp_path: Path) -> None:
         assert status == 200
         until(lambda: not Path(f"/proc/{pid}").exists(), "its process is gone")
         assert status_of(agent, task) == "cancelled"
+
+
+def told(agent: Agent, folder: Path, manner: str) -> str:
+    """Submit a task that notes where it runs, and waits in this manner."""
+    mine = f"{folder}/$OCTASKLY_ATTEMPT"
+    command = (
+        f"{manner}; test -e {folder}/1.pid && kill -0 $(cat {folder}/1.pid) && exit 9;"
+        f" echo $$ > {mine}.pid; while [ ! -e {folder}/go ]; do sleep 0.05; done;"
+        " echo $OCTASKLY_NODE"
+    )
+    task = submit(agent, command)
+    until((folder / "1.pid").exists, "it runs")
+    return task
+
+
+@pytest.mark.parametrize(
+    "manner",
+    ["trap 'exit 0' TERM", "trap '' TERM"],
+    ids=["obeys", "ignores it"],
+)
+def test_a_stopped_worker_drains_and_gives_the_rest_back_b28(
+    tmp_path: Path, manner: str
+) -> None:
+    """It runs again elsewhere, and never beside what is left of the first run."""
+    flags = ("--slots", "1", "--drain", "1", "--kill-grace", "1")
+    with running(tmp_path, "ana", "ben", extra=flags) as agents:
+        until_nodes(agents[0], 2)
+        _, page = agents[0].call("GET", NODES)
+        reigning = next(n["name"] for n in page["nodes"] if n["role"] == "dispatcher")
+        by_name = {agent.state.name: agent for agent in agents}
+        dispatcher = by_name.pop(reigning)
+        (worker,) = by_name.values()
+        steer(dispatcher, reigning, "drain")
+        task = told(dispatcher, tmp_path, manner)
+        steer(dispatcher, reigning, "resume")
+        worker.process.terminate()
+
+        until((tmp_path / "2.pid").exists, "it runs again")
+        (tmp_path / "go").touch()
+        end = finished(dispatcher, task)
+        assert (end["status"], end["exit_code"]) == ("completed", 0)
+        assert (end["stdout"], end["attempt"]) == (f"{reigning}\n", 2)
+        assert worker.process.wait(20) == 0, worker.log()
+        assert "reason='drain over'" in worker.log()
+
+
+def test_an_agent_alone_keeps_what_it_could_not_end(tmp_path: Path) -> None:
+    """Its next start runs that again (B28)."""
+    flags = ("--drain", "0", "--kill-grace", "1")
+    with running(tmp_path, "solo", extra=flags) as (agent,):
+        task = told(agent, tmp_path, "trap 'exit 0' TERM")
+        agent.process.terminate()
+        assert agent.process.wait(20) == 0, agent.log()
+    (tmp_path / "go").touch()
+    again = start(tmp_path, "solo")
+    with ending(again):
+        end = finished(again, task)
+
+        assert (end["status"], end["stdout"], end["attempt"]) == (
+            "completed",
+            "solo\n",
+            2,
+        )

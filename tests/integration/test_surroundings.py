@@ -118,7 +118,7 @@ def test_a_missing_shell_is_told(
     pad = spawn.Pad(
         workdir=str(tmp_path), node="pi4", output_bytes_max=1, has_ctype=False
     )
-    order = Order(1, "t", "1", b"no-such-program", 60, since_s=0.0)
+    order = Order(1, "t", "1", "t.1.1.1", b"no-such-program", 60, since_s=0.0)
 
     with pytest.raises(spawn.Refused, match="/no/such/sh") as caught:
         pad.spawn(order, begin_s=0.0, begin_ms=0)

@@ -1,4 +1,4 @@
-"""No process outlives its task, its launcher or its agent, whatever it does."""
+"""No process outlives its task, its launcher or its agent (threats 18 and 19, B30)."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ import os, sys, time
 if os.fork(): os._exit(0)
 os.setsid()
 if os.fork(): os._exit(0)
-for name in ("OCTASKLY_TASK_ID", "OCTASKLY_ATTEMPT"): os.environ.pop(name, None)
+for name in ("OCTASKLY_TASK_ID", "OCTASKLY_MARK"): os.environ.pop(name, None)
 signal = __import__("signal"); signal.signal(signal.SIGTERM, signal.SIG_IGN)
 os.execvpe("env", ["env", "-i", "sleep", sys.argv[1]], os.environ)
 """

@@ -403,8 +403,8 @@ class World:
                 self._answer(machine, ticket, reply)
             case Start(items):
                 self._run(machine, node, items)
-            case Stop(items):
-                self._kill(machine, items)
+            case Stop(items, reason):
+                self._kill(machine, items, reason)
             case Stopped():
                 machine.has_stopped = True
                 self.at(0.0, lambda: self._stopped(machine.id))
@@ -582,7 +582,10 @@ class World:
             self.at(self.random.uniform(*self.duration_s), end)
 
     def _kill(
-        self, machine: Machine, items: tuple[tuple[TaskId, AttemptId], ...]
+        self,
+        machine: Machine,
+        items: tuple[tuple[TaskId, AttemptId], ...],
+        reason: Reason,
     ) -> None:
         for key in items:
             before = len(machine.waiting)
@@ -590,11 +593,14 @@ class World:
                 item for item in machine.waiting if (item[1].id, item[0]) != key
             ]
             if key in machine.running or len(machine.waiting) < before:
-                self.later(machine, KILL_S, self._killer(machine, key))
+                self.later(machine, KILL_S, self._killer(machine, key, reason))
 
     def _killer(
-        self, machine: Machine, key: tuple[TaskId, AttemptId]
+        self, machine: Machine, key: tuple[TaskId, AttemptId], reason: Reason
     ) -> Callable[[], None]:
+        state = AttemptState.CANCELLED
+        if reason is Reason.DRAINING:
+            state = AttemptState.RELEASED
         is_running = key in machine.running
 
         def killed() -> None:
@@ -602,7 +608,7 @@ class World:
             if is_running and key not in machine.running:
                 return
             machine.running.pop(key, None)
-            self._ended(machine, key, AttemptState.CANCELLED, Reason.CANCELLED)
+            self._ended(machine, key, state, reason)
             self._fill(machine)
 
         return killed

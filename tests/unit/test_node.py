@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from octaskly.core.departure import GONE_S
 from octaskly.core.effects import (
     Accepted,
     Advertise,
@@ -19,6 +20,7 @@ from octaskly.core.effects import (
     ServePull,
     Start,
     Steered,
+    Stop,
     Stopped,
 )
 from octaskly.core.events import (
@@ -88,6 +90,7 @@ from octaskly.core.model import (
     TaskId,
     TaskSpec,
     TaskState,
+    Timing,
 )
 from octaskly.core.node import Node
 
@@ -396,16 +399,37 @@ def test_a_stopping_node_finishes_what_runs_and_a_second_request_ends_it() -> No
     assert of(Stopped, shell.feed(StopAsked(30.0))) == [Stopped()]
 
 
-def test_a_stopping_node_gives_up_waiting_when_the_drain_is_over() -> None:
+def test_a_stopping_node_ends_what_runs_when_the_drain_is_over() -> None:
+    """And leaves once that is told, so that nobody runs it again beside it."""
+    shell = Shell()
+    shell.serve()
+    (started,) = of(Start, shell.feed(submitted()))
+    assert isinstance(started, Start)
+    ((attempt, spec),) = started.items
+    shell.feed(StopAsked(5.0))
+    start_s = shell.now_s
+
+    assert of(Stop, shell.run(start_s + 4.9)) == []
+    (stop,) = of(Stop, shell.run(start_s + 5.1))
+    assert stop == Stop(((spec.id, attempt),), Reason.DRAINING)
+    assert of(Stopped, shell.run(start_s + 9.0)) == []
+
+    outcome = Outcome(state=AttemptState.RELEASED, reason=Reason.DRAINING)
+    report = Report(task=spec.id, attempt=attempt, outcome=outcome)
+    effects = shell.feed(AttemptsEnded((report,))) + shell.run(start_s + 9.1)
+    assert of(Stopped, effects) == [Stopped()]
+
+
+def test_a_stopping_node_does_not_wait_for_ever_for_what_it_ends() -> None:
     """The service manager would kill it anyway."""
     shell = Shell()
     shell.serve()
     shell.feed(submitted())
     shell.feed(StopAsked(5.0))
-    start_s = shell.now_s
+    end_s = shell.now_s + 5.0 + Timing().kill_grace_s + GONE_S
 
-    assert of(Stopped, shell.run(start_s + 4.9)) == []
-    assert of(Stopped, shell.run(start_s + 5.1)) == [Stopped()]
+    assert of(Stopped, shell.run(end_s - 0.1)) == []
+    assert of(Stopped, shell.run(end_s + 0.1)) == [Stopped()]
 
 
 def test_draining_is_told_and_can_be_taken_back() -> None:
@@ -472,7 +496,7 @@ def test_a_paused_node_leaves_without_waiting_for_what_is_frozen() -> None:
     shell.feed(submitted())
     shell.feed(SteeringAsked(7, Steering.PAUSE, "ana"))
 
-    assert of(Stopped, shell.feed(StopAsked(30.0))) == [Stopped()]
+    assert len(of(Stop, shell.feed(StopAsked(30.0)))) == 1
 
 
 def test_a_dispatcher_with_a_new_address_tells_its_followers() -> None:
