@@ -218,14 +218,17 @@ class Duration(click.ParamType[int]):
 
     name = "duration"
 
+    def __init__(self, *, least_s: int = 1) -> None:
+        self._least_s = least_s
+
     def convert(
         self, value: object, param: click.Parameter | None, ctx: click.Context | None
     ) -> int:
-        """Return whole seconds, at least 1."""
+        """Return whole seconds."""
         if isinstance(value, int):
             return value
         match = _DURATION.fullmatch(str(value).strip())
-        if match is None or int(match[1]) < 1:
+        if match is None or int(match[1]) < self._least_s:
             self.fail(f"{value!r} is not a time like 90, 15m, 24h or 7d", param, ctx)
         return int(match[1]) * _UNIT_S[match[2] or "s"]
 

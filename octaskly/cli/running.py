@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from octaskly.cli.asking import Asked, asking
 from octaskly.cli.choice import Choice
 from octaskly.cli.render import (
     EXIT_CANCELLED,
@@ -28,7 +29,7 @@ from octaskly.cli.render import (
     report,
     size,
 )
-from octaskly.cli.submitting import command_text, draft, task_options
+from octaskly.cli.submitting import command_text, draft, request_options
 from octaskly.client import ApiError, ReplyLost, Unreachable
 from octaskly.errors import OctasklyError
 
@@ -40,19 +41,18 @@ _OWN_CODES = frozenset({EXIT_USAGE, EXIT_NOT_ALLOWED, EXIT_NO_DISPATCHER, 78})
 
 
 @click.command(context_settings={"ignore_unknown_options": False})
-@task_options
+@asking
+@request_options
 @click.option("--json", "as_json", is_flag=True, help="Print the task as JSON instead.")
 @click.argument("words", nargs=-1, required=True, metavar="-- CMD...")
 @click.pass_obj
 def run(
     choice: Choice,
     words: Sequence[str],
-    timeout: int | None,
-    inputs: Sequence[str],
-    outputs: Sequence[str],
     idempotency_key: str | None,
     durability: str | None,
     as_json: bool,  # noqa: FBT001
+    asked: Asked,
 ) -> int:
     """Run a command somewhere in the mesh, as if it ran here.
 
@@ -60,12 +60,7 @@ def run(
     Exit code: the command's own; 124 timed out, 128+N ended by signal N,
     125 Octaskly failed, 5 no agent or dispatcher.
     """
-    task_draft = draft(
-        command_text(words),
-        timeout=timeout,
-        inputs=inputs,
-        outputs=outputs,
-    )
+    task_draft = draft(command_text(words), asked)
     try:
         with choice.client() as client:
             with _interrupt_noted() as noted:
@@ -184,6 +179,8 @@ def _own_exit_code(task: Task, *, is_cancelled: bool) -> int:
     if task.exit_code is None:
         _explain(task)
         return EXIT_OCTASKLY_FAILED
+    if task.detail:
+        note(task.detail)
     return task.exit_code
 
 

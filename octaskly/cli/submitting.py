@@ -9,33 +9,14 @@ from typing import Any, TextIO, TypeVar
 
 import click
 
+from octaskly.cli.asking import TAKEN, Asked, asking, texts_of
 from octaskly.cli.choice import Choice
-from octaskly.cli.render import Duration, note
+from octaskly.cli.render import note
 from octaskly.client import Draft
 
 _C = TypeVar("_C", bound=Callable[..., Any])
 
-TASK_OPTIONS = (
-    click.option(
-        "--timeout",
-        type=Duration(),
-        metavar="S",
-        help="End it after so long: 90, 15m, 2h (default 1h).",
-    ),
-    click.option(
-        "--input",
-        "inputs",
-        multiple=True,
-        metavar="PATH",
-        help="A file that must be in the worker directory. Repeatable.",
-    ),
-    click.option(
-        "--output",
-        "outputs",
-        multiple=True,
-        metavar="PATH",
-        help="A file of the worker directory to keep. Repeatable.",
-    ),
+REQUEST_OPTIONS = (
     click.option(
         "--idempotency-key",
         metavar="KEY",
@@ -49,9 +30,9 @@ TASK_OPTIONS = (
 )
 
 
-def task_options(command: _C) -> _C:
-    """Add the options that say how a task runs."""
-    for option in reversed(TASK_OPTIONS):
+def request_options(command: _C) -> _C:
+    """Add the options that say how tasks are handed in."""
+    for option in reversed(REQUEST_OPTIONS):
         command = option(command)
     return command
 
@@ -64,27 +45,16 @@ def command_text(words: Sequence[str]) -> str:
     return words[0] if len(words) == 1 else shlex.join(words)
 
 
-def draft(
-    command: str,
-    *,
-    timeout: int | None,
-    inputs: Sequence[str],
-    outputs: Sequence[str],
-) -> Draft:
+def draft(command: str, asked: Asked) -> Draft:
     """Return the task to submit.
 
     Raises:
         UsageError: a text is not UTF-8, which JSON cannot carry.
     """
-    for text in (command, *inputs, *outputs):
+    for text in (command, *texts_of(asked)):
         if not _is_utf8(text):
             raise click.UsageError(f"{text!a} is not UTF-8 text")
-    return Draft(
-        command=command,
-        timeout=timeout,
-        inputs=list(inputs),
-        outputs=list(outputs),
-    )
+    return Draft(command=command, **asked)
 
 
 def _is_utf8(text: str) -> bool:
@@ -97,7 +67,8 @@ def _is_utf8(text: str) -> bool:
 
 
 @click.command()
-@task_options
+@asking
+@request_options
 @click.option(
     "--file",
     "file",
@@ -110,11 +81,9 @@ def submit(
     choice: Choice,
     words: Sequence[str],
     file: TextIO | None,
-    timeout: int | None,
-    inputs: Sequence[str],
-    outputs: Sequence[str],
     idempotency_key: str | None,
     durability: str | None,
+    asked: Asked,
 ) -> None:
     """Hand in a task, or one per line of stdin with -, and print the ids.
 
@@ -125,11 +94,10 @@ def submit(
         words = ()
     if (file is None) == (not words):
         raise click.UsageError("either a command, or - or --file with one per line")
+    if file is not None and file.name == "<stdin>" and _is_stdin_taken():
+        raise click.UsageError("stdin holds the commands, or what they read: not both")
     commands = [command_text(words)] if words else _lines(file)
-    drafts = [
-        draft(command, timeout=timeout, inputs=inputs, outputs=outputs)
-        for command in commands
-    ]
+    drafts = [draft(command, asked) for command in commands]
     if not drafts:
         note("nothing to submit: no line has a command")
         return
@@ -138,6 +106,10 @@ def submit(
             drafts, idempotency_key=idempotency_key, durability=durability
         )
     click.echo("\n".join(task.id for task in accepted))
+
+
+def _is_stdin_taken() -> bool:
+    return bool(click.get_current_context().meta.get(TAKEN))
 
 
 def _lines(file: TextIO | None) -> list[str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import click
@@ -55,26 +55,28 @@ def ls(
         print_json(reply.body)
         return
     page = msgspec.json.decode(reply.body, type=TaskPage)
-    print_table(
-        ("ID", "STATE", "NODE", "EXIT", "TIME", "COMMAND"),
-        [_row(task) for task in page.tasks],
-        state_column=1,
-    )
+    heads = ["ID", "STATE", "NODE", "EXIT", "TIME", "COMMAND"]
+    rows = [_row(task) for task in page.tasks]
+    if any(task.name for task in page.tasks):
+        heads.insert(-1, "NAME")
+        for row, task in zip(rows, page.tasks, strict=True):
+            row.insert(-1, task.name or "-")
+    print_table(heads, rows, state_column=1)
     shown = offset + len(page.tasks)
     if shown < page.total:
         note(f"{len(page.tasks)} of {page.total} shown; more: --offset {shown}")
 
 
-def _row(task: Task) -> tuple[str, ...]:
+def _row(task: Task) -> list[str]:
     exit_code = "-" if task.exit_code is None else str(task.exit_code)
-    return (
+    return [
         task.id,
         task.status,
         task.worker_id or "-",
         exit_code,
         duration(task.duration_ms),
         task.command,
-    )
+    ]
 
 
 @click.command()
@@ -96,6 +98,8 @@ def show(choice: Choice, ref: str, as_json: bool) -> None:  # noqa: FBT001
     print_fields(
         [
             ("id", task.id),
+            ("name", task.name),
+            ("labels", _pairs(task.labels)),
             ("state", task.status),
             ("command", task.command),
             ("node", task.worker_id),
@@ -104,6 +108,10 @@ def show(choice: Choice, ref: str, as_json: bool) -> None:  # noqa: FBT001
             ("ended by", ending),
             ("because", task.detail),
             ("time limit", f"{task.timeout} s" if task.timeout else None),
+            ("grace", None if task.grace is None else f"{task.grace} s"),
+            ("env", _pairs(task.env)),
+            ("cwd", task.cwd),
+            ("stdin", size(task.stdin_bytes) if task.stdin_bytes else None),
             ("created", task.created_at),
             ("started", task.started_at),
             ("ended", task.completed_at),
@@ -114,6 +122,11 @@ def show(choice: Choice, ref: str, as_json: bool) -> None:  # noqa: FBT001
             ("stderr", _stream(task.stderr_bytes, cut=task.stderr_truncated)),
         ]
     )
+
+
+def _pairs(pairs: Mapping[str, str]) -> str | None:
+    shown = (f"{name}={value}" if value else name for name, value in pairs.items())
+    return " ".join(shown) or None
 
 
 def _took(milliseconds: int | None) -> str | None:

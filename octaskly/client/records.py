@@ -50,6 +50,12 @@ class Task(msgspec.Struct, frozen=True, kw_only=True):
     started_at: str | None = None
     completed_at: str | None = None
     duration_ms: int | None = None
+    name: str | None = None
+    labels: dict[str, str] = {}
+    env: dict[str, str] = {}
+    cwd: str | None = None
+    stdin_bytes: int | None = None
+    grace: int | None = None
 
     @property
     def is_final(self) -> bool:
@@ -131,3 +137,9 @@ class Draft(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     inputs: list[str] = []
     outputs: list[str] = []
     id: str | None = None
+    name: str | None = None
+    labels: dict[str, str] = {}
+    env: dict[str, str] = {}
+    cwd: str | None = None
+    stdin_base64: str | None = None
+    grace: int | None = None

@@ -56,6 +56,43 @@ def test_ls_is_one_line_a_task(three_tasks: Api, octaskly: Run) -> None:
     assert done.stderr == b""
 
 
+def test_ls_has_names_where_there_are_any(three_tasks: Api, octaskly: Run) -> None:
+    """Few tasks have one: no column for nothing."""
+    three_tasks.tasks["task-002-00000002"]["name"] = "nightly"
+
+    done = octaskly("ls")
+
+    assert done.stdout.decode() == (
+        "ID                 STATE      NODE  EXIT  TIME   NAME     COMMAND\n"
+        "task-001-00000001  completed  here  0     1.2 s  -        echo hello\n"
+        "task-002-00000002  failed     here  3     1.2 s  nightly  false ⏎ false\n"
+        "task-003-00000003  queued     -     -     -      -        echo hello\n"
+    )
+
+
+def test_show_has_what_was_asked_for(three_tasks: Api, octaskly: Run) -> None:
+    """Only that."""
+    three_tasks.forced = {
+        "name": "nightly",
+        "labels": {"team": "ci", "hot": ""},
+        "env": {"A": "1"},
+        "cwd": "src",
+        "stdin_bytes": 2048,
+        "grace": 0,
+    }
+
+    done = octaskly("show", "2")
+
+    assert {
+        "name:        nightly",
+        "labels:      team=ci hot",
+        "env:         A=1",
+        "cwd:         src",
+        "stdin:       2.0 KiB",
+        "grace:       0 s",
+    } <= set(done.stdout.decode().splitlines())
+
+
 def test_ls_says_on_stderr_that_there_is_more(three_tasks: Api, octaskly: Run) -> None:
     """A cut list must not look like a whole one."""
     done = octaskly("ls", "--limit", "1", "--offset", "1")

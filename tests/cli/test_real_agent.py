@@ -64,6 +64,36 @@ def test_exit_codes_of_run(agent: DemoAgent, arguments: list[str], code: int) ->
     assert done.returncode == code, done.stderr
 
 
+def test_a_task_runs_in_the_surroundings_that_it_asked_for(agent: DemoAgent) -> None:
+    """From the flags through the log to the process, and back in what is shown."""
+    (agent.state.parent / "work" / "sub").mkdir()
+    done = octaskly(
+        agent,
+        *("run", "--env", "A=1 2", "--cwd", "sub", "--stdin", "-", "--name", "all of"),
+        *("--label", "team=ci", "--grace", "3", "--"),
+        'echo "$A"; basename "$PWD"; cat',
+        stdin=b"\0\xff",
+    )
+
+    assert (done.returncode, done.stdout) == (0, b"1 2\nsub\n\0\xff"), done.stderr
+    shown = json.loads(octaskly(agent, "show", "last", "--json").stdout)
+    assert (shown["name"], shown["labels"]) == ("all of", {"team": "ci"})
+    assert (shown["env"], shown["cwd"]) == ({"A": "1 2"}, "sub")
+    assert (shown["stdin_bytes"], shown["grace"]) == (2, 3)
+
+
+def test_a_cwd_that_is_not_there_is_told_and_not_tried_again(agent: DemoAgent) -> None:
+    """It has failed: the folder and the node are named."""
+    done = octaskly(agent, "run", "--cwd", "/no/such", "--", "true")
+
+    assert (done.returncode, done.stderr) == (
+        126,
+        b"cwd /no/such does not exist on lone\n",
+    )
+    shown = json.loads(octaskly(agent, "show", "last", "--json").stdout)
+    assert (shown["status"], shown["reason"], shown["attempt"]) == ("failed", "exit", 1)
+
+
 def test_interrupt_ends_the_task(agent: DemoAgent) -> None:
     """Ctrl-C of `run` is Ctrl-C of the command, wherever it runs."""
     marker = agent.state.parent / "work" / "running"

@@ -149,3 +149,65 @@ def test_db_reset_moves_the_log_aside(octaskly: Run, tmp_path: Path) -> None:
     assert moved.read_bytes() == b"not a database"
     assert not (state / "log.db").exists()
     assert str(moved).encode() in done.stderr
+
+
+def test_everything_that_is_asked_for_is_handed_on(
+    api: Api, octaskly: Run, tmp_path: Path, environ: dict[str, str]
+) -> None:
+    """Each flag is a field; a variable without a value takes the caller's."""
+    (tmp_path / "in").write_bytes(b"\0\xff")
+    environ["MINE"] = "a=b"
+
+    done = octaskly(
+        *("submit", "--name", "nightly", "--label", "team=ci", "--label", "hot"),
+        *("--env", "A=1=2", "--env", "MINE", "--cwd", "src", "--grace", "0"),
+        *("--stdin", str(tmp_path / "in"), "--timeout", "2m", "--", "true"),
+    )
+
+    assert done.returncode == 0, done.stderr
+    assert api.bodies == [
+        [
+            {
+                "command": "true",
+                "timeout": 120,
+                "name": "nightly",
+                "labels": {"team": "ci", "hot": ""},
+                "env": {"A": "1=2", "MINE": "a=b"},
+                "cwd": "src",
+                "stdin_base64": "AP8=",
+                "grace": 0,
+            }
+        ]
+    ]
+
+
+def test_stdin_of_the_command_becomes_that_of_the_task(api: Api, octaskly: Run) -> None:
+    """With `-`, as everywhere."""
+    done = octaskly("run", "--stdin", "-", "--", "true", stdin=b"abc")
+
+    assert done.returncode == 0, done.stderr
+    assert api.bodies[0][0]["stdin_base64"] == "YWJj"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "why"),
+    [
+        (["--env", "NO_SUCH_VARIABLE", "--", "true"], b"no such variable here"),
+        (["--env", "=x", "--", "true"], b"give a name, or NAME=VALUE"),
+        (["--label", "=x", "--", "true"], b"give a name, or NAME=VALUE"),
+        (["--stdin", "/no/such/file", "--", "true"], b"No such file"),
+        (["--stdin", "/dev/zero", "--", "true"], b"more than 1048576 bytes"),
+        (["--stdin", "-", "-"], b"not both"),
+        (["--stdin", "-", "--file", "-"], b"not both"),
+        (["--env", b"A=\xff", "--", "true"], b"is not UTF-8 text"),
+    ],
+)
+def test_what_cannot_be_asked_for_is_told_before_anything_is_sent(
+    api: Api, octaskly: Run, arguments: list[str], why: bytes
+) -> None:
+    """Usage errors, with the reason."""
+    done = octaskly("submit", *arguments, stdin=b"true\n")
+
+    assert done.returncode == 2
+    assert why in done.stderr
+    assert api.requests == []

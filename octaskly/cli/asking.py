@@ -1,0 +1,156 @@
+"""What `submit` and `run` ask for beyond a command: flags, and fields of a task."""
+
+from __future__ import annotations
+
+import base64
+import functools
+import os
+from collections.abc import Callable, Sequence
+from typing import Any, BinaryIO, Final, TypeVar
+
+import click
+
+from octaskly.cli.render import Duration
+
+STDIN_BYTES_MAX: Final = 1 << 20
+TAKEN: Final = f"{__name__}.taken"  #: in the context, once stdin was read for the task
+
+_C = TypeVar("_C", bound=Callable[..., Any])
+
+Asked = dict[str, Any]
+"""Fields of a `Draft`."""
+
+
+def _list(_: click.Context, __: click.Parameter, texts: Sequence[str]) -> list[str]:
+    return list(texts)
+
+
+def _pairs(texts: Sequence[str], flag: str) -> dict[str, str]:
+    pairs = {}
+    for text in texts:
+        name, _, value = text.partition("=")
+        if not name:
+            raise click.UsageError(f"{flag} {text}: give a name, or NAME=VALUE")
+        pairs[name] = value
+    return pairs
+
+
+def _labels(_: click.Context, __: click.Parameter, texts: Sequence[str]) -> Asked:
+    return _pairs(texts, "--label")
+
+
+def _env(_: click.Context, __: click.Parameter, texts: Sequence[str]) -> Asked:
+    env = _pairs(texts, "--env")
+    for name in texts:
+        if "=" not in name:
+            if name not in os.environ:
+                raise click.UsageError(f"--env {name}: there is no such variable here")
+            env[name] = os.environ[name]
+    return env
+
+
+def _stdin(
+    context: click.Context, _: click.Parameter, file: BinaryIO | None
+) -> str | None:
+    if file is None:
+        return None
+    data = file.read(STDIN_BYTES_MAX + 1)
+    context.meta[TAKEN] = file.name == "<stdin>"
+    if not context.meta[TAKEN]:
+        file.close()
+    if len(data) > STDIN_BYTES_MAX:
+        raise click.UsageError(
+            f"--stdin {file.name} has more than {STDIN_BYTES_MAX} bytes;"
+            " put the file into the worker directory and name it with --input"
+        )
+    return base64.b64encode(data).decode()
+
+
+FLAGS: Final = (
+    click.option(
+        "--timeout",
+        type=Duration(),
+        metavar="S",
+        help="End it after so long: 90, 15m, 2h (default 1h).",
+    ),
+    click.option(
+        "--input",
+        "inputs",
+        multiple=True,
+        metavar="PATH",
+        callback=_list,
+        help="A file that must be in the worker directory. Repeatable.",
+    ),
+    click.option(
+        "--output",
+        "outputs",
+        multiple=True,
+        metavar="PATH",
+        callback=_list,
+        help="A file of the worker directory to keep. Repeatable.",
+    ),
+    click.option("--name", metavar="TEXT", help="What people call it; not unique."),
+    click.option(
+        "--label",
+        "labels",
+        multiple=True,
+        metavar="NAME=VALUE",
+        callback=_labels,
+        help="A note for people and filters. Repeatable.",
+    ),
+    click.option(
+        "--env",
+        multiple=True,
+        metavar="NAME=VALUE",
+        callback=_env,
+        help="A variable of its environment; NAME alone takes yours. Repeatable.",
+    ),
+    click.option(
+        "--cwd",
+        metavar="DIR",
+        help="The folder it runs in: absolute, or below the worker directory.",
+    ),
+    click.option(
+        "--stdin",
+        "stdin_base64",
+        type=click.File("rb"),
+        callback=_stdin,
+        help="What it reads: a file of up to 1 MiB from here; - is stdin.",
+    ),
+    click.option(
+        "--grace",
+        type=Duration(least_s=0),
+        metavar="S",
+        help="Time from SIGTERM to SIGKILL (default: as the node has it, 10s).",
+    ),
+)
+FIELDS: Final = (
+    *("timeout", "inputs", "outputs"),
+    *("name", "labels", "env", "cwd", "stdin_base64", "grace"),
+)
+
+
+def asking(command: _C) -> _C:
+    """Add the flags; the command gets what they say as one argument, `asked`."""
+
+    @functools.wraps(command)
+    def gathered(*args: Any, **values: Any) -> Any:
+        asked = {field: values.pop(field) for field in FIELDS}
+        return command(*args, **values, asked=asked)
+
+    for flag in reversed(FLAGS):
+        gathered = flag(gathered)
+    return gathered  # type: ignore[return-value]
+
+
+def texts_of(asked: Asked) -> list[str]:
+    """Return all texts in it."""
+    texts = []
+    for value in asked.values():
+        if isinstance(value, str):
+            texts.append(value)
+        elif isinstance(value, dict):
+            texts += [*value, *value.values()]
+        elif isinstance(value, list):
+            texts += value
+    return texts
