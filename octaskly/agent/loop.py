@@ -17,7 +17,6 @@ from octaskly.agent.seams import Advertiser, Links, Runner
 from octaskly.agent.view import MeshView
 from octaskly.core import effects as ef
 from octaskly.core import events as ev
-from octaskly.core.messages import Entries
 from octaskly.core.model import Limits
 from octaskly.core.node import Node
 from octaskly.log import Logger, write_note
@@ -182,17 +181,10 @@ class CoreLoop:
         self.post(await self._store.plan_floor(effect))
 
     async def _serve_pull(self, effect: ef.ServePull) -> None:
-        snapshot = await self._store.snapshot(
+        packed = await self._store.answer(
             dict(effect.vector), effect.cursor, self._limits.pull_bytes
         )
-        if snapshot is not None:
-            self._links.send(effect.peer, (snapshot,))
-            return
-        entries, epochs, more = await self._store.entries_after(
-            dict(effect.vector), self._limits.pull_bytes
-        )
-        vector = await self._store.vector()
-        self._links.send(effect.peer, (Entries(entries, epochs, more, vector),))
+        self._links.send(effect.peer, (packed,))
 
     def _stop(self) -> None:
         self.is_stopped = True

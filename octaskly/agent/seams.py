@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Protocol
 
-from octaskly.core.messages import Message
+from octaskly.core.messages import Message, Packed
 from octaskly.core.model import Address, AttemptId, NodeId, Reason, TaskId, TaskSpec
 
 
@@ -42,7 +42,7 @@ class Runner(Protocol):
 class Links(Protocol):
     """Connected peers; at most one link each."""
 
-    def send(self, peer: NodeId, messages: Sequence[Message]) -> None:
+    def send(self, peer: NodeId, messages: Sequence[Message | Packed]) -> None:
         """Queue messages; drops the link when its outbox is over its bound."""
 
     def dial(self, node: NodeId | None, addresses: Sequence[Address]) -> None:

@@ -104,6 +104,9 @@ class Entry:
     fact: Fact
 
 
+Stored = tuple[StreamId, int, int, bytes]
+"""An entry as the log keeps it: its fact is packed."""
+
 HLC_EPOCH_MS = 1_577_836_800_000  #: 2020-01-01T00:00:00Z
 HLC_COUNTER_BITS = 15
 HLC_MAX = 1 << 62  #: no clock has gone so far; what is beyond cannot be counted on from

@@ -204,6 +204,13 @@ class Snapshot:
 
 
 @dataclass(frozen=True, slots=True)
+class Packed:
+    """A message that was packed elsewhere, so that the event loop need not."""
+
+    data: bytes
+
+
+@dataclass(frozen=True, slots=True)
 class Repl:
     """What the dispatcher gave to its own disk, for a standby to keep as well.
 

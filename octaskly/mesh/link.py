@@ -24,6 +24,7 @@ from octaskly.core.messages import (
     HelloOk,
     Leave,
     Message,
+    Packed,
 )
 from octaskly.core.model import Address, Limits, NodeId
 from octaskly.errors import RemoteProtocolError, TrustError, VersionMismatch
@@ -193,7 +194,7 @@ class Link(asyncio.Protocol):
             buffered = self._transport.get_write_buffer_size()
         return self._outbox_bytes + buffered
 
-    def send(self, messages: Sequence[Message]) -> None:
+    def send(self, messages: Sequence[Message | Packed]) -> None:
         """Queue messages; all of one turn of the event loop share frames.
 
         Raises:

@@ -11,7 +11,7 @@ from typing import Any, Final
 
 from octaskly.core.effects import Note
 from octaskly.core.events import DialFailed, Event, PeerDown, PeerUp, Received
-from octaskly.core.messages import ATTACHED, PROTOCOL, STOPPING, Message
+from octaskly.core.messages import ATTACHED, PROTOCOL, STOPPING, Message, Packed
 from octaskly.core.model import Address, Limits, NodeId
 from octaskly.errors import LocalProtocolError
 from octaskly.mesh.link import Link, connect, tune
@@ -106,7 +106,7 @@ class Transport:
 
     # The `Links` port
 
-    def send(self, peer: NodeId, messages: Sequence[Message]) -> None:
+    def send(self, peer: NodeId, messages: Sequence[Message | Packed]) -> None:
         """Queue messages; drops the link when its outbox is over its bound.
 
         Without a link nothing happens: its `PeerDown` is on the way already.

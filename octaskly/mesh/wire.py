@@ -15,19 +15,21 @@ from typing import Any, Final, get_args
 import msgpack
 
 from octaskly.core import codec
-from octaskly.core.facts import Entry
+from octaskly.core.facts import Entry, Stored
 from octaskly.core.messages import (
     PROTOCOL_VERSION,
     Dispatch,
+    Entries,
     Hello,
     HelloOk,
     Kill,
     Message,
+    Packed,
     Reattach,
     Results,
     ResultsOk,
 )
-from octaskly.core.model import Limits, StreamId
+from octaskly.core.model import Epoch, Holdings, Limits, StreamId
 from octaskly.errors import FrameTooLarge, LocalProtocolError, RemoteProtocolError
 
 HEADER_BYTES: Final = 4
@@ -165,13 +167,16 @@ def frame(parts: Sequence[bytes]) -> bytes:
     return b"".join((header, len(parts).to_bytes(4, "big"), *parts))
 
 
-def parts_of(message: Message, frame_bytes: int) -> list[bytes]:
+def parts_of(message: Message | Packed, frame_bytes: int) -> list[bytes]:
     """Return a message packed, split into several where it is a large batch.
 
     Raises:
         LocalProtocolError: it is too large for a frame and cannot be split.
     """
-    packed = _pack(codec.encode(message))
+    if isinstance(message, Packed):
+        packed = message.data
+    else:
+        packed = _pack(codec.encode(message))
     size = len(packed) + _FRAME_OVERHEAD_BYTES
     if size <= min(frame_bytes, SPLIT_BYTES):
         return [packed]
@@ -189,10 +194,10 @@ class Packing:
 
     def __init__(self, frame_bytes: int) -> None:
         self._frame_bytes = frame_bytes
-        self._message: Message | None = None
+        self._message: Message | Packed | None = None
         self._parts: list[bytes] = []
 
-    def parts_of(self, message: Message) -> list[bytes]:
+    def parts_of(self, message: Message | Packed) -> list[bytes]:
         """Return what the function of this name does.
 
         Raises:
@@ -204,7 +209,7 @@ class Packing:
         return self._parts
 
 
-def _halves(message: Message) -> tuple[Message, ...]:
+def _halves(message: Message | Packed) -> tuple[Message, ...]:
     """Split a batch in two that mean the same together; nothing where it is none."""
     batch: Any = message
     field = _BATCHES.get(type(message), "")
@@ -232,6 +237,32 @@ class WirePacker:
             RemoteProtocolError: the bytes are damaged.
         """
         return Entry(stream, seq, hlc, codec.decode_fact(_unpack(body)))
+
+    def pack_entries(
+        self,
+        stored: Sequence[Stored],
+        epochs: Sequence[tuple[StreamId, Epoch]],
+        vector: Holdings,
+        *,
+        more: bool,
+    ) -> Packed:
+        """Return `Entries` of entries whose facts `pack_entry_body` has packed.
+
+        A fact lies in the frame as it lies in the log, so nothing is decoded.
+        """
+        number, row = codec.encode(Entries((), tuple(epochs), more, vector))
+        packer = msgpack.Packer()
+        parts = [
+            packer.pack_array_header(2),
+            packer.pack(number),
+            packer.pack_array_header(len(row)),
+            packer.pack_array_header(len(stored)),
+        ]
+        for stream, seq, hlc, body in stored:
+            parts.append(packer.pack((stream, seq, hlc, None))[:-1])
+            parts.append(body)
+        parts += map(packer.pack, row[1:])
+        return Packed(b"".join(parts))
 
     def pack(self, value: object) -> bytes:
         """Return a value of a class in `codec.NUMBERS` as bytes.

@@ -8,12 +8,12 @@ from typing import Any, Protocol
 
 from octaskly.core.effects import Join, PlanFloor, Save
 from octaskly.core.events import FloorPlanned, Loaded, Saved
-from octaskly.core.facts import Entry
+from octaskly.core.facts import Entry, Stored
 from octaskly.core.merge import TaskRecord
 from octaskly.core.messages import (
     Cursor,
+    Packed,
     Report,
-    Snapshot,
 )
 from octaskly.core.model import (
     Address,
@@ -46,6 +46,16 @@ class Packer(Protocol):
 
     def unpack_entry(self, stream: StreamId, seq: int, hlc: int, body: bytes) -> Entry:
         """Return the entry; raise RemoteProtocolError on damaged bytes."""
+
+    def pack_entries(
+        self,
+        stored: Sequence[Stored],
+        epochs: Sequence[tuple[StreamId, Epoch]],
+        vector: Holdings,
+        *,
+        more: bool,
+    ) -> Packed:
+        """Return `Entries` of entries whose facts `pack_entry_body` has packed."""
 
     def pack(self, value: object) -> bytes:
         """Return a value of the core (record, report, spec) as bytes."""
@@ -126,15 +136,10 @@ class Log(Protocol):
     async def load_live(self) -> tuple[TaskRecord, ...]:
         """Read tasks whose latest attempt has no end."""
 
-    async def entries_after(
-        self, vector: Mapping[StreamId, int], bytes_max: int
-    ) -> tuple[tuple[Entry, ...], tuple[tuple[StreamId, Epoch], ...], bool]:
-        """Read entries beyond `vector`: entries, writers of their streams, more?"""
-
-    async def snapshot(
+    async def answer(
         self, vector: Mapping[StreamId, int], cursor: Cursor | None, bytes_max: int
-    ) -> Snapshot | None:
-        """Read the next part of a snapshot; None if entries serve better."""
+    ) -> Packed:
+        """Read what answers a PULL: `Entries`, or the next part of a `Snapshot`."""
 
     async def plan_floor(self, ask: PlanFloor) -> FloorPlanned:
         """Find how far the floor may rise."""

@@ -16,7 +16,7 @@ from octaskly.core.effects import Append, Join, PlanFloor, Save, Spool, Unspool
 from octaskly.core.events import FloorPlanned, Loaded, Saved
 from octaskly.core.facts import Entry, Floor
 from octaskly.core.merge import TaskRecord
-from octaskly.core.messages import Cursor, Report, Snapshot
+from octaskly.core.messages import Cursor, Packed, Report
 from octaskly.core.model import (
     Address,
     AttemptId,
@@ -28,9 +28,9 @@ from octaskly.core.model import (
 from octaskly.errors import RemoteProtocolError, StoreCorrupt
 from octaskly.ports import Clock, Packer, StoreStats, TaskPage, TaskQuery
 from octaskly.store import reader
-from octaskly.store import snapshot as snapshots
 from octaskly.store.database import Lock, open_reader, open_writer, translated
 from octaskly.store.plan import plan_floor
+from octaskly.store.snapshot import snapshot
 from octaskly.store.state import Met, read_saved
 from octaskly.store.writer import Item, Writer
 
@@ -179,21 +179,19 @@ class Store:
         """Read tasks whose latest attempt has no end."""
         return await self._read(reader.load_live)
 
-    async def entries_after(
-        self, vector: Mapping[StreamId, int], bytes_max: int
-    ) -> tuple[tuple[Entry, ...], tuple[tuple[StreamId, Epoch], ...], bool]:
-        """Read entries beyond `vector`: entries, writers of their streams, more?"""
-        return await self._read(
-            lambda db: reader.entries_after(db, self._packer, vector, bytes_max)
-        )
-
-    async def snapshot(
+    async def answer(
         self, vector: Mapping[StreamId, int], cursor: Cursor | None, bytes_max: int
-    ) -> Snapshot | None:
-        """Read the next part of a snapshot; None if entries serve better."""
-        return await self._read(
-            lambda db: snapshots.snapshot(db, vector, cursor, bytes_max)
-        )
+    ) -> Packed:
+        """Read what answers a PULL: `Entries`, or the next part of a `Snapshot`."""
+        packer = self._packer
+
+        def packed(db: sqlite3.Connection) -> Packed:
+            part = snapshot(db, vector, cursor, bytes_max)
+            if part is not None:
+                return Packed(packer.pack(part))
+            return reader.entries_after(db, packer, vector, bytes_max)
+
+        return await self._read(packed)
 
     async def plan_floor(self, ask: PlanFloor) -> FloorPlanned:
         """Find how far the floor may rise."""

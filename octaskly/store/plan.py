@@ -92,7 +92,7 @@ def _plan_ahead(
 def _hlc_held(db: sqlite3.Connection, stream: StreamId) -> int:
     """Return when the last entry held of a stream was written, 0 if that is gone."""
     found = db.execute(
-        "SELECT hlc FROM streams JOIN log"
+        "SELECT hlc FROM streams CROSS JOIN log"
         " ON log.stream = streams.stream AND log.seq = streams.have_seq"
         " WHERE streams.stream = ?",
         (stream,),

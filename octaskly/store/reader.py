@@ -9,8 +9,9 @@ from itertools import chain
 from typing import Any
 
 from octaskly.core.events import Loaded
-from octaskly.core.facts import Entry, Finished
+from octaskly.core.facts import Finished, Stored
 from octaskly.core.merge import TaskRecord
+from octaskly.core.messages import Packed
 from octaskly.core.model import (
     AttemptId,
     Epoch,
@@ -155,14 +156,15 @@ def entries_after(
     packer: Packer,
     vector: Mapping[StreamId, int],
     bytes_max: int,
-) -> tuple[tuple[Entry, ...], tuple[tuple[StreamId, Epoch], ...], bool]:
-    """Return entries beyond `vector`, the oldest reign first, at least one if any.
+) -> Packed:
+    """Return `Entries` beyond `vector`, the oldest reign first, at least one if any.
 
     Nothing of a stream whose next entry for the peer is gone: it needs a snapshot.
     """
-    entries: list[Entry] = []
+    stored: list[Stored] = []
     epochs: list[tuple[StreamId, Epoch]] = []
     left = max(1, bytes_max)  # Something must move, or the peer asks for ever.
+    more = False
     streams = db.execute(
         "SELECT stream, term, node, have_seq, max(base_seq, floor_seq) FROM streams"
         " ORDER BY term, node, stream"
@@ -172,7 +174,8 @@ def entries_after(
         if have <= seen or seen < start:
             continue
         if left <= 0:
-            return tuple(entries), tuple(epochs), True
+            more = True
+            break
         epochs.append((StreamId(stream), Epoch(term, NodeId(node))))
         for row in db.execute(
             "SELECT seq, hlc, body, stdout, stderr FROM log"
@@ -181,11 +184,12 @@ def entries_after(
             (stream, seen),
         ):
             if left <= 0:
-                return tuple(entries), tuple(epochs), True
+                more = True
+                break
             left -= len(row[2]) + len(row[3] or b"") + len(row[4] or b"")
             left -= ENTRY_BYTES
-            entries.append(_entry(packer, stream, row))
-    return tuple(entries), tuple(epochs), False
+            stored.append(_stored(packer, stream, row))
+    return packer.pack_entries(stored, epochs, read_vector(db), more=more)
 
 
 def vector(db: sqlite3.Connection) -> tuple[tuple[StreamId, int], ...]:
@@ -193,13 +197,16 @@ def vector(db: sqlite3.Connection) -> tuple[tuple[StreamId, int], ...]:
     return read_vector(db)
 
 
-def _entry(packer: Packer, stream: int, row: Sequence[Any]) -> Entry:
+def _stored(packer: Packer, stream: StreamId, row: Sequence[Any]) -> Stored:
+    """Return an entry with the output that is kept apart, which few have."""
     seq, hlc, body, stdout, stderr = row
-    entry = packer.unpack_entry(StreamId(stream), seq, hlc, body)
-    if stdout is None or not isinstance(entry.fact, Finished):
-        return entry
+    if stdout is None:
+        return stream, seq, hlc, body
+    entry = packer.unpack_entry(stream, seq, hlc, body)
+    assert isinstance(entry.fact, Finished), "nothing else has an output"
     outcome = replace(entry.fact.outcome, stdout=stdout, stderr=stderr)
-    return replace(entry, fact=replace(entry.fact, outcome=outcome))
+    entry = replace(entry, fact=replace(entry.fact, outcome=outcome))
+    return stream, seq, hlc, packer.pack_entry_body(entry)
 
 
 def _records(

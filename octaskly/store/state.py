@@ -175,7 +175,8 @@ def read_hlc(db: sqlite3.Connection) -> int:
     # Of what is no longer in the log, the highest was kept.
     kept = read_numbers(db).get("hlc", 0)
     found = db.execute(
-        "SELECT max(hlc) FROM streams JOIN log"
+        # In this order: there are few streams, and maybe millions of entries.
+        "SELECT max(hlc) FROM streams CROSS JOIN log"
         " ON log.stream = streams.stream AND log.seq = streams.have_seq"
     ).fetchone()
     return max(found[0] or 0, kept)

@@ -3,15 +3,25 @@
 from __future__ import annotations
 
 import pickle
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from octaskly.core.facts import Assigned, CancelAsked, Entry, Fact, Finished, Submitted
+from octaskly.core.facts import (
+    Assigned,
+    CancelAsked,
+    Entry,
+    Fact,
+    Finished,
+    Stored,
+    Submitted,
+)
+from octaskly.core.messages import Entries, Packed
 from octaskly.core.model import (
     AttemptId,
     AttemptState,
     Epoch,
+    Holdings,
     Moment,
     NodeId,
     Outcome,
@@ -20,6 +30,7 @@ from octaskly.core.model import (
     TaskId,
     TaskSpec,
 )
+from octaskly.ports import Log
 from octaskly.store import Store
 
 STREAM = StreamId(71)
@@ -38,11 +49,31 @@ class PicklePacker:
     def unpack_entry(self, stream: StreamId, seq: int, hlc: int, body: bytes) -> Entry:
         return Entry(stream, seq, hlc, pickle.loads(body))  # noqa: S301
 
+    def pack_entries(
+        self,
+        stored: Sequence[Stored],
+        epochs: Sequence[tuple[StreamId, Epoch]],
+        vector: Holdings,
+        *,
+        more: bool,
+    ) -> Packed:
+        found = tuple(self.unpack_entry(*entry) for entry in stored)
+        return Packed(self.pack(Entries(found, tuple(epochs), more, vector)))
+
     def pack(self, value: object) -> bytes:
         return pickle.dumps(value, protocol=5)
 
     def unpack(self, data: bytes) -> Any:
         return pickle.loads(data)  # noqa: S301
+
+
+async def entries_of(
+    log: Log, vector: Mapping[StreamId, int], bytes_max: int = 1 << 20
+) -> Entries:
+    """Pull entries that lie beyond a vector."""
+    answer = PicklePacker().unpack((await log.answer(vector, None, bytes_max)).data)
+    assert isinstance(answer, Entries)
+    return answer
 
 
 class HandClock:

@@ -13,7 +13,7 @@ from octaskly.core import merge
 from octaskly.core.effects import Save
 from octaskly.core.events import Saved
 from octaskly.core.facts import Entry, Fact
-from octaskly.core.messages import Report
+from octaskly.core.messages import Entries, Report
 from octaskly.core.model import (
     Address,
     AttemptState,
@@ -323,13 +323,14 @@ async def test_entries_come_back_exactly_as_they_were(bench: Bench) -> None:
     await bench.add(*facts)
     await bench.add(kit.submitted(2), stream=kit.OTHER)
 
-    got = await bench.log.entries_after({}, 1 << 20)
-    rest = await bench.log.entries_after({kit.STREAM: 5, kit.OTHER: 1}, 1 << 20)
+    got = await kit.entries_of(bench.log, {})
+    rest = await kit.entries_of(bench.log, {kit.STREAM: 5, kit.OTHER: 1})
 
     mine = kit.entries(facts)
     theirs = kit.entries([kit.submitted(2)], stream=kit.OTHER)
-    assert got == (tuple(mine + theirs), kit.EPOCHS, False)
-    assert rest == (tuple(mine[5:]), kit.EPOCHS[:1], False)
+    vector = await bench.log.vector()
+    assert got == Entries(tuple(mine + theirs), kit.EPOCHS, more=False, vector=vector)
+    assert rest == replace(got, entries=tuple(mine[5:]), epochs=kit.EPOCHS[:1])
 
 
 async def test_a_long_log_is_given_in_parts(bench: Bench) -> None:
@@ -342,10 +343,11 @@ async def test_a_long_log_is_given_in_parts(bench: Bench) -> None:
     vector: dict[StreamId, int] = {}
     parts, more = 0, True
     while more:
-        some, _, more = await bench.log.entries_after(vector, 4000)
-        assert 0 < len(some) <= 5
-        got += some
-        vector.update((entry.stream, entry.seq) for entry in some)
+        some = await kit.entries_of(bench.log, vector, 4000)
+        more = some.more
+        assert 0 < len(some.entries) <= 5
+        got += some.entries
+        vector.update((entry.stream, entry.seq) for entry in some.entries)
         parts += 1
 
     assert got == kit.entries(facts[:10]) + kit.entries(facts[10:], stream=kit.OTHER)

@@ -22,7 +22,9 @@ from octaskly.core.model import Address, NodeId, StreamId, TaskState
 from octaskly.errors import StoreCorrupt, StoreError, StoreUnusable
 from octaskly.ports import TaskQuery
 from octaskly.store import Store, move_aside
+from octaskly.store.database import open_writer
 from octaskly.store.schema import VERSION
+from octaskly.store.state import read_hlc
 from tests.contract import log_kit as kit
 
 ROOT = Path(__file__).parents[2]
@@ -444,3 +446,21 @@ def limit_pages(store: Store, pages: int) -> None:
     """Let SQLite find the disk full at so many pages."""
     assert store._writer is not None
     store._writer._db.execute(f"PRAGMA max_page_count={pages}").fetchall()
+
+
+def test_the_clock_of_a_long_log_is_found_by_stream(tmp_path: Path) -> None:
+    """It is asked for with each PULL, so it must not walk a million entries."""
+    db = open_writer(tmp_path / "octaskly.db")
+    asked: list[str] = []
+    db.set_trace_callback(asked.append)
+    read_hlc(db)
+    db.set_trace_callback(None)
+
+    plans = [
+        step[3]
+        for question in asked
+        for step in db.execute(f"EXPLAIN QUERY PLAN {question}")
+    ]
+
+    db.close()
+    assert "SEARCH log USING PRIMARY KEY (stream=? AND seq=?)" in plans

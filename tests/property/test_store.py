@@ -119,9 +119,10 @@ def test_tables_are_the_merge_of_all_facts_in_any_order(
     other = filled(data, interleaved(data, streams))
 
     assert shown(one) == shown(other) == merged(mixed)
-    given_on, _, has_more = reader.entries_after(one, kit.PicklePacker(), {}, 1 << 20)
-    assert list(given_on) == streams[0] + streams[1]
-    assert not has_more
+    packer = kit.PicklePacker()
+    given_on = packer.unpack(reader.entries_after(one, packer, {}, 1 << 20).data)
+    assert list(given_on.entries) == streams[0] + streams[1]
+    assert not given_on.more
     one.close()
     other.close()
 

@@ -14,6 +14,7 @@ from octaskly.core.messages import (
     HelloOk,
     Leave,
     Message,
+    Packed,
     Pull,
     Reattach,
     Report,
@@ -274,3 +275,29 @@ def test_what_several_peers_are_sent_is_packed_once() -> None:
     assert packing.parts_of(first) is parts
     assert packing.parts_of(second) == wire.parts_of(second, LIMITS.frame_bytes)
     assert packing.parts_of(first) == parts
+
+
+def test_stored_facts_are_given_as_they_lie_in_the_log() -> None:
+    """A peer gets the same bytes as if each entry had been made again."""
+    stream = StreamId(2**62 - 1)
+    entries = (
+        Entry(stream, 1, 2**52, CancelAsked(TaskId("t"), "me")),
+        Entry(stream, 2, 7, Submitted(TaskSpec(id=TaskId("u"), command="x"))),
+    )
+    writers = ((stream, Epoch(1, NodeId("a"))),)
+    vector = ((stream, 2),)
+    packer = wire.WirePacker()
+    stored = [(e.stream, e.seq, e.hlc, packer.pack_entry_body(e)) for e in entries]
+
+    for count, more in ((2, False), (0, True)):
+        packed = packer.pack_entries(stored[:count], writers, vector, more=more)
+        made = Entries(entries[:count], writers, more, vector)
+        assert wire.parts_of(packed, LIMITS.frame_bytes) == wire.parts_of(
+            made, LIMITS.frame_bytes
+        )
+
+
+def test_what_was_packed_elsewhere_is_bounded_like_the_rest() -> None:
+    """A frame that the peer would refuse never leaves."""
+    with pytest.raises(LocalProtocolError):
+        wire.parts_of(Packed(bytes(2000)), 1000)
