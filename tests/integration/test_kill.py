@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import subprocess
 from functools import partial
@@ -168,7 +169,7 @@ async def test_attempts_of_two_reigns_are_told_apart() -> None:
     try:
         for mark, process in zip(marks, processes, strict=True):
             await eventually(partial(has_mark, process.pid, mark))
-        tree.end_marked({marks[0]}, set())
+        await asyncio.to_thread(tree.end_marked, {marks[0]}, set())
 
         assert [process.poll() is None for process in processes] == [False, True]
     finally:

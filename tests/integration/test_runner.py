@@ -226,11 +226,11 @@ async def test_the_environment_is_the_agents_without_its_secrets(
             f"PWD={made.workdir}",
             "OCTASKLY_NODE=rig",
             "OCTASKLY_ATTEMPT=1",
-            f"OCTASKLY_MARK=task-001-rig.3.{STREAM}.1",
         }
         for outcome, task in ((direct, "task-001-rig"), (shell, "task-002-rig")):
             assert set(outcome.stdout.decode().splitlines()) == expected | {
-                f"OCTASKLY_TASK_ID={task}"
+                f"OCTASKLY_TASK_ID={task}",
+                f"OCTASKLY_MARK={task}.3.{STREAM}.1",
             }
 
 

@@ -11,7 +11,7 @@ from octaskly.core.model import AttemptState, Reason
 from octaskly.core.options import TaskOptions
 from octaskly.runner import spawn
 from octaskly.runner.child import Order
-from tests.integration.pooling import eventually, processes_with, rig, token
+from tests.integration.pooling import STREAM, eventually, processes_with, rig, token
 
 MIB = 1 << 20
 
@@ -33,6 +33,7 @@ async def test_env_is_added_and_the_agents_own_names_win(tmp_path: Path) -> None
                 "OCTASKLY_NODE=rig",
                 "OCTASKLY_ATTEMPT=1",
                 f"OCTASKLY_TASK_ID={task}",
+                f"OCTASKLY_MARK={task}.3.{STREAM}.1",
             }
 
 
