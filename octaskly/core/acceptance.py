@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from dataclasses import replace
 from hashlib import blake2b
 
+from octaskly.core import arrays
 from octaskly.core.events import Draft, TasksSubmitted
 from octaskly.core.facts import PRIORITY_SHIFT
 from octaskly.core.journal import Journal
@@ -123,4 +124,6 @@ def logged_id(draft: Draft, submitter: str) -> TaskId | None:
     if draft.options is not None or draft.priority:
         asked += (draft.priority, repr(draft.options))
     digest = blake2b(json.dumps(asked).encode()).hexdigest()
-    return TaskId(f"{draft.id}~{digest[:DIGEST_DIGITS]}")
+    array = None if draft.options is None else draft.options.array
+    digits = DIGEST_DIGITS if array is None else arrays.DIGEST_DIGITS
+    return TaskId(f"{draft.id}~{digest[:digits]}")

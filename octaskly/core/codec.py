@@ -72,7 +72,7 @@ NUMBERS: Final[dict[type, int]] = {
 
 INT_MIN, INT_MAX = -(1 << 63), (1 << 63) - 1  #: what the log can keep
 _NAMES: Final[dict[Any, re.Pattern[str]]] = {
-    TaskId: re.compile(r"[A-Za-z0-9._~-]{1,80}"),
+    TaskId: re.compile(r"[A-Za-z0-9._~-]{1,96}"),
     NodeId: re.compile(r"[A-Za-z0-9._-]{0,64}"),
 }
 _ROW: Final = frozenset({tuple, list})

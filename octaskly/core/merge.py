@@ -11,6 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
+from octaskly.core.arrays import Progress, array_state, member_of
 from octaskly.core.facts import (
     Assigned,
     CancelAsked,
@@ -44,6 +45,7 @@ class TaskRecord:
     cancelled_by: str | None = None  #: smallest subject that cancelled, if any
     attempts: tuple[Attempt, ...] = ()  #: ordered by attempt id
     twin: int = 1  #: place among the tasks of one name, where the store was asked
+    progress: Progress | None = None  #: of an array, where the store was asked
 
     @property
     def name(self) -> str:
@@ -64,6 +66,8 @@ class TaskRecord:
     @property
     def state(self) -> TaskState:
         """The visible state, a pure function of the facts."""
+        if self.progress is not None and self.spec is not None and self.spec.array:
+            return array_state(self.spec.array, self.progress, self.cancelled_by)
         if not self.attempts:
             is_cancelled = self.cancelled_by is not None
             return TaskState.CANCELLED if is_cancelled else TaskState.QUEUED
@@ -102,6 +106,7 @@ def join(a: TaskRecord, b: TaskRecord) -> TaskRecord:
         cancelled_by=_smaller(a.cancelled_by, b.cancelled_by),
         attempts=_join_attempts(a.attempts, b.attempts),
         twin=max(a.twin, b.twin),
+        progress=a.progress or b.progress,
     )
 
 
@@ -126,13 +131,17 @@ def apply(record: TaskRecord | None, fact: TaskFact) -> TaskRecord:
         cancelled_by=record.cancelled_by,
         attempts=_join_attempts(record.attempts, (news,)),
         twin=record.twin,
+        progress=record.progress,
     )
 
 
 def facts_of(record: TaskRecord) -> list[TaskFact]:
-    """Return facts that say everything of a task again, its envelope first."""
+    """Return facts that say everything of a task again, its envelope first.
+
+    That of a member of an array is never said: it follows from the array.
+    """
     facts: list[TaskFact] = []
-    if record.spec is not None:
+    if record.spec is not None and member_of(record.id) is None:
         facts.append(Submitted(record.spec))
     if record.cancelled_by is not None:
         facts.append(CancelAsked(record.id, record.cancelled_by))
@@ -142,6 +151,13 @@ def facts_of(record: TaskRecord) -> list[TaskFact]:
         else:
             facts.append(Finished(record.id, attempt.id, attempt.node, attempt.outcome))
     return facts
+
+
+def cut(record: TaskRecord, by: str | None) -> TaskRecord:
+    """Return a member as it is shown where its array was cancelled, if it waits."""
+    if by is None or record.state is not TaskState.QUEUED:
+        return record
+    return replace(record, cancelled_by=by)
 
 
 class Birth(NamedTuple):

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from enum import IntEnum, StrEnum
 from typing import NamedTuple, NewType
 
-from octaskly.core.options import TaskOptions
+from octaskly.core.options import CHAR_BYTES, ArraySpec, TaskOptions
 
 NodeId = NewType("NodeId", str)
 """Base32 of the first 80 bits of SHA-256 of a node's Ed25519 public key: 16 chars."""
@@ -41,7 +41,6 @@ def name_of(task: TaskId, twin: int = 1) -> str:
 
 SPEC_BYTES = 256  #: of the envelope of a task beyond its texts, roughly
 SPEC_PATH_CHARS = 8  #: of a path in a message, beyond its characters, roughly
-CHAR_BYTES = 4  #: most bytes of one character
 
 
 class Epoch(NamedTuple):
@@ -188,6 +187,11 @@ class TaskSpec:
     created_ms: int = 0  #: wall clock of the dispatcher that accepted it
     ord: int = 0  #: place in the queue: priority band << 56 | hybrid timestamp
     options: TaskOptions | None = None  #: None: nothing else is asked for
+
+    @property
+    def array(self) -> ArraySpec | None:
+        """The members that it stands for, if it is an array."""
+        return None if self.options is None else self.options.array
 
     @property
     def size_bytes(self) -> int:

@@ -14,6 +14,8 @@ Pairs = tuple[tuple[str, str], ...]
 """Names with their values, ordered by name, each name once."""
 
 PAIR_CHARS = 8  #: of two names in a message, beyond their characters, roughly
+CHAR_BYTES = 4  #: most bytes of one character
+ITEM_BYTES = 6  #: of an item of an array in a message, beyond its own
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,6 +52,37 @@ class Retry:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ArraySpec:
+    """Which members a task stands for that is an array."""
+
+    count: int  #: of members
+    first: int = 0  #: number of the first member
+    step: int = 1  #: from one number to the next
+    has_items: bool = False
+    items: tuple[str, ...] = ()
+    """What each member is given, where that is not its number; lists leave it out."""
+    max_fails: int | None = None  #: after more failures no other member begins
+
+    @property
+    def items_bytes(self) -> int:
+        """How many bytes the items take in a message."""
+        return sum(len(item.encode()) + ITEM_BYTES for item in self.items)
+
+    def number(self, position: int) -> int:
+        """Return the number of the member at a position, from 0."""
+        return self.first + position * self.step
+
+    def position(self, number: int) -> int | None:
+        """Return the position of the member with a number; None: there is none."""
+        position, rest = divmod(number - self.first, self.step)
+        return position if not rest and 0 <= position < self.count else None
+
+    def item(self, position: int) -> str:
+        """Return what the member at a position is given."""
+        return self.items[position] if self.items else str(self.number(position))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class TaskOptions:
     """What a task asks for besides its command."""
 
@@ -64,6 +97,7 @@ class TaskOptions:
     limits: TaskLimits | None = None
     retry: Retry | None = None
     retry_of: str = ""  #: name of the ended task that this one repeats
+    array: ArraySpec | None = None
 
     @property
     def chars(self) -> int:
@@ -76,4 +110,5 @@ class TaskOptions:
             + len(self.name)
             + len(self.cwd)
             + len(self.stdin)
+            + (0 if self.array is None else self.array.items_bytes // CHAR_BYTES)
         )

@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from octaskly.core.effects import Append
 from octaskly.core.facts import Entry, Finished, Submitted
 from octaskly.core.messages import Repl
-from octaskly.core.model import CHAR_BYTES, Epoch, Limits, Moment, StreamId, Vector
+from octaskly.core.model import Epoch, Limits, Moment, StreamId, Vector
+from octaskly.core.options import CHAR_BYTES
 from octaskly.core.phases import Reign
 from octaskly.core.succession import covers
 

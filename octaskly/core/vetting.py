@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Iterable
 from typing import Final
 
+from octaskly.core.arrays import is_sane
 from octaskly.core.effects import Effect, Note
 from octaskly.core.facts import (
     HLC_MAX,
@@ -292,6 +293,8 @@ def _is_sane_attempt(attempt: AttemptId) -> bool:
 
 
 def _is_sane_spec(spec: TaskSpec) -> bool:
+    if spec.array is not None and not is_sane(spec.array):
+        return False
     is_known = 0 <= spec.created_ms < TIME_MS_MAX and spec.ord >= 0
     return is_known and 0 <= spec.timeout_s < ATTEMPTS_MAX
 

@@ -72,6 +72,7 @@ class TaskQuery:
     node: NodeId | None = None
     limit: int = 100
     offset: int = 0
+    array: TaskId | None = None  #: members of it that have begun; else no members
 
 
 @dataclass(frozen=True, slots=True)

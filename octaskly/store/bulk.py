@@ -43,9 +43,9 @@ class Bulk:
 
 TASK_INSERT: Final = Bulk(
     "INSERT INTO tasks (key, id, sequence, state, node, cancelled_by, is_live, tries,"
-    " changed, command, timeout_s, inputs, outputs, options, stdin, submitter,"
-    " created_ms, ord, born, reborn, stream, seq) VALUES",
-    22,
+    " changed, command, timeout_s, inputs, outputs, options, stdin, items,"
+    " submitter, created_ms, ord, born, reborn, stream, seq) VALUES",
+    23,
 )
 TASK_UPDATE: Final = Bulk(
     "WITH v (state, node, by, is_live, tries, changed, key) AS (VALUES",
@@ -61,12 +61,12 @@ BIRTH_UPDATE: Final = Bulk(
     " seq = v.seq FROM v WHERE tasks.key = v.key",
 )
 SPEC_UPDATE: Final = Bulk(
-    "WITH v (command, timeout_s, inputs, outputs, options, stdin, submitter,"
-    " created_ms, ord, key) AS (VALUES",
-    10,
+    "WITH v (command, timeout_s, inputs, outputs, options, stdin, items,"
+    " submitter, created_ms, ord, key) AS (VALUES",
+    11,
     ") UPDATE tasks SET command = v.command, timeout_s = v.timeout_s,"
     " inputs = v.inputs, outputs = v.outputs, options = v.options, stdin = v.stdin,"
-    " submitter = v.submitter, created_ms = v.created_ms, ord = v.ord"
+    " items = v.items, submitter = v.submitter, created_ms = v.created_ms, ord = v.ord"
     " FROM v WHERE tasks.key = v.key",
 )
 ATTEMPT_LIVE_UPSERT: Final = Bulk(
@@ -84,7 +84,12 @@ LOG_INSERT: Final = Bulk(
 OUTPUT_INSERT: Final = Bulk("INSERT INTO outputs (id, stdout, stderr) VALUES", 3)
 ORPHAN_INSERT: Final = Bulk("INSERT INTO orphans (task_id, stream, seq) VALUES", 3)
 COUNT_ADD: Final = Bulk(
-    "INSERT INTO counts (node, state, n) VALUES",
-    3,
+    "INSERT INTO counts (kind, node, state, n) VALUES",
+    4,
     "ON CONFLICT DO UPDATE SET n = n + excluded.n",
+)
+ARRAY_UPSERT: Final = Bulk(
+    "INSERT OR REPLACE INTO arrays (task, members, total, queued, running, completed,"
+    " failed, cancelled, live) VALUES",
+    9,
 )

@@ -7,9 +7,12 @@ carry it only where two ends of one attempt must be compared.
 from __future__ import annotations
 
 import sqlite3
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Final
 
 from octaskly.core import merge
+from octaskly.core.arrays import member_of, member_spec
 from octaskly.core.facts import (
     Assigned,
     Entry,
@@ -18,11 +21,16 @@ from octaskly.core.facts import (
     TaskFact,
 )
 from octaskly.core.merge import Birth, TaskRecord, TaskRow
-from octaskly.core.model import Attempt, AttemptId, TaskSpec
-from octaskly.store import bulk, purge, rows
+from octaskly.core.model import Attempt, AttemptId, TaskId, TaskSpec
+from octaskly.store import arrays, bulk, purge, rows
+from octaskly.store.arrays import BORN, Members
 from octaskly.store.orphans import Early, Orphans
 
-Count = tuple[str, int]  #: node (empty: none) and number of the state
+FETCHED: Final = f"{rows.TASK_COLUMNS}, node, state, changed, born, reborn, stream, seq"
+_WIDTH: Final = rows.TASK_COLUMNS.count(",") + 1
+CHANGED: Final = _WIDTH + 2  #: place of that column
+
+Count = tuple[int, str, int]  #: kind, node (empty: none) and number of the state
 
 
 @dataclass(slots=True)
@@ -41,6 +49,9 @@ class Task:
     stored_birth: Birth | None = None
     early: list[Early] = field(default_factory=list)  #: what cannot count yet
     counted_early: list[Early] = field(default_factory=list)
+    members: Members | None = None  #: of an array
+    array: Task | None = None  #: of a member
+    was_live: bool = False  #: as its array counts it, of a member
 
     @property
     def spec(self) -> TaskSpec | None:
@@ -81,6 +92,8 @@ class Folding:
         stream, seq, hlc = entry.stream, entry.seq, entry.hlc
         bare, output = self._strip(task, fact)
         if isinstance(bare, Submitted):
+            if task.array is not None:
+                return bare, output  # The array has said it.
             self._bear(task, bare, Birth(hlc, hlc, stream, seq))
         elif task.spec is None:
             task.early.append(Early(stream, seq, hlc, bare, output))
@@ -99,6 +112,16 @@ class Folding:
             task.changed_hlc = max(task.changed_hlc, early.hlc)
         task.counted_early += task.early
         task.early = []
+
+    def bear_member(self, task_id: TaskId, task: Task) -> None:
+        """Give a member its envelope, once its array is here and has such a member."""
+        array = None if task.array is None else task.array.spec
+        place = member_of(task_id)
+        if task.spec is not None or array is None or place is None:
+            return
+        spec = member_spec(array, place[1])
+        if spec is not None:
+            self._bear(task, Submitted(spec), BORN)
 
     def fold_row(self, task: Task, row: TaskRow) -> None:
         """Fold all facts of a peer's row."""
@@ -172,6 +195,44 @@ class Folding:
 
     def _output(self, number: int) -> tuple[bytes, bytes]:
         return self._kept.get(number) or rows.read_output(self._db, number)
+
+
+def tasks_from(
+    db: sqlite3.Connection, found: Sequence[rows.Row]
+) -> Iterator[tuple[TaskId, Task]]:
+    """Yield tasks of rows of `FETCHED`; members of arrays without an envelope."""
+    records = rows.records_from(db, [row[:_WIDTH] for row in found])
+    members = arrays.read(db, (row[0] for row in found if row[0] < arrays.MEMBERS))
+    for row, (record, outputs) in zip(found, records, strict=True):
+        yield record.id, _task_from(row, record, outputs, members.get(row[0]))
+
+
+def _task_from(
+    row: rows.Row,
+    record: TaskRecord,
+    outputs: dict[AttemptId, int],
+    members: Members | None,
+) -> Task:
+    """Return a task as it is stored."""
+    node, state, changed = row[_WIDTH : CHANGED + 1]
+    birth = Birth(*row[-4:])
+    kind = arrays.TASK if members is None else arrays.ARRAY
+    if row[0] >= arrays.MEMBERS:
+        kind, record = arrays.MEMBER, replace(record, spec=None)
+    if members is not None:
+        members.left_counted = members.left(record.cancelled_by)
+    return Task(
+        record,
+        row[0],
+        outputs,
+        (kind, node or "", state),
+        record.spec,
+        changed_hlc=changed,
+        birth=birth,
+        stored_birth=birth,
+        members=members,
+        was_live=rows.is_live(record),
+    )
 
 
 def _find(record: TaskRecord, attempt_id: AttemptId) -> Attempt | None:

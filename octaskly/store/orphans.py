@@ -9,6 +9,7 @@ import sqlite3
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
+from octaskly.core.arrays import member_of
 from octaskly.core.facts import Floor, TaskFact
 from octaskly.core.model import StreamId, TaskId
 from octaskly.ports import Packer
@@ -53,6 +54,18 @@ class Orphans:
                 fact = self._packer.unpack_entry(stream, seq, hlc, body).fact
                 assert not isinstance(fact, Floor), "a floor waits for no task"
                 yield Early(stream, seq, hlc, fact, output, is_held=True)
+
+    def members(self, array: TaskId) -> set[TaskId]:
+        """Return the members of an array about which there are entries."""
+        if not self.is_any:
+            return set()
+        name = array.partition("~")[0]
+        found = self._db.execute(
+            "SELECT task_id FROM orphans"
+            " WHERE task_id > ? || '.' AND task_id < ? || '/'",
+            (name, name),
+        )
+        return {id_ for (id_,) in found if (member_of(id_) or ("",))[0] == array}
 
     def write(self, held: Iterable[Early], counted: Iterable[Early]) -> None:
         """Hold what cannot count yet, let go of what does now."""

@@ -12,7 +12,7 @@ from octaskly.core.events import FloorPlanned
 from octaskly.core.facts import HLC_MAX, Floor, Mark
 from octaskly.core.merge import TaskRecord
 from octaskly.core.model import Epoch, Holdings, NodeId, StreamId, TaskState
-from octaskly.store import reader, rows
+from octaskly.store import arrays, reader, rows
 from octaskly.store.purge import read_floor
 from octaskly.store.state import read_ahead
 
@@ -20,6 +20,7 @@ TASKS_MAX: Final = 10_000  #: looked at in one step
 CARRIED_MAX: Final = 500  #: written again in one step,
 CARRIED_BYTES_MAX: Final = 1 << 20  #: and how much of it, commands and outputs
 
+_OPTIONS: Final = rows.TASK_COLUMNS.split(", ").index("options")
 _ENDED: Final = tuple(rows.NUMBER_OF[state] for state in TaskState if state.is_final)
 
 
@@ -42,10 +43,6 @@ def plan_floor(db: sqlite3.Connection, ask: PlanFloor) -> FloorPlanned:
     While rows say more than the log, there is no floor, but tasks to write again.
     The reader is in a transaction.
     """
-    (ended,) = db.execute(
-        f"SELECT coalesce(sum(n), 0) FROM counts WHERE state IN ({rows.marks(3)})",  # noqa: S608
-        _ENDED,
-    ).fetchone()
     known = read_floor(db)
     floors = {mark.stream: mark.seq for mark in known.marks}
     if _is_purging(db, floors, known.horizon):
@@ -53,13 +50,23 @@ def plan_floor(db: sqlite3.Connection, ask: PlanFloor) -> FloorPlanned:
     ahead = read_ahead(db)
     if ahead:
         return _plan_ahead(db, ask, ahead)
-    cut = _walk(db, floors, ask.before_hlc, surplus=ended - ask.tasks_max)
+    cut = _walk(db, floors, ask.before_hlc, surplus=_ended(db) - ask.tasks_max)
     if not cut.horizon:
         return FloorPlanned(None)
     marks = _marks(db, cut, floors)
     return FloorPlanned(
         Floor(cut.horizon, marks), tuple(cut.carried), has_more=not cut.is_over
     )
+
+
+def _ended(db: sqlite3.Connection) -> int:
+    """Return how many rows there are of tasks that have ended."""
+    (tasks,) = db.execute(
+        "SELECT coalesce(sum(n), 0) FROM counts"  # noqa: S608
+        f" WHERE kind < ? AND state IN ({rows.marks(len(_ENDED))})",
+        (arrays.MEMBER, *_ENDED),
+    ).fetchone()
+    return int(tasks) + arrays.rows_ended(db)
 
 
 def _plan_ahead(
@@ -130,25 +137,27 @@ def _walk(
         " born, reborn, stream, seq FROM tasks INDEXED BY tasks_born ORDER BY born, key"
     )
     for passed, row in enumerate(found):
+        if row[0] >= arrays.MEMBERS:
+            break  # They go with their arrays.
         is_live, changed, born, reborn, stream, seq = row[-6:]
         is_ended = row[-7] in _ENDED and not is_live
         limit = changed if is_ended else born
         is_old = surplus > 0 or limit < before_hlc
         if born > cut.horizon:  # Else the cut is through it already.
             is_full = passed >= TASKS_MAX or len(cut.carried) >= CARRIED_MAX
-            if not is_old or is_full or left <= 0:
-                cut.is_over = not is_old
+            if not is_old or is_full or left <= 0 or _is_large(db, row):
+                cut.is_over = not (is_old and (is_full or left <= 0))
                 until = born - 1
                 break
         # One that was submitted again meanwhile stays, with what was said of it.
         is_passed = reborn <= max(born, cut.horizon) and is_old
         if is_ended and (is_passed or seq <= floors.get(stream, 0)):
-            surplus -= 1
+            surplus -= 1 + _held(db, row)
             latest = max(latest, changed)
         else:
-            record = _whole(db, row[:-7])
-            left -= rows.size_of(record)
-            cut.carried.append(record)
+            carried = _with_members(db, row[:-7])
+            left -= sum(map(rows.size_of, carried))
+            cut.carried += carried
         cut.horizon = max(cut.horizon, born)
         if reborn == born:
             cut.last[stream] = max(cut.last.get(stream, 0), seq)
@@ -157,8 +166,37 @@ def _walk(
     return cut
 
 
+def _held(db: sqlite3.Connection, row: Sequence[Any]) -> int:
+    """Return how many rows the members have of what may be an array."""
+    members = arrays.read(db, [row[0]]) if row[_OPTIONS] is not None else {}
+    return sum(counted.held for counted in members.values())
+
+
+def _is_large(db: sqlite3.Connection, row: Sequence[Any]) -> bool:
+    """Whether this is an array that is not over, and too large to be written again.
+
+    Nothing younger is forgotten before it: people see it, and can cancel its rest.
+    """
+    is_open = row[-7] not in _ENDED or row[-6]
+    return bool(is_open and _held(db, row) > CARRIED_MAX)
+
+
+def _with_members(db: sqlite3.Connection, row: Sequence[Any]) -> list[TaskRecord]:
+    """Return a task, an array with all members of which anything is known."""
+    carried = [_whole(db, row)]
+    found = arrays.read(db, [row[0]]) if row[_OPTIONS] is not None else {}
+    for members in found.values():
+        begun = db.execute(
+            f"SELECT {rows.TASK_COLUMNS} FROM tasks"  # noqa: S608
+            " WHERE key BETWEEN ? AND ? ORDER BY key",
+            (members.first, members.last),
+        ).fetchall()
+        carried += [_whole(db, member) for member in begun]
+    return carried
+
+
 def _whole(db: sqlite3.Connection, row: Sequence[Any]) -> TaskRecord:
-    ((record, outputs),) = rows.records_from(db, [row])
+    ((record, outputs),) = arrays.raw_records_from(db, [row])
     return reader.with_outputs(db, record, outputs)
 
 

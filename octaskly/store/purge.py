@@ -14,7 +14,7 @@ from typing import Final
 
 from octaskly.core.facts import Floor, Mark
 from octaskly.core.model import Epoch, NodeId, StreamId
-from octaskly.store import bulk, rows
+from octaskly.store import arrays, bulk, rows
 
 TASKS_STEP: Final = 200
 ENTRIES_STEP: Final = 500
@@ -69,6 +69,8 @@ class Purge:
                 # Its turn comes with its latest submission, or with its last fact.
                 turn = changed if is_void else max(reborn, self._horizon + 1)
                 kept.append((turn, key))
+        if drop_members(self._db, void, TASKS_STEP):
+            return  # Their arrays go when they are gone.
         drop_tasks(self._db, void)
         self._db.executemany("UPDATE tasks SET born = ? WHERE key = ?", kept)
         self._has_tasks = len(found) == TASKS_STEP
@@ -104,24 +106,60 @@ class Purge:
 
 
 def drop_tasks(db: sqlite3.Connection, keys: Sequence[int]) -> None:
-    """Delete tasks with their attempts and outputs, and count them off."""
+    """Delete tasks with their attempts and outputs, and count them off.
+
+    Members go with their array.
+    """
     if keys:
         _note_numbers(db)
     for some in rows.chunks(keys):
-        these = f"IN ({rows.marks(len(some))})"
-        counted = db.execute(
-            "SELECT coalesce(node, ''), state, -count(*) FROM tasks"  # noqa: S608
-            f" WHERE key {these} GROUP BY node, state",
-            some,
-        ).fetchall()
-        bulk.COUNT_ADD.run(db, counted)
-        db.execute(
-            "DELETE FROM outputs WHERE id IN"  # noqa: S608
-            f" (SELECT output FROM attempts WHERE task {these} AND output NOT NULL)",
-            some,
+        while drop_members(db, some, ENTRIES_STEP):
+            pass
+        _drop_arrays(db, some)
+        _drop_rows(db, some, arrays.TASK)
+
+
+def drop_members(db: sqlite3.Connection, keys: Sequence[int], limit: int) -> bool:
+    """Delete some of the members of arrays; return whether there were any."""
+    for members in arrays.read(db, keys).values():
+        found = db.execute(
+            "SELECT key FROM tasks WHERE key BETWEEN ? AND ? LIMIT ?",
+            (members.first, members.last, limit),
         )
-        db.execute(f"DELETE FROM attempts WHERE task {these}", some)  # noqa: S608
-        db.execute(f"DELETE FROM tasks WHERE key {these}", some)  # noqa: S608
+        some = [key for (key,) in found]
+        if some:
+            _drop_rows(db, some, arrays.MEMBER)
+            return True
+    return False
+
+
+def _drop_arrays(db: sqlite3.Connection, keys: Sequence[int]) -> None:
+    """Delete arrays without members that have a row."""
+    for key, members in arrays.read(db, keys).items():
+        (by,) = db.execute(
+            "SELECT cancelled_by FROM tasks WHERE key = ?", (key,)
+        ).fetchone()
+        state, left = members.left(by)
+        bulk.COUNT_ADD.run(db, [(arrays.MEMBER, "", state, -left)])
+        _drop_rows(db, [key], arrays.ARRAY)
+        db.execute("DELETE FROM arrays WHERE task = ?", (key,))
+
+
+def _drop_rows(db: sqlite3.Connection, keys: Sequence[int], kind: int) -> None:
+    these = f"IN ({rows.marks(len(keys))})"
+    counted = db.execute(
+        "SELECT ?, coalesce(node, ''), state, -count(*) FROM tasks"  # noqa: S608
+        f" WHERE key {these} GROUP BY node, state",
+        (kind, *keys),
+    ).fetchall()
+    bulk.COUNT_ADD.run(db, counted)
+    db.execute(
+        "DELETE FROM outputs WHERE id IN"  # noqa: S608
+        f" (SELECT output FROM attempts WHERE task {these} AND output NOT NULL)",
+        keys,
+    )
+    db.execute(f"DELETE FROM attempts WHERE task {these}", keys)  # noqa: S608
+    db.execute(f"DELETE FROM tasks WHERE key {these}", keys)  # noqa: S608
 
 
 def write_floor(db: sqlite3.Connection, floor: Floor) -> None:

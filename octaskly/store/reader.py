@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 import sqlite3
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from itertools import chain
 from typing import Any
 
+from octaskly.core.arrays import member_of
 from octaskly.core.events import Loaded
 from octaskly.core.facts import Finished, Stored
 from octaskly.core.merge import TaskRecord
@@ -22,11 +24,18 @@ from octaskly.core.model import (
     name_of,
 )
 from octaskly.ports import Packer, TaskPage, TaskQuery
-from octaskly.store import rows, twins
+from octaskly.store import arrays, rows, twins
+from octaskly.store.arrays import Members
 from octaskly.store.state import read_vector
 
 ENTRY_BYTES = 64  #: of an entry, in a frame, beside its body and outputs
 
+Keys = tuple[int, int]
+"""The first and the last key of those that a question is about."""
+
+_MEMBER = re.compile(
+    r"(?P<name>[^~]+)\.(?P<number>0|[1-9][0-9]{0,8})(?P<twin>~[0-9]+)?"
+)
 _QUEUE = "FROM tasks INDEXED BY tasks_queued WHERE state = 0"
 
 
@@ -45,13 +54,14 @@ def load(db: sqlite3.Connection, after_ord: int, limit: int) -> Loaded:
         if found and found[-1][-1] == extra[-1]:
             found = _with_ties(db, found)
             has_more = _is_behind(db, found[-1][-1])
-    return Loaded(after_ord, _records(db, found), has_more)
+    return Loaded(after_ord, _in_queue(db, found), has_more)
 
 
 def load_live(db: sqlite3.Connection) -> tuple[TaskRecord, ...]:
     """Return tasks of which an attempt has no end, oldest first.
 
-    Besides those that run, a few that are decided: cancelled but not yet ended.
+    Besides those that run, a few that are decided: cancelled but not yet ended. An
+    array of which members run comes with its members.
     """
     found = db.execute(
         f"SELECT {rows.TASK_COLUMNS} FROM tasks INDEXED BY tasks_state"  # noqa: S608
@@ -59,7 +69,7 @@ def load_live(db: sqlite3.Connection) -> tuple[TaskRecord, ...]:
         f" UNION ALL SELECT {rows.TASK_COLUMNS} FROM tasks INDEXED BY tasks_live"
         " WHERE is_live = 1 AND state > 1 ORDER BY key"
     ).fetchall()
-    return _records(db, found)
+    return _in_queue(db, found)
 
 
 def task(db: sqlite3.Connection, ref: str) -> TaskRecord | None:
@@ -68,10 +78,26 @@ def task(db: sqlite3.Connection, ref: str) -> TaskRecord | None:
     found = db.execute(select, (ref,)).fetchall()
     if not found:
         found = db.execute(select, (twins.id_of(db, ref),)).fetchall()
-    for record, outputs in rows.records_from(db, found):
+    for record, outputs in arrays.records_from(db, found):
         (numbered,) = twins.numbered(db, (record,))
         return with_outputs(db, numbered, outputs)
-    return None
+    return _member_without_row(db, ref)
+
+
+def _member_without_row(db: sqlite3.Connection, ref: str) -> TaskRecord | None:
+    """Return a member of an array of which nothing is known but that there is one."""
+    place = member_of(TaskId(ref))
+    match = _MEMBER.fullmatch(ref)
+    if place is None and match is not None:
+        name = f"{match['name']}{match['twin'] or ''}"
+        array_id = twins.id_of(db, name)
+        place = None if array_id is None else (array_id, int(match["number"]))
+    if place is None:
+        return None
+    array = task(db, place[0])
+    if array is None:
+        return None
+    return arrays.record_of_member(array, place[1])
 
 
 def with_outputs(
@@ -124,13 +150,19 @@ def resolve(db: sqlite3.Connection, sequence: int) -> tuple[str, ...]:
 
 def page(db: sqlite3.Connection, query: TaskQuery) -> TaskPage:
     """Return one page, oldest first, and how many tasks match in all."""
-    total = _total(db, query)
+    members = None if query.array is None else _members_of(db, query.array)
+    if query.array is not None and members is None:
+        return TaskPage((), 0)
+    keys = (0, arrays.MEMBERS - 1) if members is None else (members.first, members.last)
+    total = _total(db, query, keys, members)
     count = min(query.limit, total - query.offset)
     if count <= 0:
         return TaskPage((), total)
     if query.state is None and query.node is None:
         first, last = db.execute(
-            "SELECT (SELECT min(key) FROM tasks), (SELECT max(key) FROM tasks)"
+            "SELECT (SELECT min(key) FROM tasks WHERE key BETWEEN ? AND ?),"
+            " (SELECT max(key) FROM tasks WHERE key BETWEEN ? AND ?)",
+            (*keys, *keys),
         ).fetchone()
         if last - first + 1 == total:  # No gaps, so the place is known at once.
             found = db.execute(
@@ -139,14 +171,23 @@ def page(db: sqlite3.Connection, query: TaskQuery) -> TaskPage:
                 (first + query.offset, count),
             ).fetchall()
             return TaskPage(twins.numbered(db, _records(db, found)), total)
-    keys = _page_keys(db, query, count=count, behind=total - query.offset - count)
-    return TaskPage(twins.numbered(db, _records(db, _by_keys(db, keys))), total)
+    behind = total - query.offset - count
+    some = _page_keys(db, query, keys, count=count, behind=behind)
+    return TaskPage(twins.numbered(db, _records(db, _by_keys(db, some))), total)
+
+
+def _members_of(db: sqlite3.Connection, array: TaskId) -> Members | None:
+    found = db.execute("SELECT key FROM tasks WHERE id = ?", (array,)).fetchone()
+    return None if found is None else arrays.read(db, found).get(found[0])
 
 
 def counts(db: sqlite3.Connection) -> tuple[dict[TaskState, int], int]:
     """Return how many tasks are in each state, and the highest sequence number."""
     found = dict.fromkeys(rows.STATES, 0)
-    for number, n in db.execute("SELECT state, sum(n) FROM counts GROUP BY state"):
+    for number, n in db.execute(
+        "SELECT state, sum(n) FROM counts WHERE kind != ? GROUP BY state",
+        (arrays.ARRAY,),
+    ):
         found[rows.STATES[number]] = n
     return found, rows.sequence_max(db)
 
@@ -212,7 +253,25 @@ def _stored(packer: Packer, stream: StreamId, row: Sequence[Any]) -> Stored:
 def _records(
     db: sqlite3.Connection, found: Sequence[rows.Row]
 ) -> tuple[TaskRecord, ...]:
-    return tuple(record for record, _ in rows.records_from(db, found))
+    return tuple(record for record, _ in arrays.records_from(db, found))
+
+
+def _in_queue(
+    db: sqlite3.Connection, found: Sequence[rows.Row]
+) -> tuple[TaskRecord, ...]:
+    """Return records; of arrays with the members about which nothing is known."""
+    records = _records(db, found)
+    if not any(record.progress for record in records):
+        return records
+    members = arrays.read(db, (row[0] for row in found))
+    whole = []
+    for row, record in zip(found, records, strict=True):
+        progress = record.progress
+        if progress is not None:
+            runs = arrays.runs_left(db, members[row[0]])
+            record = replace(record, progress=progress._replace(rest=runs))
+        whole.append(record)
+    return tuple(whole)
 
 
 def _with_ties(db: sqlite3.Connection, found: list[rows.Row]) -> list[rows.Row]:
@@ -233,51 +292,62 @@ def _is_behind(db: sqlite3.Connection, last_ord: int) -> bool:
     return row is not None
 
 
-def _filters(query: TaskQuery) -> tuple[str, list[int | str]]:
+def _filters(query: TaskQuery, keys: Keys) -> tuple[str, list[int | str]]:
     """Return the table with its index and the condition, and the parameters."""
+    between = "key BETWEEN ? AND ?"
     if query.node is not None and query.state is not None:
         return (
-            "tasks INDEXED BY tasks_node WHERE node = ? AND state = ?",
-            [query.node, rows.NUMBER_OF[query.state]],
+            f"tasks INDEXED BY tasks_node WHERE node = ? AND state = ? AND {between}",
+            [query.node, rows.NUMBER_OF[query.state], *keys],
         )
     if query.node is not None:
-        return "tasks INDEXED BY tasks_node WHERE node = ?", [query.node]
+        return (
+            f"tasks INDEXED BY tasks_node WHERE node = ? AND {between}",
+            [query.node, *keys],
+        )
     if query.state is not None:
         return (
-            "tasks INDEXED BY tasks_state WHERE state = ?",
-            [rows.NUMBER_OF[query.state]],
+            f"tasks INDEXED BY tasks_state WHERE state = ? AND {between}",
+            [rows.NUMBER_OF[query.state], *keys],
         )
-    return "tasks WHERE 1", []
+    return f"tasks WHERE {between}", [*keys]
 
 
-def _total(db: sqlite3.Connection, query: TaskQuery) -> int:
-    condition, values = "1", []
-    if query.node is not None:
-        condition, values = "node = ?", [query.node]
-    found = db.execute(
-        f"SELECT state, sum(n) FROM counts WHERE {condition} GROUP BY state",  # noqa: S608
-        values,
-    )
+def _total(
+    db: sqlite3.Connection, query: TaskQuery, keys: Keys, members: Members | None
+) -> int:
     number = None if query.state is None else rows.NUMBER_OF[query.state]
+    if members is not None and query.node is None:
+        return members.held if number is None else members.counts[number]
+    if members is not None:
+        where, values = _filters(query, keys)
+        found = db.execute(f"SELECT count(*) FROM {where}", values)  # noqa: S608
+        return int(found.fetchone()[0])
+    condition, node = ("1", []) if query.node is None else ("node = ?", [query.node])
+    found = db.execute(
+        "SELECT state, sum(n) FROM counts"  # noqa: S608
+        f" WHERE kind < ? AND {condition} GROUP BY state",
+        (arrays.MEMBER, *node),
+    )
     return sum(n for state, n in found if number in (None, state))
 
 
 def _page_keys(
-    db: sqlite3.Connection, query: TaskQuery, *, count: int, behind: int
+    db: sqlite3.Connection, query: TaskQuery, keys: Keys, *, count: int, behind: int
 ) -> list[int]:
     """Return the keys of a page with so many tasks behind it.
 
     The total is exact, so the index is walked from the nearer end.
     """
-    where, values = _filters(query)
+    where, values = _filters(query, keys)
     is_backward = behind < query.offset
     order, skip = ("DESC", behind) if is_backward else ("ASC", query.offset)
     found = db.execute(
         f"SELECT key FROM {where} ORDER BY key {order} LIMIT ? OFFSET ?",  # noqa: S608
         (*values, count, skip),
     )
-    keys = [key for (key,) in found]
-    return keys[::-1] if is_backward else keys
+    some = [key for (key,) in found]
+    return some[::-1] if is_backward else some
 
 
 def _by_keys(db: sqlite3.Connection, keys: Sequence[int]) -> list[rows.Row]:

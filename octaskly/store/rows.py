@@ -25,7 +25,7 @@ from octaskly.core.model import (
     TaskSpec,
     TaskState,
 )
-from octaskly.core.options import TaskOptions
+from octaskly.core.options import ArraySpec, TaskOptions
 
 STATES: Final = (
     TaskState.QUEUED,
@@ -40,9 +40,10 @@ NUMBER_OF: Final = {state: number for number, state in enumerate(STATES)}
 
 TASK_COLUMNS: Final = (
     "key, id, cancelled_by, tries,"
-    " command, timeout_s, inputs, outputs, options, stdin, submitter, created_ms, ord"
+    " command, timeout_s, inputs, outputs, options, stdin, items, submitter,"
+    " created_ms, ord"
 )
-LIST_COLUMNS: Final = TASK_COLUMNS.replace("stdin", "NULL")
+LIST_COLUMNS: Final = TASK_COLUMNS.replace("stdin, items", "NULL, NULL")
 """The same without what can be large, which no list shows."""
 ATTEMPT_COLUMNS: Final = (
     "task, term, stream, n, node, state, reason, exit_code, signal, started_ms,"
@@ -58,7 +59,10 @@ ROW_BYTES: Final = 200  #: of a task or attempt, beyond command and outputs, rou
 _DERIVED_DIGITS: Final = 12  #: of ids that come from an idempotency key
 _ATTEMPT_STATES: Final = tuple(AttemptState)
 _OPTIONS: Final = NUMBERS[TaskOptions]
-_STDIN: Final = [field.name for field in fields(TaskOptions)].index("stdin")
+_STDIN, _ARRAY = map(
+    [field.name for field in fields(TaskOptions)].index, ("stdin", "array")
+)
+_ITEMS: Final = [field.name for field in fields(ArraySpec)].index("items")
 _REASONS: Final = {reason.value: reason for reason in Reason}
 
 
@@ -91,7 +95,8 @@ def node_shown(record: TaskRecord, state: TaskState) -> NodeId | None:
     if state is TaskState.QUEUED:
         return None
     if state is TaskState.RUNNING:
-        return next(a.node for a in reversed(record.attempts) if a.state.is_live)
+        live = (a.node for a in reversed(record.attempts) if a.state.is_live)
+        return next(live, None)  # An array runs on many.
     chosen = record.chosen
     return None if chosen is None else chosen.node
 
@@ -115,10 +120,15 @@ def spec_row(spec: TaskSpec) -> tuple[Any, ...]:
     )
 
 
+def member_row(ord_: int) -> tuple[Any, ...]:
+    """Return the same columns of a member of an array, which says the rest."""
+    return ("", 0, None, None, None, None, None, "", 0, ord_)
+
+
 def record_from(row: Row, attempts: tuple[Attempt, ...]) -> TaskRecord:
     """Return the record of a row of `TASK_COLUMNS`."""
     _, task, by, _, command, timeout_s, inputs, outputs = row[:8]
-    options, stdin, submitter, created, ord_ = row[8:]
+    options, stdin, items, submitter, created, ord_ = row[8:]
     spec = TaskSpec(
         id=task,
         command=command,
@@ -128,7 +138,7 @@ def record_from(row: Row, attempts: tuple[Attempt, ...]) -> TaskRecord:
         submitter=submitter,
         created_ms=created,
         ord=ord_,
-        options=None if options is None else _options(options, stdin),
+        options=None if options is None else _options(options, stdin, items),
     )
     return TaskRecord(id=task, spec=spec, cancelled_by=by, attempts=attempts)
 
@@ -268,18 +278,27 @@ def size_of(record: TaskRecord) -> int:
     return size
 
 
-def _options_row(options: TaskOptions | None) -> tuple[str | None, bytes | None]:
-    """Return the columns `options`, a row of the codec as JSON, and `stdin`."""
+def _options_row(
+    options: TaskOptions | None,
+) -> tuple[str | None, bytes | None, str | None]:
+    """Return the columns `options`, a row of the codec as JSON, `stdin`, `items`."""
     if options is None:
-        return None, None
+        return None, None, None
     plain = list(encode(options)[1])
     plain[_STDIN] = None
-    return json.dumps(plain), options.stdin or None
+    items = None
+    if options.array is not None:
+        array = plain[_ARRAY] = list(plain[_ARRAY])
+        array[_ITEMS] = None
+        items = _names_text(options.array.items)
+    return json.dumps(plain), options.stdin or None, items
 
 
-def _options(text: str, stdin: bytes | None) -> TaskOptions:
+def _options(text: str, stdin: bytes | None, items: str | None) -> TaskOptions:
     plain = json.loads(text)
     plain[_STDIN] = stdin or b""
+    if len(plain) > _ARRAY and plain[_ARRAY] is not None:
+        plain[_ARRAY][_ITEMS] = _names(items)
     options: TaskOptions = decode((_OPTIONS, plain))
     return options
 

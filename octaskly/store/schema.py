@@ -143,10 +143,35 @@ DROP INDEX log_tasks;
 CREATE INDEX tasks_born ON tasks (born);
 """
 
-# What tasks ask for beyond a command; `stdin` apart, as it may be large.
+# What tasks ask for beyond a command; `stdin` and the items of an array apart, as they
+# may be large. Rows of members of arrays: see `store.arrays`.
 _THIRD: Final = """
 ALTER TABLE tasks ADD COLUMN options TEXT;
 ALTER TABLE tasks ADD COLUMN stdin BLOB;
+ALTER TABLE tasks ADD COLUMN items TEXT;
+
+CREATE TABLE arrays (
+    task INTEGER PRIMARY KEY,
+    members INTEGER NOT NULL,
+    total INTEGER NOT NULL,
+    queued INTEGER NOT NULL,
+    running INTEGER NOT NULL,
+    completed INTEGER NOT NULL,
+    failed INTEGER NOT NULL,
+    cancelled INTEGER NOT NULL,
+    live INTEGER NOT NULL
+) STRICT;
+
+ALTER TABLE counts RENAME TO counts_before;
+CREATE TABLE counts (
+    kind INTEGER NOT NULL,
+    node TEXT NOT NULL,
+    state INTEGER NOT NULL,
+    n INTEGER NOT NULL,
+    PRIMARY KEY (kind, node, state)
+) STRICT, WITHOUT ROWID;
+INSERT INTO counts SELECT 0, node, state, n FROM counts_before;
+DROP TABLE counts_before;
 """
 
 MIGRATIONS: Final = (_FIRST, _SECOND, _THIRD)

@@ -14,7 +14,7 @@ from typing import Final
 from octaskly.core.merge import Birth, TaskRow
 from octaskly.core.messages import Cursor, Snapshot, SnapshotHead
 from octaskly.core.model import Epoch, NodeId, StreamId
-from octaskly.store import reader, rows, state
+from octaskly.store import arrays, reader, rows, state
 from octaskly.store.purge import read_floor
 
 LAG_ENTRIES: Final = 200_000  #: fewer are always given as entries
@@ -96,8 +96,10 @@ def _is_wanted(
         lag += max(0, have - seen)
     if lag <= LAG_ENTRIES:
         return False
-    (tasks,) = db.execute("SELECT coalesce(sum(n), 0) FROM counts").fetchone()
-    return bool(lag > ENTRIES_PER_TASK * tasks)
+    (tasks,) = db.execute(
+        "SELECT coalesce(sum(n), 0) FROM counts WHERE kind < ?", (arrays.MEMBER,)
+    ).fetchone()
+    return bool(lag > ENTRIES_PER_TASK * (tasks + arrays.rows_held(db)))
 
 
 def _rows(db: sqlite3.Connection, after: int) -> Iterator[tuple[int, TaskRow]]:
@@ -107,7 +109,7 @@ def _rows(db: sqlite3.Connection, after: int) -> Iterator[tuple[int, TaskRow]]:
             " FROM tasks WHERE key > ? ORDER BY key LIMIT ?",
             (after, _PAGE),
         ).fetchall()
-        records = rows.records_from(db, [row[:-5] for row in found])
+        records = arrays.raw_records_from(db, [row[:-5] for row in found])
         for row, (record, outputs) in zip(found, records, strict=True):
             whole = reader.with_outputs(db, record, outputs)
             yield row[0], TaskRow(whole, Birth(*row[-4:]), row[-5])

@@ -24,6 +24,7 @@ from octaskly.core.model import (
 )
 from octaskly.ports import Packer
 from octaskly.store import rows
+from octaskly.store.arrays import ARRAY
 from octaskly.store.purge import read_floor, read_numbers
 
 PEER_DAYS: Final = 7  #: a peer not met for longer is not dialled at the start
@@ -102,8 +103,8 @@ def read_saved(db: sqlite3.Connection, packer: Packer, wall_ms: int) -> Saved:
     """Return what the node knew; peers met in the last `PEER_DAYS`, latest first."""
     meta: dict[str, Any] = dict(db.execute("SELECT key, value FROM meta"))
     queued = db.execute(
-        "SELECT sum(n) FROM counts WHERE state = ?",
-        (rows.NUMBER_OF[TaskState.QUEUED],),
+        "SELECT sum(n) FROM counts WHERE kind != ? AND state = ?",
+        (ARRAY, rows.NUMBER_OF[TaskState.QUEUED]),
     ).fetchone()[0]
     reports = db.execute("SELECT report FROM spool ORDER BY key")
     names = db.execute("SELECT id, name FROM peers ORDER BY id")

@@ -8,39 +8,23 @@ wrote lately need not be read again.
 from __future__ import annotations
 
 import sqlite3
-from collections import OrderedDict, defaultdict
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections import OrderedDict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Final
 
+from octaskly.core.arrays import member_of
 from octaskly.core.effects import Append, Join
 from octaskly.core.facts import Entry, Floor, TaskFact
-from octaskly.core.merge import Birth, TaskRecord, TaskRow
-from octaskly.core.model import AttemptId, Epoch, StreamId, TaskId, TaskSpec
+from octaskly.core.merge import Birth, TaskRow
+from octaskly.core.model import Epoch, StreamId, TaskId
 from octaskly.ports import Packer
-from octaskly.store import bulk, purge, rows, state
-from octaskly.store.folding import Count, Folding, Task
+from octaskly.store import arrays, bulk, purge, rows, state
+from octaskly.store.arrays import Members
+from octaskly.store.changes import Changes
+from octaskly.store.folding import CHANGED, FETCHED, Folding, Task, tasks_from
 from octaskly.store.orphans import Early, Orphans
 
 CACHED_TASKS: Final = 10_000  #: unfinished tasks whose record the writer keeps
-
-_FETCHED: Final = (
-    f"{rows.TASK_COLUMNS}, node, state, changed, born, reborn, stream, seq"
-)
-_WIDTH: Final = rows.TASK_COLUMNS.count(",") + 1
-
-
-@dataclass(slots=True)
-class _Changes:
-    """Rows of one commit."""
-
-    inserts: list[bulk.Row] = field(default_factory=list)
-    updates: list[bulk.Row] = field(default_factory=list)
-    specs: list[bulk.Row] = field(default_factory=list)
-    births: list[bulk.Row] = field(default_factory=list)
-    live: list[bulk.Row] = field(default_factory=list)  #: attempts
-    ended: list[bulk.Row] = field(default_factory=list)  #: attempts
-    deltas: defaultdict[Count, int] = field(default_factory=lambda: defaultdict(int))
 
 
 class Tables:
@@ -93,14 +77,25 @@ class Tables:
 
     def join(self, item: Join) -> None:
         """Join rows of a peer, and at the end its vector; a transaction has begun."""
-        floors = {mark.stream: mark.seq for mark in item.head.floor.marks}
-        wanted = [
+        plain = [
             row
             for row in item.rows
-            if row.record.spec is not None and not self._is_void(row.birth, row.changed)
+            if row.record.spec is not None
+            and member_of(row.record.id) is None
+            and not self._is_void(row.birth, row.changed)
         ]
-        touched = self._fetch(dict.fromkeys(row.record.id for row in wanted))
-        for row in wanted:
+        members = [row for row in item.rows if member_of(row.record.id) is not None]
+        self._join_some(item, plain)
+        self._join_some(item, members)
+        state.raise_ahead(self._db, item.vector)
+        if item.is_last:
+            self._end_join(item)
+
+    def _join_some(self, item: Join, some: Sequence[TaskRow]) -> None:
+        """Join rows of tasks, or those of members, whose arrays are here by then."""
+        floors = {mark.stream: mark.seq for mark in item.head.floor.marks}
+        touched = self._fetch(dict.fromkeys(row.record.id for row in some))
+        for row in some:
             task_id = row.record.id
             task = touched[task_id]
             if _is_earlier(task, row, floors):
@@ -111,13 +106,11 @@ class Tables:
                 task.early += self._orphans.of([task_id])
             # What is void to the peer is not in the row either.
             task.early = [e for e in task.early if e.seq > floors.get(e.stream, 0)]
-            self._folding.fold_row(task, row)
+            if task.array is None or task.spec is not None:
+                self._folding.fold_row(task, row)
         self._folding.write_kept()
         self._write(touched)
         self._settle(touched)
-        state.raise_ahead(self._db, item.vector)
-        if item.is_last:
-            self._end_join(item)
 
     def add_stream(self, stream: StreamId, epoch: Epoch) -> None:
         """Note who writes a stream."""
@@ -127,8 +120,11 @@ class Tables:
         self._have: dict[StreamId, int] = dict(
             self._db.execute("SELECT stream, have_seq FROM streams")
         )
-        (last,) = self._db.execute("SELECT max(key) FROM tasks").fetchone()
+        (last,) = self._db.execute(
+            "SELECT max(key) FROM tasks WHERE key < ?", (arrays.MEMBERS,)
+        ).fetchone()
         self._next_key = (last or 0) + 1
+        self._next_member = arrays.next_key(self._db)
         floor = purge.read_floor(self._db)
         self._floors = {mark.stream: mark.seq for mark in floor.marks}
         self._horizon = floor.horizon
@@ -163,10 +159,25 @@ class Tables:
             return
         touched = self._fetch(dict.fromkeys(fact.task for _, fact in some))
         log = [self._enter(touched[fact.task], entry, fact) for entry, fact in some]
+        self._bear_members(touched)
         self._folding.write_kept()
         bulk.LOG_INSERT.run(self._db, log)
         self._write(touched)
         self._settle(touched)
+
+    def _bear_members(self, touched: dict[TaskId, Task]) -> None:
+        """Let what was said of members count whose array has come with this commit."""
+        parents: dict[TaskId, TaskId] = {}
+        for task_id, task in touched.items():
+            if task.key is None and task.spec is not None and task.spec.array:
+                for member in self._orphans.members(task_id):
+                    parents[member] = task_id
+        for member in parents.keys() & touched.keys():
+            del parents[member]
+        touched |= self._fetch_members(parents, touched)
+        for task_id, task in touched.items():
+            if task.array is not None:
+                self._folding.bear_member(task_id, task)
 
     def _append_floor(self, entry: Entry, floor: Floor) -> None:
         body = self._packer.pack_entry_body(entry)
@@ -186,7 +197,7 @@ class Tables:
 
     def _is_void(self, birth: Birth, changed_hlc: int) -> bool:
         """Whether the task is void, and waits for its deletion."""
-        is_below = birth.seq <= self._floors.get(birth.stream, 0)
+        is_below = 0 < birth.seq <= self._floors.get(birth.stream, 0)
         return is_below and changed_hlc <= self._horizon
 
     def _end_join(self, item: Join) -> None:
@@ -206,25 +217,46 @@ class Tables:
         self._raise_floor(head.floor)
 
     def _fetch(self, ids: Iterable[TaskId]) -> dict[TaskId, Task]:
-        """Return what is known of these tasks, in their order: keys follow it."""
+        """Return what is known of these tasks, in their order: keys follow it.
+
+        With members of an array comes the array, which counts them.
+        """
+        plain: dict[TaskId, None] = {}
+        parents: dict[TaskId, TaskId] = {}
+        for task_id in ids:
+            place = member_of(task_id)
+            if place is None:
+                plain[task_id] = None
+            else:
+                parents[task_id] = place[0]
+        tasks = self._fetch_rows(plain | dict.fromkeys(parents.values()))
+        return tasks | self._fetch_members(parents, tasks)
+
+    def _fetch_members(
+        self, parents: Mapping[TaskId, TaskId], tasks: Mapping[TaskId, Task]
+    ) -> dict[TaskId, Task]:
+        """Return what is known of members whose arrays are in `tasks`."""
+        members = self._fetch_rows(parents)
+        for task_id, task in members.items():
+            task.array = tasks[parents[task_id]]
+            self._folding.bear_member(task_id, task)
+        return members
+
+    def _fetch_rows(self, ids: Iterable[TaskId]) -> dict[TaskId, Task]:
         touched = {task_id: self._cache.get(task_id) for task_id in ids}
         missing = [task_id for task_id, task in touched.items() if task is None]
         for some in rows.chunks(missing):
             found = self._db.execute(
-                f"SELECT {_FETCHED} FROM tasks WHERE id IN"  # noqa: S608
+                f"SELECT {FETCHED} FROM tasks WHERE id IN"  # noqa: S608
                 f" ({rows.marks(len(some))})",
                 some,
             ).fetchall()
             void = [
-                row[0]
-                for row in found
-                if self._is_void(Birth(*row[-4:]), row[_WIDTH + 2])
+                row[0] for row in found if self._is_void(Birth(*row[-4:]), row[CHANGED])
             ]
             purge.drop_tasks(self._db, void)
             found = [row for row in found if row[0] not in void]
-            records = rows.records_from(self._db, [row[:_WIDTH] for row in found])
-            for row, (record, outputs) in zip(found, records, strict=True):
-                touched[record.id] = _task_from(row, record, outputs)
+            touched.update(tasks_from(self._db, found))
         tasks = {task_id: task or Task() for task_id, task in touched.items()}
         for early in self._orphans.of(t for t, task in tasks.items() if not task.key):
             tasks[early.fact.task].early.append(early)
@@ -242,56 +274,62 @@ class Tables:
 
     def _write(self, touched: dict[TaskId, Task]) -> None:
         """Write each task, its changed attempts and the counters once."""
-        changes = _Changes()
-        for task in touched.values():
-            if task.record is not None and task.record.spec is not None:
-                self._write_task(task, task.record, task.record.spec, changes)
-        db = self._db
-        bulk.TASK_INSERT.run(db, changes.inserts)
-        bulk.TASK_UPDATE.run(db, changes.updates)
-        bulk.SPEC_UPDATE.run(db, changes.specs)
-        bulk.BIRTH_UPDATE.run(db, changes.births)
-        bulk.ATTEMPT_LIVE_UPSERT.run(db, changes.live)
-        bulk.ATTEMPT_ENDED_UPSERT.run(db, changes.ended)
-        deltas = [(*count, n) for count, n in changes.deltas.items() if n]
-        bulk.COUNT_ADD.run(db, deltas)
+        changes = Changes()
+        known = [task for task in touched.values() if task.spec is not None]
+        for task in known:
+            self._give_key(task)
+        touched |= self._cut_off(touched)
+        for task_id, task in touched.items():
+            if task.array is not None and task.spec is not None:
+                self._add_member(task_id, task, task.array, changes)
+        for task in known:
+            if task.array is None:
+                assert task.record is not None
+                assert task.spec is not None
+                changes.add(task, task.record, task.spec)
+        changes.run(self._db)
         self._write_orphans(touched.values())
 
-    def _write_task(
-        self, task: Task, record: TaskRecord, spec: TaskSpec, changes: _Changes
+    def _give_key(self, task: Task) -> None:
+        """Give a new task its place among all, and an array room for its members."""
+        if task.key is not None or task.array is not None or task.spec is None:
+            return
+        task.key = self._next_key
+        self._next_key += 1
+        if task.spec.array is not None:
+            task.members = Members(self._next_member, task.spec.array.count)
+            self._next_member += task.members.total
+
+    def _cut_off(self, touched: Mapping[TaskId, Task]) -> dict[TaskId, Task]:
+        """Return the members that waited when their array was cancelled just now."""
+        waiting: dict[TaskId, TaskId] = {}
+        for array_id, task in touched.items():
+            members, record = task.members, task.record
+            if members is None or record is None or members.left_counted is None:
+                continue
+            if members.left_counted[0] == members.left(record.cancelled_by)[0]:
+                continue
+            found = self._db.execute(
+                "SELECT id FROM tasks INDEXED BY tasks_state"
+                " WHERE state = 0 AND key BETWEEN ? AND ?",
+                (members.first, members.last),
+            )
+            waiting.update((id_, array_id) for (id_,) in found if id_ not in touched)
+        return self._fetch_members(waiting, touched) if waiting else {}
+
+    def _add_member(
+        self, task_id: TaskId, task: Task, array: Task, changes: Changes
     ) -> None:
-        state = record.state
-        number = rows.NUMBER_OF[state]
-        node = rows.node_shown(record, state)
-        by, tries = record.cancelled_by, len(record.attempts)
-        row = (number, node, by, rows.is_live(record), tries, task.changed_hlc)
-        assert task.birth is not None
+        place, spec, members = member_of(task_id), array.spec, array.members
+        assert place is not None
+        assert spec is not None
+        assert spec.array is not None
+        assert members is not None
         if task.key is None:
-            task.key = self._next_key
-            self._next_key += 1
-            head = (task.key, record.id, rows.sequence_of(record.id))
-            changes.inserts.append((*head, *row, *rows.spec_row(spec), *task.birth))
-        else:
-            changes.updates.append((*row, task.key))
-            if spec is not task.stored_spec and spec != task.stored_spec:
-                changes.specs.append((*rows.spec_row(spec), task.key))
-            if task.birth != task.stored_birth:
-                changes.births.append((*task.birth, task.key))
-        task.stored_spec, task.stored_birth = spec, task.birth
-        task.is_final = state.is_final
-        if task.changed:
-            for attempt in record.attempts:
-                if attempt.id in task.changed:
-                    output = task.outputs.get(attempt.id)
-                    rows_of = changes.live if attempt.outcome is None else changes.ended
-                    rows_of.append(rows.attempt_row(task.key, attempt, output))
-            task.changed.clear()
-        count = (node or "", number)
-        if count != task.counted:
-            changes.deltas[count] += 1
-            if task.counted is not None:
-                changes.deltas[task.counted] -= 1
-            task.counted = count
+            position = spec.array.position(place[1])
+            assert position is not None
+            task.key = members.first + position
+        changes.add_member(task, array, members)
 
     def _write_orphans(self, tasks: Iterable[Task]) -> None:
         """Note what cannot count until a submission is here, and what does by now."""
@@ -325,24 +363,6 @@ class Tables:
                 cache.pop(task_id, None)
         while len(cache) > CACHED_TASKS:
             cache.popitem(last=False)
-
-
-def _task_from(
-    row: rows.Row, record: TaskRecord, outputs: dict[AttemptId, int]
-) -> Task:
-    """Return a task as it is stored."""
-    node, state, changed = row[_WIDTH : _WIDTH + 3]
-    birth = Birth(*row[-4:])
-    return Task(
-        record,
-        row[0],
-        outputs,
-        (node or "", state),
-        record.spec,
-        changed_hlc=changed,
-        birth=birth,
-        stored_birth=birth,
-    )
 
 
 def _is_earlier(task: Task, row: TaskRow, floors: dict[StreamId, int]) -> bool:

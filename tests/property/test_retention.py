@@ -87,7 +87,9 @@ class Table:
         tally = Counter(
             self.db.execute("SELECT coalesce(node, ''), state FROM tasks").fetchall()
         )
-        counted = self.db.execute("SELECT node, state, n FROM counts WHERE n <> 0")
+        counted = self.db.execute(
+            "SELECT node, state, n FROM counts WHERE n <> 0 AND kind = 0"
+        )
         assert {row[:2]: row[2] for row in counted} == tally
 
 

@@ -270,7 +270,7 @@ def _spec(**changes: Any) -> tuple[int, list[Any]]:
         (20, (None,)),
         _spec(id=5),
         _spec(id="../etc"),
-        _spec(id="x" * 81),
+        _spec(id="x" * 97),
         _spec(id=""),
         _spec(command=b"true"),
         _spec(timeout_s=True),

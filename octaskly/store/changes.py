@@ -1,0 +1,134 @@
+"""The rows that one commit changes: tasks, attempts, arrays and counters."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections import defaultdict
+from dataclasses import dataclass, field, replace
+
+from octaskly.core.merge import TaskRecord, cut
+from octaskly.core.model import TaskSpec
+from octaskly.store import arrays, bulk, rows
+from octaskly.store.arrays import Members
+from octaskly.store.folding import Count, Task
+
+
+@dataclass(slots=True)
+class Changes:
+    """Rows of one commit, gathered so that each is written once."""
+
+    inserts: list[bulk.Row] = field(default_factory=list)
+    updates: list[bulk.Row] = field(default_factory=list)
+    specs: list[bulk.Row] = field(default_factory=list)
+    births: list[bulk.Row] = field(default_factory=list)
+    live: list[bulk.Row] = field(default_factory=list)  #: attempts
+    ended: list[bulk.Row] = field(default_factory=list)  #: attempts
+    arrays: list[bulk.Row] = field(default_factory=list)
+    places: list[tuple[int, int, int]] = field(default_factory=list)
+    """Place in the queue of the members between two keys."""
+    deltas: defaultdict[Count, int] = field(default_factory=lambda: defaultdict(int))
+
+    def run(self, db: sqlite3.Connection) -> None:
+        """Write them."""
+        bulk.TASK_INSERT.run(db, self.inserts)
+        bulk.TASK_UPDATE.run(db, self.updates)
+        bulk.SPEC_UPDATE.run(db, self.specs)
+        bulk.BIRTH_UPDATE.run(db, self.births)
+        bulk.ATTEMPT_LIVE_UPSERT.run(db, self.live)
+        bulk.ATTEMPT_ENDED_UPSERT.run(db, self.ended)
+        bulk.ARRAY_UPSERT.run(db, self.arrays)
+        db.executemany(
+            "UPDATE tasks SET ord = ? WHERE key BETWEEN ? AND ?", self.places
+        )
+        deltas = [(*count, n) for count, n in self.deltas.items() if n]
+        bulk.COUNT_ADD.run(db, deltas)
+
+    def add(self, task: Task, record: TaskRecord, spec: TaskSpec) -> None:
+        """Note what is new of a task that is no member; it has its key."""
+        kind, is_live = arrays.TASK, rows.is_live(record)
+        assert task.key is not None
+        if task.members is not None:
+            kind, is_live = arrays.ARRAY, task.members.live > 0
+            self._add_array(task, task.members, record, spec)
+            progress = task.members.progress(record.cancelled_by)
+            task.record = record = replace(record, progress=progress)
+        state = record.state
+        number = rows.NUMBER_OF[state]
+        node = rows.node_shown(record, state)
+        by, tries = record.cancelled_by, len(record.attempts)
+        row = (number, node, by, is_live, tries, task.changed_hlc)
+        assert task.birth is not None
+        if task.counted is None:
+            head = (task.key, record.id, rows.sequence_of(record.id))
+            self.inserts.append((*head, *row, *rows.spec_row(spec), *task.birth))
+        else:
+            self.updates.append((*row, task.key))
+            if spec is not task.stored_spec and spec != task.stored_spec:
+                self.specs.append((*rows.spec_row(spec), task.key))
+            if task.birth != task.stored_birth:
+                self.births.append((*task.birth, task.key))
+        task.stored_spec, task.stored_birth = spec, task.birth
+        task.is_final = state.is_final
+        self._add_attempts(task, record)
+        self._count(task, (kind, node or "", number))
+
+    def add_member(self, task: Task, array: Task, members: Members) -> None:
+        """Note what is new of a member, in its row and in the counts of its array."""
+        record = task.record
+        assert record is not None
+        assert array.record is not None
+        assert array.record.spec is not None
+        shown = cut(record, array.record.cancelled_by)
+        state = shown.state
+        number = rows.NUMBER_OF[state]
+        node = rows.node_shown(shown, state)
+        is_live = rows.is_live(record)
+        by, tries = record.cancelled_by, len(record.attempts)
+        row = (number, node, by, is_live, tries, task.changed_hlc)
+        if task.counted is None:
+            head = (task.key, record.id, None)
+            place = rows.member_row(array.record.spec.ord)
+            self.inserts.append((*head, *row, *place, *arrays.BORN))
+        else:
+            self.updates.append((*row, task.key))
+            members.counts[task.counted[2]] -= 1
+        members.counts[number] += 1
+        members.live += is_live - task.was_live
+        task.was_live = is_live
+        task.is_final = state.is_final
+        array.changed_hlc = max(array.changed_hlc, task.changed_hlc)
+        self._add_attempts(task, record)
+        self._count(task, (arrays.MEMBER, node or "", number))
+
+    def _add_array(
+        self, task: Task, members: Members, record: TaskRecord, spec: TaskSpec
+    ) -> None:
+        """Note the counts of an array, and of its members without a row."""
+        assert task.key is not None
+        self.arrays.append(members.row(task.key))
+        if members.left_counted is not None:
+            state, n = members.left_counted
+            self.deltas[arrays.MEMBER, "", state] -= n
+        members.left_counted = state, n = members.left(record.cancelled_by)
+        self.deltas[arrays.MEMBER, "", state] += n
+        if task.stored_spec is not None and spec.ord != task.stored_spec.ord:
+            self.places.append((spec.ord, members.first, members.last))
+
+    def _add_attempts(self, task: Task, record: TaskRecord) -> None:
+        if not task.changed:
+            return
+        assert task.key is not None
+        for attempt in record.attempts:
+            if attempt.id in task.changed:
+                output = task.outputs.get(attempt.id)
+                rows_of = self.live if attempt.outcome is None else self.ended
+                rows_of.append(rows.attempt_row(task.key, attempt, output))
+        task.changed.clear()
+
+    def _count(self, task: Task, count: Count) -> None:
+        if count == task.counted:
+            return
+        self.deltas[count] += 1
+        if task.counted is not None:
+            self.deltas[task.counted] -= 1
+        task.counted = count

@@ -1,0 +1,110 @@
+"""An array and its members are what merging says, whatever came first."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections import Counter
+from collections.abc import Sequence
+from functools import reduce
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from octaskly.core import merge
+from octaskly.core.arrays import Progress, member_id, member_spec
+from octaskly.core.facts import Assigned, CancelAsked, Finished, Submitted, TaskFact
+from octaskly.core.merge import TaskRecord
+from octaskly.core.model import TaskId, TaskSpec
+from octaskly.core.options import ArraySpec, TaskOptions
+from octaskly.ports import TaskQuery
+from octaskly.store import reader, rows
+from tests.contract import log_kit as kit
+from tests.property.test_store import ATTEMPTS, NODES, OUTCOMES, filled, interleaved
+
+COUNT = 4
+ARRAYS = [kit.task_id(1), TaskId("mine~" + "a" * 14)]
+OPTIONS = TaskOptions(
+    array=ArraySpec(count=COUNT, has_items=True, items=("a", "b c", "", "d"))
+)
+
+
+def array_spec(array: TaskId, ord_: int) -> TaskSpec:
+    return TaskSpec(id=array, command="echo {}", ord=ord_, options=OPTIONS)
+
+
+array_ids = st.sampled_from(ARRAYS)
+member_ids = st.builds(member_id, array_ids, st.integers(0, COUNT))  # One is none.
+facts: st.SearchStrategy[TaskFact] = st.one_of(
+    st.builds(Submitted, st.builds(array_spec, array_ids, st.integers(1, 2))),
+    st.builds(CancelAsked, array_ids | member_ids, st.sampled_from(["ada", "bob"])),
+    st.builds(Assigned, member_ids, ATTEMPTS, NODES),
+    st.builds(Finished, member_ids, ATTEMPTS, NODES, OUTCOMES),
+)
+streams = st.lists(facts, max_size=12)
+
+
+def merged(array: TaskId, some: Sequence[TaskFact]) -> dict[TaskId, TaskRecord]:
+    """Return an array and all its members by the rules alone."""
+    about = [merge.record_of(fact) for fact in some if fact.task == array]
+    record = reduce(merge.join, about) if about else None
+    if record is None or record.spec is None:
+        return {}
+    members = {}
+    for number in range(COUNT):
+        spec = member_spec(record.spec, number)
+        assert spec is not None
+        own = [merge.record_of(fact) for fact in some if fact.task == spec.id]
+        member = reduce(merge.join, own, TaskRecord(id=spec.id, spec=spec))
+        members[spec.id] = merge.cut(member, record.cancelled_by)
+    tally = Counter(member.state for member in members.values())
+    queued, running, completed, failed, cancelled = (tally[s] for s in rows.STATES)
+    progress = Progress(queued, running, completed, failed, cancelled)
+    whole = merge.join(record, TaskRecord(id=array, progress=progress))
+    return {array: whole, **members}
+
+
+@settings(max_examples=200, deadline=None)
+@given(streams, streams, st.data())
+def test_arrays_are_the_merge_of_all_facts_in_any_order(
+    first: list[TaskFact], second: list[TaskFact], data: st.DataObject
+) -> None:
+    """Nodes with the same facts show the same members, run or not, and their counts."""
+    sides = [kit.entries(first), kit.entries(second, stream=kit.OTHER)]
+
+    for db in (filled(data, interleaved(data, sides)) for _ in range(2)):
+        for array in ARRAYS:
+            wanted = merged(array, first + second)
+            shown = {id_: reader.task(db, id_) for id_ in wanted}
+            assert shown == wanted
+            assert reader.task(db, member_id(array, COUNT)) is None
+        agree(db, [merged(array, first + second) for array in ARRAYS])
+        db.close()
+
+
+def agree(db: sqlite3.Connection, wanted: Sequence[dict[TaskId, TaskRecord]]) -> None:
+    """Counters, pages and the queue say what the records say."""
+    members = [r for some in wanted for r in some.values() if r.progress is None]
+    arrays = [r for some in wanted for r in some.values() if r.progress is not None]
+    stats, _ = reader.counts(db)
+    assert stats == {
+        state: sum(member.state is state for member in members) for state in rows.STATES
+    }
+    page = reader.page(db, TaskQuery())
+    assert {record.id for record in page.records} == {array.id for array in arrays}
+    assert page.total == len(arrays)
+    held = {id_ for (id_,) in db.execute("SELECT id FROM tasks")}
+    for array in arrays:
+        own = (
+            {m.id for m in members} & held & {member_id(array.id, n) for n in range(9)}
+        )
+        page = reader.page(db, TaskQuery(array=array.id))
+        assert {record.id for record in page.records} == own
+        assert page.total == len(own)
+    for record in (*reader.load(db, -1, 99).records, *reader.load_live(db)):
+        if record.progress is not None:
+            rest = {
+                member_id(record.id, n)
+                for first, last in record.progress.rest
+                for n in range(first, last + 1)
+            }
+            assert rest == {member_id(record.id, n) for n in range(COUNT)} - held
