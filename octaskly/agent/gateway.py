@@ -14,6 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from octaskly.agent.clock import SystemClock
+from octaskly.agent.feed import Feed
 from octaskly.agent.submissions import Submission, Submissions
 from octaskly.agent.tickets import Tickets, Waiters
 from octaskly.agent.view import MeshView
@@ -58,7 +59,6 @@ from octaskly.ports import (
 from octaskly.ports.output import Piece
 
 STEERED_S = 2.0  #: what an operator says is on disk, and known, so soon
-
 RETRY_KEY = "retry "  #: begins the key of a repetition; no client's key has a space
 _SEQUENCE = re.compile(r"task-(\d{1,15})")
 
@@ -101,6 +101,8 @@ class AgentGateway:
             mesh_id=mesh_id, store=store, clock=clock, tickets=self.tickets
         )
         self.view = MeshView(node_id, names)
+        self.feed = Feed(store, self.view, lambda: node.stream)
+        self.listen = self.feed.listen
 
     def close(self) -> None:
         """Fail every request that still waits for the core."""

@@ -89,7 +89,7 @@ class CoreLoop:
             ef.PlanFloor: lambda e: self._spawn(self._plan_floor(e)),
             ef.Answer: lambda e: gateway.tickets.answered(e.ticket, e.reply),
             ef.Announce: lambda e: gateway.waiters.announced(e.tasks),
-            ef.Publish: gateway.view.published,
+            ef.Publish: lambda e: self._publish(e, gateway),
             ef.Remember: lambda e: self._remember(e, gateway.view),
             ef.Note: lambda e: write_note(self._log, gateway.view.told(e)),
             ef.Stopped: lambda _: self._stop(),
@@ -163,6 +163,10 @@ class CoreLoop:
     def _append(self, effect: ef.Append, gateway: AgentGateway) -> None:
         self._store.append(effect.number, effect.entries, effect.epochs)
         gateway.waiters.appended(effect.entries)
+
+    def _publish(self, effect: ef.Publish, gateway: AgentGateway) -> None:
+        gateway.view.published(effect)
+        gateway.feed.published(effect)
 
     def _remember(self, effect: ef.Remember, view: MeshView) -> None:
         self._store.remember(effect.peer, effect.name, effect.addresses)

@@ -19,7 +19,6 @@ from octaskly.agent.start import make_folders
 from octaskly.agent.unpaired import unpaired
 from octaskly.config import EXIT_CONFIG, AgentConfig, AgentOptions, resolve
 from octaskly.core.departure import GONE_S
-from octaskly.core.events import Persisted
 from octaskly.errors import ConfigError, StoreError
 from octaskly.log import Logger, configure
 from octaskly.mesh.discovery import sightings
@@ -133,7 +132,7 @@ class _Agent:
 
     def _persisted(self, number: int) -> None:
         if self._parts is not None:
-            self._parts.loop.post(Persisted(number))
+            self._parts.persisted(number)
 
     async def _secret(self) -> tuple[MeshSecret | None, bool]:
         """Return the mesh secret, and whether this node has just made it.

@@ -137,6 +137,11 @@ class Parts:
             self._is_disk_failing = is_failing
             self.loop.post(ev.DiskChanged(is_failing))
 
+    def persisted(self, number: int) -> None:
+        """Tell the core, and those who listen, that more is on disk."""
+        self.loop.post(ev.Persisted(number))
+        self.gateway.feed.committed()
+
     def failure(self) -> str | None:
         """Return why this node cannot serve, or None."""
         return self._store.failure

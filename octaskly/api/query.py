@@ -113,6 +113,21 @@ class Query:
             return None
         return self._integer(name, 0, 0, OFFSET_MAX)
 
+    def types(self, known: tuple[str, ...]) -> tuple[str, ...]:
+        """Return which kinds of events to send, all unless told."""
+        text = self._given.get("types")
+        if text is None:
+            return known
+        types = tuple(text.split(","))
+        if not set(types) <= set(known):
+            raise _invalid("types", f"`types` is one or more of {','.join(known)}")
+        return types
+
+    def task(self) -> str | None:
+        """Return the only task to tell of, None for all."""
+        text = self._given.get("task")
+        return None if text is None else task_ref(text, "task")
+
     def _integer(self, name: str, default: int, low: int, high: int) -> int:
         text = self._given.get(name)
         if text is None:
@@ -122,10 +137,10 @@ class Query:
         return int(text)
 
 
-def task_ref(text: str) -> str:
+def task_ref(text: str, field: str = "id") -> str:
     """Return a task id from a path; raise `Problem` unless it can be one."""
     if not _REF.fullmatch(text) or text in (".", ".."):
-        raise _invalid("id", "a task id is 1 to 64 characters of A-Z a-z 0-9 . _ -")
+        raise _invalid(field, "a task id is 1 to 64 characters of A-Z a-z 0-9 . _ -")
     return text
 
 

@@ -22,6 +22,7 @@ from octaskly.core.model import (
     Reason,
     TaskState,
 )
+from octaskly.core.timeline import NodeNews, TaskNews
 from octaskly.ports import Health, MeshState, MeshStats, TaskPage, TaskQuery
 
 _MIB = 1 << 20
@@ -115,6 +116,39 @@ def _sizes(outcome: Outcome | None) -> Json:
         is_known = kept is not None and wrote is not None
         sizes[f"{name}_truncated"] = kept != wrote if is_known else None
     return sizes
+
+
+def task_news(news: TaskNews, names: Mapping[NodeId, str]) -> Json:
+    """Return what happened to a task: neither its command nor its output."""
+    record, attempt = news.record, news.attempt
+    outcome = attempt.outcome if attempt else None
+    return {
+        "id": record.name,
+        "status": news.state.value,
+        "at": at(news.at_ms),
+        "worker_id": names.get(attempt.node, attempt.node) if attempt else None,
+        "attempt": attempt.id.n if attempt else None,
+        "exit_code": outcome.exit_code if outcome else None,
+        "signal": outcome.signal if outcome else None,
+        "reason": _reason(outcome, news.state),
+        "duration_ms": outcome.duration_ms if outcome else None,
+        "created_at": at(record.spec.created_ms) if record.spec else None,
+        "started_at": at(outcome.started_ms) if outcome else None,
+        "completed_at": at(outcome.ended_ms) if outcome else None,
+    }
+
+
+def node_news(news: NodeNews) -> Json:
+    """Return how a node is now."""
+    member = news.member
+    return {
+        "name": member.name,
+        "id": member.id,
+        "role": member.role.value,
+        "state": "gone" if news.is_gone else member.state.value,
+        "slots": member.slots,
+        "version": member.version,
+    }
 
 
 def page(found: TaskPage, query: TaskQuery, names: Mapping[NodeId, str]) -> Json:

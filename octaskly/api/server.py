@@ -21,7 +21,7 @@ from typing import Any
 
 from aiohttp import web
 
-from octaskly.api import auth, logs, nodes, outputs, pieces, standing, tasks
+from octaskly.api import auth, events, logs, nodes, outputs, pieces, standing, tasks
 from octaskly.api.door import Door
 from octaskly.api.forward import Forwarder, Tune
 from octaskly.api.gate import Gate, OnFault, OnServed
@@ -51,6 +51,7 @@ ROUTES = (
     *logs.ROUTES,
     *outputs.ROUTES,
     *nodes.ROUTES,
+    *events.ROUTES,
     *standing.ROUTES,
     *pieces.ROUTES,
 )

@@ -51,6 +51,10 @@ class EventStream:
         head = "".join(fields).encode()
         await self.write(b"%sdata: %s\n\n" % (head, encode(data)))
 
+    async def send_id(self, event_id: str) -> None:
+        """Tell the client from where to go on, without an event."""
+        await self.write(f"id: {event_id}\n\n".encode())
+
     async def write(self, part: bytes) -> None:
         """Send bytes of the stream; as `send`."""
         try:

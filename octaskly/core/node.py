@@ -51,6 +51,7 @@ from octaskly.core.model import (
     NodeId,
     Settings,
     StandbyView,
+    StreamId,
 )
 
 REST_S = 0.02  #: between two steps that only time causes
@@ -133,6 +134,11 @@ class Node:
     def failover(self) -> Failover | None:
         """How this node took over last, if it reigns in place of another one."""
         return self._election.failover
+
+    @property
+    def stream(self) -> StreamId | None:
+        """Where this reign writes; None unless this node reigns."""
+        return self._journal.stream
 
     @property
     def is_complete(self) -> bool:

@@ -24,6 +24,7 @@ from octaskly.core.model import (
     TaskId,
     TaskState,
 )
+from octaskly.ports.news import Telling
 from octaskly.ports.output import Transcripts
 from octaskly.ports.store import TaskPage, TaskQuery
 
@@ -110,7 +111,7 @@ class Health:
     message: str | None = None
 
 
-class Gateway(Transcripts, Protocol):
+class Gateway(Transcripts, Telling, Protocol):
     """What the API may ask of the agent it lives in.
 
     Calls that need the dispatcher raise NotDispatcher when this node stops being it;

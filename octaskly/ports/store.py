@@ -26,6 +26,7 @@ from octaskly.core.model import (
     TaskId,
     TaskState,
 )
+from octaskly.ports.news import Past
 
 
 class Clock(Protocol):
@@ -92,7 +93,7 @@ class StoreStats:
     sequence: int = 0
 
 
-class Log(Protocol):
+class Log(Past, Protocol):
     """The durable side: log, tasks, attempts, spool, peers.
 
     Writing calls return at once and are performed in order by one writer thread;

@@ -17,16 +17,11 @@ from octaskly.core.events import FloorPlanned, Loaded, Saved
 from octaskly.core.facts import Entry, Floor
 from octaskly.core.merge import TaskRecord
 from octaskly.core.messages import Cursor, Packed, Report
-from octaskly.core.model import (
-    Address,
-    AttemptId,
-    Epoch,
-    NodeId,
-    StreamId,
-    TaskId,
-)
+from octaskly.core.model import Address, AttemptId, Epoch, NodeId, StreamId, TaskId
+from octaskly.core.timeline import History, Reach
 from octaskly.errors import RemoteProtocolError, StoreCorrupt
 from octaskly.ports import Clock, Packer, StoreStats, TaskPage, TaskQuery
+from octaskly.store import history as histories
 from octaskly.store import reader
 from octaskly.store.database import Lock, open_reader, open_writer, translated
 from octaskly.store.plan import plan_floor
@@ -200,6 +195,16 @@ class Store:
     async def vector(self) -> tuple[tuple[StreamId, int], ...]:
         """Return what is durable, per stream."""
         return await self._read(reader.vector)
+
+    async def reaches(self, hlc: int) -> tuple[int, tuple[Reach, ...]]:
+        """Return how far each stream goes at that time: latest timestamp, streams."""
+        return await self._read(lambda db: histories.reaches(db, hlc))
+
+    async def history(self, vector: Mapping[StreamId, int], limit: int) -> History:
+        """Read entries beyond `vector` across streams, in the order of timestamps."""
+        return await self._read(
+            lambda db: histories.history(db, self._packer, vector, limit)
+        )
 
     async def task(self, ref: str) -> TaskRecord | None:
         """Read the task with this id or name, and its outputs."""

@@ -12,7 +12,7 @@ import pytest
 from octaskly.core import merge
 from octaskly.core.effects import Save
 from octaskly.core.events import Saved
-from octaskly.core.facts import Entry, Fact
+from octaskly.core.facts import HLC_MAX, Entry, Fact, Floor, Mark
 from octaskly.core.messages import Entries, Report
 from octaskly.core.model import (
     Address,
@@ -26,6 +26,7 @@ from octaskly.core.model import (
     TaskState,
 )
 from octaskly.core.options import Requires, TaskLimits, TaskOptions
+from octaskly.core.timeline import Reach
 from octaskly.ports import Log, TaskPage, TaskQuery
 from octaskly.store import Store
 from tests.contract import log_kit as kit
@@ -502,3 +503,103 @@ async def place(log: Log, number: int) -> int:
     assert record is not None
     assert record.spec is not None
     return record.spec.ord
+
+
+def _at(stream: StreamId, seq: int, hlc: int, fact: Fact) -> Entry:
+    return Entry(stream, seq, hlc, fact)
+
+
+async def _add_two_streams(bench: Bench) -> None:
+    """Write two reigns that were side by side for a while."""
+    number = bench.next()
+    found = [
+        _at(kit.STREAM, 1, 100, kit.submitted(1)),
+        _at(kit.STREAM, 2, 300, kit.assigned(1)),
+        _at(kit.STREAM, 3, 500, kit.finished(1, stdout=b"x" * 3000)),
+        _at(kit.OTHER, 1, 200, kit.submitted(2)),
+        _at(kit.OTHER, 2, 400, kit.cancelled(2)),
+    ]
+    bench.log.append(number, found, kit.EPOCHS)
+    await bench.durable(number)
+
+
+async def test_history_is_read_in_the_order_of_time(bench: Bench) -> None:
+    """Part by part, with how each task is now, and without what it wrote."""
+    await _add_two_streams(bench)
+
+    got: list[tuple[int, TaskState]] = []
+    vector: dict[StreamId, int] = {}
+    has_more, parts = True, 0
+    while has_more:
+        part = await bench.log.history(vector, 2)
+        assert part.is_whole
+        got += [(entry.hlc, record.state) for entry, record in part.items]
+        vector.update(part.reached)
+        has_more, parts = part.has_more, parts + 1
+
+    first, second = TaskState.COMPLETED, TaskState.CANCELLED
+    assert got == [
+        (100, first),
+        (200, second),
+        (300, first),
+        (400, second),
+        (500, first),
+    ]
+    assert vector == {kit.STREAM: 3, kit.OTHER: 2}
+    assert parts == 3
+    assert (await bench.log.history(vector, 2)).items == ()
+
+
+async def test_history_calls_twins_as_clients_do(bench: Bench) -> None:
+    """Both tasks of one name."""
+    names = [f"x~{digit * 15}" for digit in "ab"]
+    await bench.add(*(kit.submitted(n, id=name) for n, name in enumerate(names)))
+
+    part = await bench.log.history({}, 10)
+
+    assert [record.name for _, record in part.items] == ["x", "x~2"]
+
+
+@pytest.mark.parametrize(
+    ("hlc", "latest", "seqs"),
+    [(0, 0, (0, 0)), (99, 0, (0, 0)), (300, 300, (2, 1)), (499, 400, (2, 2))],
+)
+async def test_a_moment_is_found_in_every_stream(
+    bench: Bench, hlc: int, latest: int, seqs: tuple[int, int]
+) -> None:
+    """The last entry of each from before."""
+    await _add_two_streams(bench)
+
+    found = await bench.log.reaches(hlc)
+
+    reaches = [
+        Reach(stream, epoch, seq, 0)
+        for (stream, epoch), seq in zip(kit.EPOCHS, seqs, strict=True)
+    ]
+    assert found == (latest, tuple(reaches))
+    _, everything = await bench.log.reaches(HLC_MAX)
+    assert [reach.seq for reach in everything] == [3, 2]
+
+
+async def test_history_tells_what_is_gone(bench: Bench) -> None:
+    """Below the floor nothing is left to read, and a reader hears of that."""
+    await _add_two_streams(bench)
+    (mine, my_epoch), (other, other_epoch) = kit.EPOCHS
+    floor = Floor(500, (Mark(mine, 3, my_epoch), Mark(other, 2, other_epoch)))
+    number = bench.next()
+    later = [_at(mine, 4, 600, floor), _at(mine, 5, 700, kit.submitted(3))]
+    bench.log.append(number, later)
+    await bench.durable(number)
+
+    part = await bench.log.history({kit.STREAM: 1}, 10)
+    after = await bench.log.history({kit.STREAM: 3, kit.OTHER: 2}, 10)
+
+    assert not part.is_whole
+    assert part.items == after.items
+    assert [entry.hlc for entry, _ in part.items] == [700]
+    assert dict(part.reached) == {kit.STREAM: 5, kit.OTHER: 2}
+    assert after.is_whole
+    assert await bench.log.reaches(250) == (
+        0,
+        (Reach(mine, my_epoch, 3, 3), Reach(other, other_epoch, 2, 2)),
+    )

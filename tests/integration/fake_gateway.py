@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -32,6 +33,7 @@ from octaskly.core.model import (
     TaskSpec,
     TaskState,
 )
+from octaskly.core.timeline import News, Place
 from octaskly.errors import (
     CatchingUp,
     NodeNotFound,
@@ -55,6 +57,7 @@ from octaskly.ports import (
     TaskPage,
     TaskQuery,
 )
+from octaskly.ports.news import Listening
 from octaskly.ports.output import Piece
 
 NOW_MS = 1_770_379_200_000  # 2026-02-06T12:00:00Z
@@ -92,6 +95,9 @@ class FakeGateway:
         self.is_complete = True  #: no other node may know what is unknown here
         self.held = asyncio.Event()  #: submissions wait for it
         self.held.set()
+
+        self.news: asyncio.Queue[Sequence[News]] = asyncio.Queue()
+        self.heard_from: list[Place | None] = []
 
     # --- what a test arranges ------------------------------------------------------
 
@@ -287,6 +293,12 @@ class FakeGateway:
         self._notify()
         return record
 
+    @asynccontextmanager
+    async def listen(self, after: Place | None) -> AsyncIterator[Listening]:
+        self._require_dispatcher()
+        self.heard_from.append(after)
+        yield _FakeListening(self.news)
+
     async def output(self, ref: str, path: str) -> OutputPlace:
         record = await self.task(ref)
         chosen = record.chosen
@@ -418,3 +430,13 @@ class FakeGateway:
     def _notify(self) -> None:
         self._changed.set()
         self._changed = asyncio.Event()
+
+
+class _FakeListening:
+    """Gives on what a test says."""
+
+    def __init__(self, news: asyncio.Queue[Sequence[News]]) -> None:
+        self._news = news
+
+    async def more(self) -> Sequence[News]:
+        return await self._news.get()

@@ -1,0 +1,204 @@
+"""What happens to tasks and nodes, for those who listen.
+
+Read from the log on disk, so nothing is told before it is durable; the first listener
+that has nothing to tell its client reads for all. While nobody listens nothing is done
+here.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from contextlib import asynccontextmanager
+
+from octaskly.agent.view import MeshView
+from octaskly.core.effects import Publish
+from octaskly.core.facts import HLC_MAX
+from octaskly.core.messages import Member
+from octaskly.core.model import NodeId, StreamId
+from octaskly.core.timeline import (
+    Cursor,
+    Gap,
+    History,
+    News,
+    NodeNews,
+    Place,
+    news_of,
+    resumed,
+)
+from octaskly.errors import NotDispatcher
+from octaskly.ports import Log
+
+KEPT_MAX = 4096  #: news for listeners that are behind; one that is more so is cut
+PART_MAX = 500  #: entries that are read at once
+_REST_S = 0.01  #: between two reads, for all that else there is to do
+
+_Origin = tuple[StreamId, int] | None
+"""The entry that news come from; None for those of nodes."""
+
+
+class Feed:
+    """Reads the log once for all listeners."""
+
+    def __init__(
+        self, store: Log, view: MeshView, stream: Callable[[], StreamId | None]
+    ) -> None:
+        self._store = store
+        self._view = view
+        self._stream = stream
+        self._listeners = 0
+        self._cursor: Cursor | None = None
+        self._kept: deque[tuple[_Origin, News]] = deque()
+        self._members: dict[NodeId, Member] = {}
+        self._turn = asyncio.Lock()
+        self._reading = asyncio.Lock()
+        self._woken = asyncio.Event()
+        self.begin = 0  #: number of the first news that are kept
+        self.end = 0  #: and of the next to come
+
+    def committed(self) -> None:
+        """More is durable than before."""
+        if self._listeners:
+            self._woken.set()
+
+    def published(self, news: Publish) -> None:
+        """Take in who is in the mesh."""
+        if not self._listeners or news.roster is None:
+            return
+        before, self._members = self._members, _by_id(news.roster.members)
+        for node, member in self._members.items():
+            if node not in before or _shown(member) != _shown(before[node]):
+                self._keep(None, News(NodeNews(member)))
+        for node, member in before.items():
+            if node not in self._members:
+                self._keep(None, News(NodeNews(member, is_gone=True)))
+        self._woken.set()
+
+    @asynccontextmanager
+    async def listen(self, after: Place | None) -> AsyncIterator[Listener]:
+        """Hear what happens, from a place in the log or from now on."""
+        stream = self._stream()
+        if stream is None or not self._view.is_serving:
+            raise NotDispatcher("this node is not dispatcher")
+        self._listeners += 1
+        try:
+            if self._cursor is None:
+                hlc, reaches = await self._store.reaches(HLC_MAX)
+                if self._cursor is None:
+                    self._cursor = Cursor(hlc, {r[0]: r.seq for r in reaches}, stream)
+            if self._view.roster is not None and not self._members:
+                self._members = _by_id(self._view.roster.members)
+            nodes = [News(NodeNews(member)) for member in self._members.values()]
+            if after is None:
+                start = News(None, self._cursor.place)
+                yield Listener(self, [start, *nodes])
+            else:
+                _, reaches = await self._store.reaches(after.hlc)
+                cursor, is_whole = resumed(after, reaches, stream)
+                lost = [] if is_whole else [News(Gap(), cursor.place)]
+                yield Listener(self, [*lost, *nodes], cursor)
+        finally:
+            self._listeners -= 1
+            if not self._listeners:
+                self._cursor = None
+                self._kept.clear()
+                self._members = {}
+                self.begin = self.end
+
+    async def kept_after(self, number: int) -> Sequence[tuple[_Origin, News]]:
+        """Wait for news from this number on."""
+        while True:
+            if number < self.begin:
+                raise NotDispatcher("the client reads more slowly than things happen")
+            if number < self.end:
+                skipped = number - self.begin
+                return [each for n, each in enumerate(self._kept) if n >= skipped]
+            async with self._turn:
+                while number >= self.end:
+                    await self._read_on()
+
+    async def read(self, cursor: Cursor) -> tuple[list[tuple[_Origin, News]], bool]:
+        """Read a part of the log, and move the cursor; return whether there is more."""
+        async with self._reading:
+            part = await self._store.history(cursor.vector, PART_MAX)
+            if part.items:
+                await asyncio.sleep(_REST_S)
+        return _told(part, cursor), part.has_more
+
+    async def _read_on(self) -> None:
+        """Read what is new for all, or wait until something is."""
+        assert self._cursor is not None
+        self._woken.clear()
+        number = self.end
+        found, has_more = await self.read(self._cursor)
+        for origin, news in found:
+            self._keep(origin, news)
+        if number == self.end and not has_more:
+            await self._woken.wait()
+
+    def _keep(self, origin: _Origin, news: News) -> None:
+        self._kept.append((origin, news))
+        self.end += 1
+        if len(self._kept) > KEPT_MAX:
+            self._kept.popleft()
+            self.begin += 1
+
+
+class Listener:
+    """One reader: of the past by itself, then of what is read for all."""
+
+    def __init__(
+        self, feed: Feed, first: Sequence[News], cursor: Cursor | None = None
+    ) -> None:
+        self._feed = feed
+        self._first = first
+        self._cursor = cursor  #: None once it has caught up
+        self._seen: dict[StreamId, int] = {}
+        self._next = feed.end
+
+    async def more(self) -> Sequence[News]:
+        """Wait for news."""
+        if self._first:
+            first, self._first = self._first, ()
+            return first
+        if self._cursor is not None:
+            return await self._catch_up(self._cursor)
+        kept = await self._feed.kept_after(self._next)
+        self._next += len(kept)
+        return [news for origin, news in kept if not self._knows(origin)]
+
+    async def _catch_up(self, cursor: Cursor) -> Sequence[News]:
+        before = self._feed.end
+        found, has_more = await self._feed.read(cursor)
+        if not has_more:
+            self._cursor, self._seen, self._next = None, cursor.vector, before
+        return [news for _, news in found]
+
+    def _knows(self, origin: _Origin) -> bool:
+        return origin is not None and origin[1] <= self._seen.get(origin[0], 0)
+
+
+def _told(part: History, cursor: Cursor) -> list[tuple[_Origin, News]]:
+    """Return the news in a part of the log, and move the cursor behind it."""
+    found: list[tuple[_Origin, News]] = []
+    if not part.is_whole:
+        found.append((None, News(Gap())))
+    for entry, record in part.items:
+        can_resume = cursor.pass_over(entry)
+        about = news_of(entry, record)
+        if about is not None:
+            place = cursor.place if can_resume else None
+            found.append(((entry.stream, entry.seq), News(about, place)))
+    for stream, seq in part.reached:
+        cursor.skip(stream, seq)
+    return found
+
+
+def _by_id(members: Iterable[Member]) -> dict[NodeId, Member]:
+    return {member.id: member for member in members}
+
+
+def _shown(member: Member) -> tuple[object, ...]:
+    """Return what makes news of a node: not its load."""
+    return member.name, member.role, member.state, member.slots, member.version

@@ -1,0 +1,97 @@
+"""The route of events: what happens to tasks and nodes, as it happens."""
+
+from __future__ import annotations
+
+from aiohttp import web
+
+from octaskly.api import render, sse
+from octaskly.api.routing import Access, Call, Route
+from octaskly.core.model import TaskId
+from octaskly.core.timeline import About, Gap, News, NodeNews, Place, TaskNews
+from octaskly.ports.news import Listening
+
+TYPES = ("task", "node")
+LOST = "events may be missing here; read tasks and nodes again"
+
+
+async def events(call: Call) -> web.StreamResponse:
+    """Send what happens from now on, or since an earlier stream ended."""
+    types = call.query.types(TYPES)
+    after = sse.resume_id(call, Place.parse)
+    ref = call.query.task()
+    task = None if ref is None else (await call.gateway.task(ref)).id
+
+    async def send_all(stream: sse.EventStream) -> None:
+        async with call.gateway.listen(after) as listening:
+            await _Sender(call, stream, types, task).send_all(listening)
+
+    return await sse.serve(call, send_all, reign=call.gateway.dispatcher())
+
+
+class _Sender:
+    """Puts news into one stream."""
+
+    def __init__(
+        self,
+        call: Call,
+        stream: sse.EventStream,
+        types: tuple[str, ...],
+        task: TaskId | None,
+    ) -> None:
+        self._gateway = call.gateway
+        self._stream = stream
+        self._types = types
+        self._task = task
+
+    async def send_all(self, listening: Listening) -> None:
+        """Send news for ever."""
+        while True:
+            passed: Place | None = None
+            for news in await listening.more():
+                is_sent = await self._send(news)
+                if news.place is not None:
+                    passed = None if is_sent else news.place
+            if passed is not None:
+                # Nothing for this client, which need not hear it again either.
+                await self._stream.send_id(str(passed))
+
+    async def _send(self, news: News) -> bool:
+        """Send one of the news; return whether the client wants it."""
+        place = None if news.place is None else str(news.place)
+        if news.about is None:
+            await self._stream.send_id(str(place))
+        elif self._wants(news.about):
+            name, data = self._shown(news.about)
+            await self._stream.send(data, event=name, event_id=place)
+        else:
+            return False
+        return True
+
+    def _wants(self, about: About) -> bool:
+        match about:
+            case TaskNews(record):
+                return "task" in self._types and self._task in (None, record.id)
+            case NodeNews():
+                return "node" in self._types and self._task is None
+            case Gap():
+                return True
+
+    def _shown(self, about: About) -> tuple[str, render.Json]:
+        match about:
+            case TaskNews():
+                return "task", render.task_news(about, self._gateway.names())
+            case NodeNews():
+                return "node", render.node_news(about)
+            case Gap():
+                return "reset", {"message": LOST}
+
+
+ROUTES = (
+    Route(
+        method="GET",
+        path="/api/v1/events",
+        perform=events,
+        access=Access.READ,
+        query=("types", "task"),
+    ),
+)

@@ -1,0 +1,233 @@
+"""Where a reader of the log stands, and what an entry means to people.
+
+The log is read in the order of its timestamps, across streams. A place in it can be
+named in a few bytes, and found again on every node that holds the same entries: the
+reign that told of it has been read up to `seq`, all other streams up to a timestamp.
+A digest tells whether they are the same, since a stream that comes to light later may
+hold entries from before.
+
+Source: docs/explanation/events.md.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from hashlib import blake2b
+from typing import NamedTuple, Self
+
+from octaskly.core.facts import (
+    HLC_COUNTER_BITS,
+    HLC_EPOCH_MS,
+    Assigned,
+    CancelAsked,
+    Entry,
+    Finished,
+    Submitted,
+    born_hlc,
+)
+from octaskly.core.merge import TaskRecord
+from octaskly.core.messages import Member
+from octaskly.core.model import (
+    NO_EPOCH,
+    Attempt,
+    AttemptState,
+    Epoch,
+    Holdings,
+    StreamId,
+    TaskState,
+    Vector,
+)
+
+FRESH_MS = 1000
+"""A submission that is written longer after the acceptance is written again."""
+
+_PLACE = re.compile(r"(?:([0-9a-f]{1,16})-)" * 3 + r"([0-9a-f]{16})")
+_STATES = {
+    AttemptState.OK: TaskState.COMPLETED,
+    AttemptState.FAILED: TaskState.FAILED,
+    AttemptState.CANCELLED: TaskState.CANCELLED,
+    AttemptState.RELEASED: TaskState.QUEUED,
+}
+
+
+class Reach(NamedTuple):
+    """How far one stream goes at some time."""
+
+    stream: StreamId
+    epoch: Epoch  #: who wrote it
+    seq: int  #: last entry from before that time
+    start: int  #: what it says up to here is in the log no more
+
+
+class Place(NamedTuple):
+    """A place in the log, as clients keep it."""
+
+    hlc: int
+    stream: StreamId  #: the reign that told of it
+    seq: int  #: what was told of that stream
+    digest: str  #: of how far all others were told
+
+    def __str__(self) -> str:
+        return f"{self.hlc:x}-{self.stream:x}-{self.seq:x}-{self.digest}"
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """Return the place that was shown as `text`; raise ValueError if none was."""
+        match = _PLACE.fullmatch(text)
+        if match is None:
+            raise ValueError(f"{text[:80]!a} is no place in the log")
+        hlc, stream, seq = (int(part, 16) for part in match.groups()[:3])
+        return cls(hlc, StreamId(stream), seq, match[4])
+
+
+class Cursor:
+    """How far one reader has come, for a dispatcher that writes `stream`."""
+
+    def __init__(
+        self, hlc: int, vector: Mapping[StreamId, int], stream: StreamId
+    ) -> None:
+        self.hlc = hlc
+        self.vector: Vector = dict(vector)
+        self._stream = stream
+        self._digest: str | None = None
+
+    @property
+    def place(self) -> Place:
+        """Where the reader is."""
+        if self._digest is None:
+            self._digest = _digest(self.vector.items(), self._stream)
+        seq = self.vector.get(self._stream, 0)
+        return Place(self.hlc, self._stream, seq, self._digest)
+
+    def pass_over(self, entry: Entry) -> bool:
+        """Move behind an entry; return whether the place can be found again.
+
+        It cannot in the midst of entries that came to light late.
+        """
+        self.skip(entry.stream, entry.seq)
+        is_late = entry.hlc < self.hlc
+        self.hlc = max(self.hlc, entry.hlc)
+        return not is_late
+
+    def skip(self, stream: StreamId, seq: int) -> None:
+        """Move behind all entries of a stream up to `seq`."""
+        self.vector[stream] = max(seq, self.vector.get(stream, 0))
+        if stream != self._stream:
+            self._digest = None
+
+
+def resumed(
+    place: Place, reaches: Iterable[Reach], stream: StreamId
+) -> tuple[Cursor, bool]:
+    """Return a cursor at a place, and whether nothing is missing between the two.
+
+    Args:
+        place: How far a client got, by the word of any dispatcher.
+        reaches: How far each stream goes at the time of the place.
+        stream: What the dispatcher of this day writes.
+    """
+    reaches = tuple(reaches)
+    known = {reach.stream: reach for reach in reaches}
+    told = known.get(place.stream)
+    # A reign that came later is not known to the one that told, though its clock may
+    # be behind; unless it lost against that one when a split healed.
+    epoch = told.epoch if told else NO_EPOCH
+    before = {r.stream: r.seq for r in reaches if told is None or r.epoch <= epoch}
+    everything = {reach.stream: reach.seq for reach in reaches}
+    is_found = told is not None or place.seq == 0
+    for vector in (before, everything):
+        if is_found and _digest(vector.items(), place.stream) == place.digest:
+            is_exact = told is None or place.seq >= told.start
+            break
+    else:
+        # Rather tell something twice than not at all.
+        vector, is_exact = before, False
+    if place.seq:
+        vector[place.stream] = place.seq if told is None else max(place.seq, told.start)
+    return Cursor(place.hlc, vector, stream), is_exact
+
+
+def _digest(items: Iterable[tuple[StreamId, int]], without: StreamId) -> str:
+    hashed = blake2b(digest_size=8)
+    for stream, seq in sorted(items):
+        if seq and stream != without:
+            hashed.update(b"%x:%x;" % (stream, seq))
+    return hashed.hexdigest()
+
+
+@dataclass(frozen=True, slots=True)
+class TaskNews:
+    """A task went into a state."""
+
+    record: TaskRecord  #: all that is known of it now, without outputs
+    state: TaskState  #: where it went at the time; it may be somewhere else by now
+    at_ms: int  #: wall clock of the dispatcher that wrote it
+    attempt: Attempt | None = None  #: that made it so
+
+
+@dataclass(frozen=True, slots=True)
+class History:
+    """A part of the log in the order of timestamps, as people read it."""
+
+    items: tuple[tuple[Entry, TaskRecord], ...]
+    """Entries about tasks that are known, with what is known of the task now."""
+    reached: Holdings  #: how far the streams concerned are read now
+    has_more: bool
+    is_whole: bool  #: nothing in between had been deleted before it was read
+
+
+@dataclass(frozen=True, slots=True)
+class NodeNews:
+    """A node is in the mesh like this now."""
+
+    member: Member
+    is_gone: bool = False  #: it was lost for so long that it is listed no more
+
+
+@dataclass(frozen=True, slots=True)
+class Gap:
+    """What happened between the last news and the next is not known in full."""
+
+
+About = TaskNews | NodeNews | Gap
+
+
+@dataclass(frozen=True, slots=True)
+class News:
+    """Something that happened, and where to go on after it."""
+
+    about: About | None  #: None: nothing but the place
+    place: Place | None = None  #: None: none but the one before
+
+
+def news_of(entry: Entry, record: TaskRecord) -> TaskNews | None:
+    """Return what an entry says that people wait for, if it does.
+
+    Facts that decide nothing are no news: what is written again before it is
+    forgotten, or how a second attempt ended whose task was decided by the first.
+    """
+    at_ms = (entry.hlc >> HLC_COUNTER_BITS) + HLC_EPOCH_MS
+    fact = entry.fact
+    match fact:
+        case Submitted(spec):
+            is_fresh = entry.hlc - born_hlc(spec) < FRESH_MS << HLC_COUNTER_BITS
+            return TaskNews(record, TaskState.QUEUED, at_ms) if is_fresh else None
+        case CancelAsked():
+            is_so = record.state is TaskState.CANCELLED
+            return TaskNews(record, TaskState.CANCELLED, at_ms) if is_so else None
+        case Assigned(_, attempt, node):
+            made = Attempt(id=attempt, node=node)
+            state = TaskState.RUNNING
+        case Finished(_, attempt, node, outcome):
+            made = Attempt(id=attempt, node=node, state=outcome.state, outcome=outcome)
+            state = _STATES[outcome.state]
+        case _:
+            return None
+    if state.is_final and state is not record.state:
+        return None
+    chosen = record.chosen
+    if record.state.is_final and chosen is not None and chosen.id < attempt:
+        return None
+    return TaskNews(record, state, at_ms, made)

@@ -1,0 +1,112 @@
+"""The log as people read it: across streams, in the order of timestamps."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
+from heapq import merge
+from itertools import islice
+
+from octaskly.core.facts import HLC_MAX, Entry
+from octaskly.core.merge import TaskRecord
+from octaskly.core.model import Epoch, NodeId, StreamId, TaskId
+from octaskly.core.timeline import History, Reach
+from octaskly.ports import Packer
+from octaskly.store import rows, twins
+
+_STREAMS = "SELECT stream, term, node, have_seq, max(base_seq, floor_seq) FROM streams"
+
+
+def reaches(db: sqlite3.Connection, hlc: int) -> tuple[int, tuple[Reach, ...]]:
+    """Return the latest timestamp in the log up to `hlc`, and how far each stream goes.
+
+    A stream of which the rows are gone goes as far as they did.
+    """
+    latest, found = 0, []
+    for stream, term, node, have, start in db.execute(_STREAMS).fetchall():
+        seq, at = _reach(db, stream, min(start, have), have, hlc)
+        latest = max(latest, at)
+        epoch = Epoch(term, NodeId(node))
+        found.append(Reach(StreamId(stream), epoch, seq, min(start, have)))
+    return latest, tuple(found)
+
+
+def _reach(
+    db: sqlite3.Connection, stream: int, low: int, high: int, hlc: int
+) -> tuple[int, int]:
+    """Return the last entry from `low` to `high` up to `hlc`, and its timestamp."""
+    at = 0
+    is_all = hlc >= HLC_MAX
+    while low < high:
+        middle = high if is_all else (low + high + 1) // 2
+        (stamp,) = db.execute(
+            "SELECT hlc FROM log WHERE stream = ? AND seq = ?", (stream, middle)
+        ).fetchone()
+        if stamp <= hlc:
+            low, at = middle, stamp
+        else:
+            high = middle - 1
+    return low, at
+
+
+def history(
+    db: sqlite3.Connection, packer: Packer, vector: Mapping[StreamId, int], limit: int
+) -> History:
+    """Return at most `limit` entries beyond `vector`, the oldest first.
+
+    What is no longer in the log is left out, and what is about tasks that are gone.
+    """
+    reached: dict[StreamId, int] = {}
+    parts = []
+    is_whole = True
+    for stream, _, _, have, start in db.execute(_STREAMS).fetchall():
+        seen = vector.get(stream, 0)
+        if have <= seen:
+            continue
+        if seen < start:
+            is_whole = False
+            reached[stream] = seen = start
+        parts.append(_entries(db, packer, stream, seen, limit + 1))
+    entries = list(islice(merge(*parts, key=_order), limit + 1))
+    has_more = len(entries) > limit
+    del entries[limit:]
+    for entry in entries:
+        reached[entry.stream] = entry.seq
+    records = _records(db, {entry.fact.task for entry in entries})
+    items = tuple(
+        (entry, records[entry.fact.task])
+        for entry in entries
+        if entry.fact.task in records
+    )
+    return History(items, tuple(sorted(reached.items())), has_more, is_whole)
+
+
+def _order(entry: Entry) -> tuple[int, int, int]:
+    return entry.hlc, entry.stream, entry.seq
+
+
+def _entries(
+    db: sqlite3.Connection, packer: Packer, stream: int, seen: int, limit: int
+) -> Iterator[Entry]:
+    found = db.execute(
+        "SELECT seq, hlc, body FROM log WHERE stream = ? AND seq > ?"
+        " ORDER BY seq LIMIT ?",
+        (stream, seen, limit),
+    )
+    return (packer.unpack_entry(StreamId(stream), *row) for row in found)
+
+
+def _records(db: sqlite3.Connection, ids: Iterable[TaskId]) -> dict[TaskId, TaskRecord]:
+    records: list[TaskRecord] = []
+    for some in rows.chunks(sorted(ids)):
+        found = db.execute(
+            f"SELECT {rows.LIST_COLUMNS} FROM tasks WHERE id IN"  # noqa: S608
+            f" ({rows.marks(len(some))})",
+            some,
+        ).fetchall()
+        records += (record for record, _ in rows.records_from(db, found))
+    places = twins.places(db, (record.id for record in records))
+    return {
+        record.id: replace(record, twin=places.get(record.id, 1)) for record in records
+    }

@@ -1,0 +1,287 @@
+"""The feed on a real log: nothing is missed, nothing is told early, all is bounded."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Mapping, Sequence
+from pathlib import Path
+
+import pytest
+
+from octaskly.agent import feed as feeds
+from octaskly.agent.feed import Feed
+from octaskly.agent.view import MeshView
+from octaskly.core.effects import Publish
+from octaskly.core.facts import Entry, Fact
+from octaskly.core.messages import Member, Roster
+from octaskly.core.model import Epoch, NodeId, NodeState, Role, StreamId, TaskState
+from octaskly.core.timeline import Gap, History, News, NodeNews, Place, TaskNews
+from octaskly.errors import NotDispatcher
+from octaskly.ports.news import Listening
+from octaskly.store import Store
+from tests.contract import log_kit as kit
+
+EPOCH = kit.EPOCHS[0][1]
+EARLY = StreamId(5)  #: of a reign that lost against the one of the tests
+EPOCHS = (*kit.EPOCHS, (EARLY, Epoch(1, NodeId("0" * 16))))
+STEP = 10
+
+
+class CountedStore(Store):
+    """A log that counts how often it is read for listeners."""
+
+    reads = 0
+
+    async def history(self, vector: Mapping[StreamId, int], limit: int) -> History:
+        self.reads += 1
+        return await super().history(vector, limit)
+
+
+class Bench:
+    """A dispatcher's log and its feed."""
+
+    def __init__(self, path: Path) -> None:
+        self.store = CountedStore(
+            path, kit.PicklePacker(), self._hear, kit.HandClock(), room_bytes=0
+        )
+        self.view = MeshView(EPOCH.node, {})
+        self.stream: StreamId | None = kit.STREAM
+        self.view.published(Publish(EPOCH, EPOCH.node, is_serving=True, roster=None))
+        self.feed = Feed(self.store, self.view, lambda: self.stream)
+        self.seqs: dict[StreamId, int] = {}
+        self._number = self._told = self._hlc = 0
+        self._changed = asyncio.Event()
+
+    async def add(self, *facts: Fact, stream: StreamId = kit.STREAM) -> None:
+        """Append facts, and wait until they are durable."""
+        entries = []
+        for fact in facts:
+            self._hlc += STEP
+            self.seqs[stream] = self.seqs.get(stream, 0) + 1
+            entries.append(Entry(stream, self.seqs[stream], self._hlc, fact))
+        await self.put(entries)
+
+    async def put(self, entries: Sequence[Entry]) -> None:
+        self._number += 1
+        self.store.append(self._number, entries, EPOCHS)
+        async with asyncio.timeout(10):
+            while self._told < self._number:
+                self._changed.clear()
+                await self._changed.wait()
+
+    def mesh(self, *members: Member) -> None:
+        """Publish who is in the mesh."""
+        roster = Roster(EPOCH, 1, members)
+        news = Publish(EPOCH, EPOCH.node, is_serving=True, roster=roster)
+        self.view.published(news)
+        self.feed.published(news)
+
+    def _hear(self, number: int) -> None:
+        self._told = number
+        self._changed.set()
+        self.feed.committed()
+
+
+@pytest.fixture
+async def bench(tmp_path: Path) -> AsyncIterator[Bench]:
+    made = Bench(tmp_path / "log.db")
+    await asyncio.to_thread(made.store.open)
+    await made.add(kit.submitted(1))
+    yield made
+    await made.store.close()
+
+
+def member(name: str, state: NodeState = NodeState.READY) -> Member:
+    return Member(
+        id=NodeId(name * 16),
+        name=name,
+        role=Role.WORKER,
+        state=state,
+        addresses=(),
+        lan_port=1,
+        slots=2,
+    )
+
+
+async def until(listening: Listening, count: int) -> list[News]:
+    """Return the next news that are more than a place."""
+    found: list[News] = []
+    async with asyncio.timeout(10):
+        while len(found) < count:
+            found += [n for n in await listening.more() if n.about is not None]
+    assert len(found) == count
+    return found
+
+
+def shown(news: Sequence[News]) -> list[tuple[str, TaskState]]:
+    return [
+        (news.about.record.id, news.about.state)
+        for news in news
+        if isinstance(news.about, TaskNews)
+    ]
+
+
+def place_of(news: News) -> Place:
+    assert news.place is not None
+    return news.place
+
+
+Q, R, C = TaskState.QUEUED, TaskState.RUNNING, TaskState.COMPLETED
+ONE, TWO, THREE = (kit.task_id(n) for n in (1, 2, 3))
+
+
+async def test_a_listener_hears_what_happens_from_now_on(bench: Bench) -> None:
+    """In order, each once, and nothing from before."""
+    async with bench.feed.listen(None) as listening:
+        await bench.add(kit.assigned(1))
+        await bench.add(kit.finished(1), kit.submitted(2))
+
+        assert shown(await until(listening, 3)) == [(ONE, R), (ONE, C), (TWO, Q)]
+
+
+async def test_a_place_is_given_at_once(bench: Bench) -> None:
+    """So a client that loses its connection before the first event misses none."""
+    async with bench.feed.listen(None) as listening:
+        (first,) = await listening.more()
+    assert first.about is None
+    await bench.add(kit.assigned(1))
+
+    async with bench.feed.listen(place_of(first)) as listening:
+        assert shown(await until(listening, 1)) == [(ONE, R)]
+
+
+async def test_a_listener_goes_on_where_it_was(bench: Bench) -> None:
+    """What happened meanwhile comes from the log, what happens then as it comes."""
+    async with bench.feed.listen(None) as listening:
+        await bench.add(kit.assigned(1))
+        (running,) = await until(listening, 1)
+    await bench.add(kit.finished(1), kit.submitted(2))
+
+    async with bench.feed.listen(place_of(running)) as listening:
+        assert shown(await until(listening, 2)) == [(ONE, C), (TWO, Q)]
+        await bench.add(kit.submitted(3))
+        assert shown(await until(listening, 1)) == [(THREE, Q)]
+
+
+async def test_every_place_of_a_long_past_is_good(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Read in parts, across two reigns; from each event on come exactly the others."""
+    monkeypatch.setattr(feeds, "PART_MAX", 2)
+    async with bench.feed.listen(None) as listening:
+        (start,) = await listening.more()
+    await bench.add(kit.assigned(1), kit.finished(1), kit.submitted(2))
+    bench.stream = kit.OTHER
+    await bench.add(kit.assigned(2), kit.submitted(3), stream=kit.OTHER)
+    await bench.add(kit.finished(2), stream=kit.OTHER)
+    async with bench.feed.listen(place_of(start)) as listening:
+        every = await until(listening, 6)
+
+    for number, news in enumerate(every[:-1], 1):
+        async with bench.feed.listen(place_of(news)) as listening:
+            rest = await until(listening, len(every) - number)
+        assert shown(rest) == shown(every[number:])
+
+
+async def test_entries_that_come_late_are_told_to_all(bench: Bench) -> None:
+    """A stream from before comes to light: who listens hears it, who does not is told.
+
+    The latter cannot know what was in it.
+    """
+    async with bench.feed.listen(None) as listening:
+        (before,) = await listening.more()
+        late = [Entry(EARLY, 1, 1, kit.submitted(2, ord=1))]
+        await bench.put(late)
+        assert shown(await until(listening, 1)) == [(TWO, Q)]
+        await bench.add(kit.assigned(1))
+        (after,) = await until(listening, 1)
+
+    async with bench.feed.listen(place_of(before)) as listening:
+        told = await until(listening, 2)
+    assert isinstance(told[0].about, Gap)
+    assert shown(told) == [(ONE, R)]
+    async with bench.feed.listen(place_of(after)) as listening:
+        await bench.add(kit.finished(1))
+        assert shown(await until(listening, 1)) == [(ONE, C)]
+
+
+async def test_the_log_is_read_once_for_all(bench: Bench) -> None:
+    """A hundred listeners cost one read for each commit."""
+    async with asyncio.TaskGroup() as tasks:
+        ready = asyncio.Barrier(101)
+
+        async def hear() -> list[tuple[str, TaskState]]:
+            async with bench.feed.listen(None) as listening:
+                await listening.more()
+                await ready.wait()
+                return shown(await until(listening, 1))
+
+        heard = [tasks.create_task(hear()) for _ in range(100)]
+        await ready.wait()
+        await bench.add(kit.assigned(1))
+
+    assert all(task.result() == [(ONE, R)] for task in heard)
+    assert bench.store.reads <= 4
+
+
+async def test_nothing_is_read_while_nobody_listens(bench: Bench) -> None:
+    """Nor kept."""
+    async with bench.feed.listen(None) as listening:
+        await bench.add(kit.assigned(1))
+        await until(listening, 1)
+    before = bench.store.reads
+
+    await bench.add(kit.finished(1))
+    bench.mesh(member("a"))
+
+    assert bench.store.reads == before
+    assert bench.feed.begin == bench.feed.end
+
+
+async def test_a_listener_that_is_too_slow_is_cut(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is kept for it is bounded; it resumes from the log."""
+    monkeypatch.setattr(feeds, "KEPT_MAX", 2)
+    async with bench.feed.listen(None) as slow, bench.feed.listen(None) as quick:
+        (start,) = await slow.more()
+        await quick.more()
+        for n in (2, 3, 4):
+            await bench.add(kit.submitted(n))
+            await until(quick, 1)
+        with pytest.raises(NotDispatcher):
+            await slow.more()
+
+    async with bench.feed.listen(place_of(start)) as listening:
+        assert [task for task, _ in shown(await until(listening, 3))] == [
+            kit.task_id(n) for n in (2, 3, 4)
+        ]
+
+
+async def test_nodes_are_told_as_they_are_and_as_they_change(bench: Bench) -> None:
+    """Each stream begins with all of them, since their past is in no log."""
+    ana, bo = member("a"), member("b")
+    bench.mesh(ana, bo)
+    async with bench.feed.listen(None) as listening:
+        first = await until(listening, 2)
+        bench.mesh(ana, bo)
+        bench.mesh(ana, member("b", NodeState.LOST))
+        bench.mesh(ana)
+        bench.mesh(ana, member("c"))
+        rest = await until(listening, 3)
+
+    assert [news.about for news in first] == [NodeNews(ana), NodeNews(bo)]
+    assert [news.about for news in rest] == [
+        NodeNews(member("b", NodeState.LOST)),
+        NodeNews(member("b", NodeState.LOST), is_gone=True),
+        NodeNews(member("c")),
+    ]
+
+
+async def test_only_a_dispatcher_tells(bench: Bench) -> None:
+    """Elsewhere the log may be behind."""
+    bench.stream = None
+
+    with pytest.raises(NotDispatcher):
+        async with bench.feed.listen(None):
+            pass

@@ -1,0 +1,248 @@
+"""Places in the log that every node finds again, and what entries mean."""
+
+from __future__ import annotations
+
+import pytest
+
+from octaskly.core.facts import (
+    HLC_COUNTER_BITS,
+    NO_FLOOR,
+    CancelAsked,
+    Entry,
+    Fact,
+    Finished,
+    Submitted,
+    hlc_of,
+)
+from octaskly.core.merge import TaskRecord, apply
+from octaskly.core.model import (
+    Attempt,
+    AttemptState,
+    Epoch,
+    NodeId,
+    StreamId,
+    TaskSpec,
+    TaskState,
+)
+from octaskly.core.timeline import (
+    FRESH_MS,
+    Cursor,
+    Place,
+    Reach,
+    TaskNews,
+    news_of,
+    resumed,
+)
+from tests.contract import log_kit as kit
+
+OLD, OWN, NEXT, SPLIT = StreamId(5), StreamId(9), StreamId(2), StreamId(7)
+AT_MS = 1_700_000_000_000
+AT = hlc_of(AT_MS)
+
+
+def reach(stream: StreamId, term: int, seq: int, start: int = 0) -> Reach:
+    return Reach(stream, Epoch(term, NodeId("n")), seq, start)
+
+
+def cursor(hlc: int = 100, *, stream: StreamId = OWN, **seqs: int) -> Cursor:
+    names = {"old": OLD, "own": OWN, "next": NEXT, "split": SPLIT}
+    return Cursor(hlc, {names[name]: seq for name, seq in seqs.items()}, stream)
+
+
+def test_place_is_read_as_it_is_shown() -> None:
+    """Clients keep it as text."""
+    place = cursor(old=3, own=200).place
+
+    assert Place.parse(str(place)) == place
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "1",
+        "1-2-3",
+        "1-2-3-g" + "0" * 15,
+        "1-2-3-" + "0" * 17,
+        "-1-2-3-" + "0" * 16,
+        "1" * 17 + "-2-3-" + "0" * 16,
+        "1-2-3-" + "0" * 16 + "\n",
+        "A-2-3-" + "0" * 16,
+    ],
+)
+def test_nonsense_is_no_place(text: str) -> None:
+    """Whatever a client sends, it is refused rather than guessed at."""
+    with pytest.raises(ValueError, match="no place"):
+        Place.parse(text)
+
+
+def test_a_reader_goes_on_in_the_same_reign() -> None:
+    """Nothing is missing, nothing comes twice."""
+    place = cursor(old=3, own=4).place
+
+    found, is_exact = resumed(place, [reach(OLD, 1, 3), reach(OWN, 2, 4)], OWN)
+
+    assert is_exact
+    assert found.vector == {OLD: 3, OWN: 4}
+
+
+def test_a_reader_goes_on_after_a_failover() -> None:
+    """The next reign holds all that it was told of, and more of its own."""
+    place = cursor(old=3, own=4).place
+    reaches = [reach(OLD, 1, 3), reach(OWN, 2, 4), reach(NEXT, 3, 0)]
+
+    found, is_exact = resumed(place, reaches, NEXT)
+
+    assert is_exact
+    assert found.vector == {OLD: 3, OWN: 4}
+
+
+def test_a_next_dispatcher_whose_clock_is_behind_hides_nothing() -> None:
+    """What it wrote bears an earlier time than what the client saw last."""
+    place = cursor(old=3, own=4).place
+    reaches = [reach(OLD, 1, 3), reach(OWN, 2, 3), reach(NEXT, 3, 8)]
+
+    found, is_exact = resumed(place, reaches, NEXT)
+
+    assert is_exact
+    assert found.vector == {OLD: 3, OWN: 4}
+
+
+def test_the_side_of_a_split_that_lost_counts_though_it_came_later() -> None:
+    """It was merged, and told of, before the client left."""
+    place = cursor(old=3, own=4, split=6).place
+    reaches = [reach(OLD, 1, 3), reach(OWN, 2, 4), reach(SPLIT, 3, 6)]
+
+    found, is_exact = resumed(place, reaches, OWN)
+
+    assert is_exact
+    assert found.vector == {OLD: 3, OWN: 4, SPLIT: 6}
+
+
+def test_what_came_to_light_late_is_no_secret() -> None:
+    """A stream with entries from before, of which the client was never told."""
+    place = cursor(old=3, own=4).place
+    reaches = [reach(OLD, 1, 3), reach(OWN, 2, 4), reach(SPLIT, 2, 6)]
+
+    _, is_exact = resumed(place, reaches, OWN)
+
+    assert not is_exact
+
+
+def test_a_reign_that_nobody_knows_is_no_secret() -> None:
+    """Its disk is lost, and with it what the client saw."""
+    found, is_exact = resumed(cursor(own=4).place, [reach(NEXT, 3, 2)], NEXT)
+
+    assert not is_exact
+    assert found.vector == {NEXT: 2, OWN: 4}
+
+
+def test_a_place_before_the_floor_is_no_secret() -> None:
+    """The entries in between are deleted."""
+    found, is_exact = resumed(cursor(own=4).place, [reach(OWN, 2, 7, 7)], OWN)
+
+    assert not is_exact
+    assert found.vector == {OWN: 7}
+
+
+def test_a_reign_that_has_written_nothing_need_not_be_known() -> None:
+    """All that its clients saw is in other streams."""
+    place = cursor(old=3).place
+
+    found, is_exact = resumed(place, [reach(OLD, 1, 3), reach(NEXT, 3, 0)], NEXT)
+
+    assert is_exact
+    assert found.vector == {OLD: 3, NEXT: 0}
+
+
+def test_midst_of_late_entries_is_no_place() -> None:
+    """Only behind the last of them can a client go on."""
+    reader = cursor(hlc=AT, own=4)
+    before = reader.place
+
+    assert not reader.pass_over(Entry(SPLIT, 1, AT - 5, kit.submitted(1)))
+    assert reader.pass_over(Entry(OWN, 5, AT + 1, kit.submitted(2)))
+    assert reader.place.seq == 5
+    assert reader.place.digest != before.digest
+
+
+def record(*facts: Submitted | CancelAsked | Finished) -> TaskRecord:
+    found: TaskRecord | None = None
+    for fact in facts:
+        found = apply(found, fact)
+    assert found is not None
+    return found
+
+
+def news(fact: Fact, known: TaskRecord, *, hlc: int = AT) -> TaskNews | None:
+    return news_of(Entry(OWN, 1, hlc, fact), known)
+
+
+def submitted(ord_hlc: int = AT) -> Submitted:
+    return kit.submitted(1, ord=50 << 56 | ord_hlc)
+
+
+def test_acceptance_is_news_once() -> None:
+    """It is written again with what a worker tells, and before the floor rises."""
+    known = record(submitted())
+    late = AT + (FRESH_MS << HLC_COUNTER_BITS)
+
+    assert news(submitted(), known) == TaskNews(known, TaskState.QUEUED, AT_MS)
+    assert news(submitted(), known, hlc=late) is None
+
+
+@pytest.mark.parametrize(
+    ("state", "shown"),
+    [
+        (AttemptState.OK, TaskState.COMPLETED),
+        (AttemptState.FAILED, TaskState.FAILED),
+        (AttemptState.RELEASED, TaskState.QUEUED),
+    ],
+)
+def test_end_of_an_attempt_is_news(state: AttemptState, shown: TaskState) -> None:
+    """With the attempt, which says why."""
+    fact = kit.finished(1, state=state)
+    known = record(submitted(), fact)
+
+    told = news(fact, known)
+
+    assert told is not None
+    assert told.state is shown
+    assert told.attempt == known.attempts[0]
+
+
+def test_start_of_an_attempt_is_news() -> None:
+    """Also when the task has ended by now."""
+    fact = kit.assigned(1)
+    known = record(submitted(), kit.finished(1))
+
+    told = news(fact, known)
+
+    assert told is not None
+    assert told.state is TaskState.RUNNING
+    assert told.attempt == Attempt(id=kit.attempt_id(), node=kit.WORKER)
+
+
+def test_failure_of_a_task_that_succeeded_is_no_news() -> None:
+    """A second attempt, which ran in the other half of a split, decides nothing."""
+    second = kit.finished(1, 2, state=AttemptState.FAILED)
+    known = record(submitted(), kit.finished(1), second)
+
+    assert news(second, known) is None
+    assert news(kit.assigned(1, 2), known) is None
+
+
+def test_cancelling_counts_unless_the_task_succeeded() -> None:
+    """As the task is shown."""
+    known = record(submitted(), kit.cancelled(1))
+
+    assert news(kit.cancelled(1), known) == TaskNews(known, TaskState.CANCELLED, AT_MS)
+    ended = apply(known, kit.finished(1))
+    assert news(kit.cancelled(1), ended) is None
+
+
+def test_floor_is_no_news() -> None:
+    """It is about no task."""
+    spec = TaskSpec(id=kit.task_id(1), command="true")
+
+    assert news(NO_FLOOR, record(Submitted(spec))) is None
