@@ -72,6 +72,7 @@ def listed(record: TaskRecord, names: Mapping[NodeId, str]) -> Json:
         "detail": (outcome.detail or None) if outcome else None,
         "timeout": spec.timeout_s if spec else None,
         "duration_ms": outcome.duration_ms if outcome else None,
+        **_usage(outcome, spec.created_ms if spec else None),
         "created_at": at(spec.created_ms) if spec else None,
         "started_at": at(outcome.started_ms) if outcome else None,
         "completed_at": at(outcome.ended_ms) if outcome else None,
@@ -273,6 +274,22 @@ def health(state: Health, version: str, now_ms: int) -> Json:
 def _visible(record: TaskRecord) -> Outcome | None:
     state = record.state
     return visible_outcome(visible_attempt(record, state), state)
+
+
+def _usage(outcome: Outcome | None, created_ms: int | None) -> Json:
+    """Return how long it waited and what it took, as far as known."""
+    started_ms = outcome.started_ms if outcome else None
+    cpu_ms = outcome.cpu_ms if outcome else None
+    peak_kb = outcome.memory_max_kb if outcome else None
+    waited_ms = None
+    if started_ms is not None and created_ms is not None:
+        # By the clocks of two machines: it could come out as less than nothing.
+        waited_ms = max(0, started_ms - created_ms)
+    return {
+        "queue_ms": waited_ms,
+        "cpu_seconds": None if cpu_ms is None else cpu_ms / 1000,
+        "memory_peak_mb": None if peak_kb is None else round(peak_kb / 1024, 1),
+    }
 
 
 def visible_attempt(record: TaskRecord, state: TaskState) -> Attempt | None:

@@ -115,7 +115,10 @@ def show(choice: Choice, ref: str, as_json: bool) -> None:  # noqa: FBT001
             ("created", task.created_at),
             ("started", task.started_at),
             ("ended", task.completed_at),
+            ("waited", _took(task.queue_ms)),
             ("took", _took(task.duration_ms)),
+            ("cpu time", _took(_milliseconds(task.cpu_seconds))),
+            ("memory", _memory(task.memory_peak_mb)),
             ("inputs", ", ".join(task.inputs) or None),
             ("outputs", _outputs(task)),
             ("stdout", _stream(task.stdout_bytes, cut=task.stdout_truncated)),
@@ -129,7 +132,15 @@ def _pairs(pairs: Mapping[str, str]) -> str | None:
     return " ".join(shown) or None
 
 
-def _took(milliseconds: int | None) -> str | None:
+def _milliseconds(seconds: float | None) -> float | None:
+    return None if seconds is None else seconds * 1000
+
+
+def _memory(megabytes: float | None) -> str | None:
+    return None if megabytes is None else f"{size(round(megabytes * (1 << 20)))} peak"
+
+
+def _took(milliseconds: float | None) -> str | None:
     return None if milliseconds is None else duration(milliseconds)
 
 

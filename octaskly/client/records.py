@@ -50,6 +50,9 @@ class Task(msgspec.Struct, frozen=True, kw_only=True):
     started_at: str | None = None
     completed_at: str | None = None
     duration_ms: int | None = None
+    queue_ms: int | None = None
+    cpu_seconds: float | None = None
+    memory_peak_mb: float | None = None
     name: str | None = None
     labels: dict[str, str] = {}
     env: dict[str, str] = {}

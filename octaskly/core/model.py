@@ -228,6 +228,10 @@ class Outcome:
     stderr_bytes: int = 0
     outputs: tuple[OutputFile, ...] = ()
     detail: str = ""  #: for people: the missing input, the folder that is not there
+    cpu_ms: int | None = None  #: processor time of its processes
+    memory_max_kb: int | None = (
+        None  #: most that one of them had resident; None: little
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

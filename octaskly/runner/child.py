@@ -10,6 +10,7 @@ from typing import Any, Final
 from octaskly.runner.cgroup import Group
 from octaskly.runner.transcript import Writer
 from octaskly.runner.tree import MARK
+from octaskly.runner.usage import Used
 
 READ_BYTES = 65536
 MEMORY_BYTES = 256 << 10  #: of a stream; then a file is asked for
@@ -174,13 +175,15 @@ class Child:
             self.deadline_s = now_s + self.left_s
         self.left_s = None
 
-    def end(self, status: int, *, now_s: float, now_ms: int) -> list[object]:
+    def end(
+        self, status: int, used: Used, *, now_s: float, now_ms: int
+    ) -> list[object]:
         """Close the pipes and return the message that ends this attempt."""
         out, err = self.out.drain(), self.err.drain()
         if self.transcript is not None:
             self.transcript.close()
         return [
             *("end", self.key, os.waitstatus_to_exitcode(status), self.verdict),
-            *(self.started_ms, now_ms, int((now_s - self.started_s) * 1000)),
+            *(self.started_ms, now_ms, int((now_s - self.started_s) * 1000), *used),
             *(out, err, self.out.size_bytes, self.err.size_bytes, ""),
         ]

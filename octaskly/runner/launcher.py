@@ -20,6 +20,7 @@ import time
 from collections import deque
 from contextlib import suppress
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 if __name__ == "__main__":
     # Isolated mode leaves out the folders of msgpack and of this package; the agent
@@ -33,6 +34,10 @@ from octaskly.runner.kin import Kin
 from octaskly.runner.spawn import Pad, Refused, refused_end
 from octaskly.runner.timekeeper import Timekeeper
 from octaskly.runner.tree import become_subreaper
+from octaskly.runner.usage import Gauge, Used
+
+if TYPE_CHECKING:
+    import resource
 
 WATCH_AFTER_S = 0.005  #: most tasks are over by then, and cost no epoll calls
 WAIT_MAX_S = 0.05  #: an order that has not started by then is given back
@@ -68,7 +73,8 @@ class Launcher:
         self._sinks: dict[int, Child] = {}  # by pipe descriptor, watched ones
         self._last_end_s = 0.0
         self._dying: list[tuple[float, Child, list[object]]] = []
-        self._exits: deque[tuple[int, int]] = deque()
+        self._exits: deque[tuple[int, int, resource.struct_rusage]] = deque()
+        self._gauge = Gauge()
         self._is_closing = False
         self._epoll = select.epoll()
         self._wake, self._waker = socket.socketpair()
@@ -234,6 +240,8 @@ class Launcher:
         try:
             child = self._pad.spawn(order, begin_s=now_s, begin_ms=now_ms)
         except Refused as refusal:
+            if self._groups and group:
+                self._groups.give(group)
             if refusal.is_final:
                 self._results.append(refused_end(order, now_ms, refusal))
             else:
@@ -258,30 +266,33 @@ class Launcher:
         """Reap what has ended; return whether any child is left."""
         while True:
             try:
-                pid, status = os.waitpid(-1, os.WNOHANG)
+                pid, status, usage = os.wait4(-1, os.WNOHANG)
             except ChildProcessError:
                 return False
             if pid == 0:
                 return True
             if pid in self._running:
-                self._exits.append((pid, status))
+                self._exits.append((pid, status, usage))
             else:
                 self._kin.forget(pid)
 
     def _reap(self) -> None:
         has_children = self._collect()
         while self._exits:
-            pid, status = self._exits.popleft()
-            self._finish(self._running.pop(pid), status, has_children=has_children)
+            pid, status, usage = self._exits.popleft()
+            child, used = self._running.pop(pid), self._gauge.read(usage)
+            self._finish(child, status, used, has_children=has_children)
 
-    def _finish(self, child: Child, status: int, *, has_children: bool) -> None:
+    def _finish(
+        self, child: Child, status: int, used: Used, *, has_children: bool
+    ) -> None:
         now_s = time.monotonic()
         self._last_end_s = now_s
         is_gone = not has_children or self._kin.end_rest(child)
         for sink in (child.out, child.err):
             if sink.is_open:  # Else the number may be another task's by now.
                 self._sinks.pop(sink.fd, None)
-        end = child.end(status, now_s=now_s, now_ms=int(time.time() * 1000))
+        end = child.end(status, used, now_s=now_s, now_ms=int(time.time() * 1000))
         if is_gone:
             self._conclude(child, end)
         else:

@@ -16,10 +16,13 @@ def outcome_of_end(fields: list[Any]) -> Outcome:
 
     Args:
         fields: Status (negative: minus the signal), verdict, started_ms, ended_ms,
-            duration_ms, stdout, stderr, stdout_bytes, stderr_bytes, detail.
+            duration_ms, cpu_ms, memory_max_kb, stdout, stderr, stdout_bytes,
+            stderr_bytes, detail.
     """
-    status, verdict, started_ms, ended_ms, duration_ms = fields[:5]
-    stdout, stderr, stdout_bytes, stderr_bytes, detail = fields[5:]
+    status, verdict, started_ms, ended_ms, duration_ms, cpu_ms, memory_max_kb = fields[
+        :7
+    ]
+    stdout, stderr, stdout_bytes, stderr_bytes, detail = fields[7:]
     state, reason = AttemptState.FAILED, Reason.EXIT
     exit_code, number = status, None
     if status < 0:
@@ -45,6 +48,8 @@ def outcome_of_end(fields: list[Any]) -> Outcome:
         stdout_bytes=stdout_bytes,
         stderr_bytes=stderr_bytes,
         detail=clean_detail(detail) if detail else "",
+        cpu_ms=cpu_ms,
+        memory_max_kb=memory_max_kb,
     )
 
 

@@ -120,7 +120,7 @@ class Refused(Exception):
 
 def refused_end(order: Order, now_ms: int, refusal: Refused) -> list[object]:
     """Return the message that ends an attempt that could not be executed."""
-    head = ["end", order.key, refusal.code, "", now_ms, now_ms, 0]
+    head = ["end", order.key, refusal.code, "", now_ms, now_ms, 0, None, None]
     return [*head, b"", b"", 0, 0, str(refusal)]
 
 

@@ -75,8 +75,8 @@ ATTEMPT_LIVE_UPSERT: Final = Bulk(
 ATTEMPT_ENDED_UPSERT: Final = Bulk(
     "INSERT OR REPLACE INTO attempts (task, term, stream, n, node, state, reason,"
     " exit_code, signal, started_ms, ended_ms, duration_ms, stdout_bytes,"
-    " stderr_bytes, files, detail, output) VALUES",
-    17,
+    " stderr_bytes, files, detail, cpu_ms, memory_max_kb, output) VALUES",
+    19,
 )
 LOG_INSERT: Final = Bulk(
     "INSERT INTO log (stream, seq, hlc, task_id, body, output) VALUES", 6

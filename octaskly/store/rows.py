@@ -47,7 +47,8 @@ LIST_COLUMNS: Final = TASK_COLUMNS.replace("stdin, items", "NULL, NULL")
 """The same without what can be large, which no list shows."""
 ATTEMPT_COLUMNS: Final = (
     "task, term, stream, n, node, state, reason, exit_code, signal, started_ms,"
-    " ended_ms, duration_ms, stdout_bytes, stderr_bytes, files, detail, output"
+    " ended_ms, duration_ms, stdout_bytes, stderr_bytes, files, detail, cpu_ms,"
+    " memory_max_kb, output"
 )
 
 Row = Sequence[Any]
@@ -166,6 +167,8 @@ def attempt_row(
         outcome.stderr_bytes,
         json.dumps(outcome.outputs) if outcome.outputs else None,
         outcome.detail or None,
+        outcome.cpu_ms,
+        outcome.memory_max_kb,
         output,
     )
 
@@ -174,7 +177,7 @@ def attempt_from(row: Row) -> Attempt:
     """Return the attempt of a row of `ATTEMPT_COLUMNS`, without kept output."""
     _, term, stream, n, node, number, reason, exit_code, signal = row[:9]
     started_ms, ended_ms, duration_ms, stdout_bytes, stderr_bytes = row[9:14]
-    files, detail = row[14:16]
+    files, detail, cpu_ms, memory_max_kb = row[14:18]
     identity = AttemptId(term, StreamId(stream), n)
     state = _ATTEMPT_STATES[number]
     if reason is None:
@@ -191,6 +194,8 @@ def attempt_from(row: Row) -> Attempt:
         stderr_bytes=stderr_bytes,
         outputs=_files(files),
         detail=detail or "",
+        cpu_ms=cpu_ms,
+        memory_max_kb=memory_max_kb,
     )
     return Attempt(id=identity, node=node, state=state, outcome=outcome)
 
@@ -210,6 +215,8 @@ def bare(outcome: Outcome) -> Outcome:
         stderr_bytes=outcome.stderr_bytes,
         outputs=outcome.outputs,
         detail=outcome.detail,
+        cpu_ms=outcome.cpu_ms,
+        memory_max_kb=outcome.memory_max_kb,
     )
 
 

@@ -172,6 +172,9 @@ CREATE TABLE counts (
 ) STRICT, WITHOUT ROWID;
 INSERT INTO counts SELECT 0, node, state, n FROM counts_before;
 DROP TABLE counts_before;
+
+ALTER TABLE attempts ADD COLUMN cpu_ms INTEGER;
+ALTER TABLE attempts ADD COLUMN memory_max_kb INTEGER;
 """
 
 MIGRATIONS: Final = (_FIRST, _SECOND, _THIRD)

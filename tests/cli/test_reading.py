@@ -79,6 +79,9 @@ def test_show_has_what_was_asked_for(three_tasks: Api, octaskly: Run) -> None:
         "cwd": "src",
         "stdin_bytes": 2048,
         "grace": 0,
+        "queue_ms": 12,
+        "cpu_seconds": 61.5,
+        "memory_peak_mb": 1536.0,
     }
 
     done = octaskly("show", "2")
@@ -90,6 +93,9 @@ def test_show_has_what_was_asked_for(three_tasks: Api, octaskly: Run) -> None:
         "cwd:         src",
         "stdin:       2.0 KiB",
         "grace:       0 s",
+        "waited:      12 ms",
+        "cpu time:    1m02s",
+        "memory:      1.5 GiB peak",
     } <= set(done.stdout.decode().splitlines())
 
 

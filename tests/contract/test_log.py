@@ -144,6 +144,8 @@ async def test_a_finished_task_comes_back_with_its_exact_output(bench: Bench) ->
         stderr_bytes=1,
         outputs=(OutputFile("a", 3), OutputFile("b", None)),
         detail="as it was",
+        cpu_ms=1750,
+        memory_max_kb=20_480,
     )
 
     await bench.add(kit.submitted(1), kit.assigned(1), end)

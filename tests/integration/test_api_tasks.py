@@ -20,6 +20,7 @@ from tests.integration.api_node import (
     assert_problem,
     assert_standard_headers,
 )
+from tests.integration.fake_gateway import NOW_MS
 
 TASKS = "/api/v1/tasks"
 
@@ -258,7 +259,10 @@ async def test_completed_task_shows_what_happened(node: ApiNode) -> None:
         "reason": "exit",
         "detail": None,
         "timeout": 3600,
+        "queue_ms": 0,
         "duration_ms": 1500,
+        "cpu_seconds": None,
+        "memory_peak_mb": None,
         "created_at": "2026-02-06T12:00:00Z",
         "started_at": "2026-02-06T12:00:00Z",
         "completed_at": "2026-02-06T12:00:01Z",
@@ -274,6 +278,27 @@ async def test_completed_task_shows_what_happened(node: ApiNode) -> None:
         **asked.shown(None),
         **asked.shown_whole(None),
     }
+
+
+async def test_what_a_task_used_and_how_long_it_waited_is_told(node: ApiNode) -> None:
+    """Also in lists; a clock of the worker that is behind makes no time negative."""
+    for started_ms, queue_ms in ((NOW_MS + 250, 250), (NOW_MS - 250, 0)):
+        task = await node.submit("echo hello")
+        node.gateway.start(task)
+        outcome = Outcome(
+            state=AttemptState.OK,
+            reason=Reason.EXIT,
+            started_ms=started_ms,
+            cpu_ms=1750,
+            memory_max_kb=20_500,
+        )
+        node.gateway.finish(task, outcome)
+        one = await node.ask("GET", f"{TASKS}/{task}", headers=VIEWER)
+        listed = await node.ask("GET", TASKS, headers=VIEWER)
+
+        for shown in (one.json, listed.json["tasks"][-1]):
+            assert shown["queue_ms"] == queue_ms
+            assert (shown["cpu_seconds"], shown["memory_peak_mb"]) == (1.75, 20.0)
 
 
 async def test_output_that_is_no_text_and_too_long_is_shown_with_marks(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from pathlib import Path
 
 import pytest
@@ -175,3 +176,21 @@ async def test_grace_is_the_tasks_own(tmp_path: Path) -> None:
         outcome = await made.run(deaf, timeout_s=1, options=TaskOptions(grace_s=0))
 
         assert outcome.reason is Reason.TIMEOUT
+
+
+async def test_what_a_task_used_is_told(tmp_path: Path) -> None:
+    """Processor time of what it started too, and the most memory of one process."""
+    hog = f"{sys.executable} -S -c 'len(str(1) * (90 << 20))'"
+    busy = "i=0; while [ $i -lt 60000 ]; do i=$((i+1)); done"
+    async with rig(tmp_path) as made:
+        idle = await made.run("sleep 0.3")
+        spun = await made.run(f"sh -c '{busy}'; exit 3")
+        grown = await made.run(hog)
+
+        assert idle.cpu_ms is not None
+        assert idle.cpu_ms < 200
+        assert idle.memory_max_kb is None  # Less than the launcher has itself.
+        assert spun.cpu_ms is not None
+        assert spun.cpu_ms > idle.cpu_ms
+        assert grown.memory_max_kb is not None
+        assert 90 << 10 <= grown.memory_max_kb < 140 << 10
