@@ -45,6 +45,8 @@ class Departure:
             drain_s = 0.0  # What is frozen does not end.
         self._ends_s = now.mono_s + drain_s
         self._election.is_stopping = True
+        # Standbys that were asked while the disk failed may be ready by now.
+        self._handover.reset()
         effects: list[Effect] = [Note("info", "stopping", (("drain_s", drain_s),))]
         if self._dispatch.is_reigning:
             self._dispatch.pause_accepting()
