@@ -349,8 +349,12 @@ class Disk:
         return Loaded(after_ord, tuple(found[:limit]), len(found) > limit)
 
     def live(self) -> tuple[TaskRecord, ...]:
-        """Read the tasks that have an attempt without an end."""
-        return tuple(record for record in self.records.values() if _is_live(record))
+        """Read the tasks that run, and those that are decided while one still does."""
+        return tuple(
+            record
+            for record in self.records.values()
+            if record.state is TaskState.RUNNING or _is_live(record)
+        )
 
     def entries_after(
         self, vector: Vector, most: int
