@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from octaskly.core.dispatch import Dispatch
 from octaskly.core.effects import (
     Answer,
@@ -71,9 +73,11 @@ LATE = 9.0  #: seconds: the adopt window is over
 class World:
     """A dispatcher on node a with its journal; the disk is as slow as a test wants."""
 
-    def __init__(self, limits: Limits | None = None) -> None:
+    def __init__(
+        self, limits: Limits | None = None, *, is_strict: bool = False
+    ) -> None:
         self.journal = journal()
-        known = settings("a", limits=limits)
+        known = replace(settings("a", limits=limits), is_strict=is_strict)
         self.replication = Replication(known, self.journal, Membership(known, Saved()))
         self.dispatch = Dispatch(known, self.journal, self.replication, 7)
 

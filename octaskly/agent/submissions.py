@@ -19,7 +19,7 @@ from octaskly.core import events as ev
 from octaskly.core.acceptance import is_asked_by
 from octaskly.core.merge import TaskRecord
 from octaskly.core.model import TaskId
-from octaskly.errors import NotDispatcher, NotDurable, TaskExists
+from octaskly.errors import TaskExists
 from octaskly.ports import Log
 
 Taken = tuple[list[TaskRecord], int]
@@ -99,13 +99,7 @@ class Submissions:
                 ticket, asked.drafts, asked.submitter, suffixes, asked.is_strict
             )
         )
-        if isinstance(reply, ef.NotDurable):
-            raise NotDurable(
-                "durability is strict, and no standby acknowledges",
-                hint="send an Idempotency-Key, and repeat the request when one is back",
-            )
-        if not isinstance(reply, ef.Accepted):
-            raise NotDispatcher("this node stopped being dispatcher")
+        assert isinstance(reply, ef.Accepted)
         records = [TaskRecord(id=spec.id, spec=spec) for spec in reply.specs]
         return records, reply.replicas
 

@@ -7,13 +7,14 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from functools import reduce
 
+from octaskly import errors
 from octaskly.core import merge
-from octaskly.core.effects import Reply
+from octaskly.core.effects import NotDurable, NotHere, Reply
 from octaskly.core.events import Event
 from octaskly.core.facts import Entry, Floor, TaskFact
 from octaskly.core.merge import TaskRecord
 from octaskly.core.model import TaskId, name_of
-from octaskly.errors import AnswerLost, NoDispatcher
+from octaskly.errors import AnswerLost, NoDispatcher, NotDispatcher
 
 TICKETS_MAX = 10_000  #: requests that wait for the core at once
 
@@ -33,6 +34,8 @@ class Tickets:
         Raises:
             NoDispatcher: too many requests wait already, or this node stops.
             AnswerLost: this node stopped before the answer.
+            NotDispatcher: another node is dispatcher.
+            NotDurable: one copy is too few, and no standby acknowledges.
         """
         if self._is_closed:
             raise NoDispatcher("this node stops")
@@ -44,9 +47,18 @@ class Tickets:
         self._open[ticket] = future
         self._post(event(ticket))
         try:
-            return await future
+            reply = await future
         finally:
             self._open.pop(ticket, None)
+        if isinstance(reply, NotDurable):
+            raise errors.NotDurable(
+                "durability is strict, and no standby acknowledges",
+                hint="repeat the request when one is back, a POST with an "
+                "Idempotency-Key",
+            )
+        if isinstance(reply, NotHere):
+            raise NotDispatcher("this node stopped being dispatcher")
+        return reply
 
     def answered(self, ticket: int, reply: Reply) -> None:
         """Release the request that waits for this ticket."""

@@ -175,8 +175,11 @@ class Dispatch:
         self._placing.touch(task)
         self._placing.facts.append(CancelAsked(event.task, event.by))
         done = CancelDone(event.task, TaskState.CANCELLED, was_done=True)
-        answer: list[Effect] = [Answer(event.ticket, done), Announce((event.task,))]
-        return self._placing.commit(now, told=lambda *_: answer)
+
+        def told(_: Moment, replicas: int) -> list[Effect]:
+            return [self._done(event, done, replicas), Announce((event.task,))]
+
+        return self._placing.commit(now, told=told)
 
     @staticmethod
     def _state_of(task: InHand | None, known: TaskState) -> TaskState:
@@ -192,8 +195,18 @@ class Dispatch:
         self, event: CancelRequested, state: TaskState, now: Moment, *, was_done: bool
     ) -> list[Effect]:
         """Answer once all that this node decided is safe, as the state may be."""
-        answer = Answer(event.ticket, CancelDone(event.task, state, was_done))
-        return self._replication.when_safe(lambda *_: [answer], now)
+        done = CancelDone(event.task, state, was_done)
+        return self._replication.when_safe(
+            lambda _, replicas: [self._done(event, done, replicas)], now
+        )
+
+    def _done(self, event: CancelRequested, done: CancelDone, replicas: int) -> Answer:
+        """Return the answer, if strict only once another disk has it, too.
+
+        What runs is ended all the same: who cancels must not wait for a standby.
+        """
+        is_unsafe = self._is_strict and done.was_done and replicas == 1
+        return Answer(event.ticket, NotDurable() if is_unsafe else done)
 
     # --- Workers.
 

@@ -2,7 +2,14 @@
 
 from __future__ import annotations
 
-from octaskly.core.effects import Accepted, Append, Effect, Reply, Send
+from octaskly.core.effects import (
+    Accepted,
+    Append,
+    CancelDone,
+    Effect,
+    Reply,
+    Send,
+)
 from octaskly.core.events import Event, Received
 from octaskly.core.facts import CancelAsked, Entry, Fact, Finished, Submitted, hlc_of
 from octaskly.core.merge import TaskRecord, TaskRow, join
@@ -18,7 +25,7 @@ from octaskly.core.model import (
 )
 from octaskly.core.node import Node
 from octaskly.core.succession import covers
-from tests.simulation.disk import Disk
+from tests.simulation.disk import Disk, Kept
 from tests.simulation.world import WALL_MS, Machine, Started, World
 
 
@@ -57,6 +64,11 @@ class Watch:
 
     def on_answer(self, machine: Machine, reply: Reply, waited_s: float) -> None:
         """Check one answer to a client, at the instant at which it leaves."""
+        if isinstance(reply, CancelDone) and reply.was_done and self._world.is_strict:
+            holders = self._holders((CancelAsked, reply.task, None))
+            assert len(holders) > 1, (
+                f"{reply.task} cancelled on {holders}, though strict"
+            )
         if isinstance(reply, Accepted):
             self._replicas_are_real(reply)
             self._standbys_are_waited_for(machine, reply, waited_s)
@@ -88,13 +100,14 @@ class Watch:
     def _replicas_are_real(self, reply: Accepted) -> None:
         """I10: so many disks hold the tasks as the answer says."""
         for spec in reply.specs:
-            key = (Submitted, spec.id, None)
-            holders = [
-                m.id for m in self._world.machines.values() if key in m.disk.kept
-            ]
+            holders = self._holders((Submitted, spec.id, None))
             assert reply.replicas <= len(holders), (
                 f"{spec.id}: {reply.replicas} replicas said, on {holders}"
             )
+
+    def _holders(self, key: Kept) -> list[NodeId]:
+        machines = self._world.machines.values()
+        return [machine.id for machine in machines if key in machine.disk.kept]
 
     def _standbys_are_waited_for(
         self, machine: Machine, reply: Accepted, waited_s: float

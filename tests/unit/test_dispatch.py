@@ -9,6 +9,7 @@ from octaskly.core.effects import (
     Append,
     Load,
     LoadLive,
+    NotDurable,
     NotHere,
     Send,
 )
@@ -314,6 +315,22 @@ def test_a_running_task_is_killed_by_force() -> None:
     assert effects[1:] == [kill(B)]
     assert answer == [cancelled(), Announce((T,))]
     assert again == [cancelled()]
+
+
+def test_a_strict_mesh_says_that_a_cancel_is_on_one_disk_only() -> None:
+    """It is carried out all the same, and asked for again until a standby has it."""
+    world = World(is_strict=True)
+    world.dispatch.begin(epoch(), STREAM, moment())
+    world.dispatch.on_loaded(Loaded(-1, (record(),), has_more=False), moment())
+    world.dispatch.on_live_loaded(LiveLoaded(()), moment())
+
+    effects = world.dispatch.on_cancel(cancel(), moment())
+    answer = world.commit()
+    again = world.dispatch.on_cancel(cancel(TaskState.CANCELLED), moment())
+
+    assert facts(effects) == [CancelAsked(T, "ann")]
+    assert answer == [Answer(5, NotDurable()), Announce((T,))]
+    assert again == [Answer(5, NotDurable())]
 
 
 def test_a_killed_task_is_not_run_again_when_its_worker_is_lost() -> None:

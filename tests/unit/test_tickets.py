@@ -6,13 +6,14 @@ import asyncio
 
 import pytest
 
+from octaskly import errors
 from octaskly.agent.tickets import Tickets, Waiters
-from octaskly.core.effects import NotHere
+from octaskly.core.effects import Accepted, NotDurable, NotHere, Reply
 from octaskly.core.events import Event, TasksSubmitted
 from octaskly.core.facts import Entry, Finished
 from octaskly.core.merge import TaskRecord
 from octaskly.core.model import TaskId, TaskState
-from octaskly.errors import AnswerLost, NoDispatcher
+from octaskly.errors import AnswerLost, NoDispatcher, NotDispatcher, OctasklyError
 from tests.builders import STREAM, attempt, node_id, outcome
 
 
@@ -46,9 +47,23 @@ async def test_a_node_that_stops_takes_no_more_questions() -> None:
 
 async def test_an_answer_reaches_who_asked() -> None:
     """Each question has its own ticket."""
-    tickets = Tickets(lambda event: tickets.answered(event.ticket, NotHere()))  # type: ignore[union-attr]
+    accepted = Accepted((), 2)
+    tickets = Tickets(lambda event: tickets.answered(event.ticket, accepted))  # type: ignore[union-attr]
 
-    assert await tickets.ask(submission) == NotHere()
+    assert await tickets.ask(submission) == accepted
+
+
+@pytest.mark.parametrize(
+    ("reply", "error"), [(NotHere(), NotDispatcher), (NotDurable(), errors.NotDurable)]
+)
+async def test_a_refusal_of_the_core_is_an_error(
+    reply: Reply, error: type[OctasklyError]
+) -> None:
+    """Whatever was asked: the API says the same for it."""
+    tickets = Tickets(lambda event: tickets.answered(event.ticket, reply))  # type: ignore[union-attr]
+
+    with pytest.raises(error):
+        await tickets.ask(submission)
 
 
 async def test_news_of_a_task_of_the_same_name_does_not_end_a_wait() -> None:
