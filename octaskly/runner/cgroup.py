@@ -1,10 +1,11 @@
 """Groups of processes that the kernel keeps (cgroup v2): exact, and killed at once.
 
 A pool makes a folder for each launcher below its own group, where it may:
-`octaskly-<pid of the agent>-<place>`, with a `home` for the launcher and, when it has
-several slots, one `slot-<n>` for each. A slot's group is used by one task after the
-other: the launcher moves in, starts the task, and moves out, which no task can evade.
-Controllers are not touched, so no limits come with it.
+`octaskly-<pid of the agent>-<place>`, with a `home` for the launcher. With several
+slots it has one `slot-<n>` for each, used by one task after the other: the launcher
+moves in, starts the task, and moves out. With one slot tasks start in `home`, which
+costs nothing, and the launcher moves `out` while it ends or freezes one. Controllers
+are not touched, so no limits come with it.
 """
 
 from __future__ import annotations
@@ -160,6 +161,73 @@ class Group:
                 return True
             time.sleep(LOOK_S)
         return False
+
+
+class HomeGroup(Group):
+    """The group in which a launcher with one slot lives together with its task."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder / "home")
+        self._outside = folder / "out"
+        self._outside.mkdir(exist_ok=True)
+        self.is_inside = False  #: the launcher is; else no task may be started
+
+    def step_in(self) -> bool:
+        """Move the launcher in, unless a task is frozen there or does not die."""
+        if not self.is_inside and not self.is_frozen and not self.is_populated():
+            self.is_inside = admit(self.folder, 0)
+        return self.is_inside
+
+    def _step_out(self) -> bool:
+        self.is_inside = self.is_inside and not admit(self._outside, 0)
+        return not self.is_inside
+
+    def is_populated(self) -> bool:
+        """Whether any process but the launcher is in it."""
+        return bool(self.pids())
+
+    def pids(self) -> set[int]:
+        """Return the processes in it, but for the launcher."""
+        return super().pids() - {os.getpid()}
+
+    def freeze(self, *, is_frozen: bool) -> bool:
+        """Stop all that is in it; the launcher stays outside until its task ends."""
+        if is_frozen and not self._step_out():
+            return False
+        return super().freeze(is_frozen=is_frozen)
+
+    def end(self) -> bool:
+        """Kill what is in it, from outside."""
+        if not self._step_out():
+            return False
+        is_empty = super().end()
+        self.step_in()
+        return is_empty
+
+
+class OneGroup:
+    """The groups of a launcher that has one slot; used by the launcher itself."""
+
+    def __init__(self, folder: Path) -> None:
+        self._group = HomeGroup(folder)
+        if not self._group.step_in():
+            raise OSError(f"cannot enter {self._group.folder}")
+
+    def take(self) -> Group | None:
+        """Return the group, None if an earlier task does not leave it."""
+        return self._group if self._group.step_in() else None
+
+    def enter(self, group: Group) -> bool:
+        """Return whether the launcher is in it, as always."""
+        return group is self._group
+
+    def leave(self) -> None:
+        """Do nothing: the launcher stays in it."""
+
+    def give(self, group: Group) -> None:
+        """Take back the group of a task that has ended."""
+        if group.is_frozen:
+            group.freeze(is_frozen=False)
 
 
 class SlotGroups:

@@ -27,7 +27,7 @@ if __name__ == "__main__":
     # names them. The script's own folder would make its modules top-level.
     sys.path[:] = [*sys.argv[3:], *sys.path[1:]]
 
-from octaskly.runner.cgroup import Group, SlotGroups
+from octaskly.runner.cgroup import Group, OneGroup, SlotGroups
 from octaskly.runner.child import MEMORY_BYTES, Child, Order, Sink
 from octaskly.runner.frames import Inbox, decode_settings, pack_results, receive
 from octaskly.runner.kin import Kin
@@ -81,11 +81,11 @@ class Launcher:
         self._kin = Kin(self._running, self._collect)
         grace_s = float(str(settings["kill_grace_s"]))
         self._time = Timekeeper(self._running, self._kin, grace_s)
-        self._groups: SlotGroups | None = None
-        if settings["cgroup"] and self._slots > 1:
-            # With one slot there is no doubt whose a process is.
+        self._groups: OneGroup | SlotGroups | None = None
+        if settings["cgroup"]:
+            kind = SlotGroups if self._slots > 1 else OneGroup
             with suppress(OSError):
-                self._groups = SlotGroups(Path(str(settings["cgroup"])))
+                self._groups = kind(Path(str(settings["cgroup"])))
 
     def run(self) -> None:
         """Serve until the agent is gone, then end every tree."""

@@ -23,7 +23,11 @@ from tests.integration.pooling import (
     token,
 )
 
-MODES = pytest.mark.parametrize("with_cgroups", [True, False])
+MODES = pytest.mark.parametrize(
+    "mode",
+    [{"with_cgroups": True}, {"launchers": 2}, {"with_cgroups": False}],
+    ids=["a group a slot", "a group a launcher", "no groups"],
+)
 
 #: How the main process takes SIGTERM: its code and signal.
 MANNERS = {
@@ -51,11 +55,11 @@ async def began(made: Rig, manner: str, **fields: Any) -> Any:
 @MODES
 @pytest.mark.parametrize("name", MANNERS)
 async def test_a_cancelled_task_has_its_own_code_and_signal(
-    tmp_path: Path, name: str, *, with_cgroups: bool
+    tmp_path: Path, name: str, mode: dict[str, Any]
 ) -> None:
     """It is cancelled whatever it made of the signal, and reported once."""
     manner, code, number = MANNERS[name]
-    async with rig(tmp_path, with_cgroups=with_cgroups) as made:
+    async with rig(tmp_path, **mode) as made:
         task, attempt = await began(made, manner)
         made.pool.stop([(task, attempt)])
         outcome = await made.end_of(task)
@@ -67,10 +71,10 @@ async def test_a_cancelled_task_has_its_own_code_and_signal(
 @MODES
 @pytest.mark.parametrize("name", MANNERS)
 async def test_a_task_that_is_late_ends_with_124_however_it_took_it(
-    tmp_path: Path, name: str, *, with_cgroups: bool
+    tmp_path: Path, name: str, mode: dict[str, Any]
 ) -> None:
     """Also one that ignores SIGTERM (B29)."""
-    async with rig(tmp_path, with_cgroups=with_cgroups) as made:
+    async with rig(tmp_path, **mode) as made:
         task, _ = await began(made, MANNERS[name][0], timeout_s=1)
         outcome = await made.end_of(task)
 

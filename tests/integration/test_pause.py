@@ -5,13 +5,18 @@ from __future__ import annotations
 import asyncio
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from octaskly.core.model import AttemptState, Outcome, Reason
 from tests.integration.pooling import Rig, eventually, processes_with, rig, token
 
-MODES = pytest.mark.parametrize("with_cgroups", [True, False])
+MODES = pytest.mark.parametrize(
+    "mode",
+    [{"with_cgroups": True}, {"launchers": 2}, {"with_cgroups": False}],
+    ids=["a group a slot", "a group a launcher", "no groups"],
+)
 
 #: Each burns a processor, in a process with this word in its command line.
 BURNERS = {
@@ -36,46 +41,47 @@ def ticks(word: str) -> int:
     return total
 
 
-async def frozen(made: Rig, word: str) -> None:
+async def frozen(made: Rig, *words: str) -> None:
     """Pause, and see that nothing moves from a second later on."""
     made.pool.freeze(is_frozen=True)
     await asyncio.sleep(1.0)  # The bound that is promised.
-    before, pids = ticks(word), set(processes_with(word))
+    before = [(ticks(word), set(processes_with(word))) for word in words]
     await asyncio.sleep(0.3)
-    assert (ticks(word), set(processes_with(word))) == (before, pids)
+    assert [(ticks(word), set(processes_with(word))) for word in words] == before
 
 
-async def is_burning(word: str) -> None:
-    await eventually(lambda: ticks(word) > 1)
+async def is_burning(word: str, since: int = 1) -> None:
+    await eventually(lambda: ticks(word) > since)
 
 
 @MODES
-@pytest.mark.parametrize("name", BURNERS)
-async def test_a_paused_tree_uses_no_processor(
-    tmp_path: Path, name: str, *, with_cgroups: bool
+async def test_paused_trees_use_no_processor(
+    tmp_path: Path, mode: dict[str, Any]
 ) -> None:
     """Measured as zero within a second, also of what forks at that moment."""
-    word = token()
-    async with rig(tmp_path, with_cgroups=with_cgroups) as made:
-        task, attempt = made.start(BURNERS[name].format(word))
-        await is_burning(word)
-        await frozen(made, word)
-        before = ticks(word)
+    many = {key: value * 3 for key, value in mode.items() if key == "launchers"}
+    async with rig(tmp_path, slots=len(BURNERS), **(mode | many)) as made:
+        words = {token(): text for text in BURNERS.values()}
+        names = [made.start(text.format(word)) for word, text in words.items()]
+        for word in words:
+            await is_burning(word)
+        await frozen(made, *words)
+        before = {word: ticks(word) for word in words}
         made.pool.freeze(is_frozen=False)
-        await eventually(lambda: ticks(word) > before)
-        made.pool.stop([(task, attempt)])
+        for word in words:
+            await is_burning(word, before[word])
+        made.pool.stop(names)
 
-        assert (await made.end_of(task)).state == AttemptState.CANCELLED
-        assert processes_with(word) == {}
+        for task, _ in names:
+            assert (await made.end_of(task)).state == AttemptState.CANCELLED
+        assert not any(map(processes_with, words))
 
 
 @MODES
-async def test_paused_time_does_not_count(
-    tmp_path: Path, *, with_cgroups: bool
-) -> None:
+async def test_paused_time_does_not_count(tmp_path: Path, mode: dict[str, Any]) -> None:
     """Neither for who would be late by it, nor does it spare who is late anyway."""
     word = token()
-    async with rig(tmp_path, with_cgroups=with_cgroups) as made:
+    async with rig(tmp_path, **mode) as made:
         short, _ = made.start(f"sleep 0.8; : {word}", timeout_s=1)
         late, _ = made.start(f"sleep {word}", timeout_s=1)
         await eventually(lambda: len(processes_with(word)) == 2)
@@ -92,16 +98,16 @@ async def test_paused_time_does_not_count(
 
 @MODES
 async def test_a_paused_task_can_be_cancelled(
-    tmp_path: Path, *, with_cgroups: bool
+    tmp_path: Path, mode: dict[str, Any]
 ) -> None:
     """It cannot act on a signal, so it is killed at once; the others stay frozen."""
     word, other_word = token(), token()
-    async with rig(tmp_path, kill_grace_s=60.0, with_cgroups=with_cgroups) as made:
+    async with rig(tmp_path, kill_grace_s=60.0, **mode) as made:
         task, attempt = made.start(BURNERS["daemon"].format(word))
         other, _ = made.start(BURNERS["alone"].format(other_word))
         await is_burning(word)
         await is_burning(other_word)
-        await frozen(made, word)
+        made.pool.freeze(is_frozen=True)
         made.pool.stop([(task, attempt)])
         outcome = await made.end_of(task)
 
@@ -113,11 +119,11 @@ async def test_a_paused_task_can_be_cancelled(
 
 @MODES
 async def test_a_task_that_is_being_ended_gets_no_grace_in_a_pause(
-    tmp_path: Path, *, with_cgroups: bool
+    tmp_path: Path, mode: dict[str, Any]
 ) -> None:
     """Whoever pauses a machine wants it now."""
     word = token()
-    async with rig(tmp_path, kill_grace_s=60.0, with_cgroups=with_cgroups) as made:
+    async with rig(tmp_path, kill_grace_s=60.0, **mode) as made:
         task, attempt = made.start(f"trap : TERM; while :; do sh -c : {word}; done")
         await eventually(lambda: ticks(word) > 0)
         made.pool.stop([(task, attempt)])
@@ -128,14 +134,14 @@ async def test_a_task_that_is_being_ended_gets_no_grace_in_a_pause(
 
 @MODES
 async def test_a_slot_that_was_paused_can_be_used_again(
-    tmp_path: Path, *, with_cgroups: bool
+    tmp_path: Path, mode: dict[str, Any]
 ) -> None:
     """What was killed while it was frozen leaves no frozen group behind."""
     word = token()
-    async with rig(tmp_path, with_cgroups=with_cgroups) as made:
+    async with rig(tmp_path, **mode) as made:
         task, attempt = made.start(BURNERS["alone"].format(word))
         await is_burning(word)
-        await frozen(made, word)
+        made.pool.freeze(is_frozen=True)
         made.pool.stop([(task, attempt)])
         await made.end_of(task)
         made.pool.freeze(is_frozen=False)

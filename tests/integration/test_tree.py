@@ -246,6 +246,33 @@ async def test_groups_are_removed_with_the_pool(tmp_path: Path) -> None:
     assert _groups(folder, os.getpid()) == []
 
 
+@pytest.mark.skipif(
+    (own := cgroup.own_folder()) is None or not os.access(own, os.W_OK),
+    reason="no cgroup can be created here",
+)
+async def test_a_launcher_with_one_slot_ends_trees_from_outside_their_group(
+    tmp_path: Path,
+) -> None:
+    """And is back at home when the next task starts, which costs nothing."""
+    folder = cgroup.own_folder()
+    assert folder is not None
+    word = token()
+    async with rig(tmp_path, slots=1) as made:
+        await made.run(f"setsid sleep {word} & (trap '' TERM; setsid sleep {word} &)")
+        assert not _sleepers(word)
+        launcher = next(iter(tree.children_of(os.getpid())))
+        (group,) = _groups(folder, os.getpid())
+        home = group / "home" / "cgroup.procs"
+        task, _ = made.start(f"sleep {word}")
+        await eventually(lambda: _sleepers(word))
+
+        inside = {launcher, *processes_with(word)}
+        assert set(map(int, home.read_text().split())) == inside
+        made.pool.freeze(is_frozen=True)
+        await eventually(lambda: str(launcher) not in home.read_text().split())
+        assert made.outcome(task) is None
+
+
 def _groups(folder: Path, pid: int) -> list[Path]:
     return list(folder.glob(f"{cgroup.PREFIX}{pid}-*"))
 
