@@ -105,7 +105,7 @@ class _Teller:
     async def end(self, follower: Follower) -> None:
         """Say how things are now: the last event."""
         await self._flush()
-        await self._send("end", follower.now.end or {"status": follower.now.status})
+        await self._send("end", follower.now.said)
 
     async def _send_text(self, stream: int, data: bytes) -> bytes:
         """Send whole characters; return what has come of the last one."""

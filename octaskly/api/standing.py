@@ -33,6 +33,7 @@ class Standing(msgspec.Struct, frozen=True, kw_only=True):
     """What decides where its output is."""
 
     task: str  #: as the log knows it
+    name: str  #: as clients know it
     status: str
     attempt: tuple[int, int, int] | None = None  #: the one that counts so far
     node: str = ""  #: that runs or ran it
@@ -56,6 +57,11 @@ class Standing(msgspec.Struct, frozen=True, kw_only=True):
             return None
         term, stream, n = self.attempt
         return AttemptId(term, StreamId(stream), n)
+
+    @property
+    def said(self) -> dict[str, Any]:
+        """What is said of it at the end of a stream."""
+        return self.end or {"id": self.name, "status": self.status}
 
     @property
     def is_final(self) -> bool:
@@ -165,6 +171,7 @@ def _standing_of(call: Call, record: TaskRecord, *, with_kept: bool) -> Standing
     ]
     return Standing(
         task=record.id,
+        name=record.name,
         status=state.value,
         attempt=attempt.id if attempt else None,
         node=attempt.node if attempt else "",

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import signal
-import sys
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
@@ -16,6 +15,7 @@ import click
 
 from octaskly.cli.asking import Asked, asking
 from octaskly.cli.choice import Choice
+from octaskly.cli.following import Following
 from octaskly.cli.render import (
     EXIT_CANCELLED,
     EXIT_NO_DISPATCHER,
@@ -27,7 +27,6 @@ from octaskly.cli.render import (
     print_error,
     print_json,
     report,
-    size,
 )
 from octaskly.cli.submitting import command_text, draft, request_options
 from octaskly.client import ApiError, ReplyLost, Unreachable
@@ -94,21 +93,20 @@ def _interrupt_noted() -> Iterator[list[int]]:
 
 def _follow(client: Client, ref: str, *, as_json: bool, is_cancelled: bool) -> int:
     """Wait for the end of a task through Ctrl-C and lost connections; report it."""
+    following = Following(client, ref, says_state=False)
     task: Task | None = None
     while task is None:
         try:
             if is_cancelled:
                 _cancel_as_said(client, ref)
-            task = _wait(client, ref)
+            task = _wait(client, ref) if as_json else following.to_the_end(follow=True)
         except KeyboardInterrupt:
             if is_cancelled:
-                note(f"not waiting any more; see it with: octaskly logs {ref}")
+                note(f"not waiting any more; see it with: octaskly logs -f {ref}")
                 return EXIT_CANCELLED
             is_cancelled = True
     if as_json:
         print_json(client.task_reply(task.id).body)
-    else:
-        print_output(task)
     return _exit_code(task, is_cancelled=is_cancelled)
 
 
@@ -117,7 +115,7 @@ def _wait(client: Client, ref: str) -> Task:
     tries_max = 3
     while True:
         try:
-            task = client.task(ref, wait_s=POLL_S, exact=True)
+            task = client.task(ref, wait_s=POLL_S)
         except (ReplyLost, Unreachable):
             # The agent may be restarting; the task is safe with the dispatcher.
             lost += 1
@@ -145,18 +143,6 @@ def _cancel(client: Client, ref: str) -> None:
         # It ended by itself in the meantime.
         if error.status not in (404, 409):
             raise
-
-
-def print_output(task: Task) -> None:
-    """Write the kept bytes of a task to stdout and stderr, and say what was cut."""
-    for name, stream in (("stdout", sys.stdout), ("stderr", sys.stderr)):
-        data = task.output_bytes(name)
-        stream.flush()
-        stream.buffer.write(data)
-        stream.buffer.flush()
-        if task.stdout_truncated if name == "stdout" else task.stderr_truncated:
-            whole = task.stdout_bytes if name == "stdout" else task.stderr_bytes
-            note(f"{name} had {size(whole or 0)}; only {size(len(data))} are kept")
 
 
 def _exit_code(task: Task, *, is_cancelled: bool) -> int:

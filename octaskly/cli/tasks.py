@@ -9,6 +9,7 @@ import click
 import msgspec
 
 from octaskly.cli.choice import Choice, resolve_ref
+from octaskly.cli.following import Following
 from octaskly.cli.render import (
     duration,
     note,
@@ -17,7 +18,6 @@ from octaskly.cli.render import (
     print_table,
     size,
 )
-from octaskly.cli.running import print_output
 from octaskly.client import TaskPage
 
 if TYPE_CHECKING:
@@ -164,19 +164,32 @@ def _stream(count: int | None, *, cut: bool | None) -> str | None:
 
 @click.command()
 @click.argument("ref", metavar="ID")
+@click.option("-f", "--follow", is_flag=True, help="Go on until the task has ended.")
+@click.option("--stdout", "stream", flag_value="stdout", help="Only its stdout.")
+@click.option("--stderr", "stream", flag_value="stderr", help="Only its stderr.")
 @JSON_OPTION
 @click.pass_obj
-def logs(choice: Choice, ref: str, as_json: bool) -> None:  # noqa: FBT001
-    """Print what a task wrote: its stdout on stdout, its stderr on stderr."""
+def logs(
+    choice: Choice,
+    ref: str,
+    follow: bool,  # noqa: FBT001
+    stream: str | None,
+    as_json: bool,  # noqa: FBT001
+) -> None:
+    """Print what a task wrote: its stdout on stdout, its stderr on stderr.
+
+    With -f also what it still writes; Ctrl-C leaves the task alone.
+    """
     with choice.client() as client:
         full = resolve_ref(client, ref)
         if as_json:
             print_json(client.task_reply(full).body)
             return
-        task = client.task(full, exact=True)
-    print_output(task)
+        following = Following(client, full, stream=stream or "both", says_state=follow)
+        task = following.to_the_end(follow=follow)
     if not task.is_final:
-        note(f"{task.id} is {task.status}; output is shown when it has ended")
+        more = f"octaskly logs -f {task.id} shows what follows"
+        note(f"{task.id} is {task.status}; {more}")
 
 
 @click.command()

@@ -28,6 +28,7 @@ from octaskly.client.records import (
     TaskPage,
 )
 from octaskly.client.session import WAIT_S_MAX, Client
+from octaskly.client.streams import Event
 
 __all__ = [
     "FINAL",
@@ -35,6 +36,7 @@ __all__ = [
     "ApiError",
     "Client",
     "Draft",
+    "Event",
     "Failover",
     "MeshState",
     "NodeInfo",

@@ -189,6 +189,23 @@ class Connection:
             Unreachable: nobody answers there.
             ReplyLost: the connection ended before the answer.
         """
+        response = self.begin(
+            method, path, query=query, body=body, headers=headers, wait_s=wait_s
+        )
+        data = self._read(response)
+        return Reply(response.status, dict(response.getheaders()), data)
+
+    def begin(
+        self,
+        method: str,
+        path: str,
+        *,
+        query: Mapping[str, object] | None = None,
+        body: bytes | None = None,
+        headers: Mapping[str, str] | None = None,
+        wait_s: float = 0.0,
+    ) -> http.client.HTTPResponse:
+        """As `request`, but leave it to the caller to read the body to its end."""
         wanted = {
             key: value for key, value in (query or {}).items() if value is not None
         }
@@ -199,10 +216,9 @@ class Connection:
             response = self.exchange(
                 method, target, body, headers or {}, REPLY_S_MAX + wait_s
             )
-            data = self._read(response)
             if response.status < http.HTTPStatus.BAD_REQUEST:
-                return Reply(response.status, dict(response.getheaders()), data)
-            refused = refusal(response, data)
+                return response
+            refused = refusal(response, self._read(response))
             pause_s = refused.retry_after_s
             if refused.status != http.HTTPStatus.SERVICE_UNAVAILABLE or pause_s is None:
                 raise refused

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import http.client
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from typing import Any, BinaryIO, TypeVar
 from urllib.parse import quote
 
@@ -18,6 +18,7 @@ from octaskly.client.connection import (
     refusal,
 )
 from octaskly.client.records import Draft, NodeInfo, NodePage, Task, TaskPage
+from octaskly.client.streams import Event, events
 from octaskly.errors import MeshError
 
 TASKS = "/api/v1/tasks"
@@ -115,6 +116,34 @@ class Client(Connection):
     def retry(self, ref: str) -> Reply:
         """Run an ended task once more, as another task; who repeats it gets that."""
         return self.request("POST", f"{TASKS}/{quote(ref, safe='')}/retry")
+
+    def logs(
+        self,
+        ref: str,
+        *,
+        stream: str = "both",
+        follow: bool = False,
+        last_id: str = "",
+    ) -> Generator[Event]:
+        """Yield what a task writes, and what happens to it, as events.
+
+        With `follow` until it has ended, which the last event says: `end`. A stream
+        that ends without it goes on where it was with the id of its last event.
+        """
+        response = self.begin(
+            "GET",
+            f"{TASKS}/{quote(ref, safe='')}/logs",
+            query={"stream": stream, "follow": "true" if follow else "false"},
+            headers={"Last-Event-ID": last_id} if last_id else {},
+        )
+        try:
+            yield from events(response)
+        except (OSError, http.client.HTTPException) as error:
+            raise ReplyLost(
+                f"{self.place} stopped in the middle of a stream"
+            ) from error
+        finally:
+            self.close()  # Whatever is left of it is nobody's answer.
 
     def save_output(self, ref: str, path: str, target: BinaryIO) -> int:
         """Write a declared output of a task into `target`; return its bytes."""

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
+STREAMS = ("stdout", "stderr")
 FINAL = ("completed", "failed", "cancelled")
 TOKEN = "a-token"
 
@@ -43,6 +44,8 @@ class Api:
     requests: list[str] = field(default_factory=list)
     left: int = 0  #: times that a drained node still shows tasks
     steered: str = "draining"
+    logs: bytes = b""  #: of every task, instead of what it wrote
+    logs_break: int = 0  #: streams that end after their first event
     bodies: list[Any] = field(default_factory=list)
     headers: list[dict[str, str]] = field(default_factory=list)
     ended: threading.Condition = field(default_factory=threading.Condition)
@@ -168,7 +171,9 @@ class Handler(BaseHTTPRequestHandler):
         status, answer = self.route(method, split.path, query, body)
         self.answer(status, answer)
 
-    def route(self, method: str, path: str, query: dict[str, str], body: Any) -> Answer:
+    def route(
+        self, method: str, path: str, query: dict[str, str], body: Any
+    ) -> tuple[int, Any]:
         api = self.api
         match method, path.strip("/").split("/"):
             case "POST", ["api", "v1", "tasks"]:
@@ -186,10 +191,12 @@ class Handler(BaseHTTPRequestHandler):
             case "POST", ["api", "v1", "tokens"]:
                 return 201, {"token": f"{body['role']}.{body['expires_s']}"}
             case _:
-                return self.other(path)
+                return self.other(path, query)
 
-    def other(self, path: str) -> Answer:
+    def other(self, path: str, query: dict[str, str]) -> tuple[int, Any]:
         match path.strip("/").split("/"):
+            case ["api", "v1", "tasks", ref, "logs"]:
+                return self.logs(unquote(ref), query)
             case ["api", "v1", "nodes", name, *order]:
                 return 200, self.node(unquote(name), order)
             case _:
@@ -226,6 +233,38 @@ class Handler(BaseHTTPRequestHandler):
         with api.ended:
             api.ended.wait_for(lambda: "raw" in task, float(query.get("wait", 0)))
         return 200, api.show(task, exact=exact)
+
+    def logs(self, ref: str, query: dict[str, str]) -> tuple[int, Any]:
+        """Return a stream of events, all of it at once."""
+        api = self.api
+        task = api.find(ref)
+        if task is None:
+            return 404, {"error": "Task not found", "status": 404, "hint": f"no {ref}"}
+        if api.logs:
+            return 200, api.logs
+        if query["follow"] == "true":
+            with api.ended:
+                api.ended.wait_for(lambda: "raw" in task)
+        events = []
+        ids = [0, 0]
+        for n, (name, data) in enumerate(
+            zip(STREAMS, task.get("raw", (b"", b"")), strict=True)
+        ):
+            if data and query["stream"] in (name, "both"):
+                ids[n] = len(data)
+                text = {"data": base64.b64encode(data).decode(), "encoding": "base64"}
+                events.append((name, f"1-1-1:{ids[0]}:{ids[1]}", {"offset": 0} | text))
+        shown = api.show(task, exact=False)
+        events.append(("end", f"1-1-1:{ids[0]}:{ids[1]}", shown))
+        lines = [
+            f"event: {kind}\nid: {event_id}\ndata: {json.dumps(data)}\n\n"
+            for kind, event_id, data in events
+            if event_id != self.headers.get("Last-Event-ID") or kind == "end"
+        ]
+        if api.logs_break:
+            api.logs_break -= 1
+            del lines[1:]
+        return 200, "".join(lines).encode()
 
     def delete(self, ref: str, query: dict[str, str]) -> Answer:
         task = self.api.find(ref)

@@ -46,6 +46,44 @@ def test_a_task_comes_back_with_types(client: Client) -> None:
     assert not task.is_final
 
 
+def test_exact_output_is_asked_for_in_another_encoding(
+    client: Client, api: Api
+) -> None:
+    """JSON cannot carry any byte; an older node can do no better than text."""
+    [task] = client.submit([Draft(command=r"printf 'a\377b'")])
+    exact = client.task(task.id, wait_s=20, exact=True)
+    api.knows_base64 = False
+    text = client.task(task.id, exact=True)
+
+    assert exact.output_bytes("stdout") == b"a\xffb"
+    assert text.output_bytes("stdout") == "a\ufffdb".encode()
+
+
+def test_logs_are_events_with_ids(client: Client) -> None:
+    """The id of one gets what follows it; another request may come at any time."""
+    [task] = client.submit([Draft(command="echo out; echo err >&2")])
+    logs = client.logs(task.id, follow=True)
+    first = next(logs)
+    assert (first.kind, first.data["offset"]) == ("stdout", 0)
+    logs.close()
+
+    rest = list(client.logs(task.id, last_id=first.id))
+    assert [event.kind for event in rest] == ["stderr", "end"]
+    assert rest[-1].data["status"] == "completed"
+
+
+@pytest.mark.parametrize("text", [b"event: stdout\ndata: {\n\n", b"event: end\nda"])
+def test_a_stream_that_breaks_is_an_answer_lost(
+    client: Client, api: Api, text: bytes
+) -> None:
+    """Never the end of the output."""
+    [task] = client.submit([Draft(command="true")])
+    api.logs = text
+
+    with pytest.raises(ReplyLost):
+        list(client.logs(task.id))
+
+
 def test_requests_share_a_connection(client: Client, api: Api) -> None:
     """Opening one for each request would cost more than the request."""
     client.nodes()

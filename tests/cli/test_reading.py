@@ -176,6 +176,49 @@ def test_logs_are_the_raw_streams(three_tasks: Api, octaskly: Run) -> None:
     assert (done.stdout, done.stderr) == (b"out\n", b"err\n")
 
 
+@pytest.mark.parametrize(
+    ("flags", "stdout", "stderr"),
+    [
+        (["--stdout"], b"out\n", b""),
+        (["--stderr"], b"", b"err\n"),
+        (["-f"], b"out\n", b"err\n"),
+        (["-f", "--stderr"], b"", b"err\n"),
+    ],
+)
+def test_one_stream_alone_may_be_asked_for(
+    three_tasks: Api, octaskly: Run, flags: list[str], stdout: bytes, stderr: bytes
+) -> None:
+    """Of a task that has ended there is nothing to follow but its end."""
+    done = octaskly("logs", *flags, "1")
+
+    assert (done.returncode, done.stdout, done.stderr) == (0, stdout, stderr)
+
+
+def test_logs_say_what_is_missing_and_what_runs_again(
+    three_tasks: Api, octaskly: Run
+) -> None:
+    """On stderr: stdout has the bytes alone."""
+    said = [
+        ("attempt", {"attempt": 2, "node": "pi4", "previous": "lost"}),
+        ("stdout", {"offset": 0, "data": "a"}),
+        ("gap", {"stream": "stdout", "offset": 1, "bytes": 2048, "reason": "why"}),
+        ("stdout", {"offset": 2049, "data": "/w==", "encoding": "base64"}),
+        ("end", {"id": "task-001-00000001", "status": "completed"}),
+    ]
+    three_tasks.logs = "".join(
+        f"event: {kind}\nid: 1-1-2:{n}:0\ndata: {json.dumps(data)}\n\n"
+        for n, (kind, data) in enumerate(said)
+    ).encode()
+
+    done = octaskly("logs", "1")
+
+    assert done.stdout == b"a\xff"
+    assert done.stderr.decode().splitlines() == [
+        "attempt 2 on pi4: the one before it was lost",
+        "2.0 KiB of stdout are missing here: why",
+    ]
+
+
 def test_logs_say_when_there_is_nothing_yet(three_tasks: Api, octaskly: Run) -> None:
     """Silence would look like an empty output."""
     done = octaskly("logs", "3")

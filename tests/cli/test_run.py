@@ -25,21 +25,33 @@ def test_output_goes_where_the_task_wrote_it(api: Api, octaskly: Run) -> None:
 
 
 def test_output_is_exact_to_the_byte(api: Api, octaskly: Run) -> None:
-    """JSON cannot carry any byte, so exact output is asked for in another encoding."""
+    """JSON cannot carry any byte, so what is no text comes in another encoding."""
     done = octaskly("run", "--", r"printf '\377\000\033x'")
 
     assert done.stdout == b"\xff\x00\x1bx"
 
 
-def test_output_comes_as_text_from_a_node_that_cannot_do_better(
-    api: Api, octaskly: Run
-) -> None:
-    """An older node refuses the unknown parameter; the text is better than nothing."""
-    api.knows_base64 = False
+def test_output_goes_on_where_a_connection_was_lost(api: Api, octaskly: Run) -> None:
+    """Nothing is lost and nothing comes twice; stderr says what happened."""
+    api.logs_break = 1
 
-    done = octaskly("run", "--", r"printf 'a\377b'")
+    done = octaskly("run", "--", "echo out; echo err >&2; exit 3")
 
-    assert (done.returncode, done.stdout) == (0, "a�b".encode())
+    assert (done.returncode, done.stdout) == (3, b"out\n")
+    assert done.stderr.splitlines() == [
+        b"the connection was lost; task-001-00000001 is resumed",
+        b"err",
+    ]
+
+
+def test_a_node_that_stays_away_is_given_up(api: Api, octaskly: Run) -> None:
+    """With an exit code that no command has."""
+    api.refuse = lambda method, _path: None if method == "POST" else (0, {})
+
+    done = octaskly("run", "--", "true")
+
+    assert done.returncode == 125
+    assert b"closed the connection" in done.stderr
 
 
 def test_several_words_are_quoted_as_a_shell_needs_them(
@@ -175,7 +187,7 @@ def test_first_interrupt_cancels_the_task_and_waits(
 ) -> None:
     """Ctrl-C means the command, wherever it runs."""
     process = start(environ, "sleep 60")
-    wait_until_asked(api, "wait=")
+    wait_until_asked(api, "/logs")
 
     process.send_signal(signal.SIGINT)
     _, stderr = process.communicate(timeout=20)
@@ -214,15 +226,15 @@ def test_second_interrupt_leaves_and_says_where_to_look(
 ) -> None:
     """A task that will not end must not hold the terminal."""
     process = start(environ, "sleep 60")
-    wait_until_asked(api, "wait=")
+    wait_until_asked(api, "/logs")
     # The node takes the cancellation but the task does not end.
     api.refuse = lambda method, _path: (200, {}) if method == "DELETE" else None
 
     process.send_signal(signal.SIGINT)
     wait_until_asked(api, "DELETE")
-    wait_until_asked(api, "wait=", after="DELETE")
+    wait_until_asked(api, "/logs", after="DELETE")
     process.send_signal(signal.SIGINT)
     _, stderr = process.communicate(timeout=20)
 
     assert process.returncode == 130
-    assert b"octaskly logs task-001-00000001" in stderr
+    assert b"octaskly logs -f task-001-00000001" in stderr
