@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
+
 import psutil
 
 from octaskly.core.model import LoadSample
+
+PRESSURE = Path("/proc/pressure/memory")
+_FULL = re.compile(r"full avg10=(\d+\.\d+) ")
 
 
 class LoadSampler:
@@ -23,7 +29,27 @@ class LoadSampler:
             load1=float(psutil.getloadavg()[0]),
             memory_used_mb=int((memory.total - memory.available) >> 20),
             process_mb=int(self._process.memory_info().rss >> 20),
+            stalled_percent=stalled_percent(_read(PRESSURE)),
         )
+
+
+def stalled_percent(pressure: str) -> float:
+    """Return how much of 10 s nothing went on for lack of memory, 0.0 if unknown.
+
+    Args:
+        pressure: As in `/proc/pressure/memory`.
+    """
+    for line in pressure.splitlines():
+        if match := _FULL.match(line):
+            return float(match[1])
+    return 0.0
+
+
+def _read(file: Path) -> str:
+    try:
+        return file.read_text()
+    except OSError:  # A kernel may be built without it.
+        return ""
 
 
 def memory_total_mb() -> int:

@@ -259,7 +259,9 @@ class Reign:
             load = LoadSample(0.0, 0.0, 0, 0)
             epoch = Epoch(self.term, self.me)
             worker = hand.worker
-            hand.up.append(HeartbeatOk(epoch, 0.0, worker.state, worker.credit, load))
+            hand.up.append(
+                HeartbeatOk(epoch, 0.0, worker.stance.state, worker.credit, load)
+            )
 
     def finish(self, node: NodeId, outcome: Outcome) -> None:
         """End the attempt that is on a worker for the longest time."""

@@ -53,6 +53,11 @@ def _is_other(node: NodeInfo) -> bool:
     return node.role != "dispatcher" and node.state != "lost"
 
 
+def _is_short(node: NodeInfo) -> bool:
+    """Whether it takes no work though nobody told it so."""
+    return node.state == "ready" and node.short_of is not None
+
+
 def _standing(standby: Standby) -> str:
     behind = f", {standby.lag} entries behind" if standby.state == "joining" else ""
     return f"{standby.name} is {standby.state}{behind}"
@@ -72,7 +77,7 @@ def _row(node: NodeInfo, page: NodePage, now: dt.datetime) -> tuple[str, ...]:
         memory = f"{used_mb / 1024:.1f}/{node.memory_mb / 1024:.1f} GiB"
     return (
         node.name,
-        node.state,
+        f"short of {node.short_of}" if _is_short(node) else node.state,
         node.role if not state else f"standby{state}",
         f"{node.running or 0}/{node.slots or 0}",
         "-" if cpu is None else f"{cpu:.0f}%",

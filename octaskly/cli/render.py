@@ -44,6 +44,8 @@ STATE_COLOURS = {
     "lost": "red",
     "paused": "yellow",
     "draining": "yellow",
+    "short of disk": "red",
+    "short of memory": "red",
 }
 
 _BY_STATUS = {

@@ -90,6 +90,7 @@ class NodeInfo(msgspec.Struct, frozen=True, kw_only=True):
     id: str = ""
     role: str = ""
     state: str = ""
+    short_of: str | None = None
     addresses: list[Any] = []
     slots: int | None = None
     running: int | None = None

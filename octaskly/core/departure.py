@@ -41,7 +41,7 @@ class Departure:
         """Start to leave; asked a second time, leave at once."""
         if self.is_asked:
             return self._finish("stopped at once", now)
-        if self._worker.hold.is_paused:
+        if self._worker.stance.hold.is_paused:
             drain_s = 0.0  # What is frozen does not end.
         self._ends_s = now.mono_s + drain_s
         self._election.is_stopping = True
@@ -50,7 +50,8 @@ class Departure:
         effects: list[Effect] = [Note("info", "stopping", (("drain_s", drain_s),))]
         if self._dispatch.is_reigning:
             self._dispatch.pause_accepting()
-        return effects + self._worker.leave(now)
+        stance = self._worker.stance._replace(is_leaving=True)
+        return effects + self._worker.take_stance(stance, now)
 
     def on_time(self, now: Moment) -> list[Effect]:
         """Go on as far as possible."""

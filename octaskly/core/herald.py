@@ -91,7 +91,7 @@ class Herald:
             id=info.id,
             name=info.name,
             role=Role.DISPATCHER,
-            state=worker.state,
+            state=worker.stance.state,
             addresses=tuple(Address(h, info.peer_port) for h in info.addresses),
             lan_port=info.lan_port,
             slots=info.slots,
@@ -99,6 +99,7 @@ class Herald:
             version=info.version,
             load=load,
             memory_mb=info.memory_mb,
+            strain=worker.stance.strain,
         )
 
     def _take_name(self) -> list[Effect]:

@@ -24,6 +24,7 @@ from octaskly.core.model import (
     NodeState,
     Outcome,
     Role,
+    Strain,
     StreamId,
     TaskId,
     TaskSpec,
@@ -78,6 +79,7 @@ class HeartbeatOk:
     credit: int  #: attempts that it takes in all, running and waiting
     load: LoadSample
     is_disk_failing: bool = False  #: so it can neither keep copies nor succeed
+    strain: Strain | None = None  #: why it takes no work though it is ready
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,6 +139,7 @@ class Member:
     version: str = ""
     load: LoadSample = NO_LOAD
     memory_mb: int = 0
+    strain: Strain | None = None  #: as in HeartbeatOk
 
 
 @dataclass(frozen=True, slots=True)

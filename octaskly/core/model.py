@@ -156,6 +156,13 @@ class Hold(NamedTuple):
 NO_HOLD = Hold()
 
 
+class Strain(StrEnum):
+    """Why a node that is ready takes no work all the same."""
+
+    DISK = "disk"  #: its disk is full, or fails
+    MEMORY = "memory"  #: its tasks stand still for lack of memory
+
+
 class Moment(NamedTuple):
     """The two clocks at one instant, given to every step.
 
@@ -272,6 +279,7 @@ class LoadSample(NamedTuple):
     load1: float  #: run queue over the last minute
     memory_used_mb: int
     process_mb: int  #: resident set of the agent
+    stalled_percent: float = 0.0  #: of 10 s in which all waited for memory
 
 
 class StandbyView(NamedTuple):

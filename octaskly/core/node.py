@@ -253,10 +253,11 @@ class Node:
         return HeartbeatOk(
             self.epoch,
             now.mono_s,
-            worker.state,
+            worker.stance.state,
             worker.credit,
             self._load,
             self._election.is_disk_failing,
+            worker.stance.strain,
         )
 
     # Events
@@ -296,10 +297,12 @@ class Node:
                 return self._worker.on_ended(event, now)
             case LoadSampled(load):
                 self._load = load
+                return self._helm.on_load(load, now)
             case Moved(addresses):
                 self._herald.move(addresses)
             case DiskChanged(is_failing):
-                return self._disk.on_changed(now, is_failing=is_failing)
+                effects = self._disk.on_changed(now, is_failing=is_failing)
+                return effects + self._helm.on_disk(now, is_failing=is_failing)
             case SteeringAsked():
                 return self._helm.on_asked(event, now)
         return []

@@ -211,6 +211,7 @@ def _line(node: NodeId, name: str, view: PeerView, role: Role, running: int) -> 
         version=view.info.version,
         load=NO_LOAD if health is None else health.load,
         memory_mb=view.info.memory_mb,
+        strain=None if health is None else health.strain,
     )
 
 

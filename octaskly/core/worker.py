@@ -37,13 +37,13 @@ from octaskly.core.model import (
     Hold,
     Moment,
     NodeId,
-    NodeState,
     Outcome,
     Reason,
     Settings,
     TaskSpec,
 )
 from octaskly.core.results import KeptResult, KeptResults, Key
+from octaskly.core.stance import Stance
 
 AHEAD_MS = 30.0  #: of work that should wait on a worker with short tasks
 LONG_MS = 50.0  #: from here on a task is long, and nothing may wait behind it
@@ -74,9 +74,8 @@ class Worker:
         self._prefetch_max = settings.limits.prefetch
         self._dispatcher: NodeId | None = None
         self._epoch = NO_EPOCH
-        self.hold = hold
-        """What operators told this node."""
-        self._is_leaving = False
+        self.stance = Stance(hold)
+        """Whether it takes work."""
         self._taken: dict[Key, _Taken] = {}
         self._started: dict[Key, float] = {}
         """Attempts in slots and since when, oldest first, as far as can be told."""
@@ -84,21 +83,13 @@ class Worker:
         self._kept = KeptResults(saved_reports, settings.limits.entries_bytes)
         self._mean_ms: float | None = None
         self._told_credit: int | None = None
-        self._told_state = NodeState.READY
+        self._told_stance = Stance()
         self._now_s = 0.0
 
     @property
     def running(self) -> int:
         """How many attempts are in slots."""
         return len(self._started)
-
-    @property
-    def state(self) -> NodeState:
-        """Whether this node takes work."""
-        if self.hold.is_paused and not self._is_leaving:
-            return NodeState.PAUSED
-        is_draining = self.hold.is_drained or self._is_leaving
-        return NodeState.DRAINING if is_draining else NodeState.READY
 
     @property
     def is_idle(self) -> bool:
@@ -115,7 +106,7 @@ class Worker:
         Work for about `AHEAD_MS` may wait here, and none behind a long task: a
         short one would be faster anywhere else.
         """
-        if self.state is not NodeState.READY or self._kept.size >= KEPT_BYTES_MAX:
+        if not self.stance.takes_work or self._kept.size >= KEPT_BYTES_MAX:
             return 0
         if self._mean_ms is None or self._mean_ms > LONG_MS:
             return self._slots
@@ -143,8 +134,8 @@ class Worker:
         running = [(key[1], taken.spec) for key, taken in self._taken.items()]
         unsent = [kept.report for kept in self._kept.unsent()]
         later = [(told.attempt, told.spec) for told in unsent if told.spec is not None]
-        self._told_credit, self._told_state = self.credit, self.state
-        message = Reattach((*running, *later), self._told_credit, self._told_state)
+        self._told_credit, self._told_stance = self.credit, self.stance
+        message = Reattach((*running, *later), self._told_credit, self.stance.state)
         return [*effects, Send(dispatcher, (message,))]
 
     def detach(self, now: Moment) -> list[Effect]:
@@ -173,7 +164,7 @@ class Worker:
                 again.append(self._kept[key])
             elif key in self._taken:
                 continue
-            elif self.state is not NodeState.READY:
+            elif not self.stance.takes_work:
                 refused.append(_refused(attempt, spec, Reason.DRAINING))
             else:
                 fresh.append((attempt, spec))
@@ -235,35 +226,26 @@ class Worker:
             reports.append(report)
         return self._report(reports)
 
-    def leave(self, now: Moment) -> list[Effect]:
-        """Take no more work, for good."""
-        return self._withhold(now, self.hold, is_leaving=True)
-
     def give_up(self) -> list[Effect]:
         """End what still runs, for other nodes to run it."""
         keys = tuple(key for key, taken in self._taken.items() if not taken.is_killed)
         return [Stop(keys, Reason.DRAINING)] if keys else []
 
-    def steer(self, hold: Hold, now: Moment) -> list[Effect]:
-        """Take no more work, freeze what runs, or neither, as operators say."""
-        is_paused = self.hold.is_paused
-        effects = self._withhold(now, hold, is_leaving=self._is_leaving)
-        if hold.is_paused != is_paused:
-            effects.insert(0, Freeze(hold.is_paused))
-        return effects
-
-    def _withhold(self, now: Moment, hold: Hold, *, is_leaving: bool) -> list[Effect]:
-        """Change whether this node takes work; the dispatcher hears of it at once."""
+    def take_stance(self, stance: Stance, now: Moment) -> list[Effect]:
+        """Take work from now on, or none; the dispatcher hears of it at once."""
         self._now_s = now.mono_s
-        was_ready = self.state is NodeState.READY
-        self.hold, self._is_leaving = hold, is_leaving
+        before, self.stance = self.stance, stance
         effects: list[Effect] = []
-        if was_ready and self.state is not NodeState.READY:
+        if stance.hold.is_paused != before.hold.is_paused:
+            effects.append(Freeze(stance.hold.is_paused))
+        if before.takes_work and not stance.takes_work:
             effects.append(HandBack())
-        if self._dispatcher is None or self.state is self._told_state:
+        told = self._told_stance
+        is_known = (told.state, told.strain) == (stance.state, stance.strain)
+        if self._dispatcher is None or is_known:
             return effects
-        self._told_credit, self._told_state = self.credit, self.state
-        news = Results((), self._told_credit, self._told_state)
+        self._told_credit, self._told_stance = self.credit, stance
+        news = Results((), self._told_credit, stance.state)
         return [*effects, Send(self._dispatcher, (news,))]
 
     def on_time(self, now: Moment) -> list[Effect]:

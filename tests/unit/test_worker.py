@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from functools import reduce
 
+import pytest
+
 from octaskly.core.effects import (
     Effect,
     Freeze,
@@ -24,6 +26,7 @@ from octaskly.core.model import (
     Steering,
     TaskId,
 )
+from octaskly.core.stance import Stance
 from octaskly.core.worker import Worker
 from tests.builders import (
     attempt,
@@ -107,6 +110,11 @@ def steered(*orders: Steering) -> Hold:
     return reduce(Hold.steered, orders, NO_HOLD)
 
 
+def steer(hand: Worker, *orders: Steering) -> list[Effect]:
+    """Have nothing hold but these orders."""
+    return hand.take_stance(Stance(steered(*orders)), moment())
+
+
 def news(state: NodeState, credit: int) -> Send:
     """Return how the dispatcher hears that this node is steered."""
     return Send(D, (Results((), credit, state),))
@@ -115,22 +123,22 @@ def news(state: NodeState, credit: int) -> Send:
 def test_a_drained_worker_hands_back_what_waits_and_what_comes() -> None:
     """It ends what runs, and takes no more."""
     hand = attached()
-    drained = hand.steer(steered(Steering.DRAIN), moment())
+    drained = steer(hand, Steering.DRAIN)
 
     effects = hand.on_dispatch(D, order(), moment())
 
     assert drained == [HandBack(), news(NodeState.DRAINING, 0)]
     assert effects == [told(report(end=released(Reason.DRAINING)), credit=0)]
-    assert hand.state is NodeState.DRAINING
+    assert hand.stance.state is NodeState.DRAINING
 
 
 def test_the_end_of_draining_is_told_at_once() -> None:
     """Nobody would give it work otherwise."""
     hand = attached()
-    hand.steer(steered(Steering.DRAIN), moment())
+    steer(hand, Steering.DRAIN)
 
-    assert hand.steer(NO_HOLD, moment()) == [news(NodeState.READY, 2)]
-    assert hand.steer(NO_HOLD, moment()) == []
+    assert steer(hand) == [news(NodeState.READY, 2)]
+    assert steer(hand) == []
 
 
 def test_a_paused_worker_freezes_what_runs() -> None:
@@ -138,8 +146,8 @@ def test_a_paused_worker_freezes_what_runs() -> None:
     hand = attached()
     hand.on_dispatch(D, order(), moment())
 
-    paused = hand.steer(steered(Steering.PAUSE), moment())
-    unpaused = hand.steer(NO_HOLD, moment())
+    paused = steer(hand, Steering.PAUSE)
+    unpaused = steer(hand)
 
     assert paused == [Freeze(is_frozen=True), HandBack(), news(NodeState.PAUSED, 0)]
     assert unpaused == [Freeze(is_frozen=False), news(NodeState.READY, 2)]
@@ -148,11 +156,10 @@ def test_a_paused_worker_freezes_what_runs() -> None:
 def test_a_worker_that_was_drained_and_paused_is_drained_when_it_thaws() -> None:
     """Each order is taken back by its own opposite."""
     hand = attached()
-    hand.steer(steered(Steering.DRAIN), moment())
-    hand.steer(steered(Steering.DRAIN, Steering.PAUSE), moment())
+    steer(hand, Steering.DRAIN)
+    steer(hand, Steering.DRAIN, Steering.PAUSE)
 
-    hold = steered(Steering.DRAIN, Steering.PAUSE, Steering.UNPAUSE)
-    effects = hand.steer(hold, moment())
+    effects = steer(hand, Steering.DRAIN, Steering.PAUSE, Steering.UNPAUSE)
 
     assert effects == [Freeze(is_frozen=False), news(NodeState.DRAINING, 0)]
 
@@ -160,10 +167,41 @@ def test_a_worker_that_was_drained_and_paused_is_drained_when_it_thaws() -> None
 def test_a_leaving_worker_takes_no_work_whatever_it_is_told() -> None:
     """The operator may resume it while it stops."""
     hand = attached()
-    hand.leave(moment())
+    hand.take_stance(Stance(is_leaving=True), moment())
 
-    assert hand.steer(NO_HOLD, moment()) == []
-    assert hand.state is NodeState.DRAINING
+    stance = Stance(is_leaving=True, hold=steered(Steering.DRAIN, Steering.RESUME))
+    assert hand.take_stance(stance, moment()) == []
+    assert hand.stance.state is NodeState.DRAINING
+
+
+@pytest.mark.parametrize(
+    "short", [Stance(is_disk_short=True), Stance(is_memory_short=True)]
+)
+def test_a_worker_that_lacks_something_takes_no_work(short: Stance) -> None:
+    """What runs goes on, what waits is handed back; it recovers alone (B33, B41)."""
+    hand = attached()
+    hand.on_dispatch(D, order(), moment())
+
+    begun = hand.take_stance(short, moment())
+    refused = hand.on_dispatch(D, order("u"), moment())
+
+    assert begun == [HandBack(), news(NodeState.READY, 0)]
+    assert refused == [
+        told(report("u", end=released(Reason.DRAINING)), credit=0),
+    ]
+    assert hand.take_stance(short, moment()) == []
+    assert hand.take_stance(Stance(), moment()) == [news(NodeState.READY, 2)]
+
+
+def test_memory_is_short_until_it_has_eased() -> None:
+    """Else a node would take and refuse work by turns."""
+    seen = [10.0, 25.0, 10.0, 4.0, 10.0]
+    stance, short = Stance(), []
+    for percent in seen:
+        stance = stance.sampled(percent)
+        short.append(stance.is_memory_short)
+
+    assert short == [False, True, True, False, False]
 
 
 def test_a_worker_starts_as_it_was_held_and_says_so() -> None:
