@@ -136,7 +136,7 @@ class Log(Past, Protocol):
         """Read queued tasks with `ord > after_ord`, in order."""
 
     async def load_live(self) -> tuple[TaskRecord, ...]:
-        """Read tasks whose latest attempt has no end."""
+        """Read tasks that run, and those that are decided while their latest does."""
 
     async def answer(
         self, vector: Mapping[StreamId, int], cursor: Cursor | None, bytes_max: int

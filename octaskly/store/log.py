@@ -171,7 +171,7 @@ class Store:
         return await self._read(lambda db: reader.load(db, after_ord, limit))
 
     async def load_live(self) -> tuple[TaskRecord, ...]:
-        """Read tasks whose latest attempt has no end."""
+        """Read tasks that run, and those that are decided while their latest does."""
         return await self._read(reader.load_live)
 
     async def answer(

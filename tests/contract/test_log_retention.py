@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable, Mapping
 from pathlib import Path
+from typing import cast
 
 import pytest
 
@@ -17,6 +18,8 @@ from octaskly.core.model import Epoch, NodeId, StreamId, TaskState
 from octaskly.ports import Log, TaskQuery
 from octaskly.store import Store
 from tests.contract import log_kit as kit
+from tests.contract.disk_log import DiskLog
+from tests.simulation.disk import Disk
 
 AGES = 1 << 60
 MANY = 1_000_000
@@ -122,12 +125,20 @@ async def rows_of(
     return answer if isinstance(answer, Snapshot) else None
 
 
-@pytest.fixture(params=["store"])
-async def benches(tmp_path: Path) -> AsyncIterator[list[Bench]]:
+@pytest.fixture(params=["store", "simulated disk"])
+async def benches(
+    request: pytest.FixtureRequest,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> AsyncIterator[list[Bench]]:
     def maker(name: str) -> Callable[[Callable[[int], None]], Log]:
-        path = tmp_path / name / "octaskly.db"
-        return lambda hear: Store(path, kit.PicklePacker(), hear, kit.HandClock())
+        if request.param == "store":
+            path = tmp_path / name / "octaskly.db"
+            return lambda hear: Store(path, kit.PicklePacker(), hear, kit.HandClock())
+        disk = Disk()
+        return lambda hear: cast("Log", DiskLog(disk, hear))
 
+    monkeypatch.setattr("tests.simulation.disk.PART_ROWS", 1)
     found = [Bench(maker(name)) for name in ("one", "two")]
     for bench in found:
         await bench.open()

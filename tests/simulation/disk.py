@@ -36,9 +36,11 @@ from octaskly.core.merge import (
 from octaskly.core.messages import Cursor, Report, Snapshot, SnapshotHead
 from octaskly.core.model import (
     NO_EPOCH,
+    NO_HOLD,
     Address,
     AttemptId,
     Epoch,
+    Hold,
     NodeId,
     StreamId,
     TaskId,
@@ -62,6 +64,7 @@ class Disk:
     term: int = 0
     epoch: Epoch = NO_EPOCH
     name: str | None = None
+    hold: Hold = NO_HOLD
     streams: dict[StreamId, list[Entry]] = field(default_factory=dict)
     """The entries that are left, all beyond `starts`."""
     starts: Vector = field(default_factory=dict)
@@ -101,6 +104,7 @@ class Disk:
             sequence=self.sequence,
             queued=len(self.queued()),
             name=self.name,
+            hold=self.hold,
             reports=tuple(self.spool.values()),
             peers=tuple(Advert(peer, where) for peer, where in self.peers.items()),
         )
@@ -328,6 +332,8 @@ class Disk:
             self.streams.setdefault(stream, [])
         if effect.name is not None:
             self.name = effect.name
+        if effect.hold is not None:
+            self.hold = effect.hold
         for stream, seq in effect.retold:
             if self.stands_for.get(stream, 0) <= seq:
                 self.stands_for.pop(stream, None)
@@ -346,7 +352,10 @@ class Disk:
     def load(self, after_ord: int, limit: int) -> Loaded:
         """Read the next queued tasks."""
         found = [r for r in self.queued() if r.spec and r.spec.ord > after_ord]
-        return Loaded(after_ord, tuple(found[:limit]), len(found) > limit)
+        # Those of one place are never torn apart, so there may be more than `limit`.
+        last = found[:limit][-1].spec if found else None
+        loaded = [r for r in found if r.spec and last and r.spec.ord <= last.ord]
+        return Loaded(after_ord, tuple(loaded), len(found) > len(loaded))
 
     def live(self) -> tuple[TaskRecord, ...]:
         """Read the tasks that run, and those that are decided while one still does."""

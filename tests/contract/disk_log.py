@@ -1,0 +1,113 @@
+"""The disk of the simulation as a `Log`, as far as the core asks for one.
+
+It passes the suite of the store, or the simulation would prove things about a disk
+that nobody has.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Mapping, Sequence
+
+from octaskly.core.effects import Append, Join, PlanFloor, Save
+from octaskly.core.events import FloorPlanned, Loaded, Saved
+from octaskly.core.facts import Entry
+from octaskly.core.merge import TaskRecord
+from octaskly.core.messages import Cursor, Entries, Packed, Report
+from octaskly.core.model import (
+    AttemptId,
+    Epoch,
+    Holdings,
+    StreamId,
+    TaskId,
+    TaskState,
+)
+from octaskly.ports import StoreStats, TaskPage, TaskQuery
+from tests.contract.log_kit import PicklePacker
+from tests.simulation.disk import Disk
+
+ENTRIES_MAX = 1000
+
+
+class DiskLog:
+    """Commits what waits at the next turn of the event loop."""
+
+    def __init__(self, disk: Disk, hear: Callable[[int], None]) -> None:
+        self._disk = disk
+        self._hear = hear
+
+    def open(self) -> Saved:
+        return self._disk.saved()
+
+    def append(
+        self,
+        number: int,
+        entries: Sequence[Entry],
+        epochs: Sequence[tuple[StreamId, Epoch]] = (),
+    ) -> None:
+        self._disk.append(Append(number, tuple(entries), tuple(epochs)))
+        self._commit_soon()
+
+    def join(self, item: Join) -> None:
+        self._disk.join(item)
+        self._commit_soon()
+
+    def save(self, item: Save) -> None:
+        self._disk.save(item)
+        self._commit_soon()
+
+    def spool(self, reports: Sequence[Report]) -> None:
+        self._disk.keep(tuple(reports))
+
+    def unspool(self, items: Sequence[tuple[TaskId, AttemptId]]) -> None:
+        self._disk.forget(tuple(items))
+
+    async def load(self, after_ord: int, limit: int) -> Loaded:
+        return self._disk.load(after_ord, limit)
+
+    async def load_live(self) -> tuple[TaskRecord, ...]:
+        return self._disk.live()
+
+    async def answer(
+        self, vector: Mapping[StreamId, int], cursor: Cursor | None, bytes_max: int
+    ) -> Packed:
+        disk, pack = self._disk, PicklePacker().pack
+        part = disk.snapshot(dict(vector), cursor)
+        if part is not None:
+            return Packed(pack(part))
+        most = min(bytes_max, ENTRIES_MAX)
+        entries, epochs, more = disk.entries_after(dict(vector), most)
+        return Packed(pack(Entries(entries, epochs, more, disk.vector())))
+
+    async def plan_floor(self, ask: PlanFloor) -> FloorPlanned:
+        return self._disk.plan(ask)
+
+    async def vector(self) -> Holdings:
+        return self._disk.vector()
+
+    async def task(self, ref: str) -> TaskRecord | None:
+        return self._disk.records.get(TaskId(ref))
+
+    async def page(self, query: TaskQuery) -> TaskPage:
+        order = sorted(self._disk.keys.items(), key=lambda item: item[1])
+        records = tuple(self._disk.records[task] for task, _ in order)
+        return TaskPage(records[query.offset :][: query.limit], len(records))
+
+    async def stats(self) -> StoreStats:
+        states = [record.state for record in self._disk.records.values()]
+        return StoreStats(
+            counts={state: states.count(state) for state in TaskState},
+            disk_bytes=0,
+            sequence=self._disk.sequence,
+        )
+
+    async def close(self) -> None:
+        self._commit()
+
+    def _commit_soon(self) -> None:
+        asyncio.get_running_loop().call_soon(self._commit)
+
+    def _commit(self) -> None:
+        number = self._disk.commit(len(self._disk.waiting))
+        if number is not None:
+            self._hear(number)
