@@ -13,6 +13,7 @@ import click
 from octaskly.cli.render import Duration
 
 STDIN_BYTES_MAX: Final = 1 << 20
+LIMITS: Final = ("memory_mb", "cpu_seconds", "file_mb", "processes")
 TAKEN: Final = f"{__name__}.taken"  #: in the context, once stdin was read for the task
 
 _C = TypeVar("_C", bound=Callable[..., Any])
@@ -47,6 +48,20 @@ def _env(_: click.Context, __: click.Parameter, texts: Sequence[str]) -> Asked:
                 raise click.UsageError(f"--env {name}: there is no such variable here")
             env[name] = os.environ[name]
     return env
+
+
+def _limits(
+    _: click.Context, __: click.Parameter, texts: Sequence[str]
+) -> dict[str, int]:
+    limits = {}
+    for text in ",".join(texts).split(",") if texts else ():
+        name, _equals, most = text.partition("=")
+        if name not in LIMITS:
+            raise click.UsageError(f"--limit {text}: one of {', '.join(LIMITS)}")
+        if not most.isdecimal():
+            raise click.UsageError(f"--limit {text}: give a whole number")
+        limits[name] = int(most)
+    return limits
 
 
 def _stdin(
@@ -123,10 +138,18 @@ FLAGS: Final = (
         metavar="S",
         help="Time from SIGTERM to SIGKILL (default: as the node has it, 10s).",
     ),
+    click.option(
+        "--limit",
+        "limits",
+        multiple=True,
+        metavar="NAME=N",
+        callback=_limits,
+        help=f"What it may take: {', '.join(LIMITS)}. Repeatable, or with commas.",
+    ),
 )
 FIELDS: Final = (
     *("timeout", "inputs", "outputs"),
-    *("name", "labels", "env", "cwd", "stdin_base64", "grace"),
+    *("name", "labels", "env", "cwd", "stdin_base64", "grace", "limits"),
 )
 
 
@@ -145,12 +168,12 @@ def asking(command: _C) -> _C:
 
 def texts_of(asked: Asked) -> list[str]:
     """Return all texts in it."""
-    texts = []
+    values: list[object] = []
     for value in asked.values():
-        if isinstance(value, str):
-            texts.append(value)
-        elif isinstance(value, dict):
-            texts += [*value, *value.values()]
+        if isinstance(value, dict):
+            values += [*value, *value.values()]
         elif isinstance(value, list):
-            texts += value
-    return texts
+            values += value
+        else:
+            values.append(value)
+    return [value for value in values if isinstance(value, str)]

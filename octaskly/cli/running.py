@@ -151,7 +151,10 @@ def _exit_code(task: Task, *, is_cancelled: bool) -> int:
             limit = f" {task.timeout} s" if task.timeout else ""
             note(f"{task.id} was ended at its time limit{limit}")
             return EXIT_TIMEOUT
-        case "lost" | "inputs" | "limit" | "poison":
+        case "limit":
+            _explain(task)
+            return task.exit_code or EXIT_OCTASKLY_FAILED
+        case "lost" | "inputs" | "poison":
             _explain(task)
             return EXIT_OCTASKLY_FAILED
         case _:

@@ -109,6 +109,7 @@ def show(choice: Choice, ref: str, as_json: bool) -> None:  # noqa: FBT001
             ("because", task.detail),
             ("time limit", f"{task.timeout} s" if task.timeout else None),
             ("grace", None if task.grace is None else f"{task.grace} s"),
+            ("limits", _pairs(_given(task.limits or {}))),
             ("env", _pairs(task.env)),
             ("cwd", task.cwd),
             ("stdin", size(task.stdin_bytes) if task.stdin_bytes else None),
@@ -125,6 +126,10 @@ def show(choice: Choice, ref: str, as_json: bool) -> None:  # noqa: FBT001
             ("stderr", _stream(task.stderr_bytes, cut=task.stderr_truncated)),
         ]
     )
+
+
+def _given(limits: Mapping[str, int | None]) -> dict[str, str]:
+    return {name: str(most) for name, most in limits.items() if most is not None}
 
 
 def _pairs(pairs: Mapping[str, str]) -> str | None:

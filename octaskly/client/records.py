@@ -59,6 +59,7 @@ class Task(msgspec.Struct, frozen=True, kw_only=True):
     cwd: str | None = None
     stdin_bytes: int | None = None
     grace: int | None = None
+    limits: dict[str, int | None] | None = None
 
     @property
     def is_final(self) -> bool:
@@ -147,3 +148,4 @@ class Draft(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     cwd: str | None = None
     stdin_base64: str | None = None
     grace: int | None = None
+    limits: dict[str, int] = {}

@@ -4,8 +4,8 @@ A pool makes a folder for each launcher below its own group, where it may:
 `octaskly-<pid of the agent>-<place>`, with a `home` for the launcher. With several
 slots it has one `slot-<n>` for each, used by one task after the other: the launcher
 moves in, starts the task, and moves out. With one slot tasks start in `home`, which
-costs nothing, and the launcher moves `out` while it ends or freezes one. Controllers
-are not touched, so no limits come with it.
+costs nothing, and the launcher moves `out` while it ends or freezes one. A task with
+limits gets a group of its own, `limits-<key>`, where controllers are passed on.
 """
 
 from __future__ import annotations
@@ -18,6 +18,8 @@ from contextlib import suppress
 from pathlib import Path
 
 PREFIX = "octaskly-"
+AGENT = "agent"  #: as `DelegateSubgroup` in systemd/octaskly.service
+CONTROLLERS = ("memory", "pids")
 SETTLE_LOOKS = 200  #: killed processes leave their group within microseconds
 LOOK_S = 0.0002
 
@@ -48,6 +50,39 @@ def own_folder() -> Path | None:
     return folder if str(os.getpid()) in pids else None
 
 
+def settle(own: Path) -> Path:
+    """Return the group below which groups are made, if possible with controllers.
+
+    The kernel passes controllers on from a group without processes only. So systemd
+    starts the agent in a group below its service (`DelegateSubgroup`). Versions that do
+    not know that put it into the group of the service itself: then it moves.
+    """
+    parent = own.parent if own.name == AGENT else own
+    try:
+        if not _offered(parent):
+            return own
+        if parent == own:
+            if Group(own).pids() != {os.getpid()}:
+                return own  # Others are not ours to move.
+            (own / AGENT).mkdir(exist_ok=True)
+            (own / AGENT / "cgroup.procs").write_text(str(os.getpid()))
+        _pass_on(parent)
+    except OSError:
+        return own
+    return parent
+
+
+def _offered(folder: Path) -> list[str]:
+    """Return the controllers that groups below may have."""
+    names = (folder / "cgroup.controllers").read_text().split()
+    return [name for name in CONTROLLERS if name in names]
+
+
+def _pass_on(folder: Path) -> None:
+    for name in _offered(folder):
+        (folder / "cgroup.subtree_control").write_text(f"+{name}")
+
+
 def create(parent: Path, place: int) -> Path | None:
     """Make the folder of a launcher, or return None where that is not allowed."""
     folder = parent / f"{PREFIX}{os.getpid()}-{place}"
@@ -56,6 +91,8 @@ def create(parent: Path, place: int) -> Path | None:
         (folder / "home").mkdir(exist_ok=True)
     except OSError:
         return None
+    with suppress(OSError):
+        _pass_on(folder)
     return folder
 
 

@@ -8,6 +8,7 @@ from contextlib import suppress
 from typing import Any, Final
 
 from octaskly.runner.cgroup import Group
+from octaskly.runner.limits import Fence
 from octaskly.runner.transcript import Writer
 from octaskly.runner.tree import MARK
 from octaskly.runner.usage import Used
@@ -119,6 +120,7 @@ class Child:
     __slots__ = (
         "deadline_s",
         "err",
+        "fence",
         "grace_s",
         "group",
         "has_asked",
@@ -149,6 +151,7 @@ class Child:
         self.verdict = ""  #: `timeout` or `cancelled` once it is being ended
         self.mark = MARK + order.mark.encode()
         self.group: Group | None = None
+        self.fence: Fence | None = None
         self.left_s: float | None = None  #: until the deadline, while frozen
         self.transcript: Writer | None = None
         self.has_asked = False  #: for a file to write its output into
@@ -182,8 +185,14 @@ class Child:
         out, err = self.out.drain(), self.err.drain()
         if self.transcript is not None:
             self.transcript.close()
+        code, detail = os.waitstatus_to_exitcode(status), ""
+        if self.fence is not None:
+            used = self.fence.used(used)
+            detail = self.fence.remark(code, used)
+            if not self.verdict and (broken := self.fence.broken(code, used)):
+                self.verdict, detail = "limit", broken
         return [
-            *("end", self.key, os.waitstatus_to_exitcode(status), self.verdict),
-            *(self.started_ms, now_ms, int((now_s - self.started_s) * 1000), *used),
-            *(out, err, self.out.size_bytes, self.err.size_bytes, ""),
+            *("end", self.key, code, self.verdict, self.started_ms, now_ms),
+            *(int((now_s - self.started_s) * 1000), *used),
+            *(out, err, self.out.size_bytes, self.err.size_bytes, detail),
         ]

@@ -31,6 +31,7 @@ from octaskly.runner.cgroup import Group, OneGroup, SlotGroups
 from octaskly.runner.child import MEMORY_BYTES, Child, Order, Sink
 from octaskly.runner.frames import Inbox, decode_settings, pack_results, receive
 from octaskly.runner.kin import Kin
+from octaskly.runner.limits import Fence
 from octaskly.runner.spawn import Pad, Refused, refused_end
 from octaskly.runner.timekeeper import Timekeeper
 from octaskly.runner.tree import become_subreaper
@@ -82,10 +83,11 @@ class Launcher:
         grace_s = float(str(settings["kill_grace_s"]))
         self._time = Timekeeper(self._running, self._kin, grace_s)
         self._groups: OneGroup | SlotGroups | None = None
-        if settings["cgroup"]:
+        self._folder = Path(str(settings["cgroup"])) if settings["cgroup"] else None
+        if self._folder is not None:
             kind = SlotGroups if self._slots > 1 else OneGroup
             with suppress(OSError):
-                self._groups = kind(Path(str(settings["cgroup"])))
+                self._groups = kind(self._folder)
 
     def run(self) -> None:
         """Serve until the agent is gone, then end every tree."""
@@ -236,12 +238,13 @@ class Launcher:
 
     def _start(self, order: Order) -> None:
         now_s, now_ms = time.monotonic(), int(time.time() * 1000)
-        group = self._enter_group()
+        fence = self._fence(order)
+        is_held = fence is not None and fence.group is not None
+        group = None if is_held else self._enter_group()
         try:
-            child = self._pad.spawn(order, begin_s=now_s, begin_ms=now_ms)
+            child = self._pad.spawn(order, fence, begin_s=now_s, begin_ms=now_ms)
         except Refused as refusal:
-            if self._groups and group:
-                self._groups.give(group)
+            self._leave(group, fence)
             if refusal.is_final:
                 self._results.append(refused_end(order, now_ms, refusal))
             else:
@@ -250,10 +253,25 @@ class Launcher:
         finally:
             if self._groups and group:
                 self._groups.leave()
-        child.group = group
+        child.group, child.fence = group, fence
+        if fence is not None and fence.group is not None:
+            child.group = fence.group
         self._running[child.pid] = child
         self._fresh.append(child)
         self._time.began(child)
+
+    def _fence(self, order: Order) -> Fence | None:
+        if "limits" not in order.asked:
+            return None
+        folder = self._folder and self._folder / f"limits-{order.key}"
+        return Fence(order.asked["limits"], folder)
+
+    def _leave(self, group: Group | None, fence: Fence | None) -> None:
+        """Give up the groups of an attempt that has ended or has not begun."""
+        if fence is not None and fence.group is not None:
+            fence.close()
+        elif self._groups and group:
+            self._groups.give(group)
 
     def _enter_group(self) -> Group | None:
         if self._groups is None or (group := self._groups.take()) is None:
@@ -299,8 +317,7 @@ class Launcher:
             self._dying.append((now_s + KILL_GIVE_UP_S, child, end))
 
     def _conclude(self, child: Child, end: list[object]) -> None:
-        if self._groups and child.group:
-            self._groups.give(child.group)
+        self._leave(child.group, child.fence)
         self._results.append(end)
 
     def _end_all(self) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
+
 from octaskly.core.model import name_of
 from octaskly.core.options import TaskOptions
 from octaskly.runner.seat import Item
@@ -25,7 +27,7 @@ def wishes(options: TaskOptions) -> dict[str, object]:
     """Return what a launcher must know of what a task asks for, as bytes.
 
     `env` adds variables; `cwd` and `stdin` are given if they are not the usual ones,
-    and so is `grace_s`.
+    and so are `grace_s` and `limits`, the latter by the names of `TaskLimits`.
     """
     asked: dict[str, object] = {}
     if env := [pair for pair in options.env if not pair[0].startswith(RESERVED)]:
@@ -36,6 +38,9 @@ def wishes(options: TaskOptions) -> dict[str, object]:
         asked["stdin"] = options.stdin
     if options.grace_s is not None:
         asked["grace_s"] = options.grace_s
+    if options.limits is not None:
+        limits = asdict(options.limits)
+        asked["limits"] = {name: most for name, most in limits.items() if most}
     return asked
 
 

@@ -31,6 +31,8 @@ def outcome_of_end(fields: list[Any]) -> Outcome:
         exit_code, number, reason = TIMED_OUT, None, Reason.TIMEOUT
     elif verdict == "draining":
         return released(Reason.DRAINING, _told(status))
+    elif verdict == "limit":
+        reason = Reason.LIMIT
     elif verdict == "cancelled":
         state, reason = AttemptState.CANCELLED, Reason.CANCELLED
     elif status == 0:

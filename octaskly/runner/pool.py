@@ -211,8 +211,9 @@ class Pool:
 
     def _make_group(self) -> Path | None:
         if self._launchers_started == 0 and (own := cgroup.own_folder()):
-            self._groups_dir = own
-            self._in_thread(lambda _: None, partial(cgroup.sweep, own))
+            self._groups_dir = cgroup.settle(own)
+            sweep = partial(cgroup.sweep, self._groups_dir)
+            self._in_thread(lambda _: None, sweep)
         self._launchers_started += 1
         if self._groups_dir is None:
             return None

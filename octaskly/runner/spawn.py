@@ -13,6 +13,7 @@ from collections.abc import Sequence
 
 from octaskly.runner.child import Child, Order, Sink
 from octaskly.runner.command import shell_words, split_plain
+from octaskly.runner.limits import Fence
 
 SHELL = "/bin/sh"
 NOT_STARTED = 126  #: exit code of what could not be executed
@@ -60,17 +61,21 @@ def find_program(word: str, path: str) -> str | None:
 
 
 def _execute(
-    command: str, env: dict[bytes, bytes], files: Sequence[tuple[int, int]]
+    command: str,
+    before: str,
+    env: dict[bytes, bytes],
+    files: Sequence[tuple[int, int]],
 ) -> int:
     """Start a command in a session of its own and return its pid; raise OSError.
 
     Args:
         command: Shell text.
+        before: Shell text that prepares and then executes it as `sh "$@"`; or nothing.
         env: The whole environment.
         files: Descriptors of ours with what they are for the command.
     """
     actions = [(os.POSIX_SPAWN_DUP2, fd, place) for fd, place in files]
-    words = split_plain(command)
+    words = None if before else split_plain(command)
     if words is not None:
         program = find_program(words[0], os.fsdecode(env.get(b"PATH", b"")))
         if program is not None:
@@ -88,7 +93,10 @@ def _execute(
                 if error.errno in SCARCE:
                     raise
                 # The shell says it as people expect it.
-    encoded = [word.encode("utf-8", "surrogatepass") for word in shell_words(command)]
+    words = shell_words(command)
+    if before:
+        words = ["sh", "-c", before, *words]
+    encoded = [word.encode("utf-8", "surrogatepass") for word in words]
     return os.posix_spawn(
         SHELL,
         encoded,
@@ -148,11 +156,14 @@ class Pad:
         # What a shell would export; a program started directly must see the same.
         self._env[b"PWD"] = os.fsencode(os.path.realpath(workdir))
 
-    def spawn(self, order: Order, *, begin_s: float, begin_ms: int) -> Child:
+    def spawn(
+        self, order: Order, fence: Fence | None = None, *, begin_s: float, begin_ms: int
+    ) -> Child:
         """Start an attempt.
 
         Args:
             order: What to run.
+            fence: Its limits, where it has any.
             begin_s: Now, on the monotonic clock.
             begin_ms: Now, on the wall clock.
 
@@ -173,7 +184,9 @@ class Pad:
                 env[b"PWD"] = os.getcwdb()  # noqa: PTH109 - as bytes
                 if "stdin" in asked:
                     stdin_fd = open_bytes(asked["stdin"])
-            pid, out_fd, err_fd = _spawn_captured(order.command, env, stdin_fd)
+            command = order.command.decode("utf-8", "surrogatepass")
+            before = "" if fence is None else fence.script()
+            pid, out_fd, err_fd = _spawn_captured(command, before, env, stdin_fd)
         except (OSError, ValueError) as error:
             raise Refused(
                 f"cannot execute on {self._node}: {error}",
@@ -215,7 +228,7 @@ def open_bytes(data: bytes) -> int:
 
 
 def _spawn_captured(
-    command: bytes, env: dict[bytes, bytes], stdin_fd: int
+    command: str, before: str, env: dict[bytes, bytes], stdin_fd: int
 ) -> tuple[int, int, int]:
     """Return the pid and the read ends of both pipes."""
     out_r, out_w = os.pipe2(os.O_CLOEXEC)
@@ -229,7 +242,7 @@ def _spawn_captured(
     if stdin_fd >= 0:
         files.append((stdin_fd, 0))
     try:
-        pid = _execute(command.decode("utf-8", "surrogatepass"), env, files)
+        pid = _execute(command, before, env, files)
     except (OSError, ValueError):
         os.close(out_r)
         os.close(err_r)

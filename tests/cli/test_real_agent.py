@@ -94,6 +94,19 @@ def test_a_cwd_that_is_not_there_is_told_and_not_tried_again(agent: DemoAgent) -
     assert (shown["status"], shown["reason"], shown["attempt"]) == ("failed", "exit", 1)
 
 
+def test_an_end_by_a_limit_says_which(agent: DemoAgent) -> None:
+    """Exit code as the signal has it; it is not tried again."""
+    done = octaskly(
+        agent, "run", "--limit", "file_mb=1", "--", "head -c 2000000 /dev/zero >big"
+    )
+
+    assert done.returncode == 128 + signal.SIGXFSZ
+    assert b"it went over a limit\n  cause: limit file_mb: " in done.stderr
+    shown = json.loads(octaskly(agent, "show", "last", "--json").stdout)
+    assert (shown["status"], shown["reason"]) == ("failed", "limit")
+    assert shown["limits"]["file_mb"] == 1
+
+
 def test_interrupt_ends_the_task(agent: DemoAgent) -> None:
     """Ctrl-C of `run` is Ctrl-C of the command, wherever it runs."""
     marker = agent.state.parent / "work" / "running"

@@ -161,6 +161,7 @@ def test_everything_that_is_asked_for_is_handed_on(
     done = octaskly(
         *("submit", "--name", "nightly", "--label", "team=ci", "--label", "hot"),
         *("--env", "A=1=2", "--env", "MINE", "--cwd", "src", "--grace", "0"),
+        *("--limit", "memory_mb=64,processes=80", "--limit", "cpu_seconds=5"),
         *("--stdin", str(tmp_path / "in"), "--timeout", "2m", "--", "true"),
     )
 
@@ -176,6 +177,7 @@ def test_everything_that_is_asked_for_is_handed_on(
                 "cwd": "src",
                 "stdin_base64": "AP8=",
                 "grace": 0,
+                "limits": {"memory_mb": 64, "processes": 80, "cpu_seconds": 5},
             }
         ]
     ]
@@ -197,6 +199,8 @@ def test_stdin_of_the_command_becomes_that_of_the_task(api: Api, octaskly: Run) 
         (["--label", "=x", "--", "true"], b"give a name, or NAME=VALUE"),
         (["--stdin", "/no/such/file", "--", "true"], b"No such file"),
         (["--stdin", "/dev/zero", "--", "true"], b"more than 1048576 bytes"),
+        (["--limit", "memory=1", "--", "true"], b"one of memory_mb, cpu_seconds"),
+        (["--limit", "memory_mb=1g", "--", "true"], b"give a whole number"),
         (["--stdin", "-", "-"], b"not both"),
         (["--stdin", "-", "--file", "-"], b"not both"),
         (["--env", b"A=\xff", "--", "true"], b"is not UTF-8 text"),

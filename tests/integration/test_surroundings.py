@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
 
 from octaskly.core.model import AttemptState, Reason
-from octaskly.core.options import TaskOptions
-from octaskly.runner import spawn
+from octaskly.core.options import TaskLimits, TaskOptions
+from octaskly.runner import cgroup, spawn
 from octaskly.runner.child import Order
 from tests.integration.pooling import STREAM, eventually, processes_with, rig, token
 
@@ -194,3 +196,122 @@ async def test_what_a_task_used_is_told(tmp_path: Path) -> None:
         assert spun.cpu_ms > idle.cpu_ms
         assert grown.memory_max_kb is not None
         assert 90 << 10 <= grown.memory_max_kb < 140 << 10
+
+
+HOG = f"{sys.executable} -S -c 'len(str(1) * (300 << 20))'"
+SPIN = "while :; do :; done"
+
+
+async def test_processor_time_beyond_its_limit_ends_a_task(tmp_path: Path) -> None:
+    """By SIGXCPU, which the end tells of; a shell may tell of it for its command."""
+    options = TaskOptions(limits=TaskLimits(cpu_s=1))
+    async with rig(tmp_path, slots=3) as made:
+        own = made.start(SPIN, options=options)
+        nested = made.start(f"sh -c '{SPIN}'; exit $?", options=options)
+        deaf = made.start(f"trap '' XCPU; {SPIN}", options=options)
+        ends = [await made.end_of(task) for task, _ in (own, nested, deaf)]
+
+        why = "limit cpu_seconds"
+        told = f"{why}: a process used more than 1 s"
+        assert [(end.state, end.reason, end.detail) for end in ends] == [
+            (AttemptState.FAILED, Reason.LIMIT, told),
+            (AttemptState.FAILED, Reason.LIMIT, told),
+            (AttemptState.FAILED, Reason.SIGNAL, f"{why}: SIGKILL comes 2 s after 1 s"),
+        ]
+        assert [(end.exit_code, end.signal) for end in ends] == [
+            (128 + signal.SIGXCPU, signal.SIGXCPU),
+            (128 + signal.SIGXCPU, None),
+            (128 + signal.SIGKILL, signal.SIGKILL),
+        ]
+
+
+async def test_a_file_beyond_its_limit_ends_a_task(tmp_path: Path) -> None:
+    """What is within it is written."""
+    options = TaskOptions(limits=TaskLimits(file_mb=1))
+    async with rig(tmp_path) as made:
+        outcome = await made.run("head -c 3000000 /dev/zero >large", options=options)
+        fine = await made.run("head -c 1048576 /dev/zero >small", options=options)
+
+        assert (outcome.reason, outcome.exit_code) == (
+            Reason.LIMIT,
+            128 + signal.SIGXFSZ,
+        )
+        assert outcome.detail == "limit file_mb: a file got larger than 1 MiB"
+        assert (made.workdir / "large").stat().st_size == MIB
+        assert fine.state is AttemptState.OK
+        assert (made.workdir / "small").stat().st_size == MIB
+
+
+async def test_memory_beyond_its_limit_is_refused(tmp_path: Path) -> None:
+    """By address space, so the end is the program's own: no more is claimed."""
+    async with rig(tmp_path, with_cgroups=False) as made:
+        tight = TaskOptions(limits=TaskLimits(memory_mb=100))
+        roomy = TaskOptions(limits=TaskLimits(memory_mb=2000))
+        refused = await made.run(HOG, options=tight)
+        fine = await made.run(HOG, options=roomy)
+
+        assert b"MemoryError" in refused.stderr
+        assert (refused.reason, refused.exit_code) == (Reason.EXIT, 1)
+        assert fine.state is AttemptState.OK
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="only root may run tasks as another user")
+async def test_processes_beyond_their_limit_are_refused() -> None:
+    """A fork bomb of a user stops at the limit, and others go on meanwhile."""
+    other = ("setpriv", "--reuid=64321", "--regid=64321", "--clear-groups", "--")
+    options = TaskOptions(limits=TaskLimits(processes=20))
+    bomb = "for n in $(seq 80); do sleep 30 & echo $n; done"
+    with tempfile.TemporaryDirectory(dir="/tmp") as name:
+        folder = Path(name)
+        folder.chmod(0o755)  # For the other user, whom pytest's own folder keeps out.
+        async with rig(folder, prefix=other, with_cgroups=False) as made:
+            outcome = await made.run(bomb, options=options)
+
+            assert b"fork" in outcome.stderr
+            assert 10 < len(outcome.stdout.split()) <= 20
+            assert outcome.exit_code not in (0, None)
+            assert (await made.run("echo fine")).stdout == b"fine\n"
+
+
+async def test_a_task_with_limits_is_otherwise_like_any_other(tmp_path: Path) -> None:
+    """Its shell, its arguments, its codes, its descriptors, its stdin."""
+    options = TaskOptions(limits=TaskLimits(cpu_s=60, file_mb=100), stdin=b"in")
+    async with rig(tmp_path) as made:
+        for command, code, stdout in (
+            ("cat; echo \"$# '$1'\"", 0, b"in0 ''\n"),
+            ("-c", 127, b""),
+            ("no-such-program", 127, b""),
+            ("/etc/passwd", 126, b""),
+            ("kill -9 $$", 137, b""),
+            ("ls /proc/self/fd", 0, b"0\n1\n2\n3\n"),
+            ("ulimit -c; ulimit -t; ulimit -H -t", 0, b"0\n60\n62\n"),
+        ):
+            outcome = await made.run(command, options=options)
+
+            assert (outcome.exit_code, outcome.stdout) == (code, stdout)
+            assert outcome.reason in (Reason.EXIT, Reason.SIGNAL)
+
+
+def _has_controllers() -> bool:
+    """Whether groups that hold memory can be made beside the one of this process."""
+    own = cgroup.own_folder()
+    if own is None or own.name != cgroup.AGENT or not os.access(own.parent, os.W_OK):
+        return False
+    return "memory" in (own.parent / "cgroup.controllers").read_text().split()
+
+
+@pytest.mark.skipif(
+    not _has_controllers(),
+    reason="no cgroup with the memory controller can be made here: run it as a service"
+    " with Delegate=yes and DelegateSubgroup=agent",
+)
+async def test_memory_beyond_the_limit_of_a_group_ends_a_task(tmp_path: Path) -> None:
+    """The kernel says so; its peak is that of all its processes."""
+    options = TaskOptions(limits=TaskLimits(memory_mb=64))
+    async with rig(tmp_path) as made:
+        outcome = await made.run(f"{HOG}; echo survived", options=options)
+
+        assert outcome.detail == "limit memory_mb: more than 64 MiB were needed"
+        assert (outcome.reason, outcome.stdout) == (Reason.LIMIT, b"")
+        assert outcome.memory_max_kb is not None
+        assert outcome.memory_max_kb <= 64 << 10

@@ -1,0 +1,168 @@
+"""The limits of one attempt: what holds them, and whether they were its end.
+
+A cgroup of its own holds memory and processes where the kernel lets the agent have
+one with those controllers. Everything else is a limit of each process, set by the
+shell that starts the command: `setrlimit` of another process would come too late, and
+in the launcher it would hit the launcher.
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+import signal
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+
+from octaskly.runner.cgroup import Group
+from octaskly.runner.usage import Used
+
+CPU_MORE_S = 2  #: from SIGXCPU, which a process may act on, to SIGKILL
+BLOCK_BYTES = 512  #: of `ulimit -f`
+MIB = 1 << 20
+SPENT_SHARE = 0.5  #: of a limit; much less and the signal came from somebody else
+SHELL_SIGNALLED = 128  #: what a shell adds to the signal that ended its command
+
+
+#: Of limits that a group can hold: its file, and what one unit is there.
+_RULES = {"memory_mb": ("memory.max", MIB), "processes": ("pids.max", 1)}
+
+
+class Fence:
+    """What an attempt may take.
+
+    Args:
+        limits: As `orders.wishes` made them.
+        folder: Of a new group for it; None where no groups are made.
+    """
+
+    def __init__(self, limits: Mapping[str, int], folder: Path | None) -> None:
+        self._limits = limits
+        self._held: set[str] = set()  #: limits that the group holds
+        self.group = None if folder is None else self._make_group(folder)
+
+    def script(self) -> str:
+        """Return what a shell does before it has `sh` take its arguments."""
+        limits, lines = self._limits, ["-S -c 0"]
+        if cpu_s := limits.get("cpu_s"):
+            lines += [f"-S -t {cpu_s}", f"-H -t {cpu_s + CPU_MORE_S}"]
+        if file_mb := limits.get("file_mb"):
+            lines.append(f"-f {file_mb * MIB // BLOCK_BYTES}")
+        if "memory_mb" in limits.keys() - self._held:
+            lines.append(f"-v {limits['memory_mb'] * 1024}")
+        if "processes" in limits.keys() - self._held:
+            most = limits["processes"] + count_threads(os.getuid())
+            lines.append(
+                f"-u {most} 2>/dev/null || ulimit -p {most}"
+            )  # As dash has it.
+        # One that cannot be set is above what the agent itself is held to.
+        steps = [f"ulimit {line} 2>/dev/null" for line in lines]
+        if self.group is not None:
+            place = shlex.quote(str(self.group.folder / "cgroup.procs"))
+            steps.append(f"echo $$ >{place} || exit 126")
+        return "\n".join([*steps, 'exec /bin/sh "$@"'])
+
+    def used(self, used: Used) -> Used:
+        """Return what was used: by all of its group, where one counts it."""
+        cpu_ms, peak_kb = used
+        if self.group is not None:
+            spent_us = _counter(self.group.folder / "cpu.stat", "usage_usec")
+            cpu_ms = max(cpu_ms, spent_us // 1000)
+            with suppress(OSError, ValueError):
+                peak_kb = int((self.group.folder / "memory.peak").read_text()) // 1024
+        return cpu_ms, peak_kb
+
+    def broken(self, status: int, used: Used) -> str:
+        """Return which limit ended it, as far as that is known; else nothing.
+
+        Args:
+            status: Of its first process; negative: minus the signal.
+            used: What the kernel counted for it.
+        """
+        limits = self._limits
+        number = _signal_of(status)
+        if self._refused("memory_mb", "memory.events", "oom_kill"):
+            return f"limit memory_mb: more than {limits['memory_mb']} MiB were needed"
+        if number == signal.SIGXCPU and _is_spent(used, limits.get("cpu_s", 0)):
+            return f"limit cpu_seconds: a process used more than {limits['cpu_s']} s"
+        if number == signal.SIGXFSZ and "file_mb" in limits:
+            return f"limit file_mb: a file got larger than {limits['file_mb']} MiB"
+        return ""
+
+    def remark(self, status: int, used: Used) -> str:
+        """Return what may explain an end, but is not known to be its reason."""
+        if count := self._refused("processes", "pids.events", "max"):
+            most = self._limits["processes"]
+            return f"limit processes: {count} were refused beyond {most}"
+        cpu_s = self._limits.get("cpu_s", 0)
+        if _signal_of(status) == signal.SIGKILL and _is_spent(used, cpu_s):
+            return f"limit cpu_seconds: SIGKILL comes {CPU_MORE_S} s after {cpu_s} s"
+        return ""
+
+    def close(self) -> None:
+        """Remove its group, where nothing is left in it."""
+        if self.group is not None:
+            with suppress(OSError):
+                self.group.folder.rmdir()
+
+    def _make_group(self, folder: Path) -> Group | None:
+        asked = _RULES.keys() & self._limits.keys()
+        try:
+            if asked:
+                folder.mkdir(exist_ok=True)
+            for name in asked:
+                file = folder / _RULES[name][0]
+                if file.exists():
+                    file.write_text(str(self._limits[name] * _RULES[name][1]))
+                    self._held.add(name)
+            if "memory_mb" in self._held:
+                (folder / "memory.oom.group").write_text("1")
+                with suppress(OSError):  # A kernel may be built without swap.
+                    (folder / "memory.swap.max").write_text("0")
+            if self._held:
+                return Group(folder)
+        except OSError:
+            self._held.clear()
+        with suppress(OSError):
+            folder.rmdir()
+        return None
+
+    def _refused(self, limit: str, file: str, event: str) -> int:
+        if self.group is None or limit not in self._held:
+            return 0
+        return _counter(self.group.folder / file, event)
+
+
+def _signal_of(status: int) -> int:
+    return -status if status < 0 else status - SHELL_SIGNALLED
+
+
+def _is_spent(used: Used, cpu_s: int) -> bool:
+    """Whether a limit of processor time may have been reached.
+
+    The kernel counts whole ticks for it, but exact times for what it tells at the end,
+    which on a busy machine is visibly less.
+    """
+    return bool(cpu_s) and used[0] >= cpu_s * 1000 * SPENT_SHARE
+
+
+def count_threads(uid: int) -> int:
+    """Return how many threads a user has, which RLIMIT_NPROC counts too."""
+    count = 0
+    for name in os.listdir("/proc"):  # noqa: PTH208 - names are enough
+        if name.isdigit():
+            with suppress(OSError):
+                folder = f"/proc/{name}/task"
+                if os.stat(folder).st_uid == uid:  # noqa: PTH116 - cheaper than a Path
+                    count += len(os.listdir(folder))  # noqa: PTH208
+    return count
+
+
+def _counter(file: Path, name: str) -> int:
+    """Return a line of a file of a group, as `oom_kill 1`; 0 where there is none."""
+    with suppress(OSError, ValueError):
+        for line in file.read_text().splitlines():
+            if line.startswith(f"{name} "):
+                return int(line.split()[1])
+    return 0
