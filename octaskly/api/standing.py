@@ -26,6 +26,7 @@ from octaskly.errors import NoDispatcher, NotDispatcher
 
 _INTERNAL = "/internal/v1/tasks/{id}/standing"
 _PAUSE_S = 0.05
+_BUSY_S = 1.0  #: until a dispatcher is asked again that has no room
 _BYTES_MAX = 8 << 20
 
 
@@ -100,7 +101,12 @@ async def standing(
     while True:
         began_s = clock()
         with contextlib.suppress(NotDispatcher, NoDispatcher, Unanswered, TimeoutError):
-            return await _asked_once(call, ref, version, wait_s, with_kept=with_kept)
+            found = await _asked_once(call, ref, version, wait_s, with_kept=with_kept)
+            if found is not None:
+                return found
+            version = ""  # Then without waiting, a moment later.
+            await asyncio.sleep(_BUSY_S)
+            continue
         if clock() - began_s > hold_s:
             give_up_s = clock() + hold_s  # It went well until now.
         if clock() > give_up_s or call.parts.waits.is_closing:
@@ -110,7 +116,8 @@ async def standing(
 
 async def _asked_once(
     call: Call, ref: str, version: str, wait_s: float, *, with_kept: bool
-) -> Standing:
+) -> Standing | None:
+    """Ask the dispatcher; None means that it has no room for one more who waits."""
     gateway = call.gateway
     view = await gateway.dispatcher_known(call.parts.deadlines.hold_s)
     if view is None:
@@ -125,6 +132,8 @@ async def _asked_once(
         async with asked(call, view.lan_urls, path, wait_s=wait_s) as response:
             if REFUSED_HEADER in response.headers:
                 raise NotDispatcher("it is not dispatcher any more")
+            if response.status == HTTPStatus.SERVICE_UNAVAILABLE and version:
+                return None
             return await _decoded(call, response)
 
 
@@ -187,13 +196,10 @@ def _standing_of(call: Call, record: TaskRecord, *, with_kept: bool) -> Standing
 async def tell(call: Call) -> web.StreamResponse:
     """Tell another node where a task stands."""
     ref = query.task_ref(call.request.match_info["id"])
-    found = await _here(
-        call,
-        ref,
-        call.query.text("known"),
-        call.query.wait_s(),
-        with_kept=call.query.flag("kept"),
-    )
+    known, wait_s = call.query.text("known"), call.query.wait_s()
+    # Who waits holds a connection for long, as a stream does.
+    with call.parts.streams.one_more() if known else contextlib.nullcontext():
+        found = await _here(call, ref, known, wait_s, with_kept=call.query.flag("kept"))
     return json_response(render.encode(found))
 
 

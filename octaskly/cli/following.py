@@ -11,13 +11,15 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from octaskly.cli.render import note, size
-from octaskly.client import ReplyLost, Task, Unreachable
+from octaskly.client import ApiError, ReplyLost, Task, Unreachable
 
 if TYPE_CHECKING:
     from octaskly.client import Client
 
 LOST_MAX = 8  #: times in a row without any event between
 PAUSE_S_MAX = 2.0
+FULL = "Too many event streams"
+"""How a node words it."""
 
 
 class Following:
@@ -57,6 +59,10 @@ class Following:
                 # The agent may be restarting; the task is safe with the dispatcher.
                 if self._lost >= LOST_MAX:
                     raise
+            except ApiError as error:
+                if str(error) != FULL:
+                    raise
+                self._lost = 0  # It lives, and has room once others have ended.
             self._lost += 1
             time.sleep(min(PAUSE_S_MAX, 0.05 * 2**self._lost))
 

@@ -20,7 +20,8 @@ from octaskly.runner.process import LauncherProcess
 from octaskly.runner.seat import Item
 from octaskly.runner.transcript import Reader
 
-LOOK_S = 0.04  #: how often a file that is followed is looked at
+LOOK_S = 0.03  #: until a file that is followed is looked at again
+LOOK_S_MAX = 0.12  #: where nothing has come for a while
 LOOKS_MAX = 50  #: for the file of an attempt that runs, where it is not followed
 SWEEP_S = 600.0
 
@@ -110,6 +111,7 @@ class Recorder:
         else:
             reader = await self._opened(item, follow=follow)
         offsets = {n: start for n, start in enumerate(starts) if start is not None}
+        pause_s = LOOK_S
         while True:
             # Asked before the file is read: what an ended attempt wrote is all there.
             is_live = item is not None and self._is_live(item)
@@ -117,10 +119,13 @@ class Recorder:
             for piece in found:
                 offsets[piece.stream] = piece.end
                 yield piece
-            if not found and not (is_live and follow):
+            if found:
+                pause_s = LOOK_S
+            elif is_live and follow:
+                await asyncio.sleep(pause_s)
+                pause_s = min(LOOK_S_MAX, pause_s * 1.5)
+            else:
                 break
-            if not found:
-                await asyncio.sleep(LOOK_S)
         for stream, offset in offsets.items():
             yield Piece(stream, max(offset, reader.size(stream)), b"")
 

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from octaskly.cli.following import FULL
 from tests.cli.conftest import Run
 from tests.cli.stand_in import Api
 
@@ -42,6 +43,21 @@ def test_output_goes_on_where_a_connection_was_lost(api: Api, octaskly: Run) -> 
         b"the connection was lost; task-001-00000001 is resumed",
         b"err",
     ]
+
+
+def test_a_node_with_too_many_streams_is_asked_again(api: Api, octaskly: Run) -> None:
+    """The task runs all the same, so its code must not be lost."""
+    left = [2]
+
+    def refuse(_method: str, path: str) -> tuple[int, dict[str, str]] | None:
+        left[0] -= path.endswith("/logs")
+        return (503, {}) if path.endswith("/logs") and left[0] >= 0 else None
+
+    api.refuse, api.refusal = refuse, FULL
+
+    done = octaskly("run", "--", "echo out; exit 3")
+
+    assert (done.returncode, done.stdout, done.stderr) == (3, b"out\n", b"")
 
 
 def test_a_node_that_stays_away_is_given_up(api: Api, octaskly: Run) -> None:

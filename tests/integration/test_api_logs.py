@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import contextlib
 import json
 from collections.abc import AsyncIterator
 from dataclasses import replace
@@ -11,6 +12,7 @@ from typing import Any, Self
 
 import pytest
 
+from octaskly.api import standing
 from octaskly.api.logs import parse_id
 from octaskly.api.routing import STREAMS_MAX
 from octaskly.core.model import (
@@ -490,6 +492,24 @@ async def test_a_follower_survives_a_change_of_dispatcher(
 
         assert (await reader.of("stdout"))[2] == {"offset": 4, "data": "two\n"}
         assert (await reader.of("end"))[1] == f"{FIRST}:8:0"
+
+
+async def test_who_waits_leaves_a_dispatcher_room_for_others(
+    three: Three, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Followers of queued tasks on all nodes would else take its last connection."""
+    monkeypatch.setattr(standing, "_BUSY_S", 0.01)
+    task = await three.back.api.submit()
+    path = f"/api/v1/tasks/{task}/logs?follow=true"
+    async with contextlib.AsyncExitStack() as stack:
+        for _ in range(STREAMS_MAX):
+            await stack.enter_async_context(Reader(three.back.api, path))
+        reader = await stack.enter_async_context(Reader(three.front.api, path))
+        assert (await reader.of("state"))[2] == {"status": "queued"}
+        attempt = three.back.gateway.start(task, three.worker.gateway.node_id)
+        three.worker.gateway.wrote[TaskId(task), attempt] = [Piece(0, 0, b"one")]
+
+        assert (await reader.of("stdout"))[2]["data"] == "one"
 
 
 async def test_what_no_node_would_send_ends_the_reading(three: Three) -> None:

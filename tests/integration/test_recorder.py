@@ -8,16 +8,16 @@ from pathlib import Path
 
 import pytest
 
-from octaskly.core.model import AttemptId, Moment, StreamId, TaskId
+from octaskly.core.model import AttemptId, Moment, TaskId
 from octaskly.errors import OutputNotFound
 from octaskly.ports.output import Piece
 from octaskly.runner.archive import Archive, name_of_file
 from octaskly.runner.pool import Pool
 from octaskly.runner.transcript import BLOCK_BYTES, HEAD_BYTES, Reader, Writer
-from tests.integration.pooling import archive_in, eventually, rig
+from tests.integration.pooling import STREAM, archive_in, eventually, rig
 
 MIB = 1 << 20
-ATTEMPT = AttemptId(3, StreamId(77), 1)
+ATTEMPT = AttemptId(3, STREAM, 1)
 
 
 async def read(
@@ -151,10 +151,11 @@ async def test_links_lead_nobody_astray(tmp_path: Path) -> None:
     """
     victim = tmp_path / "victim"
     victim.write_text("mine")
+    other_file = name_of_file(TaskId("task-002-rig"), ATTEMPT)
     async with rig(tmp_path) as made:
         task, _ = made.start(
             "d=../transcripts; mkdir -p $d; for n in $(seq 200); do"
-            ' for f in $d/* "$d/task-002-rig.3-77-1"; do'
+            f' for f in $d/* "$d/{other_file}"; do'
             f" rm -f $f; ln -s {victim} $f; done; head -c 100000 /dev/zero; done"
         )
         async with asyncio.timeout(30):
