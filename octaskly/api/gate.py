@@ -19,6 +19,7 @@ from octaskly.api import auth, guards
 from octaskly.api.forward import HOP_HEADER
 from octaskly.api.problems import (
     FORBIDDEN,
+    TOO_MANY,
     UNAUTHENTICATED,
     UNPAIRED,
     Problem,
@@ -177,6 +178,8 @@ class Gate:
         )
 
     async def _answer(self, request: web.Request, seen: Seen) -> web.StreamResponse:
+        if _protocol(request).is_surplus:
+            raise _too_many()
         self._check_sender(request, seen)
         failure = request.match_info.http_exception
         if request.method == "OPTIONS":
@@ -325,6 +328,16 @@ async def _body(request: web.Request, route: Route, deadline_s: float) -> bytes:
         hint = f"the body cannot be read: {error}"
         raise Problem(400, "Bad request", hint=hint, closes=True) from None
     return b"".join(chunks)
+
+
+def _too_many() -> Problem:
+    return Problem(
+        HTTPStatus.SERVICE_UNAVAILABLE,
+        TOO_MANY,
+        hint="keep one connection for many requests, and close those that are idle",
+        headers={"Retry-After": "1"},
+        closes=True,
+    )
 
 
 def _too_large(bytes_max: int) -> Problem:

@@ -28,6 +28,7 @@ CONNECTION_LOST = "Connection to the dispatcher was lost"
 NO_DISPATCHER = "No dispatcher is elected"
 NOT_DURABLE = "No standby keeps a copy"
 CATCHING_UP = "The log is not complete yet"
+TOO_MANY = "Too many connections"
 UNPAIRED = "This node is in no mesh yet"
 
 REFUSED_HEADER = "Octaskly-Refused"

@@ -128,6 +128,7 @@ class Connection(Protocol):
     seen: Seen | None  #: the request in work
     peer: NodeId | None  #: the node at the other end, if it is one
     own_addresses: frozenset[str]  #: under which the other end reached this node
+    is_surplus: bool  #: it is one too many
 
     @property
     def is_socket(self) -> bool:

@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import ipaddress
 import logging
+import resource
 import secrets
 import socket
 import ssl
@@ -41,6 +42,9 @@ Without a certificate it returns None or raises TrustError.
 """
 
 CONNECTIONS_MAX = 512
+CONNECTIONS_MIN = 4
+SURPLUS_MAX = 16  #: connections beyond the bound that are told so; others are cut
+DESCRIPTORS_KEPT = 48  #: for files, launchers and peers; connections get the rest
 SOCKET_RESERVE = 64  #: more connections that only the UNIX socket may have
 _LINGER_S = 1.0
 _BACKLOG = 256
@@ -55,6 +59,15 @@ ROUTES = (
     *standing.ROUTES,
     *pieces.ROUTES,
 )
+
+
+def connections_max() -> int:
+    """Return how many connections this process has descriptors for, within bounds."""
+    descriptors, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if descriptors == resource.RLIM_INFINITY:
+        return CONNECTIONS_MAX
+    spare = descriptors - DESCRIPTORS_KEPT
+    return max(CONNECTIONS_MIN, min(CONNECTIONS_MAX, spare))
 
 
 class Site(Enum):
@@ -72,6 +85,7 @@ class Handler(web.RequestHandler):
         "_gate",
         "_local",
         "_peer_of",
+        "is_surplus",
         "own_addresses",
         "peer",
         "seen",
@@ -92,6 +106,7 @@ class Handler(web.RequestHandler):
         self._peer_of = peer_of
         self._local: Principal | None = None
         self.site = site
+        self.is_surplus = False  #: it is one too many: it gets an answer, and is closed
         self.peer: NodeId | None = None  #: the node at the other end, if it is one
         self.seen: Seen | None = None  #: the request in work
         self.own_addresses: frozenset[str] = frozenset()
@@ -118,8 +133,10 @@ class Handler(web.RequestHandler):
         """Take the connection, unless there are too many."""
         manager = self._manager
         assert manager is not None
-        limit = CONNECTIONS_MAX + (SOCKET_RESERVE if self.is_socket else 0)
-        if len(manager.connections) >= limit:
+        count = len(manager.connections)
+        most = connections_max() + (SOCKET_RESERVE if self.is_socket else 0)
+        self.is_surplus = count >= most
+        if count >= most + SURPLUS_MAX:
             self.close()
             transport.abort()  # type: ignore[attr-defined]  # all ours are transports
             return

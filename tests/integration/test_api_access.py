@@ -427,22 +427,26 @@ async def test_both_loopback_addresses_share_the_port(node: ApiNode) -> None:
     assert answer.status == 200
 
 
-async def test_connections_over_the_limit_are_dropped(
+async def test_connections_over_the_limit_are_told_so_or_cut(
     node: ApiNode, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """The UNIX socket keeps a reserve, so the local CLI still works."""
-    monkeypatch.setattr(server, "CONNECTIONS_MAX", 3)
+    monkeypatch.setattr(server, "CONNECTIONS_MAX", 4)
     path = tmp_path / "api.sock"
     await node.server.start_unix(path)
-    idle = [await asyncio.open_connection("127.0.0.1", node.port) for _ in range(3)]
+    monkeypatch.setattr(server, "SURPLUS_MAX", 1)
+    idle = [await asyncio.open_connection("127.0.0.1", node.port) for _ in range(4)]
+    asked = b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n"
 
-    refused = await exchange(
-        node.port, b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n"
-    )
+    told = await node.ask("GET", "/health")
+    idle.append(await asyncio.open_connection("127.0.0.1", node.port))
+    refused = await exchange(node.port, asked)
     local = await asyncio.to_thread(_ask_local, path, "GET", "/health")
     for _, writer in idle:
         writer.close()
 
+    assert_problem(told, 503, "Too many connections")
+    assert (told.headers["retry-after"], told.headers["connection"]) == ("1", "close")
     assert refused == b""
     assert local.status == 200
 

@@ -5,7 +5,11 @@ Rows B33 and B41 of the bad input that Octaskly must bear, threats 18, 23 and 24
 
 from __future__ import annotations
 
+import contextlib
 import os
+import resource
+import socket
+import time
 from pathlib import Path
 from typing import Any
 
@@ -77,3 +81,49 @@ def test_pressure_on_memory_is_read_as_the_kernel_tells_it() -> None:
     assert stalled_percent(told) == 22.04
     assert stalled_percent("some avg10=1.00 avg60=0.00 avg300=0.00 total=1\n") == 0.0
     assert stalled_percent("") == 0.0
+
+
+def _used_s(pid: int) -> float:
+    """Return how much of the processor a process has used."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def _asked(port: int) -> socket.socket:
+    connection = socket.create_connection(("127.0.0.1", port), timeout=5.0)
+    connection.sendall(b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n")
+    return connection
+
+
+def test_an_agent_with_few_descriptors_says_so_and_recovers(tmp_path: Path) -> None:
+    """Neither a crash nor a busy loop, and local commands go on (B41, threat 24)."""
+    with running(tmp_path, "solo") as (agent,), contextlib.ExitStack() as opened:
+        assert finished(agent, submit(agent, "true"))["status"] == "completed"
+        pid = agent.process.pid
+        _, hard = resource.prlimit(pid, resource.RLIMIT_NOFILE)
+        resource.prlimit(pid, resource.RLIMIT_NOFILE, (64, hard))
+        port = int(str(agent.ready()["api_url"]).rpartition(":")[2])
+        many = [opened.enter_context(_asked(port)) for _ in range(100)]
+        answers = []
+        for connection in many:
+            with contextlib.suppress(OSError):
+                connection.settimeout(0.5)
+                answers.append(connection.recv(4096))
+        busy = [answer for answer in answers if answer.startswith(b"HTTP/1.1 503")]
+        assert busy
+        assert all(b"Retry-After: 1\r\n" in answer for answer in busy)
+        assert any(answer.startswith(b"HTTP/1.1 200") for answer in answers)
+
+        begin_s, used_s = time.monotonic(), _used_s(pid)
+        until(lambda: time.monotonic() > begin_s + 2.0, "time passes")
+        assert _used_s(pid) - used_s < 1.0
+        opened.close()
+        until(lambda: _is_well(port), "it serves again")
+        task = finished(agent, submit(agent, "echo back"))
+        assert task["stdout"] == "back\n"
+
+
+def _is_well(port: int) -> bool:
+    with _asked(port) as connection, contextlib.suppress(OSError):
+        return connection.recv(4096).startswith(b"HTTP/1.1 200")
+    return False
