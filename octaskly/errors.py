@@ -13,6 +13,7 @@
     │   ├── TaskExists           a client chose an id that is taken
     │   ├── TaskNotCancellable
     │   ├── TaskNotEnded
+    │   ├── NothingToRepeat
     │   └── OutputNotFound
     ├── MeshError
     │   ├── NoDispatcher         none is elected at this moment
@@ -95,6 +96,10 @@ class TaskNotCancellable(TaskError):
 
 class TaskNotEnded(TaskError):
     """Only what has ended can be tried again."""
+
+
+class NothingToRepeat(TaskError):
+    """No member of the array failed, or too many did for one array."""
 
 
 class OutputNotFound(TaskError):

@@ -15,12 +15,12 @@ from pathlib import Path
 
 from octaskly.agent.clock import SystemClock
 from octaskly.agent.feed import Feed
+from octaskly.agent.repeats import repetition
 from octaskly.agent.submissions import Submission, Submissions
 from octaskly.agent.tickets import Tickets, Waiters
 from octaskly.agent.view import MeshView
 from octaskly.core import effects as ef
 from octaskly.core import events as ev
-from octaskly.core.acceptance import repeating
 from octaskly.core.merge import TaskRecord
 from octaskly.core.messages import Member, Roster
 from octaskly.core.model import (
@@ -42,7 +42,6 @@ from octaskly.errors import (
     StoreFull,
     TaskAmbiguous,
     TaskNotCancellable,
-    TaskNotEnded,
     TaskNotFound,
 )
 from octaskly.ports import (
@@ -246,9 +245,10 @@ class AgentGateway:
                 "Insufficient permissions",
                 hint="a client token cancels only its own tasks",
             )
+        by, array = principal.subject, record if record.progress else None
         reply = await self.tickets.ask(
             lambda ticket: ev.CancelRequested(
-                ticket, record.id, record.state, force, principal.subject
+                ticket, record.id, record.state, force, by, array
             )
         )
         assert isinstance(reply, ef.CancelDone)
@@ -263,10 +263,8 @@ class AgentGateway:
     async def retry(self, ref: str, *, principal: Principal) -> tuple[TaskRecord, int]:
         """Accept a task that repeats an ended one."""
         record = await self.task(ref)
-        if record.spec is None or not record.state.is_final:
-            raise TaskNotEnded("Task has not ended", hint=f"it is {record.state}")
         records, replicas = await self.submit(
-            [repeating(record.spec)],
+            [await repetition(record, self._store)],
             principal=principal,
             idempotency_key=f"{RETRY_KEY}{record.name}",
         )

@@ -9,6 +9,7 @@ from functools import reduce
 
 from octaskly import errors
 from octaskly.core import merge
+from octaskly.core.arrays import member_of
 from octaskly.core.effects import NotDurable, NotHere, Reply
 from octaskly.core.events import Event
 from octaskly.core.facts import Entry, Floor, TaskFact
@@ -84,6 +85,9 @@ class Tickets:
                 )
 
 
+ARRAY_S = 0.1  #: between two looks at an array that somebody waits for
+
+
 @dataclass(slots=True, eq=False)
 class _Wait:
     """One long poll: what was written about its task since it began."""
@@ -118,6 +122,9 @@ class Waiters:
         for task in tasks:
             for wait in self._waits.get(name_of(task), ()):
                 wait.news.set()
+            if (place := member_of(task)) is not None:
+                for wait in self._waits.get(name_of(place[0]), ()):
+                    wait.news.set()
 
     async def until(
         self,
@@ -148,6 +155,9 @@ class Waiters:
                 record = await read()
                 while not is_wanted(record):
                     await wait.news.wait()
+                    if record.progress is not None:
+                        # Members end by the thousand; it is not read for each.
+                        await asyncio.sleep(ARRAY_S)
                     wait.news.clear()
                     own = (fact for fact in wait.facts if fact.task == record.id)
                     record = reduce(merge.apply, own, record)
@@ -165,6 +175,6 @@ class Waiters:
 
 def _newer(known: TaskRecord | None, read: TaskRecord) -> TaskRecord:
     """Return what is known when the store may be behind, or hold another one."""
-    if known is None or known.id != read.id:
+    if known is None or known.id != read.id or read.progress is not None:
         return read
     return merge.join(known, read)

@@ -64,6 +64,7 @@ _TABLE: dict[type[Exception], tuple[int, str]] = {
     errors.TaskExists: (409, "Duplicate task ID"),
     errors.TaskNotCancellable: (409, "Cannot cancel running task"),
     errors.TaskNotEnded: (409, "Task has not ended"),
+    errors.NothingToRepeat: (409, "Nothing to repeat"),
     errors.OutputNotFound: (404, "Output not found"),
     errors.NoDispatcher: (503, NO_DISPATCHER),
     errors.NotDispatcher: (503, NO_DISPATCHER),

@@ -15,8 +15,8 @@ LIMIT_MAX = 1000
 OFFSET_MAX = 2**53
 WAIT_S_MAX = 300.0
 
-_REF = re.compile(r"[A-Za-z0-9._-]{1,64}(~[0-9]{1,3})?")
-_LOGGED = re.compile(r"[A-Za-z0-9._-]{1,64}(~[0-9a-f]{15})?")
+_REF = re.compile(r"[A-Za-z0-9._-]{1,64}(\.[0-9]{1,9})?(~[0-9]{1,3})?")
+_LOGGED = re.compile(r"[A-Za-z0-9._-]{1,64}(\.[0-9]{1,9})?(~[0-9a-f]{14,15})?")
 _INTEGER = re.compile(r"[0-9]{1,16}")
 _SECONDS = re.compile(r"[0-9]{1,3}(\.[0-9]{1,3})?")
 _KEY = re.compile(r"[\x21-\x7e]{1,255}")
@@ -54,6 +54,11 @@ class Query:
         except ValueError:
             states = ", ".join(state.value for state in TaskState)
             raise _invalid("status", f"`status` is one of {states}") from None
+
+    def array(self) -> str | None:
+        """Return the array whose members to keep, None for all that is no member."""
+        text = self._given.get("array")
+        return None if text is None else task_ref(text)
 
     def worker_id(self) -> str | None:
         """Return the name of the node whose tasks to keep, None for all."""

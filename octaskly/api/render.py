@@ -8,7 +8,7 @@ from functools import lru_cache
 
 import msgspec
 
-from octaskly.api import asked
+from octaskly.api import asked, members
 from octaskly.api.problems import timestamp
 from octaskly.core.acceptance import priority_of
 from octaskly.core.merge import TaskRecord
@@ -78,6 +78,7 @@ def listed(record: TaskRecord, names: Mapping[NodeId, str]) -> Json:
         "completed_at": at(outcome.ended_ms) if outcome else None,
         "priority": priority_of(spec) if spec else None,
         **asked.shown(spec.options if spec else None),
+        **members.shown(record),
     }
 
 
@@ -299,7 +300,8 @@ def visible_attempt(record: TaskRecord, state: TaskState) -> Attempt | None:
     if state is TaskState.QUEUED:
         return None  # Earlier attempts were given back: nobody holds the task.
     if state is TaskState.RUNNING:
-        return next(a for a in reversed(record.attempts) if a.state.is_live)
+        live = (a for a in reversed(record.attempts) if a.state.is_live)
+        return next(live, None)  # An array has no attempts.
     return record.chosen
 
 

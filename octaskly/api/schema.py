@@ -11,12 +11,13 @@ import json
 import posixpath
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated, Any, Literal, NoReturn
 
 import msgspec
 
-from octaskly.api.asked import RANGES, OptionsIn, Wrong, options_of
+from octaskly.api import members
+from octaskly.api.asked import NONE_ASKED, RANGES, OptionsIn, Wrong, options_of
 from octaskly.api.problems import (
     INVALID_COMMAND,
     INVALID_VALUE,
@@ -57,6 +58,7 @@ class TaskIn(OptionsIn, forbid_unknown_fields=True, gc=False, kw_only=True):
     outputs: Paths = ()
     id: str | msgspec.UnsetType = msgspec.UNSET
     durability: Literal["normal", "strict"] = "normal"
+    array: members.ArrayIn | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,6 +80,7 @@ class TokenIn(msgspec.Struct, forbid_unknown_fields=True):
 
 _RANGES = {
     **RANGES,
+    **members.RANGES,
     "timeout": "an integer from 1 to 86400 (seconds)",
     "inputs": f"an array of at most {PATHS_MAX} relative paths",
     "outputs": f"an array of at most {PATHS_MAX} relative paths",
@@ -180,7 +183,11 @@ def _draft(task: TaskIn, index: int | None) -> Draft:
 
 def _options(task: TaskIn, index: int | None) -> TaskOptions | None:
     try:
-        return options_of(task)
+        options = options_of(task)
+        if task.array is None:
+            return options
+        array = members.array_of(task.array, task.command, COMMAND_BYTES_MAX)
+        return replace(options or NONE_ASKED, array=array)
     except Wrong as wrong:
         _refuse(f"{_place(index)}.{wrong.field}", str(wrong))
 

@@ -22,7 +22,17 @@ from typing import Any
 
 from aiohttp import web
 
-from octaskly.api import auth, events, logs, nodes, outputs, pieces, standing, tasks
+from octaskly.api import (
+    arrays,
+    auth,
+    events,
+    logs,
+    nodes,
+    outputs,
+    pieces,
+    standing,
+    tasks,
+)
 from octaskly.api.door import Door
 from octaskly.api.forward import Forwarder, Tune
 from octaskly.api.gate import Gate, OnFault, OnServed
@@ -52,6 +62,7 @@ _DRAIN_S = 0.2
 
 ROUTES = (
     *tasks.ROUTES,
+    *arrays.ROUTES,
     *logs.ROUTES,
     *outputs.ROUTES,
     *nodes.ROUTES,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from http import HTTPStatus
 
 from aiohttp import web
@@ -34,29 +35,31 @@ async def index(call: Call) -> web.StreamResponse:
     """Return a page of tasks, oldest first."""
     gateway, given = call.gateway, call.query
     asked = TaskQuery(state=given.status(), limit=given.limit(), offset=given.offset())
+    if (array := given.array()) is not None:
+        asked = replace(asked, array=(await gateway.task(array)).id)
+    page = TaskPage((), 0)
     worker = given.worker_id()
-    if worker is not None:
-        node = gateway.node_named(worker)
-        if node is None:
-            nothing = TaskPage((), 0)
-            return json_response(render.encode(render.page(nothing, asked, {})))
-        asked = TaskQuery(
-            state=asked.state, node=node, limit=asked.limit, offset=asked.offset
-        )
-    found = await gateway.page(asked)
-    return json_response(render.encode(render.page(found, asked, gateway.names())))
+    node = None if worker is None else gateway.node_named(worker)
+    if worker is None or node is not None:
+        asked = replace(asked, node=node)
+        page = await gateway.page(asked)
+    return json_response(render.encode(render.page(page, asked, gateway.names())))
 
 
 async def show(call: Call) -> web.StreamResponse:
     """Return one task, on request only when it is final or the wait is over."""
-    ref = query.task_ref(call.request.match_info["id"])
     wait_s, is_exact = call.query.wait_s(), call.query.is_exact()
-    if wait_s:
-        record = await _wait(call, ref, wait_s)
-    else:
-        record = await call.gateway.task(ref)
+    record = await found(call, wait_s)
     shown = render.task(record, call.gateway.names(), is_exact=is_exact)
     return json_response(render.encode(shown))
+
+
+async def found(call: Call, wait_s: float) -> TaskRecord:
+    """Return the task that the path names, when it is final or the wait is over."""
+    ref = query.task_ref(call.request.match_info["id"])
+    if wait_s:
+        return await _wait(call, ref, wait_s)
+    return await call.gateway.task(ref)
 
 
 async def cancel(call: Call) -> web.StreamResponse:
@@ -105,7 +108,7 @@ ROUTES = (
         path="/api/v1/tasks",
         perform=index,
         access=Access.READ,
-        query=("status", "worker_id", "limit", "offset"),
+        query=("status", "worker_id", "array", "limit", "offset"),
     ),
     Route(
         method="GET",

@@ -11,6 +11,8 @@ from __future__ import annotations
 
 import re
 import shlex
+from collections import deque
+from collections.abc import Iterable
 from dataclasses import replace
 from functools import lru_cache
 from typing import Final, NamedTuple
@@ -22,6 +24,7 @@ MEMBERS_MAX: Final = 10_000_000
 NUMBER_MAX: Final = 999_999_999  #: of a member
 ITEM_BYTES_MAX: Final = 65_536
 ITEMS_BYTES_MAX: Final = 4 << 20  #: of one array, as it travels in one frame
+RUNS_MAX: Final = 10_000  #: runs of members of an array that are read at once
 PLACEHOLDER: Final = "{}"
 ITEM_VARIABLE: Final = "OCTASKLY_ITEM"
 INDEX_VARIABLE: Final = "OCTASKLY_INDEX"
@@ -47,6 +50,51 @@ class Progress(NamedTuple):
     rest: tuple[tuple[int, int], ...] = ()
     """Runs of positions, the last included, of which the log says nothing; for the
     queue alone, which was told all of them if they are not too many."""
+
+
+class Rest:
+    """The members of an array that were not handed out, as runs of positions."""
+
+    def __init__(self, runs: Iterable[tuple[int, int]]) -> None:
+        self._runs = deque(runs)
+
+    def __bool__(self) -> bool:
+        return bool(self._runs)
+
+    def pop(self) -> int:
+        """Take the first position out."""
+        first, last = self._runs.popleft()
+        if first < last:
+            self._runs.appendleft((first + 1, last))
+        return first
+
+    def remove(self, position: int) -> None:
+        """Take a position out, if it is there."""
+        self._runs = deque(
+            run
+            for first, last in self._runs
+            for run in (
+                ((first, position - 1), (position + 1, last))
+                if first <= position <= last
+                else ((first, last),)
+            )
+            if run[0] <= run[1]
+        )
+
+    def keep(self, runs: Iterable[tuple[int, int]]) -> None:
+        """Take all out that is in none of these runs, which are in order."""
+        kept: deque[tuple[int, int]] = deque()
+        mine = iter(self._runs)
+        run = next(mine, None)
+        for first, last in runs:
+            while run is not None and run[1] < first:
+                run = next(mine, None)
+            while run is not None and run[0] <= last:
+                kept.append((max(run[0], first), min(run[1], last)))
+                if run[1] > last:
+                    break
+                run = next(mine, None)
+        self._runs = kept
 
 
 def member_id(array: TaskId, number: int) -> TaskId:

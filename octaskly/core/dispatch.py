@@ -29,6 +29,7 @@ from octaskly.core.events import (
 from octaskly.core.facts import CancelAsked, Submitted
 from octaskly.core.inhand import WAITING, InHand, Phase
 from octaskly.core.journal import Journal
+from octaskly.core.merge import TaskRecord
 from octaskly.core.messages import HeartbeatOk, Reattach, Results, ResultsOk
 from octaskly.core.model import (
     Epoch,
@@ -128,7 +129,8 @@ class Dispatch:
             return [Answer(event.ticket, NotDurable())]
         specs, fresh = self._acceptance.specs(event, now)
         self._placing.facts += [Submitted(spec) for spec in fresh]
-        if len(fresh) == 1 and self._queue.is_empty and not is_strict:
+        is_alone = len(fresh) == 1 and fresh[0].array is None and not is_strict
+        if is_alone and self._queue.is_empty:
             # It starts while it is committed: that is all the time that an idle mesh
             # takes. See docs/decisions/0014-start-while-committing.md.
             self._placing.touch(self._queue.put(fresh[0]))
@@ -155,6 +157,8 @@ class Dispatch:
         """Cancel a task; what is in hand is newer than what the store said."""
         if not self.is_reigning:
             return [Answer(event.ticket, NotHere())]
+        if event.array is not None:
+            return self._cancel_array(event, event.array, now)
         task = self._queue.tasks.get(event.task)
         state = self._state_of(task, event.known)
         if state is TaskState.RUNNING and not (
@@ -178,6 +182,27 @@ class Dispatch:
 
         def told(_: Moment, replicas: int) -> list[Effect]:
             return [self._done(event, done, replicas), Announce((event.task,))]
+
+        return self._placing.commit(now, told=told)
+
+    def _cancel_array(
+        self, event: CancelRequested, array: TaskRecord, now: Moment
+    ) -> list[Effect]:
+        """Cancel the members that have not begun, with `force` those that run, too."""
+        spec, progress = array.spec, array.progress
+        assert spec is not None
+        assert progress is not None
+        is_left = progress.queued or event.force
+        if array.state.is_final or not is_left:
+            was_done = array.state is TaskState.CANCELLED
+            return self._answer_cancel(event, array.state, now, was_done=was_done)
+        ended = self._placing.cut_off(spec, event.by, TaskState.CANCELLED)
+        if event.force:
+            ended += self._placing.cancel_live(spec, event.by)
+        done = CancelDone(event.task, TaskState.CANCELLED, was_done=True)
+
+        def told(_: Moment, replicas: int) -> list[Effect]:
+            return [self._done(event, done, replicas), Announce(tuple(ended))]
 
         return self._placing.commit(now, told=told)
 
@@ -292,8 +317,9 @@ class Dispatch:
         """Believe the log about what runs, until the workers are heard."""
         if not self._queue.live_read():
             return []
+        self._queue.add_arrays(event.records)
         for record in event.records:
-            if record.spec is not None:
+            if record.spec is not None and record.progress is None:
                 self._adoption.believe(record, now)
         return self._placing.commit(now)
 

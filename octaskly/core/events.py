@@ -126,6 +126,7 @@ class CancelRequested:
     known: TaskState
     force: bool
     by: str
+    array: TaskRecord | None = None  #: the task as the store has it, if it is one
 
 
 @dataclass(frozen=True, slots=True)

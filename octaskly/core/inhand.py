@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import IntEnum
 
+from octaskly.core.arrays import Rest
 from octaskly.core.model import AttemptId, NodeId, TaskSpec, TaskState
 from octaskly.core.retry import NO_TRIES, Tries
 
@@ -62,3 +63,6 @@ class InHand:
     is_sure: bool = True  #: the store was seen to agree that it is not final
     is_heard: bool = False  #: its worker said that it runs it, or was just given it
     tries: Tries = NO_TRIES  #: attempts in vain
+    rest: Rest | None = None  #: of an array: its members that were not handed out
+    ahead: InHand | None = None  #: of an array: the member to hand out next
+    failed: int = 0  #: of an array: its members that failed

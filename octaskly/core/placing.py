@@ -11,9 +11,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
+from octaskly.core.arrays import BY_FAILURES, member_of
 from octaskly.core.effects import Announce, Effect, Send
-from octaskly.core.facts import Assigned, Fact, Finished, Submitted
-from octaskly.core.inhand import InHand, Phase
+from octaskly.core.facts import Assigned, CancelAsked, Fact, Finished, Submitted
+from octaskly.core.inhand import WAITING, InHand, Phase
 from octaskly.core.journal import Held, Journal
 from octaskly.core.messages import Dispatch, Kill, Message
 from octaskly.core.model import (
@@ -106,9 +107,12 @@ class Placing:
         """Return what a worker's envelope adds to the log.
 
         Nothing where the floor has passed the task: either it was carried, then the
-        store has it, or it is gone, and what is said of it is never shown.
+        store has it, or it is gone, and what is said of it is never shown. Nor of a
+        member, which is known by its array.
         """
-        return [] if self._journal.is_void(attempt, spec) else [Submitted(spec)]
+        if member_of(spec.id) is not None or self._journal.is_void(attempt, spec):
+            return []
+        return [Submitted(spec)]
 
     def lose_all(self, tasks: Sequence[InHand], now: Moment) -> None:
         """Give up the live attempts of one worker."""
@@ -147,6 +151,63 @@ class Placing:
         self.queue.end(task, TaskState.FAILED)
         self.touch(task)
         self._failed.append(task.spec.id)
+        self.count_failure(task.spec.id)
+
+    def cut_off(self, array: TaskSpec, by: str, final: TaskState) -> list[TaskId]:
+        """Begin no more members of an array; return what has ended by that.
+
+        One fact says it of all: those that wait have none of their own.
+        """
+        queue = self.queue
+        self.facts.append(CancelAsked(array.id, by))
+        task = queue.tasks.get(array.id)
+        if task is None:
+            self.touch(queue.shadow(array, final))
+        elif task.phase in WAITING:
+            queue.end(task, final)
+            self.touch(task)
+        ended = [array.id]
+        for member in self._members(array.id):
+            if member.phase in WAITING:
+                queue.end(member, TaskState.CANCELLED)
+                self.touch(member)
+                ended.append(member.spec.id)
+            elif self.is_ahead(member):
+                ended.append(self._cancel_live(member, by))
+        return ended
+
+    def cancel_live(self, array: TaskSpec, by: str) -> list[TaskId]:
+        """End the members of an array that run; return them."""
+        return [
+            self._cancel_live(member, by)
+            for member in self._members(array.id)
+            if member.phase is Phase.LIVE and member.final is None
+        ]
+
+    def _cancel_live(self, member: InHand, by: str) -> TaskId:
+        member.final = TaskState.CANCELLED
+        self.kill(member)
+        self.touch(member)
+        self.facts.append(CancelAsked(member.spec.id, by))
+        return member.spec.id
+
+    def _members(self, array: TaskId) -> list[InHand]:
+        """Return the members of an array that are in hand, and not decided."""
+        return [
+            task
+            for task_id, task in self.queue.tasks.items()
+            if task.final is None and (member_of(task_id) or ("",))[0] == array
+        ]
+
+    def count_failure(self, member: TaskId) -> None:
+        """Begin no more members of an array of which too many have failed."""
+        array = self.queue.arrays.of(member)
+        asked = None if array is None else array.spec.array
+        if array is None or asked is None or asked.max_fails is None:
+            return
+        array.failed += 1
+        if array.failed > asked.max_fails:
+            self.cut_off(array.spec, BY_FAILURES, TaskState.FAILED)
 
     def fail_lacking(self) -> None:
         """End the queued tasks of which every worker lacks an input."""
@@ -220,7 +281,10 @@ class Placing:
         self, task: InHand, node: NodeId, batches: dict[NodeId, list[Item]]
     ) -> None:
         attempt = AttemptId(self.epoch.term, self.stream, task.n + 1)
-        self.queue.assign(task, attempt, node)
+        if task.spec.id in self.queue.tasks:
+            self.queue.assign(task, attempt, node)
+        else:  # A member, out of its array.
+            self.queue.adopt(task, attempt, node)
         task.is_heard = True
         self.facts.append(Assigned(task.spec.id, attempt, node))
         batch = batches.get(node)

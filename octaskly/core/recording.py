@@ -69,6 +69,8 @@ class Recording:
                 self._queue.end(task, final)
             task.final = _decided(task, final)
         placing.facts.append(Finished(report.task, report.attempt, node, outcome))
+        if task.final is TaskState.FAILED:
+            placing.count_failure(report.task)
         return outcome.state in FINAL_STATES or task.final is not None
 
     def _finish(

@@ -29,6 +29,7 @@ from octaskly.core.model import (
     TaskState,
 )
 from octaskly.core.retry import tries_of
+from octaskly.core.unpacking import Unpacking, learn, numbers_in_hand, unpacked
 
 PICKY_LOOK = 32  #: tasks with excluded workers that one placement looks at
 
@@ -42,6 +43,7 @@ class TaskQueue:
         self.tasks: dict[TaskId, InHand] = {}
         self.held: dict[NodeId, dict[TaskId, InHand]] = {}
         """Live tasks by the node that holds them."""
+        self.arrays = Unpacking(self.tasks)
         self.queued = 0
         """Tasks in phase QUEUED that are in hand."""
         self._heap: list[tuple[int, TaskId]] = []
@@ -92,12 +94,11 @@ class TaskQueue:
         self._is_dirty = self._is_live_dirty = True
 
     def _restart(self) -> None:
-        for task_id in [
-            task_id
-            for task_id, task in self.tasks.items()
-            if task.phase is Phase.QUEUED and task.number == 0
-        ]:
-            self._leave(self.tasks.pop(task_id))
+        for task_id, task in list(self.tasks.items()):
+            if task.phase is Phase.QUEUED and task.number == 0:
+                self._leave(self.tasks.pop(task_id))
+                # Of an array some run already, so it is read with what is live.
+                self._is_live_dirty = self._is_live_dirty or task.rest is not None
         self._heap = [
             (task.spec.ord, task_id)
             for task_id, task in self.tasks.items()
@@ -127,14 +128,14 @@ class TaskQueue:
         effects: list[Effect] = []
         if self._reading is None:
             self._drop_shadows()
+        if self._is_dirty and self._reading is None:
+            self._restart()
         if self._is_live_dirty and not self._live_reads:
             self._is_live_dirty = False
             self._live_reads += 1
             effects.append(LoadLive())
         if self._reading is not None:
             return effects
-        if self._is_dirty:
-            self._restart()
         if self._has_more and self.queued <= self._window_tasks // 2:
             effects.append(self._read_more())
         return effects
@@ -161,6 +162,7 @@ class TaskQueue:
 
     def _take(self, answer: Loaded) -> None:
         before = len(self.tasks)
+        self.add_arrays(answer.records)
         for record in answer.records:
             self._add(record)
             assert record.spec is not None
@@ -168,9 +170,24 @@ class TaskQueue:
         self._is_stuck = len(self.tasks) == before
         self._has_more = answer.has_more or self._has_left
 
+    def add_arrays(self, records: Iterable[TaskRecord]) -> None:
+        """Queue what is left of arrays of the store, or learn what others have run."""
+        arrays = [record for record in records if record.progress is not None]
+        numbers = numbers_in_hand(self.tasks) if arrays else {}
+        for record in arrays:
+            assert record.spec is not None
+            known = self.tasks.get(record.id)
+            task = known or InHand(record.spec)
+            if task.phase is Phase.QUEUED:
+                learn(task, record, numbers)
+            if known is None and task.rest:
+                self._enqueue(task)
+
     def _add(self, record: TaskRecord) -> None:
         """Queue a task of the store, unless it is in hand already."""
         assert record.spec is not None
+        if record.progress is not None:
+            return
         known = self.tasks.get(record.id)
         if known is not None:
             known.is_sure = True
@@ -208,7 +225,7 @@ class TaskQueue:
             if is_beyond and (self._has_more or self.queued >= self._window_tasks):
                 self._has_more = self._has_left = True
                 continue
-            self._enqueue(InHand(spec))
+            self._enqueue(unpacked(spec))
             if is_beyond:
                 self._cursor, self._is_stuck = spec.ord, False
 
@@ -230,9 +247,20 @@ class TaskQueue:
         while heap:
             task = tasks.get(heap[0][1])
             if task is not None and task.phase is Phase.QUEUED and not task.lacking:
-                return task
+                if task.rest is None:
+                    return task
+                if (member := self.arrays.next_of(task)) is not None:
+                    return member
+                self._forget_array(task)
             heappop(heap)
         return None
+
+    def _forget_array(self, array: InHand) -> None:
+        """Let go of an array all of whose members were handed out."""
+        self._leave(array)
+        del self.tasks[array.spec.id]
+        if not array.is_sure:
+            self.reread()
 
     def picky(self) -> list[InHand]:
         """Return some of the tasks that not every worker can run, each in its turn."""
@@ -257,6 +285,7 @@ class TaskQueue:
         """Take a task in hand that `node` was found to hold."""
         known = self.tasks.setdefault(task.spec.id, task)
         assert known is task
+        self.arrays.withdraw(task.spec.id)
         self.queued += 1
         self.assign(task, attempt, node)
 
@@ -285,6 +314,7 @@ class TaskQueue:
         """Remember a task that is not in hand and must not be read as it was."""
         task = InHand(spec, phase=Phase.ENDED, final=final, is_sure=False)
         self.tasks[spec.id] = task
+        self.arrays.withdraw(spec.id)
         return task
 
     def settle(self, tasks: Iterable[InHand], number: int) -> None:

@@ -185,6 +185,7 @@ class Gateway(Transcripts, Telling, Protocol):
 
         Raises:
             TaskNotEnded: it is queued or runs.
+            NothingToRepeat: it is an array without failed members, or too many.
             TaskNotFound, TaskAmbiguous, CatchingUp: as `task`.
             NotDispatcher, NotDurable, StoreFull: as `submit`.
         """

@@ -161,6 +161,11 @@ class Log(Past, Protocol):
     async def page(self, query: TaskQuery) -> TaskPage:
         """Read one page of tasks."""
 
+    async def positions(
+        self, array: TaskId, state: TaskState, limit: int
+    ) -> tuple[int, ...]:
+        """Read the places of members in this state that have begun, in order."""
+
     async def stats(self) -> StoreStats:
         """Read the counters."""
 

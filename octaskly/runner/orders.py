@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from dataclasses import asdict
 
+from octaskly.core.arrays import INDEX_VARIABLE, ITEM_VARIABLE
 from octaskly.core.model import name_of
 from octaskly.core.options import TaskOptions
 from octaskly.runner.seat import Item
 
 RESERVED = "OCTASKLY_"  #: begins the variables that only the agent sets
+OF_MEMBERS = (INDEX_VARIABLE, ITEM_VARIABLE)  #: which come with the task all the same
 
 
 def run_order(item: Item) -> list[object]:
@@ -30,7 +32,7 @@ def wishes(options: TaskOptions) -> dict[str, object]:
     and so are `grace_s` and `limits`, the latter by the names of `TaskLimits`.
     """
     asked: dict[str, object] = {}
-    if env := [pair for pair in options.env if not pair[0].startswith(RESERVED)]:
+    if env := [pair for pair in options.env if _is_taken(pair[0])]:
         asked["env"] = {_raw(name): _raw(value) for name, value in env}
     if options.cwd:
         asked["cwd"] = _raw(options.cwd)
@@ -42,6 +44,10 @@ def wishes(options: TaskOptions) -> dict[str, object]:
         limits = asdict(options.limits)
         asked["limits"] = {name: most for name, most in limits.items() if most}
     return asked
+
+
+def _is_taken(name: str) -> bool:
+    return not name.startswith(RESERVED) or name in OF_MEMBERS
 
 
 def _raw(text: str) -> bytes:

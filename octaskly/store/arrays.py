@@ -14,7 +14,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Final
 
-from octaskly.core.arrays import Progress, member_of, member_spec
+from octaskly.core.arrays import RUNS_MAX, Progress, member_of, member_spec
 from octaskly.core.facts import HLC_MAX
 from octaskly.core.merge import Birth, TaskRecord, cut
 from octaskly.core.model import AttemptId, StreamId, TaskId, TaskState
@@ -23,7 +23,6 @@ from octaskly.store import rows
 MEMBERS: Final = 1 << 40  #: keys of members begin here
 BORN: Final = Birth(HLC_MAX, 0, StreamId(0), 0)
 """Of a member: it is void with its array, so no floor looks for it."""
-RUNS_MAX: Final = 10_000  #: of members without a row, that are told at once
 
 TASK, ARRAY, MEMBER = range(3)
 """What `counts` counts apart; of members also those without a row."""

@@ -17,7 +17,15 @@ from octaskly.core.events import FloorPlanned, Loaded, Saved
 from octaskly.core.facts import Entry, Floor
 from octaskly.core.merge import TaskRecord
 from octaskly.core.messages import Cursor, Packed, Report
-from octaskly.core.model import Address, AttemptId, Epoch, NodeId, StreamId, TaskId
+from octaskly.core.model import (
+    Address,
+    AttemptId,
+    Epoch,
+    NodeId,
+    StreamId,
+    TaskId,
+    TaskState,
+)
 from octaskly.core.timeline import History, Reach
 from octaskly.errors import RemoteProtocolError, StoreCorrupt
 from octaskly.ports import Clock, Packer, StoreStats, TaskPage, TaskQuery
@@ -221,6 +229,12 @@ class Store:
     async def page(self, query: TaskQuery) -> TaskPage:
         """Read one page of tasks."""
         return await self._read(lambda db: reader.page(db, query))
+
+    async def positions(
+        self, array: TaskId, state: TaskState, limit: int
+    ) -> tuple[int, ...]:
+        """Read the places of members in this state that have begun, in order."""
+        return await self._read(lambda db: reader.positions(db, array, state, limit))
 
     async def stats(self) -> StoreStats:
         """Read the counters."""

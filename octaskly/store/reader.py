@@ -176,6 +176,21 @@ def page(db: sqlite3.Connection, query: TaskQuery) -> TaskPage:
     return TaskPage(twins.numbered(db, _records(db, _by_keys(db, some))), total)
 
 
+def positions(
+    db: sqlite3.Connection, array: TaskId, state: TaskState, limit: int
+) -> tuple[int, ...]:
+    """Return the places of members in this state that have a row, in order."""
+    members = _members_of(db, array)
+    if members is None:
+        return ()
+    found = db.execute(
+        "SELECT key FROM tasks INDEXED BY tasks_state"
+        " WHERE state = ? AND key BETWEEN ? AND ? ORDER BY key LIMIT ?",
+        (rows.NUMBER_OF[state], members.first, members.last, limit),
+    )
+    return tuple(key - members.first for (key,) in found)
+
+
 def _members_of(db: sqlite3.Connection, array: TaskId) -> Members | None:
     found = db.execute("SELECT key FROM tasks WHERE id = ?", (array,)).fetchone()
     return None if found is None else arrays.read(db, found).get(found[0])
@@ -267,7 +282,7 @@ def _in_queue(
     whole = []
     for row, record in zip(found, records, strict=True):
         progress = record.progress
-        if progress is not None:
+        if progress is not None and record.cancelled_by is None:
             runs = arrays.runs_left(db, members[row[0]])
             record = replace(record, progress=progress._replace(rest=runs))
         whole.append(record)

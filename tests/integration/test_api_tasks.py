@@ -275,6 +275,7 @@ async def test_completed_task_shows_what_happened(node: ApiNode) -> None:
         "inputs": [],
         "outputs": [],
         "priority": 0,
+        "array": None,
         **asked.shown(None),
         **asked.shown_whole(None),
     }

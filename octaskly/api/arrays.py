@@ -1,0 +1,75 @@
+"""The routes of arrays."""
+
+from __future__ import annotations
+
+from http import HTTPStatus
+
+from aiohttp import web
+
+from octaskly.api import members, query, render, tasks
+from octaskly.api.problems import TASK_NOT_FOUND, Problem
+from octaskly.api.routing import Access, Call, Route, json_response
+from octaskly.core.merge import TaskRecord
+from octaskly.core.model import TaskState
+from octaskly.ports import TaskQuery
+
+
+async def show(call: Call) -> web.StreamResponse:
+    """Return an array with its members counted, and those that failed."""
+    limit, offset = call.query.limit(), call.query.offset()
+    record = _checked(await tasks.found(call, call.query.wait_s()))
+    names = call.gateway.names()
+    failed = await call.gateway.page(
+        TaskQuery(array=record.id, state=TaskState.FAILED, limit=limit, offset=offset)
+    )
+    body = render.listed(record, names)
+    body["failed_members"] = [
+        {**render.listed(member, names), **members.shown_member(member)}
+        for member in failed.records
+    ]
+    return json_response(render.encode(body))
+
+
+async def cancel(call: Call) -> web.StreamResponse:
+    """Cancel the members that have not begun, with `force` those that run, too."""
+    ref = query.task_ref(call.request.match_info["id"])
+    _checked(await call.gateway.task(ref))
+    return await tasks.cancel(call)
+
+
+async def retry(call: Call) -> web.StreamResponse:
+    """Accept an array that repeats the members that failed."""
+    ref = query.task_ref(call.request.match_info["id"])
+    _checked(await call.gateway.task(ref))
+    return await tasks.retry(call)
+
+
+def _checked(record: TaskRecord) -> TaskRecord:
+    if record.spec is None or record.spec.array is None:
+        hint = f"{record.name} is a task, no array"
+        raise Problem(HTTPStatus.NOT_FOUND, TASK_NOT_FOUND, hint=hint, field="id")
+    return record
+
+
+ROUTES = (
+    Route(
+        method="GET",
+        path="/api/v1/arrays/{id}",
+        perform=show,
+        access=Access.READ,
+        query=("wait", "limit", "offset"),
+    ),
+    Route(
+        method="DELETE",
+        path="/api/v1/arrays/{id}",
+        perform=cancel,
+        access=Access.SUBMIT,
+        query=("force",),
+    ),
+    Route(
+        method="POST",
+        path="/api/v1/arrays/{id}/retry",
+        perform=retry,
+        access=Access.SUBMIT,
+    ),
+)

@@ -1,0 +1,90 @@
+"""Arrays in the queue: each is one entry, out of which members come one by one.
+
+Owns which members of an array in hand are still to be handed out. A member becomes a
+task in hand when a worker gets it, and is like any other from then on.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+
+from octaskly.core.arrays import RUNS_MAX, Rest, member_id, member_of, member_spec
+from octaskly.core.inhand import InHand, Phase
+from octaskly.core.merge import TaskRecord
+from octaskly.core.model import TaskId, TaskSpec
+
+Numbers = Mapping[TaskId, list[int]]
+"""Numbers of members in hand, by array."""
+
+
+def unpacked(spec: TaskSpec) -> InHand:
+    """Return a new task as it waits; an array with all its members."""
+    task = InHand(spec)
+    if spec.array is not None:
+        task.rest = Rest([(0, spec.array.count - 1)])
+    return task
+
+
+def numbers_in_hand(tasks: Iterable[TaskId]) -> Numbers:
+    """Return which members are in hand, so that a read may be older than that."""
+    found: defaultdict[TaskId, list[int]] = defaultdict(list)
+    for place in map(member_of, tasks):
+        if place is not None:
+            found[place[0]].append(place[1])
+    return found
+
+
+def learn(task: InHand, record: TaskRecord, numbers: Numbers) -> None:
+    """Take over what the store says of the members of an array."""
+    progress, array = record.progress, task.spec.array
+    assert progress is not None
+    assert array is not None
+    task.is_sure = len(progress.rest) < RUNS_MAX
+    if task.rest is None:
+        task.rest, task.failed = Rest(progress.rest), progress.failed
+    else:
+        task.rest.keep(progress.rest)
+    for number in numbers.get(task.spec.id, ()):
+        position = array.position(number)
+        if position is not None:
+            task.rest.remove(position)
+
+
+class Unpacking:
+    """The arrays among the tasks in hand."""
+
+    def __init__(self, tasks: dict[TaskId, InHand]) -> None:
+        self._tasks = tasks
+
+    def of(self, member: TaskId) -> InHand | None:
+        """Return the array of a member, if it waits in hand."""
+        place = member_of(member)
+        array = None if place is None else self._tasks.get(place[0])
+        is_waiting = array is not None and array.phase is Phase.QUEUED
+        return array if is_waiting else None
+
+    def next_of(self, array: InHand) -> InHand | None:
+        """Return the member that is next, not yet in hand; None: none is left."""
+        asked = array.spec.array
+        assert asked is not None
+        while array.ahead is None and array.rest:
+            number = asked.number(array.rest.pop())
+            if member_id(array.spec.id, number) not in self._tasks:
+                spec = member_spec(array.spec, number)
+                assert spec is not None
+                array.ahead = InHand(spec)
+        return array.ahead
+
+    def withdraw(self, member: TaskId) -> None:
+        """Note that a member is in hand otherwise, and not to be handed out."""
+        array = self.of(member)
+        if array is None or array.rest is None or array.spec.array is None:
+            return
+        if array.ahead is not None and array.ahead.spec.id == member:
+            array.ahead = None
+            return
+        place = member_of(member)
+        position = None if place is None else array.spec.array.position(place[1])
+        if position is not None:
+            array.rest.remove(position)

@@ -1,0 +1,205 @@
+"""Arrays on a whole agent: handed in as one, run one by one, cancelled, repeated."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.agents import Agent, running, start, until_nodes
+
+TASKS, ARRAYS = "/api/v1/tasks", "/api/v1/arrays"
+STATES = ("queued", "running", "completed", "failed", "cancelled")
+
+
+@pytest.fixture(scope="module")
+def agent(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Agent]:
+    with running(tmp_path_factory.mktemp("arrays"), "ash") as (agent,):
+        until_nodes(agent, 1)
+        yield agent
+
+
+def submit(agent: Agent, command: str, **fields: object) -> str:
+    status, body = agent.call("POST", TASKS, {"command": command, **fields})
+    assert status == 201, body
+    return str(body["id"])
+
+
+def ended(agent: Agent, array: str) -> dict[str, Any]:
+    status, body = agent.call("GET", f"{ARRAYS}/{array}?wait=60")
+    assert status == 200, body
+    assert body["status"] in ("completed", "failed", "cancelled"), body
+    return dict(body)
+
+
+def counts(body: dict[str, Any]) -> dict[str, int]:
+    return {state: body["array"][state] for state in STATES if body["array"][state]}
+
+
+def test_each_number_of_a_range_is_a_member(agent: Agent) -> None:
+    """One line in lists; members are tasks of their own."""
+    before = agent.call("GET", TASKS)[1]["total"]
+    array = submit(
+        agent,
+        'echo {} "$OCTASKLY_ITEM" "$OCTASKLY_INDEX"; test {} -ne 5',
+        array={"range": "1-9:2"},
+    )
+
+    body = ended(agent, array)
+
+    assert body["status"] == "failed"
+    assert counts(body) == {"completed": 4, "failed": 1}
+    assert body["array"]["total"] == 5
+    (failed,) = body["failed_members"]
+    assert (failed["id"], failed["index"], failed["item"]) == (f"{array}.5", 5, "5")
+    assert failed["exit_code"] == 1
+    assert agent.call("GET", f"{TASKS}/{array}.3")[1]["stdout"] == "3 3 3\n"
+    assert agent.call("GET", f"{TASKS}/{array}.2")[0] == 404
+    assert agent.call("GET", TASKS)[1]["total"] == before + 1
+    page = agent.call("GET", f"{TASKS}?array={array}&status=completed&limit=2&offset=2")
+    assert [task["id"] for task in page[1]["tasks"]] == [f"{array}.7", f"{array}.9"]
+    assert page[1]["total"] == 4
+
+
+def test_an_item_is_one_word_and_only_what_failed_is_repeated(agent: Agent) -> None:
+    """A name with a space or a quote in it does what it does as an argument."""
+    items = ["a b", "c'd; exit 3", "$HOME", ""]
+    array = submit(
+        agent,
+        'test {} != "$OCTASKLY_ITEM" || test {} = "a b"',
+        id="mine",
+        array={"items": items, "max_fails": 9},
+    )
+
+    body = ended(agent, array)
+
+    assert counts(body) == {"completed": 1, "failed": 3}
+    assert [member["item"] for member in body["failed_members"]] == items[1:]
+    status, repeated = agent.call("POST", f"{ARRAYS}/{array}/retry")
+    assert status == 201
+    assert agent.call("POST", f"{TASKS}/{array}/retry")[1]["id"] == repeated["id"]
+    body = ended(agent, repeated["id"])
+    assert counts(body) == {"failed": 3}
+    assert agent.call("GET", f"{TASKS}/{repeated['id']}")[1]["retry_of"] == "mine"
+    assert agent.call("GET", f"{TASKS}/mine.0")[1]["status"] == "completed"
+
+
+def test_nothing_is_repeated_of_an_array_without_failures(agent: Agent) -> None:
+    """Nor of a task by the route of arrays."""
+    array = submit(agent, "true", array={"range": "0-2"})
+    assert counts(ended(agent, array)) == {"completed": 3}
+
+    status, body = agent.call("POST", f"{ARRAYS}/{array}/retry")
+
+    assert (status, body["error"]) == (409, "Nothing to repeat")
+    task = submit(agent, "true")
+    assert agent.call("GET", f"{ARRAYS}/{task}")[0] == 404
+    assert agent.call("POST", f"{ARRAYS}/{task}/retry")[0] == 404
+
+
+def test_too_many_failures_end_what_has_not_begun(agent: Agent) -> None:
+    """A million members that would all fail cost a few attempts."""
+    array = submit(agent, "false", array={"range": "1-1000000", "max_fails": 3})
+
+    body = ended(agent, array)
+
+    assert body["status"] == "failed"
+    assert body["array"]["failed"] > 3
+    assert body["array"]["failed"] + body["array"]["cancelled"] == 1_000_000
+    assert agent.call("GET", f"{TASKS}/{array}.777777")[1]["status"] == "cancelled"
+
+
+def test_cancelling_an_array_leaves_what_runs_unless_forced(agent: Agent) -> None:
+    """One request for all that waits; counts of the mesh are exact at each moment."""
+    before = agent.call("GET", "/api/v1/stats")[1]["tasks"]
+    array = submit(agent, "sleep 1000", array={"range": "1-1000"})
+    while (body := agent.call("GET", f"{ARRAYS}/{array}")[1])["status"] != "running":
+        pass
+    assert agent.call("DELETE", f"{TASKS}/{array}.999")[0] == 200
+    stats = agent.call("GET", "/api/v1/stats")[1]["tasks"]
+    assert sum(stats.values()) == sum(before.values()) + 1000
+
+    assert agent.call("DELETE", f"{ARRAYS}/{array}")[0] == 200
+
+    body = agent.call("GET", f"{ARRAYS}/{array}")[1]
+    slots = body["array"]["running"]
+    assert body["status"] == "running"
+    assert counts(body) == {"running": slots, "cancelled": 1000 - slots}
+    assert agent.call("DELETE", f"{ARRAYS}/{array}")[0] == 409
+    assert agent.call("DELETE", f"{ARRAYS}/{array}?force=true")[0] == 200
+    body = ended(agent, array)
+    assert body["status"] == "cancelled"
+    assert counts(body) == {"cancelled": 1000}
+    assert agent.call("DELETE", f"{ARRAYS}/{array}")[0] == 200
+
+
+@pytest.mark.parametrize(
+    ("array", "field", "hint"),
+    [
+        ({"range": "9-1"}, "range", "9-1 is reversed"),
+        ({"range": "1-1000000000"}, "range", "has 1000000000 members"),
+        ({"range": "999999999-1000000000"}, "range", "1000000000 is too large"),
+        ({"range": "1-9:0"}, "range", "the step is 0"),
+        ({"range": "one-two"}, "range", "is no range"),
+        ({"items": []}, "items", "there are 0 items"),
+        ({"items": ["x", "y" * (1 << 20)]}, "items[1]", "the item has 1048576 bytes"),
+        ({"items": ["x" * 65_000] * 80}, "items", "the items take 5200480 bytes"),
+        ({"items": ["a\0b"]}, "items[0]", "NUL"),
+        ({"items": ["a"], "range": "1-2"}, None, "either `range` or `items`"),
+        ({}, None, "either `range` or `items`"),
+        ({"range": "1-2", "max_fails": -1}, "max_fails", "0 to 10000000"),
+        ({"range": "1-2", "most": 1}, "most", "unknown field"),
+    ],
+)
+def test_an_array_that_cannot_be_is_refused_whole(
+    agent: Agent, array: object, field: str | None, hint: str
+) -> None:
+    """The answer names the field; nothing of the request is accepted."""
+    before = agent.call("GET", TASKS)[1]["total"]
+    batch = [{"command": "true"}, {"command": "echo {}", "array": array}]
+
+    status, body = agent.call("POST", TASKS, batch)
+
+    assert status == 400
+    assert body["field"] == ("$[1].array" if field is None else f"$[1].array.{field}")
+    assert hint in body["hint"]
+    assert agent.call("GET", TASKS)[1]["total"] == before
+
+
+def test_a_member_may_not_have_a_command_that_no_task_may_have(agent: Agent) -> None:
+    """A short command and a long item can make a very long one."""
+    array = {"items": ["short", "x" * 30_000]}
+
+    status, body = agent.call("POST", TASKS, {"command": "{} {} {}", "array": array})
+
+    assert (status, body["field"]) == (400, "$.command")
+    assert "with its longest member the command has 90002 bytes" in body["hint"]
+
+
+def test_an_array_goes_on_after_a_restart(tmp_path: Path) -> None:
+    """What has ended is not run again, and the members that waited come from disk."""
+    ran, gate = tmp_path / "ran", tmp_path / "gate"
+    ran.mkdir()
+    agent = start(tmp_path, "ash")
+    try:
+        until_nodes(agent, 1)
+        command = (
+            f"echo >> {ran}/{{}}; test {{}} -lt 50 || test -e {gate} || sleep 1000"
+        )
+        array = submit(agent, command, array={"range": "0-199"})
+        while agent.call("GET", f"{ARRAYS}/{array}")[1]["array"]["completed"] < 50:
+            pass
+        agent.process.kill()
+        agent.process.wait()
+        gate.touch()
+        agent = start(tmp_path, "ash")
+        until_nodes(agent, 1)
+        body = ended(agent, array)
+    finally:
+        agent.stop()
+
+    assert counts(body) == {"completed": 200}
+    assert {path.name for path in ran.iterdir()} == {str(n) for n in range(200)}
+    assert all((ran / str(n)).read_text() == "\n" for n in range(50))

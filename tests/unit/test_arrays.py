@@ -1,0 +1,128 @@
+"""What an array stands for: its members, and what is left of them."""
+
+from __future__ import annotations
+
+import pytest
+
+from octaskly.core.arrays import Progress, Rest, array_state, member_of, member_spec
+from octaskly.core.model import TaskId, TaskSpec, TaskState
+from octaskly.core.options import ArraySpec, TaskOptions
+
+QUEUED, RUNNING, COMPLETED, FAILED, CANCELLED = TaskState
+
+
+def runs(rest: Rest) -> list[int]:
+    taken = []
+    while rest:
+        taken.append(rest.pop())
+    return taken
+
+
+def test_members_are_handed_out_in_order() -> None:
+    """One run is one entry, whatever its length."""
+    assert runs(Rest([(0, 2), (5, 5), (7, 8)])) == [0, 1, 2, 5, 7, 8]
+
+
+@pytest.mark.parametrize(
+    ("position", "left"),
+    [(0, [1, 2, 5]), (1, [0, 2, 5]), (2, [0, 1, 5]), (5, [0, 1, 2]), (4, [0, 1, 2, 5])],
+)
+def test_a_member_is_taken_out(position: int, left: list[int]) -> None:
+    """A cancelled one is never handed out."""
+    rest = Rest([(0, 2), (5, 5)])
+
+    rest.remove(position)
+
+    assert runs(rest) == left
+
+
+@pytest.mark.parametrize(
+    ("mine", "theirs"),
+    [
+        ([(0, 9)], [(0, 9)]),
+        ([(0, 9)], [(2, 3), (5, 12)]),
+        ([(0, 1), (4, 6), (8, 8)], [(1, 4), (6, 9)]),
+        ([(3, 4)], []),
+        ([], [(0, 9)]),
+        ([(0, 0), (2, 2), (4, 4)], [(0, 4)]),
+    ],
+)
+def test_what_others_handed_out_is_taken_out(
+    mine: list[tuple[int, int]], theirs: list[tuple[int, int]]
+) -> None:
+    """After a heal members ran that this node had still to hand out."""
+    rest = Rest(mine)
+
+    rest.keep(theirs)
+
+    both = set(runs(Rest(mine))) & set(runs(Rest(theirs)))
+    assert runs(rest) == sorted(both)
+
+
+@pytest.mark.parametrize(
+    ("task", "place"),
+    [
+        ("task-001-abcdef12.5", ("task-001-abcdef12", 5)),
+        ("mine.5~" + "a" * 14, ("mine~" + "a" * 14, 5)),
+        ("mine.2.5~" + "a" * 14, ("mine.2~" + "a" * 14, 5)),
+        ("mine.5~" + "a" * 15, None),
+        ("task-001-abcdef12", None),
+        ("task-001-abcdef12.05", None),
+        ("mine.5", None),
+    ],
+)
+def test_an_id_tells_whether_it_is_a_members(
+    task: str, place: tuple[str, int] | None
+) -> None:
+    """A name that a client chose never makes a task a member."""
+    assert member_of(TaskId(task)) == place
+
+
+def test_a_member_follows_from_its_array() -> None:
+    """The item is one word for the shell, and in the environment as it is."""
+    items = ("a", "b c; rm -rf /")
+    options = TaskOptions(
+        env=(("A", "1"), ("Z", "2")),
+        array=ArraySpec(count=2, has_items=True, items=items),
+    )
+    array = TaskSpec(id=TaskId("task-007-abcdef12"), command="x {} {}", options=options)
+
+    member = member_spec(array, 1)
+
+    assert member is not None
+    assert member.id == "task-007-abcdef12.1"
+    assert member.command == "x 'b c; rm -rf /' 'b c; rm -rf /'"
+    assert member.array is None
+    assert member.options is not None
+    assert member.options.env == (
+        ("A", "1"),
+        ("OCTASKLY_INDEX", "1"),
+        ("OCTASKLY_ITEM", "b c; rm -rf /"),
+        ("Z", "2"),
+    )
+    assert member_spec(array, 2) is None
+
+
+@pytest.mark.parametrize(
+    ("progress", "by", "state"),
+    [
+        (Progress(queued=3), None, QUEUED),
+        (Progress(queued=1, running=2), None, RUNNING),
+        (Progress(queued=2, completed=1), None, RUNNING),
+        (Progress(queued=2, cancelled=1), None, QUEUED),
+        (Progress(completed=3), None, COMPLETED),
+        (Progress(completed=3), "ada", COMPLETED),
+        (Progress(completed=2, failed=1), None, FAILED),
+        (Progress(completed=2, cancelled=1), None, CANCELLED),
+        (Progress(completed=1, failed=1, cancelled=1), None, FAILED),
+        (Progress(completed=1, failed=1, cancelled=1), "ada", CANCELLED),
+        (Progress(failed=2, cancelled=1), "max_fails", FAILED),
+        (Progress(running=1, cancelled=2), "ada", RUNNING),
+        (Progress(cancelled=3), "ada", CANCELLED),
+    ],
+)
+def test_an_array_is_what_its_members_are(
+    progress: Progress, by: str | None, state: TaskState
+) -> None:
+    """It has ended when all have, and then the worst of them counts."""
+    assert array_state(ArraySpec(count=3, max_fails=1), progress, by) is state
