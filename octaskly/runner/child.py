@@ -7,8 +7,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any, Final
 
-from octaskly.runner.cgroup import Group
-from octaskly.runner.limits import Fence
+from octaskly.runner.slots import Slot
 from octaskly.runner.transcript import Writer
 from octaskly.runner.tree import MARK
 from octaskly.runner.usage import Used
@@ -120,15 +119,14 @@ class Child:
     __slots__ = (
         "deadline_s",
         "err",
-        "fence",
         "grace_s",
-        "group",
         "has_asked",
         "key",
         "left_s",
         "mark",
         "out",
         "pid",
+        "slot",
         "started_ms",
         "started_s",
         "transcript",
@@ -138,11 +136,13 @@ class Child:
     def __init__(
         self,
         order: Order,
+        slot: Slot,
         pid: int,
         sinks: tuple[Sink, Sink],
         begin: tuple[float, int],
     ) -> None:
         self.key = order.key
+        self.slot = slot
         self.pid = pid
         self.out, self.err = sinks
         self.started_s, self.started_ms = begin  #: monotonic, wall clock
@@ -150,8 +150,6 @@ class Child:
         self.grace_s: float | None = order.asked.get("grace_s")
         self.verdict = ""  #: `timeout` or `cancelled` once it is being ended
         self.mark = MARK + order.mark.encode()
-        self.group: Group | None = None
-        self.fence: Fence | None = None
         self.left_s: float | None = None  #: until the deadline, while frozen
         self.transcript: Writer | None = None
         self.has_asked = False  #: for a file to write its output into
@@ -186,10 +184,10 @@ class Child:
         if self.transcript is not None:
             self.transcript.close()
         code, detail = os.waitstatus_to_exitcode(status), ""
-        if self.fence is not None:
-            used = self.fence.used(used)
-            detail = self.fence.remark(code, used)
-            if not self.verdict and (broken := self.fence.broken(code, used)):
+        if (fence := self.slot.fence) is not None:
+            used = fence.used(used)
+            detail = fence.remark(code, used)
+            if not self.verdict and (broken := fence.broken(code, used)):
                 self.verdict, detail = "limit", broken
         return [
             *("end", self.key, code, self.verdict, self.started_ms, now_ms),

@@ -46,13 +46,13 @@ class Kin:
         Returns:
             Whether nothing is left; if not, ask again a little later.
         """
-        if child.group is not None and child.group.is_populated():
-            child.group.end()
+        if child.slot.group is not None and child.slot.group.is_populated():
+            child.slot.group.end()
             self._reap()
         for _ in range(ROUNDS):
             mine = {pid for pid in self._adopted() if self._dies_with(pid, child)}
             if not mine:
-                return child.group is None or not child.group.is_populated()
+                return child.slot.group is None or not child.slot.group.is_populated()
             processes = tree.table()
             for pid in tree.below(processes, mine):
                 tree.signal_process(processes[pid], signal.SIGKILL)
@@ -66,8 +66,8 @@ class Kin:
 
     def kill(self, child: Child) -> None:
         """Kill every process of a task that still runs."""
-        if child.group is not None:
-            child.group.end()
+        if child.slot.group is not None:
+            child.slot.group.end()
         self.signal(child, signal.SIGKILL)
 
     def freeze(self) -> bool:
@@ -78,8 +78,8 @@ class Kin:
         """
         grouped: set[int] = set()
         for child in self._running.values():
-            if child.group is not None and child.group.freeze(is_frozen=True):
-                grouped |= child.group.pids()
+            if child.slot.group is not None and child.slot.group.freeze(is_frozen=True):
+                grouped |= child.slot.group.pids()
         for _ in range(ROUNDS):
             moving = [
                 process
@@ -96,8 +96,8 @@ class Kin:
     def thaw(self) -> None:
         """Let all go on, but for what tasks had stopped themselves."""
         for child in self._running.values():
-            if child.group is not None and child.group.is_frozen:
-                child.group.freeze(is_frozen=False)
+            if child.slot.group is not None and child.slot.group.is_frozen:
+                child.slot.group.freeze(is_frozen=False)
         # Children first: no parent finds a child stopped.
         for process in reversed(self._stopped.values()):
             tree.signal_process(process, signal.SIGCONT)
@@ -115,8 +115,8 @@ class Kin:
         processes = tree.table()
         roots = {pid for pid in adopted if self._owner(pid, child)[0] == child.pid}
         roots |= tree.in_session(processes, child.pid)
-        if child.group is not None:
-            roots |= child.group.pids()
+        if child.slot.group is not None:
+            roots |= child.slot.group.pids()
         below = tree.below(processes, [child.pid, *roots])
         return [processes[pid] for pid in below]
 
@@ -163,7 +163,7 @@ class Kin:
             return process.session
         settings = tree.settings_of(pid)
         for child in candidates.values():
-            if child.group is not None and pid in child.group.pids():
+            if child.slot.group is not None and pid in child.slot.group.pids():
                 return child.pid
             if child.mark in settings:
                 return child.pid

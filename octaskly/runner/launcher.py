@@ -27,11 +27,10 @@ if __name__ == "__main__":
     # names them. The script's own folder would make its modules top-level.
     sys.path[:] = [*sys.argv[3:], *sys.path[1:]]
 
-from octaskly.runner.cgroup import Group, OneGroup, SlotGroups
 from octaskly.runner.child import MEMORY_BYTES, Child, Order, Sink
 from octaskly.runner.frames import Inbox, decode_settings, pack_results, receive
 from octaskly.runner.kin import Kin
-from octaskly.runner.limits import Fence
+from octaskly.runner.slots import Slots
 from octaskly.runner.spawn import Pad, Refused, refused_end
 from octaskly.runner.timekeeper import Timekeeper
 from octaskly.runner.tree import become_subreaper
@@ -53,7 +52,6 @@ class Launcher:
 
     def __init__(self, control: socket.socket, settings: dict[str, object]) -> None:
         self._control = control
-        self._slots = int(str(settings["slots"]))
         self._pad = Pad(
             workdir=str(settings["workdir"]),
             node=str(settings["node"]),
@@ -82,12 +80,12 @@ class Launcher:
         self._kin = Kin(self._running, self._collect)
         grace_s = float(str(settings["kill_grace_s"]))
         self._time = Timekeeper(self._running, self._kin, grace_s)
-        self._groups: OneGroup | SlotGroups | None = None
-        self._folder = Path(str(settings["cgroup"])) if settings["cgroup"] else None
-        if self._folder is not None:
-            kind = SlotGroups if self._slots > 1 else OneGroup
-            with suppress(OSError):
-                self._groups = kind(self._folder)
+        folder = str(settings["cgroup"])
+        self._slots = Slots(
+            int(str(settings["first_slot"])),
+            int(str(settings["slots"])),
+            Path(folder) if folder else None,
+        )
 
     def run(self) -> None:
         """Serve until the agent is gone, then end every tree."""
@@ -231,52 +229,29 @@ class Launcher:
         while (
             self._waiting
             and not self._time.is_frozen
-            and len(self._running) + len(self._dying) < self._slots
+            and self._slots
             and len(self._outbox) < OUTBOX_BYTES_MAX
         ):
             self._start(self._waiting.popleft())
 
     def _start(self, order: Order) -> None:
         now_s, now_ms = time.monotonic(), int(time.time() * 1000)
-        fence = self._fence(order)
-        is_held = fence is not None and fence.group is not None
-        group = None if is_held else self._enter_group()
+        slot = self._slots.enter(order.key, order.asked.get("limits"))
         try:
-            child = self._pad.spawn(order, fence, begin_s=now_s, begin_ms=now_ms)
+            child = self._pad.spawn(order, slot, begin_s=now_s, begin_ms=now_ms)
         except Refused as refusal:
-            self._leave(group, fence)
+            self._slots.give(slot)
             if refusal.is_final:
                 self._results.append(refused_end(order, now_ms, refusal))
             else:
                 self._results.append(["lost", order.key, str(refusal)])
             return
         finally:
-            if self._groups and group:
-                self._groups.leave()
-        child.group, child.fence = group, fence
-        if fence is not None and fence.group is not None:
-            child.group = fence.group
+            if slot.group is not None:
+                self._slots.leave()
         self._running[child.pid] = child
         self._fresh.append(child)
         self._time.began(child)
-
-    def _fence(self, order: Order) -> Fence | None:
-        if "limits" not in order.asked:
-            return None
-        folder = self._folder and self._folder / f"limits-{order.key}"
-        return Fence(order.asked["limits"], folder)
-
-    def _leave(self, group: Group | None, fence: Fence | None) -> None:
-        """Give up the groups of an attempt that has ended or has not begun."""
-        if fence is not None and fence.group is not None:
-            fence.close()
-        elif self._groups and group:
-            self._groups.give(group)
-
-    def _enter_group(self) -> Group | None:
-        if self._groups is None or (group := self._groups.take()) is None:
-            return None
-        return group if self._groups.enter(group) else None
 
     # -- ending ----------------------------------------------------------------
 
@@ -317,7 +292,7 @@ class Launcher:
             self._dying.append((now_s + KILL_GIVE_UP_S, child, end))
 
     def _conclude(self, child: Child, end: list[object]) -> None:
-        self._leave(child.group, child.fence)
+        self._slots.give(child.slot)
         self._results.append(end)
 
     def _end_all(self) -> None:
@@ -369,6 +344,7 @@ class Launcher:
                 self._conclude(child, end)
             elif now_s >= give_up_s:
                 end[-1] = "processes of this task could not be killed"
+                self._slots.give(child.slot, is_empty=False)
                 self._results.append(end)
             else:
                 self._dying.append((give_up_s, child, end))

@@ -95,8 +95,9 @@ class Pool:
             "transcript_bytes_max": archive.bytes_max,
         }
         count = max(1, min(launchers or os.cpu_count() or 1, slots))
+        shares = [slots // count + (place < slots % count) for place in range(count)]
         self._seats = [
-            Seat(slots // count + (place < slots % count)) for place in range(count)
+            Seat(share, sum(shares[:place])) for place, share in enumerate(shares)
         ]
         self._with_cgroups, self._launchers_started = with_cgroups, 0
         self._groups_dir: Path | None = None  #: own cgroup, once looked for
@@ -224,6 +225,7 @@ class Pool:
             {
                 **self._settings,
                 "slots": seat.share,
+                "first_slot": seat.first_slot,
                 "cgroup": str(seat.folder or ""),
             },
             env=self._env,

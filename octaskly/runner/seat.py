@@ -60,10 +60,14 @@ class Item:
 class Seat:
     """The place of one launcher: its share of the slots and what it was handed."""
 
-    __slots__ = ("born_s", "depth", "folder", "items", "mean_ms", "process", "share")
+    __slots__ = (
+        *("born_s", "depth", "first_slot", "folder", "items", "mean_ms", "process"),
+        "share",
+    )
 
-    def __init__(self, share: int) -> None:
+    def __init__(self, share: int, first_slot: int) -> None:
         self.share = share
+        self.first_slot = first_slot  #: of this node, for its tasks
         self.items: dict[int, Item] = {}
         self.process: LauncherProcess | None = None
         self.folder: Path | None = None  #: its cgroup

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 
 from octaskly.runner.child import Child, Order, Sink
 from octaskly.runner.command import shell_words, split_plain
-from octaskly.runner.limits import Fence
+from octaskly.runner.slots import Slot
 
 SHELL = "/bin/sh"
 NOT_STARTED = 126  #: exit code of what could not be executed
@@ -157,13 +157,13 @@ class Pad:
         self._env[b"PWD"] = os.fsencode(os.path.realpath(workdir))
 
     def spawn(
-        self, order: Order, fence: Fence | None = None, *, begin_s: float, begin_ms: int
+        self, order: Order, slot: Slot, *, begin_s: float, begin_ms: int
     ) -> Child:
         """Start an attempt.
 
         Args:
             order: What to run.
-            fence: Its limits, where it has any.
+            slot: What it has been given.
             begin_s: Now, on the monotonic clock.
             begin_ms: Now, on the wall clock.
 
@@ -176,6 +176,7 @@ class Pad:
         env[b"OCTASKLY_TASK_ID"] = order.task.encode()
         env[b"OCTASKLY_ATTEMPT"] = order.attempt.encode()
         env[b"OCTASKLY_MARK"] = order.mark.encode()
+        env[b"OCTASKLY_SLOT"] = b"%d" % slot.index
         stdin_fd = -1
         try:
             if asked:
@@ -185,7 +186,7 @@ class Pad:
                 if "stdin" in asked:
                     stdin_fd = open_bytes(asked["stdin"])
             command = order.command.decode("utf-8", "surrogatepass")
-            before = "" if fence is None else fence.script()
+            before = "" if slot.fence is None else slot.fence.script()
             pid, out_fd, err_fd = _spawn_captured(command, before, env, stdin_fd)
         except (OSError, ValueError) as error:
             raise Refused(
@@ -197,7 +198,7 @@ class Pad:
             if stdin_fd >= 0:
                 os.close(stdin_fd)
         sinks = Sink(out_fd, self._limit, 0), Sink(err_fd, self._limit, 1)
-        return Child(order, pid, sinks, (begin_s, begin_ms))
+        return Child(order, slot, pid, sinks, (begin_s, begin_ms))
 
     def _enter(self, cwd: str) -> None:
         folder = self._workdir

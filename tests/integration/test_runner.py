@@ -225,6 +225,7 @@ async def test_the_environment_is_the_agents_without_its_secrets(
             "HOME=/home/x",
             f"PWD={made.workdir}",
             "OCTASKLY_NODE=rig",
+            "OCTASKLY_SLOT=0",
             "OCTASKLY_ATTEMPT=1",
         }
         for outcome, task in ((direct, "task-001-rig"), (shell, "task-002-rig")):

@@ -14,6 +14,7 @@ from octaskly.core.model import AttemptState, Reason
 from octaskly.core.options import TaskLimits, TaskOptions
 from octaskly.runner import cgroup, spawn
 from octaskly.runner.child import Order
+from octaskly.runner.slots import Slots
 from tests.integration.pooling import STREAM, eventually, processes_with, rig, token
 
 MIB = 1 << 20
@@ -34,6 +35,7 @@ async def test_env_is_added_and_the_agents_own_names_win(tmp_path: Path) -> None
                 "PATH=/bin",
                 f"PWD={made.workdir}",
                 "OCTASKLY_NODE=rig",
+                "OCTASKLY_SLOT=0",
                 "OCTASKLY_ATTEMPT=1",
                 f"OCTASKLY_TASK_ID={task}",
                 f"OCTASKLY_MARK={task}.3.{STREAM}.1",
@@ -123,9 +125,10 @@ def test_a_missing_shell_is_told(
         workdir=str(tmp_path), node="pi4", output_bytes_max=1, has_ctype=False
     )
     order = Order(1, "t", "1", "t.1.1.1", b"no-such-program", 60, since_s=0.0)
+    slot = Slots(0, 1, None).enter(1, None)
 
     with pytest.raises(spawn.Refused, match="/no/such/sh") as caught:
-        pad.spawn(order, begin_s=0.0, begin_ms=0)
+        pad.spawn(order, slot, begin_s=0.0, begin_ms=0)
 
     assert (caught.value.code, caught.value.is_final) == (127, True)
     assert "on pi4" in str(caught.value)
@@ -315,3 +318,32 @@ async def test_memory_beyond_the_limit_of_a_group_ends_a_task(tmp_path: Path) ->
         assert (outcome.reason, outcome.stdout) == (Reason.LIMIT, b"")
         assert outcome.memory_max_kb is not None
         assert outcome.memory_max_kb <= 64 << 10
+
+
+async def test_attempts_that_run_at_once_have_different_slots(tmp_path: Path) -> None:
+    """From 0 to the number of slots less one, over all launchers of the node."""
+    tell = "echo $OCTASKLY_SLOT >$OCTASKLY_TASK_ID; exec sleep 60"
+    async with rig(tmp_path, slots=5, launchers=2) as made:
+        for _ in range(2):
+            names = [made.start(tell) for _ in range(5)]
+            told = [await _told(made.workdir / task) for task, _ in names]
+
+            assert sorted(told) == ["0", "1", "2", "3", "4"]
+            made.pool.stop(names)
+            for task, _ in names:
+                await made.end_of(task)
+
+
+async def _told(file: Path) -> str:
+    await eventually(lambda: file.exists() and file.read_text())
+    return file.read_text().strip()
+
+
+async def test_a_slot_comes_back_from_what_could_not_begin(tmp_path: Path) -> None:
+    """Also with limits; else a launcher would run out of them."""
+    options = TaskOptions(cwd="/no/such", limits=TaskLimits(cpu_s=5))
+    async with rig(tmp_path, slots=1) as made:
+        for _ in range(3):
+            assert (await made.run("true", options=options)).exit_code == 126
+
+        assert (await made.run("printenv OCTASKLY_SLOT")).stdout == b"0\n"
