@@ -97,6 +97,8 @@ def task(
     body["stderr"] = shown(outcome.stderr) if outcome else None
     if is_exact:
         body["encoding"] = "base64"
+    elif outcome and not (_is_text(outcome.stdout) and _is_text(outcome.stderr)):
+        body["encoding"] = "utf-8-replaced"
     body |= _sizes(outcome)
     body["inputs"] = record.spec.inputs if record.spec else ()
     body["outputs"] = _outputs(record, outcome)
@@ -323,6 +325,14 @@ def _outputs(record: TaskRecord, outcome: Outcome | None) -> list[Json]:
     if not files and record.spec:
         files = [OutputFile(path, None) for path in record.spec.outputs]
     return [{"path": file.path, "bytes": file.size_bytes} for file in files]
+
+
+def _is_text(data: bytes) -> bool:
+    try:
+        data.decode()
+    except UnicodeDecodeError:
+        return False
+    return True
 
 
 def _text(data: bytes) -> str:

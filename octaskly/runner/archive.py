@@ -17,10 +17,11 @@ from pathlib import Path
 from octaskly.core.model import AttemptId, TaskId
 from octaskly.errors import OutputNotFound
 from octaskly.ports import Clock
-from octaskly.runner.transcript import Reader
+from octaskly.runner.transcript import BYTES_MIN, Reader
 
 QUOTA_BYTES_MAX = 10 << 30  #: unless another one is asked for
 DISK_PARTS = 10
+LIVE_MIN = 4  #: attempts that may write long output at once, on the smallest disk
 FILES_MAX = 20_000  #: names and sizes are kept in memory
 _CREATE = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 _READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
@@ -40,7 +41,8 @@ class Archive:
         outputs_dir: Where captured outputs lie.
         bytes_max: What one transcript may take on the disk.
         quota_bytes: What all may take together, those being written in full; default
-            10 GiB, or a tenth of the disk where that is less.
+            10 GiB, or a tenth of the disk where that is less, of which one then takes
+            at most a quarter.
         retention_s: How long both are kept.
         clock: The machine's clocks.
     """
@@ -57,10 +59,11 @@ class Archive:
     ) -> None:
         self._folder = folder
         self._outputs_dir = outputs_dir
-        self.bytes_max = bytes_max
         if quota_bytes is None:
             disk = shutil.disk_usage(outputs_dir)
             quota_bytes = min(QUOTA_BYTES_MAX, disk.total // DISK_PARTS)
+            bytes_max = min(bytes_max, max(BYTES_MIN, quota_bytes // LIVE_MIN))
+        self.bytes_max = bytes_max
         self._quota_bytes = quota_bytes
         self._retention_s = retention_s
         self._clock = clock

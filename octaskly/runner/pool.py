@@ -103,7 +103,7 @@ class Pool:
         self._groups_dir: Path | None = None  #: own cgroup, once looked for
         self._keys = 0
         self._items: dict[tuple[TaskId, AttemptId], Item] = {}
-        self.recorder = Recorder(archive, self._items, self._in_thread)
+        self.recorder = Recorder(archive, self._items)
         self._waiting: deque[Item] = deque()
         self._delivery = Delivery(clock, on_ended)
         self._look: asyncio.TimerHandle | None = None
@@ -188,6 +188,7 @@ class Pool:
         for folder in folders:
             await asyncio.to_thread(cgroup.remove, folder)
         await asyncio.to_thread(self._threads.shutdown)
+        await self.recorder.close()
         # Let the callbacks of the threads run, which report captured outputs.
         await asyncio.sleep(0)
         for item in list(self._items.values()):

@@ -9,8 +9,10 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import AsyncIterator, Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from typing import Any
+from functools import partial
+from typing import ParamSpec, TypeVar
 
 from octaskly.core.model import AttemptId, TaskId
 from octaskly.errors import OutputNotFound
@@ -24,9 +26,10 @@ LOOK_S = 0.03  #: until a file that is followed is looked at again
 LOOK_S_MAX = 0.12  #: where nothing has come for a while
 LOOKS_MAX = 50  #: for the file of an attempt that runs, where it is not followed
 SWEEP_S = 600.0
+THREADS = 4
 
-InThread = Callable[[Callable[[Any], None], Callable[[], object]], None]
-"""Does the second in a thread, then calls the first with the result or exception."""
+P = ParamSpec("P")
+Result = TypeVar("Result")
 
 
 class Recorder:
@@ -35,23 +38,24 @@ class Recorder:
     Args:
         archive: Where they lie.
         items: What the pool runs.
-        in_thread: The pool's way to do what blocks.
     """
 
     def __init__(
-        self,
-        archive: Archive,
-        items: Mapping[tuple[TaskId, AttemptId], Item],
-        in_thread: InThread,
+        self, archive: Archive, items: Mapping[tuple[TaskId, AttemptId], Item]
     ) -> None:
         self._archive = archive
         self._items = items
-        self._in_thread = in_thread
+        # Its own: in the pool's, outputs of a gigabyte are copied.
+        self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="recorder")
+
+    async def close(self) -> None:
+        """Finish what is being done with files."""
+        await asyncio.to_thread(self._threads.shutdown)
 
     async def tidy(self) -> None:
         """Delete what is too old or too much, now and again, until cancelled."""
         while True:
-            await asyncio.to_thread(self._archive.sweep)
+            await self._in_thread(self._archive.sweep)
             await asyncio.sleep(SWEEP_S)
 
     # -- the pool ----------------------------------------------------------------
@@ -66,22 +70,17 @@ class Recorder:
         """Have the output of an attempt that has begun written to a file."""
         if not item.has_file:
             item.has_file = True
-            self._in_thread(
-                lambda made: self._made(item, made),
-                lambda: self._archive.create(item.spec.id, item.attempt),
-            )
+            making = self._in_thread(self._archive.create, item.spec.id, item.attempt)
+            making.add_done_callback(lambda made: self._made(item, made))
 
     def ended(self, item: Item) -> None:
         """Note that nothing more is written."""
         if item.has_file:
             with suppress(RuntimeError):  # We stop: the next agent counts the file.
-                self._in_thread(
-                    lambda _: None,
-                    lambda: self._archive.ended(item.spec.id, item.attempt),
-                )
+                self._threads.submit(self._archive.ended, item.spec.id, item.attempt)
 
-    def _made(self, item: Item, made: object) -> None:
-        fd = made if isinstance(made, int) else None
+    def _made(self, item: Item, made: asyncio.Future[int]) -> None:
+        fd = made.result() if made.exception() is None else None
         item.is_refused = fd is None
         if self._is_live(item):
             assert item.process is not None
@@ -107,7 +106,7 @@ class Recorder:
         """Return the output of an attempt: see `output.Transcripts.pieces`."""
         item = self._items.get((task, attempt))
         if item is None:
-            reader = await asyncio.to_thread(self._archive.open, task, attempt)
+            reader = await self._in_thread(self._archive.open, task, attempt)
         else:
             reader = await self._opened(item, follow=follow)
         offsets = {n: start for n, start in enumerate(starts) if start is not None}
@@ -115,7 +114,7 @@ class Recorder:
         while True:
             # Asked before the file is read: what an ended attempt wrote is all there.
             is_live = item is not None and self._is_live(item)
-            found = await asyncio.to_thread(_read, reader, offsets)
+            found = await self._in_thread(_read, reader, offsets)
             for piece in found:
                 offsets[piece.stream] = piece.end
                 yield piece
@@ -137,17 +136,23 @@ class Recorder:
         task, attempt = item.spec.id, item.attempt
         looks = 0
         while self._is_live(item) and not item.is_refused:
-            reader = await asyncio.to_thread(self._try_open, task, attempt)
+            reader = await self._in_thread(self._try_open, task, attempt)
             if reader is not None:
                 return reader
             looks += 1
             if looks > LOOKS_MAX and not follow:
                 break
             await asyncio.sleep(LOOK_S)
-        reader = await asyncio.to_thread(self._try_open, task, attempt)
+        reader = await self._in_thread(self._try_open, task, attempt)
         if reader is None:
             raise OutputNotFound(f"{task} has no file with output on this node")
         return reader
+
+    def _in_thread(
+        self, work: Callable[P, Result], *given: P.args, **named: P.kwargs
+    ) -> asyncio.Future[Result]:
+        loop = asyncio.get_running_loop()
+        return loop.run_in_executor(self._threads, partial(work, *given, **named))
 
     def _try_open(self, task: TaskId, attempt: AttemptId) -> Reader | None:
         try:

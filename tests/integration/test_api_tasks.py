@@ -328,6 +328,7 @@ async def test_output_that_is_no_text_and_too_long_is_shown_with_marks(
     assert base64.b64decode(exact["stdout"]) == b"\xff\x00ok"
     assert exact["encoding"] == "base64"
     assert shown["stdout"] == "\ufffd\x00ok"
+    assert shown["encoding"] == "utf-8-replaced"
     assert (shown["stdout_bytes"], shown["stdout_truncated"]) == (9999, True)
     assert (shown["exit_code"], shown["signal"], shown["reason"]) == (137, 9, "signal")
     assert shown["outputs"] == [

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import os
+import shutil
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -169,6 +171,27 @@ async def test_links_lead_nobody_astray(tmp_path: Path) -> None:
     assert other.stdout_bytes == 3_000_000
 
 
+@pytest.mark.skipif(os.getuid() != 0, reason="only root may run tasks as another user")
+async def test_another_user_writes_output_where_it_may_write_nothing_else() -> None:
+    """Its launcher gets the descriptor alone; the folder stays closed to its tasks."""
+    other = ("setpriv", "--reuid=64321", "--regid=64321", "--clear-groups", "--")
+    with tempfile.TemporaryDirectory(dir="/tmp") as name:
+        folder = Path(name)
+        folder.chmod(0o755)  # For the other user, whom pytest's own folder keeps out.
+        async with rig(folder, prefix=other) as made:
+            task, _ = made.start("sleep 0.02; head -c 3000000 /dev/zero")
+            await made.end_of(task)
+            spoiled = await made.run(
+                f"rm -rf {folder}/transcripts/*; ln -s x {folder}/transcripts/x;"
+                f" echo bad >> {folder}/transcripts/{name_of_file(task, ATTEMPT)}"
+            )
+            pieces = await read(made.pool, task)
+
+        assert spoiled.exit_code != 0
+        assert joined(pieces, 0) == bytes(3_000_000)
+        assert transcripts(folder) == [name_of_file(task, ATTEMPT)]
+
+
 # -- the archive ---------------------------------------------------------------------
 
 
@@ -236,6 +259,22 @@ def test_what_is_too_old_is_deleted(tmp_path: Path) -> None:
     clock.wall_ms = 300_000
     archive.sweep()
     assert list(tmp_path.glob("outputs/*")) == []
+
+
+def test_a_small_disk_still_keeps_the_end_of_long_output(tmp_path: Path) -> None:
+    """By default a tenth of it is used, of which one attempt takes a quarter."""
+    (tmp_path / "outputs").mkdir()
+    disk = shutil.disk_usage(tmp_path).total
+    archive = Archive(
+        tmp_path / "transcripts",
+        outputs_dir=tmp_path / "outputs",
+        bytes_max=disk,
+        quota_bytes=None,
+        retention_s=60,
+        clock=Wall(0),
+    )
+
+    assert archive.bytes_max == min(10 << 30, disk // 10) // 4
 
 
 # -- the file ------------------------------------------------------------------------
