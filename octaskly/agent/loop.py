@@ -61,11 +61,13 @@ class CoreLoop:
         discovery: Advertiser,
         gateway: AgentGateway,
         reads: asyncio.TaskGroup,
+        on_ended: Callable[[], None],
     ) -> None:
         """Give the loop the parts that perform effects; before `start`."""
         store = self._store
         self._links = links
         self._reads = reads
+        self._on_ended = on_ended
         self._perform = {
             ef.Append: lambda e: self._append(e, gateway),
             ef.Join: store.join,
@@ -88,7 +90,7 @@ class CoreLoop:
             ef.LoadLive: lambda _: self._spawn(self._load_live()),
             ef.PlanFloor: lambda e: self._spawn(self._plan_floor(e)),
             ef.Answer: lambda e: gateway.tickets.answered(e.ticket, e.reply),
-            ef.Announce: lambda e: gateway.waiters.announced(e.tasks),
+            ef.Announce: lambda e: self._announce(e, gateway),
             ef.Publish: lambda e: self._publish(e, gateway),
             ef.Remember: lambda e: self._remember(e, gateway.view),
             ef.Note: lambda e: write_note(self._log, gateway.view.told(e)),
@@ -164,9 +166,14 @@ class CoreLoop:
         self._store.append(effect.number, effect.entries, effect.epochs)
         gateway.waiters.appended(effect.entries)
 
+    def _announce(self, effect: ef.Announce, gateway: AgentGateway) -> None:
+        gateway.waiters.announced(effect.tasks)
+        self._on_ended()
+
     def _publish(self, effect: ef.Publish, gateway: AgentGateway) -> None:
         gateway.view.published(effect)
         gateway.feed.published(effect)
+        self._on_ended()
 
     def _remember(self, effect: ef.Remember, view: MeshView) -> None:
         self._store.remember(effect.peer, effect.name, effect.addresses)

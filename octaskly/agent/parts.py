@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import os
 import socket
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 
@@ -14,15 +14,13 @@ from octaskly import __version__
 from octaskly.agent.clock import SystemClock
 from octaskly.agent.gateway import AgentGateway
 from octaskly.agent.loop import CoreLoop
-from octaskly.agent.sockets import bind, port_of
+from octaskly.agent.sockets import EVERYWHERE, bind_ports, port_of
 from octaskly.agent.start import write_description
+from octaskly.agent.webhooks import Webhooks
 from octaskly.api import ApiServer, Site
+from octaskly.api.webhooks import Poster
 from octaskly.config import (
-    API_PORT,
     GROUP,
-    LAN_PORT,
-    LOOPBACK,
-    PEER_PORT,
     AgentConfig,
 )
 from octaskly.core import events as ev
@@ -40,11 +38,9 @@ from octaskly.ports import Principal
 from octaskly.runner.archive import Archive
 from octaskly.runner.pool import Pool
 from octaskly.runner.workdir import captured
-from octaskly.stats import LoadSampler, is_on_mains, memory_total_mb, port_holder
+from octaskly.stats import LoadSampler, is_on_mains, memory_total_mb
 from octaskly.store import Store
 from octaskly.trust import MeshSecret, MeshTrust, NodeKey, Tokens
-
-EVERYWHERE = ("0.0.0.0", "::")  # noqa: S104  the mesh is the LAN; TLS decides who enters
 
 
 class Parts:
@@ -86,7 +82,10 @@ class Parts:
         self._trust = MeshTrust(secret, NodeKey.load_or_create(config.paths.state))
         self._tokens = Tokens(secret)
         self._local = local_addresses(config.options.interfaces)
-        self._bind()
+        lan = [address.host for address in self._local]
+        self._api_sockets, self._peer_sockets, self._lan_sockets = bind_ports(
+            config.options, lan if config.options.interfaces else EVERYWHERE, log
+        )
         self._info = self._describe(_lasting_name(config.name, saved.name))
         self._sampler = LoadSampler()
         self._load = self._sampler.sample()
@@ -94,6 +93,7 @@ class Parts:
         self._peers_known = len(saved.peers)
         self._build_core(saved, is_first=is_first, on_stopped=on_stopped)
         self._build_shell(on_duplicate)
+        self._build_webhooks(secret)
 
     async def start(self, tasks: asyncio.TaskGroup) -> None:
         """Serve: links, API, mDNS, then the first step of the core."""
@@ -103,6 +103,7 @@ class Parts:
             discovery=self._discovery,
             gateway=self.gateway,
             reads=tasks,
+            on_ended=self._webhooks.ended,
         )
         await self._transport.start(tasks, self._peer_sockets)
         await self._api.serve(Site.LOOPBACK, self._api_sockets)
@@ -110,6 +111,7 @@ class Parts:
         await self._api.start_unix(self._socket_path, group=GROUP)
         self.loop.start()
         self._tidy = tasks.create_task(self._pool.recorder.tidy())
+        self._telling = tasks.create_task(self._webhooks.run())
         self._dial_seeds(tasks)
         await self._discovery.start(tasks, peers_known=self._peers_known)
         description = self._description()
@@ -156,6 +158,7 @@ class Parts:
         with contextlib.suppress(FileNotFoundError):
             self._config.paths.description.unlink()
         self._tidy.cancel()
+        self._telling.cancel()
         self.gateway.close()
         await self._api.close()
         self.loop.close()
@@ -164,35 +167,6 @@ class Parts:
         await self._pool.close()
 
     # --- building ------------------------------------------------------------------
-
-    def _bind(self) -> None:
-        options = self._config.options
-        lan: tuple[str, ...] = EVERYWHERE
-        if options.interfaces:
-            lan = tuple(address.host for address in self._local)
-        wanted: tuple[tuple[str, int | None, int, Sequence[str]], ...] = (
-            ("--api-port", options.api_port, API_PORT, LOOPBACK),
-            ("--peer-port", options.peer_port, PEER_PORT, lan),
-            ("--lan-port", options.lan_port, LAN_PORT, lan),
-        )
-        bound: list[list[socket.socket]] = []
-        for flag, asked, default, addresses in wanted:
-            sockets = bind(
-                flag,
-                asked=asked,
-                default=default,
-                addresses=addresses,
-                holder=port_holder,
-            )
-            if asked is None and port_of(sockets) != default:
-                self._log.warning(
-                    "port taken",
-                    port=default,
-                    holder=port_holder(default) or "another process",
-                    using=port_of(sockets),
-                )
-            bound.append(sockets)
-        self._api_sockets, self._peer_sockets, self._lan_sockets = bound
 
     def _describe(self, name: str) -> NodeInfo:
         config = self._config
@@ -298,6 +272,16 @@ class Parts:
         )
         self._api = self._build_api()
         self._socket_path = config.paths.socket_of(name)
+
+    def _build_webhooks(self, secret: MeshSecret) -> None:
+        self._webhooks = Webhooks(
+            self._store,
+            self.gateway.view,
+            Poster(secret.webhook_key()),
+            self._clock,
+            self._log,
+            self.loop.post,
+        )
 
     def _build_api(self) -> ApiServer:
         config, trust = self._config, self._trust

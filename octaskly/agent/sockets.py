@@ -6,7 +6,12 @@ import errno
 import socket
 from collections.abc import Callable, Sequence
 
+from octaskly.config import API_PORT, LAN_PORT, LOOPBACK, PEER_PORT, AgentOptions
 from octaskly.errors import ConfigError
+from octaskly.log import Logger
+from octaskly.stats import port_holder
+
+EVERYWHERE = ("0.0.0.0", "::")  # noqa: S104  the mesh is the LAN; TLS decides who enters
 
 NEXT_PORTS = 100  #: how far a default port that is taken may move
 ANY_PORT_TRIES = 20  #: port 0 must be free on every address at once
@@ -53,6 +58,39 @@ def bind(
     raise ConfigError(
         f"no free port from {default} to {default + NEXT_PORTS - 1}", field=flag
     )
+
+
+def bind_ports(
+    options: AgentOptions, lan: Sequence[str], log: Logger
+) -> list[list[socket.socket]]:
+    """Return the sockets of the local API, of the peer port and of the LAN's API.
+
+    Raises:
+        ConfigError: as `bind`.
+    """
+    wanted: tuple[tuple[str, int | None, int, Sequence[str]], ...] = (
+        ("--api-port", options.api_port, API_PORT, LOOPBACK),
+        ("--peer-port", options.peer_port, PEER_PORT, lan),
+        ("--lan-port", options.lan_port, LAN_PORT, lan),
+    )
+    bound: list[list[socket.socket]] = []
+    for flag, asked, default, addresses in wanted:
+        sockets = bind(
+            flag,
+            asked=asked,
+            default=default,
+            addresses=addresses,
+            holder=port_holder,
+        )
+        if asked is None and port_of(sockets) != default:
+            log.warning(
+                "port taken",
+                port=default,
+                holder=port_holder(default) or "another process",
+                using=port_of(sockets),
+            )
+        bound.append(sockets)
+    return bound
 
 
 def port_of(sockets: Sequence[socket.socket]) -> int:

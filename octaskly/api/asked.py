@@ -11,6 +11,7 @@ import re
 from collections.abc import Callable, Mapping
 from operator import attrgetter
 from typing import Annotated, Final, Literal, TypeVar
+from urllib.parse import SplitResult, urlsplit
 
 import msgspec
 
@@ -30,10 +31,12 @@ MEMORY_MB_MAX: Final = 1 << 30
 COUNT_MAX: Final = 1 << 20
 RETRIES_MAX: Final = 100
 CODES_MAX: Final = 64
+URL_CHARS_MAX: Final = 2048
 RESERVED: Final = "OCTASKLY_"  #: begins the variables that the agent sets
 
 _LABEL = re.compile(r"[A-Za-z0-9._/-]{1,64}")
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,254}")
+_URL = re.compile(r"https?://[\x21-\x7e]+")
 _SIMPLE = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
 T = TypeVar("T")
@@ -83,6 +86,7 @@ class OptionsIn(msgspec.Struct, forbid_unknown_fields=True, gc=False):
     priority: Annotated[int, msgspec.Meta(ge=-PRIORITY_MAX, le=PRIORITY_MAX)] = 0
     retries: Annotated[int, msgspec.Meta(ge=0, le=RETRIES_MAX)] = 0
     retry_on: RetryOn | None = None
+    notify_url: str = ""
 
 
 NONE_ASKED: Final = TaskOptions()
@@ -111,6 +115,7 @@ RANGES: Final = {
     "cpu_seconds": f"an integer from 1 to {1 << 30}",
     "retries": f"an integer from 0 to {RETRIES_MAX}",
     "retry_on": f"at most {CODES_MAX} of: failure, lost, exit codes from 1 to 255",
+    "notify_url": f"an http or https URL of at most {URL_CHARS_MAX} characters",
     "requires": "an object with labels, node, os, arch, cpus, memory_mb, gpus",
     "limits": "an object with memory_mb, cpu_seconds, file_mb, processes",
 }
@@ -151,6 +156,7 @@ def options_of(asked: OptionsIn) -> TaskOptions | None:
         requires=None if asked.requires is None else _requires(asked.requires),
         limits=None if asked.limits is None else _limits(asked.limits),
         retry=_retry(asked),
+        notify_url=_notify_url(asked.notify_url),
     )
     return None if options == NONE_ASKED else options
 
@@ -172,6 +178,7 @@ def shown_whole(options: TaskOptions | None) -> dict[str, object]:
             *(["failure"] if retry.on_failure else retry.codes),
             *(["lost"] if retry.on_lost else []),
         ],
+        "notify_url": asked.notify_url or None,
         "env": dict(asked.env),
         "cwd": asked.cwd or None,
         "stdin_bytes": len(asked.stdin),
@@ -229,6 +236,23 @@ def _env(env: Mapping[str, str]) -> Pairs:
     if size_bytes > ENV_BYTES_MAX:
         raise Wrong("env", f"the variables have {size_bytes} bytes")
     return tuple(sorted(env.items()))
+
+
+def _notify_url(url: str) -> str:
+    if not url:
+        return url
+    if len(url) > URL_CHARS_MAX or not _URL.fullmatch(url):
+        raise Wrong("notify_url", "unusable URL")
+    try:
+        parts = urlsplit(url)
+        is_usable = bool(parts.hostname) and parts.port != 0
+    except ValueError:  # The port is none, or the address.
+        parts, is_usable = SplitResult("", "", "", "", ""), False
+    if not is_usable:
+        raise Wrong("notify_url", "the URL names no host that can be reached")
+    if parts.username is not None:
+        raise Wrong("notify_url", "everybody can read the URL: no passwords there")
+    return url
 
 
 def _cwd(cwd: str) -> str:

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from base64 import b64encode
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from octaskly.cli.choice import Choice
 from octaskly.cli.render import Duration
+
+if TYPE_CHECKING:
+    from octaskly.trust import MeshSecret
 
 ROLES = ("admin", "client", "viewer")
 DAY_S = 86400
@@ -53,6 +58,22 @@ def new_secret() -> None:
     click.echo(generate().lines().strip())
 
 
+@secret.command("webhook-key")
+@click.option(
+    "--secret-file",
+    type=click.Path(path_type=Path),
+    help="The mesh secret (default: where the agent of this user has it).",
+)
+@click.pass_obj
+def webhook_key(choice: Choice, secret_file: Path | None) -> None:
+    """Print the key with which receivers of --notify-url check who sent a message.
+
+    It is in the form of Standard Webhooks, and tells nothing of the secret.
+    """
+    key = _secret_of(choice, secret_file).webhook_key()
+    click.echo(f"whsec_{b64encode(key).decode()}")
+
+
 @click.command()
 @click.option(
     "--secret-file",
@@ -65,12 +86,18 @@ def ca(choice: Choice, secret_file: Path | None) -> None:
 
     curl --cacert mesh-ca.pem https://NODE:3443/health
     """
+    from octaskly.trust import MeshTrust, NodeKey  # noqa: PLC0415
+
+    mesh_secret = _secret_of(choice, secret_file)
+    # Any node key will do: the CA depends on the secret alone.
+    click.echo(MeshTrust(mesh_secret, NodeKey.generate()).ca_pem().strip())
+
+
+def _secret_of(choice: Choice, secret_file: Path | None) -> MeshSecret:
     from octaskly.config import AgentOptions, resolve  # noqa: PLC0415
-    from octaskly.trust import MeshTrust, NodeKey, load  # noqa: PLC0415
+    from octaskly.trust import load  # noqa: PLC0415
 
     options = AgentOptions(
         name=choice.node, state_dir=choice.state_dir, secret_file=secret_file
     )
-    mesh_secret = load(resolve(options, choice.environ).paths.secret)
-    # Any node key will do: the CA depends on the secret alone.
-    click.echo(MeshTrust(mesh_secret, NodeKey.generate()).ca_pem().strip())
+    return load(resolve(options, choice.environ).paths.secret)

@@ -133,6 +133,11 @@ FLAGS: Final = (
         help="What it reads: a file of up to 1 MiB from here; - is stdin.",
     ),
     click.option(
+        "--notify-url",
+        metavar="URL",
+        help="Is sent a signed POST when the task has ended.",
+    ),
+    click.option(
         "--grace",
         type=Duration(least_s=0),
         metavar="S",
@@ -150,6 +155,7 @@ FLAGS: Final = (
 FIELDS: Final = (
     *("timeout", "inputs", "outputs"),
     *("name", "labels", "env", "cwd", "stdin_base64", "grace", "limits"),
+    "notify_url",
 )
 
 

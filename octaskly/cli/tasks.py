@@ -110,6 +110,7 @@ def show(choice: Choice, ref: str, as_json: bool) -> None:  # noqa: FBT001
             ("time limit", f"{task.timeout} s" if task.timeout else None),
             ("grace", None if task.grace is None else f"{task.grace} s"),
             ("limits", _pairs(_given(task.limits or {}))),
+            ("told at the end", task.notify_url),
             ("env", _pairs(task.env)),
             ("cwd", task.cwd),
             ("stdin", size(task.stdin_bytes) if task.stdin_bytes else None),

@@ -60,6 +60,7 @@ class Task(msgspec.Struct, frozen=True, kw_only=True):
     stdin_bytes: int | None = None
     grace: int | None = None
     limits: dict[str, int | None] | None = None
+    notify_url: str | None = None
 
     @property
     def is_final(self) -> bool:
@@ -149,3 +150,4 @@ class Draft(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     stdin_base64: str | None = None
     grace: int | None = None
     limits: dict[str, int] = {}
+    notify_url: str | None = None

@@ -24,9 +24,10 @@ from octaskly.core.events import (
     FloorPlanned,
     LiveLoaded,
     Loaded,
+    TasksNotified,
     TasksSubmitted,
 )
-from octaskly.core.facts import CancelAsked, Submitted
+from octaskly.core.facts import CancelAsked, Notified, Submitted
 from octaskly.core.inhand import WAITING, InHand, Phase
 from octaskly.core.journal import Journal
 from octaskly.core.merge import TaskRecord
@@ -232,6 +233,13 @@ class Dispatch:
         """
         is_unsafe = self._is_strict and done.was_done and replicas == 1
         return Answer(event.ticket, NotDurable() if is_unsafe else done)
+
+    def on_notified(self, event: TasksNotified, now: Moment) -> list[Effect]:
+        """Write who was told, so that a later dispatcher does not do it again."""
+        if not self.is_reigning:
+            return []
+        self._placing.facts += [Notified(task) for task in event.tasks]
+        return self._placing.commit(now)
 
     # --- Workers.
 

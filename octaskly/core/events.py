@@ -130,6 +130,13 @@ class CancelRequested:
 
 
 @dataclass(frozen=True, slots=True)
+class TasksNotified:
+    """Who asked for it was told how these tasks ended, or was given up."""
+
+    tasks: tuple[TaskId, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class AttemptsEnded:
     """The runner saw attempts of this node end, or gives them back unstarted."""
 
@@ -240,6 +247,7 @@ Event = (
     | DialFailed
     | TasksSubmitted
     | CancelRequested
+    | TasksNotified
     | AttemptsEnded
     | Persisted
     | Loaded

@@ -61,6 +61,13 @@ class Finished:
     outcome: Outcome
 
 
+@dataclass(frozen=True, slots=True)
+class Notified:
+    """Who asked to be told of the task's end was told, or was given up."""
+
+    task: TaskId
+
+
 class Mark(NamedTuple):
     """How far one stream is void, the entry `seq` included."""
 
@@ -88,7 +95,7 @@ class Floor:
         return TaskId("")
 
 
-TaskFact = Submitted | CancelAsked | Assigned | Finished
+TaskFact = Submitted | CancelAsked | Assigned | Finished | Notified
 Fact = TaskFact | Floor
 
 NO_FLOOR = Floor(0, ())

@@ -18,6 +18,7 @@ from octaskly.core.facts import (
     Finished,
     Floor,
     Mark,
+    Notified,
     Submitted,
     TaskFact,
 )
@@ -46,6 +47,7 @@ class TaskRecord:
     attempts: tuple[Attempt, ...] = ()  #: ordered by attempt id
     twin: int = 1  #: place among the tasks of one name, where the store was asked
     progress: Progress | None = None  #: of an array, where the store was asked
+    is_notified: bool = False  #: nobody needs to be told of its end any more
 
     @property
     def name(self) -> str:
@@ -95,6 +97,8 @@ def record_of(fact: TaskFact) -> TaskRecord:
         case Finished(task, attempt, node, outcome):
             ended = Attempt(id=attempt, node=node, state=outcome.state, outcome=outcome)
             return TaskRecord(id=task, attempts=(ended,))
+        case Notified(task):
+            return TaskRecord(id=task, is_notified=True)
 
 
 def join(a: TaskRecord, b: TaskRecord) -> TaskRecord:
@@ -107,6 +111,7 @@ def join(a: TaskRecord, b: TaskRecord) -> TaskRecord:
         attempts=_join_attempts(a.attempts, b.attempts),
         twin=max(a.twin, b.twin),
         progress=a.progress or b.progress,
+        is_notified=a.is_notified or b.is_notified,
     )
 
 
@@ -132,6 +137,7 @@ def apply(record: TaskRecord | None, fact: TaskFact) -> TaskRecord:
         attempts=_join_attempts(record.attempts, (news,)),
         twin=record.twin,
         progress=record.progress,
+        is_notified=record.is_notified,
     )
 
 
@@ -150,6 +156,8 @@ def facts_of(record: TaskRecord) -> list[TaskFact]:
             facts.append(Assigned(record.id, attempt.id, attempt.node))
         else:
             facts.append(Finished(record.id, attempt.id, attempt.node, attempt.outcome))
+    if record.is_notified:
+        facts.append(Notified(record.id))
     return facts
 
 

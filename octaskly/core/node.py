@@ -33,6 +33,7 @@ from octaskly.core.events import (
     Seen,
     SteeringAsked,
     StopAsked,
+    TasksNotified,
     TasksSubmitted,
     Woke,
 )
@@ -59,6 +60,7 @@ PAUSE_S = 0.3  #: a gap between two steps that counts as own slowness
 WorkEvent = (
     TasksSubmitted
     | CancelRequested
+    | TasksNotified
     | AttemptsEnded
     | Persisted
     | Loaded
@@ -285,7 +287,7 @@ class Node:
 
     def _handle_work(self, event: WorkEvent, now: Moment) -> list[Effect]:
         match event:
-            case TasksSubmitted() | CancelRequested():
+            case TasksSubmitted() | CancelRequested() | TasksNotified():
                 return self._on_asked(event, now)
             case Loaded() | LiveLoaded() | FloorPlanned():
                 return self._dispatch.on_read(event, now)
@@ -308,9 +310,11 @@ class Node:
         return []
 
     def _on_asked(
-        self, event: TasksSubmitted | CancelRequested, now: Moment
+        self, event: TasksSubmitted | CancelRequested | TasksNotified, now: Moment
     ) -> list[Effect]:
         """Pass a request on while this node reigns."""
+        if isinstance(event, TasksNotified):
+            return self._dispatch.on_notified(event, now)
         if not self._dispatch.is_reigning:
             return [Answer(event.ticket, NotHere())]
         if isinstance(event, TasksSubmitted):

@@ -98,6 +98,7 @@ class TaskOptions:
     retry: Retry | None = None
     retry_of: str = ""  #: name of the ended task that this one repeats
     array: ArraySpec | None = None
+    notify_url: str = ""  #: told of the end of the task
 
     @property
     def chars(self) -> int:
@@ -109,6 +110,7 @@ class TaskOptions:
             sum(len(name) + len(value) + PAIR_CHARS for name, value in pairs)
             + len(self.name)
             + len(self.cwd)
+            + len(self.notify_url)
             + len(self.stdin)
             + (0 if self.array is None else self.array.items_bytes // CHAR_BYTES)
         )

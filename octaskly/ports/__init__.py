@@ -18,7 +18,15 @@ from octaskly.ports.gateway import (
     OutputPlace,
     Principal,
 )
-from octaskly.ports.store import Clock, Log, Packer, StoreStats, TaskPage, TaskQuery
+from octaskly.ports.store import (
+    Clock,
+    Log,
+    Packer,
+    StoreStats,
+    TaskPage,
+    TaskQuery,
+    ToNotify,
+)
 
 __all__ = [
     "Clock",
@@ -35,6 +43,7 @@ __all__ = [
     "StoreStats",
     "TaskPage",
     "TaskQuery",
+    "ToNotify",
 ]
 
 HelloSource = Callable[[], Hello]

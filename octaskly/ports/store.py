@@ -93,6 +93,14 @@ class StoreStats:
     sequence: int = 0
 
 
+@dataclass(frozen=True, slots=True)
+class ToNotify:
+    """Ended tasks whose end somebody asked to be told of, and was not yet."""
+
+    keys: frozenset[int]  #: of all, or as many as were looked at
+    fresh: tuple[tuple[int, TaskRecord], ...]  #: those that the asker did not know
+
+
 class Log(Past, Protocol):
     """The durable side: log, tasks, attempts, spool, peers.
 
@@ -165,6 +173,9 @@ class Log(Past, Protocol):
         self, array: TaskId, state: TaskState, limit: int
     ) -> tuple[int, ...]:
         """Read the places of members in this state that have begun, in order."""
+
+    async def to_notify(self, known: frozenset[int], limit: int) -> ToNotify:
+        """Find ended tasks of whose end somebody is to be told."""
 
     async def stats(self) -> StoreStats:
         """Read the counters."""

@@ -43,15 +43,15 @@ class Bulk:
 
 TASK_INSERT: Final = Bulk(
     "INSERT INTO tasks (key, id, sequence, state, node, cancelled_by, is_live, tries,"
-    " changed, command, timeout_s, inputs, outputs, options, stdin, items,"
+    " changed, notify, command, timeout_s, inputs, outputs, options, stdin, items,"
     " submitter, created_ms, ord, born, reborn, stream, seq) VALUES",
-    23,
+    24,
 )
 TASK_UPDATE: Final = Bulk(
-    "WITH v (state, node, by, is_live, tries, changed, key) AS (VALUES",
-    7,
+    "WITH v (state, node, by, is_live, tries, changed, notify, key) AS (VALUES",
+    8,
     ") UPDATE tasks SET state = v.state, node = v.node, cancelled_by = v.by,"
-    " is_live = v.is_live, tries = v.tries, changed = v.changed"
+    " is_live = v.is_live, tries = v.tries, changed = v.changed, notify = v.notify"
     " FROM v WHERE tasks.key = v.key",
 )
 BIRTH_UPDATE: Final = Bulk(

@@ -56,7 +56,8 @@ class Changes:
         number = rows.NUMBER_OF[state]
         node = rows.node_shown(record, state)
         by, tries = record.cancelled_by, len(record.attempts)
-        row = (number, node, by, is_live, tries, task.changed_hlc)
+        notify = rows.notify_of(record)
+        row = (number, node, by, is_live, tries, task.changed_hlc, notify)
         assert task.birth is not None
         if task.counted is None:
             head = (task.key, record.id, rows.sequence_of(record.id))
@@ -84,7 +85,7 @@ class Changes:
         node = rows.node_shown(shown, state)
         is_live = rows.is_live(record)
         by, tries = record.cancelled_by, len(record.attempts)
-        row = (number, node, by, is_live, tries, task.changed_hlc)
+        row = (number, node, by, is_live, tries, task.changed_hlc, None)
         if task.counted is None:
             head = (task.key, record.id, None)
             place = rows.member_row(array.record.spec.ord)

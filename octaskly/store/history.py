@@ -13,7 +13,7 @@ from octaskly.core.merge import TaskRecord
 from octaskly.core.model import Epoch, NodeId, StreamId, TaskId
 from octaskly.core.timeline import History, Reach
 from octaskly.ports import Packer
-from octaskly.store import rows, twins
+from octaskly.store import arrays, rows, twins
 
 _STREAMS = "SELECT stream, term, node, have_seq, max(base_seq, floor_seq) FROM streams"
 
@@ -105,7 +105,7 @@ def _records(db: sqlite3.Connection, ids: Iterable[TaskId]) -> dict[TaskId, Task
             f" ({rows.marks(len(some))})",
             some,
         ).fetchall()
-        records += (record for record, _ in rows.records_from(db, found))
+        records += (record for record, _ in arrays.records_from(db, found))
     places = twins.places(db, (record.id for record in records))
     return {
         record.id: replace(record, twin=places.get(record.id, 1)) for record in records

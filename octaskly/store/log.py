@@ -28,7 +28,7 @@ from octaskly.core.model import (
 )
 from octaskly.core.timeline import History, Reach
 from octaskly.errors import RemoteProtocolError, StoreCorrupt
-from octaskly.ports import Clock, Packer, StoreStats, TaskPage, TaskQuery
+from octaskly.ports import Clock, Packer, StoreStats, TaskPage, TaskQuery, ToNotify
 from octaskly.store import history as histories
 from octaskly.store import reader
 from octaskly.store.database import Lock, open_reader, open_writer, translated
@@ -235,6 +235,10 @@ class Store:
     ) -> tuple[int, ...]:
         """Read the places of members in this state that have begun, in order."""
         return await self._read(lambda db: reader.positions(db, array, state, limit))
+
+    async def to_notify(self, known: frozenset[int], limit: int) -> ToNotify:
+        """Find ended tasks of whose end somebody is to be told."""
+        return await self._read(lambda db: reader.to_notify(db, known, limit))
 
     async def stats(self) -> StoreStats:
         """Read the counters."""

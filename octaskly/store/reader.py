@@ -23,11 +23,12 @@ from octaskly.core.model import (
     TaskState,
     name_of,
 )
-from octaskly.ports import Packer, TaskPage, TaskQuery
+from octaskly.ports import Packer, TaskPage, TaskQuery, ToNotify
 from octaskly.store import arrays, rows, twins
 from octaskly.store.arrays import Members
 from octaskly.store.state import read_vector
 
+NOTIFY_MAX = 20_000  #: ended tasks that are looked at to be told of
 ENTRY_BYTES = 64  #: of an entry, in a frame, beside its body and outputs
 
 Keys = tuple[int, int]
@@ -205,6 +206,21 @@ def counts(db: sqlite3.Connection) -> tuple[dict[TaskState, int], int]:
     ):
         found[rows.STATES[number]] = n
     return found, rows.sequence_max(db)
+
+
+def to_notify(db: sqlite3.Connection, known: frozenset[int], limit: int) -> ToNotify:
+    """Return ended tasks of whose end somebody is to be told, `limit` unknown ones."""
+    keys = frozenset(
+        key
+        for (key,) in db.execute(
+            "SELECT key FROM tasks INDEXED BY tasks_notify"
+            " WHERE notify = 1 AND state > 1 ORDER BY key LIMIT ?",
+            (NOTIFY_MAX,),
+        )
+    )
+    fresh = sorted(keys - known)[:limit]
+    records = twins.numbered(db, _records(db, _by_keys(db, fresh)))
+    return ToNotify(keys, tuple(zip(fresh, records, strict=True)))
 
 
 def entries_after(

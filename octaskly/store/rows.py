@@ -39,10 +39,11 @@ STATES: Final = (
 NUMBER_OF: Final = {state: number for number, state in enumerate(STATES)}
 
 TASK_COLUMNS: Final = (
-    "key, id, cancelled_by, tries,"
+    "key, id, cancelled_by, tries, notify,"
     " command, timeout_s, inputs, outputs, options, stdin, items, submitter,"
     " created_ms, ord"
 )
+NOTIFIED, TO_NOTIFY = 0, 1  #: in `notify`
 LIST_COLUMNS: Final = TASK_COLUMNS.replace("stdin, items", "NULL, NULL")
 """The same without what can be large, which no list shows."""
 ATTEMPT_COLUMNS: Final = (
@@ -102,6 +103,14 @@ def node_shown(record: TaskRecord, state: TaskState) -> NodeId | None:
     return None if chosen is None else chosen.node
 
 
+def notify_of(record: TaskRecord) -> int | None:
+    """Return whether somebody is to be told of its end: None if nobody asked."""
+    if record.is_notified:
+        return NOTIFIED
+    options = None if record.spec is None else record.spec.options
+    return TO_NOTIFY if options is not None and options.notify_url else None
+
+
 def is_live(record: TaskRecord) -> bool:
     """Return whether the latest attempt has no end."""
     return bool(record.attempts) and record.attempts[-1].state.is_live
@@ -128,8 +137,8 @@ def member_row(ord_: int) -> tuple[Any, ...]:
 
 def record_from(row: Row, attempts: tuple[Attempt, ...]) -> TaskRecord:
     """Return the record of a row of `TASK_COLUMNS`."""
-    _, task, by, _, command, timeout_s, inputs, outputs = row[:8]
-    options, stdin, items, submitter, created, ord_ = row[8:]
+    _, task, by, _, notify, command, timeout_s, inputs, outputs = row[:9]
+    options, stdin, items, submitter, created, ord_ = row[9:]
     spec = TaskSpec(
         id=task,
         command=command,
@@ -141,7 +150,13 @@ def record_from(row: Row, attempts: tuple[Attempt, ...]) -> TaskRecord:
         ord=ord_,
         options=None if options is None else _options(options, stdin, items),
     )
-    return TaskRecord(id=task, spec=spec, cancelled_by=by, attempts=attempts)
+    return TaskRecord(
+        id=task,
+        spec=spec,
+        cancelled_by=by,
+        attempts=attempts,
+        is_notified=notify == NOTIFIED,
+    )
 
 
 def attempt_row(

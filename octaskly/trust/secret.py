@@ -56,6 +56,11 @@ class MeshSecret:
         label = f"jwt/{generation}"
         return _derive(self.generations[generation - 1], label, KEY_BYTES)
 
+    def webhook_key(self) -> bytes:
+        """Return the 32 bytes that sign messages to receivers outside the mesh."""
+        label = f"webhook/{self.generation}"
+        return _derive(self.generations[-1], label, KEY_BYTES)
+
     def lines(self) -> str:
         """Return the content of a secret file."""
         return "".join(f"{_show(raw)}\n" for raw in self.generations)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 from pathlib import Path
 
 import pytest
@@ -120,6 +121,22 @@ def test_secret_new_prints_a_secret_that_ca_understands(
     assert secret.stdout.startswith(b"okm1-")
     assert first.startswith(b"-----BEGIN CERTIFICATE-----\n")
     assert first == second
+
+
+def test_webhook_key_is_one_of_the_mesh(octaskly: Run, tmp_path: Path) -> None:
+    """In the form that the libraries of receivers take; it needs no agent."""
+    file = tmp_path / "mesh.key"
+    file.touch(mode=0o600)
+    file.write_bytes(octaskly("secret", "new", node=None).stdout)
+
+    first, second = (
+        octaskly("secret", "webhook-key", "--secret-file", str(file), node=None).stdout
+        for _ in range(2)
+    )
+
+    assert first == second
+    assert first.startswith(b"whsec_")
+    assert len(base64.b64decode(first.removeprefix(b"whsec_"))) == 32
 
 
 def test_ca_refuses_a_secret_that_others_can_read(

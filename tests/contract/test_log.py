@@ -13,7 +13,7 @@ import pytest
 from octaskly.core import merge
 from octaskly.core.effects import Save
 from octaskly.core.events import Saved
-from octaskly.core.facts import HLC_MAX, Entry, Fact, Floor, Mark
+from octaskly.core.facts import HLC_MAX, Entry, Fact, Floor, Mark, Notified
 from octaskly.core.messages import Entries, Report
 from octaskly.core.model import (
     Address,
@@ -26,7 +26,7 @@ from octaskly.core.model import (
     StreamId,
     TaskState,
 )
-from octaskly.core.options import Requires, TaskLimits, TaskOptions
+from octaskly.core.options import ArraySpec, Requires, TaskLimits, TaskOptions
 from octaskly.core.timeline import Reach
 from octaskly.ports import Log, TaskPage, TaskQuery
 from octaskly.store import Store
@@ -637,3 +637,43 @@ async def test_history_tells_what_is_gone(bench: Bench) -> None:
         0,
         (Reach(mine, my_epoch, 3, 3), Reach(other, other_epoch, 2, 2)),
     )
+
+
+NOTIFIED = TaskOptions(notify_url="http://a/")
+
+
+async def test_ended_tasks_are_told_of_until_somebody_was_told(bench: Bench) -> None:
+    """Only those of whose end somebody wants to hear, and of an array once."""
+    asked = TaskOptions(notify_url="http://a/", array=ArraySpec(count=2))
+    await bench.add(
+        kit.submitted(1, options=NOTIFIED),
+        kit.submitted(2, options=NOTIFIED),
+        kit.submitted(3),
+        kit.submitted(4, options=asked),
+        kit.cancelled(1),
+        kit.finished(3),
+        kit.cancelled(4),
+    )
+    first = await bench.log.to_notify(frozenset(), 10)
+    await bench.add(kit.finished(2, stdout=b"secret"))
+    known = frozenset(key for key, _ in first.fresh)
+    second = await bench.log.to_notify(known, 10)
+    await bench.add(Notified(kit.task_id(1)), Notified(kit.task_id(2)))
+    third = await bench.log.to_notify(frozenset(), 10)
+
+    assert [r.id for _, r in first.fresh] == [kit.task_id(1), kit.task_id(4)]
+    assert [r.id for _, r in second.fresh] == [kit.task_id(2)]
+    assert [r.state for _, r in second.fresh] == [TaskState.COMPLETED]
+    assert second.keys == known | {second.fresh[0][0]}
+    assert [r.id for _, r in third.fresh] == [kit.task_id(4)]
+    record = await bench.log.task(kit.task_id(1))
+    assert record is not None
+    assert record.is_notified
+
+
+async def test_a_word_that_somebody_was_told_may_come_early(bench: Bench) -> None:
+    """As every fact: what it is about may still be on its way."""
+    await bench.add(Notified(kit.task_id(1)), kit.finished(1))
+    await bench.add(kit.submitted(1, options=NOTIFIED), stream=kit.OTHER)
+
+    assert (await bench.log.to_notify(frozenset(), 10)).keys == frozenset()

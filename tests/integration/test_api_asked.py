@@ -28,6 +28,7 @@ FULL: dict[str, Any] = {
     "priority": -50,
     "retries": 3,
     "retry_on": [11, 75, "lost"],
+    "notify_url": "https://hooks.example:8443/a?b=c",
     "requires": {
         "labels": {"disk": "ssd"},
         "node": "pi4",
@@ -66,6 +67,7 @@ def test_every_field_arrives() -> None:
         stdin="hällo".encode(),
         is_scratch=True,
         grace_s=0,
+        notify_url="https://hooks.example:8443/a?b=c",
         requires=Requires(
             labels=(("disk", "ssd"),),
             node="pi4",
@@ -159,6 +161,19 @@ def test_any_bytes_come_in_as_base64() -> None:
         ("retry_on", [256]),
         ("retry_on", "lost"),
         ("retry_on", [1] * 65),
+        ("notify_url", "ftp://a/b"),
+        ("notify_url", "file:///etc/passwd"),
+        ("notify_url", "http://"),
+        ("notify_url", "http:///path"),
+        ("notify_url", "http://a:x/"),
+        ("notify_url", "http://a:0/"),
+        ("notify_url", "http://a:99999/"),
+        ("notify_url", "http://[::1/"),
+        ("notify_url", "http://ana:secret@a/"),
+        ("notify_url", "http://a/b c"),
+        ("notify_url", "http://a/\r\nHost: b"),
+        ("notify_url", "http://ä/"),
+        ("notify_url", "http://a/" + "x" * 2048),
     ],
 )
 def test_what_cannot_be_is_refused_by_name(field: str, value: object) -> None:

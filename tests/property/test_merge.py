@@ -7,7 +7,14 @@ from functools import reduce
 from hypothesis import given
 from hypothesis import strategies as st
 
-from octaskly.core.facts import Assigned, CancelAsked, Finished, Submitted, TaskFact
+from octaskly.core.facts import (
+    Assigned,
+    CancelAsked,
+    Finished,
+    Notified,
+    Submitted,
+    TaskFact,
+)
 from octaskly.core.merge import TaskRecord, apply, join, record_of
 from octaskly.core.model import (
     AttemptId,
@@ -38,6 +45,7 @@ outcomes = st.builds(
 facts: st.SearchStrategy[TaskFact] = st.one_of(
     st.builds(Submitted, st.builds(spec, st.just("t"), ord=st.integers(1, 2))),
     st.builds(CancelAsked, st.just(TASK), st.sampled_from(["x", "y"])),
+    st.builds(Notified, st.just(TASK)),
     st.builds(Assigned, st.just(TASK), attempts, nodes),
     st.builds(Finished, st.just(TASK), attempts, nodes, outcomes),
 )

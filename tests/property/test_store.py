@@ -18,6 +18,7 @@ from octaskly.core.facts import (
     Entry,
     Finished,
     Floor,
+    Notified,
     TaskFact,
 )
 from octaskly.core.merge import TaskRecord
@@ -48,6 +49,7 @@ IDS = st.builds(kit.task_id, NUMBERS)
 FACTS: st.SearchStrategy[TaskFact] = st.one_of(
     st.builds(lambda n, o: kit.submitted(n, ord=o), NUMBERS, st.integers(1, 2)),
     st.builds(CancelAsked, IDS, st.sampled_from(["ada", "bob"])),
+    st.builds(Notified, IDS),
     st.builds(Assigned, IDS, ATTEMPTS, NODES),
     st.builds(Finished, IDS, ATTEMPTS, NODES, OUTCOMES),
 )

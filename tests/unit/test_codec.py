@@ -16,6 +16,7 @@ from octaskly.core.facts import (
     Finished,
     Floor,
     Mark,
+    Notified,
     Submitted,
 )
 from octaskly.core.merge import Birth, TaskRecord, TaskRow
@@ -137,6 +138,7 @@ FLOOR = Floor(5, (Mark(STREAM, 7, EPOCH), Mark(StreamId(1), 2, EPOCH)), VECTOR)
 FACTS: tuple[Fact, ...] = (
     Submitted(SPEC),
     CancelAsked(TASK, "me"),
+    Notified(TASK),
     Assigned(TASK, ATTEMPT, NODE),
     Finished(TASK, ATTEMPT, NODE, OUTCOME),
     FLOOR,

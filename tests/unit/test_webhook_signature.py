@@ -1,0 +1,35 @@
+"""What receivers check is what the libraries of Standard Webhooks check."""
+
+from __future__ import annotations
+
+import base64
+
+from octaskly.api.webhooks import signed
+from octaskly.trust import generate
+from octaskly.trust.secret import MeshSecret
+
+
+def test_signature_is_that_of_the_standard() -> None:
+    """The example of its libraries."""
+    key = base64.b64decode("MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw")
+
+    headers = signed(
+        key, "msg_p5jXN8AQM9LWM0D4loKWxJek", 1614265330, b'{"test": 2432232314}'
+    )
+
+    assert headers == {
+        "Content-Type": "application/json",
+        "webhook-id": "msg_p5jXN8AQM9LWM0D4loKWxJek",
+        "webhook-timestamp": "1614265330",
+        "webhook-signature": "v1,g0hM9SsE+OTPJTGt/tmIKtSyZlE3uFJELVlNIOLJ1OE=",
+    }
+
+
+def test_key_follows_from_the_secret_in_force() -> None:
+    """The same on all nodes; another one once the secret was renewed."""
+    one, two = generate().generations[0], generate().generations[0]
+    secret, renewed = MeshSecret((one,)), MeshSecret((one, two))
+
+    assert secret.webhook_key() == MeshSecret((one,)).webhook_key()
+    assert len({secret.webhook_key(), renewed.webhook_key(), one, two}) == 4
+    assert secret.webhook_key() != secret.token_key(1)
