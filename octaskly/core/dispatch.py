@@ -91,6 +91,7 @@ class Dispatch:
         self.is_reigning = self.is_accepting = False
         self._adoption.end()
         self._resting.forget()
+        self._recording.forget()
         self._placing.end()
 
     def pause_accepting(self) -> None:
@@ -295,8 +296,10 @@ class Dispatch:
             # The worker keeps what only this disk holds, if that shall not do, or if
             # there is a successor to tell.
             may_be_alone = self.is_reigning and not self._is_strict
-            is_enough = replicas > 1 or may_be_alone
-            return [ok, *news] if is_enough else news
+            if replicas == 1 and not may_be_alone:
+                return news
+            self._recording.acknowledged(items)
+            return [ok, *news]
 
         return self._placing.commit(now, told=told)
 

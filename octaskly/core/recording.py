@@ -6,6 +6,7 @@ who hears of it is decided in `dispatch`.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import replace
 
 from octaskly.core.adoption import Adoption
@@ -13,11 +14,13 @@ from octaskly.core.facts import Finished
 from octaskly.core.inhand import WAITING, InHand, Phase
 from octaskly.core.messages import Report
 from octaskly.core.model import (
+    AttemptId,
     AttemptState,
     Moment,
     NodeId,
     Outcome,
     Reason,
+    TaskId,
     TaskSpec,
     TaskState,
 )
@@ -44,10 +47,24 @@ class Recording:
         self._resting = resting
         self._queue = placing.queue
         self._pool = placing.pool
+        self._waiting: set[tuple[TaskId, AttemptId]] = set()
+        """What is recorded, and told again until it may be acknowledged."""
+
+    def forget(self) -> None:
+        """The reign is over."""
+        self._waiting.clear()
+
+    def acknowledged(self, items: Iterable[tuple[TaskId, AttemptId]]) -> None:
+        """The worker is told that these are safe."""
+        self._waiting.difference_update(items)
 
     def record(self, node: NodeId, report: Report, now: Moment) -> bool:
         """Record one report; tell whether it ended its task."""
         placing = self._placing
+        item = (report.task, report.attempt)
+        if item in self._waiting:
+            return False  # Else a log without a standby would grow with each repeat.
+        self._waiting.add(item)
         task = self._queue.tasks.get(report.task)
         if task is None:
             return self._record_unknown(node, report)

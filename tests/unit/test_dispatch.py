@@ -24,6 +24,7 @@ from octaskly.core.messages import (
 from octaskly.core.messages import (
     HeartbeatOk,
     Reattach,
+    Report,
     Results,
 )
 from octaskly.core.model import (
@@ -315,6 +316,22 @@ def test_a_running_task_is_killed_by_force() -> None:
     assert effects[1:] == [kill(B)]
     assert answer == [cancelled(), Announce((T,))]
     assert again == [cancelled()]
+
+
+def test_a_result_that_is_told_again_for_want_of_a_standby_is_written_once() -> None:
+    """Its worker repeats it for as long as that takes."""
+    world = World(is_strict=True)
+    world.dispatch.begin(epoch(), STREAM, moment())
+    report = Report(task=T, attempt=attempt(), outcome=outcome(), spec=spec())
+    message = Results((report,), 1)
+
+    first = world.dispatch.on_results(B, message, moment())
+    told = world.commit()
+    again = world.dispatch.on_results(B, message, moment(1))
+
+    assert facts(first) == [Submitted(spec()), Finished(T, attempt(), B, outcome())]
+    assert told == [Announce((T,))]
+    assert again == []
 
 
 def test_a_strict_mesh_says_that_a_cancel_is_on_one_disk_only() -> None:
