@@ -21,6 +21,7 @@ from octaskly.errors import OctasklyError
 
 COMMANDS = {
     "agent": "octaskly.cli.agent:agent",
+    "array": "octaskly.cli.arrays:array",
     "ca": "octaskly.cli.access:ca",
     "cancel": "octaskly.cli.tasks:cancel",
     "db": "octaskly.cli.database:db",
@@ -28,6 +29,7 @@ COMMANDS = {
     "drain": "octaskly.cli.steering:drain",
     "logs": "octaskly.cli.tasks:logs",
     "ls": "octaskly.cli.tasks:ls",
+    "map": "octaskly.cli.arrays:map_",
     "nodes": "octaskly.cli.overview:nodes",
     "pause": "octaskly.cli.steering:pause",
     "resume": "octaskly.cli.steering:resume",

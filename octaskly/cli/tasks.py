@@ -10,6 +10,7 @@ import msgspec
 
 from octaskly.cli.choice import Choice, resolve_ref
 from octaskly.cli.following import Following
+from octaskly.cli.members import progress, show_array
 from octaskly.cli.render import (
     duration,
     note,
@@ -33,6 +34,7 @@ JSON_OPTION = click.option(
 @click.command()
 @click.option("--status", type=click.Choice(STATES), help="Only tasks in this state.")
 @click.option("--node", metavar="NAME", help="Only tasks that this node runs or ran.")
+@click.option("--array", metavar="ID", help="Only members of this array.")
 @click.option(
     "--limit", type=click.IntRange(1, LIMIT_MAX), default=100, show_default=True
 )
@@ -43,12 +45,19 @@ def ls(
     choice: Choice,
     status: str | None,
     node: str | None,
+    array: str | None,
     limit: int,
     offset: int,
     as_json: bool,  # noqa: FBT001
 ) -> None:
-    """List tasks, oldest first."""
-    query = {"status": status, "worker_id": node, "limit": limit, "offset": offset}
+    """List tasks, oldest first; an array is one line."""
+    query = {
+        "status": status,
+        "worker_id": node,
+        "array": array,
+        "limit": limit,
+        "offset": offset,
+    }
     with choice.client() as client:
         reply = client.request("GET", "/api/v1/tasks", query=query)
     if as_json:
@@ -72,7 +81,7 @@ def _row(task: Task) -> list[str]:
     return [
         task.id,
         task.status,
-        task.worker_id or "-",
+        task.worker_id or "-" if task.array is None else progress(task.array),
         exit_code,
         duration(task.duration_ms),
         task.command,
@@ -91,6 +100,9 @@ def show(choice: Choice, ref: str, as_json: bool) -> None:  # noqa: FBT001
             print_json(client.task_reply(full).body)
             return
         task = client.task(full)
+        if task.array is not None:
+            show_array(client, task)
+            return
     ending = None
     if task.reason not in (None, "exit"):
         signal = f" {task.signal}" if task.signal is not None else ""

@@ -51,6 +51,8 @@ class Task(msgspec.Struct, frozen=True, kw_only=True):
     completed_at: str | None = None
     duration_ms: int | None = None
     queue_ms: int | None = None
+    array: dict[str, Any] | None = None
+    retry_of: str | None = None
     cpu_seconds: float | None = None
     memory_peak_mb: float | None = None
     name: str | None = None
@@ -151,3 +153,4 @@ class Draft(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     grace: int | None = None
     limits: dict[str, int] = {}
     notify_url: str | None = None
+    array: dict[str, Any] | None = None

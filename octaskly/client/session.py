@@ -22,12 +22,19 @@ from octaskly.client.streams import Event, events
 from octaskly.errors import MeshError
 
 TASKS = "/api/v1/tasks"
+ARRAYS = "/api/v1/arrays"
 BATCH_TASKS_MAX = 10_000  #: what one submission may hold
 BATCH_BYTES_MAX = 31 << 20  #: the node takes bodies of 32 MiB
 WAIT_S_MAX = 300  #: longest long poll that a node grants
 CHUNK_BYTES = 1 << 18
 
 _T = TypeVar("_T")
+
+
+class _Array(msgspec.Struct):
+    """What is read of an array."""
+
+    failed_members: list[Task] = []
 
 
 class Client(Connection):
@@ -112,6 +119,12 @@ class Client(Connection):
         """Cancel a queued task, with `force` also a running one."""
         query = {"force": "true"} if force else {}
         return self.request("DELETE", f"{TASKS}/{quote(ref, safe='')}", query=query)
+
+    def failed_members(self, array: str, *, limit: int = 100) -> list[Task]:
+        """Return the first members of an array that failed."""
+        path = f"{ARRAYS}/{quote(array, safe='')}"
+        reply = self.request("GET", path, query={"limit": limit})
+        return self._decode(reply, _Array).failed_members
 
     def retry(self, ref: str) -> Reply:
         """Run an ended task once more, as another task; who repeats it gets that."""

@@ -146,6 +146,42 @@ def test_submitted_lines_are_listed_and_shown(agent: DemoAgent) -> None:
     assert b"exit code:   4" in octaskly(agent, "show", second).stdout
 
 
+def test_an_array_is_handed_in_shown_and_repeated(agent: DemoAgent) -> None:
+    """One id for all numbers; `{}` stays a placeholder among quoted words."""
+    done = octaskly(
+        agent,
+        *("array", "--max-fails", "5", "1-4", "--"),
+        *("sh", "-c", 'echo "$1 $2"; test "$1" -ne 3', "_", "{}", "a b"),
+    )
+    array = done.stdout.decode().strip()
+    with agent.client() as client:
+        assert client.task(array, wait_s=30).status == "failed"
+
+    shown = octaskly(agent, "show", array).stdout.decode()
+    assert "completed:      3\n" in shown
+    assert f"failures:       {array}.3 (exit code 1)\n" in shown
+    assert octaskly(agent, "logs", f"{array}.2").stdout == b"2 a b\n"
+    listed = octaskly(agent, "ls", "--array", array, "--json").stdout
+    ids = [task["id"] for task in json.loads(listed)["tasks"]]
+    assert ids == [f"{array}.{number}" for number in range(1, 5)]
+    assert b" 4/4 " in octaskly(agent, "ls").stdout
+    again = octaskly(agent, "retry", array).stdout.decode().strip()
+    with agent.client() as client:
+        assert (client.task(again, wait_s=30).array or {})["total"] == 1
+
+
+def test_map_prints_what_items_give_in_their_order(agent: DemoAgent) -> None:
+    """From arguments or from stdin; who failed is told, and is the exit code."""
+    done = octaskly(agent, "map", "test {} != y && echo got {}", ":::", "x", "y", "a b")
+    assert (done.returncode, done.stdout) == (1, b"got x\ngot a b\n")
+    assert b".1 failed with exit code 1" in done.stderr
+    done = octaskly(agent, "map", "--", "printf", "%s|", "{}", stdin=b"1\n\n2 3\n")
+    assert (done.returncode, done.stdout, done.stderr) == (0, b"1|2 3|", b"")
+    done = octaskly(agent, "map", "echo {}", stdin=b"")
+    assert done.returncode == 0
+    assert b"there is no item" in done.stderr
+
+
 def test_mesh_is_shown(agent: DemoAgent) -> None:
     """Nodes and stats, for people and for programs."""
     nodes = json.loads(octaskly(agent, "nodes", "--json").stdout)
