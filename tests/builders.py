@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-from octaskly.core.events import Draft, Saved
+from collections.abc import Iterable
+
+from octaskly.core.effects import Load
+from octaskly.core.events import Draft, Loaded, Saved
 from octaskly.core.facts import HLC_EPOCH_MS
 from octaskly.core.journal import Journal
+from octaskly.core.merge import TaskRecord
 from octaskly.core.messages import Report
 from octaskly.core.model import (
     AttemptId,
@@ -22,6 +26,7 @@ from octaskly.core.model import (
     TaskSpec,
     Timing,
 )
+from octaskly.core.options import Pairs, Requires, requires_of, shape_of
 
 START_MS = HLC_EPOCH_MS + 1_000_000
 STREAM = StreamId(77)
@@ -38,11 +43,18 @@ def node_id(name: str) -> NodeId:
     return NodeId(name)
 
 
-def settings(
-    name: str = "a", *, slots: int = 2, limits: Limits | None = None
-) -> Settings:
-    """Return what a node called `name` is told at its start."""
-    info = NodeInfo(
+def node_info(
+    name: str = "a",
+    slots: int = 2,
+    *,
+    memory_mb: int = 0,
+    gpus: tuple[str, ...] = (),
+    labels: Pairs = (),
+    os: str = "linux",
+    arch: str = "x86_64",
+) -> NodeInfo:
+    """Return what a node called `name` says of itself."""
+    return NodeInfo(
         id=node_id(name),
         boot="boot",
         name=name,
@@ -50,7 +62,20 @@ def settings(
         version="0",
         peer_port=1,
         lan_port=2,
+        memory_mb=memory_mb,
+        labels=labels,
+        os=os,
+        arch=arch,
+        cpus=slots,
+        gpus=gpus,
     )
+
+
+def settings(
+    name: str = "a", *, slots: int = 2, limits: Limits | None = None
+) -> Settings:
+    """Return what a node called `name` is told at its start."""
+    info = node_info(name, slots)
     return Settings(node=info, timing=Timing(), limits=limits or Limits())
 
 
@@ -80,6 +105,31 @@ def spec(name: str = "t", *, ord: int = 1, command: str = "true") -> TaskSpec:  
 def draft(command: str = "true", *, id: str | None = None) -> Draft:  # noqa: A002
     """Return a task that somebody asks for."""
     return Draft(command=command, id=None if id is None else TaskId(id))
+
+
+def answer(queued: Iterable[TaskRecord], asked: Load) -> Loaded:
+    """Return what a store with these tasks in its queue answers to a read."""
+    shapes: dict[int, Requires] = {}
+    found = []
+    for record in queued:
+        assert record.spec is not None
+        shape = shape_of(record.spec.options)
+        requires = requires_of(record.spec.options)
+        if shape and requires is not None:
+            shapes[shape] = requires
+        if shape == asked.shape and record.spec.ord > asked.after_ord:
+            found.append(record)
+    # Those of one place are never torn apart, so there may be more than the limit.
+    last = found[: asked.limit][-1].spec if found else None
+    loaded = [r for r in found if r.spec and last and r.spec.ord <= last.ord]
+    is_front = not asked.shape and asked.after_ord < 0
+    return Loaded(
+        asked.after_ord,
+        tuple(loaded),
+        len(found) > len(loaded),
+        asked.shape,
+        tuple(shapes.items()) if is_front else (),
+    )
 
 
 def attempt(n: int = 1, *, term: int = 1, stream: StreamId = STREAM) -> AttemptId:

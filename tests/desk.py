@@ -55,6 +55,7 @@ from tests.builders import (
     journal,
     moment,
     node_id,
+    node_info,
     outcome,
     report,
     settings,
@@ -98,13 +99,18 @@ def reigning(
     world.dispatch.begin(epoch(), STREAM, moment())
     world.dispatch.on_loaded(Loaded(-1, records, has_more=False), moment())
     for name, slots in workers.items():
-        world.dispatch.on_worker_up(NodeId(name), slots, moment())
+        world.dispatch.on_worker_up(node_info(name, slots), moment())
         world.dispatch.on_reattach(
             NodeId(name), Reattach((), slots, NodeState.READY), moment()
         )
     world.dispatch.on_live_loaded(LiveLoaded(live), moment())
     world.commit()
     return world
+
+
+def reattach(name: str, credit: int) -> tuple[NodeId, Reattach]:
+    """Return how a worker that runs nothing tells so."""
+    return NodeId(name), Reattach((), credit, NodeState.READY)
 
 
 def holding(**workers: int) -> World:

@@ -6,8 +6,10 @@ from collections.abc import Iterable
 from enum import StrEnum
 from typing import NamedTuple
 
+from octaskly.core.inhand import Grant
 from octaskly.core.model import NodeId
 from octaskly.core.scheduler import WorkerPool
+from tests.builders import node_info
 
 
 class Why(StrEnum):
@@ -46,10 +48,10 @@ def place(
     held: dict[NodeId, int] = {}
     for view in views:
         slots[view.node], held[view.node] = view.slots, view.outstanding
-        pool.add(view.node, view.slots)
+        pool.add(node_info(view.node, view.slots))
         pool.set_credit(view.node, view.slots if view.credit is None else view.credit)
         pool.set_load(view.node, view.cpu_percent)
-        pool.attach(view.node, view.outstanding)
+        pool.attach(view.node, view.outstanding, Grant())
     placements: list[Placement] = []
     while len(placements) < wanted and (node := pool.take()) is not None:
         held[node] += 1

@@ -7,7 +7,7 @@ commits, reads of the store, messages on links, the end of attempts.
 from __future__ import annotations
 
 from collections import deque
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from octaskly.core.dispatch import Dispatch
 from octaskly.core.effects import (
@@ -51,22 +51,43 @@ from octaskly.core.model import (
     AttemptId,
     AttemptState,
     Epoch,
+    Hold,
     Limits,
     LoadSample,
     Moment,
     NodeId,
     Outcome,
+    Settings,
     StreamId,
     TaskId,
     TaskSpec,
     TaskState,
 )
+from octaskly.core.options import Requires, TaskOptions, requires_of
 from octaskly.core.replication import Replication
+from octaskly.core.stance import Stance
 from octaskly.core.worker import Worker
 from tests import builders
 
-LIMITS = Limits(window_tasks=4, load_tasks=2, prefetch=3)
-SLOTS = 2
+LIMITS = Limits(window_tasks=4, load_tasks=2, prefetch=3, lanes=4, lane_tasks=3)
+NODES = {
+    "a": builders.node_info("a", 2),
+    "b": builders.node_info("b", 2, memory_mb=100, labels=(("disk", "ssd"),)),
+    "c": builders.node_info("c", 4, memory_mb=50, gpus=("0", "1")),
+}
+NEEDS = (
+    None,
+    Requires(cpus=2),
+    Requires(cpus=3),
+    Requires(cpus=4, gpus=2),
+    Requires(gpus=1),
+    Requires(memory_mb=40),
+    Requires(cpus=2, memory_mb=70),
+    Requires(labels=(("disk", "ssd"),)),
+    Requires(node="a"),
+)
+"""More kinds of needs than lanes."""
+HOPELESS = Requires(cpus=5)
 
 Key = tuple[TaskId, AttemptId]
 
@@ -101,9 +122,7 @@ class Reign:
         self.replication = Replication(known, self.journal, Membership(known, Saved()))
         self.dispatch = Dispatch(known, self.journal, self.replication, 0)
         self.hands = {
-            NodeId(name): Hand(
-                Worker(builders.settings(name, slots=SLOTS, limits=LIMITS), ())
-            )
+            NodeId(name): Hand(Worker(Settings(node=NODES[name], limits=LIMITS), ()))
             for name in names
         }
         self.written: dict[TaskId, TaskRecord] = {}
@@ -138,15 +157,19 @@ class Reign:
         self.perform(self.dispatch.begin(epoch, stream, self.now))
         for node, hand in self.hands.items():
             if hand.is_linked:
-                self.perform(self.dispatch.on_worker_up(node, SLOTS, self.now))
+                self.rise(node)
                 hand.down.append(Claimed(epoch))
+
+    def rise(self, node: NodeId) -> None:
+        """Tell the dispatcher of a follower."""
+        self.perform(self.dispatch.on_worker_up(NODES[node], self.now))
 
     def link(self, node: NodeId) -> None:
         hand = self.hands[node]
         if hand.is_linked:
             return
         hand.is_linked = True
-        self.perform(self.dispatch.on_worker_up(node, SLOTS, self.now))
+        self.rise(node)
         hand.down.append(Claimed(Epoch(self.term, self.me)))
 
     def cut(self, node: NodeId) -> None:
@@ -159,11 +182,15 @@ class Reign:
         self.perform(hand.worker.detach(self.now), node)
         self.perform(self.dispatch.on_worker_down(node, self.now))
 
-    def submit(self, count: int) -> None:
+    def submit(
+        self, count: int, requires: Requires | None = None, priority: int = 0
+    ) -> None:
         self.ticket += 1
+        options = None if requires is None else TaskOptions(requires=requires)
+        draft = replace(builders.draft(), options=options, priority=priority)
         event = TasksSubmitted(
             self.ticket,
-            (builders.draft(),) * count,
+            (draft,) * count,
             "tester",
             tuple(f"{i:08x}" for i in range(count)),
         )
@@ -199,16 +226,13 @@ class Reign:
             ]
             self.answers.append(LiveLoaded(tuple(live)))
             return
-        queued = [
-            (record.spec.ord, record)
+        waiting = [
+            record
             for record in self.durable.values()
-            if record.spec is not None
-            and record.state is TaskState.QUEUED
-            and record.spec.ord > asked.after_ord
+            if record.spec is not None and record.state is TaskState.QUEUED
         ]
-        queued.sort(key=lambda pair: pair[0])
-        page = tuple(record for _, record in queued[: asked.limit])
-        self.answers.append(Loaded(asked.after_ord, page, len(queued) > asked.limit))
+        waiting.sort(key=lambda record: record.spec.ord if record.spec else 0)
+        self.answers.append(builders.answer(waiting, asked))
 
     def answer(self) -> None:
         """Hand the oldest answer of the store to the dispatcher."""
@@ -274,11 +298,44 @@ class Reign:
         report = Report(task=key[0], attempt=key[1], outcome=outcome)
         self.perform(hand.worker.on_ended(AttemptsEnded((report,)), self.now), node)
 
+    def pause(self, node: NodeId, *, is_paused: bool) -> None:
+        hold = Hold(is_paused=is_paused)
+        effects = self.hands[node].worker.take_stance(Stance(hold), self.now)
+        self.perform(effects, node)
+
     def advance(self, seconds: float) -> None:
         self.seconds += seconds
         self.perform(self.dispatch.on_time(self.now))
         for node, hand in self.hands.items():
             self.perform(hand.worker.on_time(self.now), node)
+
+    def check_grants(self) -> None:
+        """Nobody was granted more than it has, of all that was not told to end."""
+        for name, hand in self.hands.items():
+            granted = [
+                requires
+                for key, spec in hand.here.items()
+                if key not in hand.stopping
+                and (requires := requires_of(spec.options)) is not None
+                and requires.is_heavy
+            ]
+            info = NODES[name]
+            assert sum(each.slots for each in granted) <= info.slots
+            assert sum(each.memory_mb for each in granted) <= info.memory_mb
+            assert sum(each.gpus for each in granted) <= len(info.gpus)
+
+    def check_nobody_is_overlooked(self) -> None:
+        """What waits has no room, unless a worker is kept for somebody."""
+        placing = self.dispatch._placing
+        queue, lanes = placing.queue, placing.queue.lanes
+        if placing.turns.reserved is not None:
+            return
+        if queue.first(lanes.plain) is not None:
+            assert placing.pool.take() is None
+        for _, lane in lanes.others():
+            task = queue.first(lane)
+            if task is not None and task.requires is not None:
+                assert placing.pool.take_for(task.requires, ()) is None, task
 
     # --- What follows from it.
 
@@ -360,16 +417,14 @@ class Reign:
 
     # --- The end of all faults.
 
-    def calm_down(self, rounds: int = 400) -> None:
-        """Link everything, let everything happen, until nothing happens any more."""
-        for node in self.hands:
-            self.link(node)
-        for _ in range(rounds):
-            if not self._calm_round():
+    def settle(self) -> None:
+        """Let everything happen that is under way, but for the ends of attempts."""
+        for _ in range(100):
+            if not self._settle_round():
                 return
         raise AssertionError("it never comes to rest")
 
-    def _calm_round(self) -> bool:
+    def _settle_round(self) -> bool:
         is_busy = False
         for queue, happen in (
             (self.commits, self.commit),
@@ -386,6 +441,29 @@ class Reign:
             while hand.up:
                 is_busy = True
                 self.hear_worker(node)
+        return is_busy
+
+    def give_up_the_hopeless(self) -> None:
+        """Cancel what no node can run."""
+        while self.commits:
+            self.commit()
+        for task, record in self.durable.items():
+            spec = record.spec
+            if spec is not None and requires_of(spec.options) == HOPELESS:
+                self.cancel(task, force=True)
+
+    def calm_down(self, rounds: int = 400) -> None:
+        """Link everything, let everything happen, until nothing happens any more."""
+        for node in self.hands:
+            self.link(node)
+        for _ in range(rounds):
+            if not self._calm_round():
+                return
+        raise AssertionError("it never comes to rest")
+
+    def _calm_round(self) -> bool:
+        is_busy = self._settle_round()
+        for node, hand in self.hands.items():
             while hand.here:
                 is_busy = True
                 self.finish(node, builders.outcome())

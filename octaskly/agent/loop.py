@@ -183,7 +183,7 @@ class CoreLoop:
         self._reads.create_task(work)
 
     async def _load(self, effect: ef.Load) -> None:
-        self.post(await self._store.load(effect.after_ord, effect.limit))
+        self.post(await self._store.load(effect.after_ord, effect.limit, effect.shape))
 
     async def _load_live(self) -> None:
         self.post(ev.LiveLoaded(await self._store.load_live()))

@@ -36,6 +36,7 @@ from octaskly.core.model import (
     Epoch,
     Moment,
     NodeId,
+    NodeInfo,
     Settings,
     StreamId,
     TaskSpec,
@@ -132,7 +133,7 @@ class Dispatch:
         specs, fresh = self._acceptance.specs(event, now)
         self._placing.facts += [Submitted(spec) for spec in fresh]
         is_alone = len(fresh) == 1 and fresh[0].array is None and not is_strict
-        if is_alone and self._queue.is_empty:
+        if is_alone and self._queue.lanes.is_idle(fresh[0]):
             # It starts while it is committed: that is all the time that an idle mesh
             # takes. See docs/decisions/0014-start-while-committing.md.
             self._placing.touch(self._queue.put(fresh[0]))
@@ -244,9 +245,10 @@ class Dispatch:
 
     # --- Workers.
 
-    def on_worker_up(self, node: NodeId, slots: int, now: Moment) -> list[Effect]:
+    def on_worker_up(self, info: NodeInfo, now: Moment) -> list[Effect]:
         """Know a follower; it gets work once it has said what it runs."""
-        self._pool.add(node, slots)
+        self._pool.add(info)
+        self._queue.lanes.new_workers()
         return self._placing.commit(now)
 
     def on_worker_down(self, node: NodeId, now: Moment) -> list[Effect]:
@@ -267,11 +269,9 @@ class Dispatch:
         """Adopt what a worker runs, kill what is void, run again what it lost."""
         if not self.is_reigning:
             return []
-        if node not in self._pool:
-            self._pool.add(node, message.credit)
         self._adoption.on_reattach(node, message, now)
         self._pool.set_credit(node, message.credit)
-        self._pool.attach(node, self.outstanding(node))
+        self._pool.attach(node, self.outstanding(node), self._queue.granted(node))
         return self._placing.commit(now)
 
     def on_results(self, node: NodeId, message: Results, now: Moment) -> list[Effect]:
@@ -279,13 +279,12 @@ class Dispatch:
         if not self.is_reigning:
             return []  # The worker keeps them and tells the next dispatcher.
         self._pool.set_credit(node, message.credit)
-        held_before = self.outstanding(node)
         ended = tuple(
             report.task
             for report in message.reports
             if self._recording.record(node, report, now)
         )
-        self._pool.give_back(node, held_before - self.outstanding(node))
+        self._pool.hold(node, self.outstanding(node), self._queue.granted(node))
         if not message.reports:
             return self._placing.commit(now)
         items = tuple((report.task, report.attempt) for report in message.reports)

@@ -175,10 +175,11 @@ class Unspool:
 
 @dataclass(frozen=True, slots=True)
 class Load:
-    """Read queued tasks with `ord > after_ord`; answered by `Loaded`."""
+    """Read queued tasks of one shape with `ord > after_ord`; answered by `Loaded`."""
 
     after_ord: int
     limit: int
+    shape: int = 0
 
 
 @dataclass(frozen=True, slots=True)

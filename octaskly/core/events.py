@@ -24,7 +24,7 @@ from octaskly.core.model import (
     TaskId,
     TaskState,
 )
-from octaskly.core.options import TaskOptions
+from octaskly.core.options import Requires, TaskOptions
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,11 +152,14 @@ class Persisted:
 
 @dataclass(frozen=True, slots=True)
 class Loaded:
-    """Queued tasks in queue order, the answer to `Load`."""
+    """Queued tasks of one shape in queue order, the answer to `Load`."""
 
     after_ord: int  #: as in the effect
     records: tuple[TaskRecord, ...]
     has_more: bool
+    shape: int = 0  #: as in the effect
+    shapes: tuple[tuple[int, Requires], ...] = ()
+    """The other shapes that wait, where shape 0 was read from its front."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -238,13 +238,14 @@ class Inbound:
         machines = self._machines
         view = machines.members.peers.get(peer)
         if view is None:
-            slots = machines.settings.node.slots
+            info = machines.settings.node
         else:
             message = view.joined(message)
             if message.more:
                 return []  # What the next part lists is not lost.
-            slots = view.info.slots
-        effects = machines.dispatch.on_worker_up(peer, slots, now)
+            info = view.info
+        name = machines.registry.name_of(peer, info.name)
+        effects = machines.dispatch.on_worker_up(replace(info, name=name), now)
         if view is not None:
             view.is_worker = True
         return effects + machines.dispatch.on_reattach(peer, message, now)

@@ -11,6 +11,7 @@ from enum import IntEnum
 
 from octaskly.core.arrays import Rest
 from octaskly.core.model import AttemptId, NodeId, TaskSpec, TaskState
+from octaskly.core.options import Requires, requires_of, slots_of
 from octaskly.core.retry import NO_TRIES, Tries
 
 
@@ -66,3 +67,30 @@ class InHand:
     rest: Rest | None = None  #: of an array: its members that were not handed out
     ahead: InHand | None = None  #: of an array: the member to hand out next
     failed: int = 0  #: of an array: its members that failed
+    shape: int | None = None  #: of the lane in which it waits, once it does
+    size: int = 0  #: bytes that it takes while it waits, roughly
+
+    @property
+    def requires(self) -> Requires | None:
+        """What it asks of its node."""
+        return requires_of(self.spec.options)
+
+    @property
+    def slots(self) -> int:
+        """How many slots it holds on its node."""
+        return slots_of(self.spec.options)
+
+
+@dataclass(slots=True)
+class Grant:
+    """What the attempts on one node were granted beyond one slot each."""
+
+    slots: int = 0
+    memory_mb: int = 0
+    gpus: int = 0
+
+    def add(self, requires: Requires, sign: int) -> None:
+        """Count what one attempt was granted (1), or no longer has (-1)."""
+        self.slots += sign * (requires.slots - 1)
+        self.memory_mb += sign * requires.memory_mb
+        self.gpus += sign * requires.gpus

@@ -140,6 +140,11 @@ class Member:
     load: LoadSample = NO_LOAD
     memory_mb: int = 0
     strain: Strain | None = None  #: as in HeartbeatOk
+    labels: tuple[tuple[str, str], ...] = ()
+    os: str = ""
+    arch: str = ""
+    cpus: int = 0
+    gpus: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -270,6 +270,10 @@ class NodeInfo:
     labels: tuple[tuple[str, str], ...] = ()
     electable: bool = True
     on_mains: bool = True
+    os: str = ""  #: as `linux`
+    arch: str = ""  #: as `x86_64`
+    cpus: int = 0  #: of the machine; `slots` are those on offer
+    gpus: tuple[str, ...] = ()  #: what each is called
 
 
 class LoadSample(NamedTuple):
@@ -332,7 +336,11 @@ class Timing:
 class Limits:
     """Bounds on everything that a peer or client controls."""
 
-    window_tasks: int = 10_000  #: queued tasks held in memory by the dispatcher
+    window_tasks: int = 10_000  #: queued tasks held in memory by the dispatcher,
+    window_bytes: int = 64 << 20  #: of so many bytes, roughly, that ask for nothing
+    lanes: int = 128  #: kinds of needs with a window of their own, smaller:
+    lane_tasks: int = 256
+    lane_bytes: int = 1 << 20
     load_tasks: int = 5_000  #: rows asked from the store at once
     frame_bytes: int = 8 << 20
     hello_bytes: int = 1 << 20

@@ -8,7 +8,9 @@ are plain stay small.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import json
+from dataclasses import astuple, dataclass, replace
+from hashlib import blake2b
 
 Pairs = tuple[tuple[str, str], ...]
 """Names with their values, ordered by name, each name once."""
@@ -29,6 +31,32 @@ class Requires:
     cpus: int = 0  #: slots that the task holds; 0: one
     memory_mb: int = 0
     gpus: int = 0
+
+    @property
+    def slots(self) -> int:
+        """How many slots the task holds."""
+        return max(self.cpus, 1)
+
+    @property
+    def is_heavy(self) -> bool:
+        """Whether it takes more of its node than one slot, so never waits there."""
+        return self.cpus > 1 or self.memory_mb > 0 or self.gpus > 0
+
+    @property
+    def shape(self) -> int:
+        """What is the same for all that ask for the same; 0: nothing is asked for.
+
+        It is stored, so another version may find another one for the same needs: then
+        they wait in two lanes instead of one.
+        """
+        plain = replace(self, cpus=0) if self.cpus == 1 else self
+        if plain == _NOTHING:
+            return 0
+        digest = blake2b(json.dumps(astuple(plain)).encode(), digest_size=8).digest()
+        return int.from_bytes(digest) >> 1 or 1
+
+
+_NOTHING = Requires()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -114,3 +142,22 @@ class TaskOptions:
             + len(self.stdin)
             + (0 if self.array is None else self.array.items_bytes // CHAR_BYTES)
         )
+
+
+def requires_of(options: TaskOptions | None) -> Requires | None:
+    """Return what a task asks of its node."""
+    return None if options is None else options.requires
+
+
+def slots_of(options: TaskOptions | None) -> int:
+    """Return how many slots a task holds while it runs."""
+    if options is None or options.requires is None:
+        return 1
+    return options.requires.slots
+
+
+def shape_of(options: TaskOptions | None) -> int:
+    """Return the lane in which a task waits: tasks of one shape fit the same nodes."""
+    if options is None or options.requires is None:
+        return 0
+    return options.requires.shape

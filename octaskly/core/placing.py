@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import takewhile
 
 from octaskly.core.arrays import BY_FAILURES, member_of
 from octaskly.core.effects import Announce, Effect, Send
@@ -36,6 +37,7 @@ from octaskly.core.replication import Replication, Told
 from octaskly.core.retry import counted, judged, loss, may_run_twice
 from octaskly.core.scheduler import WorkerPool
 from octaskly.core.taskqueue import TaskQueue
+from octaskly.core.turns import Turns
 
 NOWHERE = Outcome(state=AttemptState.FAILED, reason=Reason.INPUTS)
 
@@ -48,8 +50,9 @@ class Placing:
     def __init__(
         self, limits: Limits, journal: Journal, replication: Replication
     ) -> None:
-        self.queue = TaskQueue(limits)
         self.pool = WorkerPool(limits.prefetch)
+        self.queue = TaskQueue(limits, self.pool.can_run)
+        self.turns = Turns(self.queue, self.pool)
         self.epoch: Epoch = NO_EPOCH
         self.is_placing = False
         self.facts: list[Fact] = []
@@ -73,6 +76,7 @@ class Placing:
         self.epoch = NO_EPOCH
         self.is_placing = False
         self.pool.detach_all()
+        self.turns.forget()
         self.queue.forget()
 
     # --- What a step may decide.
@@ -86,8 +90,9 @@ class Placing:
         if task is None or task.phase is not Phase.LIVE or task.node is None:
             return False
         slots = self.pool.slots(task.node)
-        before = list(self.queue.held[task.node]).index(task.spec.id)
-        return 0 < slots <= before
+        held = self.queue.held[task.node].values()
+        before = takewhile(lambda other: other is not task, held)
+        return 0 < slots <= sum(other.slots for other in before)
 
     def touch(self, task: InHand) -> None:
         """Keep the task in hand until what this step writes is durable."""
@@ -211,9 +216,9 @@ class Placing:
 
     def fail_lacking(self) -> None:
         """End the queued tasks of which every worker lacks an input."""
-        workers = self.pool.attached()
-        for task in self.queue.all_picky() if workers else ():
-            if task.lacking.issuperset(workers):
+        for task in self.queue.all_picky():
+            workers = self.pool.able(task.requires)
+            if workers and task.lacking.issuperset(workers):
                 assert task.attempt is not None
                 assert task.node is not None
                 outcome = replace(NOWHERE, detail=task.lack)
@@ -233,7 +238,7 @@ class Placing:
         once a standby has it, too.
         """
         effects: list[Effect] = []
-        batches = self._place() if self.is_placing else {}
+        batches = self._place(now) if self.is_placing else {}
         if self.facts:
             effects.append(self._journal.append(self.facts, now))
             self.facts = []
@@ -263,18 +268,21 @@ class Placing:
 
         return durable
 
-    def _place(self) -> dict[NodeId, list[Item]]:
+    def _place(self, now: Moment) -> dict[NodeId, list[Item]]:
         """Give queued tasks to workers that have room, the oldest first."""
         queue, pool = self.queue, self.pool
         batches: dict[NodeId, list[Item]] = {}
         for task in queue.picky():
-            node = pool.take(task.lacking)
+            excluded = (*task.lacking, *self.turns.kept_from(task, task.shape))
+            requires = task.requires
+            if requires is None:
+                node = pool.take(excluded)
+            else:
+                node = pool.take_for(requires, excluded)
             if node is not None:
                 self._assign(task, node, batches)
-        while (task_next := queue.first()) is not None and (
-            node := pool.take()
-        ) is not None:
-            self._assign(task_next, node, batches)
+        for task, node in self.turns.turns(now):
+            self._assign(task, node, batches)
         return batches
 
     def _assign(

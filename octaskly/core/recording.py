@@ -105,7 +105,7 @@ class Recording:
         if outcome.reason is Reason.INPUTS:
             task.lacking |= {node}
             task.lack = outcome.detail
-            workers = self._pool.attached()
+            workers = self._pool.able(task.requires)
             if task.lacking.issuperset(workers) and task.final is None:
                 return self._finish_lacking(task, outcome)
         elif outcome.reason in NO_MORE_WORK:

@@ -2,7 +2,9 @@
 
 Owns how much each worker may hold and how much it holds. It does not know tasks:
 it answers "who takes one more?", in logarithmic time, so that neither a long queue
-nor a big mesh costs anything per task.
+nor a big mesh costs anything per task. For the few that ask for something it looks at
+each worker: such a task gets what it asks for until it ends, and never more is given
+away than a worker has.
 """
 
 from __future__ import annotations
@@ -11,7 +13,10 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from heapq import heapify, heappop, heappush
 
-from octaskly.core.model import NodeId
+from octaskly.core.inhand import Grant
+from octaskly.core.model import NodeId, NodeInfo
+from octaskly.core.needs import has_all
+from octaskly.core.options import Requires
 
 LOAD_STEP_PERCENT = 10  #: finer differences in load are noise, not a reason
 HEAP_SLACK = 64  #: outdated heap lines that are kept before the heap is rebuilt
@@ -21,12 +26,33 @@ HEAP_SLACK = 64  #: outdated heap lines that are kept before the heap is rebuilt
 class _Worker:
     """One worker as the pool counts it."""
 
+    info: NodeInfo
     slots: int
     credit: int
-    outstanding: int = 0
+    outstanding: int = 0  #: slots that its attempts hold, or wait for
+    memory_mb: int = 0  #: that its attempts were granted
+    gpus: int = 0
     load: int = 0  #: in steps of `LOAD_STEP_PERCENT`
     is_attached: bool = False
     version: int = 0  #: of its line in the heap; other lines are outdated
+
+    @property
+    def rank(self) -> tuple[float, int]:
+        """Its place among workers with room: the lowest comes first."""
+        return self.outstanding / self.slots, self.load
+
+    def has_room(self, requires: Requires) -> bool:
+        """Whether a task may be given to it now, if it suits at all."""
+        if not self.is_attached or self.outstanding >= self.credit:
+            return False
+        if not requires.is_heavy:
+            return True
+        return (
+            # What it asks for is set aside at once, so nothing may be before it.
+            self.outstanding + requires.slots <= min(self.credit, self.slots)
+            and self.memory_mb + requires.memory_mb <= self.info.memory_mb
+            and self.gpus + requires.gpus <= len(self.info.gpus)
+        )
 
 
 class WorkerPool:
@@ -40,38 +66,45 @@ class WorkerPool:
         self._prefetch_max = prefetch_max
         self._workers: dict[NodeId, _Worker] = {}
         self._heap: list[tuple[float, int, NodeId, int]] = []
+        self.freed: set[NodeId] = set()
+        """Workers that may have more room than when this was emptied."""
 
-    def __contains__(self, node: NodeId) -> bool:
-        return node in self._workers
-
-    def add(self, node: NodeId, slots: int) -> None:
+    def add(self, info: NodeInfo) -> None:
         """Know a worker; it takes nothing before it is attached."""
-        slots = max(slots, 1)
-        worker = self._workers.get(node)
+        slots = max(info.slots, 1)
+        worker = self._workers.get(info.id)
         if worker is None:
-            self._workers[node] = _Worker(slots, slots)
+            self._workers[info.id] = _Worker(info, slots, slots)
             return
-        worker.slots = slots
-        self._offer(node, worker)
+        worker.info, worker.slots = info, slots
+        self._offer(info.id, worker)
 
     def remove(self, node: NodeId) -> None:
         """Forget a worker; its lines in the heap become outdated."""
         self._workers.pop(node, None)
+        self.freed.discard(node)
 
-    def attach(self, node: NodeId, outstanding: int) -> None:
+    def attach(self, node: NodeId, attempts: int, extra: Grant) -> None:
         """Let a worker take attempts, on top of those that it said it holds."""
-        worker = self._workers[node]
-        worker.is_attached = True
-        worker.outstanding = outstanding
-        self._offer(node, worker)
+        self._workers[node].is_attached = True
+        self.hold(node, attempts, extra)
+
+    def hold(self, node: NodeId, attempts: int, extra: Grant) -> None:
+        """Count what the worker holds: so many attempts, and what they were granted."""
+        worker = self._workers.get(node)
+        if worker is not None:
+            worker.outstanding = attempts + extra.slots
+            worker.memory_mb, worker.gpus = extra.memory_mb, extra.gpus
+            self._offer(node, worker)
 
     def detach_all(self) -> None:
         """Let nobody take anything until it is attached again."""
         for worker in self._workers.values():
             worker.is_attached = False
-            worker.outstanding = 0
+            worker.outstanding = worker.memory_mb = worker.gpus = 0
             worker.credit = worker.slots
         self._heap.clear()
+        self.freed.clear()
 
     def slots(self, node: NodeId) -> int:
         """Return how many attempts a worker runs at a time, 0 if it is not known."""
@@ -86,6 +119,35 @@ class WorkerPool:
     def attached(self) -> list[NodeId]:
         """Return the workers that take attempts."""
         return [node for node, worker in self._workers.items() if worker.is_attached]
+
+    def able(self, requires: Requires | None) -> list[NodeId]:
+        """Return the workers that take such attempts, busy or not."""
+        if requires is None:
+            return self.attached()
+        workers = self._workers
+        return [n for n in self.attached() if has_all(workers[n].info, requires)]
+
+    def can_run(self, requires: Requires) -> bool:
+        """Whether a worker that is known could run such an attempt."""
+        return any(has_all(each.info, requires) for each in self._workers.values())
+
+    def may_wait_for(self, node: NodeId, requires: Requires) -> bool:
+        """Whether a worker will have room for such an attempt if it gets no others."""
+        worker = self._workers.get(node)
+        return (
+            worker is not None
+            and worker.is_attached
+            and worker.credit >= requires.slots
+            and has_all(worker.info, requires)
+        )
+
+    def clearest(self, requires: Requires) -> NodeId | None:
+        """Return the worker that will have room for such an attempt first, roughly."""
+        return min(
+            (node for node in self.attached() if self.may_wait_for(node, requires)),
+            key=lambda node: (*self._workers[node].rank, node),
+            default=None,
+        )
 
     def set_credit(self, node: NodeId, credit: int) -> None:
         """Believe what a worker says it takes in all, within what we allow."""
@@ -113,13 +175,6 @@ class WorkerPool:
                 worker.load = load
                 self._offer(node, worker)
 
-    def give_back(self, node: NodeId, count: int) -> None:
-        """Count attempts that the worker holds no longer."""
-        worker = self._workers.get(node)
-        if worker is not None:
-            worker.outstanding = max(0, worker.outstanding - count)
-            self._offer(node, worker)
-
     def take(self, excluded: Collection[NodeId] = ()) -> NodeId | None:
         """Choose who takes one more attempt and count it; None: all are full."""
         heap, workers = self._heap, self._workers
@@ -144,11 +199,42 @@ class WorkerPool:
             heappush(heap, line)
         return chosen
 
+    def take_for(
+        self,
+        requires: Requires,
+        excluded: Collection[NodeId],
+        among: Collection[NodeId] | None = None,
+    ) -> NodeId | None:
+        """Choose who takes an attempt that asks for something, and count it.
+
+        Args:
+            requires: What it asks for.
+            excluded: Who does not get it.
+            among: Who may have more room than before; None: ask everybody.
+        """
+        chosen: NodeId | None = None
+        best: tuple[float, int, NodeId] | None = None
+        for node in self._workers if among is None else among:
+            worker = self._workers.get(node)
+            if worker is None or node in excluded or not worker.has_room(requires):
+                continue
+            rank = (*worker.rank, node)
+            if (best is None or rank < best) and has_all(worker.info, requires):
+                best, chosen = rank, node
+        if chosen is not None:
+            worker = self._workers[chosen]
+            worker.outstanding += requires.slots
+            worker.memory_mb += requires.memory_mb
+            worker.gpus += requires.gpus
+            self._offer(chosen, worker)
+        return chosen
+
     def _offer(self, node: NodeId, worker: _Worker) -> None:
         """Put the worker's current line into the heap, if it has room."""
         worker.version += 1
         if not worker.is_attached or worker.outstanding >= worker.credit:
             return
+        self.freed.add(node)
         ratio = worker.outstanding / worker.slots
         heappush(self._heap, (ratio, worker.load, node, worker.version))
         if len(self._heap) > 4 * len(self._workers) + HEAP_SLACK:

@@ -1,9 +1,9 @@
-"""The tasks that a dispatcher has in hand: a window of the queue, and what runs.
+"""The tasks that a dispatcher has in hand: the front of the queue, and what runs.
 
-Owns the order of the queue and how the window follows the store. It does not choose
-workers and writes no facts.
+Owns which tasks are in hand, and how they follow the store. The order of what waits is
+in `lanes`. It does not choose workers and writes no facts.
 
-Memory follows running work: the store holds the whole queue, the window its front.
+Memory follows running work: the store holds the whole queue, the lanes its front.
 A read of the store may be older than what this node decided meanwhile, so a task
 stays in hand until the facts about it are durable, and as a shadow until no read is
 under way that could still show it as it was.
@@ -11,13 +11,13 @@ under way that could still show it as it was.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from heapq import heappop, heappush
+from collections.abc import Callable, Iterable
 from itertools import islice
 
-from octaskly.core.effects import Effect, Load, LoadLive
+from octaskly.core.effects import Effect, LoadLive
 from octaskly.core.events import Loaded
-from octaskly.core.inhand import TRANSITIONS, InHand, Phase, Turn
+from octaskly.core.inhand import TRANSITIONS, Grant, InHand, Phase, Turn
+from octaskly.core.lanes import Lane, Lanes
 from octaskly.core.merge import TaskRecord
 from octaskly.core.model import (
     AttemptId,
@@ -28,6 +28,7 @@ from octaskly.core.model import (
     TaskSpec,
     TaskState,
 )
+from octaskly.core.options import Requires
 from octaskly.core.retry import tries_of
 from octaskly.core.unpacking import Unpacking, learn, numbers_in_hand, unpacked
 
@@ -35,52 +36,45 @@ PICKY_LOOK = 32  #: tasks with excluded workers that one placement looks at
 
 
 class TaskQueue:
-    """Tasks in hand, the front of the queue, and the reads that feed it."""
+    """Tasks in hand, the front of the queue, and the reads that feed it.
 
-    def __init__(self, limits: Limits) -> None:
+    Args:
+        limits: How much of the queue is in memory.
+        can_run: Whether some worker has what is asked for, busy or not.
+    """
+
+    def __init__(
+        self, limits: Limits, can_run: Callable[[Requires], bool] = lambda _: True
+    ) -> None:
         self._window_tasks = limits.window_tasks
-        self._load_tasks = limits.load_tasks
         self.tasks: dict[TaskId, InHand] = {}
         self.held: dict[NodeId, dict[TaskId, InHand]] = {}
         """Live tasks by the node that holds them."""
         self.arrays = Unpacking(self.tasks)
-        self.queued = 0
-        """Tasks in phase QUEUED that are in hand."""
-        self._heap: list[tuple[int, TaskId]] = []
+        self._granted: dict[NodeId, Grant] = {}
+        self.lanes = Lanes(limits, can_run)
         self._picky: dict[TaskId, InHand] = {}
         self._shadows: list[TaskId] = []
         self._finals: dict[TaskId, None] = {}
-        self._cursor = -1  #: all that the store has queued up to here is in hand
-        self._has_more = False  #: the store may have more beyond the cursor
-        self._has_left = False  #: a submission was left in the store during a read
-        self._is_stuck = False  #: the last read brought nothing new
-        self._reading: int | None = None  #: `after_ord` of the read under way
-        self._stale_reads: set[int] = set()  #: answers that come but do not count
-        self._starts = 0  #: each start from the front has its own `after_ord`
-        self._is_dirty = False  #: start again as soon as no read is under way
         self._term = 0
         self._live_reads = 0
         self._is_live_dirty = False
         self._stale_live_reads = 0
 
-    # --- The window and the store.
+    # --- The lanes and the store.
 
     def forget(self) -> None:
         """Drop everything: the reign is over."""
         self.tasks.clear()
         self.held.clear()
-        self.queued = 0
-        self._heap.clear()
+        self._granted.clear()
+        self.lanes.forget()
         self._picky.clear()
         self._shadows.clear()
         self._finals.clear()
-        if self._reading is not None:
-            self._stale_reads.add(self._reading)
-        self._reading = None
-        self._is_dirty = self._is_live_dirty = False
+        self._is_live_dirty = False
         self._stale_live_reads += self._live_reads
         self._live_reads = 0
-        self._has_more = False
 
     def begin(self, term: int) -> list[Effect]:
         """Read everything: the front of the queue, and what the log says is live."""
@@ -91,27 +85,17 @@ class TaskQueue:
 
     def reread(self) -> None:
         """Read the queue from its front, and what is live, at the next `refill`."""
-        self._is_dirty = self._is_live_dirty = True
+        self.lanes.is_dirty = self._is_live_dirty = True
 
     def _restart(self) -> None:
-        for task_id, task in list(self.tasks.items()):
-            if task.phase is Phase.QUEUED and task.number == 0:
-                self._leave(self.tasks.pop(task_id))
+        waiting = [task for task in self.tasks.values() if task.phase is Phase.QUEUED]
+        for task in waiting:
+            if task.number == 0:
+                del self.tasks[task.spec.id]
+                self._picky.pop(task.spec.id, None)
                 # Of an array some run already, so it is read with what is live.
                 self._is_live_dirty = self._is_live_dirty or task.rest is not None
-        self._heap = [
-            (task.spec.ord, task_id)
-            for task_id, task in self.tasks.items()
-            if task.phase is Phase.QUEUED and not task.lacking
-        ]
-        self._heap.sort()
-        self._starts += 1
-        # Below every `ord`, and never the same twice, so that the answer to a read
-        # of an earlier reign is not taken for this one.
-        self._cursor = -self._starts
-        self._has_more = True
-        self._is_stuck = True
-        self._is_dirty = False
+        self.lanes.restart(task for task in waiting if task.number)
 
     def live_read(self) -> bool:
         """Count an answer to `LoadLive`; tell whether it counts for this reign."""
@@ -126,49 +110,32 @@ class TaskQueue:
     def refill(self) -> list[Effect]:
         """Read what is out of date, and more when the window is below half."""
         effects: list[Effect] = []
-        if self._reading is None:
+        if not self.lanes.is_reading:
             self._drop_shadows()
-        if self._is_dirty and self._reading is None:
+        if self.lanes.is_dirty and not self.lanes.is_reading:
             self._restart()
         if self._is_live_dirty and not self._live_reads:
             self._is_live_dirty = False
             self._live_reads += 1
             effects.append(LoadLive())
-        if self._reading is not None:
-            return effects
-        if self._has_more and self.queued <= self._window_tasks // 2:
-            effects.append(self._read_more())
-        return effects
-
-    def _read_more(self) -> Load:
-        # Two streams can give one `ord`, so the last one is read again.
-        after_ord = self._cursor - (not self._is_stuck)
-        while after_ord in self._stale_reads:
-            after_ord -= 1
-        self._reading = after_ord
-        self._has_left = False
-        room = max(1, self._window_tasks - self.queued)
-        return Load(after_ord, min(self._load_tasks, room))
+        load = self.lanes.next_read()
+        return effects if load is None else [*effects, load]
 
     def loaded(self, answer: Loaded) -> bool:
         """Take what the store answered; tell whether it counts for this reign."""
-        if answer.after_ord != self._reading:
-            self._stale_reads.discard(answer.after_ord)
+        if not self.lanes.answered(answer):
             return False
-        self._reading = None
-        if not self._is_dirty:
-            self._take(answer)
+        lane = self.lanes.get(answer.shape)
+        if lane is not None and not self.lanes.is_dirty:
+            before, last_ord = len(self.tasks), lane.cursor
+            self.add_arrays(answer.records)
+            for record in answer.records:
+                self._add(record, answer.shape)
+                assert record.spec is not None
+                last_ord = max(last_ord, record.spec.ord)
+            is_news = len(self.tasks) > before
+            lane.read(last_ord, is_news=is_news, has_more=answer.has_more)
         return True
-
-    def _take(self, answer: Loaded) -> None:
-        before = len(self.tasks)
-        self.add_arrays(answer.records)
-        for record in answer.records:
-            self._add(record)
-            assert record.spec is not None
-            self._cursor = max(self._cursor, record.spec.ord)
-        self._is_stuck = len(self.tasks) == before
-        self._has_more = answer.has_more or self._has_left
 
     def add_arrays(self, records: Iterable[TaskRecord]) -> None:
         """Queue what is left of arrays of the store, or learn what others have run."""
@@ -183,7 +150,7 @@ class TaskQueue:
             if known is None and task.rest:
                 self._enqueue(task)
 
-    def _add(self, record: TaskRecord) -> None:
+    def _add(self, record: TaskRecord, shape: int) -> None:
         """Queue a task of the store, unless it is in hand already."""
         assert record.spec is not None
         if record.progress is not None:
@@ -193,7 +160,9 @@ class TaskQueue:
             known.is_sure = True
             known.n = max(known.n, *(a.id.n for a in record.attempts), 0)
         elif record.state is TaskState.QUEUED:
-            self._enqueue(self.from_record(record))
+            task = self.from_record(record)
+            task.shape = shape
+            self._enqueue(task)
 
     def from_record(self, record: TaskRecord) -> InHand:
         """Return a task as the log knows it, not yet in hand."""
@@ -214,6 +183,15 @@ class TaskQueue:
         """Return how many attempts the node holds, as far as is known."""
         return len(self.held.get(node, ()))
 
+    def granted(self, node: NodeId) -> Grant:
+        """Return what its attempts were granted beyond one slot each."""
+        return self._granted.get(node) or Grant()
+
+    def _grant(self, task: InHand, node: NodeId, sign: int) -> None:
+        requires = task.requires
+        if requires is not None and requires.is_heavy:
+            self._granted.setdefault(node, Grant()).add(requires, sign)
+
     # --- The life of a task.
 
     def admit(self, specs: Iterable[TaskSpec]) -> None:
@@ -221,19 +199,10 @@ class TaskQueue:
         for spec in specs:
             if spec.id in self.tasks:
                 continue  # A read was faster than the news of the commit.
-            is_beyond = spec.ord > self._cursor
-            if is_beyond and (self._has_more or self.queued >= self._window_tasks):
-                self._has_more = self._has_left = True
-                continue
-            self._enqueue(unpacked(spec))
-            if is_beyond:
-                self._cursor, self._is_stuck = spec.ord, False
-
-    @property
-    def is_empty(self) -> bool:
-        """Whether nothing waits, in hand or, as far as is known, in the store."""
-        is_read = self._reading is not None or self._is_dirty or self._has_more
-        return not self.queued and not is_read
+            lane = self.lanes.entry(spec)
+            if lane is not None:
+                task = self.tasks[spec.id] = unpacked(spec)
+                lane.push(task)
 
     def put(self, spec: TaskSpec) -> InHand:
         """Queue a task that is not durable yet; the caller must `touch` it."""
@@ -241,18 +210,14 @@ class TaskQueue:
         self._enqueue(task)
         return task
 
-    def first(self) -> InHand | None:
-        """Return the task that is next, if any worker will do for it."""
-        heap, tasks = self._heap, self.tasks
-        while heap:
-            task = tasks.get(heap[0][1])
-            if task is not None and task.phase is Phase.QUEUED and not task.lacking:
-                if task.rest is None:
-                    return task
-                if (member := self.arrays.next_of(task)) is not None:
-                    return member
-                self._forget_array(task)
-            heappop(heap)
+    def first(self, lane: Lane) -> InHand | None:
+        """Return the task of a lane that is next, if any worker will do for it."""
+        while (task := lane.first(self.tasks)) is not None:
+            if task.rest is None:
+                return task
+            if (member := self.arrays.next_of(task)) is not None:
+                return member
+            self._forget_array(task)
         return None
 
     def _forget_array(self, array: InHand) -> None:
@@ -280,13 +245,15 @@ class TaskQueue:
         task.attempt, task.node, task.is_heard = attempt, node, False
         task.n = max(task.n, attempt.n)
         self.held.setdefault(node, {})[task.spec.id] = task
+        if task.shape:
+            self._grant(task, node, 1)
 
     def adopt(self, task: InHand, attempt: AttemptId, node: NodeId) -> None:
         """Take a task in hand that `node` was found to hold."""
         known = self.tasks.setdefault(task.spec.id, task)
         assert known is task
         self.arrays.withdraw(task.spec.id)
-        self.queued += 1
+        self.lanes.of(task).enter(task)
         self.assign(task, attempt, node)
 
     def release(self, task: InHand) -> None:
@@ -319,7 +286,7 @@ class TaskQueue:
 
     def settle(self, tasks: Iterable[InHand], number: int) -> None:
         """Let go of what commit `number` made durable."""
-        is_read = self._reading is not None or self._live_reads > 0
+        is_read = self.lanes.is_reading or self._live_reads > 0
         for task in tasks:
             if task.number != number:
                 continue  # Later facts are still on their way.
@@ -345,22 +312,20 @@ class TaskQueue:
         elif before is Phase.LIVE:
             assert task.node is not None
             del self.held[task.node][task.spec.id]
+            if task.shape:
+                self._grant(task, task.node, -1)
         task.phase = after
         if after is Phase.QUEUED:
             self._enqueue(task)
 
     def _enqueue(self, task: InHand) -> None:
-        task_id = task.spec.id
-        self.tasks[task_id] = task
-        self.queued += 1
+        self.tasks[task.spec.id] = task
+        self.lanes.of(task).push(task)
         if task.lacking:
-            self._picky[task_id] = task
-        else:
-            heappush(self._heap, (task.spec.ord, task_id))
+            self._picky[task.spec.id] = task
 
     def _leave(self, task: InHand) -> None:
-        """Take a task out of the queue; its line in the heap becomes outdated."""
-        self.queued -= 1
+        self.lanes.of(task).leave(task)
         if task.lacking:
             self._picky.pop(task.spec.id, None)
 

@@ -42,6 +42,7 @@ from octaskly.core.model import (
     Settings,
     TaskSpec,
 )
+from octaskly.core.options import slots_of
 from octaskly.core.results import KeptResult, KeptResults, Key
 from octaskly.core.stance import Stance
 
@@ -57,6 +58,7 @@ class _Taken:
     """An attempt that is here, running or waiting for a slot."""
 
     spec: TaskSpec
+    slots: int  #: that it holds while it runs
     is_killed: bool = False
 
 
@@ -79,6 +81,7 @@ class Worker:
         self._taken: dict[Key, _Taken] = {}
         self._started: dict[Key, float] = {}
         """Attempts in slots and since when, oldest first, as far as can be told."""
+        self._busy = 0  #: slots that these hold
         self._waiting: deque[Key] = deque()
         self._kept = KeptResults(saved_reports, settings.limits.entries_bytes)
         self._mean_ms: float | None = None
@@ -262,22 +265,29 @@ class Worker:
     # --- Slots and waiting.
 
     def _take(self, key: Key, spec: TaskSpec) -> None:
-        self._taken[key] = _Taken(spec)
-        if len(self._started) < self._slots:
-            self._started[key] = self._now_s
+        taken = self._taken[key] = _Taken(spec, slots_of(spec.options))
+        if self._busy + taken.slots <= self._slots:
+            self._start(key, taken)
         else:
             self._waiting.append(key)
 
+    def _start(self, key: Key, taken: _Taken) -> None:
+        self._started[key] = self._now_s
+        self._busy += taken.slots
+
     def _leave(self, key: Key) -> _Taken | None:
-        """Take an attempt out of its slot or its waiting place."""
+        """Take an attempt out of its slots or its waiting place."""
         taken = self._taken.pop(key, None)
-        if self._started.pop(key, None) is None:
+        if taken is None or self._started.pop(key, None) is None:
             return taken  # Its line among those that wait is skipped later.
+        self._busy -= taken.slots
         while self._waiting:
-            successor = self._waiting.popleft()
-            if successor in self._taken:
-                self._started[successor] = self._now_s
-                break
+            successor = self._taken.get(self._waiting[0])
+            if successor is not None:
+                if self._busy + successor.slots > self._slots:
+                    break
+                self._start(self._waiting[0], successor)
+            self._waiting.popleft()
         return taken
 
     def _learn(self, outcome: Outcome) -> None:

@@ -140,8 +140,8 @@ class Log(Past, Protocol):
     def remember(self, peer: NodeId, name: str, addresses: Sequence[Address]) -> None:
         """Queue a peer's addresses."""
 
-    async def load(self, after_ord: int, limit: int) -> Loaded:
-        """Read queued tasks with `ord > after_ord`, in order."""
+    async def load(self, after_ord: int, limit: int, shape: int = 0) -> Loaded:
+        """Read queued tasks of one shape with `ord > after_ord`, in order."""
 
     async def load_live(self) -> tuple[TaskRecord, ...]:
         """Read tasks that run, and those that are decided while their latest does."""

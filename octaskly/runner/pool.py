@@ -102,6 +102,7 @@ class Pool:
         self._with_cgroups, self._launchers_started = with_cgroups, 0
         self._groups_dir: Path | None = None  #: own cgroup, once looked for
         self._keys = 0
+        self._extra_slots = 0  #: that attempts in launchers hold beyond one each
         self._items: dict[tuple[TaskId, AttemptId], Item] = {}
         self.recorder = Recorder(archive, self._items)
         self._waiting: deque[Item] = deque()
@@ -254,6 +255,7 @@ class Pool:
                 self.recorder.record(item)
                 continue
             del seat.items[key]
+            self._extra_slots -= item.slots - 1
             if name == "end":
                 self._on_end(seat, item, fields)
             elif item.is_stopped:
@@ -291,6 +293,7 @@ class Pool:
         if self._is_closing:
             return
         lost, seat.items = list(seat.items.values()), {}
+        self._extra_slots -= sum(item.slots - 1 for item in lost)
         bury = partial(end_lost, lost, seat.folder)
         self._in_thread(partial(self._buried, lost), bury)
 
@@ -309,17 +312,25 @@ class Pool:
         batches: dict[LauncherProcess, list[list[Any]]] = {}
         seats = [s for s in self._seats if s.process is not None or self._may_begin(s)]
         while self._waiting:
-            seat = roomiest(seats)
+            seat = roomiest(seats) if self._fits(self._waiting[0]) else None
             if seat is None or (process := self._ensure(seat)) is None:
                 break
             item = self._waiting.popleft()
             seat.items[item.key] = item
+            self._extra_slots += item.slots - 1
             batches.setdefault(process, []).append(run_order(item))
         for process, orders in batches.items():
             process.send(orders)
         if self._waiting and self._look is None:
             loop = asyncio.get_running_loop()
             self._look = loop.call_later(LOOK_S, self._look_round)
+
+    def _fits(self, item: Item) -> bool:
+        """Whether an attempt may begin, if one of them holds several slots."""
+        if item.slots == 1 and not self._extra_slots:
+            return True  # It may as well wait in a launcher.
+        begun = sum(len(seat.items) for seat in self._seats)
+        return not begun or begun + self._extra_slots + item.slots <= self._slots
 
     def _look_round(self) -> None:
         """Give back what waits behind long attempts."""

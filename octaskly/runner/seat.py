@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from octaskly.core.model import AttemptId, TaskSpec
+from octaskly.core.options import slots_of
 from octaskly.runner import cgroup, tree
 from octaskly.runner.process import LauncherProcess
 
@@ -29,6 +30,7 @@ class Item:
         "pid",
         "process",
         "since_s",
+        "slots",
         "spec",
     )
 
@@ -38,6 +40,7 @@ class Item:
         self.key = key
         self.attempt = attempt
         self.spec = spec
+        self.slots = slots_of(spec.options)
         self.since_s = since_s
         self.pid: int | None = None  #: known once it has run for a moment
         self.alive_s = float("inf")  #: when that was known
@@ -82,8 +85,8 @@ class Seat:
         self.depth = 0 if mean_ms >= SHORT_MS else min(DEPTH_MAX, ahead)
 
     def count_older(self, moment_s: float) -> int:
-        """Return how many of its attempts ran already at that moment."""
-        return sum(item.alive_s <= moment_s for item in self.items.values())
+        """Return how many slots are held by attempts that ran already then."""
+        return sum(i.slots for i in self.items.values() if i.alive_s <= moment_s)
 
 
 def roomiest(seats: Sequence[Seat]) -> Seat | None:

@@ -143,6 +143,13 @@ def records_from(db: sqlite3.Connection, found: Sequence[rows.Row]) -> Found:
     ]
 
 
+def records(
+    db: sqlite3.Connection, found: Sequence[rows.Row]
+) -> tuple[TaskRecord, ...]:
+    """Return the records alone, for rows of `TASK_COLUMNS`."""
+    return tuple(record for record, _ in records_from(db, found))
+
+
 def record_of_member(
     array: TaskRecord, number: int, *, twin: int = 1
 ) -> TaskRecord | None:

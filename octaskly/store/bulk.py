@@ -44,8 +44,8 @@ class Bulk:
 TASK_INSERT: Final = Bulk(
     "INSERT INTO tasks (key, id, sequence, state, node, cancelled_by, is_live, tries,"
     " changed, notify, command, timeout_s, inputs, outputs, options, stdin, items,"
-    " submitter, created_ms, ord, born, reborn, stream, seq) VALUES",
-    24,
+    " submitter, created_ms, ord, shape, born, reborn, stream, seq) VALUES",
+    25,
 )
 TASK_UPDATE: Final = Bulk(
     "WITH v (state, node, by, is_live, tries, changed, notify, key) AS (VALUES",
@@ -62,11 +62,12 @@ BIRTH_UPDATE: Final = Bulk(
 )
 SPEC_UPDATE: Final = Bulk(
     "WITH v (command, timeout_s, inputs, outputs, options, stdin, items,"
-    " submitter, created_ms, ord, key) AS (VALUES",
-    11,
+    " submitter, created_ms, ord, shape, key) AS (VALUES",
+    12,
     ") UPDATE tasks SET command = v.command, timeout_s = v.timeout_s,"
     " inputs = v.inputs, outputs = v.outputs, options = v.options, stdin = v.stdin,"
-    " items = v.items, submitter = v.submitter, created_ms = v.created_ms, ord = v.ord"
+    " items = v.items, submitter = v.submitter, created_ms = v.created_ms, ord = v.ord,"
+    " shape = v.shape"
     " FROM v WHERE tasks.key = v.key",
 )
 ATTEMPT_LIVE_UPSERT: Final = Bulk(

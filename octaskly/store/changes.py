@@ -88,7 +88,7 @@ class Changes:
         row = (number, node, by, is_live, tries, task.changed_hlc, None)
         if task.counted is None:
             head = (task.key, record.id, None)
-            place = rows.member_row(array.record.spec.ord)
+            place = rows.member_row(array.record.spec)
             self.inserts.append((*head, *row, *place, *arrays.BORN))
         else:
             self.updates.append((*row, task.key))

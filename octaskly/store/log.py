@@ -30,7 +30,7 @@ from octaskly.core.timeline import History, Reach
 from octaskly.errors import RemoteProtocolError, StoreCorrupt
 from octaskly.ports import Clock, Packer, StoreStats, TaskPage, TaskQuery, ToNotify
 from octaskly.store import history as histories
-from octaskly.store import reader
+from octaskly.store import queue, reader
 from octaskly.store.database import Lock, open_reader, open_writer, translated
 from octaskly.store.plan import plan_floor
 from octaskly.store.snapshot import snapshot
@@ -174,13 +174,13 @@ class Store:
         """Queue a peer's addresses."""
         self._put(Met(peer, name, tuple(addresses), self._clock.now().wall_ms))
 
-    async def load(self, after_ord: int, limit: int) -> Loaded:
-        """Read queued tasks with `ord > after_ord`, in order."""
-        return await self._read(lambda db: reader.load(db, after_ord, limit))
+    async def load(self, after_ord: int, limit: int, shape: int = 0) -> Loaded:
+        """Read queued tasks of one shape with `ord > after_ord`, in order."""
+        return await self._read(lambda db: queue.load(db, after_ord, limit, shape))
 
     async def load_live(self) -> tuple[TaskRecord, ...]:
         """Read tasks that run, and those that are decided while their latest does."""
-        return await self._read(reader.load_live)
+        return await self._read(queue.load_live)
 
     async def answer(
         self, vector: Mapping[StreamId, int], cursor: Cursor | None, bytes_max: int

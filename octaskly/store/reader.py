@@ -10,7 +10,6 @@ from itertools import chain
 from typing import Any
 
 from octaskly.core.arrays import member_of
-from octaskly.core.events import Loaded
 from octaskly.core.facts import Finished, Stored
 from octaskly.core.merge import TaskRecord
 from octaskly.core.messages import Packed
@@ -37,40 +36,6 @@ Keys = tuple[int, int]
 _MEMBER = re.compile(
     r"(?P<name>[^~]+)\.(?P<number>0|[1-9][0-9]{0,8})(?P<twin>~[0-9]+)?"
 )
-_QUEUE = "FROM tasks INDEXED BY tasks_queued WHERE state = 0"
-
-
-def load(db: sqlite3.Connection, after_ord: int, limit: int) -> Loaded:
-    """Return queued tasks with `ord > after_ord`, in order.
-
-    Tasks with one `ord` are never torn apart, so there may be more than `limit`.
-    """
-    found = db.execute(
-        f"SELECT {rows.TASK_COLUMNS} {_QUEUE} AND ord > ? ORDER BY ord, key LIMIT ?",
-        (after_ord, limit + 1),
-    ).fetchall()
-    has_more = len(found) > limit
-    if has_more:
-        extra = found.pop()
-        if found and found[-1][-1] == extra[-1]:
-            found = _with_ties(db, found)
-            has_more = _is_behind(db, found[-1][-1])
-    return Loaded(after_ord, _in_queue(db, found), has_more)
-
-
-def load_live(db: sqlite3.Connection) -> tuple[TaskRecord, ...]:
-    """Return tasks of which an attempt has no end, oldest first.
-
-    Besides those that run, a few that are decided: cancelled but not yet ended. An
-    array of which members run comes with its members.
-    """
-    found = db.execute(
-        f"SELECT {rows.TASK_COLUMNS} FROM tasks INDEXED BY tasks_state"  # noqa: S608
-        " WHERE state = 1"
-        f" UNION ALL SELECT {rows.TASK_COLUMNS} FROM tasks INDEXED BY tasks_live"
-        " WHERE is_live = 1 AND state > 1 ORDER BY key"
-    ).fetchall()
-    return _in_queue(db, found)
 
 
 def task(db: sqlite3.Connection, ref: str) -> TaskRecord | None:
@@ -128,7 +93,7 @@ def tasks(
             f" ({rows.marks(len(some))})",
             some,
         ).fetchall()
-        records.update((record.id, record) for record in _records(db, found))
+        records.update((record.id, record) for record in arrays.records(db, found))
     return {
         name: tuple(replace(records[id_], twin=n) for n, id_ in enumerate(same, 1))
         for name, same in ids.items()
@@ -171,10 +136,10 @@ def page(db: sqlite3.Connection, query: TaskQuery) -> TaskPage:
                 " ORDER BY key LIMIT ?",
                 (first + query.offset, count),
             ).fetchall()
-            return TaskPage(twins.numbered(db, _records(db, found)), total)
+            return TaskPage(twins.numbered(db, arrays.records(db, found)), total)
     behind = total - query.offset - count
     some = _page_keys(db, query, keys, count=count, behind=behind)
-    return TaskPage(twins.numbered(db, _records(db, _by_keys(db, some))), total)
+    return TaskPage(twins.numbered(db, arrays.records(db, _by_keys(db, some))), total)
 
 
 def positions(
@@ -219,7 +184,7 @@ def to_notify(db: sqlite3.Connection, known: frozenset[int], limit: int) -> ToNo
         )
     )
     fresh = sorted(keys - known)[:limit]
-    records = twins.numbered(db, _records(db, _by_keys(db, fresh)))
+    records = twins.numbered(db, arrays.records(db, _by_keys(db, fresh)))
     return ToNotify(keys, tuple(zip(fresh, records, strict=True)))
 
 
@@ -279,48 +244,6 @@ def _stored(packer: Packer, stream: StreamId, row: Sequence[Any]) -> Stored:
     outcome = replace(entry.fact.outcome, stdout=stdout, stderr=stderr)
     entry = replace(entry, fact=replace(entry.fact, outcome=outcome))
     return stream, seq, hlc, packer.pack_entry_body(entry)
-
-
-def _records(
-    db: sqlite3.Connection, found: Sequence[rows.Row]
-) -> tuple[TaskRecord, ...]:
-    return tuple(record for record, _ in arrays.records_from(db, found))
-
-
-def _in_queue(
-    db: sqlite3.Connection, found: Sequence[rows.Row]
-) -> tuple[TaskRecord, ...]:
-    """Return records; of arrays with the members about which nothing is known."""
-    records = _records(db, found)
-    if not any(record.progress for record in records):
-        return records
-    members = arrays.read(db, (row[0] for row in found))
-    whole = []
-    for row, record in zip(found, records, strict=True):
-        progress = record.progress
-        if progress is not None and record.cancelled_by is None:
-            runs = arrays.runs_left(db, members[row[0]])
-            record = replace(record, progress=progress._replace(rest=runs))
-        whole.append(record)
-    return tuple(whole)
-
-
-def _with_ties(db: sqlite3.Connection, found: list[rows.Row]) -> list[rows.Row]:
-    """Complete the group of the last `ord`, which the limit cut."""
-    last = found[-1][-1]
-    ties = db.execute(
-        f"SELECT {rows.TASK_COLUMNS} {_QUEUE} AND ord = ? ORDER BY ord, key",
-        (last,),
-    ).fetchall()
-    return [row for row in found if row[-1] != last] + ties
-
-
-def _is_behind(db: sqlite3.Connection, last_ord: int) -> bool:
-    row = db.execute(
-        f"SELECT 1 {_QUEUE} AND ord > ? LIMIT 1",
-        (last_ord,),
-    ).fetchone()
-    return row is not None
 
 
 def _filters(query: TaskQuery, keys: Keys) -> tuple[str, list[int | str]]:

@@ -25,7 +25,11 @@ from octaskly.core.model import (
     TaskSpec,
     TaskState,
 )
-from octaskly.core.options import ArraySpec, TaskOptions
+from octaskly.core.options import (
+    ArraySpec,
+    TaskOptions,
+    shape_of,
+)
 
 STATES: Final = (
     TaskState.QUEUED,
@@ -117,7 +121,7 @@ def is_live(record: TaskRecord) -> bool:
 
 
 def spec_row(spec: TaskSpec) -> tuple[Any, ...]:
-    """Return the columns from `command` to `ord` of `TASK_COLUMNS`."""
+    """Return the columns from `command` to `ord` of `TASK_COLUMNS`, and `shape`."""
     return (
         spec.command,
         spec.timeout_s,
@@ -127,12 +131,14 @@ def spec_row(spec: TaskSpec) -> tuple[Any, ...]:
         spec.submitter,
         spec.created_ms,
         spec.ord,
+        shape_of(spec.options),
     )
 
 
-def member_row(ord_: int) -> tuple[Any, ...]:
+def member_row(array: TaskSpec) -> tuple[Any, ...]:
     """Return the same columns of a member of an array, which says the rest."""
-    return ("", 0, None, None, None, None, None, "", 0, ord_)
+    shape = shape_of(array.options)
+    return ("", 0, None, None, None, None, None, "", 0, array.ord, shape)
 
 
 def record_from(row: Row, attempts: tuple[Attempt, ...]) -> TaskRecord:
@@ -157,6 +163,11 @@ def record_from(row: Row, attempts: tuple[Attempt, ...]) -> TaskRecord:
         attempts=attempts,
         is_notified=notify == NOTIFIED,
     )
+
+
+def size_of_row(row: Row) -> int:
+    """Return roughly how many characters and bytes a row of `TASK_COLUMNS` has."""
+    return sum(len(part) for part in row[4:] if isinstance(part, str | bytes))
 
 
 def attempt_row(

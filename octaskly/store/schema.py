@@ -144,12 +144,16 @@ CREATE INDEX tasks_born ON tasks (born);
 """
 
 # What tasks ask for beyond a command; `stdin` and the items of an array apart, as they
-# may be large. `notify`: 1 until who asked for it was told of the end, then 0. Rows
-# of members of arrays: see `store.arrays`.
+# may be large. `notify`: 1 until who asked for it was told of the end, then 0. `shape`
+# is what they ask of a node, as a number: each shape has its own place in the queue.
+# Rows of members of arrays: see `store.arrays`.
 _THIRD: Final = """
 ALTER TABLE tasks ADD COLUMN options TEXT;
 ALTER TABLE tasks ADD COLUMN stdin BLOB;
 ALTER TABLE tasks ADD COLUMN items TEXT;
+ALTER TABLE tasks ADD COLUMN shape INTEGER NOT NULL DEFAULT 0;
+DROP INDEX tasks_queued;
+CREATE INDEX tasks_queued ON tasks (shape, ord) WHERE state = 0;
 
 ALTER TABLE tasks ADD COLUMN notify INTEGER;
 CREATE INDEX tasks_notify ON tasks (key) WHERE notify = 1 AND state > 1;

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
 
-from octaskly.core.effects import Append, Join, PlanFloor, Save
+from octaskly.core.effects import Append, Join, Load, PlanFloor, Save
 from octaskly.core.events import FloorPlanned, Loaded, Saved
 from octaskly.core.facts import Entry
 from octaskly.core.merge import TaskRecord
@@ -62,8 +62,8 @@ class DiskLog:
     def unspool(self, items: Sequence[tuple[TaskId, AttemptId]]) -> None:
         self._disk.forget(tuple(items))
 
-    async def load(self, after_ord: int, limit: int) -> Loaded:
-        return self._disk.load(after_ord, limit)
+    async def load(self, after_ord: int, limit: int, shape: int = 0) -> Loaded:
+        return self._disk.load(Load(after_ord, limit, shape))
 
     async def load_live(self) -> tuple[TaskRecord, ...]:
         return self._disk.live()

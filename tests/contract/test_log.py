@@ -26,7 +26,13 @@ from octaskly.core.model import (
     StreamId,
     TaskState,
 )
-from octaskly.core.options import ArraySpec, Requires, TaskLimits, TaskOptions
+from octaskly.core.options import (
+    ArraySpec,
+    Requires,
+    TaskLimits,
+    TaskOptions,
+    shape_of,
+)
 from octaskly.core.timeline import Reach
 from octaskly.ports import Log, TaskPage, TaskQuery
 from octaskly.store import Store
@@ -142,7 +148,9 @@ async def test_what_a_task_asks_for_comes_back(bench: Bench) -> None:
 
     record = merge.apply(None, fact)
     assert await bench.log.task(fact.task) == record
-    assert (await bench.log.load(-1, 9)).records == (record,)
+    front = await bench.log.load(-1, 9)
+    assert front.shapes == ((shape_of(options), options.requires),)
+    assert (await bench.log.load(-1, 9, shape_of(options))).records == (record,)
     (listed,) = (await bench.log.page(TaskQuery())).records
     assert listed.spec is not None
     assert listed.spec.options == replace(options, stdin=b"")
@@ -677,3 +685,41 @@ async def test_a_word_that_somebody_was_told_may_come_early(bench: Bench) -> Non
     await bench.add(kit.submitted(1, options=NOTIFIED), stream=kit.OTHER)
 
     assert (await bench.log.to_notify(frozenset(), 10)).keys == frozenset()
+
+
+async def test_each_shape_of_needs_has_its_own_place_in_the_queue(bench: Bench) -> None:
+    """The front of the plain queue names the shapes that wait, each once."""
+    pair, disk = Requires(cpus=2), Requires(labels=(("disk", "ssd"),))
+    asked = {2: pair, 3: disk, 4: pair, 6: pair}
+    await bench.add(
+        *(
+            kit.submitted(
+                n, options=TaskOptions(requires=asked[n]) if n in asked else None
+            )
+            for n in range(1, 8)
+        )
+    )
+    await bench.add(kit.cancelled(3))
+
+    plain = await bench.log.load(-1, 9)
+    pairs = await bench.log.load(2, 1, pair.shape)
+
+    assert [r.id for r in plain.records] == [kit.task_id(n) for n in (1, 5, 7)]
+    assert plain.shapes == ((pair.shape, pair),)
+    assert [r.id for r in pairs.records] == [kit.task_id(4)]
+    assert (pairs.shape, pairs.has_more, pairs.shapes) == (pair.shape, True, ())
+    assert (await bench.log.load(1, 9)).shapes == ()
+
+
+async def test_what_is_large_is_loaded_in_parts(bench: Bench) -> None:
+    """So that a window over large tasks stays within its bytes."""
+    large = TaskOptions(stdin=bytes(1 << 20))
+    await bench.add(*(kit.submitted(n, options=large) for n in range(1, 25)))
+
+    first = await bench.log.load(-1, 5000)
+    rest = await bench.log.load(len(first.records), 5000)
+
+    assert len(first.records) < 20
+    assert first.has_more
+    assert len(first.records) + len(rest.records) == 24
+    assert not rest.has_more

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from octaskly.core.model import AttemptState, Outcome, OutputFile, Reason, TaskId
+from octaskly.core.options import Requires, TaskOptions
 from octaskly.runner.process import task_environment
 from octaskly.runner.workdir import captured
 from tests.integration.pooling import (
@@ -549,3 +550,25 @@ async def test_a_launcher_that_cannot_start_gives_attempts_no_end(
         outcome = made.outcome(task)
         assert outcome is not None
         assert outcome.state == AttemptState.RELEASED
+
+
+async def test_a_task_with_several_slots_keeps_others_from_running(
+    tmp_path: Path,
+) -> None:
+    """Slots in use, counted by the tasks themselves, are never more than there are."""
+    async with rig(tmp_path, slots=4, launchers=2) as made:
+        items = []
+        for n in range(24):
+            weight = 1 + n % 3
+            command = f"echo +{weight} >> log; sleep 0.02; echo -{weight} >> log"
+            options = TaskOptions(requires=Requires(cpus=weight))
+            items.append(made.item(command, options=options))
+        made.pool.start(items)
+        for _, spec in items:
+            assert summary(await made.end_of(spec.id)) == OK
+
+        running = most = 0
+        for line in (made.workdir / "log").read_text().split():
+            running += int(line)
+            most = max(most, running)
+        assert 2 < most <= 4

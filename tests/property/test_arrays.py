@@ -17,7 +17,7 @@ from octaskly.core.merge import TaskRecord
 from octaskly.core.model import TaskId, TaskSpec
 from octaskly.core.options import ArraySpec, TaskOptions
 from octaskly.ports import TaskQuery
-from octaskly.store import reader, rows
+from octaskly.store import queue, reader, rows
 from tests.contract import log_kit as kit
 from tests.property.test_store import ATTEMPTS, NODES, OUTCOMES, filled, interleaved
 
@@ -100,7 +100,7 @@ def agree(db: sqlite3.Connection, wanted: Sequence[dict[TaskId, TaskRecord]]) ->
         page = reader.page(db, TaskQuery(array=array.id))
         assert {record.id for record in page.records} == own
         assert page.total == len(own)
-    for record in (*reader.load(db, -1, 99).records, *reader.load_live(db)):
+    for record in (*queue.load(db, -1, 99).records, *queue.load_live(db)):
         if record.progress is not None:
             rest = {
                 member_id(record.id, n)

@@ -136,4 +136,4 @@ def test_whatever_happens_every_accepted_task_ends_and_none_runs_after_its_end(
     assert all(world.durable[task].state.is_final for task in world.accepted)
     assert all(world.durable[task].cancelled_by for task in world.cancelled)
     assert world.dispatch._queue.tasks == {}
-    assert world.dispatch._queue.queued == 0
+    assert world.dispatch._queue.lanes.queued == 0

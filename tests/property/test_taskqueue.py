@@ -13,8 +13,9 @@ from hypothesis.stateful import (
 )
 
 from octaskly.core.model import AttemptState, NodeId, Outcome, Reason
-from tests import builders
-from tests.reign import LIMITS, SLOTS, Reign
+from octaskly.core.options import Requires
+from tests import builders, reign
+from tests.reign import HOPELESS, LIMITS, NEEDS, Reign
 
 NODES = st.sampled_from([NodeId(name) for name in "abc"])
 PEERS = st.sampled_from([NodeId(name) for name in "bc"])
@@ -43,10 +44,14 @@ class ReignMachine(RuleBasedStateMachine):
         for node in self.world.hands:
             self.world.link(node)
 
-    @rule(count=st.integers(1, 7))
-    def submit(self, count: int) -> None:
+    @rule(
+        count=st.integers(1, 7),
+        requires=st.none() | st.sampled_from([*NEEDS, HOPELESS]),
+        priority=st.sampled_from([0, 0, 1]),
+    )
+    def submit(self, count: int, requires: Requires | None, priority: int) -> None:
         if len(self.world.written) < 40:
-            self.world.submit(count)
+            self.world.submit(count, requires, priority)
 
     @rule(times=st.integers(1, 3))
     def commit(self, times: int) -> None:
@@ -104,7 +109,7 @@ class ReignMachine(RuleBasedStateMachine):
         self.world.advance(seconds)
 
     @rule(is_wanted=st.sampled_from([False, False, False, True]))
-    def reign(self, is_wanted: bool) -> None:
+    def reign_anew(self, is_wanted: bool) -> None:
         if is_wanted:
             self.world.reign()
 
@@ -117,12 +122,15 @@ class ReignMachine(RuleBasedStateMachine):
         for node in self.world.hands:
             assert (
                 self.world.dispatch.outstanding(node)
-                <= (SLOTS + LIMITS.prefetch) * 2  # Adopted ones may come on top.
+                <= (reign.NODES[node].slots + LIMITS.prefetch) * 2
+                # Adopted ones may come on top.
             )
+        self.world.check_grants()
 
     def teardown(self) -> None:
         """Once faults stop, everything that was accepted comes to its end."""
         world = self.world
+        world.give_up_the_hopeless()
         world.calm_down()
         for task in world.accepted:
             assert world.durable[task].state.is_final
@@ -130,7 +138,7 @@ class ReignMachine(RuleBasedStateMachine):
                 assert world.durable[task].cancelled_by is not None
         assert all(not hand.here for hand in world.hands.values())
         assert world.dispatch._queue.tasks == {}
-        assert world.dispatch._queue.queued == 0
+        assert world.dispatch._queue.lanes.queued == 0
 
 
 TestReign = ReignMachine.TestCase

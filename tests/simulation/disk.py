@@ -10,7 +10,7 @@ import copy
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from octaskly.core.effects import Append, Join, PlanFloor, Save
+from octaskly.core.effects import Append, Join, Load, PlanFloor, Save
 from octaskly.core.events import Advert, FloorPlanned, Loaded, Saved
 from octaskly.core.facts import (
     NO_FLOOR,
@@ -47,6 +47,7 @@ from octaskly.core.model import (
     TaskState,
     Vector,
 )
+from tests.builders import answer
 
 Write = Callable[[], None]
 Kept = tuple[type[Fact], TaskId, AttemptId | None]
@@ -349,13 +350,9 @@ class Disk:
         ]
         return sorted(waiting, key=lambda r: (r.spec.ord if r.spec else 0, r.id))
 
-    def load(self, after_ord: int, limit: int) -> Loaded:
-        """Read the next queued tasks."""
-        found = [r for r in self.queued() if r.spec and r.spec.ord > after_ord]
-        # Those of one place are never torn apart, so there may be more than `limit`.
-        last = found[:limit][-1].spec if found else None
-        loaded = [r for r in found if r.spec and last and r.spec.ord <= last.ord]
-        return Loaded(after_ord, tuple(loaded), len(found) > len(loaded))
+    def load(self, asked: Load) -> Loaded:
+        """Read the next queued tasks of a shape."""
+        return answer(self.queued(), asked)
 
     def live(self) -> tuple[TaskRecord, ...]:
         """Read the tasks that run, and those that are decided while one still does."""

@@ -434,11 +434,11 @@ class World:
                     self.random.uniform(0.001, 0.01),
                     lambda: self._serve(machine, peer, dict(vector), cursor),
                 )
-            case Load(after_ord, limit):
+            case Load():
                 self.later(
                     machine,
                     self.random.uniform(0.001, 0.01),
-                    lambda: self.feed(machine, disk.load(after_ord, limit)),
+                    lambda: self.feed(machine, disk.load(effect)),
                 )
             case LoadLive():
                 self.later(

@@ -28,6 +28,7 @@ from tests.builders import (
     attempt,
     epoch,
     moment,
+    node_info,
     outcome,
     released,
     spec,
@@ -83,7 +84,7 @@ def test_a_new_dispatcher_waits_for_the_workers_of_the_reign_before() -> None:
 def test_an_attempt_that_its_worker_still_runs_is_adopted_as_it_is() -> None:
     """No fact is needed: the log is right."""
     world = reigning(live=(record("t", running(B)),), a=1)
-    world.dispatch.on_worker_up(B, 1, moment())
+    world.dispatch.on_worker_up(node_info(B, 1), moment())
     back = Reattach(((attempt(), spec()),), 1, NodeState.READY)
 
     effects = world.dispatch.on_reattach(B, back, moment())
@@ -96,7 +97,7 @@ def test_an_attempt_that_its_worker_still_runs_is_adopted_as_it_is() -> None:
 def test_an_attempt_that_the_log_does_not_know_becomes_a_fact() -> None:
     """Its assignment was not yet replicated when the dispatcher died."""
     world = reigning()
-    world.dispatch.on_worker_up(B, 1, moment())
+    world.dispatch.on_worker_up(node_info(B, 1), moment())
     back = Reattach(((attempt(), spec()),), 1, NodeState.READY)
 
     effects = world.dispatch.on_reattach(B, back, moment())
@@ -109,7 +110,7 @@ def test_an_attempt_that_the_log_does_not_know_becomes_a_fact() -> None:
 def test_a_queued_task_that_a_worker_already_runs_is_not_started_again() -> None:
     """The task reached the log, its assignment did not."""
     world = reigning(record())
-    world.dispatch.on_worker_up(B, 1, moment())
+    world.dispatch.on_worker_up(node_info(B, 1), moment())
     back = Reattach(((attempt(), spec()),), 1, NodeState.READY)
 
     effects = world.dispatch.on_reattach(B, back, moment())
@@ -124,7 +125,7 @@ def test_a_superseded_attempt_is_killed_when_its_worker_comes_back() -> None:
     world.dispatch.on_time(moment(LATE))
     world.dispatch.on_worker_down(A, moment(LATE))
     world.commit()
-    world.dispatch.on_worker_up(A, 1, moment(LATE))
+    world.dispatch.on_worker_up(node_info(A, 1), moment(LATE))
     back = Reattach(((attempt(), spec()),), 1, NodeState.READY)
 
     assert world.dispatch.on_reattach(A, back, moment(LATE)) == [kill(A)]
@@ -135,6 +136,7 @@ def test_an_attempt_of_a_task_that_ended_is_killed() -> None:
     world = holding(a=1)
     world.dispatch.on_results(A, told(), moment())
     world.commit()
+    world.dispatch.on_worker_up(node_info(B, 1), moment())
     back = Reattach(((attempt(2), spec()),), 1, NodeState.READY)
 
     effects = world.dispatch.on_reattach(B, back, moment())
@@ -146,7 +148,7 @@ def test_an_attempt_that_a_worker_does_not_know_any_more_is_lost_at_once() -> No
     """The order was lost with the link, or the worker restarted."""
     world = holding(b=1)
     world.dispatch.on_worker_down(B, moment(1))
-    world.dispatch.on_worker_up(B, 1, moment(9))
+    world.dispatch.on_worker_up(node_info(B, 1), moment(9))
 
     effects = world.dispatch.on_reattach(B, Reattach((), 1, NodeState.READY), moment(9))
 
@@ -161,7 +163,7 @@ def test_the_log_is_not_believed_about_a_worker_that_has_already_spoken() -> Non
     world = World()
     world.dispatch.begin(epoch(), STREAM, moment())
     world.dispatch.on_loaded(Loaded(-1, (), has_more=False), moment())
-    world.dispatch.on_worker_up(B, 1, moment())
+    world.dispatch.on_worker_up(node_info(B, 1), moment())
     world.dispatch.on_reattach(B, Reattach((), 1, NodeState.READY), moment())
 
     effects = world.dispatch.on_live_loaded(
@@ -190,7 +192,7 @@ def test_an_adopted_task_that_is_lost_is_looked_up_before_it_runs_again() -> Non
     """It may have ended on the other side of a split: success is never repeated."""
     world = reigning(a=1)
     world.dispatch.on_time(moment(LATE))
-    world.dispatch.on_worker_up(B, 1, moment(LATE))
+    world.dispatch.on_worker_up(node_info(B, 1), moment(LATE))
     back = Reattach(((attempt(), spec()),), 1, NodeState.READY)
     world.dispatch.on_reattach(B, back, moment(LATE))
     world.commit()
@@ -207,7 +209,7 @@ def test_entries_of_another_node_make_the_queue_be_read_again() -> None:
     world = reigning(record())
 
     effects = world.dispatch.on_absorbed(moment())
-    world.dispatch.on_worker_up(B, 2, moment())
+    world.dispatch.on_worker_up(node_info(B, 2), moment())
     world.dispatch.on_reattach(B, Reattach((), 2, NodeState.READY), moment())
     placed = world.dispatch.on_loaded(
         Loaded(-2, (record("u", place=2),), has_more=False), moment()
@@ -246,7 +248,7 @@ def test_a_queued_task_that_ended_elsewhere_is_not_run() -> None:
     world.dispatch.on_absorbed(moment())
     queued = (record("t", released_later),)
     world.dispatch.on_loaded(Loaded(-2, queued, has_more=False), moment())
-    world.dispatch.on_worker_up(B, 1, moment())
+    world.dispatch.on_worker_up(node_info(B, 1), moment())
 
     effects = world.dispatch.on_live_loaded(
         LiveLoaded((record("t", old, done, released_later),)), moment()

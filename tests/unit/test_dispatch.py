@@ -41,6 +41,7 @@ from tests.builders import (
     draft,
     epoch,
     moment,
+    node_info,
     outcome,
     released,
     report,
@@ -217,7 +218,7 @@ def test_a_worker_gets_nothing_before_it_said_what_it_runs() -> None:
     """It may still hold the very task that would be sent."""
     world = reigning(record())
 
-    up = world.dispatch.on_worker_up(B, 1, moment())
+    up = world.dispatch.on_worker_up(node_info(B, 1), moment())
     effects = world.dispatch.on_reattach(B, Reattach((), 1, NodeState.READY), moment())
 
     assert up == []
@@ -270,7 +271,7 @@ def test_a_read_that_is_under_way_does_not_bring_a_cancelled_task_back() -> None
     """The store may have answered before the cancel was written."""
     world = World()
     world.dispatch.begin(epoch(), STREAM, moment())
-    world.dispatch.on_worker_up(B, 1, moment())
+    world.dispatch.on_worker_up(node_info(B, 1), moment())
     world.dispatch.on_reattach(B, Reattach((), 1, NodeState.READY), moment())
     world.dispatch.on_cancel(cancel(), moment())
     world.commit()
@@ -369,7 +370,7 @@ def test_a_kill_is_repeated_when_the_worker_comes_back() -> None:
     world.dispatch.on_cancel(cancel(force=True), moment())
     world.commit()
     world.dispatch.on_worker_down(B, moment())
-    world.dispatch.on_worker_up(B, 1, moment())
+    world.dispatch.on_worker_up(node_info(B, 1), moment())
     back = Reattach(((attempt(), spec()),), 1, NodeState.READY)
 
     assert world.dispatch.on_reattach(B, back, moment()) == [kill(B)]
@@ -430,7 +431,7 @@ def test_a_task_that_the_store_says_is_over_is_not_queued() -> None:
     over = (record("t", cancelled="ann"),)
 
     world.dispatch.on_loaded(Loaded(-1, over, has_more=False), moment())
-    world.dispatch.on_worker_up(B, 1, moment())
+    world.dispatch.on_worker_up(node_info(B, 1), moment())
     effects = world.dispatch.on_reattach(B, Reattach((), 1, NodeState.READY), moment())
 
     assert effects == []

@@ -22,6 +22,7 @@ from tests.builders import (
     attempt,
     moment,
     node_id,
+    node_info,
     outcome,
     released,
     report,
@@ -111,7 +112,7 @@ def test_an_unknown_task_that_was_given_back_is_looked_up_in_the_store() -> None
 def test_a_returned_attempt_runs_elsewhere_at_its_old_place() -> None:
     """It waited on the worker while others had room."""
     world = reigning(record("t"), record("u", place=2), b=1)
-    world.dispatch.on_worker_up(A, 1, moment())
+    world.dispatch.on_worker_up(node_info(A, 1), moment())
 
     effects = world.dispatch.on_results(
         B, told(report(end=released(Reason.RETURNED)), credit=1), moment()
@@ -143,7 +144,7 @@ def test_a_worker_without_an_input_is_not_tried_again() -> None:
     lack = released(Reason.INPUTS, "data.csv")
 
     first = world.dispatch.on_results(B, told(report(end=lack)), moment())
-    second = world.dispatch.on_worker_up(A, 1, moment())
+    second = world.dispatch.on_worker_up(node_info(A, 1), moment())
     second += world.dispatch.on_reattach(A, Reattach((), 1, NodeState.READY), moment())
 
     assert facts(first) == [Finished(T, attempt(), B, lack)]
@@ -208,7 +209,7 @@ def test_inputs_that_some_worker_may_have_are_waited_for() -> None:
     lack = released(Reason.INPUTS, "data.csv")
     world.dispatch.on_results(B, told(report("u", end=lack), credit=1), moment(LATE))
 
-    world.dispatch.on_worker_up(node_id("c"), 1, moment(LATE))
+    world.dispatch.on_worker_up(node_info("c", 1), moment(LATE))
     effects = world.dispatch.on_worker_down(node_id("c"), moment(LATE))
 
     assert effects == []

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from octaskly.core.inhand import Grant
 from octaskly.core.model import NodeId
 from octaskly.core.scheduler import WorkerPool
-from tests.builders import node_id
+from tests.builders import node_id, node_info
 from tests.placements import Placement, Why, WorkerView, place
 
 A, B, C = node_id("a"), node_id("b"), node_id("c")
@@ -19,8 +20,8 @@ def pool_of(**slots: int) -> WorkerPool:
     """Return a pool of attached workers with these slots."""
     pool = WorkerPool(prefetch_max=8)
     for name, count in slots.items():
-        pool.add(NodeId(name), count)
-        pool.attach(NodeId(name), 0)
+        pool.add(node_info(name, count))
+        pool.attach(NodeId(name), 0, Grant())
     return pool
 
 
@@ -83,12 +84,12 @@ def test_a_worker_cannot_claim_more_credit_than_is_allowed() -> None:
 def test_a_worker_gets_nothing_before_it_attached() -> None:
     """What it still runs is not known before."""
     pool = WorkerPool(prefetch_max=8)
-    pool.add(A, 2)
+    pool.add(node_info(A, 2))
 
     assert pool.take() is None
     assert pool.attached() == []
 
-    pool.attach(A, 1)
+    pool.attach(A, 1, Grant())
 
     assert [pool.take(), pool.take()] == [A, None]
     assert pool.is_attached(A)
@@ -101,7 +102,7 @@ def test_a_worker_that_is_gone_is_never_chosen() -> None:
     pool.remove(A)
 
     assert [pool.take(), pool.take()] == [B, None]
-    assert A not in pool
+    assert pool.slots(A) == 0
 
 
 def test_excluded_workers_stay_available_for_others() -> None:
@@ -114,11 +115,11 @@ def test_excluded_workers_stay_available_for_others() -> None:
 
 
 def test_a_returned_attempt_makes_room_again() -> None:
-    """Outstanding counts down to zero and no further."""
+    """What it holds is told by who knows."""
     pool = pool_of(a=1)
     pool.take()
 
-    pool.give_back(A, 5)
+    pool.hold(A, 0, Grant())
 
     assert [pool.take(), pool.take()] == [A, None]
 
@@ -152,16 +153,16 @@ def test_the_heap_stays_small_whatever_happens() -> None:
         pool.set_load(A, turn % 2 * 50.0)
         node = pool.take()
         assert node is not None
-        pool.give_back(node, 1)
+        pool.hold(node, 0, Grant())
 
     assert len(pool._heap) < 200
-    assert C in pool
+    assert pool.slots(C) == 2
 
 
 def test_more_slots_are_used_at_once() -> None:
     """A worker that comes back bigger is offered again."""
     pool = pool_of(a=1)
-    pool.add(A, 4)
+    pool.add(node_info(A, 4))
     pool.set_credit(A, 4)
 
     assert [pool.take() for _ in range(5)] == [A, A, A, A, None]
@@ -173,9 +174,9 @@ def test_calls_about_unknown_workers_change_nothing() -> None:
 
     pool.set_credit(A, 3)
     pool.set_load(A, 3.0)
-    pool.give_back(A, 3)
+    pool.hold(A, 3, Grant())
     pool.cap_credit(A, is_refusing=True)
     pool.remove(A)
 
     assert pool.take() is None
-    assert A not in pool
+    assert pool.slots(A) == 0

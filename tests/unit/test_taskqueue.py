@@ -37,10 +37,15 @@ def record(place: int, *attempts: Attempt) -> TaskRecord:
     return TaskRecord(id=task.id, spec=task, attempts=attempts)
 
 
+def front(tasks: TaskQueue) -> InHand | None:
+    """Return the next task of those that ask for nothing."""
+    return tasks.first(tasks.lanes.plain)
+
+
 def run_all(tasks: TaskQueue) -> list[str]:
     """Take out everything that is in hand, in order."""
     order = []
-    while (task := tasks.first()) is not None:
+    while (task := front(tasks)) is not None:
         order.append(str(task.spec.id))
         tasks.assign(task, attempt(task.n + 1), B)
     return order
@@ -82,13 +87,13 @@ def test_a_released_task_comes_back_to_its_old_place() -> None:
     """It has waited long enough."""
     tasks = queue()
     tasks.admit([spec("old", ord=1), spec("new", ord=2)])
-    old = tasks.first()
+    old = front(tasks)
     assert old is not None
     tasks.assign(old, attempt(), B)
 
     tasks.release(old)
 
-    assert tasks.queued == 2
+    assert tasks.lanes.queued == 2
     assert run_all(tasks) == ["old", "new"]
     assert old.n == 2
 
@@ -97,12 +102,12 @@ def test_what_does_not_fit_into_the_window_is_read_later() -> None:
     """Memory follows running work, not the backlog."""
     tasks = queue(window=4, load=2)
     tasks.admit(spec(f"t{place}", ord=place) for place in range(1, 8))
-    assert tasks.queued == 4
+    assert tasks.lanes.queued == 4
     assert tasks.refill() == []
 
-    ran = [tasks.first() for _ in range(2)]
+    ran = [front(tasks) for _ in range(2)]
     for _ in ran:
-        task = tasks.first()
+        task = front(tasks)
         assert task is not None
         tasks.assign(task, attempt(), B)
 
@@ -114,7 +119,7 @@ def test_new_tasks_wait_behind_older_ones_that_are_in_the_store() -> None:
     """A full window that empties is refilled in order."""
     tasks = queue(window=2, load=2)
     tasks.admit(spec(f"t{place}", ord=place) for place in range(1, 4))
-    first = tasks.first()
+    first = front(tasks)
     assert first is not None
     tasks.end(first, TaskState.CANCELLED)
 
@@ -135,7 +140,7 @@ def test_a_submission_during_a_read_is_not_overlooked() -> None:
 
     tasks.loaded(Loaded(-1, (), has_more=False))
 
-    assert tasks.queued == 0
+    assert tasks.lanes.queued == 0
     assert tasks.refill() == [Load(-1, 5000)]
 
 
@@ -147,7 +152,7 @@ def test_a_task_that_the_store_and_the_news_both_bring_is_queued_once() -> None:
 
     tasks.admit([spec("t1", ord=1)])
 
-    assert tasks.queued == 1
+    assert tasks.lanes.queued == 1
 
 
 def test_a_read_that_brings_nothing_new_does_not_repeat_for_ever() -> None:
@@ -155,7 +160,7 @@ def test_a_read_that_brings_nothing_new_does_not_repeat_for_ever() -> None:
     tasks = queue(window=4, load=1)
     tasks.admit(spec(f"t{place}", ord=place) for place in range(1, 6))
     for _ in range(2):
-        task = tasks.first()
+        task = front(tasks)
         assert task is not None
         tasks.assign(task, attempt(), B)
     (load,) = tasks.refill()
@@ -176,7 +181,7 @@ def test_an_ended_task_stays_as_a_shadow_until_no_read_can_bring_it_back() -> No
 
     tasks.loaded(Loaded(-1, (record(1),), has_more=False))
     tasks.live_read()
-    assert tasks.queued == 0
+    assert tasks.lanes.queued == 0
 
     tasks.refill()
     assert tasks.tasks == {}
@@ -217,7 +222,7 @@ def test_a_read_that_is_out_of_date_when_it_comes_is_repeated() -> None:
     tasks.reread()
 
     assert tasks.loaded(Loaded(-1, (record(1),), has_more=False))
-    assert tasks.queued == 0
+    assert tasks.lanes.queued == 0
     assert tasks.refill() == [LoadLive(), Load(-2, 5000)]
 
 
@@ -227,7 +232,7 @@ def test_answers_that_nobody_asked_for_do_not_count() -> None:
 
     assert not tasks.loaded(Loaded(-7, (record(1),), has_more=False))
     assert not tasks.live_read()
-    assert tasks.queued == 0
+    assert tasks.lanes.queued == 0
 
 
 def test_a_record_brings_attempt_numbers_and_missing_inputs_of_this_reign() -> None:
@@ -256,7 +261,7 @@ def test_picky_tasks_take_turns_and_do_not_block_the_others() -> None:
         task.lacking = frozenset({B})
         tasks.release(task)
 
-    first = tasks.first()
+    first = front(tasks)
 
     assert first is not None
     assert first.spec.id == "t3"

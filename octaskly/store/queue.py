@@ -1,0 +1,116 @@
+"""What waits and what runs, as the dispatcher asks for it."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Sequence
+from dataclasses import replace
+
+from octaskly.core.events import Loaded
+from octaskly.core.merge import TaskRecord
+from octaskly.core.options import Requires, requires_of
+from octaskly.store import arrays, rows
+
+LOAD_BYTES = 16 << 20  #: of texts and standard input, in one answer, roughly
+SHAPES_MAX = 10_000  #: kinds of needs that are told apart at once
+
+_QUEUE = "FROM tasks INDEXED BY tasks_queued WHERE state = 0"
+
+
+def load(db: sqlite3.Connection, after_ord: int, limit: int, shape: int = 0) -> Loaded:
+    """Return queued tasks of one shape with `ord > after_ord`, in order.
+
+    Tasks with one `ord` are never torn apart, so there may be more than `limit`; what
+    is large may make it fewer. With the front of shape 0 go the other shapes.
+    """
+    found: list[rows.Row] = []
+    size = 0
+    has_more = False
+    for row in db.execute(
+        f"SELECT {rows.TASK_COLUMNS} {_QUEUE} AND shape = ? AND ord > ?"
+        " ORDER BY ord, key LIMIT ?",
+        (shape, after_ord, limit + 1),
+    ):
+        if len(found) == limit or size > LOAD_BYTES:
+            has_more = True
+            if found and found[-1][-1] == row[-1]:
+                found = _with_ties(db, shape, found)
+                has_more = _is_behind(db, shape, found[-1][-1])
+            break
+        found.append(row)
+        size += rows.size_of_row(row)
+    shapes = _shapes(db) if shape == 0 and after_ord < 0 else ()
+    return Loaded(after_ord, _in_queue(db, found), has_more, shape, shapes)
+
+
+def load_live(db: sqlite3.Connection) -> tuple[TaskRecord, ...]:
+    """Return tasks of which an attempt has no end, oldest first.
+
+    Besides those that run, a few that are decided: cancelled but not yet ended. An
+    array of which members run comes with its members.
+    """
+    found = db.execute(
+        f"SELECT {rows.TASK_COLUMNS} FROM tasks INDEXED BY tasks_state"  # noqa: S608
+        " WHERE state = 1"
+        f" UNION ALL SELECT {rows.TASK_COLUMNS} FROM tasks INDEXED BY tasks_live"
+        " WHERE is_live = 1 AND state > 1 ORDER BY key"
+    ).fetchall()
+    return _in_queue(db, found)
+
+
+def _shapes(db: sqlite3.Connection) -> tuple[tuple[int, Requires], ...]:
+    """Return what the tasks that wait ask for, each once, for so many at most."""
+    shapes: list[tuple[int, Requires]] = []
+    last = 0
+    while len(shapes) < SHAPES_MAX:
+        found = db.execute(
+            f"SELECT shape {_QUEUE} AND shape > ? ORDER BY shape LIMIT 1", (last,)
+        ).fetchone()
+        if found is None:
+            break
+        (last,) = found
+        select = f"SELECT {rows.TASK_COLUMNS} {_QUEUE} AND shape = ? LIMIT 1"
+        (record,) = arrays.records(db, db.execute(select, (last,)).fetchall())
+        requires = None if record.spec is None else requires_of(record.spec.options)
+        assert requires is not None
+        shapes.append((last, requires))
+    return tuple(shapes)
+
+
+def _in_queue(
+    db: sqlite3.Connection, found: Sequence[rows.Row]
+) -> tuple[TaskRecord, ...]:
+    """Return records; of arrays with the members about which nothing is known."""
+    records = arrays.records(db, found)
+    if not any(record.progress for record in records):
+        return records
+    members = arrays.read(db, (row[0] for row in found))
+    whole = []
+    for row, record in zip(found, records, strict=True):
+        progress = record.progress
+        if progress is not None and record.cancelled_by is None:
+            runs = arrays.runs_left(db, members[row[0]])
+            record = replace(record, progress=progress._replace(rest=runs))
+        whole.append(record)
+    return tuple(whole)
+
+
+def _with_ties(
+    db: sqlite3.Connection, shape: int, found: list[rows.Row]
+) -> list[rows.Row]:
+    """Complete the group of the last `ord`, which the limit cut."""
+    last = found[-1][-1]
+    ties = db.execute(
+        f"SELECT {rows.TASK_COLUMNS} {_QUEUE} AND shape = ? AND ord = ?"
+        " ORDER BY ord, key",
+        (shape, last),
+    ).fetchall()
+    return [row for row in found if row[-1] != last] + ties
+
+
+def _is_behind(db: sqlite3.Connection, shape: int, last_ord: int) -> bool:
+    row = db.execute(
+        f"SELECT 1 {_QUEUE} AND shape = ? AND ord > ? LIMIT 1",
+        (shape, last_ord),
+    ).fetchone()
+    return row is not None

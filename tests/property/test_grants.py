@@ -1,0 +1,63 @@
+"""What tasks ask for is theirs alone, and never more than their node has."""
+
+from __future__ import annotations
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from octaskly.core.model import NodeId
+from octaskly.core.options import Requires
+from tests import builders
+from tests.reign import NEEDS, NODES, Reign
+
+NAMES = st.sampled_from([NodeId(name) for name in NODES])
+NEED = st.sampled_from(NEEDS)
+ACTIONS = st.one_of(
+    st.tuples(st.just("submit"), NEED, st.integers(1, 5)),
+    st.tuples(st.just("finish"), NAMES),
+    st.tuples(st.just("cut"), NAMES),
+    st.tuples(st.just("link"), NAMES),
+    st.tuples(st.just("pause"), NAMES, st.booleans()),
+    st.tuples(st.just("wait"), st.sampled_from([0.5, 6.0])),
+    st.tuples(st.just("reign")),
+)
+
+
+def act(world: Reign, action: tuple[object, ...]) -> None:
+    """Let one thing happen, and all that follows from it."""
+    match action:
+        case "submit", (Requires() | None) as requires, int(count):
+            world.submit(count, requires)
+        case "finish", str(name):
+            if world.hands[NodeId(name)].here:
+                world.finish(NodeId(name), builders.outcome(duration_ms=1000))
+        case "cut", str(name):
+            if name != world.me:
+                world.cut(NodeId(name))
+        case "link", str(name):
+            world.link(NodeId(name))
+        case "pause", str(name), bool(is_paused):
+            world.pause(NodeId(name), is_paused=is_paused)
+        case "wait", float(seconds):
+            world.advance(seconds)
+        case ("reign",):
+            world.reign()
+        case _:
+            raise AssertionError(action)
+    world.settle()
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.lists(ACTIONS, min_size=5, max_size=40))
+def test_grants_never_exceed_what_a_node_has(actions: list[tuple[object, ...]]) -> None:
+    """Whatever comes, ends, is lost, comes back or pauses; and no room lies idle."""
+    world = Reign()
+    world.reign()
+    for name in world.hands:
+        world.link(name)
+    world.settle()
+
+    for action in actions:
+        act(world, action)
+        world.check_grants()
+        world.check_nobody_is_overlooked()

@@ -1,0 +1,206 @@
+"""Lanes: what cannot run now holds up nobody, and memory stays bounded."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from octaskly.core.effects import Load
+from octaskly.core.merge import TaskRecord
+from octaskly.core.model import Limits, TaskId, TaskSpec
+from octaskly.core.options import Requires, TaskOptions, shape_of
+from octaskly.core.taskqueue import TaskQueue
+from tests.builders import STREAM, answer, draft, epoch, moment, node_info, spec
+from tests.desk import World, facts, reattach, submit
+
+HUGE = Requires(cpus=999)
+PAIR = Requires(cpus=2)
+
+
+def asking(name: str, place: int, requires: Requires | None) -> TaskSpec:
+    """Return a task with this place in the queue that asks for something."""
+    options = None if requires is None else TaskOptions(requires=requires)
+    return replace(spec(name, ord=place), options=options)
+
+
+def stored(*specs: TaskSpec) -> list[TaskRecord]:
+    """Return tasks as a store has them."""
+    return [TaskRecord(id=each.id, spec=each) for each in specs]
+
+
+def is_small(requires: Requires) -> bool:
+    """Whether any node of this mesh could run such a task."""
+    return requires.slots <= 8
+
+
+def fed(queue: TaskQueue, records: list[TaskRecord]) -> list[Load]:
+    """Answer the reads of a queue from a store until it asks no more."""
+    asked: list[Load] = []
+    for _ in range(1000):
+        loads = [e for e in queue.refill() if isinstance(e, Load)]
+        if not loads:
+            return asked
+        for load in loads:
+            asked.append(load)
+            queue.loaded(answer(records, load))
+    raise AssertionError("it reads for ever")
+
+
+def begun(limits: Limits, *specs: TaskSpec) -> TaskQueue:
+    """Return a queue that has read a store with these tasks."""
+    queue = TaskQueue(limits, is_small)
+    (_, first) = queue.begin(1)
+    assert isinstance(first, Load)
+    records = stored(*specs)
+    queue.loaded(answer(records, first))
+    fed(queue, records)
+    return queue
+
+
+def in_hand(queue: TaskQueue) -> set[str]:
+    """Return the names of the tasks that are in hand."""
+    return {str(task_id) for task_id in queue.tasks}
+
+
+def test_equal_needs_have_one_shape_and_none_have_none() -> None:
+    """However they are said."""
+    assert shape_of(None) == shape_of(TaskOptions(requires=Requires(cpus=1))) == 0
+    assert Requires(cpus=2).shape == Requires(cpus=2).shape != Requires(cpus=3).shape
+    assert 0 < Requires(labels=(("disk", "ssd"),)).shape < 1 << 63
+
+
+def test_ten_thousand_that_no_node_can_run_leave_the_others_their_window() -> None:
+    """They wait in the store, whatever their age and priority."""
+    huge = [asking(f"h{n}", n, HUGE) for n in range(10_000)]
+    plain = [asking(f"p{n}", 20_000 + n, None) for n in range(100)]
+
+    queue = begun(Limits(), *huge, *plain)
+
+    first = queue.lanes.plain.first(queue.tasks)
+    assert first is not None
+    assert first.spec.id == "p0"
+    assert queue.lanes.plain.queued == 100
+    assert queue.lanes.queued == 100 + Limits().lane_tasks
+
+
+def test_each_lane_is_read_on_as_it_empties() -> None:
+    """Nothing is left behind in the store."""
+    limits = Limits(window_tasks=4, lane_tasks=4, load_tasks=2)
+    specs = [asking(f"t{n}", n, PAIR if n % 2 else None) for n in range(1, 31)]
+    queue = begun(limits, *specs)
+
+    seen = set()
+    while queue.lanes.queued:
+        for task in list(queue.tasks.values()):
+            seen.add(str(task.spec.id))
+            queue.end(task, None)
+            del queue.tasks[task.spec.id]
+        fed(queue, stored(*(each for each in specs if each.id not in seen)))
+
+    assert seen == {str(each.id) for each in specs}
+
+
+def test_more_shapes_than_lanes_wait_for_a_lane_those_first_that_can_run() -> None:
+    """The bound on lanes keeps nobody from running for good."""
+    limits = Limits(lanes=4)
+    hopeless = [asking(f"h{n}", n, Requires(cpus=100 + n)) for n in range(9)]
+    able = [asking(f"a{n}", 50 + n, Requires(memory_mb=1 + n)) for n in range(5)]
+    queue = begun(limits, *hopeless, *able)
+    waiting = {str(each.id): each for each in able}
+
+    assert sum(1 for _ in queue.lanes.others()) == 3
+    assert in_hand(queue) <= waiting.keys()
+
+    while waiting:
+        task = next(t for t in queue.tasks.values() if str(t.spec.id) in waiting)
+        del waiting[str(task.spec.id)]
+        queue.end(task, None)
+        del queue.tasks[task.spec.id]
+        fed(queue, stored(*hopeless, *waiting.values()))
+
+    assert in_hand(queue) <= {str(each.id) for each in hopeless}
+
+
+def test_a_new_shape_that_can_run_takes_the_lane_of_one_that_cannot() -> None:
+    """Else a few mistakes would stop the mesh."""
+    hopeless = [asking(f"h{n}", n, Requires(cpus=100 + n)) for n in range(9)]
+    queue = begun(Limits(lanes=4), *hopeless)
+    new = asking("new", 100, PAIR)
+
+    queue.admit([new])
+    fed(queue, stored(*hopeless, new))
+
+    assert "new" in in_hand(queue)
+
+
+def test_a_shape_that_no_node_could_run_gets_a_lane_when_one_comes() -> None:
+    """What is known of workers changes."""
+    able: set[Requires] = set()
+    queue = TaskQueue(Limits(lanes=2), lambda requires: requires in able)
+    (_, first) = queue.begin(1)
+    assert isinstance(first, Load)
+    records = stored(*(asking(f"h{n}", n, Requires(cpus=9 + n)) for n in range(5)))
+    queue.loaded(answer(records, first))
+    fed(queue, records)
+    able.add(Requires(cpus=13))
+
+    queue.lanes.new_workers()
+    fed(queue, records)
+
+    assert "h4" in in_hand(queue)
+
+
+def test_a_shape_that_came_while_shapes_were_listed_is_not_forgotten() -> None:
+    """The list may be older than the commit."""
+    queue = TaskQueue(Limits(), lambda _: False)
+    (_, first) = queue.begin(1)
+    assert isinstance(first, Load)
+    new = asking("new", 1, HUGE)
+    queue.admit([new])
+
+    queue.loaded(answer([], first))
+    queue.lanes.new_workers()
+    fed(queue, stored(new))
+
+    assert "new" in in_hand(queue)
+
+
+def test_the_window_is_bounded_in_bytes_too() -> None:
+    """A task may bring a megabyte; what does not fit waits in the store."""
+    limits = Limits(window_bytes=5000, lane_bytes=1000)
+    queue = begun(limits)
+    fat = [
+        replace(spec(f"t{n}", ord=n), options=TaskOptions(stdin=b"x" * 500))
+        for n in range(1, 20)
+    ]
+
+    queue.admit(fat)
+
+    assert queue.lanes.queued == 3
+    for task_id in ("t1", "t2"):
+        queue.end(queue.tasks[TaskId(task_id)], None)
+        del queue.tasks[TaskId(task_id)]
+    fed(queue, stored(*fat[2:]))
+    assert "t4" in in_hand(queue)
+
+
+def test_priority_then_age_decides_among_lanes() -> None:
+    """A task that asks for something is not put back for that, nor preferred."""
+    world = World()
+    world.dispatch.begin(epoch(), STREAM, moment())
+    world.dispatch.on_loaded(answer([], Load(-1, 5000)), moment())
+    pair = TaskOptions(requires=PAIR)
+    drafts = (
+        draft("old"),
+        replace(draft("pair"), options=pair),
+        draft("young"),
+        replace(draft("urgent"), options=pair, priority=1),
+    )
+    world.dispatch.on_submitted(submit(*drafts), moment())
+    world.commit()
+
+    world.dispatch.on_worker_up(node_info("b", 5), moment())
+    effects = world.dispatch.on_reattach(*reattach("b", 5), moment())
+
+    placed = [fact.task for fact in facts(effects)]
+    commands = [world.dispatch._queue.tasks[task].spec.command for task in placed]
+    assert commands == ["urgent", "old", "pair"]

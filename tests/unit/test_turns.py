@@ -1,0 +1,166 @@
+"""Who is next: heavy tasks get their room, and never starve behind small ones."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from octaskly.core.effects import Append, Effect, Load
+from octaskly.core.events import Draft
+from octaskly.core.facts import Assigned
+from octaskly.core.messages import Results
+from octaskly.core.model import AttemptId, NodeId, NodeInfo, TaskId
+from octaskly.core.options import Requires, TaskOptions
+from octaskly.core.turns import RESERVE_AFTER_S
+from tests.builders import (
+    STREAM,
+    answer,
+    draft,
+    epoch,
+    moment,
+    node_info,
+    outcome,
+    report,
+)
+from tests.desk import World, reattach, submit
+
+
+class Mesh(World):
+    """A reign with workers, whose disk is quick."""
+
+    def __init__(self, *nodes: NodeInfo) -> None:
+        super().__init__()
+        self.dispatch.begin(epoch(), STREAM, moment())
+        self.dispatch.on_loaded(answer([], Load(-1, 5000)), moment())
+        self.live: dict[str, tuple[TaskId, AttemptId, NodeId]] = {}
+        for node in nodes:
+            self.dispatch.on_worker_up(node, moment())
+            came = self.dispatch.on_reattach(*reattach(node.id, node.slots), moment())
+            self.note(came)
+
+    def note(self, effects: list[Effect]) -> list[str]:
+        """Remember what runs where; return the commands that were placed."""
+        commands = []
+        appends = [effect for effect in effects if isinstance(effect, Append)]
+        for fact in (entry.fact for each in appends for entry in each.entries):
+            if isinstance(fact, Assigned):
+                command = self.dispatch._queue.tasks[fact.task].spec.command
+                self.live[command] = (fact.task, fact.attempt, fact.node)
+                commands.append(command)
+        return commands
+
+    def ask(self, *drafts: Draft, at: float = 0.0) -> list[str]:
+        """Submit tasks; return what was placed."""
+        effects = self.dispatch.on_submitted(submit(*drafts), moment(at))
+        return self.note(effects) + self.note(self.commit(at))
+
+    def end(self, command: str, at: float = 0.0) -> list[str]:
+        """Let a command end; return what was placed."""
+        task, attempt, node = self.live.pop(command)
+        told = report(str(task), attempt, outcome(duration_ms=900))
+        results = Results((told,), self.dispatch._pool.slots(node))
+        placed = self.note(self.dispatch.on_results(node, results, moment(at)))
+        return placed + self.note(self.commit(at))
+
+    def where(self, command: str) -> str:
+        return str(self.live[command][2])
+
+
+def heavy(command: str, requires: Requires, priority: int = 0) -> Draft:
+    """Return a task that asks for something."""
+    options = TaskOptions(requires=requires)
+    return replace(draft(command), options=options, priority=priority)
+
+
+def test_a_task_holds_as_many_slots_as_it_asks_cpus() -> None:
+    """Others get what is left, and it gets none while too few are free."""
+    mesh = Mesh(node_info("b", 4))
+
+    assert mesh.ask(heavy("three", Requires(cpus=3))) == ["three"]
+    assert mesh.ask(heavy("two", Requires(cpus=2)), draft("one")) == ["one"]
+    assert mesh.end("one") == []
+    assert mesh.end("three") == ["two"]
+
+
+def test_memory_and_gpus_are_granted_once() -> None:
+    """Slots alone would have room."""
+    mesh = Mesh(node_info("b", 8, memory_mb=100, gpus=("0", "1")))
+
+    assert mesh.ask(heavy("big", Requires(memory_mb=60))) == ["big"]
+    assert mesh.ask(heavy("more", Requires(memory_mb=60))) == []
+    assert mesh.ask(heavy("both", Requires(gpus=2))) == ["both"]
+    assert mesh.ask(heavy("another", Requires(gpus=1))) == []
+    assert mesh.end("big") == ["more"]
+    assert mesh.end("both") == ["another"]
+
+
+def test_only_a_node_that_has_it_all_is_given_the_task() -> None:
+    """Labels, name, system, machine, each alone keeps a node out."""
+    mesh = Mesh(
+        node_info("a", 4, labels=(("disk", "hdd"),)),
+        node_info("b", 4, labels=(("disk", "ssd"),), arch="aarch64"),
+        node_info("c", 4, os="darwin"),
+    )
+
+    mesh.ask(heavy("label", Requires(labels=(("disk", "ssd"),))))
+    mesh.ask(heavy("name", Requires(node="c")))
+    mesh.ask(heavy("arch", Requires(arch="aarch64")))
+    mesh.ask(heavy("os", Requires(os="darwin")))
+
+    assert [mesh.where(c) for c in ("label", "name", "arch", "os")] == [*"bcbc"]
+
+
+def test_what_asks_for_resources_is_never_sent_ahead_of_free_slots() -> None:
+    """Its share would be set aside while it only waits."""
+    mesh = Mesh(node_info("b", 2))
+    mesh.dispatch.on_results(NodeId("b"), Results((), 10), moment())
+    mesh.ask(*(draft(f"t{n}") for n in range(3)))
+
+    assert mesh.ask(heavy("pair", Requires(cpus=2))) == []
+    assert mesh.ask(heavy("here", Requires(node="b"))) == ["here"]
+
+
+def test_a_heavy_task_does_not_starve_behind_a_stream_of_small_ones() -> None:
+    """After a while a worker is kept for it, and only one."""
+    mesh = Mesh(node_info("a", 2), node_info("b", 2))
+    mesh.ask(*(draft(f"t{n}") for n in range(4)))
+    mesh.ask(heavy("pair", Requires(cpus=2)))
+    mesh.ask(*(draft(f"u{n}") for n in range(20)))
+    assert mesh.end("t0", at=1) == ["u0"]
+
+    late = RESERVE_AFTER_S + 1
+    first = mesh.end("t1", at=late)
+    kept = mesh.dispatch._placing.turns.reserved
+    assert kept is not None
+
+    placed = first
+    for command in list(mesh.live):
+        placed += mesh.end(command, at=late + 1)
+
+    assert "pair" in placed
+    assert mesh.where("pair") == kept.node
+    assert mesh.dispatch._placing.turns.reserved is None
+
+
+def test_who_stands_before_may_have_a_worker_that_is_kept() -> None:
+    """Priority counts more than patience."""
+    mesh = Mesh(node_info("b", 2))
+    mesh.ask(draft("t0"), draft("t1"))
+    mesh.ask(heavy("pair", Requires(cpus=2)))
+    mesh.end("t0", at=1)
+    mesh.ask(draft("t2"), at=1)
+    late = RESERVE_AFTER_S + 1
+    mesh.ask(draft("later"), at=late)
+    assert mesh.dispatch._placing.turns.reserved is not None
+
+    assert mesh.end("t1", at=late) == []
+    urgent = replace(draft("urgent"), priority=1)
+    assert mesh.ask(urgent, at=late) == ["urgent"]
+
+
+def test_what_no_node_could_run_keeps_no_worker() -> None:
+    """It may wait for ever."""
+    mesh = Mesh(node_info("b", 2))
+    mesh.ask(heavy("huge", Requires(cpus=99)))
+
+    assert mesh.ask(draft("t0"), at=RESERVE_AFTER_S + 1) == ["t0"]
+    assert mesh.dispatch._placing.turns.reserved is None
