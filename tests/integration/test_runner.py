@@ -252,7 +252,7 @@ async def test_stdin_is_empty(tmp_path: Path) -> None:
 async def test_a_grandchild_with_stdout_does_not_delay_the_end(
     tmp_path: Path,
 ) -> None:
-    """The end is the exit of the main process; what it left is killed."""
+    """The end is the exit of the main process; what it left is killed (B30)."""
     word = token()
     async with rig(tmp_path) as made:
         begin_s = time.monotonic()

@@ -260,7 +260,7 @@ async def test_memory_beyond_its_limit_is_refused(tmp_path: Path) -> None:
 
 @pytest.mark.skipif(os.getuid() != 0, reason="only root may run tasks as another user")
 async def test_processes_beyond_their_limit_are_refused() -> None:
-    """A fork bomb of a user stops at the limit, and others go on meanwhile."""
+    """A fork bomb of a user stops there, and others go on meanwhile (threat 18)."""
     other = ("setpriv", "--reuid=64321", "--regid=64321", "--clear-groups", "--")
     options = TaskOptions(limits=TaskLimits(processes=20))
     bomb = "for n in $(seq 80); do sleep 30 & echo $n; done"

@@ -33,6 +33,7 @@ from octaskly.core.effects import (
     ServePull,
     Spool,
     Start,
+    Steered,
     Stop,
     Stopped,
     Unspool,
@@ -47,6 +48,7 @@ from octaskly.core.events import (
     LiveLoaded,
     Persisted,
     Seen,
+    SteeringAsked,
     StopAsked,
     TasksSubmitted,
     Woke,
@@ -65,6 +67,7 @@ from octaskly.core.model import (
     Outcome,
     Reason,
     Settings,
+    Steering,
     TaskId,
     TaskSpec,
     Timing,
@@ -311,6 +314,10 @@ class World:
         machine = self.machines[node_id]
         if machine.node is not None:
             self.feed(machine, StopAsked(drain_s))
+
+    def steer(self, node_id: NodeId, steering: Steering) -> None:
+        """Tell a node as an operator does."""
+        self.feed(self.machines[node_id], SteeringAsked(0, steering, "ana"))
 
     def _stopped(self, node_id: NodeId) -> None:
         self.crash(node_id)
@@ -670,6 +677,8 @@ class World:
         return self._ticket
 
     def _answer(self, machine: Machine, ticket: int, reply: Reply) -> None:
+        if isinstance(reply, Steered):
+            return
         match reply:
             case Accepted(specs):
                 for spec, draft in zip(specs, self._drafts[ticket], strict=True):

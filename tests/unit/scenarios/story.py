@@ -10,6 +10,8 @@ writes what really came, to be read before it is committed.
     crash a | dispatcher a process is killed
     stop a | dispatcher  an agent is asked to stop
     pause a 3            a process stands still so long
+    steer a drain        an operator tells a node to drain, resume, pause or unpause
+    only a               all attempts began there since the last `only`
     split a b / c        the network falls apart
     heal                 and comes together
     submit a 3           tasks are submitted through a node
@@ -18,7 +20,7 @@ writes what really came, to be read before it is committed.
 
 from __future__ import annotations
 
-from octaskly.core.model import NodeId
+from octaskly.core.model import NodeId, Steering
 from tests.simulation.checkers import unfinished
 from tests.simulation.world import World
 
@@ -33,6 +35,7 @@ class Story:
         names = next(c for c in commands if c.startswith("nodes ")).split()[1:]
         self.world = World(1, nodes=len(names))
         self._ids = dict(zip(names, self.world.machines, strict=True))
+        self._begun = 0  #: attempts, at the last `only`
         self._names = {node: name for name, node in self._ids.items()}
         for command in commands:
             word, *arguments = command.split()
@@ -89,6 +92,14 @@ class Story:
 
     def _pause(self, name: str, seconds: str) -> None:
         self.world.pause(self._node(name), float(seconds))
+
+    def _steer(self, name: str, order: str) -> None:
+        self.world.steer(self._node(name), Steering(order))
+
+    def _only(self, *names: str) -> None:
+        begun = self.world.started[self._begun :]
+        self._begun = len(self.world.started)
+        assert {self._names[item.node] for item in begun} == set(names), names
 
     def _fill_disk(self, name: str, seconds: str) -> None:
         machine = self.world.machines[self._node(name)]
