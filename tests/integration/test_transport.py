@@ -32,7 +32,7 @@ from octaskly.mesh.strangers import (
 from octaskly.mesh.transport import (
     Transport,
 )
-from octaskly.trust import MeshTrust, NodeKey, generate
+from octaskly.trust import MeshSecret, MeshTrust, NodeKey, generate
 
 T = TypeVar("T")
 SECRET = generate()
@@ -426,6 +426,26 @@ async def test_a_node_of_another_mesh_is_not_met_and_that_is_said_once() -> None
 
     assert foreign.reasons == ["peer is not of our mesh"]
     assert not a.events
+
+
+@pytest.mark.parametrize("is_newer_dialling", [True, False])
+async def test_a_node_without_the_generation_in_force_is_not_met(
+    *, is_newer_dialling: bool
+) -> None:
+    """F31: its secret file is older than a rotation, and who dials says why."""
+    rotated = MeshSecret((*SECRET.generations, *generate().generations))
+    older, newer = Party(), Party(trust=MeshTrust(rotated, NodeKey.generate()))
+    dialler, other = (newer, older) if is_newer_dialling else (older, newer)
+    async with running(older, newer):
+        dialler.transport.dial(None, [other.address])
+        await dialler.until(lambda: dialler.of(DialFailed))
+        await older.until(lambda: older.reasons)
+        await dialler.until(lambda: dialler.reasons)
+
+    assert older.reasons == ["peer is not of our mesh"]
+    assert newer.reasons == ([NOT_ACCEPTED] if is_newer_dialling else [])
+    assert not other.events
+    assert not dialler.of(PeerUp)
 
 
 async def test_a_rejected_certificate_is_told_as_a_wrong_secret() -> None:
