@@ -41,6 +41,7 @@ class Following:
         self._says_state = says_state
         self._last_id = ""
         self._lost = 0
+        self._has_printed = False  #: of the attempt before, if another one begins
 
     def to_the_end(self, *, follow: bool) -> Task:
         """Print all there is, with `follow` until it has ended; return the task.
@@ -89,12 +90,14 @@ class Following:
                 stream.flush()
                 stream.buffer.write(_bytes(data))
                 stream.buffer.flush()
+                self._has_printed = True
             case "gap":
                 what = f"{size(data['bytes'])} of {data['stream']} are missing here"
                 note(f"{what}: {data['reason']}")
-            case "attempt" if data["attempt"] > 1 and data["previous"]:
+            case "attempt" if self._has_printed:
                 what = f"attempt {data['attempt']} on {data['node']}"
-                note(f"{what}: the one before it was {data['previous']}")
+                note(f"{what}; the one before it does not count: {data['previous']}")
+                self._has_printed = False
             case "state" if self._says_state:
                 note(f"{self._ref} is {data['status']}")
 

@@ -201,7 +201,10 @@ def test_logs_say_what_is_missing_and_what_runs_again(
 ) -> None:
     """On stderr: stdout has the bytes alone."""
     said = [
-        ("attempt", {"attempt": 2, "node": "pi4", "previous": "lost"}),
+        # Nothing was seen of an attempt before it, so it is none for the reader.
+        ("attempt", {"attempt": 2, "node": "ash", "previous": "inputs"}),
+        ("stdout", {"offset": 0, "data": "b"}),
+        ("attempt", {"attempt": 3, "node": "pi4", "previous": "lost"}),
         ("stdout", {"offset": 0, "data": "a"}),
         ("gap", {"stream": "stdout", "offset": 1, "bytes": 2048, "reason": "why"}),
         ("stdout", {"offset": 2049, "data": "/w==", "encoding": "base64"}),
@@ -214,9 +217,9 @@ def test_logs_say_what_is_missing_and_what_runs_again(
 
     done = octaskly("logs", "1")
 
-    assert done.stdout == b"a\xff"
+    assert done.stdout == b"ba\xff"
     assert done.stderr.decode().splitlines() == [
-        "attempt 2 on pi4: the one before it was lost",
+        "attempt 3 on pi4; the one before it does not count: lost",
         "2.0 KiB of stdout are missing here: why",
     ]
 
