@@ -14,6 +14,8 @@
     │   ├── TaskNotCancellable
     │   ├── TaskNotEnded
     │   ├── NothingToRepeat
+    │   ├── ParentNotFound
+    │   ├── CyclicTasks
     │   └── OutputNotFound
     ├── MeshError
     │   ├── NoDispatcher         none is elected at this moment
@@ -100,6 +102,14 @@ class TaskNotEnded(TaskError):
 
 class NothingToRepeat(TaskError):
     """No member of the array failed, or too many did for one array."""
+
+
+class ParentNotFound(TaskError):
+    """A task shall come after one that does not exist."""
+
+
+class CyclicTasks(TaskError):
+    """Tasks of one request shall each come after the other."""
 
 
 class OutputNotFound(TaskError):

@@ -8,13 +8,13 @@ raise NotDispatcher and the API forwards.
 from __future__ import annotations
 
 import asyncio
-import re
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from octaskly.agent.clock import SystemClock
 from octaskly.agent.feed import Feed
+from octaskly.agent.finding import Finder
 from octaskly.agent.repeats import repetition
 from octaskly.agent.submissions import Submission, Submissions
 from octaskly.agent.tickets import Tickets, Waiters
@@ -33,14 +33,12 @@ from octaskly.core.model import (
 )
 from octaskly.core.node import Node
 from octaskly.errors import (
-    CatchingUp,
     NodeNotFound,
     NoDispatcher,
     NotDispatcher,
     OutputNotFound,
     PermissionDenied,
     StoreFull,
-    TaskAmbiguous,
     TaskNotCancellable,
     TaskNotFound,
 )
@@ -59,7 +57,6 @@ from octaskly.ports.output import Piece
 
 STEERED_S = 2.0  #: what an operator says is on disk, and known, so soon
 RETRY_KEY = "retry "  #: begins the key of a repetition; no client's key has a space
-_SEQUENCE = re.compile(r"task-(\d{1,15})")
 
 
 class AgentGateway:
@@ -96,8 +93,13 @@ class AgentGateway:
         self._started_s = clock.now().mono_s
         self.tickets = Tickets(post)
         self.waiters = Waiters()
+        self._finder = Finder(store, lambda: node.is_complete)
         self._submissions = Submissions(
-            mesh_id=mesh_id, store=store, clock=clock, tickets=self.tickets
+            mesh_id=mesh_id,
+            store=store,
+            clock=clock,
+            tickets=self.tickets,
+            find=self._finder.task,
         )
         self.view = MeshView(node_id, names)
         self.feed = Feed(store, self.view, lambda: node.stream)
@@ -182,36 +184,13 @@ class AgentGateway:
     async def task(self, ref: str) -> TaskRecord:
         """Return one task with outputs."""
         self._require_dispatcher()
-        record = await self._find(ref)
-        if record is None:
-            if not self._node.is_complete:
-                raise CatchingUp(
-                    f"{ref} is unknown here, and a node that may know it is missing",
-                    hint="ask again; a node that stays away is given up after "
-                    "10 minutes",
-                )
-            # What has come in since the store was read is found now.
-            record = await self._find(ref)
-        if record is None:
-            raise TaskNotFound("Task not found", hint=f"no task is called {ref}")
-        return record
-
-    async def _find(self, ref: str) -> TaskRecord | None:
-        record = await self._store.task(ref)
-        if record is None and (match := _SEQUENCE.fullmatch(ref)):
-            names = await self._store.resolve(int(match[1]))
-            if len(names) > 1:
-                raise TaskAmbiguous(
-                    f"{ref} fits several tasks", hint=f"use {names[0]} or {names[1]}"
-                )
-            record = await self._store.task(names[0]) if names else None
-        return record
+        return await self._finder.task(ref)
 
     async def wait(self, ref: str, timeout_s: float) -> TaskRecord:
         """Return a task when it is final, or as it is when the time is over."""
         if timeout_s <= 0:
             return await self.task(ref)
-        name = await self._name(ref)
+        name = await self._finder.name(ref)
         return await self.waiters.until(
             name, lambda: self.task(name), lambda task: task.state.is_final, timeout_s
         )
@@ -220,14 +199,10 @@ class AgentGateway:
         self, ref: str, is_wanted: Callable[[TaskRecord], bool], timeout_s: float
     ) -> TaskRecord:
         """Return a task once it is as wanted, or as it is when the time is over."""
-        name = await self._name(ref)
+        name = await self._finder.name(ref)
         return await self.waiters.until(
             name, lambda: self.task(name), is_wanted, timeout_s, is_eager=True
         )
-
-    async def _name(self, ref: str) -> str:
-        is_short = _SEQUENCE.fullmatch(ref) is not None
-        return (await self.task(ref)).name if is_short else ref
 
     async def page(self, query: TaskQuery) -> TaskPage:
         """Return one page of tasks."""

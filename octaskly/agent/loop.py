@@ -88,6 +88,7 @@ class CoreLoop:
             ef.Unspool: lambda e: store.unspool(e.items),
             ef.Load: lambda e: self._spawn(self._load(e)),
             ef.LoadLive: lambda _: self._spawn(self._load_live()),
+            ef.LoadRipe: lambda e: self._spawn(self._load_ripe(e)),
             ef.PlanFloor: lambda e: self._spawn(self._plan_floor(e)),
             ef.Answer: lambda e: gateway.tickets.answered(e.ticket, e.reply),
             ef.Announce: lambda e: self._announce(e, gateway),
@@ -187,6 +188,9 @@ class CoreLoop:
 
     async def _load_live(self) -> None:
         self.post(ev.LiveLoaded(await self._store.load_live()))
+
+    async def _load_ripe(self, effect: ef.LoadRipe) -> None:
+        self.post(await self._store.load_ripe(effect))
 
     async def _plan_floor(self, effect: ef.PlanFloor) -> None:
         self.post(await self._store.plan_floor(effect))

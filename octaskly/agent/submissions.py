@@ -13,6 +13,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 
 from octaskly.agent.clock import SystemClock
+from octaskly.agent.lineage import Find, resolve
 from octaskly.agent.tickets import Tickets
 from octaskly.core import effects as ef
 from octaskly.core import events as ev
@@ -40,12 +41,19 @@ class Submissions:
     """The way of tasks into the core."""
 
     def __init__(
-        self, *, mesh_id: str | None, store: Log, clock: SystemClock, tickets: Tickets
+        self,
+        *,
+        mesh_id: str | None,
+        store: Log,
+        clock: SystemClock,
+        tickets: Tickets,
+        find: Find,
     ) -> None:
         self._mesh_id = mesh_id
         self._store = store
         self._clock = clock
         self._tickets = tickets
+        self._find = find
         self._claims: dict[TaskId, asyncio.Event] = {}
 
     async def take(self, asked: Submission) -> Taken:
@@ -55,16 +63,19 @@ class Submissions:
             TaskExists: an id is taken by another task.
             NotDurable: one copy is too few.
             NotDispatcher: this node is not dispatcher any more; nothing was accepted.
+            ParentNotFound, CyclicTasks, CatchingUp: see `lineage.resolve`.
         """
         after = None
         if asked.key is not None:
             ids = [self._keyed_id(asked, n) for n in range(len(asked.drafts) + 1)]
             after = ids.pop()
-            drafts = (
+            keyed = (
                 draft if draft.id is not None else replace(draft, id=task)
                 for draft, task in zip(asked.drafts, ids, strict=True)
             )
-            asked = replace(asked, drafts=tuple(drafts))
+            asked = replace(asked, drafts=tuple(keyed))
+        drafts = await resolve(asked.drafts, asked.submitter, self._store, self._find)
+        asked = replace(asked, drafts=drafts)
         chosen = [draft.id for draft in asked.drafts if draft.id is not None]
         if not chosen:
             return await self._accept(asked)

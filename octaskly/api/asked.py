@@ -15,7 +15,15 @@ from urllib.parse import SplitResult, urlsplit
 
 import msgspec
 
-from octaskly.core.options import Pairs, Requires, Retry, TaskLimits, TaskOptions
+from octaskly.core.model import TaskId, name_of
+from octaskly.core.options import (
+    After,
+    Pairs,
+    Requires,
+    Retry,
+    TaskLimits,
+    TaskOptions,
+)
 
 NAME_CHARS_MAX: Final = 128
 LABELS_MAX: Final = 32
@@ -32,8 +40,10 @@ COUNT_MAX: Final = 1 << 20
 RETRIES_MAX: Final = 100
 CODES_MAX: Final = 64
 URL_CHARS_MAX: Final = 2048
+PARENTS_MAX: Final = 1000
 RESERVED: Final = "OCTASKLY_"  #: begins the variables that the agent sets
 
+_REF = re.compile(r"[A-Za-z0-9._-]{1,64}(~[0-9]{1,3})?")
 _LABEL = re.compile(r"[A-Za-z0-9._/-]{1,64}")
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,254}")
 _URL = re.compile(r"https?://[\x21-\x7e]+")
@@ -87,6 +97,8 @@ class OptionsIn(msgspec.Struct, forbid_unknown_fields=True, gc=False):
     retries: Annotated[int, msgspec.Meta(ge=0, le=RETRIES_MAX)] = 0
     retry_on: RetryOn | None = None
     notify_url: str = ""
+    after: Annotated[tuple[str, ...], msgspec.Meta(max_length=PARENTS_MAX)] = ()
+    on: Literal["success", "failure", "any"] = "success"
 
 
 NONE_ASKED: Final = TaskOptions()
@@ -116,6 +128,8 @@ RANGES: Final = {
     "retries": f"an integer from 0 to {RETRIES_MAX}",
     "retry_on": f"at most {CODES_MAX} of: failure, lost, exit codes from 1 to 255",
     "notify_url": f"an http or https URL of at most {URL_CHARS_MAX} characters",
+    "after": f"at most {PARENTS_MAX} ids of tasks",
+    "on": "success, failure or any, with `after`",
     "requires": "an object with labels, node, os, arch, cpus, memory_mb, gpus",
     "limits": "an object with memory_mb, cpu_seconds, file_mb, processes",
 }
@@ -157,6 +171,7 @@ def options_of(asked: OptionsIn) -> TaskOptions | None:
         limits=None if asked.limits is None else _limits(asked.limits),
         retry=_retry(asked),
         notify_url=_notify_url(asked.notify_url),
+        after=_after(asked),
     )
     return None if options == NONE_ASKED else options
 
@@ -172,6 +187,8 @@ def shown_whole(options: TaskOptions | None) -> dict[str, object]:
     asked = options or NONE_ASKED
     requires, limits, retry = asked.requires, asked.limits, asked.retry or Retry()
     return {
+        "after": [name_of(TaskId(t)) for t in asked.after.tasks] if asked.after else [],
+        "on": asked.after and asked.after.end,
         "retry_of": asked.retry_of or None,
         "retries": retry.retries,
         "retry_on": [
@@ -327,6 +344,17 @@ def _retry(asked: OptionsIn) -> Retry | None:
         ),
         Retry,
     )
+
+
+def _after(asked: OptionsIn) -> After | None:
+    for index, ref in enumerate(asked.after):
+        if not _REF.fullmatch(ref):
+            raise Wrong(f"after[{index}]", "this can be no id")
+    if not asked.after:
+        if asked.on != "success":
+            raise Wrong("on", "`on` is said of the tasks in `after`")
+        return None
+    return After(tasks=tuple(dict.fromkeys(asked.after)), end=asked.on)
 
 
 def _or_none(value: T, empty: Callable[[], T]) -> T | None:

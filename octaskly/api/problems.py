@@ -63,6 +63,8 @@ _TABLE: dict[type[Exception], tuple[int, str]] = {
     errors.TaskAmbiguous: (409, "Task ID is ambiguous"),
     errors.TaskExists: (409, "Duplicate task ID"),
     errors.TaskNotCancellable: (409, "Cannot cancel running task"),
+    errors.ParentNotFound: (400, "Parent task not found"),
+    errors.CyclicTasks: (400, "Tasks wait for each other"),
     errors.TaskNotEnded: (409, "Task has not ended"),
     errors.NothingToRepeat: (409, "Nothing to repeat"),
     errors.OutputNotFound: (404, "Output not found"),

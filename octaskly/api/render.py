@@ -22,6 +22,7 @@ from octaskly.core.model import (
     Reason,
     TaskState,
 )
+from octaskly.core.parents import BROKEN
 from octaskly.core.timeline import NodeNews, TaskNews
 from octaskly.ports import Health, MeshState, MeshStats, TaskPage, TaskQuery
 
@@ -69,7 +70,7 @@ def listed(record: TaskRecord, names: Mapping[NodeId, str]) -> Json:
         "exit_code": outcome.exit_code if outcome else None,
         "signal": outcome.signal if outcome else None,
         "reason": _reason(outcome, state),
-        "detail": (outcome.detail or None) if outcome else None,
+        "detail": _detail(record, outcome),
         "timeout": spec.timeout_s if spec else None,
         "duration_ms": outcome.duration_ms if outcome else None,
         **_usage(outcome, spec.created_ms if spec else None),
@@ -318,6 +319,13 @@ def _reason(outcome: Outcome | None, state: TaskState) -> str | None:
     if state is TaskState.CANCELLED:
         return Reason.CANCELLED.value
     return outcome.reason.value if outcome else None
+
+
+def _detail(record: TaskRecord, outcome: Outcome | None) -> str | None:
+    by = record.cancelled_by
+    if by is not None and by.startswith(BROKEN):
+        return f"{by.removeprefix(BROKEN)} did not end as it should"
+    return (outcome.detail or None) if outcome else None
 
 
 def _outputs(record: TaskRecord, outcome: Outcome | None) -> list[Json]:

@@ -10,6 +10,7 @@ from typing import Any, BinaryIO, Final, TypeVar
 
 import click
 
+from octaskly.cli.choice import padded
 from octaskly.cli.render import Duration
 
 STDIN_BYTES_MAX: Final = 1 << 20
@@ -62,6 +63,16 @@ def _limits(
             raise click.UsageError(f"--limit {text}: give a whole number")
         limits[name] = int(most)
     return limits
+
+
+def _causes(
+    _: click.Context, __: click.Parameter, texts: Sequence[str]
+) -> list[int | str] | None:
+    return [int(t) if t.isdecimal() else t for t in texts] if texts else None
+
+
+def _parents(_: click.Context, __: click.Parameter, refs: Sequence[str]) -> list[str]:
+    return [padded(ref) for ref in refs]
 
 
 def _stdin(
@@ -151,11 +162,38 @@ FLAGS: Final = (
         callback=_limits,
         help=f"What it may take: {', '.join(LIMITS)}. Repeatable, or with commas.",
     ),
+    click.option(
+        "--retries",
+        type=click.IntRange(0, 100),
+        metavar="N",
+        help="How many attempts may follow one that failed.",
+    ),
+    click.option(
+        "--retry-on",
+        multiple=True,
+        metavar="WHAT",
+        callback=_causes,
+        help="What is tried again: failure, lost, or an exit code. Repeatable.",
+    ),
+    click.option(
+        "--after",
+        multiple=True,
+        metavar="ID",
+        callback=_parents,
+        help="A task that must have ended before. Repeatable.",
+    ),
+    click.option(
+        "--after-on",
+        "on",
+        type=click.Choice(["success", "failure", "any"]),
+        help="The end of those that will do (default: success).",
+    ),
 )
 FIELDS: Final = (
     *("timeout", "inputs", "outputs"),
     *("name", "labels", "env", "cwd", "stdin_base64", "grace", "limits"),
     "notify_url",
+    *("retries", "retry_on", "after", "on"),
 )
 
 

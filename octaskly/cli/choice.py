@@ -163,6 +163,10 @@ def resolve_ref(client: Client, ref: str) -> str:
         if newest is None:
             raise MeshError("there is no task yet", hint="octaskly run -- echo hello")
         return newest
-    if ref.isascii() and ref.isdigit():
-        return f"task-{int(ref):03}"
-    return ref
+    return padded(ref)
+
+
+def padded(ref: str) -> str:
+    """Return `task-012` for `12`, anything else as it is."""
+    is_number = ref.isascii() and ref.isdigit()
+    return f"task-{int(ref):03}" if is_number else ref

@@ -154,3 +154,7 @@ class Draft(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     limits: dict[str, int] = {}
     notify_url: str | None = None
     array: dict[str, Any] | None = None
+    retries: int | None = None
+    retry_on: list[int | str] | None = None
+    after: list[str] = []
+    on: str | None = None

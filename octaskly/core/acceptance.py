@@ -89,7 +89,9 @@ def priority_of(spec: TaskSpec) -> int:
 
 def repeating(spec: TaskSpec) -> Draft:
     """Return the wish to run an ended task once more, as another task."""
-    options = replace(spec.options or TaskOptions(), retry_of=name_of(spec.id))
+    options = replace(
+        spec.options or TaskOptions(), retry_of=name_of(spec.id), after=None
+    )
     return Draft(
         command=spec.command,
         timeout_s=spec.timeout_s,

@@ -129,7 +129,7 @@ def member_spec(array: TaskSpec, number: int) -> TaskSpec | None:
         array,
         id=member_id(array.id, number),
         command=array.command.replace(PLACEHOLDER, shlex.quote(item)),
-        options=replace(array.options, env=env, array=None),
+        options=replace(array.options, env=env, array=None, after=None),
     )
 
 

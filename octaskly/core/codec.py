@@ -57,6 +57,7 @@ NUMBERS: Final[dict[type, int]] = {
     facts.Assigned: 102,
     facts.Finished: 103,
     facts.Floor: 104,
+    facts.Ready: 105,
     facts.Notified: 106,
     facts.Entry: 120,
     TaskRecord: 121,

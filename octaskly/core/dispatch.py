@@ -24,12 +24,13 @@ from octaskly.core.events import (
     FloorPlanned,
     LiveLoaded,
     Loaded,
+    RipeLoaded,
     TasksNotified,
     TasksSubmitted,
 )
 from octaskly.core.facts import CancelAsked, Notified, Submitted
 from octaskly.core.inhand import WAITING, InHand, Phase
-from octaskly.core.journal import Journal
+from octaskly.core.journal import Held, Journal
 from octaskly.core.merge import TaskRecord
 from octaskly.core.messages import HeartbeatOk, Reattach, Results, ResultsOk
 from octaskly.core.model import (
@@ -42,9 +43,10 @@ from octaskly.core.model import (
     TaskSpec,
     TaskState,
 )
+from octaskly.core.parents import Parents, is_late
 from octaskly.core.placing import Placing
 from octaskly.core.recording import Recording
-from octaskly.core.replication import Replication
+from octaskly.core.replication import Replication, Told
 from octaskly.core.resting import Resting
 from octaskly.core.retention import Retention
 
@@ -76,6 +78,7 @@ class Dispatch:
         self._pool = self._placing.pool
         self._resting = Resting(self._queue)
         self._recording = Recording(self._placing, self._adoption, self._resting)
+        self._parents = Parents(self._placing, journal, settings.timing)
         self._acceptance = Acceptance(journal, self._queue, sequence)
 
     # --- The reign.
@@ -85,7 +88,8 @@ class Dispatch:
         self.is_reigning = self.is_accepting = True
         self._adoption.begin(now)
         self._retention.begin(now)
-        return self._placing.begin(epoch, stream)
+        self._parents.begin(now)
+        return self._placing.begin(epoch, stream) + self._parents.ask(now)
 
     def end(self) -> None:
         """Reign no more: forget all. What was appended is still acknowledged."""
@@ -104,7 +108,7 @@ class Dispatch:
         if not self.is_reigning:
             return []
         self.is_accepting = self._placing.is_placing = True
-        return self._placing.commit(now)
+        return self._commit(now)
 
     def raise_sequence(self, sequence: int) -> None:
         """Number new tasks above `sequence`, which another node has used."""
@@ -116,7 +120,11 @@ class Dispatch:
 
     def deadline(self) -> float | None:
         """Return when `on_time` has something to do."""
-        due_s = [self._adoption.deadline(), self._resting.deadline()]
+        due_s = [
+            self._adoption.deadline(),
+            self._resting.deadline(),
+            self._parents.deadline() if self.is_reigning else None,
+        ]
         if self.is_accepting:
             due_s.append(self._retention.deadline())
         return min((at_s for at_s in due_s if at_s is not None), default=None)
@@ -132,8 +140,11 @@ class Dispatch:
             return [Answer(event.ticket, NotDurable())]
         specs, fresh = self._acceptance.specs(event, now)
         self._placing.facts += [Submitted(spec) for spec in fresh]
-        is_alone = len(fresh) == 1 and fresh[0].array is None and not is_strict
-        if is_alone and self._queue.lanes.is_idle(fresh[0]):
+        prompt = [spec for spec in fresh if not is_late(spec)]
+        if len(prompt) < len(fresh):
+            self._parents.stir()
+        is_alone = len(fresh) == len(prompt) == 1 and fresh[0].array is None
+        if is_alone and not is_strict and self._queue.lanes.is_idle(fresh[0]):
             # It starts while it is committed: that is all the time that an idle mesh
             # takes. See docs/decisions/0014-start-while-committing.md.
             self._placing.touch(self._queue.put(fresh[0]))
@@ -144,17 +155,17 @@ class Dispatch:
             if not self.is_reigning:
                 return []
             if self._placing.epoch == epoch:
-                self._queue.admit(fresh)
+                self._queue.admit(prompt)
             else:
                 self._queue.reread()
-            return self._placing.commit(now)
+            return self._commit(now)
 
         def told(_: Moment, replicas: int) -> list[Effect]:
             if is_strict and replicas == 1:
                 return [Answer(event.ticket, NotDurable())]
             return [Answer(event.ticket, Accepted(tuple(specs), replicas))]
 
-        return self._placing.commit(now, durable, told)
+        return self._commit(now, durable, told)
 
     def on_cancel(self, event: CancelRequested, now: Moment) -> list[Effect]:
         """Cancel a task; what is in hand is newer than what the store said."""
@@ -180,13 +191,14 @@ class Dispatch:
         else:
             self._queue.end(task, TaskState.CANCELLED)
         self._placing.touch(task)
+        self._placing.note_end()
         self._placing.facts.append(CancelAsked(event.task, event.by))
         done = CancelDone(event.task, TaskState.CANCELLED, was_done=True)
 
         def told(_: Moment, replicas: int) -> list[Effect]:
             return [self._done(event, done, replicas), Announce((event.task,))]
 
-        return self._placing.commit(now, told=told)
+        return self._commit(now, told=told)
 
     def _cancel_array(
         self, event: CancelRequested, array: TaskRecord, now: Moment
@@ -207,7 +219,8 @@ class Dispatch:
         def told(_: Moment, replicas: int) -> list[Effect]:
             return [self._done(event, done, replicas), Announce(tuple(ended))]
 
-        return self._placing.commit(now, told=told)
+        self._placing.note_end()
+        return self._commit(now, told=told)
 
     @staticmethod
     def _state_of(task: InHand | None, known: TaskState) -> TaskState:
@@ -241,7 +254,7 @@ class Dispatch:
         if not self.is_reigning:
             return []
         self._placing.facts += [Notified(task) for task in event.tasks]
-        return self._placing.commit(now)
+        return self._commit(now)
 
     # --- Workers.
 
@@ -249,7 +262,7 @@ class Dispatch:
         """Know a follower; it gets work once it has said what it runs."""
         self._pool.add(info)
         self._queue.lanes.new_workers()
-        return self._placing.commit(now)
+        return self._commit(now)
 
     def on_worker_down(self, node: NodeId, now: Moment) -> list[Effect]:
         """Run elsewhere what the worker held, at once or after the adopt window."""
@@ -263,7 +276,7 @@ class Dispatch:
         """Learn how much a worker takes and how busy it is."""
         self._pool.set_load(node, message.load.cpu_percent)
         self._pool.set_credit(node, message.credit)
-        return self._placing.commit(now)
+        return self._commit(now)
 
     def on_reattach(self, node: NodeId, message: Reattach, now: Moment) -> list[Effect]:
         """Adopt what a worker runs, kill what is void, run again what it lost."""
@@ -272,7 +285,7 @@ class Dispatch:
         self._adoption.on_reattach(node, message, now)
         self._pool.set_credit(node, message.credit)
         self._pool.attach(node, self.outstanding(node), self._queue.granted(node))
-        return self._placing.commit(now)
+        return self._commit(now)
 
     def on_results(self, node: NodeId, message: Results, now: Moment) -> list[Effect]:
         """Record how attempts ended; acknowledge and announce when that is safe."""
@@ -286,7 +299,9 @@ class Dispatch:
         )
         self._pool.hold(node, self.outstanding(node), self._queue.granted(node))
         if not message.reports:
-            return self._placing.commit(now)
+            return self._commit(now)
+        if ended:
+            self._placing.note_end()
         items = tuple((report.task, report.attempt) for report in message.reports)
         news: list[Effect] = [Announce(ended)] if ended else []
         ok = Send(node, (ResultsOk(items),))
@@ -300,12 +315,12 @@ class Dispatch:
             self._recording.acknowledged(items)
             return [ok, *news]
 
-        return self._placing.commit(now, told=told)
+        return self._commit(now, told=told)
 
     # --- The store and time.
 
     def on_read(
-        self, event: Loaded | LiveLoaded | FloorPlanned, now: Moment
+        self, event: Loaded | LiveLoaded | RipeLoaded | FloorPlanned, now: Moment
     ) -> list[Effect]:
         """Go on with what the store was asked."""
         match event:
@@ -313,6 +328,8 @@ class Dispatch:
                 return self.on_loaded(event, now)
             case LiveLoaded():
                 return self.on_live_loaded(event, now)
+            case RipeLoaded():
+                return self._parents.on_loaded(event, now) if self.is_reigning else []
             case FloorPlanned():
                 may_write = self.is_accepting
                 return self._retention.on_planned(event, now, may_write=may_write)
@@ -321,7 +338,7 @@ class Dispatch:
         """Take more of the queue into the window."""
         if not self._queue.loaded(event):
             return []
-        return self._placing.commit(now)
+        return self._commit(now)
 
     def on_live_loaded(self, event: LiveLoaded, now: Moment) -> list[Effect]:
         """Believe the log about what runs, until the workers are heard."""
@@ -331,29 +348,38 @@ class Dispatch:
         for record in event.records:
             if record.spec is not None and record.progress is None:
                 self._adoption.believe(record, now)
-        return self._placing.commit(now)
+        return self._commit(now)
 
     def on_absorbed(self, now: Moment) -> list[Effect]:
         """Read queue and live tasks again: another node's entries are durable."""
         if not self.is_reigning:
             return []
         self._queue.reread()
-        return self._placing.commit(now)
+        self._parents.stir()
+        return self._commit(now)
 
     def on_time(self, now: Moment) -> list[Effect]:
         """Give up the attempts of workers that did not come back in time."""
         effects = self._retention.on_time(now) if self.is_accepting else []
+        if self.is_reigning:
+            effects += self._parents.ask(now)
         rested_s, due_s = self._resting.deadline(), self._adoption.deadline()
         if rested_s is not None and rested_s <= now.mono_s:
             self._resting.wake(now)
-            effects += self._placing.commit(now)
+            effects += self._commit(now)
         if due_s is None or due_s > now.mono_s:
             return effects
         self._adoption.expire(now)
         return effects + self._judge_inputs(now)
 
+    def _commit(
+        self, now: Moment, held: Held | None = None, told: Told | None = None
+    ) -> list[Effect]:
+        """End the step; then ask for whom its ends were the last to wait for."""
+        return self._placing.commit(now, held, told) + self._parents.ask(now)
+
     def _judge_inputs(self, now: Moment) -> list[Effect]:
         """Fail the tasks of which every worker lacks an input, and commit."""
         if not self._adoption.is_open:
             self._placing.fail_lacking()
-        return self._placing.commit(now)
+        return self._commit(now)

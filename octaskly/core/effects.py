@@ -183,6 +183,16 @@ class Load:
 
 
 @dataclass(frozen=True, slots=True)
+class LoadRipe:
+    """Read tasks whose wait for others is over; answered by `RipeLoaded`."""
+
+    number: int  #: of the question, repeated in the answer
+    limit: int
+    before_hlc: int = 0
+    """Tasks accepted earlier do not wait for tasks that the store does not know."""
+
+
+@dataclass(frozen=True, slots=True)
 class LoadLive:
     """Read all tasks with an attempt that has no end; answered by `LiveLoaded`."""
 
@@ -305,6 +315,7 @@ Effect = (
     | Unspool
     | Load
     | LoadLive
+    | LoadRipe
     | PlanFloor
     | Answer
     | Announce

@@ -7,6 +7,7 @@ chance, the event carries a `draw`, so that a replay repeats it.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from octaskly.core.facts import NO_FLOOR, Floor
 from octaskly.core.merge import TaskRecord
@@ -169,6 +170,22 @@ class LiveLoaded:
     records: tuple[TaskRecord, ...]
 
 
+class Ripe(NamedTuple):
+    """A task whose wait for others is over."""
+
+    record: TaskRecord
+    broken: TaskId | None  #: the one that did not end as it should; None: it may run
+
+
+@dataclass(frozen=True, slots=True)
+class RipeLoaded:
+    """Tasks that wait for nobody any more: the answer to `LoadRipe`."""
+
+    number: int  #: as in the effect
+    ripe: tuple[Ripe, ...]
+    are_left: bool  #: others wait, or were beyond the limit
+
+
 @dataclass(frozen=True, slots=True)
 class FloorPlanned:
     """How far the floor may rise: the answer to `PlanFloor`."""
@@ -255,6 +272,7 @@ Event = (
     | Persisted
     | Loaded
     | LiveLoaded
+    | RipeLoaded
     | FloorPlanned
     | LoadSampled
     | DiskChanged

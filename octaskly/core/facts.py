@@ -68,6 +68,13 @@ class Notified:
     task: TaskId
 
 
+@dataclass(frozen=True, slots=True)
+class Ready:
+    """The tasks that this one came after have ended as it asked: it may run."""
+
+    task: TaskId
+
+
 class Mark(NamedTuple):
     """How far one stream is void, the entry `seq` included."""
 
@@ -95,7 +102,7 @@ class Floor:
         return TaskId("")
 
 
-TaskFact = Submitted | CancelAsked | Assigned | Finished | Notified
+TaskFact = Submitted | CancelAsked | Assigned | Finished | Ready | Notified
 Fact = TaskFact | Floor
 
 NO_FLOOR = Floor(0, ())

@@ -19,6 +19,7 @@ from octaskly.core.facts import (
     Floor,
     Mark,
     Notified,
+    Ready,
     Submitted,
     TaskFact,
 )
@@ -32,6 +33,7 @@ from octaskly.core.model import (
     TaskState,
     name_of,
 )
+from octaskly.core.options import After
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,11 +50,20 @@ class TaskRecord:
     twin: int = 1  #: place among the tasks of one name, where the store was asked
     progress: Progress | None = None  #: of an array, where the store was asked
     is_notified: bool = False  #: nobody needs to be told of its end any more
+    is_ready: bool = False  #: what it came after has ended
 
     @property
     def name(self) -> str:
         """What clients call it."""
         return name_of(self.id, self.twin)
+
+    @property
+    def waits_for(self) -> After | None:
+        """The tasks that it waits for; an attempt shows that it need not any more."""
+        is_over = self.is_ready or self.attempts or self.cancelled_by is not None
+        if is_over or self.spec is None or self.spec.options is None:
+            return None
+        return self.spec.options.after
 
     @property
     def chosen(self) -> Attempt | None:
@@ -99,6 +110,8 @@ def record_of(fact: TaskFact) -> TaskRecord:
             return TaskRecord(id=task, attempts=(ended,))
         case Notified(task):
             return TaskRecord(id=task, is_notified=True)
+        case Ready(task):
+            return TaskRecord(id=task, is_ready=True)
 
 
 def join(a: TaskRecord, b: TaskRecord) -> TaskRecord:
@@ -112,6 +125,7 @@ def join(a: TaskRecord, b: TaskRecord) -> TaskRecord:
         twin=max(a.twin, b.twin),
         progress=a.progress or b.progress,
         is_notified=a.is_notified or b.is_notified,
+        is_ready=a.is_ready or b.is_ready,
     )
 
 
@@ -138,6 +152,7 @@ def apply(record: TaskRecord | None, fact: TaskFact) -> TaskRecord:
         twin=record.twin,
         progress=record.progress,
         is_notified=record.is_notified,
+        is_ready=record.is_ready,
     )
 
 
@@ -151,6 +166,8 @@ def facts_of(record: TaskRecord) -> list[TaskFact]:
         facts.append(Submitted(record.spec))
     if record.cancelled_by is not None:
         facts.append(CancelAsked(record.id, record.cancelled_by))
+    if record.is_ready:
+        facts.append(Ready(record.id))
     for attempt in record.attempts:
         if attempt.outcome is None:
             facts.append(Assigned(record.id, attempt.id, attempt.node))

@@ -330,6 +330,7 @@ class Timing:
     tick_s: float = 0.25  #: longest time between two steps
     retention_s: float = 7 * 86_400.0  #: how long ended tasks are kept
     floor_s: float = 60.0  #: how often the dispatcher looks for tasks to forget
+    orphan_s: float = 600.0  #: an unknown task is awaited so long by those after it
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

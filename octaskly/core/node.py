@@ -29,6 +29,7 @@ from octaskly.core.events import (
     PeerUp,
     Persisted,
     Received,
+    RipeLoaded,
     Saved,
     Seen,
     SteeringAsked,
@@ -66,6 +67,7 @@ WorkEvent = (
     | Loaded
     | LiveLoaded
     | FloorPlanned
+    | RipeLoaded
     | LoadSampled
     | DiskChanged
     | SteeringAsked
@@ -289,7 +291,7 @@ class Node:
         match event:
             case TasksSubmitted() | CancelRequested() | TasksNotified():
                 return self._on_asked(event, now)
-            case Loaded() | LiveLoaded() | FloorPlanned():
+            case Loaded() | LiveLoaded() | RipeLoaded() | FloorPlanned():
                 return self._dispatch.on_read(event, now)
             case Persisted(number):
                 self._journal.on_persisted(number)

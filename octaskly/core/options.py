@@ -111,6 +111,14 @@ class ArraySpec:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class After:
+    """The tasks that must have ended before, and how."""
+
+    tasks: tuple[str, ...]  #: as the log calls them
+    end: str = "success"  #: or `failure`, `any`: the end of each that will do
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class TaskOptions:
     """What a task asks for besides its command."""
 
@@ -127,6 +135,7 @@ class TaskOptions:
     retry_of: str = ""  #: name of the ended task that this one repeats
     array: ArraySpec | None = None
     notify_url: str = ""  #: told of the end of the task
+    after: After | None = None
 
     @property
     def chars(self) -> int:
@@ -141,6 +150,8 @@ class TaskOptions:
             + len(self.notify_url)
             + len(self.stdin)
             + (0 if self.array is None else self.array.items_bytes // CHAR_BYTES)
+            + len(self.retry_of)
+            + sum(map(len, self.after.tasks if self.after else ()))
         )
 
 

@@ -8,7 +8,7 @@ is written is decided in `dispatch`.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from itertools import takewhile
 
@@ -61,7 +61,8 @@ class Placing:
         self._journal = journal
         self._replication = replication
         self._touched: list[InHand] = []
-        self._failed: list[TaskId] = []
+        self._ended: list[TaskId] = []
+        self._has_news = False
         self._kills: dict[NodeId, list[tuple[TaskId, AttemptId]]] = {}
 
     def begin(self, epoch: Epoch, stream: StreamId) -> list[Effect]:
@@ -93,6 +94,20 @@ class Placing:
         held = self.queue.held[task.node].values()
         before = takewhile(lambda other: other is not task, held)
         return 0 < slots <= sum(other.slots for other in before)
+
+    def tell(self, tasks: Iterable[TaskId]) -> None:
+        """Let those know who wait for the end of these tasks, once it is safe."""
+        self._ended += tasks
+        self.note_end()
+
+    def note_end(self) -> None:
+        """Some task has ended: others may have waited for it."""
+        self._has_news = True
+
+    def take_news(self) -> bool:
+        """Whether a task has ended since this was asked last."""
+        has_news, self._has_news = self._has_news, False
+        return has_news
 
     def touch(self, task: InHand) -> None:
         """Keep the task in hand until what this step writes is durable."""
@@ -155,7 +170,7 @@ class Placing:
         """End a task; that is told to who waits for it once it is safe."""
         self.queue.end(task, TaskState.FAILED)
         self.touch(task)
-        self._failed.append(task.spec.id)
+        self.tell([task.spec.id])
         self.count_failure(task.spec.id)
 
     def cut_off(self, array: TaskSpec, by: str, final: TaskState) -> list[TaskId]:
@@ -246,9 +261,9 @@ class Placing:
             effects += self._orders(batches)
         if held is not None or self._touched:
             effects += self._journal.when_durable(self._settling(held), now)
-        if self._failed:
-            failed, self._failed = tuple(self._failed), []
-            effects += self._replication.when_safe(lambda *_: [Announce(failed)], now)
+        if self._ended:
+            ended, self._ended = tuple(self._ended), []
+            effects += self._replication.when_safe(lambda *_: [Announce(ended)], now)
         if told is not None:
             effects += self._replication.when_safe(told, now)
         effects += self.queue.refill()

@@ -147,6 +147,8 @@ class Gateway(Transcripts, Telling, Protocol):
         Raises:
             NotDispatcher: another node is dispatcher.
             NotDurable: one copy is too few, and no standby acknowledges.
+            ParentNotFound, CyclicTasks: what it shall come after does not exist, or
+                waits for it.
             TaskExists: an id that a client chose is taken, or the key was used for
                 another body.
             StoreFull: the disk has no room.

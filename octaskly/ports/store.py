@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from octaskly.core.effects import Join, PlanFloor, Save
-from octaskly.core.events import FloorPlanned, Loaded, Saved
+from octaskly.core.effects import Join, LoadRipe, PlanFloor, Save
+from octaskly.core.events import FloorPlanned, Loaded, RipeLoaded, Saved
 from octaskly.core.facts import Entry, Stored
 from octaskly.core.merge import TaskRecord
 from octaskly.core.messages import (
@@ -145,6 +145,9 @@ class Log(Past, Protocol):
 
     async def load_live(self) -> tuple[TaskRecord, ...]:
         """Read tasks that run, and those that are decided while their latest does."""
+
+    async def load_ripe(self, ask: LoadRipe) -> RipeLoaded:
+        """Read tasks whose wait for others is over, the oldest first."""
 
     async def answer(
         self, vector: Mapping[StreamId, int], cursor: Cursor | None, bytes_max: int

@@ -43,15 +43,18 @@ class Bulk:
 
 TASK_INSERT: Final = Bulk(
     "INSERT INTO tasks (key, id, sequence, state, node, cancelled_by, is_live, tries,"
-    " changed, notify, command, timeout_s, inputs, outputs, options, stdin, items,"
-    " submitter, created_ms, ord, shape, born, reborn, stream, seq) VALUES",
-    25,
+    " is_ready, is_blocked, changed, notify, command, timeout_s, inputs, outputs,"
+    " options, stdin, items, submitter, created_ms, ord, shape, born, reborn, stream,"
+    " seq) VALUES",
+    27,
 )
 TASK_UPDATE: Final = Bulk(
-    "WITH v (state, node, by, is_live, tries, changed, notify, key) AS (VALUES",
-    8,
+    "WITH v (state, node, by, is_live, tries, is_ready, is_blocked, changed, notify,"
+    " key) AS (VALUES",
+    10,
     ") UPDATE tasks SET state = v.state, node = v.node, cancelled_by = v.by,"
-    " is_live = v.is_live, tries = v.tries, changed = v.changed, notify = v.notify"
+    " is_live = v.is_live, tries = v.tries, is_ready = v.is_ready,"
+    " is_blocked = v.is_blocked, changed = v.changed, notify = v.notify"
     " FROM v WHERE tasks.key = v.key",
 )
 BIRTH_UPDATE: Final = Bulk(

@@ -10,6 +10,7 @@ from octaskly.core.merge import TaskRecord, cut
 from octaskly.core.model import TaskSpec
 from octaskly.store import arrays, bulk, rows
 from octaskly.store.arrays import Members
+from octaskly.store.edges import Waits
 from octaskly.store.folding import Count, Task
 
 
@@ -26,6 +27,7 @@ class Changes:
     arrays: list[bulk.Row] = field(default_factory=list)
     places: list[tuple[int, int, int]] = field(default_factory=list)
     """Place in the queue of the members between two keys."""
+    waits: Waits = field(default_factory=Waits)
     deltas: defaultdict[Count, int] = field(default_factory=lambda: defaultdict(int))
 
     def run(self, db: sqlite3.Connection) -> None:
@@ -56,8 +58,11 @@ class Changes:
         number = rows.NUMBER_OF[state]
         node = rows.node_shown(record, state)
         by, tries = record.cancelled_by, len(record.attempts)
-        notify = rows.notify_of(record)
-        row = (number, node, by, is_live, tries, task.changed_hlc, notify)
+        self.waits.note(task, record)
+        row: rows.Row = (
+            *(number, node, by, is_live, tries, record.is_ready, task.is_blocked),
+            *(task.changed_hlc, rows.notify_of(record)),
+        )
         assert task.birth is not None
         if task.counted is None:
             head = (task.key, record.id, rows.sequence_of(record.id))
@@ -85,7 +90,8 @@ class Changes:
         node = rows.node_shown(shown, state)
         is_live = rows.is_live(record)
         by, tries = record.cancelled_by, len(record.attempts)
-        row = (number, node, by, is_live, tries, task.changed_hlc, None)
+        ready = (False, False)  # A member is what its array is.
+        row = (number, node, by, is_live, tries, *ready, task.changed_hlc, None)
         if task.counted is None:
             head = (task.key, record.id, None)
             place = rows.member_row(array.record.spec)

@@ -43,6 +43,7 @@ class Task:
     counted: Count | None = None  #: what `counts` and the row say
     stored_spec: TaskSpec | None = None
     is_final: bool = False  #: as of the row
+    is_blocked: bool = False  #: as of the row
     changed: set[AttemptId] = field(default_factory=set)
     changed_hlc: int = 0
     birth: Birth | None = None
@@ -232,6 +233,7 @@ def _task_from(
         stored_birth=birth,
         members=members,
         was_live=rows.is_live(record),
+        is_blocked=record.waits_for is not None,
     )
 
 

@@ -12,8 +12,16 @@ from pathlib import Path
 from queue import SimpleQueue
 from typing import Final, TypeVar
 
-from octaskly.core.effects import Append, Join, PlanFloor, Save, Spool, Unspool
-from octaskly.core.events import FloorPlanned, Loaded, Saved
+from octaskly.core.effects import (
+    Append,
+    Join,
+    LoadRipe,
+    PlanFloor,
+    Save,
+    Spool,
+    Unspool,
+)
+from octaskly.core.events import FloorPlanned, Loaded, RipeLoaded, Saved
 from octaskly.core.facts import Entry, Floor
 from octaskly.core.merge import TaskRecord
 from octaskly.core.messages import Cursor, Packed, Report
@@ -32,6 +40,7 @@ from octaskly.ports import Clock, Packer, StoreStats, TaskPage, TaskQuery, ToNot
 from octaskly.store import history as histories
 from octaskly.store import queue, reader
 from octaskly.store.database import Lock, open_reader, open_writer, translated
+from octaskly.store.edges import load_ripe
 from octaskly.store.plan import plan_floor
 from octaskly.store.snapshot import snapshot
 from octaskly.store.state import Met, read_saved
@@ -177,6 +186,10 @@ class Store:
     async def load(self, after_ord: int, limit: int, shape: int = 0) -> Loaded:
         """Read queued tasks of one shape with `ord > after_ord`, in order."""
         return await self._read(lambda db: queue.load(db, after_ord, limit, shape))
+
+    async def load_ripe(self, ask: LoadRipe) -> RipeLoaded:
+        """Read tasks whose wait for others is over, the oldest first."""
+        return await self._read(lambda db: load_ripe(db, ask))
 
     async def load_live(self) -> tuple[TaskRecord, ...]:
         """Read tasks that run, and those that are decided while their latest does."""

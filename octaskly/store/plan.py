@@ -133,14 +133,16 @@ def _walk(
     latest = 0  #: fact about a task that is void
     until = HLC_MAX  #: no other task was born up to here
     found = db.execute(
-        f"SELECT {rows.TASK_COLUMNS}, state, is_live, changed,"  # noqa: S608
-        " born, reborn, stream, seq FROM tasks INDEXED BY tasks_born ORDER BY born, key"
+        f"SELECT {rows.TASK_COLUMNS}, state,"  # noqa: S608
+        " is_live OR EXISTS (SELECT 1 FROM edges WHERE parent = id),"
+        " changed, born, reborn, stream, seq"
+        " FROM tasks INDEXED BY tasks_born ORDER BY born, key"
     )
     for passed, row in enumerate(found):
         if row[0] >= arrays.MEMBERS:
             break  # They go with their arrays.
-        is_live, changed, born, reborn, stream, seq = row[-6:]
-        is_ended = row[-7] in _ENDED and not is_live
+        is_wanted, changed, born, reborn, stream, seq = row[-6:]
+        is_ended = row[-7] in _ENDED and not is_wanted
         limit = changed if is_ended else born
         is_old = surplus > 0 or limit < before_hlc
         if born > cut.horizon:  # Else the cut is through it already.

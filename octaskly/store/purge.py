@@ -160,6 +160,8 @@ def _drop_rows(db: sqlite3.Connection, keys: Sequence[int], kind: int) -> None:
     )
     db.execute(f"DELETE FROM attempts WHERE task {these}", keys)  # noqa: S608
     db.execute(f"DELETE FROM tasks WHERE key {these}", keys)  # noqa: S608
+    for table in ("edges", "ripe"):
+        db.execute(f"DELETE FROM {table} WHERE child {these}", keys)  # noqa: S608
 
 
 def write_floor(db: sqlite3.Connection, floor: Floor) -> None:

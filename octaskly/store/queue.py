@@ -14,7 +14,7 @@ from octaskly.store import arrays, rows
 LOAD_BYTES = 16 << 20  #: of texts and standard input, in one answer, roughly
 SHAPES_MAX = 10_000  #: kinds of needs that are told apart at once
 
-_QUEUE = "FROM tasks INDEXED BY tasks_queued WHERE state = 0"
+_QUEUE = "FROM tasks INDEXED BY tasks_queued WHERE state = 0 AND is_blocked = 0"
 
 
 def load(db: sqlite3.Connection, after_ord: int, limit: int, shape: int = 0) -> Loaded:

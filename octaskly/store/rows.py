@@ -43,7 +43,7 @@ STATES: Final = (
 NUMBER_OF: Final = {state: number for number, state in enumerate(STATES)}
 
 TASK_COLUMNS: Final = (
-    "key, id, cancelled_by, tries, notify,"
+    "key, id, cancelled_by, tries, is_ready, notify,"
     " command, timeout_s, inputs, outputs, options, stdin, items, submitter,"
     " created_ms, ord"
 )
@@ -143,8 +143,8 @@ def member_row(array: TaskSpec) -> tuple[Any, ...]:
 
 def record_from(row: Row, attempts: tuple[Attempt, ...]) -> TaskRecord:
     """Return the record of a row of `TASK_COLUMNS`."""
-    _, task, by, _, notify, command, timeout_s, inputs, outputs = row[:9]
-    options, stdin, items, submitter, created, ord_ = row[9:]
+    _, task, by, _, is_ready, notify, command, timeout_s, inputs, outputs = row[:10]
+    options, stdin, items, submitter, created, ord_ = row[10:]
     spec = TaskSpec(
         id=task,
         command=command,
@@ -162,6 +162,7 @@ def record_from(row: Row, attempts: tuple[Attempt, ...]) -> TaskRecord:
         cancelled_by=by,
         attempts=attempts,
         is_notified=notify == NOTIFIED,
+        is_ready=bool(is_ready),
     )
 
 

@@ -152,8 +152,6 @@ ALTER TABLE tasks ADD COLUMN options TEXT;
 ALTER TABLE tasks ADD COLUMN stdin BLOB;
 ALTER TABLE tasks ADD COLUMN items TEXT;
 ALTER TABLE tasks ADD COLUMN shape INTEGER NOT NULL DEFAULT 0;
-DROP INDEX tasks_queued;
-CREATE INDEX tasks_queued ON tasks (shape, ord) WHERE state = 0;
 
 ALTER TABLE tasks ADD COLUMN notify INTEGER;
 CREATE INDEX tasks_notify ON tasks (key) WHERE notify = 1 AND state > 1;
@@ -183,6 +181,23 @@ DROP TABLE counts_before;
 
 ALTER TABLE attempts ADD COLUMN cpu_ms INTEGER;
 ALTER TABLE attempts ADD COLUMN memory_max_kb INTEGER;
+
+-- Tasks that come after others wait outside the queue.
+ALTER TABLE tasks ADD COLUMN is_ready INTEGER NOT NULL DEFAULT 0;
+ALTER TABLE tasks ADD COLUMN is_blocked INTEGER NOT NULL DEFAULT 0;
+DROP INDEX tasks_queued;
+CREATE INDEX tasks_queued ON tasks (shape, ord) WHERE state = 0 AND is_blocked = 0;
+CREATE TABLE edges (
+    parent TEXT NOT NULL,
+    child INTEGER NOT NULL,
+    wanted INTEGER NOT NULL,
+    met INTEGER NOT NULL,
+    PRIMARY KEY (parent, child)
+) STRICT, WITHOUT ROWID;
+CREATE INDEX edges_child ON edges (child);
+CREATE TABLE ripe (
+    child INTEGER PRIMARY KEY
+) STRICT;
 """
 
 MIGRATIONS: Final = (_FIRST, _SECOND, _THIRD)

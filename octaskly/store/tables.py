@@ -21,6 +21,7 @@ from octaskly.ports import Packer
 from octaskly.store import arrays, bulk, purge, rows, state
 from octaskly.store.arrays import Members
 from octaskly.store.changes import Changes
+from octaskly.store.edges import Edges
 from octaskly.store.folding import CHANGED, FETCHED, Folding, Task, tasks_from
 from octaskly.store.orphans import Early, Orphans
 
@@ -37,6 +38,7 @@ class Tables:
         self._orphans = Orphans(connection, packer)
         self._folding = Folding(connection, self._orphans)
         self._purge = purge.Purge(connection)
+        self._edges = Edges(connection)
         self._read_numbers()
 
     def forget(self) -> None:
@@ -45,6 +47,7 @@ class Tables:
         self._orphans.look()
         self._folding.begin()
         self._purge.begin()
+        self._edges.look()
         self._read_numbers()
 
     @property
@@ -288,6 +291,7 @@ class Tables:
                 assert task.spec is not None
                 changes.add(task, task.record, task.spec)
         changes.run(self._db)
+        self._edges.take(changes.waits)
         self._write_orphans(touched.values())
 
     def _give_key(self, task: Task) -> None:

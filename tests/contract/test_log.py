@@ -11,9 +11,18 @@ from typing import cast
 import pytest
 
 from octaskly.core import merge
-from octaskly.core.effects import Save
+from octaskly.core.effects import LoadRipe, Save
 from octaskly.core.events import Saved
-from octaskly.core.facts import HLC_MAX, Entry, Fact, Floor, Mark, Notified
+from octaskly.core.facts import (
+    HLC_MAX,
+    Entry,
+    Fact,
+    Floor,
+    Mark,
+    Notified,
+    Ready,
+    Submitted,
+)
 from octaskly.core.messages import Entries, Report
 from octaskly.core.model import (
     Address,
@@ -24,9 +33,11 @@ from octaskly.core.model import (
     OutputFile,
     Reason,
     StreamId,
+    TaskId,
     TaskState,
 )
 from octaskly.core.options import (
+    After,
     ArraySpec,
     Requires,
     TaskLimits,
@@ -154,6 +165,99 @@ async def test_what_a_task_asks_for_comes_back(bench: Bench) -> None:
     (listed,) = (await bench.log.page(TaskQuery())).records
     assert listed.spec is not None
     assert listed.spec.options == replace(options, stdin=b"")
+
+
+def later(number: int, *parents: int, end: str = "success") -> Submitted:
+    """A task that comes after others."""
+    after = After(tasks=tuple(kit.task_id(n) for n in parents), end=end)
+    return kit.submitted(number, options=TaskOptions(after=after))
+
+
+async def ripe(log: Log) -> tuple[list[tuple[TaskId, TaskId | None]], bool]:
+    """Return whose wait is over, with what broke it, and whether others wait."""
+    found = await log.load_ripe(LoadRipe(7, 100))
+    assert found.number == 7
+    return [(item.record.id, item.broken) for item in found.ripe], found.are_left
+
+
+async def test_a_task_waits_outside_the_queue_until_all_before_it_ended(
+    bench: Bench,
+) -> None:
+    """And it is told only once nothing more is awaited."""
+    await bench.add(kit.submitted(1), kit.submitted(2), later(3, 1, 2))
+    await bench.add(kit.finished(1))
+    assert await ripe(bench.log) == ([], True)
+
+    await bench.add(kit.finished(2))
+
+    assert await ripe(bench.log) == ([(kit.task_id(3), None)], True)
+    assert (await bench.log.load(-1, 9)).records == ()
+    await bench.add(Ready(kit.task_id(3)))
+    (queued,) = (await bench.log.load(-1, 9)).records
+    assert (queued.id, queued.is_ready) == (kit.task_id(3), True)
+    assert await ripe(bench.log) == ([], False)
+
+
+@pytest.mark.parametrize(
+    ("end", "state", "is_broken"),
+    [
+        ("success", AttemptState.OK, False),
+        ("success", AttemptState.FAILED, True),
+        ("failure", AttemptState.OK, True),
+        ("failure", AttemptState.FAILED, False),
+        ("any", AttemptState.OK, False),
+        ("any", AttemptState.FAILED, False),
+    ],
+)
+@pytest.mark.parametrize("is_ended", [True, False])
+async def test_how_a_parent_ended_decides(
+    bench: Bench, end: str, state: AttemptState, is_broken: bool, is_ended: bool
+) -> None:
+    """Before or after its child came."""
+    facts: list[Fact] = [kit.finished(1, state=state), later(2, 1, end=end)]
+
+    await bench.add(kit.submitted(1), *(facts if is_ended else facts[::-1]))
+
+    broken = kit.task_id(1) if is_broken else None
+    assert await ripe(bench.log) == ([(kit.task_id(2), broken)], True)
+
+
+async def test_one_bad_end_is_enough(bench: Bench) -> None:
+    """The other parent may take hours."""
+    await bench.add(kit.submitted(1), kit.submitted(2), later(3, 1, 2))
+
+    await bench.add(kit.cancelled(2))
+
+    assert await ripe(bench.log) == ([(kit.task_id(3), kit.task_id(2))], True)
+
+
+async def test_a_cancelled_child_waits_no_longer(bench: Bench) -> None:
+    """Its parent's end is nothing to it."""
+    await bench.add(kit.submitted(1), later(2, 1), kit.cancelled(2), kit.finished(1))
+
+    assert await ripe(bench.log) == ([], False)
+
+
+async def test_a_parent_that_is_not_known_is_awaited_for_a_while(bench: Bench) -> None:
+    """Its submission may come from another node, or it was forgotten."""
+    await bench.add(later(2, 1))
+    assert await ripe(bench.log) == ([], True)
+
+    early = await bench.log.load_ripe(LoadRipe(1, 9, before_hlc=1001))
+    found = await bench.log.load_ripe(LoadRipe(2, 9, before_hlc=1002))
+
+    assert early.ripe == ()
+    assert [item.record.id for item in found.ripe] == [kit.task_id(2)]
+
+
+async def test_who_waits_is_known_after_a_restart(bench: Bench) -> None:
+    """The parent ends in another life."""
+    await bench.add(kit.submitted(1), later(2, 1))
+    await bench.reopen()
+
+    await bench.add(kit.finished(1))
+
+    assert await ripe(bench.log) == ([(kit.task_id(2), None)], True)
 
 
 async def test_a_finished_task_comes_back_with_its_exact_output(bench: Bench) -> None:

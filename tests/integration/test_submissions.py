@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from octaskly.agent.clock import SystemClock
+from octaskly.agent.finding import Finder
 from octaskly.agent.submissions import Submission, Submissions
 from octaskly.agent.tickets import Tickets
 from octaskly.core.acceptance import PRIORITY_BAND, logged_id
@@ -60,8 +61,13 @@ def submissions(store: Store) -> Submissions:
         tickets.answered(event.ticket, Accepted((), 2))
 
     tickets = Tickets(post)
+    finder = Finder(store, lambda: True)
     return Submissions(
-        mesh_id="mesh", store=store, clock=SystemClock(), tickets=tickets
+        mesh_id="mesh",
+        store=store,
+        clock=SystemClock(),
+        tickets=tickets,
+        find=finder.task,
     )
 
 

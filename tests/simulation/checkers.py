@@ -288,6 +288,11 @@ def no_phantom_tasks(world: World) -> None:
                 assert record.spec.command in world.asked, f"phantom {record.id}"
 
 
+def nothing_runs_before_its_parents(world: World) -> None:
+    """A task begins when what it comes after has ended as it asked."""
+    assert not world.early, f"began too early: {world.early[:3]}"
+
+
 def every_accepted_task_is_final(world: World) -> None:
     """Liveness: once faults stop, all that was accepted comes to an end."""
     open_ = unfinished(world)
@@ -402,6 +407,7 @@ FINAL = (
     nothing_accepted_is_lost,
     accepted_tasks_are_what_was_asked_for,
     no_phantom_tasks,
+    nothing_runs_before_its_parents,
     cancels_are_kept,
     acknowledged_results_are_present,
     every_accepted_task_is_final,

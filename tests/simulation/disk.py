@@ -10,8 +10,8 @@ import copy
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from octaskly.core.effects import Append, Join, Load, PlanFloor, Save
-from octaskly.core.events import Advert, FloorPlanned, Loaded, Saved
+from octaskly.core.effects import Append, Join, Load, LoadRipe, PlanFloor, Save
+from octaskly.core.events import Advert, FloorPlanned, Loaded, Ripe, RipeLoaded, Saved
 from octaskly.core.facts import (
     NO_FLOOR,
     CancelAsked,
@@ -53,6 +53,11 @@ Write = Callable[[], None]
 Kept = tuple[type[Fact], TaskId, AttemptId | None]
 """What a client or a worker may rely on: that a fact of a kind stands in the log."""
 
+GOOD = {
+    "success": {TaskState.COMPLETED},
+    "failure": {TaskState.FAILED, TaskState.CANCELLED},
+    "any": {TaskState.COMPLETED, TaskState.FAILED, TaskState.CANCELLED},
+}
 PART_ROWS = 3  #: in one part of a snapshot, few so that several are needed
 LAG_ENTRIES = 60  #: fewer are always given as entries
 STEP_TASKS = 6  #: that one step of the floor passes
@@ -91,6 +96,8 @@ class Disk:
     sequence: int = 0
     ended: list[tuple[TaskId, int]] = field(default_factory=list)
     """Tasks that came to an end here, and when; the world takes them away."""
+    past: dict[TaskId, TaskState] = field(default_factory=dict)
+    """How forgotten tasks had ended: those after them have taken note of it."""
     gone: list[TaskRow] = field(default_factory=list)  #: forgotten; taken away as well
 
     def saved(self) -> Saved:
@@ -305,6 +312,7 @@ class Disk:
 
     def _drop(self, task: TaskId) -> None:
         record = self.records.pop(task)
+        self.past[task] = record.state
         del self.keys[task]
         self.kept -= {kept(fact) for fact in facts_of(record)}
         row = TaskRow(record, self.births.pop(task), self.changed.pop(task))
@@ -346,7 +354,9 @@ class Disk:
         waiting = [
             record
             for record in self.records.values()
-            if record.spec is not None and record.state is TaskState.QUEUED
+            if record.spec is not None
+            and record.state is TaskState.QUEUED
+            and record.waits_for is None
         ]
         return sorted(waiting, key=lambda r: (r.spec.ord if r.spec else 0, r.id))
 
@@ -360,6 +370,39 @@ class Disk:
             record
             for record in self.records.values()
             if record.state is TaskState.RUNNING or _is_live(record)
+        )
+
+    def ripe(self, ask: LoadRipe) -> RipeLoaded:
+        """Read tasks whose wait for others is over, like the port of that name."""
+        waiting = [r for r in self.records.values() if r.waits_for is not None]
+        found = []
+        for record in waiting:
+            after = record.waits_for
+            assert after is not None
+            parents = [TaskId(task) for task in after.tasks]
+            ends = {task: self._end(task) for task in parents}
+            is_old = self.births[record.id].born < ask.before_hlc
+            bad = [t for t, end in ends.items() if end and end not in GOOD[after.end]]
+            is_over = all(
+                end is not None or (is_old and task not in self.records)
+                for task, end in ends.items()
+            )
+            if bad or is_over:
+                found.append(Ripe(record, min(bad, default=None)))
+        return RipeLoaded(ask.number, tuple(found[: ask.limit]), bool(waiting))
+
+    def _end(self, task: TaskId) -> TaskState | None:
+        """Return how a task has ended, if it has, also where it was forgotten."""
+        record = self.records.get(task)
+        state = self.past.get(task) if record is None else record.state
+        return state if state is not None and state.is_final else None
+
+    def _is_ended(self, record: TaskRecord) -> bool:
+        """Whether a task is over, and nobody comes after it."""
+        return _is_ended(record) and not any(
+            record.id in other.waits_for.tasks
+            for other in self.records.values()
+            if other.waits_for is not None
         )
 
     def entries_after(
@@ -442,7 +485,7 @@ class Disk:
         order = sorted((birth.born, task) for task, birth in self.births.items())
         for passed, (born, task) in enumerate(order):
             record, birth = self.records[task], self.births[task]
-            changed, is_ended = self.changed[task], _is_ended(record)
+            changed, is_ended = self.changed[task], self._is_ended(record)
             is_old = surplus > 0 or (changed if is_ended else born) < before_hlc
             if born > horizon and (not is_old or passed >= STEP_TASKS):
                 is_over = not is_old

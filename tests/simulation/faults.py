@@ -18,6 +18,7 @@ from tests.simulation.checkers import (
 from tests.simulation.disk import Disk
 from tests.simulation.world import World
 
+LATE = 0.15  #: share of tasks that come after another one
 QUIET_S = 240.0  #: virtual time within which all must be well after the last fault
 SIZES = (3, 4, 5, 3, 6, 5, 7, 3, 4, 5, 1, 2)  #: of worlds, by seed
 ENCODED = 0.15  #: share of worlds in which the codec carries each message
@@ -321,6 +322,7 @@ def run_seed(seed: int, *, is_forgetting: bool = False) -> World:
     """
     world = World(seed, nodes=SIZES[seed % len(SIZES)])
     Watch(world)
+    world.late_share = LATE
     torment(world, draw_profile(world, is_forgetting=is_forgetting))
     calm(world)
     for check in FINAL:

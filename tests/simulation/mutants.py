@@ -357,6 +357,11 @@ def worker_copies_are_written_again(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Journal, "is_void", lambda *_: False)
 
 
+def children_do_not_wait(patch: pytest.MonkeyPatch) -> None:
+    """A task is queued as soon as it is accepted, whatever it comes after."""
+    patch.setattr("octaskly.core.dispatch.is_late", lambda _: False)
+
+
 Hunt = Callable[[int], object]
 MUTANTS: tuple[tuple[Plant, Hunt], ...] = (
     (volatile_term, run_seed),
@@ -385,5 +390,6 @@ MUTANTS: tuple[tuple[Plant, Hunt], ...] = (
     (rows_are_taken_for_the_log, run_half_joined),
     (floor_without_the_carried, run_forgetful),
     (worker_copies_are_written_again, run_forgetful),
+    (children_do_not_wait, run_seed),
 )
 """Each with the world in which it shows."""

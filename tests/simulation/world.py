@@ -10,7 +10,7 @@ import hashlib
 import heapq
 import random
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from octaskly.core.effects import (
     Accepted,
@@ -24,6 +24,7 @@ from octaskly.core.effects import (
     Join,
     Load,
     LoadLive,
+    LoadRipe,
     Note,
     PlanFloor,
     Remember,
@@ -75,7 +76,8 @@ from octaskly.core.model import (
     name_of,
 )
 from octaskly.core.node import Node
-from tests.simulation.disk import Disk, Kept
+from octaskly.core.options import After, TaskOptions
+from tests.simulation.disk import GOOD, Disk, Kept
 from tests.simulation.network import Network
 
 WALL_MS = 1_700_000_000_000
@@ -131,6 +133,8 @@ class Machine:
 class World:
     """Machines, their network, and the clients."""
 
+    late_share = 0.0  #: of tasks that come after another one
+
     def __init__(
         self,
         seed: int,
@@ -141,10 +145,10 @@ class World:
         timing: Timing | None = None,
         is_traced: bool = False,
     ) -> None:
-        self.random = random.Random(seed)
+        self.random, self.late = random.Random(seed), random.Random(f"late {seed}")
         self.time_s = 1000.0
         self.node_type = node_type
-        self.timing = timing or Timing()
+        self.timing = timing or Timing(orphan_s=60.0)
         self.limits = Limits()
         self.is_strict = False  #: nothing is accepted that only one disk holds
         self.machines = {
@@ -164,6 +168,7 @@ class World:
         self.promises: dict[Kept, set[NodeId]] = {}
         """What was confirmed to clients and workers, and which disks held it then."""
         self.started: list[Started] = []
+        self.early: list[TaskId] = []  #: that began before what they come after ended
         self.died: set[NodeId] = set()  #: machines whose process ended unasked
         self.restored: set[NodeId] = set()  #: machines that lost part of their disk
         self.reported: dict[tuple[TaskId, AttemptId], AttemptState] = {}
@@ -441,23 +446,12 @@ class World:
                     self.random.uniform(0.001, 0.01),
                     lambda: self._serve(machine, peer, dict(vector), cursor),
                 )
-            case Load():
+            case Load() | LoadLive() | LoadRipe() | PlanFloor():
+                draw = self.late if isinstance(effect, LoadRipe) else self.random
                 self.later(
                     machine,
-                    self.random.uniform(0.001, 0.01),
-                    lambda: self.feed(machine, disk.load(effect)),
-                )
-            case LoadLive():
-                self.later(
-                    machine,
-                    self.random.uniform(0.001, 0.01),
-                    lambda: self.feed(machine, LiveLoaded(disk.live())),
-                )
-            case PlanFloor():
-                self.later(
-                    machine,
-                    self.random.uniform(0.001, 0.01),
-                    lambda: self.feed(machine, disk.plan(effect)),
+                    draw.uniform(0.001, 0.01),
+                    lambda: self.feed(machine, _read(disk, effect)),
                 )
             case Unspool(items):
                 disk.forget(items)
@@ -564,11 +558,26 @@ class World:
     ) -> None:
         for attempt, spec in items:
             seen = node.epoch.term
+            if not self._may_start(spec):
+                self.early.append(spec.id)
             self.started.append(
                 Started(self.time_s, machine.id, spec.id, attempt, seen)
             )
             machine.waiting.append((attempt, spec))
         self._fill(machine)
+
+    def _may_start(self, spec: TaskSpec) -> bool:
+        """Whether some disk shows that what it comes after ended as it should."""
+        after = None if spec.options is None else spec.options.after
+        for parent in () if after is None else after.tasks:
+            assert after is not None
+            task = TaskId(parent)
+            disks = [machine.disk for machine in self.machines.values()]
+            states = {d.records[task].state for d in disks if task in d.records}
+            states |= {d.past[task] for d in disks if task in d.past}
+            if states and not states & GOOD[after.end]:
+                return False
+        return True
 
     def _fill(self, machine: Machine) -> None:
         while machine.waiting and len(machine.running) < machine.slots:
@@ -654,11 +663,23 @@ class World:
             else Draft(command=f"run {task_id} {int(suffix, 16) % 2}", id=task_id)
             for suffix in suffixes
         )
+        if task_id is None:
+            drafts = tuple(self._made_late(draft, machine) for draft in drafts)
         self.asked.update(draft.command for draft in drafts)
         ticket = self._next_ticket()
         self._drafts[ticket] = drafts
         event = TasksSubmitted(ticket, drafts, "client", suffixes)
         self.feed(machine, event)
+
+    def _made_late(self, draft: Draft, machine: Machine) -> Draft:
+        """Let some tasks come after another one that this node knows."""
+        known = list(machine.disk.records)
+        if not known or self.late.random() >= self.late_share:
+            return draft
+        after = After(
+            tasks=(self.late.choice(known),), end=self.late.choice(("success", "any"))
+        )
+        return replace(draft, options=TaskOptions(after=after))
 
     def cancel(self, node_id: NodeId, task: TaskId, *, force: bool) -> None:
         """Cancel a task through one node."""
@@ -735,3 +756,16 @@ class World:
             m.node is not None and m.node.dispatcher == reigning[0]
             for m in self.alive()
         )
+
+
+def _read(disk: Disk, asked: Load | LoadLive | LoadRipe | PlanFloor) -> Event:
+    """Return what the store answers."""
+    match asked:
+        case Load():
+            return disk.load(asked)
+        case LoadLive():
+            return LiveLoaded(disk.live())
+        case LoadRipe():
+            return disk.ripe(asked)
+        case PlanFloor():
+            return disk.plan(asked)

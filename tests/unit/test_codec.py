@@ -17,6 +17,7 @@ from octaskly.core.facts import (
     Floor,
     Mark,
     Notified,
+    Ready,
     Submitted,
 )
 from octaskly.core.merge import Birth, TaskRecord, TaskRow
@@ -68,7 +69,7 @@ from octaskly.core.model import (
     TaskId,
     TaskSpec,
 )
-from octaskly.core.options import Requires, TaskLimits, TaskOptions
+from octaskly.core.options import After, Requires, TaskLimits, TaskOptions
 from octaskly.errors import LocalProtocolError, RemoteProtocolError
 
 NODE = NodeId("abcdefgh234567xy")
@@ -88,6 +89,7 @@ OPTIONS = TaskOptions(
     grace_s=0,
     requires=Requires(labels=(("disk", "ssd"),), cpus=2),
     limits=TaskLimits(processes=9),
+    after=After(tasks=("a", "b"), end="any"),
 )
 SPEC = TaskSpec(
     id=TASK,
@@ -142,6 +144,7 @@ FACTS: tuple[Fact, ...] = (
     Assigned(TASK, ATTEMPT, NODE),
     Finished(TASK, ATTEMPT, NODE, OUTCOME),
     FLOOR,
+    Ready(TASK),
 )
 ENTRIES = tuple(Entry(STREAM, i + 1, 99, fact) for i, fact in enumerate(FACTS))
 MESSAGES: tuple[Message, ...] = (

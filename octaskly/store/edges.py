@@ -1,0 +1,184 @@
+"""Who waits for whom, kept in step with the tasks, in the writer's transaction.
+
+`edges` has a row for each task that another one comes after, until that one need not
+wait any more, and `ripe` each task whose wait is over: all have ended as they should,
+or one of them did not. Both only follow from `tasks`; what a dispatcher decides are
+facts of the log. A parent that is not known here yet is waited for, and one that has
+ended is not forgotten while somebody comes after it.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Final
+
+from octaskly.core.effects import LoadRipe
+from octaskly.core.events import Ripe, RipeLoaded
+from octaskly.core.merge import TaskRecord
+from octaskly.core.model import TaskId, TaskState
+from octaskly.core.options import After
+from octaskly.store import rows
+from octaskly.store.folding import Task
+
+_ENDS: Final = ("success", "failure", "any")
+"""Position is the number in the database, for ever."""
+_GOOD: Final = {
+    "success": {TaskState.COMPLETED},
+    "failure": {TaskState.FAILED, TaskState.CANCELLED},
+    "any": {TaskState.COMPLETED, TaskState.FAILED, TaskState.CANCELLED},
+}
+_OPEN, _MET, _BROKEN = 0, 1, 2
+
+
+@dataclass(slots=True)
+class Waits:
+    """What one commit changes about who waits."""
+
+    begun: list[tuple[int, After]] = field(default_factory=list)
+    over: list[int] = field(default_factory=list)
+    """Tasks that wait no longer."""
+    ended: list[tuple[TaskId, TaskState]] = field(default_factory=list)
+
+    def note(self, task: Task, record: TaskRecord) -> None:
+        """Compare a task with its row; it has a key."""
+        assert task.key is not None
+        state, after = record.state, record.waits_for
+        if state.is_final and not task.is_final:
+            self.ended.append((record.id, state))
+        if after is not None and not task.is_blocked:
+            self.begun.append((task.key, after))
+        if after is None and task.is_blocked:
+            self.over.append(task.key)
+        task.is_blocked = after is not None
+
+
+class Edges:
+    """The waits of all tasks, through the writer's connection."""
+
+    def __init__(self, db: sqlite3.Connection) -> None:
+        self._db = db
+        self.look()
+
+    def look(self) -> None:
+        """See whether any task waits: most logs have none."""
+        found = self._db.execute("SELECT 1 FROM edges LIMIT 1").fetchone()
+        self._has_any = found is not None
+
+    def take(self, waits: Waits) -> None:
+        """Keep step with a commit whose rows are written."""
+        for child, after in waits.begun:
+            self._begin(child, after)
+        self._end(waits.ended)
+        self._forget(waits.over)
+
+    def _begin(self, child: int, after: After) -> None:
+        states = self._states(after.tasks)
+        wanted = _ENDS.index(after.end)
+        edges = [
+            (parent, child, wanted, _met(wanted, states.get(parent)))
+            for parent in dict.fromkeys(after.tasks)
+        ]
+        self._db.executemany("INSERT OR REPLACE INTO edges VALUES (?, ?, ?, ?)", edges)
+        self._has_any = True
+        self._judge(child)
+
+    def _end(self, parents: Iterable[tuple[TaskId, TaskState]]) -> None:
+        if not self._has_any:
+            return
+        for parent, state in parents:
+            found = self._db.execute(
+                "SELECT child, wanted FROM edges WHERE parent = ?", (parent,)
+            ).fetchall()
+            for child, wanted in found:
+                self._db.execute(
+                    "UPDATE edges SET met = ? WHERE parent = ? AND child = ?",
+                    (_met(wanted, state), parent, child),
+                )
+                self._judge(child)
+
+    def _forget(self, children: Sequence[int]) -> None:
+        for some in rows.chunks(children):
+            marks = rows.marks(len(some))
+            for table in ("edges", "ripe"):
+                self._db.execute(
+                    f"DELETE FROM {table} WHERE child IN ({marks})",  # noqa: S608
+                    some,
+                )
+
+    def _judge(self, child: int) -> None:
+        """See whether the wait of a task is over."""
+        met = {
+            number
+            for (number,) in self._db.execute(
+                "SELECT met FROM edges WHERE child = ?", (child,)
+            )
+        }
+        if _BROKEN in met or met == {_MET}:
+            self._db.execute("INSERT OR IGNORE INTO ripe VALUES (?)", (child,))
+
+    def _states(self, tasks: Sequence[str]) -> dict[str, TaskState]:
+        found: dict[str, TaskState] = {}
+        for some in rows.chunks(tasks):
+            found.update(
+                (task, rows.STATES[number])
+                for task, number in self._db.execute(
+                    "SELECT id, state FROM tasks WHERE id IN"  # noqa: S608
+                    f" ({rows.marks(len(some))})",
+                    some,
+                )
+            )
+        return found
+
+
+def _met(wanted: int, state: TaskState | None) -> int:
+    """Return how far an edge has come, by the state of the parent."""
+    if state is None or not state.is_final:
+        return _OPEN
+    return _MET if state in _GOOD[_ENDS[wanted]] else _BROKEN
+
+
+def load_ripe(db: sqlite3.Connection, ask: LoadRipe) -> RipeLoaded:
+    """Return tasks whose wait is over, the oldest first."""
+    keys = [
+        key
+        for (key,) in db.execute(
+            "SELECT child FROM ripe ORDER BY child LIMIT ?", (ask.limit,)
+        )
+    ]
+    if ask.before_hlc and len(keys) < ask.limit:
+        keys += _orphans(db, ask.before_hlc, ask.limit - len(keys))
+    ripe: list[Ripe] = []
+    for some in rows.chunks(dict.fromkeys(keys)):
+        these = f"IN ({rows.marks(len(some))})"
+        found = db.execute(
+            f"SELECT {rows.TASK_COLUMNS} FROM tasks WHERE key {these} ORDER BY key",  # noqa: S608
+            some,
+        ).fetchall()
+        broken = dict(
+            db.execute(
+                f"SELECT child, min(parent) FROM edges WHERE child {these}"  # noqa: S608
+                " AND met = ? GROUP BY child",
+                (*some, _BROKEN),
+            )
+        )
+        records = rows.records_from(db, found)
+        ripe += [
+            Ripe(record, broken.get(row[0]))
+            for row, (record, _) in zip(found, records, strict=True)
+        ]
+    left = db.execute("SELECT 1 FROM edges LIMIT 1").fetchone()
+    return RipeLoaded(ask.number, tuple(ripe), left is not None)
+
+
+def _orphans(db: sqlite3.Connection, before_hlc: int, limit: int) -> list[int]:
+    """Return old tasks that wait for nothing but tasks which are not known here."""
+    found = db.execute(
+        "SELECT DISTINCT child FROM edges AS e JOIN tasks AS t ON t.key = e.child"
+        " WHERE t.born < ? AND e.met = ? AND NOT EXISTS ("
+        "SELECT 1 FROM edges AS o JOIN tasks AS p ON p.id = o.parent"
+        " WHERE o.child = e.child AND o.met = ?) LIMIT ?",
+        (before_hlc, _OPEN, _OPEN, limit),
+    )
+    return [key for (key,) in found]
