@@ -93,6 +93,11 @@ class Paths:
         return self.state / "outputs"
 
     @property
+    def scratch(self) -> Path:
+        """Fresh folders of attempts that run here and asked for one."""
+        return self.state / "scratch"
+
+    @property
     def transcripts(self) -> Path:
         """Long output of attempts that ran here."""
         return self.state / "transcripts"

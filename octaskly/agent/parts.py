@@ -232,6 +232,7 @@ class Parts:
             slots=config.slots,
             workdir=config.paths.workdir,
             outputs_dir=config.paths.outputs,
+            scratch_dir=config.paths.scratch,
             archive=Archive(
                 config.paths.transcripts,
                 outputs_dir=config.paths.outputs,

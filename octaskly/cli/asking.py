@@ -137,6 +137,14 @@ FLAGS: Final = (
         help="The folder it runs in: absolute, or below the worker directory.",
     ),
     click.option(
+        "--scratch",
+        "workdir",
+        is_flag=True,
+        flag_value="scratch",
+        default=None,
+        help="Run in a fresh folder, with links to the inputs, removed after the end.",
+    ),
+    click.option(
         "--stdin",
         "stdin_base64",
         type=click.File("rb"),
@@ -191,7 +199,7 @@ FLAGS: Final = (
 )
 FIELDS: Final = (
     *("timeout", "inputs", "outputs"),
-    *("name", "labels", "env", "cwd", "stdin_base64", "grace", "limits"),
+    *("name", "labels", "env", "cwd", "workdir", "stdin_base64", "grace", "limits"),
     "notify_url",
     *("retries", "retry_on", "after", "on"),
 )

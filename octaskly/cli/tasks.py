@@ -125,6 +125,7 @@ def show(choice: Choice, ref: str, as_json: bool) -> None:  # noqa: FBT001
             ("told at the end", task.notify_url),
             ("env", _pairs(task.env)),
             ("cwd", task.cwd),
+            ("workdir", task.workdir),
             ("stdin", size(task.stdin_bytes) if task.stdin_bytes else None),
             ("created", task.created_at),
             ("started", task.started_at),

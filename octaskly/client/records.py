@@ -59,6 +59,7 @@ class Task(msgspec.Struct, frozen=True, kw_only=True):
     labels: dict[str, str] = {}
     env: dict[str, str] = {}
     cwd: str | None = None
+    workdir: str | None = None
     stdin_bytes: int | None = None
     grace: int | None = None
     limits: dict[str, int | None] | None = None
@@ -149,6 +150,7 @@ class Draft(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     labels: dict[str, str] = {}
     env: dict[str, str] = {}
     cwd: str | None = None
+    workdir: str | None = None
     stdin_base64: str | None = None
     grace: int | None = None
     limits: dict[str, int] = {}

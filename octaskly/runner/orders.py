@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import asdict
 
 from octaskly.core.arrays import INDEX_VARIABLE, ITEM_VARIABLE
@@ -20,8 +21,12 @@ def run_order(item: Item) -> list[object]:
         *("run", item.key, name_of(spec.id), str(item.attempt.n), item.mark),
         *(_raw(spec.command), spec.timeout_s),
     ]
-    if spec.options is not None and (asked := wishes(spec.options)):
-        order.append(asked)
+    if spec.options is not None:
+        asked = wishes(spec.options)
+        if item.folder is not None:
+            asked["folder"] = os.fsencode(item.folder)
+        if asked:
+            order.append(asked)
     return order
 
 
@@ -29,7 +34,8 @@ def wishes(options: TaskOptions) -> dict[str, object]:
     """Return what a launcher must know of what a task asks for, as bytes.
 
     `env` adds variables; `cwd` and `stdin` are given if they are not the usual ones,
-    and so are `grace_s` and `limits`, the latter by the names of `TaskLimits`.
+    and so are `grace_s` and `limits`, the latter by the names of `TaskLimits`. An
+    attempt with a folder of its own has `folder` besides.
     """
     asked: dict[str, object] = {}
     if env := [pair for pair in options.env if _is_taken(pair[0])]:

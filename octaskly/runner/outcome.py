@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from octaskly.core.model import AttemptState, Outcome, Reason
+from octaskly.runner.spawn import NOT_STARTED, SCARCE
 
 TIMED_OUT = 124
 SIGNALLED = 128
@@ -72,6 +73,22 @@ def released(reason: Reason, detail: str = "") -> Outcome:
     """Return the outcome of an attempt that did not end here: another may follow."""
     return Outcome(
         state=AttemptState.RELEASED, reason=reason, detail=clean_detail(detail)
+    )
+
+
+def not_prepared(error: BaseException, node: str) -> Outcome:
+    """Return the outcome of an attempt whose folder or inputs could not be had.
+
+    What this machine lacks at this moment another one may have; anything else would
+    go wrong again.
+    """
+    if not isinstance(error, OSError) or error.errno in SCARCE:
+        return released(Reason.LOST, f"inputs not checked: {error}")
+    return Outcome(
+        state=AttemptState.FAILED,
+        reason=Reason.EXIT,
+        exit_code=NOT_STARTED,
+        detail=clean_detail(f"no scratch folder on {node}: {error}"),
     )
 
 

@@ -24,14 +24,20 @@ from octaskly.core.model import (
     TaskSpec,
 )
 from octaskly.ports import Clock
-from octaskly.runner import cgroup, workdir
+from octaskly.runner import cgroup
 from octaskly.runner.archive import Archive
 from octaskly.runner.delivery import Delivery, EndedCallback
 from octaskly.runner.orders import run_order
-from octaskly.runner.outcome import cancelled, outcome_of_end, released
+from octaskly.runner.outcome import (
+    cancelled,
+    not_prepared,
+    outcome_of_end,
+    released,
+)
 from octaskly.runner.process import LauncherProcess, task_environment
 from octaskly.runner.recorder import Recorder
-from octaskly.runner.seat import SHORT_MS, Item, Seat, end_lost, roomiest
+from octaskly.runner.scratch import Prepared, Scratch
+from octaskly.runner.seat import SHORT_MS, Item, Seat, end_lost, roomiest, seats_for
 
 WAIT_MAX_S = 0.05  #: behind attempts that run so long, none waits any longer
 LOOK_S = 0.02
@@ -48,6 +54,7 @@ class Pool:
         slots: Attempts that run at the same time.
         workdir: Where they run, and where inputs are looked for.
         outputs_dir: Where declared outputs are kept, a folder for each attempt.
+        scratch_dir: Where attempts get a fresh folder that ask for one.
         archive: Where long output is kept, and what somebody reads meanwhile.
         node_name: Shown to tasks as `OCTASKLY_NODE`.
         clock: The machine's clocks.
@@ -68,6 +75,7 @@ class Pool:
         slots: int,
         workdir: Path,
         outputs_dir: Path,
+        scratch_dir: Path,
         archive: Archive,
         node_name: str,
         clock: Clock,
@@ -81,7 +89,7 @@ class Pool:
         with_cgroups: bool = True,
     ) -> None:
         self._slots = slots
-        self._workdir, self._outputs_dir = workdir, outputs_dir
+        self._scratch = Scratch(scratch_dir, workdir, outputs_dir)
         self._clock = clock
         self._env = task_environment(os.environ if env is None else env)
         self._prefix, self._node_name = prefix, node_name
@@ -94,11 +102,7 @@ class Pool:
             "umask": umask,
             "transcript_bytes_max": archive.bytes_max,
         }
-        count = max(1, min(launchers or os.cpu_count() or 1, slots))
-        shares = [slots // count + (place < slots % count) for place in range(count)]
-        self._seats = [
-            Seat(share, sum(shares[:place])) for place, share in enumerate(shares)
-        ]
+        self._seats = seats_for(slots, launchers or os.cpu_count() or 1)
         self._with_cgroups, self._launchers_started = with_cgroups, 0
         self._groups_dir: Path | None = None  #: own cgroup, once looked for
         self._keys = 0
@@ -129,10 +133,9 @@ class Pool:
             self._items[spec.id, attempt] = item
             if self._is_closing:
                 self._end(item, released(Reason.DRAINING))
-            elif spec.inputs:
+            elif spec.inputs or (spec.options and spec.options.is_scratch):
                 self._in_thread(
-                    partial(self._checked, item),
-                    partial(workdir.missing_inputs, self._workdir, spec.inputs),
+                    partial(self._prepared, item), partial(self._scratch.prepare, spec)
                 )
             else:
                 self._waiting.append(item)
@@ -197,6 +200,7 @@ class Pool:
         if self._look is not None:
             self._look.cancel()
         self._delivery.now()
+        await asyncio.to_thread(self._scratch.close)
 
     # -- launchers -------------------------------------------------------------
 
@@ -279,12 +283,7 @@ class Pool:
             return
         self._in_thread(
             partial(self._captured, item, outcome),
-            partial(
-                workdir.capture,
-                self._workdir,
-                workdir.folder_of(self._outputs_dir, item.spec.id, item.attempt),
-                item.spec.outputs,
-            ),
+            partial(self._scratch.capture, item.spec, item.attempt, item.folder),
         )
 
     def _on_exit(self, seat: Seat) -> None:
@@ -355,13 +354,15 @@ class Pool:
         # An error is an answer too: nothing may stay in a slot for ever.
         future.add_done_callback(lambda done: then(done.exception() or done.result()))
 
-    def _checked(self, item: Item, missing: list[str] | BaseException) -> None:
+    def _prepared(self, item: Item, found: Prepared | BaseException) -> None:
+        if isinstance(found, Prepared):
+            item.folder = found.folder
         if item.is_stopped:
             self._end(item, cancelled())
-        elif isinstance(missing, BaseException):
-            self._end(item, released(Reason.LOST, f"inputs not checked: {missing}"))
-        elif missing:
-            self._end(item, released(Reason.INPUTS, ", ".join(missing)))
+        elif isinstance(found, BaseException):
+            self._end(item, not_prepared(found, self._node_name))
+        elif found.missing:
+            self._end(item, released(Reason.INPUTS, ", ".join(found.missing)))
         elif item.is_recalled:
             self._end(item, released(Reason.DRAINING))
         else:
@@ -381,6 +382,8 @@ class Pool:
     def _end(self, item: Item, outcome: Outcome) -> None:
         del self._items[item.spec.id, item.attempt]
         self.recorder.ended(item)
+        if item.folder is not None:
+            self._scratch.discard(item.folder)
         if item.is_stopped and outcome.state != AttemptState.CANCELLED:
             # Success is never reported for what was told to end.
             outcome = replace(

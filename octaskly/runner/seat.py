@@ -21,6 +21,7 @@ class Item:
     __slots__ = (
         "alive_s",
         "attempt",
+        "folder",
         "has_file",
         "is_recalled",
         "is_refused",
@@ -45,6 +46,7 @@ class Item:
         self.pid: int | None = None  #: known once it has run for a moment
         self.alive_s = float("inf")  #: when that was known
         self.is_stopped = False
+        self.folder: Path | None = None  #: its own, where it asked for one
         self.process: LauncherProcess | None = None  #: known together with the pid
         self.is_wanted = False  #: somebody reads its output
         self.has_file = False  #: for its output; asked for, at least
@@ -87,6 +89,13 @@ class Seat:
     def count_older(self, moment_s: float) -> int:
         """Return how many slots are held by attempts that ran already then."""
         return sum(i.slots for i in self.items.values() if i.alive_s <= moment_s)
+
+
+def seats_for(slots: int, launchers: int) -> list[Seat]:
+    """Share the slots of a node among its launchers, of which none is without."""
+    count = max(1, min(launchers, slots))
+    shares = [slots // count + (place < slots % count) for place in range(count)]
+    return [Seat(share, sum(shares[:place])) for place, share in enumerate(shares)]
 
 
 def roomiest(seats: Sequence[Seat]) -> Seat | None:

@@ -171,7 +171,10 @@ class Pad:
             Refused: it cannot be executed, or not at this moment.
         """
         asked = order.asked
-        self._enter(os.fsdecode(asked.get("cwd", b"")))
+        self._enter(
+            os.fsdecode(asked.get("folder", self._workdir)),
+            os.fsdecode(asked.get("cwd", b"")),
+        )
         env = self._env.copy()
         env[b"OCTASKLY_TASK_ID"] = order.task.encode()
         env[b"OCTASKLY_ATTEMPT"] = order.attempt.encode()
@@ -200,8 +203,7 @@ class Pad:
         sinks = Sink(out_fd, self._limit, 0), Sink(err_fd, self._limit, 1)
         return Child(order, slot, pid, sinks, (begin_s, begin_ms))
 
-    def _enter(self, cwd: str) -> None:
-        folder = self._workdir
+    def _enter(self, folder: str, cwd: str) -> None:
         if cwd:
             folder = os.path.join(folder, cwd)  # noqa: PTH118 - cheaper than a Path
         try:

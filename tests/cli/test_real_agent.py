@@ -94,6 +94,29 @@ def test_a_cwd_that_is_not_there_is_told_and_not_tried_again(agent: DemoAgent) -
     assert (shown["status"], shown["reason"], shown["attempt"]) == ("failed", "exit", 1)
 
 
+def test_a_task_with_scratch_leaves_nothing_but_its_outputs(agent: DemoAgent) -> None:
+    """Its input is there, and what it declares is kept."""
+    work = agent.state.parent / "work"
+    (work / "given").write_text("in\n")
+    done = octaskly(
+        agent,
+        *("run", "--scratch", "--input", "given", "--output", "made", "--"),
+        "pwd; cp given made; touch litter",
+    )
+
+    assert done.returncode == 0, done.stderr
+    folder = Path(done.stdout.decode().strip())
+    assert folder.parent == agent.state / "scratch"
+    shown = json.loads(octaskly(agent, "show", "last", "--json").stdout)
+    assert shown["outputs"] == [{"path": "made", "bytes": 3}]
+    assert shown["workdir"] == "scratch"
+    assert not (work / "litter").exists()
+    deadline = time.monotonic() + 20
+    while folder.exists():
+        assert time.monotonic() < deadline
+        os.sched_yield()
+
+
 def test_an_end_by_a_limit_says_which(agent: DemoAgent) -> None:
     """Exit code as the signal has it; it is not tried again."""
     done = octaskly(

@@ -178,7 +178,13 @@ def test_everything_that_is_asked_for_is_handed_on(
     done = octaskly(
         *("submit", "--name", "nightly", "--label", "team=ci", "--label", "hot"),
         *("--env", "A=1=2", "--env", "MINE", "--cwd", "src", "--grace", "0"),
-        *("--limit", "memory_mb=64,processes=80", "--limit", "cpu_seconds=5"),
+        *(
+            "--scratch",
+            "--limit",
+            "memory_mb=64,processes=80",
+            "--limit",
+            "cpu_seconds=5",
+        ),
         *("--stdin", str(tmp_path / "in"), "--timeout", "2m", "--", "true"),
     )
 
@@ -192,6 +198,7 @@ def test_everything_that_is_asked_for_is_handed_on(
                 "labels": {"team": "ci", "hot": ""},
                 "env": {"A": "1=2", "MINE": "a=b"},
                 "cwd": "src",
+                "workdir": "scratch",
                 "stdin_base64": "AP8=",
                 "grace": 0,
                 "limits": {"memory_mb": 64, "processes": 80, "cpu_seconds": 5},

@@ -112,6 +112,7 @@ async def bench(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator
             slots=4,
             workdir=tmp_path,
             outputs_dir=tmp_path / "outputs",
+            scratch_dir=tmp_path / "scratch",
             archive=archive_in(tmp_path),
             node_name="bench",
             clock=MachineClock(),

@@ -24,6 +24,7 @@ async def main() -> None:
         slots=int(slots),
         workdir=Path(folder),
         outputs_dir=Path(folder),
+        scratch_dir=Path(folder) / "scratch",
         archive=archive_in(Path(folder)),
         node_name="stand-in",
         clock=MachineClock(),

@@ -155,6 +155,7 @@ async def rig(folder: Path, **options: Any) -> AsyncIterator[Rig]:
         "launchers": 1,
         "workdir": workdir,
         "outputs_dir": folder / "outputs",
+        "scratch_dir": folder / "scratch",
         "archive": archive_in(folder),
         "node_name": "rig",
         "clock": MachineClock(),
