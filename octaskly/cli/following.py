@@ -22,6 +22,11 @@ FULL = "Too many event streams"
 """How a node words it."""
 
 
+def pause_s(lost: int) -> float:
+    """Return how long to wait after so many lost connections in a row."""
+    return min(PAUSE_S_MAX, 0.05 * 2.0**lost)
+
+
 class Following:
     """Prints the output of one task, through lost connections.
 
@@ -65,7 +70,7 @@ class Following:
                     raise
                 self._lost = 0  # It lives, and has room once others have ended.
             self._lost += 1
-            time.sleep(min(PAUSE_S_MAX, 0.05 * 2**self._lost))
+            time.sleep(pause_s(self._lost))
 
     def _read(self, *, follow: bool) -> Task | None:
         """Read one stream; return None if it ended before the task's end."""

@@ -27,6 +27,7 @@ COMMANDS = {
     "db": "octaskly.cli.database:db",
     "demo": "octaskly.cli.demo:demo",
     "drain": "octaskly.cli.steering:drain",
+    "events": "octaskly.cli.waiting:events",
     "logs": "octaskly.cli.tasks:logs",
     "ls": "octaskly.cli.tasks:ls",
     "map": "octaskly.cli.arrays:map_",
@@ -41,6 +42,7 @@ COMMANDS = {
     "submit": "octaskly.cli.submitting:submit",
     "token": "octaskly.cli.access:token",
     "unpause": "octaskly.cli.steering:unpause",
+    "wait": "octaskly.cli.waiting:wait",
 }
 
 CHOICE_OPTIONS = frozenset({"--node", "--state-dir", "--url", "--ca-file"})

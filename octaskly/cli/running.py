@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from octaskly.client import Client, Task
 
 POLL_S = 60
-_OWN_CODES = frozenset({EXIT_USAGE, EXIT_NOT_ALLOWED, EXIT_NO_DISPATCHER, 78})
+OWN_CODES = frozenset({EXIT_USAGE, EXIT_NOT_ALLOWED, EXIT_NO_DISPATCHER, 78})
 
 
 @click.command(context_settings={"ignore_unknown_options": False})
@@ -71,7 +71,7 @@ def run(
             return _follow(client, task.id, as_json=as_json, is_cancelled=bool(noted))
     except OctasklyError as error:
         code = report(error)
-        return code if code in _OWN_CODES else EXIT_OCTASKLY_FAILED
+        return code if code in OWN_CODES else EXIT_OCTASKLY_FAILED
 
 
 @contextlib.contextmanager
@@ -107,7 +107,7 @@ def _follow(client: Client, ref: str, *, as_json: bool, is_cancelled: bool) -> i
             is_cancelled = True
     if as_json:
         print_json(client.task_reply(task.id).body)
-    return _exit_code(task, is_cancelled=is_cancelled)
+    return exit_code(task, is_cancelled=is_cancelled)
 
 
 def _wait(client: Client, ref: str) -> Task:
@@ -145,7 +145,8 @@ def _cancel(client: Client, ref: str) -> None:
             raise
 
 
-def _exit_code(task: Task, *, is_cancelled: bool) -> int:
+def exit_code(task: Task, *, is_cancelled: bool) -> int:
+    """Return the exit code that a task gives to a command; say what went wrong."""
     match task.reason:
         case "timeout":
             limit = f" {task.timeout} s" if task.timeout else ""

@@ -149,6 +149,24 @@ class Client(Connection):
             query={"stream": stream, "follow": "true" if follow else "false"},
             headers={"Last-Event-ID": last_id} if last_id else {},
         )
+        yield from self._events(response)
+
+    def events(
+        self, *, types: str, task: str | None = None, last_id: str = ""
+    ) -> Generator[Event]:
+        """Yield what happens to tasks and nodes, until the stream ends.
+
+        With the id of the last event it goes on there.
+        """
+        response = self.begin(
+            "GET",
+            "/api/v1/events",
+            query={"types": types, "task": task},
+            headers={"Last-Event-ID": last_id} if last_id else {},
+        )
+        yield from self._events(response)
+
+    def _events(self, response: http.client.HTTPResponse) -> Generator[Event]:
         try:
             yield from events(response)
         except (OSError, http.client.HTTPException) as error:

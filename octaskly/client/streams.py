@@ -14,7 +14,7 @@ LINE_BYTES_MAX = 4 << 20
 class Event(NamedTuple):
     """One event of a stream."""
 
-    kind: str
+    kind: str  #: empty where only the id is new
     id: str  #: for `Last-Event-ID`, to get what follows
     data: dict[str, Any]
 
@@ -36,6 +36,8 @@ def events(response: http.client.HTTPResponse) -> Iterator[Event]:
             continue
         if "event" in fields:
             yield Event(fields["event"], fields.get("id", ""), _data(fields))
+        elif "id" in fields:
+            yield Event("", fields["id"], {})
         fields = {}
 
 

@@ -1,0 +1,200 @@
+"""`octaskly wait` and `octaskly events` against real agents."""
+
+from __future__ import annotations
+
+import json
+import os
+import pty
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.agents import Agent, running, until_nodes
+from tests.cli.test_live import assert_error_form, octaskly, words
+
+DEADLINE_S = 20.0
+
+
+@pytest.fixture(scope="module")
+def node(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Agent]:
+    """A node with slots enough for what waits."""
+    folder = tmp_path_factory.mktemp("mesh")
+    with running(folder, "ash", extra=("--slots", "8")) as (agent,):
+        until_nodes(agent, 1)
+        yield agent
+
+
+def submit(node: Agent, *commands: str) -> list[str]:
+    done = octaskly(node, "submit", "-", stdin="\n".join(commands).encode())
+    assert done.returncode == 0, done.stderr
+    return done.stdout.decode().split()
+
+
+def held(folder: Path, code: int = 0) -> tuple[str, Callable[[], None]]:
+    """Return a command that runs until the second thing is called."""
+    gate = folder / f"gate-{time.monotonic_ns()}"
+    return f"until [ -e {gate} ]; do sleep 0.02; done; exit {code}", gate.touch
+
+
+def begin(node: Agent, *arguments: str) -> subprocess.Popen[bytes]:
+    return subprocess.Popen(
+        words(node, *arguments), stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+
+
+def until(is_true: Callable[[], object]) -> None:
+    deadline = time.monotonic() + DEADLINE_S
+    while not is_true():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+@pytest.mark.parametrize(
+    ("command", "code"),
+    [("true", 0), ("exit 3", 3), ("kill -9 $$", 137)],
+)
+def test_exit_code_is_that_of_the_task(node: Agent, command: str, code: int) -> None:
+    """As from `run`; also of one that has ended long ago."""
+    (task,) = submit(node, command)
+
+    first, again = octaskly(node, "wait", task), octaskly(node, "wait", "last")
+
+    assert (first.returncode, again.returncode) == (code, code)
+    assert first.stdout == b""
+
+
+def test_a_task_that_times_out_is_124(node: Agent) -> None:
+    """As from `run`."""
+    done = octaskly(node, "submit", "--timeout", "1", "--", "sleep 60")
+
+    assert octaskly(node, "wait", done.stdout.decode().strip()).returncode == 124
+
+
+def test_all_are_awaited(node: Agent, tmp_path: Path) -> None:
+    """The first code that is not 0 counts, in the order in which they were named."""
+    slow, release = held(tmp_path, 4)
+    tasks = submit(node, "true", slow, "exit 5")
+
+    waiting = begin(node, "wait", "--json", *tasks)
+    assert octaskly(node, "wait", tasks[2]).returncode == 5
+    assert waiting.poll() is None
+    release()
+    stdout, _ = waiting.communicate(timeout=DEADLINE_S)
+
+    assert waiting.returncode == 4
+    ended = [json.loads(line) for line in stdout.decode().splitlines() if line]
+    assert [task["id"] for task in ended] == tasks
+    assert [task["exit_code"] for task in ended] == [0, 4, 5]
+
+
+def test_any_is_enough(node: Agent, tmp_path: Path) -> None:
+    """The code of the one that has ended."""
+    slow, release = held(tmp_path)
+    quick, unlock = held(tmp_path, 6)
+    tasks = submit(node, slow, quick)
+
+    waiting = begin(node, "wait", "--any", *tasks)
+    unlock()
+    waiting.communicate(timeout=DEADLINE_S)
+    release()
+
+    assert waiting.returncode == 6
+
+
+def test_waiting_has_a_limit(node: Agent, tmp_path: Path) -> None:
+    """The task goes on."""
+    slow, release = held(tmp_path)
+    (task,) = submit(node, slow)
+
+    done = octaskly(node, "wait", "--timeout", "1", task)
+    shown = json.loads(octaskly(node, "show", "--json", task).stdout)
+    release()
+
+    assert done.returncode == 124
+    assert b"0 of 1 have ended" in done.stderr
+    assert shown["status"] == "running"
+
+
+def test_an_unknown_task_is_3(node: Agent) -> None:
+    """At once, rather than waited for."""
+    done = octaskly(node, "wait", "task-999")
+
+    assert done.returncode == 3
+    assert_error_form(done.stderr)
+
+
+def test_a_terminal_shows_how_far_it_is(node: Agent) -> None:
+    """On stderr alone."""
+    tasks = submit(node, "true", "true")
+    ours, theirs = pty.openpty()
+    try:
+        done = subprocess.run(
+            words(node, "wait", *tasks),
+            stdout=subprocess.PIPE,
+            stderr=theirs,
+            timeout=DEADLINE_S,
+            check=True,
+        )
+        shown = os.read(ours, 4096)
+    finally:
+        os.close(ours)
+        os.close(theirs)
+
+    assert b"2 of 2 have ended" in shown
+    assert done.stdout == b""
+
+
+def test_waiting_goes_on_with_the_next_dispatcher(tmp_path: Path) -> None:
+    """Whoever it was when the waiting began."""
+    with running(tmp_path, "ash") as (ash,):
+        until_nodes(ash, 1)
+        with running(tmp_path, "birch") as (birch,):
+            until_nodes(birch, 2)
+            until(lambda: birch.call("GET", "/api/v1/nodes")[1]["replicas"] == 2)
+            slow, release = held(tmp_path, 7)
+            other, unlock = held(tmp_path)
+            tasks = submit(birch, slow, other)
+            waiting = begin(birch, "wait", *tasks)
+            watching = begin(birch, "events", "--types", "task", "--json")
+            assert watching.stdout is not None
+            (first,) = submit(birch, "true")
+            line = watching.stdout.readline()
+            assert json.loads(line)["data"]["id"] == first
+            ash.process.kill()
+            release()
+            unlock()
+            _, stderr = waiting.communicate(timeout=40)
+            last: dict[str, str] = {}
+            while set(last.values()) != {"completed", "failed"}:
+                event = json.loads(watching.stdout.readline())
+                assert event["event"] == "task"
+                if event["data"]["id"] in tasks:
+                    last[event["data"]["id"]] = event["data"]["status"]
+            watching.send_signal(signal.SIGINT)
+            watching.communicate(timeout=DEADLINE_S)
+
+    assert waiting.returncode == 7, stderr
+    assert last == dict(zip(tasks, ("failed", "completed"), strict=True))
+    assert watching.returncode == 130
+
+
+def test_events_are_printed_for_people(node: Agent) -> None:
+    """One line each: nodes as they are, then what happens."""
+    watching = begin(node, "events")
+    assert watching.stdout is not None
+    first = watching.stdout.readline().decode().split()
+    (task,) = submit(node, "exit 3")
+    lines = [watching.stdout.readline().decode() for _ in range(3)]
+    watching.send_signal(signal.SIGINT)
+    watching.communicate(timeout=DEADLINE_S)
+
+    assert first == ["node", "ash", "ready", "dispatcher"]
+    assert [line.split()[1:] for line in lines] == [
+        [task, "queued"],
+        [task, "running", "on", "ash"],
+        [task, "failed", "on", "ash", "exit", "code", "3"],
+    ]
