@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from octaskly.core.model import Limits, Timing
+from octaskly.core.model import GPUS_MAX, LABELS_MAX, Limits, Timing
 from octaskly.errors import ConfigError
 
 EXIT_CONFIG = 78  #: sysexits(3) EX_CONFIG: systemd does not restart in a loop
@@ -38,6 +38,7 @@ DURABILITIES = ("normal", "strict")
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9.-]{0,62}")
 _LABEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/-]{0,62}")
+_GPU = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:/-]{0,62}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,6 +59,7 @@ class AgentOptions:
     join: tuple[str, ...] = ()
     slots: int | None = None
     labels: tuple[str, ...] = ()
+    gpus: tuple[str, ...] = ()  #: empty: those that are found
     workdir: Path | None = None
     cors_origins: tuple[str, ...] = ()
     allow_hosts: tuple[str, ...] = ()
@@ -150,6 +152,7 @@ def resolve(options: AgentOptions, environ: Mapping[str, str]) -> AgentConfig:
     if quota_bytes is not None and quota_bytes < cap_bytes:
         problems.append(f"--output-quota {quota_bytes}: at least --output-cap")
     labels = _labels(options.labels, problems)
+    _check_gpus(options.gpus, problems)
     seeds = tuple(seed for text in options.join if (seed := parse_seed(text, problems)))
     for flag, port in (
         ("--api-port", options.api_port),
@@ -245,7 +248,19 @@ def _labels(texts: tuple[str, ...], problems: list[str]) -> tuple[tuple[str, str
             problems.append(f"--label {text!r}: KEY=VALUE")
             continue
         labels.append((key, value))
+    if len(dict(labels)) < len(labels):
+        problems.append("--label: each KEY once")
+    if len(labels) > LABELS_MAX:
+        problems.append(f"--label: at most {LABELS_MAX}")
     return tuple(sorted(labels))
+
+
+def _check_gpus(gpus: tuple[str, ...], problems: list[str]) -> None:
+    problems += [
+        f"--gpu {gpu!r}: a number or an id" for gpu in gpus if not _GPU.fullmatch(gpu)
+    ]
+    if len(set(gpus)) < len(gpus) or len(gpus) > GPUS_MAX:
+        problems.append(f"--gpu: each once, at most {GPUS_MAX}")
 
 
 def _durability(

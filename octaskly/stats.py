@@ -7,9 +7,11 @@ from pathlib import Path
 
 import psutil
 
-from octaskly.core.model import LoadSample
+from octaskly.core.model import GPUS_MAX, LoadSample
 
 PRESSURE = Path("/proc/pressure/memory")
+NVIDIA = Path("/proc/driver/nvidia/gpus")
+DEV = Path("/dev")
 _FULL = re.compile(r"full avg10=(\d+\.\d+) ")
 
 
@@ -55,6 +57,20 @@ def _read(file: Path) -> str:
 def memory_total_mb() -> int:
     """Return the memory of this machine."""
     return int(psutil.virtual_memory().total >> 20)
+
+
+def gpus(proc: Path = NVIDIA, dev: Path = DEV) -> tuple[str, ...]:
+    """Return the GPUs of this machine as CUDA numbers them: those of NVIDIA's driver.
+
+    Args:
+        proc: Where the driver has a folder for each.
+        dev: Where the devices are, if the driver has no folder.
+    """
+    try:
+        count = sum(1 for _ in proc.iterdir())
+    except OSError:
+        count = sum(1 for file in dev.glob("nvidia[0-9]*"))
+    return tuple(map(str, range(min(count, GPUS_MAX))))
 
 
 def is_on_mains() -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import platform
 import socket
 from collections.abc import Callable
 from dataclasses import replace
@@ -38,7 +39,7 @@ from octaskly.ports import Principal
 from octaskly.runner.archive import Archive
 from octaskly.runner.pool import Pool
 from octaskly.runner.workdir import captured
-from octaskly.stats import LoadSampler, is_on_mains, memory_total_mb
+from octaskly.stats import LoadSampler, gpus, is_on_mains, memory_total_mb
 from octaskly.store import Store
 from octaskly.trust import MeshSecret, MeshTrust, NodeKey, Tokens
 
@@ -183,6 +184,10 @@ class Parts:
             labels=config.labels,
             electable=config.options.electable,
             on_mains=is_on_mains(),
+            os=platform.system().lower(),
+            arch=platform.machine(),
+            cpus=os.cpu_count() or 1,
+            gpus=config.options.gpus or gpus(),
         )
 
     def _build_core(

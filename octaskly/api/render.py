@@ -236,6 +236,11 @@ def node(member: Member, seen_ms: int | None) -> Json:
             "stalled_percent": load.stalled_percent,
         },
         "memory_mb": member.memory_mb,
+        "labels": dict(member.labels),
+        "os": member.os or None,
+        "arch": member.arch or None,
+        "cpus": member.cpus or None,
+        "gpus": list(member.gpus),
         "version": member.version,
         "last_seen": at(seen_ms),
     }

@@ -47,7 +47,18 @@ FOLDER = click.Path(path_type=Path)
 )
 @click.option("--slots", type=int, help="Tasks at a time (default: one per CPU).")
 @click.option(
-    "--label", "labels", multiple=True, metavar="KEY=VALUE", help="Repeatable."
+    "--label",
+    "labels",
+    multiple=True,
+    metavar="KEY=VALUE",
+    help="Tasks can ask for nodes that have it. Repeatable.",
+)
+@click.option(
+    "--gpu",
+    "gpus",
+    multiple=True,
+    metavar="ID",
+    help="A GPU for tasks (default: those of NVIDIA's driver). Repeatable.",
 )
 @click.option("--workdir", type=FOLDER, help="Where tasks run.")
 @click.option(

@@ -101,6 +101,11 @@ class NodeInfo(msgspec.Struct, frozen=True, kw_only=True):
     running: int | None = None
     load: dict[str, Any] | None = None
     memory_mb: int | None = None
+    labels: dict[str, str] = {}
+    os: str | None = None
+    arch: str | None = None
+    cpus: int | None = None
+    gpus: list[str] = []
     version: str | None = None
     last_seen: str | None = None
 

@@ -99,6 +99,11 @@ class Herald:
             version=info.version,
             load=load,
             memory_mb=info.memory_mb,
+            labels=info.labels,
+            os=info.os,
+            arch=info.arch,
+            cpus=info.cpus,
+            gpus=info.gpus,
             strain=worker.stance.strain,
         )
 

@@ -251,6 +251,11 @@ class Attempt:
     outcome: Outcome | None = None  #: present once the state is not live
 
 
+LABELS_MAX = 64  #: of a node
+GPUS_MAX = 64  #: of a node
+WORD_CHARS_MAX = 63  #: of a label's name, its value, the name of a GPU
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NodeInfo:
     """What a node says of itself when it meets a peer.

@@ -211,6 +211,11 @@ def _line(node: NodeId, name: str, view: PeerView, role: Role, running: int) -> 
         version=view.info.version,
         load=NO_LOAD if health is None else health.load,
         memory_mb=view.info.memory_mb,
+        labels=view.info.labels,
+        os=view.info.os,
+        arch=view.info.arch,
+        cpus=view.info.cpus,
+        gpus=view.info.gpus,
         strain=None if health is None else health.strain,
     )
 

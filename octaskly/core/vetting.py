@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable
+from itertools import chain
 from typing import Final
 
 from octaskly.core.arrays import is_sane
@@ -36,6 +37,7 @@ from octaskly.core.messages import (
     Heartbeat,
     Hello,
     Kill,
+    Member,
     Message,
     Pull,
     Reattach,
@@ -48,11 +50,15 @@ from octaskly.core.messages import (
     Transfer,
 )
 from octaskly.core.model import (
+    GPUS_MAX,
+    LABELS_MAX,
+    WORD_CHARS_MAX,
     AttemptId,
     Epoch,
     Holdings,
     Moment,
     NodeId,
+    NodeInfo,
     Outcome,
     StreamId,
     TaskSpec,
@@ -94,10 +100,8 @@ class Vetting:
         if isinstance(message, _Orders) and message.epoch.node != peer:
             return "epoch"
         match message:
-            case Hello(vector=vector) | Pull(vector):
-                return _vet_vector(vector)
-            case ClaimOk(_, vector) | Transfer(_, vector):
-                return _vet_vector(vector)
+            case Hello() | Pull() | ClaimOk() | Transfer() | Roster():
+                return self._vet_standing(message)
             case Claim(epoch, stream, vector):
                 code = self._vet_writers(((stream, epoch),), term)
                 return code or _vet_vector(vector)
@@ -107,6 +111,19 @@ class Vetting:
                 return self._vet_work(peer, message)
             case _:
                 return None
+
+    @staticmethod
+    def _vet_standing(
+        message: Hello | Pull | ClaimOk | Transfer | Roster,
+    ) -> str | None:
+        """What is said of nodes and what they hold."""
+        match message:
+            case Roster(members=members):
+                return _vet_nodes(members)
+            case Hello(node=node, vector=vector):
+                return _vet_vector(vector) or _vet_nodes((node,))
+            case _:
+                return _vet_vector(message.vector)
 
     def refuse(self, peer: NodeId, code: str) -> list[Effect]:
         """Count a refusal, and tell people of the first of its kind."""
@@ -310,3 +327,18 @@ def _vet_vector(vector: Holdings) -> str | None:
         stream > 0 and 0 <= seq < NUMBER_MAX for stream, seq in vector
     )
     return None if is_sane else "vector"
+
+
+def _vet_nodes(nodes: Iterable[NodeInfo | Member]) -> str | None:
+    """What a node says that it has is bounded, as it is kept for each."""
+    for node in nodes:
+        words = (node.os, node.arch, *node.gpus, *chain.from_iterable(node.labels))
+        is_sane = (
+            len(node.labels) <= LABELS_MAX
+            and len(node.gpus) <= GPUS_MAX
+            and all(len(word) <= WORD_CHARS_MAX for word in words)
+            and all(0 <= n < NUMBER_MAX for n in (node.memory_mb, node.cpus))
+        )
+        if not is_sane:
+            return "node"
+    return None

@@ -26,6 +26,7 @@ from octaskly.core.messages import (
     Heartbeat,
     Hello,
     Kill,
+    Member,
     Message,
     Pull,
     Reattach,
@@ -41,6 +42,7 @@ from octaskly.core.model import (
     Address,
     Epoch,
     NodeState,
+    Role,
     StreamId,
     TaskId,
     Vector,
@@ -312,3 +314,45 @@ def test_an_honest_peer_is_one_of_the_next_term() -> None:
 
     assert not [e for e in effects if isinstance(e, Disconnect)]
     assert shell.node.epoch == theirs
+
+
+@pytest.mark.parametrize(
+    "too_much",
+    [
+        {"labels": tuple((f"k{n}", "v") for n in range(65))},
+        {"labels": (("k", "v" * 64),)},
+        {"gpus": tuple(map(str, range(65)))},
+        {"os": "x" * 64},
+        {"memory_mb": -1},
+    ],
+)
+def test_a_node_says_no_more_of_itself_than_can_be_kept(
+    too_much: dict[str, object],
+) -> None:
+    """What it says is in every roster."""
+    hello = hello_of(NO_EPOCH)
+    node = replace(hello.node, **too_much)  # type: ignore[arg-type]
+
+    shell = Shell(replace(hello, node=node))
+
+    assert Disconnect(PEER, "protocol: node") in shell.met
+
+
+def test_a_roster_says_no_more_of_nodes_than_they_may() -> None:
+    """A dispatcher has refused them itself."""
+    shell = Shell()
+    shell.hear(Heartbeat(THEIRS, 1.0))
+    member = Member(
+        id=OTHER,
+        name="c",
+        role=Role.WORKER,
+        state=READY,
+        addresses=(),
+        lan_port=1,
+        slots=1,
+        gpus=("x" * 64,),
+    )
+
+    assert Disconnect(PEER, "protocol: node") in shell.hear(
+        Roster(THEIRS, 1, (member,))
+    )
