@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from tests.agents import Agent, running, start, until_nodes
+from tests.integration.pooling import processes_with, token
 from tests.integration.test_agent import TASKS, ending, finished, submit, until
 
 NODES = "/api/v1/nodes"
@@ -151,3 +152,31 @@ def test_an_agent_alone_keeps_what_it_could_not_end(tmp_path: Path) -> None:
             "solo\n",
             2,
         )
+
+
+DAEMON = "(setsid sh -c 'env -i sleep {0} & exit' &) ; setsid sleep {0} & sleep {0}"
+
+
+def test_a_forced_cancel_leaves_nothing_on_another_node(tmp_path: Path) -> None:
+    """Whatever forked twice, left its session or cleared its environment."""
+    flags = ("--slots", "1", "--kill-grace", "1")
+    with running(tmp_path, "ana", "ben", extra=flags) as (ana, ben):
+        until_nodes(ana, 2)
+        words = [token(), token()]
+        tasks = [submit(ana, DAEMON.format(word)) for word in words]
+        until(lambda: all(len(sleepers(word)) == 3 for word in words), "both run")
+        for agent, task in zip((ana, ben), tasks, strict=True):
+            assert agent.call("DELETE", f"{TASKS}/{task}?force=true")[0] == 200
+
+        until(lambda: not any(map(processes_with, words)), "all are gone")
+        ends = [finished(ana, task) for task in tasks]
+        assert {end["status"] for end in ends} == {"cancelled"}
+        until(
+            lambda: {finished(ana, task)["signal"] for task in tasks} == {15},
+            "the ends are told as they were",
+        )
+
+
+def sleepers(word: str) -> list[int]:
+    """Return the processes that are a `sleep` of this time."""
+    return [pid for pid, text in processes_with(word).items() if text[:5] == "sleep"]
