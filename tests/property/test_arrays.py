@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from octaskly.core import merge
-from octaskly.core.arrays import Progress, member_id, member_spec
+from octaskly.core.arrays import Progress, member_id, member_of, member_spec
 from octaskly.core.facts import Assigned, CancelAsked, Finished, Submitted, TaskFact
 from octaskly.core.merge import TaskRecord
 from octaskly.core.model import TaskId, TaskSpec
@@ -83,23 +83,30 @@ def test_arrays_are_the_merge_of_all_facts_in_any_order(
 
 def agree(db: sqlite3.Connection, wanted: Sequence[dict[TaskId, TaskRecord]]) -> None:
     """Counters, pages and the queue say what the records say."""
-    members = [r for some in wanted for r in some.values() if r.progress is None]
-    arrays = [r for some in wanted for r in some.values() if r.progress is not None]
+    records = [record for some in wanted for record in some.values()]
+    arrays = [record for record in records if record.progress is not None]
+    tasks = [record for record in records if record.progress is None]
     stats, _ = reader.counts(db)
-    assert stats == {
-        state: sum(member.state is state for member in members) for state in rows.STATES
-    }
+    tally = Counter(task.state for task in tasks)
+    assert stats == {state: tally[state] for state in rows.STATES}
     page = reader.page(db, TaskQuery())
-    assert {record.id for record in page.records} == {array.id for array in arrays}
-    assert page.total == len(arrays)
+    listed = {record.id for record in records if member_of(record.id) is None}
+    assert {record.id for record in page.records} == listed
+    assert page.total == len(listed)
     held = {id_ for (id_,) in db.execute("SELECT id FROM tasks")}
     for array in arrays:
-        own = (
-            {m.id for m in members} & held & {member_id(array.id, n) for n in range(9)}
-        )
-        page = reader.page(db, TaskQuery(array=array.id))
-        assert {record.id for record in page.records} == own
-        assert page.total == len(own)
+        assert array.spec is not None
+        assert array.spec.array is not None
+        numbers = range(array.spec.array.count)
+        members = {member_id(array.id, number) for number in numbers}
+        for state in (None, *rows.STATES):
+            page = reader.page(db, TaskQuery(array=array.id, state=state))
+            assert {record.id for record in page.records} == {
+                task.id
+                for task in tasks
+                if task.id in members & held and state in (None, task.state)
+            }
+            assert page.total == len(page.records)
     for record in (*queue.load(db, -1, 99).records, *queue.load_live(db)):
         if record.progress is not None:
             rest = {
@@ -107,5 +114,8 @@ def agree(db: sqlite3.Connection, wanted: Sequence[dict[TaskId, TaskRecord]]) ->
                 for first, last in record.progress.rest
                 for n in range(first, last + 1)
             }
-            waiting = {member_id(record.id, n) for n in range(COUNT)} - held
+            assert record.spec is not None
+            assert record.spec.array is not None
+            numbers = range(record.spec.array.count)
+            waiting = {member_id(record.id, n) for n in numbers} - held
             assert rest == (set() if record.cancelled_by else waiting)
