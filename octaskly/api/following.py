@@ -9,12 +9,12 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from octaskly.api.peers import Unanswered
 from octaskly.api.pieces import Starts, pieces
 from octaskly.api.routing import Call
-from octaskly.api.standing import Standing, standing
+from octaskly.api.standing import Question, Standing, standing
 from octaskly.core.model import AttemptId, NodeId, TaskId
 from octaskly.errors import OutputNotFound
 from octaskly.ports.output import STREAMS, Piece
@@ -67,8 +67,8 @@ class Follower:
 
     Args:
         call: The request.
-        ref: The task, as the client calls it.
-        begin: Where the task stands.
+        question: The task that is read.
+        begin: Where it stands.
         place: How far the reader has got; it is kept up to date.
         wanted: Whether stdout and stderr are read.
     """
@@ -76,13 +76,13 @@ class Follower:
     def __init__(
         self,
         call: Call,
-        ref: str,
+        question: Question,
         begin: Standing,
         place: Place,
         wanted: tuple[bool, bool],
     ) -> None:
         self._call = call
-        self._ref = ref
+        self._question = question
         self.now = begin  #: where the task stands
         self._place = place
         self._wanted = [stream for stream in range(len(STREAMS)) if wanted[stream]]
@@ -114,7 +114,9 @@ class Follower:
             await self._news(WAIT_S if is_whole or attempt is None else AGAIN_S)
 
     async def _news(self, wait_s: float) -> None:
-        self.now = await standing(self._call, self._ref, known=self.now, wait_s=wait_s)
+        known = self.now.version
+        question = replace(self._question, known=known, wait_s=wait_s)
+        self.now = await standing(self._call, question)
 
     def _begin(self, attempt: AttemptId) -> Begins:
         if self._place.attempt is not None:
@@ -155,7 +157,8 @@ class Follower:
         offsets = self._place.offsets
         if all(offsets[s] >= self.now.logged[s] for s in self._wanted):
             return
-        with_kept = await standing(self._call, self._ref, with_kept=True)
+        question = replace(self._question, with_kept=True)
+        with_kept = await standing(self._call, question)
         if with_kept.attempt != self.now.attempt or with_kept.kept is None:
             return
         for stream in self._wanted:

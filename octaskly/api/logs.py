@@ -10,7 +10,7 @@ from aiohttp import web
 from octaskly.api import query, sse
 from octaskly.api.following import Begins, Follower, Gap, Place, Step, Waits
 from octaskly.api.routing import Access, Call, Route
-from octaskly.api.standing import name_of, standing
+from octaskly.api.standing import Question, name_of, standing
 from octaskly.core.model import AttemptId, StreamId
 from octaskly.ports.output import STREAMS, Piece
 
@@ -25,12 +25,12 @@ _ID = re.compile(r"(?:(\d{1,19})-(\d{1,19})-(\d{1,9}))?:(\d{1,16}):(\d{1,16})")
 
 async def logs(call: Call) -> web.StreamResponse:
     """Send what a task writes as server-sent events."""
-    ref = query.task_ref(call.request.match_info["id"])
+    question = _question(call)
     wanted, follow = call.query.streams(), call.query.flag("follow")
     start = call.query.offset()
     place = sse.resume_id(call, parse_id) or Place(None, [start, start])
-    begin = await standing(call, ref)
-    follower = Follower(call, ref, begin, place, wanted)
+    begin = await standing(call, question)
+    follower = Follower(call, question, begin, place, wanted)
 
     async def send_all(stream: sse.EventStream) -> None:
         teller = _Teller(stream, place)
@@ -50,6 +50,11 @@ async def stdout(call: Call) -> web.StreamResponse:
 async def stderr(call: Call) -> web.StreamResponse:
     """Send the bytes of a task's stderr."""
     return await _raw(call, 1)
+
+
+def _question(call: Call) -> Question:
+    ref = query.task_ref(call.request.match_info["id"])
+    return Question(ref=ref, number=call.query.attempt())
 
 
 def parse_id(text: str) -> Place:
@@ -152,11 +157,11 @@ def _begun_bytes(data: bytes) -> int:
 
 async def _raw(call: Call, stream: int) -> web.StreamResponse:
     """Send the bytes of one stream, as far as they are kept."""
-    ref = query.task_ref(call.request.match_info["id"])
+    question = _question(call)
     follow = call.query.flag("follow")
     place = Place(None, [call.query.offset()] * len(STREAMS))
-    begin = await standing(call, ref)
-    follower = Follower(call, ref, begin, place, (stream == 0, stream == 1))
+    begin = await standing(call, question)
+    follower = Follower(call, question, begin, place, (stream == 0, stream == 1))
 
     async def send_all(answer: sse.EventStream) -> None:
         try:
@@ -165,10 +170,11 @@ async def _raw(call: Call, stream: int) -> web.StreamResponse:
             answer.cut()  # What came so far must not look like all.
             raise
 
+    file = f"{question.ref}.{STREAMS[stream]}"
     headers = {
         "Content-Type": "application/octet-stream",
         # Bytes from a task are data, never a page of this origin.
-        "Content-Disposition": f'attachment; filename="{ref}.{STREAMS[stream]}"',
+        "Content-Disposition": f'attachment; filename="{file}"',
         "X-Content-Type-Options": "nosniff",
     }
     if begin.is_final:
@@ -196,7 +202,7 @@ ROUTES = (
         perform=logs,
         access=Access.READ,
         is_local=True,
-        query=("stream", "offset", "follow"),
+        query=("stream", "offset", "follow", "attempt"),
     ),
     *(
         Route(
@@ -205,7 +211,7 @@ ROUTES = (
             perform=perform,
             access=Access.READ,
             is_local=True,
-            query=("offset", "follow"),
+            query=("offset", "follow", "attempt"),
         )
         for name, perform in zip(STREAMS, (stdout, stderr), strict=True)
     ),

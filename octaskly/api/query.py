@@ -13,6 +13,7 @@ from octaskly.core.model import TaskState
 LIMIT_DEFAULT = 100
 LIMIT_MAX = 1000
 OFFSET_MAX = 2**53
+ATTEMPTS_MAX = 10**9
 WAIT_S_MAX = 300.0
 
 _REF = re.compile(r"[A-Za-z0-9._-]{1,64}(\.[0-9]{1,9})?(~[0-9]{1,3})?")
@@ -111,6 +112,10 @@ class Query:
         if text not in ("stdout", "stderr", "both"):
             raise _invalid("stream", "`stream` is stdout, stderr or both")
         return text != "stderr", text != "stdout"
+
+    def attempt(self) -> int:
+        """Return the number of the attempt that is asked for, 0 for none."""
+        return self._integer("attempt", 0, 0, ATTEMPTS_MAX)
 
     def start(self, name: str) -> int | None:
         """Return where to begin in a stream, None to leave it out."""

@@ -107,9 +107,22 @@ def task(
     return body
 
 
-def ended(record: TaskRecord, names: Mapping[NodeId, str]) -> Json:
-    """Return how a task ended, with how much it wrote."""
-    return listed(record, names) | _sizes(_visible(record))
+def ended(
+    record: TaskRecord, attempt: Attempt | None, names: Mapping[NodeId, str]
+) -> Json:
+    """Return a task as in a list, with how one attempt ended and what it wrote."""
+    outcome = attempt.outcome if attempt else None
+    body = listed(record, names) | _sizes(outcome)
+    if attempt and outcome:
+        body |= {
+            "worker_id": names.get(attempt.node, attempt.node),
+            "attempt": attempt.id.n,
+            "exit_code": outcome.exit_code,
+            "signal": outcome.signal,
+            "reason": _reason(outcome, record.state),
+            "detail": outcome.detail or None,
+        }
+    return body
 
 
 def _sizes(outcome: Outcome | None) -> Json:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from dataclasses import dataclass, replace
 from http import HTTPStatus
 from typing import Any
 from urllib.parse import quote
@@ -18,11 +19,11 @@ from aiohttp import web
 from octaskly.api import query, render
 from octaskly.api.forward import none_elected
 from octaskly.api.peers import Unanswered, asked
-from octaskly.api.problems import REFUSED_HEADER, Problem
+from octaskly.api.problems import NO_DISPATCHER, REFUSED_HEADER, Problem
 from octaskly.api.routing import Access, Call, Route, json_response
 from octaskly.core.merge import TaskRecord
-from octaskly.core.model import AttemptId, AttemptState, StreamId
-from octaskly.errors import NoDispatcher, NotDispatcher
+from octaskly.core.model import Attempt, AttemptId, AttemptState, StreamId
+from octaskly.errors import CatchingUp, NoDispatcher, NotDispatcher, OutputNotFound
 
 _INTERNAL = "/internal/v1/tasks/{id}/standing"
 _PAUSE_S = 0.05
@@ -81,30 +82,49 @@ def name_of(attempt: AttemptId) -> str:
     return "-".join(map(str, attempt))
 
 
-async def standing(
-    call: Call,
-    ref: str,
-    *,
-    known: Standing | None = None,
-    wait_s: float = 0.0,
-    with_kept: bool = False,
-) -> Standing:
-    """Return where a task stands, once that is another thing than is known.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Question:
+    """What the dispatcher is asked."""
+
+    ref: str  #: the task, as the client calls it
+    number: int = 0  #: of the attempt; 0: the one that counts
+    known: str = ""  #: version that is known already: answer once there is another
+    wait_s: float = 0.0  #: at most so long
+    with_kept: bool = False  #: with what the log has of its output
+
+    @property
+    def path(self) -> str:
+        """The question as another node is asked it."""
+        place = _INTERNAL.replace("{id}", quote(self.ref, safe=""))
+        kept = "true" if self.with_kept else "false"
+        return (
+            f"{place}?attempt={self.number}&known={quote(self.known)}"
+            f"&wait={self.wait_s:g}&kept={kept}"
+        )
+
+
+async def standing(call: Call, question: Question) -> Standing:
+    """Return where a task stands.
+
+    Who knows a version already is somebody who waits: for him a dispatcher that cannot
+    say anything at the moment is asked again.
 
     Raises:
         Problem: the dispatcher refuses, or none is found in time.
     """
-    version = known.version if known else ""
     clock = asyncio.get_running_loop().time
     hold_s = call.parts.deadlines.hold_s
     give_up_s = clock() + hold_s
+    can_wait = bool(question.known)
     while True:
         began_s = clock()
         with contextlib.suppress(NotDispatcher, NoDispatcher, Unanswered, TimeoutError):
-            found = await _asked_once(call, ref, version, wait_s, with_kept=with_kept)
-            if found is not None:
-                return found
-            version = ""  # Then without waiting, a moment later.
+            try:
+                return await _asked_once(call, question)
+            except (Problem, CatchingUp) as error:
+                if not (can_wait and _is_passing(error)):
+                    raise
+            question = replace(question, known="")  # Not to wait there once more.
             await asyncio.sleep(_BUSY_S)
             continue
         if clock() - began_s > hold_s:
@@ -114,26 +134,27 @@ async def standing(
         await asyncio.sleep(_PAUSE_S)
 
 
-async def _asked_once(
-    call: Call, ref: str, version: str, wait_s: float, *, with_kept: bool
-) -> Standing | None:
-    """Ask the dispatcher; None means that it has no room for one more who waits."""
-    gateway = call.gateway
-    view = await gateway.dispatcher_known(call.parts.deadlines.hold_s)
+def _is_passing(error: Problem | CatchingUp) -> bool:
+    """Whether another node is only full, or still learns what there is."""
+    if isinstance(error, CatchingUp):
+        return True
+    return error.status == HTTPStatus.SERVICE_UNAVAILABLE and error.error != (
+        NO_DISPATCHER
+    )
+
+
+async def _asked_once(call: Call, question: Question) -> Standing:
+    view = await call.gateway.dispatcher_known(call.parts.deadlines.hold_s)
     if view is None:
         raise none_elected()
     async with call.parts.waits.bounded(view, is_repeatable=True):
         if view.is_self:
-            return await _here(call, ref, version, wait_s, with_kept=with_kept)
-        path = (
-            f"{_INTERNAL.replace('{id}', quote(ref, safe=''))}?known={quote(version)}"
-            f"&wait={wait_s:g}&kept={'true' if with_kept else 'false'}"
-        )
-        async with asked(call, view.lan_urls, path, wait_s=wait_s) as response:
+            return await _here(call, question)
+        async with asked(
+            call, view.lan_urls, question.path, wait_s=question.wait_s
+        ) as response:
             if REFUSED_HEADER in response.headers:
                 raise NotDispatcher("it is not dispatcher any more")
-            if response.status == HTTPStatus.SERVICE_UNAVAILABLE and version:
-                return None
             return await _decoded(call, response)
 
 
@@ -154,30 +175,34 @@ async def _decoded(call: Call, response: aiohttp.ClientResponse) -> Standing:
     )
 
 
-async def _here(
-    call: Call, ref: str, version: str, wait_s: float, *, with_kept: bool
-) -> Standing:
+async def _here(call: Call, question: Question) -> Standing:
     def is_news(record: TaskRecord) -> bool:
-        return _standing_of(call, record, with_kept=False).version != version
+        return _standing_of(call, record, question).version != question.known
 
-    if version:
-        record = await call.gateway.until(ref, is_news, wait_s)
+    if question.known:
+        record = await call.gateway.until(question.ref, is_news, question.wait_s)
     else:
-        record = await call.gateway.task(ref)
-    return _standing_of(call, record, with_kept=with_kept)
+        record = await call.gateway.task(question.ref)
+    return _standing_of(call, record, question)
 
 
-def _standing_of(call: Call, record: TaskRecord, *, with_kept: bool) -> Standing:
+def _standing_of(call: Call, record: TaskRecord, question: Question) -> Standing:
     state, names = record.state, call.gateway.names()
-    attempt = render.visible_attempt(record, state)
-    outcome = render.visible_outcome(attempt, state)
-    if state.is_final and outcome is None:
-        attempt = None  # Nothing that ran decided: it was cancelled before.
+    attempt: Attempt | None
+    if question.number:
+        attempt = numbered = _numbered(record, question.number)
+        outcome, is_final = numbered.outcome, not numbered.state.is_live
+    else:
+        counts = render.visible_attempt(record, state)
+        outcome, is_final = render.visible_outcome(counts, state), state.is_final
+        # Where nothing that ran decided, it was cancelled before.
+        attempt = None if is_final and outcome is None else counts
     gone = [
         other.outcome.reason.value
         for other in record.attempts
         if other.state is AttemptState.RELEASED and other.outcome
     ]
+    kept = (outcome.stdout, outcome.stderr) if outcome else (b"", b"")
     return Standing(
         task=record.id,
         name=record.name,
@@ -185,21 +210,40 @@ def _standing_of(call: Call, record: TaskRecord, *, with_kept: bool) -> Standing
         attempt=attempt.id if attempt else None,
         node=attempt.node if attempt else "",
         node_name=names.get(attempt.node, attempt.node) if attempt else "",
-        before=gone[-1] if gone else None,
+        before=gone[-1] if gone and not question.number else None,
         sizes=(outcome.stdout_bytes, outcome.stderr_bytes) if outcome else (0, 0),
-        logged=(len(outcome.stdout), len(outcome.stderr)) if outcome else (0, 0),
-        kept=(outcome.stdout, outcome.stderr) if outcome and with_kept else None,
-        end=render.ended(record, names) if state.is_final else None,
+        logged=(len(kept[0]), len(kept[1])),
+        kept=kept if question.with_kept else None,
+        end=render.ended(record, attempt, names) if is_final else None,
     )
+
+
+def _numbered(record: TaskRecord, number: int) -> Attempt:
+    """Return the attempt of this number; of several, both sides of a split, one."""
+    found = [attempt for attempt in record.attempts if attempt.id.n == number]
+    if not found:
+        raise OutputNotFound(
+            "Output not found",
+            field="attempt",
+            hint=f"{record.name} has had {len(record.attempts)} attempts",
+        )
+    return found[-1]
 
 
 async def tell(call: Call) -> web.StreamResponse:
     """Tell another node where a task stands."""
-    ref = query.task_ref(call.request.match_info["id"])
-    known, wait_s = call.query.text("known"), call.query.wait_s()
+    given = call.query
+    question = Question(
+        ref=query.task_ref(call.request.match_info["id"]),
+        number=given.attempt(),
+        known=given.text("known"),
+        wait_s=given.wait_s(),
+        with_kept=given.flag("kept"),
+    )
     # Who waits holds a connection for long, as a stream does.
-    with call.parts.streams.one_more() if known else contextlib.nullcontext():
-        found = await _here(call, ref, known, wait_s, with_kept=call.query.flag("kept"))
+    is_long = bool(question.known)
+    with call.parts.streams.one_more() if is_long else contextlib.nullcontext():
+        found = await _here(call, question)
     return json_response(render.encode(found))
 
 
@@ -209,6 +253,6 @@ ROUTES = (
         path=_INTERNAL,
         perform=tell,
         access=Access.NODE,
-        query=("known", "wait", "kept"),
+        query=("attempt", "known", "wait", "kept"),
     ),
 )

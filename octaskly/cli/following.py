@@ -34,15 +34,23 @@ class Following:
         client: The node that is asked.
         ref: The task.
         stream: `stdout`, `stderr` or `both`.
+        attempt: Number of the only one that is printed.
         says_state: Whether to say on stderr that the task waits.
     """
 
     def __init__(
-        self, client: Client, ref: str, *, stream: str = "both", says_state: bool
+        self,
+        client: Client,
+        ref: str,
+        *,
+        stream: str = "both",
+        attempt: int | None = None,
+        says_state: bool,
     ) -> None:
         self._client = client
         self._ref = ref
         self._stream = stream
+        self._attempt = attempt
         self._says_state = says_state
         self._last_id = ""
         self._lost = 0
@@ -75,7 +83,11 @@ class Following:
     def _read(self, *, follow: bool) -> Task | None:
         """Read one stream; return None if it ended before the task's end."""
         found = self._client.logs(
-            self._ref, stream=self._stream, follow=follow, last_id=self._last_id
+            self._ref,
+            stream=self._stream,
+            follow=follow,
+            attempt=self._attempt,
+            last_id=self._last_id,
         )
         with closing(found) as events:
             for event in events:
@@ -101,7 +113,8 @@ class Following:
                 note(f"{what}: {data['reason']}")
             case "attempt" if self._has_printed:
                 what = f"attempt {data['attempt']} on {data['node']}"
-                note(f"{what}; the one before it does not count: {data['previous']}")
+                why = data["previous"] or "another one counts"
+                note(f"{what}; the one before it does not count: {why}")
                 self._has_printed = False
             case "state" if self._says_state:
                 note(f"{self._ref} is {data['status']}")

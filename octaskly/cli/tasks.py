@@ -186,6 +186,12 @@ def _stream(count: int | None, *, cut: bool | None) -> str | None:
 @click.option("-f", "--follow", is_flag=True, help="Go on until the task has ended.")
 @click.option("--stdout", "stream", flag_value="stdout", help="Only its stdout.")
 @click.option("--stderr", "stream", flag_value="stderr", help="Only its stderr.")
+@click.option(
+    "--attempt",
+    type=click.IntRange(1),
+    metavar="N",
+    help="Only this attempt; without it the one that counts.",
+)
 @JSON_OPTION
 @click.pass_obj
 def logs(
@@ -193,6 +199,7 @@ def logs(
     ref: str,
     follow: bool,  # noqa: FBT001
     stream: str | None,
+    attempt: int | None,
     as_json: bool,  # noqa: FBT001
 ) -> None:
     """Print what a task wrote: its stdout on stdout, its stderr on stderr.
@@ -204,9 +211,15 @@ def logs(
         if as_json:
             print_json(client.task_reply(full).body)
             return
-        following = Following(client, full, stream=stream or "both", says_state=follow)
+        following = Following(
+            client,
+            full,
+            stream=stream or "both",
+            attempt=attempt,
+            says_state=follow,
+        )
         task = following.to_the_end(follow=follow)
-    if not task.is_final:
+    if not (task.is_final or attempt):
         more = f"octaskly logs -f {task.id} shows what follows"
         note(f"{task.id} is {task.status}; {more}")
 

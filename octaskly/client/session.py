@@ -136,17 +136,23 @@ class Client(Connection):
         *,
         stream: str = "both",
         follow: bool = False,
+        attempt: int | None = None,
         last_id: str = "",
     ) -> Generator[Event]:
         """Yield what a task writes, and what happens to it, as events.
 
         With `follow` until it has ended, which the last event says: `end`. A stream
-        that ends without it goes on where it was with the id of its last event.
+        that ends without it goes on where it was with the id of its last event. With
+        an attempt's number it is about that one alone.
         """
         response = self.begin(
             "GET",
             f"{TASKS}/{quote(ref, safe='')}/logs",
-            query={"stream": stream, "follow": "true" if follow else "false"},
+            query={
+                "stream": stream,
+                "follow": "true" if follow else "false",
+                "attempt": attempt,
+            },
             headers={"Last-Event-ID": last_id} if last_id else {},
         )
         yield from self._events(response)

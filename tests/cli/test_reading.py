@@ -226,6 +226,16 @@ def test_logs_say_what_is_missing_and_what_runs_again(
     ]
 
 
+def test_logs_of_one_attempt_are_asked_for_by_its_number(
+    three_tasks: Api, octaskly: Run
+) -> None:
+    """The node knows them all, also those that do not count."""
+    done = octaskly("logs", "--attempt", "2", "3")
+
+    assert "attempt=2" in three_tasks.requests[-1]
+    assert (done.returncode, done.stderr) == (0, b"")
+
+
 def test_logs_say_when_there_is_nothing_yet(three_tasks: Api, octaskly: Run) -> None:
     """Silence would look like an empty output."""
     done = octaskly("logs", "3")

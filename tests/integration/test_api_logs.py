@@ -373,6 +373,35 @@ async def test_a_follower_waits_for_the_start_and_for_another_attempt(
         assert await reader.next() is None
 
 
+async def test_an_attempt_that_does_not_count_can_be_read(node: ApiNode) -> None:
+    """What it wrote says why it was tried again; a number that is none is named."""
+    task, _ = await begun(node)
+    failed = replace(DONE, state=AttemptState.RELEASED, exit_code=7)
+    node.gateway.finish(task, failed)
+    assert told(await ask(node, task)) == [
+        ("state", {"status": "queued"}),
+        ("end", "queued"),
+    ]
+
+    found = await ask(node, task, "attempt=1&stream=stderr&follow=true")
+    assert told(found)[1:] == [
+        ("stderr", {"offset": 0, "data": "oh\n"}),
+        ("end", "queued"),
+    ]
+    end = found[-1][2]
+    assert (end["attempt"], end["exit_code"], end["stderr_bytes"]) == (1, 7, 3)
+    raw = await node.ask(
+        "GET", f"/api/v1/tasks/{task}/stdout?attempt=1", headers=VIEWER
+    )
+    assert raw.body == b"one\ntwo\n"
+    for number, status in (("2", 404), ("-1", 400), ("x", 400)):
+        answer = await node.ask(
+            "GET", f"/api/v1/tasks/{task}/logs?attempt={number}", headers=VIEWER
+        )
+        assert_problem(answer, status)
+        assert answer.json["field"] == "attempt"
+
+
 async def test_a_task_that_never_ran_ends_without_output(node: ApiNode) -> None:
     """Who waits for it to start is told that it was cancelled."""
     task = await node.submit()
@@ -509,6 +538,29 @@ async def test_who_waits_leaves_a_dispatcher_room_for_others(
         attempt = three.back.gateway.start(task, three.worker.gateway.node_id)
         three.worker.gateway.wrote[TaskId(task), attempt] = [Piece(0, 0, b"one")]
 
+        assert (await reader.of("stdout"))[2]["data"] == "one"
+
+
+@pytest.mark.parametrize("is_front", [True, False])
+async def test_a_follower_waits_for_a_dispatcher_that_still_learns(
+    three: Three, monkeypatch: pytest.MonkeyPatch, *, is_front: bool
+) -> None:
+    """Right after a failover it may not know the task; who began may stay."""
+    monkeypatch.setattr(standing, "_BUSY_S", 0.01)
+    front = three.back if is_front else three.front
+    task = await three.back.api.submit()
+    path = f"/api/v1/tasks/{task}/logs?follow=true"
+    async with Reader(front.api, path) as reader:
+        assert (await reader.of("state"))[2] == {"status": "queued"}
+        records, three.back.gateway.records = three.back.gateway.records, {}
+        three.back.gateway.is_complete = False
+        three.back.gateway.elect(three.back.gateway.view)
+        answer = await front.api.ask("GET", path, headers=VIEWER)
+        assert_problem(answer, 503, "The log is not complete yet")
+
+        three.back.gateway.records = records
+        attempt = three.back.gateway.start(task, three.worker.gateway.node_id)
+        three.worker.gateway.wrote[TaskId(task), attempt] = [Piece(0, 0, b"one")]
         assert (await reader.of("stdout"))[2]["data"] == "one"
 
 
