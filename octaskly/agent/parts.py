@@ -249,6 +249,7 @@ class Parts:
             node_name=name,
             umask=config.task_umask,
             kill_grace_s=config.timing.kill_grace_s,
+            gpus=self._info.gpus,
             clock=self._clock,
             on_ended=lambda reports: self.loop.post(ev.AttemptsEnded(reports)),
         )

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 from dataclasses import asdict
+from typing import Any
 
 from octaskly.core.arrays import INDEX_VARIABLE, ITEM_VARIABLE
 from octaskly.core.model import name_of
 from octaskly.core.options import TaskOptions
 from octaskly.runner.seat import Item
 
+GPUS = b"CUDA_VISIBLE_DEVICES"
 RESERVED = "OCTASKLY_"  #: begins the variables that only the agent sets
 OF_MEMBERS = (INDEX_VARIABLE, ITEM_VARIABLE)  #: which come with the task all the same
 
@@ -25,19 +27,22 @@ def run_order(item: Item) -> list[object]:
         asked = wishes(spec.options)
         if item.folder is not None:
             asked["folder"] = os.fsencode(item.folder)
+        if item.gpus:
+            env = {**asked.get("env", {}), GPUS: ",".join(item.gpus).encode()}
+            asked["env"] = env
         if asked:
             order.append(asked)
     return order
 
 
-def wishes(options: TaskOptions) -> dict[str, object]:
+def wishes(options: TaskOptions) -> dict[str, Any]:
     """Return what a launcher must know of what a task asks for, as bytes.
 
     `env` adds variables; `cwd` and `stdin` are given if they are not the usual ones,
     and so are `grace_s` and `limits`, the latter by the names of `TaskLimits`. An
     attempt with a folder of its own has `folder` besides.
     """
-    asked: dict[str, object] = {}
+    asked: dict[str, Any] = {}
     if env := [pair for pair in options.env if _is_taken(pair[0])]:
         asked["env"] = {_raw(name): _raw(value) for name, value in env}
     if options.cwd:

@@ -38,6 +38,7 @@ from octaskly.runner.process import LauncherProcess, task_environment
 from octaskly.runner.recorder import Recorder
 from octaskly.runner.scratch import Prepared, Scratch
 from octaskly.runner.seat import SHORT_MS, Item, Seat, end_lost, roomiest, seats_for
+from octaskly.runner.shares import Shares
 
 WAIT_MAX_S = 0.05  #: behind attempts that run so long, none waits any longer
 LOOK_S = 0.02
@@ -66,6 +67,7 @@ class Pool:
         env: Environment that tasks start from; default the agent's, without what
             speaks to the agent alone.
         prefix: Words before the launcher's command line, to run it as another user.
+        gpus: What CUDA calls each GPU that attempts can be given.
         with_cgroups: Whether to make cgroups for launchers where that is allowed.
     """
 
@@ -86,6 +88,7 @@ class Pool:
         umask: int = 0o022,
         env: Mapping[str, str] | None = None,
         prefix: Sequence[str] = (),
+        gpus: Sequence[str] = (),
         with_cgroups: bool = True,
     ) -> None:
         self._slots = slots
@@ -106,7 +109,7 @@ class Pool:
         self._with_cgroups, self._launchers_started = with_cgroups, 0
         self._groups_dir: Path | None = None  #: own cgroup, once looked for
         self._keys = 0
-        self._extra_slots = 0  #: that attempts in launchers hold beyond one each
+        self._shares = Shares(slots, gpus)
         self._items: dict[tuple[TaskId, AttemptId], Item] = {}
         self.recorder = Recorder(archive, self._items)
         self._waiting: deque[Item] = deque()
@@ -133,6 +136,8 @@ class Pool:
             self._items[spec.id, attempt] = item
             if self._is_closing:
                 self._end(item, released(Reason.DRAINING))
+            elif not self._shares.may_ever_fit(item):
+                self._end(item, released(Reason.RETURNED))
             elif spec.inputs or (spec.options and spec.options.is_scratch):
                 self._in_thread(
                     partial(self._prepared, item), partial(self._scratch.prepare, spec)
@@ -259,7 +264,7 @@ class Pool:
                 self.recorder.record(item)
                 continue
             del seat.items[key]
-            self._extra_slots -= item.slots - 1
+            self._shares.give(item)
             if name == "end":
                 self._on_end(seat, item, fields)
             elif item.is_stopped:
@@ -292,12 +297,12 @@ class Pool:
         if self._is_closing:
             return
         lost, seat.items = list(seat.items.values()), {}
-        self._extra_slots -= sum(item.slots - 1 for item in lost)
         bury = partial(end_lost, lost, seat.folder)
         self._in_thread(partial(self._buried, lost), bury)
 
     def _buried(self, lost: list[Item], _result: object) -> None:
         for item in lost:
+            self._shares.give(item)
             self._end(item, released(Reason.LOST, "its launcher died"))
         self._fill()
         self._deliver()
@@ -310,26 +315,21 @@ class Pool:
             return
         batches: dict[LauncherProcess, list[list[Any]]] = {}
         seats = [s for s in self._seats if s.process is not None or self._may_begin(s)]
-        while self._waiting:
-            seat = roomiest(seats) if self._fits(self._waiting[0]) else None
+        begun = sum(len(seat.items) for seat in self._seats)
+        while self._waiting and self._shares.fits(self._waiting[0], begun):
+            seat = roomiest(seats)
             if seat is None or (process := self._ensure(seat)) is None:
                 break
             item = self._waiting.popleft()
             seat.items[item.key] = item
-            self._extra_slots += item.slots - 1
+            begun += 1
+            self._shares.take(item)
             batches.setdefault(process, []).append(run_order(item))
         for process, orders in batches.items():
             process.send(orders)
         if self._waiting and self._look is None:
             loop = asyncio.get_running_loop()
             self._look = loop.call_later(LOOK_S, self._look_round)
-
-    def _fits(self, item: Item) -> bool:
-        """Whether an attempt may begin, if one of them holds several slots."""
-        if item.slots == 1 and not self._extra_slots:
-            return True  # It may as well wait in a launcher.
-        begun = sum(len(seat.items) for seat in self._seats)
-        return not begun or begun + self._extra_slots + item.slots <= self._slots
 
     def _look_round(self) -> None:
         """Give back what waits behind long attempts."""

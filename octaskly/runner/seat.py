@@ -22,6 +22,8 @@ class Item:
         "alive_s",
         "attempt",
         "folder",
+        "gpus",
+        "gpus_asked",
         "has_file",
         "is_recalled",
         "is_refused",
@@ -42,6 +44,9 @@ class Item:
         self.attempt = attempt
         self.spec = spec
         self.slots = slots_of(spec.options)
+        requires = spec.options.requires if spec.options else None
+        self.gpus_asked = requires.gpus if requires else 0
+        self.gpus: tuple[str, ...] = ()  #: that it was given
         self.since_s = since_s
         self.pid: int | None = None  #: known once it has run for a moment
         self.alive_s = float("inf")  #: when that was known

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from octaskly.core.model import AttemptState, Reason
-from octaskly.core.options import TaskLimits, TaskOptions
+from octaskly.core.options import Requires, TaskLimits, TaskOptions
 from octaskly.runner import cgroup, spawn
 from octaskly.runner.child import Order
 from octaskly.runner.slots import Slots
@@ -347,3 +347,46 @@ async def test_a_slot_comes_back_from_what_could_not_begin(tmp_path: Path) -> No
             assert (await made.run("true", options=options)).exit_code == 126
 
         assert (await made.run("printenv OCTASKLY_SLOT")).stdout == b"0\n"
+
+
+async def test_gpus_are_given_to_one_task_at_a_time(tmp_path: Path) -> None:
+    """By the names that CUDA has for them; they come back with the end."""
+    async with rig(tmp_path, slots=4, gpus=("0", "2", "GPU-5d")) as made:
+        two = TaskOptions(requires=Requires(gpus=2))
+        one = TaskOptions(
+            requires=Requires(gpus=1), env=(("CUDA_VISIBLE_DEVICES", "7"),)
+        )
+        tell = "echo $CUDA_VISIBLE_DEVICES >$OCTASKLY_TASK_ID; exec sleep 60"
+        first, second = made.start(tell, options=two), made.start(tell, options=one)
+        third = made.start(tell, options=two)
+
+        assert await _told(made.workdir / first[0]) == "0,2"
+        assert await _told(made.workdir / second[0]) == "GPU-5d"
+        made.pool.stop([second])
+        await made.end_of(second[0])
+        assert not (made.workdir / third[0]).exists()
+        made.pool.stop([first])
+        assert await _told(made.workdir / third[0]) == "0,2"
+        made.pool.stop([third])
+
+
+async def test_gpus_of_a_launcher_that_dies_come_back(tmp_path: Path) -> None:
+    """Once its processes are gone; and a task that asks for none is told of none."""
+    async with rig(tmp_path, gpus=("0",), env={"PATH": os.environ["PATH"]}) as made:
+        options = TaskOptions(requires=Requires(gpus=1))
+        kill = "kill -9 $PPID; sleep 60"
+        assert (await made.run(kill, options=options)).reason is Reason.LOST
+
+        tell = "echo =$CUDA_VISIBLE_DEVICES="
+        assert (await made.run(tell, options=options)).stdout == b"=0=\n"
+        assert (await made.run(tell)).stdout == b"==\n"
+
+
+async def test_more_gpus_than_there_are_go_back_at_once(tmp_path: Path) -> None:
+    """Nobody waits behind what can never begin."""
+    async with rig(tmp_path, gpus=("0",)) as made:
+        asked = TaskOptions(requires=Requires(gpus=2))
+        never = await made.run("true", options=asked)
+
+        assert (never.state, never.reason) == (AttemptState.RELEASED, Reason.RETURNED)
+        assert (await made.run("true")).state is AttemptState.OK
