@@ -24,6 +24,8 @@ from octaskly.core.timeline import (
     News,
     NodeNews,
     Place,
+    array_news,
+    array_of,
     news_of,
     resumed,
 )
@@ -184,12 +186,18 @@ def _told(part: History, cursor: Cursor) -> list[tuple[_Origin, News]]:
     found: list[tuple[_Origin, News]] = []
     if not part.is_whole:
         found.append((None, News(Gap())))
+    last = {array_of(entry.fact.task): entry for entry, _ in part.items}
     for entry, record in part.items:
         can_resume = cursor.pass_over(entry)
-        about = news_of(entry, record)
-        if about is not None:
-            place = cursor.place if can_resume else None
-            found.append(((entry.stream, entry.seq), News(about, place)))
+        about = [news_of(entry, record)]
+        array = part.arrays.get(array_of(record.id))
+        if array is not None and entry is last[array.id]:
+            about.append(array_news(entry, array))
+        told = [each for each in about if each is not None]
+        for each in told:
+            # Only behind all that one entry says a client may go on.
+            place = cursor.place if can_resume and each is told[-1] else None
+            found.append(((entry.stream, entry.seq), News(each, place)))
     for stream, seq in part.reached:
         cursor.skip(stream, seq)
     return found

@@ -7,7 +7,7 @@ from aiohttp import web
 from octaskly.api import render, sse
 from octaskly.api.routing import Access, Call, Route
 from octaskly.core.model import TaskId
-from octaskly.core.timeline import About, Gap, News, NodeNews, Place, TaskNews
+from octaskly.core.timeline import About, Gap, News, NodeNews, Place, TaskNews, array_of
 from octaskly.ports.news import Listening
 
 TYPES = ("task", "node")
@@ -70,7 +70,8 @@ class _Sender:
     def _wants(self, about: About) -> bool:
         match about:
             case TaskNews(record):
-                return "task" in self._types and self._task in (None, record.id)
+                is_it = self._task in (None, record.id, array_of(record.id))
+                return "task" in self._types and is_it
             case NodeNews():
                 return "node" in self._types and self._task is None
             case Gap():

@@ -153,6 +153,7 @@ def task_news(news: TaskNews, names: Mapping[NodeId, str]) -> Json:
         "created_at": at(record.spec.created_ms) if record.spec else None,
         "started_at": at(outcome.started_ms) if outcome else None,
         "completed_at": at(outcome.ended_ms) if outcome else None,
+        **members.shown(record),
     }
 
 

@@ -18,6 +18,7 @@ from octaskly.cli.choice import Choice
 from octaskly.cli.following import Following
 from octaskly.cli.render import (
     EXIT_CANCELLED,
+    EXIT_FAILED,
     EXIT_NO_DISPATCHER,
     EXIT_NOT_ALLOWED,
     EXIT_OCTASKLY_FAILED,
@@ -147,6 +148,11 @@ def _cancel(client: Client, ref: str) -> None:
 
 def exit_code(task: Task, *, is_cancelled: bool) -> int:
     """Return the exit code that a task gives to a command; say what went wrong."""
+    if task.array and task.status != "cancelled":
+        failed, total = task.array["failed"], task.array["total"]
+        if failed:
+            note(f"{task.id}: {failed} of {total} failed; octaskly show {task.id}")
+        return EXIT_FAILED if failed else 0
     match task.reason:
         case "timeout":
             limit = f" {task.timeout} s" if task.timeout else ""

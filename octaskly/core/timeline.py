@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from hashlib import blake2b
 from typing import NamedTuple, Self
 
+from octaskly.core.arrays import member_of
 from octaskly.core.facts import (
     HLC_COUNTER_BITS,
     HLC_EPOCH_MS,
@@ -36,6 +37,7 @@ from octaskly.core.model import (
     Epoch,
     Holdings,
     StreamId,
+    TaskId,
     TaskState,
     Vector,
 )
@@ -173,6 +175,7 @@ class History:
 
     items: tuple[tuple[Entry, TaskRecord], ...]
     """Entries about tasks that are known, with what is known of the task now."""
+    arrays: Mapping[TaskId, TaskRecord]  #: that those tasks are, or are members of
     reached: Holdings  #: how far the streams concerned are read now
     has_more: bool
     is_whole: bool  #: nothing in between had been deleted before it was read
@@ -208,8 +211,9 @@ def news_of(entry: Entry, record: TaskRecord) -> TaskNews | None:
     Facts that decide nothing are no news: what is written again before it is
     forgotten, or how a second attempt ended whose task was decided by the first.
     """
-    at_ms = (entry.hlc >> HLC_COUNTER_BITS) + HLC_EPOCH_MS
-    fact = entry.fact
+    at_ms, fact = _at_ms(entry), entry.fact
+    if record.progress is not None and not isinstance(fact, Submitted):
+        return None  # What becomes of an array follows from its members.
     match fact:
         case Submitted(spec):
             is_fresh = entry.hlc - born_hlc(spec) < FRESH_MS << HLC_COUNTER_BITS
@@ -222,7 +226,7 @@ def news_of(entry: Entry, record: TaskRecord) -> TaskNews | None:
             state = TaskState.RUNNING
         case Finished(_, attempt, node, outcome):
             made = Attempt(id=attempt, node=node, state=outcome.state, outcome=outcome)
-            state = _STATES[outcome.state]
+            state = _STATES.get(outcome.state, TaskState.RUNNING)
         case _:
             return None
     if state.is_final and state is not record.state:
@@ -231,3 +235,19 @@ def news_of(entry: Entry, record: TaskRecord) -> TaskNews | None:
     if record.state.is_final and chosen is not None and chosen.id < attempt:
         return None
     return TaskNews(record, state, at_ms, made)
+
+
+def array_news(entry: Entry, array: TaskRecord) -> TaskNews | None:
+    """Return that an array has ended, as far as is known; `entry` is of a member."""
+    is_ended = array.state.is_final
+    return TaskNews(array, array.state, _at_ms(entry)) if is_ended else None
+
+
+def array_of(task: TaskId) -> TaskId:
+    """Return the array of a member; all other tasks as they are."""
+    place = member_of(task)
+    return task if place is None else place[0]
+
+
+def _at_ms(entry: Entry) -> int:
+    return (entry.hlc >> HLC_COUNTER_BITS) + HLC_EPOCH_MS

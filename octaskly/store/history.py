@@ -11,7 +11,7 @@ from itertools import islice
 from octaskly.core.facts import HLC_MAX, Entry
 from octaskly.core.merge import TaskRecord
 from octaskly.core.model import Epoch, NodeId, StreamId, TaskId
-from octaskly.core.timeline import History, Reach
+from octaskly.core.timeline import History, Reach, array_of
 from octaskly.ports import Packer
 from octaskly.store import arrays, rows, twins
 
@@ -73,13 +73,17 @@ def history(
     del entries[limit:]
     for entry in entries:
         reached[entry.stream] = entry.seq
-    records = _records(db, {entry.fact.task for entry in entries})
+    ids = {entry.fact.task for entry in entries}
+    records = _records(db, ids | {array_of(task) for task in ids})
+    arrays_here = {task: record for task, record in records.items() if record.progress}
     items = tuple(
         (entry, records[entry.fact.task])
         for entry in entries
         if entry.fact.task in records
     )
-    return History(items, tuple(sorted(reached.items())), has_more, is_whole)
+    return History(
+        items, arrays_here, tuple(sorted(reached.items())), has_more, is_whole
+    )
 
 
 def _order(entry: Entry) -> tuple[int, int, int]:

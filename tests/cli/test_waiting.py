@@ -119,6 +119,19 @@ def test_waiting_has_a_limit(node: Agent, tmp_path: Path) -> None:
     assert shown["status"] == "running"
 
 
+def test_an_array_ends_with_its_last_member(node: Agent) -> None:
+    """With 1 if a member failed: each has a code of its own."""
+    good, bad = (
+        octaskly(node, "array", "1-3", "--", command).stdout.decode().strip()
+        for command in ("sleep 0.{}", "sleep 0.{}; exit $((3 - {}))")
+    )
+
+    all_well, failed = octaskly(node, "wait", good), octaskly(node, "wait", bad)
+
+    assert (all_well.returncode, failed.returncode) == (0, 1)
+    assert b"2 of 3 failed" in failed.stderr
+
+
 def test_an_unknown_task_is_3(node: Agent) -> None:
     """At once, rather than waited for."""
     done = octaskly(node, "wait", "task-999")

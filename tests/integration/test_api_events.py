@@ -63,7 +63,7 @@ async def test_a_task_is_told_without_command_and_output() -> None:
         f'data: {{"id":"{task}","status":"completed","at":"2026-02-06T12:00:00Z",'
         '"worker_id":"laptop-01","attempt":1,"exit_code":0,"signal":null,'
         '"reason":"exit","duration_ms":1500,"created_at":"2026-02-06T12:00:00Z",'
-        '"started_at":"2026-02-06T12:00:00Z","completed_at":"2026-02-06T12:00:01Z"}\n\n'
+        '"started_at":"2026-02-06T12:00:00Z","completed_at":"2026-02-06T12:00:01Z","array":null}\n\n'
     )
 
 

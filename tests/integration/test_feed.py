@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,9 +13,18 @@ from octaskly.agent import feed as feeds
 from octaskly.agent.feed import Feed
 from octaskly.agent.view import MeshView
 from octaskly.core.effects import Publish
-from octaskly.core.facts import Entry, Fact
+from octaskly.core.facts import CancelAsked, Entry, Fact, Finished
 from octaskly.core.messages import Member, Roster
-from octaskly.core.model import Epoch, NodeId, NodeState, Role, StreamId, TaskState
+from octaskly.core.model import (
+    Epoch,
+    NodeId,
+    NodeState,
+    Role,
+    StreamId,
+    TaskId,
+    TaskState,
+)
+from octaskly.core.options import ArraySpec, TaskOptions
 from octaskly.core.timeline import Gap, History, News, NodeNews, Place, TaskNews
 from octaskly.errors import NotDispatcher
 from octaskly.ports.news import Listening
@@ -285,3 +295,30 @@ async def test_only_a_dispatcher_tells(bench: Bench) -> None:
     with pytest.raises(NotDispatcher):
         async with bench.feed.listen(None):
             pass
+
+
+async def test_an_array_has_ended_with_its_last_member(bench: Bench) -> None:
+    """Told behind the member; a client that was cut off in between hears of both."""
+    asked = TaskOptions(array=ArraySpec(count=2))
+    await bench.add(kit.submitted(5, options=asked))
+    first, second = (f"{kit.task_id(5)}.{n}" for n in (0, 1))
+
+    def ended(member: str) -> Finished:
+        return replace(kit.finished(5), task=TaskId(member))
+
+    async with bench.feed.listen(None) as listening:
+        await bench.add(ended(first))
+        (one,) = await until(listening, 1)
+        await bench.add(ended(second))
+        two = await until(listening, 2)
+        await bench.add(kit.submitted(6, options=asked))
+        await bench.add(CancelAsked(kit.task_id(6), "ana"))
+        three = await until(listening, 2)
+    async with bench.feed.listen(place_of(one)) as listening:
+        again = await until(listening, 4)
+
+    assert shown([one]) == [(first, C)]
+    assert shown(two) == [(second, C), (kit.task_id(5), C)]
+    assert [news.place is None for news in two] == [True, False]
+    assert shown(three) == [(kit.task_id(6), Q), (kit.task_id(6), TaskState.CANCELLED)]
+    assert shown(again) == shown([*two, *three])

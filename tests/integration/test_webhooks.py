@@ -176,6 +176,7 @@ async def test_a_receiver_is_told_how_a_task_ended(bench: Bench) -> None:
         "created_at": "2027-01-15T08:00:00Z",
         "started_at": "2027-01-15T08:00:00Z",
         "completed_at": None,
+        "array": None,
     }
     assert b"secret" not in body
     assert b"echo" not in body
