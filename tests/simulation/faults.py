@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 
-from octaskly.core.model import Limits, NodeId, TaskId
+from octaskly.core.model import NO_HOLD, Limits, NodeId, Steering, TaskId
 from tests.simulation.checkers import (
     FINAL,
     Watch,
@@ -406,6 +406,33 @@ def run_flapping(seed: int) -> World:
             for node in world.dispatchers():
                 world.submit(node, 10)
             world.run(world.random.uniform(0.2, 0.6))
+    calm(world)
+    for check in FINAL:
+        check(world)
+    return world
+
+
+def run_steered(seed: int) -> World:
+    """Drain, pause and take back the nodes of a world that is tormented, too."""
+    world = World(seed, nodes=SIZES[seed % len(SIZES)])
+    Watch(world)
+    world.late_share = LATE
+    profile = draw_profile(world)
+    end_s = world.time_s + profile.seconds
+
+    def steer() -> None:
+        if world.time_s < end_s:
+            if (node := _alive(world)) is not None:
+                world.steer(node, world.random.choice(tuple(Steering)))
+            world.at(world.random.uniform(0.1, 2.0), steer)
+
+    world.at(1.0, steer)
+    torment(world, profile)
+    for machine in world.machines.values():
+        world.resume(machine.id)
+        machine.disk.hold = NO_HOLD  # Of those that are down.
+        for steering in (Steering.RESUME, Steering.UNPAUSE):
+            world.steer(machine.id, steering)
     calm(world)
     for check in FINAL:
         check(world)

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from octaskly.core.effects import Note
 from octaskly.core.model import name_of
 from tests.simulation.faults import (
     run_crash,
@@ -21,9 +22,11 @@ from tests.simulation.faults import (
     run_quiet,
     run_same_names,
     run_seed,
+    run_steered,
 )
 from tests.simulation.hunt import failures
 from tests.simulation.mutants import MUTANTS, Hunt, Plant
+from tests.simulation.world import World
 
 HERE = Path(__file__).parent
 SEEDS = 500  #: on each change
@@ -57,6 +60,20 @@ def test_a_mesh_that_falls_apart_again_and_again_loses_nothing(seed: int) -> Non
     world = run_flapping(seed)
 
     assert len(world.accepted) > 500
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(12))
+def test_nodes_that_are_drained_and_paused_lose_nothing(seed: int) -> None:
+    """Through crashes and splits, and whatever operators say meanwhile."""
+    world = run_steered(seed)
+
+    assert any(note.event == "node steered" for note in notes(world))
+
+
+def notes(world: World) -> list[Note]:
+    """Return what all nodes noted."""
+    return [note for machine in world.machines.values() for _, note in machine.notes]
 
 
 @pytest.mark.slow
