@@ -59,6 +59,7 @@ class Allegiance:
             self._replication.end()
             self._journal.close_stream()
         self._reign = reign
+        self._members.is_reigning = reign is not None
         if reign is None:
             return [*effects, Advertise(is_dispatcher=False, term=0)]
         self._registry.begin(now)

@@ -9,9 +9,10 @@ from __future__ import annotations
 
 from octaskly.core.exchange import Exchange
 from octaskly.core.journal import Journal
-from octaskly.core.membership import Membership, PeerView
+from octaskly.core.membership import Membership
 from octaskly.core.messages import ATTACHED, STOPPING, Roster
 from octaskly.core.model import NO_EPOCH, Epoch, NodeId, NodeState, Role
+from octaskly.core.peers import PeerView
 from octaskly.core.roster import LOST_S
 from octaskly.core.succession import covers
 

@@ -23,10 +23,9 @@ from octaskly.core.messages import (
 )
 from octaskly.core.model import Epoch, Moment, NodeId
 from octaskly.core.phases import PLAIN_BEATS, Phase, Phases, Reign
-from octaskly.core.succession import beats, covers, log_size
+from octaskly.core.succession import beats, covers
 from octaskly.core.suspicion import Suspicion, Verdict
 
-STAGGER_MAX = 12  #: successors beyond this many claim at the same time
 PROBED_MAX = 16  #: peers asked about a suspect
 SUCCESSORS_DIALLED = 3
 
@@ -87,14 +86,16 @@ class Election(Phases):
         if self._members.is_alone:
             window_s = timing.seek_alone_s
         elif self._members.is_meeting:
-            window_s += timing.meet_s  # A slow handshake; a dead one fails before.
+            window_s += self._members.meet_s  # Slow handshakes; dead ones fail before.
         return self._since_s + window_s
 
     def _on_seeking(self, now: Moment) -> list[Effect]:
         if self.is_stopping:
             return []
         mine = self.standing(now)
-        better = sum(v.standing(now) < mine for v in self._members.peers.values())
+        members, me = self._members, self._info.id
+        better = sum(view.standing(now) < mine for view in members.peers.values())
+        better += sum(node < me for node in members.awaited())
         due_s = self._seek_ends_s() + better * self._timing.claim_wait_s
         if now.mono_s < due_s:
             return []
@@ -152,6 +153,8 @@ class Election(Phases):
         heard_s = self.awake_s if view is None else max(view.frame_s, self.awake_s)
         silence_s = self._timing.silence_s * self.patience.factor(now)
         silence_s *= PLAIN_BEATS if self.is_plain else 1
+        if view is not None and view.frame_s <= self._since_s:
+            silence_s += self._members.meet_s  # It has not even said that it heard.
         if view is not None and now.mono_s - heard_s < silence_s:
             return []
         self.attachment = None
@@ -184,16 +187,7 @@ class Election(Phases):
         self.dispatcher = None
         if self.is_stopping or self.is_disk_failing or not self._info.electable:
             return self.seek("dispatcher lost", now)
-        before = [node for node in self.successors if node != gone]
-        me = self._info.id
-        place = before.index(me) if me in before else len(before)
-        wait_s = min(place, STAGGER_MAX) * self._timing.stagger_s
-        mine = log_size(self._journal.vector.items())
-        if any(
-            log_size(view.vector.items()) > mine and view.is_candidate
-            for view in self._members.peers.values()
-        ):
-            wait_s += self._timing.claim_wait_s  # A fuller log goes first.
+        wait_s = self._turn_s(gone)
         self._claim_s = now.mono_s + wait_s
         fields = (("peer", gone or ""), ("reason", reason))
         note = Note("warning", "dispatcher lost", fields)
@@ -325,7 +319,7 @@ class Election(Phases):
             # Each has given way to the other; this one heard of it first.
             return self._take_over("the winner gave way", now)
         if reign is None or message.epoch != reign.epoch:
-            return []
+            return self._send_away(peer)
         self._members.confirm(peer, reign.epoch, message.vector)
         return self._exchange.ask(peer)
 
@@ -355,7 +349,10 @@ class Election(Phases):
             effects = self.seek("redirected", now)
         elif epoch < self.epoch:
             return []
-        return effects + self._members.dial(dispatcher, message.addresses, now)
+        dials = self._members.dial(
+            dispatcher, message.addresses, now, is_dispatcher=True
+        )
+        return effects + dials
 
     def on_probe_ok(self, message: ProbeOk) -> list[Effect]:
         """Take a peer's word about a suspect."""

@@ -37,7 +37,10 @@ class Links:
             return effects + self._refuse(event.peer, code)
         effects += self._members.on_peer_up(event, now)
         effects += self._election.on_peer_up(event, now)
-        return effects + self.drop_surplus(now)
+        wanted = self.wanted()
+        if wanted and event.peer not in wanted:
+            effects += self.cut(event.peer, ATTACHED, now)
+        return effects
 
     def on_down(self, peer: NodeId, reason: str, now: Moment) -> list[Effect]:
         """A link ended; a follower's attempts and copies are gone with it."""
@@ -89,17 +92,18 @@ class Links:
 
     def dial_held(self, now: Moment) -> list[Effect]:
         """Dial nodes in sight that are due and still worth a link."""
-        election = self._election
-        is_following = election.attachment is not None and election.reign is None
-        return self._members.dial_held(self.wanted(), now, is_following=is_following)
+        return self._members.dial_held(self.wanted(), now)
 
     def drop_surplus(self, now: Moment) -> list[Effect]:
         """In a large mesh, keep only the links that a takeover needs."""
         wanted = self.wanted()
         effects: list[Effect] = []
-        for peer in tuple(self._members.peers) if wanted else ():
-            if peer not in wanted:
-                effects += self.cut(peer, ATTACHED, now)
+        for peer, view in tuple(self._members.peers.items()) if wanted else ():
+            if peer in wanted:
+                continue
+            if view.dispatcher != self._election.dispatcher:
+                effects += self._election.correct(peer)  # It may be about to claim.
+            effects += self.cut(peer, ATTACHED, now)
         return effects
 
     def _refuse(self, peer: NodeId, code: str) -> list[Effect]:

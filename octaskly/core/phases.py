@@ -36,6 +36,7 @@ from octaskly.core.succession import (
 )
 from octaskly.core.suspicion import Patience, Suspicion
 
+STAGGER_MAX = 12  #: successors beyond this many claim at the same time
 PLAIN_BEATS = 3  #: in a crowd, a plain worker gets each third heartbeat
 
 
@@ -244,7 +245,32 @@ class Phases:
             return self._redirect((peer,), self.dispatcher, self.epoch)
         return [Send(peer, (ClaimNo(self._bound()),))]
 
+    def _send_away(self, peer: NodeId) -> list[Effect]:
+        """Tell a peer that would follow this node, which has given way, whom to follow.
+
+        Else it would take the silence here for a death, and claim.
+        """
+        other = self._winner or self.dispatcher
+        if self.reign is not None or other in (None, peer):
+            return []
+        assert other is not None
+        return self._redirect((peer,), other, self.epoch)
+
     # Reigning
+
+    def _turn_s(self, gone: NodeId | None) -> float:
+        """Return how long others may claim before this node, as the roster has them."""
+        before = [node for node in self.successors if node != gone]
+        me = self._info.id
+        place = before.index(me) if me in before else len(before)
+        wait_s = min(place, STAGGER_MAX) * self._timing.stagger_s
+        mine = log_size(self._journal.vector.items())
+        if any(
+            log_size(view.vector.items()) > mine and view.is_candidate
+            for view in self._members.peers.values()
+        ):
+            wait_s += self._timing.claim_wait_s  # A fuller log goes first.
+        return wait_s
 
     def _bound(self) -> Epoch:
         """Return the epoch below which nobody is followed.

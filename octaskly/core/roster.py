@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import fields, replace
 from operator import attrgetter
 
-from octaskly.core.membership import Membership, PeerView
+from octaskly.core.membership import Membership
 from octaskly.core.messages import Member, Roster
 from octaskly.core.model import (
     NO_LOAD,
@@ -20,6 +20,7 @@ from octaskly.core.model import (
     NodeState,
     Role,
 )
+from octaskly.core.peers import PeerView
 
 LOST_S = 600.0  #: a lost member is listed so long
 CHANGE_S = 0.1  #: between rosters when members come and go

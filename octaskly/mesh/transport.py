@@ -21,7 +21,9 @@ from octaskly.mesh.wire import Packing
 from octaskly.ports import Clock, HelloSource
 from octaskly.trust import MeshTrust
 
-HANDSHAKE_S: Final = 5.0  #: from the connection to HELLO_OK
+HANDSHAKE_S: Final = 15.0
+"""From the connection to HELLO_OK. Where many start at once on few cores, they all
+are slow together; handshakes that miss a deadline were work in vain, and come again."""
 DIALS_AT_ONCE_MAX: Final = 16
 DIALS_WAITING_MAX: Final = 1024
 BACKLOG: Final = 128

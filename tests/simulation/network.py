@@ -8,13 +8,16 @@ is below, a loss is a broken link, and order holds within a link, not between li
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from octaskly.core.events import DialFailed, PeerDown, PeerUp, Received
 from octaskly.core.messages import Message
 from octaskly.core.model import Address, Limits, NodeId
+from octaskly.mesh.transport import HANDSHAKE_S
 from octaskly.mesh.wire import Decoder, encode
+from tests.simulation.cores import TLS_MS
 
 if TYPE_CHECKING:
     from tests.simulation.world import World
@@ -203,13 +206,40 @@ class Network:
         is_mute = other is None or other.is_paused or machine.is_paused
         if machine.life != life:
             self._dialling.discard(key)
+        elif not addresses:
+            fail(was_refused=True)  # As the transport has it: none did not refuse.
         elif other is None or is_mute or self.is_cut(dialler, target):
             wait_s = self._world.random.uniform(0.3, 2.0)
             self._world.at(wait_s, lambda: fail(was_refused=False))
         elif other.node is None:
             fail(was_refused=True)
         else:
-            self._shake_hands(dialler, target, key)
+            turns = [dialler, target, dialler, target] if self._world.cores else []
+            self._work(
+                turns,
+                self._world.time_s + HANDSHAKE_S,
+                lambda: self._shake_hands(dialler, target, key),
+                lambda: fail(was_refused=False),
+            )
+
+    def _work(
+        self,
+        turns: list[NodeId],
+        until_s: float,
+        done: Callable[[], None],
+        fail: Callable[[], None],
+    ) -> None:
+        """Let both ends do the work of TLS; it is in vain where that takes too long."""
+        world = self._world
+        if world.time_s > until_s:
+            fail()
+        elif not turns or world.cores is None:
+            done()
+        else:
+            rest = turns[1:]
+            world.cores.work(
+                turns[0], TLS_MS, lambda: self._work(rest, until_s, done, fail)
+            )
 
     def disconnect(self, node: NodeId, peer: NodeId, reason: str) -> None:
         """Close one end; the other hears the reason if it can."""

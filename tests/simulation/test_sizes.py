@@ -24,6 +24,26 @@ def test_machines_that_start_together_form_one_mesh(nodes: int) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(("nodes", "cores", "most_s"), [(50, 2, 5.0), (50, 1, 30.0)])
+def test_agents_that_start_together_on_few_cores_form_one_mesh(
+    nodes: int, cores: int, most_s: float
+) -> None:
+    """F13 on one machine: all are late, and none is to take another for dead.
+
+    A start takes each 0.6 to 0.9 s of a core, so all are ready at about the same time.
+    """
+    world = World(5, nodes=nodes, cores=cores)
+    world.boot_all(0.6, 0.9)
+    assert world.run_until(lambda: len(world.alive()) == nodes, nodes * 0.9)
+
+    assert world.run_until(world.is_settled, most_s)
+    world.run(10.0)
+    assert world.is_settled()
+    if cores > 1:
+        assert _claims(world) <= 6
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("nodes", [3, 20, 50])
 def test_a_killed_dispatcher_is_replaced_within_a_second(nodes: int) -> None:
     """F1, also where followers hold links to the standbys alone."""

@@ -11,6 +11,7 @@ import heapq
 import random
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 from octaskly.core.effects import (
     Accepted,
@@ -77,6 +78,7 @@ from octaskly.core.model import (
 )
 from octaskly.core.node import Node
 from octaskly.core.options import After, TaskOptions
+from tests.simulation.cores import Cores
 from tests.simulation.disk import GOOD, Disk, Kept
 from tests.simulation.network import Network
 
@@ -143,6 +145,7 @@ class World:
         slots: int = 2,
         node_type: type[Node] = Node,
         timing: Timing | None = None,
+        cores: int | None = None,
         is_traced: bool = False,
     ) -> None:
         self.random, self.late = random.Random(seed), random.Random(f"late {seed}")
@@ -158,6 +161,7 @@ class World:
             for index in range(nodes)
         }
         self.network = Network(self)
+        self.cores = None if cores is None else Cores(self, cores)
         self.disk_ms = (1.0, 15.0)
         self.duration_s = (0.05, 1.5)
         self.accepted: dict[TaskId, TaskSpec] = {}
@@ -183,8 +187,7 @@ class World:
         self.gone_watchers: list[Callable[[Machine, TaskRow], None]] = []
         self.answer_watchers: list[Callable[[Machine, Reply, float], None]] = []
         self._queue: list[tuple[float, int, Callable[[], None]]] = []
-        self._order = 0
-        self._ticket = 0
+        self._order = self._ticket = 0
         self._drafts: dict[int, tuple[Draft, ...]] = {}  #: by ticket
         self._asked_s: dict[int, float] = {}  #: open requests, and since when
         self._hash = hashlib.sha256()
@@ -249,6 +252,13 @@ class World:
         """Start every machine's agent at the same instant."""
         for node_id in self.machines:
             self.start(node_id)
+
+    def boot_all(self, least_s: float, most_s: float) -> None:
+        """Start every machine's agent, each after so much time of a shared core."""
+        assert self.cores is not None
+        for node_id in self.machines:
+            cost_s = self.random.uniform(least_s, most_s)
+            self.cores.boot(node_id, cost_s, partial(self.start, node_id))
 
     def crash(self, node_id: NodeId) -> None:
         """End a process without a word; its commands die with it."""
@@ -360,6 +370,17 @@ class World:
         if machine.is_paused:
             machine.held.append(lambda: self.feed(machine, event))
             return
+        if self.cores is None:
+            self._step(machine, node, event)
+            return
+
+        def step() -> None:
+            if machine.node is node:
+                self._step(machine, node, event)
+
+        self.cores.run(machine.id, event, step)
+
+    def _step(self, machine: Machine, node: Node, event: Event) -> None:
         self.steps += 1
         effects = node.step(event, self.now(machine))
         self._hash.update(

@@ -112,6 +112,7 @@ class Harness:
         epoch = Epoch(3, dispatcher)
         self.meet(dispatcher, now_s, epoch=epoch, dispatcher=dispatcher)
         self.persist(now_s)
+        self.members.touch(dispatcher, at(now_s + 0.001))
         assert self.election.attachment == Attachment(dispatcher, epoch, 1)
 
     def reign(self, now_s: float) -> None:
@@ -222,10 +223,13 @@ def test_a_refused_dial_after_eof_is_proof_and_the_first_successor_claims_at_onc
     """A killed process is replaced in milliseconds."""
     world = Harness()
     world.follow(0.1)
-    world.election.successors = (B, C)
+    world.election.successors = (B, C, D)
+    where = (Address("10.0.0.3", 7878),)
+    world.members.on_seen((Advert(C, where),), at(1.0))
     world.members.on_peer_down(A, at(5.0))
 
     effects = world.election.on_peer_down(A, "eof", at(5.0))
+    # Where D may be found is not known, which is no proof that it is gone.
     assert [e.node for e in effects if isinstance(e, Dial)] == [A, C]
     assert world.election.attachment is None
 
@@ -274,6 +278,70 @@ def test_nobody_claims_while_another_hears_the_dispatcher() -> None:
     assert sent(again, C) == [Probe(A, 2.27)]
 
     assert notes(world.election.on_time(at(2.6))) == ["dispatcher lost", "claiming"]
+
+
+def test_a_dispatcher_that_has_not_answered_yet_is_borne_longer() -> None:
+    """Where many follow at once it needs time for each; its heartbeats come after."""
+    world = Harness()
+    world.meet(A, 0.1, epoch=Epoch(3, A), dispatcher=A)
+    world.persist(0.1)
+    bound_s = 0.1 + TIMING.silence_s + TIMING.meet_s
+
+    assert world.election.on_time(at(bound_s - 0.01)) == []
+    assert notes(world.election.on_time(at(bound_s))) == ["dispatcher silent"]
+
+
+def test_a_follower_that_comes_too_late_is_sent_on() -> None:
+    """Who has given way sends no heartbeats, and is not to be taken for dead."""
+    world = Harness()
+    world.reign(0.7)
+    mine = Epoch(1, B)
+    world.meet(C, 1.0)
+    world.meet(A, 1.1, epoch=Epoch(3, A), dispatcher=A)
+    assert world.election.phase is not Phase.DISPATCHER
+
+    effects = world.election.on_claim_ok(C, ClaimOk(mine, ()), at(1.2))
+
+    (redirect,) = sent(effects, C)
+    assert isinstance(redirect, Redirect)
+    assert redirect.dispatcher == A
+
+
+def test_no_claim_on_the_way_to_a_dispatcher_that_a_peer_named() -> None:
+    """It may have no time for a handshake yet, which has an end."""
+    world = Harness()
+    world.meet(C, 0.2)
+    where = (Address("10.0.0.1", 7878),)
+    redirect = Redirect(Epoch(3, A), A, where)
+    assert world.election.on_redirect(C, redirect, at(0.3)) == [Dial(A, where)]
+
+    assert world.election.on_time(at(TIMING.seek_s)) == []
+
+    failed = DialFailed(A, where, was_refused=False)
+    world.members.on_dial_failed(failed, at(1.5))
+    assert world.election.on_time(at(1.6)) == [
+        Send(C, (Probe(A, 1.6),)),
+        Dial(A, where),
+    ]
+
+
+def test_better_nodes_in_sight_get_their_second_before_they_are_met() -> None:
+    """On a busy machine handshakes are slow; those of dead nodes fail before."""
+    where = (Address("10.0.0.1", 7878),)
+    for failed in (True, False):
+        world = Harness()
+        world.members.on_seen((Advert(A, where),), at(0.0))
+        world.members.dial_held(frozenset(), at(0.3))
+        world.meet(C, 0.5)
+        if failed:
+            event = DialFailed(A, where, was_refused=False)
+            world.members.on_dial_failed(event, at(0.9))
+
+        effects = world.election.on_time(at(TIMING.seek_s))
+
+        assert notes(effects) == (["claiming"] if failed else [])
+        effects = world.election.on_time(at(TIMING.seek_s + TIMING.claim_wait_s))
+        assert notes(effects) == ([] if failed else ["claiming"])
 
 
 def test_own_slowness_gives_the_dispatcher_its_time_again() -> None:

@@ -8,12 +8,8 @@ from itertools import pairwise
 from octaskly.core.browsing import BROWSE_EVERY_S, Browsing
 from octaskly.core.effects import Browse, Dial, Disconnect, Remember
 from octaskly.core.events import Advert, DialFailed, PeerUp, Saved
-from octaskly.core.membership import (
-    HOLD_S,
-    REDIAL_MAX_S,
-    REDIAL_S,
-    Membership,
-)
+from octaskly.core.hints import HOLD_S, REDIAL_MAX_S, REDIAL_S, SOUGHT
+from octaskly.core.membership import Membership
 from octaskly.core.messages import Hello, Member
 from octaskly.core.model import (
     NO_EPOCH,
@@ -98,7 +94,7 @@ def test_an_absent_peer_is_dialled_often_at_first_then_more_seldom() -> None:
     """§ 2.1: this is what heals a partition."""
     here = members()
     here.on_seen((Advert(PEER, (WHERE,)),), at(0.0))
-    here.dial_held(ALL, at(0.5), is_following=False)
+    here.dial_held(ALL, at(0.5))
     dials = []
     now_s = 0.0
     while now_s < 9000.0:
@@ -119,7 +115,7 @@ def test_an_attached_node_leaves_redialling_to_the_dispatcher() -> None:
     """A hundred followers must not all knock at an absent machine."""
     here = members()
     here.on_seen((Advert(PEER, (WHERE,)),), at(0.0))
-    here.dial_held(ALL, at(HOLD_S), is_following=False)
+    here.dial_held(ALL, at(HOLD_S))
     here.is_redialling = False
 
     assert here.deadline() is None
@@ -134,13 +130,13 @@ def test_a_dispatcher_in_sight_is_dialled_before_the_others() -> None:
     assert here.on_seen((Advert(PEER, (WHERE,)), head), at(0.0)) == [
         Dial(OTHER, (ELSEWHERE,))
     ]
-    assert here.dial_held(ALL, at(HOLD_S), is_following=False) == []
-    assert here.redial_all(at(1.0)) == [Dial(OTHER, (ELSEWHERE,))]
+    assert here.dial_held(ALL, at(HOLD_S)) == []
+    assert here.redial_all(at(1.0)) == []
 
     here.on_dial_failed(DialFailed(OTHER, (ELSEWHERE,), was_refused=False), at(1.1))
     due_s = here.deadline()
     assert due_s == 2 * HOLD_S
-    dials = here.dial_held(ALL, at(1.1), is_following=False)
+    dials = here.dial_held(ALL, at(1.1))
     assert dials == [Dial(PEER, (WHERE,))]
 
 
@@ -152,10 +148,95 @@ def test_a_follower_leaves_a_crowd_in_sight_alone() -> None:
         crowd = [NodeId(letter * 16) for letter in "xyz"]
         here.on_seen([Advert(node, (ELSEWHERE,)) for node in crowd], at(0.0))
 
-        done = here.dial_held(ALL, at(HOLD_S), is_following=True)
+        here.is_redialling = False
+
+        done = here.dial_held(ALL, at(HOLD_S))
 
         assert len(done) == dials
-        assert here.dial_held(ALL, at(1.0), is_following=True) == []
+        assert here.dial_held(ALL, at(1.0)) == []
+
+
+def crowd(size: int) -> list[Advert]:
+    return [
+        Advert(NodeId(f"{index:016d}"), (Address(f"10.0.1.{index}", 7878),))
+        for index in range(size)
+    ]
+
+
+def test_who_seeks_in_a_crowd_meets_those_that_rank_first() -> None:
+    """Fifty that start on two cores have no time for a link between each two."""
+    here = members()
+    adverts = crowd(20)
+    here.on_seen(adverts[::-1], at(0.0))
+
+    dials = here.dial_held(ALL, at(HOLD_S))
+    assert [dial.node for dial in dials if isinstance(dial, Dial)] == [
+        advert.node for advert in adverts[:SOUGHT]
+    ]
+    assert here.dial_held(ALL, at(2 * HOLD_S)) == []
+
+    first = adverts[0]
+    event = DialFailed(first.node, first.addresses, was_refused=True)
+    here.on_dial_failed(event, at(0.7))
+    (dial,) = here.dial_held(ALL, at(3 * HOLD_S))
+    assert dial == Dial(adverts[SOUGHT].node, adverts[SOUGHT].addresses)
+
+
+def test_who_reigns_meets_everybody() -> None:
+    """Those that wait for a dispatcher need not look for it."""
+    here = members()
+    here.on_seen(crowd(20), at(0.0))
+    here.dial_held(ALL, at(HOLD_S))
+
+    here.is_reigning = True
+
+    assert len(here.dial_held(ALL, at(2 * HOLD_S))) == 20 - SOUGHT
+    assert len(here.redial_all(at(1.0))) == 20
+
+
+def test_who_seeks_in_a_crowd_dials_more_seldom() -> None:
+    """What is too much at once is not to come again at the next look."""
+    for size, pause_s in ((16, REDIAL_S), (32, 2 * REDIAL_S)):
+        here = members()
+        here.on_seen(crowd(size), at(0.0))
+        here.dial_held(ALL, at(HOLD_S))
+
+        assert len(here.redial_all(at(1.0))) == (SOUGHT if size == 16 else 0)
+        assert here.on_time(at(pause_s - 0.1)) == []
+        assert len(here.on_time(at(pause_s + 1.0))) == SOUGHT
+
+
+def test_in_a_crowd_those_that_are_dialled_get_more_time() -> None:
+    """Each of them has as much to do."""
+    for size in (16, 32):
+        here = members()
+        here.on_seen(crowd(size), at(0.0))
+        here.dial_held(ALL, at(HOLD_S))
+
+        assert here.meet_s == 3.0 * size / 16
+        here.dial_held(ALL, at(HOLD_S + here.meet_s - 0.01))
+        assert len(here.awaited()) == SOUGHT
+        here.dial_held(frozenset({ME}), at(HOLD_S + here.meet_s))
+        assert here.awaited() == []
+
+
+def test_who_is_sent_to_a_dispatcher_dials_nobody_else() -> None:
+    """Until that has failed, or takes too long."""
+    here = members()
+    here.on_seen((Advert(PEER, (WHERE,)),), at(0.0))
+    here.dial(OTHER, (ELSEWHERE,), at(0.1), is_dispatcher=True)
+
+    assert here.dial_held(ALL, at(1.0)) == []
+    assert here.on_time(at(2.9)) == []
+    assert here.dial_held(ALL, at(3.2)) == [Dial(PEER, (WHERE,))]
+
+
+def test_a_node_without_an_address_is_not_dialled() -> None:
+    """That no address answers would look as if all had refused."""
+    here = members()
+
+    assert here.dial(PEER, (), at(0.0)) == []
+    assert here.on_time(at(5.0)) == []
 
 
 def test_a_lost_peer_is_redialled_after_a_while() -> None:

@@ -62,6 +62,7 @@ from octaskly.core.messages import (
     Message,
     Pull,
     Reattach,
+    Redirect,
     Repl,
     ReplOk,
     Report,
@@ -569,6 +570,21 @@ def test_in_a_large_mesh_followers_keep_the_links_that_matter() -> None:
 
     advert = Advert(OTHER, (Address("10.0.0.3", 7878),))
     assert shell.feed(Seen((advert,))) == []
+
+
+def test_who_is_left_in_a_large_mesh_is_told_of_the_dispatcher_first() -> None:
+    """It was met before there was one, and would claim for want of any."""
+    shell = Shell(limits=Limits(full_mesh_peers=2))
+    shell.feed(Woke())
+    shell.meet(OTHER)
+    shell.meet(epoch=THEIRS)
+
+    effects = shell.hear(roster_of(PEER, ME, OTHER))
+
+    (redirect,) = sent(effects, OTHER)
+    assert isinstance(redirect, Redirect)
+    assert redirect.dispatcher == PEER
+    assert of(Disconnect, effects) == [Disconnect(OTHER, "attached")]
 
 
 def test_a_failed_dial_changes_nothing_for_a_node_that_suspects_nobody() -> None:

@@ -1,0 +1,334 @@
+"""Where peers may be found, and when each place is dialled.
+
+Hints come from mDNS, from memory, from rosters and from `--join`; none of them is a
+fact. Many machines that are switched on together see each other at once: who seeks
+then meets a few, the same few as all others, and leaves the rest to who reigns.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from octaskly.core.effects import Dial, Effect
+from octaskly.core.events import Advert, DialFailed, Saved
+from octaskly.core.model import Address, Moment, NodeId, Settings
+from octaskly.core.peers import ADDRESSES_MAX, PeerView, joined
+
+REDIAL_S = 2.5  #: between dials to an absent peer in its first ten minutes
+REDIAL_MAX_S = 30.0  #: and after that
+REDIAL_FAST_FOR_S = 600.0
+FORGET_S = 7 * 86_400.0  #: an absent peer is dialled so long
+HOLD_S = 0.3  #: a dispatcher that is in sight, too, is dialled first
+SOUGHT = 4  #: who seeks meets so many before it tries those with greater ids
+
+
+@dataclass(slots=True)
+class _Hint:
+    """One place to dial; `since_s` is when it was heard of or lost."""
+
+    node: NodeId | None
+    addresses: tuple[Address, ...]
+    since_s: float
+    next_s: float
+
+
+@dataclass(slots=True)
+class _Dialled:
+    """A dial that has neither met anybody nor failed."""
+
+    node: NodeId | None
+    until_s: float  #: longer is not waited for it
+    is_in_sight: bool = False  #: not only remembered
+    is_dispatcher: bool = False
+
+
+class Hints:
+    """Places to dial, with the times of the next dials."""
+
+    def __init__(self, settings: Settings, saved: Saved) -> None:
+        self.peers: dict[NodeId, PeerView] = {}  #: connected
+        self.is_redialling = True  #: attached nodes leave it to the dispatcher
+        self.is_reigning = False  #: who reigns meets everybody
+        self._me = settings.node.id
+        self._limits = settings.limits
+        self._meet_s = settings.timing.meet_s
+        self._hints: dict[NodeId | Address, _Hint] = {}
+        self._saved = saved.peers
+        self._due_s: float | None = None  #: the next dial; None: to be found
+        self._dialled: dict[NodeId | Address, _Dialled] = {}
+        self._held: set[NodeId] = set()  #: in sight, not dialled yet
+        self._held_until_s = 0.0
+
+    @property
+    def is_meeting(self) -> bool:
+        """Whether a dispatcher is being dialled, or nobody is met of those in sight."""
+        is_close = any(dial.is_in_sight for dial in self._dialled.values())
+        return self._is_meeting_dispatcher or (is_close and not self.peers)
+
+    @property
+    def meet_s(self) -> float:
+        """How long to wait for nodes that are dialled: longer in a crowd."""
+        return self._meet_s * self._crowding
+
+    @property
+    def is_alone(self) -> bool:
+        """Whether no peer was ever seen or remembered."""
+        return not self.peers and not self._hints and not self._saved
+
+    def awaited(self) -> list[NodeId]:
+        """Return the nodes in sight that are dialled and have not answered yet."""
+        return [
+            dial.node
+            for dial in self._dialled.values()
+            if dial.is_in_sight and dial.node is not None
+        ]
+
+    def met(self) -> list[NodeId]:
+        """Return the nodes that this process has heard of."""
+        return [hint.node for hint in self._hints.values() if hint.node is not None]
+
+    def remembered(self) -> list[NodeId]:
+        """Return the nodes that were met before this process started."""
+        return [advert.node for advert in self._saved if advert.node is not None]
+
+    def begin(self, now: Moment) -> list[Effect]:
+        """Dial peers that are remembered."""
+        saved, self._saved = self._saved, ()
+        for advert in saved:
+            self._learn(advert.node, advert.addresses, now)
+        return self._dial_all(self._hints.values(), now)
+
+    def addresses_of(self, node: NodeId) -> tuple[Address, ...]:
+        """Return where a node may be dialled, best first."""
+        view = self.peers.get(node)
+        if view is not None:
+            return view.addresses
+        hint = self._hints.get(node)
+        return () if hint is None else hint.addresses
+
+    def on_seen(
+        self,
+        adverts: Iterable[Advert],
+        now: Moment,
+        wanted: frozenset[NodeId] = frozenset(),
+    ) -> list[Effect]:
+        """Keep hints and dial those that lead to no connected peer.
+
+        Args:
+            adverts: As discovery, memory or `--join` brought them.
+            now: Both clocks.
+            wanted: When not empty, only these nodes are worth a link.
+        """
+        effects: list[Effect] = []
+        for advert in adverts:
+            if advert.node == self._me or not advert.addresses:
+                continue
+            hint = self._learn(advert.node, advert.addresses, now)
+            if hint is None or (wanted and advert.node not in wanted):
+                continue
+            node = advert.node
+            if node is None or advert.is_dispatcher or wanted:
+                is_dispatcher = advert.is_dispatcher
+                effects += self._dial(
+                    hint, now, is_in_sight=True, is_dispatcher=is_dispatcher
+                )
+            else:
+                self._hold(node, hint, now)
+        return effects
+
+    def _hold(self, node: NodeId, hint: _Hint, now: Moment) -> None:
+        """Dial a node a little later: met first, a dispatcher may make it needless."""
+        dialled = self._dialled.get(node)
+        if dialled is not None:
+            dialled.is_in_sight = True
+            return
+        if len(self._held) >= self._limits.peers or node in self.peers:
+            return
+        if not self._held:
+            self._held_until_s = max(self._held_until_s, now.mono_s + HOLD_S)
+        self._held.add(node)
+        hint.next_s = max(hint.next_s, now.mono_s + self._pause_s(hint, now))
+        self._due_s = None
+
+    def dial_held(self, wanted: frozenset[NodeId], now: Moment) -> list[Effect]:
+        """Dial those that waited, unless a follower in a large mesh needs no link."""
+        self._dialled = {
+            key: dial
+            for key, dial in self._dialled.items()
+            if now.mono_s < dial.until_s
+        }
+        if not self._held or now.mono_s < self._held_until_s:
+            return []
+        self._held_until_s = now.mono_s + HOLD_S
+        if self._is_meeting_dispatcher:
+            return []
+        held, self._held = self._held, set()
+        if not self.is_redialling and self._crowding > 1.0:
+            return []
+        hints = [self._hints[n] for n in held & (wanted or held) if n in self._hints]
+        effects = self._dial_all(hints, now, is_in_sight=True)
+        if self._is_seeking:
+            self._held = held - self.peers.keys() - self._dialled.keys()
+        return effects
+
+    def dial(
+        self,
+        node: NodeId,
+        addresses: tuple[Address, ...],
+        now: Moment,
+        *,
+        is_dispatcher: bool = False,
+    ) -> list[Effect]:
+        """Dial one node at once, unless it is connected."""
+        if node == self._me:
+            return []
+        hint = self._learn(node, addresses, now)
+        if hint is None:
+            return []
+        return self._dial(
+            hint, now, is_in_sight=is_dispatcher, is_dispatcher=is_dispatcher
+        )
+
+    def on_dial_failed(self, event: DialFailed, now: Moment) -> None:
+        """Wait before the next dial, longer when the peer is away for long."""
+        for key in (event.node, *event.addresses):
+            if key is not None:
+                self._dialled.pop(key, None)
+            hint = None if key is None else self._hints.get(key)
+            if hint is not None:
+                hint.next_s = max(hint.next_s, now.mono_s + self._pause_s(hint, now))
+                self._due_s = None
+
+    def _on_met(self, node: NodeId, address: Address) -> None:
+        """A dial has led to a peer, or the peer has dialled itself."""
+        self._hints.pop(address, None)
+        self._dialled.pop(address, None)
+        self._dialled.pop(node, None)
+
+    def redial_all(self, now: Moment) -> list[Effect]:
+        """Dial hints that lead to no connected peer; in a crowd, each in its turn."""
+        if self._is_seeking and self._crowding > 1.0:
+            return []
+        hints = [hint for hint in self._hints.values() if hint.node not in self._held]
+        return self._dial_all(hints, now)
+
+    def on_time(self, now: Moment) -> list[Effect]:
+        """Dial the hints that are due, forget those that are too old."""
+        due_s = self.deadline()
+        if not self.is_redialling or due_s is None or now.mono_s < due_s:
+            return []
+        self._due_s = None
+        due = []
+        for key, hint in tuple(self._hints.items()):
+            if hint.next_s > now.mono_s or hint.node in self.peers:
+                continue
+            if now.mono_s - hint.since_s > FORGET_S:
+                del self._hints[key]
+                continue
+            hint.next_s = now.mono_s + self._pause_s(hint, now)
+            due.append(hint)
+        return self._dial_all(due, now)
+
+    def deadline(self) -> float | None:
+        """Return when the next dial is due."""
+        held_s = self._held_until_s if self._held else None
+        if not self.is_redialling:
+            return held_s
+        if self._due_s is None:
+            hints = self._hints.values()
+            due = (hint.next_s for hint in hints if hint.node not in self.peers)
+            self._due_s = min(due, default=math.inf)
+        return self._due_s if held_s is None else min(self._due_s, held_s)
+
+    @property
+    def _is_meeting_dispatcher(self) -> bool:
+        return any(dial.is_dispatcher for dial in self._dialled.values())
+
+    @property
+    def _crowding(self) -> float:
+        """By how much more were heard of than may have links between each two."""
+        return max(1.0, len(self._hints) / self._limits.full_mesh_peers)
+
+    @property
+    def _is_seeking(self) -> bool:
+        """Whether this node neither follows nor reigns."""
+        return self.is_redialling and not self.is_reigning
+
+    def _dial_all(
+        self, hints: Iterable[_Hint], now: Moment, *, is_in_sight: bool = False
+    ) -> list[Effect]:
+        """Dial places; while seeking, a dispatcher first, then those first by id.
+
+        Of nodes that start together the one with the smallest id ranks first. All meet
+        it then, or meet one who has, without a link between each two of them.
+        """
+        if self._is_seeking and self._is_meeting_dispatcher:
+            return []
+        met = set(self.peers)
+        for dial in self._dialled.values():
+            if dial.node is not None and dial.is_in_sight >= is_in_sight:
+                met.add(dial.node)
+        effects: list[Effect] = []
+        for hint in sorted(hints, key=lambda hint: hint.node or ""):
+            node = hint.node
+            if node is not None:
+                before = sum(other < node for other in met)
+                if self._is_seeking and before >= SOUGHT:
+                    break
+                met.add(node)
+            effects += self._dial(hint, now, is_in_sight=is_in_sight)
+        return effects
+
+    def _dial(
+        self,
+        hint: _Hint,
+        now: Moment,
+        *,
+        is_in_sight: bool = False,
+        is_dispatcher: bool = False,
+    ) -> list[Effect]:
+        if hint.node in self.peers or not hint.addresses:
+            return []  # Nowhere to dial is no proof that nobody is there.
+        hint.next_s = now.mono_s + self._pause_s(hint, now)
+        self._due_s = None
+        key = hint.node or hint.addresses[0]
+        until_s = now.mono_s + self.meet_s
+        dial = self._dialled.setdefault(key, _Dialled(hint.node, until_s))
+        dial.is_in_sight |= is_in_sight
+        dial.is_dispatcher |= is_dispatcher
+        return [Dial(hint.node, hint.addresses)]
+
+    def _learn(
+        self, node: NodeId | None, addresses: tuple[Address, ...], now: Moment
+    ) -> _Hint | None:
+        """Return the hint for a place; None where a connected peer covers it."""
+        key: NodeId | Address = addresses[0] if node is None else node
+        if node is None and any(key in v.addresses for v in self.peers.values()):
+            return None
+        hint = self._hints.get(key)
+        if hint is None:
+            hint = _Hint(node, addresses[:ADDRESSES_MAX], now.mono_s, now.mono_s)
+            self._hints[key] = hint
+            self._due_s = None
+            self._bound()
+        else:
+            hint.addresses = joined(addresses, hint.addresses)
+        return hint
+
+    def _bound(self) -> None:
+        """Forget the oldest hint that leads to no connected peer."""
+        if len(self._hints) <= self._limits.peers:
+            return
+        absent = [key for key, h in self._hints.items() if h.node not in self.peers]
+        if len(absent) > 1:
+            del self._hints[absent[0]]
+
+    def _pause_s(self, hint: _Hint, now: Moment) -> float:
+        """Return the seconds before an absent peer is dialled again."""
+        absent_s = now.mono_s - hint.since_s
+        factor = max(1.0, absent_s / REDIAL_FAST_FOR_S)
+        if self._is_seeking:
+            factor = max(factor, self._crowding)
+        return min(REDIAL_MAX_S, REDIAL_S * factor)

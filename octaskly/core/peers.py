@@ -1,0 +1,70 @@
+"""One connected peer as this node knows it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from itertools import chain
+
+from octaskly.core.messages import HeartbeatOk, Reattach
+from octaskly.core.model import (
+    NO_EPOCH,
+    Address,
+    Epoch,
+    Moment,
+    NodeId,
+    NodeInfo,
+    NodeState,
+    StreamId,
+)
+from octaskly.core.succession import Standing, log_size, standing
+
+ADDRESSES_MAX = 16  #: of one peer
+
+
+@dataclass(slots=True)
+class PeerView:
+    """What this node knows of one connected peer."""
+
+    info: NodeInfo
+    addresses: tuple[Address, ...]  #: best first
+    up_s: float  #: when the link came up
+    frame_s: float  #: when the last frame came
+    uptime_s: float  #: of the peer, when the link came up
+    epoch: Epoch  #: highest that it named
+    dispatcher: NodeId | None  #: whom it said to follow
+    vector: dict[StreamId, int]
+    wall_ahead_ms: int = 0  #: its wall clock against ours, when the link came up
+    health: HeartbeatOk | None = None
+    state: NodeState = NodeState.READY  #: as it said last
+    follows: Epoch | None = None  #: the reign of this node that it confirmed
+    has_roster: bool = False  #: it was sent the roster of that reign
+    is_standby: bool = False  #: it keeps copies of this node's reign
+    is_worker: bool = False  #: it has told what it runs, so it can be given work
+    streamed: tuple[Epoch, int] = (NO_EPOCH, 0)  #: the last number that it streamed
+    told: list[Reattach] = field(default_factory=list)  #: parts, until the last
+
+    @property
+    def is_candidate(self) -> bool:
+        """Whether it may keep copies and succeed."""
+        is_failing = self.health is not None and self.health.is_disk_failing
+        return self.info.electable and not is_failing
+
+    def standing(self, now: Moment) -> Standing:
+        """Return the peer's rank as a candidate."""
+        uptime_s = self.uptime_s + now.mono_s - self.up_s
+        return standing(self.info, log_size(self.vector.items()), uptime_s)
+
+    def joined(self, part: Reattach) -> Reattach:
+        """Return the parts of what it runs as one message, once they are complete."""
+        if part.more:
+            self.told.append(part)
+            return part
+        parts, self.told = [*self.told, part], []
+        return replace(part, running=tuple(chain(*(each.running for each in parts))))
+
+
+def joined(
+    first: tuple[Address, ...], then: tuple[Address, ...]
+) -> tuple[Address, ...]:
+    """Return both, without repetitions."""
+    return tuple(dict.fromkeys(first + then))[:ADDRESSES_MAX]
