@@ -25,7 +25,7 @@ from tests.integration.pooling import (
 
 MODES = pytest.mark.parametrize(
     "mode",
-    [{"with_cgroups": True}, {"launchers": 2}, {"with_cgroups": False}],
+    [{"with_cgroups": True}, {"launchers": 5}, {"with_cgroups": False}],
     ids=["a group a slot", "a group a launcher", "no groups"],
 )
 
@@ -35,7 +35,7 @@ MANNERS = {
     "ends badly": ("trap 'exit 7' TERM", 7, None),
     "dies by it": (":", 143, 15),
     "dies by another": ("trap 'trap - USR1; kill -USR1 $$' TERM", 138, 10),
-    "ignores it (B29)": ("trap '' TERM", 137, 9),
+    "ignores it": ("trap '' TERM", 137, 9),
 }
 
 
@@ -53,32 +53,33 @@ async def began(made: Rig, manner: str, **fields: Any) -> Any:
 
 
 @MODES
-@pytest.mark.parametrize("name", MANNERS)
 async def test_a_cancelled_task_has_its_own_code_and_signal(
-    tmp_path: Path, name: str, mode: dict[str, Any]
+    tmp_path: Path, mode: dict[str, Any]
 ) -> None:
-    """It is cancelled whatever it made of the signal, and reported once."""
-    manner, code, number = MANNERS[name]
-    async with rig(tmp_path, **mode) as made:
-        task, attempt = await began(made, manner)
-        made.pool.stop([(task, attempt)])
-        outcome = await made.end_of(task)
+    """It is cancelled whatever it made of the signal, and reported once (B29)."""
+    async with rig(tmp_path, slots=len(MANNERS), **mode) as made:
+        names = [await began(made, manner) for manner, _, _ in MANNERS.values()]
+        made.pool.stop(names)
+        ends = [summary(await made.end_of(task)) for task, _ in names]
 
-        cancelled = (AttemptState.CANCELLED, Reason.CANCELLED, code, number)
-        assert summary(outcome) == cancelled
+        assert dict(zip(MANNERS, ends, strict=True)) == {
+            name: (AttemptState.CANCELLED, Reason.CANCELLED, code, number)
+            for name, (_, code, number) in MANNERS.items()
+        }
 
 
 @MODES
-@pytest.mark.parametrize("name", MANNERS)
 async def test_a_task_that_is_late_ends_with_124_however_it_took_it(
-    tmp_path: Path, name: str, mode: dict[str, Any]
+    tmp_path: Path, mode: dict[str, Any]
 ) -> None:
     """Also one that ignores SIGTERM (B29)."""
-    async with rig(tmp_path, **mode) as made:
-        task, _ = await began(made, MANNERS[name][0], timeout_s=1)
-        outcome = await made.end_of(task)
+    async with rig(tmp_path, slots=len(MANNERS), **mode) as made:
+        names = [
+            await began(made, manner, timeout_s=1) for manner, _, _ in MANNERS.values()
+        ]
+        ends = {summary(await made.end_of(task)) for task, _ in names}
 
-        assert summary(outcome) == (AttemptState.FAILED, Reason.TIMEOUT, 124, None)
+        assert ends == {(AttemptState.FAILED, Reason.TIMEOUT, 124, None)}
 
 
 async def test_a_cancel_of_what_is_late_already_is_a_cancel(tmp_path: Path) -> None:
