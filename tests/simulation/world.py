@@ -741,6 +741,8 @@ class World:
         is_late = key[0] is Finished and key[1] in self.forgotten
         if key not in self.promises and not is_late:
             holders = {m.id for m in self.machines.values() if key in m.disk.kept}
+            if not holders and key[1] in self.forgotten:
+                return  # It ended long ago, as these worlds count, before the answer.
             assert holders, f"{key} was confirmed, and is on no disk"
             self.promises[key] = holders
 
