@@ -1,7 +1,7 @@
 """Measures Octaskly and prints one table: by default beside its limits and its peers.
 
 usage: python -m benchmarks [--quick] [peers | failover | cost | traffic | kills
-                                       | million | crowd | logs]
+                                       | million | crowd | logs | arrays]
 
 Every ratio is of figures from this run: absolute times mean little on shared
 machines. Nothing leaves this machine; every loop is bounded.
@@ -21,7 +21,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from benchmarks import cost, crowd, failover, limits, logs, peers, scale
+from benchmarks import arrays, cost, crowd, failover, limits, logs, peers, scale
 from benchmarks.measure import (
     BATCH,
     Row,
@@ -206,6 +206,7 @@ WHICH: dict[str, Figures] = {
     "million": scale.million,
     "crowd": crowd.figures,
     "logs": logs.figures,
+    "arrays": arrays.figures,
 }
 
 
