@@ -8,7 +8,7 @@ from octaskly.core.acceptance import repeating
 from octaskly.core.arrays import ITEMS_BYTES_MAX
 from octaskly.core.events import Draft
 from octaskly.core.merge import TaskRecord
-from octaskly.core.model import TaskState
+from octaskly.core.model import TaskState, name_of
 from octaskly.core.options import ITEM_BYTES, ArraySpec
 from octaskly.errors import NothingToRepeat, TaskNotEnded
 from octaskly.ports import Log
@@ -33,7 +33,11 @@ async def repetition(record: TaskRecord, store: Log) -> Draft:
     failed = await store.positions(record.id, TaskState.FAILED, _FAILED_MAX)
     if not failed:
         raise NothingToRepeat("Nothing to repeat", hint="no member of the array failed")
-    items = tuple(spec.array.item(position) for position in failed)
+    whole = (await store.tasks([name_of(record.id)]))[name_of(record.id)]
+    given = {other.id: other.spec for other in whole}[record.id]
+    assert given is not None
+    assert given.array is not None
+    items = tuple(map(given.array.item, failed))
     array = ArraySpec(
         count=len(items),
         has_items=True,

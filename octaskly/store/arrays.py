@@ -132,13 +132,14 @@ def records_from(db: sqlite3.Connection, found: Sequence[rows.Row]) -> Found:
     Members have the envelope that follows from their array, and arrays their progress.
     """
     plain = rows.records_from(db, found)
-    parents = _parents(db, (record for record, _ in plain))
+    places = (member_of(record.id) for record, _ in plain)
+    above = parents(db, (place[0] for place in places if place is not None))
     arrays = (r[0] for r, (record, _) in zip(found, plain, strict=True) if _is(record))
     members = read(db, arrays)
-    if not parents and not members:
+    if not above and not members:
         return plain
     return [
-        (_whole(row[0], record, members, parents), outputs)
+        (_whole(row[0], record, members, above), outputs)
         for row, (record, outputs) in zip(found, plain, strict=True)
     ]
 
@@ -186,35 +187,31 @@ def _is(record: TaskRecord) -> bool:
     return record.spec is not None and record.spec.array is not None
 
 
-def _parents(
-    db: sqlite3.Connection, records: Iterable[TaskRecord]
-) -> dict[TaskId, TaskRecord]:
-    """Return the arrays of those that are members."""
-    places = (member_of(record.id) for record in records)
-    ids = dict.fromkeys(place[0] for place in places if place is not None)
-    parents = {}
-    for some in rows.chunks(ids):
+def parents(db: sqlite3.Connection, ids: Iterable[TaskId]) -> dict[TaskId, TaskRecord]:
+    """Return arrays with their items, without their progress."""
+    whole = {}
+    for some in rows.chunks(dict.fromkeys(ids)):
         found = db.execute(
             f"SELECT {rows.TASK_COLUMNS} FROM tasks WHERE id IN"  # noqa: S608
             f" ({rows.marks(len(some))})",
             some,
         ).fetchall()
         for record, _ in rows.records_from(db, found):
-            parents[record.id] = record
-    return parents
+            whole[record.id] = record
+    return whole
 
 
 def _whole(
     key: int,
     record: TaskRecord,
     members: Mapping[int, Members],
-    parents: Mapping[TaskId, TaskRecord],
+    above: Mapping[TaskId, TaskRecord],
 ) -> TaskRecord:
     counted = members.get(key)
     if counted is not None:
         return replace(record, progress=counted.progress(record.cancelled_by))
     place = member_of(record.id)
-    array = None if place is None else parents.get(place[0])
+    array = None if place is None else above.get(place[0])
     if place is None or array is None or array.spec is None:
         return record
     record = replace(record, spec=member_spec(array.spec, place[1]))

@@ -40,7 +40,7 @@ _MEMBER = re.compile(
 
 def task(db: sqlite3.Connection, ref: str) -> TaskRecord | None:
     """Return the task with this id or name, and what its attempts wrote."""
-    select = f"SELECT {rows.TASK_COLUMNS} FROM tasks WHERE id = ?"  # noqa: S608
+    select = f"SELECT {rows.SHOWN_COLUMNS} FROM tasks WHERE id = ?"  # noqa: S608
     found = db.execute(select, (ref,)).fetchall()
     if not found:
         found = db.execute(select, (twins.id_of(db, ref),)).fetchall()
@@ -60,10 +60,8 @@ def _member_without_row(db: sqlite3.Connection, ref: str) -> TaskRecord | None:
         place = None if array_id is None else (array_id, int(match["number"]))
     if place is None:
         return None
-    array = task(db, place[0])
-    if array is None:
-        return None
-    return arrays.record_of_member(array, place[1])
+    array = arrays.parents(db, place[:1]).get(place[0])
+    return None if array is None else arrays.record_of_member(array, place[1])
 
 
 def with_outputs(

@@ -50,6 +50,8 @@ TASK_COLUMNS: Final = (
 NOTIFIED, TO_NOTIFY = 0, 1  #: in `notify`
 LIST_COLUMNS: Final = TASK_COLUMNS.replace("stdin, items", "NULL, NULL")
 """The same without what can be large, which no list shows."""
+SHOWN_COLUMNS: Final = TASK_COLUMNS.replace("items", "NULL")
+"""The same without the items of an array, which are never shown together."""
 ATTEMPT_COLUMNS: Final = (
     "task, term, stream, n, node, state, reason, exit_code, signal, started_ms,"
     " ended_ms, duration_ms, stdout_bytes, stderr_bytes, files, detail, cpu_ms,"

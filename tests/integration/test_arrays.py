@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -203,3 +204,46 @@ def test_an_array_goes_on_after_a_restart(tmp_path: Path) -> None:
     assert counts(body) == {"completed": 200}
     assert {path.name for path in ran.iterdir()} == {str(n) for n in range(200)}
     assert all((ran / str(n)).read_text() == "\n" for n in range(50))
+
+
+def test_an_array_survives_its_dispatcher(tmp_path: Path) -> None:
+    """The next one goes on with the members that did not end, and runs no other."""
+    ran = tmp_path / "ran"
+    ran.mkdir()
+    with running(tmp_path, "ash", "elm", "oak", extra=("--slots", "1")) as agents:
+        until_nodes(agents[0], 3)
+        until(lambda: replicas(agents[0]) == 3, "two standbys are level")
+        nodes = agents[0].call("GET", "/api/v1/nodes")[1]["nodes"]
+        names = {node["role"]: node["name"] for node in nodes}
+        head = next(a for a in agents if a.state.name == names["dispatcher"])
+        witness = next(a for a in agents if a is not head)
+        command = f"echo >> {ran}/{{}}"
+        array = submit(witness, command, array={"range": "0-999"})
+        until(lambda: ended_so_far(witness, array) >= 100, "some have ended")
+        done = ended_so_far(witness, array)
+        head.process.kill()
+        head.process.wait()
+
+        body = ended(witness, array)
+
+    assert counts(body) == {"completed": 1000}
+    assert {path.name for path in ran.iterdir()} == {str(n) for n in range(1000)}
+    twice = [path for path in ran.iterdir() if path.read_text() != "\n"]
+    assert len(twice) <= 1000 - done
+
+
+def ended_so_far(agent: Agent, array: str) -> int:
+    status, body = agent.call("GET", f"{ARRAYS}/{array}")
+    return int(body["array"]["completed"]) if status == 200 else 0
+
+
+def replicas(agent: Agent) -> int:
+    status, body = agent.call("GET", "/api/v1/nodes")
+    return int(body["replicas"]) if status == 200 else 0
+
+
+def until(is_true: Callable[[], bool], what: str, *, deadline_s: float = 30.0) -> None:
+    deadline = time.perf_counter() + deadline_s
+    while not is_true():
+        assert time.perf_counter() < deadline, f"not within {deadline_s} s: {what}"
+        time.sleep(0.02)
