@@ -19,6 +19,7 @@ from octaskly.core.events import Event, TasksNotified
 from octaskly.core.merge import TaskRecord
 from octaskly.core.model import NO_EPOCH
 from octaskly.core.retry import backoff
+from octaskly.core.timeline import TaskNews, end_of
 from octaskly.errors import StoreError
 from octaskly.log import Logger
 from octaskly.ports import Clock, Log
@@ -32,7 +33,7 @@ RETRY_BASE_S = 5.0
 RETRY_CAP_S = 900.0
 LOOK_S = 15.0  #: a task of which nobody said that it ended is found so soon
 GATHER_S = 0.2  #: of tasks that end, before the store is asked which are meant
-FRESH_MAX = 500  #: read from the store at a look
+FRESH_MAX = 100  #: read from the store at a look
 
 
 @dataclass(slots=True)
@@ -40,7 +41,7 @@ class _Notice:
     """One ended task."""
 
     key: int
-    record: TaskRecord
+    news: TaskNews
     url: str
     host: str
     since_s: float
@@ -76,8 +77,9 @@ class Webhooks:
 
     def ended(self) -> None:
         """Tasks have ended, or this node may be dispatcher since now."""
-        self._ended.set()
-        self._moved.set()
+        if not self._ended.is_set():  # Else a look is coming, and need not be hurried.
+            self._ended.set()
+            self._moved.set()
 
     async def run(self) -> None:
         """Send for ever."""
@@ -124,7 +126,8 @@ class Webhooks:
         url = record.spec.options.notify_url
         host = urlsplit(url).netloc
         self._held.add(key)
-        self._wait(_Notice(key, record, url, host, now_s), now_s)
+        news = end_of(record, self._clock.now().wall_ms)
+        self._wait(_Notice(key, news, url, host, now_s), now_s)
 
     def _wait(self, notice: _Notice, due_s: float) -> None:
         heappush(self._waiting.setdefault(notice.host, []), (due_s, notice.key, notice))
@@ -167,7 +170,7 @@ class Webhooks:
         try:
             why = await self._poster.send(
                 notice.url,
-                notice.record,
+                notice.news,
                 self._view.names,
                 self._clock.now().wall_ms,
             )
@@ -185,12 +188,12 @@ class Webhooks:
         if why is not None:
             self._log.warning(
                 "webhook given up",
-                task=notice.record.name,
+                task=notice.news.record.name,
                 receiver=notice.host,
                 tries=notice.tries,
                 error=why,
             )
-        self._post(TasksNotified((notice.record.id,)))
+        self._post(TasksNotified((notice.news.record.id,)))
 
     def _is_hopeless(self, notice: _Notice) -> bool:
         late_s = self._clock.now().mono_s - notice.since_s

@@ -16,7 +16,6 @@ from http import HTTPStatus
 import aiohttp
 
 from octaskly.api import render
-from octaskly.core.merge import TaskRecord
 from octaskly.core.model import NodeId
 from octaskly.core.timeline import TaskNews
 
@@ -33,17 +32,17 @@ class Poster:
     async def send(
         self,
         url: str,
-        record: TaskRecord,
+        news: TaskNews,
         names: Mapping[NodeId, str],
         wall_ms: int,
     ) -> str | None:
         """Tell a receiver how a task ended; return why it was not told, if so."""
-        body = body_of(record, names, wall_ms)
+        body = body_of(news, names)
         try:
             response = await self._session_here().post(
                 url,
                 data=body,
-                headers=signed(self._key, record.id, wall_ms // 1000, body),
+                headers=signed(self._key, news.record.id, wall_ms // 1000, body),
                 allow_redirects=False,
             )
         except (aiohttp.ClientError, OSError, ValueError, TimeoutError) as error:
@@ -69,12 +68,11 @@ class Poster:
         return self._session
 
 
-def body_of(record: TaskRecord, names: Mapping[NodeId, str], wall_ms: int) -> bytes:
+def body_of(news: TaskNews, names: Mapping[NodeId, str]) -> bytes:
     """Return what is told of a task: neither its command nor its output."""
-    news = TaskNews(record, record.state, wall_ms, record.chosen)
     data = render.task_news(news, names)
     return render.encode(
-        {"type": f"task.{record.state}", "timestamp": data.pop("at"), "data": data}
+        {"type": f"task.{news.state}", "timestamp": data.pop("at"), "data": data}
     )
 
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from hashlib import blake2b
 from typing import NamedTuple, Self
 
@@ -38,9 +38,11 @@ from octaskly.core.model import (
     Holdings,
     StreamId,
     TaskId,
+    TaskSpec,
     TaskState,
     Vector,
 )
+from octaskly.core.options import TaskOptions
 
 FRESH_MS = 1000
 """A submission that is written longer after the acceptance is written again."""
@@ -163,7 +165,7 @@ def _digest(items: Iterable[tuple[StreamId, int]], without: StreamId) -> str:
 class TaskNews:
     """A task went into a state."""
 
-    record: TaskRecord  #: all that is known of it now, without outputs
+    record: TaskRecord  #: its outline
     state: TaskState  #: where it went at the time; it may be somewhere else by now
     at_ms: int  #: wall clock of the dispatcher that wrote it
     attempt: Attempt | None = None  #: that made it so
@@ -217,10 +219,10 @@ def news_of(entry: Entry, record: TaskRecord) -> TaskNews | None:
     match fact:
         case Submitted(spec):
             is_fresh = entry.hlc - born_hlc(spec) < FRESH_MS << HLC_COUNTER_BITS
-            return TaskNews(record, TaskState.QUEUED, at_ms) if is_fresh else None
+            return _news(record, TaskState.QUEUED, at_ms) if is_fresh else None
         case CancelAsked():
             is_so = record.state is TaskState.CANCELLED
-            return TaskNews(record, TaskState.CANCELLED, at_ms) if is_so else None
+            return _news(record, TaskState.CANCELLED, at_ms) if is_so else None
         case Assigned(_, attempt, node):
             made = Attempt(id=attempt, node=node)
             state = TaskState.RUNNING
@@ -234,19 +236,49 @@ def news_of(entry: Entry, record: TaskRecord) -> TaskNews | None:
     chosen = record.chosen
     if record.state.is_final and chosen is not None and chosen.id < attempt:
         return None
-    return TaskNews(record, state, at_ms, made)
+    return _news(record, state, at_ms, made)
 
 
 def array_news(entry: Entry, array: TaskRecord) -> TaskNews | None:
     """Return that an array has ended, as far as is known; `entry` is of a member."""
     is_ended = array.state.is_final
-    return TaskNews(array, array.state, _at_ms(entry)) if is_ended else None
+    return _news(array, array.state, _at_ms(entry)) if is_ended else None
+
+
+def end_of(record: TaskRecord, at_ms: int) -> TaskNews:
+    """Return how a task ended."""
+    return _news(record, record.state, at_ms, record.chosen)
 
 
 def array_of(task: TaskId) -> TaskId:
     """Return the array of a member; all other tasks as they are."""
     place = member_of(task)
     return task if place is None else place[0]
+
+
+def outline(record: TaskRecord) -> TaskRecord:
+    """Return what news show of a task: little, however much it asks for."""
+    spec = record.spec
+    if spec is None:
+        return replace(record, attempts=())
+    array = None if spec.array is None else replace(spec.array, items=())
+    small = TaskSpec(
+        id=spec.id,
+        command="",
+        created_ms=spec.created_ms,
+        ord=spec.ord,
+        options=None if array is None else TaskOptions(array=array),
+    )
+    return replace(record, attempts=(), spec=small)
+
+
+def _news(
+    record: TaskRecord, state: TaskState, at_ms: int, attempt: Attempt | None = None
+) -> TaskNews:
+    if attempt is not None and attempt.outcome is not None:
+        bare = replace(attempt.outcome, stdout=b"", stderr=b"", outputs=())
+        attempt = replace(attempt, outcome=bare)
+    return TaskNews(outline(record), state, at_ms, attempt)
 
 
 def _at_ms(entry: Entry) -> int:

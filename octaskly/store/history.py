@@ -6,7 +6,7 @@ import sqlite3
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from heapq import merge
-from itertools import islice
+from typing import Final
 
 from octaskly.core.facts import HLC_MAX, Entry
 from octaskly.core.merge import TaskRecord
@@ -15,7 +15,17 @@ from octaskly.core.timeline import History, Reach, array_of
 from octaskly.ports import Packer
 from octaskly.store import arrays, rows, twins
 
-_STREAMS = "SELECT stream, term, node, have_seq, max(base_seq, floor_seq) FROM streams"
+PART_BYTES_MAX: Final = 4 << 20  #: of the entries of one part, roughly
+
+# What news show: nothing that can be large.
+_OUTLINE: Final = rows.TASK_COLUMNS.replace(" command,", " '',").replace(
+    "inputs, outputs, options, stdin, items",
+    "NULL, NULL, (SELECT tasks.options FROM arrays WHERE arrays.task = tasks.key),"
+    " NULL, NULL",
+)
+_STREAMS: Final = (
+    "SELECT stream, term, node, have_seq, max(base_seq, floor_seq) FROM streams"
+)
 
 
 def reaches(db: sqlite3.Connection, hlc: int) -> tuple[int, tuple[Reach, ...]]:
@@ -67,12 +77,16 @@ def history(
         if seen < start:
             is_whole = False
             reached[stream] = seen = start
-        parts.append(_entries(db, packer, stream, seen, limit + 1))
-    entries = list(islice(merge(*parts, key=_order), limit + 1))
-    has_more = len(entries) > limit
-    del entries[limit:]
-    for entry in entries:
-        reached[entry.stream] = entry.seq
+        parts.append(_rows(db, stream, seen, limit + 1))
+    entries: list[Entry] = []
+    has_more, left = False, PART_BYTES_MAX
+    for hlc, stream, seq, body in merge(*parts):
+        if len(entries) == limit or left <= 0:
+            has_more = True
+            break
+        entries.append(packer.unpack_entry(StreamId(stream), seq, hlc, body))
+        reached[StreamId(stream)] = seq
+        left -= len(body)
     ids = {entry.fact.task for entry in entries}
     records = _records(db, ids | {array_of(task) for task in ids})
     arrays_here = {task: record for task, record in records.items() if record.progress}
@@ -86,26 +100,21 @@ def history(
     )
 
 
-def _order(entry: Entry) -> tuple[int, int, int]:
-    return entry.hlc, entry.stream, entry.seq
-
-
-def _entries(
-    db: sqlite3.Connection, packer: Packer, stream: int, seen: int, limit: int
-) -> Iterator[Entry]:
-    found = db.execute(
-        "SELECT seq, hlc, body FROM log WHERE stream = ? AND seq > ?"
+def _rows(
+    db: sqlite3.Connection, stream: int, seen: int, limit: int
+) -> Iterator[tuple[int, int, int, bytes]]:
+    return db.execute(
+        "SELECT hlc, stream, seq, body FROM log WHERE stream = ? AND seq > ?"
         " ORDER BY seq LIMIT ?",
         (stream, seen, limit),
     )
-    return (packer.unpack_entry(StreamId(stream), *row) for row in found)
 
 
 def _records(db: sqlite3.Connection, ids: Iterable[TaskId]) -> dict[TaskId, TaskRecord]:
     records: list[TaskRecord] = []
     for some in rows.chunks(sorted(ids)):
         found = db.execute(
-            f"SELECT {rows.LIST_COLUMNS} FROM tasks WHERE id IN"  # noqa: S608
+            f"SELECT {_OUTLINE} FROM tasks WHERE id IN"  # noqa: S608
             f" ({rows.marks(len(some))})",
             some,
         ).fetchall()

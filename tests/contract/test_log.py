@@ -46,7 +46,7 @@ from octaskly.core.options import (
 )
 from octaskly.core.timeline import Reach
 from octaskly.ports import Log, TaskPage, TaskQuery
-from octaskly.store import Store
+from octaskly.store import Store, history
 from tests.contract import log_kit as kit
 from tests.contract.disk_log import DiskLog
 from tests.simulation.disk import Disk
@@ -694,6 +694,29 @@ async def test_history_is_read_in_the_order_of_time(bench: Bench) -> None:
     assert vector == {kit.STREAM: 3, kit.OTHER: 2}
     assert parts == 3
     assert (await bench.log.history(vector, 2)).items == ()
+
+
+async def test_parts_of_history_are_small(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where tasks are large; and what is large is in no outline."""
+    monkeypatch.setattr(history, "PART_BYTES_MAX", 5000)
+    large = TaskOptions(env=(("A", "x" * 2000),), array=ArraySpec(count=3))
+    command = "echo " + "x" * 2000
+    await bench.add(
+        *(kit.submitted(n, options=large, command=command) for n in range(1, 5))
+    )
+
+    first = await bench.log.history({}, 100)
+    rest = await bench.log.history(dict(first.reached), 100)
+
+    assert (len(first.items), first.has_more) == (2, True)
+    assert (len(rest.items), rest.has_more) == (2, False)
+    _, record = first.items[0]
+    assert record.spec is not None
+    assert record.spec.command == ""
+    assert record.spec.array is not None
+    assert record.spec.array.count == 3
 
 
 async def test_history_calls_twins_as_clients_do(bench: Bench) -> None:

@@ -17,8 +17,9 @@ from octaskly.core.effects import (
 from octaskly.core.events import (
     LiveLoaded,
     Loaded,
+    TasksNotified,
 )
-from octaskly.core.facts import Assigned, CancelAsked, Finished, Submitted
+from octaskly.core.facts import Assigned, CancelAsked, Finished, Notified, Submitted
 from octaskly.core.messages import (
     Dispatch as DispatchMessage,
 )
@@ -109,6 +110,15 @@ def test_a_node_that_does_not_reign_sends_clients_elsewhere() -> None:
     assert dispatch.on_time(moment()) == []
     assert dispatch.deadline() is None
     assert dispatch.on_reattach(A, Reattach((), 1, NodeState.READY), moment()) == []
+
+
+def test_who_was_told_of_an_end_is_written_down() -> None:
+    """By the dispatcher alone, so that the next one does not tell them again."""
+    event = TasksNotified((T, TaskId("u")))
+
+    assert World().dispatch.on_notified(event, moment()) == []
+    effects = reigning().dispatch.on_notified(event, moment())
+    assert facts(effects) == [Notified(T), Notified(TaskId("u"))]
 
 
 def test_a_stopping_dispatcher_accepts_nothing_but_still_acknowledges() -> None:

@@ -20,10 +20,12 @@ from octaskly.core.model import (
     AttemptState,
     Epoch,
     NodeId,
+    OutputFile,
     StreamId,
     TaskSpec,
     TaskState,
 )
+from octaskly.core.options import ArraySpec, TaskOptions
 from octaskly.core.timeline import (
     FRESH_MS,
     Cursor,
@@ -31,6 +33,7 @@ from octaskly.core.timeline import (
     Reach,
     TaskNews,
     news_of,
+    outline,
     resumed,
 )
 from tests.contract import log_kit as kit
@@ -187,7 +190,7 @@ def test_acceptance_is_news_once() -> None:
     known = record(submitted())
     late = AT + (FRESH_MS << HLC_COUNTER_BITS)
 
-    assert news(submitted(), known) == TaskNews(known, TaskState.QUEUED, AT_MS)
+    assert news(submitted(), known) == TaskNews(outline(known), TaskState.QUEUED, AT_MS)
     assert news(submitted(), known, hlc=late) is None
 
 
@@ -236,7 +239,9 @@ def test_cancelling_counts_unless_the_task_succeeded() -> None:
     """As the task is shown."""
     known = record(submitted(), kit.cancelled(1))
 
-    assert news(kit.cancelled(1), known) == TaskNews(known, TaskState.CANCELLED, AT_MS)
+    assert news(kit.cancelled(1), known) == TaskNews(
+        outline(known), TaskState.CANCELLED, AT_MS
+    )
     ended = apply(known, kit.finished(1))
     assert news(kit.cancelled(1), ended) is None
 
@@ -246,3 +251,33 @@ def test_floor_is_no_news() -> None:
     spec = TaskSpec(id=kit.task_id(1), command="true")
 
     assert news(NO_FLOOR, record(Submitted(spec))) is None
+
+
+def test_news_are_small() -> None:
+    """Thousands are kept for listeners, and a task may have megabytes."""
+    spec = TaskSpec(
+        id=kit.task_id(1),
+        command="xx",
+        inputs=("xx",),
+        outputs=("xx",),
+        created_ms=7,
+        ord=50 << 56 | AT,
+        options=TaskOptions(
+            env=(("X", "xx"),), array=ArraySpec(count=1, items=("xx",))
+        ),
+    )
+    ended = kit.finished(1, outputs=(OutputFile("x", 1),), stdout=b"x", stderr=b"x")
+    known = record(Submitted(spec))
+
+    told = news(Submitted(spec), known)
+    end = news(ended, record(submitted(), ended))
+
+    assert told is not None
+    assert told.record.spec is not None
+    assert "xx" not in repr(told.record.spec)
+    assert told.record.spec.created_ms == 7
+    assert end is not None
+    assert end.attempt is not None
+    assert end.attempt.outcome is not None
+    assert end.attempt.outcome.outputs == ()
+    assert end.attempt.outcome.stdout == end.attempt.outcome.stderr == b""
