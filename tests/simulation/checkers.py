@@ -254,7 +254,7 @@ def accepted_tasks_are_what_was_asked_for(world: World) -> None:
     known = {(name_of(r.id), r.spec.command) for r in records if r.spec is not None}
     gone = {name_of(task) for task in world.forgotten}
     for task, command in sorted(world.wanted):
-        if world.promises[Submitted, task, None] and name_of(task) not in gone:
+        if world.promises.get((Submitted, task, None)) and name_of(task) not in gone:
             assert (name_of(task), command) in known, f"{task} is not {command!r}"
 
 
