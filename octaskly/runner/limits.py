@@ -98,6 +98,8 @@ class Fence:
         cpu_s = self._limits.get("cpu_s", 0)
         if _signal_of(status) == signal.SIGKILL and _is_spent(used, cpu_s):
             return f"limit cpu_seconds: SIGKILL comes {CPU_MORE_S} s after {cpu_s} s"
+        if "processes" in self._limits.keys() - self._held and os.getuid() == 0:
+            return "limit processes: not held, as the agent is root without a cgroup"
         return ""
 
     def close(self) -> None:

@@ -15,7 +15,9 @@ from octaskly.core.options import Requires, TaskLimits, TaskOptions
 from octaskly.runner import cgroup, spawn
 from octaskly.runner.child import Order
 from octaskly.runner.slots import Slots
+from tests.agents import start
 from tests.integration.pooling import STREAM, eventually, processes_with, rig, token
+from tests.integration.test_agent import ending, finished, submit
 
 MIB = 1 << 20
 
@@ -390,3 +392,16 @@ async def test_more_gpus_than_there_are_go_back_at_once(tmp_path: Path) -> None:
 
         assert (never.state, never.reason) == (AttemptState.RELEASED, Reason.RETURNED)
         assert (await made.run("true")).state is AttemptState.OK
+
+
+def test_an_agent_gives_its_gpus_and_tells_what_was_used(tmp_path: Path) -> None:
+    """From the flag of the agent to the environment, and back in what is shown."""
+    agent = start(tmp_path, "solo", "--slots", "2", "--gpu", "7")
+    with ending(agent):
+        command = f"{HOG}; echo $CUDA_VISIBLE_DEVICES"
+        ended = finished(agent, submit(agent, command, requires={"gpus": 1}))
+
+        assert (ended["status"], ended["stdout"]) == ("completed", "7\n")
+        assert ended["memory_peak_mb"] >= 300
+        assert ended["cpu_seconds"] > 0
+        assert ended["queue_ms"] >= 0

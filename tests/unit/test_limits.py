@@ -152,13 +152,23 @@ def test_an_end_by_a_limit_is_told_from_any_other(
 
 def test_a_kill_that_a_limit_may_have_sent_is_a_remark() -> None:
     """Anybody may send SIGKILL, so the reason stays the signal."""
-    fence = Fence(ALL, None)
+    fence = Fence({"cpu_s": 5}, None)
 
     assert fence.remark(-signal.SIGKILL, (100, None)) == ""
     assert fence.remark(1, (9000, None)) == ""
     assert fence.remark(-signal.SIGKILL, (6900, None)) == (
         "limit cpu_seconds: SIGKILL comes 2 s after 5 s"
     )
+
+
+def test_a_limit_that_is_not_held_is_told(group: Path) -> None:
+    """The kernel holds root to no number of processes."""
+    limits = {"processes": 80}
+    told = "limit processes: not held, as the agent is root without a cgroup"
+
+    assert Fence(limits, None).remark(0, IDLE) == (told if os.getuid() == 0 else "")
+    assert Fence(limits, group).remark(0, IDLE) == ""
+    assert Fence({"cpu_s": 1}, None).remark(0, IDLE) == ""
 
 
 def test_controllers_are_passed_on_from_where_no_process_is(tmp_path: Path) -> None:
