@@ -122,7 +122,7 @@ FLAGS: Final = (
         multiple=True,
         metavar="NAME=VALUE",
         callback=_labels,
-        help="A note for people and filters. Repeatable.",
+        help="A note for people and programs. Repeatable.",
     ),
     click.option(
         "--env",

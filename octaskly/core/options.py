@@ -123,7 +123,7 @@ class TaskOptions:
     """What a task asks for besides its command."""
 
     name: str = ""  #: for people, not unique
-    labels: Pairs = ()  #: of the task, for people and filters
+    labels: Pairs = ()  #: of the task, for people and programs
     env: Pairs = ()  #: added to the environment
     cwd: str = ""  #: absolute, or below the worker directory; empty: that itself
     stdin: bytes = b""

@@ -44,6 +44,7 @@ WAIT_MAX_S = 0.05  #: an order that has not started by then is given back
 HOLD_MAX_S = 0.015  #: results wait so long for others while there is more to start
 HOLD_WAITING_MIN = 2  #: fewer orders than this wait: the pool must hear of results
 OUTBOX_BYTES_MAX = 16 << 20  #: nothing is started while so much is unsent
+OOM_SCORE = 500  #: as if half of the memory were theirs
 KILL_GIVE_UP_S = 5.0  #: a process in the kernel for so long is reported, not awaited
 
 
@@ -350,6 +351,17 @@ class Launcher:
                 self._dying.append((give_up_s, child, end))
 
 
+def step_forward() -> None:
+    """Let a machine that is out of memory end tasks, rather than their agent.
+
+    They inherit the score, and each that matters is larger than this process.
+    """
+    score = Path("/proc/self/oom_score_adj")
+    with suppress(OSError, ValueError):
+        if int(score.read_text()) < OOM_SCORE:
+            score.write_text(str(OOM_SCORE))
+
+
 def main() -> None:
     """Run as `launcher.py CONTROL_FD SETTINGS FOLDER...`; see `frames` for settings."""
     control = socket.socket(fileno=int(sys.argv[1]))
@@ -358,6 +370,7 @@ def main() -> None:
     names = os.listdir("/proc/self/fd")  # noqa: PTH208 - names are enough
     os.closerange(control.fileno() + 1, max(map(int, names)) + 1)
     become_subreaper()
+    step_forward()
     Launcher(control, decode_settings(sys.argv[2])).run()
 
 

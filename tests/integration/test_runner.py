@@ -243,6 +243,20 @@ def test_python_variables_of_the_agent_reach_tasks() -> None:
     }
 
 
+async def test_tasks_go_before_their_agent_when_memory_is_out(tmp_path: Path) -> None:
+    """The kernel ends who has the highest score; a higher one is kept."""
+    mine = Path("/proc/self/oom_score_adj")
+    async with rig(tmp_path) as made:
+        outcome = await made.run("cat /proc/self/oom_score_adj")
+        assert outcome.stdout == b"500\n"
+        assert int(mine.read_text()) < 500
+
+    before = ("sh", "-c", 'echo 700 >/proc/self/oom_score_adj; exec "$@"', "sh")
+    async with rig(tmp_path, prefix=before) as made:
+        outcome = await made.run("cat /proc/self/oom_score_adj")
+        assert outcome.stdout == b"700\n"
+
+
 async def test_stdin_is_empty(tmp_path: Path) -> None:
     """A command that reads it ends at once."""
     async with rig(tmp_path) as made:
