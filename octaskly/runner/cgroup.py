@@ -20,6 +20,7 @@ from pathlib import Path
 PREFIX = "octaskly-"
 AGENT = "agent"  #: as `DelegateSubgroup` in systemd/octaskly.service
 CONTROLLERS = ("memory", "pids")
+REMOVE_TRIES = 50  #: each with all its looks
 SETTLE_LOOKS = 200  #: killed processes leave their group within microseconds
 LOOK_S = 0.0002
 
@@ -115,7 +116,10 @@ def remove(folder: Path) -> set[int]:
     with suppress(OSError):
         for inner in _inner(folder):
             killed |= Group(inner).pids()
-        Group(folder).end()
+        group = Group(folder)
+        for _ in range(REMOVE_TRIES):  # On a busy machine they take their time.
+            if group.end():
+                break
     for inner in (*_inner(folder), folder):
         with suppress(OSError):
             inner.rmdir()
