@@ -390,6 +390,23 @@ def test_a_roster_is_built_when_members_change_and_at_most_each_second_for_loads
     assert (roster.version, len(roster.members)) == (3, 2)
 
 
+def test_what_a_follower_reads_of_loads_does_not_grow_with_the_mesh() -> None:
+    """Rosters name all, so those of large meshes come as much more seldom."""
+    for size in (16, 64):
+        here, registry = members(), Registry([])
+        for advert in crowd(size)[1:]:
+            assert advert.node is not None
+            here.on_peer_up(up(advert.node, f"pi-{advert.node}"), at(0.0))
+            here.confirm(advert.node, EPOCH, ())
+        told = 0
+        for tenth in range(600):
+            own = replace(own_line(), load=LoadSample(tenth, tenth, 0, 0))
+            roster = registry.build(EPOCH, own, here, (), lambda _: 0, at(tenth / 10))
+            told += 0 if roster is None else len(roster.members)
+
+        assert 0.9 * 16 * 60 <= told <= 1.1 * 16 * 60 + size
+
+
 def test_a_lost_member_stays_listed_for_ten_minutes_and_one_that_left_does_not() -> (
     None
 ):
