@@ -1,0 +1,58 @@
+"""What a node gives its attempts, over random mixes of wishes and ends."""
+
+from __future__ import annotations
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from octaskly.core.model import AttemptId, StreamId, TaskId, TaskSpec
+from octaskly.core.options import Requires, TaskOptions
+from octaskly.runner.seat import Item
+from octaskly.runner.shares import Shares
+
+SLOTS = 6
+GPUS = ("0", "3", "GPU-a")
+
+wishes = st.builds(
+    Requires, cpus=st.integers(0, SLOTS), gpus=st.integers(0, len(GPUS) + 1)
+)
+steps = st.lists(st.one_of(wishes, st.integers(0, 20)), max_size=40)
+
+
+def item(key: int, requires: Requires) -> Item:
+    spec = TaskSpec(
+        id=TaskId(f"t{key}"), command="true", options=TaskOptions(requires=requires)
+    )
+    return Item(key, AttemptId(1, StreamId(1), 1), spec, 0.0)
+
+
+@given(steps)
+def test_no_gpu_is_given_twice_and_all_come_back(steps: list[Requires | int]) -> None:
+    """A wish begins if it fits; a number ends one of those that run."""
+    shares = Shares(SLOTS, GPUS)
+    running: list[Item] = []
+    for number, step in enumerate(steps):
+        if isinstance(step, int):
+            if running:
+                shares.give(running.pop(step % len(running)))
+            continue
+        asked = item(number, step)
+        assert shares.may_ever_fit(asked) == (step.gpus <= len(GPUS))
+        # Plain ones may wait in a launcher, which the pool bounds.
+        is_room = step.slots > 1 or len(running) < SLOTS
+        if is_room and shares.fits(asked, len(running)):
+            shares.take(asked)
+            assert len(asked.gpus) == step.gpus
+            running.append(asked)
+
+        held = [gpu for each in running for gpu in each.gpus]
+        assert len(held) == len(set(held))
+        assert set(held) <= set(GPUS)
+        assert sum(each.slots for each in running) <= SLOTS
+
+    for each in running:
+        shares.give(each)
+    whole = item(-1, Requires(cpus=SLOTS, gpus=len(GPUS)))
+    assert shares.fits(whole, 0)
+    shares.take(whole)
+    assert whole.gpus == GPUS
