@@ -174,10 +174,12 @@ class Journal:
             self.epochs[stream] = epoch
 
     def is_void(self, attempt: AttemptId, spec: TaskSpec) -> bool:
-        """Whether the floor has passed the task, so that only the store knows it."""
-        return born_hlc(spec) <= self.floor.horizon and any(
-            mark.stream == attempt.stream for mark in self.floor.marks
-        )
+        """Whether the floor has passed the task, so that only the store knows it.
+
+        Streams are pulled in the order of their reigns, so who holds any of the stream
+        in which the attempt was assigned holds what was said of the task before.
+        """
+        return born_hlc(spec) <= self.floor.horizon and attempt.stream in self.vector
 
     def save(
         self,

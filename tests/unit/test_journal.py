@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from octaskly.core.effects import Append, Effect, Note, Save
@@ -10,14 +12,17 @@ from octaskly.core.facts import (
     HLC_COUNTER_BITS,
     HLC_EPOCH_MS,
     HLC_MAX,
+    PRIORITY_SHIFT,
     CancelAsked,
     Entry,
+    Floor,
+    Mark,
     hlc_next,
     hlc_of,
 )
 from octaskly.core.journal import Held, Journal
-from octaskly.core.model import Moment, StreamId, TaskId
-from tests.builders import STREAM, epoch, journal, moment
+from octaskly.core.model import Moment, StreamId, TaskId, TaskSpec
+from tests.builders import START_MS, STREAM, attempt, epoch, journal, moment, spec
 
 FACT = CancelAsked(TaskId("t"), "x")
 OTHER = StreamId(5)
@@ -31,6 +36,11 @@ def note(name: str) -> Held:
 def foreign(*seqs: int) -> list[Entry]:
     """Return entries of another node's stream."""
     return [Entry(OTHER, seq, 10, FACT) for seq in seqs]
+
+
+def born(wall_ms: int) -> TaskSpec:
+    """Return a task that was accepted then."""
+    return replace(spec(), ord=(50 << PRIORITY_SHIFT) | hlc_of(wall_ms))
 
 
 def persisted(log: Journal, number: int) -> list[Effect]:
@@ -179,3 +189,15 @@ def test_node_state_is_numbered_with_the_entries() -> None:
     log.append([FACT], moment())
 
     assert log.save(term=3) == Save(number=2, term=3)
+
+
+def test_what_the_floor_has_passed_is_not_told_again() -> None:
+    """Neither of an attempt that was assigned after it, in a stream without a mark."""
+    made = journal()
+    old = born(START_MS)
+    made.raise_floor(Floor(hlc_of(START_MS + 1), (Mark(OTHER, 9, epoch()),)))
+
+    assert made.is_void(attempt(stream=OTHER), old)
+    assert made.is_void(attempt(2), old)
+    assert not made.is_void(attempt(stream=StreamId(6)), old)
+    assert not made.is_void(attempt(2), born(START_MS + 2))
