@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+
 from aiohttp import web
 
 from octaskly.api import render, sse
@@ -10,6 +12,7 @@ from octaskly.core.model import TaskId
 from octaskly.core.timeline import About, Gap, News, NodeNews, Place, TaskNews, array_of
 from octaskly.ports.news import Listening
 
+_WRITE_BYTES = 64 << 10  #: at once
 TYPES = ("task", "node")
 LOST = "events may be missing here; read tasks and nodes again"
 
@@ -46,26 +49,33 @@ class _Sender:
     async def send_all(self, listening: Listening) -> None:
         """Send news for ever."""
         while True:
-            passed: Place | None = None
-            for news in await listening.more():
-                is_sent = await self._send(news)
-                if news.place is not None:
-                    passed = None if is_sent else news.place
-            if passed is not None:
-                # Nothing for this client, which need not hear it again either.
-                await self._stream.send_id(str(passed))
+            parts: list[bytes] = []
+            size_bytes = 0
+            for part in self._frames(await listening.more()):
+                parts.append(part)
+                size_bytes += len(part)
+                if size_bytes > _WRITE_BYTES:
+                    await self._stream.write(b"".join(parts))
+                    parts, size_bytes = [], 0
+            if parts:
+                await self._stream.write(b"".join(parts))
 
-    async def _send(self, news: News) -> bool:
-        """Send one of the news; return whether the client wants it."""
-        place = None if news.place is None else str(news.place)
-        if news.about is None:
-            await self._stream.send_id(str(place))
-        elif self._wants(news.about):
-            name, data = self._shown(news.about)
-            await self._stream.send(data, event=name, event_id=place)
-        else:
-            return False
-        return True
+    def _frames(self, some: Sequence[News]) -> Iterator[bytes]:
+        """Yield what the client wants of some news, and where it is behind them."""
+        passed: Place | None = None
+        for news in some:
+            if news.about is None:
+                yield sse.id_frame(str(news.place))
+            elif self._wants(news.about):
+                name, data = self._shown(news.about)
+                place = None if news.place is None else str(news.place)
+                yield sse.frame(data, event=name, event_id=place)
+                passed = passed if place is None else None
+            elif news.place is not None:
+                passed = news.place
+        if passed is not None:
+            # It need not hear again what it did not want.
+            yield sse.id_frame(str(passed))
 
     def _wants(self, about: About) -> bool:
         match about:

@@ -27,6 +27,21 @@ _RETRY_MS = 1000
 Id = TypeVar("Id")
 
 
+def frame(
+    data: object, *, event: str | None = None, event_id: str | None = None
+) -> bytes:
+    """Return the bytes of one event with `data` as JSON."""
+    fields = [f"event: {event}\n"] if event else []
+    if event_id is not None:
+        fields.append(f"id: {event_id}\n")
+    return b"%sdata: %s\n\n" % ("".join(fields).encode(), encode(data))
+
+
+def id_frame(event_id: str) -> bytes:
+    """Return the bytes that tell from where to go on, without an event."""
+    return f"id: {event_id}\n\n".encode()
+
+
 class EventStream:
     """The sending end of one stream."""
 
@@ -45,15 +60,7 @@ class EventStream:
         Raises:
             ConnectionError: the client is gone, or read nothing for too long.
         """
-        fields = [f"event: {event}\n"] if event else []
-        if event_id is not None:
-            fields.append(f"id: {event_id}\n")
-        head = "".join(fields).encode()
-        await self.write(b"%sdata: %s\n\n" % (head, encode(data)))
-
-    async def send_id(self, event_id: str) -> None:
-        """Tell the client from where to go on, without an event."""
-        await self.write(f"id: {event_id}\n\n".encode())
+        await self.write(frame(data, event=event, event_id=event_id))
 
     async def write(self, part: bytes) -> None:
         """Send bytes of the stream; as `send`."""
