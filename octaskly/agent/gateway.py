@@ -309,7 +309,10 @@ class AgentGateway:
         # The dispatcher shall know, so that whoever asks it next is told the same.
         member = await self.view.shown_as(reply.state, STEERED_S)
         if member is None:
-            raise NoDispatcher("no dispatcher keeps a list of nodes at this moment")
+            raise NoDispatcher(
+                "no dispatcher keeps a list of nodes at this moment",
+                hint=f"{steering.value} is in force all the same",
+            )
         return replace(member, state=reply.state, running=reply.running)
 
     def urls_of(self, node: NodeId) -> tuple[str, ...]:

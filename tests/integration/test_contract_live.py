@@ -443,13 +443,12 @@ def test_tasks_see_who_they_are_and_nothing_of_the_agent(front: Front) -> None:
     """Decision 13."""
     task = front.run("env | grep -E '^(OCTASKLY|NOTIFY|WATCHDOG|LISTEN)' | sort")
 
-    attempt, mark, *rest = task["stdout"].splitlines()
+    attempt, mark, node, slot, task_id = task["stdout"].splitlines()
     assert attempt == f"OCTASKLY_ATTEMPT={task['attempt']}"
     assert mark.startswith(f"OCTASKLY_MARK={task['id']}.")
-    assert rest == [
-        f"OCTASKLY_NODE={task['worker_id']}",
-        f"OCTASKLY_TASK_ID={task['id']}",
-    ]
+    assert node == f"OCTASKLY_NODE={task['worker_id']}"
+    assert slot in [f"OCTASKLY_SLOT={number}" for number in range(SLOTS)]
+    assert task_id == f"OCTASKLY_TASK_ID={task['id']}"
 
 
 @pytest.mark.parametrize(
