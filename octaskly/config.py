@@ -26,6 +26,7 @@ LOOPBACK = ("127.0.0.1", "::1")
 PORT_MAX = 65535
 RETENTION_S = 7 * 86_400
 RETAINED_TASKS = 2_000_000
+QUEUE_MAX = 5_000_000
 DRAIN_S = 30
 KILL_GRACE_S = 10
 KILL_GRACE_S_MAX = 3600
@@ -66,6 +67,7 @@ class AgentOptions:
     electable: bool = True
     durability: str | None = None  #: one of `DURABILITIES`
     retention_s: int = RETENTION_S  #: how long ended tasks are kept
+    queue_max: int = QUEUE_MAX  #: tasks that may wait, as dispatcher
     retained_tasks: int = RETAINED_TASKS  #: of more, the oldest are forgotten
     output_cap_bytes: int = OUTPUT_CAP_BYTES  #: of one attempt, on the worker's disk
     output_quota_bytes: int | None = None  #: of all attempts together

@@ -92,6 +92,14 @@ class TaskExists(TaskError):
     """The id that a client chose is taken."""
 
 
+class NoNodeFits(TaskError):
+    """No node could ever run a task that shall fail fast; nothing was accepted."""
+
+
+class QueueFull(TaskError):
+    """As many tasks wait as may; nothing was accepted."""
+
+
 class TaskNotCancellable(TaskError):
     """The task runs, and force was not asked for."""
 

@@ -32,6 +32,7 @@ from octaskly.core.model import (
     TaskState,
 )
 from octaskly.core.node import Node
+from octaskly.core.verdicts import Explanation
 from octaskly.errors import (
     NodeNotFound,
     NoDispatcher,
@@ -78,6 +79,7 @@ class AgentGateway:
         is_room: Callable[[], bool],
         names: Mapping[NodeId, str],
         node: Node,
+        queue_max: int,
     ) -> None:
         self._node = node
         self._node_id = node_id
@@ -100,6 +102,7 @@ class AgentGateway:
             clock=clock,
             tickets=self.tickets,
             find=self._finder.task,
+            queue_max=queue_max,
         )
         self.view = MeshView(node_id, names)
         self.feed = Feed(store, self.view, lambda: node.stream)
@@ -244,6 +247,13 @@ class AgentGateway:
             idempotency_key=f"{RETRY_KEY}{record.name}",
         )
         return records[0], replicas
+
+    async def explain(self, ref: str) -> tuple[TaskRecord, Explanation]:
+        """Return a task, and why it is where it is."""
+        record = await self.task(ref)
+        reply = await self.tickets.ask(lambda ticket: ev.ExplainAsked(ticket, record))
+        assert isinstance(reply, Explanation)
+        return record, reply
 
     # --- outputs -------------------------------------------------------------------
 

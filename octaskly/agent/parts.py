@@ -229,6 +229,7 @@ class Parts:
             is_room=self._store.is_room,
             names={**dict(saved.names), self._info.id: name},
             node=self.loop.node,
+            queue_max=config.options.queue_max,
         )
 
     def _build_shell(self, on_duplicate: Callable[[], None]) -> None:

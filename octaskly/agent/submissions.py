@@ -19,9 +19,11 @@ from octaskly.core import effects as ef
 from octaskly.core import events as ev
 from octaskly.core.acceptance import is_asked_by
 from octaskly.core.merge import TaskRecord
-from octaskly.core.model import TaskId
-from octaskly.errors import TaskExists
+from octaskly.core.model import TaskId, TaskState
+from octaskly.errors import NoNodeFits, QueueFull, TaskExists
 from octaskly.ports import Log
+
+COUNT_S = 30.0  #: the queue is counted so often at least, while tasks come
 
 Taken = tuple[list[TaskRecord], int]
 """Accepted tasks in order, and how many disks hold them."""
@@ -37,6 +39,41 @@ class Submission:
     is_strict: bool  #: rather none than with only one copy
 
 
+class QueueRoom:
+    """How many more tasks may wait.
+
+    Counting takes a moment, so it is done anew only where what was counted last and has
+    been accepted since would be too much, or was counted long ago.
+    """
+
+    def __init__(self, store: Log, clock: SystemClock, queue_max: int) -> None:
+        self._store = store
+        self._clock = clock
+        self._queue_max = queue_max
+        self._queued_most = 0
+        self._counted_s = float("-inf")
+
+    async def require(self, count: int) -> None:
+        """Let so many tasks in.
+
+        Raises:
+            QueueFull: there is no room for them.
+        """
+        now_s = self._clock.now().mono_s
+        is_old = now_s - self._counted_s >= COUNT_S
+        if count and (is_old or self._queued_most + count > self._queue_max):
+            self._counted_s = now_s
+            counts = (await self._store.stats()).counts
+            self._queued_most = counts.get(TaskState.QUEUED, 0)
+            if self._queued_most + count > self._queue_max:
+                raise QueueFull(
+                    "Queue is full",
+                    hint=f"{self._queued_most} tasks wait, and {self._queue_max} may;"
+                    " try again when some have run, or raise --queue-max of the agent",
+                )
+        self._queued_most += count
+
+
 class Submissions:
     """The way of tasks into the core."""
 
@@ -48,12 +85,14 @@ class Submissions:
         clock: SystemClock,
         tickets: Tickets,
         find: Find,
+        queue_max: int,
     ) -> None:
         self._mesh_id = mesh_id
         self._store = store
         self._clock = clock
         self._tickets = tickets
         self._find = find
+        self._room = QueueRoom(store, clock, queue_max)
         self._claims: dict[TaskId, asyncio.Event] = {}
 
     async def take(self, asked: Submission) -> Taken:
@@ -104,12 +143,18 @@ class Submissions:
             answered.set()
 
     async def _accept(self, asked: Submission) -> Taken:
+        await self._room.require(sum(map(_count, asked.drafts)))
         suffixes = tuple(self._clock.hex_digits(8) for _ in asked.drafts)
         reply = await self._tickets.ask(
             lambda ticket: ev.TasksSubmitted(
                 ticket, asked.drafts, asked.submitter, suffixes, asked.is_strict
             )
         )
+        if isinstance(reply, ef.Hopeless):
+            place = "$" if len(asked.drafts) == 1 else f"$[{reply.index}]"
+            raise NoNodeFits(
+                "No node can run the task", hint=reply.why, field=f"{place}.requires"
+            )
         assert isinstance(reply, ef.Accepted)
         records = [TaskRecord(id=spec.id, spec=spec) for spec in reply.specs]
         return records, reply.replicas
@@ -158,3 +203,9 @@ def _same(draft: ev.Draft, taken: Iterable[TaskRecord]) -> TaskRecord | None:
         if record.spec is not None and is_asked_by(draft, record.spec):
             return record
     return None
+
+
+def _count(draft: ev.Draft) -> int:
+    """Return how many tasks a draft stands for."""
+    array = None if draft.options is None else draft.options.array
+    return 1 if array is None else array.count

@@ -15,7 +15,7 @@ from octaskly.agent.gateway import AgentGateway
 from octaskly.agent.sockets import bind, port_of
 from octaskly.agent.start import write_description
 from octaskly.api import ApiServer, Site
-from octaskly.config import API_PORT, GROUP, LOOPBACK, PEER_PORT, AgentConfig
+from octaskly.config import API_PORT, GROUP, LOOPBACK, PEER_PORT, QUEUE_MAX, AgentConfig
 from octaskly.core.events import Saved
 from octaskly.core.model import NO_LOAD, NodeInfo, Settings
 from octaskly.core.node import Node
@@ -114,6 +114,7 @@ def _gateway(node: NodeInfo, store: Store, clock: SystemClock) -> AgentGateway:
         node_id=node.id,
         mesh_id=None,
         node=Node(Settings(node=node), Saved()),
+        queue_max=QUEUE_MAX,
         store=store,
         clock=clock,
         post=lambda _: None,

@@ -65,6 +65,8 @@ _TABLE: dict[type[Exception], tuple[int, str]] = {
     errors.TaskNotCancellable: (409, "Cannot cancel running task"),
     errors.ParentNotFound: (400, "Parent task not found"),
     errors.CyclicTasks: (400, "Tasks wait for each other"),
+    errors.NoNodeFits: (422, "No node can run the task"),
+    errors.QueueFull: (429, "Queue is full"),
     errors.TaskNotEnded: (409, "Task has not ended"),
     errors.NothingToRepeat: (409, "Nothing to repeat"),
     errors.OutputNotFound: (404, "Output not found"),
@@ -79,6 +81,10 @@ _TABLE: dict[type[Exception], tuple[int, str]] = {
     errors.StoreFull: (507, "System resource exhausted"),
     errors.StoreError: (500, "Database connection failure"),
     errors.ConfigError: (400, INVALID_VALUE),
+}
+_RETRY_AFTER_S: dict[int, int] = {
+    HTTPStatus.SERVICE_UNAVAILABLE: 1,
+    HTTPStatus.TOO_MANY_REQUESTS: 5,
 }
 _INTERNAL = (500, "Internal server error")
 _TEXTS = {
@@ -105,9 +111,8 @@ def problem_of(error: Exception) -> Problem:
         if row is None:
             continue
         status, text = row
-        headers = (
-            {"Retry-After": "1"} if status == HTTPStatus.SERVICE_UNAVAILABLE else {}
-        )
+        wait_s = _RETRY_AFTER_S.get(status)
+        headers = {} if wait_s is None else {"Retry-After": str(wait_s)}
         # Some errors carry the reference's text already; it is not said twice.
         told = (str(error), getattr(error, "hint", None))
         return Problem(

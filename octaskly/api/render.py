@@ -24,6 +24,7 @@ from octaskly.core.model import (
 )
 from octaskly.core.parents import BROKEN
 from octaskly.core.timeline import NodeNews, TaskNews
+from octaskly.core.verdicts import Explanation
 from octaskly.ports import Health, MeshState, MeshStats, TaskPage, TaskQuery
 
 _MIB = 1 << 20
@@ -257,6 +258,26 @@ def node(member: Member, seen_ms: int | None) -> Json:
         "gpus": list(member.gpus),
         "version": member.version,
         "last_seen": at(seen_ms),
+    }
+
+
+def explanation(record: TaskRecord, told: Explanation) -> Json:
+    """Return why a task is where it is."""
+    return {
+        "id": record.name,
+        "status": told.state.value,
+        "summary": told.summary,
+        "nodes": [
+            {
+                "name": verdict.name,
+                "id": verdict.node,
+                "state": verdict.state.value,
+                "reasons": [
+                    {"code": why.code, "message": why.text} for why in verdict.reasons
+                ],
+            }
+            for verdict in told.nodes
+        ],
     }
 
 

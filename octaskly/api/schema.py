@@ -58,6 +58,7 @@ class TaskIn(OptionsIn, forbid_unknown_fields=True, gc=False, kw_only=True):
     outputs: Paths = ()
     id: str | msgspec.UnsetType = msgspec.UNSET
     durability: Literal["normal", "strict"] = "normal"
+    fail_fast: bool = False
     array: members.ArrayIn | None = None
 
 
@@ -86,6 +87,7 @@ _RANGES = {
     "outputs": f"an array of at most {PATHS_MAX} relative paths",
     "id": "1 to 64 characters of A-Z a-z 0-9 . _ -",
     "durability": "normal or strict",
+    "fail_fast": "true or false",
     "command": f"a text of 1 to {COMMAND_BYTES_MAX} bytes",
     "role": "admin, client or viewer",
     "subject": "1 to 128 printable characters",
@@ -177,6 +179,7 @@ def _draft(task: TaskIn, index: int | None) -> Draft:
         outputs=_paths(task.outputs, index, "outputs") if task.outputs else (),
         id=chosen,
         priority=task.priority,
+        is_fail_fast=task.fail_fast,
         options=_options(task, index),
     )
 

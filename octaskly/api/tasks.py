@@ -20,9 +20,12 @@ async def create(call: Call) -> web.StreamResponse:
     """Accept one task or an array of tasks, all or none."""
     asked = schema.parse_tasks(call.body)
     is_strict = call.query.is_strict() or asked.is_strict
+    drafts = asked.drafts
+    if call.query.flag("fail_fast"):
+        drafts = [replace(draft, is_fail_fast=True) for draft in drafts]
     key = query.idempotency_key(call.request.headers.get("Idempotency-Key"))
     records, replicas = await call.gateway.submit(
-        asked.drafts, principal=call.who, idempotency_key=key, is_strict=is_strict
+        drafts, principal=call.who, idempotency_key=key, is_strict=is_strict
     )
     shown = [render.created(record, replicas) for record in records]
     body = render.encode(shown if asked.is_array else shown[0])
@@ -60,6 +63,13 @@ async def found(call: Call, wait_s: float) -> TaskRecord:
     if wait_s:
         return await _wait(call, ref, wait_s)
     return await call.gateway.task(ref)
+
+
+async def explain(call: Call) -> web.StreamResponse:
+    """Return why a task is where it is, for each node."""
+    ref = query.task_ref(call.request.match_info["id"])
+    record, told = await call.gateway.explain(ref)
+    return json_response(render.encode(render.explanation(record, told)))
 
 
 async def cancel(call: Call) -> web.StreamResponse:
@@ -101,7 +111,7 @@ ROUTES = (
         perform=create,
         access=Access.SUBMIT,
         body_bytes_max=SUBMISSION_BYTES_MAX,
-        query=("durability",),
+        query=("durability", "fail_fast"),
     ),
     Route(
         method="GET",
@@ -116,6 +126,12 @@ ROUTES = (
         perform=show,
         access=Access.READ,
         query=("wait", "encoding"),
+    ),
+    Route(
+        method="GET",
+        path="/api/v1/tasks/{id}/explain",
+        perform=explain,
+        access=Access.READ,
     ),
     Route(
         method="DELETE",

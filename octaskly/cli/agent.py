@@ -16,6 +16,7 @@ from octaskly.config import (
     KILL_GRACE_S,
     KILL_GRACE_S_MAX,
     OUTPUT_CAP_BYTES,
+    QUEUE_MAX,
     RETAINED_TASKS,
     RETENTION_S,
     AgentOptions,
@@ -99,6 +100,13 @@ FOLDER = click.Path(path_type=Path)
     default=RETAINED_TASKS,
     metavar="N",
     help="As dispatcher, forget the oldest of more ended tasks (2000000).",
+)
+@click.option(
+    "--queue-max",
+    type=click.IntRange(min=1),
+    default=QUEUE_MAX,
+    metavar="N",
+    help="As dispatcher, let so many tasks wait and refuse more (5000000).",
 )
 @click.option(
     "--output-cap",

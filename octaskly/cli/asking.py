@@ -41,6 +41,25 @@ def _labels(_: click.Context, __: click.Parameter, texts: Sequence[str]) -> Aske
     return _pairs(texts, "--label")
 
 
+def _needed(_: click.Context, __: click.Parameter, texts: Sequence[str]) -> Asked:
+    for text in texts:
+        if "=" not in text:
+            raise click.UsageError(f"--require {text}: give NAME=VALUE")
+    return _pairs(texts, "--require")
+
+
+def _requires(values: dict[str, Any]) -> Asked:
+    """Return the field `requires` of a draft, out of the flags for it."""
+    requires = {
+        "cpus": values.pop("cpus"),
+        "memory_mb": values.pop("memory"),
+        "gpus": values.pop("gpus"),
+        "node": values.pop("wanted_node"),
+        "labels": values.pop("require"),
+    }
+    return {field: value for field, value in requires.items() if value}
+
+
 def _env(_: click.Context, __: click.Parameter, texts: Sequence[str]) -> Asked:
     env = _pairs(texts, "--env")
     for name in texts:
@@ -92,7 +111,44 @@ def _stdin(
     return base64.b64encode(data).decode()
 
 
+NEEDS: Final = (
+    click.option(
+        "--priority",
+        type=click.IntRange(-50, 50),
+        default=0,
+        metavar="N",
+        help="From -50 to 50; a higher one runs first (0).",
+    ),
+    click.option(
+        "--cpus", type=click.IntRange(1), metavar="N", help="CPUs that it holds (1)."
+    ),
+    click.option(
+        "--memory",
+        type=click.IntRange(1),
+        metavar="MB",
+        help="Memory that its node sets aside for it.",
+    ),
+    click.option(
+        "--gpus", type=click.IntRange(1), metavar="N", help="GPUs that it holds."
+    ),
+    click.option(
+        "--on", "wanted_node", metavar="NODE", help="The only node that will do."
+    ),
+    click.option(
+        "--require",
+        multiple=True,
+        metavar="NAME=VALUE",
+        callback=_needed,
+        help="A label that its node must have. Repeatable.",
+    ),
+    click.option(
+        "--fail-fast",
+        is_flag=True,
+        help="Refuse it if no node that is here could ever run it.",
+    ),
+)
 FLAGS: Final = (
+    *NEEDS,
     click.option(
         "--timeout",
         type=Duration(),
@@ -202,6 +258,7 @@ FIELDS: Final = (
     *("name", "labels", "env", "cwd", "workdir", "stdin_base64", "grace", "limits"),
     "notify_url",
     *("retries", "retry_on", "after", "on"),
+    *("priority", "fail_fast"),
 )
 
 
@@ -211,6 +268,7 @@ def asking(command: _C) -> _C:
     @functools.wraps(command)
     def gathered(*args: Any, **values: Any) -> Any:
         asked = {field: values.pop(field) for field in FIELDS}
+        asked["requires"] = _requires(values)
         return command(*args, **values, asked=asked)
 
     for flag in reversed(FLAGS):

@@ -28,6 +28,7 @@ COMMANDS = {
     "demo": "octaskly.cli.demo:demo",
     "drain": "octaskly.cli.steering:drain",
     "events": "octaskly.cli.waiting:events",
+    "explain": "octaskly.cli.explaining:explain",
     "logs": "octaskly.cli.tasks:logs",
     "ls": "octaskly.cli.tasks:ls",
     "map": "octaskly.cli.arrays:map_",

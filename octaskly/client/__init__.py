@@ -18,6 +18,7 @@ from octaskly.client.connection import (
 from octaskly.client.records import (
     FINAL,
     Draft,
+    Explanation,
     Failover,
     MeshState,
     NodeInfo,
@@ -37,6 +38,7 @@ __all__ = [
     "Client",
     "Draft",
     "Event",
+    "Explanation",
     "Failover",
     "MeshState",
     "NodeInfo",

@@ -143,6 +143,31 @@ class NodePage(MeshState, frozen=True, kw_only=True):
     total: int = 0
 
 
+class Reason(msgspec.Struct, frozen=True, kw_only=True):
+    """Why a node does not run a task."""
+
+    code: str
+    message: str
+
+
+class Verdict(msgspec.Struct, frozen=True, kw_only=True):
+    """What is in the way on one node."""
+
+    name: str
+    id: str = ""
+    state: str = ""
+    reasons: list[Reason] = []
+
+
+class Explanation(msgspec.Struct, frozen=True, kw_only=True):
+    """Why a task is where it is; `nodes` of one that waits."""
+
+    id: str
+    status: str
+    summary: str
+    nodes: list[Verdict] = []
+
+
 class Draft(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """A task to submit; what is left out takes the node's default."""
 
@@ -160,6 +185,9 @@ class Draft(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     grace: int | None = None
     limits: dict[str, int] = {}
     notify_url: str | None = None
+    priority: int = 0
+    requires: dict[str, Any] = {}
+    fail_fast: bool = False
     array: dict[str, Any] | None = None
     retries: int | None = None
     retry_on: list[int | str] | None = None

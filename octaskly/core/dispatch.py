@@ -15,6 +15,7 @@ from octaskly.core.effects import (
     Answer,
     CancelDone,
     Effect,
+    Hopeless,
     NotDurable,
     NotHere,
     Send,
@@ -28,6 +29,7 @@ from octaskly.core.events import (
     TasksNotified,
     TasksSubmitted,
 )
+from octaskly.core.explain import Explaining
 from octaskly.core.facts import CancelAsked, Notified, Submitted
 from octaskly.core.inhand import WAITING, InHand, Phase
 from octaskly.core.journal import Held, Journal
@@ -78,6 +80,7 @@ class Dispatch:
         self._pool = self._placing.pool
         self._resting = Resting(self._queue)
         self._recording = Recording(self._placing, self._adoption, self._resting)
+        self.explaining = Explaining(self._placing, self._resting)
         self._parents = Parents(self._placing, journal, settings.timing)
         self._acceptance = Acceptance(journal, self._queue, sequence)
 
@@ -133,11 +136,10 @@ class Dispatch:
 
     def on_submitted(self, event: TasksSubmitted, now: Moment) -> list[Effect]:
         """Accept a batch; the answer waits for its commit, here and at a standby."""
-        if not self.is_accepting:
-            return [Answer(event.ticket, NotHere())]
         is_strict = event.is_strict or self._is_strict
-        if is_strict and not self._replication.is_level:
-            return [Answer(event.ticket, NotDurable())]
+        refusal = self._refusal(event, is_strict=is_strict)
+        if refusal is not None:
+            return [Answer(event.ticket, refusal)]
         specs, fresh = self._acceptance.specs(event, now)
         self._placing.facts += [Submitted(spec) for spec in fresh]
         prompt = [spec for spec in fresh if not is_late(spec)]
@@ -166,6 +168,16 @@ class Dispatch:
             return [Answer(event.ticket, Accepted(tuple(specs), replicas))]
 
         return self._commit(now, durable, told)
+
+    def _refusal(
+        self, event: TasksSubmitted, *, is_strict: bool
+    ) -> NotHere | NotDurable | Hopeless | None:
+        """Return why a batch is not accepted."""
+        if not self.is_accepting:
+            return NotHere()
+        if is_strict and not self._replication.is_level:
+            return NotDurable()
+        return self.explaining.hopeless(event.drafts)
 
     def on_cancel(self, event: CancelRequested, now: Moment) -> list[Effect]:
         """Cancel a task; what is in hand is newer than what the store said."""

@@ -28,6 +28,7 @@ from octaskly.core.model import (
     TaskSpec,
     TaskState,
 )
+from octaskly.core.verdicts import Explanation
 
 
 @dataclass(frozen=True, slots=True)
@@ -246,7 +247,18 @@ class Steered:
     running: int  #: attempts in slots
 
 
-Reply = Accepted | CancelDone | NotHere | NotDurable | Steered
+@dataclass(frozen=True, slots=True)
+class Hopeless:
+    """No node that is here could ever run a task that shall fail fast.
+
+    Nothing was accepted.
+    """
+
+    index: int  #: of the task in the submission
+    why: str
+
+
+Reply = Accepted | CancelDone | NotHere | NotDurable | Steered | Hopeless | Explanation
 
 
 @dataclass(frozen=True, slots=True)

@@ -101,6 +101,7 @@ class Draft:
     id: TaskId | None = None  #: name that a client chose, or derived from its key
     priority: int = 0  #: -50..50, a higher one runs first
     options: TaskOptions | None = None
+    is_fail_fast: bool = False  #: refuse it if no node could ever run it
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,6 +113,14 @@ class TasksSubmitted:
     submitter: str
     suffixes: tuple[str, ...]  #: 8 random hex digits for each draft
     is_strict: bool = False  #: rather none than with only one copy
+
+
+@dataclass(frozen=True, slots=True)
+class ExplainAsked:
+    """Say why a task is where it is; answered by `Answer(ticket, Explanation)`."""
+
+    ticket: int
+    record: TaskRecord  #: as the store has it
 
 
 @dataclass(frozen=True, slots=True)
@@ -266,6 +275,7 @@ Event = (
     | Seen
     | DialFailed
     | TasksSubmitted
+    | ExplainAsked
     | CancelRequested
     | TasksNotified
     | AttemptsEnded

@@ -106,9 +106,10 @@ class Lane:
         if self.blocked_s is None:
             self.blocked_s = now_s
 
-    def count_before(self, ord_: int) -> int:
-        """Return how many tasks in hand stand before this place, at most."""
-        return sum(place < ord_ for place, _ in self._heap)
+    def count_before(self, ord_: int, tasks: Tasks) -> int:
+        """Return how many tasks in hand stand before this place."""
+        ahead = (tasks.get(task_id) for place, task_id in self._heap if place < ord_)
+        return sum(1 for task in ahead if task and task.phase is Phase.QUEUED)
 
     def asked(self, load_tasks: int) -> tuple[int, int]:
         """Return after which place to read how many tasks."""
@@ -202,6 +203,13 @@ class Lanes:
         if lane is None:
             return self._is_listed and not self._has_hidden
         return lane.is_over
+
+    def count_before(self, spec: TaskSpec, tasks: Tasks) -> tuple[int, bool]:
+        """Return how many tasks stand before one, and whether these are all."""
+        lanes = self._lanes.values()
+        count = sum(lane.count_before(spec.ord, tasks) for lane in lanes)
+        are_all = all(not each.has_more or each.cursor >= spec.ord for each in lanes)
+        return count, are_all and not self._has_hidden
 
     def entry(self, spec: TaskSpec) -> Lane | None:
         """Return the lane that takes a new task; None: it is left in the store."""

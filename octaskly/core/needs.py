@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from octaskly.core.messages import Member
 from octaskly.core.model import NodeInfo
 from octaskly.core.options import Requires
+from octaskly.core.verdicts import Why
 
 
 def has_all(node: NodeInfo | Member, requires: Requires) -> bool:
@@ -14,22 +15,71 @@ def has_all(node: NodeInfo | Member, requires: Requires) -> bool:
     return next(missing(node, requires), None) is None
 
 
-def missing(node: NodeInfo | Member, requires: Requires) -> Iterator[str]:
-    """Yield what a node lacks for good, in words."""
+def missing(node: NodeInfo | Member, requires: Requires) -> Iterator[Why]:
+    """Yield what a node lacks for good."""
     if requires.node and requires.node not in (node.id, node.name):
-        yield f"is not {requires.node}"
+        yield Why("node", f"is not {requires.node}")
     if requires.os and requires.os != node.os:
-        yield f"runs {node.os or 'another system'}, not {requires.os}"
+        yield Why("os", f"runs {node.os or 'another system'}, not {requires.os}")
     if requires.arch and requires.arch != node.arch:
-        yield f"is {node.arch or 'another machine'}, not {requires.arch}"
+        yield Why("arch", f"is {node.arch or 'another machine'}, not {requires.arch}")
     labels = dict(node.labels)
     for name, value in requires.labels:
         if labels.get(name) != value:
             has = f" (has {name}={labels[name]})" if name in labels else ""
-            yield f"lacks label {name}={value}{has}"
+            yield Why("label", f"lacks label {name}={value}{has}")
     if requires.slots > node.slots:
-        yield f"needs {requires.slots} cpus, has {node.slots}"
+        yield Why("cpus", f"needs {requires.slots} cpus, has {node.slots}")
     if requires.memory_mb > node.memory_mb:
-        yield f"needs {requires.memory_mb} MB of memory, has {node.memory_mb}"
+        memory = f"needs {requires.memory_mb} MB of memory, has {node.memory_mb}"
+        yield Why("memory", memory)
     if requires.gpus > len(node.gpus):
-        yield f"needs {requires.gpus} GPUs, has {len(node.gpus) or 'none'}"
+        has = str(len(node.gpus)) if node.gpus else "no GPU"
+        yield Why("gpus", f"needs {requires.gpus} GPUs, has {has}")
+
+
+def nobody_has(nodes: Sequence[NodeInfo | Member], requires: Requires) -> str | None:
+    """Return why none of these nodes could run such a task; None: one could."""
+    if not nodes:
+        return "no node is here"
+    if any(has_all(node, requires) for node in nodes):
+        return None
+    for part in _parts(requires):
+        if not any(has_all(node, part) for node in nodes):
+            return _sentence(part, nodes)
+    return "no node has all that it asks for"
+
+
+def _parts(requires: Requires) -> Iterator[Requires]:
+    """Yield what is asked for one by one."""
+    for label in requires.labels:
+        yield Requires(labels=(label,))
+    yield Requires(node=requires.node)
+    yield Requires(os=requires.os)
+    yield Requires(arch=requires.arch)
+    yield Requires(cpus=requires.cpus)
+    yield Requires(memory_mb=requires.memory_mb)
+    yield Requires(gpus=requires.gpus)
+
+
+def _sentence(part: Requires, nodes: Sequence[NodeInfo | Member]) -> str:
+    """Return that no node has the one thing asked for, and who comes nearest."""
+    if part.labels:
+        return f"no node has label {part.labels[0][0]}={part.labels[0][1]}"
+    if part.node:
+        return f"no node is called {part.node}"
+    if part.os:
+        return f"no node runs {part.os}"
+    if part.arch:
+        return f"no node is {part.arch}"
+    if part.memory_mb:
+        most = max(nodes, key=lambda node: node.memory_mb)
+        nearest = f"largest is {most.memory_mb} MB ({most.name})"
+        return f"no node has {part.memory_mb} MB of memory; {nearest}"
+    if part.cpus:
+        most = max(nodes, key=lambda node: node.slots)
+        return f"no node has {part.cpus} CPUs; largest is {most.slots} ({most.name})"
+    most = max(nodes, key=lambda node: len(node.gpus))
+    if not most.gpus:
+        return "no node has a GPU"
+    return f"no node has {part.gpus} GPUs; largest is {len(most.gpus)} ({most.name})"

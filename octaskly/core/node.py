@@ -20,6 +20,7 @@ from octaskly.core.events import (
     DialFailed,
     DiskChanged,
     Event,
+    ExplainAsked,
     FloorPlanned,
     LiveLoaded,
     Loaded,
@@ -58,10 +59,9 @@ from octaskly.core.model import (
 
 REST_S = 0.02  #: between two steps that only time causes
 PAUSE_S = 0.3  #: a gap between two steps that counts as own slowness
+Question = TasksSubmitted | CancelRequested | ExplainAsked | TasksNotified
 WorkEvent = (
-    TasksSubmitted
-    | CancelRequested
-    | TasksNotified
+    Question
     | AttemptsEnded
     | Persisted
     | Loaded
@@ -289,7 +289,9 @@ class Node:
 
     def _handle_work(self, event: WorkEvent, now: Moment) -> list[Effect]:
         match event:
-            case TasksSubmitted() | CancelRequested() | TasksNotified():
+            case (
+                TasksSubmitted() | CancelRequested() | ExplainAsked() | TasksNotified()
+            ):
                 return self._on_asked(event, now)
             case Loaded() | LiveLoaded() | RipeLoaded() | FloorPlanned():
                 return self._dispatch.on_read(event, now)
@@ -311,9 +313,7 @@ class Node:
                 return self._helm.on_asked(event, now)
         return []
 
-    def _on_asked(
-        self, event: TasksSubmitted | CancelRequested | TasksNotified, now: Moment
-    ) -> list[Effect]:
+    def _on_asked(self, event: Question, now: Moment) -> list[Effect]:
         """Pass a request on while this node reigns."""
         if isinstance(event, TasksNotified):
             return self._dispatch.on_notified(event, now)
@@ -321,6 +321,10 @@ class Node:
             return [Answer(event.ticket, NotHere())]
         if isinstance(event, TasksSubmitted):
             return self._dispatch.on_submitted(event, now)
+        if isinstance(event, ExplainAsked):
+            members = () if self.roster is None else self.roster.members
+            told = self._dispatch.explaining.explain(event.record, members, now)
+            return [Answer(event.ticket, told)]
         return self._dispatch.on_cancel(event, now)
 
     # Links

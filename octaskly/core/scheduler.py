@@ -9,14 +9,15 @@ away than a worker has.
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from heapq import heapify, heappop, heappush
 
 from octaskly.core.inhand import Grant
 from octaskly.core.model import NodeId, NodeInfo
-from octaskly.core.needs import has_all
+from octaskly.core.needs import has_all, nobody_has
 from octaskly.core.options import Requires
+from octaskly.core.verdicts import Why
 
 LOAD_STEP_PERCENT = 10  #: finer differences in load are noise, not a reason
 HEAP_SLACK = 64  #: outdated heap lines that are kept before the heap is rebuilt
@@ -130,6 +131,33 @@ class WorkerPool:
     def can_run(self, requires: Requires) -> bool:
         """Whether a worker that is known could run such an attempt."""
         return any(has_all(each.info, requires) for each in self._workers.values())
+
+    def nobody_has(self, requires: Requires) -> str | None:
+        """Return why no worker that is known could run such an attempt, if so."""
+        infos = [worker.info for worker in self._workers.values()]
+        return nobody_has(infos, requires)
+
+    def shortage(self, node: NodeId, requires: Requires) -> Iterator[Why]:
+        """Yield what a worker has not free for such an attempt."""
+        worker = self._workers[node]
+        if not worker.credit:
+            yield Why("slots", "takes no work at this moment")
+            return
+        free = max(0, min(worker.credit, worker.slots) - worker.outstanding)
+        if worker.outstanding >= worker.credit or (requires.is_heavy and not free):
+            many = f"all {worker.slots} slots are busy"
+            yield Why("slots", "its slot is busy" if worker.slots == 1 else many)
+        elif requires.is_heavy and requires.slots > free:
+            yield Why("slots", f"needs {requires.slots} free slots, has {free}")
+        left_mb = worker.info.memory_mb - worker.memory_mb
+        if requires.memory_mb > left_mb:
+            memory = f"needs {requires.memory_mb} MB of memory, has {left_mb} ungranted"
+            yield Why("memory_granted", memory)
+        left = len(worker.info.gpus) - worker.gpus
+        if requires.gpus > left:
+            yield Why(
+                "gpus_granted", f"needs {requires.gpus} GPUs, has {left} ungranted"
+            )
 
     def may_wait_for(self, node: NodeId, requires: Requires) -> bool:
         """Whether a worker will have room for such an attempt if it gets no others."""

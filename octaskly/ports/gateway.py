@@ -24,6 +24,7 @@ from octaskly.core.model import (
     TaskId,
     TaskState,
 )
+from octaskly.core.verdicts import Explanation
 from octaskly.ports.news import Telling
 from octaskly.ports.output import Transcripts
 from octaskly.ports.store import TaskPage, TaskQuery
@@ -152,6 +153,8 @@ class Gateway(Transcripts, Telling, Protocol):
             TaskExists: an id that a client chose is taken, or the key was used for
                 another body.
             StoreFull: the disk has no room.
+            QueueFull: as many tasks wait as may.
+            NoNodeFits: no node could ever run one that shall fail fast.
         """
 
     async def task(self, ref: str) -> TaskRecord:
@@ -190,6 +193,14 @@ class Gateway(Transcripts, Telling, Protocol):
             NothingToRepeat: it is an array without failed members, or too many.
             TaskNotFound, TaskAmbiguous, CatchingUp: as `task`.
             NotDispatcher, NotDurable, StoreFull: as `submit`.
+        """
+
+    async def explain(self, ref: str) -> tuple[TaskRecord, Explanation]:
+        """Return a task, and why it is where it is.
+
+        Raises:
+            TaskNotFound, TaskAmbiguous, CatchingUp: as `task`.
+            NotDispatcher: another node is dispatcher.
         """
 
     async def output(self, ref: str, path: str) -> OutputPlace:

@@ -34,6 +34,7 @@ from octaskly.core.model import (
     TaskState,
 )
 from octaskly.core.timeline import News, Place
+from octaskly.core.verdicts import Explanation, Verdict, Why
 from octaskly.errors import (
     CatchingUp,
     NodeNotFound,
@@ -276,6 +277,12 @@ class FakeGateway:
             [repeating(record.spec)], principal=principal, idempotency_key=key
         )
         return records[0], replicas
+
+    async def explain(self, ref: str) -> tuple[TaskRecord, Explanation]:
+        record = await self.task(ref)
+        why = Why("paused", "is paused")
+        verdict = Verdict(self._node, "ana", NodeState.PAUSED, (why,))
+        return record, Explanation(record.state, "it waits", (verdict,))
 
     async def cancel(
         self, ref: str, *, force: bool, principal: Principal

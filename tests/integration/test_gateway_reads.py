@@ -71,6 +71,7 @@ async def gateway(tmp_path: Path) -> AsyncIterator[AgentGateway]:
         is_room=lambda: True,
         names={},
         node=Node(settings("a"), Saved()),
+        queue_max=9,
     )
     made.view.published(Publish(EPOCH, NODE.id, is_serving=True, roster=None))
     yield made

@@ -68,6 +68,7 @@ def submissions(store: Store) -> Submissions:
         clock=SystemClock(),
         tickets=tickets,
         find=finder.task,
+        queue_max=9,
     )
 
 

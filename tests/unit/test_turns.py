@@ -4,71 +4,16 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from octaskly.core.effects import Append, Effect, Load
-from octaskly.core.events import Draft
-from octaskly.core.facts import Assigned
 from octaskly.core.messages import Results
-from octaskly.core.model import AttemptId, NodeId, NodeInfo, TaskId
-from octaskly.core.options import Requires, TaskOptions
+from octaskly.core.model import NodeId
+from octaskly.core.options import Requires
 from octaskly.core.turns import RESERVE_AFTER_S
 from tests.builders import (
-    STREAM,
-    answer,
     draft,
-    epoch,
     moment,
     node_info,
-    outcome,
-    report,
 )
-from tests.desk import World, reattach, submit
-
-
-class Mesh(World):
-    """A reign with workers, whose disk is quick."""
-
-    def __init__(self, *nodes: NodeInfo) -> None:
-        super().__init__()
-        self.dispatch.begin(epoch(), STREAM, moment())
-        self.dispatch.on_loaded(answer([], Load(-1, 5000)), moment())
-        self.live: dict[str, tuple[TaskId, AttemptId, NodeId]] = {}
-        for node in nodes:
-            self.dispatch.on_worker_up(node, moment())
-            came = self.dispatch.on_reattach(*reattach(node.id, node.slots), moment())
-            self.note(came)
-
-    def note(self, effects: list[Effect]) -> list[str]:
-        """Remember what runs where; return the commands that were placed."""
-        commands = []
-        appends = [effect for effect in effects if isinstance(effect, Append)]
-        for fact in (entry.fact for each in appends for entry in each.entries):
-            if isinstance(fact, Assigned):
-                command = self.dispatch._queue.tasks[fact.task].spec.command
-                self.live[command] = (fact.task, fact.attempt, fact.node)
-                commands.append(command)
-        return commands
-
-    def ask(self, *drafts: Draft, at: float = 0.0) -> list[str]:
-        """Submit tasks; return what was placed."""
-        effects = self.dispatch.on_submitted(submit(*drafts), moment(at))
-        return self.note(effects) + self.note(self.commit(at))
-
-    def end(self, command: str, at: float = 0.0) -> list[str]:
-        """Let a command end; return what was placed."""
-        task, attempt, node = self.live.pop(command)
-        told = report(str(task), attempt, outcome(duration_ms=900))
-        results = Results((told,), self.dispatch._pool.slots(node))
-        placed = self.note(self.dispatch.on_results(node, results, moment(at)))
-        return placed + self.note(self.commit(at))
-
-    def where(self, command: str) -> str:
-        return str(self.live[command][2])
-
-
-def heavy(command: str, requires: Requires, priority: int = 0) -> Draft:
-    """Return a task that asks for something."""
-    options = TaskOptions(requires=requires)
-    return replace(draft(command), options=options, priority=priority)
+from tests.quick import Mesh, heavy
 
 
 def test_a_task_holds_as_many_slots_as_it_asks_cpus() -> None:

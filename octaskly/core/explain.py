@@ -1,0 +1,181 @@
+"""Why a task does not run: for each node the true reason, in words.
+
+Pure looking: what the queue holds and what the pool counts is put beside the roster,
+and nothing is changed by that.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from math import ceil
+
+from octaskly.core.effects import Hopeless
+from octaskly.core.events import Draft
+from octaskly.core.inhand import InHand, Phase
+from octaskly.core.merge import TaskRecord
+from octaskly.core.messages import Member
+from octaskly.core.model import Moment, NodeId, NodeState, TaskId, TaskState, name_of
+from octaskly.core.needs import missing, nobody_has
+from octaskly.core.options import Requires, requires_of
+from octaskly.core.placing import Placing
+from octaskly.core.resting import Resting
+from octaskly.core.verdicts import Explanation, Verdict, Why
+
+NO_NEEDS = Requires()
+
+
+class Explaining:
+    """Looks at a reign for somebody who asks."""
+
+    def __init__(self, placing: Placing, resting: Resting) -> None:
+        self._placing = placing
+        self._queue = placing.queue
+        self._pool = placing.pool
+        self._resting = resting
+
+    def explain(
+        self, record: TaskRecord, members: Sequence[Member], now: Moment
+    ) -> Explanation:
+        """Return why a task is where it is.
+
+        Args:
+            record: The task as the store has it; what is in hand is newer.
+            members: The roster.
+            now: Both clocks.
+        """
+        task = self._queue.tasks.get(record.id)
+        names = {member.id: member.name for member in members}
+        if task is None or (task.phase is Phase.ENDED and task.final is None):
+            if record.state is not TaskState.QUEUED:
+                return Explanation(record.state, _told(record, names))
+            if record.waits_for is not None:
+                parents = ", ".join(map(name_of, map(TaskId, record.waits_for.tasks)))
+                return Explanation(TaskState.QUEUED, f"it waits for {parents}")
+            assert record.spec is not None
+            task = InHand(record.spec)
+        elif task.final is not None:
+            return Explanation(task.final, f"it {_ENDS[task.final]}")
+        elif task.phase is Phase.LIVE and task.node is not None:
+            name = names.get(task.node, task.node)
+            return Explanation(TaskState.RUNNING, self._whereabouts(task, name))
+        verdicts = tuple(self._verdict(task, member) for member in members)
+        summary = self._summary(task, members, verdicts, now)
+        return Explanation(TaskState.QUEUED, summary, verdicts)
+
+    def hopeless(self, drafts: Iterable[Draft]) -> Hopeless | None:
+        """Return the first task that shall fail fast and that no node could run."""
+        for index, draft in enumerate(drafts):
+            requires = requires_of(draft.options)
+            if draft.is_fail_fast and requires is not None:
+                lack = self._pool.nobody_has(requires)
+                if lack is not None:
+                    return Hopeless(index, lack)
+        return None
+
+    def _whereabouts(self, task: InHand, name: str) -> str:
+        if self._placing.is_ahead(task):
+            return f"it waits on {name} for a slot"
+        if not self._pool.is_attached(task.node or NodeId("")):
+            return f"it was running on {name}, which is awaited"
+        return f"it runs on {name}"
+
+    # --- A task that waits.
+
+    def _summary(
+        self,
+        task: InHand,
+        members: Sequence[Member],
+        verdicts: Sequence[Verdict],
+        now: Moment,
+    ) -> str:
+        due_s = self._resting.due_s(task.spec.id)
+        if task.phase is Phase.RESTING and due_s is not None:
+            wait_s = max(0, ceil(due_s - now.mono_s))
+            return f"it failed, and is tried again in {wait_s} s"
+        requires = task.requires or NO_NEEDS
+        lack = nobody_has(_present(members), requires)
+        if lack is not None:
+            return lack
+        kept = self._placing.turns.reserved
+        if kept is not None and kept.ord == task.spec.ord:
+            name = next((m.name for m in members if m.id == kept.node), kept.node)
+            return f"{name} is kept for it until it has room"
+        if any(why.code == "turn" for each in verdicts for why in each.reasons):
+            return self._turn(task).text
+        able = [v for v in verdicts if not any(w.is_lasting for w in v.reasons)]
+        if not able:
+            return "no node that could run it takes work at this moment"
+        if len(able) == 1:
+            return f"{able[0].name}, which could run it, has no room"
+        return f"none of the {len(able)} nodes that could run it has room"
+
+    def _verdict(self, task: InHand, member: Member) -> Verdict:
+        reasons = tuple(self._reasons(task, member))
+        return Verdict(member.id, member.name, member.state, reasons)
+
+    def _reasons(self, task: InHand, member: Member) -> Iterator[Why]:
+        requires = task.requires or NO_NEEDS
+        lasting = [*_withheld(member), *missing(member, requires)]
+        if member.id in task.lacking:
+            lasting.append(Why("input", f"lacks input {task.lack}"))
+        if lasting:
+            yield from lasting
+            return
+        if not self._pool.is_attached(member.id):
+            yield Why("joining", "has not said yet what it runs")
+            return
+        busy = list(self._pool.shortage(member.id, requires))
+        kept = self._placing.turns.reserved
+        if kept is not None and kept.node == member.id and kept.ord < task.spec.ord:
+            busy.append(Why("reserved", f"is kept for {self._first_of(kept.shape)}"))
+        if busy:
+            yield from busy
+        elif task.phase is Phase.RESTING:
+            yield Why("resting", "has room, but the task rests after a failure")
+        else:
+            yield self._turn(task)
+
+    def _first_of(self, shape: int) -> str:
+        lane = self._queue.lanes.get(shape)
+        first = None if lane is None else self._queue.first(lane)
+        return "another task" if first is None else name_of(first.spec.id)
+
+    def _turn(self, task: InHand) -> Why:
+        before, is_exact = self._queue.lanes.count_before(task.spec, self._queue.tasks)
+        if not before:
+            return Why("turn", "waits for its turn: it is next")
+        tasks = "1 task is" if before == 1 else f"{before} tasks are"
+        most = "" if is_exact else "at least "
+        return Why("turn", f"waits for its turn: {most}{tasks} before it")
+
+
+def _withheld(member: Member) -> Iterator[Why]:
+    """Yield why a node takes no work, whatever it is."""
+    if member.state is NodeState.LOST:
+        yield Why("lost", "is lost")
+    elif member.state is NodeState.DRAINING:
+        yield Why("draining", "is draining")
+    elif member.state is NodeState.PAUSED:
+        yield Why("paused", "is paused")
+    elif member.strain is not None:
+        yield Why(f"{member.strain.value}_short", f"is short of {member.strain.value}")
+
+
+def _present(members: Sequence[Member]) -> list[Member]:
+    return [member for member in members if member.state is not NodeState.LOST]
+
+
+def _told(record: TaskRecord, names: dict[NodeId, str]) -> str:
+    """Return where the store says that a task is."""
+    attempt = record.chosen or (record.attempts[-1] if record.attempts else None)
+    where = "" if attempt is None else f" on {names.get(attempt.node, attempt.node)}"
+    if record.state is TaskState.RUNNING:
+        return f"it runs{where}"
+    return f"it {_ENDS[record.state]}{where}"
+
+
+_ENDS = {
+    TaskState.COMPLETED: "completed",
+    TaskState.FAILED: "failed",
+    TaskState.CANCELLED: "was cancelled",
+}

@@ -1,0 +1,258 @@
+"""Why a task does not run, for each node, in words that are true."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from octaskly.core.effects import Answer, Hopeless
+from octaskly.core.merge import TaskRecord
+from octaskly.core.messages import Member
+from octaskly.core.model import (
+    AttemptState,
+    NodeState,
+    Reason,
+    Strain,
+    TaskSpec,
+    TaskState,
+)
+from octaskly.core.options import After, Requires, Retry, TaskOptions
+from octaskly.core.turns import RESERVE_AFTER_S
+from octaskly.core.verdicts import Explanation
+from tests.builders import draft, moment, node_info, outcome, released, spec
+from tests.desk import submit
+from tests.quick import Mesh, heavy, member
+
+B = node_info("b", 2)
+SSD = Requires(labels=(("disk", "ssd"),))
+
+
+def asking(requires: Requires | None = None) -> TaskSpec:
+    """Return a task that the store has, and that is not in hand."""
+    return replace(spec("t", ord=999), options=TaskOptions(requires=requires))
+
+
+def explained(
+    mesh: Mesh, what: TaskSpec | TaskRecord | str, *members: Member, at: float = 0.0
+) -> Explanation:
+    """Ask why a task (or the one with this command) is where it is."""
+    if isinstance(what, str):
+        tasks = mesh.dispatch._queue.tasks.values()
+        what = next(task.spec for task in tasks if task.spec.command == what)
+    record = TaskRecord(id=what.id, spec=what) if isinstance(what, TaskSpec) else what
+    return mesh.dispatch.explaining.explain(record, members, moment(at))
+
+
+def reasons(told: Explanation) -> list[tuple[str, str]]:
+    """Return all reasons with their codes."""
+    return [(why.code, why.text) for verdict in told.nodes for why in verdict.reasons]
+
+
+@pytest.mark.parametrize(
+    ("requires", "reason"),
+    [
+        (Requires(cpus=4), ("cpus", "needs 4 cpus, has 2")),
+        (Requires(memory_mb=9), ("memory", "needs 9 MB of memory, has 0")),
+        (Requires(gpus=1), ("gpus", "needs 1 GPUs, has no GPU")),
+        (SSD, ("label", "lacks label disk=ssd")),
+        (Requires(node="ana"), ("node", "is not ana")),
+        (Requires(os="darwin"), ("os", "runs linux, not darwin")),
+        (Requires(arch="arm64"), ("arch", "is x86_64, not arm64")),
+    ],
+)
+def test_what_a_node_lacks_for_good_is_named(
+    requires: Requires, reason: tuple[str, str]
+) -> None:
+    """Each with a code that programs can read."""
+    assert reasons(explained(Mesh(B), asking(requires), member(B))) == [reason]
+
+
+def test_a_label_with_another_value_is_shown() -> None:
+    """That is the most likely mistake."""
+    hdd = node_info("b", 2, labels=(("disk", "hdd"),))
+
+    told = explained(Mesh(hdd), asking(SSD), member(hdd))
+
+    assert reasons(told) == [("label", "lacks label disk=ssd (has disk=hdd)")]
+    assert told.summary == "no node has label disk=ssd"
+
+
+@pytest.mark.parametrize(
+    ("line", "reason"),
+    [
+        (member(B, NodeState.LOST), ("lost", "is lost")),
+        (member(B, NodeState.DRAINING), ("draining", "is draining")),
+        (member(B, NodeState.PAUSED), ("paused", "is paused")),
+        (member(B, strain=Strain.DISK), ("disk_short", "is short of disk")),
+        (member(B, strain=Strain.MEMORY), ("memory_short", "is short of memory")),
+    ],
+)
+def test_a_node_that_takes_no_work_says_why(
+    line: Member, reason: tuple[str, str]
+) -> None:
+    """Whatever the task asks for."""
+    assert reasons(explained(Mesh(B), asking(), line)) == [reason]
+
+
+def test_all_that_is_in_the_way_is_told() -> None:
+    """Else somebody resumes a node in vain."""
+    told = explained(Mesh(B), asking(Requires(cpus=4)), member(B, NodeState.PAUSED))
+
+    assert [code for code, _ in reasons(told)] == ["paused", "cpus"]
+
+
+@pytest.mark.parametrize(
+    ("requires", "summary"),
+    [
+        (Requires(cpus=999), "no node has 999 CPUs; largest is 8 (ana-desk)"),
+        (Requires(memory_mb=9), "no node has 9 MB of memory; largest is 4 MB (b)"),
+        (Requires(gpus=2), "no node has 2 GPUs; largest is 1 (b)"),
+        (Requires(node="c"), "no node is called c"),
+        (Requires(os="darwin"), "no node runs darwin"),
+        (Requires(arch="arm64"), "no node is arm64"),
+        (Requires(cpus=8, gpus=1), "no node has all that it asks for"),
+    ],
+)
+def test_what_nobody_has_is_said_in_one_line(requires: Requires, summary: str) -> None:
+    """With who comes nearest."""
+    ana = node_info("ana-desk", 8)
+    own = node_info("b", 2, memory_mb=4, gpus=("0",))
+    mesh = Mesh(ana, own)
+
+    told = explained(mesh, asking(requires), member(ana), member(own))
+
+    assert told.summary == summary
+
+
+def test_lost_nodes_are_not_counted_among_those_that_have_it() -> None:
+    """Nothing runs there, and they may never come back."""
+    big = node_info("big", 64)
+
+    told = explained(
+        Mesh(B), asking(Requires(cpus=32)), member(B), member(big, NodeState.LOST)
+    )
+
+    assert told.summary == "no node has 32 CPUs; largest is 2 (b)"
+
+
+def test_slots_in_use_are_told() -> None:
+    """The usual reason."""
+    mesh = Mesh(B)
+    mesh.ask(draft("one"), draft("two"), draft("three"))
+
+    told = explained(mesh, "three", member(B))
+
+    assert reasons(told) == [("slots", "all 2 slots are busy")]
+    assert told.summary == "b, which could run it, has no room"
+
+
+def test_what_is_granted_to_others_is_told() -> None:
+    """It is there, but not free."""
+    big = node_info("b", 4, memory_mb=100, gpus=("0",))
+    mesh = Mesh(big)
+    mesh.ask(heavy("first", Requires(cpus=3, memory_mb=80, gpus=1)))
+    mesh.ask(heavy("next", Requires(cpus=2, memory_mb=50, gpus=1)))
+
+    assert reasons(explained(mesh, "next", member(big))) == [
+        ("slots", "needs 2 free slots, has 1"),
+        ("memory_granted", "needs 50 MB of memory, has 20 ungranted"),
+        ("gpus_granted", "needs 1 GPUs, has 0 ungranted"),
+    ]
+
+
+def test_a_worker_that_is_kept_is_told_to_both() -> None:
+    """To the one it is kept for, and to who could have had it."""
+    mesh = Mesh(B)
+    mesh.ask(draft("t0"), draft("t1"))
+    mesh.ask(heavy("pair", Requires(cpus=2)))
+    late = RESERVE_AFTER_S + 1
+    mesh.ask(draft("later"), at=late)
+    mesh.end("t0", at=late)
+    pair = mesh.dispatch._queue.tasks
+    name = next(task.spec.id for task in pair.values() if task.spec.command == "pair")
+
+    later = explained(mesh, "later", member(B), at=late)
+
+    assert reasons(later) == [("reserved", f"is kept for {name}")]
+    assert explained(mesh, "pair", member(B), at=late).summary == (
+        "b is kept for it until it has room"
+    )
+
+
+def test_a_task_that_is_far_behind_waits_for_its_turn() -> None:
+    """What is in the store alone is counted at least."""
+    mesh = Mesh(node_info("b", 2))
+
+    told = explained(mesh, asking(), member(B))
+
+    assert told.state is TaskState.QUEUED
+    assert told.summary == "waits for its turn: it is next"
+
+
+def test_a_missing_input_is_named() -> None:
+    """For the node that lacked it."""
+    mesh = Mesh(B, node_info("c", 2))
+    mesh.ask(draft("one"))
+    where = mesh.where("one")
+    mesh.ask(*(draft(f"busy{n}") for n in range(3)))
+    mesh.end("one", how=released(Reason.INPUTS, "data.csv"))
+
+    told = explained(mesh, "one", member(node_info(where, 2)))
+
+    assert reasons(told) == [("input", "lacks input data.csv")]
+
+
+def test_a_task_that_rests_says_until_when() -> None:
+    """It failed, and is tried again."""
+    mesh = Mesh(B)
+    options = TaskOptions(retry=Retry(retries=2))
+    mesh.ask(replace(draft("once"), options=options))
+    mesh.end("once", how=outcome(AttemptState.FAILED))
+
+    told = explained(mesh, "once", member(B))
+
+    assert told.summary.startswith("it failed, and is tried again in ")
+    assert [code for code, _ in reasons(told)] == ["resting"]
+
+
+def test_a_task_that_comes_after_others_names_them() -> None:
+    """As clients call them."""
+    options = TaskOptions(after=After(tasks=("task-001-00000001", "x~0123")))
+
+    told = explained(Mesh(B), replace(spec(), options=options), member(B))
+
+    assert told.summary == "it waits for task-001-00000001, x"
+
+
+def test_where_a_task_runs_is_all_there_is_to_say() -> None:
+    """Also of one that waits on its worker."""
+    mesh = Mesh(B)
+    mesh.ask(draft("one"))
+
+    assert explained(mesh, "one", member(B)) == Explanation(
+        TaskState.RUNNING, "it runs on b"
+    )
+
+
+def test_an_ended_task_is_told_as_the_store_has_it() -> None:
+    """Nothing waits any more."""
+    record = TaskRecord(id=spec().id, spec=spec(), cancelled_by="ana")
+
+    assert explained(Mesh(B), record, member(B)) == Explanation(
+        TaskState.CANCELLED, "it was cancelled"
+    )
+
+
+def test_a_task_that_fails_fast_is_refused_where_nobody_could_run_it() -> None:
+    """Nothing of its batch is accepted; others wait for a node that may come."""
+    mesh = Mesh(B)
+    huge = heavy("huge", Requires(cpus=999))
+    hasty = replace(huge, is_fail_fast=True)
+
+    refused = mesh.dispatch.on_submitted(submit(draft("one"), hasty), moment())
+
+    why = "no node has 999 CPUs; largest is 2 (b)"
+    assert refused == [Answer(1, Hopeless(1, why))]
+    fits = replace(heavy("fits", Requires(cpus=2)), is_fail_fast=True)
+    assert mesh.ask(huge, fits) == ["fits"]
