@@ -53,6 +53,7 @@ GLOSSARY = [
     "worker",
     "slot",
     "task",
+    "array",
     "attempt",
     "lease",
     "term",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
+from collections.abc import Iterable
 from dataclasses import replace
 from typing import Annotated, Final
 
@@ -22,11 +23,14 @@ from octaskly.core.arrays import (
 )
 from octaskly.core.merge import TaskRecord
 from octaskly.core.model import TaskState
-from octaskly.core.options import ITEM_BYTES, ArraySpec
+from octaskly.core.options import CHAR_BYTES, ITEM_BYTES, ArraySpec
 
 _RANGE = re.compile(
     r"(?P<first>[0-9]{1,18})-(?P<last>[0-9]{1,18})(:(?P<step>[0-9]{1,9}))?"
 )
+
+NAME_BYTES_MAX: Final = 255
+QUOTED_MAX: Final = 5 * CHAR_BYTES  #: most bytes of one character that is quoted
 
 RANGES: Final = {
     "array": "an object with `range` or `items`, and `max_fails`",
@@ -65,13 +69,35 @@ def array_of(asked: ArrayIn, command: str, command_bytes_max: int) -> ArraySpec:
         longest = len(str(array.number(array.count - 1)))
     else:
         array = _listed(asked.items)
-        longest = max(len(shlex.quote(item).encode()) for item in array.items)
-    times = command.count(PLACEHOLDER)
-    size_bytes = len(command.encode()) + times * (longest - len(PLACEHOLDER))
+        longest = QUOTED_MAX * max(map(len, asked.items)) + len("''")
+    times, size_bytes = command.count(PLACEHOLDER), len(command.encode())
+    if asked.items and size_bytes + times * longest > command_bytes_max:
+        # By the roughest measure it is too long: look at each.
+        longest = max(len(shlex.quote(item).encode()) for item in asked.items)
+    size_bytes += times * (longest - len(PLACEHOLDER))
     if size_bytes > command_bytes_max:
         what = f"with its longest member the command has {size_bytes} bytes"
         raise Wrong("command", f"{what}; at most {command_bytes_max} are allowed")
     return replace(array, max_fails=asked.max_fails)
+
+
+def check_paths(array: ArraySpec, paths: Iterable[str]) -> None:
+    """Raise `Wrong` unless items may stand for `{}` in these paths.
+
+    So that a path stays where it is: an item is at most one part of it.
+    """
+    rooms = [
+        NAME_BYTES_MAX - len(part.encode()) + len(PLACEHOLDER)
+        for path in paths
+        for part in path.split("/")
+        if PLACEHOLDER in part
+    ]
+    if not rooms or not array.has_items:
+        return
+    for index, item in enumerate(array.items):
+        if "/" in item or not item.strip(".") or len(item.encode()) > min(rooms):
+            what = f"{item[:40]!a} cannot stand for {PLACEHOLDER} in a path"
+            raise Wrong(f"array.items[{index}]", what)
 
 
 def shown(record: TaskRecord) -> dict[str, object]:
@@ -119,13 +145,9 @@ def _numbered(text: str) -> ArraySpec:
 def _listed(items: list[str]) -> ArraySpec:
     if not 1 <= len(items) <= MEMBERS_MAX:
         raise Wrong("array.items", f"there are {len(items)} items")
-    for index, item in enumerate(items):
-        if "\0" in item:
-            raise Wrong(f"array.items[{index}]", "the item contains a NUL character")
-        if len(item) * 4 > ITEM_BYTES_MAX:
-            size_bytes = len(item.encode())
-            if size_bytes > ITEM_BYTES_MAX:
-                raise Wrong(f"array.items[{index}]", f"the item has {size_bytes} bytes")
+    if max(map(len, items)) * CHAR_BYTES > ITEM_BYTES_MAX or "\0" in "".join(items):
+        for index, item in enumerate(items):
+            _check_item(index, item)
     array = ArraySpec(count=len(items), has_items=True, items=tuple(items))
     if array.items_bytes > ITEMS_BYTES_MAX:
         what = (
@@ -133,3 +155,11 @@ def _listed(items: list[str]) -> ArraySpec:
         )
         raise Wrong("array.items", what)
     return array
+
+
+def _check_item(index: int, item: str) -> None:
+    if "\0" in item:
+        raise Wrong(f"array.items[{index}]", "the item contains a NUL character")
+    size_bytes = len(item.encode())
+    if size_bytes > ITEM_BYTES_MAX:
+        raise Wrong(f"array.items[{index}]", f"the item has {size_bytes} bytes")

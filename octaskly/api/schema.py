@@ -34,7 +34,6 @@ from octaskly.trust.tokens import EXPIRES_S_MAX, PERMISSIONS
 COMMAND_BYTES_MAX = 65_536
 PATHS_MAX = 10_000
 PATH_BYTES_MAX = 4_096
-NAME_BYTES_MAX = 255
 LIST_BYTES_MAX = 1 << 20  #: of one list of paths; a task must fit into a frame
 BATCH_MAX = 10_000
 TOKEN_S_DEFAULT = 86_400
@@ -154,8 +153,10 @@ def clean_path(path: str) -> str:
     parts = path.split("/")
     if ".." in parts:
         raise ValueError("a path contains `..`; it must stay in the worker directory")
-    if any(len(part.encode()) > NAME_BYTES_MAX for part in parts):
-        raise ValueError(f"a part of a path is longer than {NAME_BYTES_MAX} bytes")
+    if any(len(part.encode()) > members.NAME_BYTES_MAX for part in parts):
+        raise ValueError(
+            f"a part of a path is longer than {members.NAME_BYTES_MAX} bytes"
+        )
     normal = posixpath.normpath(path)
     if normal == ".":
         raise ValueError("a path names the worker directory itself")
@@ -190,6 +191,7 @@ def _options(task: TaskIn, index: int | None) -> TaskOptions | None:
         if task.array is None:
             return options
         array = members.array_of(task.array, task.command, COMMAND_BYTES_MAX)
+        members.check_paths(array, (*task.inputs, *task.outputs))
         return replace(options or NONE_ASKED, array=array)
     except Wrong as wrong:
         _refuse(f"{_place(index)}.{wrong.field}", str(wrong))

@@ -129,8 +129,15 @@ def member_spec(array: TaskSpec, number: int) -> TaskSpec | None:
         array,
         id=member_id(array.id, number),
         command=array.command.replace(PLACEHOLDER, shlex.quote(item)),
+        inputs=_named(array.inputs, item),
+        outputs=_named(array.outputs, item),
         options=replace(array.options, env=env, array=None, after=None),
     )
+
+
+def _named(paths: tuple[str, ...], item: str) -> tuple[str, ...]:
+    """Return the paths of a member, each once."""
+    return tuple(dict.fromkeys(path.replace(PLACEHOLDER, item) for path in paths))
 
 
 def is_sane(array: ArraySpec) -> bool:

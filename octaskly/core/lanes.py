@@ -79,7 +79,9 @@ class Lane:
         """Let a task wait in its turn."""
         self.enter(task)
         if not task.lacking:
-            heappush(self._heap, (task.spec.ord, task.spec.id))
+            # A member that came back stands before those that never left their array.
+            place = task.spec.ord + (task.rest is not None)
+            heappush(self._heap, (place, task.spec.id))
 
     def leave(self, task: InHand) -> None:
         """Take a task out; its line in the heap becomes outdated."""

@@ -94,7 +94,7 @@ class ArraySpec:
     @property
     def items_bytes(self) -> int:
         """How many bytes the items take in a message."""
-        return sum(len(item.encode()) + ITEM_BYTES for item in self.items)
+        return len("".join(self.items).encode()) + ITEM_BYTES * len(self.items)
 
     def number(self, position: int) -> int:
         """Return the number of the member at a position, from 0."""

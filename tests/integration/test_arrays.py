@@ -179,6 +179,26 @@ def test_a_member_may_not_have_a_command_that_no_task_may_have(agent: Agent) -> 
     assert "with its longest member the command has 90002 bytes" in body["hint"]
 
 
+def test_each_member_has_files_of_its_own(agent: Agent) -> None:
+    """A path may have the item in it, as long as it stays where it is."""
+    array = submit(
+        agent,
+        "mkdir -p frames && echo {} > frames/$OCTASKLY_ITEM.txt",
+        outputs=["frames/{}.txt"],
+        array={"items": ["a b", "..c"]},
+    )
+    assert counts(ended(agent, array)) == {"completed": 2}
+    task = agent.call("GET", f"{TASKS}/{array}.0")[1]
+    assert task["outputs"] == [{"path": "frames/a b.txt", "bytes": 4}]
+
+    for item in ("a/b", "..", "", "x" * 252):
+        members = {"items": ["fine", item]}
+        body = {"command": "true", "inputs": ["frames/{}.txt"], "array": members}
+        status, answer = agent.call("POST", TASKS, body)
+        assert (status, answer["field"]) == (400, "$.array.items[1]")
+        assert "cannot stand for {} in a path" in answer["hint"]
+
+
 def test_an_array_goes_on_after_a_restart(tmp_path: Path) -> None:
     """What has ended is not run again, and the members that waited come from disk."""
     ran, gate = tmp_path / "ran", tmp_path / "gate"

@@ -85,13 +85,19 @@ def test_a_member_follows_from_its_array() -> None:
         env=(("A", "1"), ("Z", "2")),
         array=ArraySpec(count=2, has_items=True, items=items),
     )
-    array = TaskSpec(id=TaskId("task-007-abcdef12"), command="x {} {}", options=options)
+    array = TaskSpec(
+        id=TaskId("task-007-abcdef12"),
+        command="x {} {}",
+        inputs=("in", "of {}"),
+        options=options,
+    )
 
     member = member_spec(array, 1)
 
     assert member is not None
     assert member.id == "task-007-abcdef12.1"
     assert member.command == "x 'b c; rm -rf /' 'b c; rm -rf /'"
+    assert member.inputs == ("in", "of b c; rm -rf /")
     assert member.array is None
     assert member.options is not None
     assert member.options.env == (

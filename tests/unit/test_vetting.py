@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
@@ -48,6 +49,7 @@ from octaskly.core.model import (
     Vector,
 )
 from octaskly.core.node import Node
+from octaskly.core.options import ArraySpec, TaskOptions
 from octaskly.core.vetting import PARTS_MAX, STREAMS_MAX, TERMS_AHEAD
 from tests.builders import (
     attempt,
@@ -133,6 +135,14 @@ def telling(entry: Entry) -> Entries:
 
 
 LATE = replace(spec(), created_ms=1 << 62)
+
+
+def array_of(**fields: Any) -> Entry:
+    """Return an entry with an array as it can only be made up."""
+    options = TaskOptions(array=ArraySpec(**fields))
+    return Entry(KNOWN, 5, 9, Submitted(replace(spec(), options=options)))
+
+
 WRONG = {
     "heartbeat of a far term": (Heartbeat(FAR, 0.0), "term"),
     "heartbeat of a negative term": (Heartbeat(Epoch(-1, PEER), 0.0), "term"),
@@ -178,6 +188,10 @@ WRONG = {
         Results((report(end=replace(outcome(), ended_ms=1 << 62)),), 1),
         "fact",
     ),
+    "an array without end": (telling(array_of(count=1 << 62)), "fact"),
+    "an array that goes nowhere": (telling(array_of(count=2, step=0)), "fact"),
+    "an array of nothing": (telling(array_of(count=0)), "fact"),
+    "an array that lacks items": (telling(array_of(count=2, has_items=True)), "fact"),
     "an attempt zero": (Reattach(((attempt(0), spec()),), 1, READY), "fact"),
     "an order of the far future": (Dispatch(THEIRS, ((attempt(), LATE),)), "fact"),
     "a vector of negative numbers": (Pull(((KNOWN, -1),)), "vector"),
