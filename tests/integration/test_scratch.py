@@ -12,7 +12,9 @@ from octaskly.core.options import TaskOptions
 from octaskly.runner.removal import remove_tree
 from octaskly.runner.tree import children_of
 from octaskly.runner.workdir import captured
+from tests.agents import start
 from tests.integration.pooling import Rig, eventually, rig
+from tests.integration.test_agent import ending, submit, until
 
 SCRATCH = TaskOptions(is_scratch=True)
 DEEP = 1100  #: more than frames of recursion there may be
@@ -221,3 +223,22 @@ def test_a_removal_can_be_left_to_somebody_else(tmp_path: Path) -> None:
     assert not remove_tree(top, lambda: next(asked))
     assert top.exists()
     assert remove_tree(top, yes)
+
+
+def test_an_agent_that_was_killed_leaves_no_folder_behind(tmp_path: Path) -> None:
+    """Its next start removes it, also while the task runs again in another one."""
+    agent = start(tmp_path, "solo")
+    with ending(agent):
+        task = submit(agent, "echo data >file; exec sleep 60", workdir="scratch")
+        scratch = agent.state / "scratch"
+        until(lambda: list(scratch.glob("*/file")), "it runs")
+        (old,) = scratch.iterdir()
+        agent.process.kill()
+        agent.process.wait()
+        assert old.exists()
+        again = start(tmp_path, "solo")
+        with ending(again):
+            until(lambda: not old.exists(), "the old folder is gone")
+            until(lambda: list(scratch.glob("*/file")), "it runs again")
+            again.call("DELETE", f"/api/v1/tasks/{task}?force=true")
+            until(lambda: not list(scratch.iterdir()), "and its folder goes, too")
