@@ -148,8 +148,7 @@ def resumed(
     else:
         # Rather tell something twice than not at all.
         vector, is_exact = before, False
-    if place.seq:
-        vector[place.stream] = place.seq if told is None else max(place.seq, told.start)
+    vector[place.stream] = place.seq if told is None else max(place.seq, told.start)
     return Cursor(place.hlc, vector, stream), is_exact
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 
+from octaskly.api.routing import STREAMS_MAX
 from tests.agents import running, start, until_nodes
 from tests.integration.sse_client import events, tasks_in
 from tests.integration.test_agent import ending, finished, submit, until
@@ -92,6 +94,22 @@ def test_a_stream_goes_on_with_the_next_dispatcher(tmp_path: Path) -> None:
         assert [each for each in told if each[0] == task] == every_state(task)
     roles = [e.data["role"] for e in rest if e.data.get("name") == "bo"]
     assert roles[0] == "dispatcher"
+
+
+def test_more_clients_than_streams_leave_the_api_usable(tmp_path: Path) -> None:
+    """B42: so many are served, the others are told when to come back."""
+    with running(tmp_path, "solo") as (agent,), contextlib.ExitStack() as clients:
+        until_nodes(agent, 1)
+        statuses = []
+        for _ in range(STREAMS_MAX + 40):
+            client = clients.enter_context(contextlib.closing(agent.connection()))
+            client.request("GET", "/api/v1/events", headers={"Connection": "close"})
+            answer = clients.enter_context(contextlib.closing(client.getresponse()))
+            statuses.append((answer.status, answer.getheader("Retry-After")))
+        task = finished(agent, submit(agent, "true"))
+
+    assert statuses == [(200, None)] * STREAMS_MAX + [(503, "5")] * 40
+    assert task["status"] == "completed"
 
 
 def test_an_id_of_another_mesh_is_answered_by_a_reset(tmp_path: Path) -> None:

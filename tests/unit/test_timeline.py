@@ -155,7 +155,7 @@ def test_a_reign_that_has_written_nothing_need_not_be_known() -> None:
     found, is_exact = resumed(place, [reach(OLD, 1, 3), reach(NEXT, 3, 0)], NEXT)
 
     assert is_exact
-    assert found.vector == {OLD: 3, NEXT: 0}
+    assert found.vector == {OLD: 3, NEXT: 0, OWN: 0}
 
 
 def test_midst_of_late_entries_is_no_place() -> None:

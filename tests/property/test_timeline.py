@@ -1,0 +1,116 @@
+"""A reader that changes dispatchers misses nothing, or is told that it may have."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from octaskly.core.facts import Entry
+from octaskly.core.model import Epoch, NodeId, StreamId
+from octaskly.core.timeline import Cursor, Place, Reach, resumed
+from tests.contract import log_kit as kit
+
+STREAMS = tuple(StreamId(n) for n in (9, 4, 7, 2))
+"""In the order of their reigns, and of nothing else."""
+
+Held = dict[StreamId, int]
+
+
+@dataclass(frozen=True)
+class Log:
+    """All entries that were ever written, by clocks that disagree."""
+
+    hlcs: dict[StreamId, list[int]]
+
+    def read(self, held: Held, cursor: Cursor) -> list[Entry]:
+        """Return what a node that holds so much has beyond a cursor, by time."""
+        entries = [
+            Entry(stream, seq, hlc, kit.submitted(seq))
+            for stream, hlcs in self.hlcs.items()
+            for seq, hlc in enumerate(hlcs[: held[stream]], 1)
+            if seq > cursor.vector.get(stream, 0)
+        ]
+        return sorted(entries, key=lambda e: (e.hlc, e.stream, e.seq))
+
+    def reaches(self, held: Held, hlc: int) -> list[Reach]:
+        return [
+            Reach(
+                stream,
+                Epoch(STREAMS.index(stream) + 1, NodeId("n")),
+                sum(each <= hlc for each in hlcs[: held[stream]]),
+                0,
+            )
+            for stream, hlcs in self.hlcs.items()
+        ]
+
+
+@st.composite
+def logs(draw: st.DrawFn) -> Log:
+    hlcs = {}
+    for stream in STREAMS:
+        steps = draw(st.lists(st.integers(1, 4), max_size=5))
+        start = draw(st.integers(0, 8))
+        hlcs[stream] = [start + sum(steps[: n + 1]) for n in range(len(steps))]
+    return Log(hlcs)
+
+
+def holdings(log: Log) -> st.SearchStrategy[Held]:
+    return st.fixed_dictionaries(
+        {stream: st.integers(0, len(hlcs)) for stream, hlcs in log.hlcs.items()}
+    )
+
+
+def places(log: Log, held: list[Held], own: StreamId) -> list[tuple[Place, Held]]:
+    """Return the places that a client gets, each with what it was told by then.
+
+    Its dispatcher holds more from time to time, as other halves of a split come in.
+    """
+    cursor = Cursor(0, {}, own)
+    found = [(cursor.place, dict(cursor.vector))]
+    for holds in held:
+        found += [
+            (cursor.place, dict(cursor.vector))
+            for entry in log.read(holds, cursor)
+            if cursor.pass_over(entry)
+        ]
+    return found
+
+
+@given(st.data())
+def test_nothing_is_missed_in_silence(data: st.DataObject) -> None:
+    """Whatever the next dispatcher holds of what, and whatever the clocks say."""
+    log = data.draw(logs())
+    first, more, other = (data.draw(holdings(log)) for _ in range(3))
+    grown = {stream: max(first[stream], more[stream]) for stream in STREAMS}
+    own, successor = (data.draw(st.sampled_from(STREAMS)) for _ in range(2))
+    found = places(log, [first, grown], own)
+    place, told = data.draw(st.sampled_from(found))
+
+    cursor, is_exact = resumed(place, log.reaches(other, place.hlc), successor)
+
+    if is_exact:
+        skipped = {
+            stream: (seq, told.get(stream, 0))
+            for stream, seq in cursor.vector.items()
+            if seq > told.get(stream, 0)
+        }
+        assert skipped == {}
+
+
+@given(st.data())
+def test_the_same_log_is_always_recognised(data: st.DataObject) -> None:
+    """A client that comes back to what it left is never told to start over."""
+    log = data.draw(logs())
+    held, own = data.draw(holdings(log)), data.draw(st.sampled_from(STREAMS))
+    # A dispatcher's clock is ahead of all that it has heard of.
+    last = max((h for s in STREAMS for h in log.hlcs[s][: held[s]]), default=0)
+    log.hlcs[own] += [last + 1, last + 2, last + 3]
+    held[own] = len(log.hlcs[own])
+    place, told = data.draw(st.sampled_from(places(log, [held], own)[-4:]))
+
+    cursor, is_exact = resumed(place, log.reaches(held, place.hlc), own)
+
+    assert is_exact
+    assert {s: n for s, n in cursor.vector.items() if n} == told
