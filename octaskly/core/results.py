@@ -66,14 +66,20 @@ class KeptResults:
         return kept
 
     def forget(self, keys: Iterable[Key]) -> tuple[Key, ...]:
-        """Drop acknowledged results; return those that are on disk."""
+        """Drop acknowledged results; return those that are on disk.
+
+        What the present dispatcher was not sent stays, whoever else has it: it was
+        told that the attempt runs, and would wait for its end for ever.
+        """
         spooled = []
         for key in keys:
-            kept = self._kept.pop(key, None)
-            if kept is not None:
-                self.size -= kept.size
-                if kept.is_spooled:
-                    spooled.append(key)
+            kept = self._kept.get(key)
+            if kept is None or not kept.sends:
+                continue
+            del self._kept[key]
+            self.size -= kept.size
+            if kept.is_spooled:
+                spooled.append(key)
         return tuple(spooled)
 
     def restart(self, now_s: float) -> None:

@@ -10,6 +10,7 @@ from octaskly.core.model import (
     Limits,
     NodeState,
     Reason,
+    TaskId,
 )
 from octaskly.core.results import RESEND_S
 from octaskly.core.worker import KEPT_BYTES_MAX
@@ -176,6 +177,20 @@ def test_results_beyond_one_message_are_told_as_running_and_follow() -> None:
         Send(D, (Reattach(((attempt(), spec("u")),), 2, NodeState.READY),)),
     ]
     assert more == [Unspool((KEY,)), told(saved[1])]
+
+
+def test_a_late_acknowledgement_ends_nothing_that_was_told_as_running() -> None:
+    """The dispatcher before has the result; the present one would wait for ever."""
+    saved = [
+        report(name, end=outcome(stdout=b"x" * 3000), envelope=spec(name))
+        for name in ("t", "u")
+    ]
+    hand = worker(*saved, limits=Limits(entries_bytes=5000))
+    hand.attach(D, epoch(1, "d"), moment())
+    late = ResultsOk(((TaskId("u"), attempt()),))
+
+    assert hand.on_results_ok(late, moment()) == [told(saved[1])]
+    assert hand.on_results_ok(late, moment()) == [Unspool(late.items)]
 
 
 def test_a_dispatcher_that_follows_another_puts_its_own_results_on_disk() -> None:
