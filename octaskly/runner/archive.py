@@ -21,6 +21,7 @@ from octaskly.runner.transcript import BYTES_MIN, Reader
 
 QUOTA_BYTES_MAX = 10 << 30  #: unless another one is asked for
 DISK_PARTS = 10
+RESERVE_BYTES = 256 << 20
 LIVE_MIN = 4  #: attempts that may write long output at once, on the smallest disk
 FILES_MAX = 20_000  #: names and sizes are kept in memory
 _CREATE = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -45,6 +46,7 @@ class Archive:
             at most a quarter.
         retention_s: How long both are kept.
         clock: The machine's clocks.
+        reserve_bytes: What is left free on the disk, for the log.
     """
 
     def __init__(
@@ -56,6 +58,7 @@ class Archive:
         quota_bytes: int | None,
         retention_s: float,
         clock: Clock,
+        reserve_bytes: int = RESERVE_BYTES,
     ) -> None:
         self._folder = folder
         self._outputs_dir = outputs_dir
@@ -66,6 +69,7 @@ class Archive:
         self.bytes_max = bytes_max
         self._quota_bytes = quota_bytes
         self._retention_s = retention_s
+        self._reserve_bytes = reserve_bytes
         self._clock = clock
         self._lock = threading.Lock()
         self._live: set[str] = set()
@@ -81,7 +85,6 @@ class Archive:
         name = name_of_file(task, attempt)
         with self._lock:
             self._make_room((len(self._live) + 1) * self.bytes_max)
-            self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             fd = os.open(self._folder / name, _CREATE, 0o600)
             self._live.add(name)
             return fd
@@ -126,17 +129,23 @@ class Archive:
         if self._ended is None:
             self._ended = {}
             self._find()
+        self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         now_s = self._clock.now().wall_ms / 1000
+        spare_bytes = shutil.disk_usage(self._folder).free - self._reserve_bytes
         while self._ended:
             name, (size, ended_s) = next(iter(self._ended.items()))
-            is_room = self._ended_bytes + needed_bytes <= self._quota_bytes
+            is_room = (
+                self._ended_bytes + needed_bytes <= self._quota_bytes
+                and needed_bytes <= spare_bytes
+            )
             is_fresh = now_s - ended_s <= self._retention_s
             if is_room and is_fresh and len(self._ended) < FILES_MAX:
                 return
             self._delete(name)
             del self._ended[name]
             self._ended_bytes -= size
-        if needed_bytes > self._quota_bytes:
+            spare_bytes += size
+        if needed_bytes > min(self._quota_bytes, spare_bytes):
             raise OSError(errno.EDQUOT, "what is being written needs all the room")
 
     def _find(self) -> None:

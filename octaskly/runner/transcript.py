@@ -23,6 +23,7 @@ BLOCK_BYTES = 256 << 10
 HEAD_BYTES = 1 << 20  #: of each stream stay, whatever follows
 INDEX_BYTES = 64 << 10  #: before the first block
 BLOCKS_MAX = 4000  #: that the index has room for
+READ_BYTES_MAX = 64 << 10  #: at once: many may read slowly at the same time
 BYTES_MIN = 4 << 20  #: both heads, and as much for the ends
 
 _MAGIC = b"octaskly-output1"
@@ -163,7 +164,7 @@ class Reader:
         return blocks[-1].end if blocks else 0
 
     def read(self, stream: int, offset: int) -> tuple[int, bytes]:
-        """Return the next bytes from an offset on, at most one block.
+        """Return the next bytes from an offset on, as many as fit one message.
 
         Returns:
             Where they begin, which is later than asked for where something is missing,
@@ -177,7 +178,7 @@ class Reader:
             skipped = start - block.start
             data = os.pread(
                 self._fd,
-                block.used - skipped,
+                min(block.used - skipped, READ_BYTES_MAX),
                 INDEX_BYTES + block.place * BLOCK_BYTES + skipped,
             )
             if self._is_still(stream, block):

@@ -239,6 +239,26 @@ def test_the_oldest_makes_room_for_the_next(tmp_path: Path) -> None:
     os.close(second)
 
 
+def test_a_full_disk_is_left_to_the_log(tmp_path: Path) -> None:
+    """What has ended is deleted for it, and nothing new is begun."""
+    (tmp_path / "outputs").mkdir()
+    archive = Archive(
+        tmp_path / "transcripts",
+        outputs_dir=tmp_path / "outputs",
+        bytes_max=8 * MIB,
+        quota_bytes=1 << 30,
+        retention_s=60,
+        clock=Wall(0),
+        reserve_bytes=shutil.disk_usage(tmp_path).total,
+    )
+    fill(archive_in(tmp_path), "old", 10)
+
+    with pytest.raises(OSError, match="room"):
+        archive.create(TaskId("a"), ATTEMPT)
+
+    assert transcripts(tmp_path) == []
+
+
 def test_what_is_too_old_is_deleted(tmp_path: Path) -> None:
     """Captured outputs, too: no node says when their task is forgotten."""
     for n, folder in enumerate(("x/1-1-1", "x/2-2-2", "y/1-1-1")):
