@@ -24,7 +24,6 @@ MIB = 1 << 20
 SPENT_SHARE = 0.5  #: of a limit; much less and the signal came from somebody else
 SHELL_SIGNALLED = 128  #: what a shell adds to the signal that ended its command
 
-
 #: Of limits that a group can hold: its file, and what one unit is there.
 _RULES = {"memory_mb": ("memory.max", MIB), "processes": ("pids.max", 1)}
 
@@ -53,9 +52,8 @@ class Fence:
             lines.append(f"-v {limits['memory_mb'] * 1024}")
         if "processes" in limits.keys() - self._held:
             most = limits["processes"] + count_threads(os.getuid())
-            lines.append(
-                f"-u {most} 2>/dev/null || ulimit -p {most}"
-            )  # As dash has it.
+            # dash calls it -p, which is another limit for bash.
+            lines.append(f"-u {most} 2>/dev/null || ulimit -p {most}")
         # One that cannot be set is above what the agent itself is held to.
         steps = [f"ulimit {line} 2>/dev/null" for line in lines]
         if self.group is not None:

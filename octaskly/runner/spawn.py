@@ -208,9 +208,9 @@ class Pad:
             folder = os.path.join(folder, cwd)  # noqa: PTH118 - cheaper than a Path
         try:
             os.chdir(folder)
-        except OSError as error:
+        except (OSError, ValueError) as error:
             what = f"cwd {cwd}" if cwd else f"working directory {folder}"
-            why = f"cannot be entered ({error.strerror})"
+            why = f"cannot be entered ({getattr(error, 'strerror', error)})"
             if isinstance(error, FileNotFoundError):
                 why = "does not exist"
             elif isinstance(error, NotADirectoryError):
