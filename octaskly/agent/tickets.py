@@ -85,6 +85,7 @@ class Tickets:
                 )
 
 
+_MEMBERS = ".*"  #: behind the name of an array: whoever waits for a member of it
 ARRAY_S = 0.1  #: between two looks at an array that somebody waits for
 
 
@@ -120,11 +121,10 @@ class Waiters:
         if not self._waits:
             return
         for task in tasks:
-            for wait in self._waits.get(name_of(task), ()):
+            name, place = name_of(task), member_of(task)
+            other = name + _MEMBERS if place is None else name_of(place[0])
+            for wait in (*self._waits.get(name, ()), *self._waits.get(other, ())):
                 wait.news.set()
-            if (place := member_of(task)) is not None:
-                for wait in self._waits.get(name_of(place[0]), ()):
-                    wait.news.set()
 
     async def until(
         self,
@@ -147,8 +147,9 @@ class Waiters:
         wait = _Wait(is_eager)
         # Registered before the first read, so that no change falls between the two;
         # a fact that both bring is joined twice, which changes nothing.
-        key = name_of(TaskId(name))
-        self._waits.setdefault(key, set()).add(wait)
+        keys = _keys(name)
+        for key in keys:
+            self._waits.setdefault(key, set()).add(wait)
         record: TaskRecord | None = None
         try:
             async with asyncio.timeout(timeout_s):
@@ -167,10 +168,17 @@ class Waiters:
         except TimeoutError:
             return _newer(record, await read())
         finally:
-            waits = self._waits[key]
-            waits.discard(wait)
-            if not waits:
-                del self._waits[key]
+            for key in keys:
+                self._waits[key].discard(wait)
+                if not self._waits[key]:
+                    del self._waits[key]
+
+
+def _keys(name: str) -> list[str]:
+    """Return under what to wait for a task: a member may end with its array, too."""
+    key = name_of(TaskId(name))
+    array, dot, number = key.rpartition(".")
+    return [key, array + _MEMBERS] if dot and number.isdecimal() else [key]
 
 
 def _newer(known: TaskRecord | None, read: TaskRecord) -> TaskRecord:

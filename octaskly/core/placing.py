@@ -227,7 +227,7 @@ class Placing:
             return
         array.failed += 1
         if array.failed > asked.max_fails:
-            self.cut_off(array.spec, BY_FAILURES, TaskState.FAILED)
+            self._ended += self.cut_off(array.spec, BY_FAILURES, TaskState.FAILED)
 
     def fail_lacking(self) -> None:
         """End the queued tasks of which every worker lacks an input."""

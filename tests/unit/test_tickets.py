@@ -98,3 +98,30 @@ async def _outcome(tickets: Tickets) -> object:
         return await tickets.ask(submission)
     except AnswerLost as error:
         return error
+
+
+async def test_a_member_that_never_began_ends_with_its_array() -> None:
+    """Nothing is written of such a member, so nothing tells of it by its own name."""
+    array = TaskId("task-001-0000000a")
+    waiting = TaskRecord(id=TaskId(f"{array}.5"))
+    ended = TaskRecord(id=waiting.id, cancelled_by="ana")
+    shown = [waiting, ended]
+    waiters = Waiters()
+
+    async def read() -> TaskRecord:
+        return shown.pop(0)
+
+    async with asyncio.TaskGroup() as group:
+        asked = group.create_task(
+            waiters.until(
+                waiting.name, read, lambda task: task.state.is_final, timeout_s=60
+            )
+        )
+        while len(shown) > 1:  # noqa: ASYNC110  one turn of the loop is enough
+            await asyncio.sleep(0)
+        waiters.announced((TaskId(f"{array}.6"),))
+        await asyncio.sleep(0)
+        assert len(shown) == 1
+        waiters.announced((array,))
+
+    assert asked.result() == ended
