@@ -21,6 +21,7 @@ from octaskly.agent.tickets import Tickets, Waiters
 from octaskly.agent.view import MeshView
 from octaskly.core import effects as ef
 from octaskly.core import events as ev
+from octaskly.core.arrays import member_of
 from octaskly.core.merge import TaskRecord
 from octaskly.core.messages import Member, Roster
 from octaskly.core.model import (
@@ -250,8 +251,10 @@ class AgentGateway:
 
     async def explain(self, ref: str) -> tuple[TaskRecord, Explanation]:
         """Return a task, and why it is where it is."""
-        record = await self.task(ref)
-        reply = await self.tickets.ask(lambda ticket: ev.ExplainAsked(ticket, record))
+        record = about = await self.task(ref)
+        if (place := member_of(record.id)) is not None and not record.attempts:
+            about = await self.task(place[0])  # It waits with its array.
+        reply = await self.tickets.ask(lambda ticket: ev.ExplainAsked(ticket, about))
         assert isinstance(reply, Explanation)
         return record, reply
 

@@ -10,13 +10,17 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import replace
 
 from octaskly.core.acceptance import logged_id
+from octaskly.core.arrays import member_of
 from octaskly.core.events import Draft
 from octaskly.core.merge import TaskRecord
+from octaskly.core.model import TaskId
 from octaskly.core.options import After
 from octaskly.errors import CyclicTasks, ParentNotFound, TaskNotFound
 from octaskly.ports import Log
 
 Find = Callable[[str], Awaitable[TaskRecord]]
+
+_NOT_FOUND = "Parent task not found"
 
 
 async def resolve(
@@ -102,18 +106,16 @@ async def _known(
     found = await store.tasks(list(refs)) if refs else {}
     known: dict[str, str] = {}
     for ref, (index, place) in refs.items():
-        if ref in found:
-            known[ref] = found[ref][0].id
-            continue
+        at = "$" if len(drafts) == 1 else f"$[{index}]"
+        field = f"{at}.after[{place}]"
         try:
-            known[ref] = (await find(ref)).id
+            known[ref] = found[ref][0].id if ref in found else (await find(ref)).id
         except TaskNotFound as error:
-            at = "$" if len(drafts) == 1 else f"$[{index}]"
-            raise ParentNotFound(
-                "Parent task not found",
-                field=f"{at}.after[{place}]",
-                hint=f"no task is called {ref}",
-            ) from error
+            hint = f"no task is called {ref}"
+            raise ParentNotFound(_NOT_FOUND, field=field, hint=hint) from error
+        if member_of(TaskId(known[ref])) is not None:
+            hint = f"{ref} is a member of an array: come after all of it"
+            raise ParentNotFound(_NOT_FOUND, field=field, hint=hint)
     return known
 
 

@@ -179,6 +179,46 @@ def test_a_member_may_not_have_a_command_that_no_task_may_have(agent: Agent) -> 
     assert "with its longest member the command has 90002 bytes" in body["hint"]
 
 
+def test_tasks_come_after_arrays_and_arrays_after_tasks(agent: Agent) -> None:
+    """A whole array is waited for; a member is refused, since it may never begin."""
+    first = submit(agent, "sleep 0.5")
+    array = submit(agent, "echo {}", array={"range": "0-3"}, after=[first])
+    last = submit(agent, "echo done", after=[array])
+
+    why = agent.call("GET", f"{TASKS}/{array}.2/explain")[1]
+    status, body = agent.call(
+        "POST", TASKS, {"command": "true", "after": [f"{array}.2"]}
+    )
+
+    assert (why["status"], why["summary"]) == ("queued", f"it waits for {first}")
+    assert (status, body["field"]) == (400, "$.after[0]")
+    assert "is a member of an array" in body["hint"]
+    assert counts(ended(agent, array)) == {"completed": 4}
+    assert agent.call("GET", f"{TASKS}/{last}?wait=30")[1]["status"] == "completed"
+    failed = submit(agent, "false")
+    array = submit(agent, "echo {}", array={"range": "0-3"}, after=[failed])
+    assert counts(ended(agent, array)) == {"cancelled": 4}
+
+
+def test_members_ask_for_what_their_array_asks_for(agent: Agent) -> None:
+    """No node has the label, so all wait, and the reason is told of each."""
+    array = submit(
+        agent,
+        "echo {}",
+        array={"range": "0-999999"},
+        requires={"labels": {"room": "none"}},
+    )
+
+    whole = agent.call("GET", f"{TASKS}/{array}/explain")[1]
+    member = agent.call("GET", f"{TASKS}/{array}.7/explain")[1]
+
+    assert whole["status"] == member["status"] == "queued"
+    assert "room" in whole["summary"]
+    assert member["summary"] == whole["summary"]
+    assert agent.call("DELETE", f"{ARRAYS}/{array}")[0] == 200
+    assert counts(ended(agent, array)) == {"cancelled": 1_000_000}
+
+
 def test_each_member_has_files_of_its_own(agent: Agent) -> None:
     """A path may have the item in it, as long as it stays where it is."""
     array = submit(
