@@ -6,7 +6,7 @@ from http import HTTPStatus
 
 from aiohttp import web
 
-from octaskly.api import members, query, render, tasks
+from octaskly.api import answers, members, query, render, tasks
 from octaskly.api.problems import TASK_NOT_FOUND, Problem
 from octaskly.api.routing import Access, Call, Route, json_response
 from octaskly.core.merge import TaskRecord
@@ -58,6 +58,8 @@ ROUTES = (
         perform=show,
         access=Access.READ,
         query=("wait", "limit", "offset"),
+        answers={200: answers.TaskArray},
+        refuses=(409,),
     ),
     Route(
         method="DELETE",
@@ -65,11 +67,16 @@ ROUTES = (
         perform=cancel,
         access=Access.SUBMIT,
         query=("force",),
+        answers={200: answers.Cancelled},
+        refuses=(409, 507),
     ),
     Route(
         method="POST",
         path="/api/v1/arrays/{id}/retry",
         perform=retry,
         access=Access.SUBMIT,
+        answers={201: answers.Repeated},
+        tells=(tasks.REPLICAS_HEADER,),
+        refuses=(409, 429, 507),
     ),
 )

@@ -104,5 +104,9 @@ ROUTES = (
         perform=events,
         access=Access.READ,
         query=("types", "task"),
+        answers={200: None},
+        media=sse.CONTENT_TYPE,
+        heeds=(sse.RESUME_HEADER,),
+        refuses=(404, 409),
     ),
 )

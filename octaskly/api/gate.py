@@ -29,6 +29,7 @@ from octaskly.api.problems import (
 )
 from octaskly.api.query import Query
 from octaskly.api.routing import (
+    JSON,
     Access,
     Call,
     Connection,
@@ -304,8 +305,8 @@ async def _body(request: web.Request, route: Route, deadline_s: float) -> bytes:
     """Read a body, bounded in size and time."""
     if not request.body_exists:
         return b""
-    if request.content_type != "application/json":
-        raise status_problem(415, "send Content-Type: application/json")
+    if request.content_type != JSON:
+        raise status_problem(415, f"send Content-Type: {JSON}")
     bytes_max = route.body_bytes_max
     if (request.content_length or 0) > bytes_max:
         raise _too_large(bytes_max)

@@ -9,7 +9,7 @@ from aiohttp import web
 
 from octaskly.api import query, sse
 from octaskly.api.following import Begins, Follower, Gap, Place, Step, Waits
-from octaskly.api.routing import Access, Call, Route
+from octaskly.api.routing import BYTES, Access, Call, Route
 from octaskly.api.standing import Question, name_of, standing
 from octaskly.core.model import AttemptId, StreamId
 from octaskly.ports.output import STREAMS, Piece
@@ -172,7 +172,7 @@ async def _raw(call: Call, stream: int) -> web.StreamResponse:
 
     file = f"{question.ref}.{STREAMS[stream]}"
     headers = {
-        "Content-Type": "application/octet-stream",
+        "Content-Type": BYTES,
         # Bytes from a task are data, never a page of this origin.
         "Content-Disposition": f'attachment; filename="{file}"',
         "X-Content-Type-Options": "nosniff",
@@ -203,6 +203,10 @@ ROUTES = (
         access=Access.READ,
         is_local=True,
         query=("stream", "offset", "follow", "attempt"),
+        answers={200: None},
+        media=sse.CONTENT_TYPE,
+        heeds=(sse.RESUME_HEADER,),
+        refuses=(409,),
     ),
     *(
         Route(
@@ -212,6 +216,10 @@ ROUTES = (
             access=Access.READ,
             is_local=True,
             query=("offset", "follow", "attempt"),
+            answers={200: None},
+            media=BYTES,
+            tells=(TOTAL_HEADER,),
+            refuses=(409,),
         )
         for name, perform in zip(STREAMS, (stdout, stderr), strict=True)
     ),

@@ -7,7 +7,7 @@ from http import HTTPStatus
 from aiohttp import web
 
 from octaskly import __version__
-from octaskly.api import render, schema
+from octaskly.api import answers, render, schema
 from octaskly.api.problems import WORKER_NOT_FOUND, Problem
 from octaskly.api.routing import Access, Call, Route, json_response
 from octaskly.core.messages import Member
@@ -99,10 +99,29 @@ ROUTES = (
         access=Access.OPEN,
         is_local=True,
         query=None,  # Probes add parameters against caches.
+        answers={200: answers.Healthy, 503: answers.Unhealthy},
     ),
-    Route(method="GET", path="/api/v1/stats", perform=stats, access=Access.READ),
-    Route(method="GET", path="/api/v1/nodes", perform=index, access=Access.READ),
-    Route(method="GET", path="/api/v1/nodes/{name}", perform=show, access=Access.READ),
+    Route(
+        method="GET",
+        path="/api/v1/stats",
+        perform=stats,
+        access=Access.READ,
+        answers={200: answers.Stats},
+    ),
+    Route(
+        method="GET",
+        path="/api/v1/nodes",
+        perform=index,
+        access=Access.READ,
+        answers={200: answers.Nodes},
+    ),
+    Route(
+        method="GET",
+        path="/api/v1/nodes/{name}",
+        perform=show,
+        access=Access.READ,
+        answers={200: answers.Node},
+    ),
     *(
         Route(
             method="POST",
@@ -110,6 +129,8 @@ ROUTES = (
             perform=steer,
             access=Access.ADMIN,
             is_local=True,
+            answers={200: answers.Node},
+            refuses=(507,),
         )
         for steering in Steering
     ),
@@ -119,5 +140,7 @@ ROUTES = (
         perform=mint,
         access=Access.ADMIN,
         is_local=True,
+        takes=schema.TokenIn,
+        answers={201: answers.Token},
     ),
 )

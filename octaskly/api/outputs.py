@@ -14,7 +14,7 @@ from aiohttp.abc import AbstractStreamWriter
 
 from octaskly.api import query, schema
 from octaskly.api.problems import INVALID_VALUE, Problem
-from octaskly.api.routing import Access, Call, Route
+from octaskly.api.routing import BYTES, Access, Call, Route
 from octaskly.core.model import AttemptId, StreamId
 from octaskly.errors import NodeNotFound, OutputNotFound
 from octaskly.ports import OutputPlace
@@ -57,7 +57,7 @@ async def hand_over(call: Call) -> web.StreamResponse:
     attempt = AttemptId(
         int(parts["term"]), StreamId(int(parts["stream"])), int(parts["n"])
     )
-    file = call.gateway.local_output(query.logged_id(parts["id"]), attempt, path)
+    file = call.gateway.local_output(query.logged_id(parts["task"]), attempt, path)
     return await send_file(call, file)
 
 
@@ -68,7 +68,7 @@ async def send_file(call: Call, file: Path) -> web.StreamResponse:
         file,
         chunk_size=_CHUNK_BYTES,
         headers={
-            "Content-Type": "application/octet-stream",
+            "Content-Type": BYTES,
             # Bytes from a task are data, never a page of this origin.
             "Content-Disposition": f"attachment; filename*=UTF-8''{quote(file.name)}",
             "X-Content-Type-Options": "nosniff",
@@ -128,13 +128,21 @@ ROUTES = (
         path="/api/v1/tasks/{id}/outputs/{path:.+}",
         perform=download,
         access=Access.READ,
+        answers={200: None, 206: None},
+        media=BYTES,
+        heeds=("Range",),
+        refuses=(409, 416),
     ),
     Route(
         method="GET",
         path=_INTERNAL
-        + r"/{id}/{term:\d{1,19}}/{stream:\d{1,19}}/{n:\d{1,9}}/{path:.+}",
+        + r"/{task}/{term:\d{1,19}}/{stream:\d{1,19}}/{n:\d{1,9}}/{path:.+}",
         perform=hand_over,
         access=Access.NODE,
         is_local=True,
+        answers={200: None, 206: None},
+        media=BYTES,
+        heeds=("Range",),
+        refuses=(416,),
     ),
 )

@@ -16,7 +16,7 @@ from aiohttp import web
 
 from octaskly.api import query, sse
 from octaskly.api.peers import Unanswered, asked
-from octaskly.api.routing import Access, Call, Route
+from octaskly.api.routing import BYTES, Access, Call, Route
 from octaskly.core.model import AttemptId, NodeId, StreamId, TaskId
 from octaskly.errors import OutputNotFound
 from octaskly.ports.output import STREAMS, Piece
@@ -50,7 +50,7 @@ async def pieces(
         return
     path = _path(attempt, starts, follow=follow)
     async with asked(call, call.gateway.urls_of(node), path) as response:
-        if response.content_type != _HEADERS["Content-Type"]:
+        if response.content_type != BYTES:
             raise Unanswered(f"the node answered {response.status}")
         async with aclosing(_received(call, response)) as received:
             async for piece in received:
@@ -91,13 +91,13 @@ def _path(attempt: tuple[TaskId, AttemptId], starts: Starts, *, follow: bool) ->
     return f"{_INTERNAL}/{place}?{'&'.join(given)}"
 
 
-_HEADERS = {"Content-Type": "application/octet-stream"}
+_HEADERS = {"Content-Type": BYTES}
 
 
 async def hand_over(call: Call) -> web.StreamResponse:
     """Send the output of an attempt of this node to another node."""
     parts = call.request.match_info
-    task = TaskId(query.logged_id(parts["id"]))
+    task = TaskId(query.logged_id(parts["task"]))
     attempt = AttemptId(
         int(parts["term"]), StreamId(int(parts["stream"])), int(parts["n"])
     )
@@ -125,10 +125,12 @@ async def _send(stream: sse.EventStream, found: AsyncIterator[Piece]) -> None:
 ROUTES = (
     Route(
         method="GET",
-        path=_INTERNAL + r"/{id}/{term:\d{1,19}}/{stream:\d{1,19}}/{n:\d{1,9}}",
+        path=_INTERNAL + r"/{task}/{term:\d{1,19}}/{stream:\d{1,19}}/{n:\d{1,9}}",
         perform=hand_over,
         access=Access.NODE,
         is_local=True,
         query=(*STREAMS, "follow"),
+        answers={200: None},
+        media=BYTES,
     ),
 )

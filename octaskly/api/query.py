@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
+from typing import Annotated, Any, Final, Literal
+
+import msgspec
 
 from octaskly.api.problems import INVALID_VALUE, Problem
 from octaskly.config import DURABILITIES
@@ -22,6 +25,64 @@ _INTEGER = re.compile(r"[0-9]{1,16}")
 _SECONDS = re.compile(r"[0-9]{1,3}(\.[0-9]{1,3})?")
 _KEY = re.compile(r"[\x21-\x7e]{1,255}")
 _NAME_MAX = 255
+
+_Ref = Annotated[str, msgspec.Meta(pattern=f"^{_REF.pattern}$")]
+_Start = Annotated[int, msgspec.Meta(ge=0, le=OFFSET_MAX)]
+
+PARAMETERS: Final[Mapping[str, tuple[Any, str]]] = {
+    "array": (_Ref, "only members of this array; else all tasks that are no members"),
+    "attempt": (
+        Annotated[int, msgspec.Meta(ge=0, le=ATTEMPTS_MAX)],
+        "number of the attempt that is read; 0, as none: the one that counts",
+    ),
+    "durability": (
+        Literal["normal", "strict"],
+        "strict: refused with 503, rather than accepted with one copy only",
+    ),
+    "encoding": (Literal["utf-8", "base64"], "of stdout and stderr"),
+    "fail_fast": (bool, "true: refused where no node could ever run it"),
+    "follow": (bool, "true: go on until the task has ended"),
+    "force": (bool, "true: end what runs, too"),
+    "kept": (bool, "true: with the bytes of output that the log has"),
+    "known": (str, "what is known already: answer once that has changed"),
+    "limit": (
+        Annotated[int, msgspec.Meta(ge=1, le=LIMIT_MAX)],
+        f"how many items at most; {LIMIT_DEFAULT} unless told",
+    ),
+    "offset": (_Start, "how many items, or bytes of each stream, to skip"),
+    "status": (TaskState, "only tasks in this state"),
+    "stderr": (_Start, "offset in stderr; none: leave it out"),
+    "stdout": (_Start, "offset in stdout; none: leave it out"),
+    "stream": (Literal["stdout", "stderr", "both"], "which of them to send"),
+    "task": (_Ref, "the only task to tell of"),
+    "types": (
+        Annotated[str, msgspec.Meta(pattern="^(task|node)(,(task|node))*$")],
+        "which events to send",
+    ),
+    "wait": (
+        Annotated[float, msgspec.Meta(ge=0, le=WAIT_S_MAX)],
+        "how many seconds to wait for the end at most, in steps of 0.001",
+    ),
+    "worker_id": (
+        Annotated[str, msgspec.Meta(min_length=1, max_length=_NAME_MAX)],
+        "only tasks that this node runs or ran, by name or id",
+    ),
+}
+"""Type of each parameter and what it means, for the OpenAPI document."""
+
+PATH_PARTS: Final[Mapping[str, tuple[Any, str]]] = {
+    "id": (_Ref, "id of a task"),
+    "name": (str, "name or id of a node"),
+    "path": (str, "path of an output; it may have slashes"),
+    "task": (
+        Annotated[str, msgspec.Meta(pattern=f"^{_LOGGED.pattern}$")],
+        "id of a task in the log",
+    ),
+    "term": (int, "term of the attempt"),
+    "stream": (int, "stream of the attempt"),
+    "n": (int, "number of the attempt"),
+}
+"""The same of each variable part of a path."""
 
 
 class Query:

@@ -7,7 +7,7 @@ import contextlib
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum, auto
-from typing import Protocol
+from typing import Any, Protocol
 
 import aiohttp
 from aiohttp import web
@@ -19,6 +19,8 @@ from octaskly.core.model import NodeId
 from octaskly.ports import Clock, Gateway, Principal
 
 BODY_BYTES_MAX = 1 << 20
+JSON = "application/json"
+BYTES = "application/octet-stream"
 STREAMS_MAX = 256
 """Half of all connections, so that streams never keep other requests out."""
 
@@ -186,7 +188,15 @@ class Route:
     body_bytes_max: int = BODY_BYTES_MAX
     query: tuple[str, ...] | None = ()  #: known parameters; None ignores all
 
+    # What follows is said in the OpenAPI document, and tests check that it is true.
+    answers: Mapping[int, Any]  #: by status: type of the JSON; None in other media
+    media: str = JSON  #: of the answers that are no errors
+    takes: Any = None  #: type of the JSON body; None: there is none
+    heeds: tuple[str, ...] = ()  #: headers of a request that matter beyond the usual
+    tells: tuple[str, ...] = ()  #: headers of an answer beyond the usual
+    refuses: tuple[int, ...] = ()  #: statuses beyond those that any route may give
+
 
 def json_response(body: bytes, status: int = 200) -> web.Response:
     """Return a JSON answer."""
-    return web.Response(body=body, status=status, content_type="application/json")
+    return web.Response(body=body, status=status, content_type=JSON)

@@ -12,12 +12,13 @@ import posixpath
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import Annotated, Any, Literal, NoReturn
+from typing import Annotated, Any, Final, Literal, NoReturn
 
 import msgspec
 
 from octaskly.api import members
-from octaskly.api.asked import NONE_ASKED, RANGES, OptionsIn, Wrong, options_of
+from octaskly.api.asked import NONE_ASKED, OptionsIn, Wrong, options_of
+from octaskly.api.asked import RANGES as OPTION_RANGES
 from octaskly.api.problems import (
     INVALID_COMMAND,
     INVALID_VALUE,
@@ -61,6 +62,9 @@ class TaskIn(OptionsIn, forbid_unknown_fields=True, gc=False, kw_only=True):
     array: members.ArrayIn | None = None
 
 
+Tasks = Annotated[list[TaskIn], msgspec.Meta(min_length=1, max_length=BATCH_MAX)]
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Batch:
     """The tasks of a submission, in order."""
@@ -73,13 +77,13 @@ class Batch:
 class TokenIn(msgspec.Struct, forbid_unknown_fields=True):
     """A request for a token."""
 
-    role: str
+    role: Annotated[str, msgspec.Meta(extra_json_schema={"enum": sorted(PERMISSIONS)})]
     subject: str | None = None
     expires_s: Annotated[int, msgspec.Meta(ge=1, le=EXPIRES_S_MAX)] = TOKEN_S_DEFAULT
 
 
-_RANGES = {
-    **RANGES,
+RANGES: Final = {
+    **OPTION_RANGES,
     **members.RANGES,
     "timeout": "an integer from 1 to 86400 (seconds)",
     "inputs": f"an array of at most {PATHS_MAX} relative paths",
@@ -254,7 +258,7 @@ def _refuse_repeated_ids(drafts: Iterable[Draft]) -> None:
 def _refuse(place: str, what: str) -> NoReturn:
     name = _field_name(place)
     error = INVALID_COMMAND if name == "command" else INVALID_VALUE
-    raise Problem(400, error, hint=f"{what}; expected {_RANGES[name]}", field=place)
+    raise Problem(400, error, hint=f"{what}; expected {RANGES[name]}", field=place)
 
 
 def _field_name(place: str) -> str:
@@ -297,11 +301,11 @@ def _invalid(message: str, kind: type[msgspec.Struct]) -> Problem:
         return Problem(
             400,
             MISSING_FIELD,
-            hint=f"`{name}` is required: {_RANGES[name]}",
+            hint=f"`{name}` is required: {RANGES[name]}",
             field=f"{path}.{name}",
         )
     name = _field_name(path)
-    allowed = f"; expected {_RANGES[name]}" if name in _RANGES else ""
+    allowed = f"; expected {RANGES[name]}" if name in RANGES else ""
     error = INVALID_COMMAND if name == "command" else INVALID_VALUE
     return Problem(400, error, hint=f"{what}{allowed}", field=path)
 
@@ -319,7 +323,7 @@ def _surrogate_place(body: bytes) -> str | None:
     except (ValueError, RecursionError):
         return None
     for place, text in _texts(value, "$"):
-        if _field_name(place) in _RANGES and _SURROGATE.search(text):
+        if _field_name(place) in RANGES and _SURROGATE.search(text):
             return place
     return None
 

@@ -28,6 +28,7 @@ from octaskly.api import (
     events,
     logs,
     nodes,
+    openapi,
     outputs,
     pieces,
     standing,
@@ -60,7 +61,7 @@ _LINGER_S = 1.0
 _BACKLOG = 256
 _DRAIN_S = 0.2
 
-ROUTES = (
+ROUTES = openapi.with_document(
     *tasks.ROUTES,
     *arrays.ROUTES,
     *logs.ROUTES,

@@ -254,5 +254,7 @@ ROUTES = (
         perform=tell,
         access=Access.NODE,
         query=("attempt", "known", "wait", "kept"),
+        answers={200: Standing},
+        refuses=(409,),
     ),
 )

@@ -7,7 +7,7 @@ from http import HTTPStatus
 
 from aiohttp import web
 
-from octaskly.api import query, render, schema
+from octaskly.api import answers, query, render, schema
 from octaskly.api.routing import Access, Call, Route, json_response
 from octaskly.core.merge import TaskRecord
 from octaskly.ports import TaskPage, TaskQuery
@@ -112,6 +112,11 @@ ROUTES = (
         access=Access.SUBMIT,
         body_bytes_max=SUBMISSION_BYTES_MAX,
         query=("durability", "fail_fast"),
+        takes=schema.TaskIn | schema.Tasks,
+        answers={201: answers.Created | list[answers.Created]},
+        heeds=("Idempotency-Key",),
+        tells=(REPLICAS_HEADER,),
+        refuses=(409, 422, 429, 507),
     ),
     Route(
         method="GET",
@@ -119,6 +124,8 @@ ROUTES = (
         perform=index,
         access=Access.READ,
         query=("status", "worker_id", "array", "limit", "offset"),
+        answers={200: answers.TaskPage},
+        refuses=(404, 409),
     ),
     Route(
         method="GET",
@@ -126,12 +133,16 @@ ROUTES = (
         perform=show,
         access=Access.READ,
         query=("wait", "encoding"),
+        answers={200: answers.Task},
+        refuses=(409,),
     ),
     Route(
         method="GET",
         path="/api/v1/tasks/{id}/explain",
         perform=explain,
         access=Access.READ,
+        answers={200: answers.Explanation},
+        refuses=(409,),
     ),
     Route(
         method="DELETE",
@@ -139,11 +150,16 @@ ROUTES = (
         perform=cancel,
         access=Access.SUBMIT,
         query=("force",),
+        answers={200: answers.Cancelled},
+        refuses=(409, 507),
     ),
     Route(
         method="POST",
         path="/api/v1/tasks/{id}/retry",
         perform=retry,
         access=Access.SUBMIT,
+        answers={201: answers.Repeated},
+        tells=(REPLICAS_HEADER,),
+        refuses=(409, 429, 507),
     ),
 )

@@ -16,6 +16,7 @@ from octaskly.config import LOOPBACK
 from octaskly.core.model import Moment, NodeId
 from octaskly.errors import TrustError
 from octaskly.ports import Principal
+from tests.integration.conformance import conforms
 from tests.integration.fake_gateway import NOW_MS, FakeGateway
 
 TOKENS = {
@@ -144,7 +145,7 @@ async def ask(
     body: bytes | object | None = None,
     tls: ssl.SSLContext | None = None,
 ) -> Answer:
-    """Send one request and read the answer to its end."""
+    """Send one request and read the answer, which the OpenAPI document must know."""
     given = {"Host": f"localhost:{port}", "Connection": "close", **(headers or {})}
     if body is None:
         data = b""
@@ -153,7 +154,10 @@ async def ask(
         given = {"Content-Length": str(len(data)), **JSON, **given}
     lines = [f"{method} {path} HTTP/1.1", *(f"{k}: {v}" for k, v in given.items())]
     head = "\r\n".join([*lines, "", ""]).encode("utf-8", "surrogateescape")
-    return parse(await exchange(port, head + data, tls=tls), method)
+    answer = parse(await exchange(port, head + data, tls=tls), method)
+    media = answer.headers.get("content-type", "").partition(";")[0]
+    conforms(method, path, answer.status, media, answer.body)
+    return answer
 
 
 async def exchange(

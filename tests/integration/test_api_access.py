@@ -35,6 +35,7 @@ from tests.integration.api_node import (
 )
 from tests.integration.fake_gateway import NOW_MS, FakeGateway
 
+PARTS = ("id", "task", "name", "path", "term", "stream", "n")
 OPEN = {("GET", "/health"), ("HEAD", "/health")}
 
 
@@ -46,7 +47,7 @@ async def node() -> AsyncIterator[ApiNode]:
 
 def _routes(node: ApiNode) -> list[tuple[str, str]]:
     """Return method and a concrete path of every route that the router really has."""
-    sample = {"id": "x", "name": "x", "path": "x", "term": "1", "stream": "1", "n": "1"}
+    sample = dict.fromkeys(PARTS, "1")
     found = []
     for route in node.server.app.router.routes():
         assert route.resource is not None

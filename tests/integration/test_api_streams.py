@@ -47,6 +47,8 @@ def serve_stream(
         perform=perform,
         access=Access.READ,
         is_local=is_local,
+        answers={200: None},
+        media=sse.CONTENT_TYPE,
     )
     monkeypatch.setattr(server, "ROUTES", (*server.ROUTES, route))
 

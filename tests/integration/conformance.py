@@ -1,0 +1,69 @@
+"""Whether an answer is one that the OpenAPI document describes."""
+
+from __future__ import annotations
+
+import functools
+import json
+import re
+from typing import Any
+
+import jsonschema_rs
+import msgspec
+
+from octaskly.api.openapi import document
+from octaskly.api.server import ROUTES
+
+ADDED = "/api/v1/test-"  #: begins the paths that tests add to the API
+#: As clients get it.
+DOCUMENT: dict[str, Any] = json.loads(msgspec.json.encode(document(ROUTES)))
+
+_TEMPLATES = {
+    # Of all parts only the path of an output may have slashes.
+    path: re.compile(re.sub(r"{\w+}", "[^/]+", path.replace("{path}", ".+")))
+    for path in DOCUMENT["paths"]
+}
+
+
+def conforms(method: str, target: str, status: int, media: str, body: bytes) -> None:
+    """Fail unless the document has this answer to a request.
+
+    Args:
+        method: Of the request.
+        target: Its path and query, maybe with a host.
+        status: Of the answer.
+        media: Its content type, without parameters; empty if there is none.
+        body: Of the answer.
+    """
+    told = _told(method, target, status)
+    if told is None and status < 400:
+        is_known = method == "OPTIONS" or target.startswith(ADDED)
+        assert is_known, f"{target} is not in the document"
+        return
+    if told is None:  # None of the API's requests, and every refusal has one form.
+        told = DOCUMENT["components"]["responses"]["400"]
+    assert media in told["content"], f"{target} answers {status} as {media}"
+    if media == "application/json" and method != "HEAD":
+        schema = told["content"][media]["schema"]
+        _validator(json.dumps(schema)).validate(json.loads(body))
+
+
+def _told(method: str, target: str, status: int) -> dict[str, Any] | None:
+    """Return what the document says of an answer; None if it knows no such request."""
+    path = re.sub(r"^\w+://[^/]*", "", target).partition("?")[0]
+    for template, pattern in _TEMPLATES.items():
+        operations = DOCUMENT["paths"][template]
+        name = "get" if method == "HEAD" else method.lower()
+        if pattern.fullmatch(path) and name in operations:
+            responses = operations[name]["responses"]
+            assert str(status) in responses, f"{method} {template} answers {status}"
+            told: dict[str, Any] = responses[str(status)]
+            if "$ref" in told:
+                told = DOCUMENT["components"]["responses"][str(status)]
+            return told
+    return None
+
+
+@functools.cache
+def _validator(schema: str) -> jsonschema_rs.Draft202012Validator:
+    whole = {**json.loads(schema), "components": DOCUMENT["components"]}
+    return jsonschema_rs.Draft202012Validator(whole)
