@@ -137,7 +137,9 @@ class Follower:
         """Return the rest of an attempt that has ended."""
         now, offsets = self.now, self._place.offsets
         why = _CUT
-        if any(now.sizes[s] > max(now.logged[s], offsets[s]) for s in self._wanted):
+        if now.is_torn or any(
+            now.sizes[s] > max(now.logged[s], offsets[s]) for s in self._wanted
+        ):
             try:
                 async with aclosing(self._from_node(follow=False)) as found:
                     async for step in found:

@@ -402,6 +402,20 @@ async def test_an_attempt_that_does_not_count_can_be_read(node: ApiNode) -> None
         assert answer.json["field"] == "attempt"
 
 
+async def test_a_lost_attempt_left_what_its_node_has(node: ApiNode) -> None:
+    """Nobody saw its end, so the log says nothing of what it wrote."""
+    task, attempt = await begun(node)
+    lose(node.gateway, task)
+    assert told(await ask(node, task, "attempt=1"))[1:] == [("end", "queued")]
+
+    node.gateway.wrote[TaskId(task), attempt] = [Piece(0, 0, b"so far")]
+
+    assert told(await ask(node, task, "attempt=1"))[1:] == [
+        ("stdout", {"offset": 0, "data": "so far"}),
+        ("end", "queued"),
+    ]
+
+
 async def test_a_task_that_never_ran_ends_without_output(node: ApiNode) -> None:
     """Who waits for it to start is told that it was cancelled."""
     task = await node.submit()
