@@ -46,7 +46,7 @@ class Explaining:
         task = self._queue.tasks.get(record.id)
         names = {member.id: member.name for member in members}
         if task is None or (task.phase is Phase.ENDED and task.final is None):
-            if record.state is not TaskState.QUEUED:
+            if record.state is not TaskState.QUEUED and not _has_waiting(record):
                 return Explanation(record.state, _told(record, names))
             if record.waits_for is not None:
                 parents = ", ".join(map(name_of, map(TaskId, record.waits_for.tasks)))
@@ -60,7 +60,11 @@ class Explaining:
             return Explanation(TaskState.RUNNING, self._whereabouts(task, name))
         verdicts = tuple(self._verdict(task, member) for member in members)
         summary = self._summary(task, members, verdicts, now)
-        return Explanation(TaskState.QUEUED, summary, verdicts)
+        if record.progress is None:
+            return Explanation(TaskState.QUEUED, summary, verdicts)
+        waiting, total = record.progress.queued, sum(record.progress[:-1])
+        summary = f"{waiting} of {total} members wait: {summary}"
+        return Explanation(record.state, summary, verdicts)
 
     def hopeless(self, drafts: Iterable[Draft]) -> Hopeless | None:
         """Return the first task that shall fail fast and that no node could run."""
@@ -159,6 +163,11 @@ def _withheld(member: Member) -> Iterator[Why]:
         yield Why("paused", "is paused")
     elif member.strain is not None:
         yield Why(f"{member.strain.value}_short", f"is short of {member.strain.value}")
+
+
+def _has_waiting(record: TaskRecord) -> bool:
+    """Whether it is an array of which members wait."""
+    return record.progress is not None and record.progress.queued > 0
 
 
 def _present(members: Sequence[Member]) -> list[Member]:

@@ -28,8 +28,13 @@ class Lane:
     """The front of the queue of one shape, and how far the store was read for it."""
 
     def __init__(
-        self, requires: Requires | None, tasks_max: int, bytes_max: int, cursor: int
+        self,
+        shape: int,
+        requires: Requires | None,
+        bounds: tuple[int, int],
+        cursor: int,
     ) -> None:
+        self.shape = shape
         self.requires = requires
         self.queued = 0  #: tasks in phase QUEUED that are in hand
         self.blocked_s: float | None = None
@@ -38,8 +43,7 @@ class Lane:
         self.is_stuck = True  #: the last read brought nothing new
         self.cursor = cursor  #: all that the store has queued up to here is in hand
         self._has_left = False  #: a submission was left in the store during a read
-        self._tasks_max = tasks_max
-        self._bytes_max = bytes_max
+        self._tasks_max, self._bytes_max = bounds
         self._size = 0  #: bytes of its tasks, roughly
         self._heap: list[tuple[int, TaskId]] = []
 
@@ -72,6 +76,7 @@ class Lane:
     def enter(self, task: InHand) -> None:
         """Count a task that is not to wait."""
         self.queued += 1
+        task.shape = self.shape
         task.size = task.size or task.spec.size_bytes
         self._size += task.size
 
@@ -284,7 +289,7 @@ class Lanes:
             bytes_max = min(bytes_max, limits.lane_bytes)
         # Below every `ord`, and never the same twice, so that the answer to a read of
         # an earlier reign is not taken for this one.
-        lane = Lane(requires, tasks_max, bytes_max, -self._starts)
+        lane = Lane(shape, requires, (tasks_max, bytes_max), -self._starts)
         lane.has_more = self._has_hidden or (shape != 0 and not self._is_listed)
         self._lanes[shape] = lane
         return lane

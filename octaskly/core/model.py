@@ -204,8 +204,9 @@ class TaskSpec:
     def size_bytes(self) -> int:
         """Most bytes that it takes in a message, roughly."""
         chars = len(self.command) + len(self.submitter)
-        for path in self.inputs + self.outputs:
-            chars += len(path) + SPEC_PATH_CHARS
+        if self.inputs or self.outputs:
+            for path in self.inputs + self.outputs:
+                chars += len(path) + SPEC_PATH_CHARS
         if self.options is not None:
             chars += self.options.chars
         return SPEC_BYTES + CHAR_BYTES * chars

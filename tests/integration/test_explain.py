@@ -51,6 +51,8 @@ def test_a_task_that_no_node_can_run_waits_and_is_explained(tmp_path: Path) -> N
         assert node["reasons"] == [
             {"code": "label", "message": "lacks label disk=ssd (has disk=hdd)"}
         ]
+        many = [{"command": "true", "priority": 9, **huge}] * 10_000
+        assert agent.call("POST", TASKS, many)[0] == 201
         assert finished(agent, submit(agent, "echo ran"))["stdout"] == "ran\n"
 
         before = agent.call("GET", TASKS)[1]["total"]

@@ -77,11 +77,12 @@ from octaskly.core.model import (
     name_of,
 )
 from octaskly.core.node import Node
-from octaskly.core.options import After, TaskOptions
+from octaskly.core.options import After, Requires, TaskOptions, slots_of
 from tests.simulation.cores import Cores
 from tests.simulation.disk import GOOD, Disk, Kept
 from tests.simulation.network import Network
 
+MEMORY_MB = 100  #: of each machine
 WALL_MS = 1_700_000_000_000
 RETRY_S = 0.25  #: between two tries of a write that fails
 KILL_S = 0.01  #: until a command that is killed is gone
@@ -131,11 +132,17 @@ class Machine:
         """Where its peer port is."""
         return Address(f"10.0.0.{self.index + 1}", 7878)
 
+    def has_room(self, spec: TaskSpec) -> bool:
+        """Whether a task may begin beside those that run."""
+        specs = (*self.running.values(), spec)
+        return sum(slots_of(each.options) for each in specs) <= self.slots
+
 
 class World:
     """Machines, their network, and the clients."""
 
     late_share = 0.0  #: of tasks that come after another one
+    needy_share = 0.0  #: of tasks that ask for much of a machine
 
     def __init__(
         self,
@@ -148,7 +155,9 @@ class World:
         cores: int | None = None,
         is_traced: bool = False,
     ) -> None:
-        self.random, self.late = random.Random(seed), random.Random(f"late {seed}")
+        self.random, self.late, self.needy = (
+            random.Random(text) for text in (seed, f"late {seed}", f"needy {seed}")
+        )
         self.time_s = 1000.0
         self.node_type = node_type
         self.timing = timing or Timing(orphan_s=60.0)
@@ -241,6 +250,8 @@ class World:
             peer_port=machine.address.port,
             lan_port=3443,
             addresses=(machine.address.host,),
+            memory_mb=MEMORY_MB,
+            os="linux",
         )
         settings = Settings(
             node=info, timing=self.timing, limits=self.limits, is_strict=self.is_strict
@@ -601,7 +612,7 @@ class World:
         return True
 
     def _fill(self, machine: Machine) -> None:
-        while machine.waiting and len(machine.running) < machine.slots:
+        while machine.waiting and machine.has_room(machine.waiting[0][1]):
             attempt, spec = machine.waiting.pop(0)
             key = (spec.id, attempt)
             machine.running[key] = spec
@@ -686,6 +697,7 @@ class World:
         )
         if task_id is None:
             drafts = tuple(self._made_late(draft, machine) for draft in drafts)
+            drafts = tuple(self._made_needy(draft, machine) for draft in drafts)
         self.asked.update(draft.command for draft in drafts)
         ticket = self._next_ticket()
         self._drafts[ticket] = drafts
@@ -701,6 +713,20 @@ class World:
             tasks=(self.late.choice(known),), end=self.late.choice(("success", "any"))
         )
         return replace(draft, options=TaskOptions(after=after))
+
+    def _made_needy(self, draft: Draft, machine: Machine) -> Draft:
+        """Let some tasks ask for a whole machine, or for most of its memory."""
+        if self.needy.random() >= self.needy_share:
+            return draft
+        requires = self.needy.choice(
+            (
+                Requires(cpus=machine.slots),
+                Requires(memory_mb=MEMORY_MB - 1),
+                Requires(os="linux"),
+            )
+        )
+        options = replace(draft.options or TaskOptions(), requires=requires)
+        return replace(draft, options=options)
 
     def cancel(self, node_id: NodeId, task: TaskId, *, force: bool) -> None:
         """Cancel a task through one node."""

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 
+from octaskly.core.arrays import Progress
 from octaskly.core.effects import Answer, Hopeless
 from octaskly.core.merge import TaskRecord
 from octaskly.core.messages import Member
@@ -17,7 +18,7 @@ from octaskly.core.model import (
     TaskSpec,
     TaskState,
 )
-from octaskly.core.options import After, Requires, Retry, TaskOptions
+from octaskly.core.options import After, ArraySpec, Requires, Retry, TaskOptions
 from octaskly.core.turns import RESERVE_AFTER_S
 from octaskly.core.verdicts import Explanation
 from tests.builders import draft, moment, node_info, outcome, released, spec
@@ -232,6 +233,22 @@ def test_where_a_task_runs_is_all_there_is_to_say() -> None:
 
     assert explained(mesh, "one", member(B)) == Explanation(
         TaskState.RUNNING, "it runs on b"
+    )
+
+
+def test_of_an_array_the_members_that_wait_are_explained() -> None:
+    """Whether some of it runs or not; they all ask for the same."""
+    array = TaskOptions(array=ArraySpec(count=9), requires=Requires(cpus=4))
+    own = replace(spec(), options=array)
+    some = TaskRecord(id=own.id, spec=own, progress=Progress(6, 2, 1))
+    last = replace(some, progress=Progress(0, 2, 7))
+
+    told = explained(Mesh(B), some, member(B))
+
+    assert told.state is TaskState.RUNNING
+    assert told.summary == "6 of 9 members wait: no node has 4 CPUs; largest is 2 (b)"
+    assert explained(Mesh(B), last, member(B)) == Explanation(
+        TaskState.RUNNING, "it runs"
     )
 
 
