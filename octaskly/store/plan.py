@@ -75,12 +75,14 @@ def _plan_ahead(
     """Return tasks that may be known from rows alone, by key.
 
     What the log lacks of a stream is later than what it holds of it, so a task of which
-    nothing is as late is in the log whole.
+    nothing is as late is in the log whole. So is one that was born in the own stream,
+    unlike one whose envelope came there again.
     """
     since = min(_hlc_held(db, stream) for stream, _ in ahead)
     found = db.execute(
         f"SELECT {rows.TASK_COLUMNS} FROM tasks"  # noqa: S608
-        " WHERE key > ? AND changed > ? AND stream != ? ORDER BY key LIMIT ?",
+        " WHERE key > ? AND changed > ? AND (stream != ? OR born != reborn)"
+        " ORDER BY key LIMIT ?",
         (ask.after, since, ask.stream, CARRIED_MAX + 1),
     ).fetchall()
     after, left = ask.after, CARRIED_BYTES_MAX

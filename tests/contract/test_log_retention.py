@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import cast
 
@@ -340,6 +341,25 @@ async def test_what_only_rows_say_is_told_again(benches: list[Bench]) -> None:
     two.log.save(Save(number=two.number, retold=planned.ahead))
     await two.durable()
     assert await two.log.plan_floor(own) == FloorPlanned(None)
+
+
+async def test_what_rows_say_of_a_task_whose_envelope_came_again_is_told_again(
+    benches: list[Bench],
+) -> None:
+    """A late result brings the envelope alone; what was born in the stream is whole."""
+    one, two = benches
+    await one.add(kit.submitted(1), kit.finished(1))
+    await one.add(kit.submitted(2), kit.submitted(3), kit.finished(2))
+    await one.raise_floor(before_hlc=1003)
+    await one.shows(2, 3)
+    await two.join(one.log, most=1)
+    again = kit.entries([kit.submitted(2), kit.submitted(4)], stream=kit.OTHER)
+    await two.take([replace(entry, hlc=entry.hlc + 1000) for entry in again])
+
+    planned = await two.log.plan_floor(PlanFloor(0, MANY, kit.OTHER))
+
+    assert planned.carried == (await two.log.task(kit.task_id(2)),)
+    assert planned.carried[0].attempts
 
 
 async def test_rows_whose_entries_follow_are_not_told_again(

@@ -515,7 +515,8 @@ class Disk:
             (key, task)
             for task, key in self.keys.items()
             if key > ask.after and self.changed[task] > since
-            if self.births[task].stream != ask.stream
+            for birth in [self.births[task]]
+            if birth.stream != ask.stream or birth.born != birth.reborn
         ]
         part = left[:STEP_TASKS]
         carried = tuple(self.records[task] for _, task in part)

@@ -33,9 +33,9 @@ SEEDS = 500  #: on each change
 MUTANT_SEEDS = 200  #: within which each planted bug must show
 
 REGRESSIONS = [
-    int(line.split("#")[0])
+    words
     for line in (HERE / "regressions.txt").read_text().splitlines()
-    if line.split("#")[0].strip()
+    if (words := line.split("#")[0].split())
 ]
 
 
@@ -47,10 +47,11 @@ def test_whatever_fails_nothing_accepted_is_lost() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seed", REGRESSIONS)
-def test_a_seed_that_once_failed_passes(seed: int) -> None:
+@pytest.mark.parametrize("words", REGRESSIONS, ids=" ".join)
+def test_a_seed_that_once_failed_passes(words: list[str]) -> None:
     """What was found once stays fixed."""
-    run_seed(seed)
+    seed, *kind = words
+    run_seed(int(seed), is_forgetting=kind == ["forgetful"])
 
 
 @pytest.mark.slow
