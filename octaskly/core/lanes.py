@@ -53,6 +53,12 @@ class Lane:
         return self.queued >= self._tasks_max or self._size >= self._bytes_max
 
     @property
+    def is_overfull(self) -> bool:
+        """Whether so much came with a higher priority that the end must go."""
+        is_many = self.queued >= 2 * self._tasks_max
+        return is_many or self._size >= 2 * self._bytes_max
+
+    @property
     def is_hungry(self) -> bool:
         """Whether more should be read."""
         is_low = self.queued <= self._tasks_max // 2
@@ -112,6 +118,30 @@ class Lane:
         """Its first task finds no worker with room."""
         if self.blocked_s is None:
             self.blocked_s = now_s
+
+    def trim(self, tasks: Tasks) -> list[InHand]:
+        """Leave the end of the lane to the store again; return what that is.
+
+        Not what the store may see otherwise: what is not durable yet, and arrays.
+        """
+        queued = ((place, tasks.get(task_id)) for place, task_id in sorted(self._heap))
+        waiting = [(p, t) for p, t in queued if t and t.phase is Phase.QUEUED]
+        count = size = 0
+        for place, task in waiting:
+            if count and (count >= self._tasks_max or size >= self._bytes_max):
+                break
+            count, size, self.cursor = count + 1, size + task.size, place
+        dropped = [t for _, t in waiting[count:] if not t.number and t.rest is None]
+        self.is_stuck, self.has_more = False, True
+        gone = {task.spec.id for task in dropped}
+        self._heap = [
+            (place, task.spec.id)
+            for place, task in waiting
+            if not task.lacking and task.spec.id not in gone
+        ]
+        for task in dropped:
+            self.leave(task)
+        return dropped
 
     def count_before(self, ord_: int, tasks: Tasks) -> int:
         """Return how many tasks in hand stand before this place."""
@@ -217,6 +247,16 @@ class Lanes:
         count = sum(lane.count_before(spec.ord, tasks) for lane in lanes)
         are_all = all(not each.has_more or each.cursor >= spec.ord for each in lanes)
         return count, are_all and not self._has_hidden
+
+    def trim(self, tasks: Tasks) -> list[InHand]:
+        """Return what is left to the store again, lest memory follow the queue."""
+        # The answer to a read would be taken to reach further than the lane then does.
+        reading = None if self._reading is None else self._reading[0]
+        dropped = []
+        for shape, lane in self._lanes.items():
+            if lane.is_overfull and shape != reading:
+                dropped += lane.trim(tasks)
+        return dropped
 
     def entry(self, spec: TaskSpec) -> Lane | None:
         """Return the lane that takes a new task; None: it is left in the store."""

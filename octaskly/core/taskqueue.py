@@ -203,6 +203,8 @@ class TaskQueue:
             if lane is not None:
                 task = self.tasks[spec.id] = unpacked(spec)
                 lane.push(task)
+        for task in self.lanes.trim(self.tasks):
+            del self.tasks[task.spec.id]
 
     def put(self, spec: TaskSpec) -> InHand:
         """Queue a task that is not durable yet; the caller must `touch` it."""

@@ -183,6 +183,29 @@ def test_the_window_is_bounded_in_bytes_too() -> None:
     assert "t4" in in_hand(queue)
 
 
+def test_memory_stays_bounded_whatever_the_priority_of_what_comes() -> None:
+    """What comes goes before what is in hand; then the end goes back to the store."""
+    limits = Limits(window_tasks=4, load_tasks=4)
+    specs = [spec(f"t{n}", ord=1000 - n) for n in range(40)]
+    queue = begun(limits)
+
+    for each in specs:
+        queue.admit([each])
+        assert queue.lanes.queued < 8
+
+    order: list[str] = []
+    left = {each.id: each for each in specs}
+    while left:
+        task = queue.first(queue.lanes.plain)
+        assert task is not None
+        order.append(str(task.spec.id))
+        queue.end(task, None)
+        del queue.tasks[task.spec.id], left[task.spec.id]
+        stored_now = sorted(left.values(), key=lambda each: each.ord)
+        fed(queue, stored(*stored_now))
+    assert order == [str(each.id) for each in reversed(specs)]
+
+
 def test_priority_then_age_decides_among_lanes() -> None:
     """A task that asks for something is not put back for that, nor preferred."""
     world = World()
