@@ -256,6 +256,8 @@ class AgentGateway:
             about = await self.task(place[0])  # It waits with its array.
         reply = await self.tickets.ask(lambda ticket: ev.ExplainAsked(ticket, about))
         assert isinstance(reply, Explanation)
+        if about is not record and record.state is TaskState.QUEUED:
+            reply = replace(reply, state=TaskState.QUEUED)  # Others of it may run.
         return record, reply
 
     # --- outputs -------------------------------------------------------------------
