@@ -26,6 +26,7 @@ LOOPBACK = ("127.0.0.1", "::1")
 PORT_MAX = 65535
 RETENTION_S = 7 * 86_400
 RETAINED_TASKS = 2_000_000
+RETAINED_BYTES_MIN = 16 << 20
 QUEUE_MAX = 5_000_000
 DRAIN_S = 30
 KILL_GRACE_S = 10
@@ -69,6 +70,7 @@ class AgentOptions:
     retention_s: int = RETENTION_S  #: how long ended tasks are kept
     queue_max: int = QUEUE_MAX  #: tasks that may wait, as dispatcher
     retained_tasks: int = RETAINED_TASKS  #: of more, the oldest are forgotten
+    retained_bytes: int | None = None  #: the same of a larger log
     output_cap_bytes: int = OUTPUT_CAP_BYTES  #: of one attempt, on the worker's disk
     output_quota_bytes: int | None = None  #: of all attempts together
     drain_s: int = DRAIN_S  #: how long running tasks may take after SIGTERM
@@ -153,6 +155,8 @@ def resolve(options: AgentOptions, environ: Mapping[str, str]) -> AgentConfig:
         problems.append(f"--output-cap {cap_bytes}: from 4M to 512M")
     if quota_bytes is not None and quota_bytes < cap_bytes:
         problems.append(f"--output-quota {quota_bytes}: at least --output-cap")
+    if (size := options.retained_bytes) is not None and size < RETAINED_BYTES_MIN:
+        problems.append(f"--retained-bytes {size}: at least 16M")
     labels = _labels(options.labels, problems)
     _check_gpus(options.gpus, problems)
     seeds = tuple(seed for text in options.join if (seed := parse_seed(text, problems)))

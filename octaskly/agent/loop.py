@@ -51,6 +51,7 @@ class CoreLoop:
         self._turn: asyncio.Handle | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._timer_s = 0.0  #: on the node's clock
+        self._is_too_large = False  #: the log; said once
         self._perform: dict[type, Callable[[Any], None]] = {}
 
     def connect(
@@ -193,7 +194,14 @@ class CoreLoop:
         self.post(await self._store.load_ripe(effect))
 
     async def _plan_floor(self, effect: ef.PlanFloor) -> None:
-        self.post(await self._store.plan_floor(effect))
+        planned = await self._store.plan_floor(effect)
+        if planned.is_too_large and not self._is_too_large:
+            self._log.warning(
+                "the log is larger than --retained-bytes, and nothing can be forgotten",
+                hint="what waits or runs stays; allow more, or cancel some of it",
+            )
+        self._is_too_large = planned.is_too_large
+        self.post(planned)
 
     async def _serve_pull(self, effect: ef.ServePull) -> None:
         packed = await self._store.answer(

@@ -83,7 +83,11 @@ class _Agent:
     async def _be(self, secret: MeshSecret, *, is_first: bool) -> None:
         """Be one node, until told to stop or to be another."""
         store = Store(
-            self._config.paths.database, WirePacker(), self._persisted, self._clock
+            self._config.paths.database,
+            WirePacker(),
+            self._persisted,
+            self._clock,
+            bytes_max=self._config.options.retained_bytes,
         )
         saved = store.open()
         try:

@@ -102,6 +102,12 @@ FOLDER = click.Path(path_type=Path)
     help="As dispatcher, forget the oldest of more ended tasks (2000000).",
 )
 @click.option(
+    "--retained-bytes",
+    type=Bytes(),
+    metavar="SIZE",
+    help="The same while the log is larger than this (8G, at most 10% of the disk).",
+)
+@click.option(
     "--queue-max",
     type=click.IntRange(min=1),
     default=QUEUE_MAX,

@@ -201,11 +201,12 @@ class FloorPlanned:
 
     floor: Floor | None  #: None: nothing is old enough
     carried: tuple[TaskRecord, ...] = ()  #: to be written again before it, with outputs
-    has_more: bool = False  #: more is old enough; a step is bounded
+    has_more: bool = False  #: more is old enough, or will be soon; a step is bounded
     ahead: Holdings = ()
     """Rows of snapshots stand for so much that the log lacks. As long as that is so,
     `carried` are tasks that it may say less of, and there is no floor."""
     after: int = 0  #: how far these tasks were read; ask on from there
+    is_too_large: bool = False  #: the log is, and no task in it may be forgotten
 
 
 @dataclass(frozen=True, slots=True)

@@ -26,6 +26,12 @@ _WAL_BYTES: Final = WAL_PAGES * (4096 + 24) + 32
 _RESERVE_BYTES: Final = 1 << 20
 _RESERVE_SHARE: Final = 64  #: never more than this part of the free space
 
+VACUUM_PAGES: Final = 64  #: given back in one commit
+_SPARE_PAGES: Final = 1024  #: so many stay, to be used again,
+_SPARE_PARTS: Final = 16  #: or this part of the file, where that is more
+_SIZE_MAX: Final = 8 << 30  #: of a log whose size nobody chose,
+_SIZE_DISK_PARTS: Final = 10  #: and this part of the disk
+
 _MAGIC: Final = b"SQLite format 3\0"
 _RESET: Final = "`octaskly db reset` moves it aside and starts afresh"
 _DAMAGE: Final = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
@@ -149,6 +155,33 @@ class Reserve:
         return missing < _RESERVE_BYTES
 
 
+def size_max(path: Path) -> int:
+    """Return how large the log may be where nobody says it."""
+    return min(_SIZE_MAX, shutil.disk_usage(path.parent).total // _SIZE_DISK_PARTS)
+
+
+def used_bytes(connection: sqlite3.Connection) -> int:
+    """Return how much of the file is in use."""
+    pages = _pragma(connection, "page_count") - _pragma(connection, "freelist_count")
+    return pages * _pragma(connection, "page_size")
+
+
+def has_spare_pages(connection: sqlite3.Connection) -> bool:
+    """Return whether so much of the file is free that some shall be given back.
+
+    Never of a file that an earlier version made: there, pages are only used again.
+    """
+    free, pages = (_pragma(connection, n) for n in ("freelist_count", "page_count"))
+    is_much = free > max(_SPARE_PAGES, pages // _SPARE_PARTS)
+    return is_much and _pragma(connection, "auto_vacuum") != 0
+
+
+def give_back(connection: sqlite3.Connection) -> None:
+    """Make the file a little shorter; the caller has begun a transaction."""
+    for _ in range(VACUUM_PAGES):  # Python lets such a statement make one step only.
+        connection.execute("PRAGMA incremental_vacuum(1)")
+
+
 def open_reader(path: Path) -> sqlite3.Connection:
     """Return a connection that only reads; any thread may use it, one at a time."""
     return _guarded(path, "ro", _prepare_reader)
@@ -257,6 +290,7 @@ def _examine(connection: sqlite3.Connection, path: Path) -> None:
 
 
 def _prepare_writer(connection: sqlite3.Connection, path: Path) -> None:
+    connection.execute("PRAGMA auto_vacuum=INCREMENTAL")  # Of a new file.
     if connection.execute("PRAGMA journal_mode=WAL").fetchone() != ("wal",):
         raise StoreUnusable(
             f"{path}: this file system cannot keep a write-ahead log",

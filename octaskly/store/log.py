@@ -39,7 +39,13 @@ from octaskly.errors import RemoteProtocolError, StoreCorrupt
 from octaskly.ports import Clock, Packer, StoreStats, TaskPage, TaskQuery, ToNotify
 from octaskly.store import history as histories
 from octaskly.store import queue, reader
-from octaskly.store.database import Lock, open_reader, open_writer, translated
+from octaskly.store.database import (
+    Lock,
+    open_reader,
+    open_writer,
+    size_max,
+    translated,
+)
 from octaskly.store.edges import load_ripe
 from octaskly.store.plan import plan_floor
 from octaskly.store.snapshot import snapshot
@@ -66,6 +72,8 @@ class Store:
         clock: Dates the last meeting with a peer.
         loop: By default the running one.
         room_bytes: Free space that `is_room` leaves alone.
+        bytes_max: Of a larger log the oldest tasks are forgotten; by default 8 GiB,
+            or a tenth of the disk where that is less.
     """
 
     def __init__(
@@ -77,6 +85,7 @@ class Store:
         *,
         loop: asyncio.AbstractEventLoop | None = None,
         room_bytes: int = ROOM_BYTES,
+        bytes_max: int | None = None,
     ) -> None:
         self._path = path
         self._packer = packer
@@ -84,6 +93,7 @@ class Store:
         self._clock = clock
         self._loop = loop or asyncio.get_running_loop()
         self._room_bytes = room_bytes
+        self._bytes_max = bytes_max
         self._lock: Lock | None = None
         self._writer: Writer | None = None
         self._pool: ThreadPoolExecutor | None = None
@@ -211,7 +221,7 @@ class Store:
 
     async def plan_floor(self, ask: PlanFloor) -> FloorPlanned:
         """Find how far the floor may rise."""
-        return await self._read(lambda db: plan_floor(db, ask))
+        return await self._read(lambda db: plan_floor(db, ask, self._size_max()))
 
     async def vector(self) -> tuple[tuple[StreamId, int], ...]:
         """Return what is durable, per stream."""
@@ -334,6 +344,9 @@ class Store:
                 self._idle.put(db)
         except sqlite3.Error as error:
             raise translated(self._path, error) from error
+
+    def _size_max(self) -> int:
+        return size_max(self._path) if self._bytes_max is None else self._bytes_max
 
     def _disk_bytes(self) -> int:
         total = 0

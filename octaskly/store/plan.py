@@ -13,12 +13,14 @@ from octaskly.core.facts import HLC_MAX, Floor, Mark
 from octaskly.core.merge import TaskRecord
 from octaskly.core.model import Epoch, Holdings, NodeId, StreamId, TaskState
 from octaskly.store import arrays, reader, rows
+from octaskly.store.database import used_bytes
 from octaskly.store.purge import read_floor
 from octaskly.store.state import read_ahead
 
 TASKS_MAX: Final = 10_000  #: looked at in one step
 CARRIED_MAX: Final = 500  #: written again in one step,
 CARRIED_BYTES_MAX: Final = 1 << 20  #: and how much of it, commands and outputs
+SPARE: Final = 16  #: this part of the bytes is freed before more are used
 
 _OPTIONS: Final = rows.TASK_COLUMNS.split(", ").index("options")
 _ENDED: Final = tuple(rows.NUMBER_OF[state] for state in TaskState if state.is_final)
@@ -35,13 +37,14 @@ class _Cut:
     is_over: bool = True  #: nothing beyond is old enough
 
 
-def plan_floor(db: sqlite3.Connection, ask: PlanFloor) -> FloorPlanned:
+def plan_floor(db: sqlite3.Connection, ask: PlanFloor, bytes_max: int) -> FloorPlanned:
     """Find the next step of the floor.
 
     It is a cut through time: tasks born up to the horizon are void or carried. A node
     that lacks entries from before it gets rows instead, so nothing that counts is lost.
     While rows say more than the log, there is no floor, but tasks to write again.
-    The reader is in a transaction.
+    Of a log above `bytes_max` the oldest tasks go, whatever their age. The reader is in
+    a transaction.
     """
     known = read_floor(db)
     floors = {mark.stream: mark.seq for mark in known.marks}
@@ -50,12 +53,23 @@ def plan_floor(db: sqlite3.Connection, ask: PlanFloor) -> FloorPlanned:
     ahead = read_ahead(db)
     if ahead:
         return _plan_ahead(db, ask, ahead)
-    cut = _walk(db, floors, ask.before_hlc, surplus=_ended(db) - ask.tasks_max)
+    ended, used = _ended(db), used_bytes(db)
+    low = bytes_max - bytes_max // SPARE
+    surplus = ended - ask.tasks_max
+    if used > bytes_max:
+        if _is_purging_log(db, floors):
+            return FloorPlanned(None, has_more=True)
+        share = _rows(db) * (used - low) // used + 1
+        surplus = max(surplus, min(share, ended))
+    cut = _walk(db, floors, ask.before_hlc, surplus)
     if not cut.horizon:
-        return FloorPlanned(None)
+        is_full = used > bytes_max
+        return FloorPlanned(None, has_more=used > low, is_too_large=is_full)
     marks = _marks(db, cut, floors)
     return FloorPlanned(
-        Floor(cut.horizon, marks), tuple(cut.carried), has_more=not cut.is_over
+        Floor(cut.horizon, marks),
+        tuple(cut.carried),
+        has_more=not cut.is_over or used > low,
     )
 
 
@@ -67,6 +81,14 @@ def _ended(db: sqlite3.Connection) -> int:
         (arrays.MEMBER, *_ENDED),
     ).fetchone()
     return int(tasks) + arrays.rows_ended(db)
+
+
+def _rows(db: sqlite3.Connection) -> int:
+    """Return how many rows there are of tasks and members."""
+    (tasks,) = db.execute(
+        "SELECT coalesce(sum(n), 0) FROM counts WHERE kind < ?", (arrays.MEMBER,)
+    ).fetchone()
+    return int(tasks) + arrays.rows_held(db)
 
 
 def _plan_ahead(
@@ -121,6 +143,16 @@ def _is_purging(
         return False
     stream, seq, changed = oldest
     return bool(seq <= floors.get(stream, 0) and changed <= horizon)
+
+
+def _is_purging_log(db: sqlite3.Connection, floors: Mapping[StreamId, int]) -> bool:
+    """Return whether entries wait for their deletion: there will be more room."""
+    return any(
+        db.execute(
+            "SELECT 1 FROM log WHERE stream = ? AND seq <= ? LIMIT 1", mark
+        ).fetchone()
+        for mark in floors.items()
+    )
 
 
 def _walk(

@@ -25,7 +25,12 @@ from octaskly.core.facts import Assigned
 from octaskly.errors import StoreError
 from octaskly.ports import Packer
 from octaskly.store import state
-from octaskly.store.database import Reserve, translated
+from octaskly.store.database import (
+    Reserve,
+    give_back,
+    has_spare_pages,
+    translated,
+)
 from octaskly.store.state import Met
 from octaskly.store.tables import Tables
 
@@ -129,7 +134,7 @@ class Writer:
     def _take(self) -> list[Item]:
         """Wait for items and return those of the next commit; none: close."""
         while not (self._items or self._is_closing) and (
-            self._reserve.extend() or self._tidy()
+            self._reserve.extend() or self._tidy() or self._shorten()
         ):
             pass
         with self._changed:
@@ -201,6 +206,18 @@ class Writer:
             self._tables.forget()
             return False  # It is tried again behind the next commit.
         return not self._tables.is_clean
+
+    def _shorten(self) -> bool:
+        """Give some of the file back; return whether there is more to give."""
+        if self._failure is not None:
+            return False
+        try:
+            if not has_spare_pages(self._db):
+                return False
+            self._transact(lambda: give_back(self._db))
+        except (sqlite3.Error, OSError):
+            return False  # It is tried again behind the next commit.
+        return True
 
     def _commit(self, batch: Sequence[Item]) -> None:
         if self._failure is not None:

@@ -149,7 +149,7 @@ class Mesh:
     def raise_floor(self, stream: StreamId, before_hlc: int, tasks_max: int) -> None:
         db = self.writer.db
         db.execute("BEGIN")
-        planned = plan_floor(db, PlanFloor(before_hlc, tasks_max))
+        planned = plan_floor(db, PlanFloor(before_hlc, tasks_max), 1 << 40)
         db.execute("COMMIT")
         if planned.floor is not None:
             facts: list[Fact] = []
