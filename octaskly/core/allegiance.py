@@ -6,6 +6,8 @@ here, in one place, at the end of each step.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from octaskly.core.effects import Advertise, Effect
 from octaskly.core.machines import Machines
 from octaskly.core.model import NO_EPOCH, Moment
@@ -16,7 +18,8 @@ class Allegiance:
     """The reign and the attachment that the other machines go by."""
 
     def __init__(self, machines: Machines) -> None:
-        self._me = machines.settings.node.id
+        self._own = machines.settings.node
+        self._me = self._own.id
         self._journal = machines.journal
         self._members = machines.members
         self._browsing = machines.browsing
@@ -71,6 +74,7 @@ class Allegiance:
         level = NO_EPOCH if self._election.was_silent else self._standby.epoch
         self._completeness.begin(reign.epoch, self._registry.roster, level, now.mono_s)
         effects += self._dispatch.begin(reign.epoch, reign.stream, now)
+        effects += self._know_workers(now)
         if self._election.is_stopping:
             self._dispatch.pause_accepting()
         effects.append(Advertise(is_dispatcher=True, term=reign.epoch.term))
@@ -78,4 +82,16 @@ class Allegiance:
         for member in () if roster is None else roster.members:
             if member.id not in self._members.peers:
                 effects += self._members.dial(member.id, member.addresses, now)
+        return effects
+
+    def _know_workers(self, now: Moment) -> list[Effect]:
+        """Count on who is here, before all have told what they run.
+
+        Else a task that shall fail fast would be refused for a moment.
+        """
+        effects: list[Effect] = []
+        views = self._members.peers.values()
+        for info in (self._own, *(view.info for view in views)):
+            name = self._registry.name_of(info.id, info.name)
+            effects += self._dispatch.on_worker_up(replace(info, name=name), now)
         return effects

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from octaskly.core.departure import GONE_S
@@ -13,6 +15,7 @@ from octaskly.core.effects import (
     Browse,
     Disconnect,
     Effect,
+    Hopeless,
     NotHere,
     Publish,
     Save,
@@ -94,6 +97,7 @@ from octaskly.core.model import (
     Timing,
 )
 from octaskly.core.node import Node
+from octaskly.core.options import Requires, TaskOptions
 
 ME, PEER, OTHER = NodeId("m" * 16), NodeId("p" * 16), NodeId("o" * 16)
 EPOCH = Epoch(1, ME)
@@ -635,3 +639,25 @@ def test_what_a_worker_runs_is_judged_when_its_last_part_has_come() -> None:
 
     assert of(Append, first + last) == []
     assert of(Append, shell.hear(Reattach(held[1:], 9, NodeState.READY))) != []
+
+
+def test_a_new_dispatcher_knows_at_once_what_the_nodes_around_it_have() -> None:
+    """A task that fails fast is not refused because nobody has reattached yet."""
+    shell = Shell()
+    shell.feed(Woke(0.5))
+    big = replace(info(PEER), slots=8)
+    hello = Hello(node=big, epoch=NO_EPOCH, dispatcher=None)
+    sent_hello = shell.node.hello(at(shell.now_s))
+    shell.feed(PeerUp(PEER, sent_hello, hello, Address("10.0.0.2", 7878)))
+    while not shell.node.is_dispatcher:
+        shell.run(shell.now_s + 0.1)
+
+    def hasty(ticket: int, cpus: int) -> list[Effect]:
+        options = TaskOptions(requires=Requires(cpus=cpus))
+        draft = Draft(command="true", options=options, is_fail_fast=True)
+        asked = TasksSubmitted(ticket, (draft,), "me", ("0badcafe",))
+        return of(Answer, shell.feed(asked))
+
+    why = "no node has 9 CPUs; largest is 8 (pi-pppp)"
+    assert hasty(1, 8) == []
+    assert hasty(2, 9) == [Answer(2, Hopeless(0, why))]
