@@ -131,7 +131,7 @@ def member_spec(array: TaskSpec, number: int) -> TaskSpec | None:
         command=array.command.replace(PLACEHOLDER, shlex.quote(item)),
         inputs=_named(array.inputs, item),
         outputs=_named(array.outputs, item),
-        options=replace(array.options, env=env, array=None, after=None),
+        options=replace(array.options, env=env, array=None, after=None, notify_url=""),
     )
 
 

@@ -68,6 +68,8 @@ class Unpacking:
         """Return the member that is next, not yet in hand; None: none is left."""
         asked = array.spec.array
         assert asked is not None
+        if array.ahead is not None and array.ahead.spec.id in self._tasks:
+            array.ahead = None  # A read of the store was newer.
         while array.ahead is None and array.rest:
             number = asked.number(array.rest.pop())
             if member_id(array.spec.id, number) not in self._tasks:

@@ -13,14 +13,23 @@ from hypothesis import strategies as st
 
 from octaskly.core import merge
 from octaskly.core.arrays import Progress, member_id, member_of, member_spec
+from octaskly.core.effects import Append
 from octaskly.core.facts import Assigned, CancelAsked, Finished, Submitted, TaskFact
 from octaskly.core.merge import TaskRecord
-from octaskly.core.model import TaskId, TaskSpec
+from octaskly.core.model import AttemptState, Outcome, Reason, TaskId, TaskSpec
 from octaskly.core.options import ArraySpec, TaskOptions
 from octaskly.ports import TaskQuery
 from octaskly.store import queue, reader, rows
+from octaskly.store.tables import Tables
 from tests.contract import log_kit as kit
-from tests.property.test_store import ATTEMPTS, NODES, OUTCOMES, filled, interleaved
+from tests.property.test_store import (
+    ATTEMPTS,
+    NODES,
+    OUTCOMES,
+    database,
+    filled,
+    interleaved,
+)
 
 COUNT = 4
 ARRAYS = [kit.task_id(1), TaskId("mine~" + "a" * 14)]
@@ -124,3 +133,26 @@ def agree(db: sqlite3.Connection, wanted: Sequence[dict[TaskId, TaskRecord]]) ->
             numbers = range(record.spec.array.count)
             waiting = {member_id(record.id, n) for n in numbers} - held
             assert rest == (set() if record.cancelled_by else waiting)
+
+
+def test_who_asked_is_told_of_the_end_of_an_array_alone() -> None:
+    """A million members are one message."""
+    options = TaskOptions(array=ArraySpec(count=2), notify_url="https://example/hook")
+    array = TaskSpec(id=ARRAYS[0], command="x", ord=1, options=options)
+    end = Outcome(state=AttemptState.OK, reason=Reason.EXIT, exit_code=0)
+    ends = [
+        Finished(member_id(array.id, n), kit.attempt_id(), kit.WORKER, end)
+        for n in (0, 1)
+    ]
+    entries = kit.entries([Submitted(array), *ends])
+    db = database()
+    tables = Tables(db, kit.PicklePacker())
+
+    tables.append([Append(1, tuple(entries[:2]), kit.EPOCHS)])
+    before = reader.to_notify(db, frozenset(), 9)
+    tables.append([Append(2, tuple(entries), kit.EPOCHS)])
+    after = reader.to_notify(db, frozenset(), 9)
+    db.close()
+
+    assert before.fresh == ()
+    assert [record.id for _, record in after.fresh] == [array.id]
