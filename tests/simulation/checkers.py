@@ -12,7 +12,7 @@ from octaskly.core.effects import (
 )
 from octaskly.core.events import Event, Received
 from octaskly.core.facts import CancelAsked, Entry, Fact, Finished, Submitted, hlc_of
-from octaskly.core.merge import TaskRecord, TaskRow, join
+from octaskly.core.merge import Birth, TaskRecord, TaskRow, join
 from octaskly.core.messages import Claim, ClaimOk, Message, Repl, ReplOk
 from octaskly.core.model import (
     NO_EPOCH,
@@ -92,8 +92,13 @@ class Watch:
         spec, disk = row.record.spec, machine.disk
         if spec is None or spec.ord != fact.spec.ord or entry.stream != _own(machine):
             return
-        # It may still be shown here for an entry that was written elsewhere meanwhile.
-        assert fact.task in disk.records or not _is_below_floor(disk, row), (
+        # It may still be shown for an entry that was written elsewhere meanwhile, by
+        # others who had not heard that it is gone.
+        births = (m.disk.births.get(fact.task) for m in self._world.machines.values())
+        is_shown = fact.task in disk.records or any(
+            birth is not None and not _is_born_below(disk, birth) for birth in births
+        )
+        assert is_shown or not _is_below_floor(disk, row), (
             f"{machine.id} wrote {fact.task} again, which is gone: {row}"
         )
 
@@ -199,9 +204,12 @@ def _own(machine: Machine) -> StreamId | None:
 
 
 def _is_below_floor(disk: Disk, row: TaskRow) -> bool:
+    return _is_born_below(disk, row.birth) and row.changed <= disk.floor.horizon
+
+
+def _is_born_below(disk: Disk, birth: Birth) -> bool:
     marks = {mark.stream: mark.seq for mark in disk.floor.marks}
-    is_below = row.birth.seq <= marks.get(row.birth.stream, 0)
-    return is_below and row.changed <= disk.floor.horizon
+    return birth.seq <= marks.get(birth.stream, 0)
 
 
 def never_not_found(world: World) -> None:
