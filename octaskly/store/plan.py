@@ -48,7 +48,7 @@ def plan_floor(db: sqlite3.Connection, ask: PlanFloor, bytes_max: int) -> FloorP
     """
     known = read_floor(db)
     floors = {mark.stream: mark.seq for mark in known.marks}
-    if _is_purging(db, floors, known.horizon):
+    if _is_purging(db, known.horizon):
         return FloorPlanned(None, has_more=True)
     ahead = read_ahead(db)
     if ahead:
@@ -131,18 +131,15 @@ def _hlc_held(db: sqlite3.Connection, stream: StreamId) -> int:
     return found[0] if found else 0
 
 
-def _is_purging(
-    db: sqlite3.Connection, floors: Mapping[StreamId, int], horizon: int
-) -> bool:
+def _is_purging(db: sqlite3.Connection, horizon: int) -> bool:
     """Return whether tasks wait for their deletion since the last step."""
-    oldest = db.execute(
-        "SELECT stream, seq, changed FROM tasks INDEXED BY tasks_born"
-        " ORDER BY born, key LIMIT 1"
+    found = db.execute(
+        "SELECT 1 FROM tasks INDEXED BY tasks_born"
+        " CROSS JOIN streams ON streams.stream = tasks.stream"
+        " WHERE born <= ? AND changed <= ? AND seq <= floor_seq LIMIT 1",
+        (horizon, horizon),
     ).fetchone()
-    if oldest is None:
-        return False
-    stream, seq, changed = oldest
-    return bool(seq <= floors.get(stream, 0) and changed <= horizon)
+    return found is not None
 
 
 def _is_purging_log(db: sqlite3.Connection, floors: Mapping[StreamId, int]) -> bool:

@@ -66,9 +66,10 @@ class Purge:
             if is_void and changed <= self._horizon:
                 void.append(key)
             else:
-                # Its turn comes with its latest submission, or with its last fact.
-                turn = changed if is_void else max(reborn, self._horizon + 1)
-                kept.append((turn, key))
+                # Its turn comes with its latest submission, or with its last fact. The
+                # former may lie below the horizon, if it came from elsewhere: no mark
+                # may pass an entry before the walk over the births has passed its task.
+                kept.append((changed if is_void else reborn, key))
         if drop_members(self._db, void, TASKS_STEP):
             return  # Their arrays go when they are gone.
         drop_tasks(self._db, void)

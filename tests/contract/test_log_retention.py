@@ -319,6 +319,26 @@ async def test_a_snapshot_that_stops_half_way_leaves_the_vector_alone(
     assert await two.log.vector() == await one.log.vector()
 
 
+async def test_what_comes_from_below_the_horizon_is_carried_in_its_order(
+    benches: list[Bench],
+) -> None:
+    """A node that was away accepted it, and the floor rose twice while it came in."""
+    one, _ = benches
+    await one.add(kit.submitted(1), kit.finished(1))
+    late = kit.entries([kit.submitted(2), kit.submitted(3)], stream=kit.OTHER)
+    late = [replace(entry, hlc=entry.hlc - 500) for entry in late]
+    await one.take(late[:1])
+    await one.add(Floor(1002, (Mark(kit.STREAM, 2, dict(kit.EPOCHS)[kit.STREAM]),)))
+    await one.shows(2)
+    await one.take(late[1:])
+
+    assert await one.raise_floor(before_hlc=late[1].hlc + 1)
+
+    await one.shows(2, 3)
+    assert await one.raise_floor()
+    await one.shows(2, 3)
+
+
 async def test_what_only_rows_say_is_told_again(benches: list[Bench]) -> None:
     """Whoever gave half a snapshot may never come back with the entries."""
     one, two = benches

@@ -302,7 +302,7 @@ class Disk:
                 # Its turn comes with its latest submission, or with its last fact.
                 is_below = birth.seq <= floors.get(birth.stream, 0)
                 turn = self.changed[task] if is_below else birth.reborn
-                self.births[task] = birth._replace(born=max(turn, horizon + 1))
+                self.births[task] = birth._replace(born=turn)
         for task in list(self.early):
             self._drop_early(task, floors)
 
