@@ -10,6 +10,11 @@ from octaskly.core.options import Requires
 from octaskly.core.verdicts import Why
 
 
+def counted(count: int, what: str) -> str:
+    """Return a number of things in words."""
+    return f"{count} {what}" if count == 1 else f"{count} {what}s"
+
+
 def has_all(node: NodeInfo | Member, requires: Requires) -> bool:
     """Whether a node could run such a task if it had nothing else to do."""
     return next(missing(node, requires), None) is None
@@ -29,13 +34,13 @@ def missing(node: NodeInfo | Member, requires: Requires) -> Iterator[Why]:
             has = f" (has {name}={labels[name]})" if name in labels else ""
             yield Why("label", f"lacks label {name}={value}{has}")
     if requires.slots > node.slots:
-        yield Why("cpus", f"needs {requires.slots} cpus, has {node.slots}")
+        yield Why("cpus", f"needs {counted(requires.slots, 'cpu')}, has {node.slots}")
     if requires.memory_mb > node.memory_mb:
         memory = f"needs {requires.memory_mb} MB of memory, has {node.memory_mb}"
         yield Why("memory", memory)
     if requires.gpus > len(node.gpus):
         has = str(len(node.gpus)) if node.gpus else "no GPU"
-        yield Why("gpus", f"needs {requires.gpus} GPUs, has {has}")
+        yield Why("gpus", f"needs {counted(requires.gpus, 'GPU')}, has {has}")
 
 
 def nobody_has(nodes: Sequence[NodeInfo | Member], requires: Requires) -> str | None:

@@ -15,7 +15,7 @@ from heapq import heapify, heappop, heappush
 
 from octaskly.core.inhand import Grant
 from octaskly.core.model import NodeId, NodeInfo
-from octaskly.core.needs import has_all, nobody_has
+from octaskly.core.needs import counted, has_all, nobody_has
 from octaskly.core.options import Requires
 from octaskly.core.verdicts import Why
 
@@ -155,9 +155,8 @@ class WorkerPool:
             yield Why("memory_granted", memory)
         left = len(worker.info.gpus) - worker.gpus
         if requires.gpus > left:
-            yield Why(
-                "gpus_granted", f"needs {requires.gpus} GPUs, has {left} ungranted"
-            )
+            wanted = counted(requires.gpus, "GPU")
+            yield Why("gpus_granted", f"needs {wanted}, has {left} ungranted")
 
     def may_wait_for(self, node: NodeId, requires: Requires) -> bool:
         """Whether a worker will have room for such an attempt if it gets no others."""

@@ -11,7 +11,8 @@ from octaskly.core.merge import TaskRecord
 from octaskly.core.options import Requires, requires_of
 from octaskly.store import arrays, rows
 
-LOAD_BYTES = 16 << 20  #: of texts and standard input, in one answer, roughly
+LOAD_BYTES = 16 << 20  #: of texts and standard input, in one answer, roughly;
+LANE_LOAD_BYTES = 1 << 20  #: of other shapes, as there are many
 SHAPES_MAX = 10_000  #: kinds of needs that are told apart at once
 
 _QUEUE = "FROM tasks INDEXED BY tasks_queued WHERE state = 0 AND is_blocked = 0"
@@ -25,13 +26,14 @@ def load(db: sqlite3.Connection, after_ord: int, limit: int, shape: int = 0) -> 
     """
     found: list[rows.Row] = []
     size = 0
+    bytes_max = LANE_LOAD_BYTES if shape else LOAD_BYTES
     has_more = False
     for row in db.execute(
         f"SELECT {rows.TASK_COLUMNS} {_QUEUE} AND shape = ? AND ord > ?"
         " ORDER BY ord, key LIMIT ?",
         (shape, after_ord, limit + 1),
     ):
-        if len(found) == limit or size > LOAD_BYTES:
+        if len(found) == limit or size > bytes_max:
             has_more = True
             if found and found[-1][-1] == row[-1]:
                 found = _with_ties(db, shape, found)

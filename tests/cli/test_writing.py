@@ -207,6 +207,34 @@ def test_everything_that_is_asked_for_is_handed_on(
     ]
 
 
+def test_what_a_task_needs_is_handed_on(api: Api, octaskly: Run) -> None:
+    """Short flags for people, one object for the API; what is not asked for is not."""
+    needs = (
+        *("--cpus", "2", "--memory", "512", "--gpus", "1", "--on", "ana"),
+        *("--require", "disk=ssd", "--require", "rack=a/1"),
+    )
+
+    for arguments in ((*needs, "--priority", "-5", "--fail-fast"), ()):
+        done = octaskly("submit", *arguments, "--", "true")
+        assert done.returncode == 0, done.stderr
+
+    requires = {
+        "cpus": 2,
+        "memory_mb": 512,
+        "gpus": 1,
+        "node": "ana",
+        "labels": {"disk": "ssd", "rack": "a/1"},
+    }
+    [[asked], [plain]] = api.bodies
+    assert asked == {
+        "command": "true",
+        "priority": -5,
+        "requires": requires,
+        "fail_fast": True,
+    }
+    assert plain == {"command": "true"}
+
+
 def test_stdin_of_the_command_becomes_that_of_the_task(api: Api, octaskly: Run) -> None:
     """With `-`, as everywhere."""
     done = octaskly("run", "--stdin", "-", "--", "true", stdin=b"abc")
@@ -225,6 +253,8 @@ def test_stdin_of_the_command_becomes_that_of_the_task(api: Api, octaskly: Run) 
         (["--stdin", "/dev/zero", "--", "true"], b"more than 1048576 bytes"),
         (["--limit", "memory=1", "--", "true"], b"one of memory_mb, cpu_seconds"),
         (["--limit", "memory_mb=1g", "--", "true"], b"give a whole number"),
+        (["--require", "ssd", "--", "true"], b"give NAME=VALUE"),
+        (["--priority", "51", "--", "true"], b"not in the range -50<=x<=50"),
         (["--stdin", "-", "-"], b"not both"),
         (["--stdin", "-", "--file", "-"], b"not both"),
         (["--env", b"A=\xff", "--", "true"], b"is not UTF-8 text"),

@@ -850,3 +850,15 @@ async def test_what_is_large_is_loaded_in_parts(bench: Bench) -> None:
     assert first.has_more
     assert len(first.records) + len(rest.records) == 24
     assert not rest.has_more
+
+
+async def test_of_what_asks_for_something_less_is_loaded_at_once(bench: Bench) -> None:
+    """There may be many kinds of needs, each with its own window."""
+    pair = Requires(cpus=2)
+    large = TaskOptions(stdin=bytes(1 << 19), requires=pair)
+    await bench.add(*(kit.submitted(n, options=large) for n in range(1, 9)))
+
+    some = await bench.log.load(-1, 5000, pair.shape)
+
+    assert 0 < len(some.records) < 5
+    assert some.has_more

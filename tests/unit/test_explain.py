@@ -55,7 +55,7 @@ def reasons(told: Explanation) -> list[tuple[str, str]]:
     [
         (Requires(cpus=4), ("cpus", "needs 4 cpus, has 2")),
         (Requires(memory_mb=9), ("memory", "needs 9 MB of memory, has 0")),
-        (Requires(gpus=1), ("gpus", "needs 1 GPUs, has no GPU")),
+        (Requires(gpus=1), ("gpus", "needs 1 GPU, has no GPU")),
         (SSD, ("label", "lacks label disk=ssd")),
         (Requires(node="ana"), ("node", "is not ana")),
         (Requires(os="darwin"), ("os", "runs linux, not darwin")),
@@ -158,7 +158,7 @@ def test_what_is_granted_to_others_is_told() -> None:
     assert reasons(explained(mesh, "next", member(big))) == [
         ("slots", "needs 2 free slots, has 1"),
         ("memory_granted", "needs 50 MB of memory, has 20 ungranted"),
-        ("gpus_granted", "needs 1 GPUs, has 0 ungranted"),
+        ("gpus_granted", "needs 1 GPU, has 0 ungranted"),
     ]
 
 
