@@ -504,7 +504,7 @@ class World:
             dies_after_s, machine.dies_after_s = machine.dies_after_s, None
 
             def die() -> None:
-                if machine.life == life:
+                if machine.life == life and not self.is_calm:
                     self.crash(machine.id)
 
             self.at(dies_after_s, die)
