@@ -40,6 +40,8 @@ class Parents:
         self._is_dirty = False
         """Whether a task may have become ripe since the last question."""
         self._is_asking = False
+        self._has_come = False
+        """Whether tasks that wait came since the last question."""
         self._orphan_ms = round(timing.orphan_s * 1000)
         self._period_s = timing.floor_s
         self._due_s = 0.0
@@ -57,7 +59,7 @@ class Parents:
 
     def stir(self) -> None:
         """Tasks came that wait: ask when they are durable."""
-        self._are_waiting = self._is_dirty = True
+        self._are_waiting = self._is_dirty = self._has_come = True
 
     def ask(self, now: Moment) -> list[Effect]:
         """Ask the store, if there is a reason to; at the end of each step."""
@@ -65,7 +67,7 @@ class Parents:
         self._is_dirty = self._placing.take_news() or self._is_dirty or is_due
         if not (self._is_dirty and self._are_waiting) or self._is_asking:
             return []
-        self._is_dirty, self._is_asking = False, True
+        self._is_dirty, self._has_come, self._is_asking = False, False, True
         self._number += 1
         before_hlc = 0
         if is_due:
@@ -79,7 +81,7 @@ class Parents:
         number = self._number
         if event.number != number:
             return []
-        self._are_waiting = event.are_left or bool(event.ripe)
+        self._are_waiting = event.are_left or bool(event.ripe) or self._has_come
         ready = [self._decide(ripe) for ripe in event.ripe]
         self._is_dirty = self._is_dirty or bool(event.ripe)
         admitted = [spec for spec in ready if spec is not None]
