@@ -146,6 +146,18 @@ def running(
             agent.stop()
 
 
+@contextlib.contextmanager
+def meshed(
+    folder: Path, *names: str, extra: tuple[str, ...] = ()
+) -> Iterator[list[Agent]]:
+    """Run agents that know each other for the length of a block, dispatcher first."""
+    with running(folder, *names, extra=extra) as agents:
+        until_nodes(agents[0], len(agents))
+        _, body = agents[0].call("GET", "/api/v1/nodes")
+        roles = {node["name"]: node["role"] for node in body["nodes"]}
+        yield sorted(agents, key=lambda agent: roles[agent.state.name] != "dispatcher")
+
+
 def until_nodes(agent: Agent, count: int, *, deadline_s: float = 15.0) -> float:
     """Wait until the agent lists `count` ready nodes; return perf_counter then."""
     deadline = time.perf_counter() + deadline_s

@@ -6,7 +6,6 @@ The one place that knows the JSON of `core.options`.
 from __future__ import annotations
 
 import base64
-import binascii
 import re
 from collections.abc import Callable, Mapping
 from operator import attrgetter
@@ -50,22 +49,43 @@ _URL = re.compile(r"https?://[\x21-\x7e]+")
 _SIMPLE = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
 T = TypeVar("T")
+
+
+def told(**schema: object) -> msgspec.Meta:
+    """Return what the OpenAPI document adds of a type; it checks nothing.
+
+    What a field may be is checked here and in `schema`, with better hints.
+    """
+    return msgspec.Meta(extra_json_schema=dict(schema))
+
+
 Count = Annotated[int, msgspec.Meta(ge=1, le=COUNT_MAX)]
 Megabytes = Annotated[int, msgspec.Meta(ge=1, le=MEMORY_MB_MAX)]
 
 
 ExitCode = Annotated[int, msgspec.Meta(ge=1, le=255)]
 Cause = Literal["failure", "lost"]
+Word = Annotated[str, told(pattern=f"^({_SIMPLE.pattern})?$")]
+Ref = Annotated[str, told(pattern=f"^{_REF.pattern}$")]
+Labels = Annotated[
+    dict[str, Annotated[str, told(maxLength=LABEL_CHARS_MAX)]],
+    told(maxProperties=LABELS_MAX, propertyNames={"pattern": f"^{_LABEL.pattern}$"}),
+]
+_NAMES = {"pattern": f"^(?!{RESERVED}){_VARIABLE.pattern}$"}
+Env = Annotated[
+    dict[str, Annotated[str, told(maxLength=ENV_VALUE_BYTES_MAX)]],
+    told(maxProperties=ENV_MAX, propertyNames=_NAMES),
+]
 RetryOn = Annotated[tuple[ExitCode | Cause, ...], msgspec.Meta(max_length=CODES_MAX)]
 
 
 class RequiresIn(msgspec.Struct, forbid_unknown_fields=True, gc=False):
     """What a node must have."""
 
-    labels: dict[str, str] = {}
-    node: str = ""
-    os: str = ""
-    arch: str = ""
+    labels: Labels = {}
+    node: Word = ""
+    os: Word = ""
+    arch: Word = ""
     cpus: Count | None = None
     memory_mb: Megabytes | None = None
     gpus: Count | None = None
@@ -83,12 +103,12 @@ class LimitsIn(msgspec.Struct, forbid_unknown_fields=True, gc=False):
 class OptionsIn(msgspec.Struct, forbid_unknown_fields=True, gc=False):
     """The fields of a task that few tasks have."""
 
-    name: str = ""
-    labels: dict[str, str] = {}
-    env: dict[str, str] = {}
-    cwd: str = ""
-    stdin: str = ""
-    stdin_base64: str = ""
+    name: Annotated[str, told(maxLength=NAME_CHARS_MAX)] = ""
+    labels: Labels = {}
+    env: Env = {}
+    cwd: Annotated[str, told(maxLength=CWD_BYTES_MAX)] = ""
+    stdin: Annotated[str, told(maxLength=STDIN_BYTES_MAX)] = ""
+    stdin_base64: Annotated[str, told(contentEncoding="base64")] = ""
     workdir: Literal["scratch"] | None = None
     grace: Annotated[int, msgspec.Meta(ge=0, le=GRACE_S_MAX)] | None = None
     requires: RequiresIn | None = None
@@ -96,8 +116,8 @@ class OptionsIn(msgspec.Struct, forbid_unknown_fields=True, gc=False):
     priority: Annotated[int, msgspec.Meta(ge=-PRIORITY_MAX, le=PRIORITY_MAX)] = 0
     retries: Annotated[int, msgspec.Meta(ge=0, le=RETRIES_MAX)] = 0
     retry_on: RetryOn | None = None
-    notify_url: str = ""
-    after: Annotated[tuple[str, ...], msgspec.Meta(max_length=PARENTS_MAX)] = ()
+    notify_url: Annotated[str, told(pattern=f"^({_URL.pattern})?$")] = ""
+    after: Annotated[tuple[Ref, ...], msgspec.Meta(max_length=PARENTS_MAX)] = ()
     on: Literal["success", "failure", "any"] = "success"
 
 
@@ -289,7 +309,7 @@ def _stdin(asked: OptionsIn) -> bytes:
         data = asked.stdin.encode() or base64.b64decode(
             asked.stdin_base64, validate=True
         )
-    except binascii.Error:
+    except ValueError:  # Also where it has characters beyond ASCII.
         raise Wrong("stdin_base64", "this is no base64") from None
     if len(data) > STDIN_BYTES_MAX:
         field = "stdin" if asked.stdin else "stdin_base64"

@@ -10,7 +10,7 @@ from typing import Annotated, Final
 
 import msgspec
 
-from octaskly.api.asked import Wrong
+from octaskly.api.asked import Wrong, told
 from octaskly.core.arrays import (
     INDEX_VARIABLE,
     ITEM_BYTES_MAX,
@@ -29,6 +29,7 @@ _RANGE = re.compile(
     r"(?P<first>[0-9]{1,18})-(?P<last>[0-9]{1,18})(:(?P<step>[0-9]{1,9}))?"
 )
 
+_TOLD = f"^{re.sub(r'[?]P<.*?>', '', _RANGE.pattern)}$"  #: names of groups differ
 NAME_BYTES_MAX: Final = 255
 QUOTED_MAX: Final = 5 * CHAR_BYTES  #: most bytes of one character that is quoted
 
@@ -45,8 +46,8 @@ RANGES: Final = {
 class ArrayIn(msgspec.Struct, forbid_unknown_fields=True, gc=False):
     """Which members an array has."""
 
-    range: str | None = None
-    items: list[str] | None = None
+    range: Annotated[str, told(pattern=_TOLD)] | None = None
+    items: Annotated[list[str], told(minItems=1)] | None = None
     max_fails: Annotated[int, msgspec.Meta(ge=0, le=MEMBERS_MAX)] | None = None
 
 

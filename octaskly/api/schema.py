@@ -17,7 +17,7 @@ from typing import Annotated, Any, Final, Literal, NoReturn
 import msgspec
 
 from octaskly.api import members
-from octaskly.api.asked import NONE_ASKED, OptionsIn, Wrong, options_of
+from octaskly.api.asked import NONE_ASKED, OptionsIn, Wrong, options_of, told
 from octaskly.api.asked import RANGES as OPTION_RANGES
 from octaskly.api.problems import (
     INVALID_COMMAND,
@@ -39,6 +39,7 @@ LIST_BYTES_MAX = 1 << 20  #: of one list of paths; a task must fit into a frame
 BATCH_MAX = 10_000
 TOKEN_S_DEFAULT = 86_400
 RESCAN_BYTES_MAX = 1 << 20
+SUBJECT_MAX = 128
 
 _ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _PLACE = re.compile(r"^(?P<what>.*?)(?: - at `(?P<path>[^`]*)`)?$", re.DOTALL)
@@ -46,17 +47,20 @@ _UNKNOWN = re.compile(r"Object contains unknown field `(?P<name>.*)`", re.DOTALL
 _MISSING = re.compile(r"Object missing required field `(?P<name>[^`]*)`")
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
-Paths = Annotated[tuple[str, ...], msgspec.Meta(max_length=PATHS_MAX)]
+Path = Annotated[str, told(minLength=1, maxLength=PATH_BYTES_MAX, pattern="^[^/]")]
+Paths = Annotated[tuple[Path, ...], msgspec.Meta(max_length=PATHS_MAX)]
 
 
 class TaskIn(OptionsIn, forbid_unknown_fields=True, gc=False, kw_only=True):
     """One task as a client writes it."""
 
-    command: str
+    command: Annotated[str, told(maxLength=COMMAND_BYTES_MAX, pattern=r"\S")]
     timeout: Annotated[int, msgspec.Meta(ge=1, le=86_400)] = 3600
     inputs: Paths = ()
     outputs: Paths = ()
-    id: str | msgspec.UnsetType = msgspec.UNSET
+    id: Annotated[str, told(pattern=f"^{_ID.pattern}$")] | msgspec.UnsetType = (
+        msgspec.UNSET
+    )
     durability: Literal["normal", "strict"] = "normal"
     fail_fast: bool = False
     array: members.ArrayIn | None = None
@@ -77,8 +81,8 @@ class Batch:
 class TokenIn(msgspec.Struct, forbid_unknown_fields=True):
     """A request for a token."""
 
-    role: Annotated[str, msgspec.Meta(extra_json_schema={"enum": sorted(PERMISSIONS)})]
-    subject: str | None = None
+    role: Annotated[str, told(enum=sorted(PERMISSIONS))]
+    subject: Annotated[str, told(minLength=1, maxLength=SUBJECT_MAX)] | None = None
     expires_s: Annotated[int, msgspec.Meta(ge=1, le=EXPIRES_S_MAX)] = TOKEN_S_DEFAULT
 
 
@@ -96,7 +100,6 @@ RANGES: Final = {
     "subject": "1 to 128 printable characters",
     "expires_s": f"an integer from 1 to {EXPIRES_S_MAX} (seconds)",
 }
-_SUBJECT_MAX = 128
 
 _one = msgspec.json.Decoder(TaskIn)
 _many = msgspec.json.Decoder(list[TaskIn])
@@ -129,7 +132,7 @@ def parse_token(body: bytes) -> TokenIn:
     if asked.role not in PERMISSIONS:
         _refuse("$.role", f"`{asked.role}` is no role")
     if asked.subject is not None and not (
-        1 <= len(asked.subject) <= _SUBJECT_MAX and asked.subject.isprintable()
+        1 <= len(asked.subject) <= SUBJECT_MAX and asked.subject.isprintable()
     ):
         _refuse("$.subject", "unusable subject")
     return asked

@@ -146,6 +146,7 @@ def test_any_bytes_come_in_as_base64() -> None:
         ("cwd", "x" * 4097),
         ("stdin", "ä" * (1 << 19) + "x"),
         ("stdin_base64", "%%%"),
+        ("stdin_base64", "\x99\u4b29o"),
         ("workdir", "elsewhere"),
         ("grace", -1),
         ("grace", 3601),

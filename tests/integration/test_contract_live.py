@@ -19,7 +19,8 @@ import pytest
 
 from octaskly.trust import load
 from octaskly.trust.tokens import Tokens
-from tests.agents import Agent, running, until_nodes
+from tests.agents import Agent, meshed
+from tests.integration.conformance import conforms
 
 TASKS = "/api/v1/tasks"
 NAMES = ("ash", "birch", "cedar")
@@ -79,7 +80,9 @@ class Front:
             connection.request(method, path, body=data, headers=given)
             reply = connection.getresponse()
             raw = reply.read()
-        is_json = reply.headers.get("Content-Type") == "application/json"
+        media = reply.headers.get("Content-Type", "")
+        conforms(method, path, reply.status, media.partition(";")[0], raw)
+        is_json = media == "application/json"
         answer = Answer(
             reply.status, json.loads(raw) if is_json and raw else raw, reply.headers
         )
@@ -112,11 +115,8 @@ def _json(value: object) -> bytes:
 def mesh(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[Agent]]:
     """Three nodes, the dispatcher first."""
     folder = tmp_path_factory.mktemp("mesh")
-    with running(folder, *NAMES, extra=("--slots", str(SLOTS))) as agents:
-        until_nodes(agents[0], len(agents))
-        _, body = agents[0].call("GET", "/api/v1/nodes")
-        roles = {node["name"]: node["role"] for node in body["nodes"]}
-        yield sorted(agents, key=lambda agent: roles[agent.state.name] != "dispatcher")
+    with meshed(folder, *NAMES, extra=("--slots", str(SLOTS))) as agents:
+        yield agents
 
 
 @pytest.fixture(scope="module", params=["dispatcher", "forwarded"])

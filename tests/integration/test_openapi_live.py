@@ -1,0 +1,140 @@
+"""Requests that a machine makes up from the OpenAPI document, to a live mesh of three.
+
+All nodes are drained first: commands are random text here, and none of it may run.
+Half of the requests go to the dispatcher, half to a node that forwards them. What is
+not tried here: to follow a task or to wait for one, and what only nodes may ask.
+"""
+
+from __future__ import annotations
+
+import copy
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+import requests
+import schemathesis
+from hypothesis import HealthCheck, settings
+from schemathesis import Case
+from schemathesis.checks import not_a_server_error
+from schemathesis.specs.openapi.checks import (
+    content_type_conformance,
+    response_headers_conformance,
+    response_schema_conformance,
+    status_code_conformance,
+)
+
+from tests.agents import Agent, meshed
+from tests.integration.conformance import DOCUMENT
+
+NAMES = ("ash", "birch", "cedar")
+TASKS = "/api/v1/tasks"
+#: Tasks that there are when it begins.
+ENDED = ("good", "bad", "many", "many.2", "cancelled")
+KNOWN = {"id": ENDED, "task": ENDED, "array": ENDED, "path": ("out.txt",)}
+CHECKS = [
+    not_a_server_error,
+    status_code_conformance,
+    content_type_conformance,
+    response_headers_conformance,
+    response_schema_conformance,
+]
+#: Of each route, beyond the few dozens that every bound of its parameters makes.
+EXAMPLES = 300 if settings.get_current_profile_name() == "soak" else 10
+
+
+def _narrowed() -> dict[str, Any]:
+    """Return the document so that requests mean something, and never wait long."""
+    narrowed = copy.deepcopy(DOCUMENT)
+    for path, operations in narrowed["paths"].items():
+        for operation in operations.values():
+            for parameter in operation["parameters"]:
+                _narrow(path, parameter)
+    # With a key all bodies but the first were refused.
+    parameters = narrowed["paths"][TASKS]["post"]["parameters"]
+    parameters[:] = [p for p in parameters if p["name"] != "Idempotency-Key"]
+    fields = narrowed["components"]["schemas"]["TaskIn"]["properties"]
+    # What is queued here stays so: nobody shall guess its name and wait for it.
+    del fields["id"]
+    fields["after"]["items"] = {"enum": ["good", "bad", "many", "cancelled"]}
+    fields["notify_url"] = {"enum": ["", "http://127.0.0.1:9/"]}
+    return narrowed
+
+
+def _narrow(path: str, parameter: dict[str, Any]) -> None:
+    name, known = parameter["name"], KNOWN.get(parameter["name"], ())
+    if name == "name" and not path.endswith(("/resume", "/unpause")):
+        known = NAMES
+    if known:
+        parameter["schema"] = {"anyOf": [{"enum": list(known)}, parameter["schema"]]}
+    if name == "wait":
+        parameter["schema"]["maximum"] = 0.01
+    if name == "follow":
+        parameter["schema"] = {"enum": [False]}
+
+
+schema = schemathesis.openapi.from_dict(_narrowed())
+
+
+@dataclass(frozen=True)
+class Front:
+    """A node as a client over HTTP sees it."""
+
+    url: str
+    token: str
+
+
+@pytest.fixture(scope="module")
+def fronts(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[Front]]:
+    """The dispatcher and another node of a mesh that runs nothing any more."""
+    with meshed(tmp_path_factory.mktemp("mesh"), *NAMES) as agents:
+        _fill(agents[0])
+        for name in NAMES:
+            status, _ = agents[0].call("POST", f"/api/v1/nodes/{name}/drain")
+            assert status == 200
+        yield [_front_of(agent) for agent in agents[:2]]
+        _, stats = agents[0].call("GET", "/api/v1/stats")
+        assert stats["tasks"]["running"] == 0
+
+
+def _fill(agent: Agent) -> None:
+    """Have a task of each kind, all ended."""
+    tasks: list[dict[str, Any]] = [
+        {"id": "good", "command": "echo out | tee out.txt", "outputs": ["out.txt"]},
+        {"id": "bad", "command": r"printf '\377' >&2; kill -9 $$"},
+        {"id": "many", "command": "exit $(({} - 1))", "array": {"range": "1-3"}},
+        {"id": "cancelled", "command": "true", "requires": {"gpus": 1000}},
+    ]
+    status, body = agent.call("POST", TASKS, tasks)
+    assert status == 201, body
+    status, body = agent.call("DELETE", f"{TASKS}/cancelled")
+    assert status == 200, body
+    for task in ENDED:
+        status, body = agent.call("GET", f"{TASKS}/{task}?wait=30")
+        assert body["status"] not in ("queued", "running"), body
+
+
+def _front_of(agent: Agent) -> Front:
+    status, minted = agent.call("POST", "/api/v1/tokens", {"role": "admin"})
+    assert status == 201
+    return Front(agent.ready()["api_url"], minted["token"])
+
+
+@pytest.mark.timeout(600)
+@schema.parametrize()
+@settings(max_examples=EXAMPLES, deadline=None, suppress_health_check=list(HealthCheck))
+def test_every_answer_is_one_of_the_document(
+    case: Case[Any], fronts: list[Front]
+) -> None:
+    """Whatever is asked: no 500, and no status, header or body that it lacks."""
+    asked = repr((case.path_parameters, case.query, case.body))
+    front = fronts[zlib.crc32(asked.encode("utf-8", "replace")) % len(fronts)]
+    headers = {"Authorization": f"Bearer {front.token}"}
+    given = case.as_transport_kwargs(base_url=front.url, headers=headers)
+    # A stream of events does not end by itself, so nothing of one is read.
+    with requests.request(**given, stream=True, timeout=20) as response:
+        if response.headers.get("Content-Type") == "text/event-stream":
+            response._content = b""
+        case.validate_response(response, checks=CHECKS)
