@@ -19,6 +19,7 @@ from octaskly.core.facts import HLC_MAX
 from octaskly.core.merge import Birth, TaskRecord, cut
 from octaskly.core.model import AttemptId, StreamId, TaskId, TaskState
 from octaskly.store import rows
+from octaskly.store.blocks import first_key
 
 MEMBERS: Final = 1 << 40  #: keys of members begin here
 BORN: Final = Birth(HLC_MAX, 0, StreamId(0), 0)
@@ -86,9 +87,9 @@ def read(db: sqlite3.Connection, keys: Iterable[int]) -> dict[int, Members]:
 
 
 def next_key(db: sqlite3.Connection) -> int:
-    """Return the key from which on no member has one."""
+    """Return the key from which on no member has one; it begins a block."""
     (last,) = db.execute("SELECT max(members + total) FROM arrays").fetchone()
-    return last or MEMBERS
+    return first_key(last or MEMBERS)
 
 
 def rows_held(db: sqlite3.Connection) -> int:

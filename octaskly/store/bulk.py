@@ -92,6 +92,11 @@ COUNT_ADD: Final = Bulk(
     4,
     "ON CONFLICT DO UPDATE SET n = n + excluded.n",
 )
+BLOCK_ADD: Final = Bulk(
+    "INSERT INTO blocks (node, state, block, n) VALUES",
+    4,
+    "ON CONFLICT DO UPDATE SET n = n + excluded.n",
+)
 ARRAY_UPSERT: Final = Bulk(
     "INSERT OR REPLACE INTO arrays (task, members, total, queued, running, completed,"
     " failed, cancelled, live) VALUES",

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 
 from octaskly.core.merge import TaskRecord, cut
 from octaskly.core.model import TaskSpec
-from octaskly.store import arrays, bulk, rows
+from octaskly.store import arrays, blocks, bulk, rows
 from octaskly.store.arrays import Members
 from octaskly.store.edges import Waits
 from octaskly.store.folding import Count, Task
@@ -29,6 +29,10 @@ class Changes:
     """Place in the queue of the members between two keys."""
     waits: Waits = field(default_factory=Waits)
     deltas: defaultdict[Count, int] = field(default_factory=lambda: defaultdict(int))
+    moves: defaultdict[tuple[Count, int], int] = field(
+        default_factory=lambda: defaultdict(int)
+    )
+    """Rows that are counted otherwise than before, by block."""
 
     def run(self, db: sqlite3.Connection) -> None:
         """Write them."""
@@ -42,8 +46,13 @@ class Changes:
         db.executemany(
             "UPDATE tasks SET ord = ? WHERE key BETWEEN ? AND ?", self.places
         )
+        cells: defaultdict[blocks.Cell, int] = defaultdict(int)
+        for (count, block), n in self.moves.items():
+            self.deltas[count] += n
+            cells[count[1], count[2], block] += n
         deltas = [(*count, n) for count, n in self.deltas.items() if n]
         bulk.COUNT_ADD.run(db, deltas)
+        blocks.add(db, cells)
 
     def add(self, task: Task, record: TaskRecord, spec: TaskSpec) -> None:
         """Note what is new of a task that is no member; it has its key."""
@@ -135,7 +144,9 @@ class Changes:
     def _count(self, task: Task, count: Count) -> None:
         if count == task.counted:
             return
-        self.deltas[count] += 1
+        assert task.key is not None
+        block = blocks.block_of(task.key)
+        self.moves[count, block] += 1
         if task.counted is not None:
-            self.deltas[task.counted] -= 1
+            self.moves[task.counted, block] -= 1
         task.counted = count

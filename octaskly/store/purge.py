@@ -14,7 +14,7 @@ from typing import Final
 
 from octaskly.core.facts import Floor, Mark
 from octaskly.core.model import Epoch, NodeId, StreamId
-from octaskly.store import arrays, bulk, rows
+from octaskly.store import arrays, blocks, bulk, rows
 
 TASKS_STEP: Final = 200
 ENTRIES_STEP: Final = 500
@@ -149,11 +149,12 @@ def _drop_arrays(db: sqlite3.Connection, keys: Sequence[int]) -> None:
 def _drop_rows(db: sqlite3.Connection, keys: Sequence[int], kind: int) -> None:
     these = f"IN ({rows.marks(len(keys))})"
     counted = db.execute(
-        "SELECT ?, coalesce(node, ''), state, -count(*) FROM tasks"  # noqa: S608
-        f" WHERE key {these} GROUP BY node, state",
-        (kind, *keys),
+        "SELECT coalesce(node, ''), state, key >> ?, -count(*) FROM tasks"  # noqa: S608
+        f" WHERE key {these} GROUP BY 1, 2, 3",
+        (blocks.BITS, *keys),
     ).fetchall()
-    bulk.COUNT_ADD.run(db, counted)
+    bulk.COUNT_ADD.run(db, [(kind, node, state, n) for node, state, _, n in counted])
+    blocks.add(db, {(node, state, block): n for node, state, block, n in counted})
     db.execute(
         "DELETE FROM outputs WHERE id IN"  # noqa: S608
         f" (SELECT output FROM attempts WHERE task {these} AND output NOT NULL)",

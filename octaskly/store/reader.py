@@ -23,7 +23,7 @@ from octaskly.core.model import (
     name_of,
 )
 from octaskly.ports import Packer, TaskPage, TaskQuery, ToNotify
-from octaskly.store import arrays, rows, twins
+from octaskly.store import arrays, blocks, rows, twins
 from octaskly.store.arrays import Members
 from octaskly.store.state import read_vector
 
@@ -118,26 +118,17 @@ def page(db: sqlite3.Connection, query: TaskQuery) -> TaskPage:
     if query.array is not None and members is None:
         return TaskPage((), 0)
     keys = (0, arrays.MEMBERS - 1) if members is None else (members.first, members.last)
-    total = _total(db, query, keys, members)
-    count = min(query.limit, total - query.offset)
-    if count <= 0:
-        return TaskPage((), total)
-    if query.state is None and query.node is None:
-        first, last = db.execute(
-            "SELECT (SELECT min(key) FROM tasks WHERE key BETWEEN ? AND ?),"
-            " (SELECT max(key) FROM tasks WHERE key BETWEEN ? AND ?)",
-            (*keys, *keys),
-        ).fetchone()
-        if last - first + 1 == total:  # No gaps, so the place is known at once.
-            found = db.execute(
-                f"SELECT {rows.LIST_COLUMNS} FROM tasks WHERE key >= ?"  # noqa: S608
-                " ORDER BY key LIMIT ?",
-                (first + query.offset, count),
-            ).fetchall()
-            return TaskPage(twins.numbered(db, arrays.records(db, found)), total)
-    behind = total - query.offset - count
-    some = _page_keys(db, query, keys, count=count, behind=behind)
-    return TaskPage(twins.numbered(db, arrays.records(db, _by_keys(db, some))), total)
+    state = None if query.state is None else rows.NUMBER_OF[query.state]
+    place = blocks.find(db, query.node, state, keys, query.offset)
+    if query.offset >= place.total or query.limit <= 0:
+        return TaskPage((), place.total)
+    where, values = _filters(query, (place.start, keys[1]))
+    found = db.execute(
+        f"SELECT key FROM {where} ORDER BY key LIMIT ? OFFSET ?",  # noqa: S608
+        (*values, query.limit, place.skip),
+    )
+    some = _by_keys(db, [key for (key,) in found])
+    return TaskPage(twins.numbered(db, arrays.records(db, some)), place.total)
 
 
 def positions(
@@ -263,43 +254,6 @@ def _filters(query: TaskQuery, keys: Keys) -> tuple[str, list[int | str]]:
             [rows.NUMBER_OF[query.state], *keys],
         )
     return f"tasks WHERE {between}", [*keys]
-
-
-def _total(
-    db: sqlite3.Connection, query: TaskQuery, keys: Keys, members: Members | None
-) -> int:
-    number = None if query.state is None else rows.NUMBER_OF[query.state]
-    if members is not None and query.node is None:
-        return members.held if number is None else members.counts[number]
-    if members is not None:
-        where, values = _filters(query, keys)
-        found = db.execute(f"SELECT count(*) FROM {where}", values)  # noqa: S608
-        return int(found.fetchone()[0])
-    condition, node = ("1", []) if query.node is None else ("node = ?", [query.node])
-    found = db.execute(
-        "SELECT state, sum(n) FROM counts"  # noqa: S608
-        f" WHERE kind < ? AND {condition} GROUP BY state",
-        (arrays.MEMBER, *node),
-    )
-    return sum(n for state, n in found if number in (None, state))
-
-
-def _page_keys(
-    db: sqlite3.Connection, query: TaskQuery, keys: Keys, *, count: int, behind: int
-) -> list[int]:
-    """Return the keys of a page with so many tasks behind it.
-
-    The total is exact, so the index is walked from the nearer end.
-    """
-    where, values = _filters(query, keys)
-    is_backward = behind < query.offset
-    order, skip = ("DESC", behind) if is_backward else ("ASC", query.offset)
-    found = db.execute(
-        f"SELECT key FROM {where} ORDER BY key {order} LIMIT ? OFFSET ?",  # noqa: S608
-        (*values, count, skip),
-    )
-    some = [key for (key,) in found]
-    return some[::-1] if is_backward else some
 
 
 def _by_keys(db: sqlite3.Connection, keys: Sequence[int]) -> list[rows.Row]:

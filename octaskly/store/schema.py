@@ -182,6 +182,23 @@ DROP TABLE counts_before;
 ALTER TABLE attempts ADD COLUMN cpu_ms INTEGER;
 ALTER TABLE attempts ADD COLUMN memory_max_kb INTEGER;
 
+-- How many rows there are of each node and state, in blocks of keys: `store.blocks`.
+CREATE TABLE blocks (
+    node TEXT NOT NULL,
+    state INTEGER NOT NULL,
+    block INTEGER NOT NULL,
+    n INTEGER NOT NULL,
+    PRIMARY KEY (node, state, block)
+) STRICT, WITHOUT ROWID;
+INSERT INTO blocks
+    SELECT node, state, key >> 10, count(*) FROM tasks
+    WHERE node NOT NULL GROUP BY node, state, key >> 10
+    UNION ALL SELECT node, -1, key >> 10, count(*) FROM tasks
+    WHERE node NOT NULL GROUP BY node, key >> 10
+    UNION ALL SELECT '', state, key >> 10, count(*) FROM tasks
+    GROUP BY state, key >> 10
+    UNION ALL SELECT '', -1, key >> 10, count(*) FROM tasks GROUP BY key >> 10;
+
 -- Tasks that come after others wait outside the queue.
 ALTER TABLE tasks ADD COLUMN is_ready INTEGER NOT NULL DEFAULT 0;
 ALTER TABLE tasks ADD COLUMN is_blocked INTEGER NOT NULL DEFAULT 0;

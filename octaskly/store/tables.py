@@ -20,6 +20,7 @@ from octaskly.core.model import Epoch, StreamId, TaskId
 from octaskly.ports import Packer
 from octaskly.store import arrays, bulk, purge, rows, state
 from octaskly.store.arrays import Members
+from octaskly.store.blocks import first_key
 from octaskly.store.changes import Changes
 from octaskly.store.edges import Edges
 from octaskly.store.folding import CHANGED, FETCHED, Folding, Task, tasks_from
@@ -302,7 +303,7 @@ class Tables:
         self._next_key += 1
         if task.spec.array is not None:
             task.members = Members(self._next_member, task.spec.array.count)
-            self._next_member += task.members.total
+            self._next_member = first_key(self._next_member + task.members.total)
 
     def _cut_off(self, touched: Mapping[TaskId, Task]) -> dict[TaskId, Task]:
         """Return the members that waited when their array was cancelled just now."""
