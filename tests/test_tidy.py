@@ -52,6 +52,8 @@ GLOSSARY = [
     "replica",
     "worker",
     "slot",
+    "lane",
+    "grant",
     "task",
     "array",
     "attempt",
