@@ -88,7 +88,7 @@ class CoreLoop:
             ef.Spool: lambda e: store.spool(e.reports),
             ef.Unspool: lambda e: store.unspool(e.items),
             ef.Load: lambda e: self._spawn(self._load(e)),
-            ef.LoadLive: lambda _: self._spawn(self._load_live()),
+            ef.LoadLive: lambda e: self._spawn(self._load_live(e)),
             ef.LoadRipe: lambda e: self._spawn(self._load_ripe(e)),
             ef.PlanFloor: lambda e: self._spawn(self._plan_floor(e)),
             ef.Answer: lambda e: gateway.tickets.answered(e.ticket, e.reply),
@@ -187,8 +187,8 @@ class CoreLoop:
     async def _load(self, effect: ef.Load) -> None:
         self.post(await self._store.load(effect.after_ord, effect.limit, effect.shape))
 
-    async def _load_live(self) -> None:
-        self.post(ev.LiveLoaded(await self._store.load_live()))
+    async def _load_live(self, effect: ef.LoadLive) -> None:
+        self.post(ev.LiveLoaded(await self._store.load_live(effect.arrays)))
 
     async def _load_ripe(self, effect: ef.LoadRipe) -> None:
         self.post(await self._store.load_ripe(effect))

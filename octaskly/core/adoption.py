@@ -6,6 +6,7 @@ when another node's log arrives. What a worker says it runs stands over the log.
 
 from __future__ import annotations
 
+from octaskly.core.arrays import member_of
 from octaskly.core.facts import Assigned
 from octaskly.core.inhand import WAITING, InHand, Phase
 from octaskly.core.merge import TaskRecord
@@ -85,6 +86,7 @@ class Adoption:
             return
         if task is None:
             task = self._queue.from_record(record)
+            task.may_be_cut = member_of(record.id) is not None
             self._queue.adopt(task, live[-1].id, live[-1].node)
         elif task.phase is Phase.LIVE:
             task.is_sure = True
@@ -110,6 +112,9 @@ class Adoption:
             # The store may know more; until a read says so, it is asked before
             # the task is run again.
             task = InHand(spec, is_sure=False)
+            if (place := member_of(spec.id)) is not None:
+                task.may_be_cut = True
+                self._queue.look_for(place[0])
             self._queue.adopt(task, attempt, node)
             task.is_heard = True
             self._placing.facts += self._placing.told_again(spec, attempt)

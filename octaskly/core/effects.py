@@ -197,6 +197,8 @@ class LoadRipe:
 class LoadLive:
     """Read all tasks with an attempt that has no end; answered by `LiveLoaded`."""
 
+    arrays: tuple[TaskId, ...] = ()  #: whether any of it runs or not
+
 
 @dataclass(frozen=True, slots=True)
 class PlanFloor:

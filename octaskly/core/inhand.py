@@ -64,6 +64,8 @@ class InHand:
     is_sure: bool = True  #: the store was seen to agree that it is not final
     is_heard: bool = False  #: its worker said that it runs it, or was just given it
     tries: Tries = NO_TRIES  #: attempts in vain
+    may_be_cut: bool = False
+    """Its array may be cancelled: before it runs again the store is asked."""
     rest: Rest | None = None  #: of an array: its members that were not handed out
     ahead: InHand | None = None  #: of an array: the member to hand out next
     failed: int = 0  #: of an array: its members that failed

@@ -194,6 +194,8 @@ class Placing:
                 ended.append(member.spec.id)
             elif self.is_ahead(member):
                 ended.append(self._cancel_live(member, by))
+            else:
+                member.may_be_cut = True
         return ended
 
     def cancel_live(self, array: TaskSpec, by: str) -> list[TaskId]:

@@ -56,6 +56,7 @@ class TaskQueue:
         self._picky: dict[TaskId, InHand] = {}
         self._shadows: list[TaskId] = []
         self._finals: dict[TaskId, None] = {}
+        self._sought: dict[TaskId, None] = {}
         self._term = 0
         self._live_reads = 0
         self._is_live_dirty = False
@@ -72,6 +73,7 @@ class TaskQueue:
         self._picky.clear()
         self._shadows.clear()
         self._finals.clear()
+        self._sought.clear()
         self._is_live_dirty = False
         self._stale_live_reads += self._live_reads
         self._live_reads = 0
@@ -93,9 +95,15 @@ class TaskQueue:
             if task.number == 0:
                 del self.tasks[task.spec.id]
                 self._picky.pop(task.spec.id, None)
-                # Of an array some run already, so it is read with what is live.
-                self._is_live_dirty = self._is_live_dirty or task.rest is not None
+                if task.rest is not None:
+                    self.look_for(task.spec.id)
         self.lanes.restart(task for task in waiting if task.number)
+
+    def look_for(self, array: TaskId) -> None:
+        """Read an array by its id, as it may begin to run between two reads."""
+        if array not in self.tasks:
+            self._sought[array] = None
+            self._is_live_dirty = True
 
     def live_read(self) -> bool:
         """Count an answer to `LoadLive`; tell whether it counts for this reign."""
@@ -117,7 +125,8 @@ class TaskQueue:
         if self._is_live_dirty and not self._live_reads:
             self._is_live_dirty = False
             self._live_reads += 1
-            effects.append(LoadLive())
+            effects.append(LoadLive(tuple(self._sought)))
+            self._sought.clear()
         load = self.lanes.next_read()
         return effects if load is None else [*effects, load]
 
@@ -159,7 +168,7 @@ class TaskQueue:
         if known is not None:
             known.is_sure = True
             known.n = max(known.n, *(a.id.n for a in record.attempts), 0)
-        elif record.state is TaskState.QUEUED:
+        elif record.state is TaskState.QUEUED and not self.arrays.is_cut(record.id):
             task = self.from_record(record)
             task.shape = shape
             self._enqueue(task)
@@ -260,7 +269,7 @@ class TaskQueue:
 
     def release(self, task: InHand) -> None:
         """Queue the task again at its old place; final ones end instead."""
-        if task.final is not None or not task.is_sure:
+        if task.final is not None or not task.is_sure or task.may_be_cut:
             self.end(task, task.final)
             return
         self._move(task, Turn.RELEASE)

@@ -64,6 +64,12 @@ class Unpacking:
         is_waiting = array is not None and array.phase is Phase.QUEUED
         return array if is_waiting else None
 
+    def is_cut(self, member: TaskId) -> bool:
+        """Whether the rest of its array was cancelled just now."""
+        place = member_of(member)
+        array = None if place is None else self._tasks.get(place[0])
+        return array is not None and array.phase is Phase.ENDED
+
     def next_of(self, array: InHand) -> InHand | None:
         """Return the member that is next, not yet in hand; None: none is left."""
         asked = array.spec.array

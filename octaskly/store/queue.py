@@ -8,6 +8,7 @@ from dataclasses import replace
 
 from octaskly.core.events import Loaded
 from octaskly.core.merge import TaskRecord
+from octaskly.core.model import TaskId
 from octaskly.core.options import Requires, requires_of
 from octaskly.store import arrays, rows
 
@@ -45,11 +46,13 @@ def load(db: sqlite3.Connection, after_ord: int, limit: int, shape: int = 0) -> 
     return Loaded(after_ord, _in_queue(db, found), has_more, shape, shapes)
 
 
-def load_live(db: sqlite3.Connection) -> tuple[TaskRecord, ...]:
+def load_live(
+    db: sqlite3.Connection, arrays_: Sequence[TaskId] = ()
+) -> tuple[TaskRecord, ...]:
     """Return tasks of which an attempt has no end, oldest first.
 
     Besides those that run, a few that are decided: cancelled but not yet ended. An
-    array of which members run comes with its members.
+    array of which members run comes with its members, and so do those that are named.
     """
     found = db.execute(
         f"SELECT {rows.TASK_COLUMNS} FROM tasks INDEXED BY tasks_state"  # noqa: S608
@@ -57,6 +60,13 @@ def load_live(db: sqlite3.Connection) -> tuple[TaskRecord, ...]:
         f" UNION ALL SELECT {rows.TASK_COLUMNS} FROM tasks INDEXED BY tasks_live"
         " WHERE is_live = 1 AND state > 1 ORDER BY key"
     ).fetchall()
+    known = {row[1] for row in found}
+    for some in rows.chunks(id_ for id_ in arrays_ if id_ not in known):
+        found += db.execute(
+            f"SELECT {rows.TASK_COLUMNS} FROM tasks WHERE id IN"  # noqa: S608
+            f" ({rows.marks(len(some))})",
+            some,
+        ).fetchall()
     return _in_queue(db, found)
 
 

@@ -65,7 +65,7 @@ class DiskLog:
     async def load(self, after_ord: int, limit: int, shape: int = 0) -> Loaded:
         return self._disk.load(Load(after_ord, limit, shape))
 
-    async def load_live(self) -> tuple[TaskRecord, ...]:
+    async def load_live(self, arrays: Sequence[TaskId] = ()) -> tuple[TaskRecord, ...]:
         return self._disk.live()
 
     async def answer(

@@ -31,9 +31,9 @@ ENDS = [
 class Walk:
     """One world and one set of habits."""
 
-    def __init__(self, seed: int) -> None:
+    def __init__(self, seed: int, world: Reign | None = None) -> None:
         self.dice = random.Random(seed)
-        self.world = Reign()
+        self.world = world or Reign()
         self.world.reign()
         for node in self.world.hands:
             self.world.link(node)

@@ -1,0 +1,144 @@
+"""Long random walks through reigns with arrays: waiting, failing, cancelled."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from dataclasses import replace
+
+import pytest
+
+from octaskly.core.arrays import Progress, member_id, member_of, member_spec
+from octaskly.core.effects import LoadLive
+from octaskly.core.events import CancelRequested, LiveLoaded, TasksSubmitted
+from octaskly.core.facts import Assigned, Fact
+from octaskly.core.merge import TaskRecord, cut, join
+from octaskly.core.model import TaskId, TaskState
+from octaskly.core.options import ArraySpec, TaskOptions
+from octaskly.store import rows
+from tests import builders
+from tests.property.test_reign_walks import Walk
+from tests.reign import Reign
+
+SEEDS = int(os.environ.get("REIGN_SEEDS", "60"))
+
+
+class Shown(dict[TaskId, TaskRecord]):
+    """What is durable; by its id a task is found as the store shows it."""
+
+    def __getitem__(self, task: TaskId) -> TaskRecord:
+        place = member_of(task)
+        if place is not None:
+            return self.member(*place)
+        record = super().__getitem__(task)
+        if record.spec is None or record.spec.array is None:
+            return record
+        numbers = range(record.spec.array.count)
+        tally = Counter(self.member(task, number).state for number in numbers)
+        queued, running, completed, failed, cancelled = (tally[s] for s in rows.STATES)
+        is_over = record.cancelled_by is not None
+        left = [n for n in numbers if member_id(task, n) not in self and not is_over]
+        rest = tuple((n, n) for n in left)
+        progress = Progress(queued, running, completed, failed, cancelled, rest)
+        return replace(record, progress=progress)
+
+    def member(self, array: TaskId, number: int) -> TaskRecord:
+        whole = super().__getitem__(array)
+        assert whole.spec is not None
+        spec = member_spec(whole.spec, number)
+        assert spec is not None
+        known = self.get(spec.id, TaskRecord(id=spec.id))
+        return cut(join(known, TaskRecord(id=spec.id, spec=spec)), whole.cancelled_by)
+
+    def arrays(self) -> list[TaskRecord]:
+        return [record for record in map(self.__getitem__, self) if record.progress]
+
+
+class ArrayReign(Reign):
+    """A world with arrays in it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.durable: Shown = Shown()
+
+    def submit_array(self, array: ArraySpec) -> None:
+        self.ticket += 1
+        draft = replace(builders.draft(), options=TaskOptions(array=array))
+        event = TasksSubmitted(self.ticket, (draft,), "tester", (f"{self.ticket:08x}",))
+        self.perform(self.dispatch.on_submitted(event, self.now))
+
+    def cancel(self, task: TaskId, *, force: bool) -> None:
+        record = self.durable[task]
+        if record.progress is None:
+            super().cancel(task, force=force)
+            return
+        self.ticket += 1
+        self.asked[self.ticket] = task
+        event = CancelRequested(
+            self.ticket, task, record.state, force, "tester", record
+        )
+        self.perform(self.dispatch.on_cancel(event, self.now))
+
+    def read(self) -> None:
+        asked = self.reads.popleft()
+        shown = [self.durable[task] for task in self.durable]
+        if isinstance(asked, LoadLive):
+            live = (
+                record
+                for record in shown
+                if (record.attempts and record.attempts[-1].state.is_live)
+                or (record.progress and record.state is TaskState.RUNNING)
+                or record.id in asked.arrays
+            )
+            self.answers.append(LiveLoaded(tuple(live)))
+            return
+        waiting = [record for record in shown if record.state is TaskState.QUEUED]
+        waiting.sort(key=lambda record: record.spec.ord if record.spec else 0)
+        self.answers.append(builders.answer(waiting, asked))
+
+    def _check(self, fact: Fact) -> None:
+        super()._check(fact)
+        place = member_of(fact.task)
+        record = self.written.get(fact.task)
+        known = () if record is None else (a.id for a in record.attempts)
+        if place is None or not isinstance(fact, Assigned) or fact.attempt in known:
+            return
+        array = self.written[place[0]]
+        is_ours = fact.attempt.term == self.term
+        assert not is_ours or array.cancelled_by is None, f"{fact.task} begins too late"
+
+
+class ArrayWalk(Walk):
+    """As other walks, but for what is handed in."""
+
+    def __init__(self, seed: int) -> None:
+        super().__init__(seed, ArrayReign())
+
+    def submit(self) -> None:
+        world = self.world
+        assert isinstance(world, ArrayReign)
+        if sum(not array.state.is_final for array in world.durable.arrays()) < 4:
+            most = self.dice.choice([None, None, 0, 2])
+            count = self.dice.randint(1, 12)
+            world.submit_array(ArraySpec(count=count, max_fails=most))
+        if self.dice.random() < 0.3:
+            world.submit(self.dice.randint(1, 3))
+
+
+@pytest.mark.parametrize("seed", range(SEEDS))
+def test_whatever_happens_every_member_ends_or_never_begins(seed: int) -> None:
+    """None runs twice in a reign, none begins after the rest was cancelled."""
+    walk = ArrayWalk(seed)
+
+    walk.go()
+    walk.world.calm_down()
+
+    world = walk.world
+    assert isinstance(world, ArrayReign)
+    assert all(world.durable[task].state.is_final for task in world.accepted)
+    for array in world.durable.arrays():
+        assert array.progress is not None
+        assert array.cancelled_by or not array.progress.rest
+    queue = world.dispatch._queue
+    assert queue.tasks == {}
+    assert queue.lanes.queued == 0
