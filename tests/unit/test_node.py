@@ -16,6 +16,7 @@ from octaskly.core.effects import (
     Disconnect,
     Effect,
     Hopeless,
+    LoadLive,
     NotHere,
     Publish,
     Save,
@@ -55,6 +56,7 @@ from octaskly.core.messages import (
     ClaimNo,
     ClaimOk,
     Dispatch,
+    Entries,
     Heartbeat,
     HeartbeatOk,
     Hello,
@@ -616,6 +618,29 @@ def test_sequences_of_other_nodes_are_not_used_again(task: str, sequence: int) -
     entry = Entry(StreamId(1), 1, 1, Submitted(spec))
 
     assert highest_sequence((entry,)) == sequence
+
+
+def test_a_deposed_dispatcher_that_copies_instead_of_answering_is_not_waited_for() -> (
+    None
+):
+    """It took this node for its standby; nothing would ever be read afresh else."""
+    shell = Shell()
+    shell.serve()
+    late, deposed = NodeId("a" * 16), Epoch(1, NodeId("a" * 16))
+    for peer in (late, OTHER):
+        shell.meet(peer)
+        asked = shell.hear(ClaimOk(EPOCH, ((StreamId(9), 1),)), peer=peer)
+        assert of(Send, asked)
+    told = Submitted(TaskSpec(id=TaskId("t"), command="true"))
+    said = (Entry(StreamId(9), 1, 1, told),)
+    entries = Entries(said, ((StreamId(9), deposed),), more=False, vector=())
+
+    shell.hear(Repl(deposed, 1, (), ()), peer=late)
+    shell.hear(entries, peer=OTHER)
+    nothing = Entries((), (), more=False, vector=())
+    effects = shell.hear(nothing, peer=OTHER)
+
+    assert of(LoadLive, effects) == [LoadLive()]
 
 
 def test_what_a_worker_runs_is_judged_when_its_last_part_has_come() -> None:
