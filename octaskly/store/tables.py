@@ -10,6 +10,7 @@ from __future__ import annotations
 import sqlite3
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Final
 
 from octaskly.core.arrays import member_of
@@ -83,10 +84,9 @@ class Tables:
         """Join rows of a peer, and at the end its vector; a transaction has begun."""
         plain = [
             row
-            for row in item.rows
-            if row.record.spec is not None
-            and member_of(row.record.id) is None
-            and not self._is_void(row.birth, row.changed)
+            for told in item.rows
+            if told.record.spec is not None and member_of(told.record.id) is None
+            if (row := self._living(told)) is not None
         ]
         members = [row for row in item.rows if member_of(row.record.id) is not None]
         self._join_some(item, plain)
@@ -203,6 +203,23 @@ class Tables:
         """Whether the task is void, and waits for its deletion."""
         is_below = 0 < birth.seq <= self._floors.get(birth.stream, 0)
         return is_below and changed_hlc <= self._horizon
+
+    def _living(self, row: TaskRow) -> TaskRow | None:
+        """Return a row; of a void one what it adds to a task that lives on here.
+
+        Its entries would add it, too: some of them may lie beyond the floor.
+        """
+        if not self._is_void(row.birth, row.changed):
+            return row
+        assert row.record.spec is not None
+        found = self._db.execute(
+            "SELECT changed, born, reborn, stream, seq FROM tasks"
+            " WHERE id = ? AND ord = ?",
+            (row.record.id, row.record.spec.ord),
+        ).fetchone()
+        if found is None or self._is_void(birth := Birth(*found[1:]), found[0]):
+            return None
+        return replace(row, birth=birth)
 
     def _end_join(self, item: Join) -> None:
         """Hold all that the rows stand for, without the entries."""

@@ -12,7 +12,7 @@ import pytest
 
 from octaskly.core.effects import Join, PlanFloor, Save
 from octaskly.core.events import FloorPlanned
-from octaskly.core.facts import Entry, Fact, Floor, Mark, Submitted
+from octaskly.core.facts import NO_FLOOR, Entry, Fact, Floor, Mark, Submitted
 from octaskly.core.merge import facts_of
 from octaskly.core.messages import Cursor, Snapshot, SnapshotHead
 from octaskly.core.model import Epoch, NodeId, StreamId, TaskState
@@ -380,6 +380,28 @@ async def test_what_rows_say_of_a_task_whose_envelope_came_again_is_told_again(
 
     assert planned.carried == (await two.log.task(kit.task_id(2)),)
     assert planned.carried[0].attempts
+
+
+async def test_a_void_row_adds_to_a_task_that_lives_on(benches: list[Bench]) -> None:
+    """Both halves of a long split ran it, and for one of them its end is long ago."""
+    one, two = benches
+    await one.add(kit.submitted(1), kit.finished(1))
+    await two.pull(one.log)
+    await one.add(kit.finished(1, 2))
+    floor = Floor(4000, (Mark(kit.STREAM, 2, dict(kit.EPOCHS)[kit.STREAM]),))
+    later = kit.entries([kit.finished(1, 3), floor], stream=kit.OTHER)
+    await two.take([replace(entry, hlc=entry.hlc + 4000) for entry in later])
+    part = await rows_of(one.log, {}, Cursor(0, 0))
+    assert part is not None
+
+    head = SnapshotHead(vector=(), epochs=kit.EPOCHS, floor=NO_FLOOR, hlc=1003)
+    two.number += 1
+    two.log.join(Join(two.number, part.rows, head, is_last=True))
+    await two.durable()
+
+    record = await two.log.task(kit.task_id(1))
+    assert record is not None
+    assert [attempt.id.n for attempt in record.attempts] == [1, 2, 3]
 
 
 async def test_rows_whose_entries_follow_are_not_told_again(

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from octaskly.core.effects import Append, Join, Load, LoadRipe, PlanFloor, Save
 from octaskly.core.events import Advert, FloorPlanned, Loaded, Ripe, RipeLoaded, Saved
@@ -251,8 +251,8 @@ class Disk:
         head = effect.head
         floors = _seqs(head.floor)
         loose = self.loose.setdefault(head.hlc, set())
-        for row in effect.rows:
-            if row.record.spec is None or self._is_void(row.birth, row.changed):
+        for row in map(self._living, effect.rows):
+            if row is None or row.record.spec is None:
                 continue
             task = row.record.id
             mine = self.records.get(task)
@@ -277,6 +277,16 @@ class Disk:
                 self._begin_at(stream, seq)
             self.hlc = max(self.hlc, head.hlc)
             self._raise(head.floor)
+
+    def _living(self, row: TaskRow) -> TaskRow | None:
+        """Return a row; of a void one what it adds to a task that lives on here."""
+        if not self._is_void(row.birth, row.changed):
+            return row
+        mine = self.records.get(row.record.id)
+        if mine is None or not (mine.spec and row.record.spec):
+            return None
+        is_same = mine.spec.ord == row.record.spec.ord
+        return replace(row, birth=self.births[mine.id]) if is_same else None
 
     def _begin_at(self, stream: StreamId, seq: int) -> None:
         """Hold a stream up to here, without the entries, unless more is held."""
