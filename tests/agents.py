@@ -10,7 +10,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,8 @@ from typing import Any
 from octaskly.trust import make
 
 READY_S_MAX = 15.0
+TASKS = "/api/v1/tasks"
+ENDS = ("completed", "failed", "cancelled")
 
 
 class UnixConnection(http.client.HTTPConnection):
@@ -156,6 +158,41 @@ def meshed(
         _, body = agents[0].call("GET", "/api/v1/nodes")
         roles = {node["name"]: node["role"] for node in body["nodes"]}
         yield sorted(agents, key=lambda agent: roles[agent.state.name] != "dispatcher")
+
+
+@contextlib.contextmanager
+def ending(*agents: Agent) -> Iterator[None]:
+    """Stop agents whatever happens."""
+    try:
+        yield
+    finally:
+        for agent in agents:
+            agent.stop()
+
+
+def submit(agent: Agent, command: str, **more: object) -> str:
+    """Submit one task and return its id."""
+    status, task = agent.call("POST", TASKS, {"command": command, **more})
+    assert status == 201, task
+    return str(task["id"])
+
+
+def finished(agent: Agent, task_id: str) -> dict[str, Any]:
+    """Wait for the end of a task and return it."""
+    status, task = agent.call("GET", f"{TASKS}/{task_id}?wait=60")
+    assert status == 200, task
+    assert task["status"] in ENDS, task
+    return dict(task)
+
+
+def until(is_true: Callable[[], Any], what: str, *, deadline_s: float = 20.0) -> Any:
+    """Return the first true answer; fail when the time is over."""
+    deadline = time.perf_counter() + deadline_s
+    while time.perf_counter() < deadline:
+        if answer := is_true():
+            return answer
+        time.sleep(0.02)
+    raise AssertionError(f"not within {deadline_s} s: {what}")
 
 
 def until_nodes(agent: Agent, count: int, *, deadline_s: float = 15.0) -> float:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.agents import Agent, running, until_nodes
+from tests.agents import Agent, running, until, until_nodes
 from tests.cli.test_live import assert_error_form, octaskly, words
 
 DEADLINE_S = 20.0
@@ -44,13 +44,6 @@ def begin(node: Agent, *arguments: str) -> subprocess.Popen[bytes]:
     return subprocess.Popen(
         words(node, *arguments), stdout=subprocess.PIPE, stderr=subprocess.PIPE
     )
-
-
-def until(is_true: Callable[[], object]) -> None:
-    deadline = time.monotonic() + DEADLINE_S
-    while not is_true():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
 
 
 @pytest.mark.parametrize(
@@ -167,7 +160,10 @@ def test_waiting_goes_on_with_the_next_dispatcher(tmp_path: Path) -> None:
         until_nodes(ash, 1)
         with running(tmp_path, "birch") as (birch,):
             until_nodes(birch, 2)
-            until(lambda: birch.call("GET", "/api/v1/nodes")[1]["replicas"] == 2)
+            until(
+                lambda: birch.call("GET", "/api/v1/nodes")[1]["replicas"] == 2,
+                "two copies",
+            )
             slow, release = held(tmp_path, 7)
             other, unlock = held(tmp_path)
             tasks = submit(birch, slow, other)

@@ -8,37 +8,25 @@ import resource
 import signal
 import socket
 import sqlite3
-import time
-from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from tests.agents import Agent, launch, request, running, start, until_nodes
+from tests.agents import (
+    TASKS,
+    Agent,
+    ending,
+    finished,
+    launch,
+    request,
+    running,
+    start,
+    submit,
+    until,
+    until_nodes,
+)
 
 EXIT_CONFIG = 78
-TASKS = "/api/v1/tasks"
-
-
-def until(is_true: Callable[[], Any], what: str, *, deadline_s: float = 20.0) -> Any:
-    """Return the first true answer; fail when the time is over."""
-    deadline = time.perf_counter() + deadline_s
-    while time.perf_counter() < deadline:
-        if answer := is_true():
-            return answer
-        time.sleep(0.02)
-    pytest.fail(f"not within {deadline_s} s: {what}")
-
-
-@contextlib.contextmanager
-def ending(*agents: Agent) -> Iterator[None]:
-    """Stop agents whatever happens."""
-    try:
-        yield
-    finally:
-        for agent in agents:
-            agent.stop()
 
 
 def test_an_agent_that_can_keep_nothing_any_more_ends(tmp_path: Path) -> None:
@@ -85,22 +73,6 @@ def refusal(agent: Agent) -> str:
     """Return what an agent said that refused to start."""
     assert agent.process.wait(20) == EXIT_CONFIG, agent.log()
     return agent.log()
-
-
-def submit(agent: Agent, command: str, **more: object) -> str:
-    """Submit one task and return its id."""
-    status, task = agent.call("POST", TASKS, {"command": command, **more})
-    assert status == 201, task
-    task_id: str = task["id"]
-    return task_id
-
-
-def finished(agent: Agent, task_id: str) -> dict[str, Any]:
-    """Wait for the end of a task and return it."""
-    status, task = agent.call("GET", f"{TASKS}/{task_id}?wait=30")
-    assert status == 200, task
-    found: dict[str, Any] = task
-    return found
 
 
 def test_a_node_alone_runs_a_command(tmp_path: Path) -> None:

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.agents import Agent, running, start, until_nodes
+from tests.agents import ENDS, TASKS, Agent, running, start, submit, until, until_nodes
 
-TASKS, ARRAYS = "/api/v1/tasks", "/api/v1/arrays"
+ARRAYS = "/api/v1/arrays"
 STATES = ("queued", "running", "completed", "failed", "cancelled")
 
 
@@ -22,16 +21,10 @@ def agent(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Agent]:
         yield agent
 
 
-def submit(agent: Agent, command: str, **fields: object) -> str:
-    status, body = agent.call("POST", TASKS, {"command": command, **fields})
-    assert status == 201, body
-    return str(body["id"])
-
-
 def ended(agent: Agent, array: str) -> dict[str, Any]:
     status, body = agent.call("GET", f"{ARRAYS}/{array}?wait=60")
     assert status == 200, body
-    assert body["status"] in ("completed", "failed", "cancelled"), body
+    assert body["status"] in ENDS, body
     return dict(body)
 
 
@@ -303,10 +296,3 @@ def ended_so_far(agent: Agent, array: str) -> int:
 def replicas(agent: Agent) -> int:
     status, body = agent.call("GET", "/api/v1/nodes")
     return int(body["replicas"]) if status == 200 else 0
-
-
-def until(is_true: Callable[[], bool], what: str, *, deadline_s: float = 30.0) -> None:
-    deadline = time.perf_counter() + deadline_s
-    while not is_true():
-        assert time.perf_counter() < deadline, f"not within {deadline_s} s: {what}"
-        time.sleep(0.02)

@@ -29,8 +29,7 @@ from octaskly.core.model import (
 )
 from octaskly.mesh import wire
 from octaskly.trust import MeshTrust, NodeKey, load
-from tests.agents import Agent, running, until_nodes
-from tests.integration.test_agent import finished, submit
+from tests.agents import Agent, finished, running, submit, until_nodes
 from tests.integration.test_identity import in_order
 
 GROWTH_KB_MAX = 64 << 10

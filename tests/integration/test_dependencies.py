@@ -4,14 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from tests import agents
-from tests.agents import Agent
-
-TASKS = "/api/v1/tasks"
+from tests.agents import TASKS, Agent, finished, submit
 
 
 @pytest.fixture(scope="module")
@@ -21,28 +18,13 @@ def agent(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Agent]:
     started.stop()
 
 
-def submit(agent: Agent, command: str, **task: object) -> str:
-    """Return the id of a new task."""
-    status, body = agent.call("POST", TASKS, {"command": command, **task})
-    assert status == 201, body
-    return str(body["id"])
-
-
-def ended(agent: Agent, task: str) -> dict[str, Any]:
-    """Return a task at its end."""
-    status, body = agent.call("GET", f"{TASKS}/{task}?wait=30")
-    assert status == 200, body
-    assert body["status"] in ("completed", "failed", "cancelled"), body
-    return dict(body)
-
-
-def test_a_task_begins_when_those_before_it_have_ended(agent: Agent) -> None:
+def test_a_task_begins_when_those_before_it_have_finished(agent: Agent) -> None:
     """Whatever slots are free meanwhile; several parents are all waited for."""
     first = submit(agent, "sleep 0.4; echo 1 >> order")
     second = submit(agent, "sleep 0.2; echo 2 >> order")
     last = submit(agent, "cat order", after=[first, second])
 
-    end = ended(agent, last)
+    end = finished(agent, last)
 
     assert end["stdout"] == "2\n1\n"
     assert (end["after"], end["on"]) == ([first, second], "success")
@@ -51,11 +33,11 @@ def test_a_task_begins_when_those_before_it_have_ended(agent: Agent) -> None:
 def test_what_has_ended_already_is_not_waited_for(agent: Agent) -> None:
     """Its number alone names it, too."""
     first = submit(agent, "true")
-    ended(agent, first)
+    finished(agent, first)
 
     child = submit(agent, "echo now", after=[first.rpartition("-")[0]])
 
-    assert ended(agent, child)["stdout"] == "now\n"
+    assert finished(agent, child)["stdout"] == "now\n"
 
 
 @pytest.mark.parametrize(
@@ -76,7 +58,7 @@ def test_the_end_of_a_parent_decides(
     parent = submit(agent, command)
     child = submit(agent, "true", after=[parent], on=on)
 
-    end = ended(agent, child)
+    end = finished(agent, child)
 
     assert end["status"] == status
     if status == "cancelled":
@@ -92,9 +74,9 @@ def test_a_failure_resolves_all_that_come_after_it(agent: Agent) -> None:
     grandchild = submit(agent, "true", after=[child])
     cleanup = submit(agent, "echo tidy", after=[grandchild], on="failure")
 
-    assert ended(agent, child)["status"] == "cancelled"
-    assert ended(agent, grandchild)["status"] == "cancelled"
-    assert ended(agent, cleanup)["stdout"] == "tidy\n"
+    assert finished(agent, child)["status"] == "cancelled"
+    assert finished(agent, grandchild)["status"] == "cancelled"
+    assert finished(agent, cleanup)["stdout"] == "tidy\n"
     agent.call("DELETE", f"{TASKS}/{slow}?force=true")
 
 
@@ -107,8 +89,8 @@ def test_a_cancelled_parent_resolves_its_children(agent: Agent) -> None:
     assert agent.call("DELETE", f"{TASKS}/{other}")[0] == 200
     agent.call("DELETE", f"{TASKS}/{parent}?force=true")
 
-    assert ended(agent, child)["status"] == "cancelled"
-    assert ended(agent, other)["detail"] is None
+    assert finished(agent, child)["status"] == "cancelled"
+    assert finished(agent, other)["detail"] is None
 
 
 def test_tasks_of_one_request_can_come_after_each_other(agent: Agent) -> None:
@@ -122,7 +104,7 @@ def test_tasks_of_one_request_can_come_after_each_other(agent: Agent) -> None:
     status, body = agent.call("POST", TASKS, batch)
 
     assert status == 201, body
-    assert [ended(agent, task["id"])["status"] for task in body] == ["completed"] * 3
+    assert [finished(agent, task["id"])["status"] for task in body] == ["completed"] * 3
 
 
 def test_what_waits_for_each_other_is_refused(agent: Agent) -> None:
@@ -155,7 +137,7 @@ def test_a_dispatcher_that_was_killed_remembers_who_waits(tmp_path: Path) -> Non
     agent.process.wait()
 
     agent = agents.start(tmp_path, "lone", "--slots", "2")
-    end = ended(agent, child)
+    end = finished(agent, child)
     agent.stop()
 
     assert end["stdout"].endswith("parent\nchild\n")

@@ -6,9 +6,8 @@ import contextlib
 from pathlib import Path
 
 from octaskly.api.routing import STREAMS_MAX
-from tests.agents import running, start, until_nodes
+from tests.agents import ending, finished, running, start, submit, until, until_nodes
 from tests.integration.sse_client import events, tasks_in
-from tests.integration.test_agent import ending, finished, submit, until
 
 STATES = ("queued", "running", "completed")
 

@@ -16,8 +16,17 @@ from typing import Any
 import pytest
 
 from octaskly.stats import stalled_percent
-from tests.agents import Agent, running, start, until_nodes
-from tests.integration.test_agent import TASKS, ending, finished, submit, until
+from tests.agents import (
+    TASKS,
+    Agent,
+    ending,
+    finished,
+    running,
+    start,
+    submit,
+    until,
+    until_nodes,
+)
 from tests.mesh.faults import fill, small_disk
 
 DISK_MB = 80  #: of which 64 are kept free

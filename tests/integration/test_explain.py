@@ -9,8 +9,17 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from tests.agents import Agent, running, start, until_nodes
-from tests.integration.test_agent import TASKS, ending, finished, submit, until
+from tests.agents import (
+    TASKS,
+    Agent,
+    ending,
+    finished,
+    running,
+    start,
+    submit,
+    until,
+    until_nodes,
+)
 from tests.integration.test_steering import steer
 
 

@@ -12,9 +12,8 @@ from octaskly.core.options import TaskOptions
 from octaskly.runner.removal import remove_tree
 from octaskly.runner.tree import children_of
 from octaskly.runner.workdir import captured
-from tests.agents import start
+from tests.agents import ending, start, submit, until
 from tests.integration.pooling import Rig, eventually, rig
-from tests.integration.test_agent import ending, submit, until
 
 SCRATCH = TaskOptions(is_scratch=True)
 DEEP = 1100  #: more than frames of recursion there may be

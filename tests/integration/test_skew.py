@@ -7,8 +7,7 @@ from pathlib import Path
 import pytest
 
 from octaskly.trust import make
-from tests.agents import launch, until_nodes
-from tests.integration.test_agent import ending, finished, submit
+from tests.agents import ending, finished, launch, submit, until_nodes
 
 NEXT = "tests.integration.next_version"
 PROGRAMS = ("octaskly", NEXT)

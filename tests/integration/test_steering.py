@@ -7,9 +7,18 @@ from typing import Any
 
 import pytest
 
-from tests.agents import Agent, running, start, until_nodes
+from tests.agents import (
+    TASKS,
+    Agent,
+    ending,
+    finished,
+    running,
+    start,
+    submit,
+    until,
+    until_nodes,
+)
 from tests.integration.pooling import processes_with, token
-from tests.integration.test_agent import TASKS, ending, finished, submit, until
 
 NODES = "/api/v1/nodes"
 

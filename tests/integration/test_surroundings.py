@@ -15,9 +15,8 @@ from octaskly.core.options import Requires, TaskLimits, TaskOptions
 from octaskly.runner import cgroup, spawn
 from octaskly.runner.child import Order
 from octaskly.runner.slots import Slots
-from tests.agents import start
+from tests.agents import ending, finished, start, submit
 from tests.integration.pooling import STREAM, eventually, processes_with, rig, token
-from tests.integration.test_agent import ending, finished, submit
 
 MIB = 1 << 20
 

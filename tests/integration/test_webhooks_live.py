@@ -9,9 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from octaskly.trust.secret import load
-from tests.agents import Agent, running, until_nodes
+from tests.agents import Agent, finished, running, submit, until, until_nodes
 from tests.integration.receiver import is_signed, receiver
-from tests.integration.test_agent import finished, submit, until
 
 
 async def _in_thread(call: Any, *args: Any, **more: Any) -> Any:
