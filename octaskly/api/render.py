@@ -22,7 +22,6 @@ from octaskly.core.model import (
     Reason,
     TaskState,
 )
-from octaskly.core.parents import BROKEN
 from octaskly.core.timeline import NodeNews, TaskNews
 from octaskly.core.verdicts import Explanation
 from octaskly.ports import Health, MeshState, MeshStats, TaskPage, TaskQuery
@@ -362,9 +361,8 @@ def _reason(outcome: Outcome | None, state: TaskState) -> str | None:
 
 
 def _detail(record: TaskRecord, outcome: Outcome | None) -> str | None:
-    by = record.cancelled_by
-    if by is not None and by.startswith(BROKEN):
-        return f"{by.removeprefix(BROKEN)} did not end as it should"
+    if record.broken_parent is not None:
+        return f"{record.broken_parent} did not end as it should"
     return (outcome.detail or None) if outcome else None
 
 

@@ -227,7 +227,7 @@ def _numbered(record: TaskRecord, number: int) -> Attempt:
         raise OutputNotFound(
             "Output not found",
             field="attempt",
-            hint=f"{record.name} has had {len(record.attempts)} attempts",
+            hint=f"attempts of {record.name} so far: {len(record.attempts)}",
         )
     return found[-1]
 

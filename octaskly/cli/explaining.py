@@ -24,7 +24,7 @@ def explain(choice: Choice, ref: str, as_json: bool) -> None:  # noqa: FBT001
         print_json(reply.body)
         return
     told = msgspec.json.decode(reply.body, type=Explanation)
-    click.echo(f"{told.id} is {told.status}: {told.summary}")
+    click.echo(f"{told.id} ({told.status}): {told.summary}")
     if told.nodes:
         rows = [
             [node.name, node.state, "; ".join(why.message for why in node.reasons)]

@@ -14,7 +14,16 @@ from octaskly.core.events import Draft
 from octaskly.core.inhand import InHand, Phase
 from octaskly.core.merge import TaskRecord
 from octaskly.core.messages import Member
-from octaskly.core.model import Moment, NodeId, NodeState, TaskId, TaskState, name_of
+from octaskly.core.model import (
+    Moment,
+    NodeId,
+    NodeState,
+    Outcome,
+    Reason,
+    TaskId,
+    TaskState,
+    name_of,
+)
 from octaskly.core.needs import missing, nobody_has
 from octaskly.core.options import Requires, requires_of
 from octaskly.core.placing import Placing
@@ -22,6 +31,7 @@ from octaskly.core.resting import Resting
 from octaskly.core.verdicts import Explanation, Verdict, Why
 
 NO_NEEDS = Requires()
+PARENTS_SHOWN = 3  #: of up to a thousand
 
 
 class Explaining:
@@ -49,7 +59,7 @@ class Explaining:
             if record.state is not TaskState.QUEUED and not _has_waiting(record):
                 return Explanation(record.state, _told(record, names))
             if record.waits_for is not None:
-                parents = ", ".join(map(name_of, map(TaskId, record.waits_for.tasks)))
+                parents = _listed([TaskId(each) for each in record.waits_for.tasks])
                 return Explanation(TaskState.QUEUED, f"it waits for {parents}")
             assert record.spec is not None
             task = InHand(record.spec)
@@ -57,7 +67,10 @@ class Explaining:
             return Explanation(task.final, f"it {_ENDS[task.final]}")
         elif task.phase is Phase.LIVE and task.node is not None:
             name = names.get(task.node, task.node)
-            return Explanation(TaskState.RUNNING, self._whereabouts(task, name))
+            paused = {m.id for m in members if m.state is NodeState.PAUSED}
+            rest = ", which is paused" if task.node in paused else ""
+            where = f"{self._whereabouts(task, name)}{rest}"
+            return Explanation(TaskState.RUNNING, where)
         verdicts = tuple(self._verdict(task, member) for member in members)
         summary = self._summary(task, members, verdicts, now)
         if record.progress is None:
@@ -174,13 +187,39 @@ def _present(members: Sequence[Member]) -> list[Member]:
     return [member for member in members if member.state is not NodeState.LOST]
 
 
+def _listed(tasks: Sequence[TaskId]) -> str:
+    """Name some of the tasks that one waits for; others of them may have ended."""
+    names = [name_of(task) for task in tasks[:PARENTS_SHOWN]]
+    more = len(tasks) - len(names)
+    if len(tasks) == 1:
+        return names[0]
+    if more:
+        names.append(f"{more} more")
+    return f"at least one of {', '.join(names[:-1])} and {names[-1]}"
+
+
 def _told(record: TaskRecord, names: dict[NodeId, str]) -> str:
-    """Return where the store says that a task is."""
-    attempt = record.chosen or (record.attempts[-1] if record.attempts else None)
+    """Return where the store says that a task is, or how it ended."""
+    attempt, parent = record.chosen, record.broken_parent
+    if record.state is TaskState.CANCELLED and parent is not None:
+        return f"it was cancelled, since {parent} did not end as it should"
     where = "" if attempt is None else f" on {names.get(attempt.node, attempt.node)}"
     if record.state is TaskState.RUNNING:
         return f"it runs{where}"
-    return f"it {_ENDS[record.state]}{where}"
+    how = ""
+    if record.state is TaskState.FAILED and attempt is not None and attempt.outcome:
+        how = f": {_how(attempt.outcome)}"
+    return f"it {_ENDS[record.state]}{where}{how}"
+
+
+def _how(outcome: Outcome) -> str:
+    if outcome.detail:
+        return outcome.detail
+    if outcome.reason is Reason.EXIT:
+        return f"exit code {outcome.exit_code}"
+    if outcome.reason is Reason.SIGNAL:
+        return f"signal {outcome.signal}"
+    return outcome.reason.value
 
 
 _ENDS = {

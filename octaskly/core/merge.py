@@ -35,6 +35,8 @@ from octaskly.core.model import (
 )
 from octaskly.core.options import After
 
+BROKEN = "after "  #: begins who cancelled, where a task before it ended otherwise
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TaskRecord:
@@ -64,6 +66,12 @@ class TaskRecord:
         if is_over or self.spec is None or self.spec.options is None:
             return None
         return self.spec.options.after
+
+    @property
+    def broken_parent(self) -> str | None:
+        """The task before it whose end cancelled it, as clients call that one."""
+        by = self.cancelled_by
+        return by.removeprefix(BROKEN) if by and by.startswith(BROKEN) else None
 
     @property
     def chosen(self) -> Attempt | None:

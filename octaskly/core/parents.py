@@ -14,11 +14,11 @@ from octaskly.core.effects import Effect, LoadRipe
 from octaskly.core.events import Ripe, RipeLoaded
 from octaskly.core.facts import CancelAsked, Ready, hlc_of
 from octaskly.core.journal import Journal
+from octaskly.core.merge import BROKEN
 from octaskly.core.model import Moment, TaskSpec, TaskState, Timing, name_of
 from octaskly.core.placing import Placing
 
 RIPE_MAX = 1000  #: tasks of one answer
-BROKEN = "after "  #: begins who cancelled, where a task before it ended otherwise
 
 
 def is_late(spec: TaskSpec) -> bool:

@@ -82,7 +82,7 @@ class Edges:
         ]
         self._db.executemany("INSERT OR REPLACE INTO edges VALUES (?, ?, ?, ?)", edges)
         self._has_any = True
-        self._judge(child)
+        self._judge([child])
 
     def _end(self, parents: Iterable[tuple[TaskId, TaskState]]) -> None:
         if not self._has_any:
@@ -91,12 +91,11 @@ class Edges:
             found = self._db.execute(
                 "SELECT child, wanted FROM edges WHERE parent = ?", (parent,)
             ).fetchall()
-            for child, wanted in found:
-                self._db.execute(
-                    "UPDATE edges SET met = ? WHERE parent = ? AND child = ?",
-                    (_met(wanted, state), parent, child),
-                )
-                self._judge(child)
+            self._db.executemany(
+                "UPDATE edges SET met = ? WHERE parent = ? AND child = ?",
+                [(_met(wanted, state), parent, child) for child, wanted in found],
+            )
+            self._judge(child for child, _ in found)
 
     def _forget(self, children: Sequence[int]) -> None:
         for some in rows.chunks(children):
@@ -107,16 +106,14 @@ class Edges:
                     some,
                 )
 
-    def _judge(self, child: int) -> None:
-        """See whether the wait of a task is over."""
-        met = {
-            number
-            for (number,) in self._db.execute(
-                "SELECT met FROM edges WHERE child = ?", (child,)
-            )
-        }
-        if _BROKEN in met or met == {_MET}:
-            self._db.execute("INSERT OR IGNORE INTO ripe VALUES (?)", (child,))
+    def _judge(self, children: Iterable[int]) -> None:
+        """See whose wait is over, however many edges they have."""
+        self._db.executemany(
+            "INSERT OR IGNORE INTO ripe SELECT ?1"
+            " WHERE EXISTS (SELECT 1 FROM edges WHERE child = ?1 AND met = ?2)"
+            " OR NOT EXISTS (SELECT 1 FROM edges WHERE child = ?1 AND met = ?3)",
+            [(child, _BROKEN, _OPEN) for child in children],
+        )
 
     def _states(self, tasks: Sequence[str]) -> dict[str, TaskState]:
         found: dict[str, TaskState] = {}

@@ -211,7 +211,7 @@ CREATE TABLE edges (
     met INTEGER NOT NULL,
     PRIMARY KEY (parent, child)
 ) STRICT, WITHOUT ROWID;
-CREATE INDEX edges_child ON edges (child);
+CREATE INDEX edges_child ON edges (child, met);
 CREATE TABLE ripe (
     child INTEGER PRIMARY KEY
 ) STRICT;

@@ -11,6 +11,7 @@ from octaskly.core.effects import Answer, Hopeless
 from octaskly.core.merge import TaskRecord
 from octaskly.core.messages import Member
 from octaskly.core.model import (
+    Attempt,
     AttemptState,
     NodeState,
     Reason,
@@ -21,7 +22,7 @@ from octaskly.core.model import (
 from octaskly.core.options import After, ArraySpec, Requires, Retry, TaskOptions
 from octaskly.core.turns import RESERVE_AFTER_S
 from octaskly.core.verdicts import Explanation
-from tests.builders import draft, moment, node_info, outcome, released, spec
+from tests.builders import attempt, draft, moment, node_info, outcome, released, spec
 from tests.desk import submit
 from tests.quick import Mesh, heavy, member
 
@@ -217,13 +218,24 @@ def test_a_task_that_rests_says_until_when() -> None:
     assert [code for code, _ in reasons(told)] == ["resting"]
 
 
-def test_a_task_that_comes_after_others_names_them() -> None:
-    """As clients call them."""
-    options = TaskOptions(after=After(tasks=("task-001-00000001", "x~0123")))
+@pytest.mark.parametrize(
+    ("parents", "text"),
+    [
+        (["task-001-00000001"], "task-001-00000001"),
+        (["task-001-00000001", "x~0123"], "at least one of task-001-00000001 and x"),
+        (list("abcd"), "at least one of a, b, c and 1 more"),
+        (["p"] * 1000, "at least one of p, p, p and 997 more"),
+    ],
+)
+def test_a_task_that_comes_after_others_names_them(
+    parents: list[str], text: str
+) -> None:
+    """As clients call them, and not a thousand; some of them may have ended."""
+    options = TaskOptions(after=After(tasks=tuple(parents)))
 
     told = explained(Mesh(B), replace(spec(), options=options), member(B))
 
-    assert told.summary == "it waits for task-001-00000001, x"
+    assert told.summary == f"it waits for {text}"
 
 
 def test_where_a_task_runs_is_all_there_is_to_say() -> None:
@@ -234,6 +246,15 @@ def test_where_a_task_runs_is_all_there_is_to_say() -> None:
     assert explained(mesh, "one", member(B)) == Explanation(
         TaskState.RUNNING, "it runs on b"
     )
+
+
+def test_what_stands_still_on_a_paused_node_is_told() -> None:
+    """It counts as running, but nothing happens."""
+    mesh = Mesh(B)
+    mesh.ask(draft("one"))
+    paused = replace(member(B), state=NodeState.PAUSED)
+
+    assert explained(mesh, "one", paused).summary == "it runs on b, which is paused"
 
 
 def test_of_an_array_the_members_that_wait_are_explained() -> None:
@@ -259,6 +280,42 @@ def test_an_ended_task_is_told_as_the_store_has_it() -> None:
     assert explained(Mesh(B), record, member(B)) == Explanation(
         TaskState.CANCELLED, "it was cancelled"
     )
+
+
+def test_a_task_that_never_can_run_is_told_why() -> None:
+    """Who cancelled it is not a person."""
+    record = TaskRecord(id=spec().id, spec=spec(), cancelled_by="after p")
+
+    told = explained(Mesh(B), record, member(B))
+
+    assert told.summary == "it was cancelled, since p did not end as it should"
+
+
+@pytest.mark.parametrize(
+    ("reason", "code", "signal", "detail", "text"),
+    [
+        (Reason.EXIT, 3, None, "", "exit code 3"),
+        (Reason.SIGNAL, 137, 9, "", "signal 9"),
+        (Reason.TIMEOUT, 124, None, "", "timeout"),
+        (
+            Reason.EXIT,
+            126,
+            None,
+            "cwd x does not exist on b",
+            "cwd x does not exist on b",
+        ),
+    ],
+)
+def test_a_task_that_failed_is_told_how(
+    reason: Reason, code: int, signal: int | None, detail: str, text: str
+) -> None:
+    """In the words that say most."""
+    end = outcome(AttemptState.FAILED, reason, detail=detail)
+    end = replace(end, exit_code=code, signal=signal)
+    run = Attempt(id=attempt(), node=B.id, state=end.state, outcome=end)
+    record = TaskRecord(id=spec().id, spec=spec(), attempts=(run,))
+
+    assert explained(Mesh(B), record, member(B)).summary == f"it failed on b: {text}"
 
 
 def test_a_task_that_fails_fast_is_refused_where_nobody_could_run_it() -> None:

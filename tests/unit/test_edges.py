@@ -1,0 +1,64 @@
+"""Who waits for whom, in tables: what it costs when many wait for many."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterator
+from contextlib import closing
+
+import pytest
+
+from octaskly.core.model import TaskId, TaskState
+from octaskly.core.options import After
+from octaskly.store.edges import Edges, Waits
+from octaskly.store.schema import MIGRATIONS
+
+FEW = 50
+MANY = 800
+STEPS_PER_PARENT_MAX = 1000  #: of SQLite's machine, for a parent of one task
+
+
+@pytest.fixture
+def db() -> Iterator[sqlite3.Connection]:
+    with closing(sqlite3.connect(":memory:")) as connection:
+        for step in MIGRATIONS:
+            connection.executescript(step)
+        yield connection
+
+
+def ripe(db: sqlite3.Connection) -> list[int]:
+    return [child for (child,) in db.execute("SELECT child FROM ripe ORDER BY child")]
+
+
+@pytest.mark.parametrize("parents", [FEW, MANY])
+def test_the_end_of_a_parent_costs_the_same_however_many_there_are(
+    db: sqlite3.Connection, parents: int
+) -> None:
+    """Looking at all parents for each of them takes minutes for a thousand tasks."""
+    names = tuple(f"p{number}" for number in range(parents))
+    edges = Edges(db)
+    edges.take(Waits(begun=[(1, After(tasks=names))]))
+    steps = 0
+
+    def count() -> None:
+        nonlocal steps
+        steps += 1
+
+    db.set_progress_handler(count, 1)
+    for name in names:
+        assert ripe(db) == []
+        edges.take(Waits(ended=[(TaskId(name), TaskState.COMPLETED)]))
+    db.set_progress_handler(None, 1)
+
+    assert ripe(db) == [1]
+    assert steps < parents * STEPS_PER_PARENT_MAX
+
+
+def test_one_bad_end_is_enough(db: sqlite3.Connection) -> None:
+    """While others are waited for, and of those only that come after it."""
+    edges = Edges(db)
+    edges.take(Waits(begun=[(1, After(tasks=("a", "b"))), (2, After(tasks=("b",)))]))
+
+    edges.take(Waits(ended=[(TaskId("a"), TaskState.FAILED)]))
+
+    assert ripe(db) == [1]
