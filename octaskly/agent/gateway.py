@@ -15,6 +15,7 @@ from pathlib import Path
 from octaskly.agent.clock import SystemClock
 from octaskly.agent.feed import Feed
 from octaskly.agent.finding import Finder
+from octaskly.agent.forgetting import forget
 from octaskly.agent.repeats import repetition
 from octaskly.agent.submissions import Submission, Submissions
 from octaskly.agent.tickets import Tickets, Waiters
@@ -248,6 +249,11 @@ class AgentGateway:
             idempotency_key=f"{RETRY_KEY}{record.name}",
         )
         return records[0], replicas
+
+    async def forget(self, older_than_s: int) -> int | None:
+        """Forget what ended so long ago, on all nodes."""
+        self._require_dispatcher()
+        return await forget(self.tickets, older_than_s, self._require_dispatcher)
 
     async def explain(self, ref: str) -> tuple[TaskRecord, Explanation]:
         """Return a task, and why it is where it is."""

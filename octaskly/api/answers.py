@@ -339,6 +339,12 @@ class Unhealthy(TypedDict):
     timestamp: At
 
 
+class Forgotten(TypedDict):
+    """What became of a wish to forget ended tasks."""
+
+    forgotten: int | None
+
+
 class Token(TypedDict):
     """A new token."""
 

@@ -78,12 +78,21 @@ class Batch:
     is_strict: bool  #: of one task at least, which goes for all: all or none
 
 
+FORGET_S_MAX: Final = 10 * 365 * 86_400
+
+
 class TokenIn(msgspec.Struct, forbid_unknown_fields=True):
     """A request for a token."""
 
     role: Annotated[str, told(enum=sorted(PERMISSIONS))]
     subject: Annotated[str, told(minLength=1, maxLength=SUBJECT_MAX)] | None = None
     expires_s: Annotated[int, msgspec.Meta(ge=1, le=EXPIRES_S_MAX)] = TOKEN_S_DEFAULT
+
+
+class ForgetIn(msgspec.Struct, forbid_unknown_fields=True):
+    """A wish to forget ended tasks."""
+
+    older_than_s: Annotated[int, msgspec.Meta(ge=0, le=FORGET_S_MAX)]
 
 
 RANGES: Final = {
@@ -98,12 +107,14 @@ RANGES: Final = {
     "command": f"a text of 1 to {COMMAND_BYTES_MAX} bytes",
     "role": "admin, client or viewer",
     "subject": "1 to 128 printable characters",
+    "older_than_s": f"an integer from 0 to {FORGET_S_MAX} (seconds)",
     "expires_s": f"an integer from 1 to {EXPIRES_S_MAX} (seconds)",
 }
 
 _one = msgspec.json.Decoder(TaskIn)
 _many = msgspec.json.Decoder(list[TaskIn])
 _token = msgspec.json.Decoder(TokenIn)
+_forget = msgspec.json.Decoder(ForgetIn)
 
 
 def parse_tasks(body: bytes) -> Batch:
@@ -124,6 +135,12 @@ def parse_tasks(body: bytes) -> Batch:
     _refuse_repeated_ids(drafts)
     is_strict = any(task.durability == "strict" for task in tasks)
     return Batch(drafts=drafts, is_array=True, is_strict=is_strict)
+
+
+def parse_forget(body: bytes) -> ForgetIn:
+    """Return a wish to forget ended tasks."""
+    asked: ForgetIn = _decode(_forget, ForgetIn, body)
+    return asked
 
 
 def parse_token(body: bytes) -> TokenIn:

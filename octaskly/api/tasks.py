@@ -94,6 +94,14 @@ async def retry(call: Call) -> web.StreamResponse:
     return response
 
 
+async def forget(call: Call) -> web.StreamResponse:
+    """Forget tasks that have ended, on all nodes, instead of waiting for their age."""
+    asked = schema.parse_forget(call.body)
+    forgotten = await call.gateway.forget(asked.older_than_s)
+    status = HTTPStatus.ACCEPTED if forgotten is None else HTTPStatus.OK
+    return json_response(render.encode({"forgotten": forgotten}), status)
+
+
 async def _wait(call: Call, ref: str, wait_s: float) -> TaskRecord:
     # A handler that runs again after a change of dispatcher waits for the rest only.
     left_s = max(0.0, wait_s - call.elapsed_s())
@@ -161,5 +169,13 @@ ROUTES = (
         answers={201: answers.Repeated},
         tells=(REPLICAS_HEADER,),
         refuses=(409, 429, 507),
+    ),
+    Route(
+        method="POST",
+        path="/api/v1/forget",
+        perform=forget,
+        access=Access.ADMIN,
+        takes=schema.ForgetIn,
+        answers={200: answers.Forgotten, 202: answers.Forgotten},
     ),
 )

@@ -29,6 +29,7 @@ COMMANDS = {
     "drain": "octaskly.cli.steering:drain",
     "events": "octaskly.cli.waiting:events",
     "explain": "octaskly.cli.explaining:explain",
+    "forget": "octaskly.cli.forgetting:forget",
     "logs": "octaskly.cli.tasks:logs",
     "ls": "octaskly.cli.tasks:ls",
     "map": "octaskly.cli.arrays:map_",

@@ -130,6 +130,11 @@ class Client(Connection):
         """Run an ended task once more, as another task; who repeats it gets that."""
         return self.request("POST", f"{TASKS}/{quote(ref, safe='')}/retry")
 
+    def forget(self, older_than_s: int) -> Reply:
+        """Forget tasks that ended so long ago, on all nodes; only an admin may."""
+        body = msgspec.json.encode({"older_than_s": older_than_s})
+        return self.request("POST", "/api/v1/forget", body=body)
+
     def logs(
         self,
         ref: str,

@@ -73,7 +73,7 @@ class Dispatch:
         self.is_accepting = False
         self._placing = Placing(settings.limits, journal, replication)
         self._adoption = Adoption(self._placing, settings.timing.adopt_s)
-        self._retention = Retention(
+        self.retention = Retention(
             settings, self._placing, journal, replication.members
         )
         self._queue = self._placing.queue
@@ -90,7 +90,7 @@ class Dispatch:
         """Reign; the journal's own stream is open."""
         self.is_reigning = self.is_accepting = True
         self._adoption.begin(now)
-        self._retention.begin(now)
+        self.retention.begin(now)
         self._parents.begin(now)
         return self._placing.begin(epoch, stream) + self._parents.ask(now)
 
@@ -129,7 +129,7 @@ class Dispatch:
             self._parents.deadline() if self.is_reigning else None,
         ]
         if self.is_accepting:
-            due_s.append(self._retention.deadline())
+            due_s.append(self.retention.deadline())
         return min((at_s for at_s in due_s if at_s is not None), default=None)
 
     # --- Clients.
@@ -344,7 +344,7 @@ class Dispatch:
                 return self._parents.on_loaded(event, now) if self.is_reigning else []
             case FloorPlanned():
                 may_write = self.is_accepting
-                return self._retention.on_planned(event, now, may_write=may_write)
+                return self.retention.on_planned(event, now, may_write=may_write)
 
     def on_loaded(self, event: Loaded, now: Moment) -> list[Effect]:
         """Take more of the queue into the window."""
@@ -372,7 +372,7 @@ class Dispatch:
 
     def on_time(self, now: Moment) -> list[Effect]:
         """Give up the attempts of workers that did not come back in time."""
-        effects = self._retention.on_time(now) if self.is_accepting else []
+        effects = self.retention.on_time(now) if self.is_accepting else []
         if self.is_reigning:
             effects += self._parents.ask(now)
         rested_s, due_s = self._resting.deadline(), self._adoption.deadline()

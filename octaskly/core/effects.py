@@ -208,6 +208,8 @@ class PlanFloor:
     tasks_max: int  #: of more ended tasks than these, the oldest go, whatever their age
     stream: StreamId = StreamId(0)  #: of this reign: what was born there is in the log
     after: int = 0  #: as in `FloorPlanned`
+    forget_hlc: int = 0
+    """What ended before is to go; what waits is carried only as far as needed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -260,7 +262,23 @@ class Hopeless:
     why: str
 
 
-Reply = Accepted | CancelDone | NotHere | NotDurable | Steered | Hopeless | Explanation
+@dataclass(frozen=True, slots=True)
+class Forgot:
+    """What was to be forgotten is void on every node that knows as much."""
+
+    tasks: int  #: with the members of arrays that had begun
+
+
+Reply = (
+    Accepted
+    | CancelDone
+    | NotHere
+    | NotDurable
+    | Steered
+    | Hopeless
+    | Forgot
+    | Explanation
+)
 
 
 @dataclass(frozen=True, slots=True)

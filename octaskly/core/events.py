@@ -140,6 +140,17 @@ class CancelRequested:
 
 
 @dataclass(frozen=True, slots=True)
+class ForgetAsked:
+    """Forget tasks that ended so long ago, now; answered by `Answer(ticket, Forgot)`.
+
+    The answer comes when that is done, which may take minutes.
+    """
+
+    ticket: int
+    older_than_s: int  #: 0: all that have ended
+
+
+@dataclass(frozen=True, slots=True)
 class TasksNotified:
     """Who asked for it was told how these tasks ended, or was given up."""
 
@@ -201,12 +212,14 @@ class FloorPlanned:
 
     floor: Floor | None  #: None: nothing is old enough
     carried: tuple[TaskRecord, ...] = ()  #: to be written again before it, with outputs
-    has_more: bool = False  #: more is old enough, or will be soon; a step is bounded
+    has_more: bool = False  #: more is old enough; a step is bounded
     ahead: Holdings = ()
     """Rows of snapshots stand for so much that the log lacks. As long as that is so,
     `carried` are tasks that it may say less of, and there is no floor."""
     after: int = 0  #: how far these tasks were read; ask on from there
+    is_tight: bool = False  #: little room is left: look again soon
     is_too_large: bool = False  #: the log is, and no task in it may be forgotten
+    forgotten: int = 0  #: tasks that this floor ends, begun members included
 
 
 @dataclass(frozen=True, slots=True)
@@ -278,6 +291,7 @@ Event = (
     | TasksSubmitted
     | ExplainAsked
     | CancelRequested
+    | ForgetAsked
     | TasksNotified
     | AttemptsEnded
     | Persisted

@@ -22,6 +22,7 @@ from octaskly.core.events import (
     Event,
     ExplainAsked,
     FloorPlanned,
+    ForgetAsked,
     LiveLoaded,
     Loaded,
     LoadSampled,
@@ -59,7 +60,7 @@ from octaskly.core.model import (
 
 REST_S = 0.02  #: between two steps that only time causes
 PAUSE_S = 0.3  #: a gap between two steps that counts as own slowness
-Question = TasksSubmitted | CancelRequested | ExplainAsked | TasksNotified
+Question = TasksSubmitted | CancelRequested | ExplainAsked | ForgetAsked | TasksNotified
 WorkEvent = (
     Question
     | AttemptsEnded
@@ -290,7 +291,11 @@ class Node:
     def _handle_work(self, event: WorkEvent, now: Moment) -> list[Effect]:
         match event:
             case (
-                TasksSubmitted() | CancelRequested() | ExplainAsked() | TasksNotified()
+                TasksSubmitted()
+                | CancelRequested()
+                | ExplainAsked()
+                | ForgetAsked()
+                | TasksNotified()
             ):
                 return self._on_asked(event, now)
             case Loaded() | LiveLoaded() | RipeLoaded() | FloorPlanned():
@@ -325,6 +330,9 @@ class Node:
             members = () if self.roster is None else self.roster.members
             told = self._dispatch.explaining.explain(event.record, members, now)
             return [Answer(event.ticket, told)]
+        if isinstance(event, ForgetAsked):
+            self._dispatch.retention.on_asked(event, now)
+            return []
         return self._dispatch.on_cancel(event, now)
 
     # Links

@@ -10,9 +10,9 @@ Source: docs/explanation/log.md.
 
 from __future__ import annotations
 
-from octaskly.core.effects import Effect, PlanFloor
-from octaskly.core.events import FloorPlanned
-from octaskly.core.facts import NO_FLOOR, Floor, hlc_of
+from octaskly.core.effects import Answer, Effect, Forgot, PlanFloor
+from octaskly.core.events import FloorPlanned, ForgetAsked
+from octaskly.core.facts import HLC_COUNTER_BITS, NO_FLOOR, Floor, hlc_of
 from octaskly.core.journal import Held, Journal
 from octaskly.core.membership import Membership
 from octaskly.core.merge import facts_of, join_floors
@@ -21,6 +21,7 @@ from octaskly.core.placing import Placing
 
 JUMP_MS = 3_600_000  #: by more no wall clock is believed to run ahead in one reign
 STEP_S = 1.0  #: from one step of the floor to the next, while more is old enough
+ASKED_STEP_S = 0.1  #: the same while somebody waits for it
 
 
 class Retention:
@@ -46,6 +47,10 @@ class Retention:
         self._floor: Floor = NO_FLOOR  #: when that was
         self._after = 0  #: key up to which tasks ahead of the log are written again
         self._joined = 0  #: number of the last `Join` when that began
+        self._forget_hlc = 0  #: somebody asked to forget what ended before
+        self._planned_hlc = 0  #: the same when the store was asked
+        self._waiting: dict[int, int] = {}
+        """What was forgotten since somebody asked, by the ticket of the question."""
 
     def begin(self, now: Moment) -> None:
         """Say the floor in the new stream, and look at it again after a while.
@@ -54,9 +59,18 @@ class Retention:
         the earlier task comes first, on whatever way it travels.
         """
         self._stated = NO_FLOOR
+        self._forget_hlc = 0
+        self._waiting = {}
         self._began = now
         self._after = 0
         self._due_s = now.mono_s + self._period_s
+
+    def on_asked(self, event: ForgetAsked, now: Moment) -> None:
+        """Forget what ended so long ago, as soon as the store says how."""
+        age = event.older_than_s * 1000 << HLC_COUNTER_BITS
+        self._forget_hlc = max(self._forget_hlc, self._journal.tick(now) - age)
+        self._waiting[event.ticket] = 0
+        self._due_s = now.mono_s
 
     def deadline(self) -> float | None:
         """Return when `on_time` has something to ask."""
@@ -72,8 +86,12 @@ class Retention:
             self._floor = self._journal.floor
             before_hlc = hlc_of(self._today_ms(now) - self._retention_ms)
             stream = self._placing.stream
-            ask = PlanFloor(before_hlc, self._tasks_max, stream, self._after)
-            effects.append(ask)
+            self._planned_hlc = self._forget_hlc
+            effects.append(
+                PlanFloor(
+                    before_hlc, self._tasks_max, stream, self._after, self._forget_hlc
+                )
+            )
         return effects
 
     def _today_ms(self, now: Moment) -> int:
@@ -90,9 +108,11 @@ class Retention:
     ) -> list[Effect]:
         """Carry what is still wanted, then raise the floor."""
         self._is_asked = False
-        self._due_s = now.mono_s + (STEP_S if event.has_more else self._period_s)
+        self._due_s = now.mono_s + self._pause_s(event)
         # By a floor that came meanwhile, what is to be carried may be gone.
         if not may_write or self._floor != self._journal.floor:
+            if self._waiting:
+                self._due_s = now.mono_s + ASKED_STEP_S
             return []
         facts = self._placing.facts
         for record in event.carried:
@@ -100,11 +120,31 @@ class Retention:
         if event.ahead:
             return self._catch_up(event, now)
         if event.floor is None:
-            return []
+            return [] if event.has_more else self._answers()
         # The next step is planned from what this one has made durable.
         self._is_asked = True
         floor = join_floors(self._journal.floor, event.floor)
-        return self._state(floor, now, self._release)
+        for ticket in self._waiting:
+            self._waiting[ticket] += event.forgotten
+
+        def durable(now: Moment) -> list[Effect]:
+            return self._release(now) + ([] if event.has_more else self._answers())
+
+        return self._state(floor, now, durable)
+
+    def _pause_s(self, event: FloorPlanned) -> float:
+        if self._waiting and (event.has_more or self._planned_hlc < self._forget_hlc):
+            return ASKED_STEP_S
+        return STEP_S if event.has_more or event.is_tight else self._period_s
+
+    def _answers(self) -> list[Effect]:
+        """Tell whoever asked that it is done, unless more was asked since."""
+        if self._planned_hlc < self._forget_hlc:
+            return []
+        answers = [Answer(t, Forgot(tasks)) for t, tasks in self._waiting.items()]
+        self._waiting = {}
+        self._forget_hlc = self._planned_hlc = 0
+        return list[Effect](answers)
 
     def _catch_up(self, event: FloorPlanned, now: Moment) -> list[Effect]:
         """Bring the log up to the rows, then say that this is done."""

@@ -195,6 +195,15 @@ class Gateway(Transcripts, Telling, Protocol):
             NotDispatcher, NotDurable, StoreFull: as `submit`.
         """
 
+    async def forget(self, older_than_s: int) -> int | None:
+        """Forget tasks that ended so long ago, 0: all that have, on all nodes.
+
+        Return how many, members that had begun included; None: it goes on behind.
+
+        Raises:
+            NotDispatcher: this node is not dispatcher.
+        """
+
     async def explain(self, ref: str) -> tuple[TaskRecord, Explanation]:
         """Return a task, and why it is where it is.
 

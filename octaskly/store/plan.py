@@ -23,6 +23,12 @@ CARRIED_BYTES_MAX: Final = 1 << 20  #: and how much of it, commands and outputs
 SPARE: Final = 16  #: this part of the bytes is freed before more are used
 
 _OPTIONS: Final = rows.TASK_COLUMNS.split(", ").index("options")
+_BY_BIRTH: Final = (
+    f"SELECT {rows.TASK_COLUMNS}, state,"  # noqa: S608
+    " is_live OR EXISTS (SELECT 1 FROM edges WHERE parent = id),"
+    " changed, born, reborn, stream, seq"
+    " FROM tasks INDEXED BY tasks_born ORDER BY born, key"
+)
 _ENDED: Final = tuple(rows.NUMBER_OF[state] for state in TaskState if state.is_final)
 
 
@@ -34,6 +40,7 @@ class _Cut:
     last: dict[int, int] = field(default_factory=dict)
     """For each stream the last submission that the walk passed."""
     carried: list[TaskRecord] = field(default_factory=list)
+    forgotten: int = 0  #: rows of tasks and members that are void
     is_over: bool = True  #: nothing beyond is old enough
 
 
@@ -61,15 +68,17 @@ def plan_floor(db: sqlite3.Connection, ask: PlanFloor, bytes_max: int) -> FloorP
             return FloorPlanned(None, has_more=True)
         share = _rows(db) * (used - low) // used + 1
         surplus = max(surplus, min(share, ended))
-    cut = _walk(db, floors, ask.before_hlc, surplus)
+    cut = _walk(db, floors, ask, surplus, ended)
     if not cut.horizon:
         is_full = used > bytes_max
-        return FloorPlanned(None, has_more=used > low, is_too_large=is_full)
+        return FloorPlanned(None, is_tight=used > low, is_too_large=is_full)
     marks = _marks(db, cut, floors)
     return FloorPlanned(
         Floor(cut.horizon, marks),
         tuple(cut.carried),
-        has_more=not cut.is_over or used > low,
+        has_more=not cut.is_over,
+        is_tight=used > low,
+        forgotten=cut.forgotten,
     )
 
 
@@ -155,26 +164,22 @@ def _is_purging_log(db: sqlite3.Connection, floors: Mapping[StreamId, int]) -> b
 def _walk(
     db: sqlite3.Connection,
     floors: Mapping[StreamId, int],
-    before_hlc: int,
+    ask: PlanFloor,
     surplus: int,
+    ended: int,
 ) -> _Cut:
     """Pass tasks in the order of their birth until one has to stay where it is."""
     cut = _Cut()
     left = CARRIED_BYTES_MAX
     latest = 0  #: fact about a task that is void
     until = HLC_MAX  #: no other task was born up to here
-    found = db.execute(
-        f"SELECT {rows.TASK_COLUMNS}, state,"  # noqa: S608
-        " is_live OR EXISTS (SELECT 1 FROM edges WHERE parent = id),"
-        " changed, born, reborn, stream, seq"
-        " FROM tasks INDEXED BY tasks_born ORDER BY born, key"
-    )
-    for passed, row in enumerate(found):
+    for passed, row in enumerate(db.execute(_BY_BIRTH)):
         if row[0] >= arrays.MEMBERS:
             break  # They go with their arrays.
         is_wanted, changed, born, reborn, stream, seq = row[-6:]
         is_ended = row[-7] in _ENDED and not is_wanted
         limit = changed if is_ended else born
+        before_hlc = max(ask.before_hlc, ask.forget_hlc if ended > 0 else 0)
         is_old = surplus > 0 or limit < before_hlc
         if born > cut.horizon:  # Else the cut is through it already.
             is_full = passed >= TASKS_MAX or len(cut.carried) >= CARRIED_MAX
@@ -185,7 +190,10 @@ def _walk(
         # One that was submitted again meanwhile stays, with what was said of it.
         is_passed = reborn <= max(born, cut.horizon) and is_old
         if is_ended and (is_passed or seq <= floors.get(stream, 0)):
-            surplus -= 1 + _held(db, row)
+            gone = 1 + _held(db, row)
+            surplus -= gone
+            ended -= gone
+            cut.forgotten += gone
             latest = max(latest, changed)
         else:
             carried = _with_members(db, row[:-7])

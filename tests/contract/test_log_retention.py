@@ -164,6 +164,24 @@ async def test_what_ended_long_ago_is_forgotten(benches: list[Bench]) -> None:
     assert not await one.raise_floor()
 
 
+async def test_what_is_asked_to_go_carries_no_more_than_it_needs(
+    benches: list[Bench],
+) -> None:
+    """Tasks that wait, and were submitted after the last one that goes, stay put."""
+    one, _ = benches
+    await one.add(kit.submitted(1), kit.submitted(2), kit.assigned(2), kit.finished(2))
+    await one.add(kit.submitted(3), kit.submitted(4))
+
+    planned = await one.log.plan_floor(PlanFloor(0, MANY, forget_hlc=AGES))
+
+    assert planned.floor is not None
+    assert [record.id for record in planned.carried] == [kit.task_id(1)]
+    assert planned.forgotten == 1
+    assert not planned.has_more
+    await one.add(*facts_of(planned.carried[0]), planned.floor)
+    await one.shows(1, 3, 4)
+
+
 async def test_what_is_wanted_still_is_carried(benches: list[Bench]) -> None:
     """Old tasks that wait or run stay as they were, behind the floor."""
     one, _ = benches

@@ -139,6 +139,20 @@ async def test_only_admins_mint_tokens(
     assert answer.status == status
 
 
+@pytest.mark.parametrize(
+    ("headers", "status"), [(ADMIN, 200), (CLIENT, 403), (VIEWER, 403)]
+)
+async def test_only_admins_forget_tasks(
+    node: ApiNode, headers: dict[str, str], status: int
+) -> None:
+    """They are everybody's, and gone for good."""
+    answer = await node.ask(
+        "POST", "/api/v1/forget", headers=headers, body={"older_than_s": 0}
+    )
+
+    assert answer.status == status
+
+
 @pytest.mark.parametrize("order", ["drain", "resume", "pause", "unpause"])
 @pytest.mark.parametrize(
     ("headers", "status"), [(ADMIN, 200), (CLIENT, 403), (VIEWER, 403)]

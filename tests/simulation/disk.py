@@ -486,16 +486,18 @@ class Disk:
         """Find the next step of the floor, like the port of that name."""
         if self.ahead():
             return self._plan_ahead(ask)
-        before_hlc, tasks_max = ask.before_hlc, ask.tasks_max
+        tasks_max, forgotten = ask.tasks_max, 0
         floors, horizon, latest, is_over = _seqs(self.floor), 0, 0, True
         last: Vector = {}
         carried: list[TaskRecord] = []
         until = 1 << 62
-        surplus = sum(map(_is_ended, self.records.values())) - tasks_max
+        ended = sum(map(_is_ended, self.records.values()))
+        surplus = ended - tasks_max
         order = sorted((birth.born, task) for task, birth in self.births.items())
         for passed, (born, task) in enumerate(order):
             record, birth = self.records[task], self.births[task]
             changed, is_ended = self.changed[task], self._is_ended(record)
+            before_hlc = max(ask.before_hlc, ask.forget_hlc if ended > 0 else 0)
             is_old = surplus > 0 or (changed if is_ended else born) < before_hlc
             if born > horizon and (not is_old or passed >= STEP_TASKS):
                 is_over = not is_old
@@ -503,7 +505,7 @@ class Disk:
                 break
             is_passed = birth.reborn <= max(born, horizon) and is_old
             if is_ended and (is_passed or birth.seq <= floors.get(birth.stream, 0)):
-                surplus -= 1
+                surplus, ended, forgotten = surplus - 1, ended - 1, forgotten + 1
                 latest = max(latest, changed)
             else:
                 carried.append(record)
@@ -514,7 +516,10 @@ class Disk:
             return FloorPlanned(None)
         horizon = max(horizon, min(latest, until))
         marks = self._marks(horizon, last)
-        return FloorPlanned(Floor(horizon, marks), tuple(carried), not is_over)
+        floor = Floor(horizon, marks)
+        return FloorPlanned(
+            floor, tuple(carried), has_more=not is_over, forgotten=forgotten
+        )
 
     def _plan_ahead(self, ask: PlanFloor) -> FloorPlanned:
         """Find tasks that rows may say more of than the log."""

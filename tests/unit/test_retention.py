@@ -4,8 +4,17 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from octaskly.core.effects import Append, Effect, Join, PlanFloor, Save, Send
-from octaskly.core.events import FloorPlanned, PeerUp, Saved
+from octaskly.core.effects import (
+    Answer,
+    Append,
+    Effect,
+    Forgot,
+    Join,
+    PlanFloor,
+    Save,
+    Send,
+)
+from octaskly.core.events import FloorPlanned, ForgetAsked, PeerUp, Saved
 from octaskly.core.exchange import Exchange
 from octaskly.core.facts import Entry, Finished, Floor, Mark, Submitted, hlc_of
 from octaskly.core.journal import Journal
@@ -155,6 +164,70 @@ def test_nothing_is_asked_while_a_step_is_under_way() -> None:
     assert world.dispatch.on_time(moment(65)) == []
     world.commit(65)
     assert any(isinstance(e, PlanFloor) for e in world.dispatch.on_time(moment(65)))
+
+
+def asked_to_forget(world: World, ticket: int, seconds: int) -> PlanFloor:
+    """Ask between two looks at the age; return what the store is asked."""
+    world.dispatch.retention.on_asked(ForgetAsked(ticket, seconds), moment(5))
+    deadline_s = world.dispatch.deadline()
+    assert deadline_s is not None
+    assert deadline_s <= moment(5).mono_s
+    (ask,) = world.dispatch.on_time(moment(5))
+    assert isinstance(ask, PlanFloor)
+    return ask
+
+
+def answered(effects: list[Effect]) -> list[Answer]:
+    return [effect for effect in effects if isinstance(effect, Answer)]
+
+
+def test_who_asks_to_forget_hears_when_it_is_durable_and_how_many_went() -> None:
+    """At once, step by step, whatever the age that else counts."""
+    world = reigning()
+
+    ask = asked_to_forget(world, 3, 60)
+    assert hlc_of(moment(5).wall_ms - 60_000) <= ask.forget_hlc
+    assert ask.forget_hlc < hlc_of(moment(5).wall_ms - 59_000)
+    first = FloorPlanned(FLOOR, has_more=True, forgotten=10)
+    assert answered(world.dispatch.on_read(first, moment(5))) == []
+    assert answered(world.commit(5)) == []
+    (again,) = world.dispatch.on_time(moment(6))
+    assert isinstance(again, PlanFloor)
+    assert again.forget_hlc == ask.forget_hlc
+    last = FloorPlanned(replace(FLOOR, horizon=10), forgotten=4)
+    assert answered(world.dispatch.on_read(last, moment(6))) == []
+
+    assert answered(world.commit(6)) == [Answer(3, Forgot(14))]
+
+    (later,) = world.dispatch.on_time(moment(70))
+    assert isinstance(later, PlanFloor)
+    assert later.forget_hlc == 0
+
+
+def test_nothing_to_forget_is_an_answer_but_not_while_rows_are_deleted() -> None:
+    """What is void still lies before what comes next."""
+    world = reigning()
+    asked_to_forget(world, 3, 0)
+
+    deleting = world.dispatch.on_read(FloorPlanned(None, has_more=True), moment(5))
+    assert deleting == []
+    assert len(world.dispatch.on_time(moment(6))) == 1
+    done = world.dispatch.on_read(FloorPlanned(None), moment(6))
+
+    assert done == [Answer(3, Forgot(0))]
+
+
+def test_a_wish_that_comes_while_the_store_plans_is_planned_next() -> None:
+    """What it asks for beyond the first one is not told to be done."""
+    world = reigning()
+    asked_to_forget(world, 3, 60)
+    world.dispatch.retention.on_asked(ForgetAsked(4, 0), moment(5))
+
+    assert world.dispatch.on_read(FloorPlanned(None), moment(5)) == []
+    assert len(world.dispatch.on_time(moment(6))) == 1
+    done = world.dispatch.on_read(FloorPlanned(None), moment(6))
+
+    assert done == [Answer(3, Forgot(0)), Answer(4, Forgot(0))]
 
 
 def test_a_reign_begins_with_the_floor_that_is_known() -> None:

@@ -1,0 +1,80 @@
+"""Ended tasks that go when an operator says so, by a real agent."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests import agents
+from tests.agents import Agent
+
+TASKS = "/api/v1/tasks"
+
+
+@pytest.fixture
+def agent(tmp_path: Path) -> Iterator[Agent]:
+    started = agents.start(tmp_path, "lone", "--slots", "1")
+    yield started
+    started.stop()
+
+
+def test_ended_tasks_go_and_those_that_run_or_wait_stay(agent: Agent) -> None:
+    """With what they wrote, and at once; a second time there is nothing left."""
+    ended = [run(agent, f"echo {n}", wait=True) for n in range(3)]
+    running = run(agent, "sleep 60")
+    waiting = run(agent, "true")
+
+    told = forget(agent, "--all-ended")
+    again = forget(agent, "--all-ended")
+
+    assert (told, again) == (3, 0)
+    for task in ended:
+        assert agent.call("GET", f"{TASKS}/{task}")[0] == 404
+    status, page = agent.call("GET", TASKS)
+    assert (status, page["total"]) == (200, 2)
+    assert {task["id"] for task in page["tasks"]} == {running, waiting}
+    assert agent.call("DELETE", f"{TASKS}/{running}?force=true")[0] == 200
+    _, last = agent.call("GET", f"{TASKS}/{waiting}?wait=30")
+    assert last["status"] == "completed"
+
+
+def test_what_ended_lately_stays_where_an_age_is_given(agent: Agent) -> None:
+    """The same age as by itself, but now."""
+    task = run(agent, "true", wait=True)
+
+    assert forget(agent, "--older-than", "1h") == 0
+
+    assert agent.call("GET", f"{TASKS}/{task}")[0] == 200
+
+
+def test_what_shall_go_has_to_be_said(agent: Agent) -> None:
+    """Neither nothing nor both is a wish."""
+    for flags in ((), ("--all-ended", "--older-than", "7d")):
+        done = octaskly(agent, "forget", *flags)
+
+        assert done.returncode == 2
+        assert "either --older-than T, or --all-ended" in done.stderr
+
+
+def octaskly(agent: Agent, *args: str) -> subprocess.CompletedProcess[str]:
+    words = [sys.executable, "-m", "octaskly", "--state-dir", str(agent.state), *args]
+    return subprocess.run(words, capture_output=True, text=True, check=False)
+
+
+def forget(agent: Agent, *flags: str) -> int:
+    done = octaskly(agent, "forget", *flags, "--json")
+    assert done.returncode == 0, done.stderr
+    return int(json.loads(done.stdout)["forgotten"])
+
+
+def run(agent: Agent, command: str, *, wait: bool = False) -> str:
+    status, body = agent.call("POST", TASKS, {"command": command})
+    assert status == 201, body
+    if wait:
+        agent.call("GET", f"{TASKS}/{body['id']}?wait=30")
+    return str(body["id"])
