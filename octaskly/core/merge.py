@@ -62,10 +62,11 @@ class TaskRecord:
     @property
     def waits_for(self) -> After | None:
         """The tasks that it waits for; an attempt shows that it need not any more."""
-        is_over = self.is_ready or self.attempts or self.cancelled_by is not None
-        if is_over or self.spec is None or self.spec.options is None:
+        options = None if self.spec is None else self.spec.options
+        if options is None:  # As most have none.
             return None
-        return self.spec.options.after
+        is_over = self.is_ready or self.attempts or self.cancelled_by is not None
+        return None if is_over else options.after
 
     @property
     def broken_parent(self) -> str | None:

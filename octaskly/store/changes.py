@@ -67,7 +67,7 @@ class Changes:
         number = rows.NUMBER_OF[state]
         node = rows.node_shown(record, state)
         by, tries = record.cancelled_by, len(record.attempts)
-        self.waits.note(task, record)
+        self.waits.note(task, record, state)
         row: rows.Row = (
             *(number, node, by, is_live, tries, record.is_ready, task.is_blocked),
             *(task.changed_hlc, rows.notify_of(record)),

@@ -41,10 +41,10 @@ class Waits:
     """Tasks that wait no longer."""
     ended: list[tuple[TaskId, TaskState]] = field(default_factory=list)
 
-    def note(self, task: Task, record: TaskRecord) -> None:
-        """Compare a task with its row; it has a key."""
+    def note(self, task: Task, record: TaskRecord, state: TaskState) -> None:
+        """Compare a task in this state with its row; it has a key."""
         assert task.key is not None
-        state, after = record.state, record.waits_for
+        after = record.waits_for
         if state.is_final and not task.is_final:
             self.ended.append((record.id, state))
         if after is not None and not task.is_blocked:
