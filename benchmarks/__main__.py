@@ -1,7 +1,7 @@
 """Measures Octaskly and prints one table: by default beside its limits and its peers.
 
 usage: python -m benchmarks [--quick] [peers | failover | cost | traffic | kills
-                                       | million | crowd | logs | arrays]
+                                       | million | crowd | logs | arrays | noop]
 
 Every ratio is of figures from this run: absolute times mean little on shared
 machines. Nothing leaves this machine; every loop is bounded.
@@ -21,7 +21,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from benchmarks import arrays, cost, crowd, failover, limits, logs, peers, scale
+from benchmarks import arrays, cost, crowd, failover, limits, logs, noop, peers, scale
 from benchmarks.measure import (
     BATCH,
     Row,
@@ -76,6 +76,7 @@ def _peers(folder: Path, *, quick: bool) -> Iterator[Row]:
         loaded_mb = rss_mb(agent.process.pid)
         yield "resident memory after all of this", f"{loaded_mb:.0f} MB", "", "", ""
         yield _cold_ls(agent, runs=5 if quick else 15)
+    yield from noop.figures(folder / "noop", quick=quick)
     count = 500 if quick else 2000
     for name, peer in peers.PEERS.items():
         try:
@@ -207,6 +208,7 @@ WHICH: dict[str, Figures] = {
     "crowd": crowd.figures,
     "logs": logs.figures,
     "arrays": arrays.figures,
+    "noop": noop.figures,
 }
 
 

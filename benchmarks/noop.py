@@ -1,0 +1,108 @@
+"""An agent whose tasks return at once: what is left is the control plane.
+
+It is started as `python -m benchmarks.noop agent ...` and is the shipped agent but for
+the runner; the package itself has no switch for that.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import statistics
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from benchmarks.measure import Row, count, occupy, until
+from octaskly.agent import parts
+from octaskly.cli import main
+from octaskly.core.messages import Report
+from octaskly.core.model import AttemptId, AttemptState, Outcome, Reason, TaskSpec
+from octaskly.runner.pool import Pool
+from octaskly.trust import make
+from tests.agents import Agent, launch, running, until_nodes
+
+BULK = 10_000  #: as many as one request may hold
+SLOTS = 512  #: so that work never waits for a message to come round
+RATE = 60_000
+ACCEPT_RATE = 100_000
+
+
+class ReturnsAtOnce(Pool):
+    """Reports each attempt as a success, and starts nothing."""
+
+    def start(self, items: Sequence[tuple[AttemptId, TaskSpec]]) -> None:
+        """Report the ends."""
+        now_ms = self._clock.now().wall_ms
+        outcome = Outcome(
+            state=AttemptState.OK,
+            reason=Reason.EXIT,
+            exit_code=0,
+            started_ms=now_ms,
+            ended_ms=now_ms,
+            duration_ms=0,
+        )
+        for attempt, spec in items:
+            self._delivery.add(Report(task=spec.id, attempt=attempt, outcome=outcome))
+        self._delivery.soon()
+
+
+def figures(folder: Path, *, quick: bool) -> Iterator[Row]:
+    """Tasks that cost nothing, from the first request to the last durable result."""
+    batches, runs = (2, 1) if quick else (5, 3)
+    make(folder / "mesh.key")
+    agent = launch(
+        folder / "noop",
+        folder / "mesh.key",
+        *("--name", "noop", "--slots", str(SLOTS)),
+        program=__name__,
+    )
+    try:
+        _work(agent, 1)
+        rate = statistics.median(_work(agent, batches) for _ in range(runs))
+    finally:
+        agent.stop()
+    yield _row("no-op tasks, durable", rate, RATE)
+    with running(folder, "accepting", extra=("--slots", "1")) as (agent,):
+        occupy(agent, 1)
+        rate = statistics.median(_accept(agent, batches)[0] for _ in range(runs))
+    yield _row("bulk accept, durable", rate, ACCEPT_RATE)
+
+
+def _row(name: str, rate: float, goal: int) -> Row:
+    met = "yes" if rate >= goal else "no"
+    return name, f"{rate:.0f}/s", f"{rate / goal:.2f}", f">= {goal}/s", met
+
+
+def _work(agent: Agent, batches: int) -> float:
+    """Return tasks per second until the last result is durable."""
+    until_nodes(agent, 1)
+    done = count(agent, "completed") + batches * BULK
+    began_s = time.perf_counter()
+    _, last = _accept(agent, batches)
+    agent.call("GET", f"/api/v1/tasks/{last}?wait=60")
+    until("all have ended", lambda: count(agent, "completed") == done)
+    return batches * BULK / (time.perf_counter() - began_s)
+
+
+def _accept(agent: Agent, batches: int) -> tuple[float, str]:
+    """Return tasks per second that are accepted from one client; and the last one."""
+    head = {"Content-Type": "application/json"}
+    body = json.dumps([{"command": "true"}] * BULK).encode()
+    answer = b""
+    with contextlib.closing(agent.connection()) as connection:
+        connection.connect()
+        began_s = time.perf_counter()
+        for _ in range(batches):
+            connection.request("POST", "/api/v1/tasks", body, head)
+            reply = connection.getresponse()
+            answer = reply.read()
+            assert reply.status == 201, answer
+        took_s = time.perf_counter() - began_s
+    return batches * BULK / took_s, str(json.loads(answer)[-1]["id"])
+
+
+if __name__ == "__main__":
+    vars(parts)["Pool"] = ReturnsAtOnce
+    sys.exit(main())
