@@ -42,11 +42,11 @@ def figures(folder: Path, *, quick: bool) -> Iterator[Row]:
         time.sleep(SETTLE_S)
         dead = [head, *(agent for agent in agents if agent is not head)][: size // 2]
         left = [agent for agent in agents if agent not in dead]
-        probes = [_Probe(agent) for agent in left]
+        probes = [Probe(agent) for agent in left]
         for agent in dead:
             agent.process.send_signal(signal.SIGKILL)
         began_s = time.perf_counter()
-        _watch(probes, until_s=began_s + WATCH_S)
+        watch(probes, until_s=began_s + WATCH_S)
         heads = {_head_of(agent) for agent in left}
         met = "yes" if len(heads) == 1 else "no"
         name = f"half of {size} killed: dispatchers afterwards"
@@ -92,7 +92,7 @@ def _head_of(agent: Agent) -> str:
     return " ".join(n["name"] for n in body["nodes"] if n["role"] == "dispatcher")
 
 
-class _Probe:
+class Probe:
     """Asks one agent for its health, which its event loop alone answers.
 
     What this process itself waits for a core counts as lag of the agent.
@@ -131,7 +131,8 @@ def _waited_s(scheduled: Path) -> float:
     return int(scheduled.read_text().split()[1]) / 1e9
 
 
-def _watch(probes: list[_Probe], *, until_s: float) -> None:
+def watch(probes: list[Probe], *, until_s: float) -> None:
+    """Ask all agents again and again until a moment; then the probes are used up."""
     with selectors.DefaultSelector() as selector:
         for probe in probes:
             selector.register(probe.connection, selectors.EVENT_READ, probe)

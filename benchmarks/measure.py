@@ -15,11 +15,13 @@ BATCH = 1000
 Row = tuple[str, str, str, str, str]  #: figure, value, ratio, goal, whether it is met
 
 
-def ratio_row(name: str, rate: float, limit: float, goal: float) -> Row:
-    """Return a row for a rate that is compared with R."""
+def ratio_row(
+    name: str, rate: float, limit: float, goal: float, what: str = "R"
+) -> Row:
+    """Return a row for a rate that is compared with a limit."""
     ratio = rate / limit
     met = "yes" if ratio >= goal else "no"
-    return name, f"{rate:.0f}/s", f"{ratio:.2f}", f">= {goal} R", met
+    return name, f"{rate:.0f}/s", f"{ratio:.2f}", f">= {goal} {what}", met
 
 
 def throughput(agent: Agent, command: str, count: int = 10_000) -> float:
@@ -65,6 +67,14 @@ def cpu_s(pid: int) -> float:
     for task in Path(f"/proc/{pid}/task").iterdir():
         total_ns += int((task / "schedstat").read_text().split()[0])
     return total_ns / 1e9
+
+
+def children(pid: int) -> list[int]:
+    """Return the processes that a process has started, of an agent its launchers."""
+    found: list[int] = []
+    for task in Path(f"/proc/{pid}/task").iterdir():
+        found += map(int, (task / "children").read_text().split())
+    return found
 
 
 def rss_mb(pid: int) -> float:
