@@ -11,7 +11,15 @@ from octaskly.core.effects import (
     Send,
 )
 from octaskly.core.events import Event, Received
-from octaskly.core.facts import CancelAsked, Entry, Fact, Finished, Submitted, hlc_of
+from octaskly.core.facts import (
+    HLC_MAX,
+    CancelAsked,
+    Entry,
+    Fact,
+    Finished,
+    Submitted,
+    hlc_of,
+)
 from octaskly.core.merge import Birth, TaskRecord, TaskRow, join
 from octaskly.core.messages import Claim, ClaimOk, Message, Repl, ReplOk
 from octaskly.core.model import (
@@ -279,14 +287,27 @@ def acknowledged_results_are_present(world: World) -> None:
 def _is_kept(world: World, kind: type[Fact]) -> None:
     """What was promised is kept as long as one of the disks that held it then is."""
     (dispatcher,) = world.dispatchers()
-    kept = world.machines[dispatcher].disk.kept
+    disk = world.machines[dispatcher].disk
     lost = sorted(
         f"{key[1:]} on {sorted(holders)}"
         for key, holders in world.promises.items()
-        if key[0] is kind and holders and key not in kept
+        if key[0] is kind and holders and key not in disk.kept
         if key[1] not in world.forgotten
+        if kind is not Finished or not _has_no_disk(world, disk, key[1])
     )
     assert not lost, f"lost {len(lost)} of {len(world.promises)}: {lost[:3]}"
+
+
+def _has_no_disk(world: World, disk: Disk, task: TaskId) -> bool:
+    """Whether all disks that held a task are lost, and it is too old to come back.
+
+    Its results are told to no end then: a worker's copy is written again only while
+    the floor has not passed the time of its submission.
+    """
+    key: Kept = (Submitted, task, None)
+    born = (started.born for started in world.started if started.task == task)
+    is_old = max(born, default=HLC_MAX) <= disk.floor.horizon
+    return is_old and not any(key in m.disk.kept for m in world.machines.values())
 
 
 def no_phantom_tasks(world: World) -> None:

@@ -55,7 +55,7 @@ from octaskly.core.events import (
     TasksSubmitted,
     Woke,
 )
-from octaskly.core.facts import CancelAsked, Finished, Submitted
+from octaskly.core.facts import CancelAsked, Finished, Submitted, born_hlc
 from octaskly.core.merge import TaskRow
 from octaskly.core.messages import Cursor, Entries, Message, Report, Results, ResultsOk
 from octaskly.core.model import (
@@ -98,6 +98,7 @@ class Started:
     task: TaskId
     attempt: AttemptId
     seen_term: int  #: of the highest epoch that the node knew
+    born: int  #: when the task was accepted, as a hybrid timestamp
 
 
 @dataclass
@@ -593,7 +594,7 @@ class World:
             if not self._may_start(spec):
                 self.early.append(spec.id)
             self.started.append(
-                Started(self.time_s, machine.id, spec.id, attempt, seen)
+                Started(self.time_s, machine.id, spec.id, attempt, seen, born_hlc(spec))
             )
             machine.waiting.append((attempt, spec))
         self._fill(machine)
