@@ -120,14 +120,15 @@ class TaskQueue:
         effects: list[Effect] = []
         if not self.lanes.is_reading:
             self._drop_shadows()
-        if self.lanes.is_dirty and not self.lanes.is_reading:
+        # Of what is dropped, no read that is under way may bring an older state.
+        if self.lanes.is_dirty and not (self.lanes.is_reading or self._live_reads):
             self._restart()
         if self._is_live_dirty and not self._live_reads:
             self._is_live_dirty = False
             self._live_reads += 1
             effects.append(LoadLive(tuple(self._sought)))
             self._sought.clear()
-        load = self.lanes.next_read()
+        load = None if self.lanes.is_dirty else self.lanes.next_read()
         return effects if load is None else [*effects, load]
 
     def loaded(self, answer: Loaded) -> bool:

@@ -415,6 +415,7 @@ def test_a_task_accepted_in_an_earlier_reign_is_read_from_the_store() -> None:
     world.dispatch.end()
     world.dispatch.begin(epoch(2), STREAM, moment())
     world.dispatch.on_loaded(Loaded(-2, (), has_more=False), moment())
+    world.dispatch.on_live_loaded(LiveLoaded(()), moment())
 
     (answer, *rest) = world.commit()
 

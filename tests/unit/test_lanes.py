@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from octaskly.core.effects import Load
+from octaskly.core.effects import Load, LoadLive
 from octaskly.core.merge import TaskRecord
 from octaskly.core.model import Limits, TaskId, TaskSpec
 from octaskly.core.options import Requires, TaskOptions, shape_of
@@ -36,8 +36,11 @@ def fed(queue: TaskQueue, records: list[TaskRecord]) -> list[Load]:
     """Answer the reads of a queue from a store until it asks no more."""
     asked: list[Load] = []
     for _ in range(1000):
-        loads = [e for e in queue.refill() if isinstance(e, Load)]
-        if not loads:
+        effects = queue.refill()
+        loads = [effect for effect in effects if isinstance(effect, Load)]
+        if any(isinstance(effect, LoadLive) for effect in effects):
+            queue.live_read()
+        elif not loads:
             return asked
         for load in loads:
             asked.append(load)
@@ -49,6 +52,7 @@ def begun(limits: Limits, *specs: TaskSpec) -> TaskQueue:
     """Return a queue that has read a store with these tasks."""
     queue = TaskQueue(limits, is_small)
     (_, first) = queue.begin(1)
+    queue.live_read()
     assert isinstance(first, Load)
     records = stored(*specs)
     queue.loaded(answer(records, first))
@@ -137,6 +141,7 @@ def test_a_shape_that_no_node_could_run_gets_a_lane_when_one_comes() -> None:
     able: set[Requires] = set()
     queue = TaskQueue(Limits(lanes=2), lambda requires: requires in able)
     (_, first) = queue.begin(1)
+    queue.live_read()
     assert isinstance(first, Load)
     records = stored(*(asking(f"h{n}", n, Requires(cpus=9 + n)) for n in range(5)))
     queue.loaded(answer(records, first))
@@ -153,6 +158,7 @@ def test_a_shape_that_came_while_shapes_were_listed_is_not_forgotten() -> None:
     """The list may be older than the commit."""
     queue = TaskQueue(Limits(), lambda _: False)
     (_, first) = queue.begin(1)
+    queue.live_read()
     assert isinstance(first, Load)
     new = asking("new", 1, HUGE)
     queue.admit([new])
