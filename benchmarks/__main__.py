@@ -2,7 +2,7 @@
 
 usage: python -m benchmarks [--quick] [peers | failover | cost | traffic | kills
                                        | million | crowd | logs | arrays | noop
-                                       | deep | sleepers]
+                                       | deep | sleepers | retention]
 
 Every ratio is of figures from this run: absolute times mean little on shared
 machines. Nothing leaves this machine; every loop is bounded.
@@ -32,6 +32,7 @@ from benchmarks import (
     logs,
     noop,
     peers,
+    retention,
     scale,
 )
 from benchmarks.measure import (
@@ -225,6 +226,7 @@ WHICH: dict[str, Figures] = {
     "noop": noop.figures,
     "deep": deep.million,
     "sleepers": deep.sleepers,
+    "retention": retention.figures,
 }
 
 

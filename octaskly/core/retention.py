@@ -20,8 +20,8 @@ from octaskly.core.model import Moment, Settings
 from octaskly.core.placing import Placing
 
 JUMP_MS = 3_600_000  #: by more no wall clock is believed to run ahead in one reign
-STEP_S = 1.0  #: from one step of the floor to the next, while more is old enough
-ASKED_STEP_S = 0.1  #: the same while somebody waits for it
+STEP_S = 0.1  #: from one step of the floor to the next, while more is old enough
+TIGHT_S = 1.0  #: from one look to the next, while there is little room
 
 
 class Retention:
@@ -112,7 +112,7 @@ class Retention:
         # By a floor that came meanwhile, what is to be carried may be gone.
         if not may_write or self._floor != self._journal.floor:
             if self._waiting:
-                self._due_s = now.mono_s + ASKED_STEP_S
+                self._due_s = now.mono_s + STEP_S
             return []
         facts = self._placing.facts
         for record in event.carried:
@@ -133,9 +133,9 @@ class Retention:
         return self._state(floor, now, durable)
 
     def _pause_s(self, event: FloorPlanned) -> float:
-        if self._waiting and (event.has_more or self._planned_hlc < self._forget_hlc):
-            return ASKED_STEP_S
-        return STEP_S if event.has_more or event.is_tight else self._period_s
+        if event.has_more or self._planned_hlc < self._forget_hlc:
+            return STEP_S
+        return TIGHT_S if event.is_tight else self._period_s
 
     def _answers(self) -> list[Effect]:
         """Tell whoever asked that it is done, unless more was asked since."""

@@ -43,6 +43,8 @@ COALESCE_S: Final = 0.001  #: while busy, wait so long for more,
 COALESCE_TIMES: Final = 5  #: so many times at most, and only while more does come
 COALESCE_ENTRIES: Final = 256  #: so many end that wait
 LAZY_S: Final = 0.005  #: how long facts that nobody waits for may wait for others
+PACE_ENTRIES: Final = 128  #: for so many that were added, one step of the purge,
+PACE_STEPS_MAX: Final = 16  #: so many at most, as writes wait meanwhile
 RETRY_S: Final = 0.05
 RETRY_S_MAX: Final = 2.0
 
@@ -123,7 +125,7 @@ class Writer:
             while batch := self._take():
                 if not self._persist(batch):
                     return
-                self._tidy()
+                self._keep_pace(sum(map(_weight, batch)))
             with suppress(sqlite3.Error):  # Not needed: all is in the log.
                 self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
         except BaseException as error:
@@ -195,6 +197,15 @@ class Writer:
         if numbers:
             self._on_commit(numbers[-1])
         return True
+
+    def _keep_pace(self, added: int) -> None:
+        """Purge a little, and more where much was added: what is void never piles up.
+
+        That is about twice what it takes to delete as much, so it catches up.
+        """
+        for _ in range(min(1 + added // PACE_ENTRIES, PACE_STEPS_MAX)):
+            if not self._tidy():
+                break
 
     def _tidy(self) -> bool:
         """Purge a little in a commit of its own; return whether there is more to do."""
