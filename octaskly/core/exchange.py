@@ -59,9 +59,12 @@ class Exchange:
 
     def on_snapshot(self, peer: NodeId, message: Snapshot) -> list[Effect]:
         """Take rows in; ask for more once they are on disk, so that none pile up."""
-        head = message.head or self._heads.get(peer)
+        known = self._heads.get(peer)
+        head = message.head or known
         if head is None or message.cursor.series != head.hlc:
             return []  # Of a snapshot that was begun again since.
+        if known is not None and known.hlc == head.hlc:
+            head = known  # Two of one name: the end of either has what this one says.
         join = self._journal.join(message, head)
         self._has_news = True
         if not message.more:

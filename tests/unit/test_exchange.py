@@ -5,9 +5,9 @@ from __future__ import annotations
 from octaskly.core.effects import Append, Effect, Send
 from octaskly.core.events import Saved
 from octaskly.core.exchange import Exchange
-from octaskly.core.facts import CancelAsked, Entry
+from octaskly.core.facts import NO_FLOOR, CancelAsked, Entry
 from octaskly.core.journal import Journal
-from octaskly.core.messages import Entries, Pull
+from octaskly.core.messages import Cursor, Entries, Pull, Snapshot, SnapshotHead
 from octaskly.core.model import StreamId, TaskId
 from tests.builders import epoch, moment, node_id
 
@@ -60,3 +60,29 @@ def test_a_peer_that_is_gone_is_not_asked_on() -> None:
 
     assert log.release(moment()) == []
     assert not exchange.is_busy
+
+
+def rows(head: SnapshotHead | None = None, *, key: int, more: bool) -> Snapshot:
+    """Return a part of a snapshot, whose rows do not matter here."""
+    return Snapshot(rows=(), cursor=Cursor(7, key), more=more, head=head, vector=())
+
+
+def test_two_snapshots_of_one_name_say_what_the_first_one_says() -> None:
+    """Rows came to the giver meanwhile, which move its vector and not its clock."""
+    journal = Journal(Saved())
+    exchange = Exchange(journal)
+    first, second = (
+        SnapshotHead(
+            vector=((STREAM, seq),),
+            epochs=((STREAM, epoch()),),
+            floor=NO_FLOOR,
+            hlc=7,
+        )
+        for seq in (3, 9)
+    )
+    exchange.on_snapshot(A, rows(first, key=1, more=True))
+    exchange.on_snapshot(A, rows(second, key=1, more=True))
+
+    exchange.on_snapshot(A, rows(key=2, more=False))
+
+    assert journal.vector == {STREAM: 3}
