@@ -246,7 +246,7 @@ def _labels(labels: Mapping[str, str], field: str) -> Pairs:
         raise Wrong(field, f"{len(labels)} labels")
     for name, value in labels.items():
         if not _LABEL.fullmatch(name):
-            raise Wrong(field, f"unusable name {name[:80]!a}")
+            raise Wrong(field, f"unusable name {name[:80]!r}")
         if value and not _is_shown(value, LABEL_CHARS_MAX):
             raise Wrong(field, f"unusable value of {name}")
     return tuple(sorted(labels.items()))
@@ -258,7 +258,7 @@ def _env(env: Mapping[str, str]) -> Pairs:
     size_bytes = 0
     for name, value in env.items():
         if not _VARIABLE.fullmatch(name):
-            raise Wrong("env", f"{name[:80]!a} cannot be a variable")
+            raise Wrong("env", f"{name[:80]!r} cannot be a variable")
         if name.startswith(RESERVED):
             raise Wrong("env", f"{name[:80]}: variables of {RESERVED} are the agent's")
         if "\0" in value:

@@ -97,7 +97,7 @@ def check_paths(array: ArraySpec, paths: Iterable[str]) -> None:
         return
     for index, item in enumerate(array.items):
         if "/" in item or not item.strip(".") or len(item.encode()) > min(rooms):
-            what = f"{item[:40]!a} cannot stand for {PLACEHOLDER} in a path"
+            what = f"{item[:40]!r} cannot stand for {PLACEHOLDER} in a path"
             raise Wrong(f"array.items[{index}]", what)
 
 
@@ -129,7 +129,7 @@ def shown_member(record: TaskRecord) -> dict[str, object]:
 def _numbered(text: str) -> ArraySpec:
     match = _RANGE.fullmatch(text)
     if match is None:
-        raise Wrong("array.range", f"{text[:40]!a} is no range")
+        raise Wrong("array.range", f"{text[:40]!r} is no range")
     first, last, step = int(match["first"]), int(match["last"]), int(match["step"] or 1)
     if last < first:
         raise Wrong("array.range", f"{first}-{last} is reversed")

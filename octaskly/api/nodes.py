@@ -83,7 +83,7 @@ def _member(call: Call, name: str) -> Member:
     for member in _members(call):
         if name in (member.name, member.id):
             return member
-    raise Problem(404, WORKER_NOT_FOUND, hint=f"no member is called {name[:80]!a}")
+    raise Problem(404, WORKER_NOT_FOUND, hint=f"no member is called {name[:80]!r}")
 
 
 def _members(call: Call) -> tuple[Member, ...]:

@@ -163,11 +163,12 @@ def print_table(
 
 
 def print_fields(fields: Sequence[tuple[str, object]]) -> None:
-    """Print one `key: value` a line; None is left out."""
+    """Print one `key: value` a line; None is left out, and further lines go in."""
     shown = [(key, value) for key, value in fields if value is not None]
     width = max((len(key) for key, _ in shown), default=0) + 1
     for key, value in shown:
-        click.echo(f"{key + ':':<{width}}  {printable(str(value))}")
+        text = printable(str(value)).replace("\n", f"\n{'':<{width}}  ")
+        click.echo(f"{key + ':':<{width}}  {text}")
 
 
 def duration(milliseconds: float | None) -> str:

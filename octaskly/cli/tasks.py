@@ -219,7 +219,11 @@ def logs(
             says_state=follow,
         )
         task = following.to_the_end(follow=follow)
-    if not (task.is_final or attempt):
+        if not (task.is_final or attempt):
+            task = client.task(full)  # The last event says no more than its state.
+    if task.array is not None:
+        note(f"{task.id} is an array; octaskly logs {task.id}.NUMBER shows a member's")
+    elif not (task.is_final or attempt):
         more = f"octaskly logs -f {task.id} shows what follows"
         note(f"{task.id} is {task.status}; {more}")
 

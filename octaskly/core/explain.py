@@ -9,12 +9,15 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from math import ceil
 
+from octaskly.core.arrays import Progress
 from octaskly.core.effects import Hopeless
 from octaskly.core.events import Draft
 from octaskly.core.inhand import InHand, Phase
 from octaskly.core.merge import TaskRecord
 from octaskly.core.messages import Member
 from octaskly.core.model import (
+    Attempt,
+    AttemptState,
     Moment,
     NodeId,
     NodeState,
@@ -112,7 +115,8 @@ class Explaining:
         requires = task.requires or NO_NEEDS
         lack = nobody_has(_present(members), requires)
         if lack is not None:
-            return lack
+            has_gone = nobody_has(members, requires) is None
+            return "no node that could run it is here" if has_gone else lack
         kept = self._placing.turns.reserved
         if kept is not None and kept.ord == task.spec.ord:
             name = next((m.name for m in members if m.id == kept.node), kept.node)
@@ -206,10 +210,27 @@ def _told(record: TaskRecord, names: dict[NodeId, str]) -> str:
     where = "" if attempt is None else f" on {names.get(attempt.node, attempt.node)}"
     if record.state is TaskState.RUNNING:
         return f"it runs{where}"
+    if record.state is TaskState.CANCELLED and not _was_cancelled(attempt):
+        where = ""
     how = ""
-    if record.state is TaskState.FAILED and attempt is not None and attempt.outcome:
+    if record.state is TaskState.FAILED and record.progress is not None:
+        how = f": {_losses(record.progress)}"
+    elif record.state is TaskState.FAILED and attempt is not None and attempt.outcome:
         how = f": {_how(attempt.outcome)}"
     return f"it {_ENDS[record.state]}{where}{how}"
+
+
+def _was_cancelled(attempt: Attempt | None) -> bool:
+    """Whether a cancelled task ran then, and did not rest after a failure."""
+    state = None if attempt is None else attempt.state
+    return state is not None and (state.is_live or state is AttemptState.CANCELLED)
+
+
+def _losses(progress: Progress) -> str:
+    """Say how many members of an array that failed did not end well."""
+    text = f"{progress.failed} of {sum(progress[:-1])} members did"
+    more = progress.cancelled
+    return f"{text}, {more} were cancelled" if more else text
 
 
 def _how(outcome: Outcome) -> str:

@@ -132,7 +132,7 @@ def test_show_has_all_that_is_known(three_tasks: Api, octaskly: Run) -> None:
         "id:          task-002-00000002\n"
         "state:       failed\n"
         "command:     false\n"
-        "false\n"
+        "             false\n"
         "node:        here\n"
         "attempt:     1\n"
         "exit code:   3\n"

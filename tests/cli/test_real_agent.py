@@ -184,6 +184,9 @@ def test_an_array_is_handed_in_shown_and_repeated(agent: DemoAgent) -> None:
     assert "completed:      3\n" in shown
     assert f"failures:       {array}.3 (exit code 1)\n" in shown
     assert octaskly(agent, "logs", f"{array}.2").stdout == b"2 a b\n"
+    of_all = octaskly(agent, "logs", array)
+    assert (of_all.returncode, of_all.stdout) == (0, b"")
+    assert f"octaskly logs {array}.NUMBER".encode() in of_all.stderr
     listed = octaskly(agent, "ls", "--array", array, "--json").stdout
     ids = [task["id"] for task in json.loads(listed)["tasks"]]
     assert ids == [f"{array}.{number}" for number in range(1, 5)]
@@ -191,6 +194,18 @@ def test_an_array_is_handed_in_shown_and_repeated(agent: DemoAgent) -> None:
     again = octaskly(agent, "retry", array).stdout.decode().strip()
     with agent.client() as client:
         assert (client.task(again, wait_s=30).array or {})["total"] == 1
+
+
+def test_lines_of_a_command_are_no_fields(agent: DemoAgent) -> None:
+    """A command cannot pretend to have another state."""
+    command = "false\nstate: completed\nexit 3"
+    task = octaskly(agent, "submit", "--", command).stdout.decode().strip()
+    octaskly(agent, "wait", task)
+
+    shown = octaskly(agent, "show", task).stdout.decode()
+
+    assert "state:       failed\n" in shown
+    assert f"false\n{' ' * 13}state: completed\n{' ' * 13}exit 3\n" in shown
 
 
 def test_map_prints_what_items_give_in_their_order(agent: DemoAgent) -> None:

@@ -171,7 +171,7 @@ def test_run_shows_lines_as_they_come(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_a_flood_stays_within_its_bounds(tmp_path: Path) -> None:
-    """On the disk, in the memory of the agent, and in what is said of it.
+    """On the disk, in the memory of the agent, in what is said of it (B31, threat 17).
 
     Five gigabytes, and how long the API takes meanwhile: `python -m benchmarks logs`.
     """

@@ -1,4 +1,4 @@
-"""Output in files: what is long, and what somebody reads while the attempt runs."""
+"""Output in files: what is long, and what somebody reads meanwhile (B31, threat 16)."""
 
 from __future__ import annotations
 

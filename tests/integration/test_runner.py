@@ -144,7 +144,7 @@ async def test_times_are_those_of_the_process(tmp_path: Path) -> None:
 
 
 async def test_output_is_kept_byte_for_byte(tmp_path: Path) -> None:
-    """Neither decoding nor line ends touch it."""
+    """Neither decoding nor line ends touch it (B31)."""
     data = bytes(range(256)) * 8
     async with rig(tmp_path) as made:
         (made.workdir / "data").write_bytes(data)

@@ -92,7 +92,7 @@ async def test_cwd_is_below_the_worker_directory_or_absolute(
 
 
 async def test_a_cwd_that_cannot_be_entered_fails_the_task(tmp_path: Path) -> None:
-    """With 126, and the folder and the node in the answer; nobody else is asked."""
+    """With 126, the folder and the node in the answer; nobody else is asked (B32)."""
     async with rig(tmp_path) as made:
         (made.workdir / "file").touch()
         for cwd, detail in (
@@ -120,7 +120,7 @@ async def test_an_absolute_cwd_needs_no_worker_directory(tmp_path: Path) -> None
 def test_a_missing_shell_is_told(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """127, as for any program that is not there."""
+    """127, as for any program that is not there (B32)."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(spawn, "SHELL", "/no/such/sh")
     pad = spawn.Pad(

@@ -1,4 +1,4 @@
-"""Inputs and outputs against paths and files that mean harm."""
+"""Inputs and outputs against paths and files that mean harm (threat 15)."""
 
 from __future__ import annotations
 

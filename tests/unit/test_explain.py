@@ -282,6 +282,42 @@ def test_an_ended_task_is_told_as_the_store_has_it() -> None:
     )
 
 
+@pytest.mark.parametrize(
+    ("state", "text"),
+    [
+        (AttemptState.CANCELLED, "it was cancelled on b"),
+        (AttemptState.RUNNING, "it was cancelled on b"),
+        (AttemptState.RELEASED, "it was cancelled"),
+    ],
+)
+def test_a_task_that_was_cancelled_while_it_rested_was_so_nowhere(
+    state: AttemptState, text: str
+) -> None:
+    """The node of its last attempt had no part in it."""
+    run = Attempt(id=attempt(), node=B.id, state=state)
+    record = TaskRecord(id=spec().id, spec=spec(), attempts=(run,), cancelled_by="ana")
+
+    assert explained(Mesh(B), record, member(B)).summary == text
+
+
+@pytest.mark.parametrize(
+    ("progress", "text"),
+    [
+        (Progress(0, 0, 4, 2), "it failed: 2 of 6 members did"),
+        (Progress(0, 0, 0, 3, 47), "it failed: 3 of 50 members did, 47 were cancelled"),
+    ],
+)
+def test_of_an_array_that_failed_it_is_told_how_much_of_it(
+    progress: Progress, text: str
+) -> None:
+    """Also where the others were given up."""
+    array = ArraySpec(count=sum(progress[:-1]), max_fails=2)
+    own = replace(spec(), options=TaskOptions(array=array))
+    record = TaskRecord(id=own.id, spec=own, progress=progress)
+
+    assert explained(Mesh(B), record, member(B)).summary == text
+
+
 def test_a_task_that_never_can_run_is_told_why() -> None:
     """Who cancelled it is not a person."""
     record = TaskRecord(id=spec().id, spec=spec(), cancelled_by="after p")
