@@ -115,8 +115,7 @@ class Explaining:
         requires = task.requires or NO_NEEDS
         lack = nobody_has(_present(members), requires)
         if lack is not None:
-            has_gone = nobody_has(members, requires) is None
-            return "no node that could run it is here" if has_gone else lack
+            return _lost_one(members, requires) or lack
         kept = self._placing.turns.reserved
         if kept is not None and kept.ord == task.spec.ord:
             name = next((m.name for m in members if m.id == kept.node), kept.node)
@@ -185,6 +184,15 @@ def _withheld(member: Member) -> Iterator[Why]:
 def _has_waiting(record: TaskRecord) -> bool:
     """Whether it is an array of which members wait."""
     return record.progress is not None and record.progress.queued > 0
+
+
+def _lost_one(members: Sequence[Member], requires: Requires) -> str | None:
+    """Say so where the only node that will do is lost."""
+    for member in members:
+        is_it = requires.node in (member.name, member.id)
+        if is_it and member.state is NodeState.LOST:
+            return f"{member.name} is lost"
+    return None
 
 
 def _present(members: Sequence[Member]) -> list[Member]:

@@ -138,6 +138,17 @@ def test_lost_nodes_are_not_counted_among_those_that_have_it() -> None:
     assert told.summary == "no node has 32 CPUs; largest is 2 (b)"
 
 
+def test_a_lost_node_that_was_asked_for_by_name_is_not_unknown() -> None:
+    """It may come back, unlike one that nobody has heard of."""
+    gone = node_info("gone", 2)
+
+    told = explained(
+        Mesh(B), asking(Requires(node="gone")), member(B), member(gone, NodeState.LOST)
+    )
+
+    assert told.summary == "gone is lost"
+
+
 def test_slots_in_use_are_told() -> None:
     """The usual reason."""
     mesh = Mesh(B)
