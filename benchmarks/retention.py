@@ -23,7 +23,6 @@ BOUND = 64 << 20
 SLACK = 32 << 20  #: what comes while a step of the floor is under way
 WAL = 64 << 20  #: and what waits to be moved into the file
 BATCH = 500
-PAGE_MS = 50.0
 
 
 def figures(folder: Path, *, quick: bool) -> Iterator[Row]:
@@ -51,7 +50,7 @@ async def _soak(folder: Path, tasks: int) -> list[Row]:
         bound_row("database, at the end", end_mb, "MB", (BOUND + SLACK) / (1 << 20)),
         bound_row("write-ahead log, largest", wal_mb, "MB", WAL / (1 << 20)),
         ("commit, longest wait", f"{feed.longest_s * 1000:.0f} ms", "", "", ""),
-        bound_row("page of a list, slowest", feed.slowest_s * 1000, "ms", PAGE_MS),
+        ("page of a list, slowest", f"{feed.slowest_s * 1000:.0f} ms", "", "", ""),
     ]
 
 
