@@ -20,7 +20,7 @@ from octaskly.core.facts import (
     Submitted,
     hlc_of,
 )
-from octaskly.core.merge import Birth, TaskRecord, TaskRow, join
+from octaskly.core.merge import TaskRecord, TaskRow, join
 from octaskly.core.messages import Claim, ClaimOk, Message, Repl, ReplOk
 from octaskly.core.model import (
     NO_EPOCH,
@@ -100,11 +100,12 @@ class Watch:
         spec, disk = row.record.spec, machine.disk
         if spec is None or spec.ord != fact.spec.ord or entry.stream != _own(machine):
             return
-        # It may still be shown for an entry that was written elsewhere meanwhile, by
-        # others who had not heard that it is gone.
-        births = (m.disk.births.get(fact.task) for m in self._world.machines.values())
+        # It may still be shown for what was said of it elsewhere meanwhile, by others
+        # who had not heard that it is gone.
         is_shown = fact.task in disk.records or any(
-            birth is not None and not _is_born_below(disk, birth) for birth in births
+            not _is_below_floor(disk, _row(other.disk, fact.task))
+            for other in self._world.machines.values()
+            if fact.task in other.disk.records
         )
         assert is_shown or not _is_below_floor(disk, row), (
             f"{machine.id} wrote {fact.task} again, which is gone: {row}"
@@ -211,13 +212,14 @@ def _own(machine: Machine) -> StreamId | None:
     return None
 
 
+def _row(disk: Disk, task: TaskId) -> TaskRow:
+    return TaskRow(disk.records[task], disk.births[task], disk.changed[task])
+
+
 def _is_below_floor(disk: Disk, row: TaskRow) -> bool:
-    return _is_born_below(disk, row.birth) and row.changed <= disk.floor.horizon
-
-
-def _is_born_below(disk: Disk, birth: Birth) -> bool:
     marks = {mark.stream: mark.seq for mark in disk.floor.marks}
-    return birth.seq <= marks.get(birth.stream, 0)
+    is_below = row.birth.seq <= marks.get(row.birth.stream, 0)
+    return is_below and row.changed <= disk.floor.horizon
 
 
 def never_not_found(world: World) -> None:
@@ -372,7 +374,7 @@ def what_is_forgotten_stays_away(world: World) -> None:
     (dispatcher,) = world.dispatchers()
     disk = world.machines[dispatcher].disk
     for task in world.forgotten.keys() & disk.records.keys():
-        row = TaskRow(disk.records[task], disk.births[task], disk.changed[task])
+        row = _row(disk, task)
         assert not _is_below_floor(disk, row), f"{row} is back"
 
 
