@@ -7,7 +7,6 @@ import os
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -24,9 +23,9 @@ from octaskly.core.model import (
     TaskSpec,
 )
 from octaskly.ports import Clock
-from octaskly.runner import cgroup
 from octaskly.runner.archive import Archive
 from octaskly.runner.delivery import Delivery, EndedCallback
+from octaskly.runner.launchers import Launchers
 from octaskly.runner.orders import run_order
 from octaskly.runner.outcome import (
     cancelled,
@@ -42,7 +41,6 @@ from octaskly.runner.shares import Shares
 
 WAIT_MAX_S = 0.05  #: behind attempts that run so long, none waits any longer
 LOOK_S = 0.02
-RESTART_S = 1.0  #: a launcher that dies younger than this is not replaced at once
 
 
 class Pool:
@@ -94,20 +92,30 @@ class Pool:
         self._slots = slots
         self._scratch = Scratch(scratch_dir, workdir, outputs_dir)
         self._clock = clock
-        self._env = task_environment(os.environ if env is None else env)
-        self._prefix, self._node_name = prefix, node_name
-        self._settings: dict[str, object] = {
+        self._node_name = node_name
+        self._threads = ThreadPoolExecutor(2, thread_name_prefix="runner")
+        env = task_environment(os.environ if env is None else env)
+        settings: dict[str, object] = {
             "workdir": str(workdir.absolute()),
             "node": node_name,
             "output_bytes_max": output_bytes_max,
             "kill_grace_s": kill_grace_s,
-            "has_ctype": "LC_CTYPE" in self._env,
+            "has_ctype": "LC_CTYPE" in env,
             "umask": umask,
             "transcript_bytes_max": archive.bytes_max,
         }
         self._seats = seats_for(slots, launchers or os.cpu_count() or 1)
-        self._with_cgroups, self._launchers_started = with_cgroups, 0
-        self._groups_dir: Path | None = None  #: own cgroup, once looked for
+        self._launchers = Launchers(
+            self._seats,
+            settings,
+            env=env,
+            prefix=prefix,
+            clock=clock,
+            threads=self._threads,
+            with_cgroups=with_cgroups,
+            on_messages=self._on_messages,
+            on_exit=self._on_exit,
+        )
         self._keys = 0
         self._shares = Shares(slots, gpus)
         self._items: dict[tuple[TaskId, AttemptId], Item] = {}
@@ -116,14 +124,13 @@ class Pool:
         self._delivery = Delivery(clock, on_ended)
         self._look: asyncio.TimerHandle | None = None
         self._is_closing = False
-        self._threads = ThreadPoolExecutor(2, thread_name_prefix="runner")
 
     # -- the port --------------------------------------------------------------
 
     def prestart(self) -> None:
         """Start the launchers now, so that the first attempt need not wait."""
         for seat in self._seats:
-            self._ensure(seat)
+            self._launchers.ensure(seat)
 
     def start(self, items: Sequence[tuple[AttemptId, TaskSpec]]) -> None:
         """Take attempts; those that are here already are not taken twice."""
@@ -174,28 +181,17 @@ class Pool:
             item.is_recalled = True
         while self._waiting:
             self._end(self._waiting.popleft(), released(Reason.DRAINING))
-        self._tell_all("recall")
+        self._launchers.tell_all("recall")
         self._delivery.soon()
 
     def freeze(self, *, is_frozen: bool) -> None:
         """Stop every process of every attempt where it is, or let it go on."""
-        self._tell_all("freeze" if is_frozen else "thaw")
-
-    def _tell_all(self, order: str) -> None:
-        for seat in self._seats:
-            if seat.process is not None:
-                seat.process.send([[order]])
+        self._launchers.tell_all("freeze" if is_frozen else "thaw")
 
     async def close(self) -> None:
         """End every tree and every launcher; what had not ended is released."""
         self._is_closing = True
-        processes = [seat.process for seat in self._seats if seat.process is not None]
-        async with asyncio.TaskGroup() as group:
-            for process in processes:
-                group.create_task(process.dismiss())
-        folders = [seat.folder for seat in self._seats if seat.folder is not None]
-        for folder in folders:
-            await asyncio.to_thread(cgroup.remove, folder)
+        await self._launchers.close()
         await asyncio.to_thread(self._threads.shutdown)
         await self.recorder.close()
         # Let the callbacks of the threads run, which report captured outputs.
@@ -208,47 +204,6 @@ class Pool:
         await asyncio.to_thread(self._scratch.close)
 
     # -- launchers -------------------------------------------------------------
-
-    def _ensure(self, seat: Seat) -> LauncherProcess | None:
-        """Return the launcher of a seat, started if need be; None if that failed."""
-        if seat.process is None and self._may_begin(seat):
-            seat.born_s = self._clock.now().mono_s
-            seat.folder = self._make_group() if self._with_cgroups else None
-            with suppress(OSError):  # No process or memory to be had; tried again.
-                seat.process = self._launch(seat)
-        return seat.process
-
-    def _may_begin(self, seat: Seat) -> bool:
-        return self._clock.now().mono_s - seat.born_s >= RESTART_S
-
-    def _make_group(self) -> Path | None:
-        if self._launchers_started == 0 and (own := cgroup.own_folder()):
-            self._groups_dir = cgroup.settle(own)
-            sweep = partial(cgroup.sweep, self._groups_dir)
-            self._in_thread(lambda _: None, sweep)
-        self._launchers_started += 1
-        if self._groups_dir is None:
-            return None
-        return cgroup.create(self._groups_dir, self._launchers_started)
-
-    def _launch(self, seat: Seat) -> LauncherProcess:
-        process = LauncherProcess(
-            {
-                **self._settings,
-                "slots": seat.share,
-                "first_slot": seat.first_slot,
-                "cgroup": str(seat.folder or ""),
-            },
-            env=self._env,
-            prefix=self._prefix,
-            on_messages=partial(self._on_messages, seat),
-            on_exit=partial(self._on_exit, seat),
-        )
-        if seat.folder is not None and not cgroup.admit(
-            seat.folder / "home", process.pid
-        ):
-            seat.folder = None
-        return process
 
     def _on_messages(self, seat: Seat, messages: list[list[Any]]) -> None:
         for name, key, *fields in messages:
@@ -314,11 +269,11 @@ class Pool:
         if not self._waiting or self._is_closing:
             return
         batches: dict[LauncherProcess, list[list[Any]]] = {}
-        seats = [s for s in self._seats if s.process is not None or self._may_begin(s)]
+        seats = self._launchers.usable()
         begun = sum(len(seat.items) for seat in self._seats)
         while self._waiting and self._shares.fits(self._waiting[0], begun):
             seat = roomiest(seats)
-            if seat is None or (process := self._ensure(seat)) is None:
+            if seat is None or (process := self._launchers.ensure(seat)) is None:
                 break
             item = self._waiting.popleft()
             seat.items[item.key] = item

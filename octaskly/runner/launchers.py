@@ -1,0 +1,119 @@
+"""The launchers of a node: started when needed, in cgroups where those may be made."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Executor
+from contextlib import suppress
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from octaskly.ports import Clock
+from octaskly.runner import cgroup
+from octaskly.runner.process import LauncherProcess
+from octaskly.runner.seat import Seat
+
+RESTART_S = 1.0  #: a launcher that dies younger than this is not replaced at once
+
+
+class Launchers:
+    """A launcher for each seat, from the first attempt to the end of the agent.
+
+    Args:
+        seats: Their places.
+        settings: As launchers want them, but for what differs between seats.
+        env: Environment of launchers, and so of tasks.
+        prefix: Words before a launcher's command line, to run it as another user.
+        clock: The machine's clocks.
+        threads: Where groups that an earlier agent left are removed.
+        with_cgroups: Whether to make cgroups where that is allowed.
+        on_messages: Called with what the launcher of a seat sent.
+        on_exit: Called when the launcher of a seat is gone.
+    """
+
+    def __init__(
+        self,
+        seats: Sequence[Seat],
+        settings: Mapping[str, object],
+        *,
+        env: Mapping[str, str],
+        prefix: Sequence[str],
+        clock: Clock,
+        threads: Executor,
+        with_cgroups: bool,
+        on_messages: Callable[[Seat, list[list[Any]]], None],
+        on_exit: Callable[[Seat], None],
+    ) -> None:
+        self.seats = seats
+        self._settings = settings
+        self._env = env
+        self._prefix = prefix
+        self._clock = clock
+        self._threads = threads
+        self._with_cgroups = with_cgroups
+        self._on_messages = on_messages
+        self._on_exit = on_exit
+        self._started = 0
+        self._groups_dir: Path | None = None  #: own cgroup, once looked for
+
+    def ensure(self, seat: Seat) -> LauncherProcess | None:
+        """Return the launcher of a seat, started if need be; None if that failed."""
+        if seat.process is None and self._may_begin(seat):
+            seat.born_s = self._clock.now().mono_s
+            seat.folder = self._make_group() if self._with_cgroups else None
+            with suppress(OSError):  # No process or memory to be had; tried again.
+                seat.process = self._launch(seat)
+        return seat.process
+
+    def usable(self) -> list[Seat]:
+        """Return the seats that have a launcher, or may have one now."""
+        return [s for s in self.seats if s.process is not None or self._may_begin(s)]
+
+    def tell_all(self, order: str) -> None:
+        """Send an order to each that runs."""
+        for seat in self.seats:
+            if seat.process is not None:
+                seat.process.send([[order]])
+
+    async def close(self) -> None:
+        """End every tree and every launcher, and remove their groups."""
+        async with asyncio.TaskGroup() as group:
+            for seat in self.seats:
+                if seat.process is not None:
+                    group.create_task(seat.process.dismiss())
+        for seat in self.seats:
+            if seat.folder is not None:
+                await asyncio.to_thread(cgroup.remove, seat.folder)
+
+    def _may_begin(self, seat: Seat) -> bool:
+        return self._clock.now().mono_s - seat.born_s >= RESTART_S
+
+    def _make_group(self) -> Path | None:
+        if self._started == 0 and (own := cgroup.own_folder()):
+            self._groups_dir = cgroup.settle(own)
+            self._threads.submit(cgroup.sweep, self._groups_dir)
+        self._started += 1
+        if self._groups_dir is None:
+            return None
+        return cgroup.create(self._groups_dir, self._started)
+
+    def _launch(self, seat: Seat) -> LauncherProcess:
+        process = LauncherProcess(
+            {
+                **self._settings,
+                "slots": seat.share,
+                "first_slot": seat.first_slot,
+                "cgroup": str(seat.folder or ""),
+            },
+            env=self._env,
+            prefix=self._prefix,
+            on_messages=partial(self._on_messages, seat),
+            on_exit=partial(self._on_exit, seat),
+        )
+        if seat.folder is not None and not cgroup.admit(
+            seat.folder / "home", process.pid
+        ):
+            seat.folder = None
+        return process
