@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from pathlib import Path
 from typing import Any
@@ -31,14 +32,17 @@ BURNERS = {
 
 def ticks(word: str) -> int:
     """Return what the processes with this word have used of the processor."""
-    total = 0
+    return sum(sum(map(int, stat[11:15])) for stat in stats_with(word).values())
+
+
+def stats_with(word: str) -> dict[int, list[str]]:
+    """Return the state, and what follows it, of the processes with this word."""
+    found = {}
     for pid in processes_with(word):
-        try:
-            fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-        except OSError:
-            continue
-        total += sum(map(int, fields[11:15]))
-    return total
+        with contextlib.suppress(OSError):  # It has ended meanwhile.
+            text = Path(f"/proc/{pid}/stat").read_text()
+            found[pid] = text.rpartition(")")[2].split()
+    return found
 
 
 async def frozen(made: Rig, *words: str) -> None:
@@ -173,12 +177,7 @@ async def test_what_a_task_had_stopped_itself_stays_stopped(tmp_path: Path) -> N
 
 def stopped_with(word: str) -> set[int]:
     """Return the stopped processes with this word."""
-    found = set()
-    for pid in processes_with(word):
-        text = Path(f"/proc/{pid}/stat").read_text()
-        if text.rpartition(")")[2].split()[0] == "T":
-            found.add(pid)
-    return found
+    return {pid for pid, stat in stats_with(word).items() if stat[0] == "T"}
 
 
 async def test_what_has_not_begun_is_handed_back(tmp_path: Path) -> None:
