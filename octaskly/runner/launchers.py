@@ -47,7 +47,7 @@ class Launchers:
         on_exit: Callable[[Seat], None],
     ) -> None:
         self.seats = seats
-        self._settings = settings
+        self._settings = {**settings, "has_ctype": "LC_CTYPE" in env}
         self._env = env
         self._prefix = prefix
         self._clock = clock

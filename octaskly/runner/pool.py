@@ -89,26 +89,20 @@ class Pool:
         gpus: Sequence[str] = (),
         with_cgroups: bool = True,
     ) -> None:
-        self._slots = slots
+        self._clock, self._slots, self._node_name = clock, slots, node_name
         self._scratch = Scratch(scratch_dir, workdir, outputs_dir)
-        self._clock = clock
-        self._node_name = node_name
         self._threads = ThreadPoolExecutor(2, thread_name_prefix="runner")
-        env = task_environment(os.environ if env is None else env)
-        settings: dict[str, object] = {
-            "workdir": str(workdir.absolute()),
-            "node": node_name,
-            "output_bytes_max": output_bytes_max,
-            "kill_grace_s": kill_grace_s,
-            "has_ctype": "LC_CTYPE" in env,
-            "umask": umask,
-            "transcript_bytes_max": archive.bytes_max,
-        }
-        self._seats = seats_for(slots, launchers or os.cpu_count() or 1)
         self._launchers = Launchers(
-            self._seats,
-            settings,
-            env=env,
+            seats_for(slots, launchers or os.cpu_count() or 1),
+            {
+                "workdir": str(workdir.absolute()),
+                "node": node_name,
+                "output_bytes_max": output_bytes_max,
+                "kill_grace_s": kill_grace_s,
+                "umask": umask,
+                "transcript_bytes_max": archive.bytes_max,
+            },
+            env=task_environment(os.environ if env is None else env),
             prefix=prefix,
             clock=clock,
             threads=self._threads,
@@ -126,11 +120,6 @@ class Pool:
         self._is_closing = False
 
     # -- the port --------------------------------------------------------------
-
-    def prestart(self) -> None:
-        """Start the launchers now, so that the first attempt need not wait."""
-        for seat in self._seats:
-            self._launchers.ensure(seat)
 
     def start(self, items: Sequence[tuple[AttemptId, TaskSpec]]) -> None:
         """Take attempts; those that are here already are not taken twice."""
@@ -170,7 +159,7 @@ class Pool:
                 self._waiting.remove(item)
                 self._end(item, released(reason))
                 continue
-            for seat in self._seats:
+            for seat in self._launchers.seats:
                 if item.key in seat.items and seat.process is not None:
                     seat.process.send([["stop", item.key, reason.value]])
         self._delivery.soon()
@@ -270,7 +259,7 @@ class Pool:
             return
         batches: dict[LauncherProcess, list[list[Any]]] = {}
         seats = self._launchers.usable()
-        begun = sum(len(seat.items) for seat in self._seats)
+        begun = sum(len(seat.items) for seat in self._launchers.seats)
         while self._waiting and self._shares.fits(self._waiting[0], begun):
             seat = roomiest(seats)
             if seat is None or (process := self._launchers.ensure(seat)) is None:
@@ -290,7 +279,9 @@ class Pool:
         """Give back what waits behind long attempts."""
         self._look = None
         now_s = self._clock.now().mono_s
-        long = sum(seat.count_older(now_s - WAIT_MAX_S) for seat in self._seats)
+        long = sum(
+            seat.count_older(now_s - WAIT_MAX_S) for seat in self._launchers.seats
+        )
         if long >= self._slots:
             late = [i for i in self._waiting if now_s - i.since_s >= WAIT_MAX_S]
             for item in late:

@@ -508,11 +508,9 @@ def _parent_of(pid: int) -> int:
 
 
 async def test_launchers_start_with_the_first_attempt(tmp_path: Path) -> None:
-    """An idle node has none, unless it wants to be ready."""
+    """An idle node has none."""
     async with rig(tmp_path) as made:
         assert _launchers_below(os.getpid()) == []
-        made.pool.prestart()
-        assert len(_launchers_below(os.getpid())) == 1
         assert (await made.run("true")).state == AttemptState.OK
         assert len(_launchers_below(os.getpid())) == 1
 
