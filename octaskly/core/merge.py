@@ -35,7 +35,11 @@ from octaskly.core.model import (
 )
 from octaskly.core.options import After
 
-BROKEN = "after "  #: begins who cancelled, where a task before it ended otherwise
+BROKEN = "\x1fafter "
+"""Begins who cancelled a task, where one before it ended otherwise.
+
+No subject of a token begins so: they are printable.
+"""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

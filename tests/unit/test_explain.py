@@ -8,7 +8,7 @@ import pytest
 
 from octaskly.core.arrays import Progress
 from octaskly.core.effects import Answer, Hopeless
-from octaskly.core.merge import TaskRecord
+from octaskly.core.merge import BROKEN, TaskRecord
 from octaskly.core.messages import Member
 from octaskly.core.model import (
     Attempt,
@@ -331,7 +331,7 @@ def test_of_an_array_that_failed_it_is_told_how_much_of_it(
 
 def test_a_task_that_never_can_run_is_told_why() -> None:
     """Who cancelled it is not a person."""
-    record = TaskRecord(id=spec().id, spec=spec(), cancelled_by="after p")
+    record = TaskRecord(id=spec().id, spec=spec(), cancelled_by=f"{BROKEN}p")
 
     told = explained(Mesh(B), record, member(B))
 
