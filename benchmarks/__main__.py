@@ -2,7 +2,8 @@
 
 usage: python -m benchmarks [--quick] [peers | failover | cost | traffic | kills
                                        | million | crowd | logs | arrays | noop
-                                       | deep | sleepers | retention]
+                                       | deep | sleepers | growth | tls
+                                       | retention]
 
 Every ratio is of figures from this run: absolute times mean little on shared
 machines. Nothing leaves this machine; every loop is bounded.
@@ -28,10 +29,12 @@ from benchmarks import (
     crowd,
     deep,
     failover,
+    growth,
     limits,
     logs,
     noop,
     peers,
+    plain,
     retention,
     scale,
 )
@@ -76,14 +79,15 @@ def _peers(folder: Path, *, quick: bool) -> Iterator[Row]:
         throughput(agent, "true", BATCH)  # Launchers start with the first task.
         rate = statistics.median(throughput(agent, "true") for _ in range(runs))
         yield ratio_row("true by bulk REST, durable, 2 slots", rate, limit, 0.8)
-        plain = statistics.median(throughput(agent, "/bin/true") for _ in range(runs))
+        direct = statistics.median(throughput(agent, "/bin/true") for _ in range(runs))
         shell = limits.spawn_limit("/bin/true", runs=1)
-        yield ratio_row("plain external command", plain, shell, 1.6, "sh -c of it")
+        yield ratio_row("plain external command", direct, shell, 1.6, "sh -c of it")
         yield from _latency(agent, folder, count=50 if quick else 200)
         loaded_mb = rss_mb(agent.process.pid)
         yield "resident memory after all of this", f"{loaded_mb:.0f} MB", "", "", ""
         yield _cold_ls(agent, runs=5 if quick else 15)
     yield from noop.figures(folder / "noop", quick=quick)
+    yield from plain.figures(folder / "plain", quick=quick)
     yield from deep.sleepers(folder / "sleepers", quick=quick)
     yield from deep.million(folder / "deep", quick=quick)
     count = 500 if quick else 2000
@@ -225,6 +229,8 @@ WHICH: dict[str, Figures] = {
     "arrays": arrays.figures,
     "noop": noop.figures,
     "deep": deep.million,
+    "tls": plain.figures,
+    "growth": growth.figures,
     "sleepers": deep.sleepers,
     "retention": retention.figures,
 }

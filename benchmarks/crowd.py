@@ -30,7 +30,7 @@ def figures(folder: Path, *, quick: bool) -> Iterator[Row]:
     size = 10 if quick else 100
     agents: list[Agent] = []
     try:
-        head = _grow(folder, agents, size // 2)
+        head = grow(folder, agents, size // 2)
         time.sleep(SETTLE_S)
         seconds = 10.0 if quick else 30.0
         began_s = cpu_s(head.process.pid)
@@ -38,7 +38,7 @@ def figures(folder: Path, *, quick: bool) -> Iterator[Row]:
         percent = (cpu_s(head.process.pid) - began_s) / seconds * 100
         name = f"idle dispatcher of {len(agents)} nodes: share of a core"
         yield bound_row(name, percent, "%", IDLE_PERCENT)
-        head = _grow(folder, agents, size)
+        head = grow(folder, agents, size)
         time.sleep(SETTLE_S)
         dead = [head, *(agent for agent in agents if agent is not head)][: size // 2]
         left = [agent for agent in agents if agent not in dead]
@@ -68,7 +68,7 @@ def figures(folder: Path, *, quick: bool) -> Iterator[Row]:
             agent.process.wait()
 
 
-def _grow(folder: Path, agents: list[Agent], size: int) -> Agent:
+def grow(folder: Path, agents: list[Agent], size: int) -> Agent:
     """Start agents, a few at a time, until there are so many; return the dispatcher."""
     while len(agents) < size:
         fresh = [

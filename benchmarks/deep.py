@@ -52,7 +52,7 @@ def million(folder: Path, *, quick: bool) -> Iterator[Row]:
         blocks = occupy(head, slots)
         time.sleep(SETTLE_S)
         empty_mb = rss_mb(head.process.pid)
-        filling = threading.Thread(target=_fill, args=(head, tasks))
+        filling = threading.Thread(target=fill, args=(head, tasks))
         filling.start()
         pauses_s = []
         while filling.is_alive():
@@ -61,7 +61,7 @@ def million(folder: Path, *, quick: bool) -> Iterator[Row]:
         grown_mb = rss_mb(head.process.pid) - empty_mb
         yield bound_row(f"{tasks} queued: memory", grown_mb, "MB", MEMORY_MB)
         yield from _pages(head, tasks)
-        _cancel(head, blocks)
+        cancel(head, blocks)
         began = count(head, "completed")
         until("some have ended", lambda: count(head, "completed") >= began + SHORT)
         began, began_s = count(head, "completed"), time.perf_counter()
@@ -76,18 +76,21 @@ def million(folder: Path, *, quick: bool) -> Iterator[Row]:
         head.process.kill()
 
 
-def _fill(agent: Agent, tasks: int) -> None:
-    body = json.dumps([{"command": "true"}] * BULK).encode()
+def fill(agent: Agent, tasks: int) -> None:
+    """Queue so many tasks that do nothing."""
+    some = min(tasks, BULK)
+    body = json.dumps([{"command": "true"}] * some).encode()
     head = {"Content-Type": "application/json"}
     with contextlib.closing(agent.connection()) as connection:
-        for _ in range(tasks // BULK):
+        for _ in range(tasks // some):
             connection.request("POST", "/api/v1/tasks", body, head)
             reply = connection.getresponse()
             reply.read()
             assert reply.status == 201
 
 
-def _cancel(agent: Agent, tasks: list[str]) -> None:
+def cancel(agent: Agent, tasks: list[str]) -> None:
+    """End tasks, running ones, too."""
     for task in tasks:
         agent.call("DELETE", f"/api/v1/tasks/{task}?force=true")
 
@@ -99,7 +102,7 @@ def _drained(agent: Agent, slots: int) -> float:
         batch = [{"command": "true"}] * SHORT
         status, tasks = request(connection, "POST", "/api/v1/tasks", batch)
         assert status == 201, tasks
-        _cancel(agent, blocks)
+        cancel(agent, blocks)
         began_s = time.perf_counter()
         request(connection, "GET", f"/api/v1/tasks/{tasks[-1]['id']}?wait=60")
         return SHORT / (time.perf_counter() - began_s)
