@@ -16,6 +16,7 @@ from typing import Final
 
 from octaskly.core.effects import LoadRipe
 from octaskly.core.events import Ripe, RipeLoaded
+from octaskly.core.facts import PRIORITY_SHIFT
 from octaskly.core.merge import TaskRecord
 from octaskly.core.model import TaskId, TaskState
 from octaskly.core.options import After
@@ -30,6 +31,7 @@ _GOOD: Final = {
     "any": {TaskState.COMPLETED, TaskState.FAILED, TaskState.CANCELLED},
 }
 _OPEN, _MET, _BROKEN = 0, 1, 2
+_HLC: Final = (1 << PRIORITY_SHIFT) - 1  #: of `ord`: when the task was accepted
 
 
 @dataclass(slots=True)
@@ -173,9 +175,9 @@ def _orphans(db: sqlite3.Connection, before_hlc: int, limit: int) -> list[int]:
     """Return old tasks that wait for nothing but tasks which are not known here."""
     found = db.execute(
         "SELECT DISTINCT child FROM edges AS e JOIN tasks AS t ON t.key = e.child"
-        " WHERE t.born < ? AND e.met = ? AND NOT EXISTS ("
+        " WHERE (t.ord & ?) < ? AND e.met = ? AND NOT EXISTS ("
         "SELECT 1 FROM edges AS o JOIN tasks AS p ON p.id = o.parent"
         " WHERE o.child = e.child AND o.met = ?) LIMIT ?",
-        (before_hlc, _OPEN, _OPEN, limit),
+        (_HLC, before_hlc, _OPEN, _OPEN, limit),
     )
     return [key for (key,) in found]

@@ -243,8 +243,8 @@ async def test_a_parent_that_is_not_known_is_awaited_for_a_while(bench: Bench) -
     await bench.add(later(2, 1))
     assert await ripe(bench.log) == ([], True)
 
-    early = await bench.log.load_ripe(LoadRipe(1, 9, before_hlc=1001))
-    found = await bench.log.load_ripe(LoadRipe(2, 9, before_hlc=1002))
+    early = await bench.log.load_ripe(LoadRipe(1, 9, before_hlc=2))
+    found = await bench.log.load_ripe(LoadRipe(2, 9, before_hlc=3))
 
     assert early.ripe == ()
     assert [item.record.id for item in found.ripe] == [kit.task_id(2)]

@@ -22,6 +22,7 @@ from octaskly.core.facts import (
     Mark,
     Submitted,
     TaskFact,
+    born_hlc,
 )
 from octaskly.core.inbound import highest_number
 from octaskly.core.merge import (
@@ -391,7 +392,8 @@ class Disk:
             assert after is not None
             parents = [TaskId(task) for task in after.tasks]
             ends = {task: self._end(task) for task in parents}
-            is_old = self.births[record.id].born < ask.before_hlc
+            assert record.spec is not None
+            is_old = born_hlc(record.spec) < ask.before_hlc
             bad = [t for t, end in ends.items() if end and end not in GOOD[after.end]]
             is_over = all(
                 end is not None or (is_old and task not in self.records)
