@@ -263,10 +263,13 @@ def _join_attempts(
 
 
 def _further(a: Attempt, b: Attempt) -> Attempt:
-    """Return the attempt that has come further; ties fall to the smaller content."""
+    """Return the attempt that has come further; ties fall to the smaller outcome.
+
+    The node is joined apart: it must not decide, as what is joined later may change it.
+    """
     if a.state != b.state:
         winner = a if a.state > b.state else b
     else:
-        winner = min(a, b, key=repr)
+        winner = min(a, b, key=lambda attempt: repr(attempt.outcome))
     node = min(a.node, b.node)
     return winner if winner.node == node else replace(winner, node=node)
