@@ -95,7 +95,7 @@ class _WithToken(HTTPSConnection):
 @contextlib.contextmanager
 def _pair(folder: Path, program: str) -> Iterator[Agent]:
     """Run a dispatcher whose only slot is taken, and a worker."""
-    folder.mkdir()
+    folder.mkdir(parents=True)
     make(folder / "mesh.key")
     ids = {}
     for name in ("head", "hand"):
