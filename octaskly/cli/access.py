@@ -18,12 +18,14 @@ ROLES = ("admin", "client", "viewer")
 DAY_S = 86400
 
 
-@click.group()
+@click.group(epilog="Example: octaskly token create --role viewer")
 def token() -> None:
     """Make tokens for the REST API."""
 
 
-@token.command()
+@token.command(
+    epilog="Example: octaskly token create --role client --subject ci --expires 30d"
+)
 @click.option("--role", type=click.Choice(ROLES), required=True, help="What it may do.")
 @click.option(
     "--expires", type=Duration(), default=DAY_S, metavar="T", help="24h, up to 90d."
@@ -40,12 +42,12 @@ def create(choice: Choice, role: str, expires: int, subject: str | None) -> None
     click.echo(minted)
 
 
-@click.group()
+@click.group(epilog="Example: octaskly secret new > mesh.key")
 def secret() -> None:
     """Make the secret that all nodes of a mesh share."""
 
 
-@secret.command("new")
+@secret.command("new", epilog="Example: octaskly secret new > mesh.key")
 def new_secret() -> None:
     """Print a new mesh secret, and nothing else.
 
@@ -58,7 +60,7 @@ def new_secret() -> None:
     click.echo(generate().lines().strip())
 
 
-@secret.command("webhook-key")
+@secret.command("webhook-key", epilog="Example: octaskly secret webhook-key")
 @click.option(
     "--secret-file",
     type=click.Path(path_type=Path),
@@ -74,7 +76,7 @@ def webhook_key(choice: Choice, secret_file: Path | None) -> None:
     click.echo(f"whsec_{b64encode(key).decode()}")
 
 
-@click.command()
+@click.command(epilog="Example: octaskly ca > mesh-ca.pem")
 @click.option(
     "--secret-file",
     type=click.Path(path_type=Path),

@@ -26,8 +26,12 @@ PORT = click.IntRange(0, 65535)
 FOLDER = click.Path(path_type=Path)
 
 
-@click.command()
-@click.option("--name", help="Name of this node in the mesh (default: the machine's).")
+@click.command(epilog="Example: octaskly agent --slots 4 --label room=office")
+@click.option(
+    "--name",
+    metavar="NAME",
+    help="Name of this node in the mesh (default: the machine's).",
+)
 @click.option("--state-dir", type=FOLDER, help="Where log, results and identity lie.")
 @click.option("--secret-file", type=FOLDER, help="The mesh secret; made if missing.")
 @click.option("--api-port", type=PORT, help="HTTP API on this machine (3000).")
@@ -58,7 +62,7 @@ FOLDER = click.Path(path_type=Path)
     "--gpu",
     "gpus",
     multiple=True,
-    metavar="ID",
+    metavar="GPU",
     help="A GPU for tasks (default: those of NVIDIA's driver). Repeatable.",
 )
 @click.option("--workdir", type=FOLDER, help="Where tasks run.")

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from octaskly.cli import completing
 from octaskly.cli.asking import TAKEN, Asked, asking
 from octaskly.cli.choice import Choice
 from octaskly.cli.render import EXIT_CANCELLED, EXIT_FAILED, note
@@ -30,12 +31,18 @@ _max_fails = click.option(
 )
 
 
-@click.command()
+@click.command(epilog="Example: octaskly array 1-1000 -- ./simulate --seed {}")
 @asking
 @request_options
 @_max_fails
 @click.argument("numbers", metavar="FIRST-LAST[:STEP]")
-@click.argument("words", nargs=-1, required=True, metavar="[--] CMD...")
+@click.argument(
+    "words",
+    nargs=-1,
+    required=True,
+    metavar="[--] CMD...",
+    shell_complete=completing.files,
+)
 @click.pass_obj
 def array(
     choice: Choice,
@@ -58,12 +65,16 @@ def array(
     click.echo(task.id)
 
 
-@click.command(name="map")
+@click.command(name="map", epilog="Example: octaskly map 'gzip -k {}' ::: *.log")
 @asking
 @request_options
 @_max_fails
 @click.argument(
-    "words", nargs=-1, required=True, metavar=f"[--] CMD... [{SEPARATOR} ITEM...]"
+    "words",
+    nargs=-1,
+    required=True,
+    metavar=f"[--] CMD... [{SEPARATOR} ITEM...]",
+    shell_complete=completing.files,
 )
 @click.pass_obj
 def map_(

@@ -10,6 +10,7 @@ from typing import Any, BinaryIO, Final, TypeVar
 
 import click
 
+from octaskly.cli import completing
 from octaskly.cli.choice import padded
 from octaskly.cli.render import Duration
 
@@ -132,13 +133,18 @@ NEEDS: Final = (
         "--gpus", type=click.IntRange(1), metavar="N", help="GPUs that it holds."
     ),
     click.option(
-        "--on", "wanted_node", metavar="NODE", help="The only node that will do."
+        "--on",
+        "wanted_node",
+        metavar="NODE",
+        shell_complete=completing.nodes,
+        help="The only node that will do.",
     ),
     click.option(
         "--require",
         multiple=True,
         metavar="NAME=VALUE",
         callback=_needed,
+        shell_complete=completing.labels,
         help="A label that its node must have. Repeatable.",
     ),
     click.option(
@@ -244,6 +250,7 @@ FLAGS: Final = (
         multiple=True,
         metavar="ID",
         callback=_parents,
+        shell_complete=completing.tasks,
         help="A task that must have ended before. Repeatable.",
     ),
     click.option(

@@ -36,22 +36,25 @@ class Choice:
     ca_file: Path | None = None
     environ: Mapping[str, str] = field(default_factory=lambda: os.environ)
 
-    def client(self) -> Client:
+    def client(self, *, is_silent: bool = False) -> Client:
         """Return a client of the node that these options mean.
+
+        It says on stderr what it waits for, unless it `is_silent`.
 
         Raises:
             Unreachable: no agent answers.
             ConfigError: several answer and none was chosen; an option is unusable.
             PermissionDenied: the agent's socket is not for this user.
         """
+        on_wait = None if is_silent else _say_waiting
         if self.url:
             return Client.at_url(
                 self.url,
                 token=self.environ.get("OCTASKLY_TOKEN"),
                 ca_file=self.ca_file,
-                on_wait=_say_waiting,
+                on_wait=on_wait,
             )
-        return Client.at_socket(self.socket(), on_wait=_say_waiting)
+        return Client.at_socket(self.socket(), on_wait=on_wait)
 
     def socket(self) -> Path:
         """Return the socket of the local agent that these options mean."""

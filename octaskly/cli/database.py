@@ -11,12 +11,12 @@ from octaskly.cli.render import note
 from octaskly.errors import ConfigError
 
 
-@click.group()
+@click.group(epilog="Example: octaskly db reset")
 def db() -> None:
     """Care for the log of the agent on this machine."""
 
 
-@db.command()
+@db.command(epilog="Example: octaskly --node ash db reset")
 @click.pass_obj
 def reset(choice: Choice) -> None:
     """Move the log aside, so that the agent starts with a fresh one.

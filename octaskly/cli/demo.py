@@ -45,7 +45,7 @@ class Bar(Protocol):
         """Show that so many are done."""
 
 
-@click.command()
+@click.command(epilog="Example: octaskly demo --modules 100")
 @click.option(
     "--modules",
     "modules_max",

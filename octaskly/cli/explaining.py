@@ -5,14 +5,15 @@ from __future__ import annotations
 import click
 import msgspec
 
+from octaskly.cli import completing
 from octaskly.cli.choice import Choice, resolve_ref
 from octaskly.cli.render import print_json, print_table
 from octaskly.cli.tasks import JSON_OPTION
 from octaskly.client import Explanation
 
 
-@click.command()
-@click.argument("ref", metavar="ID")
+@click.command(epilog="Example: octaskly explain last")
+@click.argument("ref", metavar="ID", shell_complete=completing.tasks)
 @JSON_OPTION
 @click.pass_obj
 def explain(choice: Choice, ref: str, as_json: bool) -> None:  # noqa: FBT001

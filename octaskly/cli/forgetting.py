@@ -12,7 +12,7 @@ from octaskly.cli.render import Duration, note, print_json
 from octaskly.cli.tasks import JSON_OPTION
 
 
-@click.command()
+@click.command(epilog="Example: octaskly forget --older-than 1d --yes")
 @click.option(
     "--older-than",
     "older_than_s",

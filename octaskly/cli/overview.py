@@ -23,7 +23,7 @@ from octaskly.client import Failover, MeshState, NodeInfo, NodePage, Standby
 NO_STANDBY = "no other node keeps copies: is --no-electable set on all of them?"
 
 
-@click.command()
+@click.command(epilog="Example: octaskly nodes --json")
 @JSON_OPTION
 @click.pass_obj
 def nodes(choice: Choice, as_json: bool) -> None:  # noqa: FBT001
@@ -87,7 +87,7 @@ def _row(node: NodeInfo, page: NodePage, now: dt.datetime) -> tuple[str, ...]:
     )
 
 
-@click.command()
+@click.command(epilog="Example: octaskly stats")
 @JSON_OPTION
 @click.pass_obj
 def stats(choice: Choice, as_json: bool) -> None:  # noqa: FBT001

@@ -7,14 +7,15 @@ from collections.abc import Iterator, Sequence
 import click
 import msgspec
 
+from octaskly.cli import completing
 from octaskly.cli.choice import Choice, resolve_ref
 from octaskly.cli.render import note, print_json
 from octaskly.cli.tasks import JSON_OPTION, LIMIT_MAX
 from octaskly.client import Client, Task
 
 
-@click.command()
-@click.argument("refs", nargs=-1, metavar="[ID...]")
+@click.command(epilog="Example: octaskly retry --failed")
+@click.argument("refs", nargs=-1, metavar="[ID...]", shell_complete=completing.tasks)
 @click.option(
     "--failed", is_flag=True, help="All failed tasks that were not repeated yet."
 )

@@ -15,6 +15,7 @@ from pathlib import Path
 import click
 
 from octaskly import __version__
+from octaskly.cli import completing
 from octaskly.cli.choice import Choice
 from octaskly.cli.render import EXIT_CANCELLED, EXIT_FAILED, print_error, report
 from octaskly.errors import OctasklyError
@@ -24,6 +25,7 @@ COMMANDS = {
     "array": "octaskly.cli.arrays:array",
     "ca": "octaskly.cli.access:ca",
     "cancel": "octaskly.cli.tasks:cancel",
+    "completion": "octaskly.cli.completing:completion",
     "db": "octaskly.cli.database:db",
     "demo": "octaskly.cli.demo:demo",
     "drain": "octaskly.cli.steering:drain",
@@ -77,7 +79,12 @@ class LazyGroup(click.Group):
     epilog="Try: octaskly demo",
 )
 @click.version_option(__version__, message="octaskly %(version)s")
-@click.option("--node", metavar="NAME", help="Use this agent of this machine.")
+@click.option(
+    "--node",
+    metavar="NAME",
+    shell_complete=completing.agents,
+    help="Use this agent of this machine.",
+)
 @click.option(
     "--state-dir",
     type=click.Path(path_type=Path),

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from octaskly.cli import completing
 from octaskly.cli.asking import Asked, asking
 from octaskly.cli.choice import Choice
 from octaskly.cli.following import Following
@@ -40,11 +41,20 @@ POLL_S = 60
 OWN_CODES = frozenset({EXIT_USAGE, EXIT_NOT_ALLOWED, EXIT_NO_DISPATCHER, 78})
 
 
-@click.command(context_settings={"ignore_unknown_options": False})
+@click.command(
+    context_settings={"ignore_unknown_options": False},
+    epilog="Example: octaskly run --timeout 15m -- make -C project test",
+)
 @asking
 @request_options
 @click.option("--json", "as_json", is_flag=True, help="Print the task as JSON instead.")
-@click.argument("words", nargs=-1, required=True, metavar="-- CMD...")
+@click.argument(
+    "words",
+    nargs=-1,
+    required=True,
+    metavar="-- CMD...",
+    shell_complete=completing.files,
+)
 @click.pass_obj
 def run(
     choice: Choice,

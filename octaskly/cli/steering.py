@@ -7,6 +7,7 @@ import time
 import click
 import msgspec
 
+from octaskly.cli import completing
 from octaskly.cli.choice import Choice
 from octaskly.cli.render import note, print_json
 from octaskly.cli.tasks import JSON_OPTION
@@ -16,8 +17,8 @@ from octaskly.errors import MeshError
 POLL_S = 0.5
 
 
-@click.command()
-@click.argument("name", metavar="NODE")
+@click.command(epilog="Example: octaskly drain pi4 --wait")
+@click.argument("name", metavar="NODE", shell_complete=completing.nodes)
 @click.option("--wait", is_flag=True, help="Return when nothing runs there any more.")
 @JSON_OPTION
 @click.pass_obj
@@ -37,8 +38,8 @@ def drain(
         note(f"{node.name} runs nothing any more")
 
 
-@click.command()
-@click.argument("name", metavar="NODE")
+@click.command(epilog="Example: octaskly resume pi4")
+@click.argument("name", metavar="NODE", shell_complete=completing.nodes)
 @JSON_OPTION
 @click.pass_obj
 def resume(choice: Choice, name: str, as_json: bool) -> None:  # noqa: FBT001
@@ -46,8 +47,8 @@ def resume(choice: Choice, name: str, as_json: bool) -> None:  # noqa: FBT001
     _steer(choice, name, "resume", as_json=as_json)
 
 
-@click.command()
-@click.argument("name", metavar="NODE")
+@click.command(epilog="Example: octaskly pause laptop")
+@click.argument("name", metavar="NODE", shell_complete=completing.nodes)
 @JSON_OPTION
 @click.pass_obj
 def pause(choice: Choice, name: str, as_json: bool) -> None:  # noqa: FBT001
@@ -59,8 +60,8 @@ def pause(choice: Choice, name: str, as_json: bool) -> None:  # noqa: FBT001
     _steer(choice, name, "pause", as_json=as_json)
 
 
-@click.command()
-@click.argument("name", metavar="NODE")
+@click.command(epilog="Example: octaskly unpause laptop")
+@click.argument("name", metavar="NODE", shell_complete=completing.nodes)
 @JSON_OPTION
 @click.pass_obj
 def unpause(choice: Choice, name: str, as_json: bool) -> None:  # noqa: FBT001

@@ -9,6 +9,7 @@ from typing import Any, TextIO, TypeVar
 
 import click
 
+from octaskly.cli import completing
 from octaskly.cli.asking import TAKEN, Asked, asking, texts_of
 from octaskly.cli.choice import Choice
 from octaskly.cli.render import note
@@ -66,7 +67,7 @@ def _is_utf8(text: str) -> bool:
     return True
 
 
-@click.command()
+@click.command(epilog="Example: octaskly submit --name nightly -- ./backup.sh")
 @asking
 @request_options
 @click.option(
@@ -75,7 +76,9 @@ def _is_utf8(text: str) -> bool:
     type=click.File("r", encoding="utf-8"),
     help="Read one command per line from here; - is stdin.",
 )
-@click.argument("words", nargs=-1, metavar="[--] CMD...")
+@click.argument(
+    "words", nargs=-1, metavar="[--] CMD...", shell_complete=completing.files
+)
 @click.pass_obj
 def submit(
     choice: Choice,

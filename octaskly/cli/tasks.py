@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import click
 import msgspec
 
+from octaskly.cli import completing
 from octaskly.cli.choice import Choice, resolve_ref
 from octaskly.cli.following import Following
 from octaskly.cli.members import progress, show_array
@@ -31,10 +32,20 @@ JSON_OPTION = click.option(
 )
 
 
-@click.command()
+@click.command(epilog="Example: octaskly ls --status failed")
 @click.option("--status", type=click.Choice(STATES), help="Only tasks in this state.")
-@click.option("--node", metavar="NAME", help="Only tasks that this node runs or ran.")
-@click.option("--array", metavar="ID", help="Only members of this array.")
+@click.option(
+    "--node",
+    metavar="NODE",
+    shell_complete=completing.nodes,
+    help="Only tasks that this node runs or ran.",
+)
+@click.option(
+    "--array",
+    metavar="ID",
+    shell_complete=completing.arrays,
+    help="Only members of this array.",
+)
 @click.option(
     "--limit", type=click.IntRange(1, LIMIT_MAX), default=100, show_default=True
 )
@@ -88,8 +99,8 @@ def _row(task: Task) -> list[str]:
     ]
 
 
-@click.command()
-@click.argument("ref", metavar="ID")
+@click.command(epilog="Example: octaskly show last")
+@click.argument("ref", metavar="ID", shell_complete=completing.tasks)
 @JSON_OPTION
 @click.pass_obj
 def show(choice: Choice, ref: str, as_json: bool) -> None:  # noqa: FBT001
@@ -181,8 +192,8 @@ def _stream(count: int | None, *, cut: bool | None) -> str | None:
     return f"{size(count)}{', cut' if cut else ''}"
 
 
-@click.command()
-@click.argument("ref", metavar="ID")
+@click.command(epilog="Example: octaskly logs -f last")
+@click.argument("ref", metavar="ID", shell_complete=completing.tasks)
 @click.option("-f", "--follow", is_flag=True, help="Go on until the task has ended.")
 @click.option("--stdout", "stream", flag_value="stdout", help="Only its stdout.")
 @click.option("--stderr", "stream", flag_value="stderr", help="Only its stderr.")
@@ -228,8 +239,10 @@ def logs(
         note(f"{task.id} is {task.status}; {more}")
 
 
-@click.command()
-@click.argument("refs", nargs=-1, required=True, metavar="ID...")
+@click.command(epilog="Example: octaskly cancel --force 12 13")
+@click.argument(
+    "refs", nargs=-1, required=True, metavar="ID...", shell_complete=completing.tasks
+)
 @click.option("--force", is_flag=True, help="Also end a task that runs.")
 @JSON_OPTION
 @click.pass_obj

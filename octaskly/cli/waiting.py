@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from octaskly.cli import completing
 from octaskly.cli.choice import Choice, resolve_ref
 from octaskly.cli.following import FULL, LOST_MAX, pause_s
 from octaskly.cli.render import (
@@ -36,8 +37,10 @@ class _TimeUp(Exception):
     """The user waits no longer."""
 
 
-@click.command()
-@click.argument("refs", nargs=-1, required=True, metavar="ID...")
+@click.command(epilog="Example: octaskly wait --any --timeout 10m 12 13")
+@click.argument(
+    "refs", nargs=-1, required=True, metavar="ID...", shell_complete=completing.tasks
+)
 @click.option("--any", "is_any", is_flag=True, help="Only until one of them has ended.")
 @click.option(
     "--timeout", type=Duration(), metavar="S", help="Wait no longer than 90, 15m, 2h."
@@ -78,7 +81,7 @@ def wait(
     return next((code for code in codes if code), 0)
 
 
-@click.command()
+@click.command(epilog="Example: octaskly events --types task --json")
 @click.option(
     "--types",
     metavar="TYPES",
@@ -86,7 +89,13 @@ def wait(
     show_default=True,
     help="Which events: task, node.",
 )
-@click.option("--task", "ref", metavar="ID", help="Only of this task.")
+@click.option(
+    "--task",
+    "ref",
+    metavar="ID",
+    shell_complete=completing.tasks,
+    help="Only of this task.",
+)
 @click.option("--after", metavar="EVENT", default="", help="Go on after this event id.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object per line.")
 @click.pass_obj

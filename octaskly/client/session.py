@@ -109,11 +109,15 @@ class Client(Connection):
         }
         return self._decode(self.request("GET", TASKS, query=query), TaskPage)
 
+    def newest_tasks(self, limit: int) -> list[Task]:
+        """Return at most so many of the newest tasks, the newest first."""
+        total = self.tasks(limit=1).total
+        found = self.tasks(limit=limit, offset=max(total - limit, 0)).tasks
+        return found[::-1]
+
     def newest(self) -> str | None:
         """Return the id of the newest task, None where there is none."""
-        total = self.tasks(limit=1).total
-        tasks = self.tasks(limit=1, offset=max(total - 1, 0)).tasks
-        return tasks[-1].id if tasks else None
+        return next((task.id for task in self.newest_tasks(1)), None)
 
     def cancel(self, ref: str, *, force: bool = False) -> Reply:
         """Cancel a queued task, with `force` also a running one."""

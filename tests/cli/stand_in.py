@@ -290,6 +290,7 @@ NODE = {
     "running": 1,
     "load": {"cpu_percent": 12.4, "memory_used_mb": 1024},
     "memory_mb": 4096,
+    "labels": {"room": "attic"},
     "version": "0.1.0",
     "last_seen": "2026-02-06T12:00:00Z",
 }

@@ -11,6 +11,7 @@ from pathlib import Path
 import click
 import pytest
 
+from octaskly.cli import completing
 from octaskly.cli.root import COMMANDS, octaskly
 
 ROOT = Path(__file__).parent.parent.parent
@@ -63,6 +64,79 @@ def test_command_and_its_flags_are_in_the_reference(
 
     assert f"octaskly {words}" in page
     assert missing == set()
+
+
+@pytest.mark.parametrize(("words", "command"), list(commands()), ids=named)
+def test_help_of_a_command_ends_with_an_example(
+    words: str, command: click.Command
+) -> None:
+    """It is the first thing that people look for, and they copy it.
+
+    A new command says it as `epilog="Example: octaskly ..."`.
+    """
+    example = (command.epilog or "").removeprefix("Example: ")
+
+    assert example.startswith("octaskly ")
+    assert f" {words.split(maxsplit=1)[0]}" in example
+    assert problem_of(example.removeprefix("octaskly ")) is None
+    with click.Context(command, info_name=f"octaskly {words}") as context:
+        assert f"Example: {example}\n" in f"{command.get_help(context)}\n"  # One line.
+
+
+OFFERED = {
+    "ID": completing.tasks,
+    "ID...": completing.tasks,
+    "[ID...]": completing.tasks,
+    "NODE": completing.nodes,
+}
+"""What a shell offers for a parameter, by the word that stands for it in the help."""
+OF_THE_USER = frozenset(
+    [
+        "DIR",
+        "EVENT",
+        "FIRST-LAST[:STEP]",
+        "GPU",
+        "HOST[:PORT]",
+        "KEY",
+        "KEY=VALUE",
+        "NAME",
+        "NAME=N",
+        "NAME=VALUE",
+        "ORIGIN",
+        "PATH",
+        "TEXT",
+        "TYPES",
+        "URL",
+        "WHAT",
+    ]
+)
+"""Words for what only the user can know; what they stand for is not completed."""
+
+
+@pytest.mark.parametrize(("words", "command"), list(commands()), ids=named)
+def test_a_shell_completes_what_a_command_takes(
+    words: str, command: click.Command
+) -> None:
+    """Ids, nodes and labels are asked of the mesh, words that nobody can know are not.
+
+    A new parameter takes a type of click or of `cli.render`, has a word of `OFFERED`
+    with `shell_complete=completing....`, or one that is added to `OF_THE_USER`.
+    """
+    wrong = {
+        parameter.name: parameter.metavar
+        for parameter in command.params
+        if parameter.type is click.STRING and not getattr(parameter, "is_flag", False)
+        if parameter._custom_shell_complete is None
+        if parameter.metavar not in OF_THE_USER
+    }
+    other = {
+        parameter.name: parameter.metavar
+        for parameter in command.params
+        if (wanted := OFFERED.get(parameter.metavar or "")) is not None
+        if parameter._custom_shell_complete not in (wanted, completing.arrays)
+    }
+
+    assert (wrong, other) == ({}, {})
 
 
 def shown_calls(page: Path) -> Iterator[str]:

@@ -1,0 +1,150 @@
+"""Tab in real shells, which ask a node on a real socket."""
+
+from __future__ import annotations
+
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pexpect
+import pytest
+
+from octaskly.cli.completing import OFFERED_MAX
+from tests.cli.conftest import Run
+from tests.cli.stand_in import Api
+
+SHELLS = ("bash", "zsh", "fish")
+WAIT_S = 20.0
+
+BASH = """\
+eval "$(octaskly completion bash)"
+COMP_WORDS=(octaskly {words} "{last}") COMP_CWORD=$(({count} + 1))
+_octaskly_completion octaskly
+printf '%s\\n' "${{COMPREPLY[@]}}"
+"""
+FISH = """\
+octaskly completion fish | source
+complete -C "octaskly {words} {last}"
+"""
+
+
+@pytest.fixture
+def shell_environ(environ: dict[str, str]) -> dict[str, str]:
+    """An environment in which `octaskly` is the one under test."""
+    path = f"{Path(sys.executable).parent}:{environ['PATH']}"
+    return environ | {"PATH": path, "TERM": "dumb"}
+
+
+def offered(
+    shell: str, environ: dict[str, str], words: list[str], last: str = ""
+) -> list[str]:
+    """Return what bash or fish offers behind some words for the last one."""
+    text = {"bash": BASH, "fish": FISH}[shell].format(
+        words=" ".join(words), count=len(words), last=last
+    )
+    done = subprocess.run(
+        [need(shell), "-c", text],
+        env=environ,
+        capture_output=True,
+        text=True,
+        timeout=WAIT_S,
+        check=False,
+    )
+    assert done.stderr == ""
+    return [line.partition("\t")[0] for line in done.stdout.splitlines() if line]
+
+
+def need(shell: str) -> str:
+    path = shutil.which(shell)
+    if path is None:
+        pytest.skip(f"there is no {shell}; tests/setup-host brings it")
+    return path
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("shell", ["bash", "fish"])
+def test_shells_offer_commands_ids_nodes_and_options(
+    api: Api, octaskly: Run, shell_environ: dict[str, str], shell: str
+) -> None:
+    """As the command line itself knows them at this moment."""
+    task = octaskly("submit", "--", "true").stdout.decode().strip()
+
+    assert "drain" in offered(shell, shell_environ, [], "dr")
+    assert offered(shell, shell_environ, ["show"], "t") == [task]
+    assert offered(shell, shell_environ, ["--node", "here", "drain"]) == ["here"]
+    assert offered(shell, shell_environ, ["run", "--require"]) == ["room=attic"]
+    assert "--max-fails" in offered(shell, shell_environ, ["array"], "--max")
+    assert offered(shell, shell_environ, ["--node"]) == ["here"]
+
+
+@pytest.mark.slow
+def test_zsh_completes_an_id_in_the_line(
+    api: Api, octaskly: Run, shell_environ: dict[str, str]
+) -> None:
+    """Its completion lives in the line editor, so a terminal is needed."""
+    task = octaskly("submit", "--", "true").stdout.decode().strip()
+    zsh = pexpect.spawn(
+        need("zsh"), ["-f", "-i"], env=shell_environ, timeout=WAIT_S, encoding="utf-8"
+    )
+    zsh.sendline("PS1='ready> '; autoload -Uz compinit; compinit -u -D")
+    zsh.sendline('eval "$(octaskly completion zsh)"; echo load""ed')
+    zsh.expect("loaded")
+    zsh.expect("ready> ")
+    zsh.send("octaskly show ta\t")
+
+    zsh.expect_exact(task)
+    zsh.sendcontrol("c")
+    zsh.sendline("exit")
+    zsh.expect(pexpect.EOF)
+
+
+@pytest.mark.parametrize("shell", SHELLS)
+def test_a_script_for_each_shell_needs_no_agent(octaskly: Run, shell: str) -> None:
+    """It goes into the start file of a shell, where nothing may be said."""
+    done = octaskly("completion", shell, node=None)
+
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert b"_OCTASKLY_COMPLETE" in done.stdout
+
+
+def test_only_the_newest_tasks_are_offered(
+    api: Api, shell_environ: dict[str, str]
+) -> None:
+    """A million ids are no help, and would not come within the budget."""
+    for number in range(1, OFFERED_MAX + 3):
+        name = f"task-{number:03}-{number:08x}"
+        api.tasks[name] = {"id": name, "command": "c", "status": "completed"}
+        api.tasks[name] |= {"worker_id": None}
+
+    found = offered("bash", shell_environ, ["show"])
+
+    assert len(found) == OFFERED_MAX + 1
+    assert "task-002-00000002" not in found
+    assert "last" in found
+
+
+@pytest.mark.slow
+def test_a_node_that_does_not_answer_is_given_up_in_silence(
+    environ: dict[str, str], shell_environ: dict[str, str], tmp_path: Path
+) -> None:
+    """The user sits in the middle of a line: 0.2 s, and not a word."""
+    with socket.socket(socket.AF_UNIX) as deaf:
+        deaf.bind(str(tmp_path / "run" / "octaskly" / "here.sock"))
+        deaf.listen()
+        start = time.monotonic()
+        found = offered("bash", shell_environ, ["drain"])
+        took_s = time.monotonic() - start
+
+    assert found == []
+    assert took_s < WAIT_S / 4  # Any timeout of the client itself is longer.
+
+
+def test_without_an_agent_nothing_is_offered_and_nothing_said(
+    shell_environ: dict[str, str],
+) -> None:
+    """Words that need no mesh come all the same."""
+    assert offered("bash", shell_environ, ["drain"]) == []
+    assert "drain" in offered("bash", shell_environ, [], "d")
