@@ -25,7 +25,7 @@ from octaskly.mesh.discovery import sightings
 from octaskly.mesh.wire import WirePacker
 from octaskly.runner.tree import become_subreaper
 from octaskly.store import Store
-from octaskly.trust import MeshSecret, NodeKey, load, make
+from octaskly.trust import Keyring, MeshSecret, NodeKey, make
 
 CHECK_S = 2.0  #: between two samples of load and health
 BROWSE_S = 1.0  #: how long a machine without a secret looks for a mesh
@@ -58,6 +58,7 @@ class _Agent:
         self._log = log.bind(node=config.name)
         self._notifier = notifier
         self._clock = SystemClock()
+        self._keyring = Keyring(config.paths.secret, config.paths.state)
         self._parts: Parts | None = None
         self._signals = 0
         self._is_duplicate = False  #: another agent lives with this node's id
@@ -146,14 +147,14 @@ class _Agent:
         """
         path = self._config.paths.secret
         if _exists(path):
-            return load(path), False
+            return self._keyring.load(), False
         meshes = await sightings(BROWSE_S, self._config.options.interfaces)
         # Another agent of this user may have made it while we looked.
         if _exists(path) or not meshes:
             was_made = make(path)
             if was_made:
                 self._log.info("mesh secret made", file=str(path))
-            return load(path), was_made
+            return self._keyring.load(), was_made
         async with unpaired(self._config, meshes, self._clock, self._log):
             self._notifier.ready()
             self._notifier.status("unpaired: a mesh is in sight, no secret here")
@@ -161,7 +162,7 @@ class _Agent:
                 with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout(LOOK_S):
                         await self._news.wait()
-        return (None if self._signals else load(path)), False
+        return (None if self._signals else self._keyring.load()), False
 
     async def _live(self, parts: Parts) -> None:
         """Run until asked to stop or failed; then hand over and drain."""
@@ -204,5 +205,5 @@ class _Agent:
 
 
 def _exists(path: Path) -> bool:
-    # An unreadable folder raises in `load`, which names it.
+    # An unreadable folder raises in `Keyring.load`, which names it.
     return os.path.lexists(path)

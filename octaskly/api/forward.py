@@ -91,11 +91,20 @@ class Forwarder:
         self._deadlines = deadlines
         self._tune = tune
         self._session: aiohttp.ClientSession | None = None
+        self._retired: list[aiohttp.ClientSession] = []  #: answers may still come
+
+    def renew(self, tls: ssl.SSLContext) -> None:
+        """Show this certificate on connections that are made from now on."""
+        self._tls = tls
+        if self._session is not None:
+            self._retired.append(self._session)
+            self._session = None
 
     async def close(self) -> None:
         """Close idle connections to other nodes."""
-        if self._session is not None:
-            await self._session.close()
+        for session in (*self._retired, self._session):
+            if session is not None:
+                await session.close()
 
     async def perform(self, call: Call, local: Perform) -> web.StreamResponse:
         """Answer `call` here or at the dispatcher, waiting for one if need be.

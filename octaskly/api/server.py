@@ -244,6 +244,10 @@ class ApiServer:
         """The application, for tests that walk its routes."""
         return self._app
 
+    def forward_as(self, tls: ssl.SSLContext) -> None:
+        """Show another certificate to other nodes from now on."""
+        self._forwarder.renew(tls)
+
     async def serve(self, site: Site, sockets: Sequence[socket.socket]) -> None:
         """Serve on sockets that are bound already; they belong to the API from now on.
 

@@ -14,7 +14,7 @@ from octaskly.core.events import DialFailed, Event, PeerDown, PeerUp, Received
 from octaskly.core.messages import ATTACHED, PROTOCOL, STOPPING, Message, Packed
 from octaskly.core.model import Address, Limits, NodeId
 from octaskly.errors import LocalProtocolError
-from octaskly.mesh.link import Link, connect, tune
+from octaskly.mesh.link import NOT_ACCEPTED, Link, connect, tune
 from octaskly.mesh.rivals import DUPLICATE, DUPLICATE_ID, MYSELF, Rivals
 from octaskly.mesh.strangers import Strangers
 from octaskly.mesh.wire import Packing
@@ -78,7 +78,6 @@ class Transport:
         self._handshake_s = handshake_s
         self._outbox_bytes = outbox_bytes or 4 * limits.frame_bytes
         self._server_context = trust.server_context()
-        self._client_context = trust.client_context()
         self._rivals = Rivals(self._me, limits.peers, clock, on_duplicate)
         self._links = self._rivals.links
         self._closing: set[Link] = set()
@@ -264,7 +263,7 @@ class Transport:
             async with self._dials:
                 for address in addresses:
                     try:
-                        link = await self._attempt(address)
+                        link = await self._meet(address)
                     except ConnectionRefusedError:
                         refused += 1
                         continue
@@ -276,8 +275,24 @@ class Transport:
             self._dialling.discard(key)
         self._post(DialFailed(node, addresses, refused == len(addresses)))
 
-    async def _attempt(self, address: Address) -> Link | None:
+    async def _meet(self, address: Address) -> Link | None:
         """Return the link if the peer was met: connected, or connected otherwise.
+
+        A peer that was away while the secret was renewed knows an older generation.
+
+        Raises:
+            ConnectionRefusedError: no process listens there.
+        """
+        for context in self._trust.client_contexts():
+            link = await self._attempt(address, context)
+            if link is None or link.is_connected or link.reason == DUPLICATE:
+                return link
+            if link.reason != NOT_ACCEPTED:
+                break
+        return None
+
+    async def _attempt(self, address: Address, context: ssl.SSLContext) -> Link | None:
+        """Return the link once it is connected or ended; None: there is no way to it.
 
         Raises:
             ConnectionRefusedError: no process listens there.
@@ -294,15 +309,15 @@ class Transport:
                 await asyncio.get_running_loop().create_connection(
                     lambda: link,
                     sock=connection,
-                    ssl=self._client_context,
-                    server_hostname="",
+                    ssl=context,
+                    server_hostname=self._trust.dialled_as,
                     ssl_handshake_timeout=self._handshake_s,
                     ssl_shutdown_timeout=SHUTDOWN_S,
                 )
                 await link.settled.wait()
         except OSError as error:
             link.abort(_failure(error))
-        return link if link.is_connected or link.reason == DUPLICATE else None
+        return link
 
     def _new_link(self, dialled: Address | None) -> Link:
         return Link(

@@ -7,11 +7,13 @@ can sign certificates and tokens.
 
 from octaskly.trust.authority import MeshTrust
 from octaskly.trust.identity import NodeKey, node_id_of
+from octaskly.trust.keyring import Keyring
 from octaskly.trust.secret import MeshSecret, generate, load, load_or_create, make
 from octaskly.trust.tokens import Claims, Tokens
 
 __all__ = [
     "Claims",
+    "Keyring",
     "MeshSecret",
     "MeshTrust",
     "NodeKey",

@@ -23,41 +23,74 @@ from octaskly.trust.secret import MeshSecret
 
 ALPN: Final = "octaskly/1"
 ALPN_HTTP: Final = "http/1.1"
+_GENERATION: Final = "generation-"  #: begins what a dialler asks for in the clear
+_DIGITS: Final = 10
 
 
 class MeshTrust:
     """What a member of the mesh needs to prove itself and to know others.
 
     All contexts speak TLS 1.3 only, and accept certificates that any generation of
-    the secret signed; the newest one signs this node's.
+    the secret signed; the one in force signs this node's. Who listens shows an older
+    one to a dialler that says that it knows no newer one. `renew` puts another secret
+    in force for connections that come; those that are there stay.
     """
 
     def __init__(self, secret: MeshSecret, key: NodeKey) -> None:
-        self._authorities = [
-            Authority(secret.authority_seed(generation), secret.mesh_id)
-            for generation in range(1, secret.generation + 1)
-        ]
         self._key = key
         self.mesh_id: Final = secret.mesh_id
         self.node_id: Final = key.node_id
-        self._certificate = self._authorities[-1].node_certificate(
-            key.node_id, key.private.public_key()
+        self._lan: tuple[tuple[str, ...], tuple[str, ...]] | None = None
+        self.renew(secret)
+
+    def renew(self, secret: MeshSecret) -> None:
+        """Use these generations from now on."""
+        self._force, self._newest = secret.generation, secret.newest
+        self._authorities = {
+            generation: Authority(secret.authority_seed(generation), secret.mesh_id)
+            for generation in secret.accepted
+        }
+        self._servers = {
+            generation: self._peer_context(ssl.PROTOCOL_TLS_SERVER, generation)
+            for generation in secret.accepted
+        }
+        self._clients = tuple(
+            self._peer_context(ssl.PROTOCOL_TLS_CLIENT, generation)
+            for generation in reversed(secret.accepted)
+            if generation <= self._force
         )
+        if self._lan is not None:
+            self._lan_server = self._lan_context(*self._lan)
 
     def ca_pem(self) -> str:
         """Return the certificates of the mesh authority, newest first."""
-        newest_first = reversed(self._authorities)
+        newest_first = reversed(self._authorities.values())
         return "".join(_pem(authority.certificate) for authority in newest_first)
+
+    @property
+    def dialled_as(self) -> str:
+        """What a dialler asks for, so that it is shown a certificate that it knows."""
+        return f"{_GENERATION}{self._newest}"
 
     def server_context(self) -> ssl.SSLContext:
         """Return the context of the peer port: only nodes of this mesh get in."""
-        context = self._context(ssl.PROTOCOL_TLS_SERVER, ssl.CERT_REQUIRED, ALPN)
-        return self._as_node(context)
+        front = self._peer_context(ssl.PROTOCOL_TLS_SERVER, self._force)
+
+        def choose(
+            connection: ssl.SSLObject, name: str | None, _front: ssl.SSLContext
+        ) -> None:
+            connection.context = self._servers[self._known_to(name)]
+
+        front.sni_callback = choose
+        return front
 
     def client_context(self) -> ssl.SSLContext:
-        """Return the context for dialling a peer port."""
-        context = self._context(ssl.PROTOCOL_TLS_CLIENT, ssl.CERT_REQUIRED, ALPN)
-        return self._as_node(context)
+        """Return the context for dialling a peer port, as it is at this moment."""
+        return self._clients[0]
+
+    def client_contexts(self) -> tuple[ssl.SSLContext, ...]:
+        """Return the same, then those for peers that know older generations only."""
+        return self._clients
 
     def lan_server_context(
         self, hostnames: Sequence[str], addresses: Iterable[str]
@@ -65,7 +98,8 @@ class MeshTrust:
         """Return the context of the HTTPS listener.
 
         A client certificate is optional; one that is shown must be a node's of this
-        mesh. The key is new each time and kept nowhere.
+        mesh. The key is new each time and kept nowhere. The oldest generation signs, so
+        that people have time to fetch the newer authority.
 
         Args:
             hostnames: Names that clients use for this machine; the node id is added.
@@ -74,26 +108,22 @@ class MeshTrust:
         Raises:
             ConfigError: a name or an address is none.
         """
-        private = generate_private_key(SECP256R1())
-        names = [*hostnames, self.node_id]
-        try:
-            certificate = self._authorities[-1].lan_certificate(
-                names, addresses, private.public_key()
-            )
-        except ValueError as error:
-            raise ConfigError(
-                f"no certificate can be made for {', '.join(hostnames)}: {error}",
-                hint="host names have letters, digits, dots and hyphens",
-            ) from error
-        context = self._context(ssl.PROTOCOL_TLS_SERVER, ssl.CERT_OPTIONAL, ALPN_HTTP)
-        pem = private.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
-        _load_chain(context, certificate, pem)
-        return context
+        self._lan = (*hostnames, self.node_id), tuple(addresses)
+        front = self._lan_server = self._lan_context(*self._lan)
+
+        def choose(
+            connection: ssl.SSLObject, _name: str | None, _front: ssl.SSLContext
+        ) -> None:
+            connection.context = self._lan_server
+
+        front.sni_callback = choose
+        return front
 
     def lan_client_context(self) -> ssl.SSLContext:
-        """Return the context for forwarding to another node's HTTPS listener."""
+        """Return the context for forwarding, as it is at this moment."""
         context = self._context(ssl.PROTOCOL_TLS_CLIENT, ssl.CERT_REQUIRED, ALPN_HTTP)
-        return self._as_node(context)
+        self._show(context, self._force)
+        return context
 
     def peer_node_id(self, peer: bytes | ssl.SSLObject | ssl.SSLSocket) -> NodeId:
         """Return who is at the other end.
@@ -112,6 +142,36 @@ class MeshTrust:
             peer = certificate
         return node_id_in(peer)
 
+    def _known_to(self, name: str | None) -> int:
+        """Return the generation to show to a dialler that says what it knows."""
+        number = (name or "").removeprefix(_GENERATION)
+        # As little as a number is believed: what is shown must be accepted anyway.
+        newest = int(number) if number.isdecimal() and len(number) < _DIGITS else 0
+        known = [n for n in self._authorities if n <= min(newest, self._force)]
+        return max(known, default=self._force)
+
+    def _peer_context(self, protocol: int, generation: int) -> ssl.SSLContext:
+        context = self._context(protocol, ssl.CERT_REQUIRED, ALPN)
+        self._show(context, generation)
+        return context
+
+    def _lan_context(
+        self, names: Sequence[str], addresses: Sequence[str]
+    ) -> ssl.SSLContext:
+        private = generate_private_key(SECP256R1())
+        oldest = next(iter(self._authorities.values()))
+        try:
+            certificate = oldest.lan_certificate(names, addresses, private.public_key())
+        except ValueError as error:
+            raise ConfigError(
+                f"no certificate can be made for {', '.join(names[:-1])}: {error}",
+                hint="host names have letters, digits, dots and hyphens",
+            ) from error
+        context = self._context(ssl.PROTOCOL_TLS_SERVER, ssl.CERT_OPTIONAL, ALPN_HTTP)
+        pem = private.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+        _load_chain(context, certificate, pem)
+        return context
+
     def _context(
         self, protocol: int, verify_mode: ssl.VerifyMode, alpn: str
     ) -> ssl.SSLContext:
@@ -128,9 +188,12 @@ class MeshTrust:
             context.num_tickets = 0
         return context
 
-    def _as_node(self, context: ssl.SSLContext) -> ssl.SSLContext:
-        _load_chain(context, self._certificate, self._key.pem())
-        return context
+    def _show(self, context: ssl.SSLContext, generation: int) -> None:
+        """Let a context show this node's certificate of a generation."""
+        certificate = self._authorities[generation].node_certificate(
+            self.node_id, self._key.private.public_key()
+        )
+        _load_chain(context, certificate, self._key.pem())
 
 
 def _pem(certificate: Certificate) -> str:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import secrets
 import stat
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Final
 
@@ -79,6 +81,33 @@ def create_private(path: Path, data: bytes) -> bool:
             hint=f"make {folder} a folder that this user may write",
         ) from error
     return True
+
+
+def replace_private(path: Path, data: bytes) -> None:
+    """Put `data` in place of a file, with mode 0600; readers see all of it or what was.
+
+    Raises:
+        OSError: the folder cannot be written.
+    """
+    temporary = path.parent / f".{path.name}.{secrets.token_hex(8)}"
+    _write_new(temporary, data)
+    try:
+        temporary.replace(path)
+    except OSError:
+        temporary.unlink()
+        raise
+    _sync_folder(path.parent)
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Keep other processes that do the same out, for the length of the block."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def _write_new(path: Path, data: bytes) -> None:

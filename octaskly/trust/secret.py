@@ -2,73 +2,200 @@
 
 A secret is 160 random bits, shown as `okm1-`, 32 base32 characters and 4 of checksum.
 The file holds one line for each generation, oldest first; the last one is in force,
-the others are still accepted.
+unless it says `next`; the others are still accepted. A line alone is generation 1, and
+the mesh id follows from it. Once a mesh has renewed its secret, lines say their number
+and the mesh id, so that older ones can go and nothing changes its name.
 """
 
 from __future__ import annotations
 
-import base64
-import hashlib
 import os
 import secrets
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Final
 
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
+from octaskly.core.keys import DENIED_MAX, Keys
+from octaskly.core.model import NodeId
 from octaskly.errors import ConfigError, TrustError
+from octaskly.trust import lines
+from octaskly.trust.lines import PREFIX, SECRET_BYTES
 from octaskly.trust.private import create_private, read_private
 
-PREFIX: Final = "okm1-"
-SECRET_BYTES: Final = 20
 GENERATIONS_MAX: Final = 16
 MESH_ID_BYTES: Final = 8
+MARK_BYTES: Final = 8
 KEY_BYTES: Final = 32
-_CHECK_CHARS: Final = 4
+ENDED_MAX: Final = 4  #: generations that are over and can still be told so
 _SALT: Final = b"octaskly/v1"
 
 
 @dataclass(frozen=True, slots=True)
 class MeshSecret:
-    """All generations of a mesh secret; never shown by `repr`."""
+    """The generations of a mesh secret that a node accepts; never shown by `repr`."""
 
     generations: tuple[bytes, ...] = field(repr=False)  #: oldest first, at least one
+    first: int = field(default=1, repr=False)  #: number of the oldest
+    mesh_id: str = field(default="", repr=False)
+    """Public name of the mesh, 16 hex digits; follows from generation 1, for ever."""
+    has_next: bool = field(default=False, repr=False)  #: the newest is not in force yet
+    is_urgent: bool = field(default=False, repr=False)  #: as in `Keys`
+    since_ms: int = field(default=0, repr=False)  #: as in `Keys`
+    denied: tuple[NodeId, ...] = field(default=(), repr=False)  #: as in `Keys`
+    ended: tuple[tuple[int, str], ...] = field(default=(), repr=False)
+    """Numbers of the last generations that are over, and how each is told so."""
+
+    def __post_init__(self) -> None:
+        if not self.mesh_id:
+            mesh_id = _derive(self.generations[0], "mesh-id", MESH_ID_BYTES).hex()
+            object.__setattr__(self, "mesh_id", mesh_id)
+
+    @property
+    def newest(self) -> int:
+        """Number of the newest generation."""
+        return self.first + len(self.generations) - 1
 
     @property
     def generation(self) -> int:
-        """Number of the generation in force, from 1."""
-        return len(self.generations)
+        """Number of the generation in force."""
+        return self.newest - 1 if self.has_next else self.newest
 
     @property
-    def mesh_id(self) -> str:
-        """Public name of the mesh: 16 hex digits, kept through all generations."""
-        return _derive(self.generations[0], "mesh-id", MESH_ID_BYTES).hex()
+    def accepted(self) -> range:
+        """Numbers of all generations, oldest first."""
+        return range(self.first, self.newest + 1)
+
+    @property
+    def keys(self) -> Keys:
+        """What may be known of it."""
+        return Keys(
+            oldest=self.first,
+            generation=self.generation,
+            newest=self.newest,
+            mark=_derive(self._raw(self.newest), "mark", MARK_BYTES).hex(),
+            is_urgent=self.is_urgent,
+            since_ms=self.since_ms,
+            denied=self.denied,
+        )
 
     def authority_seed(self, generation: int) -> bytes:
         """Return the 32 bytes of the certificate authority's Ed25519 key."""
-        return _derive(self.generations[generation - 1], "ca", KEY_BYTES)
+        return _derive(self._raw(generation), "ca", KEY_BYTES)
 
     def token_key(self, generation: int) -> bytes:
         """Return the 32 bytes that sign tokens."""
-        label = f"jwt/{generation}"
-        return _derive(self.generations[generation - 1], label, KEY_BYTES)
+        return _derive(self._raw(generation), f"jwt/{generation}", KEY_BYTES)
 
     def webhook_key(self) -> bytes:
         """Return the 32 bytes that sign messages to receivers outside the mesh."""
         label = f"webhook/{self.generation}"
-        return _derive(self.generations[-1], label, KEY_BYTES)
+        return _derive(self._raw(self.generation), label, KEY_BYTES)
+
+    def end_proof(self, generation: int) -> str:
+        """Return what tells a node that knows a generation that it is over.
+
+        Only who has that generation can make it, or tell that it is right; so a mesh
+        may show it to everybody, once the generation is over.
+        """
+        return _derive(self._raw(generation), f"ended/{generation}", MARK_BYTES).hex()
+
+    # --- A newer generation ----------------------------------------------------------
+
+    def renewed(self, raw: bytes, now_ms: int, *, revoked: NodeId | None) -> MeshSecret:
+        """Return it with one generation more, which is accepted and not yet in force.
+
+        Args:
+            raw: The new secret, which follows from no other.
+            now_ms: Wall clock.
+            revoked: The node because of which it is renewed, and at once, if any is.
+
+        Raises:
+            TrustError: the last one has not come into force yet, or there are too many.
+        """
+        if self.has_next and revoked is None:
+            raise TrustError(f"generation {self.newest} is not in force yet")
+        if len(self.generations) >= GENERATIONS_MAX:
+            raise TrustError(f"a secret has at most {GENERATIONS_MAX} generations")
+        kept = self.switched(now_ms) if self.has_next else self
+        newer = replace(
+            kept,
+            generations=(*kept.generations, raw),
+            has_next=True,
+            is_urgent=revoked is not None,
+            since_ms=now_ms,
+        )
+        return newer if revoked is None else newer.denying((revoked,))
+
+    def switched(self, now_ms: int) -> MeshSecret:
+        """Return it with the newest generation in force."""
+        if not self.has_next:
+            return self
+        return replace(self, has_next=False, since_ms=now_ms)
+
+    def settled(self, now_ms: int) -> MeshSecret:
+        """Return it with the newest generation alone, and in force."""
+        if len(self.generations) == 1:
+            return self
+        gone = tuple((old, self.end_proof(old)) for old in self.accepted[:-1])
+        return replace(
+            self,
+            generations=self.generations[-1:],
+            first=self.newest,
+            has_next=False,
+            is_urgent=False,
+            since_ms=now_ms,
+            ended=(*self.ended, *gone)[-ENDED_MAX:],
+        )
+
+    def denying(self, nodes: Iterable[NodeId]) -> MeshSecret:
+        """Return it with these nodes denied, too."""
+        denied = sorted({*self.denied, *nodes})[:DENIED_MAX]
+        return replace(self, denied=tuple(denied))
+
+    def joined(self, other: MeshSecret) -> MeshSecret:
+        """Return what two keyrings of one mesh say together.
+
+        Raises:
+            TrustError: the other one is of another mesh.
+        """
+        if other.mesh_id != self.mesh_id:
+            raise TrustError(f"that is the secret of another mesh, {other.mesh_id}")
+        winner = other if self.keys.rank < other.keys.rank else self
+        return winner.denying({*self.denied, *other.denied})
 
     def lines(self) -> str:
         """Return the content of a secret file."""
-        return "".join(f"{_show(raw)}\n" for raw in self.generations)
+        if self == MeshSecret(self.generations):
+            # As all versions read it.
+            return "".join(f"{lines.show(raw)}\n" for raw in self.generations)
+        text = "".join(map(self._line, self.accepted))
+        text += "".join(f"{lines.ENDED}={n}:{proof}\n" for n, proof in self.ended)
+        return text + "".join(f"{lines.DENIED}={node}\n" for node in self.denied)
+
+    def _line(self, number: int) -> str:
+        words = [lines.show(self._raw(number)), f"generation={number}"]
+        words.append(f"mesh={self.mesh_id}")
+        if number == self.newest:
+            words += [f"since={self.since_ms}"]
+            words += ["next"] * self.has_next + ["urgent"] * self.is_urgent
+        return " ".join(words) + "\n"
+
+    def _raw(self, generation: int) -> bytes:
+        return self.generations[generation - self.first]
 
 
 def generate() -> MeshSecret:
     """Return a new secret of one generation, from the system's random source."""
-    return MeshSecret((secrets.token_bytes(SECRET_BYTES),))
+    return MeshSecret((fresh(),))
+
+
+def fresh() -> bytes:
+    """Return a new generation, which follows from no other one."""
+    return secrets.token_bytes(SECRET_BYTES)
 
 
 def parse(text: str) -> MeshSecret:
@@ -79,14 +206,26 @@ def parse(text: str) -> MeshSecret:
     Raises:
         TrustError: it holds none, or a line is malformed; the text is not repeated.
     """
-    generations = []
-    for number, line in enumerate(text.splitlines(), start=1):
-        line = line.strip()
-        if line and not line.startswith("#"):
-            generations.append(_parse_line(line, number))
-    if not 1 <= len(generations) <= GENERATIONS_MAX:
+    page = lines.read(text)
+    if not 1 <= len(page.generations) <= GENERATIONS_MAX:
         raise TrustError(f"a secret has 1 to {GENERATIONS_MAX} {PREFIX} lines")
-    return MeshSecret(tuple(generations))
+    first = page.numbers[0]
+    if page.numbers != tuple(range(first, first + len(page.numbers))):
+        raise TrustError("the generations of a secret follow each other")
+    if first > 1 and not page.mesh_id:
+        raise TrustError("without generation 1, a line says mesh=ID")
+    if page.has_next and len(page.generations) == 1:
+        raise TrustError("the only generation of a secret cannot be the next one")
+    return MeshSecret(
+        page.generations,
+        first=first,
+        mesh_id=page.mesh_id,
+        has_next=page.has_next,
+        is_urgent=page.is_urgent,
+        since_ms=page.since_ms,
+        denied=tuple(sorted(page.denied)[:DENIED_MAX]),
+        ended=page.ended[-ENDED_MAX:],
+    )
 
 
 def load(path: Path, environ: Mapping[str, str] = os.environ) -> MeshSecret:
@@ -146,30 +285,3 @@ def make(path: Path) -> bool:
 def _derive(secret: bytes, label: str, length: int) -> bytes:
     kdf = HKDF(algorithm=SHA256(), length=length, salt=_SALT, info=label.encode())
     return kdf.derive(secret)
-
-
-def _show(raw: bytes) -> str:
-    return f"{PREFIX}{_base32(raw)}{_checksum(raw)}"
-
-
-def _parse_line(line: str, number: int) -> bytes:
-    body = line.lower().removeprefix(PREFIX)
-    size = SECRET_BYTES * 8 // 5 + _CHECK_CHARS
-    if not line.lower().startswith(PREFIX) or len(body) != size:
-        raise TrustError(f"line {number} is not {PREFIX} and {size} characters")
-    try:
-        raw = base64.b32decode(body[:-_CHECK_CHARS].upper())
-    except ValueError:
-        raise TrustError(f"line {number} has a wrong character") from None
-    if not secrets.compare_digest(_checksum(raw).encode(), body[-4:].encode()):
-        raise TrustError(f"line {number} has a wrong checksum; is it complete?")
-    return raw
-
-
-def _checksum(raw: bytes) -> str:
-    digest = hashlib.sha256(b"octaskly/v1 checksum" + raw).digest()
-    return _base32(digest)[:_CHECK_CHARS]
-
-
-def _base32(raw: bytes) -> str:
-    return base64.b32encode(raw).decode().rstrip("=").lower()

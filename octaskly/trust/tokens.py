@@ -49,14 +49,18 @@ class Tokens:
     """Mints and verifies the tokens of one mesh."""
 
     def __init__(self, secret: MeshSecret) -> None:
-        self._keys = {
-            str(generation): secret.token_key(generation)
-            for generation in range(1, secret.generation + 1)
-        }
-        self._kid = str(secret.generation)
         self._issuer = secret.mesh_id
         self._audience = f"octaskly:{secret.mesh_id}"
         self._jwt = jwt.PyJWT({"enforce_minimum_key_length": True})
+        self.renew(secret)
+
+    def renew(self, secret: MeshSecret) -> None:
+        """Accept tokens of these generations, and no others any more."""
+        self._keys = {
+            str(generation): secret.token_key(generation)
+            for generation in secret.accepted
+        }
+        self._kid = str(secret.generation)
         self._verified: dict[str, Claims] = {}
 
     def mint(

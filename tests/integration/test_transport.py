@@ -33,6 +33,7 @@ from octaskly.mesh.transport import (
     Transport,
 )
 from octaskly.trust import MeshSecret, MeshTrust, NodeKey, generate
+from octaskly.trust.secret import fresh
 
 T = TypeVar("T")
 SECRET = generate()
@@ -428,31 +429,66 @@ async def test_a_node_of_another_mesh_is_not_met_and_that_is_said_once() -> None
     assert not a.events
 
 
+def renewed(secret: MeshSecret) -> MeshSecret:
+    """Return the secret with a second generation, which is in force."""
+    return secret.renewed(fresh(), 1, revoked=None).switched(2)
+
+
 @pytest.mark.parametrize("is_newer_dialling", [True, False])
-async def test_a_node_without_the_generation_in_force_is_not_met(
+async def test_a_node_whose_generation_is_over_is_not_met(
     *, is_newer_dialling: bool
 ) -> None:
-    """F31: its secret file is older than a rotation, and who dials says why."""
-    rotated = MeshSecret((*SECRET.generations, *generate().generations))
-    older, newer = Party(), Party(trust=MeshTrust(rotated, NodeKey.generate()))
+    """F31, F33: its secret file is older than a rotation, and who dials says why."""
+    newest = renewed(SECRET).settled(3)
+    older, newer = Party(), Party(trust=MeshTrust(newest, NodeKey.generate()))
     dialler, other = (newer, older) if is_newer_dialling else (older, newer)
     async with running(older, newer):
         dialler.transport.dial(None, [other.address])
         await dialler.until(lambda: dialler.of(DialFailed))
-        await older.until(lambda: older.reasons)
         await dialler.until(lambda: dialler.reasons)
 
-    assert older.reasons == ["peer is not of our mesh"]
-    assert newer.reasons == ([NOT_ACCEPTED] if is_newer_dialling else [])
+    assert dialler.reasons == ["peer is not of our mesh"]
     assert not other.events
     assert not dialler.of(PeerUp)
+
+
+@pytest.mark.parametrize("is_newer_dialling", [True, False])
+async def test_a_node_that_knows_only_the_generation_before_is_met(
+    *, is_newer_dialling: bool
+) -> None:
+    """F33: it was away while the secret was renewed, and learns of it over the link."""
+    older, newer = Party(), Party(trust=MeshTrust(renewed(SECRET), NodeKey.generate()))
+    dialler, other = (newer, older) if is_newer_dialling else (older, newer)
+    async with running(older, newer):
+        dialler.transport.dial(None, [other.address])
+        await dialler.until(lambda: dialler.of(PeerUp))
+        await other.until(lambda: other.of(PeerUp))
+
+    assert not dialler.of(DialFailed)
+
+
+async def test_a_link_outlives_the_renewal_of_the_secret() -> None:
+    """F33: new connections use the new generation; those that are there stay."""
+    a, b = Party(), Party()
+    newest = renewed(SECRET).settled(3)
+    async with running(a, b):
+        await meet(a, b)
+        for party in (a, b):
+            party.trust.renew(newest)
+        a.transport.send(b.id, [Pull(())])
+        await b.until(lambda: b.received)
+        late = Party(trust=MeshTrust(newest, NodeKey.generate()))
+        async with running(late):
+            late.transport.dial(None, [a.address])
+            await late.until(lambda: late.of(PeerUp))
+            assert a.is_linked(b.id)
 
 
 async def test_a_rejected_certificate_is_told_as_a_wrong_secret() -> None:
     """With TLS 1.3 the dialler learns it only from the end of the connection."""
     a = Party()
     lenient = Party(trust=MeshTrust(generate(), NodeKey.generate()))
-    context = lenient.transport._client_context
+    context = lenient.trust.client_context()
     context.verify_mode = ssl.CERT_OPTIONAL
     context.load_verify_locations(cadata=a.trust.ca_pem())
     async with running(a, lenient):

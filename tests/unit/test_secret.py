@@ -11,11 +11,15 @@ from pathlib import Path
 
 import pytest
 
+from octaskly.core.keys import DENIED_MAX
 from octaskly.errors import ConfigError, TrustError
 from octaskly.trust.identity import NodeKey, node_id_of
 from octaskly.trust.private import create_private
 from octaskly.trust.secret import (
+    ENDED_MAX,
+    GENERATIONS_MAX,
     MeshSecret,
+    fresh,
     generate,
     load,
     load_or_create,
@@ -79,6 +83,118 @@ def test_a_second_generation_keeps_the_mesh_id_and_signs_with_its_own_keys() -> 
     assert both.authority_seed(2) != KNOWN.authority_seed(1)
 
 
+def rotated(times: int = 1) -> MeshSecret:
+    """Return the known secret after so many rotations that ran to their end."""
+    secret = KNOWN
+    for turn in range(times):
+        secret = secret.renewed(fresh(), turn, revoked=None).switched(turn)
+        secret = secret.settled(turn)
+    return secret
+
+
+def test_an_old_generation_goes_and_nothing_changes_its_name() -> None:
+    """Mesh id, number and keys of the one that stays are what they were with it."""
+    both = KNOWN.renewed(fresh(), 5, revoked=None).switched(6)
+
+    alone = both.settled(7)
+
+    assert len(alone.generations) == 1
+    assert (alone.generation, alone.mesh_id) == (2, KNOWN.mesh_id)
+    assert alone.token_key(2) == both.token_key(2)
+    assert alone.authority_seed(2) == both.authority_seed(2)
+    assert alone.webhook_key() == both.webhook_key()
+
+
+def test_a_generation_to_come_is_accepted_and_not_in_force() -> None:
+    """Until all nodes know it, none may show itself with it."""
+    spreading = KNOWN.renewed(fresh(), 5, revoked=None)
+
+    assert list(spreading.accepted) == [1, 2]
+    assert spreading.generation == 1
+    assert spreading.webhook_key() == KNOWN.webhook_key()
+    assert spreading.switched(6).generation == 2
+
+
+def test_every_phase_survives_writing_and_reading() -> None:
+    """A restart in the middle of a rotation goes on where it was."""
+    node = node_id_of(b"k" * 32)
+    spreading = rotated().renewed(fresh(), 5, revoked=node)
+    for secret in (spreading, spreading.switched(6), spreading.settled(7), rotated(9)):
+        assert parse(secret.lines()) == secret
+        assert parse(secret.lines().upper()) == secret
+
+
+def test_a_rotated_secret_is_not_read_wrongly_by_the_version_before() -> None:
+    """That one took each line for the next number; it must rather refuse."""
+    spreading = KNOWN.renewed(fresh(), 5, revoked=None)
+
+    assert all(" generation=" in line for line in spreading.lines().splitlines())
+    assert rotated().lines().startswith("okm1-")
+    assert " generation=2 mesh=96dbb607b64e3ad5 " in rotated().lines()
+
+
+def test_a_fresh_generation_follows_from_no_other() -> None:
+    """Who knew an old one learns nothing of those after it."""
+    assert rotated().generations != rotated().generations
+
+
+def test_who_knows_a_generation_can_tell_that_it_is_over() -> None:
+    """Strangers cannot make that proof, and see it only once it is true."""
+    proofs = dict(rotated().ended)
+
+    assert proofs == {1: KNOWN.end_proof(1)}
+    assert generate().end_proof(1) != KNOWN.end_proof(1)
+    assert len(rotated(9).ended) == ENDED_MAX
+
+
+def test_a_second_rotation_waits_until_the_first_is_in_force() -> None:
+    """A mesh that knows one is not asked to learn two."""
+    spreading = KNOWN.renewed(fresh(), 5, revoked=None)
+
+    with pytest.raises(TrustError, match="not in force yet"):
+        spreading.renewed(fresh(), 6, revoked=None)
+
+
+def test_a_revocation_does_not_wait_for_a_rotation() -> None:
+    """What was still spreading may be known to the node that has to go."""
+    node = node_id_of(b"k" * 32)
+
+    urgent = KNOWN.renewed(fresh(), 5, revoked=None).renewed(fresh(), 6, revoked=node)
+
+    assert (urgent.generation, urgent.newest) == (2, 3)
+    assert urgent.is_urgent
+    assert urgent.denied == (node,)
+
+
+def test_there_is_an_end_to_generations_and_to_revoked_nodes() -> None:
+    """A file has its bounds, whoever sends it."""
+    secret = KNOWN
+    while len(secret.generations) < GENERATIONS_MAX:
+        secret = secret.renewed(fresh(), 1, revoked=None).switched(2)
+    many = [node_id_of(str(i).encode()) for i in range(DENIED_MAX + 1)]
+
+    with pytest.raises(TrustError, match="at most"):
+        secret.renewed(fresh(), 1, revoked=None)
+    assert len(KNOWN.denying(many).denied) == DENIED_MAX
+
+
+def test_two_keyrings_join_alike_on_both_sides() -> None:
+    """Two halves of a split renewed the secret: all choose the same generation."""
+    one, two = (KNOWN.renewed(fresh(), 5, revoked=None) for _ in range(2))
+    denied = two.denying([node_id_of(b"k" * 32)])
+
+    assert one.joined(denied) == denied.joined(one)
+    assert one.joined(denied).denied == denied.denied
+    assert one.switched(6).joined(two) == one.switched(6)
+    assert two.joined(one.switched(6).settled(7)) == one.switched(6).settled(7)
+
+
+def test_a_keyring_of_another_mesh_is_never_joined() -> None:
+    """One mesh cannot be led into another by what a peer sends."""
+    with pytest.raises(TrustError, match="another mesh"):
+        KNOWN.joined(generate())
+
+
 @pytest.mark.parametrize(
     "text",
     [
@@ -97,6 +213,19 @@ def test_a_second_generation_keeps_the_mesh_id_and_signs_with_its_own_keys() -> 
         f"{KNOWN_LINE} {KNOWN_LINE}",
         f"{KNOWN_LINE}\nrubbish",
         f"{KNOWN_LINE}\n" * 17,
+        f"{KNOWN_LINE} generation=2",
+        f"{KNOWN_LINE} generation=0 mesh=96dbb607b64e3ad5",
+        f"{KNOWN_LINE} generation=1 generation=1",
+        f"{KNOWN_LINE} mesh=96dbb607b64e3ad",
+        f"{KNOWN_LINE} next",
+        f"{KNOWN_LINE} next=1\n{KNOWN_LINE}",
+        f"{KNOWN_LINE}\n{KNOWN_LINE} next\n{KNOWN_LINE}",
+        f"{KNOWN_LINE}\n{KNOWN_LINE} generation=3",
+        f"{KNOWN_LINE} mesh=96dbb607b64e3ad5\n{KNOWN_LINE} mesh=06dbb607b64e3ad5",
+        f"{KNOWN_LINE} later",
+        f"{KNOWN_LINE}\nended=1:96dbb607b64e3ad",
+        f"{KNOWN_LINE}\ndenied=somebody",
+        "ended=1:96dbb607b64e3ad5",
     ],
 )
 def test_a_malformed_secret_is_refused_without_repeating_it(text: str) -> None:

@@ -1,0 +1,126 @@
+"""The file of a secret that is renewed: shared, locked, or not writable."""
+
+from __future__ import annotations
+
+import os
+import stat
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from octaskly.errors import ConfigError
+from octaskly.trust.keyring import Keyring
+from octaskly.trust.secret import MeshSecret, fresh, generate
+
+SECRET = generate()
+
+
+def keyring(tmp_path: Path, secret: MeshSecret = SECRET, **environ: str) -> Keyring:
+    """Return the keyring of an agent whose secret file has this secret."""
+    state = tmp_path / "state"
+    state.mkdir(exist_ok=True)
+    path = tmp_path / "config" / "mesh.key"
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(secret.lines())
+    path.chmod(0o600)
+    return Keyring(path, state, environ)
+
+
+def renew(secret: MeshSecret) -> MeshSecret:
+    return secret.renewed(fresh(), 1, revoked=None)
+
+
+def test_what_was_changed_is_there_after_a_restart(tmp_path: Path) -> None:
+    """In the secret file itself, private, and nothing else is left behind."""
+    ring = keyring(tmp_path)
+
+    changed = ring.change(renew)
+
+    assert ring.load() == changed
+    assert stat.S_IMODE(ring.path.stat().st_mode) == 0o600
+    assert [*ring.path.parent.iterdir()] == [ring.path]
+    assert not ring.copy.exists()
+
+
+def test_a_credential_stays_as_it_is_and_the_copy_counts(tmp_path: Path) -> None:
+    """What systemd gives is read-only, and is the old secret at each start."""
+    ring = keyring(tmp_path, CREDENTIALS_DIRECTORY=str(tmp_path / "config"))
+
+    changed = ring.change(renew)
+
+    assert ring.path.read_text() == SECRET.lines()
+    assert stat.S_IMODE(ring.copy.stat().st_mode) == 0o600
+    assert ring.load() == changed
+
+
+def test_a_file_that_is_newer_than_the_copy_counts(tmp_path: Path) -> None:
+    """The operator has put the renewed secret into the credential."""
+    ring = keyring(tmp_path, CREDENTIALS_DIRECTORY=str(tmp_path / "config"))
+    newest = ring.change(renew).switched(2).settled(3)
+    ring.path.write_text(newest.lines())
+
+    assert ring.load() == newest
+
+
+def test_a_copy_of_another_mesh_is_ignored(tmp_path: Path) -> None:
+    """Whoever gives a node another secret means it."""
+    ring = keyring(tmp_path, CREDENTIALS_DIRECTORY=str(tmp_path / "config"))
+    ring.change(renew)
+    other = generate()
+    ring.path.write_text(other.lines())
+
+    assert ring.load() == other
+
+
+def test_a_link_to_the_secret_stays_a_link(tmp_path: Path) -> None:
+    """What it leads to is replaced."""
+    ring = keyring(tmp_path)
+    real = tmp_path / "real.key"
+    ring.path.rename(real)
+    ring.path.symlink_to(real)
+
+    changed = ring.change(renew)
+
+    assert ring.path.is_symlink()
+    assert real.read_text() == changed.lines()
+
+
+def test_where_nothing_can_be_written_nothing_is_changed(tmp_path: Path) -> None:
+    """A rotation that would not outlive a restart does not begin."""
+    ring = keyring(tmp_path, CREDENTIALS_DIRECTORY=str(tmp_path / "config"))
+    ring.copy.mkdir()
+    (ring.copy / "in the way").touch()
+
+    with pytest.raises(ConfigError):
+        ring.change(renew)
+
+    assert ring.path.read_text() == SECRET.lines()
+
+
+CHANGER = """
+import sys
+from pathlib import Path
+from octaskly.trust.keyring import Keyring
+ring = Keyring(Path(sys.argv[1]), Path(sys.argv[2]), {})
+for letter in "abcdefghijklmnopqrst":
+    ring.change(lambda secret: secret.denying([sys.argv[3] + letter]))
+"""
+
+
+def test_agents_that_change_one_file_at_once_lose_nothing(tmp_path: Path) -> None:
+    """All agents of one user share it, and none of them waits for the others."""
+    ring = keyring(tmp_path)
+    names = ["a" * 15, "b" * 15, "c" * 15]
+    folders = [tmp_path / name for name in names]
+    changers = []
+    for folder, name in zip(folders, names, strict=True):
+        folder.mkdir()
+        command = [sys.executable, "-c", CHANGER, str(ring.path), str(folder), name]
+        changers.append(subprocess.Popen(command, env={**os.environ}))
+
+    codes = [changer.wait(30) for changer in changers]
+
+    assert codes == [0, 0, 0]
+    assert len(ring.load().denied) == 60
