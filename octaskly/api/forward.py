@@ -54,7 +54,6 @@ _DOWN = (
     EPOCH_HEADER,
     "Octaskly-Replicas",
     "Retry-After",
-    "X-Content-Type-Options",
 )
 
 

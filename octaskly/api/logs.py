@@ -175,7 +175,6 @@ async def _raw(call: Call, stream: int) -> web.StreamResponse:
         "Content-Type": BYTES,
         # Bytes from a task are data, never a page of this origin.
         "Content-Disposition": f'attachment; filename="{file}"',
-        "X-Content-Type-Options": "nosniff",
     }
     if begin.is_final:
         headers[TOTAL_HEADER] = str(begin.sizes[stream])

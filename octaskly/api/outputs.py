@@ -71,7 +71,6 @@ async def send_file(call: Call, file: Path) -> web.StreamResponse:
             "Content-Type": BYTES,
             # Bytes from a task are data, never a page of this origin.
             "Content-Disposition": f"attachment; filename*=UTF-8''{quote(file.name)}",
-            "X-Content-Type-Options": "nosniff",
         },
     )
 

@@ -121,7 +121,7 @@ async def serve(
         await stream.write(b"retry: %d\n\n" % _RETRY_MS)
         await produce(stream)
 
-    headers = {"Content-Type": CONTENT_TYPE, "X-Content-Type-Options": "nosniff"}
+    headers = {"Content-Type": CONTENT_TYPE}
     return await relay(call, send_all, headers=headers, reign=reign, sign=b":\n\n")
 
 

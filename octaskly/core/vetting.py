@@ -27,7 +27,7 @@ from octaskly.core.facts import (
 )
 from octaskly.core.journal import Journal
 from octaskly.core.membership import Membership
-from octaskly.core.merge import facts_of
+from octaskly.core.merge import TaskRow, facts_of
 from octaskly.core.messages import (
     PROTOCOL,
     Claim,
@@ -205,7 +205,7 @@ class Vetting:
             places = (*row.birth, row.changed)
             if not all(0 <= place < NUMBER_MAX * 2 for place in places):
                 return "number"
-            if not all(map(_is_sane_fact, facts_of(row.record))):
+            if not _is_sane_row(row):
                 return "fact"
         if head is None:
             return _vet_vector(message.vector)
@@ -317,8 +317,22 @@ def _is_sane_spec(spec: TaskSpec) -> bool:
 
 
 def _is_sane_outcome(outcome: Outcome) -> bool:
-    times = (outcome.started_ms, outcome.ended_ms, outcome.duration_ms)
-    return all(time is None or 0 <= time < TIME_MS_MAX for time in times)
+    times = (outcome.started_ms, outcome.ended_ms, outcome.duration_ms, outcome.cpu_ms)
+    sizes = (outcome.stdout_bytes, outcome.stderr_bytes, outcome.memory_max_kb)
+    return (
+        not outcome.state.is_live  # An end that is none would hold its task for ever.
+        and all(time is None or 0 <= time < TIME_MS_MAX for time in times)
+        and all(size is None or 0 <= size < NUMBER_MAX for size in sizes)
+    )
+
+
+def _is_sane_row(row: TaskRow) -> bool:
+    """Whether what a row says of each attempt are not two things."""
+    attempts = row.record.attempts
+    return all(map(_is_sane_fact, facts_of(row.record))) and all(
+        one.state is one.outcome.state if one.outcome else one.state.is_live
+        for one in attempts
+    )
 
 
 def _vet_vector(vector: Holdings) -> str | None:

@@ -224,6 +224,19 @@ def assert_standard_headers(answer: Answer) -> None:
     assert headers["cache-control"] == "no-cache, no-store, must-revalidate"
     assert headers["pragma"] == "no-cache"
     assert headers["expires"] == "0"
+    assert_hardened(answer)
+
+
+def assert_hardened(answer: Answer) -> None:
+    """Check what every answer tells browsers, whatever it holds."""
+    headers = answer.headers
+    rules = headers["content-security-policy"].split("; ")
+    assert {"default-src 'none'", "script-src 'self'", "frame-ancestors 'none'"} <= {
+        *rules
+    }
+    assert "unsafe" not in headers["content-security-policy"]
+    assert headers["x-content-type-options"] == "nosniff"
+    assert headers["referrer-policy"] == "no-referrer"
 
 
 async def until(condition: Callable[[], object], timeout_s: float = 5.0) -> None:

@@ -26,6 +26,7 @@ from tests.integration.api_node import (
     ApiNode,
     api_node,
     ask,
+    assert_hardened,
     assert_problem,
     assert_standard_headers,
     exchange,
@@ -91,6 +92,23 @@ async def test_every_route_but_health_needs_a_principal(
             assert answer.headers["www-authenticate"] == "Bearer"
             if method != "HEAD":
                 assert_problem(answer, 401, "Missing or invalid authentication token")
+
+
+async def test_every_answer_tells_browsers_to_run_nothing_of_it(node: ApiNode) -> None:
+    """Each route, with and without a right to it, and what is no route or no HTTP."""
+    answers = [
+        await node.ask(method, path, headers=headers)
+        for method, path in [*_routes(node), ("GET", "/nowhere"), ("PATCH", "/health")]
+        for headers in ({}, ADMIN, {"Host": "evil.com"})
+        if headers is not ADMIN or method != "GET"  # Some streams never end.
+    ]
+    answers.append(parse(await exchange(node.port, b"GET /health\r\n\r\n")))
+    origin = {"Origin": "http://localhost:1", "Access-Control-Request-Method": "GET"}
+    answers.append(await node.ask("OPTIONS", "/api/v1/tasks", headers=origin))
+
+    assert {200, 204, 400, 401, 403, 404, 405} <= {one.status for one in answers}
+    for answer in answers:
+        assert_hardened(answer)
 
 
 async def test_route_without_access_rule_is_closed(node: ApiNode) -> None:

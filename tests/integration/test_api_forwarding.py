@@ -26,6 +26,7 @@ from tests.integration.api_node import (
     ApiNode,
     api_node,
     ask,
+    assert_hardened,
     assert_problem,
     assert_standard_headers,
     exchange,
@@ -596,7 +597,7 @@ async def test_output_of_another_worker_comes_through_two_nodes(
     assert answer.body == again.body == data
     assert answer.headers["content-type"] == "application/octet-stream"
     assert answer.headers["content-length"] == str(len(data))
-    assert answer.headers["x-content-type-options"] == "nosniff"
+    assert_hardened(answer)
     assert answer.headers["content-disposition"] == (
         "attachment; filename*=UTF-8''%C3%A4%20b.bin"
     )

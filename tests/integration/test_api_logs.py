@@ -29,6 +29,7 @@ from tests.integration.api_node import (
     Answer,
     ApiNode,
     api_node,
+    assert_hardened,
     assert_problem,
 )
 from tests.integration.fake_gateway import STREAM, FakeGateway
@@ -313,7 +314,7 @@ async def test_raw_bytes_are_exact(node: ApiNode) -> None:
         assert (answer.status, answer.body) == (200, expected)
         assert answer.headers["octaskly-output-bytes"] == total
         assert answer.headers["content-type"] == "application/octet-stream"
-        assert answer.headers["x-content-type-options"] == "nosniff"
+        assert_hardened(answer)
 
     task, attempt = await begun(node)
     kept = [Piece(0, 0, b"012345"), Piece(0, 990, b"x" * 10), Piece(0, 1000, b"")]

@@ -15,6 +15,7 @@ from tests.integration.api_node import (
     Answer,
     ApiNode,
     api_node,
+    assert_hardened,
     assert_problem,
     exchange,
     parse,
@@ -102,7 +103,7 @@ def assert_stream(answer: Answer) -> None:
     assert answer.status == 200
     assert answer.headers["content-type"] == "text/event-stream"
     assert answer.headers["cache-control"] == "no-cache, no-store, must-revalidate"
-    assert answer.headers["x-content-type-options"] == "nosniff"
+    assert_hardened(answer)
     assert answer.headers["x-request-id"]
 
 
@@ -177,6 +178,25 @@ async def test_a_client_that_does_not_read_is_cut(
         assert (await node.ask("GET", "/health")).status == 200
 
     assert sent[0] < 64 << 20  # What sockets on loopback may hold at most.
+
+
+async def test_a_failure_in_mid_stream_is_told_to_the_log(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The client sees a broken connection; the operator what broke it."""
+
+    async def produce(stream: sse.EventStream) -> None:
+        await stream.send([1])
+        raise ZeroDivisionError("secret")
+
+    serve_stream(monkeypatch, produce)
+    async with api_node() as node:
+        raw = await exchange(node.port, _request(node))
+
+    assert b"data: [1]" in raw
+    assert not raw.endswith(b"0\r\n\r\n")
+    assert b"secret" not in raw
+    assert [type(fault) for fault in node.faults] == [ZeroDivisionError]
 
 
 async def test_streams_of_a_node_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:

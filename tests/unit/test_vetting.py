@@ -17,11 +17,21 @@ from octaskly.core.effects import (
     ServePull,
 )
 from octaskly.core.events import PeerUp, Persisted, Received, Saved, Woke
-from octaskly.core.facts import HLC_MAX, Assigned, CancelAsked, Entry, Submitted, hlc_of
+from octaskly.core.facts import (
+    HLC_MAX,
+    Assigned,
+    CancelAsked,
+    Entry,
+    Finished,
+    Submitted,
+    hlc_of,
+)
+from octaskly.core.merge import Birth, TaskRecord, TaskRow
 from octaskly.core.messages import (
     Claim,
     ClaimNo,
     ClaimOk,
+    Cursor,
     Dispatch,
     Entries,
     Heartbeat,
@@ -36,13 +46,17 @@ from octaskly.core.messages import (
     ReplOk,
     Results,
     Roster,
+    Snapshot,
     Transfer,
 )
 from octaskly.core.model import (
     NO_EPOCH,
     Address,
+    Attempt,
+    AttemptState,
     Epoch,
     NodeState,
+    Outcome,
     Role,
     StreamId,
     TaskId,
@@ -134,6 +148,20 @@ def telling(entry: Entry) -> Entries:
     return Entries((entry,), ((KNOWN, WRITER),), False, ())
 
 
+def ended(state: AttemptState = AttemptState.OK, **more: Any) -> Entry:
+    """Return an entry that says how an attempt ended."""
+    how = replace(outcome(state), **more)
+    return Entry(KNOWN, 5, 9, Finished(TaskId("t"), attempt(), ME, how))
+
+
+def rowed(state: AttemptState, end: Outcome | None) -> Snapshot:
+    """Return a snapshot of one task whose attempt came so far."""
+    tried = Attempt(id=attempt(), node=ME, state=state, outcome=end)
+    record = TaskRecord(id=spec().id, spec=spec(), attempts=(tried,))
+    row = TaskRow(record, Birth(1, 1, KNOWN, 1), 1)
+    return Snapshot(rows=(row,), cursor=Cursor(1, 1), more=True)
+
+
 LATE = replace(spec(), created_ms=1 << 62)
 
 
@@ -188,6 +216,14 @@ WRONG = {
         Results((report(end=replace(outcome(), ended_ms=1 << 62)),), 1),
         "fact",
     ),
+    "an end that is none": (telling(ended(AttemptState.RUNNING)), "fact"),
+    "output of less than nothing": (telling(ended(stdout_bytes=-1)), "fact"),
+    "a result that is none": (
+        Results((report(end=outcome(AttemptState.ASSIGNED)),), 1),
+        "fact",
+    ),
+    "a row of two states": (rowed(AttemptState.FAILED, outcome()), "fact"),
+    "a row that ended without an end": (rowed(AttemptState.OK, None), "fact"),
     "an array without end": (telling(array_of(count=1 << 62)), "fact"),
     "an array that goes nowhere": (telling(array_of(count=2, step=0)), "fact"),
     "an array of nothing": (telling(array_of(count=0)), "fact"),
