@@ -187,15 +187,21 @@ def resolve(options: AgentOptions, environ: Mapping[str, str]) -> AgentConfig:
     )
 
 
-def parse_seed(text: str, problems: list[str]) -> tuple[str, int] | None:
+def parse_seed(
+    text: str,
+    problems: list[str],
+    *,
+    flag: str = "--join",
+    port_default: int = PEER_PORT,
+) -> tuple[str, int] | None:
     """Return host and port of `HOST[:PORT]`, `[V6]:PORT`; note a problem instead."""
     match = re.fullmatch(
         r"\[(?P<v6>[0-9a-fA-F:.%\w]+)\](?::(?P<p6>\d+))?|(?P<host>[^:\s]+)(?::(?P<p>\d+))?",
         text,
     )
-    port = int((match["p6"] or match["p"] or PEER_PORT) if match else 0)
+    port = int((match["p6"] or match["p"] or port_default) if match else 0)
     if match is None or not 1 <= port <= PORT_MAX:
-        problems.append(f"--join {text!r}: HOST, HOST:PORT or [IPV6]:PORT")
+        problems.append(f"{flag} {text!r}: HOST, HOST:PORT or [IPV6]:PORT")
         return None
     return match["v6"] or match["host"], port
 

@@ -23,8 +23,11 @@
     │   ├── AnswerLost           it stopped before it could say what became of it
     │   ├── NotDurable           no standby keeps a copy, and that was insisted on
     │   ├── CatchingUp           a node that may know the task is missing
-    │   └── NodeNotFound
+    │   ├── NodeNotFound
+    │   ├── TooManyInvites
+    │   └── WouldLeave           joining would leave members or tasks behind
     ├── TrustError               a secret, certificate or token is not acceptable
+    │   └── PairingFailed        a machine did not get into a mesh
     ├── PermissionDenied         the principal may not do that
     └── StoreError
         ├── StoreUnusable        another process has the file, or it is read-only
@@ -152,8 +155,27 @@ class NodeNotFound(MeshError):
     """No node has that name or id, or it is gone."""
 
 
+class TooManyInvites(MeshError):
+    """As many invites are open as may be."""
+
+
+class WouldLeave(MeshError):
+    """Joining another mesh would leave members or tasks behind."""
+
+
 class TrustError(OctasklyError):
     """A secret, certificate or token is malformed, forged, foreign or expired."""
+
+
+class PairingFailed(TrustError):
+    """A machine did not get into a mesh; nothing was changed on it."""
+
+    def __init__(
+        self, message: str, *, cause: str | None = None, hint: str | None = None
+    ) -> None:
+        super().__init__(message, hint=hint)
+        if cause is not None:
+            self.__cause__ = TrustError(cause)
 
 
 class PermissionDenied(OctasklyError):

@@ -12,6 +12,7 @@ from collections.abc import Callable, MutableMapping
 from dataclasses import replace
 from pathlib import Path
 
+from octaskly.agent.apart import set_apart
 from octaskly.agent.clock import SystemClock
 from octaskly.agent.notify import Notifier
 from octaskly.agent.parts import Parts
@@ -21,7 +22,7 @@ from octaskly.config import EXIT_CONFIG, AgentConfig, AgentOptions, resolve
 from octaskly.core.departure import GONE_S
 from octaskly.errors import ConfigError, StoreError
 from octaskly.log import Logger, configure
-from octaskly.mesh.discovery import sightings
+from octaskly.mesh.looking import sightings
 from octaskly.mesh.wire import WirePacker
 from octaskly.runner.tree import become_subreaper
 from octaskly.store import Store
@@ -63,6 +64,7 @@ class _Agent:
         self._signals = 0
         self._is_duplicate = False  #: another agent lives with this node's id
         self._was_renewed = False
+        self._is_moving = False  #: the secret of another mesh is in place
         self._news = asyncio.Event()  #: a signal came, or the core has stopped
 
     async def run(self) -> int:
@@ -72,14 +74,18 @@ class _Agent:
         make_folders(self._config.paths)
         become_subreaper()
         secret, is_first = await self._secret()
-        if secret is None:
-            return 0
-        while True:
+        while secret is not None:
+            self._set_apart(secret.mesh_id)
             await self._be(secret, is_first=is_first)
-            if not self._is_duplicate:
+            if self._is_duplicate:
+                self._renew()
+            elif self._is_moving:
+                self._is_moving = False
+                secret, is_first = await self._secret()
+            else:
                 self._log.info("agent stopped")
-                return 0
-            self._renew()
+                break
+        return 0
 
     async def _be(self, secret: MeshSecret, *, is_first: bool) -> None:
         """Be one node, until told to stop or to be another."""
@@ -102,6 +108,7 @@ class _Agent:
                 is_first=is_first,
                 on_stopped=self._news.set,
                 on_duplicate=self._met_duplicate,
+                on_entered=self._entered,
             )
             async with asyncio.TaskGroup() as tasks:
                 await parts.start(tasks)
@@ -135,6 +142,19 @@ class _Agent:
             hint="a copied state folder is to be without node.key",
         )
 
+    def _entered(self, seeds: tuple[tuple[str, int], ...]) -> None:
+        """Another mesh's secret is in place: begin anew with it."""
+        self._config = replace(self._config, seeds=(*self._config.seeds, *seeds))
+        self._is_moving = True
+        self._news.set()
+
+    def _set_apart(self, mesh_id: str) -> None:
+        """Let nothing of a mesh that this node has left get into another one."""
+        left = set_apart(self._config.paths, mesh_id)
+        if left is not None:
+            self._log.warning("log of another mesh moved aside", folder=str(left))
+            make_folders(self._config.paths)
+
     def _persisted(self, number: int) -> None:
         if self._parts is not None:
             self._parts.persisted(number)
@@ -155,24 +175,32 @@ class _Agent:
             if was_made:
                 self._log.info("mesh secret made", file=str(path))
             return self._keyring.load(), was_made
-        async with unpaired(self._config, meshes, self._clock, self._log):
+        async with unpaired(
+            self._config, meshes, self._clock, self._log, self._entered
+        ):
             self._notifier.ready()
             self._notifier.status("unpaired: a mesh is in sight, no secret here")
             while not (_exists(path) or self._signals):
                 with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout(LOOK_S):
                         await self._news.wait()
+        self._is_moving = False
         return (None if self._signals else self._keyring.load()), False
 
     async def _live(self, parts: Parts) -> None:
         """Run until asked to stop or failed; then hand over and drain."""
         await self._until(
-            lambda: self._signals > 0 or self._is_duplicate or parts.loop.is_stopped
+            lambda: (
+                self._signals > 0
+                or self._is_duplicate
+                or self._is_moving
+                or parts.loop.is_stopped
+            )
         )
         if parts.loop.is_stopped:
             return
         drain_s = 0.0
-        if not self._is_duplicate:
+        if not (self._is_duplicate or self._is_moving):
             drain_s = float(self._config.options.drain_s)
             self._notifier.stopping()
         parts.ask_to_stop(drain_s)

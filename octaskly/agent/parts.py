@@ -12,6 +12,7 @@ from dataclasses import replace
 from functools import partial
 
 from octaskly import __version__
+from octaskly.agent.admissions import OnEntered, admissions_of_member
 from octaskly.agent.clock import SystemClock
 from octaskly.agent.gateway import AgentGateway
 from octaskly.agent.loop import CoreLoop
@@ -59,6 +60,7 @@ class Parts:
         is_first: bool,
         on_stopped: Callable[[], None],
         on_duplicate: Callable[[], None],
+        on_entered: OnEntered,
     ) -> None:
         """Bind the ports and build all parts; nothing is served yet.
 
@@ -72,16 +74,15 @@ class Parts:
             is_first: This node has just made the mesh: it need not look for others.
             on_stopped: Called once the core has stopped.
             on_duplicate: Called when another agent lives with this node's id.
+            on_entered: Called when this node shall begin anew in another mesh.
 
         Raises:
             ConfigError: the node key or a port cannot be used.
         """
-        self._config = config
-        self._clock = clock
-        self._log = log
-        self._store = store
-        self._trust = MeshTrust(secret, NodeKey.load_or_create(config.paths.state))
-        self._tokens = Tokens(secret)
+        self._config, self._store = config, store
+        self._clock, self._log = clock, log
+        key = NodeKey.load_or_create(config.paths.state)
+        self._trust, self._tokens = MeshTrust(secret, key), Tokens(secret)
         self._local = local_addresses(config.options.interfaces)
         lan = [address.host for address in self._local]
         self._api_sockets, self._peer_sockets, self._lan_sockets = bind_ports(
@@ -93,6 +94,7 @@ class Parts:
         self._is_disk_failing = False
         self._peers_known = len(saved.peers)
         self._build_core(saved, is_first=is_first, on_stopped=on_stopped)
+        self._build_admissions(secret, key, on_entered)
         self._build_shell(on_duplicate)
         self._build_webhooks(secret)
 
@@ -106,6 +108,7 @@ class Parts:
             reads=tasks,
             on_ended=self._webhooks.ended,
         )
+        self._admissions.start(tasks)
         await self._transport.start(tasks, self._peer_sockets)
         await self._api.serve(Site.LOOPBACK, self._api_sockets)
         await self._api.serve(Site.LAN, self._lan_sockets)
@@ -161,6 +164,7 @@ class Parts:
         self._tidy.cancel()
         self._telling.cancel()
         self.gateway.close()
+        await self._admissions.close()
         await self._api.close()
         self.loop.close()
         await self._discovery.close()
@@ -273,13 +277,28 @@ class Parts:
             on_other_mesh=lambda mesh: self._log.warning(
                 "another mesh is in sight",
                 mesh=mesh,
-                hint="machines with one secret file form one mesh",
+                hint="octaskly join    makes this node a member of it",
             ),
             on_addresses=self._addresses_changed,
             on_clone=partial(self._transport.dial, None),
         )
         self._api = self._build_api()
         self._socket_path = config.paths.socket_of(name)
+
+    def _build_admissions(
+        self, secret: MeshSecret, key: NodeKey, on_entered: OnEntered
+    ) -> None:
+        self._admissions = admissions_of_member(
+            self._config,
+            secret,
+            key,
+            node=self._info,
+            gateway=self.gateway,
+            store=self._store,
+            clock=self._clock,
+            log=self._log,
+            on_entered=on_entered,
+        )
 
     def _build_webhooks(self, secret: MeshSecret) -> None:
         self._webhooks = Webhooks(
@@ -309,6 +328,7 @@ class Parts:
             forward_ssl=trust.lan_client_context(),
             peer_node_id=trust.peer_node_id,
             tune=tune,
+            admissions=self._admissions,
         )
 
     def _description(self) -> dict[str, str | int]:

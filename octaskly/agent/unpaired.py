@@ -10,6 +10,7 @@ from functools import partial
 from typing import NoReturn
 
 from octaskly import __version__
+from octaskly.agent.admissions import AgentAdmissions, OnEntered
 from octaskly.agent.clock import SystemClock
 from octaskly.agent.gateway import AgentGateway
 from octaskly.agent.sockets import bind, port_of
@@ -31,9 +32,15 @@ from octaskly.trust import NodeKey
 
 @contextlib.asynccontextmanager
 async def unpaired(
-    config: AgentConfig, meshes: frozenset[str], clock: SystemClock, log: Logger
+    config: AgentConfig,
+    meshes: frozenset[str],
+    clock: SystemClock,
+    log: Logger,
+    on_entered: OnEntered,
 ) -> AsyncIterator[None]:
     """Serve `/health`, and 503 with the way in, for the length of the block.
+
+    `octaskly join` is served too: `on_entered` is called once the secret is there.
 
     Raises:
         ConfigError: the state folder, the database or the API port cannot be used.
@@ -41,7 +48,10 @@ async def unpaired(
     store = Store(config.paths.database, WirePacker(), lambda _: None, clock)
     store.open()
     try:
-        async with asyncio.TaskGroup() as tasks, _serving(config, store, clock) as node:
+        async with (
+            asyncio.TaskGroup() as tasks,
+            _serving(config, store, clock, log, on_entered) as node,
+        ):
             discovery = Discovery(
                 node=node,
                 mesh_id=None,
@@ -55,7 +65,8 @@ async def unpaired(
                 log.warning(
                     "unpaired",
                     meshes=", ".join(sorted(meshes)),
-                    hint=f"copy a member's mesh secret to {config.paths.secret}",
+                    hint="octaskly invite    on a member, then here: "
+                    "octaskly join CODE",
                 )
                 yield
             finally:
@@ -66,11 +77,16 @@ async def unpaired(
 
 @contextlib.asynccontextmanager
 async def _serving(
-    config: AgentConfig, store: Store, clock: SystemClock
+    config: AgentConfig,
+    store: Store,
+    clock: SystemClock,
+    log: Logger,
+    on_entered: OnEntered,
 ) -> AsyncIterator[NodeInfo]:
     """Serve the API on loopback and the local socket; nothing but health is open."""
+    key = NodeKey.load_or_create(config.paths.state)
     node = NodeInfo(
-        id=NodeKey.load_or_create(config.paths.state).node_id,
+        id=key.node_id,
         boot=clock.hex_digits(16),
         name=config.name,
         slots=config.slots,
@@ -78,13 +94,35 @@ async def _serving(
         peer_port=config.options.peer_port or PEER_PORT,
         lan_port=0,
     )
+    gateway = _gateway(node, store, clock)
+    admissions = AgentAdmissions(
+        config=config,
+        name=node.name,
+        key=key,
+        secret=None,
+        gateway=gateway,
+        store=store,
+        invites=None,
+        on_entered=on_entered,
+        log=log,
+    )
     api = ApiServer(
-        _gateway(node, store, clock),
+        gateway,
         verify=_nobody,
         node_name=node.name,
         clock=clock,
         peer_node_id=lambda _: None,
+        admissions=admissions,
     )
+    async with _open(config, api, node):
+        yield node
+
+
+@contextlib.asynccontextmanager
+async def _open(
+    config: AgentConfig, api: ApiServer, node: NodeInfo
+) -> AsyncIterator[None]:
+    """Open the API, and tell programs of this machine where it is."""
     sockets = bind(
         "--api-port",
         asked=config.options.api_port,
@@ -103,7 +141,7 @@ async def _serving(
     }
     write_description(config, description)
     try:
-        yield node
+        yield
     finally:
         config.paths.description.unlink(missing_ok=True)
         await api.close()

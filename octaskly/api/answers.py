@@ -350,3 +350,30 @@ class Token(TypedDict):
 
     token: str
     expires_at: At
+
+
+class Membership(TypedDict):
+    """Where a node stands: what it belongs to, and what it would leave behind."""
+
+    name: str
+    node_id: str
+    node_key: str
+    mesh: str | None
+    interfaces: list[str]
+    members: list[str]
+    tasks: int
+
+
+class Invite(TypedDict):
+    """One machine may come in, once, soon."""
+
+    code: str
+    expires_at: At
+    places: list[str]
+
+
+class Entering(TypedDict):
+    """A node that begins anew in another mesh."""
+
+    name: str
+    node_id: str

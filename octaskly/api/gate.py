@@ -40,10 +40,7 @@ from octaskly.api.routing import (
 )
 from octaskly.ports import Principal
 
-JOIN_HINT = (
-    "copy the mesh secret of a member to this machine and start the agent with "
-    "--secret-file"
-)
+JOIN_HINT = "run `octaskly invite` on a member, then `octaskly join CODE` here"
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _UNCACHED = {
     "Cache-Control": "no-cache, no-store, must-revalidate",
@@ -198,7 +195,9 @@ class Gate:
             headers = guards.preflight_headers(seen.origin, _allowed(failure))
             return web.Response(status=HTTPStatus.NO_CONTENT, headers=headers)
         route = self._routes.get(request.match_info.handler)
-        is_open = route is not None and route.access is Access.OPEN
+        is_open = route is not None and (
+            route.access is Access.OPEN or route.is_for_unpaired
+        )
         if not is_open and self._parts.gateway.mesh_id is None:
             raise Problem(503, UNPAIRED, hint=JOIN_HINT)
         if failure is not None:
@@ -227,7 +226,7 @@ class Gate:
         principal = self._principal(request, route)
         if principal is not None:
             seen.subject = principal.subject
-            _check_rights(principal, route)
+            _check_rights(principal, route, is_socket=handler.is_socket)
         given = [] if route.query is None else request.query.items()
         call_query = Query(given, route.query or ())
         hop = handler.peer if HOP_HEADER in request.headers else None
@@ -304,11 +303,14 @@ def _unroutable(request: web.Request, failure: web.HTTPException) -> Problem:
     return problem
 
 
-def _check_rights(principal: Principal, route: Route) -> None:
+def _check_rights(principal: Principal, route: Route, *, is_socket: bool) -> None:
     if route.access is Access.SUBMIT and not principal.may_submit:
         hint = "the token lacks the right to submit and cancel tasks (tasks:write)"
         raise Problem(403, FORBIDDEN, hint=hint)
-    if route.access is Access.ADMIN and not principal.is_admin:
+    if route.access is Access.LOCAL and not is_socket:
+        hint = "no token is enough: only the command on that machine may do that"
+        raise Problem(403, FORBIDDEN, hint=hint)
+    if route.access in (Access.ADMIN, Access.LOCAL) and not principal.is_admin:
         raise Problem(403, FORBIDDEN, hint="only an admin may do that")
 
 

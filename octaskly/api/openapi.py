@@ -34,6 +34,7 @@ _RIGHTS: Final[Mapping[Access, str]] = {
     Access.READ: "Rights: every role.",
     Access.SUBMIT: "Rights: the roles admin and client.",
     Access.ADMIN: "Rights: the role admin.",
+    Access.LOCAL: "Rights: users of the node's local socket; no token is enough.",
     Access.NODE: "Rights: nodes of the mesh.",
 }
 _SECURITY: Final[Mapping[Access, list[Json]]] = {
@@ -41,6 +42,7 @@ _SECURITY: Final[Mapping[Access, list[Json]]] = {
     Access.READ: [{"token": []}],
     Access.SUBMIT: [{"token": []}],
     Access.ADMIN: [{"token": []}],
+    Access.LOCAL: [{"token": []}],
     Access.NODE: [{"node": []}],
 }
 _SCHEMES: Final[Json] = {

@@ -16,7 +16,7 @@ from octaskly.api.problems import Problem
 from octaskly.api.query import Query
 from octaskly.api.waits import Waits
 from octaskly.core.model import NodeId
-from octaskly.ports import Clock, Gateway, Principal
+from octaskly.ports import Admissions, Clock, Gateway, Principal
 
 BODY_BYTES_MAX = 1 << 20
 JSON = "application/json"
@@ -34,6 +34,7 @@ class Access(Enum):
     READ = auto()  #: every principal
     SUBMIT = auto()  #: principals that may create and cancel tasks
     ADMIN = auto()  #: admins
+    LOCAL = auto()  #: users of this machine's socket; no token is enough
     NODE = auto()  #: nodes of the mesh, by certificate
 
 
@@ -109,6 +110,7 @@ class Parts:
     forwarder: Forward
     waits: Waits
     deadlines: Deadlines
+    admissions: Admissions | None = None
     streams: Streams = field(default_factory=Streams)
 
 
@@ -185,6 +187,7 @@ class Route:
     perform: Perform
     access: Access = Access.ADMIN
     is_local: bool = False  #: answered by this node, whoever is dispatcher
+    is_for_unpaired: bool = False  #: also where this node is in no mesh
     body_bytes_max: int = BODY_BYTES_MAX
     query: tuple[str, ...] | None = ()  #: known parameters; None ignores all
 

@@ -120,10 +120,10 @@ _forget = msgspec.json.Decoder(ForgetIn)
 def parse_tasks(body: bytes) -> Batch:
     """Return the tasks of a submission."""
     if not body.lstrip(b" \t\r\n").startswith(b"["):
-        task: TaskIn = _decode(_one, TaskIn, body)
+        task: TaskIn = decode(_one, TaskIn, body)
         is_strict = task.durability == "strict"
         return Batch(drafts=[_draft(task, None)], is_array=False, is_strict=is_strict)
-    tasks: list[TaskIn] = _decode(_many, TaskIn, body)
+    tasks: list[TaskIn] = decode(_many, TaskIn, body)
     if not 1 <= len(tasks) <= BATCH_MAX:
         raise Problem(
             400,
@@ -139,13 +139,13 @@ def parse_tasks(body: bytes) -> Batch:
 
 def parse_forget(body: bytes) -> ForgetIn:
     """Return a wish to forget ended tasks."""
-    asked: ForgetIn = _decode(_forget, ForgetIn, body)
+    asked: ForgetIn = decode(_forget, ForgetIn, body)
     return asked
 
 
 def parse_token(body: bytes) -> TokenIn:
     """Return a request for a token."""
-    asked: TokenIn = _decode(_token, TokenIn, body)
+    asked: TokenIn = decode(_token, TokenIn, body)
     if asked.role not in PERMISSIONS:
         _refuse("$.role", f"`{asked.role}` is no role")
     if asked.subject is not None and not (
@@ -286,9 +286,10 @@ def _field_name(place: str) -> str:
     return place.rpartition(".")[2].partition("[")[0]
 
 
-def _decode(
+def decode(
     decoder: msgspec.json.Decoder[Any], kind: type[msgspec.Struct], body: bytes
 ) -> Any:
+    """Return a body as a value of `kind`, for which the decoder was made."""
     if not body:
         raise Problem(400, MALFORMED_JSON, hint="invalid JSON: the body is empty")
     try:

@@ -23,6 +23,7 @@ from typing import Any
 from aiohttp import web
 
 from octaskly.api import (
+    admitting,
     arrays,
     auth,
     events,
@@ -44,7 +45,7 @@ from octaskly.api.sockets import local_socket
 from octaskly.api.waits import Waits
 from octaskly.core.model import NodeId
 from octaskly.errors import TrustError
-from octaskly.ports import Clock, Gateway, Principal
+from octaskly.ports import Admissions, Clock, Gateway, Principal
 
 PeerNodeId = Callable[[ssl.SSLObject], NodeId | None]
 """Returns the node that a TLS connection authenticated.
@@ -67,6 +68,7 @@ ROUTES = openapi.with_document(
     *logs.ROUTES,
     *outputs.ROUTES,
     *nodes.ROUTES,
+    *admitting.ROUTES,
     *events.ROUTES,
     *standing.ROUTES,
     *pieces.ROUTES,
@@ -211,6 +213,7 @@ class ApiServer:
         on_fault: OnFault | None = None,
         deadlines: Deadlines | None = None,
         tune: Tune | None = None,
+        admissions: Admissions | None = None,
     ) -> None:
         self._deadlines = deadlines or Deadlines()
         self._lan_ssl = lan_ssl
@@ -219,9 +222,12 @@ class ApiServer:
         self._forwarder = Forwarder(
             gateway, self._waits, forward_ssl, self._deadlines, tune
         )
+        parts = Parts(
+            gateway, clock, self._forwarder, self._waits, self._deadlines, admissions
+        )
         name = node_name.lower()
         self._gate = Gate(
-            parts=Parts(gateway, clock, self._forwarder, self._waits, self._deadlines),
+            parts=parts,
             guard=Guard(names=allow_hosts, origins=cors_origins),
             verify=verify,
             node_name=node_name,

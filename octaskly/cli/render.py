@@ -63,7 +63,12 @@ _API_HINTS = {
     409: "octaskly cancel --force ID    also ends a task that runs",
     503: "octaskly nodes    shows who is there, once a dispatcher is elected",
 }
-_HINTS = {"Worker not found": "octaskly nodes    shows the nodes there are"}
+_HINTS = {
+    "Worker not found": "octaskly nodes    shows the nodes there are",
+    "This node is in no mesh yet": "octaskly join 7-4821-9375    with a code of yours",
+    "Too many open invites": "octaskly invite    once one of them has expired",
+    "Members or tasks would be left behind": "octaskly join --force CODE",
+}
 """By the API's own text, where the status fits several things."""
 _DURATION = re.compile(r"(\d+)\s*(s|m|h|d)?")
 _UNIT_S = {"s": 1, "m": 60, "h": 3600, "d": 86400}

@@ -32,6 +32,8 @@ COMMANDS = {
     "events": "octaskly.cli.waiting:events",
     "explain": "octaskly.cli.explaining:explain",
     "forget": "octaskly.cli.forgetting:forget",
+    "invite": "octaskly.cli.joining:invite",
+    "join": "octaskly.cli.joining:join",
     "logs": "octaskly.cli.tasks:logs",
     "ls": "octaskly.cli.tasks:ls",
     "map": "octaskly.cli.arrays:map_",

@@ -193,3 +193,23 @@ class Draft(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     retry_on: list[int | str] | None = None
     after: list[str] = []
     on: str | None = None
+
+
+class Membership(msgspec.Struct, frozen=True):
+    """What a node belongs to, and what it would leave behind."""
+
+    name: str
+    node_id: str
+    node_key: str  #: hexadecimal
+    mesh: str | None
+    interfaces: tuple[str, ...] = ()
+    members: tuple[str, ...] = ()
+    tasks: int = 0
+
+
+class Invite(msgspec.Struct, frozen=True):
+    """One machine may come in, once, soon."""
+
+    code: str
+    expires_at: str
+    places: tuple[str, ...] = ()

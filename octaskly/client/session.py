@@ -17,12 +17,20 @@ from octaskly.client.connection import (
     ReplyLost,
     refusal,
 )
-from octaskly.client.records import Draft, NodeInfo, NodePage, Task, TaskPage
+from octaskly.client.records import (
+    Draft,
+    Membership,
+    NodeInfo,
+    NodePage,
+    Task,
+    TaskPage,
+)
 from octaskly.client.streams import Event, events
 from octaskly.errors import MeshError
 
 TASKS = "/api/v1/tasks"
 ARRAYS = "/api/v1/arrays"
+MEMBERSHIP = "/api/v1/membership"
 BATCH_TASKS_MAX = 10_000  #: what one submission may hold
 BATCH_BYTES_MAX = 31 << 20  #: the node takes bodies of 32 MiB
 WAIT_S_MAX = 300  #: longest long poll that a node grants
@@ -235,6 +243,22 @@ class Client(Connection):
         )
         reply = self.request("POST", "/api/v1/tokens", body=body)
         return str(self._decode(reply, dict[str, Any])["token"])
+
+    # -- joining -------------------------------------------------------------------
+
+    def membership(self) -> Membership:
+        """Return what the local node belongs to, and what it would leave behind."""
+        return self._decode(self.request("GET", MEMBERSHIP), Membership)
+
+    def enter(self, keyring: str, *, seeds: Sequence[str], force: bool) -> Reply:
+        """Make the local node a member of the mesh with this keyring."""
+        wanted = {"keyring": keyring, "seeds": seeds, "force": force}
+        return self.request("POST", MEMBERSHIP, body=msgspec.json.encode(wanted))
+
+    def invite(self, ttl_s: int) -> Reply:
+        """Open an invite at the local node."""
+        body = msgspec.json.encode({"ttl_s": ttl_s})
+        return self.request("POST", "/api/v1/invites", body=body)
 
     def health(self) -> dict[str, Any]:
         """Return whether the node can serve; needs no token."""

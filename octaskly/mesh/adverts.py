@@ -18,6 +18,8 @@ from octaskly.core.messages import PROTOCOL_VERSION
 from octaskly.core.model import NodeId, NodeInfo
 
 SERVICE = "_octaskly._tcp.local."
+PAIRING_SERVICE = "_octaskly-pair._tcp.local."
+"""Of members while an invite is open, and of machines that wait to be let in."""
 TXT_BYTES_MAX = 400  #: ours has less than 200
 CANDIDATES_MAX = 1024  #: nodes of any mesh in sight that are kept
 CLAIMS_MAX = 4  #: nodes that name one address and port; a reinstalled one lingers
@@ -65,9 +67,9 @@ def write_txt(
     return txt
 
 
-def node_named(name: str) -> NodeId | None:
+def node_named(name: str, service: str = SERVICE) -> NodeId | None:
     """Return the node that a service name stands for, None if it is no name of ours."""
-    label = name.removesuffix(f".{SERVICE}")
+    label = name.removesuffix(f".{service}")
     return NodeId(label) if label != name and _NODE.fullmatch(label) else None
 
 

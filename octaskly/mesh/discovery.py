@@ -12,7 +12,6 @@ import contextlib
 import errno
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from functools import partial
 
 from octaskly.core.effects import Note
 from octaskly.core.events import Advert, Seen
@@ -341,42 +340,3 @@ class Discovery:
         if last_s is None or now_s - last_s >= WARN_EVERY_S:
             self._warned_s[event] = now_s
             self._on_note(Note("warning", event, tuple(fields.items())))
-
-
-async def sightings(timeout_s: float, interfaces: Sequence[str] = ()) -> frozenset[str]:
-    """Return the ids of the meshes in sight, as soon as there is one.
-
-    A machine without a secret asks this before it makes one. Where mDNS cannot be
-    used, nothing is in sight.
-
-    Args:
-        timeout_s: How long to look when there is none.
-        interfaces: Names that restrict the choice.
-
-    Raises:
-        ConfigError: an interface that was named does not exist.
-    """
-    local = await asyncio.to_thread(local_addresses, interfaces)
-    found: set[str] = set()
-    is_found = asyncio.Event()
-
-    def look(mdns: Mdns, name: str, has_left: bool) -> None:  # noqa: FBT001  a callback
-        node = node_named(name)
-        if node is None or has_left or len(found) >= MESHES_MAX:
-            return
-        with contextlib.suppress(MalformedAdvert):
-            sighting = mdns.lookup(node)
-            if sighting is not None and sighting.mesh and near(sighting, local):
-                found.add(sighting.mesh)
-                is_found.set()
-
-    async with contextlib.AsyncExitStack() as opened:
-        for is_guest in (True, False):
-            with contextlib.suppress(OSError):
-                mdns = await open_mdns(local, is_guest=is_guest)
-                opened.push_async_callback(mdns.close)
-                mdns.browse(partial(look, mdns))
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(timeout_s):
-                await is_found.wait()
-    return frozenset(found)

@@ -33,8 +33,9 @@ logging.getLogger("zeroconf").setLevel(logging.CRITICAL)
 class Mdns:
     """Sockets, one service and one browser; made by `open_mdns`."""
 
-    def __init__(self, zeroconf: AsyncZeroconf) -> None:
+    def __init__(self, zeroconf: AsyncZeroconf, service: str) -> None:
         self._zeroconf = zeroconf
+        self._service = service
         self._browser: AsyncServiceBrowser | None = None
         self._is_registered = False
 
@@ -51,8 +52,8 @@ class Mdns:
         Two calls at once would let the repeats of the first undo the second.
         """
         info = AsyncServiceInfo(
-            SERVICE,
-            f"{node}.{SERVICE}",
+            self._service,
+            f"{node}.{self._service}",
             port=port,
             server=f"{node}.local.",
             parsed_addresses=list(hosts),
@@ -82,7 +83,7 @@ class Mdns:
 
         self._browser = AsyncServiceBrowser(
             self._zeroconf.zeroconf,
-            SERVICE,
+            self._service,
             handlers=[changed],
             # A unicast answer reaches only one of several agents of one machine.
             question_type=DNSQuestionType.QM,
@@ -101,7 +102,7 @@ class Mdns:
         Raises:
             MalformedAdvert: the records are not of the form that ours have.
         """
-        info = _info(node)
+        info = self._info(node)
         if not info.load_from_cache(self._zeroconf.zeroconf):
             return None
         return _sighting(node, info)
@@ -112,7 +113,7 @@ class Mdns:
         Raises:
             MalformedAdvert: the records are not of the form that ours have.
         """
-        info = _info(node)
+        info = self._info(node)
         is_complete = False
         with contextlib.suppress(ZeroconfError, OSError):
             is_complete = await info.async_request(
@@ -131,8 +132,13 @@ class Mdns:
         self.stop_browsing()
         await _close(self._zeroconf)
 
+    def _info(self, node: NodeId) -> AsyncServiceInfo:
+        return AsyncServiceInfo(self._service, f"{node}.{self._service}")
 
-async def open_mdns(local: Sequence[LocalAddress], *, is_guest: bool = False) -> Mdns:
+
+async def open_mdns(
+    local: Sequence[LocalAddress], *, is_guest: bool = False, service: str = SERVICE
+) -> Mdns:
     """Open mDNS on these addresses, on IPv4 alone where the two do not go together.
 
     Args:
@@ -140,6 +146,7 @@ async def open_mdns(local: Sequence[LocalAddress], *, is_guest: bool = False) ->
         is_guest: Ask from a port of our own. Answers come at once and to us alone,
             also where nodes have just announced themselves and so must not repeat it
             for a second; but announcements are not heard, and none can be made.
+        service: What is announced and asked for.
 
     Raises:
         OSError: port 5353 cannot be had, or no interface takes part in multicast.
@@ -165,7 +172,7 @@ async def open_mdns(local: Sequence[LocalAddress], *, is_guest: bool = False) ->
         # Without this check it would be deaf and dumb and look healthy.
         await _close(zeroconf)
         raise OSError(errno.ENODEV, "no interface takes part in multicast")
-    return Mdns(zeroconf)
+    return Mdns(zeroconf, service)
 
 
 def near(sighting: Sighting, local: Sequence[LocalAddress]) -> tuple[Address, ...]:
@@ -203,10 +210,6 @@ def _choice(local: Sequence[LocalAddress]) -> tuple[list[str | int], IPVersion]:
             scopes[one.scope] = None
     version = IPVersion.All if scopes else IPVersion.V4Only
     return [*first.values(), *scopes], version
-
-
-def _info(node: NodeId) -> AsyncServiceInfo:
-    return AsyncServiceInfo(SERVICE, f"{node}.{SERVICE}")
 
 
 def _sighting(node: NodeId, info: AsyncServiceInfo) -> Sighting:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from octaskly.core.messages import Hello
+from octaskly.ports.admissions import Admissions, Invite, Membership
 from octaskly.ports.gateway import (
     DispatcherView,
     Gateway,
@@ -29,12 +30,15 @@ from octaskly.ports.store import (
 )
 
 __all__ = [
+    "Admissions",
     "Clock",
     "DispatcherView",
     "Gateway",
     "Health",
     "HelloSource",
+    "Invite",
     "Log",
+    "Membership",
     "MeshState",
     "MeshStats",
     "OutputPlace",

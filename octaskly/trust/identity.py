@@ -35,7 +35,7 @@ class NodeKey:
 
     def __init__(self, private: Ed25519PrivateKey) -> None:
         self.private = private
-        self.node_id = node_id_of(private.public_key().public_bytes_raw())
+        self.node_id = node_id_of(self.public_bytes())
 
     @classmethod
     def generate(cls) -> NodeKey:
@@ -76,6 +76,10 @@ class NodeKey:
         """
         (state / KEY_FILE).unlink(missing_ok=True)
         return cls.load_or_create(state)
+
+    def public_bytes(self) -> bytes:
+        """Return the public half, 32 bytes."""
+        return self.private.public_key().public_bytes_raw()
 
     def pem(self) -> bytes:
         """Return the key as its file holds it."""

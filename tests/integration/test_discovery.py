@@ -15,7 +15,7 @@ from zeroconf.asyncio import AsyncZeroconf
 
 from octaskly.errors import ConfigError
 from octaskly.mesh.adverts import SERVICE
-from octaskly.mesh.discovery import sightings
+from octaskly.mesh.looking import sightings
 from tests.mesh.discovery_process import DiscoveryProcess
 
 ALPHABET = "abcdefghijklmnopqrstuvwxyz234567"

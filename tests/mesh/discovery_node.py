@@ -14,8 +14,9 @@ from octaskly.agent.clock import SystemClock
 from octaskly.core.effects import Note
 from octaskly.core.events import Seen
 from octaskly.core.model import NodeId, NodeInfo
-from octaskly.mesh.discovery import Discovery, sightings
+from octaskly.mesh.discovery import Discovery
 from octaskly.mesh.interfaces import LocalAddress
+from octaskly.mesh.looking import sightings
 
 CLOCK = SystemClock()
 

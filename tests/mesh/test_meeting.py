@@ -115,7 +115,7 @@ def test_a_machine_without_a_secret_waits_and_says_what_to_do(
     health = second.http("GET", "/health", token="", port=3000)
     other = second.http("GET", "/api/v1/tasks", token="", port=3000)
     assert (health.status, other.status) == (200, 503)
-    assert "secret" in other.json["hint"]
+    assert "octaskly invite" in other.json["hint"]
     assert not list(second.folder.rglob("mesh.key"))
     assert names(first) == {first.name}
 

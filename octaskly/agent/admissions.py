@@ -1,0 +1,174 @@
+"""Lets machines in, and moves this node into another mesh: the `Admissions` port."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+
+from octaskly.agent.apart import take_over
+from octaskly.agent.invites import Invites
+from octaskly.agent.sockets import EVERYWHERE
+from octaskly.config import AgentConfig, parse_seed
+from octaskly.core.model import NodeInfo
+from octaskly.errors import ConfigError, TrustError, WouldLeave
+from octaskly.log import Logger
+from octaskly.ports import Clock, Gateway, Invite, Log, Membership, Principal
+from octaskly.trust import Keyring, MeshSecret, NodeKey
+from octaskly.trust.secret import parse
+
+OnEntered = Callable[[tuple[tuple[str, int], ...]], None]
+"""Told that the secret of another mesh is in place, and where its members may be."""
+
+
+class AgentAdmissions:
+    """Of a member, or of a node that is in no mesh yet.
+
+    Args:
+        config: The settings.
+        name: Of this node in the mesh.
+        key: Of this node.
+        secret: Of the mesh; None: it is in none yet.
+        gateway: Who else is in it.
+        store: Its log.
+        invites: Of a member.
+        on_entered: Told that this node shall begin anew, in another mesh.
+        log: Where events go.
+    """
+
+    def __init__(
+        self,
+        *,
+        config: AgentConfig,
+        name: str,
+        key: NodeKey,
+        secret: MeshSecret | None,
+        gateway: Gateway,
+        store: Log,
+        invites: Invites | None,
+        on_entered: OnEntered,
+        log: Logger,
+    ) -> None:
+        self._config = config
+        self._name = name
+        self._key = key
+        self._secret = secret
+        self._gateway = gateway
+        self._store = store
+        self._invites = invites
+        self._on_entered = on_entered
+        self._log = log
+
+    def start(self, tasks: asyncio.TaskGroup) -> None:
+        """Allow invites; the group owns their listener."""
+        assert self._invites is not None, "only members invite"
+        self._invites.start(tasks)
+
+    async def close(self) -> None:
+        """Burn all invites."""
+        if self._invites is not None:
+            await self._invites.close()
+
+    async def membership(self) -> Membership:
+        """Return where this node stands."""
+        roster = self._gateway.roster()
+        own = self._gateway.node_id
+        return Membership(
+            name=self._name,
+            node_id=own,
+            node_key=self._key.public_bytes(),
+            mesh=self._gateway.mesh_id,
+            interfaces=self._config.options.interfaces,
+            members=tuple(
+                member.name
+                for member in (roster.members if roster else ())
+                if member.id != own
+            ),
+            tasks=sum((await self._store.stats()).counts.values()),
+        )
+
+    async def invite(self, ttl_s: int, *, principal: Principal) -> Invite:
+        """Open an invite."""
+        del principal
+        assert self._invites is not None, "the gate keeps others out"
+        return self._invites.open(ttl_s)
+
+    async def enter(
+        self,
+        keyring: str,
+        seeds: Sequence[str],
+        *,
+        force: bool,
+        principal: Principal,
+    ) -> None:
+        """Become a member of another mesh, and leave this one."""
+        secret, dialled = _secret(keyring), _seeds(seeds)
+        own = await self.membership()
+        if secret.mesh_id == own.mesh:
+            raise ConfigError(f"this node is in the mesh {own.mesh} already")
+        if not force and (own.members or own.tasks):
+            raise WouldLeave(
+                f"{own.tasks} tasks and {len(own.members)} other nodes "
+                "would be left behind",
+                hint="force says that this is wanted",
+            )
+        take_over(self._config.paths, secret, self._secret)
+        self._log.info(
+            "entering a mesh",
+            mesh=secret.mesh_id,
+            left=own.mesh,
+            subject=principal.subject,
+        )
+        self._on_entered(dialled)
+
+
+def admissions_of_member(
+    config: AgentConfig,
+    secret: MeshSecret,
+    key: NodeKey,
+    *,
+    node: NodeInfo,
+    gateway: Gateway,
+    store: Log,
+    clock: Clock,
+    log: Logger,
+    on_entered: OnEntered,
+) -> AgentAdmissions:
+    """Return the admissions of a member, with its invites."""
+    interfaces = config.options.interfaces
+    invites = Invites(
+        node=node,
+        node_key=key.public_bytes(),
+        mesh_id=secret.mesh_id,
+        # What is on disk counts: the secret may have been renewed since the start.
+        keyring=lambda: Keyring(config.paths.secret, config.paths.state).load().lines(),
+        addresses=node.addresses if interfaces else EVERYWHERE,
+        interfaces=interfaces,
+        clock=clock,
+        log=log,
+    )
+    return AgentAdmissions(
+        config=config,
+        name=node.name,
+        key=key,
+        secret=secret,
+        gateway=gateway,
+        store=store,
+        invites=invites,
+        on_entered=on_entered,
+        log=log,
+    )
+
+
+def _secret(keyring: str) -> MeshSecret:
+    try:
+        return parse(keyring)
+    except TrustError as error:
+        raise ConfigError(f"the keyring is none: {error}", field="keyring") from None
+
+
+def _seeds(texts: Sequence[str]) -> tuple[tuple[str, int], ...]:
+    problems: list[str] = []
+    seeds = tuple(seed for text in texts if (seed := parse_seed(text, problems)))
+    if problems:
+        raise ConfigError("; ".join(problems), field="seeds")
+    return seeds

@@ -1,0 +1,244 @@
+"""The joiner's side of a pairing: from a code to the keyring of a mesh.
+
+`octaskly join` runs this in its own short life, with an agent or without; whatever
+fails, nothing has been changed on this machine.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final
+
+from octaskly.agent.apart import take_over
+from octaskly.agent.invites import PAIRING_PORT
+from octaskly.config import Paths, parse_seed
+from octaskly.core.model import Address
+from octaskly.errors import ConfigError, PairingFailed, TrustError
+from octaskly.mesh.looking import beacons
+from octaskly.mesh.pairing import EXCHANGE_S, Conversation, call
+from octaskly.ports import Clock
+from octaskly.trust import Keyring
+from octaskly.trust.code import Code
+from octaskly.trust.greeting import GREETING_BYTES, Greeting, Refused
+from octaskly.trust.pairing import (
+    PROOF_BYTES,
+    SEALED_BYTES,
+    SHARE_BYTES,
+    Exchange,
+    is_proof,
+    unseal,
+)
+from octaskly.trust.secret import parse
+
+LOOK_S: Final = 5.0  #: for a member with an open invite
+_NEW_CODE: Final = "octaskly invite    on a member makes a new code"
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a member may let this machine in."""
+
+    mesh: str | None  #: None: it is known by its address alone
+    addresses: tuple[Address, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Admitted:
+    """What a machine has that was let in."""
+
+    keyring: str = field(repr=False)
+    member: str  #: name of the node that let it in
+    seed: str  #: where that is dialled, as `HOST:PORT`
+
+
+class Joiner:
+    """This machine, as it asks for a way in.
+
+    Args:
+        name: Of this node.
+        key: Its public key.
+        clock: What the other side compares its own with.
+        tell: Takes lines on how it goes.
+    """
+
+    def __init__(
+        self, name: str, key: bytes, clock: Clock, tell: Callable[[str], None]
+    ) -> None:
+        self._name, self._key = name, key
+        self._clock = clock
+        self._tell = tell
+
+    async def by_code(self, code: Code, places: Sequence[Place]) -> Admitted:
+        """Return the keyring that the member has which showed this code.
+
+        Raises:
+            PairingFailed: no member took it, or it is not the right one.
+        """
+        exchange = Exchange.of_joiner(code)
+        failure: PairingFailed | None = None
+        for place in places:
+            try:
+                conversation = await call(place.addresses)
+            except OSError as error:
+                failure = failure or _unreachable(place, error)
+                continue
+            try:
+                return await self._with(conversation, code, exchange)
+            except Refused as error:
+                failure = error  # The code may be another member's.
+            finally:
+                conversation.close()
+        raise failure or no_invite()
+
+    async def _with(
+        self, conversation: Conversation, code: Code, exchange: Exchange
+    ) -> Admitted:
+        hello = self._greeting(code.slot).pack()
+        try:
+            async with asyncio.timeout(EXCHANGE_S):
+                await conversation.say(hello)
+                welcome = await conversation.hear(GREETING_BYTES)
+        except OSError as error:
+            raise _no_pairing(conversation.host) from error
+        member = Greeting.unpack(welcome)
+        member.check(self._clock.now().wall_ms)
+        self._tell(f"found {member.name} at {conversation.host}")
+        try:
+            async with asyncio.timeout(EXCHANGE_S):
+                await conversation.say(exchange.share)
+                share = await conversation.hear(SHARE_BYTES)
+                keys = exchange.finish(share, hello, welcome)
+                await conversation.say(keys.joiner_proof())
+                proof = await conversation.hear(PROOF_BYTES)
+                if not is_proof(proof, keys.member_proof()):
+                    raise _wrong_code(member.name)
+                sealed = await conversation.hear(SEALED_BYTES)
+        except OSError as error:
+            raise _lost(member.name) from error
+        self._tell("both sides proved that they know the code")
+        return Admitted(
+            keyring=unseal(keys, sealed),
+            member=member.name,
+            seed=_seed(conversation.host, member.number),
+        )
+
+    def _greeting(self, slot: int) -> Greeting:
+        now_ms = self._clock.now().wall_ms
+        return Greeting(name=self._name, key=self._key, wall_ms=now_ms, number=slot)
+
+
+async def places_in_sight(
+    interfaces: Sequence[str], own_mesh: str | None
+) -> list[Place]:
+    """Return the members in sight that have an open invite, of any other mesh.
+
+    Raises:
+        PairingFailed: there is none.
+    """
+    found = await beacons(LOOK_S, interfaces, of_members=True)
+    places = [Place(one.mesh, one.addresses) for one in found if one.mesh != own_mesh]
+    if found and not places:
+        raise PairingFailed(
+            f"this machine is in the mesh {own_mesh} already",
+            hint="octaskly nodes    shows its members",
+        )
+    if not places:
+        raise no_invite()
+    return places
+
+
+async def place_at(text: str) -> Place:
+    """Return where `HOST` or `HOST:PORT` says that a member invites.
+
+    Raises:
+        ConfigError: it is neither.
+        PairingFailed: nothing has that name.
+    """
+    problems: list[str] = []
+    seed = parse_seed(text, problems, flag="--at", port_default=PAIRING_PORT)
+    if seed is None:
+        raise ConfigError(problems[0], hint="octaskly join --at 192.168.1.20")
+    host, port = seed
+    try:
+        found = await asyncio.get_running_loop().getaddrinfo(
+            host, port, type=socket.SOCK_STREAM
+        )
+    except OSError as error:
+        raise PairingFailed(
+            f"nothing is called {host!r}",
+            cause=error.strerror,
+            hint="octaskly invite    on a member shows its addresses",
+        ) from error
+    return Place(None, tuple(Address(str(entry[4][0]), port) for entry in found))
+
+
+def keep(paths: Paths, keyring: str) -> Path | None:
+    """Write the secret of the mesh for the next start; return where the old one went.
+
+    Raises:
+        PairingFailed: what the member sent is no keyring.
+        ConfigError: it cannot be written.
+    """
+    try:
+        secret = parse(keyring)
+    except TrustError as error:
+        raise PairingFailed(
+            "what the member sent is no keyring", cause=str(error)
+        ) from None
+    has_one = os.path.lexists(paths.secret)
+    old = Keyring(paths.secret, paths.state).load() if has_one else None
+    return take_over(paths, secret, old)
+
+
+def no_invite() -> PairingFailed:
+    """Return that nobody lets machines in."""
+    return PairingFailed(
+        "no member in sight has an open invite",
+        cause="none was opened, or it has expired or was tried before, "
+        "or multicast is blocked",
+        hint=f"{_NEW_CODE}\noctaskly join --at HOST    where multicast is blocked",
+    )
+
+
+def _unreachable(place: Place, error: OSError) -> PairingFailed:
+    where = place.addresses[0]
+    is_refused = isinstance(error, ConnectionRefusedError)
+    return PairingFailed(
+        f"no member lets anybody in at {where.host} port {where.port}",
+        cause="nothing listens there" if is_refused else "nobody answers there",
+        hint="octaskly invite    on a member shows where it listens, "
+        "while an invite is open",
+    )
+
+
+def _no_pairing(host: str) -> PairingFailed:
+    return PairingFailed(
+        f"what answers at {host} is no member with an open invite",
+        hint="octaskly invite    on a member shows where it listens",
+    )
+
+
+def _wrong_code(member: str) -> PairingFailed:
+    return PairingFailed(
+        f"{member} does not accept the code",
+        cause="a digit is wrong, or somebody else answered in its name; "
+        "the code is burnt",
+        hint=_NEW_CODE,
+    )
+
+
+def _lost(member: str) -> PairingFailed:
+    return PairingFailed(
+        f"the connection to {member} was lost",
+        cause="another machine may have used the code at the same time; it is burnt",
+        hint=_NEW_CODE,
+    )
+
+
+def _seed(host: str, port: int) -> str:
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"

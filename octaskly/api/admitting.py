@@ -1,0 +1,110 @@
+"""The routes by which machines get into a mesh; for users of this machine alone."""
+
+from __future__ import annotations
+
+from http import HTTPStatus
+from typing import Annotated, Final
+
+import msgspec
+from aiohttp import web
+
+from octaskly.api import answers, render
+from octaskly.api.problems import FORBIDDEN, Problem
+from octaskly.api.routing import Access, Call, Route, json_response
+from octaskly.api.schema import decode
+from octaskly.ports import Admissions
+
+TTL_S_MIN: Final = 10
+TTL_S_MAX: Final = 3600
+TTL_S: Final = 300
+KEYRING_MAX: Final = 8192
+SEEDS_MAX: Final = 16
+
+
+class InviteIn(msgspec.Struct, forbid_unknown_fields=True):
+    """A wish to let a machine in."""
+
+    ttl_s: Annotated[int, msgspec.Meta(ge=TTL_S_MIN, le=TTL_S_MAX)] = TTL_S
+
+
+class EnterIn(msgspec.Struct, forbid_unknown_fields=True):
+    """What it takes to be a member of another mesh."""
+
+    keyring: Annotated[str, msgspec.Meta(max_length=KEYRING_MAX)]
+    seeds: Annotated[tuple[str, ...], msgspec.Meta(max_length=SEEDS_MAX)] = ()
+    force: bool = False
+
+
+_invite = msgspec.json.Decoder(InviteIn)
+_enter = msgspec.json.Decoder(EnterIn)
+
+
+async def membership(call: Call) -> web.StreamResponse:
+    """Return where this node stands, and what it would leave behind."""
+    found = await _admissions(call).membership()
+    body = msgspec.to_builtins(found) | {"node_key": found.node_key.hex()}
+    return json_response(render.encode(body))
+
+
+async def enter(call: Call) -> web.StreamResponse:
+    """Make this node a member of another mesh; it begins anew there."""
+    asked: EnterIn = decode(_enter, EnterIn, call.body)
+    admissions = _admissions(call)
+    found = await admissions.membership()
+    await admissions.enter(
+        asked.keyring, asked.seeds, force=asked.force, principal=call.who
+    )
+    body = {"name": found.name, "node_id": found.node_id}
+    return json_response(render.encode(body), HTTPStatus.ACCEPTED)
+
+
+async def invite(call: Call) -> web.StreamResponse:
+    """Open an invite and return its code."""
+    asked: InviteIn = decode(_invite, InviteIn, call.body)
+    opened = await _admissions(call).invite(asked.ttl_s, principal=call.who)
+    body = {
+        "code": opened.code,
+        "expires_at": render.at(opened.expires_ms),
+        "places": opened.places,
+    }
+    return json_response(render.encode(body), HTTPStatus.CREATED)
+
+
+def _admissions(call: Call) -> Admissions:
+    if call.parts.admissions is None:
+        raise Problem(403, FORBIDDEN, hint="this node lets nobody in")
+    return call.parts.admissions
+
+
+ROUTES = (
+    Route(
+        method="GET",
+        path="/api/v1/membership",
+        perform=membership,
+        access=Access.LOCAL,
+        is_local=True,
+        is_for_unpaired=True,
+        answers={200: answers.Membership},
+    ),
+    Route(
+        method="POST",
+        path="/api/v1/membership",
+        perform=enter,
+        access=Access.LOCAL,
+        is_local=True,
+        is_for_unpaired=True,
+        takes=EnterIn,
+        answers={202: answers.Entering},
+        refuses=(409,),
+    ),
+    Route(
+        method="POST",
+        path="/api/v1/invites",
+        perform=invite,
+        access=Access.LOCAL,
+        is_local=True,
+        takes=InviteIn,
+        answers={201: answers.Invite},
+        refuses=(409,),
+    ),
+)

@@ -1,0 +1,140 @@
+"""A short look at who is in sight, and a beacon for those who take one.
+
+Both open mDNS for themselves and close it again; what they say is a hint for dialling.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+from octaskly.core.model import Address, NodeId, NodeInfo
+from octaskly.mesh.adverts import (
+    CANDIDATES_MAX,
+    PAIRING_SERVICE,
+    SERVICE,
+    MalformedAdvert,
+    Sighting,
+    node_named,
+    write_txt,
+)
+from octaskly.mesh.interfaces import local_addresses
+from octaskly.mesh.mdns import Mdns, near, open_mdns
+
+SETTLE_S = 0.3  #: after the first that is wanted, for others to be heard
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """A node in sight."""
+
+    node: NodeId
+    mesh: str | None  #: None: it is in none yet
+    addresses: tuple[Address, ...]  #: where to dial it, best first
+
+
+async def sightings(timeout_s: float, interfaces: Sequence[str] = ()) -> frozenset[str]:
+    """Return the ids of the meshes in sight, as soon as there is one.
+
+    A machine without a secret asks this before it makes one. Where mDNS cannot be
+    used, nothing is in sight.
+
+    Args:
+        timeout_s: How long to look when there is none.
+        interfaces: Names that restrict the choice.
+
+    Raises:
+        ConfigError: an interface that was named does not exist.
+    """
+    found = await _look(timeout_s, interfaces, SERVICE, lambda one: bool(one.mesh))
+    return frozenset(one.mesh for one in found if one.mesh)
+
+
+async def beacons(
+    timeout_s: float,
+    interfaces: Sequence[str] = (),
+    *,
+    of_members: bool,
+) -> list[Found]:
+    """Return who lets machines in, or who wants to be let in.
+
+    As `sightings`, but those are awaited too that answer a little later.
+    """
+    return await _look(
+        timeout_s,
+        interfaces,
+        PAIRING_SERVICE,
+        lambda one: (one.mesh is not None) is of_members,
+        settle_s=SETTLE_S,
+    )
+
+
+@contextlib.asynccontextmanager
+async def beacon(
+    node: NodeInfo, *, mesh_id: str | None, interfaces: Sequence[str]
+) -> AsyncIterator[bool]:
+    """Say over mDNS, for the length of the block, where a pairing can be begun.
+
+    Args:
+        node: Who it is; its peer port stands for that of the pairing.
+        mesh_id: The mesh that lets in; None: the node wants to be let in.
+        interfaces: Names that restrict the choice.
+
+    Yields whether it could be said.
+    """
+    local = await asyncio.to_thread(local_addresses, interfaces, must_exist=False)
+    try:
+        mdns = await open_mdns(local, service=PAIRING_SERVICE)
+    except OSError:
+        yield False
+        return
+    try:
+        await mdns.announce(
+            node.id,
+            port=node.peer_port,
+            hosts=tuple(dict.fromkeys(one.host.partition("%")[0] for one in local)),
+            txt=write_txt(node, mesh_id=mesh_id, is_dispatcher=False, term=0),
+        )
+        yield True
+    finally:
+        await mdns.close()
+
+
+async def _look(
+    timeout_s: float,
+    interfaces: Sequence[str],
+    service: str,
+    is_wanted: Callable[[Sighting], bool],
+    *,
+    settle_s: float = 0.0,
+) -> list[Found]:
+    local = await asyncio.to_thread(local_addresses, interfaces)
+    found: dict[NodeId, Found] = {}
+    is_found = asyncio.Event()
+
+    def look(mdns: Mdns, name: str, has_left: bool) -> None:  # noqa: FBT001  a callback
+        node = node_named(name, service)
+        if node is None or has_left or len(found) >= CANDIDATES_MAX:
+            return
+        with contextlib.suppress(MalformedAdvert):
+            sighting = mdns.lookup(node)
+            if sighting is None or not is_wanted(sighting):
+                return
+            if addresses := near(sighting, local):
+                found[node] = Found(node, sighting.mesh, addresses)
+                is_found.set()
+
+    async with contextlib.AsyncExitStack() as opened:
+        for is_guest in (True, False):
+            with contextlib.suppress(OSError):
+                mdns = await open_mdns(local, is_guest=is_guest, service=service)
+                opened.push_async_callback(mdns.close)
+                mdns.browse(partial(look, mdns))
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(timeout_s):
+                await is_found.wait()
+                await asyncio.sleep(settle_s)
+    return list(found.values())

@@ -1,0 +1,67 @@
+"""The seam between the API and what lets machines into a mesh."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from octaskly.ports.gateway import Principal
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Membership:
+    """Where a node stands: what it belongs to, and what it would leave behind."""
+
+    name: str
+    node_id: str
+    node_key: bytes  #: its public key
+    mesh: str | None  #: None: it is in none yet
+    interfaces: tuple[str, ...]  #: that it was told to use; empty: the usual ones
+    members: tuple[str, ...] = ()  #: names of the others
+    tasks: int = 0  #: in its log
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Invite:
+    """One machine may come in, once, soon."""
+
+    code: str = field(repr=False)
+    expires_ms: int  #: wall clock
+    places: tuple[str, ...]  #: where it is answered, as `HOST:PORT`
+
+
+class Admissions(Protocol):
+    """How a node lets machines in, and gets into a mesh itself."""
+
+    async def membership(self) -> Membership:
+        """Return where this node stands."""
+
+    async def invite(self, ttl_s: int, *, principal: Principal) -> Invite:
+        """Open an invite.
+
+        Raises:
+            TooManyInvites: as many are open as may be.
+            ConfigError: no port is free.
+        """
+
+    async def enter(
+        self,
+        keyring: str,
+        seeds: Sequence[str],
+        *,
+        force: bool,
+        principal: Principal,
+    ) -> None:
+        """Become a member of the mesh with this keyring, and leave any other.
+
+        Args:
+            keyring: Lines of its secret file.
+            seeds: Where a member may be dialled.
+            force: Leave members and tasks behind.
+            principal: Who wants it.
+
+        Raises:
+            WouldLeave: there are members or tasks, and `force` is not set.
+            ConfigError: the keyring, a seed or the secret file is unusable.
+        """
