@@ -23,7 +23,7 @@ PROBE_S = 1.0
 NO_AGENT = "no Octaskly agent is running on this machine"
 NO_AGENT_HINT = """\
 octaskly agent                try it now, in this terminal
-systemctl start octaskly      where it is installed as a service"""
+octaskly service install      keep it running, also after a reboot"""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -43,6 +43,7 @@ COMMANDS = {
     "retry": "octaskly.cli.retrying:retry",
     "run": "octaskly.cli.running:run",
     "secret": "octaskly.cli.access:secret",
+    "service": "octaskly.cli.service:service",
     "show": "octaskly.cli.tasks:show",
     "stats": "octaskly.cli.overview:stats",
     "submit": "octaskly.cli.submitting:submit",

@@ -131,7 +131,7 @@ def test_without_an_agent_the_error_says_how_to_start_one(octaskly: Run) -> None
     assert done.stderr.decode() == (
         "error: no Octaskly agent is running on this machine\n"
         "  hint: octaskly agent                try it now, in this terminal\n"
-        "  hint: systemctl start octaskly      where it is installed as a service\n"
+        "  hint: octaskly service install      keep it running, also after a reboot\n"
     )
 
 

@@ -1,0 +1,169 @@
+"""Who could change the program that a service starts: each file, link and folder of it.
+
+A service of the machine that runs what a user can write gives that user the machine.
+Installers for users (`uv tool`, `pipx`) put programs exactly there.
+"""
+
+from __future__ import annotations
+
+import errno
+import grp
+import os
+import pwd
+import stat
+import sys
+import sysconfig
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+HOMES = (Path("/home"), Path("/root"), Path("/run/user"))
+"""What `ProtectHome=yes` hides from the system unit."""
+
+PROGRAM = "octaskly"
+_LINKS_MAX = 40  #: as the kernel
+_ACL = "system.posix_acl_access"
+
+
+class Weakness(NamedTuple):
+    """A place on the way to the program that others than root decide about."""
+
+    place: Path
+    why: str
+
+    def __str__(self) -> str:
+        return f"{self.place} {self.why}"
+
+
+def console_script() -> Path | None:
+    """Return the absolute path of the program, as this Python's installer made it."""
+    schemes = (sysconfig.get_default_scheme(), f"{os.name}_user")
+    for scheme in schemes:
+        script = Path(sysconfig.get_path("scripts", scheme)) / PROGRAM
+        if os.access(script, os.X_OK):
+            return script.absolute()
+    return None
+
+
+def parts_of_program(script: Path) -> tuple[Path, ...]:
+    """Return all that runs when `script` is started, the script first.
+
+    Everything on `sys.path` runs with it: a module that is not ours may be imported.
+    """
+    package = Path(__file__).parent.parent
+    places = (
+        str(script),
+        sys.executable,
+        sys.prefix,
+        sys.base_prefix,
+        str(package),
+        *sys.path,
+    )
+    return tuple(dict.fromkeys(Path(place) for place in places if place))
+
+
+def weaknesses(places: Iterable[Path]) -> Iterator[Weakness]:
+    """Yield what others than root may change of these places, or hide from root.
+
+    Looked at are every folder and link on the way, and all that lies below a folder of
+    modules. What does not exist cannot be run, but whoever may make it can.
+    """
+    seen: set[Path] = set()
+    for place in places:
+        yield from _weak(_steps(place), seen)
+        if _holds_modules(place):
+            yield from _below(place, seen)
+
+
+def _holds_modules(place: Path) -> bool:
+    """Whether Python imports from there; a prefix may be all of `/usr`."""
+    return place.is_dir() and str(place) not in (sys.prefix, sys.base_prefix)
+
+
+def _below(folder: Path, seen: set[Path]) -> Iterator[Weakness]:
+    for here, folders, files in os.walk(folder):
+        for name in (*folders, *files):
+            entry = Path(here) / name
+            steps = _steps(entry) if entry.is_symlink() else (entry,)
+            yield from _weak(steps, seen)
+
+
+def _weak(steps: Iterable[Path], seen: set[Path]) -> Iterator[Weakness]:
+    """Yield the first of these steps that is weak; whatever lies below it is too."""
+    for step in steps:
+        if step in seen:
+            continue
+        if why := _why(step):
+            yield Weakness(step, why)
+            return
+        seen.add(step)
+
+
+def _steps(place: Path) -> Iterator[Path]:
+    """Yield each folder, link and file that the kernel passes on its way to `place`.
+
+    Raises:
+        OSError: links lead in a circle.
+    """
+    here, links = Path("/"), 0
+    ahead = list(reversed(place.absolute().parts[1:]))
+    yield here
+    while ahead:
+        part = ahead.pop()
+        if part == "..":
+            here = here.parent
+            continue
+        step = here / part
+        yield step
+        if not step.is_symlink():
+            here = step
+            continue
+        links += 1
+        if links > _LINKS_MAX:
+            raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), str(place))
+        target = step.readlink()
+        if target.is_absolute():
+            here, target = Path("/"), target.relative_to("/")
+        ahead += reversed(target.parts)
+
+
+def _why(step: Path) -> str | None:
+    """Return why root should not run what lies there; None: only root decides."""
+    if any(home in (step, *step.parents) for home in HOMES):
+        return "is in a home"
+    try:
+        status = step.lstat()
+    except FileNotFoundError:
+        return None  # Its folder was judged: only who may write that can make it.
+    if status.st_uid != 0:
+        return f"belongs to {_user(status.st_uid)}"
+    if stat.S_ISLNK(status.st_mode):
+        return None  # Only its folder decides who may change it.
+    if status.st_mode & stat.S_IWOTH:
+        return "may be written by everybody"
+    if status.st_mode & stat.S_IWGRP and status.st_gid != 0:
+        return f"may be written by the group {_group(status.st_gid)}"
+    if status.st_mode & stat.S_IWGRP and _has_acl(step):
+        return "may be written by those on its access list"
+    return None
+
+
+def _has_acl(step: Path) -> bool:
+    try:
+        return bool(os.getxattr(step, _ACL))
+    except OSError:
+        return False  # There is none, or this file system knows none.
+
+
+def _user(uid: int) -> str:
+    try:
+        return pwd.getpwuid(uid).pw_name
+    except KeyError:
+        return f"user {uid}"
+
+
+def _group(gid: int) -> str:
+    try:
+        return grp.getgrgid(gid).gr_name
+    except KeyError:
+        return str(gid)

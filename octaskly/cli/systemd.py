@@ -1,0 +1,184 @@
+"""The one way to systemctl, loginctl and journalctl, and what their failures mean.
+
+Owns running them and reading what they print; what is to be done is decided elsewhere.
+"""
+
+from __future__ import annotations
+
+import getpass
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import Enum
+from pathlib import Path
+from typing import NoReturn
+
+from octaskly.errors import ConfigError, MeshError, PermissionDenied
+
+BOOTED = Path("/run/systemd/system")  #: sd_booted(3): there exactly where systemd runs
+UNIT = "octaskly.service"
+START_S_MAX = 150.0  #: systemd gives a start 90 s, and a stop before it 60 s
+CALL_S_MAX = 30.0
+
+
+class Scope(Enum):
+    """Whose service it is."""
+
+    USER = "user"
+    SYSTEM = "system"
+
+
+class SystemdFailed(MeshError):
+    """systemd refused, or the service did not come up."""
+
+
+@dataclass(frozen=True, slots=True)
+class Said:
+    """What one of the programs answered."""
+
+    code: int
+    out: str
+    err: str
+
+
+class Systemd:
+    """The service manager of one scope."""
+
+    def __init__(self, scope: Scope, environ: Mapping[str, str]) -> None:
+        self.scope = scope
+        self._environ = {**environ, "SYSTEMD_COLORS": "0", "LC_ALL": "C.UTF-8"}
+
+    def require(self) -> None:
+        """Make sure that the manager can be asked to start something.
+
+        Raises:
+            ConfigError: systemd does not run here, or has no manager for this user.
+            PermissionDenied: only root may do that.
+        """
+        if not BOOTED.is_dir() or shutil.which("systemctl") is None:
+            raise ConfigError(
+                "systemd does not run this machine",
+                hint="octaskly agent    runs a node in the foreground, under whatever "
+                "keeps programs running here",
+            )
+        if self.scope is Scope.SYSTEM and os.geteuid() != 0:
+            raise PermissionDenied(
+                "only root may install a service for the machine",
+                hint=f"sudo {sys.argv[0]} service install --system\n"
+                "octaskly service install    a service of your own, without root",
+            )
+        said = self.systemctl("show", "--property=Version")
+        if said.code != 0:
+            self._no_manager(said)
+
+    def systemctl(self, *words: str, timeout_s: float = CALL_S_MAX) -> Said:
+        """Run systemctl for this scope."""
+        return self._run("systemctl", f"--{self.scope.value}", *words, limit=timeout_s)
+
+    def do(self, *words: str, timeout_s: float = CALL_S_MAX) -> None:
+        """Run systemctl, which must succeed.
+
+        Raises:
+            SystemdFailed: it does not.
+        """
+        said = self.systemctl(*words, timeout_s=timeout_s)
+        if said.code != 0:
+            failure = SystemdFailed(
+                f"systemctl {' '.join(words)} failed", hint=self.look_hint()
+            )
+            raise failure from _Words(said.err or f"exit code {said.code}")
+
+    def start(self, verb: str) -> None:
+        """Start or restart the service; back once its agent is ready.
+
+        Raises:
+            SystemdFailed: it does not come up.
+        """
+        said = self.systemctl(verb, UNIT, timeout_s=START_S_MAX)
+        if said.code != 0:
+            tail = self._last_words() or said.err
+            failure = SystemdFailed(
+                "the service is written, but its agent does not start",
+                hint=f"{self.look_hint()}\noctaskly doctor",
+            )
+            raise failure from _Words(tail)
+
+    def show(self) -> dict[str, str]:
+        """Return what systemd knows of the unit, by property."""
+        names = (
+            "LoadState,ActiveState,SubState,Result,MainPID,StatusText,"
+            "UnitFileState,FragmentPath,ActiveEnterTimestamp,ExecMainStatus"
+        )
+        said = self.systemctl("show", UNIT, f"--property={names}")
+        pairs = (line.partition("=") for line in said.out.splitlines())
+        return {key: value for key, equals, value in pairs if equals}
+
+    def linger(self) -> bool:
+        """Let services of this user live without a session; return whether they do."""
+        # Named, since loginctl finds no caller where su or sudo made no session.
+        user = getpass.getuser()
+        return self._run("loginctl", "enable-linger", user, limit=CALL_S_MAX).code == 0
+
+    def system_tool(self, *words: str) -> None:
+        """Run systemd-sysusers or systemd-tmpfiles.
+
+        Raises:
+            SystemdFailed: it fails.
+        """
+        said = self._run(*words, limit=CALL_S_MAX)
+        if said.code != 0:
+            raise SystemdFailed(f"{' '.join(words)} failed") from _Words(said.err)
+
+    def journal_words(self, *words: str) -> list[str]:
+        """Return the command that shows what the service wrote."""
+        return ["journalctl", f"--{self.scope.value}", "--unit", UNIT, *words]
+
+    def look_hint(self) -> str:
+        """Return the command that shows what the service wrote, as users type it."""
+        return f"octaskly service logs --{self.scope.value}"
+
+    def _last_words(self) -> str:
+        """Return what the agent wrote last to the journal, if that can be read."""
+        words = self.journal_words(
+            *("--identifier=octaskly", "--lines=2", "--output=cat"),
+            *("--no-pager", "--quiet"),
+        )
+        return self._run(*words, limit=CALL_S_MAX).out.strip()
+
+    def _no_manager(self, said: Said) -> NoReturn:
+        if self.scope is Scope.SYSTEM:
+            raise ConfigError("systemd does not answer") from _Words(said.err)
+        hint = (
+            f"sudo loginctl enable-linger {getpass.getuser()} && "
+            f"export XDG_RUNTIME_DIR=/run/user/{os.getuid()}\n"
+            "sudo octaskly service install --system    a service for the machine"
+        )
+        error = ConfigError(
+            "systemd runs no manager for this user here, as after su or sudo", hint=hint
+        )
+        raise error from _Words(said.err)
+
+    def _run(self, *words: str, limit: float) -> Said:
+        try:
+            done = subprocess.run(  # noqa: S603  the words are ours
+                words,
+                env=self._environ,
+                stdin=subprocess.DEVNULL,
+                capture_output=True,
+                text=True,
+                errors="replace",
+                check=False,
+                timeout=limit,
+            )
+        except FileNotFoundError:
+            return Said(127, "", f"{words[0]} is not installed")
+        except subprocess.TimeoutExpired:
+            return Said(124, "", f"no answer within {limit:.0f} s")
+        return Said(done.returncode, done.stdout, done.stderr.strip())
+
+
+class _Words(Exception):
+    """The words of another program."""

@@ -1,0 +1,132 @@
+"""A service of the machine starts nothing that others than root can change."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from octaskly.cli.provenance import weaknesses
+
+pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="files of others need root")
+
+NOBODY = 65534
+ANA = 1234
+
+
+@pytest.fixture
+def safe() -> Iterator[Path]:
+    """A folder that only root can write, as its parents; not so below /tmp."""
+    folder = Path(tempfile.mkdtemp(dir="/var/lib"))
+    folder.chmod(0o755)
+    yield folder
+    shutil.rmtree(folder)
+
+
+@pytest.fixture
+def program(safe: Path) -> Path:
+    """A program that is reached through a link, as `pipx` makes it."""
+    (safe / "venv" / "bin").mkdir(parents=True)
+    (safe / "bin").mkdir()
+    real = safe / "venv" / "bin" / "octaskly"
+    real.write_text("#!/bin/sh\n")
+    link = safe / "bin" / "octaskly"
+    link.symlink_to("../venv/bin/octaskly")
+    return link
+
+
+def test_program_of_root_alone_is_fine(program: Path) -> None:
+    """Also through a link, and with its interpreter in /usr."""
+    assert list(weaknesses([program, Path("/usr/bin/env")])) == []
+
+
+def shared_folder(safe: Path) -> Path:
+    """Let everybody write into the folder of the real file."""
+    place = safe / "venv" / "bin"
+    place.chmod(0o777)
+    return place
+
+
+def shared_parent(safe: Path) -> Path:
+    """Let everybody write further up."""
+    safe.chmod(0o1777)
+    return safe
+
+
+def shared_file(safe: Path) -> Path:
+    """Let a group write the file itself."""
+    place = safe / "venv" / "bin" / "octaskly"
+    os.chown(place, 0, ANA)
+    place.chmod(0o775)
+    return place
+
+
+def shared_link_folder(safe: Path) -> Path:
+    """Let somebody own the folder of the link."""
+    place = safe / "bin"
+    os.chown(place, ANA, 0)
+    return place
+
+
+def foreign_file(safe: Path) -> Path:
+    """Let somebody own the file."""
+    place = safe / "venv" / "bin" / "octaskly"
+    os.chown(place, NOBODY, 0)
+    return place
+
+
+@pytest.mark.parametrize(
+    ("weaken", "why"),
+    [
+        (shared_folder, "may be written by everybody"),
+        (shared_parent, "may be written by everybody"),
+        (shared_file, "may be written by the group 1234"),
+        (shared_link_folder, "belongs to user 1234"),
+        (foreign_file, "belongs to nobody"),
+    ],
+)
+def test_each_step_to_the_program_is_judged(
+    safe: Path, program: Path, weaken: Callable[[Path], Path], why: str
+) -> None:
+    """The folder of a link counts as much as the file that it leads to."""
+    place = weaken(safe)
+
+    found = list(weaknesses([program]))
+
+    assert [str(each) for each in found] == [f"{place} {why}"]
+
+
+def test_modules_are_judged_file_by_file(safe: Path) -> None:
+    """What Python imports runs too: one file among thousands is enough."""
+    modules = safe / "site-packages"
+    (modules / "package").mkdir(parents=True)
+    (modules / "package" / "fine.py").touch()
+    weak = modules / "package" / "weak.py"
+    weak.touch()
+    weak.chmod(0o666)
+
+    found = list(weaknesses([modules]))
+
+    assert [each.place for each in found] == [weak]
+
+
+def test_link_among_modules_is_followed(safe: Path) -> None:
+    """A module may lie elsewhere."""
+    modules = safe / "site-packages"
+    modules.mkdir()
+    (modules / "module.py").symlink_to("/tmp/module.py")
+
+    found = list(weaknesses([modules]))
+
+    assert [str(each) for each in found] == ["/tmp may be written by everybody"]
+
+
+def test_home_is_no_place_for_a_service(safe: Path) -> None:
+    """The unit cannot even see it; root's own home is one."""
+    found = list(weaknesses([Path("/root/.local/bin/octaskly")]))
+
+    assert [str(each) for each in found] == ["/root is in a home"]

@@ -1,0 +1,303 @@
+"""`octaskly service` where systemd boots a machine, and where it may not."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from octaskly.cli import unitfiles
+from octaskly.cli.systemd import Scope
+from octaskly.trust import make
+from tests.cli import machine as machines
+from tests.cli.machine import OCTASKLY, Machine, booted
+
+pytestmark = [
+    pytest.mark.netns,
+    pytest.mark.timeout(120),
+    pytest.mark.skipif(machines.missing() is not None, reason=str(machines.missing())),
+]
+
+UNIT = ".config/systemd/user/octaskly.service"
+
+
+@pytest.fixture(scope="module")
+def shared() -> Iterator[Machine]:
+    """A machine for all tests of this module."""
+    with booted() as machine:
+        yield machine
+
+
+@pytest.fixture
+def machine(shared: Machine) -> Iterator[Machine]:
+    """The machine without a service and data, but for a secret: no wait for a mesh."""
+    make(shared.home / ".config/octaskly/mesh.key")
+    yield shared
+    shared.run("systemctl", "--user", "disable", "--now", "octaskly")
+    shared.run("sh", "-c", "rm -rf $HOME/.config $HOME/.local")
+    shared.run("systemctl", "--user", "daemon-reload")
+
+
+def unit_of(machine: Machine) -> Path:
+    """Return the unit's file, which lies in a folder that is this machine's too."""
+    return machine.home / UNIT
+
+
+def pid_of(machine: Machine) -> int:
+    """Return the agent that the service runs."""
+    shown = machine.octaskly("service", "status", "--json").stdout
+    return int(json.loads(shown)["pid"])
+
+
+def test_install_leaves_an_agent_that_runs_tasks(machine: Machine) -> None:
+    """It says what it did and what it made, and the next command just works."""
+    (machine.home / ".config/octaskly/mesh.key").unlink()
+
+    installed = machine.octaskly("service", "install")
+    ran = machine.octaskly("run", "--", "echo hello")
+
+    assert (installed.returncode, installed.stdout) == (0, "")
+    said = installed.stderr
+    assert (
+        f"✓ user service octaskly.service written and started ({unit_of(machine)})\n"
+        in said
+    )
+    assert "✓ linger is on" in said
+    assert "is its dispatcher\n" in said
+    assert "API http://localhost:3000 (this machine only)\n" in said
+    assert "  tasks run as: root" in said
+    assert (ran.returncode, ran.stdout) == (0, "hello\n")
+
+
+def test_second_install_changes_nothing(machine: Machine) -> None:
+    """Idempotent: the same agent goes on, with the flags that it has."""
+    machine.octaskly("service", "install", "--label", "disk=ssd")
+    before = pid_of(machine)
+
+    again = machine.octaskly("service", "install")
+
+    assert again.returncode == 0, again.stderr
+    assert "· as before: --label disk=ssd\n" in again.stderr
+    assert "octaskly.service runs already" in again.stderr
+    assert pid_of(machine) == before
+
+
+def test_new_flags_are_shown_and_restart_the_agent(machine: Machine) -> None:
+    """What changes is seen as a difference."""
+    machine.octaskly("service", "install", "--name", "ash")
+
+    changed = machine.octaskly("service", "install", "--name", "birch")
+
+    assert changed.returncode == 0, changed.stderr
+    assert f"-ExecStart={OCTASKLY[0]} agent --name ash\n" in changed.stderr
+    assert f"+ExecStart={OCTASKLY[0]} agent --name birch\n" in changed.stderr
+    assert "written and restarted" in changed.stderr
+    assert "birch" in machine.octaskly("nodes").stdout
+
+
+def test_dry_run_shows_and_changes_nothing(machine: Machine) -> None:
+    """The unit goes to stdout as a difference, and to no file."""
+    shown = machine.octaskly("service", "install", "--dry-run")
+
+    assert shown.returncode == 0
+    assert f"+ExecStart={OCTASKLY[0]} agent\n" in shown.stdout
+    assert not unit_of(machine).exists()
+
+
+def test_unit_that_was_changed_by_hand_is_kept(machine: Machine) -> None:
+    """Somebody's change is shown, not lost; --force replaces it."""
+    unit = unit_of(machine)
+    unit.parent.mkdir(parents=True)
+    plan = unitfiles.drafts(
+        Scope.USER, {"HOME": str(machine.home)}, Path(OCTASKLY[0]), []
+    )
+    unitfiles.write(plan[0])
+    unit.write_text(unit.read_text().replace("WatchdogSec=30s", "WatchdogSec=90s"))
+    by_hand = unit.read_text()
+
+    refused = machine.octaskly("service", "install")
+    kept = unit.read_text()
+    forced = machine.octaskly("service", "install", "--force")
+
+    assert refused.returncode == 78
+    assert "was changed by hand" in refused.stderr
+    assert "-WatchdogSec=90s" in refused.stderr
+    assert "hint: octaskly service install --force" in refused.stderr
+    assert kept == by_hand
+    assert forced.returncode == 0, forced.stderr
+    assert "WatchdogSec=30s" in unit.read_text()
+
+
+def test_unit_of_another_installation_is_kept(machine: Machine) -> None:
+    """Two installations do not fight for one service silently."""
+    other = machine.home / "other" / "octaskly"
+    other.parent.mkdir(exist_ok=True)
+    other.symlink_to("/bin/true")
+    unit = unit_of(machine)
+    unit.parent.mkdir(parents=True)
+    unit.write_text(
+        unitfiles.signed(
+            f"[Service]\nExecStart={other} agent --name old", ["--name", "old"]
+        )
+    )
+
+    refused = machine.octaskly("service", "install")
+    other.unlink()
+    replaced = machine.octaskly("service", "install")
+
+    assert refused.returncode == 78
+    assert f"starts another installation: {other}" in refused.stderr
+    # One that is gone has nothing to lose.
+    assert replaced.returncode == 0, replaced.stderr
+    assert "· as before: --name old" in replaced.stderr
+
+
+def test_agent_that_does_not_start_says_why(machine: Machine) -> None:
+    """The last words of the agent are the cause, so nobody has to look for them."""
+    key = machine.home / "bad.key"
+    key.write_text("no secret\n")
+    key.chmod(0o600)
+
+    failed = machine.octaskly("service", "install", "--secret-file", str(key))
+
+    assert failed.returncode == 1
+    assert (
+        "error: the service is written, but its agent does not start" in failed.stderr
+    )
+    assert f"{key} is no mesh secret" in failed.stderr
+    assert "hint: octaskly service logs --user" in failed.stderr
+
+
+def test_interrupted_install_leaves_nothing(machine: Machine) -> None:
+    """Ctrl-C while it waits for the agent: no unit, no process, not enabled."""
+    process = subprocess.Popen(
+        machine.words(*OCTASKLY, "service", "install"), stderr=subprocess.DEVNULL
+    )
+    machines._until(unit_of(machine).exists, "the unit is written")
+    # The command itself runs below nsenter, in another PID namespace.
+    machine.run("pkill", "-INT", "-f", "service install")
+    code = process.wait(30)
+
+    assert code == 130
+    assert not unit_of(machine).exists()
+    shown = machine.run(
+        "systemctl", "--user", "show", "octaskly", "-p", "ActiveState,UnitFileState"
+    )
+    assert "ActiveState=inactive" in shown.stdout
+    assert "enabled" not in shown.stdout
+
+
+def test_uninstall_removes_the_unit_and_no_data(machine: Machine) -> None:
+    """What is worth keeping stays, and it says where."""
+    machine.octaskly("service", "install", "--name", "ash")
+    state = machine.home / ".local/state/octaskly/ash"
+    secret = machine.home / ".config/octaskly/mesh.key"
+
+    removed = machine.octaskly("service", "uninstall")
+
+    assert removed.returncode == 0, removed.stderr
+    assert not unit_of(machine).exists()
+    assert f"data stay: {state}\n" in removed.stderr
+    assert f"data stay: {secret}\n" in removed.stderr
+    assert (state / "log.db").exists()
+    assert secret.exists()
+    assert machine.octaskly("service", "status").returncode == 1
+    assert machine.octaskly("service", "uninstall").returncode == 78
+
+
+def test_purge_asks_first(machine: Machine) -> None:
+    """Without a yes nothing is removed, with one all of it is."""
+    machine.octaskly("service", "install", "--name", "ash")
+    state = machine.home / ".local/state/octaskly/ash"
+
+    refused = machine.octaskly("service", "uninstall", "--purge", stdin="n\n")
+    still = unit_of(machine).exists() and state.exists()
+    purged = machine.octaskly("service", "uninstall", "--purge", stdin="y\n")
+
+    assert refused.returncode == 130
+    assert still
+    assert purged.returncode == 0, purged.stderr
+    assert not state.exists()
+    assert not (machine.home / ".config/octaskly/mesh.key").exists()
+
+
+def test_logs_are_those_of_the_agent(machine: Machine) -> None:
+    """They come from the journal, on stdout."""
+    machine.octaskly("service", "install", "--name", "ash")
+
+    shown = machine.octaskly("service", "logs", "--lines", "200")
+
+    assert shown.returncode == 0
+    assert 'event="agent ready" node=ash' in shown.stdout
+
+
+def test_status_is_for_people_and_programs(machine: Machine) -> None:
+    """Exit code 0 means that it runs."""
+    machine.octaskly("service", "install", "--slots", "3")
+
+    shown = machine.octaskly("service", "status")
+    read = json.loads(machine.octaskly("service", "status", "--json").stdout)
+
+    assert shown.returncode == 0
+    assert "state:            active\n" in shown.stdout
+    assert read["flags"] == ["--slots", "3"]
+    assert read["enabled"] is True
+    assert read["changed_by_hand"] is False
+
+
+def test_refused_linger_prints_the_command(machine: Machine, tmp_path: Path) -> None:
+    """It still works, until logout; root can mend that."""
+    refuses = machine.home / "refuses"
+    refuses.mkdir(exist_ok=True)
+    (refuses / "loginctl").write_text(
+        # As loginctl of systemd 257 where polkit refuses.
+        "#!/bin/sh\necho 'Could not enable linger: Access denied' >&2\nexit 1\n"
+    )
+    (refuses / "loginctl").chmod(0o755)
+
+    installed = machine.octaskly(
+        "service", "install", PATH=f"{refuses}:{os.environ['PATH']}"
+    )
+
+    assert installed.returncode == 0, installed.stderr
+    assert "! it stops when you log out\n" in installed.stderr
+    assert "hint: sudo loginctl enable-linger root\n" in installed.stderr
+
+
+def test_user_without_a_manager_is_told_how_to_get_one(machine: Machine) -> None:
+    """As after `su`: there is a systemd, but none for this user."""
+    refused = machine.octaskly("service", "install", XDG_RUNTIME_DIR="/run/nowhere")
+
+    assert refused.returncode == 78
+    assert "systemd runs no manager for this user here" in refused.stderr
+    assert "sudo loginctl enable-linger root" in refused.stderr
+    assert not unit_of(machine).exists()
+
+
+def test_machine_without_systemd_is_told_what_works(tmp_path: Path) -> None:
+    """In a container, for example."""
+    words = [
+        "unshare",
+        "--mount",
+        "sh",
+        "-c",
+        'mount -t tmpfs none /run; exec "$@"',
+        "sh",
+    ]
+    done = subprocess.run(
+        [*words, *OCTASKLY, "service", "install"],
+        env={**os.environ, "HOME": str(tmp_path), "XDG_CONFIG_HOME": ""},
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=False,
+    )
+
+    assert done.returncode == 78
+    assert "error: systemd does not run this machine\n" in done.stderr
+    assert "hint: octaskly agent" in done.stderr
+    assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,147 @@
+"""`octaskly service --system` on a machine that systemd boots."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import re
+import shutil
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.cli import machine as machines
+from tests.cli.machine import ROOT, Machine, booted
+
+PYTHON = Path(f"/usr/bin/python3.{sys.version_info.minor}")  #: that only root can write
+OPT = "/opt/octaskly"
+PROGRAM = f"{OPT}/bin/octaskly"
+SCRIPT = f"""#!{OPT}/bin/python
+import sys
+from octaskly.cli import main
+sys.exit(main())
+"""
+#: $1: the interpreter. $2: the modules, and the program. $3: where modules belong.
+INSTALL = f"""
+umask 022
+"$1" -m venv --without-pip {OPT}
+cp -r "$2/." "$3/"
+mv "$3/octaskly-script" {PROGRAM}
+chmod 755 {PROGRAM}
+chmod -R go-w {OPT}
+systemctl start systemd-journald.service
+"""
+UNIT = "/etc/systemd/system/octaskly.service"
+
+
+def reason() -> str | None:
+    """Return why this cannot be tried here."""
+    if not PYTHON.exists():
+        return f"{PYTHON} is missing, and others lie in homes"
+    return machines.missing()
+
+
+pytestmark = [
+    pytest.mark.netns,
+    pytest.mark.timeout(120),
+    pytest.mark.skipif(reason() is not None, reason=str(reason())),
+]
+
+
+def needed(name: str) -> set[str]:
+    """Return a distribution and all that it needs."""
+    found, ahead = set(), [name]
+    while ahead:
+        name = ahead.pop()
+        if name in found:
+            continue
+        found.add(name)
+        for line in importlib.metadata.requires(name) or ():
+            if "extra ==" in line or "python_version <" in line.replace('"', ""):
+                continue
+            match = re.match(r"[A-Za-z0-9._-]+", line)
+            assert match is not None
+            ahead.append(match[0])
+    return found
+
+
+def copy_modules(target: Path) -> None:
+    """Copy what Octaskly needs, as an installer of root would put it."""
+    for name in needed("octaskly") - {"octaskly"}:
+        try:
+            files = importlib.metadata.files(name) or []
+        except importlib.metadata.PackageNotFoundError:
+            continue  # Not for this version of Python.
+        for top in {file.parts[0] for file in files} - {"..", "__pycache__"}:
+            source = Path(str(files[0].locate())).parents[len(files[0].parts) - 1] / top
+            if source.is_dir():
+                shutil.copytree(source, target / top, dirs_exist_ok=True)
+            elif source.exists():
+                shutil.copy(source, target / top)
+    shutil.copytree(ROOT / "octaskly", target / "octaskly")
+    shutil.copytree(ROOT / "systemd", target / "octaskly" / "systemd")
+
+
+@pytest.fixture(scope="module")
+def machine() -> Iterator[Machine]:
+    """A machine on which root has installed Octaskly for all."""
+    with (
+        booted(has_manager=False) as machine,
+        tempfile.TemporaryDirectory(prefix="okw-") as folder,
+    ):
+        copy_modules(Path(folder))
+        site = f"{OPT}/lib/{PYTHON.name}/site-packages"
+        Path(folder, "octaskly-script").write_text(SCRIPT)
+        done = machine.run("sh", "-ec", INSTALL, "sh", str(PYTHON), folder, site)
+        assert done.returncode == 0, done.stderr
+        yield machine
+
+
+def test_service_of_the_machine_runs_as_its_own_user(machine: Machine) -> None:
+    """One command makes the user, the folders and the unit; the agent serves."""
+    installed = machine.run(PROGRAM, "service", "install", "--system", "--slots", "2")
+    ran = machine.run(PROGRAM, "run", "--", "echo hello")
+    shown = machine.run(PROGRAM, "service", "status")
+    user = machine.run("systemctl", "show", "octaskly", "--property=User", "--value")
+    removed = machine.run(PROGRAM, "service", "uninstall", "--system")
+
+    assert installed.returncode == 0, installed.stderr
+    assert f"✓ system service octaskly.service written and started ({UNIT})\n" in (
+        installed.stderr
+    )
+    assert (ran.returncode, ran.stdout) == (0, "hello\n"), ran.stderr
+    assert "scope:            system\n" in shown.stdout
+    assert user.stdout == "octaskly\n"
+    assert removed.returncode == 0, removed.stderr
+    assert "data stay: /var/lib/octaskly\n" in removed.stderr
+    assert machine.read(UNIT) is None
+    assert machine.read("/etc/sysusers.d/octaskly.conf") is None
+
+
+def test_program_that_a_user_can_change_is_refused(machine: Machine) -> None:
+    """One module of one user is enough to take the machine; the way out is printed."""
+    module = f"{OPT}/lib/{PYTHON.name}/site-packages/click/core.py"
+    machine.run("chown", "1234", module)
+
+    refused = machine.run(PROGRAM, "service", "install", "--system")
+
+    machine.run("chown", "0", module)
+    assert refused.returncode == 78
+    assert f"cause: {module} belongs to user 1234\n" in refused.stderr
+    assert "hint: sudo pipx install --global octaskly" in refused.stderr
+    assert "uv tool install --python /usr/bin/python3 octaskly" in refused.stderr
+    assert machine.read(UNIT) is None
+
+
+def test_only_root_may_install_for_the_machine(machine: Machine) -> None:
+    """Who is not root is told the command with sudo, and the way without."""
+    nobody = ("setpriv", "--reuid", "65534", "--regid", "65534", "--clear-groups")
+
+    refused = machine.run(*nobody, PROGRAM, "service", "install", "--system")
+
+    assert refused.returncode == 4
+    assert "error: only root may install a service for the machine\n" in refused.stderr
+    assert f"hint: sudo {PROGRAM} service install --system\n" in refused.stderr
+    assert "hint: octaskly service install " in refused.stderr
