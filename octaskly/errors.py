@@ -23,6 +23,7 @@
     │   ├── AnswerLost           it stopped before it could say what became of it
     │   ├── NotDurable           no standby keeps a copy, and that was insisted on
     │   ├── CatchingUp           a node that may know the task is missing
+    │   ├── TooManyRecords       the mesh keeps no more tokens or revocations
     │   ├── NodeNotFound
     │   ├── TooManyInvites
     │   └── WouldLeave           joining would leave members or tasks behind
@@ -149,6 +150,10 @@ class NotDurable(MeshError):
 
 class CatchingUp(MeshError):
     """The task is unknown here, but a node that may know it is missing."""
+
+
+class TooManyRecords(MeshError):
+    """The mesh keeps as many records of a kind as it may; nothing was recorded."""
 
 
 class NodeNotFound(MeshError):

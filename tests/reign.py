@@ -31,7 +31,7 @@ from octaskly.core.events import (
     Saved,
     TasksSubmitted,
 )
-from octaskly.core.facts import Assigned, Fact, Floor
+from octaskly.core.facts import Assigned, Fact, Floor, Recorded
 from octaskly.core.journal import Journal
 from octaskly.core.membership import Membership
 from octaskly.core.merge import TaskRecord, apply
@@ -207,7 +207,7 @@ class Reign:
         """Make the oldest append durable."""
         append = self.commits.popleft()
         for entry in append.entries:
-            if isinstance(entry.fact, Floor):
+            if isinstance(entry.fact, Floor | Recorded):
                 continue
             task = entry.fact.task
             self.durable[task] = apply(self.durable.get(task), entry.fact)
@@ -370,7 +370,7 @@ class Reign:
         assert not self.commits or append.number == self.commits[-1].number + 1
         self.commits.append(append)
         for entry in append.entries:
-            if isinstance(entry.fact, Floor):
+            if isinstance(entry.fact, Floor | Recorded):
                 continue
             self._check(entry.fact)
             task = entry.fact.task

@@ -16,6 +16,7 @@ from octaskly.agent.clock import SystemClock
 from octaskly.agent.feed import Feed
 from octaskly.agent.finding import Finder
 from octaskly.agent.forgetting import forget
+from octaskly.agent.records import Records
 from octaskly.agent.repeats import repetition
 from octaskly.agent.submissions import Submission, Submissions
 from octaskly.agent.tickets import Tickets, Waiters
@@ -96,6 +97,7 @@ class AgentGateway:
         self._is_room = is_room
         self._started_s = clock.now().mono_s
         self.tickets = Tickets(post)
+        self.records = Records(self.tickets, store)
         self.waiters = Waiters()
         self._finder = Finder(store, lambda: node.is_complete)
         self._submissions = Submissions(

@@ -93,6 +93,7 @@ class CoreLoop:
             ef.PlanFloor: lambda e: self._spawn(self._plan_floor(e)),
             ef.Answer: lambda e: gateway.tickets.answered(e.ticket, e.reply),
             ef.Announce: lambda e: self._announce(e, gateway),
+            ef.Learnt: lambda e: gateway.records.learnt(e.records),
             ef.Publish: lambda e: self._publish(e, gateway),
             ef.Remember: lambda e: self._remember(e, gateway.view),
             ef.Note: lambda e: write_note(self._log, gateway.view.told(e)),

@@ -12,7 +12,7 @@ from octaskly.core import merge
 from octaskly.core.arrays import member_of
 from octaskly.core.effects import NotDurable, NotHere, Reply
 from octaskly.core.events import Event
-from octaskly.core.facts import Entry, Floor, TaskFact
+from octaskly.core.facts import Entry, Floor, Recorded, TaskFact
 from octaskly.core.merge import TaskRecord
 from octaskly.core.model import TaskId, name_of
 from octaskly.errors import AnswerLost, NoDispatcher, NotDispatcher
@@ -109,7 +109,7 @@ class Waiters:
         if not self._waits:
             return
         for entry in entries:
-            if isinstance(entry.fact, Floor):
+            if isinstance(entry.fact, Floor | Recorded):
                 continue
             for wait in self._waits.get(name_of(entry.fact.task), ()):
                 wait.facts.append(entry.fact)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from octaskly.core.acceptance import Acceptance
 from octaskly.core.adoption import Adoption
+from octaskly.core.clerk import Clerk
 from octaskly.core.effects import (
     Accepted,
     Announce,
@@ -83,6 +84,7 @@ class Dispatch:
         self.explaining = Explaining(self._placing, self._resting)
         self._parents = Parents(self._placing, journal, settings.timing)
         self._acceptance = Acceptance(journal, self._queue, sequence)
+        self.clerk = Clerk(self._placing, journal, replication, settings)
 
     # --- The reign.
 

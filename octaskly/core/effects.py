@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from octaskly.core.facts import Entry
+from octaskly.core.facts import Entry, Recorded
 from octaskly.core.merge import TaskRow
 from octaskly.core.messages import Cursor, Message, Report, Roster, SnapshotHead
 from octaskly.core.model import (
@@ -56,6 +56,7 @@ class Save:
     hold: Hold | None = None
     retold: Holdings = ()
     """What rows of snapshots said beyond the log up to here is in the log now."""
+    records: tuple[Recorded, ...] = ()  #: that a dispatcher told, outside the log
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +71,7 @@ class Join:
     head: SnapshotHead
     is_last: bool
     vector: Holdings = ()  #: what the rows stand for, which may be more than `head`
+    records: tuple[Recorded, ...] = ()
 
 
 Written = Append | Join
@@ -210,6 +212,7 @@ class PlanFloor:
     after: int = 0  #: as in `FloorPlanned`
     forget_hlc: int = 0
     """What ended before is to go; what waits is carried only as far as needed."""
+    today_ms: int = 0  #: wall clock; records that ended before are not carried
 
 
 @dataclass(frozen=True, slots=True)
@@ -269,8 +272,29 @@ class Forgot:
     tasks: int  #: with the members of arrays that had begun
 
 
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """Records are durable; for each that was asked for, the one that counts.
+
+    That is an earlier one where kind and key were taken.
+    """
+
+    records: tuple[Recorded, ...]
+    replicas: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Crowded:
+    """The mesh keeps as many records of a kind as it may; none was added."""
+
+    kind: str
+    most: int
+
+
 Reply = (
     Accepted
+    | Kept
+    | Crowded
     | CancelDone
     | NotHere
     | NotDurable
@@ -294,6 +318,17 @@ class Announce:
     """Tasks reached a new state that is durable: wake whoever waits for them."""
 
     tasks: tuple[TaskId, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Learnt:
+    """These records are on this node's disk, for the first time: go by them.
+
+    After a start that is all that it kept. Kinds of which only a dispatcher is asked
+    (`records.Kind.is_listed`) are left out.
+    """
+
+    records: tuple[Recorded, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -351,6 +386,7 @@ Effect = (
     | PlanFloor
     | Answer
     | Announce
+    | Learnt
     | Publish
     | Remember
     | Note

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from octaskly.core.facts import NO_FLOOR, Floor
+from octaskly.core.facts import NO_FLOOR, Floor, Recorded
 from octaskly.core.merge import TaskRecord
 from octaskly.core.messages import Hello, Message, Report
 from octaskly.core.model import (
@@ -150,6 +150,23 @@ class ForgetAsked:
     older_than_s: int  #: 0: all that have ended
 
 
+class RecordDraft(NamedTuple):
+    """Something to record; see `facts.Recorded`."""
+
+    kind: str
+    key: str
+    body: bytes
+    until_ms: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class RecordAsked:
+    """Record these, all or none; answered by `Answer(ticket, Kept)`."""
+
+    ticket: int
+    drafts: tuple[RecordDraft, ...]
+
+
 @dataclass(frozen=True, slots=True)
 class TasksNotified:
     """Who asked for it was told how these tasks ended, or was given up."""
@@ -220,6 +237,7 @@ class FloorPlanned:
     is_tight: bool = False  #: little room is left: look again soon
     is_too_large: bool = False  #: the log is, and no task in it may be forgotten
     forgotten: int = 0  #: tasks that this floor ends, begun members included
+    records: tuple[Recorded, ...] = ()  #: to be written again before it
 
 
 @dataclass(frozen=True, slots=True)
@@ -279,6 +297,7 @@ class Saved:
     peers: tuple[Advert, ...] = ()  #: remembered, most recently met first
     names: tuple[tuple[NodeId, str], ...] = ()  #: every node ever in a roster
     hold: Hold = NO_HOLD  #: what operators told this node
+    records: tuple[Recorded, ...] = ()  #: but for kinds that are only listed
 
 
 Event = (
@@ -292,6 +311,7 @@ Event = (
     | ExplainAsked
     | CancelRequested
     | ForgetAsked
+    | RecordAsked
     | TasksNotified
     | AttemptsEnded
     | Persisted

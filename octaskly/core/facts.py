@@ -1,4 +1,4 @@
-"""What the log says: facts about tasks, never orders and never overwritten.
+"""What the log says: facts about tasks and the mesh, never orders, never overwritten.
 
 An entry is one fact in one stream. Entries of a stream are written by one node in
 one epoch, numbered from 1 without gaps, and never truncated: a `Floor` says for all
@@ -102,8 +102,27 @@ class Floor:
         return TaskId("")
 
 
+@dataclass(frozen=True, slots=True)
+class Recorded:
+    """Something about no task that the whole mesh keeps; `core.records` has the kinds.
+
+    Of several with one kind and key the first one counts, see `records.first`.
+    """
+
+    kind: str
+    key: str
+    body: bytes  #: means something to whoever wrote it, not to the log
+    until_ms: int  #: wall clock after which every node may forget it; 0: never
+    at: int  #: hybrid timestamp of when it was recorded; stays when it is written again
+
+    @property
+    def task(self) -> TaskId:
+        """No task."""
+        return TaskId("")
+
+
 TaskFact = Submitted | CancelAsked | Assigned | Finished | Ready | Notified
-Fact = TaskFact | Floor
+Fact = TaskFact | Floor | Recorded
 
 NO_FLOOR = Floor(0, ())
 

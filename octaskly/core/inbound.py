@@ -29,6 +29,7 @@ from octaskly.core.messages import (
     ProbeOk,
     Pull,
     Reattach,
+    Records,
     Redirect,
     Repl,
     ReplOk,
@@ -66,7 +67,7 @@ class Inbound:
                 return self._on_order(peer, message, now)
             case HeartbeatOk() | Results() | Reattach():
                 return self._on_news(peer, message, now)
-            case Roster() | Repl() | ReplOk() | Transfer():
+            case Roster() | Repl() | ReplOk() | Transfer() | Records():
                 return self._on_log_message(peer, message, now)
             case Pull() | Entries() | Snapshot():
                 return self._on_exchange(peer, message, now)
@@ -137,7 +138,10 @@ class Inbound:
         return effects + machines.election.on_absorbed(now)
 
     def _on_log_message(
-        self, peer: NodeId, message: Roster | Repl | ReplOk | Transfer, now: Moment
+        self,
+        peer: NodeId,
+        message: Roster | Repl | ReplOk | Transfer | Records,
+        now: Moment,
     ) -> list[Effect]:
         machines = self._machines
         match message:
@@ -149,6 +153,11 @@ class Inbound:
                 return machines.election.on_transfer(peer, message, now)
             case Roster():
                 return self._on_roster(peer, message)
+            case Records(epoch):
+                if self._is_stale(epoch):
+                    return machines.election.correct(peer)
+                # Whoever said it: it is true in every reign.
+                return machines.clerk.on_told(message)
 
     def _on_repl(self, peer: NodeId, message: Repl, now: Moment) -> list[Effect]:
         """Keep what the dispatcher appends, unless it is dispatcher no more."""

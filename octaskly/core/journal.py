@@ -12,7 +12,15 @@ from dataclasses import replace
 
 from octaskly.core.effects import Append, Effect, Join, Save
 from octaskly.core.events import Saved
-from octaskly.core.facts import Entry, Fact, Floor, born_hlc, hlc_ahead, hlc_next
+from octaskly.core.facts import (
+    Entry,
+    Fact,
+    Floor,
+    Recorded,
+    born_hlc,
+    hlc_ahead,
+    hlc_next,
+)
 from octaskly.core.merge import join_floors
 from octaskly.core.messages import Snapshot, SnapshotHead
 from octaskly.core.model import (
@@ -25,6 +33,7 @@ from octaskly.core.model import (
     TaskSpec,
     Vector,
 )
+from octaskly.core.records import Book
 from octaskly.core.succession import covers
 
 Held = Callable[[Moment], list[Effect]]
@@ -41,6 +50,8 @@ class Journal:
         """Who writes each stream that is known, in which reign."""
         self.floor = saved.floor
         """What is void on every node that knows as much."""
+        self.book = Book(saved.records)
+        """What is known that is about no task."""
         self._hlc = 0
         self._heard = saved.hlc  #: highest timestamp of others, until it was followed
         self._number = 0
@@ -111,8 +122,7 @@ class Journal:
             entries.append(Entry(stream, seq, self.tick(now), fact))
         self.vector[stream] = seq
         for fact in facts:
-            if isinstance(fact, Floor):
-                self.raise_floor(fact)
+            self._heed(fact)
         return self._append(tuple(entries))
 
     def absorb(
@@ -135,8 +145,7 @@ class Journal:
                 self.vector[entry.stream] = entry.seq
                 self._heard = max(self._heard, entry.hlc)
                 fresh.append(entry)
-                if isinstance(fact, Floor):
-                    self.raise_floor(fact)
+                self._heed(fact)
         if not fresh:
             return None
         epochs = tuple(epochs)
@@ -147,6 +156,8 @@ class Journal:
 
     def join(self, part: Snapshot, head: SnapshotHead) -> Join:
         """Return the effect that stores rows; the last ones bring the vector."""
+        for record in part.records:
+            self.book.learn(record)
         if not part.more:
             self._heard = max(self._heard, head.hlc)
             self.epochs.update(head.epochs)
@@ -154,7 +165,9 @@ class Journal:
                 self.vector[stream] = max(self.vector.get(stream, 0), seq)
             self.raise_floor(head.floor)
         self.joined = self._next()
-        return Join(self.joined, part.rows, head, not part.more, part.vector)
+        return Join(
+            self.joined, part.rows, head, not part.more, part.vector, part.records
+        )
 
     def stated(self, floor: Floor) -> Floor:
         """Return a floor as this node's stream says it, now."""
@@ -165,6 +178,13 @@ class Journal:
             if seq > void.get(stream, 0) and stream != self.stream
         )
         return replace(floor, needs=needs)
+
+    def _heed(self, fact: Fact) -> None:
+        """Go by a fact that is about no task."""
+        if isinstance(fact, Floor):
+            self.raise_floor(fact)
+        elif isinstance(fact, Recorded):
+            self.book.learn(fact)
 
     def raise_floor(self, floor: Floor) -> None:
         """Hold void entries for known: nobody needs them any more."""
@@ -190,6 +210,7 @@ class Journal:
         name: str | None = None,
         retold: Holdings = (),
         hold: Hold | None = None,
+        records: tuple[Recorded, ...] = (),
     ) -> Save:
         """Return the effect that makes node state durable."""
         if stream is not None:
@@ -202,6 +223,7 @@ class Journal:
             name=name,
             retold=retold,
             hold=hold,
+            records=records,
         )
 
     def after(self, held: Held, number: int | None = None) -> None:

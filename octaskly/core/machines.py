@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from octaskly.core.browsing import Browsing
+from octaskly.core.clerk import Clerk
 from octaskly.core.completeness import Completeness
 from octaskly.core.dispatch import Dispatch
 from octaskly.core.doubt import Doubt
@@ -36,6 +37,7 @@ class Machines:
     standby: Standby
     completeness: Completeness
     dispatch: Dispatch
+    clerk: Clerk
     doubt: Doubt
     worker: Worker
     vetting: Vetting
@@ -61,6 +63,7 @@ def assemble(settings: Settings, saved: Saved) -> Machines:
         standby=Standby(journal, exchange),
         completeness=Completeness(journal, members, exchange),
         dispatch=dispatch,
+        clerk=dispatch.clerk,
         doubt=Doubt(settings.timing, members, election, dispatch),
         worker=Worker(settings, saved.reports, saved.hold),
         vetting=Vetting(settings.node.id, journal, members),

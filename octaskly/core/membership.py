@@ -91,7 +91,7 @@ class Membership(Hints):
         view = self.peers[peer]
         if view.follows != epoch:
             view.follows = epoch
-            view.has_roster = view.is_standby = False
+            view.has_roster = view.has_records = view.is_standby = False
             view.told.clear()
         view.dispatcher = self._me
         view.vector = dict(vector)

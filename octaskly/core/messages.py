@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from octaskly.core.facts import Entry, Floor
+from octaskly.core.facts import Entry, Floor, Recorded
 from octaskly.core.merge import TaskRow
 from octaskly.core.model import (
     NO_LOAD,
@@ -170,6 +170,7 @@ class Cursor(NamedTuple):
 
     series: int  #: `hlc` of its head: parts of another one do not fit
     key: int  #: names the last row
+    record: int = 0  #: names the last record, which come first
 
 
 @dataclass(frozen=True, slots=True)
@@ -209,6 +210,7 @@ class Snapshot:
     more: bool
     head: SnapshotHead | None = None  #: in the first part only
     vector: Holdings = ()  #: what the sender held when it read these rows
+    records: tuple[Recorded, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -237,6 +239,14 @@ class ReplOk:
 
     epoch: Epoch
     number: int
+
+
+@dataclass(frozen=True, slots=True)
+class Records:
+    """What every node goes by; a follower keeps it, though it may keep no log."""
+
+    epoch: Epoch
+    items: tuple[Recorded, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -333,4 +343,5 @@ Message = (
     | Leave
     | Repl
     | ReplOk
+    | Records
 )

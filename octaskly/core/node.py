@@ -31,6 +31,7 @@ from octaskly.core.events import (
     PeerUp,
     Persisted,
     Received,
+    RecordAsked,
     RipeLoaded,
     Saved,
     Seen,
@@ -60,7 +61,14 @@ from octaskly.core.model import (
 
 REST_S = 0.02  #: between two steps that only time causes
 PAUSE_S = 0.3  #: a gap between two steps that counts as own slowness
-Question = TasksSubmitted | CancelRequested | ExplainAsked | ForgetAsked | TasksNotified
+Question = (
+    TasksSubmitted
+    | CancelRequested
+    | ExplainAsked
+    | ForgetAsked
+    | RecordAsked
+    | TasksNotified
+)
 WorkEvent = (
     Question
     | AttemptsEnded
@@ -93,6 +101,7 @@ class Node:
         self._standby = machines.standby
         self._completeness = machines.completeness
         self._dispatch = machines.dispatch
+        self._clerk = machines.clerk
         self._doubt = machines.doubt
         self._worker = machines.worker
         self.refused: Mapping[str, int] = machines.vetting.refused
@@ -295,6 +304,7 @@ class Node:
                 | CancelRequested()
                 | ExplainAsked()
                 | ForgetAsked()
+                | RecordAsked()
                 | TasksNotified()
             ):
                 return self._on_asked(event, now)
@@ -333,6 +343,9 @@ class Node:
         if isinstance(event, ForgetAsked):
             self._dispatch.retention.on_asked(event, now)
             return []
+        if isinstance(event, RecordAsked):
+            may_write = self._dispatch.is_accepting
+            return self._clerk.on_asked(event, now, may_write=may_write)
         return self._dispatch.on_cancel(event, now)
 
     # Links
@@ -354,6 +367,10 @@ class Node:
 
     # Consequences
 
+    def _review_records(self, now: Moment) -> list[Effect]:
+        reign = self._election.reign
+        return self._clerk.review(None if reign is None else reign.epoch, now)
+
     def _conclude(self, effects: list[Effect], now: Moment) -> list[Effect]:
         """Deliver what this node's halves send each other, until all is quiet."""
         done: list[Effect] = []
@@ -371,6 +388,7 @@ class Node:
                         waiting += self._replication.on_written(effect, now)
             waiting.extend(self._allegiance.reconcile(now))
             waiting.extend(self._replication.review(now))
+            waiting.extend(self._review_records(now))
             if not waiting:
                 break
         return done + self._herald.on_change(self._load, now)

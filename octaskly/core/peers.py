@@ -38,6 +38,7 @@ class PeerView:
     state: NodeState = NodeState.READY  #: as it said last
     follows: Epoch | None = None  #: the reign of this node that it confirmed
     has_roster: bool = False  #: it was sent the roster of that reign
+    has_records: bool = False  #: it was told the records that all go by
     is_standby: bool = False  #: it keeps copies of this node's reign
     is_worker: bool = False  #: it has told what it runs, so it can be given work
     streamed: tuple[Epoch, int] = (NO_EPOCH, 0)  #: the last number that it streamed

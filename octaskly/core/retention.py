@@ -2,7 +2,8 @@
 
 The store finds how far it may rise, a bounded step at a time. Tasks below that are
 not final are carried: all that is known of them is written again, before the floor.
-So is what this node knows from rows of a snapshot alone, because their entries did not
+So are records, see `core.records`, and
+what this node knows from rows of a snapshot alone, because their entries did not
 follow: whoever gave them may never come back, and no PULL brings rows to others.
 
 Source: docs/explanation/log.md.
@@ -89,7 +90,12 @@ class Retention:
             self._planned_hlc = self._forget_hlc
             effects.append(
                 PlanFloor(
-                    before_hlc, self._tasks_max, stream, self._after, self._forget_hlc
+                    before_hlc,
+                    self._tasks_max,
+                    stream,
+                    self._after,
+                    self._forget_hlc,
+                    self._today_ms(now),
                 )
             )
         return effects
@@ -117,8 +123,12 @@ class Retention:
         facts = self._placing.facts
         for record in event.carried:
             facts += facts_of(record)
+        facts += event.records
         if event.ahead:
             return self._catch_up(event, now)
+        if event.floor is None and event.records:
+            self._is_asked = True
+            return self._placing.commit(now, self._release)
         if event.floor is None:
             return [] if event.has_more else self._answers()
         # The next step is planned from what this one has made durable.

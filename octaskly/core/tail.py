@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from octaskly.core.effects import Append
-from octaskly.core.facts import Entry, Finished, Submitted
+from octaskly.core.facts import Entry, Finished, Recorded, Submitted
 from octaskly.core.messages import Repl
 from octaskly.core.model import Epoch, Limits, Moment, StreamId, Vector
 from octaskly.core.options import CHAR_BYTES
@@ -113,6 +113,8 @@ def _size(entry: Entry) -> int:
         return ENTRY_BYTES + raw_bytes + CHAR_BYTES * chars
     if isinstance(fact, Submitted):
         return ENTRY_BYTES + fact.spec.size_bytes
+    if isinstance(fact, Recorded):
+        return ENTRY_BYTES + len(fact.body) + CHAR_BYTES * len(fact.key)
     return ENTRY_BYTES
 
 

@@ -22,6 +22,7 @@ from octaskly.core.facts import (
     Fact,
     Finished,
     Floor,
+    Recorded,
     Submitted,
     hlc_ahead,
 )
@@ -41,6 +42,7 @@ from octaskly.core.messages import (
     Message,
     Pull,
     Reattach,
+    Records,
     Repl,
     ReplOk,
     Report,
@@ -63,16 +65,17 @@ from octaskly.core.model import (
     StreamId,
     TaskSpec,
 )
+from octaskly.core.records import TIME_MS_MAX
+from octaskly.core.records import is_sane as is_sane_record
 
 NUMBER_MAX: Final = 1 << 62  #: numbers that are counted on from stay below it
 TERMS_AHEAD: Final = 1 << 20  #: terms come one by one, so nobody is so far ahead
 ATTEMPTS_MAX: Final = 1 << 31  #: of one task; also seconds that it may take
-TIME_MS_MAX: Final = 1 << 47  #: a wall clock in the year 6429, which can be shown
 STREAMS_MAX: Final = 1 << 16  #: in a vector; each is a claim
 PARTS_MAX: Final = 1024  #: of what a worker says that it runs
 TOLD_MAX: Final = 1024
 
-_Orders = Heartbeat | Claim | Roster | Dispatch | Kill | Transfer | Repl
+_Orders = Heartbeat | Claim | Roster | Dispatch | Kill | Transfer | Repl | Records
 """What only a dispatcher says, in its own epoch."""
 
 _Writers = tuple[tuple[StreamId, Epoch], ...]
@@ -109,6 +112,8 @@ class Vetting:
                 return self._vet_log(peer, message, term)
             case Results() | Dispatch() | Reattach():
                 return self._vet_work(peer, message)
+            case Records(items=items):
+                return None if all(map(_is_sane_fact, items)) else "fact"
             case _:
                 return None
 
@@ -207,6 +212,8 @@ class Vetting:
                 return "number"
             if not _is_sane_row(row):
                 return "fact"
+        if not all(map(_is_sane_fact, message.records)):
+            return "fact"
         if head is None:
             return _vet_vector(message.vector)
         if not 0 <= head.hlc < HLC_MAX:
@@ -296,6 +303,8 @@ def _is_sane_fact(fact: Fact) -> bool:
             return _is_sane_attempt(attempt)
         case Finished(_, attempt, _, outcome):
             return _is_sane_attempt(attempt) and _is_sane_outcome(outcome)
+        case Recorded():
+            return is_sane_record(fact)
         case _:
             return True
 

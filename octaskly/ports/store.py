@@ -8,7 +8,7 @@ from typing import Any, Protocol
 
 from octaskly.core.effects import Join, LoadRipe, PlanFloor, Save
 from octaskly.core.events import FloorPlanned, Loaded, RipeLoaded, Saved
-from octaskly.core.facts import Entry, Stored
+from octaskly.core.facts import Entry, Recorded, Stored
 from octaskly.core.merge import TaskRecord
 from octaskly.core.messages import (
     Cursor,
@@ -101,6 +101,17 @@ class ToNotify:
     fresh: tuple[tuple[int, TaskRecord], ...]  #: those that the asker did not know
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RecordQuery:
+    """One page of the records of a kind, in the order in which they were recorded."""
+
+    kind: str
+    limit: int = 1000
+    since: int = 0  #: hybrid timestamp
+    beyond: tuple[int, str] | None = None  #: `at` and key of the last one of a page
+    is_newest_first: bool = False
+
+
 class Log(Past, Protocol):
     """The durable side: log, tasks, attempts, spool, peers.
 
@@ -179,6 +190,9 @@ class Log(Past, Protocol):
 
     async def to_notify(self, known: frozenset[int], limit: int) -> ToNotify:
         """Find ended tasks of whose end somebody is to be told."""
+
+    async def records(self, query: RecordQuery) -> tuple[Recorded, ...]:
+        """Read one page of records, also those that are over."""
 
     async def stats(self) -> StoreStats:
         """Read the counters."""

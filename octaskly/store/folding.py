@@ -7,7 +7,7 @@ carry it only where two ends of one attempt must be compared.
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Final
 
@@ -21,7 +21,7 @@ from octaskly.core.facts import (
     TaskFact,
 )
 from octaskly.core.merge import Birth, TaskRecord, TaskRow
-from octaskly.core.model import Attempt, AttemptId, TaskId, TaskSpec
+from octaskly.core.model import Attempt, AttemptId, StreamId, TaskId, TaskSpec
 from octaskly.store import arrays, bulk, purge, rows
 from octaskly.store.arrays import BORN, Members
 from octaskly.store.orphans import Early, Orphans
@@ -58,6 +58,14 @@ class Task:
     def spec(self) -> TaskSpec | None:
         """The envelope, once it is here."""
         return None if self.record is None else self.record.spec
+
+    def is_earlier(self, row: TaskRow, floors: Mapping[StreamId, int]) -> bool:
+        """Whether `row` is of a later task with this id; by `floors`, of the peer."""
+        mine, theirs = self.spec, row.record.spec
+        if mine is None or theirs is None or self.birth is None:
+            return False
+        is_below = self.birth.seq <= floors.get(self.birth.stream, 0)
+        return is_below and mine.ord != theirs.ord
 
 
 class Folding:

@@ -22,7 +22,7 @@ from octaskly.core.effects import (
     Unspool,
 )
 from octaskly.core.events import FloorPlanned, Loaded, RipeLoaded, Saved
-from octaskly.core.facts import Entry, Floor
+from octaskly.core.facts import Entry, Floor, Recorded
 from octaskly.core.merge import TaskRecord
 from octaskly.core.messages import Cursor, Packed, Report
 from octaskly.core.model import (
@@ -36,9 +36,18 @@ from octaskly.core.model import (
 )
 from octaskly.core.timeline import History, Reach
 from octaskly.errors import RemoteProtocolError, StoreCorrupt
-from octaskly.ports import Clock, Packer, StoreStats, TaskPage, TaskQuery, ToNotify
+from octaskly.ports import (
+    Clock,
+    Packer,
+    RecordQuery,
+    StoreStats,
+    TaskPage,
+    TaskQuery,
+    ToNotify,
+)
 from octaskly.store import history as histories
 from octaskly.store import queue, reader
+from octaskly.store import records as records_
 from octaskly.store.database import (
     Lock,
     open_reader,
@@ -263,6 +272,10 @@ class Store:
         """Find ended tasks of whose end somebody is to be told."""
         return await self._read(lambda db: reader.to_notify(db, known, limit))
 
+    async def records(self, query: RecordQuery) -> tuple[Recorded, ...]:
+        """Read one page of records, also those that are over."""
+        return await self._read(lambda db: records_.page(db, query))
+
     async def stats(self) -> StoreStats:
         """Read the counters."""
         counts, sequence = await self._read(reader.counts)
@@ -287,7 +300,11 @@ class Store:
             self._handed = {StreamId(stream): have for stream, have in streams}
             self._open_readers()
             self._writer = Writer(
-                self._path, connection, self._packer, self._tell_committed
+                self._path,
+                connection,
+                self._packer,
+                self._clock,
+                self._tell_committed,
             )
         except sqlite3.Error as error:
             raise translated(self._path, error) from error

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 from octaskly.core.arrays import member_of
-from octaskly.core.facts import Floor, TaskFact
+from octaskly.core.facts import Floor, Recorded, TaskFact
 from octaskly.core.model import StreamId, TaskId
 from octaskly.ports import Packer
 from octaskly.store import bulk, rows
@@ -52,7 +52,7 @@ class Orphans:
                 some,
             ).fetchall():
                 fact = self._packer.unpack_entry(stream, seq, hlc, body).fact
-                assert not isinstance(fact, Floor), "a floor waits for no task"
+                assert not isinstance(fact, Floor | Recorded), "it waits for no task"
                 yield Early(stream, seq, hlc, fact, output, is_held=True)
 
     def members(self, array: TaskId) -> set[TaskId]:

@@ -12,7 +12,7 @@ from octaskly.core.events import FloorPlanned
 from octaskly.core.facts import HLC_MAX, Floor, Mark
 from octaskly.core.merge import TaskRecord
 from octaskly.core.model import Epoch, Holdings, NodeId, StreamId, TaskState
-from octaskly.store import arrays, reader, rows
+from octaskly.store import arrays, reader, records, rows
 from octaskly.store.database import used_bytes
 from octaskly.store.purge import read_floor
 from octaskly.store.state import read_ahead
@@ -49,7 +49,8 @@ def plan_floor(db: sqlite3.Connection, ask: PlanFloor, bytes_max: int) -> FloorP
 
     It is a cut through time: tasks born up to the horizon are void or carried. A node
     that lacks entries from before it gets rows instead, so nothing that counts is lost.
-    While rows say more than the log, there is no floor, but tasks to write again.
+    While rows say more than the log, there is no floor, but tasks or records to write
+    again; so it is where more records lie below than one step may carry.
     Of a log above `bytes_max` the oldest tasks go, whatever their age. The reader is in
     a transaction.
     """
@@ -57,6 +58,9 @@ def plan_floor(db: sqlite3.Connection, ask: PlanFloor, bytes_max: int) -> FloorP
     floors = {mark.stream: mark.seq for mark in known.marks}
     if _is_purging(db, known.horizon):
         return FloorPlanned(None, has_more=True)
+    loose = records.outside_the_log(db, ask.today_ms, CARRIED_MAX)
+    if loose:
+        return FloorPlanned(None, has_more=True, records=loose)
     ahead = read_ahead(db)
     if ahead:
         return _plan_ahead(db, ask, ahead)
@@ -73,9 +77,13 @@ def plan_floor(db: sqlite3.Connection, ask: PlanFloor, bytes_max: int) -> FloorP
         is_full = used > bytes_max
         return FloorPlanned(None, is_tight=used > low, is_too_large=is_full)
     marks = _marks(db, cut, floors)
+    left = records.below(db, marks, ask.today_ms, CARRIED_MAX + 1)
+    if len(left) > CARRIED_MAX:
+        return FloorPlanned(None, has_more=True, records=left[:CARRIED_MAX])
     return FloorPlanned(
         Floor(cut.horizon, marks),
         tuple(cut.carried),
+        records=left,
         has_more=not cut.is_over,
         is_tight=used > low,
         forgotten=cut.forgotten,

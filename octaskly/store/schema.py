@@ -217,7 +217,26 @@ CREATE TABLE ripe (
 ) STRICT;
 """
 
-MIGRATIONS: Final = (_FIRST, _SECOND, _THIRD)
+# What is about no task, see `store.records`. `at`: hybrid timestamp of when it was
+# recorded first; `hlc`, `stream`, `seq`: of the latest entry that says it.
+_FOURTH: Final = """
+CREATE TABLE records (
+    id INTEGER PRIMARY KEY,
+    kind TEXT NOT NULL,
+    key TEXT NOT NULL,
+    body BLOB NOT NULL,
+    until_ms INTEGER NOT NULL,
+    at INTEGER NOT NULL,
+    hlc INTEGER NOT NULL,
+    stream INTEGER NOT NULL,
+    seq INTEGER NOT NULL,
+    UNIQUE (kind, key)
+) STRICT;
+CREATE INDEX records_at ON records (kind, at, key);
+CREATE INDEX records_place ON records (stream, seq);
+"""
+
+MIGRATIONS: Final = (_FIRST, _SECOND, _THIRD, _FOURTH)
 """SQL that leads from version i to i + 1."""
 
 VERSION: Final = len(MIGRATIONS)

@@ -1,4 +1,4 @@
-"""Gives joined tasks to a peer instead of the entries about them.
+"""Gives joined tasks and records to a peer instead of the entries about them.
 
 No transaction lasts longer than one part: the vector is read before the first row, so
 every row is as new or newer, and joining the newer ones twice changes nothing.
@@ -11,10 +11,11 @@ from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Final
 
+from octaskly.core.facts import Recorded
 from octaskly.core.merge import Birth, TaskRow
 from octaskly.core.messages import Cursor, Snapshot, SnapshotHead
 from octaskly.core.model import Epoch, NodeId, StreamId
-from octaskly.store import arrays, reader, rows, state
+from octaskly.store import arrays, reader, records, rows, state
 from octaskly.store.purge import read_floor
 
 LAG_ENTRIES: Final = 200_000  #: fewer are always given as entries
@@ -52,8 +53,16 @@ def snapshot(
         head=head,
         vector=tuple(sorted(stands_for.items())),
     )
+    told: list[Recorded] = []
     found: list[TaskRow] = []
     left = bytes_max
+    for id_, record in records.after(db, cursor.record):
+        if told and left <= 0:
+            return replace(part, records=tuple(told), cursor=cursor, more=True)
+        told.append(record)
+        cursor = cursor._replace(record=id_)
+        left -= records.size_of(record)
+    part = replace(part, records=tuple(told))
     for key, row in _rows(db, cursor.key):
         if found and left <= 0:
             return replace(part, rows=tuple(found), cursor=cursor, more=True)

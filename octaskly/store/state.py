@@ -23,7 +23,7 @@ from octaskly.core.model import (
     TaskState,
 )
 from octaskly.ports import Packer
-from octaskly.store import rows
+from octaskly.store import records, rows
 from octaskly.store.arrays import ARRAY
 from octaskly.store.purge import read_floor, read_numbers
 
@@ -55,6 +55,7 @@ def write_saves(db: sqlite3.Connection, saves: Iterable[Save]) -> None:
             values["name"] = save.name
         if save.retold:
             _lower_ahead(db, save.retold)
+        records.learn(db, save.records)
         if save.hold is not None:
             values["is_drained"], values["is_paused"] = map(int, save.hold)
     db.executemany("INSERT OR REPLACE INTO meta VALUES (?, ?)", values.items())
@@ -122,6 +123,7 @@ def read_saved(db: sqlite3.Connection, packer: Packer, wall_ms: int) -> Saved:
         peers=_read_peers(db, wall_ms - PEER_DAYS * _DAY_MS),
         names=tuple((NodeId(node), name) for node, name in names),
         hold=Hold(bool(meta.get("is_drained")), bool(meta.get("is_paused"))),
+        records=records.in_memory(db),
     )
 
 

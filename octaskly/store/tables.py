@@ -15,11 +15,11 @@ from typing import Final
 
 from octaskly.core.arrays import member_of
 from octaskly.core.effects import Append, Join
-from octaskly.core.facts import Entry, Floor, TaskFact
+from octaskly.core.facts import Entry, Floor, Recorded, TaskFact
 from octaskly.core.merge import Birth, TaskRow
 from octaskly.core.model import Epoch, StreamId, TaskId
-from octaskly.ports import Packer
-from octaskly.store import arrays, bulk, purge, rows, state
+from octaskly.ports import Clock, Packer
+from octaskly.store import arrays, bulk, purge, records, rows, state
 from octaskly.store.arrays import Members
 from octaskly.store.blocks import first_key
 from octaskly.store.changes import Changes
@@ -33,9 +33,12 @@ CACHED_TASKS: Final = 10_000  #: unfinished tasks whose record the writer keeps
 class Tables:
     """Log, tasks, attempts and counts, written through one connection."""
 
-    def __init__(self, connection: sqlite3.Connection, packer: Packer) -> None:
+    def __init__(
+        self, connection: sqlite3.Connection, packer: Packer, clock: Clock
+    ) -> None:
         self._db = connection
         self._packer = packer
+        self._clock = clock
         self._cache: OrderedDict[TaskId, Task] = OrderedDict()
         self._orphans = Orphans(connection, packer)
         self._folding = Folding(connection, self._orphans)
@@ -75,6 +78,9 @@ class Tables:
                 self._append_some(some)
                 self._append_floor(entry, fact)
                 some = []
+            elif isinstance(fact, Recorded):
+                self._log(entry)
+                records.enter(self._db, entry, fact, self._clock.now().wall_ms)
             else:
                 some.append((entry, fact))
         self._append_some(some)
@@ -91,6 +97,7 @@ class Tables:
         members = [row for row in item.rows if member_of(row.record.id) is not None]
         self._join_some(item, plain)
         self._join_some(item, members)
+        records.learn(self._db, item.records)
         state.raise_ahead(self._db, item.vector)
         if item.is_last:
             self._end_join(item)
@@ -102,7 +109,7 @@ class Tables:
         for row in some:
             task_id = row.record.id
             task = touched[task_id]
-            if _is_earlier(task, row, floors):
+            if task.is_earlier(row, floors):
                 # An id that is used again: the peer has forgotten what we show.
                 assert task.key is not None
                 purge.drop_tasks(self._db, [task.key])
@@ -184,11 +191,14 @@ class Tables:
                 self._folding.bear_member(task_id, task)
 
     def _append_floor(self, entry: Entry, floor: Floor) -> None:
-        body = self._packer.pack_entry_body(entry)
-        row = (entry.stream, entry.seq, entry.hlc, floor.task, body, None)
-        bulk.LOG_INSERT.run(self._db, [row])
+        self._log(entry)
         purge.raise_number(self._db, "hlc", entry.hlc)
         self._raise_floor(floor)
+
+    def _log(self, entry: Entry) -> None:
+        body = self._packer.pack_entry_body(entry)
+        row = (entry.stream, entry.seq, entry.hlc, entry.fact.task, body, None)
+        bulk.LOG_INSERT.run(self._db, [row])
 
     def _raise_floor(self, floor: Floor) -> None:
         purge.write_floor(self._db, floor)
@@ -385,11 +395,3 @@ class Tables:
                 cache.pop(task_id, None)
         while len(cache) > CACHED_TASKS:
             cache.popitem(last=False)
-
-
-def _is_earlier(task: Task, row: TaskRow, floors: dict[StreamId, int]) -> bool:
-    """Whether the row is of a later task with the same id; by `floors`, of the peer."""
-    mine, theirs = task.spec, row.record.spec
-    if mine is None or theirs is None or task.birth is None or mine.ord == theirs.ord:
-        return False
-    return task.birth.seq <= floors.get(task.birth.stream, 0)

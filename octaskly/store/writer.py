@@ -23,7 +23,7 @@ from typing import Final
 from octaskly.core.effects import Append, Join, Save, Spool, Unspool
 from octaskly.core.facts import Assigned
 from octaskly.errors import StoreError
-from octaskly.ports import Packer
+from octaskly.ports import Clock, Packer
 from octaskly.store import state
 from octaskly.store.database import (
     Reserve,
@@ -59,13 +59,14 @@ class Writer:
         path: Path,
         connection: sqlite3.Connection,
         packer: Packer,
+        clock: Clock,
         on_commit: Callable[[int], None],
     ) -> None:
         self._path = path
         self._db = connection
         self._packer = packer
         self._on_commit = on_commit
-        self._tables = Tables(connection, packer)
+        self._tables = Tables(connection, packer, clock)
         self._reserve = Reserve(path)
         self._inode = _inode(path)
         self._changed = threading.Condition()
@@ -281,7 +282,7 @@ class Writer:
 
 def _weight(item: Item) -> int:
     if isinstance(item, Join):
-        return len(item.rows) or 1
+        return len(item.rows) + len(item.records) or 1
     return len(item.entries) or 1 if isinstance(item, Append) else 1
 
 

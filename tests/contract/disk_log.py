@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 from octaskly.core.effects import Append, Join, Load, PlanFloor, Save
 from octaskly.core.events import FloorPlanned, Loaded, Saved
-from octaskly.core.facts import Entry
+from octaskly.core.facts import Entry, Recorded
 from octaskly.core.merge import TaskRecord
 from octaskly.core.messages import Cursor, Entries, Packed, Report
 from octaskly.core.model import (
@@ -22,7 +22,7 @@ from octaskly.core.model import (
     TaskId,
     TaskState,
 )
-from octaskly.ports import StoreStats, TaskPage, TaskQuery
+from octaskly.ports import RecordQuery, StoreStats, TaskPage, TaskQuery
 from tests.contract.log_kit import PicklePacker
 from tests.simulation.disk import Disk
 
@@ -84,6 +84,10 @@ class DiskLog:
 
     async def vector(self) -> Holdings:
         return self._disk.vector()
+
+    async def records(self, query: RecordQuery) -> tuple[Recorded, ...]:
+        some = [r for r in self._disk.told() if r.kind == query.kind]
+        return tuple(sorted(some, key=lambda record: (record.at, record.key)))
 
     async def task(self, ref: str) -> TaskRecord | None:
         return self._disk.records.get(TaskId(ref))

@@ -70,6 +70,7 @@ class Bench:
         facts: list[Fact] = []
         for record in planned.carried:
             facts += facts_of(record)
+        facts += planned.records
         await self.add(*facts, planned.floor)
         return True
 
@@ -102,7 +103,9 @@ class Bench:
             assert head is not None
             self.number += 1
             more, vector = part.more, part.vector
-            self.log.join(Join(self.number, part.rows, head, not more, vector))
+            self.log.join(
+                Join(self.number, part.rows, head, not more, vector, part.records)
+            )
             await self.durable()
             cursor = part.cursor
             if not part.more:

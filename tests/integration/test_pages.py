@@ -31,7 +31,7 @@ NODES = [NodeId(f"{n:016x}") for n in range(1, 4)]
 def db(tmp_path_factory: pytest.TempPathFactory) -> Iterator[sqlite3.Connection]:
     """A log with holes: of tasks that are gone, and of members that did not begin."""
     db = open_writer(Path(tmp_path_factory.mktemp("pages")) / "log.db")
-    tables = Tables(db, kit.PicklePacker())
+    tables = Tables(db, kit.PicklePacker(), kit.HandClock())
     dice = random.Random(4)
     array = TaskOptions(array=ArraySpec(count=MEMBERS))
     facts: list[Fact] = [kit.submitted(9999, id=ARRAY, options=array)]

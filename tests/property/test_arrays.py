@@ -146,7 +146,7 @@ def test_who_asked_is_told_of_the_end_of_an_array_alone() -> None:
     ]
     entries = kit.entries([Submitted(array), *ends])
     db = database()
-    tables = Tables(db, kit.PicklePacker())
+    tables = Tables(db, kit.PicklePacker(), kit.HandClock())
 
     tables.append([Append(1, tuple(entries[:2]), kit.EPOCHS)])
     before = reader.to_notify(db, frozenset(), 9)

@@ -67,7 +67,7 @@ class Table:
     def __init__(self) -> None:
         self.db = sqlite3.connect(":memory:", isolation_level=None)
         self.db.deserialize(EMPTY)
-        self.tables = Tables(self.db, kit.PicklePacker())
+        self.tables = Tables(self.db, kit.PicklePacker(), kit.HandClock())
 
     def add(self, entries: Sequence[Entry]) -> None:
         self.tables.append([Append(1, tuple(entries), EPOCHS)])

@@ -19,6 +19,7 @@ from octaskly.core.facts import (
     Finished,
     Floor,
     Notified,
+    Recorded,
     TaskFact,
 )
 from octaskly.core.merge import TaskRecord
@@ -76,7 +77,7 @@ def interleaved(data: st.DataObject, streams: Sequence[Sequence[Entry]]) -> list
 def filled(data: st.DataObject, entries: Sequence[Entry]) -> sqlite3.Connection:
     """Write entries in commits of any size, some after a roll-back or a restart."""
     connection = database()
-    tables = Tables(connection, kit.PicklePacker())
+    tables = Tables(connection, kit.PicklePacker(), kit.HandClock())
     rest = list(entries)
     while rest:
         size = data.draw(st.integers(1, len(rest)))
@@ -99,7 +100,7 @@ def shown(connection: sqlite3.Connection) -> dict[TaskId, TaskRecord | None]:
 def merged(entries: Sequence[Entry]) -> dict[TaskId, TaskRecord | None]:
     records: dict[TaskId, TaskRecord | None] = {kit.task_id(n): None for n in (1, 2, 3)}
     for entry in entries:
-        assert not isinstance(entry.fact, Floor)
+        assert not isinstance(entry.fact, Floor | Recorded)
         task = entry.fact.task
         records[task] = merge.apply(records[task], entry.fact)
     return {

@@ -46,7 +46,7 @@ def held(parts: Sequence[Sequence[Entry]]) -> sqlite3.Connection:
     db = sqlite3.connect(":memory:", isolation_level=None)
     for script in MIGRATIONS:
         db.executescript(script)
-    tables = Tables(db, kit.PicklePacker())
+    tables = Tables(db, kit.PicklePacker(), kit.HandClock())
     for part in parts:
         tables.append([Append(1, tuple(part), kit.EPOCHS)])
     return db

@@ -17,6 +17,7 @@ from octaskly.core.facts import (
     Entry,
     Fact,
     Finished,
+    Recorded,
     Submitted,
     hlc_of,
 )
@@ -32,6 +33,7 @@ from octaskly.core.model import (
     name_of,
 )
 from octaskly.core.node import Node
+from octaskly.core.records import KINDS, first
 from octaskly.core.succession import covers
 from tests.simulation.disk import Disk, Kept
 from tests.simulation.world import WALL_MS, Machine, Started, World
@@ -286,6 +288,28 @@ def acknowledged_results_are_present(world: World) -> None:
     _is_kept(world, Finished)
 
 
+def records_are_kept(world: World) -> None:
+    """What was confirmed to be recorded is in the log, also after the floor."""
+    _is_kept(world, Recorded)
+    (dispatcher,) = world.dispatchers()
+    known = {f"{kind}/{key}" for kind, key in world.machines[dispatcher].disk.notes}
+    for kind, place, _ in world.machines[dispatcher].disk.kept:
+        assert kind is not Recorded or place in known, f"{place} is in no table"
+
+
+def all_go_by_the_same_records(world: World) -> None:
+    """What every node goes by is known to each, whether it keeps a log or not."""
+    (dispatcher,) = world.dispatchers()
+    for key, (record, _) in world.machines[dispatcher].disk.notes.items():
+        if KINDS[record.kind].is_told:
+            for machine in world.alive():
+                mine = machine.learnt.get(key)
+                assert mine is not None, f"{machine.id} was not told {key}"
+                # It may have heard of an earlier one, whose log is lost.
+                counts = first(mine, record)
+                assert counts == mine, f"{machine.id} goes by {mine}, not {record}"
+
+
 def _is_kept(world: World, kind: type[Fact]) -> None:
     """What was promised is kept as long as one of the disks that held it then is."""
     (dispatcher,) = world.dispatchers()
@@ -441,6 +465,8 @@ FINAL = (
     no_phantom_tasks,
     nothing_runs_before_its_parents,
     cancels_are_kept,
+    records_are_kept,
+    all_go_by_the_same_records,
     acknowledged_results_are_present,
     every_accepted_task_is_final,
     one_outcome,

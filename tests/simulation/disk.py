@@ -20,6 +20,7 @@ from octaskly.core.facts import (
     Finished,
     Floor,
     Mark,
+    Recorded,
     Submitted,
     TaskFact,
     born_hlc,
@@ -48,10 +49,13 @@ from octaskly.core.model import (
     TaskState,
     Vector,
 )
+from octaskly.core.records import first, is_over
 from tests.builders import answer
 
 Write = Callable[[], None]
 Kept = tuple[type[Fact], TaskId, AttemptId | None]
+Place = tuple[int, StreamId, int]
+NOWHERE: Place = (0, StreamId(0), 0)
 """What a client or a worker may rely on: that a fact of a kind stands in the log."""
 
 GOOD = {
@@ -84,6 +88,8 @@ class Disk:
     keys_given: int = 0
     early: dict[TaskId, list[Entry]] = field(default_factory=dict)
     """What cannot count until a submission is here."""
+    notes: dict[tuple[str, str], tuple[Recorded, Place]] = field(default_factory=dict)
+    """Records, each with the latest entry that says it; stream 0: none here does."""
     floor: Floor = NO_FLOOR
     stands_for: Vector = field(default_factory=dict)
     """What rows of snapshots say, which may be more than the log holds."""
@@ -116,7 +122,12 @@ class Disk:
             hold=self.hold,
             reports=tuple(self.spool.values()),
             peers=tuple(Advert(peer, where) for peer, where in self.peers.items()),
+            records=self.told(),
         )
+
+    def told(self) -> tuple[Recorded, ...]:
+        """Return the records that are committed."""
+        return tuple(record for record, _ in self.notes.values())
 
     def copy(self) -> Disk:
         """Return what a backup of this moment holds."""
@@ -205,8 +216,26 @@ class Disk:
                 lacks = [n for n in entry.fact.needs if n[1] > self.have(n[0])]
                 assert not lacks, f"a floor came before what it builds on: {lacks}"
                 self._raise(entry.fact)
+            elif isinstance(entry.fact, Recorded):
+                self._note(entry.fact, (entry.hlc, stream, entry.seq))
+                self.kept.add(kept(entry.fact))
             else:
                 self._enter(entry, entry.fact)
+
+    def _learn(self, records: tuple[Recorded, ...]) -> set[Kept]:
+        """Join records that the log here does not say."""
+        for record in records:
+            self._note(record, NOWHERE)
+        return set(map(kept, records))
+
+    def _note(self, record: Recorded, place: Place) -> None:
+        """Join a record; of two entries that say it, the later one counts."""
+        key = (record.kind, record.key)
+        known, at = self.notes.get(key, (record, place))
+        if known == record:
+            self.notes[key] = record, max(at, place)
+        elif first(known, record) == record:
+            self.notes[key] = record, place
 
     def _add_writers(self, pairs: tuple[tuple[StreamId, Epoch], ...]) -> None:
         for stream, epoch in pairs:
@@ -237,7 +266,7 @@ class Disk:
         self.sequence = max(self.sequence, highest_number((task,)))
         self._fold(fact, birth.reborn)
         for entry in self.early.pop(task, ()):
-            assert not isinstance(entry.fact, Floor)
+            assert not isinstance(entry.fact, Floor | Recorded)
             self._fold(entry.fact, entry.hlc)
 
     def _fold(self, fact: TaskFact, hlc: int) -> None:
@@ -269,6 +298,7 @@ class Disk:
                 else:
                     self._fold(fact, row.changed)
             self.changed[task] = max(self.changed[task], row.changed)
+        loose |= self._learn(effect.records)
         for stream, seq in effect.vector:
             self.stands_for[stream] = max(self.stands_for.get(stream, 0), seq)
         if effect.is_last:
@@ -354,6 +384,7 @@ class Disk:
             self.name = effect.name
         if effect.hold is not None:
             self.hold = effect.hold
+        self._learn(effect.records)
         for stream, seq in effect.retold:
             if self.stands_for.get(stream, 0) <= seq:
                 self.stands_for.pop(stream, None)
@@ -440,6 +471,10 @@ class Disk:
             if not self._is_wanted(vector, head):
                 return None
             cursor = Cursor(head.hlc, 0)
+        told = self.told()[cursor.record :][:PART_ROWS]
+        if len(told) == PART_ROWS:
+            cursor = cursor._replace(record=cursor.record + PART_ROWS)
+            return Snapshot(rows=(), records=told, cursor=cursor, more=True, head=head)
         left = [(key, task) for task, key in self.keys.items() if key > cursor.key]
         rows = tuple(
             TaskRow(self.records[task], self.births[task], self.changed[task])
@@ -450,7 +485,8 @@ class Disk:
         stands_for = dict(self.vector()) | dict(self.ahead())
         return Snapshot(
             rows=rows,
-            cursor=Cursor(cursor.series, key),
+            records=told,
+            cursor=Cursor(cursor.series, key, cursor.record + len(told)),
             more=more,
             head=head,
             vector=tuple(sorted(stands_for.items())),
@@ -486,6 +522,9 @@ class Disk:
 
     def plan(self, ask: PlanFloor) -> FloorPlanned:
         """Find the next step of the floor, like the port of that name."""
+        loose = self._upto({StreamId(0): 0}, ask.today_ms)
+        if loose:
+            return FloorPlanned(None, has_more=True, records=loose)
         if self.ahead():
             return self._plan_ahead(ask)
         tasks_max, forgotten = ask.tasks_max, 0
@@ -519,9 +558,25 @@ class Disk:
         horizon = max(horizon, min(latest, until))
         marks = self._marks(horizon, last)
         floor = Floor(horizon, marks)
+        below = self._upto(_seqs(floor), ask.today_ms)
+        if len(below) == STEP_TASKS:
+            return FloorPlanned(None, has_more=True, records=below)
         return FloorPlanned(
-            floor, tuple(carried), has_more=not is_over, forgotten=forgotten
+            floor,
+            tuple(carried),
+            has_more=not is_over,
+            forgotten=forgotten,
+            records=below,
         )
+
+    def _upto(self, seqs: Vector, today_ms: int) -> tuple[Recorded, ...]:
+        """Return records that only entries up to there say."""
+        found = [
+            record
+            for record, (_, stream, seq) in self.notes.values()
+            if seq <= seqs.get(stream, -1) and not is_over(record, today_ms)
+        ]
+        return tuple(found[:STEP_TASKS])
 
     def _plan_ahead(self, ask: PlanFloor) -> FloorPlanned:
         """Find tasks that rows may say more of than the log."""
@@ -574,4 +629,6 @@ def _is_live(record: TaskRecord) -> bool:
 
 def kept(fact: Fact) -> Kept:
     """Return what a fact, once durable, lets others rely on."""
+    if isinstance(fact, Recorded):
+        return Recorded, TaskId(f"{fact.kind}/{fact.key}"), None
     return type(fact), fact.task, getattr(fact, "attempt", None)

@@ -32,6 +32,7 @@ NARROW = Limits(
 FORGETFUL = 0.3  #: share of worlds that forget tasks after a few seconds
 AWAY_S = 4.0  #: without a node, where nothing is forgotten
 KEYED = 0.05  #: share of requests that repeat an earlier one
+NOTED = 0.2  #: beside so many requests something is recorded
 
 
 @dataclass(frozen=True)
@@ -294,6 +295,8 @@ def _ask(world: World, profile: Profile) -> None:
         world.submit(node, task_id=TaskId(f"keyed-{draw.randrange(5)}"))
     else:
         world.submit(node, draw.choice(profile.batches))
+    if world.notes.random() < NOTED:
+        world.record(node)
     if world.accepted and draw.random() < 0.1:
         task = draw.choice(list(world.accepted))
         world.cancel(node, task, force=draw.random() < 0.5)

@@ -14,6 +14,7 @@ import pytest
 
 from octaskly.core import replication
 from octaskly.core.adoption import Adoption
+from octaskly.core.clerk import Clerk
 from octaskly.core.dispatch import Dispatch
 from octaskly.core.effects import Append, Effect, Join, Save, Send
 from octaskly.core.election import Election
@@ -362,6 +363,37 @@ def children_do_not_wait(patch: pytest.MonkeyPatch) -> None:
     patch.setattr("octaskly.core.dispatch.is_late", lambda _: False)
 
 
+def records_are_not_in_snapshots(patch: pytest.MonkeyPatch) -> None:
+    """Who joins by rows hears of tasks alone."""
+    real = Journal.join
+
+    def deaf(self: Journal, part: Snapshot, head: SnapshotHead) -> Join:
+        return real(self, replace(part, records=()), head)
+
+    patch.setattr(Journal, "join", deaf)
+
+
+def the_last_record_counts(patch: pytest.MonkeyPatch) -> None:
+    """Of two records of one key the one that comes later counts."""
+    patch.setattr("octaskly.core.records.first", lambda _, later: later)
+    patch.setattr("tests.simulation.disk.first", lambda _, later: later)
+
+
+def newcomers_are_told_nothing(patch: pytest.MonkeyPatch) -> None:
+    """Only who is here when something is recorded hears of it."""
+    patch.setattr(Clerk, "_greet", lambda *_: [])
+
+
+def what_is_told_is_not_kept(patch: pytest.MonkeyPatch) -> None:
+    """A follower without a log forgets records when it restarts."""
+    real = Disk._save
+
+    def forgetful(self: Disk, effect: Save) -> None:
+        real(self, replace(effect, records=()))
+
+    patch.setattr(Disk, "_save", forgetful)
+
+
 Hunt = Callable[[int], object]
 MUTANTS: tuple[tuple[Plant, Hunt], ...] = (
     (volatile_term, run_seed),
@@ -391,5 +423,9 @@ MUTANTS: tuple[tuple[Plant, Hunt], ...] = (
     (floor_without_the_carried, run_forgetful),
     (worker_copies_are_written_again, run_forgetful),
     (children_do_not_wait, run_seed),
+    (records_are_not_in_snapshots, run_forgetful),
+    (the_last_record_counts, run_seed),
+    (newcomers_are_told_nothing, run_seed),
+    (what_is_told_is_not_kept, run_seed),
 )
 """Each with the world in which it shows."""

@@ -13,6 +13,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import partial
 
+from octaskly.core import effects as ef
+from octaskly.core import records
 from octaskly.core.effects import (
     Accepted,
     Answer,
@@ -23,6 +25,7 @@ from octaskly.core.effects import (
     Disconnect,
     Effect,
     Join,
+    Learnt,
     Load,
     LoadLive,
     LoadRipe,
@@ -49,13 +52,15 @@ from octaskly.core.events import (
     Event,
     LiveLoaded,
     Persisted,
+    RecordAsked,
+    RecordDraft,
     Seen,
     SteeringAsked,
     StopAsked,
     TasksSubmitted,
     Woke,
 )
-from octaskly.core.facts import CancelAsked, Finished, Submitted, born_hlc
+from octaskly.core.facts import CancelAsked, Finished, Recorded, Submitted, born_hlc
 from octaskly.core.merge import TaskRow
 from octaskly.core.messages import Cursor, Entries, Message, Report, Results, ResultsOk
 from octaskly.core.model import (
@@ -79,7 +84,7 @@ from octaskly.core.model import (
 from octaskly.core.node import Node
 from octaskly.core.options import After, Requires, TaskOptions, slots_of
 from tests.simulation.cores import Cores
-from tests.simulation.disk import GOOD, Disk, Kept
+from tests.simulation.disk import GOOD, Disk, Kept, kept
 from tests.simulation.network import Network
 
 MEMORY_MB = 100  #: of each machine
@@ -124,6 +129,8 @@ class Machine:
     is_failing: bool = False  #: a write has failed and is tried again
     wall_skew_ms: int = 0
     timer: int = 0
+    learnt: dict[tuple[str, str], Recorded] = field(default_factory=dict)
+    """What this process was told to go by."""
     is_committing: bool = False
     dies_after_s: float | None = None  #: a crash so long after the next write
     notes: list[tuple[float, Note]] = field(default_factory=list)
@@ -156,8 +163,9 @@ class World:
         cores: int | None = None,
         is_traced: bool = False,
     ) -> None:
-        self.random, self.late, self.needy = (
-            random.Random(text) for text in (seed, f"late {seed}", f"needy {seed}")
+        self.random, self.late, self.needy, self.notes = (
+            random.Random(text)
+            for text in (seed, f"late {seed}", f"needy {seed}", f"notes {seed}")
         )
         self.time_s = 1000.0
         self.node_type = node_type
@@ -242,6 +250,7 @@ class World:
             return
         machine.life += 1
         machine.has_stopped = False
+        machine.learnt = {}
         info = NodeInfo(
             id=node_id,
             boot=f"{node_id}-{machine.life}",
@@ -446,6 +455,8 @@ class World:
                 self.network.disconnect(machine.id, peer, reason)
             case Answer(ticket, reply):
                 self._answer(machine, ticket, reply)
+            case Learnt(some):
+                self._learn(machine, some)
             case Start(items):
                 self._run(machine, node, items)
             case Stop(items, reason):
@@ -455,6 +466,13 @@ class World:
                 self.at(0.0, lambda: self._stopped(machine.id))
             case _:
                 self._perform_store(machine, effect)
+
+    def _learn(self, machine: Machine, some: tuple[Recorded, ...]) -> None:
+        """Let a process go by what is on its disk."""
+        for record in some:
+            key = (record.kind, record.key)
+            assert key in machine.disk.notes, f"{machine.id}: {key} is on no disk"
+            machine.learnt[key] = record
 
     def _write(self, disk: Disk, effect: Append | Join | Save) -> None:
         match effect:
@@ -740,6 +758,18 @@ class World:
         )
         self.feed(machine, event)
 
+    def record(self, node_id: NodeId) -> None:
+        """Let somebody record something; generations are few, so that they clash."""
+        machine = self.machines[node_id]
+        if machine.node is None or machine.is_failing:
+            return
+        draw = self.notes
+        kind = draw.choice((records.ROTATION, records.TOKEN_REVOKED, records.AUDIT))
+        few = kind == records.ROTATION
+        key = str(draw.randrange(6)) if few else f"{draw.getrandbits(64):x}"
+        drafts = (RecordDraft(kind, key, draw.randbytes(4)),)
+        self.feed(machine, RecordAsked(self._next_ticket(), drafts))
+
     def _next_ticket(self) -> int:
         self._ticket += 1
         self._asked_s[self._ticket] = self.time_s
@@ -754,6 +784,9 @@ class World:
                     self.accepted[spec.id] = spec
                     self.wanted.add((spec.id, draft.command))
                     self._promise((Submitted, spec.id, None))
+            case ef.Kept(some):
+                for record in some:
+                    self._promise(kept(record))
             case CancelDone(task, _, was_done) if was_done:
                 self._promise((CancelAsked, task, None))
             case _:

@@ -18,6 +18,7 @@ from octaskly.core.facts import (
     Mark,
     Notified,
     Ready,
+    Recorded,
     Submitted,
 )
 from octaskly.core.merge import Birth, TaskRecord, TaskRow
@@ -40,6 +41,7 @@ from octaskly.core.messages import (
     ProbeOk,
     Pull,
     Reattach,
+    Records,
     Redirect,
     Repl,
     ReplOk,
@@ -137,6 +139,7 @@ MEMBER = Member(
 )
 REPORT = Report(task=TASK, attempt=ATTEMPT, outcome=OUTCOME, spec=SPEC)
 FLOOR = Floor(5, (Mark(STREAM, 7, EPOCH), Mark(StreamId(1), 2, EPOCH)), VECTOR)
+RECORD = Recorded("node-revoked", NODE, b"\xff", 0, 98)
 FACTS: tuple[Fact, ...] = (
     Submitted(SPEC),
     CancelAsked(TASK, "me"),
@@ -145,6 +148,7 @@ FACTS: tuple[Fact, ...] = (
     Finished(TASK, ATTEMPT, NODE, OUTCOME),
     FLOOR,
     Ready(TASK),
+    RECORD,
 )
 ENTRIES = tuple(Entry(STREAM, i + 1, 99, fact) for i, fact in enumerate(FACTS))
 MESSAGES: tuple[Message, ...] = (
@@ -181,6 +185,7 @@ MESSAGES: tuple[Message, ...] = (
     Leave("stopping"),
     Repl(EPOCH, 7, ENTRIES, ((STREAM, EPOCH),)),
     ReplOk(EPOCH, 7),
+    Records(EPOCH, (RECORD,)),
 )
 OTHERS = (
     *FACTS,

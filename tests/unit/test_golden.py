@@ -21,6 +21,7 @@ from octaskly.core.facts import (
     Finished,
     Floor,
     Mark,
+    Recorded,
     Submitted,
 )
 from octaskly.core.merge import Birth, TaskRecord, TaskRow
@@ -43,6 +44,7 @@ from octaskly.core.messages import (
     ProbeOk,
     Pull,
     Reattach,
+    Records,
     Redirect,
     Repl,
     ReplOk,
@@ -114,6 +116,7 @@ ENTRIES = (
     Entry(STREAM, 3, 1003, Finished(TASK, ATTEMPT, OTHER, OUTCOME)),
     Entry(STREAM, 4, 1004, CancelAsked(TASK, "local:ana@desk")),
 )
+RECORD = Recorded("token-revoked", "0f" * 16, b"{}", 1_700_000_000_000, 1006)
 WRITERS = ((STREAM, EPOCH),)
 FLOOR = Floor(1000, (Mark(StreamId(5), 1, EPOCH),), VECTOR)
 MESSAGES: tuple[Message, ...] = (
@@ -176,6 +179,7 @@ MESSAGES: tuple[Message, ...] = (
     Transfer(EPOCH, VECTOR),
     Leave("stopping"),
     Repl(EPOCH, 17, ENTRIES, WRITERS),
+    Records(EPOCH, (RECORD,)),
     ReplOk(EPOCH, 17),
     Snapshot(
         rows=(TaskRow(TaskRecord(id=TASK, spec=SPEC), Birth(3, 4, STREAM, 5), 6),),

@@ -23,6 +23,7 @@ from octaskly.core.facts import (
     CancelAsked,
     Entry,
     Finished,
+    Recorded,
     Submitted,
     hlc_of,
 )
@@ -41,6 +42,7 @@ from octaskly.core.messages import (
     Message,
     Pull,
     Reattach,
+    Records,
     Redirect,
     Repl,
     ReplOk,
@@ -64,6 +66,7 @@ from octaskly.core.model import (
 )
 from octaskly.core.node import Node
 from octaskly.core.options import ArraySpec, TaskOptions
+from octaskly.core.records import AUDIT
 from octaskly.core.vetting import PARTS_MAX, STREAMS_MAX, TERMS_AHEAD
 from tests.builders import (
     attempt,
@@ -81,6 +84,7 @@ THEIRS = Epoch(5, PEER)
 KNOWN, NEW = StreamId(5), StreamId(6)
 WRITER = Epoch(2, OTHER)
 FACT = CancelAsked(TaskId("t"), "x")
+RECORD = Recorded("gossip", "key", b"", 0, 5)
 FAR = Epoch(TERMS_AHEAD + 5, PEER)
 READY = NodeState.READY
 
@@ -224,6 +228,25 @@ WRONG = {
     ),
     "a row of two states": (rowed(AttemptState.FAILED, outcome()), "fact"),
     "a row that ended without an end": (rowed(AttemptState.OK, None), "fact"),
+    "records for another": (Records(Epoch(5, OTHER), ()), "epoch"),
+    "a record of no kind": (telling(Entry(KNOWN, 5, 9, RECORD)), "fact"),
+    "a record that is too long": (
+        Records(THEIRS, (replace(RECORD, kind=AUDIT, body=b"x" * 4096),)),
+        "fact",
+    ),
+    "a record that breaks lines": (
+        Records(THEIRS, (replace(RECORD, kind=AUDIT, key="a\nb"),)),
+        "fact",
+    ),
+    "a record of the far future in a snapshot": (
+        Snapshot(
+            rows=(),
+            cursor=Cursor(9, 0),
+            more=True,
+            records=(replace(RECORD, kind=AUDIT, at=HLC_MAX),),
+        ),
+        "fact",
+    ),
     "an array without end": (telling(array_of(count=1 << 62)), "fact"),
     "an array that goes nowhere": (telling(array_of(count=2, step=0)), "fact"),
     "an array of nothing": (telling(array_of(count=0)), "fact"),

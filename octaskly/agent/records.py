@@ -1,0 +1,58 @@
+"""Records, for the parts of the shell: to write one, to read them, to be told of one.
+
+Whoever goes by records of a kind subscribes before the agent starts. It is told of all
+that this node has kept once the core takes its first step, and then of each that is on
+this node's disk, wherever it was written; see `core.records`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from octaskly.agent.tickets import Tickets
+from octaskly.core.effects import Crowded, Kept
+from octaskly.core.events import RecordAsked, RecordDraft
+from octaskly.core.facts import Recorded
+from octaskly.errors import TooManyRecords
+from octaskly.ports import Log, RecordQuery
+
+Heard = Callable[[Recorded], None]
+
+
+class Records:
+    """What this node knows that is about no task."""
+
+    def __init__(self, tickets: Tickets, store: Log) -> None:
+        self._tickets = tickets
+        self._store = store
+        self._heard: dict[str, list[Heard]] = {}
+
+    def subscribe(self, kind: str, heard: Heard) -> None:
+        """Call `heard` with each record of a kind, on the event loop."""
+        self._heard.setdefault(kind, []).append(heard)
+
+    def learnt(self, records: Sequence[Recorded]) -> None:
+        """Pass on what has come to this node's disk."""
+        for record in records:
+            for heard in self._heard.get(record.kind, ()):
+                heard(record)
+
+    async def keep(self, *drafts: RecordDraft) -> Kept:
+        """Record these, all or none, and return what counts when that is safe.
+
+        Where kind and key were taken, that is the earlier record.
+
+        Raises:
+            NotDispatcher: another node is dispatcher; nothing was recorded.
+            NotDurable: one copy is too few.
+            TooManyRecords: the mesh keeps no more of a kind.
+        """
+        reply = await self._tickets.ask(lambda ticket: RecordAsked(ticket, drafts))
+        if isinstance(reply, Crowded):
+            raise TooManyRecords(f"the mesh keeps {reply.most} records {reply.kind}")
+        assert isinstance(reply, Kept)
+        return reply
+
+    async def page(self, query: RecordQuery) -> tuple[Recorded, ...]:
+        """Read records of one kind, also those that are over."""
+        return await self._store.records(query)

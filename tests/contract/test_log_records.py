@@ -1,0 +1,122 @@
+"""What everything behind `ports.Log` must do with records, which are about no task."""
+
+from __future__ import annotations
+
+import pytest
+
+from octaskly.core.effects import PlanFloor, Save
+from octaskly.core.facts import Recorded
+from octaskly.core.model import Holdings
+from octaskly.core.records import AUDIT, ROTATION, TOKEN_REVOKED
+from octaskly.ports import RecordQuery
+from tests.contract import log_kit as kit
+from tests.contract.test_log_retention import AGES, MANY, Bench, benches, rows_of
+
+__all__ = ["benches"]
+TODAY_MS = kit.WALL_MS
+
+
+def record(
+    key: str, body: bytes = b"", *, kind: str = TOKEN_REVOKED, at: int = 5
+) -> Recorded:
+    """Return a record that is never over."""
+    return Recorded(kind, key, body, 0, at)
+
+
+async def listed(bench: Bench, kind: str = TOKEN_REVOKED) -> list[Recorded]:
+    """Return all records of a kind."""
+    return list(await bench.log.records(RecordQuery(kind=kind)))
+
+
+async def told(bench: Bench, *records: Recorded) -> None:
+    """Let a node keep what a dispatcher told it."""
+    bench.number += 1
+    bench.log.save(Save(number=bench.number, records=records))
+    await bench.durable()
+
+
+async def test_a_record_is_there_after_a_restart(benches: list[Bench]) -> None:
+    """Also one that a dispatcher told, which is in no log here."""
+    one, _ = benches
+    await one.add(record("a"), kit.submitted(1))
+    await told(one, record("b"))
+
+    await one.reopen()
+
+    assert one.saved.records == (record("a"), record("b"))
+    assert await listed(one) == [record("a"), record("b")]
+    assert await one.log.vector() == ((kit.STREAM, 2),)
+
+
+async def test_the_first_record_of_a_key_counts(benches: list[Bench]) -> None:
+    """Whichever comes first: two halves of a split may have written one each."""
+    one, two = benches
+    early, late = (record("2", bytes([n]), kind=ROTATION, at=n) for n in (1, 2))
+
+    await one.add(early, late)
+    await two.add(late, early)
+
+    assert await listed(one, ROTATION) == await listed(two, ROTATION) == [early]
+
+
+async def test_records_are_carried_over_the_floor(benches: list[Bench]) -> None:
+    """The log alone still says them, so whoever follows it learns them."""
+    one, two = benches
+    await one.add(record("a"), kit.submitted(1), kit.finished(1))
+
+    assert await one.raise_floor()
+    await one.shows()
+
+    pulled = await kit.entries_of(one.log, {kit.STREAM: 3})
+    assert record("a") in [entry.fact for entry in pulled.entries]
+    assert await two.join(one.log) is not None
+    assert await listed(two) == [record("a")]
+
+
+async def test_what_is_over_is_not_carried(benches: list[Bench]) -> None:
+    """A revocation outlives its token for nobody."""
+    one, _ = benches
+    over = Recorded(TOKEN_REVOKED, "a", b"", TODAY_MS - 1, 5)
+    await one.add(over, record("b"), kit.submitted(1), kit.finished(1))
+
+    planned = await one.log.plan_floor(PlanFloor(AGES, MANY, today_ms=TODAY_MS))
+
+    assert planned.floor is not None
+    assert planned.records == (record("b"),)
+
+
+async def test_what_others_told_is_written_before_the_floor_rises(
+    benches: list[Bench],
+) -> None:
+    """A node that comes to reign says in its log what it knows without one."""
+    one, _ = benches
+    await one.add(kit.submitted(1), kit.finished(1))
+    await told(one, record("a"))
+
+    planned = await one.log.plan_floor(PlanFloor(AGES, MANY))
+    await one.add(*planned.records)
+
+    assert planned.floor is None
+    assert planned.records == (record("a"),)
+    assert (await one.log.plan_floor(PlanFloor(AGES, MANY))).floor is not None
+
+
+@pytest.mark.parametrize("count", [1, 5])
+async def test_a_snapshot_gives_the_records_first(
+    benches: list[Bench], count: int
+) -> None:
+    """A node that joins goes by them before it holds all tasks; none is missing."""
+    one, two = benches
+    records = [record(str(n), kind=AUDIT, at=n) for n in range(1, count + 1)]
+    await one.add(*records, kit.submitted(1), kit.finished(1), kit.submitted(2))
+    await one.raise_floor()
+    await one.shows(2)
+
+    held: Holdings = await two.log.vector()
+    part = await rows_of(one.log, dict(held))
+    assert await two.join(one.log) is not None
+
+    assert part is not None
+    assert part.records[0] == records[0]
+    assert await listed(two, AUDIT) == records
+    await two.shows(2)

@@ -1,0 +1,94 @@
+"""Joining records is a join, in the core and in the tables of the store."""
+
+from __future__ import annotations
+
+import sqlite3
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from octaskly.core.facts import Entry, Recorded
+from octaskly.core.model import StreamId
+from octaskly.core.records import AUDIT, KINDS, ROTATION, Book, first
+from octaskly.store import records as table
+from octaskly.store.schema import MIGRATIONS
+
+RECORDS = st.builds(
+    Recorded,
+    st.sampled_from([ROTATION, AUDIT]),
+    st.sampled_from(["1", "2"]),
+    st.sampled_from([b"", b"a"]),
+    st.sampled_from([0, 1 << 46]),
+    st.integers(1, 3),
+)
+PLACES = st.tuples(st.sampled_from([StreamId(7), StreamId(8)]), st.integers(1, 4))
+SAID = st.lists(st.tuples(st.none() | PLACES, RECORDS), max_size=8)
+
+
+def alike() -> st.SearchStrategy[Recorded]:
+    """Return records of one kind and key."""
+    return st.builds(
+        Recorded,
+        st.just(ROTATION),
+        st.just("2"),
+        st.sampled_from([b"", b"a", b"b"]),
+        st.integers(0, 2),
+        st.integers(1, 3),
+    )
+
+
+@given(alike(), alike(), alike())
+def test_which_record_counts_does_not_depend_on_the_order(
+    a: Recorded, b: Recorded, c: Recorded
+) -> None:
+    """Commutative, associative, idempotent."""
+    assert first(a, b) == first(b, a)
+    assert first(first(a, b), c) == first(a, first(b, c))
+    assert first(a, a) == a
+
+
+@given(st.lists(RECORDS, max_size=8), st.randoms())
+def test_nodes_that_heard_the_same_go_by_the_same(
+    said: list[Recorded], draw: object
+) -> None:
+    """What a node has in memory is a function of the set of records."""
+    one, two = Book(()), Book(())
+    for record in said:
+        one.learn(record)
+    for record in sorted(said, key=lambda _: draw.random()):  # type: ignore[attr-defined]
+        two.learn(record)
+
+    for record in said:
+        mine = one.get(record.kind, record.key)
+        assert mine == two.get(record.kind, record.key)
+        assert (mine is None) == KINDS[record.kind].is_listed
+
+
+def rows(said: list[tuple[tuple[StreamId, int] | None, Recorded]]) -> list[object]:
+    """Return the rows after these entries, and what was told outside the log."""
+    db = sqlite3.connect(":memory:")
+    for step in MIGRATIONS:
+        db.executescript(step)
+    for place, record in said:
+        if place is None:
+            table.learn(db, [record])
+        else:
+            stream, seq = place
+            entry = Entry(stream, seq, 10 * seq + stream, record)
+            table.enter(db, entry, record, 0)
+    found = db.execute(
+        "SELECT kind, key, body, until_ms, at, hlc, stream, seq FROM records"
+        " ORDER BY kind, key"
+    ).fetchall()
+    db.close()
+    return found
+
+
+@given(SAID, st.randoms())
+def test_the_order_of_arrival_leaves_the_same_rows(
+    said: list[tuple[tuple[StreamId, int] | None, Recorded]], draw: object
+) -> None:
+    """Also the place in the log, which a floor is compared with."""
+    shuffled = sorted(said, key=lambda _: draw.random())  # type: ignore[attr-defined]
+
+    assert rows(said) == rows(shuffled) == rows([*said, *said])
