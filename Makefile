@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test check bench soak clean .venv
+.PHONY: demo test check docs bench soak clean .venv
 
 .venv: $(VENV)/.ready
 
@@ -31,6 +31,10 @@ check: .venv
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy octaskly tests benchmarks
 	$(BIN)/lint-imports
+
+# The part of the reference that is made from the code.
+docs: .venv
+	@$(BIN)/python -m tests.docs.settings_page
 
 # Numbers, beside the tools that one would use instead.
 bench: .venv $(VENV)/.bench-ready

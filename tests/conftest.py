@@ -23,6 +23,9 @@ _SLOW_MACHINE = [HealthCheck.too_slow]  # Shared machines stall; that is no find
 # What a shell starts in the background ignores Ctrl-C, and so would its children.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
+# Agents of tests read no settings of who runs the tests.
+os.environ["CONFIGURATION_DIRECTORY"] = str(TESTS)
+
 settings.register_profile(
     "dev", max_examples=50, deadline=None, suppress_health_check=_SLOW_MACHINE
 )

@@ -8,7 +8,8 @@ from collections.abc import Callable, Sequence
 from octaskly.agent.apart import take_over
 from octaskly.agent.invites import Invites
 from octaskly.agent.sockets import EVERYWHERE
-from octaskly.config import AgentConfig, parse_seed
+from octaskly.config.agent import AgentConfig
+from octaskly.config.kinds import Many, Peer, Unusable
 from octaskly.core.model import NodeInfo
 from octaskly.errors import ConfigError, TrustError, WouldLeave
 from octaskly.log import Logger
@@ -167,8 +168,8 @@ def _secret(keyring: str) -> MeshSecret:
 
 
 def _seeds(texts: Sequence[str]) -> tuple[tuple[str, int], ...]:
-    problems: list[str] = []
-    seeds = tuple(seed for text in texts if (seed := parse_seed(text, problems)))
-    if problems:
-        raise ConfigError("; ".join(problems), field="seeds")
+    try:
+        seeds: tuple[tuple[str, int], ...] = Many(Peer()).of_flag(tuple(texts))
+    except Unusable as error:
+        raise ConfigError(str(error), field="seeds") from None
     return seeds

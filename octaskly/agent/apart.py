@@ -10,7 +10,7 @@ import re
 from pathlib import Path
 from typing import Final
 
-from octaskly.config import Paths
+from octaskly.config.places import Paths
 from octaskly.errors import ConfigError
 from octaskly.store.database import Lock
 from octaskly.trust import MeshSecret

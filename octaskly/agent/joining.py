@@ -16,7 +16,8 @@ from typing import Final
 
 from octaskly.agent.apart import take_over
 from octaskly.agent.invites import PAIRING_PORT
-from octaskly.config import Paths, parse_seed
+from octaskly.config.kinds import Peer, Unusable
+from octaskly.config.places import Paths
 from octaskly.core.model import Address
 from octaskly.errors import ConfigError, PairingFailed, TrustError
 from octaskly.mesh.looking import beacons
@@ -159,11 +160,12 @@ async def place_at(text: str) -> Place:
         ConfigError: it is neither.
         PairingFailed: nothing has that name.
     """
-    problems: list[str] = []
-    seed = parse_seed(text, problems, flag="--at", port_default=PAIRING_PORT)
-    if seed is None:
-        raise ConfigError(problems[0], hint="octaskly join --at 192.168.1.20")
-    host, port = seed
+    try:
+        host, port = Peer(PAIRING_PORT).of_text(text)
+    except Unusable as error:
+        raise ConfigError(
+            f"--at {error}", hint="octaskly join --at 192.168.1.20"
+        ) from None
     try:
         found = await asyncio.get_running_loop().getaddrinfo(
             host, port, type=socket.SOCK_STREAM

@@ -18,7 +18,8 @@ from octaskly.agent.notify import Notifier
 from octaskly.agent.parts import Parts
 from octaskly.agent.start import make_folders
 from octaskly.agent.unpaired import unpaired
-from octaskly.config import EXIT_CONFIG, AgentConfig, AgentOptions, resolve
+from octaskly.config.agent import AgentConfig
+from octaskly.config.defaults import EXIT_CONFIG
 from octaskly.core.departure import GONE_S
 from octaskly.errors import ConfigError, StoreError
 from octaskly.log import Logger, configure
@@ -35,12 +36,12 @@ EXIT_FAILED = 1
 LAG_S_MAX = 5.0  #: a loop that is later than this is not alive for the watchdog
 
 
-def run(options: AgentOptions, environ: MutableMapping[str, str] = os.environ) -> int:
+def run(config: AgentConfig, environ: MutableMapping[str, str] = os.environ) -> int:
     """Run a node until it is told to stop; return the exit code of the process."""
+    options = config.options
+    log = configure(options.log_format, options.log_level, environ)
+    config = replace(config, task_umask=os.umask(0o077))
     try:
-        config = resolve(options, environ)
-        log = configure(options.log_format, options.log_level, environ)
-        config = replace(config, task_umask=os.umask(0o077))
         with contextlib.closing(Notifier(environ)) as notifier:
             return asyncio.run(_Agent(config, log, notifier).run())
     except (ConfigError, StoreError) as error:

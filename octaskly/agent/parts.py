@@ -21,10 +21,8 @@ from octaskly.agent.start import write_description
 from octaskly.agent.webhooks import Webhooks
 from octaskly.api import ApiServer, Site
 from octaskly.api.webhooks import Poster
-from octaskly.config import (
-    GROUP,
-    AgentConfig,
-)
+from octaskly.config.agent import AgentConfig
+from octaskly.config.defaults import GROUP
 from octaskly.core import events as ev
 from octaskly.core.effects import Note
 from octaskly.core.messages import Hello

@@ -6,7 +6,8 @@ import errno
 import socket
 from collections.abc import Callable, Sequence
 
-from octaskly.config import API_PORT, LAN_PORT, LOOPBACK, PEER_PORT, AgentOptions
+from octaskly.config.defaults import API_PORT, LAN_PORT, LOOPBACK, PEER_PORT
+from octaskly.config.table import AgentOptions
 from octaskly.errors import ConfigError
 from octaskly.log import Logger
 from octaskly.stats import port_holder

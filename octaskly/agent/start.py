@@ -6,7 +6,8 @@ import json
 import os
 from collections.abc import Mapping
 
-from octaskly.config import AgentConfig, Paths
+from octaskly.config.agent import AgentConfig
+from octaskly.config.places import Paths
 from octaskly.errors import ConfigError
 
 

@@ -16,7 +16,8 @@ from octaskly.agent.gateway import AgentGateway
 from octaskly.agent.sockets import bind, port_of
 from octaskly.agent.start import write_description
 from octaskly.api import ApiServer, Site
-from octaskly.config import API_PORT, GROUP, LOOPBACK, PEER_PORT, QUEUE_MAX, AgentConfig
+from octaskly.config.agent import AgentConfig
+from octaskly.config.defaults import API_PORT, GROUP, LOOPBACK, PEER_PORT, QUEUE_MAX
 from octaskly.core.events import Saved
 from octaskly.core.model import NO_LOAD, NodeInfo, Settings
 from octaskly.core.node import Node

@@ -15,7 +15,7 @@ from collections.abc import Callable
 from urllib.parse import quote, unquote
 
 from octaskly.api.problems import ACCESS_DENIED, UNAUTHENTICATED, Problem
-from octaskly.config import GROUP
+from octaskly.config.defaults import GROUP
 from octaskly.core.model import NodeId
 from octaskly.errors import TrustError
 from octaskly.ports import Principal

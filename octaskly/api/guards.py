@@ -12,7 +12,7 @@ from collections.abc import Collection, Mapping, Sequence
 from functools import lru_cache
 
 from octaskly.api.problems import ACCESS_DENIED, Problem
-from octaskly.config import PORT_MAX
+from octaskly.config.defaults import PORT_MAX
 
 _LOCAL_ORIGIN = re.compile(r"https?://(?:localhost|127\.0\.0\.1)(?::([0-9]{1,5}))?")
 _AUTHORITY = re.compile(

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Final, Literal
 import msgspec
 
 from octaskly.api.problems import INVALID_VALUE, Problem
-from octaskly.config import DURABILITIES
+from octaskly.config.defaults import DURABILITIES
 from octaskly.core.model import TaskState
 
 LIMIT_DEFAULT = 100

@@ -96,11 +96,9 @@ def ca(choice: Choice, secret_file: Path | None) -> None:
 
 
 def _secret_of(choice: Choice, secret_file: Path | None) -> MeshSecret:
-    from octaskly.config import AgentOptions, resolve  # noqa: PLC0415
+    from octaskly.config.agent import configure  # noqa: PLC0415
     from octaskly.trust import Keyring  # noqa: PLC0415
 
-    options = AgentOptions(
-        name=choice.node, state_dir=choice.state_dir, secret_file=secret_file
-    )
-    paths = resolve(options, choice.environ).paths
+    flags = choice.flags() | {"secret_file": secret_file}
+    paths = configure(flags, choice.environ).paths
     return Keyring(paths.secret, paths.state, choice.environ).load()

@@ -12,9 +12,11 @@ import socket
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from octaskly.cli.render import note
 from octaskly.client import ApiError, Client, Unreachable, connect_unix
+from octaskly.config.places import xdg
 from octaskly.errors import ConfigError, MeshError, PermissionDenied
 
 RUN_FOLDER = Path("/run/octaskly")
@@ -55,6 +57,11 @@ class Choice:
                 on_wait=on_wait,
             )
         return Client.at_socket(self.socket(), on_wait=on_wait)
+
+    def flags(self) -> dict[str, Any]:
+        """Return what is said of the agent's own settings, by their fields."""
+        is_flag = str(self.state_dir) != self.environ.get("OCTASKLY_STATE_DIR")
+        return {"name": self.node, "state_dir": self.state_dir if is_flag else None}
 
     def socket(self) -> Path:
         """Return the socket of the local agent that these options mean."""
@@ -109,9 +116,6 @@ def agents_here(
                 yield path.stem, path
     if node in names:
         return
-    # Imported here: settings cost more than the rest of a quick command.
-    from octaskly.config import xdg  # noqa: PLC0415
-
     states = xdg(environ, "XDG_STATE_HOME", ".local/state") / "octaskly"
     for description in sorted(_listed(states, "*/agent.json")):
         described = _described(description.parent)

@@ -25,11 +25,10 @@ def reset(choice: Choice) -> None:
     mesh bring the new log up to date.
     """
     # Imported here: a quick command needs neither settings nor SQLite.
-    from octaskly.config import AgentOptions, resolve  # noqa: PLC0415
+    from octaskly.config.agent import configure  # noqa: PLC0415
     from octaskly.store.database import move_aside  # noqa: PLC0415
 
-    options = AgentOptions(name=choice.node, state_dir=choice.state_dir)
-    path = resolve(options, choice.environ).paths.database
+    path = configure(choice.flags(), choice.environ).paths.database
     if not path.exists():
         raise ConfigError(
             f"there is no log at {path}",

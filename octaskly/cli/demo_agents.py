@@ -177,6 +177,7 @@ def _start(folder: Path, name: str, workdir: Path) -> DemoAgent:
     make(folder / "mesh.key")
     state, log = folder / name, folder / f"{name}.log"
     environ = {k: v for k, v in os.environ.items() if not k.startswith("OCTASKLY_")}
+    environ["CONFIGURATION_DIRECTORY"] = str(folder)  # So no file of settings.
     # The kernel ends them if this process is killed and cannot clean up.
     guard = ["setpriv", "--pdeathsig", "TERM"] if shutil.which("setpriv") else []
     with log.open("wb") as target:

@@ -16,7 +16,7 @@ from octaskly.cli import unitfiles
 from octaskly.cli.agent import agent
 from octaskly.cli.provenance import console_script, parts_of_program, weaknesses
 from octaskly.cli.systemd import UNIT, Scope, Systemd
-from octaskly.config import AgentConfig, AgentOptions, resolve
+from octaskly.config.agent import AgentConfig, configure
 from octaskly.errors import ConfigError
 
 SHOWN_MAX = 3  #: weak places that are named; one is enough to refuse
@@ -29,6 +29,7 @@ octaskly service install    a service of your own may run it from here"""
 SYSTEM_ENVIRON = {
     "STATE_DIRECTORY": "/var/lib/octaskly",
     "RUNTIME_DIRECTORY": "/run/octaskly",
+    "CONFIGURATION_DIRECTORY": "/etc/octaskly",
     "CREDENTIALS_DIRECTORY": "/run/credentials/octaskly.service",
 }
 """What systemd tells the agent of the system unit."""
@@ -116,7 +117,7 @@ def agent_flags(words: Sequence[str]) -> tuple[str, ...]:
     """Return flags of `octaskly agent` as its unit has them: whole names and paths.
 
     Raises:
-        click.UsageError: the agent knows no such flag, or not such a value.
+        click.UsageError: the agent knows no such flag.
     """
     flags: list[str] = []
     for name, value in _given(words).items():
@@ -140,8 +141,11 @@ def config_of(
     Raises:
         ConfigError: a value cannot be used.
     """
-    options = AgentOptions(**_given(flags))
-    return resolve(options, SYSTEM_ENVIRON if scope is Scope.SYSTEM else environ)
+    if scope is Scope.SYSTEM:
+        return configure(_given(flags), SYSTEM_ENVIRON)
+    # What this shell sets, systemd does not tell the agent.
+    own = {k: v for k, v in environ.items() if not k.startswith("OCTASKLY_")}
+    return configure(_given(flags), own)
 
 
 def carry_out(plan: Plan, systemd: Systemd) -> str:

@@ -165,11 +165,10 @@ def _join_alone(
 ) -> None:
     """Join where no agent runs: write the secret, and say what to start."""
     from octaskly.agent.joining import keep  # noqa: PLC0415
-    from octaskly.config import AgentOptions, resolve  # noqa: PLC0415
+    from octaskly.config.agent import configure  # noqa: PLC0415
     from octaskly.trust import NodeKey  # noqa: PLC0415
 
-    options = AgentOptions(secret_file=secret_file)
-    config = resolve(options, choice.environ)
+    config = configure({"secret_file": secret_file}, choice.environ)
     key = NodeKey.load_or_create(config.paths.state)
     admitted = _pair(config.name, key.public_bytes(), None, code, at, interfaces)
     left = keep(config.paths, admitted.keyring)

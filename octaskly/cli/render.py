@@ -17,6 +17,8 @@ import click
 import msgspec
 
 from octaskly.client import ApiError, Unreachable
+from octaskly.config.defaults import EXIT_CONFIG
+from octaskly.config.units import SECONDS
 from octaskly.errors import (
     ConfigError,
     NoDispatcher,
@@ -30,7 +32,6 @@ EXIT_USAGE = 2
 EXIT_NOT_FOUND = 3
 EXIT_NOT_ALLOWED = 4
 EXIT_NO_DISPATCHER = 5
-EXIT_CONFIG = 78
 EXIT_TIMEOUT = 124
 EXIT_OCTASKLY_FAILED = 125
 EXIT_CANCELLED = 130  #: 128 + SIGINT
@@ -70,10 +71,6 @@ _HINTS = {
     "Members or tasks would be left behind": "octaskly join --force CODE",
 }
 """By the API's own text, where the status fits several things."""
-_DURATION = re.compile(r"(\d+)\s*(s|m|h|d)?")
-_UNIT_S = {"s": 1, "m": 60, "h": 3600, "d": 86400}
-_SIZE = re.compile(r"(\d+)\s*(?:([KMGT])(?:iB)?)?")
-_UNIT_BITS = {None: 0, "K": 10, "M": 20, "G": 30, "T": 40}
 _UNSAFE = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
 
@@ -235,24 +232,7 @@ class Duration(click.ParamType[int]):
         """Return whole seconds."""
         if isinstance(value, int):
             return value
-        match = _DURATION.fullmatch(str(value).strip())
-        if match is None or int(match[1]) < self._least_s:
-            self.fail(f"{value!r} is not a time like 90, 15m, 24h or 7d", param, ctx)
-        return int(match[1]) * _UNIT_S[match[2] or "s"]
-
-
-class Bytes(click.ParamType[int]):
-    """A size, given as `65536`, `64M`, `64MiB` or `10G`."""
-
-    name = "size"
-
-    def convert(
-        self, value: object, param: click.Parameter | None, ctx: click.Context | None
-    ) -> int:
-        """Return whole bytes; units are powers of 1024."""
-        if isinstance(value, int):
-            return value
-        match = _SIZE.fullmatch(str(value).strip())
-        if match is None:
-            self.fail(f"{value!r} is not a size like 65536, 64M or 10G", param, ctx)
-        return int(match[1]) << _UNIT_BITS[match[2]]
+        seconds = SECONDS.parse(str(value))
+        if seconds is None or seconds < self._least_s:
+            self.fail(f"{value!r} is not {SECONDS.example}", param, ctx)
+        return seconds

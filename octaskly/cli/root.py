@@ -26,6 +26,7 @@ COMMANDS = {
     "ca": "octaskly.cli.access:ca",
     "cancel": "octaskly.cli.tasks:cancel",
     "completion": "octaskly.cli.completing:completion",
+    "config": "octaskly.cli.settings:config",
     "db": "octaskly.cli.database:db",
     "demo": "octaskly.cli.demo:demo",
     "drain": "octaskly.cli.steering:drain",
@@ -91,6 +92,7 @@ class LazyGroup(click.Group):
 @click.option(
     "--state-dir",
     type=click.Path(path_type=Path),
+    envvar="OCTASKLY_STATE_DIR",
     help="Use the agent of this machine that has this state folder.",
 )
 @click.option(

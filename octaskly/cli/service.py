@@ -21,7 +21,8 @@ from octaskly.cli.render import EXIT_FAILED, note, print_fields
 from octaskly.cli.systemd import UNIT, Scope, Systemd
 from octaskly.cli.tasks import JSON_OPTION
 from octaskly.client import Client
-from octaskly.config import GROUP, AgentConfig
+from octaskly.config.agent import AgentConfig
+from octaskly.config.defaults import GROUP
 from octaskly.errors import ConfigError, OctasklyError
 
 SCOPE_OPTION = click.option(

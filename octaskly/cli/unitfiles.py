@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from octaskly.cli.systemd import UNIT, Scope
-from octaskly.config import xdg
+from octaskly.config.places import xdg
 from octaskly.errors import ConfigError
 
 _PACKAGE = Path(__file__).parent.parent

@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
-from octaskly.config import PORT_MAX
+from octaskly.config.defaults import PORT_MAX
 from octaskly.core.messages import PROTOCOL_VERSION
 from octaskly.core.model import NodeId, NodeInfo
 

@@ -172,6 +172,8 @@ def problem_of(call: str) -> str | None:
         command: click.Command = octaskly
         while isinstance(command, click.Group):
             rest = [*context._protected_args, *context.args]
+            if not rest:
+                return None  # A group that does something by itself.
             _, found, rest = command.resolve_command(context, rest)
             assert found is not None
             command = found

@@ -10,7 +10,9 @@ import pytest
 
 from octaskly.api import ApiServer
 from octaskly.cli import render
+from octaskly.config.table import SETTINGS
 from octaskly.core.messages import Message
+from tests.docs import settings_page
 from tests.integration.api_node import FixedClock, no_peer, verify
 from tests.integration.fake_gateway import FakeGateway
 
@@ -89,10 +91,18 @@ def test_every_variable_of_the_environment_is_documented() -> None:
         for name in VARIABLE.findall(path.read_text())
         # A constant's own prefix: EXIT_OCTASKLY_FAILED is no variable.
         if f"_{name}" not in path.read_text()
-    }
+    } | {setting.variable for setting in SETTINGS}
 
     assert "OCTASKLY_TOKEN" in named
     assert named == set(VARIABLE.findall(page("reference/configuration.md")))
+
+
+def test_the_page_of_settings_is_made_from_their_table() -> None:
+    """`make docs` makes it; nobody writes a row by hand."""
+    text = page("reference/configuration.md")
+
+    assert settings_page.page(text) == text
+    assert text.count("\n| `") > len(SETTINGS)
 
 
 def test_every_exit_code_is_documented() -> None:

@@ -12,7 +12,7 @@ from typing import Any
 
 from octaskly.agent.sockets import bind, port_of
 from octaskly.api import ApiServer, Deadlines, Served, Site
-from octaskly.config import LOOPBACK
+from octaskly.config.defaults import LOOPBACK
 from octaskly.core.model import Moment, NodeId
 from octaskly.errors import TrustError
 from octaskly.ports import Principal

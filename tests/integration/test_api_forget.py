@@ -1,4 +1,4 @@
-"""The route that forgets ended tasks, and the flag that bounds the log."""
+"""The route that forgets ended tasks."""
 
 from __future__ import annotations
 
@@ -6,8 +6,6 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from octaskly.config import RETAINED_BYTES_MIN, AgentOptions, resolve
-from octaskly.errors import ConfigError
 from tests.integration.api_node import ADMIN, ApiNode, api_node, assert_problem
 
 
@@ -47,11 +45,3 @@ async def test_what_is_to_go_must_be_clear(
     answer = await node.ask("POST", "/api/v1/forget", headers=ADMIN, body=body)
 
     assert_problem(answer, 400)
-
-
-def test_a_bound_that_leaves_no_room_is_refused() -> None:
-    """An empty log, its indexes and some output must fit."""
-    wrong = AgentOptions(name="a", retained_bytes=RETAINED_BYTES_MIN - 1)
-
-    with pytest.raises(ConfigError, match="--retained-bytes 16777215: at least 16M"):
-        resolve(wrong, {"HOME": "/nowhere"})

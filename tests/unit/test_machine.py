@@ -1,13 +1,9 @@
-"""What an agent says of its machine, and what operators may say instead."""
+"""What an agent says of its machine."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-import pytest
-
-from octaskly.config import AgentOptions, resolve
-from octaskly.errors import ConfigError
 from octaskly.stats import gpus
 
 
@@ -26,21 +22,3 @@ def test_without_a_folder_of_the_driver_devices_are_counted(tmp_path: Path) -> N
 
     assert gpus(tmp_path / "none", tmp_path) == ("0", "1", "2")
     assert gpus(tmp_path / "none", tmp_path / "none") == ()
-
-
-@pytest.mark.parametrize(
-    ("options", "problem"),
-    [
-        (AgentOptions(gpus=("0", "0")), "--gpu: each once"),
-        (AgentOptions(gpus=("a b",)), "--gpu 'a b'"),
-        (AgentOptions(gpus=tuple(map(str, range(65)))), "at most 64"),
-        (AgentOptions(labels=("a=1", "a=2")), "--label: each KEY once"),
-        (AgentOptions(labels=tuple(f"k{n}=v" for n in range(65))), "at most 64"),
-    ],
-)
-def test_unusable_words_of_operators_end_the_agent(
-    options: AgentOptions, problem: str
-) -> None:
-    """The message names the flag."""
-    with pytest.raises(ConfigError, match=problem):
-        resolve(options, {"HOME": "/nowhere"})

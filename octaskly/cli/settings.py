@@ -1,0 +1,110 @@
+"""`octaskly config`: which settings hold for an agent here, and who said so."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+import msgspec
+
+from octaskly.cli.choice import Choice
+from octaskly.cli.render import note, print_json, print_table
+from octaskly.cli.tasks import JSON_OPTION
+from octaskly.config.agent import AgentConfig, configure, options_of, refuse
+from octaskly.config.kinds import Many
+from octaskly.config.places import settings_files
+from octaskly.config.sources import said_in_file
+from octaskly.config.table import SETTINGS, Setting
+from octaskly.errors import ConfigError
+
+DEFAULT = "default"  #: the origin of what nobody said
+
+
+@click.group(invoke_without_command=True, epilog="Example: octaskly config --json")
+@JSON_OPTION
+@click.pass_context
+def config(ctx: click.Context, as_json: bool) -> None:  # noqa: FBT001
+    """Show every setting of an agent that would start here, and where it was said.
+
+    Flags of octaskly agent prevail over variables like OCTASKLY_SLOTS, these over
+    ~/.config/octaskly/config.toml, and that over /etc/octaskly/config.toml. A change
+    holds from the next start of the agent.
+    """
+    if ctx.invoked_subcommand is not None:
+        return
+    choice: Choice = ctx.obj
+    found = configure(choice.flags(), choice.environ)
+    files = settings_files(choice.environ)
+    if as_json:
+        print_json(msgspec.json.encode(_plain(found, files)))
+        return
+    print_table(
+        ("SETTING", "VALUE", "FROM"),
+        [
+            (setting.key, _text(setting, found), _origin(setting, found))
+            for setting in SETTINGS
+        ],
+        state_column=0,
+    )
+    for path in files:
+        note(f"{path}: {'read' if path.exists() else 'not there'}")
+
+
+@config.command(epilog="Example: octaskly config check draft.toml")
+@click.argument("file", type=click.Path(path_type=Path), required=False)
+@click.pass_obj
+def check(choice: Choice, file: Path | None) -> None:
+    """Check a file of settings, or all that an agent would read; exit 78 if wrong."""
+    if file is None:
+        configure(choice.flags(), choice.environ)
+        note("all settings can be used")
+        return
+    if not file.exists():
+        raise ConfigError(f"there is no file {file}", hint="octaskly config")
+    faults: list[str] = []
+    said = said_in_file(file, faults)
+    options_of(said, faults)
+    refuse(faults)
+    note(f"{file}: {len(said)} settings, all can be used")
+
+
+def _plain(found: AgentConfig, files: tuple[Path, ...]) -> dict[str, Any]:
+    return {
+        "files": [{"path": str(path), "exists": path.exists()} for path in files],
+        "settings": {
+            setting.key: {
+                "value": _value(setting, found),
+                "origin": _origin(setting, found),
+                "flag": setting.flag,
+                "variable": setting.variable,
+            }
+            for setting in SETTINGS
+        },
+    }
+
+
+def _origin(setting: Setting, found: AgentConfig) -> str:
+    return found.origins.get(setting.field, DEFAULT)
+
+
+def _text(setting: Setting, found: AgentConfig) -> str:
+    value = _value(setting, found)
+    if value is None or value == []:
+        return setting.default_text
+    return ",".join(value) if isinstance(value, list) else setting.kind.show(value)
+
+
+def _value(setting: Setting, found: AgentConfig) -> Any:
+    """Return what holds; None where that is found out when the agent starts."""
+    filled = {
+        "name": found.name,
+        "state_dir": str(found.paths.state),
+        "secret_file": str(found.paths.secret),
+        "workdir": str(found.paths.workdir),
+        "slots": found.slots,
+    }
+    value: Any = filled.get(setting.field, getattr(found.options, setting.field))
+    if isinstance(setting.kind, Many):
+        return setting.kind.show(value).split(",") if value else []
+    return value

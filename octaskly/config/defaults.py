@@ -1,0 +1,25 @@
+"""Ports, names and amounts that hold where nobody says otherwise, and their bounds."""
+
+from __future__ import annotations
+
+EXIT_CONFIG = 78  #: sysexits(3) EX_CONFIG: systemd does not restart in a loop
+
+API_PORT = 3000
+PEER_PORT = 7878
+LAN_PORT = 3443
+GROUP = "octaskly"  #: its members may use the local socket, so command the mesh
+LOOPBACK = ("127.0.0.1", "::1")
+PORT_MAX = 65535
+RETENTION_S = 7 * 86_400
+RETAINED_TASKS = 2_000_000
+RETAINED_BYTES_MIN = 16 << 20
+QUEUE_MAX = 5_000_000
+DRAIN_S = 30
+KILL_GRACE_S = 10
+KILL_GRACE_S_MAX = 3600
+DRAIN_S_MAX = 86_400
+SLOTS_MAX = 4096
+OUTPUT_CAP_BYTES = 64 << 20
+OUTPUT_CAP_BYTES_MIN = 4 << 20
+OUTPUT_CAP_BYTES_MAX = 1 << 29
+DURABILITIES = ("normal", "strict")

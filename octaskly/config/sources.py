@@ -1,0 +1,157 @@
+"""Where settings are said: flags, the environment, files; and what is wrong there.
+
+Every fault of every source is found before anything is refused: who mends a file does
+not want to meet its errors one by one.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+import re
+import stat
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from octaskly.config.kinds import Unusable
+from octaskly.config.places import settings_files
+from octaskly.config.table import SETTINGS
+
+FILE_BYTES_MAX = 64 << 10
+SHOWN_CHARS = 60  #: of a value that is refused
+
+_OTHERS_WRITE = stat.S_IWGRP | stat.S_IWOTH
+_PLAIN = re.compile(r"[\w./:=@+-]{1,60}", re.ASCII)
+_BY_KEY = {setting.key: setting for setting in SETTINGS}
+
+
+@dataclass(frozen=True, slots=True)
+class Said:
+    """A value, and where it was said."""
+
+    value: Any
+    origin: str  #: a flag, a variable, or `FILE:LINE`
+
+
+def _quoted(value: object) -> str:
+    """Return a value for a message, never long."""
+    text = repr(value)
+    return text if len(text) <= SHOWN_CHARS else f"{text[:SHOWN_CHARS]}…"
+
+
+def _bare(value: object) -> str:
+    """Return text as it was typed, where that is clear."""
+    return str(value) if _PLAIN.fullmatch(str(value)) else _quoted(value)
+
+
+class _Source:
+    """What one source says, by field of the options."""
+
+    def __init__(
+        self, faults: list[str], show: Callable[[object], str] = _bare
+    ) -> None:
+        self.said: dict[str, Said] = {}
+        self._faults = faults
+        self._show = show
+
+    def take(
+        self, field: str, read: Callable[[Any], Any], raw: Any, origin: str, name: str
+    ) -> None:
+        """Keep what `raw` means; note what is wrong with it, after its `name`."""
+        try:
+            self.said[field] = Said(read(raw), origin)
+        except Unusable as error:
+            self._faults += [
+                f"{name} {self._show(value)}: {allowed}"
+                for value, allowed in error.faults
+            ]
+
+
+def said_everywhere(
+    flags: Mapping[str, Any], environ: Mapping[str, str], faults: list[str]
+) -> dict[str, Said]:
+    """Return what all sources say, by field; flags prevail, then the environment."""
+    said: dict[str, Said] = {}
+    for path in reversed(settings_files(environ)):
+        said |= said_in_file(path, faults)
+    return said | _in_environment(environ, faults) | _by_flags(flags, faults)
+
+
+def said_in_file(path: Path, faults: list[str]) -> dict[str, Said]:
+    """Return what a file says, by field; one that is not there says nothing."""
+    source = _Source(faults, _quoted)
+    try:
+        text = _content(path)
+        # Imported here: most machines have no file, and commands shall be quick.
+        import tomllib  # noqa: PLC0415
+
+        rows = tomllib.loads(text)
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError, RecursionError) as error:
+        faults.append(f"{path}: {getattr(error, 'strerror', None) or error}")
+        return {}
+    for key, raw in rows.items():
+        place = f"{path}:{_line(text, key)}"
+        if setting := _BY_KEY.get(key):
+            read = setting.kind.of_toml
+            source.take(setting.field, read, raw, place, f"{place}: {key} =")
+        else:
+            faults.append(f"{place}: {_bare(key)}: no such setting{_meant(key)}")
+    return source.said
+
+
+def _in_environment(environ: Mapping[str, str], faults: list[str]) -> dict[str, Said]:
+    """Return what variables say; an empty one says nothing."""
+    source = _Source(faults)
+    for setting in SETTINGS:
+        name = setting.variable
+        if raw := environ.get(name):
+            source.take(setting.field, setting.kind.of_text, raw, name, name)
+    return source.said
+
+
+def _by_flags(flags: Mapping[str, Any], faults: list[str]) -> dict[str, Said]:
+    """Return what flags say; None and () were not given."""
+    source = _Source(faults)
+    for setting in SETTINGS:
+        raw, flag = flags.get(setting.field), setting.flag
+        if raw is not None and raw != ():
+            source.take(setting.field, setting.kind.of_flag, raw, flag, flag)
+    return source.said
+
+
+def _content(path: Path) -> str:
+    """Return the text of a file that nobody else can change: it decides what runs.
+
+    Raises:
+        OSError: it cannot be read.
+        ValueError: it is no file for this; the text says why.
+    """
+    # A FIFO in its place must not hang the start, hence O_NONBLOCK.
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    with os.fdopen(descriptor, "rb") as file:
+        status = os.fstat(descriptor)
+        if not stat.S_ISREG(status.st_mode) or status.st_size > FILE_BYTES_MAX:
+            raise ValueError(f"no file, or one of over {FILE_BYTES_MAX} bytes")
+        if status.st_mode & _OTHERS_WRITE:
+            mode = f"{status.st_mode & 0o777:04o}"
+            raise ValueError(f"others may write it (mode {mode}): chmod go-w {path}")
+        if status.st_uid not in (0, os.geteuid()):
+            raise ValueError(
+                f"it belongs to user {status.st_uid}: sudo chown root {path}"
+            )
+        return file.read(FILE_BYTES_MAX).decode()
+
+
+def _line(text: str, key: str) -> int:
+    """Return the number of the line where a key stands, as far as a search can tell."""
+    match = re.search(rf"^[ \t]*\[*[\"']?{re.escape(key)}\b", text, re.MULTILINE)
+    return text.count("\n", 0, match.start()) + 1 if match else 1
+
+
+def _meant(key: str) -> str:
+    close = difflib.get_close_matches(key.lower().replace("-", "_"), _BY_KEY, 1)
+    return f"; did you mean {close[0]}?" if close else ""

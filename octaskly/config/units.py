@@ -1,0 +1,44 @@
+"""Amounts as people write them: `15m`, `64M`."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Unit:
+    """What an amount counts, and the letters that multiply it."""
+
+    factors: Mapping[str, int]
+    example: str
+    ending: str = ""  #: may follow a letter, and changes nothing
+
+    def parse(self, text: str) -> int | None:
+        """Return the amount; None where the text is none."""
+        letters = "".join(self.factors)
+        pattern = rf"([0-9]+)\s*(?:([{letters}])(?:{self.ending})?)?" if letters else ""
+        match = re.fullmatch(pattern or r"([0-9]+)()", text.strip())
+        if match is None:
+            return None
+        return int(match[1]) * self.factors.get(match[2], 1)
+
+    def show(self, amount: int) -> str:
+        """Return the shortest text that `parse` understands."""
+        for letter, factor in sorted(self.factors.items(), key=lambda each: -each[1]):
+            if amount and amount % factor == 0:
+                return f"{amount // factor}{letter}"
+        return str(amount)
+
+
+COUNT = Unit(factors={}, example="a whole number")
+SECONDS = Unit(
+    factors={"s": 1, "m": 60, "h": 3600, "d": 86_400},
+    example="a time like 90, 15m, 24h or 7d",
+)
+BYTES = Unit(
+    factors={"K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40},
+    example="a size like 65536, 64M or 10G",
+    ending="iB",
+)

@@ -1,0 +1,111 @@
+"""`octaskly config`: what holds, who said so, and whether a file can be used."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from octaskly.config.table import SETTINGS
+from tests.cli.conftest import Run
+
+
+@pytest.fixture
+def file(environ: dict[str, str], tmp_path: Path) -> Path:
+    """The file of settings of the user in whose name commands run."""
+    environ.pop("CONFIGURATION_DIRECTORY", None)
+    environ.pop("XDG_CONFIG_HOME", None)
+    folder = tmp_path / "home/.config/octaskly"
+    folder.mkdir(parents=True)
+    return folder / "config.toml"
+
+
+def test_config_shows_each_setting_with_its_origin(
+    octaskly: Run, environ: dict[str, str], file: Path
+) -> None:
+    """A default, a file with its line, and a variable."""
+    file.write_text('# mine\nslots = 7\nlabels = ["a=1", "b=2"]\n')
+    environ["OCTASKLY_RETENTION"] = "48h"
+
+    done = octaskly("config", node="ash")
+    rows = {
+        line.split()[0]: line.split(maxsplit=1)[1].split("  ")
+        for line in done.stdout.decode().splitlines()
+    }
+
+    assert done.returncode == 0, done.stderr
+    assert list(rows)[1:] == [setting.key for setting in SETTINGS]
+    cells = {key: [cell.strip() for cell in row if cell] for key, row in rows.items()}
+    assert cells["name"] == ["ash", "--name"]
+    assert cells["slots"] == ["7", f"{file}:2"]
+    assert cells["labels"] == ["a=1,b=2", f"{file}:3"]
+    assert cells["retention"] == ["2d", "OCTASKLY_RETENTION"]
+    assert cells["drain"] == ["30s", "default"]
+    assert done.stderr.decode().splitlines()[0] == f"{file}: read"
+
+
+def test_config_as_json_has_values_of_their_types(octaskly: Run, file: Path) -> None:
+    """A script compares numbers, not texts."""
+    file.write_text('labels = ["a=1"]\n')
+
+    found = json.loads(octaskly("config", "--json", node="ash").stdout)
+    settings = found["settings"]
+
+    assert found["files"][0] == {"path": str(file), "exists": True}
+    assert settings["drain"] == {
+        "value": 30,
+        "origin": "default",
+        "flag": "--drain",
+        "variable": "OCTASKLY_DRAIN",
+    }
+    assert settings["labels"]["value"] == ["a=1"]
+    assert settings["electable"]["value"] is True
+    assert settings["api_port"]["value"] is None
+
+
+@pytest.mark.parametrize(
+    "words", [("agent",), ("config",), ("config", "check"), ("ca",), ("db", "reset")]
+)
+def test_whatever_reads_a_wrong_file_names_its_mistakes(
+    octaskly: Run, file: Path, words: tuple[str, ...]
+) -> None:
+    """In the form of all errors, with the exit code that keeps systemd from a loop."""
+    file.write_text('slotz = 3\ndrain = "soon"\n')
+
+    done = octaskly(*words, node=None)
+
+    assert done.returncode == 78
+    assert done.stdout == b""
+    assert done.stderr.decode().splitlines() == [
+        "error: 2 settings cannot be used",
+        f"  {file}:1: slotz: no such setting; did you mean slots?",
+        f"  {file}:2: drain = 'soon': a time like 90, 15m, 24h or 7d, from 0 to 1d",
+        "  hint: octaskly agent --help    says what is taken",
+    ]
+
+
+def test_check_says_of_a_named_file_whether_it_can_be_used(
+    octaskly: Run, file: Path, tmp_path: Path
+) -> None:
+    """It is checked alone: what is in force does not matter."""
+    file.write_text("slotz = 3\n")
+    draft = tmp_path / "draft.toml"
+    draft.write_text("slots = 3\n")
+
+    good = octaskly("config", "check", str(draft), node=None)
+    gone = octaskly("config", "check", str(tmp_path / "none.toml"), node=None)
+
+    assert good.returncode == 0
+    assert good.stderr.decode() == f"{draft}: 1 settings, all can be used\n"
+    assert gone.returncode == 78
+    assert gone.stderr.startswith(b"error: there is no file ")
+
+
+def test_a_quick_command_does_not_look_at_settings(octaskly: Run, file: Path) -> None:
+    """A broken file is the agent's trouble; who lists tasks is not stopped by it."""
+    file.write_text("slotz = 3\n")
+
+    done = octaskly("ls", node=None)
+
+    assert done.stderr.startswith(b"error: no Octaskly agent is running")

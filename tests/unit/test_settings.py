@@ -1,0 +1,266 @@
+"""Settings: where they are said, which of them holds, and what is refused."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from octaskly.config.agent import AgentConfig, configure
+from octaskly.config.defaults import RETAINED_BYTES_MIN
+from octaskly.config.table import SETTINGS
+from octaskly.errors import ConfigError
+
+
+class Home:
+    """A user's home, with files of settings."""
+
+    def __init__(self, folder: Path) -> None:
+        self.environ = {"HOME": str(folder), "XDG_CONFIG_HOME": str(folder / "own")}
+        self.own = folder / "own/octaskly/config.toml"
+        self.machine = folder / "machine/config.toml"
+
+    def write(self, text: str, path: Path | None = None) -> Path:
+        """Write a file of settings, by default the user's."""
+        path = path or self.own
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+        path.chmod(0o600)
+        return path
+
+    def configure(self, **flags: Any) -> AgentConfig:
+        """Return what holds for an agent with these flags."""
+        return configure({"name": "ash", **flags}, self.environ)
+
+    def faults(self, **flags: Any) -> list[str]:
+        """Return the lines about what is refused."""
+        with pytest.raises(ConfigError) as caught:
+            self.configure(**flags)
+        return [line.strip() for line in str(caught.value).splitlines()]
+
+
+@pytest.fixture
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Home:
+    monkeypatch.setattr("octaskly.config.places.SYSTEM_FOLDER", tmp_path / "machine")
+    return Home(tmp_path)
+
+
+def test_flags_prevail_over_variables_over_own_file_over_the_machines(
+    home: Home,
+) -> None:
+    """The nearer somebody said it, the more it counts; each place is named."""
+    home.write("slots = 1\ndrain = 1\nqueue_max = 1\nretention = '1d'", home.machine)
+    home.write("slots = 2\ndrain = 2\n\nqueue_max = 2")
+    home.environ |= {"OCTASKLY_SLOTS": "3", "OCTASKLY_DRAIN": "3"}
+
+    found = home.configure(slots="4")
+
+    assert found.slots == 4
+    assert found.options.drain_s == 3
+    assert found.options.queue_max == 2
+    assert found.options.retention_s == 86_400
+    assert found.origins == {
+        "name": "--name",
+        "slots": "--slots",
+        "drain_s": "OCTASKLY_DRAIN",
+        "queue_max": f"{home.own}:4",
+        "retention_s": f"{home.machine}:4",
+    }
+
+
+def test_where_systemd_names_a_folder_no_other_file_decides(
+    home: Home, tmp_path: Path
+) -> None:
+    """A service takes nothing from the home of its user, which tasks may reach."""
+    home.write("slots = 1", home.machine)
+    home.write("slots = 2")
+    home.write("slots = 3", tmp_path / "unit/config.toml")
+    home.environ["CONFIGURATION_DIRECTORY"] = str(tmp_path / "unit")
+
+    assert home.configure().slots == 3
+
+
+def test_every_value_can_be_said_in_a_file(home: Home) -> None:
+    """With TOML's own types, and units in quotes."""
+    home.write(
+        """
+        join = ["ash", "10.0.0.2:7000", "[fe80::1]:7878"]
+        labels = ["site=attic", "gpu=a100"]
+        electable = false
+        output_cap = "4M"
+        retained_bytes = 16777216
+        kill_grace = "1m"
+        durability = "strict"
+        workdir = "~/work"
+        """
+    )
+
+    found = home.configure()
+
+    assert found.options.join == (("ash", 7878), ("10.0.0.2", 7000), ("fe80::1", 7878))
+    assert found.labels == (("gpu", "a100"), ("site", "attic"))
+    assert not found.options.electable
+    assert found.options.output_cap_bytes == 4 << 20
+    assert found.options.retained_bytes == 16 << 20
+    assert found.timing.kill_grace_s == 60
+    assert found.is_strict
+    assert found.paths.workdir == Path("~/work").expanduser()
+
+
+def test_a_list_of_a_source_replaces_that_of_another(home: Home) -> None:
+    """What holds can be read in one place."""
+    home.write('labels = ["a=1"]\ngpus = ["0"]')
+    home.environ["OCTASKLY_LABELS"] = "b=2, c=3"
+
+    found = home.configure(gpus=("1", "2"))
+
+    assert found.labels == (("b", "2"), ("c", "3"))
+    assert found.options.gpus == ("1", "2")
+
+
+def test_an_empty_variable_says_nothing(home: Home) -> None:
+    """That is how a unit or a shell unsets one."""
+    home.environ["OCTASKLY_DURABILITY"] = ""
+
+    assert not home.configure().is_strict
+
+
+def test_all_mistakes_of_all_sources_are_told_at_once(home: Home) -> None:
+    """Each with its place, what stands there, and what may."""
+    machine = home.write("api_port = 70000\nslotz = 3", home.machine)
+    own = home.write('slots = "8"\n\nlabels = ["a=1", "b"]\n[agent]\nname = "x"')
+    home.environ |= {"OCTASKLY_LOG_LEVEL": "verbose"}
+
+    assert home.faults(drain_s="soon", join=("ash:0",)) == [
+        "8 settings cannot be used",
+        f"{machine}:1: api_port = 70000: a whole number, from 0 to 65535",
+        f"{machine}:2: slotz: no such setting; did you mean slots?",
+        f"{own}:1: slots = '8': a whole number, from 1 to 4096",
+        f"{own}:3: labels = 'b': KEY=VALUE",
+        f"{own}:4: agent: no such setting",
+        "OCTASKLY_LOG_LEVEL verbose: debug, info, warning or error",
+        "--join ash:0: HOST, HOST:PORT or [IPV6]:PORT",
+        "--drain soon: a time like 90, 15m, 24h or 7d, from 0 to 1d",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("flags", "fault"),
+    [
+        ({"name": "a b"}, "--name 'a b': letters, digits, dots and dashes only"),
+        ({"gpus": ("0", "0")}, "--gpu 0: each once"),
+        ({"gpus": ("a b",)}, "--gpu 'a b': a number or an id"),
+        ({"gpus": tuple(map(str, range(65)))}, "--gpu '65 values': at most 64"),
+        ({"labels": ("a=1", "a=2")}, "--label a: each once"),
+        ({"slots": "0"}, "--slots 0: a whole number, from 1 to 4096"),
+        ({"join": ("[::1]:70000",)}, "--join '[::1]:70000': HOST"),
+        (
+            {"retained_bytes": str(RETAINED_BYTES_MIN - 1)},
+            "--retained-bytes 16777215: a size like 65536, 64M or 10G, at least 16M",
+        ),
+        (
+            {"output_quota_bytes": "5M"},
+            "--output-quota: output_quota 5242880: at least output_cap",
+        ),
+        ({"name": "\x1b[2J"}, r"--name '\x1b[2J': "),
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
+)
+def test_unusable_words_of_operators_end_the_agent(
+    home: Home, flags: dict[str, Any], fault: str
+) -> None:
+    """The message names the flag and what it takes."""
+    [line] = home.faults(**flags)
+
+    assert line.startswith(fault)
+
+
+@pytest.mark.parametrize(
+    ("text", "fault"),
+    [
+        ('name = "ash\n', "Illegal character '\\n' (at line 1, column 12)"),
+        ("slots = 1\nslots = 2\n", "Cannot overwrite a value (at line 2, column 10)"),
+        ("x = " + "[" * 5000, ""),
+        ("#" * (64 << 10) + "#", "no file, or one of over 65536 bytes"),
+    ],
+    ids=["open string", "twice", "deep", "long"],
+)
+def test_a_file_that_is_no_toml_is_refused_by_name(
+    home: Home, text: str, fault: str
+) -> None:
+    """And with the line, where TOML's reader knows it."""
+    path = home.write(text)
+
+    [line] = home.faults()
+
+    assert line.startswith(f"{path}: {fault}")
+
+
+def test_a_file_with_other_bytes_than_utf8_is_refused(home: Home) -> None:
+    """It was written by something else."""
+    home.write("").write_bytes(b'name = "\xff"')
+
+    [line] = home.faults()
+
+    assert "'utf-8' codec can't decode" in line
+
+
+@pytest.mark.parametrize("mode", [0o602, 0o620, 0o666], ids=oct)
+def test_a_file_that_others_may_write_is_refused(home: Home, mode: int) -> None:
+    """Who writes it, decides what runs."""
+    path = home.write("slots = 1")
+    path.chmod(mode)
+
+    [line] = home.faults()
+
+    assert line == f"{path}: others may write it (mode {mode:04o}): chmod go-w {path}"
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="giving a file away takes root")
+def test_a_file_of_another_user_is_refused(home: Home) -> None:
+    """Its owner may write it at any time."""
+    path = home.write("slots = 1")
+    os.chown(path, 12345, -1)
+
+    [line] = home.faults()
+
+    assert line == f"{path}: it belongs to user 12345: sudo chown root {path}"
+
+
+def test_a_pipe_in_the_place_of_a_file_does_not_hang_the_start(home: Home) -> None:
+    """Opening one would wait for a writer."""
+    home.own.parent.mkdir(parents=True)
+    os.mkfifo(home.own, 0o600)
+
+    [line] = home.faults()
+
+    assert line == f"{home.own}: no file, or one of over 65536 bytes"
+
+
+@pytest.mark.parametrize(
+    "setting",
+    [setting for setting in SETTINGS if setting.default not in (None, ())],
+    ids=lambda setting: setting.key,
+)
+def test_a_default_can_be_said_as_it_is_shown(home: Home, setting: Any) -> None:
+    """What `octaskly config` prints may be copied into a variable."""
+    home.environ[setting.variable] = setting.kind.show(setting.default)
+
+    found = home.configure()
+
+    assert getattr(found.options, setting.field) == setting.default
+
+
+def test_the_socket_of_a_folder_that_a_file_names_is_where_commands_look(
+    home: Home, tmp_path: Path
+) -> None:
+    """A folder by flag or variable is one of several: it keeps its socket."""
+    home.environ["XDG_RUNTIME_DIR"] = str(tmp_path / "run")
+    home.write(f'state_dir = "{tmp_path}/state"')
+
+    by_file, by_flag = home.configure(), home.configure(state_dir=str(tmp_path / "b"))
+
+    assert by_file.paths.socket_of("ash") == tmp_path / "run/octaskly/ash.sock"
+    assert by_flag.paths.socket_of("ash") == tmp_path / "b/octaskly.sock"
