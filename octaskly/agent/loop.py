@@ -17,7 +17,7 @@ from octaskly.agent.seams import Advertiser, Links, Runner
 from octaskly.agent.view import MeshView
 from octaskly.core import effects as ef
 from octaskly.core import events as ev
-from octaskly.core.model import Limits
+from octaskly.core.model import Limits, NodeId
 from octaskly.core.node import Node
 from octaskly.log import Logger, write_note
 from octaskly.ports import Log
@@ -53,6 +53,7 @@ class CoreLoop:
         self._timer_s = 0.0  #: on the node's clock
         self._is_too_large = False  #: the log; said once
         self._perform: dict[type, Callable[[Any], None]] = {}
+        self._pulls: dict[NodeId, ef.ServePull] = {}  #: the last of each peer
 
     def connect(
         self,
@@ -76,7 +77,7 @@ class CoreLoop:
             ef.Send: lambda e: links.send(e.peer, e.messages),
             ef.Dial: lambda e: links.dial(e.node, e.addresses),
             ef.Disconnect: lambda e: links.disconnect(e.peer, e.reason),
-            ef.ServePull: lambda e: self._spawn(self._serve_pull(e)),
+            ef.ServePull: self._ask_for,
             ef.Browse: lambda e: discovery.browse(is_wanted=e.is_wanted),
             ef.Advertise: lambda e: discovery.advertise(
                 is_dispatcher=e.is_dispatcher, term=e.term
@@ -204,11 +205,26 @@ class CoreLoop:
         self._is_too_large = planned.is_too_large
         self.post(planned)
 
-    async def _serve_pull(self, effect: ef.ServePull) -> None:
-        packed = await self._store.answer(
-            dict(effect.vector), effect.cursor, self._limits.pull_bytes
-        )
-        self._links.send(effect.peer, (packed,))
+    def _ask_for(self, pull: ef.ServePull) -> None:
+        """Read what a peer asked for; of what it asks meanwhile the last counts."""
+        is_served = pull.peer in self._pulls
+        self._pulls[pull.peer] = pull
+        if not is_served:
+            self._spawn(self._serve_pulls(pull))
+
+    async def _serve_pulls(self, pull: ef.ServePull) -> None:
+        peer = pull.peer
+        try:
+            while True:
+                packed = await self._store.answer(
+                    dict(pull.vector), pull.cursor, self._limits.pull_bytes
+                )
+                self._links.send(peer, (packed,))
+                if self._pulls[peer] is pull:
+                    return
+                pull = self._pulls[peer]
+        finally:
+            del self._pulls[peer]
 
     def _stop(self) -> None:
         self.is_stopped = True

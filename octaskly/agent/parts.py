@@ -32,7 +32,7 @@ from octaskly.errors import StoreError
 from octaskly.log import Logger, write_note
 from octaskly.mesh.discovery import Discovery
 from octaskly.mesh.interfaces import LocalAddress, local_addresses
-from octaskly.mesh.link import tune
+from octaskly.mesh.tcp import tune
 from octaskly.mesh.transport import Transport
 from octaskly.ports import Principal
 from octaskly.runner.archive import Archive
@@ -264,6 +264,7 @@ class Parts:
             on_event=self.loop.post,
             on_note=self._note,
             on_duplicate=on_duplicate,
+            progress=lambda: self._node.progress,
         )
         self._discovery = Discovery(
             node=self._info,

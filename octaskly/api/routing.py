@@ -93,6 +93,7 @@ class Streams:
                 hint=f"this node serves {STREAMS_MAX} at once; ask another "
                 "node, or later",
                 headers={"Retry-After": str(_RETRY_AFTER_S)},
+                closes=True,  # Idle, it would keep other requests out.
             )
         self._open += 1
         try:

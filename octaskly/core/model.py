@@ -352,7 +352,7 @@ class Limits:
     load_tasks: int = 5_000  #: rows asked from the store at once
     frame_bytes: int = 8 << 20
     hello_bytes: int = 1 << 20
-    entries_bytes: int = 4 << 20  #: soft bound on what one message has of a batch
+    entries_bytes: int = 1 << 20  #: soft bound on what one message has of a batch
     pull_bytes: int = 128 << 10  #: of an answer to PULL: it is decoded at one go
     prefetch: int = 64  #: most attempts that wait on a worker beyond its slots
     peers: int = 1024

@@ -120,6 +120,11 @@ class Node:
         self._allegiance = Allegiance(machines)
 
     @property
+    def progress(self) -> tuple[int, int]:
+        """Numbers of what was last given to the disk, and of what is on it."""
+        return self._journal.number, self._journal.persisted
+
+    @property
     def is_dispatcher(self) -> bool:
         """Whether this node reigns; so only once its claim is durable."""
         return self._election.reign is not None

@@ -9,11 +9,8 @@ certificate, never from what it says.
 from __future__ import annotations
 
 import asyncio
-import ipaddress
-import socket
 from collections import deque
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from typing import Final, Protocol
 
 from octaskly.core.messages import (
@@ -29,6 +26,8 @@ from octaskly.core.messages import (
 from octaskly.core.model import Address, Limits, NodeId
 from octaskly.errors import RemoteProtocolError, TrustError, VersionMismatch
 from octaskly.mesh import wire
+from octaskly.mesh.intake import Intake, Progress
+from octaskly.mesh.tcp import remote_of
 from octaskly.trust import MeshTrust
 from octaskly.trust.authority import ALPN
 
@@ -36,19 +35,13 @@ FRAME_SOFT_BYTES: Final = 256 * 1024
 """Messages are gathered into one frame up to this size."""
 
 WRITE_HIGH_BYTES: Final = 512 * 1024
+PART_BYTES: Final = 64  #: what a message in the outbox takes beside its own bytes
 """Above this, what is sent waits in the outbox instead of the TLS layer."""
 
 REASON_CHARS_MAX: Final = 200
 
 NOT_ACCEPTED: Final = "peer does not accept our mesh secret"
 OVERFLOW: Final = "outbox overflow"
-
-
-CONNECT_S: Final = 1.0  #: TCP, for each address
-USER_TIMEOUT_MS: Final = 5000  #: bytes that nobody acknowledges end a link
-KEEPALIVE_IDLE_S: Final = 5
-KEEPALIVE_INTERVAL_S: Final = 1
-KEEPALIVE_COUNT: Final = 3
 
 
 class LinkOwner(Protocol):
@@ -84,6 +77,7 @@ class Link(asyncio.Protocol):
         hello: Asked once, for what this node says of itself.
         dialled: The address that was dialled; None if the peer dialled.
         outbox_bytes: A send that finds more than this waiting ends the link.
+        progress: How far this node has written what it was told.
     """
 
     def __init__(
@@ -96,6 +90,7 @@ class Link(asyncio.Protocol):
         *,
         dialled: Address | None,
         outbox_bytes: int,
+        progress: Progress,
     ) -> None:
         self.dialled = dialled
         self.remote: Address | None = None  #: the other end of the socket
@@ -112,7 +107,7 @@ class Link(asyncio.Protocol):
         self._trust = trust
         self._packing = packing
         self._make_hello = hello
-        self._decoder = wire.Decoder(limits)
+        self._intake = Intake(wire.Decoder(limits), self._hear, progress)
         self._outbox_bytes_max = outbox_bytes
         self._outbox: deque[bytes] = deque()
         self._outbox_bytes = 0
@@ -131,7 +126,7 @@ class Link(asyncio.Protocol):
         if name is None:
             self.abort("reset")  # It is gone already.
             return
-        self.remote = _remote_of(name)
+        self.remote = remote_of(name)
         tls = transport.get_extra_info("ssl_object")
         try:
             self.peer = self._trust.peer_node_id(tls)
@@ -146,6 +141,7 @@ class Link(asyncio.Protocol):
             self.abort(refusal)
             return
         self.sent = self._make_hello()
+        self._intake.open(transport)
         self._write([self.sent])
 
     def data_received(self, data: bytes) -> None:
@@ -153,7 +149,7 @@ class Link(asyncio.Protocol):
         if self.reason is not None:
             return
         try:
-            self._take(self._decoder.receive_data(data))
+            self._intake.receive(data)
         except RemoteProtocolError as error:
             self.close(f"{PROTOCOL}{error}")
 
@@ -168,6 +164,7 @@ class Link(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Note that the connection is gone."""
+        self._intake.finish()
         self._transport = None
         if self.dialled and self.peer and self.hello is None:
             reason = NOT_ACCEPTED
@@ -209,7 +206,7 @@ class Link(asyncio.Protocol):
         for message in messages:
             for part in self._packing.parts_of(message):
                 self._outbox.append(part)
-                self._outbox_bytes += len(part)
+                self._outbox_bytes += len(part) + PART_BYTES
         if not self._is_flush_due:
             self._is_flush_due = True
             asyncio.get_running_loop().call_soon(self._flush)
@@ -230,6 +227,14 @@ class Link(asyncio.Protocol):
         self._end(reason)
 
     # Inside
+
+    def _hear(self, messages: Sequence[Message]) -> None:
+        if self.reason is not None:
+            return
+        try:
+            self._take(messages)
+        except RemoteProtocolError as error:
+            self.close(f"{PROTOCOL}{error}")
 
     def _take(self, messages: Sequence[Message]) -> None:
         taken = 0
@@ -317,7 +322,7 @@ class Link(asyncio.Protocol):
             if parts and size > FRAME_SOFT_BYTES:
                 break
             parts.append(self._outbox.popleft())
-        self._outbox_bytes -= sum(map(len, parts))
+        self._outbox_bytes -= sum(map(len, parts)) + PART_BYTES * len(parts)
         return parts
 
     def _end(self, reason: str) -> None:
@@ -325,66 +330,8 @@ class Link(asyncio.Protocol):
             return
         self.reason = reason
         self.is_connected = False
+        self._intake.drop()
         self._outbox.clear()
         self._outbox_bytes = 0
         self._owner.on_ended(self)
         self.settled.set()
-
-
-async def connect(address: Address) -> socket.socket:
-    """Return a TCP connection to an address, ready to be given to a link.
-
-    Raises:
-        ConnectionRefusedError: no process listens there.
-        OSError: the address is none, or nobody answers in time.
-    """
-    try:
-        found = socket.getaddrinfo(
-            *address, type=socket.SOCK_STREAM, flags=socket.AI_NUMERICHOST
-        )
-    except (ValueError, OverflowError) as error:
-        raise OSError(f"{address.host[:64]!r} is no IP address") from error
-    family, kind, protocol, _, place = found[0]
-    if place[1] != address.port:
-        raise OSError(f"{address.port} is no port")
-    connection = socket.socket(family, kind, protocol)
-    try:
-        connection.settimeout(0)
-        tune(connection)
-        async with asyncio.timeout(CONNECT_S):
-            await asyncio.get_running_loop().sock_connect(connection, place)
-    except BaseException:
-        connection.close()
-        raise
-    return connection
-
-
-def tune(connection: socket.socket) -> None:
-    """Send small frames at once, and notice a peer that went silent.
-
-    Failures are left alone: the system may lack an option, and heartbeats decide.
-    """
-    options = (
-        (socket.IPPROTO_TCP, socket.TCP_NODELAY, 1),
-        (socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, USER_TIMEOUT_MS),
-        (socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, KEEPALIVE_IDLE_S),
-        (socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, KEEPALIVE_INTERVAL_S),
-        (socket.IPPROTO_TCP, socket.TCP_KEEPCNT, KEEPALIVE_COUNT),
-        (socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1),
-    )
-    with suppress(OSError):
-        for level, option, value in options:
-            connection.setsockopt(level, option, value)
-
-
-def _remote_of(name: tuple[str, int] | tuple[str, int, int, int]) -> Address:
-    """Return a peer's address as it can be dialled from here, with its scope."""
-    host, port, *rest = name
-    ip = ipaddress.ip_address(host.partition("%")[0])
-    if isinstance(ip, ipaddress.IPv6Address):
-        if ip.ipv4_mapped is not None:
-            return Address(str(ip.ipv4_mapped), port)
-        if ip.is_link_local and rest[1]:
-            with suppress(OSError):
-                return Address(f"{ip}%{socket.if_indextoname(rest[1])}", port)
-    return Address(str(ip), port)

@@ -15,8 +15,8 @@ from typing import Final
 
 from octaskly.core.model import Address
 from octaskly.errors import PairingFailed
-from octaskly.mesh.link import connect, tune
 from octaskly.mesh.strangers import Strangers
+from octaskly.mesh.tcp import connect, tune
 
 EXCHANGE_S: Final = 10.0  #: for all messages between two programs
 ACCEPT_PAUSE_S: Final = 0.1  #: after an accept that failed, for want of descriptors

@@ -14,6 +14,8 @@ from typing import Final
 HANDSHAKES_MAX: Final = 64
 HANDSHAKES_PER_ADDRESS_MAX: Final = 8
 HANDSHAKES_HERE_MAX: Final = 128
+CERTIFICATE_S: Final = 5.0  #: until a stranger has shown that it is none,
+CERTIFICATE_HERE_S: Final = 10.0  #: or many that start here at once, on few cores
 
 _HERE: Final = ""
 
@@ -49,3 +51,8 @@ class Strangers:
         elsewhere = welcoming.total() - welcoming[_HERE]
         is_crowd = welcoming[place] >= HANDSHAKES_PER_ADDRESS_MAX
         return elsewhere < HANDSHAKES_MAX and not is_crowd
+
+
+def patience_s(place: str) -> float:
+    """Return how long who has taken a place may take to show a certificate."""
+    return CERTIFICATE_HERE_S if place == _HERE else CERTIFICATE_S

@@ -14,9 +14,11 @@ from octaskly.core.events import DialFailed, Event, PeerDown, PeerUp, Received
 from octaskly.core.messages import ATTACHED, PROTOCOL, STOPPING, Message, Packed
 from octaskly.core.model import Address, Limits, NodeId
 from octaskly.errors import LocalProtocolError
-from octaskly.mesh.link import NOT_ACCEPTED, Link, connect, tune
+from octaskly.mesh.intake import Progress
+from octaskly.mesh.link import NOT_ACCEPTED, Link
 from octaskly.mesh.rivals import DUPLICATE, DUPLICATE_ID, MYSELF, Rivals
-from octaskly.mesh.strangers import Strangers
+from octaskly.mesh.strangers import Strangers, patience_s
+from octaskly.mesh.tcp import connect, tune
 from octaskly.mesh.wire import Packing
 from octaskly.ports import Clock, HelloSource
 from octaskly.trust import MeshTrust
@@ -50,7 +52,8 @@ class Transport:
         on_note: Takes lines for the log.
         on_duplicate: Told that another process lives with this node's id, and keeps it.
         handshake_s: Time from a TCP connection to HELLO_OK.
-        outbox_bytes: Bytes that may wait for one peer; four frames unless given.
+        outbox_bytes: Bytes that may wait for one peer; two frames unless given.
+        progress: Numbers of what was last given to the disk, and is on it.
     """
 
     def __init__(
@@ -65,6 +68,7 @@ class Transport:
         on_duplicate: Callable[[], None],
         handshake_s: float = HANDSHAKE_S,
         outbox_bytes: int | None = None,
+        progress: Progress = lambda: (0, 0),
     ) -> None:
         self._trust = trust
         self._me = trust.node_id
@@ -76,7 +80,8 @@ class Transport:
         self._note = on_note
         self._on_duplicate = on_duplicate
         self._handshake_s = handshake_s
-        self._outbox_bytes = outbox_bytes or 4 * limits.frame_bytes
+        self._outbox_bytes = outbox_bytes or 2 * limits.frame_bytes
+        self._progress = progress
         self._server_context = trust.server_context()
         self._rivals = Rivals(self._me, limits.peers, clock, on_duplicate)
         self._links = self._rivals.links
@@ -234,6 +239,7 @@ class Transport:
         no place of one while its HELLO is under way.
         """
         link = self._new_link(None)
+        certificate_s = min(self._handshake_s, patience_s(place))
         try:
             async with asyncio.timeout(self._handshake_s):
                 try:
@@ -241,7 +247,7 @@ class Transport:
                         lambda: link,
                         connection,
                         ssl=self._server_context,
-                        ssl_handshake_timeout=self._handshake_s,
+                        ssl_handshake_timeout=certificate_s,
                         ssl_shutdown_timeout=SHUTDOWN_S,
                     )
                 finally:
@@ -328,6 +334,7 @@ class Transport:
             self._hello,
             dialled=dialled,
             outbox_bytes=self._outbox_bytes,
+            progress=self._progress,
         )
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> None:

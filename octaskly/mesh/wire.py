@@ -36,13 +36,13 @@ HEADER_BYTES: Final = 4
 ARRAY_ITEMS_MAX: Final = 1 << 18
 """Most items of one msgpack array, far above what a frame can sensibly hold."""
 
-VALUES_MAX: Final = 1 << 20
+VALUES_MAX: Final = 1 << 19
 """Most values of one frame; the fullest that a node sends have half as many."""
 
 VALUE_BYTES: Final = (
     40  #: of memory at most for each byte of a frame, wide arrays apart
 )
-CHEAP_BYTES: Final = 16 << 20
+CHEAP_BYTES: Final = 8 << 20
 """Frames that cannot take so much memory are not counted, which costs time."""
 
 SPLIT_BYTES: Final = 1 << 20

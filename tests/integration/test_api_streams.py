@@ -219,6 +219,7 @@ async def test_streams_of_a_node_are_bounded(monkeypatch: pytest.MonkeyPatch) ->
 
     assert_problem(refused, 503, "Too many event streams")
     assert refused.headers["retry-after"] == "5"
+    assert refused.headers["connection"] == "close"
     assert other.status == 200
 
 

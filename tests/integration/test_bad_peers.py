@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import re
 import socket
+import ssl
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -43,6 +44,22 @@ class Member:
     def __init__(self, folder: Path, port: int) -> None:
         self._trust = MeshTrust(load(folder / "mesh.key"), NodeKey.generate())
         self._place = ("127.0.0.1", port)
+        self.node_id = self._trust.node_id
+
+    @contextlib.contextmanager
+    def linked(self) -> Iterator[ssl.SSLSocket]:
+        """Connect, and be met."""
+        decoder = wire.Decoder(Limits())
+        heard: list[Message] = []
+        context = self._trust.client_context()
+        with (
+            socket.create_connection(self._place, timeout=10) as plain,
+            context.wrap_socket(plain) as tls,
+        ):
+            tls.sendall(wire.encode([self._hello(), HelloOk()]))
+            while HelloOk() not in heard:
+                heard += decoder.receive_data(tls.recv(65536))
+            yield tls
 
     def say(self, *frames: bytes, is_greeting: bool = True) -> str:
         """Connect, send frames, and return why the agent closed the link."""
@@ -69,7 +86,7 @@ class Member:
 
     def _hello(self) -> Hello:
         info = NodeInfo(
-            id=self._trust.node_id,
+            id=self.node_id,
             boot="boot",
             name="liar",
             slots=0,
@@ -82,7 +99,7 @@ class Member:
 
     def far(self) -> bytes:
         """Return a heartbeat of a term that nobody can have reached."""
-        return wire.encode([Heartbeat(Epoch(1 << 40, self._trust.node_id), 0.0)])
+        return wire.encode([Heartbeat(Epoch(1 << 40, self.node_id), 0.0)])
 
 
 def framed(body: bytes) -> bytes:

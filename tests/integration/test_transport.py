@@ -22,13 +22,14 @@ from octaskly.core.events import DialFailed, Event, PeerDown, PeerUp, Received
 from octaskly.core.messages import Hello, HelloOk, Leave, Message, Probe, Pull
 from octaskly.core.model import NO_EPOCH, Address, Limits, NodeId, NodeInfo
 from octaskly.mesh import wire
-from octaskly.mesh.link import NOT_ACCEPTED, OVERFLOW, _remote_of
+from octaskly.mesh.link import NOT_ACCEPTED, OVERFLOW
 from octaskly.mesh.rivals import DUPLICATE, DUPLICATE_ID
 from octaskly.mesh.strangers import (
     HANDSHAKES_HERE_MAX,
     HANDSHAKES_MAX,
     HANDSHAKES_PER_ADDRESS_MAX,
 )
+from octaskly.mesh.tcp import remote_of
 from octaskly.mesh.transport import (
     Transport,
 )
@@ -364,7 +365,7 @@ def test_the_address_of_a_peer_can_be_dialled_from_here(
     name: tuple[str, int, int, int], address: Address
 ) -> None:
     """A link-local address means something only with its interface."""
-    assert _remote_of(name) == address
+    assert remote_of(name) == address
 
 
 async def test_a_node_that_dials_itself_makes_no_link() -> None:

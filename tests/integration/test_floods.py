@@ -1,0 +1,248 @@
+"""Floods on real sockets: an agent answers meanwhile, and does not grow.
+
+Threats 1, 5, 12 and 13, rows B39 and B42. Each flood is counted against one bound in
+time, for a share of the answers as this machine may be busy, and one in memory.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import itertools
+import re
+import socket
+import ssl
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from octaskly.core.facts import Entry, Submitted
+from octaskly.core.messages import (
+    Claim,
+    Entries,
+    Heartbeat,
+    Message,
+    Probe,
+    Pull,
+    Reattach,
+    Results,
+)
+from octaskly.core.model import Epoch, NodeState, StreamId, TaskId, TaskSpec
+from octaskly.mesh import wire
+from tests.agents import Agent, finished, running, submit, until, until_nodes
+from tests.integration.test_bad_peers import Member
+
+ANSWER_S_MAX = 0.2
+ANSWERS = 30
+NINE_OF_TEN = ANSWERS * 9 // 10 - 1
+ROUNDS = 4
+GROWTH_MB_MAX = 50.0
+STREAM = StreamId(77)
+
+
+@pytest.fixture(scope="module")
+def solo(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Agent]:
+    """One agent that has worked already, so that its memory is what it is."""
+    with running(tmp_path_factory.mktemp("floods"), "solo") as (agent,):
+        until_nodes(agent, 1)
+        for _ in range(5):
+            finished(agent, submit(agent, "true"))
+        yield agent
+
+
+def port_of(agent: Agent, url: str = "api_url") -> int:
+    return int(str(agent.ready()[url]).rpartition(":")[2])
+
+
+def resident_mb(agent: Agent) -> float:
+    status = Path(f"/proc/{agent.process.pid}/status").read_text()
+    return int(re.findall(r"VmRSS:\s+(\d+) kB", status)[0]) / 1024
+
+
+class Watch:
+    """What clients and the memory of an agent notice of a flood."""
+
+    def __init__(self, agent: Agent) -> None:
+        self._agent = agent
+        self._port = port_of(agent)
+        self._before_mb = resident_mb(agent)
+        self._peak_mb = self._before_mb
+
+    def look(self) -> float:
+        """Ask for its health, as a new client does; return how long that took."""
+        begin_s = time.perf_counter()
+        client = http.client.HTTPConnection("127.0.0.1", self._port, timeout=30)
+        with contextlib.closing(client):
+            client.request("GET", "/health")
+            assert client.getresponse().status == 200
+        self._peak_mb = max(self._peak_mb, resident_mb(self._agent))
+        return time.perf_counter() - begin_s
+
+    def judge(self) -> None:
+        """Ask in rounds, the best of which counts: this machine has other work, too."""
+        rounds = []
+        for _ in range(ROUNDS):
+            rounds.append(sorted(self.look() for _ in range(ANSWERS)))
+            if rounds[-1][NINE_OF_TEN] < ANSWER_S_MAX:
+                break
+        best = min(rounds, key=lambda took_s: took_s[NINE_OF_TEN])
+        growth_mb = self._peak_mb - self._before_mb
+        print(
+            f"half within {best[ANSWERS // 2]:.3f} s, 90% within "
+            f"{best[NINE_OF_TEN]:.3f} s, in round {len(rounds)}; {growth_mb:.1f} MB"
+        )
+        assert best[NINE_OF_TEN] < ANSWER_S_MAX
+        assert growth_mb < GROWTH_MB_MAX
+
+
+# --- A member.
+
+
+def _entries(_: Member) -> Iterator[bytes]:
+    """A log that grows without end, each entry as it should be."""
+    writer = ((STREAM, Epoch(1, _.node_id)),)
+    for first in itertools.count(1, 500):
+        specs = (
+            TaskSpec(id=TaskId(f"x-{first + n}"), command="x" * 1000)
+            for n in range(500)
+        )
+        told = tuple(
+            Entry(STREAM, first + n, 1 << 20, Submitted(spec))
+            for n, spec in enumerate(specs)
+        )
+        yield wire.encode([Entries(told, writer, False, ())])
+
+
+def _again(
+    make: Callable[[Member], Message], count: int = 2000
+) -> Callable[[Member], Iterator[bytes]]:
+    return lambda member: itertools.repeat(wire.encode([make(member)] * count))
+
+
+VECTOR = tuple((StreamId(n + 1), 1) for n in range(30_000))
+FLOODS: dict[str, Callable[[Member], Iterator[bytes]]] = {
+    "questions": _again(lambda _: Pull(())),
+    "long questions": _again(lambda _: Pull(VECTOR), 1),
+    "probes": _again(lambda member: Probe(member.node_id, 1.0)),
+    "claims": _again(lambda m: Claim(Epoch(1, m.node_id), STREAM, ())),
+    "heartbeats": _again(lambda m: Heartbeat(Epoch(1, m.node_id), 0.0)),
+    "results": _again(lambda _: Results((), 1)),
+    "what it runs": _again(lambda _: Reattach((), 0, NodeState.READY)),
+    "entries": _entries,
+}
+THIN = ("questions", "probes", "entries")
+
+
+@contextlib.contextmanager
+def flooding(member: Member, frames: Iterator[bytes]) -> Iterator[list[int]]:
+    """Send frames as fast as they are taken, and read nothing."""
+    sent = [0]
+    is_over = threading.Event()
+
+    def flood(link: ssl.SSLSocket) -> None:
+        with contextlib.suppress(OSError):
+            for frame in frames:
+                if is_over.is_set():
+                    return
+                link.sendall(frame)
+                sent[0] += len(frame)
+
+    with member.linked() as link:
+        thread = threading.Thread(target=flood, args=(link,))
+        thread.start()
+        try:
+            yield sent
+        finally:
+            is_over.set()
+            with contextlib.suppress(OSError):
+                socket.socket.shutdown(link, socket.SHUT_RDWR)
+            thread.join()
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        pytest.param(kind, marks=() if kind in THIN else pytest.mark.soak)
+        for kind in FLOODS
+    ],
+)
+def test_a_member_that_floods_keeps_nobody_waiting(solo: Agent, kind: str) -> None:
+    """Valid frames without end: others get their turn, and the memory stays."""
+    member = Member(solo.state.parent, int(solo.ready()["peer_port"]))
+    watch = Watch(solo)
+
+    with flooding(member, FLOODS[kind](member)) as sent:
+        watch.judge()
+
+    assert sent[0] > 100_000
+
+
+# --- Strangers.
+
+HALF = {
+    "HTTP": ("api_url", b"GET /health HTTP/1.1\r\nHost: l"),
+    "TLS": ("lan_url", b"\x16\x03\x01"),
+    "peer port": ("peer_port", b"\x16\x03\x01"),
+}
+CLOSED_S_MAX = 12.0
+
+
+@pytest.mark.parametrize("kind", HALF)
+def test_200_half_open_connections_keep_nobody_waiting(solo: Agent, kind: str) -> None:
+    """On each port: answers come meanwhile, and all of them are closed in the end."""
+    where, greeting = HALF[kind]
+    place = ("127.0.0.1", port_of(solo, where))
+    watch = Watch(solo)
+
+    with contextlib.ExitStack() as stack:
+        half = [
+            stack.enter_context(socket.create_connection(place)) for _ in range(200)
+        ]
+        begin_s = time.perf_counter()
+        for connection in half:
+            with contextlib.suppress(ConnectionError):
+                connection.sendall(greeting)
+        watch.judge()
+        for connection in half:
+            _until_closed(connection)
+        assert time.perf_counter() - begin_s < CLOSED_S_MAX
+
+
+def _until_closed(connection: socket.socket) -> None:
+    connection.settimeout(CLOSED_S_MAX)
+    with contextlib.suppress(ConnectionError):
+        while connection.recv(65536):
+            pass
+
+
+# --- Clients.
+
+
+def test_1000_readers_that_never_read_keep_nobody_waiting(solo: Agent) -> None:
+    """B42: as many as there is room for are served, and others are told so."""
+    _, made = solo.call("POST", "/api/v1/tokens", {"role": "viewer"})
+    request = (
+        "GET /api/v1/events HTTP/1.1\r\nHost: localhost\r\n"
+        f"Authorization: Bearer {made['token']}\r\n\r\n"
+    ).encode()
+    place = ("127.0.0.1", port_of(solo))
+    watch = Watch(solo)
+
+    with contextlib.ExitStack() as stack:
+        readers = []
+        for _ in range(1000):
+            reader = stack.enter_context(socket.socket())
+            reader.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            reader.settimeout(10)
+            with contextlib.suppress(OSError):
+                reader.connect(place)
+                reader.sendall(request)
+                readers.append(reader)
+        tasks = [submit(solo, f"echo {n}") for n in range(20)]
+        watch.judge()
+        assert all(finished(solo, task)["status"] == "completed" for task in tasks)
+
+    until(lambda: solo.call("GET", "/api/v1/nodes")[0] == 200, "it serves again")
