@@ -25,6 +25,7 @@
     │   ├── CatchingUp           a node that may know the task is missing
     │   ├── TooManyRecords       the mesh keeps no more tokens or revocations
     │   ├── NodeNotFound
+    │   ├── NoSuchRequest        no machine of that name waits to be let in
     │   ├── TooManyInvites
     │   └── WouldLeave           joining would leave members or tasks behind
     ├── TrustError               a secret, certificate or token is not acceptable
@@ -158,6 +159,10 @@ class TooManyRecords(MeshError):
 
 class NodeNotFound(MeshError):
     """No node has that name or id, or it is gone."""
+
+
+class NoSuchRequest(MeshError):
+    """No machine of that name, which shows these words, waits to be let in."""
 
 
 class TooManyInvites(MeshError):

@@ -57,6 +57,8 @@ GLOSSARY = [
     "task",
     "array",
     "attempt",
+    "invite",
+    "pairing",
     "lease",
     "term",
     "epoch",

@@ -7,13 +7,22 @@ from collections.abc import Callable, Sequence
 
 from octaskly.agent.apart import take_over
 from octaskly.agent.invites import Invites
+from octaskly.agent.requests import Requests
 from octaskly.agent.sockets import EVERYWHERE
 from octaskly.config.agent import AgentConfig
 from octaskly.config.kinds import Many, Peer, Unusable
 from octaskly.core.model import NodeInfo
 from octaskly.errors import ConfigError, TrustError, WouldLeave
 from octaskly.log import Logger
-from octaskly.ports import Clock, Gateway, Invite, Log, Membership, Principal
+from octaskly.ports import (
+    Clock,
+    Gateway,
+    Invite,
+    Log,
+    Membership,
+    Principal,
+    Request,
+)
 from octaskly.trust import Keyring, MeshSecret, NodeKey
 from octaskly.trust.secret import parse
 
@@ -32,6 +41,7 @@ class AgentAdmissions:
         gateway: Who else is in it.
         store: Its log.
         invites: Of a member.
+        waiting: At a member, who wants in.
         on_entered: Told that this node shall begin anew, in another mesh.
         log: Where events go.
     """
@@ -46,6 +56,7 @@ class AgentAdmissions:
         gateway: Gateway,
         store: Log,
         invites: Invites | None,
+        waiting: Requests | None,
         on_entered: OnEntered,
         log: Logger,
     ) -> None:
@@ -56,6 +67,7 @@ class AgentAdmissions:
         self._gateway = gateway
         self._store = store
         self._invites = invites
+        self._waiting = waiting
         self._on_entered = on_entered
         self._log = log
 
@@ -68,6 +80,8 @@ class AgentAdmissions:
         """Burn all invites."""
         if self._invites is not None:
             await self._invites.close()
+        if self._waiting is not None:
+            self._waiting.close()
 
     async def membership(self) -> Membership:
         """Return where this node stands."""
@@ -92,6 +106,17 @@ class AgentAdmissions:
         del principal
         assert self._invites is not None, "the gate keeps others out"
         return self._invites.open(ttl_s)
+
+    async def requests(self) -> Sequence[Request]:
+        """Look for machines that want in, and return those that wait."""
+        assert self._waiting is not None, "the gate keeps others out"
+        return await self._waiting.look()
+
+    async def approve(self, name: str, words: str, *, principal: Principal) -> Request:
+        """Let a machine in that waits, is called so and shows these words."""
+        del principal
+        assert self._waiting is not None, "the gate keeps others out"
+        return await self._waiting.approve(name, words)
 
     async def enter(
         self,
@@ -136,17 +161,11 @@ def admissions_of_member(
 ) -> AgentAdmissions:
     """Return the admissions of a member, with its invites."""
     interfaces = config.options.interfaces
-    invites = Invites(
-        node=node,
-        node_key=key.public_bytes(),
-        mesh_id=secret.mesh_id,
+
+    def keyring() -> str:
         # What is on disk counts: the secret may have been renewed since the start.
-        keyring=lambda: Keyring(config.paths.secret, config.paths.state).load().lines(),
-        addresses=node.addresses if interfaces else EVERYWHERE,
-        interfaces=interfaces,
-        clock=clock,
-        log=log,
-    )
+        return Keyring(config.paths.secret, config.paths.state).load().lines()
+
     return AgentAdmissions(
         config=config,
         name=node.name,
@@ -154,7 +173,24 @@ def admissions_of_member(
         secret=secret,
         gateway=gateway,
         store=store,
-        invites=invites,
+        invites=Invites(
+            node=node,
+            node_key=key.public_bytes(),
+            mesh_id=secret.mesh_id,
+            keyring=keyring,
+            addresses=node.addresses if interfaces else EVERYWHERE,
+            interfaces=interfaces,
+            clock=clock,
+            log=log,
+        ),
+        waiting=Requests(
+            node=node,
+            node_key=key.public_bytes(),
+            keyring=keyring,
+            interfaces=interfaces,
+            clock=clock,
+            log=log,
+        ),
         on_entered=on_entered,
         log=log,
     )

@@ -125,7 +125,7 @@ class Joiner:
         return Admitted(
             keyring=unseal(keys, sealed),
             member=member.name,
-            seed=_seed(conversation.host, member.number),
+            seed=seed_of(conversation.host, member.number),
         )
 
     def _greeting(self, slot: int) -> Greeting:
@@ -242,5 +242,6 @@ def _lost(member: str) -> PairingFailed:
     )
 
 
-def _seed(host: str, port: int) -> str:
+def seed_of(host: str, port: int) -> str:
+    """Return a place as `HOST:PORT`."""
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"

@@ -104,6 +104,7 @@ async def _serving(
         gateway=gateway,
         store=store,
         invites=None,
+        waiting=None,
         on_entered=on_entered,
         log=log,
     )

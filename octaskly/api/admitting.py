@@ -19,6 +19,7 @@ TTL_S_MAX: Final = 3600
 TTL_S: Final = 300
 KEYRING_MAX: Final = 8192
 SEEDS_MAX: Final = 16
+WORDS_MAX: Final = 64
 
 
 class InviteIn(msgspec.Struct, forbid_unknown_fields=True):
@@ -35,6 +36,13 @@ class EnterIn(msgspec.Struct, forbid_unknown_fields=True):
     force: bool = False
 
 
+class ApproveIn(msgspec.Struct, forbid_unknown_fields=True):
+    """The words that a machine shows which shall come in."""
+
+    fingerprint: Annotated[str, msgspec.Meta(max_length=WORDS_MAX)]
+
+
+_approve = msgspec.json.Decoder(ApproveIn)
 _invite = msgspec.json.Decoder(InviteIn)
 _enter = msgspec.json.Decoder(EnterIn)
 
@@ -68,6 +76,23 @@ async def invite(call: Call) -> web.StreamResponse:
         "places": opened.places,
     }
     return json_response(render.encode(body), HTTPStatus.CREATED)
+
+
+async def requests(call: Call) -> web.StreamResponse:
+    """Look for machines that want in, and return those that wait."""
+    waiting = await _admissions(call).requests()
+    body = {"requests": waiting, "total": len(waiting)}
+    return json_response(render.encode(body))
+
+
+async def approve(call: Call) -> web.StreamResponse:
+    """Let a machine in, by name or node id, and by the words that it shows."""
+    asked: ApproveIn = decode(_approve, ApproveIn, call.body)
+    name = call.request.match_info["name"]
+    request = await _admissions(call).approve(
+        name, asked.fingerprint, principal=call.who
+    )
+    return json_response(render.encode(request))
 
 
 def _admissions(call: Call) -> Admissions:
@@ -106,5 +131,22 @@ ROUTES = (
         takes=InviteIn,
         answers={201: answers.Invite},
         refuses=(409,),
+    ),
+    Route(
+        method="GET",
+        path="/api/v1/requests",
+        perform=requests,
+        access=Access.LOCAL,
+        is_local=True,
+        answers={200: answers.Requests},
+    ),
+    Route(
+        method="POST",
+        path="/api/v1/requests/{name}/approve",
+        perform=approve,
+        access=Access.LOCAL,
+        is_local=True,
+        takes=ApproveIn,
+        answers={200: answers.Request},
     ),
 )

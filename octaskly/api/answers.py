@@ -377,3 +377,19 @@ class Entering(TypedDict):
 
     name: str
     node_id: str
+
+
+class Request(TypedDict):
+    """A machine that waits to be let in; nothing of it is proven but the words."""
+
+    name: str
+    node_id: str
+    fingerprint: str
+    address: str
+
+
+class Requests(TypedDict):
+    """All machines that wait to be let in."""
+
+    requests: list[Request]
+    total: int

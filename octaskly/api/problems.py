@@ -76,6 +76,7 @@ _TABLE: dict[type[Exception], tuple[int, str]] = {
     errors.NotDurable: (503, NOT_DURABLE),
     errors.CatchingUp: (503, CATCHING_UP),
     errors.NodeNotFound: (404, WORKER_NOT_FOUND),
+    errors.NoSuchRequest: (404, "No such request"),
     errors.TooManyInvites: (409, "Too many open invites"),
     errors.WouldLeave: (409, "Members or tasks would be left behind"),
     errors.TrustError: (401, UNAUTHENTICATED),

@@ -1,11 +1,11 @@
-"""`octaskly invite` and `join`: how machines get into a mesh."""
+"""`octaskly invite`, `join`: how machines get into a mesh."""
 
 from __future__ import annotations
 
-import asyncio
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from octaskly.agent.joining import Admitted
     from octaskly.trust.code import Code
 
+LOOK_S = 1.0
 READY_S = 15.0  #: for the agent to be a member; it takes a second or two
 POLL_S = 0.1
 TTL_S = 300
@@ -61,7 +62,7 @@ def invite(choice: Choice, ttl: int, as_json: bool) -> None:  # noqa: FBT001
 
 
 @click.command(epilog="Example: octaskly join 7-4821-9375")
-@click.argument("code", metavar="CODE")
+@click.argument("code", metavar="CODE", required=False)
 @click.option(
     "--at", metavar="HOST[:PORT]", help="Where the member is; multicast is not needed."
 )
@@ -83,7 +84,7 @@ def invite(choice: Choice, ttl: int, as_json: bool) -> None:  # noqa: FBT001
 @click.pass_obj
 def join(
     choice: Choice,
-    code: str,
+    code: str | None,
     at: str | None,
     force: bool,  # noqa: FBT001
     interfaces: tuple[str, ...],
@@ -91,27 +92,61 @@ def join(
 ) -> None:
     """Make this machine a member of a mesh, with the code of `octaskly invite`.
 
-    `-` reads the code from stdin, where no other user can see it.
+    `-` reads the code from stdin, where no other user can see it. Without a code it
+    waits until somebody approves it at a member, and shows three words to compare.
     """
-    # Imported here, as below: pairing brings in what quick commands do without.
-    from octaskly.trust.code import Code  # noqa: PLC0415
-
-    typed = Code.parse(_read_code() if code == "-" else code)
-    try:
-        socket = choice.socket()
-    except Unreachable:
-        if choice.node or choice.state_dir:
-            raise
-        _join_alone(choice, typed, at, interfaces, secret_file)
+    _check_way(code, at)
+    socket = _agent(choice)
+    if socket is None:
+        _join_alone(choice, _Way(code, at, interfaces), secret_file)
         return
     with Client.at_socket(socket) as client:
         own = client.membership()
         _check_leaving(own, force=force)
-        used = interfaces or own.interfaces
-        key = bytes.fromhex(own.node_key)
-        admitted = _pair(own.name, key, own.mesh, typed, at, used)
+        way = _Way(code, at, interfaces or own.interfaces)
+        admitted = way.take(own.name, bytes.fromhex(own.node_key), own.mesh)
         client.enter(admitted.keyring, seeds=[admitted.seed], force=force)
     _await_ready(socket, own, admitted)
+
+
+@dataclass(frozen=True, slots=True)
+class _Way:
+    """How this machine shall get in."""
+
+    code: str | None  #: None: by words that people compare
+    at: str | None
+    interfaces: Sequence[str]
+
+    def take(self, name: str, key: bytes, mesh: str | None) -> Admitted:
+        """Get in, and return what a member has then."""
+        # Imported here, as below: pairing brings in what quick commands do without.
+        from octaskly.trust.code import Code  # noqa: PLC0415
+
+        if self.code is None:
+            return _by_words(name, key, self.interfaces)
+        code = Code.parse(_read_code() if self.code == "-" else self.code)
+        return _by_code(name, key, mesh, code, self.at, self.interfaces)
+
+
+def _check_way(code: str | None, at: str | None) -> None:
+    if code is not None:
+        return
+    if at is not None:
+        raise click.UsageError("--at needs a code of `octaskly invite`")
+    if not sys.stdin.isatty():
+        raise click.UsageError(
+            "without a code somebody has to compare words, at a terminal"
+        )
+
+
+def _agent(choice: Choice) -> Path | None:
+    """Return the socket of the agent here, None where none runs."""
+    try:
+        return choice.socket()
+    except Unreachable:
+        if choice.node or choice.state_dir:
+            raise  # One was meant.
+        return None
 
 
 def _read_code() -> str:
@@ -137,7 +172,7 @@ def _check_leaving(own: Membership, *, force: bool) -> None:
     note(f"leaving behind: {' and '.join(left)}")
 
 
-def _pair(
+def _by_code(
     name: str,
     key: bytes,
     mesh: str | None,
@@ -145,24 +180,47 @@ def _pair(
     at: str | None,
     interfaces: Sequence[str],
 ) -> Admitted:
+    import asyncio  # noqa: PLC0415
+
     from octaskly.agent.clock import SystemClock  # noqa: PLC0415
     from octaskly.agent.joining import Joiner, place_at, places_in_sight  # noqa: PLC0415
 
     async def pair() -> Admitted:
         places = [await place_at(at)] if at else await places_in_sight(interfaces, mesh)
-        joiner = Joiner(name, key, SystemClock(), lambda text: note(f"· {text}"))
-        return await joiner.by_code(code, places)
+        return await Joiner(name, key, SystemClock(), _tell).by_code(code, places)
 
     return asyncio.run(pair())
 
 
-def _join_alone(
-    choice: Choice,
-    code: Code,
-    at: str | None,
-    interfaces: Sequence[str],
-    secret_file: Path | None,
-) -> None:
+def _by_words(name: str, key: bytes, interfaces: Sequence[str]) -> Admitted:
+    import asyncio  # noqa: PLC0415
+
+    from octaskly.agent.asking import meet, receive  # noqa: PLC0415
+    from octaskly.mesh.looking import sightings  # noqa: PLC0415
+
+    meshes = asyncio.run(sightings(LOOK_S, interfaces))
+    _tell(f"meshes in sight: {', '.join(sorted(meshes)) or 'none'}")
+    _tell(f"waiting; on a member: octaskly approve {name}")
+    meeting = asyncio.run(meet(name, key, interfaces))
+    member = meeting.member.name
+    note(f"\n{member} answers. The words of this machine are:\n")
+    note(f"    {meeting.words}\n")
+    if not click.confirm(f"Does {member} show the same words?", err=True):
+        meeting.conversation.close()
+        raise MeshError(
+            "this machine did not join: the words differ",
+            hint="octaskly join    once more; if they differ again, somebody is in "
+            "the middle: use a code of `octaskly invite`",
+        )
+    _tell(f"waiting until somebody approves at {member}")
+    return asyncio.run(receive(meeting))
+
+
+def _tell(text: str) -> None:
+    note(f"· {text}")
+
+
+def _join_alone(choice: Choice, way: _Way, secret_file: Path | None) -> None:
     """Join where no agent runs: write the secret, and say what to start."""
     from octaskly.agent.joining import keep  # noqa: PLC0415
     from octaskly.config.agent import configure  # noqa: PLC0415
@@ -170,12 +228,12 @@ def _join_alone(
 
     config = configure({"secret_file": secret_file}, choice.environ)
     key = NodeKey.load_or_create(config.paths.state)
-    admitted = _pair(config.name, key.public_bytes(), None, code, at, interfaces)
+    admitted = way.take(config.name, key.public_bytes(), None)
     left = keep(config.paths, admitted.keyring)
     if left is not None:
         note(f"the secret of the mesh before lies in {left}")
     note(f"✓ the mesh secret is in {config.paths.secret}")
-    seed = f" --join {admitted.seed}" if at else ""
+    seed = f" --join {admitted.seed}" if way.at else ""
     note(f"next: octaskly agent{seed}")
 
 

@@ -22,6 +22,7 @@ from octaskly.errors import OctasklyError
 
 COMMANDS = {
     "agent": "octaskly.cli.agent:agent",
+    "approve": "octaskly.cli.approving:approve",
     "array": "octaskly.cli.arrays:array",
     "ca": "octaskly.cli.access:ca",
     "cancel": "octaskly.cli.tasks:cancel",
@@ -40,6 +41,7 @@ COMMANDS = {
     "map": "octaskly.cli.arrays:map_",
     "nodes": "octaskly.cli.overview:nodes",
     "pause": "octaskly.cli.steering:pause",
+    "requests": "octaskly.cli.approving:requests",
     "resume": "octaskly.cli.steering:resume",
     "retry": "octaskly.cli.retrying:retry",
     "run": "octaskly.cli.running:run",

@@ -213,3 +213,18 @@ class Invite(msgspec.Struct, frozen=True):
     code: str
     expires_at: str
     places: tuple[str, ...] = ()
+
+
+class Request(msgspec.Struct, frozen=True):
+    """A machine that waits to be let in; nothing of it is proven but the words."""
+
+    name: str
+    node_id: str
+    fingerprint: str
+    address: str
+
+
+class RequestPage(msgspec.Struct, frozen=True):
+    """All machines that wait."""
+
+    requests: list[Request] = []

@@ -260,6 +260,16 @@ class Client(Connection):
         body = msgspec.json.encode({"ttl_s": ttl_s})
         return self.request("POST", "/api/v1/invites", body=body)
 
+    def requests(self) -> Reply:
+        """Look for machines that want in; return those that wait for the local node."""
+        return self.request("GET", "/api/v1/requests")
+
+    def approve(self, node: str, fingerprint: str) -> Reply:
+        """Let a machine in that waits and shows these words."""
+        path = f"/api/v1/requests/{quote(node, safe='')}/approve"
+        body = msgspec.json.encode({"fingerprint": fingerprint})
+        return self.request("POST", path, body=body)
+
     def health(self) -> dict[str, Any]:
         """Return whether the node can serve; needs no token."""
         return self._decode(self.request("GET", "/health"), dict[str, Any])

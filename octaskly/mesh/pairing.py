@@ -28,6 +28,7 @@ class Conversation:
     def __init__(self, connection: socket.socket, host: str) -> None:
         self.host = host  #: address of the other side
         self._connection = connection
+        self._is_kept = False
 
     async def say(self, message: bytes) -> None:
         """Send a message.
@@ -52,6 +53,24 @@ class Conversation:
                 raise ConnectionResetError("the other side hung up")
             message += chunk
         return bytes(message)
+
+    def is_over(self) -> bool:
+        """Whether the other side has hung up."""
+        try:
+            return not self._connection.recv(1, socket.MSG_PEEK)
+        except BlockingIOError:
+            return False
+        except OSError:
+            return True
+
+    def keep(self) -> None:
+        """Go on once the welcome is over; whoever has it then closes it."""
+        self._is_kept = True
+
+    def end(self) -> None:
+        """Hang up unless it was kept."""
+        if not self._is_kept:
+            self.close()
 
     def close(self) -> None:
         """Hang up."""
@@ -122,7 +141,7 @@ async def _talk(conversation: Conversation, welcome: Welcome) -> None:
             async with asyncio.timeout(EXCHANGE_S):
                 await welcome(conversation)
     finally:
-        conversation.close()
+        conversation.end()
 
 
 def _left(_: asyncio.Task[None], *, strangers: Strangers, place: str) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from octaskly.core.messages import Hello
-from octaskly.ports.admissions import Admissions, Invite, Membership
+from octaskly.ports.admissions import Admissions, Invite, Membership, Request
 from octaskly.ports.gateway import (
     DispatcherView,
     Gateway,
@@ -46,6 +46,7 @@ __all__ = [
     "Packer",
     "Principal",
     "RecordQuery",
+    "Request",
     "StoreStats",
     "TaskPage",
     "TaskQuery",

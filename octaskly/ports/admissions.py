@@ -31,6 +31,16 @@ class Invite:
     places: tuple[str, ...]  #: where it is answered, as `HOST:PORT`
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Request:
+    """A machine that waits to be let in; nothing of it is proven but the words."""
+
+    name: str
+    node_id: str
+    fingerprint: str  #: three words, which it shows too if nobody is in the middle
+    address: str
+
+
 class Admissions(Protocol):
     """How a node lets machines in, and gets into a mesh itself."""
 
@@ -43,6 +53,16 @@ class Admissions(Protocol):
         Raises:
             TooManyInvites: as many are open as may be.
             ConfigError: no port is free.
+        """
+
+    async def requests(self) -> Sequence[Request]:
+        """Look for machines that want in, and return those that wait."""
+
+    async def approve(self, name: str, words: str, *, principal: Principal) -> Request:
+        """Let a machine in that waits, is called so and shows these words.
+
+        Raises:
+            NoSuchRequest: there is none.
         """
 
     async def enter(

@@ -109,6 +109,7 @@ OF_THE_USER = frozenset(
         "TYPES",
         "URL",
         "WHAT",
+        "WORDS",
     ]
 )
 """Words for what only the user can know; what they stand for is not completed."""

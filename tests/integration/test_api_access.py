@@ -330,7 +330,7 @@ async def test_unpaired_node_says_how_to_join(method: str, path: str) -> None:
 
     assert health.status == 200
     assert_problem(answer, 503)
-    assert "--secret-file" in answer.json["hint"]
+    assert "octaskly invite" in answer.json["hint"]
 
 
 # --- the UNIX socket ---------------------------------------------------------------

@@ -5,9 +5,13 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import pty
+import re
+import select
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -38,6 +42,41 @@ def invite(agent: Agent) -> tuple[str, str]:
     assert done.returncode == 0, done.stderr
     opened = json.loads(done.stdout)
     return opened["code"], opened["places"][0]
+
+
+class Asking:
+    """An `octaskly join` without a code, at a terminal."""
+
+    def __init__(self, agent: Agent) -> None:
+        self._terminal, inside = pty.openpty()
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "octaskly", "--state-dir", str(agent.state), "join"],
+            stdin=inside,
+            stdout=inside,
+            stderr=inside,
+        )
+        os.close(inside)
+        self._said = ""
+
+    def expect(self, pattern: str, *, within_s: float = 30.0) -> str:
+        """Return what matches once it is on the screen."""
+        deadline = time.perf_counter() + within_s
+        while time.perf_counter() < deadline:
+            if match := re.search(pattern, self._said):
+                return match[0]
+            if select.select([self._terminal], [], [], 0.1)[0]:
+                with contextlib.suppress(OSError):  # It has ended.
+                    self._said += os.read(self._terminal, 4096).decode()
+        raise AssertionError(f"not on the screen: {pattern}\n{self._said}")
+
+    def type(self, text: str) -> None:
+        os.write(self._terminal, text.encode())
+
+    def end(self) -> int:
+        """Return its exit code."""
+        code = self._process.wait(30)
+        os.close(self._terminal)
+        return code
 
 
 def newcomer(folder: Path, name: str, *, has_secret: bool = False) -> Agent:
@@ -193,3 +232,69 @@ def test_no_log_has_the_code_and_the_listener_goes_with_the_invite(
         _, half, other = code.split("-")
         assert half + other not in logs
         assert code not in logs
+
+
+WORDS = r"[a-z]+-[a-z]+-[a-z]+"
+
+
+def waiting(agent: Agent) -> str:
+    """Return the words of the one machine that waits, as a member shows them."""
+
+    def look() -> str | None:
+        listed = json.loads(cli(agent, "requests", "--json").stdout)["requests"]
+        return listed[0]["fingerprint"] if listed else None
+
+    return str(until(look, "a machine that waits"))
+
+
+def test_a_machine_joins_without_a_code_when_people_compare_words(
+    member: Agent, tmp_path: Path
+) -> None:
+    """Both sides show the same three words, and both are asked."""
+    joiner = newcomer(tmp_path, "bay")
+    with ending(joiner):
+        joiner.ready()
+        asking = Asking(joiner)
+        asking.expect("on a member: octaskly approve bay")
+
+        words = waiting(member)
+        asking.expect(f"    {words}")
+        wrong = cli(member, "approve", "bay", "--words", "otter-otter-otter")
+        approved = cli(member, "approve", "bay", "--words", words)
+        asking.type("y\n")
+        asking.expect("joined the mesh of ash as bay")
+
+        assert asking.end() == 0
+        assert wrong.returncode == 1
+        assert "does not show the words" in wrong.stderr
+        assert approved.returncode == 0, approved.stderr
+        assert names(member) == {"ash", "bay"}
+
+
+def test_a_machine_whose_people_see_other_words_does_not_join(
+    member: Agent, tmp_path: Path
+) -> None:
+    """Even if somebody at the member has approved already."""
+    joiner = newcomer(tmp_path, "bay")
+    with ending(joiner):
+        joiner.ready()
+        asking = Asking(joiner)
+        asking.expect("on a member: octaskly approve bay")
+        words = waiting(member)
+        assert cli(member, "approve", "bay", "--words", words).returncode == 0
+
+        asking.expect("same words")
+        asking.type("n\n")
+
+        asking.expect("the words differ")
+        assert asking.end() == 1
+        assert not (tmp_path / "bay.key").exists()
+
+
+def test_words_are_compared_by_people_only(member: Agent, tmp_path: Path) -> None:
+    """A script that answers yes to everything is nobody who looks."""
+    asked = cli(member, "join", stdin="y\n")
+    approved = cli(member, "approve", "bay", stdin="y\n")
+
+    assert (asked.returncode, approved.returncode) == (2, 1)
+    assert "at a terminal" in asked.stderr

@@ -1,0 +1,298 @@
+"""Pairing as two sides that are handed each other's bytes, right, wrong and made up."""
+
+from __future__ import annotations
+
+import contextlib
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from octaskly.core.messages import PROTOCOL_VERSION
+from octaskly.errors import PairingFailed
+from octaskly.trust import NodeKey
+from octaskly.trust.code import SLOT_MAX, Code
+from octaskly.trust.comparison import (
+    Half,
+    check_commitment,
+    commitment,
+    fingerprint,
+)
+from octaskly.trust.greeting import (
+    CLOCK_MS_MAX,
+    GREETING_BYTES,
+    Greeting,
+    Refusal,
+    Refused,
+)
+from octaskly.trust.pairing import (
+    SEALED_BYTES,
+    SHARE_BYTES,
+    Exchange,
+    Keys,
+    is_proof,
+    seal,
+    unseal,
+)
+from octaskly.trust.words import WORDS, words_of
+
+CODES = st.builds(
+    Code,
+    st.integers(1, SLOT_MAX),
+    st.integers(0, 10**8 - 1).map(lambda number: f"{number:08}"),
+)
+NAMES = st.from_regex(r"[A-Za-z0-9][A-Za-z0-9.-]{0,62}", fullmatch=True)
+GREETINGS = st.builds(
+    Greeting,
+    name=NAMES,
+    key=st.binary(min_size=32, max_size=32),
+    wall_ms=st.integers(0, 2**63),
+    number=st.integers(0, 2**16 - 1),
+    refusal=st.sampled_from(Refusal),
+)
+KEYRING = "okm1-not-really\n" * 3
+#: Pure Python on a curve: some ten milliseconds for each run.
+FEW = settings(max_examples=25, deadline=None)
+
+
+def run(joiner: Code, member: Code, hello: bytes, welcome: bytes) -> tuple[Keys, Keys]:
+    """Let two sides that follow the protocol talk."""
+    asking, showing = Exchange.of_joiner(joiner), Exchange.of_member(member)
+    return (
+        asking.finish(showing.share, hello, welcome),
+        showing.finish(asking.share, hello, welcome),
+    )
+
+
+@given(code=CODES, hello=GREETINGS, welcome=GREETINGS)
+@FEW
+def test_the_same_code_gives_both_sides_the_keyring(
+    code: Code, hello: Greeting, welcome: Greeting
+) -> None:
+    """Both prove that they know it, and what is sealed can be read."""
+    joiner, member = run(code, code, hello.pack(), welcome.pack())
+
+    assert is_proof(joiner.joiner_proof(), member.joiner_proof())
+    assert is_proof(member.member_proof(), joiner.member_proof())
+    assert joiner.joiner_proof() != joiner.member_proof()
+    sealed = seal(member, KEYRING)
+    assert len(sealed) == SEALED_BYTES
+    assert unseal(joiner, sealed) == KEYRING
+
+
+@given(right=CODES, wrong=CODES)
+@FEW
+def test_another_code_proves_nothing_and_reads_nothing(
+    right: Code, wrong: Code
+) -> None:
+    """Whoever guesses wrongly sees neither the keyring nor whether he was near."""
+    if right == wrong:
+        return
+    joiner, member = run(wrong, right, b"hello", b"welcome")
+
+    assert not is_proof(joiner.joiner_proof(), member.joiner_proof())
+    assert not is_proof(member.member_proof(), joiner.member_proof())
+    with pytest.raises(PairingFailed, match="cannot be read"):
+        unseal(joiner, seal(member, KEYRING))
+
+
+@given(code=CODES, hello=GREETINGS, other=GREETINGS)
+@FEW
+def test_what_was_said_first_is_bound(
+    code: Code, hello: Greeting, other: Greeting
+) -> None:
+    """Whoever puts his own key, name or slot into a greeting makes the run fail."""
+    if hello == other:
+        return
+    asking, showing = Exchange.of_joiner(code), Exchange.of_member(code)
+
+    joiner = asking.finish(showing.share, hello.pack(), b"welcome")
+    member = showing.finish(asking.share, other.pack(), b"welcome")
+
+    assert not is_proof(joiner.joiner_proof(), member.joiner_proof())
+
+
+@given(code=CODES, share=st.binary(min_size=SHARE_BYTES, max_size=SHARE_BYTES))
+@FEW
+def test_no_share_breaks_a_side(code: Code, share: bytes) -> None:
+    """It ends in keys of no use, or in the one error that is expected."""
+    with contextlib.suppress(PairingFailed):
+        Exchange.of_member(code).finish(share, b"hello", b"welcome")
+
+
+@pytest.mark.parametrize(
+    "share",
+    [
+        pytest.param(b"A" + b"\x01" + bytes(31), id="neutral element"),
+        pytest.param(b"A" + bytes(32), id="order 4"),
+        pytest.param(b"A" + b"\xff" * 32, id="not canonical"),
+        pytest.param(b"B" + b"\x01" * 32, id="own side"),
+        pytest.param(b"?" + b"\x01" * 32, id="no side"),
+    ],
+)
+def test_shares_that_would_fix_the_key_are_refused(share: bytes) -> None:
+    """A member that took one would prove itself to somebody who knows nothing."""
+    with pytest.raises(PairingFailed):
+        Exchange.of_member(Code(1, "00000000")).finish(share, b"hello", b"welcome")
+
+
+def test_a_share_that_is_sent_back_is_refused() -> None:
+    """A mirror knows no code."""
+    side = Exchange.of_member(Code(1, "00000000"))
+
+    with pytest.raises(PairingFailed):
+        side.finish(b"A" + side.share[1:], b"hello", b"welcome")
+
+
+@given(data=st.binary(min_size=GREETING_BYTES, max_size=GREETING_BYTES))
+def test_no_greeting_breaks_a_side(data: bytes) -> None:
+    """Strangers say what they like."""
+    with contextlib.suppress(PairingFailed):
+        Greeting.unpack(data)
+
+
+@given(
+    greeting=GREETINGS,
+    place=st.integers(0, GREETING_BYTES - 1),
+    byte=st.binary(min_size=1, max_size=1),
+)
+def test_a_changed_greeting_is_harmless(
+    greeting: Greeting, place: int, byte: bytes
+) -> None:
+    """What is read of it can be printed, and is within bounds."""
+    data = bytearray(greeting.pack())
+    data[place : place + 1] = byte
+
+    with contextlib.suppress(PairingFailed):
+        read = Greeting.unpack(bytes(data))
+        assert read.name.isascii()
+        assert read.name.isprintable()
+        assert 0 <= read.number < 2**16
+
+
+@given(greeting=GREETINGS)
+def test_a_greeting_is_read_as_it_was_meant(greeting: Greeting) -> None:
+    """Nothing of it gets lost on the way."""
+    assert Greeting.unpack(greeting.pack()) == greeting
+
+
+def greeting(wall_ms: int = 0, refusal: Refusal = Refusal.NONE) -> Greeting:
+    return Greeting(name="ash", key=bytes(32), wall_ms=wall_ms, refusal=refusal)
+
+
+def test_clocks_that_differ_by_more_than_five_minutes_end_a_pairing() -> None:
+    """Before the code is spent."""
+    greeting(CLOCK_MS_MAX).check(0)
+
+    with pytest.raises(PairingFailed, match="5 minutes apart") as failed:
+        greeting(CLOCK_MS_MAX + 1).check(0)
+
+    assert failed.value.hint is not None
+    assert "timedatectl" in failed.value.hint
+
+
+@pytest.mark.parametrize("refusal", [one for one in Refusal if one])
+def test_each_refusal_says_why_and_what_to_do(refusal: Refusal) -> None:
+    """Expired, used, no such slot: people act on them differently."""
+    with pytest.raises(Refused) as refused:
+        greeting(refusal=refusal).check(0)
+
+    assert refused.value.__cause__ is not None
+    assert "octaskly invite" in str(refused.value.hint)
+
+
+def test_another_version_is_named() -> None:
+    """Both sides know which one is the older."""
+    data = bytearray(greeting().pack())
+    data[16:18] = bytes([PROTOCOL_VERSION + 1, PROTOCOL_VERSION + 1])
+
+    with pytest.raises(PairingFailed, match="do not understand each other"):
+        Greeting.unpack(bytes(data))
+
+
+def test_a_code_is_read_as_people_write_it() -> None:
+    """With spaces instead of dashes, too; and nothing else."""
+    code = Code(7, "48219375")
+    for text in ("7-4821-9375", " 7 4821 9375\n", "7-48219375"):
+        assert Code.parse(text) == code
+    assert code.shown() == "7-4821-9375"
+
+    for text in ("", "7-4821-937", "0-4821-9375", "100-4821-9375", "7_4821_9375"):
+        with pytest.raises(PairingFailed) as failed:
+            Code.parse(text)
+        assert "4821" not in str(failed.value)
+
+
+def test_a_code_is_not_in_what_a_debugger_shows() -> None:
+    """Nor in a traceback that somebody pastes."""
+    assert "48219375" not in repr(Code(7, "48219375"))
+
+
+def words(
+    member: Half, joiner: Half, *, first: bytes, second: bytes, third: bytes
+) -> tuple[str, str]:
+    """Return what both sides show after these three messages."""
+    return (
+        fingerprint(member.keys(joiner.public(), first, second, third)),
+        fingerprint(joiner.keys(member.public(), first, second, third)),
+    )
+
+
+def test_both_sides_show_the_same_words_and_can_read_each_other() -> None:
+    """Nobody is in the middle."""
+    member, joiner = Half.fresh(), Half.fresh()
+    first = b"hello" + commitment(b"hello", member.public())
+    second = b"welcome" + joiner.public()
+
+    shown = words(member, joiner, first=first, second=second, third=member.public())
+
+    assert shown[0] == shown[1]
+    assert len(shown[0].split("-")) == 3
+
+
+def test_whoever_is_in_the_middle_gives_each_side_other_words() -> None:
+    """He has to fix his halves before he sees theirs, so he cannot choose."""
+    shown = set()
+    for _ in range(20):
+        member, joiner, middle = Half.fresh(), Half.fresh(), Half.fresh()
+        first = b"hello" + commitment(b"hello", member.public())
+        faked = b"hello" + commitment(b"hello", middle.public())
+        second, other = b"welcome" + joiner.public(), b"welcome" + middle.public()
+        at_member = member.keys(middle.public(), first, other, member.public())
+        at_joiner = joiner.keys(middle.public(), faked, second, middle.public())
+        assert fingerprint(at_member) != fingerprint(at_joiner)
+        shown |= {fingerprint(at_member), fingerprint(at_joiner)}
+
+    assert len(shown) == 40
+
+
+def test_a_half_that_was_not_committed_to_is_refused() -> None:
+    """Else the member, or who plays it, could try halves until the words fit."""
+    half, other = Half.fresh().public(), Half.fresh().public()
+    promised = commitment(b"hello", half)
+
+    check_commitment(promised, b"hello", half)
+    for greeted, opened in ((b"hello", other), (b"other", half)):
+        with pytest.raises(PairingFailed):
+            check_commitment(promised, greeted, opened)
+
+
+def test_a_key_of_low_order_is_refused() -> None:
+    """It would make the shared secret known to all."""
+    with pytest.raises(PairingFailed):
+        Half.fresh().keys(bytes(64))
+
+
+def test_there_is_a_word_for_each_byte_and_no_two_look_alike() -> None:
+    """They are compared by people, perhaps over the telephone."""
+    assert len(WORDS) == len({word[:4] for word in WORDS}) == 256
+    assert all(word.isascii() and word.isalpha() and word.islower() for word in WORDS)
+    assert words_of(bytes([0, 255, 1])) == f"{WORDS[0]}-{WORDS[255]}-{WORDS[1]}"
+
+
+def test_the_node_that_a_greeting_names_follows_from_its_key() -> None:
+    """So a machine cannot ask in the name of another node's id and keep its key."""
+    key = NodeKey.generate()
+    said = Greeting(name="ash", key=key.public_bytes(), wall_ms=0)
+
+    assert said.node_id == key.node_id
