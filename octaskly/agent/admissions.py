@@ -105,7 +105,7 @@ class AgentAdmissions:
         """Open an invite."""
         del principal
         assert self._invites is not None, "the gate keeps others out"
-        return self._invites.open(ttl_s)
+        return await self._invites.open(ttl_s)
 
     async def requests(self) -> Sequence[Request]:
         """Look for machines that want in, and return those that wait."""

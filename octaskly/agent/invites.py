@@ -81,14 +81,18 @@ class Invites:
         self._changed = asyncio.Event()
         self._group: asyncio.TaskGroup | None = None
         self._serving: asyncio.Task[None] | None = None
+        self._is_closing = False
         self._port = 0
 
     def start(self, tasks: asyncio.TaskGroup) -> None:
         """Allow invites; the group owns the listener."""
         self._group = tasks
 
-    def open(self, ttl_s: int) -> Invite:
+    async def open(self, ttl_s: int) -> Invite:
         """Open an invite; raises as `Admissions.invite`."""
+        if self._is_closing and self._serving is not None:
+            # Its port is about to be free; a next one would be a surprise.
+            await asyncio.wait([self._serving])
         self._expire()
         if len(self._open) >= OPEN_MAX:
             soonest_s = min(one.until_s for one in self._open.values())
@@ -136,25 +140,35 @@ class Invites:
             holder=port_holder,
         )
         self._port = port_of(sockets)
+        self._is_closing = False
         self._serving = self._group.create_task(self._listen(sockets))
 
     async def _listen(self, sockets: list[socket.socket]) -> None:
         """Let machines in until no invite is open any more."""
-        node = replace(self._node, peer_port=self._port)
         async with asyncio.TaskGroup() as tasks:
-            listening = tasks.create_task(listen(sockets, self._welcome))
-            async with beacon(
-                node, mesh_id=self._mesh_id, interfaces=self._interfaces
-            ) as is_heard:
-                if not is_heard:
-                    self._log.warning(
-                        "nobody hears of invites",
-                        hint="octaskly join --at HOST    on the other machine",
-                    )
-                while self._open or self._talking:
-                    await self._pause()
-                    self._expire()
-            listening.cancel()
+            work = [
+                tasks.create_task(listen(sockets, self._welcome)),
+                tasks.create_task(self._shine()),
+            ]
+            while self._open or self._talking:
+                await self._pause()
+                self._expire()
+            self._is_closing = True
+            for task in work:
+                task.cancel()
+
+    async def _shine(self) -> None:
+        """Say over mDNS where invites are answered, until cancelled."""
+        node = replace(self._node, peer_port=self._port)
+        async with beacon(
+            node, mesh_id=self._mesh_id, interfaces=self._interfaces
+        ) as is_heard:
+            if not is_heard:
+                self._log.warning(
+                    "nobody hears of invites",
+                    hint="octaskly join --at HOST CODE    on the other machine",
+                )
+            await asyncio.Event().wait()
 
     async def _pause(self) -> None:
         """Wait until an invite expires or anything else happens."""

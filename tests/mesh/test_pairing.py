@@ -1,0 +1,352 @@
+"""Case F32: who is on the LAN while a machine joins, and does not belong there.
+
+Each attacker is a program on a host of its own. What is joined is a machine without an
+agent, so each test has a newcomer that was never anywhere.
+"""
+
+import contextlib
+import itertools
+import json
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import NamedTuple, Self
+
+import pytest
+
+from octaskly.mesh.pairing import EXCHANGE_S
+from octaskly.trust import NodeKey, load
+from octaskly.trust.code import Code
+from octaskly.trust.greeting import GREETING_BYTES, Greeting
+from octaskly.trust.pairing import (
+    NO_PROOF,
+    PROOF_BYTES,
+    SEALED_BYTES,
+    SHARE_BYTES,
+    Exchange,
+    is_proof,
+)
+from tests.mesh.forming import secret_file
+from tests.mesh.lab import Host, Lab
+from tests.mesh.netns import wait_until
+
+pytestmark = [pytest.mark.netns, pytest.mark.timeout(120)]
+
+PORT = 7879
+Tamper = Callable[[bytes], bytes]
+
+
+class Scene(NamedTuple):
+    """A mesh of one, two machines without one, and somebody else."""
+
+    member: Host
+    joiner: Host
+    other: Host
+    attacker: Host
+    secret: Path
+
+
+@pytest.fixture(scope="module")
+def scene(_may_make_labs: None) -> Iterator[Scene]:
+    with Lab(4) as lab:
+        secret = secret_file(lab.folder)
+        assert lab.hosts[0].agent(secret=secret).description
+        member, joiner, other, attacker = lab.hosts
+        yield Scene(member, joiner, other, attacker, secret)
+
+
+@pytest.fixture
+def invites(scene: Scene) -> Iterator[Callable[[], Code]]:
+    """Open invites of the member; those that nobody used are burnt after the test."""
+    opened: list[Code] = []
+
+    def invite() -> Code:
+        done = scene.member.cli("invite", "--json")
+        assert done.returncode == 0, done.stderr
+        opened.append(Code.parse(json.loads(done.stdout)["code"]))
+        return opened[-1]
+
+    yield invite
+    for code in opened:
+        with contextlib.suppress(OSError):
+            guess(scene, code, Code(code.slot, "00000000"))
+
+
+_homes = itertools.count()
+
+
+class Newcomer:
+    """A machine that has nothing, and its `octaskly join`."""
+
+    def __init__(self, host: Host) -> None:
+        self._host = host
+        name = f"new{next(_homes)}"
+        self._environ = host.environ(name)
+        self.secret = host.folder / name / "xdg-config" / "octaskly" / "mesh.key"
+
+    def join(self, *args: str) -> "subprocess.CompletedProcess[str]":
+        return self._host.run(
+            *(sys.executable, "-m", "octaskly", "join", *args), env=self._environ
+        )
+
+
+def hear(connection: socket.socket, size: int) -> bytes:
+    """Return so many bytes, or fewer if the other side hangs up before."""
+    data = b""
+    while len(data) < size:
+        chunk = connection.recv(size - len(data))
+        if not chunk:
+            break
+        data += chunk
+    return data
+
+
+def hello_of(slot: int, key: NodeKey) -> bytes:
+    now_ms = time.time_ns() // 1_000_000
+    return Greeting(
+        name="mallory", key=key.public_bytes(), wall_ms=now_ms, number=slot
+    ).pack()
+
+
+def guess(scene: Scene, code: Code, guessed: Code) -> bytes:
+    """Play a joiner who guesses; return all that the member says after the shares."""
+    with scene.attacker.connect((scene.member.ip, PORT), 5.0) as connection:
+        hello = hello_of(code.slot, NodeKey.generate())
+        connection.sendall(hello)
+        welcome = hear(connection, GREETING_BYTES)
+        exchange = Exchange.of_joiner(guessed)
+        connection.sendall(exchange.share)
+        share = hear(connection, SHARE_BYTES)
+        if len(share) < SHARE_BYTES:
+            return b""
+        keys = exchange.finish(share, hello, welcome)
+        connection.sendall(keys.joiner_proof())
+        return hear(connection, PROOF_BYTES + SEALED_BYTES)
+
+
+class Middle:
+    """Somebody between joiner and member, who passes on what he likes, and keeps all.
+
+    Args:
+        scene: Where he is: at the attacker's host.
+        to_member: What he makes of each piece that the joiner says.
+        to_joiner: What he makes of each piece that the member says.
+    """
+
+    def __init__(
+        self, scene: Scene, to_member: Tamper = bytes, to_joiner: Tamper = bytes
+    ) -> None:
+        self.heard = {"joiner": b"", "member": b""}
+        self._scene = scene
+        self._tamper = {"joiner": to_member, "member": to_joiner}
+        self._listener = scene.attacker.call(self._listen)
+        self._thread = threading.Thread(target=self._run)
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._listener.close()
+        self._thread.join(EXCHANGE_S + 5)
+
+    def _listen(self) -> socket.socket:
+        listener = socket.create_server(("", PORT))
+        listener.settimeout(30.0)
+        return listener
+
+    def _run(self) -> None:
+        with contextlib.suppress(OSError):
+            joiner, _ = self._listener.accept()
+            target = (self._scene.member.ip, PORT)
+            member = self._scene.attacker.connect(target, 5.0)
+            with joiner, member, ThreadPoolExecutor(2) as both:
+                for source, drain, name in (
+                    (joiner, member, "joiner"),
+                    (member, joiner, "member"),
+                ):
+                    source.settimeout(EXCHANGE_S + 2)
+                    both.submit(self._pass, source, drain, name)
+
+    def _pass(self, source: socket.socket, drain: socket.socket, name: str) -> None:
+        with contextlib.suppress(OSError):
+            while data := source.recv(65536):
+                self.heard[name] += data
+                drain.sendall(self._tamper[name](data))
+        with contextlib.suppress(OSError):
+            drain.shutdown(socket.SHUT_WR)
+
+
+def shows_secret(heard: bytes, secret: Path) -> bool:
+    """Whether bytes hold the secret in any form that a program would send."""
+    kept = load(secret)
+    texts = [line.split()[0] for line in secret.read_text().splitlines()]
+    forms = [*kept.generations, *(text.encode() for text in texts)]
+    forms += [text.removeprefix("okm1-")[:32].encode() for text in texts]
+    return any(form in heard for form in forms)
+
+
+def test_f32_who_only_passes_bytes_on_learns_nothing(
+    scene: Scene, invites: Callable[[], Code]
+) -> None:
+    """The pairing succeeds through him, and he holds noise of one size."""
+    code, newcomer = invites(), Newcomer(scene.joiner)
+
+    with Middle(scene) as middle:
+        done = newcomer.join("--at", scene.attacker.ip, code.shown())
+
+    assert done.returncode == 0, done.stderr
+    assert load(newcomer.secret) == load(scene.secret)
+    sizes = {who: len(heard) for who, heard in middle.heard.items()}
+    assert sizes == {
+        "joiner": GREETING_BYTES + SHARE_BYTES + PROOF_BYTES,
+        "member": GREETING_BYTES + SHARE_BYTES + PROOF_BYTES + SEALED_BYTES,
+    }
+    assert not shows_secret(b"".join(middle.heard.values()), scene.secret)
+    assert code.digits.encode() not in b"".join(middle.heard.values())
+
+
+@pytest.mark.parametrize("side", ["joiner", "member"])
+def test_f32_who_puts_himself_in_the_middle_ends_the_pairing(
+    scene: Scene, invites: Callable[[], Code], side: str
+) -> None:
+    """A greeting with another node key, on either way, makes both proofs wrong."""
+    code, newcomer = invites(), Newcomer(scene.joiner)
+    mine = NodeKey.generate().public_bytes()
+
+    def forge(data: bytes) -> bytes:
+        if len(data) != GREETING_BYTES:
+            return data
+        said = Greeting.unpack(data)
+        forged = Greeting(
+            name=said.name, key=mine, wall_ms=said.wall_ms, number=said.number
+        )
+        return forged.pack()
+
+    to_member, to_joiner = (forge, bytes) if side == "joiner" else (bytes, forge)
+    with Middle(scene, to_member, to_joiner) as middle:
+        done = newcomer.join("--at", scene.attacker.ip, code.shown())
+
+    assert done.returncode == 1
+    assert "does not accept the code" in done.stderr
+    assert "somebody else answered in its name" in done.stderr
+    assert not newcomer.secret.exists()
+    assert middle.heard["member"][GREETING_BYTES + SHARE_BYTES :] == NO_PROOF
+
+
+def test_f32_who_guesses_as_a_joiner_has_one_guess(
+    scene: Scene, invites: Callable[[], Code]
+) -> None:
+    """He gets a no of 32 bytes, the code is burnt, and the right one is too late."""
+    code, _, newcomer = invites(), invites(), Newcomer(scene.joiner)
+    wrong = Code(code.slot, f"{(int(code.digits) + 1) % 10**8:08}")
+
+    answered = guess(scene, code, wrong)
+    again = guess(scene, code, code)
+    late = newcomer.join("--at", scene.member.ip, code.shown())
+
+    assert answered == NO_PROOF
+    assert again == b""
+    assert late.returncode == 1
+    assert "it was tried before" in late.stderr
+    assert not newcomer.secret.exists()
+    assert "wrong code" in scene.member.first.log
+
+
+def test_f32_who_guesses_as_a_member_has_one_guess(
+    scene: Scene, invites: Callable[[], Code]
+) -> None:
+    """The joiner proves first, to somebody who cannot check it, and stops."""
+    code, newcomer = invites(), Newcomer(scene.joiner)
+    wrong = Code(code.slot, f"{(int(code.digits) + 1) % 10**8:08}")
+    proofs: list[bool] = []
+
+    def play(listener: socket.socket) -> None:
+        connection, _ = listener.accept()
+        with connection:
+            hello = hear(connection, GREETING_BYTES)
+            welcome = hello_of(7878, NodeKey.generate())
+            connection.sendall(welcome)
+            exchange = Exchange.of_member(wrong)
+            share = hear(connection, SHARE_BYTES)
+            connection.sendall(exchange.share)
+            keys = exchange.finish(share, hello, welcome)
+            proof = hear(connection, PROOF_BYTES)
+            proofs.append(is_proof(proof, keys.joiner_proof()))
+            connection.sendall(keys.member_proof() + bytes(SEALED_BYTES))
+
+    with scene.attacker.call(lambda: socket.create_server(("", PORT))) as listener:
+        listener.settimeout(30.0)
+        thread = threading.Thread(target=play, args=(listener,))
+        thread.start()
+        done = newcomer.join("--at", scene.attacker.ip, code.shown())
+        thread.join()
+
+    assert proofs == [False]
+    assert done.returncode == 1
+    assert "mallory does not accept the code" in done.stderr
+    assert not newcomer.secret.exists()
+
+
+def test_f32_what_was_heard_opens_nothing_a_second_time(
+    scene: Scene, invites: Callable[[], Code]
+) -> None:
+    """A replay meets another run, with other shares and so other keys."""
+    first, newcomer = invites(), Newcomer(scene.joiner)
+    with Middle(scene) as middle:
+        done = newcomer.join("--at", scene.attacker.ip, first.shown())
+    assert done.returncode == 0, done.stderr
+    heard = middle.heard["joiner"]
+    second = invites()
+    said = Greeting.unpack(heard[:GREETING_BYTES])
+    hello = Greeting(
+        name=said.name, key=said.key, wall_ms=said.wall_ms, number=second.slot
+    ).pack()
+
+    with scene.attacker.connect((scene.member.ip, PORT), 5.0) as connection:
+        connection.sendall(hello + heard[GREETING_BYTES:])
+        answered = hear(connection, GREETING_BYTES + SHARE_BYTES + SEALED_BYTES)
+
+    assert answered[GREETING_BYTES + SHARE_BYTES :] == NO_PROOF
+
+
+def test_f32_of_two_machines_with_one_code_one_joins(
+    scene: Scene, invites: Callable[[], Code]
+) -> None:
+    """The other one is told why, and has no secret."""
+    code = invites()
+    newcomers = [Newcomer(scene.joiner), Newcomer(scene.other)]
+
+    with ThreadPoolExecutor(2) as both:
+        done = list(both.map(lambda one: one.join(code.shown()), newcomers))
+
+    joined = [one.returncode == 0 for one in done]
+    assert sorted(joined) == [False, True], [one.stderr for one in done]
+    assert [one.secret.exists() for one in newcomers] == joined
+    loser = done[joined.index(False)].stderr
+    assert "hint: octaskly invite" in loser
+
+
+def test_f32_nothing_listens_when_no_invite_is_open(
+    scene: Scene, invites: Callable[[], Code]
+) -> None:
+    """What is not there cannot be attacked."""
+
+    def is_closed() -> bool:
+        try:
+            scene.attacker.connect((scene.member.ip, PORT), 5.0).close()
+        except ConnectionRefusedError:
+            return True
+        return False
+
+    code = invites()
+    assert not is_closed()
+
+    guess(scene, code, Code(code.slot, "00000000"))
+
+    wait_until("nobody listens", is_closed, within_s=5.0)
