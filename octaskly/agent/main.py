@@ -18,6 +18,7 @@ from octaskly.agent.notify import Notifier
 from octaskly.agent.parts import Parts
 from octaskly.agent.start import make_folders
 from octaskly.agent.unpaired import unpaired
+from octaskly.config.account import account_for
 from octaskly.config.agent import AgentConfig
 from octaskly.config.defaults import EXIT_CONFIG
 from octaskly.core.departure import GONE_S
@@ -43,6 +44,10 @@ def run(config: AgentConfig, environ: MutableMapping[str, str] = os.environ) -> 
     config = replace(config, task_umask=os.umask(0o077))
     try:
         with contextlib.closing(Notifier(environ)) as notifier:
+            config = replace(config, account=account_for(options.task_user))
+            make_folders(config.paths, config.account)
+            if os.geteuid() == 0 and config.account is None:
+                log.warning("tasks run as root", hint="--task-user NAME")
             return asyncio.run(_Agent(config, log, notifier).run())
     except (ConfigError, StoreError) as error:
         print(f"error: {error}", file=sys.stderr)  # noqa: T201  a command's last word
@@ -72,7 +77,6 @@ class _Agent:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._asked_to_stop)
-        make_folders(self._config.paths)
         become_subreaper()
         secret, is_first = await self._secret()
         while secret is not None:

@@ -25,7 +25,6 @@ from octaskly.config.agent import AgentConfig
 from octaskly.config.defaults import GROUP
 from octaskly.core import events as ev
 from octaskly.core.effects import Note
-from octaskly.core.messages import Hello
 from octaskly.core.model import Address, NodeInfo, Settings
 from octaskly.core.node import Node
 from octaskly.errors import StoreError
@@ -234,9 +233,9 @@ class Parts:
             queue_max=config.options.queue_max,
         )
 
-    def _build_shell(self, on_duplicate: Callable[[], None]) -> None:
-        config, trust, name = self._config, self._trust, self._info.name
-        self._pool = Pool(
+    def _build_pool(self) -> Pool:
+        config = self._config
+        return Pool(
             slots=config.slots,
             workdir=config.paths.workdir,
             outputs_dir=config.paths.outputs,
@@ -249,18 +248,23 @@ class Parts:
                 retention_s=config.options.retention_s,
                 clock=self._clock,
             ),
-            node_name=name,
+            node_name=self._info.name,
             umask=config.task_umask,
+            account=config.account,
             kill_grace_s=config.timing.kill_grace_s,
             gpus=self._info.gpus,
             clock=self._clock,
             on_ended=lambda reports: self.loop.post(ev.AttemptsEnded(reports)),
         )
+
+    def _build_shell(self, on_duplicate: Callable[[], None]) -> None:
+        config, trust = self._config, self._trust
+        self._pool = self._build_pool()
         self._transport = Transport(
             trust=trust,
             limits=config.limits,
             clock=self._clock,
-            hello=self._hello,
+            hello=lambda: self._node.hello(self._clock.now()),
             on_event=self.loop.post,
             on_note=self._note,
             on_duplicate=on_duplicate,
@@ -282,7 +286,7 @@ class Parts:
             on_clone=partial(self._transport.dial, None),
         )
         self._api = self._build_api()
-        self._socket_path = config.paths.socket_of(name)
+        self._socket_path = config.paths.socket_of(self._info.name)
 
     def _build_admissions(
         self, secret: MeshSecret, key: NodeKey, on_entered: OnEntered
@@ -343,9 +347,6 @@ class Parts:
         }
 
     # --- callbacks -----------------------------------------------------------------
-
-    def _hello(self) -> Hello:
-        return self._node.hello(self._clock.now())
 
     def _note(self, note: Note) -> None:
         write_note(self._log, self.gateway.view.told(note))

@@ -5,14 +5,25 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping
+from contextlib import closing
+from pathlib import Path
 
+from octaskly.config.account import Account
 from octaskly.config.agent import AgentConfig
 from octaskly.config.places import Paths
 from octaskly.errors import ConfigError
+from octaskly.runner.hands import Steward
+
+ELSEWHERE = "octaskly agent --state-dir DIR uses another one"
 
 
-def make_folders(paths: Paths) -> None:
+def make_folders(paths: Paths, account: Account | None = None) -> None:
     """Create the folders of an agent; its state is for its own user alone.
+
+    Args:
+        paths: Where they lie.
+        account: The user that tasks run as; None: the agent's own. It may pass through
+            the state folder, and write where tasks run.
 
     Raises:
         ConfigError: a folder cannot be made or entered.
@@ -27,14 +38,50 @@ def make_folders(paths: Paths) -> None:
             folder.mkdir(mode=mode, parents=True, exist_ok=True)
         except OSError as error:
             raise ConfigError(
-                f"cannot make the folder {folder}: {error.strerror}",
-                hint="octaskly agent --state-dir DIR uses another one",
+                f"cannot make the folder {folder}: {error.strerror}", hint=ELSEWHERE
             ) from error
-        if not os.access(folder, os.R_OK | os.W_OK | os.X_OK):
+        is_ours = account is None or folder != paths.workdir
+        if is_ours and not os.access(folder, os.R_OK | os.W_OK | os.X_OK):
             raise ConfigError(
-                f"the folder {folder} is not writable for this user",
-                hint="octaskly agent --state-dir DIR uses another one",
+                f"the folder {folder} is not writable for this user", hint=ELSEWHERE
             )
+    if account is not None:
+        _lend(paths, account)
+
+
+def _lend(paths: Paths, account: Account) -> None:
+    """Give the user of tasks what it needs of the agent's folders, and try that."""
+    try:
+        if os.geteuid() != 0:
+            # Who is in a group may give files to it.
+            os.setgroups(sorted({*os.getgroups(), account.gid}))
+        paths.scratch.mkdir(mode=0o700, exist_ok=True)
+        paths.state.chmod(0o711)
+        _share(paths.scratch, account, 0o770)
+        if paths.state in paths.workdir.parents:
+            _share(paths.workdir, account, 0o775)
+        with closing(Steward(account)) as steward:
+            unusable = steward.unusable([paths.workdir, paths.scratch])
+    except OSError as error:
+        raise ConfigError(
+            f"--task-user {account.name}: tasks cannot run as that user: {error}",
+            hint=f"octaskly agent --state-dir DIR, a folder that {account.name}"
+            " may pass through",
+        ) from error
+    if unusable:
+        flag = (
+            "--state-dir" if paths.state in Path(unusable[0]).parents else "--workdir"
+        )
+        raise ConfigError(
+            f"tasks run as {account.name}, who cannot write in {unusable[0]}",
+            hint=f"octaskly agent {flag} DIR, where {account.name} may pass through all"
+            " folders above, for example /var/lib/octaskly",
+        )
+
+
+def _share(folder: Path, account: Account, mode: int) -> None:
+    os.chown(folder, -1, account.gid)
+    folder.chmod(mode)
 
 
 def write_description(config: AgentConfig, fields: Mapping[str, object]) -> None:

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from octaskly.config.account import Account
 from octaskly.config.places import (
     Paths,
     runtime_dir_default,
@@ -38,6 +39,7 @@ class AgentConfig:
     origins: Mapping[str, str]  #: by field of the options: where it was said
     timing: Timing
     limits: Limits
+    account: Account | None = None  #: the user that tasks run as; None: the agent's
     task_umask: int = (
         0o022  #: of the files that tasks make; the agent's own are private
     )

@@ -164,6 +164,13 @@ class AgentOptions:
         "where tasks run",
         unset="work in the state folder",
     )
+    task_user: str | None = _setting(
+        "--task-user",
+        Kind("NAME", "the name of a user", r"[^\s:,/]{1,64}"),
+        "run tasks as this user, who can see nothing of the agent",
+        unset="the agent's own user",
+        more="an agent of root starts only with it: `root` lets tasks be root, too",
+    )
     cors_origins: tuple[str, ...] = _setting(
         "--cors-origin",
         Many(Kind("ORIGIN", _WORD)),

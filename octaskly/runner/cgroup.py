@@ -6,6 +6,10 @@ slots it has one `slot-<n>` for each, used by one task after the other: the laun
 moves in, starts the task, and moves out. With one slot tasks start in `home`, which
 costs nothing, and the launcher moves `out` while it ends or freezes one. A task with
 limits gets a group of its own, `limits-<key>`, where controllers are passed on.
+
+Groups are the agent's, also where tasks run as another user: then neither tasks nor
+launchers may move a process, or make a group. A launcher opens the files of its groups
+before it becomes that user; the kernel asks who opened a file, not who writes to it.
 """
 
 from __future__ import annotations
@@ -23,6 +27,8 @@ CONTROLLERS = ("memory", "pids")
 REMOVE_TRIES = 50  #: each with all its looks
 SETTLE_LOOKS = 200  #: killed processes leave their group within microseconds
 LOOK_S = 0.0002
+_READ = os.O_RDONLY | os.O_CLOEXEC
+_WRITE = os.O_WRONLY | os.O_CLOEXEC
 
 
 def parse_mounts(mountinfo: str) -> str | None:
@@ -88,13 +94,19 @@ def create(parent: Path, place: int) -> Path | None:
     """Make the folder of a launcher, or return None where that is not allowed."""
     folder = parent / f"{PREFIX}{os.getpid()}-{place}"
     try:
-        folder.mkdir(exist_ok=True)
-        (folder / "home").mkdir(exist_ok=True)
+        _make(folder)
+        _make(folder / "home")
     except OSError:
         return None
     with suppress(OSError):
         _pass_on(folder)
     return folder
+
+
+def _make(folder: Path) -> None:
+    """Make a group that others may look at, whatever the umask is."""
+    folder.mkdir(exist_ok=True)
+    folder.chmod(0o755)
 
 
 def admit(folder: Path, pid: int) -> bool:
@@ -157,16 +169,30 @@ class Group:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.is_frozen = False
-        self._events_fd = os.open(folder / "cgroup.events", os.O_RDONLY | os.O_CLOEXEC)
+        self._fds = {"events": os.open(folder / "cgroup.events", _READ)}
+        for name in ("procs", "freeze", "kill"):
+            with suppress(OSError):  # Before Linux 5.14, or not ours to change.
+                self._fds[name] = os.open(folder / f"cgroup.{name}", _WRITE)
 
     def __del__(self) -> None:
-        if hasattr(self, "_events_fd"):
-            os.close(self._events_fd)
+        for fd in self.__dict__.get("_fds", {}).values():
+            os.close(fd)
+
+    def _write(self, name: str, text: bytes) -> bool:
+        try:
+            os.write(self._fds[name], text)
+        except (KeyError, OSError):
+            return False
+        return True
+
+    def enter(self) -> bool:
+        """Move this process in; return whether it was allowed."""
+        return self._write("procs", b"0")
 
     def is_populated(self) -> bool:
         """Whether any process is left in it or below."""
         try:
-            return b"populated 1" in os.pread(self._events_fd, 256, 0)
+            return b"populated 1" in os.pread(self._fds["events"], 256, 0)
         except OSError:
             return False  # It was removed, so nothing was left.
 
@@ -182,18 +208,14 @@ class Group:
 
         What is frozen can be killed.
         """
-        try:
-            (self.folder / "cgroup.freeze").write_text("1" if is_frozen else "0")
-        except OSError:  # Before Linux 5.2.
+        if not self._write("freeze", b"1" if is_frozen else b"0"):
             return False
         self.is_frozen = is_frozen
         return True
 
     def end(self) -> bool:
         """Kill what is in it, at once; return whether it is empty now."""
-        try:
-            (self.folder / "cgroup.kill").write_text("1")
-        except OSError:  # Before Linux 5.14.
+        if not self._write("kill", b"1"):
             for pid in self.pids():
                 with suppress(OSError):
                     os.kill(pid, signal.SIGKILL)
@@ -209,18 +231,18 @@ class HomeGroup(Group):
 
     def __init__(self, folder: Path) -> None:
         super().__init__(folder / "home")
-        self._outside = folder / "out"
-        self._outside.mkdir(exist_ok=True)
+        _make(folder / "out")
+        self._outside = Group(folder / "out")
         self.is_inside = False  #: the launcher is; else no task may be started
 
     def step_in(self) -> bool:
         """Move the launcher in, unless a task is frozen there or does not die."""
         if not self.is_inside and not self.is_frozen and not self.is_populated():
-            self.is_inside = admit(self.folder, 0)
+            self.is_inside = self.enter()
         return self.is_inside
 
     def _step_out(self) -> bool:
-        self.is_inside = self.is_inside and not admit(self._outside, 0)
+        self.is_inside = self.is_inside and not self._outside.enter()
         return not self.is_inside
 
     def is_populated(self) -> bool:
@@ -281,16 +303,16 @@ class SlotGroups:
     MOVES_MIN = 8  #: before the mean is judged
     MOVE_MAX_S = 0.0005
 
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
-        self._free: list[Group] = []
-        self._made = 0
+    def __init__(self, folder: Path, count: int) -> None:
         self._moves = 0
         self._moving_s = 0.0
-        self._home_fd = os.open(
-            folder / "home" / "cgroup.procs", os.O_WRONLY | os.O_CLOEXEC
-        )
-        os.write(self._home_fd, b"0")
+        self._home = Group(folder / "home")
+        if not self._home.enter():
+            raise OSError(f"cannot enter {self._home.folder}")
+        self._free: list[Group] = []
+        for place in reversed(range(count)):
+            _make(folder / f"slot-{place}")
+            self._free.append(Group(folder / f"slot-{place}"))
 
     def take(self) -> Group | None:
         """Return an empty group for a task, None when there is none to be had."""
@@ -298,28 +320,19 @@ class SlotGroups:
             self._moving_s / self._moves > self.MOVE_MAX_S
         ):
             return None
-        if self._free:
-            return self._free.pop()
-        folder = self._folder / f"slot-{self._made}"
-        try:
-            folder.mkdir(exist_ok=True)
-            group = Group(folder)
-        except OSError:
-            return None
-        self._made += 1
-        return group
+        return self._free.pop() if self._free else None
 
     def enter(self, group: Group) -> bool:
         """Move the launcher in; whom it starts from now on begins there."""
         begin_s = time.perf_counter()
-        is_in = admit(group.folder, 0)
+        is_in = group.enter()
         self._moves += 1
         self._moving_s += time.perf_counter() - begin_s
         return is_in
 
     def leave(self) -> None:
         """Move the launcher home."""
-        os.write(self._home_fd, b"0")
+        self._home.enter()
 
     def give(self, group: Group) -> None:
         """Take back the empty group of a task that has ended."""

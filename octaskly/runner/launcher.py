@@ -12,6 +12,7 @@ What comes and goes on the control socket is told in `frames`.
 from __future__ import annotations
 
 import os
+import resource  # wait4 does so, when this process may not read the file any more
 import select
 import signal
 import socket
@@ -20,7 +21,6 @@ import time
 from collections import deque
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 if __name__ == "__main__":
     # Isolated mode leaves out the folders of msgpack and of this package; the agent
@@ -30,14 +30,12 @@ if __name__ == "__main__":
 from octaskly.runner.child import MEMORY_BYTES, Child, Order, Sink
 from octaskly.runner.frames import Inbox, decode_settings, pack_results, receive
 from octaskly.runner.kin import Kin
+from octaskly.runner.privilege import become
 from octaskly.runner.slots import Slots
 from octaskly.runner.spawn import Pad, Refused, refused_end
 from octaskly.runner.timekeeper import Timekeeper
 from octaskly.runner.tree import become_subreaper
 from octaskly.runner.usage import Gauge, Used
-
-if TYPE_CHECKING:
-    import resource
 
 WATCH_AFTER_S = 0.005  #: most tasks are over by then, and cost no epoll calls
 WAIT_MAX_S = 0.05  #: an order that has not started by then is given back
@@ -371,7 +369,11 @@ def main() -> None:
     os.closerange(control.fileno() + 1, max(map(int, names)) + 1)
     become_subreaper()
     step_forward()
-    Launcher(control, decode_settings(sys.argv[2])).run()
+    settings = decode_settings(sys.argv[2])
+    launcher = Launcher(control, settings)
+    if settings["user"]:  # Behind what only the agent's own user may open.
+        become(*settings["user"])
+    launcher.run()
 
 
 if __name__ == "__main__":

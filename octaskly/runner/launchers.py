@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Executor
 from contextlib import suppress
@@ -10,8 +11,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from octaskly.config.account import Account
 from octaskly.ports import Clock
-from octaskly.runner import cgroup
+from octaskly.runner import cgroup, tree
+from octaskly.runner.hands import Hands
 from octaskly.runner.process import LauncherProcess
 from octaskly.runner.seat import Seat
 
@@ -25,7 +28,8 @@ class Launchers:
         seats: Their places.
         settings: As launchers want them, but for what differs between seats.
         env: Environment of launchers, and so of tasks.
-        prefix: Words before a launcher's command line, to run it as another user.
+        account: The user that launchers become, and so tasks; None: the agent's.
+        hands: What may signal launchers.
         clock: The machine's clocks.
         threads: Where groups that an earlier agent left are removed.
         with_cgroups: Whether to make cgroups where that is allowed.
@@ -39,7 +43,8 @@ class Launchers:
         settings: Mapping[str, object],
         *,
         env: Mapping[str, str],
-        prefix: Sequence[str],
+        account: Account | None,
+        hands: Hands,
         clock: Clock,
         threads: Executor,
         with_cgroups: bool,
@@ -47,9 +52,11 @@ class Launchers:
         on_exit: Callable[[Seat], None],
     ) -> None:
         self.seats = seats
-        self._settings = {**settings, "has_ctype": "LC_CTYPE" in env}
-        self._env = env
-        self._prefix = prefix
+        user = (account.uid, account.gid) if account else None
+        self._settings = {**settings, "has_ctype": "LC_CTYPE" in env, "user": user}
+        self._env = account.environment(env) if account else env
+        self._account = account
+        self._hands = hands
         self._clock = clock
         self._threads = threads
         self._with_cgroups = with_cgroups
@@ -82,10 +89,32 @@ class Launchers:
         async with asyncio.TaskGroup() as group:
             for seat in self.seats:
                 if seat.process is not None:
-                    group.create_task(seat.process.dismiss())
+                    group.create_task(self._dismiss(seat.process))
         for seat in self.seats:
             if seat.folder is not None:
                 await asyncio.to_thread(cgroup.remove, seat.folder)
+
+    def strays(self) -> set[int]:
+        """Return the processes of tasks that this one has adopted.
+
+        To be called on the event loop, where launchers are started: a launcher that
+        nobody knows yet would look like one of them.
+        """
+        if self._account is None:
+            return set()  # Other processes of this user may be children of ours.
+        own = {seat.process.pid for seat in self.seats if seat.process is not None}
+        return {
+            pid
+            for pid in tree.children_of(os.getpid()) - own
+            if tree.uid_of(pid) == self._account.uid
+        }
+
+    async def _dismiss(self, process: LauncherProcess) -> None:
+        """Have a launcher end its trees and itself; it is killed if it does not."""
+        if await process.dismiss():
+            return
+        await asyncio.to_thread(self._hands.end, set(), {process.pid})
+        await process.gone
 
     def _may_begin(self, seat: Seat) -> bool:
         return self._clock.now().mono_s - seat.born_s >= RESTART_S
@@ -108,7 +137,6 @@ class Launchers:
                 "cgroup": str(seat.folder or ""),
             },
             env=self._env,
-            prefix=self._prefix,
             on_messages=partial(self._on_messages, seat),
             on_exit=partial(self._on_exit, seat),
         )

@@ -12,6 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from octaskly.config.account import Account
 from octaskly.core.messages import Report
 from octaskly.core.model import (
     AttemptId,
@@ -25,6 +26,7 @@ from octaskly.core.model import (
 from octaskly.ports import Clock
 from octaskly.runner.archive import Archive
 from octaskly.runner.delivery import Delivery, EndedCallback
+from octaskly.runner.hands import hands_for
 from octaskly.runner.launchers import Launchers
 from octaskly.runner.orders import run_order
 from octaskly.runner.outcome import (
@@ -64,7 +66,7 @@ class Pool:
         umask: File mode mask of the tasks.
         env: Environment that tasks start from; default the agent's, without what
             speaks to the agent alone.
-        prefix: Words before the launcher's command line, to run it as another user.
+        account: The user that tasks run as; None: the agent's own.
         gpus: What CUDA calls each GPU that attempts can be given.
         with_cgroups: Whether to make cgroups for launchers where that is allowed.
     """
@@ -85,12 +87,13 @@ class Pool:
         kill_grace_s: float = 10.0,
         umask: int = 0o022,
         env: Mapping[str, str] | None = None,
-        prefix: Sequence[str] = (),
+        account: Account | None = None,
         gpus: Sequence[str] = (),
         with_cgroups: bool = True,
     ) -> None:
         self._clock, self._slots, self._node_name = clock, slots, node_name
-        self._scratch = Scratch(scratch_dir, workdir, outputs_dir)
+        self._hands = hands_for(account)
+        self._scratch = Scratch(self._hands, scratch_dir, workdir, outputs_dir)
         self._threads = ThreadPoolExecutor(2, thread_name_prefix="runner")
         self._launchers = Launchers(
             seats_for(slots, launchers or os.cpu_count() or 1),
@@ -103,21 +106,20 @@ class Pool:
                 "transcript_bytes_max": archive.bytes_max,
             },
             env=task_environment(os.environ if env is None else env),
-            prefix=prefix,
+            account=account,
+            hands=self._hands,
             clock=clock,
             threads=self._threads,
             with_cgroups=with_cgroups,
             on_messages=self._on_messages,
             on_exit=self._on_exit,
         )
-        self._keys = 0
-        self._shares = Shares(slots, gpus)
+        self._keys, self._is_closing = 0, False
         self._items: dict[tuple[TaskId, AttemptId], Item] = {}
         self.recorder = Recorder(archive, self._items)
         self._waiting: deque[Item] = deque()
-        self._delivery = Delivery(clock, on_ended)
+        self._shares, self._delivery = Shares(slots, gpus), Delivery(clock, on_ended)
         self._look: asyncio.TimerHandle | None = None
-        self._is_closing = False
 
     # -- the port --------------------------------------------------------------
 
@@ -191,6 +193,7 @@ class Pool:
             self._look.cancel()
         self._delivery.now()
         await asyncio.to_thread(self._scratch.close)
+        await asyncio.to_thread(self._hands.close)
 
     # -- launchers -------------------------------------------------------------
 
@@ -241,7 +244,8 @@ class Pool:
         if self._is_closing:
             return
         lost, seat.items = list(seat.items.values()), {}
-        bury = partial(end_lost, lost, seat.folder)
+        strays = self._launchers.strays()
+        bury = partial(end_lost, self._hands, lost, seat.folder, strays)
         self._in_thread(partial(self._buried, lost), bury)
 
     def _buried(self, lost: list[Item], _result: object) -> None:

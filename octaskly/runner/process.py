@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import os
-import signal
 import socket
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +33,13 @@ def task_environment(environ: Mapping[str, str]) -> dict[str, str]:
     }
 
 
-def _import_folders() -> list[str]:
+def python_words(file: str) -> list[str]:
+    """Return the beginning of a command line that runs a module by its file."""
+    return [sys.executable, "-I", "-S", file]
+
+
+def import_folders() -> list[str]:
+    """Return what such a program must have on its path."""
     package = Path(octaskly.__file__).resolve().parent.parent
     return [str(package), frames.msgpack_folder()]
 
@@ -45,8 +50,6 @@ class LauncherProcess:
     Args:
         settings: As the launcher wants them.
         env: Environment of the launcher, and so of its tasks.
-        prefix: Words put before the launcher's own command line, for example
-            `setpriv --reuid=... --` to run it, and so every task, as somebody else.
         on_messages: Called with what it sent.
         on_exit: Called once, when the process is gone and all it sent was delivered.
 
@@ -59,7 +62,6 @@ class LauncherProcess:
         settings: Mapping[str, object],
         *,
         env: Mapping[str, str],
-        prefix: Sequence[str] = (),
         on_messages: Callable[[list[Message]], None],
         on_exit: Callable[[], None],
     ) -> None:
@@ -72,14 +74,13 @@ class LauncherProcess:
         self._control, theirs = socket.socketpair()
         self._control.settimeout(0)
         words = [
-            *prefix,
-            *(sys.executable, "-I", "-S", launcher.__file__),
+            *python_words(launcher.__file__),
             *(str(CONTROL_FD), frames.encode_settings(settings)),
-            *_import_folders(),
+            *import_folders(),
         ]
         null_fd = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
         try:
-            self.pid = os.posix_spawnp(
+            self.pid = os.posix_spawn(
                 words[0],
                 words,
                 env,
@@ -176,18 +177,13 @@ class LauncherProcess:
             self.gone.set_result(None)
         self._on_exit()
 
-    async def dismiss(self) -> None:
-        """Have it end its trees and itself; it is killed if it does not."""
+    async def dismiss(self) -> bool:
+        """Have it end its trees and itself; return whether it is gone."""
         if not self.gone.done():
             self.send([["close"]])
         try:
             async with asyncio.timeout(DISMISS_S):
                 await asyncio.shield(self.gone)
         except TimeoutError:
-            self.kill()
-            await asyncio.shield(self.gone)
-
-    def kill(self) -> None:
-        """Kill the launcher itself; what it ran is the caller's to find."""
-        if not self.gone.done():
-            signal.pidfd_send_signal(self._pid_fd, signal.SIGKILL)
+            return False
+        return True

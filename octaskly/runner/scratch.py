@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import posixpath
-import tempfile
 import threading
-from collections.abc import Container, Iterable
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from concurrent.futures import TimeoutError as StillRemoving
 from contextlib import suppress
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import NamedTuple
 
 from octaskly.core.model import AttemptId, OutputFile, TaskSpec
-from octaskly.runner.removal import remove_tree
-from octaskly.runner.workdir import capture, components, folder_of, missing_inputs
+from octaskly.runner.hands import Hands
+from octaskly.runner.workdir import capture, folder_of
 
 CLOSE_S = 2.0  #: an agent that stops waits so long for folders to be removed
 TRIES = 5  #: what a killed agent left may still be written to, for a second
@@ -29,15 +27,19 @@ class Prepared(NamedTuple):
 
 
 class Scratch:
-    """The fresh folders of attempts, for their agent's user alone.
+    """The fresh folders of attempts, for the user alone whose tasks they are.
 
     Args:
+        hands: What touches files of tasks.
         folder: Where they are made; what is in it belongs to an agent that was killed.
         workdir: The worker directory, which has the inputs.
         outputs_dir: Where declared outputs are kept, a folder for each attempt.
     """
 
-    def __init__(self, folder: Path, workdir: Path, outputs_dir: Path) -> None:
+    def __init__(
+        self, hands: Hands, folder: Path, workdir: Path, outputs_dir: Path
+    ) -> None:
+        self._hands = hands
         self._folder, self._workdir = folder, workdir
         self._outputs_dir = outputs_dir
         self._live: set[str] = set()
@@ -52,7 +54,9 @@ class Scratch:
         Raises:
             OSError: nobody can tell, or no folder can be made.
         """
-        missing = missing_inputs(self._workdir, spec.inputs) if spec.inputs else []
+        missing = []
+        if spec.inputs:
+            missing = self._hands.missing_inputs(self._workdir, spec.inputs)
         options = spec.options
         if missing or options is None or not options.is_scratch:
             return Prepared(missing, None)
@@ -63,7 +67,8 @@ class Scratch:
     ) -> tuple[OutputFile, ...]:
         """Copy the declared outputs of an attempt from where it ran; blocks."""
         kept = folder_of(self._outputs_dir, spec.id, attempt)
-        return capture(folder or self._workdir, kept, spec.outputs)
+        opened = self._hands.open_output
+        return capture(folder or self._workdir, kept, spec.outputs, opened=opened)
 
     def discard(self, folder: Path) -> None:
         """Remove the folder of an attempt that has ended, beside all else."""
@@ -79,27 +84,15 @@ class Scratch:
         self._removals.shutdown(cancel_futures=True)
 
     def _make(self, inputs: Iterable[str], cwd: str) -> Path:
-        self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         with self._lock:
-            folder = Path(tempfile.mkdtemp(prefix="", dir=self._folder))
+            folder = self._hands.make_scratch(
+                self._folder, self._workdir.absolute(), inputs, cwd
+            )
             self._live.add(folder.name)
-        try:
-            given = set(inputs)
-            own = posixpath.normpath(cwd)
-            if components(own) and own not in given and not _is_below(own, given):
-                (folder / own).mkdir(parents=True)
-            for path in given:
-                if _is_below(path, given):
-                    continue  # It is there by way of a folder.
-                (folder / path).parent.mkdir(parents=True, exist_ok=True)
-                (folder / path).symlink_to(self._workdir.absolute() / path)
-        except OSError:
-            self.discard(folder)
-            raise
         return folder
 
     def _remove(self, folder: Path) -> bool:
-        is_gone = remove_tree(folder, lambda: not self._is_closing.is_set())
+        is_gone = self._hands.remove(folder, lambda: not self._is_closing.is_set())
         with self._lock:
             self._live.discard(folder.name)
         return is_gone
@@ -119,8 +112,3 @@ class Scratch:
             return {place.name for place in self._folder.iterdir()}
         except OSError:
             return set()
-
-
-def _is_below(path: str, others: Container[str]) -> bool:
-    """Whether a path lies in one of the others, which is a folder then."""
-    return any(str(parent) in others for parent in PurePosixPath(path).parents)

@@ -8,6 +8,7 @@ from pathlib import Path
 from octaskly.core.model import AttemptId, TaskSpec
 from octaskly.core.options import slots_of
 from octaskly.runner import cgroup, tree
+from octaskly.runner.hands import Hands
 from octaskly.runner.process import LauncherProcess
 
 SHORT_MS = 50.0  #: tasks that take longer are never queued behind each other
@@ -116,12 +117,20 @@ def roomiest(seats: Sequence[Seat]) -> Seat | None:
     return best or deepest
 
 
-def end_lost(lost: list[Item], folder: Path | None) -> None:
-    """Kill what a dead launcher ran; takes a while, so not on the event loop."""
+def end_lost(
+    hands: Hands, lost: list[Item], folder: Path | None, strays: set[int]
+) -> None:
+    """Kill what a dead launcher ran; takes a while, so not on the event loop.
+
+    Args:
+        hands: What may signal tasks.
+        lost: Attempts that it ran.
+        folder: Its cgroup, where it had one.
+        strays: Processes of tasks that lost it as their parent.
+    """
     if folder is not None:
         tree.reap_adopted(cgroup.remove(folder))
-    if lost:
-        tree.end_marked(
-            {tree.MARK + item.mark.encode() for item in lost},
-            {item.pid for item in lost if item.pid is not None},
-        )
+    if lost or strays:
+        marks = {tree.MARK + item.mark.encode() for item in lost}
+        pids = {item.pid for item in lost if item.pid is not None}
+        tree.reap_adopted(hands.end(marks, pids | strays) | pids)

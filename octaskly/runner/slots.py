@@ -35,9 +35,10 @@ class Slots:
         self._folder = folder
         self._groups: OneGroup | SlotGroups | None = None
         if folder is not None:
-            kind = SlotGroups if count > 1 else OneGroup
             with suppress(OSError):
-                self._groups = kind(folder)
+                self._groups = (
+                    SlotGroups(folder, count) if count > 1 else OneGroup(folder)
+                )
 
     def __bool__(self) -> bool:
         """Whether one is free."""

@@ -107,6 +107,19 @@ def children_of(pid: int) -> set[int]:
     return {process.pid for process in table().values() if process.parent == pid}
 
 
+def uid_of(pid: int) -> int | None:
+    """Return the user of a process, None when it is gone.
+
+    The owner of its folder in `/proc` is root for who lets nobody trace it.
+    """
+    try:
+        with open(f"/proc/{pid}/status", "rb") as status:  # noqa: PTH123 - of many
+            line = next(line for line in status if line.startswith(b"Uid:"))
+    except (OSError, StopIteration):
+        return None
+    return int(line.split()[1])
+
+
 def below(processes: dict[int, Process], roots: Iterable[int]) -> list[int]:
     """Return the roots that exist and all their descendants, parents first.
 
@@ -173,17 +186,20 @@ def signal_process(process: Process, number: int) -> None:
         os.close(fd)
 
 
-def end_marked(marks: set[bytes], pids: set[int]) -> None:
+def end_marked(marks: set[bytes], pids: set[int]) -> set[int]:
     """Kill tasks whose launcher is gone, as far as they can be told.
 
     Args:
         marks: Settings in the environment that name each attempt.
-        pids: First processes of those attempts, where known.
+        pids: Their first processes, and others that are theirs, where known.
+
+    Returns:
+        Whom it killed.
     """
     killed: set[int] = set(pids)
     for _ in range(ROUNDS):
         processes = {p.pid: p for p in table().values() if p.state != "Z"}
-        roots = {p.pid for p in processes.values() if p.session in pids}
+        roots = {p.pid for p in processes.values() if pids & {p.pid, p.session}}
         for pid in processes.keys() - roots:
             if not marks.isdisjoint(settings_of(pid)):
                 roots.add(pid)
@@ -192,7 +208,7 @@ def end_marked(marks: set[bytes], pids: set[int]) -> None:
         for pid in below(processes, roots):
             signal_process(processes[pid], signal.SIGKILL)
             killed.add(pid)
-    reap_adopted(killed)
+    return killed
 
 
 def reap_adopted(pids: set[int]) -> None:

@@ -11,7 +11,8 @@ import errno
 import os
 import stat
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from pathlib import Path
 
 from octaskly.core.model import AttemptId, OutputFile, TaskId
@@ -139,44 +140,57 @@ def folder_of(outputs_dir: Path, task: TaskId, attempt: AttemptId) -> Path:
     return outputs_dir / name / f"{attempt.term}-{attempt.stream}-{attempt.n}"
 
 
+def open_output(workdir: Path, path: str) -> int:
+    """Open a declared output for reading.
+
+    Only a regular file below the work directory counts, without any link on the way.
+
+    Raises:
+        OSError: there is none.
+    """
+    root_fd = os.open(workdir, _FOLDER)
+    try:
+        return _open_regular(root_fd, path)
+    finally:
+        os.close(root_fd)
+
+
 def capture(
-    workdir: Path, folder: Path, paths: Sequence[str], *, left: int = OUTPUT_BYTES_MAX
+    workdir: Path,
+    folder: Path,
+    paths: Sequence[str],
+    *,
+    left: int = OUTPUT_BYTES_MAX,
+    opened: Callable[[Path, str], int] = open_output,
 ) -> tuple[OutputFile, ...]:
     """Copy declared outputs; the size is None for what cannot be had.
-
-    Only regular files below the work directory count, without any link on the way.
 
     Args:
         workdir: Where the task ran.
         folder: Where the copies go; it is made.
         paths: As declared.
         left: Bytes that all of them together may have.
+        opened: Opens one of them as whoever may, or raises OSError.
     """
-    try:
-        root_fd = os.open(workdir, _FOLDER)
-    except OSError:
-        return tuple(OutputFile(path, None) for path in paths)
     files: dict[str, OutputFile] = {}
-    try:
-        for path in paths:
-            if path not in files:
-                size = _capture_one(root_fd, folder, path, left)
-                left -= size or 0
-                files[path] = OutputFile(path, size)
-    finally:
-        os.close(root_fd)
+    for path in paths:
+        if path not in files:
+            size = _capture_one(partial(opened, workdir, path), folder / path, left)
+            left -= size or 0
+            files[path] = OutputFile(path, size)
     return tuple(files.values())
 
 
-def _capture_one(root_fd: int, folder: Path, path: str, left: int) -> int | None:
+def _capture_one(opened: Callable[[], int], target: Path, left: int) -> int | None:
     try:
-        source_fd = _open_regular(root_fd, path)
+        source_fd = opened()
     except OSError:
         return None
     try:
-        if os.fstat(source_fd).st_size > left:
+        status = os.fstat(source_fd)
+        if not stat.S_ISREG(status.st_mode) or status.st_size > left:
             return None
-        return _keep(source_fd, folder / path, left)
+        return _keep(source_fd, target, left)
     except OSError:  # A full disk, or one output is a folder in another's path.
         return None
     finally:

@@ -11,6 +11,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
+from octaskly.config.account import Account
 from octaskly.core.messages import Report
 from octaskly.core.model import (
     AttemptId,
@@ -89,6 +90,11 @@ def archive_in(
         retention_s=retention_s,
         clock=clock or MachineClock(),
     )
+
+
+def stranger(uid: int = 64321) -> Account:
+    """Return a user that no file of this machine belongs to."""
+    return Account(name="stranger", uid=uid, gid=uid, home="/", login_shell="/bin/sh")
 
 
 class Rig:

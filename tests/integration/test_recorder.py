@@ -16,7 +16,7 @@ from octaskly.ports.output import Piece
 from octaskly.runner.archive import Archive, name_of_file
 from octaskly.runner.pool import Pool
 from octaskly.runner.transcript import BLOCK_BYTES, HEAD_BYTES, Reader, Writer
-from tests.integration.pooling import STREAM, archive_in, eventually, rig
+from tests.integration.pooling import STREAM, archive_in, eventually, rig, stranger
 
 MIB = 1 << 20
 ATTEMPT = AttemptId(3, STREAM, 1)
@@ -174,11 +174,10 @@ async def test_links_lead_nobody_astray(tmp_path: Path) -> None:
 @pytest.mark.skipif(os.getuid() != 0, reason="only root may run tasks as another user")
 async def test_another_user_writes_output_where_it_may_write_nothing_else() -> None:
     """Its launcher gets the descriptor alone; the folder stays closed to its tasks."""
-    other = ("setpriv", "--reuid=64321", "--regid=64321", "--clear-groups", "--")
     with tempfile.TemporaryDirectory(dir="/tmp") as name:
         folder = Path(name)
         folder.chmod(0o755)  # For the other user, whom pytest's own folder keeps out.
-        async with rig(folder, prefix=other) as made:
+        async with rig(folder, account=stranger()) as made:
             task, _ = made.start("sleep 0.02; head -c 3000000 /dev/zero")
             await made.end_of(task)
             spoiled = await made.run(

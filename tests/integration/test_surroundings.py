@@ -16,7 +16,14 @@ from octaskly.runner import cgroup, spawn
 from octaskly.runner.child import Order
 from octaskly.runner.slots import Slots
 from tests.agents import ending, finished, start, submit
-from tests.integration.pooling import STREAM, eventually, processes_with, rig, token
+from tests.integration.pooling import (
+    STREAM,
+    eventually,
+    processes_with,
+    rig,
+    stranger,
+    token,
+)
 
 MIB = 1 << 20
 
@@ -266,14 +273,13 @@ async def test_memory_beyond_its_limit_is_refused(tmp_path: Path) -> None:
 async def test_processes_beyond_their_limit_are_refused() -> None:
     """A fork bomb of a user stops there, and others go on meanwhile (threat 18)."""
     # A user whose processes nobody else counts at the same time.
-    user = 100_000 + os.getpid()
-    other = ("setpriv", f"--reuid={user}", f"--regid={user}", "--clear-groups", "--")
+    other = stranger(100_000 + os.getpid())
     options = TaskOptions(limits=TaskLimits(processes=20))
     bomb = "for n in $(seq 80); do sleep 30 & echo $n; done"
     with tempfile.TemporaryDirectory(dir="/tmp") as name:
         folder = Path(name)
         folder.chmod(0o755)  # For the other user, whom pytest's own folder keeps out.
-        async with rig(folder, prefix=other, with_cgroups=False) as made:
+        async with rig(folder, account=other, with_cgroups=False) as made:
             outcome = await made.run(bomb, options=options)
 
             assert b"fork" in outcome.stderr

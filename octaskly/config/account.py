@@ -1,0 +1,136 @@
+"""The user that tasks run as, where that is not the agent's own."""
+
+from __future__ import annotations
+
+import grp
+import os
+import pwd
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from octaskly.config.defaults import GROUP
+from octaskly.errors import ConfigError
+
+SHELL = "/bin/sh"
+NO_SHELLS = ("", "/usr/sbin/nologin", "/sbin/nologin", "/bin/false", "/usr/bin/false")
+CAP_SETGID, CAP_SETUID = 6, 7
+
+#: These name what belongs to the agent's user, or what systemd made for the agent.
+FOREIGN_NAMES = (
+    *("DBUS_SESSION_BUS_ADDRESS", "GNUPGHOME", "ICEAUTHORITY", "INVOCATION_ID"),
+    *("JOURNAL_STREAM", "KRB5CCNAME", "MAIL", "SYSTEMD_EXEC_PID", "XAUTHORITY"),
+    *("STATE_DIRECTORY", "CACHE_DIRECTORY", "LOGS_DIRECTORY", "RUNTIME_DIRECTORY"),
+    "CONFIGURATION_DIRECTORY",
+)
+FOREIGN_PREFIXES = ("MEMORY_PRESSURE_", "SSH_", "SUDO_", "XDG_")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Account:
+    """A user of this machine."""
+
+    name: str
+    uid: int
+    gid: int
+    home: str
+    login_shell: str
+
+    def environment(self, environ: Mapping[str, str]) -> dict[str, str]:
+        """Return an environment as this user has it, made from another user's."""
+        kept = {
+            name: value
+            for name, value in environ.items()
+            if name not in FOREIGN_NAMES and not name.startswith(FOREIGN_PREFIXES)
+        }
+        own = {"HOME": self.home, "USER": self.name, "LOGNAME": self.name}
+        return {**kept, **own, "SHELL": self.login_shell}
+
+
+def account_for(name: str | None) -> Account | None:
+    """Return whose rights tasks get; None: those of the agent.
+
+    Args:
+        name: Of the user that was asked for; None where nobody asked.
+
+    Raises:
+        ConfigError: there is no such user, it would protect nothing, or this process
+            may not become it. Or tasks would be root, and nobody said so.
+    """
+    if name is None:
+        if os.geteuid() == 0:
+            raise ConfigError(
+                "this agent runs as root, and its tasks would too",
+                hint="octaskly agent --task-user NAME --state-dir /var/lib/octaskly;"
+                " or --task-user root, if every member of the mesh may be root here",
+                field="--task-user",
+            )
+        return None
+    try:
+        entry = pwd.getpwnam(name)
+    except (KeyError, ValueError) as error:
+        raise _refused(
+            name,
+            "there is no such user",
+            hint=f"sudo useradd --system {name}; for octaskly-task: systemd-sysusers",
+        ) from error
+    if entry.pw_uid == os.geteuid() == 0:
+        return None  # That was said by name, so it is no accident.
+    _check(name, entry)
+    shell = SHELL if entry.pw_shell in NO_SHELLS else entry.pw_shell
+    return Account(
+        name=name,
+        uid=entry.pw_uid,
+        gid=entry.pw_gid,
+        home=entry.pw_dir,
+        login_shell=shell,
+    )
+
+
+def _check(name: str, entry: pwd.struct_passwd) -> None:
+    if entry.pw_uid == 0:
+        raise _refused(name, "tasks would have all rights on this machine")
+    if entry.pw_uid == os.geteuid():
+        raise _refused(
+            name, "it is the agent's own user, whose secrets tasks would see"
+        )
+    if entry.pw_gid in _groups_of_power():
+        group = _group_name(entry.pw_gid)
+        raise _refused(name, f"its group {group} has rights that tasks must not have")
+    if not may_change_users():
+        raise _refused(
+            name,
+            "this agent may not change users",
+            hint="run it by systemd/octaskly.service, which lets it, or as root;"
+            " without --task-user tasks run as the agent's user",
+        )
+
+
+def may_change_users() -> bool:
+    """Whether this process has the capabilities for that."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    held = next(int(line[7:], 16) for line in lines if line.startswith("CapEff:"))
+    return all(held >> capability & 1 for capability in (CAP_SETGID, CAP_SETUID))
+
+
+def _groups_of_power() -> set[int]:
+    """Return root's group, the agent's own, and the one that may use its socket."""
+    groups = {0, os.getegid()}
+    with suppress(KeyError):
+        groups.add(grp.getgrnam(GROUP).gr_gid)
+    return groups
+
+
+def _group_name(gid: int) -> str:
+    try:
+        return grp.getgrgid(gid).gr_name
+    except KeyError:
+        return str(gid)
+
+
+def _refused(name: str, why: str, *, hint: str | None = None) -> ConfigError:
+    usual = "octaskly agent --task-user NAME, a user for tasks and nothing else"
+    return ConfigError(
+        f"--task-user {name}: {why}", hint=hint or usual, field="--task-user"
+    )
