@@ -28,6 +28,8 @@
     │   ├── NoSuchRequest        no machine of that name waits to be let in
     │   ├── TooManyInvites
     │   └── WouldLeave           joining would leave members or tasks behind
+    ├── TokenNotFound
+    ├── TokenExists              a token that is still good has that name
     ├── TrustError               a secret, certificate or token is not acceptable
     │   └── PairingFailed        a machine did not get into a mesh
     ├── PermissionDenied         the principal may not do that
@@ -171,6 +173,14 @@ class TooManyInvites(MeshError):
 
 class WouldLeave(MeshError):
     """Joining another mesh would leave members or tasks behind."""
+
+
+class TokenNotFound(OctasklyError):
+    """No token has that name."""
+
+
+class TokenExists(OctasklyError):
+    """A token that is still good has that name; none was issued."""
 
 
 class TrustError(OctasklyError):

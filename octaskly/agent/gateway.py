@@ -20,6 +20,7 @@ from octaskly.agent.records import Records
 from octaskly.agent.repeats import repetition
 from octaskly.agent.submissions import Submission, Submissions
 from octaskly.agent.tickets import Tickets, Waiters
+from octaskly.agent.tokens import TokenOffice
 from octaskly.agent.view import MeshView
 from octaskly.core import effects as ef
 from octaskly.core import events as ev
@@ -58,6 +59,7 @@ from octaskly.ports import (
     TaskQuery,
 )
 from octaskly.ports.output import Piece
+from octaskly.trust import Tokens
 
 STEERED_S = 2.0  #: what an operator says is on disk, and known, so soon
 RETRY_KEY = "retry "  #: begins the key of a repetition; no client's key has a space
@@ -78,7 +80,7 @@ class AgentGateway:
         pieces: Callable[..., AsyncIterator[Piece]],
         sample: Callable[[], LoadSample],
         failure: Callable[[], str | None],
-        mint: Callable[[str, str, int], str],
+        signer: Tokens | None,
         is_room: Callable[[], bool],
         names: Mapping[NodeId, str],
         node: Node,
@@ -93,11 +95,11 @@ class AgentGateway:
         self._pieces = pieces
         self._sample = sample
         self._failure = failure
-        self._mint = mint
         self._is_room = is_room
         self._started_s = clock.now().mono_s
         self.tickets = Tickets(post)
         self.records = Records(self.tickets, store)
+        self.tokens = TokenOffice(signer, self.records, clock, self._require_dispatcher)
         self.waiters = Waiters()
         self._finder = Finder(store, lambda: node.is_complete)
         self._submissions = Submissions(
@@ -376,10 +378,6 @@ class AgentGateway:
     def load(self) -> LoadSample:
         """Return the last sample of this machine."""
         return self._sample()
-
-    def mint_token(self, *, subject: str, role: str, expires_s: int) -> str:
-        """Return a new token of this mesh."""
-        return self._mint(subject, role, expires_s)
 
     # --- inside --------------------------------------------------------------------
 

@@ -33,7 +33,6 @@ from octaskly.mesh.discovery import Discovery
 from octaskly.mesh.interfaces import LocalAddress, local_addresses
 from octaskly.mesh.tcp import tune
 from octaskly.mesh.transport import Transport
-from octaskly.ports import Principal
 from octaskly.runner.archive import Archive
 from octaskly.runner.pool import Pool
 from octaskly.runner.workdir import captured
@@ -226,7 +225,7 @@ class Parts:
             pieces=lambda *what, **how: self._pool.recorder.pieces(*what, **how),  # noqa: PLW0108
             sample=lambda: self._load,
             failure=self.failure,
-            mint=self._mint,
+            signer=self._tokens,
             is_room=self._store.is_room,
             names={**dict(saved.names), self._info.id: name},
             node=self.loop.node,
@@ -318,7 +317,7 @@ class Parts:
         hosts = {socket.gethostname(), f"{socket.gethostname().split('.')[0]}.local"}
         return ApiServer(
             self.gateway,
-            verify=self._verify,
+            verify=self.gateway.tokens.verify,
             clock=self._clock,
             node_name=self._info.name,
             on_fault=self._fault,
@@ -375,19 +374,6 @@ class Parts:
             return
         addresses = tuple(Address(str(entry[4][0]), port) for entry in found)
         self.loop.post(ev.Seen((ev.Advert(None, addresses),)))
-
-    def _verify(self, token: str) -> Principal:
-        claims = self._tokens.verify(token, self._clock.now().wall_ms / 1000)
-        return Principal(subject=claims.subject, role=claims.role)
-
-    def _mint(self, subject: str, role: str, expires_s: int) -> str:
-        return self._tokens.mint(
-            subject=subject,
-            role=role,
-            expires_s=expires_s,
-            now_s=self._clock.now().wall_ms / 1000,
-            jti=self._clock.hex_digits(32),
-        )
 
 
 def _lasting_name(asked: str, given: str | None) -> str:

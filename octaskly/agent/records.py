@@ -13,6 +13,7 @@ from octaskly.agent.tickets import Tickets
 from octaskly.core.effects import Crowded, Kept
 from octaskly.core.events import RecordAsked, RecordDraft
 from octaskly.core.facts import Recorded
+from octaskly.core.records import is_sane
 from octaskly.errors import TooManyRecords
 from octaskly.ports import Log, RecordQuery
 
@@ -47,6 +48,7 @@ class Records:
             NotDurable: one copy is too few.
             TooManyRecords: the mesh keeps no more of a kind.
         """
+        assert all(is_sane(Recorded(*draft, at=0)) for draft in drafts)
         reply = await self._tickets.ask(lambda ticket: RecordAsked(ticket, drafts))
         if isinstance(reply, Crowded):
             raise TooManyRecords(f"the mesh keeps {reply.most} records {reply.kind}")

@@ -162,7 +162,7 @@ def _gateway(node: NodeInfo, store: Store, clock: SystemClock) -> AgentGateway:
         pieces=_nothing,
         sample=lambda: NO_LOAD,
         failure=lambda: store.failure,
-        mint=_nothing,
+        signer=None,
         is_room=store.is_room,
         names={},
     )

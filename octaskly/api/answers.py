@@ -345,13 +345,6 @@ class Forgotten(TypedDict):
     forgotten: int | None
 
 
-class Token(TypedDict):
-    """A new token."""
-
-    token: str
-    expires_at: At
-
-
 class Membership(TypedDict):
     """Where a node stands: what it belongs to, and what it would leave behind."""
 

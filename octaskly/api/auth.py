@@ -67,15 +67,23 @@ def local_user(connection: socket.socket, node_name: str) -> Principal:
 
 def stated(header: str, hop: NodeId) -> Principal:
     """Return the principal that a forwarding node states; raise `Problem` (401)."""
-    role, _, subject = header.partition(" ")
+    role, subject, token = [*header.split(" "), "", ""][:3]
     if role not in PERMISSIONS or not subject:
         raise _unauthenticated(f"unusable {PRINCIPAL_HEADER}")
-    return Principal(subject=unquote(subject), role=role, node=hop)
+    return Principal(
+        subject=unquote(subject), role=role, node=hop, token=unquote(token) or None
+    )
 
 
 def statement(principal: Principal) -> str:
     """Return the header value that `stated` reads."""
-    return f"{principal.role} {quote(principal.subject, safe='')}"
+    words = (principal.role, principal.subject, principal.token or "")
+    return " ".join(quote(word, safe="") for word in words).strip()
+
+
+def ended() -> Problem:
+    """Return the answer where a token was revoked or has expired meanwhile."""
+    return _unauthenticated("the token was revoked, or has expired")
 
 
 def _unauthenticated(hint: str) -> Problem:

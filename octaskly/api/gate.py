@@ -17,6 +17,7 @@ from aiohttp import web
 
 from octaskly.api import auth, guards
 from octaskly.api.forward import HOP_HEADER
+from octaskly.api.holding import Holding, TokenEnded
 from octaskly.api.problems import (
     FORBIDDEN,
     TOO_MANY,
@@ -41,6 +42,7 @@ from octaskly.api.routing import (
 from octaskly.ports import Principal
 
 JOIN_HINT = "run `octaskly invite` on a member, then `octaskly join CODE` here"
+READING = ("GET", "HEAD")  #: they may last, and change nothing
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _UNCACHED = {
     "Cache-Control": "no-cache, no-store, must-revalidate",
@@ -93,6 +95,7 @@ class Gate:
         id_prefix: str,
     ) -> None:
         self._parts = parts
+        self._holding = Holding(parts.gateway.tokens.is_good)
         self._guard = guard
         self._verify = verify
         self._node_name = node_name
@@ -205,6 +208,15 @@ class Gate:
         if route is None:
             raise Problem(403, FORBIDDEN, hint="this path has no access rule")
         call = await self._admit(request, seen, route)
+        if request.method not in READING:
+            return await self._perform(call, route)
+        try:
+            async with self._holding.held(call.principal):
+                return await self._perform(call, route)
+        except TokenEnded:
+            raise auth.ended() from None
+
+    async def _perform(self, call: Call, route: Route) -> web.StreamResponse:
         if route.is_local:
             return await route.perform(call)
         return await self._parts.forwarder.perform(call, route.perform)
@@ -260,8 +272,14 @@ class Gate:
         if handler.peer is not None:
             statement = request.headers.get(auth.PRINCIPAL_HEADER)
             if statement is not None:
-                return auth.stated(statement, handler.peer)
+                return self._still_good(auth.stated(statement, handler.peer))
         return auth.bearer(request.headers.get("Authorization"), self._verify)
+
+    def _still_good(self, principal: Principal) -> Principal:
+        """Refuse a token that the node which forwards does not know to be revoked."""
+        if not self._parts.gateway.tokens.is_good(principal):
+            raise auth.ended()
+        return principal
 
     def _explained(self, error: Exception, seen: Seen) -> Problem:
         problem = problem_of(error)

@@ -1,4 +1,4 @@
-"""The routes that tell of the mesh and of this node, and mint tokens."""
+"""The routes that tell of the mesh and of this node."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from http import HTTPStatus
 from aiohttp import web
 
 from octaskly import __version__
-from octaskly.api import answers, render, schema
+from octaskly.api import answers, render
 from octaskly.api.problems import WORKER_NOT_FOUND, Problem
 from octaskly.api.routing import Access, Call, Route, json_response
 from octaskly.core.messages import Member
@@ -66,19 +66,6 @@ async def steer(call: Call) -> web.StreamResponse:
     return await call.parts.forwarder.fetch(call, gateway.urls_of(member.id), path)
 
 
-async def mint(call: Call) -> web.StreamResponse:
-    """Return a new token."""
-    asked = schema.parse_token(call.body)
-    token = call.gateway.mint_token(
-        subject=asked.subject or call.who.subject,
-        role=asked.role,
-        expires_s=asked.expires_s,
-    )
-    expires_ms = call.parts.clock.now().wall_ms + asked.expires_s * 1000
-    body = {"token": token, "expires_at": render.at(expires_ms)}
-    return json_response(render.encode(body), HTTPStatus.CREATED)
-
-
 def _member(call: Call, name: str) -> Member:
     for member in _members(call):
         if name in (member.name, member.id):
@@ -133,14 +120,5 @@ ROUTES = (
             refuses=(507,),
         )
         for steering in Steering
-    ),
-    Route(
-        method="POST",
-        path="/api/v1/tokens",
-        perform=mint,
-        access=Access.ADMIN,
-        is_local=True,
-        takes=schema.TokenIn,
-        answers={201: answers.Token},
     ),
 )

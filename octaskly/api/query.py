@@ -79,6 +79,7 @@ PATH_PARTS: Final[Mapping[str, tuple[Any, str]]] = {
         "id of a task in the log",
     ),
     "term": (int, "term of the attempt"),
+    "token": (str, "name or id of a token"),
     "stream": (int, "stream of the attempt"),
     "n": (int, "number of the attempt"),
 }

@@ -87,6 +87,7 @@ class TokenIn(msgspec.Struct, forbid_unknown_fields=True):
     role: Annotated[str, told(enum=sorted(PERMISSIONS))]
     subject: Annotated[str, told(minLength=1, maxLength=SUBJECT_MAX)] | None = None
     expires_s: Annotated[int, msgspec.Meta(ge=1, le=EXPIRES_S_MAX)] = TOKEN_S_DEFAULT
+    name: Annotated[str, told(pattern=f"^{_ID.pattern}$")] | None = None
 
 
 class ForgetIn(msgspec.Struct, forbid_unknown_fields=True):
@@ -152,6 +153,8 @@ def parse_token(body: bytes) -> TokenIn:
         1 <= len(asked.subject) <= SUBJECT_MAX and asked.subject.isprintable()
     ):
         _refuse("$.subject", "unusable subject")
+    if asked.name is not None and not _ID.fullmatch(asked.name):
+        _refuse("$.name", "a name is 1 to 64 of A-Z a-z 0-9 . _ -")
     return asked
 
 

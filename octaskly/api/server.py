@@ -34,6 +34,7 @@ from octaskly.api import (
     pieces,
     standing,
     tasks,
+    tokens,
 )
 from octaskly.api.door import Door
 from octaskly.api.forward import Forwarder, Tune
@@ -68,6 +69,7 @@ ROUTES = openapi.with_document(
     *logs.ROUTES,
     *outputs.ROUTES,
     *nodes.ROUTES,
+    *tokens.ROUTES,
     *admitting.ROUTES,
     *events.ROUTES,
     *standing.ROUTES,

@@ -67,6 +67,9 @@ _API_HINTS = {
 _HINTS = {
     "Worker not found": "octaskly nodes    shows the nodes there are",
     "This node is in no mesh yet": "octaskly join 7-4821-9375    with a code of yours",
+    "Token not found": "octaskly token list    shows those that have a name",
+    "Token exists": "octaskly token list    shows the names that are taken",
+    "Too many records": "octaskly token list    shows what is kept until it expires",
     "Too many open invites": "octaskly invite    once one of them has expired",
     "Members or tasks would be left behind": "octaskly join --force CODE",
 }

@@ -50,7 +50,7 @@ COMMANDS = {
     "show": "octaskly.cli.tasks:show",
     "stats": "octaskly.cli.overview:stats",
     "submit": "octaskly.cli.submitting:submit",
-    "token": "octaskly.cli.access:token",
+    "token": "octaskly.cli.tokens:token",
     "unpause": "octaskly.cli.steering:unpause",
     "wait": "octaskly.cli.waiting:wait",
 }

@@ -237,12 +237,29 @@ class Client(Connection):
         self, *, role: str, expires_s: int, subject: str | None = None
     ) -> str:
         """Return a new token of the mesh; only an admin may make one."""
+        made = self.issue_token(role=role, expires_s=expires_s, subject=subject)
+        return str(made["token"])
+
+    def issue_token(
+        self,
+        *,
+        role: str,
+        expires_s: int,
+        subject: str | None = None,
+        name: str | None = None,
+    ) -> dict[str, Any]:
+        """Return a new token, its id, and the name by which it is listed."""
         wanted = {"role": role, "expires_s": expires_s, "subject": subject}
+        wanted["name"] = name
         body = msgspec.json.encode(
             {key: value for key, value in wanted.items() if value is not None}
         )
         reply = self.request("POST", "/api/v1/tokens", body=body)
-        return str(self._decode(reply, dict[str, Any])["token"])
+        return self._decode(reply, dict[str, Any])
+
+    def revoke_token(self, ref: str) -> Reply:
+        """Revoke a token by its name or id."""
+        return self.request("DELETE", f"/api/v1/tokens/{quote(ref, safe='')}")
 
     # -- joining -------------------------------------------------------------------
 

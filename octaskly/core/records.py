@@ -38,7 +38,7 @@ ROTATION: Final = "rotation"
 AUDIT: Final = "audit"
 
 KINDS: Final[Mapping[str, Kind]] = {
-    TOKEN: Kind(1000, 1024),
+    TOKEN: Kind(1000, 2048),
     TOKEN_REVOKED: Kind(10_000, 256, is_told=True),
     NODE_REVOKED: Kind(1000, 256, is_told=True),
     ROTATION: Kind(64, 4096, is_told=True),

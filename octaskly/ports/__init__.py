@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from octaskly.core.messages import Hello
+from octaskly.ports.access import Principal, TokenDesk, TokenInfo
 from octaskly.ports.admissions import Admissions, Invite, Membership, Request
 from octaskly.ports.gateway import (
     DispatcherView,
@@ -17,7 +18,6 @@ from octaskly.ports.gateway import (
     MeshState,
     MeshStats,
     OutputPlace,
-    Principal,
 )
 from octaskly.ports.store import (
     Clock,
@@ -51,6 +51,8 @@ __all__ = [
     "TaskPage",
     "TaskQuery",
     "ToNotify",
+    "TokenDesk",
+    "TokenInfo",
 ]
 
 HelloSource = Callable[[], Hello]

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from octaskly.ports.gateway import Principal
+from octaskly.ports.access import Principal
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

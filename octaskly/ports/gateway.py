@@ -25,28 +25,10 @@ from octaskly.core.model import (
     TaskState,
 )
 from octaskly.core.verdicts import Explanation
+from octaskly.ports.access import Principal, TokenDesk
 from octaskly.ports.news import Telling
 from octaskly.ports.output import Transcripts
 from octaskly.ports.store import TaskPage, TaskQuery
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Principal:
-    """Who asks, and what that subject may do."""
-
-    subject: str
-    role: str  #: `admin`, `client` or `viewer`
-    node: NodeId | None = None  #: the node that forwarded the request, if one did
-
-    @property
-    def may_submit(self) -> bool:
-        """Whether it may create and cancel tasks."""
-        return self.role in ("admin", "client")
-
-    @property
-    def is_admin(self) -> bool:
-        """Whether it may touch everybody's tasks, tokens and nodes."""
-        return self.role == "admin"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -262,5 +244,6 @@ class Gateway(Transcripts, Telling, Protocol):
     def load(self) -> LoadSample:
         """Return the last sample of this machine."""
 
-    def mint_token(self, *, subject: str, role: str, expires_s: int) -> str:
-        """Return a new token of this mesh."""
+    @property
+    def tokens(self) -> TokenDesk:
+        """The tokens of this mesh."""

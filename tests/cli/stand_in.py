@@ -189,7 +189,8 @@ class Handler(BaseHTTPRequestHandler):
             case "GET", ["api", "v1", "nodes" | "stats" as kind]:
                 return 200, STATS if kind == "stats" else NODES
             case "POST", ["api", "v1", "tokens"]:
-                return 201, {"token": f"{body['role']}.{body['expires_s']}"}
+                text = f"{body['role']}.{body['expires_s']}"
+                return 201, {"token": text, "id": "0f" * 16, "name": body.get("name")}
             case _:
                 return self.other(path, query)
 

@@ -110,6 +110,7 @@ OF_THE_USER = frozenset(
         "URL",
         "WHAT",
         "WORDS",
+        "WHO",
     ]
 )
 """Words for what only the user can know; what they stand for is not completed."""

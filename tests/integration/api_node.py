@@ -23,11 +23,13 @@ TOKENS = {
     "admin-token": Principal(subject="ana", role="admin"),
     "client-token": Principal(subject="bo", role="client"),
     "other-token": Principal(subject="cy", role="client"),
+    "known-token": Principal(subject="eve", role="viewer", token="an-id"),
     "viewer-token": Principal(subject="dee", role="viewer"),
 }
 ADMIN = {"Authorization": "Bearer admin-token"}
 CLIENT = {"Authorization": "Bearer client-token"}
 VIEWER = {"Authorization": "Bearer viewer-token"}
+KNOWN = {"Authorization": "Bearer known-token"}
 JSON = {"Content-Type": "application/json"}
 
 

@@ -60,6 +60,7 @@ from octaskly.ports import (
 )
 from octaskly.ports.news import Listening
 from octaskly.ports.output import Piece
+from tests.integration.fake_tokens import FakeTokens
 
 NOW_MS = 1_770_379_200_000  # 2026-02-06T12:00:00Z
 STREAM = StreamId(7)
@@ -91,6 +92,7 @@ class FakeGateway:
         self.raised: list[Exception] = []  #: raised by the next calls, in order
         self.steered: list[tuple[Steering, str]] = []
         self.hold = NO_HOLD
+        self.tokens = FakeTokens(NOW_MS, self._require_dispatcher)
         self.lost: set[NodeId] = set()
         self.failure: str | None = None
         self.is_complete = True  #: no other node may know what is unknown here
@@ -410,9 +412,6 @@ class FakeGateway:
 
     def load(self) -> LoadSample:
         return LoadSample(0.0, 0.0, 0, 0)
-
-    def mint_token(self, *, subject: str, role: str, expires_s: int) -> str:
-        return f"{role}:{subject}:{expires_s}"
 
     # --- inside --------------------------------------------------------------------
 

@@ -36,7 +36,7 @@ from tests.integration.api_node import (
 )
 from tests.integration.fake_gateway import NOW_MS, FakeGateway
 
-PARTS = ("id", "task", "name", "path", "term", "stream", "n")
+PARTS = ("id", "task", "name", "path", "term", "stream", "n", "token")
 OPEN = {("GET", "/health"), ("HEAD", "/health")}
 
 
@@ -195,10 +195,14 @@ async def test_token_has_the_asked_role_subject_and_life(node: ApiNode) -> None:
 
     assert plain.json == {
         "token": "client:ana:86400",
+        "id": f"{0:032x}",
+        "name": None,
         "expires_at": "2026-02-07T12:00:00Z",
     }
     assert named.json == {
         "token": "viewer:grafana:60",
+        "id": f"{1:032x}",
+        "name": None,
         "expires_at": "2026-02-06T12:01:00Z",
     }
 
@@ -213,6 +217,9 @@ async def test_token_has_the_asked_role_subject_and_life(node: ApiNode) -> None:
         ({"role": "admin", "subject": "a\nb"}, "$.subject"),
         ({"role": "admin", "subject": ""}, "$.subject"),
         ({"rol": "admin"}, "$.rol"),
+        ({"role": "admin", "name": ""}, "$.name"),
+        ({"role": "admin", "name": "a b"}, "$.name"),
+        ({"role": "admin", "name": "n" * 65}, "$.name"),
     ],
 )
 async def test_bad_token_request_names_the_field(
@@ -223,6 +230,46 @@ async def test_bad_token_request_names_the_field(
 
     assert_problem(answer, 400)
     assert answer.json["field"] == field
+
+
+async def test_a_named_token_is_listed_and_revoked(node: ApiNode) -> None:
+    """The list tells whose it is and until when, and never the token."""
+    body = {"role": "viewer", "name": "grafana", "expires_s": 60}
+    await node.ask("POST", "/api/v1/tokens", headers=ADMIN, body=body)
+
+    before = await node.ask("GET", "/api/v1/tokens", headers=ADMIN)
+    taken = await node.ask("POST", "/api/v1/tokens", headers=ADMIN, body=body)
+    revoked = await node.ask("DELETE", "/api/v1/tokens/grafana", headers=ADMIN)
+    unknown = await node.ask("DELETE", "/api/v1/tokens/prometheus", headers=ADMIN)
+
+    shown = {
+        "id": f"{0:032x}",
+        "name": "grafana",
+        "subject": "grafana",
+        "role": "viewer",
+        "state": "good",
+        "issued_at": "2026-02-06T12:00:00Z",
+        "issued_by": "ana",
+        "expires_at": "2026-02-06T12:01:00Z",
+        "revoked_at": None,
+        "revoked_by": None,
+    }
+    assert before.json == {"tokens": [shown], "total": 1}
+    assert_problem(taken, 409, "Token exists")
+    end = {"revoked_at": "2026-02-06T12:00:00Z", "revoked_by": "ana"}
+    assert revoked.json == {**shown, **end, "state": "revoked"}
+    assert_problem(unknown, 404, "Token not found")
+
+
+@pytest.mark.parametrize("headers", [CLIENT, VIEWER])
+@pytest.mark.parametrize(
+    ("method", "path"), [("GET", "/api/v1/tokens"), ("DELETE", "/api/v1/tokens/x")]
+)
+async def test_only_an_admin_sees_and_revokes_tokens(
+    node: ApiNode, headers: dict[str, str], method: str, path: str
+) -> None:
+    """Names and subjects of others are nobody else's business."""
+    assert_problem(await node.ask(method, path, headers=headers), 403)
 
 
 # --- browsers ----------------------------------------------------------------------

@@ -67,7 +67,7 @@ async def gateway(tmp_path: Path) -> AsyncIterator[AgentGateway]:
         pieces=nothing,
         sample=lambda: NO_LOAD,
         failure=lambda: None,
-        mint=nothing,
+        signer=None,
         is_room=lambda: True,
         names={},
         node=Node(settings("a"), Saved()),

@@ -1,0 +1,187 @@
+"""What every desk for tokens promises to the API."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+
+from octaskly.agent.clock import SystemClock
+from octaskly.agent.records import Records
+from octaskly.agent.tokens import TokenOffice
+from octaskly.core.effects import Kept
+from octaskly.core.events import RecordDraft
+from octaskly.core.facts import Recorded
+from octaskly.errors import NotDispatcher, TokenExists, TokenNotFound, TrustError
+from octaskly.ports import Principal, RecordQuery, TokenDesk
+from octaskly.trust import Tokens, generate
+from tests.integration.fake_tokens import FakeTokens
+
+DAY_S = 86_400
+
+
+class MemoryRecords(Records):
+    """Records of a mesh of one, without a disk."""
+
+    def __init__(self) -> None:
+        self.kept: dict[tuple[str, str], Recorded] = {}
+        self._heard = {}
+
+    async def keep(self, *drafts: RecordDraft) -> Kept:
+        fresh = [Recorded(*draft, at=len(self.kept)) for draft in drafts]
+        for record in fresh:
+            self.kept.setdefault((record.kind, record.key), record)
+        self.learnt(fresh)
+        return Kept(tuple(self.kept[record.kind, record.key] for record in fresh))
+
+    async def page(self, query: RecordQuery) -> tuple[Recorded, ...]:
+        return tuple(r for r in self.kept.values() if r.kind == query.kind)
+
+
+class Reign:
+    """Whether this node is dispatcher."""
+
+    def __init__(self) -> None:
+        self.is_over = False
+
+    def require(self) -> None:
+        if self.is_over:
+            raise NotDispatcher("this node is not dispatcher")
+
+
+def office(reign: Reign) -> TokenOffice:
+    return TokenOffice(
+        Tokens(generate()), MemoryRecords(), SystemClock(), reign.require
+    )
+
+
+def fake(reign: Reign) -> FakeTokens:
+    return FakeTokens(1_800_000_000_000, reign.require)
+
+
+DESKS: tuple[Callable[[Reign], TokenDesk], ...] = (office, fake)
+
+
+@pytest.fixture
+def reign() -> Reign:
+    return Reign()
+
+
+@pytest.fixture(params=DESKS, ids=["real", "fake"])
+def desk(request: pytest.FixtureRequest, reign: Reign) -> TokenDesk:
+    made: TokenDesk = request.param(reign)
+    return made
+
+
+async def issued(desk: TokenDesk, name: str | None, expires_s: int = DAY_S) -> str:
+    _, info = await desk.issue(
+        role="client", expires_s=expires_s, subject=None, name=name, by="ana"
+    )
+    return info.id
+
+
+async def test_a_named_token_is_listed_and_is_for_whom_it_is_named_after(
+    desk: TokenDesk,
+) -> None:
+    """Unless somebody else is named as its subject."""
+    jti = await issued(desk, "ci")
+
+    (info,) = await desk.listed()
+
+    assert (info.id, info.name, info.subject) == (jti, "ci", "ci")
+    assert (info.issued_by, info.revoked_ms) == ("ana", None)
+
+
+async def test_a_token_for_a_day_needs_no_name_and_is_not_listed(
+    desk: TokenDesk,
+) -> None:
+    """Scripts make them by the hundred."""
+    await issued(desk, None)
+
+    assert await desk.listed() == ()
+
+
+async def test_a_token_for_longer_gets_a_name(desk: TokenDesk) -> None:
+    """Nothing that is good for weeks is good in secret."""
+    jti = await issued(desk, None, DAY_S + 1)
+
+    (info,) = await desk.listed()
+
+    assert info.name == f"client-{jti[:8]}"
+
+
+async def test_a_name_is_free_again_once_its_token_is_revoked(desk: TokenDesk) -> None:
+    """And the later one of the name is the one that is revoked next."""
+    first = await issued(desk, "ci")
+    with pytest.raises(TokenExists):
+        await issued(desk, "ci")
+    await desk.revoke("ci", by="bo")
+
+    second = await issued(desk, "ci")
+    revoked = await desk.revoke("ci", by="bo")
+
+    assert revoked.id == second != first
+
+
+async def test_a_revoked_token_is_good_no_more(desk: TokenDesk) -> None:
+    """By its name, by its id, and twice."""
+    jti = await issued(desk, "ci")
+    shown = Principal(subject="ci", role="client", token=jti)
+    assert desk.is_good(shown)
+
+    by_name = await desk.revoke("ci", by="bo")
+    by_id = await desk.revoke(jti, by="cy")
+
+    assert not desk.is_good(shown)
+    assert by_name == by_id
+    assert by_id.revoked_by == "bo"
+
+
+async def test_a_token_without_a_name_is_revoked_by_its_id(desk: TokenDesk) -> None:
+    """What is not listed is known all the same to who holds it."""
+    jti = await issued(desk, None)
+
+    assert (await desk.revoke(jti, by="bo")).id == jti
+    assert not desk.is_good(Principal(subject="x", role="client", token=jti))
+
+
+async def test_a_name_that_is_unknown_is_no_token(desk: TokenDesk) -> None:
+    """A typing error must not look like success."""
+    with pytest.raises(TokenNotFound):
+        await desk.revoke("ic", by="bo")
+
+
+async def test_only_the_dispatcher_keeps_the_list(
+    desk: TokenDesk, reign: Reign
+) -> None:
+    """Another node forwards."""
+    reign.is_over = True
+
+    for ask in (desk.listed(), desk.revoke("ci", by="bo"), issued(desk, "ci")):
+        with pytest.raises(NotDispatcher):
+            await ask
+
+
+async def test_a_token_that_was_verified_before_is_judged_again() -> None:
+    """What was verified is remembered, so that must not outlast the token."""
+    real = office(Reign())
+    token, info = await real.issue(
+        role="viewer", expires_s=60, subject=None, name=None, by="ana"
+    )
+    assert real.verify(token).token == info.id
+
+    await real.revoke(info.id, by="ana")
+
+    with pytest.raises(TrustError, match="token revoked"):
+        real.verify(token)
+
+
+async def test_a_name_of_any_length_fits_into_a_record() -> None:
+    """A record that is too large would be a fault of this node."""
+    real = office(Reign())
+    long = "é" * 128
+    _, info = await real.issue(
+        role="viewer", expires_s=60, subject=long, name="n" * 64, by="🦊" * 256
+    )
+
+    assert (await real.revoke(info.id, by="🦊" * 256)).revoked_ms is not None

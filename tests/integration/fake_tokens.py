@@ -1,0 +1,89 @@
+"""A desk for tokens in memory; held to the same contract as the real one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+from octaskly.errors import TokenExists, TokenNotFound
+from octaskly.ports import Principal, TokenInfo
+
+DAY_S = 86_400
+ID_CHARS = 32
+
+
+class FakeTokens:
+    """Issues texts that tell what they are; a test may revoke what it likes."""
+
+    def __init__(self, now_ms: int, require_dispatcher: Callable[[], None]) -> None:
+        self.now_ms = now_ms
+        self.revoked: set[str] = set()
+        self._require_dispatcher = require_dispatcher
+        self._infos: dict[str, TokenInfo] = {}
+
+    async def issue(
+        self,
+        *,
+        role: str,
+        expires_s: int,
+        subject: str | None,
+        name: str | None,
+        by: str,
+    ) -> tuple[str, TokenInfo]:
+        self._require_dispatcher()
+        if any(info.name == name for info in self._good()):
+            raise TokenExists(f"a token is called {name!r} already", field="$.name")
+        jti = f"{len(self._infos):0{ID_CHARS}x}"
+        if name is None and expires_s > DAY_S:
+            name = f"{role}-{jti[:8]}"
+        info = self._infos[jti] = TokenInfo(
+            id=jti,
+            name=name,
+            subject=subject or name or by,
+            role=role,
+            issued_ms=self.now_ms,
+            expires_ms=self.now_ms + expires_s * 1000,
+            issued_by=by,
+        )
+        return f"{role}:{info.subject}:{expires_s}", info
+
+    async def listed(self) -> tuple[TokenInfo, ...]:
+        self._require_dispatcher()
+        return tuple(
+            info
+            for info in self._infos.values()
+            if info.name and (info.expires_ms or 0) > self.now_ms
+        )
+
+    async def revoke(self, ref: str, *, by: str) -> TokenInfo:
+        self._require_dispatcher()
+        infos = [info for info in self._infos.values() if ref in (info.id, info.name)]
+        infos.sort(key=lambda info: info.revoked_ms is not None)
+        if not infos:
+            if len(ref) != ID_CHARS:
+                raise TokenNotFound(f"no token is called {ref!r}")
+            infos = [
+                TokenInfo(
+                    id=ref,
+                    name=None,
+                    subject=None,
+                    role=None,
+                    issued_ms=None,
+                    expires_ms=None,
+                    issued_by=None,
+                )
+            ]
+        info = infos[0]
+        if info.revoked_ms is None:
+            info = replace(info, revoked_ms=self.now_ms, revoked_by=by)
+        self._infos[info.id] = info
+        self.revoked.add(info.id)
+        return info
+
+    def is_good(self, principal: Principal) -> bool:
+        return principal.token not in self.revoked
+
+    def _good(self) -> list[TokenInfo]:
+        return [
+            info for info in self._infos.values() if info.name and not info.revoked_ms
+        ]

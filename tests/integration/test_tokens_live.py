@@ -1,0 +1,183 @@
+"""Whole agents on loopback: all refuse a token that was revoked, and soon."""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import pytest
+
+from tests.agents import Agent, ending, request, start, until, until_nodes
+
+TOKENS = "/api/v1/tokens"
+SOON_S = 2.0  #: after the answer to a revocation
+
+
+@pytest.fixture
+def mesh(tmp_path: Path) -> Iterator[list[Agent]]:
+    """Two nodes that may reign, and one that is only a worker; they end in the end."""
+    agents = [start(tmp_path, name) for name in ("ana", "ben")]
+    agents.append(start(tmp_path, "cy", "--no-electable"))
+    with ending(*agents):
+        until_nodes(agents[0], 3)
+        yield agents
+
+
+def connection(agent: Agent) -> http.client.HTTPConnection:
+    """Return a connection over TCP, where a token is needed."""
+    url = urlsplit(agent.ready()["api_url"])
+    return http.client.HTTPConnection("127.0.0.1", url.port or 0, timeout=30)
+
+
+def status_at(agent: Agent, token: str, path: str = "/api/v1/tasks") -> int:
+    """Return how a node answers who shows a token."""
+    with contextlib.closing(connection(agent)) as opened:
+        return request(opened, "GET", path, token=token)[0]
+
+
+def issue(agent: Agent, **asked: Any) -> dict[str, Any]:
+    status, issued = agent.call("POST", TOKENS, {"role": "client", **asked})
+    assert status == 201, issued
+    return dict(issued)
+
+
+def roles(agent: Agent) -> dict[str, str]:
+    status, body = agent.call("GET", "/api/v1/nodes")
+    assert status == 200, body
+    return {node["name"]: node["role"] for node in body["nodes"]}
+
+
+def revoked_everywhere_s(agents: list[Agent], token: str) -> float:
+    """Return how long after now each node refuses a token."""
+    began_s = time.perf_counter()
+    for agent in agents:
+        until(
+            lambda agent=agent: status_at(agent, token) == 401,  # type: ignore[misc]
+            f"{agent.state.name} refuses the token",
+            deadline_s=10,
+        )
+    return time.perf_counter() - began_s
+
+
+def test_a_revoked_token_is_refused_by_all_and_stays_so(
+    mesh: list[Agent], tmp_path: Path
+) -> None:
+    """Threat 11: within two seconds; after a failover; after all have restarted.
+
+    It is revoked through the worker, which forwards, and so does the node at which a
+    good token is shown: most of these requests go over two machines.
+    """
+    worker = mesh[2]
+    named = issue(worker, name="ci", expires_s=86_400 * 30)
+    plain, kept = issue(worker), issue(worker, name="kept")["token"]
+    for agent in mesh:
+        assert status_at(agent, named["token"]) == 200
+        assert status_at(agent, plain["token"]) == 200
+
+    status, shown = worker.call("DELETE", f"{TOKENS}/ci")
+    took_s = revoked_everywhere_s(mesh, named["token"])
+    assert (status, shown["state"]) == (200, "revoked")
+    assert took_s < SOON_S, f"all refused it after {took_s:.2f} s"
+    assert worker.call("DELETE", f"{TOKENS}/{plain['id']}")[0] == 200
+    assert revoked_everywhere_s(mesh, plain["token"]) < SOON_S
+
+    reigning = roles(worker)
+    dispatcher = next(a for a in mesh if reigning[a.state.name] == "dispatcher")
+    dispatcher.process.send_signal(signal.SIGKILL)
+    dispatcher.process.wait()
+    left = [agent for agent in mesh if agent is not dispatcher]
+    until(lambda: status_at(left[0], kept) == 200, "another node reigns")
+    for agent in left:
+        assert status_at(agent, named["token"]) == 401
+        assert status_at(agent, plain["token"]) == 401
+
+    for agent in left:
+        agent.stop()
+    again = [start(tmp_path, agent.state.name) for agent in mesh]
+    with ending(*again):
+        for agent in again:
+            agent.ready()
+            assert status_at(agent, named["token"]) == 401
+        until_nodes(again[0], 3)
+        for agent in again:
+            assert status_at(agent, plain["token"]) == 401
+            assert status_at(agent, kept) == 200
+        status, listed = again[0].call("GET", TOKENS)
+        states = {shown["name"]: shown["state"] for shown in listed["tokens"]}
+        assert states == {"ci": "revoked", "kept": "good"}
+
+
+class Reader(threading.Thread):
+    """Reads an answer until it ends, however that is."""
+
+    def __init__(self, agent: Agent, path: str, token: str) -> None:
+        super().__init__(daemon=True)
+        self._opened = connection(agent)
+        self._opened.request("GET", path, headers={"Authorization": f"Bearer {token}"})
+        self.has_begun = threading.Event()
+        self.status = 0
+
+    def run(self) -> None:
+        with contextlib.suppress(OSError, http.client.HTTPException):
+            reply = self._opened.getresponse()
+            self.status = reply.status
+            while reply.read1():
+                self.has_begun.set()
+        self._opened.close()
+
+
+def test_what_lasts_under_a_token_ends_with_it(mesh: list[Agent]) -> None:
+    """A stream or a long poll that was open before shows nothing that came after."""
+    issued = issue(mesh[0], name="watch", role="viewer")
+    brief = issue(mesh[0], role="viewer")["token"]
+    status, task = mesh[0].call("POST", "/api/v1/tasks", {"command": "sleep 60"})
+    assert status == 201
+    streams = [Reader(a, "/api/v1/events", issued["token"]) for a in mesh]
+    polls = [
+        Reader(a, f"/api/v1/tasks/{task['id']}?wait=50", issued["token"]) for a in mesh
+    ]
+    others = Reader(mesh[1], "/api/v1/events", brief)
+    for reader in (*streams, *polls, others):
+        reader.start()
+    for stream in (*streams, others):
+        assert stream.has_begun.wait(10)
+
+    assert mesh[1].call("DELETE", f"{TOKENS}/watch")[0] == 200
+    began_s = time.perf_counter()
+    for reader in (*streams, *polls):
+        reader.join(10)
+    took_s = time.perf_counter() - began_s
+
+    assert took_s < SOON_S, f"the last one ended after {took_s:.2f} s"
+    assert [poll.status for poll in polls] == [401, 401, 401]
+    assert others.is_alive()
+
+
+def test_a_token_is_kept_nowhere(mesh: list[Agent], tmp_path: Path) -> None:
+    """Threat 20: not in a database, a log, or what others see of a process."""
+    issued = issue(mesh[2], name="canary", role="admin")
+    token = issued["token"]
+    signature = token.rpartition(".")[2].encode()
+    for agent in mesh:
+        assert status_at(agent, token) == 200
+        assert status_at(agent, token, "/nowhere") == 404
+        assert status_at(agent, token + "x") == 401
+
+    assert mesh[0].call("DELETE", f"{TOKENS}/canary")[0] == 200
+    assert status_at(mesh[0], token) == 401
+
+    files = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert len(files) > len(mesh)
+    found = [path for path in files if signature in path.read_bytes()]
+    for agent in mesh:
+        proc = Path(f"/proc/{agent.process.pid}")
+        for page in (proc / "cmdline", proc / "environ"):
+            found += [page] if signature in page.read_bytes() else []
+    assert not found
