@@ -22,12 +22,14 @@ class Bulk:
 
     Args:
         head: What comes before the rows.
-        width: Values of one row.
+        width: Values of one row that differ.
         tail: What comes after the rows.
+        same: What all rows end with, as SQL: a null that is bound costs as much as a
+            number.
     """
 
-    def __init__(self, head: str, width: int, tail: str = "") -> None:
-        row = f"({','.join('?' * width)})"
+    def __init__(self, head: str, width: int, tail: str = "", same: str = "") -> None:
+        row = f"({','.join('?' * width)}{same})"
         self._texts = [
             (size, f"{head} {','.join([row] * size)} {tail}") for size in _SIZES
         ]
@@ -48,6 +50,20 @@ TASK_INSERT: Final = Bulk(
     " seq) VALUES",
     27,
 )
+PLAIN_INSERT: Final = Bulk(
+    "INSERT INTO tasks (key, id, sequence, changed, command, timeout_s, submitter,"
+    " created_ms, ord, born, reborn, stream, seq, state, is_live, tries) VALUES",
+    13,
+    same=", 0, 0, 0",
+)
+"""Of tasks that wait and ask for nothing but a command."""
+TASK_MOVE: Final = Bulk(
+    "WITH v (state, node, is_live, tries, changed, key) AS (VALUES",
+    6,
+    ") UPDATE tasks SET state = v.state, node = v.node, is_live = v.is_live,"
+    " tries = v.tries, changed = v.changed FROM v WHERE tasks.key = v.key",
+)
+"""Where nothing else has changed, as mostly."""
 TASK_UPDATE: Final = Bulk(
     "WITH v (state, node, by, is_live, tries, is_ready, is_blocked, changed, notify,"
     " key) AS (VALUES",
@@ -82,6 +98,13 @@ ATTEMPT_ENDED_UPSERT: Final = Bulk(
     " stderr_bytes, files, detail, cpu_ms, memory_max_kb, output) VALUES",
     19,
 )
+ATTEMPT_PLAIN_UPSERT: Final = Bulk(
+    "INSERT OR REPLACE INTO attempts (task, term, stream, n, node, state, reason,"
+    " exit_code, started_ms, ended_ms, duration_ms, stdout_bytes, stderr_bytes, cpu_ms,"
+    " memory_max_kb, output) VALUES",
+    16,
+)
+"""Of attempts without signal, files and detail."""
 LOG_INSERT: Final = Bulk(
     "INSERT INTO log (stream, seq, hlc, task_id, body, output) VALUES", 6
 )

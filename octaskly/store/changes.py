@@ -7,7 +7,7 @@ from collections import defaultdict
 from dataclasses import dataclass, field, replace
 
 from octaskly.core.merge import TaskRecord, cut
-from octaskly.core.model import TaskSpec
+from octaskly.core.model import NodeId, TaskSpec
 from octaskly.store import arrays, blocks, bulk, rows
 from octaskly.store.arrays import Members
 from octaskly.store.edges import Waits
@@ -19,11 +19,14 @@ class Changes:
     """Rows of one commit, gathered so that each is written once."""
 
     inserts: list[bulk.Row] = field(default_factory=list)
+    plain: list[bulk.Row] = field(default_factory=list)  #: inserts, too
+    moved: list[bulk.Row] = field(default_factory=list)
     updates: list[bulk.Row] = field(default_factory=list)
     specs: list[bulk.Row] = field(default_factory=list)
     births: list[bulk.Row] = field(default_factory=list)
     live: list[bulk.Row] = field(default_factory=list)  #: attempts
     ended: list[bulk.Row] = field(default_factory=list)  #: attempts
+    ended_plain: list[bulk.Row] = field(default_factory=list)  #: attempts
     arrays: list[bulk.Row] = field(default_factory=list)
     places: list[tuple[int, int, int]] = field(default_factory=list)
     """Place in the queue of the members between two keys."""
@@ -37,11 +40,14 @@ class Changes:
     def run(self, db: sqlite3.Connection) -> None:
         """Write them."""
         bulk.TASK_INSERT.run(db, self.inserts)
+        bulk.PLAIN_INSERT.run(db, self.plain)
+        bulk.TASK_MOVE.run(db, self.moved)
         bulk.TASK_UPDATE.run(db, self.updates)
         bulk.SPEC_UPDATE.run(db, self.specs)
         bulk.BIRTH_UPDATE.run(db, self.births)
         bulk.ATTEMPT_LIVE_UPSERT.run(db, self.live)
         bulk.ATTEMPT_ENDED_UPSERT.run(db, self.ended)
+        bulk.ATTEMPT_PLAIN_UPSERT.run(db, self.ended_plain)
         bulk.ARRAY_UPSERT.run(db, self.arrays)
         db.executemany(
             "UPDATE tasks SET ord = ? WHERE key BETWEEN ? AND ?", self.places
@@ -66,26 +72,67 @@ class Changes:
         state = record.state
         number = rows.NUMBER_OF[state]
         node = rows.node_shown(record, state)
-        by, tries = record.cancelled_by, len(record.attempts)
         self.waits.note(task, record, state)
-        row: rows.Row = (
-            *(number, node, by, is_live, tries, record.is_ready, task.is_blocked),
-            *(task.changed_hlc, rows.notify_of(record)),
-        )
-        assert task.birth is not None
+        rare = rows.rare(record, is_blocked=task.is_blocked)
         if task.counted is None:
-            head = (task.key, record.id, rows.sequence_of(record.id))
-            self.inserts.append((*head, *row, *rows.spec_row(spec), *task.birth))
+            self._insert(task, record, spec, (number, node, is_live), rare)
         else:
-            self.updates.append((*row, task.key))
-            if spec is not task.stored_spec and spec != task.stored_spec:
-                self.specs.append((*rows.spec_row(spec), task.key))
-            if task.birth != task.stored_birth:
-                self.births.append((*task.birth, task.key))
+            self._update(task, record, spec, (number, node, is_live), rare)
+        task.stored_rare = rare
         task.stored_spec, task.stored_birth = spec, task.birth
         task.is_final = state.is_final
         self._add_attempts(task, record)
         self._count(task, (kind, node or "", number))
+
+    def _insert(
+        self,
+        task: Task,
+        record: TaskRecord,
+        spec: TaskSpec,
+        place: tuple[int, NodeId | None, bool],
+        rare: rows.Rare,
+    ) -> None:
+        assert task.birth is not None
+        number = rows.sequence_of(record.id)
+        is_fresh = place == rows.WAITS and not record.attempts
+        if is_fresh and rare == rows.NOTHING_RARE and rows.is_plain(spec):
+            row = rows.plain_row(spec)
+            self.plain.append(
+                (task.key, record.id, number, task.changed_hlc, *row, *task.birth)
+            )
+            return
+        state, node, is_live = place
+        by, *flags, notify = rare
+        self.inserts.append(
+            (
+                *(task.key, record.id, number, state, node, by, is_live),
+                *(len(record.attempts), *flags, task.changed_hlc, notify),
+                *(*rows.spec_row(spec), *task.birth),
+            )
+        )
+
+    def _update(
+        self,
+        task: Task,
+        record: TaskRecord,
+        spec: TaskSpec,
+        place: tuple[int, NodeId | None, bool],
+        rare: rows.Rare,
+    ) -> None:
+        state, node, is_live = place
+        tries, changed, key = len(record.attempts), task.changed_hlc, task.key
+        if rare == task.stored_rare:
+            self.moved.append((state, node, is_live, tries, changed, key))
+        else:
+            by, *flags, notify = rare
+            self.updates.append(
+                (state, node, by, is_live, tries, *flags, changed, notify, key)
+            )
+        if spec is not task.stored_spec and spec != task.stored_spec:
+            self.specs.append((*rows.spec_row(spec), key))
+        if task.birth != task.stored_birth:
+            assert task.birth is not None
+            self.births.append((*task.birth, key))
 
     def add_member(self, task: Task, array: Task, members: Members) -> None:
         """Note what is new of a member, in its row and in the counts of its array."""
@@ -137,8 +184,15 @@ class Changes:
         for attempt in record.attempts:
             if attempt.id in task.changed:
                 output = task.outputs.get(attempt.id)
-                rows_of = self.live if attempt.outcome is None else self.ended
-                rows_of.append(rows.attempt_row(task.key, attempt, output))
+                outcome = attempt.outcome
+                if outcome is None:
+                    self.live.append(rows.live_row(task.key, attempt))
+                elif outcome.signal is None and not (outcome.outputs or outcome.detail):
+                    row = rows.plain_end_row(task.key, attempt, outcome, output)
+                    self.ended_plain.append(row)
+                else:
+                    row = rows.ended_row(task.key, attempt, outcome, output)
+                    self.ended.append(row)
         task.changed.clear()
 
     def _count(self, task: Task, count: Count) -> None:

@@ -44,6 +44,7 @@ class Task:
     stored_spec: TaskSpec | None = None
     is_final: bool = False  #: as of the row
     is_blocked: bool = False  #: as of the row
+    stored_rare: rows.Rare | None = None  #: as of the row
     changed: set[AttemptId] = field(default_factory=set)
     changed_hlc: int = 0
     birth: Birth | None = None
@@ -230,6 +231,7 @@ def _task_from(
         kind, record = arrays.MEMBER, replace(record, spec=None)
     if members is not None:
         members.left_counted = members.left(record.cancelled_by)
+    is_blocked = record.waits_for is not None
     return Task(
         record,
         row[0],
@@ -241,7 +243,8 @@ def _task_from(
         stored_birth=birth,
         members=members,
         was_live=rows.is_live(record),
-        is_blocked=record.waits_for is not None,
+        is_blocked=is_blocked,
+        stored_rare=rows.rare(record, is_blocked=is_blocked),
     )
 
 

@@ -59,6 +59,11 @@ ATTEMPT_COLUMNS: Final = (
 )
 
 Row = Sequence[Any]
+Rare = tuple[str | None, bool, bool, int | None]
+"""`cancelled_by`, `is_ready`, `is_blocked` and `notify` of a task."""
+NOTHING_RARE: Final[Rare] = (None, False, False, None)
+WAITS: Final = (0, None, False)
+"""`state`, `node` and `is_live` of a task that no node has."""
 
 _CHUNK: Final = 500  #: parameters of one statement, under every limit of SQLite
 _SEQUENCE: Final = re.compile(r"task-([0-9]{3,18})-[0-9a-f]{8}(~.*)?")
@@ -173,32 +178,51 @@ def size_of_row(row: Row) -> int:
     return sum(len(part) for part in row[4:] if isinstance(part, str | bytes))
 
 
-def attempt_row(
-    key: int, attempt: Attempt, output: int | None
-) -> tuple[int | str | None, ...]:
-    """Return a row of `ATTEMPT_COLUMNS`; the kept output is left out.
+def rare(record: TaskRecord, *, is_blocked: bool) -> Rare:
+    """Return the columns of a task that most tasks never have."""
+    return record.cancelled_by, record.is_ready, is_blocked, notify_of(record)
 
-    Of an attempt that has not ended it is only the first six: the others are null.
-    """
-    head = (key, *attempt.id, attempt.node, int(attempt.state))
-    outcome = attempt.outcome
-    if outcome is None:
-        return head
+
+def is_plain(spec: TaskSpec) -> bool:
+    """Whether nothing but a command is asked for."""
+    return spec.options is None and not (spec.inputs or spec.outputs)
+
+
+def plain_row(spec: TaskSpec) -> tuple[str, int, str, int, int]:
+    """Return `command` to `ord` of a plain task, without what is null."""
+    return spec.command, spec.timeout_s, spec.submitter, spec.created_ms, spec.ord
+
+
+def live_row(key: int, attempt: Attempt) -> tuple[Any, ...]:
+    """Return the first columns of `ATTEMPT_COLUMNS`; the others are null."""
+    return (key, *attempt.id, attempt.node, int(attempt.state))
+
+
+def plain_end_row(
+    key: int, attempt: Attempt, outcome: Outcome, output: int | None
+) -> tuple[Any, ...]:
+    """Return a row of `ATTEMPT_COLUMNS` without `signal`, `files` and `detail`."""
     return (
-        *head,
-        outcome.reason.value,
-        outcome.exit_code,
-        outcome.signal,
-        outcome.started_ms,
-        outcome.ended_ms,
-        outcome.duration_ms,
-        outcome.stdout_bytes,
-        outcome.stderr_bytes,
+        *(key, *attempt.id, attempt.node, int(attempt.state)),
+        *(outcome.reason.value, outcome.exit_code),
+        *(outcome.started_ms, outcome.ended_ms, outcome.duration_ms),
+        *(outcome.stdout_bytes, outcome.stderr_bytes),
+        *(outcome.cpu_ms, outcome.memory_max_kb, output),
+    )
+
+
+def ended_row(
+    key: int, attempt: Attempt, outcome: Outcome, output: int | None
+) -> tuple[Any, ...]:
+    """Return a row of `ATTEMPT_COLUMNS`; the kept output is left out."""
+    return (
+        *(key, *attempt.id, attempt.node, int(attempt.state)),
+        *(outcome.reason.value, outcome.exit_code, outcome.signal),
+        *(outcome.started_ms, outcome.ended_ms, outcome.duration_ms),
+        *(outcome.stdout_bytes, outcome.stderr_bytes),
         json.dumps(outcome.outputs) if outcome.outputs else None,
         outcome.detail or None,
-        outcome.cpu_ms,
-        outcome.memory_max_kb,
-        output,
+        *(outcome.cpu_ms, outcome.memory_max_kb, output),
     )
 
 
