@@ -7,6 +7,7 @@ dispatcher, epoch and members for the API, the log and systemd.
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 
 from octaskly.core.effects import Effect, Note, Publish, Send
 from octaskly.core.machines import Machines
@@ -66,7 +67,8 @@ class Herald:
         epoch = self._election.epoch
         new = self._registry.build(
             epoch,
-            self._line(load),
+            partial(self._line, load),
+            self._worker.stance.state,
             self._members,
             self._replication.nodes,
             self._dispatch.outstanding,

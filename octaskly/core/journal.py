@@ -115,15 +115,15 @@ class Journal:
         """
         stream = self.stream
         assert stream is not None, "no reign, no facts"
-        seq = self.vector[stream]
-        entries = []
-        for fact in facts:
-            seq += 1
-            entries.append(Entry(stream, seq, self.tick(now), fact))
-        self.vector[stream] = seq
+        first, hlc = self.vector[stream] + 1, self.tick(now)
+        entries = tuple(
+            Entry(stream, first + i, hlc + i, fact) for i, fact in enumerate(facts)
+        )
+        if entries:
+            self._hlc, self.vector[stream] = entries[-1].hlc, entries[-1].seq
         for fact in facts:
             self._heed(fact)
-        return self._append(tuple(entries))
+        return self._append(entries)
 
     def absorb(
         self,

@@ -122,7 +122,8 @@ class Registry:
     def build(
         self,
         epoch: Epoch,
-        own: Member,
+        own_line: Callable[[], Member],
+        own_state: NodeState,
         members: Membership,
         standbys: Sequence[NodeId],
         running: Callable[[NodeId], int],
@@ -132,7 +133,8 @@ class Registry:
 
         Args:
             epoch: The reign of this node.
-            own: This node's line, except its name.
+            own_line: Returns this node's line, except its name; not asked at each step.
+            own_state: Of this node, as in its line.
             members: The peers; those that confirmed `epoch` are listed.
             standbys: Those of them that keep copies, best first.
             running: Returns how many attempts a node has.
@@ -140,10 +142,11 @@ class Registry:
         """
         if now.mono_s < self._next_s(CHANGE_S):
             return None
-        seen = (epoch, members.changes, own.state)
+        seen = (epoch, members.changes, own_state)
         if seen == self._seen and now.mono_s < self._looked_s + CHANGE_S:
             return None
         self._seen, self._looked_s = seen, now.mono_s
+        own = own_line()
         name = self.name_of(own.id, own.name)
         own = own if name == own.name else replace(own, name=name)
         listed = [own, *self._followers(epoch, members, standbys, running, now)]

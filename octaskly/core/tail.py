@@ -37,7 +37,7 @@ class Tail:
 
     def __init__(self, limits: Limits) -> None:
         self._limits = limits
-        self._appends: deque[Append] = deque()
+        self._appends: deque[tuple[Append, int]] = deque()  #: with their bytes
         self._entries = self._bytes = 0
         self._before: Vector = {}
         """What a node must hold for the tail to bring it level."""
@@ -50,16 +50,17 @@ class Tail:
 
     def add(self, append: Append) -> None:
         """Keep one more append, and let go of the oldest beyond the bounds."""
-        self._appends.append(append)
+        size_bytes = size_of(append.entries)
+        self._appends.append((append, size_bytes))
         self._entries += len(append.entries)
-        self._bytes += size_of(append.entries)
+        self._bytes += size_bytes
         limits = self._limits
         while self._appends and (
             self._entries > limits.tail_entries or self._bytes > limits.tail_bytes
         ):
-            old = self._appends.popleft()
+            old, size_bytes = self._appends.popleft()
             self._entries -= len(old.entries)
-            self._bytes -= size_of(old.entries)
+            self._bytes -= size_bytes
             self._before.update((entry.stream, entry.seq) for entry in old.entries)
 
     def beyond(self, held: Mapping[StreamId, int]) -> list[Append] | None:
@@ -67,7 +68,7 @@ class Tail:
         if not covers(held, self._before.items()):
             return None
         missing = []
-        for append in self._appends:
+        for append, _ in self._appends:
             entries = tuple(e for e in append.entries if held.get(e.stream, 0) < e.seq)
             missing.append(Append(append.number, entries, append.epochs))
         return missing
@@ -107,9 +108,10 @@ def _size(entry: Entry) -> int:
     fact = entry.fact
     if isinstance(fact, Finished):
         outcome = fact.outcome
-        chars = len(outcome.detail)
-        chars += sum(len(file.path) + FIELDS_CHARS for file in outcome.outputs)
         raw_bytes = len(outcome.stdout) + len(outcome.stderr)
+        chars = len(outcome.detail)
+        if outcome.outputs:
+            chars += sum(len(file.path) + FIELDS_CHARS for file in outcome.outputs)
         return ENTRY_BYTES + raw_bytes + CHAR_BYTES * chars
     if isinstance(fact, Submitted):
         return ENTRY_BYTES + fact.spec.size_bytes

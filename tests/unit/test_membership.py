@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from itertools import pairwise
 
 from octaskly.core.browsing import BROWSE_EVERY_S, Browsing
@@ -10,7 +12,7 @@ from octaskly.core.effects import Browse, Dial, Disconnect, Remember
 from octaskly.core.events import Advert, DialFailed, PeerUp, Saved
 from octaskly.core.hints import HOLD_S, REDIAL_MAX_S, REDIAL_S, SOUGHT
 from octaskly.core.membership import Membership
-from octaskly.core.messages import Hello, Member
+from octaskly.core.messages import Hello, Member, Roster
 from octaskly.core.model import (
     NO_EPOCH,
     Address,
@@ -356,7 +358,9 @@ def test_members_stand_in_the_order_of_succession() -> None:
         here.confirm(node, EPOCH, ())
 
     standbys = (nodes[0], nodes[2])
-    roster = Registry([]).build(EPOCH, own_line(), here, standbys, lambda _: 9, at(1.0))
+    roster = Registry([]).build(
+        EPOCH, own_line, NodeState.READY, here, standbys, lambda _: 9, at(1.0)
+    )
 
     assert roster is not None
     assert [m.name for m in roster.members] == ["pi", "c", "b", "a"]
@@ -375,17 +379,19 @@ def test_a_roster_is_built_when_members_change_and_at_most_each_second_for_loads
     """Idle nodes must stay quiet."""
     here = members()
     registry = Registry([])
-    build = registry.build
-    busy = replace(own_line(), load=LoadSample(90.0, 2.0, 0, 0))
+    busy = partial(replace, own_line(), load=LoadSample(90.0, 2.0, 0, 0))
 
-    assert build(EPOCH, own_line(), here, (), lambda _: 0, at(1.0)) is not None
-    assert build(EPOCH, busy, here, (), lambda _: 0, at(1.5)) is None
-    assert build(EPOCH, busy, here, (), lambda _: 0, at(2.0)) is not None
-    assert build(EPOCH, busy, here, (), lambda _: 0, at(9.0)) is None
+    def build(own: Callable[[], Member], now: Moment) -> Roster | None:
+        return registry.build(EPOCH, own, NodeState.READY, here, (), lambda _: 0, now)
+
+    assert build(own_line, at(1.0)) is not None
+    assert build(busy, at(1.5)) is None
+    assert build(busy, at(2.0)) is not None
+    assert build(busy, at(9.0)) is None
 
     here.on_peer_up(up(PEER), at(9.0))
     here.confirm(PEER, EPOCH, ())
-    roster = build(EPOCH, busy, here, (), lambda _: 0, at(9.1))
+    roster = build(busy, at(9.1))
     assert roster is not None
     assert (roster.version, len(roster.members)) == (3, 2)
 
@@ -400,8 +406,10 @@ def test_what_a_follower_reads_of_loads_does_not_grow_with_the_mesh() -> None:
             here.confirm(advert.node, EPOCH, ())
         told = 0
         for tenth in range(600):
-            own = replace(own_line(), load=LoadSample(tenth, tenth, 0, 0))
-            roster = registry.build(EPOCH, own, here, (), lambda _: 0, at(tenth / 10))
+            line = partial(replace, own_line(), load=LoadSample(tenth, tenth, 0, 0))
+            roster = registry.build(
+                EPOCH, line, NodeState.READY, here, (), lambda _: 0, at(tenth / 10)
+            )
             told += 0 if roster is None else len(roster.members)
 
         assert 0.9 * 16 * 60 <= told <= 1.1 * 16 * 60 + size
@@ -416,18 +424,22 @@ def test_a_lost_member_stays_listed_for_ten_minutes_and_one_that_left_does_not()
     for index, node in enumerate((PEER, OTHER)):
         here.on_peer_up(up(node, node[0], Address(f"10.0.0.{index}", 1)), at(0.0))
         here.confirm(node, EPOCH, ())
-    registry.build(EPOCH, own_line(), here, (), lambda _: 0, at(1.0))
+    registry.build(EPOCH, own_line, NodeState.READY, here, (), lambda _: 0, at(1.0))
 
     for node, is_leaving in ((PEER, False), (OTHER, True)):
         here.on_peer_down(node, at(2.0))
         registry.on_lost(node, at(2.0), is_leaving=is_leaving)
-    roster = registry.build(EPOCH, own_line(), here, (), lambda _: 0, at(3.0))
+    roster = registry.build(
+        EPOCH, own_line, NodeState.READY, here, (), lambda _: 0, at(3.0)
+    )
     assert roster is not None
     assert [(m.id, m.state) for m in roster.members] == [
         (ME, NodeState.READY),
         (PEER, NodeState.LOST),
     ]
 
-    roster = registry.build(EPOCH, own_line(), here, (), lambda _: 0, at(700.0))
+    roster = registry.build(
+        EPOCH, own_line, NodeState.READY, here, (), lambda _: 0, at(700.0)
+    )
     assert roster is not None
     assert len(roster.members) == 1
