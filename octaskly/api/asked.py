@@ -198,8 +198,9 @@ def options_of(asked: OptionsIn) -> TaskOptions | None:
 
 def shown(options: TaskOptions | None) -> dict[str, object]:
     """Return what a list shows of it."""
-    asked = options or NONE_ASKED
-    return {"name": asked.name or None, "labels": dict(asked.labels)}
+    if options is None:  # As most.
+        return {"name": None, "labels": {}}
+    return {"name": options.name or None, "labels": dict(options.labels)}
 
 
 def shown_whole(options: TaskOptions | None) -> dict[str, object]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
+from typing import Final
 
 import msgspec
 
@@ -20,6 +21,7 @@ from octaskly.core.model import (
     Outcome,
     OutputFile,
     Reason,
+    TaskSpec,
     TaskState,
 )
 from octaskly.core.timeline import NodeNews, TaskNews
@@ -61,7 +63,8 @@ def listed(record: TaskRecord, names: Mapping[NodeId, str]) -> Json:
     spec, state = record.spec, record.state
     attempt = visible_attempt(record, state)
     outcome = visible_outcome(attempt, state)
-    return {
+    options = spec.options if spec else None
+    line: Json = {
         "id": record.name,
         "command": spec.command if spec else None,
         "status": state.value,
@@ -72,15 +75,14 @@ def listed(record: TaskRecord, names: Mapping[NodeId, str]) -> Json:
         "reason": _reason(outcome, state),
         "detail": _detail(record, outcome),
         "timeout": spec.timeout_s if spec else None,
-        "duration_ms": outcome.duration_ms if outcome else None,
-        **_usage(outcome, spec.created_ms if spec else None),
         "created_at": at(spec.created_ms) if spec else None,
-        "started_at": at(outcome.started_ms) if outcome else None,
-        "completed_at": at(outcome.ended_ms) if outcome else None,
+        **(_NO_TIMES if outcome is None else _times(outcome, spec)),
         "priority": priority_of(spec) if spec else None,
-        **asked.shown(spec.options if spec else None),
-        **members.shown(record),
+        **asked.shown(options),
     }
+    # Most tasks ask for nothing, so are no arrays.
+    line |= {"array": None} if options is None else members.shown(record)
+    return line
 
 
 def task(
@@ -321,20 +323,27 @@ def _visible(record: TaskRecord) -> Outcome | None:
     return visible_outcome(visible_attempt(record, state), state)
 
 
-def _usage(outcome: Outcome | None, created_ms: int | None) -> Json:
-    """Return how long it waited and what it took, as far as known."""
-    started_ms = outcome.started_ms if outcome else None
-    cpu_ms = outcome.cpu_ms if outcome else None
-    peak_kb = outcome.memory_max_kb if outcome else None
+def _times(outcome: Outcome, spec: TaskSpec | None) -> Json:
+    """Return when it ran, how long it waited and what it took, as far as known."""
+    started_ms, cpu_ms = outcome.started_ms, outcome.cpu_ms
+    peak_kb = outcome.memory_max_kb
     waited_ms = None
-    if started_ms is not None and created_ms is not None:
+    if started_ms is not None and spec is not None:
         # By the clocks of two machines: it could come out as less than nothing.
-        waited_ms = max(0, started_ms - created_ms)
+        waited_ms = max(0, started_ms - spec.created_ms)
     return {
+        "duration_ms": outcome.duration_ms,
         "queue_ms": waited_ms,
         "cpu_seconds": None if cpu_ms is None else cpu_ms / 1000,
         "memory_peak_mb": None if peak_kb is None else round(peak_kb / 1024, 1),
+        "started_at": at(started_ms),
+        "completed_at": at(outcome.ended_ms),
     }
+
+
+_NO_TIMES: Final = dict.fromkeys(
+    _times(Outcome(state=AttemptState.OK, reason=Reason.EXIT), None)
+)
 
 
 def visible_attempt(record: TaskRecord, state: TaskState) -> Attempt | None:
