@@ -100,11 +100,13 @@ class Sink:
 
     def drain(self) -> bytes:
         """Take what is there, without waiting for others to close the pipe."""
+        if not self.is_open:
+            return bytes(self.kept)
         reads = 0
-        while self.is_open and reads < DRAIN_READS_MAX and self.read():
+        while self.read() and reads < DRAIN_READS_MAX:
             reads += 1
         self.close()
-        return bytes(self.kept)
+        return bytes(self.kept) if self.kept else b""
 
     def close(self) -> None:
         """Close the pipe; a writer that is left gets SIGPIPE."""

@@ -11,6 +11,7 @@ What comes and goes on the control socket is told in `frames`.
 
 from __future__ import annotations
 
+import gc
 import os
 import resource  # wait4 does so, when this process may not read the file any more
 import select
@@ -373,6 +374,9 @@ def main() -> None:
     launcher = Launcher(control, settings)
     if settings["user"]:  # Behind what only the agent's own user may open.
         become(*settings["user"])
+    # Next to no cycles are made, so it is enough to look for them now and then.
+    gc.freeze()
+    gc.set_threshold(20_000)
     launcher.run()
 
 

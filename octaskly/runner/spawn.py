@@ -9,7 +9,8 @@ from __future__ import annotations
 import errno
 import os
 import signal
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from octaskly.runner.child import Child, Order, Sink
 from octaskly.runner.command import shell_words, split_plain
@@ -171,15 +172,14 @@ class Pad:
             Refused: it cannot be executed, or not at this moment.
         """
         asked = order.asked
-        self._enter(
-            os.fsdecode(asked.get("folder", self._workdir)),
-            os.fsdecode(asked.get("cwd", b"")),
-        )
-        env = self._env.copy()
-        env[b"OCTASKLY_TASK_ID"] = order.task.encode()
-        env[b"OCTASKLY_ATTEMPT"] = order.attempt.encode()
-        env[b"OCTASKLY_MARK"] = order.mark.encode()
-        env[b"OCTASKLY_SLOT"] = b"%d" % slot.index
+        self._enter(asked)
+        env = {
+            **self._env,
+            b"OCTASKLY_TASK_ID": order.task.encode(),
+            b"OCTASKLY_ATTEMPT": order.attempt.encode(),
+            b"OCTASKLY_MARK": order.mark.encode(),
+            b"OCTASKLY_SLOT": b"%d" % slot.index,
+        }
         stdin_fd = -1
         try:
             if asked:
@@ -203,9 +203,12 @@ class Pad:
         sinks = Sink(out_fd, self._limit, 0), Sink(err_fd, self._limit, 1)
         return Child(order, slot, pid, sinks, (begin_s, begin_ms))
 
-    def _enter(self, folder: str, cwd: str) -> None:
-        if cwd:
-            folder = os.path.join(folder, cwd)  # noqa: PTH118 - cheaper than a Path
+    def _enter(self, asked: Mapping[str, Any]) -> None:
+        folder, cwd = self._workdir, ""
+        if asked:
+            folder = os.fsdecode(asked.get("folder", folder))
+            cwd = os.fsdecode(asked.get("cwd", b""))
+            folder = os.path.join(folder, cwd) if cwd else folder  # noqa: PTH118 - fast
         try:
             os.chdir(folder)
         except (OSError, ValueError) as error:
