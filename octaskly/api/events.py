@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 
 from aiohttp import web
 
-from octaskly.api import render, sse
+from octaskly.api import render, render_mesh, sse
 from octaskly.api.routing import Access, Call, Route
 from octaskly.core.model import TaskId
 from octaskly.core.timeline import About, Gap, News, NodeNews, Place, TaskNews, array_of
@@ -92,7 +92,7 @@ class _Sender:
             case TaskNews():
                 return "task", render.task_news(about, self._gateway.names())
             case NodeNews():
-                return "node", render.node_news(about)
+                return "node", render_mesh.node_news(about)
             case Gap():
                 return "reset", {"message": LOST}
 

@@ -7,7 +7,7 @@ from http import HTTPStatus
 from aiohttp import web
 
 from octaskly import __version__
-from octaskly.api import answers, render
+from octaskly.api import answers, render, render_mesh
 from octaskly.api.problems import WORKER_NOT_FOUND, Problem
 from octaskly.api.routing import Access, Call, Route, json_response
 from octaskly.core.messages import Member
@@ -19,21 +19,21 @@ async def health(call: Call) -> web.StreamResponse:
     state = call.gateway.health()
     now_ms = call.parts.clock.now().wall_ms
     status = HTTPStatus.OK if state.is_healthy else HTTPStatus.SERVICE_UNAVAILABLE
-    body = render.encode(render.health(state, __version__, now_ms))
+    body = render.encode(render_mesh.health(state, __version__, now_ms))
     return json_response(body, status)
 
 
 async def stats(call: Call) -> web.StreamResponse:
     """Return counts of the mesh and the state of the dispatcher's machine."""
     gateway = call.gateway
-    shown = render.stats(await gateway.stats(), gateway.names())
+    shown = render_mesh.stats(await gateway.stats(), gateway.names())
     return json_response(render.encode(shown))
 
 
 async def index(call: Call) -> web.StreamResponse:
     """Return all members."""
     gateway = call.gateway
-    shown = render.nodes(
+    shown = render_mesh.nodes(
         _members(call), gateway.seen_ms, gateway.mesh(), gateway.names()
     )
     return json_response(render.encode(shown))
@@ -42,7 +42,7 @@ async def index(call: Call) -> web.StreamResponse:
 async def show(call: Call) -> web.StreamResponse:
     """Return one member, by name or id."""
     member = _member(call, call.request.match_info["name"])
-    shown = render.node(member, call.gateway.seen_ms(member.id))
+    shown = render_mesh.node(member, call.gateway.seen_ms(member.id))
     return json_response(render.encode(shown))
 
 
@@ -52,7 +52,7 @@ async def steer(call: Call) -> web.StreamResponse:
     name, gateway = call.request.match_info["name"], call.gateway
     if gateway.node_named(name) == gateway.node_id:
         steered = await gateway.steer(steering, principal=call.who)
-        shown = render.node(steered, gateway.seen_ms(steered.id))
+        shown = render_mesh.node(steered, gateway.seen_ms(steered.id))
         return json_response(render.encode(shown))
     member = _member(call, name)
     if member.state is NodeState.LOST or call.hop is not None:

@@ -1,9 +1,9 @@
-"""Values of the mesh as the JSON of the API reference; unknown values are null."""
+"""Tasks as the JSON of the API reference; unknown values are null."""
 
 from __future__ import annotations
 
 import base64
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import Final
 
@@ -13,7 +13,6 @@ from octaskly.api import asked, members
 from octaskly.api.problems import timestamp
 from octaskly.core.acceptance import priority_of
 from octaskly.core.merge import TaskRecord
-from octaskly.core.messages import Member
 from octaskly.core.model import (
     Attempt,
     AttemptState,
@@ -24,11 +23,9 @@ from octaskly.core.model import (
     TaskSpec,
     TaskState,
 )
-from octaskly.core.timeline import NodeNews, TaskNews
+from octaskly.core.timeline import TaskNews
 from octaskly.core.verdicts import Explanation
-from octaskly.ports import Health, MeshState, MeshStats, TaskPage, TaskQuery
-
-_MIB = 1 << 20
+from octaskly.ports import TaskPage, TaskQuery
 
 Json = dict[str, object]
 
@@ -159,19 +156,6 @@ def task_news(news: TaskNews, names: Mapping[NodeId, str]) -> Json:
     }
 
 
-def node_news(news: NodeNews) -> Json:
-    """Return how a node is now."""
-    member = news.member
-    return {
-        "name": member.name,
-        "id": member.id,
-        "role": member.role.value,
-        "state": "gone" if news.is_gone else member.state.value,
-        "slots": member.slots,
-        "version": member.version,
-    }
-
-
 def page(found: TaskPage, query: TaskQuery, names: Mapping[NodeId, str]) -> Json:
     """Return a page of tasks with its place in the whole."""
     return {
@@ -189,76 +173,6 @@ def cancelled(record: TaskRecord) -> Json:
         "id": record.name,
         "status": TaskState.CANCELLED.value,
         "message": "Task cancelled successfully",
-    }
-
-
-def nodes(
-    members: Sequence[Member],
-    seen_ms: Callable[[NodeId], int | None],
-    state: MeshState,
-    names: Mapping[NodeId, str],
-) -> Json:
-    """Return the members of the mesh, and how safe it is."""
-    return {
-        "nodes": [node(member, seen_ms(member.id)) for member in members],
-        "total": len(members),
-        **mesh(state, names),
-    }
-
-
-def mesh(state: MeshState, names: Mapping[NodeId, str]) -> Json:
-    """Return who reigns, who keeps copies, and when another node did both last."""
-    epoch, failover = state.epoch, state.failover
-    return {
-        "term": epoch.term,
-        "epoch": {"term": epoch.term, "node": epoch.node},
-        "replicas": state.replicas,
-        "standbys": [
-            {
-                "name": names.get(standby.node, standby.node),
-                "id": standby.node,
-                "state": "level" if standby.is_level else "joining",
-                "lag": standby.lag,
-            }
-            for standby in state.standbys
-        ],
-        "last_failover": failover
-        and {
-            "at": at(failover.at_ms),
-            "duration_ms": failover.duration_ms,
-            "reason": failover.reason,
-        },
-    }
-
-
-def node(member: Member, seen_ms: int | None) -> Json:
-    """Return one member."""
-    load = member.load
-    return {
-        "name": member.name,
-        "id": member.id,
-        "role": member.role.value,
-        "state": member.state.value,
-        "short_of": member.strain and member.strain.value,
-        "addresses": [_address(item.host, item.port) for item in member.addresses],
-        "lan_port": member.lan_port,
-        "slots": member.slots,
-        "running": member.running,
-        "load": {
-            "cpu_percent": load.cpu_percent,
-            "load1": load.load1,
-            "memory_used_mb": load.memory_used_mb,
-            "process_mb": load.process_mb,
-            "stalled_percent": load.stalled_percent,
-        },
-        "memory_mb": member.memory_mb,
-        "labels": dict(member.labels),
-        "os": member.os or None,
-        "arch": member.arch or None,
-        "cpus": member.cpus or None,
-        "gpus": list(member.gpus),
-        "version": member.version,
-        "last_seen": at(seen_ms),
     }
 
 
@@ -280,42 +194,6 @@ def explanation(record: TaskRecord, told: Explanation) -> Json:
             for verdict in told.nodes
         ],
     }
-
-
-def stats(numbers: MeshStats, names: Mapping[NodeId, str]) -> Json:
-    """Return counts of the mesh and the state of the dispatcher's machine."""
-    counts = {state.value: numbers.counts.get(state, 0) for state in TaskState}
-    return {
-        "workers": {
-            "total": numbers.workers_total,
-            "active": numbers.workers_active,
-            "idle": numbers.workers_idle,
-        },
-        "tasks": counts,
-        "system": {
-            "uptime_seconds": int(numbers.uptime_s),
-            "memory_usage_mb": numbers.memory_mb,
-            "cpu_usage_percent": round(numbers.cpu_percent, 1),
-        },
-        "database": {
-            "total_tasks": sum(counts.values()),
-            "disk_size_mb": -(-numbers.disk_bytes // _MIB),
-        },
-        "mesh": {**mesh(numbers.mesh, names), "refused": dict(numbers.refused)},
-    }
-
-
-def health(state: Health, version: str, now_ms: int) -> Json:
-    """Return whether this node can serve, in both wordings of the reference."""
-    body: Json = {
-        "status": "healthy" if state.is_healthy else "unhealthy",
-        "version": version,
-        "uptime_seconds": int(state.uptime_s),
-    }
-    if not state.is_healthy:
-        message = state.message or "this node cannot serve"
-        body |= {"message": message, "error": message, "timestamp": at(now_ms)}
-    return body
 
 
 def _visible(record: TaskRecord) -> Outcome | None:
@@ -396,7 +274,3 @@ def _text(data: bytes) -> str:
 
 def _base64(data: bytes) -> str:
     return base64.b64encode(data).decode()
-
-
-def _address(host: str, port: int) -> str:
-    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
