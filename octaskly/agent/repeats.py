@@ -1,4 +1,4 @@
-"""How an ended task is repeated: of an array the members that failed."""
+"""How an ended task is repeated: of an array the members that did not succeed."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from octaskly.core.acceptance import repeating
 from octaskly.core.arrays import ITEMS_BYTES_MAX
 from octaskly.core.events import Draft
 from octaskly.core.merge import TaskRecord
-from octaskly.core.model import TaskState, name_of
+from octaskly.core.model import name_of
 from octaskly.core.options import ITEM_BYTES, ArraySpec
 from octaskly.errors import NothingToRepeat, TaskNotEnded
 from octaskly.ports import Log
 
-_FAILED_MAX = ITEMS_BYTES_MAX // (ITEM_BYTES + 1)
+_MEMBERS_MAX = ITEMS_BYTES_MAX // ITEM_BYTES + 1  #: so many fit into no array
 
 
 async def repetition(record: TaskRecord, store: Log) -> Draft:
@@ -21,8 +21,8 @@ async def repetition(record: TaskRecord, store: Log) -> Draft:
 
     Raises:
         TaskNotEnded: it is queued or runs.
-        NothingToRepeat: it is an array without a member that failed, or with more than
-            fit into one.
+        NothingToRepeat: it is an array whose members are all completed, or of which
+            more are not than fit into one.
     """
     spec = record.spec
     if spec is None or not record.state.is_final:
@@ -30,14 +30,15 @@ async def repetition(record: TaskRecord, store: Log) -> Draft:
     draft = repeating(spec)
     if spec.array is None or draft.options is None:
         return draft
-    failed = await store.positions(record.id, TaskState.FAILED, _FAILED_MAX)
-    if not failed:
-        raise NothingToRepeat("Nothing to repeat", hint="no member of the array failed")
+    wanted = await store.unfinished(record.id, _MEMBERS_MAX)
+    if not wanted:
+        hint = "all members of the array are completed"
+        raise NothingToRepeat("Nothing to repeat", hint=hint)
     whole = (await store.tasks([name_of(record.id)]))[name_of(record.id)]
     given = {other.id: other.spec for other in whole}[record.id]
     assert given is not None
     assert given.array is not None
-    items = tuple(map(given.array.item, failed))
+    items = tuple(map(given.array.item, wanted))
     array = ArraySpec(
         count=len(items),
         has_items=True,
@@ -47,6 +48,6 @@ async def repetition(record: TaskRecord, store: Log) -> Draft:
     if array.items_bytes > ITEMS_BYTES_MAX:
         raise NothingToRepeat(
             "Nothing to repeat",
-            hint="too many members failed to fit into one array; hand in others",
+            hint="more members are left than fit into one array; hand in others",
         )
     return replace(draft, options=replace(draft.options, array=array))

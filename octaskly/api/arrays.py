@@ -17,7 +17,7 @@ from octaskly.ports import TaskQuery
 async def show(call: Call) -> web.StreamResponse:
     """Return an array with its members counted, and those that failed."""
     limit, offset = call.query.limit(), call.query.offset()
-    record = _checked(await tasks.found(call, call.query.wait_s()))
+    record = checked(await tasks.found(call, call.query.wait_s()))
     names = call.gateway.names()
     failed = await call.gateway.page(
         TaskQuery(array=record.id, state=TaskState.FAILED, limit=limit, offset=offset)
@@ -33,18 +33,23 @@ async def show(call: Call) -> web.StreamResponse:
 async def cancel(call: Call) -> web.StreamResponse:
     """Cancel the members that have not begun, with `force` those that run, too."""
     ref = query.task_ref(call.request.match_info["id"])
-    _checked(await call.gateway.task(ref))
+    checked(await call.gateway.task(ref))
     return await tasks.cancel(call)
 
 
 async def retry(call: Call) -> web.StreamResponse:
-    """Accept an array that repeats the members that failed."""
+    """Accept an array that repeats the members that did not succeed."""
     ref = query.task_ref(call.request.match_info["id"])
-    _checked(await call.gateway.task(ref))
+    checked(await call.gateway.task(ref))
     return await tasks.retry(call)
 
 
-def _checked(record: TaskRecord) -> TaskRecord:
+def checked(record: TaskRecord) -> TaskRecord:
+    """Return a record that is an array's.
+
+    Raises:
+        Problem: 404, it is another task's.
+    """
     if record.spec is None or record.spec.array is None:
         hint = f"{record.name} is a task, no array"
         raise Problem(HTTPStatus.NOT_FOUND, TASK_NOT_FOUND, hint=hint, field="id")

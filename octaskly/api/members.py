@@ -18,12 +18,12 @@ from octaskly.core.arrays import (
     ITEMS_BYTES_MAX,
     MEMBERS_MAX,
     NUMBER_MAX,
-    PLACEHOLDER,
     Progress,
 )
 from octaskly.core.merge import TaskRecord
 from octaskly.core.model import TaskState
 from octaskly.core.options import CHAR_BYTES, ITEM_BYTES, ArraySpec
+from octaskly.core.placeholders import FOLDER, split, value
 
 _RANGE = re.compile(
     r"(?P<first>[0-9]{1,18})-(?P<last>[0-9]{1,18})(:(?P<step>[0-9]{1,9}))?"
@@ -71,11 +71,13 @@ def array_of(asked: ArrayIn, command: str, command_bytes_max: int) -> ArraySpec:
     else:
         array = _listed(asked.items)
         longest = QUOTED_MAX * max(map(len, asked.items)) + len("''")
-    times, size_bytes = command.count(PLACEHOLDER), len(command.encode())
+    pieces = split(command)
+    times, size_bytes = len(pieces) // 2, len("".join(pieces[::2]).encode())
     if asked.items and size_bytes + times * longest > command_bytes_max:
         # By the roughest measure it is too long: look at each.
         longest = max(len(shlex.quote(item).encode()) for item in asked.items)
-    size_bytes += times * (longest - len(PLACEHOLDER))
+    # A part of an item is no longer than that, but for `''` and `{#}`.
+    size_bytes += times * max(longest, len(str(array.count)), len("''"))
     if size_bytes > command_bytes_max:
         what = f"with its longest member the command has {size_bytes} bytes"
         raise Wrong("command", f"{what}; at most {command_bytes_max} are allowed")
@@ -83,22 +85,34 @@ def array_of(asked: ArrayIn, command: str, command_bytes_max: int) -> ArraySpec:
 
 
 def check_paths(array: ArraySpec, paths: Iterable[str]) -> None:
-    """Raise `Wrong` unless items may stand for `{}` in these paths.
+    """Raise `Wrong` unless items may stand for placeholders in these paths.
 
-    So that a path stays where it is: an item is at most one part of it.
+    So that a path stays where it is: what one stands for is at most one part of it.
     """
-    rooms = [
-        NAME_BYTES_MAX - len(part.encode()) + len(PLACEHOLDER)
-        for path in paths
-        for part in path.split("/")
-        if PLACEHOLDER in part
-    ]
-    if not rooms or not array.has_items:
+    rooms: dict[str, int] = {}
+    for pieces in (split(part) for path in paths for part in _parts(path)):
+        found = pieces[1::2]
+        room = NAME_BYTES_MAX - len("".join(pieces[::2]).encode())
+        for placeholder in found:
+            each = room // len(found)
+            rooms[placeholder] = min(each, rooms.get(placeholder, each))
+    if FOLDER in rooms:
+        raise Wrong("array", f"{FOLDER} cannot stand in a path")
+    if not array.has_items:
         return
     for index, item in enumerate(array.items):
-        if "/" in item or not item.strip(".") or len(item.encode()) > min(rooms):
-            what = f"{item[:40]!r} cannot stand for {PLACEHOLDER} in a path"
-            raise Wrong(f"array.items[{index}]", what)
+        for placeholder, room in rooms.items():
+            part = value(placeholder, item, index)
+            if "/" in part or not part.strip(".") or len(part.encode()) > room:
+                what = f"{item[:40]!r} cannot stand for {placeholder} in a path"
+                raise Wrong(f"array.items[{index}]", what)
+
+
+def _parts(path: str) -> list[str]:
+    """Return the parts of a path; a slash of a placeholder ends none."""
+    pieces = list(split(path))
+    pieces[::2] = (piece.replace("/", "\0") for piece in pieces[::2])
+    return "".join(pieces).split("\0")
 
 
 def shown(record: TaskRecord) -> dict[str, object]:

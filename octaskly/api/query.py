@@ -49,6 +49,10 @@ PARAMETERS: Final[Mapping[str, tuple[Any, str]]] = {
         Annotated[int, msgspec.Meta(ge=1, le=LIMIT_MAX)],
         f"how many items at most; {LIMIT_DEFAULT} unless told",
     ),
+    "order": (
+        Literal["end", "number"],
+        "in which results come: as members end, or by their numbers",
+    ),
     "offset": (_Start, "how many items, or bytes of each stream, to skip"),
     "status": (TaskState, "only tasks in this state"),
     "stderr": (_Start, "offset in stderr; none: leave it out"),
@@ -167,6 +171,13 @@ class Query:
     def text(self, name: str) -> str:
         """Return a parameter that another node made up."""
         return self._given.get(name, "")
+
+    def is_by_number(self) -> bool:
+        """Return whether results are wanted in the order of members."""
+        text = self._given.get("order", "end")
+        if text not in ("end", "number"):
+            raise _invalid("order", "`order` is end or number")
+        return text == "number"
 
     def streams(self) -> tuple[bool, bool]:
         """Return whether stdout and stderr are asked for."""

@@ -32,6 +32,7 @@ from octaskly.api import (
     openapi,
     outputs,
     pieces,
+    results,
     standing,
     tasks,
     tokens,
@@ -72,6 +73,7 @@ ROUTES = openapi.with_document(
     *tokens.ROUTES,
     *admitting.ROUTES,
     *events.ROUTES,
+    *results.ROUTES,
     *standing.ROUTES,
     *pieces.ROUTES,
 )

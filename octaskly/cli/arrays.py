@@ -2,26 +2,31 @@
 
 from __future__ import annotations
 
-import shlex
-import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import click
+import msgspec
 
 from octaskly.cli import completing
-from octaskly.cli.asking import TAKEN, Asked, asking
-from octaskly.cli.choice import Choice
-from octaskly.cli.render import EXIT_CANCELLED, EXIT_FAILED, note
+from octaskly.cli.asking import Asked, asking
+from octaskly.cli.choice import Choice, resolve_ref
+from octaskly.cli.render import (
+    EXIT_CANCELLED,
+    EXIT_FAILED,
+    EXIT_NOT_FOUND,
+    EXIT_OCTASKLY_FAILED,
+    note,
+    report,
+)
+from octaskly.cli.running import OWN_CODES, cancel_ended, interrupt_noted
 from octaskly.cli.submitting import draft, request_options
-from octaskly.client import ApiError
+from octaskly.client import Task
+from octaskly.errors import OctasklyError
 
 if TYPE_CHECKING:
-    from octaskly.client import Client, Draft, Task
-
-PLACEHOLDER = "{}"
-SEPARATOR = ":::"
-POLL_S = 5
+    from octaskly.cli.results import Results
+    from octaskly.client import Client, Draft
 
 _max_fails = click.option(
     "--max-fails",
@@ -57,7 +62,10 @@ def array(
 
     {} in the command stands for the number, which is in OCTASKLY_ITEM, too.
     """
-    wanted = _draft(words, asked, {"range": numbers}, max_fails)
+    # Imported here, as below: what few commands need would cost all of them.
+    from octaskly.cli.items import command_text  # noqa: PLC0415
+
+    wanted = _draft(command_text(words), asked, {"range": numbers}, max_fails)
     with choice.client() as client:
         [task] = client.submit(
             [wanted], idempotency_key=idempotency_key, durability=durability
@@ -65,127 +73,171 @@ def array(
     click.echo(task.id)
 
 
-@click.command(name="map", epilog="Example: octaskly map 'gzip -k {}' ::: *.log")
+@click.command(
+    name="map",
+    epilog="Example: octaskly map 'gzip -k {}' ::: *.log",
+    # As for GNU parallel: with the first word that is no option the command begins.
+    context_settings={"allow_interspersed_args": False},
+)
 @asking
 @request_options
 @_max_fails
+@click.option(
+    "-k",
+    "--keep-order",
+    is_flag=True,
+    help="Print in the order of the items; else as they end.",
+)
+@click.option(
+    "-0", "--null", "is_nul", is_flag=True, help="A NUL ends each item of stdin."
+)
+@click.option(
+    "--dry-run", is_flag=True, help="Print the commands, and hand nothing in."
+)
+@click.option(
+    "--retry-failed",
+    metavar="ID",
+    shell_complete=completing.arrays,
+    help="Instead of a command: what did not succeed of an earlier array.",
+)
 @click.argument(
     "words",
     nargs=-1,
-    required=True,
-    metavar=f"[--] CMD... [{SEPARATOR} ITEM...]",
+    metavar="[--] CMD... [::: ITEM...]",
     shell_complete=completing.files,
 )
 @click.pass_obj
 def map_(
     choice: Choice,
+    *,
     words: Sequence[str],
     max_fails: int | None,
+    keep_order: bool,
+    is_nul: bool,
+    dry_run: bool,
+    retry_failed: str | None,
     idempotency_key: str | None,
     durability: str | None,
     asked: Asked,
 ) -> int:
-    """Run a command once for each item, and print what they write in that order.
+    """Run a command once for each item, and print what they write.
 
-    {} in the command stands for the item, as one word; it is in OCTASKLY_ITEM, too.
-    Without ::: the items are the lines of stdin. Exit code: 0 if all succeeded, else 1.
+    Items stand behind :::, or are the lines of stdin. As in GNU parallel, {} stands
+    for the item as one word, {.} for it without extension, {/} for its file name,
+    {//} for its folder, {/.} for its file name without extension, {#} for its number;
+    without any of them the item comes last.
+
+    Exit code: 0 if all succeeded, else 1.
     """
-    command, items = _split(words)
+    from octaskly.cli.items import taken  # noqa: PLC0415
+
+    if bool(words) == (retry_failed is not None):
+        raise click.UsageError("either a command, or --retry-failed with an id")
+    if retry_failed is not None:
+        return _followed(
+            choice, lambda client: _repeated(client, retry_failed), (), keep_order
+        )
+    text, items = taken(words, is_nul=is_nul)
     if not items:
         note("nothing to run: there is no item")
         return 0
-    wanted = _draft(command, asked, {"items": items}, max_fails)
-    with choice.client() as client:
-        [task] = client.submit(
+    if dry_run:
+        _print_commands(text, items)
+        return 0
+    wanted = _draft(text, asked, {"items": items}, max_fails)
+
+    def submitted(client: Client) -> Task:
+        return client.submit(
             [wanted], idempotency_key=idempotency_key, durability=durability
-        )
-        try:
-            return _print_all(client, task.id, len(items))
-        except KeyboardInterrupt:
-            note(f"cancelling {task.id}")
-            _cancel(client, task.id)
-            return EXIT_CANCELLED
+        )[0]
+
+    return _followed(choice, submitted, items, keep_order)
 
 
 def _draft(
-    words: Sequence[str], asked: Asked, members: dict[str, Any], max_fails: int | None
+    text: str, asked: Asked, members: dict[str, Any], max_fails: int | None
 ) -> Draft:
     if max_fails is not None:
         members = {**members, "max_fails": max_fails}
-    return draft(_text(words), {**asked, "array": members})
+    return draft(text, {**asked, "array": members})
 
 
-def _text(words: Sequence[str]) -> str:
-    """Return the shell text of words, in which `{}` stays as it is."""
-    if len(words) == 1:
-        return words[0]
-    return " ".join(
-        PLACEHOLDER.join(
-            shlex.quote(part) if part or PLACEHOLDER not in word else ""
-            for part in word.split(PLACEHOLDER)
-        )
-        for word in words
-    )
+def _print_commands(text: str, items: Sequence[str]) -> None:
+    from octaskly.core import placeholders  # noqa: PLC0415
+
+    for position, item in enumerate(items):
+        click.echo(placeholders.filled(text, item, position, is_quoted=True))
 
 
-def _split(words: Sequence[str]) -> tuple[Sequence[str], list[str]]:
-    """Return the words of the command, and the items."""
-    if SEPARATOR in words:
-        at = list(words).index(SEPARATOR)
-        command, items = words[:at], list(words[at + 1 :])
-    elif click.get_current_context().meta.get(TAKEN):
-        raise click.UsageError("stdin holds the items, or what they read: not both")
-    else:
-        command, items = words, _lines()
-    if not command:
-        raise click.UsageError(f"there is no command before {SEPARATOR}")
-    return command, items
+def _repeated(client: Client, ref: str) -> Task:
+    full = resolve_ref(client, ref)
+    task = msgspec.json.decode(client.retry(full).body, type=Task)
+    if task.status != "queued":
+        note(f"{full} was repeated before, as {task.id}")
+    return task
 
 
-def _lines() -> list[str]:
-    if sys.stdin.isatty():
-        note("reading items from the terminal, one a line; Ctrl-D ends them")
-    text = sys.stdin.buffer.read().decode("utf-8", "surrogateescape")
-    return [line for line in text.splitlines() if line]
+def _followed(
+    choice: Choice,
+    begin: Callable[[Client], Task],
+    items: Sequence[str],
+    keep_order: bool,  # noqa: FBT001
+) -> int:
+    """Begin an array and print its results; return the exit code."""
+    from octaskly.cli.results import Results  # noqa: PLC0415
 
-
-def _print_all(client: Client, array: str, count: int) -> int:
-    """Print what members write, in their order; return the exit code."""
-    failed = 0
-    for number in range(count):
-        member = f"{array}.{number}"
-        task = client.task(member, wait_s=POLL_S, exact=True)
-        while not task.is_final:
-            task = client.task(member, wait_s=POLL_S, exact=True)
-        _print_output(task)
-        if task.status != "completed":
-            failed += 1
-            note(f"{member} {_ending(task)}")
-    if failed:
-        note(f"{failed} of {count} did not succeed: octaskly show {array}")
-    return EXIT_FAILED if failed else 0
-
-
-def _print_output(task: Task) -> None:
-    for name, stream in (("stdout", sys.stdout), ("stderr", sys.stderr)):
-        stream.flush()
-        stream.buffer.write(task.output_bytes(name))
-        stream.buffer.flush()
-    if task.stdout_truncated or task.stderr_truncated:
-        note(f"{task.id} wrote more: octaskly logs {task.id}")
-
-
-def _ending(task: Task) -> str:
-    if task.status == "cancelled":
-        return "was cancelled"
-    if task.exit_code is not None:
-        return f"failed with exit code {task.exit_code}"
-    return f"failed: {task.detail or task.reason}"
-
-
-def _cancel(client: Client, array: str) -> None:
     try:
-        client.cancel(array, force=True)
-    except ApiError as error:
-        if error.status not in (404, 409):  # It has ended by itself.
-            raise
+        with choice.client() as client, choice.client() as aside:
+            with interrupt_noted() as noted:
+                array = begin(client).id
+                total = len(items) or (client.task(array).array or {})["total"]
+            results = Results(
+                client,
+                aside,
+                array,
+                items=items,
+                total=total,
+                is_by_number=keep_order,
+            )
+            return _give_up(client, array) if noted else _print(client, results, array)
+    except OctasklyError as error:
+        code = report(error)
+        return code if code in {*OWN_CODES, EXIT_NOT_FOUND} else EXIT_OCTASKLY_FAILED
+
+
+def _print(client: Client, results: Results, array: str) -> int:
+    """Print results until the array is over; Ctrl-C, or a closed pipe, ends it."""
+    try:
+        task = results.to_the_end()
+    except KeyboardInterrupt:
+        return _give_up(client, array)
+    except BrokenPipeError:
+        _give_up(client, array)
+        raise
+    counts = task.array or {}
+    if counts["completed"] == counts["total"]:
+        return 0
+    _say_left(task)
+    return EXIT_FAILED
+
+
+def _give_up(client: Client, array: str) -> int:
+    """Cancel what is left, whoever is in a hurry; say how to go on."""
+    with interrupt_noted():
+        note(f"cancelling what is left of {array}")
+        cancel_ended(client, array)
+        _say_left(client.task(array))
+    return EXIT_CANCELLED
+
+
+def _say_left(task: Task) -> None:
+    """Say what did not succeed, and how to go on."""
+    counts = task.array or {}
+    left = counts["total"] - counts["completed"]
+    if not left:
+        return
+    what = f"{counts['failed']} of {counts['total']} failed"
+    if others := left - counts["failed"]:
+        what += f", {others} did not run to their end"
+    note(what)
+    note(f"go on with them: octaskly map --retry-failed {task.id}")

@@ -72,6 +72,8 @@ _HINTS = {
     "Too many records": "octaskly token list    shows what is kept until it expires",
     "Too many open invites": "octaskly invite    once one of them has expired",
     "Members or tasks would be left behind": "octaskly join --force CODE",
+    "Task has not ended": "octaskly wait ID    waits for its end",
+    "Nothing to repeat": "octaskly show ID    counts the members of an array",
 }
 """By the API's own text, where the status fits several things."""
 _UNSAFE = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
@@ -129,8 +131,15 @@ def print_error(
 
 
 def note(text: str) -> None:
-    """Say something on stderr."""
-    click.echo(printable(text), err=True)
+    """Say something on stderr, unless nobody wants to hear it."""
+    if not is_quiet():
+        click.echo(printable(text), err=True)
+
+
+def is_quiet() -> bool:
+    """Whether only errors are told, by `--quiet`."""
+    context = click.get_current_context(silent=True)
+    return context is not None and bool(context.find_root().params.get("quiet"))
 
 
 def printable(text: str) -> str:

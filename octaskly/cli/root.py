@@ -108,6 +108,8 @@ class LazyGroup(click.Group):
     envvar="OCTASKLY_CA_FILE",
     help="CA of the mesh, for https:// URLs (octaskly ca prints it).",
 )
+@click.option("--quiet", is_flag=True, help="Say nothing on stderr but errors.")
+@click.option("--no-color", is_flag=True, help="As with the variable NO_COLOR.")
 @click.pass_context
 def octaskly(
     ctx: click.Context,
@@ -115,8 +117,12 @@ def octaskly(
     state_dir: Path | None,
     url: str | None,
     ca_file: Path | None,
+    quiet: bool,  # noqa: ARG001, FBT001 - read from the context, wherever it is needed
+    no_color: bool,  # noqa: FBT001
 ) -> None:
     """Turn the machines of a LAN into one computer for shell commands."""
+    if no_color:
+        os.environ["NO_COLOR"] = "1"
     ctx.obj = Choice(node=node, state_dir=state_dir, url=url, ca_file=ca_file)
 
 

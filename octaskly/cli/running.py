@@ -73,7 +73,7 @@ def run(
     task_draft = draft(command_text(words), asked)
     try:
         with choice.client() as client:
-            with _interrupt_noted() as noted:
+            with interrupt_noted() as noted:
                 [task] = client.submit(
                     [task_draft],
                     idempotency_key=idempotency_key,
@@ -86,7 +86,7 @@ def run(
 
 
 @contextlib.contextmanager
-def _interrupt_noted() -> Iterator[list[int]]:
+def interrupt_noted() -> Iterator[list[int]]:
     """Put off the first Ctrl-C until the answer is there; a second one ends it."""
     noted: list[int] = []
 
@@ -140,14 +140,15 @@ def _wait(client: Client, ref: str) -> Task:
 
 def _cancel_as_said(client: Client, ref: str) -> None:
     """Cancel a task; a Ctrl-C that comes meanwhile ends only the waiting for it."""
-    with _interrupt_noted() as again:
+    with interrupt_noted() as again:
         note(f"cancelling {ref}; Ctrl-C again to stop waiting for it")
-        _cancel(client, ref)
+        cancel_ended(client, ref)
     if again:
         raise KeyboardInterrupt
 
 
-def _cancel(client: Client, ref: str) -> None:
+def cancel_ended(client: Client, ref: str) -> None:
+    """Cancel a task that may have ended by itself."""
     try:
         client.cancel(ref, force=True)
     except ApiError as error:

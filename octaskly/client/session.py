@@ -138,6 +138,27 @@ class Client(Connection):
         reply = self.request("GET", path, query={"limit": limit})
         return self._decode(reply, _Array).failed_members
 
+    def results(
+        self, array: str, *, offset: int = 0, is_by_number: bool = False
+    ) -> Generator[Event]:
+        """Yield how the members of an array end and what they wrote, as events.
+
+        The last one is `end`, with the array. A stream that ends without it is asked
+        for again; what comes twice has the same position.
+
+        Args:
+            array: Its id.
+            offset: How many of the first members are left out.
+            is_by_number: Whether they come in their order, not as they end.
+        """
+        order = "number" if is_by_number else "end"
+        response = self.begin(
+            "GET",
+            f"{ARRAYS}/{quote(array, safe='')}/results",
+            query={"order": order, "offset": offset},
+        )
+        yield from self._events(response)
+
     def retry(self, ref: str) -> Reply:
         """Run an ended task once more, as another task; who repeats it gets that."""
         return self.request("POST", f"{TASKS}/{quote(ref, safe='')}/retry")

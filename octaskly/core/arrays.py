@@ -10,13 +10,13 @@ Source: docs/decisions/0016-arrays-are-one-task.md.
 from __future__ import annotations
 
 import re
-import shlex
 from collections import deque
 from collections.abc import Iterable
 from dataclasses import replace
 from functools import lru_cache
 from typing import Final, NamedTuple
 
+from octaskly.core import placeholders
 from octaskly.core.model import TaskId, TaskSpec, TaskState
 from octaskly.core.options import ArraySpec
 
@@ -25,7 +25,6 @@ NUMBER_MAX: Final = 999_999_999  #: of a member
 ITEM_BYTES_MAX: Final = 65_536
 ITEMS_BYTES_MAX: Final = 4 << 20  #: of one array, as it travels in one frame
 RUNS_MAX: Final = 10_000  #: runs of members of an array that are read at once
-PLACEHOLDER: Final = "{}"
 ITEM_VARIABLE: Final = "OCTASKLY_ITEM"
 INDEX_VARIABLE: Final = "OCTASKLY_INDEX"
 BY_FAILURES: Final = "max_fails"  #: who cancels the rest after too many failures
@@ -128,16 +127,17 @@ def member_spec(array: TaskSpec, number: int) -> TaskSpec | None:
     return replace(
         array,
         id=member_id(array.id, number),
-        command=array.command.replace(PLACEHOLDER, shlex.quote(item)),
-        inputs=_named(array.inputs, item),
-        outputs=_named(array.outputs, item),
+        command=placeholders.filled(array.command, item, position, is_quoted=True),
+        inputs=_named(array.inputs, item, position),
+        outputs=_named(array.outputs, item, position),
         options=replace(array.options, env=env, array=None, after=None, notify_url=""),
     )
 
 
-def _named(paths: tuple[str, ...], item: str) -> tuple[str, ...]:
+def _named(paths: tuple[str, ...], item: str, position: int) -> tuple[str, ...]:
     """Return the paths of a member, each once."""
-    return tuple(dict.fromkeys(path.replace(PLACEHOLDER, item) for path in paths))
+    filled = (placeholders.filled(path, item, position) for path in paths)
+    return tuple(dict.fromkeys(filled))
 
 
 def is_sane(array: ArraySpec) -> bool:

@@ -6,8 +6,13 @@ from collections.abc import Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from typing import Protocol
 
-from octaskly.core.model import StreamId
+from octaskly.core.merge import TaskRecord
+from octaskly.core.model import StreamId, TaskId
 from octaskly.core.timeline import History, News, Place, Reach
+
+Ended = tuple[int, TaskRecord]
+"""A member of an array that has ended: its place, and what is known but its envelope.
+"""
 
 
 class Past(Protocol):
@@ -18,6 +23,14 @@ class Past(Protocol):
 
     async def history(self, vector: Mapping[StreamId, int], limit: int) -> History:
         """Read entries beyond `vector` across streams, in the order of timestamps."""
+
+    async def ended(
+        self, array: TaskId, first: int, last: int, limit: int
+    ) -> tuple[Ended, ...]:
+        """Read members that have ended, from a place to another, with outputs.
+
+        In order; the members at both ends are included.
+        """
 
 
 class Listening(Protocol):
@@ -38,3 +51,8 @@ class Telling(Protocol):
         Raises:
             NotDispatcher: another node is dispatcher.
         """
+
+    async def ended(
+        self, array: TaskId, first: int, last: int, limit: int
+    ) -> tuple[Ended, ...]:
+        """Read members that have ended; see `Past`."""

@@ -183,10 +183,8 @@ class Log(Past, Protocol):
     async def page(self, query: TaskQuery) -> TaskPage:
         """Read one page of tasks."""
 
-    async def positions(
-        self, array: TaskId, state: TaskState, limit: int
-    ) -> tuple[int, ...]:
-        """Read the places of members in this state that have begun, in order."""
+    async def unfinished(self, array: TaskId, limit: int) -> tuple[int, ...]:
+        """Read the places of members that are not completed, in order."""
 
     async def to_notify(self, known: frozenset[int], limit: int) -> ToNotify:
         """Find ended tasks of whose end somebody is to be told."""

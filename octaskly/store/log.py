@@ -32,7 +32,6 @@ from octaskly.core.model import (
     NodeId,
     StreamId,
     TaskId,
-    TaskState,
 )
 from octaskly.core.timeline import History, Reach
 from octaskly.errors import RemoteProtocolError, StoreCorrupt
@@ -45,6 +44,7 @@ from octaskly.ports import (
     TaskQuery,
     ToNotify,
 )
+from octaskly.ports.news import Ended
 from octaskly.store import history as histories
 from octaskly.store import queue, reader
 from octaskly.store import records as records_
@@ -262,11 +262,15 @@ class Store:
         """Read one page of tasks."""
         return await self._read(lambda db: reader.page(db, query))
 
-    async def positions(
-        self, array: TaskId, state: TaskState, limit: int
-    ) -> tuple[int, ...]:
-        """Read the places of members in this state that have begun, in order."""
-        return await self._read(lambda db: reader.positions(db, array, state, limit))
+    async def unfinished(self, array: TaskId, limit: int) -> tuple[int, ...]:
+        """Read the places of members that are not completed, in order."""
+        return await self._read(lambda db: reader.unfinished(db, array, limit))
+
+    async def ended(
+        self, array: TaskId, first: int, last: int, limit: int
+    ) -> tuple[Ended, ...]:
+        """Read members that have ended, from a place to another, with outputs."""
+        return await self._read(lambda db: reader.ended(db, array, first, last, limit))
 
     async def to_notify(self, known: frozenset[int], limit: int) -> ToNotify:
         """Find ended tasks of whose end somebody is to be told."""

@@ -23,6 +23,7 @@ from octaskly.core.model import (
     name_of,
 )
 from octaskly.ports import Packer, TaskPage, TaskQuery, ToNotify
+from octaskly.ports.news import Ended
 from octaskly.store import arrays, blocks, rows, twins
 from octaskly.store.arrays import Members
 from octaskly.store.state import read_vector
@@ -131,19 +132,52 @@ def page(db: sqlite3.Connection, query: TaskQuery) -> TaskPage:
     return TaskPage(twins.numbered(db, arrays.records(db, some)), place.total)
 
 
-def positions(
-    db: sqlite3.Connection, array: TaskId, state: TaskState, limit: int
-) -> tuple[int, ...]:
-    """Return the places of members in this state that have a row, in order."""
+def unfinished(db: sqlite3.Connection, array: TaskId, limit: int) -> tuple[int, ...]:
+    """Return the places of members that are not completed, in order."""
     members = _members_of(db, array)
     if members is None:
         return ()
-    found = db.execute(
+    completed = db.execute(
         "SELECT key FROM tasks INDEXED BY tasks_state"
-        " WHERE state = ? AND key BETWEEN ? AND ? ORDER BY key LIMIT ?",
-        (rows.NUMBER_OF[state], members.first, members.last, limit),
+        " WHERE state = ? AND key BETWEEN ? AND ? ORDER BY key",
+        (rows.NUMBER_OF[TaskState.COMPLETED], members.first, members.last),
     )
-    return tuple(key - members.first for (key,) in found)
+    found: list[int] = []
+    start = members.first
+    for (key,) in chain(completed, [(members.last + 1,)]):
+        found += range(start, min(key, start + limit - len(found)))
+        if len(found) >= limit:
+            break
+        start = key + 1
+    return tuple(key - members.first for key in found)
+
+
+def ended(
+    db: sqlite3.Connection, array: TaskId, first: int, last: int, limit: int
+) -> tuple[Ended, ...]:
+    """Return members that have ended, from a place to another, and what they wrote.
+
+    What follows from the array is left out: to read that takes longer than the rest.
+    """
+    members = _members_of(db, array)
+    if members is None:
+        return ()
+    last = min(last, members.total - 1)
+    found = db.execute(
+        f"SELECT {rows.SHOWN_COLUMNS} FROM tasks"  # noqa: S608
+        " WHERE key BETWEEN ? AND ? AND state > ? ORDER BY key LIMIT ?",
+        (
+            members.first + first,
+            members.first + last,
+            rows.NUMBER_OF[TaskState.RUNNING],
+            limit,
+        ),
+    ).fetchall()
+    records = arrays.raw_records_from(db, found)
+    return tuple(
+        (row[0] - members.first, with_outputs(db, record, outputs))
+        for row, (record, outputs) in zip(found, records, strict=True)
+    )
 
 
 def _members_of(db: sqlite3.Connection, array: TaskId) -> Members | None:

@@ -208,12 +208,13 @@ def test_lines_of_a_command_are_no_fields(agent: DemoAgent) -> None:
     assert f"false\n{' ' * 13}state: completed\n{' ' * 13}exit 3\n" in shown
 
 
-def test_map_prints_what_items_give_in_their_order(agent: DemoAgent) -> None:
+def test_map_prints_what_items_give(agent: DemoAgent) -> None:
     """From arguments or from stdin; who failed is told, and is the exit code."""
-    done = octaskly(agent, "map", "test {} != y && echo got {}", ":::", "x", "y", "a b")
+    command = ["test {} != y && echo got {}", ":::", "x", "y", "a b"]
+    done = octaskly(agent, "map", "-k", *command)
     assert (done.returncode, done.stdout) == (1, b"got x\ngot a b\n")
-    assert b".1 failed with exit code 1" in done.stderr
-    done = octaskly(agent, "map", "--", "printf", "%s|", "{}", stdin=b"1\n\n2 3\n")
+    assert b".1 (y) failed: exit code 1\n1 of 3 failed\n" in done.stderr
+    done = octaskly(agent, "map", "-k", "printf", "%s|", stdin=b"1\n\n2 3\n")
     assert (done.returncode, done.stdout, done.stderr) == (0, b"1|2 3|", b"")
     done = octaskly(agent, "map", "echo {}", stdin=b"")
     assert done.returncode == 0

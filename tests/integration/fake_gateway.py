@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from octaskly.core.acceptance import PRIORITY_BAND, repeating
+from octaskly.core.arrays import member_of
 from octaskly.core.events import Draft
 from octaskly.core.facts import PRIORITY_SHIFT, Assigned, CancelAsked, Finished
 from octaskly.core.merge import TaskRecord, apply
@@ -58,7 +59,7 @@ from octaskly.ports import (
     TaskPage,
     TaskQuery,
 )
-from octaskly.ports.news import Listening
+from octaskly.ports.news import Ended, Listening
 from octaskly.ports.output import Piece
 from tests.integration.fake_tokens import FakeTokens
 
@@ -315,6 +316,21 @@ class FakeGateway:
         self._require_dispatcher()
         self.heard_from.append(after)
         yield _FakeListening(self.news)
+
+    async def ended(
+        self, array: TaskId, first: int, last: int, limit: int
+    ) -> tuple[Ended, ...]:
+        members = (
+            (place[1], record)
+            for record in self.records.values()
+            if (place := member_of(record.id)) is not None and place[0] == array
+        )
+        found = [
+            (number, record)
+            for number, record in sorted(members, key=lambda member: member[0])
+            if first <= number <= last and record.state.is_final
+        ]
+        return tuple(found[:limit])
 
     async def output(self, ref: str, path: str) -> OutputPlace:
         record = await self.task(ref)

@@ -57,10 +57,17 @@ class Stream:
 
 @contextlib.contextmanager
 def events(agent: Agent, *, last_id: str = "", query: str = "") -> Iterator[Stream]:
+    """Open the stream of an agent's events, through its local socket."""
+    with stream(agent, f"/api/v1/events{query}", last_id=last_id) as opened:
+        yield opened
+
+
+@contextlib.contextmanager
+def stream(agent: Agent, path: str, *, last_id: str = "") -> Iterator[Stream]:
     """Open a stream of an agent, through its local socket."""
     with contextlib.closing(agent.connection()) as connection:
         headers = {"Last-Event-ID": last_id} if last_id else {}
-        connection.request("GET", f"/api/v1/events{query}", headers=headers)
+        connection.request("GET", path, headers=headers)
         yield Stream(connection, last_id)
 
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+from base64 import b64decode
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -9,6 +12,7 @@ from typing import Any
 import pytest
 
 from tests.agents import ENDS, TASKS, Agent, running, start, submit, until, until_nodes
+from tests.integration.sse_client import stream
 
 ARRAYS = "/api/v1/arrays"
 STATES = ("queued", "running", "completed", "failed", "cancelled")
@@ -78,6 +82,104 @@ def test_an_item_is_one_word_and_only_what_failed_is_repeated(agent: Agent) -> N
     assert counts(body) == {"failed": 3}
     assert agent.call("GET", f"{TASKS}/{repeated['id']}")[1]["retry_of"] == "mine"
     assert agent.call("GET", f"{TASKS}/mine.0")[1]["status"] == "completed"
+
+
+@pytest.mark.parametrize(
+    ("query", "indexes"),
+    [("?order=number", [1, 3, 5, 7]), ("", [1, 3, 5, 7]), ("?offset=2", [5, 7])],
+)
+def test_results_of_all_members_come_in_one_stream(
+    agent: Agent, query: str, indexes: list[int]
+) -> None:
+    """How each ended and what it wrote, to the byte; then how the array did."""
+    array = submit(
+        agent,
+        "printf '\\377'; echo {} >&2; test {} -ne 5",
+        array={"range": "1-7:2"},
+    )
+    with stream(agent, f"{ARRAYS}/{array}/results{query}") as events:
+        *results, end = events
+
+    assert end.name == "end"
+    assert (end.data["id"], end.data["status"]) == (array, "failed")
+    assert {event.name for event in results} == {"result"}
+    told = [event.data for event in results]
+    if "number" not in query:
+        told.sort(key=lambda result: result["index"])
+    assert [result["index"] for result in told] == indexes
+    assert [result["id"] for result in told] == [f"{array}.{n}" for n in indexes]
+    assert [result["position"] for result in told] == [n // 2 for n in indexes]
+    assert {b64decode(result["stdout"]) for result in told} == {b"\xff"}
+    assert [b64decode(r["stderr"]) for r in told] == [b"%d\n" % n for n in indexes]
+    codes = {r["index"]: (r["status"], r["exit_code"]) for r in told}
+    assert codes[5] == ("failed", 1)
+    assert codes[7] == ("completed", 0)
+
+
+def test_results_are_of_arrays_alone(agent: Agent) -> None:
+    """A task has its own route; what is asked for has to exist."""
+    task = submit(agent, "true")
+
+    assert agent.call("GET", f"{ARRAYS}/{task}/results")[0] == 404
+    assert agent.call("GET", f"{ARRAYS}/task-999/results")[0] == 404
+    status, body = agent.call("GET", f"{ARRAYS}/{task}/results?order=size")
+    assert (status, body["field"]) == (400, "order")
+
+
+def test_placeholders_stand_in_commands_and_paths(agent: Agent) -> None:
+    """A path keeps to the worker directory, whatever the items are."""
+    items = ["x/a b.c", "d.e"]
+    array = submit(
+        agent,
+        "echo {#} > {/.}.out",
+        outputs=["{/.}.out"],
+        array={"items": items},
+    )
+
+    assert counts(ended(agent, array)) == {"completed": 2}
+    shown = [agent.call("GET", f"{TASKS}/{array}.{n}")[1] for n in range(2)]
+    assert [task["command"] for task in shown] == [
+        "echo 1 > 'a b'.out",
+        "echo 2 > d.out",
+    ]
+    assert [task["outputs"] for task in shown] == [
+        [{"path": "a b.out", "bytes": 2}],
+        [{"path": "d.out", "bytes": 2}],
+    ]
+
+
+@pytest.mark.parametrize(
+    ("path", "item"),
+    [("{//}", "a/b"), ("{/}", "a/.."), ("{.}", ".x"), ("{.}", "a/b.c")],
+)
+def test_a_placeholder_leads_no_path_astray(agent: Agent, path: str, item: str) -> None:
+    """It stands for one part of a path, and never for the folder above."""
+    body = {"command": "true", "outputs": [path], "array": {"items": [item]}}
+    status, answer = agent.call("POST", TASKS, body)
+
+    assert status == 400
+    assert "in a path" in answer["hint"]
+
+
+def test_what_was_cancelled_is_repeated_with_what_failed(agent: Agent) -> None:
+    """Members that had not begun have no row of their own, and are not forgotten."""
+    array = submit(
+        agent,
+        "test {} -ne 1 || exit 1; test {} -lt 3 || sleep 1000",
+        array={"range": "0-499"},
+    )
+    until(lambda: ended_so_far(agent, array) == 2, "the first have ended")
+    assert agent.call("DELETE", f"{ARRAYS}/{array}?force=true")[0] == 200
+    body = ended(agent, array)
+    assert counts(body) == {"completed": 2, "failed": 1, "cancelled": 497}
+
+    status, repeated = agent.call("POST", f"{ARRAYS}/{array}/retry")
+
+    assert status == 201
+    assert agent.call("DELETE", f"{ARRAYS}/{repeated['id']}?force=true")[0] == 200
+    assert ended(agent, repeated["id"])["array"]["total"] == 498
+    first = agent.call("GET", f"{TASKS}/{repeated['id']}.0")[1]
+    assert first["command"].startswith("test 1 -ne 1 ")
 
 
 def test_nothing_is_repeated_of_an_array_without_failures(agent: Agent) -> None:
@@ -263,7 +365,10 @@ def test_an_array_goes_on_after_a_restart(tmp_path: Path) -> None:
 
 
 def test_an_array_survives_its_dispatcher(tmp_path: Path) -> None:
-    """The next one goes on with the members that did not end, and runs no other."""
+    """The next one goes on with the members that did not end, and runs no other.
+
+    Who reads their output hears of each once, in its place.
+    """
     ran = tmp_path / "ran"
     ran.mkdir()
     with running(tmp_path, "ash", "elm", "oak", extra=("--slots", "1")) as agents:
@@ -273,19 +378,38 @@ def test_an_array_survives_its_dispatcher(tmp_path: Path) -> None:
         names = {node["role"]: node["name"] for node in nodes}
         head = next(a for a in agents if a.state.name == names["dispatcher"])
         witness = next(a for a in agents if a is not head)
-        command = f"echo >> {ran}/{{}}"
-        array = submit(witness, command, array={"range": "0-999"})
+        command = f"echo >> {ran}/{{}}; echo {{}}"
+        items = "".join(f"{number}\n" for number in range(1000))
+        (tmp_path / "items").write_text(items)
+        reader = mapping(witness, command, tmp_path / "items")
+        array = until(lambda: newest(witness), "it is handed in")
         until(lambda: ended_so_far(witness, array) >= 100, "some have ended")
         done = ended_so_far(witness, array)
         head.process.kill()
         head.process.wait()
 
         body = ended(witness, array)
+        printed, _ = reader.communicate(timeout=30)
 
     assert counts(body) == {"completed": 1000}
+    assert (reader.returncode, printed.decode()) == (0, items)
     assert {path.name for path in ran.iterdir()} == {str(n) for n in range(1000)}
     twice = [path for path in ran.iterdir() if path.read_text() != "\n"]
     assert len(twice) <= 1000 - done
+
+
+def mapping(agent: Agent, command: str, items: Path) -> subprocess.Popen[bytes]:
+    """Start `octaskly map -k` with the items of a file."""
+    program = [sys.executable, "-m", "octaskly", "--state-dir", str(agent.state)]
+    with items.open() as stdin:
+        return subprocess.Popen(
+            [*program, "map", "-k", command], stdin=stdin, stdout=subprocess.PIPE
+        )
+
+
+def newest(agent: Agent) -> str | None:
+    status, body = agent.call("GET", TASKS)
+    return str(body["tasks"][-1]["id"]) if status == 200 and body["tasks"] else None
 
 
 def ended_so_far(agent: Agent, array: str) -> int:

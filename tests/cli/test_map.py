@@ -1,0 +1,277 @@
+"""`octaskly map` on a real agent: items in, output out, Ctrl-C in between."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pexpect
+import pytest
+
+from octaskly.cli.demo_agents import DemoAgent, agents, formed
+from octaskly.core.arrays import ITEM_BYTES_MAX, ITEMS_BYTES_MAX
+
+Call = subprocess.CompletedProcess[bytes]
+WAIT_S = 60.0
+
+
+@pytest.fixture(scope="module")
+def agent(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DemoAgent]:
+    """One node that serves."""
+    folder = tmp_path_factory.mktemp("map")
+    (folder / "work").mkdir()
+    with agents(folder, ["lone"], folder / "work") as [started]:
+        formed([started])
+        yield started
+
+
+def words(agent: DemoAgent, *arguments: str) -> list[str]:
+    return [
+        sys.executable,
+        "-m",
+        "octaskly",
+        "--state-dir",
+        str(agent.state),
+        *arguments,
+    ]
+
+
+def octaskly(agent: DemoAgent, *arguments: str, stdin: bytes = b"") -> Call:
+    return subprocess.run(
+        words(agent, *arguments),
+        input=stdin,
+        capture_output=True,
+        timeout=WAIT_S,
+        check=False,
+    )
+
+
+def newest(agent: DemoAgent) -> dict[str, object]:
+    shown: dict[str, object] = json.loads(
+        octaskly(agent, "show", "last", "--json").stdout
+    )
+    return shown
+
+
+def count(agent: DemoAgent) -> int:
+    with agent.client() as client:
+        return client.tasks(limit=1).total
+
+
+def test_results_come_as_members_end_or_in_their_order(
+    agent: DemoAgent, tmp_path: Path
+) -> None:
+    """The first item ends once the second one's output was seen, or has ended."""
+    gate = tmp_path / "gate"
+    command = f"test {{}} = b || until test -e {gate}; do sleep 0.05; done; echo {{}}"
+    with subprocess.Popen(
+        words(agent, "map", "--cpus", "1", command, ":::", "a", "b"),
+        stdout=subprocess.PIPE,
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"b\n"
+        gate.touch()
+        assert process.stdout.read() == b"a\n"
+    gate.unlink()
+    opened = f"test {{}} = a || touch {gate}; {command}"
+    done = octaskly(agent, "map", "-k", opened, ":::", "a", "b")
+
+    assert (process.returncode, done.returncode) == (0, 0)
+    assert done.stdout == b"a\nb\n"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "stdin", "printed"),
+    [
+        (["-0", "printf '<%s>'"], b"a\nb\0 c \0", b"<a\nb>< c >"),
+        (["printf '<%s>'"], b"a b\n\nit's\r\n--\n", b"<a b><it's\r><-->"),
+        (
+            ["printf", "<%s>", "{#}", "{/.}", ":::", "-n", "x/y.z"],
+            b"",
+            b"<1><-n><2><y>",
+        ),
+        (['printf "<$OCTASKLY_ITEM>"', ":::", "$HOME", "`id`"], b"", b"<$HOME><`id`>"),
+        (["printf", "<%s>", ":::", "-k", ":::"], b"", b"<-k><:::>"),
+    ],
+)
+def test_items_are_words_whatever_is_in_them(
+    agent: DemoAgent, arguments: list[str], stdin: bytes, printed: bytes
+) -> None:
+    """From arguments, lines or NUL-ended texts; options end where a command begins."""
+    done = octaskly(agent, "map", "--keep-order", *arguments, stdin=stdin)
+
+    assert (done.returncode, done.stdout, done.stderr) == (0, printed, b"")
+
+
+def test_a_dry_run_prints_what_a_shell_would_run(tmp_path: Path) -> None:
+    """It needs no agent."""
+    done = subprocess.run(
+        [
+            *(sys.executable, "-m", "octaskly", "--state-dir", str(tmp_path), "map"),
+            *("--dry-run", "gzip -k", ":::", "a.log", "b c.log"),
+        ],
+        capture_output=True,
+        check=True,
+    )
+
+    assert done.stdout == b"gzip -k a.log\ngzip -k 'b c.log'\n"
+
+
+@pytest.mark.parametrize(
+    ("stdin", "told"),
+    [
+        (b"x\n" + b"y" * (ITEM_BYTES_MAX + 1), b"item 2 has 65537 bytes"),
+        (
+            (b"y" * 999 + b"\n") * (ITEMS_BYTES_MAX // 999),
+            b"in parts",
+        ),
+        (b"a\n" * (ITEMS_BYTES_MAX // 7 + 1), b"in parts"),
+        (b"a\nb\xff\n", b"item 2 is not UTF-8 text"),
+        (b"a\0b\n", b"item 1 contains a NUL character; see -0"),
+    ],
+    ids=["long", "large", "many", "latin", "nul"],
+)
+def test_items_that_no_array_can_have_are_told_before_any_runs(
+    agent: DemoAgent, stdin: bytes, told: bytes
+) -> None:
+    """With the number of the item, and nothing was handed in."""
+    before = count(agent)
+    done = octaskly(agent, "map", "true", stdin=stdin)
+
+    assert done.returncode == 2
+    assert told in done.stderr
+    assert done.stderr.startswith(b"error: ")
+    assert count(agent) == before
+
+
+def test_items_without_an_end_are_not_awaited(agent: DemoAgent) -> None:
+    """`yes` fills no memory."""
+    with subprocess.Popen(["yes"], stdout=subprocess.PIPE) as endless:
+        done = subprocess.run(
+            words(agent, "map", "true"),
+            stdin=endless.stdout,
+            capture_output=True,
+            timeout=WAIT_S,
+            check=False,
+        )
+        endless.kill()
+
+    assert done.returncode == 2
+
+
+def test_output_that_is_too_long_for_a_result_comes_whole(agent: DemoAgent) -> None:
+    """It is read from the node that has it, in its place."""
+    command = "echo {}; yes {} | head -c 3000000; echo; echo end {}"
+    done = octaskly(agent, "map", "-k", command, ":::", "a", "b")
+
+    assert len(done.stdout) == 2 * (2 + 3000000 + 1 + 6)
+    assert done.stdout.endswith(b"end b\n")
+    assert b"end a\nb\n" in done.stdout
+
+
+def test_what_failed_is_repeated_and_printed(agent: DemoAgent, tmp_path: Path) -> None:
+    """By the id that was told; what succeeded is not run again."""
+    gate = tmp_path / "gate"
+    command = f"echo {{}}; test {{}} = b || test -e {gate}"
+    done = octaskly(agent, "map", "--name", "m", command, ":::", "a", "b", "c")
+    assert done.returncode == 1
+    hint = done.stderr.decode().splitlines()[-1]
+    gate.touch()
+
+    again = octaskly(agent, *hint.partition("octaskly ")[2].split(), "-k")
+
+    assert hint.startswith("go on with them: octaskly map --retry-failed task-")
+    assert (again.returncode, again.stdout) == (0, b"a\nc\n")
+    third = octaskly(agent, "map", "--retry-failed", "last")
+    assert third.returncode == 125
+    assert b"all members of the array are completed" in third.stderr
+
+
+def test_too_many_failures_leave_the_rest_for_later(agent: DemoAgent) -> None:
+    """`--retry-failed` then goes on with all that did not succeed."""
+    options = ["--max-fails", "0", "--cpus", "1"]
+    done = octaskly(agent, "map", *options, "exit 3", stdin=b"1\n" * 500)
+    told = done.stderr.decode()
+
+    assert done.returncode == 1
+    assert " of 500 failed, " in told
+    assert " did not run to their end\n" in told
+    array = newest(agent)["array"]
+    again = octaskly(agent, "retry", "last").stdout.decode().strip()
+    with agent.client() as client:
+        repeated = client.task(again).array
+    assert isinstance(array, dict)
+    assert repeated is not None
+    assert repeated["total"] == 500 - array["completed"]
+
+
+def spawn(agent: DemoAgent, *arguments: str) -> pexpect.spawn[bytes]:
+    program, *rest = words(agent, *arguments)
+    return pexpect.spawn(program, rest, timeout=WAIT_S, dimensions=(24, 120))
+
+
+@pytest.mark.slow
+def test_interrupting_cancels_the_rest_and_says_how_to_go_on(agent: DemoAgent) -> None:
+    """On a terminal, where there is a line of progress as well."""
+    items = [str(number) for number in range(100)]
+    terminal = spawn(agent, "map", "test {} -lt 3 || sleep 1000", ":::", *items)
+    terminal.expect_exact("3/100, 3%, ")
+    terminal.expect_exact(" left")
+    terminal.sendintr()
+    terminal.expect("cancelling what is left of (task-[0-9a-f-]+)")
+    assert isinstance(terminal.match, re.Match)
+    array = terminal.match[1].decode()
+    terminal.expect_exact("0 of 100 failed, 97 did not run to their end")
+    terminal.expect_exact(f"octaskly map --retry-failed {array}")
+    terminal.expect(pexpect.EOF)
+    terminal.close()
+
+    assert terminal.exitstatus == 130
+    with agent.client() as client:
+        ended = client.task(array, wait_s=30)
+    assert (ended.status, ended.array and ended.array["cancelled"]) == ("cancelled", 97)
+
+
+@pytest.mark.slow
+def test_a_reader_that_goes_away_cancels_the_rest(agent: DemoAgent) -> None:
+    """As `octaskly map ... | head -1` does: nobody wants what is left."""
+    text = "echo {}; test {} -lt 3 || until test -e stop; do sleep 0.1; done"
+    with subprocess.Popen(
+        words(agent, "map", "--cpus", "1", text, ":::", *map(str, range(50))),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    ) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        process.stdout.readline()
+        process.stdout.close()
+        (agent.state.parent / "work" / "stop").touch()
+        told = process.stderr.read()
+
+    assert process.returncode == 1
+    assert b"cancelling what is left of task-" in told
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(900)
+def test_a_hundred_thousand_items_take_no_memory_and_lose_no_order(
+    agent: DemoAgent, tmp_path: Path
+) -> None:
+    """The client holds the items and a bit for each, not what they wrote."""
+    items = tmp_path / "items"
+    items.write_text("".join(f"{number}\n" for number in range(100_000)))
+    out = tmp_path / "out"
+    with items.open() as stdin, out.open("wb") as stdout:
+        process = subprocess.Popen(
+            words(agent, "map", "-k", "echo"), stdin=stdin, stdout=stdout
+        )
+        _, status, usage = os.wait4(process.pid, 0)
+
+    assert status == 0
+    assert out.read_bytes() == items.read_bytes()
+    assert usage.ru_maxrss < 150 << 10  # KiB
