@@ -13,9 +13,9 @@ from typing import Final
 
 from octaskly import __version__
 from octaskly.agent.clock import SystemClock
-from octaskly.agent.invites import PAIRING_PORT
 from octaskly.agent.joining import Admitted, seed_of
 from octaskly.agent.sockets import EVERYWHERE, bind, port_of
+from octaskly.config.defaults import PAIRING_PORT
 from octaskly.core.model import NodeInfo
 from octaskly.errors import PairingFailed
 from octaskly.mesh.interfaces import local_addresses

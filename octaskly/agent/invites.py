@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from typing import Final
 
 from octaskly.agent.sockets import bind, port_of
+from octaskly.config.defaults import PAIRING_PORT
 from octaskly.core.model import NodeInfo
 from octaskly.errors import PairingFailed, TooManyInvites
 from octaskly.log import Logger
@@ -29,7 +30,6 @@ from octaskly.trust.pairing import (
     seal,
 )
 
-PAIRING_PORT: Final = 7879
 OPEN_MAX: Final = 3
 FAILURES_MAX: Final = 10  #: within an hour; then all open invites are burnt
 HOUR_S: Final = 3600.0

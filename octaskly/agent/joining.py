@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Final
 
 from octaskly.agent.apart import take_over
-from octaskly.agent.invites import PAIRING_PORT
+from octaskly.config.defaults import PAIRING_PORT
 from octaskly.config.kinds import Peer, Unusable
 from octaskly.config.places import Paths
 from octaskly.core.model import Address

@@ -7,6 +7,7 @@ EXIT_CONFIG = 78  #: sysexits(3) EX_CONFIG: systemd does not restart in a loop
 API_PORT = 3000
 PEER_PORT = 7878
 LAN_PORT = 3443
+PAIRING_PORT = 7879  #: while an invite is open, or a machine waits to be let in
 GROUP = "octaskly"  #: its members may use the local socket, so command the mesh
 LOOPBACK = ("127.0.0.1", "::1")
 PORT_MAX = 65535

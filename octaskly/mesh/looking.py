@@ -24,7 +24,7 @@ from octaskly.mesh.adverts import (
 from octaskly.mesh.interfaces import local_addresses
 from octaskly.mesh.mdns import Mdns, near, open_mdns
 
-SETTLE_S = 0.3  #: after the first that is wanted, for others to be heard
+SETTLE_S = 0.1  #: after the first that is wanted, for others to be heard
 
 
 @dataclass(frozen=True, slots=True)
