@@ -34,6 +34,7 @@ class Account:
     name: str
     uid: int
     gid: int
+    groups: tuple[int, ...] = ()  #: others that it is in, as for GPUs
     home: str
     login_shell: str
 
@@ -77,27 +78,29 @@ def account_for(name: str | None) -> Account | None:
         ) from error
     if entry.pw_uid == os.geteuid() == 0:
         return None  # That was said by name, so it is no accident.
-    _check(name, entry)
+    groups = set(os.getgrouplist(name, entry.pw_gid))
+    _check(name, entry.pw_uid, groups)
     shell = SHELL if entry.pw_shell in NO_SHELLS else entry.pw_shell
     return Account(
         name=name,
         uid=entry.pw_uid,
         gid=entry.pw_gid,
+        groups=tuple(sorted(groups - {entry.pw_gid})),
         home=entry.pw_dir,
         login_shell=shell,
     )
 
 
-def _check(name: str, entry: pwd.struct_passwd) -> None:
-    if entry.pw_uid == 0:
+def _check(name: str, uid: int, groups: set[int]) -> None:
+    if uid == 0:
         raise _refused(name, "tasks would have all rights on this machine")
-    if entry.pw_uid == os.geteuid():
+    if uid == os.geteuid():
         raise _refused(
             name, "it is the agent's own user, whose secrets tasks would see"
         )
-    if entry.pw_gid in _groups_of_power():
-        group = _group_name(entry.pw_gid)
-        raise _refused(name, f"its group {group} has rights that tasks must not have")
+    if power := groups & _groups_of_power():
+        shown = ", ".join(sorted(map(_group_name, power)))
+        raise _refused(name, f"its group {shown} has rights that tasks must not have")
     if not may_change_users():
         raise _refused(
             name,

@@ -179,7 +179,8 @@ class Steward:
         self._control, theirs = socket.socketpair()
         self._control.settimeout(ANSWER_S)
         self._inbox = frames.Inbox()
-        user = str(self._account.uid), str(self._account.gid)
+        groups = ",".join(map(str, self._account.groups))
+        user = str(self._account.uid), str(self._account.gid), groups
         with theirs:
             self._process = subprocess.Popen(  # noqa: S603
                 [*python_words(steward.__file__), *user, *import_folders()],

@@ -52,7 +52,7 @@ class Launchers:
         on_exit: Callable[[Seat], None],
     ) -> None:
         self.seats = seats
-        user = (account.uid, account.gid) if account else None
+        user = (account.uid, account.gid, account.groups) if account else None
         self._settings = {**settings, "has_ctype": "LC_CTYPE" in env, "user": user}
         self._env = account.environment(env) if account else env
         self._account = account

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 PR_SET_DUMPABLE = 4
@@ -22,17 +23,17 @@ CAPABILITY_VERSION_3 = 0x20080522
 _CAPABILITIES = ("CapInh", "CapPrm", "CapEff", "CapAmb")
 
 
-def become(uid: int, gid: int) -> None:
+def become(uid: int, gid: int, groups: Sequence[int]) -> None:
     """Take the rights of a user, and of nobody else; there is no way back.
 
-    No group but the one given, no capability, no new rights by executing a program,
+    No group but those given, no capability, no new rights by executing a program,
     and no other process of this user can read, trace or take over this one.
 
     Raises:
         OSError: this process may not do that, or it did not work.
     """
     libc = ctypes.CDLL(None, use_errno=True)
-    os.setgroups([])
+    os.setgroups(groups)
     os.setresgid(gid, gid, gid)
     os.setresuid(uid, uid, uid)
     # Capabilities of an agent that is not root outlive the change of its user.
@@ -41,7 +42,7 @@ def become(uid: int, gid: int) -> None:
     _call(libc.capset, header, (ctypes.c_uint32 * 6)())
     _call(libc.prctl, PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
     _call(libc.prctl, PR_SET_DUMPABLE, 0, 0, 0, 0)
-    _verify(uid, gid)
+    _verify(uid, gid, groups)
 
 
 def _call(function: ctypes._NamedFuncPointer, *arguments: object) -> None:
@@ -49,13 +50,13 @@ def _call(function: ctypes._NamedFuncPointer, *arguments: object) -> None:
         raise OSError(ctypes.get_errno(), f"cannot give up rights: {function.__name__}")
 
 
-def _verify(uid: int, gid: int) -> None:
+def _verify(uid: int, gid: int, groups: Sequence[int]) -> None:
     """Believe the kernel alone: what is left would be every task's."""
     wanted = {
         **dict.fromkeys(_CAPABILITIES, "0" * 16),
         "Uid": "\t".join([str(uid)] * 4),
         "Gid": "\t".join([str(gid)] * 4),
-        "Groups": "",
+        "Groups": " ".join(map(str, sorted(groups))),
         "NoNewPrivs": "1",
     }
     lines = Path("/proc/thread-self/status").read_text().splitlines()

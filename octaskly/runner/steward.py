@@ -19,7 +19,7 @@ from typing import Any
 
 if __name__ == "__main__":
     # As in the launcher: the agent names the folders of this package and of msgpack.
-    sys.path[:] = [*sys.argv[3:], *sys.path[1:]]
+    sys.path[:] = [*sys.argv[4:], *sys.path[1:]]
 
 from octaskly.runner import tree
 from octaskly.runner.frames import Inbox, pack, receive
@@ -94,11 +94,12 @@ def serve(control: socket.socket) -> None:
 
 
 def main() -> None:
-    """Run as `steward.py UID GID FOLDER...`."""
+    """Run as `steward.py UID GID GROUP,... FOLDER...`."""
     for number in (signal.SIGHUP, signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
     control = socket.socket(fileno=os.dup(0))
-    become(int(sys.argv[1]), int(sys.argv[2]))
+    uid, gid, groups = sys.argv[1:4]
+    become(int(uid), int(gid), [int(group) for group in groups.split(",") if group])
     with suppress(OSError):  # The agent is gone, or will not hear of it.
         serve(control)
 

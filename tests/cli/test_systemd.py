@@ -107,8 +107,8 @@ def test_units_promise_what_the_agent_does(name: str) -> None:
 @pytest.mark.skipif(
     shutil.which("systemd-sysusers") is None, reason="needs systemd-sysusers"
 )
-def test_user_of_the_unit_is_made_by_sysusers(tmp_path: Path) -> None:
-    """The user that the unit names is the one that is created."""
+def test_users_of_the_unit_are_made_by_sysusers(tmp_path: Path) -> None:
+    """The users that the unit names are those that are created."""
     (tmp_path / "etc").mkdir()
     done = subprocess.run(
         [
@@ -124,4 +124,20 @@ def test_user_of_the_unit_is_made_by_sysusers(tmp_path: Path) -> None:
     )
 
     assert done.returncode == 0, done.stderr
-    assert "Creating user 'octaskly'" in done.stdout + done.stderr
+    said = done.stdout + done.stderr
+    assert "Creating user 'octaskly'" in said
+    assert "Creating user 'octaskly-task'" in said
+
+
+def test_system_unit_runs_tasks_as_a_user_of_their_own() -> None:
+    """The one that is created, with nothing that goes beyond becoming it."""
+    lines = (UNITS / "octaskly.service").read_text().splitlines()
+
+    for line in (
+        "Environment=OCTASKLY_TASK_USER=octaskly-task",
+        "AmbientCapabilities=CAP_SETUID CAP_SETGID",
+        "CapabilityBoundingSet=CAP_SETUID CAP_SETGID",
+        "StateDirectoryMode=0711",
+        "UMask=0077",
+    ):
+        assert line in lines
