@@ -41,9 +41,7 @@ def remove_tree(folder: Path, go_on: Callable[[], bool]) -> bool:
                 try:
                     for below in _clear(fd, go_on):
                         moved += 1
-                        os.rename(
-                            below, f"{tag}{moved}", src_dir_fd=fd, dst_dir_fd=top_fd
-                        )
+                        _move(below, fd, f"{tag}{moved}", top_fd)
                         ahead.append(f"{tag}{moved}")
                 finally:
                     os.close(fd)
@@ -53,6 +51,16 @@ def remove_tree(folder: Path, go_on: Callable[[], bool]) -> bool:
     with suppress(OSError):
         folder.rmdir()
     return not os.path.lexists(folder)
+
+
+def _move(name: str, dir_fd: int, new: str, top_fd: int) -> None:
+    """Move a folder up; raise OSError."""
+    try:
+        os.rename(name, new, src_dir_fd=dir_fd, dst_dir_fd=top_fd)
+    except PermissionError:
+        # Who is not root must be able to write in what gets another parent.
+        os.close(_open(name, dir_fd))
+        os.rename(name, new, src_dir_fd=dir_fd, dst_dir_fd=top_fd)
 
 
 def _open(name: str, dir_fd: int | None) -> int:

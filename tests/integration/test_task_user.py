@@ -22,8 +22,9 @@ import pytest
 
 from octaskly.runner import tree
 from octaskly.trust import make
-from tests.agents import Agent, ending, finished, submit
+from tests.agents import Agent, ending, finished, submit, until
 from tests.integration import as_unit
+from tests.integration.pooling import processes_with, token
 
 AGENT_UID, TASK_UID = as_unit.AGENT[1], as_unit.TASKS[1]
 SECRET = "mesh.key"
@@ -154,3 +155,312 @@ def test_outputs_that_nobody_else_may_read_are_captured(agent: Agent) -> None:
     )
 
     assert [(o["path"], o["bytes"]) for o in task["outputs"]] == [("private/file", 5)]
+
+
+def test_scratch_folders_with_locked_rooms_are_removed(agent: Agent) -> None:
+    """Their owner does it, whatever modes they have."""
+    place = printed(
+        agent,
+        "pwd; mkdir -p a/b; touch a/b/c; chmod 000 a/b; chmod 500 a",
+        workdir="scratch",
+    ).strip()
+
+    assert Path(place).parent == agent.state / "scratch"
+    until(lambda: not Path(place).exists(), "the folder is gone")
+
+
+def test_inputs_are_those_that_the_task_can_find(agent: Agent) -> None:
+    """In the worker directory, also in a room that is closed to the agent."""
+    printed(agent, "umask 077; mkdir -p room; echo fine >room/input")
+    assert printed(agent, "cat room/input", inputs=["room/input"]) == "fine\n"
+    command = "cat room/input"
+    assert printed(agent, command, inputs=["room/input"], workdir="scratch") == "fine\n"
+
+
+def test_stdin_comes_to_the_task(agent: Agent) -> None:
+    """Through a file in memory, that it may read."""
+    assert printed(agent, "cat", stdin="hello") == "hello"
+
+
+def test_long_output_is_kept(agent: Agent) -> None:
+    """Written by the launcher into a file that the agent has opened."""
+    task = run(agent, "head -c 3000000 /dev/zero; sleep 0.2")
+
+    assert task["stdout_bytes"] == 3_000_000
+    (kept,) = (agent.state / "transcripts").glob(f"{task['id']}.*")
+    assert kept.stat().st_size > 3_000_000
+    assert (kept.stat().st_uid, kept.stat().st_mode & 0o777) == (AGENT_UID, 0o600)
+
+
+def test_a_late_task_is_killed_with_all_it_started(agent: Agent) -> None:
+    """By its launcher, which may signal it."""
+    word = token()
+    task = run(agent, f"setsid sleep {word} & sleep {word}", timeout=1)
+
+    assert (task["exit_code"], processes_with(word)) == (124, {})
+
+
+def test_a_cancelled_task_is_killed(agent: Agent) -> None:
+    """The order goes through the launcher."""
+    word = token()
+    task = submit(agent, f"sleep {word}")
+    until(lambda: processes_with(word), "it runs")
+    status, _ = agent.call("DELETE", f"/api/v1/tasks/{task}?force=true")
+
+    assert status == 200
+    assert finished(agent, task)["status"] == "cancelled"
+    until(lambda: not processes_with(word), "it is gone")
+
+
+def test_what_a_task_leaves_behind_is_ended(agent: Agent) -> None:
+    """A session of its own, no parent and an empty environment do not hide it."""
+    word = token()
+    left = f"setsid env -i sh -c '(sleep {word} &) ; sleep {word}'"
+    printed(agent, f"{left} >/dev/null 2>&1 & sleep 0.1")
+
+    until(lambda: not processes_with(word), "nothing is left")
+
+
+# -- what they cannot do ---------------------------------------------------------------
+
+INTRUDER = Path(__file__).with_name("intruder.py")
+
+
+def refused(agent: Agent, name: str, pid: int = 0, target: object = "-") -> str:
+    """Have a task try something; return the error that stopped it."""
+    words = f"{sys.executable} -I -S {INTRUDER} '{name}' {pid} '{target}'"
+    task = run(agent, words)
+    assert task["exit_code"] == 1, f"{name} {pid} {target}: {task}"
+    return str(task["stdout"]).strip()
+
+
+def test_the_intruder_succeeds_where_it_may(agent: Agent) -> None:
+    """So what it cannot do, is refused, and not done wrong."""
+    printed(agent, f"{sys.executable} -I -S {INTRUDER} make 0 mine")
+    printed(agent, f"{sys.executable} -I -S {INTRUDER} read 0 mine")
+    printed(agent, f"sleep 9 & {sys.executable} -I -S {INTRUDER} trace $! -")
+    printed(agent, f"{sys.executable} -I -S {INTRUDER} setuid 0 {TASK_UID}")
+
+
+@pytest.mark.parametrize(
+    "place",
+    [SECRET, "node.key", "log.db", "log.db-wal", "log.db.lock", "agent.json"],
+)
+def test_a_task_cannot_read_what_is_the_agents(agent: Agent, place: str) -> None:
+    """Secret, key, log, description: each by its name."""
+    assert (agent.state / place).exists()
+
+    assert refused(agent, "read", target=agent.state / place) == "EACCES"
+
+
+@pytest.mark.parametrize("place", [".", "outputs", "transcripts"])
+def test_a_task_cannot_list_folders_of_the_agent(agent: Agent, place: str) -> None:
+    """Nor learn what others ran here."""
+    printed(agent, "head -c 400000 /dev/zero; sleep 0.1")  # So that there is one.
+
+    assert refused(agent, "list", target=agent.state / place) == "EACCES"
+
+
+def test_nothing_in_the_state_folder_is_open_to_tasks(agent: Agent) -> None:
+    """But for the folders that are theirs."""
+    printed(agent, "echo kept >kept; head -c 400000 /dev/zero", outputs=["kept"])
+    theirs = {agent.state / "work", agent.state / "scratch"}
+    found = [place for place in agent.state.iterdir() if place not in theirs]
+
+    assert len(found) > 5
+    assert [p for p in found if p.stat().st_mode & 0o077 and p.name != "log.txt"] == []
+
+
+@pytest.mark.parametrize("file", ["environ", "mem", "maps", "fd/3"])
+def test_a_task_cannot_look_into_the_agent(agent: Agent, file: str) -> None:
+    """Its memory, environment and open files."""
+    target = f"/proc/{agent.process.pid}/{file}"
+
+    assert refused(agent, "read", target=target) in ("EACCES", "EPERM")
+
+
+@pytest.mark.parametrize("file", ["environ", "mem", "maps", "fd/3"])
+def test_a_task_cannot_look_into_its_launcher(agent: Agent, file: str) -> None:
+    """Though it has the same user: the launcher speaks to the agent."""
+    printed(agent, "true")
+
+    for pid in launchers(agent):
+        assert refused(agent, "read", target=f"/proc/{pid}/{file}") == "EACCES"
+
+
+def test_a_task_cannot_connect_to_the_socket(agent: Agent) -> None:
+    """Which would make it an administrator of the mesh."""
+    place = agent.ready()["socket"]
+
+    assert refused(agent, "connect", target=place) == "EACCES"
+
+
+def test_a_task_cannot_use_the_api_without_a_token(agent: Agent) -> None:
+    """Loopback is no right."""
+    code = (
+        "import urllib.request as r, urllib.error as e\n"
+        f"try: r.urlopen('{agent.ready()['api_url']}/api/v1/tasks')\n"
+        "except e.HTTPError as error: print(error.code)"
+    )
+
+    assert printed(agent, f'{PYTHON} "{code}"') == "401\n"
+
+
+@pytest.mark.parametrize("number", [0, 9, 15])
+def test_a_task_cannot_signal_the_agent(agent: Agent, number: int) -> None:
+    """Not even to learn whether it is there."""
+    assert refused(agent, "signal", agent.process.pid, number) == "EPERM"
+
+
+def test_a_task_cannot_stop_the_agent(agent: Agent) -> None:
+    """SIGSTOP would take the node out of the mesh."""
+    assert refused(agent, "stop", agent.process.pid) == "EPERM"
+
+
+@pytest.mark.parametrize("name", ["trace", "descriptors", "limit"])
+def test_a_task_cannot_take_the_agent_over(agent: Agent, name: str) -> None:
+    """By ptrace, by its descriptors, by its limits."""
+    assert refused(agent, name, agent.process.pid) == "EPERM"
+
+
+@pytest.mark.parametrize("name", ["trace", "descriptors"])
+def test_a_task_cannot_take_a_launcher_over(agent: Agent, name: str) -> None:
+    """Who has its connection to the agent could forge the results of others."""
+    printed(agent, "true")
+
+    for pid in launchers(agent):
+        assert refused(agent, name, pid) == "EPERM"
+
+
+@pytest.mark.parametrize("name", ["setuid", "setgid", "setgroups"])
+@pytest.mark.parametrize("target", [0, AGENT_UID])
+def test_a_task_cannot_become_somebody_else(
+    agent: Agent, name: str, target: int
+) -> None:
+    """Neither root nor the agent."""
+    assert refused(agent, name, target=target) == "EPERM"
+
+
+@pytest.mark.parametrize("owner", [0, AGENT_UID])
+def test_a_setuid_program_gives_a_task_nothing(agent: Agent, owner: int) -> None:
+    """Whoever left it there."""
+    program = agent.state.parent / f"id-{owner}"
+    shutil.copy("/usr/bin/id", program)
+    os.chown(program, owner, owner)
+    program.chmod(0o6755)
+
+    assert printed(agent, f"{program} -u; {program} -g").split() == [str(TASK_UID)] * 2
+
+
+def test_a_task_cannot_use_setpriv_to_be_root(agent: Agent) -> None:
+    """The agent's capabilities are gone before the first task."""
+    assert run(agent, "setpriv --reuid 0 --clear-groups id -u")["exit_code"] != 0
+
+
+@pytest.mark.parametrize("place", ["planted", "outputs/planted", "transcripts/planted"])
+def test_a_task_cannot_make_files_among_the_agents(agent: Agent, place: str) -> None:
+    """So it can neither fill that folder nor plant anything there."""
+    assert refused(agent, "make", target=agent.state / place) == "EACCES"
+
+
+@pytest.mark.parametrize("name", ["remove", "rename", "link"])
+def test_a_task_cannot_touch_the_secret(agent: Agent, name: str) -> None:
+    """Neither take it away nor give it another name."""
+    error = refused(agent, name, target=agent.state / SECRET)
+
+    assert error in ("EACCES", "EPERM")
+
+
+def test_a_task_cannot_put_a_link_in_place_of_its_folders(agent: Agent) -> None:
+    """They are in a folder of the agent."""
+    for place in ("work", "scratch"):
+        assert refused(agent, "rename", target=agent.state / place) == "EACCES"
+
+
+def test_a_link_as_output_leads_nowhere(agent: Agent) -> None:
+    """Not to the secret, whichever way it is planted."""
+    secret = agent.state / SECRET
+    task = run(
+        agent,
+        f"ln -sf {secret} link; ln -sfn {agent.state} folder; mkfifo -m 666 pipe",
+        outputs=["link", f"folder/{SECRET}", "pipe"],
+    )
+
+    assert [output["bytes"] for output in task["outputs"]] == [None, None, None]
+
+
+def test_a_path_that_is_swapped_while_it_is_read_leads_nowhere(agent: Agent) -> None:
+    """Whoever opens it, may open nothing that the task could not."""
+    swap = (
+        f"mkdir real; echo x >real/{SECRET}; for n in $(seq 300); do ln -sfn real d;"
+        f" ln -sfn {agent.state} d; rm d; cp -r real d; rm -r d; done"
+    )
+    printed(
+        agent, f"rm -rf swap; mkdir swap; (cd swap; {swap}) >/dev/null 2>&1 & sleep 0"
+    )
+    tasks = [
+        run(
+            agent,
+            f"cd swap && {{ {swap}; }} >/dev/null 2>&1",
+            outputs=[f"swap/d/{SECRET}"],
+        )
+        for _ in range(3)
+    ]
+
+    assert {task["outputs"][0]["bytes"] for task in tasks} <= {None, 2}
+
+
+def test_a_link_in_a_scratch_folder_is_removed_and_not_followed(agent: Agent) -> None:
+    """What it leads to stays."""
+    place = printed(
+        agent, f"pwd; ln -s {agent.state} state; ln -s /etc etc", workdir="scratch"
+    ).strip()
+    until(lambda: not Path(place).exists(), "the folder is gone")
+
+    assert (agent.state / SECRET).exists()
+    assert Path("/etc/passwd").exists()
+
+
+def test_a_scratch_folder_that_became_a_link_is_removed_and_not_followed(
+    agent: Agent,
+) -> None:
+    """Its name is the task's to give to something else."""
+    place = printed(
+        agent, f"pwd; mv $PWD $PWD-x; ln -s {agent.state} $PWD", workdir="scratch"
+    ).strip()
+    until(lambda: not os.path.lexists(place), "the link is gone")
+
+    assert (agent.state / SECRET).exists()
+
+
+# -- what they can do to each other, and no more ---------------------------------------
+
+
+def test_a_task_that_ends_its_launcher_loses_its_own_attempt(agent: Agent) -> None:
+    """It is tried again, and fails in the end; the next task is served as ever."""
+    word = token()
+    task = run(
+        agent, f"(setsid env -i sleep {word} &); sleep 0.1; kill -9 $PPID; sleep 9"
+    )
+
+    assert (task["status"], task["reason"]) == ("failed", "poison")
+    assert printed(agent, "echo fine") == "fine\n"
+    until(lambda: not processes_with(word), "what it left is gone")
+
+
+def test_a_task_that_ends_all_of_its_user_ends_no_agent(agent: Agent) -> None:
+    """All launchers go, and what helps with files; all of them come back."""
+    run(agent, "kill -9 -1")
+
+    assert printed(agent, "echo fine >fine; cat fine", outputs=["fine"]) == "fine\n"
+
+
+def test_trees_end_with_their_agent() -> None:
+    """Their launchers see it, and may kill them: within a second."""
+    word = token()
+    with agent_with_task_user() as agent:
+        submit(agent, f"setsid env -i sleep {word} & sleep {word}")
+        until(lambda: len(processes_with(word)) >= 2, "it runs")
+        agent.process.kill()
+        agent.process.wait()
+        until(lambda: not processes_with(word), "all are gone", deadline_s=1.5)
