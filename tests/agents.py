@@ -117,7 +117,6 @@ def launch(state: Path, secret: Path, *extra: str, program: str = "octaskly") ->
     """Start an agent with this state folder and secret file."""
     state.mkdir(parents=True, exist_ok=True)
     environ = {k: v for k, v in os.environ.items() if not k.startswith("OCTASKLY_")}
-    environ |= {k: v for k, v in os.environ.items() if k == "OCTASKLY_TASK_USER"}
     with (state / "log.txt").open("ab") as log:
         process = subprocess.Popen(
             [

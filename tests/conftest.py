@@ -22,9 +22,6 @@ QUICK = ("os.", "io.")
 _SLOW_MACHINE = [HealthCheck.too_slow]  # Shared machines stall; that is no finding.
 # What a shell starts in the background ignores Ctrl-C, and so would its children.
 signal.signal(signal.SIGINT, signal.default_int_handler)
-if os.geteuid() == 0:
-    # Agents of root refuse to run tasks as root unless somebody says so.
-    os.environ["OCTASKLY_TASK_USER"] = "root"
 
 # Agents of tests read no settings of who runs the tests.
 os.environ["CONFIGURATION_DIRECTORY"] = str(TESTS)

@@ -47,7 +47,11 @@ def run(config: AgentConfig, environ: MutableMapping[str, str] = os.environ) -> 
             config = replace(config, account=account_for(options.task_user))
             make_folders(config.paths, config.account)
             if os.geteuid() == 0 and config.account is None:
-                log.warning("tasks run as root", hint="--task-user NAME")
+                log.warning(
+                    "tasks run as root",
+                    hint="every member of the mesh may be root here; to prevent that:"
+                    " octaskly agent --task-user NAME",
+                )
             return asyncio.run(_Agent(config, log, notifier).run())
     except (ConfigError, StoreError) as error:
         print(f"error: {error}", file=sys.stderr)  # noqa: T201  a command's last word

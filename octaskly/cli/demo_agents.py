@@ -180,8 +180,6 @@ def _start(folder: Path, name: str, workdir: Path) -> DemoAgent:
     environ["CONFIGURATION_DIRECTORY"] = str(folder)  # So no file of settings.
     # The kernel ends them if this process is killed and cannot clean up.
     guard = ["setpriv", "--pdeathsig", "TERM"] if shutil.which("setpriv") else []
-    # Its tasks are its own, and nobody else can reach it.
-    rights = ["--task-user", "root"] if os.geteuid() == 0 else []
     with log.open("wb") as target:
         process = subprocess.Popen(  # noqa: S603
             [
@@ -191,7 +189,6 @@ def _start(folder: Path, name: str, workdir: Path) -> DemoAgent:
                 *("--secret-file", str(folder / "mesh.key")),
                 *("--api-port", "0", "--peer-port", "0", "--lan-port", "0"),
                 *("--workdir", str(workdir)),
-                *rights,
             ],
             stdin=subprocess.DEVNULL,
             stdout=target,

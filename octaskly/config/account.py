@@ -57,16 +57,9 @@ def account_for(name: str | None) -> Account | None:
 
     Raises:
         ConfigError: there is no such user, it would protect nothing, or this process
-            may not become it. Or tasks would be root, and nobody said so.
+            may not become it.
     """
     if name is None:
-        if os.geteuid() == 0:
-            raise ConfigError(
-                "this agent runs as root, and its tasks would too",
-                hint="octaskly agent --task-user NAME --state-dir /var/lib/octaskly;"
-                " or --task-user root, if every member of the mesh may be root here",
-                field="--task-user",
-            )
         return None
     try:
         entry = pwd.getpwnam(name)

@@ -169,7 +169,7 @@ class AgentOptions:
         Kind("NAME", "the name of a user", r"[^\s:,/]{1,64}"),
         "run tasks as this user, who can see nothing of the agent",
         unset="the agent's own user",
-        more="an agent of root starts only with it: `root` lets tasks be root, too",
+        more="an agent of root warns without it, since its tasks are root, too",
     )
     cors_origins: tuple[str, ...] = _setting(
         "--cors-origin",

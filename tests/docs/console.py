@@ -109,7 +109,6 @@ class Console:
             "XDG_RUNTIME_DIR": str(runtime),
             "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
             "LC_ALL": "C.UTF-8",
-            "OCTASKLY_TASK_USER": os.environ.get("OCTASKLY_TASK_USER", ""),
         }
         self._agents: dict[str, subprocess.Popen[bytes]] = {}
         self._port: int | None = None  #: of the first agent's API

@@ -100,7 +100,6 @@ class Host:
             key: value
             for key, value in os.environ.items()
             if not key.startswith(("OCTASKLY_", "XDG_", "NOTIFY_", "WATCHDOG_"))
-            or key == "OCTASKLY_TASK_USER"
         }
         return {**kept, **{key: str(folder / place) for key, place in own.items()}}
 
