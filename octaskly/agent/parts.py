@@ -330,6 +330,7 @@ class Parts:
             forward_ssl=trust.lan_client_context(),
             peer_node_id=trust.peer_node_id,
             tune=tune,
+            rates=config.options.rates,
             admissions=self._admissions,
         )
 

@@ -27,6 +27,7 @@ from octaskly.api.problems import (
     WORKER_NOT_FOUND,
     Problem,
 )
+from octaskly.api.rates import HEADERS
 from octaskly.api.routing import Call, Deadlines, Perform
 from octaskly.api.waits import Waits
 from octaskly.core.model import NodeId
@@ -54,6 +55,7 @@ _DOWN = (
     EPOCH_HEADER,
     "Octaskly-Replicas",
     "Retry-After",
+    *HEADERS,
 )
 
 

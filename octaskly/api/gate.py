@@ -1,7 +1,7 @@
 """The one middleware: everything passes here, in this order, before a handler runs.
 
-Host, Origin, preflight, membership, route, who asks, rights, body. Whatever fails, and
-whatever a handler raises, leaves as JSON with the headers of every answer.
+Host, Origin, preflight, membership, route, who asks, rights, how often, body. Whatever
+fails, and whatever a handler raises, leaves as JSON with the headers of every answer.
 """
 
 from __future__ import annotations
@@ -15,7 +15,8 @@ from http import HTTPStatus
 
 from aiohttp import web
 
-from octaskly.api import auth, guards
+from octaskly.api import auth, guards, toll
+from octaskly.api.bodies import read_body
 from octaskly.api.forward import HOP_HEADER
 from octaskly.api.holding import Holding, TokenEnded
 from octaskly.api.problems import (
@@ -30,7 +31,6 @@ from octaskly.api.problems import (
 )
 from octaskly.api.query import Query
 from octaskly.api.routing import (
-    JSON,
     Access,
     Call,
     Connection,
@@ -163,6 +163,7 @@ class Gate:
         headers["X-Request-ID"] = seen.id
         headers["X-Response-Time-ms"] = f"{took_s * 1000:.3f}"
         headers.update(seen.signature)
+        headers.update(seen.allowance or {})
         headers.update(_UNCACHED)
         headers.update(_HARDENED)
         headers.update(guards.cors_headers(seen.origin))
@@ -192,11 +193,57 @@ class Gate:
     async def _answer(self, request: web.Request, seen: Seen) -> web.StreamResponse:
         if _protocol(request).is_surplus:
             raise _too_many()
-        self._check_sender(request, seen)
-        failure = request.match_info.http_exception
-        if request.method == "OPTIONS":
-            headers = guards.preflight_headers(seen.origin, _allowed(failure))
+        try:
+            route = self._route(request, seen)
+            principal = None if route is None else self._principal(request, route)
+        except Problem:
+            self._charge_stranger(request, seen)
+            raise
+        if principal is None:
+            self._charge_stranger(request, seen)
+        if route is None:
+            allowed = _allowed(request.match_info.http_exception)
+            headers = guards.preflight_headers(seen.origin, allowed)
             return web.Response(status=HTTPStatus.NO_CONTENT, headers=headers)
+        call = await self._admit(request, seen, route, principal)
+        if request.method not in READING:
+            return await self._perform(call, route)
+        try:
+            async with self._holding.held(call.principal):
+                return await self._perform(call, route)
+        except TokenEnded:
+            raise auth.ended() from None
+
+    async def _perform(self, call: Call, route: Route) -> web.StreamResponse:
+        """Answer here or at the dispatcher; a request is counted where that is done."""
+        if route.is_local:
+            if call.principal is not None and call.hop is None:
+                await toll.pay(call)
+            return await route.perform(call)
+
+        async def perform(call: Call) -> web.StreamResponse:
+            self._charge(call.principal, call.seen)
+            return await route.perform(call)
+
+        return await self._parts.forwarder.perform(call, perform)
+
+    def _charge(self, principal: Principal | None, seen: Seen) -> None:
+        """Count a request, once."""
+        if principal is not None and seen.allowance is None:
+            seen.allowance = self._parts.meter.charge(principal)
+
+    def _charge_stranger(self, request: web.Request, seen: Seen) -> None:
+        """Count a request from the network that did not show who asks."""
+        handler = _protocol(request)
+        if handler.is_lan and handler.peer is None and request.remote:
+            seen.allowance = self._parts.meter.charge_stranger(request.remote)
+
+    def _route(self, request: web.Request, seen: Seen) -> Route | None:
+        """Return what is asked for, None for what browsers ask before; or `Problem`."""
+        self._check_sender(request, seen)
+        if request.method == "OPTIONS":
+            return None
+        failure = request.match_info.http_exception
         route = self._routes.get(request.match_info.handler)
         is_open = route is not None and (
             route.access is Access.OPEN or route.is_for_unpaired
@@ -207,19 +254,7 @@ class Gate:
             raise _unroutable(request, failure)
         if route is None:
             raise Problem(403, FORBIDDEN, hint="this path has no access rule")
-        call = await self._admit(request, seen, route)
-        if request.method not in READING:
-            return await self._perform(call, route)
-        try:
-            async with self._holding.held(call.principal):
-                return await self._perform(call, route)
-        except TokenEnded:
-            raise auth.ended() from None
-
-    async def _perform(self, call: Call, route: Route) -> web.StreamResponse:
-        if route.is_local:
-            return await route.perform(call)
-        return await self._parts.forwarder.perform(call, route.perform)
+        return route
 
     def _check_sender(self, request: web.Request, seen: Seen) -> None:
         """Keep out browsers that a foreign page sent."""
@@ -233,12 +268,20 @@ class Gate:
         scheme = "https" if handler.is_lan else "http"
         seen.origin = self._guard.allowed_origin(request.headers, scheme)
 
-    async def _admit(self, request: web.Request, seen: Seen, route: Route) -> Call:
+    async def _admit(
+        self,
+        request: web.Request,
+        seen: Seen,
+        route: Route,
+        principal: Principal | None,
+    ) -> Call:
         handler = _protocol(request)
-        principal = self._principal(request, route)
         if principal is not None:
             seen.subject = principal.subject
             _check_rights(principal, route, is_socket=handler.is_socket)
+            view = self._parts.gateway.dispatcher()
+            if not route.is_local and view is not None and view.is_self:
+                self._charge(principal, seen)  # Before its body is read.
         given = [] if route.query is None else request.query.items()
         call_query = Query(given, route.query or ())
         hop = handler.peer if HOP_HEADER in request.headers else None
@@ -248,7 +291,7 @@ class Gate:
             stamp=lambda response: self.stamp(request, response),
             parts=self._parts,
             query=call_query,
-            body=await _body(request, route, self._parts.deadlines.body_s),
+            body=await read_body(request, route, self._parts.deadlines.body_s),
             principal=principal,
             hop=hop,
         )
@@ -332,50 +375,11 @@ def _check_rights(principal: Principal, route: Route, *, is_socket: bool) -> Non
         raise Problem(403, FORBIDDEN, hint="only an admin may do that")
 
 
-async def _body(request: web.Request, route: Route, deadline_s: float) -> bytes:
-    """Read a body, bounded in size and time."""
-    if not request.body_exists:
-        return b""
-    if request.content_type != JSON:
-        raise status_problem(415, f"send Content-Type: {JSON}")
-    bytes_max = route.body_bytes_max
-    if (request.content_length or 0) > bytes_max:
-        raise _too_large(bytes_max)
-    chunks: list[bytes] = []
-    size_bytes = 0
-    content = request.content
-    try:
-        if content.is_eof() and content.total_bytes <= bytes_max:
-            return content.read_nowait()  # It came along with the header: no timer.
-        async with asyncio.timeout(deadline_s):
-            while chunk := await content.readany():
-                chunks.append(chunk)
-                size_bytes += len(chunk)
-                if size_bytes > bytes_max:
-                    raise _too_large(bytes_max)
-    except TimeoutError:
-        hint = f"the body did not arrive within {deadline_s:g} s"
-        raise Problem(408, "Request timeout", hint=hint, closes=True) from None
-    except web.RequestPayloadError as error:
-        hint = f"the body cannot be read: {error}"
-        raise Problem(400, "Bad request", hint=hint, closes=True) from None
-    return b"".join(chunks)
-
-
 def _too_many() -> Problem:
     return Problem(
         HTTPStatus.SERVICE_UNAVAILABLE,
         TOO_MANY,
         hint="keep one connection for many requests, and close those that are idle",
         headers={"Retry-After": "1"},
-        closes=True,
-    )
-
-
-def _too_large(bytes_max: int) -> Problem:
-    return Problem(
-        413,
-        "Request body too large",
-        hint=f"at most {bytes_max} bytes are allowed here",
         closes=True,
     )

@@ -19,6 +19,7 @@ from aiohttp import web
 from octaskly import __version__
 from octaskly.api.answers import Problem
 from octaskly.api.query import PARAMETERS, PATH_PARTS
+from octaskly.api.rates import HEADERS
 from octaskly.api.routing import JSON, Access, Call, Route, json_response
 from octaskly.api.schema import RANGES
 
@@ -54,7 +55,7 @@ _SCHEMES: Final[Json] = {
     },
     "node": {"type": "mutualTLS", "description": "the certificate of a node"},
 }
-_REFUSALS: Final = (400, 403, 408, 413, 415, 417, 500, 503)
+_REFUSALS: Final = (400, 403, 408, 413, 415, 417, 429, 500, 503)
 """What any route may answer instead."""
 
 _HEEDED: Final[Mapping[str, Json]] = {
@@ -80,12 +81,15 @@ _TOLD: Final[Mapping[str, tuple[str, str]]] = {
     "Octaskly-Epoch": ("string", "its reign, as TERM/NODE-ID"),
     "Octaskly-Output-Bytes": ("integer", "how much was written, once that has ended"),
     "Octaskly-Replicas": ("integer", "on how many disks the task is flushed"),
+    "RateLimit-Limit": ("integer", "requests of this client within any minute"),
+    "RateLimit-Remaining": ("integer", "how many of them are left"),
+    "RateLimit-Reset": ("integer", "seconds until the oldest counts no more"),
     "Retry-After": ("integer", "seconds until another try is worth it"),
     "WWW-Authenticate": ("string", "what is missing"),
     "X-Request-ID": ("string", "names this request in the log"),
     "X-Response-Time-ms": ("number", "how long the answer took"),
 }
-_USUAL: Final = ("X-Request-ID", "X-Response-Time-ms")
+_USUAL: Final = ("X-Request-ID", "X-Response-Time-ms", *HEADERS)
 _BY_DISPATCHER: Final = ("Octaskly-Dispatcher", "Octaskly-Epoch")
 _WITH_REFUSAL: Final[Mapping[int, tuple[str, ...]]] = {
     401: ("WWW-Authenticate",),

@@ -29,6 +29,7 @@ NO_DISPATCHER = "No dispatcher is elected"
 NOT_DURABLE = "No standby keeps a copy"
 CATCHING_UP = "The log is not complete yet"
 TOO_MANY = "Too many connections"
+TOO_FAST = "Too many requests"
 UNPAIRED = "This node is in no mesh yet"
 
 REFUSED_HEADER = "Octaskly-Refused"

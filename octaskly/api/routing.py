@@ -14,6 +14,7 @@ from aiohttp import web
 
 from octaskly.api.problems import Problem
 from octaskly.api.query import Query
+from octaskly.api.rates import Meter
 from octaskly.api.waits import Waits
 from octaskly.core.model import NodeId
 from octaskly.ports import Admissions, Clock, Gateway, Principal
@@ -111,6 +112,7 @@ class Parts:
     forwarder: Forward
     waits: Waits
     deadlines: Deadlines
+    meter: Meter
     admissions: Admissions | None = None
     streams: Streams = field(default_factory=Streams)
 
@@ -125,6 +127,8 @@ class Seen:
     subject: str | None = None
     signature: Mapping[str, str] = field(default_factory=dict)
     """Headers of a dispatcher's answer, also of one that refuses."""
+    allowance: Mapping[str, str] | None = None
+    """Headers of what the client may still ask for, once this request was counted."""
 
 
 class Connection(Protocol):

@@ -14,7 +14,7 @@ import resource
 import secrets
 import socket
 import ssl
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from enum import Enum, auto
 from functools import partial
 from pathlib import Path
@@ -36,12 +36,14 @@ from octaskly.api import (
     standing,
     tasks,
     tokens,
+    toll,
 )
 from octaskly.api.door import Door
 from octaskly.api.forward import Forwarder, Tune
 from octaskly.api.gate import Gate, OnFault, OnServed
 from octaskly.api.guards import Guard
 from octaskly.api.problems import status_problem
+from octaskly.api.rates import Meter
 from octaskly.api.routing import Deadlines, Parts, Seen
 from octaskly.api.sockets import local_socket
 from octaskly.api.waits import Waits
@@ -76,6 +78,7 @@ ROUTES = openapi.with_document(
     *results.ROUTES,
     *standing.ROUTES,
     *pieces.ROUTES,
+    *toll.ROUTES,
 )
 
 
@@ -217,17 +220,17 @@ class ApiServer:
         on_fault: OnFault | None = None,
         deadlines: Deadlines | None = None,
         tune: Tune | None = None,
+        rates: Mapping[str, int] | None = None,
         admissions: Admissions | None = None,
     ) -> None:
-        self._deadlines = deadlines or Deadlines()
+        deadlines = self._deadlines = deadlines or Deadlines()
         self._lan_ssl = lan_ssl
         self._peer_of = peer_node_id
         self._waits = Waits(gateway.dispatcher)
-        self._forwarder = Forwarder(
-            gateway, self._waits, forward_ssl, self._deadlines, tune
-        )
+        self._forwarder = Forwarder(gateway, self._waits, forward_ssl, deadlines, tune)
+        meter = Meter(rates or {}, clock)
         parts = Parts(
-            gateway, clock, self._forwarder, self._waits, self._deadlines, admissions
+            gateway, clock, self._forwarder, self._waits, deadlines, meter, admissions
         )
         name = node_name.lower()
         self._gate = Gate(

@@ -25,6 +25,10 @@ from octaskly.config.defaults import (
     PEER_PORT,
     PORT_MAX,
     QUEUE_MAX,
+    RATE_ADMIN,
+    RATE_CLIENT,
+    RATE_STRANGER,
+    RATE_VIEWER,
     RETAINED_BYTES_MIN,
     RETAINED_TASKS,
     RETENTION_S,
@@ -231,6 +235,35 @@ class AgentOptions:
         default=QUEUE_MAX,
         more="members of arrays count",
     )
+    rate_admin: int = _setting(
+        "--rate-admin",
+        Amount(),
+        "requests a minute of one admin: a token, or a user of the local socket",
+        default=RATE_ADMIN,
+        more="0 is no limit; the dispatcher's setting counts "
+        "([how](rest-api.md#rate-limits))",
+    )
+    rate_client: int = _setting(
+        "--rate-client",
+        Amount(),
+        "requests a minute of one token of the role client",
+        default=RATE_CLIENT,
+        more="0 is no limit; the dispatcher's setting counts",
+    )
+    rate_viewer: int = _setting(
+        "--rate-viewer",
+        Amount(),
+        "requests a minute of one token of the role viewer",
+        default=RATE_VIEWER,
+        more="0 is no limit; the dispatcher's setting counts",
+    )
+    rate_stranger: int = _setting(
+        "--rate-stranger",
+        Amount(),
+        "requests a minute of one address of the LAN without a token",
+        default=RATE_STRANGER,
+        more="0 is no limit; each node counts for itself",
+    )
     output_cap_bytes: int = _setting(
         "--output-cap",
         Amount("SIZE", BYTES, least=OUTPUT_CAP_BYTES_MIN, most=OUTPUT_CAP_BYTES_MAX),
@@ -274,6 +307,12 @@ class AgentOptions:
         "the least level of what is logged",
         default="info",
     )
+
+    @property
+    def rates(self) -> dict[str, int]:
+        """Requests a minute, by role of who asks; `stranger` shows no token."""
+        roles = ("admin", "client", "viewer", "stranger")
+        return {role: getattr(self, f"rate_{role}") for role in roles}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -78,7 +79,9 @@ class Mesh(AsyncExitStack):
         super().__init__()
         self.tuned: list[socket.socket] = []  #: connections to other members
 
-    async def member(self, name: str, deadlines: Deadlines = FAST) -> Member:
+    async def member(
+        self, name: str, deadlines: Deadlines = FAST, **options: Any
+    ) -> Member:
         trust = MeshTrust(SECRET, NodeKey.generate())
         api = await self.enter_async_context(
             api_node(
@@ -89,6 +92,7 @@ class Mesh(AsyncExitStack):
                 peer_node_id=trust.peer_node_id,
                 deadlines=deadlines,
                 tune=self.tuned.append,
+                **options,
             )
         )
         return Member(api, trust, await serve_free(api.server, Site.LAN, ["127.0.0.1"]))

@@ -1,0 +1,82 @@
+"""How many requests a minute one client may make, and what it is told about that.
+
+A request is counted where it is answered: most go to the dispatcher, so that asking
+many nodes gives nobody more. What a node answers by itself, `toll` has counted there.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Mapping
+
+from octaskly.api.problems import TOO_FAST, Problem
+from octaskly.api.window import Window
+from octaskly.ports import Clock, Principal
+
+HEADERS = ("RateLimit-Limit", "RateLimit-Remaining", "RateLimit-Reset")
+CLIENTS_MAX = 4096
+"""Of more, those that were silent for longest are forgotten, and begin anew.
+
+That many clients ask must not be a reason to refuse one of them.
+"""
+
+
+STRANGER = "stranger"  #: who shows no token, among the roles of those who do
+
+
+class Meter:
+    """Counts the requests of every client of this node.
+
+    Args:
+        rates: Requests that may come within a minute, by role; 0 is no limit.
+        clock: Its monotonic time counts.
+    """
+
+    def __init__(self, rates: Mapping[str, int], clock: Clock) -> None:
+        self._rates = rates
+        self._clock = clock
+        self._principals: OrderedDict[str, Window] = OrderedDict()
+        self._strangers: OrderedDict[str, Window] = OrderedDict()
+
+    def charge(self, principal: Principal) -> Mapping[str, str]:
+        """Count a request; return the headers that tell what is left.
+
+        Raises:
+            Problem: 429, it is one too many.
+        """
+        name = principal.token or f"{principal.role} {principal.subject}"
+        return self._charge(self._principals, name, principal.role)
+
+    def charge_stranger(self, address: str) -> Mapping[str, str]:
+        """Count a request of somebody who did not show who asks; as `charge`."""
+        return self._charge(self._strangers, address, STRANGER)
+
+    def _charge(
+        self, windows: OrderedDict[str, Window], name: str, role: str
+    ) -> Mapping[str, str]:
+        limit = self._rates.get(role, 0)
+        if not limit:
+            return {}
+        window = windows.pop(name, None) or Window()
+        windows[name] = window
+        if len(windows) > CLIENTS_MAX:
+            windows.popitem(last=False)
+        now_s = self._clock.now().mono_s
+        is_taken = window.take(now_s, limit)
+        values = (limit, max(0, limit - window.total), window.frees_s(now_s))
+        headers = dict(zip(HEADERS, map(str, values), strict=True))
+        if not is_taken:
+            raise too_fast(headers)
+        return headers
+
+
+def too_fast(headers: Mapping[str, str]) -> Problem:
+    """Return the answer to one request too many, with these headers of a rate."""
+    limit, _, wait_s = (headers[name] for name in HEADERS)
+    return Problem(
+        429,
+        TOO_FAST,
+        hint=f"{limit} requests a minute are taken from one client; there is room "
+        f"for another one in {wait_s} s",
+        headers={**headers, "Retry-After": wait_s},
+    )

@@ -1,0 +1,48 @@
+"""The sliding window of a rate, over random times of requests."""
+
+from __future__ import annotations
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from octaskly.api.window import SLOT_S, WINDOW_S, Window
+
+#: Seconds between two requests: bursts, single ones, and pauses about a window long.
+gaps = st.one_of(
+    st.just(0.0),
+    st.floats(0.0, 3.0, allow_nan=False),
+    st.sampled_from([0.999999, 1.0, 59.0, 59.999, 60.0, 60.5, 61.0, 61.5]),
+    st.floats(0.0, 200.0, allow_nan=False),
+)
+
+
+@given(st.lists(gaps, max_size=80), st.integers(1, 8), st.floats(0.0, 1e6))
+def test_a_window_never_holds_more_than_the_limit_and_refuses_nobody_early(
+    gaps: list[float], limit: int, began_s: float
+) -> None:
+    """Refused is only who made `limit` requests within a window and one slot."""
+    window, now_s = Window(), began_s
+    taken: list[float] = []
+    for gap in gaps:
+        now_s += gap
+        recent = [at for at in taken if now_s - at < WINDOW_S]
+        nearly = [at for at in taken if now_s - at <= WINDOW_S + SLOT_S]
+        if window.take(now_s, limit):
+            taken.append(now_s)
+            assert len(recent) < limit
+        else:
+            assert len(nearly) >= limit
+
+
+@given(st.lists(gaps, min_size=1, max_size=40), st.integers(1, 4))
+def test_who_waits_as_long_as_told_is_let_in(gaps: list[float], limit: int) -> None:
+    """And it is never told to come back at once."""
+    window, now_s = Window(), 0.0
+    for gap in gaps:
+        now_s += gap
+        if not window.take(now_s, limit):
+            wait_s = window.frees_s(now_s)
+            now_s += wait_s
+
+            assert 1 <= wait_s <= WINDOW_S + SLOT_S
+            assert window.take(now_s, limit)
