@@ -16,7 +16,7 @@ from http import HTTPStatus
 from aiohttp import web
 
 from octaskly.api import auth, guards, toll
-from octaskly.api.bodies import read_body
+from octaskly.api.bodies import Bodies
 from octaskly.api.forward import HOP_HEADER
 from octaskly.api.holding import Holding, TokenEnded
 from octaskly.api.problems import (
@@ -104,6 +104,7 @@ class Gate:
         self._on_fault = on_fault
         self._id_prefix = id_prefix
         self._numbers = itertools.count(1)
+        self._bodies = Bodies(parts.deadlines.body_s)
         self._routes: dict[object, Route] = {}
 
     def endpoint(self, route: Route) -> Endpoint:
@@ -133,6 +134,8 @@ class Gate:
             if isinstance(error, web.HTTPException):
                 return self.refuse(status_problem(error.status))
             return self.refuse(self._explained(error, seen))
+        finally:
+            self._bodies.let_go(seen)
 
     def see(self, request: web.BaseRequest) -> Seen:
         """Note that a request came in."""
@@ -291,7 +294,7 @@ class Gate:
             stamp=lambda response: self.stamp(request, response),
             parts=self._parts,
             query=call_query,
-            body=await read_body(request, route, self._parts.deadlines.body_s),
+            body=await self._bodies.read(request, seen, route.body_bytes_max),
             principal=principal,
             hop=hop,
         )

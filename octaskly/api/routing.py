@@ -125,6 +125,7 @@ class Seen:
     began_s: float  #: on the clock of the event loop
     origin: str | None = None  #: an allowed Origin, to be reflected
     subject: str | None = None
+    body_bytes: int = 0  #: of its body, as long as that is held
     signature: Mapping[str, str] = field(default_factory=dict)
     """Headers of a dispatcher's answer, also of one that refuses."""
     allowance: Mapping[str, str] | None = None

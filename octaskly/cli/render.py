@@ -77,7 +77,10 @@ _HINTS = {
     "Nothing to repeat": "octaskly show ID    counts the members of an array",
 }
 """By the API's own text, where the status fits several things."""
-_UNSAFE = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+_UNSAFE = re.compile(
+    r"[\x00-\x08\x0b-\x1f\x7f-\x9f"  # control characters, escape sequences
+    r"\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]"  # what changes the order of text
+)
 
 
 def exit_code_of(error: OctasklyError) -> int:
@@ -124,17 +127,20 @@ def print_error(
     """Say what failed, why, and the command that helps, on stderr."""
     colour = has_colour(sys.stderr)
     label = click.style("error:", fg="red", bold=True) if colour else "error:"
-    lines = [f"{label} {printable(message)}"]
+    lines = [f"{label} {_inward(message)}"]
     if cause:
-        lines.append(f"  cause: {printable(cause)}")
+        lines.append(f"  cause: {_inward(cause)}")
     lines += [f"  hint: {printable(hint)}" for hint in hints]
     click.echo("\n".join(lines), err=True)
 
 
 def note(text: str) -> None:
-    """Say something on stderr, unless nobody wants to hear it."""
+    """Say something on stderr, unless nobody wants to hear it.
+
+    Further lines go in, so that none passes for another.
+    """
     if not is_quiet():
-        click.echo(printable(text), err=True)
+        click.echo(_inward(text), err=True)
 
 
 def is_quiet() -> bool:
@@ -144,8 +150,12 @@ def is_quiet() -> bool:
 
 
 def printable(text: str) -> str:
-    """Return text of others without control characters, which could move the cursor."""
+    """Return text of others without what could move the cursor or turn text round."""
     return _UNSAFE.sub("�", text)
+
+
+def _inward(text: str) -> str:
+    return printable(text).replace("\n", "\n    ")
 
 
 def print_json(body: bytes) -> None:

@@ -23,6 +23,7 @@ from octaskly.cli.render import (
     Duration,
     note,
     print_json,
+    printable,
     report,
 )
 from octaskly.cli.running import OWN_CODES, exit_code
@@ -114,7 +115,7 @@ def events(
                 line = {"event": event.kind, "id": event.id or None, "data": event.data}
                 click.echo(json.dumps(line))
             elif event.kind:
-                click.echo(_line(event))
+                click.echo(printable(_line(event)).replace("\n", " "))
 
 
 def news(

@@ -35,6 +35,7 @@ class Links:
         code = self._vetting.vet(event.peer, event.hello, self._election.term)
         if code is not None:
             return effects + self._refuse(event.peer, code)
+        effects += self._vetting.look_at_skew(event.peer, event.hello, event.sent)
         effects += self._members.on_peer_up(event, now)
         effects += self._election.on_peer_up(event, now)
         wanted = self.wanted()

@@ -71,6 +71,7 @@ from octaskly.core.records import is_sane as is_sane_record
 NUMBER_MAX: Final = 1 << 62  #: numbers that are counted on from stay below it
 TERMS_AHEAD: Final = 1 << 20  #: terms come one by one, so nobody is so far ahead
 ATTEMPTS_MAX: Final = 1 << 31  #: of one task; also seconds that it may take
+SKEW_MS_MAX: Final = 5_000  #: between clocks, before people are told
 STREAMS_MAX: Final = 1 << 16  #: in a vector; each is a claim
 PARTS_MAX: Final = 1024  #: of what a worker says that it runs
 TOLD_MAX: Final = 1024
@@ -135,6 +136,23 @@ class Vetting:
         self.refused[code] += 1
         fields = (("peer", peer), ("reason", f"{PROTOCOL}{code}"))
         return self._tell(peer, code, Note("warning", "peer refused", fields))
+
+    def look_at_skew(self, peer: NodeId, theirs: Hello, ours: Hello) -> list[Effect]:
+        """Tell people of a peer whose clock is not ours.
+
+        Both said HELLO at the same moment, however late they are read. Nothing goes
+        by that clock but what is shown and how long tokens live.
+        """
+        skew_ms = theirs.wall_ms - ours.wall_ms
+        if not theirs.wall_ms or abs(skew_ms) <= SKEW_MS_MAX:
+            return []
+        fields = (
+            ("peer", peer),
+            ("ahead_s", round(skew_ms / 1000, 1)),
+            ("hint", "timedatectl set-ntp true    there, or here"),
+        )
+        note = Note("warning", "clock of a peer is off", fields)
+        return self._tell(peer, note.event, note)
 
     def look_at_clocks(
         self, peer: NodeId, entries: Iterable[Entry], now: Moment

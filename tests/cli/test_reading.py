@@ -375,11 +375,32 @@ def test_json_is_what_the_api_answers(
     assert done.stderr == b""
 
 
-def test_control_characters_of_others_do_not_reach_the_terminal(
-    three_tasks: Api, octaskly: Run
-) -> None:
-    """A command may hold an escape sequence that would repaint the screen."""
-    three_tasks.tasks["task-001-00000001"]["command"] = "echo \x1b[2Jgone"
+NASTY = "gone\x1b[2J\x1b]0;title\x07\u202etxt.exe\r\u2066\u009b31m\nforged  completed"
+UNSEEN = re.compile(
+    "[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]"
+)
 
-    assert b"\x1b" not in octaskly("ls").stdout
-    assert b"\x1b" not in octaskly("show", "1").stdout
+
+@pytest.mark.parametrize(
+    "line", [("ls",), ("show", "1"), ("nodes",), ("stats",), ("wait", "1")]
+)
+def test_control_characters_of_others_do_not_reach_the_terminal(
+    three_tasks: Api,
+    octaskly: Run,
+    line: tuple[str, ...],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Whatever others may name: commands, tasks, labels, nodes, subjects, reasons."""
+    task = three_tasks.tasks["task-001-00000001"]
+    task.update(command=NASTY, name=NASTY, labels={"a": NASTY}, detail=NASTY)
+    task.update(worker_id=NASTY, submitted_by=NASTY)
+    nasty = NODE | dict.fromkeys(("name", "version", "os", "arch"), NASTY)
+    nasty["labels"] = {NASTY: NASTY}
+    monkeypatch.setitem(NODES, "nodes", [nasty])
+
+    done = octaskly(*line)
+
+    shown = (done.stdout + done.stderr).decode()
+    assert "gone" in shown or line in (("stats",), ("wait", "1"))
+    assert not UNSEEN.search(shown)
+    assert not re.search(r"^forged", shown, re.MULTILINE)

@@ -407,6 +407,35 @@ async def test_b12_gzip_bomb(node: ApiNode) -> None:
     assert_problem(answer, 413)
 
 
+async def test_bodies_of_all_together_are_bounded(node: ApiNode) -> None:
+    """B12: each is within its limit, but there are many; small ones still get in."""
+    length = 30 << 20
+    head = (
+        f"POST {TASKS} HTTP/1.1\r\nHost: localhost\r\n"
+        f"Authorization: {ADMIN['Authorization']}\r\n"
+        f"Content-Type: application/json\r\nContent-Length: {length}\r\n\r\n"
+    ).encode()
+    streams = []
+    for _ in range(3):  # All but their last byte: they are held.
+        reader, writer = await asyncio.open_connection("127.0.0.1", node.port)
+        writer.write(head + b" " * (length - 1))
+        await writer.drain()
+        streams.append((reader, writer))
+
+    refused = parse(await exchange(node.port, head + b" " * length))
+    small = await node.ask("POST", TASKS, headers=ADMIN, body=GOOD)
+    for _, writer in streams:
+        writer.transport.abort()
+    later = await node.ask("POST", TASKS, headers=ADMIN, body=b" " * length)
+    while later.status == 503:
+        later = await node.ask("POST", TASKS, headers=ADMIN, body=b" " * length)
+
+    assert_problem(refused, 503, "Too many large requests")
+    assert refused.headers["retry-after"] == "1"
+    assert small.status == 201
+    assert_problem(later, 400)
+
+
 async def test_b12_broken_gzip(node: ApiNode) -> None:
     """A body that cannot be unpacked is a bad request."""
     answer = await node.ask(

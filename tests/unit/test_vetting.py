@@ -319,6 +319,27 @@ def test_unknown_streams_and_old_frames_are_harmless() -> None:
     assert not [e for e in beyond if isinstance(e, Append | Disconnect)]
 
 
+@pytest.mark.parametrize("off_s", [-3600, -6, 0, 4, 6, 3600, 10**10])
+def test_a_clock_that_is_off_is_told_of_once(off_s: int) -> None:
+    """B36: it changes nothing else, and a wrong clock is no reason not to meet."""
+    shell = Shell()
+    sent = shell.node.hello(moment())
+    theirs = hello_of(NO_EPOCH, wall_ms=sent.wall_ms + off_s * 1000)
+
+    told = [
+        effect
+        for _ in range(2)
+        for effect in shell.feed(PeerUp(PEER, sent, theirs, Address("::1", 7)))
+        if isinstance(effect, Note | Disconnect)
+    ]
+
+    notes = [e for e in told if isinstance(e, Note) and "clock" in e.event]
+    assert [dict(note.fields)["ahead_s"] for note in notes] == (
+        [off_s] if abs(off_s) > 5 else []
+    )
+    assert not [effect for effect in told if isinstance(effect, Disconnect)]
+
+
 def test_entries_of_the_future_are_kept_and_told_of_once() -> None:
     """They say nothing false about tasks; somebody's clock wants to be set."""
     shell = Shell()

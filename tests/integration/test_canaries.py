@@ -1,0 +1,67 @@
+"""What is secret is in no place where others look (threat 20)."""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import http.client
+from pathlib import Path
+
+import psutil
+
+from octaskly.trust import load
+from tests.agents import Agent, finished, request, running, submit, until_nodes
+
+
+def _shown(agent: Agent, folder: Path) -> dict[str, bytes]:
+    """Return all that other users, backups and readers of a log may come to see."""
+    process = psutil.Process(agent.process.pid)
+    lines = [p.cmdline() for p in (process, *process.children(recursive=True))]
+    files = [path for path in folder.rglob("*") if path.is_file()]
+    return {str(path): path.read_bytes() for path in files} | {
+        "process list": repr(lines).encode(),
+        "answers": repr(
+            [
+                agent.call("GET", f"/api/v1/{what}")
+                for what in ("tasks", "nodes", "stats")
+            ]
+        ).encode(),
+    }
+
+
+def test_no_secret_is_where_others_look(tmp_path: Path) -> None:
+    """Neither the mesh secret, nor keys that follow from it, nor a token in use."""
+    with running(tmp_path, "solo", extra=("--log-level", "debug")) as (agent,):
+        until_nodes(agent, 1)
+        _, made = agent.call("POST", "/api/v1/tokens", {"role": "client"})
+        token = str(made["token"])
+        port = int(str(agent.ready()["api_url"]).rpartition(":")[2])
+        with contextlib.closing(
+            http.client.HTTPConnection("127.0.0.1", port)
+        ) as client:
+            for given, status in ((token, 200), (token + "x", 401)):
+                assert request(client, "GET", "/api/v1/tasks", token=given)[0] == status
+        finished(agent, submit(agent, "env; cat /proc/$PPID/cmdline"))
+        shown = _shown(agent, tmp_path)
+
+    secret = load(tmp_path / "mesh.key")
+    key = secret.token_key(secret.generation)
+    text = (tmp_path / "mesh.key").read_text().split()[-1]
+    canaries = {
+        "secret": text.encode(),
+        "core of the secret": text[8:32].encode(),
+        "key of tokens": key,
+        "the same, as text": key.hex().encode(),
+        "the same, in base64": base64.b64encode(key).rstrip(b"="),
+        "token": token.encode(),
+        "signature": token.rpartition(".")[2].encode(),
+    }
+    found = [
+        (place, what)
+        for place, data in shown.items()
+        for what, canary in canaries.items()
+        if canary in data
+    ]
+
+    assert len(shown) > 6
+    assert {place for place, _ in found} <= {str(tmp_path / "mesh.key")}

@@ -1,0 +1,115 @@
+"""What strangers and members send, made up for as long as there is time."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+from hypothesis import strategies as st
+
+from octaskly.core.events import PeerUp, Received
+from octaskly.core.messages import Hello, HelloOk, Message
+from octaskly.core.model import Address, Epoch, Limits
+from octaskly.errors import PairingFailed, RemoteProtocolError
+from octaskly.mesh import wire
+from octaskly.trust.greeting import GREETING_BYTES, Greeting
+from tests.builders import moment, node_id
+from tests.property.fuzzing import fuzz
+from tests.property.test_codec import MESSAGES, values_of
+from tests.unit.test_golden import MESSAGES as GOLDEN
+from tests.unit.test_vetting import ME, PEER, Shell
+
+GREETING = Greeting(name="ash", key=bytes(32), wall_ms=0, number=7).pack()
+LIMITS = Limits(hello_bytes=1 << 16, frame_bytes=1 << 16)
+OK = wire.encode([HelloOk()])
+FRAMES = [wire.encode([message]) for message in GOLDEN]
+HELLOS: st.SearchStrategy[Hello] = values_of(Hello)
+EPOCHS = st.builds(Epoch, st.integers(0, 9), st.sampled_from([ME, PEER, node_id("c")]))
+
+
+@st.composite
+def near_frames(draw: st.DrawFn) -> bytes:
+    """Return frames as they are kept, with some bytes of them changed."""
+    frames = draw(st.lists(st.sampled_from(FRAMES), min_size=1, max_size=3))
+    data = bytearray(b"".join([OK, *frames]))
+    for _ in range(draw(st.integers(0, 6))):
+        at = draw(st.integers(len(OK), len(data) - 1))
+        match draw(st.sampled_from(["set", "drop", "add"])):
+            case "set":
+                data[at] = draw(st.integers(0, 255))
+            case "drop":
+                del data[at:]
+                data += b"\xc0"
+            case _:
+                data[at:at] = draw(st.binary(max_size=5))
+    return bytes(data)
+
+
+@st.composite
+def near_greetings(draw: st.DrawFn) -> bytes:
+    """Return a greeting with some bytes of it changed."""
+    data = bytearray(GREETING)
+    for at in draw(st.lists(st.integers(0, len(data) - 1), max_size=8)):
+        data[at] = draw(st.integers(0, 255))
+    return bytes(data)
+
+
+@fuzz(near_frames() | st.binary(max_size=300))
+def test_frames_are_messages_or_refused(data: bytes) -> None:
+    """Nothing else is raised, whatever is nearly a frame."""
+    try:
+        messages = wire.Decoder(LIMITS).receive_data(data)
+    except RemoteProtocolError:
+        return
+    assert all(type(message).__module__.startswith("octaskly.") for message in messages)
+
+
+@fuzz(HELLOS)
+def test_any_hello_is_met_or_refused(hello: Hello) -> None:
+    """The rules of a node bear whatever a member says of itself."""
+    shell = Shell()
+    told = replace(hello, node=replace(hello.node, id=PEER))
+    met = PeerUp(PEER, shell.node.hello(moment()), told, Address("::1", 7))
+
+    shell.feed(met)
+    shell.seconds += 5.0
+    shell.feed(Received(PEER, ()))
+    if not shell.node.is_dispatcher:
+        shell.seconds += 60.0
+    assert shell.node.deadline() > 0
+
+
+def _with_epoch(message: Message, epoch: Epoch) -> Message:
+    """Return a message that is said in an epoch that somebody may believe."""
+    changed: Any = message
+    return replace(changed, epoch=epoch) if hasattr(message, "epoch") else message
+
+
+SAID = st.builds(_with_epoch, MESSAGES, EPOCHS)
+
+
+@fuzz(st.lists(SAID, max_size=6), st.booleans())
+def test_any_messages_are_handled_or_refused(
+    said: list[Message], is_reigning: bool
+) -> None:
+    """No message of a member stops a node, whether it reigns or follows."""
+    shell = Shell()
+    if is_reigning:
+        shell.reign()
+    for message in said:
+        shell.hear(message)
+        shell.seconds += 0.2
+
+    assert shell.node.deadline() > 0
+
+
+@fuzz(st.binary(min_size=GREETING_BYTES, max_size=GREETING_BYTES) | near_greetings())
+def test_greetings_of_a_pairing_are_read_or_refused(data: bytes) -> None:
+    """A stranger sends them before it is known; their words are harmless."""
+    try:
+        greeting = Greeting.unpack(data)
+        greeting.check(0)
+    except PairingFailed:
+        return
+    assert greeting.name.isprintable()
+    assert greeting.software.isprintable()
