@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test check docs bench soak clean .venv
+.PHONY: demo test check docs bench soak package clean .venv
 
 .venv: $(VENV)/.ready
 
@@ -58,6 +58,7 @@ SOAK_S ?= 3600
 export SOAK_STORM_S ?= 1800
 SOAK_TESTS ?= tests/property tests/simulation tests/integration tests/mesh
 soak: .venv
+	@$(BIN)/pytest -q -m soak tests/cli tests/packages
 	@$(BIN)/python -m tests.simulation.hunt $(SOAK_SEEDS)
 	@end=$$(( $$(date +%s) + $(SOAK_S) )); round=0; \
 	while [ $$(date +%s) -lt $$end ]; do \
@@ -65,6 +66,16 @@ soak: .venv
 		echo "soak: round $$round, seed $$seed"; \
 		HYPOTHESIS_PROFILE=soak $(BIN)/pytest -q -x -m '' --timeout 900 --randomly-seed=$$seed $(SOAK_TESTS) || exit 1; \
 	done
+
+# A wheel and an sdist in dist, and where dpkg-deb is there a .deb made of the wheel.
+DIST ?= dist
+package: .venv
+	@mkdir -p $(DIST)
+	@$(BIN)/python -m build --outdir $(DIST) . >$(DIST)/build.log || { cat $(DIST)/build.log; exit 1; }
+	@if command -v dpkg-deb >/dev/null 2>&1; then \
+		PIP=$(BIN)/pip packages/debian/build $$(ls -t $(DIST)/*.whl | head -1) $(DIST) >/dev/null; \
+	fi
+	@rm -f $(DIST)/build.log; ls -1 $(DIST)
 
 clean:
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis

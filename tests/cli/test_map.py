@@ -271,6 +271,7 @@ def test_a_hundred_thousand_items_take_no_memory_and_lose_no_order(
             words(agent, "map", "-k", "echo"), stdin=stdin, stdout=stdout
         )
         _, status, usage = os.wait4(process.pid, 0)
+        process.returncode = os.waitstatus_to_exitcode(status)
 
     assert status == 0
     assert out.read_bytes() == items.read_bytes()
