@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Literal
 
 import psutil
 
@@ -79,13 +80,13 @@ def is_on_mains() -> bool:
     return battery is None or bool(battery.power_plugged)
 
 
-def port_holder(port: int) -> str | None:
-    """Return `name (pid N)` of the process that listens on a TCP port, if readable."""
+def port_holder(port: int, *, kind: Literal["tcp", "udp"] = "tcp") -> str | None:
+    """Return `name (pid N)` of the process that has a port, if readable."""
+    state = psutil.CONN_LISTEN if kind == "tcp" else psutil.CONN_NONE
     try:
-        connections = psutil.net_connections(kind="tcp")
-        for connection in connections:
+        for connection in psutil.net_connections(kind=kind):
             is_here = connection.laddr and connection.laddr.port == port
-            if is_here and connection.status == psutil.CONN_LISTEN and connection.pid:
+            if is_here and connection.status == state and connection.pid:
                 process = psutil.Process(connection.pid)
                 return f"{process.name()} (pid {connection.pid})"
     except psutil.Error:

@@ -144,6 +144,7 @@ class _Agent:
         """Become another node: this state folder is a copy of one that is in use."""
         key = NodeKey.renew(self._config.paths.state)
         self._is_duplicate, self._was_renewed = False, True
+        self._config = replace(self._config, was_renewed=True)
         self._log.warning(
             "node id renewed",
             node_id=key.node_id,

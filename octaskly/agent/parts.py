@@ -10,6 +10,7 @@ import socket
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
+from typing import Any
 
 from octaskly import __version__
 from octaskly.agent.admissions import OnEntered, admissions_of_member
@@ -17,7 +18,7 @@ from octaskly.agent.clock import SystemClock
 from octaskly.agent.gateway import AgentGateway
 from octaskly.agent.loop import CoreLoop
 from octaskly.agent.sockets import EVERYWHERE, bind_ports, port_of
-from octaskly.agent.start import write_description
+from octaskly.agent.start import describe, write_description
 from octaskly.agent.webhooks import Webhooks
 from octaskly.api import ApiServer, Site
 from octaskly.api.webhooks import Poster
@@ -332,19 +333,16 @@ class Parts:
             tune=tune,
             rates=config.options.rates,
             admissions=self._admissions,
+            describe=self._description,
         )
 
-    def _description(self) -> dict[str, str | int]:
-        return {
-            "name": self._info.name,
-            "node_id": self._info.id,
-            "pid": os.getpid(),
-            "api_url": f"http://localhost:{port_of(self._api_sockets)}",
-            "lan_url": f"https://{self._local[0].host}:{self._info.lan_port}",
-            "peer_port": self._info.peer_port,
-            "socket": str(self._socket_path),
-            "mesh": self._trust.mesh_id,
-        }
+    def _description(self) -> dict[str, Any]:
+        return describe(
+            self._config,
+            self._info,
+            mesh=self._trust.mesh_id,
+            api_port=port_of(self._api_sockets),
+        )
 
     # --- callbacks -----------------------------------------------------------------
 

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 from collections.abc import Mapping
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 from octaskly.config.account import Account
 from octaskly.config.agent import AgentConfig
+from octaskly.config.defaults import API_PORT, LAN_PORT, PEER_PORT
 from octaskly.config.places import Paths
+from octaskly.core.model import NodeInfo
 from octaskly.errors import ConfigError
 from octaskly.runner.hands import Steward
 
@@ -82,6 +86,44 @@ def _lend(paths: Paths, account: Account) -> None:
 def _share(folder: Path, account: Account, mode: int) -> None:
     os.chown(folder, -1, account.gid)
     folder.chmod(mode)
+
+
+def describe(
+    config: AgentConfig, node: NodeInfo, *, mesh: str | None, api_port: int
+) -> dict[str, Any]:
+    """Return what `agent.json` and `octaskly doctor` are told of a running agent."""
+    options = config.options
+    ports = (
+        ("api", options.api_port, API_PORT, api_port),
+        ("peer", options.peer_port, PEER_PORT, node.peer_port),
+        ("lan", options.lan_port, LAN_PORT, node.lan_port),
+    )
+    described = {
+        "name": node.name,
+        "node_id": node.id,
+        "pid": os.getpid(),
+        "version": node.version,
+        "api_url": f"http://localhost:{api_port}",
+        "socket": str(config.paths.socket_of(node.name)),
+        "state_dir": str(config.paths.state),
+        "secret_file": str(config.paths.secret),
+        "interfaces": list(options.interfaces),
+        "seeds": [list(seed) for seed in config.seeds],
+        "moved_ports": [
+            {"port": name, "wanted": default, "used": used}
+            for name, asked, default, used in ports
+            if asked is None and used not in (default, 0)
+        ],
+        "descriptors_max": resource.getrlimit(resource.RLIMIT_NOFILE)[0],
+        "was_renewed": config.was_renewed,
+        "mesh": mesh,
+    }
+    if mesh is not None:
+        described |= {
+            "lan_url": f"https://{node.addresses[0]}:{node.lan_port}",
+            "peer_port": node.peer_port,
+        }
+    return described
 
 
 def write_description(config: AgentConfig, fields: Mapping[str, object]) -> None:

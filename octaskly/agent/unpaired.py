@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
 from collections.abc import AsyncIterator
 from functools import partial
 from typing import NoReturn
@@ -14,7 +13,7 @@ from octaskly.agent.admissions import AgentAdmissions, OnEntered
 from octaskly.agent.clock import SystemClock
 from octaskly.agent.gateway import AgentGateway
 from octaskly.agent.sockets import bind, port_of
-from octaskly.agent.start import write_description
+from octaskly.agent.start import describe, write_description
 from octaskly.api import ApiServer, Site
 from octaskly.config.agent import AgentConfig
 from octaskly.config.defaults import API_PORT, GROUP, LOOPBACK, PEER_PORT, QUEUE_MAX
@@ -86,15 +85,7 @@ async def _serving(
 ) -> AsyncIterator[NodeInfo]:
     """Serve the API on loopback and the local socket; nothing but health is open."""
     key = NodeKey.load_or_create(config.paths.state)
-    node = NodeInfo(
-        id=key.node_id,
-        boot=clock.hex_digits(16),
-        name=config.name,
-        slots=config.slots,
-        version=__version__,
-        peer_port=config.options.peer_port or PEER_PORT,
-        lan_port=0,
-    )
+    node = _node_info(config, key, clock)
     gateway = _gateway(node, store, clock)
     admissions = AgentAdmissions(
         config=config,
@@ -108,23 +99,6 @@ async def _serving(
         on_entered=on_entered,
         log=log,
     )
-    api = ApiServer(
-        gateway,
-        verify=_nobody,
-        node_name=node.name,
-        clock=clock,
-        peer_node_id=lambda _: None,
-        admissions=admissions,
-    )
-    async with _open(config, api, node):
-        yield node
-
-
-@contextlib.asynccontextmanager
-async def _open(
-    config: AgentConfig, api: ApiServer, node: NodeInfo
-) -> AsyncIterator[None]:
-    """Open the API, and tell programs of this machine where it is."""
     sockets = bind(
         "--api-port",
         asked=config.options.api_port,
@@ -132,21 +106,36 @@ async def _open(
         addresses=LOOPBACK,
         holder=port_holder,
     )
+    described = describe(config, node, mesh=None, api_port=port_of(sockets))
+    api = ApiServer(
+        gateway,
+        verify=_nobody,
+        node_name=node.name,
+        clock=clock,
+        peer_node_id=lambda _: None,
+        admissions=admissions,
+        describe=lambda: described,
+    )
     await api.serve(Site.LOOPBACK, sockets)
     await api.start_unix(config.paths.socket_of(node.name), group=GROUP)
-    description = {
-        "name": node.name,
-        "node_id": node.id,
-        "pid": os.getpid(),
-        "api_url": f"http://localhost:{port_of(sockets)}",
-        "socket": str(config.paths.socket_of(node.name)),
-    }
-    write_description(config, description)
+    write_description(config, described)
     try:
-        yield
+        yield node
     finally:
         config.paths.description.unlink(missing_ok=True)
         await api.close()
+
+
+def _node_info(config: AgentConfig, key: NodeKey, clock: SystemClock) -> NodeInfo:
+    return NodeInfo(
+        id=key.node_id,
+        boot=clock.hex_digits(16),
+        name=config.name,
+        slots=config.slots,
+        version=__version__,
+        peer_port=config.options.peer_port or PEER_PORT,
+        lan_port=0,
+    )
 
 
 def _gateway(node: NodeInfo, store: Store, clock: SystemClock) -> AgentGateway:

@@ -77,6 +77,7 @@ PARAMETERS: Final[Mapping[str, tuple[Any, str]]] = {
 PATH_PARTS: Final[Mapping[str, tuple[Any, str]]] = {
     "id": (_Ref, "id of a task"),
     "name": (str, "name or id of a node"),
+    "other": (str, "name or id of another node"),
     "path": (str, "path of an output; it may have slashes"),
     "task": (
         Annotated[str, msgspec.Meta(pattern=f"^{_LOGGED.pattern}$")],

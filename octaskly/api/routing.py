@@ -114,6 +114,7 @@ class Parts:
     deadlines: Deadlines
     meter: Meter
     admissions: Admissions | None = None
+    describe: Callable[[], Mapping[str, Any]] = dict
     streams: Streams = field(default_factory=Streams)
 
 

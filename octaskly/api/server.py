@@ -26,6 +26,7 @@ from octaskly.api import (
     admitting,
     arrays,
     auth,
+    doctor,
     events,
     logs,
     nodes,
@@ -73,6 +74,7 @@ ROUTES = openapi.with_document(
     *outputs.ROUTES,
     *nodes.ROUTES,
     *tokens.ROUTES,
+    *doctor.ROUTES,
     *admitting.ROUTES,
     *events.ROUTES,
     *results.ROUTES,
@@ -222,15 +224,22 @@ class ApiServer:
         tune: Tune | None = None,
         rates: Mapping[str, int] | None = None,
         admissions: Admissions | None = None,
+        describe: Callable[[], Mapping[str, Any]] = dict,
     ) -> None:
         deadlines = self._deadlines = deadlines or Deadlines()
         self._lan_ssl = lan_ssl
         self._peer_of = peer_node_id
         self._waits = Waits(gateway.dispatcher)
         self._forwarder = Forwarder(gateway, self._waits, forward_ssl, deadlines, tune)
-        meter = Meter(rates or {}, clock)
         parts = Parts(
-            gateway, clock, self._forwarder, self._waits, deadlines, meter, admissions
+            gateway,
+            clock,
+            self._forwarder,
+            self._waits,
+            deadlines,
+            Meter(rates or {}, clock),
+            admissions,
+            describe,
         )
         name = node_name.lower()
         self._gate = Gate(
@@ -243,19 +252,14 @@ class ApiServer:
             on_fault=on_fault,
             id_prefix=secrets.token_hex(4),
         )
-        self._app = self._application()
-        self._runner = web.AppRunner(
-            self._app,
-            handler_cancellation=True,
-            shutdown_timeout=self._deadlines.shutdown_s,
-        )
+        self._runner = _runner(self._application(), self._deadlines.shutdown_s)
         self._servers: list[asyncio.Server] = []
         self._socket_path: Path | None = None
 
     @property
     def app(self) -> web.Application:
         """The application, for tests that walk its routes."""
-        return self._app
+        return self._runner.app
 
     def forward_as(self, tls: ssl.SSLContext) -> None:
         """Show another certificate to other nodes from now on."""
@@ -334,6 +338,10 @@ class ApiServer:
             if route.method == "GET":
                 resource.add_route("HEAD", handle)
         return app
+
+
+def _runner(app: web.Application, shutdown_s: float) -> web.AppRunner:
+    return web.AppRunner(app, handler_cancellation=True, shutdown_timeout=shutdown_s)
 
 
 def _bare_address(sockname: Sequence[Any] | None) -> frozenset[str]:

@@ -30,6 +30,7 @@ COMMANDS = {
     "config": "octaskly.cli.settings:config",
     "db": "octaskly.cli.database:db",
     "demo": "octaskly.cli.demo:demo",
+    "doctor": "octaskly.cli.doctor:doctor",
     "drain": "octaskly.cli.steering:drain",
     "events": "octaskly.cli.waiting:events",
     "explain": "octaskly.cli.explaining:explain",

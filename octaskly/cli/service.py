@@ -222,9 +222,9 @@ def _introduce(config: AgentConfig, systemd: Systemd, *, is_new: bool) -> None:
     except (OSError, ValueError):
         note(f"! the agent has stopped meanwhile: {systemd.look_hint()}")
         return
-    if "mesh" not in agent:
+    if agent.get("mesh") is None:
         note("! a mesh is in sight, and this machine has no secret of it")
-        note(f"  hint: copy the mesh secret of a member to {config.paths.secret}")
+        note("  hint: octaskly join    with a code that `octaskly invite` shows there")
         return
     _say_mesh(agent, is_new=is_new)
     note(

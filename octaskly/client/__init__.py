@@ -17,6 +17,7 @@ from octaskly.client.connection import (
 )
 from octaskly.client.records import (
     FINAL,
+    Checkup,
     Draft,
     Explanation,
     Failover,
@@ -26,6 +27,7 @@ from octaskly.client.records import (
     NodeInfo,
     NodePage,
     Output,
+    Reach,
     Request,
     RequestPage,
     Standby,
@@ -39,6 +41,7 @@ __all__ = [
     "FINAL",
     "WAIT_S_MAX",
     "ApiError",
+    "Checkup",
     "Client",
     "Draft",
     "Event",
@@ -50,6 +53,7 @@ __all__ = [
     "NodeInfo",
     "NodePage",
     "Output",
+    "Reach",
     "Reply",
     "ReplyLost",
     "Request",

@@ -100,6 +100,7 @@ class NodeInfo(msgspec.Struct, frozen=True, kw_only=True):
     slots: int | None = None
     running: int | None = None
     load: dict[str, Any] | None = None
+    lan_port: int | None = None
     memory_mb: int | None = None
     labels: dict[str, str] = {}
     os: str | None = None
@@ -141,6 +142,32 @@ class NodePage(MeshState, frozen=True, kw_only=True):
 
     nodes: list[NodeInfo]
     total: int = 0
+
+
+class Checkup(msgspec.Struct, frozen=True, kw_only=True):
+    """How an agent is set up, for `octaskly doctor`."""
+
+    name: str
+    node_id: str
+    pid: int = 0
+    version: str = ""
+    api_url: str = ""
+    state_dir: str
+    secret_file: str
+    interfaces: list[str] = []
+    seeds: list[tuple[str, int]] = []
+    moved_ports: list[dict[str, Any]] = []
+    descriptors_max: int
+    was_renewed: bool = False
+    mesh: str | None = None
+    peer_port: int = 0
+
+
+class Reach(msgspec.Struct, frozen=True, kw_only=True):
+    """Whether a node opens connections to another: reached, refused or silent."""
+
+    peer_port: str
+    lan_port: str
 
 
 class Reason(msgspec.Struct, frozen=True, kw_only=True):

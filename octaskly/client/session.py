@@ -18,10 +18,12 @@ from octaskly.client.connection import (
     refusal,
 )
 from octaskly.client.records import (
+    Checkup,
     Draft,
     Membership,
     NodeInfo,
     NodePage,
+    Reach,
     Task,
     TaskPage,
 )
@@ -245,6 +247,15 @@ class Client(Connection):
         """Return one node of the mesh."""
         path = f"/api/v1/nodes/{quote(name, safe='')}"
         return self._decode(self.request("GET", path), NodeInfo)
+
+    def checkup(self) -> Checkup:
+        """Return how the node is set up; also where it is in no mesh."""
+        return self._decode(self.request("GET", "/api/v1/doctor"), Checkup)
+
+    def reach(self, name: str, other: str) -> Reach:
+        """Return whether a node opens connections to another."""
+        path = f"/api/v1/nodes/{quote(name, safe='')}/reach/{quote(other, safe='')}"
+        return self._decode(self.request("GET", path), Reach)
 
     def steer(self, name: str, steering: str) -> Reply:
         """Drain, resume, pause or unpause a node; it answers with itself."""

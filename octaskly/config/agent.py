@@ -40,6 +40,7 @@ class AgentConfig:
     timing: Timing
     limits: Limits
     account: Account | None = None  #: the user that tasks run as; None: the agent's
+    was_renewed: bool = False  #: the state folder was a copy: its node has a new id
     task_umask: int = (
         0o022  #: of the files that tasks make; the agent's own are private
     )

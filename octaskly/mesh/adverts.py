@@ -30,6 +30,7 @@ _Key = TypeVar("_Key")
 _NODE = re.compile(r"[A-Za-z2-7]{16}")
 _WORD = re.compile(r"[A-Za-z0-9_-]{1,64}")
 _TERM = re.compile(r"[0-9]{1,18}")
+_PORT = re.compile(r"[0-9]{1,5}")
 _SHOWN_CHARS = 64
 
 
@@ -42,6 +43,7 @@ class Sighting:
     boot: str
     port: int
     hosts: tuple[str, ...]
+    lan_port: int = 0  #: of its HTTPS API; 0: it says none
     is_dispatcher: bool = False
     term: int = 0
 
@@ -113,6 +115,7 @@ def read_sighting(
         boot=boot,
         port=port,
         hosts=tuple(hosts),
+        lan_port=_port(_text(txt, "a")),
         is_dispatcher=is_dispatcher,
         term=int(term) if is_dispatcher else 0,
     )
@@ -176,6 +179,12 @@ def _add(counter: Counter[_Key], key: _Key, change: int) -> None:
     counter[key] += change
     if not counter[key]:
         del counter[key]
+
+
+def _port(text: str) -> int:
+    """Return a port, 0 where the text is none."""
+    is_port = _PORT.fullmatch(text) is not None and int(text) <= PORT_MAX
+    return int(text) if is_port else 0
 
 
 def _text(txt: Mapping[bytes, bytes | None], key: str) -> str:

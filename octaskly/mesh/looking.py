@@ -34,6 +34,7 @@ class Found:
     node: NodeId
     mesh: str | None  #: None: it is in none yet
     addresses: tuple[Address, ...]  #: where to dial it, best first
+    lan_port: int = 0  #: of its HTTPS API; 0: it says none
 
 
 async def sightings(timeout_s: float, interfaces: Sequence[str] = ()) -> frozenset[str]:
@@ -51,6 +52,21 @@ async def sightings(timeout_s: float, interfaces: Sequence[str] = ()) -> frozens
     """
     found = await _look(timeout_s, interfaces, SERVICE, lambda one: bool(one.mesh))
     return frozenset(one.mesh for one in found if one.mesh)
+
+
+async def neighbours(timeout_s: float, interfaces: Sequence[str] = ()) -> list[Found]:
+    """Return all nodes in sight, of whatever mesh.
+
+    Args:
+        timeout_s: How long to look when there is none; half of it once there is one.
+        interfaces: Names that restrict the choice.
+
+    Raises:
+        ConfigError: as `sightings`.
+    """
+    return await _look(
+        timeout_s, interfaces, SERVICE, lambda _: True, settle_s=timeout_s / 2
+    )
 
 
 async def beacons(
@@ -124,7 +140,7 @@ async def _look(
             if sighting is None or not is_wanted(sighting):
                 return
             if addresses := near(sighting, local):
-                found[node] = Found(node, sighting.mesh, addresses)
+                found[node] = Found(node, sighting.mesh, addresses, sighting.lan_port)
                 is_found.set()
 
     async with contextlib.AsyncExitStack() as opened:

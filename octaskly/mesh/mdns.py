@@ -152,7 +152,7 @@ async def open_mdns(
         OSError: port 5353 cannot be had, or no interface takes part in multicast.
     """
     if not is_guest:
-        _check_port()
+        check_port()
     interfaces, version = _choice(local)
     try:
         zeroconf = AsyncZeroconf(
@@ -182,18 +182,22 @@ def near(sighting: Sighting, local: Sequence[LocalAddress]) -> tuple[Address, ..
     return dial_order(dialled, local)
 
 
-async def _close(zeroconf: AsyncZeroconf) -> None:
-    with contextlib.suppress(TimeoutError, ZeroconfError, OSError):
-        async with asyncio.timeout(CLOSE_S):
-            await zeroconf.async_close()
+def check_port() -> None:
+    """Find out whether port 5353 can be shared; zeroconf would leak its sockets.
 
-
-def _check_port() -> None:
-    """Find out whether port 5353 can be shared; zeroconf would leak its sockets."""
+    Raises:
+        OSError: another program has it for itself alone.
+    """
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         probe.bind(("", MDNS_PORT))
+
+
+async def _close(zeroconf: AsyncZeroconf) -> None:
+    with contextlib.suppress(TimeoutError, ZeroconfError, OSError):
+        async with asyncio.timeout(CLOSE_S):
+            await zeroconf.async_close()
 
 
 def _choice(local: Sequence[LocalAddress]) -> tuple[list[str | int], IPVersion]:

@@ -36,7 +36,7 @@ from tests.integration.api_node import (
 )
 from tests.integration.fake_gateway import NOW_MS, FakeGateway
 
-PARTS = ("id", "task", "name", "path", "term", "stream", "n", "token")
+PARTS = ("id", "task", "name", "other", "path", "term", "stream", "n", "token")
 OPEN = {("GET", "/health"), ("HEAD", "/health")}
 
 

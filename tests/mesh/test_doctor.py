@@ -1,0 +1,431 @@
+"""`octaskly doctor` on a LAN in which things are broken, one after another.
+
+Hosts 1 and 2 are a mesh; host 3 is a machine beside it, on which no agent runs unless
+a test starts one. Every test mends what it broke, since all share the lab.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from octaskly.trust import MeshSecret, generate
+from tests.mesh.lab import Host, Lab
+from tests.mesh.netns import ip, missing, wait_until
+
+pytestmark = [pytest.mark.netns, pytest.mark.timeout(180)]
+
+SPARE = "spare"
+OCTASKLY = (sys.executable, "-m", "octaskly")
+Found = dict[str, tuple[str, str, str]]
+
+
+@pytest.fixture(scope="module")
+def secret() -> MeshSecret:
+    """The secret of the mesh, which was renewed: there is an older one."""
+    newer = generate().renewed(os.urandom(20), 0, revoked=None)
+    return newer.switched(0)
+
+
+@pytest.fixture(scope="module")
+def lab(secret: MeshSecret) -> Iterator[Lab]:
+    """Two hosts that are a mesh, and a third machine."""
+    if reason := missing():
+        pytest.skip(reason)
+    with Lab(3) as lab:
+        for host in lab.hosts[:2]:
+            host.agent(secret=write(host, secret.settled(0).lines()))
+        until_met(lab)
+        yield lab
+
+
+def write(host: Host, text: str, name: str = "mesh.key") -> Path:
+    """Write a secret file of a host."""
+    path = host.folder / name
+    path.write_text(text)
+    path.chmod(0o600)
+    return path
+
+
+def until_met(lab: Lab) -> None:
+    """Wait until the two are a mesh."""
+
+    def look() -> bool:
+        states = [node["state"] for node in nodes_of(lab.hosts[0])]
+        return states == ["ready", "ready"]
+
+    wait_until("two nodes are ready", look, within_s=30)
+
+
+def nodes_of(host: Host) -> list[dict[str, Any]]:
+    done = host.cli("nodes", "--json")
+    return list(json.loads(done.stdout)["nodes"]) if done.returncode == 0 else []
+
+
+def read(done: subprocess.CompletedProcess[str]) -> Found:
+    """Return status, words and hint by check; of several, the worst."""
+    assert done.returncode in (0, 1), done.stderr
+    body = json.loads(done.stdout)
+    assert body["healthy"] == (done.returncode == 0)
+    order = ("ok", "unchecked", "warning", "fault")
+    lines = sorted(body["findings"], key=lambda each: order.index(each["status"]))
+    return {
+        each["check"]: (each["status"], each["says"], each["hint"] or "")
+        for each in lines
+    }
+
+
+def ask(host: Host, *args: str) -> Found:
+    """Run the doctor against the agent of a host."""
+    return read(host.cli("doctor", "--json", *args))
+
+
+def ask_spare(
+    lab: Lab, *args: str, state: Path | None = None, by: Sequence[str] = OCTASKLY
+) -> Found:
+    """Run the doctor on the third host, where no agent runs."""
+    host = lab.hosts[2]
+    chosen = ["--state-dir", str(state)] if state else []
+    return read(
+        host.run(*by, *chosen, "doctor", "--json", *args, env=host.environ(SPARE))
+    )
+
+
+def together(*asks: Callable[[], Found]) -> list[Found]:
+    """Run doctors at the same time that do not disturb each other."""
+    with ThreadPoolExecutor(len(asks)) as threads:
+        return [each.result() for each in [threads.submit(ask) for ask in asks]]
+
+
+def test_healthy_mesh_has_no_fault(lab: Lab) -> None:
+    """All that can be checked is fine, both ways, and the exit code says so."""
+    found = ask(lab.hosts[0])
+
+    assert {check: status for check, (status, _, _) in found.items()} == dict.fromkeys(
+        (
+            *("agent", "interface", "mdns", "secret", "mesh", "multicast", "tcp"),
+            *("clock", "version", "port", "state", "disk", "descriptors"),
+        ),
+        "ok",
+    )
+    assert found["tcp"][1] == "1 node is reached, both ways"
+
+
+def test_held_5353_names_who_holds_it(lab: Lab) -> None:
+    """Another mDNS program may have the port for itself; until it lets go."""
+    code = (
+        "import socket; s = socket.socket(2, 2); s.bind(('', 5353));"
+        "print(flush=True); input()"
+    )
+    holder = lab.hosts[2].popen(
+        sys.executable, "-c", code, stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    )
+    assert holder.stdout is not None
+    holder.stdout.readline()
+
+    held = ask_spare(lab)["mdns"]
+    holder.kill()
+    holder.wait()
+    free = ask_spare(lab)["mdns"]
+
+    assert held[0] == "fault"
+    assert f"(pid {holder.pid}) for itself alone" in held[1]
+    assert "disallow-other-stacks=no" in held[2]
+    assert free[0] == "ok"
+
+
+def test_dropped_multicast_is_told_from_a_dead_node(lab: Lab) -> None:
+    """The switch drops it, as with IGMP snooping; TCP works all the same."""
+    first, second, _ = lab.hosts
+    plug(lab, second, "mcast_flood off")
+
+    dropped = ask(first)["multicast"]
+    plug(lab, second, "mcast_flood on")
+    mended = ask(first)["multicast"]
+
+    assert dropped[0] == "fault"
+    assert f"{second.name} ({second.ip}:7878) is reached over TCP" in dropped[1]
+    assert "octaskly agent --join HOST" in dropped[2]
+    assert mended[0] == "ok"
+
+
+def test_dropped_multicast_is_seen_before_an_agent_runs(
+    lab: Lab, secret: MeshSecret
+) -> None:
+    """Who names a node that is not found learns that only multicast is missing."""
+    first, _, third = lab.hosts
+    key = str(write(third, secret.settled(0).lines()))
+    plug(lab, third, "mcast_flood off")
+
+    dropped = ask_spare(lab, "--join", first.ip, "--secret-file", key)["multicast"]
+    plug(lab, third, "mcast_flood on")
+
+    assert dropped[0] == "fault"
+    assert f"{first.ip}:7878) is reached over TCP" in dropped[1]
+
+
+def test_tcp_that_is_blocked_one_way_is_seen_from_both_ends(lab: Lab) -> None:
+    """A firewall at one end: the other is told where, it itself that it is here."""
+    first, second, _ = lab.hosts
+    with firewalled(second):
+        until_met(lab)
+
+        outside, inside = together(lambda: ask(first), lambda: ask(second))
+
+    assert outside["tcp"][0] == "fault"
+    assert outside["tcp"][1].startswith(f"{second.name} ({second.ip}:7878) does not")
+    assert inside["tcp"][0] == "fault"
+    assert inside["tcp"][1].startswith(f"{first.name} gets no answer from this machine")
+    assert "ufw allow 7878/tcp" in inside["tcp"][2]
+    assert ask(second)["tcp"][0] == "ok"
+
+
+@contextmanager
+def firewalled(host: Host) -> Iterator[None]:
+    """Drop what comes to the peer port of a host, and nothing else."""
+    drop = "pref 1 iif eth0 ipproto tcp dport 7878 blackhole"
+    # What is for this host is found first; a rule can only come before a later one.
+    rules(host, "add pref 10 lookup local", "del pref 0", f"add {drop}")
+    try:
+        yield
+    finally:
+        rules(host, f"del {drop}", "add pref 0 lookup local", "del pref 10")
+
+
+def rules(host: Host, *changes: str) -> None:
+    """Change the rules of a host that say where packets go, of IPv4 and IPv6."""
+    for family in ("-4", "-6"):
+        for change in changes:
+            done = host.run("ip", family, "rule", *change.split())
+            assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"), [("docker0", "container bridge"), ("tun0", "point-to-point")]
+)
+def test_wrong_interface_is_told_by_what_it_is(lab: Lab, name: str, kind: str) -> None:
+    """A bridge of containers and a VPN have addresses too, but no LAN."""
+    wrong, right = together(
+        lambda: ask_spare(lab, "--interface", name),
+        lambda: ask_spare(lab, "--interface", "eth0"),
+    )
+
+    assert wrong["interface"][0] == "fault"
+    assert f"{name} was chosen, a {kind}" in wrong["interface"][1]
+    assert wrong["interface"][2] == "octaskly agent --interface eth0"
+    assert right["interface"][0] == "ok"
+
+
+def test_other_mesh_on_the_lan_is_told_to_both(lab: Lab) -> None:
+    """It disturbs nobody, but who is alone in one meant to be in the other."""
+    first, _, third = lab.hosts
+    agent = third.agent("lone", secret=write(third, generate().lines(), "lone.key"))
+    mesh = agent.description["mesh"]
+
+    among, alone = together(lambda: ask(first), lambda: ask(third))
+    agent.stop()
+    third.agents.clear()
+    mended = ask(first)
+
+    assert among["mesh"][0] == "warning"
+    assert (
+        f"1 other mesh on this LAN: mesh {mesh} ({third.ip}:7878)" in among["mesh"][1]
+    )
+    assert alone["secret"][0] == "fault"
+    assert f"this machine is alone in the mesh {mesh}" in alone["secret"][1]
+    assert alone["secret"][2] == "octaskly join"
+    assert mended["mesh"][0] == "ok"
+
+
+def test_wrong_and_old_secrets_are_told_apart(lab: Lab, secret: MeshSecret) -> None:
+    """Damaged, readable by others, of a generation that is over, or right."""
+    third = lab.hosts[2]
+    good = secret.settled(0).lines()
+    shared = write(third, good, "shared.key")
+    shared.chmod(0o644)
+    older = MeshSecret(secret.generations[:1])
+    files = {
+        "missing": third.folder / "none.key",
+        "damaged": write(third, good.replace("okm1-", "okm1-x", 1), "damaged.key"),
+        "shared": shared,
+        "old": write(third, older.lines(), "old.key"),
+        "right": write(third, good, "right.key"),
+    }
+
+    found = dict(
+        zip(
+            files,
+            together(
+                *(
+                    lambda file=file: ask_spare(lab, "--secret-file", str(file))
+                    for file in files.values()
+                )
+            ),
+            strict=True,
+        )
+    )
+
+    told = {name: each["secret"] for name, each in found.items()}
+    assert {name: each[0] for name, each in told.items()} == {
+        **dict.fromkeys(files, "fault"),
+        "right": "ok",
+    }
+    assert "there is none in" in told["missing"][1]
+    assert "is no mesh secret" in told["damaged"][1]
+    assert told["shared"][2] == f"chmod 600 {shared}"
+    assert f"is an old one of the mesh {secret.mesh_id}" in told["old"][1]
+
+
+def test_wrong_clock_is_measured(lab: Lab, secret: MeshSecret) -> None:
+    """Where two others agree, it is this machine's; the size says how urgent it is."""
+    key = str(write(lab.hosts[2], secret.settled(0).lines()))
+    fast, right = together(
+        lambda: ask_spare(lab, "--secret-file", key, by=patched("clock")),
+        lambda: ask_spare(lab, "--secret-file", key),
+    )
+
+    assert fast["clock"][0] == "fault"
+    assert fast["clock"][1].startswith("this machine's clock is 12")
+    assert fast["clock"][1].endswith(" s ahead")
+    assert fast["clock"][2] == "sudo timedatectl set-ntp true"
+    assert right["clock"][0] == "ok"
+
+
+def test_version_gap_is_told(lab: Lab, secret: MeshSecret) -> None:
+    """Another major version is a fault."""
+    key = str(write(lab.hosts[2], secret.settled(0).lines()))
+    newer, same = together(
+        lambda: ask_spare(lab, "--secret-file", key, by=patched("version")),
+        lambda: ask_spare(lab, "--secret-file", key),
+    )
+
+    assert newer["version"][0] == "fault"
+    assert newer["version"][1].startswith("this machine runs 9.0.0, but ")
+    assert "pipx upgrade octaskly" in newer["version"][2]
+    assert same["version"][0] == "ok"
+
+
+def patched(what: str) -> tuple[str, ...]:
+    """Return an `octaskly` with another clock, or of another version."""
+    code = {
+        "clock": "import time; now = time.time; time.time = lambda: now() + 120",
+        "version": "import octaskly; octaskly.__version__ = '9.0.0'",
+    }[what]
+    code += "; import sys; from octaskly.cli import main; sys.exit(main())"
+    return (sys.executable, "-c", code)
+
+
+def test_taken_api_port_names_who_has_it(lab: Lab) -> None:
+    """The agent moved to the next one, and says so, until the other one is gone."""
+    third = lab.hosts[2]
+    code = (
+        "import socket; s = socket.create_server(('127.0.0.1', 3000));"
+        "print(flush=True); input()"
+    )
+    holder = third.popen(
+        sys.executable, "-c", code, stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    )
+    assert holder.stdout is not None
+    holder.stdout.readline()
+    agent = third.agent("lone", secret=write(third, generate().lines(), "lone.key"))
+
+    taken, before = together(lambda: ask(third), lambda: ask_spare(lab))
+    holder.kill()
+    holder.wait()
+    mended = ask(third)["port"]
+    agent.stop()
+    third.agents.clear()
+
+    assert taken["port"][0] == "warning"
+    assert "3000 is taken by " in taken["port"][1]
+    assert f"(pid {holder.pid}); the agent uses 3001" in taken["port"][1]
+    assert taken["port"][2] == "octaskly service install --api-port 3001"
+    assert before["port"][0] == "warning"
+    assert mended[0] == "ok"
+
+
+def test_copied_state_folder_is_found_out(lab: Lab) -> None:
+    """As after cloning a machine; without its key it is a node of its own."""
+    first, _, third = lab.hosts
+    copy = third.folder / "copy"
+    shutil.copytree(first.first.state, copy, ignore=shutil.ignore_patterns("*.sock"))
+    (copy / "agent.json").unlink()
+
+    cloned = ask_spare(lab, state=copy)["state"]
+    (copy / "node.key").unlink()
+    own = ask_spare(lab, state=copy)["state"]
+
+    assert cloned[0] == "fault"
+    assert f"{first.ip} lives with the id of this state folder" in cloned[1]
+    assert f"rm {copy}/node.key" in cloned[2]
+    assert own[0] == "ok"
+
+
+def test_full_disk_is_told_with_its_place(lab: Lab) -> None:
+    """What counts is the disk of the state folder."""
+    state = lab.hosts[2].folder / "small"
+    state.mkdir(exist_ok=True)
+    mount = f'mount -t tmpfs -o size=8m none {state} && exec "$@"'
+    small = ("unshare", "--mount", "sh", "-c", mount, "sh", *OCTASKLY)
+
+    full, roomy = together(
+        lambda: ask_spare(lab, state=state, by=small),
+        lambda: ask_spare(lab, state=state),
+    )
+
+    assert full["disk"][0] == "fault"
+    assert f"8.0 MiB are free for {state}: no new work" in full["disk"][1]
+    assert full["disk"][2] == f"df -h {state}"
+    assert roomy["disk"][0] == "ok"
+
+
+def test_low_descriptor_limit_is_that_of_the_agent(lab: Lab) -> None:
+    """Not that of the shell in which the doctor runs."""
+    first = lab.hosts[0]
+    pid = str(first.first.pid)
+    before = first.run(
+        "prlimit", "--nofile", "--pid", pid, "--noheadings", "-oSOFT,HARD"
+    )
+    soft, hard = before.stdout.split()
+
+    first.run("prlimit", f"--nofile=256:{hard}", "--pid", pid)
+    low = ask(first)["descriptors"]
+    first.run("prlimit", f"--nofile={soft}:{hard}", "--pid", pid)
+    mended = ask(first)["descriptors"]
+
+    assert low[0] == "fault"
+    assert "the agent may open 256 files" in low[1]
+    assert "LimitNOFILE=" in low[2]
+    assert mended[0] == "ok"
+
+
+def test_it_works_without_root_and_says_what_it_cannot_check(lab: Lab) -> None:
+    """A secret that is not ours to read is no fault."""
+    third = lab.hosts[2]
+    folder = third.folder / "private"
+    folder.mkdir(mode=0o700, exist_ok=True)
+    nobody = ("setpriv", "--reuid=65534", "--regid=65534", "--clear-groups")
+    by = (*nobody, *OCTASKLY)
+    probe = third.run(*by, "--version")
+    if probe.returncode:
+        pytest.skip("another user cannot run this Python")
+
+    found = ask_spare(lab, "--secret-file", str(folder / "mesh.key"), by=by)
+
+    assert found["secret"][0] == "unchecked"
+    assert found["secret"][2] == "sudo octaskly doctor"
+
+
+def plug(lab: Lab, host: Host, how: str) -> None:
+    """Set how the switch treats the cable of a host."""
+    ip(f"link set {host.port} type bridge_slave {how}", netns=lab.switch)
