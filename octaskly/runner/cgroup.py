@@ -5,7 +5,8 @@ A pool makes a folder for each launcher below its own group, where it may:
 slots it has one `slot-<n>` for each, used by one task after the other: the launcher
 moves in, starts the task, and moves out. With one slot tasks start in `home`, which
 costs nothing, and the launcher moves `out` while it ends or freezes one. A task with
-limits gets a group of its own, `limits-<key>`, where controllers are passed on.
+limits gets a group of its own, `limits-<key>`, where controllers are passed on; the
+agent makes it, and the launcher gets its open files.
 
 Groups are the agent's, also where tasks run as another user: then neither tasks nor
 launchers may move a process, or make a group. A launcher opens the files of its groups
@@ -17,7 +18,7 @@ from __future__ import annotations
 import os
 import signal
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -27,6 +28,7 @@ CONTROLLERS = ("memory", "pids")
 REMOVE_TRIES = 50  #: each with all its looks
 SETTLE_LOOKS = 200  #: killed processes leave their group within microseconds
 LOOK_S = 0.0002
+WRITTEN = ("procs", "freeze", "kill")  #: files of a group, the oldest first
 _READ = os.O_RDONLY | os.O_CLOEXEC
 _WRITE = os.O_WRONLY | os.O_CLOEXEC
 
@@ -94,8 +96,8 @@ def create(parent: Path, place: int) -> Path | None:
     """Make the folder of a launcher, or return None where that is not allowed."""
     folder = parent / f"{PREFIX}{os.getpid()}-{place}"
     try:
-        _make(folder)
-        _make(folder / "home")
+        make(folder)
+        make(folder / "home")
     except OSError:
         return None
     with suppress(OSError):
@@ -103,7 +105,7 @@ def create(parent: Path, place: int) -> Path | None:
     return folder
 
 
-def _make(folder: Path) -> None:
+def make(folder: Path) -> None:
     """Make a group that others may look at, whatever the umask is."""
     folder.mkdir(exist_ok=True)
     folder.chmod(0o755)
@@ -163,16 +165,28 @@ def _inner(folder: Path) -> Iterable[Path]:
         return []
 
 
-class Group:
-    """One group, by its folder."""
+def open_group(folder: Path) -> list[int]:
+    """Open what is written to a group, as far as this process may, by `WRITTEN`."""
+    fds = []
+    with suppress(OSError):  # Before Linux 5.14, or not ours to change.
+        for name in WRITTEN:
+            fds.append(os.open(folder / f"cgroup.{name}", _WRITE))  # noqa: PERF401
+    return fds
 
-    def __init__(self, folder: Path) -> None:
+
+class Group:
+    """One group, by its folder.
+
+    Args:
+        folder: Of the group.
+        fds: What `open_group` opened, where this process may not.
+    """
+
+    def __init__(self, folder: Path, fds: Sequence[int] = ()) -> None:
         self.folder = folder
         self.is_frozen = False
-        self._fds = {"events": os.open(folder / "cgroup.events", _READ)}
-        for name in ("procs", "freeze", "kill"):
-            with suppress(OSError):  # Before Linux 5.14, or not ours to change.
-                self._fds[name] = os.open(folder / f"cgroup.{name}", _WRITE)
+        self._fds = dict(zip(WRITTEN, fds or open_group(folder), strict=False))
+        self._fds["events"] = os.open(folder / "cgroup.events", _READ)
 
     def __del__(self) -> None:
         for fd in self.__dict__.get("_fds", {}).values():
@@ -184,6 +198,11 @@ class Group:
         except (KeyError, OSError):
             return False
         return True
+
+    @property
+    def procs_fd(self) -> int:
+        """Where a process writes that wants to be in it."""
+        return self._fds["procs"]
 
     def enter(self) -> bool:
         """Move this process in; return whether it was allowed."""
@@ -231,7 +250,7 @@ class HomeGroup(Group):
 
     def __init__(self, folder: Path) -> None:
         super().__init__(folder / "home")
-        _make(folder / "out")
+        make(folder / "out")
         self._outside = Group(folder / "out")
         self.is_inside = False  #: the launcher is; else no task may be started
 
@@ -311,7 +330,7 @@ class SlotGroups:
             raise OSError(f"cannot enter {self._home.folder}")
         self._free: list[Group] = []
         for place in reversed(range(count)):
-            _make(folder / f"slot-{place}")
+            make(folder / f"slot-{place}")
             self._free.append(Group(folder / f"slot-{place}"))
 
     def take(self) -> Group | None:

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any, Final
 
+from octaskly.runner.limits import Fence
 from octaskly.runner.slots import Slot
 from octaskly.runner.transcript import Writer
 from octaskly.runner.tree import MARK
@@ -25,6 +26,7 @@ class Order:
         "asked",
         "attempt",
         "command",
+        "fence",
         "key",
         "mark",
         "since_s",
@@ -50,7 +52,8 @@ class Order:
         self.mark = mark  #: unlike task and attempt, no other run has it
         self.command = command  #: UTF-8
         self.timeout_s = timeout_s
-        self.asked = asked  #: as `orders.wishes` made it
+        self.asked = asked  #: as `orders.run_order` made it
+        self.fence: Fence | None = None  #: its limits, where it has any
         self.since_s = since_s
 
 

@@ -31,6 +31,7 @@ if __name__ == "__main__":
 from octaskly.runner.child import MEMORY_BYTES, Child, Order, Sink
 from octaskly.runner.frames import Inbox, decode_settings, pack_results, receive
 from octaskly.runner.kin import Kin
+from octaskly.runner.limits import fence_of
 from octaskly.runner.privilege import become
 from octaskly.runner.slots import Slots
 from octaskly.runner.spawn import Pad, Refused, refused_end
@@ -141,6 +142,7 @@ class Launcher:
         match name:
             case "run":
                 order = Order(*fields, since_s=time.monotonic())  # type: ignore[arg-type]
+                order.fence = fence_of(order.asked, self._files)
                 self._waiting.append(order)
             case "stop":
                 self._stop(*fields)
@@ -236,7 +238,7 @@ class Launcher:
 
     def _start(self, order: Order) -> None:
         now_s, now_ms = time.monotonic(), int(time.time() * 1000)
-        slot = self._slots.enter(order.key, order.asked.get("limits"))
+        slot = self._slots.enter(order.fence)
         try:
             child = self._pad.spawn(order, slot, begin_s=now_s, begin_ms=now_ms)
         except Refused as refusal:

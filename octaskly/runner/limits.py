@@ -9,23 +9,83 @@ in the launcher it would hit the launcher.
 from __future__ import annotations
 
 import os
-import shlex
 import signal
-from collections.abc import Mapping
+from collections import deque
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
+from typing import Any, NamedTuple
 
+from octaskly.runner import cgroup
 from octaskly.runner.cgroup import Group
 from octaskly.runner.usage import Used
 
 CPU_MORE_S = 2  #: from SIGXCPU, which a process may act on, to SIGKILL
 BLOCK_BYTES = 512  #: of `ulimit -f`
+NOT_LOADED = (126, 127)  #: what a shell or loader says that lacks memory for a program
 MIB = 1 << 20
 SPENT_SHARE = 0.5  #: of a limit; much less and the signal came from somebody else
+GROUP_FD = 9  #: by which the shell enters the group
 SHELL_SIGNALLED = 128  #: what a shell adds to the signal that ended its command
 
 #: Of limits that a group can hold: its file, and what one unit is there.
 _RULES = {"memory_mb": ("memory.max", MIB), "processes": ("pids.max", 1)}
+
+
+class Enclosure(NamedTuple):
+    """A group for one attempt, as the agent made it."""
+
+    folder: Path
+    held: list[str]  #: limits that it holds
+    fds: list[int]  #: of `cgroup.open_group`, for the launcher
+
+
+def enclosure(folder: Path, limits: Mapping[str, int]) -> Enclosure | None:
+    """Make a group for an attempt, unless there is no limit that it can hold.
+
+    The agent does this, not a launcher: so a task can lift its limits only where it is
+    the agent's user itself.
+
+    Args:
+        folder: Of the new group.
+        limits: As `orders.wishes` made them.
+    """
+    held: list[str] = []
+    asked = _RULES.keys() & limits.keys()
+    with suppress(OSError):
+        if asked:
+            cgroup.make(folder)
+        for name in asked:
+            file = folder / _RULES[name][0]
+            if file.exists():
+                file.write_text(str(limits[name] * _RULES[name][1]))
+                held.append(name)
+        if "memory_mb" in held:
+            (folder / "memory.oom.group").write_text("1")
+            with suppress(OSError):  # A kernel may be built without swap.
+                (folder / "memory.swap.max").write_text("0")
+        if held:
+            return Enclosure(folder, held, cgroup.open_group(folder))
+    with suppress(OSError):
+        folder.rmdir()
+    return None
+
+
+def fence_of(asked: Mapping[str, Any], fds: deque[int]) -> Fence | None:
+    """Return what holds an attempt, in its launcher; None where it has no limits.
+
+    Args:
+        asked: As `orders.run_order` made it.
+        fds: Descriptors that have come, of which it takes those of its group.
+    """
+    limits = asked.get("limits")
+    if not limits:
+        return None
+    folder, held, count = asked.get("group", (b"", (), 0))
+    own = [fds.popleft() for _ in range(count)]
+    if not folder:
+        return Fence(limits, (), None)
+    return Fence(limits, held, Group(Path(os.fsdecode(folder)), own))
 
 
 class Fence:
@@ -33,13 +93,16 @@ class Fence:
 
     Args:
         limits: As `orders.wishes` made them.
-        folder: Of a new group for it; None where no groups are made.
+        held: Those that its group holds.
+        group: As the agent made it; None where that would hold nothing.
     """
 
-    def __init__(self, limits: Mapping[str, int], folder: Path | None) -> None:
+    def __init__(
+        self, limits: Mapping[str, int], held: Sequence[str], group: Group | None
+    ) -> None:
         self._limits = limits
-        self._held: set[str] = set()  #: limits that the group holds
-        self.group = None if folder is None else self._make_group(folder)
+        self._held = frozenset(held)
+        self.group = group
 
     def script(self) -> str:
         """Return what a shell does before it has `sh` take its arguments."""
@@ -57,8 +120,7 @@ class Fence:
         # One that cannot be set is above what the agent itself is held to.
         steps = [f"ulimit {line} 2>/dev/null" for line in lines]
         if self.group is not None:
-            place = shlex.quote(str(self.group.folder / "cgroup.procs"))
-            steps.append(f"echo $$ >{place} || exit 126")
+            steps.append(f"echo $$ >&{GROUP_FD} || exit 126\nexec {GROUP_FD}>&-")
         return "\n".join([*steps, 'exec /bin/sh "$@"'])
 
     def used(self, used: Used) -> Used:
@@ -96,37 +158,14 @@ class Fence:
         cpu_s = self._limits.get("cpu_s", 0)
         if _signal_of(status) == signal.SIGKILL and _is_spent(used, cpu_s):
             return f"limit cpu_seconds: SIGKILL comes {CPU_MORE_S} s after {cpu_s} s"
+        if "memory_mb" in self._limits.keys() - self._held and (
+            status < 0 or status in NOT_LOADED or status > SHELL_SIGNALLED
+        ):
+            most = self._limits["memory_mb"]
+            return f"limit memory_mb: {most} MiB for each process may be too little"
         if "processes" in self._limits.keys() - self._held and os.getuid() == 0:
             return "limit processes: not held, as the agent is root without a cgroup"
         return ""
-
-    def close(self) -> None:
-        """Remove its group, where nothing is left in it."""
-        if self.group is not None:
-            with suppress(OSError):
-                self.group.folder.rmdir()
-
-    def _make_group(self, folder: Path) -> Group | None:
-        asked = _RULES.keys() & self._limits.keys()
-        try:
-            if asked:
-                folder.mkdir(exist_ok=True)
-            for name in asked:
-                file = folder / _RULES[name][0]
-                if file.exists():
-                    file.write_text(str(self._limits[name] * _RULES[name][1]))
-                    self._held.add(name)
-            if "memory_mb" in self._held:
-                (folder / "memory.oom.group").write_text("1")
-                with suppress(OSError):  # A kernel may be built without swap.
-                    (folder / "memory.swap.max").write_text("0")
-            if self._held:
-                return Group(folder)
-        except OSError:
-            self._held.clear()
-        with suppress(OSError):
-            folder.rmdir()
-        return None
 
     def _refused(self, limit: str, file: str, event: str) -> int:
         if self.group is None or limit not in self._held:

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import os
-from dataclasses import asdict
 from typing import Any
 
 from octaskly.core.arrays import INDEX_VARIABLE, ITEM_VARIABLE
 from octaskly.core.model import name_of
 from octaskly.core.options import TaskOptions
-from octaskly.runner.seat import Item
+from octaskly.runner.seat import Item, given_limits
 
 GPUS = b"CUDA_VISIBLE_DEVICES"
 RESERVED = "OCTASKLY_"  #: begins the variables that only the agent sets
@@ -27,6 +26,8 @@ def run_order(item: Item) -> list[object]:
         asked = wishes(spec.options)
         if item.folder is not None:
             asked["folder"] = os.fsencode(item.folder)
+        if (group := item.enclosure) is not None:
+            asked["group"] = [os.fsencode(group.folder), group.held, len(group.fds)]
         if item.gpus:
             env = {**asked.get("env", {}), GPUS: ",".join(item.gpus).encode()}
             asked["env"] = env
@@ -40,7 +41,8 @@ def wishes(options: TaskOptions) -> dict[str, Any]:
 
     `env` adds variables; `cwd` and `stdin` are given if they are not the usual ones,
     and so are `grace_s` and `limits`, the latter by the names of `TaskLimits`. An
-    attempt with a folder of its own has `folder` besides.
+    attempt with a folder of its own has `folder` besides, and one with a cgroup of its
+    own `group`: its folder, the limits that it holds, and how many descriptors come.
     """
     asked: dict[str, Any] = {}
     if env := [pair for pair in options.env if _is_taken(pair[0])]:
@@ -52,8 +54,7 @@ def wishes(options: TaskOptions) -> dict[str, Any]:
     if options.grace_s is not None:
         asked["grace_s"] = options.grace_s
     if options.limits is not None:
-        limits = asdict(options.limits)
-        asked["limits"] = {name: most for name, most in limits.items() if most}
+        asked["limits"] = given_limits(options.limits)
     return asked
 
 

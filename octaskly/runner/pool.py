@@ -211,6 +211,7 @@ class Pool:
                 self.recorder.record(item)
                 continue
             del seat.items[key]
+            item.release()
             self._shares.give(item)
             if name == "end":
                 self._on_end(seat, item, fields)
@@ -261,7 +262,7 @@ class Pool:
         """Hand waiting attempts to launchers with room."""
         if not self._waiting or self._is_closing:
             return
-        batches: dict[LauncherProcess, list[list[Any]]] = {}
+        batches: dict[LauncherProcess, tuple[list[list[Any]], list[int]]] = {}
         seats = self._launchers.usable()
         begun = sum(len(seat.items) for seat in self._launchers.seats)
         while self._waiting and self._shares.fits(self._waiting[0], begun):
@@ -272,9 +273,11 @@ class Pool:
             seat.items[item.key] = item
             begun += 1
             self._shares.take(item)
-            batches.setdefault(process, []).append(run_order(item))
-        for process, orders in batches.items():
-            process.send(orders)
+            orders, fds = batches.setdefault(process, ([], []))
+            fds += item.enclose(seat.folder)
+            orders.append(run_order(item))
+        for process, (orders, fds) in batches.items():
+            process.send(orders, fds)
         if self._waiting and self._look is None:
             loop = asyncio.get_running_loop()
             self._look = loop.call_later(LOOK_S, self._look_round)

@@ -6,7 +6,7 @@ import asyncio
 import os
 import socket
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -105,37 +105,44 @@ class LauncherProcess:
         self._loop.add_reader(self._pid_fd, self._reap)
         self.gone = self._loop.create_future()  #: done when the process has ended
 
-    def send(self, messages: list[Message], fd: int | None = None) -> None:
+    def send(self, messages: list[Message], fds: Sequence[int] = ()) -> None:
         """Send at once, or as soon as the socket takes it.
 
         Args:
             messages: What to send.
-            fd: A descriptor that goes along; it is closed here.
+            fds: Descriptors that go along; they are closed here.
         """
         self._outbox += frames.pack(messages)
-        if fd is not None:
-            self._fds.append(fd)
+        self._fds += fds
         self._flush()
 
     def _flush(self) -> None:
-        # Descriptors may come ahead of their message, but never behind it.
+        while len(self._fds) > frames.FDS_MAX and self._send_piece(1):
+            pass  # Descriptors may come ahead of their message, but never behind it.
+        if len(self._fds) <= frames.FDS_MAX:
+            self._send_piece(len(self._outbox))
+        if self._outbox:
+            self._loop.add_writer(self._control, self._flush)
+        else:
+            self._loop.remove_writer(self._control)
+
+    def _send_piece(self, size: int) -> bool:
+        """Send up to so many bytes, and descriptors; return whether any went."""
         fds = self._fds[: frames.FDS_MAX]
+        piece = self._outbox if size >= len(self._outbox) else self._outbox[:size]
         try:
             if fds:
-                sent = socket.send_fds(self._control, [self._outbox], fds)
+                sent = socket.send_fds(self._control, [piece], fds)
             else:
-                sent = self._control.send(self._outbox)
+                sent = self._control.send(piece)
         except BlockingIOError:
-            sent, fds = 0, []
+            return False
         except OSError:
             # It is dying; `_reap` follows.
             sent, fds = len(self._outbox), self._fds
         del self._outbox[:sent]
         self._forget(fds)
-        if self._outbox:
-            self._loop.add_writer(self._control, self._flush)
-        else:
-            self._loop.remove_writer(self._control)
+        return True
 
     def _forget(self, fds: list[int]) -> None:
         for fd in fds:

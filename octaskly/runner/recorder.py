@@ -84,7 +84,8 @@ class Recorder:
         item.is_refused = fd is None
         if self._is_live(item):
             assert item.process is not None
-            item.process.send([["file", item.key, fd is not None]], fd)
+            fds = [] if fd is None else [fd]
+            item.process.send([["file", item.key, fd is not None]], fds)
             return
         if fd is not None:
             os.close(fd)

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import asdict
 from pathlib import Path
 
 from octaskly.core.model import AttemptId, TaskSpec
-from octaskly.core.options import slots_of
+from octaskly.core.options import TaskLimits, slots_of
 from octaskly.runner import cgroup, tree
 from octaskly.runner.hands import Hands
+from octaskly.runner.limits import Enclosure, enclosure
 from octaskly.runner.process import LauncherProcess
 
 SHORT_MS = 50.0  #: tasks that take longer are never queued behind each other
@@ -22,6 +25,7 @@ class Item:
     __slots__ = (
         "alive_s",
         "attempt",
+        "enclosure",
         "folder",
         "gpus",
         "gpus_asked",
@@ -53,11 +57,28 @@ class Item:
         self.alive_s = float("inf")  #: when that was known
         self.is_stopped = False
         self.folder: Path | None = None  #: its own, where it asked for one
+        self.enclosure: Enclosure | None = None  #: its cgroup, where it has limits
         self.process: LauncherProcess | None = None  #: known together with the pid
         self.is_wanted = False  #: somebody reads its output
         self.has_file = False  #: for its output; asked for, at least
         self.is_refused = False  #: there was no room for the file
         self.is_recalled = False  #: handed back unless it has begun
+
+    def enclose(self, parent: Path | None) -> list[int]:
+        """Make a cgroup for its limits, if possible; return what its launcher needs."""
+        options = self.spec.options
+        if parent is None or options is None or options.limits is None:
+            return []
+        folder = parent / f"limits-{self.key}"
+        self.enclosure = enclosure(folder, given_limits(options.limits))
+        return self.enclosure.fds if self.enclosure else []
+
+    def release(self) -> None:
+        """Remove that cgroup, unless something is left in it."""
+        if self.enclosure is not None:
+            with suppress(OSError):
+                self.enclosure.folder.rmdir()
+            self.enclosure = None
 
     @property
     def mark(self) -> str:
@@ -95,6 +116,11 @@ class Seat:
     def count_older(self, moment_s: float) -> int:
         """Return how many slots are held by attempts that ran already then."""
         return sum(i.slots for i in self.items.values() if i.alive_s <= moment_s)
+
+
+def given_limits(limits: TaskLimits) -> dict[str, int]:
+    """Return the limits that a task asked for, by their names."""
+    return {name: most for name, most in asdict(limits).items() if most}
 
 
 def seats_for(slots: int, launchers: int) -> list[Seat]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 
@@ -32,7 +31,6 @@ class Slots:
 
     def __init__(self, first: int, count: int, folder: Path | None) -> None:
         self._free = list(range(first, first + count))[::-1]
-        self._folder = folder
         self._groups: OneGroup | SlotGroups | None = None
         if folder is not None:
             with suppress(OSError):
@@ -44,18 +42,15 @@ class Slots:
         """Whether one is free."""
         return bool(self._free)
 
-    def enter(self, key: int, limits: Mapping[str, int] | None) -> Slot:
+    def enter(self, fence: Fence | None) -> Slot:
         """Take a free slot; what the launcher starts until it leaves, begins there.
 
         Args:
-            key: Of the attempt.
-            limits: Of the attempt, as `orders.wishes` made them.
+            fence: The limits of the attempt, where it has any.
         """
         slot = Slot(self._free.pop())
-        if limits:
-            folder = self._folder and self._folder / f"limits-{key}"
-            slot.fence = Fence(limits, folder)
-            slot.group = slot.fence.group
+        if fence is not None:
+            slot.fence, slot.group = fence, fence.group
         if self._groups is not None and slot.group is None:
             group = self._groups.take()
             if group is not None and self._groups.enter(group):
@@ -75,7 +70,6 @@ class Slots:
         self._free.append(slot.index)
         if slot.group is None or not is_empty:
             return
-        if slot.fence is not None and slot.fence.group is slot.group:
-            slot.fence.close()
-        elif self._groups is not None:
+        is_own = slot.fence is not None and slot.fence.group is slot.group
+        if self._groups is not None and not is_own:
             self._groups.give(slot.group)

@@ -14,6 +14,7 @@ from typing import Any
 
 from octaskly.runner.child import Child, Order, Sink
 from octaskly.runner.command import shell_words, split_plain
+from octaskly.runner.limits import GROUP_FD
 from octaskly.runner.slots import Slot
 
 SHELL = "/bin/sh"
@@ -190,7 +191,10 @@ class Pad:
                     stdin_fd = open_bytes(asked["stdin"])
             command = order.command.decode("utf-8", "surrogatepass")
             before = "" if slot.fence is None else slot.fence.script()
-            pid, out_fd, err_fd = _spawn_captured(command, before, env, stdin_fd)
+            given = [] if stdin_fd < 0 else [(stdin_fd, 0)]
+            if slot.fence is not None and slot.fence.group is not None:
+                given.append((slot.fence.group.procs_fd, GROUP_FD))
+            pid, out_fd, err_fd = _spawn_captured(command, before, env, given)
         except (OSError, ValueError) as error:
             raise Refused(
                 f"cannot execute on {self._node}: {error}",
@@ -234,7 +238,10 @@ def open_bytes(data: bytes) -> int:
 
 
 def _spawn_captured(
-    command: str, before: str, env: dict[bytes, bytes], stdin_fd: int
+    command: str,
+    before: str,
+    env: dict[bytes, bytes],
+    given: Sequence[tuple[int, int]],
 ) -> tuple[int, int, int]:
     """Return the pid and the read ends of both pipes."""
     out_r, out_w = os.pipe2(os.O_CLOEXEC)
@@ -244,9 +251,7 @@ def _spawn_captured(
         os.close(out_r)
         os.close(out_w)
         raise
-    files = [(out_w, 1), (err_w, 2)]
-    if stdin_fd >= 0:
-        files.append((stdin_fd, 0))
+    files = [(out_w, 1), (err_w, 2), *given]
     try:
         pid = _execute(command, before, env, files)
     except (OSError, ValueError):

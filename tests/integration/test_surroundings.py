@@ -12,7 +12,7 @@ import pytest
 
 from octaskly.core.model import AttemptState, Reason
 from octaskly.core.options import Requires, TaskLimits, TaskOptions
-from octaskly.runner import cgroup, spawn
+from octaskly.runner import cgroup, limits, spawn
 from octaskly.runner.child import Order
 from octaskly.runner.slots import Slots
 from tests.agents import ending, finished, start, submit
@@ -134,7 +134,7 @@ def test_a_missing_shell_is_told(
         workdir=str(tmp_path), node="pi4", output_bytes_max=1, has_ctype=False
     )
     order = Order(1, "t", "1", "t.1.1.1", b"no-such-program", 60, since_s=0.0)
-    slot = Slots(0, 1, None).enter(1, None)
+    slot = Slots(0, 1, None).enter(None)
 
     with pytest.raises(spawn.Refused, match="/no/such/sh") as caught:
         pad.spawn(order, slot, begin_s=0.0, begin_ms=0)
@@ -330,6 +330,42 @@ async def test_memory_beyond_the_limit_of_a_group_ends_a_task(tmp_path: Path) ->
         assert (outcome.reason, outcome.stdout) == (Reason.LIMIT, b"")
         assert outcome.memory_max_kb is not None
         assert outcome.memory_max_kb <= 64 << 10
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="only root may run tasks as another user")
+@pytest.mark.skipif(
+    (own := cgroup.own_folder()) is None or not os.access(own, os.W_OK),
+    reason="no cgroup can be created here",
+)
+@pytest.mark.parametrize("slots", [1, 3])
+async def test_another_user_can_neither_leave_its_group_nor_lift_its_limit(
+    monkeypatch: pytest.MonkeyPatch, slots: int
+) -> None:
+    """The agent makes the group; who runs in it enters by a file that is open already.
+
+    The limit is one that each kernel has: controllers need a service of systemd.
+    """
+    monkeypatch.setattr(limits, "_RULES", {"processes": ("cgroup.max.descendants", 1)})
+    options = TaskOptions(limits=TaskLimits(processes=5))
+    tell = (
+        "sed -n 's/^0:://p' /proc/self/cgroup; cd /sys/fs/cgroup/*/$(sed -n"
+        " 's/^0:://p' /proc/self/cgroup); cat cgroup.max.descendants;"
+        " (echo 9 >cgroup.max.descendants; echo $$ >../home/cgroup.procs;"
+        " echo $$ >../../cgroup.procs; echo 1 >cgroup.kill; mkdir x) 2>&1"
+        " | grep -c 'ermission denied'; ls /proc/self/fd"
+    )
+    with tempfile.TemporaryDirectory(dir="/tmp") as name:
+        folder = Path(name)
+        folder.chmod(0o755)  # For the other user, whom pytest's own folder keeps out.
+        async with rig(folder, account=stranger(), slots=slots) as made:
+            outcomes = [await made.run(tell, options=options) for _ in range(2)]
+            left = list(own.glob("octaskly-*/limits-*")) if own else []
+
+    for outcome in outcomes:
+        place, *rest = outcome.stdout.decode().split()
+        assert Path(place).name.startswith("limits-")
+        assert rest == ["5", "5", "0", "1", "2", "3"]
+    assert left == []
 
 
 async def test_attempts_that_run_at_once_have_different_slots(tmp_path: Path) -> None:

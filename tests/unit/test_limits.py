@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import os
 import signal
+from collections import deque
 from pathlib import Path
 
 import pytest
 
 from octaskly.runner import cgroup
-from octaskly.runner.limits import Fence, count_threads
+from octaskly.runner.limits import Fence, count_threads, enclosure, fence_of
 
 ALL = {"memory_mb": 64, "cpu_s": 5, "file_mb": 7, "processes": 80}
 IDLE = (10, None)
@@ -36,7 +37,7 @@ def group(tmp_path: Path) -> Path:
 
 def test_a_group_holds_memory_and_processes(group: Path) -> None:
     """The others are limits of each process, set before the command runs."""
-    fence = Fence(ALL, group)
+    fence = fenced(group)
 
     assert fence.group is not None
     assert {
@@ -53,20 +54,26 @@ def test_a_group_holds_memory_and_processes(group: Path) -> None:
         "ulimit -S -t 5 2>/dev/null",
         "ulimit -H -t 7 2>/dev/null",
         "ulimit -f 14336 2>/dev/null",
-        f"echo $$ >'{tmp_name(group)}/cgroup.procs' || exit 126",
+        "echo $$ >&9 || exit 126",
+        "exec 9>&-",
         'exec /bin/sh "$@"',
     ]
 
 
-def tmp_name(folder: Path) -> str:
-    """Return a path as a shell takes it between single quotes."""
-    return str(folder).replace("'", "'\"'\"'")
+def fenced(folder: Path) -> Fence:
+    """Return what a launcher makes of a group that the agent made."""
+    group = enclosure(folder, ALL)
+    assert group is not None
+    asked = {"limits": ALL, "group": [bytes(folder), group.held, len(group.fds)]}
+    fence = fence_of(asked, deque(group.fds))
+    assert fence is not None
+    return fence
 
 
 def test_without_a_group_each_process_is_held(tmp_path: Path) -> None:
     """Memory by address space; processes beyond those that the user has already."""
     before = count_threads(os.getuid())
-    lines = Fence(ALL, None).script().splitlines()
+    lines = Fence(ALL, (), None).script().splitlines()
 
     assert "ulimit -v 65536 2>/dev/null" in lines
     (line,) = [line for line in lines if "-u" in line]
@@ -77,22 +84,19 @@ def test_without_a_group_each_process_is_held(tmp_path: Path) -> None:
 
 def test_a_group_without_controllers_is_not_kept(tmp_path: Path) -> None:
     """Then it would hold nothing, and `ulimit` must."""
-    fence = Fence(ALL, tmp_path / "new")
-
-    assert fence.group is None
+    assert enclosure(tmp_path / "new", ALL) is None
     assert not (tmp_path / "new").exists()
-    assert "ulimit -v" in fence.script()
 
 
 def test_no_group_is_made_for_what_it_cannot_hold(tmp_path: Path) -> None:
     """Processor time and files are limits of each process anyway."""
-    assert Fence({"cpu_s": 5}, tmp_path / "new").group is None
+    assert enclosure(tmp_path / "new", {"cpu_s": 5}) is None
     assert not (tmp_path / "new").exists()
 
 
 def test_out_of_memory_is_told_by_the_kernel(group: Path) -> None:
     """Not guessed from SIGKILL, which anybody may send."""
-    fence = Fence(ALL, group)
+    fence = fenced(group)
 
     (group / "memory.events").write_text("low 0\nmax 9\noom 0\noom_kill 0\n")
     assert fence.broken(-signal.SIGKILL, IDLE) == ""
@@ -104,7 +108,7 @@ def test_out_of_memory_is_told_by_the_kernel(group: Path) -> None:
 
 def test_refused_processes_are_a_remark(group: Path) -> None:
     """They end nothing: what the command does about it is its own."""
-    fence = Fence(ALL, group)
+    fence = fenced(group)
     (group / "pids.events").write_text("max 0\n")
     assert fence.remark(2, IDLE) == ""
 
@@ -115,7 +119,7 @@ def test_refused_processes_are_a_remark(group: Path) -> None:
 
 def test_what_a_group_used_is_what_it_counted(group: Path) -> None:
     """Also by what was left in the background; where it counts less, rusage stands."""
-    fence = Fence(ALL, group)
+    fence = fenced(group)
     (group / "cpu.stat").write_text("usage_usec 2500000\nuser_usec 2000000\n")
     (group / "memory.peak").write_text(f"{50 << 20}\n")
 
@@ -144,7 +148,7 @@ def test_an_end_by_a_limit_is_told_from_any_other(
     status: int, cpu_ms: int, ended_by: str
 ) -> None:
     """Signal and processor time must both fit."""
-    broken = Fence(ALL, None).broken(status, (cpu_ms, None))
+    broken = Fence(ALL, (), None).broken(status, (cpu_ms, None))
 
     assert broken.startswith(f"limit {ended_by}" if ended_by else "")
     assert bool(broken) == bool(ended_by)
@@ -152,7 +156,7 @@ def test_an_end_by_a_limit_is_told_from_any_other(
 
 def test_a_kill_that_a_limit_may_have_sent_is_a_remark() -> None:
     """Anybody may send SIGKILL, so the reason stays the signal."""
-    fence = Fence({"cpu_s": 5}, None)
+    fence = Fence({"cpu_s": 5}, (), None)
 
     assert fence.remark(-signal.SIGKILL, (100, None)) == ""
     assert fence.remark(1, (9000, None)) == ""
@@ -166,9 +170,9 @@ def test_a_limit_that_is_not_held_is_told(group: Path) -> None:
     limits = {"processes": 80}
     told = "limit processes: not held, as the agent is root without a cgroup"
 
-    assert Fence(limits, None).remark(0, IDLE) == (told if os.getuid() == 0 else "")
-    assert Fence(limits, group).remark(0, IDLE) == ""
-    assert Fence({"cpu_s": 1}, None).remark(0, IDLE) == ""
+    assert Fence(limits, (), None).remark(0, IDLE) == (told if os.getuid() == 0 else "")
+    assert fenced(group).remark(0, IDLE) == ""
+    assert Fence({"cpu_s": 1}, (), None).remark(0, IDLE) == ""
 
 
 def test_controllers_are_passed_on_from_where_no_process_is(tmp_path: Path) -> None:
@@ -205,6 +209,16 @@ def test_where_there_are_no_controllers_nothing_changes(tmp_path: Path) -> None:
     own = service(tmp_path, "octaskly.service/agent", "")
 
     assert cgroup.settle(own) == own
+
+
+@pytest.mark.parametrize("status", [126, 127, 139, -signal.SIGSEGV])
+def test_a_program_that_did_not_get_loaded_may_have_lacked_memory(status: int) -> None:
+    """What the loader says of it does not name the limit."""
+    fence = Fence({"memory_mb": 1}, (), None)
+    told = "limit memory_mb: 1 MiB for each process may be too little"
+
+    assert fence.remark(status, IDLE) == told
+    assert fence.remark(1, IDLE) == ""
 
 
 def service(root: Path, name: str, controllers: str) -> Path:
