@@ -33,6 +33,7 @@ from octaskly.trust import Keyring, MeshSecret, NodeKey, make
 CHECK_S = 2.0  #: between two samples of load and health
 BROWSE_S = 1.0  #: how long a machine without a secret looks for a mesh
 LOOK_S = 1.0  #: between two looks for the secret file, while unpaired
+CLOSE_S = 20.0  #: for systemd: what closing may take behind the end of all tasks
 EXIT_FAILED = 1
 LAG_S_MAX = 5.0  #: a loop that is later than this is not alive for the watchdog
 
@@ -209,14 +210,13 @@ class _Agent:
         )
         if parts.loop.is_stopped:
             return
-        drain_s = 0.0
+        drain_s, ending_s = 0.0, self._config.timing.kill_grace_s + GONE_S + 10
         if not (self._is_duplicate or self._is_moving):
             drain_s = float(self._config.options.drain_s)
-            self._notifier.stopping()
+            self._notifier.stopping(drain_s + ending_s + CLOSE_S)
         parts.ask_to_stop(drain_s)
         with contextlib.suppress(TimeoutError):
-            ending_s = self._config.timing.kill_grace_s + GONE_S
-            async with asyncio.timeout(drain_s + ending_s + 10):
+            async with asyncio.timeout(drain_s + ending_s):
                 await self._until(lambda: self._signals > 1 or parts.loop.is_stopped)
 
     async def _until(self, is_true: Callable[[], bool]) -> None:

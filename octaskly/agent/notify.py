@@ -51,9 +51,9 @@ class Notifier:
         """The main loop passed its self-check."""
         self._send("WATCHDOG=1")
 
-    def stopping(self) -> None:
-        """Shutdown began."""
-        self._send("STOPPING=1")
+    def stopping(self, within_s: float) -> None:
+        """Shutdown began; it may take so long, whatever `TimeoutStopSec` says."""
+        self._send(f"STOPPING=1\nEXTEND_TIMEOUT_USEC={int(within_s * 1e6)}")
 
     def _send(self, message: str) -> None:
         if self._socket is not None:

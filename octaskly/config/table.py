@@ -284,8 +284,7 @@ class AgentOptions:
         Amount("T", SECONDS, most=DRAIN_S_MAX),
         "how long running tasks may take to end after SIGTERM",
         default=DRAIN_S,
-        more="what is left is ended and run elsewhere. With systemd, `TimeoutStopSec` "
-        "must be longer than this, `kill_grace` and 20 seconds together",
+        more="what is left is ended and run elsewhere; systemd is told of it",
     )
     kill_grace_s: int = _setting(
         "--kill-grace",
