@@ -123,7 +123,8 @@ class Invites:
         """Burn all invites and stop listening."""
         self._group = None
         if self._serving is not None:
-            self._serving.cancel()
+            if not self._is_closing:  # Else that would be cut short.
+                self._serving.cancel()
             await asyncio.wait([self._serving])
 
     # --- listening -----------------------------------------------------------------

@@ -164,10 +164,14 @@ async def open_mdns(
             interfaces=interfaces, ip_version=IPVersion.V4Only, unicast=is_guest
         )
     try:
-        await zeroconf.zeroconf.async_wait_for_start(timeout=OPEN_S)
+        # Cancelled in there, it could never be closed.
+        await asyncio.shield(zeroconf.zeroconf.async_wait_for_start(timeout=OPEN_S))
     except ZeroconfError as error:
         await _close(zeroconf)
         raise OSError(errno.ENODEV, "mDNS did not start") from error
+    except asyncio.CancelledError:
+        await _close(zeroconf)
+        raise
     if not zeroconf.zeroconf.engine.senders:
         # Without this check it would be deaf and dumb and look healthy.
         await _close(zeroconf)

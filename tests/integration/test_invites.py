@@ -1,0 +1,253 @@
+"""The invites of a member, from the side of those who knock at its door."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+
+import pytest
+
+from octaskly.agent.clock import SystemClock
+from octaskly.agent.invites import FAILURES_MAX, OPEN_MAX, Invites
+from octaskly.agent.joining import Joiner, Place, place_at
+from octaskly.agent.sockets import bind, port_of
+from octaskly.core.model import Address, Moment, NodeId, NodeInfo
+from octaskly.errors import PairingFailed, TooManyInvites
+from octaskly.log import configure
+from octaskly.mesh.pairing import Conversation, call, listen
+from octaskly.mesh.strangers import HANDSHAKES_HERE_MAX
+from octaskly.trust import NodeKey
+from octaskly.trust.code import Code
+from octaskly.trust.greeting import CLOCK_MS_MAX, GREETING_BYTES, Greeting, Refusal
+from octaskly.trust.pairing import SHARE_BYTES, Exchange
+
+KEYRING = "okm1-not-really\n"
+
+
+@dataclass
+class Clock:
+    """The system's clock, put forward by a test."""
+
+    ahead_s: float = 0.0
+    _system: SystemClock = field(default_factory=SystemClock)
+
+    def now(self) -> Moment:
+        now = self._system.now()
+        return Moment(
+            now.mono_s + self.ahead_s, now.wall_ms + round(self.ahead_s * 1000)
+        )
+
+    def draw(self) -> float:
+        return self._system.draw()
+
+
+@dataclass
+class Door:
+    """A member's invites, and what it takes to knock."""
+
+    invites: Invites
+    clock: Clock
+    place: Place | None = None
+
+    async def invite(self, ttl_s: int = 300) -> Code:
+        opened = await self.invites.open(ttl_s)
+        self.place = await place_at(opened.places[0])
+        return Code.parse(opened.code)
+
+    async def join(self, code: Code, clock: Clock | None = None) -> str:
+        """Join with a code; return the keyring."""
+        assert self.place is not None
+        key = NodeKey.generate().public_bytes()
+        joiner = Joiner("bay", key, clock or self.clock, lambda _: None)
+        return (await joiner.by_code(code, [self.place])).keyring
+
+    async def knock(self, slot: int) -> tuple[Conversation, Refusal]:
+        """Say hello for a slot; return the connection and the answer."""
+        assert self.place is not None
+        conversation = await call(self.place.addresses)
+        wall_ms = self.clock.now().wall_ms
+        key = NodeKey.generate().public_bytes()
+        hello = Greeting(name="eve", key=key, wall_ms=wall_ms, number=slot)
+        await conversation.say(hello.pack())
+        said = await conversation.hear(GREETING_BYTES)
+        return conversation, Greeting.unpack(said).refusal
+
+
+@asynccontextmanager
+async def door() -> AsyncIterator[Door]:
+    clock = Clock()
+    node = NodeInfo(
+        id=NodeId("a" * 16),
+        boot="0" * 16,
+        name="ash",
+        slots=1,
+        version="0",
+        peer_port=7878,
+        lan_port=3443,
+        addresses=("127.0.0.1",),
+    )
+    invites = Invites(
+        node=node,
+        node_key=NodeKey.generate().public_bytes(),
+        mesh_id="0" * 16,
+        keyring=lambda: KEYRING,
+        addresses=["127.0.0.1"],
+        interfaces=["lo"],
+        clock=clock,
+        log=configure("json", "error", {}),
+    )
+    async with asyncio.TaskGroup() as tasks:
+        invites.start(tasks)
+        yield Door(invites, clock)
+        await invites.close()
+
+
+async def test_three_invites_may_be_open() -> None:
+    """A fourth is refused, until one of them is over."""
+    async with door() as ash:
+        for _ in range(OPEN_MAX):
+            await ash.invite()
+
+        with pytest.raises(TooManyInvites):
+            await ash.invite()
+
+        ash.clock.ahead_s += 301
+        await ash.invite()
+
+
+async def test_an_invite_expires() -> None:
+    """A code that somebody finds on the screen an hour later opens nothing."""
+    async with door() as ash:
+        code = await ash.invite(ttl_s=60)
+        await ash.invite(ttl_s=300)
+        ash.clock.ahead_s += 61
+
+        with pytest.raises(PairingFailed) as failed:
+            await ash.join(code)
+
+        assert str(failed.value.__cause__) == "the invite has expired"
+
+
+async def test_an_invite_lets_one_machine_in() -> None:
+    """The second one is told that it is used, and a stranger's slot that it is none."""
+    async with door() as ash:
+        code, _ = await ash.invite(), await ash.invite()
+
+        assert await ash.join(code) == KEYRING
+
+        with pytest.raises(PairingFailed) as used:
+            await ash.join(code)
+        assert "tried before" in str(used.value.__cause__)
+        known = {code.slot, *ash.invites._open}
+        free = next(slot for slot in range(1, 100) if slot not in known)
+        with pytest.raises(PairingFailed) as unknown:
+            await ash.join(Code(free, "00000000"))
+        assert "first number of the code" in str(unknown.value.__cause__)
+
+
+async def test_a_clock_that_is_wrong_costs_no_code() -> None:
+    """The joiner is told before it says anything that the code follows from."""
+    async with door() as ash:
+        code = await ash.invite()
+
+        with pytest.raises(PairingFailed, match="minutes apart"):
+            await ash.join(code, Clock(ahead_s=CLOCK_MS_MAX / 1000 + 60))
+
+        assert await ash.join(code) == KEYRING
+
+
+async def test_who_hangs_up_after_the_shares_has_burnt_the_code() -> None:
+    """Else he could come back and guess with what he has seen."""
+    async with door() as ash:
+        code, _ = await ash.invite(), await ash.invite()
+        conversation, refusal = await ash.knock(code.slot)
+        assert refusal is Refusal.NONE
+        await conversation.say(Exchange.of_joiner(Code(code.slot, "00000000")).share)
+        await conversation.hear(SHARE_BYTES)
+        conversation.close()
+
+        with pytest.raises(PairingFailed, match="any more"):
+            await ash.join(code)
+
+
+async def test_who_only_says_hello_burns_nothing() -> None:
+    """A scanner of ports, or a machine of another version, costs nobody a code."""
+    async with door() as ash:
+        code = await ash.invite()
+        for _ in range(3):
+            conversation, refusal = await ash.knock(code.slot)
+            conversation.close()
+            assert refusal is Refusal.NONE
+
+        assert await ash.join(code) == KEYRING
+
+
+async def test_ten_failures_within_an_hour_burn_all_invites() -> None:
+    """Whoever tries slots is stopped; a fresh command makes a fresh code."""
+    async with door() as ash:
+        code = await ash.invite()
+        wrong = code.slot % 99 + 1
+        for _ in range(FAILURES_MAX):
+            conversation, refusal = await ash.knock(wrong)
+            conversation.close()
+            assert refusal is Refusal.NO_SLOT
+
+        with pytest.raises(PairingFailed):
+            await ash.join(code)
+        assert await ash.join(await ash.invite()) == KEYRING
+
+
+async def test_failures_of_an_hour_ago_are_forgotten() -> None:
+    """A mistyped slot now and then is no attack."""
+    async with door() as ash:
+        code = await ash.invite(ttl_s=3600 * 2)
+        for _ in range(FAILURES_MAX):
+            conversation, _ = await ash.knock(code.slot % 99 + 1)
+            conversation.close()
+            ash.clock.ahead_s += 400
+
+        assert await ash.join(code) == KEYRING
+
+
+async def test_what_answers_elsewhere_is_named() -> None:
+    """`--at` with the wrong port, or where nothing is any more."""
+    async with door() as ash:
+        with socket.create_server(("127.0.0.1", 0)) as silent:
+            silent.close()
+            ash.place = Place(None, (Address("127.0.0.1", 1),))
+            with pytest.raises(PairingFailed) as refused:
+                await ash.join(Code(1, "00000000"))
+
+    assert "no member lets anybody in at 127.0.0.1 port 1" in str(refused.value)
+    assert str(refused.value.__cause__) == "nothing listens there"
+
+
+async def test_no_address_holds_all_places() -> None:
+    """Who connects and says nothing is cut off, and others get in meanwhile."""
+    (listener,) = bind(
+        "--port", asked=0, default=0, addresses=["127.0.0.1"], holder=lambda _: None
+    )
+    port = port_of([listener])
+    heard: asyncio.Queue[bytes] = asyncio.Queue()
+
+    async def welcome(conversation: Conversation) -> None:
+        await heard.put(await conversation.hear(1))
+
+    async with asyncio.TaskGroup() as tasks, asyncio.timeout(5):
+        listening = tasks.create_task(listen([listener], welcome))
+        place = (Address("127.0.0.1", port),)
+        silent = [await call(place) for _ in range(HANDSHAKES_HERE_MAX)]
+        surplus = await call(place)
+        with pytest.raises(ConnectionResetError):  # It is hung up on.
+            await surplus.hear(1)
+        await silent[0].say(b"x")
+        assert await heard.get() == b"x"
+        late = await call(place)
+        await late.say(b"y")
+        assert await heard.get() == b"y"
+        listening.cancel()
+        for conversation in (*silent, surplus, late):
+            conversation.close()
