@@ -6,6 +6,7 @@ nobody chose, the only agent that answers is taken; several are listed.
 
 from __future__ import annotations
 
+import http
 import json
 import os
 import socket
@@ -21,6 +22,9 @@ from octaskly.errors import ConfigError, MeshError, PermissionDenied
 
 RUN_FOLDER = Path("/run/octaskly")
 PROBE_S = 1.0
+SUFFIX_DIGITS = 8  #: in which an id ends that a node made
+SUFFIX_MIN = 4  #: a shorter end of an id is more likely something else
+LOOKED_AT = 1000  #: newest tasks
 
 NO_AGENT = "no Octaskly agent is running on this machine"
 NO_AGENT_HINT = """\
@@ -160,17 +164,45 @@ def _say_waiting(refused: ApiError) -> None:
 
 
 def resolve_ref(client: Client, ref: str) -> str:
-    """Return what the API understands: a full id, `12` as `task-012`, `last` looked up.
+    """Return what the API understands of what people call a task.
+
+    That is a full id, its number, `last`, the end of an id, or a name; the latter two
+    are looked for among the newest tasks, and no others.
 
     Raises:
-        MeshError: there is no last task.
+        MeshError: there is no last task, or what fits is not one task alone.
+        ApiError: there is no such task.
     """
     if ref == "last":
         newest = client.newest()
         if newest is None:
             raise MeshError("there is no task yet", hint="octaskly run -- echo hello")
         return newest
-    return padded(ref)
+    full = padded(ref)
+    if full.startswith("task-") and not (full != ref and len(ref) == SUFFIX_DIGITS):
+        return full
+    try:
+        return client.task(full).id
+    except ApiError as error:
+        if error.status != http.HTTPStatus.NOT_FOUND:
+            raise
+        return _looked_up(client, ref) or full
+
+
+def _looked_up(client: Client, ref: str) -> str | None:
+    """Return the only task among the newest that ends so, or has this name."""
+    found = [
+        task.id
+        for task in client.newest_tasks(LOOKED_AT)
+        if task.name == ref or (len(ref) >= SUFFIX_MIN and task.id.endswith(ref))
+    ]
+    if len(found) > 1:
+        raise MeshError(
+            f"{ref!r} may be any of {len(found)} tasks, the newest first:"
+            f" {', '.join(found[:3])}",
+            hint=f"octaskly show {found[0]}",
+        )
+    return found[0] if found else None
 
 
 def padded(ref: str) -> str:

@@ -170,8 +170,10 @@ def _sentence(message: str) -> str:
 
 
 def _usage_hints(error: click.ClickException) -> list[str]:
-    if not isinstance(error, click.UsageError) or error.ctx is None:
+    if not isinstance(error, click.UsageError):
         return []
+    if error.ctx is None:
+        return ["octaskly COMMAND --help"]
     if isinstance(error, click.NoSuchOption) and error.option_name in CHOICE_OPTIONS:
         first = f"octaskly {error.option_name} VALUE {error.ctx.info_name}"
         return [f"{first} ...    it stands before the command"]

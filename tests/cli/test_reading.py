@@ -404,3 +404,40 @@ def test_control_characters_of_others_do_not_reach_the_terminal(
     assert "gone" in shown or line in (("stats",), ("wait", "1"))
     assert not UNSEEN.search(shown)
     assert not re.search(r"^forged", shown, re.MULTILINE)
+
+
+@pytest.mark.parametrize("ref", ["00000002", "000002", "nightly"])
+def test_a_task_is_found_by_the_end_of_its_id_or_its_name(
+    three_tasks: Api, octaskly: Run, ref: str
+) -> None:
+    """What people have at hand, where it is one task's alone."""
+    three_tasks.tasks["task-002-00000002"]["name"] = "nightly"
+
+    done = octaskly("show", ref)
+
+    assert done.returncode == 0, done.stderr
+    assert b"task-002-00000002" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("ref", "code", "told"),
+    [
+        ("nightly", 1, b"may be any of 2 tasks, the newest first: task-003-00000003, "),
+        ("02", 3, b"Task not found"),
+        ("002", 0, b""),
+        ("no-such", 3, b"Task not found"),
+    ],
+)
+def test_what_may_mean_several_tasks_means_none(
+    three_tasks: Api, octaskly: Run, ref: str, code: int, told: bytes
+) -> None:
+    """A guess could cancel the wrong one; digits alone are a number."""
+    for number in (1, 3):
+        three_tasks.tasks[f"task-00{number}-0000000{number}"]["name"] = "nightly"
+    if ref == "02":
+        del three_tasks.tasks["task-002-00000002"]
+
+    done = octaskly("show", ref)
+
+    assert done.returncode == code
+    assert told in done.stderr

@@ -164,10 +164,9 @@ IN_ROOT = r"""
 set -eu
 export PATH=/usr/sbin:/usr/bin:/sbin:/bin HOME=/root LC_ALL=C
 files() {
-    find / -xdev \( -path /proc -o -path /dev -o -path /root -o -path /tmp \
-        -o -path /run -o -path /var/log -o -path /var/cache/man \
-        -o -path '/var/lib/dpkg/*-old' \
-        -o -path '/etc/*-' -o -path /var/lib/systemd \) -prune -o -print | sort
+    find /etc /opt /usr /var -xdev \( -path /var/log -o -path /var/cache/man \
+        -o -path '/var/lib/dpkg/*-old' -o -path '/etc/*-' -o -path /etc/.pwd.lock \
+        -o -path /var/lib/systemd \) -prune -o -print | sort
 }
 files >/root/before
 dpkg -i /root/octaskly.deb
@@ -204,6 +203,7 @@ mount -t overlay overlay \
     -o "lowerdir=/,upperdir=$1/upper,workdir=$1/work" "$1/root"
 mount -t proc proc "$1/root/proc"
 mount --rbind /dev "$1/root/dev"
+mount --rbind /sys "$1/root/sys"
 mount -t tmpfs tmpfs "$1/root/run"
 ip link set lo up
 cp "$2" "$1/root/root/octaskly.deb"

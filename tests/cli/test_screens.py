@@ -1,0 +1,138 @@
+"""What each command shows, word for word: in a pipe, and on terminals of two widths.
+
+The sessions are files in `screens`. After a change that is meant to show, write them
+anew, and read the difference before it is committed:
+OCTASKLY_SCREENS=write .venv/bin/pytest tests/cli/test_screens.py
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import click
+import pexpect
+import pytest
+
+from tests.cli.stand_in import Api
+from tests.cli.test_reading import ended_task
+from tests.docs.test_commands import commands, named
+
+SCREENS = Path(__file__).parent / "screens"
+WAIT_S = 60
+CALLS = (
+    ["--version"],
+    ["ls"],
+    ["ls", "--status", "failed"],
+    ["ls", "--limit", "2"],
+    ["ls", "--json", "--limit", "1"],
+    ["show", "1"],
+    ["show", "2"],
+    ["show", "last"],
+    ["show", "00000002"],
+    ["show", "99"],
+    ["show", "--json", "1"],
+    ["logs", "1"],
+    ["logs", "--stderr", "2"],
+    ["wait", "1", "2"],
+    ["run", "--", "echo out; echo err >&2; exit 3"],
+    ["run", "--json", "--timeout", "never", "--", "true"],
+    ["cancel", "1"],
+    ["--quiet", "drain", "here"],
+    ["drain", "here"],
+    ["nodes"],
+    ["nodes", "--json"],
+    ["stats"],
+    ["map", "--dry-run", "gzip -k {}", ":::", "a.log", "b c.log"],
+    ["map", "--dry-run"],
+    ["ls", "--state", "failed"],
+    ["ls", "--node"],
+    ["lss"],
+    ["forget"],
+    ["token", "create"],
+    ["submit"],
+    ["--no-color", "nodes"],  # Last, as it is for the process.
+)
+SESSION = """\
+import shlex, sys
+from octaskly.cli import main
+for call in {calls!r}:
+    print("$", shlex.join(["octaskly", *call]), flush=True)
+    code = main(["--node", "here", *call])
+    sys.stdout.flush()
+    if code:
+        print(f"[exit code {{code}}]", flush=True)
+"""
+
+
+@pytest.fixture
+def tasks(api: Api) -> Api:
+    """Three tasks that have ended, one with a name, one with a long command."""
+    long = f"convert {' '.join(f'input-{number}.png' for number in range(12))} out.pdf"
+    for task in (
+        ended_task(1),
+        ended_task(2, status="failed", exit_code=3, command="false\nfalse"),
+        ended_task(3, command=long, name="album"),
+    ):
+        api.tasks[task["id"]] = task
+    return api
+
+
+def session(columns: int | None, environ: dict[str, str]) -> str:
+    """Return what a terminal of that width shows, or a pipe."""
+    program = [sys.executable, "-c", SESSION.format(calls=CALLS)]
+    if columns is None:
+        done = subprocess.run(
+            program,
+            env=environ,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            timeout=WAIT_S,
+            check=True,
+        )
+        return done.stdout.decode()
+    coloured = {name: text for name, text in environ.items() if name != "NO_COLOR"}
+    terminal = pexpect.spawn(
+        program[0],
+        program[1:],
+        env=coloured | {"TERM": "xterm"},
+        timeout=WAIT_S,
+        encoding="utf-8",
+        dimensions=(24, columns),
+    )
+    shown = terminal.read()
+    terminal.close()
+    assert terminal.exitstatus == 0
+    return shown.replace("\r\n", "\n")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("columns", [None, 80, 120])
+def test_screens_look_as_they_did(
+    tasks: Api, environ: dict[str, str], columns: int | None
+) -> None:
+    """Every difference is one that somebody meant, and read."""
+    text = session(columns, environ)
+    text = re.sub(r"\d+h\d\dm ago", "AGE ago", text)
+    text = re.sub(r"(octaskly) \d+\.\d+\.\d+\S*", r"\1 VERSION", text)
+    file = SCREENS / f"{columns or 'pipe'}.txt"
+    if os.environ.get("OCTASKLY_SCREENS") == "write":
+        file.write_bytes(text.encode())
+
+    assert text == file.read_bytes().decode()  # A carriage return stays one.
+    assert columns is not None or "\x1b" not in text
+
+
+@pytest.mark.parametrize(("words", "command"), list(commands()), ids=named)
+def test_help_fits_a_terminal_of_80_columns(words: str, command: click.Command) -> None:
+    """Click breaks what it may; this finds what it may not break."""
+    with click.Context(command, info_name=f"octaskly {words}") as context:
+        wide = [
+            line for line in command.get_help(context).splitlines() if len(line) > 80
+        ]
+
+    assert wide == []
