@@ -14,7 +14,7 @@ from octaskly.api.window import Window
 from octaskly.ports import Clock, Principal
 
 HEADERS = ("RateLimit-Limit", "RateLimit-Remaining", "RateLimit-Reset")
-CLIENTS_MAX = 4096
+CLIENTS_MAX = 1024
 """Of more, those that were silent for longest are forgotten, and begin anew.
 
 That many clients ask must not be a reason to refuse one of them.
@@ -63,7 +63,7 @@ class Meter:
             windows.popitem(last=False)
         now_s = self._clock.now().mono_s
         is_taken = window.take(now_s, limit)
-        values = (limit, max(0, limit - window.total), window.frees_s(now_s))
+        values = (limit, limit - window.total, window.frees_s(now_s))
         headers = dict(zip(HEADERS, map(str, values), strict=True))
         if not is_taken:
             raise too_fast(headers)

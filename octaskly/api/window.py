@@ -7,7 +7,7 @@ had fewer than that within the last `WINDOW_S + SLOT_S`.
 
 from __future__ import annotations
 
-from array import array
+from collections import deque
 from math import ceil, floor
 from typing import Final
 
@@ -19,11 +19,11 @@ _SLOTS: Final = WINDOW_S // SLOT_S + 1
 class Window:
     """What one client has asked for lately."""
 
-    __slots__ = ("_counts", "_slot", "total")
+    __slots__ = ("_slots", "total")
 
     def __init__(self) -> None:
-        self._counts = array("L", [0] * _SLOTS)
-        self._slot = 0  #: the newest, counted from the beginning of time
+        self._slots: deque[list[int]] = deque()
+        """Number and requests of each slot that had some, the oldest first."""
         self.total = 0  #: requests within the window
 
     def take(self, now_s: float, limit: int) -> bool:
@@ -33,22 +33,18 @@ class Window:
             now_s: Monotonic; never less than in the call before.
             limit: Requests within any window.
         """
-        self._advance(floor(now_s / SLOT_S))
+        slot = floor(now_s / SLOT_S)
+        slots = self._slots
+        while slots and slots[0][0] <= slot - _SLOTS:
+            self.total -= slots.popleft()[1]
         if self.total >= limit:
             return False
-        self._counts[self._slot % _SLOTS] += 1
+        if not slots or slots[-1][0] != slot:
+            slots.append([slot, 0])
+        slots[-1][1] += 1
         self.total += 1
         return True
 
     def frees_s(self, now_s: float) -> int:
         """Return the whole seconds until the oldest request leaves the window."""
-        for age in range(_SLOTS - 1, -1, -1):
-            if self._counts[(self._slot - age) % _SLOTS]:
-                return ceil((self._slot - age + _SLOTS) * SLOT_S - now_s)
-        return 0
-
-    def _advance(self, slot: int) -> None:
-        for passed in range(self._slot + 1, min(slot, self._slot + _SLOTS) + 1):
-            self.total -= self._counts[passed % _SLOTS]
-            self._counts[passed % _SLOTS] = 0
-        self._slot = max(slot, self._slot)
+        return ceil((self._slots[0][0] + _SLOTS) * SLOT_S - now_s)

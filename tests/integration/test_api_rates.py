@@ -157,6 +157,18 @@ async def test_a_stream_counts_once(monkeypatch: pytest.MonkeyPatch) -> None:
     ]
 
 
+def test_each_token_has_its_own_account() -> None:
+    """Also where two are for one subject."""
+    meter = rates.Meter({"client": 1}, Clock())
+
+    left = [
+        meter.charge(Principal(subject="ci", role="client", token=token))
+        for token in ("first", "second")
+    ]
+
+    assert [headers["RateLimit-Remaining"] for headers in left] == ["0", "0"]
+
+
 async def test_of_too_many_clients_the_most_silent_begin_anew(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
