@@ -105,7 +105,7 @@ class Peer(Kind):
         super().__init__(
             "HOST[:PORT]",
             "HOST, HOST:PORT or [IPV6]:PORT",
-            r"(?:\[(?P<v6>[0-9a-fA-F:.%\w]+)\]|(?P<host>[^:\s]+))(?::(?P<port>[0-9]+))?",
+            r"(?:\[(?P<v6>[0-9a-fA-F:.%\w]+)\]|(?P<host>[^:\s]+))(?::(?P<port>[0-9]{1,5}))?",
         )
         self._port_default = port_default
 

@@ -18,8 +18,12 @@ class Unit:
     def parse(self, text: str) -> int | None:
         """Return the amount; None where the text is none."""
         letters = "".join(self.factors)
-        pattern = rf"([0-9]+)\s*(?:([{letters}])(?:{self.ending})?)?" if letters else ""
-        match = re.fullmatch(pattern or r"([0-9]+)()", text.strip())
+        pattern = (
+            rf"([0-9]{{1,18}})\s*(?:([{letters}])(?:{self.ending})?)?"
+            if letters
+            else ""
+        )
+        match = re.fullmatch(pattern or r"([0-9]{1,18})()", text.strip())
         if match is None:
             return None
         return int(match[1]) * self.factors.get(match[2], 1)

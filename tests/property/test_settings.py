@@ -1,0 +1,55 @@
+"""Every setting, over whatever may stand in a variable or a file."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from octaskly.config.kinds import Unusable
+from octaskly.config.table import SETTINGS, Setting
+
+leaves = st.one_of(
+    st.none(), st.booleans(), st.integers(), st.floats(), st.text(), st.dates()
+)
+values = st.recursive(
+    leaves,
+    lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
+    max_leaves=8,
+)
+texts = st.one_of(
+    st.text(),
+    st.from_regex(r"[0-9]{1,20}[smhdKMGT]?", fullmatch=True),
+    st.from_regex(r"\[?[a-z0-9:]{1,9}\]?(:[0-9]{1,6})?(,a=b)?", fullmatch=True),
+)
+rows = st.sampled_from(SETTINGS)
+SLOTS = next(setting for setting in SETTINGS if setting.key == "slots")
+
+
+@settings(max_examples=300)
+@given(setting=rows, text=texts)
+@example(setting=SLOTS, text="9" * 5000)
+def test_text_is_taken_or_refused_and_what_is_shown_means_the_same(
+    setting: Setting, text: str
+) -> None:
+    """Whatever `octaskly config` prints may be put into a variable."""
+    with suppress(Unusable):
+        value = setting.kind.of_text(text)
+
+        assert setting.kind.of_text(setting.kind.show(value)) == value
+
+
+@settings(max_examples=300)
+@given(setting=rows, value=values)
+def test_a_value_of_a_file_is_taken_or_refused_with_what_is_allowed(
+    setting: Setting, value: object
+) -> None:
+    """No file ends an agent with a traceback."""
+    faults: tuple[tuple[object, str], ...] = ()
+    try:
+        setting.kind.of_toml(value)
+    except Unusable as error:
+        faults = error.faults
+
+    assert all(allowed for _, allowed in faults)
