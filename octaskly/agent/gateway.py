@@ -12,6 +12,7 @@ from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from octaskly.agent.audit import Audit
 from octaskly.agent.clock import SystemClock
 from octaskly.agent.feed import Feed
 from octaskly.agent.finding import Finder
@@ -100,6 +101,7 @@ class AgentGateway:
         self.tickets = Tickets(post)
         self.records = Records(self.tickets, store)
         self.tokens = TokenOffice(signer, self.records, clock, self._require_dispatcher)
+        self.audit = Audit(self.records, clock, node_id, self._require_dispatcher)
         self.waiters = Waiters()
         self._finder = Finder(store, lambda: node.is_complete)
         self._submissions = Submissions(

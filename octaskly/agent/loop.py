@@ -14,7 +14,6 @@ from typing import Any
 from octaskly.agent.clock import SystemClock
 from octaskly.agent.gateway import AgentGateway
 from octaskly.agent.seams import Advertiser, Links, Runner
-from octaskly.agent.view import MeshView
 from octaskly.core import effects as ef
 from octaskly.core import events as ev
 from octaskly.core.model import Limits, NodeId
@@ -96,7 +95,7 @@ class CoreLoop:
             ef.Announce: lambda e: self._announce(e, gateway),
             ef.Learnt: lambda e: gateway.records.learnt(e.records),
             ef.Publish: lambda e: self._publish(e, gateway),
-            ef.Remember: lambda e: self._remember(e, gateway.view),
+            ef.Remember: lambda e: self._remember(e, gateway),
             ef.Note: lambda e: write_note(self._log, gateway.view.told(e)),
             ef.Stopped: lambda _: self._stop(),
         }
@@ -179,9 +178,11 @@ class CoreLoop:
         gateway.feed.published(effect)
         self._on_ended()
 
-    def _remember(self, effect: ef.Remember, view: MeshView) -> None:
+    def _remember(self, effect: ef.Remember, gateway: AgentGateway) -> None:
         self._store.remember(effect.peer, effect.name, effect.addresses)
-        view.met(effect.peer, effect.name)
+        if gateway.view.is_serving and effect.peer not in gateway.view.names:
+            self._spawn(gateway.audit.joined(effect.peer, effect.name))
+        gateway.view.met(effect.peer, effect.name)
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
         self._reads.create_task(work)

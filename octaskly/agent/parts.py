@@ -10,7 +10,7 @@ import socket
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
-from typing import Any
+from typing import Any, Final
 
 from octaskly import __version__
 from octaskly.agent.admissions import OnEntered, admissions_of_member
@@ -40,6 +40,8 @@ from octaskly.runner.workdir import captured
 from octaskly.stats import LoadSampler, gpus, is_on_mains, memory_total_mb
 from octaskly.store import Store
 from octaskly.trust import MeshSecret, MeshTrust, NodeKey, Tokens
+
+LAST_WORDS_S: Final = 1.0  #: for what the audit log still lacks at the end
 
 
 class Parts:
@@ -113,6 +115,7 @@ class Parts:
         self.loop.start()
         self._tidy = tasks.create_task(self._pool.recorder.tidy())
         self._telling = tasks.create_task(self._webhooks.run())
+        self._noting = tasks.create_task(self._api.auditor.run())
         self._dial_seeds(tasks)
         await self._discovery.start(tasks, peers_known=self._peers_known)
         description = self._description()
@@ -160,6 +163,10 @@ class Parts:
             self._config.paths.description.unlink()
         self._tidy.cancel()
         self._telling.cancel()
+        self._noting.cancel()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(LAST_WORDS_S):
+                await self._api.auditor.flush()
         self.gateway.close()
         await self._admissions.close()
         await self._api.close()

@@ -91,20 +91,20 @@ class TokenOffice:
         self._require_dispatcher()
         signer, now_ms = self._require_signer(), self._now_ms()
         jti = self._clock.hex_digits(32)
+        subject = subject or name or by
         if name is None and expires_s > UNNAMED_S_MAX:
             name = f"{role}-{jti[:8]}"
         info = TokenInfo(
             id=jti,
             name=name,
-            subject=subject or name or by,
+            subject=subject,
             role=role,
             issued_ms=now_ms,
             expires_ms=(now_ms // 1000 + expires_s) * 1000,
             issued_by=_brief(by),
         )
-        assert info.subject is not None
         token = signer.mint(
-            subject=info.subject,
+            subject=subject,
             role=role,
             expires_s=expires_s,
             now_s=now_ms / 1000,
@@ -131,10 +131,7 @@ class TokenOffice:
         info = info or next(iter(named[-1:]), None)
         if info is None:
             if not _ID.fullmatch(ref):
-                raise TokenNotFound(
-                    f"no token is called {ref[:80]!r}",
-                    hint="`octaskly token list` shows those that have a name",
-                )
+                raise TokenNotFound(f"no token is called {ref[:80]!r}")
             info = self._unlisted(ref)
         if info.revoked_ms is None:
             now_ms = self._now_ms()

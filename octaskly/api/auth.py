@@ -62,7 +62,7 @@ def local_user(connection: socket.socket, node_name: str) -> Principal:
             ACCESS_DENIED,
             hint=f"user {user} is not in group {GROUP}",
         )
-    return Principal(subject=f"local:{user}@{node_name}", role="admin")
+    return Principal(subject=f"local:{user}@{node_name}", role="admin", uid=uid)
 
 
 def stated(header: str, hop: NodeId) -> Principal:

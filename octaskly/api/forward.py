@@ -13,6 +13,7 @@ import socket
 import ssl
 from collections.abc import Callable, Sequence
 from http import HTTPStatus
+from urllib.parse import quote
 
 import aiohttp
 from aiohttp import AddrInfoType, web
@@ -35,6 +36,7 @@ from octaskly.errors import NoDispatcher, NotDispatcher
 from octaskly.ports import DispatcherView, Gateway
 
 HOP_HEADER = "Octaskly-Hop"
+SOURCE_HEADER = "Octaskly-Source"
 DISPATCHER_HEADER = "Octaskly-Dispatcher"
 EPOCH_HEADER = "Octaskly-Epoch"
 
@@ -201,6 +203,7 @@ class Forwarder:
         async with response:
             if REFUSED_HEADER in response.headers:
                 raise NotSent("it is not dispatcher any more")
+            call.seen.is_decided_elsewhere = True
             return await self._pass_on(call, response, view)
 
     async def _pass_on(
@@ -274,6 +277,7 @@ class Forwarder:
         headers = {name: given[name] for name in _UP if name in given}
         headers[HOP_HEADER] = self._gateway.node_id
         headers["X-Request-ID"] = call.seen.id
+        headers[SOURCE_HEADER] = quote(call.seen.source, safe=":. ")
         if call.principal is not None:
             headers[PRINCIPAL_HEADER] = statement(call.principal)
         return headers

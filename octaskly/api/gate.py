@@ -15,7 +15,7 @@ from http import HTTPStatus
 
 from aiohttp import web
 
-from octaskly.api import auth, guards, toll
+from octaskly.api import auditing, auth, guards, toll
 from octaskly.api.bodies import Bodies
 from octaskly.api.forward import HOP_HEADER
 from octaskly.api.holding import Holding, TokenEnded
@@ -96,6 +96,7 @@ class Gate:
     ) -> None:
         self._parts = parts
         self._holding = Holding(parts.gateway.tokens.is_good)
+        self.auditor = auditing.Auditor(parts, id_prefix)
         self._guard = guard
         self._verify = verify
         self._node_name = node_name
@@ -178,6 +179,8 @@ class Gate:
         """Tell the log, and forget the request."""
         handler = _protocol(request)
         seen, handler.seen = handler.seen, None
+        if seen is not None:
+            self.auditor.note(seen, request.method, response.status)
         if self._on_served is None:
             return
         now_s = asyncio.get_running_loop().time()
@@ -196,6 +199,7 @@ class Gate:
     async def _answer(self, request: web.Request, seen: Seen) -> web.StreamResponse:
         if _protocol(request).is_surplus:
             raise _too_many()
+        auditing.note_origin(seen, request, _protocol(request).peer)
         try:
             route = self._route(request, seen)
             principal = None if route is None else self._principal(request, route)
@@ -257,6 +261,7 @@ class Gate:
             raise _unroutable(request, failure)
         if route is None:
             raise Problem(403, FORBIDDEN, hint="this path has no access rule")
+        auditing.note_route(seen, request, route)
         return route
 
     def _check_sender(self, request: web.Request, seen: Seen) -> None:
@@ -280,7 +285,7 @@ class Gate:
     ) -> Call:
         handler = _protocol(request)
         if principal is not None:
-            seen.subject = principal.subject
+            auditing.note_principal(seen, principal)
             _check_rights(principal, route, is_socket=handler.is_socket)
             view = self._parts.gateway.dispatcher()
             if not route.is_local and view is not None and view.is_self:

@@ -18,6 +18,7 @@ LIMIT_MAX = 1000
 OFFSET_MAX = 2**53
 ATTEMPTS_MAX = 10**9
 WAIT_S_MAX = 300.0
+SINCE_S_MAX = 90 * 86_400
 
 _REF = re.compile(r"[A-Za-z0-9._-]{1,64}(\.[0-9]{1,9})?(~[0-9]{1,3})?")
 _LOGGED = re.compile(r"[A-Za-z0-9._-]{1,64}(\.[0-9]{1,9})?(~[0-9a-f]{14,15})?")
@@ -30,6 +31,7 @@ _Ref = Annotated[str, msgspec.Meta(pattern=f"^{_REF.pattern}$")]
 _Start = Annotated[int, msgspec.Meta(ge=0, le=OFFSET_MAX)]
 
 PARAMETERS: Final[Mapping[str, tuple[Any, str]]] = {
+    "after": (str, "`next` of an earlier answer: go on behind it"),
     "array": (_Ref, "only members of this array; else all tasks that are no members"),
     "attempt": (
         Annotated[int, msgspec.Meta(ge=0, le=ATTEMPTS_MAX)],
@@ -54,6 +56,10 @@ PARAMETERS: Final[Mapping[str, tuple[Any, str]]] = {
         "in which results come: as members end, or by their numbers",
     ),
     "offset": (_Start, "how many items, or bytes of each stream, to skip"),
+    "since_s": (
+        Annotated[int, msgspec.Meta(ge=0, le=SINCE_S_MAX)],
+        "only what was not longer ago, in seconds; else the latest",
+    ),
     "status": (TaskState, "only tasks in this state"),
     "stderr": (_Start, "offset in stderr; none: leave it out"),
     "stdout": (_Start, "offset in stdout; none: leave it out"),
@@ -111,6 +117,12 @@ class Query:
     def offset(self) -> int:
         """Return how many items come before the page."""
         return self._integer("offset", 0, 0, OFFSET_MAX)
+
+    def since_s(self) -> int | None:
+        """Return how far back to go, None: it was not said."""
+        if "since_s" not in self._given:
+            return None
+        return self._integer("since_s", 0, 0, SINCE_S_MAX)
 
     def status(self) -> TaskState | None:
         """Return the state to keep, None for all."""

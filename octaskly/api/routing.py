@@ -16,6 +16,7 @@ from octaskly.api.problems import Problem
 from octaskly.api.query import Query
 from octaskly.api.rates import Meter
 from octaskly.api.waits import Waits
+from octaskly.core.merge import TaskRecord
 from octaskly.core.model import NodeId
 from octaskly.ports import Admissions, Clock, Gateway, Principal
 
@@ -24,6 +25,9 @@ JSON = "application/json"
 BYTES = "application/octet-stream"
 STREAMS_MAX = 256
 """Half of all connections, so that streams never keep other requests out."""
+
+NOTED_MAX = 8
+"""Tasks of one request that the audit log names."""
 
 _RETRY_AFTER_S = 5
 
@@ -127,6 +131,15 @@ class Seen:
     origin: str | None = None  #: an allowed Origin, to be reflected
     subject: str | None = None
     body_bytes: int = 0  #: of its body, as long as that is held
+    principal: Principal | None = None
+    action: str = ""  #: method and path of the route
+    target: str | None = None  #: what the path names
+    source: str = ""  #: where it came from: an address, or a user of this machine
+    asked: NodeId | None = None  #: the node that forwarded it
+    tasks: Sequence[str] = ()  #: the first ones that came of it,
+    task_count: int = 0  #: of so many
+    is_noted: bool = False  #: what it changes is the business of the audit log
+    is_decided_elsewhere: bool = False  #: another node answered
     signature: Mapping[str, str] = field(default_factory=dict)
     """Headers of a dispatcher's answer, also of one that refuses."""
     allowance: Mapping[str, str] | None = None
@@ -176,6 +189,11 @@ class Call:
         """The principal of a route that is not open."""
         assert self.principal is not None
         return self.principal
+
+    def note_tasks(self, records: Sequence[TaskRecord]) -> None:
+        """Let the audit log tell which tasks came of this."""
+        self.seen.tasks = [record.name for record in records[:NOTED_MAX]]
+        self.seen.task_count = len(records)
 
     def elapsed_s(self) -> float:
         """Return how long ago the request came in."""

@@ -25,6 +25,8 @@ from aiohttp import web
 from octaskly.api import (
     admitting,
     arrays,
+    audit,
+    auditing,
     auth,
     doctor,
     events,
@@ -39,6 +41,7 @@ from octaskly.api import (
     tokens,
     toll,
 )
+from octaskly.api.auditing import Auditor
 from octaskly.api.door import Door
 from octaskly.api.forward import Forwarder, Tune
 from octaskly.api.gate import Gate, OnFault, OnServed
@@ -75,6 +78,8 @@ ROUTES = openapi.with_document(
     *nodes.ROUTES,
     *tokens.ROUTES,
     *doctor.ROUTES,
+    *audit.ROUTES,
+    *auditing.ROUTES,
     *admitting.ROUTES,
     *events.ROUTES,
     *results.ROUTES,
@@ -260,6 +265,11 @@ class ApiServer:
     def app(self) -> web.Application:
         """The application, for tests that walk its routes."""
         return self._runner.app
+
+    @property
+    def auditor(self) -> Auditor:
+        """What writes down who changes what here; the caller runs it."""
+        return self._gate.auditor
 
     def forward_as(self, tls: ssl.SSLContext) -> None:
         """Show another certificate to other nodes from now on."""

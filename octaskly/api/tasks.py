@@ -27,6 +27,7 @@ async def create(call: Call) -> web.StreamResponse:
     records, replicas = await call.gateway.submit(
         drafts, principal=call.who, idempotency_key=key, is_strict=is_strict
     )
+    call.note_tasks(records)
     shown = [render.created(record, replicas) for record in records]
     body = render.encode(shown if asked.is_array else shown[0])
     response = json_response(body, HTTPStatus.CREATED)
@@ -85,6 +86,7 @@ async def retry(call: Call) -> web.StreamResponse:
     """Accept a task that repeats an ended one."""
     ref = query.task_ref(call.request.match_info["id"])
     record, replicas = await call.gateway.retry(ref, principal=call.who)
+    call.note_tasks([record])
     spec = record.spec
     assert spec is not None
     assert spec.options is not None

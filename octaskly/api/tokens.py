@@ -53,6 +53,7 @@ async def issue(call: Call) -> web.StreamResponse:
         name=asked.name,
         by=call.who.subject,
     )
+    call.seen.target = info.name or info.id
     body = {
         "token": token,
         "id": info.id,

@@ -23,6 +23,7 @@ from octaskly.errors import OctasklyError
 COMMANDS = {
     "agent": "octaskly.cli.agent:agent",
     "approve": "octaskly.cli.approving:approve",
+    "audit": "octaskly.cli.auditing:audit",
     "array": "octaskly.cli.arrays:array",
     "ca": "octaskly.cli.access:ca",
     "cancel": "octaskly.cli.tasks:cancel",

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from octaskly.core.messages import Hello
 from octaskly.ports.access import Principal, TokenDesk, TokenInfo
 from octaskly.ports.admissions import Admissions, Invite, Membership, Request
+from octaskly.ports.audit import AuditLog, Deed, DeedPage
 from octaskly.ports.gateway import (
     DispatcherView,
     Gateway,
@@ -32,7 +33,10 @@ from octaskly.ports.store import (
 
 __all__ = [
     "Admissions",
+    "AuditLog",
     "Clock",
+    "Deed",
+    "DeedPage",
     "DispatcherView",
     "Gateway",
     "Health",

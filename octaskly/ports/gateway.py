@@ -26,6 +26,7 @@ from octaskly.core.model import (
 )
 from octaskly.core.verdicts import Explanation
 from octaskly.ports.access import Principal, TokenDesk
+from octaskly.ports.audit import AuditLog
 from octaskly.ports.news import Telling
 from octaskly.ports.output import Transcripts
 from octaskly.ports.store import TaskPage, TaskQuery
@@ -243,6 +244,10 @@ class Gateway(Transcripts, Telling, Protocol):
 
     def load(self) -> LoadSample:
         """Return the last sample of this machine."""
+
+    @property
+    def audit(self) -> AuditLog:
+        """Who did what."""
 
     @property
     def tokens(self) -> TokenDesk:

@@ -107,7 +107,7 @@ async def test_a_token_for_longer_gets_a_name(desk: TokenDesk) -> None:
 
     (info,) = await desk.listed()
 
-    assert info.name == f"client-{jti[:8]}"
+    assert (info.name, info.subject) == (f"client-{jti[:8]}", "ana")
 
 
 async def test_a_name_is_free_again_once_its_token_is_revoked(desk: TokenDesk) -> None:

@@ -61,6 +61,7 @@ from octaskly.ports import (
 )
 from octaskly.ports.news import Ended, Listening
 from octaskly.ports.output import Piece
+from tests.integration.fake_audit import FakeAudit
 from tests.integration.fake_tokens import FakeTokens
 
 NOW_MS = 1_770_379_200_000  # 2026-02-06T12:00:00Z
@@ -93,6 +94,7 @@ class FakeGateway:
         self.raised: list[Exception] = []  #: raised by the next calls, in order
         self.steered: list[tuple[Steering, str]] = []
         self.hold = NO_HOLD
+        self.audit = FakeAudit(self._require_dispatcher)
         self.tokens = FakeTokens(NOW_MS, self._require_dispatcher)
         self.lost: set[NodeId] = set()
         self.failure: str | None = None

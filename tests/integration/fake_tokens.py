@@ -34,18 +34,19 @@ class FakeTokens:
         if any(info.name == name for info in self._good()):
             raise TokenExists(f"a token is called {name!r} already", field="$.name")
         jti = f"{len(self._infos):0{ID_CHARS}x}"
+        subject = subject or name or by
         if name is None and expires_s > DAY_S:
             name = f"{role}-{jti[:8]}"
         info = self._infos[jti] = TokenInfo(
             id=jti,
             name=name,
-            subject=subject or name or by,
+            subject=subject,
             role=role,
             issued_ms=self.now_ms,
             expires_ms=self.now_ms + expires_s * 1000,
             issued_by=by,
         )
-        return f"{role}:{info.subject}:{expires_s}", info
+        return f"{role}:{subject}:{expires_s}", info
 
     async def listed(self) -> tuple[TokenInfo, ...]:
         self._require_dispatcher()

@@ -23,11 +23,16 @@ SOON_S = 2.0  #: after the answer to a revocation
 @pytest.fixture
 def mesh(tmp_path: Path) -> Iterator[list[Agent]]:
     """Two nodes that may reign, and one that is only a worker; they end in the end."""
-    agents = [start(tmp_path, name) for name in ("ana", "ben")]
-    agents.append(start(tmp_path, "cy", "--no-electable"))
-    with ending(*agents):
+    agents = [start(tmp_path, "ana")]
+    try:
+        until_nodes(agents[0], 1)
+        agents.append(start(tmp_path, "ben"))
+        agents.append(start(tmp_path, "cy", "--no-electable"))
         until_nodes(agents[0], 3)
         yield agents
+    finally:
+        for agent in agents:
+            agent.stop()
 
 
 def connection(agent: Agent) -> http.client.HTTPConnection:
@@ -75,6 +80,7 @@ def test_a_revoked_token_is_refused_by_all_and_stays_so(
     good token is shown: most of these requests go over two machines.
     """
     worker = mesh[2]
+    assert roles(worker)["cy"] == "worker"
     named = issue(worker, name="ci", expires_s=86_400 * 30)
     plain, kept = issue(worker), issue(worker, name="kept")["token"]
     for agent in mesh:

@@ -1,0 +1,130 @@
+"""The audit log: deeds as records, which the whole mesh keeps and lists."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import replace
+from typing import Final
+
+import msgspec
+
+from octaskly.agent.clock import SystemClock
+from octaskly.agent.records import Records
+from octaskly.core.events import RecordDraft
+from octaskly.core.facts import HLC_MAX, Recorded, hlc_of
+from octaskly.core.model import NodeId
+from octaskly.core.records import AUDIT, KINDS
+from octaskly.errors import OctasklyError
+from octaskly.ports import Deed, DeedPage, RecordQuery
+
+RETENTION_MS: Final = 90 * 86_400_000
+TEXT_BYTES_MAX: Final = 160  #: of each text in a deed, which others may have chosen
+JOINED: Final = "join"  #: a node was met for the first time
+
+_CURSOR: Final = re.compile(r"([0-9a-f]{1,16})-([\x21-\x7e]{1,200})")
+
+
+class Audit:
+    """The deeds of one mesh, seen from one node.
+
+    Args:
+        records: Where they are kept.
+        clock: The time by which they are forgotten.
+        node_id: This node.
+        require_dispatcher: Raises NotDispatcher unless this node reigns.
+    """
+
+    def __init__(
+        self,
+        records: Records,
+        clock: SystemClock,
+        node_id: NodeId,
+        require_dispatcher: Callable[[], None],
+    ) -> None:
+        self._records = records
+        self._clock = clock
+        self._node_id = node_id
+        self._require_dispatcher = require_dispatcher
+
+    async def keep(self, deeds: Sequence[Deed]) -> None:
+        """Write deeds, and return when they are safe."""
+        await self._records.keep(*map(_draft, deeds))
+
+    async def joined(self, node: NodeId, name: str) -> None:
+        """Write that a node is in the mesh that was never met before."""
+        now_ms = self._clock.now().wall_ms
+        deed = Deed(
+            id=f"{JOINED}-{node}",
+            at_ms=now_ms,
+            subject=f"node:{name}",
+            role=None,
+            action=JOINED,
+            target=node,
+            source="mesh",
+            asked=self._node_id,
+            decided=self._node_id,
+            status=200,
+        )
+        with suppress(OctasklyError):  # Another dispatcher will meet it, too.
+            await self.keep([deed])
+
+    async def page(
+        self, *, since_ms: int | None, after: str | None, limit: int
+    ) -> DeedPage:
+        """Read deeds since a time, or behind a cursor; by default the latest."""
+        self._require_dispatcher()
+        oldest_ms = self._clock.now().wall_ms - RETENTION_MS
+        since = hlc_of(max(oldest_ms, since_ms or 0))
+        is_latest = since_ms is None and after is None
+        beyond = None if after is None else _place(after)
+        found = await self._records.page(
+            RecordQuery(
+                kind=AUDIT,
+                limit=limit,
+                since=since,
+                beyond=beyond,
+                is_newest_first=is_latest,
+            )
+        )
+        if is_latest:
+            found = found[::-1]
+        cursor = f"{found[-1].at:x}-{found[-1].key}" if found else after
+        return DeedPage(tuple(filter(None, map(_deed, found))), cursor)
+
+
+def _place(cursor: str) -> tuple[int, str]:
+    match = _CURSOR.fullmatch(cursor)
+    if match is None or int(match[1], 16) > HLC_MAX:
+        raise ValueError(f"{cursor[:80]!a} is no cursor")
+    return int(match[1], 16), match[2]
+
+
+def _draft(deed: Deed) -> RecordDraft:
+    """Return a deed as a record, which has a bound on its size."""
+    brief = replace(
+        deed,
+        subject=_brief(deed.subject),
+        action=_brief(deed.action) or "",
+        target=_brief(deed.target),
+        source=_brief(deed.source) or "",
+    )
+    body = msgspec.json.encode(brief)
+    if len(body) > KINDS[AUDIT].body_bytes_max:
+        body = msgspec.json.encode(replace(brief, tasks=()))
+    return RecordDraft(AUDIT, deed.id, body, deed.at_ms + RETENTION_MS)
+
+
+def _deed(record: Recorded) -> Deed | None:
+    """Return the deed of a record; None if a newer version wrote something else."""
+    try:
+        return msgspec.json.decode(record.body, type=Deed)
+    except (msgspec.DecodeError, ValueError):
+        return None
+
+
+def _brief(text: str | None) -> str | None:
+    if text is None:
+        return None
+    return text.encode("utf-8", "replace")[:TEXT_BYTES_MAX].decode("utf-8", "ignore")

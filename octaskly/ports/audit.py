@@ -1,0 +1,59 @@
+"""Who did what, from where, and with what answer."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from octaskly.core.model import NodeId
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Deed:
+    """One request that changed something, or was refused; or several that are alike."""
+
+    id: str  #: unique in the mesh, so that it may be handed over twice
+    at_ms: int  #: wall clock of the node that decided
+    subject: str | None  #: None: nobody was known
+    role: str | None
+    action: str  #: method and path of the route, or a word for what is no request
+    target: str | None  #: the task, node or token that the path names
+    source: str  #: an address, or `uid N` on the local socket
+    asked: NodeId  #: the node that the client asked
+    decided: NodeId  #: the node that carried it out or refused it
+    status: int  #: of the answer
+    tasks: tuple[str, ...] = ()  #: the first of those that came of it
+    task_count: int = 0
+    count: int = 1  #: of requests
+    until_ms: int | None = None  #: when the last one was, of several
+
+
+@dataclass(frozen=True, slots=True)
+class DeedPage:
+    """A part of the audit log, oldest first."""
+
+    deeds: tuple[Deed, ...]
+    cursor: str | None  #: behind the last one; None where the page is empty
+
+
+class AuditLog(Protocol):
+    """The log of deeds; it only grows, until they are too old or too many."""
+
+    async def keep(self, deeds: Sequence[Deed]) -> None:
+        """Write deeds, and return when they are safe.
+
+        Raises:
+            NotDispatcher: another node is dispatcher; nothing was written.
+            NotDurable: one copy is too few.
+        """
+
+    async def page(
+        self, *, since_ms: int | None, after: str | None, limit: int
+    ) -> DeedPage:
+        """Read deeds since a time, or behind a cursor; by default the latest.
+
+        Raises:
+            ValueError: `after` is no cursor.
+            NotDispatcher: another node is dispatcher.
+        """

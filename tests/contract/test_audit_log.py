@@ -1,0 +1,133 @@
+"""What every audit log promises to the API."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+
+from octaskly.agent.audit import RETENTION_MS, Audit
+from octaskly.agent.clock import SystemClock
+from octaskly.core.facts import Recorded
+from octaskly.core.model import NodeId
+from octaskly.core.records import AUDIT, KINDS
+from octaskly.errors import NotDispatcher
+from octaskly.ports import AuditLog, Deed, RecordQuery
+from tests.contract.test_token_desk import MemoryRecords, Reign
+from tests.integration.fake_audit import FakeAudit
+
+NODE = NodeId("n" * 16)
+
+
+class ListedRecords(MemoryRecords):
+    """Answers a page as the store does."""
+
+    async def page(self, query: RecordQuery) -> tuple[Recorded, ...]:
+        found = [r for r in self.kept.values() if r.kind == query.kind]
+        if query.beyond is not None:
+            found = [r for r in found if (r.at, r.key) > query.beyond]
+        if query.is_newest_first:
+            found.reverse()
+        return tuple(found[: query.limit])
+
+
+def real(reign: Reign) -> Audit:
+    return Audit(ListedRecords(), SystemClock(), NODE, reign.require)
+
+
+def fake(reign: Reign) -> FakeAudit:
+    return FakeAudit(reign.require)
+
+
+LOGS: tuple[Callable[[Reign], AuditLog], ...] = (real, fake)
+
+
+@pytest.fixture
+def reign() -> Reign:
+    return Reign()
+
+
+@pytest.fixture(params=LOGS, ids=["real", "fake"])
+def log(request: pytest.FixtureRequest, reign: Reign) -> AuditLog:
+    made: AuditLog = request.param(reign)
+    return made
+
+
+def deed(number: int, **more: object) -> Deed:
+    fields: dict[str, object] = {
+        "id": f"n-{number}",
+        "at_ms": SystemClock().now().wall_ms,
+        "subject": "bo",
+        "role": "client",
+        "action": "POST /api/v1/tasks",
+        "target": None,
+        "source": "127.0.0.1",
+        "asked": NODE,
+        "decided": NODE,
+        "status": 201,
+        **more,
+    }
+    return Deed(**fields)  # type: ignore[arg-type]
+
+
+async def test_pages_follow_each_other_without_a_gap(log: AuditLog) -> None:
+    """From the first on, each behind the cursor of the one before."""
+    await log.keep([deed(n) for n in range(5)])
+
+    first = await log.page(since_ms=0, after=None, limit=2)
+    second = await log.page(since_ms=None, after=first.cursor, limit=2)
+    third = await log.page(since_ms=None, after=second.cursor, limit=2)
+    last = await log.page(since_ms=None, after=third.cursor, limit=2)
+
+    ids = [d.id for page in (first, second, third, last) for d in page.deeds]
+    assert ids == [f"n-{n}" for n in range(5)]
+    assert last.cursor == third.cursor
+
+
+async def test_the_latest_come_when_no_place_is_named(log: AuditLog) -> None:
+    """As of a log that one looks into; in the order in which they happened."""
+    await log.keep([deed(n) for n in range(5)])
+
+    page = await log.page(since_ms=None, after=None, limit=2)
+
+    assert [d.id for d in page.deeds] == ["n-3", "n-4"]
+
+
+async def test_what_is_handed_over_twice_is_kept_once(log: AuditLog) -> None:
+    """A node that got no answer hands it over again."""
+    await log.keep([deed(1)])
+    await log.keep([deed(1), deed(2)])
+
+    page = await log.page(since_ms=0, after=None, limit=9)
+
+    assert [d.id for d in page.deeds] == ["n-1", "n-2"]
+
+
+async def test_what_is_no_cursor_is_refused(log: AuditLog) -> None:
+    """It comes from a client."""
+    with pytest.raises(ValueError, match=r".+"):
+        await log.page(since_ms=None, after="?", limit=9)
+
+
+async def test_only_the_dispatcher_keeps_it(log: AuditLog, reign: Reign) -> None:
+    """Another node forwards."""
+    reign.is_over = True
+
+    with pytest.raises(NotDispatcher):
+        await log.page(since_ms=0, after=None, limit=9)
+
+
+async def test_a_deed_is_what_it_was_and_goes_after_ninety_days() -> None:
+    """However long the texts are that others chose."""
+    records = ListedRecords()
+    log = Audit(records, SystemClock(), NODE, lambda: None)
+    tasks = tuple("t" * 63 + str(n) for n in range(8))
+    plain = deed(1, tasks=tasks, task_count=9, target="x")
+    await log.keep([plain, deed(2, subject="🦊" * 256, source="é" * 500, tasks=tasks)])
+
+    page = await log.page(since_ms=0, after=None, limit=9)
+
+    assert page.deeds[0] == plain
+    for record in records.kept.values():
+        assert len(record.body) <= KINDS[AUDIT].body_bytes_max
+        assert record.until_ms - plain.at_ms >= RETENTION_MS

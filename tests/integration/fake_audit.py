@@ -1,0 +1,35 @@
+"""An audit log in memory; held to the same contract as the real one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from octaskly.ports import Deed, DeedPage
+
+
+class FakeAudit:
+    """Keeps deeds in the order in which they came; a cursor is a place in it."""
+
+    def __init__(self, require_dispatcher: Callable[[], None]) -> None:
+        self.deeds: list[Deed] = []
+        self._require_dispatcher = require_dispatcher
+
+    async def keep(self, deeds: Sequence[Deed]) -> None:
+        self._require_dispatcher()
+        known = {deed.id for deed in self.deeds}
+        self.deeds += [deed for deed in deeds if deed.id not in known]
+
+    async def page(
+        self, *, since_ms: int | None, after: str | None, limit: int
+    ) -> DeedPage:
+        self._require_dispatcher()
+        start = 0 if after is None else int(after)
+        if since_ms is None and after is None:
+            start = max(0, len(self.deeds) - limit)
+        found = [
+            (place, deed)
+            for place, deed in enumerate(self.deeds[start:], start + 1)
+            if since_ms is None or deed.at_ms >= since_ms
+        ][:limit]
+        cursor = str(found[-1][0]) if found else after
+        return DeedPage(tuple(deed for _, deed in found), cursor)
