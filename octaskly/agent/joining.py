@@ -203,7 +203,8 @@ def no_invite() -> PairingFailed:
         "no member in sight has an open invite",
         cause="none was opened, or it has expired or was tried before, "
         "or multicast is blocked",
-        hint=f"{_NEW_CODE}\noctaskly join --at HOST    where multicast is blocked",
+        hint=f"{_NEW_CODE}\noctaskly join --at HOST    where multicast is blocked\n"
+        "octaskly doctor    says whether it is",
     )
 
 

@@ -65,6 +65,7 @@ _API_HINTS = {
     503: "octaskly nodes    shows who is there, once a dispatcher is elected",
 }
 _HINTS = {
+    "No dispatcher is elected": "octaskly doctor    says what keeps nodes apart",
     "Too many requests": "octaskly config    on the dispatcher shows its rates",
     "Worker not found": "octaskly nodes    shows the nodes there are",
     "This node is in no mesh yet": "octaskly join 7-4821-9375    with a code of yours",

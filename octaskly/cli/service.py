@@ -22,7 +22,6 @@ from octaskly.cli.systemd import UNIT, Scope, Systemd
 from octaskly.cli.tasks import JSON_OPTION
 from octaskly.client import Client
 from octaskly.config.agent import AgentConfig
-from octaskly.config.defaults import GROUP
 from octaskly.errors import ConfigError, OctasklyError
 
 SCOPE_OPTION = click.option(
@@ -32,6 +31,7 @@ SCOPE_OPTION = click.option(
     help="Your own service, or the machine's (default: your own).",
 )
 STARTED_WORD = {"started": "written and started", "restarted": "written and restarted"}
+TASK_USER = "octaskly-task"  #: as the unit of the machine says
 SYSTEM_DATA = ("/var/cache/octaskly",)
 
 
@@ -231,7 +231,7 @@ def _introduce(config: AgentConfig, systemd: Systemd, *, is_new: bool) -> None:
         f"✓ listening for peers on port {agent['peer_port']} (TLS, members only); "
         f"API {agent['api_url']} (this machine only)"
     )
-    user = getpass.getuser() if systemd.scope is Scope.USER else GROUP
+    user = getpass.getuser() if systemd.scope is Scope.USER else TASK_USER
     note(f"  tasks run as: {user}      tasks at a time: {config.slots}")
     note("next:  octaskly run -- hostname        octaskly nodes        octaskly doctor")
 

@@ -157,6 +157,7 @@ class Discovery:
             hint = "other machines are found by --join HOST only"
             if error.errno == errno.EADDRINUSE:
                 hint += "; UDP port 5353 is held (avahi: disallow-other-stacks=no)"
+            hint += "; octaskly doctor says more"
             self._warn("discovery is off", cause=str(error), hint=hint)
         return self._mdns is not None
 

@@ -102,7 +102,7 @@ def machine() -> Iterator[Machine]:
 def test_service_of_the_machine_runs_as_its_own_user(machine: Machine) -> None:
     """One command makes the user, the folders and the unit; the agent serves."""
     installed = machine.run(PROGRAM, "service", "install", "--system", "--slots", "2")
-    ran = machine.run(PROGRAM, "run", "--", "echo hello")
+    ran = machine.run(PROGRAM, "run", "--", "id -un")
     shown = machine.run(PROGRAM, "service", "status")
     user = machine.run("systemctl", "show", "octaskly", "--property=User", "--value")
     removed = machine.run(PROGRAM, "service", "uninstall", "--system")
@@ -111,7 +111,8 @@ def test_service_of_the_machine_runs_as_its_own_user(machine: Machine) -> None:
     assert f"✓ system service octaskly.service written and started ({UNIT})\n" in (
         installed.stderr
     )
-    assert (ran.returncode, ran.stdout) == (0, "hello\n"), ran.stderr
+    assert "  tasks run as: octaskly-task " in installed.stderr
+    assert (ran.returncode, ran.stdout) == (0, "octaskly-task\n"), ran.stderr
     assert "scope:            system\n" in shown.stdout
     assert user.stdout == "octaskly\n"
     assert removed.returncode == 0, removed.stderr
