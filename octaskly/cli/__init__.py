@@ -15,6 +15,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Args:
         arguments: What follows the program's name; None takes the process's own.
     """
-    from octaskly.cli.root import run  # noqa: PLC0415 - keeps `import octaskly.cli` free
+    try:
+        from octaskly.cli.root import run  # noqa: PLC0415 - keeps the import free
 
-    return run(arguments)
+        return run(arguments)
+    except KeyboardInterrupt:  # Before anything was begun, or after its end.
+        return 130

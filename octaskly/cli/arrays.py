@@ -19,7 +19,7 @@ from octaskly.cli.render import (
     note,
     report,
 )
-from octaskly.cli.running import OWN_CODES, cancel_ended, interrupt_noted
+from octaskly.cli.running import OWN_CODES, cancel_ended, interrupt_noted, interruptible
 from octaskly.cli.submitting import draft, request_options
 from octaskly.client import Task
 from octaskly.errors import OctasklyError
@@ -187,10 +187,13 @@ def _followed(
     from octaskly.cli.results import Results  # noqa: PLC0415
 
     try:
-        with choice.client() as client, choice.client() as aside:
-            with interrupt_noted() as noted:
-                array = begin(client).id
-                total = len(items) or (client.task(array).array or {})["total"]
+        with (
+            choice.client() as client,
+            choice.client() as aside,
+            interrupt_noted() as noted,
+        ):
+            array = begin(client).id
+            total = len(items) or (client.task(array).array or {})["total"]
             results = Results(
                 client,
                 aside,
@@ -199,16 +202,17 @@ def _followed(
                 total=total,
                 is_by_number=keep_order,
             )
-            return _give_up(client, array) if noted else _print(client, results, array)
+            return _print(client, results, array, noted)
     except OctasklyError as error:
         code = report(error)
         return code if code in {*OWN_CODES, EXIT_NOT_FOUND} else EXIT_OCTASKLY_FAILED
 
 
-def _print(client: Client, results: Results, array: str) -> int:
+def _print(client: Client, results: Results, array: str, noted: list[int]) -> int:
     """Print results until the array is over; Ctrl-C, or a closed pipe, ends it."""
     try:
-        task = results.to_the_end()
+        with interruptible(noted):
+            task = results.to_the_end()
     except KeyboardInterrupt:
         return _give_up(client, array)
     except BrokenPipeError:
@@ -224,6 +228,7 @@ def _print(client: Client, results: Results, array: str) -> int:
 def _give_up(client: Client, array: str) -> int:
     """Cancel what is left, whoever is in a hurry; say how to go on."""
     with interrupt_noted():
+        client.close()  # It may have been in the middle of an answer.
         note(f"cancelling what is left of {array}")
         cancel_ended(client, array)
         _say_left(client.task(array))

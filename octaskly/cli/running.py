@@ -72,14 +72,11 @@ def run(
     """
     task_draft = draft(command_text(words), asked)
     try:
-        with choice.client() as client:
-            with interrupt_noted() as noted:
-                [task] = client.submit(
-                    [task_draft],
-                    idempotency_key=idempotency_key,
-                    durability=durability,
-                )
-            return _follow(client, task.id, as_json=as_json, is_cancelled=bool(noted))
+        with choice.client() as client, interrupt_noted() as noted:
+            [task] = client.submit(
+                [task_draft], idempotency_key=idempotency_key, durability=durability
+            )
+            return _follow(client, task.id, noted, as_json=as_json)
     except OctasklyError as error:
         code = report(error)
         return code if code in OWN_CODES else EXIT_OCTASKLY_FAILED
@@ -102,16 +99,41 @@ def interrupt_noted() -> Iterator[list[int]]:
         signal.signal(signal.SIGINT, previous)
 
 
-def _follow(client: Client, ref: str, *, as_json: bool, is_cancelled: bool) -> int:
-    """Wait for the end of a task through Ctrl-C and lost connections; report it."""
+@contextlib.contextmanager
+def interruptible(noted: list[int]) -> Iterator[None]:
+    """Let Ctrl-C end the block at once, also one that was put off before."""
+    previous = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        if noted:
+            noted.clear()
+            raise KeyboardInterrupt
+        yield
+    finally:
+        signal.signal(signal.SIGINT, previous)
+
+
+def _follow(client: Client, ref: str, noted: list[int], *, as_json: bool) -> int:
+    """Wait for the end of a task through Ctrl-C and lost connections; report it.
+
+    Args:
+        client: The node that has the task.
+        ref: Its id.
+        noted: Takes a Ctrl-C that comes where nothing waits.
+        as_json: Whether the task is printed in the end, and not what it writes.
+    """
     following = Following(client, ref, says_state=False)
     task: Task | None = None
+    is_cancelled = False
     while task is None:
         try:
             if is_cancelled:
                 _cancel_as_said(client, ref)
-            task = _wait(client, ref) if as_json else following.to_the_end(follow=True)
+            with interruptible(noted):
+                task = (
+                    _wait(client, ref) if as_json else following.to_the_end(follow=True)
+                )
         except KeyboardInterrupt:
+            client.close()  # It may have been in the middle of an answer.
             if is_cancelled:
                 note(f"not waiting any more; see it with: octaskly logs -f {ref}")
                 return EXIT_CANCELLED

@@ -1,0 +1,118 @@
+"""Ctrl-C at every line of `octaskly run`, and at each phase on a real terminal."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import threading
+
+import pexpect
+import pytest
+
+from tests.cli.stand_in import Api
+from tests.cli.test_run import wait_until_asked
+
+WAIT_S = 55
+EVERY_LINE = """\
+import json, signal, sys
+from octaskly.cli import main, render, running, following
+from octaskly.client import connection, session, streams
+
+FILES = {m.__file__ for m in (running, following, connection, session, streams)}
+IDLE_S = 1.5
+
+def interrupted(at):
+    seen = 0
+    def on_line(frame, event, _):
+        nonlocal seen
+        if frame.f_code.co_filename not in FILES:
+            return None
+        if event == "line" and (seen := seen + 1) == at:
+            signal.raise_signal(signal.SIGINT)
+        return on_line
+    def on_idle(*_):
+        sys.settrace(None)
+        signal.raise_signal(signal.SIGINT)
+    signal.signal(signal.SIGALRM, on_idle)
+    signal.setitimer(signal.ITIMER_REAL, IDLE_S if at > 20 else 30)
+    sys.settrace(on_line)
+    try:
+        code = main(["--node", "here", "run", *sys.argv[1:], "--", "sleep 1000"])
+    finally:
+        sys.settrace(None)
+        signal.setitimer(signal.ITIMER_REAL, 0)
+    return code, seen >= at
+
+codes, at, is_there = [], 0, True
+while is_there:
+    at += 1
+    code, is_there = interrupted(at)
+    codes.append(code)
+print(json.dumps(codes))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("options", [[], ["--json"]])
+def test_an_interrupt_at_any_line_leaves_no_task_behind(
+    api: Api, environ: dict[str, str], options: list[str]
+) -> None:
+    """Whatever it was about to do: the task was not handed in, or is cancelled."""
+    done = subprocess.run(
+        [sys.executable, "-c", EVERY_LINE, *options],
+        env=environ,
+        capture_output=True,
+        text=True,
+        timeout=WAIT_S,
+        check=False,
+    )
+
+    assert done.returncode == 0, done.stderr
+    codes = json.loads(done.stdout.splitlines()[-1])
+    assert len(codes) > 50  # Lines at which it came.
+    assert set(codes) == {130}
+    assert len(api.tasks) > 30
+    assert {task["status"] for task in api.tasks.values()} == {"cancelled"}
+    assert "Traceback" not in done.stderr
+
+
+def terminal(environ: dict[str, str], *words: str) -> pexpect.spawn[str]:
+    return pexpect.spawn(
+        sys.executable,
+        ["-m", "octaskly", "--node", "here", *words],
+        env=environ,
+        timeout=WAIT_S,
+        encoding="utf-8",
+    )
+
+
+@pytest.mark.parametrize("phase", ["handing in", "waiting", "writing", "cancelling"])
+def test_control_c_in_each_phase_of_run(
+    api: Api, environ: dict[str, str], phase: str
+) -> None:
+    """The terminal sends it to the whole group of processes, as a user does."""
+    may_answer = threading.Event()
+    held = {"handing in": "POST", "cancelling": "DELETE"}.get(phase)
+
+    def hold(method: str, _path: str) -> None:
+        if method == held:
+            may_answer.wait(WAIT_S)
+
+    api.refuse = hold
+    command = "echo begun; sleep 1000" if phase == "writing" else "sleep 1000"
+    run = terminal(environ, "run", "--", command)
+    wait_until_asked(api, "POST" if phase == "handing in" else "/logs")
+    run.sendintr()
+    if phase == "cancelling":
+        wait_until_asked(api, "DELETE")
+        run.sendintr()
+    may_answer.set()
+    run.expect_exact("cancelling task-001-00000001; Ctrl-C again to stop waiting")
+    if phase == "cancelling":
+        run.expect_exact("octaskly logs -f task-001-00000001")
+    run.expect(pexpect.EOF)
+    run.close()
+
+    assert run.exitstatus == 130
+    assert [task["status"] for task in api.tasks.values()] == ["cancelled"]
