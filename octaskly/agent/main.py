@@ -122,7 +122,9 @@ class _Agent:
             )
             async with asyncio.TaskGroup() as tasks:
                 await parts.start(tasks)
-                # What lives as long as the process need not be looked at again.
+                # What lives as long as the process need not be looked at again; what
+                # a node was before it moved need not be kept.
+                gc.unfreeze()
                 gc.collect()
                 gc.freeze()
                 self._notifier.ready()

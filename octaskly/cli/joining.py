@@ -24,10 +24,11 @@ from octaskly.client import (
     ReplyLost,
     Unreachable,
 )
-from octaskly.errors import MeshError, WouldLeave
+from octaskly.errors import ConfigError, MeshError, WouldLeave
 
 if TYPE_CHECKING:
     from octaskly.agent.joining import Admitted
+    from octaskly.config.agent import AgentConfig
     from octaskly.trust.code import Code
 
 LOOK_S = 1.0
@@ -221,20 +222,49 @@ def _tell(text: str) -> None:
 
 
 def _join_alone(choice: Choice, way: _Way, secret_file: Path | None) -> None:
-    """Join where no agent runs: write the secret, and say what to start."""
+    """Join where no agent runs: write the secret, and start the service, if any.
+
+    Raises:
+        ConfigError: the agent of this machine is the system's service, which only root
+            starts, and which has its secret where only it can write.
+    """
     from octaskly.agent.joining import keep  # noqa: PLC0415
-    from octaskly.config.agent import configure  # noqa: PLC0415
+    from octaskly.cli.systemd import Scope, Systemd  # noqa: PLC0415
     from octaskly.trust import NodeKey  # noqa: PLC0415
 
-    config = configure({"secret_file": secret_file}, choice.environ)
+    config, has_service = _to_be(choice, secret_file)
     key = NodeKey.load_or_create(config.paths.state)
     admitted = way.take(config.name, key.public_bytes(), None)
     left = keep(config.paths, admitted.keyring)
     if left is not None:
         note(f"the secret of the mesh before lies in {left}")
     note(f"✓ the mesh secret is in {config.paths.secret}")
+    if has_service:
+        Systemd(Scope.USER, choice.environ).start("restart")
+        note(f"✓ service started; joined the mesh of {admitted.member}")
+        return
     seed = f" --join {admitted.seed}" if way.at else ""
     note(f"next: octaskly agent{seed}")
+
+
+def _to_be(choice: Choice, secret_file: Path | None) -> tuple[AgentConfig, bool]:
+    """Return the settings of the agent that will run here; and whether as a service."""
+    from octaskly.cli import unitfiles  # noqa: PLC0415
+    from octaskly.cli.installing import config_of  # noqa: PLC0415
+    from octaskly.cli.systemd import Scope  # noqa: PLC0415
+    from octaskly.config.agent import configure  # noqa: PLC0415
+
+    if secret_file is not None:
+        return configure({"secret_file": secret_file}, choice.environ), False
+    own = unitfiles.found(unitfiles.unit_path(Scope.USER, choice.environ))
+    if own is not None:
+        return config_of(Scope.USER, choice.environ, own.flags or ()), True
+    if unitfiles.unit_path(Scope.SYSTEM, choice.environ).exists():
+        raise ConfigError(
+            "the service of this machine is not running",
+            hint="sudo systemctl start octaskly    and join then",
+        )
+    return configure({}, choice.environ), False
 
 
 def _await_ready(socket: Path, before: Membership, admitted: Admitted) -> None:

@@ -324,3 +324,31 @@ def test_machine_without_systemd_is_told_what_works(tmp_path: Path) -> None:
     assert "error: systemd does not run this machine\n" in done.stderr
     assert "hint: octaskly agent" in done.stderr
     assert list(tmp_path.iterdir()) == []
+
+
+def test_join_starts_a_service_that_stands_still(machine: Machine) -> None:
+    """Where no agent runs the secret is put in its place, and the service takes it."""
+    state = machine.home / "member"
+    machine.octaskly("service", "install", "--interface", "lo")
+    machine.run("systemctl", "--user", "stop", "octaskly")
+    secret = machine.home / "member.key"
+    make(secret)
+    options = ["--interface", "lo", "--state-dir", str(state), "--name", "ash"]
+    options += ["--secret-file", str(secret), "--api-port", "0", "--peer-port", "0"]
+    started = machine.run(
+        *("systemd-run", "--user", "--unit=ash", "--property=Type=notify"),
+        *(*OCTASKLY, "agent", *options, "--lan-port", "0"),
+    )
+    assert started.returncode == 0, started.stderr
+    invited = machine.octaskly("--state-dir", str(state), "invite", "--json")
+    opened = json.loads(invited.stdout)
+
+    joined = machine.octaskly("join", "--at", opened["places"][0], opened["code"])
+
+    machine.run("systemctl", "--user", "stop", "ash")
+    assert joined.returncode == 0, joined.stderr
+    assert "✓ service started; joined the mesh of ash" in joined.stderr
+    assert (machine.home / ".config/octaskly/mesh.key").read_text() == (
+        secret.read_text()
+    )
+    assert pid_of(machine) > 0
