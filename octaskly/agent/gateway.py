@@ -201,6 +201,7 @@ class AgentGateway:
         """Return a task when it is final, or as it is when the time is over."""
         if timeout_s <= 0:
             return await self.task(ref)
+        self._require_dispatcher()
         name = await self._finder.name(ref)
         return await self.waiters.until(
             name, lambda: self.task(name), lambda task: task.state.is_final, timeout_s

@@ -175,6 +175,7 @@ class CoreLoop:
 
     def _publish(self, effect: ef.Publish, gateway: AgentGateway) -> None:
         gateway.view.published(effect)
+        gateway.waiters.recent.reigns(effect.epoch)
         gateway.feed.published(effect)
         self._on_ended()
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from functools import reduce
 
 from octaskly import errors
+from octaskly.agent.recent import Recent
 from octaskly.core import merge
 from octaskly.core.arrays import member_of
 from octaskly.core.effects import NotDurable, NotHere, Reply
@@ -103,9 +104,11 @@ class Waiters:
 
     def __init__(self) -> None:
         self._waits: dict[str, set[_Wait]] = {}  #: by name, twins together
+        self.recent = Recent()
 
     def appended(self, entries: Sequence[Entry]) -> None:
         """Keep facts that somebody waits for: they spare reading them again."""
+        self.recent.appended(entries)
         if not self._waits:
             return
         for entry in entries:
@@ -118,6 +121,7 @@ class Waiters:
 
     def announced(self, tasks: Sequence[TaskId]) -> None:
         """What was appended about these tasks is durable: wake who waits for them."""
+        self.recent.announced(tasks)
         if not self._waits:
             return
         for task in tasks:
@@ -151,9 +155,11 @@ class Waiters:
         for key in keys:
             self._waits.setdefault(key, set()).add(wait)
         record: TaskRecord | None = None
+        story = None if is_eager else self.recent.get(TaskId(name))
         try:
             async with asyncio.timeout(timeout_s):
-                record = await read()
+                wait.facts += story.facts if story else ()
+                record = story.record if story else await read()
                 while not is_wanted(record):
                     await wait.news.wait()
                     if record.progress is not None:

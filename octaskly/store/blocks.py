@@ -51,10 +51,11 @@ def add(db: sqlite3.Connection, changes: Mapping[Cell, int]) -> None:
             sums[nodes, ANY_STATE, block] += n
     moved = [(*cell, n) for cell, n in sums.items() if n]
     bulk.BLOCK_ADD.run(db, moved)
-    db.executemany(
-        "DELETE FROM blocks WHERE node = ? AND state = ? AND block = ? AND n = 0",
-        [row[:3] for row in moved if row[3] < 0],
-    )
+    if fewer := [row[:3] for row in moved if row[3] < 0]:
+        db.executemany(
+            "DELETE FROM blocks WHERE node = ? AND state = ? AND block = ? AND n = 0",
+            fewer,
+        )
 
 
 def find(

@@ -49,9 +49,10 @@ class Changes:
         bulk.ATTEMPT_ENDED_UPSERT.run(db, self.ended)
         bulk.ATTEMPT_PLAIN_UPSERT.run(db, self.ended_plain)
         bulk.ARRAY_UPSERT.run(db, self.arrays)
-        db.executemany(
-            "UPDATE tasks SET ord = ? WHERE key BETWEEN ? AND ?", self.places
-        )
+        if self.places:
+            db.executemany(
+                "UPDATE tasks SET ord = ? WHERE key BETWEEN ? AND ?", self.places
+            )
         cells: defaultdict[blocks.Cell, int] = defaultdict(int)
         for (count, block), n in self.moves.items():
             self.deltas[count] += n

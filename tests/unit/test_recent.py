@@ -1,0 +1,119 @@
+"""What a dispatcher remembers of tasks, so that a long poll need not read them."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import replace
+
+import pytest
+
+from octaskly.agent.recent import FEW_ENTRIES, OUTPUT_BYTES_MAX, TASKS_MAX, Recent
+from octaskly.agent.tickets import Waiters
+from octaskly.core.facts import Assigned, Entry, Fact, Finished, Floor, Submitted
+from octaskly.core.merge import TaskRecord
+from octaskly.core.model import Epoch, StreamId, TaskId, TaskState
+from octaskly.core.options import TaskOptions
+from tests.builders import STREAM, attempt, node_id, outcome, spec
+
+TASK = TaskId("task-001-00000001")
+EPOCH = Epoch(1, node_id("a"))
+FACTS: list[Fact] = [
+    Submitted(spec(TASK)),
+    Assigned(TASK, attempt(), node_id("a")),
+    Finished(TASK, attempt(), node_id("a"), outcome()),
+]
+
+
+def entries(*facts: Fact, stream: StreamId = STREAM, after: int = 0) -> list[Entry]:
+    return [
+        Entry(stream, after + i, after + i, fact) for i, fact in enumerate(facts, 1)
+    ]
+
+
+def remembering(*facts: Fact) -> Recent:
+    recent = Recent()
+    recent.reigns(EPOCH)
+    for i, fact in enumerate(facts):
+        recent.appended(entries(fact, after=i))
+    return recent
+
+
+def state_of(recent: Recent) -> TaskState | None:
+    story = recent.get(TASK)
+    return None if story is None else story.record.state
+
+
+def test_an_end_is_shown_once_it_is_durable() -> None:
+    """Before that a crash could make it undone."""
+    recent = remembering(*FACTS)
+    before = state_of(recent)
+    recent.announced([TASK])
+
+    assert (before, state_of(recent)) == (TaskState.QUEUED, TaskState.COMPLETED)
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        entries(*[Assigned(TASK, attempt(), node_id("a"))] * (FEW_ENTRIES + 1)),
+        entries(FACTS[2], stream=StreamId(78)),
+        entries(Floor(9, ())),
+        entries(Finished(TASK, attempt(), node_id("a"), outcome(stdout=b"x" * 16385))),
+    ],
+    ids=["busy", "another stream", "floor", "much output"],
+)
+def test_what_is_not_known_whole_is_read(more: list[Entry]) -> None:
+    """Part of what is known of a task would be told for all of it."""
+    assert len(b"x" * 16385) > OUTPUT_BYTES_MAX
+    recent = remembering(*FACTS[:2])
+    recent.appended(more)
+
+    assert recent.get(TASK) is None
+
+
+def test_another_reign_forgets() -> None:
+    """Somebody else may have gone on with the task meanwhile."""
+    recent = remembering(*FACTS)
+    recent.reigns(EPOCH)
+    assert recent.get(TASK) is not None
+
+    recent.reigns(Epoch(2, node_id("a")))
+
+    assert recent.get(TASK) is None
+
+
+def test_a_task_that_asks_for_something_is_read() -> None:
+    """An array or a task that is retried has more to it than its facts here."""
+    asking = Submitted(replace(spec(TASK), options=TaskOptions(name="x")))
+
+    assert remembering(asking).get(TASK) is None
+
+
+def test_what_is_remembered_is_bounded() -> None:
+    """The oldest go first."""
+    recent = Recent()
+    names = [TaskId(f"task-{i:03d}-00000001") for i in range(TASKS_MAX + 1)]
+    for i, name in enumerate(names):
+        recent.appended(entries(Submitted(spec(name)), after=i))
+
+    assert [name for name in names if recent.get(name) is None] == names[:1]
+
+
+async def test_a_long_poll_for_a_task_that_is_ending_reads_nothing() -> None:
+    """While its end is on its way to the disk, a read would only be in the way."""
+    waiters = Waiters()
+    for i, fact in enumerate(FACTS):
+        waiters.appended(entries(fact, after=i))
+
+    async def read() -> TaskRecord:
+        raise AssertionError("it was read")
+
+    async def tell() -> None:
+        await asyncio.sleep(0)
+        waiters.announced([TASK])
+
+    async with asyncio.TaskGroup() as group:
+        group.create_task(tell())
+        record = await waiters.until(TASK, read, lambda r: r.state.is_final, 5.0)
+
+    assert record.state is TaskState.COMPLETED
