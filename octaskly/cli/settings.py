@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +48,9 @@ def config(ctx: click.Context, as_json: bool) -> None:  # noqa: FBT001
         ],
         state_column=0,
     )
+    for variable in choice.environ:
+        if variable.startswith("OCTASKLY_") and (meant := _meant(variable)):
+            note(f"{variable} is no setting; did you mean {meant}?")
     for path in files:
         note(f"{path}: {'read' if path.exists() else 'not there'}")
 
@@ -67,6 +71,13 @@ def check(choice: Choice, file: Path | None) -> None:
     options_of(said, faults)
     refuse(faults)
     note(f"{file}: {len(said)} settings, all can be used")
+
+
+def _meant(variable: str) -> str | None:
+    """Return the variable that a misspelt one is for, None where it is not misspelt."""
+    known = [setting.variable for setting in SETTINGS]
+    close = difflib.get_close_matches(variable, known, 1, cutoff=0.9)
+    return close[0] if close and close[0] != variable else None
 
 
 def _plain(found: AgentConfig, files: tuple[Path, ...]) -> dict[str, Any]:

@@ -83,9 +83,9 @@ def refuse(faults: list[str]) -> None:
     """
     if not faults:
         return
-    head = "" if len(faults) == 1 else f"{len(faults)} settings cannot be used\n  "
+    head = "" if len(faults) == 1 else f"{len(faults)} settings cannot be used\n"
     raise ConfigError(
-        head + "\n  ".join(faults), hint="octaskly agent --help    says what is taken"
+        head + "\n".join(faults), hint="octaskly agent --help    says what is taken"
     )
 
 

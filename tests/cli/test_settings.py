@@ -45,6 +45,20 @@ def test_config_shows_each_setting_with_its_origin(
     assert done.stderr.decode().splitlines()[0] == f"{file}: read"
 
 
+def test_a_variable_with_a_slip_of_the_pen_is_noticed(
+    octaskly: Run, environ: dict[str, str], file: Path
+) -> None:
+    """An agent cannot know that it was meant; who looks at settings is told."""
+    environ |= {"OCTASKLY_DURABILTY": "strict", "OCTASKLY_TOKEN": "x"}
+
+    said = octaskly("config").stderr.decode().splitlines()
+
+    assert said[0] == (
+        "OCTASKLY_DURABILTY is no setting; did you mean OCTASKLY_DURABILITY?"
+    )
+    assert said[1] == f"{file}: not there"
+
+
 def test_config_as_json_has_values_of_their_types(octaskly: Run, file: Path) -> None:
     """A script compares numbers, not texts."""
     file.write_text('labels = ["a=1"]\n')
@@ -79,8 +93,8 @@ def test_whatever_reads_a_wrong_file_names_its_mistakes(
     assert done.stdout == b""
     assert done.stderr.decode().splitlines() == [
         "error: 2 settings cannot be used",
-        f"  {file}:1: slotz: no such setting; did you mean slots?",
-        f"  {file}:2: drain = 'soon': a time like 90, 15m, 24h or 7d, from 0 to 1d",
+        f"    {file}:1: slotz: no such setting; did you mean slots?",
+        f"    {file}:2: drain = 'soon': a time like 90, 15m, 24h or 7d, from 0 to 1d",
         "  hint: octaskly agent --help    says what is taken",
     ]
 

@@ -163,6 +163,20 @@ def until_state(front: Front, task: str, state: str) -> None:
     until(front, f"{TASKS}/{task}", lambda body: bool(body["status"] == state))
 
 
+def test_every_node_tells_what_a_client_may_still_ask_for(front: Front) -> None:
+    """It has one account for all of them, under the limit of its role."""
+    token = front.token("viewer", "rates")
+    paths = ("/api/v1/stats", "/api/v1/openapi.json", "/api/v1/nodes")
+
+    left = [
+        (answer.headers["RateLimit-Limit"], answer.headers["RateLimit-Remaining"])
+        for path in paths
+        for answer in [front.ask("GET", path, token=token)]
+    ]
+
+    assert left == [("12000", str(12000 - n)) for n in (1, 2, 3)]
+
+
 @pytest.mark.parametrize(
     ("method", "path", "body", "status", "error"),
     [

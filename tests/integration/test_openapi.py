@@ -5,6 +5,7 @@ from __future__ import annotations
 import openapi_spec_validator
 import pytest
 
+from octaskly.api.rates import HEADERS
 from tests.integration.api_node import VIEWER, api_node, assert_problem
 from tests.integration.conformance import DOCUMENT, conforms
 
@@ -31,6 +32,18 @@ async def test_it_has_every_route_and_nothing_else() -> None:
 def test_it_is_valid() -> None:
     """Tools refuse what is no OpenAPI."""
     openapi_spec_validator.validate(DOCUMENT)
+
+
+def test_it_says_of_every_route_that_one_may_ask_too_often() -> None:
+    """And how an answer tells when there is room again."""
+    for operations in DOCUMENT["paths"].values():
+        for operation in operations.values():
+            assert "429" in operation["responses"]
+            for response in operation["responses"].values():
+                assert "$ref" in response or set(HEADERS) <= set(response["headers"])
+    refusal = DOCUMENT["components"]["responses"]["429"]
+
+    assert {*HEADERS, "Retry-After"} <= set(refusal["headers"])
 
 
 async def test_it_is_for_everybody_with_a_token_and_needs_no_dispatcher() -> None:
