@@ -126,7 +126,8 @@ def _secret(seen: Symptoms) -> Iterator[Finding]:
         yield Finding("secret", Status.FINE, "none yet: the first agent makes it")
     elif running is not None and running != seen.mesh:
         says = f"{file} was changed to another mesh's since the agent started"
-        yield Finding("secret", Status.BAD, says, "octaskly service install --force")
+        hint = "systemctl --user restart octaskly    or however it was started"
+        yield Finding("secret", Status.BAD, says, hint)
     elif untrusted:
         says = (
             f"{file} is an old one of the mesh {seen.mesh}, or a wrong one: "

@@ -109,12 +109,11 @@ def uninstall(
     systemd.require()
     flags = before.flags or ()
     config = config_of(scope, choice.environ, flags)
-    data = [config.paths.state, config.paths.secret]
-    if scope is Scope.SYSTEM:
-        data += [Path(place) for place in SYSTEM_DATA]
-    data = [place for place in dict.fromkeys(data) if os.path.lexists(place)]
-    if purge and data and not yes:
-        places = ", ".join(map(str, data))
+    data = _data_of(config, scope)
+    # What a setting names may hold more than ours: only people know that.
+    gone = [place for place, is_named in data.items() if purge and not is_named]
+    if gone and not yes:
+        places = ", ".join(map(str, gone))
         click.confirm(
             f"Remove {places}? Tasks and results that are only there are lost, and "
             "without another copy of the secret nobody joins this mesh again.",
@@ -126,11 +125,9 @@ def uninstall(
         draft.path.unlink(missing_ok=True)
     systemd.do("daemon-reload")
     note(f"✓ {scope.value} service {UNIT} stopped and removed ({path})")
-    if purge:
-        _remove(data)
+    _remove(gone)
     for place in data:
-        word = "✓ removed" if purge else "  data stay:"
-        note(f"{word} {place}")
+        note(f"{'✓ removed' if place in gone else '  data stay:'} {place}")
     if data and not purge:
         note("  hint: octaskly service install    goes on with them")
 
@@ -251,6 +248,17 @@ def _say_mesh(agent: dict[str, Any], *, is_new: bool) -> None:
         note(f"✓ new mesh {mesh} made; {name} is its dispatcher")
     else:
         note(f"✓ {name} is the only node of the mesh {mesh} so far")
+
+
+def _data_of(config: AgentConfig, scope: Scope) -> dict[Path, bool]:
+    """Return where data of the service lie, and whether a setting named the place."""
+    data = {
+        config.paths.state: "state_dir" in config.origins,
+        config.paths.secret: "secret_file" in config.origins,
+    }
+    if scope is Scope.SYSTEM:
+        data |= {Path(place): False for place in SYSTEM_DATA}
+    return {place: named for place, named in data.items() if os.path.lexists(place)}
 
 
 def _remove(places: list[Path]) -> None:

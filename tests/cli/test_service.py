@@ -248,6 +248,19 @@ def test_purge_asks_first(machine: Machine) -> None:
     assert not (machine.home / ".config/octaskly/mesh.key").exists()
 
 
+def test_purge_leaves_a_folder_that_a_flag_named(machine: Machine) -> None:
+    """It may hold more than the agent's files, so only people may remove it."""
+    state = machine.home / "documents"
+    machine.octaskly("service", "install", "--state-dir", str(state))
+
+    purged = machine.octaskly("service", "uninstall", "--purge", "--yes")
+
+    assert purged.returncode == 0, purged.stderr
+    assert f"data stay: {state}\n" in purged.stderr
+    assert (state / "log.db").exists()
+    assert not (machine.home / ".config/octaskly/mesh.key").exists()
+
+
 def test_logs_are_those_of_the_agent(machine: Machine) -> None:
     """They come from the journal, on stdout."""
     machine.octaskly("service", "install", "--name", "ash")
