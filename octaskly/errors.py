@@ -23,6 +23,7 @@
     │   ├── AnswerLost           it stopped before it could say what became of it
     │   ├── NotDurable           no standby keeps a copy, and that was insisted on
     │   ├── CatchingUp           a node that may know the task is missing
+    │   ├── RotationRefused      the mesh secret cannot be renewed now
     │   ├── TooManyRecords       the mesh keeps no more tokens or revocations
     │   ├── NodeNotFound
     │   ├── NoSuchRequest        no machine of that name waits to be let in
@@ -149,6 +150,10 @@ class AnswerLost(MeshError):
 
 class NotDurable(MeshError):
     """No standby keeps a copy, and the request or the setting insists on one."""
+
+
+class RotationRefused(MeshError):
+    """The mesh secret cannot be renewed now, or not by this node."""
 
 
 class CatchingUp(MeshError):

@@ -129,8 +129,15 @@ class AgentAdmissions:
         """Become a member of another mesh, and leave this one."""
         secret, dialled = _secret(keyring), _seeds(seeds)
         own = await self.membership()
+        if own.node_id in secret.denied:
+            raise ConfigError(
+                "this node was revoked: with its id it cannot come back",
+                hint="octaskly leave    gives it a new one; then join again",
+            )
         if secret.mesh_id == own.mesh:
-            raise ConfigError(f"this node is in the mesh {own.mesh} already")
+            await self._catch_up(secret)
+            self._on_entered(dialled)
+            return
         if not force and (own.members or own.tasks):
             raise WouldLeave(
                 f"{own.tasks} tasks and {len(own.members)} other nodes "
@@ -145,6 +152,19 @@ class AgentAdmissions:
             subject=principal.subject,
         )
         self._on_entered(dialled)
+
+    async def _catch_up(self, secret: MeshSecret) -> None:
+        """Take a renewed secret of this node's own mesh, which it missed."""
+        assert self._secret is not None, "it is in that mesh"
+        keyring = Keyring(self._config.paths.secret, self._config.paths.state)
+        before = keyring.load()
+        if secret.keys.rank <= before.keys.rank:
+            raise ConfigError(f"this node is in the mesh {secret.mesh_id} already")
+        try:
+            await asyncio.to_thread(keyring.change, lambda kept: kept.joined(secret))
+        except TrustError as error:
+            raise ConfigError(str(error), hint=error.hint) from error
+        self._log.info("came back to the mesh", generation=secret.generation)
 
 
 def admissions_of_member(

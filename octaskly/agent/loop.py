@@ -13,9 +13,11 @@ from typing import Any
 
 from octaskly.agent.clock import SystemClock
 from octaskly.agent.gateway import AgentGateway
+from octaskly.agent.keeper import Keeper
 from octaskly.agent.seams import Advertiser, Links, Runner
 from octaskly.core import effects as ef
 from octaskly.core import events as ev
+from octaskly.core.keys import ChangeKeys, GiveKeys, TakeKeys
 from octaskly.core.model import Limits, NodeId
 from octaskly.core.node import Node
 from octaskly.log import Logger, write_note
@@ -61,6 +63,7 @@ class CoreLoop:
         runner: Runner,
         discovery: Advertiser,
         gateway: AgentGateway,
+        keeper: Keeper,
         reads: asyncio.TaskGroup,
         on_ended: Callable[[], None],
     ) -> None:
@@ -98,6 +101,9 @@ class CoreLoop:
             ef.Remember: lambda e: self._remember(e, gateway),
             ef.Note: lambda e: write_note(self._log, gateway.view.told(e)),
             ef.Stopped: lambda _: self._stop(),
+            ChangeKeys: keeper.change,
+            GiveKeys: keeper.give,
+            TakeKeys: keeper.take,
         }
 
     def start(self) -> None:

@@ -86,7 +86,7 @@ class _Agent:
         secret, is_first = await self._secret()
         while secret is not None:
             self._set_apart(secret.mesh_id)
-            await self._be(secret, is_first=is_first)
+            await self._be(is_first=is_first)
             if self._is_duplicate:
                 self._renew()
             elif self._is_moving:
@@ -97,7 +97,7 @@ class _Agent:
                 break
         return 0
 
-    async def _be(self, secret: MeshSecret, *, is_first: bool) -> None:
+    async def _be(self, *, is_first: bool) -> None:
         """Be one node, until told to stop or to be another."""
         store = Store(
             self._config.paths.database,
@@ -110,7 +110,7 @@ class _Agent:
         try:
             parts = self._parts = Parts(
                 self._config,
-                secret,
+                self._keyring,
                 store,
                 saved,
                 self._clock,
@@ -245,5 +245,5 @@ class _Agent:
 
 
 def _exists(path: Path) -> bool:
-    # An unreadable folder raises in `Keyring.load`, which names it.
+    # An unreadable folder raises when it is read, which names it.
     return os.path.lexists(path)

@@ -4,21 +4,25 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
-import platform
 import socket
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from typing import Any, Final
 
-from octaskly import __version__
 from octaskly.agent.admissions import OnEntered, admissions_of_member
 from octaskly.agent.clock import SystemClock
 from octaskly.agent.gateway import AgentGateway
+from octaskly.agent.keeper import Keeper
 from octaskly.agent.loop import CoreLoop
 from octaskly.agent.sockets import EVERYWHERE, bind_ports, port_of
-from octaskly.agent.start import describe, write_description
+from octaskly.agent.start import (
+    addresses_of,
+    describe,
+    lasting_name,
+    node_info,
+    write_description,
+)
 from octaskly.agent.webhooks import Webhooks
 from octaskly.api import ApiServer, Site
 from octaskly.api.webhooks import Poster
@@ -26,7 +30,7 @@ from octaskly.config.agent import AgentConfig
 from octaskly.config.defaults import GROUP
 from octaskly.core import events as ev
 from octaskly.core.effects import Note
-from octaskly.core.model import Address, NodeInfo, Settings
+from octaskly.core.model import NodeInfo, Settings
 from octaskly.core.node import Node
 from octaskly.errors import StoreError
 from octaskly.log import Logger, write_note
@@ -37,9 +41,9 @@ from octaskly.mesh.transport import Transport
 from octaskly.runner.archive import Archive
 from octaskly.runner.pool import Pool
 from octaskly.runner.workdir import captured
-from octaskly.stats import LoadSampler, gpus, is_on_mains, memory_total_mb
+from octaskly.stats import LoadSampler
 from octaskly.store import Store
-from octaskly.trust import MeshSecret, MeshTrust, NodeKey, Tokens
+from octaskly.trust import Keyring, MeshSecret, MeshTrust, NodeKey, Tokens
 
 LAST_WORDS_S: Final = 1.0  #: for what the audit log still lacks at the end
 
@@ -50,7 +54,7 @@ class Parts:
     def __init__(
         self,
         config: AgentConfig,
-        secret: MeshSecret,
+        keyring: Keyring,
         store: Store,
         saved: ev.Saved,
         clock: SystemClock,
@@ -65,7 +69,7 @@ class Parts:
 
         Args:
             config: The settings.
-            secret: The mesh secret.
+            keyring: Where the mesh secret lies, of which there is one.
             store: The log, open; the caller closes it.
             saved: What the log said when it was opened.
             clock: Clock and dice of the agent.
@@ -78,20 +82,20 @@ class Parts:
         Raises:
             ConfigError: the node key or a port cannot be used.
         """
-        self._config, self._store = config, store
-        self._clock, self._log = clock, log
+        self._config, self._store, self._clock, self._log = config, store, clock, log
+        secret = keyring.load()
         key = NodeKey.load_or_create(config.paths.state)
         self._trust, self._tokens = MeshTrust(secret, key), Tokens(secret)
+        self._keeper = Keeper(keyring, secret, clock, config.timing, log)
         self._local = local_addresses(config.options.interfaces)
         lan = [address.host for address in self._local]
         self._api_sockets, self._peer_sockets, self._lan_sockets = bind_ports(
             config.options, lan if config.options.interfaces else EVERYWHERE, log
         )
-        self._info = self._describe(_lasting_name(config.name, saved.name))
+        self._info = self._describe(lasting_name(config.name, saved.name))
         self._sampler = LoadSampler()
         self._load = self._sampler.sample()
-        self._is_disk_failing = False
-        self._peers_known = len(saved.peers)
+        self._is_disk_failing, self._peers_known = False, len(saved.peers)
         self._build_core(saved, is_first=is_first, on_stopped=on_stopped)
         self._build_admissions(secret, key, on_entered)
         self._build_shell(on_duplicate)
@@ -104,10 +108,26 @@ class Parts:
             runner=self._pool,
             discovery=self._discovery,
             gateway=self.gateway,
+            keeper=self._keeper,
             reads=tasks,
             on_ended=self._webhooks.ended,
         )
         self._admissions.start(tasks)
+        self._discovery.end(self._keeper.secret.ended)
+        self._keeper.connect(
+            rotation=self._node.rotation,
+            tickets=self.gateway.tickets,
+            post=self.loop.post,
+            send=self._transport.send,
+            tasks=tasks,
+            users=(
+                self._trust.renew,
+                self._tokens.renew,
+                lambda _: self._api.forward_as(self._trust.lan_client_context()),
+                lambda secret: self._discovery.end(secret.ended),
+                lambda secret: self._poster.renew(secret.webhook_key()),
+            ),
+        )
         await self._transport.start(tasks, self._peer_sockets)
         await self._api.serve(Site.LOOPBACK, self._api_sockets)
         await self._api.serve(Site.LAN, self._lan_sockets)
@@ -178,30 +198,21 @@ class Parts:
     # --- building ------------------------------------------------------------------
 
     def _describe(self, name: str) -> NodeInfo:
-        config = self._config
-        return NodeInfo(
+        return node_info(
+            self._config,
+            name,
             id=self._trust.node_id,
             boot=self._clock.hex_digits(16),
-            name=name,
-            slots=config.slots,
-            version=__version__,
             peer_port=port_of(self._peer_sockets),
             lan_port=port_of(self._lan_sockets),
             addresses=tuple(address.host for address in self._local),
-            memory_mb=memory_total_mb(),
-            labels=config.labels,
-            electable=config.options.electable,
-            on_mains=is_on_mains(),
-            os=platform.system().lower(),
-            arch=platform.machine(),
-            cpus=os.cpu_count() or 1,
-            gpus=config.options.gpus or gpus(),
         )
 
     def _build_core(
         self, saved: ev.Saved, *, is_first: bool, on_stopped: Callable[[], None]
     ) -> None:
         config, name = self._config, self._info.name
+        self._socket_path = config.paths.socket_of(name)
         timing = config.timing
         if is_first:
             timing = replace(timing, seek_alone_s=0.0)
@@ -211,7 +222,7 @@ class Parts:
             limits=config.limits,
             is_strict=config.is_strict,
         )
-        self._node = Node(settings, saved)
+        self._node = Node(settings, replace(saved, keys=self._keeper.secret.keys))
         self.loop = CoreLoop(
             self._node,
             clock=self._clock,
@@ -232,7 +243,7 @@ class Parts:
             # The pool is made later.
             pieces=lambda *what, **how: self._pool.recorder.pieces(*what, **how),  # noqa: PLW0108
             sample=lambda: self._load,
-            failure=self.failure,
+            failure=lambda: self.failure() or self._keeper.trouble(),
             signer=self._tokens,
             is_room=self._store.is_room,
             names={**dict(saved.names), self._info.id: name},
@@ -291,9 +302,9 @@ class Parts:
             ),
             on_addresses=self._addresses_changed,
             on_clone=partial(self._transport.dial, None),
+            on_ended=self._keeper.sighted,
         )
         self._api = self._build_api()
-        self._socket_path = config.paths.socket_of(self._info.name)
 
     def _build_admissions(
         self, secret: MeshSecret, key: NodeKey, on_entered: OnEntered
@@ -311,10 +322,11 @@ class Parts:
         )
 
     def _build_webhooks(self, secret: MeshSecret) -> None:
+        self._poster = Poster(secret.webhook_key())
         self._webhooks = Webhooks(
             self._store,
             self.gateway.view,
-            Poster(secret.webhook_key()),
+            self._poster,
             self._clock,
             self._log,
             self.loop.post,
@@ -341,6 +353,7 @@ class Parts:
             rates=config.options.rates,
             admissions=self._admissions,
             describe=self._description,
+            rotations=self._keeper,
         )
 
     def _description(self) -> dict[str, Any]:
@@ -371,19 +384,6 @@ class Parts:
 
     async def _dial_seed(self, host: str, port: int) -> None:
         """Look a `--join` name up and hand it to the core as a hint."""
-        try:
-            found = await asyncio.get_running_loop().getaddrinfo(
-                host, port, type=socket.SOCK_STREAM
-            )
-        except OSError as error:
-            self._log.warning("cannot resolve --join", host=host, error=str(error))
-            return
-        addresses = tuple(Address(str(entry[4][0]), port) for entry in found)
-        self.loop.post(ev.Seen((ev.Advert(None, addresses),)))
-
-
-def _lasting_name(asked: str, given: str | None) -> str:
-    """Return the name that a dispatcher gave because `asked` was taken, if it did."""
-    if given is not None and given.startswith(f"{asked}-"):
-        return given
-    return asked
+        addresses = await addresses_of(host, port, self._log)
+        if addresses:
+            self.loop.post(ev.Seen((ev.Advert(None, addresses),)))

@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
+import platform
 import resource
+import socket
 from collections.abc import Mapping
 from contextlib import closing
 from pathlib import Path
 from typing import Any
 
+from octaskly import __version__
 from octaskly.config.account import Account
 from octaskly.config.agent import AgentConfig
 from octaskly.config.defaults import API_PORT, LAN_PORT, PEER_PORT
 from octaskly.config.places import Paths
-from octaskly.core.model import NodeInfo
+from octaskly.core.model import Address, NodeInfo
 from octaskly.errors import ConfigError
+from octaskly.log import Logger
 from octaskly.runner.hands import Steward
+from octaskly.stats import gpus, is_on_mains, memory_total_mb
 
 ELSEWHERE = "octaskly agent --state-dir DIR uses another one"
 
@@ -126,6 +132,30 @@ def describe(
     return described
 
 
+def node_info(config: AgentConfig, name: str, **known: Any) -> NodeInfo:
+    """Return what a node says of itself.
+
+    Args:
+        config: The settings.
+        name: By which the mesh knows it.
+        known: Fields that depend on neither settings nor machine.
+    """
+    return NodeInfo(
+        name=name,
+        slots=config.slots,
+        version=__version__,
+        memory_mb=memory_total_mb(),
+        labels=config.labels,
+        electable=config.options.electable,
+        on_mains=is_on_mains(),
+        os=platform.system().lower(),
+        arch=platform.machine(),
+        cpus=os.cpu_count() or 1,
+        gpus=config.options.gpus or gpus(),
+        **known,
+    )
+
+
 def write_description(config: AgentConfig, fields: Mapping[str, object]) -> None:
     """Write `agent.json` in one step: readers see all of it or nothing."""
     path = config.paths.description
@@ -133,3 +163,22 @@ def write_description(config: AgentConfig, fields: Mapping[str, object]) -> None
     draft.write_text(json.dumps(fields, indent=2) + "\n")
     draft.chmod(0o600)
     draft.replace(path)
+
+
+async def addresses_of(host: str, port: int, log: Logger) -> tuple[Address, ...]:
+    """Return where a `--join` name may be dialled; say so where it has no address."""
+    try:
+        found = await asyncio.get_running_loop().getaddrinfo(
+            host, port, type=socket.SOCK_STREAM
+        )
+    except OSError as error:
+        log.warning("cannot resolve --join", host=host, error=str(error))
+        return ()
+    return tuple(Address(str(entry[4][0]), port) for entry in found)
+
+
+def lasting_name(asked: str, given: str | None) -> str:
+    """Return the name that a dispatcher gave because `asked` was taken, if it did."""
+    if given is not None and given.startswith(f"{asked}-"):
+        return given
+    return asked

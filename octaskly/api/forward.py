@@ -158,7 +158,7 @@ class Forwarder:
                 async with self._waits.bounded():
                     view = await self._gateway.dispatcher_known(hold.left_s())
         if view is None or (self._waits.is_closing and not view.is_self):
-            raise none_elected()
+            raise none_elected(self._gateway.health().message)
         return view
 
     async def _forward(self, call: Call, view: DispatcherView) -> web.StreamResponse:
@@ -359,12 +359,12 @@ def _is_repeatable(request: web.Request) -> bool:
     )
 
 
-def none_elected() -> Problem:
+def none_elected(why: str | None = None) -> Problem:
     """Return the answer where no dispatcher is found in time."""
     return Problem(
         HTTPStatus.SERVICE_UNAVAILABLE,
         NO_DISPATCHER,
-        hint="an election takes a few seconds; try again",
+        hint=why or "an election takes a few seconds; try again",
         headers={"Retry-After": "1"},
     )
 

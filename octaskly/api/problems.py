@@ -76,6 +76,7 @@ _TABLE: dict[type[Exception], tuple[int, str]] = {
     errors.AnswerLost: (503, CONNECTION_LOST),
     errors.NotDurable: (503, NOT_DURABLE),
     errors.CatchingUp: (503, CATCHING_UP),
+    errors.RotationRefused: (409, "Mesh secret cannot be renewed"),
     errors.NodeNotFound: (404, WORKER_NOT_FOUND),
     errors.NoSuchRequest: (404, "No such request"),
     errors.TooManyRecords: (409, "Too many records"),

@@ -18,7 +18,7 @@ from octaskly.api.rates import Meter
 from octaskly.api.waits import Waits
 from octaskly.core.merge import TaskRecord
 from octaskly.core.model import NodeId
-from octaskly.ports import Admissions, Clock, Gateway, Principal
+from octaskly.ports import Admissions, Clock, Gateway, Principal, Rotations
 
 BODY_BYTES_MAX = 1 << 20
 JSON = "application/json"
@@ -120,6 +120,7 @@ class Parts:
     admissions: Admissions | None = None
     describe: Callable[[], Mapping[str, Any]] = dict
     streams: Streams = field(default_factory=Streams)
+    rotations: Rotations | None = None  #: None: the node is in no mesh
 
 
 @dataclass(slots=True)

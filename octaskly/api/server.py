@@ -36,6 +36,7 @@ from octaskly.api import (
     outputs,
     pieces,
     results,
+    rotation,
     standing,
     tasks,
     tokens,
@@ -53,7 +54,7 @@ from octaskly.api.sockets import local_socket
 from octaskly.api.waits import Waits
 from octaskly.core.model import NodeId
 from octaskly.errors import TrustError
-from octaskly.ports import Admissions, Clock, Gateway, Principal
+from octaskly.ports import Admissions, Clock, Gateway, Principal, Rotations
 
 PeerNodeId = Callable[[ssl.SSLObject], NodeId | None]
 """Returns the node that a TLS connection authenticated.
@@ -86,6 +87,7 @@ ROUTES = openapi.with_document(
     *standing.ROUTES,
     *pieces.ROUTES,
     *toll.ROUTES,
+    *rotation.ROUTES,
 )
 
 
@@ -230,10 +232,10 @@ class ApiServer:
         rates: Mapping[str, int] | None = None,
         admissions: Admissions | None = None,
         describe: Callable[[], Mapping[str, Any]] = dict,
+        rotations: Rotations | None = None,
     ) -> None:
         deadlines = self._deadlines = deadlines or Deadlines()
-        self._lan_ssl = lan_ssl
-        self._peer_of = peer_node_id
+        self._lan_ssl, self._peer_of = lan_ssl, peer_node_id
         self._waits = Waits(gateway.dispatcher)
         self._forwarder = Forwarder(gateway, self._waits, forward_ssl, deadlines, tune)
         parts = Parts(
@@ -245,14 +247,14 @@ class ApiServer:
             Meter(rates or {}, clock),
             admissions,
             describe,
+            rotations=rotations,
         )
-        name = node_name.lower()
         self._gate = Gate(
             parts=parts,
             guard=Guard(names=allow_hosts, origins=cors_origins),
             verify=verify,
             node_name=node_name,
-            own_names=(name, f"{name}.local"),
+            own_names=(node_name.lower(), f"{node_name.lower()}.local"),
             on_served=on_served,
             on_fault=on_fault,
             id_prefix=secrets.token_hex(4),

@@ -29,6 +29,10 @@ class Poster:
         self._key = key
         self._session: aiohttp.ClientSession | None = None
 
+    def renew(self, key: bytes) -> None:
+        """Sign with this key from now on."""
+        self._key = key
+
     async def send(
         self,
         url: str,

@@ -76,6 +76,8 @@ _HINTS = {
     "Members or tasks would be left behind": "octaskly join --force CODE",
     "Task has not ended": "octaskly wait ID    waits for its end",
     "Nothing to repeat": "octaskly show ID    counts the members of an array",
+    "Mesh secret cannot be renewed": "octaskly rotate --status    shows how far it is",
+    "Node cannot revoke itself": "octaskly leave    takes this node out of the mesh",
 }
 """By the API's own text, where the status fits several things."""
 _UNSAFE = re.compile(

@@ -46,6 +46,8 @@ COMMANDS = {
     "requests": "octaskly.cli.approving:requests",
     "resume": "octaskly.cli.steering:resume",
     "retry": "octaskly.cli.retrying:retry",
+    "revoke": "octaskly.cli.rotating:revoke",
+    "rotate": "octaskly.cli.rotating:rotate",
     "run": "octaskly.cli.running:run",
     "secret": "octaskly.cli.access:secret",
     "service": "octaskly.cli.service:service",

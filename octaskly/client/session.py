@@ -261,6 +261,18 @@ class Client(Connection):
         """Drain, resume, pause or unpause a node; it answers with itself."""
         return self.request("POST", f"/api/v1/nodes/{quote(name, safe='')}/{steering}")
 
+    def rotation(self) -> Reply:
+        """Return how far the renewal of the mesh secret is."""
+        return self.request("GET", "/api/v1/rotation")
+
+    def rotate(self) -> Reply:
+        """Begin to renew the mesh secret; only an admin may."""
+        return self.request("POST", "/api/v1/rotation")
+
+    def revoke(self, name: str) -> Reply:
+        """Renew the mesh secret at once, without a node."""
+        return self.request("POST", f"/api/v1/nodes/{quote(name, safe='')}/revoke")
+
     def stats(self) -> dict[str, Any]:
         """Return the counts of the whole mesh."""
         return self._decode(self.request("GET", "/api/v1/stats"), dict[str, Any])

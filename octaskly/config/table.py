@@ -16,6 +16,7 @@ from octaskly.config.defaults import (
     DRAIN_S,
     DRAIN_S_MAX,
     DURABILITIES,
+    KEEP_OLD_SECRET_S,
     KILL_GRACE_S,
     KILL_GRACE_S_MAX,
     LAN_PORT,
@@ -32,6 +33,7 @@ from octaskly.config.defaults import (
     RETAINED_BYTES_MIN,
     RETAINED_TASKS,
     RETENTION_S,
+    ROTATE_WITHIN_S,
     SLOTS_MAX,
 )
 from octaskly.config.kinds import Amount, Kind, Many, OneOf, Peer, Place, Switch
@@ -285,6 +287,20 @@ class AgentOptions:
         "how long running tasks may take to end after SIGTERM",
         default=DRAIN_S,
         more="what is left is ended and run elsewhere; systemd is told of it",
+    )
+    rotate_within_s: int = _setting(
+        "--rotate-within",
+        Amount("T", SECONDS, least=1),
+        "as dispatcher, wait so long for nodes to learn a new mesh secret",
+        default=ROTATE_WITHIN_S,
+        more="the dispatcher's setting counts",
+    )
+    keep_old_secret_s: int = _setting(
+        "--keep-old-secret",
+        Amount("T", SECONDS, least=1),
+        "as dispatcher, accept the secret before a rotation so long after it",
+        default=KEEP_OLD_SECRET_S,
+        more="the dispatcher's setting counts",
     )
     kill_grace_s: int = _setting(
         "--kill-grace",

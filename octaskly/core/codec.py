@@ -5,9 +5,8 @@ declaration; a member of a union becomes `(type number, row)`. Fields are only e
 added at the end and with a default, so that versions can differ: `decode` ignores
 trailing fields that it does not know, and fills in those that are missing.
 
-What is decoded is hostile until proven otherwise: types, enum values, names and the
-range of numbers are checked, and the nesting is that of the classes. Coders are
-compiled once per class from the type hints.
+What is decoded is hostile until proven otherwise: types, enum values, names, nesting
+and the range of numbers are checked. Coders are compiled once per class.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ from operator import attrgetter
 from types import NoneType, UnionType
 from typing import Any, Final, Union, get_args, get_origin, get_type_hints
 
-from octaskly.core import facts, messages, model
+from octaskly.core import facts, keys, messages, model
 from octaskly.core.merge import TaskRecord
 from octaskly.core.messages import Message
 from octaskly.core.model import NodeId, TaskId
@@ -53,6 +52,8 @@ NUMBERS: Final[dict[type, int]] = {
     messages.ReplOk: 22,
     messages.Snapshot: 24,
     messages.Records: 25,
+    keys.KeysHeld: 28,
+    keys.KeysGiven: 29,
     facts.Submitted: 100,
     facts.CancelAsked: 101,
     facts.Assigned: 102,

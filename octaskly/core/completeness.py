@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from octaskly.core.exchange import Exchange
 from octaskly.core.journal import Journal
+from octaskly.core.keys import REVOKED
 from octaskly.core.membership import Membership
 from octaskly.core.messages import ATTACHED, STOPPING, Roster
 from octaskly.core.model import NO_EPOCH, Epoch, NodeId, NodeState, Role
@@ -18,7 +19,7 @@ from octaskly.core.succession import covers
 
 RETURN_S = 30.0  #: after a start, peers that are remembered may take so long to come
 
-PLAIN_ENDS = ("eof", "reset", STOPPING, ATTACHED)
+PLAIN_ENDS = ("eof", "reset", STOPPING, ATTACHED, REVOKED)
 """Ends of a link after which the other side is not at work without this one."""
 
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from octaskly.core.facts import Entry, Recorded
+from octaskly.core.keys import KeysEffect, NotRotated, Rotating
 from octaskly.core.merge import TaskRow
 from octaskly.core.messages import Cursor, Message, Report, Roster, SnapshotHead
 from octaskly.core.model import (
@@ -302,6 +303,8 @@ Reply = (
     | Hopeless
     | Forgot
     | Explanation
+    | Rotating
+    | NotRotated
 )
 
 
@@ -391,4 +394,5 @@ Effect = (
     | Remember
     | Note
     | Stopped
+    | KeysEffect
 )

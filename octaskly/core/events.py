@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from octaskly.core.facts import NO_FLOOR, Floor, Recorded
+from octaskly.core.keys import Keys, KeysEvent
 from octaskly.core.merge import TaskRecord
 from octaskly.core.messages import Hello, Message, Report
 from octaskly.core.model import (
@@ -298,6 +299,7 @@ class Saved:
     names: tuple[tuple[NodeId, str], ...] = ()  #: every node ever in a roster
     hold: Hold = NO_HOLD  #: what operators told this node
     records: tuple[Recorded, ...] = ()  #: but for kinds that are only listed
+    keys: Keys = Keys()  #: the generations of the mesh secret
 
 
 Event = (
@@ -324,4 +326,5 @@ Event = (
     | SteeringAsked
     | StopAsked
     | Moved
+    | KeysEvent
 )

@@ -59,6 +59,8 @@ class Hints:
         self._due_s: float | None = None  #: the next dial; None: to be found
         self._dialled: dict[NodeId | Address, _Dialled] = {}
         self._held: set[NodeId] = set()  #: in sight, not dialled yet
+        self._shunned: frozenset[NodeId] = frozenset()
+        self._shuns_all = False
         self._held_until_s = 0.0
 
     @property
@@ -99,6 +101,14 @@ class Hints:
         for advert in saved:
             self._learn(advert.node, advert.addresses, now)
         return self._dial_all(self._hints.values(), now)
+
+    def shun(self, nodes: Iterable[NodeId], *, shuns_all: bool) -> None:
+        """Dial these nodes no more, or nobody: they were revoked, or this node was."""
+        self._shunned, self._shuns_all = frozenset(nodes), shuns_all
+        for key, hint in tuple(self._hints.items()):
+            if shuns_all or hint.node in self._shunned:
+                del self._hints[key]
+        self._due_s = None
 
     def addresses_of(self, node: NodeId) -> tuple[Address, ...]:
         """Return where a node may be dialled, best first."""
@@ -303,7 +313,12 @@ class Hints:
     def _learn(
         self, node: NodeId | None, addresses: tuple[Address, ...], now: Moment
     ) -> _Hint | None:
-        """Return the hint for a place; None where a connected peer covers it."""
+        """Return the hint for a place; None where a connected peer covers it.
+
+        None also where nobody is to be dialled.
+        """
+        if self._shuns_all or node in self._shunned:
+            return None
         key: NodeId | Address = addresses[0] if node is None else node
         if node is None and any(key in v.addresses for v in self.peers.values()):
             return None

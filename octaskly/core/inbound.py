@@ -11,6 +11,7 @@ from dataclasses import replace
 
 from octaskly.core.effects import Effect, Send, Written
 from octaskly.core.facts import Entry, Submitted
+from octaskly.core.keys import KeysGiven, KeysHeld, KeysMessage
 from octaskly.core.machines import Machines
 from octaskly.core.messages import (
     Claim,
@@ -76,12 +77,12 @@ class Inbound:
             case Hello() | HelloOk():
                 return []  # The link has consumed those; a second one means nothing.
             case _:
-                return self._on_election_message(peer, message, now)
+                return self._on_mesh_message(peer, message, now)
 
-    def _on_election_message(
+    def _on_mesh_message(
         self,
         peer: NodeId,
-        message: Claim | ClaimOk | ClaimNo | Redirect | Probe | ProbeOk,
+        message: Claim | ClaimOk | ClaimNo | Redirect | Probe | ProbeOk | KeysMessage,
         now: Moment,
     ) -> list[Effect]:
         election = self._machines.election
@@ -98,6 +99,8 @@ class Inbound:
                 return [Send(peer, (self._probe_ok(message, now),))]
             case ProbeOk():
                 return election.on_probe_ok(message)
+            case KeysHeld() | KeysGiven():
+                return self._machines.rotation.on_message(peer, message)
 
     def _probe_ok(self, message: Probe, now: Moment) -> ProbeOk:
         """Say how long ago a frame came from the node."""

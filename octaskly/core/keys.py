@@ -7,12 +7,17 @@ or from whom, and any dispatcher can go on with one that another began.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 
-from octaskly.core.model import NodeId
+from octaskly.core.model import TIME_MS_MAX, NodeId
 
 DENIED_MAX = 1024  #: revoked nodes that a keyring remembers
+NUMBER_MAX = 1_000_000_000  #: of a generation
+MARK_CHARS_MAX = 64
+TEXT_CHARS_MAX = 64 * 1024  #: of a keyring
+REVOKED = "revoked: the mesh has a new secret, without this node"
+"""Why a link ends; what a revoked node that is honest goes by."""
 
 
 class Phase(StrEnum):
@@ -58,6 +63,114 @@ class Keys:
             -self.since_ms,
         )
 
+    @property
+    def is_sane(self) -> bool:
+        """Whether a keyring of ours could be so."""
+        is_ordered = 0 < self.oldest <= self.generation <= self.newest < NUMBER_MAX
+        is_bounded = len(self.mark) <= MARK_CHARS_MAX and len(self.denied) <= DENIED_MAX
+        return is_ordered and is_bounded and 0 <= self.since_ms < TIME_MS_MAX
+
     def lacks(self, other: Keys) -> bool:
         """Whether this keyring would change by taking over `other`."""
         return self.rank < other.rank or not set(other.denied) <= set(self.denied)
+
+
+# --- What peers say.
+
+
+@dataclass(frozen=True, slots=True)
+class KeysHeld:
+    """The sender's keyring is this now; said to those who may not know it."""
+
+    keys: Keys
+
+
+@dataclass(frozen=True, slots=True)
+class KeysGiven:
+    """The sender's keyring itself, for a peer that lacks some of it."""
+
+    text: str = field(repr=False)  #: as in a secret file
+
+
+KeysMessage = KeysHeld | KeysGiven
+
+
+def is_sane_keyring(message: KeysMessage) -> bool:
+    """Whether a member of ours could say so."""
+    if isinstance(message, KeysHeld):
+        return message.keys.is_sane
+    return len(message.text) <= TEXT_CHARS_MAX
+
+
+# --- What happens.
+
+
+@dataclass(frozen=True, slots=True)
+class KeysChanged:
+    """The keyring of this node is this now, and on its disk."""
+
+    keys: Keys
+    failure: str = ""  #: why what was asked for could not be done
+
+
+@dataclass(frozen=True, slots=True)
+class RotateAsked:
+    """Renew the mesh secret; answered by `Answer(ticket, ...)`."""
+
+    ticket: int
+    revoked: NodeId | None  #: whom to leave out
+    by: str
+
+
+KeysEvent = KeysChanged | RotateAsked
+
+# --- What the shell is asked to do.
+
+
+class KeyStep(StrEnum):
+    """What becomes of a keyring."""
+
+    RENEW = "renew"  #: one generation more, which is accepted
+    SWITCH = "switch"  #: the newest one is in force
+    SETTLE = "settle"  #: the newest one is the only one
+    DENY = "deny"  #: a node is revoked, and nothing else
+
+
+@dataclass(frozen=True, slots=True)
+class ChangeKeys:
+    """Change the keyring on disk, then in use; `KeysChanged` says that it is done."""
+
+    step: KeyStep
+    revoked: NodeId | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class GiveKeys:
+    """Send the keyring to a peer."""
+
+    peer: NodeId
+
+
+@dataclass(frozen=True, slots=True)
+class TakeKeys:
+    """Join what a peer gave with the keyring of this node; then as `ChangeKeys`."""
+
+    peer: NodeId
+    text: str = field(repr=False)
+
+
+KeysEffect = ChangeKeys | GiveKeys | TakeKeys
+
+
+@dataclass(frozen=True, slots=True)
+class Rotating:
+    """The answer to `RotateAsked`: a newer generation is on its way to all nodes."""
+
+    keys: Keys
+
+
+@dataclass(frozen=True, slots=True)
+class NotRotated:
+    """The answer to `RotateAsked` where nothing is done."""
+
+    why: str

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from octaskly.core.effects import Disconnect, Effect, Note
 from octaskly.core.events import PeerUp
+from octaskly.core.keys import REVOKED
 from octaskly.core.machines import Machines
 from octaskly.core.messages import ATTACHED, PROTOCOL, STOPPING, Message
 from octaskly.core.model import Moment, NodeId
@@ -26,17 +27,21 @@ class Links:
         self._completeness = machines.completeness
         self._dispatch = machines.dispatch
         self._vetting = machines.vetting
+        self._rotation = machines.rotation
 
     def on_up(self, event: PeerUp, now: Moment) -> list[Effect]:
         """A link is connected; it takes the place of any before it."""
         if event.peer == self._me:
             return []
         effects = self.on_down(event.peer, "replaced", now)
+        if self._rotation.denies(event.peer):
+            return [*effects, Disconnect(event.peer, REVOKED)]
         code = self._vetting.vet(event.peer, event.hello, self._election.term)
         if code is not None:
             return effects + self._refuse(event.peer, code)
         effects += self._vetting.look_at_skew(event.peer, event.hello, event.sent)
         effects += self._members.on_peer_up(event, now)
+        effects += self._rotation.on_up(event.peer)
         effects += self._election.on_peer_up(event, now)
         wanted = self.wanted()
         if wanted and event.peer not in wanted:
@@ -45,6 +50,11 @@ class Links:
 
     def on_down(self, peer: NodeId, reason: str, now: Moment) -> list[Effect]:
         """A link ended; a follower's attempts and copies are gone with it."""
+        is_revoked = reason == REVOKED and peer in self._members.peers
+        told = self._rotation.on_revoked(peer) if is_revoked else []
+        return told + self._drop(peer, reason, now)
+
+    def _drop(self, peer: NodeId, reason: str, now: Moment) -> list[Effect]:
         view = self._members.on_peer_down(peer, now)
         if view is None:
             return []
@@ -55,6 +65,10 @@ class Links:
             if view.follows == reign.epoch:
                 effects = self._lose(peer, reason, now, is_worker=view.is_worker)
         return effects + self._election.on_peer_down(peer, reason, now)
+
+    def expel(self, peer: NodeId, reason: str, now: Moment) -> list[Effect]:
+        """End the link to a peer that must not be there; what it had is lost."""
+        return [Disconnect(peer, reason), *self._drop(peer, reason, now)]
 
     def cut(self, peer: NodeId, reason: str, now: Moment) -> list[Effect]:
         """Close a link, which is then as lost as one that broke."""
@@ -115,7 +129,7 @@ class Links:
         self, peer: NodeId, reason: str, now: Moment, *, is_worker: bool
     ) -> list[Effect]:
         """A follower of this reign is gone; its attempts may run elsewhere."""
-        is_leaving = reason in (STOPPING, ATTACHED)
+        is_leaving = reason in (STOPPING, ATTACHED, REVOKED)
         self._registry.on_lost(peer, now, is_leaving=is_leaving)
         self._replication.on_lost(peer, now, is_leaving=is_leaving)
         note = Note("info", "peer lost", (("peer", peer), ("reason", reason)))

@@ -17,6 +17,7 @@ from octaskly.core.membership import Membership
 from octaskly.core.model import Settings
 from octaskly.core.replication import Replication
 from octaskly.core.roster import Registry
+from octaskly.core.rotation import Rotation
 from octaskly.core.standby import Standby
 from octaskly.core.vetting import Vetting
 from octaskly.core.worker import Worker
@@ -41,6 +42,7 @@ class Machines:
     doubt: Doubt
     worker: Worker
     vetting: Vetting
+    rotation: Rotation
 
 
 def assemble(settings: Settings, saved: Saved) -> Machines:
@@ -51,12 +53,13 @@ def assemble(settings: Settings, saved: Saved) -> Machines:
     replication = Replication(settings, journal, members)
     election = Election(settings, saved, journal, members, exchange)
     dispatch = Dispatch(settings, journal, replication, saved.sequence)
+    registry = Registry(saved.names)
     return Machines(
         settings=settings,
         journal=journal,
         members=members,
         browsing=Browsing(),
-        registry=Registry(saved.names),
+        registry=registry,
         exchange=exchange,
         election=election,
         replication=replication,
@@ -67,4 +70,5 @@ def assemble(settings: Settings, saved: Saved) -> Machines:
         doubt=Doubt(settings.timing, members, election, dispatch),
         worker=Worker(settings, saved.reports, saved.hold),
         vetting=Vetting(settings.node.id, journal, members),
+        rotation=Rotation(settings, members, registry, saved.keys),
     )

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from octaskly.core.facts import Entry, Floor, Recorded
+from octaskly.core.keys import KeysMessage
 from octaskly.core.merge import TaskRow
 from octaskly.core.model import (
     NO_LOAD,
@@ -344,4 +345,5 @@ Message = (
     | Repl
     | ReplOk
     | Records
+    | KeysMessage
 )

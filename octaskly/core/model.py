@@ -39,6 +39,7 @@ def name_of(task: TaskId, twin: int = 1) -> str:
     return name if twin == 1 else f"{name}~{twin}"
 
 
+TIME_MS_MAX = 1 << 47  #: a wall clock in the year 6429, which can be shown
 SPEC_BYTES = 256  #: of the envelope of a task beyond its texts, roughly
 SPEC_PATH_CHARS = 8  #: of a path in a message, beyond its characters, roughly
 
@@ -337,6 +338,8 @@ class Timing:
     tick_s: float = 0.25  #: longest time between two steps
     retention_s: float = 7 * 86_400.0  #: how long ended tasks are kept
     floor_s: float = 60.0  #: how often the dispatcher looks for tasks to forget
+    spread_s: float = 86_400.0  #: a renewed mesh secret waits so long for all nodes
+    keep_old_s: float = 7 * 86_400.0  #: the one before is accepted so long after
     orphan_s: float = 600.0  #: an unknown task is awaited so long by those after it
 
 

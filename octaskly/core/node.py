@@ -11,9 +11,10 @@ from collections import deque
 from collections.abc import Mapping
 
 from octaskly.core.allegiance import Allegiance
+from octaskly.core.custody import Custody
 from octaskly.core.departure import Departure
 from octaskly.core.disk import DiskCare
-from octaskly.core.effects import Answer, Effect, NotHere, Send, Written
+from octaskly.core.effects import Effect, Send, Written
 from octaskly.core.events import (
     AttemptsEnded,
     CancelRequested,
@@ -45,6 +46,7 @@ from octaskly.core.handover import HandOver
 from octaskly.core.helm import Helm
 from octaskly.core.herald import Herald
 from octaskly.core.inbound import Inbound
+from octaskly.core.keys import KeysChanged, RotateAsked
 from octaskly.core.links import Links
 from octaskly.core.machines import assemble
 from octaskly.core.messages import HeartbeatOk, Hello, Message, Roster
@@ -58,17 +60,11 @@ from octaskly.core.model import (
     StandbyView,
     StreamId,
 )
+from octaskly.core.questions import Question, Questions
+from octaskly.core.rotation import Rotation
 
 REST_S = 0.02  #: between two steps that only time causes
 PAUSE_S = 0.3  #: a gap between two steps that counts as own slowness
-Question = (
-    TasksSubmitted
-    | CancelRequested
-    | ExplainAsked
-    | ForgetAsked
-    | RecordAsked
-    | TasksNotified
-)
 WorkEvent = (
     Question
     | AttemptsEnded
@@ -104,14 +100,18 @@ class Node:
         self._clerk = machines.clerk
         self._doubt = machines.doubt
         self._worker = machines.worker
+        self.rotation: Rotation = machines.rotation
+        """Which generations of the mesh secret are known where."""
         self.refused: Mapping[str, int] = machines.vetting.refused
         """How many messages of peers were refused, by the code of the reason."""
         handover = HandOver(machines)
         self._departure = Departure(machines, handover)
         self._disk = DiskCare(machines, handover)
         self._helm = Helm(machines)
+        self._questions = Questions(machines)
         self._herald = Herald(machines, saved.name or settings.node.name)
         self._links = Links(machines)
+        self._custody = Custody(machines, self._links)
         self._inbound = Inbound(machines, self._health, self._links.on_down)
         self._load = NO_LOAD
         self._draw = 0.0
@@ -247,6 +247,7 @@ class Node:
         effects = self._election.on_time(now)
         effects += self._members.on_time(now)
         effects += self._links.dial_held(now)
+        effects += self._custody.on_time(now, is_reigning=self.is_dispatcher)
         asked = self._browsing.on_time(
             now, draw=self._draw, is_reigning=self.is_dispatcher
         )
@@ -297,10 +298,17 @@ class Node:
                 self._members.on_dial_failed(event, now)
                 refused = event.was_refused
                 return self._election.on_refused(node, now) if refused else []
-            case StopAsked(drain_s):
-                return self._departure.begin(drain_s, now)
+            case StopAsked() | KeysChanged() | RotateAsked():
+                return self._on_order(event, now)
             case _:
                 return self._handle_work(event, now)
+
+    def _on_order(
+        self, event: StopAsked | KeysChanged | RotateAsked, now: Moment
+    ) -> list[Effect]:
+        if isinstance(event, StopAsked):
+            return self._departure.begin(event.drain_s, now)
+        return self._custody.on_event(event, now)
 
     def _handle_work(self, event: WorkEvent, now: Moment) -> list[Effect]:
         match event:
@@ -312,7 +320,7 @@ class Node:
                 | RecordAsked()
                 | TasksNotified()
             ):
-                return self._on_asked(event, now)
+                return self._questions.on_asked(event, now)
             case Loaded() | LiveLoaded() | RipeLoaded() | FloorPlanned():
                 return self._dispatch.on_read(event, now)
             case Persisted(number):
@@ -332,26 +340,6 @@ class Node:
             case SteeringAsked():
                 return self._helm.on_asked(event, now)
         return []
-
-    def _on_asked(self, event: Question, now: Moment) -> list[Effect]:
-        """Pass a request on while this node reigns."""
-        if isinstance(event, TasksNotified):
-            return self._dispatch.on_notified(event, now)
-        if not self._dispatch.is_reigning:
-            return [Answer(event.ticket, NotHere())]
-        if isinstance(event, TasksSubmitted):
-            return self._dispatch.on_submitted(event, now)
-        if isinstance(event, ExplainAsked):
-            members = () if self.roster is None else self.roster.members
-            told = self._dispatch.explaining.explain(event.record, members, now)
-            return [Answer(event.ticket, told)]
-        if isinstance(event, ForgetAsked):
-            self._dispatch.retention.on_asked(event, now)
-            return []
-        if isinstance(event, RecordAsked):
-            may_write = self._dispatch.is_accepting
-            return self._clerk.on_asked(event, now, may_write=may_write)
-        return self._dispatch.on_cancel(event, now)
 
     # Links
 

@@ -14,9 +14,9 @@ from collections.abc import Iterable, Mapping
 from typing import Final, NamedTuple
 
 from octaskly.core.facts import HLC_MAX, Recorded
+from octaskly.core.model import TIME_MS_MAX
 
 KEY_CHARS_MAX: Final = 200
-TIME_MS_MAX: Final = 1 << 47  #: a wall clock in the year 6429, which can be shown
 
 
 class Kind(NamedTuple):

@@ -15,6 +15,7 @@ class Stance(NamedTuple):
 
     hold: Hold = NO_HOLD
     is_leaving: bool = False
+    is_revoked: bool = False  #: the mesh has a new secret, without this node
     is_disk_short: bool = False
     is_memory_short: bool = False
 
@@ -23,7 +24,7 @@ class Stance(NamedTuple):
         """What the mesh is told."""
         if self.hold.is_paused and not self.is_leaving:
             return NodeState.PAUSED
-        is_draining = self.hold.is_drained or self.is_leaving
+        is_draining = self.hold.is_drained or self.is_leaving or self.is_revoked
         return NodeState.DRAINING if is_draining else NodeState.READY
 
     @property

@@ -27,6 +27,7 @@ from octaskly.core.facts import (
     hlc_ahead,
 )
 from octaskly.core.journal import Journal
+from octaskly.core.keys import KeysGiven, KeysHeld, KeysMessage, is_sane_keyring
 from octaskly.core.membership import Membership
 from octaskly.core.merge import TaskRow, facts_of
 from octaskly.core.messages import (
@@ -54,6 +55,7 @@ from octaskly.core.messages import (
 from octaskly.core.model import (
     GPUS_MAX,
     LABELS_MAX,
+    TIME_MS_MAX,
     WORD_CHARS_MAX,
     AttemptId,
     Epoch,
@@ -65,7 +67,6 @@ from octaskly.core.model import (
     StreamId,
     TaskSpec,
 )
-from octaskly.core.records import TIME_MS_MAX
 from octaskly.core.records import is_sane as is_sane_record
 
 NUMBER_MAX: Final = 1 << 62  #: numbers that are counted on from stay below it
@@ -113,8 +114,8 @@ class Vetting:
                 return self._vet_log(peer, message, term)
             case Results() | Dispatch() | Reattach():
                 return self._vet_work(peer, message)
-            case Records(items=items):
-                return None if all(map(_is_sane_fact, items)) else "fact"
+            case Records() | KeysHeld() | KeysGiven():
+                return _vet_told(message)
             case _:
                 return None
 
@@ -307,6 +308,13 @@ class Vetting:
             return "fact"
         view = self._members.peers.get(peer)
         return "parts" if view and len(view.told) >= PARTS_MAX else None
+
+
+def _vet_told(message: Records | KeysMessage) -> str | None:
+    """What every node goes by."""
+    if isinstance(message, Records):
+        return None if all(map(_is_sane_fact, message.items)) else "fact"
+    return None if is_sane_keyring(message) else "keys"
 
 
 def _is_near(epoch: Epoch, term: int) -> bool:

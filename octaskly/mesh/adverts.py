@@ -23,6 +23,7 @@ PAIRING_SERVICE = "_octaskly-pair._tcp.local."
 TXT_BYTES_MAX = 400  #: ours has less than 200
 CANDIDATES_MAX = 1024  #: nodes of any mesh in sight that are kept
 CLAIMS_MAX = 4  #: nodes that name one address and port; a reinstalled one lingers
+ENDED_MAX = 4  #: generations that one advert calls over
 NEIGHBOURS_MAX = 64  #: nodes that name one address, where it is not loopback
 
 _Key = TypeVar("_Key")
@@ -31,6 +32,7 @@ _NODE = re.compile(r"[A-Za-z2-7]{16}")
 _WORD = re.compile(r"[A-Za-z0-9_-]{1,64}")
 _TERM = re.compile(r"[0-9]{1,18}")
 _PORT = re.compile(r"[0-9]{1,5}")
+_PROOF = re.compile(r"[0-9a-f]{16}")
 _SHOWN_CHARS = 64
 
 
@@ -46,6 +48,7 @@ class Sighting:
     lan_port: int = 0  #: of its HTTPS API; 0: it says none
     is_dispatcher: bool = False
     term: int = 0
+    ended: tuple[str, ...] = ()  #: how generations that are over are told so
 
 
 class MalformedAdvert(ValueError):
@@ -53,7 +56,12 @@ class MalformedAdvert(ValueError):
 
 
 def write_txt(
-    node: NodeInfo, *, mesh_id: str | None, is_dispatcher: bool, term: int
+    node: NodeInfo,
+    *,
+    mesh_id: str | None,
+    is_dispatcher: bool,
+    term: int,
+    ended: Sequence[str] = (),
 ) -> dict[str, str | bytes | None]:
     """Return the TXT properties of a node; never stats, or each change is a storm."""
     txt: dict[str, str | bytes | None] = {
@@ -66,6 +74,8 @@ def write_txt(
         txt["m"] = mesh_id
     if mesh_id is not None and is_dispatcher:
         txt["t"] = str(term)
+    if mesh_id is not None and ended:
+        txt["o"] = ",".join(ended)
     return txt
 
 
@@ -118,6 +128,7 @@ def read_sighting(
         lan_port=_port(_text(txt, "a")),
         is_dispatcher=is_dispatcher,
         term=int(term) if is_dispatcher else 0,
+        ended=tuple(filter(_PROOF.fullmatch, _text(txt, "o").split(",")))[:ENDED_MAX],
     )
 
 

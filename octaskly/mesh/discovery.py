@@ -59,6 +59,7 @@ class Discovery:
         on_other_mesh: Callable[[str], None] | None = None,
         on_addresses: Callable[[tuple[LocalAddress, ...]], None] | None = None,
         on_clone: Callable[[tuple[Address, ...]], None] | None = None,
+        on_ended: Callable[[Sequence[str]], None] | None = None,
         poll_s: float = 5.0,
         debounce_s: float = 2.0,
     ) -> None:
@@ -74,26 +75,25 @@ class Discovery:
             on_other_mesh: Told once of each other mesh in sight.
             on_addresses: Told when this machine's addresses have changed.
             on_clone: Told where another process seems to live with this node's id.
+            on_ended: Told which generations of the secret nodes of our mesh call over.
             poll_s: Between two looks at the addresses.
             debounce_s: A change counts when it has lasted so long.
         """
-        self._node, self._mesh_id = node, mesh_id
-        self._clock = clock
+        self._node, self._mesh_id, self._clock = node, mesh_id, clock
         self._names = tuple(interfaces)
         self._on_event, self._on_note = on_event, on_note
         self._on_other_mesh, self._on_addresses = on_other_mesh, on_addresses
-        self._on_clone = on_clone
+        self._on_clone, self._on_ended = on_clone, on_ended
+        self._ended: tuple[str, ...] = ()  #: what this node calls over
         self._poll_s, self._debounce_s = poll_s, debounce_s
         self._local: tuple[LocalAddress, ...] = ()
         self._mdns: Mdns | None = None
-        self._is_browsing = False
-        self._role = (False, 0)
+        self._is_browsing, self._role = False, (False, 0)
         self._is_stale = asyncio.Event()  #: what we advertise has changed
-        self._candidates = Candidates()
+        self._candidates, self._told = Candidates(), set[str]()
         self._changes: dict[str, bool] = {}  #: names to look up, and whether they left
         self._sweep: asyncio.Handle | None = None
         self._unresolved = asyncio.Queue[NodeId](UNRESOLVED_MAX)
-        self._told: set[str] = set()
         self._warned_s: dict[str, float] = {}
         self._tasks: list[asyncio.Task[None]] = []
 
@@ -133,6 +133,13 @@ class Discovery:
         """Say over mDNS what this node is now; repeated calls cost nothing."""
         if self._role != (is_dispatcher, term):
             self._role = (is_dispatcher, term)
+            self._is_stale.set()
+
+    def end(self, ended: Sequence[tuple[int, str]]) -> None:
+        """Say over mDNS which generations of the secret are over."""
+        proofs = tuple(proof for _, proof in ended)
+        if self._ended != proofs:
+            self._ended = proofs
             self._is_stale.set()
 
     async def close(self) -> None:
@@ -175,6 +182,7 @@ class Discovery:
                 mesh_id=self._mesh_id,
                 is_dispatcher=is_dispatcher,
                 term=term,
+                ended=self._ended,
             )
             hosts = dict.fromkeys(one.host.partition("%")[0] for one in self._local)
             await self._mdns.announce(
@@ -302,6 +310,8 @@ class Discovery:
         if not addresses:
             self._candidates.drop(sighting.node)  # It is to take no honest node's room.
         if sighting.mesh is not None and sighting.mesh == self._mesh_id:
+            if sighting.ended and self._on_ended is not None:
+                self._on_ended(sighting.ended)
             return self._advert(sighting)
         if addresses:
             self._meet_other(sighting.mesh)

@@ -11,6 +11,7 @@ from typing import Any, Final
 
 from octaskly.core.effects import Note
 from octaskly.core.events import DialFailed, Event, PeerDown, PeerUp, Received
+from octaskly.core.keys import REVOKED
 from octaskly.core.messages import ATTACHED, PROTOCOL, STOPPING, Message, Packed
 from octaskly.core.model import Address, Limits, NodeId
 from octaskly.errors import LocalProtocolError
@@ -34,7 +35,7 @@ SHUTDOWN_S: Final = 1.0
 NOTED_MAX: Final = 1024
 
 QUIET: Final = frozenset(
-    {DUPLICATE, MYSELF, STOPPING, ATTACHED, "eof", "reset", "timeout", "woke"}
+    {DUPLICATE, MYSELF, STOPPING, ATTACHED, REVOKED, "eof", "reset", "timeout", "woke"}
 )
 """Reasons that are part of life and not worth a line in the log."""
 

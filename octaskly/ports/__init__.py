@@ -20,6 +20,7 @@ from octaskly.ports.gateway import (
     MeshStats,
     OutputPlace,
 )
+from octaskly.ports.rotation import Rotations, RotationView
 from octaskly.ports.store import (
     Clock,
     Log,
@@ -51,6 +52,8 @@ __all__ = [
     "Principal",
     "RecordQuery",
     "Request",
+    "RotationView",
+    "Rotations",
     "StoreStats",
     "TaskPage",
     "TaskQuery",

@@ -213,6 +213,8 @@ class Network:
             self._world.at(wait_s, lambda: fail(was_refused=False))
         elif other.node is None:
             fail(was_refused=True)
+        elif not self._world.may_meet(dialler, target):
+            fail(was_refused=False)
         else:
             turns = [dialler, target, dialler, target] if self._world.cores else []
             self._work(

@@ -54,6 +54,7 @@ from octaskly.core.events import (
     Persisted,
     RecordAsked,
     RecordDraft,
+    Saved,
     Seen,
     SteeringAsked,
     StopAsked,
@@ -243,6 +244,14 @@ class World:
 
     # Processes
 
+    def saved(self, machine: Machine) -> Saved:
+        """Return what a machine knows when its process starts."""
+        return machine.disk.saved()
+
+    def may_meet(self, dialler: NodeId, listener: NodeId) -> bool:
+        """Whether TLS between two machines succeeds."""
+        return True
+
     def start(self, node_id: NodeId) -> None:
         """Start a machine's agent."""
         machine = self.machines[node_id]
@@ -266,7 +275,7 @@ class World:
         settings = Settings(
             node=info, timing=self.timing, limits=self.limits, is_strict=self.is_strict
         )
-        machine.node = self.node_type(settings, machine.disk.saved())
+        machine.node = self.node_type(settings, self.saved(machine))
         self.feed(machine, Woke(self.random.random()))
 
     def start_all(self) -> None:

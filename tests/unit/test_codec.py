@@ -21,6 +21,7 @@ from octaskly.core.facts import (
     Recorded,
     Submitted,
 )
+from octaskly.core.keys import Keys, KeysGiven, KeysHeld
 from octaskly.core.merge import Birth, TaskRecord, TaskRow
 from octaskly.core.messages import (
     Claim,
@@ -168,6 +169,8 @@ MESSAGES: tuple[Message, ...] = (
     Pull(VECTOR),
     Pull(VECTOR, Cursor(99, 9)),
     Entries(ENTRIES, ((STREAM, EPOCH),), more=True, vector=VECTOR),
+    KeysHeld(Keys(newest=2, mark="ab", denied=(NodeId("n"),))),
+    KeysGiven("okm1-x"),
     Snapshot(
         rows=(TaskRow(TaskRecord(id=TASK, spec=SPEC), Birth(1, 2, STREAM, 3), 4),),
         cursor=Cursor(99, 9),

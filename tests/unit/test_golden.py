@@ -24,6 +24,7 @@ from octaskly.core.facts import (
     Recorded,
     Submitted,
 )
+from octaskly.core.keys import Keys, KeysGiven, KeysHeld
 from octaskly.core.merge import Birth, TaskRecord, TaskRow
 from octaskly.core.messages import (
     Claim,
@@ -187,6 +188,18 @@ MESSAGES: tuple[Message, ...] = (
         more=True,
         head=SnapshotHead(vector=VECTOR, epochs=WRITERS, floor=FLOOR, hlc=1005),
     ),
+    KeysHeld(
+        Keys(
+            oldest=1,
+            generation=1,
+            newest=2,
+            mark="0123456789abcdef",
+            is_urgent=True,
+            since_ms=1_700_000_000_000,
+            denied=(OTHER,),
+        )
+    ),
+    KeysGiven("okm1-x generation=2"),
 )
 BY_NAME = {type(message).__name__: message for message in MESSAGES}
 

@@ -224,7 +224,7 @@ def test_a_keyring_of_another_mesh_is_never_joined() -> None:
         f"{KNOWN_LINE} mesh=96dbb607b64e3ad5\n{KNOWN_LINE} mesh=06dbb607b64e3ad5",
         f"{KNOWN_LINE} later",
         f"{KNOWN_LINE}\nended=1:96dbb607b64e3ad",
-        f"{KNOWN_LINE}\ndenied=somebody",
+        f"{KNOWN_LINE}\ndenied=some body",
         "ended=1:96dbb607b64e3ad5",
     ],
 )

@@ -1,0 +1,231 @@
+"""Renews the mesh secret: who knows which generation, and when the next step is due.
+
+Every node tells its peers which generations it has, and gives its keyring to those that
+lack some of it; so a rotation reaches all nodes whoever began it, also through one that
+was away. The dispatcher alone takes the steps: the newer generation comes into force
+when all nodes know it or have had the time, and the older one goes long after. What it
+needs to know of them is in the keyring, so any other dispatcher goes on with it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from octaskly.core.effects import Answer, Effect, Note, Send
+from octaskly.core.keys import (
+    REVOKED,
+    ChangeKeys,
+    GiveKeys,
+    Keys,
+    KeysChanged,
+    KeysGiven,
+    KeysHeld,
+    KeysMessage,
+    KeyStep,
+    NotRotated,
+    Phase,
+    RotateAsked,
+    Rotating,
+    TakeKeys,
+)
+from octaskly.core.membership import Membership
+from octaskly.core.model import Moment, NodeId, Settings
+from octaskly.core.roster import Registry
+
+OUTDATED = "the secret of this link is over"
+PATIENCE_S = 15.0  #: a step is asked for again after so long
+REVOKE_S = 5.0  #: honest nodes that are connected have so long to learn of it
+GRACE_S = 15.0  #: links of a generation that is over end after so long
+WAITING_MAX = 64  #: requests that wait for one rotation
+
+
+class Rotation:
+    """The generations of this node, and of those it knows."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        members: Membership,
+        registry: Registry,
+        keys: Keys,
+    ) -> None:
+        self.keys = keys
+        self._me = settings.node.id
+        self._timing = settings.timing
+        self._held_max = settings.limits.peers
+        self._members = members
+        self._registry = registry
+        self._held: dict[NodeId, Keys] = {}  #: as peers said last
+        self._told: dict[NodeId, Keys] = {}  #: what connected peers know of this node
+        self._tickets: list[int] = []
+        self._asked_s: float | None = None  #: when the shell was asked for a step
+        self._changed_s = 0.0
+
+    @property
+    def is_revoked(self) -> bool:
+        """Whether this node itself has to go."""
+        return self._me in self.keys.denied
+
+    def denies(self, peer: NodeId) -> bool:
+        """Whether a peer is revoked."""
+        return peer in self.keys.denied
+
+    def confirmed(self) -> frozenset[NodeId]:
+        """Return the nodes that are known to have the newest generation."""
+        return frozenset(
+            node for node, held in self._held.items() if self._is_level(held)
+        )
+
+    def awaited(self) -> frozenset[NodeId]:
+        """Return the nodes that should have the newest generation, and may not yet."""
+        if self.keys.phase is Phase.SETTLED:
+            return frozenset()
+        roster = self._registry.roster
+        listed = () if roster is None else (member.id for member in roster.members)
+        nodes = {*listed, *self._members.remembered(), *self._members.met()}
+        if self.keys.is_urgent:
+            nodes = set(self._members.peers)
+        return frozenset(nodes - {self._me} - set(self.keys.denied) - self.confirmed())
+
+    # --- Peers.
+
+    def on_up(self, peer: NodeId) -> list[Effect]:
+        """Tell a peer that came what this node has.
+
+        A mesh that never renewed its secret says nothing.
+        """
+        self._told.pop(peer, None)
+        is_plain = self.keys.newest == 1 and not self.keys.denied
+        return [] if is_plain else self._tell((peer,))
+
+    def on_message(self, peer: NodeId, message: KeysMessage) -> list[Effect]:
+        """Learn what a peer has, give it what it lacks, take what this node lacks."""
+        match message:
+            case KeysGiven(text):
+                return [TakeKeys(peer, text)]
+            case KeysHeld(keys):
+                self._held.pop(peer, None)
+                self._held[peer] = keys
+                if len(self._held) > self._held_max:
+                    del self._held[next(iter(self._held))]
+                effects = self._tell((peer,)) if self.keys.lacks(keys) else []
+                if keys.lacks(self.keys) and not self.denies(peer):
+                    effects.append(GiveKeys(peer))
+                return effects
+
+    def on_revoked(self, by: NodeId) -> list[Effect]:
+        """A member said that this node has to go; keep that, and go by it."""
+        if self.is_revoked:
+            return []
+        note = Note(
+            "error",
+            "this node was revoked",
+            (("peer", by), ("hint", "octaskly leave, then octaskly join CODE")),
+        )
+        return [note, ChangeKeys(KeyStep.DENY, self._me)]
+
+    # --- This node.
+
+    def on_asked(self, event: RotateAsked, now: Moment) -> list[Effect]:
+        """Begin a rotation, if none is on its way."""
+        why = self._refusal(event.revoked)
+        if why is not None or len(self._tickets) >= WAITING_MAX:
+            return [Answer(event.ticket, NotRotated(why or "too many ask for it"))]
+        self._tickets.append(event.ticket)
+        fields: tuple[tuple[str, str], ...] = (("by", event.by),)
+        if event.revoked is not None:
+            fields += (("peer", event.revoked),)
+        note = Note("warning", "the mesh secret is renewed", fields)
+        return [note, *self._ask(KeyStep.RENEW, now, event.revoked)]
+
+    def on_changed(self, event: KeysChanged, now: Moment) -> list[Effect]:
+        """Go by the keyring as it is now, and tell everybody."""
+        before, self.keys = self.keys, event.keys
+        self._asked_s = None
+        effects: list[Effect] = []
+        if before.rank != self.keys.rank:
+            self._changed_s = now.mono_s
+            phase = ("phase", self.keys.phase.value)
+            told = (("generation", self.keys.newest), phase)
+            effects.append(Note("info", "mesh secret", told))
+        failure = event.failure
+        if failure:
+            cause = ("cause", failure)
+            effects.append(Note("error", "mesh secret not changed", (cause,)))
+        reply = NotRotated(failure) if failure else Rotating(self.keys)
+        tickets, self._tickets = self._tickets, []
+        effects += [Answer(ticket, reply) for ticket in tickets]
+        effects += self._tell(self._members.peers)
+        # Nobody is asked first: what is new here is new to nearly all.
+        return effects + [
+            GiveKeys(peer)
+            for peer in self._members.peers
+            if self._held.get(peer, Keys()).lacks(self.keys) and not self.denies(peer)
+        ]
+
+    def on_time(self, now: Moment) -> list[Effect]:
+        """Take the step that is due; only a dispatcher is asked."""
+        if self.keys.phase is Phase.SETTLED or self.is_revoked:
+            return []
+        if self._asked_s is not None and now.mono_s < self._asked_s + PATIENCE_S:
+            return []
+        timing, is_urgent = self._timing, self.keys.is_urgent
+        age_s = (now.wall_ms - self.keys.since_ms) / 1000
+        if self.keys.phase is Phase.SWITCHED:
+            keep_s = REVOKE_S if is_urgent else timing.keep_old_s
+            return self._ask(KeyStep.SETTLE, now) if age_s >= keep_s else []
+        spread_s = REVOKE_S if is_urgent else timing.spread_s
+        if age_s < spread_s and self.awaited():
+            return []
+        return self._ask(KeyStep.SETTLE if is_urgent else KeyStep.SWITCH, now)
+
+    def unwanted(self, now: Moment) -> list[tuple[NodeId, str]]:
+        """Return the connected peers whose links have to end, and what to tell them.
+
+        A link outlives the certificates that made it, but not for long: whoever has
+        not shown that it knows the newer generation is gone once the older is over.
+        """
+        if not self.keys.denied and self.keys.newest == 1:
+            return []
+        ends = [(peer, REVOKED) for peer in self._members.peers if self.denies(peer)]
+        if self.keys.phase is Phase.SETTLED and not self.is_revoked:
+            ends += [
+                (peer, OUTDATED)
+                for peer, view in self._members.peers.items()
+                if now.mono_s >= max(self._changed_s, view.up_s) + GRACE_S
+                and self._held.get(peer, Keys()).newest < self.keys.oldest
+            ]
+        return ends
+
+    # --- Inside.
+
+    def _refusal(self, revoked: NodeId | None) -> str | None:
+        if self.is_revoked:
+            return "this node was revoked"
+        if revoked is not None:
+            return "a node does not revoke itself" if revoked == self._me else None
+        if self.keys.phase is Phase.SPREADING or self._asked_s is not None:
+            return f"generation {self.keys.newest} is not in force yet"
+        return None
+
+    def _is_level(self, held: Keys) -> bool:
+        """Whether a peer has the newest generation, and the same one."""
+        keys = self.keys
+        if held.newest != keys.newest:
+            return held.newest > keys.newest
+        return held.mark == keys.mark
+
+    def _ask(
+        self, step: KeyStep, now: Moment, revoked: NodeId | None = None
+    ) -> list[Effect]:
+        self._asked_s = now.mono_s
+        return [ChangeKeys(step, revoked)]
+
+    def _tell(self, peers: Iterable[NodeId]) -> list[Effect]:
+        """Tell what this node has to those of these peers that do not know it."""
+        effects: list[Effect] = []
+        for peer in tuple(peers):
+            if self._told.get(peer) != self.keys and not self.denies(peer):
+                self._told[peer] = self.keys
+                effects.append(Send(peer, (KeysHeld(self.keys),)))
+        return effects

@@ -1,0 +1,103 @@
+"""Machines that have real mesh secrets, which the rules renew while things fail."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from octaskly.core.effects import Effect, Reply
+from octaskly.core.events import Saved
+from octaskly.core.keys import (
+    ChangeKeys,
+    GiveKeys,
+    KeysChanged,
+    KeysGiven,
+    KeyStep,
+    RotateAsked,
+    TakeKeys,
+)
+from octaskly.core.model import NodeId, Timing
+from octaskly.core.node import Node
+from octaskly.trust.lines import SECRET_BYTES
+from octaskly.trust.secret import MeshSecret, parse
+from tests.simulation.world import Machine, World
+
+FIRST = MeshSecret((bytes(range(SECRET_BYTES)),))
+DISK_S = (0.001, 0.2)  #: until a keyring is written
+SPREAD_S, KEEP_S = 20.0, 60.0
+
+
+class KeyringWorld(World):
+    """A mesh whose links need a secret that both ends accept."""
+
+    def __init__(self, seed: int, *, nodes: int = 3) -> None:
+        timing = Timing(orphan_s=60.0, spread_s=SPREAD_S, keep_old_s=KEEP_S)
+        super().__init__(seed, nodes=nodes, timing=timing)
+        self.secrets = dict.fromkeys(self.machines, FIRST)  #: on each disk
+        self.replies: list[Reply] = []
+        self._made = 0
+
+    def saved(self, machine: Machine) -> Saved:
+        """Return what a machine knows when it starts: its keyring, too."""
+        return replace(super().saved(machine), keys=self.secrets[machine.id].keys)
+
+    def may_meet(self, dialler: NodeId, listener: NodeId) -> bool:
+        """As TLS has it: each end shows one generation that the other accepts."""
+        mine, theirs = self.secrets[dialler], self.secrets[listener]
+        fit = [
+            n for n in theirs.accepted if n <= min(mine.newest, theirs.generation)
+        ] or [theirs.generation]
+        shown = {raw_of(theirs, max(fit))}
+        offers = {raw_of(mine, n) for n in mine.accepted if n <= mine.generation}
+        return bool(shown & {*mine.generations}) and bool(
+            offers & {*theirs.generations}
+        )
+
+    def rotate(self, node: NodeId, revoked: NodeId | None = None) -> None:
+        """Ask a node to renew the secret."""
+        self._ticket += 1
+        self.feed(self.machines[node], RotateAsked(self._ticket, revoked, "op"))
+
+    @property
+    def live(self) -> list[NodeId]:
+        """The machines that run."""
+        return [machine.id for machine in self.alive()]
+
+    def _answer(self, machine: Machine, ticket: int, reply: Reply) -> None:
+        self.replies.append(reply)
+
+    def _perform(self, machine: Machine, node: Node, effect: Effect) -> None:
+        match effect:
+            case ChangeKeys(step, revoked):
+                self._change(machine, step, revoked)
+            case GiveKeys(peer):
+                text = self.secrets[machine.id].lines()
+                self.network.send(machine.id, peer, (KeysGiven(text),))
+            case TakeKeys(_, text):
+                self._put(machine, lambda secret: secret.joined(parse(text)))
+            case _:
+                super()._perform(machine, node, effect)
+
+    def _change(self, machine: Machine, step: KeyStep, revoked: NodeId | None) -> None:
+        now_ms = self.now(machine).wall_ms
+        self._made += 1
+        raw = self._made.to_bytes(SECRET_BYTES, "big")
+        changes = {
+            KeyStep.RENEW: lambda s: s.renewed(raw, now_ms, revoked=revoked),
+            KeyStep.SWITCH: lambda s: s.switched(now_ms),
+            KeyStep.SETTLE: lambda s: s.settled(now_ms),
+            KeyStep.DENY: lambda s: s.denying([revoked]),
+        }
+        self._put(machine, changes[step])
+
+    def _put(self, machine: Machine, change: object) -> None:
+        def write() -> None:
+            after = change(self.secrets[machine.id])  # type: ignore[operator]
+            self.secrets[machine.id] = after
+            self.feed(machine, KeysChanged(after.keys))
+
+        self.later(machine, self.random.uniform(*DISK_S), write)
+
+
+def raw_of(secret: MeshSecret, generation: int) -> bytes:
+    """Return one generation of a secret."""
+    return secret.generations[generation - secret.first]

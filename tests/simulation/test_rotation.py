@@ -1,0 +1,223 @@
+"""F33: the mesh secret is renewed while machines come, go, and are cut off."""
+
+from __future__ import annotations
+
+import pytest
+
+from octaskly.core.keys import NotRotated, Phase, Rotating
+from octaskly.core.model import NodeId
+from tests.simulation.keyrings import FIRST, KEEP_S, SPREAD_S, KeyringWorld
+
+SEEDS = 10
+
+
+def formed(seed: int = 1, nodes: int = 3) -> KeyringWorld:
+    world = KeyringWorld(seed, nodes=nodes)
+    world.start_all()
+    assert world.run_until(lambda: len(world.dispatchers()) == 1, 20.0)
+    world.run(3.0)
+    return world
+
+
+def phases(world: KeyringWorld) -> set[Phase]:
+    return {world.secrets[node].keys.phase for node in world.live}
+
+
+def others(world: KeyringWorld) -> list[NodeId]:
+    return [node for node in world.live if node != world.dispatchers()[0]]
+
+
+def is_whole(world: KeyringWorld) -> bool:
+    """Whether all that run have one keyring, and one dispatcher."""
+    keyrings = {world.secrets[node].lines() for node in world.live}
+    return len(keyrings) == 1 and len(world.dispatchers()) == 1
+
+
+def test_a_secret_that_all_know_comes_into_force_at_once() -> None:
+    """Then the old one stays accepted for its time, and goes."""
+    world = formed()
+    world.rotate(world.dispatchers()[0])
+
+    assert world.run_until(lambda: phases(world) == {Phase.SWITCHED}, 5.0)
+    assert not world.run_until(lambda: Phase.SETTLED in phases(world), KEEP_S - 5.0)
+    assert world.run_until(lambda: phases(world) == {Phase.SETTLED}, 10.0)
+    assert is_whole(world)
+    assert not {*FIRST.generations} & {*world.secrets[world.live[0]].generations}
+    assert isinstance(world.replies[0], Rotating)
+
+
+def test_a_node_that_is_off_is_waited_for_and_learns_it_when_it_comes() -> None:
+    """Nobody shows the new generation to a node that cannot know it."""
+    world = formed()
+    away = others(world)[0]
+    world.crash(away)
+    world.rotate(world.dispatchers()[0])
+
+    assert not world.run_until(lambda: Phase.SWITCHED in phases(world), SPREAD_S - 5.0)
+    world.start(away)
+    assert world.run_until(lambda: phases(world) == {Phase.SWITCHED}, 5.0)
+    assert is_whole(world)
+
+
+def test_a_node_that_comes_after_the_switch_learns_it_over_the_old_one() -> None:
+    """While the old generation is accepted, whoever knows only that is let in."""
+    world = formed()
+    away = others(world)[0]
+    world.crash(away)
+    world.rotate(world.dispatchers()[0])
+    world.run(SPREAD_S + 5.0)
+    assert phases(world) == {Phase.SWITCHED}
+
+    world.start(away)
+
+    assert world.run_until(lambda: is_whole(world), 10.0)
+
+
+def test_a_node_that_slept_through_it_all_stays_out() -> None:
+    """It has to be invited again; with its keyring renewed it is back."""
+    world = formed()
+    away = others(world)[0]
+    world.crash(away)
+    world.rotate(world.dispatchers()[0])
+    world.run(SPREAD_S + KEEP_S + 10.0)
+    assert phases(world) == {Phase.SETTLED}
+    world.start(away)
+    assert not world.run_until(lambda: is_whole(world), 30.0)
+
+    world.crash(away)
+    world.secrets[away] = world.secrets[world.dispatchers()[0]]
+    world.start(away)
+
+    assert world.run_until(lambda: is_whole(world), 20.0)
+
+
+@pytest.mark.parametrize("when_s", [0.0, 0.05, 0.3, SPREAD_S / 2, SPREAD_S + 10.0])
+def test_another_dispatcher_goes_on_with_a_rotation(when_s: float) -> None:
+    """In every phase: it finds in its own keyring what there is to do."""
+    world = formed(nodes=4)
+    away = others(world)[0]
+    world.crash(away)
+    first = world.dispatchers()[0]
+    world.rotate(first)
+    world.run(when_s)
+
+    world.crash(first)
+    assert world.run_until(lambda: len(world.dispatchers()) == 1, 20.0)
+    if world.secrets[world.dispatchers()[0]] == FIRST:
+        world.rotate(world.dispatchers()[0])  # It died before anybody knew.
+    world.run(SPREAD_S + 5.0)
+    world.start(first)
+    world.start(away)
+
+    assert world.run_until(lambda: is_whole(world), 20.0)
+    assert world.run_until(lambda: phases(world) == {Phase.SETTLED}, KEEP_S + 20.0)
+    assert is_whole(world)
+
+
+def test_a_second_rotation_is_refused_until_the_first_is_in_force() -> None:
+    """Who asks is told why."""
+    world = formed()
+    world.crash(others(world)[0])
+    world.rotate(world.dispatchers()[0])
+    world.run(2.0)
+
+    world.rotate(world.dispatchers()[0])
+    world.run(2.0)
+
+    assert isinstance(world.replies[-1], NotRotated)
+
+
+def test_two_halves_that_both_renew_it_agree_when_they_meet() -> None:
+    """One of the two new generations counts, on all nodes."""
+    world = formed(nodes=4)
+    nodes = world.live
+    world.network.split([nodes[:2], nodes[2:]])
+    assert world.run_until(lambda: len(world.dispatchers()) == 2, 30.0)
+    for node in world.dispatchers():
+        world.rotate(node)
+    world.run(2.0)
+    assert len({world.secrets[node].keys.mark for node in nodes}) == 2
+
+    world.network.heal_all()
+
+    assert world.run_until(lambda: is_whole(world), 15.0)
+
+
+def test_a_revoked_node_is_out_at_once_and_stays_out() -> None:
+    """The others go on together; it takes no work, also after a restart."""
+    world = formed(nodes=4)
+    gone = others(world)[0]
+    asked = others(world)[1]
+    world.rotate(asked, revoked=gone)
+    world.run(0.5)
+    assert not any(world.network.is_up(gone, node) for node in world.machines)
+
+    world.run(30.0)
+    rest = [node for node in world.live if node != gone]
+    assert len({world.secrets[node].lines() for node in rest}) == 1
+    assert world.secrets[rest[0]].keys.phase is Phase.SETTLED
+    assert gone not in world.dispatchers()
+    world.crash(gone)
+    world.start(gone)
+    world.run(20.0)
+    assert not any(world.network.is_up(gone, node) for node in world.machines)
+    assert gone not in world.dispatchers()
+    assert len(world.dispatchers()) == 1
+
+
+def test_a_dispatcher_can_be_revoked() -> None:
+    """Another node does it, and another one reigns."""
+    world = formed(nodes=4)
+    gone = world.dispatchers()[0]
+    world.rotate(others(world)[0], revoked=gone)
+
+    world.run(30.0)
+
+    rest = [node for node in world.live if node != gone]
+    assert len(world.dispatchers()) == 1
+    assert gone not in world.dispatchers()
+    assert len({world.secrets[node].lines() for node in rest}) == 1
+
+
+def test_a_node_does_not_revoke_itself() -> None:
+    """It would lock itself out of what it then has to make."""
+    world = formed()
+    node = others(world)[0]
+    world.rotate(node, revoked=node)
+    world.run(2.0)
+
+    assert isinstance(world.replies[-1], NotRotated)
+    assert world.secrets[node] == FIRST
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(SEEDS))
+def test_whatever_fails_meanwhile_all_have_one_secret_in_the_end(seed: int) -> None:
+    """Crashes, splits and sleeping machines, each shorter than the window."""
+    world = formed(seed, nodes=4)
+    world.rotate(world.dispatchers()[0])
+    for _ in range(6):
+        node = world.random.choice([*world.machines])
+        fault = world.random.randrange(4)
+        if fault == 0:
+            world.crash(node)
+        elif fault == 1:
+            world.network.split(
+                [[node], [other for other in world.machines if other != node]]
+            )
+        elif fault == 2:
+            world.sleep(node, world.random.uniform(0.1, 15.0))
+        elif (reigning := world.dispatchers()) and world.random.random() < 0.5:
+            world.rotate(reigning[0])
+        world.run(world.random.uniform(0.0, 8.0))
+        if world.random.random() < 0.6:
+            world.network.heal_all()
+        world.start_all()
+    world.network.heal_all()
+    world.run(20.0)
+
+    assert is_whole(world)
+    assert world.run_until(
+        lambda: phases(world) == {Phase.SETTLED}, 2 * (SPREAD_S + KEEP_S)
+    )
+    assert is_whole(world)
