@@ -158,6 +158,7 @@ class Parts:
         with contextlib.suppress(OSError):
             self._load = self._sampler.sample()
         self.loop.post(ev.LoadSampled(self._load))
+        self._pool.wake()
         is_failing = self._store.failure is not None or not self._store.is_room()
         if is_failing != self._is_disk_failing:
             self._is_disk_failing = is_failing

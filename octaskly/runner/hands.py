@@ -48,6 +48,9 @@ class Hands(Protocol):
     def end(self, marks: set[bytes], pids: set[int]) -> set[int]:
         """See `tree.end_marked`."""
 
+    def wake(self, pids: set[int]) -> None:
+        """See `tree.wake`."""
+
     def close(self) -> None:
         """Do no more."""
 
@@ -60,6 +63,7 @@ class OwnHands:
     open_output = staticmethod(open_output)
     remove = staticmethod(remove_tree)
     end = staticmethod(tree.end_marked)
+    wake = staticmethod(tree.wake)
 
     def close(self) -> None:
         """Do nothing."""
@@ -122,6 +126,10 @@ class Steward:
     def end(self, marks: set[bytes], pids: set[int]) -> set[int]:
         """Kill, as far as that user may."""
         return set(self._ask("end", list(marks), list(pids)))
+
+    def wake(self, pids: set[int]) -> None:
+        """Let processes go on, as far as that user may."""
+        self._ask("wake", list(pids))
 
     def close(self) -> None:
         """Let the process go, which sees the end of its socket."""

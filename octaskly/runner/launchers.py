@@ -84,6 +84,12 @@ class Launchers:
             if seat.process is not None:
                 seat.process.send([[order]])
 
+    def wake(self) -> None:
+        """Let launchers go on that a task has stopped; nobody else keeps its time."""
+        running = [s.process for s in self.seats if s.process is not None]
+        if pids := {process.pid for process in running if process.was_stopped()}:
+            self._threads.submit(self._hands.wake, pids)
+
     async def close(self) -> None:
         """End every tree and every launcher, and remove their groups."""
         async with asyncio.TaskGroup() as group:

@@ -179,6 +179,10 @@ class Pool:
         """Stop every process of every attempt where it is, or let it go on."""
         self._launchers.tell_all("freeze" if is_frozen else "thaw")
 
+    def wake(self) -> None:
+        """Undo what a task has done to its launcher; to be called now and again."""
+        self._launchers.wake()
+
     async def close(self) -> None:
         """End every tree and every launcher; what had not ended is released."""
         self._is_closing = True

@@ -184,6 +184,16 @@ class LauncherProcess:
             self.gone.set_result(None)
         self._on_exit()
 
+    def was_stopped(self) -> bool:
+        """Whether somebody has stopped it (SIGSTOP) since this was asked last."""
+        if self.gone.done():
+            return False
+        try:
+            look = os.WSTOPPED | os.WNOHANG
+            return os.waitid(os.P_PIDFD, self._pid_fd, look) is not None
+        except ChildProcessError:  # It has ended, which `_reap` is about to see.
+            return False
+
     async def dismiss(self) -> bool:
         """Have it end its trees and itself; return whether it is gone."""
         if not self.gone.done():

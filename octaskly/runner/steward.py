@@ -51,6 +51,9 @@ def answer(name: str, fields: list[Any]) -> tuple[object, int]:
             return _is_cut_short(_path(folder)), -1
         case "end", [marks, pids]:
             return list(tree.end_marked(set(marks), set(pids))), -1
+        case "wake", [pids]:
+            tree.wake(pids)
+            return None, -1
         case _:
             raise AssertionError(f"{name} with {len(fields)} fields")
 

@@ -186,6 +186,13 @@ def signal_process(process: Process, number: int) -> None:
         os.close(fd)
 
 
+def wake(pids: Iterable[int]) -> None:
+    """Let processes go on that were stopped."""
+    for pid in pids:
+        if (process := read_process(pid)) is not None:
+            signal_process(process, signal.SIGCONT)
+
+
 def end_marked(marks: set[bytes], pids: set[int]) -> set[int]:
     """Kill tasks whose launcher is gone, as far as they can be told.
 

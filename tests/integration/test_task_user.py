@@ -212,6 +212,26 @@ def test_a_cancelled_task_is_killed(agent: Agent) -> None:
     until(lambda: not processes_with(word), "it is gone")
 
 
+def test_a_paused_node_stops_tasks_where_they_are(agent: Agent) -> None:
+    """The launcher does it, and lets them go on."""
+    task = submit(agent, "n=0; while :; do n=$((n+1)); echo $n >count; done")
+    count = agent.state / "work" / "count"
+    until(lambda: count.exists() and count.read_text(), "it counts")
+    assert agent.call("POST", "/api/v1/nodes/two/pause")[0] == 200
+    until(lambda: _is_still(count), "it stands still")
+    assert agent.call("POST", "/api/v1/nodes/two/unpause")[0] == 200
+    until(lambda: not _is_still(count), "it goes on")
+
+    agent.call("DELETE", f"/api/v1/tasks/{task}?force=true")
+    assert finished(agent, task)["status"] == "cancelled"
+
+
+def _is_still(count: Path) -> bool:
+    before = count.stat().st_mtime_ns
+    time.sleep(0.1)
+    return count.stat().st_mtime_ns == before
+
+
 def test_what_a_task_leaves_behind_is_ended(agent: Agent) -> None:
     """A session of its own, no parent and an empty environment do not hide it."""
     word = token()
@@ -392,7 +412,7 @@ def test_a_link_as_output_leads_nowhere(agent: Agent) -> None:
 def test_a_path_that_is_swapped_while_it_is_read_leads_nowhere(agent: Agent) -> None:
     """Whoever opens it, may open nothing that the task could not."""
     swap = (
-        f"mkdir real; echo x >real/{SECRET}; for n in $(seq 300); do ln -sfn real d;"
+        f"mkdir real; echo x >real/{SECRET}; for n in $(seq 60); do ln -sfn real d;"
         f" ln -sfn {agent.state} d; rm d; cp -r real d; rm -r d; done"
     )
     printed(
@@ -404,7 +424,7 @@ def test_a_path_that_is_swapped_while_it_is_read_leads_nowhere(agent: Agent) -> 
             f"cd swap && {{ {swap}; }} >/dev/null 2>&1",
             outputs=[f"swap/d/{SECRET}"],
         )
-        for _ in range(3)
+        for _ in range(2)
     ]
 
     assert {task["outputs"][0]["bytes"] for task in tasks} <= {None, 2}
@@ -453,6 +473,13 @@ def test_a_task_that_ends_all_of_its_user_ends_no_agent(agent: Agent) -> None:
     run(agent, "kill -9 -1")
 
     assert printed(agent, "echo fine >fine; cat fine", outputs=["fine"]) == "fine\n"
+
+
+def test_a_launcher_that_a_task_stops_goes_on(agent: Agent) -> None:
+    """The agent sees it, though it may not signal it itself: time limits hold."""
+    task = run(agent, "kill -STOP $PPID; sleep 60", timeout=1)
+
+    assert (task["exit_code"], task["duration_ms"] < 30_000) == (124, True)
 
 
 def test_trees_end_with_their_agent() -> None:

@@ -1,0 +1,157 @@
+"""Whose rights tasks may get, and what an agent refuses before it starts."""
+
+from __future__ import annotations
+
+import os
+import pwd
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from octaskly.config.account import Account, account_for
+from octaskly.config.defaults import EXIT_CONFIG
+from octaskly.errors import ConfigError
+
+pytestmark = pytest.mark.skipif(
+    os.geteuid() != 0, reason="only root may try what other users may"
+)
+NOBODY = "nobody"
+OTHER = "daemon"  #: each Debian has both
+
+
+@pytest.fixture
+def folder() -> Iterator[Path]:
+    """Return a folder that all users may pass through, unlike pytest's own."""
+    with tempfile.TemporaryDirectory(dir="/tmp") as name:
+        place = Path(name)
+        place.chmod(0o755)
+        yield place
+
+
+def refusal_for(user: str, name: str, *, group: str = NOBODY) -> str:
+    """Return why an agent of `user` may not run tasks as `name`, and the hint."""
+    uid, gid = pwd.getpwnam(user).pw_uid, pwd.getpwnam(group).pw_gid
+    reader, writer = os.pipe()
+    if (child := os.fork()) == 0:
+        try:
+            os.setgroups([])
+            os.setresgid(gid, gid, gid)
+            os.setresuid(uid, uid, uid)
+            account_for(name)
+        except ConfigError as error:
+            os.write(writer, f"{error}|{error.hint}".encode())
+        finally:
+            os._exit(0)
+    os.close(writer)
+    with os.fdopen(reader) as said:
+        text = said.read()
+    os.waitpid(child, 0)
+    return text
+
+
+def test_an_account_is_what_the_user_database_says() -> None:
+    """Its shell is one that works, since commands use it."""
+    entry = pwd.getpwnam(NOBODY)
+    account = account_for(NOBODY)
+
+    assert account is not None
+    assert (account.uid, account.gid) == (entry.pw_uid, entry.pw_gid)
+    assert (account.home, account.login_shell) == (entry.pw_dir, "/bin/sh")
+
+
+def test_without_a_name_tasks_have_the_agents_user() -> None:
+    """As ever."""
+    assert account_for(None) is None
+
+
+def test_an_unknown_user_is_refused() -> None:
+    """With the command that makes it."""
+    with pytest.raises(ConfigError, match=r"nobdy: there is no such user") as refused:
+        account_for("nobdy")
+
+    assert "useradd --system nobdy" in str(refused.value.hint)
+
+
+@pytest.mark.parametrize(
+    ("user", "name", "why"),
+    [
+        (NOBODY, "root", "tasks would have all rights on this machine"),
+        (NOBODY, NOBODY, "it is the agent's own user, whose secrets tasks would see"),
+        (NOBODY, OTHER, "this agent may not change users"),
+    ],
+)
+def test_a_user_that_protects_nothing_or_cannot_be_had_is_refused(
+    user: str, name: str, why: str
+) -> None:
+    """An agent that is not root says which it is, and what to do."""
+    said, _, hint = refusal_for(user, name).partition("|")
+
+    assert said == f"--task-user {name}: {why}"
+    assert "--task-user" in hint
+
+
+def test_a_user_in_the_group_of_the_agent_is_refused() -> None:
+    """It could do what that group may, such as use the socket."""
+    said = refusal_for(NOBODY, OTHER, group=OTHER)
+
+    assert f"its group {OTHER} has rights that tasks must not have" in said
+
+
+def test_an_environment_becomes_that_of_the_user() -> None:
+    """What names places of the agent's user is left out."""
+    account = Account(name="x", uid=7, gid=7, home="/h", login_shell="/bin/sh")
+    given = {"PATH": "/bin", "LANG": "C", "HOME": "/root", "XDG_RUNTIME_DIR": "/run/0"}
+    foreign = {"SUDO_USER": "a", "SSH_AUTH_SOCK": "b", "STATE_DIRECTORY": "c"}
+
+    assert account.environment(given | foreign) == {
+        "PATH": "/bin",
+        "LANG": "C",
+        "HOME": "/h",
+        "SHELL": "/bin/sh",
+        "USER": "x",
+        "LOGNAME": "x",
+    }
+
+
+def start(state: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Start an agent that ends at once."""
+    return subprocess.run(
+        [
+            *(sys.executable, "-m", "octaskly", "agent", "--interface", "lo"),
+            *("--state-dir", str(state), "--secret-file", str(state / "mesh.key")),
+            *("--api-port", "0", "--peer-port", "0", "--lan-port", "0", *arguments),
+        ],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+
+def test_an_agent_with_an_unknown_task_user_does_not_start(folder: Path) -> None:
+    """Exit code 78: systemd does not try again."""
+    done = start(folder / "state", "--task-user", "nobdy")
+
+    assert done.returncode == EXIT_CONFIG
+    assert "error: --task-user nobdy: there is no such user" in done.stderr
+    assert "hint: sudo useradd --system nobdy" in done.stderr
+
+
+@pytest.mark.parametrize("flag", ["--state-dir", "--workdir"])
+def test_a_folder_that_tasks_cannot_reach_is_named(folder: Path, flag: str) -> None:
+    """Before any task fails because of it."""
+    closed = folder / "closed"
+    closed.mkdir(mode=0o700)
+    is_state = flag == "--state-dir"
+    state = closed if is_state else folder
+    more = () if is_state else ("--workdir", str(closed / "work"))
+    done = start(state / "state", "--task-user", NOBODY, *more)
+
+    assert done.returncode == EXIT_CONFIG
+    place = closed / "state" / "work" if is_state else closed / "work"
+    assert f"tasks run as {NOBODY}, who cannot write in {place}" in done.stderr
+    assert f"hint: octaskly agent {flag} DIR" in done.stderr
