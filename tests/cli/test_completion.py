@@ -18,6 +18,7 @@ from tests.cli.stand_in import Api
 
 SHELLS = ("bash", "zsh", "fish")
 WAIT_S = 20.0
+TRIES = 10  #: on a machine that is too busy for the budget, as a user does
 
 BASH = """\
 eval "$(octaskly completion bash)"
@@ -57,6 +58,14 @@ def offered(
     return [line.partition("\t")[0] for line in done.stdout.splitlines() if line]
 
 
+def told(
+    shell: str, environ: dict[str, str], words: list[str], last: str = ""
+) -> list[str]:
+    """Return what is offered of what the node knows."""
+    tries = (offered(shell, environ, words, last) for _ in range(TRIES))
+    return next((found for found in tries if found), [])
+
+
 def need(shell: str) -> str:
     path = shutil.which(shell)
     if path is None:
@@ -73,9 +82,9 @@ def test_shells_offer_commands_ids_nodes_and_options(
     task = octaskly("submit", "--", "true").stdout.decode().strip()
 
     assert "drain" in offered(shell, shell_environ, [], "dr")
-    assert offered(shell, shell_environ, ["show"], "t") == [task]
-    assert offered(shell, shell_environ, ["--node", "here", "drain"]) == ["here"]
-    assert offered(shell, shell_environ, ["run", "--require"]) == ["room=attic"]
+    assert told(shell, shell_environ, ["show"], "t") == [task]
+    assert told(shell, shell_environ, ["--node", "here", "drain"]) == ["here"]
+    assert told(shell, shell_environ, ["run", "--require"]) == ["room=attic"]
     assert "--max-fails" in offered(shell, shell_environ, ["array"], "--max")
     assert offered(shell, shell_environ, ["--node"]) == ["here"]
 
@@ -93,9 +102,13 @@ def test_zsh_completes_an_id_in_the_line(
     zsh.sendline('eval "$(octaskly completion zsh)"; echo load""ed')
     zsh.expect("loaded")
     zsh.expect("ready> ")
-    zsh.send("octaskly show ta\t")
+    zsh.send("octaskly show ta")
+    for _ in range(TRIES):
+        zsh.send("\t")
+        if zsh.expect_exact([task, pexpect.TIMEOUT], timeout=2) == 0:
+            break
 
-    zsh.expect_exact(task)
+    assert zsh.after == task
     zsh.sendcontrol("c")
     zsh.sendline("exit")
     zsh.expect(pexpect.EOF)
@@ -119,7 +132,8 @@ def test_only_the_newest_tasks_are_offered(
         api.tasks[name] = {"id": name, "command": "c", "status": "completed"}
         api.tasks[name] |= {"worker_id": None}
 
-    found = offered("bash", shell_environ, ["show"])
+    tries = (offered("bash", shell_environ, ["show"]) for _ in range(TRIES))
+    found = next(found for found in tries if len(found) > 1)
 
     assert len(found) == OFFERED_MAX + 1
     assert "task-002-00000002" not in found
