@@ -79,9 +79,6 @@ def array(
     # As for GNU parallel: with the first word that is no option the command begins.
     context_settings={"allow_interspersed_args": False},
 )
-@asking
-@request_options
-@_max_fails
 @click.option(
     "-k",
     "--keep-order",
@@ -100,6 +97,9 @@ def array(
     shell_complete=completing.arrays,
     help="Instead of a command: what did not succeed of an earlier array.",
 )
+@_max_fails
+@asking
+@request_options
 @click.argument(
     "words",
     nargs=-1,
