@@ -20,6 +20,7 @@ from octaskly.store.state import read_ahead
 TASKS_MAX: Final = 10_000  #: looked at in one step
 CARRIED_MAX: Final = 500  #: written again in one step,
 CARRIED_BYTES_MAX: Final = 1 << 20  #: and how much of it, commands and outputs
+ENTRIES_MIN: Final = 1000  #: that are worth a floor where no task is
 SPARE: Final = 16  #: this part of the bytes is freed before more are used
 
 _OPTIONS: Final = rows.TASK_COLUMNS.split(", ").index("options")
@@ -42,6 +43,7 @@ class _Cut:
     carried: list[TaskRecord] = field(default_factory=list)
     forgotten: int = 0  #: rows of tasks and members that are void
     is_over: bool = True  #: nothing beyond is old enough
+    until: int = HLC_MAX  #: no other task was born up to here
 
 
 def plan_floor(db: sqlite3.Connection, ask: PlanFloor, bytes_max: int) -> FloorPlanned:
@@ -73,10 +75,12 @@ def plan_floor(db: sqlite3.Connection, ask: PlanFloor, bytes_max: int) -> FloorP
         share = _rows(db) * (used - low) // used + 1
         surplus = max(surplus, min(share, ended))
     cut = _walk(db, floors, ask, surplus, ended)
-    if not cut.horizon:
+    marks = (
+        _marks(db, cut, floors) if cut.horizon else _marks_alone(db, cut, floors, ask)
+    )
+    if not marks:
         is_full = used > bytes_max
         return FloorPlanned(None, is_tight=used > low, is_too_large=is_full)
-    marks = _marks(db, cut, floors)
     left = records.below(db, marks, ask.today_ms, CARRIED_MAX + 1)
     if len(left) > CARRIED_MAX:
         return FloorPlanned(None, has_more=True, records=left[:CARRIED_MAX])
@@ -180,7 +184,6 @@ def _walk(
     cut = _Cut()
     left = CARRIED_BYTES_MAX
     latest = 0  #: fact about a task that is void
-    until = HLC_MAX  #: no other task was born up to here
     for passed, row in enumerate(db.execute(_BY_BIRTH)):
         if row[0] >= arrays.MEMBERS:
             break  # They go with their arrays.
@@ -193,7 +196,7 @@ def _walk(
             is_full = passed >= TASKS_MAX or len(cut.carried) >= CARRIED_MAX
             if not is_old or is_full or left <= 0 or _is_large(db, row):
                 cut.is_over = not (is_old and (is_full or left <= 0))
-                until = born - 1
+                cut.until = born - 1
                 break
         # One that was submitted again meanwhile stays, with what was said of it.
         is_passed = reborn <= max(born, cut.horizon) and is_old
@@ -211,7 +214,7 @@ def _walk(
         if reborn == born:
             cut.last[stream] = max(cut.last.get(stream, 0), seq)
     if cut.horizon:
-        cut.horizon = max(cut.horizon, min(latest, until))
+        cut.horizon = max(cut.horizon, min(latest, cut.until))
     return cut
 
 
@@ -264,6 +267,19 @@ def _marks(
         if seq:
             marks.append(Mark(StreamId(stream), seq, Epoch(term, NodeId(node))))
     return tuple(marks)
+
+
+def _marks_alone(
+    db: sqlite3.Connection, cut: _Cut, floors: Mapping[StreamId, int], ask: PlanFloor
+) -> tuple[Mark, ...]:
+    """Return marks where no task has to go, but much that is about none of them.
+
+    So a log of records alone does not grow for ever.
+    """
+    cut.horizon = min(ask.before_hlc, cut.until)
+    marks = _marks(db, cut, floors)
+    passed = sum(mark.seq - floors.get(mark.stream, 0) for mark in marks)
+    return marks if passed >= ENTRIES_MIN else ()
 
 
 def _last_until(

@@ -7,17 +7,20 @@ import itertools
 import sqlite3
 from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager, closing
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from octaskly.core.effects import PlanFloor
 from octaskly.core.events import FloorPlanned
-from octaskly.core.facts import Fact
+from octaskly.core.facts import Fact, Recorded
 from octaskly.core.merge import facts_of
 from octaskly.core.model import TaskState
+from octaskly.core.records import AUDIT, TOKEN_REVOKED
 from octaskly.store import Store
 from octaskly.store.database import VACUUM_PAGES, open_writer
+from octaskly.store.plan import ENTRIES_MIN
 from tests.contract import log_kit as kit
 from tests.integration.test_store import until
 
@@ -186,3 +189,24 @@ def make_old(path: Path) -> None:
 def pages_free(path: Path) -> int:
     with closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True)) as db:
         return int(db.execute("PRAGMA freelist_count").fetchone()[0])
+
+
+async def test_a_log_without_tasks_is_forgotten_as_well(tmp_path: Path) -> None:
+    """Years of an audit log alone; what still counts is written again before."""
+    fed = Fed(tmp_path / "log.db")
+    await asyncio.to_thread(fed.store.open)
+    over = [Recorded(AUDIT, str(n), b"", 1, n) for n in range(ENTRIES_MIN)]
+    lasting = Recorded(TOKEN_REVOKED, "a", b"", 0, 1)
+    await fed.add([lasting, *over[:-2]])
+    ask = PlanFloor(before_hlc=1 << 60, tasks_max=1 << 40, today_ms=kit.WALL_MS)
+
+    early = await fed.store.plan_floor(ask)
+    await fed.add([*over[-2:], kit.submitted(1)])
+    born = 1000 + fed.seq
+    planned = await fed.store.plan_floor(replace(ask, before_hlc=born))
+    await fed.store.close()
+
+    assert early.floor is None
+    assert planned.floor is not None
+    assert planned.records == (lasting,)
+    assert [mark[:2] for mark in planned.floor.marks] == [(kit.STREAM, fed.seq - 1)]
