@@ -10,25 +10,16 @@ from typing import Any
 
 import pytest
 
-from tests.agents import Agent, request, start, until, until_nodes
-from tests.integration.test_tokens_live import connection, issue, roles
+from tests.agents import Agent, request, until
+from tests.integration.test_tokens_live import connection, issue, roles, three
 
 Line = tuple[str | None, str, str | None, str, int]
 
 
 @pytest.fixture
 def mesh(tmp_path: Path) -> Iterator[list[Agent]]:
-    """Two nodes that may reign, the first of them dispatcher, and a mere worker."""
-    agents = [start(tmp_path, "ana")]
-    try:
-        until_nodes(agents[0], 1)
-        agents.append(start(tmp_path, "ben"))
-        agents.append(start(tmp_path, "cy", "--no-electable"))
-        until_nodes(agents[0], 3)
+    with three(tmp_path) as agents:
         yield agents
-    finally:
-        for agent in agents:
-            agent.stop()
 
 
 def lines(agent: Agent) -> list[dict[str, Any]]:
@@ -64,7 +55,7 @@ def test_all_that_is_changed_or_refused_anywhere_is_in_one_log(
         issue(worker, name=r, role=r)["token"] for r in ("client", "viewer")
     )
     status, task = ask(
-        worker, "POST", "/api/v1/tasks", {"command": "sleep 60"}, token=client
+        worker, "POST", "/api/v1/tasks", {"command": "true"}, token=client
     )
     assert status == 201, task
     assert ask(worker, "GET", "/api/v1/tasks", token=viewer)[0] == 200
@@ -114,7 +105,7 @@ def test_a_flood_of_refusals_and_of_tasks_is_a_handful_of_lines(
     with contextlib.closing(connection(mesh[2])) as opened:
         for _ in range(200):
             assert request(opened, "GET", "/api/v1/tasks", token="x.y.z")[0] == 401
-    many = [{"command": "true"}] * 500
+    many = [{"command": "true", "requires": {"gpus": 99}}] * 100
     for _ in range(20):
         assert ask(mesh[1], "POST", "/api/v1/tasks", many, token=token)[0] == 201
 

@@ -20,19 +20,33 @@ TOKENS = "/api/v1/tokens"
 SOON_S = 2.0  #: after the answer to a revocation
 
 
-@pytest.fixture
-def mesh(tmp_path: Path) -> Iterator[list[Agent]]:
-    """Two nodes that may reign, and one that is only a worker; they end in the end."""
-    agents = [start(tmp_path, "ana")]
+@contextlib.contextmanager
+def three(folder: Path) -> Iterator[list[Agent]]:
+    """Run two nodes that may reign, the first of them dispatcher, and a mere worker."""
+    agents = [start(folder, "ana")]
     try:
         until_nodes(agents[0], 1)
-        agents.append(start(tmp_path, "ben"))
-        agents.append(start(tmp_path, "cy", "--no-electable"))
+        agents.append(start(folder, "ben"))
+        agents.append(start(folder, "cy", "--no-electable"))
         until_nodes(agents[0], 3)
         yield agents
     finally:
         for agent in agents:
             agent.stop()
+
+
+@pytest.fixture
+def mesh(tmp_path: Path) -> Iterator[list[Agent]]:
+    """A mesh to be broken."""
+    with three(tmp_path) as agents:
+        yield agents
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[Agent]]:
+    """A mesh that is left as it was."""
+    with three(tmp_path_factory.mktemp("shared")) as agents:
+        yield agents
 
 
 def connection(agent: Agent) -> http.client.HTTPConnection:
@@ -139,23 +153,24 @@ class Reader(threading.Thread):
         self._opened.close()
 
 
-def test_what_lasts_under_a_token_ends_with_it(mesh: list[Agent]) -> None:
+def test_what_lasts_under_a_token_ends_with_it(shared: list[Agent]) -> None:
     """A stream or a long poll that was open before shows nothing that came after."""
-    issued = issue(mesh[0], name="watch", role="viewer")
-    brief = issue(mesh[0], role="viewer")["token"]
-    status, task = mesh[0].call("POST", "/api/v1/tasks", {"command": "sleep 60"})
+    issued = issue(shared[0], name="watch", role="viewer")
+    brief = issue(shared[0], role="viewer")["token"]
+    status, task = shared[0].call("POST", "/api/v1/tasks", {"command": "sleep 60"})
     assert status == 201
-    streams = [Reader(a, "/api/v1/events", issued["token"]) for a in mesh]
+    streams = [Reader(a, "/api/v1/events", issued["token"]) for a in shared]
     polls = [
-        Reader(a, f"/api/v1/tasks/{task['id']}?wait=50", issued["token"]) for a in mesh
+        Reader(a, f"/api/v1/tasks/{task['id']}?wait=50", issued["token"])
+        for a in shared
     ]
-    others = Reader(mesh[1], "/api/v1/events", brief)
+    others = Reader(shared[1], "/api/v1/events", brief)
     for reader in (*streams, *polls, others):
         reader.start()
     for stream in (*streams, others):
         assert stream.has_begun.wait(10)
 
-    assert mesh[1].call("DELETE", f"{TOKENS}/watch")[0] == 200
+    assert shared[1].call("DELETE", f"{TOKENS}/watch")[0] == 200
     began_s = time.perf_counter()
     for reader in (*streams, *polls):
         reader.join(10)
@@ -164,25 +179,27 @@ def test_what_lasts_under_a_token_ends_with_it(mesh: list[Agent]) -> None:
     assert took_s < SOON_S, f"the last one ended after {took_s:.2f} s"
     assert [poll.status for poll in polls] == [401, 401, 401]
     assert others.is_alive()
+    ended = shared[0].call("DELETE", f"/api/v1/tasks/{task['id']}?force=true")
+    assert ended[0] == 200
 
 
-def test_a_token_is_kept_nowhere(mesh: list[Agent], tmp_path: Path) -> None:
+def test_a_token_is_kept_nowhere(shared: list[Agent]) -> None:
     """Threat 20: not in a database, a log, or what others see of a process."""
-    issued = issue(mesh[2], name="canary", role="admin")
+    issued = issue(shared[2], name="canary", role="admin")
     token = issued["token"]
     signature = token.rpartition(".")[2].encode()
-    for agent in mesh:
+    for agent in shared:
         assert status_at(agent, token) == 200
         assert status_at(agent, token, "/nowhere") == 404
         assert status_at(agent, token + "x") == 401
 
-    assert mesh[0].call("DELETE", f"{TOKENS}/canary")[0] == 200
-    assert status_at(mesh[0], token) == 401
+    assert shared[0].call("DELETE", f"{TOKENS}/canary")[0] == 200
+    assert status_at(shared[0], token) == 401
 
-    files = [path for path in tmp_path.rglob("*") if path.is_file()]
-    assert len(files) > len(mesh)
+    files = [path for path in shared[0].state.parent.rglob("*") if path.is_file()]
+    assert len(files) > len(shared)
     found = [path for path in files if signature in path.read_bytes()]
-    for agent in mesh:
+    for agent in shared:
         proc = Path(f"/proc/{agent.process.pid}")
         for page in (proc / "cmdline", proc / "environ"):
             found += [page] if signature in page.read_bytes() else []
