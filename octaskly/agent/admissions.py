@@ -37,7 +37,6 @@ class AgentAdmissions:
         config: The settings.
         name: Of this node in the mesh.
         key: Of this node.
-        secret: Of the mesh; None: it is in none yet.
         gateway: Who else is in it.
         store: Its log.
         invites: Of a member.
@@ -52,7 +51,6 @@ class AgentAdmissions:
         config: AgentConfig,
         name: str,
         key: NodeKey,
-        secret: MeshSecret | None,
         gateway: Gateway,
         store: Log,
         invites: Invites | None,
@@ -63,7 +61,6 @@ class AgentAdmissions:
         self._config = config
         self._name = name
         self._key = key
-        self._secret = secret
         self._gateway = gateway
         self._store = store
         self._invites = invites
@@ -144,7 +141,11 @@ class AgentAdmissions:
                 "would be left behind",
                 hint="force says that this is wanted",
             )
-        take_over(self._config.paths, secret, self._secret)
+        paths = self._config.paths
+        has_one = own.mesh is not None
+        # What is on disk counts: it may have been renewed since the start.
+        old = Keyring(paths.secret, paths.state).load() if has_one else None
+        take_over(paths, secret, old)
         self._log.info(
             "entering a mesh",
             mesh=secret.mesh_id,
@@ -155,7 +156,6 @@ class AgentAdmissions:
 
     async def _catch_up(self, secret: MeshSecret) -> None:
         """Take a renewed secret of this node's own mesh, which it missed."""
-        assert self._secret is not None, "it is in that mesh"
         keyring = Keyring(self._config.paths.secret, self._config.paths.state)
         before = keyring.load()
         if secret.keys.rank <= before.keys.rank:
@@ -190,7 +190,6 @@ def admissions_of_member(
         config=config,
         name=node.name,
         key=key,
-        secret=secret,
         gateway=gateway,
         store=store,
         invites=Invites(

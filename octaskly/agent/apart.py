@@ -14,6 +14,7 @@ from octaskly.config.places import Paths
 from octaskly.errors import ConfigError
 from octaskly.store.database import Lock
 from octaskly.trust import MeshSecret
+from octaskly.trust.keyring import COPY
 from octaskly.trust.private import read_private, replace_private
 
 _MESH: Final = re.compile(r"[0-9a-f]{16}")
@@ -93,7 +94,7 @@ def _move(paths: Paths, left: Path) -> None:
     left.mkdir(mode=0o700, exist_ok=True)
     database = paths.database
     moved = [database.with_name(database.name + part) for part in _WAL]
-    moved += [paths.outputs, paths.transcripts, paths.scratch]
+    moved += [paths.outputs, paths.transcripts, paths.scratch, paths.state / COPY]
     for path in moved:
         if path.exists():
             path.rename(left / path.name)

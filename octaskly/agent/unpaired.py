@@ -91,7 +91,6 @@ async def _serving(
         config=config,
         name=node.name,
         key=key,
-        secret=None,
         gateway=gateway,
         store=store,
         invites=None,

@@ -124,6 +124,9 @@ def test_a_machine_without_a_mesh_joins_with_a_code(
         assert names(member) == names(joiner) == {"ash", "bay"}
         task = submit(joiner, "echo hello", requires={"node": "bay"})
         assert finished(joiner, task)["stdout"] == "hello\n"
+        noted = cli(member, "audit", "--json").stdout
+        assert "POST /api/v1/invites" in noted
+        assert code not in noted
         secret = tmp_path / "bay.key"
         assert load(secret) == load(tmp_path / "mesh" / "mesh.key")
         assert secret.stat().st_mode & 0o777 == 0o600
