@@ -373,12 +373,6 @@ def records_are_not_in_snapshots(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Journal, "join", deaf)
 
 
-def the_last_record_counts(patch: pytest.MonkeyPatch) -> None:
-    """Of two records of one key the one that comes later counts."""
-    patch.setattr("octaskly.core.records.first", lambda _, later: later)
-    patch.setattr("tests.simulation.disk.first", lambda _, later: later)
-
-
 def newcomers_are_told_nothing(patch: pytest.MonkeyPatch) -> None:
     """Only who is here when something is recorded hears of it."""
     patch.setattr(Clerk, "_greet", lambda *_: [])
@@ -424,7 +418,6 @@ MUTANTS: tuple[tuple[Plant, Hunt], ...] = (
     (worker_copies_are_written_again, run_forgetful),
     (children_do_not_wait, run_seed),
     (records_are_not_in_snapshots, run_forgetful),
-    (the_last_record_counts, run_seed),
     (newcomers_are_told_nothing, run_seed),
     (what_is_told_is_not_kept, run_seed),
 )
