@@ -24,7 +24,7 @@ from octaskly.agent.start import (
     write_description,
 )
 from octaskly.agent.webhooks import Webhooks
-from octaskly.api import ApiServer, Site
+from octaskly.api import ApiServer, Deadlines, Site
 from octaskly.api.webhooks import Poster
 from octaskly.config.agent import AgentConfig
 from octaskly.config.defaults import GROUP
@@ -288,6 +288,7 @@ class Parts:
             on_note=self._note,
             on_duplicate=on_duplicate,
             progress=lambda: self._node.progress,
+            bounds=config.options,
         )
         self._discovery = Discovery(
             node=self._info,
@@ -352,6 +353,12 @@ class Parts:
             peer_node_id=trust.peer_node_id,
             tune=tune,
             rates=config.options.rates,
+            bounds=config.options,
+            deadlines=Deadlines(
+                header_s=config.options.header_s,
+                body_s=config.options.body_s,
+                stall_s=config.options.stall_s,
+            ),
             admissions=self._admissions,
             describe=self._description,
             rotations=self._keeper,

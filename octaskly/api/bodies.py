@@ -15,15 +15,15 @@ from aiohttp import StreamReader, web
 from octaskly.api.problems import Problem, status_problem
 from octaskly.api.routing import JSON, Seen
 
-TOGETHER_BYTES_MAX: Final = 96 << 20
 SMALL_BYTES: Final = 64 << 10
 
 
 class Bodies:
     """The bodies that one node holds."""
 
-    def __init__(self, deadline_s: float) -> None:
+    def __init__(self, deadline_s: float, together_bytes: int) -> None:
         self._deadline_s = deadline_s
+        self._together_bytes = together_bytes
         self._held_bytes = 0  #: beyond what is small
 
     async def read(self, request: web.Request, seen: Seen, bytes_max: int) -> bytes:
@@ -71,11 +71,11 @@ class Bodies:
         """Count more bytes of a body, if there is room for them."""
         before = max(0, seen.body_bytes - SMALL_BYTES)
         more = max(0, seen.body_bytes + size_bytes - SMALL_BYTES) - before
-        if more and self._held_bytes + more > TOGETHER_BYTES_MAX:
+        if more and self._held_bytes + more > self._together_bytes:
             raise Problem(
                 503,
                 "Too many large requests",
-                hint=f"bodies of {TOGETHER_BYTES_MAX} bytes are in work; come again",
+                hint=f"bodies of {self._together_bytes} bytes are in work; come again",
                 headers={"Retry-After": "1"},
                 closes=True,
             )

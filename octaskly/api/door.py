@@ -15,7 +15,6 @@ from collections.abc import Callable
 
 HANDSHAKES_MAX = 128
 HANDSHAKES_PER_ADDRESS_MAX = 64
-HANDSHAKE_S = 5
 SHUTDOWN_S = 1.0
 
 
@@ -23,9 +22,13 @@ class Door:
     """Handshakes under way on one listener; called for each connection."""
 
     def __init__(
-        self, context: ssl.SSLContext, behind: Callable[[], asyncio.Protocol]
+        self,
+        context: ssl.SSLContext,
+        behind: Callable[[], asyncio.Protocol],
+        handshake_s: int,
     ) -> None:
         self._context = context
+        self._handshake_s = handshake_s
         self._behind = behind
         self._pending: Counter[str] = Counter()
 
@@ -54,7 +57,7 @@ class Door:
             self._context,
             settled,
             server_side=True,
-            ssl_handshake_timeout=HANDSHAKE_S,
+            ssl_handshake_timeout=self._handshake_s,
             ssl_shutdown_timeout=SHUTDOWN_S,
         )
         transport.set_protocol(tls)

@@ -9,7 +9,8 @@ from __future__ import annotations
 import asyncio
 import itertools
 import re
-from collections.abc import Awaitable, Callable, Collection
+import secrets
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from http import HTTPStatus
 
@@ -89,23 +90,23 @@ class Gate:
         guard: guards.Guard,
         verify: auth.Verify,
         node_name: str,
-        own_names: Collection[str],
         on_served: OnServed | None,
         on_fault: OnFault | None,
-        id_prefix: str,
+        bodies: Bodies,
     ) -> None:
+        self._bodies = bodies
         self._parts = parts
         self._holding = Holding(parts.gateway.tokens.is_good)
-        self.auditor = auditing.Auditor(parts, id_prefix)
+        self._id_prefix = secrets.token_hex(4)
+        self.auditor = auditing.Auditor(parts, self._id_prefix)
         self._guard = guard
         self._verify = verify
         self._node_name = node_name
-        self._own_names = frozenset(own_names)
+        name = node_name.lower()
+        self._own_names = frozenset((name, f"{name}.local"))
         self._on_served = on_served
         self._on_fault = on_fault
-        self._id_prefix = id_prefix
         self._numbers = itertools.count(1)
-        self._bodies = Bodies(parts.deadlines.body_s)
         self._routes: dict[object, Route] = {}
 
     def endpoint(self, route: Route) -> Endpoint:

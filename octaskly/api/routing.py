@@ -16,6 +16,7 @@ from octaskly.api.problems import Problem
 from octaskly.api.query import Query
 from octaskly.api.rates import Meter
 from octaskly.api.waits import Waits
+from octaskly.config.defaults import STREAMS_MAX
 from octaskly.core.merge import TaskRecord
 from octaskly.core.model import NodeId
 from octaskly.ports import Admissions, Clock, Gateway, Principal, Rotations
@@ -23,8 +24,6 @@ from octaskly.ports import Admissions, Clock, Gateway, Principal, Rotations
 BODY_BYTES_MAX = 1 << 20
 JSON = "application/json"
 BYTES = "application/octet-stream"
-STREAMS_MAX = 256
-"""Half of all connections, so that streams never keep other requests out."""
 
 NOTED_MAX = 8
 """Tasks of one request that the audit log names."""
@@ -81,8 +80,9 @@ class Forward(Protocol):
 class Streams:
     """Counts the answers of one node that are streams of events."""
 
-    def __init__(self) -> None:
+    def __init__(self, most: int = STREAMS_MAX) -> None:
         self._open = 0
+        self._most = most
 
     @contextlib.contextmanager
     def one_more(self) -> Iterator[None]:
@@ -91,11 +91,11 @@ class Streams:
         Raises:
             Problem: 503, there are too many.
         """
-        if self._open >= STREAMS_MAX:
+        if self._open >= self._most:
             raise Problem(
                 503,
                 "Too many event streams",
-                hint=f"this node serves {STREAMS_MAX} at once; ask another "
+                hint=f"this node serves {self._most} at once; ask another "
                 "node, or later",
                 headers={"Retry-After": str(_RETRY_AFTER_S)},
                 closes=True,  # Idle, it would keep other requests out.

@@ -10,11 +10,10 @@ import asyncio
 import contextlib
 import ipaddress
 import logging
-import resource
-import secrets
 import socket
 import ssl
 from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import replace
 from enum import Enum, auto
 from functools import partial
 from pathlib import Path
@@ -43,15 +42,18 @@ from octaskly.api import (
     toll,
 )
 from octaskly.api.auditing import Auditor
+from octaskly.api.bodies import Bodies
+from octaskly.api.crowd import SURPLUS_MAX, Crowd
 from octaskly.api.door import Door
 from octaskly.api.forward import Forwarder, Tune
 from octaskly.api.gate import Gate, OnFault, OnServed
 from octaskly.api.guards import Guard
 from octaskly.api.problems import status_problem
 from octaskly.api.rates import Meter
-from octaskly.api.routing import Deadlines, Parts, Seen
+from octaskly.api.routing import Deadlines, Parts, Seen, Streams
 from octaskly.api.sockets import local_socket
 from octaskly.api.waits import Waits
+from octaskly.config.bounds import LimitOptions
 from octaskly.core.model import NodeId
 from octaskly.errors import TrustError
 from octaskly.ports import Admissions, Clock, Gateway, Principal, Rotations
@@ -62,11 +64,7 @@ PeerNodeId = Callable[[ssl.SSLObject], NodeId | None]
 Without a certificate it returns None or raises TrustError.
 """
 
-CONNECTIONS_MAX = 512
-CONNECTIONS_MIN = 4
-SURPLUS_MAX = 16  #: connections beyond the bound that are told so; others are cut
-DESCRIPTORS_KEPT = 48  #: for files, launchers and peers; connections get the rest
-SOCKET_RESERVE = 64  #: more connections that only the UNIX socket may have
+_BOUNDS = LimitOptions()
 _LINGER_S = 1.0
 _BACKLOG = 256
 _DRAIN_S = 0.2
@@ -91,15 +89,6 @@ ROUTES = openapi.with_document(
 )
 
 
-def connections_max() -> int:
-    """Return how many connections this process has descriptors for, within bounds."""
-    descriptors, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if descriptors == resource.RLIM_INFINITY:
-        return CONNECTIONS_MAX
-    spare = descriptors - DESCRIPTORS_KEPT
-    return max(CONNECTIONS_MIN, min(CONNECTIONS_MAX, spare))
-
-
 class Site(Enum):
     """Where a connection came in."""
 
@@ -112,9 +101,11 @@ class Handler(web.RequestHandler):
     """One connection."""
 
     __slots__ = (
+        "_crowd",
         "_gate",
         "_local",
         "_peer_of",
+        "_stranger",
         "is_surplus",
         "own_addresses",
         "peer",
@@ -127,12 +118,15 @@ class Handler(web.RequestHandler):
         manager: web.Server,
         *,
         gate: Gate,
+        crowd: Crowd,
         site: Site,
         peer_of: PeerNodeId,
         **options: Any,
     ) -> None:
         super().__init__(manager, **options)
         self._gate = gate
+        self._crowd = crowd
+        self._stranger: str | None = None  #: the address that it counts for
         self._peer_of = peer_of
         self._local: Principal | None = None
         self.site = site
@@ -164,18 +158,34 @@ class Handler(web.RequestHandler):
         manager = self._manager
         assert manager is not None
         count = len(manager.connections)
-        most = connections_max() + (SOCKET_RESERVE if self.is_socket else 0)
-        self.is_surplus = count >= most
-        if count >= most + SURPLUS_MAX:
+        surplus = self._crowd.surplus(count, is_socket=self.is_socket)
+        self.is_surplus = surplus > 0
+        if surplus > SURPLUS_MAX:
             self.close()
             transport.abort()  # type: ignore[attr-defined]  # all ours are transports
             return
         super().connection_made(transport)
         if self.is_lan:
-            # No certificate is no error here: such a client shows a token.
-            with contextlib.suppress(TrustError):
-                self.peer = self._peer_of(transport.get_extra_info("ssl_object"))
-            self.own_addresses = _bare_address(transport.get_extra_info("sockname"))
+            self._look_at(transport)
+
+    def connection_lost(self, exc: BaseException | None) -> None:
+        """Give its place back."""
+        super().connection_lost(exc)
+        if self._stranger is not None:
+            self._crowd.leave(self._stranger)
+            self._stranger = None
+
+    def _look_at(self, transport: asyncio.BaseTransport) -> None:
+        """Learn who is at the other end, and whether too many come from there."""
+        # No certificate is no error here: such a client shows a token.
+        with contextlib.suppress(TrustError):
+            self.peer = self._peer_of(transport.get_extra_info("ssl_object"))
+        here = transport.get_extra_info("sockname")
+        self.own_addresses = _bare_address(here)
+        there = transport.get_extra_info("peername")
+        if self.peer is None and there and there[0] != here[0]:
+            self._stranger = str(there[0])
+            self.is_surplus |= not self._crowd.enter(self._stranger)
 
     def handle_error(
         self,
@@ -233,31 +243,25 @@ class ApiServer:
         admissions: Admissions | None = None,
         describe: Callable[[], Mapping[str, Any]] = dict,
         rotations: Rotations | None = None,
+        bounds: LimitOptions = _BOUNDS,
     ) -> None:
+        self._bounds, self._crowd = bounds, Crowd(bounds)
         deadlines = self._deadlines = deadlines or Deadlines()
         self._lan_ssl, self._peer_of = lan_ssl, peer_node_id
-        self._waits = Waits(gateway.dispatcher)
+        waits = self._waits = Waits(gateway.dispatcher)
         self._forwarder = Forwarder(gateway, self._waits, forward_ssl, deadlines, tune)
-        parts = Parts(
-            gateway,
-            clock,
-            self._forwarder,
-            self._waits,
-            deadlines,
-            Meter(rates or {}, clock),
-            admissions,
-            describe,
-            rotations=rotations,
-        )
+        meter, streams = Meter(rates or {}, clock), Streams(bounds.streams_max)
+        way = self._forwarder
+        parts = Parts(gateway, clock, way, waits, deadlines, meter, admissions)
+        parts = replace(parts, describe=describe, rotations=rotations, streams=streams)
         self._gate = Gate(
             parts=parts,
             guard=Guard(names=allow_hosts, origins=cors_origins),
             verify=verify,
             node_name=node_name,
-            own_names=(node_name.lower(), f"{node_name.lower()}.local"),
             on_served=on_served,
             on_fault=on_fault,
-            id_prefix=secrets.token_hex(4),
+            bodies=Bodies(deadlines.body_s, bounds.bodies_bytes),
         )
         self._runner = _runner(self._application(), self._deadlines.shutdown_s)
         self._servers: list[asyncio.Server] = []
@@ -289,7 +293,7 @@ class ApiServer:
         loop = asyncio.get_running_loop()
         for connection in sockets:
             server = await loop.create_server(
-                Door(tls, factory) if tls else factory,
+                Door(tls, factory, self._bounds.handshake_s) if tls else factory,
                 sock=connection,
                 backlog=_BACKLOG,
             )
@@ -332,6 +336,7 @@ class ApiServer:
             Handler,
             self._runner.server,
             gate=self._gate,
+            crowd=self._crowd,
             site=site,
             peer_of=self._peer_of,
             loop=asyncio.get_running_loop(),

@@ -7,10 +7,11 @@ made of it, and so is every check that a value needs for itself.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
+from octaskly.config.bounds import LimitOptions, setting
 from octaskly.config.defaults import (
     API_PORT,
     DRAIN_S,
@@ -54,38 +55,15 @@ _GPU = Kind("GPU", "a number or an id", r"[A-Za-z0-9][A-Za-z0-9._:/-]{0,62}")
 _WORD = "text without spaces and commas"
 
 
-def _setting(
-    flag: str,
-    kind: Kind,
-    says: str,
-    *,
-    default: object = None,
-    unset: str = "",
-    more: str = "",
-) -> Any:
-    """Return the field of one row.
-
-    Args:
-        flag: Of `octaskly agent`; the key in files and the variable follow from it.
-        kind: How a value is written, with its bounds.
-        says: What the setting does, in one sentence without a full stop.
-        default: What holds where nobody says anything.
-        unset: The same in words, where it depends on the machine.
-        more: What the reference page adds, in Markdown.
-    """
-    shown = {"flag": flag, "kind": kind, "says": says, "unset": unset, "more": more}
-    return field(default=default, metadata=shown)
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
-class AgentOptions:
+class AgentOptions(LimitOptions):
     """What settings say; None and () mean that nobody asked.
 
     A port that was asked for must be free; a default one that is taken moves to the
     next free one. Port 0 asks for any free port.
     """
 
-    name: str | None = _setting(
+    name: str | None = setting(
         "--name",
         _NAME,
         "name of this node in the mesh",
@@ -93,40 +71,40 @@ class AgentOptions:
         more="a name that is taken in the mesh becomes `NAME-` and four characters of "
         "the node id, for good",
     )
-    state_dir: Path | None = _setting(
+    state_dir: Path | None = setting(
         "--state-dir",
         _FOLDER,
         "where log, results and identity lie",
         unset="~/.local/state/octaskly/NAME",
         more="one agent per folder; where systemd gives one, its own",
     )
-    secret_file: Path | None = _setting(
+    secret_file: Path | None = setting(
         "--secret-file",
         _FILE,
         "the mesh secret; made if missing",
         unset="~/.config/octaskly/mesh.key",
     )
-    api_port: int | None = _setting(
+    api_port: int | None = setting(
         "--api-port",
         _PORT,
         "plain HTTP API, on this machine only",
         unset=str(API_PORT),
         more="0 takes any free port",
     )
-    peer_port: int | None = _setting(
+    peer_port: int | None = setting(
         "--peer-port",
         _PORT,
         "other nodes",
         unset=str(PEER_PORT),
         more="mutual TLS 1.3, msgpack frames",
     )
-    lan_port: int | None = _setting(
+    lan_port: int | None = setting(
         "--lan-port",
         _PORT,
         "HTTPS API for the LAN, and what nodes forward to each other",
         unset=str(LAN_PORT),
     )
-    interfaces: tuple[str, ...] = _setting(
+    interfaces: tuple[str, ...] = setting(
         "--interface",
         Many(Kind("NAME", "the name of a network interface")),
         "use only this network interface",
@@ -135,20 +113,20 @@ class AgentOptions:
         more="for mDNS, the peer port and the LAN port; `lo` keeps everything on this "
         "machine",
     )
-    join: tuple[tuple[str, int], ...] = _setting(
+    join: tuple[tuple[str, int], ...] = setting(
         "--join",
         Many(Peer()),
         "dial this node, where multicast does not reach",
         default=(),
         unset="none",
     )
-    slots: int | None = _setting(
+    slots: int | None = setting(
         "--slots",
         Amount(least=1, most=SLOTS_MAX),
         "tasks that run at a time",
         unset="one per CPU that the agent may use",
     )
-    labels: tuple[str, ...] = _setting(
+    labels: tuple[str, ...] = setting(
         "--label",
         Many(_LABEL, most=LABELS_MAX, is_each_once=True),
         "tasks can ask for nodes that have it",
@@ -156,7 +134,7 @@ class AgentOptions:
         unset="none",
         more=f"with `requires.labels`; {LABELS_MAX} at most, each KEY once",
     )
-    gpus: tuple[str, ...] = _setting(
+    gpus: tuple[str, ...] = setting(
         "--gpu",
         Many(_GPU, most=GPUS_MAX, is_each_once=True),
         "a GPU for tasks, as CUDA_VISIBLE_DEVICES names it",
@@ -164,34 +142,34 @@ class AgentOptions:
         unset="those of NVIDIA's driver, by number",
         more=f"{GPUS_MAX} at most",
     )
-    workdir: Path | None = _setting(
+    workdir: Path | None = setting(
         "--workdir",
         _FOLDER,
         "where tasks run",
         unset="work in the state folder",
     )
-    task_user: str | None = _setting(
+    task_user: str | None = setting(
         "--task-user",
         Kind("NAME", "the name of a user", r"[^\s:,/]{1,64}"),
         "run tasks as this user, who can see nothing of the agent",
         unset="the agent's own user",
         more="an agent of root warns without it, since its tasks are root, too",
     )
-    cors_origins: tuple[str, ...] = _setting(
+    cors_origins: tuple[str, ...] = setting(
         "--cors-origin",
         Many(Kind("ORIGIN", _WORD)),
         "web pages from here may use the API",
         default=(),
         unset="localhost on any port",
     )
-    allow_hosts: tuple[str, ...] = _setting(
+    allow_hosts: tuple[str, ...] = setting(
         "--allow-host",
         Many(Kind("NAME", _WORD)),
         "the API may be called by this host name, too",
         default=(),
         unset="this machine's names and addresses",
     )
-    electable: bool = _setting(
+    electable: bool = setting(
         "--electable",
         Switch(),
         "whether this node may become dispatcher or standby",
@@ -199,7 +177,7 @@ class AgentOptions:
         more="where no node in reach may, it becomes dispatcher all the same, as the "
         "last resort",
     )
-    durability: str = _setting(
+    durability: str = setting(
         "--durability",
         OneOf(*DURABILITIES),
         "with strict, as dispatcher, accept nothing that only one disk holds",
@@ -208,7 +186,7 @@ class AgentOptions:
         "([what that means](../explanation/replication.md#strict-durability)); the "
         "dispatcher's setting counts, so give all agents of a mesh the same",
     )
-    retention_s: int = _setting(
+    retention_s: int = setting(
         "--retention",
         Amount("T", SECONDS, least=1),
         "as dispatcher, forget what ended so long ago",
@@ -216,13 +194,13 @@ class AgentOptions:
         more="on all nodes ([how](../explanation/log.md#the-floor)); the dispatcher's "
         "setting counts",
     )
-    retained_tasks: int = _setting(
+    retained_tasks: int = setting(
         "--retained-tasks",
         Amount(least=1),
         "as dispatcher, forget the oldest of more ended tasks",
         default=RETAINED_TASKS,
     )
-    retained_bytes: int | None = _setting(
+    retained_bytes: int | None = setting(
         "--retained-bytes",
         Amount("SIZE", BYTES, least=RETAINED_BYTES_MIN),
         "the same while the log is larger than this",
@@ -230,14 +208,14 @@ class AgentOptions:
         more="free pages of the file do not count, nor its write-ahead log of up to "
         "64 MiB",
     )
-    queue_max: int = _setting(
+    queue_max: int = setting(
         "--queue-max",
         Amount(least=1),
         "as dispatcher, let so many tasks wait, and refuse more with 429",
         default=QUEUE_MAX,
         more="members of arrays count",
     )
-    rate_admin: int = _setting(
+    rate_admin: int = setting(
         "--rate-admin",
         Amount(),
         "requests a minute of one admin: a token, or a user of the local socket",
@@ -245,28 +223,28 @@ class AgentOptions:
         more="0 is no limit; the dispatcher's setting counts "
         "([how](rest-api.md#rate-limits))",
     )
-    rate_client: int = _setting(
+    rate_client: int = setting(
         "--rate-client",
         Amount(),
         "requests a minute of one token of the role client",
         default=RATE_CLIENT,
         more="0 is no limit; the dispatcher's setting counts",
     )
-    rate_viewer: int = _setting(
+    rate_viewer: int = setting(
         "--rate-viewer",
         Amount(),
         "requests a minute of one token of the role viewer",
         default=RATE_VIEWER,
         more="0 is no limit; the dispatcher's setting counts",
     )
-    rate_stranger: int = _setting(
+    rate_stranger: int = setting(
         "--rate-stranger",
         Amount(),
         "requests a minute of one address of the LAN without a token",
         default=RATE_STRANGER,
         more="0 is no limit; each node counts for itself",
     )
-    output_cap_bytes: int = _setting(
+    output_cap_bytes: int = setting(
         "--output-cap",
         Amount("SIZE", BYTES, least=OUTPUT_CAP_BYTES_MIN, most=OUTPUT_CAP_BYTES_MAX),
         "of what a task writes, keep so much on the disk of its worker",
@@ -274,35 +252,35 @@ class AgentOptions:
         more="of one attempt: the first MiB of each stream and the end "
         "([how](../explanation/running.md#output))",
     )
-    output_quota_bytes: int | None = _setting(
+    output_quota_bytes: int | None = setting(
         "--output-quota",
         Amount("SIZE", BYTES, least=OUTPUT_CAP_BYTES_MIN),
         "of all tasks together; the oldest goes first",
         unset="10G, or a tenth of the disk where that is less",
         more="and what is older than `retention`; at least `output_cap`",
     )
-    drain_s: int = _setting(
+    drain_s: int = setting(
         "--drain",
         Amount("T", SECONDS, most=DRAIN_S_MAX),
         "how long running tasks may take to end after SIGTERM",
         default=DRAIN_S,
         more="what is left is ended and run elsewhere; systemd is told of it",
     )
-    rotate_within_s: int = _setting(
+    rotate_within_s: int = setting(
         "--rotate-within",
         Amount("T", SECONDS, least=1),
         "as dispatcher, wait so long for nodes to learn a new mesh secret",
         default=ROTATE_WITHIN_S,
         more="the dispatcher's setting counts",
     )
-    keep_old_secret_s: int = _setting(
+    keep_old_secret_s: int = setting(
         "--keep-old-secret",
         Amount("T", SECONDS, least=1),
         "as dispatcher, accept the secret before a rotation so long after it",
         default=KEEP_OLD_SECRET_S,
         more="the dispatcher's setting counts",
     )
-    kill_grace_s: int = _setting(
+    kill_grace_s: int = setting(
         "--kill-grace",
         Amount("T", SECONDS, most=KILL_GRACE_S_MAX),
         "from SIGTERM to SIGKILL for tasks that are ended",
@@ -310,13 +288,13 @@ class AgentOptions:
         more="those that are late, cancelled by force, or left when the agent stops; a "
         "task may ask for another `grace`",
     )
-    log_format: str = _setting(
+    log_format: str = setting(
         "--log-format",
         OneOf("auto", "console", "json", "journal"),
         "how events are written; auto is journal under systemd, else console",
         default="auto",
     )
-    log_level: str = _setting(
+    log_level: str = setting(
         "--log-level",
         OneOf("debug", "info", "warning", "error"),
         "the least level of what is logged",
@@ -360,7 +338,9 @@ class Setting:
         return self.unset or self.kind.show(self.default)
 
 
+_ROWS = fields(AgentOptions)
+_BOUNDS = len(fields(LimitOptions))  # They come first there, and last for people.
 SETTINGS = tuple(
     Setting(field=row.name, default=row.default, **row.metadata)
-    for row in fields(AgentOptions)
+    for row in (*_ROWS[_BOUNDS:], *_ROWS[:_BOUNDS])
 )

@@ -11,11 +11,11 @@ import socket
 from collections import Counter
 from typing import Final
 
-HANDSHAKES_MAX: Final = 64
-HANDSHAKES_PER_ADDRESS_MAX: Final = 8
+from octaskly.config.bounds import LimitOptions
+
 HANDSHAKES_HERE_MAX: Final = 128
-CERTIFICATE_S: Final = 5.0  #: until a stranger has shown that it is none,
-CERTIFICATE_HERE_S: Final = 10.0  #: or many that start here at once, on few cores
+HERE_TIMES: Final = 2
+"""So many times longer than others, agents may take that start here, on few cores."""
 
 _HERE: Final = ""
 
@@ -23,7 +23,8 @@ _HERE: Final = ""
 class Strangers:
     """Handshakes under way, by the address from which they come."""
 
-    def __init__(self) -> None:
+    def __init__(self, bounds: LimitOptions | None = None) -> None:
+        self._bounds = bounds or LimitOptions()
         self._welcoming: Counter[str] = Counter()
 
     def __len__(self) -> int:
@@ -44,15 +45,15 @@ class Strangers:
         if not self._welcoming[place]:
             del self._welcoming[place]
 
+    def patience_s(self, place: str) -> float:
+        """Return how long who has taken a place may take to show a certificate."""
+        times = HERE_TIMES if place == _HERE else 1
+        return float(times * self._bounds.handshake_s)
+
     def _has_room(self, place: str) -> bool:
         welcoming = self._welcoming
         if place == _HERE:
             return welcoming[_HERE] < HANDSHAKES_HERE_MAX
         elsewhere = welcoming.total() - welcoming[_HERE]
-        is_crowd = welcoming[place] >= HANDSHAKES_PER_ADDRESS_MAX
-        return elsewhere < HANDSHAKES_MAX and not is_crowd
-
-
-def patience_s(place: str) -> float:
-    """Return how long who has taken a place may take to show a certificate."""
-    return CERTIFICATE_HERE_S if place == _HERE else CERTIFICATE_S
+        is_crowd = welcoming[place] >= self._bounds.handshakes_per_address
+        return elsewhere < self._bounds.handshakes_max and not is_crowd

@@ -9,6 +9,7 @@ from collections.abc import Callable, Coroutine, Sequence
 from contextlib import suppress
 from typing import Any, Final
 
+from octaskly.config.bounds import LimitOptions
 from octaskly.core.effects import Note
 from octaskly.core.events import DialFailed, Event, PeerDown, PeerUp, Received
 from octaskly.core.keys import REVOKED
@@ -18,7 +19,7 @@ from octaskly.errors import LocalProtocolError
 from octaskly.mesh.intake import Progress
 from octaskly.mesh.link import NOT_ACCEPTED, Link
 from octaskly.mesh.rivals import DUPLICATE, DUPLICATE_ID, MYSELF, Rivals
-from octaskly.mesh.strangers import Strangers, patience_s
+from octaskly.mesh.strangers import Strangers
 from octaskly.mesh.tcp import connect, tune
 from octaskly.mesh.wire import Packing
 from octaskly.ports import Clock, HelloSource
@@ -55,6 +56,7 @@ class Transport:
         handshake_s: Time from a TCP connection to HELLO_OK.
         outbox_bytes: Bytes that may wait for one peer; two frames unless given.
         progress: Numbers of what was last given to the disk, and is on it.
+        bounds: On strangers.
     """
 
     def __init__(
@@ -70,6 +72,7 @@ class Transport:
         handshake_s: float = HANDSHAKE_S,
         outbox_bytes: int | None = None,
         progress: Progress = lambda: (0, 0),
+        bounds: LimitOptions | None = None,
     ) -> None:
         self._trust = trust
         self._me = trust.node_id
@@ -87,7 +90,7 @@ class Transport:
         self._rivals = Rivals(self._me, limits.peers, clock, on_duplicate)
         self._links = self._rivals.links
         self._closing: set[Link] = set()
-        self._strangers = Strangers()
+        self._strangers = Strangers(bounds)
         self._dialling: set[NodeId | Address] = set()
         self._dials = asyncio.Semaphore(DIALS_AT_ONCE_MAX)
         self._tasks: set[asyncio.Task[None]] = set()
@@ -240,7 +243,7 @@ class Transport:
         no place of one while its HELLO is under way.
         """
         link = self._new_link(None)
-        certificate_s = min(self._handshake_s, patience_s(place))
+        certificate_s = min(self._handshake_s, self._strangers.patience_s(place))
         try:
             async with asyncio.timeout(self._handshake_s):
                 try:

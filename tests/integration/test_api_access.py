@@ -16,6 +16,7 @@ import pytest
 from aiohttp import web
 
 from octaskly.api import Deadlines, server
+from octaskly.config.bounds import LimitOptions
 from octaskly.core.model import Epoch, Failover, NodeId, StandbyView
 from octaskly.ports import MeshState
 from tests.integration.api_node import (
@@ -508,13 +509,16 @@ async def test_both_loopback_addresses_share_the_port(node: ApiNode) -> None:
 
 
 async def test_connections_over_the_limit_are_told_so_or_cut(
-    node: ApiNode, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """The UNIX socket keeps a reserve, so the local CLI still works."""
-    monkeypatch.setattr(server, "CONNECTIONS_MAX", 4)
-    path = tmp_path / "api.sock"
-    await node.server.start_unix(path)
     monkeypatch.setattr(server, "SURPLUS_MAX", 1)
+    async with api_node(bounds=LimitOptions(connections_max=4)) as node:
+        await _fill(node, tmp_path / "api.sock")
+
+
+async def _fill(node: ApiNode, path: Path) -> None:
+    await node.server.start_unix(path)
     idle = [await asyncio.open_connection("127.0.0.1", node.port) for _ in range(4)]
     asked = b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n"
 

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from octaskly.api import Deadlines, Site, sse, waits
+from octaskly.config.bounds import LimitOptions
 from octaskly.core.model import AttemptState, Outcome, OutputFile, Reason
 from octaskly.ports import Principal
 from octaskly.trust import secret as secrets_of
@@ -143,6 +144,42 @@ async def test_strangers_that_never_say_hello_are_bounded(front: Member) -> None
     assert sum(stream.at_eof() for stream, _ in silent) == 6
     for each in (writer, *(end for _, end in silent)):
         each.transport.abort()
+
+
+async def test_one_address_of_the_lan_gets_so_many_connections(mesh: Mesh) -> None:
+    """One more is told so; this machine and members are not counted by address."""
+    bounds = LimitOptions(connections_per_address=2)
+    front = await mesh.member("front", bounds=bounds)
+    member = MeshTrust(SECRET, NodeKey.generate()).lan_client_context()
+    asked = b"GET /health HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n"
+
+    async def status(tls: ssl.SSLContext, host: str) -> bytes:
+        reader, writer = await asyncio.open_connection(
+            "127.0.0.1", front.lan_port, ssl=tls, local_addr=(host, 0)
+        )
+        opened.append(writer)
+        writer.write(asked)
+        return (await reader.readline()).split()[1]
+
+    opened: list[asyncio.StreamWriter] = []
+    far = [await status(_stranger(), "127.0.0.2") for _ in range(3)]
+    others = [
+        await status(tls, host)
+        for tls, host in (
+            (member, "127.0.0.2"),
+            (_stranger(), "127.0.0.1"),
+            (_stranger(), "127.0.0.3"),
+        )
+        for _ in range(2)
+    ]
+    for writer in opened:
+        writer.transport.abort()
+    await until(lambda: not front.api.server._crowd._strangers)
+
+    assert far == [b"200", b"200", b"503"]
+    assert others == [b"200"] * 6
+    assert await status(_stranger(), "127.0.0.2") == b"200"
+    opened[-1].transport.abort()
 
 
 async def test_a_connection_to_another_node_is_told_to_notice_silence(

@@ -14,7 +14,7 @@ import pytest
 
 from octaskly.api import standing
 from octaskly.api.logs import parse_id
-from octaskly.api.routing import STREAMS_MAX
+from octaskly.config.defaults import STREAMS_MAX
 from octaskly.core.model import (
     AttemptId,
     AttemptState,

@@ -8,7 +8,8 @@ import pytest
 from aiohttp import web
 
 from octaskly.api import Deadlines, server, sse
-from octaskly.api.routing import STREAMS_MAX, Access, Call, Route
+from octaskly.api.routing import Access, Call, Route
+from octaskly.config.defaults import STREAMS_MAX
 from octaskly.errors import NotDispatcher
 from tests.integration.api_node import (
     VIEWER,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from pathlib import Path
 
-from octaskly.api.routing import STREAMS_MAX
+from octaskly.config.defaults import STREAMS_MAX
 from tests.agents import ending, finished, running, start, submit, until, until_nodes
 from tests.integration.sse_client import events, tasks_in
 

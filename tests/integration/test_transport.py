@@ -16,6 +16,7 @@ import pytest
 import trustme
 
 from octaskly.agent.clock import SystemClock
+from octaskly.config.defaults import HANDSHAKES_MAX, HANDSHAKES_PER_ADDRESS
 from octaskly.core import codec
 from octaskly.core.effects import Note
 from octaskly.core.events import DialFailed, Event, PeerDown, PeerUp, Received
@@ -24,11 +25,7 @@ from octaskly.core.model import NO_EPOCH, Address, Limits, NodeId, NodeInfo
 from octaskly.mesh import wire
 from octaskly.mesh.link import NOT_ACCEPTED, OVERFLOW
 from octaskly.mesh.rivals import DUPLICATE, DUPLICATE_ID
-from octaskly.mesh.strangers import (
-    HANDSHAKES_HERE_MAX,
-    HANDSHAKES_MAX,
-    HANDSHAKES_PER_ADDRESS_MAX,
-)
+from octaskly.mesh.strangers import HANDSHAKES_HERE_MAX
 from octaskly.mesh.tcp import remote_of
 from octaskly.mesh.transport import (
     Transport,
@@ -650,12 +647,12 @@ async def test_pending_handshakes_of_one_address_are_bounded() -> None:
     async with running(a, b):
         silent = [
             await asyncio.open_connection(*a.address, local_addr=("127.0.1.1", 0))
-            for _ in range(HANDSHAKES_PER_ADDRESS_MAX + 3)
+            for _ in range(HANDSHAKES_PER_ADDRESS + 3)
         ]
         async with asyncio.timeout(WAIT_S):
             endings = [await reader.read() for reader, _ in silent[-3:]]
         assert endings == [b""] * 3
-        assert len(a.transport._strangers) == HANDSHAKES_PER_ADDRESS_MAX
+        assert len(a.transport._strangers) == HANDSHAKES_PER_ADDRESS
         a.transport.dial(b.id, [b.address])
         await b.until(lambda: b.is_linked(a.id))
         for _, writer in silent:
@@ -706,7 +703,7 @@ async def test_a_member_takes_no_place_of_a_stranger_while_it_says_hello() -> No
                 server_hostname="",
                 local_addr=("127.0.1.1", 0),
             )
-            for _ in range(HANDSHAKES_PER_ADDRESS_MAX + 1)
+            for _ in range(HANDSHAKES_PER_ADDRESS + 1)
         ]
         for reader, _ in members:
             await reader.readexactly(4)  # The HELLO of this node: TLS is done.
