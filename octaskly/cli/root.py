@@ -38,6 +38,7 @@ COMMANDS = {
     "forget": "octaskly.cli.forgetting:forget",
     "invite": "octaskly.cli.joining:invite",
     "join": "octaskly.cli.joining:join",
+    "leave": "octaskly.cli.leaving:leave",
     "logs": "octaskly.cli.tasks:logs",
     "ls": "octaskly.cli.tasks:ls",
     "map": "octaskly.cli.arrays:map_",
