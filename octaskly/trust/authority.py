@@ -46,6 +46,7 @@ class MeshTrust:
     def renew(self, secret: MeshSecret) -> None:
         """Use these generations from now on."""
         self._force, self._newest = secret.generation, secret.newest
+        self._denied = frozenset(secret.denied)
         self._authorities = {
             generation: Authority(secret.authority_seed(generation), secret.mesh_id)
             for generation in secret.accepted
@@ -141,6 +142,17 @@ class MeshTrust:
                 raise TrustError("the peer shows no certificate")
             peer = certificate
         return node_id_in(peer)
+
+    def admitted_node_id(self, peer: bytes | ssl.SSLObject | ssl.SSLSocket) -> NodeId:
+        """As `peer_node_id`, for one that may act for others.
+
+        Raises:
+            TrustError: the same, or the node is revoked.
+        """
+        node = self.peer_node_id(peer)
+        if node in self._denied:
+            raise TrustError(f"node {node} is revoked")
+        return node
 
     def _known_to(self, name: str | None) -> int:
         """Return the generation to show to a dialler that says what it knows."""

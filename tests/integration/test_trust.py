@@ -194,6 +194,18 @@ def test_people_notice_a_name_that_is_not_this_machine() -> None:
         shake(trust.lan_server_context(["box"], []), people(trust), "other")
 
 
+def test_a_revoked_node_acts_for_nobody_though_its_certificate_is_good() -> None:
+    """F33: until the old generation is over, its certificate is still one of ours."""
+    a, b = member(), member()
+    served, dialled = shake(a.lan_server_context(["box"], []), b.lan_client_context())
+
+    with served, dialled:
+        assert a.admitted_node_id(served) == b.node_id
+        a.renew(SECRET.denying([b.node_id]))
+        with pytest.raises(TrustError, match="revoked"):
+            a.admitted_node_id(served)
+
+
 def test_a_forwarding_node_is_known_to_the_https_listener() -> None:
     """It authenticates the hop; the principal is stated beside it."""
     a, b = member(), member()
