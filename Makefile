@@ -21,10 +21,12 @@ $(VENV)/.ready: pyproject.toml
 demo: .venv
 	@$(BIN)/octaskly demo
 
-# All tests. As root on Debian it brings what they need besides Python.
+# All tests. As root on Debian it brings what they need besides Python, and runs them in
+# three processes, each with a network of its own: most of them wait most of the time.
+PYTEST_PARALLEL ?= -n 3 --dist loadfile
 test: .venv
 	@tests/setup-host
-	@$(BIN)/pytest $(PYTEST_FLAGS)
+	@$(BIN)/pytest $(if $(filter 0,$(shell id -u)),$(PYTEST_PARALLEL)) $(PYTEST_FLAGS)
 
 check: .venv
 	$(BIN)/ruff check .

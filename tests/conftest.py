@@ -13,6 +13,8 @@ import pytest
 from blockbuster import blockbuster_ctx
 from hypothesis import HealthCheck, settings
 
+from tests.mesh.netns import isolate
+
 TESTS = Path(__file__).parent
 
 #: Calls on local files that return at once; what waits (sleep, sockets, locks,
@@ -40,6 +42,15 @@ settings.register_profile(
     "soak", max_examples=3000, deadline=None, suppress_health_check=_SLOW_MACHINE
 )
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "dev"))
+
+
+def pytest_configure() -> None:
+    """Give each process of a run of several a network of its own, where it may.
+
+    Agents of one test would otherwise see those of another on the loopback.
+    """
+    if "PYTEST_XDIST_WORKER" in os.environ and os.geteuid() == 0:
+        isolate()
 
 
 @pytest.fixture(autouse=True)

@@ -46,7 +46,7 @@ def run(config: AgentConfig, environ: MutableMapping[str, str] = os.environ) -> 
     try:
         with contextlib.closing(Notifier(environ)) as notifier:
             config = replace(config, account=account_for(options.task_user))
-            make_folders(config.paths, config.account)
+            make_folders(config.paths, config.name, config.account)
             if os.geteuid() == 0 and config.account is None:
                 log.warning(
                     "tasks run as root",
@@ -163,10 +163,11 @@ class _Agent:
 
     def _set_apart(self, mesh_id: str) -> None:
         """Let nothing of a mesh that this node has left get into another one."""
-        left = set_apart(self._config.paths, mesh_id)
+        config = self._config
+        left = set_apart(config.paths, mesh_id)
         if left is not None:
             self._log.warning("log of another mesh moved aside", folder=str(left))
-            make_folders(self._config.paths)
+            make_folders(config.paths, config.name, config.account)
 
     def _persisted(self, number: int) -> None:
         if self._parts is not None:

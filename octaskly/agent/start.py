@@ -24,20 +24,29 @@ from octaskly.log import Logger
 from octaskly.runner.hands import Steward
 from octaskly.stats import gpus, is_on_mains, memory_total_mb
 
+SOCKET_PATH_BYTES_MAX = 107  #: unix(7), but for the NUL at the end
 ELSEWHERE = "octaskly agent --state-dir DIR uses another one"
 
 
-def make_folders(paths: Paths, account: Account | None = None) -> None:
+def make_folders(paths: Paths, name: str, account: Account | None = None) -> None:
     """Create the folders of an agent; its state is for its own user alone.
 
     Args:
         paths: Where they lie.
+        name: Of the node.
         account: The user that tasks run as; None: the agent's own. It may pass through
             the state folder, and write where tasks run.
 
     Raises:
-        ConfigError: a folder cannot be made or entered.
+        ConfigError: a folder cannot be made or entered, or its path is too long.
     """
+    path = paths.socket_of(name)
+    if (size := len(os.fsencode(path))) > SOCKET_PATH_BYTES_MAX:
+        raise ConfigError(
+            f"{path} has {size} bytes, and the path of a socket"
+            f" {SOCKET_PATH_BYTES_MAX} at most",
+            hint="octaskly agent --state-dir DIR, a shorter one",
+        )
     for folder, mode in (
         (paths.state, 0o700),
         (paths.outputs, 0o700),

@@ -75,6 +75,13 @@ def refusal(agent: Agent) -> str:
     return agent.log()
 
 
+def test_a_state_folder_whose_socket_no_kernel_takes_is_refused(tmp_path: Path) -> None:
+    """A path that is too long is said before anything is served."""
+    agent = start(tmp_path / ("long" * 30), "solo")
+    with ending(agent):
+        assert "107 at most" in refusal(agent)
+
+
 def test_a_node_alone_runs_a_command(tmp_path: Path) -> None:
     """The first agent of a mesh is dispatcher and worker at once."""
     with running(tmp_path, "solo") as (agent,):

@@ -81,6 +81,14 @@ def end_all_in(netns: str) -> None:
     wait_until(f"{netns} is empty", is_empty, within_s=END_S)
 
 
+def isolate() -> None:
+    """Give this process a network of its own, with nothing but a loopback."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.unshare(CLONE_NEWNET) != 0:
+        raise OSError(ctypes.get_errno(), "unshare")
+    ip("link set lo up")
+
+
 def enter(netns: str) -> None:
     """Move the calling thread, and no other, into a namespace."""
     libc = ctypes.CDLL(None, use_errno=True)
