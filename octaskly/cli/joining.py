@@ -271,7 +271,7 @@ def _await_ready(socket: Path, before: Membership, admitted: Admitted) -> None:
     """Return once the agent is listed as a ready member; say so."""
     give_up_at = time.monotonic() + READY_S
     while time.monotonic() < give_up_at:
-        node = _own(socket, before)
+        node = _own(socket, before, admitted)
         if node is not None and node.state == "ready":
             note(f"✓ joined the mesh of {admitted.member} as {node.name}")
             return
@@ -283,11 +283,19 @@ def _await_ready(socket: Path, before: Membership, admitted: Admitted) -> None:
     )
 
 
-def _own(socket: Path, before: Membership) -> NodeInfo | None:
-    """Return this node as its new mesh lists it, None while it does not."""
+def _own(socket: Path, before: Membership, admitted: Admitted) -> NodeInfo | None:
+    """Return this node as its new mesh lists it, None while it does not.
+
+    The mesh may be its own, which has renewed its secret without it.
+    """
+    from octaskly.trust.secret import parse  # noqa: PLC0415
+
+    wanted = parse(admitted.keyring).mesh_id
     try:
         with Client.at_socket(socket, patience_s=0.0) as client:
-            if client.membership().mesh in (None, before.mesh):
+            if client.membership().mesh != wanted:
+                return None
+            if before.mesh == wanted and client.node(admitted.member).state == "lost":
                 return None
             return client.node(before.node_id)
     except (ApiError, Unreachable, ReplyLost):
