@@ -44,7 +44,11 @@ CHECKS = [
     negative_data_rejection,
 ]
 #: Of each route, beyond the few dozens that every bound of its parameters makes.
-EXAMPLES = 300 if settings.get_current_profile_name() == "soak" else 10
+IS_LONG = settings.get_current_profile_name() == "soak"
+EXAMPLES = 300 if IS_LONG else 10
+#: Of what has no token: what is refused as no request, and that nobody asks.
+STRANGERS = {400, 401, 403, 404, 405, 413, 415}
+OPEN = ("/health",)
 
 
 def _narrowed() -> dict[str, Any]:
@@ -83,6 +87,8 @@ def _narrow(path: str, parameter: dict[str, Any]) -> None:
 
 
 schema = schemathesis.openapi.from_dict(_narrowed())
+for_strangers = schemathesis.openapi.from_dict(_narrowed())
+for_strangers.config.phases.coverage.enabled = IS_LONG  # Each bound of each parameter.
 
 
 @dataclass(frozen=True)
@@ -104,6 +110,11 @@ def fronts(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[Front]]:
         yield [_front_of(agent) for agent in agents[:2]]
         _, stats = agents[0].call("GET", "/api/v1/stats")
         assert stats["tasks"]["running"] == 0
+
+
+def _one_of(fronts: list[Front], case: Case[Any]) -> Front:
+    asked = repr((case.path_parameters, case.query, case.body))
+    return fronts[zlib.crc32(asked.encode("utf-8", "replace")) % len(fronts)]
 
 
 def _fill(agent: Agent) -> None:
@@ -139,8 +150,7 @@ def test_every_answer_is_one_of_the_document(
 
     Nor is a request accepted that it does not allow.
     """
-    asked = repr((case.path_parameters, case.query, case.body))
-    front = fronts[zlib.crc32(asked.encode("utf-8", "replace")) % len(fronts)]
+    front = _one_of(fronts, case)
     headers = {"Authorization": f"Bearer {front.token}"}
     given = case.as_transport_kwargs(base_url=front.url, headers=headers)
     # A stream of events does not end by itself, so nothing of one is read.
@@ -148,3 +158,16 @@ def test_every_answer_is_one_of_the_document(
         if response.headers.get("Content-Type") == "text/event-stream":
             response._content = b""
         case.validate_response(response, checks=CHECKS)
+
+
+@pytest.mark.timeout(600)
+@for_strangers.parametrize()
+@settings(max_examples=EXAMPLES, deadline=None, suppress_health_check=list(HealthCheck))
+def test_who_has_no_token_gets_nothing(case: Case[Any], fronts: list[Front]) -> None:
+    """Whatever is asked, also with a made-up token: 401, or it is no request at all."""
+    given = case.as_transport_kwargs(base_url=_one_of(fronts, case).url)
+    with requests.request(**given, timeout=20) as response:
+        if case.method == "OPTIONS":  # What browsers ask before; they send no token.
+            assert (response.status_code, response.content) == (204, b"")
+        elif response.status_code != 200 or case.path not in OPEN:
+            assert response.status_code in STRANGERS
