@@ -2,6 +2,8 @@
 
 Owns the time that absent workers get to come back: after a change of dispatcher, and
 when another node's log arrives. What a worker says it runs stands over the log.
+What it does not list has ended or was lost. The log tells which, so a new reign reads
+it only when it holds what the nodes here hold, or has waited for that long enough.
 """
 
 from __future__ import annotations
@@ -15,6 +17,9 @@ from octaskly.core.model import AttemptId, Moment, NodeId, TaskSpec
 from octaskly.core.placing import Placing
 
 
+READ_S = 0.5  #: a new reign waits so long for what others hold
+
+
 class Adoption:
     """Attempts that this reign did not start, and workers that are awaited."""
 
@@ -26,6 +31,7 @@ class Adoption:
         self._until_s = 0.0
         self.is_open = False
         """Whether workers of the reign before may still come."""
+        self._held_until_s: float | None = None
         self._absent: dict[NodeId, float] = {}
         """Nodes whose attempts are left alone until then, in seconds."""
 
@@ -35,15 +41,33 @@ class Adoption:
         self._absent.clear()
         self.is_open = True
 
+    def hold(self, now: Moment) -> None:
+        """Read nothing until `go_on`, for a while: others have ends to tell."""
+        self._queue.is_held = True
+        self._held_until_s = now.mono_s + READ_S
+
+    @property
+    def is_held(self) -> bool:
+        """Whether nothing is read yet."""
+        return self._queue.is_held
+
+    def go_on(self) -> None:
+        """Read what is in the log."""
+        self._queue.is_held = False
+        self._held_until_s = None
+
     def end(self) -> None:
         """Wait for nobody."""
+        self.go_on()
         self._absent.clear()
         self.is_open = False
 
     def deadline(self) -> float | None:
         """Return when `expire` has something to do."""
-        window_s = (self._until_s,) if self.is_open else ()
-        return min((*self._absent.values(), *window_s), default=None)
+        due_s = [self._until_s] if self.is_open else []
+        if self._held_until_s is not None:
+            due_s.append(self._held_until_s)
+        return min((*self._absent.values(), *due_s), default=None)
 
     def on_reattach(self, node: NodeId, message: Reattach, now: Moment) -> None:
         """Adopt what a worker runs, kill what is void, give up what it lost."""
@@ -73,6 +97,8 @@ class Adoption:
 
     def expire(self, now: Moment) -> None:
         """Give up the attempts of workers that did not come back in time."""
+        if self._held_until_s is not None and self._held_until_s <= now.mono_s:
+            self.go_on()
         for node in [node for node, at_s in self._absent.items() if at_s <= now.mono_s]:
             del self._absent[node]
             self._placing.lose_all(self._held_by(node), now)

@@ -73,6 +73,8 @@ class Allegiance:
         self._replication.begin(reign, now, is_expecting=is_expecting)
         level = NO_EPOCH if self._election.was_silent else self._standby.epoch
         self._completeness.begin(reign.epoch, self._registry.roster, level, now.mono_s)
+        if not self._completeness.has_read_all:
+            self._dispatch.adoption.hold(now)
         effects += self._dispatch.begin(reign.epoch, reign.stream, now)
         effects += self._know_workers(now)
         if self._election.is_stopping:

@@ -85,9 +85,13 @@ class Completeness:
             for node, until_s in self._missing.items()
             if until_s > now_s and not self._is_heard(node)
         }
+        return not self._missing and self.has_read_all
+
+    @property
+    def has_read_all(self) -> bool:
+        """Whether all that who is here holds can be read from this node's disk."""
         return (
-            not self._missing
-            and not self._exchange.is_busy
+            not self._exchange.is_busy
             and self._journal.is_merged
             and all(
                 self._is_heard(node)

@@ -73,14 +73,14 @@ class Dispatch:
         self.is_reigning = False
         self.is_accepting = False
         self._placing = Placing(settings.limits, journal, replication)
-        self._adoption = Adoption(self._placing, settings.timing.adopt_s)
+        self.adoption = Adoption(self._placing, settings.timing.adopt_s)
         self.retention = Retention(
             settings, self._placing, journal, replication.members
         )
         self._queue = self._placing.queue
         self._pool = self._placing.pool
         self._resting = Resting(self._queue)
-        self._recording = Recording(self._placing, self._adoption, self._resting)
+        self._recording = Recording(self._placing, self.adoption, self._resting)
         self.explaining = Explaining(self._placing, self._resting)
         self._parents = Parents(self._placing, journal, settings.timing)
         self._acceptance = Acceptance(journal, self._queue, sequence)
@@ -91,7 +91,7 @@ class Dispatch:
     def begin(self, epoch: Epoch, stream: StreamId, now: Moment) -> list[Effect]:
         """Reign; the journal's own stream is open."""
         self.is_reigning = self.is_accepting = True
-        self._adoption.begin(now)
+        self.adoption.begin(now)
         self.retention.begin(now)
         self._parents.begin(now)
         return self._placing.begin(epoch, stream) + self._parents.ask(now)
@@ -99,7 +99,7 @@ class Dispatch:
     def end(self) -> None:
         """Reign no more: forget all. What was appended is still acknowledged."""
         self.is_reigning = self.is_accepting = False
-        self._adoption.end()
+        self.adoption.end()
         self._resting.forget()
         self._recording.forget()
         self._placing.end()
@@ -126,7 +126,7 @@ class Dispatch:
     def deadline(self) -> float | None:
         """Return when `on_time` has something to do."""
         due_s = [
-            self._adoption.deadline(),
+            self.adoption.deadline(),
             self._resting.deadline(),
             self._parents.deadline() if self.is_reigning else None,
         ]
@@ -280,7 +280,7 @@ class Dispatch:
 
     def on_worker_down(self, node: NodeId, now: Moment) -> list[Effect]:
         """Run elsewhere what the worker held, at once or after the adopt window."""
-        were_lost = self.is_reigning and self._adoption.on_down(node, now)
+        were_lost = self.is_reigning and self.adoption.on_down(node, now)
         self._pool.remove(node)
         return self._judge_inputs(now) if were_lost else []
 
@@ -296,7 +296,7 @@ class Dispatch:
         """Adopt what a worker runs, kill what is void, run again what it lost."""
         if not self.is_reigning:
             return []
-        self._adoption.on_reattach(node, message, now)
+        self.adoption.on_reattach(node, message, now)
         self._pool.set_credit(node, message.credit)
         self._pool.attach(node, self.outstanding(node), self._queue.granted(node))
         return self._commit(now)
@@ -361,7 +361,7 @@ class Dispatch:
         self._queue.add_arrays(event.records)
         for record in event.records:
             if record.spec is not None and record.progress is None:
-                self._adoption.believe(record, now)
+                self.adoption.believe(record, now)
         return self._commit(now)
 
     def on_absorbed(self, now: Moment) -> list[Effect]:
@@ -377,13 +377,13 @@ class Dispatch:
         effects = self.retention.on_time(now) if self.is_accepting else []
         if self.is_reigning:
             effects += self._parents.ask(now)
-        rested_s, due_s = self._resting.deadline(), self._adoption.deadline()
+        rested_s, due_s = self._resting.deadline(), self.adoption.deadline()
         if rested_s is not None and rested_s <= now.mono_s:
             self._resting.wake(now)
             effects += self._commit(now)
         if due_s is None or due_s > now.mono_s:
             return effects
-        self._adoption.expire(now)
+        self.adoption.expire(now)
         return effects + self._judge_inputs(now)
 
     def _commit(
@@ -394,6 +394,6 @@ class Dispatch:
 
     def _judge_inputs(self, now: Moment) -> list[Effect]:
         """Fail the tasks of which every worker lacks an input, and commit."""
-        if not self._adoption.is_open:
+        if not self.adoption.is_open:
             self._placing.fail_lacking()
         return self._commit(now)

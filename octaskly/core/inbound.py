@@ -178,6 +178,10 @@ class Inbound:
     def on_quiet(self, now: Moment) -> list[Effect]:
         """Let the queue be read afresh once all entries of others are on disk."""
         machines = self._machines
+        dispatch = machines.dispatch
+        if dispatch.adoption.is_held and machines.completeness.has_read_all:
+            dispatch.adoption.go_on()
+            return dispatch.on_absorbed(now)
         if not machines.exchange.take_news(machines.members.peers):
             return []
         return machines.journal.when_durable(machines.dispatch.on_absorbed, now)

@@ -57,6 +57,8 @@ class TaskQueue:
         self._shadows: list[TaskId] = []
         self._finals: dict[TaskId, None] = {}
         self._sought: dict[TaskId, None] = {}
+        self.is_held = False
+        """Nothing is read: others may hold newer facts than this node's disk."""
         self._term = 0
         self._live_reads = 0
         self._is_live_dirty = False
@@ -118,6 +120,8 @@ class TaskQueue:
     def refill(self) -> list[Effect]:
         """Read what is out of date, and more when the window is below half."""
         effects: list[Effect] = []
+        if self.is_held:
+            return effects
         if not self.lanes.is_reading:
             self._drop_shadows()
         # Of what is dropped, no read that is under way may bring an older state.

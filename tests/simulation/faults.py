@@ -391,6 +391,34 @@ def run_crash(seed: int) -> World:
     return run_failover(seed, is_graceful=False)
 
 
+def run_short(seed: int) -> World:
+    """Kill the dispatcher of a mesh whose tasks end before all copies know of it."""
+    world = World(seed, nodes=5)
+    Watch(world)
+    world.network.delay_ms = (1.0, 40.0)
+    world.duration_s = (0.001, 0.02)
+    world.start_all()
+    world.run_until(world.is_settled, 5.0)
+    (dispatcher,) = world.dispatchers()
+    world.run(2.0)
+    end_s = world.time_s + world.random.uniform(0.5, 1.0)
+
+    def load() -> None:
+        for node in world.dispatchers():
+            world.submit(node, 4)
+        if world.time_s < end_s + 0.2:
+            world.at(0.02, load)
+
+    load()
+    world.run(end_s - world.time_s)
+    world.crash(dispatcher)
+    world.run(1.0)
+    calm(world)
+    for check in (*FINAL, nothing_runs_twice):
+        check(world)
+    return world
+
+
 def run_flapping(seed: int) -> World:
     """Split a busy mesh of five again and again, over slow links (F9)."""
     world = World(seed, nodes=5)

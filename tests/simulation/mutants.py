@@ -48,6 +48,7 @@ from tests.simulation.faults import (
     run_hand_over,
     run_same_names,
     run_seed,
+    run_short,
 )
 
 FAR = 1 << 62  #: a number that no append reaches
@@ -241,6 +242,11 @@ def reattach_is_not_believed(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Adoption, "on_reattach", deaf)
 
 
+def a_reign_reads_at_once(patch: pytest.MonkeyPatch) -> None:
+    """A new dispatcher takes its own log for whole before it has asked the others."""
+    patch.setattr(Adoption, "hold", lambda *_: None)
+
+
 def results_forgotten_when_sent(patch: pytest.MonkeyPatch) -> None:
     """A worker trusts that what it sent arrives and is kept."""
     real = KeptResults.told
@@ -404,6 +410,7 @@ MUTANTS: tuple[tuple[Plant, Hunt], ...] = (
     (follow_the_stale, run_seed),
     (no_adopt_window, run_hand_over),
     (reattach_is_not_believed, run_hand_over),
+    (a_reign_reads_at_once, run_short),
     (results_forgotten_when_sent, run_hand_over),
     (merge_prefers_the_later, run_seed),
     (a_name_is_an_id, run_same_names),

@@ -22,6 +22,7 @@ from tests.simulation.faults import (
     run_quiet,
     run_same_names,
     run_seed,
+    run_short,
     run_steered,
 )
 from tests.simulation.hunt import failures
@@ -130,6 +131,13 @@ def test_a_mesh_without_faults_runs_each_task_once(seed: int) -> None:
 def test_a_failover_runs_nothing_twice_where_the_worker_survives(seed: int) -> None:
     """A new dispatcher waits for workers to say what they still run."""
     run_crash(seed)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(5))
+def test_a_failover_runs_nothing_twice_that_has_just_ended(seed: int) -> None:
+    """That a task ended may be known to the standby that did not succeed alone."""
+    run_short(seed)
 
 
 @pytest.mark.slow
