@@ -16,7 +16,6 @@ from octaskly.core.messages import Reattach
 from octaskly.core.model import AttemptId, Moment, NodeId, TaskSpec
 from octaskly.core.placing import Placing
 
-
 READ_S = 0.5  #: a new reign waits so long for what others hold
 
 

@@ -73,7 +73,9 @@ class Completeness:
         """
         is_follower = view.follows == self._epoch
         is_cut_off = is_follower and reason not in PLAIN_ENDS
-        if is_cut_off or not covers(self._journal.vector, view.vector.items()):
+        lacks_rows = self._exchange.lacks_rows(node, view.ahead)
+        vector = view.vector.items()
+        if is_cut_off or lacks_rows or not covers(self._journal.vector, vector):
             self._missing[node] = now_s + LOST_S
         elif is_follower:
             self._missing.pop(node, None)
@@ -95,6 +97,7 @@ class Completeness:
             and self._journal.is_merged
             and all(
                 self._is_heard(node)
+                and not self._exchange.lacks_rows(node, view.ahead)
                 and covers(self._journal.vector, view.vector.items())
                 for node, view in self._members.peers.items()
             )

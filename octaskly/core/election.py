@@ -320,8 +320,9 @@ class Election(Phases):
             return self._take_over("the winner gave way", now)
         if reign is None or message.epoch != reign.epoch:
             return self._send_away(peer)
-        self._members.confirm(peer, reign.epoch, message.vector)
-        return self._exchange.ask(peer)
+        ahead = message.ahead
+        self._members.confirm(peer, reign.epoch, message.vector, ahead)
+        return self._exchange.ask(peer, ahead)
 
     def on_claim_no(self, peer: NodeId, message: ClaimNo, now: Moment) -> list[Effect]:
         """A higher epoch is known: yield to who lives in it, else rise above it."""

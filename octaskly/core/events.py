@@ -288,6 +288,7 @@ class Saved:
     term: int = 0
     epoch: Epoch = Epoch(0, NodeId(""))  #: highest seen
     vector: Holdings = ()
+    ahead: Holdings = ()  #: what rows of broken-off snapshots say beyond that
     epochs: tuple[tuple[StreamId, Epoch], ...] = ()  #: who wrote each stream
     hlc: int = 0
     floor: Floor = NO_FLOOR

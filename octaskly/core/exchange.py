@@ -11,7 +11,7 @@ from collections.abc import Container
 
 from octaskly.core.effects import Effect, Send
 from octaskly.core.journal import Journal
-from octaskly.core.messages import Entries, Pull, Snapshot, SnapshotHead
+from octaskly.core.messages import WHOLE, Entries, Pull, Snapshot, SnapshotHead
 from octaskly.core.model import Holdings, Moment, NodeId
 from octaskly.core.succession import covers
 
@@ -25,11 +25,20 @@ class Exchange:
         self._heads: dict[NodeId, SnapshotHead] = {}  #: of snapshots under way
         self._parts: dict[NodeId, int] = {}  #: append of the last entries that came
         self._has_news = False
+        self._wanted: dict[NodeId, Holdings] = {}
+        """Whose rows are to be asked for, and how far they go beyond its log."""
+        self._coming: dict[NodeId, Holdings] = {}  #: the same, of those asked for
+        self._rows: dict[NodeId, Holdings] = {}  #: and of those that came
 
     @property
     def is_busy(self) -> bool:
         """Whether a peer owes an answer."""
         return bool(self._asked or self._heads)
+
+    def lacks_rows(self, peer: NodeId, ahead: Holdings) -> bool:
+        """Whether a peer has rows of which neither log nor rows here know."""
+        is_known = self._rows.get(peer) == ahead
+        return not is_known and not covers(self._journal.vector, ahead)
 
     def want(self, peer: NodeId, vector: Holdings) -> list[Effect]:
         """Ask the peer for what `vector` counts beyond this node's own."""
@@ -37,8 +46,13 @@ class Exchange:
             return []
         return self.ask(peer)
 
-    def ask(self, peer: NodeId) -> list[Effect]:
-        """Ask the peer for more, which also shows it what this node holds."""
+    def ask(self, peer: NodeId, ahead: Holdings = ()) -> list[Effect]:
+        """Ask the peer for more, which also shows it what this node holds.
+
+        What only its rows say, beyond its log, comes as a snapshot, if it is not known.
+        """
+        if self.lacks_rows(peer, ahead) and self._coming.get(peer) != ahead:
+            self._wanted[peer] = ahead
         return [] if peer in self._asked else self._pull(peer)
 
     def on_entries(self, peer: NodeId, message: Entries) -> list[Effect]:
@@ -50,7 +64,7 @@ class Exchange:
         self._asked.discard(peer)
         if not message.entries:
             self._parts.pop(peer, None)
-            return []
+            return self._pull(peer) if peer in self._wanted else []
         append = self._journal.absorb(message.entries, message.epochs)
         if append is None:
             return self._pull(peer)
@@ -69,6 +83,8 @@ class Exchange:
         self._has_news = True
         if not message.more:
             self._heads.pop(peer, None)
+            if peer in self._coming:
+                self._rows[peer] = self._coming.pop(peer)
             return [join, *self._pull(peer)]
         self._heads[peer] = head
 
@@ -97,6 +113,8 @@ class Exchange:
         self._asked.discard(peer)
         self._heads.pop(peer, None)
         self._parts.pop(peer, None)
+        self._wanted.pop(peer, None)
+        self._coming.pop(peer, None)
 
     def _pull_on(self, peer: NodeId, number: int) -> list[Effect]:
         """Ask for more once the part before the last is on disk, so that none pile up.
@@ -117,4 +135,8 @@ class Exchange:
 
     def _pull(self, peer: NodeId) -> list[Effect]:
         self._asked.add(peer)
-        return [Send(peer, (Pull(self._journal.vector_items()),))]
+        cursor = None
+        if peer in self._wanted:
+            self._coming[peer] = self._wanted.pop(peer)
+            cursor = WHOLE
+        return [Send(peer, (Pull(self._journal.vector_items(), cursor),))]

@@ -46,6 +46,7 @@ class Journal:
     def __init__(self, saved: Saved) -> None:
         self.vector: Vector = dict(saved.vector)
         """Per stream the last sequence handed to the writer."""
+        self._ahead: Vector = dict(saved.ahead)
         self.epochs: dict[StreamId, Epoch] = dict(saved.epochs)
         """Who writes each stream that is known, in which reign."""
         self.floor = saved.floor
@@ -56,7 +57,7 @@ class Journal:
         self._heard = saved.hlc  #: highest timestamp of others, until it was followed
         self._number = 0
         self._persisted = 0
-        self._absorbed = 0  #: number of the last `Append` with entries of others
+        self._absorbed = 0  #: number of the last write with what others hold
         self.appended = 0
         """Number of the last `Append`."""
         self.joined = 0
@@ -88,6 +89,12 @@ class Journal:
     def vector_items(self) -> Holdings:
         """Return the vector as messages carry it, ordered by stream."""
         return tuple(sorted(self.vector.items()))
+
+    def ahead_items(self) -> Holdings:
+        """Return what rows of snapshots say beyond the log, ordered by stream."""
+        have = self.vector
+        ahead = ((s, seq) for s, seq in self._ahead.items() if seq > have.get(s, 0))
+        return tuple(sorted(ahead))
 
     def tick(self, now: Moment) -> int:
         """Return the next hybrid timestamp."""
@@ -164,7 +171,9 @@ class Journal:
             for stream, seq in head.vector:
                 self.vector[stream] = max(self.vector.get(stream, 0), seq)
             self.raise_floor(head.floor)
-        self.joined = self._next()
+        for stream, seq in part.vector:
+            self._ahead[stream] = max(self._ahead.get(stream, 0), seq)
+        self.joined = self._absorbed = self._next()
         return Join(
             self.joined, part.rows, head, not part.more, part.vector, part.records
         )
@@ -215,6 +224,9 @@ class Journal:
         """Return the effect that makes node state durable."""
         if stream is not None:
             self.epochs.update((stream,))
+        for said, seq in retold:
+            if self._ahead.get(said, 0) <= seq:
+                self._ahead.pop(said, None)
         return Save(
             number=self._next(),
             term=term,

@@ -86,7 +86,9 @@ class Membership(Hints):
         view.frame_s = now.mono_s
         return True
 
-    def confirm(self, peer: NodeId, epoch: Epoch, vector: Holdings) -> None:
+    def confirm(
+        self, peer: NodeId, epoch: Epoch, vector: Holdings, ahead: Holdings = ()
+    ) -> None:
         """A connected peer follows this node's reign."""
         view = self.peers[peer]
         if view.follows != epoch:
@@ -94,7 +96,7 @@ class Membership(Hints):
             view.has_roster = view.has_records = view.is_standby = False
             view.told.clear()
         view.dispatcher = self._me
-        view.vector = dict(vector)
+        view.vector, view.ahead = dict(vector), ahead
         self.changed()
 
     def earliest_ms(self, now: Moment) -> int:

@@ -116,6 +116,7 @@ class ClaimOk:
 
     epoch: Epoch
     vector: Holdings
+    ahead: Holdings = ()  #: what its rows of a broken-off snapshot say beyond that
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,12 +175,15 @@ class Cursor(NamedTuple):
     record: int = 0  #: names the last record, which come first
 
 
+WHOLE = Cursor(0, 0)  #: asks for a snapshot, also where entries would do
+
+
 @dataclass(frozen=True, slots=True)
 class Pull:
     """Send me the entries beyond this vector."""
 
     vector: Holdings
-    cursor: Cursor | None = None  #: go on with this snapshot
+    cursor: Cursor | None = None  #: go on with this snapshot; `WHOLE`: begin one
 
 
 @dataclass(frozen=True, slots=True)

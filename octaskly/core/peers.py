@@ -10,6 +10,7 @@ from octaskly.core.model import (
     NO_EPOCH,
     Address,
     Epoch,
+    Holdings,
     Moment,
     NodeId,
     NodeInfo,
@@ -33,6 +34,7 @@ class PeerView:
     epoch: Epoch  #: highest that it named
     dispatcher: NodeId | None  #: whom it said to follow
     vector: dict[StreamId, int]
+    ahead: Holdings = ()  #: what its rows say beyond that, as it said last
     wall_ahead_ms: int = 0  #: its wall clock against ours, when the link came up
     health: HeartbeatOk | None = None
     state: NodeState = NodeState.READY  #: as it said last

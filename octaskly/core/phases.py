@@ -220,7 +220,9 @@ class Phases:
         return [self._claim_ok(peer)]
 
     def _claim_ok(self, peer: NodeId) -> Send:
-        return Send(peer, (ClaimOk(self.epoch, self._journal.vector_items()),))
+        journal = self._journal
+        said = ClaimOk(self.epoch, journal.vector_items(), journal.ahead_items())
+        return Send(peer, (said,))
 
     def tell_holdings(self, source: NodeId) -> list[Effect]:
         """Tell the dispatcher that entries came from elsewhere: it may lack them."""

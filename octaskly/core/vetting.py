@@ -129,6 +129,8 @@ class Vetting:
                 return _vet_nodes(members)
             case Hello(node=node, vector=vector):
                 return _vet_vector(vector) or _vet_nodes((node,))
+            case ClaimOk(vector=vector, ahead=ahead):
+                return _vet_vector(vector) or _vet_vector(ahead)
             case _:
                 return _vet_vector(message.vector)
 

@@ -13,7 +13,7 @@ from typing import Final
 
 from octaskly.core.facts import Recorded
 from octaskly.core.merge import Birth, TaskRow
-from octaskly.core.messages import Cursor, Snapshot, SnapshotHead
+from octaskly.core.messages import WHOLE, Cursor, Snapshot, SnapshotHead
 from octaskly.core.model import Epoch, NodeId, StreamId
 from octaskly.store import arrays, reader, records, rows, state
 from octaskly.store.purge import read_floor
@@ -39,9 +39,9 @@ def snapshot(
         bytes_max: When to end the part; it has one row at least, if there are any.
     """
     head = None
-    if cursor is None:
+    if cursor in (None, WHOLE):
         head = _head(db)
-        if not _is_wanted(db, vector, head):
+        if cursor is None and not _is_wanted(db, vector, head):
             return None
         cursor = Cursor(head.hlc, 0)
     # A row is as new as what this log holds, or the snapshot that it came with.

@@ -113,6 +113,7 @@ def read_saved(db: sqlite3.Connection, packer: Packer, wall_ms: int) -> Saved:
         term=meta.get("term", 0),
         epoch=Epoch(meta.get("epoch_term", 0), NodeId(meta.get("epoch_node", ""))),
         vector=read_vector(db),
+        ahead=read_ahead(db),
         epochs=_read_epochs(db),
         hlc=read_hlc(db),
         floor=read_floor(db),

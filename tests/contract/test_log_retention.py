@@ -14,7 +14,7 @@ from octaskly.core.effects import Join, PlanFloor, Save
 from octaskly.core.events import FloorPlanned
 from octaskly.core.facts import NO_FLOOR, Entry, Fact, Floor, Mark, Submitted
 from octaskly.core.merge import facts_of
-from octaskly.core.messages import Cursor, Snapshot, SnapshotHead
+from octaskly.core.messages import WHOLE, Cursor, Snapshot, SnapshotHead
 from octaskly.core.model import Epoch, NodeId, StreamId, TaskState
 from octaskly.ports import Log, TaskQuery
 from octaskly.store import Store
@@ -320,6 +320,19 @@ async def test_a_snapshot_brings_everything_and_then_the_tail(
     assert (await two.log.stats()).counts == (await one.log.stats()).counts
 
 
+async def test_rows_are_given_to_whoever_asks_for_them(benches: list[Bench]) -> None:
+    """Also where entries would do, for these rows may say more than the entries."""
+    (one, _) = benches
+    await one.add(kit.submitted(1), kit.finished(1))
+
+    assert await rows_of(one.log, {}, None) is None
+    part = await rows_of(one.log, {}, WHOLE)
+
+    assert part is not None
+    assert part.head is not None
+    assert [row.record.id for row in part.rows] == [kit.task_id(1)]
+
+
 async def test_a_snapshot_that_stops_half_way_leaves_the_vector_alone(
     benches: list[Bench],
 ) -> None:
@@ -374,6 +387,7 @@ async def test_what_only_rows_say_is_told_again(benches: list[Bench]) -> None:
     planned = await two.log.plan_floor(own)
 
     assert planned.floor is None
+    assert two.saved.ahead == planned.ahead
     assert planned.ahead == await one.log.vector()
     assert planned.carried == (await two.log.task(kit.task_id(2)),)
     (told,) = (facts_of(record) for record in planned.carried)

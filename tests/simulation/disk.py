@@ -35,7 +35,7 @@ from octaskly.core.merge import (
     join_births,
     join_floors,
 )
-from octaskly.core.messages import Cursor, Report, Snapshot, SnapshotHead
+from octaskly.core.messages import WHOLE, Cursor, Report, Snapshot, SnapshotHead
 from octaskly.core.model import (
     NO_EPOCH,
     NO_HOLD,
@@ -113,6 +113,7 @@ class Disk:
             term=self.term,
             epoch=self.epoch,
             vector=self.vector(),
+            ahead=self.ahead(),
             epochs=tuple(sorted(self.writers.items())),
             hlc=self.hlc,
             floor=self.floor,
@@ -466,9 +467,9 @@ class Disk:
     def snapshot(self, vector: Vector, cursor: Cursor | None) -> Snapshot | None:
         """Read the next part of a snapshot; None if entries serve better."""
         head = None
-        if cursor is None:
+        if cursor in (None, WHOLE):
             head = self._head()
-            if not self._is_wanted(vector, head):
+            if cursor is None and not self._is_wanted(vector, head):
                 return None
             cursor = Cursor(head.hlc, 0)
         told = self.told()[cursor.record :][:PART_ROWS]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import combinations
 
 from octaskly.core.model import NO_HOLD, Limits, NodeId, Steering, TaskId
 from tests.simulation.checkers import (
@@ -357,7 +358,7 @@ def run_quiet(seed: int) -> World:
     return world
 
 
-def run_failover(seed: int, *, is_graceful: bool) -> World:
+def run_failover(seed: int, *, is_graceful: bool, is_bare: bool = False) -> World:
     """Take the dispatcher from a busy mesh and let the others finish the work."""
     world = World(seed, nodes=4)
     Watch(world)
@@ -372,6 +373,9 @@ def run_failover(seed: int, *, is_graceful: bool) -> World:
         world.run_until(lambda: world.machines[dispatcher].node is None, 12.0)
     else:
         world.crash(dispatcher)
+    if is_bare:
+        for a, b in combinations(world.machines, 2):
+            world.network.reset(a, b)
     world.run_until(world.is_settled, 5.0)
     world.run(2.0)
     world.start(dispatcher)
@@ -389,6 +393,11 @@ def run_hand_over(seed: int) -> World:
 def run_crash(seed: int) -> World:
     """Kill the dispatcher of a busy mesh."""
     return run_failover(seed, is_graceful=False)
+
+
+def run_bare(seed: int) -> World:
+    """The same, and who succeeds has no link to the others when it begins."""
+    return run_failover(seed, is_graceful=False, is_bare=True)
 
 
 def run_short(seed: int) -> World:
@@ -474,13 +483,13 @@ def run_steered(seed: int) -> World:
     return world
 
 
-def run_half_joined(seed: int) -> World:
-    """Lose the only whole log while another node has part of its snapshot."""
+def _half_joined(seed: int) -> tuple[World, set[TaskId]]:
+    """Return a world whose only whole log was lost, and the rows of the second node."""
     world = World(seed, nodes=3)
     Watch(world)
     world.limits = NARROW  # Else the tail in memory serves a newcomer.
     world.duration_s = (0.01, 0.05)
-    first, second, third = world.machines
+    first, second, _ = world.machines
     world.start(first)
     world.run_until(lambda: world.dispatchers() == [first], 10.0)
     world.submit(first, 60)
@@ -489,14 +498,45 @@ def run_half_joined(seed: int) -> World:
     disk = world.machines[second].disk
     world.run_until(lambda: bool(disk.records), 10.0)
     _restorer(world, first, Disk())()
-    rows = len(disk.records)
-    assert 0 < rows < 60, "it is not half-way"
+    rows = set(disk.records)
+    assert 0 < len(rows) < 60, "it is not half-way"
+    return world, rows
+
+
+def run_half_joined(seed: int) -> World:
+    """Lose the only whole log while another node has part of its snapshot."""
+    world, rows = _half_joined(seed)
+    _, second, third = world.machines
     world.run_until(lambda: world.dispatchers() == [second], 10.0)
     world.start(third)
     calm(world)
     for check in FINAL:
         check(world)
-    assert all(len(m.disk.records) >= rows for m in world.machines.values())
+    assert all(rows <= set(m.disk.records) for m in world.machines.values())
+    return world
+
+
+def run_half_followed(seed: int) -> World:
+    """The same, but the node with the part follows one that holds nothing."""
+    world, rows = _half_joined(seed)
+    _, second, third = world.machines
+    world.crash(second)
+    world.start(third)
+    world.run_until(lambda: world.dispatchers() == [third], 10.0)
+    world.start(second)
+    follower, reigning = world.machines[second], world.machines[third]
+
+    def knows() -> bool:
+        node, other = reigning.node, follower.node
+        assert node is not None
+        assert other is not None
+        return other.dispatcher == third and node.is_complete
+
+    assert world.run_until(knows, 60.0)
+    assert rows <= set(reigning.disk.records), "404 for what was accepted"
+    calm(world)
+    for check in FINAL:
+        check(world)
     return world
 
 

@@ -43,7 +43,9 @@ from octaskly.core.standby import Standby
 from octaskly.core.worker import Worker
 from tests.simulation.disk import Disk
 from tests.simulation.faults import (
+    run_bare,
     run_forgetful,
+    run_half_followed,
     run_half_joined,
     run_hand_over,
     run_same_names,
@@ -354,6 +356,11 @@ def rows_are_taken_for_the_log(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Journal, "join", content)
 
 
+def rows_of_others_do_not_matter(patch: pytest.MonkeyPatch) -> None:
+    """A dispatcher goes by what the logs of its followers hold."""
+    patch.setattr(Exchange, "lacks_rows", lambda *_: False)
+
+
 def floor_without_the_carried(patch: pytest.MonkeyPatch) -> None:
     """Tasks that still wait below the floor are not written again."""
     patch.setattr("octaskly.core.retention.facts_of", lambda _: [])
@@ -408,7 +415,7 @@ MUTANTS: tuple[tuple[Plant, Hunt], ...] = (
     (never_redial, run_seed),
     (absorbed_tasks_are_not_queued, run_seed),
     (follow_the_stale, run_seed),
-    (no_adopt_window, run_hand_over),
+    (no_adopt_window, run_bare),
     (reattach_is_not_believed, run_hand_over),
     (a_reign_reads_at_once, run_short),
     (results_forgotten_when_sent, run_hand_over),
@@ -421,6 +428,7 @@ MUTANTS: tuple[tuple[Plant, Hunt], ...] = (
     (deposed_dispatchers_are_acknowledged, run_seed),
     (vector_moves_before_the_last_part, run_forgetful),
     (rows_are_taken_for_the_log, run_half_joined),
+    (rows_of_others_do_not_matter, run_half_followed),
     (floor_without_the_carried, run_forgetful),
     (worker_copies_are_written_again, run_forgetful),
     (children_do_not_wait, run_seed),

@@ -15,8 +15,10 @@ import pytest
 from octaskly.core.effects import Note
 from octaskly.core.model import name_of
 from tests.simulation.faults import (
+    run_bare,
     run_crash,
     run_flapping,
+    run_half_followed,
     run_half_joined,
     run_hand_over,
     run_quiet,
@@ -89,6 +91,13 @@ def test_what_came_with_half_a_snapshot_is_told_to_all(seed: int) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", range(5))
+def test_what_came_with_half_a_snapshot_is_known_to_any_dispatcher(seed: int) -> None:
+    """No log says that it was accepted, so the node that has it has to."""
+    run_half_followed(seed)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(5))
 def test_halves_of_a_split_may_give_one_name_to_different_tasks(seed: int) -> None:
     """Each is kept and comes to an end of its own."""
     world = run_same_names(seed)
@@ -131,6 +140,7 @@ def test_a_mesh_without_faults_runs_each_task_once(seed: int) -> None:
 def test_a_failover_runs_nothing_twice_where_the_worker_survives(seed: int) -> None:
     """A new dispatcher waits for workers to say what they still run."""
     run_crash(seed)
+    run_bare(seed)
 
 
 @pytest.mark.slow

@@ -144,6 +144,15 @@ def test_a_peer_that_does_not_follow_yet_may_have_accepted_what_is_unknown_here(
     assert world.is_complete()
 
 
+def test_a_follower_s_rows_beyond_its_log_may_be_the_task() -> None:
+    """They came with half a snapshot, whose giver is gone."""
+    world = World()
+    world.follow("b")
+    world.members.confirm(node_id("b"), world.epoch, (), ((OTHER, 3),))
+
+    assert not world.is_complete()
+
+
 def test_a_follower_that_is_cut_off_may_be_at_work_elsewhere() -> None:
     """It is waited for as long as it is listed."""
     world = World()

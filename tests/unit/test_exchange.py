@@ -7,7 +7,14 @@ from octaskly.core.events import Saved
 from octaskly.core.exchange import Exchange
 from octaskly.core.facts import NO_FLOOR, CancelAsked, Entry
 from octaskly.core.journal import Journal
-from octaskly.core.messages import Cursor, Entries, Pull, Snapshot, SnapshotHead
+from octaskly.core.messages import (
+    WHOLE,
+    Cursor,
+    Entries,
+    Pull,
+    Snapshot,
+    SnapshotHead,
+)
 from octaskly.core.model import StreamId, TaskId
 from tests.builders import epoch, moment, node_id
 
@@ -45,6 +52,34 @@ def test_a_peer_is_asked_on_while_one_part_is_on_its_way_to_the_disk() -> None:
     log.on_persisted(1)
     assert log.release(moment()) == [pull(2)]
     assert kinds(exchange.on_entries(A, part(3))) == [Append]
+
+
+def test_rows_beyond_the_log_of_a_peer_are_asked_for_as_a_snapshot_once() -> None:
+    """No entries of that peer say what they do."""
+    log = Journal(Saved())
+    exchange = Exchange(log)
+    ahead = ((STREAM, 9),)
+    head = SnapshotHead(vector=(), epochs=(), floor=NO_FLOOR, hlc=4)
+
+    asked = exchange.ask(A, ahead)
+    last = Snapshot(rows=(), cursor=Cursor(4, 0), more=False, head=head)
+    exchange.on_snapshot(A, last)
+    exchange.on_entries(A, Entries((), (), more=False, vector=()))
+
+    assert asked == [Send(A, (Pull((), WHOLE),))]
+    assert not exchange.lacks_rows(A, ahead)
+    assert exchange.ask(A, ahead) == [Send(A, (Pull(()),))]
+
+
+def test_rows_are_asked_for_after_the_answer_that_is_under_way() -> None:
+    """One question at a time goes to a peer."""
+    exchange = Exchange(Journal(Saved()))
+    exchange.ask(A)
+
+    assert exchange.ask(A, ((STREAM, 9),)) == []
+
+    empty = Entries((), (), more=False, vector=())
+    assert exchange.on_entries(A, empty) == [Send(A, (Pull((), WHOLE),))]
 
 
 def test_a_peer_that_is_gone_is_not_asked_on() -> None:
