@@ -41,6 +41,7 @@ class Keeper:
     Args:
         keyring: Where it lies.
         secret: As it was loaded.
+        me: This node.
         clock: For the times of its phases.
         timing: How long they take.
         log: Where events go.
@@ -50,6 +51,7 @@ class Keeper:
         self,
         keyring: Keyring,
         secret: MeshSecret,
+        me: NodeId,
         clock: Clock,
         timing: Timing,
         log: Logger,
@@ -57,6 +59,7 @@ class Keeper:
         self.secret = secret  #: in use
         self.is_left_behind = False
         self._keyring = keyring
+        self._me = me
         self._clock = clock
         self._timing = timing
         self._log = log
@@ -109,7 +112,10 @@ class Keeper:
 
     def take(self, effect: TakeKeys) -> None:
         """Join what a peer gave."""
-        self._tasks.create_task(self._do(lambda s: s.joined(parse(effect.text))))
+        now_ms, me = self._clock.now().wall_ms, self._me
+        self._tasks.create_task(
+            self._do(lambda s: s.taking(parse(effect.text), fresh(), now_ms, me=me))
+        )
 
     async def _do(self, change: Change) -> None:
         async with self._turn:

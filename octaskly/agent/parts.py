@@ -86,7 +86,7 @@ class Parts:
         secret = keyring.load()
         key = NodeKey.load_or_create(config.paths.state)
         self._trust, self._tokens = MeshTrust(secret, key), Tokens(secret)
-        self._keeper = Keeper(keyring, secret, clock, config.timing, log)
+        self._keeper = Keeper(keyring, secret, key.node_id, clock, config.timing, log)
         self._local = local_addresses(config.options.interfaces)
         lan = [address.host for address in self._local]
         self._api_sockets, self._peer_sockets, self._lan_sockets = bind_ports(

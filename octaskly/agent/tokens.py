@@ -70,12 +70,15 @@ class TokenOffice:
             role=claims.role,
             token=claims.jti,
             expires_ms=(claims.expires_s + LEEWAY_S) * 1000,
+            generation=claims.generation,
         )
 
     def is_good(self, principal: Principal) -> bool:
-        """Whether the token that was shown is neither expired nor revoked by now."""
-        expires_ms = principal.expires_ms
+        """Whether a token is neither expired nor revoked, nor its generation over."""
+        expires_ms, generation = principal.expires_ms, principal.generation
         is_over = expires_ms is not None and expires_ms <= self._now_ms()
+        if generation is not None and self._signer is not None:
+            is_over = is_over or not self._signer.accepts(generation)
         return not is_over and principal.token not in self._revoked
 
     async def issue(

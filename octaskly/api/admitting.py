@@ -17,7 +17,7 @@ from octaskly.ports import Admissions
 TTL_S_MIN: Final = 10
 TTL_S_MAX: Final = 3600
 TTL_S: Final = 300
-KEYRING_MAX: Final = 8192
+KEYRING_MAX: Final = 1 << 15
 SEEDS_MAX: Final = 16
 WORDS_MAX: Final = 64
 

@@ -39,6 +39,7 @@ BATCH: Final = 100
 FLUSH_S: Final = 0.2
 RETRY_S: Final = 1.0
 SEND_S: Final = 5.0
+TARGET_CHARS_MAX: Final = 160  #: so that a batch fits into a body, whoever chose it
 MANY: Final = "many"  #: the source of what is counted as one
 
 _Kind = tuple[object, ...]
@@ -214,7 +215,8 @@ def note_origin(seen: Seen, request: web.Request, peer: NodeId | None) -> None:
 def note_route(seen: Seen, request: web.Request, route: Route) -> None:
     """Note what is asked for."""
     seen.action = f"{route.method} {route.path}"
-    seen.target = next(iter(request.match_info.values()), None)
+    target = next(iter(request.match_info.values()), None)
+    seen.target = target and target[:TARGET_CHARS_MAX]
     seen.is_noted = route.access not in (Access.OPEN, Access.NODE)
 
 

@@ -9,7 +9,7 @@ import click
 import msgspec
 
 from octaskly.cli.choice import Choice
-from octaskly.cli.render import Duration, print_json, print_table, printable
+from octaskly.cli.render import Duration, on_one_line, print_json, print_table
 from octaskly.cli.tasks import JSON_OPTION
 from octaskly.client import Client
 
@@ -68,7 +68,7 @@ def _print(entries: list[dict[str, Any]], *, with_head: bool) -> None:
         print_table(HEADS, rows, state_column=HEADS.index("ANSWER"))
         return
     for row in rows:
-        click.echo("  ".join(map(printable, row)))
+        click.echo("  ".join(map(on_one_line, row)))
 
 
 def _row(entry: dict[str, Any]) -> tuple[str, ...]:

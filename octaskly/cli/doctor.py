@@ -9,7 +9,7 @@ import click
 import msgspec
 
 from octaskly.cli.choice import Choice
-from octaskly.cli.render import EXIT_FAILED, has_colour, printable
+from octaskly.cli.render import EXIT_FAILED, has_colour, print_json, printable
 from octaskly.errors import ConfigError
 
 MARKS = {"ok": "✓", "warning": "!", "fault": "✗", "unchecked": "-"}
@@ -62,7 +62,7 @@ def doctor(
     if as_json:
         listed = [each._asdict() for each in found]
         shown = {"healthy": is_healthy, "findings": listed}
-        click.echo(msgspec.json.encode(shown))
+        print_json(msgspec.json.encode(shown))
         return 0 if is_healthy else EXIT_FAILED
     colour = has_colour(sys.stdout)
     for each in found:

@@ -157,14 +157,20 @@ def printable(text: str) -> str:
     return _UNSAFE.sub("�", text)
 
 
+def on_one_line(text: str) -> str:
+    """Return the same on one line, so that nothing in it passes for another one."""
+    return printable(text).replace("\n", " ⏎ ")
+
+
 def _inward(text: str) -> str:
     return printable(text).replace("\n", "\n    ")
 
 
 def print_json(body: bytes) -> None:
-    """Print what the API answered; indented where a person reads it."""
+    """Print what the API answered; where a person reads it, indented and harmless."""
     if sys.stdout.isatty():
-        body = msgspec.json.format(body, indent=2)
+        text = msgspec.json.format(body, indent=2).decode()
+        body = _UNSAFE.sub(lambda char: f"\\u{ord(char[0]):04x}", text).encode()
     click.echo(body.rstrip(b"\n") + b"\n", nl=False)
 
 
@@ -172,7 +178,7 @@ def print_table(
     heads: Sequence[str], rows: Sequence[Sequence[str]], *, state_column: int
 ) -> None:
     """Print rows under heads; the last column is cut to what a terminal has."""
-    cells = [[printable(cell).replace("\n", " ⏎ ") for cell in row] for row in rows]
+    cells = [list(map(on_one_line, row)) for row in rows]
     widths = [
         max(len(line[index]) for line in (heads, *cells)) for index in range(len(heads))
     ]

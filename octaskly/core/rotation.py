@@ -102,7 +102,8 @@ class Rotation:
         """Learn what a peer has, give it what it lacks, take what this node lacks."""
         match message:
             case KeysGiven(text):
-                return [TakeKeys(peer, text)]
+                # What a revoked node makes of keyrings is not for others.
+                return [] if self.is_revoked else [TakeKeys(peer, text)]
             case KeysHeld(keys):
                 self._held.pop(peer, None)
                 self._held[peer] = keys

@@ -17,6 +17,7 @@ class Principal:
     node: NodeId | None = None  #: the node that forwarded the request, if one did
     token: str | None = None  #: id of the token that was shown, if one was
     expires_ms: int | None = None  #: wall clock, where the token was shown
+    generation: int | None = None  #: of the secret that signed it, likewise
     uid: int | None = None  #: of a user of this machine's socket
 
     @property

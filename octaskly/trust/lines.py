@@ -34,7 +34,7 @@ _WORDS: Final = {
     "urgent": re.compile(r""),
 }
 _ENDED: Final = re.compile(r"([1-9][0-9]{0,8}):([0-9a-f]{16})")
-_DENIED: Final = re.compile(r"[a-z0-9._-]{1,64}")
+_DENIED: Final = re.compile(r"[a-z0-9._-]{1,16}")
 
 
 @dataclass(slots=True, kw_only=True)

@@ -164,8 +164,33 @@ class MeshSecret:
         """
         if other.mesh_id != self.mesh_id:
             raise TrustError(f"that is the secret of another mesh, {other.mesh_id}")
-        winner = other if self.keys.rank < other.keys.rank else self
-        return winner.denying({*self.denied, *other.denied})
+        return self._ahead(other).denying({*self.denied, *other.denied})
+
+    def taking(
+        self, other: MeshSecret, raw: bytes, now_ms: int, *, me: NodeId
+    ) -> MeshSecret:
+        """Return the same, with one generation more if a revoked node may have them.
+
+        Where nodes are revoked at two places at once, each place gives what it made to
+        the node that the other one leaves out.
+
+        Args:
+            other: The keyring of a peer.
+            raw: The new secret, should there have to be one.
+            now_ms: Wall clock.
+            me: This node; one that is revoked makes nothing for others.
+
+        Raises:
+            TrustError: as `joined` and `renewed`.
+        """
+        both = self.joined(other)
+        told = {*both.denied} - {*self._ahead(other).denied}
+        if not told or me in both.denied:
+            return both
+        return both.renewed(raw, now_ms, revoked=min(told))
+
+    def _ahead(self, other: MeshSecret) -> MeshSecret:
+        return other if self.keys.rank < other.keys.rank else self
 
     def lines(self) -> str:
         """Return the content of a secret file."""

@@ -43,6 +43,7 @@ class Claims:
     jti: str
     issued_s: int
     expires_s: int
+    generation: int  #: of the secret that signed it
 
 
 class Tokens:
@@ -116,6 +117,10 @@ class Tokens:
         self._remember(token, claims)
         return claims
 
+    def accepts(self, generation: int) -> bool:
+        """Whether tokens of this generation are good."""
+        return str(generation) in self._keys
+
     def _remember(self, token: str, claims: Claims) -> None:
         """Keep what was verified last; the oldest goes when there are too many."""
         self._verified.pop(token, None)
@@ -128,13 +133,14 @@ class Tokens:
         if len(token) > TOKEN_BYTES_MAX:
             raise TrustError(INVALID)
         try:
-            return _checked(self._decode(token))
+            kid = jwt.get_unverified_header(token).get("kid", "")
+            return _checked(self._decode(token, kid), int(kid))
         except (jwt.PyJWTError, ValueError, TypeError, RecursionError):
             # No cause and one text: a forger learns nothing from it.
             raise TrustError(INVALID) from None
 
-    def _decode(self, token: str) -> dict[str, Any]:
-        key = self._keys.get(jwt.get_unverified_header(token).get("kid", ""))
+    def _decode(self, token: str, kid: str) -> dict[str, Any]:
+        key = self._keys.get(kid)
         if key is None:
             raise ValueError(INVALID)
         claims: dict[str, Any] = self._jwt.decode(
@@ -155,7 +161,7 @@ class Tokens:
         return claims
 
 
-def _checked(claims: dict[str, Any]) -> Claims:
+def _checked(claims: dict[str, Any], generation: int) -> Claims:
     """Return the claims; ValueError where the library is too generous."""
     issued_s, expires_s = claims["iat"], claims["exp"]
     subject, jti, role = claims["sub"], claims["jti"], claims["role"]
@@ -169,5 +175,10 @@ def _checked(claims: dict[str, Any]) -> Claims:
         if type(text) is not str or not 0 < len(text) <= NAME_CHARS_MAX:
             raise ValueError(INVALID)
     return Claims(
-        subject=subject, role=role, jti=jti, issued_s=issued_s, expires_s=expires_s
+        subject=subject,
+        role=role,
+        jti=jti,
+        issued_s=issued_s,
+        expires_s=expires_s,
+        generation=generation,
     )

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
+import pty
 import re
 from typing import Any
 
 import pytest
 
+from octaskly.cli.render import on_one_line, print_json
 from tests.cli.conftest import Run
 from tests.cli.stand_in import NODE, NODES, STATS, Api
 
@@ -404,6 +407,27 @@ def test_control_characters_of_others_do_not_reach_the_terminal(
     assert "gone" in shown or line in (("stats",), ("wait", "1"))
     assert not UNSEEN.search(shown)
     assert not re.search(r"^forged", shown, re.MULTILINE)
+
+
+def test_json_on_a_terminal_has_no_control_characters(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """JSON escapes some of them only: of one byte, and none that turn text round."""
+    ours, theirs = pty.openpty()
+    with os.fdopen(theirs, "w") as terminal:
+        monkeypatch.setattr("sys.stdout", terminal)
+        print_json(json.dumps({"target": NASTY}, ensure_ascii=False).encode())
+        monkeypatch.undo()
+        shown = os.read(ours, 4096).decode()
+    os.close(ours)
+
+    assert not UNSEEN.search(shown.replace("\r\n", "\n"))
+    assert json.loads(shown) == {"target": NASTY}
+
+
+def test_what_others_name_begins_no_line_of_its_own() -> None:
+    """A path that a stranger asks for would pass for a line of the audit log."""
+    assert on_one_line("/x\n2026-11-25  root") == "/x ⏎ 2026-11-25  root"
 
 
 @pytest.mark.parametrize("ref", ["00000002", "000002", "nightly"])

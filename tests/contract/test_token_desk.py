@@ -12,6 +12,7 @@ from octaskly.agent.tokens import TokenOffice
 from octaskly.core.effects import Kept
 from octaskly.core.events import RecordDraft
 from octaskly.core.facts import Recorded
+from octaskly.core.model import NodeId
 from octaskly.errors import NotDispatcher, TokenExists, TokenNotFound, TrustError
 from octaskly.ports import Principal, RecordQuery, TokenDesk
 from octaskly.trust import Tokens, generate
@@ -174,6 +175,24 @@ async def test_a_token_that_was_verified_before_is_judged_again() -> None:
 
     with pytest.raises(TrustError, match="token revoked"):
         real.verify(token)
+
+
+async def test_a_token_is_good_as_long_as_the_secret_that_signed_it() -> None:
+    """A stream under a token of a revoked machine would outlast the rotation."""
+    secret = generate()
+    signer = Tokens(secret)
+    desk = TokenOffice(signer, MemoryRecords(), SystemClock(), Reign().require)
+    token, _ = await desk.issue(
+        role="viewer", expires_s=60, subject="eve", name=None, by="root"
+    )
+    eve = desk.verify(token)
+
+    newer = secret.renewed(bytes(20), 1, revoked=NodeId("n" * 16))
+    signer.renew(newer)
+    assert desk.is_good(eve)
+    signer.renew(newer.settled(2))
+
+    assert not desk.is_good(eve)
 
 
 async def test_a_name_of_any_length_fits_into_a_record() -> None:

@@ -681,3 +681,13 @@ async def test_nodes_are_listed_and_found_by_name_or_id(node: ApiNode) -> None:
     assert by_name.json["addresses"] == ["127.0.0.1:7878", "[::1]:7878"]
     assert (by_name.json["role"], by_name.json["state"]) == ("dispatcher", "ready")
     assert_problem(nobody, 404, "Worker not found")
+
+
+async def test_what_strangers_name_is_noted_in_part() -> None:
+    """Else what a node has to tell would not fit into one request, and get stuck."""
+    async with api_node() as node:
+        await node.ask("GET", f"/api/v1/tasks/{'%01' * 2000}")
+        await node.server.auditor.flush()
+
+        (deed,) = node.gateway.audit.deeds
+        assert deed.target == "\x01" * 160

@@ -14,6 +14,7 @@ from octaskly.agent.clock import SystemClock
 from octaskly.agent.invites import FAILURES_MAX, OPEN_MAX, Invites
 from octaskly.agent.joining import Joiner, Place, place_at
 from octaskly.agent.sockets import bind, port_of
+from octaskly.core.keys import DENIED_MAX
 from octaskly.core.model import Address, Moment, NodeId, NodeInfo
 from octaskly.errors import PairingFailed, TooManyInvites
 from octaskly.log import configure
@@ -23,6 +24,7 @@ from octaskly.trust import NodeKey
 from octaskly.trust.code import Code
 from octaskly.trust.greeting import CLOCK_MS_MAX, GREETING_BYTES, Greeting, Refusal
 from octaskly.trust.pairing import SHARE_BYTES, Exchange
+from octaskly.trust.secret import ENDED_MAX, GENERATIONS_MAX, MeshSecret
 
 KEYRING = "okm1-not-really\n"
 
@@ -51,6 +53,7 @@ class Door:
     invites: Invites
     clock: Clock
     place: Place | None = None
+    keyring: str = KEYRING
 
     async def invite(self, ttl_s: int = 300) -> Code:
         opened = await self.invites.open(ttl_s)
@@ -93,7 +96,7 @@ async def door() -> AsyncIterator[Door]:
         node=node,
         node_key=NodeKey.generate().public_bytes(),
         mesh_id="0" * 16,
-        keyring=lambda: KEYRING,
+        keyring=lambda: ash.keyring,
         addresses=["127.0.0.1"],
         interfaces=["lo"],
         clock=clock,
@@ -101,7 +104,8 @@ async def door() -> AsyncIterator[Door]:
     )
     async with asyncio.TaskGroup() as tasks:
         invites.start(tasks)
-        yield Door(invites, clock)
+        ash = Door(invites, clock)
+        yield ash
         await invites.close()
 
 
@@ -251,3 +255,21 @@ async def test_no_address_holds_all_places() -> None:
         listening.cancel()
         for conversation in (*silent, surplus, late):
             conversation.close()
+
+
+async def test_the_longest_keyring_passes() -> None:
+    """A mesh that has revoked many nodes still takes machines in."""
+    async with door() as ash:
+        names = (f"{number:016}" for number in range(DENIED_MAX))
+        ash.keyring = MeshSecret(
+            (bytes(20),) * GENERATIONS_MAX,
+            first=900_000_000,
+            mesh_id="0" * 16,
+            has_next=True,
+            is_urgent=True,
+            since_ms=10**15 - 1,
+            denied=tuple(map(NodeId, names)),
+            ended=((900_000_000, "0" * 16),) * ENDED_MAX,
+        ).lines()
+
+        assert await ash.join(await ash.invite()) == ash.keyring

@@ -73,14 +73,17 @@ class KeyringWorld(World):
                 text = self.secrets[machine.id].lines()
                 self.network.send(machine.id, peer, (KeysGiven(text),))
             case TakeKeys(_, text):
-                self._put(machine, lambda secret: secret.joined(parse(text)))
+                raw, now_ms = self._fresh(), self.now(machine).wall_ms
+                self._put(
+                    machine,
+                    lambda s: s.taking(parse(text), raw, now_ms, me=machine.id),
+                )
             case _:
                 super()._perform(machine, node, effect)
 
     def _change(self, machine: Machine, step: KeyStep, revoked: NodeId | None) -> None:
         now_ms = self.now(machine).wall_ms
-        self._made += 1
-        raw = self._made.to_bytes(SECRET_BYTES, "big")
+        raw = self._fresh()
         changes = {
             KeyStep.RENEW: lambda s: s.renewed(raw, now_ms, revoked=revoked),
             KeyStep.SWITCH: lambda s: s.switched(now_ms),
@@ -88,6 +91,10 @@ class KeyringWorld(World):
             KeyStep.DENY: lambda s: s.denying([revoked]),
         }
         self._put(machine, changes[step])
+
+    def _fresh(self) -> bytes:
+        self._made += 1
+        return self._made.to_bytes(SECRET_BYTES, "big")
 
     def _put(self, machine: Machine, change: object) -> None:
         def write() -> None:

@@ -179,6 +179,26 @@ def test_a_dispatcher_can_be_revoked() -> None:
     assert len({world.secrets[node].lines() for node in rest}) == 1
 
 
+@pytest.mark.parametrize(("seed", "gap_s"), [(1, 0.05), (2, 0.0), (5, 0.05), (6, 0.1)])
+def test_of_two_that_are_revoked_at_once_neither_has_the_new_secret(
+    seed: int, gap_s: float
+) -> None:
+    """Each of the nodes that are asked gives its new secret to the other one's."""
+    world = formed(seed, nodes=5)
+    asked, asked_too, gone, gone_too = others(world)
+
+    world.rotate(asked, revoked=gone)
+    world.run(gap_s)
+    world.rotate(asked_too, revoked=gone_too)
+    world.run(40.0)
+
+    rest = [node for node in world.live if node not in (gone, gone_too)]
+    assert len({world.secrets[node].lines() for node in rest}) == 1
+    accepted = {*world.secrets[rest[0]].generations}
+    assert not accepted & {*world.secrets[gone].generations}
+    assert not accepted & {*world.secrets[gone_too].generations}
+
+
 def test_a_node_does_not_revoke_itself() -> None:
     """It would lock itself out of what it then has to make."""
     world = formed()
