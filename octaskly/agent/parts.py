@@ -124,7 +124,7 @@ class Parts:
                 self._trust.renew,
                 self._tokens.renew,
                 lambda _: self._api.forward_as(self._trust.lan_client_context()),
-                lambda secret: self._api.expel(secret.denied),
+                lambda s: self._api.expel(s.denied, is_settled=len(s.accepted) == 1),
                 lambda secret: self._discovery.end(secret.ended),
                 lambda secret: self._poster.renew(secret.webhook_key()),
             ),

@@ -281,12 +281,18 @@ class ApiServer:
         """Show another certificate to other nodes from now on."""
         self._forwarder.renew(tls)
 
-    def expel(self, nodes: Collection[NodeId]) -> None:
-        """End the connections of these nodes, which may act for users no more."""
-        server = self._runner.server
+    def expel(self, nodes: Collection[NodeId], *, is_settled: bool) -> None:
+        """End the connections of these nodes, which may act for users no more.
+
+        Once a secret `is_settled`, those of all nodes end soon that are there: the
+        certificate may be of a generation that is over.
+        """
+        loop, server = asyncio.get_running_loop(), self._runner.server
         for handler in () if server is None else server.connections:
             if isinstance(handler, Handler) and handler.peer in nodes:
                 handler.force_close()
+            elif isinstance(handler, Handler) and handler.peer and is_settled:
+                loop.call_later(self._deadlines.grace_s, handler.force_close)
 
     async def serve(self, site: Site, sockets: Sequence[socket.socket]) -> None:
         """Serve on sockets that are bound already; they belong to the API from now on.

@@ -7,7 +7,7 @@ import socket
 import ssl
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -370,6 +370,26 @@ async def test_certificate_alone_has_no_rights(front: Member, back: Member) -> N
     )
 
     assert_problem(answer, 401, "Missing or invalid authentication token")
+
+
+async def test_a_node_keeps_no_connection_from_before_a_new_secret(
+    mesh: Mesh, front: Member
+) -> None:
+    """Whoever made it may not have a certificate of the secret that is left."""
+    back = await mesh.member("back", replace(FAST, grace_s=0.01))
+    tls = front.trust.lan_client_context()
+    reader, writer = await asyncio.open_connection("127.0.0.1", back.lan_port, ssl=tls)
+    request = (
+        b"GET /api/v1/tasks HTTP/1.1\r\nHost: x\r\nOctaskly-Principal: admin a\r\n"
+    )
+    writer.write(request + b"\r\n")
+    assert b" 200 " in await reader.readline()
+
+    back.api.server.expel((), is_settled=True)
+
+    async with asyncio.timeout(2.0):
+        await reader.read()
+    writer.close()
 
 
 async def test_token_is_enough_on_the_lan(back: Member) -> None:
