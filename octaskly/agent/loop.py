@@ -14,6 +14,7 @@ from typing import Any
 from octaskly.agent.clock import SystemClock
 from octaskly.agent.gateway import AgentGateway
 from octaskly.agent.keeper import Keeper
+from octaskly.agent.noting import Notes
 from octaskly.agent.seams import Advertiser, Links, Runner
 from octaskly.core import effects as ef
 from octaskly.core import events as ev
@@ -69,8 +70,8 @@ class CoreLoop:
     ) -> None:
         """Give the loop the parts that perform effects; before `start`."""
         store = self._store
-        self._links = links
-        self._reads = reads
+        self._notes = Notes(lambda n: write_note(self._log, gateway.view.told(n)))
+        self._links, self._reads = links, reads
         self._on_ended = on_ended
         self._perform = {
             ef.Append: lambda e: self._append(e, gateway),
@@ -99,7 +100,7 @@ class CoreLoop:
             ef.Learnt: lambda e: gateway.records.learnt(e.records),
             ef.Publish: lambda e: self._publish(e, gateway),
             ef.Remember: lambda e: self._remember(e, gateway),
-            ef.Note: lambda e: write_note(self._log, gateway.view.told(e)),
+            ef.Note: self._notes.take,
             ef.Stopped: lambda _: self._stop(),
             ChangeKeys: keeper.change,
             GiveKeys: keeper.give,
@@ -123,6 +124,8 @@ class CoreLoop:
 
     def close(self) -> None:
         """Take no more steps."""
+        if self._perform:
+            self._notes.close()
         self._perform = {}
         for handle in (self._turn, self._timer):
             if handle is not None:

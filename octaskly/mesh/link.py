@@ -138,7 +138,7 @@ class Link(asyncio.Protocol):
             return
         refusal = self._owner.on_open(self)
         if refusal is not None:
-            self.abort(refusal)
+            self.close(refusal)
             return
         self.sent = self._make_hello()
         self._intake.open(transport)
@@ -233,6 +233,8 @@ class Link(asyncio.Protocol):
             return
         try:
             self._take(messages)
+        except VersionMismatch as error:
+            self.close(str(error))  # It breaks nothing, and may be upgraded any time.
         except RemoteProtocolError as error:
             self.close(f"{PROTOCOL}{error}")
 

@@ -16,6 +16,7 @@ from octaskly.core.keys import REVOKED
 from octaskly.core.messages import ATTACHED, PROTOCOL, STOPPING, Message, Packed
 from octaskly.core.model import Address, Limits, NodeId
 from octaskly.errors import LocalProtocolError
+from octaskly.mesh.grudges import GRUDGE, Grudges
 from octaskly.mesh.intake import Progress
 from octaskly.mesh.link import NOT_ACCEPTED, Link
 from octaskly.mesh.rivals import DUPLICATE, DUPLICATE_ID, MYSELF, Rivals
@@ -91,6 +92,7 @@ class Transport:
         self._links = self._rivals.links
         self._closing: set[Link] = set()
         self._strangers = Strangers(bounds)
+        self._grudges = Grudges(clock)
         self._dialling: set[NodeId | Address] = set()
         self._dials = asyncio.Semaphore(DIALS_AT_ONCE_MAX)
         self._tasks: set[asyncio.Task[None]] = set()
@@ -172,6 +174,8 @@ class Transport:
 
     def on_open(self, link: Link) -> str | None:
         """Say why a link is not wanted, if it is not."""
+        if self._grudges.is_out(link.peer):
+            return GRUDGE
         return self._rivals.on_open(link)
 
     def on_hello(self, link: Link) -> str | None:
@@ -208,6 +212,8 @@ class Transport:
         was_connected = self._rivals.on_ended(link)
         if link.is_open:
             self._closing.add(link)
+        if link.reason.startswith(PROTOCOL) and link.peer and not link.was_left:
+            self._grudges.bear(link.peer)
         if link.reason not in QUIET:
             self._warn(link, link.reason)
         if link.reason == DUPLICATE_ID and link.was_left:

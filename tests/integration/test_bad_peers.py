@@ -6,7 +6,7 @@ import contextlib
 import re
 import socket
 import ssl
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from octaskly.core.facts import CancelAsked, Entry
@@ -29,6 +29,7 @@ from octaskly.core.model import (
     TaskId,
 )
 from octaskly.mesh import wire
+from octaskly.mesh.grudges import GRUDGE
 from octaskly.trust import MeshTrust, NodeKey, load
 from tests.agents import Agent, finished, running, submit, until_nodes
 from tests.integration.test_identity import in_order
@@ -125,33 +126,34 @@ def peak_kb(agent: Agent) -> int:
 
 
 def test_nonsense_costs_the_agent_little_and_the_others_nothing(tmp_path: Path) -> None:
-    """Strangers and members alike; each kind of lie is logged once."""
+    """Strangers and members alike; each liar is logged once."""
     with running(tmp_path, "ana", "ben") as agents:
         until_nodes(agents[0], 2)
         ana, ben = in_order(agents)
         finished(ana, submit(ana, "true"))
         before_kb = peak_kb(ana)
         port = ana.ready()["peer_port"]
-        liar = Member(tmp_path, port)
         flood = b"\xdd\x00\x00\x00\x10" + (
             b"\xdd\x00\x03\xff\xf0" + b"\x91\x00" * 262128
         )
-        lies = {
-            "announced": b"\xff\xff\xff\xff",
-            "values": framed((flood * 16)[: Limits().frame_bytes - 8]),
-            "field": framed(b"\x91\x92\x14\x91\x05"),
-            "map": framed(b"\x91\x80"),
-            "term": liar.far(),
-            "gap": wire.encode(
+        lies: dict[str, Callable[[Member], bytes]] = {
+            "announced": lambda _: b"\xff\xff\xff\xff",
+            "values": lambda _: framed((flood * 16)[: Limits().frame_bytes - 8]),
+            "field": lambda _: framed(b"\x91\x92\x14\x91\x05"),
+            "map": lambda _: framed(b"\x91\x80"),
+            "term": Member.far,
+            "gap": lambda _: wire.encode(
                 [Entries(GAP, ((STREAM, Epoch(1, NodeId("x"))),), False, ())]
             ),
-            "vector": wire.encode([Pull(((STREAM, -1),))]),
+            "vector": lambda _: wire.encode([Pull(((STREAM, -1),))]),
         }
         with strangers(port):
-            for _ in range(3):
-                for word, lie in lies.items():
-                    assert word in liar.say(lie), word
-            assert "before HELLO_OK" in liar.say(
+            for word, lie in lies.items():
+                liar = Member(tmp_path, port)
+                assert word in liar.say(lie(liar)), word
+                for _ in range(3):
+                    assert liar.say(is_greeting=False) == GRUDGE
+            assert "before HELLO_OK" in Member(tmp_path, port).say(
                 wire.encode([Pull(())]), is_greeting=False
             )
             tasks = [finished(ben, submit(ben, f"echo {n}")) for n in range(5)]

@@ -40,6 +40,7 @@ ANSWERS = 30
 NINE_OF_TEN = ANSWERS * 9 // 10 - 1
 ROUNDS = 4
 GROWTH_MB_MAX = 50.0
+LINES_MAX = 100  #: in the log, for some seconds of it
 STREAM = StreamId(77)
 
 
@@ -60,6 +61,12 @@ def port_of(agent: Agent, url: str = "api_url") -> int:
 def resident_mb(agent: Agent) -> float:
     status = Path(f"/proc/{agent.process.pid}/status").read_text()
     return int(re.findall(r"VmRSS:\s+(\d+) kB", status)[0]) / 1024
+
+
+def is_own_dispatcher(agent: Agent) -> bool:
+    _, body = agent.call("GET", "/api/v1/nodes")
+    roles = {node["name"]: node["role"] for node in body.get("nodes", ())}
+    return roles.get("solo") == "dispatcher"
 
 
 class Watch:
@@ -116,6 +123,17 @@ def _entries(_: Member) -> Iterator[bytes]:
         yield wire.encode([Entries(told, writer, False, ())])
 
 
+def _terms(make: Callable[[Epoch], Message]) -> Callable[[Member], Iterator[bytes]]:
+    """Begin a new reign with every message."""
+
+    def frames(member: Member) -> Iterator[bytes]:
+        for first in itertools.count(2, 500):
+            epochs = (Epoch(first + n, member.node_id) for n in range(500))
+            yield wire.encode([make(epoch) for epoch in epochs])
+
+    return frames
+
+
 def _again(
     make: Callable[[Member], Message], count: int = 2000
 ) -> Callable[[Member], Iterator[bytes]]:
@@ -129,11 +147,13 @@ FLOODS: dict[str, Callable[[Member], Iterator[bytes]]] = {
     "probes": _again(lambda member: Probe(member.node_id, 1.0)),
     "claims": _again(lambda m: Claim(Epoch(1, m.node_id), STREAM, ())),
     "heartbeats": _again(lambda m: Heartbeat(Epoch(1, m.node_id), 0.0)),
+    "terms": _terms(lambda epoch: Heartbeat(epoch, 0.0)),
+    "reigns": _terms(lambda e: Claim(e, StreamId(e.term), ())),
     "results": _again(lambda _: Results((), 1)),
     "what it runs": _again(lambda _: Reattach((), 0, NodeState.READY)),
     "entries": _entries,
 }
-THIN = ("questions", "probes", "entries")
+THIN = ("questions", "probes", "entries", "terms")
 
 
 @contextlib.contextmanager
@@ -173,11 +193,14 @@ def test_a_member_that_floods_keeps_nobody_waiting(solo: Agent, kind: str) -> No
     """Valid frames without end: others get their turn, and the memory stays."""
     member = Member(solo.state.parent, int(solo.ready()["peer_port"]))
     watch = Watch(solo)
+    said = len(solo.log().splitlines())
 
     with flooding(member, FLOODS[kind](member)) as sent:
         watch.judge()
 
     assert sent[0] > 100_000
+    assert len(solo.log().splitlines()) - said < LINES_MAX
+    until(lambda: is_own_dispatcher(solo), "it reigns again")
 
 
 # --- Strangers.
