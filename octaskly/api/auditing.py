@@ -34,6 +34,7 @@ WINDOW_MS: Final = 60_000
 SINGLES: Final = 10  #: of one kind in a minute, written one by one,
 SINGLES_REFUSED: Final = 1  #: and so many where they were refused
 GROUPS_MAX: Final = 64  #: kinds in a minute; the rest is counted as one
+STRANGERS_MAX: Final = 16  #: and of those who did not show who asks
 WAITING_MAX: Final = 2000  #: lines that wait for a dispatcher; then the oldest go
 BATCH: Final = 100
 FLUSH_S: Final = 0.2
@@ -69,6 +70,8 @@ class Auditor:
         self._prefix = prefix
         self._number = 0
         self._groups: dict[_Kind, _Group] = {}
+        # Apart, so that nobody is hidden by many who show no token.
+        self._strangers: dict[_Kind, _Group] = {}
         self._waiting: deque[Deed] = deque(maxlen=WAITING_MAX)
         self._news = asyncio.Event()
 
@@ -104,12 +107,14 @@ class Auditor:
         if not is_refused:
             kind = (*kind, deed.role, deed.action)
         self._close_old(deed.at_ms)
-        group = self._groups.get(kind)
-        if group is None and len(self._groups) >= GROUPS_MAX:
+        is_known = deed.subject is not None
+        groups = self._groups if is_known else self._strangers
+        group = groups.get(kind)
+        if group is None and len(groups) >= (GROUPS_MAX if is_known else STRANGERS_MAX):
             kind, deed = (MANY, deed.status), replace(deed, source=MANY, subject=None)
-            group = self._groups.get(kind)
+            group = groups.get(kind)
         if group is None:
-            group = self._groups[kind] = _Group(deed.at_ms)
+            group = groups[kind] = _Group(deed.at_ms)
         group.count += 1
         if group.count <= (SINGLES_REFUSED if is_refused else SINGLES):
             self._tell(deed)
@@ -120,15 +125,15 @@ class Auditor:
 
     def _close_old(self, now_ms: int) -> None:
         """Tell of the groups whose minute is over."""
-        over = [
-            kind
-            for kind, group in self._groups.items()
-            if not 0 <= now_ms - group.began_ms < WINDOW_MS
-        ]
-        for kind in over:
-            held = self._groups.pop(kind).held
-            if held is not None:
-                self._tell(held)
+        for groups in (self._groups, self._strangers):
+            over = [
+                kind
+                for kind, group in groups.items()
+                if not 0 <= now_ms - group.began_ms < WINDOW_MS
+            ]
+            for kind in over:
+                if (held := groups.pop(kind).held) is not None:
+                    self._tell(held)
 
     def _tell(self, deed: Deed) -> None:
         self._waiting.append(deed)
@@ -150,10 +155,10 @@ class Auditor:
 
     async def flush(self) -> None:
         """Hand over once more what waits, before this node stops."""
-        for group in self._groups.values():
-            if group.held is not None:
-                self._waiting.append(group.held)
-        self._groups.clear()
+        for groups in (self._groups, self._strangers):
+            held = (group.held for group in groups.values())
+            self._waiting += [deed for deed in held if deed is not None]
+            groups.clear()
         while self._waiting and await self._hand_over():
             pass
 

@@ -8,7 +8,14 @@ from typing import cast
 
 import pytest
 
-from octaskly.api.auditing import GROUPS_MAX, SINGLES, WAITING_MAX, WINDOW_MS, Auditor
+from octaskly.api.auditing import (
+    GROUPS_MAX,
+    SINGLES,
+    STRANGERS_MAX,
+    WAITING_MAX,
+    WINDOW_MS,
+    Auditor,
+)
 from octaskly.api.rates import Meter
 from octaskly.api.routing import Deadlines, Forward, Parts, Seen
 from octaskly.api.waits import Waits
@@ -157,7 +164,7 @@ async def test_refusals_from_everywhere_are_counted_as_one(desk: Desk) -> None:
         desk.ask(401, who=None, source=f"fe80::{number:x}")
 
     deeds = await desk.written()
-    assert len(deeds) == GROUPS_MAX + 2
+    assert len(deeds) == STRANGERS_MAX + 2
     assert sum(deed.count for deed in deeds) == 3 * GROUPS_MAX
 
 
@@ -202,3 +209,16 @@ async def test_a_dispatcher_that_is_deposed_meanwhile_loses_nothing(
     monkeypatch.setattr(desk.gateway.audit, "keep", keep)
 
     assert len(await desk.written()) == 1
+
+
+async def test_who_changes_something_is_noted_however_many_strangers_ask(
+    desk: Desk,
+) -> None:
+    """Any user of the machine has a net of source addresses, and could hide itself."""
+    for number in range(2 * GROUPS_MAX):
+        desk.ask(401, who=None, source=f"127.0.0.{number}")
+    desk.ask(201, source="127.0.0.1")
+
+    (change,) = [deed for deed in await desk.written() if deed.status == 201]
+
+    assert (change.subject, change.source) == ("bo", "127.0.0.1")
