@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -106,8 +107,9 @@ def join(
         _check_leaving(own, force=force)
         way = _Way(code, at, interfaces or own.interfaces)
         admitted = way.take(own.name, bytes.fromhex(own.node_key), own.mesh)
-        client.enter(admitted.keyring, seeds=[admitted.seed], force=force)
-    _await_ready(socket, own, admitted)
+        with _interruptible(admitted):
+            client.enter(admitted.keyring, seeds=[admitted.seed], force=force)
+            _await_ready(socket, own, admitted)
 
 
 @dataclass(frozen=True, slots=True)
@@ -235,16 +237,33 @@ def _join_alone(choice: Choice, way: _Way, secret_file: Path | None) -> None:
     config, has_service = _to_be(choice, secret_file)
     key = NodeKey.load_or_create(config.paths.state)
     admitted = way.take(config.name, key.public_bytes(), None)
-    left = keep(config.paths, admitted.keyring)
-    if left is not None:
-        note(f"the secret of the mesh before lies in {left}")
-    note(f"✓ the mesh secret is in {config.paths.secret}")
-    if has_service:
-        Systemd(Scope.USER, choice.environ).start("restart")
-        note(f"✓ service started; joined the mesh of {admitted.member}")
-        return
+    with _interruptible(admitted):
+        left = keep(config.paths, admitted.keyring)
+        if left is not None:
+            note(f"the secret of the mesh before lies in {left}")
+        note(f"✓ the mesh secret is in {config.paths.secret}")
+        if has_service:
+            Systemd(Scope.USER, choice.environ).start("restart")
+            note(f"✓ service started; joined the mesh of {admitted.member}")
+            return
     seed = f" --join {admitted.seed}" if way.at else ""
     note(f"next: octaskly agent{seed}")
+
+
+@contextlib.contextmanager
+def _interruptible(admitted: Admitted) -> Iterator[None]:
+    """Say where Ctrl-C leaves this machine; until here it was where it had been.
+
+    What follows is done as a whole or not at all; which of the two is seen later.
+    """
+    _tell(f"{admitted.member} let this machine in")
+    try:
+        yield
+    except KeyboardInterrupt:
+        note(f"interrupted; this machine may be in the mesh of {admitted.member} now")
+        note("octaskly nodes    shows whether it is")
+        note("octaskly leave    takes it out")
+        raise
 
 
 def _to_be(choice: Choice, secret_file: Path | None) -> tuple[AgentConfig, bool]:
