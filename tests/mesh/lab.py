@@ -45,6 +45,7 @@ class Host:
         self.folder = lab.folder / self.name
         self.folder.mkdir()
         self.agents: dict[str, Agent] = {}
+        self.program = "octaskly"  #: the module that is run as agent
         self._lab = lab
         self._tokens: dict[str, str] = {}
         self._inside = ThreadPoolExecutor(1, initializer=enter, initargs=(self.netns,))
@@ -130,7 +131,7 @@ class Host:
             options += ["--secret-file", str(secret)]
         with (folder / "agent.log").open("ab") as log:
             process = self.popen(
-                *(sys.executable, "-m", "octaskly", "agent", *options, *args),
+                *(sys.executable, "-m", self.program, "agent", *options, *args),
                 env=environ,
                 stdin=subprocess.DEVNULL,
                 stdout=log,

@@ -3,9 +3,11 @@
 import random
 import signal
 import threading
+from datetime import UTC, datetime
 
 import pytest
 
+from tests.mesh import moved_clock
 from tests.mesh.conftest import MakeLab
 from tests.mesh.forming import dispatcher_of, is_formed
 from tests.mesh.history import Operation, Outcome, Pace, runs
@@ -20,6 +22,8 @@ KILLS = 8
 LATE_S_MAX = 0.02  #: after a request was sent, by when the dispatcher dies
 MANY_CLIENTS = 200
 BULK = 2000
+HOUR_MS = 3_600_000
+DAY_MS = 24 * HOUR_MS
 
 
 def deposed(scene: Scene, head: Host, witness: Host) -> None:
@@ -58,6 +62,38 @@ def test_f2_a_task_that_no_standby_confirmed_was_not_accepted(
     scene.start(head)
     scene.load(*rest)
     scene.conclude()
+
+
+def hours_ahead(host: Host) -> float:
+    """Return how far ahead the clock is by which an agent dates its own errors."""
+    answer = host.http("GET", "/api/v1/tasks", token="")
+    told = datetime.fromisoformat(answer.json["timestamp"])
+    return (told - datetime.now(UTC)).total_seconds() / 3600
+
+
+def test_f24_a_wall_clock_that_jumps_by_a_day_changes_no_role(
+    make_lab: MakeLab,
+) -> None:
+    """Of the dispatcher, then of another node: forward, back, and right again."""
+    lab = make_lab(3)
+    for host in lab.hosts:
+        host.program = "tests.mesh.moved_clock"
+    scene = Scene("F24", lab).form()
+    head = scene.head()
+    rest = scene.others(head)
+    term = scene.term(rest[0])
+    load = scene.load(rest[1])
+
+    for host in (head, rest[0]):
+        for offset_ms in (DAY_MS, -DAY_MS, 0):
+            moved_clock.move(host.first.folder, offset_ms)
+            assert round(hours_ahead(host)) == offset_ms // HOUR_MS
+            scene.await_flow(load, 20)
+            assert dispatcher_of(rest[1]) == head.name
+    scene.figures["claims"] = scene.term(rest[1]) - term
+
+    assert scene.figures["claims"] == 0
+    scene.conclude(gap_s_max=2.0)
 
 
 def test_f3_a_client_that_got_no_answer_repeats_the_key_and_has_one_task(

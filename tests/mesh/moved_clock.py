@@ -1,0 +1,41 @@
+"""An agent whose wall clock can be moved while it runs; it is the shipped one else.
+
+The milliseconds by which it is off are in the file `wall_ms` beside the state folder.
+"""
+
+import sys
+from pathlib import Path
+
+from octaskly.agent import main as agent
+from octaskly.agent.clock import SystemClock
+from octaskly.cli import main
+from octaskly.core.model import Moment
+
+OFFSET = "wall_ms"
+
+
+def moved(offset: Path) -> type[SystemClock]:
+    """Return a clock that is off by what a file says, from one look to the next."""
+
+    class MovedClock(SystemClock):
+        def now(self) -> Moment:
+            now = super().now()
+            wall_ms = now.wall_ms + int(offset.read_text() or 0)
+            return now._replace(wall_ms=wall_ms)
+
+    return MovedClock
+
+
+def move(folder: Path, offset_ms: int) -> None:
+    """Move the clock of the agent with this folder, all at once."""
+    fresh = folder / f"{OFFSET}.new"
+    fresh.write_text(str(offset_ms))
+    fresh.rename(folder / OFFSET)
+
+
+if __name__ == "__main__":
+    state = Path(sys.argv[sys.argv.index("--state-dir") + 1])
+    if not (state.parent / OFFSET).exists():
+        move(state.parent, 0)
+    vars(agent)["SystemClock"] = moved(state.parent / OFFSET)
+    sys.exit(main())
