@@ -115,6 +115,12 @@ class AgentAdmissions:
         assert self._waiting is not None, "the gate keeps others out"
         return await self._waiting.approve(name, words)
 
+    async def refuse(self, name: str, words: str, *, principal: Principal) -> Request:
+        """Send a machine away that waits, is called so and shows these words."""
+        del principal
+        assert self._waiting is not None, "the gate keeps others out"
+        return await self._waiting.refuse(name, words)
+
     async def enter(
         self,
         keyring: str,

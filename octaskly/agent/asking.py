@@ -32,6 +32,7 @@ from octaskly.trust.comparison import (
 )
 from octaskly.trust.greeting import GREETING_BYTES, Greeting
 from octaskly.trust.pairing import (
+    NO_PROOF,
     PROOF_BYTES,
     SEALED_BYTES,
     Keys,
@@ -124,7 +125,8 @@ async def receive(meeting: Meeting) -> Admitted:
     try:
         async with asyncio.timeout(APPROVE_S):
             proof = await conversation.hear(PROOF_BYTES)
-            sealed = await conversation.hear(SEALED_BYTES)
+            is_no = is_proof(proof, NO_PROOF)
+            sealed = b"" if is_no else await conversation.hear(SEALED_BYTES)
     except OSError as error:
         raise PairingFailed(
             f"{name} did not let this machine in",
@@ -133,6 +135,13 @@ async def receive(meeting: Meeting) -> Admitted:
         ) from None
     finally:
         conversation.close()
+    if is_no:
+        raise PairingFailed(
+            f"{name} said no: the words differ",
+            cause="somebody may be in the middle",
+            hint="octaskly join    once more; if they differ again, use a code of "
+            "`octaskly invite`",
+        )
     if not is_proof(proof, meeting.keys.member_proof()):
         raise PairingFailed(f"what {name} sent is not from the machine that you saw")
     return Admitted(

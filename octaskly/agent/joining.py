@@ -164,7 +164,7 @@ async def place_at(text: str) -> Place:
         host, port = Peer(PAIRING_PORT).of_text(text)
     except Unusable as error:
         raise ConfigError(
-            f"--at {error}", hint="octaskly join --at 192.168.1.20"
+            f"--at {error}", hint="octaskly join --at 192.168.1.20 CODE"
         ) from None
     try:
         found = await asyncio.get_running_loop().getaddrinfo(
@@ -203,7 +203,8 @@ def no_invite() -> PairingFailed:
         "no member in sight has an open invite",
         cause="none was opened, or it has expired or was tried before, "
         "or multicast is blocked",
-        hint=f"{_NEW_CODE}\noctaskly join --at HOST    where multicast is blocked\n"
+        hint=f"{_NEW_CODE}\n"
+        "octaskly join --at HOST CODE    where multicast is blocked\n"
         "octaskly doctor    says whether it is",
     )
 

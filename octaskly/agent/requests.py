@@ -20,7 +20,7 @@ from octaskly.mesh.pairing import Conversation, call
 from octaskly.ports import Clock, Request
 from octaskly.trust.comparison import HALF_BYTES, Half, commitment, fingerprint
 from octaskly.trust.greeting import GREETING_BYTES, Greeting
-from octaskly.trust.pairing import Keys, seal
+from octaskly.trust.pairing import NO_PROOF, Keys, seal
 
 LOOK_S: Final = 1.0
 MEET_S: Final = 3.0  #: for each of the machines that want in
@@ -47,7 +47,7 @@ class Requests:
         keyring: Returns what a machine gets that is let in.
         interfaces: Names that restrict where it looks.
         clock: For the ends of requests.
-        log: Told who came in.
+        log: Told who came in, and who was refused.
     """
 
     def __init__(
@@ -84,11 +84,31 @@ class Requests:
         Raises:
             NoSuchRequest: none of that name or node id shows these words.
         """
+        return await self._let_in(self._taken(name, words))
+
+    async def refuse(self, name: str, words: str) -> Request:
+        """Send a machine away that shows other words; for new ones it asks anew.
+
+        Raises:
+            NoSuchRequest: none of that name or node id waits with these words.
+        """
+        met = self._taken(name, words)
+        try:
+            with contextlib.suppress(OSError):
+                async with asyncio.timeout(MEET_S):
+                    await met.conversation.say(NO_PROOF)
+        finally:
+            met.conversation.close()
+        self._say("machine refused", met.request)
+        return met.request
+
+    def _taken(self, name: str, words: str) -> _Met:
+        """Take a machine out of those that wait: its words are good for one answer."""
         self._forget()
         for node, met in tuple(self._met.items()):
             request = met.request
             if name in (request.name, node) and request.fingerprint == words:
-                return await self._let_in(self._met.pop(node))
+                return self._met.pop(node)
         raise NoSuchRequest(
             f"no machine called {name[:80]!r} waits and shows these words",
             hint="octaskly requests    shows those that wait",
@@ -151,13 +171,16 @@ class Requests:
             ) from None
         finally:
             met.conversation.close()
+        self._say("machine let in", request)
+        return request
+
+    def _say(self, what: str, request: Request) -> None:
         self._log.info(
-            "machine let in",
+            what,
             name=request.name,
             node_id=request.node_id,
             address=request.address,
         )
-        return request
 
     def _forget(self) -> None:
         """Drop those that wait no longer."""

@@ -65,8 +65,8 @@ async def unpaired(
                 log.warning(
                     "unpaired",
                     meshes=", ".join(sorted(meshes)),
-                    hint="octaskly invite    on a member, then here: "
-                    "octaskly join CODE",
+                    hint="`octaskly invite` on a member, then here "
+                    "`octaskly join CODE`",
                 )
                 yield
             finally:

@@ -36,13 +36,13 @@ class EnterIn(msgspec.Struct, forbid_unknown_fields=True):
     force: bool = False
 
 
-class ApproveIn(msgspec.Struct, forbid_unknown_fields=True):
-    """The words that a machine shows which shall come in."""
+class WordsIn(msgspec.Struct, forbid_unknown_fields=True):
+    """The words of the machine that is answered."""
 
     fingerprint: Annotated[str, msgspec.Meta(max_length=WORDS_MAX)]
 
 
-_approve = msgspec.json.Decoder(ApproveIn)
+_words = msgspec.json.Decoder(WordsIn)
 _invite = msgspec.json.Decoder(InviteIn)
 _enter = msgspec.json.Decoder(EnterIn)
 
@@ -87,9 +87,19 @@ async def requests(call: Call) -> web.StreamResponse:
 
 async def approve(call: Call) -> web.StreamResponse:
     """Let a machine in, by name or node id, and by the words that it shows."""
-    asked: ApproveIn = decode(_approve, ApproveIn, call.body)
+    asked: WordsIn = decode(_words, WordsIn, call.body)
     name = call.request.match_info["name"]
     request = await _admissions(call).approve(
+        name, asked.fingerprint, principal=call.who
+    )
+    return json_response(render.encode(request))
+
+
+async def refuse(call: Call) -> web.StreamResponse:
+    """Send a machine away, by name or node id, and by the words that belong to it."""
+    asked: WordsIn = decode(_words, WordsIn, call.body)
+    name = call.request.match_info["name"]
+    request = await _admissions(call).refuse(
         name, asked.fingerprint, principal=call.who
     )
     return json_response(render.encode(request))
@@ -146,7 +156,16 @@ ROUTES = (
         perform=approve,
         access=Access.LOCAL,
         is_local=True,
-        takes=ApproveIn,
+        takes=WordsIn,
+        answers={200: answers.Request},
+    ),
+    Route(
+        method="POST",
+        path="/api/v1/requests/{name}/refuse",
+        perform=refuse,
+        access=Access.LOCAL,
+        is_local=True,
+        takes=WordsIn,
         answers={200: answers.Request},
     ),
 )

@@ -35,7 +35,7 @@ def bearer(header: str | None, verify: Verify) -> Principal:
     if header is None:
         raise _unauthenticated(
             "missing bearer token; send `Authorization: Bearer <TOKEN>`, "
-            "`octaskly token create` prints one"
+            "`octaskly token create --role client` prints one"
         )
     scheme, _, token = header.partition(" ")
     token = token.strip()

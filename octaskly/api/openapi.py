@@ -51,7 +51,7 @@ _SCHEMES: Final[Json] = {
         "type": "http",
         "scheme": "bearer",
         "bearerFormat": "JWT",
-        "description": "`octaskly token create` prints one",
+        "description": "`octaskly token create --role client` prints one",
     },
     "node": {"type": "mutualTLS", "description": "the certificate of a node"},
 }

@@ -53,7 +53,7 @@ def approve(choice: Choice, name: str, words: str | None) -> None:
     with choice.client() as client:
         waiting = _named(client, name)
         if words is None:
-            request = _compared(waiting, name)
+            request = _compared(client, waiting, name)
         else:
             request = _showing(waiting, name, words)
         client.approve(request.node_id, request.fingerprint)
@@ -72,17 +72,21 @@ def _named(client: Client, name: str) -> list[Request]:
     return waiting
 
 
-def _compared(waiting: list[Request], name: str) -> Request:
-    """Return the machine whose words somebody has compared."""
+def _compared(client: Client, waiting: list[Request], name: str) -> Request:
+    """Return the machine whose words somebody has compared; the others are refused."""
     if not sys.stdin.isatty():
-        raise click.UsageError("somebody has to compare the words; or give --words")
+        words = " or ".join(request.fingerprint for request in waiting)
+        raise click.UsageError(
+            f"somebody has to compare the words ({words}); or give them with --words"
+        )
     for request in waiting:
         note(f"{request.name} at {request.address} wants to join.")
         note(f"\n    {request.fingerprint}\n")
         if click.confirm(f"Does {request.name} show the same words?", err=True):
             return request
+        client.refuse(request.node_id, request.fingerprint)
     raise MeshError(
-        f"{name} was not let in: its words differ",
+        f"{name} was not let in, and is told so: the words differ",
         hint="octaskly invite    works also where somebody is in the middle",
     )
 

@@ -20,6 +20,7 @@ from octaskly.cli.render import (
     report,
 )
 from octaskly.cli.running import OWN_CODES, cancel_ended, interrupt_noted, interruptible
+from octaskly.cli.stalls import stall_told
 from octaskly.cli.submitting import draft, request_options
 from octaskly.client import Task
 from octaskly.errors import OctasklyError
@@ -139,7 +140,7 @@ def map_(
         )
     text, items = taken(words, is_nul=is_nul)
     if not items:
-        note("nothing to run: there is no item")
+        note("nothing to run: there is no item, neither behind ::: nor on stdin")
         return 0
     if dry_run:
         _print_commands(text, items)
@@ -202,7 +203,8 @@ def _followed(
                 total=total,
                 is_by_number=keep_order,
             )
-            return _print(client, results, array, noted)
+            with stall_told(choice, [array]):
+                return _print(client, results, array, noted)
     except OctasklyError as error:
         code = report(error)
         return code if code in {*OWN_CODES, EXIT_NOT_FOUND} else EXIT_OCTASKLY_FAILED

@@ -15,7 +15,7 @@ from octaskly.client import Client
 
 PAGE: Final = 1000
 FOLLOW_S: Final = 1.0
-HEADS: Final = ("AT", "WHO", "ROLE", "FROM", "NODE", "ANSWER", "COUNT", "WHAT")
+HEADS: Final = ("AT", "WHO", "ROLE", "FROM", "NODE", "ANSWER", "WHAT")
 SHOWN: Final = 100  #: of the latest, unless told how far back
 
 
@@ -27,8 +27,8 @@ SHOWN: Final = 100  #: of the latest, unless told how far back
 def audit(choice: Choice, since: int | None, follow: bool, as_json: bool) -> None:  # noqa: FBT001
     """Show who changed what, and what was refused; only an admin may ask.
 
-    The latest hundred lines, or all since a time. A line with a count stands for
-    requests of one minute that were alike.
+    The latest hundred lines, or all since a time. `3 times` stands for requests of one
+    minute that were alike.
     """
     with choice.client() as client:
         cursor = _show(client, since, None, as_json=as_json)
@@ -72,7 +72,8 @@ def _print(entries: list[dict[str, Any]], *, with_head: bool) -> None:
 
 
 def _row(entry: dict[str, Any]) -> tuple[str, ...]:
-    what = [entry["action"], *([entry["target"]] if entry["target"] else [])]
+    times = [f"{entry['count']} times"] if entry["count"] > 1 else []
+    what = [*times, entry["action"], *([entry["target"]] if entry["target"] else [])]
     what += entry["tasks"]
     if entry["task_count"] > len(entry["tasks"]):
         what.append(f"and {entry['task_count'] - len(entry['tasks'])} more")
@@ -83,6 +84,5 @@ def _row(entry: dict[str, Any]) -> tuple[str, ...]:
         entry["source"],
         entry["node"],
         f"{'allowed' if entry['allowed'] else 'refused'} {entry['status']}",
-        str(entry["count"]),
         " ".join(what),
     )

@@ -24,6 +24,7 @@ ROOT_ONLY_HINT = """\
 sudo pipx install --global octaskly    puts it where only root can write
 sudo env UV_TOOL_DIR=/opt/octaskly UV_TOOL_BIN_DIR=/usr/local/bin uv tool install \
 --python /usr/bin/python3 octaskly    the same with uv
+make package && sudo apt install ./dist/octaskly_*.deb    from a clone, on Debian
 octaskly service install    a service of your own may run it from here"""
 
 SYSTEM_ENVIRON = {
@@ -102,7 +103,8 @@ def refuse_weak(program: Path) -> None:
     Raises:
         ConfigError: others may change a part of it, or it is in a home.
     """
-    weak = list(islice(weaknesses(parts_of_program(program)), SHOWN_MAX))
+    found = weaknesses(parts_of_program(program))
+    weak = list(dict.fromkeys(map(str, islice(found, SHOWN_MAX))))
     if not weak:
         return
     error = ConfigError(
@@ -110,7 +112,7 @@ def refuse_weak(program: Path) -> None:
         "others than root can change it, or it is in a home",
         hint=ROOT_ONLY_HINT,
     )
-    raise error from PlainTextError("; ".join(map(str, weak)))
+    raise error from PlainTextError("; ".join(weak))
 
 
 def agent_flags(words: Sequence[str]) -> tuple[str, ...]:

@@ -32,7 +32,6 @@ if TYPE_CHECKING:
     from octaskly.config.agent import AgentConfig
     from octaskly.trust.code import Code
 
-LOOK_S = 1.0
 READY_S = 15.0  #: for the agent to be a member; it takes a second or two
 POLL_S = 0.1
 TTL_S = 300
@@ -40,7 +39,11 @@ TTL_S = 300
 
 @click.command(epilog="Example: octaskly invite --ttl 10m")
 @click.option(
-    "--ttl", type=Duration(), default=TTL_S, metavar="T", help="How long it is good."
+    "--ttl",
+    type=Duration(),
+    default=TTL_S,
+    metavar="T",
+    help="How long it is good: 10 s to 1h (default: 5m).",
 )
 @JSON_OPTION
 @click.pass_obj
@@ -64,7 +67,7 @@ def invite(choice: Choice, ttl: int, as_json: bool) -> None:  # noqa: FBT001
 
 
 @click.command(epilog="Example: octaskly join 7-4821-9375")
-@click.argument("code", metavar="CODE", required=False)
+@click.argument("code", metavar="[CODE]", required=False)
 @click.option(
     "--at", metavar="HOST[:PORT]", help="Where the member is; multicast is not needed."
 )
@@ -126,7 +129,11 @@ class _Way:
         from octaskly.trust.code import Code  # noqa: PLC0415
 
         if self.code is None:
-            return _by_words(name, key, self.interfaces)
+            import asyncio  # noqa: PLC0415
+
+            from octaskly.cli.comparing import by_words  # noqa: PLC0415
+
+            return asyncio.run(by_words(name, key, self.interfaces))
         code = Code.parse(_read_code() if self.code == "-" else self.code)
         return _by_code(name, key, mesh, code, self.at, self.interfaces)
 
@@ -169,8 +176,10 @@ def _check_leaving(own: Membership, *, force: bool) -> None:
         raise WouldLeave(
             f"this machine is in the mesh {own.mesh}, and joining another one "
             f"leaves behind: {' and '.join(left)}",
-            hint="octaskly join --force CODE    leaves them; "
-            "the log is kept, moved aside",
+            hint="octaskly nodes    shows who is in it; to stay there, do nothing\n"
+            "octaskly drain    first lets its tasks end, or run elsewhere\n"
+            "octaskly join --force CODE    leaves them all the same; its log is kept, "
+            "moved aside",
         )
     note(f"leaving behind: {' and '.join(left)}")
 
@@ -193,30 +202,6 @@ def _by_code(
         return await Joiner(name, key, SystemClock(), _tell).by_code(code, places)
 
     return asyncio.run(pair())
-
-
-def _by_words(name: str, key: bytes, interfaces: Sequence[str]) -> Admitted:
-    import asyncio  # noqa: PLC0415
-
-    from octaskly.agent.asking import meet, receive  # noqa: PLC0415
-    from octaskly.mesh.looking import sightings  # noqa: PLC0415
-
-    meshes = asyncio.run(sightings(LOOK_S, interfaces))
-    _tell(f"meshes in sight: {', '.join(sorted(meshes)) or 'none'}")
-    _tell(f"waiting; on a member: octaskly approve {name}")
-    meeting = asyncio.run(meet(name, key, interfaces))
-    member = meeting.member.name
-    note(f"\n{member} answers. The words of this machine are:\n")
-    note(f"    {meeting.words}\n")
-    if not click.confirm(f"Does {member} show the same words?", err=True):
-        meeting.conversation.close()
-        raise MeshError(
-            "this machine did not join: the words differ",
-            hint="octaskly join    once more; if they differ again, somebody is in "
-            "the middle: use a code of `octaskly invite`",
-        )
-    _tell(f"waiting until somebody approves at {member}")
-    return asyncio.run(receive(meeting))
 
 
 def _tell(text: str) -> None:

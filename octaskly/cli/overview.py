@@ -112,9 +112,9 @@ def stats(choice: Choice, as_json: bool) -> None:  # noqa: FBT001
             ("standbys", standbys or None),
             ("term", mesh.term),
             ("last failover", _failover(failover, now) if failover else None),
-            ("dispatcher up", duration(uptime_s * 1000) if uptime_s else None),
-            ("dispatcher memory", _unit(system.get("memory_usage_mb"), "MB")),
-            ("dispatcher CPU", _unit(system.get("cpu_usage_percent"), "%")),
+            ("dispatcher's agent up", duration(uptime_s * 1000) if uptime_s else None),
+            ("dispatcher's agent memory", _unit(system.get("memory_usage_mb"), "MB")),
+            ("dispatcher's machine CPU", _unit(system.get("cpu_usage_percent"), "%")),
             ("log", _unit(database.get("disk_size_mb"), "MB")),
         ]
     )

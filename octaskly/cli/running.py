@@ -30,6 +30,7 @@ from octaskly.cli.render import (
     print_json,
     report,
 )
+from octaskly.cli.stalls import stall_told
 from octaskly.cli.submitting import command_text, draft, request_options
 from octaskly.client import ApiError, ReplyLost, Unreachable
 from octaskly.errors import OctasklyError
@@ -76,7 +77,8 @@ def run(
             [task] = client.submit(
                 [task_draft], idempotency_key=idempotency_key, durability=durability
             )
-            return _follow(client, task.id, noted, as_json=as_json)
+            with stall_told(choice, [task.id]):
+                return _follow(client, task.id, noted, as_json=as_json)
     except OctasklyError as error:
         code = report(error)
         return code if code in OWN_CODES else EXIT_OCTASKLY_FAILED

@@ -68,6 +68,8 @@ def install(
         for difference in plan.changes.values():
             click.echo(difference)
         note("nothing is changed; without --dry-run it would be")
+        if os.geteuid() == 0 and scope is Scope.USER:
+            note("hint: octaskly service install --system    is for the whole machine")
         return
     systemd.require()
     for draft, difference in plan.changes.items():

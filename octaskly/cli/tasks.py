@@ -20,6 +20,7 @@ from octaskly.cli.render import (
     print_table,
     size,
 )
+from octaskly.cli.stalls import stall_told
 from octaskly.client import TaskPage
 
 if TYPE_CHECKING:
@@ -229,7 +230,8 @@ def logs(
             attempt=attempt,
             says_state=follow,
         )
-        task = following.to_the_end(follow=follow)
+        with stall_told(choice, [full] if follow else []):
+            task = following.to_the_end(follow=follow)
         if not (task.is_final or attempt):
             task = client.task(full)  # The last event says no more than its state.
     if task.array is not None:

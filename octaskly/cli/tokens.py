@@ -65,6 +65,9 @@ def list_(choice: Choice, as_json: bool) -> None:  # noqa: FBT001
         print_json(reply.body)
         return
     answer = msgspec.json.decode(reply.body, type=dict[str, Any])
+    if not answer["tokens"]:
+        note("no token has a name; those without one are listed nowhere")
+        return
     now = dt.datetime.now(dt.UTC)
     print_table(
         ("NAME", "STATE", "ROLE", "SUBJECT", "ISSUED", "BY", "EXPIRES", "ID"),

@@ -27,6 +27,7 @@ from octaskly.cli.render import (
     report,
 )
 from octaskly.cli.running import OWN_CODES, exit_code
+from octaskly.cli.stalls import stall_told
 from octaskly.client import FINAL, ApiError, ReplyLost, Unreachable
 from octaskly.errors import OctasklyError
 
@@ -65,7 +66,7 @@ def wait(
             full = [resolve_ref(client, ref) for ref in refs]
             waiting = _Waiting(client, full, count=1 if is_any else None)
             try:
-                with _time_limit(timeout):
+                with _time_limit(timeout), stall_told(choice, full):
                     waiting.to_the_end(listening)
             except _TimeUp:
                 note(f"{waiting.progress} when the time was over")

@@ -327,7 +327,14 @@ class Client(Connection):
 
     def approve(self, node: str, fingerprint: str) -> Reply:
         """Let a machine in that waits and shows these words."""
-        path = f"/api/v1/requests/{quote(node, safe='')}/approve"
+        return self._answer(node, fingerprint, "approve")
+
+    def refuse(self, node: str, fingerprint: str) -> Reply:
+        """Send a machine away that waits and shows other words than these."""
+        return self._answer(node, fingerprint, "refuse")
+
+    def _answer(self, node: str, fingerprint: str, answer: str) -> Reply:
+        path = f"/api/v1/requests/{quote(node, safe='')}/{answer}"
         body = msgspec.json.encode({"fingerprint": fingerprint})
         return self.request("POST", path, body=body)
 

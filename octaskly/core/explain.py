@@ -27,7 +27,7 @@ from octaskly.core.model import (
     TaskState,
     name_of,
 )
-from octaskly.core.needs import missing, nobody_has
+from octaskly.core.needs import has_all, missing, nobody_has
 from octaskly.core.options import Requires, requires_of
 from octaskly.core.placing import Placing
 from octaskly.core.resting import Resting
@@ -124,7 +124,7 @@ class Explaining:
             return self._turn(task).text
         able = [v for v in verdicts if not any(w.is_lasting for w in v.reasons)]
         if not able:
-            return "no node that could run it takes work at this moment"
+            return _withheld_from(members, requires)
         if len(able) == 1:
             return f"{able[0].name}, which could run it, has no room"
         return f"none of the {len(able)} nodes that could run it has room"
@@ -179,6 +179,16 @@ def _withheld(member: Member) -> Iterator[Why]:
         yield Why("paused", "is paused")
     elif member.strain is not None:
         yield Why(f"{member.strain.value}_short", f"is short of {member.strain.value}")
+
+
+def _withheld_from(members: Sequence[Member], requires: Requires) -> str:
+    """Say that whoever could run it takes no work; why, where only one could."""
+    fit = [member for member in members if has_all(member, requires)]
+    why = next(_withheld(fit[0]), None) if len(fit) == 1 else None
+    if why is None:
+        return "no node that could run it takes work at this moment"
+    others = ", and no other node could run it" if len(members) > 1 else ""
+    return f"{fit[0].name} {why.text}{others}"
 
 
 def _has_waiting(record: TaskRecord) -> bool:

@@ -366,7 +366,8 @@ class Transport:
         self._noted.add((who, reason))
         host = place.host if place else ""
         fields = (("peer", link.peer), ("address", host), ("reason", reason))
-        self._note(Note("warning", "peer refused", fields))
+        known = tuple((name, value) for name, value in fields if value)
+        self._note(Note("warning", "peer refused", known))
 
 
 def _failure(error: OSError) -> str:

@@ -65,6 +65,13 @@ class Admissions(Protocol):
             NoSuchRequest: there is none.
         """
 
+    async def refuse(self, name: str, words: str, *, principal: Principal) -> Request:
+        """Send a machine away that waits, is called so and shows these words.
+
+        Raises:
+            NoSuchRequest: there is none.
+        """
+
     async def enter(
         self,
         keyring: str,

@@ -42,6 +42,7 @@ class Api:
     forced: dict[str, Any] = field(default_factory=dict)
     tasks: dict[str, dict[str, Any]] = field(default_factory=dict)
     requests: list[str] = field(default_factory=list)
+    stall: str = "it waits"  #: why, of every task that somebody asks about
     left: int = 0  #: times that a drained node still shows tasks
     steered: str = "draining"
     logs: bytes = b""  #: of every task, instead of what it wrote
@@ -198,6 +199,9 @@ class Handler(BaseHTTPRequestHandler):
         match path.strip("/").split("/"):
             case ["api", "v1", "tasks", ref, "logs"]:
                 return self.logs(unquote(ref), query)
+            case ["api", "v1", "tasks", ref, "explain"]:
+                told = {"status": "queued", "summary": self.api.stall, "nodes": []}
+                return 200, {"id": ref} | told
             case ["api", "v1", "nodes", name, *order]:
                 return 200, self.node(unquote(name), order)
             case _:

@@ -346,9 +346,9 @@ def test_stats_tells_how_safe_a_new_task_is(
     lines = octaskly("stats").stdout.decode().splitlines()
 
     assert lines[2:5] == [
-        "copies of a new task:  2",
-        "standbys:              ben is level; cy is joining, 1200 entries behind",
-        "term:                  4",
+        "copies of a new task:       2",
+        "standbys:                   ben is level; cy is joining, 1200 entries behind",
+        "term:                       4",
     ]
     assert lines[5].startswith("last failover:")
 
@@ -358,12 +358,12 @@ def test_stats_counts_the_mesh(api: Api, octaskly: Run) -> None:
     done = octaskly("stats")
 
     assert done.stdout.decode() == (
-        "workers:            3 total, 2 active, 1 idle\n"
-        "tasks:              5 queued, 2 running, 150 completed, 3 failed\n"
-        "dispatcher up:      1m30s\n"
-        "dispatcher memory:  512 MB\n"
-        "dispatcher CPU:     25.5 %\n"
-        "log:                15 MB\n"
+        "workers:                    3 total, 2 active, 1 idle\n"
+        "tasks:                      5 queued, 2 running, 150 completed, 3 failed\n"
+        "dispatcher's agent up:      1m30s\n"
+        "dispatcher's agent memory:  512 MB\n"
+        "dispatcher's machine CPU:   25.5 %\n"
+        "log:                        15 MB\n"
     )
 
 

@@ -112,6 +112,26 @@ def test_failure_of_octaskly_exits_with_125(
     assert done.stderr.startswith(b"error: task-001-00000001 failed: ")
 
 
+@pytest.mark.parametrize("follow", [["run"], ["run", "--json"]])
+def test_who_waits_long_is_told_once_why(
+    api: Api, octaskly: Run, follow: list[str]
+) -> None:
+    """Else a typo in --on looks like a command that takes its time."""
+    api.stall = "no node is called pi5"
+
+    done = octaskly(*follow, "--on", "pi5", "--", "sleep 2")
+
+    assert done.returncode == 0
+    assert done.stderr == (
+        b"waits: no node is called pi5; octaskly explain task-001-00000001 tells more\n"
+    )
+
+
+def test_quiet_hides_why_a_task_waits(api: Api, octaskly: Run) -> None:
+    """It is talk, and no error."""
+    assert octaskly("--quiet", "run", "--", "sleep 2").stderr == b""
+
+
 def test_json_prints_the_task_instead_of_its_output(api: Api, octaskly: Run) -> None:
     """Stdout is then one JSON object, as the API answers it."""
     done = octaskly("run", "--json", "--", "echo hi; exit 3")

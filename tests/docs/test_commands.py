@@ -92,7 +92,7 @@ OFFERED = {
 """What a shell offers for a parameter, by the word that stands for it in the help."""
 OF_THE_USER = frozenset(
     [
-        "CODE",
+        "[CODE]",
         "DIR",
         "EVENT",
         "FIRST-LAST[:STEP]",

@@ -45,12 +45,15 @@ def invite(agent: Agent) -> tuple[str, str]:
 
 
 class Asking:
-    """An `octaskly join` without a code, at a terminal."""
+    """A command at a terminal; else `octaskly join` without a code."""
 
-    def __init__(self, agent: Agent) -> None:
+    def __init__(self, agent: Agent, *words: str) -> None:
         self._terminal, inside = pty.openpty()
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "octaskly", "--state-dir", str(agent.state), "join"],
+            [
+                *(sys.executable, "-m", "octaskly", "--state-dir", str(agent.state)),
+                *(words or ("join",)),
+            ],
             stdin=inside,
             stdout=inside,
             stderr=inside,
@@ -292,6 +295,28 @@ def test_a_machine_whose_people_see_other_words_does_not_join(
         asking.expect("the words differ")
         assert asking.end() == 1
         assert not (tmp_path / "bay.key").exists()
+
+
+def test_a_machine_that_is_refused_ends_at_once_and_waits_no_more(
+    member: Agent, tmp_path: Path
+) -> None:
+    """Else its people say yes to words that somebody found to be others."""
+    joiner = newcomer(tmp_path, "bay")
+    with ending(joiner):
+        joiner.ready()
+        asking = Asking(joiner)
+        asking.expect("on a member: octaskly approve bay")
+        words = waiting(member)
+        asking.expect("same words")
+
+        refusing = Asking(member, "approve", "bay")
+        refusing.expect("Does bay show the same words")
+        refusing.type("n\n")
+
+        asking.expect("ash said no: the words differ")
+        assert (refusing.end(), asking.end()) == (1, 1)
+        late = cli(member, "approve", "bay", "--words", words)
+        assert "no machine called 'bay' waits" in late.stderr
 
 
 def test_words_are_compared_by_people_only(member: Agent, tmp_path: Path) -> None:

@@ -104,6 +104,15 @@ def test_all_that_is_in_the_way_is_told() -> None:
     assert [code for code, _ in reasons(told)] == ["paused", "cpus"]
 
 
+def test_the_only_node_that_could_run_it_is_named_with_what_keeps_it() -> None:
+    """Who asked for one node wants to hear of that, not of all the others."""
+    line = (member(B, NodeState.DRAINING), member(node_info("c", 2)))
+
+    told = explained(Mesh(B), asking(Requires(node="b")), *line)
+
+    assert told.summary == "b is draining, and no other node could run it"
+
+
 @pytest.mark.parametrize(
     ("requires", "summary"),
     [
