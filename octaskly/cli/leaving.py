@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import pwd
 import shutil
 import signal
 import sys
@@ -57,12 +58,27 @@ def leave(
             f"outputs that lie in {agent.state_dir}. Go on?",
             abort=True,
         )
+    become_owner(choice.socket())
     _stop(agent)
     shared = list(_sharing(choice, agent))
     _forget(agent, keeps_secret=bool(shared))
     note(f"✓ {agent.name} has left the mesh, and forgotten it")
     if shared:
         note(f"  {', '.join(shared)} goes on with the secret {agent.secret_file}")
+
+
+def become_owner(socket: Path) -> None:
+    """Let root take the rights of the agent that has this socket, for good.
+
+    What to end and to delete is what that agent says, which may be anything.
+    """
+    owner = socket.lstat().st_uid
+    if os.geteuid() != 0 or owner == 0:
+        return
+    group = pwd.getpwuid(owner).pw_gid
+    os.setgroups([])
+    os.setresgid(group, group, group)
+    os.setresuid(owner, owner, owner)
 
 
 def _only_here(client: Client, name: str) -> str | None:
