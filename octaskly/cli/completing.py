@@ -7,6 +7,7 @@ wrong, nothing is offered and nothing is said: the user is in the middle of a li
 from __future__ import annotations
 
 import contextlib
+import json
 import signal
 from collections.abc import Callable, Iterable, Iterator
 from typing import Final
@@ -54,6 +55,23 @@ def nodes(ctx: click.Context, _: click.Parameter, incomplete: str) -> Offers:
             lambda client: (
                 CompletionItem(node.name, help=node.state)
                 for node in client.nodes().nodes
+            ),
+        ),
+    )
+
+
+def tokens(ctx: click.Context, _: click.Parameter, incomplete: str) -> Offers:
+    """Offer the names of the tokens that are still good, with their roles."""
+    return _starting(
+        incomplete,
+        _asked(
+            ctx,
+            lambda client: (
+                CompletionItem(token["name"], help=token["role"])
+                for token in json.loads(client.request("GET", "/api/v1/tokens").body)[
+                    "tokens"
+                ]
+                if token["state"] == "good"
             ),
         ),
     )

@@ -131,7 +131,7 @@ def print_error(
     """Say what failed, why, and the command that helps, on stderr."""
     colour = has_colour(sys.stderr)
     label = click.style("error:", fg="red", bold=True) if colour else "error:"
-    lines = [f"{label} {printable(message)}"]  # The text is always ours.
+    lines = [f"{label} {_inward(message)}"]
     if cause:
         lines.append(f"  cause: {_inward(cause)}")
     lines += [f"  hint: {printable(hint)}" for hint in hints]

@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import contextlib
 import difflib
+import errno
 import importlib
 import os
+import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -61,6 +63,10 @@ COMMANDS = {
     "wait": "octaskly.cli.waiting:wait",
 }
 
+#: What a write to stdout or stderr can end with; no file is named then.
+WRITE_ERRORS = frozenset(
+    {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EPIPE, errno.EBADF}
+)
 CHOICE_OPTIONS = frozenset({"--node", "--state-dir", "--url", "--ca-file"})
 
 
@@ -166,14 +172,26 @@ def run(arguments: Sequence[str] | None) -> int:
     except OctasklyError as error:
         return report(error)
     except OSError as error:
-        # Data that cannot be written is a failure, but none of this program's.
-        print_error(
-            f"cannot write: {error.strerror or error}",
-            hints=["df .    is there room where the output goes?"],
-        )
+        # A failure of what this program was given to work with, not of its own.
+        print_refusal(error)
         _drop_output()
         return EXIT_FAILED
     return result if isinstance(result, int) else 0
+
+
+def print_refusal(error: OSError) -> None:
+    """Say what the system refused: a file, the output, or something else."""
+    why = error.strerror or str(error)
+    if error.filename is not None:
+        path = os.fsdecode(error.filename)
+        hint = f"ls -ld {shlex.quote(path)}    is it there, and yours?"
+        print_error(f"cannot use {path}: {why}", hints=[hint])
+    elif error.errno in WRITE_ERRORS:
+        hint = "df .    is there room where the output goes?"
+        print_error(f"cannot write: {why}", hints=[hint])
+    else:
+        hint = "octaskly doctor    looks at what this machine lacks"
+        print_error(f"the system refuses: {why}", hints=[hint])
 
 
 def _drop_output() -> None:

@@ -41,9 +41,9 @@ def config(ctx: click.Context, as_json: bool) -> None:  # noqa: FBT001
         print_json(msgspec.json.encode(_plain(found, files)))
         return
     print_table(
-        ("SETTING", "VALUE", "FROM"),
+        ("SETTING", "FROM", "VALUE"),
         [
-            (setting.key, _text(setting, found), _origin(setting, found))
+            (setting.key, _origin(setting, found), _text(setting, found))
             for setting in SETTINGS
         ],
         state_column=0,

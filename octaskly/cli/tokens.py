@@ -11,6 +11,7 @@ from typing import Any
 import click
 import msgspec
 
+from octaskly.cli import completing
 from octaskly.cli.choice import Choice
 from octaskly.cli.render import Duration, age, note, print_json, print_table
 from octaskly.cli.tasks import JSON_OPTION
@@ -90,7 +91,7 @@ def _row(shown: dict[str, Any], now: dt.datetime) -> tuple[str, ...]:
 
 
 @token.command(epilog="Example: octaskly token revoke ci")
-@click.argument("name", metavar="NAME")
+@click.argument("name", metavar="NAME", shell_complete=completing.tokens)
 @click.pass_obj
 def revoke(choice: Choice, name: str) -> None:
     """Revoke a token by its name or id: no node accepts it any more.

@@ -40,6 +40,7 @@ class Api:
     refuse: Refusal = lambda _method, _path: None
     refusal: str = "Refused"  #: the text of the error
     forced: dict[str, Any] = field(default_factory=dict)
+    told: dict[str, Any] = field(default_factory=dict)  #: by path
     tasks: dict[str, dict[str, Any]] = field(default_factory=dict)
     requests: list[str] = field(default_factory=list)
     stall: str = "it waits"  #: why, of every task that somebody asks about
@@ -169,6 +170,9 @@ class Handler(BaseHTTPRequestHandler):
             self.answer(401, {"error": "Missing or invalid authentication token"})
             return
         query = {key: values[0] for key, values in parse_qs(split.query).items()}
+        if split.path in api.told:
+            self.answer(200, api.told[split.path])
+            return
         status, answer = self.route(method, split.path, query, body)
         self.answer(status, answer)
 

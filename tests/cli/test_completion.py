@@ -84,6 +84,12 @@ def test_shells_offer_commands_ids_nodes_and_options(
     assert "drain" in offered(shell, shell_environ, [], "dr")
     assert told(shell, shell_environ, ["show"], "t") == [task]
     assert told(shell, shell_environ, ["--node", "here", "drain"]) == ["here"]
+    tokens = [
+        {"name": "ci", "role": "client", "state": "good"},
+        {"name": "old", "role": "client", "state": "revoked"},
+    ]
+    api.told["/api/v1/tokens"] = {"tokens": tokens}
+    assert told(shell, shell_environ, ["token", "revoke"]) == ["ci"]
     assert told(shell, shell_environ, ["run", "--require"]) == ["room=attic"]
     assert "--max-fails" in offered(shell, shell_environ, ["array"], "--max")
     assert offered(shell, shell_environ, ["--node"]) == ["here"]

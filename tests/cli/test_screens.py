@@ -7,6 +7,7 @@ OCTASKLY_SCREENS=write .venv/bin/pytest tests/cli/test_screens.py
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import subprocess
@@ -46,6 +47,15 @@ CALLS = (
     ["nodes"],
     ["nodes", "--json"],
     ["stats"],
+    ["explain", "1"],
+    ["events"],
+    ["token", "list"],
+    ["audit"],
+    ["requests"],
+    ["invite", "--ttl", "90s"],
+    ["rotate", "--status"],
+    ["config"],
+    ["config", "check", "draft.toml"],
     ["map", "--dry-run", "gzip -k {}", ":::", "a.log", "b c.log"],
     ["map", "--dry-run"],
     ["ls", "--state", "failed"],
@@ -56,6 +66,119 @@ CALLS = (
     ["submit"],
     ["--no-color", "nodes"],  # Last, as it is for the process.
 )
+API = "/api/v1"
+TOLD = {
+    f"{API}/tasks/task-001/explain": {
+        "id": "task-001-00000001",
+        "status": "queued",
+        "summary": "no node that is there has what it requires",
+        "nodes": [
+            {
+                "name": name,
+                "state": "ready",
+                "reasons": [
+                    {"code": "gpus", "message": "it needs 1 GPU, and there is none"},
+                    {"code": "labels", "message": "it has no label room=attic"},
+                ],
+            }
+            for name in ("here", "a-machine-with-a-name-that-is-long")
+        ],
+    },
+    f"{API}/events": b"".join(
+        b"event: %s\nid: 1-1:%d\ndata: %s\n\n" % (kind, number, data)
+        for number, (kind, data) in enumerate(
+            [
+                (
+                    b"task",
+                    json.dumps(
+                        {
+                            "at": "2026-02-06T12:00:00Z",
+                            "id": "task-001-00000001",
+                            "status": "failed",
+                            "worker_id": "here",
+                            "exit_code": 124,
+                            "reason": "timeout",
+                        }
+                    ).encode(),
+                ),
+                (b"node", b'{"name": "attic", "state": "lost", "role": "worker"}'),
+            ]
+        )
+    ),
+    f"{API}/tokens": {
+        "tokens": [
+            {
+                "name": name,
+                "state": state,
+                "role": "client",
+                "subject": "build server",
+                "issued_at": "2999-02-06T12:00:00Z",
+                "issued_by": "ana",
+                "expires_at": "2026-03-06T12:00:00Z",
+                "id": "0f" * 16,
+            }
+            for name, state in (("ci", "good"), ("ci-of-last-year", "revoked"))
+        ]
+    },
+    f"{API}/audit": {
+        "entries": [
+            {
+                "at": "2026-02-06T12:00:00Z",
+                "subject": subject,
+                "role": role,
+                "source": "192.168.1.20",
+                "node": "here",
+                "allowed": status < 400,
+                "status": status,
+                "count": count,
+                "action": "POST /api/v1/tasks",
+                "target": None,
+                "tasks": ["task-001-00000001"] if status < 400 else [],
+                "task_count": 3 if status < 400 else 0,
+            }
+            for subject, role, status, count in (
+                ("ana", "admin", 201, 1),
+                (None, None, 401, 250),
+            )
+        ],
+        "next": "1",
+        "returned": 2,
+    },
+    f"{API}/requests": {
+        "requests": [
+            {
+                "name": "pi4",
+                "node_id": "0011",
+                "fingerprint": "otter-lemon-anvil",
+                "address": "192.168.1.21",
+            }
+        ]
+    },
+    f"{API}/invites": {
+        "code": "7-4821-9375",
+        "expires_at": "2026-02-06T12:01:30Z",
+        "places": ["192.168.1.20:7879"],
+    },
+    f"{API}/rotation": {
+        "phase": "spreading",
+        "generation": 1,
+        "newest": 2,
+        "since": "2026-02-06T12:00:00Z",
+        "due": "2026-02-07T12:00:00Z",
+        "confirmed": ["here"],
+        "awaited": ["attic"],
+        "revoked": [],
+    },
+}
+#: So that `octaskly config` shows the same on each machine.
+SETTINGS = {
+    "OCTASKLY_NAME": "here",
+    "OCTASKLY_SLOTS": "2",
+    "XDG_STATE_HOME": "/state",
+    "XDG_CONFIG_HOME": "/config",
+    "CONFIGURATION_DIRECTORY": "/config",
+}
+DRAFT = "slots = 'many'\nsloths = 2\n"
 SESSION = """\
 import shlex, sys
 from octaskly.cli import main
@@ -78,15 +201,27 @@ def tasks(api: Api) -> Api:
         ended_task(3, command=long, name="album"),
     ):
         api.tasks[task["id"]] = task
+    api.told |= TOLD
+
+    def end_the_second_stream(
+        _method: str, path: str
+    ) -> tuple[int, dict[str, str]] | None:
+        is_again = sum("/events" in asked for asked in api.requests) > 1
+        return (404, {}) if path == f"{API}/events" and is_again else None
+
+    api.refuse = end_the_second_stream
     return api
 
 
-def session(columns: int | None, environ: dict[str, str]) -> str:
+def session(columns: int | None, environ: dict[str, str], folder: Path) -> str:
     """Return what a terminal of that width shows, or a pipe."""
+    environ = environ | SETTINGS
+    (folder / "draft.toml").write_text(DRAFT)
     program = [sys.executable, "-c", SESSION.format(calls=CALLS)]
     if columns is None:
         done = subprocess.run(
             program,
+            cwd=folder,
             env=environ,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
@@ -99,6 +234,7 @@ def session(columns: int | None, environ: dict[str, str]) -> str:
     terminal = pexpect.spawn(
         program[0],
         program[1:],
+        cwd=str(folder),
         env=coloured | {"TERM": "xterm"},
         timeout=WAIT_S,
         encoding="utf-8",
@@ -113,10 +249,10 @@ def session(columns: int | None, environ: dict[str, str]) -> str:
 @pytest.mark.slow
 @pytest.mark.parametrize("columns", [None, 80, 120])
 def test_screens_look_as_they_did(
-    tasks: Api, environ: dict[str, str], columns: int | None
+    tasks: Api, environ: dict[str, str], columns: int | None, tmp_path: Path
 ) -> None:
     """Every difference is one that somebody meant, and read."""
-    text = session(columns, environ)
+    text = session(columns, environ, tmp_path)
     text = re.sub(r"\d+h\d\dm ago", "AGE ago", text)
     text = re.sub(r"(octaskly) \d+\.\d+\.\d+\S*", r"\1 VERSION", text)
     file = SCREENS / f"{columns or 'pipe'}.txt"

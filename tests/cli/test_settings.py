@@ -37,11 +37,11 @@ def test_config_shows_each_setting_with_its_origin(
     assert done.returncode == 0, done.stderr
     assert list(rows)[1:] == [setting.key for setting in SETTINGS]
     cells = {key: [cell.strip() for cell in row if cell] for key, row in rows.items()}
-    assert cells["name"] == ["ash", "--name"]
-    assert cells["slots"] == ["7", f"{file}:2"]
-    assert cells["labels"] == ["a=1,b=2", f"{file}:3"]
-    assert cells["retention"] == ["2d", "OCTASKLY_RETENTION"]
-    assert cells["drain"] == ["30s", "default"]
+    assert cells["name"] == ["--name", "ash"]
+    assert cells["slots"] == [f"{file}:2", "7"]
+    assert cells["labels"] == [f"{file}:3", "a=1,b=2"]
+    assert cells["retention"] == ["OCTASKLY_RETENTION", "2d"]
+    assert cells["drain"] == ["default", "30s"]
     assert done.stderr.decode().splitlines()[0] == f"{file}: read"
 
 

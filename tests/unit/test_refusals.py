@@ -1,0 +1,42 @@
+"""What the system refuses to the command line, as people read it."""
+
+from __future__ import annotations
+
+import errno
+import os
+
+import pytest
+
+from octaskly.cli.root import print_refusal
+
+
+def refused(number: int, *names: str) -> OSError:
+    return OSError(number, os.strerror(number), *names)
+
+
+@pytest.mark.parametrize(
+    ("error", "said", "hint"),
+    [
+        (
+            refused(errno.EACCES, "/a b/c"),
+            "cannot use /a b/c: Permission denied",
+            "ls -ld '/a b/c'",
+        ),
+        (refused(errno.ENOSPC), "cannot write: No space left on device", "df ."),
+        (
+            refused(errno.EMFILE),
+            "the system refuses: Too many open files",
+            "octaskly doctor",
+        ),
+    ],
+    ids=["file", "output", "other"],
+)
+def test_what_really_failed_is_said(
+    error: OSError, said: str, hint: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Not every failure is one of writing."""
+    print_refusal(error)
+
+    first, second = capsys.readouterr().err.splitlines()
+    assert first == f"error: {said}"
+    assert second.startswith(f"  hint: {hint}")
