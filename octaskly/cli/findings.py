@@ -150,6 +150,8 @@ def _meshes(seen: Symptoms) -> Iterator[Finding]:
             "octaskly join    moves this machine; else they do not disturb each other"
         )
         yield Finding("mesh", Status.ODD, says + _shown(others), hint)
+    elif others:
+        yield Finding("mesh", Status.FINE, f"in sight, as said: {_shown(others)}")
     else:
         yield Finding("mesh", Status.FINE, "no other mesh is in sight")
 
@@ -183,11 +185,18 @@ def _multicast(seen: Symptoms) -> Iterator[Finding]:
 
 def _tcp(seen: Symptoms) -> Iterator[Finding]:
     own = [each for each in seen.neighbours if each.answer != "unasked"]
-    is_fine = True
+    is_fine, gone = True, 0
     for each in own:
         if each.answer == "silent":
             says = f"{each.name} ({each.place}) does not answer: a firewall is between"
             hint = "sudo ufw allow 7878/tcp && sudo ufw allow 3443/tcp    there"
+        elif each.answer == "refused" and seen.agent and not each.is_member:
+            # It was a member once, or is to be one: nothing here is wrong.
+            says = f"no agent listens at {each.place}, where this one also looks"
+            hint = "octaskly nodes    shows who is there"
+            yield Finding("tcp", Status.ODD, says, hint)
+            gone += 1
+            continue
         elif each.answer == "refused":
             says = f"{each.name} ({each.place}) refuses: no agent listens there"
             hint = "octaskly service status    there"
@@ -202,9 +211,11 @@ def _tcp(seen: Symptoms) -> Iterator[Finding]:
         is_fine = False
         yield Finding("tcp", Status.BAD, says, hint)
     if not own:
-        yield Finding("tcp", Status.UNCHECKED, "there is no other node to try it with")
-    elif is_fine:
-        count = _plural(len(own), "node is", "nodes are")
+        of_ours = " in this machine's mesh" if seen.neighbours else ""
+        says = f"there is no other node{of_ours} to try it with"
+        yield Finding("tcp", Status.UNCHECKED, says)
+    elif is_fine and len(own) > gone:
+        count = _plural(len(own) - gone, "node is", "nodes are")
         asked = any(each.hears_us for each in own)
         ways = "both ways" if asked else "from here; the way back needs an agent here"
         yield Finding("tcp", Status.FINE, f"{count} reached, {ways}")
@@ -307,7 +318,10 @@ def _of_other_meshes(seen: Symptoms) -> list[Neighbour]:
 
 def _shown(some: list[Neighbour]) -> str:
     """Return who it is: nodes of our mesh by name, others by mesh."""
-    words = list(dict.fromkeys(f"{each.name} ({each.place})" for each in some))
+    places: dict[str, dict[str, None]] = {}
+    for each in some:
+        places.setdefault(each.name, {})[each.place] = None
+    words = [f"{name} ({', '.join(at)})" for name, at in places.items()]
     more = f" and {len(words) - SHOWN_MAX} more" if len(words) > SHOWN_MAX else ""
     return ", ".join(words[:SHOWN_MAX]) + more
 

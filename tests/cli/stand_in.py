@@ -206,6 +206,8 @@ class Handler(BaseHTTPRequestHandler):
             case ["api", "v1", "tasks", ref, "explain"]:
                 told = {"status": "queued", "summary": self.api.stall, "nodes": []}
                 return 200, {"id": ref} | told
+            case ["api", "v1", "tokens"]:
+                return 200, {"tokens": []}
             case ["api", "v1", "nodes", name, *order]:
                 return 200, self.node(unquote(name), order)
             case _:

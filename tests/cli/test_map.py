@@ -276,3 +276,11 @@ def test_a_hundred_thousand_items_take_no_memory_and_lose_no_order(
     assert status == 0
     assert out.read_bytes() == items.read_bytes()
     assert usage.ru_maxrss < 150 << 10  # KiB
+
+
+def test_items_without_their_separator_are_missed(agent: DemoAgent) -> None:
+    """They look like words of the command, and stdin is empty."""
+    done = octaskly(agent, "map", "echo {}", "a", "b")
+
+    assert (done.returncode, done.stdout) == (0, b"")
+    assert b"neither behind ::: nor on stdin" in done.stderr

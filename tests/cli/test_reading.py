@@ -465,3 +465,27 @@ def test_what_may_mean_several_tasks_means_none(
 
     assert done.returncode == code
     assert told in done.stderr
+
+
+def test_an_empty_list_of_tokens_says_what_it_leaves_out(
+    api: Api, octaskly: Run
+) -> None:
+    """Else whoever just made one without a name thinks that it failed."""
+    done = octaskly("token", "list")
+
+    assert done.stdout == b""
+    assert done.stderr == (
+        b"no token has a name; those without one are listed nowhere\n"
+    )
+
+
+def test_a_refused_task_names_the_command_that_shows_the_nodes(
+    api: Api, octaskly: Run
+) -> None:
+    """The name in --on may be mistyped."""
+    api.refuse = lambda method, _path: (422, {}) if method == "POST" else None
+    api.refusal = "No node can run the task"
+
+    done = octaskly("run", "--on", "pi5", "--fail-fast", "--", "true")
+
+    assert b"hint: octaskly nodes " in done.stderr

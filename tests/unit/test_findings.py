@@ -1,0 +1,91 @@
+"""What the doctor makes of symptoms: it contradicts itself nowhere."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+from octaskly.cli.findings import Finding, Status, findings
+from octaskly.cli.symptoms import Neighbour, Symptoms
+from octaskly.client import Checkup
+
+OUTSIDER = Symptoms(
+    agent=None,
+    agent_error=None,
+    version="1.0.0",
+    mesh=None,
+    secret_file=Path("/home/ana/mesh.key"),
+    secret_error=None,
+    may_read_secret=True,
+    node_id=None,
+    copies=(),
+    names=(),
+    interfaces=(),
+    mdns_error=None,
+    mdns_holder=None,
+    hears_itself=None,
+    neighbours=(),
+    taken=(),
+    state_dir=Path("/home/ana/state"),
+    free_bytes=1 << 40,
+    descriptors_max=4096,
+)
+"""A machine on which nothing runs yet, and that sees nobody."""
+
+
+def of_mesh(place: str) -> Neighbour:
+    """Return a node of a mesh that this machine is not in."""
+    return Neighbour(
+        name="mesh 0123", mesh="0123", place=place, is_in_sight=True, is_member=False
+    )
+
+
+def found(seen: Symptoms) -> dict[str, Finding]:
+    return {each.check: each for each in findings(seen)}
+
+
+def test_two_nodes_in_sight_are_one_mesh() -> None:
+    """Who sees its name twice looks for two."""
+    both = (of_mesh("10.0.0.1:7878"), of_mesh("10.0.0.2:7878"))
+
+    says = found(replace(OUTSIDER, neighbours=both))["secret"].says
+
+    assert says.endswith("in sight is mesh 0123 (10.0.0.1:7878, 10.0.0.2:7878)")
+
+
+def test_no_line_denies_the_mesh_that_another_line_shows() -> None:
+    """A machine without a secret is in none, and yet sees one."""
+    seen = found(replace(OUTSIDER, neighbours=(of_mesh("10.0.0.1:7878"),)))
+
+    assert "in sight is mesh 0123" in seen["secret"].says
+    assert seen["mesh"].says == "in sight, as said: mesh 0123 (10.0.0.1:7878)"
+    assert seen["tcp"].says == (
+        "there is no other node in this machine's mesh to try it with"
+    )
+
+
+def test_a_node_that_left_is_no_fault() -> None:
+    """It was joined at an address, where this node looks as long as it runs."""
+    gone = Neighbour(
+        name="10.0.0.1",
+        mesh="0123",
+        place="10.0.0.1:7878",
+        is_in_sight=False,
+        is_member=False,
+        answer="refused",
+    )
+    agent = Checkup(
+        name="pi4",
+        node_id="0011",
+        state_dir="/home/ana/state",
+        secret_file="/home/ana/mesh.key",
+        descriptors_max=4096,
+        mesh="0123",
+    )
+
+    seen = found(replace(OUTSIDER, agent=agent, mesh="0123", neighbours=(gone,)))
+
+    assert seen["tcp"].status is Status.ODD
+    assert seen["tcp"].says == (
+        "no agent listens at 10.0.0.1:7878, where this one also looks"
+    )
