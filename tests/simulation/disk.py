@@ -7,6 +7,7 @@ see what is committed, and what lies below the floor goes at once with it.
 from __future__ import annotations
 
 import copy
+import random
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
@@ -450,12 +451,18 @@ class Disk:
         )
 
     def entries_after(
-        self, vector: Vector, most: int
+        self, vector: Vector, most: int, draw: random.Random | None = None
     ) -> tuple[tuple[Entry, ...], tuple[tuple[StreamId, Epoch], ...], bool]:
-        """Read entries beyond a vector, like the port of that name."""
+        """Read entries beyond a vector, like the port of that name.
+
+        With `draw` the streams come in any order, as the protocol allows.
+        """
         found: list[Entry] = []
         # The oldest reign first: floors wait for what their writer held.
-        for stream in sorted(self.streams, key=lambda s: (self.writers[s], s)):
+        order = sorted(self.streams, key=lambda s: (self.writers[s], s))
+        if draw is not None:
+            draw.shuffle(order)
+        for stream in order:
             seen, start = vector.get(stream, 0), self.starts.get(stream, 0)
             if seen >= start:
                 found += self.streams[stream][seen - start :]

@@ -320,7 +320,9 @@ def calm(world: World) -> None:
             break  # What is quiet for a moment only is not at rest.
 
 
-def run_seed(seed: int, *, is_forgetting: bool = False) -> World:
+def run_seed(
+    seed: int, *, is_forgetting: bool = False, is_unordered: bool = False
+) -> World:
     """Torment one world, check everything, and return it.
 
     Raises:
@@ -328,6 +330,7 @@ def run_seed(seed: int, *, is_forgetting: bool = False) -> World:
     """
     world = World(seed, nodes=SIZES[seed % len(SIZES)])
     Watch(world)
+    world.is_unordered = is_unordered
     world.late_share = LATE
     world.needy_share = NEEDY if seed % NEEDY_EVERY == 0 else 0.0
     torment(world, draw_profile(world, is_forgetting=is_forgetting))
@@ -340,6 +343,11 @@ def run_seed(seed: int, *, is_forgetting: bool = False) -> World:
 def run_forgetful(seed: int) -> World:
     """Torment a world that forgets what ended some seconds ago."""
     return run_seed(seed, is_forgetting=True)
+
+
+def run_unordered(seed: int) -> World:
+    """The same, and who is asked for entries gives the streams in any order."""
+    return run_seed(seed, is_forgetting=True, is_unordered=True)
 
 
 def run_quiet(seed: int) -> World:

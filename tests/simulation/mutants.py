@@ -51,6 +51,7 @@ from tests.simulation.faults import (
     run_same_names,
     run_seed,
     run_short,
+    run_unordered,
 )
 
 FAR = 1 << 62  #: a number that no append reaches
@@ -366,6 +367,11 @@ def floor_without_the_carried(patch: pytest.MonkeyPatch) -> None:
     patch.setattr("octaskly.core.retention.facts_of", lambda _: [])
 
 
+def floors_wait_for_nothing(patch: pytest.MonkeyPatch) -> None:
+    """A floor is taken in before what its writer held when it was written."""
+    patch.setattr("octaskly.core.journal.covers", lambda *_: True)
+
+
 def worker_copies_are_written_again(patch: pytest.MonkeyPatch) -> None:
     """A late result brings a task back that is gone."""
     patch.setattr(Journal, "is_void", lambda *_: False)
@@ -430,6 +436,7 @@ MUTANTS: tuple[tuple[Plant, Hunt], ...] = (
     (rows_are_taken_for_the_log, run_half_joined),
     (rows_of_others_do_not_matter, run_half_followed),
     (floor_without_the_carried, run_forgetful),
+    (floors_wait_for_nothing, run_unordered),
     (worker_copies_are_written_again, run_forgetful),
     (children_do_not_wait, run_seed),
     (records_are_not_in_snapshots, run_forgetful),

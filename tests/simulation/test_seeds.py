@@ -26,6 +26,7 @@ from tests.simulation.faults import (
     run_seed,
     run_short,
     run_steered,
+    run_unordered,
 )
 from tests.simulation.hunt import failures
 from tests.simulation.mutants import MUTANTS, Hunt, Plant
@@ -78,6 +79,13 @@ def test_nodes_that_are_drained_and_paused_lose_nothing(seed: int) -> None:
 def notes(world: World) -> list[Note]:
     """Return what all nodes noted."""
     return [note for machine in world.machines.values() for _, note in machine.notes]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(5))
+def test_streams_may_come_in_any_order(seed: int) -> None:
+    """A floor that comes before what it builds on waits for that."""
+    run_unordered(seed)
 
 
 @pytest.mark.slow

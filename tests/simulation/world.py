@@ -152,6 +152,7 @@ class World:
 
     late_share = 0.0  #: of tasks that come after another one
     needy_share = 0.0  #: of tasks that ask for much of a machine
+    is_unordered = False  #: who is asked for entries mixes the streams
 
     def __init__(
         self,
@@ -585,7 +586,8 @@ class World:
         if snapshot is not None:
             self.network.send(machine.id, peer, (snapshot,))
             return
-        entries, epochs, more = disk.entries_after(vector, CHUNK)
+        draw = self.random if self.is_unordered else None
+        entries, epochs, more = disk.entries_after(vector, CHUNK, draw)
         message = Entries(entries, epochs, more, disk.vector())
         self.network.send(machine.id, peer, (message,))
 
