@@ -22,8 +22,8 @@ demo: .venv
 	@$(BIN)/octaskly demo
 
 # All tests. As root on Debian it brings what they need besides Python, and runs them in
-# three processes, each with a network of its own: most of them wait most of the time.
-PYTEST_PARALLEL ?= -n 3 --dist loadfile
+# two processes, each with a network of its own: most of them wait most of the time.
+PYTEST_PARALLEL ?= -n 2 --dist loadfile
 test: .venv
 	@tests/setup-host
 	@$(BIN)/pytest $(if $(filter 0,$(shell id -u)),$(PYTEST_PARALLEL)) $(PYTEST_FLAGS)

@@ -84,7 +84,7 @@ class Kin:
             moving = [
                 process
                 for process in self._below()
-                if process.state not in tree.STILL and process.pid not in grouped
+                if process.pid not in grouped and not self._stands_still(process)
             ]
             if not moving:
                 return True
@@ -92,6 +92,12 @@ class Kin:
                 tree.signal_process(process, signal.SIGSTOP)
                 self._stopped[process.pid] = process
         return False
+
+    def _stands_still(self, process: tree.Process) -> bool:
+        # What waits in the kernel, for a disk or as `vfork` for a child, stops as it
+        # wakes, but only if it was told to.
+        is_told = process.state == "D" and process.pid in self._stopped
+        return is_told or process.state in tree.STOPPED
 
     def thaw(self) -> None:
         """Let all go on, but for what tasks had stopped themselves."""

@@ -28,9 +28,7 @@ PR_SET_CHILD_SUBREAPER = 36
 ROUNDS = 100  #: how often to look for what was started while others were killed
 LOOK_S = 0.001
 MARK = b"OCTASKLY_MARK="  #: the setting in the environment that names an attempt
-STILL = "TtZXD"
-"""States of processes that use no processor: stopped, ended, or waiting in the kernel,
-as a `vfork` does for a child that is stopped."""
+STOPPED = "TtZX"  #: states of processes that do nothing more: stopped, or ended
 MARK_BYTES_MAX = 1 << 20  #: environments are read no further than this
 
 

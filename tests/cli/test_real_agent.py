@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -299,29 +300,34 @@ def test_db_reset_refuses_a_log_in_use(agent: DemoAgent) -> None:
     assert (agent.state / "log.db").exists()
 
 
+@pytest.fixture
+def near() -> Iterator[Path]:
+    """Yield a folder of a short name: those of sockets are bounded."""
+    with tempfile.TemporaryDirectory(prefix="near-") as name:
+        yield Path(name)
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(120)
-def test_demo_ends_by_itself_and_leaves_nothing(tmp_path: Path) -> None:
+def test_demo_ends_by_itself_and_leaves_nothing(near: Path) -> None:
     """Three agents form, share, and are gone: no process, no file."""
-    done = demo(tmp_path)
+    done = demo(near)
     output, _ = done.communicate(timeout=110)
 
     assert done.returncode == 0, output
     assert b"All 40 outputs came back" in output
     assert b"tasks per second" in output
-    assert left_behind(tmp_path) == ([], [])
+    assert left_behind(near) == ([], [])
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(120)
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_interrupted_demo_leaves_nothing(
-    tmp_path: Path, number: signal.Signals
-) -> None:
+def test_interrupted_demo_leaves_nothing(near: Path, number: signal.Signals) -> None:
     """Ctrl-C stops the agents and removes the files."""
-    process = demo(tmp_path)
+    process = demo(near)
     deadline = time.monotonic() + 30
-    while not list(tmp_path.glob("octaskly-demo-*/*.log")):
+    while not list(near.glob("octaskly-demo-*/*.log")):
         assert time.monotonic() < deadline
         os.sched_yield()
 
@@ -329,7 +335,7 @@ def test_interrupted_demo_leaves_nothing(
     process.communicate(timeout=60)
 
     assert process.returncode == 130
-    assert left_behind(tmp_path) == ([], [])
+    assert left_behind(near) == ([], [])
 
 
 def demo(folder: Path) -> subprocess.Popen[bytes]:

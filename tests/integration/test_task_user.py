@@ -217,10 +217,13 @@ def test_a_paused_node_stops_tasks_where_they_are(agent: Agent) -> None:
     task = submit(agent, "n=0; while :; do n=$((n+1)); echo $n >count; done")
     count = agent.state / "work" / "count"
     until(lambda: count.exists() and count.read_text(), "it counts")
-    assert agent.call("POST", "/api/v1/nodes/two/pause")[0] == 200
-    until(lambda: _is_still(count), "it stands still")
-    assert agent.call("POST", "/api/v1/nodes/two/unpause")[0] == 200
-    until(lambda: not _is_still(count), "it goes on")
+    for _ in range(5):  # It waits for the disk in some of them.
+        assert agent.call("POST", "/api/v1/nodes/two/pause")[0] == 200
+        try:
+            until(lambda: _is_still(count), "it stands still")
+        finally:
+            assert agent.call("POST", "/api/v1/nodes/two/unpause")[0] == 200
+        until(lambda: not _is_still(count), "it goes on")
 
     agent.call("DELETE", f"/api/v1/tasks/{task}?force=true")
     assert finished(agent, task)["status"] == "cancelled"
