@@ -227,7 +227,10 @@ class Invites:
                 reason = "wrong code"
                 await conversation.say(NO_PROOF)
                 return
-            await conversation.say(keys.member_proof() + seal(keys, self._keyring()))
+            reason = "the secret file cannot be used"
+            sealed = seal(keys, self._keyring())
+            reason = "hung up"
+            await conversation.say(keys.member_proof() + sealed)
             reason = ""
         finally:
             if reason:

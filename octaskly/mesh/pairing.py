@@ -14,7 +14,7 @@ from functools import partial
 from typing import Final
 
 from octaskly.core.model import Address
-from octaskly.errors import PairingFailed
+from octaskly.errors import OctasklyError
 from octaskly.mesh.strangers import Strangers
 from octaskly.mesh.tcp import connect, tune
 
@@ -78,7 +78,7 @@ class Conversation:
 
 
 Welcome = Callable[[Conversation], Awaitable[None]]
-"""Leads a conversation with a stranger; may raise OSError and PairingFailed."""
+"""Leads a conversation with a stranger; may raise OSError and OctasklyError."""
 
 
 async def listen(sockets: Iterable[socket.socket], welcome: Welcome) -> None:
@@ -137,7 +137,7 @@ async def _accept(
 
 async def _talk(conversation: Conversation, welcome: Welcome) -> None:
     try:
-        with contextlib.suppress(OSError, PairingFailed):
+        with contextlib.suppress(OSError, OctasklyError):
             async with asyncio.timeout(EXCHANGE_S):
                 await welcome(conversation)
     finally:

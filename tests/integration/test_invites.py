@@ -16,7 +16,7 @@ from octaskly.agent.joining import Joiner, Place, place_at
 from octaskly.agent.sockets import bind, port_of
 from octaskly.core.keys import DENIED_MAX
 from octaskly.core.model import Address, Moment, NodeId, NodeInfo
-from octaskly.errors import PairingFailed, TooManyInvites
+from octaskly.errors import ConfigError, PairingFailed, TooManyInvites
 from octaskly.log import configure
 from octaskly.mesh.pairing import Conversation, call, listen
 from octaskly.mesh.strangers import HANDSHAKES_HERE_MAX
@@ -54,6 +54,13 @@ class Door:
     clock: Clock
     place: Place | None = None
     keyring: str = KEYRING
+    failure: ConfigError | None = None
+
+    def give(self) -> str:
+        """Return what machines get, as a secret file that can be unusable."""
+        if self.failure is not None:
+            raise self.failure
+        return self.keyring
 
     async def invite(self, ttl_s: int = 300) -> Code:
         opened = await self.invites.open(ttl_s)
@@ -96,7 +103,7 @@ async def door() -> AsyncIterator[Door]:
         node=node,
         node_key=NodeKey.generate().public_bytes(),
         mesh_id="0" * 16,
-        keyring=lambda: ash.keyring,
+        keyring=lambda: ash.give(),  # noqa: PLW0108  there is none yet
         addresses=["127.0.0.1"],
         interfaces=["lo"],
         clock=clock,
@@ -255,6 +262,17 @@ async def test_no_address_holds_all_places() -> None:
         listening.cancel()
         for conversation in (*silent, surplus, late):
             conversation.close()
+
+
+async def test_a_secret_file_that_cannot_be_read_ends_one_pairing_alone() -> None:
+    """Not the agent: the next machine may come when somebody has mended it."""
+    async with door() as ash:
+        ash.failure = ConfigError("it can be read by others")
+        with pytest.raises(PairingFailed):
+            await ash.join(await ash.invite())
+        ash.failure = None
+
+        assert await ash.join(await ash.invite()) == KEYRING
 
 
 async def test_the_longest_keyring_passes() -> None:
