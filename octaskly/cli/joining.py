@@ -177,7 +177,7 @@ def _check_leaving(own: Membership, *, force: bool) -> None:
             f"this machine is in the mesh {own.mesh}, and joining another one "
             f"leaves behind: {' and '.join(left)}",
             hint="octaskly nodes    shows who is in it; to stay there, do nothing\n"
-            "octaskly drain    first lets its tasks end, or run elsewhere\n"
+            f"octaskly drain {own.name} --wait    first lets its tasks end\n"
             "octaskly join --force CODE    leaves them all the same; its log is kept, "
             "moved aside",
         )
