@@ -21,12 +21,17 @@ $(VENV)/.ready: pyproject.toml
 demo: .venv
 	@$(BIN)/octaskly demo
 
-# All tests. As root on Debian it brings what they need besides Python, and runs them in
-# two processes, each with a network of its own: most of them wait most of the time.
-PYTEST_PARALLEL ?= -n 2 --dist loadfile
+# All tests. As root on Debian it brings what they need besides Python, and runs most of
+# them in two processes, each with a network of its own, since they wait most of the
+# time; behind them come those that want the machine for themselves.
 test: .venv
 	@tests/setup-host
-	@$(BIN)/pytest $(if $(filter 0,$(shell id -u)),$(PYTEST_PARALLEL)) $(PYTEST_FLAGS)
+ifeq ($(shell id -u),0)
+	@$(BIN)/pytest -n 2 --dist loadfile -m 'not soak and not alone' $(PYTEST_FLAGS)
+	@$(BIN)/pytest -m 'alone and not soak' $(PYTEST_FLAGS) || test $$? -eq 5  # None.
+else
+	@$(BIN)/pytest $(PYTEST_FLAGS)
+endif
 
 check: .venv
 	$(BIN)/ruff check .

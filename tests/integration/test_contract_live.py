@@ -22,6 +22,8 @@ from octaskly.trust.tokens import Tokens
 from tests.agents import Agent, meshed
 from tests.integration.conformance import conforms
 
+pytestmark = pytest.mark.alone  # Ten thousand tasks at a time, on three agents.
+
 TASKS = "/api/v1/tasks"
 NAMES = ("ash", "birch", "cedar")
 SLOTS = 2

@@ -35,6 +35,8 @@ from octaskly.mesh import wire
 from tests.agents import Agent, finished, running, submit, until, until_nodes
 from tests.integration.test_bad_peers import Member
 
+pytestmark = pytest.mark.alone
+
 ANSWER_S_MAX = 0.2
 ANSWERS = 30
 NINE_OF_TEN = ANSWERS * 9 // 10 - 1

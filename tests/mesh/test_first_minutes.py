@@ -16,7 +16,7 @@ from tests.mesh.lab import Host
 from tests.mesh.netns import wait_until
 from tests.mesh.scene import FIGURES
 
-pytestmark = [pytest.mark.netns, pytest.mark.timeout(180)]
+pytestmark = [pytest.mark.netns, pytest.mark.alone, pytest.mark.timeout(180)]
 
 FIRST_RESULT_S_MAX = 2.0
 JOIN_S_MAX = 5.0

@@ -159,6 +159,7 @@ def resident_mb(host: Host) -> float:
     return psutil.Process(host.first.process.pid).memory_info().rss / 1e6
 
 
+@pytest.mark.alone
 def test_a_rogue_advertiser_cannot_turn_the_mesh_against_a_victim(
     make_lab: MakeLab,
 ) -> None:

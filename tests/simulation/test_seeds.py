@@ -43,6 +43,7 @@ REGRESSIONS = [
 ]
 
 
+@pytest.mark.alone
 @pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_whatever_fails_nothing_accepted_is_lost() -> None:
