@@ -161,7 +161,10 @@ def test_refusal_has_an_exit_code_of_its_own(
 @pytest.mark.parametrize(
     ("arguments", "text"),
     [
-        (["lss"], "error: no such command 'lss'\n  hint: octaskly --help\n"),
+        (
+            ["lss"],
+            "error: there is no command 'lss'; 'ls' is one\n  hint: octaskly --help\n",
+        ),
         (
             ["ls", "--limit", "0"],
             (

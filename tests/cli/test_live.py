@@ -46,8 +46,12 @@ def octaskly(node: Agent, *arguments: str | bytes, stdin: bytes = b"") -> Done:
 
 
 def assert_error_form(stderr: bytes) -> None:
-    """`error`, perhaps a `cause`, and at least one hint; no colour, no traceback."""
-    lines = stderr.decode().splitlines()
+    """`error`, perhaps a `cause`, and at least one hint; no colour, no traceback.
+
+    Why a task waits may have been told before.
+    """
+    told = stderr.decode().splitlines()
+    lines = [line for line in told if not line.startswith("waits: ")]
     assert re.fullmatch(r"error: \S.*", lines[0]), stderr
     assert all(re.match(r"  (cause|hint): \S", line) for line in lines[1:]), stderr
     assert lines[-1].startswith("  hint: "), stderr
@@ -224,17 +228,6 @@ def test_a_pipe_that_closes_early_is_no_error(node: Agent) -> None:
         )
 
     assert done.stderr == b""
-
-
-def test_ls_is_there_at_once(node: Agent) -> None:
-    """Under 150 ms from a cold start: best of five, as others use this machine too."""
-    took_s = []
-    for _ in range(5):
-        began_s = time.perf_counter()
-        octaskly(node, "ls")
-        took_s.append(time.perf_counter() - began_s)
-
-    assert min(took_s) < 0.15, took_s
 
 
 def test_a_key_makes_submitting_again_harmless(node: Agent) -> None:

@@ -538,6 +538,7 @@ async def test_a_follower_survives_a_change_of_dispatcher(
         assert (await reader.of("end"))[1] == f"{FIRST}:8:0"
 
 
+@pytest.mark.alone  # A hundred streams at once.
 async def test_who_waits_leaves_a_dispatcher_room_for_others(
     three: Three, monkeypatch: pytest.MonkeyPatch
 ) -> None:

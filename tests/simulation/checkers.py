@@ -451,6 +451,10 @@ def is_quiet(world: World) -> bool:
         return False
     (dispatcher,) = world.dispatchers()
     held = dict(world.machines[dispatcher].disk.vector())
+    reign = world.machines[dispatcher].node
+    assert reign is not None
+    if len(list(reign._members.followers(reign.epoch))) < len(machines) - 1:
+        return False  # Who came last is told nothing before it has confirmed the reign.
     is_whole = all(covers(held, m.disk.vector()) for m in machines)
     if world.machines[dispatcher].disk.ahead():
         return False  # It still has to write again what only rows have told it.
