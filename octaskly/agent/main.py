@@ -34,7 +34,7 @@ CHECK_S = 2.0  #: between two samples of load and health
 #: How long a machine without a secret looks for a mesh. A member that has spoken over
 #: mDNS within the last second may not repeat it at once (RFC 6762, 6): the library then
 #: answers after 1.02 to 1.12 s. Whoever looked for less made a mesh of its own.
-BROWSE_S = 1.4
+BROWSE_S = 1.2
 LOOK_S = 1.0  #: between two looks for the secret file, while unpaired
 CLOSE_S = 20.0  #: for systemd: what closing may take behind the end of all tasks
 EXIT_FAILED = 1
