@@ -19,7 +19,7 @@ from octaskly.mesh.wire import Decoder
 MESSAGES_PER_TURN: Final = 64  #: some milliseconds of work
 DECODE_S: Final = 0.03  #: decoding that took longer is followed by a rest,
 REST_TIMES: Final = 2  #: so many times as long
-AHEAD_BYTES_MAX: Final = 8 << 20  #: that came since what is on disk
+AHEAD_BYTES_MAX: Final = 4 << 20  #: that came since what is on disk
 DISK_S: Final = 0.02  #: until the disk is looked at again
 
 Progress = Callable[[], tuple[int, int]]
