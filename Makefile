@@ -39,9 +39,12 @@ check: .venv
 	$(BIN)/mypy octaskly tests benchmarks
 	$(BIN)/lint-imports
 
-# The part of the reference that is made from the code.
+# The parts of the reference that are made from the code, then all pages as a site in
+# build/site; a link that leads nowhere is an error.
 docs: .venv
-	@$(BIN)/python -m tests.docs.settings_page
+	@$(BIN)/python -m tests.docs.reference
+	@$(BIN)/python -m sphinx -q -W --keep-going -c docs -d build/doctrees . build/site
+	@echo build/site/index.html
 
 # What others know of holes: dubious code, and dependencies with published ones.
 # Of bandit, low findings are left out (asserts state invariants; starting programs is
@@ -96,4 +99,4 @@ package: .venv
 	@rm -f $(DIST)/build.log; ls -1 $(DIST)
 
 clean:
-	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) build .mypy_cache .ruff_cache .pytest_cache .hypothesis

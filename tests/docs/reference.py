@@ -1,0 +1,38 @@
+"""Makes the parts of the reference that follow from the code: `make docs`.
+
+Such a part stands between two comments of its page, and nobody writes there by hand;
+all else of a page is prose. A part is made by one small module, which is listed here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from tests.docs import settings_page
+
+PAGES = Path(__file__).parent.parent.parent / "docs" / "reference"
+END = "<!-- The end of what is made. -->\n"
+
+
+def parts() -> Iterator[tuple[str, str, Callable[[], str]]]:
+    """Yield the page of each part, of what it is made, and what makes it."""
+    yield "configuration.md", "octaskly/config/table.py", settings_page.table
+
+
+def made_anew(page: str, text: str) -> str:
+    """Return the text of a page with its parts made anew."""
+    for where, source, make in parts():
+        if where != page:
+            continue
+        begin = f"<!-- Made from {source} by `make docs`. -->\n"
+        before, found, rest = text.partition(begin)
+        assert found, f"{page} has no part that is made from {source}"
+        text = f"{before}{begin}\n{make()}\n{END}{rest.partition(END)[2]}"
+    return text
+
+
+if __name__ == "__main__":
+    for page in sorted({where for where, _, _ in parts()}):
+        path = PAGES / page
+        path.write_text(made_anew(page, path.read_text()))
