@@ -15,7 +15,7 @@ from octaskly.agent.records import Records
 from octaskly.core.events import RecordDraft
 from octaskly.core.facts import HLC_MAX, Recorded, hlc_of
 from octaskly.core.model import NodeId
-from octaskly.core.records import AUDIT, KINDS
+from octaskly.core.records import AUDIT, AUDIT_STRANGERS, KINDS
 from octaskly.errors import OctasklyError
 from octaskly.ports import Deed, DeedPage, RecordQuery
 
@@ -81,7 +81,7 @@ class Audit:
         beyond = None if after is None else _place(after)
         found = await self._records.page(
             RecordQuery(
-                kind=AUDIT,
+                kinds=(AUDIT, AUDIT_STRANGERS),
                 limit=limit,
                 since=since,
                 beyond=beyond,
@@ -113,7 +113,8 @@ def _draft(deed: Deed) -> RecordDraft:
     body = msgspec.json.encode(brief)
     if len(body) > KINDS[AUDIT].body_bytes_max:
         body = msgspec.json.encode(replace(brief, tasks=()))
-    return RecordDraft(AUDIT, deed.id, body, deed.at_ms + RETENTION_MS)
+    kind = AUDIT_STRANGERS if deed.is_of_strangers else AUDIT
+    return RecordDraft(kind, deed.id, body, deed.at_ms + RETENTION_MS)
 
 
 def _deed(record: Recorded) -> Deed | None:

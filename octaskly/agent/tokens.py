@@ -120,7 +120,7 @@ class TokenOffice:
     async def listed(self) -> tuple[TokenInfo, ...]:
         """Return the tokens that have a name and have not expired, oldest first."""
         self._require_dispatcher()
-        query = RecordQuery(kind=TOKEN, limit=2 * KINDS[TOKEN].most)
+        query = RecordQuery(kinds=(TOKEN,), limit=2 * KINDS[TOKEN].most)
         found = await self._records.page(query)
         infos = (self._info(record) for record in found)
         now_ms = self._now_ms()

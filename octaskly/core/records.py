@@ -33,16 +33,15 @@ class Kind(NamedTuple):
 
 TOKEN: Final = "token"  # noqa: S105  (the name of a kind)
 TOKEN_REVOKED: Final = "token-revoked"  # noqa: S105
-NODE_REVOKED: Final = "node-revoked"
-ROTATION: Final = "rotation"
 AUDIT: Final = "audit"
+AUDIT_STRANGERS: Final = "audit-strangers"
+"""Refusals of who showed nobody that it is: apart, so that they push out no others."""
 
 KINDS: Final[Mapping[str, Kind]] = {
     TOKEN: Kind(1000, 2048),
     TOKEN_REVOKED: Kind(10_000, 256, is_told=True),
-    NODE_REVOKED: Kind(1000, 256, is_told=True),
-    ROTATION: Kind(64, 4096, is_told=True),
     AUDIT: Kind(20_000, 2048, is_listed=True),
+    AUDIT_STRANGERS: Kind(2000, 2048, is_listed=True),
 }
 
 
@@ -74,8 +73,10 @@ class Book:
     """The records that one node has in memory: all but those that are only listed."""
 
     def __init__(self, records: Iterable[Recorded]) -> None:
-        self._records = {(record.kind, record.key): record for record in records}
-        self._news = dict(self._records)
+        self._records: dict[tuple[str, str], Recorded] = {}
+        self._news: dict[tuple[str, str], Recorded] = {}
+        for record in records:
+            self.learn(record)
 
     def learn(self, record: Recorded) -> bool:
         """Take a record in; return whether it changes what this node goes by."""

@@ -28,6 +28,11 @@ class Deed:
     count: int = 1  #: of requests
     until_ms: int | None = None  #: when the last one was, of several
 
+    @property
+    def is_of_strangers(self) -> bool:
+        """Whether nobody showed who asks; what is counted as one still has a role."""
+        return self.subject is None and self.role is None
+
 
 @dataclass(frozen=True, slots=True)
 class DeedPage:

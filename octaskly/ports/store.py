@@ -103,9 +103,9 @@ class ToNotify:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RecordQuery:
-    """One page of the records of a kind, in the order in which they were recorded."""
+    """One page of the records of some kinds, in the order of their first recording."""
 
-    kind: str
+    kinds: tuple[str, ...]
     limit: int = 1000
     since: int = 0  #: hybrid timestamp
     beyond: tuple[int, str] | None = None  #: `at` and key of the last one of a page

@@ -7,6 +7,8 @@ came with a snapshot, so the log here does not say it yet.
 
 from __future__ import annotations
 
+import heapq
+import itertools
 import sqlite3
 from collections.abc import Iterable, Iterator
 from typing import Final
@@ -99,9 +101,20 @@ def after(db: sqlite3.Connection, last: int) -> Iterator[tuple[int, Recorded]]:
 
 
 def page(db: sqlite3.Connection, query: RecordQuery) -> tuple[Recorded, ...]:
-    """Return records of one kind."""
+    """Return records of these kinds, in one order."""
+    found = heapq.merge(
+        *(_of_kind(db, kind, query) for kind in query.kinds),
+        key=lambda record: (record.at, record.key),
+        reverse=query.is_newest_first,
+    )
+    return tuple(itertools.islice(found, query.limit))
+
+
+def _of_kind(
+    db: sqlite3.Connection, kind: str, query: RecordQuery
+) -> Iterator[Recorded]:
     order, sign = ("DESC", "<") if query.is_newest_first else ("ASC", ">")
-    where, values = "kind = ? AND at >= ?", [query.kind, query.since]
+    where, values = "kind = ? AND at >= ?", [kind, query.since]
     if query.beyond is not None:
         where += f" AND (at, key) {sign} (?, ?)"
         values += query.beyond
@@ -110,7 +123,7 @@ def page(db: sqlite3.Connection, query: RecordQuery) -> tuple[Recorded, ...]:
         f" ORDER BY at {order}, key {order} LIMIT ?",
         (*values, query.limit),
     )
-    return tuple(Recorded(*row) for row in found)
+    return (Recorded(*row) for row in found)
 
 
 def outside_the_log(

@@ -3,10 +3,11 @@
     okm1-<32 base32 characters><4 of checksum> [generation=N] [mesh=ID] [since=MS]
         [next] [urgent]
     ended=N:PROOF
-    denied=NODE
+    denied=N:NODE
 
 A line of the first kind is one generation; the other kinds name generations that are
-over and nodes that are revoked. What is not known here is refused, not half understood.
+over and nodes that are revoked, each with the first generation that it never got (it
+may be missing). What is not known here is refused, not half understood.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ _WORDS: Final = {
     "urgent": re.compile(r""),
 }
 _ENDED: Final = re.compile(r"([1-9][0-9]{0,8}):([0-9a-f]{16})")
-_DENIED: Final = re.compile(r"[a-z0-9._-]{1,16}")
+_DENIED: Final = re.compile(r"(?:([1-9][0-9]{0,9}):)?([a-z0-9._-]{1,16})")
 
 
 @dataclass(slots=True, kw_only=True)
@@ -48,7 +49,7 @@ class Page:
     has_next: bool = False
     is_urgent: bool = False
     ended: tuple[tuple[int, str], ...] = ()
-    denied: tuple[NodeId, ...] = ()
+    denials: tuple[tuple[NodeId, int], ...] = ()
 
 
 def show(raw: bytes) -> str:
@@ -72,8 +73,8 @@ def read(text: str) -> Page:
             continue
         if kind == ENDED and (match := _ENDED.fullmatch(rest)):
             page.ended += ((int(match[1]), match[2]),)
-        elif kind == DENIED and _DENIED.fullmatch(rest):
-            page.denied += (NodeId(rest),)
+        elif kind == DENIED and (match := _DENIED.fullmatch(rest)):
+            page.denials += ((NodeId(match[2]), int(match[1] or 0)),)
         else:
             _read_generation(page, line, number)
     return page

@@ -24,7 +24,7 @@ from octaskly.trust.code import Code
 
 SHARE_BYTES: Final = 33
 PROOF_BYTES: Final = 32
-KEYRING_BYTES_MAX: Final = 32_766  #: the longest that a secret file gets
+KEYRING_BYTES_MAX: Final = 40_958  #: the longest that a secret file gets
 SEALED_BYTES: Final = KEYRING_BYTES_MAX + 2 + 16
 NO_PROOF: Final = bytes(PROOF_BYTES)  #: says that a proof was wrong
 

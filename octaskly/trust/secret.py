@@ -45,7 +45,12 @@ class MeshSecret:
     has_next: bool = field(default=False, repr=False)  #: the newest is not in force yet
     is_urgent: bool = field(default=False, repr=False)  #: as in `Keys`
     since_ms: int = field(default=0, repr=False)  #: as in `Keys`
-    denied: tuple[NodeId, ...] = field(default=(), repr=False)  #: as in `Keys`
+    denials: tuple[tuple[NodeId, int], ...] = field(default=(), repr=False)
+    """Revoked nodes, ordered, each with the first generation that it never got.
+
+    Once nothing older is accepted, it cannot get in anyway; so of too many, those of
+    the oldest generations are forgotten, and never one that could.
+    """
     ended: tuple[tuple[int, str], ...] = field(default=(), repr=False)
     """Numbers of the last generations that are over, and how each is told so."""
 
@@ -81,6 +86,11 @@ class MeshSecret:
             since_ms=self.since_ms,
             denied=self.denied,
         )
+
+    @property
+    def denied(self) -> tuple[NodeId, ...]:
+        """The revoked nodes, ordered."""
+        return tuple(node for node, _ in self.denials)
 
     def authority_seed(self, generation: int) -> bytes:
         """Return the 32 bytes of the certificate authority's Ed25519 key."""
@@ -128,7 +138,7 @@ class MeshSecret:
             is_urgent=revoked is not None,
             since_ms=now_ms,
         )
-        return newer if revoked is None else newer.denying((revoked,))
+        return newer if revoked is None else _deny(newer, {revoked: newer.newest})
 
     def switched(self, now_ms: int) -> MeshSecret:
         """Return it with the newest generation in force."""
@@ -152,9 +162,12 @@ class MeshSecret:
         )
 
     def denying(self, nodes: Iterable[NodeId]) -> MeshSecret:
-        """Return it with these nodes denied, too."""
-        denied = sorted({*self.denied, *nodes})[:DENIED_MAX]
-        return replace(self, denied=tuple(denied))
+        """Return it with these nodes denied, too; they are to get no newer generation.
+
+        Raises:
+            TrustError: there are too many that may have one of those accepted.
+        """
+        return _deny(self, dict.fromkeys(nodes, self.newest + 1))
 
     def joined(self, other: MeshSecret) -> MeshSecret:
         """Return what two keyrings of one mesh say together.
@@ -164,7 +177,7 @@ class MeshSecret:
         """
         if other.mesh_id != self.mesh_id:
             raise TrustError(f"that is the secret of another mesh, {other.mesh_id}")
-        return self._ahead(other).denying({*self.denied, *other.denied})
+        return _deny(self._ahead(other), _later(self.denials, other.denials))
 
     def taking(
         self, other: MeshSecret, raw: bytes, now_ms: int, *, me: NodeId
@@ -187,7 +200,8 @@ class MeshSecret:
         told = {*both.denied} - {*self._ahead(other).denied}
         if not told or me in both.denied:
             return both
-        return both.renewed(raw, now_ms, revoked=min(told))
+        newer = both.renewed(raw, now_ms, revoked=min(told))
+        return _deny(newer, dict.fromkeys(told, newer.newest))
 
     def _ahead(self, other: MeshSecret) -> MeshSecret:
         return other if self.keys.rank < other.keys.rank else self
@@ -199,7 +213,9 @@ class MeshSecret:
             return "".join(f"{lines.show(raw)}\n" for raw in self.generations)
         text = "".join(map(self._line, self.accepted))
         text += "".join(f"{lines.ENDED}={n}:{proof}\n" for n, proof in self.ended)
-        return text + "".join(f"{lines.DENIED}={node}\n" for node in self.denied)
+        for node, number in self.denials:
+            text += f"{lines.DENIED}={f'{number}:' if number else ''}{node}\n"
+        return text
 
     def _line(self, number: int) -> str:
         words = [lines.show(self._raw(number)), f"generation={number}"]
@@ -241,16 +257,16 @@ def parse(text: str) -> MeshSecret:
         raise TrustError("without generation 1, a line says mesh=ID")
     if page.has_next and len(page.generations) == 1:
         raise TrustError("the only generation of a secret cannot be the next one")
-    return MeshSecret(
+    secret = MeshSecret(
         page.generations,
         first=first,
         mesh_id=page.mesh_id,
         has_next=page.has_next,
         is_urgent=page.is_urgent,
         since_ms=page.since_ms,
-        denied=tuple(sorted(page.denied)[:DENIED_MAX]),
         ended=page.ended[-ENDED_MAX:],
     )
+    return _deny(secret, _later((), page.denials))
 
 
 def load(path: Path, environ: Mapping[str, str] = os.environ) -> MeshSecret:
@@ -305,6 +321,25 @@ def make(path: Path) -> bool:
     if os.path.lexists(path):
         return False
     return create_private(path, generate().lines().encode())
+
+
+def _deny(secret: MeshSecret, denials: Mapping[NodeId, int]) -> MeshSecret:
+    """Return it with these nodes denied; the order of many such steps is all one."""
+    found = _later(secret.denials, denials.items())
+    kept = sorted(found, key=lambda node: (found[node], node))[-DENIED_MAX:]
+    if any(found[node] > secret.first for node in found.keys() - {*kept}):
+        raise TrustError(f"more than {DENIED_MAX} nodes are revoked at once")
+    return replace(secret, denials=tuple((node, found[node]) for node in sorted(kept)))
+
+
+def _later(
+    some: Iterable[tuple[NodeId, int]], more: Iterable[tuple[NodeId, int]]
+) -> dict[NodeId, int]:
+    """Return of each denied node the newest generation that is said of it."""
+    found = dict(some)
+    for node, number in more:
+        found[node] = max(number, found.get(node, 0))
+    return found
 
 
 def _derive(secret: bytes, label: str, length: int) -> bytes:

@@ -86,8 +86,17 @@ class DiskLog:
         return self._disk.vector()
 
     async def records(self, query: RecordQuery) -> tuple[Recorded, ...]:
-        some = [r for r in self._disk.told() if r.kind == query.kind]
-        return tuple(sorted(some, key=lambda record: (record.at, record.key)))
+        some = [
+            ((r.at, r.key), r)
+            for r in self._disk.told()
+            if r.kind in query.kinds and r.at >= query.since
+        ]
+        some.sort(key=lambda placed: placed[0], reverse=query.is_newest_first)
+        if query.beyond is not None:
+            is_first = query.is_newest_first
+            some = [s for s in some if s[0] != query.beyond]
+            some = [s for s in some if (s[0] < query.beyond) == is_first]
+        return tuple(record for _, record in some[: query.limit])
 
     async def task(self, ref: str) -> TaskRecord | None:
         return self._disk.records.get(TaskId(ref))

@@ -10,7 +10,7 @@ from octaskly.agent.audit import RETENTION_MS, Audit
 from octaskly.agent.clock import SystemClock
 from octaskly.core.facts import Recorded
 from octaskly.core.model import NodeId
-from octaskly.core.records import AUDIT, KINDS
+from octaskly.core.records import AUDIT, AUDIT_STRANGERS, KINDS
 from octaskly.errors import NotDispatcher
 from octaskly.ports import AuditLog, Deed, RecordQuery
 from tests.contract.test_token_desk import MemoryRecords, Reign
@@ -23,7 +23,7 @@ class ListedRecords(MemoryRecords):
     """Answers a page as the store does."""
 
     async def page(self, query: RecordQuery) -> tuple[Recorded, ...]:
-        found = [r for r in self.kept.values() if r.kind == query.kind]
+        found = [r for r in self.kept.values() if r.kind in query.kinds]
         if query.beyond is not None:
             found = [r for r in found if (r.at, r.key) > query.beyond]
         if query.is_newest_first:
@@ -115,6 +115,21 @@ async def test_only_the_dispatcher_keeps_it(log: AuditLog, reign: Reign) -> None
 
     with pytest.raises(NotDispatcher):
         await log.page(since_ms=0, after=None, limit=9)
+
+
+async def test_strangers_push_nothing_out_but_each_other() -> None:
+    """However many ask, who changed what has room of its own."""
+    records = ListedRecords()
+    log = Audit(records, SystemClock(), NODE, lambda: None)
+    many_known = deed(2, subject=None, source="many")
+    stranger = deed(3, subject=None, role=None, status=401)
+    await log.keep([deed(1), many_known, stranger])
+
+    page = await log.page(since_ms=0, after=None, limit=9)
+
+    assert [kind for kind, _ in records.kept] == [AUDIT, AUDIT, AUDIT_STRANGERS]
+    assert KINDS[AUDIT_STRANGERS].most < KINDS[AUDIT].most
+    assert [d.id for d in page.deeds] == ["n-1", "n-2", "n-3"]
 
 
 async def test_a_deed_is_what_it_was_and_goes_after_ninety_days() -> None:

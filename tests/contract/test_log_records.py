@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from octaskly.core.effects import PlanFloor, Save
 from octaskly.core.facts import Recorded
 from octaskly.core.model import Holdings
-from octaskly.core.records import AUDIT, ROTATION, TOKEN_REVOKED
+from octaskly.core.records import AUDIT, AUDIT_STRANGERS, TOKEN_REVOKED
 from octaskly.ports import RecordQuery
 from tests.contract import log_kit as kit
 from tests.contract.test_log_retention import AGES, MANY, Bench, benches, rows_of
@@ -25,7 +27,7 @@ def record(
 
 async def listed(bench: Bench, kind: str = TOKEN_REVOKED) -> list[Recorded]:
     """Return all records of a kind."""
-    return list(await bench.log.records(RecordQuery(kind=kind)))
+    return list(await bench.log.records(RecordQuery(kinds=(kind,))))
 
 
 async def told(bench: Bench, *records: Recorded) -> None:
@@ -51,12 +53,12 @@ async def test_a_record_is_there_after_a_restart(benches: list[Bench]) -> None:
 async def test_the_first_record_of_a_key_counts(benches: list[Bench]) -> None:
     """Whichever comes first: two halves of a split may have written one each."""
     one, two = benches
-    early, late = (record("2", bytes([n]), kind=ROTATION, at=n) for n in (1, 2))
+    early, late = (record("2", bytes([n]), at=n) for n in (1, 2))
 
     await one.add(early, late)
     await two.add(late, early)
 
-    assert await listed(one, ROTATION) == await listed(two, ROTATION) == [early]
+    assert await listed(one) == await listed(two) == [early]
 
 
 async def test_records_are_carried_over_the_floor(benches: list[Bench]) -> None:
@@ -71,6 +73,23 @@ async def test_records_are_carried_over_the_floor(benches: list[Bench]) -> None:
     assert record("a") in [entry.fact for entry in pulled.entries]
     assert await two.join(one.log) is not None
     assert await listed(two) == [record("a")]
+
+
+async def test_a_page_has_records_of_all_kinds_that_are_asked_for(
+    benches: list[Bench],
+) -> None:
+    """In the one order in which they were recorded, from either end."""
+    one, _ = benches
+    kinds = (AUDIT, AUDIT_STRANGERS)
+    made = [record(str(n), kind=kinds[n % 2], at=n) for n in range(1, 6)]
+    await one.add(*made, record("other", at=3))
+
+    async def page(**more: Any) -> list[Recorded]:
+        return list(await one.log.records(RecordQuery(kinds=kinds, limit=3, **more)))
+
+    assert await page() == made[:3]
+    assert await page(beyond=(3, "3")) == made[3:]
+    assert await page(is_newest_first=True) == made[:1:-1]
 
 
 async def test_what_is_over_is_not_carried(benches: list[Bench]) -> None:

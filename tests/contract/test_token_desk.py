@@ -36,7 +36,7 @@ class MemoryRecords(Records):
         return Kept(tuple(self.kept[record.kind, record.key] for record in fresh))
 
     async def page(self, query: RecordQuery) -> tuple[Recorded, ...]:
-        return tuple(r for r in self.kept.values() if r.kind == query.kind)
+        return tuple(r for r in self.kept.values() if r.kind in query.kinds)
 
 
 class Reign:

@@ -286,7 +286,7 @@ async def test_the_longest_keyring_passes() -> None:
             has_next=True,
             is_urgent=True,
             since_ms=10**15 - 1,
-            denied=tuple(map(NodeId, names)),
+            denials=tuple((NodeId(name), 900_000_000) for name in names),
             ended=((900_000_000, "0" * 16),) * ENDED_MAX,
         ).lines()
 

@@ -9,13 +9,13 @@ from hypothesis import strategies as st
 
 from octaskly.core.facts import Entry, Recorded
 from octaskly.core.model import StreamId
-from octaskly.core.records import AUDIT, KINDS, ROTATION, Book, first
+from octaskly.core.records import AUDIT, KINDS, TOKEN_REVOKED, Book, first
 from octaskly.store import records as table
 from octaskly.store.schema import MIGRATIONS
 
 RECORDS = st.builds(
     Recorded,
-    st.sampled_from([ROTATION, AUDIT]),
+    st.sampled_from([TOKEN_REVOKED, AUDIT]),
     st.sampled_from(["1", "2"]),
     st.sampled_from([b"", b"a"]),
     st.sampled_from([0, 1 << 46]),
@@ -29,7 +29,7 @@ def alike() -> st.SearchStrategy[Recorded]:
     """Return records of one kind and key."""
     return st.builds(
         Recorded,
-        st.just(ROTATION),
+        st.just(TOKEN_REVOKED),
         st.just("2"),
         st.sampled_from([b"", b"a", b"b"]),
         st.integers(0, 2),

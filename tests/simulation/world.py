@@ -770,13 +770,18 @@ class World:
         self.feed(machine, event)
 
     def record(self, node_id: NodeId) -> None:
-        """Let somebody record something; generations are few, so that they clash."""
+        """Let somebody record something; some keys are few, so that they clash."""
         machine = self.machines[node_id]
         if machine.node is None or machine.is_failing:
             return
         draw = self.notes
-        kind = draw.choice((records.ROTATION, records.TOKEN_REVOKED, records.AUDIT))
-        few = kind == records.ROTATION
+        kind, few = draw.choice(
+            (
+                (records.TOKEN_REVOKED, True),
+                (records.TOKEN_REVOKED, False),
+                (records.AUDIT, False),
+            )
+        )
         key = str(draw.randrange(6)) if few else f"{draw.getrandbits(64):x}"
         drafts = (RecordDraft(kind, key, draw.randbytes(4)),)
         self.feed(machine, RecordAsked(self._next_ticket(), drafts))

@@ -32,7 +32,7 @@ from octaskly.core.facts import Recorded
 from octaskly.core.messages import ClaimOk, Hello, Message, Reattach, Records
 from octaskly.core.model import NO_EPOCH, Address, Epoch, NodeState
 from octaskly.core.node import Node
-from octaskly.core.records import AUDIT, KINDS, ROTATION, TOKEN_REVOKED, Kind
+from octaskly.core.records import AUDIT, KINDS, TOKEN, TOKEN_REVOKED, Kind
 from tests.builders import moment, node_id, settings
 
 PEER = node_id("b")
@@ -187,10 +187,10 @@ def test_a_key_that_is_taken_answers_with_what_counts() -> None:
     """So who comes second knows that, and nothing is written twice."""
     shell = Shell()
     shell.reign()
-    shell.ask(RecordDraft(ROTATION, "2", b"first"))
+    shell.ask(RecordDraft(TOKEN, "2", b"first"))
     shell.write()
 
-    effects = shell.ask(RecordDraft(ROTATION, "2", b"second"))
+    effects = shell.ask(RecordDraft(TOKEN, "2", b"second"))
     (answer,) = kept(effects + shell.write())
 
     assert isinstance(answer, Kept)

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from octaskly.core.keys import DENIED_MAX
+from octaskly.core.model import NodeId
 from octaskly.errors import ConfigError, TrustError
 from octaskly.trust.identity import NodeKey, node_id_of
 from octaskly.trust.private import create_private
@@ -175,7 +176,33 @@ def test_there_is_an_end_to_generations_and_to_revoked_nodes() -> None:
 
     with pytest.raises(TrustError, match="at most"):
         secret.renewed(fresh(), 1, revoked=None)
-    assert len(KNOWN.denying(many).denied) == DENIED_MAX
+    with pytest.raises(TrustError, match="revoked at once"):
+        KNOWN.denying(many)
+
+
+def test_a_bound_on_revoked_nodes_lets_none_of_them_in() -> None:
+    """Who may still have a generation that is accepted is never the one forgotten."""
+    many = [NodeId(f"{i:016}") for i in range(DENIED_MAX)]
+    full = KNOWN.denying(many).renewed(fresh(), 1, revoked=None).switched(2).settled(3)
+    last = NodeId("z" * 16)
+
+    spreading = full.renewed(fresh(), 5, revoked=last)
+    settled = spreading.settled(6)
+    later = settled.renewed(fresh(), 7, revoked=NodeId("0" * 15 + "x"))
+
+    assert last in spreading.denied
+    assert len(spreading.denied) == DENIED_MAX
+    assert last in parse(settled.joined(full).lines()).denied
+    assert spreading.joined(full) == full.joined(spreading) == spreading
+    assert {last, NodeId("0" * 15 + "x")} <= {*later.denied}
+
+
+def test_a_file_without_the_generation_of_a_denial_is_read() -> None:
+    """As it was written before that was noted; such nodes are the first to go."""
+    old = parse(f"{KNOWN_LINE} generation=3 mesh=96dbb607b64e3ad5\ndenied=abc\n")
+
+    assert old.denials == ((NodeId("abc"), 0),)
+    assert parse(old.lines()) == old
 
 
 def test_two_keyrings_join_alike_on_both_sides() -> None:
