@@ -1,0 +1,114 @@
+"""Debian's chromium under playwright, and pages whose faults nobody overlooks."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import shutil
+from collections.abc import AsyncIterator
+from typing import Any, Final
+
+from playwright.async_api import (
+    Browser,
+    BrowserContext,
+    ConsoleMessage,
+    Dialog,
+    Page,
+    async_playwright,
+)
+
+ARGUMENTS: Final = (
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--js-flags=--expose-gc",
+    "--host-resolver-rules=MAP *.test 127.0.0.1",
+    # What agents refuse shall be seen, not what this browser alone does not send.
+    "--disable-features=LocalNetworkAccessChecks",
+)
+ANSWER_MS: Final = 10_000.0  #: for anything on a page to appear
+
+#: Chromium writes one for each answer that is no success; tests of such answers look at
+#: what the page makes of them instead.
+UNANSWERED: Final = re.compile(r"Failed to load resource: .*")
+
+WATCH = """
+addEventListener("securitypolicyviolation", (event) => console.error(
+    `violates ${event.effectiveDirective}: ${event.blockedURI} ${event.sample}`));
+addEventListener("unhandledrejection", (event) => console.error(
+    `unhandled rejection: ${event.reason}`));
+"""
+
+
+def missing() -> str | None:
+    """Return why no browser can be started here, None where one can."""
+    return None if shutil.which("chromium") else "chromium is missing: apt install it"
+
+
+@contextlib.asynccontextmanager
+async def started() -> AsyncIterator[Browser]:
+    """Run one browser for the length of a block."""
+    async with async_playwright() as playwright:
+        browser = await playwright.chromium.launch(
+            executable_path=shutil.which("chromium"),
+            args=ARGUMENTS,
+            chromium_sandbox=False,
+        )
+        try:
+            yield browser
+        finally:
+            await browser.close()
+
+
+class Visitor:
+    """One context of a browser, with all that its pages complained of."""
+
+    def __init__(self, context: BrowserContext) -> None:
+        self.context = context
+        self.faults: list[str] = []
+        self._allowed: list[re.Pattern[str]] = []
+        context.set_default_timeout(ANSWER_MS)
+        context.on("console", self._hear)
+        context.on("weberror", lambda error: self.faults.append(str(error.error)))
+        context.on("dialog", self._dismiss)
+
+    def allow(self, pattern: re.Pattern[str] = UNANSWERED) -> None:
+        """Overlook complaints that are wholly of this kind, which the test brings."""
+        self._allowed.append(pattern)
+
+    async def page(self) -> Page:
+        """Return a fresh page."""
+        return await self.context.new_page()
+
+    def check(self) -> None:
+        """Fail if a page complained, broke its policy, or left a rejection alone."""
+        faults = [
+            fault
+            for fault in self.faults
+            if not any(allowed.fullmatch(fault) for allowed in self._allowed)
+        ]
+        assert faults == []
+
+    async def _dismiss(self, dialog: Dialog) -> None:
+        self.faults.append(f"a dialog opened: {dialog.message}")
+        await dialog.dismiss()
+
+    def _hear(self, message: ConsoleMessage) -> None:
+        if message.type in ("error", "warning", "assert"):
+            self.faults.append(message.text)
+
+
+@contextlib.asynccontextmanager
+async def visitor(browser: Browser, **options: Any) -> AsyncIterator[Visitor]:
+    """Give a block a context of its own; at its end nothing may have been wrong."""
+    context = await browser.new_context(**options)
+    try:
+        await context.add_init_script(WATCH)
+        one = Visitor(context)
+        yield one
+        one.check()
+    finally:
+        await context.close()
