@@ -169,8 +169,10 @@ class Gate:
         headers["X-Response-Time-ms"] = f"{took_s * 1000:.3f}"
         headers.update(seen.signature)
         headers.update(seen.allowance or {})
-        headers.update(_UNCACHED)
-        headers.update(_HARDENED)
+        if "Cache-Control" not in headers:
+            headers.update(_UNCACHED)
+        for name, value in _HARDENED.items():
+            headers.setdefault(name, value)
         headers.update(guards.cors_headers(seen.origin))
         headers["Server"] = _SERVER_NAME
         if self._parts.waits.is_closing:

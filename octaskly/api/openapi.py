@@ -126,6 +126,8 @@ def document(routes: Iterable[Route]) -> Json:
     types = _Types()
     paths: dict[str, Json] = {}
     for route in routes:
+        if route.is_for_people:
+            continue
         path = web.UrlDispatcher().add_resource(route.path).canonical
         paths.setdefault(path, {})[route.method.lower()] = _operation(
             route, path, types

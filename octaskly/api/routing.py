@@ -218,6 +218,7 @@ class Route:
     body_bytes_max: int = BODY_BYTES_MAX
     query: tuple[str, ...] | None = ()  #: known parameters; None ignores all
 
+    is_for_people: bool = False  #: it is no part of the API, so of no OpenAPI document
     # What follows is said in the OpenAPI document, and tests check that it is true.
     answers: Mapping[int, Any]  #: by status: type of the JSON; None in other media
     media: str = JSON  #: of the answers that are no errors

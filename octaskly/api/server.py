@@ -21,26 +21,7 @@ from typing import Any
 
 from aiohttp import web
 
-from octaskly.api import (
-    admitting,
-    arrays,
-    audit,
-    auditing,
-    auth,
-    doctor,
-    events,
-    logs,
-    nodes,
-    openapi,
-    outputs,
-    pieces,
-    results,
-    rotation,
-    standing,
-    tasks,
-    tokens,
-    toll,
-)
+from octaskly.api import auth, page
 from octaskly.api.auditing import Auditor
 from octaskly.api.bodies import Bodies
 from octaskly.api.crowd import SURPLUS_MAX, Crowd
@@ -50,6 +31,7 @@ from octaskly.api.gate import Gate, OnFault, OnServed
 from octaskly.api.guards import Guard
 from octaskly.api.problems import status_problem
 from octaskly.api.rates import Meter
+from octaskly.api.routes import ROUTES
 from octaskly.api.routing import Deadlines, Parts, Seen, Streams
 from octaskly.api.sockets import local_socket
 from octaskly.api.waits import Waits
@@ -68,25 +50,6 @@ _BOUNDS = LimitOptions()
 _LINGER_S = 1.0
 _BACKLOG = 256
 _DRAIN_S = 0.2
-
-ROUTES = openapi.with_document(
-    *tasks.ROUTES,
-    *arrays.ROUTES,
-    *logs.ROUTES,
-    *outputs.ROUTES,
-    *nodes.ROUTES,
-    *tokens.ROUTES,
-    *doctor.ROUTES,
-    *audit.ROUTES,
-    *auditing.ROUTES,
-    *admitting.ROUTES,
-    *events.ROUTES,
-    *results.ROUTES,
-    *standing.ROUTES,
-    *pieces.ROUTES,
-    *toll.ROUTES,
-    *rotation.ROUTES,
-)
 
 
 class Site(Enum):
@@ -360,6 +323,7 @@ class ApiServer:
         )
 
     def _application(self) -> web.Application:
+        page.assets()  # Read at the start, and never for a request.
         app = web.Application(middlewares=[self._gate.middleware])
         for route in ROUTES:
             handle = self._gate.endpoint(route)

@@ -38,7 +38,8 @@ from tests.integration.api_node import (
 from tests.integration.fake_gateway import NOW_MS, FakeGateway
 
 PARTS = ("id", "task", "name", "other", "path", "term", "stream", "n", "token")
-OPEN = {("GET", "/health"), ("HEAD", "/health")}
+PAGE = ("/", "/static/style.css")  #: the dashboard's files, which hold no data
+OPEN = {(method, path) for path in ("/health", *PAGE) for method in ("GET", "HEAD")}
 
 
 @pytest.fixture
@@ -49,7 +50,7 @@ async def node() -> AsyncIterator[ApiNode]:
 
 def _routes(node: ApiNode) -> list[tuple[str, str]]:
     """Return method and a concrete path of every route that the router really has."""
-    sample = dict.fromkeys(PARTS, "1")
+    sample = dict.fromkeys(PARTS, "1") | {"file": "style.css"}
     found = []
     for route in node.server.app.router.routes():
         assert route.resource is not None
@@ -73,7 +74,7 @@ def _parts(resource: web.AbstractResource, sample: dict[str, str]) -> dict[str, 
     ],
     ids=["no token", "bad token", "stated principal", "local page"],
 )
-async def test_every_route_but_health_needs_a_principal(
+async def test_every_route_but_health_and_the_page_needs_a_principal(
     node: ApiNode, headers: dict[str, str]
 ) -> None:
     """The real route table is walked, so a new route cannot be forgotten."""

@@ -7,7 +7,8 @@ import asyncio
 import pytest
 from aiohttp import web
 
-from octaskly.api import Deadlines, server, sse
+from octaskly.api import Deadlines, sse
+from octaskly.api.routes import ROUTES
 from octaskly.api.routing import Access, Call, Route
 from octaskly.config.defaults import STREAMS_MAX
 from octaskly.errors import NotDispatcher
@@ -52,7 +53,7 @@ def serve_stream(
         answers={200: None},
         media=sse.CONTENT_TYPE,
     )
-    monkeypatch.setattr(server, "ROUTES", (*server.ROUTES, route))
+    monkeypatch.setattr("octaskly.api.server.ROUTES", (*ROUTES, route))
 
 
 async def _nothing(stream: sse.EventStream) -> None:

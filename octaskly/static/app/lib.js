@@ -1,0 +1,15 @@
+/** The one door to the vendored modules: what views are written with. */
+
+import { h, render, Fragment } from "../vendor/preact.js";
+import htm from "../vendor/htm.js";
+
+export { h, render, Fragment };
+export {
+  useCallback, useEffect, useId, useLayoutEffect, useMemo, useRef, useState,
+} from "../vendor/hooks.js";
+export {
+  batch, computed, effect, signal, untracked, useComputed, useSignal, useSignalEffect,
+} from "../vendor/signals.js";
+
+/** Markup as a tagged template. What stands in `${}` is text, never markup. */
+export const html = htm.bind(h);

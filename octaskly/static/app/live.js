@@ -1,0 +1,152 @@
+/**
+ * What happens, as it happens: one stream of server-sent events for the whole page, read
+ * with `fetch`, as an EventSource cannot show a token.
+ *
+ *     useEffect(() => listen("task", (task) => { ... }), []);
+ *     useEffect(() => listen("reset", reload), []);
+ *
+ * Types are those of `GET /api/v1/events`: `task`, `node`, and `reset`: events may be
+ * missing, so read again what you show. The stream is resumed where it ended, through a
+ * change of dispatcher or a tab that slept.
+ */
+
+import { send } from "./api.js";
+import { effect } from "./lib.js";
+import { session } from "./session.js";
+import { link } from "./store.js";
+
+const QUIET_MS = 45_000; //: the node shows every 15 s that it lives
+const WAITS_MS = [200, 500, 1000, 2000, 5000];
+
+/** @type {Map<string, Set<(data: any) => void>>} */
+const listeners = new Map([["task", new Set()], ["node", new Set()], ["reset", new Set()]]);
+let lastId = "";
+let current = null; //: ends the stream that is open
+let types = "";
+
+/**
+ * Calls `hear` with the data of each event of a type; returns how to stop that.
+ * Tasks are sent only while somebody listens for them.
+ */
+export function listen(type, hear) {
+  listeners.get(type).add(hear);
+  retune();
+  return () => {
+    listeners.get(type).delete(hear);
+    retune();
+  };
+}
+
+/** Keeps a stream open for as long as somebody is signed in. */
+export function stayLive() {
+  effect(() => {
+    const isIn = session.value !== null;
+    current?.abort();
+    current = null;
+    if (isIn) run((current = new AbortController()));
+  });
+}
+
+function wanted() {
+  return listeners.get("task").size > 0 ? "task,node" : "node";
+}
+
+/** Asks anew where other types are wanted; views come and go in one turn. */
+function retune() {
+  queueMicrotask(() => {
+    if (current !== null && types !== "" && types !== wanted()) {
+      current.abort();
+      run((current = new AbortController()));
+    }
+  });
+}
+
+async function run(mine) {
+  let failures = 0;
+  while (!mine.signal.aborted) {
+    try {
+      await read(mine.signal, () => (failures = 0));
+    } catch (problem) {
+      if (mine.signal.aborted || problem.status === 401) return;
+      if (problem.status === 400 && lastId !== "") {
+        lastId = ""; // It is none of this mesh any more.
+        tellAll("reset", {});
+      }
+    }
+    if (mine.signal.aborted) return;
+    link.value = "waiting";
+    const wait_ms = WAITS_MS[Math.min(failures++, WAITS_MS.length - 1)];
+    await pause(wait_ms * (0.75 + Math.random() / 2), mine.signal);
+  }
+}
+
+async function read(signal, began) {
+  types = wanted();
+  const silence = new AbortController();
+  const headers = { Accept: "text/event-stream" };
+  if (lastId !== "") headers["Last-Event-ID"] = lastId;
+  const answer = await send("GET", `/api/v1/events?types=${types}`, undefined, {
+    headers, signal: AbortSignal.any([signal, silence.signal]), timeoutMs: 0, quiet: true,
+  });
+  began();
+  link.value = "live";
+  let watch = 0;
+  try {
+    const reader = answer.body.pipeThrough(new TextDecoderStream()).getReader();
+    const parse = parser();
+    for (;;) {
+      watch = setTimeout(() => silence.abort(), QUIET_MS);
+      const { value, done } = await reader.read();
+      clearTimeout(watch);
+      if (done) return;
+      parse(value);
+    }
+  } finally {
+    clearTimeout(watch);
+    silence.abort(); // Lets go of the connection.
+  }
+}
+
+/** Returns a function that takes pieces of a stream, wherever they are cut. */
+function parser() {
+  let rest = "";
+  return (piece) => {
+    const frames = (rest + piece).split("\n\n");
+    rest = frames.pop();
+    frames.forEach(hearFrame);
+  };
+}
+
+function hearFrame(frame) {
+  let event = "message";
+  let data = "";
+  for (const line of frame.split("\n")) {
+    const colon = line.indexOf(":");
+    const value = line.slice(colon + 1).replace(/^ /, "");
+    const name = line.slice(0, colon);
+    if (name === "event") event = value;
+    else if (name === "data") data += value;
+    else if (name === "id") lastId = value;
+  }
+  if (data !== "") tellAll(event, JSON.parse(data));
+}
+
+function tellAll(event, data) {
+  for (const hear of listeners.get(event) ?? []) hear(data);
+}
+
+/** Waits; less where there is a reason to believe that it works again. */
+function pause(wait_ms, signal) {
+  return new Promise((done) => {
+    const over = new AbortController();
+    const end = () => {
+      over.abort();
+      clearTimeout(timer);
+      done();
+    };
+    const timer = setTimeout(end, wait_ms);
+    signal.addEventListener("abort", end, { signal: over.signal });
+    addEventListener("online", end, { signal: over.signal });
+    document.addEventListener("visibilitychange", end, { signal: over.signal });
+  });
+}

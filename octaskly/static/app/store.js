@@ -1,0 +1,73 @@
+/** What the page knows and several views show. Views keep their own state themselves. */
+
+import { computed, signal } from "./lib.js";
+
+/** The nodes as `GET /api/v1/nodes` lists them, by name. */
+export const nodes = signal([]);
+
+/** `GET /api/v1/stats` as it was last, or null. */
+export const stats = signal(null);
+
+/** Dispatcher, term and standbys: what both of them say of the mesh, or null. */
+export const mesh = signal(null);
+
+/**
+ * How the last minutes went: one point a poll, the oldest first.
+ * @type {import("../vendor/signals.js").Signal<{at: number, queued: number, running: number, rate: number}[]>}
+ */
+export const history = signal([]);
+
+/** How this page is connected: `connecting`, `live`, `waiting` or `ended`. */
+export const link = signal("connecting");
+
+/** What the banner says, or null. @type {{kind: string, text: string}} */
+export const banner = signal(null);
+
+/** Milliseconds since 1970, once a second: for ages that grow while one looks. */
+export const now = signal(Date.now());
+
+/** Short messages at the edge of the page, which go by themselves. */
+export const toasts = signal([]);
+
+export const dispatcher = computed(
+  () => nodes.value.find((node) => node.role === "dispatcher") ?? null,
+);
+
+const POINTS_MAX = 300;
+const TOAST_MS = 8000;
+const TOASTS_MAX = 4;
+let toastId = 0;
+
+/** Takes in new counts, and adds a point to the history. */
+export function countsCame(counts, at = Date.now()) {
+  const before = history.value.at(-1);
+  const { queued, running, completed, failed, cancelled } = counts.tasks;
+  const ended = completed + failed + cancelled;
+  const passed = before && (at - before.at) / 1000;
+  const rate = passed > 0 ? Math.max(0, ended - before.ended) / passed : 0;
+  stats.value = counts;
+  mesh.value = counts.mesh;
+  history.value = [...history.value, { at, queued, running, ended, rate }].slice(-POINTS_MAX);
+}
+
+/**
+ * Shows a short message: `tell("3 tasks cancelled")`.
+ * @param {string} text
+ * @param {{kind?: "info"|"good"|"bad", hint?: string}} [more]
+ */
+export function tell(text, { kind = "info", hint = "" } = {}) {
+  const same = toasts.value.find((one) => one.text === text && one.hint === hint);
+  if (same) return;
+  const id = ++toastId;
+  toasts.value = [...toasts.value, { id, text, kind, hint }].slice(-TOASTS_MAX);
+  setTimeout(() => untell(id), TOAST_MS);
+}
+
+/** Takes a message away. */
+export function untell(id) {
+  toasts.value = toasts.value.filter((one) => one.id !== id);
+}
+
+setInterval(() => {
+  if (!document.hidden) now.value = Date.now();
+}, 1000);

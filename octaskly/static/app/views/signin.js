@@ -1,0 +1,29 @@
+import { html, useState } from "../lib.js";
+import { paste, refusal } from "../session.js";
+import { Command } from "../ui.js";
+
+/** What is shown to who has no token, or one that is good no more. */
+export function SignIn() {
+  const [token, setToken] = useState("");
+  const why = refusal.value;
+  const submit = (event) => {
+    event.preventDefault();
+    if (token.trim()) paste(token);
+  };
+  return html`<main class="signin">
+    <img src="/static/icon.svg" alt="" width="48" height="48" />
+    <h1>Octaskly</h1>
+    ${why && html`<p class="problem" role="alert"><strong>${why.text}</strong>${why.hint && html` – ${why.hint}`}</p>`}
+    <p>Open this page from a terminal of this machine. That signs you in.</p>
+    <${Command} text="octaskly open" />
+    <form onSubmit=${submit}>
+      <label for="token">Or paste a token</label>
+      <div class="row">
+        <input id="token" type="password" autocomplete="off" spellcheck=${false}
+          value=${token} onInput=${(event) => setToken(event.currentTarget.value)} />
+        <button class="button primary" disabled=${!token.trim()}>Sign in</button>
+      </div>
+      <p class="hint"><code>octaskly token create --role viewer</code> prints one that only reads.</p>
+    </form>
+  </main>`;
+}
