@@ -7,29 +7,19 @@ nobody chose, the only agent that answers is taken; several are listed.
 from __future__ import annotations
 
 import http
-import json
 import os
-import socket
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from octaskly.cli.render import note
-from octaskly.client import ApiError, Client, Unreachable, connect_unix
-from octaskly.config.places import xdg
-from octaskly.errors import ConfigError, MeshError, PermissionDenied
+from octaskly.client import Client, Refused, SeveralAgents, local_socket
+from octaskly.errors import MeshError
 
-RUN_FOLDER = Path("/run/octaskly")
-PROBE_S = 1.0
 SUFFIX_DIGITS = 8  #: in which an id ends that a node made
 SUFFIX_MIN = 4  #: a shorter end of an id is more likely something else
 LOOKED_AT = 1000  #: newest tasks
-
-NO_AGENT = "no Octaskly agent is running on this machine"
-NO_AGENT_HINT = """\
-octaskly agent                try it now, in this terminal
-octaskly service install      keep it running, also after a reboot"""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,97 +59,14 @@ class Choice:
 
     def socket(self) -> Path:
         """Return the socket of the local agent that these options mean."""
-        if self.state_dir is not None:
-            return self._of_state_dir(self.state_dir)
-        places = dict(agents_here(self.environ, self.node))
-        if self.node is not None:
-            wanted = places.get(self.node)
-            places = {} if wanted is None else {self.node: wanted}
-        answering = {name: path for name, path in places.items() if _answers(path)}
-        if len(answering) == 1:
-            return next(iter(answering.values()))
-        if answering:
-            first = min(answering)
-            raise ConfigError(
-                f"several agents run on this machine: {', '.join(sorted(answering))}",
-                hint=f"octaskly --node {first} ...",
-            )
-        if self.node is not None:
-            raise Unreachable(
-                f"no agent named {self.node!r} is running on this machine",
-                hint=f"octaskly agent --name {self.node}",
-            )
-        raise Unreachable(NO_AGENT, hint=NO_AGENT_HINT)
-
-    def _of_state_dir(self, folder: Path) -> Path:
-        described = _described(folder)
-        if described is None or not _answers(described[1]):
-            raise Unreachable(
-                f"no agent is running with the state folder {folder}",
-                hint=f"octaskly agent --state-dir {folder}",
-            )
-        return described[1]
-
-
-def agents_here(
-    environ: Mapping[str, str], node: str | None = None
-) -> Iterator[tuple[str, Path]]:
-    """Yield name and socket of agents that may be running on this machine.
-
-    Folders of the state come last, and only where no socket lies in a folder for
-    sockets, unless `node` asks for one that was not found there.
-    """
-    folders = [RUN_FOLDER]
-    if runtime := environ.get("XDG_RUNTIME_DIR"):
-        folders.append(Path(runtime) / "octaskly")
-    names: set[str] = set()
-    for folder in folders:
-        for path in sorted(_listed(folder, "*.sock")):
-            if path.stem not in names:
-                names.add(path.stem)
-                yield path.stem, path
-    if node in names:
-        return
-    states = xdg(environ, "XDG_STATE_HOME", ".local/state") / "octaskly"
-    for description in sorted(_listed(states, "*/agent.json")):
-        described = _described(description.parent)
-        if described is not None and described[0] not in names:
-            yield described
-
-
-def _listed(folder: Path, pattern: str) -> list[Path]:
-    try:
-        return list(folder.glob(pattern))
-    except OSError:
-        return []
-
-
-def _described(folder: Path) -> tuple[str, Path] | None:
-    """Return name and socket from the `agent.json` of a state folder."""
-    try:
-        description = json.loads((folder / "agent.json").read_bytes())
-        return str(description["name"]), Path(description["socket"])
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
-
-
-def _answers(path: Path) -> bool:
-    """Whether somebody listens there; a socket file outlives an agent that died."""
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
-        sock.settimeout(PROBE_S)
         try:
-            connect_unix(sock, path)
-        except PermissionError as error:
-            raise PermissionDenied(
-                f"this user may not use the agent at {path}",
-                hint="sudo usermod -aG octaskly $USER    then log in again",
-            ) from error
-        except OSError:
-            return False
-    return True
+            return local_socket(self.environ, node=self.node, state_dir=self.state_dir)
+        except SeveralAgents as error:
+            error.hint = f"octaskly --node {error.names[0]} ..."
+            raise
 
 
-def _say_waiting(refused: ApiError) -> None:
+def _say_waiting(refused: Refused) -> None:
     note(f"{refused}; waiting")
 
 
@@ -171,7 +78,7 @@ def resolve_ref(client: Client, ref: str) -> str:
 
     Raises:
         MeshError: there is no last task, or what fits is not one task alone.
-        ApiError: there is no such task.
+        Refused: there is no such task.
     """
     if ref == "last":
         newest = client.newest()
@@ -183,7 +90,7 @@ def resolve_ref(client: Client, ref: str) -> str:
         return full
     try:
         return client.task(full).id
-    except ApiError as error:
+    except Refused as error:
         if error.status != http.HTTPStatus.NOT_FOUND:
             raise
         return _looked_up(client, ref) or full

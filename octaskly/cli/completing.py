@@ -15,8 +15,8 @@ from typing import Final
 import click
 from click.shell_completion import CompletionItem, ShellComplete, get_completion_class
 
-from octaskly.cli.choice import Choice, agents_here
-from octaskly.client import Client, Task
+from octaskly.cli.choice import Choice
+from octaskly.client import Client, Task, agents_here
 
 BUDGET_S: Final = 0.2
 OFFERED_MAX: Final = 50  #: tasks, the newest

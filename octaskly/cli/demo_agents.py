@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from octaskly.client import ApiError, Client, NodeInfo, ReplyLost, Unreachable
+from octaskly.client import Client, NodeInfo, Refused, ReplyLost, Unreachable
 from octaskly.errors import MeshError
 
 READY_S_MAX = 20.0
@@ -105,7 +105,7 @@ def _nodes_seen_by_all(started: Sequence[DemoAgent]) -> list[NodeInfo] | None:
         try:
             with agent.client() as client:
                 nodes = client.nodes().nodes
-        except (ApiError, ReplyLost, Unreachable):
+        except (Refused, ReplyLost, Unreachable):
             return None
         roles = [node.role for node in nodes if node.state == "ready"]
         if len(roles) != len(started) or roles.count("dispatcher") != 1:

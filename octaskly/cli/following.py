@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from octaskly.cli.render import note, size
-from octaskly.client import ApiError, ReplyLost, Task, Unreachable
+from octaskly.client import Refused, ReplyLost, Task, Unreachable
 
 if TYPE_CHECKING:
     from octaskly.client import Client
@@ -63,7 +63,7 @@ class Following:
 
         Raises:
             ReplyLost, Unreachable: the node stays away.
-            ApiError: it refuses.
+            Refused: it refuses.
         """
         while True:
             try:
@@ -73,7 +73,7 @@ class Following:
                 # The agent may be restarting; the task is safe with the dispatcher.
                 if self._lost >= LOST_MAX:
                     raise
-            except ApiError as error:
+            except Refused as error:
                 if str(error) != FULL:
                     raise
                 self._lost = 0  # It lives, and has room once others have ended.

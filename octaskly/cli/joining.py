@@ -17,11 +17,11 @@ from octaskly.cli.choice import Choice
 from octaskly.cli.render import Duration, note, print_json
 from octaskly.cli.tasks import JSON_OPTION
 from octaskly.client import (
-    ApiError,
     Client,
     Invite,
     Membership,
     NodeInfo,
+    Refused,
     ReplyLost,
     Unreachable,
 )
@@ -302,7 +302,7 @@ def _own(socket: Path, before: Membership, admitted: Admitted) -> NodeInfo | Non
             if before.mesh == wanted and client.node(admitted.member).state == "lost":
                 return None
             return client.node(before.node_id)
-    except (ApiError, Unreachable, ReplyLost):
+    except (Refused, Unreachable, ReplyLost):
         return None  # It is just beginning anew.
 
 

@@ -15,9 +15,9 @@ from pathlib import Path
 import click
 import msgspec
 
-from octaskly.cli.choice import Choice, agents_here
+from octaskly.cli.choice import Choice
 from octaskly.cli.render import note
-from octaskly.client import Checkup, Client
+from octaskly.client import Checkup, Client, agents_here
 from octaskly.errors import ConfigError, OctasklyError, WouldLeave
 
 POLL_S = 0.2

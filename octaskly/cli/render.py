@@ -16,7 +16,7 @@ from typing import IO
 import click
 import msgspec
 
-from octaskly.client import ApiError, Unreachable
+from octaskly.client import Refused, Unreachable
 from octaskly.config.defaults import EXIT_CONFIG
 from octaskly.config.units import SECONDS
 from octaskly.errors import (
@@ -90,7 +90,7 @@ _UNSAFE = re.compile(
 def exit_code_of(error: OctasklyError) -> int:
     """Return the exit code that scripts may rely on for this error."""
     match error:
-        case ApiError():
+        case Refused():
             return _BY_STATUS.get(http.HTTPStatus(error.status), EXIT_FAILED)
         case TaskNotFound():
             return EXIT_NOT_FOUND
@@ -117,7 +117,7 @@ def report(error: OctasklyError) -> int:
     """
     hints = (error.hint or "").splitlines()
     cause = str(error.__cause__) if error.__cause__ else None
-    if isinstance(error, ApiError):
+    if isinstance(error, Refused):
         cause = error.hint
         hint = _HINTS.get(str(error)) or _API_HINTS.get(error.status)
         hints = [hint] if hint else []

@@ -12,7 +12,7 @@ import msgspec
 
 from octaskly.cli.following import FULL, LOST_MAX, Following, pause_s
 from octaskly.cli.render import duration, is_quiet, note
-from octaskly.client import ApiError, ReplyLost, Task, Unreachable
+from octaskly.client import Refused, ReplyLost, Task, Unreachable
 
 if TYPE_CHECKING:
     from octaskly.client import Client
@@ -59,7 +59,7 @@ class Results:
 
         Raises:
             ReplyLost, Unreachable: the node stays away.
-            ApiError: it refuses.
+            Refused: it refuses.
         """
         try:
             while True:
@@ -79,7 +79,7 @@ class Results:
             # The agent may be restarting; the results are safe with the dispatcher.
             if self._lost >= LOST_MAX:
                 raise
-        except ApiError as error:
+        except Refused as error:
             if str(error) != FULL:
                 raise
             self._lost = 0  # It lives, and has room once others have ended.

@@ -32,7 +32,7 @@ from octaskly.cli.render import (
 )
 from octaskly.cli.stalls import stall_told
 from octaskly.cli.submitting import command_text, draft, request_options
-from octaskly.client import ApiError, ReplyLost, Unreachable
+from octaskly.client import Refused, ReplyLost, Unreachable
 from octaskly.errors import OctasklyError
 
 if TYPE_CHECKING:
@@ -175,7 +175,7 @@ def cancel_ended(client: Client, ref: str) -> None:
     """Cancel a task that may have ended by itself."""
     try:
         client.cancel(ref, force=True)
-    except ApiError as error:
+    except Refused as error:
         # It ended by itself in the meantime.
         if error.status not in (404, 409):
             raise

@@ -28,7 +28,7 @@ from octaskly.cli.render import (
 )
 from octaskly.cli.running import OWN_CODES, exit_code
 from octaskly.cli.stalls import stall_told
-from octaskly.client import FINAL, ApiError, ReplyLost, Unreachable
+from octaskly.client import FINAL, Refused, ReplyLost, Unreachable
 from octaskly.errors import OctasklyError
 
 if TYPE_CHECKING:
@@ -126,7 +126,7 @@ def news(
 
     Raises:
         ReplyLost, Unreachable: the node stays away.
-        ApiError: it refuses.
+        Refused: it refuses.
     """
     lost = 0
     while True:
@@ -139,7 +139,7 @@ def news(
         except (ReplyLost, Unreachable):
             if lost >= LOST_MAX:
                 raise
-        except ApiError as error:
+        except Refused as error:
             if str(error) != FULL:
                 raise
             lost = 0  # It lives, and has room once others have ended.

@@ -8,13 +8,9 @@ It speaks HTTP through the local socket of an agent (no token needed) or to a UR
 with a token. What the fields mean is said in the REST reference.
 """
 
-from octaskly.client.connection import (
-    ApiError,
-    Reply,
-    ReplyLost,
-    Unreachable,
-    connect_unix,
-)
+from octaskly.client.calls import Reply
+from octaskly.client.errors import Refused, ReplyLost, SeveralAgents, Unreachable
+from octaskly.client.places import agents_here, local_socket
 from octaskly.client.records import (
     FINAL,
     Checkup,
@@ -40,7 +36,6 @@ from octaskly.client.streams import Event
 __all__ = [
     "FINAL",
     "WAIT_S_MAX",
-    "ApiError",
     "Checkup",
     "Client",
     "Draft",
@@ -54,13 +49,16 @@ __all__ = [
     "NodePage",
     "Output",
     "Reach",
+    "Refused",
     "Reply",
     "ReplyLost",
     "Request",
     "RequestPage",
+    "SeveralAgents",
     "Standby",
     "Task",
     "TaskPage",
     "Unreachable",
-    "connect_unix",
+    "agents_here",
+    "local_socket",
 ]

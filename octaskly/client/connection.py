@@ -6,19 +6,19 @@ second, and the big HTTP libraries alone take longer.
 
 from __future__ import annotations
 
-import contextlib
 import http.client
 import os
 import socket
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, Self
+from typing import TYPE_CHECKING, Any, Self
 from urllib.parse import urlencode, urlsplit
 
-import msgspec
-
-from octaskly.errors import ConfigError, MeshError, OctasklyError
+from octaskly.client import errors
+from octaskly.client.calls import Call, Reply
+from octaskly.client.errors import Refused, ReplyLost, Unreachable
+from octaskly.errors import ConfigError
 
 if TYPE_CHECKING:
     import ssl
@@ -29,39 +29,6 @@ IDLE_S_MAX = 10.0  #: nodes close connections that were idle for longer than thi
 SOCKET_PATH_BYTES_MAX = 107  #: sizeof(sun_path) - 1
 OPEN_ERRORS = ("Connection to the dispatcher was lost", "No standby keeps a copy")
 """Refusals, as the node words them, after which a submission may be in the log."""
-
-
-class ApiError(OctasklyError):
-    """The node refused; `status` is the HTTP status, the text is the node's own."""
-
-    def __init__(
-        self,
-        message: str,
-        *,
-        status: int,
-        hint: str | None = None,
-        field: str | None = None,
-        retry_after_s: float | None = None,
-    ) -> None:
-        super().__init__(message, hint=hint, field=field)
-        self.status = status
-        self.retry_after_s = retry_after_s
-
-
-class Unreachable(MeshError):
-    """Nobody answers there; the request was not sent."""
-
-
-class ReplyLost(MeshError):
-    """The connection ended before the answer; the node may have acted on it."""
-
-
-class Reply(NamedTuple):
-    """A successful answer."""
-
-    status: int
-    headers: Mapping[str, str]
-    body: bytes
 
 
 class _UnixConnection(http.client.HTTPConnection):
@@ -112,7 +79,7 @@ class Connection:
         place: str,
         token: str | None = None,
         patience_s: float = 10.0,
-        on_wait: Callable[[ApiError], None] | None = None,
+        on_wait: Callable[[Refused], None] | None = None,
     ) -> None:
         self.place = place
         self._connection = connection
@@ -185,15 +152,14 @@ class Connection:
         """Send one request and return its answer; None in `query` is left out.
 
         Raises:
-            ApiError: the node refused.
+            Refused: the node refused.
             Unreachable: nobody answers there.
             ReplyLost: the connection ended before the answer.
         """
         response = self.begin(
             method, path, query=query, body=body, headers=headers, wait_s=wait_s
         )
-        data = self._read(response)
-        return Reply(response.status, dict(response.getheaders()), data)
+        return self.finish(response)
 
     def begin(
         self,
@@ -273,6 +239,33 @@ class Connection:
         self._used_at = time.monotonic()
         return response
 
+    def ask(self, call: Call, timeout_s: float) -> Reply:
+        """Send one request; return its answer, good or bad."""
+        response = self.exchange(
+            call.method, call.target, call.body, call.headers, timeout_s
+        )
+        return self.finish(response)
+
+    def finish(self, response: http.client.HTTPResponse) -> Reply:
+        """Read an answer to its end."""
+        data = self._read(response)
+        headers = {name.lower(): value for name, value in response.getheaders()}
+        return Reply(response.status, headers, data)
+
+    def piece(
+        self, response: http.client.HTTPResponse, size: int, timeout_s: float
+    ) -> bytes:
+        """Return the next bytes of an answer that is a stream, none at its end."""
+        try:
+            if (sock := self._connection.sock) is not None:
+                sock.settimeout(timeout_s)
+            return response.read1(size)
+        except (OSError, http.client.HTTPException) as error:
+            self.close()
+            raise ReplyLost(
+                f"{self.place} stopped in the middle of a stream"
+            ) from error
+
     def _open(self) -> None:
         if self._connection.sock is not None:
             return
@@ -310,19 +303,10 @@ def _tls(ca_file: Path | str | None) -> ssl.SSLContext:
         ) from error
 
 
-def refusal(response: http.client.HTTPResponse, body: bytes) -> ApiError:
+def refusal(response: http.client.HTTPResponse, body: bytes) -> Refused:
     """Return the error that a refusing answer means, whatever its form."""
-    details: dict[str, Any] = {}
-    with contextlib.suppress(msgspec.DecodeError):
-        details = msgspec.json.decode(body, type=dict[str, Any])
-    message = details.get("error") or details.get("message")
-    retry_after_s: float | None = None
-    with contextlib.suppress(TypeError, ValueError):
-        retry_after_s = max(0.1, float(response.getheader("Retry-After") or "none"))
-    return ApiError(
-        str(message or f"the node answered {response.status} {response.reason}"),
+    headers = {name.lower(): value for name, value in response.getheaders()}
+    return errors.refusal(response.status, headers, body) or Refused(
+        f"the node answered {response.status} {response.reason}",
         status=response.status,
-        hint=details.get("hint"),
-        field=details.get("field"),
-        retry_after_s=retry_after_s,
     )

@@ -23,8 +23,8 @@ class Output(msgspec.Struct, frozen=True, kw_only=True):
 class Task(msgspec.Struct, frozen=True, kw_only=True):
     """A task as the API shows it; None where the node does not know yet.
 
-    `stdout` and `stderr` are text with replacement characters; `output_bytes` gives
-    the exact bytes when the task was asked for with `exact=True`.
+    `stdout` and `stderr` are its output as text, the first MiB of each, with
+    replacement characters for what is no UTF-8; `output_bytes` gives the bytes.
     """
 
     id: str
@@ -38,8 +38,8 @@ class Task(msgspec.Struct, frozen=True, kw_only=True):
     signal: int | str | None = None
     reason: str | None = None
     detail: str | None = None
-    stdout: str | None = None
-    stderr: str | None = None
+    sent_stdout: str | None = msgspec.field(default=None, name="stdout")
+    sent_stderr: str | None = msgspec.field(default=None, name="stderr")
     stdout_bytes: int | None = None
     stderr_bytes: int | None = None
     stdout_truncated: bool | None = None
@@ -52,6 +52,15 @@ class Task(msgspec.Struct, frozen=True, kw_only=True):
     duration_ms: int | None = None
     queue_ms: int | None = None
     array: dict[str, Any] | None = None
+    index: int | None = None
+    item: str | None = None
+    replicas: int | None = None
+    priority: int | None = None
+    requires: dict[str, Any] | None = None
+    retries: int | None = None
+    retry_on: list[int | str] | None = None
+    after: list[str] = []
+    on: str | None = None
     retry_of: str | None = None
     cpu_seconds: float | None = None
     memory_peak_mb: float | None = None
@@ -70,12 +79,27 @@ class Task(msgspec.Struct, frozen=True, kw_only=True):
         """Whether its state will not change any more (but for a healed split)."""
         return self.status in FINAL
 
+    @property
+    def stdout(self) -> str | None:
+        """What it wrote to stdout, as text; None before the end."""
+        return self._text(self.sent_stdout)
+
+    @property
+    def stderr(self) -> str | None:
+        """What it wrote to stderr, as text; None before the end."""
+        return self._text(self.sent_stderr)
+
     def output_bytes(self, stream: str) -> bytes:
         """Return the kept bytes of `stdout` or `stderr`."""
-        text = (self.stdout if stream == "stdout" else self.stderr) or ""
+        text = (self.sent_stdout if stream == "stdout" else self.sent_stderr) or ""
         if self.encoding == "base64":
             return base64.b64decode(text)
         return text.encode("utf-8", "surrogatepass")
+
+    def _text(self, sent: str | None) -> str | None:
+        if sent is None or self.encoding != "base64":
+            return sent
+        return base64.b64decode(sent).decode("utf-8", "replace")
 
 
 class TaskPage(msgspec.Struct, frozen=True, kw_only=True):

@@ -9,14 +9,9 @@ from urllib.parse import quote
 
 import msgspec
 
-from octaskly.client.connection import (
-    REPLY_S_MAX,
-    ApiError,
-    Connection,
-    Reply,
-    ReplyLost,
-    refusal,
-)
+from octaskly.client.calls import Reply
+from octaskly.client.connection import REPLY_S_MAX, Connection, refusal
+from octaskly.client.errors import Refused, ReplyLost
 from octaskly.client.records import (
     Checkup,
     Draft,
@@ -97,7 +92,7 @@ class Client(Connection):
             return self.request(
                 "GET", path, query={**query, "encoding": "base64"}, wait_s=wait_s
             )
-        except ApiError as error:
+        except Refused as error:
             if error.status != http.HTTPStatus.BAD_REQUEST or error.field == "id":
                 raise
             return self.request("GET", path, query=query, wait_s=wait_s)

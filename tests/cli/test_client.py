@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from octaskly.api.problems import CONNECTION_LOST, NOT_DURABLE
-from octaskly.client import ApiError, Client, Draft, ReplyLost, Unreachable
+from octaskly.client import Client, Draft, Refused, ReplyLost, Unreachable
 from octaskly.client.connection import OPEN_ERRORS
 from tests.cli.stand_in import Api, serving
 
@@ -116,7 +116,7 @@ def test_writing_is_not_repeated(client: Client, api: Api) -> None:
 
 def test_a_pause_that_the_node_asks_for_is_kept(client: Client, api: Api) -> None:
     """503 with Retry-After means: nothing was done, ask again."""
-    told: list[ApiError] = []
+    told: list[Refused] = []
     answers = [(503, {"Retry-After": "0.1"})] * 2
     api.refuse = lambda _method, _path: answers.pop() if answers else None
     client._on_wait = told.append
@@ -135,7 +135,7 @@ def test_a_submission_that_may_be_in_the_log_is_repeated_by_its_key_only(
     api.refuse = lambda _method, _path: answers.pop() if answers else None
     api.refusal = text
 
-    with pytest.raises(ApiError, match=text):
+    with pytest.raises(Refused, match=text):
         client.submit([Draft(command="true")])
     assert len(client.submit([Draft(command="true")], idempotency_key="k")) == 1
     assert api.requests == ["POST /api/v1/tasks"] * 3
@@ -147,7 +147,7 @@ def test_an_unavailable_node_without_a_pause_is_an_error(
     """Nothing says that asking again would help."""
     api.refuse = lambda _method, _path: (503, {})
 
-    with pytest.raises(ApiError) as caught:
+    with pytest.raises(Refused) as caught:
         client.nodes()
     assert (caught.value.status, caught.value.hint) == (503, "the test said so")
     assert len(api.requests) == 1

@@ -1,0 +1,83 @@
+"""The requests of the REST API as values: what to send, and whether it may repeat."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Final, NamedTuple, TypeVar
+from urllib.parse import quote, urlencode
+
+import msgspec
+
+from octaskly.client.errors import NotOctaskly
+
+TASKS: Final = "/api/v1/tasks"
+ARRAYS: Final = "/api/v1/arrays"
+NODES: Final = "/api/v1/nodes"
+EVENTS: Final = "/api/v1/events"
+STATS: Final = "/api/v1/stats"
+
+_T = TypeVar("_T")
+
+
+class Reply(NamedTuple):
+    """An answer, good or bad; the names of `headers` are in small letters."""
+
+    status: int
+    headers: Mapping[str, str]
+    body: bytes
+
+
+class Call(NamedTuple):
+    """One request. All that a client sends may be sent again, by its nature or key."""
+
+    method: str
+    path: str
+    query: Mapping[str, object] = {}
+    body: bytes | None = None
+    headers: Mapping[str, str] = {}
+    wait_s: float = 0.0  #: how long the node may take longer, because it is asked to
+
+    @property
+    def target(self) -> str:
+        """Path and query; what is None is left out."""
+        given = {key: value for key, value in self.query.items() if value is not None}
+        return f"{self.path}?{urlencode(given)}" if given else self.path
+
+
+def path_of(place: str, name: str, *more: str) -> str:
+    """Return the path of one task, array or node."""
+    # No percent sign may survive in a lone surrogate: such a name is nowhere found.
+    return "/".join([place, quote(name, safe="", errors="replace"), *more])
+
+
+def submission(body: bytes, *, key: str, durability: str | None) -> Call:
+    """Submit tasks; the same key is the same tasks."""
+    headers = {"Idempotency-Key": key}
+    return Call("POST", TASKS, {"durability": durability}, body, headers)
+
+
+def task(ref: str, *, wait_s: float = 0.0) -> Call:
+    """Show a task with its output as exact bytes, at its end or `wait_s` later."""
+    query = {"encoding": "base64", "wait": f"{wait_s:.3f}" if wait_s else None}
+    return Call("GET", path_of(TASKS, ref), query, wait_s=wait_s)
+
+
+def cancel(ref: str, *, force: bool) -> Call:
+    """Cancel a task."""
+    query = {"force": "true"} if force else {}
+    return Call("DELETE", path_of(TASKS, ref), query)
+
+
+def decoded(reply: Reply, kind: type[_T], place: str) -> _T:
+    """Return what an answer carries.
+
+    Raises:
+        NotOctaskly: it is something else.
+    """
+    try:
+        return msgspec.json.decode(reply.body, type=kind)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise NotOctaskly(
+            f"{place} answered with something that is not Octaskly's API",
+            hint="octaskly --version    compare it with that of the agent",
+        ) from error

@@ -1,0 +1,103 @@
+"""Whether and when a request that failed is sent again."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Final
+
+from octaskly.client.errors import Refused, ReplyLost, TimedOut, Unreachable
+from octaskly.errors import OctasklyError
+
+PATIENCE_S: Final = 60.0
+FIRST_PATIENCE_S: Final = 5.0  #: before there was any answer: the URL may be wrong
+PAUSE_S_MAX: Final = 2.0
+PAUSE_S_MIN: Final = 0.05
+
+Clock = Callable[[], float]
+
+
+class Deadline:
+    """When the caller waits no longer; `seconds` from now, None: for ever."""
+
+    def __init__(self, seconds: float | None, clock: Clock = time.monotonic) -> None:
+        self._seconds = seconds
+        self._clock = clock
+        self._at = None if seconds is None else clock() + seconds
+
+    @property
+    def is_over(self) -> bool:
+        """Whether it has passed."""
+        return self._at is not None and self._clock() >= self._at
+
+    def cap(self, seconds: float) -> float:
+        """Return so many seconds, or as many as are left."""
+        if self._at is None:
+            return seconds
+        return min(seconds, max(self._at - self._clock(), 0.001))
+
+    def check(self, what: str) -> None:
+        """Raise `TimedOut` once it has passed."""
+        if self.is_over:
+            raise TimedOut(
+                f"{what} within {self._seconds} s",
+                hint="deadline_s=    a longer one, or None to wait as long as it takes",
+            )
+
+
+class Failures:
+    """The failures of one request in a row.
+
+    Args:
+        patience_s: How long they may go on.
+        was_reached: Whether a node has ever answered this client.
+        draw: A number from [0, 1), for pauses.
+        clock: Counts seconds.
+    """
+
+    def __init__(
+        self,
+        *,
+        patience_s: float,
+        was_reached: bool,
+        draw: Callable[[], float],
+        clock: Clock = time.monotonic,
+    ) -> None:
+        self._patience_s = patience_s
+        self._was_reached = was_reached
+        self._draw = draw
+        self._clock = clock
+        self._count = 0
+        self._since = 0.0
+
+    def pause_s(self, error: OctasklyError) -> float:
+        """Return how long to wait before the next try.
+
+        Raises:
+            OctasklyError: `error`; another try is not worth it.
+        """
+        now = self._clock()
+        if self._count == 0:
+            self._since = now
+        self._count += 1
+        pause_s = self._wanted_s(error)
+        patience_s = self._patience_s
+        if not self._was_reached and isinstance(error, ReplyLost):
+            patience_s = min(patience_s, FIRST_PATIENCE_S)
+        if pause_s is None or now + pause_s > self._since + patience_s:
+            raise error
+        return pause_s
+
+    def _wanted_s(self, error: OctasklyError) -> float | None:
+        match error:
+            case Unreachable() if not self._was_reached:
+                return None
+            case ReplyLost() if self._count == 1:
+                return 0.0  # Most likely the node had closed an idle connection.
+            case Unreachable() | ReplyLost():
+                most_s = min(PAUSE_S_MAX, PAUSE_S_MIN * 2.0**self._count)
+                return most_s * (0.5 + self._draw() / 2)
+            case Refused(status=429 | 503, retry_after_s=float(seconds)):
+                return seconds
+            case _:
+                return None
