@@ -46,7 +46,7 @@ from octaskly.ports import (
 )
 from octaskly.ports.news import Ended
 from octaskly.store import history as histories
-from octaskly.store import queue, reader
+from octaskly.store import pages, queue, reader
 from octaskly.store import records as records_
 from octaskly.store.database import (
     Lock,
@@ -260,7 +260,9 @@ class Store:
 
     async def page(self, query: TaskQuery) -> TaskPage:
         """Read one page of tasks."""
-        return await self._read(lambda db: reader.page(db, query))
+        return await self._read(
+            lambda db: pages.page(db, query, lambda: self._clock.now().mono_s)
+        )
 
     async def unfinished(self, array: TaskId, limit: int) -> tuple[int, ...]:
         """Read the places of members that are not completed, in order."""

@@ -506,7 +506,7 @@ async def test_pages_are_oldest_first_with_exact_totals(bench: Bench) -> None:
     await bench.add(*(kit.assigned(n, node=OTHER_WORKER) for n in range(11, 16)))
     await bench.add(*(kit.finished(n) for n in range(1, 6)))
 
-    async def numbers(**query: object) -> tuple[list[int], int]:
+    async def numbers(**query: object) -> tuple[list[int], int | None]:
         page = await bench.log.page(TaskQuery(**query))  # type: ignore[arg-type]
         return [r.spec.ord for r in page.records if r.spec], page.total
 

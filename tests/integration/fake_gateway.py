@@ -34,6 +34,7 @@ from octaskly.core.model import (
     TaskSpec,
     TaskState,
 )
+from octaskly.core.options import TaskOptions
 from octaskly.core.timeline import News, Place
 from octaskly.core.verdicts import Explanation, Verdict, Why
 from octaskly.errors import (
@@ -56,6 +57,7 @@ from octaskly.ports import (
     MeshStats,
     OutputPlace,
     Principal,
+    Search,
     TaskPage,
     TaskQuery,
 )
@@ -269,9 +271,17 @@ class FakeGateway:
                 query.node is None
                 or (record.chosen is not None and record.chosen.node == query.node)
             )
+            and (query.search is None or _is_like(record, query.search))
         ]
-        part = found[query.offset : query.offset + query.limit]
-        return TaskPage(tuple(part), len(found))
+        if query.is_newest_first:
+            found.reverse()
+        ids = [record.id for record in found]
+        start = query.offset
+        if query.search is not None and query.search.after in ids:
+            start = ids.index(query.search.after) + 1
+        part = tuple(found[start : start + query.limit])
+        has_more = query.search is not None and start + len(part) < len(found)
+        return TaskPage(part, len(found), part[-1].name if has_more else None)
 
     async def retry(self, ref: str, *, principal: Principal) -> tuple[TaskRecord, int]:
         record = await self.task(ref)
@@ -472,3 +482,15 @@ class _FakeListening:
 
     async def more(self) -> Sequence[News]:
         return await self._news.get()
+
+
+def _is_like(record: TaskRecord, search: Search) -> bool:
+    assert record.spec is not None
+    options = record.spec.options or TaskOptions()
+    labels = dict(options.labels)
+    text = (search.text or "").casefold()
+    return (
+        search.name in (None, options.name)
+        and all(n in labels and v in (None, labels[n]) for n, v in search.labels)
+        and (text in record.spec.command.casefold() or text in options.name.casefold())
+    )
