@@ -109,8 +109,19 @@ class Watch:
             for other in self._world.machines.values()
             if fact.task in other.disk.records
         )
-        assert is_shown or not _is_below_floor(disk, row), (
-            f"{machine.id} wrote {fact.task} again, which is gone: {row}"
+        assert (
+            is_shown or not _is_below_floor(disk, row) or self._is_news(machine, row)
+        ), f"{machine.id} wrote {fact.task} again, which is gone: {row}"
+
+    def _is_news(self, machine: Machine, row: TaskRow) -> bool:
+        """Whether a worker tells of a task that a reign unknown here has placed.
+
+        What else that reign said of it, this node cannot know: it keeps the task.
+        """
+        return any(
+            task == row.record.id and not machine.disk.have(attempt.stream)
+            for worker in self._world.machines.values()
+            for task, attempt in (*worker.running, *worker.disk.spool)
         )
 
     def _replicas_are_real(self, reply: Accepted) -> None:
@@ -455,6 +466,9 @@ def is_quiet(world: World) -> bool:
     assert reign is not None
     if len(list(reign._members.followers(reign.epoch))) < len(machines) - 1:
         return False  # Who came last is told nothing before it has confirmed the reign.
+    others = (m.id for m in machines if m.id != dispatcher)
+    if not all(world.network.is_up(dispatcher, other) for other in others):
+        return False  # A link that broke silently still has to be noticed.
     is_whole = all(covers(held, m.disk.vector()) for m in machines)
     if world.machines[dispatcher].disk.ahead():
         return False  # It still has to write again what only rows have told it.
