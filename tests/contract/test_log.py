@@ -309,6 +309,7 @@ async def test_node_state_survives_a_restart(bench: Bench) -> None:
     epoch = Epoch(4, NodeId("a" * 16))
     hold = Hold(is_drained=True)
     bench.log.save(Save(number=bench.next(), term=4, name="pi-ab12", hold=hold))
+    bench.log.save(Save(number=bench.next(), log_version=2))
     number = bench.next()
     bench.log.save(Save(number=number, epoch=epoch, stream=(kit.STREAM, epoch)))
     await bench.durable(number)
@@ -317,6 +318,7 @@ async def test_node_state_survives_a_restart(bench: Bench) -> None:
 
     assert (bench.saved.term, bench.saved.epoch) == (4, epoch)
     assert (bench.saved.name, bench.saved.hold) == ("pi-ab12", hold)
+    assert bench.saved.log_version == 2
 
 
 @for_the_core

@@ -7,7 +7,9 @@ from octaskly.core.effects import (
     Append,
     CancelDone,
     Effect,
+    Join,
     Reply,
+    Save,
     Send,
 )
 from octaskly.core.events import Event, Received
@@ -47,6 +49,7 @@ class Watch:
         self._terms: dict[NodeId, tuple[Disk, int]] = {}
         self._epochs: dict[NodeId, tuple[Node, Epoch]] = {}
         self._level: dict[NodeId, Node] = {}
+        self._versions: dict[StreamId, int] = {}  #: of who writes each stream
         self._is_stale: dict[tuple[NodeId, Epoch, int], bool] = {}
         self._checked = 0
         world.watchers.append(self)
@@ -58,6 +61,7 @@ class Watch:
         if isinstance(event, Received):
             self._note_stale(machine, event)
         for effect in effects:
+            self._is_readable(machine, effect)
             for entry in effect.entries if isinstance(effect, Append) else ():
                 self._is_not_brought_back(machine, entry)
             for message in effect.messages if isinstance(effect, Send) else ():
@@ -92,6 +96,22 @@ class Watch:
         assert world.is_skewed or world.ended[task] <= oldest_hlc, (
             f"{machine.id} forgot {row} too early"
         )
+
+    def _is_readable(self, machine: Machine, effect: Effect) -> None:
+        """3.10: no node is given entries that its program cannot read."""
+        streams: set[StreamId] = set()
+        match effect:
+            case Save(stream=(stream, _)):
+                self._versions[stream] = machine.log_version
+            case Append():
+                streams = {entry.stream for entry in effect.entries}
+            case Join():
+                streams = {stream for stream, _ in effect.head.vector}
+            case _:
+                return
+        for stream in streams:
+            version = self._versions[stream]
+            assert version <= machine.log_version, f"{machine.id} cannot read {stream}"
 
     def _is_not_brought_back(self, machine: Machine, entry: Entry) -> None:
         """I2: who has heard that a task is gone does not write it again."""
