@@ -5,6 +5,7 @@ from __future__ import annotations
 from octaskly.api import (
     admitting,
     arrays,
+    attempts,
     audit,
     auditing,
     doctor,
@@ -27,6 +28,7 @@ ROUTES = openapi.with_document(
     *page.ROUTES,
     *tasks.ROUTES,
     *arrays.ROUTES,
+    *attempts.ROUTES,
     *logs.ROUTES,
     *outputs.ROUTES,
     *nodes.ROUTES,

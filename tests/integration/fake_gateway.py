@@ -61,7 +61,7 @@ from octaskly.ports import (
     TaskPage,
     TaskQuery,
 )
-from octaskly.ports.news import Ended, Listening
+from octaskly.ports.news import Ended, Lately, Listening, Run
 from octaskly.ports.output import Piece
 from tests.integration.fake_audit import FakeAudit
 from tests.integration.fake_tokens import FakeTokens
@@ -328,6 +328,20 @@ class FakeGateway:
         self._require_dispatcher()
         self.heard_from.append(after)
         yield _FakeListening(self.news)
+
+    async def lately(self, since_ms: int, limit: int) -> Lately:
+        self._require_dispatcher()
+        runs = [Run(r, a) for r in self.records.values() for a in r.attempts]
+        running = [
+            replace(r, assigned_ms=NOW_MS) for r in runs if not r.attempt.outcome
+        ]
+        ended = [
+            run
+            for run in runs
+            if run.attempt.outcome and (run.attempt.outcome.ended_ms or 0) >= since_ms
+        ]
+        is_cut = len(ended) > limit
+        return Lately(tuple(running[:limit]), tuple(ended[::-1][:limit]), is_cut)
 
     async def ended(
         self, array: TaskId, first: int, last: int, limit: int

@@ -407,6 +407,32 @@ async def test_list_filters_by_state_and_worker(node: ApiNode) -> None:
     assert await ids("worker_id=nobody") == []
 
 
+async def test_attempts_are_shown_of_a_task_and_of_all_of_late(node: ApiNode) -> None:
+    """Each with its node, how it ended, and times to the millisecond."""
+    node.gateway.known_names[NodeId("node-b")] = "pi"
+    first, second = [await node.submit(f"echo {'x' * 300}") for _ in range(2)]
+    node.gateway.start(first, "node-b")
+    node.gateway.finish(first)
+    node.gateway.start(second)
+
+    own = await node.ask("GET", f"{TASKS}/{first}/attempts", headers=VIEWER)
+    all_ = await node.ask("GET", "/api/v1/attempts?since_s=60", headers=VIEWER)
+
+    (attempt,) = own.json["attempts"]
+    assert (attempt["worker_id"], attempt["status"]) == ("pi", "completed")
+    assert attempt["completed_at"] == "2026-02-06T12:00:01.500Z"
+    (ended,), (running,) = all_.json["ended"], all_.json["running"]
+    assert ended == {
+        **attempt,
+        "id": first,
+        "name": None,
+        "assigned_at": None,
+        "command": f"echo {'x' * 195}",
+    }
+    assert (running["id"], running["status"]) == (second, "running")
+    assert running["assigned_at"] == all_.json["now"] == "2026-02-06T12:00:00.000Z"
+
+
 async def test_a_search_says_where_it_goes_on(node: ApiNode) -> None:
     """Page by page, with the name of the last task that was looked at."""
     asked = {"command": "make", "name": "nightly", "labels": {"team": "red", "x": ""}}
