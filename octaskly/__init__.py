@@ -14,102 +14,82 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    # isort: off
     from octaskly.client.asked import (
         Asked as Asked,
-    )
-    from octaskly.client.asked import (
         Limits as Limits,
-    )
-    from octaskly.client.asked import (
         Requires as Requires,
     )
-    from octaskly.client.blocking import (
-        Client as Client,
-    )
+    from octaskly.client.asynchronous import AsyncClient as AsyncClient
+    from octaskly.client.blocking import Client as Client
     from octaskly.client.errors import (
         Closed as Closed,
-    )
-    from octaskly.client.errors import (
         Conflict as Conflict,
-    )
-    from octaskly.client.errors import (
         Forbidden as Forbidden,
-    )
-    from octaskly.client.errors import (
         Invalid as Invalid,
-    )
-    from octaskly.client.errors import (
         NoDispatcher as NoDispatcher,
-    )
-    from octaskly.client.errors import (
         NotFound as NotFound,
-    )
-    from octaskly.client.errors import (
         NotOctaskly as NotOctaskly,
-    )
-    from octaskly.client.errors import (
         Refused as Refused,
-    )
-    from octaskly.client.errors import (
         ReplyLost as ReplyLost,
-    )
-    from octaskly.client.errors import (
         SeveralAgents as SeveralAgents,
-    )
-    from octaskly.client.errors import (
         TaskFailed as TaskFailed,
-    )
-    from octaskly.client.errors import (
         TimedOut as TimedOut,
-    )
-    from octaskly.client.errors import (
         TooMany as TooMany,
-    )
-    from octaskly.client.errors import (
         Unauthorized as Unauthorized,
-    )
-    from octaskly.client.errors import (
         Unavailable as Unavailable,
-    )
-    from octaskly.client.errors import (
         Unreachable as Unreachable,
     )
+    from octaskly.client.following import Log as Log
     from octaskly.client.records import (
+        Counts as Counts,
+        Database as Database,
         Draft as Draft,
-    )
-    from octaskly.client.records import (
+        Explanation as Explanation,
+        Failover as Failover,
+        Load as Load,
+        Members as Members,
+        MeshState as MeshState,
+        NodeInfo as NodeInfo,
+        Output as Output,
+        Reason as Reason,
+        Standby as Standby,
+        Stats as Stats,
+        System as System,
         Task as Task,
+        Verdict as Verdict,
+        Workers as Workers,
     )
+    from octaskly.client.streams import Event as Event
     from octaskly.errors import (
         ConfigError as ConfigError,
-    )
-    from octaskly.errors import (
         MeshError as MeshError,
-    )
-    from octaskly.errors import (
         OctasklyError as OctasklyError,
-    )
-    from octaskly.errors import (
         PermissionDenied as PermissionDenied,
     )
+    # isort: on
 
 __version__ = "0.1.0"
 
 # Imported when they are first used: the command line and the agent need none of them.
 _HOMES = {
-    "octaskly.client.asked": ("Asked", "Limits", "Requires"),
-    "octaskly.client.blocking": ("Client",),
+    "octaskly.client.asked": "Asked Limits Requires",
+    "octaskly.client.asynchronous": "AsyncClient",
+    "octaskly.client.blocking": "Client",
     "octaskly.client.errors": (
-        *("Closed", "Conflict", "Forbidden", "Invalid", "NoDispatcher", "NotFound"),
-        *("NotOctaskly", "Refused", "ReplyLost", "SeveralAgents", "TaskFailed"),
-        *("TimedOut", "TooMany", "Unauthorized", "Unavailable", "Unreachable"),
+        "Closed Conflict Forbidden Invalid NoDispatcher NotFound NotOctaskly "
+        "Refused ReplyLost SeveralAgents TaskFailed TimedOut TooMany "
+        "Unauthorized Unavailable Unreachable "
     ),
-    "octaskly.client.records": ("Draft", "Task"),
-    "octaskly.errors": (
-        *("ConfigError", "MeshError", "OctasklyError", "PermissionDenied"),
+    "octaskly.client.following": "Log",
+    "octaskly.client.records": (
+        "Counts Database Draft Explanation Failover Load Members MeshState "
+        "NodeInfo Output Reason Standby Stats System Task Verdict Workers "
     ),
+    "octaskly.client.streams": "Event",
+    "octaskly.errors": "ConfigError MeshError OctasklyError PermissionDenied",
 }
-_HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
+_HOME_OF = {name: home for home, names in _HOMES.items() for name in names.split()}
 
 __all__ = [  # noqa: PLE0604 - the names of the table
     "__version__",

@@ -22,7 +22,7 @@ from octaskly.cli.render import (
 from octaskly.cli.running import OWN_CODES, cancel_ended, interrupt_noted, interruptible
 from octaskly.cli.stalls import stall_told
 from octaskly.cli.submitting import draft, request_options
-from octaskly.client import Task
+from octaskly.client import Members, Task
 from octaskly.errors import OctasklyError
 
 if TYPE_CHECKING:
@@ -194,7 +194,7 @@ def _followed(
             interrupt_noted() as noted,
         ):
             array = begin(client).id
-            total = len(items) or (client.task(array).array or {})["total"]
+            total = len(items) or (client.task(array).array or Members()).total
             results = Results(
                 client,
                 aside,
@@ -220,8 +220,8 @@ def _print(client: Client, results: Results, array: str, noted: list[int]) -> in
     except BrokenPipeError:
         _give_up(client, array)
         raise
-    counts = task.array or {}
-    if counts["completed"] == counts["total"]:
+    counts = task.array or Members()
+    if counts.completed == counts.total:
         return 0
     _say_left(task)
     return EXIT_FAILED
@@ -239,12 +239,12 @@ def _give_up(client: Client, array: str) -> int:
 
 def _say_left(task: Task) -> None:
     """Say what did not succeed, and how to go on."""
-    counts = task.array or {}
-    left = counts["total"] - counts["completed"]
+    counts = task.array or Members()
+    left = counts.total - counts.completed
     if not left:
         return
-    what = f"{counts['failed']} of {counts['total']} failed"
-    if others := left - counts["failed"]:
+    what = f"{counts.failed} of {counts.total} failed"
+    if others := left - counts.failed:
         what += f", {others} did not run to their end"
     note(what)
     note(f"go on with them: octaskly map --retry-failed {task.id}")

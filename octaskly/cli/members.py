@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from octaskly.cli.render import note, print_fields
+from octaskly.client import Members
 
 if TYPE_CHECKING:
     from octaskly.client import Client, Task
@@ -14,28 +14,28 @@ STATES = ("queued", "running", "completed", "failed", "cancelled")
 SHOWN_FAILED = 20  #: failed members that `show` names
 
 
-def progress(counts: Mapping[str, int]) -> str:
+def progress(counts: Members) -> str:
     """Return how many have ended of how many."""
-    ended = counts["completed"] + counts["failed"] + counts["cancelled"]
-    return f"{ended}/{counts['total']}"
+    ended = counts.completed + counts.failed + counts.cancelled
+    return f"{ended}/{counts.total}"
 
 
 def show_array(client: Client, task: Task) -> None:
     """Print how far an array is, and which members failed."""
-    counts = dict(task.array or {})
+    counts = task.array or Members()
     failed = client.failed_members(task.id, limit=SHOWN_FAILED)
     shown = [f"{member.id} (exit code {_code(member)})" for member in failed]
-    more = counts["failed"] - len(failed)
+    more = counts.failed - len(failed)
     print_fields(
         [
             ("id", task.id),
             ("name", task.name),
             ("state", task.status),
             ("command", task.command),
-            ("range", counts.get("range")),
-            ("members", counts["total"]),
-            *((state, counts[state] or None) for state in STATES),
-            ("most failures", counts.get("max_fails")),
+            ("range", counts.range),
+            ("members", counts.total),
+            *((state, getattr(counts, state) or None) for state in STATES),
+            ("most failures", counts.max_fails),
             ("created", task.created_at),
             ("repeats", task.retry_of),
             ("failures", "\n".join(shown) or None),

@@ -18,7 +18,7 @@ from octaskly.cli.render import (
     print_table,
 )
 from octaskly.cli.tasks import JSON_OPTION
-from octaskly.client import Failover, MeshState, NodeInfo, NodePage, Standby
+from octaskly.client import Failover, Load, MeshState, NodeInfo, NodePage, Standby
 
 NO_STANDBY = "no other node keeps copies: is --no-electable set on all of them?"
 
@@ -70,8 +70,8 @@ def _failover(failover: Failover, now: dt.datetime) -> str:
 
 def _row(node: NodeInfo, page: NodePage, now: dt.datetime) -> tuple[str, ...]:
     state = next((f" {s.state}" for s in page.standbys if s.id == node.id), "")
-    load = (node.load or {}) if node.state != "lost" else {}
-    cpu, used_mb = load.get("cpu_percent"), load.get("memory_used_mb")
+    load = (node.load if node.state != "lost" else None) or Load()
+    cpu, used_mb = load.cpu_percent, load.memory_used_mb
     memory = "-"
     if node.memory_mb and used_mb is not None:
         memory = f"{used_mb / 1024:.1f}/{node.memory_mb / 1024:.1f} GiB"

@@ -12,7 +12,7 @@ import msgspec
 
 from octaskly.cli.following import FULL, LOST_MAX, Following, pause_s
 from octaskly.cli.render import duration, is_quiet, note
-from octaskly.client import Refused, ReplyLost, Task, Unreachable
+from octaskly.client import Members, Refused, ReplyLost, Task, Unreachable
 
 if TYPE_CHECKING:
     from octaskly.client import Client
@@ -93,8 +93,8 @@ class Results:
             for event in events:
                 if event.kind == "end":
                     array = msgspec.convert(event.data, Task)
-                    counts = array.array or {}
-                    is_all = self._ended >= counts["completed"] + counts["failed"]
+                    counts = array.array or Members()
+                    is_all = self._ended >= counts.completed + counts.failed
                     return array if is_all else None
                 if event.kind == "result":
                     self._lost = 0

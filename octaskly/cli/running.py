@@ -184,7 +184,7 @@ def cancel_ended(client: Client, ref: str) -> None:
 def exit_code(task: Task, *, is_cancelled: bool) -> int:
     """Return the exit code that a task gives to a command; say what went wrong."""
     if task.array and task.status != "cancelled":
-        failed, total = task.array["failed"], task.array["total"]
+        failed, total = task.array.failed, task.array.total
         if failed:
             note(f"{task.id}: {failed} of {total} failed; octaskly show {task.id}")
         return EXIT_FAILED if failed else 0

@@ -16,6 +16,7 @@ TASKS_MAX: Final = 10_000  #: what one request may hold
 BODY_BYTES_MAX: Final = 32 << 20
 STDIN_BYTES_MAX: Final = 1 << 20
 
+Status = Literal["queued", "running", "completed", "failed", "cancelled"]
 Durability = Literal["normal", "strict"]
 
 

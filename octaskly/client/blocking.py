@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Generator, Iterable, Sequence
 from pathlib import Path
 from typing import Self, Unpack
 
-from octaskly.client.asked import Asked, Durability
-from octaskly.client.flows import Flows
+from octaskly.client import flows, following, mapping, reading
+from octaskly.client.asked import Asked, Durability, Status
+from octaskly.client.asker import Asker
+from octaskly.client.following import EventType, Log, Stream
 from octaskly.client.patience import PATIENCE_S
 from octaskly.client.pool import Pool
-from octaskly.client.records import Draft, Task
+from octaskly.client.records import Draft, Explanation, NodeInfo, Stats, Task
+from octaskly.client.streams import Event
 from octaskly.client.targets import target
 
 
@@ -21,7 +24,7 @@ class Client:
             print(mesh.run("hostname").stdout)
 
     Without a place it takes the agent of this machine, by its socket, which needs no
-    token. Several threads may share a client; a process that forked has it anew.
+    token. Several threads may share a client; so may a process that forked.
 
     Args:
         url: `https://NODE:3443`, or `http://localhost:3000`; else `OCTASKLY_URL`.
@@ -33,7 +36,7 @@ class Client:
             asked again before that is an error.
 
     Raises:
-        ConfigError: a place that cannot be used.
+        ConfigError: the place cannot be used.
     """
 
     def __init__(
@@ -47,7 +50,7 @@ class Client:
         patience_s: float = PATIENCE_S,
     ) -> None:
         place = target(url, token=token, ca=ca, node=node, state_dir=state_dir)
-        self._flows = Flows(place.name, patience_s=patience_s)
+        self._asker = Asker(place.name, patience_s=patience_s)
         self._pool = Pool(place)
 
     def __enter__(self) -> Self:
@@ -59,6 +62,8 @@ class Client:
     def close(self) -> None:
         """Close all connections; what was submitted goes on."""
         self._pool.close()
+
+    # -- submitting ----------------------------------------------------------------
 
     def submit(
         self,
@@ -78,12 +83,13 @@ class Client:
             Invalid: a value is not taken.
             TimedOut: no answer within `deadline_s`.
         """
-        flow = self._flows.submit(
+        flow = flows.submit(
+            self._asker,
             command,
             asked,
             key=idempotency_key,
             durability=durability,
-            deadline_s=deadline_s,
+            until=self._asker.until(deadline_s),
         )
         return self._pool.run(flow)
 
@@ -95,9 +101,44 @@ class Client:
         durability: Durability | None = None,
         deadline_s: float | None = None,
     ) -> list[Task]:
-        """Submit up to 10 000 tasks in one request, all or none; in their order."""
-        flow = self._flows.submit_many(
-            drafts, key=idempotency_key, durability=durability, deadline_s=deadline_s
+        """Submit up to 10 000 tasks in one request, all or none; return them in order.
+
+        Raises:
+            Invalid: there are more, or a value is not taken; nothing was accepted.
+        """
+        flow = flows.submit_many(
+            self._asker,
+            drafts,
+            key=idempotency_key,
+            durability=durability,
+            until=self._asker.until(deadline_s),
+        )
+        return self._pool.run(flow)
+
+    def array(
+        self,
+        command: str,
+        members: str | Iterable[object],
+        *,
+        max_fails: int | None = None,
+        idempotency_key: str | None = None,
+        durability: Durability | None = None,
+        deadline_s: float | None = None,
+        **asked: Unpack[Asked],
+    ) -> Task:
+        """Submit one array: `members` is a range such as `"1-1000"`, or the items.
+
+        `{}` in the command stands for the number or item. See `results`.
+        """
+        flow = mapping.array(
+            self._asker,
+            command,
+            asked,
+            members=members,
+            max_fails=max_fails,
+            key=idempotency_key,
+            durability=durability,
+            until=self._asker.until(deadline_s),
         )
         return self._pool.run(flow)
 
@@ -118,28 +159,193 @@ class Client:
             TaskFailed: it did not complete, with `check`.
             TimedOut: it did not end within `deadline_s`.
         """
-        flow = self._flows.run(
-            command, asked, check=check, durability=durability, deadline_s=deadline_s
+        flow = flows.run(
+            self._asker,
+            command,
+            asked,
+            check=check,
+            durability=durability,
+            until=self._asker.until(deadline_s),
         )
         return self._pool.run(flow)
 
-    def task(self, ref: str | Task) -> Task:
-        """Return a task as it is now, with its output if it has ended."""
-        return self._pool.run(self._flows.task(ref))
+    def map(
+        self,
+        command: str,
+        items: Iterable[object],
+        *,
+        ordered: bool = True,
+        deadline_s: float | None = None,
+        **asked: Unpack[Asked],
+    ) -> Generator[Task]:
+        """Run a command for each item, and yield the ended tasks.
 
-    def wait(self, ref: str | Task, *, deadline_s: float | None = None) -> Task:
+        `{}` in the command stands for the item, as one word; without it the item is in
+        the variable `OCTASKLY_ITEM`. Items are taken as they are needed, up to 20 000
+        ahead, so there may be any number. Nothing is submitted before the first result
+        is asked for; if the generator is closed early, what has not ended is cancelled.
+
+        Args:
+            command: What is run.
+            items: Texts, or what becomes one by `str()`; `item` of a task has it.
+            ordered: Whether results come in the order of the items, or as they end.
+            deadline_s: How long to go on.
+            asked: What each task asks for.
+        """
+        flow = mapping.map_(
+            self._asker,
+            command,
+            items,
+            asked,
+            ordered=ordered,
+            until=self._asker.until(deadline_s),
+        )
+        return self._pool.iterate(flow)
+
+    # -- waiting -------------------------------------------------------------------
+
+    def wait(self, task: str | Task, *, deadline_s: float | None = None) -> Task:
         """Return a task once it has ended, however that is.
 
         Raises:
             TimedOut: not within `deadline_s`; it goes on.
         """
-        return self._pool.run(self._flows.wait(ref, deadline_s=deadline_s))
+        until = self._asker.until(deadline_s)
+        return self._pool.run(flows.wait(self._asker, task, until=until))
 
-    def cancel(self, ref: str | Task, *, force: bool = False) -> Task:
+    def as_ended(
+        self, tasks: Iterable[str | Task], *, deadline_s: float | None = None
+    ) -> Generator[Task]:
+        """Yield tasks as they end, over one stream however many they are."""
+        until = self._asker.until(deadline_s)
+        return self._pool.iterate(following.as_ended(self._asker, tasks, until=until))
+
+    def results(
+        self,
+        array: str | Task,
+        *,
+        ordered: bool = True,
+        deadline_s: float | None = None,
+    ) -> Generator[Task]:
+        """Yield the members of an array with their output, in order or as they end.
+
+        One that was cancelled before it began has no result.
+        """
+        until = self._asker.until(deadline_s)
+        flow = mapping.results(self._asker, array, ordered=ordered, until=until)
+        return self._pool.iterate(flow)
+
+    def logs(
+        self,
+        task: str | Task,
+        *,
+        follow: bool = True,
+        stream: Stream = "both",
+        attempt: int | None = None,
+        after: str = "",
+        deadline_s: float | None = None,
+    ) -> Generator[Log]:
+        """Yield what a task writes as it does, until it has ended.
+
+        Args:
+            task: The task, or its id.
+            follow: Whether to wait for more; else what there is by now.
+            stream: `stdout`, `stderr` or `both`.
+            attempt: The number of an attempt that is read alone.
+            after: Id of the last piece that is known.
+            deadline_s: How long to go on.
+        """
+        flow = following.logs(
+            self._asker,
+            task,
+            follow=follow,
+            stream=stream,
+            attempt=attempt,
+            after=after,
+            until=self._asker.until(deadline_s),
+        )
+        return self._pool.iterate(flow)
+
+    def events(
+        self,
+        *,
+        types: Sequence[EventType] = ("task", "node"),
+        task: str | Task | None = None,
+        after: str = "",
+        deadline_s: float | None = None,
+    ) -> Generator[Event]:
+        """Yield what happens to tasks and nodes, for ever; nothing is missed.
+
+        Args:
+            types: Which kinds of events.
+            task: The only task, or array with its members, to hear of.
+            after: Id of the last event that is known.
+            deadline_s: How long to go on.
+        """
+        flow = following.events(
+            self._asker,
+            types=types,
+            task=task,
+            after=after,
+            until=self._asker.until(deadline_s),
+        )
+        return self._pool.iterate(flow)
+
+    # -- one task ------------------------------------------------------------------
+
+    def task(self, task: str | Task) -> Task:
+        """Return a task as it is now, with its output if it has ended."""
+        return self._pool.run(flows.task(self._asker, task))
+
+    def output(
+        self, task: str | Task, path: str, *, deadline_s: float | None = None
+    ) -> Generator[bytes]:
+        """Yield the bytes of a file that the task declared in `outputs`, in pieces."""
+        until = self._asker.until(deadline_s)
+        return self._pool.iterate(
+            following.output(self._asker, task, path, until=until)
+        )
+
+    def cancel(self, task: str | Task, *, force: bool = False) -> Task:
         """Cancel a task that is queued, with `force` also one that runs.
 
         Raises:
             Conflict: it runs.
             NotFound: there is none, or it has ended.
         """
-        return self._pool.run(self._flows.cancel(ref, force=force))
+        return self._pool.run(flows.cancel(self._asker, task, force=force))
+
+    def retry(self, task: str | Task) -> Task:
+        """Run an ended task once more, or what failed of an array; return the new one.
+
+        Raises:
+            Conflict: it has not ended.
+        """
+        return self._pool.run(flows.retry(self._asker, task))
+
+    def explain(self, task: str | Task) -> Explanation:
+        """Return why a task is where it is, and what keeps it from each node."""
+        return self._pool.run(reading.explain(self._asker, task))
+
+    # -- the mesh ------------------------------------------------------------------
+
+    def tasks(
+        self,
+        *,
+        status: Status | None = None,
+        worker_id: str | None = None,
+        array: str | Task | None = None,
+    ) -> Generator[Task]:
+        """Yield tasks without their output, oldest first; of an array its members."""
+        flow = reading.tasks(
+            self._asker, status=status, worker_id=worker_id, array=array
+        )
+        return self._pool.iterate(flow)
+
+    def nodes(self) -> list[NodeInfo]:
+        """Return the members of the mesh, the dispatcher first."""
+        return self._pool.run(reading.nodes(self._asker))
+
+    def stats(self) -> Stats:
+        """Return the whole mesh in numbers."""
+        return self._pool.run(reading.stats(self._asker))

@@ -46,8 +46,12 @@ class Call(NamedTuple):
 
 def path_of(place: str, name: str, *more: str) -> str:
     """Return the path of one task, array or node."""
-    # No percent sign may survive in a lone surrogate: such a name is nowhere found.
-    return "/".join([place, quote(name, safe="", errors="replace"), *more])
+    return "/".join([place, quoted(name), *more])
+
+
+def quoted(text: str) -> str:
+    """Return a part of a path; a lone surrogate, which is in no name, as `?`."""
+    return quote(text, safe="", errors="replace")
 
 
 def submission(body: bytes, *, key: str, durability: str | None) -> Call:
@@ -60,6 +64,13 @@ def task(ref: str, *, wait_s: float = 0.0) -> Call:
     """Show a task with its output as exact bytes, at its end or `wait_s` later."""
     query = {"encoding": "base64", "wait": f"{wait_s:.3f}" if wait_s else None}
     return Call("GET", path_of(TASKS, ref), query, wait_s=wait_s)
+
+
+def stream(path: str, query: Mapping[str, object], last_id: str = "") -> Call:
+    """Tell what happens, from behind an event on."""
+    return Call(
+        "GET", path, query, headers={"Last-Event-ID": last_id} if last_id else {}
+    )
 
 
 def cancel(ref: str, *, force: bool) -> Call:

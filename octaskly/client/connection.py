@@ -17,7 +17,7 @@ from urllib.parse import urlencode, urlsplit
 
 from octaskly.client import errors
 from octaskly.client.calls import Call, Reply
-from octaskly.client.errors import Refused, ReplyLost, Unreachable
+from octaskly.client.errors import Refused, ReplyLost
 from octaskly.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -123,7 +123,10 @@ class Connection:
             http.client.HTTPConnection(parts.hostname, port, timeout=CONNECT_S_MAX)
             if parts.scheme == "http"
             else http.client.HTTPSConnection(
-                parts.hostname, port, timeout=CONNECT_S_MAX, context=_tls(ca_file)
+                parts.hostname,
+                port,
+                timeout=CONNECT_S_MAX,
+                context=tls_context(ca_file),
             )
         )
         return cls(connection, place=url, token=token, **settings)
@@ -249,8 +252,7 @@ class Connection:
     def finish(self, response: http.client.HTTPResponse) -> Reply:
         """Read an answer to its end."""
         data = self._read(response)
-        headers = {name.lower(): value for name, value in response.getheaders()}
-        return Reply(response.status, headers, data)
+        return Reply(response.status, headers_of(response), data)
 
     def piece(
         self, response: http.client.HTTPResponse, size: int, timeout_s: float
@@ -273,10 +275,7 @@ class Connection:
             self._connection.connect()
         except OSError as error:
             self.close()
-            raise Unreachable(
-                f"no agent answers at {self.place}",
-                hint="octaskly agent    on that machine",
-            ) from error
+            raise errors.not_connected(self.place, error) from error
 
     def _read(self, response: http.client.HTTPResponse) -> bytes:
         try:
@@ -291,7 +290,12 @@ class Connection:
             raise
 
 
-def _tls(ca_file: Path | str | None) -> ssl.SSLContext:
+def tls_context(ca_file: Path | str | None) -> ssl.SSLContext:
+    """Return what checks who a node is, by the CA of the mesh or those of the system.
+
+    Raises:
+        ConfigError: the file is no CA.
+    """
     import ssl  # noqa: PLC0415 - costs 10 ms that the local socket need not pay
 
     try:
@@ -303,10 +307,14 @@ def _tls(ca_file: Path | str | None) -> ssl.SSLContext:
         ) from error
 
 
+def headers_of(response: http.client.HTTPResponse) -> dict[str, str]:
+    """Return the headers of an answer, their names in small letters."""
+    return {name.lower(): value for name, value in response.getheaders()}
+
+
 def refusal(response: http.client.HTTPResponse, body: bytes) -> Refused:
     """Return the error that a refusing answer means, whatever its form."""
-    headers = {name.lower(): value for name, value in response.getheaders()}
-    return errors.refusal(response.status, headers, body) or Refused(
+    return errors.refusal(response.status, headers_of(response), body) or Refused(
         f"the node answered {response.status} {response.reason}",
         status=response.status,
     )

@@ -144,6 +144,22 @@ _BY_STATUS: Final[Mapping[int, type[Refused]]] = {
 }
 
 
+def not_connected(place: str, error: OSError) -> OctasklyError:
+    """Return what it means that no connection came about."""
+    if "certificate verify failed" in str(error).lower():
+        return ConfigError(
+            f"{place} has no certificate of a mesh that is trusted here",
+            hint='octaskly ca > mesh-ca.pem    on a node; then ca="mesh-ca.pem"',
+        )
+    if "ssl" in type(error).__name__.lower():
+        return ConfigError(
+            f"{place} does not speak TLS", hint="http://    for ports of this machine"
+        )
+    return Unreachable(
+        f"no agent answers at {place}", hint="octaskly agent    on that machine"
+    )
+
+
 def refusal(status: int, headers: Mapping[str, str], body: bytes) -> Refused | None:
     """Return the error that a refusing answer means; None: no node says so."""
     try:

@@ -5,244 +5,117 @@ Both clients run these; what they differ in is how they perform the steps.
 
 from __future__ import annotations
 
-import random
-import secrets
-import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
-from typing import Any, Final, TypeVar
+from typing import Any, Final
 
-from octaskly import __version__
 from octaskly.client import calls
 from octaskly.client.asked import Asked, Durability, body_of, draft, encoded, ref_of
-from octaskly.client.calls import Call, Reply, decoded
+from octaskly.client.asker import Asker
+from octaskly.client.calls import Call
 from octaskly.client.errors import (
     Conflict,
     NotFound,
-    NotOctaskly,
-    Refused,
     ReplyLost,
     TaskFailed,
     TimedOut,
-    Unauthorized,
     Unreachable,
-    refusal,
 )
-from octaskly.client.patience import PATIENCE_S, Clock, Deadline, Failures
+from octaskly.client.patience import Deadline
 from octaskly.client.records import Draft, Task
-from octaskly.client.steps import Flow, Pause, Send
-from octaskly.errors import OctasklyError
+from octaskly.client.steps import Flow
 
-REPLY_S_MAX: Final = 30.0  #: a node holds a request up to 5 s, then answers in any case
 POLL_S: Final = 60.0  #: how long one long poll waits
 CANCEL_S_MAX: Final = 5.0  #: how long who leaves tries to cancel what it leaves
-GRACE_S: Final = 1.0  #: what an answer that comes at the deadline may take to come
-OK_BELOW: Final = 400
-VERSION_GAPS: Final = ("Not found", "Unknown field", "Method not allowed")
-"""What nodes say to clients that know more, or less, than they do."""
-
-_T = TypeVar("_T")
 
 
-class Flows:
-    """The words of a client.
+def submit(
+    asker: Asker,
+    command: str,
+    asked: Asked,
+    *,
+    array: Mapping[str, Any] | None = None,
+    key: str | None = None,
+    durability: Durability | None = None,
+    until: Deadline | None = None,
+) -> Flow[Task]:
+    """Submit one task."""
+    body = encoded(draft(command, asked, array))
+    call = calls.submission(body, key=key or asker.new_key(), durability=durability)
+    return (yield from asker.asked(call, Task, until))
 
-    Args:
-        place: What errors call the node.
-        patience_s: How long failures are borne before they are raised.
-        clock: Counts seconds.
-        draw: A number from [0, 1), for pauses.
-        new_key: Makes a key for each submission.
-    """
 
-    def __init__(
-        self,
-        place: str,
-        *,
-        patience_s: float = PATIENCE_S,
-        clock: Clock = time.monotonic,
-        draw: Callable[[], float] = random.random,
-        new_key: Callable[[], str] = secrets.token_hex,
-    ) -> None:
-        self.place = place
-        self._patience_s = patience_s
-        self._clock = clock
-        self._draw = draw
-        self._new_key = new_key
-        self._was_reached = False
+def submit_many(
+    asker: Asker,
+    drafts: Iterable[Draft | str],
+    *,
+    key: str | None,
+    durability: Durability | None,
+    until: Deadline,
+) -> Flow[list[Task]]:
+    """Submit tasks, all or none."""
+    wanted = (Draft(command=d) if isinstance(d, str) else d for d in drafts)
+    body = body_of(wanted)
+    if body == b"[]":
+        return []
+    call = calls.submission(body, key=key or asker.new_key(), durability=durability)
+    return (yield from asker.asked(call, list[Task], until))
 
-    # -- one request -------------------------------------------------------------
 
-    def ask(self, call: Call, until: Deadline | None = None) -> Flow[Reply]:
-        """Send a request until it is answered; return the answer, a good one."""
-        until = until or self.until(None)
-        failures = self.failures()
-        while True:
-            try:
-                reply: Reply = yield Send(
-                    call, until.cap(REPLY_S_MAX + call.wait_s) + GRACE_S
-                )
-                return self.checked(reply)
-            except OctasklyError as error:
-                until.check(f"{self.place} did not answer")
-                pause_s = yield from self.pause_s(failures, error)
-            yield Pause(until.cap(pause_s))
+def task(asker: Asker, ref: str | Task) -> Flow[Task]:
+    """Return a task as it is now."""
+    return (yield from asker.asked(calls.task(ref_of(ref)), Task))
 
-    def asked(
-        self, call: Call, kind: type[_T], until: Deadline | None = None
-    ) -> Flow[_T]:
-        """As `ask`; return what the answer carries."""
-        reply = yield from self.ask(call, until)
-        try:
-            return decoded(reply, kind, self.place)
-        except NotOctaskly as error:
-            raise (yield from self._explained(error)) from error
 
-    def checked(self, reply: Reply) -> Reply:
-        """Return a good answer; raise what a bad one means."""
-        error = refusal(reply.status, reply.headers, reply.body)
-        if reply.status < OK_BELOW:
-            self._was_reached = True
-            return reply
-        if error is None:
-            raise NotOctaskly(
-                f"{self.place} answered {reply.status}, but not as a node does",
-                hint="octaskly nodes    on a machine of the mesh; ports are 3000, 3443",
-            )
-        self._was_reached = True
-        raise error
+def run(
+    asker: Asker,
+    command: str,
+    asked: Asked,
+    *,
+    check: bool,
+    durability: Durability | None,
+    until: Deadline,
+) -> Flow[Task]:
+    """Submit a task and return it once it has ended; who leaves cancels it."""
+    task = yield from submit(asker, command, asked, durability=durability, until=until)
+    try:
+        ended = yield from wait(asker, task, until=until)
+    except BaseException:
+        yield from give_up(asker, task)
+        raise
+    if check and ended.status != "completed":
+        raise _failed(ended)
+    return ended
 
-    def failures(self) -> Failures:
-        """Return an account of failures that has none yet."""
-        return Failures(
-            patience_s=self._patience_s,
-            was_reached=self._was_reached,
-            draw=self._draw,
-            clock=self._clock,
-        )
 
-    def until(self, deadline_s: float | None) -> Deadline:
-        """Return the deadline so many seconds from now."""
-        return Deadline(deadline_s, self._clock)
+def wait(asker: Asker, task: str | Task, *, until: Deadline) -> Flow[Task]:
+    """Return a task once it has ended."""
+    ref = ref_of(task)
+    while True:
+        call = calls.task(ref, wait_s=until.cap(POLL_S))
+        now = yield from asker.asked(call, Task, until)
+        if now.is_final:
+            return now
+        until.check(f"{ref} is {now.status}; it has not ended")
 
-    def pause_s(self, failures: Failures, error: OctasklyError) -> Flow[float]:
-        """Return how long to wait before another try; raise `error` if it is vain."""
-        try:
-            return failures.pause_s(error)
-        except OctasklyError:
-            raise (yield from self._explained(error)) from error.__cause__
 
-    def _explained(self, error: OctasklyError) -> Flow[OctasklyError]:
-        """Return the error with a hint about what is behind it."""
-        match error:
-            case Unauthorized():
-                hint = "token=    from `octaskly token create --role client` on a node"
-            case ReplyLost() if not self._was_reached:
-                hint = "is that its port? the API of the LAN is https://NODE:3443"
-            case NotOctaskly() | Refused() if self._may_be_a_gap(error):
-                hint = (yield from self._version_gap()) or ""
-            case _:
-                hint = ""
-        error.hint = "\n".join(part for part in (error.hint, hint) if part) or None
-        return error
+def cancel(asker: Asker, ref: str | Task, *, force: bool) -> Flow[Task]:
+    """Cancel a task."""
+    return (yield from asker.asked(calls.cancel(ref_of(ref), force=force), Task))
 
-    @staticmethod
-    def _may_be_a_gap(error: OctasklyError) -> bool:
-        return isinstance(error, NotOctaskly) or str(error) in VERSION_GAPS
 
-    def _version_gap(self) -> Flow[str | None]:
-        """Return what to say of a node of another version; None: it is the same."""
-        try:
-            reply = yield Send(Call("GET", "/health"), REPLY_S_MAX)
-            there = decoded(reply, dict[str, Any], self.place).get("version")
-        except (Unreachable, ReplyLost, NotOctaskly):
-            return None
-        if not isinstance(there, str) or there == __version__:
-            return None
-        return f"this client is Octaskly {__version__}, the node {there:.40}"
+def retry(asker: Asker, task: str | Task) -> Flow[Task]:
+    """Run an ended task once more, as another; who repeats it gets that."""
+    path = calls.path_of(calls.TASKS, ref_of(task), "retry")
+    return (yield from asker.asked(Call("POST", path), Task))
 
-    # -- tasks -------------------------------------------------------------------
 
-    def submit(
-        self,
-        command: str,
-        asked: Asked,
-        *,
-        array: Mapping[str, Any] | None = None,
-        key: str | None = None,
-        durability: Durability | None = None,
-        deadline_s: float | None = None,
-    ) -> Flow[Task]:
-        """Submit one task."""
-        body = encoded(draft(command, asked, array))
-        call = calls.submission(body, key=key or self._new_key(), durability=durability)
-        return (yield from self.asked(call, Task, self.until(deadline_s)))
-
-    def submit_many(
-        self,
-        drafts: Iterable[Draft | str],
-        *,
-        key: str | None,
-        durability: Durability | None,
-        deadline_s: float | None,
-    ) -> Flow[list[Task]]:
-        """Submit tasks, all or none."""
-        wanted = (Draft(command=d) if isinstance(d, str) else d for d in drafts)
-        body = body_of(wanted)
-        if body == b"[]":
-            return []
-        call = calls.submission(body, key=key or self._new_key(), durability=durability)
-        return (yield from self.asked(call, list[Task], self.until(deadline_s)))
-
-    def task(self, ref: str | Task) -> Flow[Task]:
-        """Return a task as it is now."""
-        return (yield from self.asked(calls.task(ref_of(ref)), Task))
-
-    def wait(self, ref: str | Task, *, deadline_s: float | None) -> Flow[Task]:
-        """Return a task once it has ended."""
-        return (yield from self._ended(ref_of(ref), self.until(deadline_s)))
-
-    def run(
-        self,
-        command: str,
-        asked: Asked,
-        *,
-        check: bool,
-        durability: Durability | None,
-        deadline_s: float | None,
-    ) -> Flow[Task]:
-        """Submit a task and return it once it has ended; who leaves cancels it."""
-        until = self.until(deadline_s)
-        task = yield from self.submit(
-            command, asked, durability=durability, deadline_s=deadline_s
-        )
-        try:
-            ended = yield from self._ended(task.id, until)
-        except BaseException:
-            yield from self.give_up(task)
-            raise
-        if check and ended.status != "completed":
-            raise _failed(ended)
-        return ended
-
-    def _ended(self, ref: str, until: Deadline) -> Flow[Task]:
-        while True:
-            call = calls.task(ref, wait_s=until.cap(POLL_S))
-            task = yield from self.asked(call, Task, until)
-            if task.is_final:
-                return task
-            until.check(f"{ref} is {task.status}; it has not ended")
-
-    def cancel(self, ref: str | Task, *, force: bool) -> Flow[Task]:
-        """Cancel a task."""
-        return (yield from self.asked(calls.cancel(ref_of(ref), force=force), Task))
-
-    def give_up(self, task: Task) -> Flow[None]:
-        """Cancel what nobody waits for any more, as far as that goes quickly."""
-        call = calls.cancel(task.id, force=True)
-        # It may have ended by itself, or the mesh is away: who leaves, leaves.
-        with suppress(Conflict, NotFound, TimedOut, Unreachable, ReplyLost):
-            yield from self.ask(call, self.until(CANCEL_S_MAX))
+def give_up(asker: Asker, task: Task) -> Flow[None]:
+    """Cancel what nobody waits for any more, as far as that goes quickly."""
+    call = calls.cancel(task.id, force=True)
+    # It may have ended by itself, or the mesh is away: who leaves, leaves.
+    with suppress(Conflict, NotFound, TimedOut, Unreachable, ReplyLost):
+        yield from asker.ask(call, asker.until(CANCEL_S_MAX))
 
 
 def _failed(task: Task) -> TaskFailed:

@@ -11,7 +11,7 @@ from contextlib import suppress
 from typing import Final, TypeVar, assert_never
 
 from octaskly.client.calls import Call, Reply
-from octaskly.client.connection import Connection
+from octaskly.client.connection import Connection, headers_of
 from octaskly.client.errors import Closed, ReplyLost
 from octaskly.client.steps import (
     Begin,
@@ -168,7 +168,7 @@ class _Stage:
             self._pool.give(connection)
             return reply
         self._connection, self._response = connection, response
-        return Reply(response.status, {}, b"")
+        return Reply(response.status, headers_of(response), b"")
 
     def _read(self, timeout_s: float) -> bytes:
         if self._pid != os.getpid():

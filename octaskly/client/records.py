@@ -20,6 +20,19 @@ class Output(msgspec.Struct, frozen=True, kw_only=True):
     bytes: int | None = None
 
 
+class Members(msgspec.Struct, frozen=True, kw_only=True):
+    """The members of an array: how many there are, and how many in each state."""
+
+    total: int = 0
+    range: str | None = None
+    max_fails: int | None = None
+    queued: int = 0
+    running: int = 0
+    completed: int = 0
+    failed: int = 0
+    cancelled: int = 0
+
+
 class Task(msgspec.Struct, frozen=True, kw_only=True):
     """A task as the API shows it; None where the node does not know yet.
 
@@ -51,7 +64,7 @@ class Task(msgspec.Struct, frozen=True, kw_only=True):
     completed_at: str | None = None
     duration_ms: int | None = None
     queue_ms: int | None = None
-    array: dict[str, Any] | None = None
+    array: Members | None = None
     index: int | None = None
     item: str | None = None
     replicas: int | None = None
@@ -114,6 +127,16 @@ class TaskPage(msgspec.Struct, frozen=True, kw_only=True):
     left: int = 0  #: how many tasks a search has not looked at
 
 
+class Load(msgspec.Struct, frozen=True, kw_only=True):
+    """How busy a machine was when its agent last looked."""
+
+    cpu_percent: float | None = None
+    load1: float | None = None
+    memory_used_mb: int | None = None
+    process_mb: int | None = None
+    stalled_percent: float | None = None
+
+
 class NodeInfo(msgspec.Struct, frozen=True, kw_only=True):
     """A node as `GET /api/v1/nodes` shows it; `load` as last sampled."""
 
@@ -125,7 +148,7 @@ class NodeInfo(msgspec.Struct, frozen=True, kw_only=True):
     addresses: list[Any] = []
     slots: int | None = None
     running: int | None = None
-    load: dict[str, Any] | None = None
+    load: Load | None = None
     lan_port: int | None = None
     memory_mb: int | None = None
     labels: dict[str, str] = {}
@@ -201,6 +224,49 @@ class Reason(msgspec.Struct, frozen=True, kw_only=True):
 
     code: str
     message: str
+
+
+class Workers(msgspec.Struct, frozen=True, kw_only=True):
+    """Nodes that run tasks."""
+
+    total: int = 0
+    active: int = 0
+    idle: int = 0
+
+
+class Counts(msgspec.Struct, frozen=True, kw_only=True):
+    """Tasks by state, members of arrays each for itself."""
+
+    queued: int = 0
+    running: int = 0
+    completed: int = 0
+    failed: int = 0
+    cancelled: int = 0
+
+
+class System(msgspec.Struct, frozen=True, kw_only=True):
+    """The agent of the dispatcher, and the CPU of its machine."""
+
+    uptime_seconds: int = 0
+    memory_usage_mb: int = 0
+    cpu_usage_percent: float = 0.0
+
+
+class Database(msgspec.Struct, frozen=True, kw_only=True):
+    """The log of the dispatcher."""
+
+    total_tasks: int = 0
+    disk_size_mb: int = 0
+
+
+class Stats(msgspec.Struct, frozen=True, kw_only=True):
+    """The whole mesh in numbers."""
+
+    workers: Workers = Workers()
+    tasks: Counts = Counts()
+    system: System = System()
+    database: Database = Database()
+    mesh: MeshState = MeshState()
 
 
 class Verdict(msgspec.Struct, frozen=True, kw_only=True):

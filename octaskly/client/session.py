@@ -209,11 +209,7 @@ class Client(Connection):
 
     def _events(self, response: http.client.HTTPResponse) -> Generator[Event]:
         try:
-            yield from events(response)
-        except (OSError, http.client.HTTPException) as error:
-            raise ReplyLost(
-                f"{self.place} stopped in the middle of a stream"
-            ) from error
+            yield from events(lambda: self.piece(response, CHUNK_BYTES, REPLY_S_MAX))
         finally:
             self.close()  # Whatever is left of it is nobody's answer.
 

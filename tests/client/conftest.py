@@ -10,6 +10,7 @@ import pytest
 
 import octaskly
 from tests.agents import Agent, meshed
+from tests.client.kinds import Open, opening
 
 
 @pytest.fixture(scope="session")
@@ -23,8 +24,18 @@ def agents() -> Iterator[list[Agent]]:
         yield agents
 
 
+@pytest.fixture(params=["blocking", "asyncio"])
+def open_client(
+    request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Open]:
+    """What opens clients, of each kind in turn, with nothing said elsewhere."""
+    for variable in ("URL", "TOKEN", "CA_FILE", "STATE_DIR"):
+        monkeypatch.delenv(f"OCTASKLY_{variable}", raising=False)
+    with opening(request.param) as open_one:
+        yield open_one
+
+
 @pytest.fixture
-def mesh(agents: list[Agent]) -> Iterator[octaskly.Client]:
+def mesh(agents: list[Agent], open_client: Open) -> octaskly.Client:
     """A client of the agent that is not dispatcher."""
-    with octaskly.Client(state_dir=agents[1].state) as mesh:
-        yield mesh
+    return open_client(state_dir=agents[1].state)

@@ -1,6 +1,9 @@
-"""Submitting, waiting, cancelling: what most programs do."""
+"""Submitting, waiting, cancelling: what most programs do, with both clients."""
 
 from __future__ import annotations
+
+import inspect
+from typing import Any
 
 import pytest
 
@@ -35,3 +38,117 @@ def test_who_waits_no_longer_is_told_and_the_task_goes_on(
     assert not mesh.task(task).is_final
     mesh.cancel(task, force=True)
     assert mesh.wait(task).status == "cancelled"
+
+
+def test_who_leaves_a_run_cancels_its_task(mesh: octaskly.Client) -> None:
+    """As subprocess.run kills its child: nobody else knows of the task."""
+    with pytest.raises(octaskly.TimedOut):
+        mesh.run("sleep 30", name="left", deadline_s=0.2)
+
+    [left] = [task for task in mesh.tasks() if task.name == "left"][-1:]
+    assert mesh.wait(left).status == "cancelled"
+
+
+def test_all_that_a_task_can_ask_for_arrives(mesh: octaskly.Client) -> None:
+    """Each keyword is the field of the API that has its name."""
+    parent = mesh.submit("true")
+    asked: octaskly.Asked = {
+        "timeout": 60,
+        "outputs": ["made"],
+        "name": "everything",
+        "labels": {"for": "tests"},
+        "env": {"GREETING": "hello"},
+        "workdir": "scratch",
+        "stdin": b"\xff\x00",
+        "grace": 2,
+        "limits": {"file_mb": 5},
+        "notify_url": "http://localhost:1/",
+        "priority": 3,
+        "requires": {"os": "linux", "cpus": 1},
+        "fail_fast": True,
+        "retries": 1,
+        "retry_on": [7, "lost"],
+        "after": [parent],
+        "on": "any",
+    }
+    untold = {"cwd", "inputs", "id"}
+    assert set(asked) | untold == octaskly.Asked.__optional_keys__
+
+    task = mesh.run("echo $GREETING; cat; echo made > made", check=True, **asked)
+
+    assert task.output_bytes("stdout") == b"hello\n\xff\x00"
+    assert b"".join(mesh.output(task, "made")) == b"made\n"
+    shown = {key: getattr(task, key) for key in asked if hasattr(task, key)}
+    told: dict[str, Any] = {key: asked[key] for key in shown}  # type: ignore[literal-required]
+    told["after"] = [parent.id]
+    told["outputs"] = [octaskly.Output(path="made", bytes=5)]
+    told["limits"] = dict.fromkeys(shown["limits"]) | told["limits"]
+    told["requires"] = dict.fromkeys(shown["requires"]) | told["requires"]
+    told["requires"]["labels"] = {}
+    assert shown == told
+
+
+def test_many_tasks_are_submitted_at_once_and_come_as_they_end(
+    mesh: octaskly.Client,
+) -> None:
+    """In one request, all or none; waiting takes one stream."""
+    drafts: list[octaskly.Draft | str]
+    drafts = [octaskly.Draft(command="sleep 0.3", name="slow"), "echo quick"]
+    slow, quick = mesh.submit_many(drafts)
+
+    ended = list(mesh.as_ended([slow, quick, quick.id]))
+
+    assert [task.id for task in ended] == [quick.id, slow.id]
+    assert [task.stdout for task in ended] == ["quick\n", ""]
+    assert mesh.submit_many([]) == []
+    with pytest.raises(octaskly.Invalid) as caught:
+        mesh.submit_many(["true", ""])
+    assert caught.value.field == "$[1].command"
+
+
+def test_the_key_of_a_caller_makes_one_task_of_two_submissions(
+    mesh: octaskly.Client,
+) -> None:
+    """So a program that is started again submits nothing twice."""
+    key = f"key-{mesh.submit('true').id}"
+
+    assert (
+        mesh.submit("true", idempotency_key=key).id
+        == mesh.submit("true", idempotency_key=key).id
+    )
+
+
+def test_what_has_ended_is_run_again(mesh: octaskly.Client) -> None:
+    """As a new task, which says what it repeats."""
+    ended = mesh.run("true")
+
+    again = mesh.retry(ended)
+
+    assert again.retry_of == ended.id
+    assert mesh.explain(mesh.wait(again)).summary.startswith("it completed on")
+
+
+def test_the_mesh_is_shown_with_types(mesh: octaskly.Client) -> None:
+    """Nodes and numbers are values with names, not bare dicts."""
+    nodes, stats = mesh.nodes(), mesh.stats()
+
+    assert [node.role for node in nodes] == ["dispatcher", "standby"]
+    assert {node.name for node in nodes} == {"ash", "birch"}
+    assert (stats.workers.total, stats.mesh.replicas) == (2, 2)
+
+
+def public(kind: type) -> dict[str, inspect.Signature]:
+    return {
+        name: inspect.signature(method)
+        for name, method in vars(kind).items()
+        if callable(method) and (not name.startswith("_") or name == "__init__")
+    }
+
+
+def test_both_clients_have_the_same_words() -> None:
+    """Whoever knows one knows the other: same methods, same parameters, same order."""
+    blocking, awaited = public(octaskly.Client), public(octaskly.AsyncClient)
+
+    assert list(blocking) == list(awaited)
+    for name, signature in blocking.items():
+        assert signature.parameters == awaited[name].parameters, name

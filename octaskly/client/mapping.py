@@ -1,0 +1,169 @@
+"""One command for many items: arrays, and what their members come to."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, Final
+
+import msgspec
+
+from octaskly.client import calls, flows
+from octaskly.client.asked import Asked, Durability, ref_of
+from octaskly.client.asker import Asker
+from octaskly.client.calls import Call
+from octaskly.client.patience import Deadline
+from octaskly.client.records import Members, Task
+from octaskly.client.resuming import Told
+from octaskly.client.steps import Emit, Emitting, Flow, Leave
+
+ITEMS_MAX: Final = 10_000  #: of one array of a `map`, so that little is held here
+ITEMS_BYTES_MAX: Final = 1 << 20
+ITEM_BYTES_MORE: Final = 6  #: what the API counts for each item besides its text
+AHEAD: Final = 2  #: arrays of one `map` at a time
+
+
+def array(
+    asker: Asker,
+    command: str,
+    asked: Asked,
+    *,
+    members: str | Iterable[object],
+    max_fails: int | None,
+    key: str | None,
+    durability: Durability | None,
+    until: Deadline,
+) -> Flow[Task]:
+    """Submit one array; `members` is a range, or the items."""
+    wanted: dict[str, Any] = {}
+    if isinstance(members, str):
+        wanted["range"] = members
+    else:
+        wanted["items"] = [str(item) for item in members]
+    if max_fails is not None:
+        wanted["max_fails"] = max_fails
+    return (
+        yield from flows.submit(
+            asker,
+            command,
+            asked,
+            array=wanted,
+            key=key,
+            durability=durability,
+            until=until,
+        )
+    )
+
+
+def results(
+    asker: Asker, task: str | Task, *, ordered: bool, until: Deadline
+) -> Emitting[Task]:
+    """Hand out the members of an array as they end, or in their order."""
+    yield from _results(asker, ref_of(task), ordered=ordered, until=until)
+
+
+def map_(
+    asker: Asker,
+    command: str,
+    items: Iterable[object],
+    asked: Asked,
+    *,
+    ordered: bool,
+    until: Deadline,
+) -> Emitting[Task]:
+    """Run a command for each item; who leaves cancels what has not ended."""
+    parts = _parts(items)
+    under_way: deque[tuple[Task, list[str]]] = deque()
+    try:
+        while True:
+            while len(under_way) < AHEAD and (part := next(parts, None)) is not None:
+                task = yield from flows.submit(
+                    asker, command, asked, array={"items": part}, until=until
+                )
+                under_way.append((task, part))
+            if not under_way:
+                return
+            task, part = under_way[0]
+            yield from _results(
+                asker, task.id, ordered=ordered, until=until, items=part
+            )
+            under_way.popleft()
+    except BaseException:
+        yield Leave()
+        for task, _ in under_way:
+            yield from flows.give_up(asker, task)
+        raise
+
+
+def _parts(items: Iterable[object]) -> Iterator[list[str]]:
+    """Yield the items as texts, as many at a time as one array takes."""
+    part: list[str] = []
+    size = 0
+    for item in items:
+        text = str(item)
+        cost = len(text.encode("utf-8", "surrogatepass")) + ITEM_BYTES_MORE
+        if part and (len(part) == ITEMS_MAX or size + cost > ITEMS_BYTES_MAX):
+            yield part
+            part, size = [], 0
+        part.append(text)
+        size += cost
+    if part:
+        yield part
+
+
+def _results(
+    asker: Asker,
+    array: str,
+    *,
+    ordered: bool,
+    until: Deadline,
+    items: Sequence[str] = (),
+) -> Emitting[Task]:
+    """Hand out each result once, however often the stream has to be asked for again."""
+    path = calls.path_of(calls.ARRAYS, array, "results")
+    seen = _Seen()
+    ended = 0
+
+    def call(_last_id: str) -> Call:
+        order = "number" if ordered else "end"
+        return calls.stream(path, {"order": order, "offset": seen.first_missing})
+
+    told = Told(asker, call, until)
+    while True:
+        event = yield from told.event()
+        if event.kind == "end":
+            counts = msgspec.convert(event.data, Task).array or Members()
+            if ended >= counts.completed + counts.failed:
+                yield Leave()
+                return
+            yield from told.again()
+        elif event.kind == "result" and seen.add(event.data["position"]):
+            task = msgspec.convert(event.data, Task)
+            ended += task.status != "cancelled"
+            if items:
+                item = items[event.data["position"]]
+                task = msgspec.structs.replace(task, item=item)
+            yield Emit(task)
+
+
+class _Seen:
+    """Positions that came, a bit for each; those before `first_missing` came all."""
+
+    def __init__(self) -> None:
+        self.first_missing = 0
+        self._bits = bytearray()
+
+    def add(self, position: int) -> bool:
+        """Note a position; return whether it is new."""
+        if self._has(position):
+            return False
+        byte = position >> 3
+        self._bits.extend(bytes(max(0, byte + 1 - len(self._bits))))
+        self._bits[byte] |= 1 << (position & 7)
+        while self._has(self.first_missing):
+            self.first_missing += 1
+        return True
+
+    def _has(self, position: int) -> bool:
+        byte = position >> 3
+        return byte < len(self._bits) and bool(self._bits[byte] & 1 << (position & 7))
