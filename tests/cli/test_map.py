@@ -209,7 +209,7 @@ def test_too_many_failures_leave_the_rest_for_later(agent: DemoAgent) -> None:
         repeated = client.task(again).array
     assert isinstance(array, dict)
     assert repeated is not None
-    assert repeated["total"] == 500 - array["completed"]
+    assert repeated.total == 500 - array["completed"]
 
 
 def spawn(agent: DemoAgent, *arguments: str) -> pexpect.spawn[bytes]:
@@ -236,7 +236,7 @@ def test_interrupting_cancels_the_rest_and_says_how_to_go_on(agent: DemoAgent) -
     assert terminal.exitstatus == 130
     with agent.client() as client:
         ended = client.task(array, wait_s=30)
-    assert (ended.status, ended.array and ended.array["cancelled"]) == ("cancelled", 97)
+    assert (ended.status, ended.array and ended.array.cancelled) == ("cancelled", 97)
 
 
 @pytest.mark.slow

@@ -194,7 +194,9 @@ def test_an_array_is_handed_in_shown_and_repeated(agent: DemoAgent) -> None:
     assert b" 4/4 " in octaskly(agent, "ls").stdout
     again = octaskly(agent, "retry", array).stdout.decode().strip()
     with agent.client() as client:
-        assert (client.task(again, wait_s=30).array or {})["total"] == 1
+        repeated = client.task(again, wait_s=30).array
+    assert repeated is not None
+    assert repeated.total == 1
 
 
 def test_lines_of_a_command_are_no_fields(agent: DemoAgent) -> None:
