@@ -15,6 +15,7 @@ from octaskly.agent.clock import SystemClock
 from octaskly.agent.gateway import AgentGateway
 from octaskly.agent.keeper import Keeper
 from octaskly.agent.loop import CoreLoop
+from octaskly.agent.running import pool_of
 from octaskly.agent.sockets import EVERYWHERE, bind_ports, port_of
 from octaskly.agent.start import (
     addresses_of,
@@ -38,8 +39,6 @@ from octaskly.mesh.discovery import Discovery
 from octaskly.mesh.interfaces import LocalAddress, local_addresses
 from octaskly.mesh.tcp import tune
 from octaskly.mesh.transport import Transport
-from octaskly.runner.archive import Archive
-from octaskly.runner.pool import Pool
 from octaskly.runner.workdir import captured
 from octaskly.stats import LoadSampler
 from octaskly.store import Store
@@ -253,33 +252,16 @@ class Parts:
             queue_max=config.options.queue_max,
         )
 
-    def _build_pool(self) -> Pool:
-        config = self._config
-        return Pool(
-            slots=config.slots,
-            workdir=config.paths.workdir,
-            outputs_dir=config.paths.outputs,
-            scratch_dir=config.paths.scratch,
-            archive=Archive(
-                config.paths.transcripts,
-                outputs_dir=config.paths.outputs,
-                bytes_max=config.options.output_cap_bytes,
-                quota_bytes=config.options.output_quota_bytes,
-                retention_s=config.options.retention_s,
-                clock=self._clock,
-            ),
-            node_name=self._info.name,
-            umask=config.task_umask,
-            account=config.account,
-            kill_grace_s=config.timing.kill_grace_s,
-            gpus=self._info.gpus,
-            clock=self._clock,
-            on_ended=lambda reports: self.loop.post(ev.AttemptsEnded(reports)),
-        )
-
     def _build_shell(self, on_duplicate: Callable[[], None]) -> None:
         config, trust = self._config, self._trust
-        self._pool = self._build_pool()
+        self._pool, self._depot = pool_of(
+            config,
+            self._info,
+            self._clock,
+            tls=trust.lan_client_context,
+            urls_of=self.gateway.urls_of,
+            on_ended=lambda reports: self.loop.post(ev.AttemptsEnded(reports)),
+        )
         self._transport = Transport(
             trust=trust,
             limits=config.limits,
@@ -363,6 +345,7 @@ class Parts:
             admissions=self._admissions,
             describe=self._description,
             rotations=self._keeper,
+            files=self._depot,
         )
 
     def _description(self) -> dict[str, Any]:

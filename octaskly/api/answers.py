@@ -10,6 +10,7 @@ from typing import Annotated, Literal, NotRequired, TypedDict
 
 import msgspec
 
+from octaskly.api.given import FileGiven
 from octaskly.core.model import NodeState, Reason, Role, Strain, TaskState
 
 At = Annotated[
@@ -90,12 +91,10 @@ class TaskPage(TypedDict):
     """A part of all tasks."""
 
     tasks: list[TaskLine]
-    total: int | None
+    total: int
     returned: int
     limit: int
     offset: int
-    next: NotRequired[str | None]
-    left: NotRequired[int]
 
 
 class Output(TypedDict):
@@ -138,6 +137,7 @@ class Task(TaskLine):
     stderr_truncated: bool | None
     inputs: list[str]
     outputs: list[Output]
+    files: list[FileGiven]
     after: list[str]
     on: Literal["success", "failure", "any"] | None
     retry_of: str | None

@@ -14,6 +14,8 @@ from urllib.parse import SplitResult, urlsplit
 
 import msgspec
 
+from octaskly.api import given
+from octaskly.api.fields import Wrong, told
 from octaskly.core.model import TaskId, name_of
 from octaskly.core.options import (
     After,
@@ -49,14 +51,6 @@ _URL = re.compile(r"https?://[\x21-\x7e]+")
 _SIMPLE = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
 T = TypeVar("T")
-
-
-def told(**schema: object) -> msgspec.Meta:
-    """Return what the OpenAPI document adds of a type; it checks nothing.
-
-    What a field may be is checked here and in `schema`, with better hints.
-    """
-    return msgspec.Meta(extra_json_schema=dict(schema))
 
 
 Count = Annotated[int, msgspec.Meta(ge=1, le=COUNT_MAX)]
@@ -119,6 +113,7 @@ class OptionsIn(msgspec.Struct, forbid_unknown_fields=True, gc=False):
     notify_url: Annotated[str, told(pattern=f"^({_URL.pattern})?$")] = ""
     after: Annotated[tuple[Ref, ...], msgspec.Meta(max_length=PARENTS_MAX)] = ()
     on: Literal["success", "failure", "any"] = "success"
+    files: given.Files = ()
 
 
 NONE_ASKED: Final = TaskOptions()
@@ -150,23 +145,11 @@ RANGES: Final = {
     "notify_url": f"an http or https URL of at most {URL_CHARS_MAX} characters",
     "after": f"at most {PARENTS_MAX} ids of tasks",
     "on": "success, failure or any, with `after`",
+    "files": given.RANGE,
     "requires": "an object with labels, node, os, arch, cpus, memory_mb, gpus",
     "limits": "an object with memory_mb, cpu_seconds, file_mb, processes",
 }
 """What each field may be, for hints."""
-
-
-class Wrong(ValueError):
-    """A field cannot be used.
-
-    Args:
-        field: Its path below the task.
-        what: What is wrong with it.
-    """
-
-    def __init__(self, field: str, what: str) -> None:
-        super().__init__(what)
-        self.field = field
 
 
 def options_of(asked: OptionsIn) -> TaskOptions | None:
@@ -192,6 +175,7 @@ def options_of(asked: OptionsIn) -> TaskOptions | None:
         retry=_retry(asked),
         notify_url=_notify_url(asked.notify_url),
         after=_after(asked),
+        files=given.files_of(asked.files, is_scratch=asked.workdir == "scratch"),
     )
     return None if options == NONE_ASKED else options
 
@@ -221,6 +205,7 @@ def shown_whole(options: TaskOptions | None) -> dict[str, object]:
         "cwd": asked.cwd or None,
         "stdin_bytes": len(asked.stdin),
         "workdir": "scratch" if asked.is_scratch else None,
+        "files": given.shown(asked.files),
         "grace": asked.grace_s,
         "requires": requires
         and {

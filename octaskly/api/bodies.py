@@ -13,7 +13,7 @@ from typing import Final
 from aiohttp import StreamReader, web
 
 from octaskly.api.problems import Problem, status_problem
-from octaskly.api.routing import JSON, Seen
+from octaskly.api.routing import BYTES, JSON, Route, Seen
 
 SMALL_BYTES: Final = 64 << 10
 
@@ -26,16 +26,21 @@ class Bodies:
         self._together_bytes = together_bytes
         self._held_bytes = 0  #: beyond what is small
 
-    async def read(self, request: web.Request, seen: Seen, bytes_max: int) -> bytes:
+    async def read(self, request: web.Request, seen: Seen, route: Route) -> bytes:
         """Return the body of a request; what it takes is held until `let_go`.
+
+        One that its route reads is left to that.
 
         Raises:
             Problem: it is too large, too late, of another type, or one too many.
         """
         if not request.body_exists:
             return b""
-        if request.content_type != JSON:
-            raise status_problem(415, f"send Content-Type: {JSON}")
+        media, bytes_max = BYTES if route.reads_body else JSON, route.body_bytes_max
+        if request.content_type != media:
+            raise status_problem(415, f"send Content-Type: {media}")
+        if route.reads_body:
+            return b""
         if (request.content_length or 0) > bytes_max:
             raise _too_large(bytes_max)
         content = request.content

@@ -10,7 +10,7 @@ from typing import Annotated, Final
 
 import msgspec
 
-from octaskly.api.asked import Wrong, told
+from octaskly.api.fields import Wrong, told
 from octaskly.core.arrays import (
     INDEX_VARIABLE,
     ITEM_BYTES_MAX,

@@ -20,7 +20,7 @@ from octaskly import __version__
 from octaskly.api.answers import Problem
 from octaskly.api.query import PARAMETERS, PATH_PARTS
 from octaskly.api.rates import HEADERS
-from octaskly.api.routing import JSON, Access, Call, Route, json_response
+from octaskly.api.routing import BYTES, JSON, Access, Call, Route, json_response
 from octaskly.api.schema import RANGES
 
 Json = dict[str, Any]
@@ -36,8 +36,6 @@ _RIGHTS: Final[Mapping[Access, str]] = {
     Access.SUBMIT: "Rights: the roles admin and client.",
     Access.ADMIN: "Rights: the role admin.",
     Access.LOCAL: "Rights: users of the node's local socket; no token is enough.",
-    Access.OPENED: "Rights: users of the node's local socket, also through loopback in "
-    "a page that one of them opened; no other token is enough.",
     Access.NODE: "Rights: nodes of the mesh.",
 }
 _SECURITY: Final[Mapping[Access, list[Json]]] = {
@@ -46,7 +44,6 @@ _SECURITY: Final[Mapping[Access, list[Json]]] = {
     Access.SUBMIT: [{"token": []}],
     Access.ADMIN: [{"token": []}],
     Access.LOCAL: [{"token": []}],
-    Access.OPENED: [{"token": []}],
     Access.NODE: [{"node": []}],
 }
 _SCHEMES: Final[Json] = {
@@ -203,6 +200,8 @@ def _operation(route: Route, path: str, types: _Types) -> Json:
         schema = types.schema(route.takes, RANGES)
         content = {JSON: {"schema": schema}}
         operation["requestBody"] = {"required": True, "content": content}
+    if route.reads_body:
+        operation["requestBody"] = {"required": True, "content": {BYTES: {}}}
     if route.access is Access.NODE:
         operation["x-internal"] = True
     return operation

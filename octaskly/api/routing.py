@@ -12,7 +12,6 @@ from typing import Any, Protocol
 import aiohttp
 from aiohttp import web
 
-from octaskly.api.codes import Codes
 from octaskly.api.problems import Problem
 from octaskly.api.query import Query
 from octaskly.api.rates import Meter
@@ -20,7 +19,7 @@ from octaskly.api.waits import Waits
 from octaskly.config.defaults import STREAMS_MAX
 from octaskly.core.merge import TaskRecord
 from octaskly.core.model import NodeId
-from octaskly.ports import Admissions, Clock, Gateway, Principal, Rotations
+from octaskly.ports import Admissions, Clock, Files, Gateway, Principal, Rotations
 
 BODY_BYTES_MAX = 1 << 20
 JSON = "application/json"
@@ -40,7 +39,6 @@ class Access(Enum):
     SUBMIT = auto()  #: principals that may create and cancel tasks
     ADMIN = auto()  #: admins
     LOCAL = auto()  #: users of this machine's socket; no token is enough
-    OPENED = auto()  #: the same, also through a page that one of them opened here
     NODE = auto()  #: nodes of the mesh, by certificate
 
 
@@ -124,7 +122,7 @@ class Parts:
     describe: Callable[[], Mapping[str, Any]] = dict
     streams: Streams = field(default_factory=Streams)
     rotations: Rotations | None = None  #: None: the node is in no mesh
-    codes: Codes = field(default_factory=Codes)
+    files: Files | None = None  #: the same
 
 
 @dataclass(slots=True)
@@ -219,6 +217,7 @@ class Route:
     is_local: bool = False  #: answered by this node, whoever is dispatcher
     is_for_unpaired: bool = False  #: also where this node is in no mesh
     body_bytes_max: int = BODY_BYTES_MAX
+    reads_body: bool = False  #: it is no JSON, and read by `perform`, bit by bit
     query: tuple[str, ...] | None = ()  #: known parameters; None ignores all
 
     is_for_people: bool = False  #: it is no part of the API, so of no OpenAPI document

@@ -16,9 +16,10 @@ from typing import Annotated, Any, Final, Literal, NoReturn
 
 import msgspec
 
-from octaskly.api import members
-from octaskly.api.asked import NONE_ASKED, OptionsIn, Wrong, options_of, told
+from octaskly.api import given, members
+from octaskly.api.asked import NONE_ASKED, OptionsIn, options_of
 from octaskly.api.asked import RANGES as OPTION_RANGES
+from octaskly.api.fields import Wrong, told
 from octaskly.api.problems import (
     INVALID_COMMAND,
     INVALID_VALUE,
@@ -215,6 +216,7 @@ def _draft(task: TaskIn, index: int | None) -> Draft:
 def _options(task: TaskIn, index: int | None) -> TaskOptions | None:
     try:
         options = options_of(task)
+        given.check_apart(task.files, task.inputs)
         if task.array is None:
             return options
         array = members.array_of(task.array, task.command, COMMAND_BYTES_MAX)

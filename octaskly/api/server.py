@@ -38,7 +38,7 @@ from octaskly.api.waits import Waits
 from octaskly.config.bounds import LimitOptions
 from octaskly.core.model import NodeId
 from octaskly.errors import TrustError
-from octaskly.ports import Admissions, Clock, Gateway, Principal, Rotations
+from octaskly.ports import Admissions, Clock, Files, Gateway, Principal, Rotations
 
 PeerNodeId = Callable[[ssl.SSLObject], NodeId | None]
 """Returns the node that a TLS connection authenticated.
@@ -206,6 +206,7 @@ class ApiServer:
         admissions: Admissions | None = None,
         describe: Callable[[], Mapping[str, Any]] = dict,
         rotations: Rotations | None = None,
+        files: Files | None = None,
         bounds: LimitOptions = _BOUNDS,
     ) -> None:
         self._bounds, self._crowd = bounds, Crowd(bounds)
@@ -216,7 +217,8 @@ class ApiServer:
         meter, streams = Meter(rates or {}, clock), Streams(bounds.streams_max)
         way = self._forwarder
         parts = Parts(gateway, clock, way, waits, deadlines, meter, admissions)
-        parts = replace(parts, describe=describe, rotations=rotations, streams=streams)
+        parts = replace(parts, describe=describe, rotations=rotations)
+        parts = replace(parts, streams=streams, files=files)
         self._gate = Gate(
             parts=parts,
             guard=Guard(names=allow_hosts, origins=cors_origins),

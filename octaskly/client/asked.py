@@ -50,6 +50,7 @@ class Asked(TypedDict, total=False):
     timeout: int
     inputs: Sequence[str]
     outputs: Sequence[str]
+    files: Sequence[Mapping[str, str]]
     id: str
     name: str
     labels: Mapping[str, str]

@@ -116,15 +116,13 @@ class Task(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class TaskPage(msgspec.Struct, frozen=True, kw_only=True):
-    """One page of tasks, without their output."""
+    """One page of tasks, oldest first, without their output."""
 
     tasks: list[Task]
-    total: int | None  #: None: a search has not looked at all
+    total: int
     returned: int = 0
     limit: int | None = None
     offset: int | None = None
-    next: str | None = None  #: the task behind which a search goes on
-    left: int = 0  #: how many tasks a search has not looked at
 
 
 class Load(msgspec.Struct, frozen=True, kw_only=True):
@@ -312,6 +310,7 @@ class Draft(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     retry_on: list[int | str] | None = None
     after: list[str] = []
     on: str | None = None
+    files: list[dict[str, str]] = []
 
 
 class Membership(msgspec.Struct, frozen=True):

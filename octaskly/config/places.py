@@ -34,6 +34,11 @@ class Paths:
         return self.state / "scratch"
 
     @property
+    def files(self) -> Path:
+        """Files that clients left here for tasks, and copies of such."""
+        return self.state / "files"
+
+    @property
     def transcripts(self) -> Path:
         """Long output of attempts that ran here."""
         return self.state / "transcripts"

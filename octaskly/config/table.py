@@ -17,6 +17,7 @@ from octaskly.config.defaults import (
     DRAIN_S,
     DRAIN_S_MAX,
     DURABILITIES,
+    FILES_QUOTA_BYTES_MIN,
     KEEP_OLD_SECRET_S,
     KILL_GRACE_S,
     KILL_GRACE_S_MAX,
@@ -258,6 +259,13 @@ class AgentOptions(LimitOptions):
         "of all tasks together; the oldest goes first",
         unset="10G, or a tenth of the disk where that is less",
         more="and what is older than `retention`; at least `output_cap`",
+    )
+    files_quota_bytes: int | None = setting(
+        "--files-quota",
+        Amount("SIZE", BYTES, least=FILES_QUOTA_BYTES_MIN),
+        "of files that clients leave here for tasks, or tasks here need",
+        unset="10G, or a tenth of the disk where that is less",
+        more="what nobody wanted for a day goes in any case",
     )
     drain_s: int = setting(
         "--drain",

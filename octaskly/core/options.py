@@ -111,6 +111,15 @@ class ArraySpec:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class GivenFile:
+    """A file that a client left at a node, for tasks to find in their folder."""
+
+    path: str  #: in the folder of its own that the attempt has
+    sha256: str  #: of its bytes, in hexadecimal: by that it is known
+    node: str  #: id of the node that has it
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class After:
     """The tasks that must have ended before, and how."""
 
@@ -136,6 +145,7 @@ class TaskOptions:
     array: ArraySpec | None = None
     notify_url: str = ""  #: told of the end of the task
     after: After | None = None
+    files: tuple[GivenFile, ...] = ()  #: for the folder of its own
 
     @property
     def chars(self) -> int:
@@ -152,6 +162,7 @@ class TaskOptions:
             + (0 if self.array is None else self.array.items_bytes // CHAR_BYTES)
             + len(self.retry_of)
             + sum(map(len, self.after.tasks if self.after else ()))
+            + sum(len(f.path) + len(f.sha256) + len(f.node) for f in self.files)
         )
 
 

@@ -12,6 +12,7 @@ from octaskly.core.messages import Hello
 from octaskly.ports.access import Principal, TokenDesk, TokenInfo
 from octaskly.ports.admissions import Admissions, Invite, Membership, Request
 from octaskly.ports.audit import AuditLog, Deed, DeedPage
+from octaskly.ports.files import Files, Intake, NoRoom, WrongBytes
 from octaskly.ports.gateway import (
     DispatcherView,
     Gateway,
@@ -26,7 +27,6 @@ from octaskly.ports.store import (
     Log,
     Packer,
     RecordQuery,
-    Search,
     StoreStats,
     TaskPage,
     TaskQuery,
@@ -40,14 +40,17 @@ __all__ = [
     "Deed",
     "DeedPage",
     "DispatcherView",
+    "Files",
     "Gateway",
     "Health",
     "HelloSource",
+    "Intake",
     "Invite",
     "Log",
     "Membership",
     "MeshState",
     "MeshStats",
+    "NoRoom",
     "OutputPlace",
     "Packer",
     "Principal",
@@ -55,13 +58,13 @@ __all__ = [
     "Request",
     "RotationView",
     "Rotations",
-    "Search",
     "StoreStats",
     "TaskPage",
     "TaskQuery",
     "ToNotify",
     "TokenDesk",
     "TokenInfo",
+    "WrongBytes",
 ]
 
 HelloSource = Callable[[], Hello]

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
 import socket
 import subprocess
 import threading
@@ -19,10 +20,10 @@ from typing import Any, Protocol, cast
 
 from octaskly.config.account import Account
 from octaskly.runner import frames, steward, tree
-from octaskly.runner.fresh import make_scratch
+from octaskly.runner.fresh import make_scratch, place_link
 from octaskly.runner.process import import_folders, python_words
 from octaskly.runner.removal import remove_tree
-from octaskly.runner.workdir import missing_inputs, open_output
+from octaskly.runner.workdir import COPY_BYTES, missing_inputs, open_output
 
 ANSWER_S = 10.0  #: later than this it is replaced: a task may have stopped it
 GOODBYE_S = 1.0
@@ -41,6 +42,9 @@ class Hands(Protocol):
 
     def open_output(self, workdir: Path, path: str) -> int:
         """See `workdir.open_output`."""
+
+    def place(self, source: Path, folder: Path, path: str) -> None:
+        """Have a file of the agent in a folder of an attempt, to be read."""
 
     def remove(self, folder: Path, go_on: Callable[[], bool]) -> bool:
         """See `removal.remove_tree`."""
@@ -61,6 +65,7 @@ class OwnHands:
     missing_inputs = staticmethod(missing_inputs)
     make_scratch = staticmethod(make_scratch)
     open_output = staticmethod(open_output)
+    place = staticmethod(place_link)
     remove = staticmethod(remove_tree)
     end = staticmethod(tree.end_marked)
     wake = staticmethod(tree.wake)
@@ -113,6 +118,12 @@ class Steward:
     def open_output(self, workdir: Path, path: str) -> int:
         """Open a file that this user may read."""
         return self._call("open", _raw(workdir), path)[1]
+
+    def place(self, source: Path, folder: Path, path: str) -> None:
+        """Make a copy that belongs to that user, who may not see the original."""
+        fd = self._call("create", _raw(folder), path)[1]
+        with source.open("rb") as theirs, os.fdopen(fd, "wb") as ours:
+            shutil.copyfileobj(theirs, ours, COPY_BYTES)
 
     def remove(self, folder: Path, go_on: Callable[[], bool]) -> bool:
         """Remove a folder, a moment of work at a time."""

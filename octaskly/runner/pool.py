@@ -40,6 +40,7 @@ from octaskly.runner.recorder import Recorder
 from octaskly.runner.scratch import Prepared, Scratch
 from octaskly.runner.seat import SHORT_MS, Item, Seat, end_lost, roomiest, seats_for
 from octaskly.runner.shares import Shares
+from octaskly.runner.supply import Supply
 
 WAIT_MAX_S = 0.05  #: behind attempts that run so long, none waits any longer
 LOOK_S = 0.02
@@ -57,6 +58,7 @@ class Pool:
         outputs_dir: Where declared outputs are kept, a folder for each attempt.
         scratch_dir: Where attempts get a fresh folder that ask for one.
         archive: Where long output is kept, and what somebody reads meanwhile.
+        supply: Brings the files that tasks name.
         node_name: Shown to tasks as `OCTASKLY_NODE`.
         clock: The machine's clocks.
         on_ended: Called on the event loop with one or more reports.
@@ -71,6 +73,8 @@ class Pool:
         with_cgroups: Whether to make cgroups for launchers where that is allowed.
     """
 
+    _look: asyncio.TimerHandle | None = None
+
     def __init__(
         self,
         *,
@@ -79,6 +83,7 @@ class Pool:
         outputs_dir: Path,
         scratch_dir: Path,
         archive: Archive,
+        supply: Supply,
         node_name: str,
         clock: Clock,
         on_ended: EndedCallback,
@@ -92,8 +97,8 @@ class Pool:
         with_cgroups: bool = True,
     ) -> None:
         self._clock, self._slots, self._node_name = clock, slots, node_name
-        self._hands = hands_for(account)
-        self._scratch = Scratch(self._hands, scratch_dir, workdir, outputs_dir)
+        self._hands, self._supply = hands_for(account), supply
+        self._scratch = Scratch(self._hands, scratch_dir, workdir, outputs_dir, supply)
         self._threads = ThreadPoolExecutor(2, thread_name_prefix="runner")
         self._launchers = Launchers(
             seats_for(slots, launchers or os.cpu_count() or 1),
@@ -116,10 +121,9 @@ class Pool:
         )
         self._keys, self._is_closing = 0, False
         self._items: dict[tuple[TaskId, AttemptId], Item] = {}
-        self.recorder = Recorder(archive, self._items)
+        self.recorder = Recorder(archive, supply.depot, self._items)
         self._waiting: deque[Item] = deque()
         self._shares, self._delivery = Shares(slots, gpus), Delivery(clock, on_ended)
-        self._look: asyncio.TimerHandle | None = None
 
     # -- the port --------------------------------------------------------------
 
@@ -137,9 +141,7 @@ class Pool:
             elif not self._shares.may_ever_fit(item):
                 self._end(item, released(Reason.RETURNED))
             elif spec.inputs or (spec.options and spec.options.is_scratch):
-                self._in_thread(
-                    partial(self._prepared, item), partial(self._scratch.prepare, spec)
-                )
+                self._prepare(item)
             else:
                 self._waiting.append(item)
         self._fill()
@@ -187,6 +189,7 @@ class Pool:
         """End every tree and every launcher; what had not ended is released."""
         self._is_closing = True
         await self._launchers.close()
+        await asyncio.to_thread(self._supply.close)
         await asyncio.to_thread(self._threads.shutdown)
         await self.recorder.close()
         # Let the callbacks of the threads run, which report captured outputs.
@@ -304,12 +307,29 @@ class Pool:
     # -- threads ---------------------------------------------------------------
 
     def _in_thread(
-        self, then: Callable[[Any], None], work: Callable[[], object]
+        self,
+        then: Callable[[Any], None],
+        work: Callable[[], object],
+        threads: ThreadPoolExecutor | None = None,
     ) -> None:
         loop = asyncio.get_running_loop()
-        future = loop.run_in_executor(self._threads, work)
+        future = loop.run_in_executor(threads or self._threads, work)
         # An error is an answer too: nothing may stay in a slot for ever.
         future.add_done_callback(lambda done: then(done.exception() or done.result()))
+
+    def _prepare(self, item: Item) -> None:
+        options = item.spec.options
+        sources = self._supply.sources(options.files if options else ())
+
+        def is_wanted() -> bool:
+            return not (item.is_stopped or item.is_recalled or self._is_closing)
+
+        self._in_thread(
+            partial(self._prepared, item),
+            partial(self._scratch.prepare, item.spec, sources, is_wanted),
+            # What comes from other nodes takes its time, and others need not wait.
+            self._supply.threads if sources else self._threads,
+        )
 
     def _prepared(self, item: Item, found: Prepared | BaseException) -> None:
         if isinstance(found, Prepared):

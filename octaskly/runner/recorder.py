@@ -18,6 +18,7 @@ from octaskly.core.model import AttemptId, TaskId
 from octaskly.errors import OutputNotFound
 from octaskly.ports.output import Piece
 from octaskly.runner.archive import Archive
+from octaskly.runner.depot import Depot
 from octaskly.runner.process import LauncherProcess
 from octaskly.runner.seat import Item
 from octaskly.runner.transcript import Reader
@@ -37,13 +38,17 @@ class Recorder:
 
     Args:
         archive: Where they lie.
+        depot: Files of other kinds, which are tidied, too.
         items: What the pool runs.
     """
 
     def __init__(
-        self, archive: Archive, items: Mapping[tuple[TaskId, AttemptId], Item]
+        self,
+        archive: Archive,
+        depot: Depot,
+        items: Mapping[tuple[TaskId, AttemptId], Item],
     ) -> None:
-        self._archive = archive
+        self._archive, self._depot = archive, depot
         self._items = items
         # Its own: in the pool's, outputs of a gigabyte are copied.
         self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="recorder")
@@ -56,6 +61,7 @@ class Recorder:
         """Delete what is too old or too much, now and again, until cancelled."""
         while True:
             await self._in_thread(self._archive.sweep)
+            await self._in_thread(self._depot.sweep)
             await asyncio.sleep(SWEEP_S)
 
     # -- the pool ----------------------------------------------------------------

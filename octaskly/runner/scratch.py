@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from concurrent.futures import TimeoutError as StillRemoving
 from contextlib import suppress
@@ -11,7 +11,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 from octaskly.core.model import AttemptId, OutputFile, TaskSpec
+from octaskly.core.options import GivenFile
+from octaskly.errors import OutputNotFound
 from octaskly.runner.hands import Hands
+from octaskly.runner.supply import Source, Supply
 from octaskly.runner.workdir import capture, folder_of
 
 CLOSE_S = 2.0  #: an agent that stops waits so long for folders to be removed
@@ -34,12 +37,18 @@ class Scratch:
         folder: Where they are made; what is in it belongs to an agent that was killed.
         workdir: The worker directory, which has the inputs.
         outputs_dir: Where declared outputs are kept, a folder for each attempt.
+        supply: Brings the files that tasks name.
     """
 
     def __init__(
-        self, hands: Hands, folder: Path, workdir: Path, outputs_dir: Path
+        self,
+        hands: Hands,
+        folder: Path,
+        workdir: Path,
+        outputs_dir: Path,
+        supply: Supply,
     ) -> None:
-        self._hands = hands
+        self._hands, self._supply = hands, supply
         self._folder, self._workdir = folder, workdir
         self._outputs_dir = outputs_dir
         self._live: set[str] = set()
@@ -48,8 +57,15 @@ class Scratch:
         self._removals = ThreadPoolExecutor(1, thread_name_prefix="scratch")
         self._removals.submit(self._sweep)
 
-    def prepare(self, spec: TaskSpec) -> Prepared:
+    def prepare(
+        self, spec: TaskSpec, sources: Sequence[Source], go_on: Callable[[], bool]
+    ) -> Prepared:
         """Look for the inputs of an attempt, and make its folder; blocks.
+
+        Args:
+            spec: The task.
+            sources: Of the files that it names.
+            go_on: Asked now and again whether it is still wanted.
 
         Raises:
             OSError: nobody can tell, or no folder can be made.
@@ -57,10 +73,21 @@ class Scratch:
         missing = []
         if spec.inputs:
             missing = self._hands.missing_inputs(self._workdir, spec.inputs)
+        if not missing and sources:
+            missing = self._supply.bring(sources, go_on)
         options = spec.options
         if missing or options is None or not options.is_scratch:
             return Prepared(missing, None)
-        return Prepared([], self._make(spec.inputs, options.cwd))
+        folder = self._make(spec.inputs, options.cwd)
+        try:
+            self._place(folder, options.files)
+        except OutputNotFound as error:  # So quickly there was need of the room.
+            self.discard(folder)
+            return Prepared([str(error)], None)
+        except OSError:
+            self.discard(folder)
+            raise
+        return Prepared([], folder)
 
     def capture(
         self, spec: TaskSpec, attempt: AttemptId, folder: Path | None
@@ -82,6 +109,11 @@ class Scratch:
             self._removals.submit(bool).result(CLOSE_S)
         self._is_closing.set()
         self._removals.shutdown(cancel_futures=True)
+
+    def _place(self, folder: Path, files: Iterable[GivenFile]) -> None:
+        for file in files:
+            source = self._supply.depot.path(file.sha256)
+            self._hands.place(source, folder, file.path)
 
     def _make(self, inputs: Iterable[str], cwd: str) -> Path:
         with self._lock:

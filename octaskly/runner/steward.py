@@ -23,7 +23,7 @@ if __name__ == "__main__":
 
 from octaskly.runner import tree
 from octaskly.runner.frames import Inbox, pack, receive
-from octaskly.runner.fresh import make_scratch
+from octaskly.runner.fresh import create_file, make_scratch
 from octaskly.runner.privilege import become
 from octaskly.runner.removal import remove_tree
 from octaskly.runner.workdir import missing_inputs, open_output
@@ -45,6 +45,8 @@ def answer(name: str, fields: list[Any]) -> tuple[object, int]:
         case "scratch", [base, workdir, inputs, cwd]:
             made = make_scratch(_path(base), _path(workdir), inputs, cwd)
             return os.fsencode(made), -1
+        case "create", [folder, path]:
+            return None, create_file(_path(folder), path)
         case "open", [workdir, path]:
             return None, open_output(_path(workdir), path)
         case "remove", [folder]:

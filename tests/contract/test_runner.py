@@ -20,7 +20,7 @@ from octaskly.core.model import (
     TaskSpec,
 )
 from octaskly.runner.pool import Pool
-from tests.integration.pooling import MachineClock, archive_in, eventually
+from tests.integration.pooling import MachineClock, archive_in, eventually, supply_in
 
 Ended = Callable[[tuple[Report, ...]], None]
 
@@ -114,6 +114,7 @@ async def bench(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator
             outputs_dir=tmp_path / "outputs",
             scratch_dir=tmp_path / "scratch",
             archive=archive_in(tmp_path),
+            supply=supply_in(tmp_path),
             node_name="bench",
             clock=MachineClock(),
             on_ended=on_ended,

@@ -13,7 +13,7 @@ from pathlib import Path
 from octaskly.core.model import AttemptId, StreamId, TaskId, TaskSpec
 from octaskly.runner.pool import Pool
 from octaskly.runner.tree import become_subreaper, children_of
-from tests.integration.pooling import MachineClock, archive_in
+from tests.integration.pooling import MachineClock, archive_in, supply_in
 
 
 async def main() -> None:
@@ -26,6 +26,7 @@ async def main() -> None:
         outputs_dir=Path(folder),
         scratch_dir=Path(folder) / "scratch",
         archive=archive_in(Path(folder)),
+        supply=supply_in(Path(folder)),
         node_name="stand-in",
         clock=MachineClock(),
         on_ended=lambda reports: print(reports, flush=True),

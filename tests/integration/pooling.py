@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import random
+import ssl
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
@@ -23,7 +24,9 @@ from octaskly.core.model import (
 )
 from octaskly.ports import Clock
 from octaskly.runner.archive import Archive
+from octaskly.runner.depot import Depot
 from octaskly.runner.pool import Pool
+from octaskly.runner.supply import Supply
 
 #: Random, so that no other run of these tests on this machine ends our processes.
 STREAM = StreamId(random.SystemRandom().getrandbits(62) + 1)
@@ -90,6 +93,12 @@ def archive_in(
         retention_s=retention_s,
         clock=clock or MachineClock(),
     )
+
+
+def supply_in(folder: Path) -> Supply:
+    """Return a supply below a folder that knows no other node."""
+    depot = Depot(folder / "files", clock=MachineClock())
+    return Supply(depot, ssl.create_default_context, lambda _node: ())
 
 
 def stranger(uid: int = 64321) -> Account:
@@ -163,6 +172,7 @@ async def rig(folder: Path, **options: Any) -> AsyncIterator[Rig]:
         "outputs_dir": folder / "outputs",
         "scratch_dir": folder / "scratch",
         "archive": archive_in(folder),
+        "supply": supply_in(folder),
         "node_name": "rig",
         "clock": MachineClock(),
         "on_ended": on_ended,

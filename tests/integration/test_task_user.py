@@ -6,6 +6,8 @@ that a task tries is a test of its own.
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 import re
 import shutil
@@ -14,7 +16,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -175,6 +177,22 @@ def test_inputs_are_those_that_the_task_can_find(agent: Agent) -> None:
     assert printed(agent, "cat room/input", inputs=["room/input"]) == "fine\n"
     command = "cat room/input"
     assert printed(agent, command, inputs=["room/input"], workdir="scratch") == "fine\n"
+
+
+def test_a_file_that_was_left_is_a_copy_of_the_tasks_own(agent: Agent) -> None:
+    """The agent's own lies where tasks may not look."""
+    data = b"left" * 1000
+    name = hashlib.sha256(data).hexdigest()
+    with closing(agent.connection()) as connection:
+        media = {"Content-Type": "application/octet-stream"}
+        connection.request("POST", f"/api/v1/files/{name}", data, media)
+        left = json.loads(connection.getresponse().read())
+
+    file = {"path": "given", "sha256": name, "node": left["node"]}
+    command = "sha256sum given; stat -c '%a %h %u' given"
+    printed_words = printed(agent, command, files=[file], workdir="scratch").split()
+
+    assert printed_words == [name, "given", "400", "1", str(TASK_UID)]
 
 
 def test_stdin_comes_to_the_task(agent: Agent) -> None:

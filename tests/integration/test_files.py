@@ -1,0 +1,174 @@
+"""Files on their way from a client to the task that names them, on whatever node."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import closing
+from hashlib import sha256
+from typing import Any
+
+import pytest
+
+from tests.agents import Agent, finished, meshed, submit
+
+FILES = "/api/v1/files"
+BYTES = "application/octet-stream"
+
+
+@pytest.fixture(scope="module")
+def mesh(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[Agent]]:
+    folder = tmp_path_factory.mktemp("files")
+    with meshed(folder, "ash", "birch", extra=("--files-quota", "8M")) as agents:
+        yield agents
+
+
+def send(
+    agent: Agent,
+    data: bytes,
+    *,
+    name: str | None = None,
+    headers: Mapping[str, str] | None = None,
+) -> tuple[int, Any]:
+    """Leave a file at an agent; return status and answer."""
+    path = f"{FILES}/{name or sha256(data).hexdigest()}"
+    with closing(agent.connection()) as connection:
+        connection.request(
+            "POST", path, data, {"Content-Type": BYTES, **(headers or {})}
+        )
+        reply = connection.getresponse()
+        return reply.status, json.loads(reply.read())
+
+
+def left(agent: Agent, data: bytes) -> dict[str, str]:
+    """Leave a file at an agent; return how tasks name it."""
+    status, body = send(agent, data)
+    assert status in (200, 201), body
+    return {"path": "given", "sha256": body["sha256"], "node": body["node"]}
+
+
+def run(worker: Agent, command: str, *files: Mapping[str, str]) -> dict[str, Any]:
+    """Run a command with files on a node."""
+    requires = {"node": worker.state.name}
+    task = submit(worker, command, files=files, workdir="scratch", requires=requires)
+    return finished(worker, task)
+
+
+@pytest.mark.parametrize("front", [0, 1])
+def test_a_task_finds_the_file_wherever_it_was_left(
+    mesh: list[Agent], front: int
+) -> None:
+    """At its own node, the dispatcher or another; only to be read, by no other task."""
+    data = os.urandom(3_000_000)
+    file = left(mesh[front], data)
+
+    for worker in mesh:
+        task = run(worker, "sha256sum given; stat -c %a given; ls -A", file)
+        assert task["status"] == "completed", task
+        assert task["stdout"].split() == [file["sha256"], "given", "400", "given"]
+        assert task["files"] == [file]
+        assert worker.call("GET", f"/api/v1/tasks/{task['id']}")[1]["files"] == [file]
+
+
+def test_a_node_fetches_a_file_once(mesh: list[Agent]) -> None:
+    """What it has is enough when the first node has lost its own."""
+    data = os.urandom(100_000)
+    file = left(mesh[0], data)
+    assert run(mesh[1], "true", file)["status"] == "completed"
+
+    (mesh[0].state / "files" / file["sha256"]).unlink()
+    assert run(mesh[1], "wc -c < given", file)["stdout"].strip() == "100000"
+
+
+def test_a_file_that_nobody_has_is_named(mesh: list[Agent]) -> None:
+    """The task fails for it as for a missing input."""
+    file = left(mesh[0], b"here")
+    gone = {**file, "sha256": sha256(b"gone").hexdigest()}
+    task = finished(
+        mesh[0],
+        submit(mesh[0], "true", files=[file | {"path": "a"}, gone], workdir="scratch"),
+    )
+
+    assert (task["status"], task["reason"]) == ("failed", "inputs")
+    assert f"given ({gone['sha256'][:12]}...) of node {file['node']}" in task["detail"]
+
+
+def test_a_file_is_taken_once(mesh: list[Agent]) -> None:
+    """Whoever has it may ask first, and let it go when no task needs it."""
+    name = sha256(b"once").hexdigest()
+    assert mesh[0].call("GET", f"{FILES}/{name}")[0] == 404
+    assert send(mesh[0], b"once")[0] == 201
+    assert send(mesh[0], b"once")[0] == 200
+    status, body = mesh[0].call("GET", f"{FILES}/{name}")
+    assert (status, body["bytes"]) == (200, 4)
+    assert mesh[0].call("DELETE", f"{FILES}/{name}")[0] == 204
+
+
+def test_what_cannot_be_taken_is_refused_with_a_reason(mesh: list[Agent]) -> None:
+    """And the node keeps nothing of it."""
+    agent = mesh[0]
+    other = sha256(b"other").hexdigest()
+    before = {place.name for place in (agent.state / "files").iterdir()}
+
+    status, body = send(agent, b"data", name=other)
+    assert (status, body["field"]) == (400, "sha256")
+    assert send(agent, b"data", name="0" * 63)[0] == 400
+    assert send(agent, b"data", headers={"Content-Type": "text/plain"})[0] == 415
+    status, body = send(agent, bytes(9 << 20))
+    assert (status, body["error"]) == (507, "No room for the file")
+    assert "--files-quota" in body["hint"]
+    after = {place.name for place in (agent.state / "files").iterdir()}
+    assert after <= before
+
+
+@pytest.mark.parametrize(
+    ("wish", "field"),
+    [
+        ({"workdir": None}, "$.files"),
+        ({"files": [{"path": "../x"}]}, "$.files[0]"),
+        ({"files": [{"path": "a/b"}]}, "$.files[0]"),
+        ({"files": [{"path": ".."}]}, "$.files[0]"),
+        ({"files": [{"sha256": "../../etc"}]}, "$.files[0]"),
+        ({"files": [{"node": ""}]}, "$.files[0]"),
+        ({"files": [{}, {}]}, "$.files[1]"),
+        ({"files": [{}], "inputs": ["given/x"]}, "$.files[0]"),
+        ({"files": [{"more": "x"}]}, "$.files[0].more"),
+        ({"files": [{}] * 257}, "$.files"),
+    ],
+)
+def test_files_that_cannot_be_named_are_refused(
+    mesh: list[Agent], wish: dict[str, Any], field: str
+) -> None:
+    """The answer names the file."""
+    good = {"path": "given", "sha256": "0" * 64, "node": "ash"}
+    task = {"command": "true", "workdir": "scratch", "files": [{}], **wish}
+    task["files"] = [good | file for file in task["files"]]
+
+    status, body = mesh[0].call("POST", "/api/v1/tasks", task)
+
+    assert (status, body["field"]) == (400, field), body
+
+
+def test_a_client_reads_no_file_back(mesh: list[Agent]) -> None:
+    """Only nodes do; whoever may not submit leaves none either."""
+    name = left(mesh[0], b"secret")["sha256"]
+    assert mesh[0].call("GET", f"/internal/v1/files/{name}")[0] == 401
+    viewer = mesh[0].call("POST", "/api/v1/tokens", {"role": "viewer"})[1]["token"]
+    headers = {"Authorization": f"Bearer {viewer}"}
+    with closing(_loopback(mesh[0])) as connection:
+        for method in ("GET", "POST", "DELETE"):
+            connection.request(
+                method, f"{FILES}/{name}", headers={**headers, "Content-Type": BYTES}
+            )
+            reply = connection.getresponse()
+            reply.read()
+            assert reply.status == 403
+
+
+def _loopback(agent: Agent) -> Any:
+    import http.client
+    from urllib.parse import urlsplit
+
+    place = urlsplit(agent.ready()["api_url"])
+    return http.client.HTTPConnection(str(place.hostname), place.port)
