@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final
@@ -24,7 +25,8 @@ from octaskly.trust.pairing import NO_PROOF, Keys, seal
 
 LOOK_S: Final = 1.0
 MEET_S: Final = 3.0  #: for each of the machines that want in
-MET_MAX: Final = 8
+MET_MAX: Final = 16  #: at a time
+MET_PER_ADDRESS: Final = 4
 KEPT_S: Final = 300.0  #: so long people may take
 
 
@@ -36,6 +38,11 @@ class _Met:
     conversation: Conversation
     keys: Keys
     until_s: float
+
+    @property
+    def host(self) -> str:
+        """The address at which it was met."""
+        return self.conversation.host
 
 
 class Requests:
@@ -64,19 +71,55 @@ class Requests:
         self._keyring = keyring
         self._interfaces = tuple(interfaces)
         self._clock, self._log = clock, log
-        self._met: dict[NodeId, _Met] = {}
+        self._met: dict[NodeId, _Met] = {}  #: those met first come first
 
     async def look(self) -> list[Request]:
         """Look who wants in, and return all that wait, by name."""
         self._forget()
         found = await beacons(LOOK_S, self._interfaces, of_members=False)
-        room = MET_MAX - len(self._met)
-        newcomers = [one for one in found if one.node not in self._met][:room]
+        return await self.meet(found)
+
+    async def meet(self, found: Sequence[Found]) -> list[Request]:
+        """Meet those in sight that are new, and return all that wait, by name.
+
+        Whoever makes up machines keeps no place from a real one: an address has but a
+        few, of too many it is chance that chooses, and the oldest of the address that
+        has most gives way.
+        """
+        newcomers = self._chosen([one for one in found if one.node not in self._met])
         async with asyncio.TaskGroup() as tasks:
             for one in newcomers:
                 tasks.create_task(self._meet(one))
+        while len(self._met) > MET_MAX:
+            hosts = self._hosts()
+            most = max(hosts.values())
+            (oldest, *_) = (
+                n for n, met in self._met.items() if hosts[met.host] == most
+            )
+            self._met.pop(oldest).conversation.close()
         waiting = (met.request for met in self._met.values())
         return sorted(waiting, key=lambda request: (request.name, request.node_id))
+
+    def _chosen(self, newcomers: list[Found]) -> list[Found]:
+        newcomers.sort(key=lambda _: self._clock.draw())
+        hosts = self._hosts()
+        chosen: list[Found] = []
+        for one in newcomers:
+            host = one.addresses[0].host
+            hosts[host] += 1
+            if hosts[host] <= MET_PER_ADDRESS and len(chosen) < MET_MAX:
+                chosen.append(one)
+        if left_out := len(newcomers) - len(chosen):
+            self._log.warning(
+                "more machines want in than are met at a time",
+                left_out=left_out,
+                hint="octaskly requests    looks again; octaskly invite    needs none",
+            )
+        return chosen
+
+    def _hosts(self) -> Counter[str]:
+        """Return how many have been met at each address."""
+        return Counter(met.host for met in self._met.values())
 
     async def approve(self, name: str, words: str) -> Request:
         """Let a machine in whose words somebody has compared.
