@@ -23,6 +23,7 @@
     │   ├── AnswerLost           it stopped before it could say what became of it
     │   ├── NotDurable           no standby keeps a copy, and that was insisted on
     │   ├── CatchingUp           a node that may know the task is missing
+    │   ├── LeftBehind           this node is in the mesh no more
     │   ├── RotationRefused      the mesh secret cannot be renewed now
     │   ├── TooManyRecords       the mesh keeps no more tokens or revocations
     │   ├── NodeNotFound
@@ -158,6 +159,10 @@ class RotationRefused(MeshError):
 
 class CatchingUp(MeshError):
     """The task is unknown here, but a node that may know it is missing."""
+
+
+class LeftBehind(MeshError):
+    """This node is in the mesh no more; what it accepted, nobody else would know."""
 
 
 class TooManyRecords(MeshError):

@@ -16,6 +16,7 @@ from octaskly.agent.audit import Audit
 from octaskly.agent.clock import SystemClock
 from octaskly.agent.feed import Feed
 from octaskly.agent.finding import Finder
+from octaskly.agent.fitness import Fitness
 from octaskly.agent.forgetting import forget
 from octaskly.agent.records import Records
 from octaskly.agent.repeats import repetition
@@ -80,9 +81,8 @@ class AgentGateway:
         captured: Callable[[TaskId, AttemptId, str], Path],
         pieces: Callable[..., AsyncIterator[Piece]],
         sample: Callable[[], LoadSample],
-        failure: Callable[[], str | None],
+        fitness: Fitness,
         signer: Tokens | None,
-        is_room: Callable[[], bool],
         names: Mapping[NodeId, str],
         node: Node,
         queue_max: int,
@@ -95,8 +95,7 @@ class AgentGateway:
         self._captured = captured
         self._pieces = pieces
         self._sample = sample
-        self._failure = failure
-        self._is_room = is_room
+        self._fitness = fitness
         self._started_s = clock.now().mono_s
         self.tickets = Tickets(post)
         self.records = Records(self.tickets, store)
@@ -181,8 +180,9 @@ class AgentGateway:
         is_strict: bool = False,
     ) -> tuple[list[TaskRecord], int]:
         """Accept all tasks durably, or none."""
+        self._fitness.require_membership()
         self._require_dispatcher()
-        self._require_room()
+        self._fitness.require_room()
         return await self._submissions.take(
             Submission(
                 drafts=tuple(drafts),
@@ -371,7 +371,7 @@ class AgentGateway:
 
     def health(self) -> Health:
         """Return whether this node can serve."""
-        failure = self._failure()
+        failure = self._fitness.trouble()
         return Health(
             is_healthy=failure is None,
             uptime_s=self._clock.now().mono_s - self._started_s,
@@ -387,12 +387,3 @@ class AgentGateway:
     def _require_dispatcher(self) -> None:
         if not self.view.is_serving:
             raise NotDispatcher("this node is not dispatcher")
-
-    def _require_room(self) -> None:
-        if failure := self._failure():
-            raise StoreFull("the dispatcher cannot write its log", hint=failure)
-        if not self._is_room():
-            raise StoreFull(
-                "the disk of the dispatcher has no room for the log",
-                hint="free some space there; running tasks are not affected",
-            )

@@ -12,6 +12,7 @@ from typing import Any, Final
 
 from octaskly.agent.admissions import OnEntered, admissions_of_member
 from octaskly.agent.clock import SystemClock
+from octaskly.agent.fitness import Fitness
 from octaskly.agent.gateway import AgentGateway
 from octaskly.agent.keeper import Keeper
 from octaskly.agent.loop import CoreLoop
@@ -244,9 +245,8 @@ class Parts:
             # The pool is made later.
             pieces=lambda *what, **how: self._pool.recorder.pieces(*what, **how),  # noqa: PLW0108
             sample=lambda: self._load,
-            failure=lambda: self.failure() or self._keeper.trouble(),
+            fitness=Fitness(self.failure, self._store.is_room, self._keeper.trouble),
             signer=self._tokens,
-            is_room=self._store.is_room,
             names={**dict(saved.names), self._info.id: name},
             node=self.loop.node,
             queue_max=config.options.queue_max,

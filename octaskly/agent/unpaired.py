@@ -11,6 +11,7 @@ from typing import NoReturn
 from octaskly import __version__
 from octaskly.agent.admissions import AgentAdmissions, OnEntered
 from octaskly.agent.clock import SystemClock
+from octaskly.agent.fitness import Fitness
 from octaskly.agent.gateway import AgentGateway
 from octaskly.agent.sockets import bind, port_of
 from octaskly.agent.start import describe, write_description
@@ -149,9 +150,8 @@ def _gateway(node: NodeInfo, store: Store, clock: SystemClock) -> AgentGateway:
         captured=_nothing,
         pieces=_nothing,
         sample=lambda: NO_LOAD,
-        failure=lambda: store.failure,
+        fitness=Fitness(failure=lambda: store.failure, is_room=store.is_room),
         signer=None,
-        is_room=store.is_room,
         names={},
     )
 

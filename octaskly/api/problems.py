@@ -30,6 +30,7 @@ NOT_DURABLE = "No standby keeps a copy"
 CATCHING_UP = "The log is not complete yet"
 TOO_MANY = "Too many connections"
 TOO_FAST = "Too many requests"
+LEFT_BEHIND = "This node is in the mesh no more"
 UNPAIRED = "This node is in no mesh yet"
 
 REFUSED_HEADER = "Octaskly-Refused"
@@ -76,6 +77,7 @@ _TABLE: dict[type[Exception], tuple[int, str]] = {
     errors.AnswerLost: (503, CONNECTION_LOST),
     errors.NotDurable: (503, NOT_DURABLE),
     errors.CatchingUp: (503, CATCHING_UP),
+    errors.LeftBehind: (503, LEFT_BEHIND),
     errors.RotationRefused: (409, "Mesh secret cannot be renewed"),
     errors.NodeNotFound: (404, WORKER_NOT_FOUND),
     errors.NoSuchRequest: (404, "No such request"),
@@ -119,7 +121,9 @@ def problem_of(error: Exception) -> Problem:
         if row is None:
             continue
         status, text = row
-        wait_s = _RETRY_AFTER_S.get(status)
+        # To wait brings no node back into a mesh.
+        is_for_good = isinstance(error, errors.LeftBehind)
+        wait_s = None if is_for_good else _RETRY_AFTER_S.get(status)
         headers = {} if wait_s is None else {"Retry-After": str(wait_s)}
         # Some errors carry the reference's text already; it is not said twice.
         told = (str(error), getattr(error, "hint", None))

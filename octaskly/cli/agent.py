@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+from click.core import ParameterSource
 from click.shell_completion import CompletionItem
 
 from octaskly.cli.choice import Choice
@@ -52,15 +53,27 @@ def _flag(setting: Setting) -> click.Option:
     params=[_flag(setting) for setting in SETTINGS],
     epilog="Example: octaskly agent --slots 4 --label room=office",
 )
-@click.pass_obj
-def agent(choice: Choice, /, **flags: Any) -> int:
+@click.pass_context
+def agent(ctx: click.Context, /, **flags: Any) -> int:
     """Run a node of the mesh in the foreground; Ctrl-C ends it cleanly.
 
     With nothing said it finds the other nodes of this LAN by itself. What flags say,
     may stand in the environment or a file, too: octaskly config shows what holds.
     """
+    choice: Choice = ctx.obj
+    if flags["state_dir"] is None:
+        flags["state_dir"] = _named_before(ctx)
     config = configure(flags, choice.environ)
     # Imported here: the agent brings in every library that commands do without.
     main = importlib.import_module("octaskly.agent.main")
     code: int = main.run(config)
     return code
+
+
+def _named_before(ctx: click.Context) -> Path | None:
+    """Return the folder of `octaskly --state-dir DIR agent`, which means the same."""
+    above = ctx.parent
+    if above is None:
+        return None
+    is_typed = above.get_parameter_source("state_dir") is ParameterSource.COMMANDLINE
+    return above.params["state_dir"] if is_typed else None

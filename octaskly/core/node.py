@@ -14,7 +14,7 @@ from octaskly.core.allegiance import Allegiance
 from octaskly.core.custody import Custody
 from octaskly.core.departure import Departure
 from octaskly.core.disk import DiskCare
-from octaskly.core.effects import Effect, Send, Written
+from octaskly.core.effects import Disconnect, Effect, Send, Written
 from octaskly.core.events import (
     AttemptsEnded,
     CancelRequested,
@@ -49,7 +49,7 @@ from octaskly.core.inbound import Inbound
 from octaskly.core.keys import KeysChanged, RotateAsked
 from octaskly.core.links import Links
 from octaskly.core.machines import assemble
-from octaskly.core.messages import HeartbeatOk, Hello, Message, Roster
+from octaskly.core.messages import STOPPING, HeartbeatOk, Hello, Message, Roster
 from octaskly.core.model import (
     NO_LOAD,
     Epoch,
@@ -244,6 +244,8 @@ class Node:
         return effects + self._browsing.start(now) + self._members.redial_all(now)
 
     def _on_due(self, now: Moment) -> list[Effect]:
+        if self._departure.is_done:
+            return []  # It dials nobody any more.
         effects = self._election.on_time(now)
         effects += self._members.on_time(now)
         effects += self._links.dial_held(now)
@@ -289,7 +291,7 @@ class Node:
             case Received(peer, messages):
                 return self._on_received(peer, messages, now)
             case PeerUp():
-                return self._links.on_up(event, now)
+                return self._on_up(event, now)
             case PeerDown(peer, reason):
                 return self._links.on_down(peer, reason, now)
             case Seen(adverts):
@@ -342,6 +344,11 @@ class Node:
         return []
 
     # Links
+
+    def _on_up(self, event: PeerUp, now: Moment) -> list[Effect]:
+        if self._departure.is_done:  # Its process takes a moment to end.
+            return [Disconnect(event.peer, STOPPING)]
+        return self._links.on_up(event, now)
 
     def _on_received(
         self, peer: NodeId, messages: tuple[Message, ...], now: Moment

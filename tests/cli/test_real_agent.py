@@ -281,6 +281,16 @@ def test_https_url_is_trusted_by_the_ca_of_the_mesh(
         assert client.task(task.id, wait_s=30).stdout == "over tls\n"
 
 
+def test_an_agent_takes_the_folder_that_is_named_before_the_command(
+    agent: DemoAgent,
+) -> None:
+    """`octaskly --state-dir DIR agent` is the agent that all other commands mean."""
+    second = octaskly(agent, "agent", "--interface", "lo", "--name", "second")
+
+    assert second.returncode == 78
+    assert os.fsencode(agent.state) in second.stderr
+
+
 def test_outputs_come_back(agent: DemoAgent, tmp_path: Path) -> None:
     """Declared outputs are kept and can be fetched by whoever has the id."""
     with agent.client() as client, (tmp_path / "copy").open("w+b") as copy:

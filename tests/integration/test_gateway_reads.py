@@ -10,6 +10,7 @@ from typing import NoReturn
 import pytest
 
 from octaskly.agent.clock import SystemClock
+from octaskly.agent.fitness import Fitness
 from octaskly.agent.gateway import AgentGateway
 from octaskly.core.effects import Publish
 from octaskly.core.events import Saved
@@ -66,9 +67,8 @@ async def gateway(tmp_path: Path) -> AsyncIterator[AgentGateway]:
         captured=lambda *_: tmp_path,
         pieces=nothing,
         sample=lambda: NO_LOAD,
-        failure=lambda: None,
+        fitness=Fitness(failure=lambda: None, is_room=lambda: True),
         signer=None,
-        is_room=lambda: True,
         names={},
         node=Node(settings("a"), Saved()),
         queue_max=9,

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from octaskly.cli.render import EXIT_NO_DISPATCHER
 from tests.mesh.conftest import MakeLab
 from tests.mesh.forming import FORM_S, is_formed, nodes, secret_file, submit
 from tests.mesh.lab import Host, Lab
@@ -98,6 +99,9 @@ def settle_without(
     )
     health = head.http("GET", "/health", token="", port=3000)
     assert "octaskly join" in health.json["message"]
+    refused = head.cli("submit", "true")
+    assert refused.returncode == EXIT_NO_DISPATCHER
+    assert "octaskly invite    on a member" in refused.stderr
     assert rest[0].http("GET", "/api/v1/tasks", token=old_token).status == 401
 
 
@@ -111,7 +115,9 @@ def lock_out(gone: Host, left: Sequence[Host]) -> None:
     assert not has_it([gone], 3)
     health = gone.http("GET", "/health", token="", port=3000)
     assert "revoked" in health.json["message"]
-    assert gone.cli("submit", "true").returncode != 0
+    refused = gone.cli("submit", "true")
+    assert refused.returncode == EXIT_NO_DISPATCHER
+    assert "this node was revoked; `octaskly leave`, then" in refused.stderr
     ready = {node["name"] for node in nodes(left[0]) if node["state"] == "ready"}
     assert ready == {host.name for host in left}
     assert gone.cli("leave", "--yes").returncode != 0

@@ -1,0 +1,41 @@
+"""Whether this node can serve the mesh: it is in it, and its disk takes the log."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from octaskly.errors import LeftBehind, StoreFull
+
+
+def _never() -> None:
+    """Return no reason."""
+
+
+@dataclass(frozen=True, slots=True)
+class Fitness:
+    """What is asked of the parts that know it, at each request."""
+
+    failure: Callable[[], str | None]  #: why the log cannot be written
+    is_room: Callable[[], bool]
+    left: Callable[[], str | None] = _never
+    """Why this node is in the mesh no more, and how it comes back."""
+
+    def trouble(self) -> str | None:
+        """Return why this node cannot serve, None if it can."""
+        return self.failure() or self.left()
+
+    def require_membership(self) -> None:
+        """Raise LeftBehind where no other member hears of what would be accepted."""
+        if why := self.left():
+            raise LeftBehind(why)
+
+    def require_room(self) -> None:
+        """Raise StoreFull where the log of a dispatcher cannot be written."""
+        if failure := self.failure():
+            raise StoreFull("the dispatcher cannot write its log", hint=failure)
+        if not self.is_room():
+            raise StoreFull(
+                "the disk of the dispatcher has no room for the log",
+                hint="free some space there; running tasks are not affected",
+            )
