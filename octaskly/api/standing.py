@@ -127,6 +127,7 @@ async def standing(call: Call, question: Question) -> Standing:
                     raise
             question = replace(question, known="")  # Not to wait there once more.
             await asyncio.sleep(_BUSY_S)
+            give_up_s = clock() + hold_s  # A dispatcher is there.
             continue
         if clock() - began_s > hold_s:
             give_up_s = clock() + hold_s  # It went well until now.

@@ -12,7 +12,7 @@ from typing import Any, Self
 
 import pytest
 
-from octaskly.api import standing
+from octaskly.api import Deadlines, standing
 from octaskly.api.logs import parse_id
 from octaskly.config.defaults import STREAMS_MAX
 from octaskly.core.model import (
@@ -540,10 +540,14 @@ async def test_a_follower_survives_a_change_of_dispatcher(
 
 @pytest.mark.alone  # A hundred streams at once.
 async def test_who_waits_leaves_a_dispatcher_room_for_others(
-    three: Three, monkeypatch: pytest.MonkeyPatch
+    mesh: Mesh, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Followers of queued tasks on all nodes would else take its last connection."""
     monkeypatch.setattr(standing, "_BUSY_S", 0.01)
+    # All three are one loop here, which a hundred handshakes at once keep busy.
+    patient = Deadlines(hold_s=10.0, connect_s=10.0, shutdown_s=1.0)
+    members = [await mesh.member(name, patient) for name in ("front", "back", "worker")]
+    three = Three(*members)
     task = await three.back.api.submit()
     path = f"/api/v1/tasks/{task}/logs?follow=true"
     async with contextlib.AsyncExitStack() as stack:
