@@ -1,7 +1,233 @@
-import { html } from "../lib.js";
-import { Empty } from "../ui.js";
+import { ago, count, duration } from "../format.js";
+import { useKeys } from "../keys.js";
+import { html, useEffect, useId, useLayoutEffect, useMemo, useRef, useState } from "../lib.js";
+import { listen } from "../live.js";
+import { go, href } from "../router.js";
+import { nodes, now, stats } from "../store.js";
+import { Button, Command, Empty, State } from "../ui.js";
+import { Finds, Pages } from "./rows.js";
+import { Task } from "./task.js";
+import { ROW_PX, clamp, rowsInSight, scrollOf, topAfter, topFor, topMax, trackPx } from "./virtual.js";
+import { WhyDialog } from "./why.js";
+
+const STATES = ["queued", "running", "completed", "failed", "cancelled"];
+const TYPED_MS = 250;
+const SEARCHES = ["text", "label", "name"];
 
 /** @param {{parts: string[], query: URLSearchParams}} props */
-export function Tasks() {
-  return html`<${Empty} title="Tasks"><p>This view is being built.</p><//>`;
+export function Tasks({ parts, query }) {
+  return parts.length ? html`<${Task} key=${parts[0]} id=${parts[0]} />` : html`<${List} query=${query} />`;
+}
+
+function List({ query }) {
+  const asked = Object.fromEntries(query);
+  const change = (more) => go(["tasks"], { ...asked, ...more }, { replace: true });
+  const { order, status = "", node = "", ...search } = asked;
+  const isSearch = SEARCHES.some((name) => search[name]);
+  const given = { status, worker_id: node, ...Object.fromEntries(SEARCHES.map((name) => [name, search[name]])) };
+  const key = JSON.stringify([given, order]);
+  const rows = useMemo(() => new (isSearch ? Finds : Pages)(given, order !== "oldest"), [key]);
+  useEffect(() => {
+    const ends = [listen("task", (event) => rows.hear(event)), listen("reset", () => rows.refresh())];
+    return () => {
+      ends.forEach((end) => end());
+      rows.close();
+    };
+  }, [rows]);
+  const isFiltered = isSearch || status || node;
+  return html`
+    <div class="head"><h1>Tasks</h1><${Found} rows=${rows} isSearch=${isSearch} />
+      <a class="button primary end" href=${href(["submit"])}>Submit a task</a></div>
+    <${Filters} asked=${asked} change=${change} />
+    ${rows.problem.value && html`<p class="problem" role="alert">${rows.problem.value.error}; asking again …</p>`}
+    ${rows.total.value === 0 && !rows.isBusy?.value
+      ? html`<${Nothing} isFiltered=${isFiltered} clear=${() => go(["tasks"])} />`
+      : html`<${Grid} key=${key} rows=${rows} />`}`;
+}
+
+/** How many rows there are, or how far a search has come. */
+function Found({ rows, isSearch }) {
+  const total = rows.total.value;
+  if (total === null) return html`<span class="muted" role="status">Loading …</span>`;
+  if (!isSearch) return html`<span class="muted" role="status">${count(total)}</span>`;
+  const left = rows.left.value;
+  const more = left ? `, ${count(left)} not searched yet` : rows.isOver.value ? "" : ", more below";
+  const busy = rows.isBusy.value ? "; searching …" : "";
+  return html`<span class="muted" role="status">${count(total)} found${more}${busy}</span>`;
+}
+
+function Nothing({ isFiltered, clear }) {
+  if (!isFiltered) {
+    return html`<${Empty} title="No tasks yet"><p>Tasks appear here as soon as somebody hands one in.</p>
+      <${Command} text="octaskly run -- hostname" /><//>`;
+  }
+  return html`<${Empty} title="No task matches"><p>Try fewer filters.</p>
+    <p><${Button} onPress=${clear}>Clear filters<//></p><//>`;
+}
+
+function Filters({ asked, change }) {
+  const search = useRef(null);
+  useKeys({ "/": () => search.current.focus() });
+  const counts = stats.value?.tasks ?? {};
+  const press = (state) => change({ status: asked.status === state ? "" : state });
+  const clear = () => change({ status: "", node: "", label: "", text: "", name: "" });
+  const isClear = !["status", "node", "label", "text", "name"].some((name) => asked[name]);
+  return html`<form class="filters" role="search" aria-label="Filter tasks" onSubmit=${(event) => event.preventDefault()}>
+    <${Typed} field=${search} type="search" label="Search command or name" placeholder="Search command or name  /"
+      value=${asked.text ?? ""} change=${(text) => change({ text })} wide />
+    <div class="states" role="group" aria-label="State">
+      ${STATES.map((state) => html`<button type="button" class="chip" aria-pressed=${asked.status === state}
+        onClick=${() => press(state)}><${State} of=${state} /> <span class="muted">${count(counts[state])}</span></button>`)}
+    </div>
+    <select aria-label="Node" value=${asked.node ?? ""} onChange=${(event) => change({ node: event.currentTarget.value })}>
+      <option value="">All nodes</option>
+      ${nodes.value.map(({ name }) => html`<option value=${name} key=${name}>${name}</option>`)}
+    </select>
+    <${Typed} label="Label" placeholder="label=value" value=${asked.label ?? ""} change=${(label) => change({ label })} />
+    <select aria-label="Order" value=${asked.order ?? ""} onChange=${(event) => change({ order: event.currentTarget.value })}>
+      <option value="">Newest first</option><option value="oldest">Oldest first</option>
+    </select>
+    ${!isClear && html`<${Button} kind="quiet" onPress=${clear}>Clear<//>`}
+  </form>`;
+}
+
+/** A field that tells what was typed once the hand rests. */
+function Typed({ label, value, change, field, wide = false, type = "text", ...rest }) {
+  const [text, setText] = useState(value);
+  const timer = useRef(0);
+  useEffect(() => setText(value), [value]);
+  useEffect(() => () => clearTimeout(timer.current), []);
+  const type_ = (event) => {
+    const typed = event.currentTarget.value;
+    setText(typed);
+    clearTimeout(timer.current);
+    timer.current = setTimeout(() => change(typed.trim()), TYPED_MS);
+  };
+  return html`<input ref=${field} class=${wide ? "wide" : ""} type=${type} aria-label=${label} value=${text} maxlength="256"
+    autocomplete="off" spellcheck=${false} onInput=${type_} ...${rest} />`;
+}
+
+/** The rows in sight, in a frame that scrolls over all. */
+function Grid({ rows }) {
+  const total = rows.total.value ?? 0;
+  const frame = useRef(null);
+  const scroll = useRef({ top: 0, px: 0, total: null, sync: 0 }).current;
+  const [viewPx, setView] = useState(600);
+  const [, redraw] = useState(0);
+  const [chosen, setChosen] = useState(-1);
+  const [why, setWhy] = useState(null);
+  const id = useId();
+  rows.drawn.value; // Draws again when rows have changed.
+  stay(rows, scroll, total, setChosen);
+
+  useLayoutEffect(() => {
+    const measure = new ResizeObserver(() => setView(frame.current.clientHeight));
+    measure.observe(frame.current);
+    return () => measure.disconnect();
+  }, []);
+  useLayoutEffect(() => {
+    scroll.top = clamp(scroll.top, 0, topMax(total, viewPx));
+    place(frame.current, scroll, total, viewPx);
+  }, [total, viewPx]);
+
+  const move = (top) => {
+    scroll.top = clamp(top, 0, topMax(total, viewPx));
+    place(frame.current, scroll, total, viewPx);
+    redraw((n) => n + 1);
+  };
+  const onScroll = () => {
+    const px = frame.current.scrollTop;
+    if (Math.abs(px - scroll.px) < 1) return;
+    scroll.top = topAfter(scroll.top, scroll.px, px, total, viewPx);
+    scroll.px = px;
+    clearTimeout(scroll.sync);
+    scroll.sync = setTimeout(() => frame.current && place(frame.current, scroll, total, viewPx), 200);
+    redraw((n) => n + 1);
+  };
+  const choose = (index) => {
+    const next = clamp(index, 0, total - 1);
+    setChosen(next);
+    move(topFor(next, scroll.top, total, viewPx));
+  };
+  const open = () => rows.at(chosen) && go(["tasks", rows.at(chosen).id]);
+  const page = Math.max(1, Math.floor(viewPx / ROW_PX) - 1);
+  const keys = {
+    j: () => choose(chosen + 1), k: () => choose(chosen < 0 ? 0 : chosen - 1),
+    Enter: open, w: () => rows.at(chosen) && setWhy(rows.at(chosen).id),
+  };
+  useKeys(keys);
+  const walk = {
+    ArrowDown: keys.j, ArrowUp: keys.k, PageDown: () => choose(chosen + page), PageUp: () => choose(chosen - page),
+    Home: () => choose(0), End: () => choose(total - 1),
+  };
+  const onKeyDown = (event) => {
+    if (!Object.hasOwn(walk, event.key) || event.ctrlKey || event.metaKey || event.altKey) return;
+    event.preventDefault();
+    walk[event.key]();
+  };
+
+  const { first, last, shiftPx } = rowsInSight(scroll.top, total, viewPx);
+  useEffect(() => rows.want(first, last), [rows, first, last, total]);
+  const shown = [];
+  for (let index = first; index < last; index += 1) {
+    shown.push(html`<${Row} key=${index} index=${index} task=${rows.at(index)} id=${`${id}-${index}`}
+      isChosen=${index === chosen} choose=${() => setChosen(index)} why=${setWhy} />`);
+  }
+  const active = chosen >= first && chosen < last ? `${id}-${chosen}` : undefined;
+  return html`<div class="grid card" role="grid" aria-label="Tasks" aria-rowcount=${total + 1} tabindex="0"
+      aria-activedescendant=${active} onKeyDown=${onKeyDown}>
+    <div role="rowgroup"><div class="grid-row grid-head" role="row" aria-rowindex="1">
+      ${["State", "Task", "Node", "Exit", "Took", "Created", ""].map((name, n) => html`<span role="columnheader"
+        class=${`cell-${n}`}>${name || html`<span class="visually-hidden">Why it waits</span>`}</span>`)}
+    </div></div>
+    <div class="grid-frame" role="rowgroup" tabindex="-1" ref=${frame} onScroll=${onScroll}>
+      <div class="grid-rows" role="presentation" style=${{ height: `${viewPx}px` }}>
+        <div role="presentation" style=${{ transform: `translateY(${shiftPx}px)` }}>${shown}</div></div>
+      <div role="presentation" style=${{ height: `${Math.max(0, trackPx(total) - viewPx)}px` }}></div>
+    </div>
+  </div>
+  <p class="hint keys-hint"><kbd>j</kbd><kbd>k</kbd> move <kbd>Enter</kbd> open <kbd>w</kbd> why it waits <kbd>/</kbd> search</p>
+  ${why && html`<${WhyDialog} id=${why} onClose=${() => setWhy(null)} />`}`;
+}
+
+/** Stays with the rows that one looks at, where new ones come above them. */
+function stay(rows, scroll, total, setChosen) {
+  const came = scroll.total === null ? 0 : total - scroll.total;
+  scroll.total = total;
+  if (!rows.isNewestFirst || came === 0) return;
+  if (scroll.top > 0) scroll.top = Math.max(0, scroll.top + came);
+  setChosen((chosen) => (chosen < 0 ? chosen : Math.max(0, chosen + came)));
+}
+
+function place(frame, scroll, total, viewPx) {
+  frame.scrollTop = scrollOf(scroll.top, total, viewPx);
+  scroll.px = frame.scrollTop;
+}
+
+function Row({ task, index, id, isChosen, choose, why }) {
+  const shared = { id, class: "grid-row", role: "row", "aria-rowindex": index + 2, "aria-selected": isChosen };
+  if (task === undefined) {
+    return html`<div ...${shared} aria-busy="true"><span role="gridcell" class="cell-all"><i class="ghost"></i></span></div>`;
+  }
+  const isLong = task.array !== null && task.array !== undefined;
+  return html`<div ...${shared} onClick=${choose} onDblClick=${() => go(["tasks", task.id])}>
+    <span role="gridcell" class="cell-0"><${State} of=${task.status} /></span>
+    <span role="gridcell" class="cell-1"><a href=${href(["tasks", task.id])} tabindex="-1" title=${`${task.id}\n${task.command}`}>
+      ${task.name && html`<strong>${task.name}</strong>`} <code>${task.command}</code></a>
+      ${isLong && html`<span class="tag">${count(task.array.completed + task.array.failed + task.array.cancelled)} of ${count(task.array.total)}</span>`}
+      ${Object.entries(task.labels ?? {}).slice(0, 3).map(([name, value]) => html`<a class="tag label" tabindex="-1"
+        href=${href(["tasks"], { label: `${name}=${value}` })}>${value ? `${name}=${value}` : name}</a>`)}</span>
+    <span role="gridcell" class="cell-2">${task.worker_id ?? ""}</span>
+    <span role="gridcell" class="cell-3">${exitOf(task)}</span>
+    <span role="gridcell" class="cell-4">${task.duration_ms == null ? "" : duration(task.duration_ms)}</span>
+    <span role="gridcell" class="cell-5" title=${task.created_at}>${ago(task.created_at, now.value)}</span>
+    <span role="gridcell" class="cell-6">${task.status === "queued" && html`<button type="button" class="button quiet"
+      tabindex="-1" onClick=${() => why(task.id)} aria-label=${`Why is ${task.name ?? task.id} waiting?`}>Why?</button>`}</span>
+  </div>`;
+}
+
+/** The exit code, or what ended a task that has none of its own. */
+function exitOf({ exit_code: code, reason }) {
+  if (reason && reason !== "exit" && reason !== "cancelled") return reason;
+  return code ?? "";
 }

@@ -1,0 +1,79 @@
+/** A task as a command that hands in the same again: for the terminal, and for curl. */
+
+/** As a shell takes one word. */
+export function quoted(text) {
+  if (/^[A-Za-z0-9_@%+=:,./-]+$/.test(text)) return text;
+  return `'${text.replaceAll("'", `'"'"'`)}'`;
+}
+
+/** What to post so that the same is asked for; without what holds anyway. */
+export function asked(task) {
+  const body = { command: task.command };
+  if (task.timeout !== null && task.timeout !== 3600) body.timeout = task.timeout;
+  const plain = ["name", "cwd", "workdir", "grace", "notify_url", "priority", "retries"];
+  for (const name of plain) if (task[name]) body[name] = task[name];
+  for (const name of ["labels", "env"]) if (Object.keys(task[name] ?? {}).length) body[name] = task[name];
+  if (task.inputs?.length) body.inputs = task.inputs;
+  if (task.outputs?.length) body.outputs = task.outputs.map(({ path }) => path);
+  if (task.after?.length) Object.assign(body, { after: task.after, on: task.on });
+  const isUsual = task.retry_on?.join() === "failure,lost";
+  if (!isUsual && task.retry_on) body.retry_on = task.retry_on;
+  for (const name of ["requires", "limits"]) {
+    const given = Object.entries(task[name] ?? {}).filter(([, value]) => value !== null && !isEmpty(value));
+    if (given.length) body[name] = Object.fromEntries(given);
+  }
+  // Of items the API shows no list, so an array can be repeated by its numbers alone.
+  if (task.array?.range) body.array = { range: task.array.range };
+  if (body.array && task.array.max_fails !== null) body.array.max_fails = task.array.max_fails;
+  return body;
+}
+
+const isEmpty = (value) => typeof value === "object" && Object.keys(value).length === 0;
+
+/** `octaskly run ... -- COMMAND`. */
+export function asCli(task) {
+  const body = asked(task);
+  const words = ["octaskly", body.array ? "array" : "run"];
+  const add = (flag, value) => value !== undefined && words.push(flag, quoted(String(value)));
+  const pairs = (flag, given) => Object.entries(given ?? {}).forEach(([name, value]) => add(flag, value === "" ? name : `${name}=${value}`));
+  const each = (flag, values) => (values ?? []).forEach((value) => add(flag, value));
+  const { requires = {}, limits = {} } = body;
+  add("--name", body.name);
+  pairs("--label", body.labels);
+  add("--timeout", body.timeout);
+  add("--cpus", requires.cpus);
+  add("--memory", requires.memory_mb);
+  add("--gpus", requires.gpus);
+  add("--on", requires.node);
+  Object.entries(requires.labels ?? {}).forEach(([name, value]) => add("--require", `${name}=${value}`));
+  pairs("--env", body.env);
+  add("--cwd", body.cwd);
+  if (body.workdir) words.push("--scratch");
+  each("--input", body.inputs);
+  each("--output", body.outputs);
+  add("--priority", body.priority);
+  add("--retries", body.retries);
+  each("--retry-on", body.retry_on);
+  add("--grace", body.grace);
+  pairs("--limit", limits);
+  add("--notify-url", body.notify_url);
+  each("--after", body.after);
+  if (body.on && body.on !== "success") add("--after-on", body.on);
+  if (body.array) {
+    add("--max-fails", body.array.max_fails);
+    words.push(body.array.range);
+  }
+  return `${words.join(" ")} -- ${quoted(task.command)}`;
+}
+
+/** The same for curl, which asks for a token of its own. */
+export function asCurl(task, origin) {
+  const isLocal = /^http:\/\/(localhost|127\.0\.0\.1|\[::1\])/.test(origin);
+  return [
+    `curl ${quoted(`${origin}/api/v1/tasks`)}`,
+    ...(isLocal ? [] : ["--cacert ca.pem"]),
+    `-H "Authorization: Bearer $(octaskly token create --role client)"`,
+    "-H 'Content-Type: application/json'",
+    `-d ${quoted(JSON.stringify(asked(task)))}`,
+  ].join(" \\\n  ");
+}

@@ -1,0 +1,124 @@
+/** The output of one task as it comes, resumed by the id of the last event. */
+
+import { send } from "../api.js";
+import { Output } from "./ansi.js";
+
+const LINES_MAX = 20_000;
+const WAITS_MS = [200, 500, 1000, 2000, 5000];
+const QUIET_MS = 45_000; //: the node shows every 15 s that it lives
+
+/**
+ * Follows a task to its end; `changed` is called when there is more to draw.
+ * @returns {{output: Output, state: {isOver: boolean, problem: object|null}, close: () => void}}
+ */
+export function follow(id, attempt, changed) {
+  const over = new AbortController();
+  const output = new Output(LINES_MAX);
+  const state = { isOver: false, problem: null };
+  let lastId = "";
+  let frame = 0;
+  const draw = () => {
+    frame ||= requestAnimationFrame(() => {
+      frame = 0;
+      changed();
+    });
+  };
+  const hear = hearer(output, state);
+
+  const run = async () => {
+    for (let failures = 0; !over.signal.aborted && !state.isOver; failures += 1) {
+      try {
+        await read(path(id, attempt), lastId, over.signal, (event, data, eventId) => {
+          failures = 0;
+          state.problem = null;
+          if (eventId) lastId = eventId;
+          hear(event, data);
+          draw();
+        });
+      } catch (problem) {
+        if (over.signal.aborted || problem.status === 401) return;
+        state.problem = problem.status === undefined ? null : problem;
+        if (problem.status === 404) state.isOver = true;
+      }
+      draw();
+      if (!state.isOver) await new Promise((done) => setTimeout(done, WAITS_MS[Math.min(failures, WAITS_MS.length - 1)]));
+    }
+  };
+  run();
+  return {
+    output, state,
+    close: () => {
+      over.abort();
+      cancelAnimationFrame(frame);
+    },
+  };
+}
+
+const path = (id, attempt) =>
+  `/api/v1/tasks/${encodeURIComponent(id)}/logs?follow=true${attempt ? `&attempt=${attempt}` : ""}`;
+
+/** Returns what turns events into lines. */
+function hearer(output, state) {
+  const streams = ["stdout", "stderr"];
+  let pens;
+  const begin = () => {
+    pens = Object.fromEntries(streams.map((name) => [name, { pen: output.pen(name), decoder: new TextDecoder() }]));
+  };
+  begin();
+  let isFirst = true;
+  return (event, data) => {
+    if (streams.includes(event)) {
+      const { pen, decoder } = pens[event];
+      pen.write(data.encoding === "base64" ? decoder.decode(bytesOf(data.data), { stream: true }) : data.data);
+    } else if (event === "attempt") {
+      if (!isFirst) begin();
+      if (!isFirst || data.attempt > 1) {
+        output.note(`attempt ${data.attempt} on ${data.node}${data.previous ? `, the one before: ${data.previous}` : ""}`);
+      }
+      isFirst = false;
+    } else if (event === "gap") {
+      pens[data.stream]?.pen.end();
+      output.note(`${data.bytes.toLocaleString()} bytes of ${data.stream} are not kept: ${data.reason}`);
+    } else if (event === "end") {
+      state.isOver = true;
+    }
+  };
+}
+
+const bytesOf = (base64) => Uint8Array.from(atob(base64), (char) => char.charCodeAt(0));
+
+/** Reads one stream of events to its end. */
+async function read(target, lastId, signal, hear) {
+  const silence = new AbortController();
+  const headers = { Accept: "text/event-stream" };
+  if (lastId !== "") headers["Last-Event-ID"] = lastId;
+  const answer = await send("GET", target, undefined, {
+    headers, signal: AbortSignal.any([signal, silence.signal]), timeoutMs: 0, quiet: true,
+  });
+  let rest = "";
+  let watch = 0;
+  try {
+    const reader = answer.body.pipeThrough(new TextDecoderStream()).getReader();
+    for (;;) {
+      watch = setTimeout(() => silence.abort(), QUIET_MS);
+      const { value, done } = await reader.read();
+      clearTimeout(watch);
+      if (done) return;
+      const frames = (rest + value).split("\n\n");
+      rest = frames.pop();
+      for (const frame of frames) hearFrame(frame, hear);
+    }
+  } finally {
+    clearTimeout(watch);
+    silence.abort();
+  }
+}
+
+function hearFrame(frame, hear) {
+  const fields = { event: "message", data: "", id: "" };
+  for (const line of frame.split("\n")) {
+    const colon = line.indexOf(":");
+    if (colon > 0) fields[line.slice(0, colon)] = line.slice(colon + 1).replace(/^ /, "");
+  }
+  if (fields.data !== "") hear(fields.event, JSON.parse(fields.data), fields.id);
+}

@@ -1,0 +1,223 @@
+/**
+ * The rows of a list of tasks, of which few are here at a time: `Pages` for all tasks
+ * in a state or of a node, however many, and `Finds` for a search, which has no end
+ * that one could scroll to.
+ *
+ *     rows.total.value, rows.at(index), rows.want(first, last), rows.hear(event)
+ */
+
+import { get } from "../api.js";
+import { signal } from "../lib.js";
+import { PAGE_ROWS, pagesOf } from "./virtual.js";
+
+const PAGES_MAX = 40; //: that are kept
+const SETTLE_MS = 60; //: while one scrolls nothing is asked for
+const REFRESH_MS = 1000;
+const SEARCH_REFRESH_MS = 5000;
+const RETRY_MS = 2000; //: after an answer that did not come
+const FINDS_MAX = 5000;
+const ROUND_ROWS = 100;
+
+/** What both have: how rows change with the news of them, and when to draw again. */
+class Rows {
+  total = signal(null); //: null until the first answer
+  drawn = signal(0); //: goes up where something is to be drawn anew
+  problem = signal(null);
+  /** @type {Map<string, object>} */
+  known = new Map();
+  #frame = 0;
+  #timer = 0;
+  #over = new AbortController();
+
+  constructor(refreshMs) {
+    this.refreshMs = refreshMs;
+  }
+
+  close() {
+    this.#over.abort();
+    clearTimeout(this.#timer);
+    cancelAnimationFrame(this.#frame);
+  }
+
+  /** Takes in an event of a task; a row that is here changes at once. */
+  hear(event) {
+    const row = this.known.get(event.id);
+    if (row !== undefined) {
+      const { id, at, ...news } = event;
+      for (const [name, value] of Object.entries(news)) {
+        if (value !== null || name === "worker_id") row[name] = value;
+      }
+      this.draw();
+    }
+    this.#timer ||= setTimeout(() => this.refresh(), this.refreshMs);
+  }
+
+  async refresh() {
+    clearTimeout(this.#timer);
+    this.#timer = 0;
+    await this.reread();
+  }
+
+  draw() {
+    this.#frame ||= requestAnimationFrame(() => {
+      this.#frame = 0;
+      this.drawn.value += 1;
+    });
+  }
+
+  /** Asks for a page of tasks; null where that failed or nobody waits any more. */
+  async ask(query) {
+    try {
+      const found = await get("/api/v1/tasks", query, { quiet: true, signal: this.#over.signal });
+      this.problem.value = null;
+      return this.#over.signal.aborted ? null : found;
+    } catch (problem) {
+      if (this.#over.signal.aborted) return null;
+      if (problem.status === undefined) throw problem;
+      this.problem.value = problem;
+      this.#timer ||= setTimeout(() => this.refresh(), RETRY_MS);
+      return null;
+    }
+  }
+}
+
+export class Pages extends Rows {
+  /** @type {Map<number, object[]>} The page asked for last is the last. */
+  #pages = new Map();
+  #asked = new Set();
+  #wanted = [0, 0];
+  #settle = 0;
+
+  constructor(query, isNewestFirst) {
+    super(REFRESH_MS);
+    this.query = query;
+    this.isNewestFirst = isNewestFirst;
+    this.#begin();
+  }
+
+  async #begin() {
+    const first = await this.ask({ ...this.query, limit: 1 });
+    if (first === null) return;
+    this.total.value = first.total;
+    this.#load();
+  }
+
+  at(index) {
+    const place = this.isNewestFirst ? this.total.value - 1 - index : index;
+    return this.#pages.get(Math.floor(place / PAGE_ROWS))?.[place % PAGE_ROWS];
+  }
+
+  want(first, last) {
+    this.#wanted = [first, last];
+    clearTimeout(this.#settle);
+    this.#settle = setTimeout(() => this.#load(), this.#pages.size === 0 ? 0 : SETTLE_MS);
+  }
+
+  async reread() {
+    if (this.total.value === null) return this.#begin();
+    const before = this.total.value;
+    const last = Math.floor(Math.max(0, before - 1) / PAGE_ROWS);
+    const pages = new Set(this.#inSight());
+    if (this.isNewestFirst || pages.has(last)) pages.add(last);
+    if (pages.size === 0) pages.add(0);
+    await Promise.all([...pages].map((page) => this.#fetch(page)));
+    // Where tasks came, the new ones stand in pages that were not there before.
+    if (this.total.value !== before) this.#load();
+  }
+
+  #inSight() {
+    return pagesOf(...this.#wanted, this.total.value ?? 0, this.isNewestFirst);
+  }
+
+  #load() {
+    for (const page of this.#inSight()) {
+      const rows = this.#pages.get(page);
+      const isFull = rows?.length === PAGE_ROWS;
+      if (!isFull && !this.#asked.has(page)) {
+        const most = this.total.value - page * PAGE_ROWS;
+        if (rows === undefined || rows.length < Math.min(most, PAGE_ROWS)) this.#fetch(page);
+      }
+    }
+  }
+
+  async #fetch(page) {
+    this.#asked.add(page);
+    const found = await this.ask({ ...this.query, offset: page * PAGE_ROWS, limit: PAGE_ROWS });
+    this.#asked.delete(page);
+    if (found === null) return;
+    this.#keep(page, found.tasks);
+    this.total.value = found.total;
+    this.draw();
+  }
+
+  #keep(page, tasks) {
+    this.#forget(page);
+    this.#pages.set(page, tasks);
+    for (const task of tasks) this.known.set(task.id, task);
+    while (this.#pages.size > PAGES_MAX) this.#forget(this.#pages.keys().next().value);
+  }
+
+  #forget(page) {
+    for (const task of this.#pages.get(page) ?? []) this.known.delete(task.id);
+    this.#pages.delete(page);
+  }
+}
+
+export class Finds extends Rows {
+  left = signal(0); //: how many tasks nobody has looked at yet
+  isOver = signal(false);
+  isBusy = signal(false);
+  #rows = [];
+  #next = null;
+  #goal = 0;
+
+  constructor(query, isNewestFirst) {
+    super(SEARCH_REFRESH_MS);
+    this.query = { ...query, newest: isNewestFirst ? "true" : "" };
+    this.isNewestFirst = false; // New rows come where the search has come to.
+    this.#search();
+  }
+
+  at(index) {
+    return this.#rows[index];
+  }
+
+  want(_, last) {
+    if (last >= this.#rows.length - ROUND_ROWS / 2) this.#search();
+  }
+
+  /** Looks at the beginning again; what was found further on stays. */
+  async reread() {
+    if (this.total.value === null) return this.#search();
+    const found = await this.ask({ ...this.query, limit: PAGE_ROWS });
+    if (found === null) return;
+    const fresh = found.tasks.filter((task) => !this.known.has(task.id));
+    for (const task of found.tasks) Object.assign(this.known.get(task.id) ?? {}, task);
+    if (this.query.newest && fresh.length) this.#take(fresh, true);
+    this.draw();
+  }
+
+  /** Goes on until there is a screen full of rows more, or all was looked at. */
+  async #search() {
+    this.#goal = Math.min(FINDS_MAX, this.#rows.length + ROUND_ROWS);
+    if (this.isBusy.value || this.isOver.value) return;
+    this.isBusy.value = true;
+    while (!this.isOver.value && this.#rows.length < this.#goal) {
+      const found = await this.ask({ ...this.query, after: this.#next, limit: PAGE_ROWS });
+      if (found === null) break;
+      this.#next = found.next;
+      this.left.value = found.left;
+      this.isOver.value = found.next === null || this.#rows.length >= FINDS_MAX;
+      this.#take(found.tasks, false);
+      this.draw();
+    }
+    this.isBusy.value = false;
+    if (this.problem.value === null) this.total.value ??= 0;
+  }
+
+  #take(tasks, isBefore) {
+    this.#rows = isBefore ? [...tasks, ...this.#rows] : [...this.#rows, ...tasks];
+    for (const task of tasks) this.known.set(task.id, task);
+    this.total.value = this.#rows.length;
+  }
+}
