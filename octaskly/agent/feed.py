@@ -31,6 +31,7 @@ from octaskly.core.timeline import (
 )
 from octaskly.errors import NotDispatcher
 from octaskly.ports import Log
+from octaskly.ports.news import Lately
 
 KEPT_MAX = 4096  #: news for listeners that are behind; one that is more so is cut
 PART_MAX = 500  #: entries that are read at once
@@ -107,6 +108,12 @@ class Feed:
                 self._kept.clear()
                 self._members = {}
                 self.begin = self.end
+
+    async def lately(self, since_ms: int, limit: int) -> Lately:
+        """Read attempts that run, and those that ended since."""
+        if not self._view.is_serving:
+            raise NotDispatcher("this node is not dispatcher")
+        return await self._store.lately(since_ms, limit)
 
     async def kept_after(self, number: int) -> Sequence[tuple[_Origin, News]]:
         """Wait for news from this number on."""

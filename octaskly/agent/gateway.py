@@ -113,7 +113,8 @@ class AgentGateway:
         )
         self.view = MeshView(node_id, names)
         self.feed = Feed(store, self.view, lambda: node.stream)
-        self.listen, self.ended = self.feed.listen, store.ended
+        self.listen, self.lately = self.feed.listen, self.feed.lately
+        self.ended = store.ended
 
     def close(self) -> None:
         """Fail every request that still waits for the core."""

@@ -18,14 +18,18 @@ from octaskly.agent.clock import SystemClock
 from octaskly.agent.records import Records
 from octaskly.core.events import RecordDraft
 from octaskly.core.facts import Recorded
+from octaskly.core.model import NodeId
 from octaskly.core.records import KINDS, TOKEN, TOKEN_REVOKED
-from octaskly.errors import TokenExists, TokenNotFound, TrustError
+from octaskly.errors import PermissionDenied, TokenExists, TokenNotFound, TrustError
 from octaskly.ports import Principal, RecordQuery, TokenInfo
 from octaskly.trust import Tokens
-from octaskly.trust.tokens import EXPIRES_S_MAX, LEEWAY_S
+from octaskly.trust.tokens import EXPIRES_S_MAX, LEEWAY_S, Opening
 
+PAGE_S: Final = 900  #: for which the token of a page is good
+PAGE_S_MAX: Final = 12 * 3600  #: from its opening; then somebody opens it again
 UNNAMED_S_MAX: Final = 86_400  #: a token that is good for longer gets a name
 REVOKED: Final = "token revoked"
+PAGE_OVER: Final = "the page was opened too long ago"
 BY_BYTES_MAX: Final = 160  #: kept of a subject beside what matters
 _ID: Final = re.compile(r"[0-9a-f]{32}")
 
@@ -65,12 +69,15 @@ class TokenOffice:
         claims = signer.verify(token, now_ms / 1000)
         if claims.jti in self._revoked:
             raise TrustError(REVOKED)
+        opened = claims.opened
         return Principal(
             subject=claims.subject,
             role=claims.role,
             token=claims.jti,
             expires_ms=(claims.expires_s + LEEWAY_S) * 1000,
             generation=claims.generation,
+            opened_on=None if opened is None else NodeId(opened.node),
+            opened_s=None if opened is None else opened.at_s,
         )
 
     def is_good(self, principal: Principal) -> bool:
@@ -115,6 +122,52 @@ class TokenOffice:
         )
         if name is not None:
             await self._keep(info)
+        return token, info
+
+    def open_page(
+        self, *, subject: str, role: str, node: NodeId
+    ) -> tuple[str, TokenInfo]:
+        """Return a short token for a page that was just opened at this node."""
+        opened = Opening(node, self._now_ms() // 1000)
+        return self._page(subject, role, self._clock.hex_digits(32), opened)
+
+    def renew_page(self, principal: Principal) -> tuple[str, TokenInfo]:
+        """Return a later token of the same id."""
+        node, opened_s = principal.opened_on, principal.opened_s
+        if principal.token is None or node is None or opened_s is None:
+            raise PermissionDenied(
+                "this token is of no page",
+                hint="only a page that `octaskly open` opened renews its token",
+            )
+        # Else whoever has an older secret could go on under the one that replaced it.
+        is_older = principal.generation != self._require_signer().generation
+        if is_older or self._now_ms() // 1000 >= opened_s + PAGE_S_MAX:
+            raise TrustError(PAGE_OVER, hint="open the page again: octaskly open")
+        opened = Opening(node, opened_s)
+        return self._page(principal.subject, principal.role, principal.token, opened)
+
+    def _page(
+        self, subject: str, role: str, jti: str, opened: Opening
+    ) -> tuple[str, TokenInfo]:
+        now_s = self._now_ms() // 1000
+        expires_s = min(PAGE_S, opened.at_s + PAGE_S_MAX - now_s)
+        token = self._require_signer().mint(
+            subject=subject,
+            role=role,
+            expires_s=expires_s,
+            now_s=now_s,
+            jti=jti,
+            opened=opened,
+        )
+        info = TokenInfo(
+            id=jti,
+            name=None,
+            subject=subject,
+            role=role,
+            issued_ms=now_s * 1000,
+            expires_ms=(now_s + expires_s) * 1000,
+            issued_by=subject,
+        )
         return token, info
 
     async def listed(self) -> tuple[TokenInfo, ...]:

@@ -91,10 +91,12 @@ class TaskPage(TypedDict):
     """A part of all tasks."""
 
     tasks: list[TaskLine]
-    total: int
+    total: int | None
     returned: int
     limit: int
     offset: int
+    next: NotRequired[str | None]
+    left: NotRequired[int]
 
 
 class Output(TypedDict):

@@ -14,7 +14,8 @@ import struct
 from collections.abc import Callable
 from urllib.parse import quote, unquote
 
-from octaskly.api.problems import ACCESS_DENIED, UNAUTHENTICATED, Problem
+from octaskly.api.problems import ACCESS_DENIED, FORBIDDEN, UNAUTHENTICATED, Problem
+from octaskly.api.routing import Access, Route
 from octaskly.config.defaults import GROUP
 from octaskly.core.model import NodeId
 from octaskly.errors import TrustError
@@ -79,6 +80,29 @@ def statement(principal: Principal) -> str:
     """Return the header value that `stated` reads."""
     words = (principal.role, principal.subject, principal.token or "")
     return " ".join(quote(word, safe="") for word in words).strip()
+
+
+def check_rights(principal: Principal, route: Route, *, is_local: bool) -> None:
+    """Raise `Problem` (403) unless a principal may use a route.
+
+    Args:
+        principal: Who asks.
+        route: What is asked for.
+        is_local: As a user of this machine's socket, as far as the route counts that.
+    """
+    access = route.access
+    if access is Access.SUBMIT and not principal.may_submit:
+        hint = "the token lacks the right to submit and cancel tasks (tasks:write)"
+        raise Problem(403, FORBIDDEN, hint=hint)
+    if access is Access.LOCAL and not is_local:
+        hint = "no token is enough: only the command on that machine may do that"
+        raise Problem(403, FORBIDDEN, hint=hint)
+    if access is Access.OPENED and not is_local:
+        hint = "no token is enough: run `octaskly open` on that machine for a page "
+        raise Problem(403, FORBIDDEN, hint=hint + "that may, or use its command line")
+    is_reading = access in (Access.READ, Access.SUBMIT)
+    if not is_reading and not principal.is_admin:
+        raise Problem(403, FORBIDDEN, hint="only an admin may do that")
 
 
 def ended() -> Problem:

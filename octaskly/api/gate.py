@@ -289,7 +289,8 @@ class Gate:
         handler = _protocol(request)
         if principal is not None:
             auditing.note_principal(seen, principal)
-            _check_rights(principal, route, is_socket=handler.is_socket)
+            is_local = self._is_local(handler, principal, route)
+            auth.check_rights(principal, route, is_local=is_local)
             view = self._parts.gateway.dispatcher()
             if not route.is_local and view is not None and view.is_self:
                 self._charge(principal, seen)  # Before its body is read.
@@ -306,6 +307,14 @@ class Gate:
             principal=principal,
             hop=hop,
         )
+
+    def _is_local(
+        self, handler: Connection, principal: Principal, route: Route
+    ) -> bool:
+        """Whether a user of this machine's socket asks, maybe through a page."""
+        if route.access is not Access.OPENED or handler.is_lan:
+            return handler.is_socket
+        return handler.is_socket or principal.opened_on == self._parts.gateway.node_id
 
     def _principal(self, request: web.Request, route: Route) -> Principal | None:
         """Return who asks; raise `Problem` (401, 403) unless that is known."""
@@ -373,17 +382,6 @@ def _unroutable(request: web.Request, failure: web.HTTPException) -> Problem:
     problem = status_problem(405, f"allowed: {allow}")
     problem.headers["Allow"] = allow
     return problem
-
-
-def _check_rights(principal: Principal, route: Route, *, is_socket: bool) -> None:
-    if route.access is Access.SUBMIT and not principal.may_submit:
-        hint = "the token lacks the right to submit and cancel tasks (tasks:write)"
-        raise Problem(403, FORBIDDEN, hint=hint)
-    if route.access is Access.LOCAL and not is_socket:
-        hint = "no token is enough: only the command on that machine may do that"
-        raise Problem(403, FORBIDDEN, hint=hint)
-    if route.access in (Access.ADMIN, Access.LOCAL) and not principal.is_admin:
-        raise Problem(403, FORBIDDEN, hint="only an admin may do that")
 
 
 def _too_many() -> Problem:

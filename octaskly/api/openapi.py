@@ -36,6 +36,8 @@ _RIGHTS: Final[Mapping[Access, str]] = {
     Access.SUBMIT: "Rights: the roles admin and client.",
     Access.ADMIN: "Rights: the role admin.",
     Access.LOCAL: "Rights: users of the node's local socket; no token is enough.",
+    Access.OPENED: "Rights: users of the node's local socket, also through loopback in "
+    "a page that one of them opened; no other token is enough.",
     Access.NODE: "Rights: nodes of the mesh.",
 }
 _SECURITY: Final[Mapping[Access, list[Json]]] = {
@@ -44,6 +46,7 @@ _SECURITY: Final[Mapping[Access, list[Json]]] = {
     Access.SUBMIT: [{"token": []}],
     Access.ADMIN: [{"token": []}],
     Access.LOCAL: [{"token": []}],
+    Access.OPENED: [{"token": []}],
     Access.NODE: [{"node": []}],
 }
 _SCHEMES: Final[Json] = {

@@ -13,6 +13,7 @@ from octaskly.api.given import SHA256
 from octaskly.api.problems import INVALID_VALUE, Problem
 from octaskly.config.defaults import DURABILITIES
 from octaskly.core.model import TaskState
+from octaskly.ports import Search
 
 LIMIT_DEFAULT = 100
 LIMIT_MAX = 1000
@@ -25,10 +26,16 @@ _REF = re.compile(r"[A-Za-z0-9._-]{1,64}(\.[0-9]{1,9})?(~[0-9]{1,3})?")
 _LOGGED = re.compile(r"[A-Za-z0-9._-]{1,64}(\.[0-9]{1,9})?(~[0-9a-f]{14,15})?")
 _INTEGER = re.compile(r"[0-9]{1,16}")
 _SECONDS = re.compile(r"[0-9]{1,3}(\.[0-9]{1,3})?")
+_LABEL = re.compile(r"[A-Za-z0-9._/-]{1,64}")
 _KEY = re.compile(r"[\x21-\x7e]{1,255}")
 _NAME_MAX = 255
+_TEXT_CHARS_MAX = 256
+_LABEL_CHARS_MAX = 64 + 1 + 256
+_LABELS_MAX = 32
+_REPEATED = ("label",)  #: parameters that may be given several times
 
 _Ref = Annotated[str, msgspec.Meta(pattern=f"^{_REF.pattern}$")]
+_Text = Annotated[str, msgspec.Meta(min_length=1, max_length=_TEXT_CHARS_MAX)]
 _Start = Annotated[int, msgspec.Meta(ge=0, le=OFFSET_MAX)]
 
 PARAMETERS: Final[Mapping[str, tuple[Any, str]]] = {
@@ -48,10 +55,16 @@ PARAMETERS: Final[Mapping[str, tuple[Any, str]]] = {
     "force": (bool, "true: end what runs, too"),
     "kept": (bool, "true: with the bytes of output that the log has"),
     "known": (str, "what is known already: answer once that has changed"),
+    "label": (
+        list[Annotated[str, msgspec.Meta(min_length=1, max_length=_LABEL_CHARS_MAX)]],
+        "only tasks with this label, as NAME=VALUE or NAME alone; of several all",
+    ),
     "limit": (
         Annotated[int, msgspec.Meta(ge=1, le=LIMIT_MAX)],
         f"how many items at most; {LIMIT_DEFAULT} unless told",
     ),
+    "name": (_Text, "only tasks with this name, which is not their id"),
+    "newest": (bool, "true: the latest first"),
     "order": (
         Literal["end", "number"],
         "in which results come: as members end, or by their numbers",
@@ -66,6 +79,7 @@ PARAMETERS: Final[Mapping[str, tuple[Any, str]]] = {
     "stdout": (_Start, "offset in stdout; none: leave it out"),
     "stream": (Literal["stdout", "stderr", "both"], "which of them to send"),
     "task": (_Ref, "the only task to tell of"),
+    "text": (_Text, "only tasks with this in their command or name; a for A, too"),
     "types": (
         Annotated[str, msgspec.Meta(pattern="^(task|node)(,(task|node))*$")],
         "which events to send",
@@ -107,13 +121,16 @@ class Query:
 
     def __init__(self, given: Iterable[tuple[str, str]], known: Iterable[str]) -> None:
         self._given: dict[str, str] = {}
+        self._labels: list[str] = []
         names = tuple(known)
         for name, value in given:
             if name not in names:
                 _refuse_unknown(name, names)
-            if name in self._given:
+            if name in self._given and name not in _REPEATED:
                 raise _invalid(name, f"`{name}` is given twice")
             self._given[name] = value
+            if name == "label":
+                self._labels.append(value)
 
     def limit(self) -> int:
         """Return the size of a page."""
@@ -144,6 +161,33 @@ class Query:
         """Return the array whose members to keep, None for all that is no member."""
         text = self._given.get("array")
         return None if text is None else task_ref(text)
+
+    def search(self) -> Search | None:
+        """Return what tasks are to be like, but for the place to go on."""
+        labels = tuple(map(_label, self._labels))
+        if len(labels) > _LABELS_MAX:
+            raise _invalid("label", f"at most {_LABELS_MAX} labels are looked for")
+        name, text = self._words("name"), self._words("text")
+        if not (labels or name or text):
+            if "after" in self._given:
+                raise _invalid("after", "`after` goes with `name`, `label` or `text`")
+            return None
+        for field, why in (("offset", "`after`"), ("array", "the array itself")):
+            if self._given.get(field, "0") != "0":
+                raise _invalid(field, f"a search takes no `{field}`, but {why}")
+        return Search(name=name, labels=labels, text=text)
+
+    def after(self) -> str | None:
+        """Return the task behind which a search goes on."""
+        text = self._given.get("after")
+        return None if text is None else task_ref(text, "after")
+
+    def _words(self, name: str) -> str | None:
+        text = self._given.get(name)
+        is_usable = text is None or (1 <= len(text) <= _TEXT_CHARS_MAX)
+        if not is_usable or "\0" in (text or ""):
+            raise _invalid(name, f"`{name}` is 1 to {_TEXT_CHARS_MAX} characters")
+        return text
 
     def worker_id(self) -> str | None:
         """Return the name of the node whose tasks to keep, None for all."""
@@ -236,6 +280,13 @@ class Query:
         if not _INTEGER.fullmatch(text) or not low <= int(text) <= high:
             raise _invalid(name, f"`{name}` is an integer from {low} to {high}")
         return int(text)
+
+
+def _label(text: str) -> tuple[str, str | None]:
+    name, sign, value = text.partition("=")
+    if not _LABEL.fullmatch(name) or len(text) > _LABEL_CHARS_MAX or "\0" in value:
+        raise _invalid("label", "`label` is NAME=VALUE, or NAME for any value")
+    return name, value if sign else None
 
 
 def task_ref(text: str, field: str = "id") -> str:

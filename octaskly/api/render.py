@@ -158,12 +158,16 @@ def task_news(news: TaskNews, names: Mapping[NodeId, str]) -> Json:
 
 def page(found: TaskPage, query: TaskQuery, names: Mapping[NodeId, str]) -> Json:
     """Return a page of tasks with its place in the whole."""
+    place: Json = {}
+    if query.search is not None:
+        place = {"next": found.next, "left": found.left}
     return {
         "tasks": [listed(record, names) for record in found.records],
         "total": found.total,
         "returned": len(found.records),
         "limit": query.limit,
         "offset": query.offset,
+        **place,
     }
 
 

@@ -12,6 +12,7 @@ from typing import Any, Protocol
 import aiohttp
 from aiohttp import web
 
+from octaskly.api.codes import Codes
 from octaskly.api.problems import Problem
 from octaskly.api.query import Query
 from octaskly.api.rates import Meter
@@ -39,6 +40,7 @@ class Access(Enum):
     SUBMIT = auto()  #: principals that may create and cancel tasks
     ADMIN = auto()  #: admins
     LOCAL = auto()  #: users of this machine's socket; no token is enough
+    OPENED = auto()  #: the same, also through a page that one of them opened here
     NODE = auto()  #: nodes of the mesh, by certificate
 
 
@@ -123,6 +125,7 @@ class Parts:
     streams: Streams = field(default_factory=Streams)
     rotations: Rotations | None = None  #: None: the node is in no mesh
     files: Files | None = None  #: the same
+    codes: Codes = field(default_factory=Codes)
 
 
 @dataclass(slots=True)

@@ -1,4 +1,7 @@
-"""The local socket file, made by hand so that its rights are ours at once."""
+"""Sockets of this machine: the local one, and whose the other ends of loopback are.
+
+The file of the local one is made by hand so that its rights are ours at once.
+"""
 
 from __future__ import annotations
 
@@ -8,8 +11,10 @@ import grp
 import os
 import socket
 import stat
+from collections.abc import Sequence
 from pathlib import Path
 
+TCP_TABLES = (Path("/proc/net/tcp"), Path("/proc/net/tcp6"))
 _GROUP_MODE = 0o660
 _OWNER_MODE = 0o600
 
@@ -34,6 +39,25 @@ def local_socket(path: Path, group: str | None) -> socket.socket:
         connection.close()
         raise
     return connection
+
+
+def loopback_users(
+    client_port: int, own_port: int, tables: Sequence[Path] = TCP_TABLES
+) -> frozenset[int]:
+    """Return the users of the sockets that are connected so, by the kernel's tables.
+
+    Ports alone are compared, so there may be another connection between the same ports
+    of other addresses; whoever trusts a user has to trust all of these.
+    """
+    ends = (f":{client_port:04X}", f":{own_port:04X}")
+    users = set()
+    for table in tables:
+        with contextlib.suppress(OSError):  # A kernel may have no IPv6.
+            for line in table.read_text().splitlines()[1:]:
+                fields = line.split()
+                if fields[1].endswith(ends[0]) and fields[2].endswith(ends[1]):
+                    users.add(int(fields[7]))
+    return frozenset(users)
 
 
 def _share(path: Path, group: str | None) -> None:

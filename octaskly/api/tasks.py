@@ -36,9 +36,23 @@ async def create(call: Call) -> web.StreamResponse:
 
 
 async def index(call: Call) -> web.StreamResponse:
-    """Return a page of tasks, oldest first."""
+    """Return a page of tasks, oldest first unless told.
+
+    With `name`, `label` or `text` it is a search: it looks at as many tasks as a short
+    time allows. `total` is null unless that were all, `left` is how many were not
+    looked at yet, and `next`, where it is not null, is the `after` to go on with.
+    """
     gateway, given = call.gateway, call.query
-    asked = TaskQuery(state=given.status(), limit=given.limit(), offset=given.offset())
+    asked = TaskQuery(
+        state=given.status(),
+        limit=given.limit(),
+        offset=given.offset(),
+        is_newest_first=given.flag("newest"),
+        search=given.search(),
+    )
+    if asked.search is not None and (after := given.after()) is not None:
+        task = (await gateway.task(after)).id
+        asked = replace(asked, search=replace(asked.search, after=task))
     if (array := given.array()) is not None:
         asked = replace(asked, array=(await gateway.task(array)).id)
     page = TaskPage((), 0)
@@ -133,7 +147,10 @@ ROUTES = (
         path="/api/v1/tasks",
         perform=index,
         access=Access.READ,
-        query=("status", "worker_id", "array", "limit", "offset"),
+        query=(
+            *("status", "worker_id", "array", "limit", "offset", "newest"),
+            *("name", "label", "text", "after"),
+        ),
         answers={200: answers.TaskPage},
         refuses=(404, 409),
     ),

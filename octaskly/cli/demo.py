@@ -154,7 +154,7 @@ def _all_tasks(client: Client) -> Iterator[Task]:
         page = client.tasks(limit=PAGE, offset=offset)
         yield from page.tasks
         offset += len(page.tasks)
-        if not page.tasks or offset >= page.total:
+        if not page.tasks or offset >= (page.total or 0):
             return
 
 

@@ -46,6 +46,7 @@ COMMANDS = {
     "ls": "octaskly.cli.tasks:ls",
     "map": "octaskly.cli.arrays:map_",
     "nodes": "octaskly.cli.overview:nodes",
+    "open": "octaskly.cli.opening:open_",
     "pause": "octaskly.cli.steering:pause",
     "requests": "octaskly.cli.approving:requests",
     "resume": "octaskly.cli.steering:resume",

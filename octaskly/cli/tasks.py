@@ -24,7 +24,7 @@ from octaskly.cli.stalls import stall_told
 from octaskly.client import TaskPage
 
 if TYPE_CHECKING:
-    from octaskly.client import Task
+    from octaskly.client import Client, Task
 
 STATES = ("queued", "running", "completed", "failed", "cancelled")
 LIMIT_MAX = 1000
@@ -37,6 +37,7 @@ JSON_OPTION = click.option(
 @click.option("--status", type=click.Choice(STATES), help="Only tasks in this state.")
 @click.option(
     "--node",
+    "worker_id",
     metavar="NODE",
     shell_complete=completing.nodes,
     help="Only tasks that this node runs or ran.",
@@ -47,45 +48,72 @@ JSON_OPTION = click.option(
     shell_complete=completing.arrays,
     help="Only members of this array.",
 )
+@click.option("--name", metavar="NAME", help="Only tasks with this name.")
+@click.option(
+    "--label",
+    multiple=True,
+    metavar="NAME=VALUE",
+    help="Only tasks with this label; NAME alone: with any value. Repeatable.",
+)
+@click.option("--text", metavar="TEXT", help="Only with this in command or name.")
+@click.option("--newest", is_flag=True, help="The latest first.")
 @click.option(
     "--limit", type=click.IntRange(1, LIMIT_MAX), default=100, show_default=True
 )
 @click.option("--offset", type=click.IntRange(0), default=0, help="Skip so many.")
+@click.option(
+    "--after",
+    metavar="ID",
+    shell_complete=completing.tasks,
+    help="Go on with a search behind this task.",
+)
 @JSON_OPTION
 @click.pass_obj
 def ls(
     choice: Choice,
-    status: str | None,
-    node: str | None,
-    array: str | None,
-    limit: int,
-    offset: int,
+    /,
     as_json: bool,  # noqa: FBT001
+    newest: bool,  # noqa: FBT001
+    offset: int,
+    **filters: object,
 ) -> None:
-    """List tasks, oldest first; an array is one line."""
-    query = {
-        "status": status,
-        "worker_id": node,
-        "array": array,
-        "limit": limit,
-        "offset": offset,
-    }
+    """List tasks, oldest first; an array is one line.
+
+    With --name, --label or --text it is a search, however many tasks there are.
+    """
+    order = "true" if newest else None
+    query = {**filters, "newest": order, "offset": offset}
     with choice.client() as client:
-        reply = client.request("GET", "/api/v1/tasks", query=query)
-    if as_json:
-        print_json(reply.body)
-        return
-    page = msgspec.json.decode(reply.body, type=TaskPage)
+        if as_json:
+            print_json(client.request("GET", "/api/v1/tasks", query=query).body)
+            return
+        tasks, page = _found(client, query)
     heads = ["ID", "STATE", "NODE", "EXIT", "TIME", "COMMAND"]
-    rows = [_row(task) for task in page.tasks]
-    if any(task.name for task in page.tasks):
+    rows = [_row(task) for task in tasks]
+    if any(task.name for task in tasks):
         heads.insert(-1, "NAME")
-        for row, task in zip(rows, page.tasks, strict=True):
+        for row, task in zip(rows, tasks, strict=True):
             row.insert(-1, task.name or "-")
     print_table(heads, rows, state_column=1)
-    shown = offset + len(page.tasks)
-    if shown < page.total:
-        note(f"{len(page.tasks)} of {page.total} shown; more: --offset {shown}")
+    shown = offset + len(tasks)
+    if page.next is not None:
+        note(f"{len(tasks)} shown; more: --after {page.next}")
+    elif page.total is not None and shown < page.total:
+        note(f"{len(tasks)} of {page.total} shown; more: --offset {shown}")
+
+
+def _found(client: Client, query: Mapping[str, object]) -> tuple[list[Task], TaskPage]:
+    """Return the tasks of a page and the page; a search goes on until it is full."""
+    asked = dict(query)
+    tasks: list[Task] = []
+    while True:
+        reply = client.request("GET", "/api/v1/tasks", query=asked)
+        page = msgspec.json.decode(reply.body, type=TaskPage)
+        tasks += page.tasks
+        room = (page.limit or 0) - len(page.tasks)
+        if page.next is None or room <= 0:
+            return tasks, page
+        asked |= {"after": page.next, "limit": room}
 
 
 def _row(task: Task) -> list[str]:

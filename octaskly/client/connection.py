@@ -178,7 +178,7 @@ class Connection:
         wanted = {
             key: value for key, value in (query or {}).items() if value is not None
         }
-        target = f"{path}?{urlencode(wanted)}" if wanted else path
+        target = f"{path}?{urlencode(wanted, doseq=True)}" if wanted else path
         give_up_at = time.monotonic() + self._patience_s
         has_waited = False
         while True:

@@ -116,13 +116,15 @@ class Task(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class TaskPage(msgspec.Struct, frozen=True, kw_only=True):
-    """One page of tasks, oldest first, without their output."""
+    """One page of tasks, without their output."""
 
     tasks: list[Task]
-    total: int
+    total: int | None  #: None: a search has not looked at all
     returned: int = 0
     limit: int | None = None
     offset: int | None = None
+    next: str | None = None  #: the task behind which a search goes on
+    left: int = 0  #: how many tasks a search has not looked at
 
 
 class Load(msgspec.Struct, frozen=True, kw_only=True):

@@ -116,7 +116,7 @@ class Client(Connection):
 
     def newest_tasks(self, limit: int) -> list[Task]:
         """Return at most so many of the newest tasks, the newest first."""
-        total = self.tasks(limit=1).total
+        total = self.tasks(limit=1).total or 0
         found = self.tasks(limit=limit, offset=max(total - limit, 0)).tasks
         return found[::-1]
 

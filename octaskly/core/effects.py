@@ -58,6 +58,7 @@ class Save:
     retold: Holdings = ()
     """What rows of snapshots said beyond the log up to here is in the log now."""
     records: tuple[Recorded, ...] = ()  #: that a dispatcher told, outside the log
+    log_version: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -94,7 +94,8 @@ class Election(Phases):
             return []
         mine = self.standing(now)
         members, me = self._members, self._info.id
-        better = sum(view.standing(now) < mine for view in members.peers.values())
+        views = members.peers.values()
+        better = sum(self.versions.rank(view, now) < mine for view in views)
         better += sum(node < me for node in members.awaited())
         due_s = self._seek_ends_s() + better * self._timing.claim_wait_s
         if now.mono_s < due_s:
@@ -185,7 +186,7 @@ class Election(Phases):
         self.attachment = None
         self._suspicion = None
         self.dispatcher = None
-        if self.is_stopping or self.is_disk_failing or not self._info.electable:
+        if not self._is_fit or self.versions.is_outdated:
             return self.seek("dispatcher lost", now)
         wait_s = self._turn_s(gone)
         self._claim_s = now.mono_s + wait_s
@@ -322,7 +323,8 @@ class Election(Phases):
             return self._send_away(peer)
         ahead = message.ahead
         self._members.confirm(peer, reign.epoch, message.vector, ahead)
-        return self._exchange.ask(peer, ahead)
+        is_readable = self.versions.is_readable(peer)
+        return self._exchange.ask(peer, ahead) if is_readable else []
 
     def on_claim_no(self, peer: NodeId, message: ClaimNo, now: Moment) -> list[Effect]:
         """A higher epoch is known: yield to who lives in it, else rise above it."""

@@ -301,6 +301,7 @@ class Saved:
     hold: Hold = NO_HOLD  #: what operators told this node
     records: tuple[Recorded, ...] = ()  #: but for kinds that are only listed
     keys: Keys = Keys()  #: the generations of the mesh secret
+    log_version: int = 1  #: the newest of who wrote what the log holds
 
 
 Event = (

@@ -53,6 +53,8 @@ class Journal:
         """What is void on every node that knows as much."""
         self.book = Book(saved.records)
         """What is known that is about no task."""
+        self.version = saved.log_version
+        """The newest version in which anybody wrote what may be held here."""
         self._hlc = 0
         self._heard = saved.hlc  #: highest timestamp of others, until it was followed
         self._number = 0
@@ -220,10 +222,13 @@ class Journal:
         retold: Holdings = (),
         hold: Hold | None = None,
         records: tuple[Recorded, ...] = (),
+        log_version: int | None = None,
     ) -> Save:
         """Return the effect that makes node state durable."""
         if stream is not None:
             self.epochs.update((stream,))
+        if log_version is not None:
+            self.version = log_version
         for said, seq in retold:
             if self._ahead.get(said, 0) <= seq:
                 self._ahead.pop(said, None)
@@ -236,6 +241,7 @@ class Journal:
             retold=retold,
             hold=hold,
             records=records,
+            log_version=log_version,
         )
 
     def after(self, held: Held, number: int | None = None) -> None:

@@ -41,6 +41,7 @@ class Links:
             return effects + self._refuse(event.peer, code)
         effects += self._vetting.look_at_skew(event.peer, event.hello, event.sent)
         effects += self._members.on_peer_up(event, now)
+        effects += self._election.versions.on_up(event.peer, event.hello)
         effects += self._rotation.on_up(event.peer)
         effects += self._election.on_peer_up(event, now)
         wanted = self.wanted()

@@ -22,6 +22,7 @@ class Membership(Hints):
 
     def __init__(self, settings: Settings, saved: Saved) -> None:
         super().__init__(settings, saved)
+        self._log_version = settings.log_version
         self.changes = 0  #: grows when peers come, go or begin to follow
 
     def changed(self) -> None:
@@ -53,6 +54,9 @@ class Membership(Hints):
             epoch=hello.epoch,
             dispatcher=hello.dispatcher,
             vector=dict(hello.vector),
+            reads=hello.reads,
+            log_version=hello.log_version,
+            is_reader=hello.reads >= self._log_version,
             wall_ahead_ms=hello.wall_ms - now.wall_ms if hello.wall_ms else 0,
         )
         self.changed()

@@ -55,6 +55,8 @@ class Hello:
     vector: Holdings = ()
     uptime_s: float = 0.0
     wall_ms: int = 0  #: to tell people about clocks that differ
+    reads: int = 1  #: newest version of the log that the sender can read
+    log_version: int = 1  #: the version of its log
 
 
 @dataclass(frozen=True, slots=True)

@@ -39,6 +39,12 @@ def name_of(task: TaskId, twin: int = 1) -> str:
     return name if twin == 1 else f"{name}~{twin}"
 
 
+LOG_VERSION = 1
+"""Version of the facts that this program writes, and the newest that it reads.
+
+It is raised by a fact that a program before could not read.
+"""
+
 TIME_MS_MAX = 1 << 47  #: a wall clock in the year 6429, which can be shown
 SPEC_BYTES = 256  #: of the envelope of a task beyond its texts, roughly
 SPEC_PATH_CHARS = 8  #: of a path in a message, beyond its characters, roughly
@@ -373,3 +379,4 @@ class Settings:
     timing: Timing = field(default_factory=Timing)
     limits: Limits = field(default_factory=Limits)
     is_strict: bool = False  #: accept nothing that only one disk holds
+    log_version: int = LOG_VERSION  #: newest that this program reads; it writes that

@@ -180,6 +180,8 @@ class Node:
             vector=self._journal.vector_items(),
             uptime_s=self._election.uptime_s(now),
             wall_ms=now.wall_ms,
+            reads=self._settings.log_version,
+            log_version=self._journal.version,
         )
 
     def deadline(self) -> float:

@@ -34,6 +34,9 @@ class PeerView:
     epoch: Epoch  #: highest that it named
     dispatcher: NodeId | None  #: whom it said to follow
     vector: dict[StreamId, int]
+    reads: int = 1  #: the newest version of the log that it can read
+    log_version: int = 1  #: of its log, when the link came up
+    is_reader: bool = True  #: it can read what this node would write
     ahead: Holdings = ()  #: what its rows say beyond that, as it said last
     wall_ahead_ms: int = 0  #: its wall clock against ours, when the link came up
     health: HeartbeatOk | None = None
@@ -50,7 +53,7 @@ class PeerView:
     def is_candidate(self) -> bool:
         """Whether it may keep copies and succeed."""
         is_failing = self.health is not None and self.health.is_disk_failing
-        return self.info.electable and not is_failing
+        return self.info.electable and self.is_reader and not is_failing
 
     def standing(self, now: Moment) -> Standing:
         """Return the peer's rank as a candidate."""

@@ -35,6 +35,7 @@ from octaskly.core.succession import (
     standing,
 )
 from octaskly.core.suspicion import Patience, Suspicion
+from octaskly.core.versions import Versions
 
 STAGGER_MAX = 12  #: successors beyond this many claim at the same time
 PLAIN_BEATS = 3  #: in a crowd, a plain worker gets each third heartbeat
@@ -100,6 +101,7 @@ class Phases:
         self._journal = journal
         self._members = members
         self._exchange = exchange
+        self.versions = Versions(settings, journal, members)
         self._term = max(saved.term, saved.epoch.term)  #: highest heard of
         self._draw = 0.0
         self._born_s: float | None = None
@@ -138,7 +140,13 @@ class Phases:
         """Return this node's own rank as a candidate."""
         size = log_size(self._journal.vector.items())
         rank = standing(self._info, size, self.uptime_s(now))
-        return (True, *rank[1:]) if self.is_disk_failing else rank
+        is_last = self.is_disk_failing or self.versions.is_outdated
+        return (True, *rank[1:]) if is_last else rank
+
+    @property
+    def _is_fit(self) -> bool:
+        """Whether this node may reign at all."""
+        return self._info.electable and not (self.is_stopping or self.is_disk_failing)
 
     # Seeking
 
@@ -177,7 +185,9 @@ class Phases:
     ) -> list[Effect]:
         """Follow a dispatcher whose epoch is not behind the highest seen."""
         assert epoch >= self.epoch
-        effects: list[Effect] = []
+        if self._is_fit and not self.versions.reads_ours(peer):
+            return self._claim_above(epoch, "a dispatcher cannot read this log", now)
+        effects = self.versions.on_followed(peer)
         if self.reign is not None:
             effects += self._send_on(peer, epoch)
         elif self.dispatcher not in (None, peer):
@@ -295,11 +305,12 @@ class Phases:
             self._enter(Phase.TAKEOVER, now)
         self._claim = claim
         self._reason = reason
+        effects = self.versions.on_claim()
         save = self._journal.save(term=self._term, epoch=epoch, stream=(stream, epoch))
         number = self._journal.number
         self._journal.after(lambda at: self._crown(claim, number, at))
         fields = (("term", epoch.term), ("reason", reason))
-        return [save, Note("info", "claiming", fields)]
+        return [*effects, save, Note("info", "claiming", fields)]
 
     def _claim_above(self, epoch: Epoch, reason: str, now: Moment) -> list[Effect]:
         """Claim again so that this reign stands above `epoch`; once is enough."""
@@ -357,6 +368,9 @@ class Phases:
 
     def _yield(self, winner: NodeId, reason: str, now: Moment) -> list[Effect]:
         """Stop at once, and wait for the winner's claim."""
+        if self._is_fit and not self.versions.reads_ours(winner):
+            reason = "a winner cannot read this log"
+            return self._claim_above(self._bound(), reason, now)
         effects = self._send_on(winner, self.epoch)
         self._enter(Phase.YIELDING, now)
         self._winner = winner

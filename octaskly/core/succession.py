@@ -46,9 +46,13 @@ def standing(info: NodeInfo, entries: int, uptime_s: float) -> Standing:
 def beats(mine: Hello, theirs: Hello) -> bool:
     """Return whether the dispatcher that sent `mine` keeps the role.
 
-    More followers, then the higher term, then the higher id. Both sides compare the
-    two HELLOs of one link, which nobody can change afterwards.
+    One that can read the other's log, if the other cannot read its own. Then more
+    followers, then the higher term, then the higher id. Both sides compare the two
+    HELLOs of one link, which nobody can change afterwards.
     """
+    reads, is_read = mine.reads >= theirs.log_version, theirs.reads >= mine.log_version
+    if reads != is_read:
+        return reads
     return _score(mine) > _score(theirs)
 
 

@@ -19,6 +19,8 @@ class Principal:
     expires_ms: int | None = None  #: wall clock, where the token was shown
     generation: int | None = None  #: of the secret that signed it, likewise
     uid: int | None = None  #: of a user of this machine's socket
+    opened_on: NodeId | None = None  #: where a user of the socket opened this page
+    opened_s: int | None = None  #: when, in seconds since 1970
 
     @property
     def may_submit(self) -> bool:
@@ -80,6 +82,19 @@ class TokenDesk(Protocol):
             NotDispatcher: another node is dispatcher.
             TokenNotFound: no token has this name.
             TooManyRecords: the mesh keeps no more revocations.
+        """
+
+    def open_page(
+        self, *, subject: str, role: str, node: NodeId
+    ) -> tuple[str, TokenInfo]:
+        """Return a short token for a page that was just opened at this node."""
+
+    def renew_page(self, principal: Principal) -> tuple[str, TokenInfo]:
+        """Return a later token of the same id; what revokes one revokes all of them.
+
+        Raises:
+            PermissionDenied: the token is not of a page.
+            TrustError: the page was opened too long ago, or under an older secret.
         """
 
     def is_good(self, principal: Principal) -> bool:

@@ -4,15 +4,34 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass
 from typing import Protocol
 
 from octaskly.core.merge import TaskRecord
-from octaskly.core.model import StreamId, TaskId
+from octaskly.core.model import Attempt, StreamId, TaskId
 from octaskly.core.timeline import History, News, Place, Reach
 
 Ended = tuple[int, TaskRecord]
 """A member of an array that has ended: its place, and what is known but its envelope.
 """
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """One attempt, with its task."""
+
+    record: TaskRecord
+    attempt: Attempt
+    assigned_ms: int | None = None  #: of one that runs; its worker tells of its start
+
+
+@dataclass(frozen=True, slots=True)
+class Lately:
+    """What runs, and what ended of late."""
+
+    running: tuple[Run, ...]  #: the oldest tasks first
+    ended: tuple[Run, ...]  #: the latest first
+    is_cut: bool  #: more may have ended in that time
 
 
 class Past(Protocol):
@@ -23,6 +42,9 @@ class Past(Protocol):
 
     async def history(self, vector: Mapping[StreamId, int], limit: int) -> History:
         """Read entries beyond `vector` across streams, in the order of timestamps."""
+
+    async def lately(self, since_ms: int, limit: int) -> Lately:
+        """Read attempts that run, and those that ended since; so many of each."""
 
     async def ended(
         self, array: TaskId, first: int, last: int, limit: int
@@ -56,3 +78,10 @@ class Telling(Protocol):
         self, array: TaskId, first: int, last: int, limit: int
     ) -> tuple[Ended, ...]:
         """Read members that have ended; see `Past`."""
+
+    async def lately(self, since_ms: int, limit: int) -> Lately:
+        """Read attempts that run, and those that ended since; so many of each.
+
+        Raises:
+            NotDispatcher: another node is dispatcher.
+        """

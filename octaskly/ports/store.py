@@ -66,14 +66,26 @@ class Packer(Protocol):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Search:
+    """What tasks are to be like; none of them may be a member of an array."""
+
+    name: str | None = None
+    labels: tuple[tuple[str, str | None], ...] = ()  #: with this value; None: with any
+    text: str | None = None  #: in the command or the name; a for A, too
+    after: TaskId | None = None  #: only what comes behind this task
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class TaskQuery:
     """One page of tasks, oldest first."""
 
     state: TaskState | None = None
     node: NodeId | None = None
     limit: int = 100
-    offset: int = 0
+    offset: int = 0  #: nothing else in a search
     array: TaskId | None = None  #: members of it that have begun; else no members
+    is_newest_first: bool = False
+    search: Search | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +93,9 @@ class TaskPage:
     """A page without outputs, and how many tasks match in all."""
 
     records: tuple[TaskRecord, ...]
-    total: int
+    total: int | None  #: None: a search has not looked at all
+    next: str | None = None  #: name of the task behind which a search goes on
+    left: int = 0  #: how many tasks a search has not looked at
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

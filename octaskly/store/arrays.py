@@ -86,6 +86,12 @@ def read(db: sqlite3.Connection, keys: Iterable[int]) -> dict[int, Members]:
     return found
 
 
+def members_of(db: sqlite3.Connection, array: TaskId) -> Members | None:
+    """Return what is stored of the members of one array; None: it is none."""
+    found = db.execute("SELECT key FROM tasks WHERE id = ?", (array,)).fetchone()
+    return None if found is None else read(db, found).get(found[0])
+
+
 def next_key(db: sqlite3.Connection) -> int:
     """Return the key from which on no member has one; it begins a block."""
     (last,) = db.execute("SELECT max(members + total) FROM arrays").fetchone()

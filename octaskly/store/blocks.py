@@ -58,28 +58,51 @@ def add(db: sqlite3.Connection, changes: Mapping[Cell, int]) -> None:
         )
 
 
+def last_key(start: int) -> int:
+    """Return the last key of the block that begins with `start`."""
+    return start + (1 << BITS) - 1
+
+
 def find(
     db: sqlite3.Connection,
-    node: str | None,
-    state: int | None,
+    cells: tuple[str, int],
     keys: tuple[int, int],
     offset: int,
+    *,
+    is_last_first: bool = False,
 ) -> Place:
     """Find the row with so many before it, among all between two keys.
 
     The first of the keys begins a block, and nothing else is in the block of the last.
+
+    Args:
+        db: Where to look.
+        cells: Node and state of the rows; `ANY_NODE`, `ANY_STATE` for all.
+        keys: The first and the last key.
+        offset: How many rows come before.
+        is_last_first: Count from the last key on, and read downwards.
     """
     total, start, skip = 0, keys[1] + 1, 0
-    for block, n in db.execute(
-        "SELECT block, n FROM blocks"
-        " WHERE node = ? AND state = ? AND block BETWEEN ? AND ? ORDER BY block",
-        (
-            ANY_NODE if node is None else node,
-            ANY_STATE if state is None else state,
-            *map(block_of, keys),
-        ),
-    ):
+    for first, n in in_order(db, cells, keys, is_last_first=is_last_first):
         if total <= offset < total + n:
-            start, skip = block << BITS, offset - total
+            start = last_key(first) if is_last_first else first
+            skip = offset - total
         total += n
     return Place(total, start, skip)
+
+
+def in_order(
+    db: sqlite3.Connection,
+    cells: tuple[str, int],
+    keys: tuple[int, int],
+    *,
+    is_last_first: bool,
+) -> list[tuple[int, int]]:
+    """Return the first key of each block between two keys, and its number of rows."""
+    found = db.execute(
+        "SELECT block, n FROM blocks"
+        " WHERE node = ? AND state = ? AND block BETWEEN ? AND ? ORDER BY block",
+        (*cells, *map(block_of, keys)),
+    ).fetchall()
+    ordered = reversed(found) if is_last_first else found
+    return [(block << BITS, n) for block, n in ordered]

@@ -44,9 +44,9 @@ from octaskly.ports import (
     TaskQuery,
     ToNotify,
 )
-from octaskly.ports.news import Ended
+from octaskly.ports.news import Ended, Lately
+from octaskly.store import attempts, pages, queue, reader
 from octaskly.store import history as histories
-from octaskly.store import queue, reader
 from octaskly.store import records as records_
 from octaskly.store.database import (
     Lock,
@@ -260,7 +260,9 @@ class Store:
 
     async def page(self, query: TaskQuery) -> TaskPage:
         """Read one page of tasks."""
-        return await self._read(lambda db: reader.page(db, query))
+        return await self._read(
+            lambda db: pages.page(db, query, lambda: self._clock.now().mono_s)
+        )
 
     async def unfinished(self, array: TaskId, limit: int) -> tuple[int, ...]:
         """Read the places of members that are not completed, in order."""
@@ -271,6 +273,10 @@ class Store:
     ) -> tuple[Ended, ...]:
         """Read members that have ended, from a place to another, with outputs."""
         return await self._read(lambda db: reader.ended(db, array, first, last, limit))
+
+    async def lately(self, since_ms: int, limit: int) -> Lately:
+        """Read attempts that run, and those that ended since."""
+        return await self._read(lambda db: attempts.lately(db, since_ms, limit))
 
     async def to_notify(self, known: frozenset[int], limit: int) -> ToNotify:
         """Find ended tasks of whose end somebody is to be told."""

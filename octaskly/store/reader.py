@@ -22,17 +22,13 @@ from octaskly.core.model import (
     TaskState,
     name_of,
 )
-from octaskly.ports import Packer, TaskPage, TaskQuery, ToNotify
+from octaskly.ports import Packer, ToNotify
 from octaskly.ports.news import Ended
-from octaskly.store import arrays, blocks, rows, twins
-from octaskly.store.arrays import Members
+from octaskly.store import arrays, pages, rows, twins
 from octaskly.store.state import read_vector
 
 NOTIFY_MAX = 20_000  #: ended tasks that are looked at to be told of
 ENTRY_BYTES = 64  #: of an entry, in a frame, beside its body and outputs
-
-Keys = tuple[int, int]
-"""The first and the last key of those that a question is about."""
 
 _MEMBER = re.compile(
     r"(?P<name>[^~]+)\.(?P<number>0|[1-9][0-9]{0,8})(?P<twin>~[0-9]+)?"
@@ -113,28 +109,9 @@ def resolve(db: sqlite3.Connection, sequence: int) -> tuple[str, ...]:
     return tuple(name_of(task_id, places.get(task_id, 1)) for task_id in ids)
 
 
-def page(db: sqlite3.Connection, query: TaskQuery) -> TaskPage:
-    """Return one page, oldest first, and how many tasks match in all."""
-    members = None if query.array is None else _members_of(db, query.array)
-    if query.array is not None and members is None:
-        return TaskPage((), 0)
-    keys = (0, arrays.MEMBERS - 1) if members is None else (members.first, members.last)
-    state = None if query.state is None else rows.NUMBER_OF[query.state]
-    place = blocks.find(db, query.node, state, keys, query.offset)
-    if query.offset >= place.total or query.limit <= 0:
-        return TaskPage((), place.total)
-    where, values = _filters(query, (place.start, keys[1]))
-    found = db.execute(
-        f"SELECT key FROM {where} ORDER BY key LIMIT ? OFFSET ?",  # noqa: S608
-        (*values, query.limit, place.skip),
-    )
-    some = _by_keys(db, [key for (key,) in found])
-    return TaskPage(twins.numbered(db, arrays.records(db, some)), place.total)
-
-
 def unfinished(db: sqlite3.Connection, array: TaskId, limit: int) -> tuple[int, ...]:
     """Return the places of members that are not completed, in order."""
-    members = _members_of(db, array)
+    members = arrays.members_of(db, array)
     if members is None:
         return ()
     completed = db.execute(
@@ -159,7 +136,7 @@ def ended(
 
     What follows from the array is left out: to read that takes longer than the rest.
     """
-    members = _members_of(db, array)
+    members = arrays.members_of(db, array)
     if members is None:
         return ()
     last = min(last, members.total - 1)
@@ -178,11 +155,6 @@ def ended(
         (row[0] - members.first, with_outputs(db, record, outputs))
         for row, (record, outputs) in zip(found, records, strict=True)
     )
-
-
-def _members_of(db: sqlite3.Connection, array: TaskId) -> Members | None:
-    found = db.execute("SELECT key FROM tasks WHERE id = ?", (array,)).fetchone()
-    return None if found is None else arrays.read(db, found).get(found[0])
 
 
 def counts(db: sqlite3.Connection) -> tuple[dict[TaskState, int], int]:
@@ -207,7 +179,7 @@ def to_notify(db: sqlite3.Connection, known: frozenset[int], limit: int) -> ToNo
         )
     )
     fresh = sorted(keys - known)[:limit]
-    records = twins.numbered(db, arrays.records(db, _by_keys(db, fresh)))
+    records = twins.numbered(db, arrays.records(db, pages.by_keys(db, fresh)))
     return ToNotify(keys, tuple(zip(fresh, records, strict=True)))
 
 
@@ -267,35 +239,3 @@ def _stored(packer: Packer, stream: StreamId, row: Sequence[Any]) -> Stored:
     outcome = replace(entry.fact.outcome, stdout=stdout, stderr=stderr)
     entry = replace(entry, fact=replace(entry.fact, outcome=outcome))
     return stream, seq, hlc, packer.pack_entry_body(entry)
-
-
-def _filters(query: TaskQuery, keys: Keys) -> tuple[str, list[int | str]]:
-    """Return the table with its index and the condition, and the parameters."""
-    between = "key BETWEEN ? AND ?"
-    if query.node is not None and query.state is not None:
-        return (
-            f"tasks INDEXED BY tasks_node WHERE node = ? AND state = ? AND {between}",
-            [query.node, rows.NUMBER_OF[query.state], *keys],
-        )
-    if query.node is not None:
-        return (
-            f"tasks INDEXED BY tasks_node WHERE node = ? AND {between}",
-            [query.node, *keys],
-        )
-    if query.state is not None:
-        return (
-            f"tasks INDEXED BY tasks_state WHERE state = ? AND {between}",
-            [rows.NUMBER_OF[query.state], *keys],
-        )
-    return f"tasks WHERE {between}", [*keys]
-
-
-def _by_keys(db: sqlite3.Connection, keys: Sequence[int]) -> list[rows.Row]:
-    found: list[rows.Row] = []
-    for some in rows.chunks(keys):
-        found += db.execute(
-            f"SELECT {rows.LIST_COLUMNS} FROM tasks WHERE key IN"  # noqa: S608
-            f" ({rows.marks(len(some))}) ORDER BY key",
-            some,
-        ).fetchall()
-    return found

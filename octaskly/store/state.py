@@ -56,6 +56,8 @@ def write_saves(db: sqlite3.Connection, saves: Iterable[Save]) -> None:
         if save.retold:
             _lower_ahead(db, save.retold)
         records.learn(db, save.records)
+        if save.log_version is not None:
+            values["log_version"] = save.log_version
         if save.hold is not None:
             values["is_drained"], values["is_paused"] = map(int, save.hold)
     db.executemany("INSERT OR REPLACE INTO meta VALUES (?, ?)", values.items())
@@ -125,6 +127,7 @@ def read_saved(db: sqlite3.Connection, packer: Packer, wall_ms: int) -> Saved:
         names=tuple((NodeId(node), name) for node, name in names),
         hold=Hold(bool(meta.get("is_drained")), bool(meta.get("is_paused"))),
         records=records.in_memory(db),
+        log_version=meta.get("log_version", 1),
     )
 
 

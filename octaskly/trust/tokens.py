@@ -34,6 +34,14 @@ EXPIRED: Final = "token expired"
 _CLAIMS: Final = ["iss", "aud", "sub", "jti", "iat", "exp", "role", "permissions"]
 
 
+@dataclass(frozen=True, slots=True)
+class Opening:
+    """That a token is of a page, which a user of a node's local socket opened."""
+
+    node: str  #: id of that node
+    at_s: int
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Claims:
     """What a verified token says."""
@@ -44,6 +52,7 @@ class Claims:
     issued_s: int
     expires_s: int
     generation: int  #: of the secret that signed it
+    opened: Opening | None  #: None: it is of no page
 
 
 class Tokens:
@@ -64,8 +73,20 @@ class Tokens:
         self._kid = str(secret.generation)
         self._verified: dict[str, Claims] = {}
 
+    @property
+    def generation(self) -> int:
+        """That of the secret that signs."""
+        return int(self._kid)
+
     def mint(
-        self, *, subject: str, role: str, expires_s: int, now_s: float, jti: str
+        self,
+        *,
+        subject: str,
+        role: str,
+        expires_s: int,
+        now_s: float,
+        jti: str,
+        opened: Opening | None = None,
     ) -> str:
         """Return a new token.
 
@@ -75,6 +96,7 @@ class Tokens:
             expires_s: Seconds for which it is good, at most 90 days.
             now_s: The time of minting.
             jti: Name of this token, unique in the mesh.
+            opened: The page that it is for.
 
         Raises:
             TrustError: the role is unknown, or a value is out of its range.
@@ -95,6 +117,8 @@ class Tokens:
             "role": role,
             "permissions": list(PERMISSIONS[role]),
         }
+        if opened is not None:
+            claims |= {"opened_on": opened.node, "opened_at": opened.at_s}
         return self._jwt.encode(
             claims, self._keys[self._kid], ALGORITHM, headers={"kid": self._kid}
         )
@@ -181,4 +205,14 @@ def _checked(claims: dict[str, Any], generation: int) -> Claims:
         issued_s=issued_s,
         expires_s=expires_s,
         generation=generation,
+        opened=_opening(claims),
     )
+
+
+def _opening(claims: dict[str, Any]) -> Opening | None:
+    node, at_s = claims.get("opened_on"), claims.get("opened_at")
+    if node is None and at_s is None:
+        return None
+    if type(node) is not str or type(at_s) is not int:
+        raise ValueError(INVALID)
+    return Opening(node, at_s)

@@ -60,7 +60,9 @@ def newest(agent: DemoAgent) -> dict[str, object]:
 
 def count(agent: DemoAgent) -> int:
     with agent.client() as client:
-        return client.tasks(limit=1).total
+        total = client.tasks(limit=1).total
+    assert total is not None
+    return total
 
 
 def test_results_come_as_members_end_or_in_their_order(

@@ -11,6 +11,7 @@ from typing import cast
 import pytest
 
 from octaskly.core import merge
+from octaskly.core.arrays import member_id
 from octaskly.core.effects import LoadRipe, Save
 from octaskly.core.events import Saved
 from octaskly.core.facts import (
@@ -309,6 +310,7 @@ async def test_node_state_survives_a_restart(bench: Bench) -> None:
     epoch = Epoch(4, NodeId("a" * 16))
     hold = Hold(is_drained=True)
     bench.log.save(Save(number=bench.next(), term=4, name="pi-ab12", hold=hold))
+    bench.log.save(Save(number=bench.next(), log_version=2))
     number = bench.next()
     bench.log.save(Save(number=number, epoch=epoch, stream=(kit.STREAM, epoch)))
     await bench.durable(number)
@@ -317,6 +319,7 @@ async def test_node_state_survives_a_restart(bench: Bench) -> None:
 
     assert (bench.saved.term, bench.saved.epoch) == (4, epoch)
     assert (bench.saved.name, bench.saved.hold) == ("pi-ab12", hold)
+    assert bench.saved.log_version == 2
 
 
 @for_the_core
@@ -506,7 +509,7 @@ async def test_pages_are_oldest_first_with_exact_totals(bench: Bench) -> None:
     await bench.add(*(kit.assigned(n, node=OTHER_WORKER) for n in range(11, 16)))
     await bench.add(*(kit.finished(n) for n in range(1, 6)))
 
-    async def numbers(**query: object) -> tuple[list[int], int]:
+    async def numbers(**query: object) -> tuple[list[int], int | None]:
         page = await bench.log.page(TaskQuery(**query))  # type: ignore[arg-type]
         return [r.spec.ord for r in page.records if r.spec], page.total
 
@@ -521,6 +524,39 @@ async def test_pages_are_oldest_first_with_exact_totals(bench: Bench) -> None:
     assert await numbers(node=OTHER_WORKER, state=running, limit=1) == ([11], 5)
     assert await numbers(node=OTHER_WORKER, state=done) == ([], 0)
     assert await numbers(node=NodeId("x" * 16)) == ([], 0)
+
+
+async def test_what_ended_of_late_is_told_the_latest_first(bench: Bench) -> None:
+    """And what runs, with when it was given to its node."""
+    await bench.add(*(kit.submitted(n) for n in range(1, 9)))
+    await bench.add(*(kit.assigned(n) for n in range(1, 7)))
+    ends = [(n, kit.finished(number)) for n, number in enumerate((3, 1, 2))]
+    await bench.add(
+        *(replace(e, outcome=replace(e.outcome, ended_ms=100 * n)) for n, e in ends)
+    )
+
+    lately = await bench.log.lately(100, 10)
+    few = await bench.log.lately(0, 2)
+
+    running = [kit.task_id(n) for n in (4, 5, 6)]
+    assert [run.record.id for run in lately.running] == running
+    assert all(run.assigned_ms for run in lately.running)
+    assert [run.record.id for run in lately.ended] == [kit.task_id(2), kit.task_id(1)]
+    assert (len(few.running), len(few.ended)) == (2, 2)
+    assert (lately.is_cut, few.is_cut) == (False, True)
+
+
+async def test_what_runs_of_an_array_is_told_with_its_command(bench: Bench) -> None:
+    """Members have the command that follows from the array."""
+    options = TaskOptions(array=ArraySpec(count=3, first=7))
+    await bench.add(kit.submitted(1, command="run {}", options=options))
+    member = member_id(kit.task_id(1), 8)
+    await bench.add(replace(kit.assigned(1), task=member))
+
+    (run,) = (await bench.log.lately(0, 10)).running
+
+    assert run.record.spec is not None
+    assert (run.record.id, run.record.spec.command) == (member, "run 8")
 
 
 async def test_a_short_id_is_resolved_where_it_can(bench: Bench) -> None:

@@ -8,12 +8,18 @@ import pytest
 
 from octaskly.agent.clock import SystemClock
 from octaskly.agent.records import Records
-from octaskly.agent.tokens import TokenOffice
+from octaskly.agent.tokens import PAGE_S, PAGE_S_MAX, TokenOffice
 from octaskly.core.effects import Kept
 from octaskly.core.events import RecordDraft
 from octaskly.core.facts import Recorded
 from octaskly.core.model import NodeId
-from octaskly.errors import NotDispatcher, TokenExists, TokenNotFound, TrustError
+from octaskly.errors import (
+    NotDispatcher,
+    PermissionDenied,
+    TokenExists,
+    TokenNotFound,
+    TrustError,
+)
 from octaskly.ports import Principal, RecordQuery, TokenDesk
 from octaskly.trust import Tokens, generate
 from tests.integration.fake_tokens import FakeTokens
@@ -175,6 +181,66 @@ async def test_a_token_that_was_verified_before_is_judged_again() -> None:
 
     with pytest.raises(TrustError, match="token revoked"):
         real.verify(token)
+
+
+async def opened(desk: TokenDesk, at_s: int = 0) -> Principal:
+    """Return who shows the token of a page that was opened so many seconds ago."""
+    _, info = desk.open_page(subject="ana", role="admin", node=NodeId("n"))
+    assert info.issued_ms is not None
+    return Principal(
+        subject="ana",
+        role="admin",
+        token=info.id,
+        generation=1,
+        opened_on=NodeId("n"),
+        opened_s=info.issued_ms // 1000 - at_s,
+    )
+
+
+async def test_a_page_gets_a_short_token_and_renews_it_under_its_id(
+    desk: TokenDesk, reign: Reign
+) -> None:
+    """At any node, so that a page lives through a change of dispatcher."""
+    reign.is_over = True
+    page = await opened(desk)
+
+    _, renewed = desk.renew_page(page)
+
+    assert (renewed.id, renewed.subject, renewed.role) == (page.token, "ana", "admin")
+    assert renewed.expires_ms is not None
+    assert renewed.issued_ms is not None
+    assert renewed.expires_ms - renewed.issued_ms == PAGE_S * 1000
+
+
+async def test_a_page_is_opened_anew_after_half_a_day(desk: TokenDesk) -> None:
+    """Who walked away from a browser is not signed in for ever."""
+    page = await opened(desk, at_s=PAGE_S_MAX)
+
+    with pytest.raises(TrustError):
+        desk.renew_page(page)
+
+
+async def test_only_the_token_of_a_page_is_renewed(desk: TokenDesk) -> None:
+    """Any other would be good for longer than whoever issued it said."""
+    jti = await issued(desk, "ci")
+
+    with pytest.raises(PermissionDenied):
+        desk.renew_page(Principal(subject="ci", role="client", token=jti))
+
+
+async def test_a_page_ends_with_the_secret_under_which_it_was_opened() -> None:
+    """Else a revoked machine would carry what it signed over into the new secret."""
+    secret = generate()
+    signer = Tokens(secret)
+    desk = TokenOffice(signer, MemoryRecords(), SystemClock(), Reign().require)
+    token, _ = desk.open_page(subject="eve", role="admin", node=NodeId("n"))
+    page = desk.verify(token)
+    desk.renew_page(page)
+
+    signer.renew(secret.renewed(bytes(20), 1, revoked=NodeId("n" * 16)))
+
+    with pytest.raises(TrustError, match="opened too long ago"):
+        desk.renew_page(page)
 
 
 async def test_a_token_is_good_as_long_as_the_secret_that_signed_it() -> None:

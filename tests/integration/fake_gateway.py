@@ -34,6 +34,7 @@ from octaskly.core.model import (
     TaskSpec,
     TaskState,
 )
+from octaskly.core.options import TaskOptions
 from octaskly.core.timeline import News, Place
 from octaskly.core.verdicts import Explanation, Verdict, Why
 from octaskly.errors import (
@@ -56,10 +57,11 @@ from octaskly.ports import (
     MeshStats,
     OutputPlace,
     Principal,
+    Search,
     TaskPage,
     TaskQuery,
 )
-from octaskly.ports.news import Ended, Listening
+from octaskly.ports.news import Ended, Lately, Listening, Run
 from octaskly.ports.output import Piece
 from tests.integration.fake_audit import FakeAudit
 from tests.integration.fake_tokens import FakeTokens
@@ -269,9 +271,17 @@ class FakeGateway:
                 query.node is None
                 or (record.chosen is not None and record.chosen.node == query.node)
             )
+            and (query.search is None or _is_like(record, query.search))
         ]
-        part = found[query.offset : query.offset + query.limit]
-        return TaskPage(tuple(part), len(found))
+        if query.is_newest_first:
+            found.reverse()
+        ids = [record.id for record in found]
+        start = query.offset
+        if query.search is not None and query.search.after in ids:
+            start = ids.index(query.search.after) + 1
+        part = tuple(found[start : start + query.limit])
+        has_more = query.search is not None and start + len(part) < len(found)
+        return TaskPage(part, len(found), part[-1].name if has_more else None)
 
     async def retry(self, ref: str, *, principal: Principal) -> tuple[TaskRecord, int]:
         record = await self.task(ref)
@@ -318,6 +328,20 @@ class FakeGateway:
         self._require_dispatcher()
         self.heard_from.append(after)
         yield _FakeListening(self.news)
+
+    async def lately(self, since_ms: int, limit: int) -> Lately:
+        self._require_dispatcher()
+        runs = [Run(r, a) for r in self.records.values() for a in r.attempts]
+        running = [
+            replace(r, assigned_ms=NOW_MS) for r in runs if not r.attempt.outcome
+        ]
+        ended = [
+            run
+            for run in runs
+            if run.attempt.outcome and (run.attempt.outcome.ended_ms or 0) >= since_ms
+        ]
+        is_cut = len(ended) > limit
+        return Lately(tuple(running[:limit]), tuple(ended[::-1][:limit]), is_cut)
 
     async def ended(
         self, array: TaskId, first: int, last: int, limit: int
@@ -472,3 +496,15 @@ class _FakeListening:
 
     async def more(self) -> Sequence[News]:
         return await self._news.get()
+
+
+def _is_like(record: TaskRecord, search: Search) -> bool:
+    assert record.spec is not None
+    options = record.spec.options or TaskOptions()
+    labels = dict(options.labels)
+    text = (search.text or "").casefold()
+    return (
+        search.name in (None, options.name)
+        and all(n in labels and v in (None, labels[n]) for n, v in search.labels)
+        and (text in record.spec.command.casefold() or text in options.name.casefold())
+    )

@@ -5,10 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 
-from octaskly.errors import TokenExists, TokenNotFound
+from octaskly.core.model import NodeId
+from octaskly.errors import PermissionDenied, TokenExists, TokenNotFound, TrustError
 from octaskly.ports import Principal, TokenInfo
 
 DAY_S = 86_400
+PAGE_S = 900
+PAGE_S_MAX = 12 * 3600
 ID_CHARS = 32
 
 
@@ -18,6 +21,7 @@ class FakeTokens:
     def __init__(self, now_ms: int, require_dispatcher: Callable[[], None]) -> None:
         self.now_ms = now_ms
         self.revoked: set[str] = set()
+        self.pages = 0
         self._require_dispatcher = require_dispatcher
         self._infos: dict[str, TokenInfo] = {}
 
@@ -80,6 +84,31 @@ class FakeTokens:
         self._infos[info.id] = info
         self.revoked.add(info.id)
         return info
+
+    def open_page(
+        self, *, subject: str, role: str, node: NodeId
+    ) -> tuple[str, TokenInfo]:
+        self.pages += 1
+        return self._page(subject, role, f"{self.pages:0{ID_CHARS}x}")
+
+    def renew_page(self, principal: Principal) -> tuple[str, TokenInfo]:
+        if principal.token is None or principal.opened_s is None:
+            raise PermissionDenied("this token is of no page")
+        if self.now_ms >= (principal.opened_s + PAGE_S_MAX) * 1000:
+            raise TrustError("the page was opened too long ago")
+        return self._page(principal.subject, principal.role, principal.token)
+
+    def _page(self, subject: str, role: str, jti: str) -> tuple[str, TokenInfo]:
+        info = TokenInfo(
+            id=jti,
+            name=None,
+            subject=subject,
+            role=role,
+            issued_ms=self.now_ms,
+            expires_ms=self.now_ms + PAGE_S * 1000,
+            issued_by=subject,
+        )
+        return f"page:{subject}:{jti}", info
 
     def is_good(self, principal: Principal) -> bool:
         return principal.token not in self.revoked

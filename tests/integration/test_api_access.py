@@ -39,6 +39,7 @@ from tests.integration.fake_gateway import NOW_MS, FakeGateway
 
 PARTS = ("id", "task", "name", "other", "path", "term", "stream", "n", "token")
 PAGE = ("/", "/static/style.css")  #: the dashboard's files, which hold no data
+SWAP = ("POST", "/api/v1/sessions")  #: wants a code instead
 OPEN = {(method, path) for path in ("/health", *PAGE) for method in ("GET", "HEAD")}
 
 
@@ -89,6 +90,8 @@ async def test_every_route_but_health_and_the_page_needs_a_principal(
     for (method, path), answer in answers.items():
         if (method, path) in OPEN:
             assert answer.status == 200, (method, path)
+        elif (method, path) == SWAP:
+            assert_problem(answer, 400, "Malformed JSON")
         else:
             assert answer.status == 401, (method, path)
             assert answer.headers["www-authenticate"] == "Bearer"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 from collections.abc import AsyncIterator
+from typing import Any
 
 import pytest
 
@@ -404,6 +405,82 @@ async def test_list_filters_by_state_and_worker(node: ApiNode) -> None:
     assert await ids("worker_id=pi") == [running]
     assert await ids("worker_id=node-b&status=queued") == []
     assert await ids("worker_id=nobody") == []
+
+
+async def test_attempts_are_shown_of_a_task_and_of_all_of_late(node: ApiNode) -> None:
+    """Each with its node, how it ended, and times to the millisecond."""
+    node.gateway.known_names[NodeId("node-b")] = "pi"
+    first, second = [await node.submit(f"echo {'x' * 300}") for _ in range(2)]
+    node.gateway.start(first, "node-b")
+    node.gateway.finish(first)
+    node.gateway.start(second)
+
+    own = await node.ask("GET", f"{TASKS}/{first}/attempts", headers=VIEWER)
+    all_ = await node.ask("GET", "/api/v1/attempts?since_s=60", headers=VIEWER)
+
+    (attempt,) = own.json["attempts"]
+    assert (attempt["worker_id"], attempt["status"]) == ("pi", "completed")
+    assert attempt["completed_at"] == "2026-02-06T12:00:01.500Z"
+    (ended,), (running,) = all_.json["ended"], all_.json["running"]
+    assert ended == {
+        **attempt,
+        "id": first,
+        "name": None,
+        "assigned_at": None,
+        "command": f"echo {'x' * 195}",
+    }
+    assert (running["id"], running["status"]) == (second, "running")
+    assert running["assigned_at"] == all_.json["now"] == "2026-02-06T12:00:00.000Z"
+
+
+async def test_a_search_says_where_it_goes_on(node: ApiNode) -> None:
+    """Page by page, with the name of the last task that was looked at."""
+    asked = {"command": "make", "name": "nightly", "labels": {"team": "red", "x": ""}}
+    body = [asked, {"command": "make"}, asked, {**asked, "labels": {"team": "blue"}}]
+    made = await node.ask("POST", TASKS, headers=CLIENT, body=body)
+    first, _, third, fourth = (task["id"] for task in made.json)
+
+    async def found(query: str) -> dict[str, Any]:
+        answer = await node.ask("GET", f"{TASKS}?{query}", headers=VIEWER)
+        assert answer.status == 200, answer
+        return {**answer.json, "tasks": [task["id"] for task in answer.json["tasks"]]}
+
+    page = await found("name=nightly&limit=2")
+    assert (page["tasks"], page["next"], page["left"]) == ([first, third], third, 0)
+    assert (await found(f"name=nightly&after={third}"))["tasks"] == [fourth]
+    assert (await found("label=team&newest=true"))["tasks"] == [fourth, third, first]
+    assert (await found("label=team=red&label=x="))["tasks"] == [first, third]
+    assert (await found("text=Night&label=team%3Dblue"))["tasks"] == [fourth]
+    assert "next" not in await found("status=queued")
+
+
+@pytest.mark.parametrize(
+    ("query", "field"),
+    [
+        ("label=", "label"),
+        ("label==red", "label"),
+        (f"label=team={'x' * 400}", "label"),
+        ("&".join(["label=team"] * 33), "label"),
+        ("name=", "name"),
+        ("text=", "text"),
+        (f"text={'x' * 257}", "text"),
+        ("text=a%00b", "text"),
+        ("text=a&text=b", "text"),
+        ("text=a&offset=1", "offset"),
+        ("text=a&array=task-001", "array"),
+        ("text=a&after=no%20id", "after"),
+        ("after=task-001", "after"),
+        ("newest=yes", "newest"),
+    ],
+)
+async def test_a_search_that_cannot_be_is_refused(
+    node: ApiNode, query: str, field: str
+) -> None:
+    """400 with the parameter at fault."""
+    answer = await node.ask("GET", f"{TASKS}?{query}", headers=VIEWER)
+
+    assert_problem(answer, 400)
+    assert answer.json["field"] == field
 
 
 async def test_wait_returns_when_the_task_ends(node: ApiNode) -> None:

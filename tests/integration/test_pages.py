@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 import sqlite3
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +17,8 @@ from octaskly.core.effects import Append
 from octaskly.core.facts import Assigned, CancelAsked, Fact, Finished
 from octaskly.core.model import NodeId, TaskId, TaskState
 from octaskly.core.options import ArraySpec, TaskOptions
-from octaskly.ports import TaskQuery
-from octaskly.store import blocks, purge, reader, rows
+from octaskly.ports import Search, TaskQuery
+from octaskly.store import blocks, pages, purge, rows
 from octaskly.store.database import open_writer
 from octaskly.store.tables import Tables
 from tests.contract import log_kit as kit
@@ -96,15 +98,30 @@ def test_a_page_is_where_its_offset_says(
     shown: list[str] = []
 
     while True:
-        page = reader.page(db, TaskQuery(limit=97, offset=len(shown), **asked))
+        page = pages.page(db, TaskQuery(limit=97, offset=len(shown), **asked))
         assert page.total == len(wanted)
         if not page.records:
             break
         shown += [record.id for record in page.records]
 
     assert shown == wanted
-    beyond = reader.page(db, TaskQuery(limit=5, offset=len(wanted) - 2, **asked))
+    beyond = pages.page(db, TaskQuery(limit=5, offset=len(wanted) - 2, **asked))
     assert [record.id for record in beyond.records] == wanted[-2:]
+
+
+@pytest.mark.parametrize("asked", FILTERS, ids=str)
+def test_the_latest_first_is_the_same_list_from_its_end(
+    db: sqlite3.Connection, asked: Mapping[str, Any]
+) -> None:
+    """Offsets count from the latest, too."""
+    wanted = matching(db, asked)[::-1]
+    shown: list[str] = []
+
+    while len(shown) < len(wanted):
+        query = TaskQuery(limit=97, offset=len(shown), is_newest_first=True, **asked)
+        shown += [record.id for record in pages.page(db, query).records]
+
+    assert shown == wanted
 
 
 @pytest.mark.parametrize("asked", FILTERS, ids=str)
@@ -112,7 +129,7 @@ def test_a_page_takes_few_steps_however_deep(
     db: sqlite3.Connection, asked: Mapping[str, Any]
 ) -> None:
     """Not more at the end than at the beginning, but for one block of rows."""
-    total = reader.page(db, TaskQuery(**asked)).total
+    total = pages.page(db, TaskQuery(**asked)).total or 0
 
     first = steps(db, TaskQuery(limit=10, **asked))
     deep = [
@@ -120,6 +137,100 @@ def test_a_page_takes_few_steps_however_deep(
     ]
 
     assert max(deep) <= first + 3 * (1 << blocks.BITS)
+
+
+NAMED: list[tuple[Search, Callable[[int], bool]]] = [
+    (Search(name='run "7"'), lambda n: n % 7 == 0),
+    (Search(labels=(("team", "red"),)), lambda n: n % 7 == 0 and n % 2 == 0),
+    (Search(labels=(("team", None),)), lambda n: n % 7 == 0),
+    (Search(labels=(("team", "red"), ("n", "0"))), lambda n: n % 70 == 0),
+    (Search(labels=(("home", "/"),)), lambda _: False),  # That is a variable.
+    (Search(text="ECHO 11"), lambda n: str(n).startswith("11")),
+    (Search(text="%"), lambda _: False),
+    (Search(text="RUN", name='run "7"'), lambda n: n % 7 == 0),
+]
+
+
+@pytest.fixture(scope="module")
+def named(tmp_path_factory: pytest.TempPathFactory) -> Iterator[sqlite3.Connection]:
+    """A log of 5000 tasks, of which each seventh has a name and labels."""
+    db = open_writer(Path(tmp_path_factory.mktemp("names")) / "log.db")
+    tables = Tables(db, kit.PicklePacker(), kit.HandClock())
+    colours = ("red", "blue")
+    append(
+        db,
+        tables,
+        [
+            kit.submitted(n, command=f"echo {n}", options=options_of(n, colours[n % 2]))
+            for n in range(5000)
+        ],
+    )
+    yield db
+    db.close()
+
+
+def options_of(n: int, team: str) -> TaskOptions | None:
+    labels = (("n", str(n % 10)), ("team", team))
+    env = (("home", "/"),)
+    return None if n % 7 else TaskOptions(name='run "7"', labels=labels, env=env)
+
+
+@pytest.mark.parametrize("is_newest_first", [False, True], ids=["oldest", "newest"])
+@pytest.mark.parametrize(("search", "is_like"), NAMED, ids=str)
+def test_a_search_finds_each_task_once_in_however_many_parts(
+    named: sqlite3.Connection,
+    search: Search,
+    is_like: Callable[[int], bool],
+    is_newest_first: bool,
+) -> None:
+    """Each answer says where to go on, and nothing is said twice or left out."""
+    wanted = [kit.task_id(n) for n in range(5000) if is_like(n)]
+    shown: list[TaskId] = []
+    parts = 0
+    hurry = itertools.count(step=pages.SEARCH_S)
+
+    while True:
+        query = TaskQuery(limit=30, search=search, is_newest_first=is_newest_first)
+        page = pages.page(named, query, lambda: next(hurry))
+        shown += [record.id for record in page.records]
+        parts += 1
+        if page.next is None:
+            break
+        search = replace(search, after=TaskId(page.next))
+
+    assert shown == (wanted[::-1] if is_newest_first else wanted)
+    assert parts >= 5000 >> blocks.BITS
+    assert page.left == 0
+
+
+def test_a_search_counts_only_when_it_has_looked_at_all(
+    named: sqlite3.Connection,
+) -> None:
+    """A total that is not known is not guessed."""
+    search = Search(labels=(("team", None),))
+    query = TaskQuery(limit=10, search=search)
+    hurry = itertools.count(step=pages.SEARCH_S)
+
+    whole = pages.page(named, query)
+    part = pages.page(named, query, lambda: next(hurry))
+    after = replace(search, after=whole.records[-1].id)
+    second = pages.page(named, replace(query, search=after))
+
+    assert (whole.total, len(whole.records), whole.left) == (715, 10, 0)
+    assert whole.next == whole.records[-1].name
+    first_block = (1 << blocks.BITS) - 1  # Keys begin at 1.
+    assert (part.total, part.left) == (None, 5000 - first_block)
+    assert second.total is None
+
+
+def test_a_search_goes_by_state_and_node_as_well(db: sqlite3.Connection) -> None:
+    """It looks only at rows that the other filters leave."""
+    some: dict[str, Any] = {"state": TaskState.COMPLETED, "node": NODES[0]}
+    query = TaskQuery(limit=1000, search=Search(text="echo"), **some)
+
+    page = pages.page(db, query)
+
+    assert page.total == len(matching(db, {**some, "array": None}))
 
 
 def steps(db: sqlite3.Connection, query: TaskQuery) -> int:
@@ -132,7 +243,7 @@ def steps(db: sqlite3.Connection, query: TaskQuery) -> int:
         return 0
 
     db.set_progress_handler(tick, 50)
-    reader.page(db, query)
+    pages.page(db, query)
     db.set_progress_handler(None, 0)
     return count
 

@@ -7,9 +7,10 @@ from pathlib import Path
 import pytest
 
 from octaskly.trust import make
-from tests.agents import ending, finished, launch, submit, until_nodes
+from tests.agents import Agent, ending, finished, launch, submit, until, until_nodes
 
 NEXT = "tests.integration.next_version"
+NEXT_LOG = "tests.integration.next_log"
 PROGRAMS = ("octaskly", NEXT)
 
 
@@ -38,3 +39,43 @@ def test_agents_of_two_versions_work_together(
     assert len({task["worker_id"] for task in ran}) == 2
     assert [task["stdout"] for task in kept] == [task["stdout"] for task in ran]
     assert "protocol: " not in first.log() + second.log()
+
+
+def test_an_older_program_keeps_no_copies_of_a_newer_log_and_does_not_succeed(
+    tmp_path: Path,
+) -> None:
+    """Who cannot read the log works on, and the one who can takes over."""
+    secret = tmp_path / "mesh.key"
+    make(secret)
+    ana = launch(tmp_path / "ana", secret, "--name", "ana", program=NEXT_LOG)
+    with ending(ana):
+        until_nodes(ana, 1)
+        old = launch(tmp_path / "old", secret, "--name", "old")
+        with ending(old):
+            until_nodes(ana, 2)
+            alone = _accepted(ana)
+            ben = launch(tmp_path / "ben", secret, "--name", "ben", program=NEXT_LOG)
+            with ending(ben):
+                until(lambda: _roles(ana).get("ben") == "standby", "ben is standby")
+                roles, both = _roles(ana), _accepted(ana)
+                ana.process.kill()
+                until(lambda: _roles(old).get("ben") == "dispatcher", "ben reigns")
+                ran = finished(old, submit(old, "true"))
+
+    assert roles == {"ana": "dispatcher", "ben": "standby", "old": "worker"}
+    assert (alone, both) == (1, 2)
+    assert ran["status"] == "completed"
+    assert "program of a peer is older" in ana.log()
+
+
+def _roles(agent: Agent) -> dict[str, str]:
+    """Return what each node is, as an agent lists them; empty while nobody reigns."""
+    status, body = agent.call("GET", "/api/v1/nodes")
+    return {n["name"]: n["role"] for n in body["nodes"]} if status == 200 else {}
+
+
+def _accepted(agent: Agent) -> int:
+    """Submit a task; return how many copies the answer names."""
+    status, task = agent.call("POST", "/api/v1/tasks", {"command": "true"})
+    assert status == 201, task
+    return int(task["replicas"])

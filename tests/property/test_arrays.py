@@ -19,7 +19,7 @@ from octaskly.core.merge import TaskRecord
 from octaskly.core.model import AttemptState, Outcome, Reason, TaskId, TaskSpec
 from octaskly.core.options import ArraySpec, TaskOptions
 from octaskly.ports import TaskQuery
-from octaskly.store import queue, reader, rows
+from octaskly.store import pages, queue, reader, rows
 from octaskly.store.tables import Tables
 from tests.contract import log_kit as kit
 from tests.property.test_store import (
@@ -103,7 +103,7 @@ def agree(db: sqlite3.Connection, wanted: Sequence[dict[TaskId, TaskRecord]]) ->
     stats, _ = reader.counts(db)
     tally = Counter(task.state for task in tasks)
     assert stats == {state: tally[state] for state in rows.STATES}
-    page = reader.page(db, TaskQuery())
+    page = pages.page(db, TaskQuery())
     listed = {record.id for record in records if member_of(record.id) is None}
     assert {record.id for record in page.records} == listed
     assert page.total == len(listed)
@@ -114,7 +114,7 @@ def agree(db: sqlite3.Connection, wanted: Sequence[dict[TaskId, TaskRecord]]) ->
         numbers = range(array.spec.array.count)
         members = {member_id(array.id, number) for number in numbers}
         for state in (None, *rows.STATES):
-            page = reader.page(db, TaskQuery(array=array.id, state=state))
+            page = pages.page(db, TaskQuery(array=array.id, state=state))
             assert {record.id for record in page.records} == {
                 task.id
                 for task in tasks

@@ -25,7 +25,7 @@ from octaskly.core.facts import (
 from octaskly.core.merge import TaskRecord
 from octaskly.core.model import AttemptState, NodeId, Outcome, Reason, TaskId
 from octaskly.ports import TaskQuery
-from octaskly.store import reader, rows
+from octaskly.store import pages, reader, rows
 from octaskly.store.schema import MIGRATIONS
 from octaskly.store.tables import Tables
 from tests.contract import log_kit as kit
@@ -144,7 +144,7 @@ def test_counters_and_pages_agree_with_the_records(
     )
     for node in (None, *{node for node, _ in tally if node}):
         for state in (None, *rows.STATES):
-            page = reader.page(connection, TaskQuery(node=node, state=state))
+            page = pages.page(connection, TaskQuery(node=node, state=state))
             wanted = sum(
                 n
                 for (a_node, a_state), n in tally.items()

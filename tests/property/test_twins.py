@@ -15,7 +15,7 @@ from octaskly.core.facts import Entry, Submitted
 from octaskly.core.model import Limits, TaskId, TaskSpec, name_of
 from octaskly.core.taskqueue import TaskQueue
 from octaskly.ports import TaskQuery
-from octaskly.store import reader
+from octaskly.store import pages, reader
 from octaskly.store.schema import MIGRATIONS
 from octaskly.store.tables import Tables
 from tests.builders import journal, moment
@@ -66,7 +66,7 @@ def test_both_halves_call_every_task_alike_and_find_it_by_its_name(
 
     one, other = held(parts), held(parts[::-1])
 
-    shown = [reader.page(db, TaskQuery(limit=100)).records for db in (one, other)]
+    shown = [pages.page(db, TaskQuery(limit=100)).records for db in (one, other)]
     names = {record.name: record.id for record in shown[0]}
     assert names == {record.name: record.id for record in shown[1]}
     asked = {(draft.id, draft.command) for draft, _ in here + there}

@@ -7,7 +7,9 @@ from octaskly.core.effects import (
     Append,
     CancelDone,
     Effect,
+    Join,
     Reply,
+    Save,
     Send,
 )
 from octaskly.core.events import Event, Received
@@ -47,6 +49,7 @@ class Watch:
         self._terms: dict[NodeId, tuple[Disk, int]] = {}
         self._epochs: dict[NodeId, tuple[Node, Epoch]] = {}
         self._level: dict[NodeId, Node] = {}
+        self._versions: dict[StreamId, int] = {}  #: of who writes each stream
         self._is_stale: dict[tuple[NodeId, Epoch, int], bool] = {}
         self._checked = 0
         world.watchers.append(self)
@@ -58,6 +61,7 @@ class Watch:
         if isinstance(event, Received):
             self._note_stale(machine, event)
         for effect in effects:
+            self._is_readable(machine, effect)
             for entry in effect.entries if isinstance(effect, Append) else ():
                 self._is_not_brought_back(machine, entry)
             for message in effect.messages if isinstance(effect, Send) else ():
@@ -93,6 +97,22 @@ class Watch:
             f"{machine.id} forgot {row} too early"
         )
 
+    def _is_readable(self, machine: Machine, effect: Effect) -> None:
+        """3.10: no node is given entries that its program cannot read."""
+        streams: set[StreamId] = set()
+        match effect:
+            case Save(stream=(stream, _)):
+                self._versions[stream] = machine.log_version
+            case Append():
+                streams = {entry.stream for entry in effect.entries}
+            case Join():
+                streams = {stream for stream, _ in effect.head.vector}
+            case _:
+                return
+        for stream in streams:
+            version = self._versions[stream]
+            assert version <= machine.log_version, f"{machine.id} cannot read {stream}"
+
     def _is_not_brought_back(self, machine: Machine, entry: Entry) -> None:
         """I2: who has heard that a task is gone does not write it again."""
         fact = entry.fact
@@ -109,8 +129,19 @@ class Watch:
             for other in self._world.machines.values()
             if fact.task in other.disk.records
         )
-        assert is_shown or not _is_below_floor(disk, row), (
-            f"{machine.id} wrote {fact.task} again, which is gone: {row}"
+        assert (
+            is_shown or not _is_below_floor(disk, row) or self._is_news(machine, row)
+        ), f"{machine.id} wrote {fact.task} again, which is gone: {row}"
+
+    def _is_news(self, machine: Machine, row: TaskRow) -> bool:
+        """Whether a worker tells of a task that a reign unknown here has placed.
+
+        What else that reign said of it, this node cannot know: it keeps the task.
+        """
+        return any(
+            task == row.record.id and not machine.disk.have(attempt.stream)
+            for worker in self._world.machines.values()
+            for task, attempt in (*worker.running, *worker.disk.spool)
         )
 
     def _replicas_are_real(self, reply: Accepted) -> None:
@@ -455,6 +486,9 @@ def is_quiet(world: World) -> bool:
     assert reign is not None
     if len(list(reign._members.followers(reign.epoch))) < len(machines) - 1:
         return False  # Who came last is told nothing before it has confirmed the reign.
+    others = (m.id for m in machines if m.id != dispatcher)
+    if not all(world.network.is_up(dispatcher, other) for other in others):
+        return False  # A link that broke silently still has to be noticed.
     is_whole = all(covers(held, m.disk.vector()) for m in machines)
     if world.machines[dispatcher].disk.ahead():
         return False  # It still has to write again what only rows have told it.

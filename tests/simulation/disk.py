@@ -77,6 +77,7 @@ class Disk:
     epoch: Epoch = NO_EPOCH
     name: str | None = None
     hold: Hold = NO_HOLD
+    log_version: int = 1
     streams: dict[StreamId, list[Entry]] = field(default_factory=dict)
     """The entries that are left, all beyond `starts`."""
     starts: Vector = field(default_factory=dict)
@@ -125,6 +126,7 @@ class Disk:
             reports=tuple(self.spool.values()),
             peers=tuple(Advert(peer, where) for peer, where in self.peers.items()),
             records=self.told(),
+            log_version=self.log_version,
         )
 
     def told(self) -> tuple[Recorded, ...]:
@@ -386,6 +388,8 @@ class Disk:
             self.name = effect.name
         if effect.hold is not None:
             self.hold = effect.hold
+        if effect.log_version is not None:
+            self.log_version = effect.log_version
         self._learn(effect.records)
         for stream, seq in effect.retold:
             if self.stands_for.get(stream, 0) <= seq:

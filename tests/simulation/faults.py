@@ -350,6 +350,19 @@ def run_unordered(seed: int) -> World:
     return run_seed(seed, is_forgetting=True, is_unordered=True)
 
 
+def run_updated(seed: int) -> World:
+    """Torment a world whose programs are updated meanwhile, one after another."""
+    world = World(seed, nodes=SIZES[seed % len(SIZES)])
+    Watch(world)
+    world.updated_share = world.random.choice((0.1, 0.3, 0.5))
+    torment(world, draw_profile(world))
+    world.updated_share = 0.0  # Some are left behind for good.
+    calm(world)
+    for check in FINAL:
+        check(world)
+    return world
+
+
 def run_quiet(seed: int) -> World:
     """Let a mesh work without any fault: each task runs exactly once."""
     world = World(seed, nodes=SIZES[seed % len(SIZES)])

@@ -18,7 +18,7 @@ from octaskly.core.clerk import Clerk
 from octaskly.core.dispatch import Dispatch
 from octaskly.core.effects import Append, Effect, Join, Save, Send
 from octaskly.core.election import Election
-from octaskly.core.events import Event, Persisted, Saved
+from octaskly.core.events import Event, PeerUp, Persisted, Saved
 from octaskly.core.exchange import Exchange
 from octaskly.core.inbound import Inbound
 from octaskly.core.journal import Journal
@@ -40,6 +40,7 @@ from octaskly.core.phases import Phases
 from octaskly.core.replication import Replication
 from octaskly.core.results import KeptResult, KeptResults
 from octaskly.core.standby import Standby
+from octaskly.core.versions import Versions
 from octaskly.core.worker import Worker
 from tests.simulation.disk import Disk
 from tests.simulation.faults import (
@@ -52,6 +53,7 @@ from tests.simulation.faults import (
     run_seed,
     run_short,
     run_unordered,
+    run_updated,
 )
 
 FAR = 1 << 62  #: a number that no append reaches
@@ -407,6 +409,24 @@ def what_is_told_is_not_kept(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Disk, "_save", forgetful)
 
 
+def copies_go_to_who_cannot_read_them(patch: pytest.MonkeyPatch) -> None:
+    """An older program is made standby of a newer one."""
+    real = Membership.on_peer_up
+
+    def blind(self: Membership, event: PeerUp, now: Moment) -> list[Effect]:
+        effects = real(self, event, now)
+        self.peers[event.peer].is_reader = True
+        return effects
+
+    patch.setattr(Membership, "on_peer_up", blind)
+
+
+def older_programs_are_followed(patch: pytest.MonkeyPatch) -> None:
+    """A dispatcher is followed, and asks, that cannot read what the follower has."""
+    patch.setattr(Versions, "reads_ours", lambda *_: True)
+    patch.setattr(Versions, "is_readable", lambda *_: True)
+
+
 Hunt = Callable[[int], object]
 MUTANTS: tuple[tuple[Plant, Hunt], ...] = (
     (volatile_term, run_seed),
@@ -442,5 +462,7 @@ MUTANTS: tuple[tuple[Plant, Hunt], ...] = (
     (records_are_not_in_snapshots, run_forgetful),
     (newcomers_are_told_nothing, run_seed),
     (what_is_told_is_not_kept, run_seed),
+    (copies_go_to_who_cannot_read_them, run_updated),
+    (older_programs_are_followed, run_updated),
 )
 """Each with the world in which it shows."""

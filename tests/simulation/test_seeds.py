@@ -27,6 +27,7 @@ from tests.simulation.faults import (
     run_short,
     run_steered,
     run_unordered,
+    run_updated,
 )
 from tests.simulation.hunt import failures
 from tests.simulation.mutants import MUTANTS, Hunt, Plant
@@ -75,6 +76,13 @@ def test_nodes_that_are_drained_and_paused_lose_nothing(seed: int) -> None:
     world = run_steered(seed)
 
     assert any(note.event == "node steered" for note in notes(world))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(10))
+def test_programs_are_updated_one_after_another_and_nothing_is_lost(seed: int) -> None:
+    """Older ones get nothing that they cannot read, and give way to newer ones."""
+    run_updated(seed)
 
 
 def notes(world: World) -> list[Note]:

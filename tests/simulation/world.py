@@ -114,6 +114,7 @@ class Machine:
     id: NodeId
     index: int
     slots: int
+    log_version: int = 1  #: of the log, that its program reads and writes
     disk: Disk = field(default_factory=Disk)
     node: Node | None = None
     life: int = 0  #: counts process starts; callbacks of an earlier one are void
@@ -153,6 +154,7 @@ class World:
     late_share = 0.0  #: of tasks that come after another one
     needy_share = 0.0  #: of tasks that ask for much of a machine
     is_unordered = False  #: who is asked for entries mixes the streams
+    updated_share = 0.0  #: of starts before which the program is updated
 
     def __init__(
         self,
@@ -260,6 +262,8 @@ class World:
             return
         machine.life += 1
         machine.has_stopped = False
+        if self.updated_share and self.random.random() < self.updated_share:
+            machine.log_version = 2
         machine.learnt = {}
         info = NodeInfo(
             id=node_id,
@@ -274,7 +278,11 @@ class World:
             os="linux",
         )
         settings = Settings(
-            node=info, timing=self.timing, limits=self.limits, is_strict=self.is_strict
+            node=info,
+            timing=self.timing,
+            limits=self.limits,
+            is_strict=self.is_strict,
+            log_version=machine.log_version,
         )
         machine.node = self.node_type(settings, self.saved(machine))
         self.feed(machine, Woke(self.random.random()))

@@ -410,6 +410,17 @@ def test_of_two_dispatchers_the_one_with_fewer_followers_yields() -> None:
     assert (world.election.phase, world.election.reign) == (Phase.YIELDING, None)
 
 
+def test_of_two_dispatchers_the_one_that_reads_both_logs_stays() -> None:
+    """However few followers it has: the other one could not take its tasks over."""
+    here, there = info(B), info(C)
+    older = Hello(node=here, epoch=Epoch(9, B), dispatcher=B, followers=5)
+    newer = Hello(node=there, epoch=Epoch(1, C), dispatcher=C, reads=2, log_version=2)
+
+    assert beats(newer, older)
+    assert not beats(older, newer)
+    assert beats(older, replace(newer, log_version=1))
+
+
 def test_the_winner_claims_again_above_both() -> None:
     """So that its epoch counts for every worker of either side."""
     world = Harness()

@@ -1,0 +1,14 @@
+"""An agent whose program writes version 2 of the log, which others cannot read."""
+
+from __future__ import annotations
+
+import sys
+
+from octaskly.cli import main
+from octaskly.core import model
+
+if __name__ == "__main__":
+    defaults = model.Settings.__init__.__kwdefaults__
+    assert defaults is not None
+    defaults["log_version"] = 2
+    sys.exit(main())
