@@ -75,6 +75,7 @@ function Shell() {
   });
   useEffect(() => {
     document.title = `${shown.title} · Octaskly`;
+    document.querySelector("nav [aria-current]").scrollIntoView({ block: "nearest", inline: "nearest" });
   }, [shown]);
   return html`
     <a class="skip" href="#main" onClick=${skip}>Skip to content</a>

@@ -56,7 +56,9 @@ function noteReign(before, after) {
   if (before.epoch.node === after.epoch.node) return;
   const name = after.nodes.find((node) => node.id === after.epoch.node)?.name ?? "another node";
   const took = after.last_failover?.duration_ms;
-  const text = `${name} is dispatcher now${took ? `, ${(took / 1000).toFixed(1)} s later` : ""}; nothing was lost`;
+  const text = `${name} is dispatcher now`
+    + (took ? `, after ${(took / 1000).toFixed(1)} s without one` : "")
+    + (before.replicas > 1 ? "; nothing was lost" : "");
   const said = { kind: "moved", text };
   banner.value = said;
   setTimeout(() => {

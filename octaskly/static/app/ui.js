@@ -29,10 +29,10 @@ export function Button({ onPress, kind = "plain", disabled = false, children, ..
     disabled=${disabled || isBusy} onClick=${press} ...${rest}>${children}</button>`;
 }
 
-/** How much of something is taken, 0 to 1; the text beside it says it in words. */
-export function Bar({ label, part, text, kind = "" }) {
+/** How much of something is taken, 0 to 1, and from where on that is bad; `text` says it in words. */
+export function Bar({ label, part, text, kind = "", hotAt = Infinity }) {
   const percent = Math.round(Math.min(1, Math.max(0, part || 0)) * 100);
-  const heat = percent >= 90 ? "hot" : "";
+  const heat = part >= hotAt ? "hot" : "";
   return html`<div class="bar">
     <span class="bar-label">${label}</span>
     <span class="bar-track" role="meter" aria-label=${label} aria-valuenow=${percent}

@@ -1,7 +1,145 @@
-import { html } from "../lib.js";
-import { Empty } from "../ui.js";
+import { get, post } from "../api.js";
+import { ago, mebibytes, plural } from "../format.js";
+import { useKeys } from "../keys.js";
+import { html, useEffect, useRef, useState } from "../lib.js";
+import { soon } from "../polling.js";
+import { go } from "../router.js";
+import { mesh, nodes, now, tell } from "../store.js";
+import { Bar, Button, Command, Empty, State } from "../ui.js";
+import { Role } from "./role.js";
 
-/** @param {{parts: string[], query: URLSearchParams}} props */
-export function Nodes() {
-  return html`<${Empty} title="Nodes"><p>This view is being built.</p><//>`;
+/** All nodes, what each does, and what one may tell it. */
+export function Nodes({ query }) {
+  const find = query.get("find") ?? "";
+  const field = useRef(null);
+  const [chosen, choose] = useState(0);
+  const shown = nodes.value.filter((node) => fits(node, find.toLowerCase()));
+  const at = Math.min(chosen, shown.length - 1);
+  const move = (by) => choose(Math.max(0, Math.min(shown.length - 1, at + by)));
+  useKeys({
+    "/": () => field.current.focus(),
+    j: () => move(1),
+    k: () => move(-1),
+    d: () => shown[at] && steer(shown[at], shown[at].state === "draining" ? "resume" : "drain"),
+    p: () => shown[at] && steer(shown[at], shown[at].state === "paused" ? "unpause" : "pause"),
+  });
+  if (mesh.value === null) return html`<p class="muted" role="status">Asking the mesh…</p>`;
+  const level = new Map(mesh.value.standbys.map((standby) => [standby.id, standby]));
+  const common = commonVersion(nodes.value);
+  return html`
+    <div class="head nodes-head">
+      <h1>${plural(nodes.value.length, "node")}</h1>
+      <input ref=${field} type="search" aria-label="Find a node" placeholder="Find by name, state, label  ( / )" value=${find}
+        onInput=${(event) => go(["nodes"], { find: event.currentTarget.value }, { replace: true })} />
+      <span class="hint end"><kbd>j</kbd> <kbd>k</kbd> choose, <kbd>d</kbd> drain, <kbd>p</kbd> pause</span>
+    </div>
+    <${Waiting} />
+    ${shown.length === 0 && html`<${Empty} title="No node fits"><p>None has this name, state or label.</p><//>`}
+    <ul class="node-rows">
+      ${shown.map((node, i) => html`<${Row} key=${node.id} node=${node} standby=${level.get(node.id)}
+        common=${common} isChosen=${i === at} onChoose=${() => choose(i)} />`)}
+    </ul>`;
+}
+
+function Row({ node, standby, common, isChosen, onChoose }) {
+  const element = useRef(null);
+  const { load, state } = node;
+  const isLost = state === "lost";
+  useEffect(() => {
+    if (isChosen) element.current.scrollIntoView({ block: "nearest" });
+  }, [isChosen]);
+  return html`<li ref=${element} class=${`card node-row ${state} ${isChosen ? "chosen" : ""}`} aria-current=${isChosen} onFocusIn=${onChoose}>
+    <div class="node-who">
+      <h2>${node.name}</h2>
+      <p><${State} of=${state} /> <${Role} node=${node} standby=${standby?.state} />
+        ${standby?.lag > 0 && html`<span class="tag">${plural(standby.lag, "entry", "entries")} behind</span>`}
+        ${node.short_of && html`<span class="tag warn">short of ${node.short_of}</span>`}
+        ${node.version !== common && html`<span class="tag warn">version ${node.version}, most have ${common}</span>`}
+      </p>
+      <p class="hint node-facts">
+        <span>${node.addresses[0]}</span>
+        <span>${[node.os, node.arch].filter(Boolean).join(" ")}</span>
+        <span>Octaskly ${node.version}</span>
+        <span>${isLost ? "lost" : "heard"} ${ago(node.last_seen, now.value)}</span>
+      </p>
+      <p class="node-labels">${Object.entries(node.labels).map(([key, value]) => html`<span class="tag">${key}=${value}</span> `)}</p>
+    </div>
+    <div class="node-load">
+      <${Bar} label="Slots" kind="slots" part=${node.running / node.slots} text=${`${node.running} / ${node.slots}`} />
+      ${isLost ? html`<p class="hint">What ran there runs again elsewhere.</p>` : html`
+      <${Bar} label="CPU" part=${load.cpu_percent / 100} text=${`${Math.round(load.cpu_percent)} %`} />
+      <${Bar} label="Memory" hotAt=${0.92} part=${load.memory_used_mb / node.memory_mb} text=${`${mebibytes(load.memory_used_mb)} of ${mebibytes(node.memory_mb)}`} />`}
+    </div>
+    <div class="node-orders">
+      ${state === "draining"
+        ? html`<${Button} onPress=${() => steer(node, "resume")} aria-label=${`Resume ${node.name}`}>Resume<//>`
+        : html`<${Button} disabled=${isLost} onPress=${() => steer(node, "drain")} aria-label=${`Drain ${node.name}`}
+            title="It ends what runs and takes no more">Drain<//>`}
+      ${state === "paused"
+        ? html`<${Button} onPress=${() => steer(node, "unpause")} aria-label=${`Unpause ${node.name}`}>Unpause<//>`
+        : html`<${Button} disabled=${isLost} onPress=${() => steer(node, "pause")} aria-label=${`Pause ${node.name}`}
+            title="What runs there is frozen until it is unpaused">Pause<//>`}
+    </div>
+  </li>`;
+}
+
+const SAID = { drain: "is draining", resume: "takes work again", pause: "is paused", unpause: "goes on" };
+
+async function steer(node, order) {
+  const after = await post(`/api/v1/nodes/${encodeURIComponent(node.id)}/${order}`);
+  nodes.value = nodes.value.map((one) => (one.id === after.id ? { ...one, state: after.state, running: after.running } : one));
+  tell(`${node.name} ${SAID[order]}`, { kind: "good" });
+  soon();
+}
+
+/**
+ * Machines that want in. Looking makes this node dial them, so it looks only when
+ * somebody asks for it; and the words are compared by people.
+ */
+function Waiting() {
+  const [found, setFound] = useState(null);
+  const look = async () => {
+    const { requests } = await get("/api/v1/requests");
+    setFound(requests);
+  };
+  const answer = async ({ name, node_id: id, fingerprint }, verb) => {
+    try {
+      await post(`/api/v1/requests/${encodeURIComponent(id)}/${verb}`, { fingerprint });
+      tell(verb === "approve" ? `${name} is let in` : `${name} was sent away`, { kind: "good" });
+    } finally {
+      setFound((all) => all.filter((one) => one.node_id !== id));
+      soon(1000);
+    }
+  };
+  return html`<section class="card waiting" aria-label="Machines that want in">
+    <div class="waiting-ask">
+      <p><strong>Another machine?</strong> <span class="muted">Run <code>octaskly join</code> on it, then look for it here.</span></p>
+      <${Button} onPress=${look}>${found === null ? "Look for machines" : "Look again"}<//>
+    </div>
+    ${found?.length === 0 && html`<p class="muted">No machine on this network waits in <code>octaskly join</code>.</p>`}
+    ${found?.map((request) => html`<div key=${request.node_id} class="request">
+      <div><h2>${request.name}</h2><p class="hint">${request.address}</p></div>
+      <p class="words" aria-label="Its words">${request.fingerprint}</p>
+      <div class="request-answer">
+        <p>Does <strong>${request.name}</strong> show the same three words?</p>
+        <div class="row">
+          <${Button} kind="primary" onPress=${() => answer(request, "approve")}>Yes, let it in<//>
+          <${Button} kind="danger" onPress=${() => answer(request, "refuse")}>No, they differ<//>
+        </div>
+      </div>
+    </div>`)}
+    ${nodes.value.length === 1 && found === null && html`<${Command} text="octaskly invite" />`}
+  </section>`;
+}
+
+function fits(node, text) {
+  if (text === "") return true;
+  const labels = Object.entries(node.labels).map(([key, value]) => `${key}=${value}`);
+  return [node.name, node.id, node.state, node.role, node.version, ...labels].some((one) => one.toLowerCase().includes(text));
+}
+
+function commonVersion(all) {
+  const counts = new Map();
+  for (const { version } of all) counts.set(version, (counts.get(version) ?? 0) + 1);
+  return [...counts].sort((a, b) => b[1] - a[1])[0]?.[0];
 }

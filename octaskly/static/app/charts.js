@@ -1,0 +1,102 @@
+/** Live charts, drawn by uPlot in the colours of the page. */
+
+import uPlot from "../vendor/uplot.js";
+import { html, useEffect, useLayoutEffect, useRef, useState } from "./lib.js";
+
+const SPAN_S_MIN = 30;
+
+const dark = matchMedia("(prefers-color-scheme: dark)");
+
+/** Returns a colour of style.css: `colour("--running")`. */
+export function colour(name) {
+  return getComputedStyle(document.documentElement).getPropertyValue(name).trim();
+}
+
+/**
+ * A chart over time.
+ * @param {object} props
+ * @param {string} props.title
+ * @param {string} props.now What it shows at this moment, in words.
+ * @param {number[]} props.at Seconds since 1970, ascending.
+ * @param {{label: string, token: string, values: number[], fill?: boolean}[]} props.series
+ * @param {(value: number) => string} props.format
+ */
+export function Chart({ title, now, at, series, format, spanS = 300 }) {
+  const holder = useRef(null);
+  const plot = useRef(null);
+  const [isDark, setDark] = useState(dark.matches);
+
+  useEffect(() => {
+    const turn = () => setDark(dark.matches);
+    dark.addEventListener("change", turn);
+    return () => dark.removeEventListener("change", turn);
+  }, []);
+
+  useLayoutEffect(() => {
+    const size = () => ({ width: Math.max(120, holder.current.clientWidth), height: Math.max(100, holder.current.clientHeight) });
+    plot.current = new uPlot({ ...size(), ...options(series, format) }, data(at, series), holder.current);
+    const watch = new ResizeObserver(() => plot.current.setSize(size()));
+    watch.observe(holder.current);
+    return () => {
+      watch.disconnect();
+      plot.current.destroy();
+    };
+  }, [isDark]);
+
+  useLayoutEffect(() => {
+    const last = at.at(-1) ?? Date.now() / 1000;
+    const first = Math.max(at[0] ?? last, last - spanS);
+    plot.current.batch(() => {
+      plot.current.setData(data(at, series), false);
+      plot.current.setScale("x", { min: Math.min(first, last - SPAN_S_MIN), max: last });
+      plot.current.setScale("y", scaleOf(series));
+    });
+  }, [at, isDark]);
+
+  return html`<figure class="card chart">
+    <figcaption><h2>${title}</h2><span class="chart-now">${now}</span></figcaption>
+    <div class="chart-plot" ref=${holder} aria-hidden="true"></div>
+    <ul class="legend">${series.map(({ label, token }) => html`<li class=${`key ${token}`}>${label}</li>`)}</ul>
+  </figure>`;
+}
+
+const data = (at, series) => [at, ...series.map(({ values }) => values)];
+
+function scaleOf(series) {
+  const most = Math.max(1, ...series.flatMap(({ values }) => values));
+  return { min: 0, max: most * 1.15 };
+}
+
+function options(series, format) {
+  const axis = {
+    stroke: colour("--muted"),
+    font: `11px ${getComputedStyle(document.body).fontFamily}`,
+    grid: { stroke: colour("--line"), width: 1 },
+    ticks: { show: false },
+  };
+  return {
+    legend: { show: false },
+    cursor: { show: false },
+    padding: [8, 4, 0, 0],
+    scales: { x: { time: true }, y: { auto: false } },
+    axes: [
+      { ...axis, grid: { show: false }, size: 24, space: 80, values: (_, times) => times.map(timeOfDay) },
+      { ...axis, size: 46, space: 40, values: (_, values) => values.map(format) },
+    ],
+    series: [
+      {},
+      ...series.map(({ label, token, fill }) => ({
+        label,
+        stroke: colour(`--${token}`),
+        width: 1.75,
+        fill: fill ? `${colour(`--${token}`)}22` : undefined,
+        points: { show: false },
+      })),
+    ],
+  };
+}
+
+function timeOfDay(seconds) {
+  const second = seconds % 60 ? "2-digit" : undefined;
+  return new Date(seconds * 1000).toLocaleTimeString([], { hour: "2-digit", minute: "2-digit", second });
+}

@@ -1,0 +1,60 @@
+/** The mesh as a picture: the dispatcher in the middle, the others around it. */
+
+import { html } from "./lib.js";
+import { href } from "./router.js";
+
+const SIZE = 320;
+const LABELS_MAX = 14; //: of more nodes the names would lie on each other
+const RING = [0.78, 0.56]; //: of half the size: outer and inner ring
+
+/** Who answers for what is told by shape as well as by colour. */
+export function Topology({ nodes, standbys }) {
+  const centre = nodes.find(({ role }) => role === "dispatcher");
+  const others = nodes.filter((node) => node !== centre);
+  const places = others.map((node, i) => ({ node, ...placeOf(i, others.length) }));
+  const level = new Map(standbys.map((standby) => [standby.id, standby.state]));
+  const hasLabels = others.length <= LABELS_MAX;
+  const radius = hasLabels ? 13 : Math.max(3.5, 11 - others.length / 25);
+  const told = centre
+    ? `${centre.name} is dispatcher; ${standbys.length} standbys; ${nodes.length} nodes`
+    : `No dispatcher; ${nodes.length} nodes`;
+  return html`<svg class="topology" viewBox=${boxOf(others.length)} role="img" aria-label=${told}>
+    ${centre && places.map(({ node, x, y }) => html`<line key=${node.id} class=${`edge ${level.get(node.id) ?? ""} ${node.state}`}
+      x1="0" y1="0" x2=${x} y2=${y} />`)}
+    ${places.map(({ node, x, y }) => html`<${Dot} key=${node.id} node=${node} x=${x} y=${y} r=${radius}
+      standby=${level.get(node.id)} hasLabel=${hasLabels} />`)}
+    ${centre && html`<${Dot} node=${centre} x=${0} y=${0} r=${20} hasLabel=${true} />`}
+  </svg>`;
+}
+
+function Dot({ node, x, y, r, standby, hasLabel }) {
+  const part = node.slots > 0 ? Math.min(1, node.running / node.slots) : 0;
+  const kind = node.role === "dispatcher" ? "dispatcher" : standby ? `standby ${standby}` : "worker";
+  const around = 2 * Math.PI * (r + 3);
+  return html`<a href=${href(["nodes"], { find: node.name })} class=${`dot ${kind} ${node.state}`} transform=${`translate(${x} ${y})`}
+      aria-label=${`${node.name}, ${node.role}, ${node.state}, ${node.running} of ${node.slots} slots`} tabindex="-1">
+    <title>${`${node.name}: ${node.role}, ${node.state}, ${node.running} of ${node.slots} slots`}</title>
+    <circle class="busy" r=${r + 3} stroke-dasharray=${`${around * part} ${around}`} transform="rotate(-90)" />
+    <circle class="body" r=${r} />
+    ${kind === "dispatcher" && html`<path class="mark" d="M-8 5V-4l4 4 4-7 4 7 4-4v9z" />`}
+    ${standby && r > 8 && html`<path class="mark" d="M-5 -1h10M-5 3h10" />`}
+    ${hasLabel && html`<text y=${r + 17} text-anchor="middle">${shortened(node.name)}</text>`}
+  </a>`;
+}
+
+function boxOf(n) {
+  const height = n <= 2 ? SIZE / 2 : SIZE;
+  return `${-SIZE / 2} ${-height / 2} ${SIZE} ${height}`;
+}
+
+function placeOf(i, n) {
+  // Few on one ring, many on two, so that they keep apart.
+  const inTwo = n > 60;
+  const ring = inTwo && i % 2 ? RING[1] : RING[0];
+  const first = n === 2 ? Math.PI : -Math.PI / 2; // Two lie beside the dispatcher.
+  const angle = (i / n) * 2 * Math.PI + first;
+  const half = (SIZE / 2) * ring;
+  return { x: Math.round(Math.cos(angle) * half * 10) / 10, y: Math.round(Math.sin(angle) * half * 10) / 10 };
+}
+
+const shortened = (name) => (name.length > 16 ? `${name.slice(0, 15)}…` : name);
