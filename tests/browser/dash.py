@@ -1,0 +1,65 @@
+"""The dashboard as its visitors meet it: ways in, views, and what all must keep to."""
+
+from __future__ import annotations
+
+import json
+from typing import Any, Final
+
+from axe_playwright_python.async_playwright import Axe
+from playwright.async_api import Page, expect
+
+from tests.agents import Agent
+
+VIEWS: Final = ("overview", "tasks", "stream", "arrays", "nodes", "submit")
+SERIOUS: Final = ("serious", "critical")
+
+
+def code_of(agent: Agent) -> str:
+    """Return an address that signs in, once."""
+    status, made = agent.call("POST", "/api/v1/sessions/codes", {})
+    assert status == 201, made
+    return str(made["url"])
+
+
+async def enter(page: Page, agent: Agent) -> None:
+    """Sign in as `octaskly open` does."""
+    await page.goto(code_of(agent))
+    await at(page, "overview")
+
+
+async def show(page: Page, view: str, *parts: str, **query: str) -> None:
+    """Go to a view by its address, as a bookmark does."""
+    path = "/".join(("#", view, *parts))
+    rest = "&".join(f"{name}={value}" for name, value in query.items())
+    await page.evaluate(
+        "(hash) => { location.hash = hash; }", path + "?" * bool(rest) + rest
+    )
+    await at(page, view)
+
+
+async def at(page: Page, view: str) -> None:
+    """Wait until a view is shown, with its data."""
+    tab = page.get_by_role("navigation").get_by_role("link", name=view.capitalize())
+    await expect(tab).to_have_attribute("aria-current", "page")
+    await expect(page.locator("main [aria-busy=true]")).to_have_count(0)
+
+
+async def findings(page: Page, *rules: str) -> list[str]:
+    """Return what axe holds against a page, serious or worse; by default all rules."""
+    options: dict[str, Any] = {"resultTypes": ["violations"]}
+    if rules:
+        options["runOnly"] = {"type": "rule", "values": rules}
+    results = await Axe().run(page, options=options)
+    return [
+        f"{one['id']}: {json.dumps([node['html'] for node in one['nodes']])[:600]}"
+        for one in results.response["violations"]
+        if one["impact"] in SERIOUS
+    ]
+
+
+async def overflow_px(page: Page) -> int:
+    """Return how far the page can be scrolled sideways."""
+    width: int = await page.evaluate(
+        "document.scrollingElement.scrollWidth - document.scrollingElement.clientWidth"
+    )
+    return width

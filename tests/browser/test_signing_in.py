@@ -1,0 +1,176 @@
+"""Ways into the dashboard and out of it: codes, tokens, strange addresses."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Iterator
+from urllib.parse import quote
+
+import pytest
+import pytest_asyncio
+from playwright.async_api import Browser, Page, Route, expect
+
+from tests.agents import Agent, running, until_nodes
+from tests.browser.chromium import Visitor, visitor
+from tests.browser.dash import at, code_of, enter, show
+
+SCRIPT = "<img src=x onerror=alert(1)>"
+FRAGMENTS = (
+    f"code={quote(SCRIPT)}",
+    f"code={SCRIPT}",
+    "code=",
+    "code=%",
+    "code=%00%ff%0d%0a",
+    f"code={'x' * 100_000}",
+    "code=a&code=b",
+    "code=javascript:alert(1)",
+)
+PLACES = (
+    "/%",
+    "/__proto__",
+    "/constructor/prototype?__proto__=1",
+    f"/{SCRIPT}",
+    f"/tasks/{quote(SCRIPT)}",
+    "/tasks/../../api/v1/tokens",
+    f"/tasks?status={quote(SCRIPT)}&text=%E2%80%AE",
+    "/tasks/" + "x" * 50_000,
+    "javascript:alert(1)",
+)
+
+
+@pytest.fixture(scope="module")
+def solo(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Agent]:
+    """One agent."""
+    with running(tmp_path_factory.mktemp("solo"), "solo") as (agent,):
+        until_nodes(agent, 1)
+        yield agent
+
+
+@pytest_asyncio.fixture(loop_scope="session")
+async def guest(browser: Browser) -> AsyncIterator[Visitor]:
+    """Somebody with a browser."""
+    async with visitor(browser) as one:
+        yield one
+
+
+async def refused(page: Page) -> str:
+    """Return why the page lets nobody in."""
+    alert = page.get_by_role("alert")
+    await expect(page.get_by_text("octaskly open", exact=True)).to_be_visible()
+    return await alert.inner_text()
+
+
+async def test_a_code_signs_in_and_is_gone_from_address_and_history(
+    guest: Visitor, solo: Agent
+) -> None:
+    """Who looks over a shoulder, or into the history, finds no code."""
+    page = await guest.page()
+
+    await enter(page, solo)
+    address = page.url
+    await page.go_back()
+    before = page.url
+    await page.go_forward()
+    await page.reload()
+    await at(page, "overview")
+
+    assert "code" not in address
+    assert before == "about:blank"
+    assert await guest.context.cookies() == []
+    assert await page.evaluate("localStorage.length") == 0
+
+
+async def test_a_code_is_good_once(guest: Visitor, solo: Agent) -> None:
+    """Who finds it in a list of processes comes too late, and is told what to do."""
+    guest.allow()
+    address = code_of(solo)
+    first, second = await guest.page(), await guest.page()
+
+    await first.goto(address)
+    await at(first, "overview")
+    await second.goto(address)
+
+    assert "octaskly open" in await refused(second)
+    await first.reload()
+    await at(first, "overview")
+
+
+async def test_what_stands_in_the_place_of_a_code_runs_no_script(
+    guest: Visitor, solo: Agent
+) -> None:
+    """Anybody can send somebody a link to a port of theirs."""
+    guest.allow()
+    page = await guest.page()
+    root = solo.ready()["api_url"]
+
+    for fragment in FRAGMENTS:
+        await page.goto("about:blank")
+        await page.goto(f"{root}/#{fragment}")
+        assert await refused(page), fragment
+        assert "code" not in page.url
+
+
+async def test_strange_places_show_a_view_and_run_no_script(
+    guest: Visitor, solo: Agent
+) -> None:
+    """What does not exist is said, or leads to the first view."""
+    guest.allow()
+    page = await guest.page()
+    await enter(page, solo)
+
+    for place in PLACES:
+        await page.evaluate("(hash) => { location.hash = hash; }", place)
+        await expect(page.locator("main")).not_to_be_empty()
+        assert await page.locator("main img").count() == 0
+    await show(page, "nodes")
+
+
+async def test_no_other_page_may_frame_it(guest: Visitor, solo: Agent) -> None:
+    """What lies under a foreign button could be pressed unknowingly."""
+
+    async def answer(route: Route) -> None:
+        body = f'<iframe src="{solo.ready()["api_url"]}/"></iframe>'
+        await route.fulfill(content_type="text/html", body=body)
+
+    await guest.context.route("http://evil.test/", answer)
+    page = await guest.page()
+    async with page.expect_console_message(lambda m: "frame-ancestors" in m.text):
+        await page.goto("http://evil.test/")
+
+    (frame,) = page.frames[1:]
+    assert await frame.evaluate("document.getElementById('app')") is None
+    guest.faults.clear()
+
+
+async def test_a_page_renews_its_token_in_time(guest: Visitor, solo: Agent) -> None:
+    """It lives for minutes, and the page for days."""
+    page = await guest.page()
+    await page.clock.install()
+    await enter(page, solo)
+    before = await page.evaluate("sessionStorage['octaskly.session']")
+
+    async with page.expect_response("**/sessions/renew") as renewed:
+        await page.clock.fast_forward(10 * 60 * 1000)
+    await page.wait_for_function(
+        "(before) => sessionStorage['octaskly.session'] !== before", arg=before
+    )
+
+    assert (await renewed.value).ok
+
+
+async def test_a_token_that_is_revoked_ends_the_session_with_a_reason(
+    guest: Visitor, solo: Agent
+) -> None:
+    """In mid-stream: the page says so by itself, and shows no more of the mesh."""
+    guest.allow()
+    _, given = solo.call("POST", "/api/v1/tokens", {"role": "viewer", "name": "lent"})
+    page = await guest.page()
+    await page.goto(solo.ready()["api_url"])
+    await page.get_by_label("token").fill(given["token"])
+    await page.get_by_role("button", name="Sign in").click()
+    await at(page, "overview")
+
+    status, _ = solo.call("DELETE", "/api/v1/tokens/lent")
+
+    assert status == 200
+    assert "token" in await refused(page)
+    assert await page.evaluate("sessionStorage.length") == 0
