@@ -92,8 +92,7 @@ class AgentGateway:
         self._mesh_id = mesh_id
         self._store = store
         self._clock = clock
-        self._captured = captured
-        self._pieces = pieces
+        self._captured, self._pieces = captured, pieces
         self._sample = sample
         self._fitness = fitness
         self._started_s = clock.now().mono_s
@@ -356,13 +355,14 @@ class AgentGateway:
         stored = await self._store.stats()
         live = self.view.live
         active = sum(m.running > 0 for m in live)
-        load = self._sample()
+        load, now_s = self._sample(), self._clock.now().mono_s
         return MeshStats(
             workers_total=len(live),
             workers_active=active,
             workers_idle=len(live) - active,
             counts=stored.counts,
-            uptime_s=self._clock.now().mono_s - self._started_s,
+            uptime_s=now_s - self._started_s,
+            reign_s=self.view.reign_s(now_s),
             memory_mb=load.process_mb,
             cpu_percent=load.cpu_percent,
             disk_bytes=stored.disk_bytes,

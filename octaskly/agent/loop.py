@@ -184,6 +184,7 @@ class CoreLoop:
 
     def _publish(self, effect: ef.Publish, gateway: AgentGateway) -> None:
         gateway.view.published(effect)
+        gateway.view.time_reign(self._clock.now(), self.node.failover)
         gateway.waiters.recent.reigns(effect.epoch)
         gateway.feed.published(effect)
         self._on_ended()

@@ -16,6 +16,7 @@ from octaskly.agent.fitness import Fitness
 from octaskly.agent.gateway import AgentGateway
 from octaskly.agent.keeper import Keeper
 from octaskly.agent.loop import CoreLoop
+from octaskly.agent.metrics import Metrics
 from octaskly.agent.running import pool_of
 from octaskly.agent.sockets import EVERYWHERE, bind_ports, port_of
 from octaskly.agent.start import (
@@ -289,7 +290,17 @@ class Parts:
             on_clone=partial(self._transport.dial, None),
             on_ended=self._keeper.sighted,
         )
+        self._metrics = Metrics(
+            self._node,
+            self.gateway,
+            store=self._store,
+            pool=self._pool,
+            links=lambda: self._transport.link_count,
+            clock=self._clock,
+            info=self._info,
+        )
         self._api = self._build_api()
+        self._metrics.connect(self._api)
 
     def _build_admissions(
         self, secret: MeshSecret, key: NodeKey, on_entered: OnEntered
@@ -346,6 +357,7 @@ class Parts:
             describe=self._description,
             rotations=self._keeper,
             files=self._depot,
+            report=self._metrics.report,
         )
 
     def _description(self) -> dict[str, Any]:

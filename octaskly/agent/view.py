@@ -9,7 +9,15 @@ from dataclasses import replace
 
 from octaskly.core.effects import Note, Publish
 from octaskly.core.messages import Member, Roster
-from octaskly.core.model import NO_EPOCH, Epoch, NodeId, NodeState, Role
+from octaskly.core.model import (
+    NO_EPOCH,
+    Epoch,
+    Failover,
+    Moment,
+    NodeId,
+    NodeState,
+    Role,
+)
 from octaskly.ports import DispatcherView
 
 
@@ -22,6 +30,8 @@ class MeshView:
         self._node_id = node_id
         self._news: Publish | None = None
         self._changed = asyncio.Event()
+        self._reign: tuple[Epoch, Moment] | None = None  #: and when it began
+        self.failovers = 0  #: reigns of this node in place of a lost dispatcher
 
     def published(self, news: Publish) -> None:
         """Take in who is dispatcher and who is in the mesh."""
@@ -52,6 +62,29 @@ class MeshView:
         """Whether this node is dispatcher and accepts."""
         news = self._news
         return news is not None and news.is_serving and news.dispatcher == self._node_id
+
+    def time_reign(self, now: Moment, failover: Failover | None) -> None:
+        """Remember when a reign began, if the last news were that."""
+        if self.is_serving and (self._reign is None or self._reign[0] != self.epoch):
+            self._reign = self.epoch, now
+            self.failovers += failover is not None
+
+    @property
+    def reigns_since(self) -> Moment | None:
+        """When this node began to accept tasks, if it does."""
+        return self._reign[1] if self._reign and self.is_serving else None
+
+    def reign_s(self, now_s: float) -> float:
+        """Return for how long this node has reigned."""
+        return now_s - self.reigns_since.mono_s if self.reigns_since else 0.0
+
+    @property
+    def role(self) -> Role | None:
+        """What this node is, None while nobody reigns."""
+        if self.is_serving:
+            return Role.DISPATCHER
+        own = self._own_line()
+        return own.role if own and self.dispatcher() else None
 
     def dispatcher(self) -> DispatcherView | None:
         """Return the dispatcher, or None while none is known or it is not ready."""

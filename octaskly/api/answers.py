@@ -238,6 +238,7 @@ class Safety(TypedDict):
 class Mesh(Safety):
     """The same, with the messages of peers that were refused, by reason."""
 
+    reign_seconds: int
     refused: dict[str, int]
 
 

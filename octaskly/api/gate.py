@@ -22,13 +22,13 @@ from octaskly.api.forward import HOP_HEADER
 from octaskly.api.holding import Holding, TokenEnded
 from octaskly.api.problems import (
     FORBIDDEN,
-    TOO_MANY,
     UNAUTHENTICATED,
     UNPAIRED,
     Problem,
     encode_problem,
     problem_of,
     status_problem,
+    too_many,
 )
 from octaskly.api.query import Query
 from octaskly.api.routing import (
@@ -40,6 +40,7 @@ from octaskly.api.routing import (
     Seen,
     json_response,
 )
+from octaskly.api.traffic import Traffic
 from octaskly.ports import Principal
 
 JOIN_HINT = "run `octaskly invite` on a member, then `octaskly join CODE` here"
@@ -104,7 +105,7 @@ class Gate:
         self._node_name = node_name
         name = node_name.lower()
         self._own_names = frozenset((name, f"{name}.local"))
-        self._on_served = on_served
+        self.traffic, self._on_served = Traffic(), on_served
         self._on_fault = on_fault
         self._numbers = itertools.count(1)
         self._routes: dict[object, Route] = {}
@@ -184,6 +185,7 @@ class Gate:
         seen, handler.seen = handler.seen, None
         if seen is not None:
             self.auditor.note(seen, request.method, response.status)
+            self.traffic.note(seen, response)
         if self._on_served is None:
             return
         now_s = asyncio.get_running_loop().time()
@@ -201,7 +203,7 @@ class Gate:
 
     async def _answer(self, request: web.Request, seen: Seen) -> web.StreamResponse:
         if _protocol(request).is_surplus:
-            raise _too_many()
+            raise too_many()
         auditing.note_origin(seen, request, _protocol(request).peer)
         try:
             route = self._route(request, seen)
@@ -227,7 +229,10 @@ class Gate:
     async def _perform(self, call: Call, route: Route) -> web.StreamResponse:
         """Answer here or at the dispatcher; a request is counted where that is done."""
         if route.is_local:
-            if call.principal is not None and call.hop is None:
+            if route.access is Access.MACHINE:
+                # Each node is asked by itself, and answers while none reigns.
+                self._charge(call.principal, call.seen)
+            elif call.principal is not None and call.hop is None:
                 await toll.pay(call)
             return await route.perform(call)
 
@@ -321,6 +326,7 @@ class Gate:
         if route.access is Access.OPEN:
             return None
         handler = _protocol(request)
+        is_bare = not handler.is_lan and "Authorization" not in request.headers
         if route.access is Access.NODE:
             if handler.peer is None:
                 raise Problem(
@@ -332,6 +338,8 @@ class Gate:
             return None
         if handler.is_socket:
             return handler.local_principal(self._node_name)
+        if route.access is Access.MACHINE and is_bare:
+            return None
         if handler.peer is not None:
             statement = request.headers.get(auth.PRINCIPAL_HEADER)
             if statement is not None:
@@ -382,13 +390,3 @@ def _unroutable(request: web.Request, failure: web.HTTPException) -> Problem:
     problem = status_problem(405, f"allowed: {allow}")
     problem.headers["Allow"] = allow
     return problem
-
-
-def _too_many() -> Problem:
-    return Problem(
-        HTTPStatus.SERVICE_UNAVAILABLE,
-        TOO_MANY,
-        hint="keep one connection for many requests, and close those that are idle",
-        headers={"Retry-After": "1"},
-        closes=True,
-    )

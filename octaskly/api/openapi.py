@@ -33,6 +33,7 @@ _ABOUT: Final = (
 _RIGHTS: Final[Mapping[Access, str]] = {
     Access.OPEN: "Rights: none are needed.",
     Access.READ: "Rights: every role.",
+    Access.MACHINE: "Rights: every role; none are needed on the machine itself.",
     Access.SUBMIT: "Rights: the roles admin and client.",
     Access.ADMIN: "Rights: the role admin.",
     Access.LOCAL: "Rights: users of the node's local socket; no token is enough.",
@@ -43,6 +44,7 @@ _RIGHTS: Final[Mapping[Access, str]] = {
 _SECURITY: Final[Mapping[Access, list[Json]]] = {
     Access.OPEN: [],
     Access.READ: [{"token": []}],
+    Access.MACHINE: [{"token": []}, {}],
     Access.SUBMIT: [{"token": []}],
     Access.ADMIN: [{"token": []}],
     Access.LOCAL: [{"token": []}],

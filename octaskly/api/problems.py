@@ -166,3 +166,14 @@ def encode_problem(problem: Problem, wall_ms: int) -> bytes:
 def _printable(text: str) -> str:
     """Replace lone surrogates, which no JSON encoder takes."""
     return text.encode("utf-8", "replace").decode("utf-8")
+
+
+def too_many() -> Problem:
+    """Return the answer on a connection that is one too many."""
+    return Problem(
+        HTTPStatus.SERVICE_UNAVAILABLE,
+        TOO_MANY,
+        hint="keep one connection for many requests, and close those that are idle",
+        headers={"Retry-After": "1"},
+        closes=True,
+    )

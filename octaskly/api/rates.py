@@ -37,6 +37,7 @@ class Meter:
         self._clock = clock
         self._principals: OrderedDict[str, Window] = OrderedDict()
         self._strangers: OrderedDict[str, Window] = OrderedDict()
+        self.refused = 0  #: requests, since the start
 
     def charge(self, principal: Principal) -> Mapping[str, str]:
         """Count a request; return the headers that tell what is left.
@@ -66,6 +67,7 @@ class Meter:
         values = (limit, limit - window.total, window.frees_s(now_s))
         headers = dict(zip(HEADERS, map(str, values), strict=True))
         if not is_taken:
+            self.refused += 1
             raise too_fast(headers)
         return headers
 

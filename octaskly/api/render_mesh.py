@@ -115,7 +115,11 @@ def stats(numbers: MeshStats, names: Mapping[NodeId, str]) -> Json:
             "total_tasks": sum(counts.values()),
             "disk_size_mb": -(-numbers.disk_bytes // _MIB),
         },
-        "mesh": {**mesh(numbers.mesh, names), "refused": dict(numbers.refused)},
+        "mesh": {
+            **mesh(numbers.mesh, names),
+            "reign_seconds": int(numbers.reign_s),
+            "refused": dict(numbers.refused),
+        },
     }
 
 

@@ -12,6 +12,7 @@ from octaskly.api import (
     events,
     files,
     logs,
+    metrics,
     nodes,
     openapi,
     outputs,
@@ -47,4 +48,5 @@ ROUTES = openapi.with_document(
     *pieces.ROUTES,
     *toll.ROUTES,
     *rotation.ROUTES,
+    *metrics.ROUTES,
 )

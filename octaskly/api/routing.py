@@ -37,6 +37,7 @@ class Access(Enum):
 
     OPEN = auto()  #: everybody
     READ = auto()  #: every principal
+    MACHINE = auto()  #: the same, and who is on this machine without a token
     SUBMIT = auto()  #: principals that may create and cancel tasks
     ADMIN = auto()  #: admins
     LOCAL = auto()  #: users of this machine's socket; no token is enough
@@ -80,11 +81,16 @@ class Forward(Protocol):
         """Return what another node must know of a request."""
 
 
+async def no_metrics() -> bytes:
+    """Return the report of a node that counts nothing."""
+    return b""
+
+
 class Streams:
     """Counts the answers of one node that are streams of events."""
 
     def __init__(self, most: int = STREAMS_MAX) -> None:
-        self._open = 0
+        self.open = 0
         self._most = most
 
     @contextlib.contextmanager
@@ -94,7 +100,7 @@ class Streams:
         Raises:
             Problem: 503, there are too many.
         """
-        if self._open >= self._most:
+        if self.open >= self._most:
             raise Problem(
                 503,
                 "Too many event streams",
@@ -103,11 +109,11 @@ class Streams:
                 headers={"Retry-After": str(_RETRY_AFTER_S)},
                 closes=True,  # Idle, it would keep other requests out.
             )
-        self._open += 1
+        self.open += 1
         try:
             yield
         finally:
-            self._open -= 1
+            self.open -= 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,6 +132,7 @@ class Parts:
     rotations: Rotations | None = None  #: None: the node is in no mesh
     files: Files | None = None  #: the same
     codes: Codes = field(default_factory=Codes)
+    metrics: Callable[[], Awaitable[bytes]] = no_metrics
 
 
 @dataclass(slots=True)

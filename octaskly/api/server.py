@@ -8,11 +8,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import ipaddress
 import logging
 import socket
 import ssl
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from enum import Enum, auto
 from functools import partial
@@ -32,8 +31,8 @@ from octaskly.api.guards import Guard
 from octaskly.api.problems import status_problem
 from octaskly.api.rates import Meter
 from octaskly.api.routes import ROUTES
-from octaskly.api.routing import Deadlines, Parts, Seen, Streams
-from octaskly.api.sockets import local_socket
+from octaskly.api.routing import Deadlines, Parts, Seen, Streams, no_metrics
+from octaskly.api.sockets import bare_address, local_socket
 from octaskly.api.waits import Waits
 from octaskly.config.bounds import LimitOptions
 from octaskly.core.model import NodeId
@@ -144,7 +143,7 @@ class Handler(web.RequestHandler):
         with contextlib.suppress(TrustError):
             self.peer = self._peer_of(transport.get_extra_info("ssl_object"))
         here = transport.get_extra_info("sockname")
-        self.own_addresses = _bare_address(here)
+        self.own_addresses = bare_address(here)
         there = transport.get_extra_info("peername")
         if self.peer is None and there and there[0] != here[0]:
             self._stranger = str(there[0])
@@ -207,6 +206,7 @@ class ApiServer:
         describe: Callable[[], Mapping[str, Any]] = dict,
         rotations: Rotations | None = None,
         files: Files | None = None,
+        report: Callable[[], Awaitable[bytes]] = no_metrics,
         bounds: LimitOptions = _BOUNDS,
     ) -> None:
         self._bounds, self._crowd = bounds, Crowd(bounds)
@@ -217,8 +217,9 @@ class ApiServer:
         meter, streams = Meter(rates or {}, clock), Streams(bounds.streams_max)
         way = self._forwarder
         parts = Parts(gateway, clock, way, waits, deadlines, meter, admissions)
-        parts = replace(parts, describe=describe, rotations=rotations)
-        parts = replace(parts, streams=streams, files=files)
+        parts = replace(parts, describe=describe, rotations=rotations, streams=streams)
+        parts = replace(parts, files=files, metrics=report)
+        self.streams, self.meter = streams, meter
         self._gate = Gate(
             parts=parts,
             guard=Guard(names=allow_hosts, origins=cors_origins),
@@ -228,6 +229,7 @@ class ApiServer:
             on_fault=on_fault,
             bodies=Bodies(deadlines.body_s, bounds.bodies_bytes),
         )
+        self.traffic = self._gate.traffic
         self._runner = _runner(self._application(), self._deadlines.shutdown_s)
         self._servers: list[asyncio.Server] = []
         self._socket_path: Path | None = None
@@ -241,6 +243,13 @@ class ApiServer:
     def auditor(self) -> Auditor:
         """What writes down who changes what here; the caller runs it."""
         return self._gate.auditor
+
+    @property
+    def connections(self) -> int:
+        """How many there are."""
+        return (
+            0 if self._runner.server is None else len(self._runner.server.connections)
+        )
 
     def forward_as(self, tls: ssl.SSLContext) -> None:
         """Show another certificate to other nodes from now on."""
@@ -338,16 +347,6 @@ class ApiServer:
 
 def _runner(app: web.Application, shutdown_s: float) -> web.AppRunner:
     return web.AppRunner(app, handler_cancellation=True, shutdown_timeout=shutdown_s)
-
-
-def _bare_address(sockname: Sequence[Any] | None) -> frozenset[str]:
-    """Return the address that a client reached, without scope."""
-    if not sockname:
-        return frozenset()
-    literal = str(sockname[0]).partition("%")[0]
-    with contextlib.suppress(ValueError):
-        return frozenset((str(ipaddress.ip_address(literal)),))
-    return frozenset()
 
 
 def _silent_logger() -> logging.Logger:

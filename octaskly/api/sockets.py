@@ -8,11 +8,13 @@ from __future__ import annotations
 import contextlib
 import errno
 import grp
+import ipaddress
 import os
 import socket
 import stat
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 TCP_TABLES = (Path("/proc/net/tcp"), Path("/proc/net/tcp6"))
 _GROUP_MODE = 0o660
@@ -82,3 +84,13 @@ def _remove_stale(path: Path) -> None:
             path.unlink()
             return
     raise OSError(errno.EADDRINUSE, f"another process serves {path}")
+
+
+def bare_address(sockname: Sequence[Any] | None) -> frozenset[str]:
+    """Return the address that a client reached, without scope."""
+    if not sockname:
+        return frozenset()
+    literal = str(sockname[0]).partition("%")[0]
+    with contextlib.suppress(ValueError):
+        return frozenset((str(ipaddress.ip_address(literal)),))
+    return frozenset()

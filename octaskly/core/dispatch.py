@@ -77,8 +77,8 @@ class Dispatch:
         self.retention = Retention(
             settings, self._placing, journal, replication.members
         )
-        self._queue = self._placing.queue
-        self._pool = self._placing.pool
+        self._queue, self._pool = self._placing.queue, self._placing.pool
+        self.ended = self._queue.ended
         self._resting = Resting(self._queue)
         self._recording = Recording(self._placing, self.adoption, self._resting)
         self.explaining = Explaining(self._placing, self._resting)

@@ -59,6 +59,7 @@ from octaskly.core.model import (
     Settings,
     StandbyView,
     StreamId,
+    TaskState,
 )
 from octaskly.core.questions import Question, Questions
 from octaskly.core.rotation import Rotation
@@ -104,6 +105,8 @@ class Node:
         """Which generations of the mesh secret are known where."""
         self.refused: Mapping[str, int] = machines.vetting.refused
         """How many messages of peers were refused, by the code of the reason."""
+        self.ended: Mapping[TaskState, int] = machines.dispatch.ended
+        """How many tasks ended while this node reigned, by state."""
         handover = HandOver(machines)
         self._departure = Departure(machines, handover)
         self._disk = DiskCare(machines, handover)

@@ -56,6 +56,8 @@ class TaskQueue:
         self._picky: dict[TaskId, InHand] = {}
         self._shadows: list[TaskId] = []
         self._finals: dict[TaskId, None] = {}
+        self.ended = dict.fromkeys(TaskState, 0)
+        """How many tasks and members ended here, by state, since the start."""
         self._sought: dict[TaskId, None] = {}
         self.is_held = False
         """Nothing is read: others may hold newer facts than this node's disk."""
@@ -291,6 +293,7 @@ class TaskQueue:
         """Take the task out of the queue; without `final` the store is asked."""
         if final is not None:
             task.final = final
+            self.ended[final] += task.spec.array is None  # Its members count.
         self._move(task, Turn.END)
 
     def shadow(self, spec: TaskSpec, final: TaskState | None) -> InHand:

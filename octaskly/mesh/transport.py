@@ -116,6 +116,11 @@ class Transport:
             listener.listen(BACKLOG)
             self._spawn(self._accept(listener))
 
+    @property
+    def link_count(self) -> int:
+        """How many peers are connected."""
+        return len(self._links)
+
     # The `Links` port
 
     def send(self, peer: NodeId, messages: Sequence[Message | Packed]) -> None:

@@ -82,6 +82,7 @@ class MeshStats:
     cpu_percent: float
     disk_bytes: int
     mesh: MeshState
+    reign_s: float = 0.0  #: since this dispatcher began to accept tasks
     refused: Mapping[str, int] = field(default_factory=dict)
     """Messages of peers that could not be, by the code of the reason."""
 

@@ -27,6 +27,7 @@ from octaskly.core.model import (
     TaskState,
 )
 from octaskly.ports.news import Past
+from octaskly.ports.tally import Tally
 
 
 class Clock(Protocol):
@@ -100,11 +101,17 @@ class TaskPage:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StoreStats:
-    """Counters that are maintained with each commit."""
+    """What the log holds, and how it fares."""
 
     counts: Mapping[TaskState, int]
     disk_bytes: int
     sequence: int = 0
+    oldest_ms: int | None = None  #: when the oldest task that may run was accepted
+    log_entries: int = 0
+    free_bytes: int = 0  #: on the disk
+    backlog: int = 0  #: entries that wait for a commit
+    committed: int = 0  #: entries, since the start
+    commit_s: Tally | None = None
 
 
 @dataclass(frozen=True, slots=True)

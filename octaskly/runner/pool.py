@@ -25,6 +25,7 @@ from octaskly.core.model import (
 )
 from octaskly.ports import Clock
 from octaskly.runner.archive import Archive
+from octaskly.runner.counts import Counts
 from octaskly.runner.delivery import Delivery, EndedCallback
 from octaskly.runner.hands import hands_for
 from octaskly.runner.launchers import Launchers
@@ -122,7 +123,7 @@ class Pool:
         self._keys, self._is_closing = 0, False
         self._items: dict[tuple[TaskId, AttemptId], Item] = {}
         self.recorder = Recorder(archive, supply.depot, self._items)
-        self._waiting: deque[Item] = deque()
+        self.counts, self._waiting = Counts(), deque[Item]()
         self._shares, self._delivery = Shares(slots, gpus), Delivery(clock, on_ended)
 
     # -- the port --------------------------------------------------------------
@@ -184,6 +185,13 @@ class Pool:
     def wake(self) -> None:
         """Undo what a task has done to its launcher; to be called now and again."""
         self._launchers.wake()
+
+    def usage(self) -> tuple[int, int, int]:
+        """Return how many attempts are in launchers, how many wait, and launchers."""
+        seats = self._launchers.seats
+        begun = sum(len(seat.items) for seat in seats)
+        processes = sum(seat.process is not None for seat in seats)
+        return begun, len(self._waiting), processes
 
     async def close(self) -> None:
         """End every tree and every launcher; what had not ended is released."""
@@ -251,6 +259,7 @@ class Pool:
         seat.process = None
         if self._is_closing:
             return
+        self.counts.launcher_deaths += 1
         lost, seat.items = list(seat.items.values()), {}
         strays = self._launchers.strays()
         bury = partial(end_lost, self._hands, lost, seat.folder, strays)
@@ -366,6 +375,7 @@ class Pool:
             outcome = replace(
                 outcome, state=AttemptState.CANCELLED, reason=Reason.CANCELLED
             )
+        self.counts.end(item.spec, item.attempt, outcome)
         self._delivery.add(
             Report(task=item.spec.id, attempt=item.attempt, outcome=outcome)
         )

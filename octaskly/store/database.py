@@ -11,6 +11,7 @@ import os
 import shutil
 import sqlite3
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Final
 from urllib.parse import quote
@@ -161,6 +162,23 @@ class Reserve:
 def size_max(path: Path) -> int:
     """Return how large the log may be where nobody says it."""
     return min(_SIZE_MAX, shutil.disk_usage(path.parent).total // _SIZE_DISK_PARTS)
+
+
+def free_bytes(path: Path) -> int:
+    """Return the free space of the disk, 0 where it cannot be told."""
+    try:
+        return shutil.disk_usage(path.parent).free
+    except OSError:
+        return 0
+
+
+def disk_bytes(path: Path) -> int:
+    """Return what the database takes, with the files beside it."""
+    total = 0
+    for suffix in ("", "-wal", "-shm"):
+        with suppress(OSError):
+            total += path.with_name(path.name + suffix).stat().st_size
+    return total
 
 
 def used_bytes(connection: sqlite3.Connection) -> int:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import shutil
 import sqlite3
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from queue import SimpleQueue
 from typing import Final, TypeVar
@@ -50,6 +50,8 @@ from octaskly.store import history as histories
 from octaskly.store import records as records_
 from octaskly.store.database import (
     Lock,
+    disk_bytes,
+    free_bytes,
     open_reader,
     open_writer,
     size_max,
@@ -125,11 +127,7 @@ class Store:
         writer = self._writer
         if writer is None or writer.failure or writer.backlog > BACKLOG_MAX:
             return False
-        try:
-            free = shutil.disk_usage(self._path.parent).free
-        except OSError:
-            return False
-        return free >= self._room_bytes + needed_bytes
+        return free_bytes(self._path) >= self._room_bytes + needed_bytes
 
     def open(self) -> Saved:
         """Open or create the database and return what the node must know.
@@ -288,9 +286,15 @@ class Store:
 
     async def stats(self) -> StoreStats:
         """Read the counters."""
-        counts, sequence = await self._read(reader.counts)
-        return StoreStats(
-            counts=counts, disk_bytes=self._disk_bytes(), sequence=sequence
+        stats, writer = await self._read(reader.stats), self._writer
+        assert writer is not None, "the store is not open"
+        return replace(
+            stats,
+            disk_bytes=disk_bytes(self._path),
+            free_bytes=free_bytes(self._path),
+            backlog=writer.backlog,
+            committed=writer.committed,
+            commit_s=writer.commit_s,
         )
 
     async def close(self) -> None:
@@ -374,13 +378,6 @@ class Store:
 
     def _size_max(self) -> int:
         return size_max(self._path) if self._bytes_max is None else self._bytes_max
-
-    def _disk_bytes(self) -> int:
-        total = 0
-        for suffix in ("", "-wal", "-shm"):
-            with suppress(OSError):
-                total += self._path.with_name(self._path.name + suffix).stat().st_size
-        return total
 
     def _shut(self) -> None:
         if self._pool is not None:

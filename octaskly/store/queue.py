@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from octaskly.core.events import Loaded
+from octaskly.core.facts import PRIORITY_SHIFT
 from octaskly.core.merge import TaskRecord
 from octaskly.core.model import TaskId
 from octaskly.core.options import Requires, requires_of
@@ -15,6 +16,7 @@ from octaskly.store import arrays, rows
 LOAD_BYTES = 16 << 20  #: of texts and standard input, in one answer, roughly;
 LANE_LOAD_BYTES = 1 << 20  #: of other shapes, as there are many
 SHAPES_MAX = 10_000  #: kinds of needs that are told apart at once
+HEADS_MAX = 1000  #: of shapes and priorities, to find the oldest task
 
 _QUEUE = "FROM tasks INDEXED BY tasks_queued WHERE state = 0 AND is_blocked = 0"
 
@@ -44,6 +46,27 @@ def load(db: sqlite3.Connection, after_ord: int, limit: int, shape: int = 0) -> 
         size += rows.size_of_row(row)
     shapes = _shapes(db) if shape == 0 and after_ord < 0 else ()
     return Loaded(after_ord, _in_queue(db, found), has_more, shape, shapes)
+
+
+def oldest_ms(db: sqlite3.Connection) -> int | None:
+    """Return when the oldest task of the queue was accepted; None: it is empty.
+
+    Each shape and priority has its tasks in that order, so their first ones will do.
+    """
+    oldest: int | None = None
+    place = (0, 0)
+    for _ in range(HEADS_MAX):
+        head = db.execute(
+            f"SELECT shape, ord, created_ms {_QUEUE} AND (shape, ord) >= (?, ?)"
+            " ORDER BY shape, ord LIMIT 1",
+            place,
+        ).fetchone()
+        if head is None:
+            break
+        shape, ord_, created_ms = head
+        oldest = created_ms if oldest is None else min(oldest, created_ms)
+        place = (shape, ((ord_ >> PRIORITY_SHIFT) + 1) << PRIORITY_SHIFT)
+    return oldest
 
 
 def load_live(

@@ -22,9 +22,9 @@ from octaskly.core.model import (
     TaskState,
     name_of,
 )
-from octaskly.ports import Packer, ToNotify
+from octaskly.ports import Packer, StoreStats, ToNotify
 from octaskly.ports.news import Ended
-from octaskly.store import arrays, pages, rows, twins
+from octaskly.store import arrays, pages, queue, rows, twins
 from octaskly.store.state import read_vector
 
 NOTIFY_MAX = 20_000  #: ended tasks that are looked at to be told of
@@ -157,15 +157,24 @@ def ended(
     )
 
 
-def counts(db: sqlite3.Connection) -> tuple[dict[TaskState, int], int]:
-    """Return how many tasks are in each state, and the highest sequence number."""
+def stats(db: sqlite3.Connection) -> StoreStats:
+    """Return what the tables say of themselves."""
     found = dict.fromkeys(rows.STATES, 0)
     for number, n in db.execute(
         "SELECT state, sum(n) FROM counts WHERE kind != ? GROUP BY state",
         (arrays.ARRAY,),
     ):
         found[rows.STATES[number]] = n
-    return found, rows.sequence_max(db)
+    (entries,) = db.execute(
+        "SELECT sum(have_seq - max(base_seq, floor_seq)) FROM streams"
+    ).fetchone()
+    return StoreStats(
+        counts=found,
+        disk_bytes=0,
+        sequence=rows.sequence_max(db),
+        oldest_ms=queue.oldest_ms(db),
+        log_entries=entries or 0,
+    )
 
 
 def to_notify(db: sqlite3.Connection, known: frozenset[int], limit: int) -> ToNotify:

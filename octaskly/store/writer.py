@@ -24,6 +24,7 @@ from octaskly.core.effects import Append, Join, Save, Spool, Unspool
 from octaskly.core.facts import Assigned
 from octaskly.errors import StoreError
 from octaskly.ports import Clock, Packer
+from octaskly.ports.tally import Tally
 from octaskly.store import state
 from octaskly.store.database import (
     Reserve,
@@ -47,6 +48,7 @@ PACE_ENTRIES: Final = 128  #: for so many that were added, one step of the purge
 PACE_STEPS_MAX: Final = 16  #: so many at most, as writes wait meanwhile
 RETRY_S: Final = 0.05
 RETRY_S_MAX: Final = 2.0
+COMMIT_BOUNDS_S: Final = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.1, 0.5, 2.5, 10)
 
 _NEVER: Final = 1 << 62
 
@@ -77,6 +79,9 @@ class Writer:
         self._wanted = _NEVER  #: wake the thread at so many entries
         self._is_closing = False
         self._failure: str | None = None
+        self._clock = clock
+        self.commit_s = Tally(COMMIT_BOUNDS_S)
+        self.committed = 0  #: entries
         self.has_stopped = False  #: for good, by an error that trying again cannot mend
         self._thread = threading.Thread(
             target=self._run, name="octaskly-writer", daemon=True
@@ -126,7 +131,9 @@ class Writer:
             while batch := self._take():
                 if not self._persist(batch):
                     return
-                self._keep_pace(sum(map(_weight, batch)))
+                added = sum(map(_weight, batch))
+                self.committed += added
+                self._keep_pace(added)
             with suppress(sqlite3.Error):  # Not needed: all is in the log.
                 self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
         except BaseException as error:
@@ -234,7 +241,9 @@ class Writer:
     def _commit(self, batch: Sequence[Item]) -> None:
         if self._failure is not None:
             self._tables.forget()
+        began_s = self._clock.now().mono_s
         self._transact(lambda: self._write(batch))
+        self.commit_s.add(self._clock.now().mono_s - began_s)
 
     def _transact(self, write: Callable[[], None]) -> None:
         db = self._db

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from tests.docs import settings_page
+from tests.docs import metrics_page, settings_page
 
 PAGES = Path(__file__).parent.parent.parent / "docs" / "reference"
 END = "<!-- The end of what is made. -->\n"
@@ -18,6 +18,7 @@ END = "<!-- The end of what is made. -->\n"
 def parts() -> Iterator[tuple[str, str, Callable[[], str]]]:
     """Yield the page of each part, of what it is made, and what makes it."""
     yield "configuration.md", "octaskly/config/table.py", settings_page.table
+    yield "metrics.md", "octaskly/metrics/table.py", metrics_page.tables
 
 
 def made_anew(page: str, text: str) -> str:

@@ -48,7 +48,7 @@ IS_LONG = settings.get_current_profile_name() == "soak"
 EXAMPLES = 300 if IS_LONG else 10
 #: Of what has no token: what is refused as no request, and that nobody asks.
 STRANGERS = {400, 401, 403, 404, 405, 413, 415}
-OPEN = ("/health",)
+OPEN = ("/health", "/metrics")  #: the latter on loopback
 
 
 def _narrowed() -> dict[str, Any]:

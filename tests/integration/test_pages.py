@@ -176,7 +176,9 @@ def options_of(n: int, team: str) -> TaskOptions | None:
 
 
 @pytest.mark.parametrize("is_newest_first", [False, True], ids=["oldest", "newest"])
-@pytest.mark.parametrize(("search", "is_like"), NAMED, ids=str)
+@pytest.mark.parametrize(
+    ("search", "is_like"), NAMED, ids=[repr(search) for search, _ in NAMED]
+)
 def test_a_search_finds_each_task_once_in_however_many_parts(
     named: sqlite3.Connection,
     search: Search,

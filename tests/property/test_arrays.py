@@ -100,7 +100,7 @@ def agree(db: sqlite3.Connection, wanted: Sequence[dict[TaskId, TaskRecord]]) ->
     records = [record for some in wanted for record in some.values()]
     arrays = [record for record in records if record.progress is not None]
     tasks = [record for record in records if record.progress is None]
-    stats, _ = reader.counts(db)
+    stats = reader.stats(db).counts
     tally = Counter(task.state for task in tasks)
     assert stats == {state: tally[state] for state in rows.STATES}
     page = pages.page(db, TaskQuery())

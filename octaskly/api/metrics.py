@@ -1,0 +1,86 @@
+"""The routes for Prometheus: what this node reports, and where all nodes are."""
+
+from __future__ import annotations
+
+import ipaddress
+from typing import TypedDict
+
+from aiohttp import web
+
+from octaskly.api import render
+from octaskly.api.routing import Access, Call, Route, json_response
+from octaskly.core.messages import Member
+
+MEDIA = "text/plain"
+_HEADERS = {"Content-Type": f"{MEDIA}; version=0.0.4; charset=utf-8"}
+
+
+class Target(TypedDict):
+    """One node, as the HTTP service discovery of Prometheus has it."""
+
+    targets: list[str]
+    labels: dict[str, str]
+
+
+async def report(call: Call) -> web.StreamResponse:
+    """Return the metrics of this node."""
+    return web.Response(body=await call.parts.metrics(), headers=_HEADERS)
+
+
+async def discover(call: Call) -> web.StreamResponse:
+    """Return where the metrics of all nodes are; also of those that are lost."""
+    roster = call.gateway.roster()
+    members = roster.members if roster else ()
+    shown = [_target(m, call.gateway.mesh_id or "") for m in members if m.addresses]
+    return json_response(render.encode(shown))
+
+
+def _target(member: Member, mesh_id: str) -> Target:
+    meta = {
+        "node_id": member.id,
+        "role": member.role.value,
+        "state": member.state.value,
+        "version": member.version,
+        "os": member.os,
+        "arch": member.arch,
+    }
+    return {
+        "targets": [_place(member)],
+        "labels": {
+            "__scheme__": "https",
+            "__metrics_path__": "/metrics",
+            "node": member.name,
+            "mesh": mesh_id,
+            **{f"__meta_octaskly_{name}": value for name, value in meta.items()},
+        },
+    }
+
+
+def _place(member: Member) -> str:
+    """Return where others reach a node; its scope, if any, is of this machine."""
+    hosts = [address.host.partition("%")[0] for address in member.addresses]
+    host = next(
+        (h for h in hosts if not ipaddress.ip_address(h).is_link_local), hosts[0]
+    )
+    return f"[{host}]:{member.lan_port}" if ":" in host else f"{host}:{member.lan_port}"
+
+
+ROUTES = (
+    Route(
+        method="GET",
+        path="/metrics",
+        perform=report,
+        access=Access.MACHINE,
+        is_local=True,
+        query=None,  # Prometheus can be told to add parameters.
+        answers={200: None},
+        media=MEDIA,
+    ),
+    Route(
+        method="GET",
+        path="/api/v1/sd/prometheus",
+        perform=discover,
+        access=Access.READ,
+        answers={200: list[Target]},
+    ),
+)

@@ -1,0 +1,67 @@
+"""Writes metrics as Prometheus reads them: the only module that knows its client."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from itertools import accumulate
+from typing import Final
+
+from prometheus_client import ProcessCollector
+from prometheus_client.core import (
+    CounterMetricFamily,
+    GaugeMetricFamily,
+    HistogramMetricFamily,
+)
+from prometheus_client.exposition import generate_latest
+from prometheus_client.metrics_core import Metric as Family
+from prometheus_client.registry import Collector, CollectorRegistry
+
+from octaskly.metrics.table import METRICS, Metric, Values
+from octaskly.ports.tally import Tally
+
+_PROCESS: Final = ProcessCollector(registry=CollectorRegistry())
+_NUMBERS: Final[Mapping[str, type[CounterMetricFamily | GaugeMetricFamily]]] = {
+    "counter": CounterMetricFamily,
+    "gauge": GaugeMetricFamily,
+}
+
+
+class _Report(Collector):
+    """The metrics of one scrape."""
+
+    def __init__(self, values: Values) -> None:
+        self._values = values
+
+    def collect(self) -> Iterator[Family]:
+        """Return what has a value, in the order of the table, then the process."""
+        for metric in METRICS:
+            if metric.name in self._values:
+                yield _family(metric, self._values)
+        yield from _PROCESS.collect()
+
+
+def expose(values: Values) -> bytes:
+    """Return the answer to a scrape: the text format, version 0.0.4."""
+    return generate_latest(_Report(values))
+
+
+def _family(metric: Metric, values: Values) -> Family:
+    value = values[metric.name]
+    samples = [((), value)] if isinstance(value, int | float | Tally) else value
+    text = f"{metric.says[0].upper()}{metric.says[1:]}."
+    if metric.kind == "histogram":
+        histogram = HistogramMetricFamily(metric.name, text, labels=metric.labels)
+        for labels, tally in samples:
+            assert isinstance(tally, Tally), metric.name
+            histogram.add_metric(labels, _buckets(tally), tally.total)
+        return histogram
+    family = _NUMBERS[metric.kind](metric.name, text, labels=metric.labels)
+    for labels, number in samples:
+        assert not isinstance(number, Tally), metric.name
+        family.add_metric(labels, number)
+    return family
+
+
+def _buckets(tally: Tally) -> list[tuple[str, float]]:
+    ends = [*(f"{bound:g}" for bound in tally.bounds), "+Inf"]
+    return list(zip(ends, accumulate(tally.counts), strict=True))

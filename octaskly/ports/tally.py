@@ -1,0 +1,28 @@
+"""How often something took how long, counted where it happens and read when asked."""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Sequence
+
+
+class Tally:
+    """Values counted by size.
+
+    One thread adds; whoever reads meanwhile may see the last value half.
+
+    Args:
+        bounds: Upper ends of the sizes, rising; what is above them counts, too.
+    """
+
+    __slots__ = ("bounds", "counts", "total")
+
+    def __init__(self, bounds: Sequence[float]) -> None:
+        self.bounds = bounds
+        self.counts = [0] * (len(bounds) + 1)  #: the last one has what is above all
+        self.total = 0.0  #: of all values
+
+    def add(self, value: float) -> None:
+        """Count one value."""
+        self.counts[bisect_left(self.bounds, value)] += 1
+        self.total += value
