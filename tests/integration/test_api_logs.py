@@ -12,8 +12,9 @@ from typing import Any, Self
 
 import pytest
 
-from octaskly.api import Deadlines, standing
+from octaskly.api import standing
 from octaskly.api.logs import parse_id
+from octaskly.config.bounds import LimitOptions
 from octaskly.config.defaults import STREAMS_MAX
 from octaskly.core.model import (
     AttemptId,
@@ -36,6 +37,7 @@ from tests.integration.fake_gateway import STREAM, FakeGateway
 from tests.integration.test_api_forwarding import FAST, Member, Mesh
 
 FIRST = "1-7-1"
+FEW = 4  #: streams that a node serves, where that is what a test fills
 DONE = Outcome(
     state=AttemptState.OK,
     reason=Reason.EXIT,
@@ -538,20 +540,18 @@ async def test_a_follower_survives_a_change_of_dispatcher(
         assert (await reader.of("end"))[1] == f"{FIRST}:8:0"
 
 
-@pytest.mark.alone  # A hundred streams at once.
 async def test_who_waits_leaves_a_dispatcher_room_for_others(
     mesh: Mesh, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Followers of queued tasks on all nodes would else take its last connection."""
     monkeypatch.setattr(standing, "_BUSY_S", 0.01)
-    # All three are one loop here, which a hundred handshakes at once keep busy.
-    patient = Deadlines(hold_s=10.0, connect_s=10.0, shutdown_s=1.0)
-    members = [await mesh.member(name, patient) for name in ("front", "back", "worker")]
-    three = Three(*members)
+    few = LimitOptions(streams_max=FEW)
+    names = ("front", "back", "worker")
+    three = Three(*[await mesh.member(name, bounds=few) for name in names])
     task = await three.back.api.submit()
     path = f"/api/v1/tasks/{task}/logs?follow=true"
     async with contextlib.AsyncExitStack() as stack:
-        for _ in range(STREAMS_MAX):
+        for _ in range(FEW):
             await stack.enter_async_context(Reader(three.back.api, path))
         reader = await stack.enter_async_context(Reader(three.front.api, path))
         assert (await reader.of("state"))[2] == {"status": "queued"}
