@@ -1,44 +1,29 @@
-"""Starts and stops an agent, in order; the only module that knows all others."""
+"""Starts an agent: looks for a mesh, where it has to, while the program loads.
+
+Only what that takes is imported here. Loading the rest takes a good part of the time
+that a machine without a secret has to look, so both are done at once.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import gc
+import importlib
 import os
-import signal
 import sys
-from collections.abc import Callable, MutableMapping
+from collections.abc import MutableMapping
 from dataclasses import replace
-from pathlib import Path
+from typing import Any
 
-from octaskly.agent.apart import set_apart
-from octaskly.agent.clock import SystemClock
 from octaskly.agent.notify import Notifier
-from octaskly.agent.parts import Parts
-from octaskly.agent.start import make_folders
-from octaskly.agent.unpaired import unpaired
-from octaskly.config.account import account_for
+from octaskly.agent.signals import Signals
 from octaskly.config.agent import AgentConfig
 from octaskly.config.defaults import EXIT_CONFIG
-from octaskly.core.departure import GONE_S
 from octaskly.errors import ConfigError, StoreError
 from octaskly.log import Logger, configure
-from octaskly.mesh.looking import sightings
-from octaskly.mesh.wire import WirePacker
-from octaskly.runner.tree import become_subreaper
-from octaskly.store import Store
-from octaskly.trust import Keyring, MeshSecret, NodeKey, make
+from octaskly.mesh.looking import FIRST_LOOK_S, sightings
 
-CHECK_S = 2.0  #: between two samples of load and health
-#: How long a machine without a secret looks for a mesh. A member that has spoken over
-#: mDNS within the last second may not repeat it at once (RFC 6762, 6): the library then
-#: answers after 1.02 to 1.12 s. Whoever looked for less made a mesh of its own.
-BROWSE_S = 1.2
-LOOK_S = 1.0  #: between two looks for the secret file, while unpaired
-CLOSE_S = 20.0  #: for systemd: what closing may take behind the end of all tasks
 EXIT_FAILED = 1
-LAG_S_MAX = 5.0  #: a loop that is later than this is not alive for the watchdog
 
 
 def run(config: AgentConfig, environ: MutableMapping[str, str] = os.environ) -> int:
@@ -48,15 +33,9 @@ def run(config: AgentConfig, environ: MutableMapping[str, str] = os.environ) -> 
     config = replace(config, task_umask=os.umask(0o077))
     try:
         with contextlib.closing(Notifier(environ)) as notifier:
-            config = replace(config, account=account_for(options.task_user))
-            make_folders(config.paths, config.name, config.account)
-            if os.geteuid() == 0 and config.account is None:
-                log.warning(
-                    "tasks run as root",
-                    hint="every member of the mesh may be root here; to prevent that:"
-                    " octaskly agent --task-user NAME",
-                )
-            return asyncio.run(_Agent(config, log, notifier).run())
+            # An unreadable folder raises when it is read, which names it.
+            has_secret = os.path.lexists(config.paths.secret)
+            return asyncio.run(_begin(config, log, notifier, has_secret=has_secret))
     except (ConfigError, StoreError) as error:
         print(f"error: {error}", file=sys.stderr)  # noqa: T201  a command's last word
         if error.hint:
@@ -65,189 +44,17 @@ def run(config: AgentConfig, environ: MutableMapping[str, str] = os.environ) -> 
         return EXIT_CONFIG if isinstance(error, ConfigError) else EXIT_FAILED
 
 
-class _Agent:
-    """One life of a node."""
-
-    def __init__(self, config: AgentConfig, log: Logger, notifier: Notifier) -> None:
-        self._config = config
-        self._log = log.bind(node=config.name)
-        self._notifier = notifier
-        self._clock = SystemClock()
-        self._keyring = Keyring(config.paths.secret, config.paths.state)
-        self._parts: Parts | None = None
-        self._signals = 0
-        self._is_duplicate = False  #: another agent lives with this node's id
-        self._was_renewed = False
-        self._is_moving = False  #: the secret of another mesh is in place
-        self._news = asyncio.Event()  #: a signal came, or the core has stopped
-
-    async def run(self) -> int:
-        loop = asyncio.get_running_loop()
-        for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, self._asked_to_stop)
-        become_subreaper()
-        secret, is_first = await self._secret()
-        while secret is not None:
-            self._set_apart(secret.mesh_id)
-            await self._be(is_first=is_first)
-            if self._is_duplicate:
-                self._renew()
-            elif self._is_moving:
-                self._is_moving = False
-                secret, is_first = await self._secret()
-            else:
-                self._log.info("agent stopped")
-                break
-        return 0
-
-    async def _be(self, *, is_first: bool) -> None:
-        """Be one node, until told to stop or to be another."""
-        store = Store(
-            self._config.paths.database,
-            WirePacker(),
-            self._persisted,
-            self._clock,
-            bytes_max=self._config.options.retained_bytes,
-        )
-        saved = store.open()
-        try:
-            parts = self._parts = Parts(
-                self._config,
-                self._keyring,
-                store,
-                saved,
-                self._clock,
-                self._log,
-                is_first=is_first,
-                on_stopped=self._news.set,
-                on_duplicate=self._met_duplicate,
-                on_entered=self._entered,
-            )
-            async with asyncio.TaskGroup() as tasks:
-                await parts.start(tasks)
-                # What lives as long as the process need not be looked at again; what
-                # a node was before it moved need not be kept.
-                gc.unfreeze()
-                gc.collect()
-                gc.freeze()
-                self._notifier.ready()
-                watch = tasks.create_task(self._watch(parts))
-                await self._live(parts)
-                watch.cancel()
-                await parts.close()
-        finally:
-            await store.close()
-        if parts.loop.failure is not None:
-            raise parts.loop.failure
-
-    def _met_duplicate(self) -> None:
-        """Another agent lives with this node's id; a second time would be a lie."""
-        if not self._was_renewed:
-            self._is_duplicate = True
-            self._news.set()
-
-    def _renew(self) -> None:
-        """Become another node: this state folder is a copy of one that is in use."""
-        key = NodeKey.renew(self._config.paths.state)
-        self._is_duplicate, self._was_renewed = False, True
-        self._config = replace(self._config, was_renewed=True)
-        self._log.warning(
-            "node id renewed",
-            node_id=key.node_id,
-            cause="another agent lives with the key of this state folder",
-            hint="a copied state folder is to be without node.key",
-        )
-
-    def _entered(self, seeds: tuple[tuple[str, int], ...]) -> None:
-        """Another mesh's secret is in place: begin anew with it."""
-        self._config = replace(self._config, seeds=(*self._config.seeds, *seeds))
-        self._is_moving = True
-        self._news.set()
-
-    def _set_apart(self, mesh_id: str) -> None:
-        """Let nothing of a mesh that this node has left get into another one."""
-        config = self._config
-        left = set_apart(config.paths, mesh_id)
-        if left is not None:
-            self._log.warning("log of another mesh moved aside", folder=str(left))
-            make_folders(config.paths, config.name, config.account)
-
-    def _persisted(self, number: int) -> None:
-        if self._parts is not None:
-            self._parts.persisted(number)
-
-    async def _secret(self) -> tuple[MeshSecret | None, bool]:
-        """Return the mesh secret, and whether this node has just made it.
-
-        A machine that sees a mesh never makes a second one silently: it waits for the
-        secret file. None: it was told to stop meanwhile.
-        """
-        path = self._config.paths.secret
-        if _exists(path):
-            return self._keyring.load(), False
-        meshes = await sightings(BROWSE_S, self._config.options.interfaces)
-        # Another agent of this user may have made it while we looked.
-        if _exists(path) or not meshes:
-            was_made = make(path)
-            if was_made:
-                self._log.info("mesh secret made", file=str(path))
-            return self._keyring.load(), was_made
-        async with unpaired(
-            self._config, meshes, self._clock, self._log, self._entered
-        ):
-            self._notifier.ready()
-            self._notifier.status("unpaired: a mesh is in sight, no secret here")
-            while not (_exists(path) or self._signals):
-                with contextlib.suppress(TimeoutError):
-                    async with asyncio.timeout(LOOK_S):
-                        await self._news.wait()
-        self._is_moving = False
-        return (None if self._signals else self._keyring.load()), False
-
-    async def _live(self, parts: Parts) -> None:
-        """Run until asked to stop or failed; then hand over and drain."""
-        await self._until(
-            lambda: (
-                self._signals > 0
-                or self._is_duplicate
-                or self._is_moving
-                or parts.loop.is_stopped
-            )
-        )
-        if parts.loop.is_stopped:
-            return
-        drain_s, ending_s = 0.0, self._config.timing.kill_grace_s + GONE_S + 10
-        if not (self._is_duplicate or self._is_moving):
-            drain_s = float(self._config.options.drain_s)
-            self._notifier.stopping(drain_s + ending_s + CLOSE_S)
-        parts.ask_to_stop(drain_s)
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(drain_s + ending_s):
-                await self._until(lambda: self._signals > 1 or parts.loop.is_stopped)
-
-    async def _until(self, is_true: Callable[[], bool]) -> None:
-        while not is_true():
-            await self._news.wait()
-            self._news.clear()
-
-    async def _watch(self, parts: Parts) -> None:
-        """Sample the load, tell systemd that the main loop passes its self-check."""
-        period_s = min(CHECK_S, self._notifier.watchdog_s or CHECK_S)
-        while True:
-            parts.sample()
-            parts.check()
-            late_s = self._clock.now().mono_s - parts.loop.turn_s
-            if late_s < LAG_S_MAX and parts.failure() is None:
-                self._notifier.alive()
-            self._notifier.status(parts.gateway.view.status_line())
-            await asyncio.sleep(period_s)
-
-    def _asked_to_stop(self) -> None:
-        """The first signal drains; a second one ends at once."""
-        self._signals += 1
-        self._news.set()
+async def _begin(
+    config: AgentConfig, log: Logger, notifier: Notifier, *, has_secret: bool
+) -> int:
+    signals, meshes = Signals(), None
+    if not has_secret:
+        interfaces = config.options.interfaces
+        meshes = await sightings(FIRST_LOOK_S, interfaces, beside=_load)
+    life = await _load()
+    code: int = await life.Agent(config, log, notifier, signals).run(meshes)
+    return code
 
 
-def _exists(path: Path) -> bool:
-    # An unreadable folder raises when it is read, which names it.
-    return os.path.lexists(path)
+async def _load() -> Any:
+    return await asyncio.to_thread(importlib.import_module, "octaskly.agent.life")

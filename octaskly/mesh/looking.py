@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -24,6 +24,10 @@ from octaskly.mesh.adverts import (
 from octaskly.mesh.interfaces import local_addresses
 from octaskly.mesh.mdns import Mdns, near, open_mdns
 
+#: How long a machine without a secret looks for a mesh. A member that has spoken over
+#: mDNS within the last second may not repeat it at once (RFC 6762, 6): the library then
+#: answers after 1.02 to 1.12 s. Whoever looked for less made a mesh of its own.
+FIRST_LOOK_S = 1.2
 SETTLE_S = 0.1  #: after the first that is wanted, for others to be heard
 
 
@@ -37,7 +41,12 @@ class Found:
     lan_port: int = 0  #: of its HTTPS API; 0: it says none
 
 
-async def sightings(timeout_s: float, interfaces: Sequence[str] = ()) -> frozenset[str]:
+async def sightings(
+    timeout_s: float,
+    interfaces: Sequence[str] = (),
+    *,
+    beside: Callable[[], Awaitable[object]] | None = None,
+) -> frozenset[str]:
     """Return the ids of the meshes in sight, as soon as there is one.
 
     A machine without a secret asks this before it makes one. Where mDNS cannot be
@@ -46,11 +55,14 @@ async def sightings(timeout_s: float, interfaces: Sequence[str] = ()) -> frozens
     Args:
         timeout_s: How long to look when there is none.
         interfaces: Names that restrict the choice.
+        beside: What this process does meanwhile; it is awaited, too.
 
     Raises:
         ConfigError: an interface that was named does not exist.
     """
-    found = await _look(timeout_s, interfaces, SERVICE, lambda one: bool(one.mesh))
+    found = await _look(
+        timeout_s, interfaces, SERVICE, lambda one: bool(one.mesh), beside=beside
+    )
     return frozenset(one.mesh for one in found if one.mesh)
 
 
@@ -126,6 +138,7 @@ async def _look(
     is_wanted: Callable[[Sighting], bool],
     *,
     settle_s: float = 0.0,
+    beside: Callable[[], Awaitable[object]] | None = None,
 ) -> list[Found]:
     local = await asyncio.to_thread(local_addresses, interfaces)
     found: dict[NodeId, Found] = {}
@@ -149,8 +162,14 @@ async def _look(
                 mdns = await open_mdns(local, is_guest=is_guest, service=service)
                 opened.push_async_callback(mdns.close)
                 mdns.browse(partial(look, mdns))
+        clock = asyncio.get_running_loop().time
+        ends_s = clock() + timeout_s
+        if beside is not None:
+            await beside()
+            # What came while this process was busy has yet to be read.
+            ends_s = max(ends_s, clock() + SETTLE_S)
         with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(timeout_s):
+            async with asyncio.timeout_at(ends_s):
                 await is_found.wait()
                 await asyncio.sleep(settle_s)
     return list(found.values())
