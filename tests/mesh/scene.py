@@ -13,7 +13,7 @@ import json
 import signal
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from tests.mesh import databases
@@ -62,6 +62,8 @@ class Scene:
         self._slots = slots
         self._is_whole = False
         self._options: dict[str, tuple[str, ...]] = {}
+        self.environ: Callable[[Host], Mapping[str, str]] = lambda _: {}
+        """More variables for the agents of a host."""
         self._loads: list[Load] = []
         self._history: History | None = None
         self._before: dict[int, Use] = {}
@@ -73,7 +75,14 @@ class Scene:
         for host in hosts:
             args = self._options.setdefault(host.name, tuple(options))
             slots = ("--slots", str(self._slots))
-            host.agent("", *slots, *args, secret=self.secret, is_awaited=False)
+            host.agent(
+                "",
+                *slots,
+                *args,
+                secret=self.secret,
+                env=self.environ(host),
+                is_awaited=False,
+            )
         for host in hosts:
             assert host.first.description
 

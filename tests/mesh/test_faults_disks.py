@@ -1,17 +1,20 @@
 """Cases of the fault catalogue with disks, clocks, and peers that speak nonsense."""
 
+import random
 import socket
 import ssl
 import threading
+import time
+from pathlib import Path
 
 import msgpack
 import pytest
 
 from octaskly.trust import MeshTrust, NodeKey, load
-from tests.mesh import databases
+from tests.mesh import databases, power
 from tests.mesh.conftest import MakeLab
 from tests.mesh.faults import damage, fill, lose_log, restore, save, small_disk
-from tests.mesh.forming import dispatcher_of, is_formed, nodes
+from tests.mesh.forming import all_tasks, dispatcher_of, is_formed, nodes
 from tests.mesh.history import Outcome, Pace
 from tests.mesh.lab import Host
 from tests.mesh.netns import wait_until
@@ -99,6 +102,74 @@ def test_f18_a_clone_does_not_take_part_under_the_same_id(make_lab: MakeLab) -> 
     assert "duplicate node id" in said
     scene.hosts.remove(other)
     other.first.kill()
+    scene.conclude()
+
+
+def test_f19_a_node_that_was_away_for_long_brings_nothing_back(
+    make_lab: MakeLab,
+) -> None:
+    """What the others have forgotten meanwhile goes there, too; what is new stays."""
+    scene = Scene("F19", make_lab(3))
+    *rest, away = scene.hosts
+    scene.start(*rest, options=("--retention", "5s"))
+    scene.await_mesh(rest)
+    scene.start(away)
+    scene.await_mesh()
+    old = {_accepted(away, f"echo {n}") for n in range(12)}
+    for task in old:
+        away.http("GET", f"/api/v1/tasks/{task}?wait=60")
+    scene.cut(away)
+    wait_until("alone", lambda: dispatcher_of(away) == away.name, within_s=FLOW_S)
+    new = _accepted(away, "sleep 600")
+    wait_until("the rest forgets", lambda: not old & _ids(rest[0]), within_s=180)
+    assert old <= _ids(away)
+
+    scene.lab.heal(away)
+    scene.await_mesh()
+
+    wait_until("it is gone", lambda: not old & _ids(away), within_s=FLOW_S)
+    assert new in _ids(rest[0])
+    assert not any(old & _ids(host) for host in scene.hosts)
+
+
+def _accepted(host: Host, command: str) -> str:
+    """Submit a task; return its id."""
+    answer = host.http("POST", "/api/v1/tasks", json={"command": command})
+    assert answer.status == 201, answer.body
+    return str(answer.json["id"])
+
+
+def _ids(host: Host) -> set[str]:
+    """Return the tasks that a host lists."""
+    return {task["id"] for task in all_tasks(host)}
+
+
+@pytest.mark.parametrize("who", ["dispatcher", "standby", "both"])
+def test_f20_power_loss_takes_no_accepted_task(make_lab: MakeLab, who: str) -> None:
+    """Whatever was written and not flushed is gone, thrice, at any moment."""
+    scene = Scene(f"F20-{who}", make_lab(3))
+    draw = random.Random(f"F20 {who}")
+    library = power.build(scene.lab.folder)
+
+    def folders(host: Host) -> tuple[Path, Path]:
+        return host.folder / host.name / "state", host.folder / "unflushed"
+
+    scene.environ = lambda host: power.noting(library, *folders(host))
+    scene.form()
+    load = scene.load(*scene.hosts)
+    gone = 0
+    for _ in range(3):
+        scene.await_flow(load, 20)
+        head = scene.head()
+        standby = scene.standbys(head)[0]
+        struck = {"dispatcher": [head], "standby": [standby], "both": [head, standby]}
+        time.sleep(draw.uniform(0.0, 0.5))  # Any moment is as good as another.
+        scene.kill(*struck[who])
+        gone += sum(power.cut(*folders(host), draw) for host in struck[who])
+        scene.start(*struck[who])
+        scene.await_mesh()
+    scene.figures["unflushed writes"] = gone
+
     scene.conclude()
 
 

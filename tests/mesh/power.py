@@ -1,0 +1,77 @@
+"""Power cuts: what a program wrote and never flushed is taken back from its files.
+
+`power.c` notes every such write while the program runs. A real cut may also have kept
+some of them, so a draw says how many; they are taken back from the last one on.
+"""
+
+from __future__ import annotations
+
+import random
+import struct
+import subprocess
+from pathlib import Path
+from typing import NamedTuple
+
+HEAD = struct.Struct("=4q")
+
+
+class Write(NamedTuple):
+    """One write that was not flushed."""
+
+    at: int
+    size: int  #: of the file before
+    old: bytes  #: what was there
+
+
+def build(folder: Path) -> Path:
+    """Compile what is preloaded; return the library."""
+    library = folder / "power.so"
+    source = Path(__file__).with_name("power.c")
+    options = ("-O2", "-shared", "-fPIC")
+    subprocess.run(["gcc", *options, "-o", library, source, "-ldl"], check=True)
+    return library
+
+
+def noting(library: Path, files: Path, notes: Path) -> dict[str, str]:
+    """Return the variables under which a program's writes are noted.
+
+    Args:
+        library: From `build`.
+        files: The folder of its databases.
+        notes: Where to put the notes; it is made.
+    """
+    notes.mkdir(exist_ok=True)
+    return {
+        "LD_PRELOAD": str(library),
+        "POWER_FILES": str(files),
+        "POWER_NOTES": str(notes),
+    }
+
+
+def cut(files: Path, notes: Path, draw: random.Random) -> int:
+    """Take back what was not flushed by a process that is dead; return how many."""
+    gone = 0
+    for noted in sorted(notes.iterdir()):
+        writes = _read(noted.read_bytes())
+        kept = draw.randint(0, len(writes))
+        with (files / noted.name).open("r+b") as file:
+            for write in reversed(writes[kept:]):
+                file.seek(write.at)
+                file.write(write.old)
+                file.truncate(write.size)
+        gone += len(writes) - kept
+        noted.unlink()
+    return gone
+
+
+def _read(noted: bytes) -> list[Write]:
+    """Return whole notes; the last may be half, then its write never began."""
+    writes, place = [], 0
+    while place + HEAD.size <= len(noted):
+        at, _, size, old = HEAD.unpack_from(noted, place)
+        end = place + HEAD.size + old
+        if end > len(noted):
+            break
+        writes.append(Write(at, size, noted[place + HEAD.size : end]))
+        place = end
+    return writes
