@@ -135,6 +135,7 @@ def test_what_is_installed_runs_a_task(
     assert ran_a_task(tmp_path / "bin" / "octaskly", tmp_path)
     assert list(tmp_path.glob("tools/**/share/man/man1/octaskly-run.1"))
     assert list(tmp_path.glob("tools/**/octaskly/systemd/octaskly.service"))
+    assert list(tmp_path.glob("tools/**/octaskly/static/vendor/preact.js"))
 
 
 def ran_a_task(program: Path, folder: Path) -> bool:
@@ -173,6 +174,7 @@ dpkg -i /root/octaskly.deb
 id octaskly
 test -f /usr/share/man/man1/octaskly-run.1.gz
 test -f /usr/lib/systemd/system/octaskly.service
+test -n "$(find /opt/octaskly -path */static/vendor/preact.js)"
 command -v octaskly
 state=/var/lib/octaskly
 install -d -m 700 -o octaskly -g octaskly $state

@@ -87,7 +87,7 @@ async function exchange(method, path, body, { signal, timeoutMs = TIMEOUT_MS, he
     status: answer.status, error: said.error ?? answer.statusText, hint: said.hint, field: said.field,
   });
   // An answer to a token that was renewed meanwhile says nothing of the new one.
-  if (answer.status === 401 && session.value?.token === given?.token) end(problem);
+  if (answer.status === 401 && given !== null && session.value?.token === given.token) end(problem);
   throw problem;
 }
 

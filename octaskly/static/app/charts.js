@@ -77,7 +77,7 @@ function options(series, format) {
   return {
     legend: { show: false },
     cursor: { show: false },
-    padding: [8, 4, 0, 0],
+    padding: [8, 28, 0, 0],
     scales: { x: { time: true }, y: { auto: false } },
     axes: [
       { ...axis, grid: { show: false }, size: 24, space: 80, values: (_, times) => times.map(timeOfDay) },

@@ -1,32 +1,39 @@
 /** What no event tells: load of the nodes, and counts. Asked for while somebody looks. */
 
 import { get } from "./api.js";
-import { effect } from "./lib.js";
+import { batch, effect } from "./lib.js";
 import { listen } from "./live.js";
 import { session } from "./session.js";
 import { banner, countsCame, mesh, nodes } from "./store.js";
 
 const EVERY_MS = 2000;
-const EVERY_MS_MANY = 5000; //: with so many nodes that each answer is large
-const MANY_NODES = 60;
+const MANY_NODES = 60; //: of more, each answer is so large that it is asked for less often
+const TURNS_MANY = 3;
 const SOON_MS = 150;
 const BANNER_MS = 4000;
 
 let timer = 0;
+let turn = 0;
 let isAsking = false;
+let isChanged = true; //: the nodes, by what the stream told
 
 /** Keeps nodes and counts fresh while somebody is signed in and looks. */
 export function keepFresh() {
   effect(() => {
     if (session.value !== null) soon(0);
   });
-  listen("node", () => soon(SOON_MS));
-  listen("reset", () => soon(SOON_MS));
+  listen("node", () => soon());
+  listen("reset", () => soon());
   document.addEventListener("visibilitychange", () => soon(0));
 }
 
 /** Asks within so many ms, and then at the usual pace. */
 export function soon(wait_ms = SOON_MS) {
+  isChanged = true;
+  again(wait_ms);
+}
+
+function again(wait_ms) {
   clearTimeout(timer);
   timer = setTimeout(ask, wait_ms);
 }
@@ -34,21 +41,31 @@ export function soon(wait_ms = SOON_MS) {
 async function ask() {
   if (session.value === null || document.hidden || isAsking) return;
   isAsking = true;
+  turn += 1;
   try {
+    const isDue = isChanged || nodes.value.length <= MANY_NODES || turn % TURNS_MANY === 0;
+    isChanged = false;
     const [seen, counts] = await Promise.all([
-      get("/api/v1/nodes", {}, { quiet: true }),
+      isDue ? get("/api/v1/nodes", {}, { quiet: true }) : null,
       get("/api/v1/stats", {}, { quiet: true }),
     ]);
-    nodes.value = seen.nodes.sort((a, b) => a.name.localeCompare(b.name, "en", { numeric: true }));
-    noteReign(mesh.value, seen);
-    countsCame(counts);
+    batch(() => {
+      if (seen !== null) {
+        nodes.value = seen.nodes.sort((a, b) => byName.compare(a.name, b.name));
+        noteReign(mesh.value, seen);
+      }
+      countsCame(counts);
+    });
   } catch (problem) {
     if (problem.status === undefined) throw problem; // No request: a fault of ours.
+    isChanged = true;
   } finally {
     isAsking = false;
-    soon(nodes.value.length > MANY_NODES ? EVERY_MS_MANY : EVERY_MS);
+    again(EVERY_MS);
   }
 }
+
+const byName = new Intl.Collator("en", { numeric: true });
 
 /** Says for a moment that another node is dispatcher now. */
 function noteReign(before, after) {

@@ -56,8 +56,12 @@ export function end(problem = null) {
 }
 
 function refuse(problem) {
+  const wasIn = session.value !== null;
   take(null);
-  refusal.value = { text: problem.error ?? String(problem), hint: problem.hint ?? "" };
+  refusal.value = {
+    text: wasIn ? "You are signed out" : "This page could not sign you in",
+    hint: problem.hint || problem.error || "The node does not answer.",
+  };
 }
 
 /** @param {Session|null} given */

@@ -5,6 +5,7 @@ import { href } from "./router.js";
 
 const SIZE = 320;
 const LABELS_MAX = 14; //: of more nodes the names would lie on each other
+const ROOM = 8; //: a smaller circle is filled by how busy it is; a larger one has a ring
 const RING = [0.78, 0.56]; //: of half the size: outer and inner ring
 
 /** Who answers for what is told by shape as well as by colour. */
@@ -18,7 +19,7 @@ export function Topology({ nodes, standbys }) {
   const told = centre
     ? `${centre.name} is dispatcher; ${standbys.length} standbys; ${nodes.length} nodes`
     : `No dispatcher; ${nodes.length} nodes`;
-  return html`<svg class="topology" viewBox=${boxOf(others.length)} role="img" aria-label=${told}>
+  return html`<svg class=${`topology ${hasLabels ? "" : "dense"}`} viewBox=${boxOf(others.length)} role="img" aria-label=${told}>
     ${centre && places.map(({ node, x, y }) => html`<line key=${node.id} class=${`edge ${level.get(node.id) ?? ""} ${node.state}`}
       x1="0" y1="0" x2=${x} y2=${y} />`)}
     ${places.map(({ node, x, y }) => html`<${Dot} key=${node.id} node=${node} x=${x} y=${y} r=${radius}
@@ -34,8 +35,9 @@ function Dot({ node, x, y, r, standby, hasLabel }) {
   return html`<a href=${href(["nodes"], { find: node.name })} class=${`dot ${kind} ${node.state}`} transform=${`translate(${x} ${y})`}
       aria-label=${`${node.name}, ${node.role}, ${node.state}, ${node.running} of ${node.slots} slots`} tabindex="-1">
     <title>${`${node.name}: ${node.role}, ${node.state}, ${node.running} of ${node.slots} slots`}</title>
-    <circle class="busy" r=${r + 3} stroke-dasharray=${`${around * part} ${around}`} transform="rotate(-90)" />
+    ${r >= ROOM && html`<circle class="busy" r=${r + 3} stroke-dasharray=${`${around * part} ${around}`} transform="rotate(-90)" />`}
     <circle class="body" r=${r} />
+    ${r < ROOM && html`<circle class="load" r=${r} opacity=${part} />`}
     ${kind === "dispatcher" && html`<path class="mark" d="M-8 5V-4l4 4 4-7 4 7 4-4v9z" />`}
     ${standby && r > 8 && html`<path class="mark" d="M-5 -1h10M-5 3h10" />`}
     ${hasLabel && html`<text y=${r + 17} text-anchor="middle">${shortened(node.name)}</text>`}

@@ -27,10 +27,11 @@ export function Overview() {
 function Counts() {
   const { tasks } = stats.value;
   const live = nodes.value.filter(({ state }) => state !== "lost");
+  const lost = nodes.value.length - live.length;
   const slots = live.reduce((sum, node) => sum + node.slots, 0);
   const running = live.reduce((sum, node) => sum + node.running, 0);
   return html`<ul class="counts">
-    <li class="count"><a href=${href(["nodes"])}><b>${count(live.length)}</b><span>${live.length === 1 ? "node" : "nodes"}</span></a></li>
+    <li class="count"><a href=${href(["nodes"])}><b>${count(live.length)}${lost > 0 && html`<small> / ${count(nodes.value.length)}</small>`}</b><span>${live.length === 1 ? "node" : "nodes"}${lost > 0 ? ` there, ${count(lost)} lost` : ""}</span></a></li>
     <li class="count"><b>${count(running)}<small> / ${count(slots)}</small></b><span>${running === 1 ? "slot" : "slots"} in use</span></li>
     ${STATES.map((state) => html`<li class="count"><a href=${href(["tasks"], { status: state })}>
       <b>${count(tasks[state])}</b><${State} of=${state} /></a></li>`)}

@@ -1,11 +1,15 @@
-import { html, useState } from "../lib.js";
+import { html, useEffect, useState } from "../lib.js";
 import { paste, refusal } from "../session.js";
 import { Command } from "../ui.js";
 
 /** What is shown to who has no token, or one that is good no more. */
 export function SignIn() {
   const [token, setToken] = useState("");
-  const why = refusal.value;
+  const [apart, setApart] = useState(null);
+  const why = apart ?? refusal.value;
+  useEffect(() => {
+    probe().then(setApart);
+  }, []);
   const submit = (event) => {
     event.preventDefault();
     if (token.trim()) paste(token);
@@ -13,7 +17,7 @@ export function SignIn() {
   return html`<main class="signin">
     <img src="/static/icon.svg" alt="" width="48" height="48" />
     <h1>Octaskly</h1>
-    ${why && html`<p class="problem" role="alert"><strong>${why.text}</strong>${why.hint && html` – ${why.hint}`}</p>`}
+    ${why && html`<p class="problem" role="alert"><strong>${why.text}</strong>${why.hint && html`<br />${why.hint}`}</p>`}
     <p>Open this page from a terminal of this machine. That signs you in.</p>
     <${Command} text="octaskly open" />
     <form onSubmit=${submit}>
@@ -26,4 +30,16 @@ export function SignIn() {
       <p class="hint"><code>octaskly token create --role viewer</code> prints one that only reads.</p>
     </form>
   </main>`;
+}
+
+/** Returns what is wrong where no token could help: the node is in no mesh, or away. */
+async function probe() {
+  try {
+    const answer = await fetch("/api/v1/nodes");
+    if (answer.status === 401) return null;
+    const { error, hint } = await answer.json();
+    return { text: error, hint };
+  } catch {
+    return { text: "The node does not answer", hint: "Is its agent running? octaskly doctor" };
+  }
 }
