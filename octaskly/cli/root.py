@@ -60,6 +60,7 @@ COMMANDS = {
     "stats": "octaskly.cli.overview:stats",
     "submit": "octaskly.cli.submitting:submit",
     "token": "octaskly.cli.tokens:token",
+    "top": "octaskly.cli.top:top",
     "unpause": "octaskly.cli.steering:unpause",
     "wait": "octaskly.cli.waiting:wait",
 }
