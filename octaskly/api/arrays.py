@@ -14,6 +14,19 @@ from octaskly.core.model import TaskState
 from octaskly.ports import TaskQuery
 
 
+async def index(call: Call) -> web.StreamResponse:
+    """Return a page of arrays with their members counted, oldest first unless told."""
+    given = call.query
+    asked = TaskQuery(
+        is_of_arrays=True,
+        limit=given.limit(),
+        offset=given.offset(),
+        is_newest_first=given.flag("newest"),
+    )
+    page = await call.gateway.page(asked)
+    return json_response(render.encode(render.page(page, asked, call.gateway.names())))
+
+
 async def show(call: Call) -> web.StreamResponse:
     """Return an array with its members counted, and those that failed."""
     limit, offset = call.query.limit(), call.query.offset()
@@ -57,6 +70,14 @@ def checked(record: TaskRecord) -> TaskRecord:
 
 
 ROUTES = (
+    Route(
+        method="GET",
+        path="/api/v1/arrays",
+        perform=index,
+        access=Access.READ,
+        query=("limit", "offset", "newest"),
+        answers={200: answers.TaskPage},
+    ),
     Route(
         method="GET",
         path="/api/v1/arrays/{id}",

@@ -85,6 +85,7 @@ class TaskQuery:
     limit: int = 100
     offset: int = 0  #: nothing else in a search
     array: TaskId | None = None  #: members of it that have begun; else no members
+    is_of_arrays: bool = False  #: only arrays, and no other filter
     is_newest_first: bool = False
     search: Search | None = None
 

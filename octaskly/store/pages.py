@@ -36,6 +36,8 @@ def page(
     """
     if query.search is not None:
         return _search(db, query, query.search, now_s)
+    if query.is_of_arrays:
+        return _arrays(db, query)
     members = None if query.array is None else arrays.members_of(db, query.array)
     if query.array is not None and members is None:
         return TaskPage((), 0)
@@ -63,6 +65,15 @@ def by_keys(db: sqlite3.Connection, keys: Sequence[int]) -> list[rows.Row]:
             some,
         ).fetchall()
     return found
+
+
+def _arrays(db: sqlite3.Connection, query: TaskQuery) -> TaskPage:
+    (total,) = db.execute("SELECT count(*) FROM arrays").fetchone()
+    found = db.execute(
+        f"SELECT task AS key FROM arrays {_order(query)} LIMIT ? OFFSET ?",  # noqa: S608
+        (query.limit, query.offset),
+    )
+    return TaskPage(_shown(db, query, [key for (key,) in found]), total)
 
 
 def _search(

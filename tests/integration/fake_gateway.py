@@ -272,6 +272,7 @@ class FakeGateway:
                 or (record.chosen is not None and record.chosen.node == query.node)
             )
             and (query.search is None or _is_like(record, query.search))
+            and (not query.is_of_arrays or record.progress is not None)
         ]
         if query.is_newest_first:
             found.reverse()

@@ -139,6 +139,18 @@ def test_a_page_takes_few_steps_however_deep(
     assert max(deep) <= first + 3 * (1 << blocks.BITS)
 
 
+def test_arrays_alone_are_listed_with_their_members_counted(
+    db: sqlite3.Connection,
+) -> None:
+    """However many other tasks there are."""
+    page = pages.page(db, TaskQuery(is_of_arrays=True, is_newest_first=True))
+
+    (array,) = page.records
+    assert array.progress is not None
+    assert (array.id, page.total) == (ARRAY, 1)
+    assert sum(array.progress[:-1]) == MEMBERS
+
+
 NAMED: list[tuple[Search, Callable[[int], bool]]] = [
     (Search(name='run "7"'), lambda n: n % 7 == 0),
     (Search(labels=(("team", "red"),)), lambda n: n % 7 == 0 and n % 2 == 0),

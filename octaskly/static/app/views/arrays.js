@@ -1,7 +1,91 @@
-import { html } from "../lib.js";
-import { Empty } from "../ui.js";
+import { del, get, post } from "../api.js";
+import { ago, count } from "../format.js";
+import { html, useEffect, useRef, useState } from "../lib.js";
+import { listen } from "../live.js";
+import { go, href } from "../router.js";
+import { now, tell } from "../store.js";
+import { Button, Command, Empty, State } from "../ui.js";
+import { Progress } from "./members.js";
 
-/** @param {{parts: string[], query: URLSearchParams}} props */
+const REFRESH_MS = 1000;
+const RETRY_MS = 2000;
+const PAGE = 25;
+
+/** Arrays, the latest first, with how far each is. */
 export function Arrays() {
-  return html`<${Empty} title="Arrays"><p>This view is being built.</p><//>`;
+  const [limit, setLimit] = useState(PAGE);
+  const { found, problem, reload } = useArrays(limit);
+  if (found === null) return html`<p class="muted" role="status">${problem ? `${problem.error}; asking again …` : "Loading …"}</p>`;
+  if (found.total === 0) {
+    return html`<${Empty} title="No arrays yet"><p>An array runs one command for each number of a range or each item of a list.</p>
+      <${Command} text="octaskly array 1-100 -- echo {}" />
+      <p>Or <a href=${href(["submit"])}>submit one here</a>.</p><//>`;
+  }
+  return html`<div class="head"><h1>Arrays</h1><span class="muted" role="status">${count(found.total)}</span>
+      <a class="button primary end" href=${href(["submit"], { array: "range" })}>Submit an array</a></div>
+    <ul class="arrays">${found.tasks.map((task) => html`<${ArrayCard} key=${task.id} task=${task} reload=${reload} />`)}</ul>
+    ${found.total > found.tasks.length && html`<p class="more"><button type="button" class="button" disabled=${limit >= 1000}
+      onClick=${() => setLimit(Math.min(1000, limit * 2))}>Show more</button></p>`}`;
+}
+
+/** The latest arrays, read again while their members begin and end. */
+function useArrays(limit) {
+  const [state, setState] = useState({ found: null, problem: null });
+  const reload = useRef(null);
+  useEffect(() => {
+    const over = new AbortController();
+    let timer = 0;
+    reload.current = async () => {
+      clearTimeout(timer);
+      timer = 0;
+      try {
+        const found = await get("/api/v1/arrays", { newest: "true", limit }, { quiet: true, signal: over.signal });
+        setState({ found, problem: null });
+      } catch (problem) {
+        if (over.signal.aborted) return;
+        if (problem.status === undefined) throw problem;
+        setState((before) => ({ ...before, problem }));
+        timer = setTimeout(reload.current, RETRY_MS);
+      }
+    };
+    const soon = () => {
+      timer ||= setTimeout(reload.current, REFRESH_MS);
+    };
+    // What is of no array has neither its fields nor the id of a member.
+    const ends = [listen("task", (event) => (event.array || /\.\d+$/.test(event.id)) && soon()), listen("reset", soon)];
+    reload.current();
+    return () => {
+      over.abort();
+      clearTimeout(timer);
+      ends.forEach((end) => end());
+    };
+  }, [limit]);
+  return { ...state, reload: () => reload.current() };
+}
+
+function ArrayCard({ task, reload }) {
+  const { array } = task;
+  const path = `/api/v1/arrays/${encodeURIComponent(task.id)}`;
+  const title = task.name ?? task.command;
+  const cancel = async () => {
+    await del(path);
+    tell(`The rest of ${title} is cancelled`, { kind: "good" });
+    await reload();
+  };
+  const retry = async () => {
+    const again = await post(`${path}/retry`);
+    tell(`What did not succeed is handed in again as ${again.id}`, { kind: "good" });
+    go(["tasks", again.id]);
+  };
+  const isOver = ["completed", "failed", "cancelled"].includes(task.status);
+  return html`<li class="card array"><div class="array-head">
+      <h2><a href=${href(["tasks", task.id])}>${title}</a></h2><${State} of=${task.status} />
+      <span class="muted">${array.range ?? `${count(array.total)} items`} · ${ago(task.created_at, now.value)}</span>
+      <div class="end row">
+        ${!isOver && array.queued > 0 && html`<${Button} kind="danger" onPress=${cancel} aria-label=${`Cancel the rest of ${title}`}>Cancel the rest<//>`}
+        ${isOver && array.completed < array.total && html`<${Button} onPress=${retry} aria-label=${`Retry what failed of ${title}`}>Retry what failed<//>`}</div></div>
+    ${task.name && html`<p class="array-command"><code>${task.command}</code></p>`}
+    <${Progress} array=${array} isSmall />
+    ${array.failed > 0 && html`<p class="hint"><a href=${href(["tasks", task.id])}>See the ${count(array.failed)} that failed</a></p>`}
+  </li>`;
 }

@@ -66,14 +66,14 @@ export function asCli(task) {
   return `${words.join(" ")} -- ${quoted(task.command)}`;
 }
 
-/** The same for curl, which asks for a token of its own. */
-export function asCurl(task, origin) {
+/** A body to post, for curl, which asks for a token of its own. */
+export function asCurl(body, origin) {
   const isLocal = /^http:\/\/(localhost|127\.0\.0\.1|\[::1\])/.test(origin);
   return [
     `curl ${quoted(`${origin}/api/v1/tasks`)}`,
     ...(isLocal ? [] : ["--cacert ca.pem"]),
     `-H "Authorization: Bearer $(octaskly token create --role client)"`,
     "-H 'Content-Type: application/json'",
-    `-d ${quoted(JSON.stringify(asked(task)))}`,
+    `-d ${quoted(JSON.stringify(body))}`,
   ].join(" \\\n  ");
 }

@@ -158,7 +158,7 @@ export function familyOf(command) {
 
 const base = (path) => path.replace(/^['"]|['";)]+$/g, "").split("/").pop().slice(0, 40);
 
-const HUES = [55, 85, 115, 145, 175, 205, 235, 265, 295, 325]; //: red is for what failed
+const HUES = [45, 65, 85, 110, 135, 155, 175, 195, 215, 235, 255, 275, 295, 315, 335, 350]; //: red is for what failed
 const LIGHTS = [0.5, 0.6, 0.7];
 
 /** A hue and a lightness for a word, always the same ones. */

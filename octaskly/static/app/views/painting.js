@@ -6,6 +6,7 @@ const LANE_PX = [[16, 28], [48, 22], [Infinity, 17]]; //: of so many lanes at mo
 const NODE_GAP_PX = 10;
 const AXIS_PX = 28;
 const BETWEEN_PX = 5; //: from one bar to that below
+const CROSS_PX = 14; //: a narrower bar has no room for a cross
 const TEXT_PX = 46; //: a narrower bar has no text
 const DAY_PARTS = { hour: "2-digit", minute: "2-digit", second: "2-digit", hour12: false };
 
@@ -145,12 +146,16 @@ const SHAPES = {
     ink.fillStyle = colours.text;
     ink.fillRect(left + wide - 2, y, 2, tall);
   },
-  /** Full, with a red edge, and a cross at its end. */
+  /** Full, with a red edge, and a cross at its end; where that has no room, half as tall. */
   failed(ink, { left, y, wide, tall, colour, colours }) {
+    if (wide < CROSS_PX) {
+      fill(ink, left, y + tall / 2, wide, tall / 2, colours.failed);
+      return;
+    }
     fill(ink, left, y, wide, tall, colour);
     ink.strokeStyle = colours.failed;
     ink.lineWidth = 2;
-    if (wide > 3) ink.strokeRect(left + 1, y + 1, wide - 2, tall - 2);
+    ink.strokeRect(left + 1, y + 1, wide - 2, tall - 2);
     cross(ink, left + Math.max(wide - 8, wide / 2), y + tall / 2, colours);
     ink.lineWidth = 1;
   },

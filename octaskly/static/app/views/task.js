@@ -7,7 +7,7 @@ import { go, href } from "../router.js";
 import { now, tell } from "../store.js";
 import { Button, Copy, Dialog, Empty, State } from "../ui.js";
 import { Members, Progress } from "./members.js";
-import { asCli, asCurl } from "./copies.js";
+import { asCli, asCurl, asked } from "./copies.js";
 import { Log } from "./log.js";
 import { Why, useExplained } from "./why.js";
 
@@ -31,7 +31,7 @@ export function Task({ id }) {
       <div class="end row"><${Actions} task=${task} reload=${reload} /></div></div>
     <div class="task-command card"><pre><code>${task.command}</code></pre>
       <div class="row"><${Copy} text=${task.command} label="Copy command" /><${Copy} text=${asCli(task)} label="Copy as CLI" />
-        <${Copy} text=${asCurl(task, location.origin)} label="Copy as curl" /></div></div>
+        <${Copy} text=${asCurl(asked(task), location.origin)} label="Copy as curl" /></div></div>
     ${task.array && html`<${Progress} array=${task.array} />`}
     <div class="task-parts">
       <${Placement} task=${task} attempts=${attempts} />
