@@ -277,7 +277,10 @@ def _await_ready(socket: Path, before: Membership, admitted: Admitted) -> None:
     while time.monotonic() < give_up_at:
         node = _own(socket, before, admitted)
         if node is not None and node.state == "ready":
-            note(f"✓ joined the mesh of {admitted.member} as {node.name}")
+            room = f"{node.slots or 0} tasks at a time"
+            if node.memory_mb:
+                room += f", {node.memory_mb / 1024:.1f} GiB"
+            note(f"✓ joined the mesh of {admitted.member} as {node.name} ({room})")
             return
         time.sleep(POLL_S)
     raise MeshError(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import signal
+import sys
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
@@ -25,6 +26,7 @@ from octaskly.cli.render import (
     EXIT_OCTASKLY_FAILED,
     EXIT_TIMEOUT,
     EXIT_USAGE,
+    duration,
     note,
     print_error,
     print_json,
@@ -212,7 +214,17 @@ def _own_exit_code(task: Task, *, is_cancelled: bool) -> int:
         return EXIT_OCTASKLY_FAILED
     if task.detail:
         note(task.detail)
+    if sys.stderr.isatty():  # For people; elsewhere it is as if the command ran here.
+        _say_end(task)
     return task.exit_code
+
+
+def _say_end(task: Task) -> None:
+    """Say where a task ran, and for how long."""
+    code = task.exit_code
+    how = f"✗ {task.id} exit {code}" if code else f"✓ {task.id} done"
+    where = f" on {task.worker_id}" if task.worker_id else ""
+    note(f"{how}{where} in {duration(task.duration_ms)}")
 
 
 def _explain(task: Task) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -12,6 +13,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import pexpect
 import pytest
 
 from octaskly.cli.demo_agents import DemoAgent, agents, formed
@@ -46,6 +48,21 @@ def test_run_is_as_if_the_command_ran_here(agent: DemoAgent) -> None:
     done = octaskly(agent, "run", "--", r"printf 'a\000\377'; echo b >&2; exit 9")
 
     assert (done.returncode, done.stdout, done.stderr) == (9, b"a\x00\xff", b"b\n")
+
+
+@pytest.mark.parametrize(("code", "how"), [(0, "✓ {} done"), (9, "✗ {} exit 9")])
+def test_run_tells_people_where_and_for_how_long(
+    agent: DemoAgent, code: int, how: str
+) -> None:
+    """At a terminal alone; it is the last line."""
+    words = ["--state-dir", str(agent.state), "run", "--", f"echo hi; exit {code}"]
+    run = pexpect.spawn(sys.executable, ["-m", "octaskly", *words], encoding="utf-8")
+    said = run.read().replace("\r", "")
+    run.close()
+
+    assert run.exitstatus == code
+    end = how.format("task-[0-9]{3}-[0-9a-f]{8}")
+    assert re.fullmatch(rf"hi\n{end} on lone in \d+ ms\n", said), said
 
 
 @pytest.mark.parametrize(
