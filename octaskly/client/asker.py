@@ -87,10 +87,10 @@ class Asker:
 
     def checked(self, reply: Reply) -> Reply:
         """Return a good answer; raise what a bad one means."""
-        error = refusal(reply.status, reply.headers, reply.body)
         if reply.status < OK_BELOW:
             self._was_reached = True
             return reply
+        error = refusal(reply.status, reply.headers, reply.body)
         if error is None:
             raise NotOctaskly(
                 f"{self.place} answered {reply.status}, but not as a node does",

@@ -164,7 +164,7 @@ def refusal(status: int, headers: Mapping[str, str], body: bytes) -> Refused | N
     """Return the error that a refusing answer means; None: no node says so."""
     try:
         details = msgspec.json.decode(body, type=dict[str, Any])
-    except msgspec.DecodeError:
+    except (msgspec.DecodeError, UnicodeDecodeError):
         return None
     message = details.get("error") or details.get("message")
     if not isinstance(message, str):

@@ -10,7 +10,7 @@ import pytest
 
 import octaskly
 from tests.agents import Agent, meshed
-from tests.client.kinds import Open, opening
+from tests.client.kinds import KINDS, Open, opening
 
 
 @pytest.fixture(scope="session")
@@ -24,7 +24,7 @@ def agents() -> Iterator[list[Agent]]:
         yield agents
 
 
-@pytest.fixture(params=["blocking", "asyncio"])
+@pytest.fixture(params=KINDS)
 def open_client(
     request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[Open]:

@@ -10,6 +10,8 @@ from typing import Any, cast
 
 import octaskly
 
+KINDS = ("blocking", "asyncio")
+
 Open = Callable[..., octaskly.Client]
 
 

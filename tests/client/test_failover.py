@@ -1,0 +1,120 @@
+"""Nodes are killed while programs of both kinds submit, wait, follow and listen."""
+
+from __future__ import annotations
+
+import itertools
+import tempfile
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+import octaskly
+from tests.agents import Agent, start, until_nodes
+from tests.client.kinds import KINDS, opening
+
+LINES = 8
+COUNT_OUT = f"i=0; while [ $i -lt {LINES} ]; do echo $i; i=$((i+1)); sleep 0.25; done"
+
+
+@pytest.fixture(scope="module")
+def folder() -> Iterator[Path]:
+    """Where the three agents have their state."""
+    with tempfile.TemporaryDirectory(prefix="octaskly-") as folder:
+        yield Path(folder)
+
+
+@pytest.fixture(scope="module")
+def started(folder: Path) -> Iterator[dict[str, Agent]]:
+    """All agents by name, also those that were killed."""
+    agents: dict[str, Agent] = {}
+    try:
+        yield agents
+    finally:
+        for agent in agents.values():
+            agent.stop()
+
+
+@pytest.fixture
+def trio(folder: Path, started: dict[str, Agent]) -> list[Agent]:
+    """Three agents that live, the dispatcher first, its last successor last."""
+    for name in ("ash", "birch", "cedar"):
+        if name not in started or started[name].process.poll() is not None:
+            started[name] = start(folder, name)
+    until_nodes(started["ash"], 3)
+    _, body = started["ash"].call("GET", "/api/v1/nodes")
+    return [started[node["name"]] for node in body["nodes"]]
+
+
+def with_both(state_dir: Path, program: Callable[[octaskly.Client, str], None]) -> None:
+    """Run a program with a client of each kind, at the same time."""
+
+    def run(kind: str) -> None:
+        with opening(kind) as open_client:
+            program(open_client(state_dir=state_dir), kind)
+
+    with ThreadPoolExecutor() as pool:
+        list(pool.map(run, KINDS))
+
+
+@pytest.mark.timeout(90)
+def test_the_dispatcher_is_killed_and_programs_notice_nothing(
+    trio: list[Agent],
+) -> None:
+    """Each submission is one task, each line comes once, each end is told."""
+    first, _, last = trio
+    under_way = threading.Barrier(len(KINDS), action=first.process.kill)
+
+    def program(mesh: octaskly.Client, kind: str) -> None:
+        task = mesh.submit(COUNT_OUT, requires={"node": last.state.name})
+        log = mesh.logs(task, stream="stdout", deadline_s=60)
+        begun = list(itertools.islice(log, 2))
+        news = mesh.events(deadline_s=60)
+        next(news)  # How a node is: the stream is open.
+        submitted = [mesh.submit("true", name=kind)]
+
+        under_way.wait()
+        submitted += [mesh.submit("true", name=kind) for _ in range(5)]
+        rest = list(log)
+
+        written = b"".join(piece.data for piece in [*begun, *rest])
+        assert written == b"".join(b"%d\n" % n for n in range(LINES))
+        assert mesh.wait(task, deadline_s=60).attempt == 1
+        ended = [end.id for end in mesh.as_ended(submitted, deadline_s=60)]
+        there = [each.id for each in mesh.tasks() if each.name == kind]
+        assert sorted(ended) == sorted(there) == sorted(each.id for each in submitted)
+        missing = {*ended, task.id}
+        while missing:
+            event = next(news)
+            if event.data.get("status") == "completed":
+                missing.discard(event.data["id"])
+        news.close()
+
+    with_both(last.state, program)
+
+
+@pytest.mark.timeout(90)
+def test_a_node_that_restarts_is_waited_for(
+    trio: list[Agent], folder: Path, started: dict[str, Agent]
+) -> None:
+    """Its socket is gone for a while; who was asked already is asked again."""
+    first, _, last = trio
+
+    def restart() -> None:
+        last.process.kill()
+        last.process.wait()
+        started[last.state.name] = start(folder, last.state.name)
+
+    restarting = threading.Timer(0.1, restart)
+    under_way = threading.Barrier(len(KINDS), action=restarting.start)
+
+    def program(mesh: octaskly.Client, kind: str) -> None:
+        task = mesh.submit("sleep 0.8", requires={"node": first.state.name})
+        under_way.wait()
+        assert mesh.wait(task, deadline_s=60).status == "completed"
+        restarting.join()
+        assert mesh.run(f"echo {kind}").stdout == f"{kind}\n"
+
+    with_both(last.state, program)

@@ -1,0 +1,182 @@
+"""Threads, processes and event loops that share a client, and clients that are gone."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+import octaskly
+from tests.agents import Agent
+from tests.client.kinds import Open
+
+
+def test_threads_share_a_client(agents: list[Agent]) -> None:
+    """Each has its own answer, though some wait and some read."""
+    with octaskly.Client(state_dir=agents[1].state) as mesh:
+
+        def echo(n: int) -> str | None:
+            task = mesh.submit(f"echo {n}")
+            return mesh.wait(task).stdout if n % 2 else mesh.run(f"echo {n}").stdout
+
+        with ThreadPoolExecutor(8) as pool:
+            told = list(pool.map(echo, range(24)))
+
+    assert told == [f"{n}\n" for n in range(24)]
+
+
+async def test_tasks_share_a_client(agents: list[Agent]) -> None:
+    """As many as there are at once, and none is left when it closes."""
+    async with octaskly.AsyncClient(state_dir=agents[1].state) as mesh:
+
+        async def echo(n: int) -> str | None:
+            return (await mesh.run(f"echo {n}")).stdout
+
+        async with asyncio.TaskGroup() as group:
+            told = [group.create_task(echo(n)) for n in range(16)]
+
+    assert [each.result() for each in told] == [f"{n}\n" for n in range(16)]
+    assert asyncio.all_tasks() == {asyncio.current_task()}
+
+
+async def test_what_is_cancelled_stops_and_cancels_what_it_began(
+    agents: list[Agent],
+) -> None:
+    """Nobody else knows of these tasks; the client goes on."""
+    async with octaskly.AsyncClient(state_dir=agents[1].state) as mesh:
+
+        async def follow() -> None:
+            async for _ in mesh.map("sleep 60 # {}", "ab", name="cancelled map"):
+                pass
+
+        async with asyncio.TaskGroup() as group:
+            working = [
+                group.create_task(mesh.run("sleep 60", name="cancelled run")),
+                group.create_task(follow()),
+            ]
+            begun: set[str | None] = set()
+            async for event in mesh.events(types=["task"]):
+                begun.add((await mesh.task(event.data["id"])).name)
+                if begun >= {"cancelled run", "cancelled map"}:
+                    break
+            for each in working:
+                each.cancel()
+
+        left = [task async for task in mesh.tasks() if task.name in begun]
+        for task in left:
+            assert (await mesh.wait(task, deadline_s=20)).status == "cancelled"
+
+
+async def test_an_async_client_is_of_one_loop(agents: list[Agent]) -> None:
+    """Its connections are; another loop would wait for ever."""
+    async with octaskly.AsyncClient(state_dir=agents[1].state) as mesh:
+        await mesh.nodes()
+        with pytest.raises(octaskly.Closed, match="another event loop"):
+            await asyncio.to_thread(asyncio.run, mesh.nodes())
+
+
+def test_ctrl_c_in_a_run_cancels_it(agents: list[Agent]) -> None:
+    """As in a shell: the command ends with whoever waits for it."""
+    with octaskly.Client(state_dir=agents[1].state) as mesh:
+        main = threading.main_thread().ident
+        interrupting = threading.Timer(0.3, signal.pthread_kill, (main, signal.SIGINT))
+        interrupting.start()
+        with pytest.raises(KeyboardInterrupt):
+            mesh.run("sleep 60", name="interrupted")
+
+        left = [task for task in mesh.tasks() if task.name == "interrupted"][-1]
+        assert mesh.wait(left, deadline_s=20).status == "cancelled"
+
+
+def test_a_closed_client_says_so(mesh: octaskly.Client) -> None:
+    """Before and after its first use; what was submitted goes on."""
+    mesh.nodes()
+    mesh.close()
+
+    for use in (mesh.nodes, lambda: mesh.submit("true"), lambda: next(mesh.logs("x"))):
+        with pytest.raises(octaskly.Closed, match="this client is closed"):
+            use()
+    mesh.close()
+
+
+FORKING = """
+import os, sys
+import octaskly
+
+mesh = octaskly.Client(state_dir=sys.argv[1])
+mesh.nodes()
+news = mesh.events()
+next(news), next(news)
+child = os.fork()
+ended = mesh.run(f"echo {'parent' if child else 'child'}")
+if child:
+    assert os.waitpid(child, 0)[1] == 0
+else:
+    try:
+        next(news)
+    except octaskly.Closed as error:
+        print(error, flush=True)
+    os._exit(0 if ended.stdout == "child\\n" else 1)
+print(ended.stdout, next(news).kind)
+"""
+
+
+def test_a_process_that_forks_leaves_its_connections_to_the_parent(
+    agents: list[Agent],
+) -> None:
+    """Neither reads the answers of the other."""
+    done = subprocess.run(
+        [sys.executable, "-c", FORKING, str(agents[1].state)],
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=False,
+    )
+
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines() == [
+        "this stream belongs to the process that opened it",
+        "parent",
+        " task",
+    ]
+
+
+def test_what_no_task_can_be_is_refused_before_it_is_sent(
+    mesh: octaskly.Client, open_client: Open
+) -> None:
+    """By the name of the field; some of it the node says, some needs no node."""
+    refused: dict[str, Callable[[], object]] = {
+        "$.command": lambda: mesh.submit("a\0b"),
+        "$.timeout": lambda: mesh.submit("true", timeout="soon"),  # type: ignore[arg-type]
+        "tries": lambda: mesh.submit("true", tries=3),  # type: ignore[call-arg]
+        "body": lambda: mesh.submit("true", inputs=[object()]),  # type: ignore[list-item]
+        "command": lambda: mesh.submit_many(["true"] * 10_001),
+        "id": lambda: mesh.task("no task/ä"),
+    }
+    for field, ask in refused.items():
+        with pytest.raises(octaskly.Invalid) as caught:
+            ask()
+        assert (caught.value.field, bool(caught.value.hint)) == (field, True)
+
+
+@pytest.mark.parametrize("text", ["\udcff", "a\ud800"])
+def test_text_that_is_no_text_is_refused(mesh: octaskly.Client, text: str) -> None:
+    """File names that are no UTF-8 look like that in Python; JSON has no such thing."""
+    for ask in (
+        lambda: mesh.submit(text),
+        lambda: mesh.submit("true", name=text),
+        lambda: mesh.submit("true", stdin=text),
+        lambda: mesh.submit_many([text]),
+        lambda: mesh.array("true", [text]),
+        lambda: next(mesh.map("true", [text])),
+    ):
+        with pytest.raises(octaskly.Invalid, match="lone surrogate"):
+            ask()
+    with pytest.raises(octaskly.Invalid):
+        mesh.cancel(text)

@@ -1,0 +1,432 @@
+"""What a client does with a mesh, played step by step: no socket, no time."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import octaskly
+from octaskly.client import flows, following, mapping
+from octaskly.client.asker import Asker
+from octaskly.client.calls import Call, Reply
+from octaskly.client.patience import Deadline
+from octaskly.client.steps import Begin, Emit, Leave, Pause, Read, Send
+from octaskly.client.streams import Event, Parser
+
+LOST = octaskly.ReplyLost("lost")
+AWAY = octaskly.Unreachable("away")
+HEALTH = {"status": "healthy", "version": octaskly.__version__, "uptime_seconds": 1}
+
+
+class Clock:
+    """Time that passes by pauses and waits alone."""
+
+    def __init__(self) -> None:
+        self.now_s = 0.0
+
+    def __call__(self) -> float:
+        return self.now_s
+
+
+def reply(body: object, status: int = 200, **headers: str) -> Reply:
+    named = {name.replace("_", "-"): value for name, value in headers.items()}
+    return Reply(status, named, json.dumps(body).encode())
+
+
+def refused(status: int, error: str, **headers: str) -> Reply:
+    return reply({"error": error, "status": status}, status, **headers)
+
+
+TASK = reply({"id": "task-1", "status": "queued"}, 201)
+ENDED = reply({"id": "task-1", "status": "completed"})
+BUSY = refused(503, "No dispatcher is elected", retry_after="1")
+
+
+class Play:
+    """Performs a flow with outcomes that were written beforehand."""
+
+    def __init__(self, *outcomes: Any, patience_s: float = 10.0) -> None:
+        self.clock = Clock()
+        self.asker = Asker(
+            "the node",
+            patience_s=patience_s,
+            clock=self.clock,
+            draw=lambda: 0.0,
+            new_key=(f"key-{n}" for n in itertools.count(1)).__next__,
+        )
+        self.outcomes = list(outcomes)
+        self.sent: list[Call] = []
+        self.paused: list[float] = []
+        self.emitted: list[Any] = []
+
+    def until(self, deadline_s: float | None = None) -> Deadline:
+        return self.asker.until(deadline_s)
+
+    def run(self, flow: Any) -> Any:
+        came: Any = None
+        raised: BaseException | None = None
+        while True:
+            try:
+                step = flow.send(came) if raised is None else flow.throw(raised)
+            except StopIteration as end:
+                return end.value
+            came, raised = self._perform(step), None
+            if isinstance(came, BaseException):
+                came, raised = None, came
+
+    def _perform(self, step: Any) -> Any:
+        match step:
+            case Send(call, timeout_s) | Begin(call, timeout_s):
+                self.sent.append(call)
+                outcome = self.outcomes.pop(0)
+                if outcome == "nothing":
+                    self.clock.now_s += timeout_s
+                    return LOST
+                return outcome
+            case Read(timeout_s):
+                outcome = self.outcomes.pop(0)
+                if outcome == "nothing":
+                    self.clock.now_s += timeout_s
+                    return LOST
+                return outcome
+            case Pause(seconds):
+                self.paused.append(seconds)
+                self.clock.now_s += seconds
+            case Emit(item):
+                self.emitted.append(item)
+            case _:
+                assert step == Leave()
+        return None
+
+
+def submitted(play: Play) -> octaskly.Task:
+    task: octaskly.Task = play.run(flows.submit(play.asker, "true", {}))
+    return task
+
+
+def test_a_submission_is_repeated_by_its_key() -> None:
+    """The node may have accepted it, so only the key makes it harmless."""
+    play = Play(LOST, BUSY, LOST, TASK)
+
+    assert submitted(play).id == "task-1"
+    assert [call.headers for call in play.sent] == [{"Idempotency-Key": "key-1"}] * 4
+    assert len({call.body for call in play.sent}) == 1
+
+
+def test_a_pause_that_the_node_asks_for_is_kept() -> None:
+    """By 503 and by 429; what is asked for is not shortened or stretched."""
+    play = Play(BUSY, refused(429, "Too many requests", retry_after="7"), TASK)
+
+    submitted(play)
+
+    assert play.paused == [1.0, 7.0]
+
+
+def test_a_pause_beyond_the_patience_is_an_error_at_once() -> None:
+    """Nobody is held up by a wait that cannot end well."""
+    play = Play(refused(429, "Queue is full", retry_after="11"))
+
+    with pytest.raises(octaskly.TooMany) as caught:
+        submitted(play)
+    assert (play.paused, caught.value.retry_after_s) == ([], 11.0)
+
+
+def test_a_mesh_between_dispatchers_is_waited_for_as_long_as_patience_lasts() -> None:
+    """Then the error is what the node said, by name."""
+    play = Play(*[BUSY] * 11)
+
+    with pytest.raises(octaskly.NoDispatcher):
+        submitted(play)
+    assert play.clock.now_s == 10.0
+
+
+def test_a_node_that_never_answered_is_not_waited_for() -> None:
+    """The place is more likely wrong than on its way."""
+    play = Play(AWAY)
+
+    with pytest.raises(octaskly.Unreachable):
+        submitted(play)
+    assert play.paused == []
+
+
+def test_a_node_that_has_answered_before_is_waited_for() -> None:
+    """It restarts, most likely; the pauses grow."""
+    play = Play(TASK, AWAY, AWAY, AWAY, TASK)
+    submitted(play)
+
+    submitted(play)
+
+    assert play.paused == [0.05, 0.1, 0.2]
+
+
+@pytest.mark.parametrize(
+    ("status", "kind"),
+    [
+        (400, octaskly.Invalid),
+        (401, octaskly.Unauthorized),
+        (403, octaskly.Forbidden),
+        (404, octaskly.NotFound),
+        (409, octaskly.Conflict),
+        (413, octaskly.Invalid),
+        (422, octaskly.Invalid),
+        (500, octaskly.Refused),
+        (503, octaskly.Unavailable),
+        (507, octaskly.Unavailable),
+    ],
+)
+def test_a_refusal_is_an_error_of_its_kind_and_not_repeated(
+    status: int, kind: type[octaskly.Refused]
+) -> None:
+    """Without a pause that the node asks for, another try is vain."""
+    play = Play(refused(status, "No"))
+
+    with pytest.raises(kind, match="No") as caught:
+        submitted(play)
+    assert type(caught.value) is kind
+    assert len(play.sent) == 1
+
+
+@pytest.mark.parametrize(
+    "outcome",
+    [
+        refused(400, "Unknown field"),
+        refused(404, "Not found"),
+        reply({"id": 7}, 201),
+        Reply(404, {}, b"<html>"),
+    ],
+    ids=["field", "path", "form", "page"],
+)
+def test_a_gap_of_versions_is_named(outcome: Reply) -> None:
+    """A newer client asks an older node for what that does not know, or vice versa."""
+    play = Play(outcome, reply(HEALTH | {"version": "0.0.1"}))
+
+    with pytest.raises(octaskly.OctasklyError) as caught:
+        submitted(play)
+    gap = f"this client is Octaskly {octaskly.__version__}, the node 0.0.1"
+    assert (caught.value.hint or "").splitlines()[-1] == gap
+
+
+def test_nodes_of_the_same_version_are_not_called_another() -> None:
+    """A path that does not exist is a mistake of the caller then."""
+    play = Play(refused(404, "Not found"), reply(HEALTH))
+
+    with pytest.raises(octaskly.NotFound) as caught:
+        submitted(play)
+    assert caught.value.hint is None
+
+
+def test_a_deadline_ends_the_tries() -> None:
+    """However patient the client is; the time is said."""
+    play = Play(*[BUSY] * 11)
+
+    with pytest.raises(octaskly.TimedOut, match="within 2 s"):
+        play.run(flows.submit(play.asker, "true", {}, until=play.until(2)))
+    assert play.clock.now_s == 2.0
+
+
+def test_a_long_wait_is_many_polls() -> None:
+    """Each within what a node grants, and lost ones do not end it."""
+    queued = reply({"id": "task-1", "status": "queued"})
+    play = Play(queued, "nothing", queued, ENDED, patience_s=300)
+
+    ended = play.run(flows.wait(play.asker, "task-1", until=play.until()))
+
+    assert ended.is_final
+    assert {call.query["wait"] for call in play.sent} == {"60.000"}
+
+
+def test_who_leaves_a_run_cancels_it_whatever_made_it_leave() -> None:
+    """By Ctrl-C and by a cancelled task alike, which come as exceptions."""
+    play = Play(
+        TASK, KeyboardInterrupt(), reply({"id": "task-1", "status": "cancelled"})
+    )
+
+    with pytest.raises(KeyboardInterrupt):
+        play.run(
+            flows.run(
+                play.asker,
+                "true",
+                {},
+                check=False,
+                durability=None,
+                until=play.until(),
+            )
+        )
+    last = play.sent[-1]
+    assert (last.method, last.target) == ("DELETE", "/api/v1/tasks/task-1?force=true")
+
+
+def sse(kind: str, data: object, event_id: str = "") -> bytes:
+    lines = [f"event: {kind}"] + [f"id: {event_id}"] * bool(event_id)
+    return ("\n".join([*lines, f"data: {json.dumps(data)}"]) + "\n\n").encode()
+
+
+HEAD = Reply(200, {}, b"")
+A, B = (sse("stdout", {"offset": n, "data": c}, f"1:{n}:0") for n, c in enumerate("ab"))
+END = sse("end", {"id": "task-1", "status": "completed"}, "1:2:0")
+
+
+def logged(play: Play, deadline_s: float | None = None) -> bytes:
+    play.run(
+        following.logs(
+            play.asker,
+            "task-1",
+            follow=True,
+            stream="both",
+            attempt=None,
+            after="",
+            until=play.until(deadline_s),
+        )
+    )
+    return b"".join(log.data for log in play.emitted)
+
+
+@pytest.mark.parametrize(
+    "broken",
+    [
+        [LOST],
+        [b""],
+        [B[:9], LOST],
+        [B[:9], b""],
+        [b"event: x\ndata: {\n\n"],
+        ["nothing"],
+    ],
+    ids=["lost", "ended", "cut", "cut off", "garbled", "silent"],
+)
+def test_a_stream_goes_on_behind_what_came(broken: list[Any]) -> None:
+    """Nothing twice, nothing missing, whatever broke it."""
+    play = Play(HEAD, A, *broken, HEAD, B + END, patience_s=60)
+
+    assert logged(play) == b"ab"
+    assert [call.headers for call in play.sent] == [{}, {"Last-Event-ID": "1:0:0"}]
+
+
+def test_a_stream_that_is_refused_is_an_error() -> None:
+    """As when the token was revoked meanwhile."""
+    play = Play(HEAD, A, LOST, refused(401, "Missing or invalid authentication token"))
+
+    with pytest.raises(octaskly.Unauthorized):
+        logged(play)
+
+
+def test_a_node_with_too_many_streams_is_asked_again() -> None:
+    """There is room once others have ended."""
+    play = Play(refused(503, "Too many event streams", retry_after="1"), HEAD, A + END)
+
+    assert logged(play) == b"a"
+    assert play.paused == [1.0]
+
+
+def test_signs_of_life_keep_a_quiet_stream() -> None:
+    """They are no events, and no silence either."""
+    play = Play(HEAD, *[b":\n\n"] * 50, A, END)
+
+    assert logged(play) == b"a"
+    assert len(play.sent) == 1
+
+
+RESULTS = [
+    sse("result", {"id": f"task-1.{n}", "position": n, "status": "completed"})
+    for n in range(3)
+]
+ALL = sse("end", {"id": "task-1", "status": "completed", "array": {"completed": 3}})
+
+
+def test_a_result_comes_once_though_its_stream_was_lost() -> None:
+    """It is asked for again from the first that is missing."""
+    play = Play(
+        HEAD, RESULTS[0] + RESULTS[2], LOST, HEAD, RESULTS[1] + RESULTS[2] + ALL
+    )
+
+    play.run(mapping.results(play.asker, "task-1", ordered=False, until=play.until()))
+
+    assert [task.id for task in play.emitted] == ["task-1.0", "task-1.2", "task-1.1"]
+    assert [call.query["offset"] for call in play.sent] == [0, 1]
+
+
+def test_an_end_that_comes_before_all_results_is_not_believed() -> None:
+    """A node that has not heard of all ends is asked again."""
+    play = Play(HEAD, RESULTS[0] + ALL, HEAD, RESULTS[1] + RESULTS[2] + ALL)
+
+    play.run(mapping.results(play.asker, "task-1", ordered=True, until=play.until()))
+
+    assert len(play.emitted) == 3
+
+
+def test_a_map_has_two_arrays_under_way_and_takes_no_more_items_than_that(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """So the next begins while the last members of the one before still run."""
+    monkeypatch.setattr(mapping, "ITEMS_MAX", 1)
+    taken: list[int] = []
+
+    def items() -> Iterator[int]:
+        for n in range(3):
+            taken.append(n)
+            yield n
+
+    one = sse("result", {"id": "task-1.0", "position": 0, "status": "completed"})
+    one += sse("end", {"id": "t", "status": "completed", "array": {"completed": 1}})
+    play = Play(TASK, TASK, HEAD, one, TASK, HEAD, one, HEAD, one)
+
+    play.run(
+        mapping.map_(
+            play.asker,
+            "f {}",
+            items(),
+            {},
+            ordered=True,
+            until=play.until(),
+        )
+    )
+
+    order = ["POST", "POST", "GET", "POST", "GET", "GET"]
+    assert [call.method for call in play.sent] == order
+    assert [task.item for task in play.emitted] == ["0", "1", "2"]
+    assert taken == [0, 1, 2]
+
+
+def test_items_are_told_apart_by_key() -> None:
+    """Two arrays of one map are two tasks, though each may be sent twice."""
+    play = Play(LOST, TASK, TASK)
+    submitted(play)
+    submitted(play)
+
+    keys = [call.headers["Idempotency-Key"] for call in play.sent]
+    assert keys == ["key-1", "key-1", "key-2"]
+
+
+events = st.lists(
+    st.builds(
+        Event,
+        kind=st.sampled_from(["task", "node", "stdout"]),
+        id=st.text("0123456789-:", max_size=8),
+        data=st.dictionaries(st.text(max_size=3), st.text(max_size=9), max_size=2),
+    ),
+    max_size=5,
+)
+
+
+@given(events, st.lists(st.integers(0, 200)))
+def test_events_are_the_same_however_their_bytes_are_cut(
+    told: list[Event], cuts: list[int]
+) -> None:
+    """The network cuts where it likes."""
+    data = b":\n\n".join(sse(each.kind, each.data, each.id) for each in told)
+    places = sorted({0, len(data), *(cut for cut in cuts if cut < len(data))})
+    parser = Parser()
+
+    came = [
+        event
+        for begin, end in itertools.pairwise(places)
+        for event in parser.feed(data[begin:end])
+    ]
+
+    assert came == told
+    parser.finish()
