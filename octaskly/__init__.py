@@ -41,6 +41,7 @@ if TYPE_CHECKING:
         Unreachable as Unreachable,
     )
     from octaskly.client.following import Log as Log
+    from octaskly.client.reading import Wanted as Wanted
     from octaskly.client.records import (
         Counts as Counts,
         Database as Database,
@@ -82,6 +83,7 @@ _HOMES = {
         "Unauthorized Unavailable Unreachable "
     ),
     "octaskly.client.following": "Log",
+    "octaskly.client.reading": "Wanted",
     "octaskly.client.records": (
         "Counts Database Draft Explanation Failover Load Members MeshState "
         "NodeInfo Output Reason Standby Stats System Task Verdict Workers "

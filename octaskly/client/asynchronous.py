@@ -8,10 +8,11 @@ from typing import Self, Unpack
 
 from octaskly.client import flows, following, mapping, reading
 from octaskly.client.aio import Loop
-from octaskly.client.asked import Asked, Durability, Status
+from octaskly.client.asked import Asked, Durability
 from octaskly.client.asker import Asker
 from octaskly.client.following import EventType, Log, Stream
 from octaskly.client.patience import PATIENCE_S
+from octaskly.client.reading import Wanted
 from octaskly.client.records import Draft, Explanation, NodeInfo, Stats, Task
 from octaskly.client.streams import Event
 from octaskly.client.targets import target
@@ -250,18 +251,9 @@ class AsyncClient:
 
     # -- the mesh ------------------------------------------------------------------
 
-    def tasks(
-        self,
-        *,
-        status: Status | None = None,
-        worker_id: str | None = None,
-        array: str | Task | None = None,
-    ) -> AsyncGenerator[Task]:
+    def tasks(self, **wanted: Unpack[Wanted]) -> AsyncGenerator[Task]:
         """As `Client.tasks`."""
-        flow = reading.tasks(
-            self._asker, status=status, worker_id=worker_id, array=array
-        )
-        return self._loop.iterate(flow)
+        return self._loop.iterate(reading.tasks(self._asker, wanted))
 
     async def nodes(self) -> list[NodeInfo]:
         """As `Client.nodes`."""

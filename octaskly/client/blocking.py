@@ -7,11 +7,12 @@ from pathlib import Path
 from typing import Self, Unpack
 
 from octaskly.client import flows, following, mapping, reading
-from octaskly.client.asked import Asked, Durability, Status
+from octaskly.client.asked import Asked, Durability
 from octaskly.client.asker import Asker
 from octaskly.client.following import EventType, Log, Stream
 from octaskly.client.patience import PATIENCE_S
 from octaskly.client.pool import Pool
+from octaskly.client.reading import Wanted
 from octaskly.client.records import Draft, Explanation, NodeInfo, Stats, Task
 from octaskly.client.streams import Event
 from octaskly.client.targets import target
@@ -329,18 +330,9 @@ class Client:
 
     # -- the mesh ------------------------------------------------------------------
 
-    def tasks(
-        self,
-        *,
-        status: Status | None = None,
-        worker_id: str | None = None,
-        array: str | Task | None = None,
-    ) -> Generator[Task]:
-        """Yield tasks without their output, oldest first; of an array its members."""
-        flow = reading.tasks(
-            self._asker, status=status, worker_id=worker_id, array=array
-        )
-        return self._pool.iterate(flow)
+    def tasks(self, **wanted: Unpack[Wanted]) -> Generator[Task]:
+        """Yield tasks without their output, oldest first unless told."""
+        return self._pool.iterate(reading.tasks(self._asker, wanted))
 
     def nodes(self) -> list[NodeInfo]:
         """Return the members of the mesh, the dispatcher first."""

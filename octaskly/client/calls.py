@@ -41,7 +41,7 @@ class Call(NamedTuple):
     def target(self) -> str:
         """Path and query; what is None is left out."""
         given = {key: value for key, value in self.query.items() if value is not None}
-        return f"{self.path}?{urlencode(given)}" if given else self.path
+        return f"{self.path}?{urlencode(given, doseq=True)}" if given else self.path
 
 
 def path_of(place: str, name: str, *more: str) -> str:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Final
+from collections.abc import Mapping
+from typing import Any, Final, TypedDict
 
 from octaskly.client import calls
-from octaskly.client.asked import ref_of
+from octaskly.client.asked import Status, invalid, ref_of
 from octaskly.client.asker import Asker
 from octaskly.client.calls import Call
 from octaskly.client.records import (
@@ -21,26 +22,48 @@ from octaskly.client.steps import Emit, Emitting, Flow
 PAGE: Final = 1000  #: tasks of one request
 
 
-def tasks(
-    asker: Asker, *, status: str | None, worker_id: str | None, array: str | Task | None
-) -> Emitting[Task]:
-    """Hand out tasks, oldest first, a page at a time."""
-    offset = 0
+class Wanted(TypedDict, total=False):
+    """Which tasks to list; `name`, `labels` and `text` search."""
+
+    status: Status
+    worker_id: str  #: name or id of the node
+    array: str | Task  #: its members, where others are listed without members
+    name: str
+    labels: Mapping[str, str]
+    text: str  #: is in the command or the name
+    newest: bool  #: the latest first
+
+
+def tasks(asker: Asker, wanted: Wanted) -> Emitting[Task]:
+    """Hand out tasks, a page at a time."""
+    query = _query(wanted)
+    is_search = bool({"name", "labels", "text"} & wanted.keys())
     while True:
-        query = {
-            "status": status,
-            "worker_id": worker_id,
-            "array": None if array is None else ref_of(array),
-            "limit": PAGE,
-            "offset": offset,
-        }
-        call = Call("GET", calls.TASKS, query)
-        page = yield from asker.asked(call, TaskPage)
+        page = yield from asker.asked(Call("GET", calls.TASKS, dict(query)), TaskPage)
         for task in page.tasks:
             yield Emit(task)
-        offset += len(page.tasks)
-        if len(page.tasks) < PAGE:
+        if is_search and page.next is not None:
+            query["after"] = page.next
+        elif not is_search and len(page.tasks) == PAGE:
+            query["offset"] += PAGE
+        else:
             return
+
+
+def _query(wanted: Wanted) -> dict[str, Any]:
+    query: dict[str, Any] = {**wanted, "limit": PAGE}
+    if not {"name", "labels", "text"} & wanted.keys():
+        query["offset"] = 0
+    if "array" in wanted:
+        query["array"] = ref_of(wanted["array"])
+    if labels := query.pop("labels", None):
+        query["label"] = [f"{name}={value}" for name, value in labels.items()]
+    if "newest" in wanted:
+        query["newest"] = "true" if wanted["newest"] else "false"
+    for name, value in query.items():
+        if isinstance(value, str) and not value.isprintable():
+            raise invalid("text that no task can hold", "printable characters", name)
+    return query
 
 
 def explain(asker: Asker, task: str | Task) -> Flow[Explanation]:

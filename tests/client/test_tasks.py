@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from typing import Any
+from typing import Any, Unpack
 
 import pytest
 
@@ -71,7 +71,7 @@ def test_all_that_a_task_can_ask_for_arrives(mesh: octaskly.Client) -> None:
         "after": [parent],
         "on": "any",
     }
-    untold = {"cwd", "inputs", "id"}
+    untold = {"cwd", "files", "inputs", "id"}
     assert set(asked) | untold == octaskly.Asked.__optional_keys__
 
     task = mesh.run("echo $GREETING; cat; echo made > made", check=True, **asked)
@@ -135,6 +135,26 @@ def test_the_mesh_is_shown_with_types(mesh: octaskly.Client) -> None:
     assert [node.role for node in nodes] == ["dispatcher", "standby"]
     assert {node.name for node in nodes} == {"ash", "birch"}
     assert (stats.workers.total, stats.mesh.replicas) == (2, 2)
+
+
+def test_tasks_are_found_by_what_they_are_called(mesh: octaskly.Client) -> None:
+    """By name, labels and text, page by page, in one iterator."""
+    name = f"found {mesh.submit('true').id}"
+    ids = [
+        mesh.submit(f"true {n}", name=name, labels={"n": str(n % 2)}).id
+        for n in range(3)
+    ]
+
+    def found(**wanted: Unpack[octaskly.Wanted]) -> list[str]:
+        return [task.id for task in mesh.tasks(**wanted)]
+
+    assert found(name=name) == ids
+    assert found(name=name, newest=True) == ids[::-1]
+    assert found(text=name, labels={"n": "0"}) == [ids[0], ids[2]]
+    assert found(name="nobody is called that") == []
+    assert found(newest=True)[:3] == ids[::-1]
+    with pytest.raises(octaskly.Invalid):
+        found(name="a\ud800")
 
 
 def public(kind: type) -> dict[str, inspect.Signature]:
