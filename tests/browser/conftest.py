@@ -7,13 +7,15 @@ from pathlib import Path
 
 import pytest
 import pytest_asyncio
-from playwright.async_api import Browser
+from playwright.async_api import Browser, expect
 
 from tests.agents import Agent, meshed
 from tests.browser import chromium
 
 HERE = Path(__file__).parent
 MISSING = chromium.missing()
+
+expect.set_options(timeout=chromium.ANSWER_MS)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -39,7 +39,9 @@ async def show(page: Page, view: str, *parts: str, **query: str) -> None:
 
 async def at(page: Page, view: str) -> None:
     """Wait until a view is shown, with its data."""
-    tab = page.get_by_role("navigation").get_by_role("link", name=view.capitalize())
+    tab = page.get_by_role("navigation", name="Views").get_by_role(
+        "link", name=view.capitalize(), exact=True
+    )
     await expect(tab).to_have_attribute("aria-current", "page")
     await expect(page.locator("main [aria-busy=true]")).to_have_count(0)
 

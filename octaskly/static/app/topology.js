@@ -19,7 +19,7 @@ export function Topology({ nodes, standbys }) {
   const told = centre
     ? `${centre.name} is dispatcher; ${standbys.length} standbys; ${nodes.length} nodes`
     : `No dispatcher; ${nodes.length} nodes`;
-  return html`<svg class=${`topology ${hasLabels ? "" : "dense"}`} viewBox=${boxOf(others.length)} role="img" aria-label=${told}>
+  return html`<svg class=${`topology ${hasLabels ? "" : "dense"}`} viewBox=${boxOf(others.length)} role="group" aria-label=${told}>
     ${centre && places.map(({ node, x, y }) => html`<line key=${node.id} class=${`edge ${level.get(node.id) ?? ""} ${node.state}`}
       x1="0" y1="0" x2=${x} y2=${y} />`)}
     ${places.map(({ node, x, y }) => html`<${Dot} key=${node.id} node=${node} x=${x} y=${y} r=${radius}

@@ -11,7 +11,7 @@ const END_PX = 30; //: so near to the end one means the end
 export function Log({ id, attempts }) {
   const [attempt, setAttempt] = useState("");
   const [stream, setStream] = useState("both");
-  const [, redraw] = useState(0);
+  const [drawn, redraw] = useState(0);
   const source = useRef(null);
   useEffect(() => {
     source.current = follow(id, attempt, () => redraw((n) => n + 1));
@@ -36,7 +36,7 @@ export function Log({ id, attempts }) {
     </div>
     ${output?.dropped > 0 && html`<div class="log-cut"><p>${plural(output.dropped, "earlier line")} not shown; all of them:</p>
       <${Command} text=${`octaskly logs ${id}`} /></div>`}
-    <${Lines} key=${`${attempt}${stream}`} lines=${lines} isOver=${state.isOver} />
+    <${Lines} key=${`${attempt}${stream}`} lines=${lines} isOver=${state.isOver} drawn=${drawn} />
   </section>`;
 }
 
@@ -45,6 +45,7 @@ function standing({ isOver, problem }, many) {
   return `${plural(many, "line")}${isOver ? "" : ", live"}`;
 }
 
+/** `lines` is one list that grows: that it did, only `drawn` tells. */
 function Lines({ lines, isOver }) {
   const frame = useRef(null);
   const [view, setView] = useState({ top: 0, height: 400 });

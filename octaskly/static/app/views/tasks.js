@@ -180,7 +180,7 @@ function Grid({ rows }) {
       ${["State", "Task", "Node", "Exit", "Took", "Created", ""].map((name, n) => html`<span role="columnheader"
         class=${`cell-${n}`}>${name || html`<span class="visually-hidden">Why it waits</span>`}</span>`)}
     </div></div>
-    <div class="grid-frame" role="rowgroup" tabindex="-1" ref=${frame} onScroll=${onScroll}>
+    <div class="grid-frame" role="rowgroup" tabindex="0" ref=${frame} onScroll=${onScroll}>
       <div class="grid-rows" role="presentation" style=${{ height: `${viewPx}px` }}>
         <div role="presentation" style=${{ transform: `translateY(${shiftPx}px)` }}>${shown}</div></div>
       <div role="presentation" style=${{ height: `${Math.max(0, trackPx(total) - viewPx)}px` }}></div>

@@ -1,0 +1,92 @@
+"""A mesh in the middle of a working day: something in every state, for every view."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from unittest import mock
+
+from tests.agents import TASKS, Agent, finished, meshed, submit, until
+
+NAMES = ("attic", "desk", "garage")
+SLOTS = 4
+PROGRAMS = {
+    "render": 'echo "Saved: frames/$2.png"; sleep "${SECONDS_LONG:-0.3}"',
+    "encode": 'echo "encode: $1: no such file" >&2; exit 3',
+    "train": r"""
+for epoch in 1 2 3 4 5 6; do
+    printf '\033[1mepoch %d\033[0m  loss ' "$epoch"
+    printf '\033[32m0.%d\033[0m  \033[33mlr 3e-4\033[0m\n' $((90 - 9 * epoch))
+done
+echo 'warning: 2 images are damaged' >&2
+sleep 3600""",
+    "thumbnail": 'case $1 in *7.jpg) echo "damaged: $1" >&2; exit 4;; esac; echo "$1"',
+    "simulate": "sleep 3600",
+}
+
+
+@dataclass(frozen=True)
+class Scene:
+    """The mesh, its dispatcher first, and the tasks that tests look for."""
+
+    agents: list[Agent]
+    training: str  #: runs, and has written in colours
+    waiting: str  #: needs a GPU, which no node has
+    failed: str
+    cancelled: str
+    album: str  #: an array, some of whose members failed
+    done: tuple[str, ...]
+
+    @property
+    def head(self) -> Agent:
+        """The dispatcher."""
+        return self.agents[0]
+
+
+@contextlib.contextmanager
+def working(folder: Path) -> Iterator[Scene]:
+    """Run three agents that have work, for the length of a block."""
+    programs = folder / "bin"
+    programs.mkdir()
+    for name, script in PROGRAMS.items():
+        (programs / name).write_text(f"#!/bin/sh\n{script}\n")
+        (programs / name).chmod(0o755)
+    path = f"{programs}:{os.environ['PATH']}"
+    extra = ("--slots", str(SLOTS), "--label", "room=studio", "--drain", "0")
+    with (
+        mock.patch.dict(os.environ, PATH=path),
+        meshed(folder / "mesh", *NAMES, extra=extra) as agents,
+    ):
+        yield _furnished(agents)
+
+
+def _furnished(agents: list[Agent]) -> Scene:
+    head = agents[0]
+    done = [
+        submit(head, f"render scene.blend {frame:04d}", name=f"frame {frame}")
+        for frame in range(1, 13)
+    ]
+    items = [f"photos/img-{number:03d}.jpg" for number in range(1, 31)]
+    album = submit(head, "thumbnail {}", name="album", array={"items": items})
+    failed = submit(head, "encode clips/intro.mov", labels={"film": "intro"})
+    for task in (*done, album, failed):
+        finished(head, task)
+    training = submit(head, "train --epochs 6", name="train", priority=5)
+    slow = {"env": {"SECONDS_LONG": "3600"}, "labels": {"film": "main"}}
+    for frame in range(100, 107):
+        submit(head, f"render main.blend {frame:04d}", **slow)
+    waiting = submit(
+        head, "simulate wind-tunnel.cfg", name="wind tunnel", requires={"gpus": 1}
+    )
+    cancelled = submit(head, "simulate old.cfg", requires={"gpus": 1})
+    head.call("DELETE", f"{TASKS}/{cancelled}")
+    until(lambda: _has_written(head, training), "the training has begun")
+    return Scene(agents, training, waiting, failed, cancelled, album, tuple(done))
+
+
+def _has_written(agent: Agent, task: str) -> bool:
+    _, said = agent.call("GET", f"{TASKS}/{task}")
+    return bool(said["status"] == "running")

@@ -1,0 +1,172 @@
+"""Every view of the dashboard at work: shapes, colours, axe, keys, and its pictures.
+
+The pictures stand in `docs/images`. After a change that is meant to show, draw them
+anew, and look at them before they are committed:
+OCTASKLY_SCREENS=write .venv/bin/pytest tests/browser/test_views.py
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Final
+
+import pytest
+from playwright.async_api import Browser, Page, ViewportSize, expect
+
+from tests.browser.chromium import visitor
+from tests.browser.dash import at, enter, findings, overflow_px, show
+from tests.browser.scene import Scene, working
+
+IMAGES = Path(__file__).parents[2] / "docs" / "images"
+WIDTHS: Final = (360, 1280, 3840)
+DRAWN: Final = (360, 1280)  #: widths of the pictures
+HEIGHT_PX = 800
+#: What colours change; all else is the same in the dark.
+COLOURS = ("color-contrast", "link-in-text-block")
+
+#: A place of each view, and a text that is there once its data is.
+PLACES: Final = {
+    "overview": "slots in use",
+    "tasks": "wind tunnel",
+    "task": "epoch 6",
+    "waiting": "has no GPU",
+    "array": "img-007.jpg",
+    "stream": "",
+    "arrays": "",
+    "nodes": "room=studio",
+    "submit": "",
+}
+
+
+@pytest.fixture(scope="module")
+def scene(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scene]:
+    """Three agents with work of all kinds."""
+    with working(tmp_path_factory.mktemp("scene")) as scene:
+        yield scene
+
+
+async def visit(page: Page, scene: Scene, place: str) -> None:
+    """Show a place with its data."""
+    tasks = {"task": scene.training, "waiting": scene.waiting, "array": scene.album}
+    if place in tasks:
+        await show(page, "tasks", tasks[place])
+    else:
+        await show(page, place)
+    if PLACES[place]:
+        await expect(page.get_by_text(PLACES[place]).first).to_be_visible()
+    await expect(page.locator("main")).not_to_be_empty()
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+async def test_every_view_fits_any_screen_and_can_be_read_by_all(
+    browser: Browser, scene: Scene, scheme: str
+) -> None:
+    """No scrolling sideways, nothing serious for axe; and their pictures are drawn."""
+    rules = COLOURS if scheme == "dark" else ()
+    wrong = []
+    async with visitor(browser, color_scheme=scheme) as guest:
+        page = await guest.page()
+        await enter(page, scene.head)
+        for place in PLACES:
+            await visit(page, scene, place)
+            wrong += [f"{place}: {found}" for found in await findings(page, *rules)]
+            for width in WIDTHS:
+                await page.set_viewport_size(
+                    ViewportSize(width=width, height=HEIGHT_PX)
+                )
+                if await overflow_px(page):
+                    wrong.append(f"{place} is too wide for {width} px")
+                if width in DRAWN:
+                    await draw(page, f"{place}-{scheme}-{width}")
+
+    assert wrong == []
+
+
+async def draw(page: Page, name: str) -> None:
+    """Keep a picture of the page, where that is asked for."""
+    if os.environ.get("OCTASKLY_SCREENS") == "write":
+        IMAGES.mkdir(exist_ok=True)
+        await page.screenshot(path=IMAGES / f"{name}.png", animations="disabled")
+
+
+async def test_all_can_be_done_with_the_keyboard_alone(
+    browser: Browser, scene: Scene
+) -> None:
+    """From the overview to why a task waits, and back, without a mouse."""
+    async with visitor(browser) as guest:
+        page = await guest.page()
+        await enter(page, scene.head)
+
+        await page.keyboard.type("?")
+        await expect(page.get_by_role("dialog")).to_be_visible()
+        await page.keyboard.press("Escape")
+        await expect(page.get_by_role("dialog")).to_have_count(0)
+        await page.keyboard.type("gt")
+        await at(page, "tasks")
+        await expect(page.get_by_text("wind tunnel")).to_be_visible()
+        await page.keyboard.type("/")
+        await page.keyboard.type("wind")
+        await expect(page.get_by_text("render main.blend 0100")).to_have_count(0)
+        await page.keyboard.press("Escape")
+        await page.keyboard.type("j")
+        await page.keyboard.type("w")
+        await expect(page.get_by_role("dialog")).to_contain_text("has no GPU")
+        await page.keyboard.press("Escape")
+        await page.keyboard.press("Enter")
+        await expect(page.get_by_role("heading", name="wind tunnel")).to_be_visible()
+        await page.keyboard.press("Escape")
+        await expect(page.get_by_role("grid")).to_be_visible()
+        await page.keyboard.type("gn")
+        await at(page, "nodes")
+
+
+async def test_every_control_can_be_reached_by_tab_and_shows_that_it_is(
+    browser: Browser, scene: Scene
+) -> None:
+    """Who sees where the focus is can use what it is on."""
+    async with visitor(browser) as guest:
+        page = await guest.page()
+        await enter(page, scene.head)
+        await show(page, "nodes")
+        reached: dict[str, str] = {}
+        while name_and_look := await tabbed(page):
+            reached |= [name_and_look]
+
+    for control in (
+        "Skip to content",
+        "Tasks",
+        "Sign out",
+        "Drain desk",
+        "Pause attic",
+    ):
+        assert control in reached
+    assert [name for name, look in reached.items() if look == "none none"] == []
+
+
+async def tabbed(page: Page) -> tuple[str, str] | None:
+    """Go on to the next control; return its name, and what is drawn around it."""
+    await page.keyboard.press("Tab")
+    found: list[str] | None = await page.evaluate("""() => {
+        const on = document.activeElement;
+        const { outlineStyle, boxShadow } = getComputedStyle(on);
+        if (on === document.body) return null;
+        return [on.ariaLabel ?? on.textContent, `${outlineStyle} ${boxShadow}`];
+    }""")
+    return None if found is None else (found[0], found[1])
+
+
+async def test_nothing_moves_for_who_wants_no_motion(
+    browser: Browser, scene: Scene
+) -> None:
+    """Moving parts make some people ill."""
+    async with visitor(browser, reduced_motion="reduce") as guest:
+        page = await guest.page()
+        await enter(page, scene.head)
+        for place in PLACES:
+            await visit(page, scene, place)
+            moving = await page.evaluate("""document.getAnimations().filter(
+                (one) => one.effect.getComputedTiming().duration > 10
+                    && one.playState === "running").length""")
+            assert moving == 0, place
