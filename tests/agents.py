@@ -10,7 +10,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -113,10 +113,16 @@ def start(folder: Path, name: str, *extra: str) -> Agent:
     return launch(folder / name, folder / "mesh.key", "--name", name, *extra)
 
 
-def launch(state: Path, secret: Path, *extra: str, program: str = "octaskly") -> Agent:
+def launch(
+    state: Path,
+    secret: Path,
+    *extra: str,
+    program: str = "octaskly",
+    environ: Mapping[str, str] = os.environ,
+) -> Agent:
     """Start an agent with this state folder and secret file."""
     state.mkdir(parents=True, exist_ok=True)
-    environ = {k: v for k, v in os.environ.items() if not k.startswith("OCTASKLY_")}
+    environ = {k: v for k, v in environ.items() if not k.startswith("OCTASKLY_")}
     with (state / "log.txt").open("ab") as log:
         process = subprocess.Popen(
             [

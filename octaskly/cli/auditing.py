@@ -20,7 +20,9 @@ SHOWN: Final = 100  #: of the latest, unless told how far back
 
 
 @click.command(epilog="Example: octaskly audit --since 7d")
-@click.option("--since", type=Duration(), metavar="T", help="How far back: 1h, 7d.")
+@click.option(
+    "--since", type=Duration(), metavar="T", help="How far back: 1h, 7d, at most 90d."
+)
 @click.option("--follow", "-f", is_flag=True, help="Go on with what happens.")
 @JSON_OPTION
 @click.pass_obj

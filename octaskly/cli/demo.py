@@ -50,6 +50,7 @@ class Bar(Protocol):
     "--modules",
     "modules_max",
     type=click.IntRange(1),
+    metavar="N",
     help="Compress at most so many modules.",
 )
 def demo(modules_max: int | None) -> None:

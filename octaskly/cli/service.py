@@ -176,7 +176,13 @@ def status(choice: Choice, is_user: bool | None, as_json: bool) -> int:  # noqa:
 @service.command(epilog="Example: octaskly service logs --follow")
 @SCOPE_OPTION
 @click.option("-f", "--follow", is_flag=True, help="Go on as it writes.")
-@click.option("-n", "--lines", default=50, show_default=True, help="How many, at most.")
+@click.option(
+    *("-n", "--lines"),
+    default=50,
+    show_default=True,
+    metavar="N",
+    help="How many, at most.",
+)
 @click.pass_obj
 def logs(choice: Choice, is_user: bool | None, follow: bool, lines: int) -> int:  # noqa: FBT001
     """Show what the agent of the service wrote, from the journal."""

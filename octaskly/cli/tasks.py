@@ -46,7 +46,7 @@ JSON_OPTION = click.option(
     "--array",
     metavar="ID",
     shell_complete=completing.arrays,
-    help="Only members of this array.",
+    help="Only members of this array that have begun; else none are listed.",
 )
 @click.option("--name", metavar="NAME", help="Only tasks with this name.")
 @click.option(
@@ -58,9 +58,16 @@ JSON_OPTION = click.option(
 @click.option("--text", metavar="TEXT", help="Only with this in command or name.")
 @click.option("--newest", is_flag=True, help="The latest first.")
 @click.option(
-    "--limit", type=click.IntRange(1, LIMIT_MAX), default=100, show_default=True
+    "--limit",
+    type=click.IntRange(1, LIMIT_MAX),
+    default=100,
+    show_default=True,
+    metavar="N",
+    help="At most so many.",
 )
-@click.option("--offset", type=click.IntRange(0), default=0, help="Skip so many.")
+@click.option(
+    "--offset", type=click.IntRange(0), default=0, metavar="N", help="Skip so many."
+)
 @click.option(
     "--after",
     metavar="ID",

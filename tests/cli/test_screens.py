@@ -20,7 +20,7 @@ import pytest
 
 from tests.cli.stand_in import Api
 from tests.cli.test_reading import ended_task
-from tests.docs.test_commands import commands, named
+from tests.docs.commands_page import commands, named
 
 SCREENS = Path(__file__).parent / "screens"
 WAIT_S = 60

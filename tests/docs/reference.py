@@ -6,10 +6,18 @@ all else of a page is prose. A part is made by one small module, which is listed
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from tests.docs import metrics_page, settings_page
+from tests.docs import (
+    commands_page,
+    exits_page,
+    frames_page,
+    metrics_page,
+    routes_page,
+    settings_page,
+)
 
 PAGES = Path(__file__).parent.parent.parent / "docs" / "reference"
 END = "<!-- The end of what is made. -->\n"
@@ -19,6 +27,15 @@ def parts() -> Iterator[tuple[str, str, Callable[[], str]]]:
     """Yield the page of each part, of what it is made, and what makes it."""
     yield "configuration.md", "octaskly/config/table.py", settings_page.table
     yield "metrics.md", "octaskly/metrics/table.py", metrics_page.tables
+    for words, command in commands_page.commands():
+        make = functools.partial(commands_page.part, words, command)
+        yield "cli.md", f"octaskly {words}", make
+    yield "rest-api.md", "the routes", routes_page.table
+    yield "rest-api.md", "the OpenAPI document", routes_page.forms
+    yield "exit-codes.md", "octaskly/cli/render.py", exits_page.table
+    yield "wire-protocol.md", "octaskly/mesh/wire.py", frames_page.sizes
+    yield "wire-protocol.md", "octaskly/core/messages.py", frames_page.messages
+    yield "wire-protocol.md", "octaskly/core/codec.py", frames_page.values
 
 
 def made_anew(page: str, text: str) -> str:
@@ -28,7 +45,7 @@ def made_anew(page: str, text: str) -> str:
             continue
         begin = f"<!-- Made from {source} by `make docs`. -->\n"
         before, found, rest = text.partition(begin)
-        assert found, f"{page} has no part that is made from {source}"
+        assert found, f"{page} lacks these lines, where the part goes:\n{begin}{END}"
         text = f"{before}{begin}\n{make()}\n{END}{rest.partition(END)[2]}"
     return text
 

@@ -12,7 +12,7 @@ from octaskly.api import ApiServer
 from octaskly.cli import render
 from octaskly.config.table import SETTINGS
 from octaskly.core.messages import Message
-from tests.docs import reference
+from tests.docs import reference, routes_page
 from tests.integration.api_node import FixedClock, no_peer, verify
 from tests.integration.fake_gateway import FakeGateway
 
@@ -51,6 +51,34 @@ async def test_every_route_of_the_application_is_documented() -> None:
 
     assert len(routes) >= 10
     assert sorted(headings) == sorted(routes)
+
+
+def test_the_section_of_a_route_names_all_that_it_takes() -> None:
+    """Parameters, headers and fields; and who may use it, as the route itself says."""
+    text = page("reference/rest-api.md")
+    missing = []
+    for method, path, operation in routes_page.operations():
+        section = text.partition(f"\n### {method} {path}\n")[2]
+        section = re.sub(r"\A(### .*\n)+", "", section)  # Of routes that share it.
+        section = re.split(r"^##+ ", section, flags=re.MULTILINE)[0]
+        wanted = {p["name"] for p in operation["parameters"] if p["in"] != "path"}
+        wanted |= routes_page.body_fields(operation)
+        wanted -= {"X-Request-ID"}  # It is told once, of all.
+        named = set(re.findall(r"`([\w-]+)`", section))
+        rights = re.findall(r"^Rights: (.*)\.$", section, flags=re.MULTILINE)
+        if "x-internal" not in operation:
+            missing += [f"{method} {path}: {name}" for name in wanted - named]
+            said = operation["description"].rpartition("Rights: ")[2].rstrip(".")
+            if not is_of(said, " ".join(rights)):
+                missing.append(f"{method} {path}: {said}, not {rights}")
+
+    assert missing == []
+
+
+def is_of(said: str, rights: str) -> bool:
+    """Whether the page says in its words what the OpenAPI document says of rights."""
+    roles = ("admin", "client", "viewer", "every role", "socket")
+    return {r for r in roles if r in said} == {r for r in roles if r in rights}
 
 
 def error_texts() -> set[str]:
@@ -121,7 +149,7 @@ def test_every_exit_code_is_documented() -> None:
 def test_every_message_between_nodes_is_documented() -> None:
     """The wire protocol page names each message, and no other."""
     table = page("reference/wire-protocol.md").partition("## Messages")[2]
-    table = table.partition("\n## ")[0]
+    table = table.partition("<!-- Made from")[0]
     rows = re.findall(r"^\| ((?:\w+, )*\w+) \|", table, flags=re.MULTILINE)
     documented = {name for row in rows for name in row.split(", ")}
     messages = {kind.__name__ for kind in Message.__args__}

@@ -11,9 +11,16 @@ from pathlib import Path
 import pytest
 
 from tests.agents import running, until_nodes
-from tests.docs.console import ROOT, STEP, Command, commands_of, console, matches, shape
+from tests.docs.blocks import ROOT, Block, Command, blocks_of, commands_of
+from tests.docs.console import alike, console
 
-PAGES = ["README.md", "docs/tutorials/one-machine.md", "docs/tutorials/first-mesh.md"]
+PAGES = [
+    "README.md",
+    "docs/how-to/back-up-and-restore.md",
+    "docs/tutorials/first-mesh.md",
+    "docs/tutorials/one-machine.md",
+]
+"""Those that start agents of their own."""
 EXAMPLES = ROOT / "docs" / "examples"
 LINES_MAX = 40
 
@@ -28,26 +35,24 @@ def test_page_does_what_it_shows(page: str) -> None:
         tempfile.TemporaryDirectory(prefix="octaskly-docs-") as home,
         console(Path(home)) as shell,
     ):
-        for step in STEP.finditer((ROOT / page).read_text()):
-            if step["stop"]:
-                shell.interrupt(step["stop"])
-            for command in commands_of(step["block"] or ""):
-                shell.run(command)
-                ran += 1
+        for block in blocks_of((ROOT / page).read_text()):
+            ran += shell.do(block)
 
     assert ran >= 4
 
 
 def test_a_shown_line_that_is_wrong_is_found() -> None:
     """The comparison is not so mild that it sees nothing."""
-    assert shape(["ash  ready  0/2"]) == shape(["birch  ready  1/4"])
-    assert shape(["ash  ready  0/2"]) != shape(["ash  lost  0/2"])
-    assert shape(["exit code: 0", "x"]) != shape(["exit code: 0"])
-    assert matches("... agent ready ...", "2026-01-01T00:00:00Z agent ready port=1")
-    assert not matches("... agent ready ...", "agent stopped")
-    assert commands_of("$ a \\\n  b\nout\n$ c\n") == [
+    assert alike(["ash  ready  0/2"], ["birch  ready  1/4"])
+    assert not alike(["ash  ready  0/2"], ["ash  lost  0/2"])
+    assert not alike(["exit code: 0", "x"], ["exit code: 0"])
+    ready = "... agent ready ..."
+    assert alike([ready], ["2026-01-01T00:00:00Z agent ready port=1"])
+    assert not alike([ready], ["agent stopped"])
+    block = Block(line=1, language="console", text="$ a \\\n  b\nout\n$ c\n")
+    assert commands_of(block) == [
         Command("a \\\n  b", ["out"]),
-        Command("c"),
+        Command("c", []),
     ]
 
 

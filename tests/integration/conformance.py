@@ -46,7 +46,12 @@ def conforms(method: str, target: str, status: int, media: str, body: bytes) -> 
     assert media in told["content"], f"{target} answers {status} as {media}"
     if media == "application/json" and method != "HEAD":
         schema = told["content"][media]["schema"]
-        _validator(json.dumps(schema)).validate(json.loads(body))
+        validates(json.loads(body), schema)
+
+
+def validates(data: object, schema: dict[str, Any]) -> None:
+    """Fail unless data have the form of a schema of the document."""
+    _validator(json.dumps(schema)).validate(data)
 
 
 def _told(method: str, target: str, status: int) -> dict[str, Any] | None:

@@ -15,7 +15,7 @@ import pytest
 
 from octaskly.cli.root import COMMANDS
 from tests.agents import until
-from tests.docs.test_commands import commands, flags
+from tests.docs.commands_page import commands, flags
 
 ROOT = Path(__file__).parent.parent.parent
 DEBIAN = ROOT / "packages" / "debian"

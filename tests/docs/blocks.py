@@ -1,0 +1,104 @@
+"""The code blocks of all pages, and what stands in comments before them.
+
+A reader who copies a block must get what the page says, so each is run, or checked as
+far as it can be. What a page needs for that stands in comments, which no reader sees:
+
+- `not run: WHY`: the commands of the next block are only looked at, and must exist.
+- `given: COMMANDS`: run before the next block; makes what the page takes for granted.
+- `until Ctrl-C`: the commands of the next block go on for ever, and are interrupted.
+- `then: Ctrl-C NAME`: ends the agent of that name, as the page says to do.
+- `shown: WHAT`: the next block is no command, but what WHAT looks like.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent.parent
+PAGES = sorted(
+    path
+    for folder in (".", "docs", "systemd", "benchmarks")
+    for path in (ROOT.glob("*.md") if folder == "." else (ROOT / folder).rglob("*.md"))
+)
+SHELLS = frozenset({"console", "sh"})
+
+_STEP = re.compile(
+    r"^ *<!-- (?P<what>not run|given|then|until Ctrl-C|shown)(?:: (?P<how>.*?))? -->"
+    r"|^(?P<indent> *)```(?P<language>\S*)[^\n]*\n(?P<text>.*?)^ *```",
+    re.DOTALL | re.MULTILINE,
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Block:
+    """One fenced block, or one comment that stands alone."""
+
+    line: int
+    language: str = ""
+    text: str = ""
+    given: tuple[str, ...] = ()  #: what is done before
+    not_run: str | None = None  #: why
+    is_endless: bool = False
+    shown: str | None = None  #: what it shows
+    stopped: str | None = None  #: an agent that is ended; then there is no text
+
+
+def blocks_of(page: str) -> Iterator[Block]:
+    """Yield the blocks of a page, in order."""
+    given: list[str] = []
+    marks: dict[str, str] = {}
+    for step in _STEP.finditer(page):
+        line = page.count("\n", 0, step.start()) + 1
+        match step["what"]:
+            case None:
+                yield Block(
+                    line=line,
+                    language=step["language"],
+                    text=re.sub(rf"(?m)^{step['indent']}", "", step["text"]),
+                    given=tuple(given),
+                    not_run=marks.get("not run"),
+                    is_endless="until Ctrl-C" in marks,
+                    shown=marks.get("shown"),
+                )
+                given, marks = [], {}
+            case "then":
+                name = step["how"].removeprefix("Ctrl-C ")
+                yield Block(line=line, stopped=name, given=tuple(given))
+                given = []
+            case "given":
+                given.append(step["how"])
+            case what:
+                marks[what] = step["how"] or ""
+
+
+@dataclass
+class Command:
+    """One command of a block, and the lines that it shows."""
+
+    text: str
+    shown: list[str]
+
+
+def commands_of(block: Block) -> list[Command]:
+    """Return the commands of a block for a shell.
+
+    In a `console` block `$ ` begins one, a backslash or an open quote or here-document
+    continues it, and what follows is shown; all of an `sh` block is one command.
+    """
+    if block.language == "sh":
+        return [Command(block.text.rstrip("\n"), [])]
+    commands: list[Command] = []
+    is_open = False
+    for line in block.text.splitlines():
+        if is_open:
+            commands[-1].text += "\n" + line
+        elif line.startswith("$ "):
+            commands.append(Command(line.removeprefix("$ "), []))
+        else:
+            commands[-1].shown.append(line)
+            continue
+        is_open = line.endswith("\\")
+    return commands

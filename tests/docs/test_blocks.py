@@ -1,0 +1,150 @@
+"""Each code block of each page is run, or checked as far as it can be."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from octaskly.config.agent import options_of
+from octaskly.config.sources import said_in_file
+from tests.agents import ending, launch, submit, until_nodes
+from tests.docs.blocks import PAGES, ROOT, SHELLS, Block, blocks_of
+from tests.docs.console import Console, console
+from tests.docs.test_pages_run import PAGES as ALONE
+from tests.integration.conformance import DOCUMENT, conforms, validates
+
+BLOCKS = [
+    (page, block)
+    for page in PAGES
+    for block in blocks_of(page.read_text())
+    if not block.stopped
+]
+RUN = [
+    page
+    for page in PAGES
+    if str(page.relative_to(ROOT)) not in ALONE
+    and any(
+        block.language in SHELLS and block.not_run is None
+        for block in blocks_of(page.read_text())
+    )
+]
+
+
+def shown(value: object) -> str:
+    match value:
+        case Path():
+            return str(value.relative_to(ROOT))
+        case Block():
+            return f"line-{value.line}"
+        case _:
+            return str(value)
+
+
+def of(*languages: str) -> list[tuple[Path, Block]]:
+    return [(page, block) for page, block in BLOCKS if block.language in languages]
+
+
+@pytest.mark.parametrize("page", sorted({page for page, _ in BLOCKS}), ids=shown)
+def test_every_block_says_what_it_is(page: Path) -> None:
+    """One of no language, or of one that nobody looks at here, could say anything."""
+    known = {*SHELLS, "text", "json", "toml", "ini", "python", "yaml", "promql"}
+    blocks = [block for where, block in BLOCKS if where == page]
+
+    assert [b.line for b in blocks if b.language not in known] == []
+    assert [b.line for b in blocks if b.language == "text" and not b.shown] == []
+    assert [b.line for b in blocks if b.not_run == ""] == []
+
+
+@pytest.mark.parametrize(("page", "block"), of(*SHELLS), ids=shown)
+def test_a_shell_reads_each_command(page: Path, block: Block) -> None:
+    """Also those that are not run: a quote too few is found here."""
+    text = re.sub(r"^\$ ", "", block.text, flags=re.MULTILINE)
+    if block.language == "console":
+        text = "\n".join(re.findall(r"^\$ ((?:.*\\\n)*.*)$", block.text, re.MULTILINE))
+    read = subprocess.run(
+        ["bash", "-n"], input=text, capture_output=True, text=True, check=False
+    )
+
+    assert read.stderr == ""
+
+
+@pytest.mark.parametrize(("page", "block"), of("json"), ids=shown)
+def test_json_is_what_the_api_takes_or_answers(page: Path, block: Block) -> None:
+    """A comment says of which route it is; the OpenAPI document knows its form."""
+    data = json.loads(block.text)
+    match (block.shown or "").split():
+        case [method, path, status]:
+            conforms(method, path, int(status), "application/json", block.text.encode())
+        case [method, path]:
+            taken = DOCUMENT["paths"][path][method.lower()]["requestBody"]
+            validates(data, taken["content"]["application/json"]["schema"])
+        case _:
+            assert block.shown, f"{page}: no comment says what line {block.line} shows"
+
+
+@pytest.mark.parametrize(("page", "block"), of("text"), ids=shown)
+def test_events_of_a_stream_have_json_as_data(page: Path, block: Block) -> None:
+    """Whoever writes a client by such a block, parses it."""
+    for data in re.findall(r"^data: (.*)$", block.text, re.MULTILINE):
+        json.loads(data)
+
+
+@pytest.mark.parametrize(("page", "block"), of("toml"), ids=shown)
+def test_a_file_of_settings_is_taken(page: Path, block: Block, tmp_path: Path) -> None:
+    """As `octaskly config check` would."""
+    file = tmp_path / "config.toml"
+    file.write_text(block.text)
+    file.chmod(0o600)
+    faults: list[str] = []
+
+    options_of(said_in_file(file, faults), faults)
+
+    assert faults == []
+
+
+@pytest.fixture(scope="module")
+def mesh() -> Iterator[Console]:
+    """Give a shell, and two nodes of one mesh: `ash` on this machine, and `pi4`.
+
+    The folder where one types is the worker directory of both, so that tasks find the
+    files that a page makes.
+    """
+    # A socket's path has 107 bytes at most, so the home lies near the root.
+    with (
+        tempfile.TemporaryDirectory(prefix="octaskly-docs-") as home,
+        console(Path(home), is_strict=False) as shell,
+    ):
+        shell.folder = shell.home / "work"
+        for folder in ("work", "bin", "pi4"):
+            (shell.home / folder).mkdir()
+        settings = (
+            f"--slots 4 --workdir {shell.folder} --label gpu=a100 --label disk=ssd"
+        )
+        shell.start(f"octaskly agent --name ash {settings}", [])
+        apart = {k: v for k, v in shell.environ.items() if k != "XDG_RUNTIME_DIR"}
+        settings = f"--name pi4 {settings}"
+        pi4 = launch(shell.home / "pi4", shell.secret, *settings.split(), environ=apart)
+        with ending(pi4):
+            until_nodes(pi4, 2)
+            # Pages speak of tasks 12 to 14.
+            for _ in range(14):
+                submit(pi4, "true")
+            yield shell
+
+
+@pytest.mark.timeout(120)
+@pytest.mark.parametrize("page", RUN, ids=shown)
+def test_what_a_page_tells_to_type_works(mesh: Console, page: Path) -> None:
+    """Every command of it, in its order, from an empty folder."""
+    mesh.begin(
+        "rm -rf ~/work/* ~/bin/*; export EDITOR=true"
+        "; TOKEN=$(octaskly token create --role admin); export OCTASKLY_TOKEN=$TOKEN"
+    )
+
+    assert sum(mesh.do(block) for block in blocks_of(page.read_text())) > 0
