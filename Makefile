@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test check docs bench soak package clean .venv audit
+.PHONY: demo test check docs recording bench soak package clean .venv audit
 
 .venv: $(VENV)/.ready
 
@@ -45,6 +45,10 @@ docs: .venv
 	@$(BIN)/python -m tests.docs.reference
 	@$(BIN)/python -m sphinx -q -W --keep-going -c docs -d build/doctrees . build/site
 	@echo build/site/index.html
+
+# The picture of the demo that the README shows, made of a real run.
+recording: .venv
+	@$(BIN)/python docs/record.py docs/images/demo.svg "make demo" $(BIN)/octaskly demo
 
 # What others know of holes: dubious code, and dependencies with published ones.
 # Of bandit, low findings are left out (asserts state invariants; starting programs is

@@ -124,7 +124,7 @@ def mesh() -> Iterator[Console]:
         for folder in ("work", "bin", "pi4"):
             (shell.home / folder).mkdir()
         settings = (
-            f"--slots 4 --workdir {shell.folder} --label gpu=a100 --label disk=ssd"
+            f"--slots 4 --workdir {shell.folder} --gpu 0 --gpu 1 --label gpu=a100"
         )
         shell.start(f"octaskly agent --name ash {settings}", [])
         apart = {k: v for k, v in shell.environ.items() if k != "XDG_RUNTIME_DIR"}
