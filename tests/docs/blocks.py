@@ -6,6 +6,7 @@ far as it can be. What a page needs for that stands in comments, which no reader
 - `not run: WHY`: the commands of the next block are only looked at, and must exist.
 - `given: COMMANDS`: run before the next block; makes what the page takes for granted.
 - `until Ctrl-C`: the commands of the next block go on for ever, and are interrupted.
+- `on: NAME`: the next block is typed at this machine, not at the first one.
 - `then: Ctrl-C NAME`: ends the agent of that name, as the page says to do.
 - `shown: WHAT`: the next block is no command, but what WHAT looks like.
 """
@@ -26,7 +27,7 @@ PAGES = sorted(
 SHELLS = frozenset({"console", "sh"})
 
 _STEP = re.compile(
-    r"^ *<!-- (?P<what>not run|given|then|until Ctrl-C|shown)(?:: (?P<how>.*?))? -->"
+    r"^ *<!-- (?P<what>not run|given|on|then|until Ctrl-C|shown)(?:: (?P<how>.*?))? -->"
     r"|^(?P<indent> *)```(?P<language>\S*)[^\n]*\n(?P<text>.*?)^ *```",
     re.DOTALL | re.MULTILINE,
 )
@@ -42,6 +43,7 @@ class Block:
     given: tuple[str, ...] = ()  #: what is done before
     not_run: str | None = None  #: why
     is_endless: bool = False
+    host: str | None = None  #: where it is typed, if not at the first machine
     shown: str | None = None  #: what it shows
     stopped: str | None = None  #: an agent that is ended; then there is no text
 
@@ -61,6 +63,7 @@ def blocks_of(page: str) -> Iterator[Block]:
                     given=tuple(given),
                     not_run=marks.get("not run"),
                     is_endless="until Ctrl-C" in marks,
+                    host=marks.get("on"),
                     shown=marks.get("shown"),
                 )
                 given, marks = [], {}

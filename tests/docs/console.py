@@ -17,8 +17,9 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 from octaskly.trust import make
 from tests.docs.blocks import SHELLS, Block, Command, commands_of
@@ -27,6 +28,9 @@ DEADLINE_S = 60.0
 POLL_S = 0.02
 LOOKS = re.compile(r"^octaskly (--node \w+ )?nodes$")
 SENTINEL = "=-=-= end of command"
+INVITE = re.compile(r"\b\d+-\d{4}-\d{4}\b")
+"""The code of an invite; a page shows one, and the next machine types the real one."""
+
 FAILED = "=-=-= failed:"
 PROGRAM = """
 program() {
@@ -80,10 +84,12 @@ def _matches(wanted: str, given: str) -> bool:
 class Shell:
     """One bash, which is asked a command at a time."""
 
-    def __init__(self, environ: dict[str, str], folder: Path) -> None:
+    def __init__(
+        self, environ: dict[str, str], folder: Path, place: Sequence[str] = ()
+    ) -> None:
         self._lines: queue.Queue[str] = queue.Queue()
         self._bash = subprocess.Popen(
-            ["bash", "--noprofile", "--norc"],
+            [*place, "bash", "--noprofile", "--norc"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -132,14 +138,33 @@ class Console:
     the page does show is compared, and no command may fail.
     """
 
-    def __init__(self, home: Path, *, is_strict: bool = True) -> None:
+    def __init__(
+        self,
+        home: Path,
+        *,
+        is_strict: bool = True,
+        place: Sequence[str] = (),
+        invites: list[str] | None = None,
+    ) -> None:
+        """Make the home; nothing runs yet.
+
+        Args:
+            home: An empty folder.
+            is_strict: As above.
+            place: What begins a command that shall run on a machine of its own; there
+                the ports are the usual ones, and a mesh secret is not there yet.
+            invites: Codes that the machines of one page have shown.
+        """
         self.home = home
         self.folder = home  #: where commands are typed
         self._is_strict = is_strict
         runtime = home / "run"
         runtime.mkdir()
         self.secret = home / ".config" / "octaskly" / "mesh.key"
-        make(self.secret)
+        self._place = place
+        self._invites = [] if invites is None else invites
+        if not place:
+            make(self.secret)
         self.environ = {
             "HOME": str(home),
             "XDG_RUNTIME_DIR": str(runtime),
@@ -220,22 +245,26 @@ class Console:
     def start(self, text: str, shown: list[str]) -> None:
         """Start an agent, and wait until it logs what is shown, or serves."""
         name = re.search(r"--name (\S+)", text)
-        called = name[1] if name else socket.gethostname().split(".")[0]
-        loopback = "" if "--interface lo" in text else " --interface lo"
-        ports = " --api-port 0 --peer-port 0 --lan-port 0"
+        called = name[1] if name else self._ask("hostname")[0].split(".")[0]
+        flags = " --api-port 0 --peer-port 0 --lan-port 0"
+        if "--interface lo" not in text:
+            flags += " --interface lo"
+        if self._place:
+            flags = ""
         with (self.home / f"{called}.log").open("wb") as log:
             self._agents[called] = subprocess.Popen(
-                ["bash", "-c", f"exec {text}{loopback}{ports}"],
+                [*self._place, "bash", "-c", f"exec {text}{flags}"],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
                 env=self.environ,
                 cwd=self.home,
             )
-        # A page that shows nothing goes on when the agent serves.
-        for line in shown or ["... agent ready ..."]:
+        # Where nothing is shown, it goes on once the agent serves, or waits to be let in.
+        serves = "... unpaired ..." if self._invites else "... agent ready ..."
+        for line in shown or [serves]:
             self._until_logged(called, line)
-        if self._port is None:
+        if self._port is None and not self._place:
             state = self.home / ".local" / "state" / "octaskly" / called
             described = json.loads((state / "agent.json").read_text())
             self._port = int(described["api_url"].rpartition(":")[2])
@@ -263,15 +292,19 @@ class Console:
         if self._port is not None:
             text = text.replace("localhost:3000", f"localhost:{self._port}")
         if self._shell is None:
-            self._shell = Shell(self.environ, self.folder)
+            self._shell = Shell(self.environ, self.folder, self._place)
             self._shell.ask(PROGRAM)
-        return self._shell.ask(text)
+        if self._invites:
+            text = INVITE.sub(self._invites[-1], text)
+        printed = self._shell.ask(text)
+        self._invites += INVITE.findall("\n".join(printed))
+        return printed
 
 
 @contextlib.contextmanager
-def console(home: Path, *, is_strict: bool = True) -> Iterator[Console]:
+def console(home: Path, **options: Any) -> Iterator[Console]:
     """Give a shell for the length of a block."""
-    opened = Console(home, is_strict=is_strict)
+    opened = Console(home, **options)
     try:
         yield opened
     finally:

@@ -13,10 +13,11 @@ import pytest
 
 from octaskly.config.agent import options_of
 from octaskly.config.sources import said_in_file
-from tests.agents import ending, launch, submit, until_nodes
+from tests.agents import Agent, ending, launch, submit, until_nodes
 from tests.docs.blocks import PAGES, ROOT, SHELLS, Block, blocks_of
 from tests.docs.console import Console, console
 from tests.docs.test_pages_run import PAGES as ALONE
+from tests.docs.test_pages_run import TWO_MACHINES
 from tests.integration.conformance import DOCUMENT, conforms, validates
 
 BLOCKS = [
@@ -28,7 +29,7 @@ BLOCKS = [
 RUN = [
     page
     for page in PAGES
-    if str(page.relative_to(ROOT)) not in ALONE
+    if str(page.relative_to(ROOT)) not in (*ALONE, *TWO_MACHINES)
     and any(
         block.language in SHELLS and block.not_run is None
         for block in blocks_of(page.read_text())
@@ -109,7 +110,7 @@ def test_a_file_of_settings_is_taken(page: Path, block: Block, tmp_path: Path) -
 
 
 @pytest.fixture(scope="module")
-def mesh() -> Iterator[Console]:
+def mesh() -> Iterator[tuple[Console, Agent]]:
     """Give a shell, and two nodes of one mesh: `ash` on this machine, and `pi4`.
 
     The folder where one types is the worker directory of both, so that tasks find the
@@ -135,16 +136,19 @@ def mesh() -> Iterator[Console]:
             # Pages speak of tasks 12 to 14.
             for _ in range(14):
                 submit(pi4, "true")
-            yield shell
+            yield shell, pi4
 
 
 @pytest.mark.timeout(120)
 @pytest.mark.parametrize("page", RUN, ids=shown)
-def test_what_a_page_tells_to_type_works(mesh: Console, page: Path) -> None:
+def test_what_a_page_tells_to_type_works(
+    mesh: tuple[Console, Agent], page: Path
+) -> None:
     """Every command of it, in its order, from an empty folder."""
-    mesh.begin(
-        "rm -rf ~/work/* ~/bin/*; export EDITOR=true"
-        "; TOKEN=$(octaskly token create --role admin); export OCTASKLY_TOKEN=$TOKEN"
-    )
+    shell, node = mesh
+    for token in node.call("GET", "/api/v1/tokens")[1]["tokens"]:
+        node.call("DELETE", f"/api/v1/tokens/{token['name']}")
+    token = node.call("POST", "/api/v1/tokens", {"role": "admin"})[1]["token"]
+    shell.begin(f"rm -rf ~/work/* ~/bin/*; export OCTASKLY_TOKEN={token} TOKEN={token}")
 
-    assert sum(mesh.do(block) for block in blocks_of(page.read_text())) > 0
+    assert sum(shell.do(block) for block in blocks_of(page.read_text())) > 0

@@ -14,13 +14,12 @@ from tests.agents import running, until_nodes
 from tests.docs.blocks import ROOT, Block, Command, blocks_of, commands_of
 from tests.docs.console import alike, console
 
-PAGES = [
-    "README.md",
-    "docs/how-to/back-up-and-restore.md",
-    "docs/tutorials/first-mesh.md",
-    "docs/tutorials/one-machine.md",
-]
-"""Those that start agents of their own."""
+PAGES = ["docs/how-to/back-up-and-restore.md", "docs/tutorials/one-machine.md"]
+"""Those that start agents of their own, on one machine."""
+
+TWO_MACHINES = ["README.md", "docs/tutorials/first-mesh.md"]
+"""Those that begin with two machines; tests/mesh/test_tutorial.py has some."""
+
 EXAMPLES = ROOT / "docs" / "examples"
 LINES_MAX = 40
 
