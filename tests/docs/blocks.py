@@ -25,6 +25,7 @@ PAGES = sorted(
     for path in (ROOT.glob("*.md") if folder == "." else (ROOT / folder).rglob("*.md"))
 )
 SHELLS = frozenset({"console", "sh"})
+RUN = SHELLS | {"python"}
 
 _STEP = re.compile(
     r"^ *<!-- (?P<what>not run|given|on|then|until Ctrl-C|shown)(?:: (?P<how>.*?))? -->"
@@ -77,6 +78,9 @@ def blocks_of(page: str) -> Iterator[Block]:
                 marks[what] = step["how"] or ""
 
 
+END = "END-OF-BLOCK"
+
+
 @dataclass
 class Command:
     """One command of a block, and the lines that it shows."""
@@ -89,8 +93,10 @@ def commands_of(block: Block) -> list[Command]:
     """Return the commands of a block for a shell.
 
     In a `console` block `$ ` begins one, a backslash or an open quote or here-document
-    continues it, and what follows is shown; all of an `sh` block is one command.
+    continues it, and what follows is shown; all of another block is one command.
     """
+    if block.language == "python":
+        return [Command(f"python3 - <<'{END}'\n{block.text}{END}", [])]
     if block.language == "sh":
         return [Command(block.text.rstrip("\n"), [])]
     commands: list[Command] = []

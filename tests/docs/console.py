@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from octaskly.trust import make
-from tests.docs.blocks import SHELLS, Block, Command, commands_of
+from tests.docs.blocks import RUN, Block, Command, commands_of
 
 DEADLINE_S = 60.0
 POLL_S = 0.02
@@ -198,7 +198,7 @@ class Console:
                 self._succeed(text)
         if block.stopped:
             self.interrupt(block.stopped)
-        if block.not_run is not None or block.language not in SHELLS:
+        if block.not_run is not None or block.language not in RUN:
             return 0
         commands = commands_of(block)
         for command in commands:
@@ -260,7 +260,7 @@ class Console:
                 env=self.environ,
                 cwd=self.home,
             )
-        # Where nothing is shown, it goes on once the agent serves, or waits to be let in.
+        # Where nothing is shown, it goes on once the agent serves, or waits for leave.
         serves = "... unpaired ..." if self._invites else "... agent ready ..."
         for line in shown or [serves]:
             self._until_logged(called, line)

@@ -5,17 +5,16 @@ from __future__ import annotations
 import json
 import re
 import subprocess
-import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import yaml
 
 from octaskly.config.agent import options_of
 from octaskly.config.sources import said_in_file
-from tests.agents import Agent, ending, launch, submit, until_nodes
-from tests.docs.blocks import PAGES, ROOT, SHELLS, Block, blocks_of
-from tests.docs.console import Console, console
+from tests.agents import Agent
+from tests.docs.blocks import PAGES, ROOT, RUN, SHELLS, Block, blocks_of
+from tests.docs.console import Console
 from tests.docs.test_pages_run import PAGES as ALONE
 from tests.docs.test_pages_run import TWO_MACHINES
 from tests.integration.conformance import DOCUMENT, conforms, validates
@@ -26,12 +25,13 @@ BLOCKS = [
     for block in blocks_of(page.read_text())
     if not block.stopped
 ]
-RUN = [
+SERVICE = "[Service]\nExecStart=/bin/true\n"  #: of a drop-in
+TYPED = [
     page
     for page in PAGES
     if str(page.relative_to(ROOT)) not in (*ALONE, *TWO_MACHINES)
     and any(
-        block.language in SHELLS and block.not_run is None
+        block.language in RUN and block.not_run is None
         for block in blocks_of(page.read_text())
     )
 ]
@@ -109,38 +109,38 @@ def test_a_file_of_settings_is_taken(page: Path, block: Block, tmp_path: Path) -
     assert faults == []
 
 
-@pytest.fixture(scope="module")
-def mesh() -> Iterator[tuple[Console, Agent]]:
-    """Give a shell, and two nodes of one mesh: `ash` on this machine, and `pi4`.
+@pytest.mark.parametrize(("page", "block"), of("yaml"), ids=shown)
+def test_yaml_can_be_read(page: Path, block: Block) -> None:
+    """Whose it is knows more of it: tests/packages asks promtool of what is its own."""
+    assert isinstance(yaml.safe_load(block.text), dict | list)
 
-    The folder where one types is the worker directory of both, so that tasks find the
-    files that a page makes.
-    """
-    # A socket's path has 107 bytes at most, so the home lies near the root.
-    with (
-        tempfile.TemporaryDirectory(prefix="octaskly-docs-") as home,
-        console(Path(home), is_strict=False) as shell,
-    ):
-        shell.folder = shell.home / "work"
-        for folder in ("work", "bin", "pi4"):
-            (shell.home / folder).mkdir()
-        settings = (
-            f"--slots 4 --workdir {shell.folder} --gpu 0 --gpu 1 --label gpu=a100"
-        )
-        shell.start(f"octaskly agent --name ash {settings}", [])
-        apart = {k: v for k, v in shell.environ.items() if k != "XDG_RUNTIME_DIR"}
-        settings = f"--name pi4 {settings}"
-        pi4 = launch(shell.home / "pi4", shell.secret, *settings.split(), environ=apart)
-        with ending(pi4):
-            until_nodes(pi4, 2)
-            # Pages speak of tasks 12 to 14.
-            for _ in range(14):
-                submit(pi4, "true")
-            yield shell, pi4
+
+@pytest.mark.parametrize(("page", "block"), of("python"), ids=shown)
+def test_python_is_python(page: Path, block: Block) -> None:
+    """Also where it is not run."""
+    compile(block.text, f"{shown(page)}:{block.line}", "exec")
+
+
+@pytest.mark.parametrize(("page", "block"), of("ini"), ids=shown)
+def test_a_unit_is_one_that_systemd_knows(
+    page: Path, block: Block, tmp_path: Path
+) -> None:
+    """Section and directive, each by its name."""
+    unit = tmp_path / "octaskly-block.service"
+    text = block.text if "ExecStart=" in block.text else f"{block.text}\n{SERVICE}"
+    unit.write_text(text)
+    verified = subprocess.run(
+        ["systemd-analyze", "verify", unit],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+    assert "Unknown" not in verified.stderr
 
 
 @pytest.mark.timeout(120)
-@pytest.mark.parametrize("page", RUN, ids=shown)
+@pytest.mark.parametrize("page", TYPED, ids=shown)
 def test_what_a_page_tells_to_type_works(
     mesh: tuple[Console, Agent], page: Path
 ) -> None:

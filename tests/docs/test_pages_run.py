@@ -10,18 +10,17 @@ from pathlib import Path
 
 import pytest
 
-from tests.agents import running, until_nodes
+from tests.agents import Agent
 from tests.docs.blocks import ROOT, Block, Command, blocks_of, commands_of
-from tests.docs.console import alike, console
+from tests.docs.console import Console, alike, console
 
 PAGES = ["docs/how-to/back-up-and-restore.md", "docs/tutorials/one-machine.md"]
 """Those that start agents of their own, on one machine."""
 
-TWO_MACHINES = ["README.md", "docs/tutorials/first-mesh.md"]
-"""Those that begin with two machines; tests/mesh/test_tutorial.py has some."""
-
 EXAMPLES = ROOT / "docs" / "examples"
 LINES_MAX = 40
+TWO_MACHINES = ["README.md", "docs/tutorials/first-mesh.md"]
+"""Those that begin with two machines; tests/mesh/test_tutorial.py has some."""
 
 
 @pytest.mark.timeout(180)
@@ -64,31 +63,30 @@ EXPECTED = {
 
 
 @pytest.mark.timeout(120)
-def test_examples_run_as_they_are(tmp_path: Path) -> None:
+def test_examples_run_as_they_are(mesh: tuple[Console, Agent]) -> None:
     """Who copies an example gets what it promises."""
     scripts = {path.name for path in EXAMPLES.iterdir() if path.suffix != ".md"}
     assert scripts == set(EXPECTED)
-    with running(tmp_path, "ash", "birch") as agents:
-        until_nodes(agents[0], 2)
-        status, minted = agents[0].call("POST", "/api/v1/tokens", {"role": "client"})
-        assert status == 201
-        environ = {
-            **os.environ,
-            "OCTASKLY_URL": agents[1].ready()["api_url"],
-            "OCTASKLY_TOKEN": minted["token"],
-        }
-        for name, expected in EXPECTED.items():
-            script = EXAMPLES / name
-            words = [sys.executable, str(script)] if script.suffix == ".py" else []
-            done = subprocess.run(
-                words or [str(script)],
-                env=environ,
-                capture_output=True,
-                text=True,
-                timeout=60,
-                check=False,
-            )
+    _, node = mesh
+    status, minted = node.call("POST", "/api/v1/tokens", {"role": "client"})
+    assert status == 201
+    environ = {
+        **os.environ,
+        "OCTASKLY_URL": node.ready()["api_url"],
+        "OCTASKLY_TOKEN": minted["token"],
+    }
+    for name, expected in EXPECTED.items():
+        script = EXAMPLES / name
+        words = [sys.executable, str(script)] if script.suffix == ".py" else []
+        done = subprocess.run(
+            words or [str(script)],
+            env=environ,
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
 
-            assert done.returncode == 0, done.stderr
-            assert expected in done.stdout
-            assert len(script.read_text().splitlines()) < LINES_MAX
+        assert done.returncode == 0, done.stderr
+        assert expected in done.stdout
+        assert len(script.read_text().splitlines()) < LINES_MAX

@@ -1,0 +1,42 @@
+"""One mesh for all pages whose commands are typed."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.agents import Agent, ending, launch, submit, until_nodes
+from tests.docs.console import Console, console
+
+
+@pytest.fixture(scope="session")
+def mesh() -> Iterator[tuple[Console, Agent]]:
+    """Give a shell, and two nodes of one mesh: `ash` on this machine, and `pi4`.
+
+    The folder where one types is the worker directory of both, so that tasks find the
+    files that a page makes.
+    """
+    # A socket's path has 107 bytes at most, so the home lies near the root.
+    with (
+        tempfile.TemporaryDirectory(prefix="octaskly-docs-") as home,
+        console(Path(home), is_strict=False) as shell,
+    ):
+        shell.folder = shell.home / "work"
+        for folder in ("work", "bin", "pi4"):
+            (shell.home / folder).mkdir()
+        settings = (
+            f"--slots 4 --workdir {shell.folder} --gpu 0 --gpu 1 --label gpu=a100"
+        )
+        shell.start(f"octaskly agent --name ash {settings}", [])
+        apart = {k: v for k, v in shell.environ.items() if k != "XDG_RUNTIME_DIR"}
+        settings = f"--name pi4 {settings}"
+        pi4 = launch(shell.home / "pi4", shell.secret, *settings.split(), environ=apart)
+        with ending(pi4):
+            until_nodes(pi4, 2)
+            # Pages speak of tasks 12 to 14.
+            for _ in range(14):
+                submit(pi4, "true")
+            yield shell, pi4
