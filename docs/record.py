@@ -21,6 +21,7 @@ from pathlib import Path
 
 COLUMNS, ROWS = 84, 26
 FRAME_S = 0.2  #: what changes faster is not seen anyway
+IDLE_S = 1.0  #: nobody wants to watch how nothing happens for longer
 HOLD_S = 8.0  #: the end stands still, to be read
 CHAR_PX, LINE_PX, MARGIN_PX = 8.4, 18, 16
 COLOURS = {
@@ -123,8 +124,10 @@ def frames(prompt: str, chunks: Iterable[Chunk]) -> Iterator[tuple[float, list[L
     screen = Screen()
     screen.write(f"\x1b[32m$\x1b[0m {prompt}\r\n")
     yield 0.0, screen.shown()
-    due, at = 0.0, 0.0
-    for at, text in chunks:
+    due, at, last = 0.0, 0.0, 0.0
+    for real, text in chunks:
+        at += min(real - last, IDLE_S)
+        last = real
         if at >= due:
             yield at, screen.shown()
             due = at + FRAME_S
