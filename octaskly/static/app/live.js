@@ -23,6 +23,7 @@ const listeners = new Map([["task", new Set()], ["node", new Set()], ["reset", n
 let lastId = "";
 let current = null; //: ends the stream that is open
 let types = "";
+let cut = null; //: breaks the connection under that stream
 
 /**
  * Calls `hear` with the data of each event of a type; returns how to stop that.
@@ -37,8 +38,14 @@ export function listen(type, hear) {
   };
 }
 
+/** Connects anew: something else had no answer, so the stream may be dead as well. */
+export function doubt() {
+  cut?.();
+}
+
 /** Keeps a stream open for as long as somebody is signed in. */
 export function stayLive() {
+  addEventListener("offline", doubt);
   effect(() => {
     const isIn = session.value !== null;
     current?.abort();
@@ -90,6 +97,8 @@ async function read(signal, began) {
   });
   began();
   link.value = "live";
+  const cutThis = () => silence.abort();
+  cut = cutThis;
   let watch = 0;
   try {
     const reader = answer.body.pipeThrough(new TextDecoderStream()).getReader();
@@ -103,6 +112,7 @@ async function read(signal, began) {
     }
   } finally {
     clearTimeout(watch);
+    if (cut === cutThis) cut = null;
     silence.abort(); // Lets go of the connection.
   }
 }

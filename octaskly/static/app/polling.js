@@ -2,7 +2,7 @@
 
 import { get } from "./api.js";
 import { batch, effect } from "./lib.js";
-import { listen } from "./live.js";
+import { doubt, listen } from "./live.js";
 import { session } from "./session.js";
 import { banner, countsCame, mesh, nodes } from "./store.js";
 
@@ -59,6 +59,7 @@ async function ask() {
   } catch (problem) {
     if (problem.status === undefined) throw problem; // No request: a fault of ours.
     isChanged = true;
+    if (problem.status === 0) doubt();
   } finally {
     isAsking = false;
     again(EVERY_MS);

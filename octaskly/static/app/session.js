@@ -51,8 +51,8 @@ export function paste(token) {
 
 /** Forgets the token. */
 export function end(problem = null) {
-  take(null);
-  if (problem !== null) refuse(problem);
+  if (problem === null) take(null);
+  else refuse(problem);
 }
 
 function refuse(problem) {

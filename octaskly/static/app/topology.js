@@ -1,7 +1,7 @@
 /** The mesh as a picture: the dispatcher in the middle, the others around it. */
 
 import { html } from "./lib.js";
-import { href } from "./router.js";
+import { go } from "./router.js";
 
 const SIZE = 320;
 const LABELS_MAX = 14; //: of more nodes the names would lie on each other
@@ -32,8 +32,8 @@ function Dot({ node, x, y, r, standby, hasLabel }) {
   const part = node.slots > 0 ? Math.min(1, node.running / node.slots) : 0;
   const kind = node.role === "dispatcher" ? "dispatcher" : standby ? `standby ${standby}` : "worker";
   const around = 2 * Math.PI * (r + 3);
-  return html`<a href=${href(["nodes"], { find: node.name })} class=${`dot ${kind} ${node.state}`} transform=${`translate(${x} ${y})`}
-      aria-label=${`${node.name}, ${node.role}, ${node.state}, ${node.running} of ${node.slots} slots`} tabindex="-1">
+  // For the mouse alone: the list of nodes below the picture leads to the same.
+  return html`<g class=${`dot ${kind} ${node.state}`} transform=${`translate(${x} ${y})`} onClick=${() => go(["nodes"], { find: node.name })}>
     <title>${`${node.name}: ${node.role}, ${node.state}, ${node.running} of ${node.slots} slots`}</title>
     ${r >= ROOM && html`<circle class="busy" r=${r + 3} stroke-dasharray=${`${around * part} ${around}`} transform="rotate(-90)" />`}
     <circle class="body" r=${r} />
@@ -41,7 +41,7 @@ function Dot({ node, x, y, r, standby, hasLabel }) {
     ${kind === "dispatcher" && html`<path class="mark" d="M-8 5V-4l4 4 4-7 4 7 4-4v9z" />`}
     ${standby && r > 8 && html`<path class="mark" d="M-5 -1h10M-5 3h10" />`}
     ${hasLabel && html`<text y=${r + 17} text-anchor="middle">${shortened(node.name)}</text>`}
-  </a>`;
+  </g>`;
 }
 
 function boxOf(n) {

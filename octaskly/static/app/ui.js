@@ -1,7 +1,8 @@
 /** Small parts that all views share, so that they look and behave alike. */
 
+import { ago } from "./format.js";
 import { html, useEffect, useRef, useState } from "./lib.js";
-import { tell, toasts, untell } from "./store.js";
+import { now, tell, toasts, untell } from "./store.js";
 
 /** A state as a word with a dot: those of tasks and of nodes. */
 export function State({ of }) {
@@ -40,6 +41,11 @@ export function Bar({ label, part, text, kind = "", hotAt = Infinity }) {
       <span class=${`bar-fill ${kind} ${heat}`} style=${{ width: `${percent}%` }}></span></span>
     <span class="bar-text">${text}</span>
   </div>`;
+}
+
+/** How long ago something was; it alone is drawn anew each second. */
+export function Ago({ at }) {
+  return ago(at, now.value);
 }
 
 /** Text to copy, with the button that does it. */

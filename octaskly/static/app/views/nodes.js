@@ -1,18 +1,21 @@
 import { get, post } from "../api.js";
-import { ago, mebibytes, plural } from "../format.js";
+import { mebibytes, plural } from "../format.js";
 import { useKeys } from "../keys.js";
 import { html, useEffect, useRef, useState } from "../lib.js";
 import { soon } from "../polling.js";
 import { go } from "../router.js";
-import { mesh, nodes, now, tell } from "../store.js";
-import { Bar, Button, Command, Empty, State } from "../ui.js";
+import { mesh, nodes, tell } from "../store.js";
+import { Ago, Bar, Button, Command, Empty, State } from "../ui.js";
 import { Role } from "./role.js";
+
+const ROWS = 40; //: drawn at first, and more of them as one scrolls
 
 /** All nodes, what each does, and what one may tell it. */
 export function Nodes({ query }) {
   const find = query.get("find") ?? "";
   const field = useRef(null);
   const [chosen, choose] = useState(0);
+  const [drawn, setDrawn] = useState(ROWS);
   const shown = nodes.value.filter((node) => fits(node, find.toLowerCase()));
   const at = Math.min(chosen, shown.length - 1);
   const move = (by) => choose(Math.max(0, Math.min(shown.length - 1, at + by)));
@@ -36,9 +39,21 @@ export function Nodes({ query }) {
     <${Waiting} />
     ${shown.length === 0 && html`<${Empty} title="No node fits"><p>None has this name, state or label.</p><//>`}
     <ul class="node-rows">
-      ${shown.map((node, i) => html`<${Row} key=${node.id} node=${node} standby=${level.get(node.id)}
+      ${shown.slice(0, Math.max(drawn, at + ROWS)).map((node, i) => html`<${Row} key=${node.id} node=${node} standby=${level.get(node.id)}
         common=${common} isChosen=${i === at} onChoose=${() => choose(i)} />`)}
-    </ul>`;
+    </ul>
+    ${shown.length > drawn && html`<${End} key=${drawn} onSeen=${() => setDrawn(drawn + ROWS)} />`}`;
+}
+
+/** Stands below the rows, and calls `onSeen` when somebody scrolls near to it. */
+function End({ onSeen }) {
+  const element = useRef(null);
+  useEffect(() => {
+    const watch = new IntersectionObserver(([seen]) => seen.isIntersecting && onSeen(), { rootMargin: "600px" });
+    watch.observe(element.current);
+    return () => watch.disconnect();
+  }, []);
+  return html`<p ref=${element} class="muted">…</p>`;
 }
 
 function Row({ node, standby, common, isChosen, onChoose }) {
@@ -60,7 +75,7 @@ function Row({ node, standby, common, isChosen, onChoose }) {
         <span>${node.addresses[0]}</span>
         <span>${[node.os, node.arch].filter(Boolean).join(" ")}</span>
         <span>Octaskly ${node.version}</span>
-        <span>${isLost ? "lost" : "heard"} ${ago(node.last_seen, now.value)}</span>
+        <span>${isLost ? "lost" : "heard"} <${Ago} at=${node.last_seen} /></span>
       </p>
       <p class="node-labels">${Object.entries(node.labels).map(([key, value]) => html`<span class="tag">${key}=${value}</span> `)}</p>
     </div>
