@@ -68,7 +68,29 @@ if TYPE_CHECKING:
         OctasklyError as OctasklyError,
         PermissionDenied as PermissionDenied,
     )
+
     # isort: on
+    from octaskly.executor import (
+        BrokenCall as BrokenCall,
+    )
+    from octaskly.executor import (
+        Executor as Executor,
+    )
+    from octaskly.executor import (
+        InterpreterMismatch as InterpreterMismatch,
+    )
+    from octaskly.executor import (
+        MeshLost as MeshLost,
+    )
+    from octaskly.executor import (
+        RemoteError as RemoteError,
+    )
+    from octaskly.executor import (
+        RemoteTraceback as RemoteTraceback,
+    )
+    from octaskly.executor import (
+        ResultLost as ResultLost,
+    )
 
 __version__ = "0.1.0"
 
@@ -90,6 +112,10 @@ _HOMES = {
     ),
     "octaskly.client.streams": "Event",
     "octaskly.errors": "ConfigError MeshError OctasklyError PermissionDenied",
+    "octaskly.executor": (
+        "BrokenCall Executor InterpreterMismatch MeshLost RemoteError "
+        "RemoteTraceback ResultLost "
+    ),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names.split()}
 

@@ -155,7 +155,7 @@ class Loop:
         session = await self.session()
         headers = {"Accept": "application/json", **call.headers}
         if call.body is not None:
-            headers["Content-Type"] = "application/json"
+            headers.setdefault("Content-Type", "application/json")
         base = self._target.url or "http://localhost"
         try:
             async with asyncio.timeout(timeout_s):

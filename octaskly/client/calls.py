@@ -33,7 +33,7 @@ class Call(NamedTuple):
     method: str
     path: str
     query: Mapping[str, object] = {}
-    body: bytes | None = None
+    body: bytes | memoryview | None = None
     headers: Mapping[str, str] = {}
     wait_s: float = 0.0  #: how long the node may take longer, because it is asked to
 

@@ -6,6 +6,7 @@ second, and the big HTTP libraries alone take longer.
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import os
 import socket
@@ -205,7 +206,7 @@ class Connection:
         self,
         method: str,
         target: str,
-        body: bytes | None,
+        body: bytes | memoryview | None,
         headers: Mapping[str, str],
         timeout_s: float,
     ) -> http.client.HTTPResponse:
@@ -216,7 +217,7 @@ class Connection:
             used_at = None
         everything = {**self._headers, **headers}
         if body is not None:
-            everything["Content-Type"] = "application/json"
+            everything.setdefault("Content-Type", "application/json")
         self._open()
         try:
             self._connection.sock.settimeout(timeout_s)
@@ -267,6 +268,12 @@ class Connection:
             raise ReplyLost(
                 f"{self.place} stopped in the middle of a stream"
             ) from error
+
+    def abort(self) -> None:
+        """End what another thread reads or writes at this moment."""
+        if (sock := self._connection.sock) is not None:
+            with contextlib.suppress(OSError):
+                sock.shutdown(socket.SHUT_RDWR)
 
     def _open(self) -> None:
         if self._connection.sock is not None:

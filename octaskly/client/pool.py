@@ -43,6 +43,7 @@ class Pool:
     def __init__(self, target: Target) -> None:
         self._target = target
         self._idle: deque[Connection] = deque()
+        self.streams: set[Connection] = set()  #: that are open
         self._pid = os.getpid()
         self._is_closed = False
 
@@ -113,8 +114,14 @@ class Pool:
             self._idle.append(connection)
 
     def close(self) -> None:
-        """Close the connections; those in use, when they are given back."""
+        """Close the connections; those in use, when they are given back.
+
+        Who reads a stream in another thread gets `Closed`.
+        """
         self._is_closed = True
+        if self._pid == os.getpid():
+            for stream in list(self.streams):
+                stream.abort()
         with suppress(IndexError):
             while True:
                 self._idle.pop().close()
@@ -148,6 +155,7 @@ class _Stage:
     def leave(self) -> None:
         """Close the stream; whatever is left of it is nobody's answer."""
         if self._connection is not None and self._pid == os.getpid():
+            self._pool.streams.discard(self._connection)
             self._connection.close()
         self._connection = self._response = None
 
@@ -168,6 +176,7 @@ class _Stage:
             self._pool.give(connection)
             return reply
         self._connection, self._response = connection, response
+        self._pool.streams.add(connection)
         return Reply(response.status, headers_of(response), b"")
 
     def _read(self, timeout_s: float) -> bytes:

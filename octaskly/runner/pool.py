@@ -36,7 +36,7 @@ from octaskly.runner.outcome import (
     outcome_of_end,
     released,
 )
-from octaskly.runner.process import LauncherProcess, task_environment
+from octaskly.runner.process import OF_CALLS, LauncherProcess, task_environment
 from octaskly.runner.recorder import Recorder
 from octaskly.runner.scratch import Prepared, Scratch
 from octaskly.runner.seat import SHORT_MS, Item, Seat, end_lost, roomiest, seats_for
@@ -111,7 +111,7 @@ class Pool:
                 "umask": umask,
                 "transcript_bytes_max": archive.bytes_max,
             },
-            env=task_environment(os.environ if env is None else env),
+            env=task_environment(os.environ if env is None else env) | OF_CALLS,
             account=account,
             hands=self._hands,
             clock=clock,

@@ -21,6 +21,14 @@ DISMISS_S = 6.0  #: a launcher that was told to close has this long to end its t
 PRIVATE_NAMES = ("NOTIFY_SOCKET", "CREDENTIALS_DIRECTORY")
 PRIVATE_PREFIXES = ("OCTASKLY_", "WATCHDOG_", "LISTEN_")
 
+#: With what a task performs calls of `octaskly.Executor`: see `executor.callee`.
+OF_CALLS = {
+    "OCTASKLY_PYTHON": sys.executable,
+    "OCTASKLY_CALLEE": str(
+        Path(octaskly.__file__).resolve().parent / "executor" / "callee.py"
+    ),
+}
+
 Message = list[Any]
 
 

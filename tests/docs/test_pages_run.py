@@ -59,6 +59,7 @@ EXPECTED = {
     "with_requests.py": "'stdout': 'hello\\n'",
     "bulk_submit.py": "499 tasks, sum of squares 41541750",
     "fetch_output.sh": "1000\n",
+    "spread_calls.py": "17984 primes below 200000",
 }
 
 

@@ -37,9 +37,15 @@ def test_every_threat_and_every_bad_input_has_a_test_that_exists() -> None:
 
 
 def test_no_code_comes_from_elsewhere() -> None:
-    """Threat 28: nothing that arrives is ever run as Python, nor fetched to be."""
+    """Threat 28: nothing that arrives is ever run as Python, nor fetched to be.
+
+    But for the calls of an executor, in the program that submitted them and the process
+    of their task; by the import contracts no agent can even import what does that.
+    """
     found = []
     for path in (ROOT / "octaskly").rglob("*.py"):
+        if path.parent.name == "executor":
+            continue
         for node in ast.walk(ast.parse(path.read_text())):
             found += [f"{path.name}: {what}" for what in _dangers(node)]
 

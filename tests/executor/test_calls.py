@@ -1,0 +1,300 @@
+"""Calls that go over the mesh: what comes back, and what goes wrong."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import os
+import pickle
+import signal
+import subprocess
+import sys
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from concurrent.futures import BrokenExecutor
+from pathlib import Path
+from typing import Any, NoReturn
+
+import cloudpickle
+import pytest
+
+import octaskly
+from tests.agents import TASKS, Agent, until
+
+cloudpickle.register_pickle_by_value(sys.modules[__name__])
+
+RESULT_S_MAX = 30.0
+NOWHERE: Any = {"labels": {"moon": "yes"}}  #: what no node has
+
+
+@pytest.fixture
+def executor(agents: list[Agent]) -> Iterator[octaskly.Executor]:
+    """One at the agent that is not dispatcher."""
+    with octaskly.Executor(state_dir=agents[1].state) as executor:
+        yield executor
+
+
+def raised(executor: octaskly.Executor, fn: Callable[..., Any], *args: Any) -> Any:
+    """Return the exception that a call comes to."""
+    return executor.submit(fn, *args).exception(RESULT_S_MAX)
+
+
+class Array:
+    """Bytes that leave a pickle as a buffer of their own, as those of NumPy do."""
+
+    def __init__(self, data: bytearray | memoryview) -> None:
+        self.data = data
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        return Array, (pickle.PickleBuffer(self.data),)
+
+
+class Picky(Exception):
+    """An exception that cannot be made from what is pickled of it."""
+
+    def __init__(self, one: int, two: int) -> None:
+        super().__init__(f"{one} and {two}")
+
+
+def numbers() -> Iterator[int]:
+    """Return what no pickle takes."""
+    yield 1
+
+
+def fail(value: object) -> NoReturn:
+    raise LookupError(value)  # where it came from
+
+
+def test_an_exception_comes_back_with_the_place_it_came_from(
+    executor: octaskly.Executor,
+) -> None:
+    """As its cause, in words, as `ProcessPoolExecutor` gives it."""
+    error = raised(executor, fail, 7)
+
+    assert type(error) is LookupError
+    assert error.args == (7,)
+    assert type(error.__cause__) is octaskly.RemoteTraceback
+    assert "in fail" in "".join(traceback.format_exception(error))
+
+
+def test_an_exception_that_cannot_travel_is_told_in_words(
+    executor: octaskly.Executor,
+) -> None:
+    """Be it that it cannot be pickled, or not be unpickled."""
+
+    def open_raise() -> NoReturn:
+        raise ValueError(numbers())
+
+    def picky_raise() -> NoReturn:
+        raise Picky(1, 2)
+
+    assert "ValueError: <generator" in str(raised(executor, open_raise))
+    error = raised(executor, picky_raise)
+    assert type(error) is octaskly.RemoteError
+    assert str(error).endswith("Picky: 1 and 2")
+
+
+@pytest.mark.parametrize(
+    ("end", "says", "code", "number"),
+    [
+        (lambda: os._exit(3), "exit code 3", 3, None),
+        (lambda: os._exit(0), "exit code 0", 0, None),
+        (lambda: os.kill(os.getpid(), signal.SIGSEGV), "SIGSEGV", 139, 11),
+    ],
+    ids=["exit", "exit 0", "segfault"],
+)
+def test_a_call_that_ends_its_interpreter_breaks_itself_alone(
+    executor: octaskly.Executor,
+    end: Callable[[], None],
+    says: str,
+    code: int,
+    number: int | None,
+) -> None:
+    """It says how and where; the executor goes on."""
+    beside = executor.submit(pow, 2, 8)
+    error = raised(executor, end)
+
+    assert isinstance(error, octaskly.BrokenCall)
+    assert isinstance(error, BrokenExecutor)
+    assert (error.exit_code, error.signal) == (code, number)
+    assert says in str(error)
+    assert str(error.node) in ("ash", "birch")
+    assert f" on {error.node}" in str(error)
+    assert beside.result(RESULT_S_MAX) == 256
+    assert executor.submit(pow, 2, 9).result(RESULT_S_MAX) == 512
+
+
+def test_an_argument_that_cannot_be_pickled_is_named_at_once(
+    executor: octaskly.Executor,
+) -> None:
+    """Before anything is sent."""
+    with pytest.raises(
+        pickle.PicklingError, match=r"argument 2 of fail\(\).*generator"
+    ):
+        executor.submit(fail, 1, numbers())
+    with pytest.raises(pickle.PicklingError, match=r"argument 'value' of fail\(\)"):
+        executor.submit(fail, value=sys._getframe())
+    with pytest.raises(pickle.PicklingError, match=r"call 1, argument 1 of fail\(\)"):
+        executor.map(fail, [1, numbers()], chunksize=2)
+
+
+def test_a_result_that_cannot_be_pickled_is_an_error(
+    executor: octaskly.Executor,
+) -> None:
+    """The call was performed, and its value stays where it is."""
+    error = raised(executor, numbers)
+
+    assert isinstance(error, octaskly.ResultLost)
+    assert "of type generator, cannot be pickled" in str(error)
+
+
+def test_what_a_call_prints_is_in_the_log_of_its_task(
+    executor: octaskly.Executor, agents: list[Agent]
+) -> None:
+    """Also what a program prints that it starts; the result is not disturbed."""
+
+    def print_some() -> str:
+        print("from Python")
+        subprocess.run(
+            ["sh", "-c", "echo from a program; echo and its errors >&2"], check=True
+        )
+        return os.environ["OCTASKLY_TASK_ID"]
+
+    task = executor.submit(print_some).result(RESULT_S_MAX)
+    stderr = agents[0].call("GET", f"{TASKS}/{task}")[1]["stderr"]
+
+    assert sorted(stderr.split("\n")) == [
+        *("", "and its errors", "from Python", "from a program")
+    ]
+
+
+def test_large_arguments_and_results_travel_as_files(
+    executor: octaskly.Executor, agents: list[Agent]
+) -> None:
+    """What many calls share goes to each node once; a call may change its own."""
+    shared = Array(bytearray(os.urandom(2_000_000)))
+    before = [files_of(agent) for agent in agents]
+
+    def turned(array: Array, number: int) -> Array:
+        array.data[0] = number
+        return Array(bytearray(array.data)[::-1])
+
+    futures = [executor.submit(turned, shared, number) for number in range(6)]
+    for number, future in enumerate(futures):
+        data = future.result(RESULT_S_MAX).data
+        assert len(data) == 2_000_000
+        assert data[-1] == number
+        assert bytes(data[:-1]) == bytes(shared.data[:0:-1])
+    after = [files_of(agent) for agent in agents]
+    came = [len(now - then) for now, then in zip(after, before, strict=True)]
+    assert max(came) == 1, came
+
+
+def files_of(agent: Agent) -> set[str]:
+    folder = agent.state / "files"
+    return {p.name for p in folder.iterdir()} if folder.exists() else set()
+
+
+def test_a_future_that_waits_can_be_cancelled(
+    agents: list[Agent], executor: octaskly.Executor
+) -> None:
+    """Its task, too, if it is in the mesh already."""
+    with octaskly.Executor(1, state_dir=agents[0].state, requires=NOWHERE) as waits:
+        sent, kept = waits.submit(pow, 2, 8), waits.submit(pow, 2, 9)
+        path = f"{TASKS}/{waits._prefix}-0"
+        until(lambda: agents[0].call("GET", path)[0] == 200, "it is in the mesh")
+
+        assert sent.cancel()
+        assert kept.cancel()
+    task = agents[0].call("GET", path)[1]
+    assert (task["status"], sent.cancelled()) == ("cancelled", True)
+    assert agents[0].call("GET", f"{TASKS}/{waits._prefix}-1")[0] == 404
+    running = executor.submit(time.sleep, 0.5)
+    until(running.running, "it runs")
+    assert not running.cancel()
+
+
+def test_a_shutdown_cancels_what_has_not_begun(agents: list[Agent]) -> None:
+    """CPython's test of that, which may not count on what has begun in a moment."""
+    executor = octaskly.Executor(2, state_dir=agents[1].state)
+    futures = [executor.submit(time.sleep, 0.1) for _ in range(20)]
+    until(futures[0].running, "it runs")
+    executor.shutdown(cancel_futures=True)
+
+    cancelled = [future for future in futures if future.cancelled()]
+    others = [future for future in futures if not future.cancelled()]
+    assert len(cancelled) > 10
+    assert [future.exception(0) for future in others] == [None] * len(others)
+    assert others
+
+
+def test_map_takes_no_more_than_it_is_given_room_for(
+    executor: octaskly.Executor,
+) -> None:
+    """So items may come without end, as with Python 3.14."""
+    taken = itertools.count()
+    results = executor.map(
+        pow, taken, itertools.repeat(2), chunksize=3, buffersize=2, timeout=RESULT_S_MAX
+    )
+
+    assert [next(results) for _ in range(4)] == [0, 1, 4, 9]
+    assert next(taken) == 12
+    for wrong in ({"chunksize": 0}, {"buffersize": 0}):
+        with pytest.raises(ValueError, match="must be"):
+            executor.map(pow, [1], [2], **wrong)
+
+
+def test_commands_are_futures_too(executor: octaskly.Executor) -> None:
+    """One that fails is no exception."""
+    future = executor.submit_command("cat; exit 3", stdin="hello", name="cat")
+    task = future.result(RESULT_S_MAX)
+
+    assert (task.exit_code, task.output_bytes("stdout")) == (3, b"hello")
+    assert task.name == "cat"
+
+
+async def test_asyncio_takes_it_as_an_executor(agents: list[Agent]) -> None:
+    """`run_in_executor` needs no more than the base class promises."""
+    executor = octaskly.Executor(state_dir=agents[1].state)
+    loop = asyncio.get_running_loop()
+    try:
+        assert await loop.run_in_executor(executor, pow, 2, 8) == 256
+    finally:
+        await asyncio.to_thread(executor.shutdown)
+
+
+def test_what_all_calls_ask_for_is_asked_of_each(
+    agents: list[Agent], executor: octaskly.Executor
+) -> None:
+    """As the node, its environment, and another interpreter."""
+    del executor
+    env = {"COLOUR": "teal"}
+    with octaskly.Executor(
+        state_dir=agents[1].state,
+        requires={"node": "birch"},
+        env=env,
+        python="/no/such/python",
+    ) as broken:
+        error = raised(broken, os.getenv, "COLOUR")
+    assert isinstance(error, octaskly.BrokenCall)
+    assert "exit code 127 on birch" in str(error)
+    assert "/no/such/python" in str(error)
+    with octaskly.Executor(
+        state_dir=agents[1].state, requires={"node": "ash"}, env=env
+    ) as good:
+        assert good.submit(os.getenv, "COLOUR").result(RESULT_S_MAX) == "teal"
+        assert good.submit(os.getenv, "OCTASKLY_NODE").result(RESULT_S_MAX) == "ash"
+    with pytest.raises(octaskly.Invalid, match="does not ask for that"):
+        octaskly.Executor(state_dir=agents[1].state, colour="teal")  # type: ignore[call-arg]
+
+
+def test_a_mesh_that_is_away_breaks_the_executor(tmp_path: Path) -> None:
+    """What was submitted fails with the reason, and so does what comes later."""
+    with octaskly.Executor(state_dir=tmp_path, patience_s=0.1) as executor:
+        error = executor.submit(pow, 2, 8).exception(RESULT_S_MAX)
+        assert isinstance(error, octaskly.MeshLost)
+        assert isinstance(error, BrokenExecutor)
+        assert str(tmp_path) in str(error)
+        with pytest.raises(octaskly.MeshLost):
+            executor.submit(pow, 2, 8)

@@ -1,0 +1,64 @@
+"""joblib on a mesh: what takes `n_jobs` needs no change."""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections.abc import Iterator
+
+import cloudpickle
+import joblib
+import pytest
+
+import octaskly.joblib as backend
+from tests.agents import Agent
+
+cloudpickle.register_pickle_by_value(sys.modules[__name__])
+
+
+@pytest.fixture
+def _mesh(agents: list[Agent]) -> Iterator[None]:
+    """Have joblib use the mesh."""
+    with joblib.parallel_config(backend.NAME, state_dir=agents[1].state):
+        yield
+
+
+def fail(number: int) -> int:
+    if number == 3:
+        raise LookupError(number)
+    return number
+
+
+@pytest.mark.usefixtures("_mesh")
+def test_calls_of_joblib_are_performed_on_the_mesh() -> None:
+    """In order, in other processes, as many as the mesh has slots."""
+    import os
+
+    results = joblib.Parallel(n_jobs=-1)(
+        joblib.delayed(lambda n: (math.sqrt(n), os.environ["OCTASKLY_NODE"]))(number)
+        for number in range(12)
+    )
+
+    assert [root for root, _ in results] == [math.sqrt(n) for n in range(12)]
+    assert {node for _, node in results} <= {"ash", "birch"}
+    assert joblib.effective_n_jobs(-1) == 10
+    assert joblib.effective_n_jobs(-2) == 9
+    assert joblib.effective_n_jobs(3) == 3
+
+
+@pytest.mark.usefixtures("_mesh")
+def test_an_exception_ends_a_run_of_joblib_and_not_the_next() -> None:
+    """It comes back as itself."""
+    run = joblib.Parallel(n_jobs=2)
+    with pytest.raises(LookupError):
+        run(joblib.delayed(fail)(number) for number in range(6))
+
+    assert run(joblib.delayed(fail)(number) for number in range(3)) == [0, 1, 2]
+
+
+@pytest.mark.usefixtures("_mesh")
+def test_results_of_joblib_can_be_had_one_by_one() -> None:
+    """Also as they come."""
+    for kind in ("generator", "generator_unordered"):
+        run = joblib.Parallel(n_jobs=2, return_as=kind)
+        assert sorted(run(joblib.delayed(fail)(n) for n in range(3))) == [0, 1, 2]
