@@ -10,6 +10,7 @@ import pytest
 
 from tests.agents import Agent, ending, launch, submit, until_nodes
 from tests.docs.console import Console, console
+from tests.docs.quick_cli import quick_cli
 
 
 @pytest.fixture(scope="session")
@@ -23,7 +24,9 @@ def mesh() -> Iterator[tuple[Console, Agent]]:
     with (
         tempfile.TemporaryDirectory(prefix="octaskly-docs-") as home,
         console(Path(home), is_strict=False) as shell,
+        quick_cli(shell.home) as quick,
     ):
+        shell.environ["PATH"] = f"{quick}:{shell.environ['PATH']}"
         shell.folder = shell.home / "work"
         for folder in ("work", "bin", "pi4"):
             (shell.home / folder).mkdir()

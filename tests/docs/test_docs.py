@@ -21,6 +21,9 @@ DOCS = ROOT / "docs"
 API = ROOT / "octaskly" / "api"
 PAGES = sorted([*ROOT.glob("*.md"), *DOCS.rglob("*.md")])
 FENCE = re.compile(r"^```.*?^```\n", re.DOTALL | re.MULTILINE)
+OTHER_WORDS = re.compile(
+    r"\b(?:master|leader|coordinator|slave|jobs?|daemons?)\b", re.IGNORECASE
+)
 ERROR_TEXT = re.compile(r"[A-Z][a-z]+( [A-Za-z]+)*")
 VARIABLE = re.compile(r"OCTASKLY_[A-Z_]*[A-Z]")
 
@@ -131,6 +134,20 @@ def test_what_follows_from_the_code_is_as_the_code(name: str) -> None:
     text = page(f"reference/{name}")
 
     assert reference.made_anew(name, text) == text, "make docs"
+
+
+@pytest.mark.parametrize("path", PAGES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_a_page_says_one_word_for_one_thing(path: Path) -> None:
+    """The words that the glossary does not use, nobody reads elsewhere.
+
+    What belongs to others is called as they call it: in code, and on the page that
+    compares.
+    """
+    if path.name in ("glossary.md", "what-octaskly-is-not.md"):
+        return
+    text = re.sub(r"`[^`]*`", "", FENCE.sub("", path.read_text()))
+
+    assert OTHER_WORDS.findall(text) == []
 
 
 def test_every_exit_code_is_documented() -> None:
