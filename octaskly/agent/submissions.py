@@ -144,7 +144,8 @@ class Submissions:
 
     async def _accept(self, asked: Submission) -> Taken:
         await self._room.require(sum(map(_count, asked.drafts)))
-        suffixes = tuple(self._clock.hex_digits(8) for _ in asked.drafts)
+        digits = self._clock.hex_digits(8 * len(asked.drafts)) if asked.drafts else ""
+        suffixes = tuple(digits[at : at + 8] for at in range(0, len(digits), 8))
         reply = await self._tickets.ask(
             lambda ticket: ev.TasksSubmitted(
                 ticket, asked.drafts, asked.submitter, suffixes, asked.is_strict

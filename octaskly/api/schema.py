@@ -28,6 +28,7 @@ from octaskly.api.problems import (
     UNKNOWN_FIELD,
     Problem,
 )
+from octaskly.api.turns import in_turns
 from octaskly.core.events import Draft
 from octaskly.core.model import TaskId
 from octaskly.core.options import TaskOptions
@@ -119,8 +120,8 @@ _token = msgspec.json.Decoder(TokenIn)
 _forget = msgspec.json.Decoder(ForgetIn)
 
 
-def parse_tasks(body: bytes) -> Batch:
-    """Return the tasks of a submission."""
+async def parse_tasks(body: bytes) -> Batch:
+    """Return the tasks of a submission; of a large one in several turns."""
     if not body.lstrip(b" \t\r\n").startswith(b"["):
         task: TaskIn = decode(_one, TaskIn, body)
         is_strict = task.durability == "strict"
@@ -133,7 +134,7 @@ def parse_tasks(body: bytes) -> Batch:
             hint=f"an array holds 1 to {BATCH_MAX} tasks, not {len(tasks)}",
             field="$",
         )
-    drafts = [_draft(task, index) for index, task in enumerate(tasks)]
+    drafts = await in_turns(list(enumerate(tasks)), lambda each: _draft(*each[::-1]))
     _refuse_repeated_ids(drafts)
     is_strict = any(task.durability == "strict" for task in tasks)
     return Batch(drafts=drafts, is_array=True, is_strict=is_strict)

@@ -9,6 +9,7 @@ from aiohttp import web
 
 from octaskly.api import answers, query, render, schema
 from octaskly.api.routing import Access, Call, Route, json_response
+from octaskly.api.turns import in_turns
 from octaskly.core.merge import TaskRecord
 from octaskly.ports import TaskPage, TaskQuery
 
@@ -18,7 +19,7 @@ REPLICAS_HEADER = "Octaskly-Replicas"
 
 async def create(call: Call) -> web.StreamResponse:
     """Accept one task or an array of tasks, all or none."""
-    asked = schema.parse_tasks(call.body)
+    asked = await schema.parse_tasks(call.body)
     is_strict = call.query.is_strict() or asked.is_strict
     drafts = asked.drafts
     if call.query.flag("fail_fast"):
@@ -28,7 +29,7 @@ async def create(call: Call) -> web.StreamResponse:
         drafts, principal=call.who, idempotency_key=key, is_strict=is_strict
     )
     call.note_tasks(records)
-    shown = [render.created(record, replicas) for record in records]
+    shown = await in_turns(records, lambda record: render.created(record, replicas))
     body = render.encode(shown if asked.is_array else shown[0])
     response = json_response(body, HTTPStatus.CREATED)
     response.headers[REPLICAS_HEADER] = str(replicas)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import json
 from collections.abc import AsyncIterator
@@ -50,7 +51,7 @@ async def node() -> AsyncIterator[ApiNode]:
 
 def parse(task: object) -> Draft:
     """Return the draft of one task."""
-    (draft,) = parse_tasks(json.dumps(task).encode()).drafts
+    (draft,) = asyncio.run(parse_tasks(json.dumps(task).encode())).drafts
     return draft
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from typing import Any
 
@@ -38,7 +39,7 @@ TASKS = st.dictionaries(FIELDS, VALUES, max_size=5)
 
 def _parse(body: bytes) -> list[Draft] | None:
     try:
-        return parse_tasks(body).drafts
+        return asyncio.run(parse_tasks(body)).drafts
     except Problem as caught:
         problem = caught
     assert problem.status in (400, 409)
@@ -95,7 +96,7 @@ def test_surrogate_deep_in_a_batch_is_named() -> None:
     body = json.dumps([{"command": "a"}, {"command": "b", "inputs": ["x", "\udc80"]}])
 
     with pytest.raises(Problem) as caught:
-        parse_tasks(body.encode())
+        asyncio.run(parse_tasks(body.encode()))
 
     assert caught.value.field == "$[1].inputs[1]"
 
@@ -106,7 +107,7 @@ def test_paths_are_bounded_all_together(name: str) -> None:
     paths = [f"{n:05}{'x' * 245}" for n in range(5_000)]
 
     with pytest.raises(Problem) as caught:
-        parse_tasks(json.dumps({"command": "true", name: paths}).encode())
+        asyncio.run(parse_tasks(json.dumps({"command": "true", name: paths}).encode()))
 
     assert (caught.value.status, caught.value.field) == (400, f"$.{name}")
     assert "1048576" in (caught.value.hint or "")
@@ -116,7 +117,7 @@ def test_the_largest_task_fits_into_a_frame() -> None:
     """So what a client may ask for, a worker can be told."""
     paths = [f"{n:05}{'x' * 99}" for n in range(10_000)]
     task = {"command": "x" * 65_536, "inputs": paths, "outputs": paths}
-    (draft,) = parse_tasks(json.dumps(task).encode()).drafts
+    (draft,) = asyncio.run(parse_tasks(json.dumps(task).encode())).drafts
     spec = TaskSpec(
         id=TaskId("a"),
         command=draft.command,
