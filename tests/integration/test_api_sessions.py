@@ -7,17 +7,20 @@ import http.client
 import json
 import os
 import socket
+import ssl
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from octaskly.api import Site
 from octaskly.api.codes import CODE_S, CODES_MAX, Codes
 from octaskly.api.sockets import loopback_users
 from octaskly.core.model import Moment, NodeId
 from octaskly.errors import TrustError
 from octaskly.ports import Membership, Principal, Request
+from octaskly.trust import MeshTrust, NodeKey, generate
 from tests.integration.api_node import (
     ADMIN,
     JSON,
@@ -25,7 +28,9 @@ from tests.integration.api_node import (
     ApiNode,
     FixedClock,
     api_node,
+    ask,
     assert_problem,
+    serve_free,
 )
 from tests.integration.fake_gateway import NOW_MS, FakeGateway
 
@@ -249,6 +254,28 @@ async def test_only_a_page_that_was_opened_here_lets_machines_in(
     answer = await node.ask("GET", "/api/v1/requests", headers=headers)
 
     assert answer.status == status
+
+
+async def test_a_page_lets_machines_in_through_loopback_alone() -> None:
+    """On the network its token is one that somebody may have taken along."""
+    trust = MeshTrust(generate(), NodeKey.generate())
+    page = Principal(
+        subject="bo", role="admin", token="1", opened_on=trust.node_id, opened_s=1
+    )
+    async with api_node(
+        FakeGateway(trust.node_id),
+        verify=lambda _: page,
+        admissions=Nobody(),
+        lan_ssl=trust.lan_server_context(["here"], ["127.0.0.1"]),
+    ) as node:
+        port = await serve_free(node.server, Site.LAN, ["127.0.0.1"])
+        tls = ssl.create_default_context(cadata=trust.ca_pem())
+        headers, path = shown("x"), "/api/v1/requests"
+        near = await node.ask("GET", path, headers=headers)
+        far = await ask(port, "GET", path, headers=headers, tls=tls)
+
+    assert near.status == 200
+    assert_problem(far, 403, "Insufficient permissions")
 
 
 async def test_guesses_are_counted_on_loopback_too(clock: Hands) -> None:

@@ -56,7 +56,7 @@ export function Chart({ title, now, at, series, format, spanS = 300 }) {
   return html`<figure class="card chart">
     <figcaption><h2>${title}</h2><span class="chart-now">${now}</span></figcaption>
     <div class="chart-plot" ref=${holder} aria-hidden="true"></div>
-    <ul class="legend">${series.map(({ label, token }) => html`<li class=${`key ${token}`}>${label}</li>`)}</ul>
+    <ul class="key-list">${series.map(({ label, token }) => html`<li class=${`key ${token}`}>${label}</li>`)}</ul>
   </figure>`;
 }
 

@@ -66,7 +66,7 @@ function MeshMap() {
   return html`<section class="card map" aria-label="Topology">
     <div class="head"><h2>Mesh</h2><span class="muted end">term ${mesh.value.term}</span></div>
     <${Topology} nodes=${nodes.value} standbys=${standbys} />
-    <ul class="legend">
+    <ul class="key-list">
       <li class="key dispatcher">dispatcher${lead ? `: ${lead.name}` : ""}</li>
       <li class="key standby">${standbys.length ? `standby: ${standbys.map(({ name, state }) => name + (state === "level" ? "" : " (joining)")).join(", ")}` : "no standby"}</li>
       <li class="key worker">worker</li>

@@ -18,7 +18,7 @@ export function SignIn() {
     <img src="/static/icon.svg" alt="" width="48" height="48" />
     <h1>Octaskly</h1>
     ${why && html`<p class="problem" role="alert"><strong>${why.text}</strong>${why.hint && html`<br />${why.hint}`}</p>`}
-    <p>Open this page from a terminal of this machine. That signs you in.</p>
+    ${apart === null && html`<p>Open this page from a terminal of this machine. That signs you in.</p>
     <${Command} text="octaskly open" />
     <form onSubmit=${submit}>
       <label for="token">Or paste a token</label>
@@ -28,7 +28,7 @@ export function SignIn() {
         <button class="button primary" disabled=${!token.trim()}>Sign in</button>
       </div>
       <p class="hint"><code>octaskly token create --role viewer</code> prints one that only reads.</p>
-    </form>
+    </form>`}
   </main>`;
 }
 
