@@ -190,6 +190,7 @@ class Explanation(TypedDict):
     id: str
     status: TaskState
     summary: str
+    placement: str | None
     nodes: list[Verdict]
 
 

@@ -186,6 +186,7 @@ def explanation(record: TaskRecord, told: Explanation) -> Json:
         "id": record.name,
         "status": told.state.value,
         "summary": told.summary,
+        "placement": told.placement or None,
         "nodes": [
             {
                 "name": verdict.name,

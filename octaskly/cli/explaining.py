@@ -26,6 +26,8 @@ def explain(choice: Choice, ref: str, as_json: bool) -> None:  # noqa: FBT001
         return
     told = msgspec.json.decode(reply.body, type=Explanation)
     click.echo(f"{told.id} ({told.status}): {told.summary}")
+    if told.placement:
+        click.echo(f"placed there: {told.placement}")
     if told.nodes:
         rows = [
             [node.name, node.state, "; ".join(why.message for why in node.reasons)]

@@ -284,6 +284,7 @@ class Explanation(msgspec.Struct, frozen=True, kw_only=True):
     id: str
     status: str
     summary: str
+    placement: str | None = None  #: why it was given to the node that has or had it
     nodes: list[Verdict] = []
 
 

@@ -27,7 +27,7 @@ from octaskly.core.model import (
     TaskState,
     name_of,
 )
-from octaskly.core.needs import has_all, missing, nobody_has
+from octaskly.core.needs import asked_for, has_all, missing, nobody_has
 from octaskly.core.options import Requires, requires_of
 from octaskly.core.placing import Placing
 from octaskly.core.resting import Resting
@@ -81,6 +81,31 @@ class Explaining:
         waiting, total = record.progress.queued, sum(record.progress[:-1])
         summary = f"{waiting} of {total} members wait: {summary}"
         return Explanation(record.state, summary, verdicts)
+
+    def placement(self, record: TaskRecord, members: Sequence[Member]) -> str:
+        """Return why a task was given to the node that has or had it; "": none has.
+
+        Follows from the rule of the pool and from what nodes have now: the log does not
+        keep what else there was to choose from.
+        """
+        task = self._queue.tasks.get(record.id)
+        node = None if task is None or task.phase is not Phase.LIVE else task.node
+        chosen = record.chosen
+        if node is None and record.state is not TaskState.QUEUED and chosen is not None:
+            node = chosen.node
+        if node is None or record.spec is None:
+            return ""
+        requires = requires_of(record.spec.options)
+        present = {member.id for member in _present(members)} | {node}
+        able = {m.id for m in _present(members) if has_all(m, requires or NO_NEEDS)}
+        many, name = len(able | {node}), _name(members, node)
+        if len(present) == 1:
+            return f"{name} is the only node"
+        if many == 1:
+            return f"no other node has what it asks for: {asked_for(requires)}"
+        that = "" if requires is None else f" that have {asked_for(requires)}"
+        least = f"{name} had the least work for its slots when the turn came"
+        return f"of {many} nodes{that}, {least}"
 
     def hopeless(self, drafts: Iterable[Draft]) -> Hopeless | None:
         """Return the first task that shall fail fast and that no node could run."""
@@ -167,6 +192,10 @@ class Explaining:
         tasks = "1 task is" if before == 1 else f"{before} tasks are"
         most = "" if is_exact else "at least "
         return Why("turn", f"waits for its turn: {most}{tasks} before it")
+
+
+def _name(members: Sequence[Member], node: NodeId) -> str:
+    return next((member.name for member in members if member.id == node), node)
 
 
 def _withheld(member: Member) -> Iterator[Why]:

@@ -43,6 +43,19 @@ def missing(node: NodeInfo | Member, requires: Requires) -> Iterator[Why]:
         yield Why("gpus", f"needs {counted(requires.gpus, 'GPU')}, has {has}")
 
 
+def asked_for(requires: Requires | None) -> str:
+    """Return what is asked of a node, in words."""
+    if requires is None:
+        return "nothing"
+    parts = [f"label {name}={value}" for name, value in requires.labels]
+    parts += [f"the name {requires.node}"] if requires.node else []
+    parts += [word for word in (requires.os, requires.arch) if word]
+    parts += [counted(requires.cpus, "CPU")] if requires.cpus else []
+    parts += [f"{requires.memory_mb} MB of memory"] if requires.memory_mb else []
+    parts += [counted(requires.gpus, "GPU")] if requires.gpus else []
+    return ", ".join(parts)
+
+
 def nobody_has(nodes: Sequence[NodeInfo | Member], requires: Requires) -> str | None:
     """Return why none of these nodes could run such a task; None: one could."""
     if not nodes:

@@ -5,6 +5,8 @@ A node that does not reign says so, and the API asks elsewhere.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from octaskly.core.effects import Answer, Effect, NotHere
 from octaskly.core.events import (
     CancelRequested,
@@ -46,7 +48,10 @@ class Questions:
         if isinstance(event, ExplainAsked):
             roster = self._registry.roster
             members = () if roster is None else roster.members
-            told = self._dispatch.explaining.explain(event.record, members, now)
+            explaining = self._dispatch.explaining
+            told = explaining.explain(event.record, members, now)
+            placement = explaining.placement(event.record, members)
+            told = replace(told, placement=placement)
             return [Answer(event.ticket, told)]
         if isinstance(event, ForgetAsked):
             self._dispatch.retention.on_asked(event, now)

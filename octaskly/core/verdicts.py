@@ -45,3 +45,4 @@ class Explanation:
     state: TaskState
     summary: str  #: one sentence, without a full stop
     nodes: tuple[Verdict, ...] = ()  #: of a task that waits
+    placement: str = ""  #: why it was given to the node that has or had it

@@ -13,6 +13,7 @@ from octaskly.core.messages import Member
 from octaskly.core.model import (
     Attempt,
     AttemptState,
+    NodeInfo,
     NodeState,
     Reason,
     Strain,
@@ -26,7 +27,7 @@ from tests.builders import attempt, draft, moment, node_info, outcome, released,
 from tests.desk import submit
 from tests.quick import Mesh, heavy, member
 
-B = node_info("b", 2)
+A, B = node_info("a", 2), node_info("b", 2)
 SSD = Requires(labels=(("disk", "ssd"),))
 
 
@@ -266,6 +267,46 @@ def test_where_a_task_runs_is_all_there_is_to_say() -> None:
     assert explained(mesh, "one", member(B)) == Explanation(
         TaskState.RUNNING, "it runs on b"
     )
+
+
+SSD_B = node_info("b", 2, labels=(("disk", "ssd"),))
+SSD_C = node_info("c", 2, labels=(("disk", "ssd"),))
+
+
+@pytest.mark.parametrize(
+    ("requires", "nodes", "text"),
+    [
+        (None, [B], "b is the only node"),
+        (
+            None,
+            [B, SSD_C],
+            "of 2 nodes, b had the least work for its slots when the turn came",
+        ),
+        (SSD, [SSD_B, A], "no other node has what it asks for: label disk=ssd"),
+        (
+            SSD,
+            [SSD_B, SSD_C, A],
+            (
+                "of 2 nodes that have label disk=ssd,"
+                " b had the least work for its slots when the turn came"
+            ),
+        ),
+    ],
+)
+def test_why_a_task_was_placed_there_follows_from_who_else_could_have_it(
+    requires: Requires | None, nodes: list[NodeInfo], text: str
+) -> None:
+    """Also once it has ended; a task that waits was placed nowhere."""
+    own = asking(requires)
+    ended = Attempt(id=attempt(), node=B.id, state=AttemptState.OK, outcome=outcome())
+    record = TaskRecord(id=own.id, spec=own, attempts=(ended,))
+    waiting = TaskRecord(id=own.id, spec=own)
+    members = [member(each) for each in nodes]
+
+    explaining = Mesh(*nodes).dispatch.explaining
+
+    assert explaining.placement(record, members) == text
+    assert explaining.placement(waiting, members) == ""
 
 
 def test_what_stands_still_on_a_paused_node_is_told() -> None:

@@ -75,11 +75,14 @@ class Rows {
       if (this.#over.signal.aborted) return null;
       if (problem.status === undefined) throw problem;
       this.problem.value = problem;
-      this.#timer ||= setTimeout(() => this.refresh(), RETRY_MS);
+      if (mayPass(problem)) this.#timer ||= setTimeout(() => this.refresh(), RETRY_MS);
       return null;
     }
   }
 }
+
+/** Whether the same request may be answered later. */
+export const mayPass = ({ status }) => status === 0 || status === 429 || status >= 500;
 
 export class Pages extends Rows {
   /** @type {Map<number, object[]>} The page asked for last is the last. */

@@ -12,6 +12,7 @@ import { Log } from "./log.js";
 import { Why, useExplained } from "./why.js";
 
 const SOON_MS = 150;
+const MEMBERS_MS = 1000; //: of an array: they may be many
 const RETRY_MS = 2000;
 
 /** One task, or member of an array, or array: what it is, where, why there, its output. */
@@ -47,6 +48,7 @@ function useTask(id) {
   const timer = useRef(0);
   const reload = useCallback(async () => {
     clearTimeout(timer.current);
+    timer.current = 0;
     const path = `/api/v1/tasks/${encodeURIComponent(id)}`;
     try {
       const [task, { attempts }] = await Promise.all([get(path, {}, { quiet: true }), get(`${path}/attempts`, {}, { quiet: true })]);
@@ -59,14 +61,14 @@ function useTask(id) {
   }, [id]);
   useEffect(() => {
     reload();
-    const soon = () => {
-      clearTimeout(timer.current);
-      timer.current = setTimeout(reload, SOON_MS);
+    const within = (ms) => {
+      timer.current ||= setTimeout(reload, ms);
     };
     const mine = (event) => {
-      if (event.id === id || event.id.startsWith(`${id}.`)) soon();
+      if (event.id === id) within(SOON_MS);
+      else if (event.id.startsWith(`${id}.`)) within(MEMBERS_MS);
     };
-    const ends = [listen("task", mine), listen("reset", soon)];
+    const ends = [listen("task", mine), listen("reset", () => within(SOON_MS))];
     return () => {
       ends.forEach((end) => end());
       clearTimeout(timer.current);

@@ -5,7 +5,7 @@ import { listen } from "../live.js";
 import { go, href } from "../router.js";
 import { nodes, now, stats } from "../store.js";
 import { Button, Command, Empty, State } from "../ui.js";
-import { Finds, Pages } from "./rows.js";
+import { Finds, Pages, mayPass } from "./rows.js";
 import { Task } from "./task.js";
 import { ROW_PX, clamp, rowsInSight, scrollOf, topAfter, topFor, topMax, trackPx } from "./virtual.js";
 import { WhyDialog } from "./why.js";
@@ -39,10 +39,14 @@ function List({ query }) {
     <div class="head"><h1>Tasks</h1><${Found} rows=${rows} isSearch=${isSearch} />
       <a class="button primary end" href=${href(["submit"])}>Submit a task</a></div>
     <${Filters} asked=${asked} change=${change} />
-    ${rows.problem.value && html`<p class="problem" role="alert">${rows.problem.value.error}; asking again …</p>`}
+    ${rows.problem.value && html`<p class="problem" role="alert"><${Problem} of=${rows.problem.value} /></p>`}
     ${rows.total.value === 0 && !rows.isBusy?.value
       ? html`<${Nothing} isFiltered=${isFiltered} clear=${() => go(["tasks"])} />`
       : html`<${Grid} key=${key} rows=${rows} />`}`;
+}
+
+function Problem({ of }) {
+  return html`<strong>${of.error}</strong>${of.hint && html` – ${of.hint}`}${mayPass(of) && "; asking again …"}`;
 }
 
 /** How many rows there are, or how far a search has come. */
@@ -148,20 +152,22 @@ function Grid({ rows }) {
     const next = clamp(index, 0, total - 1);
     setChosen(next);
     move(topFor(next, scroll.top, total, viewPx));
+    frame.current.parentElement.focus({ preventScroll: true }); // So that Enter is meant for it.
   };
   const open = () => rows.at(chosen) && go(["tasks", rows.at(chosen).id]);
   const page = Math.max(1, Math.floor(viewPx / ROW_PX) - 1);
   const keys = {
     j: () => choose(chosen + 1), k: () => choose(chosen < 0 ? 0 : chosen - 1),
-    Enter: open, w: () => rows.at(chosen) && setWhy(rows.at(chosen).id),
+    w: () => rows.at(chosen) && setWhy(rows.at(chosen).id),
   };
   useKeys(keys);
   const walk = {
     ArrowDown: keys.j, ArrowUp: keys.k, PageDown: () => choose(chosen + page), PageUp: () => choose(chosen - page),
-    Home: () => choose(0), End: () => choose(total - 1),
+    Home: () => choose(0), End: () => choose(total - 1), Enter: open,
   };
   const onKeyDown = (event) => {
     if (!Object.hasOwn(walk, event.key) || event.ctrlKey || event.metaKey || event.altKey) return;
+    if (event.key === "Enter" && event.target !== event.currentTarget) return; // A link or button in it.
     event.preventDefault();
     walk[event.key]();
   };
