@@ -36,7 +36,7 @@ endif
 check: .venv
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy octaskly tests benchmarks
+	$(BIN)/mypy octaskly tests benchmarks docs/examples
 	$(BIN)/lint-imports
 
 # The parts of the reference that are made from the code, then all pages as a site in

@@ -3,7 +3,7 @@
 usage: python -m benchmarks [--quick] [peers | failover | cost | traffic | kills
                                        | million | crowd | logs | arrays | noop
                                        | deep | sleepers | growth | tls
-                                       | retention]
+                                       | retention | clients]
 
 Every ratio is of figures from this run: absolute times mean little on shared
 machines. Nothing leaves this machine; every loop is bounded.
@@ -25,6 +25,7 @@ from typing import Any
 
 from benchmarks import (
     arrays,
+    clients,
     cost,
     crowd,
     deep,
@@ -220,6 +221,7 @@ def _failover(_: Path, *, quick: bool) -> Iterator[Row]:
 WHICH: dict[str, Figures] = {
     "peers": _peers,
     "failover": _failover,
+    "clients": clients.figures,
     "cost": cost.throughput_shared,
     "traffic": cost.traffic,
     "kills": scale.kills,

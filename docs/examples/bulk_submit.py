@@ -1,24 +1,18 @@
-"""Submits many tasks in one request and sums up what they printed.
+"""Submits many tasks in one request and sums up what they printed, as they end.
 
-OCTASKLY_TOKEN=$(octaskly token create --role client) python bulk_submit.py
+On a machine with an agent it needs neither OCTASKLY_URL nor OCTASKLY_TOKEN.
 """
 
-import os
-import uuid
+import octaskly
 
-from octaskly.client import Client, Draft
-
-URL = os.environ.get("OCTASKLY_URL", "http://localhost:3000")
 COUNT = 500
 
-with Client.at_url(URL, token=os.environ["OCTASKLY_TOKEN"]) as client:
-    drafts = [Draft(command=f"expr {n} '*' {n}", timeout=60) for n in range(1, COUNT)]
-    # With a key, sending this again after a broken connection is harmless.
-    accepted = client.submit(drafts, idempotency_key=str(uuid.uuid4()))
+with octaskly.Client() as mesh:
+    # It is one submission, also where it has to be sent twice, and all or nothing.
+    accepted = mesh.submit_many(f"expr {n} '*' {n}" for n in range(1, COUNT))
     total = 0
-    for task in accepted:
-        ended = client.task(task.id, wait_s=60)
-        if ended.status != "completed":
-            raise SystemExit(f"{task.id} is {ended.status}: {ended.stderr}")
-        total += int(ended.stdout or "0")
+    for task in mesh.as_ended(accepted, deadline_s=60):
+        if task.status != "completed":
+            raise SystemExit(f"{task.id} is {task.status}: {task.stderr}")
+        total += int(task.stdout or "0")
     print(f"{len(accepted)} tasks, sum of squares {total}")

@@ -15,6 +15,7 @@ from tests.docs import (
     exits_page,
     frames_page,
     metrics_page,
+    python_page,
     routes_page,
     settings_page,
 )
@@ -36,6 +37,7 @@ def parts() -> Iterator[tuple[str, str, Callable[[], str]]]:
     yield "wire-protocol.md", "octaskly/mesh/wire.py", frames_page.sizes
     yield "wire-protocol.md", "octaskly/core/messages.py", frames_page.messages
     yield "wire-protocol.md", "octaskly/core/codec.py", frames_page.values
+    yield "python.md", "octaskly/__init__.py", python_page.page
 
 
 def made_anew(page: str, text: str) -> str:

@@ -1,0 +1,139 @@
+"""What `import octaskly` offers, for docs/reference/python.md."""
+
+from __future__ import annotations
+
+import inspect
+import re
+import textwrap
+from collections.abc import Iterator
+from typing import Any, is_typeddict
+
+import msgspec
+
+import octaskly
+
+SECTIONS = (
+    ("Clients", ("Client", "AsyncClient")),
+    ("What a task asks for", ("Asked", "Limits", "Requires", "Draft", "Wanted")),
+)
+
+
+def page() -> str:
+    """Return a section for each public name."""
+    told = {name for _, names in SECTIONS for name in names}
+    rest = [name for name in octaskly.__all__ if name not in told]
+    found = {name: getattr(octaskly, name) for name in rest}
+    errors = [name for name, kind in found.items() if is_error(kind)]
+    values = [name for name in rest if name not in errors and name[0] != "_"]
+    parts = [*SECTIONS, ("Answers", tuple(values))]
+    text = "".join(
+        f"## {title}\n\n" + "".join(section(name) for name in names)
+        for title, names in parts
+    )
+    return text + "## Errors\n\n" + "".join(error_lines(errors))
+
+
+def is_error(kind: object) -> bool:
+    return isinstance(kind, type) and issubclass(kind, BaseException)
+
+
+def section(name: str) -> str:
+    """Return what is public of one class."""
+    kind = getattr(octaskly, name)
+    text = f"### `{name}`\n\n{prose(kind)}"
+    if name == "AsyncClient":
+        return text
+    if issubclass(kind, msgspec.Struct) or is_typeddict(kind):
+        text += fields(kind)
+    return text + "".join(methods(kind))
+
+
+def prose(thing: Any) -> str:
+    """Return a docstring as Markdown."""
+    lines = inspect.getdoc(thing) or ""
+    assert lines, f"{thing} says nothing of itself"
+    text = re.sub(
+        r"\n\n((?:    .*\n?|\n)+)",
+        lambda code: f"\n\n```python\n{textwrap.dedent(code[1]).strip()}\n```\n\n",
+        lines.partition("\nArgs:")[0].partition("\nRaises:")[0],
+    )
+    listed = "".join(f"- {item}\n" for item in items(lines))
+    return f"{text.strip()}\n\n" + (f"{listed}\n" if listed else "")
+
+
+def items(docstring: str) -> Iterator[str]:
+    """Yield what is said of each argument and error."""
+    for title, before in (("Args", ""), ("Raises", "raises ")):
+        block = re.search(rf"^{title}:\n((?:    .*\n?)+)", docstring, re.MULTILINE)
+        for item in re.split(r"\n(?=\w)", inspect.cleandoc(block[1]) if block else ""):
+            name, _, text = " ".join(item.split()).partition(": ")
+            if name:
+                names = "`, `".join(name.split(", "))
+                yield f"{before}`{names}`: {text}"
+
+
+def fields(kind: Any) -> str:
+    """Return the fields of a value with their types."""
+    rows = [
+        f"| `{name}` | `{escaped(text)}` |\n" for name, text in types_of(kind).items()
+    ]
+    return "| Field | Type |\n| --- | --- |\n" + "".join(rows) + "\n"
+
+
+def escaped(text: str) -> str:
+    return text.replace("|", "\\|")
+
+
+def types_of(kind: Any) -> dict[str, str]:
+    """Return the types of fields as they are written, inherited ones too."""
+    found: dict[str, str] = {}
+    for each in reversed(getattr(kind, "__mro__", [kind])):
+        for name, written in inspect.get_annotations(each).items():
+            found[name] = getattr(written, "__forward_arg__", str(written))
+    for name, value in vars(kind).items():
+        if isinstance(value, property) and value.fget is not None:
+            found[name] = inspect.signature(value.fget).return_annotation
+    return {name: text for name, text in found.items() if not name.startswith("sent_")}
+
+
+def methods(kind: Any) -> Iterator[str]:
+    """Yield a part for each method, and first how to make a client."""
+    if kind is octaskly.Client:
+        yield f"```text\n{signature('Client', kind.__init__)}\n```\n\n"
+    for name, method in vars(kind).items():
+        if inspect.isfunction(method) and not name.startswith("_"):
+            shown = f"```text\n{signature(name, method)}\n```\n\n"
+            yield f"#### `{name}`\n\n{shown}{prose(method)}"
+
+
+def signature(name: str, method: Any) -> str:
+    """Return how it is called, a parameter a line where it is long."""
+    found = inspect.signature(method)
+    parameters = [
+        str(parameter).replace("'", "")
+        for parameter in found.parameters.values()
+        if parameter.name != "self"
+    ]
+    kinds = [p.kind for p in found.parameters.values()][1:]
+    if inspect.Parameter.KEYWORD_ONLY in kinds:
+        parameters.insert(kinds.index(inspect.Parameter.KEYWORD_ONLY), "*")
+    back = "" if name[0].isupper() else f" -> {found.return_annotation}"
+    line = f"{name}({', '.join(parameters)}){back}"
+    if len(line) <= 80:
+        return line
+    return f"{name}(\n    " + ",\n    ".join(parameters) + f",\n){back}"
+
+
+def error_lines(names: list[str]) -> Iterator[str]:
+    """Yield the errors as a tree, each below what it is a kind of."""
+    kinds = {getattr(octaskly, name): name for name in names}
+
+    def below(kind: type, depth: int) -> Iterator[str]:
+        says = " ".join((kind.__doc__ or "").split("\n\n")[0].split())
+        yield f"{'  ' * depth}- `{kinds[kind]}`: {says}\n"
+        for each in kinds:
+            if kind in each.__bases__:
+                yield from below(each, depth + 1)
+
+    yield from below(octaskly.OctasklyError, 0)
+    yield "\n"
