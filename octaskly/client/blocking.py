@@ -33,8 +33,8 @@ class Client:
         ca: File with the CA of the mesh, of `octaskly ca`; else `OCTASKLY_CA_FILE`.
         node: Name of an agent of this machine, where several run.
         state_dir: Its state folder, instead.
-        patience_s: How long a mesh that does not answer, or has no dispatcher, is
-            asked again before that is an error.
+        patience_s: How long a mesh that does not answer, has no dispatcher, or asks
+            for a pause (429, 503) is asked again before that is an error.
 
     Raises:
         ConfigError: the place cannot be used.
@@ -275,7 +275,9 @@ class Client:
         after: str = "",
         deadline_s: float | None = None,
     ) -> Generator[Event]:
-        """Yield what happens to tasks and nodes, for ever; nothing is missed.
+        """Yield what happens to tasks and nodes, for ever.
+
+        Nothing is missed, or an event `reset` says so: read again then.
 
         Args:
             types: Which kinds of events.

@@ -9,19 +9,44 @@ from pathlib import Path
 import pytest
 
 import octaskly
-from tests.agents import Agent, meshed
+from tests.agents import Agent, start, until_nodes
 from tests.client.kinds import KINDS, Open, opening
+
+NAMES = ("ash", "birch", "cedar")
 
 
 @pytest.fixture(scope="session")
-def agents() -> Iterator[list[Agent]]:
-    """Two agents, the dispatcher first."""
+def folder() -> Iterator[Path]:
+    """Where all agents have their state."""
     # A socket's path has 107 bytes at most, so the folder lies near the root.
-    with (
-        tempfile.TemporaryDirectory(prefix="octaskly-") as folder,
-        meshed(Path(folder), "ash", "birch") as agents,
-    ):
+    with tempfile.TemporaryDirectory(prefix="octaskly-") as folder:
+        yield Path(folder)
+
+
+@pytest.fixture(scope="session")
+def started() -> Iterator[dict[str, Agent]]:
+    """The agents by name, also those that a test killed."""
+    agents: dict[str, Agent] = {}
+    try:
         yield agents
+    finally:
+        for agent in agents.values():
+            agent.stop()
+
+
+@pytest.fixture
+def agents(folder: Path, started: dict[str, Agent]) -> list[Agent]:
+    """Three agents of one mesh, which live."""
+    dead = [
+        name
+        for name in NAMES
+        if name not in started or started[name].process.poll() is not None
+    ]
+    for name in dead:
+        started[name] = start(folder, name)
+    if dead:
+        until_nodes(started["ash"], len(NAMES), deadline_s=30)
+    return [started[name] for name in NAMES]
 
 
 @pytest.fixture(params=KINDS)
@@ -37,5 +62,5 @@ def open_client(
 
 @pytest.fixture
 def mesh(agents: list[Agent], open_client: Open) -> octaskly.Client:
-    """A client of the agent that is not dispatcher."""
+    """A client of one of the agents."""
     return open_client(state_dir=agents[1].state)

@@ -3,49 +3,27 @@
 from __future__ import annotations
 
 import itertools
-import tempfile
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
 import octaskly
-from tests.agents import Agent, start, until_nodes
+from tests.agents import Agent, start
 from tests.client.kinds import KINDS, opening
 
 LINES = 8
 COUNT_OUT = f"i=0; while [ $i -lt {LINES} ]; do echo $i; i=$((i+1)); sleep 0.25; done"
 
 
-@pytest.fixture(scope="module")
-def folder() -> Iterator[Path]:
-    """Where the three agents have their state."""
-    with tempfile.TemporaryDirectory(prefix="octaskly-") as folder:
-        yield Path(folder)
-
-
-@pytest.fixture(scope="module")
-def started(folder: Path) -> Iterator[dict[str, Agent]]:
-    """All agents by name, also those that were killed."""
-    agents: dict[str, Agent] = {}
-    try:
-        yield agents
-    finally:
-        for agent in agents.values():
-            agent.stop()
-
-
 @pytest.fixture
-def trio(folder: Path, started: dict[str, Agent]) -> list[Agent]:
-    """Three agents that live, the dispatcher first, its last successor last."""
-    for name in ("ash", "birch", "cedar"):
-        if name not in started or started[name].process.poll() is not None:
-            started[name] = start(folder, name)
-    until_nodes(started["ash"], 3)
-    _, body = started["ash"].call("GET", "/api/v1/nodes")
-    return [started[node["name"]] for node in body["nodes"]]
+def trio(agents: list[Agent]) -> list[Agent]:
+    """The agents, the dispatcher first, its last successor last."""
+    _, body = agents[0].call("GET", "/api/v1/nodes")
+    by_name = {agent.state.name: agent for agent in agents}
+    return [by_name[node["name"]] for node in body["nodes"]]
 
 
 def with_both(state_dir: Path, program: Callable[[octaskly.Client, str], None]) -> None:

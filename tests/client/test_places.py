@@ -97,10 +97,10 @@ def test_several_agents_are_named(
         name = agent.state.name
         (runtime / f"{name}.sock").symlink_to(agent.ready()["socket"])
 
-    with pytest.raises(octaskly.SeveralAgents, match="ash, birch") as caught:
+    with pytest.raises(octaskly.SeveralAgents, match="ash, birch, cedar") as caught:
         open_client().nodes()
     assert caught.value.hint == "octaskly.Client(node='ash')"
-    assert len(open_client(node="birch").nodes()) == 2
+    assert len(open_client(node="birch").nodes()) == 3
 
 
 @needs_no_installed_agent
@@ -127,7 +127,7 @@ def test_a_socket_may_have_a_longer_path_than_sockets_have(
     description = f'{{"name": "ash", "socket": "{folder / "s.sock"}"}}'
     (folder / "agent.json").write_text(description)
 
-    assert len(open_client(state_dir=folder).nodes()) == 2
+    assert len(open_client(state_dir=folder).nodes()) == 3
 
 
 def test_a_url_and_a_token_lead_to_a_node_of_the_lan(
@@ -186,7 +186,7 @@ def test_tokens_that_are_not_good_are_said_to_be_so(
     mesh = open_client(agents[0].ready()["api_url"], token=viewer)
     with pytest.raises(octaskly.Forbidden):
         mesh.submit("true")
-    assert len(mesh.nodes()) == 2
+    assert len(mesh.nodes()) == 3
 
 
 def test_a_wrong_port_is_recognised(agents: list[Agent], open_client: Open) -> None:

@@ -112,7 +112,7 @@ import octaskly
 mesh = octaskly.Client(state_dir=sys.argv[1])
 mesh.nodes()
 news = mesh.events()
-next(news), next(news)
+next(news), next(news), next(news)
 child = os.fork()
 ended = mesh.run(f"echo {'parent' if child else 'child'}")
 if child:

@@ -132,9 +132,9 @@ def test_the_mesh_is_shown_with_types(mesh: octaskly.Client) -> None:
     """Nodes and numbers are values with names, not bare dicts."""
     nodes, stats = mesh.nodes(), mesh.stats()
 
-    assert [node.role for node in nodes] == ["dispatcher", "standby"]
-    assert {node.name for node in nodes} == {"ash", "birch"}
-    assert (stats.workers.total, stats.mesh.replicas) == (2, 2)
+    assert [node.role for node in nodes] == ["dispatcher", "standby", "standby"]
+    assert {node.name for node in nodes} == {"ash", "birch", "cedar"}
+    assert (stats.workers.total, len(stats.mesh.standbys)) == (3, 2)
 
 
 def test_tasks_are_found_by_what_they_are_called(mesh: octaskly.Client) -> None:
