@@ -71,8 +71,8 @@ class Asker:
                 )
                 return self.checked(reply)
             except OctasklyError as error:
-                until.check(f"{self.place} did not answer")
                 pause_s = yield from self.pause_s(failures, error)
+            until.check(f"{self.place} did not answer")
             yield Pause(until.cap(pause_s))
 
     def asked(

@@ -16,7 +16,7 @@ from octaskly.client.errors import ReplyLost
 from octaskly.client.patience import Deadline
 from octaskly.client.records import FINAL, Task
 from octaskly.client.resuming import Resuming, Told
-from octaskly.client.steps import Emit, Emitting, Flow, Leave
+from octaskly.client.steps import Emit, Emitting, Leave
 from octaskly.client.streams import Event
 
 Stream = Literal["stdout", "stderr", "both"]
@@ -109,10 +109,7 @@ def as_ended(
 ) -> Emitting[Task]:
     """Hand out tasks as they end."""
     waiting = dict.fromkeys(map(ref_of, tasks))
-    if not waiting:
-        return
-    only = next(iter(waiting)) if len(waiting) == 1 else None
-    told = _news(asker, ("task",), only, until)
+    told = _news(asker, ("task",), None, until)
     is_told = False
     while waiting:
         event = yield from told.event()
@@ -124,16 +121,14 @@ def as_ended(
             ended = [event.data["id"]]
         else:
             continue
-        for ref in ended:
-            if ref in waiting and (task := (yield from _if_ended(asker, ref))):
-                del waiting[ref]
+        for ref in [ref for ref in ended if ref in waiting]:
+            task = yield from asker.asked(calls.task(ref), Task, until)
+            del waiting[ref]
+            if task.is_final:
                 yield Emit(task)
+            else:
+                waiting[task.id] = None  # By its full id, as events call it.
     yield Leave()
-
-
-def _if_ended(asker: Asker, ref: str) -> Flow[Task | None]:
-    task = yield from asker.asked(calls.task(ref), Task)
-    return task if task.is_final else None
 
 
 def _news(

@@ -57,8 +57,8 @@ class Resuming:
         """Leave the stream and wait before it is opened again; or raise `error`."""
         self.head = None
         yield Leave()
-        self._until.check("the stream did not end")
         pause_s = yield from self._asker.pause_s(self._failures, error)
+        self._until.check("the stream did not end")
         yield Pause(self._until.cap(pause_s))
 
 

@@ -323,6 +323,44 @@ def test_a_node_with_too_many_streams_is_asked_again() -> None:
     assert play.paused == [1.0]
 
 
+def test_tasks_that_are_waited_for_are_known_by_any_of_their_names() -> None:
+    """Events call them by their full id; each comes once, with its output."""
+    running = reply({"id": "task-1-aa", "status": "running"})
+    ended = reply({"id": "task-1-aa", "status": "completed"})
+    news = [
+        sse("task", {"id": name, "status": status})
+        for name, status in (
+            ("x", "queued"),
+            ("y", "failed"),
+            ("task-1-aa", "completed"),
+        )
+    ]
+    play = Play(HEAD, news[0], running, news[1] + news[2], ended)
+
+    play.run(following.as_ended(play.asker, ["task-1", "task-1"], until=play.until()))
+
+    assert [task.id for task in play.emitted] == ["task-1-aa"]
+
+
+def test_nobody_who_waits_for_nothing_asks_anything() -> None:
+    """An empty list has ended."""
+    play = Play()
+
+    play.run(following.as_ended(play.asker, [], until=play.until()))
+
+    assert play.sent == []
+
+
+def test_a_refusal_is_told_also_when_the_deadline_is_over() -> None:
+    """It is what the caller can mend; that it came late is not."""
+    play = Play(refused(400, "Invalid command format"))
+    until = play.until(1)
+    play.clock.now_s = 2.0
+
+    with pytest.raises(octaskly.Invalid):
+        play.run(flows.submit(play.asker, "true", {}, until=until))
+
+
 def test_signs_of_life_keep_a_quiet_stream() -> None:
     """They are no events, and no silence either."""
     play = Play(HEAD, *[b":\n\n"] * 50, A, END)
