@@ -54,11 +54,16 @@ def prose(thing: Any) -> str:
     assert lines, f"{thing} says nothing of itself"
     text = re.sub(
         r"\n\n((?:    .*\n?|\n)+)",
-        lambda code: f"\n\n```python\n{textwrap.dedent(code[1]).strip()}\n```\n\n",
+        lambda found: f"\n\n{code(textwrap.dedent(found[1]).strip(), 'used')}",
         lines.partition("\nArgs:")[0].partition("\nRaises:")[0],
     )
     listed = "".join(f"- {item}\n" for item in items(lines))
     return f"{text.strip()}\n\n" + (f"{listed}\n" if listed else "")
+
+
+def code(text: str, how: str = "called") -> str:
+    """Return a block that is shown and not run."""
+    return f"<!-- shown: how it is {how} -->\n\n```text\n{text}\n```\n\n"
 
 
 def items(docstring: str) -> Iterator[str]:
@@ -99,11 +104,10 @@ def types_of(kind: Any) -> dict[str, str]:
 def methods(kind: Any) -> Iterator[str]:
     """Yield a part for each method, and first how to make a client."""
     if kind is octaskly.Client:
-        yield f"```text\n{signature('Client', kind.__init__)}\n```\n\n"
+        yield code(signature("Client", kind.__init__))
     for name, method in vars(kind).items():
         if inspect.isfunction(method) and not name.startswith("_"):
-            shown = f"```text\n{signature(name, method)}\n```\n\n"
-            yield f"#### `{name}`\n\n{shown}{prose(method)}"
+            yield f"#### `{name}`\n\n{code(signature(name, method))}{prose(method)}"
 
 
 def signature(name: str, method: Any) -> str:
