@@ -119,7 +119,9 @@ def signature(name: str, method: Any) -> str:
         if parameter.name != "self"
     ]
     kinds = [p.kind for p in found.parameters.values()][1:]
-    if inspect.Parameter.KEYWORD_ONLY in kinds:
+    if inspect.Parameter.VAR_POSITIONAL in kinds:
+        pass  # It says already that what follows has to be named.
+    elif inspect.Parameter.KEYWORD_ONLY in kinds:
         parameters.insert(kinds.index(inspect.Parameter.KEYWORD_ONLY), "*")
     back = "" if name[0].isupper() else f" -> {found.return_annotation}"
     line = f"{name}({', '.join(parameters)}){back}"
@@ -139,5 +141,7 @@ def error_lines(names: list[str]) -> Iterator[str]:
             if kind in each.__bases__:
                 yield from below(each, depth + 1)
 
-    yield from below(octaskly.OctasklyError, 0)
+    for kind in kinds:
+        if not kinds.keys() & set(kind.__bases__):
+            yield from below(kind, 0)
     yield "\n"
