@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 import octaskly
-from tests.agents import Agent, start, until_nodes
+from tests.agents import Agent, start, until, until_nodes
 from tests.client.kinds import KINDS, Open, opening
 
 NAMES = ("ash", "birch", "cedar")
@@ -44,6 +44,8 @@ def agents(folder: Path, started: dict[str, Agent]) -> list[Agent]:
     ]
     for name in dead:
         started[name] = start(folder, name)
+    for name in dead:  # Where machines are busy, this takes its time.
+        until(started[name].description, f"{name} starts", deadline_s=45)
     if dead:
         until_nodes(started["ash"], len(NAMES), deadline_s=30)
     return [started[name] for name in NAMES]
