@@ -72,7 +72,7 @@ class Visitor:
         self._allowed: list[re.Pattern[str]] = []
         context.set_default_timeout(ANSWER_MS)
         context.on("console", self._hear)
-        context.on("weberror", lambda error: self.faults.append(str(error.error)))
+        context.on("weberror", lambda error: self.faults.append(str(error.error.stack)))
         context.on("dialog", self._dismiss)
 
     def allow(self, pattern: re.Pattern[str] = UNANSWERED) -> None:
@@ -90,7 +90,7 @@ class Visitor:
             for fault in self.faults
             if not any(allowed.fullmatch(fault) for allowed in self._allowed)
         ]
-        assert faults == []
+        assert faults == [], faults
 
     async def _dismiss(self, dialog: Dialog) -> None:
         self.faults.append(f"a dialog opened: {dialog.message}")

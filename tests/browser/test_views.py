@@ -22,6 +22,7 @@ from tests.browser.scene import Scene, working
 IMAGES = Path(__file__).parents[2] / "docs" / "images"
 WIDTHS: Final = (360, 1280, 3840)
 DRAWN: Final = (360, 1280)  #: widths of the pictures
+PICTURED: Final = ("overview", "tasks", "waiting", "stream")
 HEIGHT_PX = 800
 #: What colours change; all else is the same in the dark.
 COLOURS = ("color-contrast", "link-in-text-block")
@@ -34,7 +35,7 @@ PLACES: Final = {
     "waiting": "has no GPU",
     "array": "img-007.jpg",
     "stream": "",
-    "arrays": "",
+    "arrays": "album",
     "nodes": "room=studio",
     "submit": "",
 }
@@ -78,7 +79,7 @@ async def test_every_view_fits_any_screen_and_can_be_read_by_all(
                 )
                 if await overflow_px(page):
                     wrong.append(f"{place} is too wide for {width} px")
-                if width in DRAWN:
+                if width in DRAWN and place in PICTURED:
                     await draw(page, f"{place}-{scheme}-{width}")
 
     assert wrong == []

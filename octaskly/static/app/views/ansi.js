@@ -13,8 +13,9 @@ const LINE_CHARS_MAX = 20_000; //: a longer one goes on in the next
 const SPANS_MAX = 1000; //: of one line; what follows takes the last style
 const HELD_CHARS_MAX = 4096; //: of a sequence that has no end yet
 
-// CSI; OSC, DCS and their like up to their end; two characters; other controls.
-const SEQUENCE = /\x1b\[([0-9;:<=>?]*)[ -/]*([@-~])|\x1b[\]PX^_][^\x07\x1b]*(?:\x07|\x1b\\)|\x1b[ -/]*[0-Z\\^-~]|[\x00-\x08\x0b\x0c\x0e-\x1a\x1c-\x1f\x7f-\x9f]/g;
+// CSI; OSC, DCS and their like up to their end; two characters; other controls, and those
+// that turn writing round.
+const SEQUENCE = /\x1b\[([0-9;:<=>?]*)[ -/]*([@-~])|\x1b[\]PX^_][^\x07\x1b]*(?:\x07|\x1b\\)|\x1b[ -/]*[0-Z\\^-~]|[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]/g;
 const UNENDED = /\x1b(?:\[[0-9;:<=>? -/]*|[\]PX^_][^\x07\x1b]*\x1b?|[ -/]*)$/;
 
 /** @typedef {{fg?: number|string, bg?: number|string, bold?: true, dim?: true, italic?: true, underline?: true, strike?: true, inverse?: true}} Style */

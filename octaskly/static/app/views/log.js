@@ -58,8 +58,8 @@ function Lines({ lines, isOver }) {
   useLayoutEffect(() => {
     if (isAtEnd) frame.current.scrollTop = lines.length * LINE_PX;
   }, [lines.length, isAtEnd, view.height]);
-  const onScroll = () => {
-    const { scrollTop, clientHeight, scrollHeight } = frame.current;
+  const onScroll = ({ currentTarget }) => {
+    const { scrollTop, clientHeight, scrollHeight } = currentTarget;
     setView({ top: scrollTop, height: clientHeight });
     setAtEnd(scrollTop + clientHeight >= scrollHeight - END_PX);
   };

@@ -130,6 +130,7 @@ function Picture({ lanes, drift, view, setView, zoom, pan, only }) {
     let next = 0;
     let handle = 0;
     const loop = (time) => {
+      if (frame.current === null) return; // The effect may begin after the view has gone.
       handle = requestAnimationFrame(loop);
       if (time < next || document.hidden) return;
       const now = latest.current;
@@ -235,7 +236,7 @@ function countFamilies(seen) {
 
 function Legend({ families, only, setOnly }) {
   const rest = families.length - FAMILIES_MAX;
-  return html`<div class="legend">
+  return html`<div class="stream-legend">
     <div class="legend-part" role="group" aria-label="Commands">
       ${families.slice(0, FAMILIES_MAX).map(([family, many]) => html`<button type="button" key=${family} class="chip" aria-pressed=${only === family}
         onClick=${() => setOnly(only === family ? null : family)}><i class="swatch" style=${{ background: colourOf(family) }}></i>${family}

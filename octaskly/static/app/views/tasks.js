@@ -140,6 +140,7 @@ function Grid({ rows }) {
     redraw((n) => n + 1);
   };
   const onScroll = () => {
+    if (frame.current === null) return; // The event came after the list had gone.
     const px = frame.current.scrollTop;
     if (Math.abs(px - scroll.px) < 1) return;
     scroll.top = topAfter(scroll.top, scroll.px, px, total, viewPx);

@@ -1,0 +1,66 @@
+"""A cable between a browser and an agent, which a test can cut and mend."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+
+PIECE_BYTES = 1 << 16
+
+
+class Cable:
+    """Relays connections of a port of its own to another one."""
+
+    def __init__(self, target: int) -> None:
+        self._target = target
+        self._ends: set[asyncio.StreamWriter] = set()
+        self._server: asyncio.Server | None = None
+        self.port = 0
+
+    async def mend(self) -> None:
+        """Let connections through, at the port that it had before."""
+        self._server = await asyncio.start_server(self._join, "127.0.0.1", self.port)
+        self.port = self._server.sockets[0].getsockname()[1]
+
+    async def cut(self) -> None:
+        """End every connection, and take no new one."""
+        assert self._server is not None
+        self._server.close()
+        for end in self._ends:
+            end.transport.abort()
+        await asyncio.sleep(0)
+
+    async def _join(
+        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+    ) -> None:
+        with contextlib.suppress(OSError):
+            far = await asyncio.open_connection("127.0.0.1", self._target)
+            ends = {writer, far[1]}
+            self._ends |= ends
+            try:
+                async with asyncio.TaskGroup() as tasks:
+                    tasks.create_task(_relay(reader, far[1]))
+                    tasks.create_task(_relay(far[0], writer))
+            finally:
+                self._ends -= ends
+        writer.transport.abort()
+
+
+async def _relay(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    with contextlib.suppress(OSError):
+        while data := await reader.read(PIECE_BYTES):
+            writer.write(data)
+            await writer.drain()
+    writer.close()
+
+
+@contextlib.asynccontextmanager
+async def cable(port: int) -> AsyncIterator[Cable]:
+    """Lay one to a port for the length of a block."""
+    laid = Cable(port)
+    await laid.mend()
+    try:
+        yield laid
+    finally:
+        await laid.cut()

@@ -1,0 +1,147 @@
+"""A page that stays open while dispatchers die, networks fail and tabs sleep."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import pytest
+import pytest_asyncio
+from playwright.async_api import Browser, Page, expect
+
+from tests.agents import TASKS, Agent, finished, meshed, submit
+from tests.browser.cable import cable
+from tests.browser.chromium import Visitor, visitor
+from tests.browser.dash import code_of, enter, show
+
+BANNER_MS = 15_000
+HOUR_MS = 3_600_000
+#: What a browser writes where nobody answers.
+UNANSWERED = re.compile(r"Failed to load resource: .*|.*net::ERR_.*")
+
+
+@pytest.fixture(scope="module")
+def mesh(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[Agent]]:
+    """Three agents, dispatcher first."""
+    folder = tmp_path_factory.mktemp("mesh")
+    extra = ("--slots", "2", "--drain", "0")
+    with meshed(folder, "ana", "ben", "cleo", extra=extra) as agents:
+        yield agents
+
+
+@pytest_asyncio.fixture(loop_scope="session")
+async def guest(browser: Browser) -> AsyncIterator[Visitor]:
+    """Somebody with a browser, to whom not everything answers."""
+    async with visitor(browser) as one:
+        one.allow(UNANSWERED)
+        yield one
+
+
+@pytest_asyncio.fixture(loop_scope="session")
+async def page(guest: Visitor, mesh: list[Agent]) -> Page:
+    """A page of the last node, signed in, that remembers whether it was loaded anew."""
+    page = await guest.page()
+    await enter(page, mesh[-1])
+    await page.evaluate("window.isSame = true")
+    return page
+
+
+def counting(mesh: list[Agent], gate: Path, **more: object) -> str:
+    """Submit a task to the last node that writes a line when the gate is opened."""
+    command = f"mkfifo {gate}; echo first; read line <{gate}; echo $line; echo end"
+    node = mesh[-1].state.name
+    return submit(mesh[-1], command, requires={"node": node}, **more)
+
+
+def say(gate: Path, line: str) -> None:
+    """Let the task go on."""
+    with gate.open("w") as fifo:
+        fifo.write(f"{line}\n")
+
+
+async def test_a_network_that_is_lost_and_back_costs_no_line(
+    guest: Visitor, mesh: list[Agent], tmp_path: Path
+) -> None:
+    """The page says that it looks for the mesh, and goes on where it was."""
+    address = code_of(mesh[-1])
+    port = urlsplit(address).port
+    assert port is not None
+    async with cable(port) as line:
+        page = await guest.page()
+        await page.goto(address.replace(f":{port}/", f":{line.port}/"))
+        await page.evaluate("window.isSame = true")
+        task = counting(mesh, tmp_path / "gate")
+        await show(page, "tasks", task)
+        log = page.get_by_role("log")
+        await expect(log.get_by_text("first")).to_be_visible()
+
+        await line.cut()
+        await expect(page.get_by_text("Looking for the mesh")).to_be_visible()
+        say(tmp_path / "gate", "unseen")
+        finished(mesh[-1], task)
+        await line.mend()
+
+        await expect(log.get_by_text("end", exact=True)).to_be_visible()
+        await expect(page.locator(".head .state")).to_have_text("completed")
+        await expect(page.get_by_text("Looking for the mesh")).to_have_count(0)
+        written = await log.inner_text()
+        assert [written.count(word) for word in ("first", "unseen")] == [1, 1]
+        assert await page.evaluate("window.isSame")
+
+
+async def test_a_tab_that_slept_for_an_hour_is_up_to_date_when_it_wakes(
+    guest: Visitor, mesh: list[Agent]
+) -> None:
+    """Its timers stood still, its token nears its end, and much has happened."""
+    page = await guest.page()
+    await page.clock.install()
+    await enter(page, mesh[-1])
+    await show(page, "tasks")
+    client = await page.context.new_cdp_session(page)
+    await client.send("Page.setWebLifecycleState", {"state": "frozen"})
+
+    task = submit(mesh[-1], "true", name="done while you slept")
+    finished(mesh[-1], task)
+    await client.send("Page.setWebLifecycleState", {"state": "active"})
+    await page.clock.fast_forward(HOUR_MS)
+    await page.evaluate("document.dispatchEvent(new Event('visibilitychange'))")
+
+    row = page.get_by_role("row").filter(has_text="done while you slept")
+    await expect(row).to_contain_text("completed")
+    await expect(page.get_by_text("Live", exact=True)).to_be_visible()
+
+
+async def test_the_dispatcher_dies_and_the_page_goes_on(
+    page: Page, mesh: list[Agent], tmp_path: Path
+) -> None:
+    """A banner for a moment, no reload, and every line of the log once.
+
+    The other tests need the last node alone, so they may come before or after.
+    """
+    task = counting(mesh, tmp_path / "gate")
+    await show(page, "tasks", task)
+    log = page.get_by_role("log")
+    await expect(log.get_by_text("first")).to_be_visible()
+
+    mesh[0].process.kill()
+    mesh[0].process.wait()
+    banner = page.locator(".banner")
+    await expect(banner).to_contain_text("is dispatcher now", timeout=BANNER_MS)
+    began_s = time.perf_counter()
+    say(tmp_path / "gate", "after the failover")
+    await expect(log.get_by_text("end", exact=True)).to_be_visible()
+    await expect(page.locator(".head .state")).to_have_text("completed")
+    await expect(banner).to_have_count(0)
+
+    assert time.perf_counter() - began_s < BANNER_MS / 1000
+    assert (await log.inner_text()).count("first") == 1
+    assert (await log.inner_text()).count("after the failover") == 1
+    assert await page.evaluate("window.isSame")
+    await show(page, "tasks")
+    _, listed = mesh[-1].call("GET", TASKS)
+    await expect(page.get_by_role("grid")).to_have_attribute(
+        "aria-rowcount", str(listed["total"] + 1)
+    )

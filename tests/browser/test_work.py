@@ -1,0 +1,236 @@
+"""Work done in the dashboard, on a real mesh: a test for each thing people do."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import pytest_asyncio
+from playwright.async_api import Browser, Page, expect
+
+from tests.agents import TASKS, Agent, ending, finished, meshed, submit, until
+from tests.browser.chromium import Visitor, visitor
+from tests.browser.dash import enter, show
+from tests.integration.test_joining import Asking, newcomer
+
+SCRIPTS = (
+    "<img src=x onerror=alert(1)>",
+    "</script><script>alert(1)</script>",
+    "<svg/onload=alert(1)>",
+    '"><iframe srcdoc="<script>parent.alert(1)</script>">',
+    "javascript:alert(1)",
+    "${alert(1)}{{alert(1)}}",
+)
+REVERSED = "\u202egpj.tcejbo"  #: would show as `object.jpg`
+#: Window title, hyperlink, clipboard, cursor to the top, a bell, an unfinished escape.
+ESCAPES = (
+    r"\033]0;owned\007\033]8;;javascript:alert(1)\033\\press\033]8;;\033\\"
+    r"\033]52;c;b3duZWQ=\007\033[2J\033[H\007\033[38;5;300mred\033[999;999mX\033["
+)
+LINE_BYTES = 1 << 20
+
+
+@pytest.fixture(scope="module")
+def mesh(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[Agent]]:
+    """Three agents, dispatcher first, that end at once whatever runs."""
+    folder = tmp_path_factory.mktemp("mesh")
+    extra = ("--slots", "2", "--drain", "0")
+    with meshed(folder, "ana", "ben", "cleo", extra=extra) as agents:
+        yield agents
+
+
+@pytest_asyncio.fixture(loop_scope="session")
+async def guest(browser: Browser) -> AsyncIterator[Visitor]:
+    """Somebody with a browser."""
+    async with visitor(browser) as one:
+        yield one
+
+
+@pytest_asyncio.fixture(loop_scope="session")
+async def page(guest: Visitor, mesh: list[Agent]) -> Page:
+    """A page of a node that is not the dispatcher, signed in."""
+    page = await guest.page()
+    await enter(page, mesh[-1])
+    return page
+
+
+def told(agent: Agent, task: str) -> dict[str, Any]:
+    """Return a task as the API tells it."""
+    status, said = agent.call("GET", f"{TASKS}/{task}")
+    assert status == 200, said
+    return dict(said)
+
+
+async def test_a_task_is_handed_in_by_the_form(
+    guest: Visitor, page: Page, mesh: list[Agent]
+) -> None:
+    """What is wrong is said at its field; then it is handed in, and can be followed."""
+    guest.allow()
+    await show(page, "submit")
+    form = page.get_by_role("form", name="Submit a task")
+    await form.get_by_label("Command").fill("echo from the form")
+    await form.get_by_label("Name", exact=True).fill("x" * 200)
+    await page.keyboard.press("Control+Enter")
+    await expect(form.get_by_role("alert")).to_be_visible()
+    await form.get_by_label("Name", exact=True).fill("formal")
+    await form.get_by_role("button", name="Submit").click()
+
+    await page.get_by_role("link", name="Open it").click()
+    await expect(page.get_by_role("heading", name="formal")).to_be_visible()
+    await expect(page.get_by_role("log")).to_contain_text("from the form")
+    await expect(page.locator(".head .state")).to_have_text("completed")
+    assert told(mesh[0], page.url.rpartition("/")[2])["name"] == "formal"
+
+
+async def test_a_log_comes_as_it_is_written_and_the_task_is_ended(
+    page: Page, mesh: list[Agent], tmp_path: Path
+) -> None:
+    """One follows a task, sees each line, and ends it with its whole tree."""
+    gate = f"{tmp_path}/gate"
+    task = submit(
+        mesh[0],
+        f"mkfifo {gate}; echo first; read line <{gate}; echo $line; sleep 600",
+        name="long one",
+    )
+    await show(page, "tasks")
+    await page.get_by_role("link", name="long one").click()
+    log = page.get_by_role("log")
+    await expect(log.get_by_text("first")).to_be_visible()
+
+    with open(gate, "w") as fifo:  # noqa: PTH123
+        fifo.write("second\n")
+    await expect(log.get_by_text("second")).to_be_visible()
+    await page.get_by_role("button", name="End", exact=True).click()
+    await page.get_by_role("button", name="End it now").click()
+
+    await expect(page.locator(".head .state")).to_have_text("cancelled")
+    assert told(mesh[0], task)["status"] == "cancelled"
+
+
+async def test_an_array_with_failed_members_is_retried(
+    page: Page, mesh: list[Agent]
+) -> None:
+    """Which failed, what each wrote, and the same ones once more."""
+    array = submit(
+        mesh[0],
+        "test $((OCTASKLY_INDEX % 4)) -ne 3 || { echo bad {} >&2; exit 5; }",
+        name="quarters",
+        array={"range": "0-11"},
+    )
+    finished(mesh[0], array)
+    await show(page, "tasks", array)
+
+    await expect(page.get_by_role("button", name="failed 3")).to_be_visible()
+    await expect(page.get_by_role("link", name=".7", exact=True)).to_be_visible()
+    await page.get_by_role("button", name="Retry").click()
+    await expect(page).not_to_have_url(re.compile(array))
+    again = page.url.rpartition("/")[2]
+
+    assert told(mesh[0], again)["retry_of"] == array
+    assert finished(mesh[0], again)["array"]["total"] == 3
+
+
+async def test_a_node_is_drained_and_takes_work_again(
+    page: Page, mesh: list[Agent]
+) -> None:
+    """Any node, seen from any node."""
+    name = mesh[1].state.name
+
+    def state() -> str:
+        _, listed = mesh[0].call("GET", "/api/v1/nodes")
+        return str(next(n["state"] for n in listed["nodes"] if n["name"] == name))
+
+    await show(page, "nodes")
+    await page.get_by_role("button", name=f"Drain {name}").click()
+    await expect(page.get_by_role("button", name=f"Resume {name}")).to_be_visible()
+    until(lambda: state() == "draining", "it is drained")
+    await page.get_by_role("button", name=f"Resume {name}").click()
+    await expect(page.get_by_role("button", name=f"Drain {name}")).to_be_visible()
+
+    until(lambda: state() == "ready", "it takes work again")
+
+
+async def test_a_waiting_task_says_what_no_node_has(
+    page: Page, mesh: list[Agent]
+) -> None:
+    """In the list, without leaving it."""
+    task = submit(mesh[0], "true", name="needy", requires={"gpus": 2})
+    await show(page, "tasks")
+
+    await page.get_by_role("button", name="Why is needy waiting?").click()
+
+    await expect(page.get_by_role("dialog")).to_contain_text("needs 2 GPUs")
+    mesh[0].call("DELETE", f"{TASKS}/{task}")
+
+
+async def test_what_others_name_runs_no_script(page: Page, mesh: list[Agent]) -> None:
+    """Names, labels and commands of strangers, in the list and in each task."""
+    tasks = [
+        submit(
+            mesh[0],
+            f"cat <<'E'\n{script}\nE",
+            name=f"{number} {script}"[:128],
+            labels={"l": script},
+            env={"A": script},
+            requires={"labels": {"l": "x"}},
+        )
+        for number, script in enumerate(SCRIPTS)
+    ]
+    await show(page, "tasks")
+    for number, (task, script) in enumerate(zip(tasks, SCRIPTS, strict=True)):
+        await show(page, "tasks")
+        await expect(page.get_by_text(f"{number} {script}").first).to_be_visible()
+        await show(page, "tasks", task)
+        await expect(page.get_by_role("heading", name=script)).to_be_visible()
+        assert await page.locator("main script, main img, main iframe").count() == 0
+        assert await page.locator("a[href^='javascript']").count() == 0
+        mesh[0].call("DELETE", f"{TASKS}/{task}")
+
+
+async def test_what_a_task_writes_is_text_and_nothing_else(
+    page: Page, mesh: list[Agent]
+) -> None:
+    """Markup, orders to terminals, writing that turns round, and a line of 1 MiB."""
+    task = submit(
+        mesh[0],
+        f"cat; printf '{ESCAPES}\\nlast\\n'; "
+        f"head -c {LINE_BYTES} /dev/zero | tr '\\0' x; echo; echo over",
+        stdin="\n".join((*SCRIPTS, REVERSED, "")),
+    )
+    finished(mesh[0], task)
+    title = await page.title()
+    await show(page, "tasks", task)
+
+    log = page.get_by_role("log")
+    await expect(log.get_by_text("over", exact=True)).to_be_visible()
+    await log.evaluate("(frame) => { frame.scrollTop = 0; }")
+    for script in SCRIPTS:
+        await expect(log.get_by_text(script, exact=True)).to_be_visible()
+    assert await log.locator("a, img, script, iframe, svg").count() == 0
+    assert "\x1b" not in await log.inner_text()
+    assert "\u202e" not in await log.inner_text()
+    assert (await page.title()).endswith("Octaskly"), title
+
+
+async def test_a_waiting_machine_is_let_in_once_the_words_agree(
+    page: Page, mesh: list[Agent], tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    """Its words are on its own screen; people compare them here."""
+    agent = newcomer(tmp_path_factory.mktemp("bay"), "bay")
+    with ending(agent):
+        agent.ready()
+        asking = Asking(agent)
+        asking.expect("on a member: octaskly approve bay")
+        await show(page, "nodes")
+        await page.get_by_role("button", name="Look for machines").click()
+        words = await page.get_by_label("Its words").inner_text()
+        asking.expect(f"    {words}")
+        await page.get_by_role("button", name="Yes, let it in").click()
+        asking.type("y\n")
+        asking.expect("joined the mesh of")
+
+        assert asking.end() == 0
+        await expect(page.get_by_role("heading", name="bay")).to_be_visible()
