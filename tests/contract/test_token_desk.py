@@ -237,7 +237,7 @@ async def test_a_page_ends_with_the_secret_under_which_it_was_opened() -> None:
     page = desk.verify(token)
     desk.renew_page(page)
 
-    signer.renew(secret.renewed(bytes(20), 1, revoked=NodeId("n" * 16)))
+    signer.renew(secret.renewed(bytes(20), 1, revoked=None).switched(2))
 
     with pytest.raises(TrustError, match="opened too long ago"):
         desk.renew_page(page)
