@@ -132,7 +132,7 @@ function Picture({ lanes, drift, view, setView, zoom, pan, only }) {
     const loop = (time) => {
       if (frame.current === null) return; // The effect may begin after the view has gone.
       handle = requestAnimationFrame(loop);
-      if (time < next || document.hidden) return;
+      if (time < next || document.hidden || frame.current === null) return;
       const now = latest.current;
       // What moves by less than a pixel need not be drawn again.
       next = time + (now.view.isLive ? Math.min(250, Math.max(33, now.view.span / Math.max(1, now.size.width))) : 100);

@@ -3,7 +3,7 @@ import { useKeys } from "../keys.js";
 import { html, useEffect, useId, useLayoutEffect, useMemo, useRef, useState } from "../lib.js";
 import { listen } from "../live.js";
 import { go, href } from "../router.js";
-import { nodes, now, stats } from "../store.js";
+import { nodes, now } from "../store.js";
 import { Button, Command, Empty, State } from "../ui.js";
 import { Finds, Pages, mayPass } from "./rows.js";
 import { Task } from "./task.js";
@@ -72,7 +72,6 @@ function Nothing({ isFiltered, clear }) {
 function Filters({ asked, change }) {
   const search = useRef(null);
   useKeys({ "/": () => search.current.focus() });
-  const counts = stats.value?.tasks ?? {};
   const press = (state) => change({ status: asked.status === state ? "" : state });
   const clear = () => change({ status: "", node: "", label: "", text: "", name: "" });
   const isClear = !["status", "node", "label", "text", "name"].some((name) => asked[name]);
@@ -81,7 +80,7 @@ function Filters({ asked, change }) {
       value=${asked.text ?? ""} change=${(text) => change({ text })} wide />
     <div class="states" role="group" aria-label="State">
       ${STATES.map((state) => html`<button type="button" class="chip" aria-pressed=${asked.status === state}
-        onClick=${() => press(state)}><${State} of=${state} /> <span class="muted">${count(counts[state])}</span></button>`)}
+        onClick=${() => press(state)}><${State} of=${state} /></button>`)}
     </div>
     <select aria-label="Node" value=${asked.node ?? ""} onChange=${(event) => change({ node: event.currentTarget.value })}>
       <option value="">All nodes</option>
