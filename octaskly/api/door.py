@@ -13,8 +13,8 @@ from asyncio.sslproto import SSLProtocol
 from collections import Counter
 from collections.abc import Callable
 
-HANDSHAKES_MAX = 128
-HANDSHAKES_PER_ADDRESS_MAX = 64
+from octaskly.config.bounds import LimitOptions
+
 SHUTDOWN_S = 1.0
 
 
@@ -25,10 +25,10 @@ class Door:
         self,
         context: ssl.SSLContext,
         behind: Callable[[], asyncio.Protocol],
-        handshake_s: int,
+        bounds: LimitOptions,
     ) -> None:
         self._context = context
-        self._handshake_s = handshake_s
+        self._bounds = bounds
         self._behind = behind
         self._pending: Counter[str] = Counter()
 
@@ -39,11 +39,11 @@ class Door:
     def open(self, transport: asyncio.Transport) -> None:
         """Begin the handshake, or hang up."""
         host = str((transport.get_extra_info("peername") or ("",))[0])
-        pending = self._pending
-        if pending.total() >= HANDSHAKES_MAX:
+        pending, bounds = self._pending, self._bounds
+        if pending.total() >= bounds.lan_handshakes_max:
             transport.abort()
             return
-        if pending[host] >= HANDSHAKES_PER_ADDRESS_MAX:
+        if pending[host] >= bounds.lan_handshakes_per_address:
             transport.abort()
             return
         pending[host] += 1
@@ -57,7 +57,7 @@ class Door:
             self._context,
             settled,
             server_side=True,
-            ssl_handshake_timeout=self._handshake_s,
+            ssl_handshake_timeout=self._bounds.handshake_s,
             ssl_shutdown_timeout=SHUTDOWN_S,
         )
         transport.set_protocol(tls)

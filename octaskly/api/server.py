@@ -280,7 +280,7 @@ class ApiServer:
         loop = asyncio.get_running_loop()
         for connection in sockets:
             server = await loop.create_server(
-                Door(tls, factory, self._bounds.handshake_s) if tls else factory,
+                Door(tls, factory, self._bounds) if tls else factory,
                 sock=connection,
                 backlog=_BACKLOG,
             )
@@ -328,6 +328,8 @@ class ApiServer:
             peer_of=self._peer_of,
             loop=asyncio.get_running_loop(),
             keepalive_timeout=self._deadlines.header_s,
+            max_line_size=self._bounds.header_bytes,
+            max_field_size=self._bounds.header_bytes,
             lingering_time=_LINGER_S,
             access_log=None,
             logger=_silent_logger(),

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 import msgspec
@@ -11,6 +13,9 @@ import msgspec
 from octaskly.cli.choice import Choice
 from octaskly.cli.render import EXIT_FAILED, has_colour, print_json, printable
 from octaskly.errors import ConfigError
+
+if TYPE_CHECKING:
+    from octaskly.cli.findings import Finding
 
 MARKS = {"ok": "✓", "warning": "!", "fault": "✗", "unchecked": "-"}
 COLOURS = {"ok": "green", "warning": "yellow", "fault": "red", "unchecked": None}
@@ -65,11 +70,18 @@ def doctor(
         print_json(msgspec.json.encode(shown))
         return 0 if is_healthy else EXIT_FAILED
     colour = has_colour(sys.stdout)
+    click.echo(
+        "".join(f"{line}\n" for line in shown_to_people(found, colour)), nl=False
+    )
+    return 0 if is_healthy else EXIT_FAILED
+
+
+def shown_to_people(found: Iterable[Finding], colour: bool) -> Iterator[str]:  # noqa: FBT001
+    """Yield the lines that say what was found."""
     for each in found:
         mark = MARKS[each.status]
         if colour:
             mark = click.style(mark, fg=COLOURS[each.status])
-        click.echo(f"{mark} {each.check}: {printable(each.says)}")
+        yield f"{mark} {each.check}: {printable(each.says)}"
         if each.hint:
-            click.echo(f"    hint: {printable(each.hint)}")
-    return 0 if is_healthy else EXIT_FAILED
+            yield f"    hint: {printable(each.hint)}"

@@ -68,6 +68,18 @@ class LimitOptions:
         default=defaults.HEADER_S,
         more="so it is also how long a connection may be idle",
     )
+    header_bytes: int = setting(
+        "--header-max",
+        Amount(
+            "SIZE",
+            BYTES,
+            least=defaults.HEADER_BYTES_MIN,
+            most=defaults.HEADER_BYTES_MAX,
+        ),
+        "for the first line of a request, and for each field of its header",
+        default=defaults.HEADER_BYTES,
+        more="of at most 128 fields, on all routes; beyond it 400 or 431",
+    )
     body_s: int = setting(
         "--body-timeout",
         _TIME,
@@ -98,6 +110,18 @@ class LimitOptions:
         _COUNT,
         "so many of them from one address",
         default=defaults.HANDSHAKES_PER_ADDRESS,
+    )
+    lan_handshakes_max: int = setting(
+        "--lan-handshakes-max",
+        _COUNT,
+        "so many TLS handshakes at once at the LAN port",
+        default=defaults.LAN_HANDSHAKES_MAX,
+    )
+    lan_handshakes_per_address: int = setting(
+        "--lan-handshakes-per-address",
+        _COUNT,
+        "so many of them from one address",
+        default=defaults.LAN_HANDSHAKES_PER_ADDRESS,
     )
     handshake_s: int = setting(
         "--handshake-timeout",

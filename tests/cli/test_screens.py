@@ -7,20 +7,27 @@ OCTASKLY_SCREENS=write .venv/bin/pytest tests/cli/test_screens.py
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import click
 import pexpect
 import pytest
 
+from octaskly.cli.doctor import shown_to_people
+from octaskly.cli.findings import findings
+from octaskly.cli.symptoms import Symptoms, TakenPort
+from octaskly.errors import ConfigError
 from tests.cli.stand_in import Api
 from tests.cli.test_reading import ended_task
 from tests.docs.commands_page import commands, named
+from tests.unit.test_findings import OUTSIDER, of_mesh
 
 SCREENS = Path(__file__).parent / "screens"
 WAIT_S = 60
@@ -244,6 +251,37 @@ def session(columns: int | None, environ: dict[str, str], folder: Path) -> str:
     terminal.close()
     assert terminal.exitstatus == 0
     return shown.replace("\r\n", "\n")
+
+
+AILING = replace(
+    OUTSIDER,
+    secret_error=ConfigError(
+        "/home/ana/mesh.key is for its owner alone", hint="chmod 600 /home/ana/mesh.key"
+    ),
+    mdns_error=OSError(errno.EADDRINUSE, "Address already in use"),
+    mdns_holder="avahi-daemon",
+    neighbours=(
+        replace(of_mesh("192.168.1.21:7878"), answer="untrusted"),
+        replace(of_mesh("192.168.1.22:7878"), name="pi4", mesh=None, answer="silent"),
+    ),
+    taken=(TakenPort(flag="--api-port", port=3000, holder="grafana (pid 812)"),),
+    free_bytes=1 << 20,
+    descriptors_max=256,
+)
+
+
+@pytest.mark.parametrize(("name", "seen"), [("well", OUTSIDER), ("ailing", AILING)])
+def test_what_the_doctor_says_looks_as_it_did(name: str, seen: Symptoms) -> None:
+    """Of a made-up machine, so that it is the same on each; no line has a width."""
+    found = findings(seen)
+    plain = "\n".join(shown_to_people(found, colour=False)) + "\n"
+    coloured = "\n".join(shown_to_people(found, colour=True)) + "\n"
+
+    file = SCREENS / f"doctor-{name}.txt"
+    if os.environ.get("OCTASKLY_SCREENS") == "write":
+        file.write_text(plain)
+    assert plain == file.read_text()
+    assert click.unstyle(coloured) == plain
 
 
 @pytest.mark.slow

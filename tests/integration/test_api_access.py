@@ -514,6 +514,18 @@ async def test_both_loopback_addresses_share_the_port(node: ApiNode) -> None:
     assert answer.status == 200
 
 
+async def test_a_header_may_be_as_long_as_the_setting_says() -> None:
+    """Each field, and the first line."""
+    async with api_node(bounds=LimitOptions(header_bytes=4000)) as node:
+        within = await node.ask("GET", "/health", headers={"Made-Up": "a" * 3900})
+        field = await node.ask("GET", "/health", headers={"Made-Up": "a" * 4100})
+        line = await node.ask("GET", "/health?" + "a" * 4100)
+
+    assert within.status == 200
+    assert_problem(field, 400, "Bad request")
+    assert_problem(line, 400, "Bad request")
+
+
 async def test_connections_over_the_limit_are_told_so_or_cut(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

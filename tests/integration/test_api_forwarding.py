@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import socket
 import ssl
 from collections.abc import AsyncIterator
@@ -115,6 +116,25 @@ async def back(mesh: Mesh, front: Member) -> Member:
     member = await mesh.member("back")
     front.follow(member)
     return member
+
+
+async def test_handshakes_of_one_address_are_bounded_by_the_setting(mesh: Mesh) -> None:
+    """Whoever connects to the LAN port and says nothing gets no more places."""
+    bounds = LimitOptions(lan_handshakes_per_address=2)
+    member = await mesh.member("bay", bounds=bounds)
+    place = ("127.0.0.1", member.lan_port)
+    (first, one), (second, two), (third, three) = [
+        await asyncio.open_connection(*place) for _ in range(3)
+    ]
+
+    with contextlib.suppress(ConnectionError):
+        async with asyncio.timeout(5):
+            assert await third.read() == b""
+
+    assert not first.at_eof()
+    assert not second.at_eof()
+    for writer in (one, two, three):
+        writer.transport.abort()
 
 
 def _stranger() -> ssl.SSLContext:
