@@ -1,13 +1,14 @@
 """Configures the agent's log: the only module that knows structlog.
 
 Events are constant names with fields. On a terminal they are aligned and coloured, in
-the journal they carry a priority prefix and read as `key=value`, elsewhere JSON can be
-asked for. Values are escaped, so that one event is always one line.
+the journal they carry a priority and read as `key=value`; JSON can be asked for, and
+carries it there, too. Values are escaped, so that one event is always one line.
 """
 
 from __future__ import annotations
 
 import logging
+import os
 import sys
 from collections.abc import Mapping, MutableMapping
 from typing import Any, Protocol
@@ -15,6 +16,9 @@ from typing import Any, Protocol
 import structlog
 
 from octaskly.core.effects import Note
+
+_SHOWN_AS_THEY_ARE = (str, int, float, list, tuple, dict, type(None))
+"""Kinds of values that every form of the log shows on one line; paths are none."""
 
 _JOURNAL_PRIORITY = {"error": 3, "warning": 4, "info": 6, "debug": 7}
 
@@ -46,8 +50,9 @@ def configure(style: str, level: str, environ: Mapping[str, str]) -> Logger:
         level: Lowest level shown: `debug`, `info`, `warning` or `error`.
         environ: Environment that tells a journal (JOURNAL_STREAM) and NO_COLOR.
     """
+    is_journal = _leads_to_journal(environ)
     if style == "auto":
-        style = "journal" if "JOURNAL_STREAM" in environ else "console"
+        style = "journal" if is_journal else "console"
     structlog.configure(
         processors=[
             structlog.processors.add_log_level,
@@ -56,7 +61,7 @@ def configure(style: str, level: str, environ: Mapping[str, str]) -> Logger:
             else _keep,
             structlog.processors.format_exc_info,
             _one_line,
-            *_renderers(style, environ),
+            *_renderers(style, environ, is_journal=is_journal),
         ],
         wrapper_class=structlog.make_filtering_bound_logger(
             logging.getLevelNamesMapping()[level.upper()]
@@ -75,9 +80,25 @@ def write_note(logger: Logger, note: Note) -> None:
     getattr(logger, note.level)(note.event, **dict(note.fields))
 
 
-def _renderers(style: str, environ: Mapping[str, str]) -> list[Any]:
+def _leads_to_journal(environ: Mapping[str, str]) -> bool:
+    """Return whether the journal reads stderr.
+
+    Whatever a service or a desktop starts inherits the variable, terminals too: it
+    names the stream that is meant by device and inode.
+    """
+    try:
+        here = os.fstat(sys.stderr.fileno())
+    except (OSError, ValueError):
+        return False
+    return environ.get("JOURNAL_STREAM") == f"{here.st_dev}:{here.st_ino}"
+
+
+def _renderers(
+    style: str, environ: Mapping[str, str], *, is_journal: bool
+) -> list[Any]:
     if style == "json":
-        return [structlog.processors.JSONRenderer()]
+        renderer = structlog.processors.JSONRenderer()
+        return [renderer, _with_priority] if is_journal else [renderer]
     if style == "journal":
         return [
             structlog.processors.LogfmtRenderer(
@@ -98,6 +119,8 @@ def _one_line(
 ) -> MutableMapping[str, Any]:
     """Escape control characters: a hostile name must not forge a line or a colour."""
     for key, value in event.items():
+        if not isinstance(value, _SHOWN_AS_THEY_ARE):
+            value = event[key] = str(value)
         if isinstance(value, str) and not value.isprintable():
             event[key] = value.encode("unicode_escape").decode("ascii")
     return event

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import structlog
@@ -27,8 +31,43 @@ def test_what_others_say_stays_on_the_line_that_tells_of_it(
     logger = log.configure(style, "info", {"NO_COLOR": "1"})
     logger.warning("peer refused", peer=NASTY, more=[NASTY, {NASTY: NASTY}])
     logger.error("failed", error=repr(ValueError(NASTY)))
+    logger.error("failed", file=Path(NASTY), reason=ValueError(NASTY))
 
     out = capsys.readouterr().err
-    assert len(out.splitlines()) == out.count("\n") == 2
+    assert len(out.splitlines()) == out.count("\n") == 3
     assert all(line.isprintable() for line in out.splitlines())
     assert out.startswith("<4>") == (style == "journal")
+
+
+@pytest.mark.parametrize(
+    ("style", "leads_there", "begin"),
+    [
+        ("auto", True, "<4>event="),
+        ("json", True, '<4>{"'),
+        ("auto", False, "20"),
+        ("json", False, '{"'),
+    ],
+)
+def test_lines_carry_a_priority_where_the_journal_reads_them(
+    style: str, begin: str, *, leads_there: bool, tmp_path: Path
+) -> None:
+    """The variable alone means nothing: a terminal of a desktop inherits it."""
+    file = tmp_path / "stderr"
+    script = (
+        "import os, sys; from octaskly.log import configure;"
+        "configure(sys.argv[1], 'info', os.environ).warning('disk is low', free=1)"
+    )
+    with file.open("wb") as stderr:
+        here = os.fstat(stderr.fileno())
+        stream = f"{here.st_dev}:{here.st_ino if leads_there else here.st_ino + 1}"
+        subprocess.run(
+            [sys.executable, "-c", script, style],
+            env={"JOURNAL_STREAM": stream},
+            stderr=stderr,
+            check=True,
+        )
+
+    line = file.read_text()
+    assert line.startswith(begin)
+    assert "disk is low" in line
+    assert line.count("\n") == 1
