@@ -131,7 +131,7 @@ class Metrics:
         return values
 
     def _runner(self) -> Values:
-        counts = self._pool.counts
+        counts = self._pool.counts.complete()
         running, waiting, launchers = self._pool.usage()
         return {
             "octaskly_task_attempts_ended_total": [

@@ -293,7 +293,7 @@ class TaskQueue:
         """Take the task out of the queue; without `final` the store is asked."""
         if final is not None:
             task.final = final
-            self.ended[final] += task.spec.array is None  # Its members count.
+            self.ended[final] += task.rest is None  # Of an array its members count.
         self._move(task, Turn.END)
 
     def shadow(self, spec: TaskSpec, final: TaskState | None) -> InHand:

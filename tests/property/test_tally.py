@@ -1,0 +1,26 @@
+"""Values counted by size, one by one and many at once."""
+
+from __future__ import annotations
+
+import math
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from octaskly.ports.tally import Tally
+
+BOUNDS = (0.1, 1, 10)
+
+
+@given(st.lists(st.sampled_from([0.0, 0.05, 0.1, 0.5, 1.0, 2.0, 10.0, 11.0])))
+def test_many_at_once_are_counted_as_one_by_one(values: list[float]) -> None:
+    """A value that is a bound belongs below it, as `le` of Prometheus says."""
+    single, together = Tally(BOUNDS), Tally(BOUNDS)
+    for value in values:
+        single.add(value)
+    together.add_all(list(values))
+
+    assert single.counts == together.counts
+    assert math.isclose(single.total, together.total)
+    assert single.counts[0] == sum(value <= BOUNDS[0] for value in values)
+    assert sum(single.counts) == len(values)
