@@ -100,7 +100,7 @@ def check_rights(principal: Principal, route: Route, *, is_local: bool) -> None:
     if access is Access.OPENED and not is_local:
         hint = "no token is enough: run `octaskly open` on that machine for a page "
         raise Problem(403, FORBIDDEN, hint=hint + "that may, or use its command line")
-    is_reading = access in (Access.READ, Access.SUBMIT)
+    is_reading = access in (Access.READ, Access.MACHINE, Access.SUBMIT)
     if not is_reading and not principal.is_admin:
         raise Problem(403, FORBIDDEN, hint="only an admin may do that")
 

@@ -150,6 +150,17 @@ async def test_nodes_certificate_route_takes_no_token(node: ApiNode) -> None:
     assert_problem(answer, 401)
 
 
+@pytest.mark.parametrize("headers", [ADMIN, CLIENT, VIEWER, {}])
+@pytest.mark.parametrize("path", ["/metrics", "/api/v1/sd/prometheus"])
+async def test_every_role_may_scrape_and_discover(
+    node: ApiNode, path: str, headers: dict[str, str]
+) -> None:
+    """A program that watches needs no right beyond reading; to list nodes it does."""
+    answer = await node.ask("GET", path, headers=headers)
+
+    assert answer.status == (200 if headers or path == "/metrics" else 401)
+
+
 @pytest.mark.parametrize(
     ("headers", "status"), [(ADMIN, 201), (CLIENT, 403), (VIEWER, 403)]
 )
