@@ -11,6 +11,7 @@ import msgspec
 from octaskly.cli import completing
 from octaskly.cli.asking import Asked, asking
 from octaskly.cli.choice import Choice, resolve_ref
+from octaskly.cli.interrupts import interrupt_noted, interruptible
 from octaskly.cli.render import (
     EXIT_CANCELLED,
     EXIT_FAILED,
@@ -19,7 +20,7 @@ from octaskly.cli.render import (
     note,
     report,
 )
-from octaskly.cli.running import OWN_CODES, cancel_ended, interrupt_noted, interruptible
+from octaskly.cli.running import OWN_CODES, cancel_ended
 from octaskly.cli.stalls import stall_told
 from octaskly.cli.submitting import draft, request_options
 from octaskly.client import Members, Task

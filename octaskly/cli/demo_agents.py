@@ -10,11 +10,12 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from octaskly.cli.interrupts import handling
 from octaskly.client import Client, NodeInfo, Refused, ReplyLost, Unreachable
 from octaskly.errors import MeshError
 
@@ -139,35 +140,22 @@ def stopped_by_signals() -> Iterator[None]:
     def interrupt(_number: int, _frame: object) -> None:
         raise KeyboardInterrupt
 
-    with _handling((signal.SIGTERM, signal.SIGHUP), interrupt):
+    with handling((signal.SIGTERM, signal.SIGHUP), interrupt):
         yield
 
 
 def _no_interruption() -> contextlib.AbstractContextManager[None]:
-    return _handling(INTERRUPTING, signal.SIG_IGN)
+    return handling(INTERRUPTING, signal.SIG_IGN)
 
 
 @contextlib.contextmanager
 def _interrupted_later() -> Iterator[None]:
     """Put off what interrupts until the end of the block."""
     noted: list[int] = []
-    with _handling(INTERRUPTING, lambda number, _frame: noted.append(number)):
+    with handling(INTERRUPTING, lambda number, _frame: noted.append(number)):
         yield
     if noted:
         raise KeyboardInterrupt
-
-
-@contextlib.contextmanager
-def _handling(
-    numbers: Sequence[signal.Signals],
-    handler: Callable[[int, object], None] | signal.Handlers,
-) -> Iterator[None]:
-    before = [(number, signal.signal(number, handler)) for number in numbers]
-    try:
-        yield
-    finally:
-        for number, previous in before:
-            signal.signal(number, previous)
 
 
 def _start(folder: Path, name: str, workdir: Path) -> DemoAgent:

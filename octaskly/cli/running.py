@@ -1,15 +1,13 @@
 """`octaskly run`: as if the command ran here.
 
-Its output and exit code become this command's own. The first Ctrl-C ends the task,
-the second leaves it alone.
+Its output and exit code become this command's own. The first Ctrl-C or SIGTERM
+ends the task, the second leaves it alone.
 """
 
 from __future__ import annotations
 
-import contextlib
-import signal
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import click
@@ -18,6 +16,7 @@ from octaskly.cli import completing
 from octaskly.cli.asking import Asked, asking
 from octaskly.cli.choice import Choice
 from octaskly.cli.following import Following
+from octaskly.cli.interrupts import interrupt_noted, interruptible
 from octaskly.cli.render import (
     EXIT_CANCELLED,
     EXIT_FAILED,
@@ -84,36 +83,6 @@ def run(
     except OctasklyError as error:
         code = report(error)
         return code if code in OWN_CODES else EXIT_OCTASKLY_FAILED
-
-
-@contextlib.contextmanager
-def interrupt_noted() -> Iterator[list[int]]:
-    """Put off the first Ctrl-C until the answer is there; a second one ends it."""
-    noted: list[int] = []
-
-    def on_interrupt(number: int, _frame: object) -> None:
-        if noted:
-            raise KeyboardInterrupt
-        noted.append(number)
-
-    previous = signal.signal(signal.SIGINT, on_interrupt)
-    try:
-        yield noted
-    finally:
-        signal.signal(signal.SIGINT, previous)
-
-
-@contextlib.contextmanager
-def interruptible(noted: list[int]) -> Iterator[None]:
-    """Let Ctrl-C end the block at once, also one that was put off before."""
-    previous = signal.signal(signal.SIGINT, signal.default_int_handler)
-    try:
-        if noted:
-            noted.clear()
-            raise KeyboardInterrupt
-        yield
-    finally:
-        signal.signal(signal.SIGINT, previous)
 
 
 def _follow(client: Client, ref: str, noted: list[int], *, as_json: bool) -> int:

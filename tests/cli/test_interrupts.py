@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
 import sys
 import threading
@@ -16,10 +17,11 @@ from tests.cli.test_run import wait_until_asked
 WAIT_S = 55
 EVERY_LINE = """\
 import json, signal, sys
-from octaskly.cli import main, render, running, following
+from octaskly.cli import main, render, running, following, interrupts
 from octaskly.client import connection, session, streams
 
-FILES = {m.__file__ for m in (running, following, connection, session, streams)}
+MODULES = (running, interrupts, following, connection, session, streams)
+FILES = {m.__file__ for m in MODULES}
 IDLE_S = 1.5
 
 def interrupted(at):
@@ -111,6 +113,19 @@ def test_control_c_in_each_phase_of_run(
     run.expect_exact("cancelling task-001-00000001; Ctrl-C again to stop waiting")
     if phase == "cancelling":
         run.expect_exact("octaskly logs -f task-001-00000001")
+    run.expect(pexpect.EOF)
+    run.close()
+
+    assert run.exitstatus == 130
+    assert [task["status"] for task in api.tasks.values()] == ["cancelled"]
+
+
+def test_sigterm_leaves_no_task_behind(api: Api, environ: dict[str, str]) -> None:
+    """As `timeout` and build servers send it, which think that they end what runs."""
+    run = terminal(environ, "run", "--", "sleep 1000")
+    wait_until_asked(api, "/logs")
+    run.kill(signal.SIGTERM)
+    run.expect_exact("cancelling task-001-00000001")
     run.expect(pexpect.EOF)
     run.close()
 

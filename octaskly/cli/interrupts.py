@@ -1,0 +1,54 @@
+"""Ctrl-C and SIGTERM, put off or let through; what waits for tasks must not lose one.
+
+SIGTERM means the same: it comes from `timeout`, from a build server that is told to
+stop, from `kill`, and all of them think that they end what runs. SIGHUP is left as it
+is: the terminal is gone, nobody can be told anything, and the tasks go on.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+from collections.abc import Callable, Iterator, Sequence
+from types import FrameType
+from typing import Final
+
+_INTERRUPTING: Final = (signal.SIGINT, signal.SIGTERM)
+
+
+@contextlib.contextmanager
+def interrupt_noted() -> Iterator[list[int]]:
+    """Put off the first Ctrl-C until the answer is there; a second one ends it."""
+    noted: list[int] = []
+
+    def on_interrupt(number: int, _frame: object) -> None:
+        if noted:
+            raise KeyboardInterrupt
+        noted.append(number)
+
+    with handling(_INTERRUPTING, on_interrupt):
+        yield noted
+
+
+@contextlib.contextmanager
+def interruptible(noted: list[int]) -> Iterator[None]:
+    """Let Ctrl-C end the block at once, also one that was put off before."""
+    with handling(_INTERRUPTING, signal.default_int_handler):
+        if noted:
+            noted.clear()
+            raise KeyboardInterrupt
+        yield
+
+
+@contextlib.contextmanager
+def handling(
+    numbers: Sequence[signal.Signals],
+    handler: Callable[[int, FrameType | None], object] | signal.Handlers,
+) -> Iterator[None]:
+    """Handle signals so for the length of the block."""
+    before = [(number, signal.signal(number, handler)) for number in numbers]
+    try:
+        yield
+    finally:
+        for number, previous in before:
+            signal.signal(number, previous)
