@@ -3,7 +3,7 @@
 usage: python -m benchmarks [--quick] [peers | failover | cost | traffic | kills
                                        | million | crowd | logs | arrays | noop
                                        | deep | sleepers | growth | tls
-                                       | retention | clients]
+                                       | retention | clients | metrics]
 
 Every ratio is of figures from this run: absolute times mean little on shared
 machines. Nothing leaves this machine; every loop is bounded.
@@ -33,6 +33,7 @@ from benchmarks import (
     growth,
     limits,
     logs,
+    metrics,
     noop,
     peers,
     plain,
@@ -235,6 +236,7 @@ WHICH: dict[str, Figures] = {
     "growth": growth.figures,
     "sleepers": deep.sleepers,
     "retention": retention.figures,
+    "metrics": metrics.figures,
 }
 
 
