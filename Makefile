@@ -82,8 +82,8 @@ SOAK_SEEDS ?= 100000
 SOAK_S ?= 3600
 export SOAK_STORM_S ?= 1800
 SOAK_TESTS ?= tests/property tests/simulation tests/integration tests/mesh
-soak: .venv
-	@$(BIN)/pytest -q -m soak tests/cli tests/packages
+soak: .venv $(VENV)/.bench-ready
+	@$(BIN)/pytest -q -m soak tests/cli tests/packages tests/executor
 	@$(BIN)/python -m tests.simulation.hunt $(SOAK_SEEDS)
 	@end=$$(( $$(date +%s) + $(SOAK_S) )); round=0; \
 	while [ $$(date +%s) -lt $$end ]; do \

@@ -2,7 +2,7 @@
 
 usage: python -m benchmarks [--quick] [peers | failover | cost | traffic | kills
                                        | million | crowd | logs | arrays | noop
-                                       | deep | sleepers | growth | tls
+                                       | deep | calls | sleepers | growth | tls
                                        | retention | clients | metrics]
 
 Every ratio is of figures from this run: absolute times mean little on shared
@@ -25,6 +25,7 @@ from typing import Any
 
 from benchmarks import (
     arrays,
+    calls,
     clients,
     cost,
     crowd,
@@ -230,6 +231,7 @@ WHICH: dict[str, Figures] = {
     "crowd": crowd.figures,
     "logs": logs.figures,
     "arrays": arrays.figures,
+    "calls": calls.figures,
     "noop": noop.figures,
     "deep": deep.million,
     "tls": plain.figures,
