@@ -1,6 +1,7 @@
 """Measures Octaskly and prints one table: by default beside its limits and its peers.
 
 usage: python -m benchmarks [--quick] [peers | failover | cost | traffic | kills
+                                       | dashboard
                                        | million | crowd | logs | arrays | noop
                                        | deep | calls | sleepers | growth | tls
                                        | retention | clients | metrics]
@@ -29,6 +30,7 @@ from benchmarks import (
     clients,
     cost,
     crowd,
+    dashboard,
     deep,
     failover,
     growth,
@@ -222,6 +224,7 @@ def _failover(_: Path, *, quick: bool) -> Iterator[Row]:
 
 WHICH: dict[str, Figures] = {
     "peers": _peers,
+    "dashboard": dashboard.figures,
     "failover": _failover,
     "clients": clients.figures,
     "cost": cost.throughput_shared,

@@ -1,0 +1,194 @@
+"""Many members of a mesh in one process: each is its link and what it says there.
+
+They have certificates of the mesh and speak its protocol as workers do: they follow,
+report their load, take attempts, hold them for a while and say that all went well.
+No agent carries two hundred real ones beside it on a machine of two cores; to their
+dispatcher, and to whoever looks at its page, these are the same.
+
+usage: python -m benchmarks.herd SECRET_FILE PEER_PORT COUNT
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import functools
+import math
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from octaskly.core.messages import (
+    Claim,
+    ClaimOk,
+    Dispatch,
+    Heartbeat,
+    HeartbeatOk,
+    Hello,
+    HelloOk,
+    Leave,
+    Message,
+    Probe,
+    ProbeOk,
+    Reattach,
+    Report,
+    Results,
+)
+from octaskly.core.model import (
+    NO_EPOCH,
+    AttemptId,
+    AttemptState,
+    Epoch,
+    Limits,
+    LoadSample,
+    NodeInfo,
+    NodeState,
+    Outcome,
+    Reason,
+    TaskSpec,
+)
+from octaskly.mesh import wire
+from octaskly.trust import MeshTrust, NodeKey, load
+from tests.agents import Agent
+
+SLOTS = 2
+MEMORY_MB = 8192
+WAVE_S = 20.0  #: in which the load of a member goes up and down
+TOOK_S = 4.0  #: that an attempt lasts; the members differ a little
+AT_ONCE = 8  #: strangers are bounded
+AGAIN_S = 1.0
+
+
+class Member:
+    """One of them."""
+
+    def __init__(self, secret: Path, number: int) -> None:
+        self._trust = MeshTrust(load(secret), NodeKey.generate())
+        self._number = number
+        self._epoch = NO_EPOCH
+
+    async def live(self, port: int, doors: asyncio.Semaphore) -> None:
+        """Be a worker of the agent at this port, again and again if it hangs up."""
+        while True:
+            with contextlib.suppress(OSError, asyncio.IncompleteReadError):
+                await self._serve(port, doors)
+            await asyncio.sleep(AGAIN_S)
+
+    async def _serve(self, port: int, doors: asyncio.Semaphore) -> None:
+        async with doors:
+            reader, self._writer = await asyncio.open_connection(
+                *("127.0.0.1", port),
+                ssl=self._trust.client_context(),
+                server_hostname="",
+            )
+            hello = Hello(node=self._info(), epoch=NO_EPOCH, dispatcher=None)
+            self._say(hello, HelloOk())
+            greeting = await _frame(reader)
+        self._hear(greeting)
+        while True:
+            self._hear(await _frame(reader))
+
+    def _say(self, *messages: Message) -> None:
+        self._writer.write(wire.encode(messages))
+
+    def _hear(self, frame: bytes) -> None:
+        for message in _messages(frame):
+            self._answer(message)
+
+    def _answer(self, message: Message) -> None:
+        match message:
+            case Claim(epoch):
+                self._epoch = epoch
+                self._say(ClaimOk(epoch, ()), Reattach((), SLOTS, NodeState.READY))
+            case Heartbeat(epoch, sent_s):
+                self._say(self._health(epoch, sent_s))
+            case Probe(about, sent_s):
+                self._say(ProbeOk(about, sent_s, None, self._epoch))
+            case Dispatch(_, items):
+                took_s = TOOK_S + self._number % 7 / 2
+                asyncio.get_running_loop().call_later(took_s, self._end, items, took_s)
+            case Leave(reason):
+                sys.stderr.write(f"member {self._number} was left: {reason}\n")
+            case _:
+                pass  # Rosters, records: nothing that a worker answers.
+
+    def _health(self, epoch: Epoch, sent_s: float) -> HeartbeatOk:
+        wave = math.sin(2 * math.pi * (sent_s / WAVE_S + self._number / 16))
+        load = LoadSample(50 + 45 * wave, 1 + wave, int(3000 + 2500 * wave), 60)
+        return HeartbeatOk(epoch, sent_s, NodeState.READY, SLOTS, load)
+
+    def _end(
+        self, items: tuple[tuple[AttemptId, TaskSpec], ...], took_s: float
+    ) -> None:
+        ended_ms = int(time.time() * 1000)
+        took_ms = int(took_s * 1000)
+        outcome = Outcome(
+            state=AttemptState.OK,
+            reason=Reason.EXIT,
+            exit_code=0,
+            started_ms=ended_ms - took_ms,
+            ended_ms=ended_ms,
+            duration_ms=took_ms,
+            stdout=b"done\n",
+            stdout_bytes=5,
+        )
+        reports = tuple(
+            Report(task=spec.id, attempt=attempt, outcome=outcome)
+            for attempt, spec in items
+        )
+        self._say(Results(reports, SLOTS))
+
+    def _info(self) -> NodeInfo:
+        return NodeInfo(
+            id=self._trust.node_id,
+            boot=f"{self._number:016x}",
+            name=f"member-{self._number:03d}",
+            slots=SLOTS,
+            version="0.1.0",
+            peer_port=1,
+            lan_port=1,
+            memory_mb=MEMORY_MB,
+            cpus=4,
+            os="linux",
+            arch="x86_64",
+            labels=(("room", f"room-{self._number % 8}"),),
+            electable=False,
+        )
+
+
+async def _frame(reader: asyncio.StreamReader) -> bytes:
+    header = await reader.readexactly(wire.HEADER_BYTES)
+    return header + await reader.readexactly(int.from_bytes(header))
+
+
+@functools.lru_cache(maxsize=64)
+def _messages(frame: bytes) -> list[Message]:
+    """Decode a frame; most come to all members alike, as each roster does."""
+    return wire.Decoder(Limits()).receive_data(frame)
+
+
+@contextlib.contextmanager
+def herd(agent: Agent, count: int) -> Iterator[None]:
+    """Give an agent so many members for the length of a block."""
+    secret, port = agent.state.parent / "mesh.key", agent.ready()["peer_port"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", __spec__.name, str(secret), str(port), str(count)]
+    )
+    try:
+        yield
+    finally:
+        process.terminate()
+        process.wait()
+
+
+async def _serve(secret: Path, port: int, count: int) -> None:
+    doors = asyncio.Semaphore(AT_ONCE)
+    async with asyncio.TaskGroup() as tasks:
+        for number in range(1, count + 1):
+            tasks.create_task(Member(secret, number).live(port, doors))
+
+
+if __name__ == "__main__":
+    asyncio.run(_serve(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])))
