@@ -22,7 +22,7 @@ from octaskly.client.blocking import Client
 from octaskly.executor import Executor
 
 NAME: Final = "octaskly"
-BATCH_S_MIN: Final = 0.5  #: a task begins in a tenth of that
+BATCH_S_MIN: Final = 0.5  #: a task begins in a fifth of that
 BATCH_S_MAX: Final = 5.0
 PLACES: Final = ("url", "token", "ca", "node", "state_dir")
 

@@ -146,7 +146,7 @@ class Executor(FuturesExecutor):
             iterables: Its arguments.
             timeout: Seconds from now on until a result must be there.
             chunksize: How many calls one task performs, one after the other. A process
-                begins in a twentieth of a second, so short calls need large chunks.
+                begins in a tenth of a second, so short calls need large chunks.
             buffersize: How many chunks are submitted ahead of the one that is yielded;
                 None: all of them at once.
 
