@@ -18,6 +18,7 @@ ROOT = Path(__file__).parent.parent
 FRAGMENTS = ROOT / "docs" / "changelog.d"
 ITEM = re.compile(r"^(?:- |\| )?\[.*", re.MULTILINE)
 LINK = re.compile(r"\]\(([^)#:\s]+\.md)\)")
+RELATIVE = re.compile(r"\]\((?![a-z]+:|#)")
 KIND = re.compile(r"^\| `(\w+)` \|", re.MULTILINE)
 
 project = "Octaskly"
@@ -37,6 +38,7 @@ def setup(app: Sphinx) -> None:
     """Put our own steps between those of Sphinx."""
     app.connect("source-read", _with_contents)
     app.connect("source-read", _with_fragments)
+    app.connect("env-get-outdated", lambda *_: ["CHANGELOG"])  # Fragments come and go.
     app.connect("build-finished", _with_index)
 
 
@@ -47,16 +49,15 @@ def _with_contents(_app: Sphinx, docname: str, source: list[str]) -> None:
         source[0] += _tree(Path(docname).parent, links)
 
 
-def _with_fragments(app: Sphinx, docname: str, source: list[str]) -> None:
+def _with_fragments(_app: Sphinx, docname: str, source: list[str]) -> None:
     """Show the changes since the last release where one looks for changes."""
     if docname != "CHANGELOG":
         return
     for kind in KIND.findall((FRAGMENTS / "README.md").read_text()):
         fragments = sorted(FRAGMENTS.glob(f"*.{kind}.md"))
-        for fragment in fragments:
-            app.env.note_dependency(str(fragment))
         items = ("- " + f.read_text().strip().replace("\n", "\n  ") for f in fragments)
-        source[0] += f"\n### {kind.capitalize()}\n\n" + "\n".join(items) + "\n"
+        text = RELATIVE.sub("](docs/changelog.d/", "\n".join(items))
+        source[0] += f"\n### {kind.capitalize()}\n\n{text}\n"
     source[0] += _tree(Path("docs/changelog.d"), ["README.md"])
 
 
