@@ -168,7 +168,9 @@ def test_every_module_is_used() -> None:
             rf"|from {re.escape(package)} import[^\n]*\b{name}\b"
             rf"|from {re.escape(package)} import \([^)]*\b{name}\b"
         )
-        if not any(use.search(text) for other, text in texts.items() if other != path):
+        others = (text for other, text in texts.items() if other != path)
+        # The word is sought first: expressions take a hundred times as long.
+        if not any(name in text and use.search(text) for text in others):
             unused.append(shown(path))
 
     assert unused == []

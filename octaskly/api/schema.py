@@ -325,10 +325,11 @@ def _invalid(message: str, kind: type[msgspec.Struct]) -> Problem:
         )
     if missing := _MISSING.fullmatch(what):
         name = missing["name"]
+        what = f": {RANGES[name]}" if name in RANGES else ""
         return Problem(
             400,
             MISSING_FIELD,
-            hint=f"`{name}` is required: {RANGES[name]}",
+            hint=f"`{name}` is required{what}",
             field=f"{path}.{name}",
         )
     name = _field_name(path)

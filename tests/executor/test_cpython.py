@@ -1,10 +1,11 @@
 """CPython's own tests of executors, on a mesh; adapted in construction alone.
 
-What is left out, and why, is listed in docs/reference/python.md.
+What is left out, and why, is listed in docs/reference/executor.md.
 """
 
 from __future__ import annotations
 
+import gc
 import os
 import subprocess
 import sys
@@ -53,6 +54,15 @@ def _place(agents: list[Agent]) -> Iterator[None]:
     PLACE.append(agents[1].state)
     yield
     PLACE.clear()
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _quick_collections() -> Iterator[None]:
+    """Collect no garbage of the thousands of tests before: theirs collect a lot."""
+    gc.collect()
+    gc.freeze()
+    yield
+    gc.unfreeze()
 
 
 def on_mesh(max_workers: int | None = None) -> octaskly.Executor:

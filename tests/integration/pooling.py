@@ -26,10 +26,14 @@ from octaskly.ports import Clock
 from octaskly.runner.archive import Archive
 from octaskly.runner.depot import Depot
 from octaskly.runner.pool import Pool
+from octaskly.runner.process import OF_CALLS
 from octaskly.runner.supply import Supply
 
 #: Random, so that no other run of these tests on this machine ends our processes.
 STREAM = StreamId(random.SystemRandom().getrandbits(62) + 1)
+
+#: What each task is told for calls, as `env` shows it.
+CALLS = tuple(f"{name}={value}" for name, value in OF_CALLS.items())
 
 _tokens = itertools.count(1)
 

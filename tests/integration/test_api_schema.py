@@ -101,6 +101,16 @@ def test_surrogate_deep_in_a_batch_is_named() -> None:
     assert caught.value.field == "$[1].inputs[1]"
 
 
+def test_a_field_that_lacks_within_a_field_is_named() -> None:
+    """As one of the task itself is."""
+    body = json.dumps({"command": "a", "files": [{"path": "x", "node": "0"}]})
+
+    with pytest.raises(Problem) as caught:
+        asyncio.run(parse_tasks(body.encode()))
+
+    assert (caught.value.status, caught.value.field) == (400, "$.files[0].sha256")
+
+
 @pytest.mark.parametrize("name", ["inputs", "outputs"])
 def test_paths_are_bounded_all_together(name: str) -> None:
     """Thousands of long ones would make a task that no frame can carry to a worker."""

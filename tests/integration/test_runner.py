@@ -17,6 +17,7 @@ from octaskly.core.options import Requires, TaskOptions
 from octaskly.runner.process import task_environment
 from octaskly.runner.workdir import captured
 from tests.integration.pooling import (
+    CALLS,
     STREAM,
     eventually,
     processes_with,
@@ -229,6 +230,7 @@ async def test_the_environment_is_the_agents_without_its_secrets(
             "OCTASKLY_NODE=rig",
             "OCTASKLY_SLOT=0",
             "OCTASKLY_ATTEMPT=1",
+            *CALLS,
         }
         for outcome, task in ((direct, "task-001-rig"), (shell, "task-002-rig")):
             assert set(outcome.stdout.decode().splitlines()) == expected | {

@@ -17,6 +17,7 @@ from octaskly.runner.child import Order
 from octaskly.runner.slots import Slots
 from tests.agents import ending, finished, start, submit
 from tests.integration.pooling import (
+    CALLS,
     STREAM,
     eventually,
     processes_with,
@@ -47,6 +48,7 @@ async def test_env_is_added_and_the_agents_own_names_win(tmp_path: Path) -> None
                 "OCTASKLY_ATTEMPT=1",
                 f"OCTASKLY_TASK_ID={task}",
                 f"OCTASKLY_MARK={task}.3.{STREAM}.1",
+                *CALLS,
             }
 
 

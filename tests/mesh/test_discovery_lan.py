@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from octaskly.mesh.adverts import CLAIMS_MAX
+from octaskly.mesh.looking import FIRST_LOOK_S
 from tests.mesh.conftest import MakeLab
 from tests.mesh.discovery_process import DiscoveryProcess
 from tests.mesh.lab import DECOY_HOST, TUNNEL_NET, Host
@@ -113,10 +114,11 @@ def test_a_fresh_machine_sees_a_mesh_or_none(
     """What decides whether it makes a secret of its own."""
     first, second = make_lab(2).hosts
 
-    with DiscoveryProcess("--look", "1.0", prefix=second.prefix) as alone:
+    look = ("--look", str(FIRST_LOOK_S))
+    with DiscoveryProcess(*look, prefix=second.prefix) as alone:
         assert alone.wait_for("sightings")["meshes"] == []
     discover(first).wait_for("started")
-    with DiscoveryProcess("--look", "1.0", prefix=second.prefix) as fresh:
+    with DiscoveryProcess(*look, prefix=second.prefix) as fresh:
         assert fresh.wait_for("sightings")["meshes"] == ["mesh-1"]
 
 

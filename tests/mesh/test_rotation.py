@@ -126,6 +126,7 @@ def lock_out(gone: Host, left: Sequence[Host]) -> None:
     assert not (gone.first.state / "log.db").exists()
 
 
+@pytest.mark.soak  # Over a minute: it waits for every phase.
 def test_f33_a_secret_is_renewed_and_a_machine_is_locked_out(
     make_lab: MakeLab,
 ) -> None:

@@ -56,7 +56,13 @@ export async function send(method, path, body, options = {}) {
 
 async function json(method, path, body, options) {
   const answer = await send(method, path, body, options);
-  return answer.status === 204 ? null : answer.json();
+  if (answer.status === 204) return null;
+  try {
+    return await answer.json();
+  } catch (problem) {
+    if (options?.signal?.aborted) throw problem;
+    throw new ApiError({ status: 0, error: "The answer broke off", hint: "octaskly doctor" });
+  }
 }
 
 async function exchange(method, path, body, { signal, timeoutMs = TIMEOUT_MS, headers = {} }) {
