@@ -132,7 +132,8 @@ def mesh(api: Api) -> Api:
 
 @contextmanager
 def watching(environ: dict[str, str]) -> Iterator[Any]:
-    """Run it on a terminal of 24 lines."""
+    """Run it on a terminal of 24 lines, which may be resized."""
+    environ = {k: v for k, v in environ.items() if k not in ("COLUMNS", "LINES")}
     terminal = pexpect.spawn(
         sys.executable,
         ["-m", "octaskly", "--node", "here", "top"],

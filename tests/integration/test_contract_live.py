@@ -21,6 +21,7 @@ from octaskly.trust import load
 from octaskly.trust.tokens import Tokens
 from tests.agents import Agent, meshed
 from tests.integration.conformance import conforms
+from tests.integration.pooling import CALLS
 
 pytestmark = pytest.mark.alone  # Ten thousand tasks at a time, on three agents.
 
@@ -459,10 +460,11 @@ def test_tasks_see_who_they_are_and_nothing_of_the_agent(front: Front) -> None:
     """Decision 13."""
     task = front.run("env | grep -E '^(OCTASKLY|NOTIFY|WATCHDOG|LISTEN)' | sort")
 
-    attempt, mark, node, slot, task_id = task["stdout"].splitlines()
+    attempt, callee, mark, node, python, slot, task_id = task["stdout"].splitlines()
     assert attempt == f"OCTASKLY_ATTEMPT={task['attempt']}"
     assert mark.startswith(f"OCTASKLY_MARK={task['id']}.")
     assert node == f"OCTASKLY_NODE={task['worker_id']}"
+    assert {callee, python} == set(CALLS)
     assert slot in [f"OCTASKLY_SLOT={number}" for number in range(SLOTS)]
     assert task_id == f"OCTASKLY_TASK_ID={task['id']}"
 
