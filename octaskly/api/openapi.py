@@ -255,7 +255,7 @@ def _responses(route: Route, path: str, types: _Types) -> Json:
         str(status): {
             "description": HTTPStatus(status).phrase,
             "headers": _headers(told),
-            "content": {route.media: _body(status, kind, types)},
+            **_content(route, status, kind, types),
         }
         for status, kind in route.answers.items()
     }
@@ -263,6 +263,12 @@ def _responses(route: Route, path: str, types: _Types) -> Json:
         str(status): {"$ref": f"#/components/responses/{status}"}
         for status in sorted(refusals)
     }
+
+
+def _content(route: Route, status: int, kind: Any, types: _Types) -> Json:
+    if status == HTTPStatus.NO_CONTENT:
+        return {}
+    return {"content": {route.media: _body(status, kind, types)}}
 
 
 def _body(status: int, kind: Any, types: _Types) -> Json:

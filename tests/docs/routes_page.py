@@ -80,6 +80,8 @@ def _answered(operation: Json) -> str:
 
 def _body(told: Json) -> str:
     """Return the form of a body; of one that is no JSON, what it is."""
+    if "content" not in told:
+        return ""
     ((media, content),) = told["content"].items()
     if media != "application/json":
         return f"`{media}`"

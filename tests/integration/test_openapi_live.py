@@ -108,7 +108,8 @@ def fronts(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[Front]]:
             status, _ = agents[0].call("POST", f"/api/v1/nodes/{name}/drain")
             assert status == 200
         yield [_front_of(agent) for agent in agents[:2]]
-        _, stats = agents[0].call("GET", "/api/v1/stats")
+        status, stats = agents[0].call("GET", "/api/v1/stats")
+        assert status == 200, stats
         assert stats["tasks"]["running"] == 0
 
 
