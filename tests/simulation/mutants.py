@@ -466,5 +466,5 @@ MUTANTS: tuple[tuple[Plant, Hunt], ...] = (
     (older_programs_are_followed, run_updated),
 )
 """Each with the world in which it shows."""
-FIRST = {worker_copies_are_written_again: 60}
+FIRST: dict[Plant, int] = {worker_copies_are_written_again: 60}
 """The seed to begin with where the first ones do not show it, which costs a minute."""
