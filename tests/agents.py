@@ -17,7 +17,7 @@ from typing import Any
 
 from octaskly.trust import make
 
-READY_S_MAX = 15.0
+READY_S_MAX = 45.0  #: a busy machine is slow to start many
 TASKS = "/api/v1/tasks"
 ENDS = ("completed", "failed", "cancelled")
 
