@@ -96,17 +96,23 @@ class Supply:
         name = source.file.sha256
         with self._lock:
             turn = self._turns.setdefault(name, threading.Lock())
-        with turn:  # Many tasks may want the same file, which comes once.
-            for more in reversed(range(TRIES)):
-                if self.depot.size_bytes(name, keep_s=KEEP_COPY_S) is not None:
-                    break
-                try:
-                    self._try_each(source, go_on)
-                except _Unanswered:
-                    if not more or self._is_closed.wait(PAUSE_S) or not go_on():
-                        raise
-        with self._lock:
-            self._turns.pop(name, None)
+        try:
+            with turn:  # Many tasks may want the same file, which comes once.
+                self._bring_alone(source, go_on)
+        finally:  # Also of a file that is nowhere: clients name what they like.
+            with self._lock:
+                self._turns.pop(name, None)
+
+    def _bring_alone(self, source: Source, go_on: Callable[[], bool]) -> None:
+        for more in reversed(range(TRIES)):
+            kept = self.depot.size_bytes(source.file.sha256, keep_s=KEEP_COPY_S)
+            if kept is not None:
+                break
+            try:
+                self._try_each(source, go_on)
+            except _Unanswered:
+                if not more or self._is_closed.wait(PAUSE_S) or not go_on():
+                    raise
 
     def _try_each(self, source: Source, go_on: Callable[[], bool]) -> None:
         last = _Unanswered("it is not there")
