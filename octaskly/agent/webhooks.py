@@ -31,7 +31,7 @@ TRIES_MAX = 10
 GIVE_UP_S = 3600.0
 RETRY_BASE_S = 5.0
 RETRY_CAP_S = 900.0
-LOOK_S = 15.0  #: a task of which nobody said that it ended is found so soon
+LOOK_S = 15.0  #: an end that nobody announced is found so soon
 GATHER_S = 0.2  #: of tasks that end, before the store is asked which are meant
 FRESH_MAX = 100  #: read from the store at a look
 
@@ -74,6 +74,7 @@ class Webhooks:
         self._ended = asyncio.Event()
         self._moved = asyncio.Event()
         self._looked_s = 0.0
+        self._found: int | None = None  #: the store's count, once all of it is in hand
 
     def ended(self) -> None:
         """Tasks have ended, or this node may be dispatcher since now."""
@@ -109,6 +110,9 @@ class Webhooks:
             return
         self._ended.clear()
         self._looked_s = now_s
+        count = self._store.ends_to_tell
+        if count == self._found:
+            return  # Of what ended since the last look, nobody is to be told.
         limit = min(FRESH_MAX, HELD_MAX - len(self._held))
         try:
             found = await self._store.to_notify(frozenset(self._held), limit)
@@ -117,7 +121,8 @@ class Webhooks:
         self._held &= found.keys
         for key, record in found.fresh:
             self._take(key, record, now_s)
-        if found.fresh and len(found.fresh) == limit:
+        self._found = count if len(found.fresh) < limit else None
+        if found.fresh and self._found is None:
             self._ended.set()  # There may be more.
 
     def _take(self, key: int, record: TaskRecord, now_s: float) -> None:
@@ -205,3 +210,4 @@ class Webhooks:
         self._held.clear()
         self._waiting.clear()
         self._looked_s = 0.0
+        self._found = None

@@ -208,6 +208,10 @@ class Log(Past, Protocol):
     async def unfinished(self, array: TaskId, limit: int) -> tuple[int, ...]:
         """Read the places of members that are not completed, in order."""
 
+    @property
+    def ends_to_tell(self) -> int:
+        """A count that grows whenever `to_notify` may find more."""
+
     async def to_notify(self, known: frozenset[int], limit: int) -> ToNotify:
         """Find ended tasks of whose end somebody is to be told."""
 

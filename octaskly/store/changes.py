@@ -36,6 +36,7 @@ class Changes:
         default_factory=lambda: defaultdict(int)
     )
     """Rows that are counted otherwise than before, by block."""
+    ends_to_tell: int = 0  #: ends of which somebody is to be told
 
     def run(self, db: sqlite3.Connection) -> None:
         """Write them."""
@@ -75,6 +76,7 @@ class Changes:
         node = rows.node_shown(record, state)
         self.waits.note(task, record, state)
         rare = rows.rare(record, is_blocked=task.is_blocked)
+        self.ends_to_tell += state.is_final and rare[-1] == rows.TO_NOTIFY
         if task.counted is None:
             self._insert(task, record, spec, (number, node, is_live), rare)
         else:

@@ -122,6 +122,11 @@ class Store:
         """Whether nothing will ever be written again: the process must end."""
         return self._writer is not None and self._writer.has_stopped
 
+    @property
+    def ends_to_tell(self) -> int:
+        """A count that grows whenever `to_notify` may find more."""
+        return 0 if self._writer is None else self._writer.ends_to_tell
+
     def is_room(self, needed_bytes: int = 0) -> bool:
         """Return whether new work can be kept: the disk has room and takes writes."""
         writer = self._writer

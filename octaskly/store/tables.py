@@ -44,6 +44,7 @@ class Tables:
         self._folding = Folding(connection, self._orphans)
         self._purge = purge.Purge(connection)
         self._edges = Edges(connection)
+        self.ends_to_tell = 0  #: so far; a transaction that failed may have added some
         self._read_numbers()
 
     def forget(self) -> None:
@@ -320,6 +321,7 @@ class Tables:
                 changes.add(task, task.record, task.spec)
         changes.run(self._db)
         self._edges.take(changes.waits)
+        self.ends_to_tell += changes.ends_to_tell
         self._write_orphans(touched.values())
 
     def _give_key(self, task: Task) -> None:

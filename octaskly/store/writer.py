@@ -82,6 +82,7 @@ class Writer:
         self._clock = clock
         self.commit_s = Tally(COMMIT_BOUNDS_S)
         self.committed = 0  #: entries
+        self.ends_to_tell = 0  #: that were committed, at least
         self.has_stopped = False  #: for good, by an error that trying again cannot mend
         self._thread = threading.Thread(
             target=self._run, name="octaskly-writer", daemon=True
@@ -201,6 +202,7 @@ class Writer:
                 self._changed.wait_for(lambda: self._is_closing, delay_s)
             delay_s = min(2 * delay_s, RETRY_S_MAX)
         self._failure = None
+        self.ends_to_tell = self._tables.ends_to_tell
         numbers = [i.number for i in batch if isinstance(i, Append | Join | Save)]
         if numbers:
             self._on_commit(numbers[-1])

@@ -826,7 +826,11 @@ async def test_ended_tasks_are_told_of_until_somebody_was_told(bench: Bench) -> 
         kit.cancelled(4),
     )
     first = await bench.log.to_notify(frozenset(), 10)
+    before = bench.log.ends_to_tell
+    await bench.add(kit.submitted(5), kit.finished(5))
+    assert bench.log.ends_to_tell == before
     await bench.add(kit.finished(2, stdout=b"secret"))
+    assert bench.log.ends_to_tell > before
     known = frozenset(key for key, _ in first.fresh)
     second = await bench.log.to_notify(known, 10)
     await bench.add(Notified(kit.task_id(1)), Notified(kit.task_id(2)))

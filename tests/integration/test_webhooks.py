@@ -22,6 +22,7 @@ from octaskly.core.events import Event, TasksNotified
 from octaskly.core.facts import Entry, Fact, Notified
 from octaskly.core.model import AttemptState, Epoch, NodeId, TaskId
 from octaskly.core.options import TaskOptions
+from octaskly.ports import ToNotify
 from octaskly.store import Store
 from tests.contract import log_kit as kit
 from tests.integration.receiver import is_signed, receiver
@@ -45,11 +46,21 @@ class Log:
         return self
 
 
+class CountingStore(Store):
+    """A store that counts how often it is asked who is to be told."""
+
+    asked = 0
+
+    async def to_notify(self, known: frozenset[int], limit: int) -> ToNotify:
+        self.asked += 1
+        return await super().to_notify(known, limit)
+
+
 class Bench:
     """A dispatcher's log, which is told who was told."""
 
     def __init__(self, path: Path) -> None:
-        self.store = Store(
+        self.store = CountingStore(
             path, kit.PicklePacker(), self._hear, kit.HandClock(), room_bytes=0
         )
         self.view = MeshView(EPOCH.node, {kit.WORKER: "pi4"})
@@ -181,6 +192,26 @@ async def test_a_receiver_is_told_how_a_task_ended(bench: Bench) -> None:
     assert b"secret" not in body
     assert b"echo" not in body
     assert bench.told == [task, kit.task_id(3)]
+
+
+async def test_the_store_is_asked_only_when_somebody_is_to_be_told(
+    bench: Bench,
+) -> None:
+    """Tasks without a receiver end by the thousand; each look would cost them."""
+    async with receiver() as server, bench.dispatching():
+        first = await bench.end(1, server.url)
+        await server.until(1)
+        before = bench.store.asked
+        for n in range(2, 30):
+            await bench.add(kit.submitted(n), kit.finished(n))
+            await asyncio.sleep(0.01)  # As long as ends are gathered.
+        meanwhile = bench.store.asked
+        second = await bench.end(30, server.url)
+        await bench.until_told(2)
+
+    assert bench.told == [first, second]
+    assert before == meanwhile
+    assert bench.store.asked == before + 1
 
 
 async def test_a_receiver_that_is_down_and_then_up_hears_of_each(bench: Bench) -> None:
