@@ -6,9 +6,9 @@ import http.client
 import socket
 import ssl
 import threading
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from typing import Final, NamedTuple
 from urllib.parse import urlsplit
 
@@ -40,6 +40,32 @@ class _Unanswered(Exception):
     """The node is not there, or broke off."""
 
 
+class Turns:
+    """Locks by name, each kept only while somebody has it or waits for it."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._taken: dict[str, tuple[threading.Lock, int]] = {}  #: and by how many
+
+    def __len__(self) -> int:
+        return len(self._taken)
+
+    @contextmanager
+    def of(self, name: str) -> Iterator[None]:
+        """Keep others out who want the same name, for the length of the block."""
+        with self._lock:
+            turn, count = self._taken.get(name, (threading.Lock(), 0))
+            self._taken[name] = turn, count + 1
+        try:
+            with turn:
+                yield
+        finally:
+            with self._lock:
+                _, count = self._taken.pop(name)
+                if count > 1:
+                    self._taken[name] = turn, count - 1
+
+
 class Supply:
     """Fetches files; who asks for some is blocked until they are here.
 
@@ -58,7 +84,7 @@ class Supply:
         self._tls = tls
         self._urls_of = urls_of
         self.threads = ThreadPoolExecutor(AT_A_TIME, thread_name_prefix="supply")
-        self._turns: dict[str, threading.Lock] = {}
+        self.turns = Turns()  #: of files that are fetched
         self._lock = threading.Lock()
         self._live: set[socket.socket] = set()
         self._is_closed = threading.Event()
@@ -77,7 +103,9 @@ class Supply:
         lacking = []
         for source in sources:
             try:
-                self._bring(source, go_on)
+                # Many tasks may want the same file, which comes once.
+                with self.turns.of(source.file.sha256):
+                    self._bring(source, go_on)
             except (OutputNotFound, WrongBytes, NoRoom, _Unanswered) as error:
                 name = f"{source.file.path} ({source.file.sha256[:12]}...)"
                 lacking.append(f"{name} of node {source.file.node}: {error}")
@@ -93,17 +121,6 @@ class Supply:
         self.threads.shutdown()
 
     def _bring(self, source: Source, go_on: Callable[[], bool]) -> None:
-        name = source.file.sha256
-        with self._lock:
-            turn = self._turns.setdefault(name, threading.Lock())
-        try:
-            with turn:  # Many tasks may want the same file, which comes once.
-                self._bring_alone(source, go_on)
-        finally:  # Also of a file that is nowhere: clients name what they like.
-            with self._lock:
-                self._turns.pop(name, None)
-
-    def _bring_alone(self, source: Source, go_on: Callable[[], bool]) -> None:
         for more in reversed(range(TRIES)):
             kept = self.depot.size_bytes(source.file.sha256, keep_s=KEEP_COPY_S)
             if kept is not None:

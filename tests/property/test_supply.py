@@ -1,0 +1,65 @@
+"""Files that tasks name are fetched one at a time each, and nothing stays of that."""
+
+from __future__ import annotations
+
+import os
+import ssl
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Final
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from octaskly.core.options import GivenFile
+from octaskly.runner.depot import Depot
+from octaskly.runner.supply import Source, Supply, Turns
+from tests.integration.pooling import MachineClock
+
+THREADS: Final = 6
+AT_ONCE: Final = st.lists(st.sampled_from("abc"), min_size=THREADS, max_size=60)
+NOWHERE: Final = GivenFile(path="data", sha256="0" * 64, node="gone")
+
+
+class Unlucky(Exception):
+    """What somebody's turn ends with."""
+
+
+@given(names=AT_ONCE, unlucky=st.sets(st.integers(0, 59)))
+@settings(max_examples=30, deadline=None)
+def test_whoever_has_a_turn_has_it_alone_and_leaves_nothing(
+    names: list[str], unlucky: set[int]
+) -> None:
+    """Also those who waited while another one's turn failed."""
+    turns, inside, most = Turns(), Counter[str](), Counter[str]()
+
+    def take(number: int) -> None:
+        name = names[number]
+        with turns.of(name):
+            inside[name] += 1
+            most[name] = max(most[name], inside[name])
+            os.sched_yield()  # The others are to come while this one is inside.
+            inside[name] -= 1
+            if number in unlucky:
+                raise Unlucky
+
+    with ThreadPoolExecutor(THREADS) as threads:
+        done = [threads.submit(take, number) for number in range(len(names))]
+
+    failed = {number for number, one in enumerate(done) if one.exception()}
+    assert failed == {number for number in unlucky if number < len(names)}
+    assert most == dict.fromkeys(names, 1)
+    assert len(turns) == 0
+
+
+def test_a_file_that_is_nowhere_leaves_no_turn(tmp_path: Path) -> None:
+    """Clients name what they like, and each name would stay for ever."""
+    depot = Depot(tmp_path / "files", clock=MachineClock())
+    supply = Supply(depot, ssl.create_default_context, lambda _: ())
+    supply.close()  # So that it does not look again, a second later.
+
+    lacking = supply.bring([Source(NOWHERE, ())], lambda: True)
+
+    assert len(lacking) == 1
+    assert len(supply.turns) == 0
