@@ -29,6 +29,7 @@ PAGE_S: Final = 900  #: for which the token of a page is good
 PAGE_S_MAX: Final = 12 * 3600  #: from its opening; then somebody opens it again
 UNNAMED_S_MAX: Final = 86_400  #: a token that is good for longer gets a name
 REVOKED: Final = "token revoked"
+OLDER: Final = "a token of an older secret issues none under the newer one"
 PAGE_OVER: Final = "the page was opened too long ago"
 BY_BYTES_MAX: Final = 160  #: kept of a subject beside what matters
 _ID: Final = re.compile(r"[0-9a-f]{32}")
@@ -85,7 +86,7 @@ class TokenOffice:
         expires_ms, generation = principal.expires_ms, principal.generation
         is_over = expires_ms is not None and expires_ms <= self._now_ms()
         if generation is not None and self._signer is not None:
-            is_over = is_over or not self._signer.accepts(generation)
+            is_over = is_over or self._signer.is_over(generation)
         return not is_over and principal.token not in self._revoked
 
     async def issue(
@@ -95,13 +96,16 @@ class TokenOffice:
         expires_s: int,
         subject: str | None,
         name: str | None,
-        by: str,
+        by: Principal,
     ) -> tuple[str, TokenInfo]:
         """Return a new token, and what is kept of it."""
         self._require_dispatcher()
         signer, now_ms = self._require_signer(), self._now_ms()
+        # Else whoever has an older secret could go on under the one that replaced it.
+        if by.generation is not None and by.generation < signer.generation:
+            raise PermissionDenied(OLDER, hint="octaskly token create    on a member")
         jti = self._clock.hex_digits(32)
-        subject = subject or name or by
+        subject = subject or name or by.subject
         if name is None and expires_s > UNNAMED_S_MAX:
             name = f"{role}-{jti[:8]}"
         info = TokenInfo(
@@ -111,7 +115,7 @@ class TokenOffice:
             role=role,
             issued_ms=now_ms,
             expires_ms=(now_ms // 1000 + expires_s) * 1000,
-            issued_by=_brief(by),
+            issued_by=_brief(by.subject),
         )
         token = signer.mint(
             subject=subject,
@@ -139,7 +143,6 @@ class TokenOffice:
                 "this token is of no page",
                 hint="only a page that `octaskly open` opened renews its token",
             )
-        # Else whoever has an older secret could go on under the one that replaced it.
         is_older = principal.generation != self._require_signer().generation
         if is_older or self._now_ms() // 1000 >= opened_s + PAGE_S_MAX:
             raise TrustError(PAGE_OVER, hint="open the page again: octaskly open")

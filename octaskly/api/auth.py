@@ -9,6 +9,7 @@ from __future__ import annotations
 import grp
 import os
 import pwd
+import re
 import socket
 import struct
 from collections.abc import Callable
@@ -28,6 +29,7 @@ Verify = Callable[[str], Principal]
 """Returns the principal of a token; raises TrustError."""
 
 _CREDENTIALS = struct.Struct("3i")
+_GENERATION = re.compile(r"[1-9][0-9]{0,9}")
 _CHALLENGE = {"WWW-Authenticate": "Bearer"}
 
 
@@ -68,17 +70,26 @@ def local_user(connection: socket.socket, node_name: str) -> Principal:
 
 def stated(header: str, hop: NodeId) -> Principal:
     """Return the principal that a forwarding node states; raise `Problem` (401)."""
-    role, subject, token = [*header.split(" "), "", ""][:3]
+    role, subject, token, generation = [*header.split(" "), "", "", ""][:4]
     if role not in PERMISSIONS or not subject:
         raise _unauthenticated(f"unusable {PRINCIPAL_HEADER}")
     return Principal(
-        subject=unquote(subject), role=role, node=hop, token=unquote(token) or None
+        subject=unquote(subject),
+        role=role,
+        node=hop,
+        token=unquote(token) or None,
+        generation=int(generation) if _GENERATION.fullmatch(generation) else None,
     )
 
 
 def statement(principal: Principal) -> str:
     """Return the header value that `stated` reads."""
-    words = (principal.role, principal.subject, principal.token or "")
+    words = (
+        principal.role,
+        principal.subject,
+        principal.token or "",
+        str(principal.generation or ""),
+    )
     return " ".join(quote(word, safe="") for word in words).strip()
 
 

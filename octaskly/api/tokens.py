@@ -51,7 +51,7 @@ async def issue(call: Call) -> web.StreamResponse:
         expires_s=asked.expires_s,
         subject=asked.subject,
         name=asked.name,
-        by=call.who.subject,
+        by=call.who,
     )
     call.seen.target = info.name or info.id
     body = {

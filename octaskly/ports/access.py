@@ -58,12 +58,13 @@ class TokenDesk(Protocol):
         expires_s: int,
         subject: str | None,
         name: str | None,
-        by: str,
+        by: Principal,
     ) -> tuple[str, TokenInfo]:
         """Return a new token, and what is kept of it.
 
         Raises:
             NotDispatcher: another node is dispatcher.
+            PermissionDenied: it would outlast the secret that `by` was let in with.
             TokenExists: a token that is still good has this name.
             TooManyRecords: the mesh keeps no more tokens.
         """

@@ -141,9 +141,9 @@ class Tokens:
         self._remember(token, claims)
         return claims
 
-    def accepts(self, generation: int) -> bool:
-        """Whether tokens of this generation are good."""
-        return str(generation) in self._keys
+    def is_over(self, generation: int) -> bool:
+        """Whether tokens of this generation are good no more."""
+        return generation < min(map(int, self._keys))
 
     def _remember(self, token: str, claims: Claims) -> None:
         """Keep what was verified last; the oldest goes when there are too many."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 
@@ -80,9 +81,14 @@ def desk(request: pytest.FixtureRequest, reign: Reign) -> TokenDesk:
     return made
 
 
+def local(subject: str) -> Principal:
+    """Return somebody who came without a token."""
+    return Principal(subject=subject, role="admin")
+
+
 async def issued(desk: TokenDesk, name: str | None, expires_s: int = DAY_S) -> str:
     _, info = await desk.issue(
-        role="client", expires_s=expires_s, subject=None, name=name, by="ana"
+        role="client", expires_s=expires_s, subject=None, name=name, by=local("ana")
     )
     return info.id
 
@@ -173,7 +179,7 @@ async def test_a_token_that_was_verified_before_is_judged_again() -> None:
     """What was verified is remembered, so that must not outlast the token."""
     real = office(Reign())
     token, info = await real.issue(
-        role="viewer", expires_s=60, subject=None, name=None, by="ana"
+        role="viewer", expires_s=60, subject=None, name=None, by=local("ana")
     )
     assert real.verify(token).token == info.id
 
@@ -249,7 +255,7 @@ async def test_a_token_is_good_as_long_as_the_secret_that_signed_it() -> None:
     signer = Tokens(secret)
     desk = TokenOffice(signer, MemoryRecords(), SystemClock(), Reign().require)
     token, _ = await desk.issue(
-        role="viewer", expires_s=60, subject="eve", name=None, by="root"
+        role="viewer", expires_s=60, subject="eve", name=None, by=local("root")
     )
     eve = desk.verify(token)
 
@@ -261,12 +267,33 @@ async def test_a_token_is_good_as_long_as_the_secret_that_signed_it() -> None:
     assert not desk.is_good(eve)
 
 
+async def test_a_token_issues_none_that_outlasts_its_secret() -> None:
+    """Else who has the old secret makes one for 90 days while both are accepted."""
+    secret = generate()
+    signer = Tokens(secret)
+    desk = TokenOffice(signer, MemoryRecords(), SystemClock(), Reign().require)
+    wish: Any = {"role": "admin", "expires_s": 60, "subject": None, "name": None}
+    token, _ = await desk.issue(**wish, by=local("root"))
+    admin = desk.verify(token)
+
+    newer = secret.renewed(bytes(20), 1, revoked=None)
+    signer.renew(newer)
+    early, _ = await desk.issue(**wish, by=admin)
+    assert desk.verify(early).generation == admin.generation
+    signer.renew(newer.switched(2))
+    with pytest.raises(PermissionDenied, match="older secret"):
+        await desk.issue(**wish, by=admin)
+
+    late, _ = await desk.issue(**wish, by=local("root"))
+    await desk.issue(**wish, by=desk.verify(late))
+
+
 async def test_a_name_of_any_length_fits_into_a_record() -> None:
     """A record that is too large would be a fault of this node."""
     real = office(Reign())
     long = "é" * 128
     _, info = await real.issue(
-        role="viewer", expires_s=60, subject=long, name="n" * 64, by="🦊" * 256
+        role="viewer", expires_s=60, subject=long, name="n" * 64, by=local("🦊" * 256)
     )
 
     assert (await real.revoke(info.id, by="🦊" * 256)).revoked_ms is not None

@@ -32,13 +32,13 @@ class FakeTokens:
         expires_s: int,
         subject: str | None,
         name: str | None,
-        by: str,
+        by: Principal,
     ) -> tuple[str, TokenInfo]:
         self._require_dispatcher()
         if any(info.name == name for info in self._good()):
             raise TokenExists(f"a token is called {name!r} already", field="$.name")
         jti = f"{len(self._infos):0{ID_CHARS}x}"
-        subject = subject or name or by
+        subject = subject or name or by.subject
         if name is None and expires_s > DAY_S:
             name = f"{role}-{jti[:8]}"
         info = self._infos[jti] = TokenInfo(
@@ -48,7 +48,7 @@ class FakeTokens:
             role=role,
             issued_ms=self.now_ms,
             expires_ms=self.now_ms + expires_s * 1000,
-            issued_by=by,
+            issued_by=by.subject,
         )
         return f"{role}:{subject}:{expires_s}", info
 

@@ -1,0 +1,32 @@
+"""What a node that forwards states of who asks."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from octaskly.api.auth import stated, statement
+from octaskly.core.model import NodeId
+from octaskly.ports import Principal
+
+HOP = NodeId("front")
+SOME = [
+    Principal(subject="local:ana@ash", role="admin"),
+    Principal(subject="ci nightly", role="client", token="a" * 32, generation=3),
+    Principal(subject="é%20", role="viewer", generation=2),
+]
+
+
+@pytest.mark.parametrize("principal", SOME, ids=lambda one: one.role)
+def test_a_dispatcher_learns_who_asked_and_under_which_secret(
+    principal: Principal,
+) -> None:
+    """So that it judges a token as the node would that was shown it."""
+    assert stated(statement(principal), HOP) == replace(principal, node=HOP)
+
+
+@pytest.mark.parametrize("word", ["0", "-1", "1.0", "x", "1" * 400])
+def test_a_generation_that_is_none_is_not_believed(word: str) -> None:
+    """A member of another version, or one that is not honest, may write anything."""
+    assert stated(f"admin ana  {word}", HOP).generation is None
