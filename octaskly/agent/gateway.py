@@ -161,6 +161,10 @@ class AgentGateway:
             return None
         return now.wall_ms - round((now.mono_s - heard_s) * 1000)
 
+    def joined_ms(self, node: NodeId) -> int | None:
+        """Return when this dispatcher met a node that nobody had met before."""
+        return self.view.joined_ms.get(node)
+
     def names(self) -> Mapping[NodeId, str]:
         """Return the name of every node ever met."""
         return self.view.names

@@ -23,7 +23,7 @@ from octaskly.errors import ConfigError, PairingFailed, TrustError
 from octaskly.mesh.looking import beacons
 from octaskly.mesh.pairing import EXCHANGE_S, Conversation, call
 from octaskly.ports import Clock
-from octaskly.trust import Keyring
+from octaskly.trust import Keyring, MeshSecret
 from octaskly.trust.code import Code
 from octaskly.trust.greeting import GREETING_BYTES, Greeting, Refused
 from octaskly.trust.pairing import (
@@ -37,6 +37,7 @@ from octaskly.trust.pairing import (
 from octaskly.trust.secret import parse
 
 LOOK_S: Final = 5.0  #: for a member with an open invite
+MESH_CHARS: Final = 4  #: of a mesh's id, enough for people who compare
 _NEW_CODE: Final = "octaskly invite    on a member makes a new code"
 
 
@@ -89,7 +90,7 @@ class Joiner:
                 failure = failure or _unreachable(place, error)
                 continue
             try:
-                return await self._with(conversation, code, exchange)
+                return await self._with(conversation, code, exchange, place)
             except Refused as error:
                 failure = error  # The code may be another member's.
             finally:
@@ -97,7 +98,7 @@ class Joiner:
         raise failure or no_invite()
 
     async def _with(
-        self, conversation: Conversation, code: Code, exchange: Exchange
+        self, conversation: Conversation, code: Code, exchange: Exchange, place: Place
     ) -> Admitted:
         hello = self._greeting(code.slot).pack()
         try:
@@ -108,7 +109,8 @@ class Joiner:
             raise _no_pairing(conversation.host) from error
         member = Greeting.unpack(welcome)
         member.check(self._clock.now().wall_ms)
-        self._tell(f"found {member.name} at {conversation.host}")
+        way = "" if place.mesh is None else " by mDNS"
+        self._tell(f"found {member.name} at {conversation.host}{way}")
         try:
             async with asyncio.timeout(EXCHANGE_S):
                 await conversation.say(exchange.share)
@@ -121,9 +123,11 @@ class Joiner:
                 sealed = await conversation.hear(SEALED_BYTES)
         except OSError as error:
             raise _lost(member.name) from error
-        self._tell("both sides proved that they know the code")
+        keyring = unseal(keys, sealed)
+        mesh = parsed(keyring).mesh_id[:MESH_CHARS]
+        self._tell(f"both sides proved that they know the code (mesh {mesh})")
         return Admitted(
-            keyring=unseal(keys, sealed),
+            keyring=keyring,
             member=member.name,
             seed=seed_of(conversation.host, member.number),
         )
@@ -186,15 +190,24 @@ def keep(paths: Paths, keyring: str) -> Path | None:
         PairingFailed: what the member sent is no keyring.
         ConfigError: it cannot be written.
     """
+    secret = parsed(keyring)
+    has_one = os.path.lexists(paths.secret)
+    old = Keyring(paths.secret, paths.state).load() if has_one else None
+    return take_over(paths, secret, old)
+
+
+def parsed(keyring: str) -> MeshSecret:
+    """Return what a member sent.
+
+    Raises:
+        PairingFailed: it is no keyring.
+    """
     try:
-        secret = parse(keyring)
+        return parse(keyring)
     except TrustError as error:
         raise PairingFailed(
             "what the member sent is no keyring", cause=str(error)
         ) from None
-    has_one = os.path.lexists(paths.secret)
-    old = Keyring(paths.secret, paths.state).load() if has_one else None
-    return take_over(paths, secret, old)
 
 
 def no_invite() -> PairingFailed:

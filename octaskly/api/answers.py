@@ -274,6 +274,7 @@ class Node(TypedDict):
     gpus: list[str]
     version: str
     last_seen: At | None
+    joined_at: At | None
 
 
 class Nodes(Safety):

@@ -34,16 +34,18 @@ async def index(call: Call) -> web.StreamResponse:
     """Return all members."""
     gateway = call.gateway
     shown = render_mesh.nodes(
-        _members(call), gateway.seen_ms, gateway.mesh(), gateway.names()
+        _members(call),
+        gateway.seen_ms,
+        gateway.joined_ms,
+        gateway.mesh(),
+        gateway.names(),
     )
     return json_response(render.encode(shown))
 
 
 async def show(call: Call) -> web.StreamResponse:
     """Return one member, by name or id."""
-    member = _member(call, call.request.match_info["name"])
-    shown = render_mesh.node(member, call.gateway.seen_ms(member.id))
-    return json_response(render.encode(shown))
+    return _shown(call, _member(call, call.request.match_info["name"]))
 
 
 async def steer(call: Call) -> web.StreamResponse:
@@ -51,9 +53,7 @@ async def steer(call: Call) -> web.StreamResponse:
     steering = Steering(call.request.path.rpartition("/")[2])
     name, gateway = call.request.match_info["name"], call.gateway
     if gateway.node_named(name) == gateway.node_id:
-        steered = await gateway.steer(steering, principal=call.who)
-        shown = render_mesh.node(steered, gateway.seen_ms(steered.id))
-        return json_response(render.encode(shown))
+        return _shown(call, await gateway.steer(steering, principal=call.who))
     member = _member(call, name)
     if member.state is NodeState.LOST or call.hop is not None:
         raise Problem(
@@ -64,6 +64,12 @@ async def steer(call: Call) -> web.StreamResponse:
         )
     path = f"/api/v1/nodes/{member.id}/{steering.value}"
     return await call.parts.forwarder.fetch(call, gateway.urls_of(member.id), path)
+
+
+def _shown(call: Call, member: Member) -> web.StreamResponse:
+    seen_ms = call.gateway.seen_ms(member.id)
+    shown = render_mesh.node(member, seen_ms, call.gateway.joined_ms(member.id))
+    return json_response(render.encode(shown))
 
 
 def _member(call: Call, name: str) -> Member:

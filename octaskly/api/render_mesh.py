@@ -16,12 +16,13 @@ _MIB = 1 << 20
 def nodes(
     members: Sequence[Member],
     seen_ms: Callable[[NodeId], int | None],
+    joined_ms: Callable[[NodeId], int | None],
     state: MeshState,
     names: Mapping[NodeId, str],
 ) -> Json:
     """Return the members of the mesh, and how safe it is."""
     return {
-        "nodes": [node(member, seen_ms(member.id)) for member in members],
+        "nodes": [node(m, seen_ms(m.id), joined_ms(m.id)) for m in members],
         "total": len(members),
         **mesh(state, names),
     }
@@ -52,7 +53,7 @@ def mesh(state: MeshState, names: Mapping[NodeId, str]) -> Json:
     }
 
 
-def node(member: Member, seen_ms: int | None) -> Json:
+def node(member: Member, seen_ms: int | None, joined_ms: int | None) -> Json:
     """Return one member."""
     load = member.load
     return {
@@ -80,6 +81,7 @@ def node(member: Member, seen_ms: int | None) -> Json:
         "gpus": list(member.gpus),
         "version": member.version,
         "last_seen": at(seen_ms),
+        "joined_at": at(joined_ms),
     }
 
 

@@ -14,7 +14,7 @@ import click
 import msgspec
 
 from octaskly.cli.choice import Choice
-from octaskly.cli.render import Duration, note, print_json
+from octaskly.cli.render import Duration, note, print_json, room_of
 from octaskly.cli.tasks import JSON_OPTION
 from octaskly.client import (
     Client,
@@ -277,10 +277,11 @@ def _await_ready(socket: Path, before: Membership, admitted: Admitted) -> None:
     while time.monotonic() < give_up_at:
         node = _own(socket, before, admitted)
         if node is not None and node.state == "ready":
-            room = f"{node.slots or 0} tasks at a time"
-            if node.memory_mb:
-                room += f", {node.memory_mb / 1024:.1f} GiB"
-            note(f"✓ joined the mesh of {admitted.member} as {node.name} ({room})")
+            kind = f", {node.arch}" if node.arch else ""
+            note(
+                f"✓ joined the mesh of {admitted.member} as {node.name} "
+                f"({room_of(node)}{kind})"
+            )
             return
         time.sleep(POLL_S)
     raise MeshError(

@@ -16,10 +16,12 @@ from octaskly.cli.render import (
     print_fields,
     print_json,
     print_table,
+    seconds_since,
 )
 from octaskly.cli.tasks import JSON_OPTION
 from octaskly.client import Failover, Load, MeshState, NodeInfo, NodePage, Standby
 
+NEW_S = 60.0  #: for so long it is said of a node that it has joined
 NO_STANDBY = "no other node keeps copies: is --no-electable set on all of them?"
 
 
@@ -83,8 +85,17 @@ def _row(node: NodeInfo, page: NodePage, now: dt.datetime) -> tuple[str, ...]:
         "-" if cpu is None else f"{cpu:.0f}%",
         memory,
         node.version or "-",
-        age(node.last_seen, now),
+        age(node.last_seen, now) + _joined(node, now),
     )
+
+
+def _joined(node: NodeInfo, now: dt.datetime) -> str:
+    """Point at a node that is new."""
+    if node.joined_at is None or node.state == "lost":
+        return ""
+    since_s = seconds_since(node.joined_at, now)
+    is_new = since_s is not None and since_s < NEW_S
+    return f"  ← joined {age(node.joined_at, now)}" if is_new else ""
 
 
 @click.command(epilog="Example: octaskly stats")

@@ -16,7 +16,7 @@ from typing import IO
 import click
 import msgspec
 
-from octaskly.client import Refused, Unreachable
+from octaskly.client import NodeInfo, Refused, Unreachable
 from octaskly.config.defaults import EXIT_CONFIG
 from octaskly.config.units import SECONDS
 from octaskly.errors import (
@@ -232,17 +232,29 @@ def size(count: int) -> str:
     return f"{amount:.1f} GiB"
 
 
+def room_of(node: NodeInfo) -> str:
+    """Return how much a node may do at a time."""
+    room = f"{node.slots or 0} tasks at a time"
+    return room + (f", {node.memory_mb / 1024:.1f} GiB" if node.memory_mb else "")
+
+
 def age(timestamp: str | None, now: dt.datetime) -> str:
     """Return how long ago a timestamp of the API was: `now`, `12 s ago`."""
     if not timestamp:
         return "-"
-    try:
-        then = dt.datetime.fromisoformat(timestamp)
-    except ValueError:
+    seconds = seconds_since(timestamp, now)
+    if seconds is None:
         return timestamp
-    seconds = (now - then).total_seconds()
     just_now_s = 2
     return "now" if seconds < just_now_s else f"{duration(seconds * 1000)} ago"
+
+
+def seconds_since(timestamp: str, now: dt.datetime) -> float | None:
+    """Return how long ago a timestamp of the API was, None if it is none."""
+    try:
+        return (now - dt.datetime.fromisoformat(timestamp)).total_seconds()
+    except ValueError:
+        return None
 
 
 def _columns() -> int:

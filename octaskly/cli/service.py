@@ -17,10 +17,10 @@ import msgspec
 from octaskly.cli import unitfiles
 from octaskly.cli.choice import Choice
 from octaskly.cli.installing import carry_out, config_of, make_plan
-from octaskly.cli.render import EXIT_FAILED, note, print_fields
+from octaskly.cli.render import EXIT_FAILED, note, print_fields, room_of
 from octaskly.cli.systemd import UNIT, Scope, Systemd
 from octaskly.cli.tasks import JSON_OPTION
-from octaskly.client import Client
+from octaskly.client import Client, NodeInfo
 from octaskly.config.agent import AgentConfig
 from octaskly.errors import ConfigError, OctasklyError
 
@@ -231,24 +231,27 @@ def _introduce(config: AgentConfig, systemd: Systemd, *, is_new: bool) -> None:
         note("! a mesh is in sight, and this machine has no secret of it")
         note("  hint: octaskly join    with a code that `octaskly invite` shows there")
         return
-    _say_mesh(agent, is_new=is_new)
+    own = _say_mesh(agent, is_new=is_new)
     note(
         f"✓ listening for peers on port {agent['peer_port']} (TLS, members only); "
         f"API {agent['api_url']} (this machine only)"
     )
     user = getpass.getuser() if systemd.scope is Scope.USER else TASK_USER
-    note(f"  tasks run as: {user}      tasks at a time: {config.slots}")
-    note("next:  octaskly run -- hostname        octaskly nodes        octaskly doctor")
+    limits = room_of(own or NodeInfo(name=config.name, slots=config.slots))
+    note(f"  tasks run as: {user}      limits: {limits} (change: octaskly config)")
+    note("next:  octaskly run -- hostname        octaskly open        octaskly invite")
 
 
-def _say_mesh(agent: dict[str, Any], *, is_new: bool) -> None:
+def _say_mesh(agent: dict[str, Any], *, is_new: bool) -> NodeInfo | None:
+    """Say in which mesh the agent is; return it as that lists it, if it does."""
     name, mesh = agent["name"], agent["mesh"]
     with Client.at_socket(agent["socket"]) as client:
         try:
-            others = client.nodes().total - 1
+            page = client.nodes()
         except OctasklyError as error:
             note(f"! {name} is in the mesh {mesh}, which does not answer yet: {error}")
-            return
+            return None
+    others = page.total - 1
     if others:
         plural = "" if others == 1 else "s"
         note(f"✓ {name} is in the mesh {mesh} with {others} other node{plural}")
@@ -256,6 +259,7 @@ def _say_mesh(agent: dict[str, Any], *, is_new: bool) -> None:
         note(f"✓ new mesh {mesh} made; {name} is its dispatcher")
     else:
         note(f"✓ {name} is the only node of the mesh {mesh} so far")
+    return next((node for node in page.nodes if node.id == agent["node_id"]), None)
 
 
 def _data_of(config: AgentConfig, scope: Scope) -> dict[Path, bool]:

@@ -158,6 +158,7 @@ class NodeInfo(msgspec.Struct, frozen=True, kw_only=True):
     gpus: list[str] = []
     version: str | None = None
     last_seen: str | None = None
+    joined_at: str | None = None
 
 
 class Standby(msgspec.Struct, frozen=True, kw_only=True):

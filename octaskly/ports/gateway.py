@@ -231,6 +231,9 @@ class Gateway(Transcripts, Telling, Protocol):
     def seen_ms(self, node: NodeId) -> int | None:
         """Return when a member was last heard, as wall-clock time."""
 
+    def joined_ms(self, node: NodeId) -> int | None:
+        """Return when this dispatcher met a node that nobody had met before."""
+
     def names(self) -> Mapping[NodeId, str]:
         """Return the name of every node ever met, for showing attempts."""
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import time
 from collections.abc import Iterator
@@ -29,6 +30,12 @@ error: no Octaskly agent is running on this machine
   hint: octaskly agent                try it now, in this terminal
   hint: octaskly service install      keep it running, also after a reboot
 """
+LIMITS = re.compile(
+    r"^  tasks run as: root      limits: \d+ tasks at a time, [\d.]+ GiB "
+    r"\(change: octaskly config\)$",
+    re.MULTILINE,
+)
+NEXT = "next:  octaskly run -- hostname        octaskly open        octaskly invite\n"
 UNIT = ".config/systemd/user/octaskly.service"
 
 
@@ -78,7 +85,8 @@ def test_first_minutes_of_one_machine(machine: Machine) -> None:
     assert "✓ linger is on" in said
     assert "is its dispatcher\n" in said
     assert "API http://localhost:3000 (this machine only)\n" in said
-    assert "  tasks run as: root" in said
+    assert LIMITS.search(said), said
+    assert said.endswith(NEXT)
     assert (ran.returncode, ran.stdout) == (0, "hello\n")
 
 

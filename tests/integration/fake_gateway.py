@@ -422,6 +422,9 @@ class FakeGateway:
     def seen_ms(self, node: NodeId) -> int | None:
         return NOW_MS if node in self.known_names else None
 
+    def joined_ms(self, node: NodeId) -> int | None:
+        return None
+
     def names(self) -> Mapping[NodeId, str]:
         return self.known_names
 

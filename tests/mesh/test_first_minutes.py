@@ -24,6 +24,7 @@ FIRST_RESULT_S_MAX = 2.0
 JOIN_S_MAX = 5.0
 RUN_S_MAX = 0.15
 RUNS = 10  #: the best of them counts: machines stall
+NEWCOMER = r"now ← joined (now|\d+(\.\d)? s ago)"
 SLOTS = {"ana-desk": 8, "pi4": 4}
 TASKS = 24
 NO_AGENT = """\
@@ -38,10 +39,10 @@ Where multicast is blocked:
 Whoever types this code first joins, and can run commands on every node.
 """
 JOINED = r"""
-· found ana-desk at {ip}(:\d+)?
-· both sides proved that they know the code
+· found ana-desk at {ip} by mDNS
+· both sides proved that they know the code \(mesh [0-9a-f]{{4}}\)
 · ana-desk let this machine in
-✓ joined the mesh of ana-desk as pi4 \(4 tasks at a time, [\d.]+ GiB\)
+✓ joined the mesh of ana-desk as pi4 \(4 tasks at a time, [\d.]+ GiB, \w+\)
 """
 
 
@@ -52,10 +53,10 @@ def typed(host: Host, *args: str) -> "subprocess.CompletedProcess[str]":
     return done
 
 
-def states(host: Host) -> dict[str, str]:
-    """Return what `octaskly nodes` shows: the state of each node."""
-    rows = typed(host, "nodes").stdout.splitlines()[1:]
-    return {row.split()[0]: row.split()[1] for row in rows}
+def seen(host: Host) -> dict[str, tuple[str, str]]:
+    """Return what `octaskly nodes` shows of each node: its state, and how it ends."""
+    rows = [row.split() for row in typed(host, "nodes").stdout.splitlines()[1:]]
+    return {row[0]: (row[1], " ".join(row[row.index("now") :])) for row in rows}
 
 
 def seconds(host: Host, *args: str) -> float:
@@ -91,11 +92,13 @@ def test_two_machines_become_one_within_five_seconds(make_lab: MakeLab) -> None:
     join = invited(desk)
     began = time.perf_counter()
     joined = typed(pi, *join)
-    listed = states(desk)
+    listed = seen(desk)
     join_s = time.perf_counter() - began
 
     assert_says(joined.stderr, JOINED.format(ip=desk.ip))
-    assert listed == {"ana-desk": "ready", "pi4": "ready"}
+    assert listed["ana-desk"] == ("ready", "now")
+    assert listed["pi4"][0] == "ready"
+    assert_says(listed["pi4"][1], NEWCOMER)
     FIGURES.append(f"first five minutes: join to ready in {join_s:.2f} s")
     assert join_s <= JOIN_S_MAX
 
