@@ -172,9 +172,9 @@ class Gate:
         headers.update(seen.allowance or {})
         if "Cache-Control" not in headers:
             headers.update(_UNCACHED)
-        for name, value in _HARDENED.items():
+        cors = guards.cors_headers(seen.origin)
+        for name, value in {**_HARDENED, **cors}.items():
             headers.setdefault(name, value)
-        headers.update(guards.cors_headers(seen.origin))
         headers["Server"] = _SERVER_NAME
         if self._parts.waits.is_closing:
             response.force_close()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import hashlib
 import re
 from collections.abc import AsyncIterator
@@ -20,6 +21,13 @@ STATIC = Path(octaskly.__file__).parent / "static"
 async def node() -> AsyncIterator[ApiNode]:
     async with api_node() as started:
         yield started
+
+
+def scripts() -> set[str]:
+    """Return the modules that are served, by their place in the package."""
+    found = {str(file.relative_to(STATIC)) for file in STATIC.rglob("*.js")}
+    assert found <= assets().keys()
+    return found
 
 
 async def test_page_loads_nothing_from_elsewhere(node: ApiNode) -> None:
@@ -63,8 +71,34 @@ async def test_policy_of_the_page_allows_no_inline_and_no_foreign_code(
     assert answer.headers["cross-origin-resource-policy"] == "same-origin"
 
 
+async def test_the_page_names_all_its_files_by_what_is_in_them(node: ApiNode) -> None:
+    """So browsers keep them for good; and no module is heard of from another one."""
+    answer = await node.ask("GET", "/")
+
+    linked = re.findall(r'(?:href|src)="([^"]*)"', answer.body.decode())
+    modules = {path for path in linked if path.endswith(".js")}
+    (version,) = {path.split("/")[2] for path in linked}
+    assert answer.headers["cache-control"] == "no-cache"
+    assert modules == {f"/static/{version}/{path}" for path in scripts()}
+    for path in linked:
+        file = await node.ask("GET", path)
+        assert file.headers["cache-control"] == "public, max-age=31536000, immutable"
+
+
+async def test_files_travel_packed_to_whom_that_is_welcome(node: ApiNode) -> None:
+    """The page is opened over a telephone's network, too."""
+    plain = await node.ask("GET", "/static/style.css")
+    packed = await node.ask(
+        "GET", "/static/style.css", headers={"Accept-Encoding": "gzip, br"}
+    )
+
+    assert gzip.decompress(packed.body) == plain.body
+    assert packed.headers["content-encoding"] == "gzip"
+    assert plain.headers["vary"] == packed.headers["vary"] == "Origin, Accept-Encoding"
+
+
 async def test_a_file_is_sent_again_only_if_it_changed(node: ApiNode) -> None:
-    """Its hash names it; a browser asks each time, as an agent may be a new one."""
+    """By its plain name a browser asks each time, as an agent may be a new one."""
     first = await node.ask("GET", "/static/style.css")
     known = {"If-None-Match": first.headers["etag"]}
 
@@ -118,9 +152,8 @@ def test_vendored_modules_are_those_of_the_list() -> None:
 def test_modules_import_by_place_what_is_served() -> None:
     """A bare name would need an import map, which the policy forbids."""
     imports = re.compile(r'\b(?:from|import)\s*\(?"([^"]+)"')
-    for path in assets():
-        if path.endswith(".js"):
-            file = STATIC / path
-            for name in imports.findall(file.read_text()):
-                assert name.startswith("."), f"{path}: {name}"
-                assert (file.parent / name).resolve().is_file(), f"{path}: {name}"
+    for path in scripts():
+        file = STATIC / path
+        for name in imports.findall(file.read_text()):
+            assert name.startswith("."), f"{path}: {name}"
+            assert (file.parent / name).resolve().is_file(), f"{path}: {name}"

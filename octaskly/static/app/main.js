@@ -1,5 +1,5 @@
 /**
- * The dashboard: signs in, keeps the page fresh, shows the view of the address.
+ * The dashboard: shows the view of the address, once `start.js` has signed in.
  *
  * For who writes a view: `views/NAME.js` exports one component that gets
  * `{ parts, query }` of the address (`#/tasks/ID?x=1`: parts `["ID"]`). It takes
@@ -20,14 +20,13 @@
  * (`style=${{ width }}` with an object is fine).
  */
 
+import "./start.js";
 import { html, render, useEffect, useState } from "./lib.js";
 import { useKeys } from "./keys.js";
-import { stayLive } from "./live.js";
-import { keepFresh } from "./polling.js";
 import { go, href, place } from "./router.js";
-import { begin, end, session } from "./session.js";
+import { end, session } from "./session.js";
 import { banner, dispatcher, link } from "./store.js";
-import { Dialog, Toasts } from "./ui.js";
+import { Dialog, Icon, Toasts } from "./ui.js";
 import { Arrays } from "./views/arrays.js";
 import { Nodes } from "./views/nodes.js";
 import { Overview } from "./views/overview.js";
@@ -80,7 +79,7 @@ function Shell() {
   return html`
     <a class="skip" href="#main" onClick=${skip}>Skip to content</a>
     <header class="top">
-      <a class="brand" href=${href(["overview"])}><img src="/static/icon.svg" alt="" width="24" height="24" />Octaskly</a>
+      <a class="brand" href=${href(["overview"])}><${Icon} px="24" />Octaskly</a>
       <nav aria-label="Views">
         ${TABS.map(({ name, title, key }) => html`<a href=${href([name])}
           aria-current=${name === shown.name ? "page" : undefined} title=${`${title} (g ${key})`}>${title}</a>`)}
@@ -116,7 +115,4 @@ function skip(event) {
   document.getElementById("main").focus();
 }
 
-await begin();
-stayLive();
-keepFresh();
 render(html`<${App} />`, document.getElementById("app"));

@@ -45,17 +45,10 @@ async function ask() {
   try {
     const isDue = isChanged || nodes.value.length <= MANY_NODES || turn % TURNS_MANY === 0;
     isChanged = false;
-    const [seen, counts] = await Promise.all([
-      isDue ? get("/api/v1/nodes", {}, { quiet: true }) : null,
-      get("/api/v1/stats", {}, { quiet: true }),
+    await Promise.all([
+      isDue && get("/api/v1/nodes", {}, { quiet: true }).then(nodesCame),
+      get("/api/v1/stats", {}, { quiet: true }).then(statsCame),
     ]);
-    batch(() => {
-      if (seen !== null) {
-        nodes.value = seen.nodes.sort((a, b) => byName.compare(a.name, b.name));
-        noteReign(mesh.value, seen);
-      }
-      countsCame(counts);
-    });
   } catch (problem) {
     if (problem.status === undefined) throw problem; // No request: a fault of ours.
     isChanged = true;
@@ -68,11 +61,33 @@ async function ask() {
 
 const byName = new Intl.Collator("en", { numeric: true });
 
+/** Each answer is shown when it comes: the picture of the mesh waits for no counts. */
+function nodesCame(seen) {
+  batch(() => {
+    nodes.value = seen.nodes.sort((a, b) => byName.compare(a.name, b.name));
+    meshCame(seen);
+  });
+}
+
+function statsCame(seen) {
+  batch(() => {
+    countsCame(seen);
+    meshCame(seen.mesh);
+  });
+}
+
+/** Takes in who reigns; what a dispatcher before the present one said is old. */
+function meshCame(said) {
+  const before = mesh.value;
+  if (before !== null && before.epoch.term > said.epoch.term) return;
+  mesh.value = said;
+  if (before !== null) noteReign(before, said);
+}
+
 /** Says for a moment that another node is dispatcher now. */
 function noteReign(before, after) {
-  if (before === null || before.epoch.term >= after.epoch.term) return;
-  if (before.epoch.node === after.epoch.node) return;
-  const name = after.nodes.find((node) => node.id === after.epoch.node)?.name ?? "another node";
+  if (before.epoch.term === after.epoch.term || before.epoch.node === after.epoch.node) return;
+  const name = nodes.value.find((node) => node.id === after.epoch.node)?.name ?? "another node";
   const took = after.last_failover?.duration_ms;
   const text = `${name} is dispatcher now`
     + (took ? `, after ${(took / 1000).toFixed(1)} s without one` : "")

@@ -46,7 +46,6 @@ export function countsCame(counts, at = Date.now()) {
   const passed = before && (at - before.at) / 1000;
   const rate = passed > 0 ? Math.max(0, ended - before.ended) / passed : 0;
   stats.value = counts;
-  mesh.value = counts.mesh;
   history.value = [...history.value, { at, queued, running, ended, rate }].slice(-POINTS_MAX);
 }
 

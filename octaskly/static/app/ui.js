@@ -4,6 +4,13 @@ import { ago } from "./format.js";
 import { html, useEffect, useRef, useState } from "./lib.js";
 import { now, tell, toasts, untell } from "./store.js";
 
+const ICON = new URL("../icon.svg", import.meta.url).pathname;
+
+/** The sign of Octaskly; beside its name it says nothing new. */
+export function Icon({ px }) {
+  return html`<img src=${ICON} alt="" width=${px} height=${px} />`;
+}
+
 /** A state as a word with a dot: those of tasks and of nodes. */
 export function State({ of }) {
   return html`<span class=${`state state-${of}`}>${of}</span>`;

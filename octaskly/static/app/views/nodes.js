@@ -26,7 +26,7 @@ export function Nodes({ query }) {
     d: () => shown[at] && steer(shown[at], shown[at].state === "draining" ? "resume" : "drain"),
     p: () => shown[at] && steer(shown[at], shown[at].state === "paused" ? "unpause" : "pause"),
   });
-  if (mesh.value === null) return html`<p class="muted" role="status">Asking the mesh…</p>`;
+  if (mesh.value === null || nodes.value.length === 0) return html`<p class="muted" role="status">Asking the mesh…</p>`;
   const level = new Map(mesh.value.standbys.map((standby) => [standby.id, standby]));
   const common = commonVersion(nodes.value);
   return html`

@@ -13,7 +13,7 @@ const STATES = ["queued", "running", "completed", "failed", "cancelled"];
 
 /** The mesh at a glance: who is there, what it does, what is wrong. */
 export function Overview() {
-  if (stats.value === null) return html`<p class="muted" role="status">Asking the mesh…</p>`;
+  if (mesh.value === null || nodes.value.length === 0) return html`<p class="muted" role="status">Asking the mesh…</p>`;
   return html`<h1 class="visually-hidden">Overview</h1>
     <${Counts} />
     <${Health} />
@@ -25,7 +25,7 @@ export function Overview() {
 }
 
 function Counts() {
-  const { tasks } = stats.value;
+  const tasks = stats.value?.tasks ?? {};
   const live = nodes.value.filter(({ state }) => state !== "lost");
   const lost = nodes.value.length - live.length;
   const slots = live.reduce((sum, node) => sum + node.slots, 0);
@@ -80,7 +80,7 @@ function Charts() {
   const points = history.value;
   const at = useMemo(() => points.map((point) => point.at / 1000), [points]);
   const of = (name) => points.map((point) => point[name]);
-  const last = points.at(-1);
+  const last = points.at(-1) ?? {};
   return html`<div class="charts">
     <${Chart} title="Queue" now=${`${count(last.queued)} waiting, ${count(last.running)} running`} at=${at} format=${rate}
       series=${[{ label: "queued", token: "queued", values: of("queued"), fill: true }, { label: "running", token: "running", values: of("running") }]} />

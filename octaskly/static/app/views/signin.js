@@ -1,6 +1,6 @@
 import { html, useEffect, useState } from "../lib.js";
 import { paste, refusal } from "../session.js";
-import { Command } from "../ui.js";
+import { Command, Icon } from "../ui.js";
 
 /** What is shown to who has no token, or one that is good no more. */
 export function SignIn() {
@@ -15,7 +15,7 @@ export function SignIn() {
     if (token.trim()) paste(token);
   };
   return html`<main class="signin">
-    <img src="/static/icon.svg" alt="" width="48" height="48" />
+    <${Icon} px="48" />
     <h1>Octaskly</h1>
     ${why && html`<p class="problem" role="alert"><strong>${why.text}</strong>${why.hint && html`<br />${why.hint}`}</p>`}
     ${apart === null && html`<p>Open this page from a terminal of this machine. That signs you in.</p>
