@@ -2,7 +2,8 @@
 
 Who runs a command for many items wants all their output and not a request for each.
 What has ended is read from the tables, what ends from then on is heard of by the feed
-of events; nothing is kept here but a place, so a reader may be as slow as it likes.
+of events; nothing is kept here but a place and a mark for each member that was sent
+(one byte), so a reader may be as slow as it likes.
 """
 
 from __future__ import annotations
@@ -71,6 +72,8 @@ class _Sender:
         self._array = array
         self._members: ArraySpec = array.spec.options.array
         self._start = self._next = start
+        # Who ends while what has ended is read, is heard of too.
+        self._is_sent = bytearray(self._members.count)
         self._is_by_number = is_by_number
 
     async def send_all(self, listening: Listening) -> None:
@@ -133,6 +136,9 @@ class _Sender:
 
     async def _send(self, some: Iterable[Ended]) -> None:
         for position, record in some:
+            if self._is_sent[position]:
+                continue
+            self._is_sent[position] = True
             shown = render.task(record, self._call.gateway.names(), is_exact=True)
             number = self._members.number(position)
             told = {key: shown[key] for key in SHOWN}

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 REPLY_S_MAX = 30.0  #: a node holds a request up to 5 s, then answers in any case
 CONNECT_S_MAX = 5.0
 IDLE_S_MAX = 10.0  #: nodes close connections that were idle for longer than this
+TURN_S = 0.01  #: between calls at the door of a busy node
 SOCKET_PATH_BYTES_MAX = 107  #: sizeof(sun_path) - 1
 OPEN_ERRORS = ("Connection to the dispatcher was lost", "No standby keeps a copy")
 """Refusals, as the node words them, after which a submission may be in the log."""
@@ -54,16 +55,32 @@ def connect_unix(sock: socket.socket, path: Path) -> None:
     """Connect to a socket file, also where its path is longer than an address.
 
     Raises:
-        OSError: nobody listens there, or this user may not use it.
+        OSError: nobody listens there, this user may not use it, or nobody took the
+            call within the timeout of the socket.
     """
     if len(os.fsencode(path)) <= SOCKET_PATH_BYTES_MAX:
-        sock.connect(str(path))
+        _connect_in_turn(sock, str(path))
         return
     folder = os.open(path.parent, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        sock.connect(f"/proc/self/fd/{folder}/{path.name}")
+        _connect_in_turn(sock, f"/proc/self/fd/{folder}/{path.name}")
     finally:
         os.close(folder)
+
+
+def _connect_in_turn(sock: socket.socket, address: str) -> None:
+    """Connect; wait while a busy node has yet to take as many calls as may wait.
+
+    Over TCP the kernel asks again by itself, here it says EAGAIN.
+    """
+    give_up_at = time.monotonic() + (sock.gettimeout() or 0)
+    while True:
+        try:
+            return sock.connect(address)
+        except BlockingIOError:
+            if time.monotonic() > give_up_at:
+                raise
+            time.sleep(TURN_S)
 
 
 class Connection:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.client
+import socket
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,7 +13,7 @@ import pytest
 
 from octaskly.api.problems import CONNECTION_LOST, NOT_DURABLE
 from octaskly.client import Client, Draft, Refused, ReplyLost, Unreachable
-from octaskly.client.connection import OPEN_ERRORS
+from octaskly.client.connection import OPEN_ERRORS, connect_unix
 from tests.cli.stand_in import Api, serving
 
 
@@ -44,6 +47,29 @@ def test_a_task_comes_back_with_types(client: Client) -> None:
     assert (ended.status, ended.exit_code, ended.stdout) == ("failed", 2, "hi\n")
     assert ended.is_final
     assert not task.is_final
+
+
+def test_a_client_waits_its_turn_at_the_door_of_a_busy_node(tmp_path: Path) -> None:
+    """As many calls as may wait are there already, and nobody takes them yet."""
+    path = tmp_path / "s"
+    with contextlib.ExitStack() as stack:
+        node = stack.enter_context(socket.socket(socket.AF_UNIX))
+        node.bind(str(path))
+        node.listen(0)
+        first = stack.enter_context(socket.socket(socket.AF_UNIX))
+        first.connect(str(path))
+        second = stack.enter_context(socket.socket(socket.AF_UNIX))
+        second.settimeout(0.05)
+        with pytest.raises(BlockingIOError):
+            connect_unix(second, path)
+        second.settimeout(30)
+        takes = threading.Timer(0.1, lambda: stack.enter_context(node.accept()[0]))
+        takes.start()
+
+        connect_unix(second, path)
+
+        takes.join()
+        assert second.getpeername() == str(path)
 
 
 def test_exact_output_is_asked_for_in_another_encoding(

@@ -260,7 +260,7 @@ async def test_a_launcher_with_one_slot_ends_trees_from_outside_their_group(
     async with rig(tmp_path, slots=1) as made:
         await made.run(f"setsid sleep {word} & (trap '' TERM; setsid sleep {word} &)")
         assert not _sleepers(word)
-        launcher = next(iter(tree.children_of(os.getpid())))
+        launcher = _launcher()
         (group,) = _groups(folder, os.getpid())
         home = group / "home" / "cgroup.procs"
         task, _ = made.start(f"sleep {word}")
