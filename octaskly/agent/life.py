@@ -31,6 +31,7 @@ CHECK_S = 2.0  #: between two samples of load and health
 LOOK_S = 1.0  #: between two looks for the secret file, while unpaired
 CLOSE_S = 20.0  #: for systemd: what closing may take behind the end of all tasks
 LAG_S_MAX = 5.0  #: a loop that is later than this is not alive for the watchdog
+COLLECT_OBJECTS = 20_000  #: some 300 tasks; their objects end without a collector
 
 
 class Agent:
@@ -100,11 +101,7 @@ class Agent:
             )
             async with asyncio.TaskGroup() as tasks:
                 await parts.start(tasks)
-                # What lives as long as the process need not be looked at again; what
-                # a node was before it moved need not be kept.
-                gc.unfreeze()
-                gc.collect()
-                gc.freeze()
+                _tune_collector()
                 self._notifier.ready()
                 watch = tasks.create_task(self._watch(parts))
                 await self._live(parts)
@@ -238,3 +235,15 @@ class Agent:
 def _exists(path: Path) -> bool:
     # An unreadable folder raises when it is read, which names it.
     return os.path.lexists(path)
+
+
+def _tune_collector() -> None:
+    """Spend less on looking for cycles, of which hardly any are made.
+
+    What lives as long as the process need not be looked at again; what a node was
+    before it moved to another mesh need not be kept.
+    """
+    gc.unfreeze()
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(COLLECT_OBJECTS)
