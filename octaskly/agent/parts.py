@@ -168,7 +168,7 @@ class Parts:
 
     def persisted(self, number: int) -> None:
         """Tell the core, and those who listen, that more is on disk."""
-        self.loop.post(ev.Persisted(number))
+        self.loop.handle(ev.Persisted(number))
         self.gateway.feed.committed()
 
     def failure(self) -> str | None:
@@ -239,7 +239,7 @@ class Parts:
             mesh_id=self._trust.mesh_id,
             store=self._store,
             clock=self._clock,
-            post=self.loop.post,
+            post=self.loop.handle,
             captured=lambda task, attempt, path: captured(
                 config.paths.outputs, task, attempt, path
             ),
@@ -261,7 +261,7 @@ class Parts:
             self._clock,
             tls=trust.lan_client_context,
             urls_of=self.gateway.urls_of,
-            on_ended=lambda reports: self.loop.post(ev.AttemptsEnded(reports)),
+            on_ended=lambda reports: self.loop.handle(ev.AttemptsEnded(reports)),
         )
         self._transport = Transport(
             trust=trust,

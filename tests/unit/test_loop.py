@@ -1,0 +1,100 @@
+"""The order in which the loop hands events to the node, and when it wakes it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Any, cast
+
+from octaskly.agent.clock import SystemClock
+from octaskly.agent.loop import CoreLoop
+from octaskly.core.effects import Effect
+from octaskly.core.events import Event, Persisted, Woke
+from octaskly.core.model import Limits, Moment
+from octaskly.core.node import Node
+
+
+class Recorder:
+    """Stands in for the node: keeps the events, and may do something at each."""
+
+    def __init__(self) -> None:
+        self.events: list[Event] = []
+        self.due_s = SystemClock().now().mono_s + 1000.0
+        self.during: Callable[[Event], None] = lambda _: None
+        self.last: Event | None = None  #: to wait for
+        self.has_last = asyncio.Event()
+
+    def step(self, event: Event, _: Moment) -> list[Effect]:
+        """Take an event."""
+        self.events.append(event)
+        self.during(event)
+        if event == self.last:
+            self.has_last.set()
+        return []
+
+    def deadline(self) -> float:
+        """Return when to step without an event."""
+        return self.due_s
+
+
+def loop_of(node: Recorder) -> CoreLoop:
+    """Return a loop that has nothing but this node."""
+    none = cast("Any", None)
+    return CoreLoop(
+        cast("Node", node),
+        clock=SystemClock(),
+        log=none,
+        store=none,
+        limits=Limits(),
+        on_stopped=lambda: None,
+    )
+
+
+async def test_an_event_is_handled_at_once_behind_those_that_wait() -> None:
+    """Nothing is overtaken, and nothing waits for a turn of the event loop."""
+    node = Recorder()
+    loop = loop_of(node)
+    loop.post(Persisted(1))
+    assert node.events == []
+    loop.handle(Persisted(2))
+    assert node.events == [Persisted(1), Persisted(2)]
+    loop.close()
+
+
+async def test_what_a_step_brings_about_waits_for_the_next_turn() -> None:
+    """The node is never stepped from within a step."""
+    node = Recorder()
+    loop = loop_of(node)
+
+    def during(event: Event) -> None:
+        if event == Persisted(1):
+            loop.handle(Persisted(2))
+            loop.post(Persisted(3))
+            assert node.events == [event]
+
+    node.during, node.last = during, Persisted(3)
+    loop.handle(Persisted(1))
+    assert loop.failure is None
+    assert node.events == [Persisted(1)]
+    await node.has_last.wait()
+    assert node.events == [Persisted(1), Persisted(2), Persisted(3)]
+    loop.close()
+
+
+async def test_a_timer_that_comes_early_only_looks_again() -> None:
+    """A timer is kept while it is early enough, and wakes the node only when due."""
+    node = Recorder()
+    loop = loop_of(node)
+    loop.handle(Persisted(1))
+    early = loop._timer
+    assert early is not None
+    node.due_s += 1000.0
+    loop.handle(Persisted(2))
+    assert loop._timer is early
+    loop._wake()
+    assert node.events == [Persisted(1), Persisted(2)]
+    assert loop._timer is not early
+    node.due_s -= 3000.0
+    loop._wake()
+    assert isinstance(node.events[-1], Woke)
+    loop.close()
