@@ -191,7 +191,9 @@ def finished(agent: Agent, task_id: str) -> dict[str, Any]:
     return dict(task)
 
 
-def until(is_true: Callable[[], Any], what: str, *, deadline_s: float = 20.0) -> Any:
+def until(
+    is_true: Callable[[], Any], what: str, *, deadline_s: float = READY_S_MAX
+) -> Any:
     """Return the first true answer; fail when the time is over."""
     deadline = time.perf_counter() + deadline_s
     while time.perf_counter() < deadline:
@@ -201,7 +203,7 @@ def until(is_true: Callable[[], Any], what: str, *, deadline_s: float = 20.0) ->
     raise AssertionError(f"not within {deadline_s} s: {what}")
 
 
-def until_nodes(agent: Agent, count: int, *, deadline_s: float = 15.0) -> float:
+def until_nodes(agent: Agent, count: int, *, deadline_s: float = READY_S_MAX) -> float:
     """Wait until the agent lists `count` ready nodes; return perf_counter then."""
     deadline = time.perf_counter() + deadline_s
     while time.perf_counter() < deadline:

@@ -12,10 +12,14 @@ from pathlib import Path
 import pytest
 from blockbuster import blockbuster_ctx
 from hypothesis import HealthCheck, settings
+from xdist.remote import Producer
 
 from tests.mesh.netns import isolate
+from tests.spread import Spread, give_way, only_computes
 
 TESTS = Path(__file__).parent
+
+COMPUTES_S_MAX = 900.0  #: for a test that waits for nothing but a core
 
 #: Calls on local files that return at once; what waits (sleep, sockets, locks,
 #: databases, other processes) stays forbidden.
@@ -51,6 +55,20 @@ def pytest_configure() -> None:
     """
     if "PYTEST_XDIST_WORKER" in os.environ and os.geteuid() == 0:
         isolate()
+    give_way()
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Let what computes take its time, where others have the cores first."""
+    for item in items:
+        if only_computes(item.nodeid):
+            item.add_marker(pytest.mark.timeout(COMPUTES_S_MAX))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> Spread | None:
+    """Choose who runs which file, where whole files are asked for."""
+    return Spread(config, log) if config.getoption("dist") == "loadfile" else None
 
 
 @pytest.fixture(autouse=True)

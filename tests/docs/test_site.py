@@ -6,13 +6,10 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
-
 ROOT = Path(__file__).parent.parent.parent
 SITE = ROOT / "build" / "site"
 
 
-@pytest.mark.timeout(120)
 def test_the_site_is_made_without_a_warning() -> None:
     """As `make docs` makes it: a broken link, anchor or list is a warning.
 
