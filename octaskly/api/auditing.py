@@ -13,6 +13,7 @@ from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from http import HTTPStatus
+from itertools import chain, islice
 from typing import Final
 from urllib.parse import unquote
 
@@ -36,6 +37,7 @@ SINGLES_REFUSED: Final = 1  #: and so many where they were refused
 GROUPS_MAX: Final = 64  #: kinds in a minute; the rest is counted as one
 STRANGERS_MAX: Final = 16  #: and of those who did not show who asks
 WAITING_MAX: Final = 2000  #: lines that wait for a dispatcher; then the oldest go
+STRANGERS_WAITING_MAX: Final = 200  #: and of those who did not show who asks
 BATCH: Final = 100
 FLUSH_S: Final = 0.2
 RETRY_S: Final = 1.0
@@ -70,9 +72,10 @@ class Auditor:
         self._prefix = prefix
         self._number = 0
         self._groups: dict[_Kind, _Group] = {}
+        self._waiting: deque[Deed] = deque(maxlen=WAITING_MAX)
         # Apart, so that nobody is hidden by many who show no token.
         self._strangers: dict[_Kind, _Group] = {}
-        self._waiting: deque[Deed] = deque(maxlen=WAITING_MAX)
+        self._strangers_waiting: deque[Deed] = deque(maxlen=STRANGERS_WAITING_MAX)
         self._news = asyncio.Event()
 
     def note(self, seen: Seen, method: str, status: int) -> None:
@@ -136,7 +139,8 @@ class Auditor:
                     self._tell(held)
 
     def _tell(self, deed: Deed) -> None:
-        self._waiting.append(deed)
+        is_known = not deed.is_of_strangers
+        (self._waiting if is_known else self._strangers_waiting).append(deed)
         self._news.set()
 
     async def run(self) -> None:
@@ -149,30 +153,34 @@ class Auditor:
             except TimeoutError:
                 self._close_old(self._clock.now().wall_ms)
             self._news.clear()
-            while self._waiting:
+            while self._waiting or self._strangers_waiting:
                 if not await self._hand_over():
                     await asyncio.sleep(RETRY_S)
 
     async def flush(self) -> None:
         """Hand over once more what waits, before this node stops."""
         for groups in (self._groups, self._strangers):
-            held = (group.held for group in groups.values())
-            self._waiting += [deed for deed in held if deed is not None]
+            for group in groups.values():
+                if group.held is not None:
+                    self._tell(group.held)
             groups.clear()
-        while self._waiting and await self._hand_over():
-            pass
+        while self._waiting or self._strangers_waiting:
+            if not await self._hand_over():
+                return
 
     async def _hand_over(self) -> bool:
-        """Hand over the oldest; return whether that went well."""
-        some = [self._waiting[n] for n in range(min(BATCH, len(self._waiting)))]
+        """Hand over the oldest, of strangers last; return whether that went well."""
+        queues = self._waiting, self._strangers_waiting
+        some = [*islice(chain(*queues), BATCH)]
         try:
             async with asyncio.timeout(SEND_S):
                 await self._send(some)
         except (OctasklyError, aiohttp.ClientError, OSError, TimeoutError):
             return False  # They wait for the next dispatcher.
         done = {deed.id for deed in some}
-        while self._waiting and self._waiting[0].id in done:
-            self._waiting.popleft()
+        for queue in queues:  # What came meanwhile may have pushed some out.
+            while queue and queue[0].id in done:
+                queue.popleft()
         return True
 
     async def _send(self, deeds: Sequence[Deed]) -> None:

@@ -12,6 +12,7 @@ from octaskly.api.auditing import (
     GROUPS_MAX,
     SINGLES,
     STRANGERS_MAX,
+    STRANGERS_WAITING_MAX,
     WAITING_MAX,
     WINDOW_MS,
     Auditor,
@@ -222,3 +223,22 @@ async def test_who_changes_something_is_noted_however_many_strangers_ask(
     (change,) = [deed for deed in await desk.written() if deed.status == 201]
 
     assert (change.subject, change.source) == ("bo", "127.0.0.1")
+
+
+async def test_without_a_dispatcher_strangers_push_out_nobody_but_each_other(
+    desk: Desk,
+) -> None:
+    """Whoever asks for long enough would hide what was changed meanwhile."""
+    desk.gateway.elect(None)
+    desk.ask()
+    for number in range(WAITING_MAX):
+        desk.clock.wall_ms += WINDOW_MS
+        desk.ask(401, who=None, source=str(number))
+    assert await desk.written() == []
+
+    desk.gateway.elect(desk.gateway.view_of(NodeId("node-a")))
+    change, *refusals = await desk.written()
+
+    assert change.subject == "bo"
+    assert len(refusals) == STRANGERS_WAITING_MAX
+    assert refusals[-1].source == str(WAITING_MAX - 1)
