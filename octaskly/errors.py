@@ -29,7 +29,8 @@
     │   ├── NodeNotFound
     │   ├── NoSuchRequest        no machine of that name waits to be let in
     │   ├── TooManyInvites
-    │   └── WouldLeave           joining would leave members or tasks behind
+    │   ├── WouldLeave           joining would leave members or tasks behind
+    │   └── OnlyCopy             leaving may lose tasks
     ├── TokenNotFound
     ├── TokenExists              a token that is still good has that name
     ├── TrustError               a secret, certificate or token is not acceptable
@@ -183,6 +184,10 @@ class TooManyInvites(MeshError):
 
 class WouldLeave(MeshError):
     """Joining another mesh would leave members or tasks behind."""
+
+
+class OnlyCopy(MeshError):
+    """This node may have the only copy of tasks, and is to leave."""
 
 
 class TokenNotFound(OctasklyError):

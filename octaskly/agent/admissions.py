@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Final
 
+from octaskly.agent import leaving
 from octaskly.agent.apart import take_over
 from octaskly.agent.invites import Invites
 from octaskly.agent.requests import Requests
 from octaskly.agent.sockets import EVERYWHERE
 from octaskly.config.agent import AgentConfig
 from octaskly.config.kinds import Many, Peer, Unusable
-from octaskly.core.model import NodeInfo
-from octaskly.errors import ConfigError, TrustError, WouldLeave
+from octaskly.core.model import NodeInfo, TaskState
+from octaskly.errors import ConfigError, OnlyCopy, TrustError, WouldLeave
 from octaskly.log import Logger
 from octaskly.ports import (
     Clock,
@@ -26,8 +29,16 @@ from octaskly.ports import (
 from octaskly.trust import Keyring, MeshSecret, NodeKey
 from octaskly.trust.secret import parse
 
-OnEntered = Callable[[tuple[tuple[str, int], ...]], None]
-"""Told that the secret of another mesh is in place, and where its members may be."""
+UNFINISHED: Final = (TaskState.QUEUED, TaskState.RUNNING)
+
+
+@dataclass(frozen=True, slots=True)
+class Moves:
+    """Who is told that this node shall be in another mesh, or in none."""
+
+    entered: Callable[[tuple[tuple[str, int], ...]], None]
+    """The secret of another mesh is in place; this is where its members may be."""
+    left: Callable[[], None]  #: it shall stop, and forget this mesh
 
 
 class AgentAdmissions:
@@ -41,7 +52,7 @@ class AgentAdmissions:
         store: Its log.
         invites: Of a member.
         waiting: At a member, who wants in.
-        on_entered: Told that this node shall begin anew, in another mesh.
+        moves: Told that this node shall be in another mesh, or in none.
         log: Where events go.
     """
 
@@ -55,7 +66,7 @@ class AgentAdmissions:
         store: Log,
         invites: Invites | None,
         waiting: Requests | None,
-        on_entered: OnEntered,
+        moves: Moves,
         log: Logger,
     ) -> None:
         self._config = config
@@ -65,7 +76,7 @@ class AgentAdmissions:
         self._store = store
         self._invites = invites
         self._waiting = waiting
-        self._on_entered = on_entered
+        self._moves = moves
         self._log = log
 
     def start(self, tasks: asyncio.TaskGroup) -> None:
@@ -139,7 +150,7 @@ class AgentAdmissions:
             )
         if secret.mesh_id == own.mesh:
             await self._catch_up(secret)
-            self._on_entered(dialled)
+            self._moves.entered(dialled)
             return
         if not force and (own.members or own.tasks):
             raise WouldLeave(
@@ -158,7 +169,38 @@ class AgentAdmissions:
             left=own.mesh,
             subject=principal.subject,
         )
-        self._on_entered(dialled)
+        self._moves.entered(dialled)
+
+    async def leave(self, *, force: bool, principal: Principal) -> None:
+        """Leave this mesh for good; the node stops, and forgets it."""
+        lost = await self._only_here()
+        if lost and not force:
+            raise OnlyCopy(f"{self._name} may have the only copy of tasks: {lost}")
+        await asyncio.to_thread(leaving.begin, self._config.paths)
+        self._log.warning(
+            "leaving the mesh",
+            mesh=self._gateway.mesh_id,
+            subject=principal.subject,
+            lost=lost,
+        )
+        self._moves.left()
+
+    async def _only_here(self) -> str | None:
+        """Return why tasks may be lost with this node, None if none can be."""
+        counts = (await self._store.stats()).counts
+        dispatcher = self._gateway.dispatcher()
+        if not sum(counts.values()):
+            return None
+        if dispatcher is None:
+            return "there is no dispatcher, so nobody knows what others have"
+        unfinished = sum(counts.get(state, 0) for state in UNFINISHED)
+        if (
+            not unfinished
+            or not dispatcher.is_self
+            or self._gateway.mesh().replicas > 1
+        ):
+            return None
+        return f"{unfinished} wait or run, and no standby keeps copies"
 
     async def _catch_up(self, secret: MeshSecret) -> None:
         """Take a renewed secret of this node's own mesh, which it missed."""
@@ -183,7 +225,7 @@ def admissions_of_member(
     store: Log,
     clock: Clock,
     log: Logger,
-    on_entered: OnEntered,
+    moves: Moves,
 ) -> AgentAdmissions:
     """Return the admissions of a member, with its invites."""
     interfaces = config.options.interfaces
@@ -216,7 +258,7 @@ def admissions_of_member(
             clock=clock,
             log=log,
         ),
-        on_entered=on_entered,
+        moves=moves,
         log=log,
     )
 

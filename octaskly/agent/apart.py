@@ -94,7 +94,8 @@ def _move(paths: Paths, left: Path) -> None:
     left.mkdir(mode=0o700, exist_ok=True)
     database = paths.database
     moved = [database.with_name(database.name + part) for part in _WAL]
-    moved += [paths.outputs, paths.transcripts, paths.scratch, paths.state / COPY]
+    moved += [paths.outputs, paths.transcripts, paths.scratch, paths.files]
+    moved.append(paths.state / COPY)
     for path in moved:
         if path.exists():
             path.rename(left / path.name)

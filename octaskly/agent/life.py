@@ -10,6 +10,8 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+from octaskly.agent import leaving
+from octaskly.agent.admissions import Moves
 from octaskly.agent.apart import set_apart
 from octaskly.agent.clock import SystemClock
 from octaskly.agent.notify import Notifier
@@ -26,6 +28,7 @@ from octaskly.mesh.wire import WirePacker
 from octaskly.runner.tree import become_subreaper
 from octaskly.store import Store
 from octaskly.trust import Keyring, MeshSecret, NodeKey, make
+from octaskly.trust.sharing import SecretUse
 
 CHECK_S = 2.0  #: between two samples of load and health
 LOOK_S = 1.0  #: between two looks for the secret file, while unpaired
@@ -50,6 +53,9 @@ class Agent:
         self._is_duplicate = False  #: another agent lives with this node's id
         self._was_renewed = False
         self._is_moving = False  #: the secret of another mesh is in place
+        self._is_leaving = False  #: it shall forget its mesh, and stop
+        self._moves = Moves(self._entered, self._left)
+        self._use = SecretUse(config.paths.secret)
 
     async def run(self, meshes: frozenset[str] | None) -> int:
         """Live until told to stop; return the exit code of the process.
@@ -62,6 +68,9 @@ class Agent:
         """
         self._make_folders()
         become_subreaper()
+        if leaving.is_begun(self._config.paths):
+            self._forget("this was asked for before it stopped")
+        self._use.begin()
         secret, is_first = await self._secret(meshes)
         while secret is not None:
             self._set_apart(secret.mesh_id)
@@ -72,8 +81,10 @@ class Agent:
                 self._is_moving = False
                 secret, is_first = await self._secret(None)
             else:
-                self._log.info("agent stopped")
                 break
+        if self._is_leaving:
+            self._forget("octaskly leave")
+        self._log.info("agent stopped")
         return 0
 
     async def _be(self, *, is_first: bool) -> None:
@@ -97,7 +108,7 @@ class Agent:
                 is_first=is_first,
                 on_stopped=self._news.set,
                 on_duplicate=self._met_duplicate,
-                on_entered=self._entered,
+                moves=self._moves,
             )
             async with asyncio.TaskGroup() as tasks:
                 await parts.start(tasks)
@@ -135,6 +146,19 @@ class Agent:
         self._config = replace(self._config, seeds=(*self._config.seeds, *seeds))
         self._is_moving = True
         self._news.set()
+
+    def _left(self) -> None:
+        """Stop, and forget the mesh."""
+        self._is_leaving = True
+        self._news.set()
+
+    def _forget(self, cause: str) -> None:
+        """Forget the mesh; nobody of this node is left in it."""
+        paths = self._config.paths
+        if leaving.finish(paths, self._use):
+            cause += "; other agents of this machine go on with the secret file"
+        self._log.warning("left the mesh", cause=cause)
+        self._use.end()
 
     def _set_apart(self, mesh_id: str) -> None:
         """Let nothing of a mesh that this node has left get into another one."""
@@ -179,17 +203,16 @@ class Agent:
             if was_made:
                 self._log.info("mesh secret made", file=str(path))
             return self._keyring.load(), was_made
-        async with unpaired(
-            self._config, meshes, self._clock, self._log, self._entered
-        ):
+        async with unpaired(self._config, meshes, self._clock, self._log, self._moves):
             self._notifier.ready()
             self._notifier.status("unpaired: a mesh is in sight, no secret here")
-            while not (_exists(path) or self._signals.count):
+            while not (_exists(path) or self._signals.count or self._is_leaving):
                 with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout(LOOK_S):
                         await self._news.wait()
         self._is_moving = False
-        return (None if self._signals.count else self._keyring.load()), False
+        is_over = self._signals.count or self._is_leaving
+        return (None if is_over else self._keyring.load()), False
 
     async def _live(self, parts: Parts) -> None:
         """Run until asked to stop or failed; then hand over and drain."""
@@ -198,6 +221,7 @@ class Agent:
                 self._signals.count > 0
                 or self._is_duplicate
                 or self._is_moving
+                or self._is_leaving
                 or parts.loop.is_stopped
             )
         )

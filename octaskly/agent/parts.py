@@ -10,7 +10,7 @@ from dataclasses import replace
 from functools import partial
 from typing import Any, Final
 
-from octaskly.agent.admissions import OnEntered, admissions_of_member
+from octaskly.agent.admissions import Moves, admissions_of_member
 from octaskly.agent.clock import SystemClock
 from octaskly.agent.fitness import Fitness
 from octaskly.agent.gateway import AgentGateway
@@ -64,7 +64,7 @@ class Parts:
         is_first: bool,
         on_stopped: Callable[[], None],
         on_duplicate: Callable[[], None],
-        on_entered: OnEntered,
+        moves: Moves,
     ) -> None:
         """Bind the ports and build all parts; nothing is served yet.
 
@@ -78,7 +78,7 @@ class Parts:
             is_first: This node has just made the mesh: it need not look for others.
             on_stopped: Called once the core has stopped.
             on_duplicate: Called when another agent lives with this node's id.
-            on_entered: Called when this node shall begin anew in another mesh.
+            moves: Called when this node shall be in another mesh, or in none.
 
         Raises:
             ConfigError: the node key or a port cannot be used.
@@ -98,7 +98,7 @@ class Parts:
         self._load = self._sampler.sample()
         self._is_disk_failing, self._peers_known = False, len(saved.peers)
         self._build_core(saved, is_first=is_first, on_stopped=on_stopped)
-        self._build_admissions(secret, key, on_entered)
+        self._build_admissions(secret, key, moves)
         self._build_shell(on_duplicate)
         self._build_webhooks(secret)
 
@@ -302,9 +302,7 @@ class Parts:
         self._api = self._build_api()
         self._metrics.connect(self._api)
 
-    def _build_admissions(
-        self, secret: MeshSecret, key: NodeKey, on_entered: OnEntered
-    ) -> None:
+    def _build_admissions(self, secret: MeshSecret, key: NodeKey, moves: Moves) -> None:
         self._admissions = admissions_of_member(
             self._config,
             secret,
@@ -314,7 +312,7 @@ class Parts:
             store=self._store,
             clock=self._clock,
             log=self._log,
-            on_entered=on_entered,
+            moves=moves,
         )
 
     def _build_webhooks(self, secret: MeshSecret) -> None:

@@ -9,7 +9,7 @@ from functools import partial
 from typing import NoReturn
 
 from octaskly import __version__
-from octaskly.agent.admissions import AgentAdmissions, OnEntered
+from octaskly.agent.admissions import AgentAdmissions, Moves
 from octaskly.agent.clock import SystemClock
 from octaskly.agent.fitness import Fitness
 from octaskly.agent.gateway import AgentGateway
@@ -37,11 +37,11 @@ async def unpaired(
     meshes: frozenset[str],
     clock: SystemClock,
     log: Logger,
-    on_entered: OnEntered,
+    moves: Moves,
 ) -> AsyncIterator[None]:
     """Serve `/health`, and 503 with the way in, for the length of the block.
 
-    `octaskly join` is served too: `on_entered` is called once the secret is there.
+    `octaskly join` and `octaskly leave` are served too; `moves` is told of them.
 
     Raises:
         ConfigError: the state folder, the database or the API port cannot be used.
@@ -51,7 +51,7 @@ async def unpaired(
     try:
         async with (
             asyncio.TaskGroup() as tasks,
-            _serving(config, store, clock, log, on_entered) as node,
+            _serving(config, store, clock, log, moves) as node,
         ):
             discovery = Discovery(
                 node=node,
@@ -82,7 +82,7 @@ async def _serving(
     store: Store,
     clock: SystemClock,
     log: Logger,
-    on_entered: OnEntered,
+    moves: Moves,
 ) -> AsyncIterator[NodeInfo]:
     """Serve the API on loopback and the local socket; nothing but health is open."""
     key = NodeKey.load_or_create(config.paths.state)
@@ -96,7 +96,7 @@ async def _serving(
         store=store,
         invites=None,
         waiting=None,
-        on_entered=on_entered,
+        moves=moves,
         log=log,
     )
     sockets = bind(

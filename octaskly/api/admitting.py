@@ -36,6 +36,12 @@ class EnterIn(msgspec.Struct, forbid_unknown_fields=True):
     force: bool = False
 
 
+class LeaveIn(msgspec.Struct, forbid_unknown_fields=True):
+    """A wish to be in no mesh any more."""
+
+    force: bool = False
+
+
 class WordsIn(msgspec.Struct, forbid_unknown_fields=True):
     """The words of the machine that is answered."""
 
@@ -43,6 +49,7 @@ class WordsIn(msgspec.Struct, forbid_unknown_fields=True):
 
 
 _words = msgspec.json.Decoder(WordsIn)
+_leave = msgspec.json.Decoder(LeaveIn)
 _invite = msgspec.json.Decoder(InviteIn)
 _enter = msgspec.json.Decoder(EnterIn)
 
@@ -62,6 +69,16 @@ async def enter(call: Call) -> web.StreamResponse:
     await admissions.enter(
         asked.keyring, asked.seeds, force=asked.force, principal=call.who
     )
+    body = {"name": found.name, "node_id": found.node_id}
+    return json_response(render.encode(body), HTTPStatus.ACCEPTED)
+
+
+async def leave(call: Call) -> web.StreamResponse:
+    """Let this node leave its mesh for good; it stops, and forgets all of it."""
+    asked: LeaveIn = decode(_leave, LeaveIn, call.body)
+    admissions = _admissions(call)
+    found = await admissions.membership()
+    await admissions.leave(force=asked.force, principal=call.who)
     body = {"name": found.name, "node_id": found.node_id}
     return json_response(render.encode(body), HTTPStatus.ACCEPTED)
 
@@ -129,6 +146,17 @@ ROUTES = (
         is_local=True,
         is_for_unpaired=True,
         takes=EnterIn,
+        answers={202: answers.Entering},
+        refuses=(409,),
+    ),
+    Route(
+        method="POST",
+        path="/api/v1/membership/leave",
+        perform=leave,
+        access=Access.LOCAL,
+        is_local=True,
+        is_for_unpaired=True,
+        takes=LeaveIn,
         answers={202: answers.Entering},
         refuses=(409,),
     ),

@@ -373,7 +373,7 @@ class Invite(TypedDict):
 
 
 class Entering(TypedDict):
-    """A node that begins anew in another mesh."""
+    """A node that begins anew in another mesh, or ends in none."""
 
     name: str
     node_id: str

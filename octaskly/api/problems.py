@@ -86,6 +86,7 @@ _TABLE: dict[type[Exception], tuple[int, str]] = {
     errors.TokenExists: (409, "Token exists"),
     errors.TooManyInvites: (409, "Too many open invites"),
     errors.WouldLeave: (409, "Members or tasks would be left behind"),
+    errors.OnlyCopy: (409, "Tasks may be lost"),
     errors.TrustError: (401, UNAUTHENTICATED),
     errors.PermissionDenied: (403, FORBIDDEN),
     errors.StoreFull: (507, "System resource exhausted"),

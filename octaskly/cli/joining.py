@@ -219,7 +219,7 @@ def _join_alone(choice: Choice, way: _Way, secret_file: Path | None) -> None:
     from octaskly.cli.systemd import Scope, Systemd  # noqa: PLC0415
     from octaskly.trust import NodeKey  # noqa: PLC0415
 
-    config, has_service = _to_be(choice, secret_file)
+    config, has_service = agent_to_be(choice, secret_file)
     key = NodeKey.load_or_create(config.paths.state)
     admitted = way.take(config.name, key.public_bytes(), None)
     with _interruptible(admitted):
@@ -251,15 +251,20 @@ def _interruptible(admitted: Admitted) -> Iterator[None]:
         raise
 
 
-def _to_be(choice: Choice, secret_file: Path | None) -> tuple[AgentConfig, bool]:
-    """Return the settings of the agent that will run here; and whether as a service."""
+def agent_to_be(choice: Choice, secret_file: Path | None) -> tuple[AgentConfig, bool]:
+    """Return the settings of the agent that will run here; and whether as a service.
+
+    Raises:
+        ConfigError: that is the service of the machine.
+    """
     from octaskly.cli import unitfiles  # noqa: PLC0415
     from octaskly.cli.installing import config_of  # noqa: PLC0415
     from octaskly.cli.systemd import Scope  # noqa: PLC0415
     from octaskly.config.agent import configure  # noqa: PLC0415
 
-    if secret_file is not None:
-        return configure({"secret_file": secret_file}, choice.environ), False
+    flags = choice.flags() | {"secret_file": secret_file}
+    if any(flags.values()):
+        return configure(flags, choice.environ), False
     own = unitfiles.found(unitfiles.unit_path(Scope.USER, choice.environ))
     if own is not None:
         return config_of(Scope.USER, choice.environ, own.flags or ()), True

@@ -1,28 +1,28 @@
-"""`octaskly leave`: a machine goes, and forgets the mesh and everything of it."""
+"""`octaskly leave`: a machine goes, and forgets the mesh and everything of it.
+
+Its agent does that, so nothing depends on this command's life. Where none runs, this
+does the same under the lock of the state folder.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import os
 import pwd
-import shutil
-import signal
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import click
-import msgspec
 
 from octaskly.cli.choice import Choice
+from octaskly.cli.joining import agent_to_be
 from octaskly.cli.render import note
-from octaskly.client import Checkup, Client, agents_here
-from octaskly.errors import ConfigError, OctasklyError, WouldLeave
+from octaskly.client import Checkup, Unreachable
+from octaskly.config.places import Paths
+from octaskly.errors import ConfigError, MeshError
 
-POLL_S = 0.2
-FILES = ("log.db-wal", "log.db-shm", "log.db", "mesh.keyring", "mesh.id", "node.key")
-FOLDERS = ("outputs", "transcripts", "scratch")
+POLL_S = 0.1
 
 
 @click.command(epilog="Example: octaskly leave")
@@ -37,116 +37,122 @@ def leave(
     """Take this machine out of its mesh, and forget all that it knows of it.
 
     Its agent drains and stops; then its secret, log, outputs and identity go. Files in
-    its worker directory stay. What the other nodes have is not touched.
+    its worker directory stay, and so does a secret file that other agents use. What
+    the other nodes have is not touched. Where no agent runs, the same is forgotten.
     """
     if choice.url:
         raise ConfigError(
             "`leave` is for the agent of this machine", hint="octaskly leave"
         )
-    with choice.client() as client:
-        agent = client.checkup()
-        lost = _only_here(client, agent.name)
-        tasks = client.membership().tasks
-    if lost and not force:
-        raise WouldLeave(
-            f"{agent.name} may have the only copy of tasks: {lost}",
-            hint="octaskly leave --force    loses them",
-        )
-    if not yes and sys.stdin.isatty():
-        click.confirm(
-            f"{agent.name} forgets the mesh, with the {tasks} tasks in its log and the "
-            f"outputs that lie in {agent.state_dir}. Go on?",
-            abort=True,
-        )
-    become_owner(choice.socket())
-    _stop(agent)
-    shared = list(_sharing(choice, agent))
-    _forget(agent, keeps_secret=bool(shared))
-    note(f"✓ {agent.name} has left the mesh, and forgotten it")
-    if shared:
-        note(f"  {', '.join(shared)} goes on with the secret {agent.secret_file}")
-
-
-def become_owner(socket: Path) -> None:
-    """Let root take the rights of the agent that has this socket, for good.
-
-    What to end and to delete is what that agent says, which may be anything.
-    """
-    owner = socket.lstat().st_uid
-    if os.geteuid() != 0 or owner == 0:
+    try:
+        with choice.client() as client:
+            agent = client.checkup()
+            _check_folder(choice, agent)
+            _confirm(agent.name, client.membership().tasks, agent.state_dir, yes=yes)
+            client.leave(force=force)
+    except Unreachable:
+        _leave_alone(choice, yes=yes)
         return
-    group = pwd.getpwuid(owner).pw_gid
-    os.setgroups([])
-    os.setresgid(group, group, group)
-    os.setresuid(owner, owner, owner)
+    _await_end(agent)
+    _say_left(agent.name, Path(agent.secret_file))
 
 
-def _only_here(client: Client, name: str) -> str | None:
-    """Return why tasks may be lost with this machine, None if none can be."""
-    if not client.membership().tasks:
-        return None
-    try:
-        nodes = msgspec.json.decode(client.request("GET", "/api/v1/nodes").body)
-        counts = client.stats()["tasks"]
-    except OctasklyError as error:
-        return f"no dispatcher can be asked ({error})"
-    roles = {node["name"]: node["role"] for node in nodes["nodes"]}
-    unfinished = counts.get("queued", 0) + counts.get("running", 0)
-    if not unfinished or roles.get(name) != "dispatcher" or nodes["replicas"] > 1:
-        return None
-    return f"{unfinished} wait or run, and no standby keeps copies"
-
-
-def _stop(agent: Checkup) -> None:
-    if agent.pid <= 1:
+def _check_folder(choice: Choice, agent: Checkup) -> None:
+    """Refuse where what answers has its files elsewhere than was said."""
+    asked = choice.state_dir
+    if asked is not None and asked.resolve() != Path(agent.state_dir).resolve():
         raise ConfigError(
-            f"{agent.name} does not say which process it is",
-            hint="stop that agent, then delete its state folder and secret file",
+            f"the agent of {asked} is not running; what answers at its socket is "
+            f"{agent.name}, with the state folder {agent.state_dir}",
+            hint=f"octaskly --state-dir {agent.state_dir} leave    if that is meant",
         )
+
+
+def _confirm(name: str, tasks: int | None, state_dir: str, *, yes: bool) -> None:
+    if yes or not sys.stdin.isatty():
+        return
+    log = "its log" if tasks is None else f"the {tasks} tasks in its log"
+    click.confirm(
+        f"{name} forgets the mesh, with {log} and the outputs that lie in {state_dir}. "
+        "Go on?",
+        abort=True,
+    )
+
+
+def _await_end(agent: Checkup) -> None:
+    """Wait until the agent has ended.
+
+    Raises:
+        MeshError: it did, before it had forgotten everything.
+    """
+    from octaskly.agent.leaving import MARK  # noqa: PLC0415
+
     note(f"{agent.name} ends what it runs, at most as long as --drain says")
-    with contextlib.suppress(ProcessLookupError):
-        os.kill(agent.pid, signal.SIGTERM)
-    while Path(f"/proc/{agent.pid}").exists() and not _is_dead(agent.pid):
-        time.sleep(POLL_S)
-
-
-def _is_dead(pid: int) -> bool:
-    """Whether it has ended, and only its parent has not looked yet."""
-    with contextlib.suppress(OSError):
-        return (
-            Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
-        )
-    return True
-
-
-def _sharing(choice: Choice, agent: Checkup) -> Iterator[str]:
-    """Yield the names of other agents of this machine that use the same secret file."""
-    for name, socket in agents_here(choice.environ):
-        with (
-            contextlib.suppress(OctasklyError, OSError),
-            Client.at_socket(socket, on_wait=None) as client,
-        ):
-            if client.checkup().secret_file == agent.secret_file:
-                yield name
-
-
-def _forget(agent: Checkup, *, keeps_secret: bool) -> None:
-    from octaskly.store.database import Lock  # noqa: PLC0415
-
-    state = Path(agent.state_dir)
-    # An agent that a service has started again at once is not to lose its log.
-    lock = Lock(state / "log.db")
     try:
-        for name in FILES:
-            (state / name).unlink(missing_ok=True)
-        for name in FOLDERS:
-            shutil.rmtree(state / name, ignore_errors=True)
-        if not keeps_secret:
-            Path(agent.secret_file).unlink(missing_ok=True)
-    except OSError as error:
+        while agent.pid > 1 and _is_alive(agent.pid):
+            time.sleep(POLL_S)
+    except KeyboardInterrupt:
+        note(f"interrupted; {agent.name} goes on leaving all the same")
+        raise
+    if os.path.lexists(Path(agent.state_dir, MARK)):
+        raise MeshError(
+            f"{agent.name} ended before it had forgotten the mesh",
+            hint=f"octaskly --state-dir {agent.state_dir} leave    once more",
+        )
+
+
+def _is_alive(pid: int) -> bool:
+    """Whether a process has not ended; one that only its parent has to look at has."""
+    with contextlib.suppress(OSError):
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+        return state != "Z"
+    return False
+
+
+def _leave_alone(choice: Choice, *, yes: bool) -> None:
+    """Forget the mesh where no agent runs.
+
+    Raises:
+        StoreUnusable: one does, and does not answer.
+        ConfigError: there is nothing to forget, or it cannot be deleted.
+    """
+    from octaskly.agent import leaving  # noqa: PLC0415
+    from octaskly.trust.sharing import SecretUse  # noqa: PLC0415
+
+    config, _ = agent_to_be(choice, None)
+    paths = config.paths
+    if not _has_something(paths):
         raise ConfigError(
-            f"cannot delete {error.filename}: {error.strerror}",
-            hint=f"delete it by hand, and what else is left in {state}",
-        ) from error
-    finally:
-        lock.release()
+            f"no agent runs here, and {paths.state} has nothing of a mesh",
+            hint="octaskly --state-dir DIR leave    forgets what lies elsewhere",
+        )
+    _confirm(config.name, None, str(paths.state), yes=yes)
+    become_owner(paths.state)
+    leaving.check(paths)
+    leaving.finish(paths, SecretUse(paths.secret))
+    _say_left(config.name, paths.secret)
+
+
+def _has_something(paths: Paths) -> bool:
+    return paths.database.exists() or os.path.lexists(paths.secret)
+
+
+def become_owner(folder: Path) -> None:
+    """Let root take the rights of whoever has this folder, for good.
+
+    What lies in it may be links to anywhere.
+    """
+    with contextlib.suppress(FileNotFoundError):
+        owner = folder.lstat().st_uid
+        if os.geteuid() != 0 or owner == 0:
+            return
+        group = pwd.getpwuid(owner).pw_gid
+        os.setgroups([])
+        os.setresgid(group, group, group)
+        os.setresuid(owner, owner, owner)
+
+
+def _say_left(name: str, secret: Path) -> None:
+    note(f"✓ {name} has left the mesh, and forgotten it")
+    if os.path.lexists(secret):
+        note(f"  another agent of this machine goes on with the secret {secret}")

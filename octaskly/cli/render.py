@@ -76,6 +76,7 @@ _HINTS = {
     "Too many records": "octaskly token list    shows what is kept until it expires",
     "Too many open invites": "octaskly invite    once one of them has expired",
     "Members or tasks would be left behind": "octaskly join --force CODE",
+    "Tasks may be lost": "octaskly leave --force    loses them",
     "Task has not ended": "octaskly wait ID    waits for its end",
     "Nothing to repeat": "octaskly show ID    counts the members of an array",
     "Mesh secret cannot be renewed": "octaskly rotate --status    shows how far it is",

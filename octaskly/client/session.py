@@ -307,6 +307,11 @@ class Client(Connection):
         wanted = {"keyring": keyring, "seeds": seeds, "force": force}
         return self.request("POST", MEMBERSHIP, body=msgspec.json.encode(wanted))
 
+    def leave(self, *, force: bool) -> Reply:
+        """Let the local node leave its mesh for good."""
+        body = msgspec.json.encode({"force": force})
+        return self.request("POST", f"{MEMBERSHIP}/leave", body=body)
+
     def invite(self, ttl_s: int) -> Reply:
         """Open an invite at the local node."""
         body = msgspec.json.encode({"ttl_s": ttl_s})

@@ -92,3 +92,15 @@ class Admissions(Protocol):
             WouldLeave: there are members or tasks, and `force` is not set.
             ConfigError: the keyring, a seed or the secret file is unusable.
         """
+
+    async def leave(self, *, force: bool, principal: Principal) -> None:
+        """Leave the mesh for good: end what runs, stop, and forget all of it.
+
+        Args:
+            force: Although tasks may be lost.
+            principal: Who wants it.
+
+        Raises:
+            OnlyCopy: tasks may be lost, and `force` is not set.
+            ConfigError: this node cannot forget its secret.
+        """

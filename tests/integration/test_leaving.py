@@ -1,0 +1,215 @@
+"""`octaskly leave`: what a node forgets, and who goes on with it when one dies.
+
+Two stories are told once, as each needs agents; each test looks at a piece of one.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+
+from tests.agents import Agent, ending, launch, running, start, submit, until
+
+LEAVE = "/api/v1/membership/leave"
+OF_A_MESH = {"leaving", "log.db", "mesh.id", "node.key", "outputs", "files", "scratch"}
+
+
+class Said(NamedTuple):
+    """How a command ended, and what it said."""
+
+    code: int
+    words: str
+
+
+def octaskly(state: Path, *args: str) -> subprocess.Popen[str]:
+    """Start a command about the agent of this state folder."""
+    words = [sys.executable, "-m", "octaskly", "--state-dir", str(state), *args]
+    environ = {k: v for k, v in os.environ.items() if not k.startswith("OCTASKLY_")}
+    return subprocess.Popen(
+        words,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environ | {"OCTASKLY_SECRET_FILE": str(state.parent / "mesh.key")},
+    )
+
+
+def leave(state: Path, *args: str) -> Said:
+    """Type `octaskly leave`, and wait for its end."""
+    command = octaskly(state, "leave", "--yes", *args)
+    _, words = command.communicate(timeout=60)
+    return Said(command.returncode, words)
+
+
+def kept(state: Path) -> set[str]:
+    """Return what a state folder still has of a mesh."""
+    return {path.name for path in state.iterdir()} & OF_A_MESH
+
+
+class Pair(NamedTuple):
+    """Two agents of one user with one secret file; one leaves, then the other."""
+
+    first: Said
+    first_code: int
+    first_kept: set[str]
+    secret_between: bool
+    mistaken: Said  #: the folder of the one, the socket of the other
+    refused: tuple[int, Any]
+    answer: tuple[int, Any]
+    second: dict[str, Any]
+    second_code: int
+    second_kept: set[str]
+    secret_after: bool
+
+
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory: pytest.TempPathFactory) -> Pair:
+    """What two agents did that share a secret file."""
+    folder = tmp_path_factory.mktemp("pair")
+    secret = folder / "mesh.key"
+    with running(folder, "ash", "birch", extra=("--drain", "0")) as (ash, birch):
+        second = birch.ready()
+        ash.ready()
+        (ash.state / "files").mkdir(exist_ok=True)
+        first = leave(ash.state)
+        first_code, first_kept = ash.process.wait(30), kept(ash.state)
+        secret_between = secret.exists()
+        (ash.state / "agent.json").write_text(json.dumps(second))
+        mistaken = leave(ash.state)
+        until(lambda: birch.call("GET", "/api/v1/stats")[0] == 200, "birch reigns")
+        submit(birch, "sleep 600")
+        refused = birch.call("POST", LEAVE, {})
+        return Pair(
+            first,
+            first_code,
+            first_kept,
+            secret_between,
+            mistaken,
+            refused,
+            birch.call("POST", LEAVE, {"force": True}),
+            second,
+            birch.process.wait(30),
+            kept(birch.state),
+            secret.exists(),
+        )
+
+
+def test_an_agent_that_leaves_forgets_and_ends(pair: Pair) -> None:
+    """A service does not start it again."""
+    assert pair.first.code == 0, pair.first.words
+    assert (pair.first_code, pair.first_kept) == (0, set())
+    assert "✓ ash has left the mesh, and forgotten it\n" in pair.first.words
+
+
+def test_a_secret_file_stays_while_another_agent_runs_with_it(pair: Pair) -> None:
+    """The user is told that it does, and where it lies."""
+    assert pair.secret_between
+    assert "another agent of this machine goes on with the secret /" in pair.first.words
+
+
+def test_the_last_agent_that_leaves_takes_the_secret_along(pair: Pair) -> None:
+    """By the API alone: no command has to live for it."""
+    answered, told = pair.answer
+    assert (answered, told["node_id"]) == (202, pair.second["node_id"])
+    assert (pair.second_code, pair.second_kept) == (0, set())
+    assert not pair.secret_after
+
+
+def test_tasks_that_are_only_here_are_not_lost_by_a_slip(pair: Pair) -> None:
+    """Whoever means it says so."""
+    status, body = pair.refused
+    assert (status, body["error"]) == (409, "Tasks may be lost")
+    assert "1 wait or run, and no standby keeps copies" in body["hint"]
+
+
+def test_an_agent_with_another_state_folder_is_not_meant(pair: Pair) -> None:
+    """A description that is left over leads to whoever has the socket now."""
+    assert pair.mistaken.code != 0
+    assert "what answers at its socket is birch" in pair.mistaken.words
+
+
+class Mishaps(NamedTuple):
+    """A command is killed, then its agent; the next one is killed before any."""
+
+    mute: Said  #: while the agent runs and nobody finds its socket
+    pid: int
+    before: dict[str, Any]
+    after: dict[str, Any]
+    log: str
+    is_same_secret: bool
+    alone: Said
+    alone_kept: set[str]
+    nothing: Said
+
+
+@pytest.fixture(scope="module")
+def mishaps(tmp_path_factory: pytest.TempPathFactory) -> Mishaps:
+    """What became of an agent and a command that died."""
+    folder = tmp_path_factory.mktemp("mishaps")
+    cedar, secret = start(folder, "cedar", "--drain", "60"), folder / "mesh.key"
+    try:
+        before, old = cedar.ready(), secret.read_bytes()
+        description = cedar.state / "agent.json"
+        description.rename(folder / "aside")
+        mute = leave(cedar.state)
+        (folder / "aside").rename(description)
+        submit(cedar, "sleep 600")
+        command = octaskly(cedar.state, "leave", "--yes", "--force")
+        until((cedar.state / "leaving").exists, "it is begun")
+        command.kill()
+        command.communicate()
+    finally:
+        killed(cedar)
+    again = launch(cedar.state, secret, "--name", "cedar")
+    with ending(again):
+        after = again.ready()
+        is_same = secret.exists() and secret.read_bytes() == old
+        killed(again)
+        alone = leave(cedar.state)
+        return Mishaps(
+            mute,
+            cedar.process.pid,
+            before,
+            after,
+            again.log(),
+            is_same,
+            alone,
+            kept(cedar.state),
+            leave(cedar.state),
+        )
+
+
+def killed(agent: Agent) -> None:
+    """Let an agent die as in a power cut."""
+    agent.process.send_signal(signal.SIGKILL)
+    agent.process.wait()
+
+
+def test_whoever_dies_half_way_the_node_forgets(mishaps: Mishaps) -> None:
+    """The command, then the agent while it drains: its next start does the rest."""
+    assert "left the mesh" in mishaps.log
+    assert mishaps.after["node_id"] != mishaps.before["node_id"]
+    assert mishaps.after["mesh"] != mishaps.before["mesh"]
+    assert not mishaps.is_same_secret
+
+
+def test_a_folder_in_use_is_let_alone(mishaps: Mishaps) -> None:
+    """An agent that cannot be asked may still write there."""
+    assert mishaps.mute.code != 0
+    assert f"is in use by process {mishaps.pid}" in mishaps.mute.words
+
+
+def test_without_an_agent_the_command_forgets(mishaps: Mishaps) -> None:
+    """Once; where there is nothing it says so."""
+    assert mishaps.alone.code == 0, mishaps.alone.words
+    assert mishaps.alone_kept == set()
+    assert mishaps.nothing.code != 0
+    assert "has nothing of a mesh" in mishaps.nothing.words
