@@ -241,8 +241,8 @@ def _interruptible(admitted: Admitted) -> Iterator[None]:
 
     What follows is done as a whole or not at all; which of the two is seen later.
     """
-    _tell(f"{admitted.member} let this machine in")
     try:
+        _tell(f"{admitted.member} let this machine in")
         yield
     except KeyboardInterrupt:
         note(f"interrupted; this machine may be in the mesh of {admitted.member} now")
