@@ -29,7 +29,7 @@ ARGUMENTS: Final = (
     # What agents refuse shall be seen, not what this browser alone does not send.
     "--disable-features=LocalNetworkAccessChecks",
 )
-ANSWER_MS: Final = 10_000.0  #: for anything on a page to appear
+ANSWER_MS: Final = 30_000.0  #: for anything on a page to appear
 
 #: Chromium writes one for each answer that is no success; tests of such answers look at
 #: what the page makes of them instead.

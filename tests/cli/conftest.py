@@ -2,15 +2,22 @@ from __future__ import annotations
 
 import os
 import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.cli.stand_in import Api, serving
+from tests.cli.typed import quickly, typed
 
 Run = Callable[..., subprocess.CompletedProcess[bytes]]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _quick_starts() -> Iterator[None]:
+    """Start one interpreter, of which each command that is typed is a fork."""
+    with quickly():
+        yield
 
 
 @pytest.fixture
@@ -36,11 +43,11 @@ def octaskly(environ: dict[str, str]) -> Run:
     ) -> subprocess.CompletedProcess[bytes]:
         chosen = ["--node", node] if node else []
         return subprocess.run(
-            [sys.executable, "-m", "octaskly", *chosen, *arguments],
+            typed(*chosen, *arguments),
             input=stdin,
             capture_output=True,
             env=environ,
-            timeout=30,
+            timeout=60,
             check=False,
         )
 

@@ -22,7 +22,7 @@ from typing import TypeVar
 ROOT = Path(__file__).parent.parent.parent
 T = TypeVar("T")
 MANAGER = "/lib/systemd/systemd"
-BOOT_S_MAX = 30.0
+BOOT_S_MAX = 60.0
 POLL_S = 0.02
 
 #: Runs as PID 1 before systemd. $1: name of its cgroup.

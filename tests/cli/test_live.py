@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from tests.agents import Agent, running, until_nodes
+from tests.cli.typed import typed
 
 Done = subprocess.CompletedProcess[bytes]
 
@@ -37,7 +38,7 @@ def words(node: Agent, *arguments: str | bytes) -> list[str | bytes]:
 def octaskly(node: Agent, *arguments: str | bytes, stdin: bytes = b"") -> Done:
     """Run a command without a terminal."""
     return subprocess.run(
-        words(node, *arguments),
+        typed("--state-dir", str(node.state), *arguments),
         input=stdin,
         capture_output=True,
         timeout=60,
@@ -182,7 +183,7 @@ def test_a_second_interrupt_leaves_the_task_alone(node: Agent) -> None:
         stderr=subprocess.PIPE,
     )
     begun = [node.state.parent / name / "work" / "begun" for name in ("ash", "birch")]
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 60
     while not any(path.exists() for path in begun):
         assert time.monotonic() < deadline
         time.sleep(0.02)

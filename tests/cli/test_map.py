@@ -15,6 +15,7 @@ import pytest
 
 from octaskly.cli.demo_agents import DemoAgent, agents, formed
 from octaskly.core.arrays import ITEM_BYTES_MAX, ITEMS_BYTES_MAX
+from tests.cli.typed import typed
 
 Call = subprocess.CompletedProcess[bytes]
 WAIT_S = 60.0
@@ -43,7 +44,7 @@ def words(agent: DemoAgent, *arguments: str) -> list[str]:
 
 def octaskly(agent: DemoAgent, *arguments: str, stdin: bytes = b"") -> Call:
     return subprocess.run(
-        words(agent, *arguments),
+        typed("--state-dir", str(agent.state), *arguments),
         input=stdin,
         capture_output=True,
         timeout=WAIT_S,

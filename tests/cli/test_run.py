@@ -208,7 +208,7 @@ def start(environ: dict[str, str], command: str) -> subprocess.Popen[bytes]:
 
 
 def wait_until_asked(api: Api, what: str, *, after: str = "") -> None:
-    deadline = time.monotonic() + 15
+    deadline = time.monotonic() + 60
     while True:
         asked = list(api.requests)
         first = next((i for i, text in enumerate(asked) if after in text), len(asked))

@@ -21,7 +21,7 @@ from tests.cli.conftest import Run
 from tests.cli.stand_in import NODE, NODES, STATS, Api
 
 SCREENS = Path(__file__).parent / "screens"
-WAIT_S = 20
+WAIT_S = 60
 HOSTILE = "\x1b[31mred\x1b[0m\n[bold]and\u202e more[/bold]"
 NOW = "2026-02-06T12:00:00.000Z"
 

@@ -17,7 +17,7 @@ import pytest
 from tests.agents import Agent, running, until, until_nodes
 from tests.cli.test_live import assert_error_form, octaskly, words
 
-DEADLINE_S = 20.0
+DEADLINE_S = 60.0
 
 
 @pytest.fixture(scope="module")
@@ -179,7 +179,7 @@ def test_waiting_goes_on_with_the_next_dispatcher(tmp_path: Path) -> None:
             ash.process.kill()
             release()
             unlock()
-            _, stderr = waiting.communicate(timeout=40)
+            _, stderr = waiting.communicate(timeout=DEADLINE_S)
             last: dict[str, str] = {}
             while set(last.values()) != {"completed", "failed"}:
                 event = json.loads(watching.stdout.readline())

@@ -168,7 +168,7 @@ async def test_wait_ends_with_the_task(subject: Subject) -> None:
     early = await subject.gateway.wait(task, 0.05)
     subject.run(task)
 
-    async with asyncio.timeout(5), asyncio.TaskGroup() as group:
+    async with asyncio.timeout(30), asyncio.TaskGroup() as group:
         waiting = group.create_task(subject.gateway.wait(task, 60))
         await asyncio.sleep(0)
         subject.end(task)

@@ -89,7 +89,7 @@ class Bench:
         await self.durable(number)
 
     async def durable(self, number: int) -> None:
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             while not self.told or self.told[-1] < number:
                 self._changed.clear()
                 await self._changed.wait()

@@ -10,7 +10,7 @@ import pytest
 
 from tests.agents import Agent, ending, launch, submit, until_nodes
 from tests.docs.console import Console, console
-from tests.docs.quick_cli import quick_cli
+from tests.quick_cli import quick_cli
 
 
 @pytest.fixture(scope="session")

@@ -105,8 +105,8 @@ class Shell:
         assert self._bash.stdin is not None
         assert self._bash.stdout is not None
         self._bash.stdin.close()
-        self._bash.wait(10)
-        self._reader.join(10)
+        self._bash.wait(DEADLINE_S)
+        self._reader.join(DEADLINE_S)
         self._bash.stdout.close()
 
     def ask(self, text: str) -> list[str]:

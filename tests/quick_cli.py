@@ -1,4 +1,4 @@
-"""`octaskly` without the start of an interpreter for each command: pages type many.
+"""`octaskly` without the start of an interpreter for each command: tests type many.
 
 A server has imported all commands, and forks for each that is typed. What is typed is
 a small program that hands over its words, folder, environment and open files, passes on
@@ -15,6 +15,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -48,9 +49,9 @@ def quick_cli(folder: Path) -> Iterator[Path]:
     )
     typed.chmod(0o755)
     server = subprocess.Popen(
-        [sys.executable, "-m", "tests.docs.quick_cli", str(path)],
+        [sys.executable, "-m", "tests.quick_cli", str(path)],
         stdout=subprocess.PIPE,
-        cwd=Path(__file__).parents[2],
+        cwd=Path(__file__).parents[1],
     )
     try:
         assert server.stdout is not None
@@ -110,6 +111,7 @@ def _run(told: list[str]) -> None:
     for variable in rest[int(count) :]:
         name, _, value = variable.partition("=")
         os.environ[name] = value
+    time.tzset()  # By the environment of who typed it.
     sys.argv = ["octaskly", *rest[: int(count)]]
     code = 1
     try:

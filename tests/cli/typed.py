@@ -1,0 +1,29 @@
+"""Commands as tests type them: each a process, forked where a start is no matter."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from tests.quick_cli import quick_cli
+
+PROGRAM: list[str] = []  #: what `typed` begins with, while tests run
+
+
+@contextmanager
+def quickly() -> Iterator[None]:
+    """Have what is typed start quickly, for the length of a block."""
+    with (
+        tempfile.TemporaryDirectory(prefix="okq-") as folder,
+        quick_cli(Path(folder)) as path,
+    ):
+        PROGRAM[:] = [str(path / "octaskly")]
+        yield
+        PROGRAM.clear()
+
+
+def typed(*arguments: str | bytes) -> list[str | bytes]:
+    """Return the words of a command that no test sends a signal to."""
+    return [*PROGRAM, *arguments]
