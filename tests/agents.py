@@ -10,7 +10,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,8 @@ from typing import Any
 from octaskly.trust import make
 
 READY_S_MAX = 45.0  #: a busy machine is slow to start many
+STOP_S_MAX = 20.0
+WAIT_S_MAX = 45.0  #: for what becomes true within a second or two elsewhere
 TASKS = "/api/v1/tasks"
 ENDS = ("completed", "failed", "cancelled")
 
@@ -25,8 +27,8 @@ ENDS = ("completed", "failed", "cancelled")
 class UnixConnection(http.client.HTTPConnection):
     """HTTP over the agent's local socket, where no token is needed."""
 
-    def __init__(self, path: str) -> None:
-        super().__init__("localhost", timeout=120)
+    def __init__(self, path: str, timeout_s: float = 120.0) -> None:
+        super().__init__("localhost", timeout=timeout_s)
         self._path = path
 
     def connect(self) -> None:
@@ -79,12 +81,19 @@ class Agent:
 
     def stop(self) -> None:
         """End it, by SIGTERM first."""
-        self.process.terminate()
+        stop_all([self])
+
+
+def stop_all(agents: Collection[Agent]) -> None:
+    """End agents at once, by SIGTERM first; each takes a moment to say goodbye."""
+    for agent in agents:
+        agent.process.terminate()
+    for agent in agents:
         try:
-            self.process.wait(20)
+            agent.process.wait(STOP_S_MAX)
         except subprocess.TimeoutExpired:
-            self.process.kill()
-            self.process.wait()
+            agent.process.kill()
+            agent.process.wait()
 
 
 def request(
@@ -150,8 +159,7 @@ def running(
         agents.extend(start(folder, name, *extra) for name in names)
         yield agents
     finally:
-        for agent in agents:
-            agent.stop()
+        stop_all(agents)
 
 
 @contextlib.contextmanager
@@ -172,8 +180,7 @@ def ending(*agents: Agent) -> Iterator[None]:
     try:
         yield
     finally:
-        for agent in agents:
-            agent.stop()
+        stop_all(agents)
 
 
 def submit(agent: Agent, command: str, **more: object) -> str:
@@ -192,7 +199,7 @@ def finished(agent: Agent, task_id: str) -> dict[str, Any]:
 
 
 def until(
-    is_true: Callable[[], Any], what: str, *, deadline_s: float = READY_S_MAX
+    is_true: Callable[[], Any], what: str, *, deadline_s: float = WAIT_S_MAX
 ) -> Any:
     """Return the first true answer; fail when the time is over."""
     deadline = time.perf_counter() + deadline_s
@@ -203,7 +210,7 @@ def until(
     raise AssertionError(f"not within {deadline_s} s: {what}")
 
 
-def until_nodes(agent: Agent, count: int, *, deadline_s: float = READY_S_MAX) -> float:
+def until_nodes(agent: Agent, count: int, *, deadline_s: float = WAIT_S_MAX) -> float:
     """Wait until the agent lists `count` ready nodes; return perf_counter then."""
     deadline = time.perf_counter() + deadline_s
     while time.perf_counter() < deadline:

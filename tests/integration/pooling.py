@@ -8,7 +8,7 @@ import random
 import ssl
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,8 @@ from octaskly.runner.depot import Depot
 from octaskly.runner.pool import Pool
 from octaskly.runner.process import OF_CALLS
 from octaskly.runner.supply import Supply
+from octaskly.runner.tree import children_of
+from tests.agents import WAIT_S_MAX
 
 #: Random, so that no other run of these tests on this machine ends our processes.
 STREAM = StreamId(random.SystemRandom().getrandbits(62) + 1)
@@ -72,7 +74,19 @@ def processes_with(word: str) -> dict[int, str]:
     return found
 
 
-async def eventually(condition: Callable[[], object], within_s: float = 10.0) -> None:
+def launchers_of(pid: int) -> list[int]:
+    """Return the children of a process that run tasks; others may come and go."""
+    found = []
+    for child in children_of(pid):
+        with suppress(OSError):  # It has ended.
+            if b"launcher.py" in Path(f"/proc/{child}/cmdline").read_bytes():
+                found.append(child)
+    return found
+
+
+async def eventually(
+    condition: Callable[[], object], within_s: float = WAIT_S_MAX
+) -> None:
     """Return when the condition holds; fail when it does not in time."""
     deadline_s = time.monotonic() + within_s
     while not condition():
@@ -138,7 +152,7 @@ class Rig:
         assert len(ends) <= 1, "an attempt is reported once"
         return ends[0] if ends else None
 
-    async def end_of(self, task: TaskId, within_s: float = 20.0) -> Outcome:
+    async def end_of(self, task: TaskId, within_s: float = WAIT_S_MAX) -> Outcome:
         """Wait for the end of a task."""
         await eventually(lambda: self.outcome(task), within_s)
         outcome = self.outcome(task)

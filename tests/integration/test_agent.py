@@ -8,16 +8,21 @@ import resource
 import signal
 import socket
 import sqlite3
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from octaskly.trust import make
 from tests.agents import (
+    READY_S_MAX,
     TASKS,
+    WAIT_S_MAX,
     Agent,
     ending,
     finished,
     launch,
+    meshed,
     request,
     running,
     start,
@@ -27,6 +32,13 @@ from tests.agents import (
 )
 
 EXIT_CONFIG = 78
+
+
+@pytest.fixture(scope="module")
+def solo(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Agent]:
+    """An agent for tests that leave it as it was."""
+    with running(tmp_path_factory.mktemp("agent"), "solo") as (agent,):
+        yield agent
 
 
 def test_an_agent_that_can_keep_nothing_any_more_ends(tmp_path: Path) -> None:
@@ -44,18 +56,18 @@ def test_an_agent_that_can_keep_nothing_any_more_ends(tmp_path: Path) -> None:
         agent.ready()
         submit(agent, "echo hello")
 
-        assert agent.process.wait(20) == 1, agent.log()
+        assert agent.process.wait(WAIT_S_MAX) == 1, agent.log()
         assert "the writer stopped" in agent.log()
 
 
-def test_an_agent_without_a_descriptor_to_spare_lives_on(tmp_path: Path) -> None:
+def test_an_agent_without_a_descriptor_to_spare_lives_on(solo: Agent) -> None:
     """Whoever opens connections enough takes the descriptors, but not the agent."""
-    with running(tmp_path, "ana") as (agent,):
-        pid = agent.process.pid
-        with contextlib.closing(agent.connection()) as kept:
-            began = request(kept, "GET", "/health")[1]["uptime_seconds"]
-            before = resource.prlimit(pid, resource.RLIMIT_NOFILE)
-            resource.prlimit(pid, resource.RLIMIT_NOFILE, (3, before[1]))
+    pid = solo.process.pid
+    with contextlib.closing(solo.connection()) as kept:
+        began = request(kept, "GET", "/health")[1]["uptime_seconds"]
+        before = resource.prlimit(pid, resource.RLIMIT_NOFILE)
+        resource.prlimit(pid, resource.RLIMIT_NOFILE, (3, before[1]))
+        try:
             # Load is sampled and addresses are looked up several times in between.
             until(
                 lambda: (
@@ -63,15 +75,16 @@ def test_an_agent_without_a_descriptor_to_spare_lives_on(tmp_path: Path) -> None
                 ),
                 "time passes",
             )
+        finally:
             resource.prlimit(pid, resource.RLIMIT_NOFILE, before)
 
-        task = finished(agent, submit(agent, "echo back"))
-        assert task["stdout"] == "back\n"
+    task = finished(solo, submit(solo, "echo back"))
+    assert task["stdout"] == "back\n"
 
 
 def refusal(agent: Agent) -> str:
     """Return what an agent said that refused to start."""
-    assert agent.process.wait(20) == EXIT_CONFIG, agent.log()
+    assert agent.process.wait(READY_S_MAX) == EXIT_CONFIG, agent.log()
     return agent.log()
 
 
@@ -82,25 +95,23 @@ def test_a_state_folder_whose_socket_no_kernel_takes_is_refused(tmp_path: Path) 
         assert "107 at most" in refusal(agent)
 
 
-def test_a_node_alone_runs_a_command(tmp_path: Path) -> None:
+def test_a_node_alone_runs_a_command(solo: Agent) -> None:
     """The first agent of a mesh is dispatcher and worker at once."""
-    with running(tmp_path, "solo") as (agent,):
-        task = finished(agent, submit(agent, "echo out; echo err >&2; exit 3"))
+    task = finished(solo, submit(solo, "echo out; echo err >&2; exit 3"))
 
-        assert (task["status"], task["exit_code"]) == ("failed", 3)
-        assert (task["stdout"], task["stderr"]) == ("out\n", "err\n")
-        assert task["worker_id"] == "solo"
+    assert (task["status"], task["exit_code"]) == ("failed", 3)
+    assert (task["stdout"], task["stderr"]) == ("out\n", "err\n")
+    assert task["worker_id"] == "solo"
 
 
-def test_tasks_make_files_as_the_user_of_the_agent_would(tmp_path: Path) -> None:
+def test_tasks_make_files_as_the_user_of_the_agent_would(solo: Agent) -> None:
     """The agent's own files are private; what a task writes is not the agent's."""
-    with running(tmp_path, "solo") as (agent,):
-        before = os.umask(0o022)
-        os.umask(before)
-        task = finished(agent, submit(agent, "umask"))
+    before = os.umask(0o022)
+    os.umask(before)
+    task = finished(solo, submit(solo, "umask"))
 
-        assert int(task["stdout"], 8) == before
-        assert (tmp_path / "solo" / "log.db").stat().st_mode & 0o777 == 0o600
+    assert int(task["stdout"], 8) == before
+    assert (solo.state / "log.db").stat().st_mode & 0o777 == 0o600
 
 
 def test_a_task_is_refused_with_the_reason_why_nothing_is_written(
@@ -117,16 +128,15 @@ def test_a_task_is_refused_with_the_reason_why_nothing_is_written(
         assert "log.db is gone" in answer["hint"]
 
 
-def test_a_second_agent_on_one_state_folder_is_refused(tmp_path: Path) -> None:
+def test_a_second_agent_on_one_state_folder_is_refused(solo: Agent) -> None:
     """B35: the error names the folder and says how to run two agents."""
-    with running(tmp_path, "solo") as (agent,):
-        agent.ready()
-        second = launch(tmp_path / "solo", tmp_path / "mesh.key")
-        said = refusal(second)
+    solo.ready()
 
-        assert str(tmp_path / "solo") in said
-        assert "--name" in said
-        assert agent.call("GET", "/health")[0] == 200
+    said = refusal(launch(solo.state, solo.state.parent / "mesh.key"))
+
+    assert str(solo.state) in said
+    assert "--name" in said
+    assert solo.call("GET", "/health")[0] == 200
 
 
 def test_a_port_that_was_asked_for_and_is_taken_is_refused(tmp_path: Path) -> None:
@@ -141,11 +151,11 @@ def test_a_port_that_was_asked_for_and_is_taken_is_refused(tmp_path: Path) -> No
 
 def test_a_secret_that_others_may_read_is_refused(tmp_path: Path) -> None:
     """A world-readable secret is named with the command that mends it."""
-    with running(tmp_path, "solo") as (agent,):
-        agent.ready()
-    (tmp_path / "mesh.key").chmod(0o644)
+    secret = tmp_path / "mesh.key"
+    make(secret)
+    secret.chmod(0o644)
 
-    said = refusal(start(tmp_path, "solo"))
+    said = refusal(launch(tmp_path / "solo", secret))
 
     assert f"chmod 600 {tmp_path}/mesh.key" in said
 
@@ -176,20 +186,21 @@ def test_a_database_that_cannot_be_used_is_left_alone(
     assert path.read_bytes() == before
 
 
-def test_a_node_that_sees_a_mesh_waits_for_its_secret(tmp_path: Path) -> None:
+def test_a_node_that_sees_a_mesh_waits_for_its_secret(
+    solo: Agent, tmp_path: Path
+) -> None:
     """It serves health, refuses all else with a hint, and joins with the file."""
-    with running(tmp_path, "ana") as (member,):
-        member.ready()
-        secret = tmp_path / "elsewhere" / "mesh.key"
-        newcomer = launch(tmp_path / "ben", secret, "--name", "ben")
-        with ending(newcomer):
-            until(lambda: "unpaired" in newcomer.log(), "the newcomer says unpaired")
-            assert not secret.exists()
-            secret.parent.mkdir(exist_ok=True)
-            secret.touch(mode=0o600)
-            secret.write_bytes((tmp_path / "mesh.key").read_bytes())
+    until_nodes(solo, 1)
+    secret = tmp_path / "elsewhere" / "mesh.key"
+    newcomer = launch(tmp_path / "ben", secret, "--name", "ben")
+    with ending(newcomer):
+        until(lambda: "unpaired" in newcomer.log(), "the newcomer says unpaired")
+        assert not secret.exists()
+        secret.parent.mkdir(exist_ok=True)
+        secret.touch(mode=0o600)
+        secret.write_bytes((solo.state.parent / "mesh.key").read_bytes())
 
-            until_nodes(member, 2)
+        until_nodes(solo, 2)
 
 
 def test_a_dispatcher_that_is_killed_and_restarted_has_every_task(
@@ -200,19 +211,18 @@ def test_a_dispatcher_that_is_killed_and_restarted_has_every_task(
     with ending(agent):
         done = submit(agent, "echo kept")
         finished(agent, done)
-        waiting = [submit(agent, "sleep 30; echo never", timeout=40)]
-        waiting += [submit(agent, f"echo {n}") for n in range(20)]
+        gate = f"while [ ! -e {tmp_path}/go ]; do sleep 0.05; done"
+        cut_off = submit(agent, f"{gate}; echo $OCTASKLY_ATTEMPT")
+        waiting = [submit(agent, f"echo {n}") for n in range(20)]
         agent.process.send_signal(signal.SIGKILL)
         agent.process.wait()
     again = start(tmp_path, "solo", "--slots", "4")
     with ending(again):
         assert finished(again, done)["stdout"] == "kept\n"
-        for n, task_id in enumerate(waiting[1:]):
+        for n, task_id in enumerate(waiting):
             assert finished(again, task_id)["stdout"] == f"{n}\n"
-        _, task = again.call("GET", f"{TASKS}/{waiting[0]}")
-
-        assert task["status"] in ("running", "queued")
-        assert task["attempt"] in (1, 2)
+        (tmp_path / "go").touch()
+        assert finished(again, cut_off)["stdout"] in ("1\n", "2\n")
 
 
 def test_a_stopped_agent_lets_its_tasks_end(tmp_path: Path) -> None:
@@ -224,7 +234,7 @@ def test_a_stopped_agent_lets_its_tasks_end(tmp_path: Path) -> None:
         until((tmp_path / "on").exists, "the task runs")
         agent.process.terminate()
 
-        assert agent.process.wait(20) == 0, agent.log()
+        assert agent.process.wait(WAIT_S_MAX) == 0, agent.log()
     again = start(tmp_path, "solo")
     with ending(again):
         task = finished(again, task_id)
@@ -236,16 +246,9 @@ def test_a_stopped_agent_lets_its_tasks_end(tmp_path: Path) -> None:
 def test_a_dispatcher_hands_over_without_a_failed_request(tmp_path: Path) -> None:
     """SIGTERM under load: another node reigns, and each task ends once."""
     with (
-        running(tmp_path, "ana", "ben", "cy") as agents,
-        contextlib.ExitStack() as closing,
+        meshed(tmp_path, "ana", "ben", "cy") as (old, front, _),
+        contextlib.closing(front.connection()) as connection,
     ):
-        until_nodes(agents[0], 3)
-        _, body = agents[0].call("GET", "/api/v1/nodes")
-        reigning = next(n["name"] for n in body["nodes"] if n["role"] == "dispatcher")
-        by_name = {agent.state.name: agent for agent in agents}
-        old = by_name.pop(reigning)
-        front = next(iter(by_name.values()))
-        connection = closing.enter_context(contextlib.closing(front.connection()))
         ids = []
         for n in range(200):
             if n == 50:
@@ -257,19 +260,16 @@ def test_a_dispatcher_hands_over_without_a_failed_request(tmp_path: Path) -> Non
         assert len(set(ids)) == 200
         for n, task_id in enumerate(ids):
             assert finished(front, task_id)["stdout"] == f"{n}\n"
-        assert old.process.wait(30) == 0, old.log()
+        assert old.process.wait(WAIT_S_MAX) == 0, old.log()
 
 
 def test_a_killed_worker_loses_nothing(tmp_path: Path) -> None:
     """Its attempts run again elsewhere, as attempt 2."""
-    with running(tmp_path, "ana", "ben", extra=("--slots", "2")) as agents:
-        until_nodes(agents[0], 2)
-        _, body = agents[0].call("GET", "/api/v1/nodes")
-        roles = {n["name"]: n["role"] for n in body["nodes"]}
-        by_name = {agent.state.name: agent for agent in agents}
-        dispatcher = by_name[next(n for n, r in roles.items() if r == "dispatcher")]
-        worker = by_name[next(n for n, r in roles.items() if r != "dispatcher")]
-        ids = [submit(dispatcher, "sleep 2; echo $OCTASKLY_ATTEMPT") for _ in range(4)]
+    two = ("--slots", "2")
+    with meshed(tmp_path, "ana", "ben", extra=two) as (dispatcher, worker):
+        gate = f"while [ ! -e {tmp_path}/go ]; do sleep 0.05; done"
+        command = f"{gate}; echo $OCTASKLY_ATTEMPT"
+        ids = [submit(dispatcher, command) for _ in range(4)]
 
         def on_worker() -> list[str]:
             _, page = dispatcher.call("GET", TASKS)
@@ -283,29 +283,45 @@ def test_a_killed_worker_loses_nothing(tmp_path: Path) -> None:
         lost = until(on_worker, "the worker runs some")
         worker.process.send_signal(signal.SIGKILL)
         worker.process.wait()
+        (tmp_path / "go").touch()
         ended = {task_id: finished(dispatcher, task_id) for task_id in ids}
 
         assert {task["status"] for task in ended.values()} == {"completed"}
         assert all(ended[task_id]["stdout"] == "2\n" for task_id in lost)
 
 
-def test_outputs_come_back_over_one_connection(tmp_path: Path) -> None:
+def test_outputs_come_back_over_one_connection(solo: Agent) -> None:
     """A download leaves the connection open for the next request."""
-    with running(tmp_path, "solo") as (agent,):
-        command = "printf '\\0\\377' > a.bin; mkdir -p d; echo b > d/b.txt"
-        outputs = ["a.bin", "d/b.txt", "missing"]
-        task = finished(agent, submit(agent, command, outputs=outputs))
-        assert [(o["path"], o["bytes"]) for o in task["outputs"]] == [
-            ("a.bin", 2),
-            ("d/b.txt", 2),
-            ("missing", None),
-        ]
-        with contextlib.closing(agent.connection()) as connection:
-            got = []
-            for path in ("a.bin", "d/b.txt", "missing"):
-                connection.request("GET", f"{TASKS}/{task['id']}/outputs/{path}")
-                reply = connection.getresponse()
-                got.append((reply.status, reply.read()))
+    command = "printf '\\0\\377' > a.bin; mkdir -p d; echo b > d/b.txt"
+    outputs = ["a.bin", "d/b.txt", "missing"]
+    task = finished(solo, submit(solo, command, outputs=outputs))
+    assert [(o["path"], o["bytes"]) for o in task["outputs"]] == [
+        ("a.bin", 2),
+        ("d/b.txt", 2),
+        ("missing", None),
+    ]
+    with contextlib.closing(solo.connection()) as connection:
+        got = []
+        for path in ("a.bin", "d/b.txt", "missing"):
+            connection.request("GET", f"{TASKS}/{task['id']}/outputs/{path}")
+            reply = connection.getresponse()
+            got.append((reply.status, reply.read()))
 
-        assert got[:2] == [(200, b"\0\xff"), (200, b"b\n")]
-        assert got[2][0] == 404
+    assert got[:2] == [(200, b"\0\xff"), (200, b"b\n")]
+    assert got[2][0] == 404
+
+
+def test_a_request_may_be_strict_where_the_mesh_is_not(solo: Agent) -> None:
+    """A task that may be lost is refused, others are accepted with one copy."""
+    before = solo.call("GET", TASKS)[1]["total"]
+    task = {"command": "true"}
+    strict = task | {"durability": "strict"}
+    answers = [
+        solo.call("POST", f"{TASKS}?durability=strict", task),
+        solo.call("POST", TASKS, [task, strict]),
+        solo.call("POST", TASKS, task),
+    ]
+    total = solo.call("GET", TASKS)[1]["total"]
+
+    assert [status for status, _ in answers] == [503, 503, 201]
+    assert answers[2][1]["replicas"] == total - before == 1

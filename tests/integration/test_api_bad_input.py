@@ -661,7 +661,9 @@ async def test_b18_unknown_expectation(node: ApiNode) -> None:
 async def test_b18_connect_is_refused(node: ApiNode) -> None:
     """This is no proxy."""
     raw = await exchange(
-        node.port, b"CONNECT evil.com:80 HTTP/1.1\r\nHost: evil.com:80\r\n\r\n"
+        node.port,
+        b"CONNECT evil.com:80 HTTP/1.1\r\nHost: evil.com:80\r\n"
+        b"Connection: close\r\n\r\n",
     )
 
     assert parse(raw).status in (400, 403, 405)

@@ -3,10 +3,22 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Iterator
 from pathlib import Path
 
+import pytest
+
 from octaskly.config.defaults import STREAMS_MAX
-from tests.agents import ending, finished, running, start, submit, until, until_nodes
+from tests.agents import (
+    Agent,
+    ending,
+    finished,
+    running,
+    start,
+    submit,
+    until,
+    until_nodes,
+)
 from tests.integration.sse_client import events, tasks_in
 
 STATES = ("queued", "running", "completed")
@@ -16,18 +28,23 @@ def every_state(task: str) -> list[tuple[str, str]]:
     return [(task, state) for state in STATES]
 
 
-def test_a_stream_tells_nodes_and_tasks(tmp_path: Path) -> None:
-    """How each node is, then each step of each task, without command and output."""
-    with running(tmp_path, "solo") as (agent,):
+@pytest.fixture(scope="module")
+def solo(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Agent]:
+    with running(tmp_path_factory.mktemp("events"), "solo") as (agent,):
         until_nodes(agent, 1)
-        with events(agent) as stream:
-            (first,) = (next(iter(stream)),)
-            task = submit(agent, "echo secret-word; exit 3")
-            found = stream.until(task, "failed")
-        with events(agent, query=f"?task={task}", last_id=first.id) as stream:
-            again = stream.until(task, "failed")
-        with events(agent, query="?types=task", last_id=found[0].id) as stream:
-            rest = stream.until(task, "failed")
+        yield agent
+
+
+def test_a_stream_tells_nodes_and_tasks(solo: Agent) -> None:
+    """How each node is, then each step of each task, without command and output."""
+    with events(solo) as stream:
+        first = next(iter(stream))
+        task = submit(solo, "echo secret-word; exit 3")
+        found = stream.until(task, "failed")
+    with events(solo, query=f"?task={task}", last_id=first.id) as stream:
+        again = stream.until(task, "failed")
+    with events(solo, query="?types=task", last_id=found[0].id) as stream:
+        rest = stream.until(task, "failed")
 
     assert (first.name, first.data["name"], first.data["state"]) == (
         *("node", "solo", "ready"),
@@ -111,13 +128,11 @@ def test_more_clients_than_streams_leave_the_api_usable(tmp_path: Path) -> None:
     assert task["status"] == "completed"
 
 
-def test_an_id_of_another_mesh_is_answered_by_a_reset(tmp_path: Path) -> None:
+def test_an_id_of_another_mesh_is_answered_by_a_reset(solo: Agent) -> None:
     """The client is told that it cannot know what it missed."""
-    with running(tmp_path, "solo") as (agent,):
-        until_nodes(agent, 1)
-        with events(agent, last_id="1-2-3-0123456789abcdef") as stream:
-            found = next(iter(stream))
-        status = agent.call("GET", "/api/v1/events?types=tasks")[0]
+    with events(solo, last_id="1-2-3-0123456789abcdef") as stream:
+        found = next(iter(stream))
+    status = solo.call("GET", "/api/v1/events?types=tasks")[0]
 
     assert found.name == "reset"
     assert status == 400

@@ -6,25 +6,24 @@ import json
 import subprocess
 import sys
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
-from tests import agents
-from tests.agents import Agent
+from tests.agents import Agent, running
 
 TASKS = "/api/v1/tasks"
 
 
-@pytest.fixture
-def agent(tmp_path: Path) -> Iterator[Agent]:
-    started = agents.start(tmp_path, "lone", "--slots", "1")
-    yield started
-    started.stop()
+@pytest.fixture(scope="module")
+def agent(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Agent]:
+    folder = tmp_path_factory.mktemp("forget")
+    with running(folder, "lone", extra=("--slots", "1")) as (agent,):
+        yield agent
 
 
 def test_ended_tasks_go_and_those_that_run_or_wait_stay(agent: Agent) -> None:
     """With what they wrote, and at once; a second time there is nothing left."""
+    forget(agent, "--all-ended")  # What other tests have left.
     ended = [run(agent, f"echo {n}", wait=True) for n in range(3)]
     running = run(agent, "sleep 60")
     waiting = run(agent, "true")

@@ -13,13 +13,23 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
 from octaskly.trust import load, make
 from tests import agents
-from tests.agents import Agent, ending, finished, launch, submit, until, until_nodes
+from tests.agents import (
+    WAIT_S_MAX,
+    Agent,
+    ending,
+    finished,
+    launch,
+    submit,
+    until,
+    until_nodes,
+)
 
 
 def cli(agent: Agent, *args: str, stdin: str = "") -> subprocess.CompletedProcess[str]:
@@ -61,7 +71,7 @@ class Asking:
         os.close(inside)
         self._said = ""
 
-    def expect(self, pattern: str, *, within_s: float = 30.0) -> str:
+    def expect(self, pattern: str, *, within_s: float = WAIT_S_MAX) -> str:
         """Return what matches once it is on the screen."""
         deadline = time.perf_counter() + within_s
         while time.perf_counter() < deadline:
@@ -77,7 +87,7 @@ class Asking:
 
     def end(self) -> int:
         """Return its exit code."""
-        code = self._process.wait(30)
+        code = self._process.wait(WAIT_S_MAX)
         os.close(self._terminal)
         return code
 
@@ -97,12 +107,41 @@ def is_listening(place: str) -> bool:
     return False
 
 
-@pytest.fixture
-def member(tmp_path: Path) -> Iterator[Agent]:
-    agent = agents.start(tmp_path / "mesh", "ash")
+@pytest.fixture(scope="module")
+def member(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Agent]:
+    """A mesh of one, which the tests of a module let machines into."""
+    agent = agents.start(tmp_path_factory.mktemp("mesh"), "ash")
     with ending(agent):
         until_nodes(agent, 1)
         yield agent
+
+
+@pytest.fixture(scope="module")
+def outsider(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Agent]:
+    """A machine without a mesh that never gets into one."""
+    agent = newcomer(tmp_path_factory.mktemp("out"), "out")
+    with ending(agent):
+        agent.ready()
+        yield agent
+
+
+@dataclass(frozen=True)
+class Joined:
+    """A machine that joined with a code, and what was said."""
+
+    agent: Agent
+    code: str
+    place: str  #: where the invite was answered
+    said: subprocess.CompletedProcess[str]
+
+
+@pytest.fixture(scope="module")
+def joined(member: Agent, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Joined]:
+    agent = newcomer(tmp_path_factory.mktemp("in"), "bay")
+    with ending(agent):
+        agent.ready()
+        code, place = invite(member)
+        yield Joined(agent, code, place, cli(agent, "join", code))
 
 
 def names(agent: Agent) -> set[str]:
@@ -111,57 +150,71 @@ def names(agent: Agent) -> set[str]:
     return {node["name"] for node in body["nodes"] if node["state"] == "ready"}
 
 
+def secret_of(agent: Agent) -> Path:
+    """Return where an agent has the secret of its mesh, or would have it."""
+    return agent.state.parent / f"{agent.state.name}.key"
+
+
+def mesh_secret(member: Agent) -> Path:
+    return member.state.parent / "mesh.key"
+
+
 def test_a_machine_without_a_mesh_joins_with_a_code(
-    member: Agent, tmp_path: Path
+    member: Agent, joined: Joined
 ) -> None:
     """The main road: three commands, and no file is copied."""
-    joiner = newcomer(tmp_path, "bay")
-    with ending(joiner):
-        joiner.ready()
-        code, _ = invite(member)
+    assert joined.said.returncode == 0, joined.said.stderr
+    assert "joined the mesh of ash as bay" in joined.said.stderr
+    assert {"ash", "bay"} <= names(member) & names(joined.agent)
+    task = submit(joined.agent, "echo hello", requires={"node": "bay"})
+    assert finished(joined.agent, task)["stdout"] == "hello\n"
+    noted = cli(member, "audit", "--json").stdout
+    assert "POST /api/v1/invites" in noted
+    assert joined.code not in noted
+    secret = secret_of(joined.agent)
+    assert load(secret) == load(mesh_secret(member))
+    assert secret.stat().st_mode & 0o777 == 0o600
 
-        joined = cli(joiner, "join", code)
 
-        assert joined.returncode == 0, joined.stderr
-        assert "joined the mesh of ash as bay" in joined.stderr
-        assert names(member) == names(joiner) == {"ash", "bay"}
-        task = submit(joiner, "echo hello", requires={"node": "bay"})
-        assert finished(joiner, task)["stdout"] == "hello\n"
-        noted = cli(member, "audit", "--json").stdout
-        assert "POST /api/v1/invites" in noted
-        assert code not in noted
-        secret = tmp_path / "bay.key"
-        assert load(secret) == load(tmp_path / "mesh" / "mesh.key")
-        assert secret.stat().st_mode & 0o777 == 0o600
+def test_no_log_has_the_code_and_the_listener_goes_with_the_invite(
+    member: Agent, joined: Joined
+) -> None:
+    """Nobody reads in a log what opens the mesh; nothing listens without need."""
+    until(lambda: not is_listening(joined.place), "the listener is closed")
+    logs = member.log() + joined.agent.log()
+    _, half, other = joined.code.split("-")
+    assert half + other not in logs
+    assert joined.code not in logs
+
+
+def wrong(code: str) -> str:
+    return code[:-1] + ("1" if code[-1] == "0" else "0")
 
 
 def test_a_wrong_code_burns_the_invite_and_changes_nothing(
-    member: Agent, tmp_path: Path
+    member: Agent, outsider: Agent
 ) -> None:
     """One guess; the right code comes too late."""
-    joiner = newcomer(tmp_path, "bay")
-    with ending(joiner):
-        joiner.ready()
-        code, place = invite(member)
-        _, _ = invite(member)  # It keeps the listener there.
-        wrong = code[:-1] + ("1" if code[-1] == "0" else "0")
+    code, place = invite(member)
+    other, _ = invite(member)  # It keeps the listener there.
 
-        refused = cli(joiner, "join", "--at", place, wrong)
-        late = cli(joiner, "join", "--at", place, code)
+    refused = cli(outsider, "join", "--at", place, wrong(code))
+    late = cli(outsider, "join", "--at", place, code)
+    cli(outsider, "join", "--at", place, wrong(other))  # And it goes again.
 
-        assert (refused.returncode, late.returncode) == (1, 1)
-        assert "ash does not accept the code" in refused.stderr
-        assert "tried before" in late.stderr
-        assert "hint: octaskly invite" in refused.stderr
-        assert not (tmp_path / "bay.key").exists()
-        assert names(member) == {"ash"}
+    assert (refused.returncode, late.returncode) == (1, 1)
+    assert "ash does not accept the code" in refused.stderr
+    assert "tried before" in late.stderr
+    assert "hint: octaskly invite" in refused.stderr
+    assert not secret_of(outsider).exists()
+    assert "out" not in names(member)
 
 
 def test_a_mesh_of_its_own_with_tasks_is_left_by_force_alone(
     member: Agent, tmp_path: Path
 ) -> None:
     """What is left is named, kept aside, and never seen in the new mesh."""
-    joiner = newcomer(tmp_path, "bay", has_secret=True)
+    joiner = newcomer(tmp_path, "cay", has_secret=True)
     with ending(joiner):
         until_nodes(joiner, 1)
         own = joiner.ready()["mesh"]
@@ -175,7 +228,7 @@ def test_a_mesh_of_its_own_with_tasks_is_left_by_force_alone(
         assert kept.returncode == 1
         assert "1 tasks" in kept.stderr
         assert moved.returncode == 0, moved.stderr
-        assert names(member) == {"ash", "bay"}
+        assert {"ash", "cay"} <= names(member)
         status, _ = joiner.call("GET", f"{agents.TASKS}/{old}")
         assert status == 404
         left = joiner.state / f"left-{own}"
@@ -187,15 +240,15 @@ def test_a_mesh_of_its_own_without_anything_is_replaced_unasked(
     member: Agent, tmp_path: Path
 ) -> None:
     """Two machines that each started alone need one command more, no clean-up."""
-    joiner = newcomer(tmp_path, "bay", has_secret=True)
+    joiner = newcomer(tmp_path, "dan", has_secret=True)
     with ending(joiner):
         until_nodes(joiner, 1)
         code, place = invite(member)
 
-        joined = cli(joiner, "join", "--at", place, code)
+        done = cli(joiner, "join", "--at", place, code)
 
-        assert joined.returncode == 0, joined.stderr
-        assert names(member) == {"ash", "bay"}
+        assert done.returncode == 0, done.stderr
+        assert {"ash", "dan"} <= names(member)
 
 
 def test_where_no_agent_runs_the_secret_is_written(
@@ -220,27 +273,7 @@ def test_where_no_agent_runs_the_secret_is_written(
     assert done.returncode == 0, done.stderr
     assert "next: octaskly agent --join 127.0.0.1" in done.stderr
     secret = home / "CONFIG" / "octaskly" / "mesh.key"
-    assert load(secret) == load(tmp_path / "mesh" / "mesh.key")
-
-
-def test_no_log_has_the_code_and_the_listener_goes_with_the_invite(
-    member: Agent, tmp_path: Path
-) -> None:
-    """Nobody reads in a log what opens the mesh; nothing listens without need."""
-    joiner = newcomer(tmp_path, "bay")
-    with ending(joiner):
-        joiner.ready()
-        code, place = invite(member)
-        assert cli(joiner, "join", "--at", place, code).returncode == 0
-
-        until(lambda: not is_listening(place), "the listener is closed")
-        logs = member.log() + joiner.log()
-        _, half, other = code.split("-")
-        assert half + other not in logs
-        assert code not in logs
-
-
-WORDS = r"[a-z]+-[a-z]+-[a-z]+"
+    assert load(secret) == load(mesh_secret(member))
 
 
 def waiting(agent: Agent) -> str:
@@ -257,69 +290,63 @@ def test_a_machine_joins_without_a_code_when_people_compare_words(
     member: Agent, tmp_path: Path
 ) -> None:
     """Both sides show the same three words, and both are asked."""
-    joiner = newcomer(tmp_path, "bay")
+    joiner = newcomer(tmp_path, "eve")
     with ending(joiner):
         joiner.ready()
         asking = Asking(joiner)
-        asking.expect("on a member: octaskly approve bay")
+        asking.expect("on a member: octaskly approve eve")
 
         words = waiting(member)
         asking.expect(f"    {words}")
-        wrong = cli(member, "approve", "bay", "--words", "otter-otter-otter")
-        approved = cli(member, "approve", "bay", "--words", words)
+        others = cli(member, "approve", "eve", "--words", "otter-otter-otter")
+        approved = cli(member, "approve", "eve", "--words", words)
         asking.type("y\n")
-        asking.expect("joined the mesh of ash as bay")
+        asking.expect("joined the mesh of ash as eve")
 
         assert asking.end() == 0
-        assert wrong.returncode == 1
-        assert "does not show the words" in wrong.stderr
+        assert others.returncode == 1
+        assert "does not show the words" in others.stderr
         assert approved.returncode == 0, approved.stderr
-        assert names(member) == {"ash", "bay"}
+        assert {"ash", "eve"} <= names(member)
 
 
 def test_a_machine_whose_people_see_other_words_does_not_join(
-    member: Agent, tmp_path: Path
+    member: Agent, outsider: Agent
 ) -> None:
     """Even if somebody at the member has approved already."""
-    joiner = newcomer(tmp_path, "bay")
-    with ending(joiner):
-        joiner.ready()
-        asking = Asking(joiner)
-        asking.expect("on a member: octaskly approve bay")
-        words = waiting(member)
-        assert cli(member, "approve", "bay", "--words", words).returncode == 0
+    asking = Asking(outsider)
+    asking.expect("on a member: octaskly approve out")
+    words = waiting(member)
+    assert cli(member, "approve", "out", "--words", words).returncode == 0
 
-        asking.expect("same words")
-        asking.type("n\n")
+    asking.expect("same words")
+    asking.type("n\n")
 
-        asking.expect("the words differ")
-        assert asking.end() == 1
-        assert not (tmp_path / "bay.key").exists()
+    asking.expect("the words differ")
+    assert asking.end() == 1
+    assert not secret_of(outsider).exists()
 
 
 def test_a_machine_that_is_refused_ends_at_once_and_waits_no_more(
-    member: Agent, tmp_path: Path
+    member: Agent, outsider: Agent
 ) -> None:
     """Else its people say yes to words that somebody found to be others."""
-    joiner = newcomer(tmp_path, "bay")
-    with ending(joiner):
-        joiner.ready()
-        asking = Asking(joiner)
-        asking.expect("on a member: octaskly approve bay")
-        words = waiting(member)
-        asking.expect("same words")
+    asking = Asking(outsider)
+    asking.expect("on a member: octaskly approve out")
+    words = waiting(member)
+    asking.expect("same words")
 
-        refusing = Asking(member, "approve", "bay")
-        refusing.expect("Does bay show the same words")
-        refusing.type("n\n")
+    refusing = Asking(member, "approve", "out")
+    refusing.expect("Does out show the same words")
+    refusing.type("n\n")
 
-        asking.expect("ash said no: the words differ")
-        assert (refusing.end(), asking.end()) == (1, 1)
-        late = cli(member, "approve", "bay", "--words", words)
-        assert "no machine called 'bay' waits" in late.stderr
+    asking.expect("ash said no: the words differ")
+    assert (refusing.end(), asking.end()) == (1, 1)
+    late = cli(member, "approve", "out", "--words", words)
+    assert "no machine called 'out' waits" in late.stderr
 
 
-def test_words_are_compared_by_people_only(member: Agent, tmp_path: Path) -> None:
+def test_words_are_compared_by_people_only(member: Agent) -> None:
     """A script that answers yes to everything is nobody who looks."""
     asked = cli(member, "join", stdin="y\n")
     approved = cli(member, "approve", "bay", stdin="y\n")

@@ -8,15 +8,14 @@ from pathlib import Path
 import pytest
 
 from octaskly.core.retry import LOSSES_MAX
-from tests import agents
-from tests.agents import TASKS, Agent, finished, submit
+from tests.agents import TASKS, Agent, finished, running, start, submit, until
 
 
-@pytest.fixture
-def agent(tmp_path: Path) -> Iterator[Agent]:
-    started = agents.start(tmp_path, "lone", "--slots", "2")
-    yield started
-    started.stop()
+@pytest.fixture(scope="module")
+def agent(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Agent]:
+    folder = tmp_path_factory.mktemp("retries")
+    with running(folder, "lone", extra=("--slots", "2")) as (agent,):
+        yield agent
 
 
 def test_a_failed_task_is_tried_again_until_it_succeeds(agent: Agent) -> None:
@@ -43,15 +42,18 @@ def test_a_code_that_is_not_named_is_the_end(agent: Agent) -> None:
 
 def test_a_task_that_kills_its_agent_is_stopped_as_poison(tmp_path: Path) -> None:
     """Else it would kill the agent as often as that is started again."""
-    pid = f"sed -n 's/.*\"pid\": *\\([0-9]*\\).*/\\1/p' {tmp_path}/lone/agent.json"
-    agent = agents.start(tmp_path, "lone", "--slots", "1")
-    killer = submit(agent, f"sleep 1; kill -9 $({pid}); sleep 9")
-    innocent = submit(agent, "echo still here")
-    for _ in range(LOSSES_MAX):
-        agent.process.wait(30)
-        agent = agents.start(tmp_path, "lone", "--slots", "1")
-    end, other = finished(agent, killer), finished(agent, innocent)
-    agent.stop()
+    agent = start(tmp_path, "lone", "--slots", "1")
+    try:
+        killer = submit(agent, f"touch {tmp_path}/$OCTASKLY_ATTEMPT.on; sleep 60")
+        innocent = submit(agent, "echo still here")
+        for attempt in range(1, LOSSES_MAX + 1):
+            until((tmp_path / f"{attempt}.on").exists, "it runs, and kills")
+            agent.process.kill()
+            agent.process.wait()
+            agent = start(tmp_path, "lone", "--slots", "1")
+        end, other = finished(agent, killer), finished(agent, innocent)
+    finally:
+        agent.stop()
 
     assert (end["status"], end["reason"]) == ("failed", "poison")
     assert other["status"] == "completed"

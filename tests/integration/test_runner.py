@@ -20,6 +20,7 @@ from tests.integration.pooling import (
     CALLS,
     STREAM,
     eventually,
+    launchers_of,
     processes_with,
     rig,
     token,
@@ -517,13 +518,9 @@ def _parent_of(pid: int) -> int:
 async def test_launchers_start_with_the_first_attempt(tmp_path: Path) -> None:
     """An idle node has none."""
     async with rig(tmp_path) as made:
-        assert _launchers_below(os.getpid()) == []
+        assert launchers_of(os.getpid()) == []
         assert (await made.run("true")).state == AttemptState.OK
-        assert len(_launchers_below(os.getpid())) == 1
-
-
-def _launchers_below(pid: int) -> list[int]:
-    return [p for p in processes_with("runner/launcher.py") if _parent_of(p) == pid]
+        assert len(launchers_of(os.getpid())) == 1
 
 
 async def test_the_loop_is_never_blocked_for_long(tmp_path: Path) -> None:

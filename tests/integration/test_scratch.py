@@ -10,10 +10,9 @@ from typing import Any
 from octaskly.core.model import AttemptState, OutputFile, Reason
 from octaskly.core.options import TaskOptions
 from octaskly.runner.removal import remove_tree
-from octaskly.runner.tree import children_of
 from octaskly.runner.workdir import captured
 from tests.agents import ending, start, submit, until
-from tests.integration.pooling import Rig, eventually, rig
+from tests.integration.pooling import Rig, eventually, launchers_of, rig
 
 SCRATCH = TaskOptions(is_scratch=True)
 DEEP = 1100  #: more than frames of recursion there may be
@@ -128,9 +127,8 @@ async def test_it_goes_however_the_attempt_ends(tmp_path: Path) -> None:
         (tmp_path / "on").unlink()
         lost = made.start(tell, options=SCRATCH)
         await eventually((tmp_path / "on").exists)
-        for pid in children_of(os.getpid()):
-            if b"launcher.py" in Path(f"/proc/{pid}/cmdline").read_bytes():
-                os.kill(pid, signal.SIGKILL)
+        for pid in launchers_of(os.getpid()):
+            os.kill(pid, signal.SIGKILL)
         assert (await made.end_of(lost[0])).reason is Reason.LOST
 
         await eventually(lambda: left(tmp_path) == [])

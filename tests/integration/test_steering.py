@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -9,9 +10,11 @@ import pytest
 
 from tests.agents import (
     TASKS,
+    WAIT_S_MAX,
     Agent,
     ending,
     finished,
+    meshed,
     running,
     start,
     submit,
@@ -21,6 +24,7 @@ from tests.agents import (
 from tests.integration.pooling import processes_with, token
 
 NODES = "/api/v1/nodes"
+OBEYS = "trap 'exit 0' TERM"
 
 
 def steer(agent: Agent, name: str, order: str) -> dict[str, Any]:
@@ -64,44 +68,58 @@ def test_a_drained_node_ends_what_runs_and_takes_nothing_until_it_is_resumed(
         assert [finished(again, task)["stdout"] for task in waiting] == ["waited\n"] * 3
 
 
-def test_a_paused_node_goes_on_where_it_was(tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[Agent]]:
+    """Two nodes with a slot each, which are idle and take work between tests."""
+    flags = ("--slots", "1", "--kill-grace", "1")
+    folder = tmp_path_factory.mktemp("pair")
+    with running(folder, "ana", "ben", extra=flags) as agents:
+        until_nodes(agents[0], 2)
+        yield agents
+
+
+def test_a_paused_node_goes_on_where_it_was(pair: list[Agent], tmp_path: Path) -> None:
     """Its task loses no time of its limit, and other nodes get the work meanwhile."""
-    with running(tmp_path, "ana", "ben", extra=("--slots", "1")) as (ana, ben):
-        until_nodes(ana, 2)
-        command = f"touch {tmp_path}/$OCTASKLY_NODE.on; sleep 2; echo $OCTASKLY_NODE"
-        tasks = [submit(ana, command, timeout=3) for _ in "ab"]
-        until(lambda: len(list(tmp_path.glob("*.on"))) == 2, "both run")
-        paused = steer(ana, "ben", "pause")
-        assert (paused["state"], paused["running"]) == ("paused", 1)
-        assert ben.call("GET", f"{NODES}/ben")[1]["state"] == "paused"
-        # Two more rounds of the same time pass on the other node.
-        others = [submit(ana, "sleep 2; echo $OCTASKLY_NODE") for _ in "cd"]
-        assert [finished(ana, task)["stdout"] for task in others] == ["ana\n"] * 2
-        frozen = [task for task in tasks if status_of(ana, task) == "running"]
-        assert len(frozen) == 1
+    ana, ben = pair
+    command = f"touch {tmp_path}/$OCTASKLY_NODE.on; sleep 2; echo $OCTASKLY_NODE"
+    tasks = [submit(ana, command, timeout=5) for _ in "ab"]
+    until(lambda: len(list(tmp_path.glob("*.on"))) == 2, "both run")
+    paused = steer(ana, "ben", "pause")
+    assert (paused["state"], paused["running"]) == ("paused", 1)
+    assert ben.call("GET", f"{NODES}/ben")[1]["state"] == "paused"
+    # Two more rounds of the same time pass on the other node.
+    others = [submit(ana, "sleep 2; echo $OCTASKLY_NODE") for _ in "cd"]
+    assert [finished(ana, task)["stdout"] for task in others] == ["ana\n"] * 2
+    frozen = [task for task in tasks if status_of(ana, task) == "running"]
+    assert len(frozen) == 1
 
-        assert steer(ben, "ben", "unpause")["state"] == "ready"
-        end = finished(ana, frozen[0])
-        assert (end["status"], end["stdout"]) == ("completed", "ben\n")
-        assert end["attempt"] == 1
+    assert steer(ben, "ben", "unpause")["state"] == "ready"
+    end = finished(ana, frozen[0])
+    assert (end["status"], end["stdout"]) == ("completed", "ben\n")
+    assert end["attempt"] == 1
 
 
-def test_a_paused_task_can_be_cancelled_by_force(tmp_path: Path) -> None:
+def test_a_paused_task_can_be_cancelled_by_force(
+    pair: list[Agent], tmp_path: Path
+) -> None:
     """What was asked for is true at once, and its processes are gone."""
-    with running(tmp_path, "solo") as (agent,):
-        task = submit(agent, f"trap '' TERM; echo $$ > {tmp_path}/pid; sleep 600")
-        until((tmp_path / "pid").exists, "the task runs")
-        pid = (tmp_path / "pid").read_text().strip()
-        steer(agent, "solo", "pause")
+    ana, _ = pair
+    command = f"trap '' TERM; echo $$ > {tmp_path}/pid; sleep 600"
+    task = submit(ana, command, requires={"node": "ana"})
+    note = tmp_path / "pid"
+    pid = until(lambda: note.exists() and note.read_text().strip(), "the task runs")
+    steer(ana, "ana", "pause")
 
-        status, _ = agent.call("DELETE", f"{TASKS}/{task}?force=true")
-        assert status == 200
-        until(lambda: not Path(f"/proc/{pid}").exists(), "its process is gone")
-        assert status_of(agent, task) == "cancelled"
+    status, _ = ana.call("DELETE", f"{TASKS}/{task}?force=true")
+    assert status == 200
+    until(lambda: not Path(f"/proc/{pid}").exists(), "its process is gone")
+    assert status_of(ana, task) == "cancelled"
+    assert steer(ana, "ana", "unpause")["state"] == "ready"
 
 
 def told(agent: Agent, folder: Path, manner: str) -> str:
     """Submit a task that notes where it runs, and waits in this manner."""
+    folder.mkdir(exist_ok=True)
     mine = f"{folder}/$OCTASKLY_ATTEMPT"
     command = (
         f"{manner}; test -e {folder}/1.pid && kill -0 $(cat {folder}/1.pid) && exit 9;"
@@ -113,34 +131,27 @@ def told(agent: Agent, folder: Path, manner: str) -> str:
     return task
 
 
-@pytest.mark.parametrize(
-    "manner",
-    ["trap 'exit 0' TERM", "trap '' TERM"],
-    ids=["obeys", "ignores it"],
-)
-def test_a_stopped_worker_drains_and_gives_the_rest_back_b28(
-    tmp_path: Path, manner: str
-) -> None:
-    """It runs again elsewhere, and never beside what is left of the first run."""
-    flags = ("--slots", "1", "--drain", "1", "--kill-grace", "1")
-    with running(tmp_path, "ana", "ben", extra=flags) as agents:
-        until_nodes(agents[0], 2)
-        _, page = agents[0].call("GET", NODES)
-        reigning = next(n["name"] for n in page["nodes"] if n["role"] == "dispatcher")
-        by_name = {agent.state.name: agent for agent in agents}
-        dispatcher = by_name.pop(reigning)
-        (worker,) = by_name.values()
+def test_a_stopped_worker_drains_and_gives_the_rest_back_b28(tmp_path: Path) -> None:
+    """It runs again elsewhere, and never beside what is left of the first run.
+
+    One task obeys when it is told to end, the other one ignores it.
+    """
+    flags = ("--slots", "2", "--drain", "1", "--kill-grace", "1")
+    with meshed(tmp_path, "ana", "ben", extra=flags) as (dispatcher, worker):
+        reigning = dispatcher.state.name
         steer(dispatcher, reigning, "drain")
-        task = told(dispatcher, tmp_path, manner)
+        manners = {tmp_path / "obeys": OBEYS, tmp_path / "ignores": "trap '' TERM"}
+        tasks = [told(dispatcher, *each) for each in manners.items()]
         steer(dispatcher, reigning, "resume")
         worker.process.terminate()
 
-        until((tmp_path / "2.pid").exists, "it runs again")
-        (tmp_path / "go").touch()
-        end = finished(dispatcher, task)
-        assert (end["status"], end["exit_code"]) == ("completed", 0)
-        assert (end["stdout"], end["attempt"]) == (f"{reigning}\n", 2)
-        assert worker.process.wait(20) == 0, worker.log()
+        for folder in manners:
+            until((folder / "2.pid").exists, "it runs again")
+            (folder / "go").touch()
+        for end in [finished(dispatcher, task) for task in tasks]:
+            assert (end["status"], end["exit_code"]) == ("completed", 0)
+            assert (end["stdout"], end["attempt"]) == (f"{reigning}\n", 2)
+        assert worker.process.wait(WAIT_S_MAX) == 0, worker.log()
         assert "reason='drain over'" in worker.log()
 
 
@@ -148,9 +159,9 @@ def test_an_agent_alone_keeps_what_it_could_not_end(tmp_path: Path) -> None:
     """Its next start runs that again (B28)."""
     flags = ("--drain", "0", "--kill-grace", "1")
     with running(tmp_path, "solo", extra=flags) as (agent,):
-        task = told(agent, tmp_path, "trap 'exit 0' TERM")
+        task = told(agent, tmp_path, OBEYS)
         agent.process.terminate()
-        assert agent.process.wait(20) == 0, agent.log()
+        assert agent.process.wait(WAIT_S_MAX) == 0, agent.log()
     (tmp_path / "go").touch()
     again = start(tmp_path, "solo")
     with ending(again):
@@ -166,24 +177,22 @@ def test_an_agent_alone_keeps_what_it_could_not_end(tmp_path: Path) -> None:
 DAEMON = "(setsid sh -c 'env -i sleep {0} & exit' &) ; setsid sleep {0} & sleep {0}"
 
 
-def test_a_forced_cancel_leaves_nothing_on_another_node(tmp_path: Path) -> None:
+def test_a_forced_cancel_leaves_nothing_on_another_node(pair: list[Agent]) -> None:
     """Whatever forked twice, left its session or cleared its environment."""
-    flags = ("--slots", "1", "--kill-grace", "1")
-    with running(tmp_path, "ana", "ben", extra=flags) as (ana, ben):
-        until_nodes(ana, 2)
-        words = [token(), token()]
-        tasks = [submit(ana, DAEMON.format(word)) for word in words]
-        until(lambda: all(len(sleepers(word)) == 3 for word in words), "both run")
-        for agent, task in zip((ana, ben), tasks, strict=True):
-            assert agent.call("DELETE", f"{TASKS}/{task}?force=true")[0] == 200
+    ana, ben = pair
+    words = [token(), token()]
+    tasks = [submit(ana, DAEMON.format(word)) for word in words]
+    until(lambda: all(len(sleepers(word)) == 3 for word in words), "both run")
+    for agent, task in zip((ana, ben), tasks, strict=True):
+        assert agent.call("DELETE", f"{TASKS}/{task}?force=true")[0] == 200
 
-        until(lambda: not any(map(processes_with, words)), "all are gone")
-        ends = [finished(ana, task) for task in tasks]
-        assert {end["status"] for end in ends} == {"cancelled"}
-        until(
-            lambda: {finished(ana, task)["signal"] for task in tasks} == {15},
-            "the ends are told as they were",
-        )
+    until(lambda: not any(map(processes_with, words)), "all are gone")
+    ends = [finished(ana, task) for task in tasks]
+    assert {end["status"] for end in ends} == {"cancelled"}
+    until(
+        lambda: {finished(ana, task)["signal"] for task in tasks} == {15},
+        "the ends are told as they were",
+    )
 
 
 def sleepers(word: str) -> list[int]:

@@ -22,11 +22,10 @@ from typing import Any
 
 import pytest
 
-from octaskly.runner import tree
 from octaskly.trust import make
 from tests.agents import Agent, ending, finished, submit, until
 from tests.integration import as_unit
-from tests.integration.pooling import processes_with, token
+from tests.integration.pooling import launchers_of, processes_with, token
 
 AGENT_UID, TASK_UID = as_unit.AGENT[1], as_unit.TASKS[1]
 SECRET = "mesh.key"
@@ -97,13 +96,6 @@ def printed(agent: Agent, command: str, **more: object) -> str:
     task = run(agent, command, **more)
     assert task["exit_code"] == 0, task
     return str(task["stdout"])
-
-
-def launchers(agent: Agent) -> list[int]:
-    """Return the processes that run tasks."""
-    found = tree.children_of(agent.process.pid)
-    words = {pid: Path(f"/proc/{pid}/cmdline").read_bytes() for pid in found}
-    return [pid for pid, line in words.items() if b"launcher.py" in line]
 
 
 # -- who they are --------------------------------------------------------------------
@@ -325,7 +317,7 @@ def test_a_task_cannot_look_into_its_launcher(agent: Agent, file: str) -> None:
     """Though it has the same user: the launcher speaks to the agent."""
     printed(agent, "true")
 
-    for pid in launchers(agent):
+    for pid in launchers_of(agent.process.pid):
         assert refused(agent, "read", target=f"/proc/{pid}/{file}") == "EACCES"
 
 
@@ -369,7 +361,7 @@ def test_a_task_cannot_take_a_launcher_over(agent: Agent, name: str) -> None:
     """Who has its connection to the agent could forge the results of others."""
     printed(agent, "true")
 
-    for pid in launchers(agent):
+    for pid in launchers_of(agent.process.pid):
         assert refused(agent, name, pid) == "EPERM"
 
 

@@ -14,7 +14,15 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from tests.agents import Agent, ending, request, start, until, until_nodes
+from tests.agents import (
+    Agent,
+    ending,
+    request,
+    start,
+    stop_all,
+    until,
+    until_nodes,
+)
 
 TOKENS = "/api/v1/tokens"
 SOON_S = 2.0  #: after the answer to a revocation
@@ -31,8 +39,7 @@ def three(folder: Path) -> Iterator[list[Agent]]:
         until_nodes(agents[0], 3)
         yield agents
     finally:
-        for agent in agents:
-            agent.stop()
+        stop_all(agents)
 
 
 @pytest.fixture
@@ -118,8 +125,7 @@ def test_a_revoked_token_is_refused_by_all_and_stays_so(
         assert status_at(agent, named["token"]) == 401
         assert status_at(agent, plain["token"]) == 401
 
-    for agent in left:
-        agent.stop()
+    stop_all(left)
     again = [start(tmp_path, agent.state.name) for agent in mesh]
     with ending(*again):
         for agent in again:
