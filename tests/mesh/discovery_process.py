@@ -12,7 +12,7 @@ from types import TracebackType
 from typing import Any, Self
 
 SCRIPT = Path(__file__).with_name("discovery_node.py")
-WAIT_S = 10.0
+WAIT_S = 45.0  #: a busy machine is slow to start it
 
 Line = dict[str, Any]
 

@@ -10,7 +10,7 @@ from octaskly.trust import generate
 from tests.mesh.lab import Host, Lab
 from tests.mesh.netns import wait_until
 
-FORM_S = 30.0
+FORM_S = 60.0  #: a busy machine is slow to start them
 PAGE_MAX = 1000
 
 Node = dict[str, Any]
@@ -37,7 +37,7 @@ def form(lab: Lab, *, hosts: Sequence[Host] = (), slots: int = 2) -> None:
         host.agent("", *options, secret=secret, is_awaited=False)
     for host in hosts:
         assert host.first.description
-    wait_until("one mesh", lambda: is_formed(hosts), within_s=FORM_S, every_s=0.2)
+    wait_until("one mesh", lambda: is_formed(hosts), within_s=FORM_S)
 
 
 def nodes(host: Host) -> list[Node]:
@@ -81,24 +81,39 @@ def all_tasks(host: Host) -> list[Task]:
     """Return all tasks of the mesh, page by page."""
     tasks: list[Task] = []
     while True:
-        path = f"/api/v1/tasks?limit={PAGE_MAX}&offset={len(tasks)}"
-        answer = host.http("GET", path)
-        assert answer.status == 200, answer.body
-        page = answer.json
+        page = _page(host, len(tasks))
         tasks += page["tasks"]
         if len(tasks) >= page["total"] or not page["tasks"]:
             return tasks
 
 
-def counts(host: Host) -> Counter[str]:
-    """Return how many tasks are in each state."""
-    return Counter(task["status"] for task in all_tasks(host))
+def _page(host: Host, offset: int) -> Any:
+    """Return a page of tasks, once the mesh has a dispatcher."""
+
+    def ask() -> Any:
+        path = f"/api/v1/tasks?limit={PAGE_MAX}&offset={offset}"
+        answer = host.http("GET", path)
+        assert answer.status in (200, 503), answer.body
+        return answer.json if answer.status == 200 else None
+
+    return wait_until("a dispatcher", ask, within_s=FORM_S)
 
 
-def wait_for_completed(host: Host, many: int, *, within_s: float) -> list[Task]:
-    """Wait until so many tasks are completed, and none is in another state."""
+def list_tasks(host: Host, ids: Sequence[str]) -> list[Task]:
+    """Return some of the tasks of the mesh, in the order of the mesh."""
+    wanted = set(ids)
+    return [task for task in all_tasks(host) if task["id"] in wanted]
+
+
+def wait_for_completed(
+    host: Host, ids: Sequence[str], *, within_s: float
+) -> list[Task]:
+    """Wait until tasks are completed, and return them."""
     deadline_s = time.monotonic() + within_s
-    while (now := counts(host)) != {"completed": many}:
-        assert time.monotonic() < deadline_s, f"of {many} tasks: {dict(now)}"
+    while True:
+        tasks = list_tasks(host, ids)
+        now = Counter(task["status"] for task in tasks)
+        if now == {"completed": len(ids)}:
+            return tasks
+        assert time.monotonic() < deadline_s, f"of {len(ids)} tasks: {dict(now)}"
         time.sleep(0.2)
-    return all_tasks(host)

@@ -6,6 +6,7 @@ Each host also has what real machines have and what must never be advertised: a
 `docker0` with the same address everywhere, and a `tun0`. Needs root and iproute2.
 """
 
+import contextlib
 import http.client
 import json
 import os
@@ -20,6 +21,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
+from tests.agents import UnixConnection
 from tests.mesh.agents import Agent, Answer
 from tests.mesh.netns import NETNS, end_all_in, enter, ip
 
@@ -47,7 +49,6 @@ class Host:
         self.agents: dict[str, Agent] = {}
         self.program = "octaskly"  #: the module that is run as agent
         self._lab = lab
-        self._tokens: dict[str, str] = {}
         self._inside = ThreadPoolExecutor(1, initializer=enter, initargs=(self.netns,))
 
     @property
@@ -139,7 +140,6 @@ class Host:
             )
         agent = Agent(process, folder, name)
         self.agents[name] = agent
-        self._tokens.clear()
         if is_awaited:
             assert agent.description
         return agent
@@ -160,13 +160,12 @@ class Host:
             timeout_s=timeout_s,
         )
 
-    def token(self, role: str = "admin") -> str:
-        """Return a token of the mesh, made by the CLI of this host."""
-        if role not in self._tokens:
-            made = self.cli("token", "create", "--role", role)
-            assert made.returncode == 0, made.stderr
-            self._tokens[role] = made.stdout.strip()
-        return self._tokens[role]
+    def token(self) -> str:
+        """Return a token of the mesh with all rights, made by this host."""
+        asked = {"role": "admin", "subject": "lab"}
+        made = self.http("POST", "/api/v1/tokens", json=asked)
+        assert made.status == 201, made.body
+        return str(made.json["token"])
 
     def http(
         self,
@@ -179,28 +178,31 @@ class Host:
         port: int | None = None,
         timeout_s: float = REQUEST_S,
     ) -> Answer:
-        """Ask the local API of this host, from here; `token=""` sends none.
+        """Ask the first agent of this host, as a user of the host would.
 
-        The port is that of the first agent, unless it is given.
+        Without a token that is over its local socket, which needs none; with one, or
+        with `token=""` for nobody's, from here over TCP. The port is that of the
+        agent, unless it is given.
         """
-        if port is None:
-            port = int(self.first.description["api_url"].rpartition(":")[2])
         sent = dict(headers or {})
-        token = self.token() if token is None else token
         if token:
             sent["Authorization"] = f"Bearer {token}"
         body = None
         if json is not None:
             sent["Content-Type"] = "application/json"
             body = _dumps(json)
-        connection = http.client.HTTPConnection("localhost", port, timeout=timeout_s)
-        connection.sock = self.connect(("localhost", port), timeout_s)
-        try:
+        connection: http.client.HTTPConnection
+        if token is None:
+            path_here = self.first.description["socket"]
+            connection = UnixConnection(path_here, timeout_s)
+        else:
+            connection = http.client.HTTPConnection("localhost", timeout=timeout_s)
+            port = port or int(self.first.description["api_url"].rpartition(":")[2])
+            connection.sock = self.connect(("localhost", port), timeout_s)
+        with contextlib.closing(connection):
             connection.request(method, path, body=body, headers=sent)
             response = connection.getresponse()
             return Answer(response.status, dict(response.headers), response.read())
-        finally:
-            connection.close()
 
     def close(self) -> None:
         """End the thread of the namespace."""

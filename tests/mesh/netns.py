@@ -14,7 +14,7 @@ from typing import TypeVar
 T = TypeVar("T")
 
 NETNS = Path("/run/netns")
-END_S = 5.0  #: for killed processes to be gone
+END_S = 45.0  #: for killed processes to be gone
 CLONE_NEWNET = 0x40000000
 
 

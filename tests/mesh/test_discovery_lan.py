@@ -23,7 +23,8 @@ HOLD_5353 = (
     "import socket, sys; s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM); "
     "s.bind(('', 5353)); print('held', flush=True); sys.stdin.read()"
 )
-START_S = 10.0
+TAKEN_IN_S = 45.0  #: for a flood, by a process on a busy machine
+SEEN_S = 45.0
 GROWTH_MB_MAX = 50.0
 
 Discover = Callable[..., DiscoveryProcess]
@@ -118,8 +119,13 @@ def test_a_fresh_machine_sees_a_mesh_or_none(
     with DiscoveryProcess(*look, prefix=second.prefix) as alone:
         assert alone.wait_for("sightings")["meshes"] == []
     discover(first).wait_for("started")
-    with DiscoveryProcess(*look, prefix=second.prefix) as fresh:
-        assert fresh.wait_for("sightings")["meshes"] == ["mesh-1"]
+
+    def is_seen() -> bool:
+        with DiscoveryProcess(*look, prefix=second.prefix) as fresh:
+            return bool(fresh.wait_for("sightings")["meshes"] == ["mesh-1"])
+
+    # A machine that is busy may answer too late for one look.
+    wait_until("a look sees the mesh", is_seen, within_s=SEEN_S)
 
 
 def test_a_port_that_another_program_holds_is_said_once(
@@ -186,7 +192,7 @@ def test_a_flood_of_5000_nodes_is_bounded(
     wait_until(
         "the flood is taken in",
         lambda: process.state() and len(process.seen_nodes()) >= hints,
-        within_s=START_S,
+        within_s=TAKEN_IN_S,
     )
 
     assert process.state()["in_sight"] <= hints
@@ -212,4 +218,4 @@ def test_an_honest_node_is_found_after_a_flood(
         process.state()
         return id_of(second) in process.seen_nodes()
 
-    wait_until("the honest node is seen", is_found, within_s=30.0)
+    wait_until("the honest node is seen", is_found, within_s=SEEN_S)

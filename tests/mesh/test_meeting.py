@@ -14,7 +14,7 @@ from tests.mesh.conftest import MakeLab
 from tests.mesh.discovery_process import DiscoveryProcess
 from tests.mesh.forming import FORM_S, dispatcher_of, form, is_formed, nodes
 from tests.mesh.forming import secret_file as make_secret
-from tests.mesh.lab import Host
+from tests.mesh.lab import Host, Lab
 from tests.mesh.netns import wait_until
 from tests.mesh.test_discovery_lan import FLOOD, HOLD_5353
 
@@ -40,17 +40,23 @@ def hold_mdns(host: Host) -> None:
     assert holder.stdout.readline() == b"held\n"
 
 
-def test_a_host_without_mdns_joins_by_address(make_lab: MakeLab) -> None:
+@pytest.fixture(scope="module")
+def lan(_may_make_labs: None) -> Iterator[Lab]:
+    """A host that is a mesh, and one for each test that adds something to it."""
+    with Lab(4) as lab:
+        lab.hosts[0].agent(secret=make_secret(lab.folder))
+        yield lab
+
+
+def test_a_host_without_mdns_joins_by_address(lan: Lab) -> None:
     """`--join` works where multicast is blocked, and the log says what is wrong."""
-    lab = make_lab(2)
-    first, second = lab.hosts
-    secret = make_secret(lab.folder)
+    first, second, _, _ = lan.hosts
     hold_mdns(second)
-    first.agent(secret=secret)
 
-    deaf = second.agent("", "--join", first.ip, secret=secret)
+    deaf = second.agent("", "--join", first.ip, secret=lan.folder / "mesh.key")
 
-    wait_until("one mesh", lambda: is_formed(lab.hosts), within_s=FORM_S, every_s=0.2)
+    wait_until("one mesh", lambda: is_formed([first, second]), within_s=FORM_S)
+    deaf.stop()
     said = [line for line in deaf.log.splitlines() if "discovery is off" in line]
     assert len(said) == 1
     assert "disallow-other-stacks" in said[0]
@@ -71,7 +77,6 @@ def test_agents_of_one_user_make_one_secret_and_one_mesh(make_lab: MakeLab) -> N
         "one mesh of three",
         lambda: names(host) == {"one", "two", "three"},
         within_s=FORM_S,
-        every_s=0.2,
     )
     meshes = {agent.description["mesh"] for agent in host.agents.values()}
     assert len(meshes) == 1
@@ -101,15 +106,11 @@ def test_agents_on_loopback_form_a_mesh_without_any_network(make_lab: MakeLab) -
         assert look.wait_for("sightings")["meshes"] == []
 
 
-def test_a_machine_without_a_secret_waits_and_says_what_to_do(
-    make_lab: MakeLab,
-) -> None:
+def test_a_machine_without_a_secret_waits_and_says_what_to_do(lan: Lab) -> None:
     """It neither makes a second mesh beside the first, nor is let in."""
-    lab = make_lab(2)
-    first, second = lab.hosts
-    first.agent(secret=make_secret(lab.folder))
+    first, _, third, _ = lan.hosts
 
-    bare = second.agent(is_awaited=False)
+    bare = third.agent(is_awaited=False)
 
     wait_until(
         "it is unpaired",
@@ -117,12 +118,13 @@ def test_a_machine_without_a_secret_waits_and_says_what_to_do(
         within_s=FORM_S,
     )
     assert bare.process.poll() is None, bare.log
-    health = second.http("GET", "/health", token="", port=3000)
-    other = second.http("GET", "/api/v1/tasks", token="", port=3000)
+    health = third.http("GET", "/health", token="", port=3000)
+    other = third.http("GET", "/api/v1/tasks", token="", port=3000)
     assert (health.status, other.status) == (200, 503)
     assert "octaskly invite" in other.json["hint"]
-    assert not list(second.folder.rglob("mesh.key"))
-    assert names(first) == {first.name}
+    assert not list(third.folder.rglob("mesh.key"))
+    assert third.name not in names(first)
+    bare.stop()
 
 
 @contextlib.contextmanager
@@ -193,12 +195,11 @@ def test_a_rogue_advertiser_cannot_turn_the_mesh_against_a_victim(
     assert dispatcher_of(first) == head
 
 
-def test_a_new_host_is_a_worker_at_once(make_lab: MakeLab) -> None:
+def test_a_new_host_is_a_worker_at_once(lan: Lab) -> None:
     """Switch a machine on, and the mesh has more hands."""
-    lab = make_lab(3)
-    *old, new = lab.hosts
-    form(lab, hosts=old)
+    first, _, _, new = lan.hosts
 
-    new.agent(secret=lab.folder / "mesh.key")
+    agent = new.agent(secret=lan.folder / "mesh.key")
 
-    wait_until("three", lambda: is_formed(lab.hosts), within_s=FORM_S, every_s=0.1)
+    wait_until("two", lambda: is_formed([first, new]), within_s=FORM_S)
+    agent.stop()
