@@ -33,6 +33,12 @@ chmod 755 {PROGRAM}
 chmod -R go-w {OPT}
 systemctl start systemd-journald.service
 """
+#: What holds a task of the task user beside that: the unit's filter of system calls.
+CONFINED = """
+grep -h -e ^Seccomp: /proc/self/status
+grep -h -e ^NoNewPrivs: /proc/self/status
+unshare --user true 2>/dev/null || echo refused
+"""
 UNIT = "/etc/systemd/system/octaskly.service"
 
 
@@ -103,6 +109,7 @@ def test_service_of_the_machine_runs_as_its_own_user(machine: Machine) -> None:
     """One command makes the user, the folders and the unit; the agent serves."""
     installed = machine.run(PROGRAM, "service", "install", "--system", "--slots", "2")
     ran = machine.run(PROGRAM, "run", "--", "id -un")
+    bound = machine.run(PROGRAM, "run", "--", CONFINED)
     shown = machine.run(PROGRAM, "service", "status")
     user = machine.run("systemctl", "show", "octaskly", "--property=User", "--value")
     removed = machine.run(PROGRAM, "service", "uninstall", "--system")
@@ -113,6 +120,7 @@ def test_service_of_the_machine_runs_as_its_own_user(machine: Machine) -> None:
     )
     assert "  tasks run as: octaskly-task " in installed.stderr
     assert (ran.returncode, ran.stdout) == (0, "octaskly-task\n"), ran.stderr
+    assert bound.stdout.split() == ["Seccomp:", "2", "NoNewPrivs:", "1", "refused"]
     assert "scope:            system\n" in shown.stdout
     assert user.stdout == "octaskly\n"
     assert removed.returncode == 0, removed.stderr
