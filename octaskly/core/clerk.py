@@ -59,14 +59,7 @@ class Clerk:
         crowded = self._crowded(event.drafts, now)
         if crowded is not None:
             return [Answer(event.ticket, crowded)]
-        counting: list[Recorded] = []
-        for draft in event.drafts:
-            known = self._journal.book.get(draft.kind, draft.key)
-            if known is None:
-                known = Recorded(*draft, self._journal.tick(now))
-                assert is_sane(known), f"no record of ours: {draft.kind} {draft.key}"
-                self._placing.facts.append(known)
-            counting.append(known)
+        counting = self._written(event.drafts, now)
 
         def told(_: Moment, replicas: int) -> list[Effect]:
             if self._is_strict and replicas == 1:
@@ -74,6 +67,25 @@ class Clerk:
             return [Answer(event.ticket, Kept(tuple(counting), replicas))]
 
         return self._placing.commit(now, told=told)
+
+    def write(self, drafts: Sequence[RecordDraft], now: Moment) -> list[Effect]:
+        """Record what nobody asked for and nobody waits for, if there is room."""
+        if not drafts or self._crowded(drafts, now) is not None:
+            return []
+        self._written(drafts, now)
+        return self._placing.commit(now)
+
+    def _written(self, drafts: Sequence[RecordDraft], now: Moment) -> list[Recorded]:
+        """Write what is new; return the records that count."""
+        counting: list[Recorded] = []
+        for draft in drafts:
+            known = self._journal.book.get(draft.kind, draft.key)
+            if known is None:
+                known = Recorded(*draft, self._journal.tick(now))
+                assert is_sane(known), f"no record of ours: {draft.kind} {draft.key}"
+                self._placing.facts.append(known)
+            counting.append(known)
+        return counting
 
     def _crowded(self, drafts: Sequence[RecordDraft], now: Moment) -> Crowded | None:
         """Return the kind of which there are too many already, if there is one."""

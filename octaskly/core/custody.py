@@ -21,6 +21,7 @@ class Custody:
         self._links = links
         self._election = machines.election
         self._members = machines.members
+        self._dispatch, self._clerk = machines.dispatch, machines.clerk
         self._shun()
         if machines.rotation.is_revoked:
             self._election.is_stopping = True
@@ -45,7 +46,11 @@ class Custody:
     def on_time(self, now: Moment, *, is_reigning: bool) -> list[Effect]:
         """Take the step of a rotation that is due."""
         effects = self._expel(now)
-        return effects + self._rotation.on_time(now) if is_reigning else effects
+        if is_reigning:
+            effects += self._rotation.on_time(now)
+        if is_reigning and self._dispatch.is_accepting:
+            effects += self._clerk.write(self._rotation.unwritten(), now)
+        return effects
 
     def _shun(self) -> None:
         rotation = self._rotation

@@ -70,5 +70,5 @@ def assemble(settings: Settings, saved: Saved) -> Machines:
         doubt=Doubt(settings.timing, members, election, dispatch),
         worker=Worker(settings, saved.reports, saved.hold),
         vetting=Vetting(settings.node.id, journal, members),
-        rotation=Rotation(settings, members, registry, saved.keys),
+        rotation=Rotation(settings, members, registry, journal.book, saved.keys),
     )

@@ -36,12 +36,15 @@ TOKEN_REVOKED: Final = "token-revoked"  # noqa: S105
 AUDIT: Final = "audit"
 AUDIT_STRANGERS: Final = "audit-strangers"
 """Refusals of who showed nobody that it is: apart, so that they push out no others."""
+KEYS_HELD: Final = "keys-held"
+"""A node has the newest generation of the secret, while another one is waited for."""
 
 KINDS: Final[Mapping[str, Kind]] = {
     TOKEN: Kind(1000, 2048),
     TOKEN_REVOKED: Kind(10_000, 256, is_told=True),
     AUDIT: Kind(20_000, 2048, is_listed=True),
     AUDIT_STRANGERS: Kind(2000, 2048, is_listed=True),
+    KEYS_HELD: Kind(10_000, 0, is_told=True),
 }
 
 

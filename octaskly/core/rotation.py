@@ -3,8 +3,9 @@
 Every node tells its peers which generations it has, and gives its keyring to those that
 lack some of it; so a rotation reaches all nodes whoever began it, also through one that
 was away. The dispatcher alone takes the steps: the newer generation comes into force
-when all nodes know it or have had the time, and the older one goes long after. What it
-needs to know of them is in the keyring, so any other dispatcher goes on with it.
+when all nodes know it or have had the time, and the older one goes long after. How far
+that is stands in the keyring, so any other dispatcher goes on with it. While a node is
+waited for, it writes down which others have confirmed, as those may sleep when it dies.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from octaskly.core.effects import Answer, Effect, Note, Send
+from octaskly.core.events import RecordDraft
 from octaskly.core.keys import (
     REVOKED,
     ChangeKeys,
@@ -30,6 +32,7 @@ from octaskly.core.keys import (
 )
 from octaskly.core.membership import Membership
 from octaskly.core.model import Moment, NodeId, Settings
+from octaskly.core.records import KEYS_HELD, Book
 from octaskly.core.roster import Registry
 
 OUTDATED = "the secret of this link is over"
@@ -47,6 +50,7 @@ class Rotation:
         settings: Settings,
         members: Membership,
         registry: Registry,
+        book: Book,
         keys: Keys,
     ) -> None:
         self.keys = keys
@@ -55,11 +59,13 @@ class Rotation:
         self._held_max = settings.limits.peers
         self._members = members
         self._registry = registry
+        self._book = book  #: which nodes are known to have which generation
         self._held: dict[NodeId, Keys] = {}  #: as peers said last
         self._told: dict[NodeId, Keys] = {}  #: what connected peers know of this node
         self._tickets: list[int] = []
         self._asked_s: float | None = None  #: when the shell was asked for a step
         self._changed_s = 0.0
+        self._has_news = True  #: a peer may have confirmed since that was written
 
     @property
     def is_revoked(self) -> bool:
@@ -72,20 +78,28 @@ class Rotation:
 
     def confirmed(self) -> frozenset[NodeId]:
         """Return the nodes that are known to have the newest generation."""
-        return frozenset(
-            node for node, held in self._held.items() if self._is_level(held)
-        )
+        nodes = {*self._held, *self._known()}
+        return frozenset(filter(self._has_confirmed, nodes))
 
     def awaited(self) -> frozenset[NodeId]:
         """Return the nodes that should have the newest generation, and may not yet."""
         if self.keys.phase is Phase.SETTLED:
             return frozenset()
-        roster = self._registry.roster
-        listed = () if roster is None else (member.id for member in roster.members)
-        nodes = {*listed, *self._members.remembered(), *self._members.met()}
-        if self.keys.is_urgent:
-            nodes = set(self._members.peers)
+        nodes = set(self._members.peers) if self.keys.is_urgent else self._known()
         return frozenset(nodes - {self._me} - set(self.keys.denied) - self.confirmed())
+
+    def unwritten(self) -> list[RecordDraft]:
+        """Return what the next dispatcher has to know, while a node is waited for."""
+        is_plain = self.keys.phase is Phase.SPREADING and not self.keys.is_urgent
+        if not (is_plain and self._has_news and self.awaited()):
+            return []
+        self._has_news = False
+        until_ms = self.keys.since_ms + int(self._timing.spread_s * 1000)
+        return [
+            RecordDraft(KEYS_HELD, self._record_key(node), b"", until_ms)
+            for node, held in self._held.items()
+            if self._is_level(held) and not self._is_written(node)
+        ]
 
     # --- Peers.
 
@@ -107,6 +121,7 @@ class Rotation:
             case KeysHeld(keys):
                 self._held.pop(peer, None)
                 self._held[peer] = keys
+                self._has_news = True
                 if len(self._held) > self._held_max:
                     del self._held[next(iter(self._held))]
                 effects = self._tell((peer,)) if self.keys.lacks(keys) else []
@@ -129,7 +144,7 @@ class Rotation:
 
     def on_asked(self, event: RotateAsked, now: Moment) -> list[Effect]:
         """Begin a rotation, if none is on its way."""
-        why = self._refusal(event.revoked)
+        why = self._refusal(event.revoked, now)
         if why is not None or len(self._tickets) >= WAITING_MAX:
             return [Answer(event.ticket, NotRotated(why or "too many ask for it"))]
         self._tickets.append(event.ticket)
@@ -142,7 +157,9 @@ class Rotation:
     def on_changed(self, event: KeysChanged, now: Moment) -> list[Effect]:
         """Go by the keyring as it is now, and tell everybody."""
         before, self.keys = self.keys, event.keys
-        self._asked_s = None
+        if self._tickets or not event.failure:  # A step is not tried again at once.
+            self._asked_s = None
+        self._has_news = True
         effects: list[Effect] = []
         if before.rank != self.keys.rank:
             self._changed_s = now.mono_s
@@ -166,9 +183,7 @@ class Rotation:
 
     def on_time(self, now: Moment) -> list[Effect]:
         """Take the step that is due; only a dispatcher is asked."""
-        if self.keys.phase is Phase.SETTLED or self.is_revoked:
-            return []
-        if self._asked_s is not None and now.mono_s < self._asked_s + PATIENCE_S:
+        if self.keys.phase is Phase.SETTLED or self.is_revoked or self._is_asked(now):
             return []
         timing, is_urgent = self._timing, self.keys.is_urgent
         age_s = (now.wall_ms - self.keys.since_ms) / 1000
@@ -200,14 +215,35 @@ class Rotation:
 
     # --- Inside.
 
-    def _refusal(self, revoked: NodeId | None) -> str | None:
+    def _is_asked(self, now: Moment) -> bool:
+        """Whether the shell is at a step, or failed at one a moment ago."""
+        return self._asked_s is not None and now.mono_s < self._asked_s + PATIENCE_S
+
+    def _refusal(self, revoked: NodeId | None, now: Moment) -> str | None:
         if self.is_revoked:
             return "this node was revoked"
         if revoked is not None:
             return "a node does not revoke itself" if revoked == self._me else None
-        if self.keys.phase is Phase.SPREADING or self._asked_s is not None:
+        if self.keys.phase is Phase.SPREADING or self._is_asked(now):
             return f"generation {self.keys.newest} is not in force yet"
         return None
+
+    def _known(self) -> set[NodeId]:
+        """Return the nodes of the mesh, whether they are there or not."""
+        roster = self._registry.roster
+        listed = () if roster is None else (member.id for member in roster.members)
+        return {*listed, *self._members.remembered(), *self._members.met()}
+
+    def _has_confirmed(self, node: NodeId) -> bool:
+        """Whether a node has the newest generation; its own word counts most."""
+        held = self._held.get(node)
+        return self._is_written(node) if held is None else self._is_level(held)
+
+    def _is_written(self, node: NodeId) -> bool:
+        return self._book.get(KEYS_HELD, self._record_key(node)) is not None
+
+    def _record_key(self, node: NodeId) -> str:
+        return f"{self.keys.newest}-{self.keys.mark}-{node}"
 
     def _is_level(self, held: Keys) -> bool:
         """Whether a peer has the newest generation, and the same one."""

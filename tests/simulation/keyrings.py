@@ -34,6 +34,8 @@ class KeyringWorld(World):
         super().__init__(seed, nodes=nodes, timing=timing)
         self.secrets = dict.fromkeys(self.machines, FIRST)  #: on each disk
         self.replies: list[Reply] = []
+        self.broken: set[NodeId] = set()  #: whose disk takes no keyring
+        self.failures = 0
         self._made = 0
 
     def saved(self, machine: Machine) -> Saved:
@@ -98,6 +100,11 @@ class KeyringWorld(World):
 
     def _put(self, machine: Machine, change: object) -> None:
         def write() -> None:
+            if machine.id in self.broken:
+                self.failures += 1
+                keys = self.secrets[machine.id].keys
+                self.feed(machine, KeysChanged(keys, failure="no room"))
+                return
             after = change(self.secrets[machine.id])  # type: ignore[operator]
             self.secrets[machine.id] = after
             self.feed(machine, KeysChanged(after.keys))

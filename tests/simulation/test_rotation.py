@@ -6,6 +6,7 @@ import pytest
 
 from octaskly.core.keys import NotRotated, Phase, Rotating
 from octaskly.core.model import NodeId
+from octaskly.core.rotation import PATIENCE_S
 from tests.simulation.keyrings import FIRST, KEEP_S, SPREAD_S, KeyringWorld
 
 SEEDS = 10
@@ -112,6 +113,49 @@ def test_another_dispatcher_goes_on_with_a_rotation(when_s: float) -> None:
     assert world.run_until(lambda: is_whole(world), 20.0)
     assert world.run_until(lambda: phases(world) == {Phase.SETTLED}, KEEP_S + 20.0)
     assert is_whole(world)
+
+
+@pytest.mark.parametrize("returns", [False, True])
+def test_who_has_confirmed_and_sleeps_is_not_waited_for_by_the_next_dispatcher(
+    returns: bool,
+) -> None:
+    """It had told only the one that is gone, or that has begun anew since."""
+    world = formed(nodes=5)
+    first = world.dispatchers()[0]
+    asleep, away, *_ = others(world)
+    world.crash(away)
+    world.rotate(first)
+    world.run(3.0)
+    assert world.secrets[asleep].keys.newest == 2
+    world.crash(asleep)
+    world.crash(first)
+    if returns:
+        for node in world.live:
+            world.crash(node)
+        world.start(first)
+    assert world.run_until(lambda: len(world.dispatchers()) == 1, 10.0)
+    for node in world.machines:
+        if node != asleep:
+            world.start(node)
+
+    assert world.run_until(lambda: phases(world) == {Phase.SWITCHED}, 5.0)
+    world.start(asleep)
+    assert world.run_until(lambda: is_whole(world), 10.0)
+
+
+def test_a_step_that_fails_is_tried_again_only_after_a_while() -> None:
+    """A disk that takes no secret is not asked for it a hundred times a second."""
+    world = formed()
+    world.crash(others(world)[0])
+    world.rotate(world.dispatchers()[0])
+    world.run(3.0)
+    world.broken.update(world.live)
+
+    world.run(SPREAD_S + PATIENCE_S)
+    assert 1 <= world.failures <= 3
+    world.broken.clear()
+
+    assert world.run_until(lambda: phases(world) == {Phase.SWITCHED}, PATIENCE_S + 5.0)
 
 
 def test_a_second_rotation_is_refused_until_the_first_is_in_force() -> None:
