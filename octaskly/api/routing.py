@@ -54,7 +54,7 @@ class Deadlines:
     hold_s: float = 5.0  #: how long a request waits for a dispatcher
     connect_s: float = 1.0  #: to another node
     stall_s: float = 30.0  #: between two parts of what is streamed
-    quiet_s: float = 15.0  #: until a stream without events shows that it lives
+    quiet_s: float = 3.0  #: until a stream without events shows that it lives
     shutdown_s: float = 3.0  #: for requests in flight when the API closes
     grace_s: float = 15.0  #: to nodes whose connection is of an older secret
 

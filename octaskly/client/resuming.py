@@ -14,7 +14,7 @@ from octaskly.client.steps import Begin, Flow, Leave, Pause, Read
 from octaskly.client.streams import Event, Parser
 from octaskly.errors import OctasklyError
 
-SILENCE_S_MAX: Final = 45.0  #: nodes show every 15 s that a stream lives
+SILENCE_S_MAX: Final = 45.0  #: nodes show every 3 s that a stream lives
 
 
 class Resuming:

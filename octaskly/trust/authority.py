@@ -48,7 +48,11 @@ class MeshTrust:
         self._force, self._newest = secret.generation, secret.newest
         self._denied = frozenset(secret.denied)
         self._authorities = {
-            generation: Authority(secret.authority_seed(generation), secret.mesh_id)
+            generation: Authority(
+                secret.authority_seed(generation),
+                secret.lan_authority_seed(generation),
+                secret.mesh_id,
+            )
             for generation in secret.accepted
         }
         self._servers = {
@@ -64,9 +68,12 @@ class MeshTrust:
             self._lan_server = self._lan_context(*self._lan)
 
     def ca_pem(self) -> str:
-        """Return the certificates of the mesh authority, newest first."""
+        """Return the certificates of the mesh authority, newest first.
+
+        Of each generation that for HTTPS comes first: some programs import one alone.
+        """
         newest_first = reversed(self._authorities.values())
-        return "".join(_pem(authority.certificate) for authority in newest_first)
+        return "".join(_pem(one) for each in newest_first for one in each.certificates)
 
     @property
     def dialled_as(self) -> str:

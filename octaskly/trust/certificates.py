@@ -1,9 +1,12 @@
 """Certificates of the mesh: its authority, its nodes, and their HTTPS listeners.
 
-The authority's key follows from the mesh secret, so every member can sign, and its
-certificate is the same bytes on all nodes: Ed25519 signatures are deterministic, and
-serial number, dates and names are fixed. Dates are wide, since machines on a LAN may
-have no clock when they start.
+The authority's keys follow from the mesh secret, so every member can sign, and its
+certificates are the same bytes on all nodes: signatures are deterministic, and serial
+number, dates and names are fixed. Dates are wide, since machines on a LAN may have no
+clock when they start.
+
+Nodes know each other by Ed25519 keys. No browser takes a certificate that such a key
+signed, so listeners for people have another root, on the curve P-256.
 """
 
 from __future__ import annotations
@@ -15,11 +18,17 @@ from ipaddress import ip_address
 from typing import Final
 
 from cryptography import x509
-from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePublicKey
+from cryptography.hazmat.primitives.asymmetric.ec import (
+    SECP256R1,
+    EllipticCurvePrivateKey,
+    EllipticCurvePublicKey,
+    derive_private_key,
+)
 from cryptography.hazmat.primitives.asymmetric.ed25519 import (
     Ed25519PrivateKey,
     Ed25519PublicKey,
 )
+from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID, ObjectIdentifier
 
 from octaskly.core.model import NodeId
@@ -30,33 +39,34 @@ NOT_BEFORE: Final = datetime(2020, 1, 1, tzinfo=UTC)
 NOT_AFTER: Final = datetime(2119, 12, 31, tzinfo=UTC)
 SERIAL_BYTES: Final = 16
 _COMMON_NAME_MAX: Final = 64
+_P256_ORDER: Final = (
+    0xFFFFFFFF_00000000_FFFFFFFF_FFFFFFFF_BCE6FAAD_A7179E84_F3B9CAC2_FC632551
+)
 
 
 class Authority:
-    """The certificate authority of one generation of the mesh secret."""
+    """The certificate authority of one generation of the mesh secret.
 
-    def __init__(self, seed: bytes, mesh_id: str) -> None:
-        self._key = Ed25519PrivateKey.from_private_bytes(seed)
-        self._name = _name(f"octaskly mesh {mesh_id}")
-        public = self._key.public_key()
-        builder = (
-            _builder(self._name, self._name, 1)
-            .public_key(public)
-            .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
-            .add_extension(_key_usage(is_authority=True), critical=True)
-            .add_extension(
-                x509.SubjectKeyIdentifier.from_public_key(public), critical=False
-            )
-            .add_extension(self._issuer_key(), critical=False)
-        )
-        self.certificate = builder.sign(self._key, None)
+    Args:
+        seed: The 32 bytes of the Ed25519 key that signs for nodes.
+        lan_seed: 48 bytes, from which the key for HTTPS listeners follows.
+        mesh_id: Public name of the mesh.
+    """
+
+    def __init__(self, seed: bytes, lan_seed: bytes, mesh_id: str) -> None:
+        name = f"octaskly mesh {mesh_id}"
+        self._nodes = _Root(Ed25519PrivateKey.from_private_bytes(seed), name)
+        # So many bits more than the order has that each key is as likely as others.
+        number = int.from_bytes(lan_seed) % (_P256_ORDER - 1) + 1
+        self._lan = _Root(derive_private_key(number, SECP256R1()), f"{name} HTTPS")
+        self.certificates = (self._lan.certificate, self._nodes.certificate)
 
     def node_certificate(
         self, node_id: NodeId, public: Ed25519PublicKey
     ) -> x509.Certificate:
         """Return what a node shows to its peers, as client and as server."""
         usages = [ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH]
-        return self._issue(node_id, public, [x509.DNSName(node_id)], usages)
+        return self._nodes.issue(node_id, public, [x509.DNSName(node_id)], usages)
 
     def lan_certificate(
         self,
@@ -72,15 +82,38 @@ class Authority:
         places = (*names, *(address.partition("%")[0] for address in addresses))
         alternatives = [_alternative(place) for place in dict.fromkeys(places)]
         usages = [ExtendedKeyUsageOID.SERVER_AUTH]
-        return self._issue(names[0], public, alternatives, usages)
+        return self._lan.issue(names[0], public, alternatives, usages)
 
-    def _issue(
+
+class _Root:
+    """A key that signs certificates, and its own one."""
+
+    def __init__(
+        self, key: Ed25519PrivateKey | EllipticCurvePrivateKey, common_name: str
+    ) -> None:
+        self._key = key
+        self._name = _name(common_name)
+        public = key.public_key()
+        builder = (
+            _builder(self._name, self._name, 1)
+            .public_key(public)
+            .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
+            .add_extension(_key_usage(is_authority=True), critical=True)
+            .add_extension(
+                x509.SubjectKeyIdentifier.from_public_key(public), critical=False
+            )
+            .add_extension(self._issuer_key(), critical=False)
+        )
+        self.certificate = self._signed(builder)
+
+    def issue(
         self,
         common_name: str,
         public: Ed25519PublicKey | EllipticCurvePublicKey,
         alternatives: Sequence[x509.GeneralName],
         usages: Sequence[ObjectIdentifier],
     ) -> x509.Certificate:
+        """Return a certificate of somebody else."""
         serial = int.from_bytes(secrets.token_bytes(SERIAL_BYTES), "big") >> 1 | 1
         builder = (
             _builder(_name(common_name[:_COMMON_NAME_MAX]), self._name, serial)
@@ -96,7 +129,12 @@ class Authority:
             )
             .add_extension(self._issuer_key(), critical=False)
         )
-        return builder.sign(self._key, None)
+        return self._signed(builder)
+
+    def _signed(self, builder: x509.CertificateBuilder) -> x509.Certificate:
+        if isinstance(self._key, Ed25519PrivateKey):
+            return builder.sign(self._key, None)
+        return builder.sign(self._key, SHA256(), ecdsa_deterministic=True)
 
     def _issuer_key(self) -> x509.AuthorityKeyIdentifier:
         public = self._key.public_key()

@@ -30,6 +30,7 @@ GENERATIONS_MAX: Final = 16
 MESH_ID_BYTES: Final = 8
 MARK_BYTES: Final = 8
 KEY_BYTES: Final = 32
+LAN_SEED_BYTES: Final = 48
 ENDED_MAX: Final = 4  #: generations that are over and can still be told so
 _SALT: Final = b"octaskly/v1"
 
@@ -95,6 +96,10 @@ class MeshSecret:
     def authority_seed(self, generation: int) -> bytes:
         """Return the 32 bytes of the certificate authority's Ed25519 key."""
         return _derive(self._raw(generation), "ca", KEY_BYTES)
+
+    def lan_authority_seed(self, generation: int) -> bytes:
+        """Return the bytes of which its P-256 key follows, for HTTPS listeners."""
+        return _derive(self._raw(generation), "ca/lan", LAN_SEED_BYTES)
 
     def token_key(self, generation: int) -> bytes:
         """Return the 32 bytes that sign tokens."""

@@ -16,6 +16,8 @@ class Cable:
         self._target = target
         self._ends: set[asyncio.StreamWriter] = set()
         self._server: asyncio.Server | None = None
+        self._flows = asyncio.Event()
+        self._flows.set()
         self.port = 0
 
     async def mend(self) -> None:
@@ -31,6 +33,14 @@ class Cable:
             end.transport.abort()
         await asyncio.sleep(0)
 
+    def hold(self) -> None:
+        """Let nothing through from now on, and end nothing: nobody hears of it."""
+        self._flows.clear()
+
+    def let_go(self) -> None:
+        """Let through what was held, and what comes."""
+        self._flows.set()
+
     async def _join(
         self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
     ) -> None:
@@ -40,19 +50,21 @@ class Cable:
             self._ends |= ends
             try:
                 async with asyncio.TaskGroup() as tasks:
-                    tasks.create_task(_relay(reader, far[1]))
-                    tasks.create_task(_relay(far[0], writer))
+                    tasks.create_task(self._relay(reader, far[1]))
+                    tasks.create_task(self._relay(far[0], writer))
             finally:
                 self._ends -= ends
         writer.transport.abort()
 
-
-async def _relay(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    with contextlib.suppress(OSError):
-        while data := await reader.read(PIECE_BYTES):
-            writer.write(data)
-            await writer.drain()
-    writer.close()
+    async def _relay(
+        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+    ) -> None:
+        with contextlib.suppress(OSError):
+            while data := await reader.read(PIECE_BYTES):
+                await self._flows.wait()
+                writer.write(data)
+                await writer.drain()
+        writer.close()
 
 
 @contextlib.asynccontextmanager

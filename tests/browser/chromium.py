@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import re
 import shutil
+import subprocess
 from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import Any, Final
 
 from playwright.async_api import (
@@ -49,18 +52,33 @@ def missing() -> str | None:
 
 
 @contextlib.asynccontextmanager
-async def started() -> AsyncIterator[Browser]:
-    """Run one browser for the length of a block."""
+async def started(home: Path | None = None) -> AsyncIterator[Browser]:
+    """Run one browser for the length of a block; `home` may say whom it trusts."""
+    environ = dict(os.environ)
+    if home is not None:
+        environ["HOME"] = str(home)
     async with async_playwright() as playwright:
         browser = await playwright.chromium.launch(
             executable_path=shutil.which("chromium"),
             args=ARGUMENTS,
             chromium_sandbox=False,
+            env=environ,
         )
         try:
             yield browser
         finally:
             await browser.close()
+
+
+def trust(home: Path, authority: Path) -> None:
+    """Let browsers of a home folder trust an authority, as people do by hand."""
+    folder = home / ".pki" / "nssdb"
+    folder.mkdir(parents=True)
+    certutil = ("certutil", "-d", f"sql:{folder}")
+    subprocess.run((*certutil, "-N", "--empty-password"), check=True)
+    subprocess.run(
+        (*certutil, "-A", "-t", "C,,", "-n", "mesh", "-i", authority), check=True
+    )
 
 
 class Visitor:

@@ -18,6 +18,8 @@ from tests.browser.chromium import Visitor, visitor
 from tests.browser.dash import code_of, enter, show
 
 BANNER_MS = 15_000
+SILENCE_MS = 11_000
+AT_ONCE_MS = 3000
 HOUR_MS = 3_600_000
 #: What a browser writes where nobody answers.
 UNANSWERED = re.compile(r"Failed to load resource: .*|.*net::ERR_.*")
@@ -90,6 +92,30 @@ async def test_a_network_that_is_lost_and_back_costs_no_line(
         written = await log.inner_text()
         assert [written.count(word) for word in ("first", "unseen")] == [1, 1]
         assert await page.evaluate("window.isSame")
+
+
+async def test_a_network_that_is_silent_is_noticed_within_seconds(
+    guest: Visitor, mesh: list[Agent]
+) -> None:
+    """Nothing is refused and nothing ends, as where a cable was pulled."""
+    address = code_of(mesh[-1])
+    port = urlsplit(address).port
+    assert port is not None
+    async with cable(port) as line:
+        page = await guest.page()
+        await page.goto(address.replace(f":{port}/", f":{line.port}/"))
+        await expect(page.get_by_text("Live", exact=True)).to_be_visible()
+
+        line.hold()
+        waiting = page.get_by_text("Looking for the mesh")
+        await expect(waiting).to_be_visible(timeout=SILENCE_MS)
+        line.let_go()
+
+        await expect(page.get_by_text("Live", exact=True)).to_be_visible()
+        await expect(waiting).to_have_count(0)
+        await guest.context.set_offline(offline=True)
+        await expect(waiting).to_be_visible(timeout=AT_ONCE_MS)
+        await guest.context.set_offline(offline=False)
 
 
 async def test_a_tab_that_slept_for_an_hour_is_up_to_date_when_it_wakes(

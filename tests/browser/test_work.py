@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,9 @@ import pytest
 import pytest_asyncio
 from playwright.async_api import Browser, Page, expect
 
+from octaskly.trust import MeshTrust, NodeKey, load
 from tests.agents import TASKS, Agent, ending, finished, meshed, submit, until
+from tests.browser import chromium
 from tests.browser.chromium import Visitor, visitor
 from tests.browser.dash import enter, show
 from tests.integration.test_joining import Asking, newcomer
@@ -85,6 +88,32 @@ async def test_a_task_is_handed_in_by_the_form(
     assert told(mesh[0], page.url.rpartition("/")[2])["name"] == "formal"
 
 
+@pytest.mark.skipif(not shutil.which("certutil"), reason="apt install libnss3-tools")
+async def test_the_address_on_the_lan_opens_for_who_trusts_the_mesh(
+    mesh: list[Agent], tmp_path: Path
+) -> None:
+    """By HTTPS, without a warning: signed in, live, and able to hand in a task."""
+    node = mesh[1]
+    secret = load(node.state.parent / "mesh.key")
+    authority = tmp_path / "ca.pem"
+    authority.write_text(MeshTrust(secret, NodeKey.generate()).ca_pem())
+    chromium.trust(tmp_path, authority)
+    _, code = node.call("POST", "/api/v1/sessions/codes", {"good_for": "anybody"})
+
+    async with chromium.started(tmp_path) as browser, visitor(browser) as guest:
+        page = await guest.page()
+        await page.goto(code["lan_url"])
+        await expect(page.get_by_text("Live", exact=True)).to_be_visible()
+        await show(page, "submit")
+        form = page.get_by_role("form", name="Submit a task")
+        await form.get_by_label("Command").fill("echo over the LAN")
+        await page.keyboard.press("Control+Enter")
+        await page.get_by_role("link", name="Open it").click()
+        await expect(page.get_by_role("log")).to_contain_text("over the LAN")
+
+    assert code["lan_url"].startswith("https://")
+
+
 async def test_a_log_comes_as_it_is_written_and_the_task_is_ended(
     page: Page, mesh: list[Agent], tmp_path: Path
 ) -> None:
@@ -136,7 +165,7 @@ async def test_an_array_with_failed_members_is_retried(
 async def test_a_node_is_drained_and_takes_work_again(
     page: Page, mesh: list[Agent]
 ) -> None:
-    """Any node, seen from any node."""
+    """Any node, from any node; who pressed a key is asked whether it is this one."""
     name = mesh[1].state.name
 
     def state() -> str:
@@ -144,7 +173,14 @@ async def test_a_node_is_drained_and_takes_work_again(
         return str(next(n["state"] for n in listed["nodes"] if n["name"] == name))
 
     await show(page, "nodes")
-    await page.get_by_role("button", name=f"Drain {name}").click()
+    await page.get_by_label("Find a node").fill(name)
+    await page.keyboard.press("Escape")
+    await page.keyboard.type("p")
+    await expect(page.get_by_role("dialog")).to_contain_text(f"Pause {name}?")
+    await page.keyboard.press("Escape")
+    await page.keyboard.type("d")
+    await expect(page.get_by_role("dialog")).to_contain_text(f"Drain {name}?")
+    await page.keyboard.press("Enter")
     await expect(page.get_by_role("button", name=f"Resume {name}")).to_be_visible()
     until(lambda: state() == "draining", "it is drained")
     await page.get_by_role("button", name=f"Resume {name}").click()

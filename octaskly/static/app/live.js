@@ -1,6 +1,5 @@
 /**
- * What happens, as it happens: one stream of server-sent events for the whole page, read
- * with `fetch`, as an EventSource cannot show a token.
+ * What happens, as it happens: one stream of server-sent events for the whole page.
  *
  *     useEffect(() => listen("task", (task) => { ... }), []);
  *     useEffect(() => listen("reset", reload), []);
@@ -10,13 +9,10 @@
  * change of dispatcher or a tab that slept.
  */
 
-import { send } from "./api.js";
 import { effect } from "./lib.js";
 import { session } from "./session.js";
+import { WAITS_MS, read } from "./sse.js";
 import { link } from "./store.js";
-
-const QUIET_MS = 45_000; //: the node shows every 15 s that it lives
-const WAITS_MS = [200, 500, 1000, 2000, 5000];
 
 /** @type {Map<string, Set<(data: any) => void>>} */
 const listeners = new Map([["task", new Set()], ["node", new Set()], ["reset", new Set()]]);
@@ -72,7 +68,7 @@ async function run(mine) {
   let failures = 0;
   while (!mine.signal.aborted) {
     try {
-      await read(mine.signal, () => (failures = 0));
+      await follow(mine.signal, () => (failures = 0));
     } catch (problem) {
       if (mine.signal.aborted || problem.status === 401) return;
       if (problem.status === 400 && lastId !== "") {
@@ -87,58 +83,24 @@ async function run(mine) {
   }
 }
 
-async function read(signal, began) {
+async function follow(signal, connected) {
   types = wanted();
-  const silence = new AbortController();
-  const headers = { Accept: "text/event-stream" };
-  if (lastId !== "") headers["Last-Event-ID"] = lastId;
-  const answer = await send("GET", `/api/v1/events?types=${types}`, undefined, {
-    headers, signal: AbortSignal.any([signal, silence.signal]), timeoutMs: 0, quiet: true,
-  });
-  began();
-  link.value = "live";
-  const cutThis = () => silence.abort();
-  cut = cutThis;
-  let watch = 0;
-  try {
-    const reader = answer.body.pipeThrough(new TextDecoderStream()).getReader();
-    const parse = parser();
-    for (;;) {
-      watch = setTimeout(() => silence.abort(), QUIET_MS);
-      const { value, done } = await reader.read();
-      clearTimeout(watch);
-      if (done) return;
-      parse(value);
-    }
-  } finally {
-    clearTimeout(watch);
-    if (cut === cutThis) cut = null;
-    silence.abort(); // Lets go of the connection.
-  }
-}
-
-/** Returns a function that takes pieces of a stream, wherever they are cut. */
-function parser() {
-  let rest = "";
-  return (piece) => {
-    const frames = (rest + piece).split("\n\n");
-    rest = frames.pop();
-    frames.forEach(hearFrame);
+  const broken = new AbortController();
+  const cutThis = () => broken.abort();
+  const began = () => {
+    connected();
+    link.value = "live";
+    cut = cutThis;
   };
-}
-
-function hearFrame(frame) {
-  let event = "message";
-  let data = "";
-  for (const line of frame.split("\n")) {
-    const colon = line.indexOf(":");
-    const value = line.slice(colon + 1).replace(/^ /, "");
-    const name = line.slice(0, colon);
-    if (name === "event") event = value;
-    else if (name === "data") data += value;
-    else if (name === "id") lastId = value;
+  const how = { lastId, signal: AbortSignal.any([signal, broken.signal]), began };
+  try {
+    await read(`/api/v1/events?types=${types}`, how, (event, data, id) => {
+      if (id !== "") lastId = id;
+      if (data !== undefined) tellAll(event, data);
+    });
+  } finally {
+    if (cut === cutThis) cut = null;
   }
-  if (data !== "") tellAll(event, JSON.parse(data));
 }
 
 function tellAll(event, data) {

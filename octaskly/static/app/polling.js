@@ -11,6 +11,7 @@ const MANY_NODES = 60; //: of more, each answer is so large that it is asked for
 const TURNS_MANY = 3;
 const SOON_MS = 150;
 const BANNER_MS = 4000;
+const QUIET = { quiet: true, timeoutMs: 10_000 }; //: a node that waits for a dispatcher says so in 5 s
 
 let timer = 0;
 let turn = 0;
@@ -46,8 +47,8 @@ async function ask() {
     const isDue = isChanged || nodes.value.length <= MANY_NODES || turn % TURNS_MANY === 0;
     isChanged = false;
     await Promise.all([
-      isDue && get("/api/v1/nodes", {}, { quiet: true }).then(nodesCame),
-      get("/api/v1/stats", {}, { quiet: true }).then(statsCame),
+      isDue && get("/api/v1/nodes", {}, QUIET).then(nodesCame),
+      get("/api/v1/stats", {}, QUIET).then(statsCame),
     ]);
   } catch (problem) {
     if (problem.status === undefined) throw problem; // No request: a fault of ours.

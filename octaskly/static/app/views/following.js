@@ -1,11 +1,9 @@
 /** The output of one task as it comes, resumed by the id of the last event. */
 
-import { send } from "../api.js";
+import { WAITS_MS, read } from "../sse.js";
 import { Output } from "./ansi.js";
 
 const LINES_MAX = 20_000;
-const WAITS_MS = [200, 500, 1000, 2000, 5000];
-const QUIET_MS = 45_000; //: the node shows every 15 s that it lives
 
 /**
  * Follows a task to its end; `changed` is called when there is more to draw.
@@ -28,11 +26,11 @@ export function follow(id, attempt, changed) {
   const run = async () => {
     for (let failures = 0; !over.signal.aborted && !state.isOver; failures += 1) {
       try {
-        await read(path(id, attempt), lastId, over.signal, (event, data, eventId) => {
+        await read(path(id, attempt), { lastId, signal: over.signal }, (event, data, eventId) => {
           failures = 0;
           state.problem = null;
-          if (eventId) lastId = eventId;
-          hear(event, data);
+          if (eventId !== "") lastId = eventId;
+          if (data !== undefined) hear(event, data);
           draw();
         });
       } catch (problem) {
@@ -86,39 +84,3 @@ function hearer(output, state) {
 }
 
 const bytesOf = (base64) => Uint8Array.from(atob(base64), (char) => char.charCodeAt(0));
-
-/** Reads one stream of events to its end. */
-async function read(target, lastId, signal, hear) {
-  const silence = new AbortController();
-  const headers = { Accept: "text/event-stream" };
-  if (lastId !== "") headers["Last-Event-ID"] = lastId;
-  const answer = await send("GET", target, undefined, {
-    headers, signal: AbortSignal.any([signal, silence.signal]), timeoutMs: 0, quiet: true,
-  });
-  let rest = "";
-  let watch = 0;
-  try {
-    const reader = answer.body.pipeThrough(new TextDecoderStream()).getReader();
-    for (;;) {
-      watch = setTimeout(() => silence.abort(), QUIET_MS);
-      const { value, done } = await reader.read();
-      clearTimeout(watch);
-      if (done) return;
-      const frames = (rest + value).split("\n\n");
-      rest = frames.pop();
-      for (const frame of frames) hearFrame(frame, hear);
-    }
-  } finally {
-    clearTimeout(watch);
-    silence.abort();
-  }
-}
-
-function hearFrame(frame, hear) {
-  const fields = { event: "message", data: "", id: "" };
-  for (const line of frame.split("\n")) {
-    const colon = line.indexOf(":");
-    if (colon > 0) fields[line.slice(0, colon)] = line.slice(colon + 1).replace(/^ /, "");
-  }
-  if (fields.data !== "") hear(fields.event, JSON.parse(fields.data), fields.id);
-}

@@ -5,7 +5,7 @@ import { html, useEffect, useRef, useState } from "../lib.js";
 import { soon } from "../polling.js";
 import { go } from "../router.js";
 import { mesh, nodes, tell } from "../store.js";
-import { Ago, Bar, Button, Command, Empty, State } from "../ui.js";
+import { Ago, Bar, Button, Command, Dialog, Empty, State } from "../ui.js";
 import { Role } from "./role.js";
 
 const ROWS = 40; //: drawn at first, and more of them as one scrolls
@@ -16,15 +16,20 @@ export function Nodes({ query }) {
   const field = useRef(null);
   const [chosen, choose] = useState(0);
   const [drawn, setDrawn] = useState(ROWS);
+  const [asked, ask] = useState(null);
   const shown = nodes.value.filter((node) => fits(node, find.toLowerCase()));
   const at = Math.min(chosen, shown.length - 1);
+  const order = (node, verb) => {
+    if (node.state === "lost") return undefined;
+    return SURE[verb] ? ask({ id: node.id, verb }) : steer(node, verb);
+  };
   const move = (by) => choose(Math.max(0, Math.min(shown.length - 1, at + by)));
   useKeys({
     "/": () => field.current.focus(),
     j: () => move(1),
     k: () => move(-1),
-    d: () => shown[at] && steer(shown[at], shown[at].state === "draining" ? "resume" : "drain"),
-    p: () => shown[at] && steer(shown[at], shown[at].state === "paused" ? "unpause" : "pause"),
+    d: () => shown[at] && order(shown[at], shown[at].state === "draining" ? "resume" : "drain"),
+    p: () => shown[at] && order(shown[at], shown[at].state === "paused" ? "unpause" : "pause"),
   });
   if (mesh.value === null || nodes.value.length === 0) return html`<p class="muted" role="status">Asking the mesh…</p>`;
   const level = new Map(mesh.value.standbys.map((standby) => [standby.id, standby]));
@@ -40,8 +45,9 @@ export function Nodes({ query }) {
     ${shown.length === 0 && html`<${Empty} title="No node fits"><p>None has this name, state or label.</p><//>`}
     <ul class="node-rows">
       ${shown.slice(0, Math.max(drawn, at + ROWS)).map((node, i) => html`<${Row} key=${node.id} node=${node} standby=${level.get(node.id)}
-        common=${common} isChosen=${i === at} onChoose=${() => choose(i)} />`)}
+        common=${common} isChosen=${i === at} onChoose=${() => choose(i)} order=${order} />`)}
     </ul>
+    ${asked && html`<${Sure} node=${nodes.value.find(({ id }) => id === asked.id)} verb=${asked.verb} onClose=${() => ask(null)} />`}
     ${shown.length > drawn && html`<${End} key=${drawn} onSeen=${() => setDrawn(drawn + ROWS)} />`}`;
 }
 
@@ -56,7 +62,27 @@ function End({ onSeen }) {
   return html`<p ref=${element} class="muted">…</p>`;
 }
 
-function Row({ node, standby, common, isChosen, onChoose }) {
+/** What is asked before a node takes no more work: a key is soon pressed on the wrong one. */
+const SURE = {
+  drain: { title: "Drain", what: "It ends what runs and takes no more, until it is resumed." },
+  pause: { title: "Pause", what: "What runs there is frozen, and it takes no more, until it is unpaused." },
+};
+
+function Sure({ node, verb, onClose }) {
+  if (node === undefined) return null; // It left meanwhile.
+  const { title, what } = SURE[verb];
+  const go = async () => {
+    onClose();
+    await steer(node, verb);
+  };
+  return html`<${Dialog} title=${`${title} ${node.name}?`} onClose=${onClose}>
+    <p>${what}</p><p class="muted">${plural(node.running, "task")} ${node.running === 1 ? "runs" : "run"} there now.</p>
+    <div class="row dialog-end"><${Button} onPress=${onClose}>Leave it<//>
+      <${Button} kind="primary" autofocus onPress=${go}>${`${title} ${node.name}`}<//></div>
+  <//>`;
+}
+
+function Row({ node, standby, common, isChosen, onChoose, order }) {
   const element = useRef(null);
   const { load, state } = node;
   const isLost = state === "lost";
@@ -87,12 +113,12 @@ function Row({ node, standby, common, isChosen, onChoose }) {
     </div>
     <div class="node-orders">
       ${state === "draining"
-        ? html`<${Button} onPress=${() => steer(node, "resume")} aria-label=${`Resume ${node.name}`}>Resume<//>`
-        : html`<${Button} disabled=${isLost} onPress=${() => steer(node, "drain")} aria-label=${`Drain ${node.name}`}
+        ? html`<${Button} onPress=${() => order(node, "resume")} aria-label=${`Resume ${node.name}`}>Resume<//>`
+        : html`<${Button} disabled=${isLost} onPress=${() => order(node, "drain")} aria-label=${`Drain ${node.name}`}
             title="It ends what runs and takes no more">Drain<//>`}
       ${state === "paused"
-        ? html`<${Button} onPress=${() => steer(node, "unpause")} aria-label=${`Unpause ${node.name}`}>Unpause<//>`
-        : html`<${Button} disabled=${isLost} onPress=${() => steer(node, "pause")} aria-label=${`Pause ${node.name}`}
+        ? html`<${Button} onPress=${() => order(node, "unpause")} aria-label=${`Unpause ${node.name}`}>Unpause<//>`
+        : html`<${Button} disabled=${isLost} onPress=${() => order(node, "pause")} aria-label=${`Pause ${node.name}`}
             title="What runs there is frozen until it is unpaused">Pause<//>`}
     </div>
   </li>`;

@@ -1,0 +1,62 @@
+/**
+ * Reads one stream of server-sent events to its end, with `fetch`, as an EventSource
+ * cannot show a token.
+ */
+
+import { send } from "./api.js";
+
+/** Before connecting anew, by how often that failed in a row. */
+export const WAITS_MS = [200, 500, 1000, 2000, 5000];
+
+const QUIET_MS = 8000; //: the node shows every 3 s that it lives
+
+/**
+ * @param {string} target
+ * @param {{lastId: string, signal: AbortSignal, began?: () => void}} how
+ * @param {(event: string, data: any, id: string) => void} hear `data` is undefined where
+ *   only the id moves on; `id` is "" where it stays.
+ */
+export async function read(target, { lastId, signal, began = () => {} }, hear) {
+  const silence = new AbortController();
+  const headers = { Accept: "text/event-stream" };
+  if (lastId !== "") headers["Last-Event-ID"] = lastId;
+  const answer = await send("GET", target, undefined, {
+    headers, signal: AbortSignal.any([signal, silence.signal]), timeoutMs: 0, quiet: true,
+  });
+  began();
+  let watch = 0;
+  try {
+    const reader = answer.body.pipeThrough(new TextDecoderStream()).getReader();
+    const take = taker(hear);
+    for (;;) {
+      watch = setTimeout(() => silence.abort(), QUIET_MS);
+      const { value, done } = await reader.read();
+      clearTimeout(watch);
+      if (done) return;
+      take(value);
+    }
+  } finally {
+    clearTimeout(watch);
+    silence.abort(); // Lets go of the connection.
+  }
+}
+
+/** Returns a function that takes pieces of a stream, wherever they are cut. */
+export function taker(hear) {
+  let rest = "";
+  return (piece) => {
+    const frames = (rest + piece).split("\n\n");
+    rest = frames.pop();
+    for (const frame of frames) hearFrame(frame, hear);
+  };
+}
+
+function hearFrame(frame, hear) {
+  const fields = { event: "message", data: "", id: "" };
+  for (const line of frame.split("\n")) {
+    const colon = line.indexOf(":");
+    if (colon > 0) fields[line.slice(0, colon)] = line.slice(colon + 1).replace(/^ /, "");
+  }
+  const { event, data, id } = fields;
+  if (data !== "" || id !== "") hear(event, data === "" ? undefined : JSON.parse(data), id);
+}
