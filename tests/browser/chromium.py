@@ -54,7 +54,7 @@ def missing() -> str | None:
 @contextlib.asynccontextmanager
 async def started(home: Path | None = None) -> AsyncIterator[Browser]:
     """Run one browser for the length of a block; `home` may say whom it trusts."""
-    environ = dict(os.environ)
+    environ: dict[str, str | float | bool] = {**os.environ}
     if home is not None:
         environ["HOME"] = str(home)
     async with async_playwright() as playwright:
