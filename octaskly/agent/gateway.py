@@ -18,6 +18,7 @@ from octaskly.agent.feed import Feed
 from octaskly.agent.finding import Finder
 from octaskly.agent.fitness import Fitness
 from octaskly.agent.forgetting import forget
+from octaskly.agent.history import History
 from octaskly.agent.records import Records
 from octaskly.agent.repeats import repetition
 from octaskly.agent.submissions import Submission, Submissions
@@ -111,6 +112,8 @@ class AgentGateway:
             queue_max=queue_max,
         )
         self.view = MeshView(node_id, names)
+        self.course = History(store, self.view, clock)
+        self.history = self.course.points
         self.feed = Feed(store, self.view, lambda: node.stream)
         self.listen, self.lately = self.feed.listen, self.feed.lately
         self.ended = store.ended

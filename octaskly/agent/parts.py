@@ -138,6 +138,7 @@ class Parts:
         self._tidy = tasks.create_task(self._pool.recorder.tidy())
         self._telling = tasks.create_task(self._webhooks.run())
         self._noting = tasks.create_task(self._api.auditor.run())
+        self._watching = tasks.create_task(self.gateway.course.run())
         self._dial_seeds(tasks)
         await self._discovery.start(tasks, peers_known=self._peers_known)
         description = self._description()
@@ -187,6 +188,7 @@ class Parts:
         self._tidy.cancel()
         self._telling.cancel()
         self._noting.cancel()
+        self._watching.cancel()
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(LAST_WORDS_S):
                 await self._api.auditor.flush()

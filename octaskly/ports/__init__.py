@@ -20,6 +20,7 @@ from octaskly.ports.gateway import (
     MeshState,
     MeshStats,
     OutputPlace,
+    Point,
 )
 from octaskly.ports.rotation import Rotations, RotationView
 from octaskly.ports.store import (
@@ -54,6 +55,7 @@ __all__ = [
     "NoRoom",
     "OutputPlace",
     "Packer",
+    "Point",
     "Principal",
     "RecordQuery",
     "Request",

@@ -88,6 +88,16 @@ class MeshStats:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Point:
+    """How tasks stood at a time."""
+
+    at_ms: int  #: wall clock
+    queued: int
+    running: int
+    ended_per_s: float  #: since the point before
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Health:
     """Whether this node can serve."""
 
@@ -242,6 +252,9 @@ class Gateway(Transcripts, Telling, Protocol):
 
     async def stats(self) -> MeshStats:
         """Return counts of the whole mesh and the state of this machine."""
+
+    def history(self) -> Sequence[Point]:
+        """Return how tasks stood of late, at even times; of this reign alone."""
 
     def health(self) -> Health:
         """Return whether this node can serve."""

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import itertools
+import json
 import math
 import re
+import shlex
 from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
 import pytest
 import pytest_asyncio
-from hypothesis import example, given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from playwright.async_api import Browser, Page
 
+from octaskly.api.schema import TaskIn, parse_tasks
+from octaskly.cli.arrays import array
+from octaskly.cli.running import run
 from tests.agents import Agent, running
 from tests.browser.chromium import visitor
 
@@ -63,6 +69,71 @@ PAGES = """async ([first, last, total, isNewest]) => {
     const v = await import("/static/app/views/virtual.js");
     return [v.pagesOf(first, last, total, isNewest), v.PAGE_ROWS];
 }"""
+LANES = """async ([slots, answers]) => {
+    const { Lanes } = await import("/static/app/views/lanes.js");
+    const lanes = new Lanes();
+    lanes.fit([{ name: "ana", slots }]);
+    for (const answer of answers) lanes.take(answer);
+    const shown = ({ key, start, end }) =>
+        [key, start, Number.isFinite(end) ? end : null];
+    return [lanes.nodes.get("ana").map((bars) => bars.map(shown)), lanes.waiting];
+}"""
+FAMILIES = """async (commands) => {
+    const { familyOf, toneOf } = await import("/static/app/views/lanes.js");
+    return commands.map((one) => [familyOf(one), toneOf(familyOf(one))]);
+}"""
+VIEW = """async ([view, factor, around, most]) => {
+    const { zoomed, ticks, SPAN_MS } = await import("/static/app/views/lanes.js");
+    const after = zoomed(view, factor, around);
+    return [after, SPAN_MS, ticks(after.from, after.span, most)];
+}"""
+FORM = """async ([typed, arrayOf]) => {
+    const { bodyOf } = await import("/static/app/views/asking.js");
+    return bodyOf(typed, arrayOf);
+}"""
+PLACES = """async (paths) => {
+    const { fieldOf } = await import("/static/app/views/asking.js");
+    return paths.map(fieldOf);
+}"""
+COPIES = """async (task) => {
+    const { asCli, asCurl, asked } = await import("/static/app/views/copies.js");
+    return [asCli(task), asCurl(asked(task), "https://pi4:3443"), asked(task)];
+}"""
+#: All that can be typed into the form, but for arrays, of which there are two kinds.
+TYPED = {
+    "command": "echo  two  spaces",
+    "name": " nightly ",
+    "labels": "team=red\nlone\n\n",
+    "requires.cpus": "2",
+    "requires.memory_mb": "100",
+    "requires.gpus": "1",
+    "requires.node": "ana",
+    "requires.os": "linux",
+    "requires.arch": "x86_64",
+    "requires.labels": "room=attic",
+    "fail_fast": True,
+    "env": "MODE=a=b\nEMPTY=",
+    "cwd": "/tmp",
+    "stdin": " kept as it is\n",
+    "inputs": "a.txt\n b.txt ",
+    "outputs": "c.txt",
+    "timeout": "60",
+    "grace": "5",
+    "limits.memory_mb": "200",
+    "limits.cpu_seconds": "9",
+    "limits.file_mb": "7",
+    "limits.processes": "30",
+    "retries": "3",
+    "retry_on": "lost, 75",
+    "priority": "-5",
+    "after": "task-001\ntask-002",
+    "on": "any",
+    "notify_url": "https://example.org/hook",
+    "durability": "strict",
+    "id": "mine",
+}
+#: In the form as well; each stands in the way of one above.
+APART = {"workdir", "stdin_base64", "files", "array"}
 
 
 @pytest.fixture(scope="module")
@@ -136,3 +207,184 @@ async def test_the_pages_asked_for_hold_every_row_in_sight(
     rows = range(first, last)
     from_oldest = [total - 1 - row if is_newest else row for row in rows]
     assert pages == sorted({row // size for row in from_oldest})
+
+
+@st.composite
+def worked(draw: st.DrawFn) -> tuple[int, list[dict[str, Any]]]:
+    """So many slots, and attempts that one node ran in them, as the API tells them."""
+    slots = draw(st.integers(1, 4))
+    free_ms = [0] * slots
+    ended = []
+    steps = st.tuples(st.integers(0, 500), st.integers(0, 3000))
+    for number, (pause_ms, took_ms) in enumerate(draw(st.lists(steps, max_size=20))):
+        slot = free_ms.index(min(free_ms))
+        start_ms = free_ms[slot] + pause_ms
+        free_ms[slot] = start_ms + took_ms
+        ended.append(attempt(f"t{number}", start_ms, free_ms[slot]))
+    return slots, draw(st.permutations(ended))
+
+
+def attempt(task: str, start_ms: int, end_ms: int | None) -> dict[str, Any]:
+    return {
+        "id": task,
+        "attempt": 1,
+        "worker_id": "ana",
+        "command": "true",
+        "status": "running" if end_ms is None else "completed",
+        "assigned_at": at(start_ms),
+        "started_at": at(start_ms),
+        "completed_at": None if end_ms is None else at(end_ms),
+    }
+
+
+def at(ms: int) -> str:
+    return f"1970-01-01T00:{ms // 60_000:02d}:{ms % 60_000 / 1000:06.3f}Z"
+
+
+@given(worked())
+@settings(max_examples=25)
+async def test_what_ran_in_so_many_slots_stands_in_as_many_lanes(
+    page: Page, of: tuple[int, list[dict[str, Any]]]
+) -> None:
+    """In whatever order it is told, nothing is lost, and nothing lies on another."""
+    slots, ended = of
+    lanes, _ = await page.evaluate(LANES, [slots, [{"running": [], "ended": ended}]])
+
+    assert len(lanes) == slots
+    assert sorted(key for bars in lanes for key, *_ in bars) == sorted(
+        f"{one['id']}#1@ana" for one in ended
+    )
+    for bars in lanes:
+        for (_, _, end), (_, start, _) in itertools.pairwise(bars):
+            assert end - 3 <= start
+
+
+async def test_what_runs_becomes_what_ended_and_what_is_too_much_waits(
+    page: Page,
+) -> None:
+    """A bar grows until its end is known; a node was given more than it has slots."""
+    first, second = attempt("a", 0, None), attempt("b", 100, None)
+    begun = {"running": [first, second], "ended": []}
+    over = {"running": [second], "ended": [attempt("a", 0, 2000)]}
+
+    assert await page.evaluate(LANES, [1, [begun]]) == [[[["a#1@ana", 0, None]]], 1]
+    assert await page.evaluate(LANES, [1, [begun, over]]) == [
+        [[["a#1@ana", 0, 2000], ["b#1@ana", 2000, None]]],
+        0,
+    ]
+
+
+async def test_a_command_is_called_as_people_call_it(page: Page) -> None:
+    """By its program, or by the script that it interprets, in a colour of its own."""
+    called = {
+        "blender -b scene.blend": "blender",
+        "/usr/bin/ffmpeg -i a b": "ffmpeg",
+        "nice env MODE=fast make -j4": "make",
+        "python3.11 /opt/train.py --seed 7": "train.py",
+        "python -m http.server": "http.server",
+        "bash -c 'convert a b'": "convert",
+        'sh -lc "sudo render 7"': "render",
+        "python -c 'print(1)'": "python",
+        " ": "task",
+    }
+
+    found = await page.evaluate(FAMILIES, [*called, "blender other.blend"])
+
+    assert [family for family, _ in found[:-1]] == [*called.values()]
+    assert found[-1] == found[0]
+
+
+@given(st.integers(500, 21_600_000), st.floats(0.01, 100), st.floats(0, 1))
+@settings(max_examples=25)
+async def test_what_is_under_the_pointer_stays_there_while_one_zooms(
+    page: Page, span: int, factor: float, part: float
+) -> None:
+    """Between half a second and six hours; and the axis has room for its marks."""
+    around = 1_000_000 + part * span
+    after, (least, most), axis = await page.evaluate(
+        VIEW, [{"from": 1_000_000, "span": span}, factor, around, 8]
+    )
+
+    assert least <= after["span"] <= most
+    assert math.isclose(around, after["from"] + part * after["span"], abs_tol=1.0)
+    assert len(axis["marks"]) <= 9
+    assert all(0 <= mark - after["from"] <= after["span"] for mark in axis["marks"])
+
+
+async def test_the_form_asks_for_all_that_the_api_takes(page: Page) -> None:
+    """Each field is read as the API wants it, and the API takes them all at once."""
+    body = await page.evaluate(FORM, [TYPED, ""])
+
+    await parse_tasks(json.dumps(body).encode())
+    assert body.keys() | APART == set(TaskIn.__struct_fields__)
+    assert body["command"] == "echo  two  spaces"
+    assert body["name"] == "nightly"
+    assert body["labels"] == {"team": "red", "lone": ""}
+    assert body["env"] == {"MODE": "a=b", "EMPTY": ""}
+    assert body["stdin"] == " kept as it is\n"
+    assert body["inputs"] == ["a.txt", "b.txt"]
+    assert body["retry_on"] == ["lost", 75]
+    assert body["requires"]["cpus"] == 2
+
+
+async def test_what_was_left_empty_is_not_sent(page: Page) -> None:
+    """Of the two kinds of arrays that alone which is chosen."""
+    typed = {"command": "x {}", "name": " ", "array.range": "1-9", "fail_fast": False}
+    typed |= {"array.items": "a\nb\n", "array.max_fails": "2", "timeout": "soon"}
+
+    alone = await page.evaluate(FORM, [typed, ""])
+    items = await page.evaluate(FORM, [typed, "items"])
+
+    assert alone == {"command": "x {}", "timeout": "soon"}
+    assert items["array"] == {"items": ["a", "b"], "max_fails": 2}
+
+
+async def test_an_error_is_shown_at_the_field_that_it_is_about(page: Page) -> None:
+    """The API names places in the body; some lie within a field."""
+    fields = {
+        "$.name": "name",
+        "$[3].requires.cpus": "requires.cpus",
+        "$.env.A": "env",
+        "$.inputs[2]": "inputs",
+        "$.array": "array.range",
+        "$.array.items[0]": "array.items",
+        "Idempotency-Key": "",
+        "$": "",
+    }
+
+    assert await page.evaluate(PLACES, [*fields]) == [*fields.values()]
+
+
+@given(st.text(st.characters(exclude_characters="\0", codec="utf-8"), min_size=1))
+@settings(max_examples=25)
+@example("it's `here` $(now); \n\\")
+async def test_a_copied_command_is_the_same_task_for_a_shell(
+    page: Page, text: str
+) -> None:
+    """Whatever stands in it; quotes are the old trap."""
+    task = {"command": text, "name": text, "timeout": 3600, "env": {"A": text}}
+    cli, curl, body = await page.evaluate(COPIES, task)
+
+    words = shlex.split(cli)
+    assert words == [
+        *("octaskly", "run", "--name", text, "--env", f"A={text}", "--", text)
+    ]
+    assert json.loads(shlex.split(curl)[-1]) == body
+    assert body == {"command": text, "name": text, "env": {"A": text}}
+
+
+async def test_a_copied_command_names_options_that_the_program_has(page: Page) -> None:
+    """All of them at once, for a task and for an array."""
+    body = await page.evaluate(FORM, [TYPED, ""])
+    outputs = [{"path": path, "bytes": 1} for path in body["outputs"]]
+    task = {**body, "outputs": outputs, "workdir": "scratch"}
+    members = {"range": "1-9", "max_fails": 2}
+
+    one, curl, _ = await page.evaluate(COPIES, task)
+    many, _, _ = await page.evaluate(COPIES, {**task, "array": members})
+
+    run.make_context("run", shlex.split(one)[2:])
+    array.make_context("array", shlex.split(many)[2:])
+    again = json.loads(shlex.split(curl)[-1])
+    await parse_tasks(json.dumps(again).encode())
+    assert body.keys() - again.keys() == {"stdin", "id", "durability", "fail_fast"}

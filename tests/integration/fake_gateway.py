@@ -56,6 +56,7 @@ from octaskly.ports import (
     MeshState,
     MeshStats,
     OutputPlace,
+    Point,
     Principal,
     Search,
     TaskPage,
@@ -99,6 +100,7 @@ class FakeGateway:
         self.audit = FakeAudit(self._require_dispatcher)
         self.tokens = FakeTokens(NOW_MS, self._require_dispatcher)
         self.lost: set[NodeId] = set()
+        self.points: list[Point] = []
         self.failure: str | None = None
         self.is_complete = True  #: no other node may know what is unknown here
         self.held = asyncio.Event()  #: submissions wait for it
@@ -450,6 +452,9 @@ class FakeGateway:
             disk_bytes=15_000_000,
             mesh=self.state,
         )
+
+    def history(self) -> Sequence[Point]:
+        return self.points
 
     def health(self) -> Health:
         return Health(

@@ -21,7 +21,7 @@ export function colour(name) {
  * @param {{label: string, token: string, values: number[], fill?: boolean}[]} props.series
  * @param {(value: number) => string} props.format
  */
-export function Chart({ title, now, at, series, format, spanS = 300 }) {
+export function Chart({ title, now, at, series, format, spanS = 600 }) {
   const holder = useRef(null);
   const plot = useRef(null);
   const [isDark, setDark] = useState(dark.matches);
@@ -68,20 +68,22 @@ function scaleOf(series) {
 }
 
 function options(series, format) {
+  const { fontFamily, fontSize } = getComputedStyle(document.body);
+  const em = Math.round(parseFloat(fontSize) * 0.8);
   const axis = {
     stroke: colour("--muted"),
-    font: `11px ${getComputedStyle(document.body).fontFamily}`,
+    font: `${em}px ${fontFamily}`,
     grid: { stroke: colour("--line"), width: 1 },
     ticks: { show: false },
   };
   return {
     legend: { show: false },
     cursor: { show: false },
-    padding: [8, 28, 0, 0],
+    padding: [8, 3 * em, 0, 0], // Half of the last time is right of its mark.
     scales: { x: { time: true }, y: { auto: false } },
     axes: [
-      { ...axis, grid: { show: false }, size: 24, space: 80, values: (_, times) => times.map(timeOfDay) },
-      { ...axis, size: 46, space: 40, values: (_, values) => values.map(format) },
+      { ...axis, grid: { show: false }, size: 2.2 * em, space: 8 * em, values: (_, times) => times.map(timeOfDay) },
+      { ...axis, size: 4.2 * em, space: 4 * em, values: (_, values) => values.map(format) },
     ],
     series: [
       {},
@@ -98,5 +100,5 @@ function options(series, format) {
 
 function timeOfDay(seconds) {
   const second = seconds % 60 ? "2-digit" : undefined;
-  return new Date(seconds * 1000).toLocaleTimeString([], { hour: "2-digit", minute: "2-digit", second });
+  return new Date(seconds * 1000).toLocaleTimeString([], { hour: "2-digit", minute: "2-digit", second, hour12: false });
 }

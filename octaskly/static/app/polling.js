@@ -4,7 +4,7 @@ import { get } from "./api.js";
 import { batch, effect } from "./lib.js";
 import { doubt, listen } from "./live.js";
 import { session } from "./session.js";
-import { banner, countsCame, mesh, nodes } from "./store.js";
+import { banner, countsCame, historyCame, mesh, nodes } from "./store.js";
 
 const EVERY_MS = 2000;
 const MANY_NODES = 60; //: of more, each answer is so large that it is asked for less often
@@ -21,7 +21,9 @@ let isChanged = true; //: the nodes, by what the stream told
 /** Keeps nodes and counts fresh while somebody is signed in and looks. */
 export function keepFresh() {
   effect(() => {
-    if (session.value !== null) soon(0);
+    if (session.value === null) return;
+    soon(0);
+    remember();
   });
   listen("node", () => soon());
   listen("reset", () => soon());
@@ -37,6 +39,15 @@ export function soon(wait_ms = SOON_MS) {
 function again(wait_ms) {
   clearTimeout(timer);
   timer = setTimeout(ask, wait_ms);
+}
+
+/** Asks once how it went before this page was opened; without an answer it begins now. */
+async function remember() {
+  try {
+    historyCame(await get("/api/v1/stats/history", {}, QUIET));
+  } catch (problem) {
+    if (problem.status === undefined) throw problem;
+  }
 }
 
 async function ask() {

@@ -38,13 +38,22 @@ const TOAST_MS = 8000;
 const TOASTS_MAX = 4;
 let toastId = 0;
 
+/** Puts what the dispatcher remembers before what this page has seen itself. */
+export function historyCame({ points }) {
+  const first = history.value[0]?.at ?? Infinity;
+  const known = points.map(({ at, ended_per_second: rate, ...rest }) => ({ ...rest, at: Date.parse(at), rate }));
+  history.value = [...known.filter(({ at }) => at < first), ...history.value].slice(-POINTS_MAX);
+}
+
 /** Takes in new counts, and adds a point to the history. */
 export function countsCame(counts, at = Date.now()) {
   const before = history.value.at(-1);
   const { queued, running, completed, failed, cancelled } = counts.tasks;
   const ended = completed + failed + cancelled;
   const passed = before && (at - before.at) / 1000;
-  const rate = passed > 0 ? Math.max(0, ended - before.ended) / passed : 0;
+  // What the dispatcher remembers of the time before tells a rate, and no sum.
+  let rate = before?.rate ?? 0;
+  if (before?.ended !== undefined && passed > 0) rate = Math.max(0, ended - before.ended) / passed;
   stats.value = counts;
   history.value = [...history.value, { at, queued, running, ended, rate }].slice(-POINTS_MAX);
 }

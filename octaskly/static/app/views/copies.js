@@ -46,7 +46,8 @@ export function asCli(task) {
   add("--gpus", requires.gpus);
   add("--on", requires.node);
   Object.entries(requires.labels ?? {}).forEach(([name, value]) => add("--require", `${name}=${value}`));
-  pairs("--env", body.env);
+  // A name alone would mean the variable of whoever pastes it.
+  each("--env", Object.entries(body.env ?? {}).map(([name, value]) => `${name}=${value}`));
   add("--cwd", body.cwd);
   if (body.workdir) words.push("--scratch");
   each("--input", body.inputs);

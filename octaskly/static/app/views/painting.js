@@ -134,7 +134,7 @@ function lane(ink, { bars, px }, { y, from, span, width, now, xOf, only, colours
     if (wide <= 1 && Math.floor(left) === lastPx && bar.status !== "failed") continue;
     lastPx = Math.floor(left);
     ink.globalAlpha = only !== null && only !== bar.family ? 0.16 : 1;
-    shape(ink, bar, { left, y: y + 2, wide, tall, colours });
+    shape(ink, bar, { left, from: xOf(from), y: y + 2, wide, tall, colours });
   }
   ink.globalAlpha = 1;
 }
@@ -189,7 +189,7 @@ const SHAPES = {
   },
 };
 
-function shape(ink, bar, { left, y, wide, tall, colours }) {
+function shape(ink, bar, { left, from, y, wide, tall, colours }) {
   const colour = colourOf(bar.family);
   SHAPES[bar.status](ink, { left, y, wide, tall, colour, colours });
   if (wide < TEXT_PX || bar.status === "cancelled" || bar.status === "released") return;
@@ -201,7 +201,7 @@ function shape(ink, bar, { left, y, wide, tall, colours }) {
   ink.font = `600 11px ${colours.font}`;
   ink.textAlign = "left";
   ink.textBaseline = "middle";
-  ink.fillText(bar.attempt.name ?? bar.family, Math.max(left, 0) + 6, y + tall / 2 + 0.5);
+  ink.fillText(bar.attempt.name ?? bar.family, Math.max(left, from) + 6, y + tall / 2 + 0.5);
   ink.restore();
 }
 
