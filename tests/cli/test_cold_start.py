@@ -51,7 +51,7 @@ def test_commands_import_no_heavy_library(
         capture_output=True,
         text=True,
         env=environ,
-        timeout=30,
+        timeout=60,
         check=False,
     )
     modules = done.stderr.split()

@@ -104,7 +104,7 @@ def test_where_nobody_answers_the_hint_starts_somebody(
     done = subprocess.run(
         [sys.executable, "-m", "octaskly", *options, "ls"],
         capture_output=True,
-        timeout=30,
+        timeout=60,
         check=False,
     )
 
@@ -192,7 +192,7 @@ def test_a_second_interrupt_leaves_the_task_alone(node: Agent) -> None:
     assert process.stderr is not None
     assert process.stderr.readline().startswith(b"cancelling task-")
     process.send_signal(signal.SIGINT)
-    process.communicate(timeout=30)
+    process.communicate(timeout=60)
 
     assert process.returncode == 130
     shown = json.loads(octaskly(node, "show", "last", "--json").stdout)
@@ -211,7 +211,7 @@ def test_output_that_cannot_be_written_is_an_error(
             words(node, *arguments),
             stdout=full,
             stderr=subprocess.PIPE,
-            timeout=30,
+            timeout=60,
             check=False,
         )
 

@@ -166,7 +166,7 @@ def test_interrupt_ends_the_task(agent: DemoAgent) -> None:
         os.sched_yield()
 
     process.send_signal(signal.SIGINT)
-    _, stderr = process.communicate(timeout=30)
+    _, stderr = process.communicate(timeout=60)
 
     assert process.returncode == 130, stderr
     shown = json.loads(octaskly(agent, "show", "last", "--json").stdout)

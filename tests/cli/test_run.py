@@ -226,7 +226,7 @@ def test_first_interrupt_cancels_the_task_and_waits(
     wait_until_asked(api, "/logs")
 
     process.send_signal(signal.SIGINT)
-    _, stderr = process.communicate(timeout=20)
+    _, stderr = process.communicate(timeout=60)
 
     assert process.returncode == 130
     assert b"cancelling task-001-00000001" in stderr
@@ -242,7 +242,7 @@ def test_interrupt_before_the_answer_cancels_too(
 
     def hold(method: str, _path: str) -> None:
         if method == "POST":
-            may_answer.wait(20)
+            may_answer.wait(60)
 
     api.refuse = hold
     process = start(environ, "sleep 60")
@@ -250,7 +250,7 @@ def test_interrupt_before_the_answer_cancels_too(
 
     process.send_signal(signal.SIGINT)
     may_answer.set()
-    _, stderr = process.communicate(timeout=20)
+    _, stderr = process.communicate(timeout=60)
 
     assert process.returncode == 130
     assert b"cancelling task-001-00000001" in stderr
@@ -270,7 +270,7 @@ def test_second_interrupt_leaves_and_says_where_to_look(
     wait_until_asked(api, "DELETE")
     wait_until_asked(api, "/logs", after="DELETE")
     process.send_signal(signal.SIGINT)
-    _, stderr = process.communicate(timeout=20)
+    _, stderr = process.communicate(timeout=60)
 
     assert process.returncode == 130
     assert b"octaskly logs -f task-001-00000001" in stderr

@@ -211,7 +211,7 @@ def test_interrupted_install_leaves_nothing(machine: Machine) -> None:
     machines._until(unit_of(machine).exists, "the unit is written")
     # The command itself runs below nsenter, in another PID namespace.
     machine.run("pkill", "-INT", "-f", "service install")
-    code = process.wait(30)
+    code = process.wait(60)
 
     assert code == 130
     assert not unit_of(machine).exists()
@@ -337,7 +337,7 @@ def test_machine_without_systemd_is_told_what_works(tmp_path: Path) -> None:
         env={**os.environ, "HOME": str(tmp_path), "XDG_CONFIG_HOME": ""},
         capture_output=True,
         text=True,
-        timeout=30,
+        timeout=60,
         check=False,
     )
 

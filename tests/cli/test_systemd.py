@@ -28,7 +28,7 @@ def analyze(
         capture_output=True,
         text=True,
         env=environ,
-        timeout=30,
+        timeout=60,
         check=False,
     )
 
@@ -119,7 +119,7 @@ def test_users_of_the_unit_are_made_by_sysusers(tmp_path: Path) -> None:
         ],
         capture_output=True,
         text=True,
-        timeout=30,
+        timeout=60,
         check=False,
     )
 

@@ -45,9 +45,9 @@ def agents(folder: Path, started: dict[str, Agent]) -> list[Agent]:
     for name in dead:
         started[name] = start(folder, name)
     for name in dead:  # Where machines are busy, this takes its time.
-        until(started[name].description, f"{name} starts", deadline_s=45)
+        until(started[name].description, f"{name} starts")
     if dead:
-        until_nodes(started["ash"], len(NAMES), deadline_s=30)
+        until_nodes(started["ash"], len(NAMES))
     return [started[name] for name in NAMES]
 
 

@@ -14,7 +14,17 @@ from tests.quick_cli import quick_cli
 
 
 @pytest.fixture(scope="session")
-def mesh() -> Iterator[tuple[Console, Agent]]:
+def quick() -> Iterator[Path]:
+    """Give a folder with an `octaskly` that starts quickly."""
+    with (
+        tempfile.TemporaryDirectory(prefix="octaskly-quick-") as folder,
+        quick_cli(Path(folder)) as path,
+    ):
+        yield path
+
+
+@pytest.fixture(scope="session")
+def mesh(quick: Path) -> Iterator[tuple[Console, Agent]]:
     """Give a shell, and two nodes of one mesh: `ash` on this machine, and `pi4`.
 
     The folder where one types is the worker directory of both, so that tasks find the
@@ -24,7 +34,6 @@ def mesh() -> Iterator[tuple[Console, Agent]]:
     with (
         tempfile.TemporaryDirectory(prefix="octaskly-docs-") as home,
         console(Path(home), is_strict=False) as shell,
-        quick_cli(shell.home) as quick,
     ):
         shell.environ["PATH"] = f"{quick}:{shell.environ['PATH']}"
         shell.folder = shell.home / "work"

@@ -25,7 +25,7 @@ TWO_MACHINES = ["README.md", "docs/tutorials/first-mesh.md"]
 
 @pytest.mark.timeout(180)
 @pytest.mark.parametrize("page", PAGES)
-def test_page_does_what_it_shows(page: str) -> None:
+def test_page_does_what_it_shows(page: str, quick: Path) -> None:
     """Every command that one machine can run prints what the page says."""
     ran = 0
     # A socket's path has 107 bytes at most, so the home lies near the root.
@@ -33,6 +33,7 @@ def test_page_does_what_it_shows(page: str) -> None:
         tempfile.TemporaryDirectory(prefix="octaskly-docs-") as home,
         console(Path(home)) as shell,
     ):
+        shell.environ["PATH"] = f"{quick}:{shell.environ['PATH']}"
         for block in blocks_of((ROOT / page).read_text()):
             ran += shell.do(block)
 

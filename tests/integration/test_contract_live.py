@@ -23,8 +23,6 @@ from tests.agents import Agent, meshed
 from tests.integration.conformance import conforms
 from tests.integration.pooling import CALLS
 
-pytestmark = pytest.mark.alone  # Ten thousand tasks at a time, on three agents.
-
 TASKS = "/api/v1/tasks"
 NAMES = ("ash", "birch", "cedar")
 SLOTS = 2
@@ -225,6 +223,7 @@ def test_what_is_wrong_is_said_alike_everywhere(
     assert status != 405 or answer.headers["Allow"]
 
 
+@pytest.mark.alone  # Ten thousand tasks at a time, on three agents.
 def test_lists_page_and_filter(front: Front) -> None:
     """Oldest first, with exact totals; all or nothing of a batch is there."""
     before = front.ask("GET", f"{TASKS}?limit=1").body["total"]

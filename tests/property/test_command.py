@@ -68,7 +68,7 @@ def _run(words: list[str], program: str, workdir: Path) -> tuple[int, bytes, byt
         stdin=subprocess.DEVNULL,
         capture_output=True,
         check=False,
-        timeout=20,
+        timeout=300,
     )
     return done.returncode, done.stdout, done.stderr
 
