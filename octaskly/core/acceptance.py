@@ -35,7 +35,7 @@ class Acceptance:
 
     def forget(self, specs: Iterable[TaskSpec]) -> None:
         """These are durable: the store knows their ids."""
-        for spec in specs:
+        for spec in specs if self._chosen else ():
             self._chosen.pop(spec.id, None)
 
     def specs(
@@ -45,16 +45,16 @@ class Acceptance:
         specs = []
         fresh = []
         for draft, suffix in zip(event.drafts, event.suffixes, strict=True):
-            self._sequence += draft.id is None
-            task_id = logged_id(draft, event.submitter) or TaskId(
-                f"task-{self._sequence:03d}-{suffix}"
-            )
-            spec = self._known_spec(task_id)
+            task_id = logged_id(draft, event.submitter)
+            spec = None if task_id is None else self._known_spec(task_id)
             if spec is None:
+                if task_id is None:  # No other task has this number.
+                    self._sequence += 1
+                    task_id = TaskId(f"task-{self._sequence:03d}-{suffix}")
                 spec = self._spec(task_id, draft, event.submitter, now)
                 fresh.append(spec)
                 if draft.id is not None:
-                    self._chosen[spec.id] = spec
+                    self._chosen[task_id] = spec
             specs.append(spec)
         return specs, fresh
 

@@ -110,8 +110,8 @@ class Explaining:
     def hopeless(self, drafts: Iterable[Draft]) -> Hopeless | None:
         """Return the first task that shall fail fast and that no node could run."""
         for index, draft in enumerate(drafts):
-            requires = requires_of(draft.options)
-            if draft.is_fail_fast and requires is not None:
+            requires = requires_of(draft.options) if draft.is_fail_fast else None
+            if requires is not None:
                 lack = self._pool.nobody_has(requires)
                 if lack is not None:
                     return Hopeless(index, lack)

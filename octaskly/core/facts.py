@@ -164,7 +164,8 @@ PRIORITY_SHIFT = 56  #: in `TaskSpec.ord` the hybrid timestamp lies below the ba
 
 def hlc_next(last: int, wall_ms: int) -> int:
     """Return a hybrid timestamp above `last` and not behind the wall clock."""
-    return max(last + 1, hlc_of(wall_ms))
+    first = (wall_ms - HLC_EPOCH_MS) << HLC_COUNTER_BITS
+    return first if first > last else last + 1
 
 
 def born_hlc(spec: TaskSpec) -> int:

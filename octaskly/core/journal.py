@@ -131,7 +131,8 @@ class Journal:
         if entries:
             self._hlc, self.vector[stream] = entries[-1].hlc, entries[-1].seq
         for fact in facts:
-            self._heed(fact)
+            if isinstance(fact, Floor | Recorded):
+                self._heed(fact)
         return self._append(entries)
 
     def absorb(

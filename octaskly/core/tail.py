@@ -61,7 +61,7 @@ class Tail:
             old, size_bytes = self._appends.popleft()
             self._entries -= len(old.entries)
             self._bytes -= size_bytes
-            self._before.update((entry.stream, entry.seq) for entry in old.entries)
+            self._before.update({entry.stream: entry.seq for entry in old.entries})
 
     def beyond(self, held: Mapping[StreamId, int]) -> list[Append] | None:
         """Return what a node lacks that holds so much; None: the tail is too short."""

@@ -161,13 +161,14 @@ class Worker:
         fresh: list[tuple[AttemptId, TaskSpec]] = []
         again: list[KeptResult] = []
         refused: list[Report] = []
+        takes_work = self.stance.takes_work
         for attempt, spec in message.items:
             key = (spec.id, attempt)
             if key in self._kept:
                 again.append(self._kept[key])
             elif key in self._taken:
                 continue
-            elif not self.stance.takes_work:
+            elif not takes_work:
                 refused.append(_refused(attempt, spec, Reason.DRAINING))
             else:
                 fresh.append((attempt, spec))
