@@ -46,7 +46,7 @@ from octaskly.core.options import slots_of
 from octaskly.core.results import KeptResult, KeptResults, Key
 from octaskly.core.stance import Stance
 
-AHEAD_MS = 30.0  #: of work that should wait on a worker with short tasks
+AHEAD_MS = 50.0  #: of work that should wait on a worker with short tasks
 LONG_MS = 50.0  #: from here on a task is long, and nothing may wait behind it
 SHORTEST_MS = 0.5  #: durations are whole milliseconds; 0 means less than one
 EWMA_SHARE = 0.125  #: weight of the newest duration

@@ -8,8 +8,8 @@ from collections.abc import Callable
 from octaskly.core.messages import Report
 from octaskly.ports import Clock
 
-COALESCE_S = 0.015  #: reports are held so long while more attempts wait
-COALESCE_REPORTS = 64
+COALESCE_S = 0.025  #: reports are held so long while more attempts wait
+COALESCE_REPORTS = 128
 
 EndedCallback = Callable[[tuple[Report, ...]], None]
 

@@ -41,7 +41,7 @@ from octaskly.runner.usage import Gauge, Used
 
 WATCH_AFTER_S = 0.005  #: most tasks are over by then, and cost no epoll calls
 WAIT_MAX_S = 0.05  #: an order that has not started by then is given back
-HOLD_MAX_S = 0.015  #: results wait so long for others while there is more to start
+HOLD_MAX_S = 0.025  #: results wait so long for others while there is more to start
 HOLD_WAITING_MIN = 2  #: fewer orders than this wait: the pool must hear of results
 OUTBOX_BYTES_MAX = 16 << 20  #: nothing is started while so much is unsent
 OOM_SCORE = 500  #: as if half of the memory were theirs

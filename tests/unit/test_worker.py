@@ -274,11 +274,11 @@ def test_a_worker_asks_for_its_slots_until_it_knows_its_tasks() -> None:
 
 
 def test_short_tasks_earn_work_ahead() -> None:
-    """About 30 ms of work may wait."""
+    """About 50 ms of work may wait."""
     hand = attached(slots=2)
     run_one(hand, "t", 2)
 
-    assert hand.credit == 2 + 30
+    assert hand.credit == 2 + 50
 
 
 def test_work_ahead_is_bounded() -> None:
@@ -305,7 +305,7 @@ def test_a_task_that_runs_long_ends_work_ahead_before_it_ends() -> None:
     hand.on_dispatch(D, order("u"), moment(1.0))
 
     hand.on_time(moment(1.04))
-    assert hand.credit == 32
+    assert hand.credit == 52
     hand.on_time(moment(1.06))
     assert hand.credit == 2
 
