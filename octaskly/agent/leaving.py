@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import os
 import shutil
+from contextlib import suppress
+from pathlib import Path
 from typing import Final
 
 from octaskly.config.places import Paths
@@ -15,11 +17,12 @@ from octaskly.errors import ConfigError
 from octaskly.store.database import Lock
 from octaskly.trust.identity import KEY_FILE
 from octaskly.trust.keyring import COPY
-from octaskly.trust.private import replace_private
+from octaskly.trust.private import read_private, replace_private
 from octaskly.trust.sharing import SecretUse
 
 MARK: Final = "leaving"
-FILES: Final = ("log.db-wal", "log.db-shm", "log.db", COPY, "mesh.id", KEY_FILE)
+OF_MESH: Final = "mesh.id"  #: which mesh a state folder is of, until the end
+FILES: Final = ("log.db-wal", "log.db-shm", "log.db", COPY, KEY_FILE)
 
 
 def check(paths: Paths) -> None:
@@ -58,7 +61,12 @@ def is_begun(paths: Paths) -> bool:
 def finish(paths: Paths, use: SecretUse) -> bool:
     """Delete what a node has of its mesh; return whether its secret file stays.
 
-    It does where another agent of this machine uses it, too.
+    It does where another agent of this machine runs with it, or has its state folder
+    beside this one and is of the same mesh: that one may only be stopped.
+
+    Args:
+        paths: Of the node.
+        use: Its use of the secret file, which ends with this.
 
     Raises:
         StoreUnusable: an agent uses the state folder; nothing is deleted.
@@ -72,15 +80,28 @@ def finish(paths: Paths, use: SecretUse) -> bool:
             (paths.state / name).unlink(missing_ok=True)
         for folder in folders:
             shutil.rmtree(folder, ignore_errors=True)
-        is_shared = use.is_shared()
+        is_shared = use.is_shared() or _has_sibling(paths.state)
         if not is_shared:
             paths.secret.unlink(missing_ok=True)
+        (paths.state / OF_MESH).unlink(missing_ok=True)
         (paths.state / MARK).unlink(missing_ok=True)
     except OSError as error:
         raise _unable(paths, error) from error
     finally:
+        use.end()
         lock.release()
     return is_shared and os.path.lexists(paths.secret)
+
+
+def _has_sibling(state: Path) -> bool:
+    """Whether a folder beside this one is of the same mesh."""
+    marks: dict[Path, bytes] = {}
+    for path in state.parent.glob(f"*/{OF_MESH}"):
+        # What this user cannot read, or others can, is no agent's of this user.
+        with suppress(OSError, ConfigError):
+            marks[path.parent] = read_private(path)
+    own = marks.pop(state, None)
+    return own in marks.values()
 
 
 def _unable(paths: Paths, error: OSError) -> ConfigError:

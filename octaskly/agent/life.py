@@ -66,10 +66,10 @@ class Agent:
         Raises:
             ConfigError, StoreError: something cannot be used.
         """
-        self._make_folders()
-        become_subreaper()
         if leaving.is_begun(self._config.paths):
             self._forget("this was asked for before it stopped")
+        self._make_folders()
+        become_subreaper()
         self._use.begin()
         secret, is_first = await self._secret(meshes)
         while secret is not None:
@@ -158,7 +158,6 @@ class Agent:
         if leaving.finish(paths, self._use):
             cause += "; other agents of this machine go on with the secret file"
         self._log.warning("left the mesh", cause=cause)
-        self._use.end()
 
     def _set_apart(self, mesh_id: str) -> None:
         """Let nothing of a mesh that this node has left get into another one."""

@@ -134,7 +134,10 @@ def _leave_alone(choice: Choice, *, yes: bool) -> None:
 
 
 def _has_something(paths: Paths) -> bool:
-    return paths.database.exists() or os.path.lexists(paths.secret)
+    from octaskly.trust.identity import KEY_FILE  # noqa: PLC0415
+
+    # Not the secret alone: agents of other names may have it.
+    return paths.database.exists() or (paths.state / KEY_FILE).exists()
 
 
 def become_owner(folder: Path) -> None:
@@ -155,4 +158,4 @@ def become_owner(folder: Path) -> None:
 def _say_left(name: str, secret: Path) -> None:
     note(f"✓ {name} has left the mesh, and forgotten it")
     if os.path.lexists(secret):
-        note(f"  another agent of this machine goes on with the secret {secret}")
+        note(f"  another agent of this machine has the secret {secret}, so it stays")

@@ -29,7 +29,7 @@ class SecretUse:
             fcntl.flock(self._fd, fcntl.LOCK_SH)
 
     def is_shared(self) -> bool:
-        """Whether another process uses it; afterwards this one does so no more."""
+        """Whether another process uses it; until `end`, no other one begins then."""
         self.begin()
         if self._fd is None:
             return False

@@ -15,6 +15,11 @@ from typing import Any, NamedTuple
 
 import pytest
 
+from octaskly.agent.leaving import finish
+from octaskly.config.places import Paths
+from octaskly.trust import make
+from octaskly.trust.private import create_private
+from octaskly.trust.sharing import SecretUse
 from tests.agents import Agent, ending, launch, running, start, submit, until
 
 LEAVE = "/api/v1/membership/leave"
@@ -112,7 +117,7 @@ def test_an_agent_that_leaves_forgets_and_ends(pair: Pair) -> None:
 def test_a_secret_file_stays_while_another_agent_runs_with_it(pair: Pair) -> None:
     """The user is told that it does, and where it lies."""
     assert pair.secret_between
-    assert "another agent of this machine goes on with the secret /" in pair.first.words
+    assert "another agent of this machine has the secret /" in pair.first.words
 
 
 def test_the_last_agent_that_leaves_takes_the_secret_along(pair: Pair) -> None:
@@ -213,3 +218,23 @@ def test_without_an_agent_the_command_forgets(mishaps: Mishaps) -> None:
     assert mishaps.alone_kept == set()
     assert mishaps.nothing.code != 0
     assert "has nothing of a mesh" in mishaps.nothing.words
+
+
+def test_the_secret_of_an_agent_that_is_only_stopped_stays(tmp_path: Path) -> None:
+    """Nothing of it runs, but its folder lies beside, and is of the same mesh."""
+    secret = tmp_path / "mesh.key"
+    make(secret)
+    for name, mesh in (("ash", "a"), ("birch", "a"), ("cedar", "c")):
+        (tmp_path / name).mkdir()
+        create_private(tmp_path / name / "mesh.id", mesh.encode())
+
+    stays = [
+        finish(
+            Paths(state=state, workdir=state, secret=secret, runtime=state),
+            SecretUse(secret),
+        )
+        for state in (tmp_path / "ash", tmp_path / "birch")
+    ]
+
+    assert stays == [True, False]
+    assert not secret.exists()

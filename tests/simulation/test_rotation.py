@@ -7,6 +7,7 @@ import pytest
 from octaskly.core.keys import NotRotated, Phase, Rotating
 from octaskly.core.model import NodeId
 from octaskly.core.rotation import PATIENCE_S
+from tests.simulation.checkers import all_go_by_the_same_records, records_are_kept
 from tests.simulation.keyrings import FIRST, KEEP_S, SPREAD_S, KeyringWorld
 
 SEEDS = 10
@@ -141,6 +142,8 @@ def test_who_has_confirmed_and_sleeps_is_not_waited_for_by_the_next_dispatcher(
     assert world.run_until(lambda: phases(world) == {Phase.SWITCHED}, 5.0)
     world.start(asleep)
     assert world.run_until(lambda: is_whole(world), 10.0)
+    records_are_kept(world)
+    all_go_by_the_same_records(world)
 
 
 def test_a_step_that_fails_is_tried_again_only_after_a_while() -> None:
