@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from benchmarks.measure import Row, bound_row, p95_row, rss_max_mb, rss_mb, until
-from octaskly.client import Client, Draft
+from octaskly import Client
 from tests.agents import Agent, request, running, until_nodes
 
 LINE_S = 0.3
@@ -40,16 +40,16 @@ def _lines(agents: list[Agent], *, count: int) -> list[float]:
     """Return for each line how long after it was printed the client had it."""
     command = SPEAKER.format(count=count, every_s=EVERY_S)
     with _client(agents[0]) as client:
-        [task] = client.submit([Draft(command=command)])
+        task = client.submit(command)
         until("it runs", lambda: bool(client.task(task.id).worker_id))
         worker = client.task(task.id).worker_id
     front = next(agent for agent in agents if agent.state.name != worker)
     samples = []
     with _client(front) as client:
-        for event in client.logs(task.id, stream="stdout", follow=True):
+        for log in client.logs(task.id, stream="stdout", follow=True):
             now_ns = time.time_ns()
-            if event.kind == "stdout":
-                lines = event.data["data"].split()
+            if log.kind == "stdout":
+                lines = log.text.split()
                 samples += [(now_ns - int(line)) / 1e9 for line in lines]
     return samples[1:]  # What was printed before the client came does not count.
 
@@ -89,7 +89,7 @@ def _flood(agent: Agent, *, gigabytes: int) -> Iterator[Row]:
 
 
 def _client(agent: Agent) -> Client:
-    return Client.at_socket(agent.ready()["socket"])
+    return Client(state_dir=agent.state)
 
 
 def _disk_bytes(folder: Path) -> int:

@@ -5,14 +5,15 @@ from __future__ import annotations
 import sys
 
 import click
-import msgspec
 
 from octaskly.cli.choice import Choice
 from octaskly.cli.render import note, print_json, print_table
 from octaskly.cli.tasks import JSON_OPTION
-from octaskly.client import Client, Request, RequestPage
+from octaskly.client import Request, RequestPage, Session, calls
+from octaskly.client.calls import Call, path_of
 from octaskly.errors import MeshError
 
+REQUESTS = "/api/v1/requests"
 _NEXT = "octaskly join    on that machine, and leave it waiting"
 
 
@@ -22,11 +23,11 @@ _NEXT = "octaskly join    on that machine, and leave it waiting"
 def requests(choice: Choice, as_json: bool) -> None:  # noqa: FBT001
     """List the machines on this LAN that want to join, and the words they show."""
     with choice.client() as client:
-        reply = client.requests()
+        reply = client.ask(Call("GET", REQUESTS))
     if as_json:
         print_json(reply.body)
         return
-    waiting = msgspec.json.decode(reply.body, type=RequestPage).requests
+    waiting = client.read(reply, RequestPage).requests
     if not waiting:
         note("no machine waits to be let in")
         return
@@ -56,12 +57,17 @@ def approve(choice: Choice, name: str, words: str | None) -> None:
             request = _compared(client, waiting, name)
         else:
             request = _showing(waiting, name, words)
-        client.approve(request.node_id, request.fingerprint)
+        _answer(client, request, "approve")
     note(f"✓ {request.name} may come in; `octaskly nodes` shows it soon")
 
 
-def _named(client: Client, name: str) -> list[Request]:
-    page = msgspec.json.decode(client.requests().body, type=RequestPage)
+def _answer(client: Session, request: Request, answer: str) -> None:
+    path = path_of(REQUESTS, request.node_id, answer)
+    client.ask(calls.order(path, {"fingerprint": request.fingerprint}))
+
+
+def _named(client: Session, name: str) -> list[Request]:
+    page = client.asked(Call("GET", REQUESTS), RequestPage)
     waiting = [one for one in page.requests if name in (one.name, one.node_id)]
     if not waiting:
         others = ", ".join(one.name for one in page.requests) or "none"
@@ -72,7 +78,7 @@ def _named(client: Client, name: str) -> list[Request]:
     return waiting
 
 
-def _compared(client: Client, waiting: list[Request], name: str) -> Request:
+def _compared(client: Session, waiting: list[Request], name: str) -> Request:
     """Return the machine whose words somebody has compared; the others are refused."""
     if not sys.stdin.isatty():
         words = " or ".join(request.fingerprint for request in waiting)
@@ -84,7 +90,7 @@ def _compared(client: Client, waiting: list[Request], name: str) -> Request:
         note(f"\n    {request.fingerprint}\n")
         if click.confirm(f"Does {request.name} show the same words?", err=True):
             return request
-        client.refuse(request.node_id, request.fingerprint)
+        _answer(client, request, "refuse")
     raise MeshError(
         f"{name} was not let in, and is told so: the words differ",
         hint="octaskly invite    works also where somebody is in the middle",

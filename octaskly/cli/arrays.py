@@ -6,7 +6,6 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import click
-import msgspec
 
 from octaskly.cli import completing
 from octaskly.cli.asking import Asked, asking
@@ -22,13 +21,13 @@ from octaskly.cli.render import (
 )
 from octaskly.cli.running import OWN_CODES, cancel_ended
 from octaskly.cli.stalls import stall_told
-from octaskly.cli.submitting import draft, request_options
-from octaskly.client import Members, Task
+from octaskly.cli.submitting import draft, request_options, submitted
+from octaskly.client import Members, Task, calls
 from octaskly.errors import OctasklyError
 
 if TYPE_CHECKING:
     from octaskly.cli.results import Results
-    from octaskly.client import Client, Draft
+    from octaskly.client import Draft, Session
 
 _max_fails = click.option(
     "--max-fails",
@@ -69,9 +68,7 @@ def array(
 
     wanted = _draft(command_text(words), asked, {"range": numbers}, max_fails)
     with choice.client() as client:
-        [task] = client.submit(
-            [wanted], idempotency_key=idempotency_key, durability=durability
-        )
+        [task] = submitted(client, [wanted], key=idempotency_key, durability=durability)
     click.echo(task.id)
 
 
@@ -148,12 +145,12 @@ def map_(
         return 0
     wanted = _draft(text, asked, {"items": items}, max_fails)
 
-    def submitted(client: Client) -> Task:
-        return client.submit(
-            [wanted], idempotency_key=idempotency_key, durability=durability
-        )[0]
+    def begun(client: Session) -> Task:
+        return submitted(client, [wanted], key=idempotency_key, durability=durability)[
+            0
+        ]
 
-    return _followed(choice, submitted, items, keep_order)
+    return _followed(choice, begun, items, keep_order)
 
 
 def _draft(
@@ -171,9 +168,9 @@ def _print_commands(text: str, items: Sequence[str]) -> None:
         click.echo(placeholders.filled(text, item, position, is_quoted=True))
 
 
-def _repeated(client: Client, ref: str) -> Task:
+def _repeated(client: Session, ref: str) -> Task:
     full = resolve_ref(client, ref)
-    task = msgspec.json.decode(client.retry(full).body, type=Task)
+    task = client.asked(calls.retry(full), Task)
     if task.status != "queued":
         note(f"{full} was repeated before, as {task.id}")
     return task
@@ -181,7 +178,7 @@ def _repeated(client: Client, ref: str) -> Task:
 
 def _followed(
     choice: Choice,
-    begin: Callable[[Client], Task],
+    begin: Callable[[Session], Task],
     items: Sequence[str],
     keep_order: bool,  # noqa: FBT001
 ) -> int:
@@ -189,19 +186,14 @@ def _followed(
     from octaskly.cli.results import Results  # noqa: PLC0415
 
     try:
-        with (
-            choice.client() as client,
-            choice.client() as aside,
-            interrupt_noted() as noted,
-        ):
-            array = begin(client).id
-            total = len(items) or (client.task(array).array or Members()).total
+        with choice.client() as client, interrupt_noted() as noted:
+            task = begin(client)
+            array, counts = task.id, task.array or Members()
             results = Results(
                 client,
-                aside,
                 array,
                 items=items,
-                total=total,
+                total=len(items) or counts.total,
                 is_by_number=keep_order,
             )
             with stall_told(choice, [array]):
@@ -211,7 +203,7 @@ def _followed(
         return code if code in {*OWN_CODES, EXIT_NOT_FOUND} else EXIT_OCTASKLY_FAILED
 
 
-def _print(client: Client, results: Results, array: str, noted: list[int]) -> int:
+def _print(client: Session, results: Results, array: str, noted: list[int]) -> int:
     """Print results until the array is over; Ctrl-C, or a closed pipe, ends it."""
     try:
         with interruptible(noted):
@@ -228,13 +220,12 @@ def _print(client: Client, results: Results, array: str, noted: list[int]) -> in
     return EXIT_FAILED
 
 
-def _give_up(client: Client, array: str) -> int:
+def _give_up(client: Session, array: str) -> int:
     """Cancel what is left, whoever is in a hurry; say how to go on."""
     with interrupt_noted():
-        client.close()  # It may have been in the middle of an answer.
         note(f"cancelling what is left of {array}")
         cancel_ended(client, array)
-        _say_left(client.task(array))
+        _say_left(client.asked(calls.task(array), Task))
     return EXIT_CANCELLED
 
 

@@ -6,12 +6,12 @@ import time
 from typing import Any, Final
 
 import click
-import msgspec
 
 from octaskly.cli.choice import Choice
 from octaskly.cli.render import Duration, on_one_line, print_json, print_table
 from octaskly.cli.tasks import JSON_OPTION
-from octaskly.client import Client
+from octaskly.client import Session
+from octaskly.client.calls import Call
 
 PAGE: Final = 1000
 FOLLOW_S: Final = 1.0
@@ -41,18 +41,15 @@ def audit(choice: Choice, since: int | None, follow: bool, as_json: bool) -> Non
 
 
 def _show(
-    client: Client, since: int | None, cursor: str | None, *, as_json: bool
+    client: Session, since: int | None, cursor: str | None, *, as_json: bool
 ) -> str | None:
     """Show all pages from here on; return behind which entry to go on."""
     is_first = cursor is None
     while True:
-        asked = f"limit={SHOWN if since is None and cursor is None else PAGE}"
-        if since is not None:
-            asked += f"&since_s={since}"
-        if cursor is not None:
-            asked += f"&after={cursor}"
-        reply = client.request("GET", f"/api/v1/audit?{asked}")
-        answer = msgspec.json.decode(reply.body, type=dict[str, Any])
+        limit = SHOWN if since is None and cursor is None else PAGE
+        asked = {"limit": limit, "since_s": since, "after": cursor}
+        reply = client.ask(Call("GET", "/api/v1/audit", asked))
+        answer = client.read(reply, dict[str, Any])
         if as_json and (is_first or answer["entries"]):
             print_json(reply.body)
         elif not as_json:

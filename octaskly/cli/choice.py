@@ -6,15 +6,17 @@ nobody chose, the only agent that answers is taken; several are listed.
 
 from __future__ import annotations
 
-import http
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from octaskly.cli.render import note
-from octaskly.client import Client, Refused, SeveralAgents, local_socket
+from octaskly.client import Refused, Session, Task, TaskPage, calls
+from octaskly.client.errors import NotFound
+from octaskly.client.targets import Target, target
 from octaskly.errors import MeshError
 
 SUFFIX_DIGITS = 8  #: in which an id ends that a node made
@@ -22,55 +24,61 @@ SUFFIX_MIN = 4  #: a shorter end of an id is more likely something else
 LOOKED_AT = 1000  #: newest tasks
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Choice:
+class Choice(msgspec.Struct, frozen=True, kw_only=True):
     """What the user said about the node to use."""
 
     node: str | None = None
     state_dir: Path | None = None
     url: str | None = None
     ca_file: Path | None = None
-    environ: Mapping[str, str] = field(default_factory=lambda: os.environ)
+    environ: Mapping[str, str] = msgspec.field(default_factory=lambda: os.environ)
 
-    def client(self, *, is_silent: bool = False) -> Client:
-        """Return a client of the node that these options mean.
+    def client(self, *, is_silent: bool = False) -> Session:
+        """Return the way to the node that these options mean.
 
         It says on stderr what it waits for, unless it `is_silent`.
 
         Raises:
-            Unreachable: no agent answers.
-            ConfigError: several answer and none was chosen; an option is unusable.
-            PermissionDenied: the agent's socket is not for this user.
+            ConfigError: an option is unusable.
         """
-        on_wait = None if is_silent else _say_waiting
-        if self.url:
-            return Client.at_url(
-                self.url,
-                token=self.environ.get("OCTASKLY_TOKEN"),
-                ca_file=self.ca_file,
-                on_wait=on_wait,
-            )
-        return Client.at_socket(self.socket(), on_wait=on_wait)
+        place = target(
+            self.url,
+            ca=self.ca_file,
+            node=self.node,
+            state_dir=self.state_dir,
+            environ=self.environ,
+        )
+        return Session(place, on_wait=None if is_silent else _say_waiting)
 
     def flags(self) -> dict[str, Any]:
         """Return what is said of the agent's own settings, by their fields."""
-        is_flag = str(self.state_dir) != self.environ.get("OCTASKLY_STATE_DIR")
-        return {"name": self.node, "state_dir": self.state_dir if is_flag else None}
+        return {"name": self.node, "state_dir": self.state_dir}
 
     def socket(self) -> Path:
-        """Return the socket of the local agent that these options mean."""
-        try:
-            return local_socket(self.environ, node=self.node, state_dir=self.state_dir)
-        except SeveralAgents as error:
-            error.hint = f"octaskly --node {error.names[0]} ..."
-            raise
+        """Return the socket of the local agent that these options mean.
+
+        Raises:
+            Unreachable: no agent answers.
+            SeveralAgents: several answer and none was chosen.
+            PermissionDenied: the agent's socket is not for this user.
+        """
+        return self.local().socket()
+
+    def local(self) -> Target:
+        """Return the agent of this machine that these options mean."""
+        return target(
+            node=self.node,
+            state_dir=self.state_dir,
+            environ=self.environ,
+            is_local=True,
+        )
 
 
 def _say_waiting(refused: Refused) -> None:
     note(f"{refused}; waiting")
 
 
-def resolve_ref(client: Client, ref: str) -> str:
+def resolve_ref(client: Session, ref: str) -> str:
     """Return what the API understands of what people call a task.
 
     That is a full id, its number, `last`, the end of an id, or a name; the latter two
@@ -81,26 +89,28 @@ def resolve_ref(client: Client, ref: str) -> str:
         Refused: there is no such task.
     """
     if ref == "last":
-        newest = client.newest()
-        if newest is None:
-            raise MeshError("there is no task yet", hint="octaskly run -- echo hello")
-        return newest
+        if newest := newest_tasks(client, 1):
+            return newest[0].id
+        raise MeshError("there is no task yet", hint="octaskly run -- echo hello")
     full = padded(ref)
     if full.startswith("task-") and not (full != ref and len(ref) == SUFFIX_DIGITS):
         return full
     try:
-        return client.task(full).id
-    except Refused as error:
-        if error.status != http.HTTPStatus.NOT_FOUND:
-            raise
+        return client.asked(calls.task(full), Task).id
+    except NotFound:
         return _looked_up(client, ref) or full
 
 
-def _looked_up(client: Client, ref: str) -> str | None:
+def newest_tasks(client: Session, limit: int) -> list[Task]:
+    """Return at most so many of the newest tasks, the latest first."""
+    return client.asked(calls.newest(limit), TaskPage).tasks
+
+
+def _looked_up(client: Session, ref: str) -> str | None:
     """Return the only task among the newest that ends so, or has this name."""
     found = [
         task.id
-        for task in client.newest_tasks(LOOKED_AT)
+        for task in newest_tasks(client, LOOKED_AT)
         if task.name == ref or (len(ref) >= SUFFIX_MIN and task.id.endswith(ref))
     ]
     if len(found) > 1:

@@ -7,16 +7,16 @@ wrong, nothing is offered and nothing is said: the user is in the middle of a li
 from __future__ import annotations
 
 import contextlib
-import json
 import signal
 from collections.abc import Callable, Iterable, Iterator
-from typing import Final
+from typing import Any, Final
 
 import click
 from click.shell_completion import CompletionItem, ShellComplete, get_completion_class
 
-from octaskly.cli.choice import Choice
-from octaskly.client import Client, Task, agents_here
+from octaskly.cli.choice import Choice, newest_tasks
+from octaskly.client import NodePage, Session, Task, agents_here
+from octaskly.client.calls import NODES, TOKENS, Call
 
 BUDGET_S: Final = 0.2
 OFFERED_MAX: Final = 50  #: tasks, the newest
@@ -25,7 +25,7 @@ VARIABLE: Final = "_OCTASKLY_COMPLETE"
 
 Offers = list[CompletionItem]
 Offer = Callable[[click.Context, click.Parameter, str], Offers]
-Ask = Callable[[Client], Iterable[CompletionItem]]
+Ask = Callable[[Session], Iterable[CompletionItem]]
 
 
 class _TimeUp(BaseException):
@@ -42,7 +42,12 @@ def arrays(ctx: click.Context, _: click.Parameter, incomplete: str) -> Offers:
     """Offer the arrays among the newest tasks."""
     return _starting(
         incomplete,
-        _asked(ctx, lambda client: _items(t for t in _tasks(client) if t.array)),
+        _asked(
+            ctx,
+            lambda client: _items(
+                t for t in newest_tasks(client, OFFERED_MAX) if t.array
+            ),
+        ),
     )
 
 
@@ -54,7 +59,7 @@ def nodes(ctx: click.Context, _: click.Parameter, incomplete: str) -> Offers:
             ctx,
             lambda client: (
                 CompletionItem(node.name, help=node.state)
-                for node in client.nodes().nodes
+                for node in client.asked(Call("GET", NODES), NodePage).nodes
             ),
         ),
     )
@@ -68,9 +73,7 @@ def tokens(ctx: click.Context, _: click.Parameter, incomplete: str) -> Offers:
             ctx,
             lambda client: (
                 CompletionItem(token["name"], help=token["role"])
-                for token in json.loads(client.request("GET", "/api/v1/tokens").body)[
-                    "tokens"
-                ]
+                for token in client.asked(Call("GET", TOKENS), dict[str, Any])["tokens"]
                 if token["state"] == "good"
             ),
         ),
@@ -85,7 +88,7 @@ def labels(ctx: click.Context, _: click.Parameter, incomplete: str) -> Offers:
             ctx,
             lambda client: (
                 CompletionItem(f"{name}={value}", help=node.name)
-                for node in client.nodes().nodes
+                for node in client.asked(Call("GET", NODES), NodePage).nodes
                 for name, value in node.labels.items()
             ),
         ),
@@ -140,12 +143,8 @@ def _budget() -> Iterator[None]:
         signal.signal(signal.SIGALRM, previous)
 
 
-def _newest(client: Client) -> Iterable[CompletionItem]:
-    return _items(_tasks(client))
-
-
-def _tasks(client: Client) -> list[Task]:
-    return client.newest_tasks(OFFERED_MAX)
+def _newest(client: Session) -> Iterable[CompletionItem]:
+    return _items(newest_tasks(client, OFFERED_MAX))
 
 
 def _items(some: Iterable[Task]) -> Iterator[CompletionItem]:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import gzip
-import io
 import shlex
 import shutil
 import sys
@@ -22,16 +21,15 @@ from typing import Protocol
 
 import click
 
+from octaskly import Client, Draft, Task
 from octaskly.cli.demo_agents import DemoAgent, agents, formed, stopped_by_signals
 from octaskly.cli.render import print_table
-from octaskly.client import Client, Draft, Task
 from octaskly.errors import MeshError
 
 NAMES = ("ash", "birch", "cedar")
 WORK_S_MAX = 120.0
 POLL_S = 0.2
 PLAIN_S = 1.0  #: between two lines where no bar can be drawn
-PAGE = 1000
 LEFT_OUT = frozenset({"test", "tests", "idle_test", "site-packages", "dist-packages"})
 NEXT = """\
 next:  octaskly agent               start a node of your own, here and on other machines
@@ -92,10 +90,10 @@ def _rehearse(
     _say(f"Submitting one task per module through {front.name}, which forwards them.")
     with front.client() as client:
         begun_at = time.monotonic()
-        accepted = client.submit([_draft(module) for module in modules])
+        accepted = client.submit_many([_draft(module) for module in modules])
         _wait(client, len(accepted))
         work_s = time.monotonic() - begun_at
-        tasks = list(_all_tasks(client))
+        tasks = list(client.tasks())
     _refuse_failures(tasks)
     packed = _verify(started, workdir, accepted, modules)
     original = sum((workdir / module).stat().st_size for module in modules)
@@ -140,23 +138,13 @@ def _wait(client: Client, count: int) -> None:
     deadline = time.monotonic() + WORK_S_MAX
     with _bar("compressing", count) as show:
         while time.monotonic() < deadline:
-            counts = client.stats()["tasks"]
-            done = counts["completed"] + counts["failed"] + counts.get("cancelled", 0)
+            counts = client.stats().tasks
+            done = counts.completed + counts.failed + counts.cancelled
             show(done)
             if done >= count:
                 return
             time.sleep(POLL_S)
     raise MeshError(f"the tasks did not end within {WORK_S_MAX:.0f} s")
-
-
-def _all_tasks(client: Client) -> Iterator[Task]:
-    offset = 0
-    while True:
-        page = client.tasks(limit=PAGE, offset=offset)
-        yield from page.tasks
-        offset += len(page.tasks)
-        if not page.tasks or offset >= (page.total or 0):
-            return
 
 
 def _refuse_failures(tasks: Sequence[Task]) -> None:
@@ -181,10 +169,10 @@ def _verify(
         clients = [stack.enter_context(agent.client()) for agent in started]
         show = stack.enter_context(_bar("fetching and comparing", len(modules)))
         for index, (task, module) in enumerate(zip(accepted, modules, strict=True)):
-            target = io.BytesIO()
             client = clients[index % len(clients)]
-            fetched_bytes += client.save_output(task.id, _packed(module), target)
-            if gzip.decompress(target.getvalue()) != (workdir / module).read_bytes():
+            output = b"".join(client.output(task, _packed(module)))
+            fetched_bytes += len(output)
+            if gzip.decompress(output) != (workdir / module).read_bytes():
                 raise MeshError(f"the output of {task.id} is not {module}, compressed")
             show(index + 1)
     return fetched_bytes

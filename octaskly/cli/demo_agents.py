@@ -15,12 +15,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from octaskly import Client, NodeInfo
 from octaskly.cli.interrupts import handling
-from octaskly.client import Client, NodeInfo, Refused, ReplyLost, Unreachable
+from octaskly.client import Refused, ReplyLost, Unreachable
 from octaskly.errors import MeshError
 
 READY_S_MAX = 20.0
 STOP_S_MAX = 15.0
+ANSWER_S_MAX = 10.0
 POLL_S = 0.05
 LOG_LINES = 8
 INTERRUPTING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -44,11 +46,8 @@ class DemoAgent:
         return found if found.get("pid") == self.process.pid else None
 
     def client(self) -> Client:
-        """Return a client of its local socket; it must be ready."""
-        described = self.description()
-        if described is None:
-            raise Unreachable(f"the agent {self.name} is not ready")
-        return Client.at_socket(described["socket"])
+        """Return a client of its local socket."""
+        return Client(state_dir=self.state, patience_s=ANSWER_S_MAX)
 
 
 @contextlib.contextmanager
@@ -105,7 +104,7 @@ def _nodes_seen_by_all(started: Sequence[DemoAgent]) -> list[NodeInfo] | None:
     for agent in started:
         try:
             with agent.client() as client:
-                nodes = client.nodes().nodes
+                nodes = client.nodes()
         except (Refused, ReplyLost, Unreachable):
             return None
         roles = [node.role for node in nodes if node.state == "ready"]

@@ -21,7 +21,15 @@ from octaskly import __version__
 from octaskly.cli import asking_nodes
 from octaskly.cli.choice import Choice
 from octaskly.cli.symptoms import Neighbour, Symptoms, TakenPort
-from octaskly.client import Checkup, Client, NodeInfo, Reach, Unreachable
+from octaskly.client import (
+    Checkup,
+    NodeInfo,
+    NodePage,
+    Reach,
+    Session,
+    Unreachable,
+)
+from octaskly.client.calls import CHECKUP, NODES, Call, path_of
 from octaskly.config.agent import AgentConfig, configure
 from octaskly.config.defaults import API_PORT, LAN_PORT, LOOPBACK, PEER_PORT
 from octaskly.errors import ConfigError, OctasklyError, PermissionDenied
@@ -106,16 +114,20 @@ def _ask_agent(choice: Choice) -> _Agent:
         return _Agent()
     except PermissionDenied as error:
         return _Agent(error=error)
-    with Client.at_socket(path, patience_s=0.0) as client:
+    with Session.at_socket(path, patience_s=0.0) as client:
         try:
-            checkup = client.checkup()
+            checkup = client.asked(Call("GET", CHECKUP), Checkup)
         except OctasklyError as error:
             return _Agent(error=error)
         try:
-            members = tuple(client.nodes().nodes) if checkup.mesh else ()
+            members = _members(client) if checkup.mesh else ()
         except OctasklyError:
             members = ()  # There is no dispatcher at this moment.
     return _Agent(checkup, path, members)
+
+
+def _members(client: Session) -> tuple[NodeInfo, ...]:
+    return tuple(client.asked(Call("GET", NODES), NodePage).nodes)
 
 
 def _config_of(checkup: Checkup, asked: AgentConfig) -> AgentConfig:
@@ -247,9 +259,11 @@ def _heard_by(agent: _Agent, known: list[Neighbour]) -> tuple[Neighbour, ...]:
     def ask(one: Neighbour) -> Neighbour:
         reach: Reach | None = None
         if one.is_member:
-            with Client.at_socket(path, patience_s=0.0) as client:
+            with Session.at_socket(path, patience_s=0.0) as client:
                 try:
-                    reach = client.reach(one.name, me)
+                    reach = client.asked(
+                        Call("GET", path_of(NODES, one.name, "reach", me)), Reach
+                    )
                 except OctasklyError:
                     reach = None
         return replace(one, hears_us=reach)

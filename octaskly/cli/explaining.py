@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import click
-import msgspec
 
 from octaskly.cli import completing
 from octaskly.cli.choice import Choice, resolve_ref
 from octaskly.cli.render import print_json, print_table
 from octaskly.cli.tasks import JSON_OPTION
-from octaskly.client import Explanation
+from octaskly.client import Explanation, calls
 
 
 @click.command(epilog="Example: octaskly explain last")
@@ -20,11 +19,11 @@ def explain(choice: Choice, ref: str, as_json: bool) -> None:  # noqa: FBT001
     """Say why a task does not run, for each node."""
     with choice.client() as client:
         full = resolve_ref(client, ref)
-        reply = client.request("GET", f"/api/v1/tasks/{full}/explain")
+        reply = client.ask(calls.explain(full))
     if as_json:
         print_json(reply.body)
         return
-    told = msgspec.json.decode(reply.body, type=Explanation)
+    told = client.read(reply, Explanation)
     click.echo(f"{told.id} ({told.status}): {told.summary}")
     if told.placement:
         click.echo(f"placed there: {told.placement}")

@@ -5,11 +5,11 @@ from __future__ import annotations
 import sys
 
 import click
-import msgspec
 
 from octaskly.cli.choice import Choice
 from octaskly.cli.render import Duration, note, print_json
 from octaskly.cli.tasks import JSON_OPTION
+from octaskly.client import calls
 
 
 @click.command(epilog="Example: octaskly forget --older-than 1d --yes")
@@ -41,11 +41,13 @@ def forget(
     if not yes and sys.stdin.isatty():
         click.confirm("What is forgotten is gone on all nodes. Go on?", abort=True)
     with choice.client() as client:
-        reply = client.forget(older_than_s or 0)
+        reply = client.ask(
+            calls.order("/api/v1/forget", {"older_than_s": older_than_s or 0})
+        )
     if as_json:
         print_json(reply.body)
         return
-    forgotten = msgspec.json.decode(reply.body)["forgotten"]
+    forgotten = client.read(reply, dict[str, int | None])["forgotten"]
     if forgotten is None:
         note("there are many: the dispatcher goes on, see `octaskly stats`")
     else:

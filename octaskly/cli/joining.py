@@ -11,20 +11,21 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
-import msgspec
 
 from octaskly.cli.choice import Choice
 from octaskly.cli.render import Duration, note, print_json, room_of
 from octaskly.cli.tasks import JSON_OPTION
 from octaskly.client import (
-    Client,
     Invite,
     Membership,
     NodeInfo,
     Refused,
     ReplyLost,
+    Session,
     Unreachable,
+    calls,
 )
+from octaskly.client.calls import MEMBERSHIP, NODES, Call, path_of
 from octaskly.errors import ConfigError, MeshError, WouldLeave
 
 if TYPE_CHECKING:
@@ -53,11 +54,11 @@ def invite(choice: Choice, ttl: int, as_json: bool) -> None:  # noqa: FBT001
     The code is good for one attempt. Whoever types it first joins.
     """
     with choice.client() as client:
-        reply = client.invite(ttl)
+        reply = client.ask(calls.order("/api/v1/invites", {"ttl_s": ttl}))
     if as_json:
         print_json(reply.body)
         return
-    opened = msgspec.json.decode(reply.body, type=Invite)
+    opened = client.read(reply, Invite)
     note(f"On the other machine (valid {_span(ttl)}, for one attempt):")
     click.echo(f"    octaskly join {opened.code}")
     if opened.places:
@@ -105,13 +106,14 @@ def join(
     if socket is None:
         _join_alone(choice, _Way(code, at, interfaces), secret_file)
         return
-    with Client.at_socket(socket) as client:
-        own = client.membership()
+    with Session.at_socket(socket) as client:
+        own = client.asked(Call("GET", MEMBERSHIP), Membership)
         _check_leaving(own, force=force)
         way = _Way(code, at, interfaces or own.interfaces)
         admitted = way.take(own.name, bytes.fromhex(own.node_key), own.mesh)
         with _interruptible(admitted):
-            client.enter(admitted.keyring, seeds=[admitted.seed], force=force)
+            wanted = {"keyring": admitted.keyring, "seeds": [admitted.seed]}
+            client.ask(calls.order(MEMBERSHIP, {**wanted, "force": force}))
             _await_ready(socket, own, admitted)
 
 
@@ -305,14 +307,18 @@ def _own(socket: Path, before: Membership, admitted: Admitted) -> NodeInfo | Non
 
     wanted = parse(admitted.keyring).mesh_id
     try:
-        with Client.at_socket(socket, patience_s=0.0) as client:
-            if client.membership().mesh != wanted:
+        with Session.at_socket(socket, patience_s=0.0) as client:
+            if client.asked(Call("GET", MEMBERSHIP), Membership).mesh != wanted:
                 return None
-            if before.mesh == wanted and client.node(admitted.member).state == "lost":
+            if before.mesh == wanted and _node(client, admitted.member).state == "lost":
                 return None
-            return client.node(before.node_id)
+            return _node(client, before.node_id)
     except (Refused, Unreachable, ReplyLost):
         return None  # It is just beginning anew.
+
+
+def _node(client: Session, name: str) -> NodeInfo:
+    return client.asked(Call("GET", path_of(NODES, name)), NodeInfo)
 
 
 def _span(seconds: int) -> str:

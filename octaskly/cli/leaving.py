@@ -18,7 +18,8 @@ import click
 from octaskly.cli.choice import Choice
 from octaskly.cli.joining import agent_to_be
 from octaskly.cli.render import note
-from octaskly.client import Checkup, Unreachable
+from octaskly.client import Checkup, Membership, Session, Unreachable, calls
+from octaskly.client.calls import CHECKUP, MEMBERSHIP, Call
 from octaskly.config.places import Paths
 from octaskly.errors import ConfigError, MeshError
 
@@ -45,11 +46,12 @@ def leave(
             "`leave` is for the agent of this machine", hint="octaskly leave"
         )
     try:
-        with choice.client() as client:
-            agent = client.checkup()
+        with Session(choice.local()) as client:
+            agent = client.asked(Call("GET", CHECKUP), Checkup)
             _check_folder(choice, agent)
-            _confirm(agent.name, client.membership().tasks, agent.state_dir, yes=yes)
-            client.leave(force=force)
+            own = client.asked(Call("GET", MEMBERSHIP), Membership)
+            _confirm(agent.name, own.tasks, agent.state_dir, yes=yes)
+            client.ask(calls.order(f"{MEMBERSHIP}/leave", {"force": force}))
     except Unreachable:
         _leave_alone(choice, yes=yes)
         return

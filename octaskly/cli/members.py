@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import msgspec
 
 from octaskly.cli.render import note, print_fields
-from octaskly.client import Members
-
-if TYPE_CHECKING:
-    from octaskly.client import Client, Task
+from octaskly.client import Members, Session, Task
+from octaskly.client.calls import ARRAYS, Call, path_of
 
 STATES = ("queued", "running", "completed", "failed", "cancelled")
 SHOWN_FAILED = 20  #: failed members that `show` names
+
+
+class _Array(msgspec.Struct):
+    """What is read of an array."""
+
+    failed_members: list[Task] = []
 
 
 def progress(counts: Members) -> str:
@@ -20,10 +24,12 @@ def progress(counts: Members) -> str:
     return f"{ended}/{counts.total}"
 
 
-def show_array(client: Client, task: Task) -> None:
+def show_array(client: Session, task: Task) -> None:
     """Print how far an array is, and which members failed."""
     counts = task.array or Members()
-    failed = client.failed_members(task.id, limit=SHOWN_FAILED)
+    failed = client.asked(
+        Call("GET", path_of(ARRAYS, task.id), {"limit": SHOWN_FAILED}), _Array
+    ).failed_members
     shown = [f"{member.id} (exit code {_code(member)})" for member in failed]
     more = counts.failed - len(failed)
     print_fields(

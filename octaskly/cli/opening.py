@@ -7,10 +7,10 @@ from collections.abc import Mapping
 from typing import Any
 
 import click
-import msgspec
 
 from octaskly.cli.choice import Choice
 from octaskly.cli.render import note
+from octaskly.client import calls
 from octaskly.errors import MeshError
 
 SCREENS = ("BROWSER", "DISPLAY", "WAYLAND_DISPLAY", "WSL_DISTRO_NAME")
@@ -49,10 +49,9 @@ def open_(
 
 
 def _code(choice: Choice, good_for: str) -> Mapping[str, Any]:
-    body = msgspec.json.encode({"good_for": good_for})
+    call = calls.order("/api/v1/sessions/codes", {"good_for": good_for})
     with choice.client() as client:
-        reply = client.request("POST", "/api/v1/sessions/codes", body=body)
-    return msgspec.json.decode(reply.body, type=dict[str, Any])
+        return client.asked(call, dict[str, Any])
 
 
 def _lan_url(code: Mapping[str, Any]) -> str:

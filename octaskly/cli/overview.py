@@ -20,6 +20,7 @@ from octaskly.cli.render import (
 )
 from octaskly.cli.tasks import JSON_OPTION
 from octaskly.client import Failover, Load, MeshState, NodeInfo, NodePage, Standby
+from octaskly.client.calls import NODES, STATS, Call
 
 NEW_S = 60.0  #: for so long it is said of a node that it has joined
 NO_STANDBY = "no other node keeps copies: is --no-electable set on all of them?"
@@ -31,11 +32,11 @@ NO_STANDBY = "no other node keeps copies: is --no-electable set on all of them?"
 def nodes(choice: Choice, as_json: bool) -> None:  # noqa: FBT001
     """List the nodes of the mesh."""
     with choice.client() as client:
-        reply = client.request("GET", "/api/v1/nodes")
+        reply = client.ask(Call("GET", NODES))
     if as_json:
         print_json(reply.body)
         return
-    page = msgspec.json.decode(reply.body, type=NodePage)
+    page = client.read(reply, NodePage)
     # The CLI is no agent: it compares the API's wall-clock times with its own.
     now = dt.datetime.now(dt.UTC)
     print_table(
@@ -104,11 +105,11 @@ def _joined(node: NodeInfo, now: dt.datetime) -> str:
 def stats(choice: Choice, as_json: bool) -> None:  # noqa: FBT001
     """Count tasks, workers and copies in the whole mesh."""
     with choice.client() as client:
-        reply = client.request("GET", "/api/v1/stats")
+        reply = client.ask(Call("GET", STATS))
     if as_json:
         print_json(reply.body)
         return
-    answer = msgspec.json.decode(reply.body, type=dict[str, Any])
+    answer = client.read(reply, dict[str, Any])
     workers, tasks = answer.get("workers", {}), answer.get("tasks", {})
     system, database = answer.get("system", {}), answer.get("database", {})
     mesh = msgspec.convert(answer.get("mesh", {}), MeshState)

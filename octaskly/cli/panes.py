@@ -13,7 +13,8 @@ from rich.table import Table
 from rich.text import Text
 
 from octaskly.cli.render import STATE_COLOURS, duration, on_one_line
-from octaskly.client import Client, NodeInfo, NodePage
+from octaskly.client import NodeInfo, NodePage, Session
+from octaskly.client.calls import NODES, STATS, Call
 
 RUNNING_MAX: Final = 1000  #: attempts that are asked for, as many as may be
 PIPE_COLUMNS: Final = 1000  #: where there is no terminal, nothing is cut
@@ -58,14 +59,14 @@ class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
         return sum(self.tasks.get(s, 0) for s in ("completed", "failed", "cancelled"))
 
 
-def taken(client: Client) -> Snapshot:
+def taken(client: Session) -> Snapshot:
     """Ask for all that a frame shows."""
     asked = {"since_s": 1, "limit": RUNNING_MAX}
     stats, nodes, runs = (
-        msgspec.json.decode(client.request("GET", path, query=query).body)
+        client.asked(Call("GET", path, query), dict[str, Any])
         for path, query in (
-            ("/api/v1/stats", {}),
-            ("/api/v1/nodes", {}),
+            (STATS, {}),
+            (NODES, {}),
             ("/api/v1/attempts", asked),
         )
     )

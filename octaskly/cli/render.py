@@ -16,7 +16,7 @@ from typing import IO
 import click
 import msgspec
 
-from octaskly.client import NodeInfo, Refused, Unreachable
+from octaskly.client import NodeInfo, Refused, SeveralAgents, Unreachable
 from octaskly.config.defaults import EXIT_CONFIG
 from octaskly.config.units import SECONDS
 from octaskly.errors import (
@@ -118,6 +118,8 @@ def report(error: OctasklyError) -> int:
     `hint`: that is a cause here.
     """
     hints = (error.hint or "").splitlines()
+    if isinstance(error, SeveralAgents):
+        hints = [f"octaskly --node {error.names[0]} ..."]
     cause = str(error.__cause__) if error.__cause__ else None
     if isinstance(error, Refused):
         cause = error.hint

@@ -6,16 +6,14 @@ import sys
 import time
 from collections.abc import Sequence
 from contextlib import closing
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
-import msgspec
-
-from octaskly.cli.following import FULL, LOST_MAX, Following, pause_s
+from octaskly.cli.following import Following
 from octaskly.cli.render import duration, is_quiet, note
-from octaskly.client import Members, Refused, ReplyLost, Task, Unreachable
+from octaskly.client import Task, calls, mapping
 
 if TYPE_CHECKING:
-    from octaskly.client import Client
+    from octaskly.client import Session
 
 NAMED_MAX: Final = 20  #: failed members that are named on stderr
 
@@ -24,8 +22,7 @@ class Results:
     """Prints what members write, each whole, through lost connections.
 
     Args:
-        client: Tells how members end.
-        aside: Another client, for output that is too long for a result.
+        client: The node that is asked.
         array: Id of the array.
         items: What its members were given, as far as known here.
         total: How many members it has.
@@ -34,8 +31,7 @@ class Results:
 
     def __init__(
         self,
-        client: Client,
-        aside: Client,
+        client: Session,
         array: str,
         *,
         items: Sequence[str],
@@ -43,15 +39,11 @@ class Results:
         is_by_number: bool,
     ) -> None:
         self._client = client
-        self._aside = aside
         self._array = array
         self._items = items
         self._is_by_number = is_by_number
-        self._seen = bytearray(-(-total // 8))  #: a bit for each position
-        self._next = 0  #: the first position that was not seen
         self._ended = 0
         self._failed = 0
-        self._lost = 0
         self._bar = _Bar(total)
 
     def to_the_end(self) -> Task:
@@ -61,74 +53,35 @@ class Results:
             ReplyLost, Unreachable: the node stays away.
             Refused: it refuses.
         """
+        asker = self._client.asker
+        flow = mapping.results(
+            asker,
+            self._array,
+            ordered=self._is_by_number,
+            until=asker.until(None),
+            items=self._items,
+        )
         try:
-            while True:
-                array = self._until_lost()
-                if array is not None:
-                    return array
-                self._lost += 1
-                time.sleep(pause_s(self._lost))
+            with closing(self._client.iterate(flow)) as members:
+                for member in members:
+                    if member.status != "cancelled":
+                        self._take(member)
         finally:
             self._bar.clear()
+        return self._client.asked(calls.task(self._array), Task)
 
-    def _until_lost(self) -> Task | None:
-        """Read one stream; None: it ended before the array, or told too little."""
-        try:
-            return self._read()
-        except (ReplyLost, Unreachable):
-            # The agent may be restarting; the results are safe with the dispatcher.
-            if self._lost >= LOST_MAX:
-                raise
-        except Refused as error:
-            if str(error) != FULL:
-                raise
-            self._lost = 0  # It lives, and has room once others have ended.
-        return None
-
-    def _read(self) -> Task | None:
-        found = self._client.results(
-            self._array, offset=self._next, is_by_number=self._is_by_number
-        )
-        with closing(found) as events:
-            for event in events:
-                if event.kind == "end":
-                    array = msgspec.convert(event.data, Task)
-                    counts = array.array or Members()
-                    is_all = self._ended >= counts.completed + counts.failed
-                    return array if is_all else None
-                if event.kind == "result":
-                    self._lost = 0
-                    self._take(event.data)
-        return None
-
-    def _take(self, data: dict[str, Any]) -> None:
-        position = data["position"]
-        byte, bit = position >> 3, 1 << (position & 7)
-        if self._seen[byte] & bit:
-            return
-        self._seen[byte] |= bit
-        while self._is_seen(self._next):
-            self._next += 1
-        task = msgspec.convert(data, Task)
-        if task.status == "cancelled":
-            return
+    def _take(self, task: Task) -> None:
         self._bar.clear()
         self._print(task)
         self._ended += 1
         if task.status == "failed":
             self._failed += 1
-            self._name(task, position)
+            self._name(task)
         self._bar.show(self._ended, self._failed)
-
-    def _is_seen(self, position: int) -> bool:
-        byte = position >> 3
-        if byte >= len(self._seen):
-            return False
-        return bool(self._seen[byte] & 1 << (position & 7))
 
     def _print(self, task: Task) -> None:
         if task.stdout_truncated or task.stderr_truncated:
-            long = Following(self._aside, task.id, says_state=False)
+            long = Following(self._client, task.id, says_state=False)
             long.to_the_end(follow=False)
             return
         for name, stream in (("stdout", sys.stdout), ("stderr", sys.stderr)):
@@ -137,11 +90,11 @@ class Results:
                 stream.buffer.write(data)
                 stream.buffer.flush()
 
-    def _name(self, task: Task, position: int) -> None:
+    def _name(self, task: Task) -> None:
         """Say which member failed, unless many did."""
         if self._failed > NAMED_MAX:
             return
-        item = f" ({self._items[position][:60]})" if self._items else ""
+        item = f" ({task.item[:60]})" if self._items and task.item else ""
         why = task.detail or task.reason
         if task.reason == "exit" and task.exit_code is not None:
             why = f"exit code {task.exit_code}"

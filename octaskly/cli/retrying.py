@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 import click
-import msgspec
 
 from octaskly.cli import completing
 from octaskly.cli.choice import Choice, resolve_ref
 from octaskly.cli.render import note, print_json
-from octaskly.cli.tasks import JSON_OPTION, LIMIT_MAX
-from octaskly.client import Client, Task
+from octaskly.cli.tasks import JSON_OPTION
+from octaskly.client import Session, Task, calls, reading
 
 
 @click.command(epilog="Example: octaskly retry --failed")
@@ -36,8 +35,8 @@ def retry(
     with choice.client() as client:
         olds = _failed(client) if failed else (resolve_ref(client, r) for r in refs)
         for old in olds:
-            reply = client.retry(old)
-            new = msgspec.json.decode(reply.body, type=Task)
+            reply = client.ask(calls.retry(old))
+            new = client.read(reply, Task)
             if new.status != "queued":
                 note(f"{old} was repeated as {new.id}, which is {new.status}")
             elif as_json:
@@ -46,11 +45,7 @@ def retry(
                 click.echo(new.id)
 
 
-def _failed(client: Client) -> Iterator[str]:
+def _failed(client: Session) -> Iterator[str]:
     """Yield the failed tasks of this moment, the oldest first."""
-    found: list[str] = []
-    while page := client.tasks(
-        status="failed", limit=LIMIT_MAX, offset=len(found)
-    ).tasks:
-        found += [task.id for task in page]
-    return iter(found)
+    found = client.iterate(reading.tasks(client.asker, {"status": "failed"}))
+    return iter([task.id for task in found])

@@ -6,7 +6,6 @@ Each command lives in a module that is imported when the command is used.
 from __future__ import annotations
 
 import contextlib
-import difflib
 import errno
 import importlib
 import os
@@ -98,6 +97,8 @@ class LazyGroup(click.Group):
         try:
             return super().resolve_command(ctx, args)
         except click.UsageError as error:
+            import difflib  # noqa: PLC0415 - a few milliseconds, for typos alone
+
             near = difflib.get_close_matches(args[0], COMMANDS, n=1)
             if not near:
                 raise
@@ -122,18 +123,15 @@ class LazyGroup(click.Group):
 @click.option(
     "--state-dir",
     type=click.Path(path_type=Path),
-    envvar="OCTASKLY_STATE_DIR",
     help="Use the agent of this machine that has this state folder.",
 )
 @click.option(
     "--url",
-    envvar="OCTASKLY_URL",
     help="Use a node elsewhere, with the token in OCTASKLY_TOKEN.",
 )
 @click.option(
     "--ca-file",
     type=click.Path(path_type=Path),
-    envvar="OCTASKLY_CA_FILE",
     help="CA of the mesh, for https:// URLs (octaskly ca prints it).",
 )
 @click.option("--quiet", is_flag=True, help="Say nothing on stderr but errors.")

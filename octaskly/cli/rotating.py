@@ -14,7 +14,10 @@ from octaskly.cli import completing
 from octaskly.cli.choice import Choice
 from octaskly.cli.render import age, note, print_fields, print_json
 from octaskly.cli.tasks import JSON_OPTION
+from octaskly.client import calls
+from octaskly.client.calls import NODES, Call, path_of
 
+_ROTATION = "/api/v1/rotation"
 _PHASES: Mapping[str, str] = {
     "spreading": "generation {newest} is accepted; {generation} stays in force until "
     "all nodes know it",
@@ -39,7 +42,7 @@ def rotate(
     are away.
     """
     with choice.client() as client:
-        reply = client.rotation() if status else client.rotate()
+        reply = client.ask(Call("GET", _ROTATION) if status else calls.order(_ROTATION))
     if as_json:
         print_json(reply.body)
         return
@@ -71,7 +74,7 @@ def revoke(
             abort=True,
         )
     with choice.client() as client:
-        reply = client.revoke(name)
+        reply = client.ask(calls.order(path_of(NODES, name, "revoke")))
     if as_json:
         print_json(reply.body)
         return

@@ -6,6 +6,7 @@ ends the task, the second leaves it alone.
 
 from __future__ import annotations
 
+import contextlib
 import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -32,14 +33,14 @@ from octaskly.cli.render import (
     report,
 )
 from octaskly.cli.stalls import stall_told
-from octaskly.cli.submitting import command_text, draft, request_options
-from octaskly.client import Refused, ReplyLost, Unreachable
+from octaskly.cli.submitting import command_text, draft, request_options, submitted
+from octaskly.client import calls
+from octaskly.client.errors import Conflict, NotFound
 from octaskly.errors import OctasklyError
 
 if TYPE_CHECKING:
-    from octaskly.client import Client, Task
+    from octaskly.client import Session, Task
 
-POLL_S = 60
 OWN_CODES = frozenset({EXIT_USAGE, EXIT_NOT_ALLOWED, EXIT_NO_DISPATCHER, 78})
 
 
@@ -75,8 +76,8 @@ def run(
     task_draft = draft(command_text(words), asked)
     try:
         with choice.client() as client, interrupt_noted() as noted:
-            [task] = client.submit(
-                [task_draft], idempotency_key=idempotency_key, durability=durability
+            [task] = submitted(
+                client, [task_draft], key=idempotency_key, durability=durability
             )
             with stall_told(choice, [task.id]):
                 return _follow(client, task.id, noted, as_json=as_json)
@@ -85,7 +86,7 @@ def run(
         return code if code in OWN_CODES else EXIT_OCTASKLY_FAILED
 
 
-def _follow(client: Client, ref: str, noted: list[int], *, as_json: bool) -> int:
+def _follow(client: Session, ref: str, noted: list[int], *, as_json: bool) -> int:
     """Wait for the end of a task through Ctrl-C and lost connections; report it.
 
     Args:
@@ -106,34 +107,22 @@ def _follow(client: Client, ref: str, noted: list[int], *, as_json: bool) -> int
                     _wait(client, ref) if as_json else following.to_the_end(follow=True)
                 )
         except KeyboardInterrupt:
-            client.close()  # It may have been in the middle of an answer.
             if is_cancelled:
                 note(f"not waiting any more; see it with: octaskly logs -f {ref}")
                 return EXIT_CANCELLED
             is_cancelled = True
     if as_json:
-        print_json(client.task_reply(task.id).body)
+        print_json(client.ask(calls.task(task.id, is_exact=False)).body)
     return exit_code(task, is_cancelled=is_cancelled)
 
 
-def _wait(client: Client, ref: str) -> Task:
-    lost = 0
-    tries_max = 3
-    while True:
-        try:
-            task = client.task(ref, wait_s=POLL_S)
-        except (ReplyLost, Unreachable):
-            # The agent may be restarting; the task is safe with the dispatcher.
-            lost += 1
-            if lost == tries_max:
-                raise
-            continue
-        lost = 0
-        if task.is_final:
-            return task
+def _wait(client: Session, ref: str) -> Task:
+    from octaskly.client import flows  # noqa: PLC0415 - only --json waits so
+
+    return client.run(flows.wait(client.asker, ref, until=client.asker.until(None)))
 
 
-def _cancel_as_said(client: Client, ref: str) -> None:
+def _cancel_as_said(client: Session, ref: str) -> None:
     """Cancel a task; a Ctrl-C that comes meanwhile ends only the waiting for it."""
     with interrupt_noted() as again:
         note(f"cancelling {ref}; Ctrl-C again to stop waiting for it")
@@ -142,14 +131,10 @@ def _cancel_as_said(client: Client, ref: str) -> None:
         raise KeyboardInterrupt
 
 
-def cancel_ended(client: Client, ref: str) -> None:
+def cancel_ended(client: Session, ref: str) -> None:
     """Cancel a task that may have ended by itself."""
-    try:
-        client.cancel(ref, force=True)
-    except Refused as error:
-        # It ended by itself in the meantime.
-        if error.status not in (404, 409):
-            raise
+    with contextlib.suppress(Conflict, NotFound):  # It ended in the meantime.
+        client.ask(calls.cancel(ref, force=True))
 
 
 def exit_code(task: Task, *, is_cancelled: bool) -> int:

@@ -20,7 +20,8 @@ from octaskly.cli.installing import carry_out, config_of, make_plan
 from octaskly.cli.render import EXIT_FAILED, note, print_fields, room_of
 from octaskly.cli.systemd import UNIT, Scope, Systemd
 from octaskly.cli.tasks import JSON_OPTION
-from octaskly.client import Client, NodeInfo
+from octaskly.client import NodeInfo, NodePage, Session
+from octaskly.client.calls import NODES, Call
 from octaskly.config.agent import AgentConfig
 from octaskly.errors import ConfigError, OctasklyError
 
@@ -245,9 +246,9 @@ def _introduce(config: AgentConfig, systemd: Systemd, *, is_new: bool) -> None:
 def _say_mesh(agent: dict[str, Any], *, is_new: bool) -> NodeInfo | None:
     """Say in which mesh the agent is; return it as that lists it, if it does."""
     name, mesh = agent["name"], agent["mesh"]
-    with Client.at_socket(agent["socket"]) as client:
+    with Session.at_socket(agent["socket"]) as client:
         try:
-            page = client.nodes()
+            page = client.asked(Call("GET", NODES), NodePage)
         except OctasklyError as error:
             note(f"! {name} is in the mesh {mesh}, which does not answer yet: {error}")
             return None

@@ -7,11 +7,9 @@ import threading
 from collections.abc import Iterator, Sequence
 from typing import Final
 
-import msgspec
-
 from octaskly.cli.choice import Choice
 from octaskly.cli.render import is_quiet, note
-from octaskly.client import Explanation
+from octaskly.client import Explanation, calls
 from octaskly.errors import OctasklyError
 
 PATIENCE_S: Final = 1.5  #: a task that soon begins needs no word
@@ -39,8 +37,7 @@ def _tell(choice: Choice, refs: Sequence[str], is_over: threading.Event) -> None
     # Whatever goes wrong here, the one who waits finds out too, and says so.
     with contextlib.suppress(OctasklyError), choice.client(is_silent=True) as client:
         for ref in refs[:ASKED_MAX]:
-            reply = client.request("GET", f"/api/v1/tasks/{ref}/explain")
-            told = msgspec.json.decode(reply.body, type=Explanation)
+            told = client.asked(calls.explain(ref), Explanation)
             if told.status == "queued" and not is_over.is_set():
                 note(f"waits: {told.summary}; octaskly explain {told.id} tells more")
                 return

@@ -5,13 +5,13 @@ from __future__ import annotations
 import time
 
 import click
-import msgspec
 
 from octaskly.cli import completing
 from octaskly.cli.choice import Choice
 from octaskly.cli.render import note, print_json
 from octaskly.cli.tasks import JSON_OPTION
-from octaskly.client import NodeInfo
+from octaskly.client import NodeInfo, calls
+from octaskly.client.calls import NODES, Call, path_of
 from octaskly.errors import MeshError
 
 POLL_S = 0.5
@@ -71,8 +71,8 @@ def unpause(choice: Choice, name: str, as_json: bool) -> None:  # noqa: FBT001
 
 def _steer(choice: Choice, name: str, steering: str, *, as_json: bool) -> NodeInfo:
     with choice.client() as client:
-        reply = client.steer(name, steering)
-    node = msgspec.json.decode(reply.body, type=NodeInfo)
+        reply = client.ask(calls.order(path_of(NODES, name, steering)))
+    node = client.read(reply, NodeInfo)
     if as_json:
         print_json(reply.body)
     else:
@@ -97,7 +97,7 @@ def _until_idle(choice: Choice, node: NodeInfo) -> None:
     while node.running:
         time.sleep(POLL_S)
         with choice.client() as client:
-            node = client.node(node.id)
+            node = client.asked(Call("GET", path_of(NODES, node.id)), NodeInfo)
         if node.state == "lost":
             return  # What it ran is run elsewhere.
         if node.state == "ready":

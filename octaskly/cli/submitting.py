@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import shlex
 import sys
-from collections.abc import Callable, Sequence
-from typing import Any, TextIO, TypeVar
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, Final, TextIO, TypeVar
 
 import click
+import msgspec
 
 from octaskly.cli import completing
 from octaskly.cli.asking import TAKEN, Asked, asking, texts_of
 from octaskly.cli.choice import Choice
 from octaskly.cli.render import note
-from octaskly.client import Draft
+from octaskly.client import Draft, Session, Task, calls
+
+BATCH_TASKS_MAX: Final = 10_000  #: what one submission may hold
+BATCH_BYTES_MAX: Final = 31 << 20  #: the node takes bodies of 32 MiB
 
 _C = TypeVar("_C", bound=Callable[..., Any])
 
@@ -105,10 +109,39 @@ def submit(
         note("nothing to submit: no line has a command")
         return
     with choice.client() as client:
-        accepted = client.submit(
-            drafts, idempotency_key=idempotency_key, durability=durability
-        )
+        accepted = submitted(client, drafts, key=idempotency_key, durability=durability)
     click.echo("\n".join(task.id for task in accepted))
+
+
+def submitted(
+    client: Session, drafts: Iterable[Draft], *, key: str | None, durability: str | None
+) -> list[Task]:
+    """Hand in tasks in as few requests as their number allows; return them in order.
+
+    Each request is all or nothing. None is repeated without a key: that of people has
+    none, as tasks with a key have long numbers.
+    """
+    accepted: list[Task] = []
+    for index, body in enumerate(_batches(drafts)):
+        part = f"{key}-{index}" if key and index else key
+        call = calls.submission(body, key=part, durability=durability)
+        accepted += client.asked(call, list[Task])
+    return accepted
+
+
+def _batches(drafts: Iterable[Draft]) -> Iterator[bytes]:
+    """Yield bodies of requests: JSON arrays within the bounds of the API."""
+    items: list[bytes] = []
+    size = 0
+    for item in map(msgspec.json.encode, drafts):
+        if items and (
+            len(items) == BATCH_TASKS_MAX or size + len(item) > BATCH_BYTES_MAX
+        ):
+            yield b"[%s]" % b",".join(items)
+            items, size = [], 0
+        items.append(item)
+        size += len(item) + 1
+    yield b"[%s]" % b",".join(items)
 
 
 def _is_stdin_taken() -> bool:

@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
 
 import click
-import msgspec
 
 from octaskly.cli import completing
 from octaskly.cli.choice import Choice, resolve_ref
-from octaskly.cli.following import Following
 from octaskly.cli.members import progress, show_array
 from octaskly.cli.render import (
     duration,
@@ -20,11 +17,8 @@ from octaskly.cli.render import (
     print_table,
     size,
 )
-from octaskly.cli.stalls import stall_told
-from octaskly.client import TaskPage
-
-if TYPE_CHECKING:
-    from octaskly.client import Client, Task
+from octaskly.client import Session, Task, TaskPage, calls
+from octaskly.client.calls import TASKS, Call
 
 STATES = ("queued", "running", "completed", "failed", "cancelled")
 LIMIT_MAX = 1000
@@ -92,7 +86,7 @@ def ls(
     query = {**filters, "newest": order, "offset": offset}
     with choice.client() as client:
         if as_json:
-            print_json(client.request("GET", "/api/v1/tasks", query=query).body)
+            print_json(client.ask(Call("GET", TASKS, query)).body)
             return
         tasks, page = _found(client, query)
     heads = ["ID", "STATE", "NODE", "EXIT", "TIME", "COMMAND"]
@@ -109,13 +103,12 @@ def ls(
         note(f"{len(tasks)} of {page.total} shown; more: --offset {shown}")
 
 
-def _found(client: Client, query: Mapping[str, object]) -> tuple[list[Task], TaskPage]:
+def _found(client: Session, query: Mapping[str, object]) -> tuple[list[Task], TaskPage]:
     """Return the tasks of a page and the page; a search goes on until it is full."""
     asked = dict(query)
     tasks: list[Task] = []
     while True:
-        reply = client.request("GET", "/api/v1/tasks", query=asked)
-        page = msgspec.json.decode(reply.body, type=TaskPage)
+        page = client.asked(Call("GET", TASKS, asked), TaskPage)
         tasks += page.tasks
         room = (page.limit or 0) - len(page.tasks)
         if page.next is None or room <= 0:
@@ -144,9 +137,9 @@ def show(choice: Choice, ref: str, as_json: bool) -> None:  # noqa: FBT001
     with choice.client() as client:
         full = resolve_ref(client, ref)
         if as_json:
-            print_json(client.task_reply(full).body)
+            print_json(client.ask(calls.task(full, is_exact=False)).body)
             return
-        task = client.task(full)
+        task = client.asked(calls.task(full), Task)
         if task.array is not None:
             show_array(client, task)
             return
@@ -253,10 +246,14 @@ def logs(
 
     With -f also what it still writes; Ctrl-C leaves the task alone.
     """
+    # Imported here: `ls` and `show` do without.
+    from octaskly.cli.following import Following  # noqa: PLC0415
+    from octaskly.cli.stalls import stall_told  # noqa: PLC0415
+
     with choice.client() as client:
         full = resolve_ref(client, ref)
         if as_json:
-            print_json(client.task_reply(full).body)
+            print_json(client.ask(calls.task(full, is_exact=False)).body)
             return
         following = Following(
             client,
@@ -268,7 +265,9 @@ def logs(
         with stall_told(choice, [full] if follow else []):
             task = following.to_the_end(follow=follow)
         if not (task.is_final or attempt):
-            task = client.task(full)  # The last event says no more than its state.
+            task = client.asked(
+                calls.task(full), Task
+            )  # The last event says no more than its state.
     if task.array is not None:
         note(f"{task.id} is an array; octaskly logs {task.id}.NUMBER shows a member's")
     elif not (task.is_final or attempt):
@@ -293,7 +292,7 @@ def cancel(
     with choice.client() as client:
         for ref in refs:
             full = resolve_ref(client, ref)
-            reply = client.cancel(full, force=force)
+            reply = client.ask(calls.cancel(full, force=force))
             if as_json:
                 print_json(reply.body)
             else:

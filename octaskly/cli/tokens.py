@@ -15,6 +15,8 @@ from octaskly.cli import completing
 from octaskly.cli.choice import Choice
 from octaskly.cli.render import Duration, age, note, print_json, print_table
 from octaskly.cli.tasks import JSON_OPTION
+from octaskly.client import calls
+from octaskly.client.calls import Call, path_of
 from octaskly.errors import ConfigError
 
 ROLES = ("admin", "client", "viewer")
@@ -46,10 +48,10 @@ def create(
     admin may do everything; client submits, and cancels its own; viewer reads. One
     that is good for more than a day is given a name if you give none.
     """
+    wanted = {"role": role, "expires_s": expires, "subject": subject, "name": name}
+    wanted = {field: value for field, value in wanted.items() if value is not None}
     with choice.client() as client:
-        made = client.issue_token(
-            role=role, expires_s=expires, subject=subject, name=name
-        )
+        made = client.asked(calls.order(calls.TOKENS, wanted), dict[str, Any])
     click.echo(made["token"])
     if made["name"] is not None and name is None:
         note(f"it is called {made['name']}")
@@ -61,11 +63,11 @@ def create(
 def list_(choice: Choice, as_json: bool) -> None:  # noqa: FBT001
     """List the tokens that have a name and have not expired."""
     with choice.client() as client:
-        reply = client.request("GET", "/api/v1/tokens")
+        reply = client.ask(Call("GET", calls.TOKENS))
     if as_json:
         print_json(reply.body)
         return
-    answer = msgspec.json.decode(reply.body, type=dict[str, Any])
+    answer = client.read(reply, dict[str, Any])
     if not answer["tokens"]:
         note("no token has a name; those without one are listed nowhere")
         return
@@ -101,7 +103,7 @@ def revoke(choice: Choice, name: str) -> None:
     """
     ref = _id_of(sys.stdin.read().strip()) if name == "-" else name
     with choice.client() as client:
-        client.revoke_token(ref)
+        client.ask(Call("DELETE", path_of(calls.TOKENS, ref)))
     note(f"revoked {ref}; it is refused by every node")
 
 

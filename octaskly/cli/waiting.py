@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
-import signal
 import sys
-import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import closing
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +12,6 @@ import click
 
 from octaskly.cli import completing
 from octaskly.cli.choice import Choice, resolve_ref
-from octaskly.cli.following import FULL, LOST_MAX, pause_s
 from octaskly.cli.render import (
     EXIT_NOT_FOUND,
     EXIT_OCTASKLY_FAILED,
@@ -28,15 +24,13 @@ from octaskly.cli.render import (
 )
 from octaskly.cli.running import OWN_CODES, exit_code
 from octaskly.cli.stalls import stall_told
-from octaskly.client import FINAL, Refused, ReplyLost, Unreachable
+from octaskly.client import calls, following
+from octaskly.client.errors import TimedOut
 from octaskly.errors import OctasklyError
 
 if TYPE_CHECKING:
-    from octaskly.client import Client, Event, Task
-
-
-class _TimeUp(Exception):
-    """The user waits no longer."""
+    from octaskly.client import Session, Task
+    from octaskly.client.streams import Event
 
 
 @click.command(epilog="Example: octaskly wait --any --timeout 10m 12 13")
@@ -62,20 +56,20 @@ def wait(
     124 when the time is over, 125 Octaskly failed, 3 no such task.
     """
     try:
-        with choice.client() as client, choice.client() as listening:
+        with choice.client() as client:
             full = [resolve_ref(client, ref) for ref in refs]
-            waiting = _Waiting(client, full, count=1 if is_any else None)
+            waiting = _Waiting(client, full)
             try:
-                with _time_limit(timeout), stall_told(choice, full):
-                    waiting.to_the_end(listening)
-            except _TimeUp:
+                with stall_told(choice, full):
+                    waiting.to_the_end(limit_s=timeout, is_any=is_any)
+            except TimedOut:
                 note(f"{waiting.progress} when the time was over")
                 return EXIT_TIMEOUT
             finally:
                 waiting.end_line()
             if as_json:
                 for task in waiting.ended:
-                    print_json(client.task_reply(task.id).body)
+                    print_json(client.ask(calls.task(task.id, is_exact=False)).body)
     except OctasklyError as error:
         code = report(error)
         return code if code in {*OWN_CODES, EXIT_NOT_FOUND} else EXIT_OCTASKLY_FAILED
@@ -110,56 +104,27 @@ def events(
 ) -> None:
     """Print what happens to tasks and nodes, until Ctrl-C."""
     with choice.client() as client:
-        task = None if ref is None else resolve_ref(client, ref)
-        for event in news(client, types=types, task=task, last_id=after):
-            if event.kind and as_json:
+        flow = following.events(
+            client.asker,
+            types=types.split(","),
+            task=None if ref is None else resolve_ref(client, ref),
+            after=after,
+            until=client.asker.until(None),
+        )
+        for event in client.iterate(flow):
+            if as_json:
                 line = {"event": event.kind, "id": event.id or None, "data": event.data}
                 click.echo(json.dumps(line))
-            elif event.kind:
+            else:
                 click.echo(printable(_line(event)).replace("\n", " "))
 
 
-def news(
-    client: Client, *, types: str = "task", task: str | None = None, last_id: str = ""
-) -> Iterator[Event]:
-    """Yield what happens, for ever and through lost connections.
-
-    Raises:
-        ReplyLost, Unreachable: the node stays away.
-        Refused: it refuses.
-    """
-    lost = 0
-    while True:
-        try:
-            with closing(client.events(types=types, task=task, last_id=last_id)) as got:
-                for event in got:
-                    lost = 0
-                    last_id = event.id or last_id
-                    yield event
-        except (ReplyLost, Unreachable):
-            if lost >= LOST_MAX:
-                raise
-        except Refused as error:
-            if str(error) != FULL:
-                raise
-            lost = 0  # It lives, and has room once others have ended.
-        lost += 1
-        time.sleep(pause_s(lost))
-
-
 class _Waiting:
-    """Tasks that somebody waits for.
+    """Tasks that somebody waits for, by what they were called."""
 
-    Args:
-        client: Where they are looked up.
-        refs: The tasks; unknown ones are noticed at the first look.
-        count: How many have to end; None: all.
-    """
-
-    def __init__(self, client: Client, refs: Sequence[str], count: int | None) -> None:
+    def __init__(self, client: Session, refs: Sequence[str]) -> None:
         self._client = client
         self._tasks: dict[str, Task | None] = dict.fromkeys(refs)
-        self._count = count
         self._shows = sys.stderr.isatty()
 
     @property
@@ -172,76 +137,34 @@ class _Waiting:
         """How far it is."""
         return f"{len(self.ended)} of {len(self._tasks)} have ended"
 
-    def to_the_end(self, listening: Client) -> None:
-        """Wait, with a second connection that hears what happens."""
-        self._look()
-        if self._is_enough():
-            return
-        only = next(iter(self._tasks)) if len(self._tasks) == 1 else None
-        is_told = False
-        for event in news(listening, task=only):
-            if not is_told or event.kind == "reset":
-                # From now on all ends are told; until now some were not.
-                is_told = True
-                self._look()
-            elif self._is_end(event):
-                self._read(event.data["id"])
-            if self._is_enough():
-                return
+    def to_the_end(self, *, limit_s: int | None, is_any: bool) -> None:
+        """Wait until all of them have ended, or one.
+
+        Raises:
+            TimedOut: they do not within `limit_s`.
+        """
+        asker = self._client.asker
+        flow = following.as_ended(asker, self._tasks, until=asker.until(limit_s))
+        with closing(self._client.iterate(flow)) as ended:
+            for task in ended:
+                self._tasks |= {ref: task for ref in self._tasks if _is(task, ref)}
+                self._show()
+                if is_any:
+                    return
 
     def end_line(self) -> None:
         """Leave the line of the progress."""
         if self._shows:
             click.echo(err=True)
 
-    def _look(self) -> None:
-        for ref in [ref for ref, task in self._tasks.items() if task is None]:
-            self._read(ref)
-            if self._is_enough():
-                return
-
-    def _read(self, ref: str) -> None:
-        task = self._client.task(ref)
-        if task.id != ref and ref in self._tasks:
-            # By its full name, as events call it.
-            self._tasks = {
-                task.id if known == ref else known: found
-                for known, found in self._tasks.items()
-            }
-        if task.is_final:
-            self._tasks[task.id] = task
+    def _show(self) -> None:
         if self._shows:
             click.echo(f"\r{self.progress}", nl=False, err=True)
 
-    def _is_end(self, event: Event) -> bool:
-        return (
-            event.kind == "task"
-            and event.data.get("status") in FINAL
-            and self._tasks.get(event.data.get("id", ""), True) is None
-        )
 
-    def _is_enough(self) -> bool:
-        wanted = len(self._tasks) if self._count is None else self._count
-        return len(self.ended) >= wanted
-
-
-@contextlib.contextmanager
-def _time_limit(limit_s: int | None) -> Iterator[None]:
-    """Raise `_TimeUp` in the block, whatever it waits for."""
-    if limit_s is None:
-        yield
-        return
-
-    def on_alarm(_number: int, _frame: object) -> None:
-        raise _TimeUp
-
-    previous = signal.signal(signal.SIGALRM, on_alarm)
-    signal.setitimer(signal.ITIMER_REAL, limit_s)
-    try:
-        yield
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, previous)
+def _is(task: Task, ref: str) -> bool:
+    """Whether a task is called so: by its id, or without the end of that."""
+    return task.id == ref or task.id.startswith(f"{ref}-")
 
 
 def _line(event: Event) -> str:

@@ -1,11 +1,7 @@
-"""The synchronous client: what the command line and scripts use to talk to a node.
+"""Clients of a mesh, and what they are made of.
 
-    with Client.at_url("http://localhost:3000", token=token) as client:
-        [task] = client.submit([Draft(command="hostname")])
-        print(client.task(task.id, wait_s=60).stdout)
-
-It speaks HTTP through the local socket of an agent (no token needed) or to a URL
-with a token. What the fields mean is said in the REST reference.
+`blocking` and `asynchronous` have the clients of programs; `session` is what commands
+use. All run the same flows.
 """
 
 from octaskly.client.calls import Reply
@@ -32,16 +28,12 @@ from octaskly.client.records import (
     Task,
     TaskPage,
 )
-from octaskly.client.session import WAIT_S_MAX, Client
-from octaskly.client.streams import Event
+from octaskly.client.session import Session
 
 __all__ = [
     "FINAL",
-    "WAIT_S_MAX",
     "Checkup",
-    "Client",
     "Draft",
-    "Event",
     "Explanation",
     "Failover",
     "Invite",
@@ -58,6 +50,7 @@ __all__ = [
     "ReplyLost",
     "Request",
     "RequestPage",
+    "Session",
     "SeveralAgents",
     "Standby",
     "Task",

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import random
-import secrets
+import os
 import time
 from collections.abc import Callable
 from typing import Any, Final, TypeVar
@@ -23,14 +22,25 @@ from octaskly.client.steps import Flow, Pause, Send
 from octaskly.errors import OctasklyError
 
 REPLY_S_MAX: Final = 30.0  #: a node holds a request up to 5 s, then answers in any case
-POLL_S: Final = 60.0  #: how long one long poll waits
-CANCEL_S_MAX: Final = 5.0  #: how long who leaves tries to cancel what it leaves
 GRACE_S: Final = 1.0  #: what an answer that comes at the deadline may take to come
 OK_BELOW: Final = 400
 VERSION_GAPS: Final = ("Not found", "Unknown field", "Method not allowed")
 """What nodes say to clients that know more, or less, than they do."""
+OPEN_ERRORS: Final = (
+    "Connection to the dispatcher was lost",
+    "No standby keeps a copy",
+)
+"""What nodes say where what was asked for may have been done."""
 
 _T = TypeVar("_T")
+
+
+def _draw() -> float:
+    return os.urandom(1)[0] / 256  # The library for this takes longer to import.
+
+
+def _new_key() -> str:
+    return os.urandom(16).hex()
 
 
 class Asker:
@@ -42,6 +52,8 @@ class Asker:
         clock: Counts seconds.
         draw: A number from [0, 1), for pauses.
         new_key: Makes a key for each submission, by which it can be repeated.
+        on_failure: Told of the first of some failures in a row, if it goes on.
+        is_program: Whether hints shall be for who writes one.
     """
 
     def __init__(
@@ -50,14 +62,18 @@ class Asker:
         *,
         patience_s: float = PATIENCE_S,
         clock: Clock = time.monotonic,
-        draw: Callable[[], float] = random.random,
-        new_key: Callable[[], str] = secrets.token_hex,
+        draw: Callable[[], float] = _draw,
+        new_key: Callable[[], str] = _new_key,
+        on_failure: Callable[[OctasklyError], None] | None = None,
+        is_program: bool = True,
     ) -> None:
         self.place = place
         self._patience_s = patience_s
         self._clock = clock
         self._draw = draw
         self.new_key = new_key
+        self._on_failure = on_failure
+        self._is_program = is_program
         self._was_reached = False
 
     def ask(self, call: Call, until: Deadline | None = None) -> Flow[Reply]:
@@ -71,6 +87,8 @@ class Asker:
                 )
                 return self.checked(reply)
             except OctasklyError as error:
+                if call.is_once and _may_be_done(error):
+                    raise
                 pause_s = yield from self.pause_s(failures, error)
             until.check(f"{self.place} did not answer")
             yield Pause(until.cap(pause_s))
@@ -115,14 +133,17 @@ class Asker:
     def pause_s(self, failures: Failures, error: OctasklyError) -> Flow[float]:
         """Return how long to wait before another try; raise `error` if it is vain."""
         try:
-            return failures.pause_s(error)
+            pause_s = failures.pause_s(error)
         except OctasklyError:
             raise (yield from self._explained(error)) from error.__cause__
+        if failures.count == 1 and self._on_failure is not None:
+            self._on_failure(error)
+        return pause_s
 
     def _explained(self, error: OctasklyError) -> Flow[OctasklyError]:
         """Return the error with a hint about what is behind it."""
         match error:
-            case Unauthorized():
+            case Unauthorized() if self._is_program:
                 hint = "token=    from `octaskly token create --role client` on a node"
             case ReplyLost() if not self._was_reached:
                 hint = "is that its port? the API of the LAN is https://NODE:3443"
@@ -147,3 +168,8 @@ class Asker:
         if not isinstance(there, str) or there == __version__:
             return None
         return f"this client is Octaskly {__version__}, the node {there:.40}"
+
+
+def _may_be_done(error: OctasklyError) -> bool:
+    """Whether the node may have acted all the same."""
+    return isinstance(error, ReplyLost) or str(error) in OPEN_ERRORS

@@ -15,6 +15,9 @@ ARRAYS: Final = "/api/v1/arrays"
 NODES: Final = "/api/v1/nodes"
 EVENTS: Final = "/api/v1/events"
 STATS: Final = "/api/v1/stats"
+CHECKUP: Final = "/api/v1/doctor"
+MEMBERSHIP: Final = "/api/v1/membership"
+TOKENS: Final = "/api/v1/tokens"
 
 _T = TypeVar("_T")
 
@@ -28,7 +31,7 @@ class Reply(NamedTuple):
 
 
 class Call(NamedTuple):
-    """One request. All that a client sends may be sent again, by its nature or key."""
+    """One request; it may be sent again, by its nature or key, unless it `is_once`."""
 
     method: str
     path: str
@@ -36,6 +39,7 @@ class Call(NamedTuple):
     body: bytes | memoryview | None = None
     headers: Mapping[str, str] = {}
     wait_s: float = 0.0  #: how long the node may take longer, because it is asked to
+    is_once: bool = False  #: done twice it would be something else
 
     @property
     def target(self) -> str:
@@ -54,16 +58,25 @@ def quoted(text: str) -> str:
     return quote(text, safe="", errors="replace")
 
 
-def submission(body: bytes, *, key: str, durability: str | None) -> Call:
-    """Submit tasks; the same key is the same tasks."""
-    headers = {"Idempotency-Key": key}
-    return Call("POST", TASKS, {"durability": durability}, body, headers)
+def submission(body: bytes, *, key: str | None, durability: str | None) -> Call:
+    """Submit tasks; the same key is the same tasks, without one each time others."""
+    headers = {"Idempotency-Key": key} if key else {}
+    query = {"durability": durability}
+    return Call("POST", TASKS, query, body, headers, is_once=key is None)
 
 
-def task(ref: str, *, wait_s: float = 0.0) -> Call:
-    """Show a task with its output as exact bytes, at its end or `wait_s` later."""
-    query = {"encoding": "base64", "wait": f"{wait_s:.3f}" if wait_s else None}
+def task(ref: str, *, wait_s: float = 0.0, is_exact: bool = True) -> Call:
+    """Show a task with its output, exact or as text, at its end or `wait_s` later."""
+    query = {
+        "encoding": "base64" if is_exact else None,
+        "wait": f"{wait_s:.3f}" if wait_s else None,
+    }
     return Call("GET", path_of(TASKS, ref), query, wait_s=wait_s)
+
+
+def newest(limit: int) -> Call:
+    """List the newest tasks, the latest first."""
+    return Call("GET", TASKS, {"newest": "true", "limit": limit})
 
 
 def stream(path: str, query: Mapping[str, object], last_id: str = "") -> Call:
@@ -77,6 +90,22 @@ def cancel(ref: str, *, force: bool) -> Call:
     """Cancel a task."""
     query = {"force": "true"} if force else {}
     return Call("DELETE", path_of(TASKS, ref), query)
+
+
+def retry(ref: str) -> Call:
+    """Run an ended task once more, as another; who repeats it gets that."""
+    return Call("POST", path_of(TASKS, ref, "retry"))
+
+
+def explain(ref: str) -> Call:
+    """Say why a task is where it is."""
+    return Call("GET", path_of(TASKS, ref, "explain"))
+
+
+def order(path: str, said: object = None) -> Call:
+    """Have something done, once."""
+    body = None if said is None else msgspec.json.encode(said)
+    return Call("POST", path, body=body, is_once=True)
 
 
 def decoded(reply: Reply, kind: type[_T], place: str) -> _T:

@@ -1,4 +1,4 @@
-"""One HTTP connection to a node: its timeouts, its retries, its errors.
+"""One HTTP connection to a node: its timeouts, its errors.
 
 The standard library's `http.client` only: a command has to start in a tenth of a
 second, and the big HTTP libraries alone take longer.
@@ -11,14 +11,13 @@ import http.client
 import os
 import socket
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
-from urllib.parse import urlencode, urlsplit
+from typing import TYPE_CHECKING
 
 from octaskly.client import errors
 from octaskly.client.calls import Call, Reply
-from octaskly.client.errors import Refused, ReplyLost
+from octaskly.client.errors import ReplyLost
 from octaskly.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -29,8 +28,6 @@ CONNECT_S_MAX = 5.0
 IDLE_S_MAX = 10.0  #: nodes close connections that were idle for longer than this
 TURN_S = 0.01  #: between calls at the door of a busy node
 SOCKET_PATH_BYTES_MAX = 107  #: sizeof(sun_path) - 1
-OPEN_ERRORS = ("Connection to the dispatcher was lost", "No standby keeps a copy")
-"""Refusals, as the node words them, after which a submission may be in the log."""
 
 
 class _UnixConnection(http.client.HTTPConnection):
@@ -84,11 +81,7 @@ def _connect_in_turn(sock: socket.socket, address: str) -> None:
 
 
 class Connection:
-    """A connection to one node. Use as a context manager; not for several threads.
-
-    A 503 that carries `Retry-After` (no dispatcher is elected at this moment) is
-    asked again for `patience_s`; `on_wait` is told once why.
-    """
+    """A connection to one node, opened when it is needed; for one thread at a time."""
 
     def __init__(
         self,
@@ -96,128 +89,40 @@ class Connection:
         *,
         place: str,
         token: str | None = None,
-        patience_s: float = 10.0,
-        on_wait: Callable[[Refused], None] | None = None,
     ) -> None:
         self.place = place
         self._connection = connection
-        self._patience_s = patience_s
-        self._on_wait = on_wait
         self._used_at: float | None = None
         self._headers = {"Accept": "application/json"}
         if token:
             self._headers["Authorization"] = f"Bearer {token}"
 
     @classmethod
-    def at_socket(cls, path: Path | str, **settings: Any) -> Self:
+    def at_socket(cls, path: Path) -> Connection:
         """Return a connection to the local agent with this socket file."""
-        return cls(_UnixConnection(Path(path)), place=str(path), **settings)
+        return cls(_UnixConnection(path), place=str(path))
 
     @classmethod
-    def at_url(
-        cls,
-        url: str,
-        *,
-        token: str | None = None,
-        ca_file: Path | str | None = None,
-        **settings: Any,
-    ) -> Self:
-        """Return a connection to the node at `http://HOST[:PORT]` or `https://...`.
+    def at_url(cls, url: str, *, token: str | None, ca_file: Path | None) -> Connection:
+        """Return a connection to the node at a URL that `targets` has read.
 
         Raises:
-            ConfigError: `url` or `ca_file` is unusable.
+            ConfigError: `ca_file` is unusable.
         """
-        parts = urlsplit(url)
-        try:
-            port = parts.port
-        except ValueError as error:
-            raise ConfigError(f"the port of {url!r} is not a number") from error
-        if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise ConfigError(
-                f"{url!r} is not an http:// or https:// URL",
-                hint="octaskly --url http://localhost:3000 ls",
-            )
+        scheme, _, host = url.partition("://")
         connection = (
-            http.client.HTTPConnection(parts.hostname, port, timeout=CONNECT_S_MAX)
-            if parts.scheme == "http"
+            http.client.HTTPConnection(host, timeout=CONNECT_S_MAX)
+            if scheme == "http"
             else http.client.HTTPSConnection(
-                parts.hostname,
-                port,
-                timeout=CONNECT_S_MAX,
-                context=tls_context(ca_file),
+                host, timeout=CONNECT_S_MAX, context=tls_context(ca_file)
             )
         )
-        return cls(connection, place=url, token=token, **settings)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_exception: object) -> None:
-        self.close()
+        return cls(connection, place=url, token=token)
 
     def close(self) -> None:
         """Close the connection; the next request opens another."""
         self._connection.close()
         self._used_at = None
-
-    def request(
-        self,
-        method: str,
-        path: str,
-        *,
-        query: Mapping[str, object] | None = None,
-        body: bytes | None = None,
-        headers: Mapping[str, str] | None = None,
-        wait_s: float = 0.0,
-    ) -> Reply:
-        """Send one request and return its answer; None in `query` is left out.
-
-        Raises:
-            Refused: the node refused.
-            Unreachable: nobody answers there.
-            ReplyLost: the connection ended before the answer.
-        """
-        response = self.begin(
-            method, path, query=query, body=body, headers=headers, wait_s=wait_s
-        )
-        return self.finish(response)
-
-    def begin(
-        self,
-        method: str,
-        path: str,
-        *,
-        query: Mapping[str, object] | None = None,
-        body: bytes | None = None,
-        headers: Mapping[str, str] | None = None,
-        wait_s: float = 0.0,
-    ) -> http.client.HTTPResponse:
-        """As `request`, but leave it to the caller to read the body to its end."""
-        wanted = {
-            key: value for key, value in (query or {}).items() if value is not None
-        }
-        target = f"{path}?{urlencode(wanted, doseq=True)}" if wanted else path
-        give_up_at = time.monotonic() + self._patience_s
-        has_waited = False
-        while True:
-            response = self.exchange(
-                method, target, body, headers or {}, REPLY_S_MAX + wait_s
-            )
-            if response.status < http.HTTPStatus.BAD_REQUEST:
-                return response
-            refused = refusal(response, self._read(response))
-            pause_s = refused.retry_after_s
-            if refused.status != http.HTTPStatus.SERVICE_UNAVAILABLE or pause_s is None:
-                raise refused
-            is_open = method == "POST" and str(refused) in OPEN_ERRORS
-            if is_open and "Idempotency-Key" not in (headers or {}):
-                raise refused
-            if time.monotonic() + pause_s > give_up_at:
-                raise refused
-            if self._on_wait and not has_waited:
-                self._on_wait(refused)
-            has_waited = True
-            time.sleep(pause_s)
 
     def exchange(
         self,
@@ -227,11 +132,10 @@ class Connection:
         headers: Mapping[str, str],
         timeout_s: float,
     ) -> http.client.HTTPResponse:
-        """Send a request; a reading one is sent again over a connection gone stale."""
+        """Send a request; leave it to the caller to read the answer to its end."""
         used_at = self._used_at
         if used_at is not None and time.monotonic() - used_at > IDLE_S_MAX:
             self.close()
-            used_at = None
         everything = {**self._headers, **headers}
         if body is not None:
             everything.setdefault("Content-Type", "application/json")
@@ -247,8 +151,6 @@ class Connection:
             ) from error
         except (OSError, http.client.HTTPException) as error:
             self.close()
-            if used_at is not None and method == "GET":
-                return self.exchange(method, target, body, headers, timeout_s)
             raise ReplyLost(
                 f"{self.place} closed the connection before it answered",
                 hint="octaskly ls    shows whether it was accepted",
@@ -334,11 +236,3 @@ def tls_context(ca_file: Path | str | None) -> ssl.SSLContext:
 def headers_of(response: http.client.HTTPResponse) -> dict[str, str]:
     """Return the headers of an answer, their names in small letters."""
     return {name.lower(): value for name, value in response.getheaders()}
-
-
-def refusal(response: http.client.HTTPResponse, body: bytes) -> Refused:
-    """Return the error that a refusing answer means, whatever its form."""
-    return errors.refusal(response.status, headers_of(response), body) or Refused(
-        f"the node answered {response.status} {response.reason}",
-        status=response.status,
-    )

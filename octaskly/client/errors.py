@@ -149,7 +149,7 @@ def not_connected(place: str, error: OSError) -> OctasklyError:
     if "certificate verify failed" in str(error).lower():
         return ConfigError(
             f"{place} has no certificate of a mesh that is trusted here",
-            hint='octaskly ca > mesh-ca.pem    on a node; then ca="mesh-ca.pem"',
+            hint="octaskly ca > mesh-ca.pem    on a node; then name that file here",
         )
     if "ssl" in type(error).__name__.lower():
         return ConfigError(

@@ -12,7 +12,6 @@ from typing import Any, Final
 from octaskly.client import calls
 from octaskly.client.asked import Asked, Durability, body_of, draft, encoded, ref_of
 from octaskly.client.asker import Asker
-from octaskly.client.calls import Call
 from octaskly.client.errors import (
     Conflict,
     NotFound,
@@ -106,8 +105,7 @@ def cancel(asker: Asker, ref: str | Task, *, force: bool) -> Flow[Task]:
 
 def retry(asker: Asker, task: str | Task) -> Flow[Task]:
     """Run an ended task once more, as another; who repeats it gets that."""
-    path = calls.path_of(calls.TASKS, ref_of(task), "retry")
-    return (yield from asker.asked(Call("POST", path), Task))
+    return (yield from asker.asked(calls.retry(ref_of(task)), Task))
 
 
 def give_up(asker: Asker, task: Task) -> Flow[None]:

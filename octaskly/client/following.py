@@ -49,7 +49,7 @@ def logs(
     task: str | Task,
     *,
     follow: bool,
-    stream: Stream,
+    stream: str,
     attempt: int | None,
     after: str,
     until: Deadline,
@@ -90,7 +90,7 @@ def _log(event: Event) -> Log:
 def events(
     asker: Asker,
     *,
-    types: Sequence[EventType],
+    types: Sequence[str],
     task: str | Task | None,
     after: str,
     until: Deadline,
@@ -109,7 +109,8 @@ def as_ended(
 ) -> Emitting[Task]:
     """Hand out tasks as they end."""
     waiting = dict.fromkeys(map(ref_of, tasks))
-    told = _news(asker, ("task",), None, until)
+    only = next(iter(waiting)) if len(waiting) == 1 else None
+    told = _news(asker, ("task",), only, until)
     is_told = False
     while waiting:
         event = yield from told.event()

@@ -55,13 +55,6 @@ def array(
     )
 
 
-def results(
-    asker: Asker, task: str | Task, *, ordered: bool, until: Deadline
-) -> Emitting[Task]:
-    """Hand out the members of an array as they end, or in their order."""
-    yield from _results(asker, ref_of(task), ordered=ordered, until=until)
-
-
 def map_(
     asker: Asker,
     command: str,
@@ -84,9 +77,7 @@ def map_(
             if not under_way:
                 return
             task, part = under_way[0]
-            yield from _results(
-                asker, task.id, ordered=ordered, until=until, items=part
-            )
+            yield from results(asker, task, ordered=ordered, until=until, items=part)
             under_way.popleft()
     except BaseException:
         yield Leave()
@@ -111,16 +102,16 @@ def _parts(items: Iterable[object]) -> Iterator[list[str]]:
         yield part
 
 
-def _results(
+def results(
     asker: Asker,
-    array: str,
+    array: str | Task,
     *,
     ordered: bool,
     until: Deadline,
     items: Sequence[str] = (),
 ) -> Emitting[Task]:
-    """Hand out each result once, however often the stream has to be asked for again."""
-    path = calls.path_of(calls.ARRAYS, array, "results")
+    """Hand out the members of an array as they end, or in their order; each once."""
+    path = calls.path_of(calls.ARRAYS, ref_of(array), "results")
     seen = _Seen()
     ended = 0
 

@@ -10,9 +10,11 @@ from octaskly.client.errors import Refused, ReplyLost, TimedOut, Unreachable
 from octaskly.errors import OctasklyError
 
 PATIENCE_S: Final = 60.0
-FIRST_PATIENCE_S: Final = 5.0  #: before there was any answer: the URL may be wrong
+FIRST_PATIENCE_S: Final = 2.0  #: before there was any answer: the URL may be wrong
 PAUSE_S_MAX: Final = 2.0
 PAUSE_S_MIN: Final = 0.05
+FULL: Final = "Too many event streams"
+"""How a node words that it lives, and has room once other streams have ended."""
 
 Clock = Callable[[], float]
 
@@ -67,7 +69,7 @@ class Failures:
         self._was_reached = was_reached
         self._draw = draw
         self._clock = clock
-        self._count = 0
+        self.count = 0
         self._since = 0.0
 
     def pause_s(self, error: OctasklyError) -> float:
@@ -77,9 +79,9 @@ class Failures:
             OctasklyError: `error`; another try is not worth it.
         """
         now = self._clock()
-        if self._count == 0:
+        if self.count == 0 or str(error) == FULL:
             self._since = now
-        self._count += 1
+        self.count += 1
         pause_s = self._wanted_s(error)
         patience_s = self._patience_s
         if not self._was_reached and isinstance(error, ReplyLost):
@@ -92,10 +94,10 @@ class Failures:
         match error:
             case Unreachable() if not self._was_reached:
                 return None
-            case ReplyLost() if self._count == 1:
+            case ReplyLost() if self.count == 1:
                 return 0.0  # Most likely the node had closed an idle connection.
             case Unreachable() | ReplyLost():
-                most_s = min(PAUSE_S_MAX, PAUSE_S_MIN * 2.0**self._count)
+                most_s = min(PAUSE_S_MAX, PAUSE_S_MIN * 2.0**self.count)
                 return most_s * (0.5 + self._draw() / 2)
             case Refused(status=429 | 503, retry_after_s=float(seconds)):
                 return seconds

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import socket
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+
+import msgspec
 
 from octaskly.client.connection import connect_unix
 from octaskly.client.errors import SeveralAgents, Unreachable
@@ -19,6 +20,13 @@ NO_AGENT = "no Octaskly agent is running on this machine"
 NO_AGENT_HINT = """\
 octaskly agent                try it now, in this terminal
 octaskly service install      keep it running, also after a reboot"""
+
+
+class _Described(msgspec.Struct):
+    """What is read of what a running agent says of itself."""
+
+    name: str
+    socket: str
 
 
 def local_socket(
@@ -88,10 +96,11 @@ def _listed(folder: Path, pattern: str) -> list[Path]:
 def _described(folder: Path) -> tuple[str, Path] | None:
     """Return name and socket from the `agent.json` of a state folder."""
     try:
-        description = json.loads((folder / "agent.json").read_bytes())
-        return str(description["name"]), Path(description["socket"])
-    except (OSError, ValueError, KeyError, TypeError):
+        written = (folder / "agent.json").read_bytes()
+        told = msgspec.json.decode(written, type=_Described)
+    except (OSError, ValueError):
         return None
+    return told.name, Path(told.socket)
 
 
 def _answers(path: Path) -> bool:

@@ -68,8 +68,7 @@ def _query(wanted: Wanted) -> dict[str, Any]:
 
 def explain(asker: Asker, task: str | Task) -> Flow[Explanation]:
     """Say why a task is where it is."""
-    path = calls.path_of(calls.TASKS, ref_of(task), "explain")
-    return (yield from asker.asked(Call("GET", path), Explanation))
+    return (yield from asker.asked(calls.explain(ref_of(task)), Explanation))
 
 
 def nodes(asker: Asker) -> Flow[list[NodeInfo]]:

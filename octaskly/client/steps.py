@@ -8,44 +8,46 @@ resuming are written once, and a client is no more than a way to perform six ste
 from __future__ import annotations
 
 from collections.abc import Generator
-from typing import Any, Generic, NamedTuple, TypeAlias, TypeVar
+from typing import Any, Generic, TypeAlias, TypeVar
+
+import msgspec
 
 from octaskly.client.calls import Call
 
 T = TypeVar("T")
 
 
-class Send(NamedTuple):
+class Send(msgspec.Struct, frozen=True):
     """Send a request; comes to its `Reply`."""
 
     call: Call
     timeout_s: float
 
 
-class Begin(NamedTuple):
+class Begin(msgspec.Struct, frozen=True):
     """Send a request whose answer is a stream; comes to its head, or the refusal."""
 
     call: Call
     timeout_s: float
 
 
-class Read(NamedTuple):
+class Read(msgspec.Struct, frozen=True):
     """Comes to the next bytes of the stream, none at its end."""
 
     timeout_s: float
 
 
-class Leave(NamedTuple):
+class Leave(msgspec.Struct, frozen=True):
     """Close the stream, if one is open."""
 
 
-class Pause(NamedTuple):
+class Pause(msgspec.Struct, frozen=True):
     """Let time pass."""
 
     seconds: float
 
 
-class Emit(NamedTuple, Generic[T]):
+class Emit(msgspec.Struct, Generic[T], frozen=True):
     """Hand an item to the caller, who may take its time."""
 
     item: T

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Iterator
 from typing import Any, Final
 
 import msgspec
@@ -55,23 +55,6 @@ class Parser:
         del self._rest[:begin]
         if len(self._rest) > EVENT_BYTES_MAX:
             raise ReplyLost(f"an event of over {EVENT_BYTES_MAX} bytes")
-
-    def finish(self) -> None:
-        """Raise `ReplyLost` if the stream ended in the middle of an event."""
-        if self._rest:
-            raise ReplyLost("the stream ended in the middle of an event")
-
-
-def events(read: Callable[[], bytes]) -> Generator[Event]:
-    """Yield the events of a stream until it ends.
-
-    Raises:
-        ReplyLost: it broke, or is no such stream.
-    """
-    parser = Parser()
-    while data := read():
-        yield from parser.feed(data)
-    parser.finish()
 
 
 def _event(block: bytearray) -> Event | None:

@@ -2,39 +2,51 @@
 
 from __future__ import annotations
 
-import ipaddress
 import os
+import socket
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import urlsplit
+
+import msgspec
 
 from octaskly.client.places import local_socket
 from octaskly.errors import ConfigError
 
+_LOOPBACK_NET = 127
+_URLS = "https://NODE:3443, or http://localhost:3000 on this machine"
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Target:
+
+class Target(msgspec.Struct, frozen=True, kw_only=True):
     """One node, as the caller named it; `url` None: an agent of this machine."""
 
     url: str | None = None
-    token: str | None = field(default=None, repr=False)
+    token: str | None = None
     ca: Path | None = None
     node: str | None = None
     state_dir: Path | None = None
-    environ: Mapping[str, str] = field(default_factory=lambda: os.environ, repr=False)
+    path: Path | None = None  #: of its socket, where that is known
+    environ: Mapping[str, str] = msgspec.field(default_factory=lambda: os.environ)
+
+    def __repr__(self) -> str:
+        """Show no token, and no environment, which may have one."""
+        return f"Target({self.name!r})"
 
     @property
     def name(self) -> str:
         """What errors call it."""
         if self.url is not None:
             return self.url
+        if self.path is not None:
+            return str(self.path)
         if self.state_dir is not None:
             return f"the agent of {self.state_dir}"
         return f"the agent {self.node}" if self.node else "the agent of this machine"
 
     def socket(self) -> Path:
         """Return the socket of the agent; as `local_socket`."""
+        if self.path is not None:
+            return self.path
         return local_socket(self.environ, node=self.node, state_dir=self.state_dir)
 
 
@@ -46,28 +58,31 @@ def target(
     node: str | None = None,
     state_dir: str | Path | None = None,
     environ: Mapping[str, str] | None = None,
+    is_local: bool = False,
 ) -> Target:
     """Return the node that is meant, by what is given, then by the environment.
+
+    If it `is_local`, that is an agent of this machine whatever the environment says.
 
     Raises:
         ConfigError: it contradicts itself, or is no such URL.
     """
     environ = os.environ if environ is None else environ
-    is_local = node is not None or state_dir is not None
-    if is_local and (url or token or ca):
+    is_chosen = node is not None or state_dir is not None
+    if is_chosen and (url or token or ca):
         raise ConfigError(
-            "a URL, token or CA goes with no `node` or `state_dir`",
-            hint="octaskly.Client(url, token=...), or octaskly.Client(node=...)",
+            "a URL, token or CA goes with no agent of this machine",
+            hint="either the URL of a node, or the name or state folder of an agent",
         )
-    if not is_local:
+    if not (is_chosen or is_local):
         url = url or environ.get("OCTASKLY_URL") or None
     if url is None:
         if token or ca:
             raise ConfigError(
                 "a token or CA without a URL leads nowhere",
-                hint='octaskly.Client("https://NODE:3443", token=..., ca=...)',
+                hint=_URLS,
             )
-        folder = state_dir if is_local else environ.get("OCTASKLY_STATE_DIR")
+        folder = state_dir if is_chosen else environ.get("OCTASKLY_STATE_DIR")
         return Target(
             node=node, state_dir=Path(folder) if folder else None, environ=environ
         )
@@ -89,17 +104,17 @@ def _checked(url: str) -> str:
     if parts.scheme not in ("http", "https") or not parts.hostname:
         raise ConfigError(
             f"{url!r} is not an http:// or https:// URL",
-            hint='octaskly.Client("https://NODE:3443", token=...)',
+            hint=_URLS,
         )
     if parts.username or parts.path.strip("/") or parts.query or parts.fragment:
         raise ConfigError(
             f"{_bare(url)!r} has more than a host and a port",
-            hint='octaskly.Client("https://NODE:3443", token=...)',
+            hint=_URLS,
         )
     if parts.scheme == "http" and not _is_loopback(parts.hostname):
         raise ConfigError(
             f"{url!r} would carry the token in the clear",
-            hint=f'octaskly.Client("https://{parts.hostname}:3443", token=..., ca=...)',
+            hint=f"https://{parts.hostname}:3443    with the CA of `octaskly ca`",
         )
     host = f"[{parts.hostname}]" if ":" in parts.hostname else parts.hostname
     return f"{parts.scheme}://{host}" + ("" if port is None else f":{port}")
@@ -111,11 +126,11 @@ def _bare(url: str) -> str:
 
 
 def _is_loopback(host: str) -> bool:
-    if host == "localhost":
+    if host in ("localhost", "::1"):
         return True
     try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
+        return socket.inet_pton(socket.AF_INET, host)[0] == _LOOPBACK_NET
+    except OSError:
         return False
 
 

@@ -35,7 +35,6 @@ class Api:
     """The state behind the socket; tests may set its fields."""
 
     name: str = "here"
-    knows_base64: bool = True
     needs_token: bool = False
     refuse: Refusal = lambda _method, _path: None
     refusal: str = "Refused"  #: the text of the error
@@ -229,6 +228,8 @@ class Handler(BaseHTTPRequestHandler):
             if query.get("status") in (None, task["status"])
             and query.get("worker_id") in (None, task["worker_id"])
         ]
+        if query.get("newest") == "true":
+            found.reverse()
         start, limit = int(query.get("offset", 0)), int(query.get("limit", 100))
         part = found[start : start + limit]
         return {"tasks": part, "total": len(found), "returned": len(part)}
@@ -236,8 +237,6 @@ class Handler(BaseHTTPRequestHandler):
     def one(self, ref: str, query: dict[str, str]) -> Answer:
         api = self.api
         exact = query.get("encoding") == "base64"
-        if exact and not api.knows_base64:
-            return 400, {"error": "Invalid parameter value", "field": "encoding"}
         task = api.find(ref)
         if task is None:
             return 404, {"error": "Task not found", "status": 404, "hint": f"no {ref}"}

@@ -17,7 +17,6 @@ import pexpect
 import pytest
 
 from octaskly.cli.demo_agents import DemoAgent, agents, formed
-from octaskly.client import Client, Draft
 from tests.cli.typed import typed
 
 Call = subprocess.CompletedProcess[bytes]
@@ -178,7 +177,7 @@ def test_submitted_lines_are_listed_and_shown(agent: DemoAgent) -> None:
     ids = octaskly(agent, "submit", "-", stdin=b"echo 1\necho 2; exit 4\n").stdout
     first, second = ids.decode().split()
     with agent.client() as client:
-        ended = [client.task(ref, wait_s=30) for ref in (first, second)]
+        ended = [client.wait(ref, deadline_s=30) for ref in (first, second)]
     listed = json.loads(octaskly(agent, "ls", "--json", "--status", "failed").stdout)
 
     assert [task.exit_code for task in ended] == [0, 4]
@@ -197,7 +196,7 @@ def test_an_array_is_handed_in_shown_and_repeated(agent: DemoAgent) -> None:
     )
     array = done.stdout.decode().strip()
     with agent.client() as client:
-        assert client.task(array, wait_s=30).status == "failed"
+        assert client.wait(array, deadline_s=30).status == "failed"
 
     shown = octaskly(agent, "show", array).stdout.decode()
     assert "completed:      3\n" in shown
@@ -212,7 +211,7 @@ def test_an_array_is_handed_in_shown_and_repeated(agent: DemoAgent) -> None:
     assert b" 4/4 " in octaskly(agent, "ls").stdout
     again = octaskly(agent, "retry", array).stdout.decode().strip()
     with agent.client() as client:
-        repeated = client.task(again, wait_s=30).array
+        repeated = client.wait(again, deadline_s=30).array
     assert repeated is not None
     assert repeated.total == 1
 
@@ -291,12 +290,17 @@ def test_https_url_is_trusted_by_the_ca_of_the_mesh(
     token = octaskly(agent, "token", "create", "--role", "client").stdout.decode()
     port = description["lan_url"].rpartition(":")[2].strip("/")
 
-    with Client.at_url(
-        f"https://127.0.0.1:{port}", token=token.strip(), ca_file=ca_file
-    ) as client:
-        [task] = client.submit([Draft(command="echo over tls")])
+    url = f"https://127.0.0.1:{port}"
+    remote = [sys.executable, "-m", "octaskly", "--url", url, "--ca-file", str(ca_file)]
+    done = subprocess.run(
+        [*remote, "run", "--", "echo over tls"],
+        capture_output=True,
+        env={**os.environ, "OCTASKLY_TOKEN": token},
+        timeout=60,
+        check=False,
+    )
 
-        assert client.task(task.id, wait_s=30).stdout == "over tls\n"
+    assert (done.returncode, done.stdout) == (0, b"over tls\n"), done.stderr
 
 
 def test_an_agent_takes_the_folder_that_is_named_before_the_command(
@@ -309,17 +313,12 @@ def test_an_agent_takes_the_folder_that_is_named_before_the_command(
     assert os.fsencode(agent.state) in second.stderr
 
 
-def test_outputs_come_back(agent: DemoAgent, tmp_path: Path) -> None:
+def test_outputs_come_back(agent: DemoAgent) -> None:
     """Declared outputs are kept and can be fetched by whoever has the id."""
-    with agent.client() as client, (tmp_path / "copy").open("w+b") as copy:
-        [task] = client.submit(
-            [Draft(command="printf kept > made.txt", outputs=["made.txt"])]
-        )
-        assert client.task(task.id, wait_s=30).status == "completed"
-        size_bytes = client.save_output(task.id, "made.txt", copy)
-        copy.flush()
+    with agent.client() as client:
+        task = client.run("printf kept > made.txt", outputs=["made.txt"], check=True)
 
-        assert (size_bytes, (tmp_path / "copy").read_bytes()) == (4, b"kept")
+        assert b"".join(client.output(task, "made.txt")) == b"kept"
 
 
 def test_db_reset_refuses_a_log_in_use(agent: DemoAgent) -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from octaskly.cli.following import FULL
+from octaskly.client.patience import FULL
 from tests.cli.conftest import Run
 from tests.cli.stand_in import Api
 
@@ -51,13 +51,15 @@ def test_a_node_with_too_many_streams_is_asked_again(api: Api, octaskly: Run) ->
 
     def refuse(_method: str, path: str) -> tuple[int, dict[str, str]] | None:
         left[0] -= path.endswith("/logs")
-        return (503, {}) if path.endswith("/logs") and left[0] >= 0 else None
+        is_full = path.endswith("/logs") and left[0] >= 0
+        return (503, {"Retry-After": "0.1"}) if is_full else None
 
     api.refuse, api.refusal = refuse, FULL
 
     done = octaskly("run", "--", "echo out; exit 3")
 
-    assert (done.returncode, done.stdout, done.stderr) == (3, b"out\n", b"")
+    assert (done.returncode, done.stdout) == (3, b"out\n")
+    assert done.stderr == b"Too many event streams; waiting\n"
 
 
 def test_a_node_that_stays_away_is_given_up(api: Api, octaskly: Run) -> None:
@@ -187,14 +189,17 @@ def test_a_lost_connection_while_waiting_is_asked_again(
     assert (done.returncode, done.stdout) == (0, b"still here\n")
 
 
-def test_a_lost_submission_is_not_repeated(api: Api, octaskly: Run) -> None:
+@pytest.mark.parametrize("key", [[], ["--idempotency-key", "k"]])
+def test_a_lost_submission_is_repeated_by_its_key_alone(
+    api: Api, octaskly: Run, key: list[str]
+) -> None:
     """It may have been accepted: repeating it could run the command twice."""
     api.refuse = lambda method, _path: (0, {}) if method == "POST" else None
 
-    done = octaskly("run", "--", "true")
+    done = octaskly("run", *key, "--", "true")
 
     assert done.returncode == 125
-    assert len(api.requests) == 1
+    assert (len(api.requests) > 1) == bool(key)
     assert b"hint: octaskly ls" in done.stderr
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from octaskly.client import Client, Draft, Event
+from octaskly import Client, Log
 from tests.agents import WAIT_S_MAX, Agent, running, until_nodes
 
 TEXT = """\
@@ -26,25 +26,25 @@ done
 
 
 def client_of(agent: Agent) -> Client:
-    return Client.at_socket(agent.ready()["socket"])
+    return Client(state_dir=agent.state)
 
 
 class Lines:
     """The lines of stdout, as they come."""
 
-    def __init__(self, events: Iterator[Event]) -> None:
+    def __init__(self, events: Iterator[Log]) -> None:
         self._events = events
         self._text = ""
 
     def next(self) -> str:
         """Return the next line."""
         while "\n" not in self._text:
-            self._text += until_kind(self._events, "stdout").data["data"]
+            self._text += until_kind(self._events, "stdout").text
         line, _, self._text = self._text.partition("\n")
         return line
 
 
-def until_kind(events: Iterator[Event], kind: str) -> Event:
+def until_kind(events: Iterator[Log], kind: str) -> Log:
     for event in events:
         if event.kind == kind:
             return event
@@ -74,7 +74,7 @@ def test_a_follower_sees_all_whoever_dies(tmp_path: Path) -> None:
         until_nodes(agents[0], 3)
         command = TEXT.format(folder=tmp_path)
         with client_of(agents[0]) as client:
-            tasks = client.submit([Draft(command=command)] * 3)
+            tasks = client.submit_many([command] * 3)
             deadline = time.monotonic() + WAIT_S_MAX
             workers: dict[str, str] = {}
             while len(workers) < 3:
@@ -101,7 +101,7 @@ def test_a_follower_sees_all_whoever_dies(tmp_path: Path) -> None:
                 for n in range(1, 9):
                     go_on(tmp_path, other, n, "middle", "end")
             by_name[worker].process.send_signal(signal.SIGKILL)
-            begin = until_kind(events, "attempt").data
+            begin = until_kind(events, "attempt").details
             assert begin["node"] == front
             # Both that knew of the first attempt may be the two that are dead.
             assert begin["previous"] in ("lost", None)
@@ -110,8 +110,8 @@ def test_a_follower_sees_all_whoever_dies(tmp_path: Path) -> None:
             found = [lines.next() for _ in range(3)]
             assert found == [f"{step} {n}" for step in ("begin", "middle", "end")]
             end = until_kind(events, "end")
-            assert end.data["status"] == "completed"
-            assert end.data["attempt"] == n
+            assert end.details["status"] == "completed"
+            assert end.details["attempt"] == n
 
 
 @pytest.fixture(scope="module")
@@ -125,7 +125,7 @@ def agent(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Agent]:
 def test_the_command_line_follows_and_detaches(agent: Agent, tmp_path: Path) -> None:
     """`octaskly logs -f` prints lines as they come; Ctrl-C leaves the task alone."""
     with client_of(agent) as client:
-        [task] = client.submit([Draft(command=TEXT.format(folder=tmp_path))])
+        task = client.submit(TEXT.format(folder=tmp_path))
     words = [
         *(sys.executable, "-m", "octaskly", "--state-dir", str(agent.state)),
         *("logs", "-f", task.id),
@@ -183,9 +183,8 @@ def test_a_flood_stays_within_its_bounds(tmp_path: Path) -> None:
         until_nodes(agent, 1)
         before = resident_most_bytes(agent)
         with client_of(agent) as client:
-            [task] = client.submit([Draft(command=f"yes | head -c {size}")])
-            ended = client.task(task.id, wait_s=50)
-            kept = list(client.logs(task.id))
+            ended = client.run(f"yes | head -c {size}", deadline_s=50)
+            kept = list(client.logs(ended))
         grown = resident_most_bytes(agent) - before
         [file] = (agent.state / "transcripts").iterdir()
 
@@ -193,7 +192,7 @@ def test_a_flood_stays_within_its_bounds(tmp_path: Path) -> None:
     assert ended.stdout_truncated
     assert file.stat().st_size <= 64 << 20
     assert grown < 40 << 20
-    [gap] = [event.data for event in kept if event.kind == "gap"]
+    [gap] = [log.details for log in kept if log.kind == "gap"]
     assert gap["offset"] == 1 << 20
     assert size - gap["bytes"] > 60 << 20
 

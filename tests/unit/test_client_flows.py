@@ -467,4 +467,3 @@ def test_events_are_the_same_however_their_bytes_are_cut(
     ]
 
     assert came == told
-    parser.finish()

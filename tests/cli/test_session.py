@@ -1,0 +1,182 @@
+"""What commands ask of a node, over a real socket: what is sent again, and what not."""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import socket
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from octaskly.api.problems import CONNECTION_LOST, NOT_DURABLE
+from octaskly.client import NodePage, Refused, ReplyLost, Session, Unreachable, calls
+from octaskly.client.asker import OPEN_ERRORS
+from octaskly.client.calls import NODES, STATS, TOKENS, Call
+from octaskly.client.connection import connect_unix
+from octaskly.client.errors import NotOctaskly
+from octaskly.client.targets import Target
+from tests.cli.stand_in import Api, serving
+
+ONCE = calls.order(TOKENS, {"role": "viewer", "expires_s": 60})
+
+
+@pytest.fixture
+def api() -> Api:
+    return Api()
+
+
+@pytest.fixture
+def told() -> list[Refused]:
+    """Why the session waited."""
+    return []
+
+
+@pytest.fixture
+def session(api: Api, tmp_path: Path, told: list[Refused]) -> Iterator[Session]:
+    place = Target(path=tmp_path / "s")
+    with serving(api, tmp_path / "s"), Session(place, on_wait=told.append) as session:
+        yield session
+
+
+def nodes(session: Session) -> NodePage:
+    return session.asked(Call("GET", NODES), NodePage)
+
+
+def lose_next(api: Api) -> None:
+    """Let the node close the connection instead of answering, once."""
+
+    def lose(_method: str, _path: str) -> tuple[int, dict[str, str]]:
+        api.refuse = lambda _method, _path: None
+        return 0, {}
+
+    api.refuse = lose
+
+
+def test_requests_share_a_connection(
+    session: Session, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Opening one for each request would cost more than the request."""
+    nodes(session)
+    monkeypatch.setattr(http.client.HTTPConnection, "connect", None)
+    monkeypatch.setattr("octaskly.client.connection.connect_unix", None)
+
+    assert session.asked(Call("GET", STATS), dict[str, Any])["workers"]["total"] == 3
+
+
+def test_a_lost_answer_is_asked_for_again(session: Session, api: Api) -> None:
+    """A node closes idle connections, and agents restart; nobody need hear of that."""
+    nodes(session)
+    lose_next(api)
+
+    assert nodes(session).total == 1
+    assert api.requests == ["GET /api/v1/nodes"] * 3
+    assert session.lost == 1
+
+
+def test_what_must_not_be_done_twice_is_not_asked_for_twice(
+    session: Session, api: Api
+) -> None:
+    """The node may have acted on it before the connection ended."""
+    lose_next(api)
+
+    with pytest.raises(ReplyLost):
+        session.ask(ONCE)
+    assert len(api.requests) == 1
+
+
+def test_a_pause_that_the_node_asks_for_is_kept(
+    session: Session, api: Api, told: list[Refused]
+) -> None:
+    """503 with Retry-After means: nothing was done, ask again. It is told once."""
+    answers = [(503, {"Retry-After": "0.1"})] * 2
+    api.refuse = lambda _method, _path: answers.pop() if answers else None
+
+    session.ask(ONCE)
+
+    assert [error.status for error in told] == [503]
+    assert len(api.requests) == 3
+
+
+@pytest.mark.parametrize("text", OPEN_ERRORS)
+def test_a_refusal_that_leaves_it_open_is_none_to_repeat(
+    session: Session, api: Api, text: str
+) -> None:
+    """What was asked for may be in the log; a key, or its nature, makes it harmless."""
+    assert text in (CONNECTION_LOST, NOT_DURABLE)
+    answers = [(503, {"Retry-After": "0.1"})] * 2
+    api.refuse = lambda _method, _path: answers.pop() if answers else None
+    api.refusal = text
+
+    with pytest.raises(Refused, match=text):
+        session.ask(ONCE)
+    assert nodes(session).total == 1
+    assert len(api.requests) == 3
+
+
+def test_an_unavailable_node_without_a_pause_is_an_error(
+    session: Session, api: Api
+) -> None:
+    """Nothing says that asking again would help."""
+    api.refuse = lambda _method, _path: (503, {})
+
+    with pytest.raises(Refused) as caught:
+        nodes(session)
+    assert (caught.value.status, caught.value.hint) == (503, "the test said so")
+    assert len(api.requests) == 1
+
+
+def test_an_interrupted_request_leaves_no_answer_behind(
+    session: Session, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The next request must not read the answer of the one before."""
+
+    def interrupt(_self: object) -> None:
+        monkeypatch.undo()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(http.client.HTTPConnection, "getresponse", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        nodes(session)
+
+    assert session.asked(Call("GET", STATS), dict[str, Any])["workers"]["total"] == 3
+
+
+def test_nobody_there_is_told_at_once(tmp_path: Path) -> None:
+    """What was not sent is told from a lost answer."""
+    with Session.at_socket(tmp_path / "none") as session, pytest.raises(Unreachable):
+        nodes(session)
+
+
+def test_a_client_waits_its_turn_at_the_door_of_a_busy_node(tmp_path: Path) -> None:
+    """As many calls as may wait are there already, and nobody takes them yet."""
+    path = tmp_path / "s"
+    with contextlib.ExitStack() as stack:
+        node = stack.enter_context(socket.socket(socket.AF_UNIX))
+        node.bind(str(path))
+        node.listen(0)
+        first = stack.enter_context(socket.socket(socket.AF_UNIX))
+        first.connect(str(path))
+        second = stack.enter_context(socket.socket(socket.AF_UNIX))
+        second.settimeout(0.05)
+        with pytest.raises(BlockingIOError):
+            connect_unix(second, path)
+        second.settimeout(30)
+        takes = threading.Timer(0.1, lambda: stack.enter_context(node.accept()[0]))
+        takes.start()
+
+        connect_unix(second, path)
+
+        takes.join()
+        assert second.getpeername() == str(path)
+
+
+def test_an_answer_of_another_program_is_none(session: Session, api: Api) -> None:
+    """An error, and no traceback."""
+    api.told[NODES] = b"<html>"
+
+    with pytest.raises(NotOctaskly, match="not Octaskly's API"):
+        session.read(session.ask(Call("GET", NODES)), NodePage)
