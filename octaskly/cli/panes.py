@@ -43,9 +43,8 @@ SORTS: Final[dict[str, Callable[[Run], Any]]] = {
 
 
 class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
-    """The mesh at one moment; with `v` in front it is what `--json` prints."""
+    """The mesh at one moment, as `--json` prints it."""
 
-    v: int = 1
     at: str
     mesh: dict[str, Any]
     nodes: list[dict[str, Any]]

@@ -36,6 +36,9 @@ EXIT_TIMEOUT = 124
 EXIT_OCTASKLY_FAILED = 125
 EXIT_CANCELLED = 130  #: 128 + SIGINT
 
+JSON_VERSION = 1
+"""Of what `--json` prints: more when a key goes, or means something else."""
+
 STATE_COLOURS = {
     "completed": "green",
     "failed": "red",
@@ -172,7 +175,14 @@ def _inward(text: str) -> str:
 
 
 def print_json(body: bytes) -> None:
-    """Print what the API answered; where a person reads it, indented and harmless."""
+    """Print an answer behind the version of its form; for people indented and harmless.
+
+    An object stays one: it gets `v` as its first key.
+    """
+    if body.startswith(b"{"):
+        more = body[1:].lstrip()
+        comma = b"" if more.startswith(b"}") else b","
+        body = b'{"v":%d%s%s' % (JSON_VERSION, comma, more)
     if sys.stdout.isatty():
         text = msgspec.json.format(body, indent=2).decode()
         body = _UNSAFE.sub(lambda char: f"\\u{ord(char[0]):04x}", text).encode()

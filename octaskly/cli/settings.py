@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,10 @@ from octaskly.cli.choice import Choice
 from octaskly.cli.render import note, print_json, print_table
 from octaskly.cli.tasks import JSON_OPTION
 from octaskly.config.agent import AgentConfig, configure, options_of, refuse
+from octaskly.config.client import CLIENT_SETTINGS
 from octaskly.config.kinds import Many
 from octaskly.config.places import settings_files
-from octaskly.config.sources import said_in_file
+from octaskly.config.sources import Said, said_everywhere, said_in_file
 from octaskly.config.table import SETTINGS, Setting
 from octaskly.errors import ConfigError
 
@@ -26,7 +28,9 @@ DEFAULT = "default"  #: the origin of what nobody said
 @JSON_OPTION
 @click.pass_context
 def config(ctx: click.Context, as_json: bool) -> None:  # noqa: FBT001
-    """Show every setting of an agent that would start here, and where it was said.
+    """Show every setting that holds here, and where it was said.
+
+    Those of an agent that would start here come first, then which node commands ask.
 
     Flags of octaskly agent prevail over variables like OCTASKLY_SLOTS, these over
     ~/.config/octaskly/config.toml, and that over /etc/octaskly/config.toml. A change
@@ -36,18 +40,19 @@ def config(ctx: click.Context, as_json: bool) -> None:  # noqa: FBT001
         return
     choice: Choice = ctx.obj
     found = configure(choice.flags(), choice.environ)
+    clients = _said_to_clients(choice)
     files = settings_files(choice.environ)
     if as_json:
-        print_json(msgspec.json.encode(_plain(found, files)))
+        print_json(msgspec.json.encode(_plain(found, clients, files)))
         return
-    print_table(
-        ("SETTING", "FROM", "VALUE"),
-        [
-            (setting.key, _origin(setting, found), _text(setting, found))
-            for setting in SETTINGS
-        ],
-        state_column=0,
-    )
+    rows = [
+        (setting.key, _origin(setting, found), _text(setting, found))
+        for setting in SETTINGS
+    ]
+    for setting in CLIENT_SETTINGS:
+        value, origin = clients[setting.key]
+        rows.append((setting.key, origin, str(value or setting.default_text)))
+    print_table(("SETTING", "FROM", "VALUE"), rows, state_column=0)
     for variable in choice.environ:
         if variable.startswith("OCTASKLY_") and (meant := _meant(variable)):
             note(f"{variable} is no setting; did you mean {meant}?")
@@ -62,6 +67,7 @@ def check(choice: Choice, file: Path | None) -> None:
     """Check a file of settings, or all that an agent would read; exit 78 if wrong."""
     if file is None:
         configure(choice.flags(), choice.environ)
+        _said_to_clients(choice)
         note("all settings can be used")
         return
     if not file.exists():
@@ -73,24 +79,44 @@ def check(choice: Choice, file: Path | None) -> None:
     note(f"{file}: {len(said)} settings, all can be used")
 
 
+def _said_to_clients(choice: Choice) -> dict[str, tuple[Any, str]]:
+    """Return what holds for commands here, and its origin, by key."""
+    flags = {"url": choice.url, "node": choice.node, "ca_file": choice.ca_file}
+    faults: list[str] = []
+    said = said_everywhere(flags, choice.environ, faults, CLIENT_SETTINGS)
+    refuse(faults)
+    nobody = Said(None, DEFAULT)
+    told = ((each.key, said.get(each.field, nobody)) for each in CLIENT_SETTINGS)
+    return {key: (each.value, each.origin) for key, each in told}
+
+
 def _meant(variable: str) -> str | None:
     """Return the variable that a misspelt one is for, None where it is not misspelt."""
-    known = [setting.variable for setting in SETTINGS]
+    every = (*SETTINGS, *CLIENT_SETTINGS)
+    known = [setting.variable for setting in every if setting.variable]
     close = difflib.get_close_matches(variable, known, 1, cutoff=0.9)
     return close[0] if close and close[0] != variable else None
 
 
-def _plain(found: AgentConfig, files: tuple[Path, ...]) -> dict[str, Any]:
+def _plain(
+    found: AgentConfig,
+    clients: Mapping[str, tuple[Any, str]],
+    files: tuple[Path, ...],
+) -> dict[str, Any]:
+    values = {
+        setting: (_value(setting, found), _origin(setting, found))
+        for setting in SETTINGS
+    } | {setting: clients[setting.key] for setting in CLIENT_SETTINGS}
     return {
         "files": [{"path": str(path), "exists": path.exists()} for path in files],
         "settings": {
             setting.key: {
-                "value": _value(setting, found),
-                "origin": _origin(setting, found),
+                "value": str(value) if isinstance(value, Path) else value,
+                "origin": origin,
                 "flag": setting.flag,
-                "variable": setting.variable,
+                "variable": setting.variable or None,
             }
-            for setting in SETTINGS
+            for setting, (value, origin) in values.items()
         },
     }
 

@@ -16,6 +16,7 @@ from octaskly.cli.render import (
     EXIT_NOT_FOUND,
     EXIT_OCTASKLY_FAILED,
     EXIT_TIMEOUT,
+    JSON_VERSION,
     Duration,
     note,
     print_json,
@@ -114,7 +115,7 @@ def events(
         for event in client.iterate(flow):
             if as_json:
                 line = {"event": event.kind, "id": event.id or None, "data": event.data}
-                click.echo(json.dumps(line))
+                click.echo(json.dumps({"v": JSON_VERSION, **line}))
             else:
                 click.echo(printable(_line(event)).replace("\n", " "))
 

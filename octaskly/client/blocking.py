@@ -24,8 +24,9 @@ class Client:
         with octaskly.Client() as mesh:
             print(mesh.run("hostname").stdout)
 
-    Without a place it takes the agent of this machine, by its socket, which needs no
-    token. Several threads may share a client; so may a process that forked.
+    Without a place, and where no file of settings names one, it takes the agent of this
+    machine, by its socket, which needs no token. Several threads may share a client; so
+    may a process that forked.
 
     Args:
         url: `https://NODE:3443`, or `http://localhost:3000`; else `OCTASKLY_URL`.

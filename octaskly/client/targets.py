@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import socket
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 import msgspec
 
 from octaskly.client.places import local_socket
+from octaskly.config.files import said_to_clients
 from octaskly.errors import ConfigError
 
 _LOOPBACK_NET = 127
@@ -60,38 +63,55 @@ def target(
     environ: Mapping[str, str] | None = None,
     is_local: bool = False,
 ) -> Target:
-    """Return the node that is meant, by what is given, then by the environment.
+    """Return the node that is meant, by what is given, the environment, or files.
 
-    If it `is_local`, that is an agent of this machine whatever the environment says.
+    The first of them that names a node decides; a URL prevails over an agent there. If
+    it `is_local`, that is an agent of this machine, whatever URL anything says.
 
     Raises:
         ConfigError: it contradicts itself, or is no such URL.
     """
     environ = os.environ if environ is None else environ
-    is_chosen = node is not None or state_dir is not None
-    if is_chosen and (url or token or ca):
+    said = {"url": url, "node": node, "state_dir": state_dir}
+    if (node or state_dir) and (url or token or ca):
         raise ConfigError(
             "a URL, token or CA goes with no agent of this machine",
             hint="either the URL of a node, or the name or state folder of an agent",
         )
-    if not (is_chosen or is_local):
-        url = url or environ.get("OCTASKLY_URL") or None
-    if url is None:
-        if token or ca:
-            raise ConfigError(
-                "a token or CA without a URL leads nowhere",
-                hint=_URLS,
-            )
-        folder = state_dir if is_chosen else environ.get("OCTASKLY_STATE_DIR")
+    chosen = _chosen(said, environ, is_local=is_local)
+    if chosen.get("url") and not is_local:
+        ca = ca or environ.get("OCTASKLY_CA_FILE") or _ca_file(environ)
         return Target(
-            node=node, state_dir=Path(folder) if folder else None, environ=environ
+            url=_checked(chosen["url"]),
+            token=_token(token or environ.get("OCTASKLY_TOKEN")),
+            ca=Path(ca) if ca else None,
         )
-    ca = ca or environ.get("OCTASKLY_CA_FILE")
+    if token or ca:
+        raise ConfigError("a token or CA without a URL leads nowhere", hint=_URLS)
+    folder = chosen.get("state_dir")
     return Target(
-        url=_checked(url),
-        token=_token(token or environ.get("OCTASKLY_TOKEN")),
-        ca=Path(ca) if ca else None,
+        node=None if folder else chosen.get("node"),
+        state_dir=Path(folder) if folder else None,
+        environ=environ,
     )
+
+
+def _chosen(
+    said: Mapping[str, Any], environ: Mapping[str, str], *, is_local: bool
+) -> Mapping[str, Any]:
+    """Return what the first source says that names a node."""
+    keys = ("node", "state_dir") if is_local else ("url", "node", "state_dir")
+    variables = {
+        "url": environ.get("OCTASKLY_URL"),
+        "state_dir": environ.get("OCTASKLY_STATE_DIR"),
+    }
+    sources = itertools.chain((said, variables), said_to_clients(environ))
+    return next((each for each in sources if any(map(each.get, keys))), {})
+
+
+def _ca_file(environ: Mapping[str, str]) -> str | None:
+    files = said_to_clients(environ)
+    return next((said["ca_file"] for said in files if "ca_file" in said), None)
 
 
 def _checked(url: str) -> str:

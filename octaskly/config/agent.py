@@ -9,7 +9,7 @@ import os
 import re
 import socket
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 from octaskly.config.account import Account
@@ -23,6 +23,8 @@ from octaskly.config.sources import Said, said_everywhere
 from octaskly.config.table import AgentOptions
 from octaskly.core.model import Limits, Timing
 from octaskly.errors import ConfigError
+
+_FIELDS = {field.name for field in fields(AgentOptions)}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,7 +69,9 @@ def configure(flags: Mapping[str, Any], environ: Mapping[str, str]) -> AgentConf
 
 def options_of(said: Mapping[str, Said], faults: list[str]) -> AgentOptions:
     """Return the options; what does not fit together is noted."""
-    options = AgentOptions(**{field: each.value for field, each in said.items()})
+    options = AgentOptions(
+        **{name: each.value for name, each in said.items() if name in _FIELDS}
+    )
     quota_bytes, cap_bytes = options.output_quota_bytes, options.output_cap_bytes
     if quota_bytes is not None and quota_bytes < cap_bytes:
         origin = said["output_quota_bytes"].origin

@@ -7,24 +7,22 @@ not want to meet its errors one by one.
 from __future__ import annotations
 
 import difflib
-import os
 import re
-import stat
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from octaskly.config.client import CLIENT_SETTINGS
+from octaskly.config.files import content
 from octaskly.config.kinds import Unusable
 from octaskly.config.places import settings_files
-from octaskly.config.table import SETTINGS
+from octaskly.config.table import SETTINGS, Setting
 
-FILE_BYTES_MAX = 64 << 10
 SHOWN_CHARS = 60  #: of a value that is refused
 
-_OTHERS_WRITE = stat.S_IWGRP | stat.S_IWOTH
 _PLAIN = re.compile(r"[\w./:=@+-]{1,60}", re.ASCII)
-_BY_KEY = {setting.key: setting for setting in SETTINGS}
+_BY_KEY = {setting.key: setting for setting in (*SETTINGS, *CLIENT_SETTINGS)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,20 +68,26 @@ class _Source:
 
 
 def said_everywhere(
-    flags: Mapping[str, Any], environ: Mapping[str, str], faults: list[str]
+    flags: Mapping[str, Any],
+    environ: Mapping[str, str],
+    faults: list[str],
+    settings: Sequence[Setting] = SETTINGS,
 ) -> dict[str, Said]:
     """Return what all sources say, by field; flags prevail, then the environment."""
     said: dict[str, Said] = {}
     for path in reversed(settings_files(environ)):
         said |= said_in_file(path, faults)
-    return said | _in_environment(environ, faults) | _by_flags(flags, faults)
+    said |= _in_environment(environ, faults, settings)
+    said |= _by_flags(flags, faults, settings)
+    fields = {setting.field for setting in settings}
+    return {field: each for field, each in said.items() if field in fields}
 
 
 def said_in_file(path: Path, faults: list[str]) -> dict[str, Said]:
     """Return what a file says, by field; one that is not there says nothing."""
     source = _Source(faults, _quoted)
     try:
-        text = _content(path)
+        text = content(path)
         # Imported here: most machines have no file, and commands shall be quick.
         import tomllib  # noqa: PLC0415
 
@@ -103,47 +107,28 @@ def said_in_file(path: Path, faults: list[str]) -> dict[str, Said]:
     return source.said
 
 
-def _in_environment(environ: Mapping[str, str], faults: list[str]) -> dict[str, Said]:
+def _in_environment(
+    environ: Mapping[str, str], faults: list[str], settings: Sequence[Setting]
+) -> dict[str, Said]:
     """Return what variables say; an empty one says nothing."""
     source = _Source(faults)
-    for setting in SETTINGS:
+    for setting in settings:
         name = setting.variable
         if raw := environ.get(name):
             source.take(setting.field, setting.kind.of_text, raw, name, name)
     return source.said
 
 
-def _by_flags(flags: Mapping[str, Any], faults: list[str]) -> dict[str, Said]:
+def _by_flags(
+    flags: Mapping[str, Any], faults: list[str], settings: Sequence[Setting]
+) -> dict[str, Said]:
     """Return what flags say; None and () were not given."""
     source = _Source(faults)
-    for setting in SETTINGS:
+    for setting in settings:
         raw, flag = flags.get(setting.field), setting.flag
         if raw is not None and raw != ():
             source.take(setting.field, setting.kind.of_flag, raw, flag, flag)
     return source.said
-
-
-def _content(path: Path) -> str:
-    """Return the text of a file that nobody else can change: it decides what runs.
-
-    Raises:
-        OSError: it cannot be read.
-        ValueError: it is no file for this; the text says why.
-    """
-    # A FIFO in its place must not hang the start, hence O_NONBLOCK.
-    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
-    with os.fdopen(descriptor, "rb") as file:
-        status = os.fstat(descriptor)
-        if not stat.S_ISREG(status.st_mode) or status.st_size > FILE_BYTES_MAX:
-            raise ValueError(f"no file, or one of over {FILE_BYTES_MAX} bytes")
-        if status.st_mode & _OTHERS_WRITE:
-            mode = f"{status.st_mode & 0o777:04o}"
-            raise ValueError(f"others may write it (mode {mode}): chmod go-w {path}")
-        if status.st_uid not in (0, os.geteuid()):
-            raise ValueError(
-                f"it belongs to user {status.st_uid}: sudo chown root {path}"
-            )
-        return file.read(FILE_BYTES_MAX).decode()
 
 
 def _line(text: str, key: str) -> int:

@@ -45,7 +45,7 @@ from octaskly.core.model import GPUS_MAX, LABELS_MAX
 _PORT = Amount("PORT", most=PORT_MAX)
 _FOLDER = Place("DIR", "the path of a folder", r".+")
 _FILE = Place("FILE", "the path of a file", r".+")
-_NAME = Kind(
+NAME = Kind(
     "NAME",
     "letters, digits, dots and dashes only, 63 at most",
     r"[A-Za-z0-9][A-Za-z0-9.-]{0,62}",
@@ -66,7 +66,7 @@ class AgentOptions(LimitOptions):
 
     name: str | None = setting(
         "--name",
-        _NAME,
+        NAME,
         "name of this node in the mesh",
         unset="the machine's short name",
         more="a name that is taken in the mesh becomes `NAME-` and four characters of "
@@ -327,6 +327,7 @@ class Setting:
     unset: str
     more: str
     default: Any
+    has_variable: bool = True  #: `OCTASKLY_NODE` tells tasks where they run
 
     @property
     def key(self) -> str:
@@ -337,8 +338,8 @@ class Setting:
 
     @property
     def variable(self) -> str:
-        """Its name in the environment."""
-        return f"OCTASKLY_{self.key.upper()}"
+        """Its name in the environment; empty if it may not stand there."""
+        return f"OCTASKLY_{self.key.upper()}" if self.has_variable else ""
 
     @property
     def default_text(self) -> str:

@@ -99,6 +99,26 @@ def test_agent_in_a_state_folder_is_found_by_name(
     assert done.returncode == 0, done.stderr
 
 
+def test_a_file_of_settings_says_which_node_is_asked(
+    api: Api, octaskly: Run, environ: dict[str, str], tmp_path: Path
+) -> None:
+    """A laptop outside of the mesh needs no flags; nearer words prevail."""
+    environ |= {"OCTASKLY_TOKEN": TOKEN, "XDG_CONFIG_HOME": str(tmp_path)}
+    environ.pop("CONFIGURATION_DIRECTORY", None)
+    (tmp_path / "octaskly").mkdir()
+    far, other = Api(needs_token=True), Api()
+    with serving(far) as url, serving(other) as other_url:
+        (tmp_path / "octaskly/config.toml").write_text(f'url = "{url}"\n')
+        by_file = octaskly("ls", node=None)
+        octaskly("ls", node="here")
+        environ["OCTASKLY_URL"] = other_url
+        octaskly("ls", node=None)
+
+    assert by_file.returncode == 0, by_file.stderr
+    counts = [len(each.requests) for each in (far, api, other)]
+    assert counts == [1, 1, 1]
+
+
 def test_url_takes_the_token_from_the_environment(
     octaskly: Run, environ: dict[str, str]
 ) -> None:

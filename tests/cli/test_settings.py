@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from octaskly.config.client import CLIENT_SETTINGS
 from octaskly.config.table import SETTINGS
 from tests.cli.conftest import Run
 
@@ -35,7 +36,8 @@ def test_config_shows_each_setting_with_its_origin(
     }
 
     assert done.returncode == 0, done.stderr
-    assert list(rows)[1:] == [setting.key for setting in SETTINGS]
+    every = (*SETTINGS, *CLIENT_SETTINGS)
+    assert list(rows)[1:] == [setting.key for setting in every]
     cells = {key: [cell.strip() for cell in row if cell] for key, row in rows.items()}
     assert cells["name"] == ["--name", "ash"]
     assert cells["slots"] == [f"{file}:2", "7"]

@@ -10,6 +10,7 @@ import pytest
 
 from octaskly.api import ApiServer
 from octaskly.cli import render
+from octaskly.config.client import CLIENT_SETTINGS
 from octaskly.config.table import SETTINGS
 from octaskly.core.messages import Message
 from tests.docs import reference, routes_page
@@ -122,7 +123,9 @@ def test_every_variable_of_the_environment_is_documented() -> None:
         for name in VARIABLE.findall(path.read_text())
         # A constant's own prefix: EXIT_OCTASKLY_FAILED is no variable.
         if f"_{name}" not in path.read_text()
-    } | {setting.variable for setting in SETTINGS}
+    }
+    settings = (*SETTINGS, *CLIENT_SETTINGS)
+    named |= {setting.variable for setting in settings if setting.variable}
 
     assert "OCTASKLY_TOKEN" in named
     assert named == set(VARIABLE.findall(page("reference/configuration.md")))

@@ -1,0 +1,122 @@
+"""Which node is asked, by what is said in which place: the nearest one decides."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+
+from octaskly.client.targets import Target, target
+from octaskly.config import places
+from octaskly.config.client import CLIENT_SETTINGS
+from octaskly.config.files import CLIENT_KEYS
+from octaskly.errors import ConfigError
+
+
+class Machine:
+    """Files and variables, as far as they matter."""
+
+    def __init__(self, folder: Path) -> None:
+        self.own = folder / "home/.config/octaskly/config.toml"
+        self.system = folder / "etc/config.toml"
+        for file in (self.own, self.system):
+            file.parent.mkdir(parents=True)
+        self.environ = {"HOME": str(folder / "home")}
+
+    def target(self, url: str | None = None, node: str | None = None) -> Target:
+        return target(url, node=node, environ=self.environ)
+
+
+@pytest.fixture
+def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Machine:
+    monkeypatch.setattr(places, "SYSTEM_FOLDER", tmp_path / "etc")
+    return Machine(tmp_path)
+
+
+def test_the_nearest_source_that_names_a_node_decides(machine: Machine) -> None:
+    """What is given, then variables, the file of the user, that of the machine."""
+    asked = [machine.target().url]
+    machine.system.write_text('url = "https://system:3443"\n')
+    asked.append(machine.target().url)
+    machine.own.write_text('slots = 2\nurl = "https://own:3443"\n')
+    asked.append(machine.target().url)
+    machine.environ["OCTASKLY_URL"] = "https://variable:3443"
+    asked.append(machine.target().url)
+    asked.append(machine.target("https://given:3443").url)
+    asked.append(machine.target(node="ash").url)
+
+    hosts = ["system", "own", "variable", "given"]
+    assert asked == [None, *(f"https://{host}:3443" for host in hosts), None]
+
+
+def test_an_agent_that_is_named_nearer_prevails_over_a_url(machine: Machine) -> None:
+    """One source names the node, another does not correct it."""
+    machine.system.write_text('url = "https://system:3443"\n')
+    machine.own.write_text('node = "ash"\n')
+    by_file = machine.target()
+    machine.environ["OCTASKLY_STATE_DIR"] = "/state"
+    by_variable = machine.target()
+
+    assert (by_file.url, by_file.node) == (None, "ash")
+    assert (by_variable.node, by_variable.state_dir) == (None, Path("/state"))
+
+
+def test_what_is_for_this_machine_goes_nowhere_else(machine: Machine) -> None:
+    """`octaskly join` and the like act upon the agent here."""
+    machine.own.write_text('url = "https://own:3443"\n')
+    machine.system.write_text('node = "ash"\n')
+    machine.environ["OCTASKLY_URL"] = "https://variable:3443"
+
+    here = target(environ=machine.environ, is_local=True)
+
+    assert (here.url, here.node) == (None, "ash")
+
+
+def test_a_ca_goes_with_a_url_from_anywhere(machine: Machine) -> None:
+    """A laptop says both once; a token is no setting, as files are copied."""
+    machine.own.write_text('url = "https://own:3443"\nca_file = "~/ca.pem"\n')
+    machine.environ |= {"OCTASKLY_TOKEN": "secret"}
+    place = machine.target()
+    machine.environ["OCTASKLY_CA_FILE"] = "/other.pem"
+
+    assert (place.token, place.ca) == ("secret", Path.home() / "ca.pem")
+    assert machine.target().ca == Path("/other.pem")
+    assert "secret" not in repr(place)
+
+
+@pytest.mark.parametrize(
+    ("text", "mode", "why"),
+    [
+        ('url = "https://a:1"', 0o666, "others may write it"),
+        ("url = 7", 0o600, "url is no text"),
+        ('url = "https://a:1', 0o600, "config.toml"),
+        ('url = "https://a:1"\nca_file = "ca.pem"', 0o600, "begins with / or ~/"),
+        ('url = "http://a:1"', 0o600, "in the clear"),
+    ],
+)
+def test_a_file_that_cannot_be_followed_is_an_error(
+    machine: Machine, text: str, mode: int, why: str
+) -> None:
+    """Whoever writes it decides who gets the token."""
+    machine.own.write_text(text)
+    machine.own.chmod(mode)
+
+    with pytest.raises(ConfigError, match=why):
+        machine.target()
+
+
+def test_a_file_that_is_for_agents_alone_is_none_of_a_commands_business(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its faults are told by agents, and parsing it would cost each command."""
+    monkeypatch.setitem(sys.modules, "tomllib", None)
+    machine.own.write_text("slots = [\n")
+    machine.system.mkdir()
+
+    assert machine.target().url is None
+
+
+def test_the_keys_that_commands_read_are_those_of_the_table() -> None:
+    """They are named twice, as the table takes long to import."""
+    assert tuple(setting.key for setting in CLIENT_SETTINGS) == CLIENT_KEYS
