@@ -16,6 +16,7 @@ from octaskly.config.defaults import LOOPBACK
 from octaskly.core.model import Moment, NodeId
 from octaskly.errors import TrustError
 from octaskly.ports import Principal
+from tests.agents import WAIT_S_MAX
 from tests.integration.conformance import conforms
 from tests.integration.fake_gateway import NOW_MS, FakeGateway
 
@@ -241,7 +242,7 @@ def assert_hardened(answer: Answer) -> None:
     assert headers["referrer-policy"] == "no-referrer"
 
 
-async def until(condition: Callable[[], object], timeout_s: float = 5.0) -> None:
+async def until(condition: Callable[[], object], timeout_s: float = WAIT_S_MAX) -> None:
     """Wait until `condition` is true."""
     async with asyncio.timeout(timeout_s):
         while not condition():  # noqa: ASYNC110  it is no event of ours

@@ -12,6 +12,8 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
+from tests.agents import WAIT_S_MAX
+
 Behave = Callable[[asyncio.StreamWriter], Awaitable[None]]
 
 
@@ -32,7 +34,7 @@ class Receiver:
         return [json.loads(body) for _, _, body in self.got]
 
     async def until(self, count: int) -> None:
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(WAIT_S_MAX):
             while len(self.got) < count:  # noqa: ASYNC110  another task adds to it
                 await asyncio.sleep(0.005)
 

@@ -9,6 +9,7 @@ import pytest
 from octaskly.core.merge import TaskRecord
 from octaskly.core.model import StreamId
 from octaskly.core.timeline import Gap, News, NodeNews, Place, TaskNews
+from tests.agents import WAIT_S_MAX
 from tests.integration.api_node import (
     CLIENT,
     VIEWER,
@@ -40,7 +41,7 @@ async def told(node: ApiNode, *news: News, query: str = "", last_id: str = "") -
     node.gateway.news.put_nowait(news)
     headers = {**VIEWER, **({"Last-Event-ID": last_id} if last_id else {})}
     asked = asyncio.create_task(node.ask("GET", PATH + query, headers=headers))
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(WAIT_S_MAX):
         while not node.gateway.news.empty():  # noqa: ASYNC110  the stream takes it
             await asyncio.sleep(0.001)
     node.gateway.elect(node.gateway.view_of("other", term=2))

@@ -24,6 +24,7 @@ from octaskly.core.model import (
     TaskId,
 )
 from octaskly.ports.output import Piece
+from tests.agents import WAIT_S_MAX
 from tests.integration.api_node import (
     ADMIN,
     VIEWER,
@@ -106,7 +107,7 @@ class Reader:
     async def next(self) -> Event | None:
         """Return the next event, None at the end."""
         block = b""
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(WAIT_S_MAX):
             while not block or block.startswith((b"retry:", b":")):
                 block = b""
                 while not block.endswith(b"\n\n"):
@@ -449,7 +450,7 @@ async def test_streams_are_bounded(node: ApiNode) -> None:
         task_path = f"/api/v1/tasks/{task}/logs"
         return (await node.ask("GET", task_path, headers=VIEWER)).status == 200
 
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(WAIT_S_MAX):
         while not await is_served():
             pass
 

@@ -29,6 +29,7 @@ from octaskly.core.timeline import Gap, History, News, NodeNews, Place, TaskNews
 from octaskly.errors import NotDispatcher
 from octaskly.ports.news import Listening
 from octaskly.store import Store
+from tests.agents import WAIT_S_MAX
 from tests.contract import log_kit as kit
 
 EPOCH = kit.EPOCHS[0][1]
@@ -74,7 +75,7 @@ class Bench:
     async def put(self, entries: Sequence[Entry]) -> None:
         self._number += 1
         self.store.append(self._number, entries, EPOCHS)
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(WAIT_S_MAX):
             while self._told < self._number:
                 self._changed.clear()
                 await self._changed.wait()
@@ -116,7 +117,7 @@ def member(name: str, state: NodeState = NodeState.READY) -> Member:
 async def until(listening: Listening, count: int) -> list[News]:
     """Return the next news that are more than a place."""
     found: list[News] = []
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(WAIT_S_MAX):
         while len(found) < count:
             found += [n for n in await listening.more() if n.about is not None]
     assert len(found) == count

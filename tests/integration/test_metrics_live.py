@@ -20,7 +20,7 @@ from prometheus_client import Metric as Family
 from prometheus_client.parser import text_string_to_metric_families
 
 from octaskly.metrics.table import METRICS
-from tests.agents import Agent, finished, meshed, submit, until
+from tests.agents import WAIT_S_MAX, Agent, finished, meshed, submit, until
 
 ROOT = Path(__file__).parent.parent.parent
 CONTRIB = ROOT / "contrib"
@@ -85,7 +85,7 @@ def scraped(agent: Agent, **headers: str) -> dict[str, Family]:
     request = urllib.request.Request(
         agent.ready()["api_url"] + "/metrics", headers=headers
     )
-    with urllib.request.urlopen(request, timeout=10) as answer:
+    with urllib.request.urlopen(request, timeout=WAIT_S_MAX) as answer:
         text = answer.read().decode()
     return {
         family.name + ("_total" if family.type == "counter" else ""): family
@@ -121,7 +121,7 @@ def test_promtool_finds_nothing_wrong_with_the_metrics(mesh: Mesh) -> None:
     if promtool is None:
         pytest.skip("needs promtool of Debian's prometheus")
     url = mesh.dispatcher.ready()["api_url"] + "/metrics"
-    with urllib.request.urlopen(url, timeout=10) as answer:
+    with urllib.request.urlopen(url, timeout=WAIT_S_MAX) as answer:
         text = answer.read()
 
     done = subprocess.run(
@@ -164,7 +164,7 @@ def test_no_label_has_what_users_or_strangers_choose(mesh: Mesh) -> None:
     for path in ("/one", "/two", "/three/secret-path", "/api/v1/tasks/secret-task"):
         request = urllib.request.Request(url + path, method="POST")
         with pytest.raises(urllib.error.HTTPError):
-            urllib.request.urlopen(request, timeout=10)
+            urllib.request.urlopen(request, timeout=WAIT_S_MAX)
 
     families = scraped(mesh.dispatcher)
 
@@ -222,7 +222,9 @@ def test_a_viewer_scrapes_over_the_network_and_nobody_without_a_token(
         request = urllib.request.Request(url + "/metrics", headers=headers)
         context = tls if url.startswith("https") else None
         try:
-            with urllib.request.urlopen(request, timeout=10, context=context) as answer:
+            with urllib.request.urlopen(
+                request, timeout=WAIT_S_MAX, context=context
+            ) as answer:
                 return int(answer.status)
         except urllib.error.HTTPError as error:
             return error.code
