@@ -49,16 +49,15 @@ def task(db: sqlite3.Connection, ref: str) -> TaskRecord | None:
 
 def _member_without_row(db: sqlite3.Connection, ref: str) -> TaskRecord | None:
     """Return a member of an array of which nothing is known but that there is one."""
-    place = member_of(TaskId(ref))
-    match = _MEMBER.fullmatch(ref)
-    if place is None and match is not None:
-        name = f"{match['name']}{match['twin'] or ''}"
-        array_id = twins.id_of(db, name)
-        place = None if array_id is None else (array_id, int(match["number"]))
-    if place is None:
-        return None
-    array = arrays.parents(db, place[:1]).get(place[0])
-    return None if array is None else arrays.record_of_member(array, place[1])
+    places = [member_of(TaskId(ref))]
+    if match := _MEMBER.fullmatch(ref):
+        # A chosen name may look like an id that the dispatcher gave.
+        array_id = twins.id_of(db, f"{match['name']}{match['twin'] or ''}")
+        places += [] if array_id is None else [(array_id, int(match["number"]))]
+    for array_id, number in filter(None, places):
+        if array := arrays.parents(db, (array_id,)).get(array_id):
+            return arrays.record_of_member(array, number)
+    return None
 
 
 def with_outputs(

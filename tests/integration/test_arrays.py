@@ -193,6 +193,10 @@ def test_what_was_cancelled_is_repeated_with_what_failed(agent: Agent) -> None:
     status, member = agent.call("GET", f"{TASKS}/{repeated['id']}.0")
     assert status == 200, member
     assert member["command"].startswith("test 1 -ne 1 ")
+    # Of the last one the log says nothing, as it never began.
+    status, member = agent.call("GET", f"{TASKS}/{repeated['id']}.497")
+    assert status == 200, member
+    assert member["command"].startswith("test 499 -ne 1 ")
 
 
 def test_nothing_is_repeated_of_an_array_without_failures(agent: Agent) -> None:
