@@ -22,8 +22,11 @@ let isChanged = true; //: the nodes, by what the stream told
 export function keepFresh() {
   effect(() => {
     if (session.value === null) return;
-    soon(0);
-    remember();
+    isChanged = true;
+    queueMicrotask(() => { // What it reads shall not be what the effect depends on.
+      ask();
+      remember();
+    });
   });
   listen("node", () => soon());
   listen("reset", () => soon());
