@@ -19,8 +19,9 @@ from playwright.async_api import Browser, Page
 from octaskly.api.schema import TaskIn, parse_tasks
 from octaskly.cli.arrays import array
 from octaskly.cli.running import run
-from tests.agents import Agent, running
+from tests.agents import TASKS, Agent, running, until_nodes
 from tests.browser.chromium import visitor
+from tests.browser.dash import enter
 
 ESCAPES = (
     "\x1b[31m",
@@ -68,6 +69,19 @@ SCROLL = """async ([top, total, viewPx]) => {
 PAGES = """async ([first, last, total, isNewest]) => {
     const v = await import("/static/app/views/virtual.js");
     return [v.pagesOf(first, last, total, isNewest), v.PAGE_ROWS];
+}"""
+#: Of the page itself, as another copy of the modules would not be signed in.
+LIST = """async (isNewest) => {
+    const { Pages } = await import(new URL("views/rows.js", document.scripts[0].src));
+    performance.clearResourceTimings();
+    const rows = new Pages({}, isNewest);
+    while (rows.total.value === null) await new Promise((done) => setTimeout(done, 5));
+    const total = rows.total.value;
+    const some = Array.from({ length: Math.min(60, total) }, (_, n) => rows.at(n));
+    const asked = performance.getEntriesByType("resource")
+        .filter(({ name }) => name.includes("/api/v1/tasks"));
+    rows.close();
+    return [total, some.map((task) => task?.command ?? null), asked.length];
 }"""
 LANES = """async ([slots, answers]) => {
     const { Lanes } = await import("/static/app/views/lanes.js");
@@ -140,6 +154,7 @@ APART = {"workdir", "stdin_base64", "files", "array"}
 def solo(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Agent]:
     """One agent, which serves the scripts."""
     with running(tmp_path_factory.mktemp("solo"), "solo") as (agent,):
+        until_nodes(agent, 1)
         yield agent
 
 
@@ -207,6 +222,26 @@ async def test_the_pages_asked_for_hold_every_row_in_sight(
     rows = range(first, last)
     from_oldest = [total - 1 - row if is_newest else row for row in rows]
     assert pages == sorted({row // size for row in from_oldest})
+
+
+async def test_a_list_is_there_after_one_question(
+    browser: Browser, solo: Agent
+) -> None:
+    """From either end, wherever the pages begin that are asked for later."""
+    commands: list[str] = []
+    async with visitor(browser) as guest:
+        page = await guest.page()
+        await enter(page, solo)
+        for total in (0, 3, 100, 203):
+            fresh = [f"true {number}" for number in range(len(commands), total)]
+            commands += fresh
+            tasks = [{"command": one, "requires": {"gpus": 1}} for one in fresh]
+            if tasks:
+                assert solo.call("POST", TASKS, tasks)[0] == 201
+            newest, oldest = commands[::-1][:60], commands[:60]
+
+            assert await page.evaluate(LIST, True) == [total, newest, 1]
+            assert await page.evaluate(LIST, False) == [total, oldest, 1]
 
 
 @st.composite

@@ -99,10 +99,25 @@ export class Pages extends Rows {
   }
 
   async #begin() {
-    const first = await this.ask({ ...this.query, limit: 1 });
-    if (first === null) return;
-    this.total.value = first.total;
+    // One answer tells how many there are, and fills a screen, wherever pages begin.
+    const newest = this.isNewestFirst ? "true" : "";
+    const found = await this.ask({ ...this.query, newest, limit: 2 * PAGE_ROWS });
+    if (found === null) return;
+    this.#spread(found);
+    this.total.value = found.total;
+    this.draw();
     this.#load();
+  }
+
+  /** Keeps those pages that are whole among the first rows of the list. */
+  #spread({ total, tasks }) {
+    const rows = this.isNewestFirst ? tasks.toReversed() : tasks;
+    const from = this.isNewestFirst ? total - rows.length : 0;
+    for (let page = Math.ceil(from / PAGE_ROWS); page * PAGE_ROWS < from + rows.length; page += 1) {
+      const first = page * PAGE_ROWS - from;
+      const some = rows.slice(first, first + PAGE_ROWS);
+      if (some.length === PAGE_ROWS || from + first + some.length === total) this.#keep(page, some);
+    }
   }
 
   at(index) {
