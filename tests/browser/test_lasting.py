@@ -137,7 +137,7 @@ async def test_a_tab_that_slept_for_an_hour_is_up_to_date_when_it_wakes(
 
     row = page.get_by_role("row").filter(has_text="done while you slept")
     await expect(row).to_contain_text("completed")
-    await expect(page.get_by_text("Live", exact=True)).to_be_visible()
+    await expect(page.get_by_text("Connected", exact=True)).to_be_visible()
 
 
 async def test_the_dispatcher_dies_and_the_page_goes_on(

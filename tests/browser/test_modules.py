@@ -49,6 +49,7 @@ WRITTEN = st.lists(PARTS | st.text(max_size=5), max_size=30)
 CONTROLS = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
 TOTALS = st.integers(0, 3_000_000)
 VIEWS_PX = st.integers(100, 2000)
+ROWS_PX = st.sampled_from((40, 64))
 
 WRITE = """async (pieces) => {
     const { Output } = await import("/static/app/views/ansi.js");
@@ -57,13 +58,13 @@ WRITE = """async (pieces) => {
     for (const piece of pieces) pen.write(piece);
     return output.lines.map(({ spans }) => spans);
 }"""
-SCROLL = """async ([top, total, viewPx]) => {
-    const v = await import("/static/app/views/virtual.js");
-    const px = v.scrollOf(top, total, viewPx);
+SCROLL = """async ([top, sizes]) => {
+    const { Track } = await import("/static/app/views/virtual.js");
+    const track = new Track(sizes);
+    const px = track.scrollOf(top);
     return {
-        px, track: v.trackPx(total), most: v.topMax(total, viewPx),
-        again: v.topAfter(top, px, px, total, viewPx),
-        shown: v.rowsInSight(top, total, viewPx),
+        px, track: track.px, most: track.topMax,
+        again: track.topAfter(top, px, px), shown: track.rowsInSight(top),
     };
 }"""
 PAGES = """async ([first, last, total, isNewest]) => {
@@ -149,6 +150,12 @@ TYPED = {
 #: In the form as well; each stands in the way of one above.
 APART = {"workdir", "stdin_base64", "files", "array"}
 
+EDIT = """async (body) => {
+    const { bodyOf, typedOf } = await import("/static/app/views/asking.js");
+    const { typed, arrayOf } = typedOf(body);
+    return bodyOf(typed, arrayOf);
+}"""
+
 
 @pytest.fixture(scope="module")
 def solo(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Agent]:
@@ -194,21 +201,22 @@ async def test_where_output_is_cut_makes_no_difference(
     assert texts(pieces) == texts(whole)
 
 
-@given(st.floats(0, 1), TOTALS, VIEWS_PX)
-@example(1.0, 1_000_000, 600)
+@given(st.floats(0, 1), TOTALS, VIEWS_PX, ROWS_PX)
+@example(1.0, 1_000_000, 600, 40)
 async def test_a_list_of_any_length_scrolls_from_its_first_row_to_its_last(
-    page: Page, part: float, total: int, view_px: int
+    page: Page, part: float, total: int, view_px: int, row_px: int
 ) -> None:
     """The bar is inside its track, stays where it was put, and rows fill the view."""
-    most = max(0.0, total - view_px / 40)
-    found = await page.evaluate(SCROLL, [part * most, total, view_px])
+    most = max(0.0, total - view_px / row_px)
+    sizes = {"total": total, "viewPx": view_px, "rowPx": row_px}
+    found = await page.evaluate(SCROLL, [part * most, sizes])
 
     first, last = found["shown"]["first"], found["shown"]["last"]
     assert found["most"] == most
     assert 0 <= found["px"] <= max(0, found["track"] - view_px) + 1e-6
     assert math.isclose(found["again"], part * most, abs_tol=1.0)
     assert 0 <= first <= last <= total
-    assert last - first >= min(total, math.ceil(view_px / 40))
+    assert last - first >= min(total, math.ceil(view_px / row_px))
 
 
 @given(st.integers(0, 2_000_000), st.integers(1, 60), TOTALS, st.booleans())
@@ -423,3 +431,11 @@ async def test_a_copied_command_names_options_that_the_program_has(page: Page) -
     again = json.loads(shlex.split(curl)[-1])
     await parse_tasks(json.dumps(again).encode())
     assert body.keys() - again.keys() == {"stdin", "id", "durability", "fail_fast"}
+
+
+async def test_a_form_filled_with_a_body_asks_for_that_body(page: Page) -> None:
+    """Who edits a task and submits it again loses nothing of it."""
+    body = await page.evaluate(FORM, [TYPED, ""])
+    body |= {"workdir": "scratch", "array": {"range": "1-9", "max_fails": 2}}
+
+    assert await page.evaluate(EDIT, body) == body

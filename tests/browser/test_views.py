@@ -8,6 +8,7 @@ OCTASKLY_SCREENS=write .venv/bin/pytest tests/browser/test_views.py
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Final, Literal
@@ -32,10 +33,10 @@ RULES: Final[dict[Literal["light", "dark"], tuple[str, ...]]] = {
 
 #: A place of each view, and a text that is there once its data is.
 PLACES: Final = {
-    "overview": "slots in use",
-    "tasks": "wind tunnel",
+    "overview": "stored on 3 nodes",
+    "tasks": "27 ok, 3 failed of 30",
     "task": "epoch 6",
-    "waiting": "has no GPU",
+    "waiting": "Will not start until a node with 1 GPU joins",
     "array": "img-007.jpg",
     "stream": "",
     "arrays": "album",
@@ -87,6 +88,23 @@ async def test_every_view_fits_any_screen_and_can_be_read_by_all(
                     await draw(page, place, width)
 
     assert wrong == []
+
+
+async def test_a_narrow_list_tells_all_that_a_wide_one_does(
+    browser: Browser, scene: Scene
+) -> None:
+    """On a telephone each row has two lines; filters are behind one button."""
+    viewport = ViewportSize(width=360, height=HEIGHT_PX)
+    async with visitor(browser, viewport=viewport) as guest:
+        page = await guest.page()
+        await enter(page, scene.head)
+        await show(page, "tasks", text="encode")
+        row = page.get_by_role("row").filter(has_text="encode clips/intro.mov")
+
+        for cell in (re.compile("^(attic|desk|garage)$"), re.compile("s$"), "ago", "3"):
+            await expect(row.get_by_text(cell).last).to_be_visible()
+        await page.get_by_role("button", name="Filters (1)").click()
+        await expect(page.get_by_label("Node", exact=True)).to_be_visible()
 
 
 async def draw(page: Page, place: str, width: int) -> None:

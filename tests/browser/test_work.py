@@ -196,10 +196,47 @@ async def test_a_waiting_task_says_what_no_node_has(
     task = submit(mesh[0], "true", name="needy", requires={"gpus": 2})
     await show(page, "tasks")
 
-    await page.get_by_role("button", name="Why is needy waiting?").click()
+    await page.get_by_role("button", name="Why is it queued: needy?").click()
 
     await expect(page.get_by_role("dialog")).to_contain_text("needs 2 GPUs")
     mesh[0].call("DELETE", f"{TASKS}/{task}")
+
+
+async def test_a_task_that_no_node_can_run_is_edited_and_submitted_again(
+    page: Page, mesh: list[Agent]
+) -> None:
+    """What it asked for stands in the form, and what is too much is taken out."""
+    labels = {"team": "red", "film": "intro"}
+    task = submit(mesh[0], "echo ran", labels=labels, requires={"gpus": 2})
+    await show(page, "tasks", task)
+    await expect(
+        page.get_by_text("Will not start until a node with 2 GPUs joins")
+    ).to_be_visible()
+    await page.get_by_role("link", name="Edit and submit again").click()
+
+    form = page.get_by_role("form", name="Submit a task")
+    await form.get_by_label("GPUs").fill("")
+    await form.get_by_role("button", name="Submit").click()
+    await page.get_by_role("link", name="Open it").click()
+    await expect(page.get_by_role("log")).to_contain_text("ran")
+
+    assert told(mesh[0], page.url.rpartition("/")[2])["labels"] == labels
+    mesh[0].call("DELETE", f"{TASKS}/{task}")
+
+
+async def test_a_failed_task_says_in_the_list_what_it_wrote_last(
+    page: Page, mesh: list[Agent]
+) -> None:
+    """Its exit code tells little."""
+    task = submit(mesh[0], "echo no such film >&2; exit 3", name="encode")
+    finished(mesh[0], task)
+    await show(page, "tasks")
+
+    await page.get_by_role("button", name="Why did it fail: encode?").click()
+
+    dialog = page.get_by_role("dialog", name="Why did it fail?")
+    await expect(dialog).to_contain_text("exit code 3")
+    await expect(dialog).to_contain_text("no such film")
 
 
 async def test_what_others_name_runs_no_script(page: Page, mesh: list[Agent]) -> None:

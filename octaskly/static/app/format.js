@@ -7,8 +7,16 @@ export function duration(ms) {
   if (ms == null || Number.isNaN(ms)) return "–";
   if (ms < 1000) return ms < 10 ? `${Math.max(0, Math.round(ms))} ms` : `${(ms / 1000).toFixed(2)} s`;
   if (ms < 10_000) return `${(ms / 1000).toFixed(1)} s`;
-  const s = Math.round(ms / 1000);
-  const first = UNITS.findIndex(([size]) => s >= size);
+  return inUnits(Math.round(ms / 1000));
+}
+
+/** How long something goes on, in whole seconds, as it ticks. @param {string|null} at */
+export function elapsed(at, nowMs) {
+  return at ? inUnits(Math.max(0, Math.floor((nowMs - Date.parse(at)) / 1000))) : "–";
+}
+
+function inUnits(s) {
+  const first = UNITS.findIndex(([size]) => s >= size || size === 1);
   const [size, unit] = UNITS[first];
   const rest = UNITS[first + 1];
   const more = rest ? Math.floor((s % size) / rest[0]) : 0;
@@ -25,14 +33,21 @@ export function ago(at, nowMs) {
   return `${Math.floor(s / size)} ${unit} ago`;
 }
 
-/** Local time of day; with the day where it is another one. */
+/** Local time of day, `21:24:30`, of a date of the API or ms since 1970. */
+export const timeOfDay = (at) => new Date(at).toLocaleTimeString("sv");
+
+/** Local time of day; with the day where it is another one: `2026-11-25 21:24:30`. */
 export function clock(at) {
   if (!at) return "–";
   const when = new Date(at);
   const isToday = when.toDateString() === new Date().toDateString();
-  const time = when.toLocaleTimeString([], { hour: "2-digit", minute: "2-digit", second: "2-digit" });
-  return isToday ? time : `${when.toLocaleDateString()} ${time}`;
+  return isToday ? timeOfDay(when) : `${when.toLocaleDateString("sv")} ${timeOfDay(when)}`;
 }
+
+const names = new Intl.Collator("en", { numeric: true });
+
+/** The order of nodes, wherever they are listed. */
+export const byName = (a, b) => names.compare(a.name, b.name);
 
 /** `1,234`, in the language of the browser. */
 export const count = (n) => (n == null ? "–" : n.toLocaleString());

@@ -10,7 +10,7 @@
  *   live.js    listen(type, hear) inside useEffect: task, node and reset events
  *   router.js  place, href(parts, query), go(parts, query)
  *   ui.js      State, Button, Bar, Copy, Command, Empty, Dialog
- *   format.js  duration, ago, clock, count, plural, bytes, rate
+ *   format.js  duration, elapsed, ago, clock, timeOfDay, count, plural, bytes, rate, byName
  *   keys.js    useKeys({ j: next, "/": focus })
  *
  * A signal's `.value` read in a component renders it anew when it changes. Styles stand
@@ -55,7 +55,7 @@ const HELP = [
 
 const LINKS = {
   connecting: "Connecting",
-  live: "Live",
+  live: "Connected",
   waiting: "Reconnecting",
 };
 
@@ -74,7 +74,6 @@ function Shell() {
   });
   useEffect(() => {
     document.title = `${shown.title} · Octaskly`;
-    document.querySelector("nav [aria-current]").scrollIntoView({ block: "nearest", inline: "nearest" });
   }, [shown]);
   return html`
     <a class="skip" href="#main" onClick=${skip}>Skip to content</a>

@@ -1,6 +1,7 @@
 /** What no event tells: load of the nodes, and counts. Asked for while somebody looks. */
 
 import { get } from "./api.js";
+import { byName } from "./format.js";
 import { batch, effect } from "./lib.js";
 import { doubt, listen } from "./live.js";
 import { session } from "./session.js";
@@ -74,12 +75,10 @@ async function ask() {
   }
 }
 
-const byName = new Intl.Collator("en", { numeric: true });
-
 /** Each answer is shown when it comes: the picture of the mesh waits for no counts. */
 function nodesCame(seen) {
   batch(() => {
-    nodes.value = seen.nodes.sort((a, b) => byName.compare(a.name, b.name));
+    nodes.value = seen.nodes.sort(byName);
     meshCame(seen);
   });
 }

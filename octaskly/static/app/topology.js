@@ -38,23 +38,36 @@ function Dot({ node, x, y, r, standby, hasLabel }) {
     ${r >= ROOM && html`<circle class="busy" r=${r + 3} stroke-dasharray=${`${around * part} ${around}`} transform="rotate(-90)" />`}
     <circle class="body" r=${r} />
     ${r < ROOM && html`<circle class="load" r=${r} opacity=${part} />`}
-    ${kind === "dispatcher" && html`<path class="mark" d="M-8 5V-4l4 4 4-7 4 7 4-4v9z" />`}
-    ${standby && r > 8 && html`<path class="mark" d="M-5 -1h10M-5 3h10" />`}
+    ${(kind === "dispatcher" || (standby && r > ROOM)) && html`<${Mark} kind=${kind.split(" ")[0]} />`}
     ${hasLabel && html`<text y=${r + 17} text-anchor="middle">${shortened(node.name)}</text>`}
   </g>`;
 }
 
+const MARKS = { dispatcher: "M-8 5V-4l4 4 4-7 4 7 4-4v9z", standby: "M-5 -1h10M-5 3h10" };
+
+/** A crown, or two bars: who answers for the mesh, and who could. */
+function Mark({ kind }) {
+  return html`<path class="mark" d=${MARKS[kind]} />`;
+}
+
+/** A node of the picture, small, for what explains it; `slots` is the ring of those in use. */
+export function Sign({ kind }) {
+  return html`<svg class=${`dot ${kind}`} viewBox="-16 -16 32 32" width="18" height="18" aria-hidden="true">
+    ${kind === "slots" ? html`<circle class="busy" r="12" stroke-dasharray="56 76" transform="rotate(-90)" />` : html`<circle class="body" r="14" />`}
+    ${MARKS[kind] && html`<${Mark} kind=${kind} />`}</svg>`;
+}
+
 function boxOf(n) {
-  const height = n <= 2 ? SIZE / 2 : SIZE;
-  return `${-SIZE / 2} ${-height / 2} ${SIZE} ${height}`;
+  if (n <= 2) return `${-SIZE / 2} -40 ${SIZE} 185`;
+  return `${-SIZE / 2} ${-SIZE / 2} ${SIZE} ${SIZE}`;
 }
 
 function placeOf(i, n) {
   // Few on one ring, many on two, so that they keep apart.
   const inTwo = n > 60;
   const ring = inTwo && i % 2 ? RING[1] : RING[0];
-  const first = n === 2 ? Math.PI : -Math.PI / 2; // Two lie beside the dispatcher.
-  const angle = (i / n) * 2 * Math.PI + first;
+  // One or two hang below the dispatcher.
+  const angle = n <= 2 ? Math.PI / 2 - (n - 1) * (i - 0.5) * 1.3 : (i / n) * 2 * Math.PI - Math.PI / 2;
   const half = (SIZE / 2) * ring;
   return { x: Math.round(Math.cos(angle) * half * 10) / 10, y: Math.round(Math.sin(angle) * half * 10) / 10 };
 }

@@ -18,7 +18,7 @@ export function State({ of }) {
 
 /**
  * A button that shows that it works, until what it began is done.
- * @param {{onPress: () => unknown, kind?: "plain"|"primary"|"danger"|"quiet"}} props
+ * @param {{onPress: () => unknown, kind?: "plain"|"primary"|"danger"|"quiet"|"small"}} props
  */
 export function Button({ onPress, kind = "plain", disabled = false, children, ...rest }) {
   const [isBusy, setBusy] = useState(false);
@@ -65,7 +65,7 @@ export function Copy({ text, label = "Copy" }) {
       tell("The browser lets nothing be copied here", { kind: "bad" });
     }
   };
-  return html`<${Button} kind="quiet" onPress=${copy} title=${text}>${label}<//>`;
+  return html`<${Button} kind="small" onPress=${copy} title=${text}>${label}<//>`;
 }
 
 /** A command line for the terminal, to be copied. */

@@ -74,7 +74,7 @@ function ArrayCard({ task, reload }) {
   };
   const retry = async () => {
     const again = await post(`${path}/retry`);
-    tell(`What did not succeed is handed in again as ${again.id}`, { kind: "good" });
+    tell(`What did not succeed is submitted again as ${again.id}`, { kind: "good" });
     go(["tasks", again.id]);
   };
   const isOver = ["completed", "failed", "cancelled"].includes(task.status);

@@ -14,6 +14,9 @@ const pairs = (text) => Object.fromEntries(text.split("\n").filter((line) => lin
   return at < 0 ? [line.trim(), ""] : [line.slice(0, at).trim(), line.slice(at + 1)];
 }));
 const causes = (text) => text.split(/[\s,]+/).filter(Boolean).map(number);
+/** As they are typed; what is written so is read the same. */
+const typedLines = (given) => given.join("\n");
+const typedPairs = (given) => typedLines(Object.entries(given).map(([name, value]) => `${name}=${value}`));
 const json = (text) => {
   try {
     return JSON.parse(text);
@@ -104,6 +107,20 @@ export function bodyOf(typed, arrayOf = "") {
   }
   if (arrayOf !== "" && body.array === undefined) body.array = {};
   return body;
+}
+
+/** What is typed where a body is to be edited: the opposite of `bodyOf`. */
+export function typedOf(body) {
+  const typed = {};
+  for (const { name, kind, read } of ALL) {
+    const [outer, inner] = name.split(".");
+    const given = inner === undefined ? body[outer] : body[outer]?.[inner];
+    if (given === undefined || given === null) continue;
+    if (kind === "check") typed[name] = true;
+    else if (read === pairs) typed[name] = typedPairs(given);
+    else typed[name] = Array.isArray(given) ? typedLines(given) : String(given);
+  }
+  return { typed, arrayOf: body.array ? "range" : "" };
 }
 
 /** Name of the field that an error is about, "" for none: `$.requires.cpus`, `$.env.A`. */

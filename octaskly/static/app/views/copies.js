@@ -1,4 +1,6 @@
-/** A task as a command that hands in the same again: for the terminal, and for curl. */
+/** A task as a command that submits the same again: for the terminal, and for curl. */
+
+import { duration, mebibytes, plural } from "../format.js";
 
 /** As a shell takes one word. */
 export function quoted(text) {
@@ -26,6 +28,29 @@ export function asked(task) {
   if (task.array?.range) body.array = { range: task.array.range };
   if (body.array && task.array.max_fails !== null) body.array.max_fails = task.array.max_fails;
   return body;
+}
+
+/** What a node must have, in words: `1 GPU`, `8 GiB of memory`. */
+export function needsOf(requires) {
+  const { labels, node, os, arch, cpus, memory_mb: memory, gpus } = requires ?? {};
+  return [
+    ...Object.entries(labels ?? {}).map(([name, value]) => `label ${name}=${value}`),
+    node && `the name ${node}`, os, arch,
+    cpus && plural(cpus, "CPU"),
+    memory && `${mebibytes(memory)} of memory`,
+    gpus && plural(gpus, "GPU"),
+  ].filter(Boolean);
+}
+
+/** What a task may take at most, in words. */
+export function limitsOf(limits) {
+  const { memory_mb: memory, cpu_seconds: cpu, file_mb: file, processes } = limits ?? {};
+  return [
+    memory && `${mebibytes(memory)} of memory`,
+    cpu && `${duration(cpu * 1000)} of CPU time`,
+    file && `files of ${mebibytes(file)}`,
+    processes && plural(processes, "process", "processes"),
+  ].filter(Boolean);
 }
 
 const isEmpty = (value) => typeof value === "object" && Object.keys(value).length === 0;

@@ -42,7 +42,7 @@ export function Log({ id, attempts }) {
 
 function standing({ isOver, problem }, many) {
   if (problem) return `${problem.error}${isOver ? "" : "; asking again …"}`;
-  return `${plural(many, "line")}${isOver ? "" : ", live"}`;
+  return `${plural(many, "line")}${isOver ? "" : " so far"}`;
 }
 
 /** `lines` is one list that grows: that it did, only `drawn` tells. */

@@ -23,6 +23,13 @@ export function Progress({ array, isSmall = false }) {
   </div>`;
 }
 
+/** How far an array is, in a few words: `27 ok, 3 failed of 30`. */
+export function told(array) {
+  const words = { completed: "ok", failed: "failed", cancelled: "cancelled", running: "running" };
+  const parts = Object.keys(words).filter((state) => array[state] > 0);
+  return `${parts.map((state) => `${count(array[state])} ${words[state]}`).join(", ") || "0"} of ${count(array.total)}`;
+}
+
 /** The members of an array in one state, those that failed first. */
 export function Members({ array }) {
   const [status, setStatus] = useState("failed");

@@ -1,10 +1,10 @@
 import { Chart } from "../charts.js";
-import { count, mebibytes, plural, rate } from "../format.js";
+import { byName, count, mebibytes, plural, rate } from "../format.js";
 import { warnings } from "../health.js";
 import { html, useMemo } from "../lib.js";
 import { href } from "../router.js";
 import { history, mesh, nodes, stats } from "../store.js";
-import { Topology } from "../topology.js";
+import { Sign, Topology } from "../topology.js";
 import { Bar, Command, State } from "../ui.js";
 import { Role } from "./role.js";
 
@@ -61,18 +61,18 @@ function Warnings({ found }) {
 }
 
 function MeshMap() {
-  const standbys = mesh.value.standbys;
+  const standbys = [...mesh.value.standbys].sort(byName);
   const lead = nodes.value.find(({ role }) => role === "dispatcher");
   return html`<section class="card map" aria-label="Topology">
-    <div class="head"><h2>Mesh</h2><span class="muted end">term ${mesh.value.term}</span></div>
+    <div class="head"><h2>Mesh</h2><span class="muted end" title="Grows by one each time that a dispatcher is elected">term ${mesh.value.term}</span></div>
     <${Topology} nodes=${nodes.value} standbys=${standbys} />
     <ul class="key-list">
-      <li class="key dispatcher">dispatcher${lead ? `: ${lead.name}` : ""}</li>
-      <li class="key standby">${standbys.length ? `standby: ${standbys.map(({ name, state }) => name + (state === "level" ? "" : " (joining)")).join(", ")}` : "no standby"}</li>
-      <li class="key worker">worker</li>
-      <li class="key slots">slots in use</li>
+      ${lead && html`<li><${Sign} kind="dispatcher" />dispatcher: ${lead.name}</li>`}
+      ${standbys.length > 0 && html`<li><${Sign} kind="standby" />standby: ${standbys.map(({ name, state }) => name + (state === "level" ? "" : " (joining)")).join(", ")}</li>`}
+      ${nodes.value.length > standbys.length + (lead ? 1 : 0) && html`<li><${Sign} kind="worker" />worker</li>`}
+      <li><${Sign} kind="slots" />slots in use</li>
     </ul>
-    <p class="hint">A new task is kept ${mesh.value.replicas === 1 ? "once" : `${mesh.value.replicas} times`}.</p>
+    <p class="hint">Each new task is stored on ${plural(mesh.value.replicas, "node")}.${standbys.length > 0 && " Standbys also run tasks."}</p>
   </section>`;
 }
 
@@ -82,7 +82,7 @@ function Charts() {
   const of = (name) => points.map((point) => point[name]);
   const last = points.at(-1) ?? {};
   return html`<div class="charts">
-    <${Chart} title="Queue" now=${`${count(last.queued)} waiting, ${count(last.running)} running`} at=${at} format=${rate}
+    <${Chart} title="Queue" now=${`${count(last.queued)} queued, ${count(last.running)} running`} at=${at} format=${rate}
       series=${[{ label: "queued", token: "queued", values: of("queued"), fill: true }, { label: "running", token: "running", values: of("running") }]} />
     <${Chart} title="Tasks per second" now=${`${rate(last.rate)} /s`} at=${at} format=${rate}
       series=${[{ label: "ended", token: "completed", values: of("rate"), fill: true }]} />

@@ -1,17 +1,19 @@
 /** Draws the task stream on a canvas. */
 
+import { byName, timeOfDay } from "../format.js";
 import { ticks, toneOf } from "./lanes.js";
 
 const LANE_PX = [[16, 28], [48, 22], [Infinity, 17]]; //: of so many lanes at most
 const NODE_GAP_PX = 10;
 const AXIS_PX = 28;
 const BETWEEN_PX = 5; //: from one bar to that below
-const CROSS_PX = 14; //: a narrower bar has no room for a cross
+const FAILED_PX = 14; //: at least, for what failed: it has a cross
+const NOW_PX = 48; //: beside the word "now" the axis has no time
+const NAME_PX = 10; //: left of the name of a node
 const TEXT_PX = 46; //: a narrower bar has no text
-const DAY_PARTS = { hour: "2-digit", minute: "2-digit", second: "2-digit", hour12: false };
 
 /** Where bars begin: left of that stand the names of nodes. */
-export const gutterOf = (width) => (width < 560 ? 76 : 132);
+export const gutterOf = (width) => (width < 560 ? 92 : 132);
 
 /** One colour for each family, as good on a light page as on a dark one. */
 export function colourOf(family) {
@@ -23,11 +25,11 @@ export function colourOf(family) {
 export function rowsOf(lanes) {
   const rows = [];
   let y = AXIS_PX;
-  const names = [...lanes.nodes.keys()].sort((a, b) => a.localeCompare(b, "en", { numeric: true }));
-  const many = [...lanes.nodes.values()].reduce((sum, each) => sum + each.length, 0);
+  const nodes = [...lanes.nodes].map(([name, own]) => ({ name, own })).sort(byName);
+  const many = nodes.reduce((sum, { own }) => sum + own.length, 0);
   const px = LANE_PX.find(([most]) => many <= most)[1];
-  for (const node of names) {
-    lanes.nodes.get(node).forEach((bars, lane) => {
+  for (const { name: node, own } of nodes) {
+    own.forEach((bars, lane) => {
       rows.push({ node, lane, bars, y, px });
       y += px;
     });
@@ -49,7 +51,8 @@ export function barAt(rows, x, y, { from, span, width, scrollTop }) {
   const perPx = span / (width - gutter);
   const time = from + (x - gutter) * perPx;
   const near = 2 * perPx;
-  const bar = row.bars.findLast((one) => one.start - near <= time && one.end + near >= time);
+  const failed = row.bars.findLast((one) => isFailed(one) && one.end - FAILED_PX * perPx <= time && one.end >= time);
+  const bar = failed ?? row.bars.findLast((one) => one.start - near <= time && one.end + near >= time);
   return bar ? { bar, node: row.node, lane: row.lane } : null;
 }
 
@@ -71,7 +74,7 @@ export function draw(canvas, { rows, size, from, span, scrollTop, now, only }) {
   const xOf = (time) => gutter + ((time - from) / span) * (width - gutter);
   const shown = rows.filter((row) => row.y + row.px > scrollTop + AXIS_PX && row.y < scrollTop + height);
 
-  grid(ink, { from, span, width, height, gutter, xOf, colours });
+  grid(ink, { from, span, width, height, gutter, xOf, nowX: xOf(now), colours });
   ink.save();
   ink.beginPath();
   ink.rect(gutter, AXIS_PX, width - gutter, height - AXIS_PX);
@@ -79,6 +82,7 @@ export function draw(canvas, { rows, size, from, span, scrollTop, now, only }) {
   for (const row of shown) lane(ink, row, { y: row.y - scrollTop, from, span, width, now, xOf, only, colours });
   nowLine(ink, xOf(now), height, colours);
   ink.restore();
+  nowLabel(ink, xOf(now), { width, gutter, colours });
   names(ink, shown, { scrollTop, gutter, height, colours });
 }
 
@@ -89,7 +93,7 @@ function coloursOf(canvas) {
   return { ...colours, font: style.fontFamily };
 }
 
-function grid(ink, { from, span, width, height, gutter, xOf, colours }) {
+function grid(ink, { from, span, width, height, gutter, xOf, nowX, colours }) {
   const { step, marks } = ticks(from, span, Math.max(2, (width - gutter) / 110));
   ink.font = `12px ${colours.font}`;
   ink.textBaseline = "middle";
@@ -101,7 +105,7 @@ function grid(ink, { from, span, width, height, gutter, xOf, colours }) {
     ink.moveTo(x, AXIS_PX - 6);
     ink.lineTo(x, height);
     ink.stroke();
-    if (x < gutter + 24 || x > width - 30) continue;
+    if (x < gutter + 24 || x > width - 30 || Math.abs(x - nowX) < NOW_PX) continue;
     ink.fillStyle = colours.muted;
     ink.fillText(timeOf(at, step), x, AXIS_PX / 2 - 2);
   }
@@ -113,50 +117,52 @@ function grid(ink, { from, span, width, height, gutter, xOf, colours }) {
 }
 
 function timeOf(at, step) {
-  const text = new Date(at).toLocaleTimeString("en-GB", DAY_PARTS);
+  const text = timeOfDay(at);
   if (step < 1000) return `${text.slice(3)}.${Math.floor((at % 1000) / 100)}`;
   return step < 60_000 ? text : text.slice(0, 5);
 }
 
 function lane(ink, { bars, px }, { y, from, span, width, now, xOf, only, colours }) {
   const tall = px - BETWEEN_PX;
+  const gutter = gutterOf(width);
   ink.fillStyle = colours.sunken;
-  ink.globalAlpha = 0.55;
   ink.fillRect(0, y + 2, width, tall);
-  ink.globalAlpha = 1;
-  let lastPx = Number.NEGATIVE_INFINITY;
-  for (const bar of bars) {
-    if (bar.end < from || bar.start > from + span) continue;
-    const left = Math.max(xOf(bar.start), -8);
-    const right = Math.min(xOf(Math.min(bar.end, Math.max(now, bar.start))), width + 8);
-    const wide = Math.max(right - left - 1, 1);
-    // Of many within one pixel the first is drawn, and each that failed.
-    if (wide <= 1 && Math.floor(left) === lastPx && bar.status !== "failed") continue;
-    lastPx = Math.floor(left);
-    ink.globalAlpha = only !== null && only !== bar.family ? 0.16 : 1;
-    shape(ink, bar, { left, from: xOf(from), y: y + 2, wide, tall, colours });
+  ink.strokeStyle = colours.line;
+  ink.strokeRect(-0.5, y + 2.5, width + 1, tall - 1);
+  const seen = bars.filter((bar) => bar.end >= from && bar.start <= from + span);
+  // What failed lies above the others, as it may be drawn wider than it was long.
+  for (const part of [seen.filter((bar) => !isFailed(bar)), seen.filter(isFailed)]) {
+    let lastPx = Number.NEGATIVE_INFINITY;
+    for (const bar of part) {
+      const right = Math.min(xOf(Math.min(bar.end, Math.max(now, bar.start))), width + 8);
+      // A short one that failed lies over what was before it, not over the title of the next.
+      const begin = isFailed(bar) ? Math.min(xOf(bar.start), right - FAILED_PX - 1) : xOf(bar.start);
+      const left = Math.max(begin, gutter - 8);
+      const wide = Math.max(right - left - 1, 1);
+      // Of many that end at one pixel, or are within it, the first is drawn.
+      if (Math.floor(left) === lastPx && (wide <= 1 || isFailed(bar))) continue;
+      lastPx = Math.floor(left);
+      ink.globalAlpha = only !== null && only !== bar.family ? 0.16 : 1;
+      shape(ink, bar, { left, y: y + 2, wide, tall, gutter, colours });
+    }
   }
   ink.globalAlpha = 1;
 }
 
+const isFailed = ({ status }) => status === "failed";
+
 const SHAPES = {
-  /** Full, with a bright edge that grows. */
-  running(ink, { left, y, wide, tall, colour, colours }) {
-    fill(ink, left, y, wide, tall, colour);
-    ink.fillStyle = colours.text;
-    ink.fillRect(left + wide - 2, y, 2, tall);
+  /** Full, up to the line of now. */
+  running(ink, { left, y, wide, tall, colour }) {
+    fill(ink, left, y, wide + 1, tall, colour, [3, 0, 0, 3]);
   },
-  /** Full, with a red edge, and a cross at its end; where that has no room, half as tall. */
+  /** Full, with a red edge, and a cross at its end. */
   failed(ink, { left, y, wide, tall, colour, colours }) {
-    if (wide < CROSS_PX) {
-      fill(ink, left, y + tall / 2, wide, tall / 2, colours.failed);
-      return;
-    }
     fill(ink, left, y, wide, tall, colour);
     ink.strokeStyle = colours.failed;
     ink.lineWidth = 2;
     ink.strokeRect(left + 1, y + 1, wide - 2, tall - 2);
-    cross(ink, left + Math.max(wide - 8, wide / 2), y + tall / 2, colours);
+    cross(ink, left + wide - FAILED_PX / 2, y + tall / 2, colours);
     ink.lineWidth = 1;
   },
   /** Hatched. */
@@ -189,7 +195,7 @@ const SHAPES = {
   },
 };
 
-function shape(ink, bar, { left, from, y, wide, tall, colours }) {
+function shape(ink, bar, { left, y, wide, tall, gutter, colours }) {
   const colour = colourOf(bar.family);
   SHAPES[bar.status](ink, { left, y, wide, tall, colour, colours });
   if (wide < TEXT_PX || bar.status === "cancelled" || bar.status === "released") return;
@@ -201,18 +207,21 @@ function shape(ink, bar, { left, from, y, wide, tall, colours }) {
   ink.font = `600 11px ${colours.font}`;
   ink.textAlign = "left";
   ink.textBaseline = "middle";
-  ink.fillText(bar.attempt.name ?? bar.family, Math.max(left, from) + 6, y + tall / 2 + 0.5);
+  ink.fillText(titleOf(bar), Math.max(left, gutter) + 6, y + tall / 2 + 0.5);
   ink.restore();
 }
 
-function fill(ink, left, y, wide, tall, colour) {
+/** What people know a task by: its name, else its command, as far as that is one line. */
+const titleOf = ({ attempt }) => attempt.name ?? attempt.command.trim().split("\n", 1)[0];
+
+function fill(ink, left, y, wide, tall, colour, corners = 3) {
   ink.fillStyle = colour;
   if (wide < 4) {
     ink.fillRect(left, y, wide, tall);
     return;
   }
   ink.beginPath();
-  ink.roundRect(left, y, wide, tall, 3);
+  ink.roundRect(left, y, wide, tall, corners);
   ink.fill();
 }
 
@@ -230,13 +239,16 @@ function cross(ink, x, y, colours) {
 }
 
 function nowLine(ink, x, height, colours) {
-  ink.strokeStyle = colours.accent;
-  ink.globalAlpha = 0.6;
-  ink.beginPath();
-  ink.moveTo(Math.round(x) + 0.5, AXIS_PX);
-  ink.lineTo(Math.round(x) + 0.5, height);
-  ink.stroke();
-  ink.globalAlpha = 1;
+  ink.fillStyle = colours.accent;
+  ink.fillRect(Math.round(x) - 1, AXIS_PX - 6, 2, height);
+}
+
+function nowLabel(ink, x, { width, gutter, colours }) {
+  if (x < gutter || x > width) return;
+  ink.font = `600 12px ${colours.font}`;
+  ink.textAlign = x > width - 18 ? "right" : "center";
+  ink.fillStyle = colours.accent;
+  ink.fillText("now", Math.min(x, width - 4), AXIS_PX / 2 - 2);
 }
 
 function names(ink, rows, { scrollTop, gutter, height, colours }) {
@@ -257,7 +269,14 @@ function names(ink, rows, { scrollTop, gutter, height, colours }) {
     ink.font = `600 12.5px ${colours.font}`;
     ink.fillStyle = colours.text;
     ink.textAlign = "left";
-    ink.fillText(node, 12, middle, gutter - 36);
+    ink.fillText(fitting(ink, node, gutter - NAME_PX - 26), NAME_PX, middle);
   }
   ink.restore();
+}
+
+/** A text, cut where it is too long. */
+function fitting(ink, text, px) {
+  let shown = text;
+  while (shown.length > 1 && ink.measureText(shown).width > px) shown = `${shown.slice(0, -2)}…`;
+  return shown;
 }

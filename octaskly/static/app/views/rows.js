@@ -25,12 +25,22 @@ class Rows {
   problem = signal(null);
   /** @type {Map<string, object>} */
   known = new Map();
+  /** @type {Map<string, string>} When what runs was given to its node; its end tells more. */
+  begun = new Map();
   #frame = 0;
   #timer = 0;
   #over = new AbortController();
 
   constructor(refreshMs) {
     this.refreshMs = refreshMs;
+    this.#askBegun();
+  }
+
+  async #askBegun() {
+    const answer = get("/api/v1/attempts", { since_s: 1, limit: 1000 }, { quiet: true, signal: this.#over.signal });
+    // Of what begins later, events tell.
+    for (const { id, assigned_at: at } of (await answer.catch(passes))?.running ?? []) this.begun.set(id, at);
+    this.draw();
   }
 
   close() {
@@ -41,15 +51,23 @@ class Rows {
 
   /** Takes in an event of a task; a row that is here changes at once. */
   hear(event) {
-    const row = this.known.get(event.id);
+    const { id, at, ...news } = event;
+    if (news.status === "running") this.begun.set(id, at);
+    else this.begun.delete(id);
+    const row = this.known.get(id);
     if (row !== undefined) {
-      const { id, at, ...news } = event;
       for (const [name, value] of Object.entries(news)) {
         if (value !== null || name === "worker_id") row[name] = value;
       }
       this.draw();
     }
     this.#timer ||= setTimeout(() => this.refresh(), this.refreshMs);
+  }
+
+  /** Reads all again: events may be missing. */
+  reset() {
+    this.#askBegun();
+    this.refresh();
   }
 
   async refresh() {
@@ -79,6 +97,11 @@ class Rows {
       return null;
     }
   }
+}
+
+/** Throws what is no answer: a fault of ours. */
+function passes(problem) {
+  if (problem.status === undefined && problem.name !== "AbortError") throw problem;
 }
 
 /** Whether the same request may be answered later. */

@@ -27,6 +27,7 @@ export function Stream() {
   const now = Date.now() + drift;
   const from = view.isLive ? now - view.span * (1 - AHEAD) : view.from;
   const seen = lanes.between(from, from + view.span);
+  const started = seen.filter(({ bar }) => bar.start >= from).length;
   const failed = seen.filter(({ bar }) => bar.status === "failed").length;
   const running = seen.filter(({ bar }) => bar.status === "running").length;
   const families = countFamilies(seen);
@@ -46,17 +47,17 @@ export function Stream() {
       <${Command} text="octaskly map 'sleep {}' ::: 1 2 3 4 5" /><//>`;
   }
   return html`<div class="head"><h1>Task stream</h1>
-      <span class="muted" role="status">${plural(seen.length, "attempt")} in ${duration(view.span)}${running ? `, ${count(running)} running` : ""}${failed ? `, ${count(failed)} failed` : ""}${lanes.waiting ? `, ${count(lanes.waiting)} wait for a slot` : ""}</span>
+      <span class="muted" role="status">${count(started)} started in ${duration(view.span)}${running ? `, ${count(running)} running` : ""}${failed ? `, ${count(failed)} failed` : ""}${lanes.waiting ? `, ${count(lanes.waiting)} queued on their node` : ""}</span>
       <div class="end row"><${Button} onPress=${() => zoom(1 / 0.6)} aria-label="Zoom out" title="Zoom out (-)">−<//>
         <${Button} onPress=${() => zoom(0.6)} aria-label="Zoom in" title="Zoom in (+)">+<//>
-        <${Button} onPress=${live} kind=${view.isLive ? "primary" : "plain"} aria-pressed=${view.isLive} title="Follow what happens now (0)">Live<//></div></div>
+        <${Button} onPress=${live} kind=${view.isLive ? "primary" : "plain"} aria-pressed=${view.isLive} title="Follow what happens now (0)">Follow<//></div></div>
     <section class="card stream" aria-label="Task stream">
       <${Picture} lanes=${lanes} drift=${drift} view=${view} setView=${setView} zoom=${zoom} pan=${pan} only=${only} />
-      <${Legend} families=${families} only=${only} setOnly=${setOnly} />
+      <${Legend} families=${families} states=${new Set(seen.map(({ bar }) => bar.status))} only=${only} setOnly=${setOnly} />
     </section>
     <p class="hint stream-hint">Wheel or <kbd>+</kbd> <kbd>-</kbd> zooms, dragging or <kbd>h</kbd> <kbd>l</kbd> moves in time, <kbd>0</kbd> follows what happens now.
       ${isCut && " Of a time with very many attempts, the latest are shown."}</p>
-    <details class="card stream-table" onToggle=${(event) => setTable(event.currentTarget.open)}><summary>The same as a table</summary>
+    <details class="card stream-table" onToggle=${(event) => setTable(event.currentTarget.open)}><summary>Show as table</summary>
       ${isTable && html`<${Table} seen=${seen} />`}</details>`;
 }
 
@@ -234,7 +235,9 @@ function countFamilies(seen) {
   return [...counts].sort((a, b) => b[1] - a[1]);
 }
 
-function Legend({ families, only, setOnly }) {
+const MARKS = [["running", "running"], ["failed", "failed"], ["released", "lost or tried again"], ["cancelled", "cancelled"]];
+
+function Legend({ families, states, only, setOnly }) {
   const rest = families.length - FAMILIES_MAX;
   return html`<div class="stream-legend">
     <div class="legend-part" role="group" aria-label="Commands">
@@ -242,8 +245,8 @@ function Legend({ families, only, setOnly }) {
         onClick=${() => setOnly(only === family ? null : family)}><i class="swatch" style=${{ background: colourOf(family) }}></i>${family}
         <span class="muted">${count(many)}</span></button>`)}
       ${rest > 0 && html`<span class="muted">and ${plural(rest, "other")}</span>`}</div>
-    <p class="legend-part legend-marks"><span><i class="mark mark-running"></i>running</span><span><i class="mark mark-failed">×</i>failed</span>
-      <span><i class="mark mark-released"></i>lost or tried again</span><span><i class="mark mark-cancelled"></i>cancelled</span></p>
+    <p class="legend-part legend-marks">${MARKS.filter(([state]) => states.has(state)).map(([state, text]) => html`<span key=${state}>
+      <i class=${`mark mark-${state}`}>${state === "failed" && "×"}</i>${text}</span>`)}</p>
   </div>`;
 }
 

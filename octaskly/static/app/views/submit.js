@@ -1,10 +1,10 @@
-import { post } from "../api.js";
-import { html, useId, useLayoutEffect, useRef, useState } from "../lib.js";
+import { get, post } from "../api.js";
+import { html, useEffect, useId, useLayoutEffect, useRef, useState } from "../lib.js";
 import { href } from "../router.js";
 import { nodes, tell } from "../store.js";
 import { Button, Copy } from "../ui.js";
-import { ARRAY_FIELDS, COMMAND, SECTIONS, bodyOf, fieldOf } from "./asking.js";
-import { asCurl } from "./copies.js";
+import { ARRAY_FIELDS, COMMAND, SECTIONS, bodyOf, fieldOf, typedOf } from "./asking.js";
+import { asCurl, asked } from "./copies.js";
 
 const ARRAYS = [["", "Once"], ["range", "For each number"], ["items", "For each item"]];
 
@@ -18,6 +18,15 @@ export function Submit({ query }) {
   const key = useRef(null); //: of one submission, however often it is sent
   const form = useRef(null);
   const body = bodyOf(typed, arrayOf);
+  const from = query.get("from");
+  useEffect(() => {
+    if (from === null) return;
+    get(`/api/v1/tasks/${encodeURIComponent(from)}`).then((task) => {
+      const filled = typedOf(asked(task));
+      setTyped(filled.typed);
+      setArray(filled.arrayOf);
+    }, passes);
+  }, [from]);
   const change = (name, value) => {
     key.current = null;
     setTyped((before) => ({ ...before, [name]: value }));
@@ -34,7 +43,7 @@ export function Submit({ query }) {
       const task = await post("/api/v1/tasks", body, { quiet: true, headers: { "Idempotency-Key": key.current } });
       key.current = null;
       setMade(task);
-      tell(`Handed in as ${task.id}`, { kind: "good" });
+      tell(`Submitted as ${task.id}`, { kind: "good" });
     } catch (problem) {
       if (problem.status === undefined) throw problem;
       setWrong({ name: fieldOf(problem.field), text: problem.error, hint: problem.hint });
@@ -64,7 +73,7 @@ export function Submit({ query }) {
             onChange=${() => setArray(value)} /> ${label}</label>`)}</fieldset>
         ${arrayOf !== "" && html`<div class="fields">${show(ARRAY_FIELDS[arrayOf])}${show(ARRAY_FIELDS.max_fails)}</div>`}
       </section>
-      ${SECTIONS.map(({ title, fields, isOpen }) => html`<details class="card section" key=${title} open=${isOpen}>
+      ${SECTIONS.map(({ title, fields, isOpen }) => html`<details class="card section" key=${title} open=${isOpen || (from !== null && fields.some(({ name }) => typed[name]))}>
         <summary>${title}<${Given} fields=${fields} typed=${typed} /></summary><div class="fields">${fields.map(show)}</div></details>`)}
       ${made && html`<${Made} task=${made} isArray=${arrayOf !== ""} />`}
       <div class="submit-end"><button class="button primary" disabled=${isBusy || !typed.command.trim()} aria-busy=${isBusy}>Submit</button>
@@ -74,6 +83,11 @@ export function Submit({ query }) {
     </form>`;
 }
 
+/** A toast has said what was refused. */
+function passes(problem) {
+  if (problem.status === undefined) throw problem;
+}
+
 /** How many fields of a section say something, so that a closed one hides nothing. */
 function Given({ fields, typed }) {
   const many = fields.filter(({ name }) => typed[name]).length;
@@ -81,7 +95,7 @@ function Given({ fields, typed }) {
 }
 
 function Made({ task, isArray }) {
-  return html`<p class="made" role="status">${isArray ? "The array" : "The task"} is handed in as
+  return html`<p class="made" role="status">${isArray ? "The array" : "The task"} is submitted as
     <a href=${href(["tasks", task.id])}>${task.id}</a>${task.replicas > 1 ? `, on ${task.replicas} disks` : ", on one disk"}.
     <a class="button" href=${href(["tasks", task.id])}>Open it</a></p>`;
 }

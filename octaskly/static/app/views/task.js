@@ -7,9 +7,9 @@ import { go, href } from "../router.js";
 import { now, tell } from "../store.js";
 import { Button, Copy, Dialog, Empty, State } from "../ui.js";
 import { Members, Progress } from "./members.js";
-import { asCli, asCurl, asked } from "./copies.js";
+import { asCli, asCurl, asked, limitsOf, needsOf } from "./copies.js";
 import { Log } from "./log.js";
-import { Why, useExplained } from "./why.js";
+import { Why, isHopeless, useExplained } from "./why.js";
 
 const SOON_MS = 150;
 const MEMBERS_MS = 1000; //: of an array: they may be many
@@ -24,21 +24,31 @@ export function Task({ id }) {
       <p><a href=${href(["tasks"])}>All tasks</a></p><//>`;
   }
   if (task === null) return html`<p class="muted" role="status">${problem ? `${problem.error}; asking again …` : "Loading …"}</p>`;
+  return html`<${Whole} task=${task} attempts=${attempts} reload=${reload} />`;
+}
+
+function Whole({ task, attempts, reload }) {
+  const told = useExplained(task.id, task.status);
+  const isStuck = isHopeless(told);
   const array = /^(.+)\.(\d+)$/.exec(task.id)?.[1];
+  const actions = html`<${Actions} task=${task} reload=${reload} />`;
   return html`<div class="task">
     <nav aria-label="Path" class="crumbs"><a href=${href(["tasks"])}>Tasks</a>
       ${array && html` / <a href=${href(["tasks", array])}>${array}</a>`} / <span>${task.id}</span></nav>
     <div class="head"><h1>${task.name ?? task.id}</h1><${State} of=${task.status} /><${Standing} task=${task} />
-      <div class="end row"><${Actions} task=${task} reload=${reload} /></div></div>
+      ${!isStuck && html`<div class="end row">${actions}</div>`}</div>
+    ${isStuck && html`<div class="warning"><p><strong>Will not start until a node with ${needsOf(task.requires).join(", ")} joins.</strong></p>
+      <div class="row">${actions}</div></div>`}
     <div class="task-command card"><pre><code>${task.command}</code></pre>
       <div class="row"><${Copy} text=${task.command} label="Copy command" /><${Copy} text=${asCli(task)} label="Copy as CLI" />
         <${Copy} text=${asCurl(asked(task), location.origin)} label="Copy as curl" /></div></div>
     ${task.array && html`<${Progress} array=${task.array} />`}
     <div class="task-parts">
-      <${Placement} task=${task} attempts=${attempts} />
+      <${Placement} task=${task} attempts=${attempts} told=${told} />
       <${Details} task=${task} />
     </div>
-    ${task.array ? html`<${Members} array=${task} />` : html`<${Log} id=${task.id} attempts=${attempts} />`}
+    ${task.array && html`<${Members} array=${task} />`}
+    ${!task.array && (task.status !== "queued" || attempts.length > 0) && html`<${Log} id=${task.id} attempts=${attempts} />`}
   </div>`;
 }
 
@@ -83,7 +93,7 @@ function Standing({ task }) {
     const code = task.reason === "exit" || task.reason === null ? `exit code ${task.exit_code}` : `${task.reason}${task.signal ? ` ${task.signal}` : ""}`;
     return html`<span class="muted">${task.status === "cancelled" ? "" : `${code}, `}took ${duration(task.duration_ms)}, ${ago(task.completed_at, now.value)}</span>`;
   }
-  return html`<span class="muted" title=${task.created_at}>handed in ${ago(task.created_at, now.value)}</span>`;
+  return html`<span class="muted" title=${task.created_at}>submitted ${ago(task.created_at, now.value)}</span>`;
 }
 
 const FINAL = new Set(["completed", "failed", "cancelled"]);
@@ -99,11 +109,12 @@ function Actions({ task, reload }) {
   };
   const retry = async () => {
     const again = await post(`${path}/retry`);
-    tell(`Handed in again as ${again.id}`, { kind: "good" });
+    tell(`Submitted again as ${again.id}`, { kind: "good" });
     go(["tasks", again.id]);
   };
-  if (FINAL.has(task.status)) return html`<${Button} onPress=${retry}>Retry<//>`;
-  if (task.status === "queued") return html`<${Button} kind="danger" onPress=${() => cancel(false)}>Cancel<//>`;
+  const edit = canEdit(task) && html`<a class="button" href=${href(["submit"], { from: task.id })}>Edit and submit again</a>`;
+  if (FINAL.has(task.status)) return html`${edit}<${Button} onPress=${retry}>Retry<//>`;
+  if (task.status === "queued") return html`${edit}<${Button} kind="danger" onPress=${() => cancel(false)}>Cancel<//>`;
   return html`${task.array && html`<${Button} onPress=${() => cancel(false)} title="End what has not begun; what runs goes on">Cancel the rest<//>`}
     <${Button} kind="danger" onPress=${() => setSure(true)}>${task.array ? "End all" : "End"}<//>
     ${isSure && html`<${Dialog} title="End what runs?" onClose=${() => setSure(false)}>
@@ -113,10 +124,12 @@ function Actions({ task, reload }) {
     <//>`}`;
 }
 
-/** Why it waits or why it is where it is, and every attempt. */
-function Placement({ task, attempts }) {
-  const told = useExplained(task.id, task.status);
-  const title = task.array ? "How it goes" : task.status === "queued" ? "Why it waits" : FINAL.has(task.status) ? "Where it ran" : "Where it runs";
+/** Of items and of what a task reads the API shows too little to ask for the same. */
+const canEdit = ({ array, stdin_bytes: bytes_, files }) => !(array && !array.range) && !bytes_ && !files?.length;
+
+/** Why it is queued or why it is where it is, and every attempt. */
+function Placement({ task, attempts, told }) {
+  const title = task.array ? "How it goes" : task.status === "queued" ? "Why it is queued" : FINAL.has(task.status) ? "Where it ran" : "Where it runs";
   return html`<section class="card" aria-label=${title}><h2>${title}</h2>
     <${Why} told=${told} />
     ${task.detail && html`<p class="problem">${task.detail}</p>`}
@@ -138,21 +151,20 @@ function endOf({ reason, exit_code: code, signal, detail }) {
 
 function Details({ task }) {
   const pairs = (given) => Object.entries(given ?? {}).filter(([, value]) => value !== null && !isEmpty(value));
-  const shown = (value) => (typeof value === "object" ? Object.entries(value).map(([k, v]) => `${k}=${v}`).join(", ") : value);
   const links = (ids) => ids.map((id, n) => html`${n ? ", " : ""}<a href=${href(["tasks", id])}>${id}</a>`);
   const rows = [
     ["Id", html`<code>${task.id}</code>`],
     ["Labels", pairs(task.labels).length > 0 && pairs(task.labels).map(([name, value]) => html`<a class="tag label" key=${name}
       href=${href(["tasks"], { label: `${name}=${value}` })}>${value ? `${name}=${value}` : name}</a> `)],
-    ["Handed in", task.created_at && html`<time datetime=${task.created_at}>${clock(task.created_at)}</time>`],
-    ["Waited", task.queue_ms != null && duration(task.queue_ms)],
+    ["Submitted", task.created_at && html`<time datetime=${task.created_at}>${clock(task.created_at)}</time>`],
+    ["Queued for", task.queue_ms != null && duration(task.queue_ms)],
     ["Started", task.started_at && clock(task.started_at)],
     ["Ended", task.completed_at && clock(task.completed_at)],
     ["CPU time", task.cpu_seconds != null && duration(task.cpu_seconds * 1000)],
     ["Memory", task.memory_peak_mb != null && `${bytes(task.memory_peak_mb * 1024 * 1024)} at most`],
-    ["Needs", pairs(task.requires).map(([name, value]) => `${name} ${shown(value)}`).join(", ")],
-    ["Limits", pairs(task.limits).map(([name, value]) => `${name} ${value}`).join(", ")],
-    ["Time limit", task.timeout && duration(task.timeout * 1000)],
+    ["Needs", needsOf(task.requires).join(", ")],
+    ["Limits", limitsOf(task.limits).join(", ")],
+    ["Time limit", task.timeout && `${duration(task.timeout * 1000)}${task.status === "queued" ? " once it runs" : ""}`],
     ["Priority", task.priority || ""],
     ["Retries", task.retries ? `${task.retries}, on ${task.retry_on.join(", ")}` : ""],
     ["After", task.after?.length > 0 && html`${links(task.after)}${task.on === "success" ? "" : ` (${task.on})`}`],

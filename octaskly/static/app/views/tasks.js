@@ -1,18 +1,22 @@
-import { ago, count, duration } from "../format.js";
+import { ago, count, duration, elapsed, plural } from "../format.js";
 import { useKeys } from "../keys.js";
 import { html, useEffect, useId, useLayoutEffect, useMemo, useRef, useState } from "../lib.js";
 import { listen } from "../live.js";
 import { go, href } from "../router.js";
-import { nodes, now } from "../store.js";
+import { nodes, now, stats } from "../store.js";
 import { Button, Command, Empty, State } from "../ui.js";
+import { told } from "./members.js";
 import { Finds, Pages, mayPass } from "./rows.js";
 import { Task } from "./task.js";
-import { ROW_PX, clamp, rowsInSight, scrollOf, topAfter, topFor, topMax, trackPx } from "./virtual.js";
+import { Track, clamp } from "./virtual.js";
 import { WhyDialog } from "./why.js";
 
 const STATES = ["queued", "running", "completed", "failed", "cancelled"];
 const TYPED_MS = 250;
 const SEARCHES = ["text", "label", "name"];
+const ROW_PX = 40;
+const NARROW_PX = 560; //: in a narrower list each row has two lines
+const NARROW_ROW_PX = 64;
 
 /** @param {{parts: string[], query: URLSearchParams}} props */
 export function Tasks({ parts, query }) {
@@ -28,7 +32,7 @@ function List({ query }) {
   const key = JSON.stringify([given, order]);
   const rows = useMemo(() => new (isSearch ? Finds : Pages)(given, order !== "oldest"), [key]);
   useEffect(() => {
-    const ends = [listen("task", (event) => rows.hear(event)), listen("reset", () => rows.refresh())];
+    const ends = [listen("task", (event) => rows.hear(event)), listen("reset", () => rows.reset())];
     return () => {
       ends.forEach((end) => end());
       rows.close();
@@ -36,8 +40,8 @@ function List({ query }) {
   }, [rows]);
   const isFiltered = isSearch || status || node;
   return html`
-    <div class="head"><h1>Tasks</h1><${Found} rows=${rows} isSearch=${isSearch} />
-      <a class="button primary end" href=${href(["submit"])}>Submit a task</a></div>
+    <div class="head"><h1>Tasks</h1><${Found} rows=${rows} isSearch=${isSearch} isAll=${!isFiltered} />
+      <a class="button primary end" href=${href(["submit"])}>Submit<span class="wide-only">a task</span></a></div>
     <${Filters} asked=${asked} change=${change} />
     ${rows.problem.value && html`<p class="problem" role="alert"><${Problem} of=${rows.problem.value} /></p>`}
     ${rows.total.value === 0 && !rows.isBusy?.value
@@ -50,19 +54,25 @@ function Problem({ of }) {
 }
 
 /** How many rows there are, or how far a search has come. */
-function Found({ rows, isSearch }) {
+function Found({ rows, isSearch, isAll }) {
   const total = rows.total.value;
   if (total === null) return html`<span class="muted" role="status">Loading …</span>`;
-  if (!isSearch) return html`<span class="muted" role="status">${count(total)}</span>`;
+  if (!isSearch) {
+    const many = isAll ? sum(stats.value?.tasks) : 0;
+    const text = many > total ? `${plural(many, "task")} in ${plural(total, "row")}` : plural(total, "row");
+    return html`<span class="muted" role="status" title="All members of an array are one row">${text}</span>`;
+  }
   const left = rows.left.value;
   const more = left ? `, ${count(left)} not searched yet` : rows.isOver.value ? "" : ", more below";
   const busy = rows.isBusy.value ? "; searching …" : "";
   return html`<span class="muted" role="status">${count(total)} found${more}${busy}</span>`;
 }
 
+const sum = (counts) => Object.values(counts ?? {}).reduce((all, each) => all + each, 0);
+
 function Nothing({ isFiltered, clear }) {
   if (!isFiltered) {
-    return html`<${Empty} title="No tasks yet"><p>Tasks appear here as soon as somebody hands one in.</p>
+    return html`<${Empty} title="No tasks yet"><p>Tasks appear here as soon as somebody submits one.</p>
       <${Command} text="octaskly run -- hostname" /><//>`;
   }
   return html`<${Empty} title="No task matches"><p>Try fewer filters.</p>
@@ -71,13 +81,18 @@ function Nothing({ isFiltered, clear }) {
 
 function Filters({ asked, change }) {
   const search = useRef(null);
+  const [isOpen, setOpen] = useState(false);
+  const id = useId();
   useKeys({ "/": () => search.current.focus() });
   const press = (state) => change({ status: asked.status === state ? "" : state });
   const clear = () => change({ status: "", node: "", label: "", text: "", name: "" });
-  const isClear = !["status", "node", "label", "text", "name"].some((name) => asked[name]);
+  const given = ["status", "node", "label", "text", "name"].filter((name) => asked[name]).length;
   return html`<form class="filters" role="search" aria-label="Filter tasks" onSubmit=${(event) => event.preventDefault()}>
-    <${Typed} field=${search} type="search" label="Search command or name" placeholder="Search command or name  /"
-      value=${asked.text ?? ""} change=${(text) => change({ text })} wide />
+    <span class="search"><${Typed} field=${search} type="search" label="Search command or name" placeholder="Search command or name"
+      value=${asked.text ?? ""} change=${(text) => change({ text })} /><kbd aria-hidden="true">/</kbd></span>
+    <button type="button" class="button filters-fold" aria-expanded=${isOpen} aria-controls=${id}
+      onClick=${() => setOpen(!isOpen)}>Filters${given > 0 && ` (${given})`}</button>
+    <div id=${id} class=${`filters-more ${isOpen ? "open" : ""}`}>
     <div class="states" role="group" aria-label="State">
       ${STATES.map((state) => html`<button type="button" class="chip" aria-pressed=${asked.status === state}
         onClick=${() => press(state)}><${State} of=${state} /></button>`)}
@@ -90,12 +105,13 @@ function Filters({ asked, change }) {
     <select aria-label="Order" value=${asked.order ?? ""} onChange=${(event) => change({ order: event.currentTarget.value })}>
       <option value="">Newest first</option><option value="oldest">Oldest first</option>
     </select>
-    ${!isClear && html`<${Button} kind="quiet" onPress=${clear}>Clear<//>`}
+    ${given > 0 && html`<${Button} onPress=${clear}>Clear<//>`}
+    </div>
   </form>`;
 }
 
 /** A field that tells what was typed once the hand rests. */
-function Typed({ label, value, change, field, wide = false, type = "text", ...rest }) {
+function Typed({ label, value, change, field, type = "text", ...rest }) {
   const [text, setText] = useState(value);
   const timer = useRef(0);
   useEffect(() => setText(value), [value]);
@@ -106,7 +122,7 @@ function Typed({ label, value, change, field, wide = false, type = "text", ...re
     clearTimeout(timer.current);
     timer.current = setTimeout(() => change(typed.trim()), TYPED_MS);
   };
-  return html`<input ref=${field} class=${wide ? "wide" : ""} type=${type} aria-label=${label} value=${text} maxlength="256"
+  return html`<input ref=${field} type=${type} aria-label=${label} value=${text} maxlength="256"
     autocomplete="off" spellcheck=${false} onInput=${type_} ...${rest} />`;
 }
 
@@ -115,50 +131,52 @@ function Grid({ rows }) {
   const total = rows.total.value ?? 0;
   const frame = useRef(null);
   const scroll = useRef({ top: 0, px: 0, total: null, sync: 0 }).current;
-  const [viewPx, setView] = useState(600);
+  const [view, setView] = useState({ viewPx: 600, rowPx: ROW_PX, barPx: 0 });
   const [, redraw] = useState(0);
   const [chosen, setChosen] = useState(-1);
   const [why, setWhy] = useState(null);
   const id = useId();
+  const { viewPx, rowPx, barPx } = view;
+  const track = new Track({ total, viewPx, rowPx });
   rows.drawn.value; // Draws again when rows have changed.
   stay(rows, scroll, total, setChosen);
 
   useLayoutEffect(() => {
-    const measure = new ResizeObserver(() => setView(frame.current.clientHeight));
+    const measure = new ResizeObserver(() => setView(measured(frame.current)));
     measure.observe(frame.current);
     return () => measure.disconnect();
   }, []);
   useLayoutEffect(() => {
-    scroll.top = clamp(scroll.top, 0, topMax(total, viewPx));
-    place(frame.current, scroll, total, viewPx);
-  }, [total, viewPx]);
+    scroll.top = clamp(scroll.top, 0, track.topMax);
+    place(frame.current, scroll, track);
+  }, [total, viewPx, rowPx]);
 
   const move = (top) => {
-    scroll.top = clamp(top, 0, topMax(total, viewPx));
-    place(frame.current, scroll, total, viewPx);
+    scroll.top = clamp(top, 0, track.topMax);
+    place(frame.current, scroll, track);
     redraw((n) => n + 1);
   };
   const onScroll = () => {
     if (frame.current === null) return; // The event came after the list had gone.
     const px = frame.current.scrollTop;
     if (Math.abs(px - scroll.px) < 1) return;
-    scroll.top = topAfter(scroll.top, scroll.px, px, total, viewPx);
+    scroll.top = track.topAfter(scroll.top, scroll.px, px);
     scroll.px = px;
     clearTimeout(scroll.sync);
-    scroll.sync = setTimeout(() => frame.current && place(frame.current, scroll, total, viewPx), 200);
+    scroll.sync = setTimeout(() => frame.current && place(frame.current, scroll, track), 200);
     redraw((n) => n + 1);
   };
   const choose = (index) => {
     const next = clamp(index, 0, total - 1);
     setChosen(next);
-    move(topFor(next, scroll.top, total, viewPx));
+    move(track.topFor(next, scroll.top));
     frame.current.parentElement.focus({ preventScroll: true }); // So that Enter is meant for it.
   };
   const open = () => rows.at(chosen) && go(["tasks", rows.at(chosen).id]);
-  const page = Math.max(1, Math.floor(viewPx / ROW_PX) - 1);
+  const page = Math.max(1, Math.floor(track.views) - 1);
   const keys = {
     j: () => choose(chosen + 1), k: () => choose(chosen < 0 ? 0 : chosen - 1),
-    w: () => rows.at(chosen) && setWhy(rows.at(chosen).id),
+    w: () => rows.at(chosen) && setWhy(rows.at(chosen)),
   };
   useKeys(keys);
   const walk = {
@@ -172,28 +190,28 @@ function Grid({ rows }) {
     walk[event.key]();
   };
 
-  const { first, last, shiftPx } = rowsInSight(scroll.top, total, viewPx);
+  const { first, last, shiftPx } = track.rowsInSight(scroll.top);
   useEffect(() => rows.want(first, last), [rows, first, last, total]);
   const shown = [];
   for (let index = first; index < last; index += 1) {
-    shown.push(html`<${Row} key=${index} index=${index} task=${rows.at(index)} id=${`${id}-${index}`}
+    shown.push(html`<${Row} key=${index} index=${index} task=${rows.at(index)} begun=${rows.begun} id=${`${id}-${index}`}
       isChosen=${index === chosen} choose=${() => setChosen(index)} why=${setWhy} />`);
   }
   const active = chosen >= first && chosen < last ? `${id}-${chosen}` : undefined;
-  return html`<div class="grid card" role="grid" aria-label="Tasks" aria-rowcount=${total + 1} tabindex="0"
+  return html`<div class=${`grid card ${rowPx === NARROW_ROW_PX ? "narrow" : ""}`} role="grid" aria-label="Tasks" aria-rowcount=${total + 1} tabindex="0"
       aria-activedescendant=${active} onKeyDown=${onKeyDown}>
-    <div role="rowgroup"><div class="grid-row grid-head" role="row" aria-rowindex="1">
-      ${["State", "Task", "Node", "Exit", "Took", "Created", ""].map((name, n) => html`<span role="columnheader"
-        class=${`cell-${n}`}>${name || html`<span class="visually-hidden">Why it waits</span>`}</span>`)}
+    <div role="rowgroup"><div class="grid-row grid-head" role="row" aria-rowindex="1" style=${{ marginRight: `${barPx}px` }}>
+      ${["State", "Task", "Node", "Exit", "Took", "Submitted", ""].map((name, n) => html`<span role="columnheader"
+        class=${`cell-${n}`}>${name || html`<span class="visually-hidden">Why</span>`}</span>`)}
     </div></div>
     <div class="grid-frame" role="rowgroup" tabindex="0" ref=${frame} onScroll=${onScroll}>
       <div class="grid-rows" role="presentation" style=${{ height: `${viewPx}px` }}>
         <div role="presentation" style=${{ transform: `translateY(${shiftPx}px)` }}>${shown}</div></div>
-      <div role="presentation" style=${{ height: `${Math.max(0, trackPx(total) - viewPx)}px` }}></div>
+      <div role="presentation" style=${{ height: `${Math.max(0, track.px - viewPx)}px` }}></div>
     </div>
   </div>
-  <p class="hint keys-hint"><kbd>j</kbd><kbd>k</kbd> move <kbd>Enter</kbd> open <kbd>w</kbd> why it waits <kbd>/</kbd> search</p>
-  ${why && html`<${WhyDialog} id=${why} onClose=${() => setWhy(null)} />`}`;
+  <p class="hint keys-hint"><kbd>j</kbd><kbd>k</kbd> move <kbd>Enter</kbd> open <kbd>w</kbd> why <kbd>/</kbd> search</p>
+  ${why && html`<${WhyDialog} task=${why} onClose=${() => setWhy(null)} />`}`;
 }
 
 /** Stays with the rows that one looks at, where new ones come above them. */
@@ -205,32 +223,45 @@ function stay(rows, scroll, total, setChosen) {
   setChosen((chosen) => (chosen < 0 ? chosen : Math.max(0, chosen + came)));
 }
 
-function place(frame, scroll, total, viewPx) {
-  frame.scrollTop = scrollOf(scroll.top, total, viewPx);
+function measured(frame) {
+  const rowPx = frame.clientWidth < NARROW_PX ? NARROW_ROW_PX : ROW_PX;
+  return { viewPx: frame.clientHeight, rowPx, barPx: frame.offsetWidth - frame.clientWidth };
+}
+
+function place(frame, scroll, track) {
+  frame.scrollTop = track.scrollOf(scroll.top);
   scroll.px = frame.scrollTop;
 }
 
-function Row({ task, index, id, isChosen, choose, why }) {
+function Row({ task, begun, index, id, isChosen, choose, why }) {
   const shared = { id, class: "grid-row", role: "row", "aria-rowindex": index + 2, "aria-selected": isChosen };
   if (task === undefined) {
     return html`<div ...${shared} aria-busy="true"><span role="gridcell" class="cell-all"><i class="ghost"></i></span></div>`;
   }
-  const isLong = task.array !== null && task.array !== undefined;
   return html`<div ...${shared} onClick=${choose} onDblClick=${() => go(["tasks", task.id])}>
     <span role="gridcell" class="cell-0"><${State} of=${task.status} /></span>
     <span role="gridcell" class="cell-1"><a href=${href(["tasks", task.id])} tabindex="-1" title=${`${task.id}\n${task.command}`}>
       ${task.name && html`<strong>${task.name}</strong>`} <code>${task.command}</code></a>
-      ${isLong && html`<span class="tag">${count(task.array.completed + task.array.failed + task.array.cancelled)} of ${count(task.array.total)}</span>`}
+      ${task.array && html`<span class="tag">${told(task.array)}</span>`}
       ${Object.entries(task.labels ?? {}).slice(0, 3).map(([name, value]) => html`<a class="tag label" tabindex="-1"
         href=${href(["tasks"], { label: `${name}=${value}` })}>${value ? `${name}=${value}` : name}</a>`)}</span>
     <span role="gridcell" class="cell-2">${task.worker_id ?? ""}</span>
-    <span role="gridcell" class="cell-3">${exitOf(task)}</span>
-    <span role="gridcell" class="cell-4">${task.duration_ms == null ? "" : duration(task.duration_ms)}</span>
+    <span role="gridcell" class=${`cell-3 ${task.reason === "exit" ? "code" : ""}`}>${exitOf(task)}</span>
+    <span role="gridcell" class=${`cell-4 ${task.status}`}>${task.status === "running" ? html`<${Running} at=${begun.get(task.id)} />` : tookOf(task)}</span>
     <span role="gridcell" class="cell-5" title=${task.created_at}>${ago(task.created_at, now.value)}</span>
-    <span role="gridcell" class="cell-6">${task.status === "queued" && html`<button type="button" class="button quiet"
-      tabindex="-1" onClick=${() => why(task.id)} aria-label=${`Why is ${task.name ?? task.id} waiting?`}>Why?</button>`}</span>
+    <span role="gridcell" class="cell-6">${WHY[task.status] && html`<button type="button" class="button small"
+      tabindex="-1" onClick=${() => why(task)} aria-label=${`${WHY[task.status]} ${task.name ?? task.command}?`}>Why?</button>`}</span>
   </div>`;
 }
+
+const WHY = { queued: "Why is it queued:", failed: "Why did it fail:" };
+
+/** How long it runs by now. */
+function Running({ at }) {
+  return at ? elapsed(at, now.value) : "";
+}
+
+const tookOf = (task) => (task.duration_ms == null ? "" : duration(task.duration_ms));
 
 /** The exit code, or what ended a task that has none of its own. */
 function exitOf({ exit_code: code, reason }) {

@@ -6,51 +6,70 @@
  * scroll bar goes to the same part of the list.
  */
 
-export const ROW_PX = 40;
 export const TRACK_PX_MAX = 8_000_000;
 export const PAGE_ROWS = 100;
 const SMALL_VIEWS = 2; //: a step of fewer views than that is no drag
 
-/** How high the track of so many rows is. */
-export const trackPx = (total) => Math.min(total * ROW_PX, TRACK_PX_MAX);
+/** A list of so many rows, of which a view shows a part; rows count as fractions. */
+export class Track {
+  constructor({ total, viewPx, rowPx }) {
+    Object.assign(this, { total, viewPx, rowPx });
+  }
 
-/** The highest row, as a fraction, that can be the first in sight. */
-export const topMax = (total, viewPx) => Math.max(0, total - viewPx / ROW_PX);
+  /** How high the track is. */
+  get px() {
+    return Math.min(this.total * this.rowPx, TRACK_PX_MAX);
+  }
 
-const scrollMax = (total, viewPx) => Math.max(0, trackPx(total) - viewPx);
-const isWhole = (total) => total * ROW_PX <= TRACK_PX_MAX;
+  /** How many rows fill the view. */
+  get views() {
+    return this.viewPx / this.rowPx;
+  }
 
-/** Where the scroll bar is for a first row. */
-export function scrollOf(top, total, viewPx) {
-  if (isWhole(total)) return top * ROW_PX;
-  const most = topMax(total, viewPx);
-  return most === 0 ? 0 : (top / most) * scrollMax(total, viewPx);
-}
+  /** The highest row that can be the first in sight. */
+  get topMax() {
+    return Math.max(0, this.total - this.views);
+  }
 
-/** The first row in sight after the bar went from one place to another. */
-export function topAfter(top, beforePx, afterPx, total, viewPx) {
-  const most = topMax(total, viewPx);
-  if (isWhole(total)) return clamp(afterPx / ROW_PX, 0, most);
-  if (afterPx <= 0) return 0;
-  if (afterPx >= scrollMax(total, viewPx) - 1) return most;
-  const stepPx = afterPx - beforePx;
-  if (Math.abs(stepPx) <= SMALL_VIEWS * viewPx) return clamp(top + stepPx / ROW_PX, 0, most);
-  return clamp((afterPx / scrollMax(total, viewPx)) * most, 0, most);
-}
+  get #scrollMax() {
+    return Math.max(0, this.px - this.viewPx);
+  }
 
-/** The rows to draw, the last one excluded, and how far they are moved up. */
-export function rowsInSight(top, total, viewPx) {
-  const first = Math.floor(top);
-  const last = Math.min(total, Math.ceil(top + viewPx / ROW_PX) + 1);
-  return { first, last, shiftPx: -(top - first) * ROW_PX };
-}
+  get #isWhole() {
+    return this.total * this.rowPx <= TRACK_PX_MAX;
+  }
 
-/** The first row to show so that one is in sight, moved as little as possible. */
-export function topFor(row, top, total, viewPx) {
-  const views = Math.max(1, viewPx / ROW_PX);
-  if (row < top) return clamp(row, 0, topMax(total, viewPx));
-  if (row + 1 > top + views) return clamp(row + 1 - views, 0, topMax(total, viewPx));
-  return top;
+  /** Where the scroll bar is for a first row. */
+  scrollOf(top) {
+    if (this.#isWhole) return top * this.rowPx;
+    return this.topMax === 0 ? 0 : (top / this.topMax) * this.#scrollMax;
+  }
+
+  /** The first row in sight after the bar went from one place to another. */
+  topAfter(top, beforePx, afterPx) {
+    const most = this.topMax;
+    if (this.#isWhole) return clamp(afterPx / this.rowPx, 0, most);
+    if (afterPx <= 0) return 0;
+    if (afterPx >= this.#scrollMax - 1) return most;
+    const stepPx = afterPx - beforePx;
+    if (Math.abs(stepPx) <= SMALL_VIEWS * this.viewPx) return clamp(top + stepPx / this.rowPx, 0, most);
+    return clamp((afterPx / this.#scrollMax) * most, 0, most);
+  }
+
+  /** The rows to draw, the last one excluded, and how far they are moved up. */
+  rowsInSight(top) {
+    const first = Math.floor(top);
+    const last = Math.min(this.total, Math.ceil(top + this.views) + 1);
+    return { first, last, shiftPx: -(top - first) * this.rowPx };
+  }
+
+  /** The first row to show so that one is in sight, moved as little as possible. */
+  topFor(row, top) {
+    const views = Math.max(1, this.views);
+    if (row < top) return clamp(row, 0, this.topMax);
+    if (row + 1 > top + views) return clamp(row + 1 - views, 0, this.topMax);
+    return top;
+  }
 }
 
 /**

@@ -1,11 +1,15 @@
 /** Why a task waits, or why it is where it is. */
 
 import { get } from "../api.js";
+import { byName } from "../format.js";
 import { html, useEffect, useState } from "../lib.js";
 import { href } from "../router.js";
 import { Dialog, State } from "../ui.js";
+import { Output } from "./ansi.js";
 
 const AGAIN_MS = 3000;
+const LAST_LINES = 5;
+const LAST_CHARS = 2000;
 
 const FINAL = ["completed", "failed", "cancelled"];
 
@@ -34,6 +38,13 @@ export function useExplained(id, status = "") {
   return told;
 }
 
+/** What a node lacks for good: no waiting helps. */
+const LACKS = ["node", "os", "arch", "label", "cpus", "memory", "gpus"];
+
+/** Whether no node of the mesh, as it is, could ever run it. */
+export const isHopeless = (told) => told?.status === "queued" && told.nodes.length > 0
+  && told.nodes.every(({ reasons }) => reasons.some(({ code }) => LACKS.includes(code)));
+
 /** The one sentence, and what keeps each node from it. */
 export function Why({ told }) {
   if (told === null) return html`<p class="muted" role="status">Asking the dispatcher …</p>`;
@@ -41,19 +52,45 @@ export function Why({ told }) {
     ${told.placement && html`<p class="muted">${sentence(told.placement)}</p>`}
     ${told.nodes.length > 0 && html`<div class="scroll"><table class="why">
       <thead><tr><th scope="col">Node</th><th scope="col">State</th><th scope="col">Why not there</th></tr></thead>
-      <tbody>${told.nodes.map((node) => html`<tr key=${node.id}><th scope="row"><a href=${href(["nodes", node.name])}>${node.name}</a></th>
+      <tbody>${[...told.nodes].sort(byName).map((node) => html`<tr key=${node.id}><th scope="row"><a href=${href(["nodes", node.name])}>${node.name}</a></th>
         <td><${State} of=${node.state} /></td>
         <td>${node.reasons.map((why) => why.message).join("; ") || "–"}</td></tr>`)}</tbody>
     </table></div>`}`;
 }
 
-export function WhyDialog({ id, onClose }) {
-  const told = useExplained(id);
-  const title = told && told.status !== "queued" ? "Where this task is" : "Why is this waiting?";
-  return html`<${Dialog} title=${title} onClose=${onClose}>
-    <div class="why-body"><${Why} told=${told} />
-      <p><a href=${href(["tasks", id])}>Open ${id}</a></p></div>
+const TITLES = { queued: "Why is it queued?", failed: "Why did it fail?" };
+
+/** Says why a task of the list waits, or why it failed, with the end of what it wrote. */
+export function WhyDialog({ task, onClose }) {
+  const told = useExplained(task.id);
+  const failed = useFailed(task);
+  const last = lastLines(failed?.stderr);
+  return html`<${Dialog} title=${TITLES[told?.status ?? task.status] ?? "Where it is"} onClose=${onClose}>
+    <div class="why-body"><${Why} told=${failed ? { ...told, placement: null, nodes: [] } : told} />
+      ${last && html`<p class="muted">The end of its stderr:</p><pre class="why-end" tabindex="0">${last}</pre>`}
+      <p><a href=${href(["tasks", task.id])}>Open ${task.name ?? task.id}</a></p></div>
   <//>`;
+}
+
+/** All of a task that failed, null before. */
+function useFailed({ id, status }) {
+  const [found, setFound] = useState(null);
+  useEffect(() => {
+    if (status !== "failed") return undefined;
+    const over = new AbortController();
+    get(`/api/v1/tasks/${encodeURIComponent(id)}`, {}, { quiet: true, signal: over.signal }).then(setFound, (problem) => {
+      if (problem.status === undefined && !over.signal.aborted) throw problem;
+    });
+    return () => over.abort();
+  }, [id, status]);
+  return found;
+}
+
+/** The last lines of an output, as the log shows them: no control character is left. */
+function lastLines(text) {
+  const output = new Output(LAST_LINES);
+  output.pen("stderr").write(`${(text ?? "").slice(-LAST_CHARS).trimEnd()}\n`);
+  return output.lines.map(({ spans }) => spans.map((span) => span.text).join("")).join("\n").trim();
 }
 
 /** As a sentence; names of nodes stay as they are. */
