@@ -1,6 +1,7 @@
 /** Live charts, drawn by uPlot in the colours of the page. */
 
 import uPlot from "../vendor/uplot.js";
+import { timeOfDay } from "./format.js";
 import { html, useEffect, useLayoutEffect, useRef, useState } from "./lib.js";
 
 const SPAN_S_MIN = 30;
@@ -82,7 +83,7 @@ function options(series, format) {
     padding: [8, 3 * em, 0, 0], // Half of the last time is right of its mark.
     scales: { x: { time: true }, y: { auto: false } },
     axes: [
-      { ...axis, grid: { show: false }, size: 2.2 * em, space: 8 * em, values: (_, times) => times.map(timeOfDay) },
+      { ...axis, grid: { show: false }, size: 2.2 * em, space: 8 * em, values: (_, times) => times.map((s) => timeOfDay(s * 1000)) },
       { ...axis, size: 4.2 * em, space: 4 * em, values: (_, values) => values.map(format) },
     ],
     series: [
@@ -96,9 +97,4 @@ function options(series, format) {
       })),
     ],
   };
-}
-
-function timeOfDay(seconds) {
-  const second = seconds % 60 ? "2-digit" : undefined;
-  return new Date(seconds * 1000).toLocaleTimeString([], { hour: "2-digit", minute: "2-digit", second, hour12: false });
 }

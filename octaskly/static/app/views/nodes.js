@@ -37,8 +37,8 @@ export function Nodes({ query }) {
   return html`
     <div class="head nodes-head">
       <h1>${plural(nodes.value.length, "node")}</h1>
-      <input ref=${field} type="search" aria-label="Find a node" placeholder="Find by name, state, label  ( / )" value=${find}
-        onInput=${(event) => go(["nodes"], { find: event.currentTarget.value }, { replace: true })} />
+      <span class="search"><input ref=${field} type="search" aria-label="Find a node" placeholder="Find by name, state, label" value=${find}
+        onInput=${(event) => go(["nodes"], { find: event.currentTarget.value }, { replace: true })} /><kbd aria-hidden="true">/</kbd></span>
       <span class="hint end"><kbd>j</kbd> <kbd>k</kbd> choose, <kbd>d</kbd> drain, <kbd>p</kbd> pause</span>
     </div>
     <${Waiting} />
