@@ -25,6 +25,8 @@ WIDTHS: Final = (360, 1280, 3840)
 DRAWN: Final = (360, 1280)  #: widths of the pictures
 PICTURED: Final = ("overview", "tasks", "waiting", "stream")
 HEIGHT_PX = 800
+#: Until what is drawn by hand has been drawn in another colour and size.
+DRAWN_ANEW: Final = "new Promise((drawn) => setTimeout(drawn, 300))"
 #: What axe looks for, where not all of it: the dark changes colours alone.
 RULES: Final[dict[Literal["light", "dark"], tuple[str, ...]]] = {
     "light": (),
@@ -114,6 +116,7 @@ async def draw(page: Page, place: str, width: int) -> None:
     IMAGES.mkdir(exist_ok=True)
     for scheme in RULES:
         await page.emulate_media(color_scheme=scheme)
+        await page.evaluate(DRAWN_ANEW)
         path = IMAGES / f"{place}-{scheme}-{width}.png"
         await page.screenshot(path=path, animations="disabled")
 

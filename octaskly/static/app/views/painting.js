@@ -10,7 +10,7 @@ const BETWEEN_PX = 5; //: from one bar to that below
 const FAILED_PX = 14; //: at least, for what failed: it has a cross
 const NOW_PX = 48; //: beside the word "now" the axis has no time
 const NAME_PX = 10; //: left of the name of a node
-const TEXT_PX = 46; //: a narrower bar has no text
+const TEXT_PX = 34; //: in less room a bar has no title
 
 /** Where bars begin: left of that stand the names of nodes. */
 export const gutterOf = (width) => (width < 560 ? 92 : 132);
@@ -198,17 +198,14 @@ const SHAPES = {
 function shape(ink, bar, { left, y, wide, tall, gutter, colours }) {
   const colour = colourOf(bar.family);
   SHAPES[bar.status](ink, { left, y, wide, tall, colour, colours });
-  if (wide < TEXT_PX || bar.status === "cancelled" || bar.status === "released") return;
-  ink.save();
-  ink.beginPath();
-  ink.rect(left, y, wide - (bar.status === "failed" ? 16 : 6), tall);
-  ink.clip();
+  const x = Math.max(left, gutter) + 6;
+  const room = left + wide - x - (bar.status === "failed" ? 16 : 6);
+  if (room < TEXT_PX || bar.status === "cancelled" || bar.status === "released") return;
   ink.fillStyle = toneOf(bar.family).light > 0.65 ? "#0b0e13" : "#fff";
   ink.font = `600 11px ${colours.font}`;
   ink.textAlign = "left";
   ink.textBaseline = "middle";
-  ink.fillText(titleOf(bar), Math.max(left, gutter) + 6, y + tall / 2 + 0.5);
-  ink.restore();
+  ink.fillText(fitting(ink, titleOf(bar), room), x, y + tall / 2 + 0.5);
 }
 
 /** What people know a task by: its name, else its command, as far as that is one line. */
@@ -277,6 +274,9 @@ function names(ink, rows, { scrollTop, gutter, height, colours }) {
 /** A text, cut where it is too long. */
 function fitting(ink, text, px) {
   let shown = text;
-  while (shown.length > 1 && ink.measureText(shown).width > px) shown = `${shown.slice(0, -2)}…`;
+  for (let wide = ink.measureText(shown).width; wide > px && shown.length > 1; wide = ink.measureText(shown).width) {
+    const fit = Math.min(shown.length - 2, Math.floor((shown.length * px) / wide));
+    shown = `${text.slice(0, Math.max(0, fit))}…`;
+  }
   return shown;
 }

@@ -18,6 +18,8 @@ const AHEAD = 0.04; //: of the view lies in the future
 const FAMILIES_MAX = 14;
 const TABLE_MAX = 100;
 
+const dark = matchMedia("(prefers-color-scheme: dark)");
+
 /** What ran where and when: one lane for each slot, coloured by command. */
 export function Stream() {
   const { lanes, drift, isLoaded, isCut } = useLanes();
@@ -130,11 +132,14 @@ function Picture({ lanes, drift, view, setView, zoom, pan, only }) {
   useEffect(() => {
     let next = 0;
     let handle = 0;
+    let drawnAs = "";
     const loop = (time) => {
       if (frame.current === null) return; // The effect may begin after the view has gone.
       handle = requestAnimationFrame(loop);
-      if (time < next || document.hidden || frame.current === null) return;
       const now = latest.current;
+      const as = `${now.size.width} ${now.size.height} ${dark.matches}`;
+      if ((time < next && as === drawnAs) || document.hidden) return;
+      drawnAs = as;
       // What moves by less than a pixel need not be drawn again.
       next = time + (now.view.isLive ? Math.min(250, Math.max(33, now.view.span / Math.max(1, now.size.width))) : 100);
       draw(canvas.current, { ...now, ...window_(), scrollTop: frame.current.scrollTop, now: Date.now() + now.drift });
