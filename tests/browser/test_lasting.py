@@ -104,14 +104,14 @@ async def test_a_network_that_is_silent_is_noticed_within_seconds(
     async with cable(port) as line:
         page = await guest.page()
         await page.goto(address.replace(f":{port}/", f":{line.port}/"))
-        await expect(page.get_by_text("Live", exact=True)).to_be_visible()
+        await expect(page.get_by_text("Connected", exact=True)).to_be_visible()
 
         line.hold()
         waiting = page.get_by_text("Looking for the mesh")
         await expect(waiting).to_be_visible(timeout=SILENCE_MS)
         line.let_go()
 
-        await expect(page.get_by_text("Live", exact=True)).to_be_visible()
+        await expect(page.get_by_text("Connected", exact=True)).to_be_visible()
         await expect(waiting).to_have_count(0)
         await guest.context.set_offline(offline=True)
         await expect(waiting).to_be_visible(timeout=AT_ONCE_MS)

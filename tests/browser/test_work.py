@@ -103,7 +103,7 @@ async def test_the_address_on_the_lan_opens_for_who_trusts_the_mesh(
     async with chromium.started(tmp_path) as browser, visitor(browser) as guest:
         page = await guest.page()
         await page.goto(code["lan_url"])
-        await expect(page.get_by_text("Live", exact=True)).to_be_visible()
+        await expect(page.get_by_text("Connected", exact=True)).to_be_visible()
         await show(page, "submit")
         form = page.get_by_role("form", name="Submit a task")
         await form.get_by_label("Command").fill("echo over the LAN")
