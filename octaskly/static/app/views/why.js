@@ -66,7 +66,7 @@ export function WhyDialog({ task, onClose }) {
   const failed = useFailed(task);
   const last = lastLines(failed?.stderr);
   return html`<${Dialog} title=${TITLES[told?.status ?? task.status] ?? "Where it is"} onClose=${onClose}>
-    <div class="why-body"><${Why} told=${failed ? { ...told, placement: null, nodes: [] } : told} />
+    <div class="why-body"><${Why} told=${told && failed ? { ...told, placement: null, nodes: [] } : told} />
       ${last && html`<p class="muted">The end of its stderr:</p><pre class="why-end" tabindex="0">${last}</pre>`}
       <p><a href=${href(["tasks", task.id])}>Open ${task.name ?? task.id}</a></p></div>
   <//>`;
