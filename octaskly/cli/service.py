@@ -129,6 +129,10 @@ def uninstall(
     systemd.do("daemon-reload")
     note(f"✓ {scope.value} service {UNIT} stopped and removed ({path})")
     _remove(gone)
+    if config.paths.secret in gone:
+        from octaskly.trust.sharing import SecretUse  # noqa: PLC0415
+
+        SecretUse(config.paths.secret).path.unlink(missing_ok=True)
     for place in data:
         note(f"{'✓ removed' if place in gone else '  data stay:'} {place}")
     if data and not purge:

@@ -17,15 +17,18 @@ class SecretUse:
 
     def __init__(self, path: Path) -> None:
         # A link stays one, and agents may come to the same file by different ones.
-        self._path = path.resolve().with_name(f"{path.resolve().name}.users")
+        self.path = path.resolve().with_name(f"{path.resolve().name}.users")
         self._fd: int | None = None
 
     def begin(self) -> None:
         """Be one of those who use it, unless its folder is for others to write."""
         flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
         with suppress(OSError):
-            self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-            self._fd = self._fd or os.open(self._path, flags, 0o600)
+            self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            self._fd = self._fd or os.open(self.path, flags, 0o600)
+            if os.fstat(self._fd).st_uid != os.geteuid():
+                self.end()  # Who made it could keep this process waiting for ever.
+                return
             fcntl.flock(self._fd, fcntl.LOCK_SH)
 
     def is_shared(self) -> bool:

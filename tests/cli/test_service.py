@@ -253,7 +253,7 @@ def test_purge_asks_first(machine: Machine) -> None:
     assert still
     assert purged.returncode == 0, purged.stderr
     assert not state.exists()
-    assert not (machine.home / ".config/octaskly/mesh.key").exists()
+    assert not list((machine.home / ".config/octaskly").glob("mesh.key*"))
 
 
 def test_purge_leaves_a_folder_that_a_flag_named(machine: Machine) -> None:
