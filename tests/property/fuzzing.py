@@ -33,7 +33,7 @@ def fuzz(
 
     def wrap(test: Callable[..., None]) -> Callable[[], None]:
         @pytest.mark.slow
-        @pytest.mark.timeout(60 + 30 * FUZZ_S)
+        @pytest.mark.timeout(300 + 30 * FUZZ_S)
         def run() -> None:
             end_s = time.process_time() + FUZZ_S
             while time.process_time() < end_s:
