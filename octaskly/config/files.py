@@ -55,7 +55,7 @@ def _said(path: Path) -> dict[str, str]:
         return {str(key): _text(key, rows[key]) for key in CLIENT_KEYS if key in rows}
     except (OSError, ValueError, RecursionError) as error:
         why = getattr(error, "strerror", None) or error
-        raise ConfigError(f"{path}: {why}", hint="octaskly config check") from error
+        raise ConfigError(f"{path}: {why}", hint="octaskly config check") from None
 
 
 def _text(key: str, value: object) -> str:
