@@ -6,7 +6,6 @@ import asyncio
 import sqlite3
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from queue import SimpleQueue
@@ -323,7 +322,8 @@ class Store:
                 connection,
                 self._packer,
                 self._clock,
-                self._tell_committed,
+                self._loop,
+                self._on_persisted,
             )
         except sqlite3.Error as error:
             raise translated(self._path, error) from error
@@ -356,11 +356,6 @@ class Store:
     def _put(self, item: Item) -> None:
         assert self._writer is not None, "the store is not open"
         self._writer.put(item)
-
-    def _tell_committed(self, number: int) -> None:
-        """Hand over to the event loop; runs in the writer's thread."""
-        with suppress(RuntimeError):  # The loop has ended before the store.
-            self._loop.call_soon_threadsafe(self._on_persisted, number)
 
     async def _read(self, question: Callable[[sqlite3.Connection], _T]) -> _T:
         """Answer a question from one snapshot, in a thread."""

@@ -2,14 +2,16 @@
 
 The first write after a pause is committed at once. Only while writes arrive faster
 than they are committed does the thread wait a little, so that a commit carries more.
-Facts for which nobody waits (an attempt was assigned) may wait a little for company:
-a short task then costs two commits instead of three.
+Facts for which nobody waits (an attempt was assigned) may wait a little for company,
+and do not wake the thread: a short task then costs two commits instead of three, and
+the thread does not ask for Python's lock while its attempt is being started.
 A write that fails (a full disk) is kept and tried again; it is never acknowledged
 before it is durable.
 """
 
 from __future__ import annotations
 
+import asyncio
 import os
 import sqlite3
 import threading
@@ -43,7 +45,7 @@ BUSY_ITEMS: Final = 2  #: urgent items that came during a commit: more will foll
 COALESCE_S: Final = 0.001  #: while busy, wait so long for more,
 COALESCE_TIMES: Final = 5  #: so many times at most, and only while more does come
 COALESCE_ENTRIES: Final = 256  #: so many end that wait
-LAZY_S: Final = 0.005  #: how long facts that nobody waits for may wait for others
+LAZY_S: Final = 0.005  #: facts that nobody waits for are hurried after so long
 PACE_ENTRIES: Final = 128  #: for so many that were added, one step of the purge,
 PACE_STEPS_MAX: Final = 16  #: so many at most, as writes wait meanwhile
 RETRY_S: Final = 0.05
@@ -62,11 +64,13 @@ class Writer:
         connection: sqlite3.Connection,
         packer: Packer,
         clock: Clock,
+        loop: asyncio.AbstractEventLoop,
         on_commit: Callable[[int], None],
     ) -> None:
         self._path = path
         self._db = connection
         self._packer = packer
+        self._loop = loop
         self._on_commit = on_commit
         self._tables = Tables(connection, packer, clock)
         self._reserve = Reserve(path)
@@ -75,7 +79,8 @@ class Writer:
         self._items: deque[Item] = deque()
         self._entries = 0  #: in `_items`
         self._urgent = 0  #: items in `_items` for whose commit somebody waits
-        self._is_lazy = False  #: the thread waits for an urgent item
+        self._is_put_off = False  #: `_hurry` will be called
+        self._is_hurried = False  #: what waits goes into a commit, urgent or not
         self._wanted = _NEVER  #: wake the thread at so many entries
         self._is_closing = False
         self._failure: str | None = None
@@ -110,7 +115,21 @@ class Writer:
             self._items.append(item)
             self._entries += _weight(item)
             self._urgent += _is_urgent(item)
-            if self._entries >= self._wanted or (self._is_lazy and self._urgent):
+            if self._urgent:
+                if self._entries >= self._wanted:
+                    self._changed.notify()
+                return
+            if self._is_put_off:
+                return
+            self._is_put_off = True
+        self._loop.call_later(LAZY_S, self._hurry)
+
+    def _hurry(self) -> None:
+        """Commit what waits now, though nobody waits for it."""
+        with self._changed:
+            self._is_put_off = False
+            self._is_hurried = bool(self._items)
+            if self._is_hurried:
                 self._changed.notify()
 
     def close(self) -> None:
@@ -149,14 +168,10 @@ class Writer:
         ):
             pass
         with self._changed:
-            if not self._items:
-                self._wait(1, None)
-            elif self._urgent >= BUSY_ITEMS:
+            if self._urgent >= BUSY_ITEMS:
                 self._coalesce()
-            if not self._urgent:
-                self._is_lazy = True
-                self._changed.wait_for(lambda: self._urgent or self._is_closing, LAZY_S)
-                self._is_lazy = False
+            else:
+                self._wait(1, None)
             batch: list[Item] = []
             entries = 0
             while self._items and len(batch) < BATCH_ITEMS_MAX:
@@ -167,6 +182,7 @@ class Writer:
                 self._urgent -= _is_urgent(item)
                 batch.append(item)
             self._entries -= entries
+            self._is_hurried = bool(self._items)
             return batch
 
     def _coalesce(self) -> None:
@@ -180,7 +196,12 @@ class Writer:
     def _wait(self, entries: int, timeout_s: float | None) -> None:
         self._wanted = entries
         self._changed.wait_for(
-            lambda: self._entries >= entries or self._is_closing, timeout_s
+            lambda: (
+                (self._urgent and self._entries >= entries)
+                or self._is_hurried
+                or self._is_closing
+            ),
+            timeout_s,
         )
         self._wanted = _NEVER
 
@@ -205,7 +226,8 @@ class Writer:
         self.ends_to_tell = self._tables.ends_to_tell
         numbers = [i.number for i in batch if isinstance(i, Append | Join | Save)]
         if numbers:
-            self._on_commit(numbers[-1])
+            with suppress(RuntimeError):  # The loop has ended before the store.
+                self._loop.call_soon_threadsafe(self._on_commit, numbers[-1])
         return True
 
     def _keep_pace(self, added: int) -> None:

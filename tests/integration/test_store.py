@@ -438,6 +438,23 @@ async def test_work_that_piles_up_goes_into_few_commits(tmp_path: Path) -> None:
     assert len(told) < 200
 
 
+async def test_a_fact_that_nobody_waits_for_is_written_by_itself_or_with_the_next(
+    tmp_path: Path,
+) -> None:
+    """It wakes nobody, but does not wait for ever either."""
+    told: list[int] = []
+    async with opened(tmp_path / "log.db", told) as store:
+        store.append(1, kit.entries([kit.submitted(1), kit.submitted(2)]), kit.EPOCHS)
+        await until(lambda: is_told(told, 1))
+        store.append(2, kit.entries([kit.assigned(1)], after=2), kit.EPOCHS)
+        await until(lambda: is_told(told, 2))
+        store.append(3, kit.entries([kit.assigned(2)], after=3), kit.EPOCHS)
+        store.append(4, kit.entries([kit.finished(1)], after=4), kit.EPOCHS)
+        await until(lambda: is_told(told, 4))
+
+    assert told == [1, 2, 4]
+
+
 def is_told(told: list[int], number: int) -> bool:
     return told[-1:] == [number]
 
