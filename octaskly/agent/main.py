@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import importlib
 import os
+import shlex
 import sys
 from collections.abc import MutableMapping
 from dataclasses import replace
@@ -31,6 +32,9 @@ def run(config: AgentConfig, environ: MutableMapping[str, str] = os.environ) -> 
     options = config.options
     log = configure(options.log_format, options.log_level, environ)
     config = replace(config, task_umask=os.umask(0o077))
+    if not config.paths.is_found(environ):
+        hint = f"octaskly --state-dir {shlex.quote(str(config.paths.state))} nodes"
+        log.info("commands must be told the folder of this agent", hint=hint)
     try:
         with contextlib.closing(Notifier(environ)) as notifier:
             # An unreadable folder raises when it is read, which names it.

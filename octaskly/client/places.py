@@ -8,13 +8,12 @@ from pathlib import Path
 
 import msgspec
 
-from octaskly.client.connection import connect_unix
+from octaskly.client.connection import CONNECT_S_MAX, connect_unix
 from octaskly.client.errors import SeveralAgents, Unreachable
-from octaskly.config.places import xdg
+from octaskly.config.places import STATE_BASE, xdg
 from octaskly.errors import PermissionDenied
 
 RUN_FOLDER = Path("/run/octaskly")
-PROBE_S = 1.0
 
 NO_AGENT = "no Octaskly agent is running on this machine"
 NO_AGENT_HINT = """\
@@ -79,7 +78,7 @@ def agents_here(
                 yield path.stem, path
     if node in names:
         return
-    states = xdg(environ, "XDG_STATE_HOME", ".local/state") / "octaskly"
+    states = xdg(environ, *STATE_BASE) / "octaskly"
     for description in sorted(_listed(states, "*/agent.json")):
         described = _described(description.parent)
         if described is not None and described[0] not in names:
@@ -106,7 +105,7 @@ def _described(folder: Path) -> tuple[str, Path] | None:
 def _answers(path: Path) -> bool:
     """Whether somebody listens there; a socket file outlives an agent that died."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
-        sock.settimeout(PROBE_S)
+        sock.settimeout(CONNECT_S_MAX)  # A dead one is refused at once.
         try:
             connect_unix(sock, path)
         except PermissionError as error:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 SYSTEM_FOLDER = Path("/etc/octaskly")
+STATE_BASE = ("XDG_STATE_HOME", ".local/state")  #: for `xdg`
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,6 +49,12 @@ class Paths:
         is_own = self.runtime == self.state
         return self.runtime / ("octaskly.sock" if is_own else f"{name}.sock")
 
+    def is_found(self, environ: Mapping[str, str]) -> bool:
+        """Return whether commands of this user find the agent without its folder."""
+        if self.runtime != self.state or "STATE_DIRECTORY" in environ:
+            return True
+        return self.state.parent == xdg(environ, *STATE_BASE) / "octaskly"
+
     @property
     def description(self) -> Path:
         """What programs on this machine need to find the running agent."""
@@ -58,7 +65,7 @@ def state_dir_default(name: str, environ: Mapping[str, str]) -> Path:
     """Return where an agent of this name keeps its state."""
     if given := environ.get("STATE_DIRECTORY"):
         return Path(given.split(":")[0])
-    return xdg(environ, "XDG_STATE_HOME", ".local/state") / "octaskly" / name
+    return xdg(environ, *STATE_BASE) / "octaskly" / name
 
 
 def runtime_dir_default(environ: Mapping[str, str]) -> Path | None:

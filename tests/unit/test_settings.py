@@ -264,3 +264,15 @@ def test_the_socket_of_a_folder_that_a_file_names_is_where_commands_look(
 
     assert by_file.paths.socket_of("ash") == tmp_path / "run/octaskly/ash.sock"
     assert by_flag.paths.socket_of("ash") == tmp_path / "b/octaskly.sock"
+
+
+def test_an_agent_knows_whether_commands_find_it(home: Home, tmp_path: Path) -> None:
+    """They look where sockets lie, and below the default folder for state."""
+    home.environ.pop("XDG_RUNTIME_DIR", None)
+    default, apart = home.configure(), home.configure(state_dir=str(tmp_path / "b"))
+
+    assert default.paths.is_found(home.environ)
+    assert not apart.paths.is_found(home.environ)
+
+    home.environ["XDG_RUNTIME_DIR"] = str(tmp_path / "run")
+    assert home.configure().paths.is_found(home.environ)
