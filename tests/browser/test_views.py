@@ -139,6 +139,7 @@ async def test_all_can_be_done_with_the_keyboard_alone(
         await page.keyboard.type("/")
         await page.keyboard.type("wind")
         await expect(page.get_by_text("render main.blend 0100")).to_have_count(0)
+        await expect(page.get_by_text("wind tunnel")).to_be_visible()
         await page.keyboard.press("Escape")
         await page.keyboard.type("j")
         await page.keyboard.type("w")

@@ -178,6 +178,7 @@ async def test_a_node_is_drained_and_takes_work_again(
     await page.keyboard.type("p")
     await expect(page.get_by_role("dialog")).to_contain_text(f"Pause {name}?")
     await page.keyboard.press("Escape")
+    await expect(page.get_by_role("dialog")).to_have_count(0)
     await page.keyboard.type("d")
     await expect(page.get_by_role("dialog")).to_contain_text(f"Drain {name}?")
     await page.keyboard.press("Enter")

@@ -47,6 +47,8 @@ SHAPES = (
     (re.compile(r"\btask-\d+-[0-9a-f]{8}\b"), "TASK"),
     (re.compile(r"\d+(\.\d+)?( ms| s)\b"), "SPAN"),
     (re.compile(r"\bSPAN ago\b"), "now"),
+    (re.compile(r"\bmesh [0-9a-f]{4}\b"), "mesh ID"),
+    (re.compile(r"\b(aarch64|x86_64)\b"), "ARCH"),
     (re.compile(r"\d+(\.\d+)?"), "N"),
     (re.compile(r"[ \t]+"), " "),
 )

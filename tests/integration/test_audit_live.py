@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import signal
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,10 +16,10 @@ from tests.integration.test_tokens_live import connection, issue, roles, three
 Line = tuple[str | None, str, str | None, str, int]
 
 
-@pytest.fixture(scope="module")
-def mesh(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[Agent]]:
-    """Three nodes, of which the first may have been killed."""
-    with three(tmp_path_factory.mktemp("audit")) as agents:
+@pytest.fixture
+def mesh(tmp_path: Path) -> Iterator[list[Agent]]:
+    """Three nodes, whose audit log holds nothing of another test."""
+    with three(tmp_path) as agents:
         yield agents
 
 

@@ -18,6 +18,7 @@ TASKS = "/api/v1/tasks"
 def agent(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Agent]:
     folder = tmp_path_factory.mktemp("forget")
     with running(folder, "lone", extra=("--slots", "1")) as (agent,):
+        agent.ready()  # Commands ask at once.
         yield agent
 
 

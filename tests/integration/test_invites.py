@@ -26,7 +26,7 @@ from octaskly.trust.greeting import CLOCK_MS_MAX, GREETING_BYTES, Greeting, Refu
 from octaskly.trust.pairing import SHARE_BYTES, Exchange
 from octaskly.trust.secret import ENDED_MAX, GENERATIONS_MAX, MeshSecret
 
-KEYRING = "okm1-not-really\n"
+KEYRING = MeshSecret((bytes(20),)).lines()
 
 
 @dataclass
