@@ -18,10 +18,12 @@ WAIT_S = 55
 EVERY_LINE = """\
 import json, signal, sys
 from octaskly.cli import main, render, running, following, interrupts
-from octaskly.client import connection, session, streams
+from octaskly.client import asker, connection, following as flow, patience
+from octaskly.client import pool, resuming, session, streams
 
-MODULES = (running, interrupts, following, connection, session, streams)
-FILES = {m.__file__ for m in MODULES}
+COMMANDS = (running, interrupts, following)
+CLIENT = (asker, connection, flow, patience, pool, resuming, session, streams)
+FILES = {m.__file__ for m in COMMANDS + CLIENT}
 TICK_S, TICKS_IDLE = 0.3, 4
 
 def interrupted(at):
@@ -46,15 +48,15 @@ def interrupted(at):
     signal.setitimer(signal.ITIMER_REAL, TICK_S, TICK_S)
     sys.settrace(on_line)
     try:
-        code = main(["--node", "here", "run", *sys.argv[1:], "--", "sleep 1000"])
+        code = main(["--node", "here", "run", *sys.argv[2:], "--", "sleep 1000"])
     finally:
         sys.settrace(None)
         signal.setitimer(signal.ITIMER_REAL, 0)
     return code, seen >= at
 
-codes, at, is_there = [], 0, True
+codes, at, is_there = [], int(sys.argv[1]) - 2, True
 while is_there:
-    at += 1
+    at += 2
     code, is_there = interrupted(at)
     codes.append(code)
 print(json.dumps(codes))
@@ -62,17 +64,28 @@ print(json.dumps(codes))
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("options", [[], ["--json"]])
+@pytest.mark.parametrize(
+    ("first", "options"),
+    [
+        (1, []),
+        (2, ["--json"]),
+        pytest.param(2, [], marks=pytest.mark.soak),
+        pytest.param(1, ["--json"], marks=pytest.mark.soak),
+    ],
+)
 def test_an_interrupt_at_any_line_leaves_no_task_behind(
-    api: Api, environ: dict[str, str], options: list[str]
+    api: Api, environ: dict[str, str], first: int, options: list[str]
 ) -> None:
-    """Whatever it was about to do: the task was not handed in, or is cancelled."""
+    """Whatever it was about to do: the task was not handed in, or is cancelled.
+
+    Every second line, from the first or the second on.
+    """
     done = subprocess.run(
-        [sys.executable, "-c", EVERY_LINE, *options],
+        [sys.executable, "-c", EVERY_LINE, str(first), *options],
         env=environ,
         capture_output=True,
         text=True,
-        timeout=WAIT_S,
+        timeout=2 * WAIT_S,
         check=False,
     )
 
