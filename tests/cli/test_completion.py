@@ -115,9 +115,7 @@ def test_zsh_completes_an_id_in_the_line(
             break
 
     assert zsh.after == task
-    zsh.sendcontrol("c")
-    zsh.sendline("exit")
-    zsh.expect(pexpect.EOF)
+    zsh.close(force=True)
 
 
 @pytest.mark.parametrize("shell", SHELLS)
