@@ -9,8 +9,8 @@ from __future__ import annotations
 import contextlib
 import os
 import pwd
+import select
 import sys
-import time
 from pathlib import Path
 
 import click
@@ -22,8 +22,6 @@ from octaskly.client import Checkup, Membership, Session, Unreachable, calls
 from octaskly.client.calls import CHECKUP, MEMBERSHIP, Call
 from octaskly.config.places import Paths
 from octaskly.errors import ConfigError, MeshError
-
-POLL_S = 0.1
 
 
 @click.command(epilog="Example: octaskly leave")
@@ -91,8 +89,7 @@ def _await_end(agent: Checkup) -> None:
 
     note(f"{agent.name} ends what it runs, at most as long as --drain says")
     try:
-        while agent.pid > 1 and _is_alive(agent.pid):
-            time.sleep(POLL_S)
+        _await_exit(agent.pid)
     except KeyboardInterrupt:
         note(f"interrupted; {agent.name} goes on leaving all the same")
         raise
@@ -103,12 +100,19 @@ def _await_end(agent: Checkup) -> None:
         )
 
 
-def _is_alive(pid: int) -> bool:
-    """Whether a process has not ended; one that only its parent has to look at has."""
-    with contextlib.suppress(OSError):
-        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
-        return state != "Z"
-    return False
+def _await_exit(pid: int) -> None:
+    """Wait until a process has ended, whoever its parent is.
+
+    One of another container cannot be seen; its pid, often 1, means another one here.
+    """
+    if pid <= 1:
+        return
+    with contextlib.suppress(OSError):  # It has ended already.
+        end = os.pidfd_open(pid)
+        try:
+            select.select([end], [], [])
+        finally:
+            os.close(end)
 
 
 def _leave_alone(choice: Choice, *, yes: bool) -> None:
