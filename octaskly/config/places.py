@@ -51,9 +51,8 @@ class Paths:
 
     def is_found(self, environ: Mapping[str, str]) -> bool:
         """Return whether commands of this user find the agent without its folder."""
-        if self.runtime != self.state or "STATE_DIRECTORY" in environ:
-            return True
-        return self.state.parent == xdg(environ, *STATE_BASE) / "octaskly"
+        folders = xdg(environ, *STATE_BASE) / "octaskly"
+        return self.runtime != self.state or self.state.parent == folders
 
     @property
     def description(self) -> Path:
