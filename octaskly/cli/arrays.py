@@ -146,9 +146,8 @@ def map_(
     wanted = _draft(text, asked, {"items": items}, max_fails)
 
     def begun(client: Session) -> Task:
-        return submitted(client, [wanted], key=idempotency_key, durability=durability)[
-            0
-        ]
+        [task] = submitted(client, [wanted], key=idempotency_key, durability=durability)
+        return task
 
     return _followed(choice, begun, items, keep_order)
 
