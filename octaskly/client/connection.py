@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import contextlib
 import http.client
+import io
 import os
+import select
 import socket
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from octaskly.client import errors
 from octaskly.client.calls import Call, Reply
@@ -27,7 +29,58 @@ REPLY_S_MAX = 30.0  #: a node holds a request up to 5 s, then answers in any cas
 CONNECT_S_MAX = 5.0
 IDLE_S_MAX = 10.0  #: nodes close connections that were idle for longer than this
 TURN_S = 0.01  #: between calls at the door of a busy node
+LOOK_UP_S = 0.5  #: of one wait for bytes, before Python looks whether it was Ctrl-C
 SOCKET_PATH_BYTES_MAX = 107  #: sizeof(sun_path) - 1
+
+
+class _Bytes(io.RawIOBase):
+    """What comes from a socket, waited for in turns.
+
+    Python hears of a signal between two calls only: one that comes in the instant
+    before it waits would else be heard of after the wait, half a minute later.
+    """
+
+    def __init__(self, sock: socket.socket) -> None:
+        self._sock = sock
+        self._file = sock.makefile("rb", buffering=0)
+        self._poll = select.poll()
+        self._poll.register(sock, select.POLLIN)
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int | None:
+        self._await_some()
+        return self._file.readinto(buffer)
+
+    def close(self) -> None:
+        self._file.close()
+        super().close()
+
+    def _await_some(self) -> None:
+        timeout_s = self._sock.gettimeout()
+        if timeout_s is None or _lies_decrypted(self._sock):
+            return
+        give_up_at = time.monotonic() + timeout_s
+        while not self._poll.poll(min(timeout_s, LOOK_UP_S) * 1000):
+            timeout_s = give_up_at - time.monotonic()
+            if timeout_s <= 0:
+                raise TimeoutError("timed out")
+
+
+def _lies_decrypted(sock: socket.socket) -> bool:
+    """Whether TLS has bytes that the kernel no longer has."""
+    pending = getattr(sock, "pending", None)
+    return pending is not None and pending() > 0
+
+
+class _Answer(http.client.HTTPResponse):
+    """An answer that Ctrl-C does not wait for."""
+
+    def __init__(self, sock: socket.socket, *args: Any, **kwargs: Any) -> None:
+        super().__init__(sock, *args, **kwargs)
+        self.fp.close()
+        self.fp = io.BufferedReader(_Bytes(sock))
 
 
 class _UnixConnection(http.client.HTTPConnection):
@@ -92,6 +145,7 @@ class Connection:
     ) -> None:
         self.place = place
         self._connection = connection
+        connection.response_class = _Answer
         self._used_at: float | None = None
         self._headers = {"Accept": "application/json"}
         if token:
@@ -205,7 +259,9 @@ class Connection:
 
     def _read(self, response: http.client.HTTPResponse) -> bytes:
         try:
-            return response.read()
+            data = response.read()
+            # Python closes what was forgotten, too, but loses a Ctrl-C that comes then.
+            response.close()
         except (OSError, http.client.HTTPException) as error:
             self.close()
             raise ReplyLost(
@@ -214,6 +270,7 @@ class Connection:
         except BaseException:
             self.close()
             raise
+        return data
 
 
 def tls_context(ca_file: Path | str | None) -> ssl.SSLContext:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import _thread
 import contextlib
 import http.client
+import os
 import socket
 import threading
 from collections.abc import Iterator
@@ -19,6 +21,7 @@ from octaskly.client.calls import NODES, STATS, TOKENS, Call
 from octaskly.client.connection import connect_unix
 from octaskly.client.errors import NotOctaskly
 from octaskly.client.targets import Target
+from tests.agents import until
 from tests.cli.stand_in import Api, serving
 
 ONCE = calls.order(TOKENS, {"role": "viewer", "expires_s": 60})
@@ -143,6 +146,49 @@ def test_an_interrupted_request_leaves_no_answer_behind(
         nodes(session)
 
     assert session.asked(Call("GET", STATS), dict[str, Any])["workers"]["total"] == 3
+
+
+def test_ctrl_c_is_heard_though_it_came_just_before_the_wait(tmp_path: Path) -> None:
+    """A signal that wakes nobody up is one that came an instant too early for that."""
+    with socket.socket(socket.AF_UNIX) as silent:
+        silent.bind(str(tmp_path / "s"))
+        silent.listen()
+
+        def interrupt() -> None:
+            with silent.accept()[0] as caller:
+                assert caller.recv(1)
+                until(main_thread_waits, "the client waits for its answer")
+                _thread.interrupt_main()
+
+                assert caller.recv(1 << 16)
+                assert caller.recv(1) == b""  # It went, and did not wait for the end.
+
+        node = threading.Thread(target=interrupt)
+        node.start()
+        with pytest.raises(KeyboardInterrupt):
+            nodes(Session.at_socket(tmp_path / "s"))
+        node.join()
+
+
+def main_thread_waits() -> bool:
+    stat = Path(f"/proc/self/task/{os.getpid()}/stat").read_text()
+    return stat.rpartition(")")[2].split()[0] == "S"
+
+
+def test_ctrl_c_is_heard_while_an_answer_is_put_away(
+    session: Session, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Python puts away what nobody closed, and drops what is raised meanwhile."""
+    close = http.client.HTTPResponse.close
+
+    def interrupted(answer: http.client.HTTPResponse) -> None:
+        monkeypatch.undo()
+        _thread.interrupt_main()
+        close(answer)
+
+    monkeypatch.setattr(http.client.HTTPResponse, "close", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        [nodes(session) for _ in range(2)]
 
 
 def test_nobody_there_is_told_at_once(tmp_path: Path) -> None:
