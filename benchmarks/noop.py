@@ -13,9 +13,10 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from unittest import mock
 
 from benchmarks.measure import Row, count, occupy, until
-from octaskly.agent import parts
+from octaskly.agent import running as runners
 from octaskly.cli import main
 from octaskly.core.messages import Report
 from octaskly.core.model import AttemptId, AttemptState, Outcome, Reason, TaskSpec
@@ -104,5 +105,5 @@ def _accept(agent: Agent, batches: int) -> tuple[float, str]:
 
 
 if __name__ == "__main__":
-    vars(parts)["Pool"] = ReturnsAtOnce
-    sys.exit(main())
+    with mock.patch.object(runners, "Pool", ReturnsAtOnce):
+        sys.exit(main())
