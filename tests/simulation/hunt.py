@@ -1,4 +1,4 @@
-"""Runs many seeds on all cores: `python -m tests.simulation.hunt 100000`."""
+"""Runs many seeds on all cores it may use: `python -m tests.simulation.hunt 9999`."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def failures(seeds: range) -> Iterator[str]:
     """Run seeds side by side; yield what went wrong, with the seed that repeats it."""
     blocks = [seeds[i : i + BLOCK] for i in range(0, len(seeds), BLOCK)]
     context = multiprocessing.get_context("spawn")  # Alike on all Pythons.
-    with ProcessPoolExecutor(os.cpu_count(), mp_context=context) as pool:
+    with ProcessPoolExecutor(len(os.sched_getaffinity(0)), mp_context=context) as pool:
         for found in pool.map(_failures_in, blocks):
             yield from found
 
