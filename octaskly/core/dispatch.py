@@ -192,10 +192,9 @@ class Dispatch:
         if state is TaskState.RUNNING and not (
             event.force or self._placing.is_ahead(task)
         ):
-            return self._answer_cancel(event, state, now, was_done=False)
+            return self._answer_cancel(event, state, now)
         if state.is_final:
-            was_done = state is TaskState.CANCELLED
-            return self._answer_cancel(event, state, now, was_done=was_done)
+            return self._answer_cancel(event, state, now)
         if task is None:
             spec = TaskSpec(id=event.task, command="")
             task = self._queue.shadow(spec, TaskState.CANCELLED)
@@ -221,10 +220,11 @@ class Dispatch:
         spec, progress = array.spec, array.progress
         assert spec is not None
         assert progress is not None
-        is_left = progress.queued or event.force
-        if array.state.is_final or not is_left:
-            was_done = array.state is TaskState.CANCELLED
-            return self._answer_cancel(event, array.state, now, was_done=was_done)
+        if array.state.is_final or not (progress.queued or event.force):
+            # Who asks again, as the answer was lost, hears that it was done.
+            was_cut = progress.running and array.cancelled_by is not None
+            state = TaskState.CANCELLED if was_cut else array.state
+            return self._answer_cancel(event, state, now)
         ended = self._placing.cut_off(spec, event.by, TaskState.CANCELLED)
         if event.force:
             ended += self._placing.cancel_live(spec, event.by)
@@ -247,10 +247,10 @@ class Dispatch:
         return TaskState.RUNNING if task.phase is Phase.LIVE else known
 
     def _answer_cancel(
-        self, event: CancelRequested, state: TaskState, now: Moment, *, was_done: bool
+        self, event: CancelRequested, state: TaskState, now: Moment
     ) -> list[Effect]:
         """Answer once all that this node decided is safe, as the state may be."""
-        done = CancelDone(event.task, state, was_done)
+        done = CancelDone(event.task, state, state is TaskState.CANCELLED)
         return self._replication.when_safe(
             lambda _, replicas: [self._done(event, done, replicas)], now
         )

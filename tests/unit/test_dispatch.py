@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
+import pytest
+
+from octaskly.core.arrays import Progress
 from octaskly.core.effects import (
     Accepted,
     Announce,
@@ -15,11 +20,13 @@ from octaskly.core.effects import (
     Send,
 )
 from octaskly.core.events import (
+    CancelRequested,
     LiveLoaded,
     Loaded,
     TasksNotified,
 )
 from octaskly.core.facts import Assigned, CancelAsked, Finished, Notified, Submitted
+from octaskly.core.merge import TaskRecord
 from octaskly.core.messages import (
     Dispatch as DispatchMessage,
 )
@@ -37,6 +44,7 @@ from octaskly.core.model import (
     TaskId,
     TaskState,
 )
+from octaskly.core.options import ArraySpec, TaskOptions
 from octaskly.core.parents import RIPE_MAX
 from tests.builders import (
     STREAM,
@@ -397,6 +405,27 @@ def test_what_is_over_cannot_be_cancelled() -> None:
 
     assert done == [cancelled(False, TaskState.COMPLETED)]
     assert again == [cancelled()]
+
+
+@pytest.mark.parametrize(("by", "is_done"), [(None, False), ("ann", True)])
+def test_who_repeats_the_cancel_of_an_array_hears_that_it_is_done(
+    by: str | None, is_done: bool
+) -> None:
+    """The first answer may be lost; members that run are another matter."""
+    world = reigning()
+    options = TaskOptions(array=ArraySpec(count=3))
+    array = TaskRecord(
+        id=T,
+        spec=replace(spec(), options=options),
+        cancelled_by=by,
+        progress=Progress(running=1, cancelled=2),
+    )
+    asked = CancelRequested(5, T, TaskState.RUNNING, False, "ann", array)
+
+    effects = world.dispatch.on_cancel(asked, moment())
+
+    state = TaskState.CANCELLED if is_done else TaskState.RUNNING
+    assert effects == [cancelled(is_done, state)]
 
 
 def test_a_task_that_just_ended_is_over_though_the_store_does_not_know_yet() -> None:
