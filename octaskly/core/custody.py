@@ -33,6 +33,7 @@ class Custody:
             return self._rotation.on_asked(event, now)
         effects = self._rotation.on_changed(event, now)
         effects += self._expel(now)
+        self._rotation.let_in()
         self._shun()
         stance = self._worker.stance
         if self._rotation.is_revoked and not stance.is_revoked:

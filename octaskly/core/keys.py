@@ -18,6 +18,7 @@ MARK_CHARS_MAX = 64
 TEXT_CHARS_MAX = 64 * 1024  #: of a keyring
 REVOKED = "revoked: the mesh has a new secret, without this node"
 """Why a link ends; what a revoked node that is honest goes by."""
+OUTDATED = "the secret of this link is over"
 
 
 class Phase(StrEnum):

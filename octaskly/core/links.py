@@ -34,8 +34,9 @@ class Links:
         if event.peer == self._me:
             return []
         effects = self.on_down(event.peer, "replaced", now)
-        if self._rotation.denies(event.peer):
-            return [*effects, Disconnect(event.peer, REVOKED)]
+        refusal = self._rotation.refusal(event.peer)
+        if refusal is not None:
+            return [*effects, Disconnect(event.peer, refusal)]
         code = self._vetting.vet(event.peer, event.hello, self._election.term)
         if code is not None:
             return effects + self._refuse(event.peer, code)

@@ -15,6 +15,7 @@ from collections.abc import Iterable
 from octaskly.core.effects import Answer, Effect, Note, Send
 from octaskly.core.events import RecordDraft
 from octaskly.core.keys import (
+    OUTDATED,
     REVOKED,
     ChangeKeys,
     GiveKeys,
@@ -35,7 +36,7 @@ from octaskly.core.model import Moment, NodeId, Settings
 from octaskly.core.records import KEYS_HELD, Book
 from octaskly.core.roster import Registry
 
-OUTDATED = "the secret of this link is over"
+RENEWING = "a node was revoked: until the secret is renewed none but members are let in"
 PATIENCE_S = 15.0  #: a step is asked for again after so long
 REVOKE_S = 5.0  #: honest nodes that are connected have so long to learn of it
 GRACE_S = 15.0  #: links of a generation that is over end after so long
@@ -66,6 +67,8 @@ class Rotation:
         self._asked_s: float | None = None  #: when the shell was asked for a step
         self._changed_s = 0.0
         self._has_news = True  #: a peer may have confirmed since that was written
+        self._entitled: frozenset[NodeId] | None = None
+        """Who gets the new secret while a revoked node can still show the old one."""
 
     @property
     def is_revoked(self) -> bool:
@@ -75,6 +78,17 @@ class Rotation:
     def denies(self, peer: NodeId) -> bool:
         """Whether a peer is revoked."""
         return peer in self.keys.denied
+
+    def refusal(self, peer: NodeId) -> str | None:
+        """Return why a peer may have no link, None if it may.
+
+        Who is revoked can make any number of identities. Those that are not in the
+        roster, where people see them, are out until the old secret is.
+        """
+        if self.denies(peer):
+            return REVOKED
+        is_known = self._entitled is None or peer in self._entitled
+        return None if is_known else RENEWING
 
     def confirmed(self) -> frozenset[NodeId]:
         """Return the nodes that are known to have the newest generation."""
@@ -144,7 +158,7 @@ class Rotation:
 
     def on_asked(self, event: RotateAsked, now: Moment) -> list[Effect]:
         """Begin a rotation, if none is on its way."""
-        why = self._refusal(event.revoked, now)
+        why = self._hindrance(event.revoked, now)
         if why is not None or len(self._tickets) >= WAITING_MAX:
             return [Answer(event.ticket, NotRotated(why or "too many ask for it"))]
         self._tickets.append(event.ticket)
@@ -157,6 +171,8 @@ class Rotation:
     def on_changed(self, event: KeysChanged, now: Moment) -> list[Effect]:
         """Go by the keyring as it is now, and tell everybody."""
         before, self.keys = self.keys, event.keys
+        if not set(self.keys.denied) <= set(before.denied):
+            self._entitled = frozenset(self._listed() or self._members.peers)
         if self._tickets or not event.failure:  # A step is not tried again at once.
             self._asked_s = None
         self._has_news = True
@@ -178,8 +194,14 @@ class Rotation:
         return effects + [
             GiveKeys(peer)
             for peer in self._members.peers
-            if self._held.get(peer, Keys()).lacks(self.keys) and not self.denies(peer)
+            if self._held.get(peer, Keys()).lacks(self.keys)
+            and self.refusal(peer) is None
         ]
+
+    def let_in(self) -> None:
+        """Refuse nobody any more whom TLS lets in, once the old secret is over."""
+        if not self.keys.is_urgent:
+            self._entitled = None
 
     def on_time(self, now: Moment) -> list[Effect]:
         """Take the step that is due; only a dispatcher is asked."""
@@ -203,7 +225,8 @@ class Rotation:
         """
         if not self.keys.denied and self.keys.newest == 1:
             return []
-        ends = [(peer, REVOKED) for peer in self._members.peers if self.denies(peer)]
+        refused = ((peer, self.refusal(peer)) for peer in self._members.peers)
+        ends = [(peer, reason) for peer, reason in refused if reason is not None]
         if self.keys.phase is Phase.SETTLED and not self.is_revoked:
             ends += [
                 (peer, OUTDATED)
@@ -219,7 +242,7 @@ class Rotation:
         """Whether the shell is at a step, or failed at one a moment ago."""
         return self._asked_s is not None and now.mono_s < self._asked_s + PATIENCE_S
 
-    def _refusal(self, revoked: NodeId | None, now: Moment) -> str | None:
+    def _hindrance(self, revoked: NodeId | None, now: Moment) -> str | None:
         if self.is_revoked:
             return "this node was revoked"
         if revoked is not None:
@@ -230,9 +253,11 @@ class Rotation:
 
     def _known(self) -> set[NodeId]:
         """Return the nodes of the mesh, whether they are there or not."""
+        return {*self._listed(), *self._members.remembered(), *self._members.met()}
+
+    def _listed(self) -> list[NodeId]:
         roster = self._registry.roster
-        listed = () if roster is None else (member.id for member in roster.members)
-        return {*listed, *self._members.remembered(), *self._members.met()}
+        return [] if roster is None else [member.id for member in roster.members]
 
     def _has_confirmed(self, node: NodeId) -> bool:
         """Whether a node has the newest generation; its own word counts most."""

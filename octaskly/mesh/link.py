@@ -13,6 +13,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Final, Protocol
 
+from octaskly.core.keys import OUTDATED
 from octaskly.core.messages import (
     PROTOCOL,
     PROTOCOL_VERSION,
@@ -267,6 +268,8 @@ class Link(asyncio.Protocol):
         match message:
             case Hello() if self.hello is None:
                 self._meet(message)
+            case HelloOk() if self.has_accepted and not self._is_current():
+                self.close(OUTDATED)
             case HelloOk() if self.has_accepted:
                 self.is_connected = True
                 self._owner.on_connected(self)
@@ -276,6 +279,11 @@ class Link(asyncio.Protocol):
             case _:
                 name = type(message).__name__
                 raise RemoteProtocolError(f"{name} came before HELLO_OK")
+
+    def _is_current(self) -> bool:
+        """Whether the secret was not renewed while the peer greeted, without it."""
+        assert self._transport is not None
+        return self._trust.still_knows(self._transport.get_extra_info("ssl_object"))
 
     def _meet(self, hello: Hello) -> None:
         assert self.sent is not None

@@ -13,7 +13,7 @@ from cryptography.hazmat.primitives.serialization import (
     NoEncryption,
     PrivateFormat,
 )
-from cryptography.x509 import Certificate
+from cryptography.x509 import Certificate, load_der_x509_certificate
 
 from octaskly.core.model import NodeId
 from octaskly.errors import ConfigError, TrustError
@@ -160,6 +160,13 @@ class MeshTrust:
         if node in self._denied:
             raise TrustError(f"node {node} is revoked")
         return node
+
+    def still_knows(self, peer: ssl.SSLObject) -> bool:
+        """Whether the generation that let a peer in is accepted at this moment, too."""
+        certificate = peer.getpeercert(binary_form=True)
+        assert certificate is not None  # As `peer_node_id` has found.
+        parsed = load_der_x509_certificate(certificate)
+        return any(one.has_signed(parsed) for one in self._authorities.values())
 
     def _known_to(self, name: str | None) -> int:
         """Return the generation to show to a dialler that says what it knows."""

@@ -18,6 +18,7 @@ from ipaddress import ip_address
 from typing import Final
 
 from cryptography import x509
+from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ec import (
     SECP256R1,
     EllipticCurvePrivateKey,
@@ -67,6 +68,14 @@ class Authority:
         """Return what a node shows to its peers, as client and as server."""
         usages = [ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH]
         return self._nodes.issue(node_id, public, [x509.DNSName(node_id)], usages)
+
+    def has_signed(self, certificate: x509.Certificate) -> bool:
+        """Whether this authority made the certificate of a node."""
+        try:
+            certificate.verify_directly_issued_by(self.certificates[-1])
+        except (InvalidSignature, TypeError, ValueError):
+            return False
+        return True
 
     def lan_certificate(
         self,

@@ -483,6 +483,28 @@ async def test_a_link_outlives_the_renewal_of_the_secret() -> None:
             assert a.is_linked(b.id)
 
 
+async def test_who_greets_while_its_secret_ends_is_not_met() -> None:
+    """It was let in by a generation that is over before it has introduced itself."""
+    slow = Party()
+    newest = renewed(SECRET).settled(3)
+    a = Party(trust=MeshTrust(renewed(SECRET), NodeKey.generate()))
+    async with running(a, slow):
+        reader, writer = await asyncio.open_connection(
+            a.address.host,
+            a.address.port,
+            ssl=slow.trust.client_context(),
+            server_hostname=slow.trust.dialled_as,
+        )
+        await reader.readexactly(1)  # Its HELLO: TLS is done there, too.
+        a.trust.renew(newest)
+        writer.write(wire.encode([slow.hello()]) + wire.encode([HelloOk()]))
+        await a.until(lambda: a.reasons)
+        writer.close()
+
+    assert a.reasons == ["the secret of this link is over"]
+    assert not a.of(PeerUp)
+
+
 async def test_a_rejected_certificate_is_told_as_a_wrong_secret() -> None:
     """With TLS 1.3 the dialler learns it only from the end of the connection."""
     a = Party()

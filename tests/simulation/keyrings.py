@@ -54,6 +54,11 @@ class KeyringWorld(World):
             offers & {*theirs.generations}
         )
 
+    def may_stay(self, end: NodeId, peer: NodeId) -> bool:
+        """As links look at the certificate once more, when they are connected."""
+        mine, theirs = self.secrets[end], self.secrets[peer]
+        return bool({*mine.generations} & {*theirs.generations})
+
     def rotate(self, node: NodeId, revoked: NodeId | None = None) -> None:
         """Ask a node to renew the secret."""
         self._ticket += 1

@@ -311,6 +311,9 @@ class Network:
         if end not in link.ends:
             return
         link.told.add(end)
+        if not self._world.may_stay(end, event.peer):
+            self.disconnect(end, event.peer, "its secret is over")
+            return
         self._world.feed(self._world.machines[end], event)
         if self.repeats and self._world.random.random() < self.repeats:
             for messages in tuple(self._heard.get((event.peer, end), ())):

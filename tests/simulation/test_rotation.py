@@ -212,6 +212,49 @@ def test_a_revoked_node_is_out_at_once_and_stays_out() -> None:
     assert len(world.dispatchers()) == 1
 
 
+@pytest.mark.parametrize("when_s", [0.3, 2.0, 4.5])
+def test_who_is_revoked_gains_nothing_by_another_identity(when_s: float) -> None:
+    """One that nobody knew, made with the secret that is accepted for a moment yet."""
+    world = KeyringWorld(3, nodes=5)
+    first, slow, third, gone, disguised = world.machines
+    for node in (first, slow, third, gone):
+        world.start(node)
+    assert world.run_until(lambda: len(world.dispatchers()) == 1, 20.0)
+    world.run(3.0)
+    world.broken.add(slow)  # So long the others wait for it.
+    world.crash(gone)
+    world.rotate(first, revoked=gone)
+    world.run(when_s)
+
+    world.start(disguised)
+    world.run(3.0)
+    world.broken.clear()
+    world.run(40.0)
+
+    assert world.secrets[disguised] == FIRST
+    assert {world.secrets[node].newest for node in (first, third)} == {2}
+    assert not any(world.network.is_up(disguised, node) for node in (first, third))
+
+
+def test_who_was_cut_off_for_a_moment_learns_the_secret_without_the_revoked() -> None:
+    """A member is known by the roster, whoever reigns meanwhile."""
+    world = formed(nodes=5)
+    first = world.dispatchers()[0]
+    asked, gone, flapping, *_ = others(world)
+    world.network.split([[n for n in world.machines if n != flapping], [flapping]])
+    world.run(2.0)
+    world.rotate(asked, revoked=gone)
+    world.run(0.5)
+    world.crash(first)
+    world.network.heal_all()
+
+    rest = [node for node in world.live if node != gone]
+    assert world.run_until(
+        lambda: len({world.secrets[node].lines() for node in rest}) == 1, 10.0
+    )
+    assert world.secrets[flapping].newest == 2
+
+
 def test_a_dispatcher_can_be_revoked() -> None:
     """Another node does it, and another one reigns."""
     world = formed(nodes=4)

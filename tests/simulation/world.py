@@ -255,6 +255,10 @@ class World:
         """Whether TLS between two machines succeeds."""
         return True
 
+    def may_stay(self, _end: NodeId, _peer: NodeId) -> bool:
+        """Whether a peer that has met this end may still be there when it is up."""
+        return True
+
     def start(self, node_id: NodeId) -> None:
         """Start a machine's agent."""
         machine = self.machines[node_id]

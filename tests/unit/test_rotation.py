@@ -1,0 +1,94 @@
+"""Who is given the secret when it is renewed because of a revoked node."""
+
+from __future__ import annotations
+
+from octaskly.core.effects import Effect
+from octaskly.core.events import PeerUp, Saved
+from octaskly.core.keys import (
+    REVOKED,
+    GiveKeys,
+    Keys,
+    KeysChanged,
+)
+from octaskly.core.membership import Membership
+from octaskly.core.messages import Hello, Member, Roster
+from octaskly.core.model import NO_EPOCH, Address, NodeId, NodeState, Role
+from octaskly.core.records import Book
+from octaskly.core.roster import Registry
+from octaskly.core.rotation import RENEWING, Rotation
+from tests.builders import epoch, moment, node_id, node_info, settings
+
+KNOWN, HIDDEN, GONE = map(node_id, ("b", "c", "d"))
+URGENT = Keys(newest=2, is_urgent=True, denied=(GONE,))
+
+
+def hello(name: str) -> Hello:
+    info = node_info(name)
+    return Hello(
+        version=1,
+        version_min=1,
+        node=info,
+        epoch=NO_EPOCH,
+        dispatcher=None,
+        uptime_s=1.0,
+    )
+
+
+def rotation() -> Rotation:
+    """Return one with three peers, of which the roster shows two."""
+    members = Membership(settings("a"), Saved())
+    registry = Registry(())
+    for peer in (KNOWN, HIDDEN, GONE):
+        up = PeerUp(peer, hello("a"), hello(peer), Address("10.0.0.1", 1), 0.5)
+        members.on_peer_up(up, moment())
+    listed = tuple(
+        Member(
+            id=node_id(name),
+            name=name,
+            role=Role.WORKER,
+            state=NodeState.READY,
+            addresses=(),
+            lan_port=1,
+            slots=1,
+        )
+        for name in ("a", "b", "d")
+    )
+    registry.learn(Roster(epoch(), 1, listed))
+    return Rotation(settings("a"), members, registry, Book(()), Keys())
+
+
+def given(effects: list[Effect]) -> list[NodeId]:
+    return [effect.peer for effect in effects if isinstance(effect, GiveKeys)]
+
+
+def test_a_peer_that_no_roster_shows_is_not_given_the_secret() -> None:
+    """Nobody could see it in `octaskly nodes`; it may be the revoked node itself."""
+    rules = rotation()
+
+    effects = rules.on_changed(KeysChanged(URGENT), moment())
+
+    assert given(effects) == [KNOWN]
+    assert rules.unwanted(moment()) == [(HIDDEN, RENEWING), (GONE, REVOKED)]
+
+
+def test_once_the_old_secret_is_over_tls_alone_lets_in() -> None:
+    """Also where a node learns of the revocation so late that it is over by then."""
+    rules = rotation()
+    over = Keys(oldest=2, generation=2, newest=2, denied=(GONE,))
+
+    effects = rules.on_changed(KeysChanged(over), moment())
+
+    assert given(effects) == [KNOWN]
+    assert rules.refusal(HIDDEN) == RENEWING
+    rules.let_in()
+    assert rules.refusal(HIDDEN) is None
+
+
+def test_a_plain_renewal_leaves_nobody_out() -> None:
+    """Who has the old secret is a member, and is to have the new one."""
+    rules = rotation()
+
+    effects = rules.on_changed(KeysChanged(Keys(newest=2)), moment())
+
+    assert given(effects) == [KNOWN, HIDDEN, GONE]
+    assert rules.unwanted(moment()) == []
