@@ -25,6 +25,7 @@ COMMANDS = (running, interrupts, following)
 CLIENT = (asker, connection, flow, patience, pool, resuming, session, streams)
 FILES = {m.__file__ for m in COMMANDS + CLIENT}
 TICK_S, TICKS_IDLE = 0.3, 4
+connection.LOOK_UP_S = 3600  # Each look would run lines, so that no wait was the last.
 
 def interrupted(at):
     # Where there are fewer lines, in the wait behind the last one: none ran between
