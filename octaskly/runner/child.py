@@ -5,13 +5,17 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from contextlib import suppress
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
+from octaskly.runner.command import split_plain
 from octaskly.runner.limits import Fence
 from octaskly.runner.slots import Slot
 from octaskly.runner.transcript import Writer
 from octaskly.runner.tree import MARK
-from octaskly.runner.usage import Used
+from octaskly.runner.usage import Gauge
+
+if TYPE_CHECKING:
+    import resource
 
 READ_BYTES = 65536
 MEMORY_BYTES = 256 << 10  #: of a stream; then a file is asked for
@@ -20,7 +24,11 @@ NOTHING: Final[Mapping[str, Any]] = {}  #: is asked for by most tasks
 
 
 class Order:
-    """What the pool asks for."""
+    """What the pool asks for, made ready for its start.
+
+    Orders come many at a time, and code that has just run is three times as fast as
+    after a pause. So what can be done here is not left for when a slot is free.
+    """
 
     __slots__ = (
         "asked",
@@ -32,6 +40,7 @@ class Order:
         "since_s",
         "task",
         "timeout_s",
+        "words",
     )
 
     def __init__(
@@ -47,10 +56,12 @@ class Order:
         since_s: float,
     ) -> None:
         self.key = key
-        self.task = task
-        self.attempt = attempt
-        self.mark = mark  #: unlike task and attempt, no other run has it
+        self.task = task.encode()
+        self.attempt = attempt.encode()
+        self.mark = mark.encode()  #: unlike task and attempt, no other run has it
         self.command = command  #: UTF-8
+        text = command.decode("utf-8", "surrogatepass")
+        self.words = split_plain(text)  #: None where it needs a shell
         self.timeout_s = timeout_s
         self.asked = asked  #: as `orders.run_order` made it
         self.fence: Fence | None = None  #: its limits, where it has any
@@ -101,15 +112,14 @@ class Sink:
         except OSError:  # A full disk: the rest is counted.
             self.transcript = None
 
-    def drain(self) -> bytes:
+    def drain(self) -> None:
         """Take what is there, without waiting for others to close the pipe."""
         if not self.is_open:
-            return bytes(self.kept)
+            return
         reads = 0
         while self.read() and reads < DRAIN_READS_MAX:
             reads += 1
         self.close()
-        return bytes(self.kept) if self.kept else b""
 
     def close(self) -> None:
         """Close the pipe; a writer that is left gets SIGPIPE."""
@@ -123,6 +133,9 @@ class Child:
 
     __slots__ = (
         "deadline_s",
+        "detail",
+        "ended_ms",
+        "ended_s",
         "err",
         "grace_s",
         "has_asked",
@@ -134,9 +147,16 @@ class Child:
         "slot",
         "started_ms",
         "started_s",
+        "status",
         "transcript",
+        "usage",
         "verdict",
     )
+
+    status: int
+    usage: resource.struct_rusage
+    ended_s: float
+    ended_ms: int
 
     def __init__(
         self,
@@ -154,10 +174,11 @@ class Child:
         self.deadline_s = self.started_s + order.timeout_s  #: of the next measure
         self.grace_s: float | None = order.asked.get("grace_s")
         self.verdict = ""  #: `timeout` or `cancelled` once it is being ended
-        self.mark = MARK + order.mark.encode()
+        self.mark = MARK + order.mark
         self.left_s: float | None = None  #: until the deadline, while frozen
         self.transcript: Writer | None = None
         self.has_asked = False  #: for a file to write its output into
+        self.detail = ""  #: of its end
 
     def record(self, fd: int, bytes_max: int) -> None:
         """Write its output into a file, whose descriptor is ours from now on."""
@@ -181,21 +202,34 @@ class Child:
             self.deadline_s = now_s + self.left_s
         self.left_s = None
 
-    def end(
-        self, status: int, used: Used, *, now_s: float, now_ms: int
-    ) -> list[object]:
-        """Close the pipes and return the message that ends this attempt."""
-        out, err = self.out.drain(), self.err.drain()
+    def exit(
+        self, status: int, usage: resource.struct_rusage, *, now_s: float, now_ms: int
+    ) -> None:
+        """Note that its first process has ended, as `wait4` says."""
+        self.status, self.usage = status, usage
+        self.ended_s, self.ended_ms = now_s, now_ms
+
+    def drain(self) -> None:
+        """Take what is left of its output, and close the pipes."""
+        self.out.drain()
+        self.err.drain()
         if self.transcript is not None:
             self.transcript.close()
-        code, detail = os.waitstatus_to_exitcode(status), ""
+
+    def end(self, gauge: Gauge) -> list[object]:
+        """Return the message that ends this attempt, which has been drained."""
+        code, used, out, err = (
+            *(os.waitstatus_to_exitcode(self.status), gauge.read(self.usage)),
+            *(self.out, self.err),
+        )
         if (fence := self.slot.fence) is not None:
             used = fence.used(used)
-            detail = fence.remark(code, used)
+            self.detail = self.detail or fence.remark(code, used)
             if not self.verdict and (broken := fence.broken(code, used)):
-                self.verdict, detail = "limit", broken
+                self.verdict, self.detail = "limit", broken
         return [
-            *("end", self.key, code, self.verdict, self.started_ms, now_ms),
-            *(int((now_s - self.started_s) * 1000), *used),
-            *(out, err, self.out.size_bytes, self.err.size_bytes, detail),
+            *("end", self.key, code, self.verdict, self.started_ms, self.ended_ms),
+            *(int((self.ended_s - self.started_s) * 1000), *used),
+            *(bytes(out.kept), bytes(err.kept), out.size_bytes, err.size_bytes),
+            self.detail,
         ]

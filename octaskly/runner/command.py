@@ -44,8 +44,8 @@ def split_plain(command: str) -> list[str] | None:
     return None if words[0] in SHELL_NAMES else words
 
 
-def shell_words(command: str) -> list[str]:
+def shell_words(command: bytes) -> list[bytes]:
     """Return the words that run a command through the shell."""
-    if command.startswith(("-", "+")):
-        return ["sh", "-c", "--", command]  # Else the shell takes it for an option.
-    return ["sh", "-c", command]
+    if command.startswith((b"-", b"+")):
+        return [b"sh", b"-c", b"--", command]  # Else the shell takes it for an option.
+    return [b"sh", b"-c", command]

@@ -2,9 +2,9 @@
 
 It is started by file, without site-packages and without the agent's modules, so that
 it takes few milliseconds and megabytes. One thread, one epoll: orders come over the
-control socket, SIGCHLD wakes it for what ended, pipes are watched only for tasks that
-live longer than a moment. When the control socket ends, the agent is gone, and every
-tree is killed.
+control socket, SIGCHLD tells of what ended, pipes are watched only for tasks that live
+longer than a moment. When the control socket ends, the agent is gone, and every tree
+is killed.
 
 What comes and goes on the control socket is told in `frames`.
 """
@@ -29,21 +29,19 @@ if __name__ == "__main__":
     sys.path[:] = [*sys.argv[3:], *sys.path[1:]]
 
 from octaskly.runner.child import MEMORY_BYTES, Child, Order, Sink
-from octaskly.runner.frames import Inbox, decode_settings, pack_results, receive
+from octaskly.runner.exits import Exits
+from octaskly.runner.frames import Inbox, decode_settings, receive
 from octaskly.runner.kin import Kin
 from octaskly.runner.limits import fence_of
+from octaskly.runner.outbox import HOLD_MAX_S, HOLD_WAITING_MIN, Outbox
 from octaskly.runner.privilege import become
 from octaskly.runner.slots import Slots
 from octaskly.runner.spawn import Pad, Refused, refused_end
 from octaskly.runner.timekeeper import Timekeeper
 from octaskly.runner.tree import become_subreaper
-from octaskly.runner.usage import Gauge, Used
 
 WATCH_AFTER_S = 0.005  #: most tasks are over by then, and cost no epoll calls
 WAIT_MAX_S = 0.05  #: an order that has not started by then is given back
-HOLD_MAX_S = 0.025  #: results wait so long for others while there is more to start
-HOLD_WAITING_MIN = 2  #: fewer orders than this wait: the pool must hear of results
-OUTBOX_BYTES_MAX = 16 << 20  #: nothing is started while so much is unsent
 OOM_SCORE = 500  #: as if half of the memory were theirs
 KILL_GIVE_UP_S = 5.0  #: a process in the kernel for so long is reported, not awaited
 
@@ -63,21 +61,19 @@ class Launcher:
         self._transcript_bytes_max = int(str(settings["transcript_bytes_max"]))
         self._inbox = Inbox()
         self._files: deque[int] = deque()  # came ahead of the orders they belong to
-        self._outbox = bytearray()
-        self._is_blocked = False  # the socket is full, so we wait for room
-        self._results: list[list[object]] = []
-        self._held_since_s = 0.0
+        self._over: list[Child] = []  # their slots are free, their pipes still open
         self._waiting: deque[Order] = deque()
         self._running: dict[int, Child] = {}  # by pid
         self._fresh: deque[Child] = deque()  # not watched yet, oldest first
         self._sinks: dict[int, Child] = {}  # by pipe descriptor, watched ones
         self._last_end_s = 0.0
-        self._dying: list[tuple[float, Child, list[object]]] = []
+        self._heard_s = 0.0  # all descriptors were looked at
+        self._dying: list[Child] = []
         self._exits: deque[tuple[int, int, resource.struct_rusage]] = deque()
-        self._gauge = Gauge()
         self._is_closing = False
         self._epoll = select.epoll()
-        self._wake, self._waker = socket.socketpair()
+        self._outbox = Outbox(control, self._epoll)
+        self._signal = Exits()
         self._kin = Kin(self._running, self._collect)
         grace_s = float(str(settings["kill_grace_s"]))
         self._time = Timekeeper(self._running, self._kin, grace_s)
@@ -90,30 +86,45 @@ class Launcher:
 
     def run(self) -> None:
         """Serve until the agent is gone, then end every tree."""
-        for end in (self._control, self._wake, self._waker):
-            end.settimeout(0)
+        self._control.settimeout(0)
         for number in (signal.SIGHUP, signal.SIGINT, signal.SIGTERM):
             # Meant for the agent, if they reach all its processes; it ends us.
             signal.signal(number, signal.SIG_IGN)
-        signal.signal(signal.SIGCHLD, lambda *_: None)
-        signal.set_wakeup_fd(self._waker.fileno(), warn_on_full_buffer=False)
         self._epoll.register(self._control, select.EPOLLIN)
-        self._epoll.register(self._wake, select.EPOLLIN)
-        while not self._is_closing:
-            for fd, _ in self._epoll.poll(self._pause_s()):
-                self._handle(fd)
+        self._epoll.register(self._signal.fd, select.EPOLLIN)
+        while not (self._is_closing or self._outbox.is_broken):
+            self._wait()
             self._reap()
             self._start_waiting()
-            self._keep_time(time.monotonic())
-            self._send()
+            self._drain_over()
+            now_s = time.monotonic()
+            self._keep_time(now_s)
+            self._outbox.send(len(self._waiting), now_s)
         self._end_all()
-        self._send_last()
+        self._outbox.send_last()
+
+    def _wait(self) -> None:
+        if self._is_deaf():
+            self._signal.wait(WATCH_AFTER_S)
+            return
+        for fd, _ in self._epoll.poll(self._pause_s()):
+            self._handle(fd)
+        self._heard_s = time.monotonic()
+
+    def _is_deaf(self) -> bool:
+        """Whether an end is all that matters: slots are taken, and more is to do."""
+        return (
+            len(self._waiting) >= HOLD_WAITING_MIN
+            and not (self._slots or self._sinks or self._outbox.is_blocked)
+            and bool(self._fresh)
+            and time.monotonic() - self._heard_s < WATCH_AFTER_S
+        )
 
     def _handle(self, fd: int) -> None:
-        if fd == self._control.fileno():
+        if fd == self._signal.fd:
+            self._signal.take()
+        elif fd == self._control.fileno():
             self._receive()
-        elif fd == self._wake.fileno():
-            self._wake.recv(4096)
         elif (child := self._sinks.get(fd)) is not None:
             sink = child.out if child.out.fd == fd else child.err
             sink.read()
@@ -162,52 +173,19 @@ class Launcher:
                 self._time.end(child, str(verdict), time.monotonic())
         if any(order.key == key for order in self._waiting):
             self._waiting = deque(o for o in self._waiting if o.key != key)
-            self._results.append(["back", key])
+            self._outbox.add("back", key)
 
     def _give_back(self) -> None:
-        self._results.extend(["back", order.key] for order in self._waiting)
+        for order in self._waiting:
+            self._outbox.add("back", order.key)
         self._waiting.clear()
-
-    def _send(self) -> None:
-        if self._results and not self._is_holding():
-            self._outbox += pack_results(self._results)
-            self._results.clear()
-            self._held_since_s = 0.0
-        if not self._outbox:
-            return
-        try:
-            sent = self._control.send(self._outbox)
-        except BlockingIOError:
-            sent = 0
-        except OSError:
-            self._is_closing = True
-            return
-        del self._outbox[:sent]
-        if self._is_blocked != bool(self._outbox):
-            self._is_blocked = not self._is_blocked
-            out = select.EPOLLOUT if self._is_blocked else 0
-            self._epoll.modify(self._control, select.EPOLLIN | out)
-
-    def _send_last(self) -> None:
-        """Send what ended before the order to close, if the agent still reads."""
-        self._control.settimeout(1.0)
-        with suppress(OSError):
-            self._control.sendall(bytes(self._outbox) + pack_results(self._results))
-
-    def _is_holding(self) -> bool:
-        # One wake-up of the agent for several results, while it has nothing to add.
-        if len(self._waiting) < HOLD_WAITING_MIN:
-            return False
-        now_s = time.monotonic()
-        self._held_since_s = self._held_since_s or now_s
-        return now_s - self._held_since_s < HOLD_MAX_S
 
     # -- output in files -------------------------------------------------------
 
     def _ask_for_file(self, child: Child) -> None:
         """Read no further until there is a file: the pipe fills, the task waits."""
         child.has_asked = True
-        self._results.append(["full", child.key])
+        self._outbox.add("full", child.key)
         for sink in (child.out, child.err):
             if self._sinks.pop(sink.fd, None) is not None:
                 self._epoll.unregister(sink.fd)
@@ -232,7 +210,7 @@ class Launcher:
             self._waiting
             and not self._time.is_frozen
             and self._slots
-            and len(self._outbox) < OUTBOX_BYTES_MAX
+            and not self._outbox.is_full
         ):
             self._start(self._waiting.popleft())
 
@@ -244,9 +222,9 @@ class Launcher:
         except Refused as refusal:
             self._slots.give(slot)
             if refusal.is_final:
-                self._results.append(refused_end(order, now_ms, refusal))
+                self._outbox.add(*refused_end(order, now_ms, refusal))
             else:
-                self._results.append(["lost", order.key, str(refusal)])
+                self._outbox.add("lost", order.key, str(refusal))
             return
         finally:
             if slot.group is not None:
@@ -275,27 +253,29 @@ class Launcher:
         has_children = self._collect()
         while self._exits:
             pid, status, usage = self._exits.popleft()
-            child, used = self._running.pop(pid), self._gauge.read(usage)
-            self._finish(child, status, used, has_children=has_children)
+            child = self._running.pop(pid)
+            now_s = self._last_end_s = time.monotonic()
+            child.exit(status, usage, now_s=now_s, now_ms=int(time.time() * 1000))
+            if not has_children or self._kin.end_rest(child):
+                self._slots.give(child.slot)
+                self._over.append(child)
+            else:
+                self._drain(child)
+                self._dying.append(child)
 
-    def _finish(
-        self, child: Child, status: int, used: Used, *, has_children: bool
-    ) -> None:
-        now_s = time.monotonic()
-        self._last_end_s = now_s
-        is_gone = not has_children or self._kin.end_rest(child)
-        for sink in (child.out, child.err):
-            if sink.is_open:  # Else the number may be another task's by now.
-                self._sinks.pop(sink.fd, None)
-        end = child.end(status, used, now_s=now_s, now_ms=int(time.time() * 1000))
-        if is_gone:
-            self._conclude(child, end)
-        else:
-            self._dying.append((now_s + KILL_GIVE_UP_S, child, end))
+    def _drain_over(self) -> None:
+        """Take the last output of what is over; its slot has been given already."""
+        for child in self._over:
+            self._drain(child)
+            self._outbox.add_end(child)
+        self._over.clear()
 
-    def _conclude(self, child: Child, end: list[object]) -> None:
-        self._slots.give(child.slot)
-        self._results.append(end)
+    def _drain(self, child: Child) -> None:
+        if self._sinks:
+            for sink in (child.out, child.err):
+                if sink.is_open:  # Else the number may be another task's by now.
+                    self._sinks.pop(sink.fd, None)
+        child.drain()
 
     def _end_all(self) -> None:
         give_up_s = time.monotonic() + KILL_GIVE_UP_S
@@ -306,7 +286,7 @@ class Launcher:
     # -- time ------------------------------------------------------------------
 
     def _pause_s(self) -> float:
-        if self._exits or self._results or self._dying:
+        if self._exits or self._outbox.has_results or self._dying:
             return 0.0 if self._exits else HOLD_MAX_S
         due_s = self._time.due_s
         if self._fresh:
@@ -331,7 +311,7 @@ class Launcher:
     def _watch(self, child: Child) -> None:
         if self._running.get(child.pid) is not child:
             return
-        self._results.append(["alive", child.key, child.pid])
+        self._outbox.add("alive", child.key, child.pid)
         for sink in (child.out, child.err):
             self._watch_sink(sink, child)
 
@@ -341,15 +321,15 @@ class Launcher:
 
     def _bury(self, now_s: float) -> None:
         dying, self._dying = self._dying, []
-        for give_up_s, child, end in dying:
-            if self._kin.end_rest(child):
-                self._conclude(child, end)
-            elif now_s >= give_up_s:
-                end[-1] = "processes of this task could not be killed"
-                self._slots.give(child.slot, is_empty=False)
-                self._results.append(end)
-            else:
-                self._dying.append((give_up_s, child, end))
+        for child in dying:
+            is_gone = self._kin.end_rest(child)
+            if not is_gone and now_s < child.ended_s + KILL_GIVE_UP_S:
+                self._dying.append(child)
+                continue
+            if not is_gone:
+                child.detail = "processes of this task could not be killed"
+            self._slots.give(child.slot, is_empty=is_gone)
+            self._outbox.add_end(child)
 
 
 def step_forward() -> None:

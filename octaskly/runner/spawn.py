@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from octaskly.runner.child import Child, Order, Sink
-from octaskly.runner.command import shell_words, split_plain
+from octaskly.runner.command import shell_words
 from octaskly.runner.limits import GROUP_FD
 from octaskly.runner.slots import Slot
 
@@ -63,7 +63,7 @@ def find_program(word: str, path: str) -> str | None:
 
 
 def _execute(
-    command: str,
+    order: Order,
     before: str,
     env: dict[bytes, bytes],
     files: Sequence[tuple[int, int]],
@@ -71,37 +71,37 @@ def _execute(
     """Start a command in a session of its own and return its pid; raise OSError.
 
     Args:
-        command: Shell text.
+        order: What to run.
         before: Shell text that prepares and then executes it as `sh "$@"`; or nothing.
         env: The whole environment.
         files: Descriptors of ours with what they are for the command.
     """
     actions = [(os.POSIX_SPAWN_DUP2, fd, place) for fd, place in files]
-    words = None if before else split_plain(command)
-    if words is not None:
-        program = find_program(words[0], os.fsdecode(env.get(b"PATH", b"")))
+    if order.words is not None and not before:
+        path = os.fsdecode(env.get(b"PATH", b""))
+        program = find_program(order.words[0], path)
         if program is not None:
             try:
-                return os.posix_spawn(
-                    program,
-                    words,
-                    env,
-                    file_actions=actions,
-                    setsid=True,
-                    setsigdef=RESET_SIGNALS,
-                    setsigmask=(),
-                )
+                return _spawn(program, order.words, env, actions)
             except OSError as error:
                 if error.errno in SCARCE:
                     raise
                 # The shell says it as people expect it.
-    words = shell_words(command)
+    words = shell_words(order.command)
     if before:
-        words = ["sh", "-c", before, *words]
-    encoded = [word.encode("utf-8", "surrogatepass") for word in words]
+        words = [b"sh", b"-c", before.encode(), *words]
+    return _spawn(SHELL, words, env, actions)
+
+
+def _spawn(
+    program: str,
+    words: list[str] | list[bytes],
+    env: dict[bytes, bytes],
+    actions: Sequence[tuple[int, int, int]],
+) -> int:
     return os.posix_spawn(
-        SHELL,
-        encoded,
+        program,
+        words,
         env,
         file_actions=actions,
         setsid=True,
@@ -174,27 +174,24 @@ class Pad:
         """
         asked = order.asked
         self._enter(asked)
-        env = {
-            **self._env,
-            b"OCTASKLY_TASK_ID": order.task.encode(),
-            b"OCTASKLY_ATTEMPT": order.attempt.encode(),
-            b"OCTASKLY_MARK": order.mark.encode(),
-            b"OCTASKLY_SLOT": b"%d" % slot.index,
-        }
+        env = self._env
+        env[b"OCTASKLY_TASK_ID"] = order.task
+        env[b"OCTASKLY_ATTEMPT"] = order.attempt
+        env[b"OCTASKLY_MARK"] = order.mark
+        env[b"OCTASKLY_SLOT"] = b"%d" % slot.index
         stdin_fd = -1
         try:
             if asked:
                 # Behind what marks its processes, which is looked for at the beginning.
-                env |= asked.get("env", {})
+                env = env | asked.get("env", {})
                 env[b"PWD"] = os.getcwdb()  # noqa: PTH109 - as bytes
                 if "stdin" in asked:
                     stdin_fd = open_bytes(asked["stdin"])
-            command = order.command.decode("utf-8", "surrogatepass")
             before = "" if slot.fence is None else slot.fence.script()
             given = [] if stdin_fd < 0 else [(stdin_fd, 0)]
             if slot.fence is not None and slot.fence.group is not None:
                 given.append((slot.fence.group.procs_fd, GROUP_FD))
-            pid, out_fd, err_fd = _spawn_captured(command, before, env, given)
+            pid, out_fd, err_fd = _spawn_captured(order, before, env, given)
         except (OSError, ValueError) as error:
             raise Refused(
                 f"cannot execute on {self._node}: {error}",
@@ -238,7 +235,7 @@ def open_bytes(data: bytes) -> int:
 
 
 def _spawn_captured(
-    command: str,
+    order: Order,
     before: str,
     env: dict[bytes, bytes],
     given: Sequence[tuple[int, int]],
@@ -253,7 +250,7 @@ def _spawn_captured(
         raise
     files = [(out_w, 1), (err_w, 2), *given]
     try:
-        pid = _execute(command, before, env, files)
+        pid = _execute(order, before, env, files)
     except (OSError, ValueError):
         os.close(out_r)
         os.close(err_r)

@@ -77,5 +77,5 @@ def test_whatever_a_shell_would_read_goes_to_the_shell(command: str) -> None:
 
 def test_a_command_is_never_an_option_of_the_shell() -> None:
     """`-x` is a program that is not found, not a flag of `sh`."""
-    assert shell_words("-x") == ["sh", "-c", "--", "-x"]
-    assert shell_words("x") == ["sh", "-c", "x"]
+    assert shell_words(b"-x") == [b"sh", b"-c", b"--", b"-x"]
+    assert shell_words(b"x") == [b"sh", b"-c", b"x"]

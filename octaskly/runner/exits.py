@@ -1,0 +1,47 @@
+"""How a launcher hears that children have ended: by SIGCHLD, which stays blocked.
+
+A handler would interrupt the wait, which begins again, and have a descriptor written,
+polled and read. A blocked signal is taken by the one call that waits for it.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+from contextlib import suppress
+from typing import Final
+
+SIGNALS: Final = (signal.SIGCHLD,)
+SIGSET_BYTES: Final = 128  #: of a `sigset_t`, in glibc and musl
+INFO_BYTES: Final = 128  #: of a `signalfd_siginfo`
+
+
+class Exits:
+    """Tells whether children may have ended since it was asked last.
+
+    To be made by a process with one thread, before it has children; these must not
+    inherit the mask.
+
+    Raises:
+        OSError: there is no descriptor to be had.
+    """
+
+    def __init__(self) -> None:
+        signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+        libc = ctypes.CDLL(None, use_errno=True)
+        mask = bytes(ctypes.c_ulong(1 << (signal.SIGCHLD - 1)))
+        flags = os.O_NONBLOCK | os.O_CLOEXEC  # as SFD_NONBLOCK and SFD_CLOEXEC
+        self.fd: int = libc.signalfd(-1, mask.ljust(SIGSET_BYTES, b"\0"), flags)
+        """Readable when there is something to tell."""
+        if self.fd < 0:
+            raise OSError(ctypes.get_errno(), "no descriptor for signals")
+
+    def take(self) -> None:
+        """Take what `fd` was readable for; only then are children collected."""
+        with suppress(BlockingIOError):
+            os.read(self.fd, INFO_BYTES)
+
+    def wait(self, most_s: float) -> None:
+        """Wait for that, and for nothing else, but not for longer."""
+        signal.sigtimedwait(SIGNALS, most_s)
