@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from typing import Final
@@ -47,6 +47,7 @@ class Audit:
         self._clock = clock
         self._node_id = node_id
         self._require_dispatcher = require_dispatcher
+        self._joins: dict[NodeId, int] = {}  #: as far as they were asked for
 
     async def keep(self, deeds: Sequence[Deed]) -> None:
         """Write deeds, and return when they are safe."""
@@ -69,6 +70,17 @@ class Audit:
         )
         with suppress(OctasklyError):  # Another dispatcher will meet it, too.
             await self.keep([deed])
+
+    async def joins(self, nodes: Iterable[NodeId]) -> Mapping[NodeId, int]:
+        """Return of those that were met as new ones when that was, in wall-clock ms."""
+        asked = {f"{JOINED}-{node}": node for node in nodes if node not in self._joins}
+        found = await self._records.page(
+            RecordQuery(kinds=(AUDIT,), keys=tuple(asked), limit=len(asked))
+        )
+        for record in found:
+            if (deed := _deed(record)) is not None:
+                self._joins[asked[record.key]] = deed.at_ms
+        return self._joins
 
     async def page(
         self, *, since_ms: int | None, after: str | None, limit: int

@@ -8,7 +8,7 @@ raise NotDispatcher and the API forwards.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -164,9 +164,9 @@ class AgentGateway:
             return None
         return now.wall_ms - round((now.mono_s - heard_s) * 1000)
 
-    def joined_ms(self, node: NodeId) -> int | None:
-        """Return when this dispatcher met a node that nobody had met before."""
-        return self.view.joined_ms.get(node)
+    async def joined_ms(self, nodes: Iterable[NodeId]) -> Mapping[NodeId, int]:
+        """Return of those that were met as new ones when that was."""
+        return await self.audit.joins(nodes)
 
     def names(self) -> Mapping[NodeId, str]:
         """Return the name of every node ever met."""

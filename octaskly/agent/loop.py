@@ -207,7 +207,6 @@ class CoreLoop:
     def _remember(self, effect: ef.Remember, gateway: AgentGateway) -> None:
         self._store.remember(effect.peer, effect.name, effect.addresses)
         if gateway.view.is_serving and effect.peer not in gateway.view.names:
-            gateway.view.joined_ms[effect.peer] = self._clock.now().wall_ms
             self._spawn(gateway.audit.joined(effect.peer, effect.name))
         gateway.view.met(effect.peer, effect.name)
 

@@ -26,7 +26,6 @@ class MeshView:
 
     def __init__(self, node_id: NodeId, names: Mapping[NodeId, str]) -> None:
         self.names = dict(names)  #: every node ever met
-        self.joined_ms: dict[NodeId, int] = {}  #: wall clock; while this node reigned
         self._called: dict[NodeId, str] = {}
         self._node_id = node_id
         self._news: Publish | None = None

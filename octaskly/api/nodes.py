@@ -32,11 +32,11 @@ async def stats(call: Call) -> web.StreamResponse:
 
 async def index(call: Call) -> web.StreamResponse:
     """Return all members."""
-    gateway = call.gateway
+    gateway, members = call.gateway, _members(call)
     shown = render_mesh.nodes(
-        _members(call),
+        members,
         gateway.seen_ms,
-        gateway.joined_ms,
+        await gateway.joined_ms(member.id for member in members),
         gateway.mesh(),
         gateway.names(),
     )
@@ -45,7 +45,7 @@ async def index(call: Call) -> web.StreamResponse:
 
 async def show(call: Call) -> web.StreamResponse:
     """Return one member, by name or id."""
-    return _shown(call, _member(call, call.request.match_info["name"]))
+    return await _shown(call, _member(call, call.request.match_info["name"]))
 
 
 async def steer(call: Call) -> web.StreamResponse:
@@ -53,7 +53,7 @@ async def steer(call: Call) -> web.StreamResponse:
     steering = Steering(call.request.path.rpartition("/")[2])
     name, gateway = call.request.match_info["name"], call.gateway
     if gateway.node_named(name) == gateway.node_id:
-        return _shown(call, await gateway.steer(steering, principal=call.who))
+        return await _shown(call, await gateway.steer(steering, principal=call.who))
     member = _member(call, name)
     if member.state is NodeState.LOST or call.hop is not None:
         raise Problem(
@@ -66,9 +66,10 @@ async def steer(call: Call) -> web.StreamResponse:
     return await call.parts.forwarder.fetch(call, gateway.urls_of(member.id), path)
 
 
-def _shown(call: Call, member: Member) -> web.StreamResponse:
-    seen_ms = call.gateway.seen_ms(member.id)
-    shown = render_mesh.node(member, seen_ms, call.gateway.joined_ms(member.id))
+async def _shown(call: Call, member: Member) -> web.StreamResponse:
+    gateway, node = call.gateway, member.id
+    joined_ms = (await gateway.joined_ms([node])).get(node)
+    shown = render_mesh.node(member, gateway.seen_ms(node), joined_ms)
     return json_response(render.encode(shown))
 
 

@@ -16,13 +16,13 @@ _MIB = 1 << 20
 def nodes(
     members: Sequence[Member],
     seen_ms: Callable[[NodeId], int | None],
-    joined_ms: Callable[[NodeId], int | None],
+    joined_ms: Mapping[NodeId, int],
     state: MeshState,
     names: Mapping[NodeId, str],
 ) -> Json:
     """Return the members of the mesh, and how safe it is."""
     return {
-        "nodes": [node(m, seen_ms(m.id), joined_ms(m.id)) for m in members],
+        "nodes": [node(m, seen_ms(m.id), joined_ms.get(m.id)) for m in members],
         "total": len(members),
         **mesh(state, names),
     }

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -52,6 +52,9 @@ class AuditLog(Protocol):
             NotDispatcher: another node is dispatcher; nothing was written.
             NotDurable: one copy is too few.
         """
+
+    async def joins(self, nodes: Iterable[NodeId]) -> Mapping[NodeId, int]:
+        """Return of those that were met as new ones when that was, in wall-clock ms."""
 
     async def page(
         self, *, since_ms: int | None, after: str | None, limit: int

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
@@ -241,8 +241,8 @@ class Gateway(Transcripts, Telling, Protocol):
     def seen_ms(self, node: NodeId) -> int | None:
         """Return when a member was last heard, as wall-clock time."""
 
-    def joined_ms(self, node: NodeId) -> int | None:
-        """Return when this dispatcher met a node that nobody had met before."""
+    async def joined_ms(self, nodes: Iterable[NodeId]) -> Mapping[NodeId, int]:
+        """Return of those that were met as new ones when that was."""
 
     def names(self) -> Mapping[NodeId, str]:
         """Return the name of every node ever met, for showing attempts."""

@@ -128,6 +128,7 @@ class RecordQuery:
     """One page of the records of some kinds, in the order of their first recording."""
 
     kinds: tuple[str, ...]
+    keys: tuple[str, ...] | None = None  #: None: whatever their keys
     limit: int = 1000
     since: int = 0  #: hybrid timestamp
     beyond: tuple[int, str] | None = None  #: `at` and key of the last one of a page

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import heapq
 import itertools
+import json
 import sqlite3
 from collections.abc import Iterable, Iterator
 from typing import Final
@@ -114,7 +115,11 @@ def _of_kind(
     db: sqlite3.Connection, kind: str, query: RecordQuery
 ) -> Iterator[Recorded]:
     order, sign = ("DESC", "<") if query.is_newest_first else ("ASC", ">")
-    where, values = "kind = ? AND at >= ?", [kind, query.since]
+    where = "kind = ? AND at >= ?"
+    values: list[str | int] = [kind, query.since]
+    if query.keys is not None:
+        where += " AND key IN (SELECT value FROM json_each(?))"
+        values.append(json.dumps(query.keys))
     if query.beyond is not None:
         where += f" AND (at, key) {sign} (?, ?)"
         values += query.beyond

@@ -90,6 +90,7 @@ class DiskLog:
             ((r.at, r.key), r)
             for r in self._disk.told()
             if r.kind in query.kinds and r.at >= query.since
+            if query.keys is None or r.key in query.keys
         ]
         some.sort(key=lambda placed: placed[0], reverse=query.is_newest_first)
         if query.beyond is not None:

@@ -24,6 +24,8 @@ class ListedRecords(MemoryRecords):
 
     async def page(self, query: RecordQuery) -> tuple[Recorded, ...]:
         found = [r for r in self.kept.values() if r.kind in query.kinds]
+        if query.keys is not None:
+            found = [r for r in found if r.key in query.keys]
         if query.beyond is not None:
             found = [r for r in found if (r.at, r.key) > query.beyond]
         if query.is_newest_first:
@@ -146,3 +148,19 @@ async def test_a_deed_is_what_it_was_and_goes_after_ninety_days() -> None:
     for record in records.kept.values():
         assert len(record.body) <= KINDS[AUDIT].body_bytes_max
         assert record.until_ms - plain.at_ms >= RETENTION_MS
+
+
+async def test_when_a_node_was_met_is_known_to_each_dispatcher() -> None:
+    """The first one wrote it; of those that write it again nothing counts."""
+    records = ListedRecords()
+    before, after = (
+        Audit(records, SystemClock(), NODE, lambda: None) for _ in range(2)
+    )
+    node, founder = NodeId("m" * 16), NodeId("f" * 16)
+    await before.joined(node, "pi")
+    met = await before.joins([node, founder])
+
+    await after.joined(node, "pi")
+
+    assert await after.joins([node, founder]) == met
+    assert met.keys() == {node}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -139,3 +140,16 @@ async def test_a_snapshot_gives_the_records_first(
     assert part.records[0] == records[0]
     assert await listed(two, AUDIT) == records
     await two.shows(2)
+
+
+async def test_records_are_found_by_their_keys(benches: list[Bench]) -> None:
+    """So many as there are, and only those of the kind."""
+    one, _ = benches
+    wanted = record("b", b"it", kind=AUDIT)
+    others = [record("a", kind=AUDIT), record("b", kind=AUDIT_STRANGERS)]
+    await one.add(*others, wanted)
+
+    query = RecordQuery(kinds=(AUDIT,), keys=("b", "c"), limit=2)
+
+    assert await one.log.records(query) == (wanted,)
+    assert await one.log.records(replace(query, keys=())) == ()

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
+from octaskly.core.model import NodeId
 from octaskly.ports import Deed, DeedPage
 
 
@@ -18,6 +19,10 @@ class FakeAudit:
         self._require_dispatcher()
         known = {deed.id for deed in self.deeds}
         self.deeds += [deed for deed in deeds if deed.id not in known]
+
+    async def joins(self, nodes: Iterable[NodeId]) -> Mapping[NodeId, int]:
+        ids = {f"join-{node}": node for node in nodes}
+        return {ids[d.id]: d.at_ms for d in self.deeds if d.id in ids}
 
     async def page(
         self, *, since_ms: int | None, after: str | None, limit: int

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -424,8 +424,8 @@ class FakeGateway:
     def seen_ms(self, node: NodeId) -> int | None:
         return NOW_MS if node in self.known_names else None
 
-    def joined_ms(self, node: NodeId) -> int | None:
-        return None
+    async def joined_ms(self, nodes: Iterable[NodeId]) -> Mapping[NodeId, int]:
+        return {}
 
     def names(self) -> Mapping[NodeId, str]:
         return self.known_names

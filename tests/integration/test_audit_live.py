@@ -29,6 +29,12 @@ def lines(agent: Agent) -> list[dict[str, Any]]:
     return list(body["entries"])
 
 
+def joins(agent: Agent) -> dict[str, str | None]:
+    """Return of each node when it came as a new one."""
+    nodes = agent.call("GET", "/api/v1/nodes")[1]["nodes"]
+    return {node["name"]: node["joined_at"] for node in nodes}
+
+
 def told(agent: Agent) -> set[Line]:
     """Return who did what at which node, and the answer."""
     return {
@@ -94,10 +100,15 @@ def test_all_that_is_changed_or_refused_anywhere_is_in_one_log(
     assert (paused["source"][:4], paused["decided_by"]) == ("uid ", "cy")
     assert lines(worker) == seen
 
+    came = joins(worker)
+    assert came["ana"] is None
+    assert all(came[name] for name in ("ben", "cy"))
+
     mesh[0].process.send_signal(signal.SIGKILL)
     mesh[0].process.wait()
     until(lambda: roles(worker).get("ben") == "dispatcher", "another node reigns")
     assert {e["id"] for e in seen} <= {e["id"] for e in lines(worker)}
+    assert joins(worker) == came
 
 
 def test_a_flood_of_refusals_and_of_tasks_is_a_handful_of_lines(
