@@ -62,7 +62,6 @@ int main(int argc, char **argv) {
         return 2;
     }
     int count = atoi(argv[2]), processes = atoi(argv[3]), go[2], failed = 0;
-    char start[64] = {0};
     if (processes < 1 || processes > 64 || pipe(go)) return 2;
     for (int i = 0; i < processes; i++)
         if (!fork()) {
@@ -73,7 +72,8 @@ int main(int argc, char **argv) {
         }
     usleep(100000);
     double began = seconds();
-    if (write(go[1], start, (size_t)processes) != processes) return 2;
+    for (int i = 0; i < processes; i++)
+        if (write(go[1], "", 1) != 1) return 2;
     for (int i = 0, status; i < processes; i++) {
         wait(&status);
         if (status) failed = 1;
