@@ -23,8 +23,8 @@ demo: .venv
 
 # All tests. As root on Debian it brings what they need besides Python, and runs most of
 # them in three processes, each with a network of its own: two for those that wait most
-# of the time, and one that computes meanwhile (`tests/spread.py`). Behind them come those
-# that want the machine for themselves.
+# of the time, and one that computes meanwhile, then helps (`tests/spread.py`). Behind
+# them come those that want the machine for themselves.
 test: .venv
 	@tests/setup-host
 ifeq ($(shell id -u),0)

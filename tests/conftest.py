@@ -15,7 +15,7 @@ from hypothesis import HealthCheck, settings
 from xdist.remote import Producer
 
 from tests.mesh.netns import isolate
-from tests.spread import Spread, give_way, only_computes
+from tests.spread import Spread, keep_pace, only_computes
 
 TESTS = Path(__file__).parent
 
@@ -55,7 +55,6 @@ def pytest_configure() -> None:
     """
     if "PYTEST_XDIST_WORKER" in os.environ and os.geteuid() == 0:
         isolate()
-    give_way()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -63,6 +62,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if only_computes(item.nodeid):
             item.add_marker(pytest.mark.timeout(COMPUTES_S_MAX))
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_protocol(item: pytest.Item) -> None:
+    """Let the quiet process of several begin each test at the pace that it suits."""
+    keep_pace(item.nodeid)
 
 
 @pytest.hookimpl(optionalhook=True)

@@ -1,8 +1,9 @@
 """Who runs which file of tests where several processes do, as in `make test`.
 
 Most tests wait: for agents, browsers, shells. Some only compute. So the last process of
-three or more is a quiet one: it runs what computes, in the time of the cores that the
-others leave. These take what waits, then what the quiet one did not get to.
+three or more is a quiet one: it runs what computes first, in the time of the cores that
+the others leave, and then as they do. These take what waits, then what the quiet one
+did not get to.
 """
 
 from __future__ import annotations
@@ -14,7 +15,8 @@ from xdist.scheduler import LoadFileScheduling
 from xdist.workermanage import WorkerController
 
 QUIET_FROM: Final = 3  #: processes on
-NICENESS: Final = 19
+OWN: Final = os.getpriority(os.PRIO_PROCESS, 0)  #: niceness, as for all of the run
+GIVING_WAY: Final = 19  #: the most
 COMPUTES: Final = (
     "tests/simulation/",
     "tests/property/",
@@ -30,11 +32,23 @@ def is_quiet(worker: str, count: int) -> bool:
     return count >= QUIET_FROM and worker == f"gw{count - 1}"
 
 
-def give_way() -> None:
-    """Let the others go first, if this is the quiet process of a run."""
+def keep_pace(name: str) -> None:
+    """Let the others go first in a test that computes, if this is the quiet process."""
     worker = os.environ.get("PYTEST_XDIST_WORKER", "")
     if is_quiet(worker, int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "0"))):
-        os.nice(NICENESS)
+        niceness = GIVING_WAY if only_computes(name) else OWN
+        if os.getpriority(os.PRIO_PROCESS, 0) != niceness:
+            os.setpriority(os.PRIO_PROCESS, 0, niceness)
+
+
+def may_hurry() -> bool:
+    """Whether who gave way may take it back, as root can in most places."""
+    os.setpriority(os.PRIO_PROCESS, 0, OWN + 1)
+    try:
+        os.setpriority(os.PRIO_PROCESS, 0, OWN)
+    except PermissionError:
+        return False  # This process only hands tests out: it may as well be nicer.
+    return True
 
 
 def only_computes(name: str) -> bool:
@@ -54,9 +68,11 @@ class Spread(LoadFileScheduling):  # type: ignore[misc]  # xdist has no types
         super()._assign_work_unit(node)
 
     def _open_to(self, node: WorkerController) -> list[str]:
+        names = list(self.workqueue)
         if is_quiet(node.gateway.id, self.numnodes):
-            return [name for name in self.workqueue if only_computes(name)]
-        return list(self.workqueue)
+            quiet = [name for name in names if only_computes(name)]
+            return quiet if quiet or not may_hurry() else names
+        return names
 
 
 def _turn(name: str) -> tuple[bool, bool]:
