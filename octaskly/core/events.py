@@ -27,6 +27,7 @@ from octaskly.core.model import (
     TaskState,
 )
 from octaskly.core.options import Requires, TaskOptions
+from octaskly.core.values import value
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +92,7 @@ class DialFailed:
     was_refused: bool  #: every address refused at once: no process listens there
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@value(frozen=True, slots=True, kw_only=True)
 class Draft:
     """A task that somebody asks for, validated, not yet accepted."""
 

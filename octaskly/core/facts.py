@@ -20,9 +20,10 @@ from octaskly.core.model import (
     TaskId,
     TaskSpec,
 )
+from octaskly.core.values import value
 
 
-@dataclass(frozen=True, slots=True)
+@value(frozen=True, slots=True)
 class Submitted:
     """A task was accepted."""
 
@@ -42,7 +43,7 @@ class CancelAsked:
     by: str
 
 
-@dataclass(frozen=True, slots=True)
+@value(frozen=True, slots=True)
 class Assigned:
     """An attempt was handed to a worker."""
 
@@ -51,7 +52,7 @@ class Assigned:
     node: NodeId
 
 
-@dataclass(frozen=True, slots=True)
+@value(frozen=True, slots=True)
 class Finished:
     """An attempt ended; `outcome.state` RELEASED means that another may follow."""
 
@@ -127,7 +128,7 @@ Fact = TaskFact | Floor | Recorded
 NO_FLOOR = Floor(0, ())
 
 
-@dataclass(frozen=True, slots=True)
+@value(frozen=True, slots=True)
 class Entry:
     """One fact at its place in the log; identity is (stream, seq)."""
 

@@ -34,6 +34,7 @@ from octaskly.core.model import (
     name_of,
 )
 from octaskly.core.options import After
+from octaskly.core.values import value
 
 BROKEN = "\x1fafter "
 """Begins who cancelled a task, where one before it ended otherwise.
@@ -42,7 +43,7 @@ No subject of a token begins so: they are printable.
 """
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@value(frozen=True, slots=True, kw_only=True)
 class TaskRecord:
     """Everything the log says of one task, joined.
 

@@ -30,6 +30,7 @@ from octaskly.core.model import (
     TaskId,
     TaskSpec,
 )
+from octaskly.core.values import value
 
 PROTOCOL_VERSION = 1
 VERSION_MIN = 1  #: oldest version that this program speaks
@@ -272,7 +273,7 @@ class Kill:
     items: tuple[tuple[TaskId, AttemptId], ...]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@value(frozen=True, slots=True, kw_only=True)
 class Report:
     """How one attempt ended; the envelope comes along when it is sent again."""
 

@@ -11,6 +11,7 @@ from enum import IntEnum, StrEnum
 from typing import NamedTuple, NewType
 
 from octaskly.core.options import CHAR_BYTES, ArraySpec, TaskOptions
+from octaskly.core.values import value
 
 NodeId = NewType("NodeId", str)
 """Base32 of the first 80 bits of SHA-256 of a node's Ed25519 public key: 16 chars."""
@@ -189,7 +190,7 @@ class Address(NamedTuple):
     port: int
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@value(frozen=True, slots=True, kw_only=True)
 class TaskSpec:
     """What a user asked for: the immutable envelope of a task."""
 
@@ -227,7 +228,7 @@ class OutputFile(NamedTuple):
     size_bytes: int | None  #: None: the file was missing or not a regular file
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@value(frozen=True, slots=True, kw_only=True)
 class Outcome:
     """What really happened to one attempt that ended."""
 
@@ -250,7 +251,7 @@ class Outcome:
     )
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@value(frozen=True, slots=True, kw_only=True)
 class Attempt:
     """One run of a task, as the log knows it."""
 
