@@ -86,6 +86,8 @@ class Tickets:
                 )
 
 
+ABOUT_NO_TASK = (Floor, Recorded)
+
 _MEMBERS = ".*"  #: behind the name of an array: whoever waits for a member of it
 ARRAY_S = 0.1  #: between two looks at an array that somebody waits for
 
@@ -112,10 +114,11 @@ class Waiters:
         if not self._waits:
             return
         for entry in entries:
-            if isinstance(entry.fact, Floor | Recorded):
+            fact = entry.fact
+            if isinstance(fact, ABOUT_NO_TASK):
                 continue
-            for wait in self._waits.get(name_of(entry.fact.task), ()):
-                wait.facts.append(entry.fact)
+            for wait in self._waits.get(name_of(fact.task), ()):
+                wait.facts.append(fact)
                 if wait.is_eager:
                     wait.news.set()
 

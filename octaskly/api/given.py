@@ -69,6 +69,8 @@ def files_of(asked: Iterable[FileIn], *, is_scratch: bool) -> tuple[GivenFile, .
 
 def check_apart(asked: Iterable[FileIn], inputs: Iterable[str]) -> None:
     """Raise `Wrong` unless files and inputs have different places in the folder."""
+    if not asked:  # As mostly.
+        return
     taken = {path.removeprefix("./").partition("/")[0] for path in inputs}
     for index, file in enumerate(asked):
         if file.path in taken:

@@ -49,7 +49,7 @@ def created(record: TaskRecord, replicas: int) -> Json:
     return {
         "id": record.name,
         "command": spec.command if spec else None,
-        "status": record.state.value,
+        "status": record.state,
         "created_at": at(spec.created_ms) if spec else None,
         "replicas": replicas,
     }
@@ -64,7 +64,7 @@ def listed(record: TaskRecord, names: Mapping[NodeId, str]) -> Json:
     line: Json = {
         "id": record.name,
         "command": spec.command if spec else None,
-        "status": state.value,
+        "status": state,
         "worker_id": names.get(attempt.node, attempt.node) if attempt else None,
         "attempt": attempt.id.n if attempt else None,
         "exit_code": outcome.exit_code if outcome else None,

@@ -44,14 +44,26 @@ class Acceptance:
         """Return the tasks of a request, and those of them that are new."""
         specs = []
         fresh = []
+        hlc = self._journal.tick(now, len(event.drafts))
         for draft, suffix in zip(event.drafts, event.suffixes, strict=True):
-            task_id = logged_id(draft, event.submitter)
+            task_id = None if draft.id is None else logged_id(draft, event.submitter)
             spec = None if task_id is None else self._known_spec(task_id)
             if spec is None:
                 if task_id is None:  # No other task has this number.
                     self._sequence += 1
                     task_id = TaskId(f"task-{self._sequence:03d}-{suffix}")
-                spec = self._spec(task_id, draft, event.submitter, now)
+                spec = TaskSpec(
+                    id=task_id,
+                    command=draft.command,
+                    timeout_s=draft.timeout_s,
+                    inputs=draft.inputs,
+                    outputs=draft.outputs,
+                    submitter=event.submitter,
+                    created_ms=now.wall_ms,
+                    ord=(PRIORITY_BAND - draft.priority << PRIORITY_SHIFT) | hlc,
+                    options=draft.options,
+                )
+                hlc += 1
                 fresh.append(spec)
                 if draft.id is not None:
                     self._chosen[task_id] = spec
@@ -64,22 +76,6 @@ class Acceptance:
         if known is not None and known.is_sure:
             return known.spec
         return self._chosen.get(task_id)
-
-    def _spec(
-        self, task_id: TaskId, draft: Draft, submitter: str, now: Moment
-    ) -> TaskSpec:
-        return TaskSpec(
-            id=task_id,
-            command=draft.command,
-            timeout_s=draft.timeout_s,
-            inputs=draft.inputs,
-            outputs=draft.outputs,
-            submitter=submitter,
-            created_ms=now.wall_ms,
-            ord=(PRIORITY_BAND - draft.priority << PRIORITY_SHIFT)
-            | self._journal.tick(now),
-            options=draft.options,
-        )
 
 
 def priority_of(spec: TaskSpec) -> int:

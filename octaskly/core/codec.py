@@ -209,6 +209,7 @@ def _tuple_coder(hints: tuple[Any, ...]) -> _Coder:
 
 def _list_coder(item: _Coder) -> _Coder:
     item_types, item_encode, item_decode = item.types, item.encode, item.decode
+    assert NoneType not in item_types
 
     def encode_list(values: Iterable[Any]) -> tuple[Any, ...]:
         assert item_encode is not None
@@ -228,16 +229,8 @@ def _union_coder(hints: tuple[Any, ...]) -> _Coder:
     if NoneType not in hints:
         return _Coder(_ROW, _tagged_encoder(hints), _tagged_decoder(hints))
     (hint,) = (hint for hint in hints if hint is not NoneType)
-    inner = _coder(hint)
-
-    def optional(convert: _Convert | None) -> _Convert | None:
-        if convert is None:
-            return None
-        return lambda value: None if value is None else convert(value)
-
-    return _Coder(
-        inner.types | {NoneType}, optional(inner.encode), optional(inner.decode)
-    )
+    inner = _coder(hint)  # Rows convert no None.
+    return _Coder(inner.types | {NoneType}, inner.encode, inner.decode)
 
 
 def _tagged_encoder(classes: Iterable[type]) -> _Convert:
@@ -341,7 +334,9 @@ def _row_encoder(
     def encode_row(value: Any) -> list[Any]:
         row = list(read(value))
         for i, convert in converts:
-            row[i] = convert(row[i])
+            field = row[i]
+            if field is not None:
+                row[i] = convert(field)
         return row
 
     return encode_row
@@ -376,8 +371,8 @@ def _row_decoder(
                 good.add(signature)
         present = len(values)
         for i, convert in converts:
-            if i < present:
-                values[i] = convert(values[i])
+            if i < present and (field := values[i]) is not None:
+                values[i] = convert(field)
         if present != size:
             values.extend(defaults[present - required :])
         return make(values)

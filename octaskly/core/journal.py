@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
+from itertools import count, repeat
 
 from octaskly.core.effects import Append, Effect, Join, Save
 from octaskly.core.events import Saved
@@ -98,13 +99,14 @@ class Journal:
         ahead = ((s, seq) for s, seq in self._ahead.items() if seq > have.get(s, 0))
         return tuple(sorted(ahead))
 
-    def tick(self, now: Moment) -> int:
-        """Return the next hybrid timestamp."""
+    def tick(self, now: Moment, times: int = 1) -> int:
+        """Return the next hybrid timestamp, the first of so many in a row."""
         if self._heard:
             heard, self._heard = min(self._heard, hlc_ahead(now.wall_ms)), 0
             self._hlc = max(self._hlc, heard)
-        self._hlc = hlc_next(self._hlc, now.wall_ms)
-        return self._hlc
+        first = hlc_next(self._hlc, now.wall_ms)
+        self._hlc = first + times - 1
+        return first
 
     def open_stream(self, stream: StreamId) -> None:
         """Write own facts into `stream` from now on; it must be new."""
@@ -125,14 +127,11 @@ class Journal:
         stream = self.stream
         assert stream is not None, "no reign, no facts"
         first, hlc = self.vector[stream] + 1, self.tick(now)
-        entries = tuple(
-            Entry(stream, first + i, hlc + i, fact) for i, fact in enumerate(facts)
-        )
+        entries = tuple(map(Entry, repeat(stream), count(first), count(hlc), facts))
         if entries:
             self._hlc, self.vector[stream] = entries[-1].hlc, entries[-1].seq
         for fact in facts:
-            if isinstance(fact, Floor | Recorded):
-                self._heed(fact)
+            self._heed(fact)
         return self._append(entries)
 
     def absorb(

@@ -36,7 +36,7 @@ Holdings = tuple[tuple[StreamId, int], ...]
 
 def name_of(task: TaskId, twin: int = 1) -> str:
     """Return what clients call the task that is the `twin`-th of its name."""
-    name = task.partition("~")[0]
+    name = task.partition("~")[0] if "~" in task else task
     return name if twin == 1 else f"{name}~{twin}"
 
 

@@ -27,7 +27,7 @@ from octaskly.core.model import (
     StandbyView,
 )
 from octaskly.core.phases import Reign
-from octaskly.core.tail import Part, Tail, part_of, repl_of
+from octaskly.core.tail import Part, Tail, part_of, repl_of, size_of
 
 STANDBYS = 2  #: electable followers that keep copies
 UNACKED_BYTES_MAX = 16 << 20  #: under way to one standby, roughly
@@ -202,7 +202,7 @@ class Replication:
         if isinstance(append, Join):
             return self._rejoin(now) if append.is_last else []
         self._number = append.number
-        self._tail.add(append)
+        size_bytes = self._tail.add(append)
         copies = [
             (node, copy)
             for node, copy in self._copies.items()
@@ -210,7 +210,7 @@ class Replication:
         ]
         if not copies:
             return []
-        part = part_of((append,), append.number, now)
+        part = part_of((append,), append.number, size_bytes, now)
         bytes_max = self._limits.entries_bytes
         # The same messages for all, so that they are packed once.
         messages = repl_of(self._reign, (append,), append.number, bytes_max)
@@ -386,7 +386,7 @@ class Replication:
             return []
         assert self._reign is not None
         copy.phase = _Phase.STREAMING
-        part = part_of(missing, self._number, now)
+        part = part_of(missing, self._number, sum(map(size_of, missing)), now)
         bytes_max = self._limits.entries_bytes
         messages = repl_of(self._reign, missing, self._number, bytes_max)
         return self._stream(node, copy, part, messages, now)

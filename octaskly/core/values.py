@@ -15,7 +15,7 @@ else:
     from dataclasses import dataclass
 
     def value(*, frozen: bool, **options: Any) -> Any:
-        """Return a decorator like that of a frozen dataclass, equal and hashed alike."""
+        """Return a decorator as for a frozen dataclass, equal and hashed alike."""
         assert frozen
         return dataclass(unsafe_hash=True, **options)
 

@@ -44,7 +44,7 @@ class Packer(Protocol):
     """Turns facts, reports and specs into bytes and back; given to the store."""
 
     def pack_entry_body(self, entry: Entry) -> bytes:
-        """Return the fact of an entry as bytes."""
+        """Return the fact of an entry as bytes, as `pack` would; the writer's alone."""
 
     def unpack_entry(self, stream: StreamId, seq: int, hlc: int, body: bytes) -> Entry:
         """Return the entry; raise RemoteProtocolError on damaged bytes."""

@@ -5,13 +5,16 @@ from __future__ import annotations
 import sqlite3
 from collections import defaultdict
 from dataclasses import dataclass, field, replace
+from typing import Final
 
 from octaskly.core.merge import TaskRecord, cut
-from octaskly.core.model import NodeId, TaskSpec
+from octaskly.core.model import NodeId, TaskSpec, TaskState
 from octaskly.store import arrays, blocks, bulk, rows
 from octaskly.store.arrays import Members
 from octaskly.store.edges import Waits
 from octaskly.store.folding import Count, Task
+
+_WAITS: Final[Count] = (arrays.TASK, "", rows.NUMBER_OF[TaskState.QUEUED])
 
 
 @dataclass(slots=True)
@@ -32,10 +35,10 @@ class Changes:
     """Place in the queue of the members between two keys."""
     waits: Waits = field(default_factory=Waits)
     deltas: defaultdict[Count, int] = field(default_factory=lambda: defaultdict(int))
-    moves: defaultdict[tuple[Count, int], int] = field(
+    moves: defaultdict[tuple[Count | None, Count, int], int] = field(
         default_factory=lambda: defaultdict(int)
     )
-    """Rows that are counted otherwise than before, by block."""
+    """Rows that are counted otherwise than before: how before, how now, which block."""
     ends_to_tell: int = 0  #: ends of which somebody is to be told
 
     def run(self, db: sqlite3.Connection) -> None:
@@ -55,15 +58,22 @@ class Changes:
                 "UPDATE tasks SET ord = ? WHERE key BETWEEN ? AND ?", self.places
             )
         cells: defaultdict[blocks.Cell, int] = defaultdict(int)
-        for (count, block), n in self.moves.items():
+        for (before, count, block), n in self.moves.items():
             self.deltas[count] += n
             cells[count[1], count[2], block] += n
+            if before is not None:
+                self.deltas[before] -= n
+                cells[before[1], before[2], block] -= n
         deltas = [(*count, n) for count, n in self.deltas.items() if n]
         bulk.COUNT_ADD.run(db, deltas)
         blocks.add(db, cells)
 
     def add(self, task: Task, record: TaskRecord, spec: TaskSpec) -> None:
         """Note what is new of a task that is no member; it has its key."""
+        if rows.is_usual(record, spec):
+            is_done = self._bear(task, record, spec) or self._move(task, record, spec)
+            if is_done:
+                return
         kind, is_live = arrays.TASK, rows.is_live(record)
         assert task.key is not None
         if task.members is not None:
@@ -87,6 +97,46 @@ class Changes:
         self._add_attempts(task, record)
         self._count(task, (kind, node or "", number))
 
+    def _bear(self, task: Task, record: TaskRecord, spec: TaskSpec) -> bool:
+        """Note a new task that is as most are when they are submitted; False: it isn't.
+
+        This and `_move` do what `add` does, without looking for what is not there.
+        """
+        key, birth = task.key, task.birth
+        if task.counted is not None or record.attempts or not rows.is_plain(spec):
+            return False
+        assert key is not None
+        assert birth is not None
+        number = rows.sequence_of(record.id)
+        row = rows.plain_row(spec)
+        self.plain.append((key, record.id, number, task.changed_hlc, *row, *birth))
+        task.stored_rare = rows.NOTHING_RARE
+        task.stored_spec, task.stored_birth = spec, birth
+        self._count(task, _WAITS)
+        return True
+
+    def _move(self, task: Task, record: TaskRecord, spec: TaskSpec) -> bool:
+        """Note where the only attempt of a stored task stands; False: it isn't so."""
+        if (
+            len(record.attempts) != 1
+            or task.stored_rare != rows.NOTHING_RARE
+            or spec is not task.stored_spec
+            or task.birth != task.stored_birth
+        ):
+            return False
+        state, node = record.state, record.attempts[0].node
+        if state is TaskState.QUEUED:
+            return False
+        number, is_live = rows.NUMBER_OF[state], state is TaskState.RUNNING
+        self.moved.append((number, node, is_live, 1, task.changed_hlc, task.key))
+        is_final = not is_live
+        if is_final and not task.is_final:
+            self.waits.ended.append((record.id, state))
+        task.is_final = is_final
+        self._add_attempts(task, record)
+        self._count(task, (arrays.TASK, node, number))
+        return True
+
     def _insert(
         self,
         task: Task,
@@ -97,13 +147,6 @@ class Changes:
     ) -> None:
         assert task.birth is not None
         number = rows.sequence_of(record.id)
-        is_fresh = place == rows.WAITS and not record.attempts
-        if is_fresh and rare == rows.NOTHING_RARE and rows.is_plain(spec):
-            row = rows.plain_row(spec)
-            self.plain.append(
-                (task.key, record.id, number, task.changed_hlc, *row, *task.birth)
-            )
-            return
         state, node, is_live = place
         by, *flags, notify = rare
         self.inserts.append(
@@ -181,12 +224,13 @@ class Changes:
             self.places.append((spec.ord, members.first, members.last))
 
     def _add_attempts(self, task: Task, record: TaskRecord) -> None:
-        if not task.changed:
+        changed, task.changed = task.changed, None
+        if changed is None:
             return
         assert task.key is not None
         for attempt in record.attempts:
-            if attempt.id in task.changed:
-                output = task.outputs.get(attempt.id)
+            if attempt.id in changed:
+                output = task.output_of(attempt.id)
                 outcome = attempt.outcome
                 if outcome is None:
                     self.live.append(rows.live_row(task.key, attempt))
@@ -196,14 +240,10 @@ class Changes:
                 else:
                     row = rows.ended_row(task.key, attempt, outcome, output)
                     self.ended.append(row)
-        task.changed.clear()
 
     def _count(self, task: Task, count: Count) -> None:
         if count == task.counted:
             return
         assert task.key is not None
-        block = blocks.block_of(task.key)
-        self.moves[count, block] += 1
-        if task.counted is not None:
-            self.moves[task.counted, block] -= 1
+        self.moves[task.counted, count, blocks.block_of(task.key)] += 1
         task.counted = count

@@ -7,8 +7,8 @@ carry it only where two ends of one attempt must be compared.
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Final
 
 from octaskly.core import merge
@@ -39,18 +39,18 @@ class Task:
 
     record: TaskRecord | None = None
     key: int | None = None  #: None until its row is written
-    outputs: dict[AttemptId, int] = field(default_factory=dict)
+    outputs: dict[AttemptId, int] | None = None  #: None: not one
     counted: Count | None = None  #: what `counts` and the row say
     stored_spec: TaskSpec | None = None
     is_final: bool = False  #: as of the row
     is_blocked: bool = False  #: as of the row
     stored_rare: rows.Rare | None = None  #: as of the row
-    changed: set[AttemptId] = field(default_factory=set)
+    changed: set[AttemptId] | None = None  #: attempts that differ from their rows
     changed_hlc: int = 0
     birth: Birth | None = None
     stored_birth: Birth | None = None
-    early: list[Early] = field(default_factory=list)  #: what cannot count yet
-    counted_early: list[Early] = field(default_factory=list)
+    early: list[Early] | None = None  #: what cannot count yet
+    counted_early: list[Early] | None = None
     members: Members | None = None  #: of an array
     array: Task | None = None  #: of a member
     was_live: bool = False  #: as its array counts it, of a member
@@ -59,6 +59,22 @@ class Task:
     def spec(self) -> TaskSpec | None:
         """The envelope, once it is here."""
         return None if self.record is None else self.record.spec
+
+    def output_of(self, attempt: AttemptId) -> int | None:
+        """Return the number of what an attempt wrote, None if that is nothing."""
+        return None if self.outputs is None else self.outputs.get(attempt)
+
+    def touch(self, attempt: AttemptId) -> None:
+        """Note that an attempt has to be written."""
+        if self.changed is None:
+            self.changed = set()
+        self.changed.add(attempt)
+
+    def set_aside(self, early: Early) -> None:
+        """Keep what cannot count until a submission is here."""
+        if self.early is None:
+            self.early = []
+        self.early.append(early)
 
     def is_earlier(self, row: TaskRow, floors: Mapping[StreamId, int]) -> bool:
         """Whether `row` is of a later task with this id; by `floors`, of the peer."""
@@ -91,6 +107,17 @@ class Folding:
         bulk.OUTPUT_INSERT.run(self._db, kept)
         self._kept.clear()
 
+    def write_early(self, tasks: Iterable[Task]) -> None:
+        """Note what cannot count until a submission is here, and what does by now."""
+        held: list[Early] = []
+        counted: list[Early] = []
+        for task in tasks:
+            held += task.early or ()
+            counted += task.counted_early or ()
+            task.early = task.counted_early = None
+        if held or counted:
+            self._orphans.write(held, counted)
+
     def enter(
         self, task: Task, entry: Entry, fact: TaskFact
     ) -> tuple[TaskFact, int | None]:
@@ -100,28 +127,32 @@ class Folding:
             The fact without its output, and the number of that.
         """
         stream, seq, hlc = entry.stream, entry.seq, entry.hlc
-        bare, output = self._strip(task, fact)
-        if isinstance(bare, Submitted):
+        output = None
+        if isinstance(fact, Submitted):
             if task.array is not None:
-                return bare, output  # The array has said it.
-            self._bear(task, bare, Birth(hlc, hlc, stream, seq))
-        elif task.spec is None:
-            task.early.append(Early(stream, seq, hlc, bare, output))
-            return bare, output
+                return fact, None  # The array has said it.
+            self._bear(task, fact, Birth(hlc, hlc, stream, seq))
         else:
-            self._fold(task, bare, output)
+            if isinstance(fact, Finished):
+                fact, output = self._strip(task, fact)
+            if task.record is None or task.record.spec is None:
+                task.set_aside(Early(stream, seq, hlc, fact, output))
+                return fact, output
+            self._fold(task, fact, output)
         task.changed_hlc = max(task.changed_hlc, hlc)
-        return bare, output
+        return fact, output
 
     def _bear(self, task: Task, fact: Submitted, birth: Birth) -> None:
         """Fold a submission, and what came before it and counts now."""
         task.birth = merge.join_births(task.birth, birth)
         task.record = merge.apply(task.record, fact)
+        if not task.early:  # As mostly.
+            return
         for early in task.early:
             self._fold(task, early.fact, early.output)
             task.changed_hlc = max(task.changed_hlc, early.hlc)
-        task.counted_early += task.early
-        task.early = []
+        task.counted_early = [*(task.counted_early or ()), *task.early]
+        task.early = None
 
     def bear_member(self, task_id: TaskId, task: Task) -> None:
         """Give a member its envelope, once its array is here and has such a member."""
@@ -136,23 +167,22 @@ class Folding:
     def fold_row(self, task: Task, row: TaskRow) -> None:
         """Fold all facts of a peer's row."""
         for fact in merge.facts_of(row.record):
-            bare, output = self._strip(task, fact)
-            if isinstance(bare, Submitted):
-                self._bear(task, bare, row.birth)
+            if isinstance(fact, Submitted):
+                self._bear(task, fact, row.birth)
+            elif isinstance(fact, Finished):
+                self._fold(task, *self._strip(task, fact))
             else:
-                self._fold(task, bare, output)
+                self._fold(task, fact, None)
         task.changed_hlc = max(task.changed_hlc, row.changed)
 
-    def _strip(self, task: Task, fact: TaskFact) -> tuple[TaskFact, int | None]:
+    def _strip(self, task: Task, fact: Finished) -> tuple[Finished, int | None]:
         """Set the kept output of a fact aside; return its number in `outputs`."""
-        if not isinstance(fact, Finished):
-            return fact, None
         kept = (fact.outcome.stdout, fact.outcome.stderr)
-        if kept == (b"", b""):
+        if not any(kept):
             return fact, None
         bare = Finished(fact.task, fact.attempt, fact.node, rows.bare(fact.outcome))
         # A result that is told again, to another dispatcher, is not kept twice.
-        known = task.outputs.get(fact.attempt)
+        known = task.output_of(fact.attempt)
         if known is not None and self._output(known) == kept:
             return bare, known
         number = self._next_output
@@ -162,19 +192,18 @@ class Folding:
 
     def _fold(self, task: Task, fact: TaskFact, output: int | None) -> None:
         """Join one fact, without output, whose output has this number."""
-        if not isinstance(fact, Finished):
-            task.record = merge.apply(task.record, fact)
-            if isinstance(fact, Assigned):
-                task.changed.add(fact.attempt)
-            return
-        task.changed.add(fact.attempt)
-        mine = None if task.record is None else _find(task.record, fact.attempt)
-        if mine is not None and mine.state is fact.outcome.state:
-            self._fold_tie(task, mine, fact, output)
-            return
-        task.record = merge.apply(task.record, fact)
-        if mine is None or mine.state < fact.outcome.state:
-            _point(task, fact.attempt, output)
+        record = task.record
+        if isinstance(fact, Finished):
+            task.touch(fact.attempt)
+            mine = None if record is None else _find(record, fact.attempt)
+            if mine is not None and mine.state is fact.outcome.state:
+                self._fold_tie(task, mine, fact, output)
+                return
+            if mine is None or mine.state < fact.outcome.state:
+                _point(task, fact.attempt, output)
+        elif isinstance(fact, Assigned):
+            task.touch(fact.attempt)
+        task.record = merge.apply(record, fact)
 
     def _fold_tie(
         self, task: Task, mine: Attempt, fact: Finished, output: int | None
@@ -183,7 +212,7 @@ class Folding:
 
         Rare (a result told to two dispatchers), so reading the outputs costs nothing.
         """
-        ours = self._full(mine, task.outputs.get(mine.id))
+        ours = self._full(mine, task.output_of(mine.id))
         theirs = self._full(merge.record_of(fact).attempts[0], output)
         joined = merge.join(
             TaskRecord(id=fact.task, attempts=(ours,)),
@@ -257,6 +286,9 @@ def _find(record: TaskRecord, attempt_id: AttemptId) -> Attempt | None:
 
 def _point(task: Task, attempt: AttemptId, output: int | None) -> None:
     if output is None:
-        task.outputs.pop(attempt, None)
+        if task.outputs is not None:
+            task.outputs.pop(attempt, None)
+    elif task.outputs is None:
+        task.outputs = {attempt: output}
     else:
         task.outputs[attempt] = output

@@ -246,4 +246,4 @@ def _stored(packer: Packer, stream: StreamId, row: Sequence[Any]) -> Stored:
     assert isinstance(entry.fact, Finished), "nothing else has an output"
     outcome = replace(entry.fact.outcome, stdout=stdout, stderr=stderr)
     entry = replace(entry, fact=replace(entry.fact, outcome=outcome))
-    return stream, seq, hlc, packer.pack_entry_body(entry)
+    return stream, seq, hlc, packer.pack(entry.fact)

@@ -62,8 +62,6 @@ Row = Sequence[Any]
 Rare = tuple[str | None, bool, bool, int | None]
 """`cancelled_by`, `is_ready`, `is_blocked` and `notify` of a task."""
 NOTHING_RARE: Final[Rare] = (None, False, False, None)
-WAITS: Final = (0, None, False)
-"""`state`, `node` and `is_live` of a task that no node has."""
 
 _CHUNK: Final = 500  #: parameters of one statement, under every limit of SQLite
 _SEQUENCE: Final = re.compile(r"task-([0-9]{3,18})-[0-9a-f]{8}(~.*)?")
@@ -186,6 +184,12 @@ def rare(record: TaskRecord, *, is_blocked: bool) -> Rare:
 def is_plain(spec: TaskSpec) -> bool:
     """Whether nothing but a command is asked for."""
     return spec.options is None and not (spec.inputs or spec.outputs)
+
+
+def is_usual(record: TaskRecord, spec: TaskSpec) -> bool:
+    """Whether a task has none of `Rare`, and is no array."""
+    is_untold = not (record.is_notified or record.is_ready)
+    return spec.options is None and record.cancelled_by is None and is_untold
 
 
 def plain_row(spec: TaskSpec) -> tuple[str, int, str, int, int]:

@@ -25,7 +25,7 @@ from octaskly.store.blocks import first_key
 from octaskly.store.changes import Changes
 from octaskly.store.edges import Edges
 from octaskly.store.folding import CHANGED, FETCHED, Folding, Task, tasks_from
-from octaskly.store.orphans import Early, Orphans
+from octaskly.store.orphans import Orphans
 
 CACHED_TASKS: Final = 10_000  #: unfinished tasks whose record the writer keeps
 
@@ -115,9 +115,10 @@ class Tables:
                 assert task.key is not None
                 purge.drop_tasks(self._db, [task.key])
                 task = touched[task_id] = Task()
-                task.early += self._orphans.of([task_id])
+                task.early = list(self._orphans.of([task_id]))
             # What is void to the peer is not in the row either.
-            task.early = [e for e in task.early if e.seq > floors.get(e.stream, 0)]
+            known = task.early or ()
+            task.early = [e for e in known if e.seq > floors.get(e.stream, 0)]
             if task.array is None or task.spec is not None:
                 self._folding.fold_row(task, row)
         self._folding.write_kept()
@@ -154,12 +155,13 @@ class Tables:
     def _fresh(self, entries: Iterable[Entry]) -> Iterator[Entry]:
         have = self._have
         for entry in entries:
-            held = have.get(entry.stream)
-            assert held is not None, f"stream {entry.stream} without epoch"
-            if entry.seq <= held:
+            stream, seq = entry.stream, entry.seq
+            held = have.get(stream)
+            assert held is not None, f"stream {stream} without epoch"
+            if seq <= held:
                 continue
-            assert entry.seq == held + 1, f"gap in stream {entry.stream}"
-            have[entry.stream] = entry.seq
+            assert seq == held + 1, f"gap in stream {stream}"
+            have[stream] = seq
             if isinstance(entry.fact, Floor):
                 for stream, seq, _ in entry.fact.marks:
                     have[stream] = max(have.get(stream, 0), seq)
@@ -253,14 +255,15 @@ class Tables:
 
         With members of an array comes the array, which counts them.
         """
-        plain: dict[TaskId, None] = {}
+        plain = dict.fromkeys(ids)
         parents: dict[TaskId, TaskId] = {}
-        for task_id in ids:
-            place = member_of(task_id)
-            if place is None:
-                plain[task_id] = None
-            else:
+        for task_id in plain:
+            if "." in task_id and (place := member_of(task_id)) is not None:
                 parents[task_id] = place[0]
+        if not parents:
+            return self._fetch_rows(plain)
+        for task_id in parents:
+            del plain[task_id]
         tasks = self._fetch_rows(plain | dict.fromkeys(parents.values()))
         return tasks | self._fetch_members(parents, tasks)
 
@@ -275,8 +278,15 @@ class Tables:
         return members
 
     def _fetch_rows(self, ids: Iterable[TaskId]) -> dict[TaskId, Task]:
-        touched = {task_id: self._cache.get(task_id) for task_id in ids}
-        missing = [task_id for task_id, task in touched.items() if task is None]
+        cached = self._cache.get
+        tasks: dict[TaskId, Task] = {}
+        missing = []
+        for task_id in ids:
+            task = cached(task_id)
+            if task is None:
+                missing.append(task_id)
+                task = Task()
+            tasks[task_id] = task
         for some in rows.chunks(missing):
             found = self._db.execute(
                 f"SELECT {FETCHED} FROM tasks WHERE id IN"  # noqa: S608
@@ -288,10 +298,9 @@ class Tables:
             ]
             purge.drop_tasks(self._db, void)
             found = [row for row in found if row[0] not in void]
-            touched.update(tasks_from(self._db, found))
-        tasks = {task_id: task or Task() for task_id, task in touched.items()}
-        for early in self._orphans.of(t for t, task in tasks.items() if not task.key):
-            tasks[early.fact.task].early.append(early)
+            tasks.update(tasks_from(self._db, found))
+        for early in self._orphans.of(t for t in missing if tasks[t].key is None):
+            tasks[early.fact.task].set_aside(early)
         return tasks
 
     def _enter(
@@ -322,7 +331,7 @@ class Tables:
         changes.run(self._db)
         self._edges.take(changes.waits)
         self.ends_to_tell += changes.ends_to_tell
-        self._write_orphans(touched.values())
+        self._folding.write_early(touched.values())
 
     def _give_key(self, task: Task) -> None:
         """Give a new task its place among all, and an array room for its members."""
@@ -364,17 +373,6 @@ class Tables:
             assert position is not None
             task.key = members.first + position
         changes.add_member(task, array, members)
-
-    def _write_orphans(self, tasks: Iterable[Task]) -> None:
-        """Note what cannot count until a submission is here, and what does by now."""
-        held: list[Early] = []
-        counted: list[Early] = []
-        for task in tasks:
-            held += task.early
-            counted += task.counted_early
-            task.early, task.counted_early = [], []
-        if held or counted:
-            self._orphans.write(held, counted)
 
     def _advance(self, entries: Sequence[Entry]) -> None:
         """Move the vector forward."""

@@ -130,4 +130,4 @@ def test_every_text_of_an_entry_counts() -> None:
             replace(outcome(), outputs=(OutputFile("x" * chars, 1),)),
         ),
     ):
-        assert size_of([entry(1, fact)]) >= chars, fact
+        assert size_of(Append(1, (entry(1, fact),))) >= chars, fact
