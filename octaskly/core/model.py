@@ -364,7 +364,7 @@ class Limits:
     hello_bytes: int = 1 << 20
     entries_bytes: int = 1 << 20  #: soft bound on what one message has of a batch
     pull_bytes: int = 128 << 10  #: of an answer to PULL: it is decoded at one go
-    prefetch: int = 64  #: most attempts that wait on a worker beyond its slots
+    prefetch: int = 256  #: most attempts that wait on a worker beyond its slots
     peers: int = 1024
     tail_entries: int = 8192  #: lately appended, kept to bring a standby level
     tail_bytes: int = 8 << 20  #: the same, roughly

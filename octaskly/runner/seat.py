@@ -15,8 +15,8 @@ from octaskly.runner.limits import Enclosure, enclosure
 from octaskly.runner.process import LauncherProcess
 
 SHORT_MS = 50.0  #: tasks that take longer are never queued behind each other
-DEPTH_MAX = 30  #: orders that wait in one launcher, so that it never idles
-AHEAD_MS = 30.0  #: work that may wait in one launcher
+DEPTH_MAX = 60  #: orders that wait in one launcher, so that it never idles
+AHEAD_MS = 45.0  #: work that may wait in one launcher: ends are told each 25
 
 
 class Item:

@@ -286,7 +286,7 @@ def test_work_ahead_is_bounded() -> None:
     hand = attached(slots=8)
     run_one(hand, "t", 0)
 
-    assert hand.credit == 8 + 64
+    assert hand.credit == 8 + 256
 
 
 def test_a_long_task_ends_work_ahead_at_once() -> None:
