@@ -111,6 +111,10 @@ def _follow(client: Session, ref: str, noted: list[int], *, as_json: bool) -> in
                 note(f"not waiting any more; see it with: octaskly logs -f {ref}")
                 return EXIT_CANCELLED
             is_cancelled = True
+        except BrokenPipeError:  # As here, where the next write would end it.
+            with interrupt_noted():
+                cancel_ended(client, ref)
+            raise
     if as_json:
         print_json(client.ask(calls.task(task.id, is_exact=False)).body)
     return exit_code(task, is_cancelled=is_cancelled)

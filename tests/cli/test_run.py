@@ -203,9 +203,12 @@ def test_a_lost_submission_is_repeated_by_its_key_alone(
     assert b"hint: octaskly ls" in done.stderr
 
 
+COMMAND = (sys.executable, "-m", "octaskly", "--node", "here")
+
+
 def start(environ: dict[str, str], command: str) -> subprocess.Popen[bytes]:
     return subprocess.Popen(
-        [sys.executable, "-m", "octaskly", "--node", "here", "run", "--", command],
+        [*COMMAND, "run", "--", command],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         env=environ,
@@ -235,6 +238,30 @@ def test_first_interrupt_cancels_the_task_and_waits(
 
     assert process.returncode == 130
     assert b"cancelling task-001-00000001" in stderr
+    [task] = api.tasks.values()
+    assert task["status"] == "cancelled"
+
+
+def test_a_reader_that_goes_away_cancels_the_task(
+    api: Api, environ: dict[str, str]
+) -> None:
+    """As `octaskly run -- yes | head -1` does: a command here would end, too."""
+    api.logs = (
+        b'event: stdout\nid: 1-1-1:2:0\ndata: {"offset": 0, "data": "y\\n"}\n\n'
+    )
+    reading, writing = os.pipe()
+    os.close(reading)
+    with os.fdopen(writing, "wb") as pipe:
+        done = subprocess.run(
+            [*COMMAND, "run", "--", "sleep 60"],
+            stdout=pipe,
+            stderr=subprocess.PIPE,
+            env=environ,
+            timeout=60,
+            check=False,
+        )
+
+    assert (done.returncode, done.stderr) == (1, b"")
     [task] = api.tasks.values()
     assert task["status"] == "cancelled"
 
