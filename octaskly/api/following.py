@@ -21,6 +21,7 @@ from octaskly.ports.output import STREAMS, Piece
 
 WAIT_S = 20.0  #: for news of the dispatcher, then it is asked again
 AGAIN_S = 0.5  #: until a worker is asked again that has not answered
+ENDING_TRIES = 10  #: to hear of the end of what was cancelled, which may be lost
 
 
 @dataclass(slots=True)
@@ -90,6 +91,7 @@ class Follower:
     async def steps(self, *, follow: bool) -> AsyncGenerator[Step]:
         """Return what there is to read now, and with `follow` until the end."""
         said = ""
+        tries_left = ENDING_TRIES
         while True:
             attempt = self.now.attempt_id
             if attempt is None:
@@ -107,8 +109,9 @@ class Follower:
                             is_whole = True
                         else:
                             yield step
-            if self.now.is_final or not follow:
+            if self.now.is_final or not follow or not tries_left:
                 return
+            tries_left -= self.now.is_ending
             said = said if attempt is None else ""
             # A result is there a moment after the last byte.
             await self._news(WAIT_S if is_whole or attempt is None else AGAIN_S)

@@ -46,12 +46,14 @@ class Standing(msgspec.Struct, frozen=True, kw_only=True):
     logged: tuple[int, int] = (0, 0)  #: what the log has of it
     kept: tuple[bytes, bytes] | None = None  #: the very bytes, where asked for
     end: dict[str, Any] | None = None  #: what is said at the end, once it has come
+    is_ending: bool = False  #: cancelled, and its processes are not gone yet
 
     @property
     def version(self) -> str:
         """Changes when anything does that a reader must act on."""
         attempt = self.attempt_id
-        return f"{self.status}:{name_of(attempt) if attempt else ''}"
+        ending = "*" if self.is_ending else ""
+        return f"{self.status}{ending}:{name_of(attempt) if attempt else ''}"
 
     @property
     def attempt_id(self) -> AttemptId | None:
@@ -69,7 +71,7 @@ class Standing(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def is_final(self) -> bool:
         """Whether nothing more will be written."""
-        return self.end is not None
+        return self.end is not None and not self.is_ending
 
 
 class _Refusal(msgspec.Struct, frozen=True):
@@ -191,14 +193,16 @@ async def _here(call: Call, question: Question) -> Standing:
 def _standing_of(call: Call, record: TaskRecord, question: Question) -> Standing:
     state, names = record.state, call.gateway.names()
     attempt: Attempt | None
+    is_ending = False
     if question.number:
         attempt = numbered = _numbered(record, question.number)
         outcome, is_final = numbered.outcome, not numbered.state.is_live
     else:
         counts = render.visible_attempt(record, state)
         outcome, is_final = render.visible_outcome(counts, state), state.is_final
+        is_ending = is_final and counts is not None and counts.state.is_live
         # Where nothing that ran decided, it was cancelled before.
-        attempt = None if is_final and outcome is None else counts
+        attempt = None if is_final and not is_ending and outcome is None else counts
     gone = [
         other.outcome.reason.value
         for other in record.attempts
@@ -218,6 +222,7 @@ def _standing_of(call: Call, record: TaskRecord, question: Question) -> Standing
         logged=(len(kept[0]), len(kept[1])),
         kept=kept if question.with_kept else None,
         end=render.ended(record, attempt, names) if is_final else None,
+        is_ending=is_ending,
     )
 
 

@@ -12,7 +12,7 @@ from typing import Any, Self
 
 import pytest
 
-from octaskly.api import standing
+from octaskly.api import following, standing
 from octaskly.api.logs import parse_id
 from octaskly.config.bounds import LimitOptions
 from octaskly.config.defaults import STREAMS_MAX
@@ -429,6 +429,54 @@ async def test_a_task_that_never_ran_ends_without_output(node: ApiNode) -> None:
         assert answer.status == 200
 
         assert (await reader.of("end"))[2]["status"] == "cancelled"
+
+
+async def cancelled_while_it_runs(node: ApiNode) -> str:
+    task, attempt = await begun(node)
+    node.gateway.wrote[TaskId(task), attempt] = [Piece(0, 0, b"one\n")]
+    answer = await node.ask("DELETE", f"/api/v1/tasks/{task}?force=true", headers=ADMIN)
+    assert answer.status == 200
+    return task
+
+
+async def test_what_is_cancelled_is_followed_until_it_is_gone(node: ApiNode) -> None:
+    """It is given time to end, and what it writes meanwhile may be what matters."""
+    task = await cancelled_while_it_runs(node)
+    async with Reader(node, f"/api/v1/tasks/{task}/logs?follow=true") as reader:
+        assert (await reader.of("stdout"))[2]["data"] == "one\n"
+
+        bye = replace(DONE, state=AttemptState.CANCELLED, exit_code=3)
+        finish(node.gateway, task, bye)
+
+        assert (await reader.of("stdout"))[2] == {"offset": 4, "data": "two\n"}
+        end = (await reader.of("end"))[2]
+    assert (end["status"], end["exit_code"]) == ("cancelled", 3)
+
+
+async def test_who_does_not_follow_what_is_cancelled_waits_for_nothing(
+    node: ApiNode,
+) -> None:
+    """The stream has what there is."""
+    task = await cancelled_while_it_runs(node)
+
+    assert told(await ask(node, task))[1:] == [
+        ("stdout", {"offset": 0, "data": "one\n"}),
+        ("end", "cancelled"),
+    ]
+
+
+async def test_an_end_that_never_comes_is_not_waited_for(
+    node: ApiNode, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The worker of what was cancelled may be lost for good."""
+    monkeypatch.setattr(following, "WAIT_S", 0.01)
+    monkeypatch.setattr(following, "AGAIN_S", 0.01)
+    task = await cancelled_while_it_runs(node)
+
+    assert told(await ask(node, task, "follow=true"))[1:] == [
+        ("stdout", {"offset": 0, "data": "one\n"}),
+        ("end", "cancelled"),
+    ]
 
 
 async def test_streams_are_bounded(node: ApiNode) -> None:
