@@ -11,7 +11,6 @@ from typing import Any, BinaryIO, Final, TypeVar
 import click
 
 from octaskly.cli import completing
-from octaskly.cli.choice import padded
 from octaskly.cli.render import Duration
 
 STDIN_BYTES_MAX: Final = 1 << 20
@@ -89,10 +88,6 @@ def _causes(
     _: click.Context, __: click.Parameter, texts: Sequence[str]
 ) -> list[int | str] | None:
     return [int(t) if t.isdecimal() else t for t in texts] if texts else None
-
-
-def _parents(_: click.Context, __: click.Parameter, refs: Sequence[str]) -> list[str]:
-    return [padded(ref) for ref in refs]
 
 
 def _stdin(
@@ -249,7 +244,7 @@ FLAGS: Final = (
         "--after",
         multiple=True,
         metavar="ID",
-        callback=_parents,
+        callback=_list,
         shell_complete=completing.tasks,
         help="A task that must have ended before. Repeatable.",
     ),

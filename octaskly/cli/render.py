@@ -80,6 +80,8 @@ _HINTS = {
     "Too many open invites": "octaskly invite    once one of them has expired",
     "Members or tasks would be left behind": "octaskly join --force CODE",
     "Tasks may be lost": "octaskly leave --force    loses them",
+    "Duplicate task ID": "octaskly show ID    shows the task that is there already",
+    "Task ID is ambiguous": "octaskly ls    shows whole ids",
     "Task has not ended": "octaskly wait ID    waits for its end",
     "Nothing to repeat": "octaskly show ID    counts the members of an array",
     "Mesh secret cannot be renewed": "octaskly rotate --status    shows how far it is",

@@ -9,10 +9,11 @@ from typing import Any, Final, TextIO, TypeVar
 
 import click
 import msgspec
+from msgspec.structs import replace
 
 from octaskly.cli import completing
 from octaskly.cli.asking import TAKEN, Asked, asking, texts_of
-from octaskly.cli.choice import Choice
+from octaskly.cli.choice import Choice, resolve_ref
 from octaskly.cli.render import note
 from octaskly.client import Draft, Session, Task, calls
 
@@ -120,13 +121,27 @@ def submitted(
 
     Each request is all or nothing. None is repeated without a key: that of people has
     none, as tasks with a key have long numbers.
+
+    Raises:
+        MeshError: what a task comes after fits several tasks.
     """
     accepted: list[Task] = []
-    for index, body in enumerate(_batches(drafts)):
+    for index, body in enumerate(_batches(_with_parents(client, drafts))):
         part = f"{key}-{index}" if key and index else key
         call = calls.submission(body, key=part, durability=durability)
         accepted += client.asked(call, list[Task])
     return accepted
+
+
+def _with_parents(client: Session, drafts: Iterable[Draft]) -> Iterator[Draft]:
+    """Yield drafts that name the tasks before them as the API understands it."""
+    full: dict[str, str] = {}  # Of many drafts, all come after the same ones.
+    for item in drafts:
+        for ref in item.after:
+            if ref not in full:
+                full[ref] = resolve_ref(client, ref)
+        parents = [full[ref] for ref in item.after]
+        yield replace(item, after=parents) if parents else item
 
 
 def _batches(drafts: Iterable[Draft]) -> Iterator[bytes]:

@@ -55,6 +55,39 @@ def test_idempotency_key_is_handed_on(api: Api, octaskly: Run) -> None:
     assert api.headers[0]["Idempotency-Key"] == "k1"
 
 
+@pytest.mark.parametrize(
+    "ref", ["last", "2", "0002", "later", "task-002", "task-002-00000002"]
+)
+def test_tasks_come_after_whatever_names_one(api: Api, octaskly: Run, ref: str) -> None:
+    """`--after` takes an ID as every other command does; the API knows ids alone."""
+    octaskly("submit", "-", stdin=b"true\ntrue\n")
+    api.tasks["task-002-00000002"]["name"] = "later"
+
+    done = octaskly("submit", "--after", ref, "-", stdin=b"true\ntrue\n")
+
+    assert done.returncode == 0
+    for body in api.bodies[-1]:
+        [parent] = body["after"]
+        found = api.find(parent)
+        assert found is not None
+        assert found["id"] == "task-002-00000002"
+
+
+def test_a_task_before_that_may_be_several_is_asked_about(
+    api: Api, octaskly: Run
+) -> None:
+    """Nothing is handed in."""
+    octaskly("submit", "-", stdin=b"true\ntrue\n")
+    for task in api.tasks.values():
+        task["name"] = "same"
+
+    done = octaskly("submit", "--after", "same", "--", "true")
+
+    assert done.returncode == 1
+    assert b"may be any of 2 tasks" in done.stderr
+    assert len(api.bodies) == 1
+
+
 @pytest.mark.parametrize("command", ["submit", "run"])
 def test_durability_is_asked_for_the_whole_request(
     api: Api, octaskly: Run, command: str
