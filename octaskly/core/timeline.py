@@ -148,7 +148,11 @@ def resumed(
     else:
         # Rather tell something twice than not at all.
         vector, is_exact = before, False
-    vector[place.stream] = place.seq if told is None else max(place.seq, told.start)
+    # What is lacking here was told, but a task may have gone on without it: it is told
+    # again when it comes.
+    vector[place.stream] = (
+        max(min(place.seq, told.seq), told.start) if told is not None else 0
+    )
     return Cursor(place.hlc, vector, stream), is_exact
 
 
@@ -233,8 +237,12 @@ def news_of(entry: Entry, record: TaskRecord) -> TaskNews | None:
     if state.is_final and state is not record.state:
         return None
     chosen = record.chosen
-    if record.state.is_final and chosen is not None and chosen.id < attempt:
-        return None
+    if record.state.is_final and chosen is not None:
+        if chosen.id < attempt:
+            return None
+        if chosen.id == attempt and state is TaskState.QUEUED:
+            # Given back by a worker that was taken for lost: nobody has the task again.
+            return end_of(record, at_ms)
     return _news(record, state, at_ms, made)
 
 

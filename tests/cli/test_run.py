@@ -246,9 +246,7 @@ def test_a_reader_that_goes_away_cancels_the_task(
     api: Api, environ: dict[str, str]
 ) -> None:
     """As `octaskly run -- yes | head -1` does: a command here would end, too."""
-    api.logs = (
-        b'event: stdout\nid: 1-1-1:2:0\ndata: {"offset": 0, "data": "y\\n"}\n\n'
-    )
+    api.logs = b'event: stdout\nid: 1-1-1:2:0\ndata: {"offset": 0, "data": "y\\n"}\n\n'
     reading, writing = os.pipe()
     os.close(reading)
     with os.fdopen(writing, "wb") as pipe:

@@ -103,12 +103,23 @@ def test_a_reader_goes_on_after_a_failover() -> None:
 def test_a_next_dispatcher_whose_clock_is_behind_hides_nothing() -> None:
     """What it wrote bears an earlier time than what the client saw last."""
     place = cursor(old=3, own=4).place
-    reaches = [reach(OLD, 1, 3), reach(OWN, 2, 3), reach(NEXT, 3, 8)]
+    reaches = [reach(OLD, 1, 3), reach(OWN, 2, 4), reach(NEXT, 3, 8)]
 
     found, is_exact = resumed(place, reaches, NEXT)
 
     assert is_exact
     assert found.vector == {OLD: 3, OWN: 4}
+
+
+def test_what_a_next_dispatcher_lacks_is_told_again_when_it_comes() -> None:
+    """It may have run a task again, of which the client had heard that it ended."""
+    place = cursor(old=3, own=4).place
+    reaches = [reach(OLD, 1, 3), reach(OWN, 2, 3), reach(NEXT, 3, 0)]
+
+    found, is_exact = resumed(place, reaches, NEXT)
+
+    assert is_exact
+    assert found.vector == {OLD: 3, OWN: 3}
 
 
 def test_the_side_of_a_split_that_lost_counts_though_it_came_later() -> None:
@@ -137,7 +148,7 @@ def test_a_reign_that_nobody_knows_is_no_secret() -> None:
     found, is_exact = resumed(cursor(own=4).place, [reach(NEXT, 3, 2)], NEXT)
 
     assert not is_exact
-    assert found.vector == {NEXT: 2, OWN: 4}
+    assert found.vector == {NEXT: 2, OWN: 0}
 
 
 def test_a_place_before_the_floor_is_no_secret() -> None:
@@ -233,6 +244,27 @@ def test_failure_of_a_task_that_succeeded_is_no_news() -> None:
 
     assert news(second, known) is None
     assert news(kit.assigned(1, 2), known) is None
+
+
+@pytest.mark.parametrize(
+    ("other", "end"),
+    [
+        (kit.finished(1), TaskState.COMPLETED),
+        (kit.finished(1, state=AttemptState.FAILED), TaskState.FAILED),
+        (kit.cancelled(1), TaskState.CANCELLED),
+    ],
+)
+def test_a_task_that_has_ended_is_queued_no_more(
+    other: Finished | CancelAsked, end: TaskState
+) -> None:
+    """Its worker was taken for lost, but ended it, or it was cancelled there."""
+    lost = kit.finished(1, state=AttemptState.RELEASED)
+    known = record(submitted(), lost, other)
+
+    told = news(lost, known)
+
+    assert told is not None
+    assert told.state is end
 
 
 def test_cancelling_counts_unless_the_task_succeeded() -> None:
