@@ -110,6 +110,10 @@ class QueueFull(TaskError):
     """As many tasks wait as may; nothing was accepted."""
 
 
+class QueueTooSmall(QueueFull):
+    """More tasks at once than may wait at all: to try again does not help."""
+
+
 class TaskNotCancellable(TaskError):
     """The task runs, and force was not asked for."""
 

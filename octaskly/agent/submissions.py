@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import re
 from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
@@ -20,10 +21,13 @@ from octaskly.core import events as ev
 from octaskly.core.acceptance import is_asked_by
 from octaskly.core.merge import TaskRecord
 from octaskly.core.model import TaskId, TaskState
-from octaskly.errors import NoNodeFits, QueueFull, TaskExists
+from octaskly.core.options import ArraySpec
+from octaskly.errors import NoNodeFits, QueueFull, QueueTooSmall, TaskExists
 from octaskly.ports import Log
 
 COUNT_S = 30.0  #: the queue is counted so often at least, while tasks come
+
+_MEMBER = re.compile(r"(.+)\.(0|[1-9][0-9]{0,8})")  #: as names of members are
 
 Taken = tuple[list[TaskRecord], int]
 """Accepted tasks in order, and how many disks hold them."""
@@ -58,7 +62,14 @@ class QueueRoom:
 
         Raises:
             QueueFull: there is no room for them.
+            QueueTooSmall: there never is.
         """
+        if count > self._queue_max:
+            raise QueueTooSmall(
+                "Queue is full",
+                hint=f"these are {count} tasks, and {self._queue_max} may wait;"
+                " hand in fewer at a time, or raise --queue-max of the agents",
+            )
         now_s = self._clock.now().mono_s
         is_old = now_s - self._counted_s >= COUNT_S
         if count and (is_old or self._queued_most + count > self._queue_max):
@@ -121,6 +132,7 @@ class Submissions:
         async with self._alone_with(chosen):
             known = await self._known(asked.drafts, chosen, after)
             if known is None:
+                await self._require_no_members(asked.drafts)
                 return await self._accept(asked)
             # As safe as a new one would be: this disk may be the only one as yet that
             # has what another dispatcher accepted. No tasks wait for all before them.
@@ -190,6 +202,26 @@ class Submissions:
             )
         return records
 
+    async def _require_no_members(self, drafts: Sequence[ev.Draft]) -> None:
+        """Refuse names that members of arrays have, also those that have not begun."""
+        places = {
+            draft.id: (match[1], int(match[2]))
+            for draft in drafts
+            if draft.id is not None and (match := _MEMBER.fullmatch(draft.id))
+        }
+        if not places:
+            return
+        arrays = {draft.id: [_array(draft)] for draft in drafts}
+        known = await self._store.tasks([*{name for name, _ in places.values()}])
+        for name, records in known.items():
+            specs = [record.spec.array for record in records if record.spec]
+            arrays[TaskId(name)] = [*arrays.get(TaskId(name), ()), *specs]
+        for task, (name, number) in places.items():
+            for array in arrays.get(TaskId(name), ()):
+                if array is not None and array.position(number) is not None:
+                    hint = f"{task} is a member of the array {name}"
+                    raise TaskExists("Duplicate task ID", field="id", hint=hint)
+
     def _keyed_id(self, asked: Submission, index: int) -> TaskId:
         """Return the id that this key has on both sides of a split."""
         assert asked.key is not None
@@ -206,7 +238,11 @@ def _same(draft: ev.Draft, taken: Iterable[TaskRecord]) -> TaskRecord | None:
     return None
 
 
+def _array(draft: ev.Draft) -> ArraySpec | None:
+    return None if draft.options is None else draft.options.array
+
+
 def _count(draft: ev.Draft) -> int:
     """Return how many tasks a draft stands for."""
-    array = None if draft.options is None else draft.options.array
+    array = _array(draft)
     return 1 if array is None else array.count

@@ -122,8 +122,8 @@ def problem_of(error: Exception) -> Problem:
         if row is None:
             continue
         status, text = row
-        # To wait brings no node back into a mesh.
-        is_for_good = isinstance(error, errors.LeftBehind)
+        # To wait brings no node back into a mesh, and makes no queue longer.
+        is_for_good = isinstance(error, errors.LeftBehind | errors.QueueTooSmall)
         wait_s = None if is_for_good else _RETRY_AFTER_S.get(status)
         headers = {} if wait_s is None else {"Retry-After": str(wait_s)}
         # Some errors carry the reference's text already; it is not said twice.

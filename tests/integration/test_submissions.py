@@ -17,11 +17,13 @@ from octaskly.core.effects import Accepted
 from octaskly.core.events import Draft, Event, TasksSubmitted
 from octaskly.core.facts import PRIORITY_SHIFT
 from octaskly.core.model import TaskId
-from octaskly.errors import TaskExists
+from octaskly.core.options import ArraySpec, TaskOptions
+from octaskly.errors import QueueTooSmall, TaskExists
 from octaskly.store import Store
 from tests.contract import log_kit as kit
 
 NAME = TaskId("nightly")
+ARRAY = TaskOptions(array=ArraySpec(count=3, step=2))  #: members 0, 2 and 4
 
 
 @pytest.fixture
@@ -35,7 +37,12 @@ async def store(tmp_path: Path) -> AsyncIterator[Store]:
         kit.HandClock(),
     )
     await asyncio.to_thread(store.open)
+    named = logged_id(Draft(command="true", id=TaskId("sums"), options=ARRAY), "ana")
     facts = [
+        kit.submitted(number, id=task or kit.task_id(number), options=ARRAY)
+        for number, task in ((3, named), (4, None))
+    ]
+    facts += [
         kit.submitted(
             number,
             id=logged_id(Draft(command=command, id=NAME), "ana"),
@@ -99,3 +106,47 @@ async def test_a_name_that_is_taken_is_not_given_again(
     """Only a split can bring a second task of one name, never a request."""
     with pytest.raises(TaskExists):
         await submissions(store).take(asked(command, key))
+
+
+@pytest.mark.parametrize(
+    ("name", "array"),
+    [
+        ("sums.2", None),
+        (f"{kit.task_id(4)}.0", None),
+        ("new.0", Draft(command="true", id=TaskId("new"), options=ARRAY)),
+    ],
+)
+async def test_the_name_of_a_member_is_taken_before_it_begins(
+    store: Store, name: str, array: Draft | None
+) -> None:
+    """Who asked for that task would be shown another one."""
+    draft = Draft(command="true", id=TaskId(name))
+    drafts = (draft,) if array is None else (draft, array)
+    wish = Submission(drafts=drafts, submitter="ana", key=None, is_strict=False)
+
+    with pytest.raises(TaskExists) as refused:
+        await submissions(store).take(wish)
+
+    assert refused.value.hint == f"{name} is a member of the array {name[:-2]}"
+
+
+@pytest.mark.parametrize("name", ["sums.1", "sums.6", "sums.02", "sums.x", "other.2"])
+async def test_other_names_with_a_dot_are_free(store: Store, name: str) -> None:
+    """Versions are written like this, too."""
+    draft = Draft(command="true", id=TaskId(name))
+    wish = Submission(drafts=(draft,), submitter="ana", key=None, is_strict=False)
+
+    with pytest.raises(AssertionError):  # The core is asked, and accepts nothing here.
+        await submissions(store).take(wish)
+
+
+async def test_what_never_finds_room_is_told_so(store: Store) -> None:
+    """Not to wait until some tasks have run."""
+    array = TaskOptions(array=ArraySpec(count=10))
+    draft = Draft(command="true", options=array)
+    wish = Submission(drafts=(draft,), submitter="ana", key=None, is_strict=False)
+
+    with pytest.raises(QueueTooSmall) as refused:
+        await submissions(store).take(wish)
+
+    assert "10 tasks, and 9 may wait" in (refused.value.hint or "")
