@@ -124,7 +124,7 @@ def _internal_path(place: OutputPlace) -> str:
 ROUTES = (
     Route(
         method="GET",
-        path="/api/v1/tasks/{id}/outputs/{path:.+}",
+        path="/api/v1/tasks/{id}/outputs/{path:(?s:.+)}",
         perform=download,
         access=Access.READ,
         answers={200: None, 206: None},
@@ -135,7 +135,7 @@ ROUTES = (
     Route(
         method="GET",
         path=_INTERNAL
-        + r"/{task}/{term:\d{1,19}}/{stream:\d{1,19}}/{n:\d{1,9}}/{path:.+}",
+        + r"/{task}/{term:\d{1,19}}/{stream:\d{1,19}}/{n:\d{1,9}}/{path:(?s:.+)}",
         perform=hand_over,
         access=Access.NODE,
         is_local=True,

@@ -32,6 +32,7 @@ from octaskly.runner.launchers import Launchers
 from octaskly.runner.orders import run_order
 from octaskly.runner.outcome import (
     cancelled,
+    clean_detail,
     not_prepared,
     outcome_of_end,
     released,
@@ -42,6 +43,7 @@ from octaskly.runner.scratch import Prepared, Scratch
 from octaskly.runner.seat import SHORT_MS, Item, Seat, end_lost, roomiest, seats_for
 from octaskly.runner.shares import Shares
 from octaskly.runner.supply import Supply
+from octaskly.runner.workdir import Captured
 
 WAIT_MAX_S = 0.05  #: behind attempts that run so long, none waits any longer
 LOOK_S = 0.02
@@ -357,10 +359,12 @@ class Pool:
         self._fill()
         self._deliver()
 
-    def _captured(self, item: Item, outcome: Outcome, files: object) -> None:
-        if not isinstance(files, tuple):
+    def _captured(self, item: Item, outcome: Outcome, found: object) -> None:
+        if not isinstance(found, Captured):
             files = tuple(OutputFile(path, None) for path in item.spec.outputs)
-        self._end(item, replace(outcome, outputs=files))
+            found = Captured(files, f"outputs were not kept: {found}")
+        detail = outcome.detail or clean_detail(found.why)
+        self._end(item, replace(outcome, outputs=found.files, detail=detail))
         self._deliver()
 
     # -- reports ---------------------------------------------------------------

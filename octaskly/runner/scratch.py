@@ -10,12 +10,12 @@ from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
-from octaskly.core.model import AttemptId, OutputFile, TaskSpec
+from octaskly.core.model import AttemptId, TaskSpec
 from octaskly.core.options import GivenFile
 from octaskly.errors import OutputNotFound
 from octaskly.runner.hands import Hands
 from octaskly.runner.supply import Source, Supply
-from octaskly.runner.workdir import capture, folder_of
+from octaskly.runner.workdir import Captured, capture, folder_of
 
 CLOSE_S = 2.0  #: an agent that stops waits so long for folders to be removed
 TRIES = 5  #: what a killed agent left may still be written to, for a second
@@ -91,7 +91,7 @@ class Scratch:
 
     def capture(
         self, spec: TaskSpec, attempt: AttemptId, folder: Path | None
-    ) -> tuple[OutputFile, ...]:
+    ) -> Captured:
         """Copy the declared outputs of an attempt from where it ran; blocks."""
         kept = folder_of(self._outputs_dir, spec.id, attempt)
         opened = self._hands.open_output

@@ -14,12 +14,14 @@ from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 from octaskly.core.model import AttemptId, OutputFile, TaskId
 from octaskly.errors import OutputNotFound
 from octaskly.runner.spawn import SCARCE
 
 OUTPUT_BYTES_MAX = 1 << 30  #: of all outputs of one attempt together
+TOO_LARGE = "all of them together may have 1 GiB"
 PATH_CHARS_MAX = 4096
 LINKS_MAX = 40  #: as the kernel's own limit
 COPY_BYTES = 1 << 20
@@ -155,6 +157,13 @@ def open_output(workdir: Path, path: str) -> int:
         os.close(root_fd)
 
 
+class Captured(NamedTuple):
+    """What was kept of declared outputs."""
+
+    files: tuple[OutputFile, ...]  #: the size is None for what cannot be had
+    why: str = ""  #: what was there was not kept
+
+
 def capture(
     workdir: Path,
     folder: Path,
@@ -162,8 +171,8 @@ def capture(
     *,
     left: int = OUTPUT_BYTES_MAX,
     opened: Callable[[Path, str], int] = open_output,
-) -> tuple[OutputFile, ...]:
-    """Copy declared outputs; the size is None for what cannot be had.
+) -> Captured:
+    """Copy declared outputs.
 
     Args:
         workdir: Where the task ran.
@@ -173,26 +182,38 @@ def capture(
         opened: Opens one of them as whoever may, or raises OSError.
     """
     files: dict[str, OutputFile] = {}
-    for path in paths:
-        if path not in files:
+    why = []
+    for path in dict.fromkeys(paths):
+        size = None
+        try:
             size = _capture_one(partial(opened, workdir, path), folder / path, left)
-            left -= size or 0
-            files[path] = OutputFile(path, size)
-    return tuple(files.values())
+        except OSError as error:
+            why.append(f"output {path} was not kept: {error.strerror or error}")
+        left -= size or 0
+        files[path] = OutputFile(path, size)
+    return Captured(tuple(files.values()), "; ".join(why))
 
 
 def _capture_one(opened: Callable[[], int], target: Path, left: int) -> int | None:
+    """Copy one output; return its size, None if there is no such file.
+
+    Raises:
+        OSError: it is too large, the disk is full, or it is a folder in another's path.
+    """
     try:
         source_fd = opened()
     except OSError:
         return None
     try:
         status = os.fstat(source_fd)
-        if not stat.S_ISREG(status.st_mode) or status.st_size > left:
+        if not stat.S_ISREG(status.st_mode):
             return None
-        return _keep(source_fd, target, left)
-    except OSError:  # A full disk, or one output is a folder in another's path.
-        return None
+        size = None
+        if status.st_size <= left:
+            size = _keep(source_fd, target, left)
+        if size is None:
+            raise OSError(errno.EFBIG, TOO_LARGE)
+        return size
     finally:
         os.close(source_fd)
 

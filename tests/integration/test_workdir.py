@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from octaskly.core.model import AttemptId, OutputFile, StreamId, TaskId
 from octaskly.errors import OutputNotFound
 from octaskly.runner.workdir import (
+    TOO_LARGE,
     capture,
     captured,
     components,
@@ -47,7 +48,7 @@ from pathlib import Path
 from octaskly.runner.workdir import capture
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (2_000_000, 2_000_000))  # EFBIG above it
-print(capture(Path(sys.argv[1]), Path(sys.argv[2]), ["large", "file"]))
+print(capture(Path(sys.argv[1]), Path(sys.argv[2]), ["large", "file"]).files)
 """
     words = [sys.executable, "-c", script, str(workdir), str(tmp_path / "kept")]
     said = subprocess.run(words, capture_output=True, text=True, check=True).stdout
@@ -92,7 +93,7 @@ def test_a_bad_output_is_not_captured(workdir: Path, tmp_path: Path, path: str) 
     """Nor is anything behind a link, and nothing is written for it."""
     folder = tmp_path / "outputs" / "x"
 
-    assert capture(workdir, folder, [path]) == (OutputFile(path, None),)
+    assert capture(workdir, folder, [path]).files == (OutputFile(path, None),)
     assert [file for file in tmp_path.rglob("*") if file.is_relative_to(folder)] in (
         [],
         [folder],
@@ -116,7 +117,7 @@ def test_without_a_work_directory_all_inputs_are_missing(tmp_path: Path) -> None
 def test_outputs_are_copied_with_their_paths(workdir: Path, tmp_path: Path) -> None:
     """Each declared path once, in order, and found again by it."""
     folder = folder_of(tmp_path / "outputs", TASK, ATTEMPT)
-    files = capture(workdir, folder, ["folder/deep/file", "file", "gone", "file"])
+    files = capture(workdir, folder, ["folder/deep/file", "file", "gone", "file"]).files
     (workdir / "file").write_text("changed later")
 
     assert files == (
@@ -133,13 +134,15 @@ def test_outputs_are_copied_with_their_paths(workdir: Path, tmp_path: Path) -> N
 def test_outputs_that_contradict_each_other(workdir: Path, tmp_path: Path) -> None:
     """A file cannot be a folder too; the first one counts."""
     (workdir / "d").write_text("x")
-    first = capture(workdir, tmp_path / "o", ["d"])
+    first = capture(workdir, tmp_path / "o", ["d"]).files
     (workdir / "d").unlink()
     (workdir / "d").mkdir()
     (workdir / "d" / "e").write_text("y")
 
     assert first == (OutputFile("d", 1),)
-    assert capture(workdir, tmp_path / "o", ["d/e"]) == (OutputFile("d/e", None),)
+    second = capture(workdir, tmp_path / "o", ["d/e"])
+    assert second.files == (OutputFile("d/e", None),)
+    assert second.why == "output d/e was not kept: File exists"
 
 
 def test_outputs_have_a_bound_together(workdir: Path, tmp_path: Path) -> None:
@@ -147,11 +150,14 @@ def test_outputs_have_a_bound_together(workdir: Path, tmp_path: Path) -> None:
     (workdir / "big").write_bytes(bytes(80))
     (workdir / "small").write_bytes(bytes(30))
 
-    assert capture(workdir, tmp_path / "o", ["big", "big2", "small"], left=100) == (
+    found = capture(workdir, tmp_path / "o", ["big", "big2", "small"], left=100)
+
+    assert found.files == (
         OutputFile("big", 80),
         OutputFile("big2", None),
         OutputFile("small", None),
     )
+    assert found.why == f"output small was not kept: {TOO_LARGE}"
     assert not (tmp_path / "o" / "small").exists()
 
 
@@ -160,7 +166,12 @@ def test_a_sparse_terabyte_is_refused_at_once(workdir: Path, tmp_path: Path) -> 
     with (workdir / "huge").open("wb") as file:
         file.truncate(1 << 40)
 
-    assert capture(workdir, tmp_path / "o", ["huge"]) == (OutputFile("huge", None),)
+    found = capture(workdir, tmp_path / "o", ["huge"])
+
+    assert found == (
+        (OutputFile("huge", None),),
+        f"output huge was not kept: {TOO_LARGE}",
+    )
 
 
 def test_a_folder_swapped_for_a_link_never_leads_out(
@@ -190,7 +201,7 @@ def test_a_folder_swapped_for_a_link_never_leads_out(
     try:
         for turn in range(300):
             folder = tmp_path / "o" / str(turn)
-            (file,) = capture(workdir, folder, ["swap/file"])
+            (file,) = capture(workdir, folder, ["swap/file"]).files
             if file.size_bytes is not None:
                 assert (folder / "swap" / "file").read_text() == "mine"
     finally:
