@@ -85,6 +85,9 @@ def ls(
     order = "true" if newest else None
     query = {**filters, "newest": order, "offset": offset}
     with choice.client() as client:
+        for name in ("array", "after"):
+            if query[name] is not None:
+                query[name] = resolve_ref(client, str(query[name]))
         if as_json:
             print_json(client.ask(Call("GET", TASKS, query)).body)
             return

@@ -166,6 +166,16 @@ def test_last_is_the_newest_task(three_tasks: Api, octaskly: Run) -> None:
     assert json.loads(done.stdout)["id"] == "task-003-00000003"
 
 
+def test_members_are_listed_of_whatever_names_an_array(
+    three_tasks: Api, octaskly: Run
+) -> None:
+    """The API knows ids alone."""
+    octaskly("ls", "--array", "last", "--limit", "7")
+
+    asked = "GET /api/v1/tasks?array=task-003-00000003&limit=7&offset=0"
+    assert three_tasks.requests[-1] == asked
+
+
 def test_last_of_nothing_says_so(api: Api, octaskly: Run) -> None:
     """An empty mesh has no last task; the hint makes one."""
     done = octaskly("logs", "last")
