@@ -72,9 +72,7 @@ class Recording:
             return False  # Told again because the acknowledgement was slow.
         task.reported += (report.attempt,)
         placing.touch(task)
-        outcome = report.outcome
-        if task.final is None:
-            outcome = judged(task.spec, outcome, task.tries)
+        outcome = _outcome(task, report.outcome)
         is_live = task.phase is Phase.LIVE
         if is_live and task.attempt == report.attempt and task.node == node:
             outcome = self._finish(task, node, outcome, now)
@@ -141,6 +139,16 @@ class Recording:
         task.reported = (report.attempt,)
         placing.touch(task)
         return final is not None
+
+
+def _outcome(task: InHand, told: Outcome) -> Outcome:
+    """Return what an end means for a task in hand, which may be decided already."""
+    if task.final is None:
+        return judged(task.spec, told, task.tries)
+    if task.final is TaskState.CANCELLED and told.state is AttemptState.OK:
+        # It ended while that was on its way, but who cancelled it was told so.
+        return replace(told, state=AttemptState.CANCELLED, reason=Reason.CANCELLED)
+    return told
 
 
 def _decided(task: InHand, final: TaskState) -> TaskState:

@@ -20,7 +20,7 @@ from octaskly.core.model import (
 )
 from octaskly.core.options import Retry, TaskOptions
 from octaskly.core.retry import LOSSES_MAX, rest_s
-from tests.builders import attempt, moment, report, spec
+from tests.builders import attempt, moment, outcome, report, spec
 from tests.desk import (
     FAILED,
     LATE,
@@ -31,6 +31,7 @@ from tests.desk import (
     cancel,
     cancelled,
     facts,
+    holding,
     reigning,
     submit,
     told,
@@ -97,6 +98,18 @@ def test_a_resting_task_is_cancelled_like_a_queued_one() -> None:
     assert facts(effects) == [CancelAsked(T, "ann")]
     assert cancelled() in world.commit()
     assert world.dispatch.on_time(moment(REST_S)) == []
+
+
+def test_a_success_that_met_its_cancel_on_the_way_is_none() -> None:
+    """Who cancelled was answered that it is so; an end is an end once."""
+    world = holding(b=1)
+    world.dispatch.on_cancel(cancel(force=True), moment())
+    assert cancelled() in world.commit()
+
+    effects = world.dispatch.on_results(B, told(report(end=outcome())), moment())
+
+    end = outcome(AttemptState.CANCELLED, Reason.CANCELLED)
+    assert facts(effects) == [Finished(T, attempt(), B, end)]
 
 
 def test_a_resting_task_survives_a_new_read_of_the_queue() -> None:
