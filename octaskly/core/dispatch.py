@@ -188,7 +188,7 @@ class Dispatch:
         if event.array is not None:
             return self._cancel_array(event, event.array, now)
         task = self._queue.tasks.get(event.task)
-        state = self._state_of(task, event.known)
+        state = self._state_of(task, self._queue.settled(event.task, event.known))
         if state is TaskState.RUNNING and not (
             event.force or self._placing.is_ahead(task)
         ):

@@ -55,7 +55,7 @@ class TaskQueue:
         self.lanes = Lanes(limits, can_run)
         self._picky: dict[TaskId, InHand] = {}
         self._shadows: list[TaskId] = []
-        self._finals: dict[TaskId, None] = {}
+        self._finals: dict[TaskId, TaskState] = {}
         self.ended = dict.fromkeys(TaskState, 0)
         """How many tasks and members ended here, by state, since the start."""
         self._sought: dict[TaskId, None] = {}
@@ -321,6 +321,10 @@ class TaskQueue:
         """Whether a task that is not in hand is known to have ended a while ago."""
         return task_id in self._finals
 
+    def settled(self, task_id: TaskId, known: TaskState) -> TaskState:
+        """Return how a task ended that is not in hand; the store said it is `known`."""
+        return self._finals.get(task_id, known)
+
     def _move(self, task: InHand, turn: Turn) -> None:
         """Change the phase by the table and keep counts and places in step."""
         before = task.phase
@@ -365,6 +369,6 @@ class TaskQueue:
         if task.final is None:
             self.reread()
             return
-        self._finals[task_id] = None
+        self._finals[task_id] = task.final
         if len(self._finals) > self._window_tasks:
             del self._finals[next(iter(self._finals))]

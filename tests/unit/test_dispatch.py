@@ -339,6 +339,17 @@ def test_a_running_task_is_killed_by_force() -> None:
     assert again == [cancelled()]
 
 
+def test_what_ended_since_it_was_looked_up_is_not_cancelled() -> None:
+    """The store said that it runs; its end was written, and let go of, meanwhile."""
+    world = holding(b=1)
+    world.dispatch.on_results(B, told(report()), moment())
+    world.commit()
+
+    effects = world.dispatch.on_cancel(cancel(TaskState.RUNNING, force=True), moment())
+
+    assert effects == [cancelled(False, TaskState.COMPLETED)]
+
+
 def test_a_result_that_is_told_again_for_want_of_a_standby_is_written_once() -> None:
     """Its worker repeats it for as long as that takes."""
     world = World(is_strict=True)
