@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import select
 from collections.abc import Mapping
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final
@@ -71,13 +72,17 @@ class Order:
 class Sink:
     """The read end of a pipe; keeps the first bytes and counts them all."""
 
-    __slots__ = ("fd", "is_open", "kept", "limit", "size_bytes", "stream", "transcript")
+    __slots__ = (
+        *("epoll", "fd", "is_open", "kept", "limit", "size_bytes", "stream"),
+        "transcript",
+    )
 
     def __init__(self, fd: int, limit: int, stream: int) -> None:
         self.fd = fd
         self.limit = limit
         self.stream = stream
         self.is_open = True
+        self.epoll: select.epoll | None = None  #: that watches it
         self.kept = bytearray()
         self.size_bytes = 0
         self.transcript: Writer | None = None
@@ -121,9 +126,25 @@ class Sink:
             reads += 1
         self.close()
 
+    def watch(self, epoll: select.epoll) -> None:
+        """Have an epoll tell when there is something to read."""
+        epoll.register(self.fd, select.EPOLLIN)
+        self.epoll = epoll
+
+    def unwatch(self) -> None:
+        """Have it tell no more.
+
+        Closing alone does not do that: a process that is being started has a copy of
+        the descriptor, until it has executed its program.
+        """
+        if self.epoll is not None:
+            self.epoll.unregister(self.fd)
+            self.epoll = None
+
     def close(self) -> None:
         """Close the pipe; a writer that is left gets SIGPIPE."""
         if self.is_open:
+            self.unwatch()
             self.is_open = False
             os.close(self.fd)
 

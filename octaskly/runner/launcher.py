@@ -128,7 +128,7 @@ class Launcher:
         elif (child := self._sinks.get(fd)) is not None:
             sink = child.out if child.out.fd == fd else child.err
             sink.read()
-            if not sink.is_open:  # Closing has taken it out of the epoll.
+            if not sink.is_open:
                 del self._sinks[fd]
             elif not child.has_asked and len(sink.kept) > MEMORY_BYTES:
                 self._ask_for_file(child)
@@ -188,7 +188,7 @@ class Launcher:
         self._outbox.add("full", child.key)
         for sink in (child.out, child.err):
             if self._sinks.pop(sink.fd, None) is not None:
-                self._epoll.unregister(sink.fd)
+                sink.unwatch()
 
     def _take_file(self, key: object, fd: int | None) -> None:
         child = next((c for c in self._running.values() if c.key == key), None)
@@ -316,7 +316,7 @@ class Launcher:
             self._watch_sink(sink, child)
 
     def _watch_sink(self, sink: Sink, child: Child) -> None:
-        self._epoll.register(sink.fd, select.EPOLLIN)
+        sink.watch(self._epoll)
         self._sinks[sink.fd] = child
 
     def _bury(self, now_s: float) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import resource
+import select
 import signal
 import sys
 import time
@@ -14,6 +15,7 @@ import pytest
 
 from octaskly.core.model import AttemptState, Outcome, OutputFile, Reason, TaskId
 from octaskly.core.options import Requires, TaskOptions
+from octaskly.runner.child import Sink
 from octaskly.runner.process import task_environment
 from octaskly.runner.workdir import captured
 from tests.integration.pooling import (
@@ -175,6 +177,21 @@ async def test_a_flood_on_stderr_is_drained(tmp_path: Path) -> None:
         assert outcome.stdout == b"done\n"
         assert len(outcome.stderr) == 1 << 20
         assert outcome.stderr_bytes == 100_000_000
+
+
+def test_a_closed_pipe_is_watched_no_more() -> None:
+    """Not though a process that is being started has a copy of it for a moment."""
+    reader, writer = os.pipe()
+    copy = os.dup(reader)
+    with select.epoll() as epoll:
+        sink = Sink(reader, 10, 0)
+        sink.watch(epoll)
+        os.close(writer)
+        sink.close()
+
+        assert epoll.poll(0) == []
+
+    os.close(copy)
 
 
 async def test_a_writer_of_a_closed_pipe_ends(tmp_path: Path) -> None:
