@@ -86,7 +86,8 @@ class Item:
 
         Two tasks may have one name, and two reigns a first attempt of one task.
         """
-        return ".".join((self.spec.id, *map(str, self.attempt)))
+        term, stream, n = self.attempt
+        return f"{self.spec.id}.{term}.{stream}.{n}"
 
 
 class Seat:
