@@ -147,7 +147,9 @@ class Auditor:
         """Hand over what was noted, until this is cancelled."""
         while True:
             try:
-                async with asyncio.timeout(RETRY_S):
+                # What is held back is told by the clock; there may be none of it.
+                is_holding = self._groups or self._strangers
+                async with asyncio.timeout(RETRY_S if is_holding else None):
                     await self._news.wait()
                 await asyncio.sleep(FLUSH_S)
             except TimeoutError:

@@ -65,7 +65,7 @@ from octaskly.core.questions import Question, Questions
 from octaskly.core.rotation import Rotation
 
 REST_S = 0.02  #: between two steps that only time causes
-PAUSE_S = 0.3  #: a gap between two steps that counts as own slowness
+LATE_S = 0.05  #: behind the longest time between two steps, and it was own slowness
 WorkEvent = (
     Question
     | AttemptsEnded
@@ -235,7 +235,7 @@ class Node:
         gap_s = now.mono_s - last_s
         if gap_s > self._settings.timing.gap_s:
             return self._wake(now)
-        if gap_s <= PAUSE_S:
+        if gap_s <= self._settings.timing.tick_s + LATE_S:
             return []
         self._election.on_pause(gap_s, now)
         return self._doubt.on_pause(gap_s, now)

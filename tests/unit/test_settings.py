@@ -276,3 +276,12 @@ def test_an_agent_knows_whether_commands_find_it(home: Home, tmp_path: Path) -> 
 
     home.environ["XDG_RUNTIME_DIR"] = str(tmp_path / "run")
     assert home.configure().paths.is_found(home.environ)
+
+
+def test_an_agent_is_woken_by_heartbeats_rather_than_by_its_own_tick(
+    home: Home,
+) -> None:
+    """A tick within each beat would double what an idle node costs."""
+    timing = home.configure().timing
+
+    assert timing.heartbeat_s < timing.tick_s < timing.silence_s / 3
