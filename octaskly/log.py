@@ -11,11 +11,20 @@ import logging
 import os
 import sys
 from collections.abc import Mapping, MutableMapping
-from typing import Any, Protocol
-
-import structlog
+from types import ModuleType
+from typing import Any, Protocol, cast
 
 from octaskly.core.effects import Note
+
+# For tracebacks that it never draws here, structlog imports rich where that is
+# installed, and pygments with it: 4 MB, and a twelfth of what an agent imports.
+_IS_RICH_THERE = "rich" in sys.modules
+if not _IS_RICH_THERE:
+    sys.modules["rich"] = cast("ModuleType", None)
+import structlog  # noqa: E402
+
+if not _IS_RICH_THERE:
+    del sys.modules["rich"]
 
 _SHOWN_AS_THEY_ARE = (str, int, float, list, tuple, dict, type(None))
 """Kinds of values that every form of the log shows on one line; paths are none."""

@@ -16,8 +16,6 @@ from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
-from spake2 import SPAKE2_A, SPAKE2_B, SPAKEError
-from spake2.ed25519_basic import NotOnCurve
 
 from octaskly.errors import PairingFailed
 from octaskly.trust.code import Code
@@ -66,12 +64,16 @@ class Exchange:
     @classmethod
     def of_joiner(cls, code: Code) -> Exchange:
         """Return the side that typed the code."""
+        from spake2 import SPAKE2_A  # noqa: PLC0415 - 20 ms, for pairings only
+
         spake = SPAKE2_A(code.password(), idA=_JOINER, idB=_MEMBER)
         return cls(spake.start(), spake, _is_joiner=True)
 
     @classmethod
     def of_member(cls, code: Code) -> Exchange:
         """Return the side that showed the code."""
+        from spake2 import SPAKE2_B  # noqa: PLC0415 - see above
+
         spake = SPAKE2_B(code.password(), idA=_JOINER, idB=_MEMBER)
         return cls(spake.start(), spake, _is_joiner=False)
 
@@ -86,6 +88,9 @@ class Exchange:
         Raises:
             PairingFailed: the share is none.
         """
+        from spake2 import SPAKEError  # noqa: PLC0415 - is there since `share` is
+        from spake2.ed25519_basic import NotOnCurve  # noqa: PLC0415 - is there, too
+
         assert len(theirs) == SHARE_BYTES
         try:
             key: bytes = self._spake.finish(theirs)

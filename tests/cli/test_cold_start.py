@@ -62,6 +62,18 @@ def test_commands_import_no_heavy_library(
     assert [name for name in HEAVY if name in modules] == [TABLE] * is_list
 
 
+def test_an_agent_imports_nothing_for_pictures_and_pairings() -> None:
+    """Rich and what it draws with took 4 MB of each node."""
+    program = "import octaskly.agent.life, sys; print(*sys.modules)"
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True
+    )
+    modules = done.stdout.split()
+
+    assert "structlog" in modules
+    assert not {"rich", "pygments", "spake2"} & set(modules)
+
+
 @pytest.mark.parametrize("name", sorted(COMMANDS))
 def test_every_command_explains_itself(octaskly: Run, name: str) -> None:
     """The table of lazy commands names only what exists."""
