@@ -9,8 +9,6 @@ leave before it.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from octaskly.core.facts import Entry, Recorded
 from octaskly.core.keys import KeysEffect, NotRotated, Rotating
 from octaskly.core.merge import TaskRow
@@ -29,10 +27,11 @@ from octaskly.core.model import (
     TaskSpec,
     TaskState,
 )
+from octaskly.core.values import value
 from octaskly.core.verdicts import Explanation
 
 
-@dataclass(frozen=True, slots=True)
+@value(frozen=True, slots=True)
 class Append:
     """Make entries durable and join them into the task table, in one transaction.
 
@@ -45,7 +44,7 @@ class Append:
     epochs: tuple[tuple[StreamId, Epoch], ...] = ()
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@value(frozen=True, slots=True, kw_only=True)
 class Save:
     """Make the node's own state durable; fields that are None stay as they are."""
 
@@ -61,7 +60,7 @@ class Save:
     log_version: int | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@value(frozen=True, slots=True)
 class Join:
     """Join a peer's tasks into the task table, without entries of the log.
 
@@ -80,7 +79,7 @@ Written = Append | Join
 """What brings facts about tasks to the disk."""
 
 
-@dataclass(frozen=True, slots=True)
+@value(frozen=True, slots=True)
 class Send:
     """Put messages into the peer's bounded outbox; never waits for the network."""
 
@@ -88,7 +87,7 @@ class Send:
     messages: tuple[Message, ...]
 
 
-@dataclass(frozen=True, slots=True)
+@value(frozen=True, slots=True)
 class Dial:
     """Try these addresses in order until one leads to a connected peer.
 
@@ -99,7 +98,7 @@ class Dial:
     addresses: tuple[Address, ...]
 
 
-@dataclass(frozen=True, slots=True)
+@value(frozen=True, slots=True)
 class Disconnect:
     """Close the link to a peer after telling it why."""
 
@@ -107,7 +106,7 @@ class Disconnect:
     reason: str
 
 
-@dataclass(frozen=True, slots=True)
+@value(frozen=True, slots=True)
 class ServePull:
     """Read what lies beyond `vector` and send it to the peer.
 
@@ -119,14 +118,14 @@ class ServePull:
     cursor: Cursor | None = None  #: go on with this snapshot
 
 
-@dataclass(frozen=True, slots=True)
+@value(frozen=True, slots=True)
 class Browse:
     """Ask mDNS afresh (a new browser), or stop browsing."""
 
     is_wanted: bool
 
 
-@dataclass(frozen=True, slots=True)
+@value(frozen=True, slots=True)
 class Advertise:
     """Say over mDNS what this node is now."""
 
@@ -134,14 +133,14 @@ class Advertise:
     term: int
 
 
-@dataclass(frozen=True, slots=True)
+@value(frozen=True, slots=True)
 class Start:
     """Run these attempts; each is reported once by `AttemptsEnded`."""
 
     items: tuple[tuple[AttemptId, TaskSpec], ...]
 
 
-@dataclass(frozen=True, slots=True)
+@value(frozen=True, slots=True)
 class Stop:
     """End these attempts, waiting ones too, and everything that they started.
 
@@ -152,33 +151,33 @@ class Stop:
     reason: Reason = Reason.CANCELLED
 
 
-@dataclass(frozen=True, slots=True)
+@value(frozen=True, slots=True)
 class HandBack:
     """Report the attempts that have not begun as released, for other nodes to run."""
 
 
-@dataclass(frozen=True, slots=True)
+@value(frozen=True, slots=True)
 class Freeze:
     """Stop all processes of all attempts where they are, or let them go on."""
 
     is_frozen: bool
 
 
-@dataclass(frozen=True, slots=True)
+@value(frozen=True, slots=True)
 class Spool:
     """Keep results on disk until `Unspool`; not awaited."""
 
     reports: tuple[Report, ...]
 
 
-@dataclass(frozen=True, slots=True)
+@value(frozen=True, slots=True)
 class Unspool:
     """Forget results that a dispatcher has made durable."""
 
     items: tuple[tuple[TaskId, AttemptId], ...]
 
 
-@dataclass(frozen=True, slots=True)
+@value(frozen=True, slots=True)
 class Load:
     """Read queued tasks of one shape with `ord > after_ord`; answered by `Loaded`."""
 
@@ -187,7 +186,7 @@ class Load:
     shape: int = 0
 
 
-@dataclass(frozen=True, slots=True)
+@value(frozen=True, slots=True)
 class LoadRipe:
     """Read tasks whose wait for others is over; answered by `RipeLoaded`."""
 
@@ -197,14 +196,14 @@ class LoadRipe:
     """Tasks accepted earlier do not wait for tasks that the store does not know."""
 
 
-@dataclass(frozen=True, slots=True)
+@value(frozen=True, slots=True)
 class LoadLive:
     """Read all tasks with an attempt that has no end; answered by `LiveLoaded`."""
 
     arrays: tuple[TaskId, ...] = ()  #: whether any of it runs or not
 
 
-@dataclass(frozen=True, slots=True)
+@value(frozen=True, slots=True)
 class PlanFloor:
     """Find how far the floor may rise; answered by `FloorPlanned`."""
 
@@ -217,7 +216,7 @@ class PlanFloor:
     today_ms: int = 0  #: wall clock; records that ended before are not carried
 
 
-@dataclass(frozen=True, slots=True)
+@value(frozen=True, slots=True)
 class Accepted:
     """The submission is durable."""
 
@@ -225,7 +224,7 @@ class Accepted:
     replicas: int = 1
 
 
-@dataclass(frozen=True, slots=True)
+@value(frozen=True, slots=True)
 class CancelDone:
     """What became of a cancel: the state that the task has now, and whether we did."""
 
@@ -234,12 +233,12 @@ class CancelDone:
     was_done: bool
 
 
-@dataclass(frozen=True, slots=True)
+@value(frozen=True, slots=True)
 class NotHere:
     """This node is not dispatcher (any more); nothing was accepted."""
 
 
-@dataclass(frozen=True, slots=True)
+@value(frozen=True, slots=True)
 class NotDurable:
     """No standby keeps a copy, and the request insists on one.
 
@@ -248,7 +247,7 @@ class NotDurable:
     """
 
 
-@dataclass(frozen=True, slots=True)
+@value(frozen=True, slots=True)
 class Steered:
     """What the operator told this node is in force, and outlives a restart."""
 
@@ -256,7 +255,7 @@ class Steered:
     running: int  #: attempts in slots
 
 
-@dataclass(frozen=True, slots=True)
+@value(frozen=True, slots=True)
 class Hopeless:
     """No node that is here could ever run a task that shall fail fast.
 
@@ -267,14 +266,14 @@ class Hopeless:
     why: str
 
 
-@dataclass(frozen=True, slots=True)
+@value(frozen=True, slots=True)
 class Forgot:
     """What was to be forgotten is void on every node that knows as much."""
 
     tasks: int  #: with the members of arrays that had begun
 
 
-@dataclass(frozen=True, slots=True)
+@value(frozen=True, slots=True)
 class Kept:
     """Records are durable; for each that was asked for, the one that counts.
 
@@ -285,7 +284,7 @@ class Kept:
     replicas: int = 1
 
 
-@dataclass(frozen=True, slots=True)
+@value(frozen=True, slots=True)
 class Crowded:
     """The mesh keeps as many records of a kind as it may; none was added."""
 
@@ -309,7 +308,7 @@ Reply = (
 )
 
 
-@dataclass(frozen=True, slots=True)
+@value(frozen=True, slots=True)
 class Answer:
     """Release the request that carried this ticket."""
 
@@ -317,14 +316,14 @@ class Answer:
     reply: Reply
 
 
-@dataclass(frozen=True, slots=True)
+@value(frozen=True, slots=True)
 class Announce:
     """Tasks reached a new state that is durable: wake whoever waits for them."""
 
     tasks: tuple[TaskId, ...]
 
 
-@dataclass(frozen=True, slots=True)
+@value(frozen=True, slots=True)
 class Learnt:
     """These records are on this node's disk, for the first time: go by them.
 
@@ -335,7 +334,7 @@ class Learnt:
     records: tuple[Recorded, ...]
 
 
-@dataclass(frozen=True, slots=True)
+@value(frozen=True, slots=True)
 class Publish:
     """The mesh changed: role, dispatcher or members; for API, log and systemd."""
 
@@ -345,7 +344,7 @@ class Publish:
     roster: Roster | None
 
 
-@dataclass(frozen=True, slots=True)
+@value(frozen=True, slots=True)
 class Remember:
     """Keep a peer's addresses for the next start."""
 
@@ -354,7 +353,7 @@ class Remember:
     addresses: tuple[Address, ...]
 
 
-@dataclass(frozen=True, slots=True)
+@value(frozen=True, slots=True)
 class Note:
     """One line for the agent's log: a constant event name and its fields."""
 
@@ -363,7 +362,7 @@ class Note:
     fields: tuple[tuple[str, str | int | float], ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
+@value(frozen=True, slots=True)
 class Stopped:
     """Hand-over and drain are complete; the process may end."""
 

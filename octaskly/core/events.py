@@ -6,7 +6,6 @@ chance, the event carries a `draw`, so that a replay repeats it.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import NamedTuple
 
 from octaskly.core.facts import NO_FLOOR, Floor, Recorded
@@ -30,14 +29,14 @@ from octaskly.core.options import Requires, TaskOptions
 from octaskly.core.values import value
 
 
-@dataclass(frozen=True, slots=True)
+@value(frozen=True, slots=True)
 class Woke:
     """Nothing happened but time."""
 
     draw: float = 0.0  #: in [0, 1)
 
 
-@dataclass(frozen=True, slots=True)
+@value(frozen=True, slots=True)
 class Received:
     """Messages from a connected peer, in the order in which it sent them."""
 
@@ -46,7 +45,7 @@ class Received:
     draw: float = 0.0  #: in [0, 1)
 
 
-@dataclass(frozen=True, slots=True)
+@value(frozen=True, slots=True)
 class PeerUp:
     """A link is connected: both sides sent HELLO_OK. There is one link per peer."""
 
@@ -57,7 +56,7 @@ class PeerUp:
     draw: float = 0.0  #: in [0, 1)
 
 
-@dataclass(frozen=True, slots=True)
+@value(frozen=True, slots=True)
 class PeerDown:
     """The link to a peer ended."""
 
@@ -66,7 +65,7 @@ class PeerDown:
     draw: float = 0.0  #: in [0, 1)
 
 
-@dataclass(frozen=True, slots=True)
+@value(frozen=True, slots=True)
 class Advert:
     """One node as mDNS, the memory of peers or `--join` names it: a hint to dial."""
 
@@ -76,14 +75,14 @@ class Advert:
     term: int = 0
 
 
-@dataclass(frozen=True, slots=True)
+@value(frozen=True, slots=True)
 class Seen:
     """Hints arrived."""
 
     adverts: tuple[Advert, ...]
 
 
-@dataclass(frozen=True, slots=True)
+@value(frozen=True, slots=True)
 class DialFailed:
     """No address of a dial led to a connected peer."""
 
@@ -106,7 +105,7 @@ class Draft:
     is_fail_fast: bool = False  #: refuse it if no node could ever run it
 
 
-@dataclass(frozen=True, slots=True)
+@value(frozen=True, slots=True)
 class TasksSubmitted:
     """A batch of tasks to accept, all or none; answered by `Answer(ticket, ...)`."""
 
@@ -117,7 +116,7 @@ class TasksSubmitted:
     is_strict: bool = False  #: rather none than with only one copy
 
 
-@dataclass(frozen=True, slots=True)
+@value(frozen=True, slots=True)
 class ExplainAsked:
     """Say why a task is where it is; answered by `Answer(ticket, Explanation)`."""
 
@@ -125,7 +124,7 @@ class ExplainAsked:
     record: TaskRecord  #: as the store has it
 
 
-@dataclass(frozen=True, slots=True)
+@value(frozen=True, slots=True)
 class CancelRequested:
     """Cancel one task; answered by `Answer(ticket, ...)`.
 
@@ -141,7 +140,7 @@ class CancelRequested:
     array: TaskRecord | None = None  #: the task as the store has it, if it is one
 
 
-@dataclass(frozen=True, slots=True)
+@value(frozen=True, slots=True)
 class ForgetAsked:
     """Forget tasks that ended so long ago, now; answered by `Answer(ticket, Forgot)`.
 
@@ -161,7 +160,7 @@ class RecordDraft(NamedTuple):
     until_ms: int = 0
 
 
-@dataclass(frozen=True, slots=True)
+@value(frozen=True, slots=True)
 class RecordAsked:
     """Record these, all or none; answered by `Answer(ticket, Kept)`."""
 
@@ -169,28 +168,28 @@ class RecordAsked:
     drafts: tuple[RecordDraft, ...]
 
 
-@dataclass(frozen=True, slots=True)
+@value(frozen=True, slots=True)
 class TasksNotified:
     """Who asked for it was told how these tasks ended, or was given up."""
 
     tasks: tuple[TaskId, ...]
 
 
-@dataclass(frozen=True, slots=True)
+@value(frozen=True, slots=True)
 class AttemptsEnded:
     """The runner saw attempts of this node end, or gives them back unstarted."""
 
     reports: tuple[Report, ...]
 
 
-@dataclass(frozen=True, slots=True)
+@value(frozen=True, slots=True)
 class Persisted:
     """All `Append` and `Save` effects up to this number are durable."""
 
     number: int
 
 
-@dataclass(frozen=True, slots=True)
+@value(frozen=True, slots=True)
 class Loaded:
     """Queued tasks of one shape in queue order, the answer to `Load`."""
 
@@ -202,7 +201,7 @@ class Loaded:
     """The other shapes that wait, where shape 0 was read from its front."""
 
 
-@dataclass(frozen=True, slots=True)
+@value(frozen=True, slots=True)
 class LiveLoaded:
     """Tasks whose latest attempt has no end in the log: the answer to `LoadLive`."""
 
@@ -216,7 +215,7 @@ class Ripe(NamedTuple):
     broken: TaskId | None  #: the one that did not end as it should; None: it may run
 
 
-@dataclass(frozen=True, slots=True)
+@value(frozen=True, slots=True)
 class RipeLoaded:
     """Tasks that wait for nobody any more: the answer to `LoadRipe`."""
 
@@ -225,7 +224,7 @@ class RipeLoaded:
     are_left: bool  #: others wait, or were beyond the limit
 
 
-@dataclass(frozen=True, slots=True)
+@value(frozen=True, slots=True)
 class FloorPlanned:
     """How far the floor may rise: the answer to `PlanFloor`."""
 
@@ -242,21 +241,21 @@ class FloorPlanned:
     records: tuple[Recorded, ...] = ()  #: to be written again before it
 
 
-@dataclass(frozen=True, slots=True)
+@value(frozen=True, slots=True)
 class LoadSampled:
     """How busy this machine is."""
 
     load: LoadSample
 
 
-@dataclass(frozen=True, slots=True)
+@value(frozen=True, slots=True)
 class DiskChanged:
     """The disk of this node takes no more writes, or it takes them again."""
 
     is_failing: bool
 
 
-@dataclass(frozen=True, slots=True)
+@value(frozen=True, slots=True)
 class SteeringAsked:
     """An operator steers this node; answered by `Answer(ticket, ...)`."""
 
@@ -265,7 +264,7 @@ class SteeringAsked:
     by: str
 
 
-@dataclass(frozen=True, slots=True)
+@value(frozen=True, slots=True)
 class StopAsked:
     """Hand over, drain and stop; the node says `Stopped` when it is done.
 
@@ -275,14 +274,14 @@ class StopAsked:
     drain_s: float
 
 
-@dataclass(frozen=True, slots=True)
+@value(frozen=True, slots=True)
 class Moved:
     """This machine has other addresses than before."""
 
     addresses: tuple[str, ...]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@value(frozen=True, slots=True, kw_only=True)
 class Saved:
     """What a node knew when it last stopped: given to it at the start, no event."""
 

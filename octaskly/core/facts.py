@@ -7,7 +7,6 @@ nodes alike which of them are too old to count.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import NamedTuple
 
 from octaskly.core.model import (
@@ -35,7 +34,7 @@ class Submitted:
         return self.spec.id
 
 
-@dataclass(frozen=True, slots=True)
+@value(frozen=True, slots=True)
 class CancelAsked:
     """Somebody cancelled the task; it wins over everything but success."""
 
@@ -62,14 +61,14 @@ class Finished:
     outcome: Outcome
 
 
-@dataclass(frozen=True, slots=True)
+@value(frozen=True, slots=True)
 class Notified:
     """Who asked to be told of the task's end was told, or was given up."""
 
     task: TaskId
 
 
-@dataclass(frozen=True, slots=True)
+@value(frozen=True, slots=True)
 class Ready:
     """The tasks that this one came after have ended as it asked: it may run."""
 
@@ -84,7 +83,7 @@ class Mark(NamedTuple):
     epoch: Epoch  #: who wrote the stream
 
 
-@dataclass(frozen=True, slots=True)
+@value(frozen=True, slots=True)
 class Floor:
     """Everything up to here is too old to count, for ever.
 
@@ -103,7 +102,7 @@ class Floor:
         return TaskId("")
 
 
-@dataclass(frozen=True, slots=True)
+@value(frozen=True, slots=True)
 class Recorded:
     """Something about no task that the whole mesh keeps; `core.records` has the kinds.
 

@@ -7,10 +7,11 @@ or from whom, and any dispatcher can go on with one that another began.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import field
 from enum import StrEnum
 
 from octaskly.core.model import TIME_MS_MAX, NodeId
+from octaskly.core.values import value
 
 DENIED_MAX = 1024  #: revoked nodes that a keyring remembers
 NUMBER_MAX = 1_000_000_000  #: of a generation
@@ -29,7 +30,7 @@ class Phase(StrEnum):
     SETTLED = "settled"  #: the only one
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@value(frozen=True, slots=True, kw_only=True)
 class Keys:
     """The generations that one node accepts, and the one with which it shows itself."""
 
@@ -79,14 +80,14 @@ class Keys:
 # --- What peers say.
 
 
-@dataclass(frozen=True, slots=True)
+@value(frozen=True, slots=True)
 class KeysHeld:
     """The sender's keyring is this now; said to those who may not know it."""
 
     keys: Keys
 
 
-@dataclass(frozen=True, slots=True)
+@value(frozen=True, slots=True)
 class KeysGiven:
     """The sender's keyring itself, for a peer that lacks some of it."""
 
@@ -106,7 +107,7 @@ def is_sane_keyring(message: KeysMessage) -> bool:
 # --- What happens.
 
 
-@dataclass(frozen=True, slots=True)
+@value(frozen=True, slots=True)
 class KeysChanged:
     """The keyring of this node is this now, and on its disk."""
 
@@ -114,7 +115,7 @@ class KeysChanged:
     failure: str = ""  #: why what was asked for could not be done
 
 
-@dataclass(frozen=True, slots=True)
+@value(frozen=True, slots=True)
 class RotateAsked:
     """Renew the mesh secret; answered by `Answer(ticket, ...)`."""
 
@@ -137,7 +138,7 @@ class KeyStep(StrEnum):
     DENY = "deny"  #: a node is revoked, and nothing else
 
 
-@dataclass(frozen=True, slots=True)
+@value(frozen=True, slots=True)
 class ChangeKeys:
     """Change the keyring on disk, then in use; `KeysChanged` says that it is done."""
 
@@ -145,14 +146,14 @@ class ChangeKeys:
     revoked: NodeId | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@value(frozen=True, slots=True)
 class GiveKeys:
     """Send the keyring to a peer."""
 
     peer: NodeId
 
 
-@dataclass(frozen=True, slots=True)
+@value(frozen=True, slots=True)
 class TakeKeys:
     """Join what a peer gave with the keyring of this node; then as `ChangeKeys`."""
 
@@ -163,14 +164,14 @@ class TakeKeys:
 KeysEffect = ChangeKeys | GiveKeys | TakeKeys
 
 
-@dataclass(frozen=True, slots=True)
+@value(frozen=True, slots=True)
 class Rotating:
     """The answer to `RotateAsked`: a newer generation is on its way to all nodes."""
 
     keys: Keys
 
 
-@dataclass(frozen=True, slots=True)
+@value(frozen=True, slots=True)
 class NotRotated:
     """The answer to `RotateAsked` where nothing is done."""
 

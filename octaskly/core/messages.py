@@ -7,7 +7,6 @@ dispatcher speaks; a node that has seen a higher one answers with it and does no
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import NamedTuple
 
 from octaskly.core.facts import Entry, Floor, Recorded
@@ -43,7 +42,7 @@ PROTOCOL = "protocol: "
 """Begins the reason where a peer said what it must not; what follows is for people."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@value(frozen=True, slots=True, kw_only=True)
 class Hello:
     """First frame of each side; frozen when it is sent, so both compare one pair."""
 
@@ -60,12 +59,12 @@ class Hello:
     log_version: int = 1  #: the version of its log
 
 
-@dataclass(frozen=True, slots=True)
+@value(frozen=True, slots=True)
 class HelloOk:
     """The sender accepts the link; only now is it connected."""
 
 
-@dataclass(frozen=True, slots=True)
+@value(frozen=True, slots=True)
 class Heartbeat:
     """The dispatcher lives and reigns."""
 
@@ -73,7 +72,7 @@ class Heartbeat:
     sent_s: float  #: sender's clock, echoed
 
 
-@dataclass(frozen=True, slots=True)
+@value(frozen=True, slots=True)
 class HeartbeatOk:
     """A follower lives, and how it is."""
 
@@ -86,7 +85,7 @@ class HeartbeatOk:
     strain: Strain | None = None  #: why it takes no work though it is ready
 
 
-@dataclass(frozen=True, slots=True)
+@value(frozen=True, slots=True)
 class Probe:
     """Has the receiver heard from this node lately?"""
 
@@ -94,7 +93,7 @@ class Probe:
     sent_s: float
 
 
-@dataclass(frozen=True, slots=True)
+@value(frozen=True, slots=True)
 class ProbeOk:
     """How long ago the sender had a frame from the node; None: no link to it."""
 
@@ -104,7 +103,7 @@ class ProbeOk:
     epoch: Epoch  #: highest that the answering node has seen
 
 
-@dataclass(frozen=True, slots=True)
+@value(frozen=True, slots=True)
 class Claim:
     """The sender reigns from now on, in an epoch that it has made durable."""
 
@@ -113,7 +112,7 @@ class Claim:
     vector: Holdings
 
 
-@dataclass(frozen=True, slots=True)
+@value(frozen=True, slots=True)
 class ClaimOk:
     """The sender follows; its vector shows what the claimer may lack."""
 
@@ -122,14 +121,14 @@ class ClaimOk:
     ahead: Holdings = ()  #: what its rows of a broken-off snapshot say beyond that
 
 
-@dataclass(frozen=True, slots=True)
+@value(frozen=True, slots=True)
 class ClaimNo:
     """A higher epoch is known."""
 
     epoch: Epoch
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@value(frozen=True, slots=True, kw_only=True)
 class Member:
     """One line of the roster."""
 
@@ -152,7 +151,7 @@ class Member:
     gpus: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
+@value(frozen=True, slots=True)
 class Roster:
     """Who is in the mesh; members in the order in which they would succeed."""
 
@@ -161,7 +160,7 @@ class Roster:
     members: tuple[Member, ...]
 
 
-@dataclass(frozen=True, slots=True)
+@value(frozen=True, slots=True)
 class Redirect:
     """The sender is not dispatcher; this node is."""
 
@@ -181,7 +180,7 @@ class Cursor(NamedTuple):
 WHOLE = Cursor(0, 0)  #: asks for a snapshot, also where entries would do
 
 
-@dataclass(frozen=True, slots=True)
+@value(frozen=True, slots=True)
 class Pull:
     """Send me the entries beyond this vector."""
 
@@ -189,7 +188,7 @@ class Pull:
     cursor: Cursor | None = None  #: go on with this snapshot; `WHOLE`: begin one
 
 
-@dataclass(frozen=True, slots=True)
+@value(frozen=True, slots=True)
 class Entries:
     """Part of the answer to PULL, each stream in order and without gaps."""
 
@@ -199,7 +198,7 @@ class Entries:
     vector: Holdings  #: what the sender holds
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@value(frozen=True, slots=True, kw_only=True)
 class SnapshotHead:
     """What the receiver holds once it has all rows of a snapshot."""
 
@@ -209,7 +208,7 @@ class SnapshotHead:
     hlc: int  #: highest hybrid timestamp of the sender
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@value(frozen=True, slots=True, kw_only=True)
 class Snapshot:
     """Part of an answer to PULL that gives joined tasks instead of entries."""
 
@@ -221,14 +220,14 @@ class Snapshot:
     records: tuple[Recorded, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
+@value(frozen=True, slots=True)
 class Packed:
     """A message that was packed elsewhere, so that the event loop need not."""
 
     data: bytes
 
 
-@dataclass(frozen=True, slots=True)
+@value(frozen=True, slots=True)
 class Repl:
     """What the dispatcher gave to its own disk, for a standby to keep as well.
 
@@ -241,7 +240,7 @@ class Repl:
     epochs: tuple[tuple[StreamId, Epoch], ...]  #: who wrote streams that may be new
 
 
-@dataclass(frozen=True, slots=True)
+@value(frozen=True, slots=True)
 class ReplOk:
     """All appends up to this number are durable at the sender."""
 
@@ -249,7 +248,7 @@ class ReplOk:
     number: int
 
 
-@dataclass(frozen=True, slots=True)
+@value(frozen=True, slots=True)
 class Records:
     """What every node goes by; a follower keeps it, though it may keep no log."""
 
@@ -257,7 +256,7 @@ class Records:
     items: tuple[Recorded, ...]
 
 
-@dataclass(frozen=True, slots=True)
+@value(frozen=True, slots=True)
 class Dispatch:
     """Run these."""
 
@@ -265,7 +264,7 @@ class Dispatch:
     items: tuple[tuple[AttemptId, TaskSpec], ...]
 
 
-@dataclass(frozen=True, slots=True)
+@value(frozen=True, slots=True)
 class Kill:
     """End these attempts, the whole process tree of each."""
 
@@ -283,7 +282,7 @@ class Report:
     spec: TaskSpec | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@value(frozen=True, slots=True)
 class Results:
     """Attempts that ended or are given back; repeated until acknowledged."""
 
@@ -292,14 +291,14 @@ class Results:
     state: NodeState | None = None  #: where it changed just now
 
 
-@dataclass(frozen=True, slots=True)
+@value(frozen=True, slots=True)
 class ResultsOk:
     """These results are durable at the dispatcher; the worker may forget them."""
 
     items: tuple[tuple[TaskId, AttemptId], ...]
 
 
-@dataclass(frozen=True, slots=True)
+@value(frozen=True, slots=True)
 class Reattach:
     """What a worker still runs, told to a new dispatcher or after a broken link.
 
@@ -312,7 +311,7 @@ class Reattach:
     more: bool = False  #: another part follows
 
 
-@dataclass(frozen=True, slots=True)
+@value(frozen=True, slots=True)
 class Transfer:
     """A stopping dispatcher asks the receiver to claim; it has accepted its last."""
 
@@ -320,7 +319,7 @@ class Transfer:
     vector: Holdings
 
 
-@dataclass(frozen=True, slots=True)
+@value(frozen=True, slots=True)
 class Leave:
     """The sender closes this link on purpose."""
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from hashlib import blake2b
 from typing import NamedTuple, Self
 
@@ -43,6 +43,7 @@ from octaskly.core.model import (
     Vector,
 )
 from octaskly.core.options import TaskOptions
+from octaskly.core.values import value
 
 FRESH_MS = 1000
 """A submission that is written longer after the acceptance is written again."""
@@ -164,7 +165,7 @@ def _digest(items: Iterable[tuple[StreamId, int]], without: StreamId) -> str:
     return hashed.hexdigest()
 
 
-@dataclass(frozen=True, slots=True)
+@value(frozen=True, slots=True)
 class TaskNews:
     """A task went into a state."""
 
@@ -174,7 +175,7 @@ class TaskNews:
     attempt: Attempt | None = None  #: that made it so
 
 
-@dataclass(frozen=True, slots=True)
+@value(frozen=True, slots=True)
 class History:
     """A part of the log in the order of timestamps, as people read it."""
 
@@ -186,7 +187,7 @@ class History:
     is_whole: bool  #: nothing in between had been deleted before it was read
 
 
-@dataclass(frozen=True, slots=True)
+@value(frozen=True, slots=True)
 class NodeNews:
     """A node is in the mesh like this now."""
 
@@ -194,7 +195,7 @@ class NodeNews:
     is_gone: bool = False  #: it was lost for so long that it is listed no more
 
 
-@dataclass(frozen=True, slots=True)
+@value(frozen=True, slots=True)
 class Gap:
     """What happened between the last news and the next is not known in full."""
 
@@ -202,7 +203,7 @@ class Gap:
 About = TaskNews | NodeNews | Gap
 
 
-@dataclass(frozen=True, slots=True)
+@value(frozen=True, slots=True)
 class News:
     """Something that happened, and where to go on after it."""
 
