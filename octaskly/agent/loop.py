@@ -25,6 +25,7 @@ from octaskly.log import Logger, write_note
 from octaskly.ports import Log
 
 EVENTS_PER_TURN = 256  #: then sockets and timers get their turn
+EARLY_S = 0.1  #: a timer that is earlier than needed by less may stay
 
 
 class CoreLoop:
@@ -170,13 +171,14 @@ class CoreLoop:
     def _arm(self, loop: asyncio.AbstractEventLoop) -> None:
         """Wake when the node wants to be woken.
 
-        It mostly wants that later and later: a timer that is early then looks again.
+        It mostly wants that later and later. A timer that is a little early then looks
+        again: on a busy node that costs less than another timer for each step.
         """
         now_s = self._clock.now().mono_s
         self.turn_s = now_s
         due_s = self.node.deadline()
         if self._timer is not None:
-            if self._timer_s <= due_s:
+            if self._timer_s <= due_s < self._timer_s + EARLY_S:
                 return
             self._timer.cancel()
         self._timer_s = due_s

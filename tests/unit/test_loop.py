@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any, cast
 
 from octaskly.agent.clock import SystemClock
-from octaskly.agent.loop import CoreLoop
+from octaskly.agent.loop import EARLY_S, CoreLoop
 from octaskly.core.effects import Effect
 from octaskly.core.events import Event, Persisted, Woke
 from octaskly.core.model import Limits, Moment
@@ -81,14 +81,14 @@ async def test_what_a_step_brings_about_waits_for_the_next_turn() -> None:
     loop.close()
 
 
-async def test_a_timer_that_comes_early_only_looks_again() -> None:
+async def test_a_timer_that_comes_a_little_early_only_looks_again() -> None:
     """A timer is kept while it is early enough, and wakes the node only when due."""
     node = Recorder()
     loop = loop_of(node)
     loop.handle(Persisted(1))
     early = loop._timer
     assert early is not None
-    node.due_s += 1000.0
+    node.due_s += EARLY_S / 2
     loop.handle(Persisted(2))
     assert loop._timer is early
     loop._wake()
@@ -97,4 +97,18 @@ async def test_a_timer_that_comes_early_only_looks_again() -> None:
     node.due_s -= 3000.0
     loop._wake()
     assert isinstance(node.events[-1], Woke)
+    loop.close()
+
+
+async def test_a_timer_that_is_far_too_early_is_set_anew() -> None:
+    """A follower wants to be woken later at each heartbeat: it then never has to be."""
+    node = Recorder()
+    loop = loop_of(node)
+    loop.handle(Persisted(1))
+    early = loop._timer
+    node.due_s += 2 * EARLY_S
+    loop.handle(Persisted(2))
+    assert early is not None
+    assert early.cancelled()
+    assert loop._timer is not early
     loop.close()
