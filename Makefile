@@ -24,12 +24,12 @@ demo: .venv
 # All tests. As root on Debian it brings what they need besides Python, and runs most of
 # them in four processes, each with a network of its own: three for those that wait most
 # of the time, and one that computes meanwhile, then helps (`tests/spread.py`). Behind
-# them come those that want the machine for themselves.
+# them come those that want the machine for themselves; no other file is collected then.
 test: .venv
 	@tests/setup-host
 ifeq ($(shell id -u),0)
 	@$(BIN)/pytest -n 4 --dist loadfile -m 'not soak and not alone' $(PYTEST_FLAGS)
-	@$(BIN)/pytest -m 'alone and not soak' $(PYTEST_FLAGS) || test $$? -eq 5  # None.
+	@$(BIN)/pytest -m 'alone and not soak' $(PYTEST_FLAGS) $$(grep -rl --include='test_*.py' 'mark\.alone' tests) || test $$? -eq 5  # None.
 else
 	@$(BIN)/pytest $(PYTEST_FLAGS)
 endif
