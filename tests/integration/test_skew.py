@@ -57,6 +57,7 @@ def test_an_older_program_keeps_no_copies_of_a_newer_log_and_does_not_succeed(
             ben = launch(tmp_path / "ben", secret, "--name", "ben", program=NEXT_LOG)
             with ending(ben):
                 until(lambda: _roles(ana).get("ben") == "standby", "ben is standby")
+                until(lambda: _accepted(ana) > 1, "ben keeps up")
                 roles, both = _roles(ana), _accepted(ana)
                 ana.process.kill()
                 until(lambda: _roles(old).get("ben") == "dispatcher", "ben reigns")
