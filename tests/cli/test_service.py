@@ -54,6 +54,8 @@ def machine(shared: Machine) -> Iterator[Machine]:
     shared.run("systemctl", "--user", "disable", "--now", "octaskly")
     shared.run("sh", "-c", "rm -rf $HOME/.config $HOME/.local")
     shared.run("systemctl", "--user", "daemon-reload")
+    # Who is interrupted before it starts anything finds what was, and leaves it so.
+    shared.run("systemctl", "--user", "reset-failed")
 
 
 def unit_of(machine: Machine) -> Path:
