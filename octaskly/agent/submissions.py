@@ -27,6 +27,8 @@ from octaskly.ports import Log
 
 COUNT_S = 30.0  #: the queue is counted so often at least, while tasks come
 
+FEW = 1000  #: tasks of a request that are prepared and accepted in one turn
+
 _MEMBER = re.compile(r"(.+)\.(0|[1-9][0-9]{0,8})")  #: as names of members are
 
 Taken = tuple[list[TaskRecord], int]
@@ -158,6 +160,8 @@ class Submissions:
         await self._room.require(sum(map(_count, asked.drafts)))
         digits = self._clock.hex_digits(8 * len(asked.drafts)) if asked.drafts else ""
         suffixes = tuple(digits[at : at + 8] for at in range(0, len(digits), 8))
+        if len(asked.drafts) > FEW:
+            await asyncio.sleep(0)  # The step of the core is long enough by itself.
         reply = await self._tickets.ask(
             lambda ticket: ev.TasksSubmitted(
                 ticket, asked.drafts, asked.submitter, suffixes, asked.is_strict
