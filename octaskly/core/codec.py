@@ -328,8 +328,11 @@ def _row_encoder(
         read = attrgetter(*names)
         if not converts:
             return read
-    else:  # Of one name `attrgetter` makes no tuple.
-        read = lambda value: [getattr(value, name) for name in names]  # noqa: E731
+    elif names:  # Of one name `attrgetter` makes no tuple.
+        get = attrgetter(*names)
+        read = lambda value: (get(value),)  # noqa: E731
+    else:
+        read = lambda _: ()  # noqa: E731
 
     def encode_row(value: Any) -> list[Any]:
         row = list(read(value))

@@ -126,9 +126,9 @@ def _state_of_one(attempt: AttemptState, cancelled_by: str | None) -> TaskState:
 
 def record_of(fact: TaskFact) -> TaskRecord:
     """Return the record of a task about which only `fact` is known."""
+    if isinstance(fact, Submitted):  # Of each task, so it comes first.
+        return TaskRecord(id=fact.spec.id, spec=fact.spec)
     match fact:
-        case Submitted(spec):
-            return TaskRecord(id=spec.id, spec=spec)
         case CancelAsked(task, by):
             return TaskRecord(id=task, cancelled_by=by)
         case Assigned(task, attempt, node):

@@ -39,6 +39,8 @@ class Changes:
         default_factory=lambda: defaultdict(int)
     )
     """Rows that are counted otherwise than before: how before, how now, which block."""
+    born: defaultdict[int, int] = field(default_factory=lambda: defaultdict(int))
+    """New rows of tasks that wait, by block."""
     ends_to_tell: int = 0  #: ends of which somebody is to be told
 
     def run(self, db: sqlite3.Connection) -> None:
@@ -58,6 +60,8 @@ class Changes:
                 "UPDATE tasks SET ord = ? WHERE key BETWEEN ? AND ?", self.places
             )
         cells: defaultdict[blocks.Cell, int] = defaultdict(int)
+        for block, n in self.born.items():
+            self.moves[None, _WAITS, block] += n
         for (before, count, block), n in self.moves.items():
             self.deltas[count] += n
             cells[count[1], count[2], block] += n
@@ -112,7 +116,8 @@ class Changes:
         self.plain.append((key, record.id, number, task.changed_hlc, *row, *birth))
         task.stored_rare = rows.NOTHING_RARE
         task.stored_spec, task.stored_birth = spec, birth
-        self._count(task, _WAITS)
+        self.born[blocks.block_of(key)] += 1
+        task.counted = _WAITS
         return True
 
     def _move(self, task: Task, record: TaskRecord, spec: TaskSpec) -> bool:

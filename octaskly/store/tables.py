@@ -16,8 +16,8 @@ from typing import Final
 from octaskly.core.arrays import member_of
 from octaskly.core.effects import Append, Join
 from octaskly.core.facts import Entry, Floor, Recorded, TaskFact
-from octaskly.core.merge import Birth, TaskRow
-from octaskly.core.model import Epoch, StreamId, TaskId
+from octaskly.core.merge import Birth, TaskRecord, TaskRow
+from octaskly.core.model import Epoch, StreamId, TaskId, TaskSpec
 from octaskly.ports import Clock, Packer
 from octaskly.store import arrays, bulk, purge, records, rows, state
 from octaskly.store.arrays import Members
@@ -316,31 +316,30 @@ class Tables:
     def _write(self, touched: dict[TaskId, Task]) -> None:
         """Write each task, its changed attempts and the counters once."""
         changes = Changes()
-        known = [task for task in touched.values() if task.spec is not None]
-        for task in known:
-            self._give_key(task)
+        known: list[tuple[Task, TaskRecord, TaskSpec]] = []
+        for task in touched.values():
+            record = task.record
+            if record is not None and record.spec is not None and task.array is None:
+                known.append((task, record, record.spec))
+                if task.key is None:
+                    self._give_key(task, record.spec)
         touched |= self._cut_off(touched)
         for task_id, task in touched.items():
             if task.array is not None and task.spec is not None:
                 self._add_member(task_id, task, task.array, changes)
-        for task in known:
-            if task.array is None:
-                assert task.record is not None
-                assert task.spec is not None
-                changes.add(task, task.record, task.spec)
+        for task, record, spec in known:
+            changes.add(task, record, spec)
         changes.run(self._db)
         self._edges.take(changes.waits)
         self.ends_to_tell += changes.ends_to_tell
         self._folding.write_early(touched.values())
 
-    def _give_key(self, task: Task) -> None:
+    def _give_key(self, task: Task, spec: TaskSpec) -> None:
         """Give a new task its place among all, and an array room for its members."""
-        if task.key is not None or task.array is not None or task.spec is None:
-            return
         task.key = self._next_key
         self._next_key += 1
-        if task.spec.array is not None:
-            task.members = Members(self._next_member, task.spec.array.count)
+        if spec.array is not None:
+            task.members = Members(self._next_member, spec.array.count)
             self._next_member = first_key(self._next_member + task.members.total)
 
     def _cut_off(self, touched: Mapping[TaskId, Task]) -> dict[TaskId, Task]:
