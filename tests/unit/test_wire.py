@@ -243,6 +243,24 @@ def test_the_packer_of_the_store_gives_entries_and_values_back() -> None:
         packer.unpack_entry(StreamId(5), 1, 9, body[:-1])
 
 
+def test_what_cannot_be_packed_and_what_is_large_leave_the_packer_as_it_was() -> None:
+    """One packer serves all entries: nothing of one may get into the next."""
+
+    def entry(command: str) -> Entry:
+        spec = TaskSpec(id=TaskId("task-001-deadbeef"), command=command)
+        return Entry(StreamId(5), 1, 9, Submitted(spec))
+
+    packer = wire.WirePacker()
+    alone = wire.WirePacker().pack_entry_body(entry("true"))
+
+    with pytest.raises(LocalProtocolError):
+        packer.pack_entry_body(entry("\udc80"))
+    assert packer.pack_entry_body(entry("true")) == alone
+    packer.pack_entry_body(entry("x" * 2 * wire.KEPT_BYTES))
+    assert packer.pack_entry_body(entry("true")) == alone
+    assert packer.pack(entry("true").fact) == alone
+
+
 def test_a_dispatch_of_hundred_stays_below_hundred_bytes_a_task() -> None:
     """Rows are compact: names of fields never travel."""
     epoch = Epoch(1, NodeId("abcdefgh234567xy"))
