@@ -16,9 +16,10 @@ from dataclasses import dataclass, replace
 from octaskly.agent.clock import SystemClock
 from octaskly.agent.lineage import Find, resolve
 from octaskly.agent.tickets import Tickets
+from octaskly.api.turns import in_turns
 from octaskly.core import effects as ef
 from octaskly.core import events as ev
-from octaskly.core.acceptance import is_asked_by
+from octaskly.core.acceptance import is_asked_by, logged_id
 from octaskly.core.merge import TaskRecord
 from octaskly.core.model import TaskId, TaskState
 from octaskly.core.options import ArraySpec
@@ -119,13 +120,8 @@ class Submissions:
         """
         after = None
         if asked.key is not None:
-            ids = [self._keyed_id(asked, n) for n in range(len(asked.drafts) + 1)]
-            after = ids.pop()
-            keyed = (
-                draft if draft.id is not None else replace(draft, id=task)
-                for draft, task in zip(asked.drafts, ids, strict=True)
-            )
-            asked = replace(asked, drafts=tuple(keyed))
+            after = self._keyed_id(asked, len(asked.drafts))
+            asked = replace(asked, drafts=tuple(await self._keyed(asked)))
         drafts = await resolve(asked.drafts, asked.submitter, self._store, self._find)
         asked = replace(asked, drafts=drafts)
         chosen = [draft.id for draft in asked.drafts if draft.id is not None]
@@ -160,11 +156,13 @@ class Submissions:
         await self._room.require(sum(map(_count, asked.drafts)))
         digits = self._clock.hex_digits(8 * len(asked.drafts)) if asked.drafts else ""
         suffixes = tuple(digits[at : at + 8] for at in range(0, len(digits), 8))
+        logged = await self._logged(asked)
         if len(asked.drafts) > FEW:
             await asyncio.sleep(0)  # The step of the core is long enough by itself.
         reply = await self._tickets.ask(
             lambda ticket: ev.TasksSubmitted(
-                ticket, asked.drafts, asked.submitter, suffixes, asked.is_strict
+                *(ticket, asked.drafts, asked.submitter, suffixes, asked.is_strict),
+                logged,
             )
         )
         if isinstance(reply, ef.Hopeless):
@@ -175,6 +173,24 @@ class Submissions:
         assert isinstance(reply, ef.Accepted)
         records = [TaskRecord(id=spec.id, spec=spec) for spec in reply.specs]
         return records, reply.replicas
+
+    async def _keyed(self, asked: Submission) -> list[ev.Draft]:
+        """Return the drafts, those without a name under one that the key gives."""
+
+        def keyed(pair: tuple[int, ev.Draft]) -> ev.Draft:
+            draft = pair[1]
+            if draft.id is not None:
+                return draft
+            return replace(draft, id=self._keyed_id(asked, pair[0]))
+
+        return await in_turns(list(enumerate(asked.drafts)), keyed)
+
+    async def _logged(self, asked: Submission) -> tuple[TaskId | None, ...]:
+        """Return what the log will call the tasks that have a name."""
+        drafts = asked.drafts
+        if all(draft.id is None for draft in drafts):
+            return (None,) * len(drafts)
+        return tuple(await in_turns(drafts, lambda d: logged_id(d, asked.submitter)))
 
     async def _known(
         self,

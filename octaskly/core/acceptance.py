@@ -45,8 +45,9 @@ class Acceptance:
         specs = []
         fresh = []
         hlc = self._journal.tick(now, len(event.drafts))
-        for draft, suffix in zip(event.drafts, event.suffixes, strict=True):
-            task_id = None if draft.id is None else logged_id(draft, event.submitter)
+        logged = event.logged or (logged_id(d, event.submitter) for d in event.drafts)
+        drafts = zip(event.drafts, event.suffixes, logged, strict=True)
+        for draft, suffix, task_id in drafts:
             spec = None if task_id is None else self._known_spec(task_id)
             if spec is None:
                 if task_id is None:  # No other task has this number.

@@ -114,6 +114,8 @@ class TasksSubmitted:
     submitter: str
     suffixes: tuple[str, ...]  #: 8 random hex digits for each draft
     is_strict: bool = False  #: rather none than with only one copy
+    logged: tuple[TaskId | None, ...] = ()
+    """`acceptance.logged_id` of each draft, if that was worked out beforehand."""
 
 
 @value(frozen=True, slots=True)
