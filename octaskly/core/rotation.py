@@ -139,9 +139,7 @@ class Rotation:
                 if len(self._held) > self._held_max:
                     del self._held[next(iter(self._held))]
                 effects = self._tell((peer,)) if self.keys.lacks(keys) else []
-                if keys.lacks(self.keys) and not self.denies(peer):
-                    effects.append(GiveKeys(peer))
-                return effects
+                return effects + self._give((peer,))
 
     def on_revoked(self, by: NodeId) -> list[Effect]:
         """A member said that this node has to go; keep that, and go by it."""
@@ -191,12 +189,7 @@ class Rotation:
         effects += [Answer(ticket, reply) for ticket in tickets]
         effects += self._tell(self._members.peers)
         # Nobody is asked first: what is new here is new to nearly all.
-        return effects + [
-            GiveKeys(peer)
-            for peer in self._members.peers
-            if self._held.get(peer, Keys()).lacks(self.keys)
-            and self.refusal(peer) is None
-        ]
+        return effects + self._give(self._members.peers)
 
     def let_in(self) -> None:
         """Refuse nobody any more whom TLS lets in, once the old secret is over."""
@@ -282,6 +275,21 @@ class Rotation:
     ) -> list[Effect]:
         self._asked_s = now.mono_s
         return [ChangeKeys(step, revoked)]
+
+    def _give(self, peers: Iterable[NodeId]) -> list[Effect]:
+        """Give the keyring to those of these peers that lack some of it.
+
+        A revoked node does not: who was away with it would renew a secret that the
+        others have renewed already.
+        """
+        if self.is_revoked:
+            return []
+        return [
+            GiveKeys(peer)
+            for peer in peers
+            if self._held.get(peer, Keys()).lacks(self.keys)
+            and self.refusal(peer) is None
+        ]
 
     def _tell(self, peers: Iterable[NodeId]) -> list[Effect]:
         """Tell what this node has to those of these peers that do not know it."""

@@ -255,6 +255,21 @@ def test_who_was_cut_off_for_a_moment_learns_the_secret_without_the_revoked() ->
     assert world.secrets[flapping].newest == 2
 
 
+def test_who_was_away_makes_no_secret_of_its_own_for_a_revoked_node() -> None:
+    """The two may meet; the mesh has a newer secret already, and says that it has."""
+    world = formed(nodes=4)
+    away, asked, gone = others(world)
+    world.crash(away)
+    world.rotate(asked, revoked=gone)
+    world.run(10.0)
+
+    world.start(away)
+    world.run(30.0)
+
+    assert world.network.is_up(away, gone)
+    assert world.secrets[away] == FIRST
+
+
 def test_a_dispatcher_can_be_revoked() -> None:
     """Another node does it, and another one reigns."""
     world = formed(nodes=4)
