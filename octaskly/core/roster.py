@@ -64,6 +64,10 @@ class Registry:
         """Return the name that the mesh knows a node by."""
         return self._names.get(node)
 
+    def named(self) -> frozenset[NodeId]:
+        """Return the nodes that have been in a roster, or were met by a peer's name."""
+        return frozenset(self._names)
+
     def learn(self, roster: Roster) -> None:
         """Take over a dispatcher's roster."""
         self.roster = roster

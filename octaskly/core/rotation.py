@@ -82,8 +82,9 @@ class Rotation:
     def refusal(self, peer: NodeId) -> str | None:
         """Return why a peer may have no link, None if it may.
 
-        Who is revoked can make any number of identities. Those that are not in the
-        roster, where people see them, are out until the old secret is.
+        Who is revoked can make any number of identities. Those that no roster has
+        shown to people are out until the old secret is. That of the moment would not
+        do: a dispatcher that is revoked takes out of it whoever leaves it for that.
         """
         if self.denies(peer):
             return REVOKED
@@ -170,7 +171,7 @@ class Rotation:
         """Go by the keyring as it is now, and tell everybody."""
         before, self.keys = self.keys, event.keys
         if not set(self.keys.denied) <= set(before.denied):
-            self._entitled = frozenset(self._listed() or self._members.peers)
+            self._entitled = self._registry.named() or frozenset(self._members.peers)
         if self._tickets or not event.failure:  # A step is not tried again at once.
             self._asked_s = None
         self._has_news = True
@@ -246,11 +247,9 @@ class Rotation:
 
     def _known(self) -> set[NodeId]:
         """Return the nodes of the mesh, whether they are there or not."""
-        return {*self._listed(), *self._members.remembered(), *self._members.met()}
-
-    def _listed(self) -> list[NodeId]:
         roster = self._registry.roster
-        return [] if roster is None else [member.id for member in roster.members]
+        listed = () if roster is None else (member.id for member in roster.members)
+        return {*listed, *self._members.remembered(), *self._members.met()}
 
     def _has_confirmed(self, node: NodeId) -> bool:
         """Whether a node has the newest generation; its own word counts most."""

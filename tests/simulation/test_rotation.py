@@ -270,9 +270,10 @@ def test_who_was_away_makes_no_secret_of_its_own_for_a_revoked_node() -> None:
     assert world.secrets[away] == FIRST
 
 
-def test_a_dispatcher_can_be_revoked() -> None:
+@pytest.mark.parametrize("seed", range(8))
+def test_a_dispatcher_can_be_revoked(seed: int) -> None:
     """Another node does it, and another one reigns."""
-    world = formed(nodes=4)
+    world = formed(seed, nodes=5)
     gone = world.dispatchers()[0]
     world.rotate(others(world)[0], revoked=gone)
 

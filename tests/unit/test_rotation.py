@@ -34,14 +34,8 @@ def hello(name: str) -> Hello:
     )
 
 
-def rotation() -> Rotation:
-    """Return one with three peers, of which the roster shows two."""
-    members = Membership(settings("a"), Saved())
-    registry = Registry(())
-    for peer in (KNOWN, HIDDEN, GONE):
-        up = PeerUp(peer, hello("a"), hello(peer), Address("10.0.0.1", 1), 0.5)
-        members.on_peer_up(up, moment())
-    listed = tuple(
+def roster(*names: str) -> Roster:
+    listed = (
         Member(
             id=node_id(name),
             name=name,
@@ -51,9 +45,20 @@ def rotation() -> Rotation:
             lan_port=1,
             slots=1,
         )
-        for name in ("a", "b", "d")
+        for name in names
     )
-    registry.learn(Roster(epoch(), 1, listed))
+    return Roster(epoch(), 1, tuple(listed))
+
+
+def rotation() -> Rotation:
+    """Return one with three peers, of which rosters have shown two."""
+    members = Membership(settings("a"), Saved())
+    registry = Registry(())
+    registry.learn(roster("a", "b", "d"))
+    for peer in (KNOWN, HIDDEN, GONE):
+        up = PeerUp(peer, hello("a"), hello(peer), Address("10.0.0.1", 1), 0.5)
+        members.on_peer_up(up, moment())
+    registry.learn(roster("a", "d"))  # The dispatcher, `d`, says that `b` has left.
     return Rotation(settings("a"), members, registry, Book(()), Keys())
 
 
