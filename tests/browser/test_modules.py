@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from playwright.async_api import Browser, Page
 
 from octaskly.api.schema import TaskIn, parse_tasks
-from octaskly.cli.arrays import array
+from octaskly.cli.arrays import array, map_
 from octaskly.cli.running import run
 from tests.agents import TASKS, Agent, running, until_nodes
 from tests.browser.chromium import visitor
@@ -417,7 +417,7 @@ async def test_a_copied_command_is_the_same_task_for_a_shell(
 
 
 async def test_a_copied_command_names_options_that_the_program_has(page: Page) -> None:
-    """All of them at once, for a task and for an array."""
+    """All of them at once, for a task and for both kinds of arrays."""
     body = await page.evaluate(FORM, [TYPED, ""])
     outputs = [{"path": path, "bytes": 1} for path in body["outputs"]]
     task = {**body, "outputs": outputs, "workdir": "scratch"}
@@ -425,9 +425,15 @@ async def test_a_copied_command_names_options_that_the_program_has(page: Page) -
 
     one, curl, _ = await page.evaluate(COPIES, task)
     many, _, _ = await page.evaluate(COPIES, {**task, "array": members})
+    items = {**members, "range": None}
+    each, _, _ = await page.evaluate(COPIES, {**task, "array": items})
 
     run.make_context("run", shlex.split(one)[2:])
     array.make_context("array", shlex.split(many)[2:])
+    # Nodes show no list of items, so they are to be in a file.
+    *words, less, file = shlex.split(each)
+    assert (words[:2], less, file) == (["octaskly", "map"], "<", "items.txt")
+    assert map_.make_context("map", words[2:]).params["max_fails"] == 2
     again = json.loads(shlex.split(curl)[-1])
     await parse_tasks(json.dumps(again).encode())
     assert body.keys() - again.keys() == {"stdin", "id", "durability", "fail_fast"}

@@ -55,10 +55,13 @@ export function limitsOf(limits) {
 
 const isEmpty = (value) => typeof value === "object" && Object.keys(value).length === 0;
 
-/** `octaskly run ... -- COMMAND`. */
+/** Whether it is an array of items, of which the API shows no list. */
+export const isOfItems = ({ array }) => Boolean(array) && !array.range;
+
+/** `octaskly run ... -- COMMAND`; items are to be in a file, one a line. */
 export function asCli(task) {
   const body = asked(task);
-  const words = ["octaskly", body.array ? "array" : "run"];
+  const words = ["octaskly", isOfItems(task) ? "map" : body.array ? "array" : "run"];
   const add = (flag, value) => value !== undefined && words.push(flag, quoted(String(value)));
   const pairs = (flag, given) => Object.entries(given ?? {}).forEach(([name, value]) => add(flag, value === "" ? name : `${name}=${value}`));
   const each = (flag, values) => (values ?? []).forEach((value) => add(flag, value));
@@ -85,11 +88,9 @@ export function asCli(task) {
   add("--notify-url", body.notify_url);
   each("--after", body.after);
   if (body.on && body.on !== "success") add("--after-on", body.on);
-  if (body.array) {
-    add("--max-fails", body.array.max_fails);
-    words.push(body.array.range);
-  }
-  return `${words.join(" ")} -- ${quoted(task.command)}`;
+  add("--max-fails", task.array?.max_fails ?? undefined);
+  if (body.array) words.push(body.array.range);
+  return `${words.join(" ")} -- ${quoted(task.command)}${isOfItems(task) ? " < items.txt" : ""}`;
 }
 
 /** A body to post, for curl, which asks for a token of its own. */
