@@ -39,5 +39,5 @@ def _tell(choice: Choice, refs: Sequence[str], is_over: threading.Event) -> None
         for ref in refs[:ASKED_MAX]:
             told = client.asked(calls.explain(ref), Explanation)
             if told.status == "queued" and not is_over.is_set():
-                note(f"waits: {told.summary}; octaskly explain {told.id} tells more")
+                note(f"queued: {told.summary}; octaskly explain {told.id} tells more")
                 return

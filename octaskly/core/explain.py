@@ -79,7 +79,7 @@ class Explaining:
         if record.progress is None:
             return Explanation(TaskState.QUEUED, summary, verdicts)
         waiting, total = record.progress.queued, sum(record.progress[:-1])
-        summary = f"{waiting} of {total} members wait: {summary}"
+        summary = f"{waiting} of {total} members are queued: {summary}"
         return Explanation(record.state, summary, verdicts)
 
     def placement(self, record: TaskRecord, members: Sequence[Member]) -> str:
@@ -119,7 +119,7 @@ class Explaining:
 
     def _whereabouts(self, task: InHand, name: str) -> str:
         if self._placing.is_ahead(task):
-            return f"it waits on {name} for a slot"
+            return f"it was given to {name}, where no slot is free yet"
         if not self._pool.is_attached(task.node or NodeId("")):
             return f"it was running on {name}, which is awaited"
         return f"it runs on {name}"
@@ -188,10 +188,10 @@ class Explaining:
     def _turn(self, task: InHand) -> Why:
         before, is_exact = self._queue.lanes.count_before(task.spec, self._queue.tasks)
         if not before:
-            return Why("turn", "waits for its turn: it is next")
+            return Why("turn", "it is next in the queue")
         tasks = "1 task is" if before == 1 else f"{before} tasks are"
         most = "" if is_exact else "at least "
-        return Why("turn", f"waits for its turn: {most}{tasks} before it")
+        return Why("turn", f"{most}{tasks} before it in the queue")
 
 
 def _name(members: Sequence[Member], node: NodeId) -> str:

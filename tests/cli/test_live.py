@@ -52,7 +52,7 @@ def assert_error_form(stderr: bytes) -> None:
     Why a task waits may have been told before.
     """
     told = stderr.decode().splitlines()
-    lines = [line for line in told if not line.startswith("waits: ")]
+    lines = [line for line in told if not line.startswith("queued: ")]
     assert re.fullmatch(r"error: \S.*", lines[0]), stderr
     assert all(re.match(r"  (cause|hint): \S", line) for line in lines[1:]), stderr
     assert lines[-1].startswith("  hint: "), stderr

@@ -125,7 +125,8 @@ def test_who_waits_long_is_told_once_why(
 
     assert done.returncode == 0
     assert done.stderr == (
-        b"waits: no node is called pi5; octaskly explain task-001-00000001 tells more\n"
+        b"queued: no node is called pi5; "
+        b"octaskly explain task-001-00000001 tells more\n"
     )
 
 

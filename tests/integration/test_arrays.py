@@ -232,7 +232,7 @@ def test_cancelling_an_array_leaves_what_runs_unless_forced(agent: Agent) -> Non
     until(lambda: agent.call("GET", path)[1]["status"] == "running", "it runs")
     why = agent.call("GET", f"{TASKS}/{array}.998/explain")[1]
     assert (why["id"], why["status"]) == (f"{array}.998", "queued")
-    assert "members wait" in why["summary"]
+    assert "members are queued" in why["summary"]
     assert agent.call("DELETE", f"{TASKS}/{array}.999")[0] == 200
     stats = agent.call("GET", "/api/v1/stats")[1]["tasks"]
     assert sum(stats.values()) == sum(before.values()) + 1000

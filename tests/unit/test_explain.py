@@ -210,7 +210,7 @@ def test_a_task_that_is_far_behind_waits_for_its_turn() -> None:
     told = explained(mesh, asking(), member(B))
 
     assert told.state is TaskState.QUEUED
-    assert told.summary == "waits for its turn: it is next"
+    assert told.summary == "it is next in the queue"
 
 
 def test_a_missing_input_is_named() -> None:
@@ -328,7 +328,10 @@ def test_of_an_array_the_members_that_wait_are_explained() -> None:
     told = explained(Mesh(B), some, member(B))
 
     assert told.state is TaskState.RUNNING
-    assert told.summary == "6 of 9 members wait: no node has 4 CPUs; largest is 2 (b)"
+    assert (
+        told.summary
+        == "6 of 9 members are queued: no node has 4 CPUs; largest is 2 (b)"
+    )
     assert explained(Mesh(B), last, member(B)) == Explanation(
         TaskState.RUNNING, "it runs"
     )
