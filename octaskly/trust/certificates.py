@@ -37,6 +37,8 @@ from octaskly.errors import TrustError
 from octaskly.trust.identity import node_id_of
 
 NOT_BEFORE: Final = datetime(2020, 1, 1, tzinfo=UTC)
+LAN_NOT_BEFORE: Final = datetime(2019, 6, 1, tzinfo=UTC)
+"""Of later certificates of servers, systems of Apple take none for over 825 days."""
 NOT_AFTER: Final = datetime(2119, 12, 31, tzinfo=UTC)
 SERIAL_BYTES: Final = 16
 _COMMON_NAME_MAX: Final = 64
@@ -67,7 +69,8 @@ class Authority:
     ) -> x509.Certificate:
         """Return what a node shows to its peers, as client and as server."""
         usages = [ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH]
-        return self._nodes.issue(node_id, public, [x509.DNSName(node_id)], usages)
+        names = [x509.DNSName(node_id)]
+        return self._nodes.issue(node_id, public, names, usages, NOT_BEFORE)
 
     def has_signed(self, certificate: x509.Certificate) -> bool:
         """Whether this authority made the certificate of a node."""
@@ -91,7 +94,7 @@ class Authority:
         places = (*names, *(address.partition("%")[0] for address in addresses))
         alternatives = [_alternative(place) for place in dict.fromkeys(places)]
         usages = [ExtendedKeyUsageOID.SERVER_AUTH]
-        return self._lan.issue(names[0], public, alternatives, usages)
+        return self._lan.issue(names[0], public, alternatives, usages, LAN_NOT_BEFORE)
 
 
 class _Root:
@@ -104,7 +107,7 @@ class _Root:
         self._name = _name(common_name)
         public = key.public_key()
         builder = (
-            _builder(self._name, self._name, 1)
+            _builder(self._name, self._name, 1, NOT_BEFORE)
             .public_key(public)
             .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
             .add_extension(_key_usage(is_authority=True), critical=True)
@@ -121,11 +124,12 @@ class _Root:
         public: Ed25519PublicKey | EllipticCurvePublicKey,
         alternatives: Sequence[x509.GeneralName],
         usages: Sequence[ObjectIdentifier],
+        begins: datetime,
     ) -> x509.Certificate:
         """Return a certificate of somebody else."""
         serial = int.from_bytes(secrets.token_bytes(SERIAL_BYTES), "big") >> 1 | 1
         builder = (
-            _builder(_name(common_name[:_COMMON_NAME_MAX]), self._name, serial)
+            _builder(_name(common_name[:_COMMON_NAME_MAX]), self._name, serial, begins)
             .public_key(public)
             .add_extension(
                 x509.BasicConstraints(ca=False, path_length=None), critical=True
@@ -186,13 +190,13 @@ def _name(common_name: str) -> x509.Name:
 
 
 def _builder(
-    subject: x509.Name, issuer: x509.Name, serial: int
+    subject: x509.Name, issuer: x509.Name, serial: int, begins: datetime
 ) -> x509.CertificateBuilder:
     return x509.CertificateBuilder(
         issuer_name=issuer,
         subject_name=subject,
         serial_number=serial,
-        not_valid_before=NOT_BEFORE,
+        not_valid_before=begins,
         not_valid_after=NOT_AFTER,
     )
 

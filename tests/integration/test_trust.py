@@ -197,6 +197,19 @@ def test_people_reach_https_by_every_name_of_the_machine(name: str) -> None:
         assert x509.load_der_x509_certificate(certificate).public_key().key_size == 256  # type: ignore[union-attr]
 
 
+def test_systems_of_apple_take_what_an_https_listener_shows() -> None:
+    """Of certificates from July 2019 on, they take none for more than 825 days."""
+    trust = member()
+
+    served, dialled = shake(trust.lan_server_context(["box"], []), people(trust), "box")
+
+    with served, dialled:
+        shown = dialled.getpeercert()
+        assert shown is not None
+        begins_s = ssl.cert_time_to_seconds(str(shown["notBefore"]))
+        assert begins_s < ssl.cert_time_to_seconds("Jul  1 00:00:00 2019 GMT")
+
+
 def test_people_notice_a_name_that_is_not_this_machine() -> None:
     """A certificate is for one machine, not for the whole mesh."""
     trust = member()
