@@ -86,6 +86,9 @@ SOAK_TESTS ?= tests/property tests/simulation tests/integration tests/mesh
 soak: .venv $(VENV)/.bench-ready
 	@$(BIN)/pytest -q -m soak tests/cli tests/packages tests/executor
 	@$(BIN)/python -m tests.simulation.hunt $(SOAK_SEEDS)
+	@for kind in forgetful unordered updated steered; do \
+		$(BIN)/python -m tests.simulation.hunt $$(( $(SOAK_SEEDS) / 20 )) $$kind || exit 1; \
+	done
 	@end=$$(( $$(date +%s) + $(SOAK_S) )); round=0; \
 	while [ $$(date +%s) -lt $$end ]; do \
 		round=$$(( round + 1 )); seed=$$(od -An -N4 -tu4 /dev/urandom | tr -d ' '); \

@@ -133,8 +133,8 @@ class Recording:
             outcome = judged(spec, outcome, NO_TRIES)
         placing.facts.append(Finished(report.task, report.attempt, node, outcome))
         final = FINAL_STATES.get(outcome.state)
-        if final is None and self._queue.is_final(report.task):
-            return False
+        # Without one the store is asked, also of a task that ended here: that may be
+        # forgotten, and another half of a split has told that the task goes on.
         task = self._queue.shadow(spec or TaskSpec(id=report.task, command=""), final)
         task.reported = (report.attempt,)
         placing.touch(task)

@@ -340,6 +340,12 @@ def run_seed(
     return world
 
 
+def run_of(kind: str) -> Callable[[int], World]:
+    """Return what runs a world of that kind, which is the end of its name here."""
+    run: Callable[[int], World] = globals()[f"run_{kind}"]
+    return run
+
+
 def run_forgetful(seed: int) -> World:
     """Torment a world that forgets what ended some seconds ago."""
     return run_seed(seed, is_forgetting=True)

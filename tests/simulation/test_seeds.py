@@ -21,6 +21,7 @@ from tests.simulation.faults import (
     run_half_followed,
     run_half_joined,
     run_hand_over,
+    run_of,
     run_quiet,
     run_same_names,
     run_seed,
@@ -52,8 +53,8 @@ def test_whatever_fails_nothing_accepted_is_lost() -> None:
 @pytest.mark.parametrize("words", REGRESSIONS, ids=" ".join)
 def test_a_seed_that_once_failed_passes(words: list[str]) -> None:
     """What was found once stays fixed."""
-    seed, *kind = words
-    run_seed(int(seed), is_forgetting=kind == ["forgetful"])
+    seed, kind = words if len(words) > 1 else (*words, "seed")
+    run_of(kind)(int(seed))
 
 
 @pytest.mark.slow

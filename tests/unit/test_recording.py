@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from octaskly.core.effects import Announce
+from octaskly.core.effects import Announce, LoadLive
 from octaskly.core.facts import Assigned, CancelAsked, Finished
 from octaskly.core.merge import TaskRecord
 from octaskly.core.messages import Reattach
@@ -32,6 +32,7 @@ from tests.desk import (
     cancelled,
     facts,
     holding,
+    kill,
     reigning,
     submit,
     told,
@@ -129,6 +130,21 @@ def test_a_failure_of_a_task_that_is_not_in_hand_asks_the_store() -> None:
     effects = world.dispatch.on_results(A, told(late), moment())
 
     assert facts(effects)[-1] == Finished(T, attempt(), A, AGAIN)
+
+
+def test_the_end_of_another_attempt_at_what_ended_here_asks_the_store() -> None:
+    """It may be forgotten, and another half of a split has told that it goes on."""
+    world = reigning(stubborn(), a=1, b=1)
+    world.dispatch.on_results(A, told(), moment())
+    world.commit()
+    back = Reattach(((attempt(2), spec()),), 1, NodeState.READY)
+    assert kill(B, attempt(2)) in world.dispatch.on_reattach(B, back, moment())
+    gone = replace(AGAIN, state=AttemptState.CANCELLED, reason=Reason.CANCELLED)
+    world.dispatch.on_results(B, told(report(of=attempt(2), end=gone)), moment())
+
+    effects = world.commit()
+
+    assert [e for e in effects if isinstance(e, LoadLive)] == [LoadLive()]
 
 
 def lost(n: int) -> Attempt:
