@@ -65,7 +65,7 @@ class Registry:
         return self._names.get(node)
 
     def named(self) -> frozenset[NodeId]:
-        """Return the nodes that have been in a roster, or were met by a peer's name."""
+        """Return the nodes that rosters have shown, or an earlier process has met."""
         return frozenset(self._names)
 
     def learn(self, roster: Roster) -> None:
