@@ -203,13 +203,13 @@ def _followed(
 
 
 def _print(client: Session, results: Results, array: str, noted: list[int]) -> int:
-    """Print results until the array is over; Ctrl-C, or a closed pipe, ends it."""
+    """Print results until the array is over, or nobody gets them; Ctrl-C ends it."""
     try:
         with interruptible(noted):
             task = results.to_the_end()
     except KeyboardInterrupt:
         return _give_up(client, array)
-    except BrokenPipeError:
+    except OSError:
         _give_up(client, array)
         raise
     counts = task.array or Members()

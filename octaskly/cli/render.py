@@ -10,7 +10,7 @@ import http
 import os
 import re
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import IO
 
 import click
@@ -132,6 +132,22 @@ def report(error: OctasklyError) -> int:
         hints = [hint] if hint else []
     print_error(str(error), cause=cause, hints=hints)
     return exit_code_of(error)
+
+
+def for_each(refs: Iterable[str], do: Callable[[str], None]) -> int:
+    """Do something with each of several tasks; return the first exit code that is bad.
+
+    What is refused for one of them is said, and the others are not left out.
+    """
+    codes = []
+    for ref in refs:
+        try:
+            do(ref)
+        except Refused as error:
+            if error.status >= http.HTTPStatus.INTERNAL_SERVER_ERROR:
+                raise  # It would be for all of them.
+            codes.append(report(error))
+    return codes[0] if codes else 0
 
 
 def print_error(

@@ -8,7 +8,7 @@ import click
 
 from octaskly.cli import completing
 from octaskly.cli.choice import Choice, resolve_ref
-from octaskly.cli.render import note, print_json
+from octaskly.cli.render import for_each, note, print_json
 from octaskly.cli.tasks import JSON_OPTION
 from octaskly.client import Session, Task, calls, reading
 
@@ -25,7 +25,7 @@ def retry(
     refs: Sequence[str],
     failed: bool,  # noqa: FBT001
     as_json: bool,  # noqa: FBT001
-) -> None:
+) -> int:
     """Run ended tasks once more, as new tasks, and print their ids.
 
     A task is repeated once, however often it is asked for: repeat the repetition.
@@ -33,8 +33,9 @@ def retry(
     if failed == bool(refs):
         raise click.UsageError("either ids, or --failed")
     with choice.client() as client:
-        olds = _failed(client) if failed else (resolve_ref(client, r) for r in refs)
-        for old in olds:
+
+        def retry_one(ref: str) -> None:
+            old = ref if failed else resolve_ref(client, ref)
             reply = client.ask(calls.retry(old))
             new = client.read(reply, Task)
             if new.status != "queued":
@@ -43,6 +44,8 @@ def retry(
                 print_json(reply.body)
             else:
                 click.echo(new.id)
+
+        return for_each(_failed(client) if failed else refs, retry_one)
 
 
 def _failed(client: Session) -> Iterator[str]:

@@ -154,6 +154,7 @@ def octaskly(
 
 def run(arguments: Sequence[str] | None) -> int:
     """Run a command; turn what goes wrong into text on stderr and an exit code."""
+    _open_closed()
     try:
         result = octaskly.main(
             args=list(arguments) if arguments is not None else None,
@@ -177,6 +178,13 @@ def run(arguments: Sequence[str] | None) -> int:
         _drop_output()
         return EXIT_FAILED
     return result if isinstance(result, int) else 0
+
+
+def _open_closed() -> None:
+    """Let what is written to a stream go nowhere that was closed, as by `>&-`."""
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115, PTH123
 
 
 def print_refusal(error: OSError) -> None:

@@ -111,7 +111,7 @@ def _follow(client: Session, ref: str, noted: list[int], *, as_json: bool) -> in
                 note(f"not waiting any more; see it with: octaskly logs -f {ref}")
                 return EXIT_CANCELLED
             is_cancelled = True
-        except BrokenPipeError:  # As here, where the next write would end it.
+        except OSError:  # Nobody gets what it writes: here it would end, too.
             with interrupt_noted():
                 cancel_ended(client, ref)
             raise

@@ -11,6 +11,7 @@ from octaskly.cli.choice import Choice, resolve_ref
 from octaskly.cli.members import progress, show_array
 from octaskly.cli.render import (
     duration,
+    for_each,
     note,
     print_fields,
     print_json,
@@ -290,13 +291,16 @@ def cancel(
     refs: Sequence[str],
     force: bool,  # noqa: FBT001
     as_json: bool,  # noqa: FBT001
-) -> None:
+) -> int:
     """Cancel tasks that wait; with --force also those that run."""
     with choice.client() as client:
-        for ref in refs:
+
+        def cancel_one(ref: str) -> None:
             full = resolve_ref(client, ref)
             reply = client.ask(calls.cancel(full, force=force))
             if as_json:
                 print_json(reply.body)
             else:
                 note(f"{full} is cancelled")
+
+        return for_each(refs, cancel_one)

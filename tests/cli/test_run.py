@@ -243,26 +243,47 @@ def test_first_interrupt_cancels_the_task_and_waits(
     assert task["status"] == "cancelled"
 
 
+@pytest.mark.parametrize("is_full", [False, True])
 def test_a_reader_that_goes_away_cancels_the_task(
-    api: Api, environ: dict[str, str]
+    api: Api, environ: dict[str, str], is_full: bool
 ) -> None:
-    """As `octaskly run -- yes | head -1` does: a command here would end, too."""
+    """As `octaskly run -- yes | head -1` does, and a disk that has no more room."""
     api.logs = b'event: stdout\nid: 1-1-1:2:0\ndata: {"offset": 0, "data": "y\\n"}\n\n'
     reading, writing = os.pipe()
     os.close(reading)
-    with os.fdopen(writing, "wb") as pipe:
+    full = os.open("/dev/full", os.O_WRONLY)
+    with os.fdopen(writing, "wb") as pipe, os.fdopen(full, "wb") as disk:
         done = subprocess.run(
             [*COMMAND, "run", "--", "sleep 60"],
-            stdout=pipe,
+            stdout=disk if is_full else pipe,
             stderr=subprocess.PIPE,
             env=environ,
             timeout=60,
             check=False,
         )
 
-    assert (done.returncode, done.stderr) == (1, b"")
+    assert done.returncode == 1
+    assert (b"cannot write" in done.stderr) == is_full
     [task] = api.tasks.values()
     assert task["status"] == "cancelled"
+
+
+@pytest.mark.parametrize("closed", [1, 2])
+def test_a_stream_that_is_closed_takes_what_it_gets(
+    api: Api, environ: dict[str, str], closed: int
+) -> None:
+    """As `octaskly run ... >&-`: no traceback, and the code is the task's own."""
+    words = [*COMMAND, "run", "--", "echo out; echo err >&2; exit 4"]
+    done = subprocess.run(
+        ["/bin/sh", "-c", f'exec "$@" {closed}>&-', "sh", *words],
+        capture_output=True,
+        env=environ,
+        timeout=60,
+        check=False,
+    )
+
+    out, err = (b"", b"err\n") if closed == 1 else (b"out\n", b"")
+    assert (done.returncode, done.stdout, done.stderr) == (4, out, err)
 
 
 def test_interrupt_before_the_answer_cancels_too(

@@ -302,3 +302,25 @@ def test_what_cannot_be_asked_for_is_told_before_anything_is_sent(
     assert done.returncode == 2
     assert why in done.stderr
     assert api.requests == []
+
+
+@pytest.mark.parametrize("command", [["cancel", "--force"], ["retry"]])
+def test_what_is_refused_for_one_task_is_done_for_the_others(
+    api: Api, octaskly: Run, command: list[str]
+) -> None:
+    """`octaskly cancel A B` ends B, too, where A has ended by itself."""
+    octaskly("submit", "-", stdin=b"sleep 60\nsleep 60\n")
+    refused = "task-001-00000001"
+    api.refuse = lambda _, path: (404, {}) if f"/{refused}" in path else None
+    api.told["/api/v1/tasks/task-002/retry"] = {
+        "id": "task-003-00000003",
+        "command": "true",
+        "status": "queued",
+    }
+
+    done = octaskly(*command, refused, "2")
+
+    assert done.returncode == 3
+    assert done.stderr.count(b"error: ") == 1
+    asked = [request.split("?")[0] for request in api.requests[-2:]]
+    assert [path.split("/")[4] for path in asked] == [refused, "task-002"]
