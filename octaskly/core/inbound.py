@@ -127,6 +127,9 @@ class Inbound:
         match message:
             case Pull():
                 effects += machines.election.on_pull(peer, message, now)
+                if not machines.election.versions.reads_ours(peer):
+                    # It asked before it heard that a newer program writes here now.
+                    return [self._nothing_new(peer, message), *effects]
                 return machines.replication.on_pull(peer, message, now) + effects
             case Entries(entries):
                 effects += machines.vetting.look_at_clocks(peer, entries, now)
@@ -139,6 +142,12 @@ class Inbound:
         if any(isinstance(effect, Written) for effect in effects):
             effects += machines.election.tell_holdings(peer)
         return effects + machines.election.on_absorbed(now)
+
+    def _nothing_new(self, peer: NodeId, asked: Pull) -> Send:
+        """Return an answer that gives a peer nothing, so that none is owed to it."""
+        ours = self._machines.journal.vector
+        both = ((s, min(seq, ours[s])) for s, seq in asked.vector if s in ours)
+        return Send(peer, (Entries((), (), more=False, vector=tuple(both)),))
 
     def _on_log_message(
         self,
