@@ -17,7 +17,7 @@ import msgspec
 from octaskly.cli import unitfiles
 from octaskly.cli.choice import Choice
 from octaskly.cli.installing import carry_out, config_of, make_plan
-from octaskly.cli.render import EXIT_FAILED, note, print_fields, room_of
+from octaskly.cli.render import EXIT_FAILED, note, print_fields, print_json, room_of
 from octaskly.cli.systemd import UNIT, Scope, Systemd
 from octaskly.cli.tasks import JSON_OPTION
 from octaskly.client import NodeInfo, NodePage, Session
@@ -165,7 +165,7 @@ def status(choice: Choice, is_user: bool | None, as_json: bool) -> int:  # noqa:
         "says": shown.get("StatusText") or None,
     }
     if as_json:
-        click.echo(msgspec.json.encode(fields))
+        print_json(msgspec.json.encode(fields))
     else:
         flags = shlex.join(fields["flags"] or ()) or None
         print_fields(

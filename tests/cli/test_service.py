@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from octaskly.cli import unitfiles
+from octaskly.cli.render import JSON_VERSION
 from octaskly.cli.systemd import Scope
 from octaskly.trust import make
 from tests.cli import machine as machines
@@ -290,6 +291,7 @@ def test_status_is_for_people_and_programs(machine: Machine) -> None:
 
     assert shown.returncode == 0
     assert "state:            active\n" in shown.stdout
+    assert read["v"] == JSON_VERSION
     assert read["flags"] == ["--slots", "3"]
     assert read["enabled"] is True
     assert read["changed_by_hand"] is False
