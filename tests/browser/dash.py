@@ -12,6 +12,17 @@ from tests.agents import Agent
 
 VIEWS: Final = ("overview", "tasks", "stream", "arrays", "nodes", "submit")
 SERIOUS: Final = ("serious", "critical")
+SETTLE_MS: Final = 5000
+FITS: Final = """(settle_ms) => new Promise((tell) => {
+    const { scrollingElement: all } = document;
+    const give_up = performance.now() + settle_ms;
+    const look = () => {
+        if (all.scrollWidth <= all.clientWidth) tell(true);
+        else if (performance.now() > give_up) tell(false);
+        else requestAnimationFrame(look);
+    };
+    look();
+})"""
 
 
 def code_of(agent: Agent) -> str:
@@ -59,9 +70,9 @@ async def findings(page: Page, *rules: str) -> list[str]:
     ]
 
 
-async def overflow_px(page: Page) -> int:
-    """Return how far the page can be scrolled sideways."""
-    width: int = await page.evaluate(
-        "document.scrollingElement.scrollWidth - document.scrollingElement.clientWidth"
-    )
-    return width
+async def fits(page: Page) -> bool:
+    """Whether a page is no wider than its window, once its lists know of that.
+
+    They take another form in a narrow window, a frame after it has become narrow.
+    """
+    return bool(await page.evaluate(FITS, SETTLE_MS))

@@ -17,7 +17,7 @@ import pytest
 from playwright.async_api import Browser, Page, ViewportSize, expect
 
 from tests.browser.chromium import visitor
-from tests.browser.dash import at, enter, findings, overflow_px, show
+from tests.browser.dash import at, enter, findings, fits, show
 from tests.browser.scene import Scene, working
 
 IMAGES = Path(__file__).parents[2] / "docs" / "images"
@@ -84,7 +84,7 @@ async def test_every_view_fits_any_screen_and_can_be_read_by_all(
                 await page.set_viewport_size(
                     ViewportSize(width=width, height=HEIGHT_PX)
                 )
-                if await overflow_px(page):
+                if not await fits(page):
                     wrong.append(f"{place} is too wide for {width} px")
                 if width in DRAWN and place in PICTURED:
                     await draw(page, place, width)
