@@ -34,6 +34,12 @@ ESCAPES = (
     r"\033]52;c;b3duZWQ=\007\033[2J\033[H\007\033[38;5;300mred\033[999;999mX\033["
 )
 LINE_BYTES = 1 << 20
+#: Both within one turn of the browser's loop, as on a busy machine.
+ESCAPE_THEN_D = """async () => {
+    document.querySelector("dialog[open]").requestClose();
+    for (let turn = 0; turn < 10; turn++) await null;
+    dispatchEvent(new KeyboardEvent("keydown", { key: "d" }));
+}"""
 
 
 @pytest.fixture(scope="module")
@@ -188,6 +194,24 @@ async def test_a_node_is_drained_and_takes_work_again(
     await expect(page.get_by_role("button", name=f"Drain {name}")).to_be_visible()
 
     until(lambda: state() == "ready", "it takes work again")
+
+
+async def test_a_key_right_behind_escape_asks_the_next_question(
+    page: Page, mesh: list[Agent]
+) -> None:
+    """The browser tells late that a dialog has gone; that closes no other one."""
+    name = mesh[1].state.name
+    await show(page, "nodes")
+    await page.get_by_label("Find a node").fill(name)
+    await page.keyboard.press("Escape")
+    await page.keyboard.type("p")
+    await expect(page.get_by_role("dialog")).to_contain_text(f"Pause {name}?")
+
+    await page.evaluate(ESCAPE_THEN_D)
+
+    await expect(page.get_by_role("dialog")).to_contain_text(f"Drain {name}?")
+    await page.keyboard.press("Escape")
+    await expect(page.get_by_role("dialog")).to_have_count(0)
 
 
 async def test_a_waiting_task_says_what_no_node_has(
