@@ -23,12 +23,13 @@ def quick() -> Iterator[Path]:
         yield path
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def mesh(quick: Path) -> Iterator[tuple[Console, Agent]]:
     """Give a shell, and two nodes of one mesh: `ash` on this machine, and `pi4`.
 
     The folder where one types is the worker directory of both, so that tasks find the
-    files that a page makes.
+    files that a page makes. It lives no longer than its module: pages open invites, and
+    who then joins by a code in another module would ask this `ash`.
     """
     # A socket's path has 107 bytes at most, so the home lies near the root.
     with (
