@@ -27,7 +27,6 @@ from octaskly.errors import NoNodeFits, QueueFull, QueueTooSmall, TaskExists
 from octaskly.ports import Log
 
 COUNT_S = 30.0  #: the queue is counted so often at least, while tasks come
-
 FEW = 1000  #: tasks of a request that are prepared and accepted in one turn
 
 _MEMBER = re.compile(r"(.+)\.(0|[1-9][0-9]{0,8})")  #: as names of members are
