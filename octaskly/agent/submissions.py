@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-import re
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncIterator, Collection, Iterable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 
@@ -20,6 +19,7 @@ from octaskly.api.turns import in_turns
 from octaskly.core import effects as ef
 from octaskly.core import events as ev
 from octaskly.core.acceptance import is_asked_by, logged_id
+from octaskly.core.arrays import called_as_member
 from octaskly.core.merge import TaskRecord
 from octaskly.core.model import TaskId, TaskState
 from octaskly.core.options import ArraySpec
@@ -28,8 +28,6 @@ from octaskly.ports import Log
 
 COUNT_S = 30.0  #: the queue is counted so often at least, while tasks come
 FEW = 1000  #: tasks of a request that are prepared and accepted in one turn
-
-_MEMBER = re.compile(r"(.+)\.(0|[1-9][0-9]{0,8})")  #: as names of members are
 
 Taken = tuple[list[TaskRecord], int]
 """Accepted tasks in order, and how many disks hold them."""
@@ -126,10 +124,11 @@ class Submissions:
         chosen = [draft.id for draft in asked.drafts if draft.id is not None]
         if not chosen:
             return await self._accept(asked)
-        async with self._alone_with(chosen):
+        async with self._alone_with(asked.drafts, chosen):
             known = await self._known(asked.drafts, chosen, after)
             if known is None:
                 await self._require_no_members(asked.drafts)
+                await self._require_free_members(asked.drafts)
                 return await self._accept(asked)
             # As safe as a new one would be: this disk may be the only one as yet that
             # has what another dispatcher accepted. No tasks wait for all before them.
@@ -137,9 +136,16 @@ class Submissions:
             return known, replicas
 
     @asynccontextmanager
-    async def _alone_with(self, chosen: Sequence[TaskId]) -> AsyncIterator[None]:
-        """Claim ids; a request that repeats one waits until the first is answered."""
-        while busy := next(filter(None, map(self._claims.get, chosen)), None):
+    async def _alone_with(
+        self, drafts: Sequence[ev.Draft], chosen: Sequence[TaskId]
+    ) -> AsyncIterator[None]:
+        """Claim ids; a request that repeats one waits until the first is answered.
+
+        So does an array while a task comes with the name of a member, or a task
+        while the array of its name does.
+        """
+        arrays = {draft.id for draft in drafts if _array(draft)}
+        while busy := self._busy(chosen, arrays):
             await busy.wait()
         answered = asyncio.Event()
         claims = dict.fromkeys(chosen, answered)
@@ -150,6 +156,21 @@ class Submissions:
             for task in claims:
                 del self._claims[task]
             answered.set()
+
+    def _busy(
+        self, chosen: Sequence[TaskId], arrays: Collection[str | None]
+    ) -> asyncio.Event | None:
+        """Return when a request is answered that stands in the way of these names."""
+        for task in chosen:
+            place = called_as_member(task)
+            for name in (task, place and TaskId(place[0])):
+                if name and (busy := self._claims.get(name)):
+                    return busy
+        for task, claim in self._claims.items() if arrays else ():
+            place = called_as_member(task)
+            if place and place[0] in arrays:
+                return claim
+        return None
 
     async def _accept(self, asked: Submission) -> Taken:
         await self._room.require(sum(map(_count, asked.drafts)))
@@ -224,9 +245,9 @@ class Submissions:
     async def _require_no_members(self, drafts: Sequence[ev.Draft]) -> None:
         """Refuse names that members of arrays have, also those that have not begun."""
         places = {
-            draft.id: (match[1], int(match[2]))
+            draft.id: place
             for draft in drafts
-            if draft.id is not None and (match := _MEMBER.fullmatch(draft.id))
+            if draft.id is not None and (place := called_as_member(draft.id))
         }
         if not places:
             return
@@ -240,6 +261,15 @@ class Submissions:
                 if array is not None and array.position(number) is not None:
                     hint = f"{task} is a member of the array {name}"
                     raise TaskExists("Duplicate task ID", field="id", hint=hint)
+
+    async def _require_free_members(self, drafts: Sequence[ev.Draft]) -> None:
+        """Refuse arrays of which a member would have the name that a task has."""
+        pairs = [(draft.id, _array(draft)) for draft in drafts]
+        arrays = {name: array for name, array in pairs if name and array}
+        task = await self._store.namesake(arrays) if arrays else None
+        if task is not None:
+            hint = f"{task} exists already, and would be a member"
+            raise TaskExists("Duplicate task ID", field="id", hint=hint)
 
     def _keyed_id(self, asked: Submission, index: int) -> TaskId:
         """Return the id that this key has on both sides of a split."""

@@ -38,6 +38,9 @@ _MEMBER: Final = re.compile(
 )
 
 
+_CALLED: Final = re.compile(r"(.+)\.(0|[1-9][0-9]{0,8})")
+
+
 class Progress(NamedTuple):
     """How many members of an array are in each state."""
 
@@ -113,6 +116,12 @@ def _parsed(task: TaskId) -> tuple[TaskId, int] | None:
     if match is None:
         return None
     return TaskId(match[1] + (match[3] or "")), int(match[2])
+
+
+def called_as_member(name: str) -> tuple[str, int] | None:
+    """Return array and number of the member that clients would call so, if any."""
+    match = _CALLED.fullmatch(name) if "." in name else None
+    return None if match is None else (match[1], int(match[2]))
 
 
 def member_spec(array: TaskSpec, number: int) -> TaskSpec | None:

@@ -26,6 +26,7 @@ from octaskly.core.model import (
     TaskId,
     TaskState,
 )
+from octaskly.core.options import ArraySpec
 from octaskly.ports.news import Past
 from octaskly.ports.tally import Tally
 
@@ -202,6 +203,9 @@ class Log(Past, Protocol):
 
     async def resolve(self, sequence: int) -> tuple[str, ...]:
         """Return the names of tasks that have this sequence number (at most 2)."""
+
+    async def namesake(self, arrays: Mapping[TaskId, ArraySpec]) -> str | None:
+        """Return a task that is called as a member of one of these would be."""
 
     async def page(self, query: TaskQuery) -> TaskPage:
         """Read one page of tasks."""

@@ -32,6 +32,7 @@ from octaskly.core.model import (
     StreamId,
     TaskId,
 )
+from octaskly.core.options import ArraySpec
 from octaskly.core.timeline import History, Reach
 from octaskly.errors import RemoteProtocolError, StoreCorrupt
 from octaskly.ports import (
@@ -44,7 +45,7 @@ from octaskly.ports import (
     ToNotify,
 )
 from octaskly.ports.news import Ended, Lately
-from octaskly.store import attempts, pages, queue, reader
+from octaskly.store import attempts, pages, queue, reader, twins
 from octaskly.store import history as histories
 from octaskly.store import records as records_
 from octaskly.store.database import (
@@ -259,6 +260,10 @@ class Store:
     async def resolve(self, sequence: int) -> tuple[str, ...]:
         """Return the names of tasks that have this sequence number (at most 2)."""
         return await self._read(lambda db: reader.resolve(db, sequence))
+
+    async def namesake(self, arrays: Mapping[TaskId, ArraySpec]) -> str | None:
+        """Return a task that is called as a member of one of these would be."""
+        return await self._read(lambda db: twins.namesake(db, arrays))
 
     async def page(self, query: TaskQuery) -> TaskPage:
         """Read one page of tasks."""

@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import re
 import sqlite3
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Final
 
+from octaskly.core.arrays import called_as_member
 from octaskly.core.merge import TaskRecord
 from octaskly.core.model import TaskId, name_of
+from octaskly.core.options import ArraySpec
 from octaskly.store import rows
 
 _REF: Final = re.compile(r"([^~]+)(?:~([1-9][0-9]*))?")
@@ -48,6 +50,21 @@ def id_of(db: sqlite3.Connection, ref: str) -> TaskId | None:
     place = int(match[2] or 1)
     is_proper = match[2] != "1"
     return ids[place - 1] if is_proper and place <= len(ids) else None
+
+
+def namesake(db: sqlite3.Connection, arrays: Mapping[TaskId, ArraySpec]) -> str | None:
+    """Return a task that is called as a member of one of these arrays would be."""
+    for name, array in arrays.items():
+        # `:` comes right behind the digits.
+        found = db.execute(
+            "SELECT id FROM tasks WHERE id > ? || '.' AND id < ? || '.:'", (name, name)
+        )
+        for (task_id,) in found:
+            task = name_of(TaskId(task_id))
+            place = called_as_member(task)
+            if place and place[0] == name and array.position(place[1]) is not None:
+                return task
+    return None
 
 
 def places(db: sqlite3.Connection, ids: Iterable[TaskId]) -> dict[TaskId, int]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 
 import pytest
@@ -26,15 +26,19 @@ NAME = TaskId("nightly")
 ARRAY = TaskOptions(array=ArraySpec(count=3, step=2))  #: members 0, 2 and 4
 
 
+Told = asyncio.Queue[int]  #: numbers of what has become durable
+
+
 @pytest.fixture
-async def store(tmp_path: Path) -> AsyncIterator[Store]:
+async def told() -> Told:
+    return asyncio.Queue()
+
+
+@pytest.fixture
+async def store(tmp_path: Path, told: Told) -> AsyncIterator[Store]:
     """Two halves of a split have given one name to different tasks of ana's."""
-    is_durable = asyncio.Event()
     store = Store(
-        tmp_path / "log.db",
-        kit.PicklePacker(),
-        lambda _: is_durable.set(),
-        kit.HandClock(),
+        tmp_path / "log.db", kit.PicklePacker(), told.put_nowait, kit.HandClock()
     )
     await asyncio.to_thread(store.open)
     named = logged_id(Draft(command="true", id=TaskId("sums"), options=ARRAY), "ana")
@@ -54,18 +58,27 @@ async def store(tmp_path: Path) -> AsyncIterator[Store]:
         for number, command in enumerate(("first", "second"), 1)
     ]
     store.append(1, kit.entries(facts), kit.EPOCHS)
-    await is_durable.wait()
+    await told.get()
     yield store
     await store.close()
 
 
-def submissions(store: Store) -> Submissions:
-    """Return the way into a core that accepts nothing new."""
+def submissions(
+    store: Store, keep: Callable[[Draft], Awaitable[None]] | None = None
+) -> Submissions:
+    """Return the way into a core that accepts what `keep` makes durable, or nothing."""
+    at_work = []
+
+    async def accept(event: TasksSubmitted) -> None:
+        for draft in event.drafts:
+            assert keep is not None
+            await keep(draft)
+        tickets.answered(event.ticket, Accepted((), 2))
 
     def post(event: Event) -> None:
         assert isinstance(event, TasksSubmitted)
-        assert not event.drafts
-        tickets.answered(event.ticket, Accepted((), 2))
+        assert keep is not None or not event.drafts
+        at_work.append(asyncio.create_task(accept(event)))
 
     tickets = Tickets(post)
     finder = Finder(store, lambda: True)
@@ -75,7 +88,7 @@ def submissions(store: Store) -> Submissions:
         clock=SystemClock(),
         tickets=tickets,
         find=finder.task,
-        queue_max=9,
+        queue_max=19,
     )
 
 
@@ -140,13 +153,73 @@ async def test_other_names_with_a_dot_are_free(store: Store, name: str) -> None:
         await submissions(store).take(wish)
 
 
+def named(name: str, options: TaskOptions | None = None) -> Submission:
+    """Return a request for one task of this name."""
+    draft = Draft(command="true", id=TaskId(name), options=options)
+    return Submission(drafts=(draft,), submitter="ana", key=None, is_strict=False)
+
+
+async def keep(store: Store, told: Told, draft: Draft) -> None:
+    """Make a task of ana's durable."""
+    task = logged_id(draft, "ana")
+    fact = kit.submitted(5, id=task, options=draft.options)
+    store.append(2, kit.entries([fact], after=4))
+    await told.get()
+
+
+async def test_an_array_takes_no_name_of_a_task_for_a_member(
+    store: Store, told: Told
+) -> None:
+    """Who asks for the member would be shown the task."""
+    await keep(store, told, *named("new.4").drafts)
+
+    with pytest.raises(TaskExists) as refused:
+        await submissions(store).take(named("new", ARRAY))
+
+    assert refused.value.hint == "new.4 exists already, and would be a member"
+
+
+@pytest.mark.parametrize("task", ["new.1", "new.6", "new.04", "new.x", "new.0.x", "ne"])
+async def test_an_array_may_be_called_as_others_begin(
+    store: Store, told: Told, task: str
+) -> None:
+    """What is no number of a member is no name of one."""
+    await keep(store, told, *named(task).drafts)
+
+    with pytest.raises(AssertionError):  # The core is asked, and accepts nothing here.
+        await submissions(store).take(named("new", ARRAY))
+
+
+@pytest.mark.parametrize("is_array_first", [False, True])
+async def test_only_one_of_an_array_and_a_task_called_as_a_member_comes_in(
+    store: Store, told: Told, *, is_array_first: bool
+) -> None:
+    """Both find their names free, as long as neither is durable."""
+    accepted: list[TaskId | None] = []
+
+    async def accept(draft: Draft) -> None:
+        accepted.append(draft.id)
+        await keep(store, told, draft)
+
+    way = submissions(store, accept)
+    wishes = [named("new.2"), named("new", ARRAY)]
+
+    answers = await asyncio.gather(
+        *map(way.take, reversed(wishes) if is_array_first else wishes),
+        return_exceptions=True,
+    )
+
+    assert accepted == ["new" if is_array_first else "new.2"]
+    assert isinstance(answers[1], TaskExists)
+
+
 async def test_what_never_finds_room_is_told_so(store: Store) -> None:
     """Not to wait until some tasks have run."""
-    array = TaskOptions(array=ArraySpec(count=10))
+    array = TaskOptions(array=ArraySpec(count=20))
     draft = Draft(command="true", options=array)
     wish = Submission(drafts=(draft,), submitter="ana", key=None, is_strict=False)
 
     with pytest.raises(QueueTooSmall) as refused:
         await submissions(store).take(wish)
 
-    assert "10 tasks, and 9 may wait" in (refused.value.hint or "")
+    assert "20 tasks, and 19 may wait" in (refused.value.hint or "")
