@@ -82,10 +82,11 @@ class _Attachment(web.FileResponse):
         """Send headers and file; once, though the library asks for it again."""
         if self.prepared:
             return None
+        dropped = _DROPPED | {"range"} if _part(request) is None else _DROPPED
         kept = [
             (name, value)
             for name, value in request.headers.items()
-            if name.lower() not in _DROPPED
+            if name.lower() not in dropped
         ]
         return await super().prepare(request.clone(headers=kept))
 
@@ -97,13 +98,22 @@ def _size_bytes(file: Path) -> int:
         raise OutputNotFound(f"{file.name} is not there any more") from None
 
 
+def _part(request: web.BaseRequest) -> slice | None:
+    """Return which bytes to send; None: all, or nothing is asked that is understood.
+
+    Source: RFC 9110, section 14.2.
+    """
+    try:
+        part = request.http_range
+    except ValueError:  # Another unit, several ranges, or no range at all.
+        return None
+    return part if request.method == "GET" and part.start is not None else None
+
+
 def _check_range(request: web.Request, size_bytes: int) -> None:
     """Answer a bad range ourselves, since the library's own 416 has no JSON body."""
-    try:
-        start = request.http_range.start or 0
-    except ValueError:
-        start = size_bytes + 1
-    if start > 0 and start >= size_bytes:
+    part = _part(request)
+    if part is not None and (part.start >= size_bytes or not size_bytes):
         raise Problem(
             416,
             INVALID_VALUE,

@@ -718,6 +718,50 @@ async def test_own_output_is_sent_whole_or_in_part(
     assert_problem(beyond, 416)
 
 
+@pytest.mark.parametrize(
+    ("method", "asked"),
+    [
+        ("GET", "pages=1-2"),
+        ("GET", "bytes=0-1,4-5"),
+        ("GET", "bytes=5-2"),
+        ("GET", "bytes"),
+        ("HEAD", "bytes=1-2"),
+    ],
+)
+async def test_a_range_that_is_not_understood_is_ignored(
+    back: Member, tmp_path: Path, method: str, asked: str
+) -> None:
+    """RFC 9110 section 14.2: units must be, several ranges and bad ones may be."""
+    task = await _finished(back, "a.txt", 9, back.gateway.node_id)
+    (tmp_path / "a.txt").write_bytes(b"the whole")
+    back.gateway.files[task, "a.txt"] = tmp_path / "a.txt"  # type: ignore[index]
+
+    answer = await back.api.ask(
+        method, f"{TASKS}/{task}/outputs/a.txt", headers=VIEWER | {"Range": asked}
+    )
+
+    assert answer.status == 200
+    assert answer.headers["content-length"] == "9"
+    assert answer.body == (b"the whole" if method == "GET" else b"")
+
+
+@pytest.mark.parametrize("asked", ["bytes=0-", "bytes=0-9", "bytes=-1", "bytes=-0"])
+async def test_an_empty_output_has_no_part(
+    back: Member, tmp_path: Path, asked: str
+) -> None:
+    """It is said as everything else is, not by the library."""
+    task = await _finished(back, "a.txt", 0, back.gateway.node_id)
+    (tmp_path / "a.txt").write_bytes(b"")
+    back.gateway.files[task, "a.txt"] = tmp_path / "a.txt"  # type: ignore[index]
+
+    answer = await back.api.ask(
+        "GET", f"{TASKS}/{task}/outputs/a.txt", headers=VIEWER | {"Range": asked}
+    )
+
+    assert_problem(answer, 416)
+    assert answer.headers["content-range"] == "bytes */0"
+
+
 async def test_neighbour_that_ends_in_gz_is_another_output(
     back: Member, tmp_path: Path
 ) -> None:
