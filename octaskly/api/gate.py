@@ -16,7 +16,7 @@ from http import HTTPStatus
 
 from aiohttp import web
 
-from octaskly.api import auditing, auth, guards, toll
+from octaskly.api import auditing, auth, guards, schema, toll
 from octaskly.api.bodies import Bodies
 from octaskly.api.forward import HOP_HEADER
 from octaskly.api.holding import Holding, TokenEnded
@@ -302,13 +302,16 @@ class Gate:
         given = [] if route.query is None else request.query.items()
         call_query = Query(given, route.query or ())
         hop = handler.peer if HOP_HEADER in request.headers else None
+        body = await self._bodies.read(request, seen, route)
+        if route.takes is None:
+            schema.require_nothing(body)
         return Call(
             request=request,
             seen=seen,
             stamp=lambda response: self.stamp(request, response),
             parts=self._parts,
             query=call_query,
-            body=await self._bodies.read(request, seen, route),
+            body=body,
             principal=principal,
             hop=hop,
         )

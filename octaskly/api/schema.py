@@ -98,6 +98,10 @@ class ForgetIn(msgspec.Struct, forbid_unknown_fields=True):
     older_than_s: Annotated[int, msgspec.Meta(ge=0, le=FORGET_S_MAX)]
 
 
+class NothingIn(msgspec.Struct, forbid_unknown_fields=True):
+    """What a request may say that needs no body."""
+
+
 RANGES: Final = {
     **OPTION_RANGES,
     **members.RANGES,
@@ -118,6 +122,7 @@ _one = msgspec.json.Decoder(TaskIn)
 _many = msgspec.json.Decoder(list[TaskIn])
 _token = msgspec.json.Decoder(TokenIn)
 _forget = msgspec.json.Decoder(ForgetIn)
+_nothing = msgspec.json.Decoder(NothingIn)
 
 
 async def parse_tasks(body: bytes) -> Batch:
@@ -290,6 +295,12 @@ def _refuse(place: str, what: str) -> NoReturn:
 def _field_name(place: str) -> str:
     """Return `inputs` for `$[3].inputs[1]`."""
     return place.rpartition(".")[2].partition("[")[0]
+
+
+def require_nothing(body: bytes) -> None:
+    """Refuse a body where none is needed, unless it is an empty object."""
+    if body:
+        decode(_nothing, NothingIn, body)
 
 
 def decode(

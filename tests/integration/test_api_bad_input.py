@@ -343,6 +343,37 @@ async def test_b10_unknown_field(node: ApiNode) -> None:
     assert answer.json["field"] == "$.comand"
 
 
+BODILESS = [
+    ("POST", "/api/v1/nodes/n1/drain"),
+    ("POST", f"{TASKS}/task-001/retry"),
+    ("POST", "/api/v1/rotation"),
+    ("DELETE", f"{TASKS}/task-001"),
+    ("GET", TASKS),
+]
+
+
+@pytest.mark.parametrize(("method", "path"), BODILESS)
+async def test_b10_field_where_no_body_is_needed(
+    node: ApiNode, method: str, path: str
+) -> None:
+    """Who sends `force` like this is not told that it was heeded."""
+    answer = await node.ask(method, path, headers=ADMIN, body={"force": True})
+
+    assert_problem(answer, 400, "Unknown field")
+    assert answer.json["field"] == "$.force"
+
+
+@pytest.mark.parametrize(("method", "path"), BODILESS)
+async def test_an_empty_object_is_no_body(
+    node: ApiNode, method: str, path: str
+) -> None:
+    """Some clients always send one."""
+    bare = await node.ask(method, path, headers=ADMIN)
+    empty = await node.ask(method, path, headers=ADMIN, body={})
+
+    assert empty.status == bare.status != 400
+
+
 @pytest.mark.parametrize(
     "timeout", [0, -1, 86_401, "60", True, 1e308, 60.5, None, 10**30, [], "1e3"]
 )
