@@ -350,9 +350,9 @@ class AgentGateway:
             )
         return replace(member, state=reply.state, running=reply.running)
 
-    def urls_of(self, node: NodeId) -> tuple[str, ...]:
-        """Return where the API of another node is, best first."""
-        return self.view.lan_urls(node)
+    def urls_of(self, name: str) -> tuple[str, ...]:
+        """Return where the API of a node, by name or id, is, the best first."""
+        return self.view.lan_urls(name)
 
     # --- how things are ------------------------------------------------------------
 

@@ -31,7 +31,7 @@ def pool_of(
         info: The node.
         clock: The machine's clocks.
         tls: Returns how this node shows to others that it is one.
-        urls_of: Returns where another node serves.
+        urls_of: Returns where another node, by name or id, serves.
         on_ended: Called on the event loop with one or more reports.
     """
     depot = Depot(

@@ -143,10 +143,10 @@ class MeshView:
         )
         return replace(note, fields=fields)
 
-    def lan_urls(self, node: NodeId) -> tuple[str, ...]:
-        """Return where a live member serves its LAN API; nothing for others."""
+    def lan_urls(self, name: str) -> tuple[str, ...]:
+        """Return where a live member, by name or id, serves its LAN API."""
         for member in self.live:
-            if member.id == node:
+            if name in (member.id, member.name):
                 return tuple(
                     _url(address.host, member.lan_port) for address in member.addresses
                 )

@@ -45,7 +45,7 @@ Files = Annotated[tuple[FileIn, ...], msgspec.Meta(max_length=FILES_MAX)]
 
 RANGE: Final = (
     f"at most {FILES_MAX} objects with path (a name of 1 to 128 characters of A-Z a-z"
-    " 0-9 . _ -), sha256 and node, as the node answered; with `workdir`: scratch"
+    " 0-9 . _ -), sha256 and node, by name or id; with `workdir`: scratch"
 )
 
 

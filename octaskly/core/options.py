@@ -116,7 +116,7 @@ class GivenFile:
 
     path: str  #: in the folder of its own that the attempt has
     sha256: str  #: of its bytes, in hexadecimal: by that it is known
-    node: str  #: id of the node that has it
+    node: str  #: name or id of the node that has it
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

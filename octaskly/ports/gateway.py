@@ -229,8 +229,11 @@ class Gateway(Transcripts, Telling, Protocol):
             StoreFull: it is in force, but a restart will end it.
         """
 
-    def urls_of(self, node: NodeId) -> tuple[str, ...]:
-        """Return where the API of another node is, best first; none if it is lost."""
+    def urls_of(self, name: str) -> tuple[str, ...]:
+        """Return where the API of a node, by name or id, is; none if it is lost.
+
+        The best comes first.
+        """
 
     def roster(self) -> Roster | None:
         """Return the members of the mesh, None while none is known."""

@@ -12,7 +12,6 @@ from contextlib import contextmanager, suppress
 from typing import Final, NamedTuple
 from urllib.parse import urlsplit
 
-from octaskly.core.model import NodeId
 from octaskly.core.options import GivenFile
 from octaskly.errors import OutputNotFound
 from octaskly.ports import NoRoom, WrongBytes
@@ -26,7 +25,7 @@ CHUNK_BYTES: Final = 1 << 20
 AT_A_TIME: Final = 4  #: files that are fetched
 
 Tune = Callable[[socket.socket], None]
-UrlsOf = Callable[[NodeId], Sequence[str]]
+UrlsOf = Callable[[str], Sequence[str]]
 
 
 class Source(NamedTuple):
@@ -74,7 +73,8 @@ class Supply:
     Args:
         depot: Where they are kept.
         tls: Returns how this node shows to others that it is one.
-        urls_of: Returns where another node serves; called where attempts are started.
+        urls_of: Returns where another node, by name or id, serves; called where
+            attempts are started.
     """
 
     def __init__(
@@ -91,7 +91,7 @@ class Supply:
 
     def sources(self, files: Iterable[GivenFile]) -> list[Source]:
         """Return where files can be had; not for other threads."""
-        return [Source(file, self._urls_of(NodeId(file.node))) for file in files]
+        return [Source(file, self._urls_of(file.node)) for file in files]
 
     def bring(self, sources: Iterable[Source], go_on: Callable[[], bool]) -> list[str]:
         """Have files here; return what cannot be had, in words.

@@ -396,8 +396,8 @@ class FakeGateway:
         own = next(m for m in self.roster().members if m.id == self._node)
         return replace(own, state=NodeState.PAUSED if self.hold.is_paused else state)
 
-    def urls_of(self, node: NodeId) -> tuple[str, ...]:
-        return self.lan_urls.get(node, ())
+    def urls_of(self, name: str) -> tuple[str, ...]:
+        return self.lan_urls.get(NodeId(name), ())
 
     def roster(self) -> Roster:
         dispatcher = self.view.node if self.view else self._node

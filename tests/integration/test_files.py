@@ -71,6 +71,15 @@ def test_a_task_finds_the_file_wherever_it_was_left(
         assert worker.call("GET", f"/api/v1/tasks/{task['id']}")[1]["files"] == [file]
 
 
+def test_the_node_of_a_file_may_be_called_by_its_name(mesh: list[Agent]) -> None:
+    """As wherever else a task asks for a node."""
+    file = left(mesh[0], b"by name") | {"node": mesh[0].state.name}
+
+    for worker in mesh:
+        task = run(worker, "cat given", file)
+        assert (task["stdout"], task["files"]) == ("by name", [file])
+
+
 def test_a_node_fetches_a_file_once(mesh: list[Agent]) -> None:
     """What it has is enough when the first node has lost its own."""
     data = os.urandom(100_000)

@@ -60,7 +60,7 @@ export const SECTIONS = [
     { name: "stdin_base64", label: "Standard input, in base64", kind: "area", hint: "Instead, for bytes that are no text." },
     { name: "inputs", label: "Inputs", kind: "area", read: lines, hint: "Paths, one on each line, that its node must have.", placeholder: "data/in.csv" },
     { name: "outputs", label: "Outputs", kind: "area", read: lines, hint: "Paths, one on each line, that are kept after the end.", placeholder: "out/result.json" },
-    { name: "files", label: "Files", kind: "area", read: json, hint: "A JSON array of files left at a node: path, sha256 and node; needs a fresh folder." },
+    { name: "files", label: "Files", kind: "area", read: json, hint: "A JSON array of files left at a node: path, sha256 and node (name or id); needs a fresh folder." },
   ] },
   { title: "Time, limits and retries", fields: [
     { name: "timeout", label: "Time limit, seconds", read: number, hint: "1 to 86400; 3600 unless told.", placeholder: "3600" },
