@@ -111,8 +111,10 @@ PLACES = """async (paths) => {
     return paths.map(fieldOf);
 }"""
 COPIES = """async (task) => {
-    const { asCli, asCurl, asked } = await import("/static/app/views/copies.js");
-    return [asCli(task), asCurl(asked(task), "https://pi4:3443"), asked(task)];
+    const { asCli, asCurl, asked, unread } =
+        await import("/static/app/views/copies.js");
+    const curl = asCurl(asked(task), "https://pi4:3443");
+    return [asCli(task), unread(task) + curl, asked(task)];
 }"""
 #: All that can be typed into the form, but for arrays, of which there are two kinds.
 TYPED = {
@@ -428,10 +430,10 @@ async def test_a_copied_command_names_options_that_the_program_has(page: Page) -
     items = {**members, "range": None}
     each, _, _ = await page.evaluate(COPIES, {**task, "array": items})
 
-    run.make_context("run", shlex.split(one)[2:])
-    array.make_context("array", shlex.split(many)[2:])
+    run.make_context("run", shlex.split(one, comments=True)[2:])
+    array.make_context("array", shlex.split(many, comments=True)[2:])
     # Nodes show no list of items, so they are to be in a file.
-    *words, less, file = shlex.split(each)
+    *words, less, file = shlex.split(each, comments=True)
     assert (words[:2], less, file) == (["octaskly", "map"], "<", "items.txt")
     assert map_.make_context("map", words[2:]).params["max_fails"] == 2
     again = json.loads(shlex.split(curl)[-1])
@@ -439,9 +441,39 @@ async def test_a_copied_command_names_options_that_the_program_has(page: Page) -
     assert body.keys() - again.keys() == {"stdin", "id", "durability", "fail_fast"}
 
 
+async def test_what_a_copied_command_cannot_say_is_told_as_a_comment(
+    page: Page,
+) -> None:
+    """Who pastes it would otherwise run another task."""
+    file = {"path": "tool", "sha256": "0" * 64, "node": "ash"}
+    task = {
+        "command": "cat",
+        "timeout": 3600,
+        "workdir": "scratch",
+        "stdin_bytes": 12,
+        "files": [file],
+        "requires": {"os": "linux", "arch": "x86_64"},
+    }
+
+    cli, curl, body = await page.evaluate(COPIES, task)
+
+    *told, line = cli.splitlines()
+    assert told == [
+        "# stdin.txt is to hold the 12 B that it reads: nodes show them to nobody",
+        "# left out, as only a request can say it: os linux, arch x86_64, file tool",
+    ]
+    assert line == "octaskly run --scratch --stdin stdin.txt -- cat"
+    assert curl.splitlines()[0] == (
+        "# left out: the 12 B that it reads, as nodes show them to nobody"
+    )
+    assert json.loads(shlex.split(curl, comments=True)[-1]) == body
+    assert body["files"] == [file]
+
+
 async def test_a_form_filled_with_a_body_asks_for_that_body(page: Page) -> None:
     """Who edits a task and submits it again loses nothing of it."""
     body = await page.evaluate(FORM, [TYPED, ""])
     body |= {"workdir": "scratch", "array": {"range": "1-9", "max_fails": 2}}
+    body |= {"files": [{"path": "tool", "sha256": "0" * 64, "node": "ash"}]}
 
     assert await page.evaluate(EDIT, body) == body

@@ -118,6 +118,7 @@ export function typedOf(body) {
     if (given === undefined || given === null) continue;
     if (kind === "check") typed[name] = true;
     else if (read === pairs) typed[name] = typedPairs(given);
+    else if (read === json) typed[name] = JSON.stringify(given);
     else typed[name] = Array.isArray(given) ? typedLines(given) : String(given);
   }
   return { typed, arrayOf: body.array ? "range" : "" };

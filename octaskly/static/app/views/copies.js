@@ -1,6 +1,6 @@
 /** A task as a command that submits the same again: for the terminal, and for curl. */
 
-import { duration, mebibytes, plural } from "../format.js";
+import { bytes, duration, mebibytes, plural } from "../format.js";
 
 /** As a shell takes one word. */
 export function quoted(text) {
@@ -17,6 +17,7 @@ export function asked(task) {
   for (const name of ["labels", "env"]) if (Object.keys(task[name] ?? {}).length) body[name] = task[name];
   if (task.inputs?.length) body.inputs = task.inputs;
   if (task.outputs?.length) body.outputs = task.outputs.map(({ path }) => path);
+  if (task.files?.length) body.files = task.files;
   if (task.after?.length) Object.assign(body, { after: task.after, on: task.on });
   const isUsual = task.retry_on?.join() === "failure,lost";
   if (!isUsual && task.retry_on) body.retry_on = task.retry_on;
@@ -58,6 +59,20 @@ const isEmpty = (value) => typeof value === "object" && Object.keys(value).lengt
 /** Whether it is an array of items, of which the API shows no list. */
 export const isOfItems = ({ array }) => Boolean(array) && !array.range;
 
+/** What it reads, in a comment to stand before what cannot say it; "" for nothing. */
+export const unread = ({ stdin_bytes: size }) =>
+  (size ? `# left out: the ${bytes(size)} that it reads, as nodes show them to nobody\n` : "");
+
+/** What no command can say, and what is to be where, as comments of a shell. */
+function comments(task, { requires = {}, files = [] }) {
+  const left = ["os", "arch"].filter((name) => requires[name]).map((name) => `${name} ${requires[name]}`);
+  left.push(...files.map(({ path }) => `file ${path}`));
+  return [
+    task.stdin_bytes && `# stdin.txt is to hold the ${bytes(task.stdin_bytes)} that it reads: nodes show them to nobody\n`,
+    left.length > 0 && `# left out, as only a request can say it: ${left.join(", ")}\n`,
+  ].filter(Boolean).join("");
+}
+
 /** `octaskly run ... -- COMMAND`; items are to be in a file, one a line. */
 export function asCli(task) {
   const body = asked(task);
@@ -78,6 +93,7 @@ export function asCli(task) {
   each("--env", Object.entries(body.env ?? {}).map(([name, value]) => `${name}=${value}`));
   add("--cwd", body.cwd);
   if (body.workdir) words.push("--scratch");
+  if (task.stdin_bytes) add("--stdin", "stdin.txt");
   each("--input", body.inputs);
   each("--output", body.outputs);
   add("--priority", body.priority);
@@ -90,7 +106,7 @@ export function asCli(task) {
   if (body.on && body.on !== "success") add("--after-on", body.on);
   add("--max-fails", task.array?.max_fails ?? undefined);
   if (body.array) words.push(body.array.range);
-  return `${words.join(" ")} -- ${quoted(task.command)}${isOfItems(task) ? " < items.txt" : ""}`;
+  return `${comments(task, body)}${words.join(" ")} -- ${quoted(task.command)}${isOfItems(task) ? " < items.txt" : ""}`;
 }
 
 /** A body to post, for curl, which asks for a token of its own. */

@@ -7,7 +7,7 @@ import { go, href } from "../router.js";
 import { now, tell } from "../store.js";
 import { Button, Copy, Dialog, Empty, State } from "../ui.js";
 import { Members, Progress } from "./members.js";
-import { asCli, asCurl, asked, isOfItems, limitsOf, needsOf } from "./copies.js";
+import { asCli, asCurl, asked, isOfItems, limitsOf, needsOf, unread } from "./copies.js";
 import { Log } from "./log.js";
 import { Why, isHopeless, useExplained } from "./why.js";
 
@@ -42,7 +42,7 @@ function Whole({ task, attempts, reload }) {
     <div class="task-command card"><pre><code>${task.command}</code></pre>
       <div class="row"><${Copy} text=${task.command} label="Copy command" /><${Copy} text=${asCli(task)} label="Copy as CLI" />
         ${isOfItems(task) ? html`<span class="muted">items.txt is to hold the items, one a line</span>`
-          : html`<${Copy} text=${asCurl(asked(task), location.origin)} label="Copy as curl" />`}</div></div>
+          : html`<${Copy} text=${unread(task) + asCurl(asked(task), location.origin)} label="Copy as curl" />`}</div></div>
     ${task.array && html`<${Progress} array=${task.array} />`}
     <div class="task-parts">
       <${Placement} task=${task} attempts=${attempts} told=${told} />
@@ -126,7 +126,7 @@ function Actions({ task, reload }) {
 }
 
 /** Of items and of what a task reads the API shows too little to ask for the same. */
-const canEdit = (task) => !isOfItems(task) && !task.stdin_bytes && !task.files?.length;
+const canEdit = (task) => !isOfItems(task) && !task.stdin_bytes;
 
 /** Why it is queued or why it is where it is, and every attempt. */
 function Placement({ task, attempts, told }) {
