@@ -35,10 +35,10 @@ ESCAPES = (
 )
 LINE_BYTES = 1 << 20
 #: Both within one turn of the browser's loop, as on a busy machine.
-ESCAPE_THEN_D = """async () => {
+ESCAPE_THEN = """async (key) => {
     document.querySelector("dialog[open]").requestClose();
     for (let turn = 0; turn < 10; turn++) await null;
-    dispatchEvent(new KeyboardEvent("keydown", { key: "d" }));
+    dispatchEvent(new KeyboardEvent("keydown", { key }));
 }"""
 
 
@@ -207,9 +207,24 @@ async def test_a_key_right_behind_escape_asks_the_next_question(
     await page.keyboard.type("p")
     await expect(page.get_by_role("dialog")).to_contain_text(f"Pause {name}?")
 
-    await page.evaluate(ESCAPE_THEN_D)
+    await page.evaluate(ESCAPE_THEN, "d")
 
     await expect(page.get_by_role("dialog")).to_contain_text(f"Drain {name}?")
+    await page.keyboard.press("Escape")
+    await expect(page.get_by_role("dialog")).to_have_count(0)
+
+
+async def test_a_key_right_behind_escape_opens_the_same_dialog_again(
+    page: Page,
+) -> None:
+    """It is another one, whichever view shows it."""
+    await show(page, "nodes")
+    await page.keyboard.type("?")
+    await expect(page.get_by_role("dialog")).to_be_visible()
+
+    await page.evaluate(ESCAPE_THEN, "?")
+
+    await expect(page.get_by_role("dialog")).to_be_visible()
     await page.keyboard.press("Escape")
     await expect(page.get_by_role("dialog")).to_have_count(0)
 

@@ -1,7 +1,7 @@
 /** Small parts that all views share, so that they look and behave alike. */
 
 import { ago } from "./format.js";
-import { html, useEffect, useRef, useState } from "./lib.js";
+import { html, useLayoutEffect, useRef, useState } from "./lib.js";
 import { now, tell, toasts, untell } from "./store.js";
 
 const ICON = new URL("../icon.svg", import.meta.url).pathname;
@@ -78,10 +78,15 @@ export function Empty({ title, children }) {
   return html`<div class="empty"><h2>${title}</h2>${children}</div>`;
 }
 
-/** A dialog above the page; Escape and a press beside it close it. */
+/**
+ * A dialog above the page; Escape and a press beside it close it.
+ *
+ * `onClose` hears at once that Escape is pressed: that a dialog has gone, browsers tell
+ * late, and by then the next key may have asked for another one.
+ */
 export function Dialog({ title, onClose, children }) {
   const element = useRef(null);
-  useEffect(() => {
+  useLayoutEffect(() => {
     const shown = element.current;
     shown.showModal();
     return () => shown.close();
@@ -89,7 +94,8 @@ export function Dialog({ title, onClose, children }) {
   const press = (event) => {
     if (event.target === element.current) onClose();
   };
-  return html`<dialog ref=${element} aria-label=${title} onClose=${onClose} onClick=${press}>
+  const goes = () => element.current !== null && onClose(); // Not once it is no more.
+  return html`<dialog ref=${element} aria-label=${title} onCancel=${onClose} onClose=${goes} onClick=${press}>
     <div class="dialog-body">
       <header><h2>${title}</h2>
         <button type="button" class="button quiet" aria-label="Close" onClick=${onClose}>✕</button>

@@ -21,10 +21,8 @@ export function Nodes({ query }) {
   const at = Math.min(chosen, shown.length - 1);
   const order = (node, verb) => {
     if (node.state === "lost") return undefined;
-    return SURE[verb] ? ask({ id: node.id, verb, key: Symbol(verb) }) : steer(node, verb);
+    return SURE[verb] ? ask({ id: node.id, verb }) : steer(node, verb);
   };
-  // Browsers tell late that a dialog has gone: by then a key may have asked for the next.
-  const leave = () => ask((now) => (now === asked ? null : now));
   const move = (by) => choose(Math.max(0, Math.min(shown.length - 1, at + by)));
   useKeys({
     "/": () => field.current.focus(),
@@ -49,7 +47,7 @@ export function Nodes({ query }) {
       ${shown.slice(0, Math.max(drawn, at + ROWS)).map((node, i) => html`<${Row} key=${node.id} node=${node} standby=${level.get(node.id)}
         common=${common} isChosen=${i === at} onChoose=${() => choose(i)} order=${order} />`)}
     </ul>
-    ${asked && html`<${Sure} key=${asked.key} node=${nodes.value.find(({ id }) => id === asked.id)} verb=${asked.verb} onClose=${leave} />`}
+    ${asked && html`<${Sure} node=${nodes.value.find(({ id }) => id === asked.id)} verb=${asked.verb} onClose=${() => ask(null)} />`}
     ${shown.length > drawn && html`<${End} key=${drawn} onSeen=${() => setDrawn(drawn + ROWS)} />`}`;
 }
 
