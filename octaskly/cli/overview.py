@@ -127,7 +127,7 @@ def stats(choice: Choice, as_json: bool) -> None:  # noqa: FBT001
             ("dispatcher's agent up", duration(uptime_s * 1000) if uptime_s else None),
             ("dispatcher's agent memory", _unit(system.get("memory_usage_mb"), "MB")),
             ("dispatcher's machine CPU", _unit(system.get("cpu_usage_percent"), "%")),
-            ("log", _unit(database.get("disk_size_mb"), "MB")),
+            ("log and its journal", _unit(database.get("disk_size_mb"), "MB")),
         ]
     )
 

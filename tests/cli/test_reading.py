@@ -373,7 +373,7 @@ def test_stats_counts_the_mesh(api: Api, octaskly: Run) -> None:
         "dispatcher's agent up:      1m30s\n"
         "dispatcher's agent memory:  512 MB\n"
         "dispatcher's machine CPU:   25.5 %\n"
-        "log:                        15 MB\n"
+        "log and its journal:        15 MB\n"
     )
 
 
