@@ -53,6 +53,7 @@ class CoreLoop:
         self._inbox: deque[ev.Event] = deque()
         self._turn: asyncio.Handle | None = None
         self._is_in_turn = False
+        self._arming: asyncio.Handle | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._timer_s = 0.0  #: on the node's clock
         self._is_too_large = False  #: the log; said once
@@ -138,16 +139,17 @@ class CoreLoop:
         if self._perform:
             self._notes.close()
         self._perform = {}
-        for handle in (self._turn, self._timer):
+        for handle in (self._turn, self._arming, self._timer):
             if handle is not None:
                 handle.cancel()
-        self._turn = self._timer = None
+        self._turn = self._arming = self._timer = None
 
     def _take_turn(self) -> None:
         if self._turn is not None:
             self._turn.cancel()
             self._turn = None
         self._is_in_turn = True
+        self._store.hold()
         try:
             for _ in range(min(len(self._inbox), EVENTS_PER_TURN)):
                 self._step(self._inbox.popleft())
@@ -157,10 +159,12 @@ class CoreLoop:
             return
         finally:
             self._is_in_turn = False
+            self._store.give_way()
         loop = asyncio.get_running_loop()
         if self._inbox and self._turn is None:
             self._turn = loop.call_soon(self._take_turn)
-        self._arm(loop)
+        if self._arming is None:  # Behind those who were just given an answer.
+            self._arming = loop.call_soon(self._arm)
 
     def _step(self, event: ev.Event) -> None:
         for effect in self.node.step(event, self._clock.now()):
@@ -168,12 +172,13 @@ class CoreLoop:
             if action is not None:
                 action(effect)
 
-    def _arm(self, loop: asyncio.AbstractEventLoop) -> None:
+    def _arm(self) -> None:
         """Wake when the node wants to be woken.
 
         It mostly wants that later and later. A timer that is a little early then looks
         again: on a busy node that costs less than another timer for each step.
         """
+        self._arming = None
         now_s = self._clock.now().mono_s
         self.turn_s = now_s
         due_s = self.node.deadline()
@@ -182,12 +187,13 @@ class CoreLoop:
                 return
             self._timer.cancel()
         self._timer_s = due_s
+        loop = asyncio.get_running_loop()
         self._timer = loop.call_later(max(0.0, due_s - now_s), self._wake)
 
     def _wake(self) -> None:
         self._timer = None
         if self.node.deadline() > self._clock.now().mono_s:
-            self._arm(asyncio.get_running_loop())
+            self._arm()
         else:
             self.handle(ev.Woke(draw=self._clock.draw()))
 

@@ -175,6 +175,15 @@ class Log(Past, Protocol):
     def remember(self, peer: NodeId, name: str, addresses: Sequence[Address]) -> None:
         """Queue a peer's addresses."""
 
+    def hold(self) -> None:
+        """Let the writer begin with nothing that is queued before `give_way`."""
+
+    def give_way(self) -> None:
+        """Let the writer begin, and prepare a small commit before this returns.
+
+        That is for a moment only, and nothing is durable then.
+        """
+
     async def load(self, after_ord: int, limit: int, shape: int = 0) -> Loaded:
         """Read queued tasks of one shape with `ord > after_ord`, in order."""
 

@@ -205,6 +205,16 @@ class Store:
         """Queue a peer's addresses."""
         self._put(Met(peer, name, tuple(addresses), self._clock.now().wall_ms))
 
+    def hold(self) -> None:
+        """Let the writer begin with nothing that is queued before `give_way`."""
+        if self._writer is not None:
+            self._writer.hold()
+
+    def give_way(self) -> None:
+        """Let the writer begin, and prepare a small commit before this returns."""
+        if self._writer is not None:
+            self._writer.give_way()
+
     async def load(self, after_ord: int, limit: int, shape: int = 0) -> Loaded:
         """Read queued tasks of one shape with `ord > after_ord`, in order."""
         return await self._read(lambda db: queue.load(db, after_ord, limit, shape))

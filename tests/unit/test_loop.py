@@ -37,14 +37,32 @@ class Recorder:
         return self.due_s
 
 
-def loop_of(node: Recorder) -> CoreLoop:
+class Desk:
+    """Stands in for the store, of which a turn only says when it begins and ends."""
+
+    def __init__(self) -> None:
+        self.is_held = False
+        self.turns = 0
+
+    def hold(self) -> None:
+        """A turn begins."""
+        self.is_held = True
+
+    def give_way(self) -> None:
+        """A turn ends."""
+        assert self.is_held
+        self.is_held = False
+        self.turns += 1
+
+
+def loop_of(node: Recorder, desk: Desk | None = None) -> CoreLoop:
     """Return a loop that has nothing but this node."""
     none = cast("Any", None)
     return CoreLoop(
         cast("Node", node),
         clock=SystemClock(),
         log=none,
-        store=none,
+        store=cast("Any", desk or Desk()),
         limits=Limits(),
         on_stopped=lambda: None,
     )
@@ -81,15 +99,36 @@ async def test_what_a_step_brings_about_waits_for_the_next_turn() -> None:
     loop.close()
 
 
+async def test_the_writer_begins_behind_a_turn_also_one_that_fails() -> None:
+    """What a turn starts comes first; a store that is held for good writes nothing."""
+    node, desk = Recorder(), Desk()
+    loop = loop_of(node, desk)
+
+    def during(event: Event) -> None:
+        assert desk.is_held
+        if event == Persisted(2):
+            raise ValueError("broken")
+
+    node.during = during
+    loop.handle(Persisted(1))
+    assert (desk.is_held, desk.turns) == (False, 1)
+    loop.handle(Persisted(2))
+    assert isinstance(loop.failure, ValueError)
+    assert (desk.is_held, desk.turns) == (False, 2)
+    loop.close()
+
+
 async def test_a_timer_that_comes_a_little_early_only_looks_again() -> None:
     """A timer is kept while it is early enough, and wakes the node only when due."""
     node = Recorder()
     loop = loop_of(node)
     loop.handle(Persisted(1))
+    await asyncio.sleep(0)
     early = loop._timer
     assert early is not None
     node.due_s += EARLY_S / 2
     loop.handle(Persisted(2))
+    await asyncio.sleep(0)
     assert loop._timer is early
     loop._wake()
     assert node.events == [Persisted(1), Persisted(2)]
@@ -105,9 +144,11 @@ async def test_a_timer_that_is_far_too_early_is_set_anew() -> None:
     node = Recorder()
     loop = loop_of(node)
     loop.handle(Persisted(1))
+    await asyncio.sleep(0)
     early = loop._timer
     node.due_s += 2 * EARLY_S
     loop.handle(Persisted(2))
+    await asyncio.sleep(0)
     assert early is not None
     assert early.cancelled()
     assert loop._timer is not early
