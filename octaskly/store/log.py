@@ -5,11 +5,9 @@ from __future__ import annotations
 import asyncio
 import sqlite3
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
-from queue import SimpleQueue
-from typing import Final, TypeVar
+from typing import Final
 
 from octaskly.core.effects import (
     Append,
@@ -52,23 +50,19 @@ from octaskly.store.database import (
     Lock,
     disk_bytes,
     free_bytes,
-    open_reader,
     open_writer,
     size_max,
     translated,
 )
 from octaskly.store.edges import load_ripe
 from octaskly.store.plan import plan_floor
+from octaskly.store.readers import Readers
 from octaskly.store.snapshot import snapshot
 from octaskly.store.state import Met, read_saved
 from octaskly.store.writer import Item, Writer
 
 ROOM_BYTES: Final = 64 << 20  #: free space below which no new work is accepted
 BACKLOG_MAX: Final = 200_000  #: entries that may wait for a stalled disk
-
-_READERS: Final = 2
-
-_T = TypeVar("_T")
 
 
 class Store:
@@ -107,9 +101,8 @@ class Store:
         self._bytes_max = bytes_max
         self._lock: Lock | None = None
         self._writer: Writer | None = None
-        self._pool: ThreadPoolExecutor | None = None
-        self._idle: SimpleQueue[sqlite3.Connection] = SimpleQueue()
-        self._connections: list[sqlite3.Connection] = []
+        self._readers = Readers(path, self._loop)
+        self._read = self._readers.ask
         self._handed: dict[StreamId, int] = {}
 
     @property
@@ -152,7 +145,7 @@ class Store:
         try:
             saved = self._start(connection)
         except BaseException:
-            self._close_readers()
+            self._readers.close()
             connection.close()
             lock.release()
             raise
@@ -331,7 +324,7 @@ class Store:
             # Streams of which nothing is held yet are known all the same.
             streams = connection.execute("SELECT stream, have_seq FROM streams")
             self._handed = {StreamId(stream): have for stream, have in streams}
-            self._open_readers()
+            self._readers.open()
             self._writer = Writer(
                 self._path,
                 connection,
@@ -347,22 +340,7 @@ class Store:
                 f"{self._path} is damaged: {error}",
                 hint="`octaskly db reset` moves it aside and starts afresh",
             ) from error
-        self._pool = ThreadPoolExecutor(_READERS, "octaskly-reader")
         return saved
-
-    def _open_readers(self) -> None:
-        """Open a connection for each reader, while there are descriptors for it."""
-        self._idle = SimpleQueue()
-        for _ in range(_READERS):
-            db = open_reader(self._path)
-            self._connections.append(db)
-            db.execute("SELECT 1 FROM meta").fetchone()  # Opens the log beside it.
-            self._idle.put(db)
-
-    def _close_readers(self) -> None:
-        for connection in self._connections:
-            connection.close()
-        self._connections.clear()
 
     def _hold(self, holdings: Iterable[tuple[StreamId, int]]) -> None:
         for stream, seq in holdings:
@@ -372,33 +350,11 @@ class Store:
         assert self._writer is not None, "the store is not open"
         self._writer.put(item)
 
-    async def _read(self, question: Callable[[sqlite3.Connection], _T]) -> _T:
-        """Answer a question from one snapshot, in a thread."""
-        assert self._pool is not None, "the store is not open"
-        return await self._loop.run_in_executor(self._pool, self._ask, question)
-
-    def _ask(self, question: Callable[[sqlite3.Connection], _T]) -> _T:
-        try:
-            db = self._idle.get()
-            try:
-                db.execute("BEGIN")
-                try:
-                    return question(db)
-                finally:
-                    db.execute("COMMIT")
-            finally:
-                self._idle.put(db)
-        except sqlite3.Error as error:
-            raise translated(self._path, error) from error
-
     def _size_max(self) -> int:
         return size_max(self._path) if self._bytes_max is None else self._bytes_max
 
     def _shut(self) -> None:
-        if self._pool is not None:
-            self._pool.shutdown()
-            self._pool = None
-        self._close_readers()
+        self._readers.close()
         writer, self._writer = self._writer, None
         try:
             if writer is not None:
