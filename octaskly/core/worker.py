@@ -47,6 +47,8 @@ from octaskly.core.results import KeptResult, KeptResults, Key
 from octaskly.core.stance import Stance
 
 AHEAD_MS = 50.0  #: of work that should wait on a worker with short tasks
+BRIEF_MS = 2.0  #: below this, telling of a task costs more than waiting to tell
+BRIEF_AHEAD_MS = 100.0  #: of work with such tasks, whose ends are told each 50
 LONG_MS = 50.0  #: from here on a task is long, and nothing may wait behind it
 SHORTEST_MS = 0.5  #: durations are whole milliseconds; 0 means less than one
 EWMA_SHARE = 0.125  #: weight of the newest duration
@@ -106,7 +108,7 @@ class Worker:
     def credit(self) -> int:
         """How many attempts this node takes in all, running and waiting.
 
-        Work for about `AHEAD_MS` may wait here, and none behind a long task: a
+        Work for some 50 to 100 ms may wait here, and none behind a long task: a
         short one would be faster anywhere else.
         """
         if not self.stance.takes_work or self._kept.size >= KEPT_BYTES_MAX:
@@ -116,7 +118,9 @@ class Worker:
         oldest_s = next(iter(self._started.values()), self._now_s)
         if (self._now_s - oldest_s) * 1000 > LONG_MS:
             return self._slots
-        ahead = int(self._slots * AHEAD_MS / self._mean_ms)
+        is_brief = self._mean_ms < BRIEF_MS
+        ahead_ms = BRIEF_AHEAD_MS if is_brief else AHEAD_MS
+        ahead = int(self._slots * ahead_ms / self._mean_ms)
         return self._slots + min(ahead, self._prefetch_max)
 
     # --- The dispatcher.

@@ -8,8 +8,8 @@ from collections.abc import Callable
 from octaskly.core.messages import Report
 from octaskly.ports import Clock
 
-COALESCE_S = 0.025  #: reports are held so long while more attempts wait
-COALESCE_REPORTS = 128
+COALESCE_S = 0.05  #: reports are held so long while more attempts wait
+COALESCE_REPORTS = 512
 
 EndedCallback = Callable[[tuple[Report, ...]], None]
 

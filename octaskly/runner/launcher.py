@@ -33,16 +33,17 @@ from octaskly.runner.exits import Exits
 from octaskly.runner.frames import Inbox, decode_settings, receive
 from octaskly.runner.kin import Kin
 from octaskly.runner.limits import fence_of
-from octaskly.runner.outbox import HOLD_MAX_S, HOLD_WAITING_MIN, Outbox
+from octaskly.runner.outbox import HOLD_WAITING_MIN, Outbox
 from octaskly.runner.privilege import become
 from octaskly.runner.slots import Slots
 from octaskly.runner.spawn import Pad, Refused, refused_end
-from octaskly.runner.timekeeper import Timekeeper
+from octaskly.runner.timekeeper import NEVER, Timekeeper
 from octaskly.runner.tree import become_subreaper
 
 WATCH_AFTER_S = 0.005  #: most tasks are over by then, and cost no epoll calls
 WAIT_MAX_S = 0.05  #: an order that has not started by then is given back
 OOM_SCORE = 500  #: as if half of the memory were theirs
+BURY_AGAIN_S = 0.025
 KILL_GIVE_UP_S = 5.0  #: a process in the kernel for so long is reported, not awaited
 
 
@@ -286,16 +287,17 @@ class Launcher:
     # -- time ------------------------------------------------------------------
 
     def _pause_s(self) -> float:
-        if self._exits or self._outbox.has_results or self._dying:
-            return 0.0 if self._exits else HOLD_MAX_S
+        if self._exits:
+            return 0.0
+        pause_s = min(self._outbox.pause_s, BURY_AGAIN_S if self._dying else NEVER)
         due_s = self._time.due_s
         if self._fresh:
             due_s = min(due_s, self._fresh[0].started_s + WATCH_AFTER_S)
         if self._waiting:
             due_s = min(due_s, time.monotonic() + WAIT_MAX_S / 2)
-        if due_s == float("inf"):
-            return -1.0
-        return max(0.0, due_s - time.monotonic()) + 0.0005
+        if due_s < NEVER:
+            pause_s = min(pause_s, max(0.0, due_s - time.monotonic()) + 0.0005)
+        return pause_s if pause_s < NEVER else -1.0
 
     def _keep_time(self, now_s: float) -> None:
         while self._fresh and self._fresh[0].started_s + WATCH_AFTER_S <= now_s:

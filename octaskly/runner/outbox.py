@@ -10,7 +10,8 @@ from octaskly.runner.child import Child
 from octaskly.runner.frames import pack_results
 from octaskly.runner.usage import Gauge
 
-HOLD_MAX_S = 0.025  #: results wait so long for others while there is more to start
+HOLD_MAX_S = 0.05  #: ends wait so long for others while there is more to start
+NEWS_HOLD_S = 0.025  #: and what is no end, as it tells of what is not brief
 HOLD_WAITING_MIN = 2  #: fewer orders than this wait: the pool must hear of results
 OUTBOX_BYTES_MAX = 16 << 20  #: nothing is started while so much is unsent
 LAST_S = 1.0  #: for an agent to take what is told at the end
@@ -30,6 +31,7 @@ class Outbox:
         self._bytes = bytearray()
         self._results: list[list[object] | Child] = []
         self._held_since_s = 0.0
+        self._hold_s = HOLD_MAX_S
         self._gauge = Gauge()
         self.is_blocked = False  #: the socket is full, so we wait for room
         self.is_broken = False  #: the agent is gone
@@ -40,12 +42,13 @@ class Outbox:
         return len(self._bytes) >= OUTBOX_BYTES_MAX
 
     @property
-    def has_results(self) -> bool:
-        """Whether any are held."""
-        return bool(self._results)
+    def pause_s(self) -> float:
+        """How long results that are held may wait; for ever where there are none."""
+        return self._hold_s if self._results else float("inf")
 
     def add(self, *result: object) -> None:
         """Tell a result that is no end."""
+        self._hold_s = NEWS_HOLD_S
         self._results.append(list(result))
 
     def add_end(self, child: Child) -> None:
@@ -64,7 +67,7 @@ class Outbox:
         """
         if self._results and not self._is_holding(waiting, now_s):
             self._bytes += self._pack()
-            self._held_since_s = 0.0
+            self._held_since_s, self._hold_s = 0.0, HOLD_MAX_S
         if not self._bytes:
             return
         try:
@@ -97,4 +100,4 @@ class Outbox:
         if waiting < HOLD_WAITING_MIN:
             return False
         self._held_since_s = self._held_since_s or now_s
-        return now_s - self._held_since_s < HOLD_MAX_S
+        return now_s - self._held_since_s < self._hold_s

@@ -9,14 +9,16 @@ from pathlib import Path
 
 from octaskly.core.model import AttemptId, TaskSpec
 from octaskly.core.options import TaskLimits, slots_of
+from octaskly.core.worker import BRIEF_MS
 from octaskly.runner import cgroup, tree
 from octaskly.runner.hands import Hands
 from octaskly.runner.limits import Enclosure, enclosure
 from octaskly.runner.process import LauncherProcess
 
 SHORT_MS = 50.0  #: tasks that take longer are never queued behind each other
-DEPTH_MAX = 60  #: orders that wait in one launcher, so that it never idles
-AHEAD_MS = 45.0  #: work that may wait in one launcher: ends are told each 25
+DEPTH_MAX = 120  #: orders that wait in one launcher, so that it never idles
+AHEAD_MS = 45.0  #: work that may wait in one launcher
+BRIEF_AHEAD_MS = 90.0  #: and of brief tasks, whose ends are told each 50
 
 
 class Item:
@@ -111,7 +113,8 @@ class Seat:
     def expect(self, mean_ms: float) -> None:
         """Count on tasks that take so long."""
         self.mean_ms = mean_ms
-        ahead = int(AHEAD_MS / max(mean_ms, 1.0))
+        most_ms = BRIEF_AHEAD_MS if mean_ms < BRIEF_MS else AHEAD_MS
+        ahead = int(most_ms / max(mean_ms, 1.0))
         self.depth = 0 if mean_ms >= SHORT_MS else min(DEPTH_MAX, ahead)
 
     def count_older(self, moment_s: float) -> int:

@@ -281,6 +281,14 @@ def test_short_tasks_earn_work_ahead() -> None:
     assert hand.credit == 2 + 50
 
 
+def test_brief_tasks_earn_twice_as_much_time_ahead() -> None:
+    """Their ends are told in larger batches, and slots must not wait for those."""
+    hand = attached(slots=2)
+    run_one(hand, "t", 1)
+
+    assert hand.credit == 2 + 200
+
+
 def test_work_ahead_is_bounded() -> None:
     """Tasks of less than a millisecond would ask for any number."""
     hand = attached(slots=8)
