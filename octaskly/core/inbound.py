@@ -178,6 +178,7 @@ class Inbound:
         if peer != election.dispatcher or message.epoch != election.epoch:
             # It may be all the answer that a PULL gets, which is owed no more then.
             machines.exchange.forget(peer)
+            machines.standby.miss(message)
             return election.correct(peer)
         machines.dispatch.raise_sequence(highest_sequence(message.entries))
         effects = machines.vetting.look_at_clocks(peer, message.entries, now)

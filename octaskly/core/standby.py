@@ -31,6 +31,15 @@ class Standby:
         """The dispatcher may answer without this node: it serves or lists another."""
         self.epoch = NO_EPOCH
 
+    def miss(self, message: Repl) -> None:
+        """Note what this node did not keep, as it does not follow who streams it.
+
+        It may follow the same reign again, and must acknowledge nothing behind that
+        before it is here.
+        """
+        if message.epoch >= self._streaming:
+            self._holds(message)
+
     def on_repl(self, peer: NodeId, message: Repl, now: Moment) -> list[Effect]:
         """Keep what the dispatcher of this node's epoch appends."""
         append = self._journal.absorb(message.entries, message.epochs)

@@ -653,6 +653,25 @@ def test_a_deposed_dispatcher_that_copies_instead_of_answering_is_not_waited_for
     assert of(LoadLive, effects) == [LoadLive()]
 
 
+def test_a_standby_acknowledges_nothing_behind_what_it_did_not_keep() -> None:
+    """It left its dispatcher for a moment, on an old word, and follows it again."""
+    shell = Shell()
+    shell.feed(Woke(0.5))
+    shell.meet(epoch=THEIRS)
+    told = Submitted(TaskSpec(id=TaskId("t"), command="true"))
+    theirs, known = StreamId(1), StreamId(9)
+    writers = ((theirs, THEIRS), (known, Epoch(1, OTHER)))
+    shell.hear(Repl(THEIRS, 1, (Entry(known, 1, 1, told),), writers))
+
+    shell.hear(Redirect(Epoch(1, OTHER), OTHER, ()))
+    missed = shell.hear(Repl(THEIRS, 2, (Entry(theirs, 1, 1, told),), writers))
+    shell.hear(Heartbeat(THEIRS, shell.now_s))
+    effects = shell.hear(Repl(THEIRS, 3, (Entry(known, 1, 1, told),), writers))
+
+    assert not of(Append, missed)
+    assert [type(message) for message in sent(effects)] == [Pull]
+
+
 def test_what_a_worker_runs_is_judged_when_its_last_part_has_come() -> None:
     """An attempt that only the second part lists is not lost with the first."""
     shell = Shell()

@@ -146,6 +146,27 @@ def test_a_part_after_a_gap_does_not_complete_the_append() -> None:
     assert world.commit() == []
 
 
+def test_what_was_missed_is_a_gap_though_the_next_part_shows_none() -> None:
+    """Once this node did not follow; what it hears next may all be known to it."""
+    world = World()
+    world.repl(6, entry(1, OTHER))
+    world.commit()
+    world.standby.miss(Repl(epoch(), 7, (entry(1),), ((OWN, epoch()),)))
+
+    assert pulls(world.repl(8, entry(1, OTHER)))
+    assert world.commit() == []
+
+
+def test_what_a_deposed_dispatcher_said_is_no_gap_of_the_present_reign() -> None:
+    """It may never be said by anybody again."""
+    world = World()
+    world.repl(6, entry(1, OTHER), of=epoch(2))
+    world.standby.miss(Repl(epoch(1), 7, (entry(1),), ((OWN, epoch(1)),)))
+    world.commit()
+
+    assert not pulls(world.repl(7, entry(2, OTHER), of=epoch(2)))
+
+
 def test_a_gap_of_one_reign_is_no_matter_of_the_next() -> None:
     """Its dispatcher may be gone with what nobody else has."""
     world = World()
