@@ -219,7 +219,7 @@ class Watch:
 
 def _has_level_standby(machine: Machine) -> bool:
     node = machine.node
-    return node is not None and any(view.is_level for view in node.standbys)
+    return node is not None and node._replication.is_level
 
 
 def _counting(disk: Disk) -> dict[TaskId, TaskRecord]:
@@ -267,10 +267,10 @@ def never_not_found(world: World) -> None:
         peers = [m for m in world.alive() if world.network.is_up(machine.id, m.id)]
         if any(peer.node and peer.node.epoch > node.epoch for peer in peers):
             continue  # It is about to hear that it reigns no more.
-        for task in _promised(world):
-            if task not in machine.disk.records:
-                knowing = [peer.id for peer in peers if task in peer.disk.records]
-                assert not knowing, f"{machine.id} lacks {task}, not {knowing}"
+        records = machine.disk.records
+        for task in [task for task in _promised(world) if task not in records]:
+            knowing = [peer.id for peer in peers if task in peer.disk.records]
+            assert not knowing, f"{machine.id} lacks {task}, not {knowing}"
 
 
 def one_writer_per_stream(world: World) -> None:
@@ -472,12 +472,21 @@ def unfinished(world: World) -> list[str]:
     ]
 
 
+def _is_finished(world: World, disk: Disk) -> bool:
+    """Whether `unfinished` would have nothing to say of who has this disk."""
+    records = disk.records
+    if any(task not in records for task in _promised(world)):
+        return False
+    # The latest are the last to end.
+    return all(r.spec is None or r.state.is_final for r in reversed(records.values()))
+
+
 def _promised(world: World) -> list[TaskId]:
     """Return the accepted tasks that a disk still holds which held them then."""
     return [
         task
-        for (kind, task, _), holders in world.promises.items()
-        if kind is Submitted and holders and task not in world.forgotten
+        for task, holders in world.promised.items()
+        if holders and task not in world.forgotten
     ]
 
 
@@ -497,10 +506,12 @@ def is_quiet(world: World) -> bool:
     others = (m.id for m in machines if m.id != dispatcher)
     if not all(world.network.is_up(dispatcher, other) for other in others):
         return False  # A link that broke silently still has to be noticed.
+    if not world.network.is_prompt:
+        return False  # What all go by may be on its way.
     is_whole = all(covers(held, m.disk.vector()) for m in machines)
     if world.machines[dispatcher].disk.ahead():
         return False  # It still has to write again what only rows have told it.
-    return is_whole and not unfinished(world)
+    return is_whole and _is_finished(world, world.machines[dispatcher].disk)
 
 
 FINAL = (

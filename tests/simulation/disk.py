@@ -103,8 +103,8 @@ class Disk:
     """The same of rows, by snapshot, until its last part brings the vector."""
     hlc: int = 0
     sequence: int = 0
-    ended: list[tuple[TaskId, int]] = field(default_factory=list)
-    """Tasks that came to an end here, and when; the world takes them away."""
+    ended: list[tuple[TaskId, int, TaskState]] = field(default_factory=list)
+    """Tasks that came to an end here, when and how; the world takes them away."""
     past: dict[TaskId, TaskState] = field(default_factory=dict)
     """How forgotten tasks had ended: those after them have taken note of it."""
     gone: list[TaskRow] = field(default_factory=list)  #: forgotten; taken away as well
@@ -278,7 +278,7 @@ class Disk:
         record = self.records[task] = apply(self.records.get(task), fact)
         self.changed[task] = max(self.changed.get(task, 0), hlc)
         if isinstance(fact, Finished | CancelAsked) and record.state.is_final:
-            self.ended.append((task, hlc))
+            self.ended.append((task, hlc, record.state))
 
     def _join(self, effect: Join) -> None:
         """Take a peer's rows in, and with the last ones its vector."""

@@ -137,6 +137,15 @@ class Network:
                 self._drop_later(link, other, node, "eof", self._delay_s())
         self._dialling = {pair for pair in self._dialling if pair[0] != node}
 
+    @property
+    def is_prompt(self) -> bool:
+        """Whether nothing is under way that was sent when a machine was slow."""
+        usual_s = self._world.time_s + self.delay_ms[1] / 1000 + 0.01
+        dues = (
+            due_s for link in self._links.values() for due_s in link.next_s.values()
+        )
+        return max(dues, default=0.0) <= usual_s
+
     # Effects
 
     def send(self, sender: NodeId, peer: NodeId, messages: tuple[Message, ...]) -> None:

@@ -78,6 +78,7 @@ from octaskly.core.model import (
     Steering,
     TaskId,
     TaskSpec,
+    TaskState,
     Timing,
     Vector,
     name_of,
@@ -92,6 +93,7 @@ MEMORY_MB = 100  #: of each machine
 WALL_MS = 1_700_000_000_000
 RETRY_S = 0.25  #: between two tries of a write that fails
 KILL_S = 0.01  #: until a command that is killed is gone
+NUMBERED = (Append, Join, Save)  #: effects that go to the disk, in order
 CHUNK = 20  #: entries in one answer to PULL, few so that several are needed
 
 
@@ -193,18 +195,18 @@ class World:
         self.refused = 0
         self.promises: dict[Kept, set[NodeId]] = {}
         """What was confirmed to clients and workers, and which disks held it then."""
+        self.promised: dict[TaskId, set[NodeId]] = {}  #: the tasks among it
         self.started: list[Started] = []
         self.early: list[TaskId] = []  #: that began before what they come after ended
         self.died: set[NodeId] = set()  #: machines whose process ended unasked
         self.restored: set[NodeId] = set()  #: machines that lost part of their disk
         self.reported: dict[tuple[TaskId, AttemptId], AttemptState] = {}
-        self.ended: dict[TaskId, int] = {}
-        """When a task first had come to its end on a disk, as a hybrid timestamp."""
+        self.ended: dict[TaskId, int] = {}  #: and when on any disk first, as an hlc
+        self.ends: dict[TaskId, set[TaskState]] = {}  #: and how, on a lost one, too
         self.forgotten: dict[TaskId, TaskRow] = {}  #: as a disk held it last
         self.is_skewed = False  #: a wall clock was moved, so ages mean little
         self.snapshots = 0  #: that came to their end
         self.is_calm = False  #: no fault happens any more
-        self.steps = 0
         self.watchers: list[Callable[[Machine, Event, list[Effect]], None]] = []
         self.gone_watchers: list[Callable[[Machine, TaskRow], None]] = []
         self.answer_watchers: list[Callable[[Machine, Reply, float], None]] = []
@@ -212,7 +214,7 @@ class World:
         self._order = self._ticket = 0
         self._drafts: dict[int, tuple[Draft, ...]] = {}  #: by ticket
         self._asked_s: dict[int, float] = {}  #: open requests, and since when
-        self._hash = hashlib.sha256()
+        self._log: list[tuple[object, ...]] = []  #: what tells two runs apart
         self._is_traced = is_traced
         self.trace: list[str] = []
 
@@ -424,15 +426,12 @@ class World:
         self.cores.run(machine.id, event, step)
 
     def _step(self, machine: Machine, node: Node, event: Event) -> None:
-        self.steps += 1
         effects = node.step(event, self.now(machine))
-        self._hash.update(
-            f"{self.time_s} {machine.id} {type(event).__name__} {len(effects)} "
-            f"{node.epoch.term} {node.epoch.node};".encode()
-        )
+        name, epoch = type(event).__name__, node.epoch
+        self._log.append((self.time_s, machine.id, name, len(effects), *epoch))
         if self._is_traced:
             self._record(machine, event, effects)
-        numbers = [e.number for e in effects if isinstance(e, Append | Join | Save)]
+        numbers = [e.number for e in effects if isinstance(e, NUMBERED)]
         assert numbers == sorted(numbers), f"appends out of order: {numbers}"
         for effect in effects:
             # As in the agent, a node that has stopped performs nothing more.
@@ -446,7 +445,8 @@ class World:
 
     def trace_hash(self) -> str:
         """Return a digest of everything that happened."""
-        return self._hash.hexdigest()
+        lines = (" ".join(map(str, step)) + ";" for step in self._log)
+        return hashlib.sha256("".join(lines).encode()).hexdigest()
 
     def _record(self, machine: Machine, event: Event, effects: list[Effect]) -> None:
         line = f"{self.time_s:.3f} {machine.id[-2:]} {event!r} -> {effects!r}"
@@ -582,8 +582,9 @@ class World:
     def _note_ends(self, machine: Machine) -> None:
         """Take away what a disk says of tasks that ended, and that it forgot."""
         disk = machine.disk
-        for task, hlc in disk.ended:
+        for task, hlc, state in disk.ended:
             self.ended[task] = min(hlc, self.ended.get(task, hlc))
+            self.ends.setdefault(task, set()).add(state)
         for row in disk.gone:
             for watch in self.gone_watchers:
                 watch(machine, row)
@@ -649,6 +650,8 @@ class World:
             disks = [machine.disk for machine in self.machines.values()]
             states = {d.records[task].state for d in disks if task in d.records}
             states |= {d.past[task] for d in disks if task in d.past}
+            if self.restored:  # What was made ready by it may be all that is left.
+                states |= self.ends.get(task, set())
             if states and not states & GOOD[after.end]:
                 return False
         return True
@@ -833,6 +836,8 @@ class World:
                 return  # It ended long ago, as these worlds count, before the answer.
             assert holders, f"{key} was confirmed, and is on no disk"
             self.promises[key] = holders
+            if key[0] is Submitted:
+                self.promised[key[1]] = holders
 
     def on_arrival(self, messages: tuple[Message, ...]) -> None:
         """Note what workers reported, and what they were allowed to forget."""
@@ -846,6 +851,11 @@ class World:
                     self._promise((Finished, task, attempt))
 
     # What people see
+
+    @property
+    def steps(self) -> int:
+        """How many steps all nodes have taken."""
+        return len(self._log)
 
     @property
     def has_requests(self) -> bool:
