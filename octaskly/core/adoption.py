@@ -63,10 +63,11 @@ class Adoption:
 
     def deadline(self) -> float | None:
         """Return when `expire` has something to do."""
-        due_s = [self._until_s] if self.is_open else []
-        if self._held_until_s is not None:
-            due_s.append(self._held_until_s)
-        return min((*self._absent.values(), *due_s), default=None)
+        open_s = self._until_s if self.is_open else None
+        if not self._absent and self._held_until_s is None:
+            return open_s  # As at nearly every step.
+        due_s = (*self._absent.values(), open_s, self._held_until_s)
+        return min(at_s for at_s in due_s if at_s is not None)
 
     def on_reattach(self, node: NodeId, message: Reattach, now: Moment) -> None:
         """Adopt what a worker runs, kill what is void, give up what it lost."""

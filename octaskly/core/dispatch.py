@@ -125,14 +125,13 @@ class Dispatch:
 
     def deadline(self) -> float | None:
         """Return when `on_time` has something to do."""
-        due_s = [
-            self.adoption.deadline(),
-            self._resting.deadline(),
-            self._parents.deadline() if self.is_reigning else None,
-        ]
+        if not self.is_reigning:
+            return None
+        due_s = [self.adoption.deadline(), self._resting.deadline()]
+        due_s.append(self._parents.deadline())
         if self.is_accepting:
             due_s.append(self.retention.deadline())
-        return min((at_s for at_s in due_s if at_s is not None), default=None)
+        return min([at_s for at_s in due_s if at_s is not None], default=None)
 
     # --- Clients.
 
@@ -374,9 +373,10 @@ class Dispatch:
 
     def on_time(self, now: Moment) -> list[Effect]:
         """Give up the attempts of workers that did not come back in time."""
+        if not self.is_reigning:
+            return []
         effects = self.retention.on_time(now) if self.is_accepting else []
-        if self.is_reigning:
-            effects += self._parents.ask(now)
+        effects += self._parents.ask(now)
         rested_s, due_s = self._resting.deadline(), self.adoption.deadline()
         if rested_s is not None and rested_s <= now.mono_s:
             self._resting.wake(now)

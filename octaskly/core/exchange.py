@@ -101,8 +101,10 @@ class Exchange:
 
         Before that a task may seem to wait only because its end is still to come.
         """
-        for peer in [p for p in {*self._asked, *self._heads} if p not in connected]:
-            self.forget(peer)
+        if self.is_busy:
+            for peer in {*self._asked, *self._heads}:
+                if peer not in connected:
+                    self.forget(peer)
         if not self._has_news or self.is_busy:
             return False
         self._has_news = False

@@ -64,16 +64,18 @@ class Herald:
 
     def _spread(self, load: LoadSample, now: Moment) -> list[Effect]:
         """Send followers a roster that changed, and newcomers the last one."""
-        epoch = self._election.epoch
-        new = self._registry.build(
-            epoch,
-            partial(self._line, load),
-            self._worker.stance.state,
-            self._members,
-            self._replication.nodes,
-            self._dispatch.outstanding,
-            now,
-        )
+        epoch, state = self._election.epoch, self._worker.stance.state
+        new = None
+        if self._registry.is_due(epoch, state, self._members, now):
+            new = self._registry.build(
+                epoch,
+                partial(self._line, load),
+                state,
+                self._members,
+                self._replication.nodes,
+                self._dispatch.outstanding,
+                now,
+            )
         if new is None and self._members.changes == self._spread_changes:
             return []
         self._spread_changes = self._members.changes

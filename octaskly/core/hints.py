@@ -162,6 +162,11 @@ class Hints:
         hint.next_s = max(hint.next_s, now.mono_s + self._pause_s(hint, now))
         self._due_s = None
 
+    @property
+    def has_dials(self) -> bool:
+        """Whether a dial is under way, or waits."""
+        return bool(self._dialled or self._held)
+
     def dial_held(self, wanted: frozenset[NodeId], now: Moment) -> list[Effect]:
         """Dial those that waited, unless a follower in a large mesh needs no link."""
         self._dialled = {

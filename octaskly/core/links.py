@@ -109,6 +109,8 @@ class Links:
 
     def dial_held(self, now: Moment) -> list[Effect]:
         """Dial nodes in sight that are due and still worth a link."""
+        if not self._members.has_dials:
+            return []
         return self._members.dial_held(self.wanted(), now)
 
     def drop_surplus(self, now: Moment) -> list[Effect]:

@@ -80,6 +80,7 @@ WorkEvent = (
     | Moved
 )
 """What happens to tasks and this machine, not to links."""
+Drawn = Woke | Received | PeerUp | PeerDown  #: what brings chance along
 
 
 class Node:
@@ -121,6 +122,17 @@ class Node:
         self._step_s: float | None = None
         self._own_beat_s = 0.0
         self._allegiance = Allegiance(machines)
+        self._timed = (
+            self._election,
+            self._members,
+            self._browsing,
+            self._replication,
+            self._doubt,
+            self._dispatch,
+            self._worker,
+            self._departure,
+            self._disk,
+        )
 
     @property
     def progress(self) -> tuple[int, int]:
@@ -190,29 +202,17 @@ class Node:
     def deadline(self) -> float:
         """Return when to step again without an event, in monotonic seconds."""
         last_s = 0.0 if self._step_s is None else self._step_s
-        machines = (
-            self._election,
-            self._members,
-            self._browsing,
-            self._replication,
-            self._doubt,
-            self._dispatch,
-            self._worker,
-            self._departure,
-            self._disk,
-        )
-        latest_s = last_s + self._settings.timing.tick_s
-        for machine in machines:
+        next_s = last_s + self._settings.timing.tick_s
+        for machine in self._timed:
             due_s = machine.deadline()
-            if due_s is not None:
+            if due_s is not None and due_s < next_s:
                 # What was due at the last step waits for something else than time.
-                due_s = due_s if due_s > last_s else last_s + REST_S
-                latest_s = min(latest_s, due_s)
-        return latest_s
+                next_s = min(next_s, due_s if due_s > last_s else last_s + REST_S)
+        return next_s
 
     def step(self, event: Event, now: Moment) -> list[Effect]:
         """Do what is due at `now`, then handle `event`; return what to do, in order."""
-        if isinstance(event, Woke | Received | PeerUp | PeerDown):
+        if isinstance(event, Drawn):
             self._draw = event.draw
             self._election.on_draw(event.draw)
         effects = self._on_clock(now)

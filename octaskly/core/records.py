@@ -107,5 +107,7 @@ class Book:
 
     def take_news(self) -> tuple[Recorded, ...]:
         """Return once what was learnt since this was asked last."""
+        if not self._news:
+            return ()
         news, self._news = tuple(self._news.values()), {}
         return news

@@ -331,15 +331,13 @@ class Replication:
 
     def deadline(self) -> float | None:
         """Return when `review` has something to do."""
-        times = [] if self._choice_s == NEVER else [self._choice_s]
+        due_s = self._choice_s
         if self._waits and self._waits[0].number <= self._journal.persisted:
-            times.append(self._alone_at_s(self._waits[0]))
-        times += [
-            copy.unacked[0].sent_s + self._timing.slow_s
-            for copy in self._copies.values()
-            if copy.unacked
-        ]
-        return min(times, default=None)
+            due_s = min(due_s, self._alone_at_s(self._waits[0]))
+        for copy in self._copies.values():
+            if copy.unacked:
+                due_s = min(due_s, copy.unacked[0].sent_s + self._timing.slow_s)
+        return None if due_s == NEVER else due_s
 
     def _is_slow(self, copy: _Copy, now: Moment) -> bool:
         if copy.phase is _Phase.JOINING:

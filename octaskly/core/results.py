@@ -102,10 +102,12 @@ class KeptResults:
 
         One message at a time: a dispatcher that is slow is not helped by more.
         """
+        first_s = self.deadline()
+        if first_s is None or first_s > now_s:
+            return []
         due = takewhile(lambda kept: self._due_s(kept) <= now_s, self._kept.values())
-        chunk = next(iter(self.chunks(due)), [])
-        if chunk:
-            self._quiet_until_s = now_s + RESEND_S
+        chunk = self.chunks(due)[0]
+        self._quiet_until_s = now_s + RESEND_S
         return chunk
 
     def chunks(self, results: Iterable[KeptResult]) -> list[list[KeptResult]]:

@@ -123,6 +123,15 @@ class Registry:
         lost = self._lost.get(node)
         return None if lost is None else lost[1]
 
+    def is_due(
+        self, epoch: Epoch, own_state: NodeState, members: Membership, now: Moment
+    ) -> bool:
+        """Return whether `build` would look at the members; asked at each step."""
+        if now.mono_s < self._next_s(CHANGE_S):
+            return False
+        seen = (epoch, members.changes, own_state)
+        return seen != self._seen or now.mono_s >= self._looked_s + CHANGE_S
+
     def build(
         self,
         epoch: Epoch,
@@ -144,12 +153,10 @@ class Registry:
             running: Returns how many attempts a node has.
             now: Both clocks.
         """
-        if now.mono_s < self._next_s(CHANGE_S):
+        if not self.is_due(epoch, own_state, members, now):
             return None
-        seen = (epoch, members.changes, own_state)
-        if seen == self._seen and now.mono_s < self._looked_s + CHANGE_S:
-            return None
-        self._seen, self._looked_s = seen, now.mono_s
+        self._seen = (epoch, members.changes, own_state)
+        self._looked_s = now.mono_s
         own = own_line()
         name = self.name_of(own.id, own.name)
         own = own if name == own.name else replace(own, name=name)
