@@ -65,7 +65,6 @@ from octaskly.ports.output import Piece
 from octaskly.trust import Tokens
 
 STEERED_S = 2.0  #: what an operator says is on disk, and known, so soon
-RETRY_KEY = "retry "  #: begins the key of a repetition; no client's key has a space
 
 
 class AgentGateway:
@@ -187,10 +186,7 @@ class AgentGateway:
         is_strict: bool = False,
     ) -> tuple[list[TaskRecord], int]:
         """Accept all tasks durably, or none."""
-        self._fitness.require_membership()
-        self._require_dispatcher()
-        self._fitness.require_room()
-        return await self._submissions.take(
+        return await self._take(
             Submission(
                 drafts=tuple(drafts),
                 submitter=principal.subject,
@@ -198,6 +194,12 @@ class AgentGateway:
                 is_strict=is_strict,
             )
         )
+
+    async def _take(self, submission: Submission) -> tuple[list[TaskRecord], int]:
+        self._fitness.require_membership()
+        self._require_dispatcher()
+        self._fitness.require_room()
+        return await self._submissions.take(submission)
 
     async def task(self, ref: str) -> TaskRecord:
         """Return one task with outputs."""
@@ -257,11 +259,8 @@ class AgentGateway:
     async def retry(self, ref: str, *, principal: Principal) -> tuple[TaskRecord, int]:
         """Accept a task that repeats an ended one."""
         record = await self.task(ref)
-        records, replicas = await self.submit(
-            [await repetition(record, self._store)],
-            principal=principal,
-            idempotency_key=f"{RETRY_KEY}{record.name}",
-        )
+        repeat = await repetition(record, self._store, principal.subject)
+        records, replicas = await self._take(repeat)
         return records[0], replicas
 
     async def forget(self, older_than_s: int) -> int | None:
@@ -272,11 +271,13 @@ class AgentGateway:
     async def explain(self, ref: str) -> tuple[TaskRecord, Explanation]:
         """Return a task, and why it is where it is."""
         record = about = await self.task(ref)
-        if (place := member_of(record.id)) is not None and not record.attempts:
+        is_waiting = record.state is TaskState.QUEUED and not record.attempts
+        if is_waiting and (place := member_of(record.id)) is not None:
             about = await self.task(place[0])  # It waits with its array.
-        reply = await self.tickets.ask(lambda ticket: ev.ExplainAsked(ticket, about))
+        names = tuple((a.node, self.view.name_of(a.node)) for a in about.attempts)
+        reply = await self.tickets.ask(lambda n: ev.ExplainAsked(n, about, names))
         assert isinstance(reply, Explanation)
-        if about is not record and record.state is TaskState.QUEUED:
+        if about is not record:
             reply = replace(reply, state=TaskState.QUEUED)  # Others of it may run.
         return record, reply
 

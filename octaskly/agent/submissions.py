@@ -40,6 +40,7 @@ class Submission:
     drafts: tuple[ev.Draft, ...]
     submitter: str
     key: str | None
+    is_key_of_all: bool = False  #: whoever brings it means the same tasks
     is_strict: bool  #: rather none than with only one copy
 
 
@@ -274,7 +275,8 @@ class Submissions:
     def _keyed_id(self, asked: Submission, index: int) -> TaskId:
         """Return the id that this key has on both sides of a split."""
         assert asked.key is not None
-        text = "\0".join((self._mesh_id or "", asked.submitter, asked.key, str(index)))
+        whose = "" if asked.is_key_of_all else asked.submitter
+        text = "\0".join((self._mesh_id or "", whose, asked.key, str(index)))
         digest = hashlib.sha256(text.encode()).hexdigest()
         return TaskId(f"task-{int(digest[:16], 16) % 10**12:012d}-{digest[16:24]}")
 

@@ -169,7 +169,7 @@ def _print_commands(text: str, items: Sequence[str]) -> None:
 
 def _repeated(client: Session, ref: str) -> Task:
     full = resolve_ref(client, ref)
-    task = client.asked(calls.retry(full), Task)
+    task = client.asked(calls.retry_array(full), Task)
     if task.status != "queued":
         note(f"{full} was repeated before, as {task.id}")
     return task

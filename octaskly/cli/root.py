@@ -181,10 +181,10 @@ def run(arguments: Sequence[str] | None) -> int:
 
 
 def _open_closed() -> None:
-    """Let what is written to a stream go nowhere that was closed, as by `>&-`."""
-    for name in ("stdout", "stderr"):
+    """Have nothing come from a stream that was closed, as by `<&-`, nor go there."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
         if getattr(sys, name) is None:
-            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115, PTH123
+            setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115, PTH123
 
 
 def print_refusal(error: OSError) -> None:

@@ -97,6 +97,11 @@ def retry(ref: str) -> Call:
     return Call("POST", path_of(TASKS, ref, "retry"))
 
 
+def retry_array(ref: str) -> Call:
+    """Run members that did not succeed once more, as another array."""
+    return Call("POST", path_of(ARRAYS, ref, "retry"))
+
+
 def explain(ref: str) -> Call:
     """Say why a task is where it is."""
     return Call("GET", path_of(TASKS, ref, "explain"))

@@ -124,6 +124,8 @@ class ExplainAsked:
 
     ticket: int
     record: TaskRecord  #: as the store has it
+    names: tuple[tuple[NodeId, str], ...] = ()
+    """Of nodes that had it: the roster lacks those that have left."""
 
 
 @value(frozen=True, slots=True)

@@ -6,7 +6,7 @@ and nothing is changed by that.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from math import ceil
 
 from octaskly.core.arrays import Progress
@@ -47,7 +47,11 @@ class Explaining:
         self._resting = resting
 
     def explain(
-        self, record: TaskRecord, members: Sequence[Member], now: Moment
+        self,
+        record: TaskRecord,
+        members: Sequence[Member],
+        now: Moment,
+        names: Mapping[NodeId, str],
     ) -> Explanation:
         """Return why a task is where it is.
 
@@ -55,9 +59,9 @@ class Explaining:
             record: The task as the store has it; what is in hand is newer.
             members: The roster.
             now: Both clocks.
+            names: Of nodes, also of such that have left.
         """
         task = self._queue.tasks.get(record.id)
-        names = {member.id: member.name for member in members}
         if task is None or (task.phase is Phase.ENDED and task.final is None):
             if record.state is not TaskState.QUEUED and not _has_waiting(record):
                 return Explanation(record.state, _told(record, names))
@@ -82,7 +86,12 @@ class Explaining:
         summary = f"{waiting} of {total} members are queued: {summary}"
         return Explanation(record.state, summary, verdicts)
 
-    def placement(self, record: TaskRecord, members: Sequence[Member]) -> str:
+    def placement(
+        self,
+        record: TaskRecord,
+        members: Sequence[Member],
+        names: Mapping[NodeId, str],
+    ) -> str:
         """Return why a task was given to the node that has or had it; "": none has.
 
         Follows from the rule of the pool and from what nodes have now: the log does not
@@ -98,7 +107,7 @@ class Explaining:
         requires = requires_of(record.spec.options)
         present = {member.id for member in _present(members)} | {node}
         able = {m.id for m in _present(members) if has_all(m, requires or NO_NEEDS)}
-        many, name = len(able | {node}), _name(members, node)
+        many, name = len(able | {node}), names.get(node, node)
         if len(present) == 1:
             return f"{name} is the only node"
         if many == 1:
@@ -194,10 +203,6 @@ class Explaining:
         return Why("turn", f"{most}{tasks} before it in the queue")
 
 
-def _name(members: Sequence[Member], node: NodeId) -> str:
-    return next((member.name for member in members if member.id == node), node)
-
-
 def _withheld(member: Member) -> Iterator[Why]:
     """Yield why a node takes no work, whatever it is."""
     if member.state is NodeState.LOST:
@@ -249,7 +254,7 @@ def _listed(tasks: Sequence[TaskId]) -> str:
     return f"at least one of {', '.join(names[:-1])} and {names[-1]}"
 
 
-def _told(record: TaskRecord, names: dict[NodeId, str]) -> str:
+def _told(record: TaskRecord, names: Mapping[NodeId, str]) -> str:
     """Return where the store says that a task is, or how it ended."""
     attempt, parent = record.chosen, record.broken_parent
     if record.state is TaskState.CANCELLED and parent is not None:

@@ -49,8 +49,9 @@ class Questions:
             roster = self._registry.roster
             members = () if roster is None else roster.members
             explaining = self._dispatch.explaining
-            told = explaining.explain(event.record, members, now)
-            placement = explaining.placement(event.record, members)
+            names = {**dict(event.names), **{m.id: m.name for m in members}}
+            told = explaining.explain(event.record, members, now, names)
+            placement = explaining.placement(event.record, members, names)
             told = replace(told, placement=placement)
             return [Answer(event.ticket, told)]
         if isinstance(event, ForgetAsked):

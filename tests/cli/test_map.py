@@ -193,6 +193,19 @@ def test_what_failed_is_repeated_and_printed(agent: DemoAgent, tmp_path: Path) -
     assert b"all members of the array are completed" in third.stderr
 
 
+def test_only_an_array_has_members_to_repeat(agent: DemoAgent, tmp_path: Path) -> None:
+    """Another task is not run once more because somebody took it for one."""
+    command = f"echo x >> {tmp_path}/runs; exit 3"
+    assert octaskly(agent, "run", command).returncode == 3
+
+    done = octaskly(agent, "map", "--retry-failed", "last")
+
+    assert done.returncode == 3
+    assert b"is a task, no array" in done.stderr
+    assert newest(agent)["command"] == command
+    assert newest(agent)["retry_of"] is None
+
+
 def test_too_many_failures_leave_the_rest_for_later(agent: DemoAgent) -> None:
     """`--retry-failed` then goes on with all that did not succeed."""
     options = ["--max-fails", "0", "--cpus", "1"]

@@ -286,6 +286,23 @@ def test_a_stream_that_is_closed_takes_what_it_gets(
     assert (done.returncode, done.stdout, done.stderr) == (4, out, err)
 
 
+@pytest.mark.parametrize("words", ["run --stdin - -- cat", "submit -", "map cat"])
+def test_nothing_is_read_from_a_stream_that_is_closed(
+    api: Api, environ: dict[str, str], words: str
+) -> None:
+    """As `octaskly run --stdin - ... <&-`: an empty one, and no traceback."""
+    done = subprocess.run(
+        ["/bin/sh", "-c", 'exec "$@" <&-', "sh", *COMMAND, *words.split()],
+        capture_output=True,
+        env=environ,
+        timeout=60,
+        check=False,
+    )
+
+    assert done.returncode == 0
+    assert b"Traceback" not in done.stderr
+
+
 def test_interrupt_before_the_answer_cancels_too(
     api: Api, environ: dict[str, str]
 ) -> None:

@@ -212,6 +212,21 @@ def test_nothing_is_repeated_of_an_array_without_failures(agent: Agent) -> None:
     assert agent.call("POST", f"{ARRAYS}/{task}/retry")[0] == 404
 
 
+def test_a_member_that_was_cancelled_is_explained_as_such(agent: Agent) -> None:
+    """Not with those of its array that wait."""
+    array = submit(agent, "true", array={"range": "0-2"}, requires={"gpus": 1000})
+    assert agent.call("DELETE", f"{TASKS}/{array}.1")[0] == 200
+
+    _, waiting = agent.call("GET", f"{TASKS}/{array}.2/explain")
+    _, cancelled = agent.call("GET", f"{TASKS}/{array}.1/explain")
+
+    assert agent.call("DELETE", f"{ARRAYS}/{array}")[0] == 200
+    assert waiting["status"] == "queued"
+    assert waiting["summary"].startswith("2 of 3 members are queued: ")
+    told = (cancelled["status"], cancelled["summary"])
+    assert told == ("cancelled", "it was cancelled")
+
+
 def test_too_many_failures_end_what_has_not_begun(agent: Agent) -> None:
     """A million members that would all fail cost a few attempts."""
     array = submit(agent, "false", array={"range": "1-1000000", "max_fails": 3})

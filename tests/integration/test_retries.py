@@ -3,12 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import closing
+from http.client import HTTPConnection
 from pathlib import Path
 
 import pytest
 
 from octaskly.core.retry import LOSSES_MAX
-from tests.agents import TASKS, Agent, finished, running, start, submit, until
+from tests.agents import (
+    TASKS,
+    Agent,
+    finished,
+    request,
+    running,
+    start,
+    submit,
+    until,
+)
+
+OTHER = {"subject": "somebody else"}
 
 
 @pytest.fixture(scope="module")
@@ -38,6 +51,23 @@ def test_a_code_that_is_not_named_is_the_end(agent: Agent) -> None:
 
     assert (status, again["retry_of"]) == (201, task)
     assert finished(agent, again["id"])["exit_code"] == 4
+
+
+def test_a_task_is_repeated_once_whoever_asks(agent: Agent) -> None:
+    """The local user of each node is another one, and means the same failure."""
+    task = submit(agent, "exit 4")
+    finished(agent, task)
+    status, minted = agent.call("POST", "/api/v1/tokens", {"role": "client"} | OTHER)
+    assert status == 201
+    address = agent.ready()["api_url"].removeprefix("http://")
+
+    status, first = agent.call("POST", f"{TASKS}/{task}/retry")
+    with closing(HTTPConnection(address)) as connection:
+        path = f"{TASKS}/{task}/retry"
+        other = request(connection, "POST", path, token=minted["token"])
+
+    assert (status, other[0]) == (201, 201)
+    assert other[1]["id"] == first["id"]
 
 
 def test_a_task_that_kills_its_agent_is_stopped_as_poison(tmp_path: Path) -> None:

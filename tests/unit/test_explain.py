@@ -44,7 +44,8 @@ def explained(
         tasks = mesh.dispatch._queue.tasks.values()
         what = next(task.spec for task in tasks if task.spec.command == what)
     record = TaskRecord(id=what.id, spec=what) if isinstance(what, TaskSpec) else what
-    return mesh.dispatch.explaining.explain(record, members, moment(at))
+    names = {line.id: line.name for line in members}
+    return mesh.dispatch.explaining.explain(record, members, moment(at), names)
 
 
 def reasons(told: Explanation) -> list[tuple[str, str]]:
@@ -305,8 +306,9 @@ def test_why_a_task_was_placed_there_follows_from_who_else_could_have_it(
 
     explaining = Mesh(*nodes).dispatch.explaining
 
-    assert explaining.placement(record, members) == text
-    assert explaining.placement(waiting, members) == ""
+    names = {line.id: line.name for line in members}
+    assert explaining.placement(record, members, names) == text
+    assert explaining.placement(waiting, members, names) == ""
 
 
 def test_what_stands_still_on_a_paused_node_is_told() -> None:
@@ -334,6 +336,22 @@ def test_of_an_array_the_members_that_wait_are_explained() -> None:
     )
     assert explained(Mesh(B), last, member(B)) == Explanation(
         TaskState.RUNNING, "it runs"
+    )
+
+
+def test_a_node_that_has_left_is_called_by_its_name() -> None:
+    """The roster has it no more."""
+    ended = Attempt(id=attempt(), node=B.id, state=AttemptState.OK, outcome=outcome())
+    record = TaskRecord(id=spec().id, spec=spec(), attempts=(ended,))
+    explaining, names = Mesh(A).dispatch.explaining, {B.id: "ben"}
+
+    told = explaining.explain(record, [member(A)], moment(), names)
+
+    assert told.summary == "it completed on ben"
+    placement = explaining.placement(record, [member(A)], names)
+    assert (
+        placement
+        == "of 2 nodes, ben had the least work for its slots when the turn came"
     )
 
 
