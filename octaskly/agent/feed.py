@@ -11,6 +11,7 @@ import asyncio
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import replace
 
 from octaskly.agent.view import MeshView
 from octaskly.core.effects import Publish
@@ -26,6 +27,7 @@ from octaskly.core.timeline import (
     Place,
     array_news,
     array_of,
+    end_of,
     news_of,
     resumed,
 )
@@ -202,12 +204,34 @@ def _told(part: History, cursor: Cursor) -> list[tuple[_Origin, News]]:
             about.append(array_news(entry, array))
         told = [each for each in about if each is not None]
         for each in told:
+            if each.state.is_final or not record.state.is_final:
+                cursor.owed.pop(each.record.id, None)
+            else:
+                cursor.owed[record.id] = end_of(record, each.at_ms)
             # Only behind all that one entry says a client may go on.
             place = cursor.place if can_resume and each is told[-1] else None
             found.append(((entry.stream, entry.seq), News(each, place)))
     for stream, seq in part.reached:
         cursor.skip(stream, seq)
+    if cursor.owed and not part.has_more:
+        _tell_owed(found, cursor)
     return found
+
+
+def _tell_owed(found: list[tuple[_Origin, News]], cursor: Cursor) -> None:
+    """Add how tasks ended of which something else was told last.
+
+    Who has the place of the latest news must have heard these, too.
+    """
+    origin, place = None, None
+    if found:
+        origin, latest = found.pop()
+        place = latest.place
+        found.append((origin, replace(latest, place=None)))
+    *others, last = cursor.owed.values()
+    found += [(origin, News(end)) for end in others]
+    found.append((origin, News(last, place)))
+    cursor.owed.clear()
 
 
 def _by_id(members: Iterable[Member]) -> dict[NodeId, Member]:

@@ -95,6 +95,11 @@ class Cursor:
     ) -> None:
         self.hlc = hlc
         self.vector: Vector = dict(vector)
+        self.owed: dict[TaskId, TaskNews] = {}
+        """Ends of tasks of which something else was told last.
+
+        The other half of a split may have gone on with a task that had ended here.
+        """
         self._stream = stream
         self._digest: str | None = None
 

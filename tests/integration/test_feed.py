@@ -16,6 +16,7 @@ from octaskly.core.effects import Publish
 from octaskly.core.facts import CancelAsked, Entry, Fact, Finished
 from octaskly.core.messages import Member, Roster
 from octaskly.core.model import (
+    AttemptState,
     Epoch,
     NodeId,
     NodeState,
@@ -214,6 +215,40 @@ async def test_entries_that_come_late_are_told_to_all(bench: Bench) -> None:
     async with bench.feed.listen(place_of(after)) as listening:
         await bench.add(kit.finished(1))
         assert shown(await until(listening, 1)) == [(ONE, C)]
+
+
+async def test_how_a_task_ended_is_told_last(bench: Bench) -> None:
+    """The other half of a split lost a worker that had ended it, as that half knew."""
+    await bench.add(kit.assigned(1, 2), kit.finished(1, 2))
+    lost = kit.finished(1, 1, state=AttemptState.RELEASED)
+    async with bench.feed.listen(None) as listening:
+        (start,) = await listening.more()
+        await bench.add(lost)
+        queued, ended = await until(listening, 2)
+    assert shown([queued, ended]) == [(ONE, Q), (ONE, C)]
+    assert queued.place is None
+    await bench.add(kit.submitted(2))
+
+    async with bench.feed.listen(place_of(ended)) as listening:
+        assert shown(await until(listening, 1)) == [(TWO, Q)]
+    async with bench.feed.listen(place_of(start)) as listening:
+        assert shown(await until(listening, 3)) == [(ONE, Q), (TWO, Q), (ONE, C)]
+
+
+async def test_a_long_past_ends_with_how_tasks_ended(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is told behind all that is known, however many parts that is read in."""
+    async with bench.feed.listen(None) as listening:
+        (start,) = await listening.more()
+    monkeypatch.setattr(feeds, "PART_MAX", 2)
+    await bench.add(kit.finished(1, 2), kit.finished(1, 1, state=AttemptState.RELEASED))
+    await bench.add(kit.finished(1, 3, state=AttemptState.FAILED))
+
+    async with bench.feed.listen(place_of(start)) as listening:
+        told = await until(listening, 3)
+
+    assert shown(told) == [(ONE, C), (ONE, Q), (ONE, C)]
 
 
 async def test_the_log_is_read_once_for_all(bench: Bench) -> None:
