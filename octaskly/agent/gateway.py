@@ -266,7 +266,8 @@ class AgentGateway:
     async def forget(self, older_than_s: int) -> int | None:
         """Forget what ended so long ago, on all nodes."""
         self._require_dispatcher()
-        return await forget(self.tickets, older_than_s, self._require_dispatcher)
+        here = self._require_dispatcher
+        return await forget(self.tickets, self._store, older_than_s, here)
 
     async def explain(self, ref: str) -> tuple[TaskRecord, Explanation]:
         """Return a task, and why it is where it is."""

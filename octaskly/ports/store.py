@@ -184,6 +184,9 @@ class Log(Past, Protocol):
         That is for a moment only, and nothing is durable then.
         """
 
+    async def purged(self) -> None:
+        """Wait until nothing that was forgotten is shown any more."""
+
     async def load(self, after_ord: int, limit: int, shape: int = 0) -> Loaded:
         """Read queued tasks of one shape with `ord > after_ord`, in order."""
 

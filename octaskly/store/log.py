@@ -120,6 +120,11 @@ class Store:
         """A count that grows whenever `to_notify` may find more."""
         return 0 if self._writer is None else self._writer.ends_to_tell
 
+    async def purged(self) -> None:
+        """Wait until nothing that was forgotten is shown any more."""
+        if self._writer is not None:
+            await self._writer.purged()
+
     def is_room(self, needed_bytes: int = 0) -> bool:
         """Return whether new work can be kept: the disk has room and takes writes."""
         writer = self._writer

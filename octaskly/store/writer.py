@@ -88,6 +88,7 @@ class Writer:
         self._is_owed = False  #: meanwhile the thread was not woken
         self._gate: threading.Lock | None = None  #: for who has given way
         self._is_closing = False
+        self._has_purged = asyncio.Event()
         self._failure: str | None = None
         self._clock = clock
         self.commit_s = Tally(COMMIT_BOUNDS_S)
@@ -265,6 +266,12 @@ class Writer:
                 self._loop.call_soon_threadsafe(self._on_commit, numbers[-1])
         return True
 
+    async def purged(self) -> None:
+        """Wait until nothing void is left, as of some commit."""
+        while not self._tables.is_clean:
+            self._has_purged.clear()
+            await self._has_purged.wait()
+
     def _keep_pace(self, added: int) -> None:
         """Purge a little, and more where much was added: what is void never piles up.
 
@@ -276,14 +283,18 @@ class Writer:
 
     def _tidy(self) -> bool:
         """Purge a little in a commit of its own; return whether there is more to do."""
-        if self._tables.is_clean or self._failure is not None:
+        if self._failure is not None or self._tables.is_clean:
             return False
         try:
             self._transact(self._tables.purge)
         except (sqlite3.Error, OSError):
             self._tables.forget()
             return False  # It is tried again behind the next commit.
-        return not self._tables.is_clean
+        is_over = bool(self._tables.is_clean)
+        if is_over:
+            with suppress(RuntimeError):  # The loop has ended before the store.
+                self._loop.call_soon_threadsafe(self._has_purged.set)
+        return not is_over
 
     def _shorten(self) -> bool:
         """Give some of the file back; return whether there is more to give."""

@@ -43,6 +43,24 @@ def test_ended_tasks_go_and_those_that_run_or_wait_stay(agent: Agent) -> None:
     assert last["status"] == "completed"
 
 
+def test_what_was_forgotten_is_shown_no_more(agent: Agent) -> None:
+    """However much it is: rows go one step after the other, behind the decision."""
+    first = {"id": "first", "command": "true", "requires": {"gpus": 1000}}
+    others = [{"command": "true", "after": ["first"]}] * 3000
+    status, made = agent.call("POST", TASKS, [first, *others])
+    assert status == 201
+    assert agent.call("DELETE", f"{TASKS}/first")[0] == 200
+    for task in made:
+        agent.call("GET", f"{TASKS}/{task['id']}?wait=30")
+
+    status, body = agent.call("POST", "/api/v1/forget", {"older_than_s": 0})
+    shown = agent.call("GET", f"{TASKS}/{made[-1]['id']}")[0]
+    _, page = agent.call("GET", TASKS)
+
+    assert (status, shown, page["total"]) == (200, 404, 0)
+    assert body["forgotten"] >= len(made)
+
+
 def test_what_ended_lately_stays_where_an_age_is_given(agent: Agent) -> None:
     """The same age as by itself, but now."""
     task = run(agent, "true", wait=True)
