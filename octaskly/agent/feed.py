@@ -1,15 +1,15 @@
 """What happens to tasks and nodes, for those who listen.
 
-Read from the log on disk, so nothing is told before it is durable; the first listener
-that has nothing to tell its client reads for all. While nobody listens nothing is done
-here.
+Read from the log on disk, and told once a standby has it, too, as answers are: so that
+no failover takes back what was told. The first listener that has nothing to tell its
+client reads for all. While nobody listens nothing is done here.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
 
@@ -44,14 +44,26 @@ _Origin = tuple[StreamId, int] | None
 
 
 class Feed:
-    """Reads the log once for all listeners."""
+    """Reads the log once for all listeners.
+
+    Args:
+        store: Where the log is.
+        view: Who is in the mesh.
+        stream: Returns what this node writes as dispatcher.
+        when_safe: Waits until what is on this disk is as safe as an accepted task.
+    """
 
     def __init__(
-        self, store: Log, view: MeshView, stream: Callable[[], StreamId | None]
+        self,
+        store: Log,
+        view: MeshView,
+        stream: Callable[[], StreamId | None],
+        when_safe: Callable[[], Awaitable[object]],
     ) -> None:
         self._store = store
         self._view = view
         self._stream = stream
+        self._when_safe = when_safe
         self._listeners = 0
         self._cursor: Cursor | None = None
         self._kept: deque[tuple[_Origin, News]] = deque()
@@ -134,6 +146,7 @@ class Feed:
         async with self._reading:
             part = await self._store.history(cursor.vector, PART_MAX)
             if part.items:
+                await self._when_safe()
                 await asyncio.sleep(_REST_S)
         return _told(part, cursor), part.has_more
 

@@ -113,7 +113,9 @@ class AgentGateway:
         self.view = MeshView(node_id, names)
         self.course = History(store, self.view, clock)
         self.history = self.course.points
-        self.feed = Feed(store, self.view, lambda: node.stream)
+        self.feed = Feed(
+            store, self.view, lambda: node.stream, self._submissions.when_safe
+        )
         self.listen, self.lately = self.feed.listen, self.feed.lately
         self.ended = store.ended
 

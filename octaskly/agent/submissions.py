@@ -136,6 +136,16 @@ class Submissions:
             _, replicas = await self._accept(replace(asked, drafts=()))
             return known, replicas
 
+    async def when_safe(self) -> None:
+        """Wait until what is on this disk is as safe as an accepted task.
+
+        Raises:
+            NotDispatcher: this node is not dispatcher any more.
+        """
+        await self._accept(
+            Submission(drafts=(), submitter="", key=None, is_strict=False)
+        )
+
     @asynccontextmanager
     async def _alone_with(
         self, drafts: Sequence[ev.Draft], chosen: Sequence[TaskId]

@@ -59,7 +59,10 @@ class Bench:
         self.view = MeshView(EPOCH.node, {})
         self.stream: StreamId | None = kit.STREAM
         self.view.published(Publish(EPOCH, EPOCH.node, is_serving=True, roster=None))
-        self.feed = Feed(self.store, self.view, lambda: self.stream)
+        self.is_asked = asyncio.Event()  #: whether a standby has it,
+        self.is_safe = asyncio.Event()  #: as it has
+        self.is_safe.set()
+        self.feed = Feed(self.store, self.view, lambda: self.stream, self._when_safe)
         self.seqs: dict[StreamId, int] = {}
         self._number = self._told = self._hlc = 0
         self._changed = asyncio.Event()
@@ -87,6 +90,10 @@ class Bench:
         news = Publish(EPOCH, EPOCH.node, is_serving=True, roster=roster)
         self.view.published(news)
         self.feed.published(news)
+
+    async def _when_safe(self) -> None:
+        self.is_asked.set()
+        await self.is_safe.wait()
 
     def _hear(self, number: int) -> None:
         self._told = number
@@ -149,6 +156,33 @@ async def test_a_listener_hears_what_happens_from_now_on(bench: Bench) -> None:
         await bench.add(kit.finished(1), kit.submitted(2))
 
         assert shown(await until(listening, 3)) == [(ONE, R), (ONE, C), (TWO, Q)]
+
+
+async def test_nothing_is_told_before_a_standby_has_it(bench: Bench) -> None:
+    """A failover would take it back."""
+    async with bench.feed.listen(None) as listening, asyncio.TaskGroup() as group:
+        bench.is_safe.clear()
+        await bench.add(kit.assigned(1))
+        told = group.create_task(until(listening, 1))
+        await bench.is_asked.wait()
+        assert not told.done()
+
+        bench.is_safe.set()
+
+    assert shown(told.result()) == [(ONE, R)]
+
+
+async def test_what_was_not_told_comes_to_the_next_who_asks(bench: Bench) -> None:
+    """Whoever read it for all has gone while it waited for a standby."""
+    async with bench.feed.listen(None) as gone, bench.feed.listen(None) as listening:
+        bench.is_safe.clear()
+        await bench.add(kit.assigned(1))
+        reading = asyncio.ensure_future(until(gone, 1))
+        await bench.is_asked.wait()
+        reading.cancel()
+        bench.is_safe.set()
+
+        assert shown(await until(listening, 1)) == [(ONE, R)]
 
 
 async def test_a_place_is_given_at_once(bench: Bench) -> None:
