@@ -17,7 +17,7 @@ class Fitness:
     """What is asked of the parts that know it, at each request."""
 
     failure: Callable[[], str | None]  #: why the log cannot be written
-    is_room: Callable[[], bool]
+    is_room: Callable[[], bool]  #: and whether it can
     left: Callable[[], str | None] = _never
     """Why this node is in the mesh no more, and how it comes back."""
 
@@ -32,10 +32,11 @@ class Fitness:
 
     def require_room(self) -> None:
         """Raise StoreFull where the log of a dispatcher cannot be written."""
+        if self.is_room():
+            return
         if failure := self.failure():
             raise StoreFull("the dispatcher cannot write its log", hint=failure)
-        if not self.is_room():
-            raise StoreFull(
-                "the disk of the dispatcher has no room for the log",
-                hint="free some space there; running tasks are not affected",
-            )
+        raise StoreFull(
+            "the disk of the dispatcher has no room for the log",
+            hint="free some space there; running tasks are not affected",
+        )
