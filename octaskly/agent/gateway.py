@@ -108,6 +108,7 @@ class AgentGateway:
             clock=clock,
             tickets=self.tickets,
             find=self._finder.task,
+            stream=lambda: node.stream,
             queue_max=queue_max,
         )
         self.view = MeshView(node_id, names)

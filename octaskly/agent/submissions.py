@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections.abc import AsyncIterator, Collection, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Iterable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 
@@ -21,7 +21,7 @@ from octaskly.core import events as ev
 from octaskly.core.acceptance import is_asked_by, logged_id
 from octaskly.core.arrays import called_as_member
 from octaskly.core.merge import TaskRecord
-from octaskly.core.model import TaskId, TaskState
+from octaskly.core.model import StreamId, TaskId, TaskState
 from octaskly.core.options import ArraySpec
 from octaskly.errors import NoNodeFits, QueueFull, QueueTooSmall, TaskExists
 from octaskly.ports import Log
@@ -97,6 +97,7 @@ class Submissions:
         clock: SystemClock,
         tickets: Tickets,
         find: Find,
+        stream: Callable[[], StreamId | None],
         queue_max: int,
     ) -> None:
         self._mesh_id = mesh_id
@@ -104,6 +105,7 @@ class Submissions:
         self._clock = clock
         self._tickets = tickets
         self._find = find
+        self._stream = stream
         self._room = QueueRoom(store, clock, queue_max)
         self._claims: dict[TaskId, asyncio.Event] = {}
 
@@ -127,14 +129,15 @@ class Submissions:
             return await self._accept(asked)
         async with self._alone_with(asked.drafts, chosen):
             known = await self._known(asked.drafts, chosen, after)
-            if known is None:
-                await self._require_no_members(asked.drafts)
-                await self._require_free_members(asked.drafts)
-                return await self._accept(asked)
+            missing = tuple(d for d in asked.drafts if d.id not in known)
+            await self._require_no_members(missing)
+            await self._require_free_members(missing)
             # As safe as a new one would be: this disk may be the only one as yet that
             # has what another dispatcher accepted. No tasks wait for all before them.
-            _, replicas = await self._accept(replace(asked, drafts=()))
-            return known, replicas
+            fresh, replicas = await self._accept(replace(asked, drafts=missing))
+            more = iter(fresh)
+            held = (draft.id and known.get(draft.id) for draft in asked.drafts)
+            return [record or next(more) for record in held], replicas
 
     async def when_safe(self) -> None:
         """Wait until what is on this disk is as safe as an accepted task.
@@ -228,23 +231,30 @@ class Submissions:
         drafts: Sequence[ev.Draft],
         chosen: Sequence[TaskId],
         after: TaskId | None,
-    ) -> list[TaskRecord] | None:
-        """Return the tasks of a repeated request; None if the ids are all free.
+    ) -> dict[TaskId, TaskRecord]:
+        """Return the tasks of a repeated request, by chosen id; none if all are free.
 
         `after` is the id that the key would give to one task more: where it is taken,
         the first request with this key was a longer one.
+
+        A dispatcher that was lost in the midst of sending a large batch to a standby
+        has acknowledged nothing of it. It may have left some, to be completed.
         """
         if len(set(chosen)) < len(chosen):
             raise TaskExists("Duplicate task ID", field="id", hint="ids repeat")
         taken = await self._store.tasks([*chosen, *([after] if after else [])])
         busy = next((task for task in chosen if task in taken), None)
         if busy is None:
-            return None
-        same = [_same(draft, taken.get(draft.id or "", ())) for draft in drafts]
-        records = [record for record in same if record is not None]
-        is_repeat = (
-            after is not None and after not in taken and len(records) == len(drafts)
-        )
+            return {}
+        records = {
+            draft.id: record
+            for draft in drafts
+            if draft.id and (record := _same(draft, taken.get(draft.id, ())))
+        }
+        is_repeat = after is not None and taken.keys() == records.keys()
+        if is_repeat and len(records) < len(drafts):
+            streams = await self._store.streams_of([r.id for r in records.values()])
+            is_repeat = self._stream() not in streams
         if not is_repeat:
             raise TaskExists(
                 "Duplicate task ID",

@@ -213,6 +213,9 @@ class Log(Past, Protocol):
     async def tasks(self, names: Sequence[str]) -> dict[str, tuple[TaskRecord, ...]]:
         """Read the tasks with these names, in the order of places, without outputs."""
 
+    async def streams_of(self, ids: Sequence[TaskId]) -> frozenset[StreamId]:
+        """Read in which streams these tasks were accepted."""
+
     async def resolve(self, sequence: int) -> tuple[str, ...]:
         """Return the names of tasks that have this sequence number (at most 2)."""
 

@@ -265,6 +265,10 @@ class Store:
         """Read the tasks with these names, without outputs."""
         return await self._read(lambda db: reader.tasks(db, names))
 
+    async def streams_of(self, ids: Sequence[TaskId]) -> frozenset[StreamId]:
+        """Read in which streams these tasks were accepted."""
+        return await self._read(lambda db: reader.streams_of(db, ids))
+
     async def resolve(self, sequence: int) -> tuple[str, ...]:
         """Return the names of tasks that have this sequence number (at most 2)."""
         return await self._read(lambda db: reader.resolve(db, sequence))

@@ -94,6 +94,19 @@ def tasks(
     }
 
 
+def streams_of(db: sqlite3.Connection, ids: Sequence[TaskId]) -> frozenset[StreamId]:
+    """Return in which streams these tasks were accepted."""
+    return frozenset(
+        StreamId(stream)
+        for some in rows.chunks(ids)
+        for (stream,) in db.execute(
+            "SELECT DISTINCT stream FROM tasks WHERE id IN"  # noqa: S608
+            f" ({rows.marks(len(some))})",
+            some,
+        )
+    )
+
+
 def resolve(db: sqlite3.Connection, sequence: int) -> tuple[str, ...]:
     """Return at most two names of tasks with this number."""
     if not 0 <= sequence < rows.DERIVED:

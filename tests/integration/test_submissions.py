@@ -16,7 +16,7 @@ from octaskly.core.acceptance import PRIORITY_BAND, logged_id
 from octaskly.core.effects import Accepted
 from octaskly.core.events import Draft, Event, TasksSubmitted
 from octaskly.core.facts import PRIORITY_SHIFT
-from octaskly.core.model import TaskId
+from octaskly.core.model import StreamId, TaskId, TaskSpec
 from octaskly.core.options import ArraySpec, TaskOptions
 from octaskly.errors import QueueTooSmall, TaskExists
 from octaskly.store import Store
@@ -73,7 +73,11 @@ def submissions(
         for draft in event.drafts:
             assert keep is not None
             await keep(draft)
-        tickets.answered(event.ticket, Accepted((), 2))
+        specs = [
+            TaskSpec(id=logged_id(draft, "ana") or TaskId(""), command=draft.command)
+            for draft in event.drafts
+        ]
+        tickets.answered(event.ticket, Accepted(tuple(specs), 2))
 
     def post(event: Event) -> None:
         assert isinstance(event, TasksSubmitted)
@@ -88,6 +92,7 @@ def submissions(
         clock=SystemClock(),
         tickets=tickets,
         find=finder.task,
+        stream=lambda: kit.OTHER,
         queue_max=19,
     )
 
@@ -151,6 +156,71 @@ async def test_other_names_with_a_dot_are_free(store: Store, name: str) -> None:
 
     with pytest.raises(AssertionError):  # The core is asked, and accepts nothing here.
         await submissions(store).take(wish)
+
+
+BATCH = tuple(Draft(command=command) for command in ("one", "two", "three"))
+
+
+def keyed(*drafts: Draft) -> Submission:
+    """Return a request with a key."""
+    return Submission(drafts=drafts, submitter="ana", key="batch", is_strict=False)
+
+
+async def leave_two(store: Store, told: Told, stream: StreamId) -> None:
+    """Have the first two tasks of the batch in a stream, and not the third."""
+    drafts = await submissions(store)._keyed(keyed(*BATCH))
+    facts = [
+        kit.submitted(
+            number,
+            id=logged_id(draft, "ana"),
+            command=draft.command,
+            timeout_s=draft.timeout_s,
+            submitter="ana",
+            ord=(PRIORITY_BAND << PRIORITY_SHIFT) | number,
+        )
+        for number, draft in enumerate(drafts[:2], 5)
+    ]
+    after = 4 if stream == kit.STREAM else 0
+    store.append(2, kit.entries(facts, stream=stream, after=after))
+    await told.get()
+
+
+async def test_a_batch_of_which_a_lost_dispatcher_left_a_part_is_completed(
+    store: Store, told: Told
+) -> None:
+    """It died while it sent the batch, which was too much for one message."""
+    await leave_two(store, told, kit.STREAM)
+    brought = []
+
+    async def keep(draft: Draft) -> None:
+        brought.append(draft.command)
+
+    records, replicas = await submissions(store, keep).take(keyed(*BATCH))
+
+    assert brought == ["three"]
+    assert [r.spec.command for r in records if r.spec] == ["one", "two", "three"]
+    assert len({record.name for record in records}) == len(BATCH)
+    assert replicas == 2
+
+
+@pytest.mark.parametrize(
+    ("stream", "drafts"),
+    [
+        (kit.OTHER, BATCH),
+        (kit.STREAM, (BATCH[0], BATCH[2], BATCH[2])),
+        (kit.STREAM, BATCH[:1]),
+    ],
+)
+async def test_another_batch_with_the_same_key_completes_none(
+    store: Store, told: Told, stream: StreamId, drafts: tuple[Draft, ...]
+) -> None:
+    """What this very dispatcher accepted is whole, so more tasks are another batch."""
+    await leave_two(store, told, stream)
+
+    with pytest.raises(TaskExists) as refused:
+        await submissions(store).take(keyed(*drafts))
+
+    assert refused.value.field == "Idempotency-Key"
 
 
 def named(name: str, options: TaskOptions | None = None) -> Submission:
