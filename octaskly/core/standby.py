@@ -1,10 +1,15 @@
 """This node as standby: it keeps what the dispatcher appends, and says when it does.
 
 An acknowledgement leaves only when everything up to it is on this node's disk: also
-what was pulled before the dispatcher began to stream.
+what was pulled before the dispatcher began to stream. What is too much for one message
+is kept when all of it is here: else a dispatcher that dies leaves a part of a batch,
+which its successor would run.
 """
 
 from __future__ import annotations
+
+from dataclasses import replace
+from typing import Final
 
 from octaskly.core.effects import Effect, Send
 from octaskly.core.exchange import Exchange
@@ -12,6 +17,9 @@ from octaskly.core.journal import Journal
 from octaskly.core.messages import Repl, ReplOk
 from octaskly.core.model import NO_EPOCH, Epoch, Moment, NodeId, Vector
 from octaskly.core.succession import covers
+
+PARTS_MAX: Final = 64
+"""So many parts of an append are held; a dispatcher sends no more than 16 MiB so."""
 
 
 class Standby:
@@ -24,6 +32,7 @@ class Standby:
         """The last reign that this node kept level with."""
         self._received = 0  #: number of the last `Repl`, so that acks are not repeated
         self._streaming: Epoch = NO_EPOCH  #: the reign of the last `Repl`
+        self._parts: list[Repl] = []  #: what came of an append whose end is missing
         self._due: Vector = {}
         """What was streamed beyond a gap: until it is here, no append is complete."""
 
@@ -38,10 +47,15 @@ class Standby:
         before it is here.
         """
         if message.epoch >= self._streaming:
-            self._holds(message)
+            self._holds(self._whole(message))
 
     def on_repl(self, peer: NodeId, message: Repl, now: Moment) -> list[Effect]:
         """Keep what the dispatcher of this node's epoch appends."""
+        if not message.number and len(self._parts) < PARTS_MAX:
+            self._parts = [*self._begun(message), message]
+            self._exchange.forget(peer)
+            return []
+        message = self._whole(message)
         append = self._journal.absorb(message.entries, message.epochs)
         effects: list[Effect] = [] if append is None else [append]
         if not self._holds(message):
@@ -61,6 +75,19 @@ class Standby:
             return [Send(peer, (ok,))]
 
         return effects + self._journal.when_durable(durable, now)
+
+    def _whole(self, last: Repl) -> Repl:
+        """Return a message with the parts that came before it."""
+        parts, self._parts = [*self._begun(last), last], []
+        if len(parts) == 1:
+            return last
+        entries = tuple(entry for part in parts for entry in part.entries)
+        epochs = dict.fromkeys(pair for part in parts for pair in part.epochs)
+        return replace(last, entries=entries, epochs=tuple(epochs))
+
+    def _begun(self, message: Repl) -> list[Repl]:
+        """Return what came before of the same append; of other reigns it is void."""
+        return [part for part in self._parts if part.epoch == message.epoch]
 
     def _holds(self, message: Repl) -> bool:
         """Return whether this and all before it in this reign is with the writer."""

@@ -9,7 +9,7 @@ from octaskly.core.facts import CancelAsked, Entry
 from octaskly.core.journal import Journal
 from octaskly.core.messages import Entries, Pull, Repl, ReplOk
 from octaskly.core.model import Epoch, NodeId, StreamId, TaskId
-from octaskly.core.standby import Standby
+from octaskly.core.standby import PARTS_MAX, Standby
 from tests.builders import epoch, moment, node_id
 
 A, C = node_id("a"), node_id("c")
@@ -111,6 +111,62 @@ def test_a_part_of_an_append_is_not_acknowledged() -> None:
     world.repl(7, entry(2))
 
     assert world.commit() == [ok(7)]
+
+
+def test_an_append_is_kept_once_all_its_parts_are_here() -> None:
+    """Half a batch must not be run by who succeeds a dispatcher that has died."""
+    world = World()
+
+    assert world.repl(0, entry(1)) == []
+    assert world.journal.vector == {}
+    assert world.repl(7, entry(2)) == [
+        Append(1, (entry(1), entry(2)), ((OWN, epoch()),))
+    ]
+
+
+def test_parts_of_one_reign_are_no_matter_of_the_next() -> None:
+    """Nobody will send the rest: what is missing comes by PULL, if anybody has it."""
+    world = World()
+    world.repl(0, entry(1))
+
+    assert world.repl(1, entry(1, OTHER), of=epoch(2, "c"), peer=C) == [
+        Append(1, (entry(1, OTHER),), ((OWN, epoch(2, "c")),))
+    ]
+
+
+def test_of_an_append_whose_middle_was_missed_nothing_is_kept() -> None:
+    """The node left its dispatcher for a moment, and asks for all of it."""
+    world = World()
+    world.repl(0, entry(1))
+    world.standby.miss(Repl(epoch(), 0, (entry(2),), ((OWN, epoch()),)))
+
+    effects = world.repl(7, entry(3))
+
+    assert pulls(effects) == [Pull(())]
+    assert world.journal.vector == {}
+
+
+def test_parts_come_anew_after_a_link_has_broken() -> None:
+    """The dispatcher begins again with what this node does not hold."""
+    world = World()
+    world.repl(0, entry(1))
+    world.repl(0, entry(1))
+    world.repl(7, entry(2))
+
+    assert world.journal.vector == {OWN: 2}
+    assert world.commit() == [ok(7)]
+
+
+def test_a_node_that_is_sent_parts_without_end_keeps_them() -> None:
+    """Rather than hold all of them in memory."""
+    world = World()
+    for seq in range(1, PARTS_MAX + 1):
+        world.repl(0, entry(seq))
+
+    world.repl(0, entry(PARTS_MAX + 1))
+
+    assert world.journal.vector == {OWN: PARTS_MAX + 1}
+    assert world.commit() == []
 
 
 def test_beyond_a_gap_nothing_is_acknowledged_and_the_rest_is_asked_for() -> None:
