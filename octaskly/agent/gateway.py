@@ -19,6 +19,7 @@ from octaskly.agent.finding import Finder
 from octaskly.agent.fitness import Fitness
 from octaskly.agent.forgetting import forget
 from octaskly.agent.history import History
+from octaskly.agent.outputs import Outputs
 from octaskly.agent.records import Records
 from octaskly.agent.repeats import repetition
 from octaskly.agent.submissions import Submission, Submissions
@@ -35,16 +36,15 @@ from octaskly.core.model import (
     LoadSample,
     NodeId,
     Steering,
+    StreamId,
     TaskId,
     TaskState,
 )
 from octaskly.core.node import Node
 from octaskly.core.verdicts import Explanation
 from octaskly.errors import (
-    NodeNotFound,
     NoDispatcher,
     NotDispatcher,
-    OutputNotFound,
     PermissionDenied,
     StoreFull,
     TaskNotCancellable,
@@ -56,7 +56,6 @@ from octaskly.ports import (
     Log,
     MeshState,
     MeshStats,
-    OutputPlace,
     Principal,
     TaskPage,
     TaskQuery,
@@ -92,7 +91,6 @@ class AgentGateway:
         self._mesh_id = mesh_id
         self._store = store
         self._clock = clock
-        self._captured, self._pieces = captured, pieces
         self._sample = sample
         self._fitness = fitness
         self._started_s = clock.now().mono_s
@@ -108,17 +106,18 @@ class AgentGateway:
             clock=clock,
             tickets=self.tickets,
             find=self._finder.task,
-            stream=lambda: node.stream,
+            stream=self._stream,
             queue_max=queue_max,
         )
         self.view = MeshView(node_id, names)
         self.course = History(store, self.view, clock)
         self.history = self.course.points
-        self.feed = Feed(
-            store, self.view, lambda: node.stream, self._submissions.when_safe
-        )
+        self.feed = Feed(store, self.view, self._stream, self._submissions.when_safe)
         self.listen, self.lately = self.feed.listen, self.feed.lately
         self.ended = store.ended
+        self.outputs = Outputs(self.task, self.view, node_id, captured)
+        self.output, self.local_output = self.outputs.place, self.outputs.local
+        self.pieces = pieces
 
     def close(self) -> None:
         """Fail every request that still waits for the core."""
@@ -285,52 +284,6 @@ class AgentGateway:
             reply = replace(reply, state=TaskState.QUEUED)  # Others of it may run.
         return record, reply
 
-    # --- outputs -------------------------------------------------------------------
-
-    async def output(self, ref: str, path: str) -> OutputPlace:
-        """Return where a declared output lies."""
-        record = await self.task(ref)
-        attempt = record.chosen
-        outputs = attempt.outcome.outputs if attempt and attempt.outcome else ()
-        size = next((o.size_bytes for o in outputs if o.path == path), None)
-        if attempt is None or size is None:
-            raise OutputNotFound(
-                "Output not found",
-                field="path",
-                hint="only declared outputs that existed at the end are kept",
-            )
-        local = None
-        if attempt.node == self._node_id:
-            local = self._captured(record.id, attempt.id, path)
-        urls = () if local else self.view.lan_urls(attempt.node)
-        if local is None and not urls:
-            name = self.view.name_of(attempt.node)
-            raise NodeNotFound(f"node {name}, which has this output, is gone")
-        return OutputPlace(
-            node=attempt.node,
-            task=record.id,
-            attempt=attempt.id,
-            path=path,
-            size_bytes=size,
-            local=local,
-            lan_urls=urls,
-        )
-
-    def local_output(self, task: str, attempt: AttemptId, path: str) -> Path:
-        """Return the file of an output that this node captured."""
-        return self._captured(TaskId(task), attempt, path)
-
-    def pieces(
-        self,
-        task: TaskId,
-        attempt: AttemptId,
-        starts: tuple[int | None, int | None],
-        *,
-        follow: bool,
-    ) -> AsyncIterator[Piece]:
-        """Return the output of an attempt that runs or ran here."""
-        return self._pieces(task, attempt, starts, follow=follow)
-
     # --- this node -----------------------------------------------------------------
 
     async def steer(self, steering: Steering, *, principal: Principal) -> Member:
@@ -396,6 +349,10 @@ class AgentGateway:
         return self._sample()
 
     # --- inside --------------------------------------------------------------------
+
+    def _stream(self) -> StreamId | None:
+        """Return what this node writes as dispatcher."""
+        return self._node.stream
 
     def _require_dispatcher(self) -> None:
         if not self.view.is_serving:
