@@ -9,12 +9,12 @@ from __future__ import annotations
 
 from octaskly.core.acceptance import Acceptance
 from octaskly.core.adoption import Adoption
+from octaskly.core.cancelling import Cancelling
 from octaskly.core.clerk import Clerk
 from octaskly.core.effects import (
     Accepted,
     Announce,
     Answer,
-    CancelDone,
     Effect,
     Hopeless,
     NotDurable,
@@ -31,10 +31,8 @@ from octaskly.core.events import (
     TasksSubmitted,
 )
 from octaskly.core.explain import Explaining
-from octaskly.core.facts import CancelAsked, Notified, Submitted
-from octaskly.core.inhand import WAITING, InHand, Phase
+from octaskly.core.facts import Notified, Submitted
 from octaskly.core.journal import Held, Journal
-from octaskly.core.merge import TaskRecord
 from octaskly.core.messages import HeartbeatOk, Reattach, Results, ResultsOk
 from octaskly.core.model import (
     Epoch,
@@ -43,8 +41,6 @@ from octaskly.core.model import (
     NodeInfo,
     Settings,
     StreamId,
-    TaskSpec,
-    TaskState,
 )
 from octaskly.core.parents import Parents, is_late
 from octaskly.core.placing import Placing
@@ -84,6 +80,9 @@ class Dispatch:
         self.explaining = Explaining(self._placing, self._resting)
         self._parents = Parents(self._placing, journal, settings.timing)
         self._acceptance = Acceptance(journal, self._queue, sequence)
+        self._cancelling = Cancelling(
+            self._placing, replication, self._commit, is_strict=self._is_strict
+        )
         self.clerk = Clerk(self._placing, journal, replication, settings)
 
     # --- The reign.
@@ -181,86 +180,10 @@ class Dispatch:
         return self.explaining.hopeless(event.drafts)
 
     def on_cancel(self, event: CancelRequested, now: Moment) -> list[Effect]:
-        """Cancel a task; what is in hand is newer than what the store said."""
+        """Cancel a task or an array."""
         if not self.is_reigning:
             return [Answer(event.ticket, NotHere())]
-        if event.array is not None:
-            return self._cancel_array(event, event.array, now)
-        task = self._queue.tasks.get(event.task)
-        state = self._state_of(task, self._queue.settled(event.task, event.known))
-        if state is TaskState.RUNNING and not (
-            event.force or self._placing.is_ahead(task)
-        ):
-            return self._answer_cancel(event, state, now)
-        if state.is_final:
-            return self._answer_cancel(event, state, now)
-        if task is None:
-            spec = TaskSpec(id=event.task, command="")
-            task = self._queue.shadow(spec, TaskState.CANCELLED)
-        elif task.phase is Phase.LIVE:
-            task.final = TaskState.CANCELLED
-            self._placing.kill(task)
-        else:
-            self._queue.end(task, TaskState.CANCELLED)
-        self._placing.touch(task)
-        self._placing.note_end()
-        self._placing.facts.append(CancelAsked(event.task, event.by))
-        done = CancelDone(event.task, TaskState.CANCELLED, was_done=True)
-
-        def told(_: Moment, replicas: int) -> list[Effect]:
-            return [self._done(event, done, replicas), Announce((event.task,))]
-
-        return self._commit(now, told=told)
-
-    def _cancel_array(
-        self, event: CancelRequested, array: TaskRecord, now: Moment
-    ) -> list[Effect]:
-        """Cancel the members that have not begun, with `force` those that run, too."""
-        spec, progress = array.spec, array.progress
-        assert spec is not None
-        assert progress is not None
-        if array.state.is_final or not (progress.queued or event.force):
-            # Who asks again, as the answer was lost, hears that it was done.
-            was_cut = progress.running and array.cancelled_by is not None
-            state = TaskState.CANCELLED if was_cut else array.state
-            return self._answer_cancel(event, state, now)
-        ended = self._placing.cut_off(spec, event.by, TaskState.CANCELLED)
-        if event.force:
-            ended += self._placing.cancel_live(spec, event.by)
-        done = CancelDone(event.task, TaskState.CANCELLED, was_done=True)
-
-        def told(_: Moment, replicas: int) -> list[Effect]:
-            return [self._done(event, done, replicas), Announce(tuple(ended))]
-
-        self._placing.note_end()
-        return self._commit(now, told=told)
-
-    @staticmethod
-    def _state_of(task: InHand | None, known: TaskState) -> TaskState:
-        if task is None or (not task.is_sure and known.is_final):
-            return known
-        if task.final is not None:
-            return task.final
-        if task.phase in WAITING:
-            return TaskState.QUEUED
-        return TaskState.RUNNING if task.phase is Phase.LIVE else known
-
-    def _answer_cancel(
-        self, event: CancelRequested, state: TaskState, now: Moment
-    ) -> list[Effect]:
-        """Answer once all that this node decided is safe, as the state may be."""
-        done = CancelDone(event.task, state, state is TaskState.CANCELLED)
-        return self._replication.when_safe(
-            lambda _, replicas: [self._done(event, done, replicas)], now
-        )
-
-    def _done(self, event: CancelRequested, done: CancelDone, replicas: int) -> Answer:
-        """Return the answer, if strict only once another disk has it, too.
-
-        What runs is ended all the same: who cancels must not wait for a standby.
-        """
-        is_unsafe = self._is_strict and done.was_done and replicas == 1
-        return Answer(event.ticket, NotDurable() if is_unsafe else done)
+        return self._cancelling.on_asked(event, now)
 
     def on_notified(self, event: TasksNotified, now: Moment) -> list[Effect]:
         """Write who was told, so that a later dispatcher does not do it again."""

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 
+from octaskly.core.cancelling import state_of
 from octaskly.core.effects import Announce, LoadLive
 from octaskly.core.facts import Assigned, CancelAsked, Finished
 from octaskly.core.merge import TaskRecord
@@ -207,4 +208,4 @@ def test_a_resting_task_is_queued_for_clients() -> None:
     world = resting()
     task = world.dispatch._queue.tasks[T]
 
-    assert world.dispatch._state_of(task, TaskState.RUNNING) is TaskState.QUEUED
+    assert state_of(task, TaskState.RUNNING) is TaskState.QUEUED

@@ -1,0 +1,131 @@
+"""Cancels tasks and arrays, and answers whoever asked for it.
+
+What is in hand is newer than what the store said when it was asked. Nothing is told
+before it is safe, and what runs is killed without waiting for that.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from octaskly.core.effects import Announce, Answer, CancelDone, Effect, NotDurable
+from octaskly.core.events import CancelRequested
+from octaskly.core.facts import CancelAsked
+from octaskly.core.inhand import WAITING, InHand, Phase
+from octaskly.core.merge import TaskRecord
+from octaskly.core.model import Moment, TaskSpec, TaskState
+from octaskly.core.placing import Placing
+from octaskly.core.replication import Replication, Told
+
+
+class Commit(Protocol):
+    """Ends a step of the reign."""
+
+    def __call__(self, now: Moment, *, told: Told) -> list[Effect]:
+        """Do `told` once all that was decided so far is safe."""
+
+
+class Cancelling:
+    """What is cancelled in this reign.
+
+    Args:
+        placing: The tasks in hand, and what is decided of them in a step.
+        replication: Who keeps copies.
+        commit: Ends a step.
+        is_strict: Whether an answer needs two disks.
+    """
+
+    def __init__(
+        self,
+        placing: Placing,
+        replication: Replication,
+        commit: Commit,
+        *,
+        is_strict: bool,
+    ) -> None:
+        self._placing = placing
+        self._queue = placing.queue
+        self._replication = replication
+        self._commit = commit
+        self._is_strict = is_strict
+
+    def on_asked(self, event: CancelRequested, now: Moment) -> list[Effect]:
+        """Cancel a task; what is in hand is newer than what the store said."""
+        if event.array is not None:
+            return self._cancel_array(event, event.array, now)
+        task = self._queue.tasks.get(event.task)
+        state = state_of(task, self._queue.settled(event.task, event.known))
+        if state is TaskState.RUNNING and not (
+            event.force or self._placing.is_ahead(task)
+        ):
+            return self._answer(event, state, now)
+        if state.is_final:
+            return self._answer(event, state, now)
+        if task is None:
+            spec = TaskSpec(id=event.task, command="")
+            task = self._queue.shadow(spec, TaskState.CANCELLED)
+        elif task.phase is Phase.LIVE:
+            task.final = TaskState.CANCELLED
+            self._placing.kill(task)
+        else:
+            self._queue.end(task, TaskState.CANCELLED)
+        self._placing.touch(task)
+        self._placing.note_end()
+        self._placing.facts.append(CancelAsked(event.task, event.by))
+        done = CancelDone(event.task, TaskState.CANCELLED, was_done=True)
+
+        def told(_: Moment, replicas: int) -> list[Effect]:
+            return [self._done(event, done, replicas), Announce((event.task,))]
+
+        return self._commit(now, told=told)
+
+    def _cancel_array(
+        self, event: CancelRequested, array: TaskRecord, now: Moment
+    ) -> list[Effect]:
+        """Cancel the members that have not begun, with `force` those that run, too."""
+        spec, progress = array.spec, array.progress
+        assert spec is not None
+        assert progress is not None
+        if array.state.is_final or not (progress.queued or event.force):
+            # Who asks again, as the answer was lost, hears that it was done.
+            was_cut = progress.running and array.cancelled_by is not None
+            state = TaskState.CANCELLED if was_cut else array.state
+            return self._answer(event, state, now)
+        ended = self._placing.cut_off(spec, event.by, TaskState.CANCELLED)
+        if event.force:
+            ended += self._placing.cancel_live(spec, event.by)
+        done = CancelDone(event.task, TaskState.CANCELLED, was_done=True)
+
+        def told(_: Moment, replicas: int) -> list[Effect]:
+            return [self._done(event, done, replicas), Announce(tuple(ended))]
+
+        self._placing.note_end()
+        return self._commit(now, told=told)
+
+    def _answer(
+        self, event: CancelRequested, state: TaskState, now: Moment
+    ) -> list[Effect]:
+        """Answer once all that this node decided is safe, as the state may be."""
+        done = CancelDone(event.task, state, state is TaskState.CANCELLED)
+        return self._replication.when_safe(
+            lambda _, replicas: [self._done(event, done, replicas)], now
+        )
+
+    def _done(self, event: CancelRequested, done: CancelDone, replicas: int) -> Answer:
+        """Return the answer, if strict only once another disk has it, too.
+
+        What runs is ended all the same: who cancels must not wait for a standby.
+        """
+        is_unsafe = self._is_strict and done.was_done and replicas == 1
+        return Answer(event.ticket, NotDurable() if is_unsafe else done)
+
+
+def state_of(task: InHand | None, known: TaskState) -> TaskState:
+    """Return where a task stands: what is in hand is newer, if it is sure."""
+    if task is None or (not task.is_sure and known.is_final):
+        return known
+    if task.final is not None:
+        return task.final
+    if task.phase in WAITING:
+        return TaskState.QUEUED
+    return TaskState.RUNNING if task.phase is Phase.LIVE else known
