@@ -23,7 +23,14 @@ from octaskly.core.arrays import called_as_member
 from octaskly.core.merge import TaskRecord
 from octaskly.core.model import StreamId, TaskId, TaskState
 from octaskly.core.options import ArraySpec
-from octaskly.errors import NoNodeFits, QueueFull, QueueTooSmall, TaskExists
+from octaskly.errors import (
+    AnswerLost,
+    NoNodeFits,
+    NotDispatcher,
+    QueueFull,
+    QueueTooSmall,
+    TaskExists,
+)
 from octaskly.ports import Log
 
 COUNT_S = 30.0  #: the queue is counted so often at least, while tasks come
@@ -143,11 +150,13 @@ class Submissions:
         """Wait until what is on this disk is as safe as an accepted task.
 
         Raises:
-            NotDispatcher: this node is not dispatcher any more.
+            NotDispatcher: this node is not dispatcher any more, or stops.
         """
-        await self._accept(
-            Submission(drafts=(), submitter="", key=None, is_strict=False)
-        )
+        nothing = Submission(drafts=(), submitter="", key=None, is_strict=False)
+        try:
+            await self._accept(nothing)
+        except AnswerLost as error:
+            raise NotDispatcher(str(error)) from None
 
     @asynccontextmanager
     async def _alone_with(

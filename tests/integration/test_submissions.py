@@ -18,7 +18,7 @@ from octaskly.core.events import Draft, Event, TasksSubmitted
 from octaskly.core.facts import PRIORITY_SHIFT
 from octaskly.core.model import StreamId, TaskId, TaskSpec
 from octaskly.core.options import ArraySpec, TaskOptions
-from octaskly.errors import QueueTooSmall, TaskExists
+from octaskly.errors import NotDispatcher, QueueTooSmall, TaskExists
 from octaskly.store import Store
 from tests.contract import log_kit as kit
 
@@ -85,6 +85,11 @@ def submissions(
         at_work.append(asyncio.create_task(accept(event)))
 
     tickets = Tickets(post)
+    return way_in(store, tickets)
+
+
+def way_in(store: Store, tickets: Tickets) -> Submissions:
+    """Return the way into a core that answers by tickets."""
     finder = Finder(store, lambda: True)
     return Submissions(
         mesh_id="mesh",
@@ -281,6 +286,16 @@ async def test_only_one_of_an_array_and_a_task_called_as_a_member_comes_in(
 
     assert accepted == ["new" if is_array_first else "new.2"]
     assert isinstance(answers[1], TaskExists)
+
+
+async def test_who_waits_for_safety_is_sent_on_by_a_node_that_stops(
+    store: Store,
+) -> None:
+    """Nothing was asked for that may have been carried out."""
+    tickets = Tickets(lambda _: tickets.close())
+
+    with pytest.raises(NotDispatcher):
+        await way_in(store, tickets).when_safe()
 
 
 async def test_what_never_finds_room_is_told_so(store: Store) -> None:
