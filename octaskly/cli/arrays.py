@@ -68,7 +68,9 @@ def array(
 
     wanted = _draft(command_text(words), asked, {"range": numbers}, max_fails)
     with choice.client() as client:
-        [task] = submitted(client, [wanted], key=idempotency_key, durability=durability)
+        [[task]] = submitted(
+            client, [wanted], key=idempotency_key, durability=durability
+        )
     click.echo(task.id)
 
 
@@ -146,7 +148,9 @@ def map_(
     wanted = _draft(text, asked, {"items": items}, max_fails)
 
     def begun(client: Session) -> Task:
-        [task] = submitted(client, [wanted], key=idempotency_key, durability=durability)
+        [[task]] = submitted(
+            client, [wanted], key=idempotency_key, durability=durability
+        )
         return task
 
     return _followed(choice, begun, items, keep_order)

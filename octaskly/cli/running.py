@@ -76,7 +76,7 @@ def run(
     task_draft = draft(command_text(words), asked)
     try:
         with choice.client() as client, interrupt_noted() as noted:
-            [task] = submitted(
+            [[task]] = submitted(
                 client, [task_draft], key=idempotency_key, durability=durability
             )
             with stall_told(choice, [task.id]):

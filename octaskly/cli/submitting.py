@@ -16,6 +16,7 @@ from octaskly.cli.asking import TAKEN, Asked, asking, texts_of
 from octaskly.cli.choice import Choice, resolve_ref
 from octaskly.cli.render import note
 from octaskly.client import Draft, Session, Task, calls
+from octaskly.errors import OctasklyError
 
 BATCH_TASKS_MAX: Final = 10_000  #: what one submission may hold
 BATCH_BYTES_MAX: Final = 31 << 20  #: the node takes bodies of 32 MiB
@@ -109,15 +110,24 @@ def submit(
     if not drafts:
         note("nothing to submit: no line has a command")
         return
+    count = 0
     with choice.client() as client:
-        accepted = submitted(client, drafts, key=idempotency_key, durability=durability)
-    click.echo("\n".join(task.id for task in accepted))
+        try:
+            for accepted in submitted(
+                client, drafts, key=idempotency_key, durability=durability
+            ):
+                click.echo("\n".join(task.id for task in accepted))
+                count += len(accepted)
+        except OctasklyError:
+            if count:
+                note(f"the first {count} of {len(drafts)} tasks were handed in")
+            raise
 
 
 def submitted(
     client: Session, drafts: Iterable[Draft], *, key: str | None, durability: str | None
-) -> list[Task]:
-    """Hand in tasks in as few requests as their number allows; return them in order.
+) -> Iterator[list[Task]]:
+    """Hand in tasks in as few requests as their number allows; yield those of each.
 
     Each request is all or nothing. None is repeated without a key: that of people has
     none, as tasks with a key have long numbers.
@@ -125,12 +135,10 @@ def submitted(
     Raises:
         MeshError: what a task comes after fits several tasks.
     """
-    accepted: list[Task] = []
     for index, body in enumerate(_batches(_with_parents(client, drafts))):
         part = f"{key}-{index}" if key and index else key
         call = calls.submission(body, key=part, durability=durability)
-        accepted += client.asked(call, list[Task])
-    return accepted
+        yield client.asked(call, list[Task])
 
 
 def _with_parents(client: Session, drafts: Iterable[Draft]) -> Iterator[Draft]:

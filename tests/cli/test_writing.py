@@ -48,6 +48,22 @@ def test_more_than_a_batch_is_several_requests(
     assert [len(body) for body in api.bodies] == [10_000, 1]
 
 
+def test_what_was_handed_in_before_a_failure_is_known(
+    api: Api, octaskly: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else nobody knew which tasks to wait for, and which to hand in again."""
+    task = {"id": "task-001-00000001", "command": "true", "status": "queued"}
+    monkeypatch.setattr(api, "submit", lambda _body: task)
+    api.refuse = lambda _method, _path: (422, {}) if len(api.bodies) > 1 else None
+
+    done = octaskly("submit", "-", stdin=b"true\n" * 10_001)
+
+    assert done.returncode == 1
+    assert done.stdout.count(b"\n") == 10_000
+    first, *_ = done.stderr.decode().splitlines()
+    assert first == "the first 10000 of 10001 tasks were handed in"
+
+
 def test_idempotency_key_is_handed_on(api: Api, octaskly: Run) -> None:
     """With it, handing in again after a lost answer is harmless."""
     octaskly("submit", "--idempotency-key", "k1", "--", "true")
