@@ -24,7 +24,6 @@ from octaskly.config.table import AgentOptions
 from octaskly.core.model import Limits, Timing
 from octaskly.errors import ConfigError
 
-TICK_S = 0.35  #: longer than a heartbeat, beside which an idle node then has no steps
 _FIELDS = {field.name for field in fields(AgentOptions)}
 
 
@@ -109,7 +108,6 @@ def _filled(
         options=options,
         origins=origins,
         timing=Timing(
-            tick_s=TICK_S,
             retention_s=options.retention_s,
             kill_grace_s=options.kill_grace_s,
             spread_s=options.rotate_within_s,

@@ -22,15 +22,13 @@ from octaskly.core.messages import (
     Transfer,
 )
 from octaskly.core.model import Epoch, Moment, NodeId
-from octaskly.core.phases import PLAIN_BEATS, Phase, Phases, Reign
+from octaskly.core.phases import PLAIN_BEATS, Phase, Reign
+from octaskly.core.seeking import Seeking
 from octaskly.core.succession import beats, covers
-from octaskly.core.suspicion import Suspicion, Verdict
-
-PROBED_MAX = 16  #: peers asked about a suspect
-SUCCESSORS_DIALLED = 3
+from octaskly.core.suspicion import Verdict
 
 
-class Election(Phases):
+class Election(Seeking):
     """The way of one node through the phases."""
 
     awake_s = 0.0  #: end of this node's last own pause
@@ -40,7 +38,7 @@ class Election(Phases):
         timing = self._timing
         match self.phase:
             case Phase.SEEK:
-                return None if self.is_stopping else self._seek_ends_s()
+                return None if self.is_stopping else self._seek_due_s()
             case Phase.FOLLOWER if self._claim_s is not None:
                 return self._claim_s
             case Phase.FOLLOWER if self._suspicion is not None:
@@ -68,6 +66,7 @@ class Election(Phases):
 
     def on_time(self, now: Moment) -> list[Effect]:
         """Do what is due."""
+        self._step = now
         match self.phase:
             case Phase.SEEK:
                 return self._on_seeking(now)
@@ -79,56 +78,6 @@ class Election(Phases):
                 return self._on_yielding(now)
             case Phase.TAKEOVER:
                 return []  # The disk decides when it goes on.
-
-    def _seek_ends_s(self) -> float:
-        timing = self._timing
-        window_s = timing.seek_s + self._jitter_s
-        if self._members.is_alone:
-            window_s = timing.seek_alone_s
-        elif self._members.is_meeting:
-            window_s += self._members.meet_s  # Slow handshakes; dead ones fail before.
-        return self._since_s + window_s
-
-    def _on_seeking(self, now: Moment) -> list[Effect]:
-        if self.is_stopping:
-            return []
-        mine = self.standing(now)
-        members, me = self._members, self._info.id
-        views = members.peers.values()
-        better = sum(self.versions.rank(view, now) < mine for view in views)
-        better += sum(node < me for node in members.awaited())
-        due_s = self._seek_ends_s() + better * self._timing.claim_wait_s
-        if now.mono_s < due_s:
-            return []
-        return self._inquire(now)
-
-    def _inquire(self, now: Moment) -> list[Effect]:
-        """Claim, unless a peer still hears the dispatcher that it named."""
-        peers = self._members.peers
-        suspicion = self._suspicion
-        if suspicion is not None:
-            match suspicion.verdict(now):
-                case Verdict.HOLD:
-                    return []
-                case Verdict.WAIT if not suspicion.is_asking_due(now):
-                    return []
-                case Verdict.WAIT:
-                    self._suspicion = None
-                case Verdict.DEAD:
-                    self._suspicion = None
-                    for view in peers.values():
-                        if view.dispatcher == suspicion.about:
-                            view.dispatcher = None
-        named = [v for v in peers.values() if self._names_absent(v.dispatcher)]
-        if not named:
-            return self._take_over("no dispatcher found", now)
-        about = max(named, key=lambda view: view.epoch).dispatcher
-        assert about is not None
-        return self._suspect(about, now)
-
-    def _names_absent(self, dispatcher: NodeId | None) -> bool:
-        me, peers = self._info.id, self._members.peers
-        return dispatcher not in (None, me) and dispatcher not in peers
 
     def _on_following(self, now: Moment) -> list[Effect]:
         if self._claim_s is not None:
@@ -164,20 +113,6 @@ class Election(Phases):
         effects = self._members.disconnect(dispatcher, "silent", now)
         note = Note("warning", "dispatcher silent", (("peer", dispatcher),))
         return [*effects, note, *self._suspect(dispatcher, now)]
-
-    def _suspect(self, about: NodeId, now: Moment) -> list[Effect]:
-        members = self._members
-        self._miss(now)
-        if self._suspicion is None or self._suspicion.about != about:
-            patience = self.patience.factor(now)
-            self._suspicion = Suspicion(about, self._timing, patience)
-        first = [node for node in self.successors if node in members.peers]
-        rest = [node for node in sorted(members.peers) if node not in first]
-        effects = self._suspicion.ask((first + rest)[:PROBED_MAX], now)
-        for node in (about, *self.successors[:SUCCESSORS_DIALLED]):
-            if node not in members.peers:
-                effects += members.dial(node, members.addresses_of(node), now)
-        return effects
 
     def _bereave(self, reason: str, now: Moment) -> list[Effect]:
         """The dispatcher is gone for good: its successors claim, one after another."""

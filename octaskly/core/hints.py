@@ -87,6 +87,11 @@ class Hints:
             if dial.is_in_sight and dial.node is not None
         ]
 
+    @property
+    def awaited_until_s(self) -> float:
+        """When the first of the dials under way is given up."""
+        return min((d.until_s for d in self._dialled.values()), default=math.inf)
+
     def met(self) -> list[NodeId]:
         """Return the nodes that this process has heard of."""
         return [hint.node for hint in self._hints.values() if hint.node is not None]

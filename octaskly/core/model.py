@@ -342,7 +342,7 @@ class Timing:
     slow_s: float = 1.0  #: a standby that acknowledges nothing so long is replaced
     sticky_s: float = 10.0  #: and is not chosen again so long, if others are there
     yield_s: float = 2.0  #: a yielding dispatcher waits so long for the winner
-    tick_s: float = 0.25  #: longest time between two steps
+    tick_s: float = 0.35  #: longest time between two steps: beside heartbeats, none
     retention_s: float = 7 * 86_400.0  #: how long ended tasks are kept
     floor_s: float = 60.0  #: how often the dispatcher looks for tasks to forget
     spread_s: float = 86_400.0  #: a renewed mesh secret waits so long for all nodes

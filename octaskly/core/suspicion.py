@@ -114,4 +114,4 @@ class Suspicion:
 
     def deadline(self) -> float:
         """Return when the verdict may change."""
-        return self._ends_s
+        return 0.0 if self._is_dead else self._ends_s

@@ -67,7 +67,7 @@ def test_a_mesh_that_falls_apart_again_and_again_loses_nothing(seed: int) -> Non
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seed", range(12))
+@pytest.mark.parametrize("seed", [*range(10), 11, 22])
 def test_nodes_that_are_drained_and_paused_lose_nothing(seed: int) -> None:
     """Through crashes and splits, and whatever operators say meanwhile."""
     world = run_steered(seed)

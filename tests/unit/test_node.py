@@ -215,9 +215,24 @@ def test_a_node_steps_at_least_each_tick_and_never_spins() -> None:
     shell.meet(NodeId("a" * 16))
 
     for _ in range(200):
-        assert shell.node.deadline() - shell.now_s <= 0.25
+        assert shell.node.deadline() - shell.now_s <= Timing().tick_s
         shell.feed(Woke(), shell.node.deadline())
     assert shell.now_s > 110.0
+
+
+def test_a_node_that_waits_for_a_better_one_to_claim_sleeps_meanwhile() -> None:
+    """It is when all start at once that there is no core to spare."""
+    shell = Shell()
+    shell.feed(Woke(0.5))
+    shell.meet(NodeId("a" * 16))
+    steps = 0
+    while not shell.node.is_dispatcher:
+        shell.feed(Woke(0.5), shell.node.deadline())
+        steps += 1
+
+    waited_s = shell.now_s - 100.0
+    assert 2.0 < waited_s < 2.5
+    assert steps <= waited_s / Timing().tick_s + 3
 
 
 def test_what_is_submitted_too_early_is_not_here() -> None:

@@ -7,7 +7,7 @@ writes what really came, to be read before it is committed.
     start a b            agents start at the same instant; `start` alone: all
     advance 2.5          seconds pass
     settle               time passes until all agree on a dispatcher
-    crash a | dispatcher a process is killed
+    crash a | dispatcher a process is killed; `standby`: the first of the dispatcher's
     stop a | dispatcher  an agent is asked to stop
     pause a 3            a process stands still so long
     steer a drain        an operator tells a node to drain, resume, pause or unpause
@@ -69,6 +69,10 @@ class Story:
         if name == "dispatcher":
             (node,) = self.world.dispatchers()
             return node
+        if name == "standby":
+            reign = self.world.machines[self._node("dispatcher")].node
+            assert reign is not None
+            return reign.standbys[0].node
         return self._ids[name]
 
     def _start(self, *names: str) -> None:
