@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from octaskly.runner.command import split_plain
 from octaskly.runner.limits import Fence
+from octaskly.runner.plain import fits
 from octaskly.runner.slots import Slot
 from octaskly.runner.transcript import Writer
 from octaskly.runner.tree import MARK
@@ -38,6 +39,7 @@ class Order:
         "fence",
         "key",
         "mark",
+        "settings",
         "since_s",
         "task",
         "timeout_s",
@@ -67,6 +69,15 @@ class Order:
         self.asked = asked  #: as `orders.run_order` made it
         self.fence: Fence | None = None  #: its limits, where it has any
         self.since_s = since_s
+        self.settings: tuple[bytes, bytes, bytes] | None = None
+        """Task, attempt and mark for its environment, where it asks for nothing."""
+        if not asked:
+            own = (
+                b"OCTASKLY_TASK_ID=" + self.task,
+                b"OCTASKLY_ATTEMPT=" + self.attempt,
+                MARK + self.mark,
+            )
+            self.settings = own if fits(command, self.words, own) else None
 
 
 class Sink:
@@ -124,7 +135,8 @@ class Sink:
         reads = 0
         while self.read() and reads < DRAIN_READS_MAX:
             reads += 1
-        self.close()
+        if self.is_open:
+            self.close()
 
     def watch(self, epoll: select.epoll) -> None:
         """Have an epoll tell when there is something to read."""
@@ -144,7 +156,8 @@ class Sink:
     def close(self) -> None:
         """Close the pipe; a writer that is left gets SIGPIPE."""
         if self.is_open:
-            self.unwatch()
+            if self.epoll is not None:
+                self.unwatch()
             self.is_open = False
             os.close(self.fd)
 

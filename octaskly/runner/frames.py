@@ -33,10 +33,9 @@ def pack(messages: list[list[object]]) -> bytes:
     return _LENGTH.pack(len(body)) + body
 
 
-def pack_results(results: list[list[object]]) -> bytes:
-    """Return results as one frame, or as one each when they are large."""
-    size = sum(len(part) for end in results for part in end if type(part) is bytes)
-    if size < FRAME_BYTES_SOFT:
+def pack_results(results: list[list[object]], output_bytes: int) -> bytes:
+    """Return results as one frame, or as one each when their output is large."""
+    if output_bytes < FRAME_BYTES_SOFT:
         return pack(results)
     return b"".join(pack([end]) for end in results)
 

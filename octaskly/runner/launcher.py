@@ -239,6 +239,9 @@ class Launcher:
     def _collect(self) -> bool:
         """Reap what has ended; return whether any child is left."""
         while True:
+            are_all_here = len(self._exits) == len(self._running)
+            if are_all_here and not self._signal.has_children():
+                return False
             try:
                 pid, status, usage = os.wait4(-1, os.WNOHANG)
             except ChildProcessError:

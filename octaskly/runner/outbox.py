@@ -91,8 +91,10 @@ class Outbox:
 
     def _pack(self) -> bytes:
         results, self._results = self._results, []
+        ends = [result for result in results if isinstance(result, Child)]
         return pack_results(
-            [r.end(self._gauge) if isinstance(r, Child) else r for r in results]
+            [r.end(self._gauge) if isinstance(r, Child) else r for r in results],
+            sum(len(end.out.kept) + len(end.err.kept) for end in ends),
         )
 
     def _is_holding(self, waiting: int, now_s: float) -> bool:

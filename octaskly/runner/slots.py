@@ -12,10 +12,11 @@ from octaskly.runner.limits import Fence
 class Slot:
     """One of the slots, while an attempt has it."""
 
-    __slots__ = ("fence", "group", "index")
+    __slots__ = ("fence", "group", "index", "setting")
 
     def __init__(self, index: int) -> None:
         self.index = index  #: no other attempt on this node has it at the same time
+        self.setting = b"OCTASKLY_SLOT=%d" % index  #: for the environment
         self.group: Group | None = None  #: that its processes are in
         self.fence: Fence | None = None  #: its limits, where it has any
 

@@ -15,9 +15,12 @@ from typing import Any
 from octaskly.runner.child import Child, Order, Sink
 from octaskly.runner.command import shell_words
 from octaskly.runner.limits import GROUP_FD
+from octaskly.runner.plain import Plain
 from octaskly.runner.slots import Slot
 
 SHELL = "/bin/sh"
+OF_ATTEMPT = (b"OCTASKLY_TASK_ID", b"OCTASKLY_ATTEMPT", b"OCTASKLY_MARK")
+OF_SLOT = b"OCTASKLY_SLOT"
 NOT_STARTED = 126  #: exit code of what could not be executed
 NOT_FOUND = 127  #: exit code where there is no program, or no shell to look for it
 
@@ -158,6 +161,9 @@ class Pad:
         self._env[b"OCTASKLY_NODE"] = node.encode()
         # What a shell would export; a program started directly must see the same.
         self._env[b"PWD"] = os.fsencode(os.path.realpath(workdir))
+        self._env |= dict.fromkeys((*OF_ATTEMPT, OF_SLOT), b"")
+        self._path = os.fsdecode(self._env.get(b"PATH", b""))
+        self._plain = Plain(self._env, (*OF_ATTEMPT, OF_SLOT), RESET_SIGNALS)
 
     def spawn(
         self, order: Order, slot: Slot, *, begin_s: float, begin_ms: int
@@ -173,37 +179,79 @@ class Pad:
         Raises:
             Refused: it cannot be executed, or not at this moment.
         """
-        asked = order.asked
-        self._enter(asked)
-        env = self._env
-        env[b"OCTASKLY_TASK_ID"] = order.task
-        env[b"OCTASKLY_ATTEMPT"] = order.attempt
-        env[b"OCTASKLY_MARK"] = order.mark
-        env[b"OCTASKLY_SLOT"] = b"%d" % slot.index
-        stdin_fd = -1
+        self._enter(order.asked)
         try:
-            if asked:
-                # Behind what marks its processes, which is looked for at the beginning.
-                env = env | asked.get("env", {})
-                env[b"PWD"] = os.getcwdb()  # noqa: PTH109 - as bytes
-                if "stdin" in asked:
-                    stdin_fd = open_bytes(asked["stdin"])
-            before = "" if slot.fence is None else slot.fence.script()
-            given = [] if stdin_fd < 0 else [(stdin_fd, 0)]
-            if slot.fence is not None and slot.fence.group is not None:
-                given.append((slot.fence.group.procs_fd, GROUP_FD))
-            pid, out_fd, err_fd = _spawn_captured(order, before, env, given)
+            pid, out_fd, err_fd = self._spawn_captured(order, slot)
         except (OSError, ValueError) as error:
             raise Refused(
                 f"cannot execute on {self._node}: {error}",
                 code=NOT_FOUND if isinstance(error, FileNotFoundError) else NOT_STARTED,
                 is_final=getattr(error, "errno", None) not in SCARCE,
             ) from error
+        sinks = Sink(out_fd, self._limit, 0), Sink(err_fd, self._limit, 1)
+        return Child(order, slot, pid, sinks, (begin_s, begin_ms))
+
+    def _spawn_captured(self, order: Order, slot: Slot) -> tuple[int, int, int]:
+        """Return the pid and the read ends of both pipes."""
+        out_r, out_w = os.pipe2(os.O_CLOEXEC)
+        try:
+            err_r, err_w = os.pipe2(os.O_CLOEXEC)
+        except OSError:
+            os.close(out_r)
+            os.close(out_w)
+            raise
+        try:
+            if order.settings is not None and slot.fence is None:
+                pid = self._start_plain(order, slot, (out_w, err_w))
+            else:
+                pid = self._start_as_asked(order, slot, out_w, err_w)
+        except (OSError, ValueError):
+            os.close(out_r)
+            os.close(err_r)
+            raise
+        finally:
+            os.close(out_w)
+            os.close(err_w)
+        # Only our ends: O_NONBLOCK on the task's stdout would surprise it.
+        os.set_blocking(out_r, False)
+        os.set_blocking(err_r, False)
+        return pid, out_r, err_r
+
+    def _start_plain(self, order: Order, slot: Slot, pipes: tuple[int, int]) -> int:
+        """Do what `_start_as_asked` does for an order that asks for nothing."""
+        assert order.settings is not None
+        self._plain.put((*order.settings, slot.setting))
+        if order.words is not None:
+            program = find_program(order.words[0], self._path)
+            if program is not None:
+                try:
+                    return self._plain.start(os.fsencode(program), order.words, pipes)
+                except OSError as error:
+                    if error.errno in SCARCE:
+                        raise
+                    # The shell says it as people expect it.
+        return self._plain.start_shell(SHELL.encode(), order.command, pipes)
+
+    def _start_as_asked(self, order: Order, slot: Slot, out_w: int, err_w: int) -> int:
+        asked, env = order.asked, self._env
+        env |= zip(OF_ATTEMPT, (order.task, order.attempt, order.mark), strict=True)
+        env[OF_SLOT] = b"%d" % slot.index
+        files, stdin_fd = [(out_w, 1), (err_w, 2)], -1
+        if asked:
+            # Behind what marks its processes, which is looked for at the beginning.
+            env = env | asked.get("env", {})
+            env[b"PWD"] = os.getcwdb()  # noqa: PTH109 - as bytes
+        try:
+            if "stdin" in asked:
+                stdin_fd = open_bytes(asked["stdin"])
+                files.append((stdin_fd, 0))
+            if slot.fence is not None and slot.fence.group is not None:
+                files.append((slot.fence.group.procs_fd, GROUP_FD))
+            before = "" if slot.fence is None else slot.fence.script()
+            return _execute(order, before, env, files)
         finally:
             if stdin_fd >= 0:
                 os.close(stdin_fd)
-        sinks = Sink(out_fd, self._limit, 0), Sink(err_fd, self._limit, 1)
-        return Child(order, slot, pid, sinks, (begin_s, begin_ms))
 
     def _enter(self, asked: Mapping[str, Any]) -> None:
         folder, cwd = self._workdir, ""
@@ -233,33 +281,3 @@ def open_bytes(data: bytes) -> int:
         return os.open(f"/proc/self/fd/{fd}", os.O_RDONLY | os.O_CLOEXEC)
     finally:
         os.close(fd)
-
-
-def _spawn_captured(
-    order: Order,
-    before: str,
-    env: dict[bytes, bytes],
-    given: Sequence[tuple[int, int]],
-) -> tuple[int, int, int]:
-    """Return the pid and the read ends of both pipes."""
-    out_r, out_w = os.pipe2(os.O_CLOEXEC)
-    try:
-        err_r, err_w = os.pipe2(os.O_CLOEXEC)
-    except OSError:
-        os.close(out_r)
-        os.close(out_w)
-        raise
-    files = [(out_w, 1), (err_w, 2), *given]
-    try:
-        pid = _execute(order, before, env, files)
-    except (OSError, ValueError):
-        os.close(out_r)
-        os.close(err_r)
-        raise
-    finally:
-        os.close(out_w)
-        os.close(err_w)
-    # Only our ends: O_NONBLOCK on the task's stdout would surprise it.
-    os.set_blocking(out_r, False)
-    os.set_blocking(err_r, False)
-    return pid, out_r, err_r
