@@ -264,11 +264,13 @@ def _told(record: TaskRecord, names: Mapping[NodeId, str]) -> str:
         return f"it runs{where}"
     if record.state is TaskState.CANCELLED and not _was_cancelled(attempt):
         where = ""
-    how = ""
+    how, outcome = "", attempt.outcome if attempt else None
     if record.state is TaskState.FAILED and record.progress is not None:
         how = f": {_losses(record.progress)}"
-    elif record.state is TaskState.FAILED and attempt is not None and attempt.outcome:
-        how = f": {_how(attempt.outcome)}"
+    elif record.state is TaskState.FAILED and outcome is not None:
+        if outcome.reason is Reason.INPUTS:
+            return f"it failed: no worker has its inputs: {outcome.detail}"
+        how = f": {_how(outcome)}"
     return f"it {_ENDS[record.state]}{where}{how}"
 
 

@@ -436,6 +436,17 @@ def test_a_task_that_failed_is_told_how(
     assert explained(Mesh(B), record, member(B)).summary == f"it failed on b: {text}"
 
 
+def test_a_task_without_its_inputs_failed_on_no_node() -> None:
+    """The last one that was tried had no more to do with it than the others."""
+    end = replace(outcome(AttemptState.FAILED, Reason.INPUTS), detail="a.txt, b.txt")
+    run = Attempt(id=attempt(), node=B.id, state=end.state, outcome=end)
+    record = TaskRecord(id=spec().id, spec=spec(), attempts=(run,))
+
+    told = explained(Mesh(B), record, member(B))
+
+    assert told.summary == "it failed: no worker has its inputs: a.txt, b.txt"
+
+
 def test_a_task_that_fails_fast_is_refused_where_nobody_could_run_it() -> None:
     """Nothing of its batch is accepted; others wait for a node that may come."""
     mesh = Mesh(B)
