@@ -19,7 +19,7 @@ from octaskly.cli.render import (
     note,
     report,
 )
-from octaskly.cli.running import OWN_CODES, cancel_ended
+from octaskly.cli.running import OWN_CODES, cancel_ended, left_told
 from octaskly.cli.stalls import stall_told
 from octaskly.cli.submitting import draft, request_options, submitted
 from octaskly.client import Members, Task, calls
@@ -199,7 +199,7 @@ def _followed(
                 total=len(items) or counts.total,
                 is_by_number=keep_order,
             )
-            with stall_told(choice, [array]):
+            with stall_told(choice, [array]), left_told(f"show {array}"):
                 return _print(client, results, array, noted)
     except OctasklyError as error:
         code = report(error)

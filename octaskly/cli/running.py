@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 import click
@@ -79,7 +79,7 @@ def run(
             [[task]] = submitted(
                 client, [task_draft], key=idempotency_key, durability=durability
             )
-            with stall_told(choice, [task.id]):
+            with stall_told(choice, [task.id]), left_told(f"logs -f {task.id}"):
                 return _follow(client, task.id, noted, as_json=as_json)
     except OctasklyError as error:
         code = report(error)
@@ -118,6 +118,16 @@ def _follow(client: Session, ref: str, noted: list[int], *, as_json: bool) -> in
     if as_json:
         print_json(client.ask(calls.task(task.id, is_exact=False)).body)
     return exit_code(task, is_cancelled=is_cancelled)
+
+
+@contextlib.contextmanager
+def left_told(command: str) -> Iterator[None]:
+    """Say how to see what goes on in the mesh, where an error ends the waiting."""
+    try:
+        yield
+    except OctasklyError:
+        note(f"not waiting any more; see it with: octaskly {command}")
+        raise
 
 
 def _wait(client: Session, ref: str) -> Task:

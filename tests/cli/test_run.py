@@ -70,6 +70,9 @@ def test_a_node_that_stays_away_is_given_up(api: Api, octaskly: Run) -> None:
 
     assert done.returncode == 125
     assert b"closed the connection" in done.stderr
+    [task] = api.tasks
+    told = f"not waiting any more; see it with: octaskly logs -f {task}\n"
+    assert told in done.stderr.decode()
 
 
 def test_several_words_are_quoted_as_a_shell_needs_them(
