@@ -2,21 +2,23 @@
 
 A peer that floods this node with valid messages must neither keep clients waiting nor
 fill the memory. So of what came at once a few messages are handled in each turn of the
-event loop, and nothing more is read from it meanwhile. Who sends what is long to decode
-rests for as long again; and who brings more than the disk takes waits for the disk.
+event loop, and nothing more is read from it meanwhile. Long frames are decoded over
+several turns, and who sends what is long to decode rests for twice as long; who brings
+more than the disk takes waits for the disk.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Final
 
 from octaskly.core.messages import Message
+from octaskly.errors import RemoteProtocolError
 from octaskly.mesh.wire import Decoder
 
 MESSAGES_PER_TURN: Final = 64  #: some milliseconds of work
+TURN_S: Final = 0.01  #: of decoding, then others get their turn
 DECODE_S: Final = 0.03  #: decoding that took longer is followed by a rest,
 REST_TIMES: Final = 2  #: so many times as long
 AHEAD_BYTES_MAX: Final = 4 << 20  #: that came since what is on disk
@@ -32,6 +34,7 @@ class Intake:
     Args:
         decoder: Turns bytes into messages.
         take: Gets messages in order, some at a time.
+        broken: Told what no peer of ours would send; nothing is taken after that.
         progress: How far this node has written what it was told.
     """
 
@@ -39,14 +42,18 @@ class Intake:
         self,
         decoder: Decoder,
         take: Callable[[Sequence[Message]], None],
+        broken: Callable[[RemoteProtocolError], None],
         progress: Progress,
     ) -> None:
         self._decoder = decoder
         self._take = take
+        self._broken = broken
         self._progress = progress
         self._transport: asyncio.Transport | None = None
-        self._waiting: deque[Message] = deque()
+        self._coming: Iterator[Message | None] | None = None  #: None: all is decoded
         self._next: asyncio.Handle | None = None  #: set while nothing is read
+        self._then: Callable[[], None] | None = None  #: once all is taken
+        self._took_s = 0.0  #: of decoding since the last rest
         self._ahead_bytes = 0
         self._mark = 0  #: once this is on disk, so is what came before it was set
 
@@ -55,58 +62,87 @@ class Intake:
         self._transport = transport
 
     def receive(self, data: bytes) -> None:
-        """Take what came.
-
-        Raises:
-            RemoteProtocolError: it is not what a peer of ours would send.
-        """
-        loop = asyncio.get_running_loop()
+        """Take what came."""
         self._count(len(data))
-        begin_s = loop.time()
-        self._waiting += self._decoder.receive_data(data)
-        took_s = loop.time() - begin_s
-        self._hand_over()
-        if self._transport is None or not (
-            self._waiting or took_s > DECODE_S or self._is_ahead
-        ):
-            return
-        self._transport.pause_reading()
-        rest_s = took_s * REST_TIMES if took_s > DECODE_S else 0.0
-        self._next = loop.call_later(rest_s, self._go_on)
+        self._decoder.feed(data)
+        if self._coming is None:
+            self._coming = self._decoder.messages()
+        if self._next is None:
+            self._work()
 
-    def finish(self) -> None:
-        """Take what is left at once: nothing more will come."""
-        self._halt()
-        while self._waiting:
-            self._hand_over()
+    def finish(self, then: Callable[[], None]) -> None:
+        """Take what is left, as nothing more will come; then do what is given."""
+        self._transport, self._then = None, then
+        if self._next is None:
+            self._work()
 
     def drop(self) -> None:
         """Take nothing any more."""
-        self._halt()
-        self._waiting.clear()
+        self._transport = self._coming = None
+        if self._next is not None:
+            self._next.cancel()
+            self._next = None
+        then, self._then = self._then, None
+        if then is not None:
+            then()
 
     @property
     def _is_ahead(self) -> bool:
         return self._ahead_bytes > AHEAD_BYTES_MAX
 
-    def _hand_over(self) -> None:
-        waiting = self._waiting
-        some = [waiting.popleft() for _ in range(min(len(waiting), MESSAGES_PER_TURN))]
+    def _work(self) -> None:
+        """Take some of what came; then go on in a later turn, or read on."""
+        self._next = None
+        try:
+            some = self._some()
+        except RemoteProtocolError as error:
+            self._coming = None
+            self._broken(error)
+            return
         if some:
             self._take(some)
+        transport, pause_s = self._transport, self._pause_s()
+        if transport is None and self._coming is None:
+            self.drop()
+        elif pause_s is not None:
+            if transport is not None:
+                transport.pause_reading()
+            self._next = asyncio.get_running_loop().call_later(pause_s, self._go_on)
+        elif transport is not None:
+            transport.resume_reading()
 
     def _go_on(self) -> None:
-        self._next = None
-        self._hand_over()
         self._count(0)
-        if self._transport is None:
-            return
-        if self._waiting or self._is_ahead:
-            pause_s = 0.0 if self._waiting else DISK_S
-            loop = asyncio.get_running_loop()
-            self._next = loop.call_later(pause_s, self._go_on)
+        self._work()
+
+    def _some(self) -> list[Message]:
+        """Decode for a moment."""
+        some: list[Message] = []
+        if self._coming is None:
+            return some
+        clock = asyncio.get_running_loop().time
+        begin_s = now_s = clock()
+        for message in self._coming:
+            now_s = clock()
+            if message is not None:
+                some.append(message)
+            if len(some) >= MESSAGES_PER_TURN or now_s > begin_s + TURN_S:
+                break
         else:
-            self._transport.resume_reading()
+            self._coming = None
+        self._took_s += now_s - begin_s
+        return some
+
+    def _pause_s(self) -> float | None:
+        """Return for how long nothing is done, or None: what comes may come."""
+        took_s = self._took_s
+        if took_s > DECODE_S:
+            self._took_s = 0.0
+            return took_s * REST_TIMES
+        if self._coming is not None:
+            return 0.0
+        self._took_s = 0.0
+        return DISK_S if self._is_ahead else None
 
     def _count(self, size_bytes: int) -> None:
         """Count what came and may not be on disk yet."""
@@ -114,9 +150,3 @@ class Intake:
         if persisted >= self._mark:
             self._mark, self._ahead_bytes = appended, 0
         self._ahead_bytes += size_bytes
-
-    def _halt(self) -> None:
-        self._transport = None
-        if self._next is not None:
-            self._next.cancel()
-            self._next = None

@@ -9,6 +9,7 @@ certificate, never from what it says.
 from __future__ import annotations
 
 import asyncio
+import ssl
 from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Final, Protocol
@@ -108,13 +109,14 @@ class Link(asyncio.Protocol):
         self._trust = trust
         self._packing = packing
         self._make_hello = hello
-        self._intake = Intake(wire.Decoder(limits), self._hear, progress)
+        self._intake = Intake(wire.Decoder(limits), self._hear, self._break, progress)
         self._outbox_bytes_max = outbox_bytes
         self._outbox: deque[bytes] = deque()
         self._outbox_bytes = 0
         self._is_paused = False
         self._is_flush_due = False
         self._transport: asyncio.Transport | None = None
+        self._tls: ssl.SSLObject | None = None
 
     # Called by asyncio
 
@@ -128,7 +130,7 @@ class Link(asyncio.Protocol):
             self.abort("reset")  # It is gone already.
             return
         self.remote = remote_of(name)
-        tls = transport.get_extra_info("ssl_object")
+        tls = self._tls = transport.get_extra_info("ssl_object")
         try:
             self.peer = self._trust.peer_node_id(tls)
         except TrustError as error:
@@ -147,12 +149,8 @@ class Link(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         """Handle what the peer sent."""
-        if self.reason is not None:
-            return
-        try:
+        if self.reason is None:
             self._intake.receive(data)
-        except RemoteProtocolError as error:
-            self.close(f"{PROTOCOL}{error}")
 
     def pause_writing(self) -> None:
         """Keep what is sent in the outbox: the peer reads too slowly."""
@@ -164,18 +162,9 @@ class Link(asyncio.Protocol):
         self._flush()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Note that the connection is gone."""
-        self._intake.finish()
+        """Note that the connection is gone, once what came before that is taken."""
         self._transport = None
-        if self.dialled and self.peer and self.hello is None:
-            reason = NOT_ACCEPTED
-        elif exc is None:
-            reason = "eof"
-        else:
-            reason = "timeout" if isinstance(exc, TimeoutError) else "reset"
-        self._end(reason)
-        self.lost.set()
-        self._owner.on_lost(self)
+        self._intake.finish(lambda: self._lose(exc))
 
     # Called by the transport
 
@@ -229,6 +218,20 @@ class Link(asyncio.Protocol):
 
     # Inside
 
+    def _lose(self, exc: Exception | None) -> None:
+        if self.dialled and self.peer and self.hello is None:
+            reason = NOT_ACCEPTED
+        elif exc is None:
+            reason = "eof"
+        else:
+            reason = "timeout" if isinstance(exc, TimeoutError) else "reset"
+        self._end(reason)
+        self.lost.set()
+        self._owner.on_lost(self)
+
+    def _break(self, error: RemoteProtocolError) -> None:
+        self.close(f"{PROTOCOL}{error}")
+
     def _hear(self, messages: Sequence[Message]) -> None:
         if self.reason is not None:
             return
@@ -237,7 +240,7 @@ class Link(asyncio.Protocol):
         except VersionMismatch as error:
             self.close(str(error))  # It breaks nothing, and may be upgraded any time.
         except RemoteProtocolError as error:
-            self.close(f"{PROTOCOL}{error}")
+            self._break(error)
 
     def _take(self, messages: Sequence[Message]) -> None:
         taken = 0
@@ -282,8 +285,8 @@ class Link(asyncio.Protocol):
 
     def _is_current(self) -> bool:
         """Whether the secret was not renewed while the peer greeted, without it."""
-        assert self._transport is not None
-        return self._trust.still_knows(self._transport.get_extra_info("ssl_object"))
+        assert self._tls is not None
+        return self._trust.still_knows(self._tls)
 
     def _meet(self, hello: Hello) -> None:
         assert self.sent is not None

@@ -8,8 +8,8 @@ and extension types never appear and are refused at the first one.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import fields, replace
 from typing import Any, Final, get_args
 
 import msgpack
@@ -31,19 +31,17 @@ from octaskly.core.messages import (
 )
 from octaskly.core.model import Epoch, Holdings, Limits, StreamId
 from octaskly.errors import FrameTooLarge, LocalProtocolError, RemoteProtocolError
+from octaskly.mesh.counting import count_values
 
 HEADER_BYTES: Final = 4
 ARRAY_ITEMS_MAX: Final = 1 << 18
 """Most items of one msgpack array, far above what a frame can sensibly hold."""
 
-VALUES_MAX: Final = 1 << 19
-"""Most values of one frame; the fullest that a node sends have half as many."""
+LONG_BYTES: Final = 64 << 10
+"""Frames above this size are decoded with pauses,"""
 
-VALUE_BYTES: Final = (
-    40  #: of memory at most for each byte of a frame, wide arrays apart
-)
-CHEAP_BYTES: Final = 8 << 20
-"""Frames that cannot take so much memory are not counted, which costs time."""
+PIECE_ITEMS: Final = 2000
+"""and their lists in pieces of so many items: 10 ms of work at most."""
 
 SPLIT_BYTES: Final = 1 << 20
 """Batches above this size are sent in several messages."""
@@ -68,23 +66,6 @@ _FRAME_OVERHEAD_BYTES: Final = HEADER_BYTES + _ARRAY_HEADER_BYTES
 KEPT_BYTES: Final = 64 << 10
 """A packer keeps room for the largest value that it has packed: for no more."""
 
-_FIXARRAY_MASK: Final = 0x0F
-_STRINGS: Final = {0xC4: 1, 0xC5: 2, 0xC6: 4, 0xD9: 1, 0xDA: 2, 0xDB: 4}
-_WIDTHS: Final = {**_STRINGS, 0xDC: 2, 0xDD: 4}
-"""First bytes of strings and arrays, and how many bytes of length follow."""
-
-_NUMBERS: Final = {0xCA: 5, 0xCB: 9, 0xCC: 2, 0xCD: 3, 0xCE: 5, 0xCF: 9}
-_NUMBERS_SIGNED: Final = {0xD0: 2, 0xD1: 3, 0xD2: 5, 0xD3: 9}
-_SIZES: Final = bytes(
-    0
-    if kind in _WIDTHS or 0x90 <= kind <= 0x9F  # noqa: PLR2004 (arrays)
-    else 1 + (kind & 0x1F)
-    if 0xA0 <= kind <= 0xBF  # noqa: PLR2004 (short strings)
-    else (_NUMBERS | _NUMBERS_SIGNED).get(kind, 1)
-    for kind in range(256)
-)
-"""Size of a value with its first byte; 0: its length follows, or it is an array."""
-
 
 class Decoder:
     """The receiving side of one connection; of no use after it raised.
@@ -106,52 +87,102 @@ class Decoder:
             FrameTooLarge: a length is above the limit; its frame was not read.
             RemoteProtocolError: a frame is not what a peer of ours would send.
         """
-        buffer = self._buffer
-        buffer += data
-        messages: list[Message] = []
-        start = 0
-        with memoryview(buffer) as view:
-            while (end := self._frame_end(start)) <= len(buffer):
-                messages += self._frame(view[start + HEADER_BYTES : end])
-                start = end
-        del buffer[:start]
-        return messages
+        self.feed(data)
+        return [message for message in self.messages() if message is not None]
 
-    def _frame_end(self, start: int) -> int:
-        """Return where the frame ends; beyond the buffer if its length is cut off."""
-        header = self._buffer[start : start + HEADER_BYTES]
-        if len(header) < HEADER_BYTES:
-            return start + HEADER_BYTES
-        size = int.from_bytes(header, "big")
+    def feed(self, data: bytes | bytearray | memoryview) -> None:
+        """Take what came, for `messages` to decode."""
+        self._buffer += data
+
+    def messages(self) -> Iterator[Message | None]:
+        """Decode what is complete, message by message; one of these at a time.
+
+        Of a long one None comes in between: its decoding may be continued later.
+
+        Raises:
+            FrameTooLarge: a length is above the limit; its frame was not read.
+            RemoteProtocolError: a frame is not what a peer of ours would send.
+        """
+        while (body := self._next_frame()) is not None:
+            for message in _frame(body, self._is_known):
+                if self._limit_bytes != self._limits.frame_bytes:
+                    self._greet(message)
+                yield message
+
+    def _next_frame(self) -> bytes | None:
+        """Take the body of the next frame, if all of it is there."""
+        buffer = self._buffer
+        if len(buffer) < HEADER_BYTES:
+            return None
+        size = int.from_bytes(buffer[:HEADER_BYTES], "big")
         if size > self._limit_bytes:
             raise FrameTooLarge(
                 f"a frame of {size} bytes was announced; {self._limit_bytes} may come"
             )
-        return start + HEADER_BYTES + size
+        end = HEADER_BYTES + size
+        if len(buffer) < end:
+            return None
+        with memoryview(buffer) as view:
+            body = bytes(view[HEADER_BYTES:end])
+        del buffer[:end]  # That moves nothing: a bytearray keeps where it begins.
+        return body
 
-    def _frame(self, body: memoryview) -> list[Message]:
-        with body:
-            _check_values(bytes(body))
-            plain = _unpack(body)
-        if type(plain) is not tuple:
-            raise RemoteProtocolError("a frame is not an array of messages")
-        if self._is_newer:
-            plain = [message for message in plain if not _is_unknown(message)]
-        messages = list(map(codec.decode_message, plain))
-        if self._limit_bytes != self._limits.frame_bytes:
-            self._greet(messages)
-        return messages
+    def _is_known(self, plain: object) -> bool:
+        return not (self._is_newer and _is_unknown(plain))
 
-    def _greet(self, messages: Iterable[Message]) -> None:
+    def _greet(self, message: Message | None) -> None:
         """Learn from the first messages what else may come."""
-        for message in messages:
-            match message:
-                case Hello(version=version):
-                    self._is_newer = version > PROTOCOL_VERSION
-                case HelloOk():
-                    self._limit_bytes = self._limits.frame_bytes
-                case _:
-                    pass
+        match message:
+            case Hello(version=version):
+                self._is_newer = version > PROTOCOL_VERSION
+            case HelloOk():
+                self._limit_bytes = self._limits.frame_bytes
+            case _:
+                pass
+
+
+def _frame(body: bytes, is_known: Callable[[object], bool]) -> Iterator[Message | None]:
+    """Decode the messages of one frame, with None where there may be a pause."""
+    for _ in count_values(body):
+        yield None
+    plain = _unpack(body)
+    if type(plain) is not tuple:
+        raise RemoteProtocolError("a frame is not an array of messages")
+    if len(body) > LONG_BYTES:
+        yield None
+    for message in plain:
+        if is_known(message):
+            if len(body) > LONG_BYTES:
+                yield from _slowly(message)
+            else:
+                yield codec.decode_message(message)
+
+
+def _slowly(plain: Any) -> Iterator[Message | None]:
+    """Decode one message, long lists in pieces with None behind each."""
+    match plain:
+        case (int(), tuple(row)):
+            number: int = plain[0]
+        case _:
+            number, row = 0, ()
+    is_long = [type(item) is tuple and len(item) > PIECE_ITEMS for item in row]
+    if not any(is_long):
+        yield codec.decode_message(plain)
+        return
+    brief = [() if long else item for item, long in zip(row, is_long, strict=True)]
+    message = codec.decode_message((number, brief))
+    lists: dict[str, Any] = {}
+    for at, field in enumerate(fields(message)[: len(row)]):
+        if not is_long[at]:
+            continue
+        items: list[Any] = []
+        for start in range(0, len(row[at]), PIECE_ITEMS):
+            piece = brief.copy()
+            piece[at] = row[at][start : start + PIECE_ITEMS]
+            items += getattr(codec.decode_message((number, piece)), field.name)
+            yield None
+        lists[field.name] = tuple(items)
+    yield replace(message, **lists)
 
 
 def encode(messages: Iterable[Message]) -> bytes:
@@ -309,34 +340,6 @@ def _is_unknown(plain: object) -> bool:
             return is_message and number not in _MESSAGE_NUMBERS
         case _:
             return False
-
-
-def _check_values(body: bytes) -> None:
-    """Refuse a frame of too many values, by their headers alone.
-
-    What an array announces counts as if it were there, so that neither a flood of
-    tiny arrays nor the depth of a few bytes ever becomes memory.
-    """
-    wide = body.count(0xDC) + body.count(0xDD)
-    if len(body) * (VALUE_BYTES + 8 * wide) < CHEAP_BYTES:
-        return  # Even if each of these bytes began an array as long as the frame.
-    limit = min(len(body), VALUES_MAX)
-    sizes, widths = _SIZES, _WIDTHS
-    count, at, end = 1, 0, len(body)
-    while at < end:
-        kind = body[at]
-        if size := sizes[kind]:
-            at += size
-            continue
-        width = widths.get(kind, 0)
-        number = int.from_bytes(body[at + 1 : at + 1 + width], "big")
-        at += 1 + width
-        if kind in _STRINGS:
-            at += number
-            continue
-        count += number if width else kind & _FIXARRAY_MASK
-        if count > limit:
-            raise RemoteProtocolError(f"a frame of {end} bytes has {count} values")
 
 
 def _unpack(data: bytes | memoryview) -> Any:

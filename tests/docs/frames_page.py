@@ -11,7 +11,7 @@ from typing import Any, Union, get_args, get_origin, get_type_hints
 from octaskly.core.codec import NUMBERS
 from octaskly.core.messages import Message
 from octaskly.core.model import Limits
-from octaskly.mesh import wire
+from octaskly.mesh import counting, wire
 
 _PLAIN = {
     str: "text",
@@ -31,7 +31,7 @@ def sizes() -> str:
         ("a frame, before the connection is complete", _bytes(limits.hello_bytes)),
         ("a frame, after that", _bytes(limits.frame_bytes)),
         ("the items of one array", f"{wire.ARRAY_ITEMS_MAX:,}"),
-        ("the values of one frame, arrays and items", f"{wire.VALUES_MAX:,}"),
+        ("the values of one frame, arrays and items", f"{counting.VALUES_MAX:,}"),
         ("a message whose batch goes into one", _bytes(wire.SPLIT_BYTES)),
         ("entries in an answer to Pull", _bytes(limits.pull_bytes)),
         ("the type number of a message", f"{wire.MESSAGE_NUMBERS_END - 1}"),

@@ -1,7 +1,8 @@
 """Floods on real sockets: an agent answers meanwhile, and does not grow.
 
 Threats 1, 5, 12 and 13, rows B39 and B42. Each flood is counted against one bound in
-time, for a share of the answers as this machine may be busy, and one in memory.
+time, for every answer, and one in memory. What the kernel says that the agent's loop or
+the client waited for a core is subtracted: this machine has other work, too.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from pathlib import Path
 
 import pytest
 
-from octaskly.core.facts import Entry, Submitted
+from octaskly.core.facts import CancelAsked, Entry, Fact, Submitted
 from octaskly.core.messages import (
     Claim,
     Entries,
@@ -38,8 +39,8 @@ from tests.integration.test_bad_peers import Member
 pytestmark = pytest.mark.alone
 
 ANSWER_S_MAX = 0.2
-ANSWERS = 30
-NINE_OF_TEN = ANSWERS * 9 // 10 - 1
+ANSWERS = 30  #: at least, and
+ROUND_S = 1.0  #: for so long, in which the flood goes on
 ROUNDS = 4
 GROWTH_MB_MAX = 50.0
 LINES_MAX = 100  #: in the log, for some seconds of it
@@ -81,30 +82,48 @@ class Watch:
         self._peak_mb = self._before_mb
 
     def look(self) -> float:
-        """Ask for its health, as a new client does; return how long that took."""
+        """Ask for its health, as a new client does; return how long it worked."""
+        pid = self._agent.process.pid
+        loop = Path(f"/proc/{pid}/task/{pid}/schedstat")
+        waits = loop, Path("/proc/thread-self/schedstat")
+        waited_s = sum(map(_waited_s, waits))
         begin_s = time.perf_counter()
         client = http.client.HTTPConnection("127.0.0.1", self._port, timeout=30)
         with contextlib.closing(client):
             client.request("GET", "/health")
             assert client.getresponse().status == 200
+        took_s = time.perf_counter() - begin_s
         self._peak_mb = max(self._peak_mb, resident_mb(self._agent))
-        return time.perf_counter() - begin_s
+        return took_s - (sum(map(_waited_s, waits)) - waited_s)
 
-    def judge(self) -> None:
-        """Ask in rounds, the best of which counts: this machine has other work, too."""
-        rounds = []
+    def judge(self, is_under_way: Callable[[], bool] = lambda: True) -> None:
+        """Ask in rounds, the best of which counts.
+
+        Other threads may hold Python's lock while they wait for a core themselves.
+        """
+        slowest = []
         for _ in range(ROUNDS):
-            rounds.append(sorted(self.look() for _ in range(ANSWERS)))
-            if rounds[-1][NINE_OF_TEN] < ANSWER_S_MAX:
+            slowest.append(max(self._round(is_under_way)))
+            if slowest[-1] < ANSWER_S_MAX:
                 break
-        best = min(rounds, key=lambda took_s: took_s[NINE_OF_TEN])
         growth_mb = self._peak_mb - self._before_mb
-        print(
-            f"half within {best[ANSWERS // 2]:.3f} s, 90% within "
-            f"{best[NINE_OF_TEN]:.3f} s, in round {len(rounds)}; {growth_mb:.1f} MB"
-        )
-        assert best[NINE_OF_TEN] < ANSWER_S_MAX
+        rounds = ", ".join(f"{one:.3f}" for one in slowest)
+        print(f"the slowest answer of each round: {rounds} s; {growth_mb:.1f} MB")
+        assert min(slowest) < ANSWER_S_MAX
         assert growth_mb < GROWTH_MB_MAX
+
+    def _round(self, is_under_way: Callable[[], bool]) -> Iterator[float]:
+        ends_s = time.perf_counter() + ROUND_S
+        for asked in itertools.count():
+            is_over = asked >= ANSWERS and time.perf_counter() > ends_s
+            if is_over and is_under_way():
+                return
+            yield self.look()
+
+
+def _waited_s(schedstat: Path) -> float:
+    """Return for how long a thread could run, and had no core."""
+    return int(schedstat.read_text().split()[1]) / 1e9
 
 
 # --- A member.
@@ -125,6 +144,19 @@ def _entries(_: Member) -> Iterator[bytes]:
         yield wire.encode([Entries(told, writer, False, ())])
 
 
+def _long(make: Callable[[int], Fact]) -> Callable[[Member], Iterator[bytes]]:
+    """A log that grows in messages with as many entries as a frame may have."""
+
+    def frames(member: Member) -> Iterator[bytes]:
+        writer = ((STREAM, Epoch(1, member.node_id)),)
+        for first in itertools.count(1, LONG_ENTRIES):
+            numbers = range(first, first + LONG_ENTRIES)
+            told = tuple(Entry(STREAM, n, 1 << 20, make(n)) for n in numbers)
+            yield wire.encode([Entries(told, writer, False, ())])
+
+    return frames
+
+
 def _terms(make: Callable[[Epoch], Message]) -> Callable[[Member], Iterator[bytes]]:
     """Begin a new reign with every message."""
 
@@ -142,7 +174,10 @@ def _again(
     return lambda member: itertools.repeat(wire.encode([make(member)] * count))
 
 
+FLOOD_BYTES = 100_000  #: at least, or it was none
+LONG_ENTRIES = 30_000
 VECTOR = tuple((StreamId(n + 1), 1) for n in range(30_000))
+LONG_VECTOR = tuple((StreamId(n + 1), 1) for n in range(170_000))
 FLOODS: dict[str, Callable[[Member], Iterator[bytes]]] = {
     "questions": _again(lambda _: Pull(())),
     "long questions": _again(lambda _: Pull(VECTOR), 1),
@@ -154,8 +189,18 @@ FLOODS: dict[str, Callable[[Member], Iterator[bytes]]] = {
     "results": _again(lambda _: Results((), 1)),
     "what it runs": _again(lambda _: Reattach((), 0, NodeState.READY)),
     "entries": _entries,
+    "as many results as a frame may have": _again(lambda _: Results((), 1), 87_000),
+    "as many questions": _again(lambda _: Pull(()), 100_000),
+    "as long questions as a frame may have": _again(lambda _: Pull(LONG_VECTOR), 1),
+    "as many entries, of tasks": _long(
+        lambda n: Submitted(TaskSpec(id=TaskId(f"x-{n}"), command="x"))
+    ),
+    "as many entries, brief": _long(lambda n: CancelAsked(TaskId(f"x-{n}"), "x")),
 }
-THIN = ("questions", "probes", "entries", "terms")
+THIN = (
+    *("questions", "probes", "entries", "terms"),
+    *("as many results as a frame may have", "as many entries, of tasks"),
+)
 
 
 @contextlib.contextmanager
@@ -198,9 +243,8 @@ def test_a_member_that_floods_keeps_nobody_waiting(solo: Agent, kind: str) -> No
     said = len(solo.log().splitlines())
 
     with flooding(member, FLOODS[kind](member)) as sent:
-        watch.judge()
+        watch.judge(lambda: sent[0] > FLOOD_BYTES)
 
-    assert sent[0] > 100_000
     assert len(solo.log().splitlines()) - said < LINES_MAX
     until(lambda: is_own_dispatcher(solo), "it reigns again")
 

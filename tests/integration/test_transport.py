@@ -589,13 +589,13 @@ async def test_a_peer_of_another_protocol_version_is_refused_with_a_reason() -> 
 def spy(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Count the bytes that reach the frame decoder."""
     seen: list[int] = []
-    receive = wire.Decoder.receive_data
+    take = wire.Decoder.feed
 
-    def receive_data(self: wire.Decoder, data: bytes) -> list[Message]:
+    def feed(self: wire.Decoder, data: bytes) -> None:
         seen.append(len(data))
-        return receive(self, data)
+        take(self, data)
 
-    monkeypatch.setattr(wire.Decoder, "receive_data", receive_data)
+    monkeypatch.setattr(wire.Decoder, "feed", feed)
     return seen
 
 

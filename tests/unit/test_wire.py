@@ -34,7 +34,7 @@ from octaskly.core.model import (
     TaskSpec,
 )
 from octaskly.errors import FrameTooLarge, LocalProtocolError, RemoteProtocolError
-from octaskly.mesh import wire
+from octaskly.mesh import counting, wire
 from octaskly.store.reader import ENTRY_BYTES
 
 LIMITS = Limits(hello_bytes=1000, frame_bytes=1 << 20)
@@ -181,7 +181,7 @@ def test_the_fullest_frames_that_nodes_send_are_far_below_the_bound() -> None:
     (part,) = wire.parts_of(full, Limits().frame_bytes)
 
     assert decoder.receive_data(wire.frame([part])) == [full]
-    assert 3 * len(vector) + 8 * len(brief) < wire.VALUES_MAX * 3 // 4
+    assert 3 * len(vector) + 8 * len(brief) < counting.VALUES_MAX * 3 // 4
 
 
 def test_what_a_worker_still_runs_may_come_in_parts() -> None:

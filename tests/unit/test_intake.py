@@ -1,0 +1,141 @@
+"""What a peer sends is taken in turns, so that nobody waits for a long frame."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from typing import cast
+
+from octaskly.core.facts import CancelAsked, Entry
+from octaskly.core.messages import Entries, HelloOk, Message, Pull, Results
+from octaskly.core.model import Limits, StreamId, TaskId
+from octaskly.errors import RemoteProtocolError
+from octaskly.mesh import wire
+from octaskly.mesh.intake import MESSAGES_PER_TURN, Intake
+
+STREAM = StreamId(77)
+TURNS_MAX = 10_000
+
+
+class Peer(asyncio.Transport):
+    """A connection whose reading can be held up, and what came of it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.is_read = True
+        self.takes: list[list[Message]] = []
+        self.errors: list[str] = []
+        self.is_over = False
+        decoder = wire.Decoder(Limits())
+        decoder.receive_data(wire.encode([HelloOk()]))
+        self.intake = Intake(decoder, self._take, self._break, lambda: (0, 0))
+        self.intake.open(cast("asyncio.Transport", self))
+
+    def pause_reading(self) -> None:
+        """Note that nothing more is read."""
+        self.is_read = False
+
+    def resume_reading(self) -> None:
+        """Note that more is read."""
+        self.is_read = True
+
+    @property
+    def taken(self) -> list[Message]:
+        """All that came, in order."""
+        return [message for some in self.takes for message in some]
+
+    def finish(self) -> None:
+        """Lose the connection."""
+        self.intake.finish(self._end)
+
+    async def turns(self) -> int:
+        """Let the loop turn until all was taken; return how often it did."""
+        for turn in range(TURNS_MAX):
+            if self.is_read:
+                return turn
+            await asyncio.sleep(0.001)
+        raise AssertionError("it never reads again")
+
+    def _take(self, messages: Sequence[Message]) -> None:
+        assert not self.is_over
+        self.takes.append(list(messages))
+
+    def _break(self, error: RemoteProtocolError) -> None:
+        self.errors.append(str(error))
+        self.intake.drop()
+        self.is_read = True
+
+    def _end(self) -> None:
+        self.is_over = self.is_read = True
+
+
+async def test_a_frame_of_many_messages_takes_many_turns() -> None:
+    """Some of them are taken in each, and nothing more is read meanwhile."""
+    peer = Peer()
+    messages: list[Message] = [Results((), 1), Pull(())] * 2000
+
+    peer.intake.receive(wire.encode(messages))
+
+    assert not peer.is_read
+    assert await peer.turns() > 1
+    assert peer.taken == messages
+    assert max(map(len, peer.takes)) <= MESSAGES_PER_TURN
+
+
+async def test_a_long_message_is_decoded_in_several_turns() -> None:
+    """Others get theirs before it is complete; it arrives as it was sent."""
+    peer = Peer()
+    entries = tuple(
+        Entry(STREAM, n + 1, 1, CancelAsked(TaskId(f"t-{n}"), "x"))
+        for n in range(40_000)
+    )
+    vector = tuple((StreamId(n + 1), n) for n in range(9000))
+    message = Entries(entries, (), more=True, vector=vector)
+
+    peer.intake.receive(wire.encode([message]))
+
+    assert not peer.taken
+    assert await peer.turns() > 1
+    assert peer.taken == [message]
+
+
+async def test_what_came_before_a_connection_was_lost_is_taken() -> None:
+    """Its end is told after that, however many turns it takes."""
+    peer = Peer()
+    messages: list[Message] = [Results((), n) for n in range(3000)]
+    peer.intake.receive(wire.encode(messages))
+
+    peer.finish()
+
+    assert not peer.is_over
+    await peer.turns()
+    assert peer.taken == messages
+    assert peer.is_over
+
+
+async def test_nothing_is_taken_behind_what_breaks_the_protocol() -> None:
+    """What stood before it in good frames is."""
+    peer = Peer()
+    good: list[Message] = [Results((), n) for n in range(1000)]
+    bad = b"\x00\x00\x00\x01\x80"
+
+    peer.intake.receive(wire.encode(good) + bad + wire.encode(good))
+
+    await peer.turns()
+    assert len(peer.errors) == 1
+    assert peer.taken == good[: len(peer.taken)]
+    assert len(good) - len(peer.taken) < MESSAGES_PER_TURN
+
+
+async def test_a_link_that_is_given_up_takes_nothing_more() -> None:
+    """Its end is told once, at once."""
+    peer = Peer()
+    peer.intake.receive(wire.encode([Results((), 1)] * 1000))
+    peer.finish()
+    taken = len(peer.taken)
+
+    peer.intake.drop()
+
+    assert peer.is_over
+    await asyncio.sleep(0)
+    assert len(peer.taken) == taken
