@@ -24,7 +24,7 @@ from octaskly.core.keys import (
 )
 from octaskly.core.messages import Message
 from octaskly.core.model import NodeId, Timing
-from octaskly.core.rotation import REVOKE_S, Rotation
+from octaskly.core.rotation import URGENT_S, Rotation
 from octaskly.errors import OctasklyError, RotationRefused
 from octaskly.log import Logger
 from octaskly.ports import Clock, Principal, RotationView
@@ -99,7 +99,9 @@ class Keeper:
         """Take a step of a rotation."""
         now_ms, revoked = self._clock.now().wall_ms, effect.revoked
         steps: dict[KeyStep, Change] = {
-            KeyStep.RENEW: lambda s: s.renewed(fresh(), now_ms, revoked=revoked),
+            KeyStep.RENEW: lambda s: s.renewed(
+                fresh(), now_ms, revoked=revoked, is_urgent=effect.is_urgent
+            ),
             KeyStep.SWITCH: lambda s: s.switched(now_ms),
             KeyStep.SETTLE: lambda s: s.settled(now_ms),
             KeyStep.DENY: lambda s: s.denying(() if revoked is None else (revoked,)),
@@ -184,8 +186,8 @@ class Keeper:
         rotation, timing = self._rotation, self._timing
         keys = rotation.keys
         lasts_s = {
-            Phase.SPREADING: REVOKE_S if keys.is_urgent else timing.spread_s,
-            Phase.SWITCHED: REVOKE_S if keys.is_urgent else timing.keep_old_s,
+            Phase.SPREADING: URGENT_S if keys.is_urgent else timing.spread_s,
+            Phase.SWITCHED: URGENT_S if keys.is_urgent else timing.keep_old_s,
         }.get(keys.phase)
         return RotationView(
             keys=keys,
@@ -196,19 +198,23 @@ class Keeper:
             is_left_behind=self.is_left_behind,
         )
 
-    async def rotate(self, *, principal: Principal) -> RotationView:
+    async def rotate(self, *, principal: Principal, is_urgent: bool) -> RotationView:
         """Begin to renew the secret."""
-        return await self._ask(None, principal)
+        return await self._ask(None, principal, is_urgent=is_urgent)
 
     async def revoke(self, node: NodeId, *, principal: Principal) -> RotationView:
         """Renew the secret at once, without this node."""
-        return await self._ask(node, principal)
+        return await self._ask(node, principal, is_urgent=True)
 
-    async def _ask(self, node: NodeId | None, principal: Principal) -> RotationView:
+    async def _ask(
+        self, node: NodeId | None, principal: Principal, *, is_urgent: bool
+    ) -> RotationView:
         try:
             async with asyncio.timeout(ANSWER_S):
                 reply = await self._tickets.ask(
-                    lambda ticket: RotateAsked(ticket, node, principal.subject)
+                    lambda ticket: RotateAsked(
+                        ticket, node, principal.subject, is_urgent
+                    )
                 )
         except TimeoutError:
             raise RotationRefused(

@@ -65,6 +65,7 @@ PARAMETERS: Final[Mapping[str, tuple[Any, str]]] = {
     ),
     "name": (_Text, "only tasks with this name, which is not their id"),
     "newest": (bool, "true: the latest first"),
+    "now": (bool, "true: the old secret is over within seconds"),
     "order": (
         Literal["end", "number"],
         "in which results come: as members end, or by their numbers",

@@ -36,7 +36,8 @@ async def show(call: Call) -> web.StreamResponse:
 
 async def rotate(call: Call) -> web.StreamResponse:
     """Begin to renew the secret, on all nodes."""
-    view = await _rotations(call).rotate(principal=call.who)
+    is_urgent = call.query.flag("now")
+    view = await _rotations(call).rotate(principal=call.who, is_urgent=is_urgent)
     return _shown(call, view, HTTPStatus.ACCEPTED)
 
 
@@ -91,6 +92,7 @@ ROUTES = (
         method="POST",
         path="/api/v1/rotation",
         perform=rotate,
+        query=("now",),
         access=Access.ADMIN,
         answers={202: Rotation},
         refuses=(409,),

@@ -28,21 +28,36 @@ _PHASES: Mapping[str, str] = {
 
 @click.command(epilog="Example: octaskly rotate --status")
 @click.option("--status", is_flag=True, help="Show how far it is, and change nothing.")
+@click.option(
+    "--now", is_flag=True, help="End the old secret within seconds, for whoever has it."
+)
+@click.option("--yes", is_flag=True, help="Do not ask, with --now.")
 @JSON_OPTION
 @click.pass_obj
 def rotate(
     choice: Choice,
     status: bool,  # noqa: FBT001
+    now: bool,  # noqa: FBT001
+    yes: bool,  # noqa: FBT001
     as_json: bool,  # noqa: FBT001
 ) -> None:
     """Give the mesh a new secret; nothing stops, and no node has to be touched.
 
     All nodes that are there learn it at once. It comes into force when all nodes know
     it, or after a day; the old one is accepted for a week after that, for those that
-    are away.
+    are away. With --now nobody is waited for: nodes that are away have to be invited
+    again, and tokens end. So does a rotation that a node which is away holds up.
     """
+    if now and status:
+        raise click.UsageError("--status changes nothing, so it cannot be --now")
+    if now and not yes and sys.stdin.isatty():
+        click.confirm(
+            "All tokens end, and nodes that are away have to be invited again. Go on?",
+            abort=True,
+        )
+    order = calls.order(f"{_ROTATION}?now=true" if now else _ROTATION)
     with choice.client() as client:
-        reply = client.ask(Call("GET", _ROTATION) if status else calls.order(_ROTATION))
+        reply = client.ask(Call("GET", _ROTATION) if status else order)
     if as_json:
         print_json(reply.body)
         return

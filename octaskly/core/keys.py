@@ -38,7 +38,7 @@ class Keys:
     generation: int = 1  #: in force
     newest: int = 1
     mark: str = ""  #: tells two secrets of one generation apart, and nothing else
-    is_urgent: bool = False  #: a node was revoked: nobody is waited for long
+    is_urgent: bool = False  #: nobody is waited for long: a node was revoked, say
     since_ms: int = 0  #: wall clock, when the phase began; 0: as long as the mesh
     denied: tuple[NodeId, ...] = ()  #: revoked nodes, ordered
 
@@ -122,6 +122,7 @@ class RotateAsked:
     ticket: int
     revoked: NodeId | None  #: whom to leave out
     by: str
+    is_urgent: bool = False  #: the old secret is to be over within seconds
 
 
 KeysEvent = KeysChanged | RotateAsked
@@ -144,6 +145,7 @@ class ChangeKeys:
 
     step: KeyStep
     revoked: NodeId | None = None
+    is_urgent: bool = False  #: of a renewal, also where nobody is revoked
 
 
 @value(frozen=True, slots=True)

@@ -36,9 +36,9 @@ from octaskly.core.model import Moment, NodeId, Settings
 from octaskly.core.records import KEYS_HELD, Book
 from octaskly.core.roster import Registry
 
-RENEWING = "a node was revoked: until the secret is renewed none but members are let in"
+RENEWING = "until the old secret is over none but members are let in"
 PATIENCE_S = 15.0  #: a step is asked for again after so long
-REVOKE_S = 5.0  #: honest nodes that are connected have so long to learn of it
+URGENT_S = 5.0  #: honest nodes that are connected have so long to learn of it
 GRACE_S = 15.0  #: links of a generation that is over end after so long
 WAITING_MAX = 64  #: requests that wait for one rotation
 
@@ -68,7 +68,7 @@ class Rotation:
         self._changed_s = 0.0
         self._has_news = True  #: a peer may have confirmed since that was written
         self._entitled: frozenset[NodeId] | None = None
-        """Who gets the new secret while a revoked node can still show the old one."""
+        """Who gets the new secret while others can still show the old one."""
 
     @property
     def is_revoked(self) -> bool:
@@ -82,9 +82,10 @@ class Rotation:
     def refusal(self, peer: NodeId) -> str | None:
         """Return why a peer may have no link, None if it may.
 
-        Who is revoked can make any number of identities. Those that no roster has
-        shown to people are out until the old secret is. That of the moment would not
-        do: a dispatcher that is revoked takes out of it whoever leaves it for that.
+        Who has a secret that has to go can make any number of identities. Those that
+        no roster has shown to people are out until that secret is. The roster of the
+        moment would not do: a dispatcher that is revoked takes out of it whoever leaves
+        it for that.
         """
         if self.denies(peer):
             return REVOKED
@@ -157,7 +158,7 @@ class Rotation:
 
     def on_asked(self, event: RotateAsked, now: Moment) -> list[Effect]:
         """Begin a rotation, if none is on its way."""
-        why = self._hindrance(event.revoked, now)
+        why = self._hindrance(event, now)
         if why is not None or len(self._tickets) >= WAITING_MAX:
             return [Answer(event.ticket, NotRotated(why or "too many ask for it"))]
         self._tickets.append(event.ticket)
@@ -165,12 +166,14 @@ class Rotation:
         if event.revoked is not None:
             fields += (("peer", event.revoked),)
         note = Note("warning", "the mesh secret is renewed", fields)
-        return [note, *self._ask(KeyStep.RENEW, now, event.revoked)]
+        change = ChangeKeys(KeyStep.RENEW, event.revoked, event.is_urgent)
+        return [note, *self._ask(change, now)]
 
     def on_changed(self, event: KeysChanged, now: Moment) -> list[Effect]:
         """Go by the keyring as it is now, and tell everybody."""
         before, self.keys = self.keys, event.keys
-        if not set(self.keys.denied) <= set(before.denied):
+        is_newly_urgent = self.keys.is_urgent and self.keys.newest > before.newest
+        if is_newly_urgent or not set(self.keys.denied) <= set(before.denied):
             self._entitled = self._registry.named() or frozenset(self._members.peers)
         if self._tickets or not event.failure:  # A step is not tried again at once.
             self._asked_s = None
@@ -203,13 +206,14 @@ class Rotation:
             return []
         timing, is_urgent = self._timing, self.keys.is_urgent
         age_s = (now.wall_ms - self.keys.since_ms) / 1000
+        settle = ChangeKeys(KeyStep.SETTLE)
         if self.keys.phase is Phase.SWITCHED:
-            keep_s = REVOKE_S if is_urgent else timing.keep_old_s
-            return self._ask(KeyStep.SETTLE, now) if age_s >= keep_s else []
-        spread_s = REVOKE_S if is_urgent else timing.spread_s
+            keep_s = URGENT_S if is_urgent else timing.keep_old_s
+            return self._ask(settle, now) if age_s >= keep_s else []
+        spread_s = URGENT_S if is_urgent else timing.spread_s
         if age_s < spread_s and self.awaited():
             return []
-        return self._ask(KeyStep.SETTLE if is_urgent else KeyStep.SWITCH, now)
+        return self._ask(settle if is_urgent else ChangeKeys(KeyStep.SWITCH), now)
 
     def unwanted(self, now: Moment) -> list[tuple[NodeId, str]]:
         """Return the connected peers whose links have to end, and what to tell them.
@@ -236,13 +240,18 @@ class Rotation:
         """Whether the shell is at a step, or failed at one a moment ago."""
         return self._asked_s is not None and now.mono_s < self._asked_s + PATIENCE_S
 
-    def _hindrance(self, revoked: NodeId | None, now: Moment) -> str | None:
+    def _hindrance(self, asked: RotateAsked, now: Moment) -> str | None:
+        keys = self.keys
         if self.is_revoked:
             return "this node was revoked"
-        if revoked is not None:
-            return "a node does not revoke itself" if revoked == self._me else None
-        if self.keys.phase is Phase.SPREADING or self._is_asked(now):
-            return f"generation {self.keys.newest} is not in force yet"
+        if asked.revoked is not None:
+            is_own = asked.revoked == self._me
+            return "a node does not revoke itself" if is_own else None
+        is_spreading = keys.phase is Phase.SPREADING
+        if asked.is_urgent and is_spreading and not keys.is_urgent:
+            return None  # One that takes long is overtaken.
+        if is_spreading or self._is_asked(now):
+            return f"generation {keys.newest} is not in force yet"
         return None
 
     def _known(self) -> set[NodeId]:
@@ -269,11 +278,9 @@ class Rotation:
             return held.newest > keys.newest
         return held.mark == keys.mark
 
-    def _ask(
-        self, step: KeyStep, now: Moment, revoked: NodeId | None = None
-    ) -> list[Effect]:
+    def _ask(self, change: ChangeKeys, now: Moment) -> list[Effect]:
         self._asked_s = now.mono_s
-        return [ChangeKeys(step, revoked)]
+        return [change]
 
     def _give(self, peers: Iterable[NodeId]) -> list[Effect]:
         """Give the keyring to those of these peers that lack some of it.

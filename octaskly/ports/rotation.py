@@ -28,8 +28,8 @@ class Rotations(Protocol):
     def view(self) -> RotationView:
         """Return how far the newest generation has come."""
 
-    async def rotate(self, *, principal: Principal) -> RotationView:
-        """Begin to renew the secret.
+    async def rotate(self, *, principal: Principal, is_urgent: bool) -> RotationView:
+        """Begin to renew the secret; one that is urgent ends the old one in seconds.
 
         Raises:
             RotationRefused: one is on its way, or it cannot be kept.

@@ -120,18 +120,27 @@ class MeshSecret:
 
     # --- A newer generation ----------------------------------------------------------
 
-    def renewed(self, raw: bytes, now_ms: int, *, revoked: NodeId | None) -> MeshSecret:
+    def renewed(
+        self,
+        raw: bytes,
+        now_ms: int,
+        *,
+        revoked: NodeId | None = None,
+        is_urgent: bool = False,
+    ) -> MeshSecret:
         """Return it with one generation more, which is accepted and not yet in force.
 
         Args:
             raw: The new secret, which follows from no other.
             now_ms: Wall clock.
             revoked: The node because of which it is renewed, and at once, if any is.
+            is_urgent: At once in any case.
 
         Raises:
             TrustError: the last one has not come into force yet, or there are too many.
         """
-        if self.has_next and revoked is None:
+        is_urgent = is_urgent or revoked is not None
+        if self.has_next and not is_urgent:
             raise TrustError(f"generation {self.newest} is not in force yet")
         if len(self.generations) >= GENERATIONS_MAX:
             raise TrustError(f"a secret has at most {GENERATIONS_MAX} generations")
@@ -140,7 +149,7 @@ class MeshSecret:
             kept,
             generations=(*kept.generations, raw),
             has_next=True,
-            is_urgent=revoked is not None,
+            is_urgent=is_urgent,
             since_ms=now_ms,
         )
         return newer if revoked is None else _deny(newer, {revoked: newer.newest})

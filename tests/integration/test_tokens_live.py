@@ -159,6 +159,30 @@ class Reader(threading.Thread):
         self._opened.close()
 
 
+def test_an_urgent_renewal_ends_tokens_and_the_old_secret(
+    mesh: list[Agent], tmp_path: Path
+) -> None:
+    """Nobody is revoked for it, and all nodes stay in the mesh."""
+    token = issue(mesh[2])["token"]
+    old = (tmp_path / "mesh.key").read_text().strip()
+
+    status, begun = mesh[2].call("POST", "/api/v1/rotation?now=true")
+
+    assert (status, begun["revoked"]) == (202, [])
+    for agent in mesh:
+        until(lambda agent=agent: settled(agent) == 2, "the old secret is over")  # type: ignore[misc]
+        assert status_at(agent, token) == 401
+    assert old not in (tmp_path / "mesh.key").read_text()
+    until_nodes(mesh[0], 3)
+
+
+def settled(agent: Agent) -> int | None:
+    """Return the generation of a secret that is the only one."""
+    status, body = agent.call("GET", "/api/v1/rotation")
+    is_settled = status == 200 and body["phase"] == "settled"
+    return int(body["generation"]) if is_settled else None
+
+
 def test_what_lasts_under_a_token_ends_with_it(shared: list[Agent]) -> None:
     """A stream or a long poll that was open before shows nothing that came after."""
     issued = issue(shared[0], name="watch", role="viewer")

@@ -135,3 +135,7 @@ def test_f33_a_secret_is_renewed_and_a_machine_is_locked_out(
     old_secret = (lab.folder / "mesh.key").read_text()
     settle_without(head, [away, *stay], old_secret, old_token)
     lock_out(stay[0], [away, *stay[1:]])
+    left = [away, *stay[1:]]
+    assert left[0].cli("rotate", "--now").returncode == 0
+    reach(left[0], ("settled", 4))
+    assert has_it(left, 4)

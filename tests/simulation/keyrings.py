@@ -59,10 +59,13 @@ class KeyringWorld(World):
         mine, theirs = self.secrets[end], self.secrets[peer]
         return bool({*mine.generations} & {*theirs.generations})
 
-    def rotate(self, node: NodeId, revoked: NodeId | None = None) -> None:
+    def rotate(
+        self, node: NodeId, revoked: NodeId | None = None, *, is_urgent: bool = False
+    ) -> None:
         """Ask a node to renew the secret."""
         self._ticket += 1
-        self.feed(self.machines[node], RotateAsked(self._ticket, revoked, "op"))
+        asked = RotateAsked(self._ticket, revoked, "op", is_urgent)
+        self.feed(self.machines[node], asked)
 
     @property
     def live(self) -> list[NodeId]:
@@ -74,8 +77,8 @@ class KeyringWorld(World):
 
     def _perform(self, machine: Machine, node: Node, effect: Effect) -> None:
         match effect:
-            case ChangeKeys(step, revoked):
-                self._change(machine, step, revoked)
+            case ChangeKeys():
+                self._change(machine, effect)
             case GiveKeys(peer):
                 text = self.secrets[machine.id].lines()
                 self.network.send(machine.id, peer, (KeysGiven(text),))
@@ -88,16 +91,19 @@ class KeyringWorld(World):
             case _:
                 super()._perform(machine, node, effect)
 
-    def _change(self, machine: Machine, step: KeyStep, revoked: NodeId | None) -> None:
+    def _change(self, machine: Machine, change: ChangeKeys) -> None:
+        revoked, is_urgent = change.revoked, change.is_urgent
         now_ms = self.now(machine).wall_ms
         raw = self._fresh()
         changes = {
-            KeyStep.RENEW: lambda s: s.renewed(raw, now_ms, revoked=revoked),
+            KeyStep.RENEW: lambda s: s.renewed(
+                raw, now_ms, revoked=revoked, is_urgent=is_urgent
+            ),
             KeyStep.SWITCH: lambda s: s.switched(now_ms),
             KeyStep.SETTLE: lambda s: s.settled(now_ms),
             KeyStep.DENY: lambda s: s.denying([revoked]),
         }
-        self._put(machine, changes[step])
+        self._put(machine, changes[change.step])
 
     def _fresh(self) -> bytes:
         self._made += 1

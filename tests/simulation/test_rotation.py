@@ -6,7 +6,7 @@ import pytest
 
 from octaskly.core.keys import NotRotated, Phase, Rotating
 from octaskly.core.model import NodeId
-from octaskly.core.rotation import PATIENCE_S
+from octaskly.core.rotation import PATIENCE_S, URGENT_S
 from tests.simulation.checkers import all_go_by_the_same_records, records_are_kept
 from tests.simulation.keyrings import FIRST, KEEP_S, SPREAD_S, KeyringWorld
 
@@ -172,6 +172,53 @@ def test_a_second_rotation_is_refused_until_the_first_is_in_force() -> None:
     world.run(2.0)
 
     assert isinstance(world.replies[-1], NotRotated)
+
+
+def test_an_urgent_one_ends_the_old_secret_within_seconds() -> None:
+    """Nobody is revoked for it; who is away has to be invited again."""
+    world = formed()
+    away, asked = others(world)
+    world.crash(away)
+
+    world.rotate(asked, is_urgent=True)
+    world.run(URGENT_S + 3.0)
+
+    assert phases(world) == {Phase.SETTLED}
+    assert is_whole(world)
+    kept = world.secrets[asked]
+    assert not kept.denied
+    assert not {*FIRST.generations} & {*kept.generations}
+    world.start(away)
+    world.run(20.0)
+    assert world.secrets[away] == FIRST
+
+
+def test_an_urgent_one_overtakes_one_that_waits_for_a_node() -> None:
+    """Neither the old secret nor the one that was on its way is accepted after it."""
+    world = formed()
+    world.crash(others(world)[0])
+    asked = world.dispatchers()[0]
+    world.rotate(asked)
+    world.run(2.0)
+    (waiting,) = {world.secrets[node].newest for node in world.live}
+
+    world.rotate(asked, is_urgent=True)
+
+    assert world.run_until(lambda: phases(world) == {Phase.SETTLED}, URGENT_S + 3.0)
+    assert world.secrets[asked].first == waiting + 1
+    assert is_whole(world)
+
+
+def test_an_urgent_one_is_not_asked_for_twice() -> None:
+    """It is on its way already."""
+    world = formed()
+    asked = world.dispatchers()[0]
+
+    world.rotate(asked, is_urgent=True)
+    world.rotate(asked, is_urgent=True)
+    world.run(0.5)
+
+    assert {type(reply) for reply in world.replies} == {Rotating, NotRotated}
 
 
 def test_two_halves_that_both_renew_it_agree_when_they_meet() -> None:

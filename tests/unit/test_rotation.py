@@ -89,6 +89,16 @@ def test_once_the_old_secret_is_over_tls_alone_lets_in() -> None:
     assert rules.refusal(HIDDEN) is None
 
 
+def test_an_urgent_renewal_leaves_out_who_was_never_shown() -> None:
+    """Whoever has the secret that has to go could have made that identity."""
+    rules = rotation()
+
+    effects = rules.on_changed(KeysChanged(Keys(newest=2, is_urgent=True)), moment())
+
+    assert given(effects) == [KNOWN, GONE]
+    assert rules.unwanted(moment()) == [(HIDDEN, RENEWING)]
+
+
 def test_a_plain_renewal_leaves_nobody_out() -> None:
     """Who has the old secret is a member, and is to have the new one."""
     rules = rotation()
