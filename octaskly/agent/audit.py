@@ -22,6 +22,7 @@ from octaskly.ports import Deed, DeedPage, RecordQuery
 RETENTION_MS: Final = 90 * 86_400_000
 TEXT_BYTES_MAX: Final = 160  #: of each text in a deed, which others may have chosen
 JOINED: Final = "join"  #: a node was met for the first time
+ABSENT_S: Final = 60.0  #: a node without such a deed is asked for again after so long
 
 _CURSOR: Final = re.compile(r"([0-9a-f]{1,16})-([\x21-\x7e]{1,200})")
 
@@ -48,6 +49,7 @@ class Audit:
         self._node_id = node_id
         self._require_dispatcher = require_dispatcher
         self._joins: dict[NodeId, int] = {}  #: as far as they were asked for
+        self._absent: dict[NodeId, float] = {}  #: who had none when, as the founder
 
     async def keep(self, deeds: Sequence[Deed]) -> None:
         """Write deeds, and return when they are safe."""
@@ -70,10 +72,23 @@ class Audit:
         )
         with suppress(OctasklyError):  # Another dispatcher will meet it, too.
             await self.keep([deed])
+            self._absent.pop(node, None)
 
     async def joins(self, nodes: Iterable[NodeId]) -> Mapping[NodeId, int]:
         """Return of those that were met as new ones when that was, in wall-clock ms."""
-        asked = {f"{JOINED}-{node}": node for node in nodes if node not in self._joins}
+        now_s = self._clock.now().mono_s
+        unknown = {node for node in nodes if node not in self._joins}
+        since_s = now_s - ABSENT_S
+        self._absent = {
+            node: asked_s
+            for node, asked_s in self._absent.items()
+            if node in unknown and asked_s > since_s
+        }
+        asked = {f"{JOINED}-{node}": node for node in unknown - self._absent.keys()}
+        if not asked:
+            return self._joins
+        # Set before the answer: who is met meanwhile is asked for again.
+        self._absent |= dict.fromkeys(asked.values(), now_s)
         found = await self._records.page(
             RecordQuery(kinds=(AUDIT,), keys=tuple(asked), limit=len(asked))
         )

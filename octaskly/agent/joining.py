@@ -7,9 +7,10 @@ fails, nothing has been changed on this machine.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import socket
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterable, Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
@@ -20,12 +21,12 @@ from octaskly.config.kinds import Peer, Unusable
 from octaskly.config.places import Paths
 from octaskly.core.model import Address
 from octaskly.errors import ConfigError, PairingFailed, TrustError
-from octaskly.mesh.looking import beacons
+from octaskly.mesh.looking import members_that_invite
 from octaskly.mesh.pairing import EXCHANGE_S, Conversation, call
 from octaskly.ports import Clock
 from octaskly.trust import Keyring, MeshSecret
 from octaskly.trust.code import Code
-from octaskly.trust.greeting import GREETING_BYTES, Greeting, Refused
+from octaskly.trust.greeting import GREETING_BYTES, Greeting, Refusal, Refused
 from octaskly.trust.pairing import (
     PROOF_BYTES,
     SEALED_BYTES,
@@ -37,6 +38,7 @@ from octaskly.trust.pairing import (
 from octaskly.trust.secret import parse
 
 LOOK_S: Final = 5.0  #: for a member with an open invite
+GREETING_S: Final = 3.0  #: for its first answer; others may invite, too
 MESH_CHARS: Final = 4  #: of a mesh's id, enough for people who compare
 _NEW_CODE: Final = "octaskly invite    on a member makes a new code"
 
@@ -58,6 +60,15 @@ class Admitted:
     seed: str  #: where that is dialled, as `HOST:PORT`
 
 
+@dataclass(frozen=True, slots=True)
+class _Greetings:
+    """What both sides said before they showed anything of the code."""
+
+    hello: bytes
+    welcome: bytes
+    member: Greeting
+
+
 class Joiner:
     """This machine, as it asks for a way in.
 
@@ -75,47 +86,60 @@ class Joiner:
         self._clock = clock
         self._tell = tell
 
-    async def by_code(self, code: Code, places: Sequence[Place]) -> Admitted:
+    async def by_code(self, code: Code, places: AsyncIterable[Place]) -> Admitted:
         """Return the keyring that the member has which showed this code.
+
+        Who goes no further before anything of the code was shown may not be the one:
+        others may invite, too. So they are asked as they come.
 
         Raises:
             PairingFailed: no member took it, or it is not the right one.
         """
-        exchange = Exchange.of_joiner(code)
-        failure: PairingFailed | None = None
-        for place in places:
+        failures: list[PairingFailed] = []
+        silence: PairingFailed | None = None
+        async for place in places:
             try:
                 conversation = await call(place.addresses)
             except OSError as error:
-                failure = failure or _unreachable(place, error)
+                silence = silence or _unreachable(place, error)
                 continue
             try:
-                return await self._with(conversation, code, exchange, place)
-            except Refused as error:
-                failure = error  # The code may be another member's.
+                greetings = await self._greet(conversation, code, place)
+            except OSError:
+                silence = silence or _no_pairing(conversation.host)
+            except PairingFailed as error:
+                failures.append(error)
+            else:
+                return await self._proven(conversation, code, greetings)
             finally:
                 conversation.close()
-        raise failure or no_invite()
+        # Of several the most telling one: what a member says of this very code.
+        raise max(failures, key=_weight, default=silence or no_invite())
 
-    async def _with(
-        self, conversation: Conversation, code: Code, exchange: Exchange, place: Place
-    ) -> Admitted:
+    async def _greet(
+        self, conversation: Conversation, code: Code, place: Place
+    ) -> _Greetings:
+        """Say hello; nothing of the code but its first number is in that."""
         hello = self._greeting(code.slot).pack()
-        try:
-            async with asyncio.timeout(EXCHANGE_S):
-                await conversation.say(hello)
-                welcome = await conversation.hear(GREETING_BYTES)
-        except OSError as error:
-            raise _no_pairing(conversation.host) from error
+        async with asyncio.timeout(GREETING_S):
+            await conversation.say(hello)
+            welcome = await conversation.hear(GREETING_BYTES)
         member = Greeting.unpack(welcome)
         member.check(self._clock.now().wall_ms)
         way = "" if place.mesh is None else " by mDNS"
         self._tell(f"found {member.name} at {conversation.host}{way}")
+        return _Greetings(hello, welcome, member)
+
+    async def _proven(
+        self, conversation: Conversation, code: Code, greetings: _Greetings
+    ) -> Admitted:
+        """Show that both know the code, and take the keyring."""
+        exchange, member = Exchange.of_joiner(code), greetings.member
         try:
             async with asyncio.timeout(EXCHANGE_S):
                 await conversation.say(exchange.share)
                 share = await conversation.hear(SHARE_BYTES)
-                keys = exchange.finish(share, hello, welcome)
+                keys = exchange.finish(share, greetings.hello, greetings.welcome)
                 await conversation.say(keys.joiner_proof())
                 proof = await conversation.hear(PROOF_BYTES)
                 if not is_proof(proof, keys.member_proof()):
@@ -139,26 +163,28 @@ class Joiner:
 
 async def places_in_sight(
     interfaces: Sequence[str], own_mesh: str | None
-) -> list[Place]:
-    """Return the members in sight that have an open invite, of any other mesh.
+) -> AsyncGenerator[Place]:
+    """Yield the members in sight that have an open invite, of any other mesh.
 
     Raises:
-        PairingFailed: there is none.
+        PairingFailed: all that are in sight are of this mesh.
     """
-    found = await beacons(LOOK_S, interfaces, of_members=True)
-    places = [Place(one.mesh, one.addresses) for one in found if one.mesh != own_mesh]
-    if found and not places:
+    meshes: set[str | None] = set()
+    members = members_that_invite(LOOK_S, interfaces)
+    async with contextlib.aclosing(members):
+        async for one in members:
+            meshes.add(one.mesh)
+            if one.mesh != own_mesh:
+                yield Place(one.mesh, one.addresses)
+    if meshes == {own_mesh}:
         raise PairingFailed(
             f"this machine is in the mesh {own_mesh} already",
             hint="octaskly nodes    shows its members",
         )
-    if not places:
-        raise no_invite()
-    return places
 
 
-async def place_at(text: str) -> Place:
-    """Return where `HOST` or `HOST:PORT` says that a member invites.
+async def place_at(text: str) -> AsyncGenerator[Place]:
+    """Yield where `HOST` or `HOST:PORT` says that a member invites.
 
     Raises:
         ConfigError: it is neither.
@@ -180,7 +206,7 @@ async def place_at(text: str) -> Place:
             cause=error.strerror,
             hint="octaskly invite    on a member shows its addresses",
         ) from error
-    return Place(None, tuple(Address(str(entry[4][0]), port) for entry in found))
+    yield Place(None, tuple(Address(str(entry[4][0]), port) for entry in found))
 
 
 def keep(paths: Paths, keyring: str) -> Path | None:
@@ -220,6 +246,11 @@ def no_invite() -> PairingFailed:
         "octaskly join --at HOST CODE    where multicast is blocked\n"
         "octaskly doctor    says whether it is",
     )
+
+
+def _weight(failure: PairingFailed) -> bool:
+    """Return whether a failure tells of more than the number of another's invite."""
+    return not (isinstance(failure, Refused) and failure.why is Refusal.NO_SLOT)
 
 
 def _unreachable(place: Place, error: OSError) -> PairingFailed:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from base64 import b64encode
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -36,7 +37,7 @@ def new_secret() -> None:
 @click.option(
     "--secret-file",
     type=click.Path(path_type=Path),
-    help="The mesh secret (default: where the agent of this user has it).",
+    help="The mesh secret (default: where the agent has it).",
 )
 @click.pass_obj
 def webhook_key(choice: Choice, secret_file: Path | None) -> None:
@@ -52,7 +53,7 @@ def webhook_key(choice: Choice, secret_file: Path | None) -> None:
 @click.option(
     "--secret-file",
     type=click.Path(path_type=Path),
-    help="The mesh secret (default: where the agent of this user has it).",
+    help="The mesh secret (default: where the agent has it).",
 )
 @click.pass_obj
 def ca(choice: Choice, secret_file: Path | None) -> None:
@@ -73,4 +74,13 @@ def _secret_of(choice: Choice, secret_file: Path | None) -> MeshSecret:
 
     flags = choice.flags() | {"secret_file": secret_file}
     paths = configure(flags, choice.environ).paths
-    return Keyring(paths.secret, paths.state, choice.environ).load()
+    path = secret_file or _used(paths.description) or paths.secret
+    return Keyring(path, paths.state, choice.environ).load()
+
+
+def _used(description: Path) -> Path | None:
+    """Return where the agent that runs there has its secret; None: none runs there."""
+    try:
+        return Path(json.loads(description.read_text())["secret_file"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None

@@ -200,8 +200,10 @@ def _by_code(
     from octaskly.agent.joining import Joiner, place_at, places_in_sight  # noqa: PLC0415
 
     async def pair() -> Admitted:
-        places = [await place_at(at)] if at else await places_in_sight(interfaces, mesh)
-        return await Joiner(name, key, SystemClock(), _tell).by_code(code, places)
+        places = place_at(at) if at else places_in_sight(interfaces, mesh)
+        async with contextlib.aclosing(places):
+            joiner = Joiner(name, key, SystemClock(), _tell)
+            return await joiner.by_code(code, places)
 
     return asyncio.run(pair())
 

@@ -7,15 +7,21 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import (
+    AsyncGenerator,
+    AsyncIterator,
+    Awaitable,
+    Callable,
+    Sequence,
+)
 from dataclasses import dataclass
 from functools import partial
 
 from octaskly.core.model import Address, NodeId, NodeInfo
 from octaskly.mesh.adverts import (
-    CANDIDATES_MAX,
     PAIRING_SERVICE,
     SERVICE,
+    Candidates,
     MalformedAdvert,
     Sighting,
     node_named,
@@ -100,6 +106,26 @@ async def beacons(
     )
 
 
+async def members_that_invite(
+    timeout_s: float, interfaces: Sequence[str] = ()
+) -> AsyncGenerator[Found]:
+    """Yield who lets machines in, each as soon as it is heard of, until time is up.
+
+    Whoever ends this early should close it, as it holds sockets.
+    """
+    ends_s = asyncio.get_running_loop().time() + timeout_s
+    async with _looking(interfaces, PAIRING_SERVICE, lambda one: bool(one.mesh)) as sky:
+        told: set[NodeId] = set()
+        while True:
+            news = [one for one in sky.found.values() if one.node not in told]
+            for one in news:
+                told.add(one.node)
+                yield one
+            sky.has_news.clear()
+            if told == sky.found.keys() and not await sky.news(ends_s):
+                return
+
+
 @contextlib.asynccontextmanager
 async def beacon(
     node: NodeInfo, *, mesh_id: str | None, interfaces: Sequence[str]
@@ -131,6 +157,53 @@ async def beacon(
         await mdns.close()
 
 
+class _Sky:
+    """Who is in sight."""
+
+    def __init__(self) -> None:
+        self.found: dict[NodeId, Found] = {}
+        self.has_news = asyncio.Event()
+
+    async def news(self, ends_s: float) -> bool:
+        """Wait for the next that is found; return False when time is up."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout_at(ends_s):
+                await self.has_news.wait()
+                return True
+        return False
+
+
+@contextlib.asynccontextmanager
+async def _looking(
+    interfaces: Sequence[str], service: str, is_wanted: Callable[[Sighting], bool]
+) -> AsyncIterator[_Sky]:
+    """Look for the length of the block; what is forged has the bounds of an agent."""
+    local = await asyncio.to_thread(local_addresses, interfaces)
+    sky, candidates = _Sky(), Candidates()
+
+    def look(mdns: Mdns, name: str, has_left: bool) -> None:  # noqa: FBT001  a callback
+        node = node_named(name, service)
+        if node is None or has_left or not candidates.has_room(node):
+            return
+        with contextlib.suppress(MalformedAdvert):
+            sighting = mdns.lookup(node)
+            if sighting is None or not is_wanted(sighting):
+                return
+            sighting = candidates.put(sighting)
+            if addresses := near(sighting, local):
+                found = Found(node, sighting.mesh, addresses, sighting.lan_port)
+                sky.found[node] = found
+                sky.has_news.set()
+
+    async with contextlib.AsyncExitStack() as opened:
+        for is_guest in (True, False):
+            with contextlib.suppress(OSError):
+                mdns = await open_mdns(local, is_guest=is_guest, service=service)
+                opened.push_async_callback(mdns.close)
+                mdns.browse(partial(look, mdns))
+        yield sky
+
+
 async def _look(
     timeout_s: float,
     interfaces: Sequence[str],
@@ -140,36 +213,13 @@ async def _look(
     settle_s: float = 0.0,
     beside: Callable[[], Awaitable[object]] | None = None,
 ) -> list[Found]:
-    local = await asyncio.to_thread(local_addresses, interfaces)
-    found: dict[NodeId, Found] = {}
-    is_found = asyncio.Event()
-
-    def look(mdns: Mdns, name: str, has_left: bool) -> None:  # noqa: FBT001  a callback
-        node = node_named(name, service)
-        if node is None or has_left or len(found) >= CANDIDATES_MAX:
-            return
-        with contextlib.suppress(MalformedAdvert):
-            sighting = mdns.lookup(node)
-            if sighting is None or not is_wanted(sighting):
-                return
-            if addresses := near(sighting, local):
-                found[node] = Found(node, sighting.mesh, addresses, sighting.lan_port)
-                is_found.set()
-
-    async with contextlib.AsyncExitStack() as opened:
-        for is_guest in (True, False):
-            with contextlib.suppress(OSError):
-                mdns = await open_mdns(local, is_guest=is_guest, service=service)
-                opened.push_async_callback(mdns.close)
-                mdns.browse(partial(look, mdns))
+    async with _looking(interfaces, service, is_wanted) as sky:
         clock = asyncio.get_running_loop().time
         ends_s = clock() + timeout_s
         if beside is not None:
             await beside()
             # What came while this process was busy has yet to be read.
             ends_s = max(ends_s, clock() + SETTLE_S)
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout_at(ends_s):
-                await is_found.wait()
-                await asyncio.sleep(settle_s)
-    return list(found.values())
+        if await sky.news(ends_s):
+            await asyncio.sleep(min(settle_s, max(0.0, ends_s - clock())))
+    return list(sky.found.values())

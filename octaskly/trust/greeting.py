@@ -30,10 +30,6 @@ GREETING_BYTES: Final = _FORM.size
 _WORD: Final = re.compile(rb"[A-Za-z0-9][A-Za-z0-9.+~-]*")
 
 
-class Refused(PairingFailed):
-    """The other side goes no further; another one may."""
-
-
 class Refusal(IntEnum):
     """Why the other side goes no further."""
 
@@ -42,6 +38,19 @@ class Refusal(IntEnum):
     EXPIRED = 2
     USED = 3
     BUSY = 4
+
+
+class Refused(PairingFailed):
+    """The other side goes no further; another one may."""
+
+    def __init__(self, why: Refusal, name: str) -> None:
+        what, cause = _REFUSED[why]
+        super().__init__(
+            f"{name} {what}",
+            cause=cause,
+            hint="octaskly invite    on a member makes a new code",
+        )
+        self.why = why
 
 
 _REFUSED: Final = {
@@ -140,12 +149,7 @@ class Greeting:
             PairingFailed: the clocks differ too much.
         """
         if self.refusal is not Refusal.NONE:
-            what, why = _REFUSED[self.refusal]
-            raise Refused(
-                f"{self.name} {what}",
-                cause=why,
-                hint="octaskly invite    on a member makes a new code",
-            )
+            raise Refused(self.refusal, self.name)
         apart_ms = abs(self.wall_ms - now_ms)
         if apart_ms > CLOCK_MS_MAX:
             raise PairingFailed(

@@ -281,12 +281,14 @@ def test_token_lets_its_role_in_over_http(agent: DemoAgent) -> None:
 def test_https_url_is_trusted_by_the_ca_of_the_mesh(
     agent: DemoAgent, tmp_path: Path
 ) -> None:
-    """`octaskly ca` is all that a machine outside the mesh needs, besides a token."""
+    """`octaskly ca` is all that a machine outside the mesh needs, besides a token.
+
+    It takes the secret file that the agent was started with, wherever that is.
+    """
     description = agent.description()
     assert description is not None
-    secret = agent.state.parent / "mesh.key"
     ca_file = tmp_path / "ca.pem"
-    ca_file.write_bytes(octaskly(agent, "ca", "--secret-file", str(secret)).stdout)
+    ca_file.write_bytes(octaskly(agent, "ca").stdout)
     token = octaskly(agent, "token", "create", "--role", "client").stdout.decode()
     port = description["lan_url"].rpartition(":")[2].strip("/")
 

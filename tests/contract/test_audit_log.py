@@ -22,7 +22,10 @@ NODE = NodeId("n" * 16)
 class ListedRecords(MemoryRecords):
     """Answers a page as the store does."""
 
+    asked = 0
+
     async def page(self, query: RecordQuery) -> tuple[Recorded, ...]:
+        self.asked += 1
         found = [r for r in self.kept.values() if r.kind in query.kinds]
         if query.keys is not None:
             found = [r for r in found if r.key in query.keys]
@@ -164,3 +167,19 @@ async def test_when_a_node_was_met_is_known_to_each_dispatcher() -> None:
 
     assert await after.joins([node, founder]) == met
     assert met.keys() == {node}
+
+
+async def test_the_store_is_not_asked_each_time_for_who_was_never_met() -> None:
+    """The founder has no such deed; a node that is met has one at once."""
+    records = ListedRecords()
+    audit = Audit(records, SystemClock(), NODE, lambda: None)
+    node, founder = NodeId("m" * 16), NodeId("f" * 16)
+
+    for _ in range(3):
+        assert await audit.joins([node, founder]) == {}
+    assert records.asked == 1
+    await audit.joined(node, "pi")
+
+    assert (await audit.joins([node, founder])).keys() == {node}
+    assert (await audit.joins([node, founder])).keys() == {node}
+    assert records.asked == 2

@@ -64,7 +64,8 @@ class Door:
 
     async def invite(self, ttl_s: int = 300) -> Code:
         opened = await self.invites.open(ttl_s)
-        self.place = await place_at(opened.places[0])
+        async for place in place_at(opened.places[0]):
+            self.place = place
         return Code.parse(opened.code)
 
     async def join(self, code: Code, clock: Clock | None = None) -> str:
@@ -72,7 +73,7 @@ class Door:
         assert self.place is not None
         key = NodeKey.generate().public_bytes()
         joiner = Joiner("bay", key, clock or self.clock, lambda _: None)
-        return (await joiner.by_code(code, [self.place])).keyring
+        return (await joiner.by_code(code, found(self.place))).keyring
 
     async def knock(self, slot: int) -> tuple[Conversation, Refusal]:
         """Say hello for a slot; return the connection and the answer."""
@@ -84,6 +85,12 @@ class Door:
         await conversation.say(hello.pack())
         said = await conversation.hear(GREETING_BYTES)
         return conversation, Greeting.unpack(said).refusal
+
+
+async def found(*places: Place) -> AsyncIterator[Place]:
+    """Yield members in the order in which they are heard of."""
+    for place in places:
+        yield place
 
 
 @asynccontextmanager
@@ -234,6 +241,28 @@ async def test_what_answers_elsewhere_is_named() -> None:
 
     assert "no member lets anybody in at 127.0.0.1 port 1" in str(refused.value)
     assert str(refused.value.__cause__) == "nothing listens there"
+
+
+async def test_where_several_invite_all_are_asked_as_they_are_heard_of() -> None:
+    """The first that answers may have an invite, and not this one; or say nothing."""
+    async with door() as ash, door() as elm:
+        other = await ash.invite()
+        # Another stays open, so that elm can be asked again. One of two has a number
+        # that is not that of the invite of ash, which would burn it.
+        opened = await elm.invite(), await elm.invite()
+        code = next(one for one in opened if one.slot != other.slot)
+        assert ash.place is not None
+        assert elm.place is not None
+        joiner = Joiner("bay", b"k" * 32, elm.clock, lambda _: None)
+        with socket.create_server(("127.0.0.1", 0)) as hung_up:
+            hung_up.close()
+            gone = Place(None, (Address("127.0.0.1", 1),))
+            places = found(gone, ash.place, elm.place)
+            admitted = await joiner.by_code(code, places)
+
+        assert admitted.keyring == KEYRING
+        with pytest.raises(PairingFailed, match="does not take that code any more"):
+            await joiner.by_code(code, found(elm.place, ash.place, gone))
 
 
 async def test_no_address_holds_all_places() -> None:

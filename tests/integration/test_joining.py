@@ -187,6 +187,29 @@ def test_no_log_has_the_code_and_the_listener_goes_with_the_invite(
     assert joined.code not in logs
 
 
+def test_where_two_meshes_invite_at_once_the_code_decides(
+    member: Agent, tmp_path: Path
+) -> None:
+    """Whichever is heard of first says that it has no such invite, and is passed by."""
+    elm, bay = agents.start(tmp_path, "elm"), newcomer(tmp_path, "bay")
+    with ending(elm, bay):
+        until_nodes(elm, 1)
+        bay.ready()
+        other, _ = invite(member)
+        opened = invite(elm)[0], invite(elm)[0]
+        code = next(one for one in opened if slot(one) != slot(other))
+
+        said = cli(bay, "join", code)
+
+        assert said.returncode == 0, said.stderr
+        assert "joined the mesh of elm as bay" in said.stderr
+        assert names(bay) == {"elm", "bay"}
+
+
+def slot(code: str) -> str:
+    return code.partition("-")[0]
+
+
 def wrong(code: str) -> str:
     return code[:-1] + ("1" if code[-1] == "0" else "0")
 
