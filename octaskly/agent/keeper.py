@@ -198,6 +198,10 @@ class Keeper:
             is_left_behind=self.is_left_behind,
         )
 
+    def refuses(self, node: NodeId) -> bool:
+        """Whether a node may not act for others now."""
+        return self._rotation.refusal(node) is not None
+
     async def rotate(self, *, principal: Principal, is_urgent: bool) -> RotationView:
         """Begin to renew the secret."""
         return await self._ask(None, principal, is_urgent=is_urgent)

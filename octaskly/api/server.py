@@ -67,10 +67,11 @@ class Handler(web.RequestHandler):
         "_gate",
         "_local",
         "_peer_of",
+        "_rotations",
         "_stranger",
         "is_surplus",
+        "met",
         "own_addresses",
-        "peer",
         "seen",
         "site",
     )
@@ -83,19 +84,27 @@ class Handler(web.RequestHandler):
         crowd: Crowd,
         site: Site,
         peer_of: PeerNodeId,
+        rotations: Rotations | None,
         **options: Any,
     ) -> None:
         super().__init__(manager, **options)
         self._gate = gate
         self._crowd = crowd
         self._stranger: str | None = None  #: the address that it counts for
-        self._peer_of = peer_of
+        self._peer_of, self._rotations = peer_of, rotations
+        self.met: NodeId | None = None  #: the node whose certificate it showed
         self._local: Principal | None = None
         self.site = site
         self.is_surplus = False  #: it is one too many: it gets an answer, and is closed
-        self.peer: NodeId | None = None  #: the node at the other end, if it is one
         self.seen: Seen | None = None  #: the request in work
         self.own_addresses: frozenset[str] = frozenset()
+
+    @property
+    def peer(self) -> NodeId | None:
+        """The node at the other end, if it is one that may act for others."""
+        if self.met is None or self._rotations is None:
+            return self.met
+        return None if self._rotations.refuses(self.met) else self.met
 
     @property
     def is_socket(self) -> bool:
@@ -141,11 +150,11 @@ class Handler(web.RequestHandler):
         """Learn who is at the other end, and whether too many come from there."""
         # No certificate is no error here: such a client shows a token.
         with contextlib.suppress(TrustError):
-            self.peer = self._peer_of(transport.get_extra_info("ssl_object"))
+            self.met = self._peer_of(transport.get_extra_info("ssl_object"))
         here = transport.get_extra_info("sockname")
         self.own_addresses = bare_address(here)
         there = transport.get_extra_info("peername")
-        if self.peer is None and there and there[0] != here[0]:
+        if self.met is None and there and there[0] != here[0]:
             self._stranger = str(there[0])
             self.is_surplus |= not self._crowd.enter(self._stranger)
 
@@ -211,7 +220,7 @@ class ApiServer:
     ) -> None:
         self._bounds, self._crowd = bounds, Crowd(bounds)
         deadlines = self._deadlines = deadlines or Deadlines()
-        self._lan_ssl, self._peer_of = lan_ssl, peer_node_id
+        self._lan_ssl, self._peer_of, self._rotations = lan_ssl, peer_node_id, rotations
         waits = self._waits = Waits(gateway.dispatcher)
         self._forwarder = Forwarder(gateway, self._waits, forward_ssl, deadlines, tune)
         meter, streams = Meter(rates or {}, clock), Streams(bounds.streams_max)
@@ -263,9 +272,9 @@ class ApiServer:
         """
         loop, server = asyncio.get_running_loop(), self._runner.server
         for handler in () if server is None else server.connections:
-            if isinstance(handler, Handler) and handler.peer in nodes:
+            if isinstance(handler, Handler) and handler.met in nodes:
                 handler.force_close()
-            elif isinstance(handler, Handler) and handler.peer and is_settled:
+            elif isinstance(handler, Handler) and handler.met and is_settled:
                 loop.call_later(self._deadlines.grace_s, handler.force_close)
 
     async def serve(self, site: Site, sockets: Sequence[socket.socket]) -> None:
@@ -326,6 +335,7 @@ class ApiServer:
             crowd=self._crowd,
             site=site,
             peer_of=self._peer_of,
+            rotations=self._rotations,
             loop=asyncio.get_running_loop(),
             keepalive_timeout=self._deadlines.header_s,
             max_line_size=self._bounds.header_bytes,

@@ -28,6 +28,9 @@ class Rotations(Protocol):
     def view(self) -> RotationView:
         """Return how far the newest generation has come."""
 
+    def refuses(self, node: NodeId) -> bool:
+        """Whether a node may not act for others, or not at this moment."""
+
     async def rotate(self, *, principal: Principal, is_urgent: bool) -> RotationView:
         """Begin to renew the secret; one that is urgent ends the old one in seconds.
 

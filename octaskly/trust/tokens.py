@@ -65,12 +65,15 @@ class Tokens:
         self.renew(secret)
 
     def renew(self, secret: MeshSecret) -> None:
-        """Accept tokens of these generations, and no others any more."""
-        self._keys = {
-            str(generation): secret.token_key(generation)
-            for generation in secret.accepted
-        }
-        self._kid = str(secret.generation)
+        """Accept tokens of these generations, and no others any more.
+
+        Where the old secret has to go, those of it end at once, and new ones are of
+        the newest: whoever has the old one could make them, too.
+        """
+        newest = secret.newest
+        accepted = (newest,) if secret.is_urgent else secret.accepted
+        self._keys = {str(number): secret.token_key(number) for number in accepted}
+        self._kid = str(newest if secret.is_urgent else secret.generation)
         self._verified: dict[str, Claims] = {}
 
     @property

@@ -259,12 +259,32 @@ async def test_a_token_is_good_as_long_as_the_secret_that_signed_it() -> None:
     )
     eve = desk.verify(token)
 
-    newer = secret.renewed(bytes(20), 1, revoked=NodeId("n" * 16))
+    newer = secret.renewed(bytes(20), 1)
     signer.renew(newer)
     assert desk.is_good(eve)
     signer.renew(newer.settled(2))
 
     assert not desk.is_good(eve)
+
+
+async def test_a_token_ends_at_once_where_its_secret_has_to_go() -> None:
+    """Whoever has that secret makes tokens of it; those made now stay good."""
+    secret = generate()
+    signer = Tokens(secret)
+    desk = TokenOffice(signer, MemoryRecords(), SystemClock(), Reign().require)
+    wish: Any = {"role": "admin", "expires_s": 60, "subject": None, "name": None}
+    token, _ = await desk.issue(**wish, by=local("root"))
+    old = desk.verify(token)
+
+    newer = secret.renewed(bytes(20), 1, revoked=NodeId("n" * 16))
+    signer.renew(newer)
+
+    assert not desk.is_good(old)
+    with pytest.raises(TrustError):
+        desk.verify(token)
+    late, _ = await desk.issue(**wish, by=local("root"))
+    signer.renew(newer.settled(2))
+    assert desk.is_good(desk.verify(late))
 
 
 async def test_a_token_issues_none_that_outlasts_its_secret() -> None:

@@ -43,16 +43,16 @@ class Member:
     """Somebody with a certificate of the mesh who says what it likes."""
 
     def __init__(self, folder: Path, port: int) -> None:
-        self._trust = MeshTrust(load(folder / "mesh.key"), NodeKey.generate())
+        self.trust = MeshTrust(load(folder / "mesh.key"), NodeKey.generate())
         self._place = ("127.0.0.1", port)
-        self.node_id = self._trust.node_id
+        self.node_id = self.trust.node_id
 
     @contextlib.contextmanager
     def linked(self) -> Iterator[ssl.SSLSocket]:
         """Connect, and be met."""
         decoder = wire.Decoder(Limits())
         heard: list[Message] = []
-        context = self._trust.client_context()
+        context = self.trust.client_context()
         with (
             socket.create_connection(self._place, timeout=10) as plain,
             context.wrap_socket(plain) as tls,
@@ -66,7 +66,7 @@ class Member:
         """Connect, send frames, and return why the agent closed the link."""
         decoder = wire.Decoder(Limits())
         heard: list[Message] = []
-        context = self._trust.client_context()
+        context = self.trust.client_context()
         with (
             socket.create_connection(self._place, timeout=10) as plain,
             context.wrap_socket(plain) as tls,
