@@ -174,11 +174,12 @@ class Hints:
 
     def dial_held(self, wanted: frozenset[NodeId], now: Moment) -> list[Effect]:
         """Dial those that waited, unless a follower in a large mesh needs no link."""
-        self._dialled = {
-            key: dial
-            for key, dial in self._dialled.items()
-            if now.mono_s < dial.until_s
-        }
+        if self._dialled:
+            self._dialled = {
+                key: dial
+                for key, dial in self._dialled.items()
+                if now.mono_s < dial.until_s
+            }
         if not self._held or now.mono_s < self._held_until_s:
             return []
         self._held_until_s = now.mono_s + HOLD_S

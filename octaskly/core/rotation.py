@@ -106,8 +106,10 @@ class Rotation:
 
     def unwritten(self) -> list[RecordDraft]:
         """Return what the next dispatcher has to know, while a node is waited for."""
+        if not self._has_news:  # As mostly: it is asked at each step.
+            return []
         is_plain = self.keys.phase is Phase.SPREADING and not self.keys.is_urgent
-        if not (is_plain and self._has_news and self.awaited()):
+        if not (is_plain and self.awaited()):
             return []
         self._has_news = False
         until_ms = self.keys.since_ms + int(self._timing.spread_s * 1000)

@@ -259,7 +259,7 @@ class Worker:
     def on_time(self, now: Moment) -> list[Effect]:
         """Repeat results that were not acknowledged, the oldest message first."""
         self._now_s = now.mono_s
-        if self._dispatcher is None:
+        if self._dispatcher is None or not self._kept:
             return []
         return self._send(self._kept.due(now.mono_s))
 

@@ -78,6 +78,7 @@ class LauncherProcess:
         self._on_exit = on_exit
         self._inbox = frames.Inbox()
         self._outbox = bytearray()
+        self._is_blocked = False  #: the socket is full: what is left goes later
         self._fds: list[int] = []  #: to be sent with what is in the outbox
         self._control, theirs = socket.socketpair()
         self._control.settimeout(0)
@@ -129,7 +130,10 @@ class LauncherProcess:
             pass  # Descriptors may come ahead of their message, but never behind it.
         if len(self._fds) <= frames.FDS_MAX:
             self._send_piece(len(self._outbox))
-        if self._outbox:
+        if bool(self._outbox) == self._is_blocked:
+            return
+        self._is_blocked = not self._is_blocked
+        if self._is_blocked:
             self._loop.add_writer(self._control, self._flush)
         else:
             self._loop.remove_writer(self._control)

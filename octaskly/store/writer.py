@@ -258,13 +258,17 @@ class Writer:
             with self._changed:
                 self._changed.wait_for(lambda: self._is_closing, delay_s)
             delay_s = min(2 * delay_s, RETRY_S_MAX)
+        return True
+
+    def _tell(self, batch: Sequence[Item]) -> None:
+        """Have the event loop hear what is durable; it takes a moment to wake."""
         self._failure = None
         self.ends_to_tell = self._tables.ends_to_tell
-        numbers = [i.number for i in batch if isinstance(i, Append | Join | Save)]
-        if numbers:
-            with suppress(RuntimeError):  # The loop has ended before the store.
-                self._loop.call_soon_threadsafe(self._on_commit, numbers[-1])
-        return True
+        for item in reversed(batch):
+            if isinstance(item, Append | Join | Save):
+                with suppress(RuntimeError):  # The loop has ended before the store.
+                    self._loop.call_soon_threadsafe(self._on_commit, item.number)
+                return
 
     async def purged(self) -> None:
         """Wait until nothing void is left, as of some commit."""
@@ -313,6 +317,7 @@ class Writer:
             self._tables.forget()
         began_s = self._clock.now().mono_s
         self._transact(lambda: self._write(batch))
+        self._tell(batch)
         self.commit_s.add(self._clock.now().mono_s - began_s)
 
     def _transact(self, write: Callable[[], None]) -> None:
