@@ -161,7 +161,8 @@ class Waiters:
         story = None if is_eager else self.recent.get(TaskId(name))
         try:
             async with asyncio.timeout(timeout_s):
-                wait.facts += story.facts if story else ()
+                # Its record has the submission, with which a story begins.
+                wait.facts += story.facts[1:] if story else ()
                 record = story.record if story else await read()
                 while not is_wanted(record):
                     await wait.news.wait()

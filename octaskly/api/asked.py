@@ -189,7 +189,10 @@ def shown(options: TaskOptions | None) -> dict[str, object]:
 
 def shown_whole(options: TaskOptions | None) -> dict[str, object]:
     """Return all of it, but for the bytes of stdin; null where nothing is asked for."""
-    asked = options or NONE_ASKED
+    return _NONE_SHOWN if options is None else _shown_whole(options)
+
+
+def _shown_whole(asked: TaskOptions) -> dict[str, object]:
     requires, limits, retry = asked.requires, asked.limits, asked.retry or Retry()
     return {
         "after": [name_of(TaskId(t)) for t in asked.after.tasks] if asked.after else [],
@@ -225,6 +228,9 @@ def shown_whole(options: TaskOptions | None) -> dict[str, object]:
             "processes": limits.processes or None,
         },
     }
+
+
+_NONE_SHOWN: Final = _shown_whole(NONE_ASKED)
 
 
 def _labels(labels: Mapping[str, str], field: str) -> Pairs:

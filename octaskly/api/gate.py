@@ -218,10 +218,10 @@ class Gate:
             headers = guards.preflight_headers(seen.origin, allowed)
             return web.Response(status=HTTPStatus.NO_CONTENT, headers=headers)
         call = await self._admit(request, seen, route, principal)
-        if request.method not in READING:
+        if request.method not in READING or principal is None or not principal.token:
             return await self._perform(call, route)
         try:
-            async with self._holding.held(call.principal):
+            async with self._holding.held(principal):
                 return await self._perform(call, route)
         except TokenEnded:
             raise auth.ended() from None

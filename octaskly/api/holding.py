@@ -30,11 +30,8 @@ class Holding:
         self._timer: asyncio.TimerHandle | None = None
 
     @asynccontextmanager
-    async def held(self, principal: Principal | None) -> AsyncIterator[None]:
-        """Raise TokenEnded in the block soon after the token's end."""
-        if principal is None or principal.token is None:
-            yield
-            return
+    async def held(self, principal: Principal) -> AsyncIterator[None]:
+        """Raise TokenEnded in the block soon after the end of a principal's token."""
         limit = asyncio.timeout(None)
         try:
             async with limit:

@@ -57,9 +57,17 @@ def created(record: TaskRecord, replicas: int) -> Json:
 
 def listed(record: TaskRecord, names: Mapping[NodeId, str]) -> Json:
     """Return one line of a list: everything but output."""
-    spec, state = record.spec, record.state
-    attempt = visible_attempt(record, state)
-    outcome = visible_outcome(attempt, state)
+    return _line(record, names, *_visible(record))
+
+
+def _line(
+    record: TaskRecord,
+    names: Mapping[NodeId, str],
+    state: TaskState,
+    attempt: Attempt | None,
+    outcome: Outcome | None,
+) -> Json:
+    spec = record.spec
     options = spec.options if spec else None
     line: Json = {
         "id": record.name,
@@ -90,14 +98,16 @@ def task(
     Text shows what is no UTF-8 as replacement characters; `is_exact` gives the very
     bytes, in base64.
     """
-    body = listed(record, names)
-    outcome = _visible(record)
+    state, attempt, outcome = _visible(record)
+    body = _line(record, names, state, attempt, outcome)
     shown = _base64 if is_exact else _text
-    body["stdout"] = shown(outcome.stdout) if outcome else None
-    body["stderr"] = shown(outcome.stderr) if outcome else None
+    texts = (shown(outcome.stdout), shown(outcome.stderr)) if outcome else (None, None)
+    body["stdout"], body["stderr"] = texts
     if is_exact:
         body["encoding"] = "base64"
-    elif outcome and not (_is_text(outcome.stdout) and _is_text(outcome.stderr)):
+    elif outcome and not (
+        _is_text(outcome.stdout, texts[0]) and _is_text(outcome.stderr, texts[1])
+    ):
         body["encoding"] = "utf-8-replaced"
     body |= _sizes(outcome)
     body["inputs"] = record.spec.inputs if record.spec else ()
@@ -125,14 +135,19 @@ def ended(
 
 
 def _sizes(outcome: Outcome | None) -> Json:
-    sizes: Json = {}
-    for name in ("stdout", "stderr"):
-        kept: int | None = len(getattr(outcome, name)) if outcome else None
-        wrote: int | None = getattr(outcome, f"{name}_bytes") if outcome else None
-        sizes[f"{name}_bytes"] = wrote
-        is_known = kept is not None and wrote is not None
-        sizes[f"{name}_truncated"] = kept != wrote if is_known else None
-    return sizes
+    if outcome is None:
+        return _NO_SIZES
+    return {
+        "stdout_bytes": outcome.stdout_bytes,
+        "stdout_truncated": len(outcome.stdout) != outcome.stdout_bytes,
+        "stderr_bytes": outcome.stderr_bytes,
+        "stderr_truncated": len(outcome.stderr) != outcome.stderr_bytes,
+    }
+
+
+_NO_SIZES: Final[Json] = dict.fromkeys(
+    _sizes(Outcome(state=AttemptState.OK, reason=Reason.EXIT))
+)
 
 
 def task_news(news: TaskNews, names: Mapping[NodeId, str]) -> Json:
@@ -201,9 +216,13 @@ def explanation(record: TaskRecord, told: Explanation) -> Json:
     }
 
 
-def _visible(record: TaskRecord) -> Outcome | None:
+def _visible(
+    record: TaskRecord,
+) -> tuple[TaskState, Attempt | None, Outcome | None]:
+    """Return the state of a task, and the attempt and the outcome to be shown."""
     state = record.state
-    return visible_outcome(visible_attempt(record, state), state)
+    attempt = visible_attempt(record, state)
+    return state, attempt, visible_outcome(attempt, state)
 
 
 def _times(outcome: Outcome, spec: TaskSpec | None) -> Json:
@@ -265,12 +284,9 @@ def _outputs(record: TaskRecord, outcome: Outcome | None) -> list[Json]:
     return [{"path": file.path, "bytes": file.size_bytes} for file in files]
 
 
-def _is_text(data: bytes) -> bool:
-    try:
-        data.decode()
-    except UnicodeDecodeError:
-        return False
-    return True
+def _is_text(data: bytes, shown: str | None) -> bool:
+    """Whether `shown` is all that there is; a text may have such characters itself."""
+    return shown is not None and ("\ufffd" not in shown or shown.encode() == data)
 
 
 def _text(data: bytes) -> str:

@@ -254,6 +254,8 @@ def _join_spec(a: TaskSpec | None, b: TaskSpec | None) -> TaskSpec | None:
     """Keep one envelope; two differ only in when each side of a split accepted it."""
     if a is None or b is None:
         return a or b
+    if a is b:  # What is told again, of which a text would be made to compare it.
+        return a
     return min(a, b, key=lambda spec: (spec.ord, spec.created_ms, repr(spec)))
 
 
