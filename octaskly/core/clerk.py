@@ -84,6 +84,9 @@ class Clerk:
                 known = Recorded(*draft, self._journal.tick(now))
                 assert is_sane(known), f"no record of ours: {draft.kind} {draft.key}"
                 self._placing.facts.append(known)
+            elif not self._journal.book.is_logged(known):
+                # It was told without the log, which no standby copies.
+                self._placing.facts.append(known)
             counting.append(known)
         return counting
 

@@ -195,7 +195,7 @@ class Journal:
         if isinstance(fact, Floor):
             self.raise_floor(fact)
         elif isinstance(fact, Recorded):
-            self.book.learn(fact)
+            self.book.log(fact)
 
     def raise_floor(self, floor: Floor) -> None:
         """Hold void entries for known: nobody needs them any more."""

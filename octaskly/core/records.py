@@ -78,6 +78,7 @@ class Book:
     def __init__(self, records: Iterable[Recorded]) -> None:
         self._records: dict[tuple[str, str], Recorded] = {}
         self._news: dict[tuple[str, str], Recorded] = {}
+        self._logged: set[tuple[str, str]] = set()
         for record in records:
             self.learn(record)
 
@@ -91,7 +92,18 @@ class Book:
         if known is not None and first(known, record) == known:
             return False
         self._records[place] = self._news[place] = record
+        self._logged.discard(place)
         return True
+
+    def log(self, record: Recorded) -> None:
+        """Take in a record that the log of this node says."""
+        self.learn(record)
+        if self.get(record.kind, record.key) == record:
+            self._logged.add((record.kind, record.key))
+
+    def is_logged(self, record: Recorded) -> bool:
+        """Whether this process has seen in its log what counts here."""
+        return (record.kind, record.key) in self._logged
 
     def get(self, kind: str, key: str) -> Recorded | None:
         """Return what counts."""
@@ -103,6 +115,7 @@ class Book:
         over = [record for record in of_kind if is_over(record, wall_ms)]
         for record in over:
             del self._records[record.kind, record.key]
+            self._logged.discard((record.kind, record.key))
         return KINDS[kind].most - (len(of_kind) - len(over))
 
     def take_news(self) -> tuple[Recorded, ...]:

@@ -198,6 +198,19 @@ def test_a_key_that_is_taken_answers_with_what_counts() -> None:
     assert not any(isinstance(effect, Append) for effect in effects)
 
 
+def test_what_was_told_without_the_log_is_written_when_it_is_asked_for() -> None:
+    """The answer counts copies of the log, and nobody had copied that."""
+    shell = Shell()
+    shell.reign()
+
+    effects = shell.ask(RecordDraft(TOKEN_REVOKED, "old", b"again"))
+
+    (append,) = [effect for effect in effects if isinstance(effect, Append)]
+    assert [entry.fact for entry in append.entries] == [OLD]
+    assert kept(effects) == []
+    assert kept(shell.write()) == [Kept((OLD,), 1)]
+
+
 def test_more_records_than_a_kind_may_have_are_refused(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
