@@ -39,7 +39,7 @@ class Allegiance:
         reign, attachment = self._election.reign, self._election.attachment
         if reign is not self._reign:
             effects += self._change_reign(reign, now)
-        if attachment == self._attachment:
+        if attachment is self._attachment or attachment == self._attachment:
             return effects
         if self._attachment is not None:
             effects += self._worker.detach(now)

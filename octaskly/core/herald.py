@@ -56,8 +56,9 @@ class Herald:
 
     def _note_copies(self) -> list[Effect]:
         """Say it when tasks that are accepted from now on have one copy only."""
-        was_level, self._was_level = self._was_level, self._replication.is_level
-        if self._election.reign is None or self._was_level or not was_level:
+        was_level, is_reigning = self._was_level, self._election.reign is not None
+        self._was_level = is_reigning and self._replication.is_level
+        if not is_reigning or self._was_level or not was_level:
             return []
         joining = len(self._replication.nodes)
         return [Note("warning", "one copy only", (("joining", joining),))]

@@ -129,7 +129,7 @@ class Replication:
     @property
     def is_level(self) -> bool:
         """Whether a standby keeps up with this node."""
-        return any(copy.phase is _Phase.LEVEL for copy in self._copies.values())
+        return _Phase.LEVEL in [copy.phase for copy in self._copies.values()]
 
     @property
     def is_quiet(self) -> bool:

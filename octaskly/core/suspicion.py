@@ -39,6 +39,8 @@ class Patience:
 
     def factor(self, now: Moment) -> float:
         """Return by how much to multiply the times of silence, from 1 on."""
+        if len(self._began) <= RESTLESS:
+            return 1.0
         recent = sum(now.mono_s - began_s < CALM_S for began_s in self._began)
         return min(PATIENCE_MAX, 2.0 ** max(0, recent - RESTLESS))
 

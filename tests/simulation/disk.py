@@ -64,6 +64,7 @@ GOOD = {
     "failure": {TaskState.FAILED, TaskState.CANCELLED},
     "any": {TaskState.COMPLETED, TaskState.FAILED, TaskState.CANCELLED},
 }
+ENDING = (Finished, CancelAsked)  #: kinds of facts that end a task
 PART_ROWS = 3  #: in one part of a snapshot, few so that several are needed
 LAG_ENTRIES = 60  #: fewer are always given as entries
 STEP_TASKS = 6  #: that one step of the floor passes
@@ -277,7 +278,7 @@ class Disk:
         task = fact.task
         record = self.records[task] = apply(self.records.get(task), fact)
         self.changed[task] = max(self.changed.get(task, 0), hlc)
-        if isinstance(fact, Finished | CancelAsked) and record.state.is_final:
+        if isinstance(fact, ENDING) and record.state.is_final:
             self.ended.append((task, hlc, record.state))
 
     def _join(self, effect: Join) -> None:

@@ -431,17 +431,21 @@ class World:
         self._log.append((self.time_s, machine.id, name, len(effects), *epoch))
         if self._is_traced:
             self._record(machine, event, effects)
+        if effects:
+            self._perform_all(machine, node, effects)
+        if machine.node is not node:
+            return
+        for watch in self.watchers:
+            watch(machine, event, effects)
+        self._set_timer(machine, node)
+
+    def _perform_all(self, machine: Machine, node: Node, effects: list[Effect]) -> None:
         numbers = [e.number for e in effects if isinstance(e, NUMBERED)]
         assert numbers == sorted(numbers), f"appends out of order: {numbers}"
         for effect in effects:
             # As in the agent, a node that has stopped performs nothing more.
             if machine.node is node:
                 self._perform(machine, node, effect)
-        if machine.node is not node:
-            return
-        for watch in self.watchers:
-            watch(machine, event, effects)
-        self._set_timer(machine, node)
 
     def trace_hash(self) -> str:
         """Return a digest of everything that happened."""
