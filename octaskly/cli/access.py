@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 from octaskly.cli.choice import Choice
+from octaskly.errors import ConfigError
 
 if TYPE_CHECKING:
     from octaskly.trust import MeshSecret
@@ -75,7 +76,16 @@ def _secret_of(choice: Choice, secret_file: Path | None) -> MeshSecret:
     flags = choice.flags() | {"secret_file": secret_file}
     paths = configure(flags, choice.environ).paths
     path = secret_file or _used(paths.description) or paths.secret
-    return Keyring(path, paths.state, choice.environ).load()
+    try:
+        return Keyring(path, paths.state, choice.environ).load()
+    except ConfigError as error:
+        if not isinstance(error.__cause__, FileNotFoundError):
+            raise
+        # A new one, as an agent would be told to make, is that of no mesh.
+        raise ConfigError(
+            str(error),
+            hint="--secret-file FILE    the one that the agents of the mesh have",
+        ) from error
 
 
 def _used(description: Path) -> Path | None:

@@ -202,6 +202,17 @@ def test_ca_refuses_a_secret_that_others_can_read(
     assert str(file).encode() in done.stderr
 
 
+def test_ca_does_not_say_to_make_a_secret_where_none_is(
+    octaskly: Run, tmp_path: Path
+) -> None:
+    """A new one would be that of no mesh, and in the way of the real one."""
+    done = octaskly("ca", "--secret-file", str(tmp_path / "none"), node=None)
+
+    assert done.returncode == 78
+    assert b"--secret-file FILE" in done.stderr
+    assert b"secret new" not in done.stderr
+
+
 def test_db_reset_moves_the_log_aside(octaskly: Run, tmp_path: Path) -> None:
     """Nothing is deleted; what cannot be read may still be worth something."""
     state = tmp_path / "s"
