@@ -50,6 +50,7 @@ FEW_ENTRIES: Final = 8  #: in the first commit after a pause: it is prepared at 
 GIVE_WAY_S: Final = 0.002  #: and the event loop waits so long for that at most
 PACE_ENTRIES: Final = 128  #: for so many that were added, one step of the purge,
 PACE_STEPS_MAX: Final = 16  #: so many at most, as writes wait meanwhile
+LOOK_S: Final = 1.0  #: between two looks for spare pages, unless many were deleted
 RETRY_S: Final = 0.05
 RETRY_S_MAX: Final = 2.0
 COMMIT_BOUNDS_S: Final = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.1, 0.5, 2.5, 10)
@@ -87,6 +88,7 @@ class Writer:
         self._is_held = False  #: somebody queues more, and gives way then
         self._is_owed = False  #: meanwhile the thread was not woken
         self._gate: threading.Lock | None = None  #: for who has given way
+        self._look_s = 0.0  #: when to look for spare pages
         self._is_closing = False
         self._has_purged = asyncio.Event()
         self._failure: str | None = None
@@ -294,6 +296,7 @@ class Writer:
         except (sqlite3.Error, OSError):
             self._tables.forget()
             return False  # It is tried again behind the next commit.
+        self._look_s = 0.0
         is_over = bool(self._tables.is_clean)
         if is_over:
             with suppress(RuntimeError):  # The loop has ended before the store.
@@ -302,10 +305,12 @@ class Writer:
 
     def _shorten(self) -> bool:
         """Give some of the file back; return whether there is more to give."""
-        if self._failure is not None:
+        now_s = self._clock.now().mono_s
+        if self._failure is not None or now_s < self._look_s:
             return False
         try:
             if not has_spare_pages(self._db):
+                self._look_s = now_s + LOOK_S
                 return False
             self._transact(lambda: give_back(self._db))
         except (sqlite3.Error, OSError):
