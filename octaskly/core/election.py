@@ -26,6 +26,7 @@ from octaskly.core.phases import PLAIN_BEATS, Phase, Reign
 from octaskly.core.seeking import Seeking
 from octaskly.core.succession import beats, covers
 from octaskly.core.suspicion import Verdict
+from octaskly.core.versions import UNREADABLE
 
 
 class Election(Seeking):
@@ -87,6 +88,9 @@ class Election(Seeking):
         dispatcher = self.dispatcher
         assert dispatcher is not None
         suspicion = self._suspicion
+        if suspicion is None and self._outreads(dispatcher):
+            # It was followed while this node could not reign, or had no such log yet.
+            return self._claim_above(self.epoch, UNREADABLE, now)
         if suspicion is None:
             return self._watch(dispatcher, now)
         match suspicion.verdict(now):

@@ -35,7 +35,7 @@ from octaskly.core.succession import (
     standing,
 )
 from octaskly.core.suspicion import Patience, Suspicion
-from octaskly.core.versions import Versions
+from octaskly.core.versions import UNREADABLE, Versions
 
 STAGGER_MAX = 12  #: successors beyond this many claim at the same time
 PLAIN_BEATS = 3  #: in a crowd, a plain worker gets each third heartbeat
@@ -148,6 +148,10 @@ class Phases:
         """Whether this node may reign at all."""
         return self._info.electable and not (self.is_stopping or self.is_disk_failing)
 
+    def _outreads(self, peer: NodeId) -> bool:
+        """Whether this node may reign, and that peer cannot read its log."""
+        return self._is_fit and not self.versions.reads_ours(peer)
+
     # Seeking
 
     def seek(self, reason: str, now: Moment) -> list[Effect]:
@@ -185,8 +189,8 @@ class Phases:
     ) -> list[Effect]:
         """Follow a dispatcher whose epoch is not behind the highest seen."""
         assert epoch >= self.epoch
-        if self._is_fit and not self.versions.reads_ours(peer):
-            return self._claim_above(epoch, "a dispatcher cannot read this log", now)
+        if self._outreads(peer):
+            return self._claim_above(epoch, UNREADABLE, now)
         effects = self.versions.on_followed(peer)
         if self.reign is not None:
             effects += self._send_on(peer, epoch)
@@ -368,9 +372,8 @@ class Phases:
 
     def _yield(self, winner: NodeId, reason: str, now: Moment) -> list[Effect]:
         """Stop at once, and wait for the winner's claim."""
-        if self._is_fit and not self.versions.reads_ours(winner):
-            reason = "a winner cannot read this log"
-            return self._claim_above(self._bound(), reason, now)
+        if self._outreads(winner):
+            return self._claim_above(self._bound(), UNREADABLE, now)
         effects = self._send_on(winner, self.epoch)
         self._enter(Phase.YIELDING, now)
         self._winner = winner

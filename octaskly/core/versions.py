@@ -17,6 +17,8 @@ from octaskly.core.model import Moment, NodeId, Settings
 from octaskly.core.peers import PeerView
 from octaskly.core.succession import Standing
 
+UNREADABLE = "a dispatcher cannot read this log"  #: why a newer program claims
+
 
 class Versions:
     """What this node can read, what it holds, and what it has heard of."""

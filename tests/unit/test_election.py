@@ -65,7 +65,7 @@ class Harness:
 
     def __init__(self, saved: Saved | None = None, **changes: object) -> None:
         saved = saved or Saved()
-        settings = Settings(node=info(B, **changes))
+        settings = Settings(node=info(B, **changes), log_version=saved.log_version)
         self.journal = Journal(saved)
         self.members = Membership(settings, saved)
         self.exchange = Exchange(self.journal)
@@ -419,6 +419,22 @@ def test_of_two_dispatchers_the_one_that_reads_both_logs_stays() -> None:
     assert beats(newer, older)
     assert not beats(older, newer)
     assert beats(older, replace(newer, log_version=1))
+
+
+def test_a_newer_program_claims_once_it_may_reign_again() -> None:
+    """Its full disk let it follow one that never learns of the tasks in its log."""
+    world = Harness(Saved(log_version=2))
+    world.election.is_disk_failing = True
+    world.follow(0.1)
+    assert world.election.on_time(at(0.2)) == []
+
+    world.election.is_disk_failing = False
+    effects = world.election.on_time(at(0.3))
+
+    assert [e.epoch for e in effects if isinstance(e, Save)] == [Epoch(4, B)]
+    world.members.touch(A, at(0.4))
+    assert world.election.on_heartbeat(A, Epoch(3, A), at(0.4)) == []
+    assert notes(world.persist(0.5)) == ["dispatcher elected"]
 
 
 def test_the_winner_claims_again_above_both() -> None:
