@@ -278,8 +278,9 @@ class Election(Seeking):
         """A peer says who is dispatcher."""
         epoch, dispatcher = message.epoch, message.dispatcher
         self._term = max(self._term, epoch.term)
-        if dispatcher == self._info.id:
-            return []
+        is_own = self.phase is Phase.FOLLOWER and peer == self.dispatcher
+        if dispatcher == self._info.id or (is_own and epoch < self.epoch):
+            return []  # The latter was said before the reign that is followed.
         if peer in self._members.peers:
             self._members.peers[peer].dispatcher = dispatcher
         effects: list[Effect] = []
@@ -287,7 +288,7 @@ class Election(Seeking):
             if epoch <= self._bound():
                 return []
             effects = self._yield(dispatcher, "a higher epoch reigns", now)
-        elif self.phase is Phase.FOLLOWER and peer == self.dispatcher:
+        elif is_own:
             effects = self.seek("redirected", now)
         elif epoch < self.epoch:
             return []

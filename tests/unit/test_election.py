@@ -307,6 +307,20 @@ def test_a_follower_that_comes_too_late_is_sent_on() -> None:
     assert redirect.dispatcher == A
 
 
+def test_no_word_of_an_earlier_reign_parts_a_follower_from_its_dispatcher() -> None:
+    """It was said before the claim that is followed, so it says nothing about it."""
+    world = Harness()
+    world.follow(0.1)
+    where = (Address("10.0.0.3", 7878),)
+
+    assert world.election.on_redirect(A, Redirect(Epoch(2, C), C, where), at(0.3)) == []
+    assert world.election.attachment is not None
+    assert world.members.peers[A].dispatcher == A
+
+    followed = Redirect(Epoch(3, A), C, where)
+    assert notes(world.election.on_redirect(A, followed, at(0.4))) == ["seeking"]
+
+
 def test_no_claim_on_the_way_to_a_dispatcher_that_a_peer_named() -> None:
     """It may have no time for a handshake yet, which has an end."""
     world = Harness()

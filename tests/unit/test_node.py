@@ -669,7 +669,7 @@ def test_a_deposed_dispatcher_that_copies_instead_of_answering_is_not_waited_for
 
 
 def test_a_standby_acknowledges_nothing_behind_what_it_did_not_keep() -> None:
-    """It left its dispatcher for a moment, on an old word, and follows it again."""
+    """It left its dispatcher for a moment, sent away, and follows it again."""
     shell = Shell()
     shell.feed(Woke(0.5))
     shell.meet(epoch=THEIRS)
@@ -678,7 +678,7 @@ def test_a_standby_acknowledges_nothing_behind_what_it_did_not_keep() -> None:
     writers = ((theirs, THEIRS), (known, Epoch(1, OTHER)))
     shell.hear(Repl(THEIRS, 1, (Entry(known, 1, 1, told),), writers))
 
-    shell.hear(Redirect(Epoch(1, OTHER), OTHER, ()))
+    shell.hear(Redirect(THEIRS, OTHER, ()))
     missed = shell.hear(Repl(THEIRS, 2, (Entry(theirs, 1, 1, told),), writers))
     shell.hear(Heartbeat(THEIRS, shell.now_s))
     effects = shell.hear(Repl(THEIRS, 3, (Entry(known, 1, 1, told),), writers))
