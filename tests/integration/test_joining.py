@@ -188,18 +188,19 @@ def test_no_log_has_the_code_and_the_listener_goes_with_the_invite(
 
 
 def test_where_two_meshes_invite_at_once_the_code_decides(
-    member: Agent, tmp_path: Path
+    member: Agent, outsider: Agent, tmp_path: Path
 ) -> None:
     """Whichever is heard of first says that it has no such invite, and is passed by."""
     elm, bay = agents.start(tmp_path, "elm"), newcomer(tmp_path, "bay")
     with ending(elm, bay):
         until_nodes(elm, 1)
         bay.ready()
-        other, _ = invite(member)
+        other, place = invite(member)
         opened = invite(elm)[0], invite(elm)[0]
         code = next(one for one in opened if slot(one) != slot(other))
 
         said = cli(bay, "join", code)
+        cli(outsider, "join", "--at", place, wrong(other))  # The listener goes again.
 
         assert said.returncode == 0, said.stderr
         assert "joined the mesh of elm as bay" in said.stderr
