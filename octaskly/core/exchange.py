@@ -22,7 +22,9 @@ class Exchange:
     def __init__(self, journal: Journal) -> None:
         self._journal = journal
         self._asked: set[NodeId] = set()
-        self._heads: dict[NodeId, SnapshotHead] = {}  #: of snapshots under way
+        self._heads: dict[NodeId, tuple[int, SnapshotHead]] = {}
+        """Of snapshots under way, each with the name that it was given here."""
+        self._series = 0  #: the name of the last that was begun
         self._parts: dict[NodeId, int] = {}  #: append of the last entries that came
         self._has_news = False
         self._wanted: dict[NodeId, Holdings] = {}
@@ -73,12 +75,15 @@ class Exchange:
 
     def on_snapshot(self, peer: NodeId, message: Snapshot) -> list[Effect]:
         """Take rows in; ask for more once they are on disk, so that none pile up."""
-        known = self._heads.get(peer)
-        head = message.head or known
-        if head is None or message.cursor.series != head.hlc:
+        series = message.cursor.series
+        if message.head is not None:
+            # Its giver names it by a clock that may stand still between two of them,
+            # and says again what it is asked for.
+            self._series = series = max(self._series + 1, series)
+            self._heads[peer] = series, message.head
+        name, head = self._heads.get(peer, (None, None))
+        if head is None or name != series:
             return []  # Of a snapshot that was begun again since.
-        if known is not None and known.hlc == head.hlc:
-            head = known  # Two of one name: the end of either has what this one says.
         join = self._journal.join(message, head)
         self._has_news = True
         if not message.more:
@@ -86,12 +91,12 @@ class Exchange:
             if peer in self._coming:
                 self._rows[peer] = self._coming.pop(peer)
             return [join, *self._pull(peer)]
-        self._heads[peer] = head
+        cursor = message.cursor._replace(series=series)
 
         def go_on(_: Moment) -> list[Effect]:
-            if self._heads.get(peer) is not head:
+            if self._heads.get(peer) != (series, head):
                 return []
-            return [Send(peer, (Pull(self._journal.vector_items(), message.cursor),))]
+            return [Send(peer, (Pull(self._journal.vector_items(), cursor),))]
 
         self._journal.after(go_on)
         return [join]

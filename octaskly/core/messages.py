@@ -172,7 +172,7 @@ class Redirect:
 class Cursor(NamedTuple):
     """How far a snapshot has come."""
 
-    series: int  #: `hlc` of its head: parts of another one do not fit
+    series: int  #: `hlc` of its head at first, then the name that the asker uses
     key: int  #: names the last row
     record: int = 0  #: names the last record, which come first
 

@@ -97,27 +97,57 @@ def test_a_peer_that_is_gone_is_not_asked_on() -> None:
     assert not exchange.is_busy
 
 
-def rows(head: SnapshotHead | None = None, *, key: int, more: bool) -> Snapshot:
+def rows(head: SnapshotHead | None = None, *, cursor: Cursor, more: bool) -> Snapshot:
     """Return a part of a snapshot, whose rows do not matter here."""
-    return Snapshot(rows=(), cursor=Cursor(7, key), more=more, head=head, vector=())
+    return Snapshot(rows=(), cursor=cursor, more=more, head=head, vector=())
 
 
-def test_two_snapshots_of_one_name_say_what_the_first_one_says() -> None:
-    """Rows came to the giver meanwhile, which move its vector and not its clock."""
+def head(seq: int) -> SnapshotHead:
+    """Return what a giver says whose clock stands still while its log grows."""
+    return SnapshotHead(
+        vector=((STREAM, seq),),
+        epochs=((STREAM, epoch()),),
+        floor=NO_FLOOR,
+        hlc=7,
+    )
+
+
+def asked(journal: Journal) -> Cursor:
+    """Return how the snapshot is asked on for that has just been begun."""
+    journal.on_persisted(journal.number)
+    (send,) = journal.release(moment())
+    assert isinstance(send, Send)
+    (message,) = send.messages
+    assert isinstance(message, Pull)
+    assert message.cursor is not None
+    return message.cursor
+
+
+def test_the_end_of_one_snapshot_is_not_that_of_another_one_of_the_same_name() -> None:
+    """What came to the giver between the two stands in rows before that end."""
     journal = Journal(Saved())
     exchange = Exchange(journal)
-    first, second = (
-        SnapshotHead(
-            vector=((STREAM, seq),),
-            epochs=((STREAM, epoch()),),
-            floor=NO_FLOOR,
-            hlc=7,
-        )
-        for seq in (3, 9)
-    )
-    exchange.on_snapshot(A, rows(first, key=1, more=True))
-    exchange.on_snapshot(A, rows(second, key=1, more=True))
+    exchange.on_snapshot(A, rows(head(3), cursor=Cursor(7, 1), more=True))
+    first = asked(journal)
+    exchange.on_snapshot(A, rows(head(9), cursor=Cursor(7, 1), more=True))
+    second = asked(journal)
 
-    exchange.on_snapshot(A, rows(key=2, more=False))
+    late = exchange.on_snapshot(A, rows(cursor=first._replace(key=2), more=False))
 
+    assert late == []
+    assert journal.vector == {}
+    exchange.on_snapshot(A, rows(cursor=second._replace(key=2), more=False))
+    assert journal.vector == {STREAM: 9}
+
+
+def test_nor_is_it_once_the_first_one_has_ended() -> None:
+    """It was given twice, and what is left of that comes late."""
+    journal = Journal(Saved())
+    exchange = Exchange(journal)
+    exchange.on_snapshot(A, rows(head(3), cursor=Cursor(7, 1), more=True))
+    first = asked(journal)
+    exchange.on_snapshot(A, rows(cursor=first._replace(key=2), more=False))
+    exchange.on_snapshot(A, rows(head(9), cursor=Cursor(7, 1), more=True))
+
+    assert exchange.on_snapshot(A, rows(cursor=first._replace(key=2), more=False)) == []
     assert journal.vector == {STREAM: 3}
