@@ -55,6 +55,7 @@ from benchmarks.measure import (
     rss_mb,
     throughput,
 )
+from benchmarks.reasons import reason
 from tests.agents import Agent, request, running, start, until_nodes
 
 Figures = Callable[..., Iterator[Row]]
@@ -69,13 +70,16 @@ def main() -> int:
     # As where it was installed, also where Python is told to write none of this.
     compileall.compile_dir(Path(octaskly.__file__).parent, quiet=1)
     print(f"{'figure':48} {'value':>16} {'ratio':>10} {'goal':>14} met", flush=True)
-    unmet = 0
+    unmet: list[str] = []
     with tempfile.TemporaryDirectory(prefix="octaskly-bench-") as folder:
         for name, value, ratio, goal, met in WHICH[options.which](
             Path(folder), quick=options.quick
         ):
             print(f"{name:48} {value:>16} {ratio:>10} {goal:>14} {met}", flush=True)
-            unmet += met == "no"
+            if met == "no":
+                unmet.append(name)
+    for name in unmet:
+        print(f"not met: {name}\n    {reason(name)}")
     return 1 if unmet else 0
 
 

@@ -74,6 +74,7 @@ TERMS_AHEAD: Final = 1 << 20  #: terms come one by one, so nobody is so far ahea
 ATTEMPTS_MAX: Final = 1 << 31  #: of one task; also seconds that it may take
 SKEW_MS_MAX: Final = 5_000  #: between clocks, before people are told
 STREAMS_MAX: Final = 1 << 16  #: in a vector; each is a claim
+ENTRIES_MAX: Final = 1 << 13  #: of an answer to PULL, which has a few hundred
 PARTS_MAX: Final = 1024  #: of what a worker says that it runs
 TOLD_MAX: Final = 1024
 
@@ -186,6 +187,8 @@ class Vetting:
     ) -> str | None:
         match message:
             case Entries(entries, epochs, _, vector):
+                if len(entries) > ENTRIES_MAX:
+                    return "entries"
                 code = self._vet_entries(entries, epochs) or _vet_vector(vector)
                 return code or self._vet_writers(epochs, term)
             case Snapshot():

@@ -13,7 +13,7 @@ import asyncio
 from collections.abc import Callable, Iterator, Sequence
 from typing import Final
 
-from octaskly.core.messages import Message
+from octaskly.core.messages import Entries, Message
 from octaskly.errors import RemoteProtocolError
 from octaskly.mesh.wire import Decoder
 
@@ -21,7 +21,8 @@ MESSAGES_PER_TURN: Final = 64  #: some milliseconds of work
 TURN_S: Final = 0.01  #: of decoding, then others get their turn
 DECODE_S: Final = 0.03  #: decoding that took longer is followed by a rest,
 REST_TIMES: Final = 2  #: so many times as long
-AHEAD_BYTES_MAX: Final = 4 << 20  #: that came since what is on disk
+AHEAD_BYTES_MAX: Final = 4 << 20  #: that came since what is on disk,
+AHEAD_ENTRIES_MAX: Final = 1 << 12  #: and of the log, of which each takes 2 kB here
 DISK_S: Final = 0.02  #: until the disk is looked at again
 
 Progress = Callable[[], tuple[int, int]]
@@ -55,6 +56,7 @@ class Intake:
         self._then: Callable[[], None] | None = None  #: once all is taken
         self._took_s = 0.0  #: of decoding since the last rest
         self._ahead_bytes = 0
+        self._ahead_entries = 0
         self._mark = 0  #: once this is on disk, so is what came before it was set
 
     def open(self, transport: asyncio.Transport) -> None:
@@ -88,7 +90,11 @@ class Intake:
 
     @property
     def _is_ahead(self) -> bool:
-        return self._ahead_bytes > AHEAD_BYTES_MAX
+        """Whether the disk is waited for; for that of a lost connection it is not."""
+        return self._transport is not None and (
+            self._ahead_bytes > AHEAD_BYTES_MAX
+            or self._ahead_entries > AHEAD_ENTRIES_MAX
+        )
 
     def _work(self) -> None:
         """Take some of what came; then go on in a later turn, or read on."""
@@ -101,6 +107,7 @@ class Intake:
             return
         if some:
             self._take(some)
+            self._await_disk(some)
         transport, pause_s = self._transport, self._pause_s()
         if transport is None and self._coming is None:
             self.drop()
@@ -118,7 +125,7 @@ class Intake:
     def _some(self) -> list[Message]:
         """Decode for a moment."""
         some: list[Message] = []
-        if self._coming is None:
+        if self._coming is None or self._is_ahead:
             return some
         clock = asyncio.get_running_loop().time
         begin_s = now_s = clock()
@@ -139,14 +146,24 @@ class Intake:
         if took_s > DECODE_S:
             self._took_s = 0.0
             return took_s * REST_TIMES
+        if self._is_ahead:
+            return DISK_S
         if self._coming is not None:
             return 0.0
         self._took_s = 0.0
-        return DISK_S if self._is_ahead else None
+        return None
+
+    def _await_disk(self, some: Sequence[Message]) -> None:
+        """Count entries, of which none more are taken until these are on disk."""
+        told = sum(len(message.entries) for message in some if type(message) is Entries)
+        if told:
+            self._ahead_entries += told
+            self._mark = self._progress()[0]
 
     def _count(self, size_bytes: int) -> None:
         """Count what came and may not be on disk yet."""
         appended, persisted = self._progress()
         if persisted >= self._mark:
-            self._mark, self._ahead_bytes = appended, 0
+            self._mark = appended
+            self._ahead_bytes = self._ahead_entries = 0
         self._ahead_bytes += size_bytes

@@ -32,6 +32,7 @@ from octaskly.core.messages import (
     Results,
 )
 from octaskly.core.model import Epoch, NodeState, StreamId, TaskId, TaskSpec
+from octaskly.core.vetting import ENTRIES_MAX
 from octaskly.mesh import wire
 from tests.agents import Agent, finished, running, submit, until, until_nodes
 from tests.integration.test_bad_peers import Member
@@ -145,14 +146,20 @@ def _entries(_: Member) -> Iterator[bytes]:
 
 
 def _long(make: Callable[[int], Fact]) -> Callable[[Member], Iterator[bytes]]:
-    """A log that grows in messages with as many entries as a frame may have."""
+    """A log that grows in the fullest frames, of the longest messages that may come."""
 
     def frames(member: Member) -> Iterator[bytes]:
         writer = ((STREAM, Epoch(1, member.node_id)),)
         for first in itertools.count(1, LONG_ENTRIES):
-            numbers = range(first, first + LONG_ENTRIES)
-            told = tuple(Entry(STREAM, n, 1 << 20, make(n)) for n in numbers)
-            yield wire.encode([Entries(told, writer, False, ())])
+            told = tuple(
+                Entry(STREAM, first + n, 1 << 20, make(first + n))
+                for n in range(LONG_ENTRIES)
+            )
+            parts = (
+                told[begin : begin + ENTRIES_MAX]
+                for begin in range(0, LONG_ENTRIES, ENTRIES_MAX)
+            )
+            yield wire.encode([Entries(part, writer, False, ()) for part in parts])
 
     return frames
 
@@ -175,7 +182,7 @@ def _again(
 
 
 FLOOD_BYTES = 100_000  #: at least, or it was none
-LONG_ENTRIES = 30_000
+LONG_ENTRIES = 30_000  #: as many as a frame may have
 VECTOR = tuple((StreamId(n + 1), 1) for n in range(30_000))
 LONG_VECTOR = tuple((StreamId(n + 1), 1) for n in range(170_000))
 FLOODS: dict[str, Callable[[Member], Iterator[bytes]]] = {

@@ -11,7 +11,11 @@ from octaskly.core.messages import Entries, HelloOk, Message, Pull, Results
 from octaskly.core.model import Limits, StreamId, TaskId
 from octaskly.errors import RemoteProtocolError
 from octaskly.mesh import wire
-from octaskly.mesh.intake import MESSAGES_PER_TURN, Intake
+from octaskly.mesh.intake import (
+    AHEAD_ENTRIES_MAX,
+    MESSAGES_PER_TURN,
+    Intake,
+)
 
 STREAM = StreamId(77)
 TURNS_MAX = 10_000
@@ -28,7 +32,9 @@ class Peer(asyncio.Transport):
         self.is_over = False
         decoder = wire.Decoder(Limits())
         decoder.receive_data(wire.encode([HelloOk()]))
-        self.intake = Intake(decoder, self._take, self._break, lambda: (0, 0))
+        self.progress = (0, 0)
+        self.looks = 0  #: at the disk
+        self.intake = Intake(decoder, self._take, self._break, self._look)
         self.intake.open(cast("asyncio.Transport", self))
 
     def pause_reading(self) -> None:
@@ -55,6 +61,19 @@ class Peer(asyncio.Transport):
                 return turn
             await asyncio.sleep(0.001)
         raise AssertionError("it never reads again")
+
+    async def looked(self) -> None:
+        """Let it look at the disk a few times, and do what it may then."""
+        until = self.looks + 4
+        for _ in range(TURNS_MAX):
+            if self.looks >= until:
+                return
+            await asyncio.sleep(0.001)
+        raise AssertionError("it looks no more")
+
+    def _look(self) -> tuple[int, int]:
+        self.looks += 1
+        return self.progress
 
     def _take(self, messages: Sequence[Message]) -> None:
         assert not self.is_over
@@ -139,3 +158,23 @@ async def test_a_link_that_is_given_up_takes_nothing_more() -> None:
     assert peer.is_over
     await asyncio.sleep(0)
     assert len(peer.taken) == taken
+
+
+async def test_long_parts_of_a_log_wait_until_the_one_before_is_on_disk() -> None:
+    """Each entry takes 2 kB here until then, and a frame may have many thousands."""
+    peer = Peer()
+    entries = tuple(
+        Entry(STREAM, n, 1, CancelAsked(TaskId("t"), "me"))
+        for n in range(1, AHEAD_ENTRIES_MAX + 2)
+    )
+    part = Entries(entries, (), False, ())
+    peer.progress = (1, 0)
+
+    peer.intake.receive(wire.encode([part, part]))
+    await peer.looked()
+    taken = len(peer.taken)
+    peer.progress = (1, 1)
+    await peer.turns()
+
+    assert taken == 1
+    assert peer.taken == [part, part]

@@ -67,7 +67,7 @@ from octaskly.core.model import (
 from octaskly.core.node import Node
 from octaskly.core.options import ArraySpec, TaskOptions
 from octaskly.core.records import AUDIT
-from octaskly.core.vetting import PARTS_MAX, STREAMS_MAX, TERMS_AHEAD
+from octaskly.core.vetting import ENTRIES_MAX, PARTS_MAX, STREAMS_MAX, TERMS_AHEAD
 from tests.builders import (
     attempt,
     epoch,
@@ -256,6 +256,18 @@ WRONG = {
     "a vector of negative numbers": (Pull(((KNOWN, -1),)), "vector"),
     "a vector of huge numbers": (Pull(((KNOWN, 1 << 62),)), "vector"),
     "a vector of no stream": (ClaimOk(NO_EPOCH, ((StreamId(0), 1),)), "vector"),
+    "an answer without end": (
+        Entries(
+            tuple(
+                Entry(KNOWN, i + 1, 1, CancelAsked(TaskId("t"), "me"))
+                for i in range(ENTRIES_MAX + 1)
+            ),
+            (),
+            False,
+            (),
+        ),
+        "entries",
+    ),
     "a vector without end": (
         Pull(tuple((StreamId(i + 1), 1) for i in range(STREAMS_MAX + 1))),
         "vector",

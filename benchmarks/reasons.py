@@ -1,0 +1,34 @@
+"""Why a goal that is known to be missed is missed; the figures are measured anew."""
+
+from __future__ import annotations
+
+from typing import Final
+
+PAGE: Final = "docs/explanation/performance.md"
+UNKNOWN: Final = "not known; look whether the machine had other work"
+
+#: By the beginning of the name of a figure.
+REASONS: Final = {
+    "true by bulk REST": "a task costs its child, launcher and durable log 0.8 ms of"
+    " two cores; the kernel's part alone is 0.48 (The budget of a task)",
+    "plain external command": "the same 0.3 ms beside the child, of which a direct"
+    " start saves one exec only (The budget of a task)",
+    "no-op tasks": "four facts and two rows are written for each task by Python under"
+    " one lock, some 60 us (The budget of a task)",
+    "bulk accept": "each task is validated, packed as a fact and written with its"
+    " indexes, some 20 us under Python's lock (The budget of a task)",
+    "p50 submit to result": "two commits, a start and some 1.7 ms of Python whose code"
+    " is cold after a pause (Where the time goes)",
+    "64 slots of sleep 1": "each sleep is a process that two cores start, in bursts"
+    " of 64 (Long queues and the control plane alone)",
+    "longest pause of its loop": "requests of 10 000 tasks are read and checked in one"
+    " turn (Long queues and the control plane alone)",
+}
+
+
+def reason(figure: str) -> str:
+    """Return why this figure misses its goal, with the heading that tells more."""
+    for begin, why in REASONS.items():
+        if figure.startswith(begin):
+            return f"{why}: {PAGE}"
+    return UNKNOWN
