@@ -48,10 +48,13 @@ LINES_MAX = 100  #: in the log, for some seconds of it
 STREAM = StreamId(77)
 
 
-@pytest.fixture(scope="module")
-def solo(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Agent]:
-    """One agent that has worked already, so that its memory is what it is."""
-    with running(tmp_path_factory.mktemp("floods"), "solo") as (agent,):
+@pytest.fixture
+def solo(tmp_path: Path) -> Iterator[Agent]:
+    """One agent that has worked already, so that its memory is what it is.
+
+    Not that of another test: after a flood of tasks it has tasks to run.
+    """
+    with running(tmp_path, "solo") as (agent,):
         until_nodes(agent, 1)
         for _ in range(5):
             finished(agent, submit(agent, "true"))
