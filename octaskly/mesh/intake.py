@@ -22,7 +22,7 @@ TURN_S: Final = 0.01  #: of decoding, then others get their turn
 DECODE_S: Final = 0.03  #: decoding that took longer is followed by a rest,
 REST_TIMES: Final = 2  #: so many times as long
 AHEAD_BYTES_MAX: Final = 4 << 20  #: that came since what is on disk,
-AHEAD_ENTRIES_MAX: Final = 1 << 12  #: and of the log, of which each takes 2 kB here
+AHEAD_ENTRIES_MAX: Final = 1 << 11  #: and entries, of 2 kB each; an answer has less
 DISK_S: Final = 0.02  #: until the disk is looked at again
 
 Progress = Callable[[], tuple[int, int]]
