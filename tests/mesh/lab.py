@@ -23,12 +23,13 @@ from typing import Any, Self, TypeVar
 
 from tests.agents import UnixConnection
 from tests.mesh.agents import Agent, Answer
-from tests.mesh.netns import NETNS, end_all_in, enter, ip
+from tests.mesh.netns import NETNS, end_all_in, enter, have_carrier, ip, wait_until
 
 T = TypeVar("T")
 
 ROOT = Path(__file__).resolve().parents[2]
 REQUEST_S = 30.0
+CARRIER_S = 45.0
 DECOY_HOST = "172.17.0.1"  #: of the docker0 of each host
 TUNNEL_NET = "10.8.0."
 
@@ -305,6 +306,11 @@ class Lab:
         )
         for host in self.hosts:
             ip(*_host_commands(host), netns=host.netns)
+        wait_until(
+            "all cables carry",
+            lambda: all(map(have_carrier, names)),
+            within_s=CARRIER_S,
+        )
 
     def _plug(self, bridges: Mapping[Host, int]) -> None:
         ip(

@@ -2,6 +2,7 @@
 
 import contextlib
 import ctypes
+import json
 import os
 import shutil
 import signal
@@ -45,6 +46,21 @@ def ip(*commands: str, netns: str | None = None) -> None:
         check=False,
     )
     assert done.returncode == 0, f"{done.stderr}in: {commands}"
+
+
+def have_carrier(netns: str) -> bool:
+    """Whether each cable of a namespace carries; until then packets are just lost.
+
+    The kernel notices the other end in its own time, on a busy machine up to a second
+    after the command that plugged it in.
+    """
+    done = subprocess.run(
+        ["ip", "-n", netns, "-json", "link", "show", "type", "veth"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return all(cable["operstate"] == "UP" for cable in json.loads(done.stdout))
 
 
 def wait_until(
