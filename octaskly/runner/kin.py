@@ -14,6 +14,7 @@ from octaskly.runner import tree
 from octaskly.runner.child import Child
 
 ROUNDS = 40
+STRIKES = 50  #: looks at orphans alone, between two at all processes
 CHILDREN_BYTES_SHORT = 4000  #: the kernel gives a page at once; less is the end
 
 
@@ -50,7 +51,7 @@ class Kin:
             child.slot.group.end()
             self._reap()
         for _ in range(ROUNDS):
-            mine = {pid for pid in self._adopted() if self._dies_with(pid, child)}
+            mine = self._strike(lambda pid: self._dies_with(pid, child))
             if not mine:
                 return child.slot.group is None or not child.slot.group.is_populated()
             processes = tree.table()
@@ -68,6 +69,7 @@ class Kin:
         """Kill every process of a task that still runs."""
         if child.slot.group is not None:
             child.slot.group.end()
+        self._strike(lambda pid: self._owner(pid, child)[0] == child.pid)
         self.signal(child, signal.SIGKILL)
 
     def freeze(self) -> bool:
@@ -128,8 +130,30 @@ class Kin:
 
     def end_all(self) -> None:
         """Send SIGKILL to all that is below the launcher."""
+        self._strike(lambda _pid: True)
         for process in self._below():
             tree.signal_process(process, signal.SIGKILL)
+
+    def _strike(self, is_meant: Callable[[int], bool]) -> set[int]:
+        """Kill orphans as fast as they come, until none is left or for some time.
+
+        What forks and ends, over and over, has another pid by the time that all
+        processes have been looked at. Its children come here each time, and there
+        are few of those.
+
+        Returns:
+            Those that are left.
+        """
+        left: set[int] = set()
+        for _ in range(STRIKES):
+            left = {pid for pid in self._adopted() if is_meant(pid)}
+            if not left:
+                break
+            for pid in left:
+                with suppress(OSError):  # Another user's, by a program with rights.
+                    os.kill(pid, signal.SIGKILL)  # Not reaped yet, so still itself.
+            self._reap()
+        return left
 
     def _adopted(self) -> set[int]:
         """Return the children that are not tasks: orphans of tasks."""
@@ -162,6 +186,8 @@ class Kin:
 
     @staticmethod
     def _find_owner(pid: int, candidates: dict[int, Child]) -> int:
+        if len(candidates) == 1:
+            return next(iter(candidates))  # To ask takes longer than some of them live.
         process = tree.read_process(pid)
         if process is None:
             return 0

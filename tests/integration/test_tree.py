@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from octaskly.core.model import AttemptState, Reason
+from octaskly.core.options import TaskOptions
 from octaskly.runner import cgroup, tree
 from tests.integration.pooling import eventually, processes_with, rig, token
 
@@ -36,6 +37,23 @@ while time.monotonic() < end:
         time.sleep(0.005)
         continue
     time.sleep(0.01)
+"""
+
+#: Each is another process every few milliseconds, in a session of its own.
+HOPPERS = """
+import os, sys, time
+signal = __import__("signal"); signal.signal(signal.SIGTERM, signal.SIG_IGN)
+end = time.monotonic() + 120
+for _ in range(int(sys.argv[2])):
+    if os.fork() == 0:
+        while time.monotonic() < end:
+            if os.fork():
+                os._exit(0)
+            os.setsid()
+            time.sleep(float(sys.argv[3]))
+        os._exit(0)
+open(sys.argv[4], "w").close()
+time.sleep(120)
 """
 
 #: Ways to get away, each leaving a `sleep` of so many seconds.
@@ -129,6 +147,27 @@ async def test_a_storm_of_forks_ends(tmp_path: Path, *, with_cgroups: bool) -> N
         made.pool.stop([(task, attempt)])
         await made.end_of(task, within_s=5)
 
+        assert processes_with(word) == {}
+
+
+@MODES
+@pytest.mark.parametrize(("count", "rest_s"), [(100, 0.002), (20, 0)])
+async def test_who_is_another_process_each_moment_is_caught(
+    tmp_path: Path, count: int, rest_s: float, *, with_cgroups: bool
+) -> None:
+    """Its pid of the process table is gone by the time that the table is read."""
+    word = token()
+    (tmp_path / "hoppers.py").write_text(HOPPERS)
+    ready = tmp_path / "ready"
+    options = TaskOptions(grace_s=0)
+    async with rig(tmp_path, with_cgroups=with_cgroups) as made:
+        hoppers = f"{tmp_path}/hoppers.py {word} {count} {rest_s} {ready}"
+        task = made.start(f"{sys.executable} {hoppers}", options=options)
+        await eventually(ready.exists)
+        made.pool.stop([task])
+        outcome = await made.end_of(task[0])
+
+        assert (outcome.signal, outcome.detail) == (9, "")
         assert processes_with(word) == {}
 
 
