@@ -147,6 +147,13 @@ class Election(Seeking):
             effects += self._proclaim(reign, now, min_age_s=self._timing.claim_wait_s)
         return effects
 
+    def _beaten(self, reign: Reign) -> list[NodeId]:
+        """Return whom to send this heartbeat: in a crowd, plain workers get few."""
+        self._beats += 1
+        followers = list(self._members.followers(reign.epoch))
+        is_all = len(followers) < self._crowd or self._beats % PLAIN_BEATS == 0
+        return [node for node, view in followers if is_all or view.is_standby]
+
     def _on_yielding(self, now: Moment) -> list[Effect]:
         if self.dispatcher is None:
             if now.mono_s - self._since_s < self._timing.yield_s:
@@ -158,7 +165,7 @@ class Election(Seeking):
             return [*effects, *self.seek("winner lost", now)]
         if now.mono_s - self._since_s >= self._timing.adopt_s:
             # The rest is on this disk and joins later; the worker must not wait.
-            return self._settle(now)
+            return self._settle("the worker waits no longer", now)
         return []
 
     # Links
@@ -174,7 +181,8 @@ class Election(Seeking):
         if reigns and self.phase is Phase.YIELDING and hello.epoch == event.sent.epoch:
             return []
         if reigns and hello.epoch >= self.epoch:
-            return self._follow(peer, hello.epoch, hello.vector, now)
+            reason = "it reigned when met"
+            return self._follow(peer, hello.epoch, hello.vector, reason, now)
         if self.phase is Phase.FOLLOWER and peer == self.dispatcher:
             # It came back without its role: a reign never resumes.
             return self._bereave("it restarted", now)
@@ -195,7 +203,8 @@ class Election(Seeking):
                 return self._claim_above(hello.epoch, "won over a dispatcher", now)
             return self._yield(peer, "lost to a dispatcher", now)
         if hello.dispatcher == peer and hello.epoch > reign.epoch:
-            return self._follow(peer, hello.epoch, hello.vector, now)
+            reason = "a higher epoch reigns"
+            return self._follow(peer, hello.epoch, hello.vector, reason, now)
         effects: list[Effect] = []
         if not is_same:
             effects += [Send(peer, (self._claim_message(reign),))]
@@ -242,7 +251,7 @@ class Election(Seeking):
         is_followed = peer == self.dispatcher and epoch == self.epoch
         if is_followed and self.attachment is None and self._suspicion is None:
             return []  # The answer waits for the disk, or for the log.
-        return self._follow(peer, epoch, message.vector, now)
+        return self._follow(peer, epoch, message.vector, "it claims", now)
 
     def on_heartbeat(self, peer: NodeId, epoch: Epoch, now: Moment) -> list[Effect]:
         """Judge a heartbeat; the answer is the node's affair."""
@@ -250,7 +259,7 @@ class Election(Seeking):
             return []
         if epoch.node != peer or epoch < self._bound():
             return self.correct(peer)
-        return self._follow(peer, epoch, (), now)
+        return self._follow(peer, epoch, (), "it sends heartbeats", now)
 
     def on_claim_ok(self, peer: NodeId, message: ClaimOk, now: Moment) -> list[Effect]:
         """A peer follows this reign; take over what only it holds."""
@@ -312,7 +321,7 @@ class Election(Seeking):
         if self.phase is not Phase.YIELDING or peer != self.dispatcher:
             return []
         if covers(dict(message.vector), self._journal.vector_items()):
-            return self._settle(now)
+            return self._settle("it holds all of the log", now)
         return []
 
     def on_transfer(self, peer: NodeId, message: Transfer, now: Moment) -> list[Effect]:

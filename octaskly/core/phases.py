@@ -185,7 +185,7 @@ class Phases:
     # Following
 
     def _follow(
-        self, peer: NodeId, epoch: Epoch, vector: Holdings, now: Moment
+        self, peer: NodeId, epoch: Epoch, vector: Holdings, reason: str, now: Moment
     ) -> list[Effect]:
         """Follow a dispatcher whose epoch is not behind the highest seen."""
         assert epoch >= self.epoch
@@ -209,7 +209,7 @@ class Phases:
             self.epoch = epoch
             effects.append(self._journal.save(term=self._term, epoch=epoch))
             self._epoch_number = self._journal.number
-        fields = (("peer", peer), ("term", epoch.term))
+        fields = (("peer", peer), ("term", epoch.term), ("reason", reason))
         effects.append(Note("info", "dispatcher followed", fields))
         # The epoch is on disk before anything starts under it: a restart must not
         # bring back a worker that takes orders of an older one.
@@ -246,13 +246,14 @@ class Phases:
         assert peer is not None
         return [self._claim_ok(peer)]
 
-    def _settle(self, now: Moment) -> list[Effect]:
-        """The dispatcher holds what this node wrote: nothing is left to yield."""
+    def _settle(self, reason: str, now: Moment) -> list[Effect]:
+        """The dispatcher holds what this node wrote, or will: its worker serves it."""
         assert self.dispatcher is not None
         self.phase = Phase.FOLLOWER
         self._since_s = now.mono_s
         self.attachment = Attachment(self.dispatcher, self.epoch, self._serial)
-        return [Note("info", "yielded", (("peer", self.dispatcher),))]
+        fields = (("peer", self.dispatcher), ("reason", reason))
+        return [Note("info", "yielded", fields)]
 
     def correct(self, peer: NodeId) -> list[Effect]:
         """Tell a deposed dispatcher whom this node follows, or at least how late."""
@@ -340,7 +341,11 @@ class Phases:
         self.attachment = Attachment(self._info.id, claim.epoch, self._serial)
         self._beat_s = now.mono_s
         self._reclaim_s = now.mono_s + self._timing.claim_wait_s
-        fields = (("term", claim.epoch.term), ("peers", len(self._members.peers)))
+        fields = (
+            ("term", claim.epoch.term),
+            ("peers", len(self._members.peers)),
+            ("reason", self._reason),
+        )
         return [
             *self._proclaim(claim, now),
             Note("info", "dispatcher elected", fields),
@@ -357,13 +362,6 @@ class Phases:
             if self._members.peers[peer].follows != reign.epoch
             and now.mono_s - self._members.peers[peer].up_s >= min_age_s
         ]
-
-    def _beaten(self, reign: Reign) -> list[NodeId]:
-        """Return whom to send this heartbeat: in a crowd, plain workers get few."""
-        self._beats += 1
-        followers = list(self._members.followers(reign.epoch))
-        is_all = len(followers) < self._crowd or self._beats % PLAIN_BEATS == 0
-        return [node for node, view in followers if is_all or view.is_standby]
 
     def _claim_message(self, reign: Reign) -> Claim:
         return Claim(reign.epoch, reign.stream, self._journal.vector_items())

@@ -210,7 +210,7 @@ def test_the_log_of_a_takeover_reads_as_a_story(
     assert told[heir][-4:] == [
         ("dispatcher lost", lost),
         ("claiming", "dispatcher lost"),
-        ("dispatcher elected", None),
+        ("dispatcher elected", "dispatcher lost"),
         ("standby level", other),
     ]
     assert told[other][-1] == ("dispatcher followed", heir)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 from octaskly.core.effects import (
     Accepted,
     Append,
     CancelDone,
     Effect,
     Join,
+    Note,
     Reply,
     Save,
     Send,
@@ -36,12 +39,22 @@ from octaskly.core.model import (
     name_of,
 )
 from octaskly.core.node import Node
+from octaskly.core.phases import Phase
 from octaskly.core.records import KINDS, first
 from octaskly.core.succession import covers
 from tests.simulation.disk import ENDING, Disk, Kept
 from tests.simulation.world import WALL_MS, Machine, Started, World
 
 Claims = Claim | ClaimOk  #: what says whom a node reigns for or follows
+TELLS = {
+    Phase.SEEK: {"seeking", "stopped"},
+    Phase.TAKEOVER: {"claiming"},
+    Phase.DISPATCHER: {"dispatcher elected"},
+    Phase.FOLLOWER: {"dispatcher followed", "yielded"},
+    Phase.YIELDING: {"yielding", "dispatcher followed"},
+}
+"""The lines of the log that tell of each phase."""
+LINES = set().union(*TELLS.values())
 
 
 class Watch:
@@ -54,6 +67,7 @@ class Watch:
         self._level: dict[NodeId, Node] = {}
         self._versions: dict[StreamId, int] = {}  #: of who writes each stream
         self._is_stale: dict[tuple[NodeId, Epoch, int], bool] = {}
+        self._phases: dict[NodeId, tuple[Node, Phase]] = {}
         self._checked = 0
         world.watchers.append(self)
         world.answer_watchers.append(self.on_answer)
@@ -72,6 +86,7 @@ class Watch:
             self._is_readable(machine, effect)
             for entry in effect.entries if isinstance(effect, Append) else ():
                 self._is_not_brought_back(machine, entry)
+        self._transitions_are_told(machine, effects)
         self._terms_never_decrease(machine)
         self._epochs_never_decrease(machine)
         self._no_stale_start()
@@ -177,6 +192,21 @@ class Watch:
             or not _has_level_standby(machine)
             or (waited_s >= self._world.timing.solo_s - 0.01)
         ), f"{machine.id} waited {waited_s:.3f} s for no standby"
+
+    def _transitions_are_told(self, machine: Machine, effects: list[Effect]) -> None:
+        """Each transition is one line of the log, with its reason."""
+        assert machine.node is not None
+        phase = machine.node._election.phase
+        node, before = self._phases.get(machine.id, (None, Phase.SEEK))
+        self._phases[machine.id] = machine.node, phase
+        told = [e for e in effects if isinstance(e, Note) and e.event in LINES]
+        assert all(dict(note.fields).get("reason") for note in told), told
+        events = [note.event for note in told]
+        assert all(a != b for a, b in pairwise(events)), f"{machine.id}: {events}"
+        if node is machine.node and phase is before:
+            return
+        assert events, f"{machine.id}: {phase} after {before} without a line"
+        assert events[-1] in TELLS[phase], f"{machine.id}: {events} tells of {phase}"
 
     def _terms_never_decrease(self, machine: Machine) -> None:
         """§ 3.4: a term on a disk only grows."""
