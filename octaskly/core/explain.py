@@ -66,8 +66,7 @@ class Explaining:
             if record.state is not TaskState.QUEUED and not _has_waiting(record):
                 return Explanation(record.state, _told(record, names))
             if record.waits_for is not None:
-                parents = _listed([TaskId(each) for each in record.waits_for.tasks])
-                return Explanation(TaskState.QUEUED, f"it waits for {parents}")
+                return self._awaiting(record, record.waits_for.tasks, members)
             assert record.spec is not None
             task = InHand(record.spec)
         elif task.final is not None:
@@ -134,6 +133,24 @@ class Explaining:
         return f"it runs on {name}"
 
     # --- A task that waits.
+
+    @staticmethod
+    def _awaiting(
+        record: TaskRecord, parents: Sequence[str], members: Sequence[Member]
+    ) -> Explanation:
+        """Say for what it waits, and on which nodes that is not all there is."""
+        listed = _listed([TaskId(each) for each in parents])
+        options = record.spec.options if record.spec is not None else None
+        requires = requires_of(options) or NO_NEEDS
+        lack = nobody_has(_present(members), requires)
+        also = "" if lack is None else f", and {lack}"
+        wait = Why("parents", f"is not given it, as it waits for {listed}")
+        verdicts = (
+            Verdict(m.id, m.name, m.state, (*_withheld(m), *missing(m, requires), wait))
+            for m in members
+        )
+        summary = f"it waits for {listed}{also}"
+        return Explanation(TaskState.QUEUED, summary, tuple(verdicts))
 
     def _summary(
         self,

@@ -258,6 +258,18 @@ def test_a_task_that_comes_after_others_names_them(
     told = explained(Mesh(B), replace(spec(), options=options), member(B))
 
     assert told.summary == f"it waits for {text}"
+    assert reasons(told) == [("parents", f"is not given it, as it waits for {text}")]
+
+
+def test_of_a_task_that_comes_after_others_all_that_is_in_the_way_is_told() -> None:
+    """Else somebody waits for its parents in vain."""
+    options = TaskOptions(after=After(tasks=("p",)), requires=SSD)
+    task = replace(spec(), options=options)
+
+    told = explained(Mesh(B), task, member(B, NodeState.PAUSED))
+
+    assert told.summary == "it waits for p, and no node has label disk=ssd"
+    assert [code for code, _ in reasons(told)] == ["paused", "label", "parents"]
 
 
 def test_where_a_task_runs_is_all_there_is_to_say() -> None:
