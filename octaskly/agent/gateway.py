@@ -197,6 +197,11 @@ class AgentGateway:
             )
         )
 
+    async def new_ids(self, count: int) -> Sequence[TaskId]:
+        """Return ids for tasks that may be submitted."""
+        self._require_dispatcher()
+        return await self._submissions.names(count)
+
     async def _take(self, submission: Submission) -> tuple[list[TaskRecord], int]:
         self._fitness.require_membership()
         self._require_dispatcher()

@@ -23,6 +23,7 @@ from octaskly.core.arrays import called_as_member
 from octaskly.core.merge import TaskRecord
 from octaskly.core.model import StreamId, TaskId, TaskState
 from octaskly.core.options import ArraySpec
+from octaskly.core.verdicts import Hopeless
 from octaskly.errors import (
     AnswerLost,
     NoNodeFits,
@@ -146,6 +147,17 @@ class Submissions:
             held = (draft.id and known.get(draft.id) for draft in asked.drafts)
             return [record or next(more) for record in held], replicas
 
+    async def names(self, count: int) -> tuple[TaskId, ...]:
+        """Return ids for tasks that may be handed in.
+
+        Raises:
+            NotDispatcher: this node is not dispatcher any more.
+        """
+        suffixes = self._suffixes(count)
+        reply = await self._tickets.ask(lambda t: ev.NamesAsked(t, suffixes))
+        assert isinstance(reply, ef.Named)
+        return reply.ids
+
     async def when_safe(self) -> None:
         """Wait until what is on this disk is as safe as an accepted task.
 
@@ -197,8 +209,7 @@ class Submissions:
 
     async def _accept(self, asked: Submission) -> Taken:
         await self._room.require(sum(map(_count, asked.drafts)))
-        digits = self._clock.hex_digits(8 * len(asked.drafts)) if asked.drafts else ""
-        suffixes = tuple(digits[at : at + 8] for at in range(0, len(digits), 8))
+        suffixes = self._suffixes(len(asked.drafts))
         logged = await self._logged(asked)
         if len(asked.drafts) > FEW:
             await asyncio.sleep(0)  # The step of the core is long enough by itself.
@@ -208,7 +219,7 @@ class Submissions:
                 logged,
             )
         )
-        if isinstance(reply, ef.Hopeless):
+        if isinstance(reply, Hopeless):
             place = "$" if len(asked.drafts) == 1 else f"$[{reply.index}]"
             raise NoNodeFits(
                 "No node can run the task", hint=reply.why, field=f"{place}.requires"
@@ -216,6 +227,11 @@ class Submissions:
         assert isinstance(reply, ef.Accepted)
         records = [TaskRecord(id=spec.id, spec=spec) for spec in reply.specs]
         return records, reply.replicas
+
+    def _suffixes(self, count: int) -> tuple[str, ...]:
+        """Return what keeps tasks of the same number apart."""
+        digits = self._clock.hex_digits(8 * count) if count else ""
+        return tuple(digits[at : at + 8] for at in range(0, len(digits), 8))
 
     async def _keyed(self, asked: Submission) -> list[ev.Draft]:
         """Return the drafts, those without a name under one that the key gives."""

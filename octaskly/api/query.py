@@ -11,6 +11,7 @@ import msgspec
 
 from octaskly.api.given import SHA256
 from octaskly.api.problems import INVALID_VALUE, Problem
+from octaskly.api.schema import BATCH_MAX
 from octaskly.config.defaults import DURABILITIES
 from octaskly.core.model import TaskState
 from octaskly.ports import Search
@@ -44,6 +45,10 @@ PARAMETERS: Final[Mapping[str, tuple[Any, str]]] = {
     "attempt": (
         Annotated[int, msgspec.Meta(ge=0, le=ATTEMPTS_MAX)],
         "number of the attempt that is read; 0, as none: the one that counts",
+    ),
+    "count": (
+        Annotated[int, msgspec.Meta(ge=1, le=BATCH_MAX)],
+        "how many there shall be; 1 unless told",
     ),
     "durability": (
         Literal["normal", "strict"],
@@ -136,6 +141,10 @@ class Query:
     def limit(self) -> int:
         """Return the size of a page."""
         return self._integer("limit", LIMIT_DEFAULT, 1, LIMIT_MAX)
+
+    def count(self) -> int:
+        """Return how many are asked for."""
+        return self._integer("count", 1, 1, BATCH_MAX)
 
     def offset(self) -> int:
         """Return how many items come before the page."""

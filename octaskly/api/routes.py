@@ -12,6 +12,7 @@ from octaskly.api import (
     events,
     files,
     history,
+    ids,
     logs,
     metrics,
     nodes,
@@ -31,6 +32,7 @@ from octaskly.api import (
 ROUTES = openapi.with_document(
     *page.ROUTES,
     *tasks.ROUTES,
+    *ids.ROUTES,
     *arrays.ROUTES,
     *attempts.ROUTES,
     *logs.ROUTES,

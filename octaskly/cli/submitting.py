@@ -16,6 +16,8 @@ from octaskly.cli.asking import TAKEN, Asked, asking, texts_of
 from octaskly.cli.choice import Choice, resolve_ref
 from octaskly.cli.render import note
 from octaskly.client import Draft, Session, Task, calls
+from octaskly.client.errors import NotFound
+from octaskly.client.records import NewIds
 from octaskly.errors import OctasklyError
 
 BATCH_TASKS_MAX: Final = 10_000  #: what one submission may hold
@@ -129,16 +131,36 @@ def submitted(
 ) -> Iterator[list[Task]]:
     """Hand in tasks in as few requests as their number allows; yield those of each.
 
-    Each request is all or nothing. None is repeated without a key: that of people has
-    none, as tasks with a key have long numbers.
+    Each request is all or nothing. Without a key it gets one of its own, by which it
+    is repeated where its answer is lost, and its tasks get ids from the mesh: those
+    that follow from a key have long numbers.
 
     Raises:
         MeshError: what a task comes after fits several tasks.
     """
-    for index, body in enumerate(_batches(_with_parents(client, drafts))):
+    drafts = [*_with_parents(client, drafts)]
+    if key is None and (named := _named(client, drafts)) is not None:
+        drafts, key = named, client.asker.new_key()
+    for index, body in enumerate(_batches(drafts)):
         part = f"{key}-{index}" if key and index else key
         call = calls.submission(body, key=part, durability=durability)
         yield client.asked(call, list[Task])
+
+
+def _named(client: Session, drafts: Sequence[Draft]) -> list[Draft] | None:
+    """Return drafts with the ids that their tasks shall have.
+
+    None: the node is too old to give any.
+    """
+    named = []
+    for at in range(0, len(drafts), BATCH_TASKS_MAX):
+        part = drafts[at : at + BATCH_TASKS_MAX]
+        try:
+            ids = client.asked(calls.new_ids(len(part)), NewIds).ids
+        except NotFound:
+            return None
+        named += [replace(item, id=i) for item, i in zip(part, ids, strict=True)]
+    return named
 
 
 def _with_parents(client: Session, drafts: Iterable[Draft]) -> Iterator[Draft]:

@@ -10,6 +10,7 @@ import msgspec
 
 from octaskly.client.errors import NotOctaskly
 
+IDS: Final = "/api/v1/ids"
 TASKS: Final = "/api/v1/tasks"
 ARRAYS: Final = "/api/v1/arrays"
 NODES: Final = "/api/v1/nodes"
@@ -63,6 +64,11 @@ def submission(body: bytes, *, key: str | None, durability: str | None) -> Call:
     headers = {"Idempotency-Key": key} if key else {}
     query = {"durability": durability}
     return Call("POST", TASKS, query, body, headers, is_once=key is None)
+
+
+def new_ids(count: int) -> Call:
+    """Ask for ids of tasks that are to be submitted."""
+    return Call("GET", IDS, {"count": count})
 
 
 def task(ref: str, *, wait_s: float = 0.0, is_exact: bool = True) -> Call:

@@ -33,6 +33,12 @@ class Members(msgspec.Struct, frozen=True, kw_only=True):
     cancelled: int = 0
 
 
+class NewIds(msgspec.Struct, frozen=True):
+    """Names for tasks that are to be submitted."""
+
+    ids: list[str]
+
+
 class Task(msgspec.Struct, frozen=True, kw_only=True):
     """A task as the API shows it; None where the node does not know yet.
 

@@ -16,6 +16,7 @@ from octaskly.core.options import TaskOptions
 from octaskly.core.taskqueue import TaskQueue
 
 PRIORITY_BAND = 50  #: of priority 0; a lower band runs first
+SEQUENCE_DIGITS_MAX = 11  #: longer numbers in task ids come from idempotency keys
 DIGEST_DIGITS = 15  #: of what was asked for, in the id of a task whose name was chosen
 
 
@@ -32,6 +33,11 @@ class Acceptance:
     def raise_sequence(self, sequence: int) -> None:
         """Number new tasks above `sequence`, which another node has used."""
         self._sequence = max(self._sequence, sequence)
+
+    def name(self, suffix: str) -> TaskId:
+        """Return an id with a number that no other task has."""
+        self._sequence += 1
+        return TaskId(f"task-{self._sequence:03d}-{suffix}")
 
     def forget(self, specs: Iterable[TaskSpec]) -> None:
         """These are durable: the store knows their ids."""
@@ -50,9 +56,8 @@ class Acceptance:
         for draft, suffix, task_id in drafts:
             spec = None if task_id is None else self._known_spec(task_id)
             if spec is None:
-                if task_id is None:  # No other task has this number.
-                    self._sequence += 1
-                    task_id = TaskId(f"task-{self._sequence:03d}-{suffix}")
+                if task_id is None:
+                    task_id = self.name(suffix)
                 spec = TaskSpec(
                     id=task_id,
                     command=draft.command,
@@ -67,6 +72,7 @@ class Acceptance:
                 hlc += 1
                 fresh.append(spec)
                 if draft.id is not None:
+                    self.raise_sequence(number_of(draft.id))
                     self._chosen[task_id] = spec
             specs.append(spec)
         return specs, fresh
@@ -77,6 +83,14 @@ class Acceptance:
         if known is not None and known.is_sure:
             return known.spec
         return self._chosen.get(task_id)
+
+
+def number_of(task: TaskId) -> int:
+    """Return the number in the id of a task that was counted, else 0."""
+    word, _, rest = task.partition("-")
+    digits = rest.partition("-")[0]
+    is_number = word == "task" and digits.isdecimal() and digits.isascii()
+    return int(digits) if is_number and len(digits) <= SEQUENCE_DIGITS_MAX else 0
 
 
 def priority_of(spec: TaskSpec) -> int:

@@ -7,6 +7,8 @@ effects in `placing`.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from octaskly.core.acceptance import Acceptance
 from octaskly.core.adoption import Adoption
 from octaskly.core.cancelling import Cancelling
@@ -16,7 +18,7 @@ from octaskly.core.effects import (
     Announce,
     Answer,
     Effect,
-    Hopeless,
+    Named,
     NotDurable,
     NotHere,
     Send,
@@ -48,6 +50,7 @@ from octaskly.core.recording import Recording
 from octaskly.core.replication import Replication, Told
 from octaskly.core.resting import Resting
 from octaskly.core.retention import Retention
+from octaskly.core.verdicts import Hopeless
 
 
 class Dispatch:
@@ -133,6 +136,10 @@ class Dispatch:
         return min([at_s for at_s in due_s if at_s is not None], default=None)
 
     # --- Clients.
+
+    def named(self, suffixes: Iterable[str]) -> Named:
+        """Return ids for tasks that may be handed in."""
+        return Named(tuple(map(self._acceptance.name, suffixes)))
 
     def on_submitted(self, event: TasksSubmitted, now: Moment) -> list[Effect]:
         """Accept a batch; the answer waits for its commit, here and at a standby."""

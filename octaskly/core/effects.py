@@ -28,7 +28,7 @@ from octaskly.core.model import (
     TaskState,
 )
 from octaskly.core.values import value
-from octaskly.core.verdicts import Explanation
+from octaskly.core.verdicts import Explanation, Hopeless
 
 
 @value(frozen=True, slots=True)
@@ -217,6 +217,13 @@ class PlanFloor:
 
 
 @value(frozen=True, slots=True)
+class Named:
+    """Ids for tasks that may be handed in, and that no other task has."""
+
+    ids: tuple[TaskId, ...]
+
+
+@value(frozen=True, slots=True)
 class Accepted:
     """The submission is durable."""
 
@@ -256,17 +263,6 @@ class Steered:
 
 
 @value(frozen=True, slots=True)
-class Hopeless:
-    """No node that is here could ever run a task that shall fail fast.
-
-    Nothing was accepted.
-    """
-
-    index: int  #: of the task in the submission
-    why: str
-
-
-@value(frozen=True, slots=True)
 class Forgot:
     """What was to be forgotten is void on every node that knows as much."""
 
@@ -293,7 +289,8 @@ class Crowded:
 
 
 Reply = (
-    Accepted
+    Named
+    | Accepted
     | Kept
     | Crowded
     | CancelDone

@@ -119,6 +119,14 @@ class TasksSubmitted:
 
 
 @value(frozen=True, slots=True)
+class NamesAsked:
+    """Name tasks that are to be handed in; answered by `Answer(ticket, Named)`."""
+
+    ticket: int
+    suffixes: tuple[str, ...]  #: 8 random hex digits for each task
+
+
+@value(frozen=True, slots=True)
 class ExplainAsked:
     """Say why a task is where it is; answered by `Answer(ticket, Explanation)`."""
 
@@ -315,6 +323,7 @@ Event = (
     | PeerDown
     | Seen
     | DialFailed
+    | NamesAsked
     | TasksSubmitted
     | ExplainAsked
     | CancelRequested

@@ -10,7 +10,6 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from math import ceil
 
 from octaskly.core.arrays import Progress
-from octaskly.core.effects import Hopeless
 from octaskly.core.events import Draft
 from octaskly.core.inhand import InHand, Phase
 from octaskly.core.merge import TaskRecord
@@ -31,7 +30,7 @@ from octaskly.core.needs import asked_for, has_all, missing, nobody_has
 from octaskly.core.options import Requires, requires_of
 from octaskly.core.placing import Placing
 from octaskly.core.resting import Resting
-from octaskly.core.verdicts import Explanation, Verdict, Why
+from octaskly.core.verdicts import Explanation, Hopeless, Verdict, Why
 
 NO_NEEDS = Requires()
 PARENTS_SHOWN = 3  #: of up to a thousand

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 
+from octaskly.core.acceptance import number_of
 from octaskly.core.effects import Effect, Send, Written
 from octaskly.core.facts import Entry, Submitted
 from octaskly.core.keys import KeysGiven, KeysHeld, KeysMessage
@@ -41,8 +42,6 @@ from octaskly.core.messages import (
     Transfer,
 )
 from octaskly.core.model import Epoch, Moment, NodeId, NodeState, Role, TaskId
-
-SEQUENCE_DIGITS_MAX = 11  #: longer numbers in task ids come from idempotency keys
 
 
 class Inbound:
@@ -287,11 +286,4 @@ def highest_sequence(entries: tuple[Entry, ...]) -> int:
 
 def highest_number(ids: Iterable[TaskId]) -> int:
     """Return the highest sequence number in ids of tasks, else 0."""
-    highest = 0
-    for task in ids:
-        word, _, rest = task.partition("-")
-        digits = rest.partition("-")[0]
-        if word == "task" and digits.isdecimal() and digits.isascii():
-            is_counted = len(digits) <= SEQUENCE_DIGITS_MAX
-            highest = max(highest, int(digits) if is_counted else 0)
-    return highest
+    return max(map(number_of, ids), default=0)

@@ -17,13 +17,10 @@ from octaskly.core.disk import DiskCare
 from octaskly.core.effects import Disconnect, Effect, Send, Written
 from octaskly.core.events import (
     AttemptsEnded,
-    CancelRequested,
     DialFailed,
     DiskChanged,
     Event,
-    ExplainAsked,
     FloorPlanned,
-    ForgetAsked,
     LiveLoaded,
     Loaded,
     LoadSampled,
@@ -32,14 +29,11 @@ from octaskly.core.events import (
     PeerUp,
     Persisted,
     Received,
-    RecordAsked,
     RipeLoaded,
     Saved,
     Seen,
     SteeringAsked,
     StopAsked,
-    TasksNotified,
-    TasksSubmitted,
     Woke,
 )
 from octaskly.core.handover import HandOver
@@ -318,16 +312,9 @@ class Node:
         return self._custody.on_event(event, now)
 
     def _handle_work(self, event: WorkEvent, now: Moment) -> list[Effect]:
+        if isinstance(event, Question):
+            return self._questions.on_asked(event, now)
         match event:
-            case (
-                TasksSubmitted()
-                | CancelRequested()
-                | ExplainAsked()
-                | ForgetAsked()
-                | RecordAsked()
-                | TasksNotified()
-            ):
-                return self._questions.on_asked(event, now)
             case Loaded() | LiveLoaded() | RipeLoaded() | FloorPlanned():
                 return self._dispatch.on_read(event, now)
             case Persisted(number):

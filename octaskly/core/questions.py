@@ -12,6 +12,7 @@ from octaskly.core.events import (
     CancelRequested,
     ExplainAsked,
     ForgetAsked,
+    NamesAsked,
     RecordAsked,
     TasksNotified,
     TasksSubmitted,
@@ -20,7 +21,8 @@ from octaskly.core.machines import Machines
 from octaskly.core.model import Moment
 
 Question = (
-    TasksSubmitted
+    NamesAsked
+    | TasksSubmitted
     | CancelRequested
     | ExplainAsked
     | ForgetAsked
@@ -43,6 +45,8 @@ class Questions:
             return self._dispatch.on_notified(event, now)
         if not self._dispatch.is_reigning:
             return [Answer(event.ticket, NotHere())]
+        if isinstance(event, NamesAsked):
+            return [Answer(event.ticket, self._dispatch.named(event.suffixes))]
         if isinstance(event, TasksSubmitted):
             return self._dispatch.on_submitted(event, now)
         if isinstance(event, ExplainAsked):

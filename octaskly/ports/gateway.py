@@ -151,6 +151,9 @@ class Gateway(Transcripts, Telling, Protocol):
             NoNodeFits: no node could ever run one that shall fail fast.
         """
 
+    async def new_ids(self, count: int) -> Sequence[TaskId]:
+        """Return ids for tasks that may be submitted, with numbers of their own."""
+
     async def task(self, ref: str) -> TaskRecord:
         """Return one task with outputs; `task-<sequence>` alone is understood.
 

@@ -37,6 +37,8 @@ class Api:
     name: str = "here"
     needs_token: bool = False
     refuse: Refusal = lambda _method, _path: None
+    gives_ids: bool = True  #: else it is an older node
+    named: int = 0  #: ids that were given
     refusal: str = "Refused"  #: the text of the error
     forced: dict[str, Any] = field(default_factory=dict)
     told: dict[str, Any] = field(default_factory=dict)  #: by path
@@ -52,10 +54,15 @@ class Api:
     ended: threading.Condition = field(default_factory=threading.Condition)
     processes: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
 
+    def new_ids(self, count: int) -> list[str]:
+        numbers = range(self.named + 1, self.named + count + 1)
+        self.named += count
+        return [f"task-{number:03}-{number:08x}" for number in numbers]
+
     def submit(self, body: dict[str, Any]) -> dict[str, Any]:
         number = len(self.tasks) + 1
         task = {
-            "id": f"task-{number:03}-{number:08x}",
+            "id": body.get("id") or f"task-{number:03}-{number:08x}",
             "command": body["command"],
             "status": "running",
             "worker_id": self.name,
@@ -200,6 +207,8 @@ class Handler(BaseHTTPRequestHandler):
 
     def other(self, path: str, query: dict[str, str]) -> tuple[int, Any]:
         match path.strip("/").split("/"):
+            case ["api", "v1", "ids"] if self.api.gives_ids:
+                return 200, {"ids": self.api.new_ids(int(query["count"]))}
             case ["api", "v1", "tasks", ref, "logs"]:
                 return self.logs(unquote(ref), query)
             case ["api", "v1", "tasks", ref, "explain"]:

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,8 @@ import pytest
 from octaskly.client.patience import FULL
 from tests.cli.conftest import Run
 from tests.cli.stand_in import Api
+
+ID = "task-001-00000001"
 
 
 def test_output_goes_where_the_task_wrote_it(api: Api, octaskly: Run) -> None:
@@ -64,7 +67,7 @@ def test_a_node_with_too_many_streams_is_asked_again(api: Api, octaskly: Run) ->
 
 def test_a_node_that_stays_away_is_given_up(api: Api, octaskly: Run) -> None:
     """With an exit code that no command has."""
-    api.refuse = lambda method, _path: None if method == "POST" else (0, {})
+    api.refuse = lambda _method, path: (0, {}) if path.count("/") > 3 else None
 
     done = octaskly("run", "--", "true")
 
@@ -101,7 +104,7 @@ def test_timeout_exits_with_124(api: Api, octaskly: Run) -> None:
 
     assert done.returncode == 124
     assert b"time limit 1 s" in done.stderr
-    assert api.bodies == [[{"command": "sleep 60", "timeout": 1}]]
+    assert api.bodies == [[{"id": ID, "command": "sleep 60", "timeout": 1}]]
 
 
 @pytest.mark.parametrize("reason", ["inputs", "lost", "poison", "limit"])
@@ -194,16 +197,35 @@ def test_a_lost_connection_while_waiting_is_asked_again(
 
 
 @pytest.mark.parametrize("key", [[], ["--idempotency-key", "k"]])
-def test_a_lost_submission_is_repeated_by_its_key_alone(
+def test_a_lost_submission_is_repeated_by_its_key(
     api: Api, octaskly: Run, key: list[str]
 ) -> None:
-    """It may have been accepted: repeating it could run the command twice."""
+    """It may have been accepted: the key makes it one task all the same."""
+    answers: Iterator[tuple[int, dict[str, str]]] = iter([(0, {})])
+    api.refuse = lambda method, _path: next(answers, None) if method == "POST" else None
+
+    done = octaskly("run", *key, "--", "echo", "once")
+
+    posts = [
+        headers["Idempotency-Key"]
+        for headers, request in zip(api.headers, api.requests, strict=True)
+        if request.startswith("POST")
+    ]
+    assert (done.returncode, done.stdout) == (0, b"once\n")
+    assert len(posts) == 2
+    assert len(set(posts)) == 1
+    assert [body[0].get("id") for body in api.bodies] == 2 * ([None] if key else [ID])
+
+
+def test_a_submission_to_an_older_node_is_not_repeated(api: Api, octaskly: Run) -> None:
+    """It gives no ids, and those that follow from a key have long numbers."""
+    api.gives_ids = False
     api.refuse = lambda method, _path: (0, {}) if method == "POST" else None
 
-    done = octaskly("run", *key, "--", "true")
+    done = octaskly("run", "--", "true")
 
     assert done.returncode == 125
-    assert (len(api.requests) > 1) == bool(key)
+    assert sum(request.startswith("POST") for request in api.requests) == 1
     assert b"hint: octaskly ls" in done.stderr
 
 

@@ -10,13 +10,17 @@ import pytest
 from tests.cli.conftest import Run
 from tests.cli.stand_in import Api
 
+ID = "task-001-00000001"
+
 
 def test_submit_prints_the_id_and_nothing_else(api: Api, octaskly: Run) -> None:
     """`id=$(octaskly submit ...)` works."""
     done = octaskly("submit", "--input", "a", "--output", "b", "--", "true")
 
     assert (done.stdout, done.stderr) == (b"task-001-00000001\n", b"")
-    assert api.bodies == [[{"command": "true", "inputs": ["a"], "outputs": ["b"]}]]
+    assert api.bodies == [
+        [{"id": ID, "command": "true", "inputs": ["a"], "outputs": ["b"]}]
+    ]
 
 
 @pytest.mark.parametrize("how", ["stdin", "file"])
@@ -112,7 +116,7 @@ def test_durability_is_asked_for_the_whole_request(
     done = octaskly(command, "--durability", "strict", "--", "true")
 
     assert done.returncode == 0, done.stderr
-    assert api.requests[0] == "POST /api/v1/tasks?durability=strict"
+    assert api.requests[1] == "POST /api/v1/tasks?durability=strict"
 
 
 @pytest.mark.parametrize("arguments", [[], ["--file", "/dev/null", "--", "true"]])
@@ -252,6 +256,7 @@ def test_everything_that_is_asked_for_is_handed_on(
     assert api.bodies == [
         [
             {
+                "id": ID,
                 "command": "true",
                 "timeout": 120,
                 "name": "nightly",
@@ -287,12 +292,13 @@ def test_what_a_task_needs_is_handed_on(api: Api, octaskly: Run) -> None:
     }
     [[asked], [plain]] = api.bodies
     assert asked == {
+        "id": ID,
         "command": "true",
         "priority": -5,
         "requires": requires,
         "fail_fast": True,
     }
-    assert plain == {"command": "true"}
+    assert plain == {"id": "task-002-00000002", "command": "true"}
 
 
 def test_stdin_of_the_command_becomes_that_of_the_task(api: Api, octaskly: Run) -> None:

@@ -100,6 +100,18 @@ async def test_task_is_found_by_id_and_by_number(subject: Subject) -> None:
     assert by_id.id == by_number.id == task
 
 
+async def test_ids_may_be_had_before_their_tasks(subject: Subject) -> None:
+    """With numbers of their own, which no later task has."""
+    ids = await subject.gateway.new_ids(2)
+    drafts = [Draft(command="true", id=task) for task in ids]
+    later = await _submit(subject, "true")
+
+    records, _ = await subject.gateway.submit(drafts, principal=ANA)
+
+    assert [record.id for record in records] == list(ids)
+    assert len({task.split("-")[1] for task in (*ids, *later)}) == 3
+
+
 async def test_unknown_task_is_not_found(subject: Subject) -> None:
     """By whatever is asked of it."""
     gateway = subject.gateway

@@ -213,6 +213,12 @@ class FakeGateway:
             self.keys[principal.subject, idempotency_key] = (list(drafts), ids)
         return records, self.state.replicas
 
+    async def new_ids(self, count: int) -> Sequence[TaskId]:
+        self._require_dispatcher()
+        numbers = range(self._sequence + 1, self._sequence + count + 1)
+        self._sequence += count
+        return [TaskId(f"task-{number:03d}-{number:08x}") for number in numbers]
+
     async def task(self, ref: str) -> TaskRecord:
         self._require_dispatcher()
         record = self.records.get(TaskId(ref))

@@ -52,6 +52,17 @@ async def test_created_task_answers_like_the_reference(node: ApiNode) -> None:
     assert answer.headers["octaskly-replicas"] == "1"
 
 
+async def test_ids_are_given_to_whoever_may_submit(node: ApiNode) -> None:
+    """As many as are asked for, at most as many as a submission may have tasks."""
+    answer = await node.ask("GET", "/api/v1/ids?count=2", headers=CLIENT)
+    refused = await node.ask("GET", "/api/v1/ids?count=10001", headers=CLIENT)
+    reader = await node.ask("GET", "/api/v1/ids", headers=VIEWER)
+
+    assert answer.json == {"ids": ["task-001-00000001", "task-002-00000002"]}
+    assert_problem(refused, 400, "Invalid parameter value")
+    assert reader.status == 403
+
+
 async def test_each_task_says_how_many_disks_hold_it(node: ApiNode) -> None:
     """All of a batch as many; the header says it for the whole."""
     node.gateway.keep_copies("node-b")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import http.client
 import json
+import re
 import signal
 import threading
 import time
@@ -18,7 +19,18 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from tests.agents import WAIT_S_MAX, Agent, finished, meshed, running, until_nodes
+from octaskly.cli.submitting import submitted
+from octaskly.client import Draft, Session
+from tests.agents import (
+    WAIT_S_MAX,
+    Agent,
+    ending,
+    finished,
+    launch,
+    meshed,
+    running,
+    until_nodes,
+)
 
 TASKS = "/api/v1/tasks"
 NAMES = ("ana", "ben", "cy")
@@ -169,6 +181,41 @@ def test_no_client_notices_that_the_dispatcher_is_killed(trio: Trio) -> None:
     total = len({task for ids in accepted.values() for task in ids})
     listed = until(trio.others[0], f"{TASKS}?limit=1", lambda body: body["total"])
     assert listed["total"] == total == CLIENTS * TURNS
+
+
+def test_no_command_notices_that_the_dispatcher_is_killed(trio: Trio) -> None:
+    """Nobody gave a key: tasks have usual ids, and there is one of each all the same.
+
+    That is so also once what the dead one had accepted alone has come back.
+    """
+    died = threading.Event()
+
+    def live(number: int) -> list[str]:
+        front = trio.others[number % 2]
+        ids = []
+        with Session.at_socket(front.ready()["socket"], patience_s=WAIT_S_MAX) as node:
+            for turn in range(TURNS):
+                if (number, turn) == (0, TURNS // 2):
+                    kill(trio.dispatcher)
+                    died.set()
+                drafts = [Draft(command="true", name=f"{number}-{turn}")]
+                [[task]] = submitted(node, drafts, key=None, durability=None)
+                ids.append(task.id)
+        assert died.wait(30)
+        return ids
+
+    with ThreadPoolExecutor(CLIENTS) as pool:
+        accepted = [task for ids in pool.map(live, range(CLIENTS)) for task in ids]
+    state = trio.dispatcher.state
+    again = launch(state, state.parent / "mesh.key", "--name", state.name)
+    with ending(again):
+        front = trio.others[0]
+        until(front, "/api/v1/nodes", has_copies(3))
+        listed = until(front, f"{TASKS}?limit=1000", lambda body: body["total"])
+
+    assert all(re.fullmatch(r"task-\d{3,4}-[0-9a-f]{8}", task) for task in accepted)
+    assert sorted(accepted) == sorted(task["id"] for task in listed["tasks"])
+    assert len(set(accepted)) == CLIENTS * TURNS
 
 
 def test_a_retry_after_a_failover_tells_the_true_number_of_copies(

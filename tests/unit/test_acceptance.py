@@ -52,6 +52,25 @@ def test_tasks_stand_in_the_queue_in_the_order_of_the_request() -> None:
     assert {spec.created_ms for spec in specs} == {START_MS}
 
 
+def test_a_number_is_given_once_also_where_it_is_asked_for_beforehand() -> None:
+    """Whoever submits tasks with the names that it got may repeat that."""
+    made = acceptance()
+
+    assert made.name("0badcafe") == "task-008-0badcafe"
+    assert names(made.specs(submit(), moment())[0]) == ["task-009-00000000"]
+
+
+def test_a_number_that_comes_with_a_task_is_counted_on_from() -> None:
+    """An earlier dispatcher gave it; a number that follows from a key is none."""
+    made = acceptance()
+    made.specs(
+        submit(draft(id="task-011-0badcafe"), draft(id=f"task-{7:012}-0badcafe")),
+        moment(),
+    )
+
+    assert names(made.specs(submit(), moment())[0]) == ["task-012-00000000"]
+
+
 def test_an_id_that_a_client_chose_uses_no_number() -> None:
     """But it is the task's name."""
     specs, _ = acceptance().specs(submit(draft(id="mine"), draft()), moment())

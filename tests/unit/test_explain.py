@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from octaskly.core.arrays import Progress
-from octaskly.core.effects import Answer, Hopeless
+from octaskly.core.effects import Answer
 from octaskly.core.merge import BROKEN, TaskRecord
 from octaskly.core.messages import Member
 from octaskly.core.model import (
@@ -22,7 +22,7 @@ from octaskly.core.model import (
 )
 from octaskly.core.options import After, ArraySpec, Requires, Retry, TaskOptions
 from octaskly.core.turns import RESERVE_AFTER_S
-from octaskly.core.verdicts import Explanation
+from octaskly.core.verdicts import Explanation, Hopeless
 from tests.builders import attempt, draft, moment, node_info, outcome, released, spec
 from tests.desk import submit
 from tests.quick import Mesh, heavy, member

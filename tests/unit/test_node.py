@@ -15,7 +15,6 @@ from octaskly.core.effects import (
     Browse,
     Disconnect,
     Effect,
-    Hopeless,
     LoadLive,
     NotHere,
     Publish,
@@ -101,6 +100,7 @@ from octaskly.core.model import (
 )
 from octaskly.core.node import Node
 from octaskly.core.options import Requires, TaskOptions
+from octaskly.core.verdicts import Hopeless
 
 ME, PEER, OTHER = NodeId("m" * 16), NodeId("p" * 16), NodeId("o" * 16)
 EPOCH = Epoch(1, ME)
