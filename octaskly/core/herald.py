@@ -6,20 +6,18 @@ dispatcher, epoch and members for the API, the log and systemd.
 
 from __future__ import annotations
 
-from dataclasses import replace
-from functools import partial
-
 from octaskly.core.effects import Effect, Note, Publish, Send
 from octaskly.core.machines import Machines
-from octaskly.core.messages import Member
-from octaskly.core.model import Address, LoadSample, Moment, Role
+from octaskly.core.model import Moment
+from octaskly.core.profile import Profile
 
 
 class Herald:
     """The outgoing side of the roster, and the last thing published."""
 
-    def __init__(self, machines: Machines, name: str) -> None:
-        self.info = machines.settings.node  #: what this node says of itself
+    def __init__(self, machines: Machines, profile: Profile, name: str) -> None:
+        self._me = machines.settings.node.id
+        self._profile = profile
         self._journal = machines.journal
         self._members = machines.members
         self._registry = machines.registry
@@ -32,16 +30,12 @@ class Herald:
         self._was_level = False  #: a standby of this reign, at the last step
         self._spread_changes = -1  #: of the members, when all had the roster
 
-    def move(self, addresses: tuple[str, ...]) -> None:
-        """Tell these addresses of this node from now on."""
-        self.info = replace(self.info, addresses=addresses)
-
-    def on_change(self, load: LoadSample, now: Moment) -> list[Effect]:
+    def on_change(self, now: Moment) -> list[Effect]:
         """Tell what is new since the last call, if anything is."""
         election = self._election
         effects: list[Effect] = []
         if election.reign is not None:
-            effects += self._spread(load, now)
+            effects += self._spread(now)
         effects += self._take_name()
         effects += self._note_copies()
         roster = self._registry.roster
@@ -63,14 +57,14 @@ class Herald:
         joining = len(self._replication.nodes)
         return [Note("warning", "one copy only", (("joining", joining),))]
 
-    def _spread(self, load: LoadSample, now: Moment) -> list[Effect]:
+    def _spread(self, now: Moment) -> list[Effect]:
         """Send followers a roster that changed, and newcomers the last one."""
         epoch, state = self._election.epoch, self._worker.stance.state
         new = None
         if self._registry.is_due(epoch, state, self._members, now):
             new = self._registry.build(
                 epoch,
-                partial(self._line, load),
+                self._profile.line,
                 state,
                 self._members,
                 self._replication.nodes,
@@ -89,32 +83,9 @@ class Herald:
                 effects.append(Send(peer, (roster,)))
         return effects
 
-    def _line(self, load: LoadSample) -> Member:
-        """Return this node's own line of the roster."""
-        info, worker = self.info, self._worker
-        return Member(
-            id=info.id,
-            name=info.name,
-            role=Role.DISPATCHER,
-            state=worker.stance.state,
-            addresses=tuple(Address(h, info.peer_port) for h in info.addresses),
-            lan_port=info.lan_port,
-            slots=info.slots,
-            running=min(worker.running, info.slots),
-            version=info.version,
-            load=load,
-            memory_mb=info.memory_mb,
-            labels=info.labels,
-            os=info.os,
-            arch=info.arch,
-            cpus=info.cpus,
-            gpus=info.gpus,
-            strain=worker.stance.strain,
-        )
-
     def _take_name(self) -> list[Effect]:
         """Keep the name that the mesh has given this node."""
-        given = self._registry.given(self.info.id)
+        given = self._registry.given(self._me)
         if given is None or given == self._name:
             return []
         self._name = given

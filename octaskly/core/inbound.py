@@ -42,6 +42,7 @@ from octaskly.core.messages import (
     Transfer,
 )
 from octaskly.core.model import Epoch, Moment, NodeId, NodeState, Role, TaskId
+from octaskly.core.profile import Profile
 
 
 class Inbound:
@@ -50,12 +51,12 @@ class Inbound:
     def __init__(
         self,
         machines: Machines,
-        health: Callable[[Moment], HeartbeatOk],
+        profile: Profile,
         left: Callable[[NodeId, str, Moment], list[Effect]],
     ) -> None:
         self._machines = machines
         self._me = machines.settings.node.id
-        self._health = health
+        self._profile = profile
         self._left = left
 
     def on_message(self, peer: NodeId, message: Message, now: Moment) -> list[Effect]:
@@ -114,8 +115,7 @@ class Inbound:
         effects = election.on_heartbeat(peer, epoch, now)
         if peer != election.dispatcher or epoch != election.epoch:
             return effects
-        health = self._health(now)
-        ok = replace(health, epoch=epoch, sent_s=sent_s)
+        ok = replace(self._profile.health(now), epoch=epoch, sent_s=sent_s)
         return [*effects, Send(peer, (ok,))]
 
     def _on_exchange(

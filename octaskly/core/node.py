@@ -43,9 +43,8 @@ from octaskly.core.inbound import Inbound
 from octaskly.core.keys import KeysChanged, RotateAsked
 from octaskly.core.links import Links
 from octaskly.core.machines import assemble
-from octaskly.core.messages import STOPPING, HeartbeatOk, Hello, Message, Roster
+from octaskly.core.messages import STOPPING, Hello, Message, Roster
 from octaskly.core.model import (
-    NO_LOAD,
     Epoch,
     Failover,
     Moment,
@@ -55,6 +54,7 @@ from octaskly.core.model import (
     StreamId,
     TaskState,
 )
+from octaskly.core.profile import Profile
 from octaskly.core.questions import Question, Questions
 from octaskly.core.rotation import Rotation
 
@@ -81,7 +81,7 @@ class Node:
     """Everything that one agent decides."""
 
     def __init__(self, settings: Settings, saved: Saved) -> None:
-        self._settings = settings
+        self._timing = settings.timing
         self._me = settings.node.id
         machines = assemble(settings, saved)
         self._journal = machines.journal
@@ -107,11 +107,12 @@ class Node:
         self._disk = DiskCare(machines, handover)
         self._helm = Helm(machines)
         self._questions = Questions(machines)
-        self._herald = Herald(machines, saved.name or settings.node.name)
+        self._profile = Profile(machines)
+        name = saved.name or settings.node.name
+        self._herald = Herald(machines, self._profile, name)
         self._links = Links(machines)
         self._custody = Custody(machines, self._links)
-        self._inbound = Inbound(machines, self._health, self._links.on_down)
-        self._load = NO_LOAD
+        self._inbound = Inbound(machines, self._profile, self._links.on_down)
         self._draw = 0.0
         self._step_s: float | None = None
         self._own_beat_s = 0.0
@@ -180,23 +181,12 @@ class Node:
 
     def hello(self, now: Moment) -> Hello:
         """Return what this node says of itself on a new link."""
-        followers = self._members.followers(self.epoch)
-        return Hello(
-            node=self._herald.info,
-            epoch=self.epoch,
-            dispatcher=self.dispatcher,
-            followers=sum(1 for _ in followers) if self.is_dispatcher else 0,
-            vector=self._journal.vector_items(),
-            uptime_s=self._election.uptime_s(now),
-            wall_ms=now.wall_ms,
-            reads=self._settings.log_version,
-            log_version=self._journal.version,
-        )
+        return self._profile.hello(now)
 
     def deadline(self) -> float:
         """Return when to step again without an event, in monotonic seconds."""
         last_s = 0.0 if self._step_s is None else self._step_s
-        next_s = last_s + self._settings.timing.tick_s
+        next_s = last_s + self._timing.tick_s
         for machine in self._timed:
             due_s = machine.deadline()
             if due_s is not None and due_s < next_s:
@@ -227,9 +217,9 @@ class Node:
             self._completeness.remember(self._members.remembered(), now.mono_s)
             return effects + self._browsing.start(now) + self._members.begin(now)
         gap_s = now.mono_s - last_s
-        if gap_s > self._settings.timing.gap_s:
+        if gap_s > self._timing.gap_s:
             return self._wake(now)
-        if gap_s <= self._settings.timing.tick_s + LATE_S:
+        if gap_s <= self._timing.tick_s + LATE_S:
             return []
         self._election.on_pause(gap_s, now)
         return self._doubt.on_pause(gap_s, now)
@@ -265,21 +255,10 @@ class Node:
         """At each heartbeat, judge the followers, this node's own worker included."""
         if now.mono_s < self._own_beat_s or not self._dispatch.is_reigning:
             return []
-        self._own_beat_s = now.mono_s + self._settings.timing.heartbeat_s
-        effects = self._dispatch.on_heartbeat_ok(self._me, self._health(now), now)
+        self._own_beat_s = now.mono_s + self._timing.heartbeat_s
+        health = self._profile.health(now)
+        effects = self._dispatch.on_heartbeat_ok(self._me, health, now)
         return effects + self._links.judge_followers(now)
-
-    def _health(self, now: Moment) -> HeartbeatOk:
-        worker = self._worker
-        return HeartbeatOk(
-            self.epoch,
-            now.mono_s,
-            worker.stance.state,
-            worker.credit,
-            self._load,
-            self._election.is_disk_failing,
-            worker.stance.strain,
-        )
 
     # Events
 
@@ -324,10 +303,10 @@ class Node:
             case AttemptsEnded():
                 return self._worker.on_ended(event, now)
             case LoadSampled(load):
-                self._load = load
+                self._profile.take_load(load)
                 return self._helm.on_load(load, now)
             case Moved(addresses):
-                self._herald.move(addresses)
+                self._profile.move(addresses)
             case DiskChanged(is_failing):
                 effects = self._disk.on_changed(now, is_failing=is_failing)
                 return effects + self._helm.on_disk(now, is_failing=is_failing)
@@ -383,4 +362,4 @@ class Node:
             waiting.extend(self._review_records(now))
             if not waiting:
                 break
-        return done + self._herald.on_change(self._load, now)
+        return done + self._herald.on_change(now)
