@@ -5,13 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from octaskly.core.dispatch import Dispatch
-from octaskly.core.effects import (
-    Answer,
-    Append,
-    CancelDone,
-    Effect,
-    Send,
-)
+from octaskly.core.effects import Answer, Append, Effect, Send
 from octaskly.core.events import (
     CancelRequested,
     Draft,
@@ -47,6 +41,7 @@ from octaskly.core.model import (
     TaskState,
 )
 from octaskly.core.replication import Replication
+from octaskly.core.replies import CancelDone
 from tests.builders import (
     STREAM,
     attempt,

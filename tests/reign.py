@@ -11,11 +11,9 @@ from dataclasses import dataclass, field, replace
 
 from octaskly.core.dispatch import Dispatch
 from octaskly.core.effects import (
-    Accepted,
     Announce,
     Answer,
     Append,
-    CancelDone,
     Effect,
     Load,
     LoadLive,
@@ -65,6 +63,7 @@ from octaskly.core.model import (
 )
 from octaskly.core.options import Requires, TaskOptions, requires_of
 from octaskly.core.replication import Replication
+from octaskly.core.replies import Accepted, CancelDone
 from octaskly.core.stance import Stance
 from octaskly.core.worker import Worker
 from tests import builders

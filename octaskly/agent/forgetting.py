@@ -7,8 +7,8 @@ from collections.abc import Callable
 from typing import Final
 
 from octaskly.agent.tickets import Tickets
-from octaskly.core.effects import Forgot
 from octaskly.core.events import ForgetAsked
+from octaskly.core.replies import Forgot
 from octaskly.ports import Log
 
 HOLD_S: Final = 10.0  #: a request waits so long; the dispatcher goes on behind it

@@ -26,8 +26,8 @@ from octaskly.agent.submissions import Submission, Submissions
 from octaskly.agent.tickets import Tickets, Waiters
 from octaskly.agent.tokens import TokenOffice
 from octaskly.agent.view import MeshView
-from octaskly.core import effects as ef
 from octaskly.core import events as ev
+from octaskly.core import replies
 from octaskly.core.arrays import member_of
 from octaskly.core.merge import TaskRecord
 from octaskly.core.messages import Member, Roster
@@ -254,7 +254,7 @@ class AgentGateway:
                 ticket, record.id, record.state, force, by, array
             )
         )
-        assert isinstance(reply, ef.CancelDone)
+        assert isinstance(reply, replies.CancelDone)
         if reply.state is TaskState.RUNNING:
             raise TaskNotCancellable(
                 "Cannot cancel running task", hint="?force=true ends its processes"
@@ -303,7 +303,7 @@ class AgentGateway:
                 f"{steering.value} is in force, but the disk does not keep it",
                 hint="it is forgotten when this agent restarts",
             ) from None
-        assert isinstance(reply, ef.Steered)
+        assert isinstance(reply, replies.Steered)
         # The dispatcher shall know, so that whoever asks it next is told the same.
         member = await self.view.shown_as(reply.state, STEERED_S)
         if member is None:

@@ -10,10 +10,10 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from octaskly.agent.tickets import Tickets
-from octaskly.core.effects import Crowded, Kept
 from octaskly.core.events import RecordAsked, RecordDraft
 from octaskly.core.facts import Recorded
 from octaskly.core.records import is_sane
+from octaskly.core.replies import Crowded, Kept
 from octaskly.errors import TooManyRecords
 from octaskly.ports import Log, RecordQuery
 

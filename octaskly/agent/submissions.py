@@ -16,14 +16,14 @@ from octaskly.agent.clock import SystemClock
 from octaskly.agent.lineage import Find, resolve
 from octaskly.agent.tickets import Tickets
 from octaskly.api.turns import in_turns
-from octaskly.core import effects as ef
 from octaskly.core import events as ev
+from octaskly.core import replies
 from octaskly.core.acceptance import is_asked_by, logged_id
 from octaskly.core.arrays import called_as_member
 from octaskly.core.merge import TaskRecord
 from octaskly.core.model import StreamId, TaskId, TaskState
 from octaskly.core.options import ArraySpec
-from octaskly.core.verdicts import Hopeless
+from octaskly.core.replies import Hopeless
 from octaskly.errors import (
     AnswerLost,
     NoNodeFits,
@@ -155,7 +155,7 @@ class Submissions:
         """
         suffixes = self._suffixes(count)
         reply = await self._tickets.ask(lambda t: ev.NamesAsked(t, suffixes))
-        assert isinstance(reply, ef.Named)
+        assert isinstance(reply, replies.Named)
         return reply.ids
 
     async def when_safe(self) -> None:
@@ -224,7 +224,7 @@ class Submissions:
             raise NoNodeFits(
                 "No node can run the task", hint=reply.why, field=f"{place}.requires"
             )
-        assert isinstance(reply, ef.Accepted)
+        assert isinstance(reply, replies.Accepted)
         records = [TaskRecord(id=spec.id, spec=spec) for spec in reply.specs]
         return records, reply.replicas
 

@@ -11,11 +11,11 @@ from octaskly import errors
 from octaskly.agent.recent import Recent
 from octaskly.core import merge
 from octaskly.core.arrays import member_of
-from octaskly.core.effects import NotDurable, NotHere, Reply
 from octaskly.core.events import Event
 from octaskly.core.facts import Entry, Floor, Recorded, TaskFact
 from octaskly.core.merge import TaskRecord
 from octaskly.core.model import TaskId, name_of
+from octaskly.core.replies import NotDurable, NotHere, Reply
 from octaskly.errors import AnswerLost, NoDispatcher, NotDispatcher
 
 TICKETS_MAX = 10_000  #: requests that wait for the core at once

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Protocol
 
-from octaskly.core.effects import Announce, Answer, CancelDone, Effect, NotDurable
+from octaskly.core.effects import Announce, Answer, Effect
 from octaskly.core.events import CancelRequested
 from octaskly.core.facts import CancelAsked
 from octaskly.core.inhand import WAITING, InHand, Phase
@@ -16,6 +16,7 @@ from octaskly.core.merge import TaskRecord
 from octaskly.core.model import Moment, TaskSpec, TaskState
 from octaskly.core.placing import Placing
 from octaskly.core.replication import Replication, Told
+from octaskly.core.replies import CancelDone, NotDurable
 
 
 class Commit(Protocol):

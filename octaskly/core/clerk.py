@@ -10,16 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Final
 
-from octaskly.core.effects import (
-    Answer,
-    Crowded,
-    Effect,
-    Kept,
-    Learnt,
-    NotDurable,
-    NotHere,
-    Send,
-)
+from octaskly.core.effects import Answer, Effect, Learnt, Send
 from octaskly.core.events import RecordAsked, RecordDraft
 from octaskly.core.facts import Recorded
 from octaskly.core.journal import Journal
@@ -28,6 +19,7 @@ from octaskly.core.model import NO_EPOCH, Epoch, Moment, NodeId, Settings
 from octaskly.core.placing import Placing
 from octaskly.core.records import KINDS, is_over, is_sane
 from octaskly.core.replication import Replication
+from octaskly.core.replies import Crowded, Kept, NotDurable, NotHere
 
 BATCH: Final = 1000  #: records in one message, of 4 KiB at most
 

@@ -13,16 +13,7 @@ from octaskly.core.acceptance import Acceptance
 from octaskly.core.adoption import Adoption
 from octaskly.core.cancelling import Cancelling
 from octaskly.core.clerk import Clerk
-from octaskly.core.effects import (
-    Accepted,
-    Announce,
-    Answer,
-    Effect,
-    Named,
-    NotDurable,
-    NotHere,
-    Send,
-)
+from octaskly.core.effects import Announce, Answer, Effect, Send
 from octaskly.core.events import (
     CancelRequested,
     FloorPlanned,
@@ -48,9 +39,9 @@ from octaskly.core.parents import Parents, is_late
 from octaskly.core.placing import Placing
 from octaskly.core.recording import Recording
 from octaskly.core.replication import Replication, Told
+from octaskly.core.replies import Accepted, Hopeless, Named, NotDurable, NotHere
 from octaskly.core.resting import Resting
 from octaskly.core.retention import Retention
-from octaskly.core.verdicts import Hopeless
 
 
 class Dispatch:

@@ -10,7 +10,7 @@ leave before it.
 from __future__ import annotations
 
 from octaskly.core.facts import Entry, Recorded
-from octaskly.core.keys import KeysEffect, NotRotated, Rotating
+from octaskly.core.keys import KeysEffect
 from octaskly.core.merge import TaskRow
 from octaskly.core.messages import Cursor, Message, Report, Roster, SnapshotHead
 from octaskly.core.model import (
@@ -20,15 +20,13 @@ from octaskly.core.model import (
     Hold,
     Holdings,
     NodeId,
-    NodeState,
     Reason,
     StreamId,
     TaskId,
     TaskSpec,
-    TaskState,
 )
+from octaskly.core.replies import Reply
 from octaskly.core.values import value
-from octaskly.core.verdicts import Explanation, Hopeless
 
 
 @value(frozen=True, slots=True)
@@ -214,95 +212,6 @@ class PlanFloor:
     forget_hlc: int = 0
     """What ended before is to go; what waits is carried only as far as needed."""
     today_ms: int = 0  #: wall clock; records that ended before are not carried
-
-
-@value(frozen=True, slots=True)
-class Named:
-    """Ids for tasks that may be handed in, and that no other task has."""
-
-    ids: tuple[TaskId, ...]
-
-
-@value(frozen=True, slots=True)
-class Accepted:
-    """The submission is durable."""
-
-    specs: tuple[TaskSpec, ...]
-    replicas: int = 1
-
-
-@value(frozen=True, slots=True)
-class CancelDone:
-    """What became of a cancel: the state that the task has now, and whether we did."""
-
-    task: TaskId
-    state: TaskState
-    was_done: bool
-
-
-@value(frozen=True, slots=True)
-class NotHere:
-    """This node is not dispatcher (any more); nothing was accepted."""
-
-
-@value(frozen=True, slots=True)
-class NotDurable:
-    """No standby keeps a copy, and the request insists on one.
-
-    Nothing was accepted; only if the standbys failed while the request was under way
-    may this node's disk hold it all the same.
-    """
-
-
-@value(frozen=True, slots=True)
-class Steered:
-    """What the operator told this node is in force, and outlives a restart."""
-
-    state: NodeState
-    running: int  #: attempts in slots
-
-
-@value(frozen=True, slots=True)
-class Forgot:
-    """What was to be forgotten is void on every node that knows as much."""
-
-    tasks: int  #: with the members of arrays that had begun
-
-
-@value(frozen=True, slots=True)
-class Kept:
-    """Records are durable; for each that was asked for, the one that counts.
-
-    That is an earlier one where kind and key were taken.
-    """
-
-    records: tuple[Recorded, ...]
-    replicas: int = 1
-
-
-@value(frozen=True, slots=True)
-class Crowded:
-    """The mesh keeps as many records of a kind as it may; none was added."""
-
-    kind: str
-    most: int
-
-
-Reply = (
-    Named
-    | Accepted
-    | Kept
-    | Crowded
-    | CancelDone
-    | NotHere
-    | NotDurable
-    | Steered
-    | Hopeless
-    | Forgot
-    | Explanation
-    | Rotating
-    | NotRotated
-)
 
 
 @value(frozen=True, slots=True)

@@ -29,8 +29,9 @@ from octaskly.core.model import (
 from octaskly.core.needs import asked_for, has_all, missing, nobody_has
 from octaskly.core.options import Requires, requires_of
 from octaskly.core.placing import Placing
+from octaskly.core.replies import Hopeless
 from octaskly.core.resting import Resting
-from octaskly.core.verdicts import Explanation, Hopeless, Verdict, Why
+from octaskly.core.verdicts import Explanation, Verdict, Why
 
 NO_NEEDS = Requires()
 PARENTS_SHOWN = 3  #: of up to a thousand

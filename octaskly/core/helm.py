@@ -7,10 +7,11 @@ takes no work until that is over, and says so.
 
 from __future__ import annotations
 
-from octaskly.core.effects import Answer, Effect, Note, Steered
+from octaskly.core.effects import Answer, Effect, Note
 from octaskly.core.events import SteeringAsked
 from octaskly.core.machines import Machines
 from octaskly.core.model import LoadSample, Moment
+from octaskly.core.replies import Steered
 from octaskly.core.stance import Stance
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from octaskly.core.effects import Answer, Effect, NotHere
+from octaskly.core.effects import Answer, Effect
 from octaskly.core.events import (
     CancelRequested,
     ExplainAsked,
@@ -19,6 +19,7 @@ from octaskly.core.events import (
 )
 from octaskly.core.machines import Machines
 from octaskly.core.model import Moment
+from octaskly.core.replies import NotHere
 
 Question = (
     NamesAsked

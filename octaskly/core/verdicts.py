@@ -46,14 +46,3 @@ class Explanation:
     summary: str  #: one sentence, without a full stop
     nodes: tuple[Verdict, ...] = ()  #: of a task that waits
     placement: str = ""  #: why it was given to the node that has or had it
-
-
-@dataclass(frozen=True, slots=True)
-class Hopeless:
-    """No node that is here could ever run a task that shall fail fast.
-
-    Nothing was accepted.
-    """
-
-    index: int  #: of the task in the submission
-    why: str

@@ -10,10 +10,10 @@ import pytest
 from octaskly.agent.clock import SystemClock
 from octaskly.agent.records import Records
 from octaskly.agent.tokens import PAGE_S, PAGE_S_MAX, TokenOffice
-from octaskly.core.effects import Kept
 from octaskly.core.events import RecordDraft
 from octaskly.core.facts import Recorded
 from octaskly.core.model import NodeId
+from octaskly.core.replies import Kept
 from octaskly.errors import (
     NotDispatcher,
     PermissionDenied,

@@ -13,11 +13,11 @@ from octaskly.agent.finding import Finder
 from octaskly.agent.submissions import Submission, Submissions
 from octaskly.agent.tickets import Tickets
 from octaskly.core.acceptance import PRIORITY_BAND, logged_id
-from octaskly.core.effects import Accepted
 from octaskly.core.events import Draft, Event, TasksSubmitted
 from octaskly.core.facts import PRIORITY_SHIFT
 from octaskly.core.model import StreamId, TaskId, TaskSpec
 from octaskly.core.options import ArraySpec, TaskOptions
+from octaskly.core.replies import Accepted
 from octaskly.errors import NotDispatcher, QueueTooSmall, TaskExists
 from octaskly.store import Store
 from tests.contract import log_kit as kit

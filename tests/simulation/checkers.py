@@ -4,17 +4,7 @@ from __future__ import annotations
 
 from itertools import pairwise
 
-from octaskly.core.effects import (
-    Accepted,
-    Append,
-    CancelDone,
-    Effect,
-    Join,
-    Note,
-    Reply,
-    Save,
-    Send,
-)
+from octaskly.core.effects import Append, Effect, Join, Note, Save, Send
 from octaskly.core.events import Event, Received
 from octaskly.core.facts import (
     HLC_MAX,
@@ -41,6 +31,7 @@ from octaskly.core.model import (
 from octaskly.core.node import Node
 from octaskly.core.phases import Phase
 from octaskly.core.records import KINDS, first
+from octaskly.core.replies import Accepted, CancelDone, Reply
 from octaskly.core.succession import covers
 from tests.simulation.disk import ENDING, Disk, Kept
 from tests.simulation.world import WALL_MS, Machine, Started, World

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from octaskly.core.effects import Effect, Reply
+from octaskly.core.effects import Effect
 from octaskly.core.events import Saved
 from octaskly.core.keys import (
     ChangeKeys,
@@ -17,6 +17,7 @@ from octaskly.core.keys import (
 )
 from octaskly.core.model import NodeId, Timing
 from octaskly.core.node import Node
+from octaskly.core.replies import Reply
 from octaskly.trust.lines import SECRET_BYTES
 from octaskly.trust.secret import MeshSecret, parse
 from tests.simulation.world import Machine, World

@@ -13,14 +13,11 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import partial
 
-from octaskly.core import effects as ef
-from octaskly.core import records
+from octaskly.core import records, replies
 from octaskly.core.effects import (
-    Accepted,
     Answer,
     Append,
     Browse,
-    CancelDone,
     Dial,
     Disconnect,
     Effect,
@@ -32,13 +29,11 @@ from octaskly.core.effects import (
     Note,
     PlanFloor,
     Remember,
-    Reply,
     Save,
     Send,
     ServePull,
     Spool,
     Start,
-    Steered,
     Stop,
     Stopped,
     Unspool,
@@ -85,6 +80,7 @@ from octaskly.core.model import (
 )
 from octaskly.core.node import Node
 from octaskly.core.options import After, Requires, TaskOptions, slots_of
+from octaskly.core.replies import Accepted, CancelDone, Reply, Steered
 from tests.simulation.cores import Cores
 from tests.simulation.disk import GOOD, Disk, Kept, kept
 from tests.simulation.network import Network
@@ -819,7 +815,7 @@ class World:
                     self.accepted[spec.id] = spec
                     self.wanted.add((spec.id, draft.command))
                     self._promise((Submitted, spec.id, None))
-            case ef.Kept(some):
+            case replies.Kept(some):
                 for record in some:
                     self._promise(kept(record))
             case CancelDone(task, _, was_done) if was_done:

@@ -6,18 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from octaskly.core.effects import (
-    Answer,
-    Append,
-    Crowded,
-    Effect,
-    Join,
-    Kept,
-    Learnt,
-    NotHere,
-    Save,
-    Send,
-)
+from octaskly.core.effects import Answer, Append, Effect, Join, Learnt, Save, Send
 from octaskly.core.events import (
     Event,
     PeerUp,
@@ -33,6 +22,7 @@ from octaskly.core.messages import ClaimOk, Hello, Message, Reattach, Records
 from octaskly.core.model import NO_EPOCH, Address, Epoch, NodeState
 from octaskly.core.node import Node
 from octaskly.core.records import AUDIT, KINDS, TOKEN, TOKEN_REVOKED, Kind
+from octaskly.core.replies import Crowded, Kept, NotHere
 from tests.builders import moment, node_id, settings
 
 PEER = node_id("b")

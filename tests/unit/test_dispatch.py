@@ -8,15 +8,12 @@ import pytest
 
 from octaskly.core.arrays import Progress
 from octaskly.core.effects import (
-    Accepted,
     Announce,
     Answer,
     Append,
     Load,
     LoadLive,
     LoadRipe,
-    NotDurable,
-    NotHere,
     Send,
 )
 from octaskly.core.events import (
@@ -46,6 +43,7 @@ from octaskly.core.model import (
 )
 from octaskly.core.options import ArraySpec, TaskOptions
 from octaskly.core.parents import RIPE_MAX
+from octaskly.core.replies import Accepted, NotDurable, NotHere
 from tests.builders import (
     STREAM,
     attempt,

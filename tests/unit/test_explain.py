@@ -21,8 +21,9 @@ from octaskly.core.model import (
     TaskState,
 )
 from octaskly.core.options import After, ArraySpec, Requires, Retry, TaskOptions
+from octaskly.core.replies import Hopeless
 from octaskly.core.turns import RESERVE_AFTER_S
-from octaskly.core.verdicts import Explanation, Hopeless
+from octaskly.core.verdicts import Explanation
 from tests.builders import attempt, draft, moment, node_info, outcome, released, spec
 from tests.desk import submit
 from tests.quick import Mesh, heavy, member

@@ -8,7 +8,6 @@ import pytest
 
 from octaskly.core.departure import GONE_S
 from octaskly.core.effects import (
-    Accepted,
     Advertise,
     Answer,
     Append,
@@ -16,13 +15,11 @@ from octaskly.core.effects import (
     Disconnect,
     Effect,
     LoadLive,
-    NotHere,
     Publish,
     Save,
     Send,
     ServePull,
     Start,
-    Steered,
     Stop,
     Stopped,
 )
@@ -100,7 +97,7 @@ from octaskly.core.model import (
 )
 from octaskly.core.node import Node
 from octaskly.core.options import Requires, TaskOptions
-from octaskly.core.verdicts import Hopeless
+from octaskly.core.replies import Accepted, Hopeless, NotHere, Steered
 
 ME, PEER, OTHER = NodeId("m" * 16), NodeId("p" * 16), NodeId("o" * 16)
 EPOCH = Epoch(1, ME)

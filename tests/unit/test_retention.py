@@ -4,16 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from octaskly.core.effects import (
-    Answer,
-    Append,
-    Effect,
-    Forgot,
-    Join,
-    PlanFloor,
-    Save,
-    Send,
-)
+from octaskly.core.effects import Answer, Append, Effect, Join, PlanFloor, Save, Send
 from octaskly.core.events import FloorPlanned, ForgetAsked, PeerUp, Saved
 from octaskly.core.exchange import Exchange
 from octaskly.core.facts import Entry, Finished, Floor, Mark, Submitted, hlc_of
@@ -29,6 +20,7 @@ from octaskly.core.messages import (
     SnapshotHead,
 )
 from octaskly.core.model import NO_EPOCH, Address, StreamId
+from octaskly.core.replies import Forgot
 from octaskly.core.retention import JUMP_MS
 from tests.builders import (
     STREAM,

@@ -8,11 +8,11 @@ import pytest
 
 from octaskly import errors
 from octaskly.agent.tickets import Tickets, Waiters
-from octaskly.core.effects import Accepted, NotDurable, NotHere, Reply
 from octaskly.core.events import Event, TasksSubmitted
 from octaskly.core.facts import Entry, Finished
 from octaskly.core.merge import TaskRecord
 from octaskly.core.model import TaskId, TaskState
+from octaskly.core.replies import Accepted, NotDurable, NotHere, Reply
 from octaskly.errors import AnswerLost, NoDispatcher, NotDispatcher, OctasklyError
 from tests.builders import STREAM, attempt, node_id, outcome
 

@@ -1,0 +1,112 @@
+"""What a request is answered with: the replies that `effects.Answer` carries.
+
+A reply leaves only when what it says is as durable as it says.
+"""
+
+from __future__ import annotations
+
+from octaskly.core.facts import Recorded
+from octaskly.core.keys import NotRotated, Rotating
+from octaskly.core.model import NodeState, TaskId, TaskSpec, TaskState
+from octaskly.core.values import value
+from octaskly.core.verdicts import Explanation
+
+
+@value(frozen=True, slots=True)
+class Named:
+    """Ids for tasks that may be handed in, and that no other task has."""
+
+    ids: tuple[TaskId, ...]
+
+
+@value(frozen=True, slots=True)
+class Accepted:
+    """The submission is durable."""
+
+    specs: tuple[TaskSpec, ...]
+    replicas: int = 1
+
+
+@value(frozen=True, slots=True)
+class CancelDone:
+    """What became of a cancel: the state that the task has now, and whether we did."""
+
+    task: TaskId
+    state: TaskState
+    was_done: bool
+
+
+@value(frozen=True, slots=True)
+class NotHere:
+    """This node is not dispatcher (any more); nothing was accepted."""
+
+
+@value(frozen=True, slots=True)
+class NotDurable:
+    """No standby keeps a copy, and the request insists on one.
+
+    Nothing was accepted; only if the standbys failed while the request was under way
+    may this node's disk hold it all the same.
+    """
+
+
+@value(frozen=True, slots=True)
+class Steered:
+    """What the operator told this node is in force, and outlives a restart."""
+
+    state: NodeState
+    running: int  #: attempts in slots
+
+
+@value(frozen=True, slots=True)
+class Hopeless:
+    """No node that is here could ever run a task that shall fail fast.
+
+    Nothing was accepted.
+    """
+
+    index: int  #: of the task in the submission
+    why: str
+
+
+@value(frozen=True, slots=True)
+class Forgot:
+    """What was to be forgotten is void on every node that knows as much."""
+
+    tasks: int  #: with the members of arrays that had begun
+
+
+@value(frozen=True, slots=True)
+class Kept:
+    """Records are durable; for each that was asked for, the one that counts.
+
+    That is an earlier one where kind and key were taken.
+    """
+
+    records: tuple[Recorded, ...]
+    replicas: int = 1
+
+
+@value(frozen=True, slots=True)
+class Crowded:
+    """The mesh keeps as many records of a kind as it may; none was added."""
+
+    kind: str
+    most: int
+
+
+Reply = (
+    Named
+    | Accepted
+    | Kept
+    | Crowded
+    | CancelDone
+    | NotHere
+    | NotDurable
+    | Steered
+    | Hopeless
+    | Forgot
+    | Explanation
+    | Rotating
+    | NotRotated
+)
