@@ -10,26 +10,18 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable
-from itertools import chain
 from typing import Final
 
-from octaskly.core.arrays import is_sane
 from octaskly.core.effects import Effect, Note
 from octaskly.core.facts import (
     HLC_MAX,
-    Assigned,
     Entry,
-    Fact,
-    Finished,
     Floor,
-    Recorded,
-    Submitted,
     hlc_ahead,
 )
 from octaskly.core.journal import Journal
 from octaskly.core.keys import KeysGiven, KeysHeld, KeysMessage, is_sane_keyring
 from octaskly.core.membership import Membership
-from octaskly.core.merge import TaskRow, facts_of
 from octaskly.core.messages import (
     PROTOCOL,
     Claim,
@@ -46,34 +38,32 @@ from octaskly.core.messages import (
     Records,
     Repl,
     ReplOk,
-    Report,
     Results,
     Roster,
     Snapshot,
     Transfer,
 )
 from octaskly.core.model import (
-    GPUS_MAX,
-    LABELS_MAX,
-    TIME_MS_MAX,
-    WORD_CHARS_MAX,
-    AttemptId,
     Epoch,
     Holdings,
     Moment,
     NodeId,
     NodeInfo,
-    Outcome,
     StreamId,
-    TaskSpec,
 )
-from octaskly.core.records import is_sane as is_sane_record
+from octaskly.core.sanity import (
+    NUMBER_MAX,
+    is_sane_attempt,
+    is_sane_fact,
+    is_sane_node,
+    is_sane_report,
+    is_sane_row,
+    is_sane_spec,
+    is_sane_vector,
+)
 
-NUMBER_MAX: Final = 1 << 62  #: numbers that are counted on from stay below it
 TERMS_AHEAD: Final = 1 << 20  #: terms come one by one, so nobody is so far ahead
-ATTEMPTS_MAX: Final = 1 << 31  #: of one task; also seconds that it may take
 SKEW_MS_MAX: Final = 5_000  #: between clocks, before people are told
-STREAMS_MAX: Final = 1 << 16  #: in a vector; each is a claim
 ENTRIES_MAX: Final = 1 << 13  #: of an answer to PULL, which has a few hundred
 PARTS_MAX: Final = 1024  #: of what a worker says that it runs
 TOLD_MAX: Final = 1024
@@ -107,7 +97,7 @@ class Vetting:
             return "epoch"
         match message:
             case Hello() | Pull() | ClaimOk() | Transfer() | Roster():
-                return self._vet_standing(message)
+                return _vet_standing(message)
             case Claim(epoch, stream, vector):
                 code = self._vet_writers(((stream, epoch),), term)
                 return code or _vet_vector(vector)
@@ -119,21 +109,6 @@ class Vetting:
                 return _vet_told(message)
             case _:
                 return None
-
-    @staticmethod
-    def _vet_standing(
-        message: Hello | Pull | ClaimOk | Transfer | Roster,
-    ) -> str | None:
-        """What is said of nodes and what they hold."""
-        match message:
-            case Roster(members=members):
-                return _vet_nodes(members)
-            case Hello(node=node, vector=vector):
-                return _vet_vector(vector) or _vet_nodes((node,))
-            case ClaimOk(vector=vector, ahead=ahead):
-                return _vet_vector(vector) or _vet_vector(ahead)
-            case _:
-                return _vet_vector(message.vector)
 
     def refuse(self, peer: NodeId, code: str) -> list[Effect]:
         """Count a refusal, and tell people of the first of its kind."""
@@ -201,10 +176,10 @@ class Vetting:
                 return self._vet_ok(epoch, number)
 
     def _vet_entries(self, entries: Iterable[Entry], epochs: _Writers) -> str | None:
-        """Each stream has no gap within a message.
+        """No stream has a gap within a message.
 
-        It may begin beyond what this node holds: the answer to a question that it
-        asked before it lost its last writes. That much is left out, and asked for.
+        One may begin beyond what this node holds: it answers a question that this node
+        asked before it lost its last writes. Such entries are left out, and asked for.
         """
         journal = self._journal
         named = dict(epochs)
@@ -217,7 +192,7 @@ class Vetting:
                 return "stream"
             if not 0 <= entry.hlc < HLC_MAX:
                 return "clock"
-            if not _is_sane_fact(entry.fact):
+            if not is_sane_fact(entry.fact):
                 return "fact"
             if isinstance(entry.fact, Floor) and (code := self._vet_floor(entry.fact)):
                 return code
@@ -228,15 +203,15 @@ class Vetting:
         return None
 
     def _vet_snapshot(self, message: Snapshot, term: int) -> str | None:
-        """Its rows are as facts, and its head is as a vector with a floor."""
+        """Judge rows as facts, and the head as a vector with a floor."""
         head = message.head
         for row in message.rows:
             places = (*row.birth, row.changed)
             if not all(0 <= place < NUMBER_MAX * 2 for place in places):
                 return "number"
-            if not _is_sane_row(row):
+            if not is_sane_row(row):
                 return "fact"
-        if not all(map(_is_sane_fact, message.records)):
+        if not all(map(is_sane_fact, message.records)):
             return "fact"
         if head is None:
             return _vet_vector(message.vector)
@@ -244,7 +219,7 @@ class Vetting:
             return "clock"
         if not {stream for stream, _ in head.vector} <= dict(head.epochs).keys():
             return "stream"
-        code = _vet_vector(head.vector) or _vet_vector(message.vector)
+        code = _vet_vector(head.vector, message.vector)
         code = code or self._vet_writers(head.epochs, term)
         return code or self._vet_floor(head.floor)
 
@@ -259,7 +234,7 @@ class Vetting:
             if journal.epochs.get(stream, epoch) != epoch:
                 return "writer"
         marks = tuple(mark[:2] for mark in floor.marks)
-        return _vet_vector(marks) or _vet_vector(floor.needs)
+        return _vet_vector(marks, floor.needs)
 
     def _vet_writers(self, epochs: _Writers, term: int) -> str | None:
         """A stream has one writer, in one epoch, whoever tells of it."""
@@ -302,11 +277,11 @@ class Vetting:
         self, peer: NodeId, message: Results | Dispatch | Reattach
     ) -> str | None:
         if isinstance(message, Results):
-            is_sane = all(map(_is_sane_report, message.reports))
+            is_sane = all(map(is_sane_report, message.reports))
         else:
             items = message.items if isinstance(message, Dispatch) else message.running
             is_sane = all(
-                _is_sane_attempt(attempt) and _is_sane_spec(spec)
+                is_sane_attempt(attempt) and is_sane_spec(spec)
                 for attempt, spec in items
             )
         if not is_sane:
@@ -315,10 +290,23 @@ class Vetting:
         return "parts" if view and len(view.told) >= PARTS_MAX else None
 
 
+def _vet_standing(message: Hello | Pull | ClaimOk | Transfer | Roster) -> str | None:
+    """Judge what is said of nodes, and of what they hold."""
+    match message:
+        case Roster(members=members):
+            return _vet_nodes(members)
+        case Hello(node=node, vector=vector):
+            return _vet_vector(vector) or _vet_nodes((node,))
+        case ClaimOk(vector=vector, ahead=ahead):
+            return _vet_vector(vector, ahead)
+        case _:
+            return _vet_vector(message.vector)
+
+
 def _vet_told(message: Records | KeysMessage) -> str | None:
-    """What every node goes by."""
+    """Judge what every node goes by."""
     if isinstance(message, Records):
-        return None if all(map(_is_sane_fact, message.items)) else "fact"
+        return None if all(map(is_sane_fact, message.items)) else "fact"
     return None if is_sane_keyring(message) else "keys"
 
 
@@ -326,73 +314,9 @@ def _is_near(epoch: Epoch, term: int) -> bool:
     return 0 <= epoch.term < min(NUMBER_MAX, term + TERMS_AHEAD)
 
 
-def _is_sane_fact(fact: Fact) -> bool:
-    match fact:
-        case Submitted(spec):
-            return _is_sane_spec(spec)
-        case Assigned(_, attempt, _):
-            return _is_sane_attempt(attempt)
-        case Finished(_, attempt, _, outcome):
-            return _is_sane_attempt(attempt) and _is_sane_outcome(outcome)
-        case Recorded():
-            return is_sane_record(fact)
-        case _:
-            return True
-
-
-def _is_sane_report(report: Report) -> bool:
-    is_known = _is_sane_attempt(report.attempt) and _is_sane_outcome(report.outcome)
-    return is_known and (report.spec is None or _is_sane_spec(report.spec))
-
-
-def _is_sane_attempt(attempt: AttemptId) -> bool:
-    return 0 <= attempt.term < NUMBER_MAX and 0 < attempt.n < ATTEMPTS_MAX
-
-
-def _is_sane_spec(spec: TaskSpec) -> bool:
-    if spec.array is not None and not is_sane(spec.array):
-        return False
-    is_known = 0 <= spec.created_ms < TIME_MS_MAX and spec.ord >= 0
-    return is_known and 0 <= spec.timeout_s < ATTEMPTS_MAX
-
-
-def _is_sane_outcome(outcome: Outcome) -> bool:
-    times = (outcome.started_ms, outcome.ended_ms, outcome.duration_ms, outcome.cpu_ms)
-    sizes = (outcome.stdout_bytes, outcome.stderr_bytes, outcome.memory_max_kb)
-    return (
-        not outcome.state.is_live  # An end that is none would hold its task for ever.
-        and all(time is None or 0 <= time < TIME_MS_MAX for time in times)
-        and all(size is None or 0 <= size < NUMBER_MAX for size in sizes)
-    )
-
-
-def _is_sane_row(row: TaskRow) -> bool:
-    """Whether what a row says of each attempt are not two things."""
-    attempts = row.record.attempts
-    return all(map(_is_sane_fact, facts_of(row.record))) and all(
-        one.state is one.outcome.state if one.outcome else one.state.is_live
-        for one in attempts
-    )
-
-
-def _vet_vector(vector: Holdings) -> str | None:
-    """Streams that are unknown here are normal, and harmless."""
-    is_sane = len(vector) <= STREAMS_MAX and all(
-        stream > 0 and 0 <= seq < NUMBER_MAX for stream, seq in vector
-    )
-    return None if is_sane else "vector"
+def _vet_vector(*vectors: Holdings) -> str | None:
+    return None if all(map(is_sane_vector, vectors)) else "vector"
 
 
 def _vet_nodes(nodes: Iterable[NodeInfo | Member]) -> str | None:
-    """What a node says that it has is bounded, as it is kept for each."""
-    for node in nodes:
-        words = (node.os, node.arch, *node.gpus, *chain.from_iterable(node.labels))
-        is_sane = (
-            len(node.labels) <= LABELS_MAX
-            and len(node.gpus) <= GPUS_MAX
-            and all(len(word) <= WORD_CHARS_MAX for word in words)
-            and all(0 <= n < NUMBER_MAX for n in (node.memory_mb, node.cpus))
-        )
-        if not is_sane:
-            return "node"
-    return None
+    return None if all(map(is_sane_node, nodes)) else "node"

@@ -67,7 +67,8 @@ from octaskly.core.model import (
 from octaskly.core.node import Node
 from octaskly.core.options import ArraySpec, TaskOptions
 from octaskly.core.records import AUDIT
-from octaskly.core.vetting import ENTRIES_MAX, PARTS_MAX, STREAMS_MAX, TERMS_AHEAD
+from octaskly.core.sanity import STREAMS_MAX
+from octaskly.core.vetting import ENTRIES_MAX, PARTS_MAX, TERMS_AHEAD
 from tests.builders import (
     attempt,
     epoch,

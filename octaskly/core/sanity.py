@@ -1,0 +1,105 @@
+"""Which values a node of ours could have made: bounds that hold at any time.
+
+Each function looks at one value alone. Whether a message fits its sender, the term and
+this node's log is for `vetting`.
+"""
+
+from __future__ import annotations
+
+from itertools import chain
+from typing import Final
+
+from octaskly.core import arrays, records
+from octaskly.core.facts import Assigned, Fact, Finished, Recorded, Submitted
+from octaskly.core.merge import TaskRow, facts_of
+from octaskly.core.messages import Member, Report
+from octaskly.core.model import (
+    GPUS_MAX,
+    LABELS_MAX,
+    TIME_MS_MAX,
+    WORD_CHARS_MAX,
+    AttemptId,
+    Holdings,
+    NodeInfo,
+    Outcome,
+    TaskSpec,
+)
+
+NUMBER_MAX: Final = 1 << 62  #: of numbers that are counted on from
+ATTEMPTS_MAX: Final = 1 << 31  #: of one task; also seconds that it may take
+STREAMS_MAX: Final = 1 << 16  #: in a vector; each is a claim
+
+
+def is_sane_fact(fact: Fact) -> bool:
+    """Whether the numbers in a fact are in bounds; a floor has none of its own."""
+    match fact:
+        case Submitted(spec):
+            return is_sane_spec(spec)
+        case Assigned(_, attempt, _):
+            return is_sane_attempt(attempt)
+        case Finished(_, attempt, _, outcome):
+            return is_sane_attempt(attempt) and is_sane_outcome(outcome)
+        case Recorded():
+            return records.is_sane(fact)
+        case _:
+            return True
+
+
+def is_sane_report(report: Report) -> bool:
+    """Whether a worker of ours could report this."""
+    is_known = is_sane_attempt(report.attempt) and is_sane_outcome(report.outcome)
+    return is_known and (report.spec is None or is_sane_spec(report.spec))
+
+
+def is_sane_attempt(attempt: AttemptId) -> bool:
+    """Whether a dispatcher of ours could have given an attempt this name."""
+    return 0 <= attempt.term < NUMBER_MAX and 0 < attempt.n < ATTEMPTS_MAX
+
+
+def is_sane_spec(spec: TaskSpec) -> bool:
+    """Whether times and members of a task can be counted."""
+    if spec.array is not None and not arrays.is_sane(spec.array):
+        return False
+    is_known = 0 <= spec.created_ms < TIME_MS_MAX and spec.ord >= 0
+    return is_known and 0 <= spec.timeout_s < ATTEMPTS_MAX
+
+
+def is_sane_outcome(outcome: Outcome) -> bool:
+    """Whether this is the end of an attempt, with times and sizes in bounds."""
+    times = (outcome.started_ms, outcome.ended_ms, outcome.duration_ms, outcome.cpu_ms)
+    sizes = (outcome.stdout_bytes, outcome.stderr_bytes, outcome.memory_max_kb)
+    return (
+        not outcome.state.is_live  # An end that is none would hold its task for ever.
+        and all(time is None or 0 <= time < TIME_MS_MAX for time in times)
+        and all(size is None or 0 <= size < NUMBER_MAX for size in sizes)
+    )
+
+
+def is_sane_row(row: TaskRow) -> bool:
+    """Whether a row could be joined from facts.
+
+    An attempt and its outcome name the same state, and one that runs has no outcome.
+    """
+    attempts = row.record.attempts
+    return all(map(is_sane_fact, facts_of(row.record))) and all(
+        one.state is one.outcome.state if one.outcome else one.state.is_live
+        for one in attempts
+    )
+
+
+def is_sane_vector(vector: Holdings) -> bool:
+    """Whether a log could hold this; streams that are unknown here are normal."""
+    return len(vector) <= STREAMS_MAX and all(
+        stream > 0 and 0 <= seq < NUMBER_MAX for stream, seq in vector
+    )
+
+
+def is_sane_node(node: NodeInfo | Member) -> bool:
+    """Whether what a node says that it has is bounded: it is kept for each node."""
+    words = (node.os, node.arch, *node.gpus, *chain.from_iterable(node.labels))
+    return (
+        len(node.labels) <= LABELS_MAX
+        and len(node.gpus) <= GPUS_MAX
+        and all(len(word) <= WORD_CHARS_MAX for word in words)
+        and all(0 <= n < NUMBER_MAX for n in (node.memory_mb, node.cpus))
+    )
