@@ -27,8 +27,8 @@ from octaskly.core.model import (
     StreamId,
     TaskId,
 )
-from octaskly.core.phases import Reign
 from octaskly.core.replication import Replication
+from octaskly.core.succession import Reign
 from tests.builders import STREAM, epoch, journal, moment, settings, spec
 
 FACT = CancelAsked(TaskId("t"), "x")

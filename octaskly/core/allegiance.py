@@ -11,7 +11,8 @@ from dataclasses import replace
 from octaskly.core.effects import Advertise, Effect
 from octaskly.core.machines import Machines
 from octaskly.core.model import NO_EPOCH, Moment
-from octaskly.core.phases import Attachment, Reign
+from octaskly.core.phases import Attachment
+from octaskly.core.succession import Reign
 
 
 class Allegiance:

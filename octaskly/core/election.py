@@ -15,16 +15,16 @@ from octaskly.core.messages import (
     Claim,
     ClaimNo,
     ClaimOk,
-    Heartbeat,
     ProbeOk,
     Pull,
     Redirect,
     Transfer,
 )
 from octaskly.core.model import Epoch, Moment, NodeId
-from octaskly.core.phases import PLAIN_BEATS, Phase, Reign
+from octaskly.core.phases import Phase
+from octaskly.core.pulse import PLAIN_BEATS
 from octaskly.core.seeking import Seeking
-from octaskly.core.succession import beats, covers
+from octaskly.core.succession import Reign, beats, covers
 from octaskly.core.suspicion import Verdict
 from octaskly.core.versions import UNREADABLE
 
@@ -45,7 +45,7 @@ class Election(Seeking):
             case Phase.FOLLOWER if self._suspicion is not None:
                 return self._suspicion.deadline()
             case Phase.DISPATCHER:
-                return self._beat_s
+                return self._pulse.due_s
             case Phase.YIELDING:
                 return self._since_s + timing.yield_s
             case _:
@@ -74,7 +74,8 @@ class Election(Seeking):
             case Phase.FOLLOWER:
                 return self._on_following(now)
             case Phase.DISPATCHER:
-                return self._on_reigning(now)
+                assert self.reign is not None
+                return self._pulse.on_time(self.reign, now)
             case Phase.YIELDING:
                 return self._on_yielding(now)
             case Phase.TAKEOVER:
@@ -133,27 +134,6 @@ class Election(Seeking):
         note = Note("warning", "dispatcher lost", fields)
         return [note, *self._on_following(now)]
 
-    def _on_reigning(self, now: Moment) -> list[Effect]:
-        """Send heartbeats, and the claim again to peers that do not follow."""
-        reign = self.reign
-        assert reign is not None
-        if now.mono_s < self._beat_s:
-            return []
-        self._beat_s = now.mono_s + self._timing.heartbeat_s
-        beat = Heartbeat(reign.epoch, now.mono_s)
-        effects: list[Effect] = [Send(node, (beat,)) for node in self._beaten(reign)]
-        if now.mono_s >= self._reclaim_s:
-            self._reclaim_s = now.mono_s + self._timing.claim_wait_s
-            effects += self._proclaim(reign, now, min_age_s=self._timing.claim_wait_s)
-        return effects
-
-    def _beaten(self, reign: Reign) -> list[NodeId]:
-        """Return whom to send this heartbeat: in a crowd, plain workers get few."""
-        self._beats += 1
-        followers = list(self._members.followers(reign.epoch))
-        is_all = len(followers) < self._crowd or self._beats % PLAIN_BEATS == 0
-        return [node for node, view in followers if is_all or view.is_standby]
-
     def _on_yielding(self, now: Moment) -> list[Effect]:
         if self.dispatcher is None:
             if now.mono_s - self._since_s < self._timing.yield_s:
@@ -198,7 +178,7 @@ class Election(Seeking):
         is_same = sent.dispatcher == self._info.id and sent.epoch == reign.epoch
         if hello.dispatcher == peer and is_same:
             if beats(sent, hello) and hello.epoch < reign.epoch:
-                return [Send(peer, (self._claim_message(reign),))]
+                return [Send(peer, (self._pulse.claim(reign),))]
             if beats(sent, hello):
                 return self._claim_above(hello.epoch, "won over a dispatcher", now)
             return self._yield(peer, "lost to a dispatcher", now)
@@ -207,7 +187,7 @@ class Election(Seeking):
             return self._follow(peer, hello.epoch, hello.vector, reason, now)
         effects: list[Effect] = []
         if not is_same:
-            effects += [Send(peer, (self._claim_message(reign),))]
+            effects += [Send(peer, (self._pulse.claim(reign),))]
         if hello.dispatcher in (None, self._info.id) and hello.epoch > reign.epoch:
             effects += self._claim_above(hello.epoch, "a higher epoch was seen", now)
         return effects

@@ -9,7 +9,7 @@ from octaskly.core.effects import Effect, Note, Send
 from octaskly.core.machines import Machines
 from octaskly.core.messages import Transfer
 from octaskly.core.model import Moment, NodeId
-from octaskly.core.phases import Reign
+from octaskly.core.succession import Reign
 
 SUCCESSORS_ASKED = 3
 

@@ -17,7 +17,7 @@ from octaskly.core.events import Saved
 from octaskly.core.exchange import Exchange
 from octaskly.core.journal import Journal
 from octaskly.core.membership import Membership
-from octaskly.core.messages import Claim, ClaimNo, ClaimOk, Redirect
+from octaskly.core.messages import ClaimNo, ClaimOk, Redirect
 from octaskly.core.model import (
     Epoch,
     Failover,
@@ -25,9 +25,10 @@ from octaskly.core.model import (
     Moment,
     NodeId,
     Settings,
-    StreamId,
 )
+from octaskly.core.pulse import Pulse
 from octaskly.core.succession import (
+    Reign,
     Standing,
     covers,
     log_size,
@@ -38,7 +39,6 @@ from octaskly.core.suspicion import Patience, Suspicion
 from octaskly.core.versions import UNREADABLE, Versions
 
 STAGGER_MAX = 12  #: successors beyond this many claim at the same time
-PLAIN_BEATS = 3  #: in a crowd, a plain worker gets each third heartbeat
 
 
 class Phase(Enum):
@@ -49,14 +49,6 @@ class Phase(Enum):
     TAKEOVER = "takeover"
     DISPATCHER = "dispatcher"
     YIELDING = "yielding"
-
-
-@dataclass(frozen=True, slots=True)
-class Reign:
-    """One claim of this node to be dispatcher."""
-
-    epoch: Epoch
-    stream: StreamId
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,39 +77,39 @@ class Phases:
         self.reign: Reign | None = None  #: durable, so in force
         self.attachment: Attachment | None = None
         self.successors: tuple[NodeId, ...] = ()  #: from the roster, best first
+        self.deposed: NodeId | None = None  #: the dispatcher before this reign
+        self.failover: Failover | None = None  #: how this node took over last
         self.is_stopping = False  #: a node that stops claims no more
         self.is_disk_failing = False  #: so a claim would never be durable
-        self.failover: Failover | None = None  #: how this node took over last
-        self.deposed: NodeId | None = None  #: the dispatcher before this reign
-        self.is_plain = False  #: one worker of many: its dispatcher beats it less often
-        self._beats = 0
-        self._crowd = settings.limits.full_mesh_peers
-        self.was_silent = False  #: it was lost by silence, so it may be at work
-        self._lost_s: float | None = None  #: last sign of a dispatcher that is missed
-        self._reason = ""  #: of the last claim
         self.is_handing_over = False  #: the log is complete, so it takes no results
+        self.is_plain = False  #: one worker of many: its dispatcher beats it less often
+        self.was_silent = (
+            False  #: the dispatcher was lost by silence: it may be at work
+        )
+        self.patience = Patience()
+        self.versions = Versions(settings, journal, members)
         self._info = settings.node
         self._timing = settings.timing
         self._journal = journal
         self._members = members
         self._exchange = exchange
-        self.versions = Versions(settings, journal, members)
+        self._pulse = Pulse(settings, journal, members)
+        self._suspicion: Suspicion | None = None
         self._term = max(saved.term, saved.epoch.term)  #: highest heard of
         self._draw = 0.0
         self._born_s: float | None = None
         self._since_s = 0.0  #: entry into the phase
         self._jitter_s = 0.0
+        self._lost_s: float | None = None  #: last sign of a dispatcher that is missed
         self._claim: Reign | None = None  #: not durable yet
         self._claim_s: float | None = None  #: when to succeed a dead dispatcher
-        self._beat_s = 0.0
-        self._reclaim_s = 0.0
-        self.patience = Patience()
-        self._suspicion: Suspicion | None = None
+        self._reason = ""  #: of the last claim
         self._transfer: Holdings | None = None
+        """What the dispatcher that hands over holds, while this node lacks some."""
         self._heir_of: Epoch | None = None  #: the reign that handed over to our claim
         self._winner: NodeId | None = None  #: whose claim a yielding node awaits
         self._epoch_number = 0  #: of the `Save` that made `epoch` durable
-        self._serial = 0
+        self._serial = 0  #: of the last dispatcher that was followed, or reign begun
         self._joined = 0  #: the serial with which the dispatcher was told
 
     @property
@@ -339,32 +331,13 @@ class Phases:
         self._epoch_number = number
         self._serial += 1
         self.attachment = Attachment(self._info.id, claim.epoch, self._serial)
-        self._beat_s = now.mono_s
-        self._reclaim_s = now.mono_s + self._timing.claim_wait_s
         fields = (
             ("term", claim.epoch.term),
             ("peers", len(self._members.peers)),
             ("reason", self._reason),
         )
-        return [
-            *self._proclaim(claim, now),
-            Note("info", "dispatcher elected", fields),
-        ]
-
-    def _proclaim(
-        self, reign: Reign, now: Moment, *, min_age_s: float = 0.0
-    ) -> list[Effect]:
-        """Send the claim to connected peers that have not confirmed it."""
-        claim = self._claim_message(reign)
-        return [
-            Send(peer, (claim,))
-            for peer in sorted(self._members.peers)
-            if self._members.peers[peer].follows != reign.epoch
-            and now.mono_s - self._members.peers[peer].up_s >= min_age_s
-        ]
-
-    def _claim_message(self, reign: Reign) -> Claim:
-        return Claim(reign.epoch, reign.stream, self._journal.vector_items())
+        note = Note("info", "dispatcher elected", fields)
+        return [*self._pulse.begin(claim, now), note]
 
     # Yielding
 

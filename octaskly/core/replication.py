@@ -26,7 +26,7 @@ from octaskly.core.model import (
     Settings,
     StandbyView,
 )
-from octaskly.core.phases import Reign
+from octaskly.core.succession import Reign
 from octaskly.core.tail import Part, Tail, part_of, repl_of, size_of
 
 STANDBYS = 2  #: electable followers that keep copies

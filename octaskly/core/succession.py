@@ -1,4 +1,4 @@
-"""Who should reign: ranks, the comparison of two dispatchers, names of streams.
+"""Who should reign: ranks, the comparison of two dispatchers, the name of a reign.
 
 Functions without state. Both sides of a meeting must come to the same result, so they
 look only at values that both hold.
@@ -9,16 +9,25 @@ Source: docs/explanation/election.md.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from hashlib import sha256
 
 from octaskly.core.messages import Hello
-from octaskly.core.model import NodeInfo, StreamId
+from octaskly.core.model import Epoch, NodeInfo, StreamId
 
 BOOT_BUCKET_S = 600.0
 """Uptimes within ten minutes count as equal: a restart of all must not be a race."""
 
 Standing = tuple[bool, int, bool, int, str]
 """Sorts the better candidate first."""
+
+
+@dataclass(frozen=True, slots=True)
+class Reign:
+    """One claim of this node to be dispatcher."""
+
+    epoch: Epoch
+    stream: StreamId
 
 
 def covers(

@@ -14,8 +14,7 @@ from octaskly.core.facts import Assigned, Entry, Finished, Recorded, Submitted
 from octaskly.core.messages import Repl
 from octaskly.core.model import Epoch, Limits, Moment, StreamId, Vector
 from octaskly.core.options import CHAR_BYTES
-from octaskly.core.phases import Reign
-from octaskly.core.succession import covers
+from octaskly.core.succession import Reign, covers
 
 ENTRY_BYTES = 200  #: of an entry beyond its texts, roughly
 FIELDS_CHARS = 3  #: what stands beside a path, as characters

@@ -16,9 +16,8 @@ from octaskly.core.facts import Entry
 from octaskly.core.journal import Journal
 from octaskly.core.messages import Entries, Message, Pull, Repl, ReplOk
 from octaskly.core.model import Epoch, Limits, NodeId, StreamId, Vector
-from octaskly.core.phases import Reign
 from octaskly.core.standby import Standby
-from octaskly.core.succession import covers
+from octaskly.core.succession import Reign, covers
 from octaskly.core.tail import Tail, repl_of
 from tests.builders import STREAM, epoch, moment
 from tests.copies import FACT, Copies

@@ -8,7 +8,7 @@ from octaskly.core.handover import HandOver
 from octaskly.core.machines import assemble
 from octaskly.core.messages import Hello, Transfer
 from octaskly.core.model import Address
-from octaskly.core.phases import Reign
+from octaskly.core.succession import Reign
 from tests.builders import STREAM, epoch, moment, node_id, settings
 
 PEER = node_id("b")

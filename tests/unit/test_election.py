@@ -641,6 +641,6 @@ def test_in_a_crowd_plain_workers_get_each_third_heartbeat() -> None:
         world.members.confirm(node, reign.epoch, ())
     world.members.note_standby(nodes[3], is_standby=True)
 
-    beaten = [world.election._beaten(reign) for _ in range(3)]
+    beaten = [world.election._pulse.beaten(reign) for _ in range(3)]
 
     assert sorted(map(len, beaten)) == [1, 1, 20]

@@ -8,7 +8,7 @@ from octaskly.core.effects import Append
 from octaskly.core.facts import CancelAsked, Entry, Fact, Finished, Submitted
 from octaskly.core.messages import Repl
 from octaskly.core.model import Limits, OutputFile, StreamId, TaskId
-from octaskly.core.phases import Reign
+from octaskly.core.succession import Reign
 from octaskly.core.tail import Tail, repl_of, size_of
 from tests.builders import STREAM, attempt, epoch, node_id, outcome, spec
 
