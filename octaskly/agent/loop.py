@@ -57,6 +57,7 @@ class CoreLoop:
         self._timer: asyncio.TimerHandle | None = None
         self._timer_s = 0.0  #: on the node's clock
         self._is_too_large = False  #: the log; said once
+        self._is_alone: Callable[[], bool] = lambda: False  #: no peer waits for it
         self._perform: dict[type, Callable[[Any], None]] = {}
         self._pulls: dict[NodeId, ef.ServePull] = {}  #: the last of each peer
 
@@ -74,8 +75,8 @@ class CoreLoop:
         """Give the loop the parts that perform effects; before `start`."""
         store = self._store
         self._notes = Notes(lambda n: write_note(self._log, gateway.view.told(n)))
-        self._links, self._reads = links, reads
-        self._on_ended = on_ended
+        self._links, self._reads, self._on_ended = links, reads, on_ended
+        self._is_alone = lambda: links.link_count == 0
         self._perform = {
             ef.Append: lambda e: self._append(e, gateway),
             ef.Join: store.join,
@@ -159,7 +160,7 @@ class CoreLoop:
             return
         finally:
             self._is_in_turn = False
-            self._store.give_way()
+            self._store.give_way(is_alone=self._is_alone())
         loop = asyncio.get_running_loop()
         if self._inbox and self._turn is None:
             self._turn = loop.call_soon(self._take_turn)

@@ -42,6 +42,10 @@ class Runner(Protocol):
 class Links(Protocol):
     """Connected peers; at most one link each."""
 
+    @property
+    def link_count(self) -> int:
+        """How many peers are connected."""
+
     def send(self, peer: NodeId, messages: Sequence[Message | Packed]) -> None:
         """Queue messages; drops the link when its outbox is over its bound."""
 

@@ -139,7 +139,7 @@ class RecordQuery:
 class Log(Past, Protocol):
     """The durable side: log, tasks, attempts, spool, peers.
 
-    Writing calls return at once and are performed in order by one writer thread;
+    Writing calls return at once and are performed in order by one writer;
     `on_persisted(number)` is called on the event loop after the commit that made
     `number` and all before it durable. Reading calls are coroutines.
     """
@@ -178,10 +178,11 @@ class Log(Past, Protocol):
     def hold(self) -> None:
         """Let the writer begin with nothing that is queued before `give_way`."""
 
-    def give_way(self) -> None:
+    def give_way(self, *, is_alone: bool = False) -> None:
         """Let the writer begin, and prepare a small commit before this returns.
 
-        That is for a moment only, and nothing is durable then.
+        That is for a moment only, and nothing is durable then; unless no peer waits
+        for this node (`is_alone`): a quick disk may then have it, and says so at once.
         """
 
     async def purged(self) -> None:

@@ -122,6 +122,23 @@ def open_writer(path: Path) -> sqlite3.Connection:
     return _guarded(path, "rw", _prepare_writer)
 
 
+class Opened:
+    """The file that was opened, which others may take away."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._inode = _inode(path)
+
+    def check(self) -> None:
+        """Raise OSError unless the file is still there."""
+        if _inode(self._path) != self._inode:
+            raise FileNotFoundError(0, "another file has taken its place")
+
+    def gone(self, error: OSError) -> str:
+        """Return what such an error means."""
+        return f"{self._path} is gone: {error.strerror}"
+
+
 class Reserve:
     """Makes the write-ahead log as long as it may become, bit by bit.
 
@@ -230,6 +247,11 @@ def move_aside(path: Path, suffix: str) -> tuple[Path, ...]:
     finally:
         lock.release()
     return tuple(moved)
+
+
+def _inode(path: Path) -> tuple[int, int]:
+    found = os.stat(path)  # noqa: PTH116  at each commit, so the cheap call
+    return found.st_dev, found.st_ino
 
 
 def _unusable(path: Path, error: OSError) -> StoreError:

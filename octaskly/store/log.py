@@ -55,11 +55,12 @@ from octaskly.store.database import (
     translated,
 )
 from octaskly.store.edges import load_ripe
+from octaskly.store.pile import Item
 from octaskly.store.plan import plan_floor
 from octaskly.store.readers import Readers
 from octaskly.store.snapshot import snapshot
 from octaskly.store.state import Met, read_saved
-from octaskly.store.writer import Item, Writer
+from octaskly.store.writer import Writer
 
 ROOM_BYTES: Final = 64 << 20  #: free space below which no new work is accepted
 BACKLOG_MAX: Final = 200_000  #: entries that may wait for a stalled disk
@@ -208,10 +209,10 @@ class Store:
         if self._writer is not None:
             self._writer.hold()
 
-    def give_way(self) -> None:
+    def give_way(self, *, is_alone: bool = False) -> None:
         """Let the writer begin, and prepare a small commit before this returns."""
         if self._writer is not None:
-            self._writer.give_way()
+            self._writer.give_way(is_alone=is_alone)
 
     async def load(self, after_ord: int, limit: int, shape: int = 0) -> Loaded:
         """Read queued tasks of one shape with `ord > after_ord`, in order."""

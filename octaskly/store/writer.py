@@ -5,6 +5,8 @@ than they are committed does the thread wait a little, so that a commit carries 
 Facts for which nobody waits (an attempt was assigned) may wait a little for company,
 and do not wake the thread: a short task then costs two commits instead of three, and
 the thread does not ask for Python's lock while its attempt is being started.
+Where a node is alone, its disk quick and the commit small, the event loop makes it by
+itself: waking the thread, and being woken by it, takes longer than such a disk does.
 A write that fails (a full disk) is kept and tried again; it is never acknowledged
 before it is durable.
 """
@@ -12,10 +14,8 @@ before it is durable.
 from __future__ import annotations
 
 import asyncio
-import os
 import sqlite3
 import threading
-from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from itertools import groupby
@@ -23,24 +23,21 @@ from pathlib import Path
 from typing import Final
 
 from octaskly.core.effects import Append, Join, Save, Spool, Unspool
-from octaskly.core.facts import Assigned
 from octaskly.errors import StoreError
 from octaskly.ports import Clock, Packer
 from octaskly.ports.tally import Tally
 from octaskly.store import state
 from octaskly.store.database import (
+    Opened,
     Reserve,
     give_back,
     has_spare_pages,
     translated,
 )
+from octaskly.store.pile import Item, Pile, last_number, weight
 from octaskly.store.state import Met
 from octaskly.store.tables import Tables
 
-Item = Append | Join | Save | Spool | Unspool | Met
-
-BATCH_ITEMS_MAX: Final = 512
-BATCH_ENTRIES_MAX: Final = 8192
 BUSY_ITEMS: Final = 2  #: urgent items that came during a commit: more will follow
 COALESCE_S: Final = 0.001  #: while busy, wait so long for more,
 COALESCE_TIMES: Final = 5  #: so many times at most, and only while more does come
@@ -48,6 +45,9 @@ COALESCE_ENTRIES: Final = 256  #: so many end that wait
 LAZY_S: Final = 0.005  #: facts that nobody waits for are hurried after so long
 FEW_ENTRIES: Final = 8  #: in the first commit after a pause: it is prepared at once
 GIVE_WAY_S: Final = 0.002  #: and the event loop waits so long for that at most
+QUICK_MIN: Final = 16  #: commits in a row that took no longer: the loop makes the next,
+QUICK_TURN: Final = 32  #: but for each of so many, behind which the thread tidies up,
+QUICK_PAUSE_S: Final = 0.001  #: and not so soon after another: then many go together
 PACE_ENTRIES: Final = 128  #: for so many that were added, one step of the purge,
 PACE_STEPS_MAX: Final = 16  #: so many at most, as writes wait meanwhile
 LOOK_S: Final = 1.0  #: between two looks for spare pages, unless many were deleted
@@ -77,17 +77,17 @@ class Writer:
         self._on_commit = on_commit
         self._tables = Tables(connection, packer, clock)
         self._reserve = Reserve(path)
-        self._inode = _inode(path)
+        self._file = Opened(path)
         self._changed = threading.Condition()
-        self._items: deque[Item] = deque()
-        self._entries = 0  #: in `_items`
-        self._urgent = 0  #: items in `_items` for whose commit somebody waits
+        self._pile = Pile()
         self._is_put_off = False  #: `_hurry` will be called
         self._is_hurried = False  #: what waits goes into a commit, urgent or not
         self._wanted = _NEVER  #: wake the thread at so many entries
         self._is_held = False  #: somebody queues more, and gives way then
         self._is_owed = False  #: meanwhile the thread was not woken
         self._gate: threading.Lock | None = None  #: for who has given way
+        self._quick = 0  #: commits in a row that took no longer than `GIVE_WAY_S`
+        self._own_s = 0.0  #: when the loop last made one
         self._look_s = 0.0  #: when to look for spare pages
         self._is_closing = False
         self._has_purged = asyncio.Event()
@@ -107,26 +107,24 @@ class Writer:
         """Why nothing is written at the moment, None while all is well."""
         if self._failure is None:
             try:
-                self._stat()
+                self._file.check()
             except OSError as error:
-                return self._gone(error)
+                return self._file.gone(error)
         return self._failure
 
     @property
     def backlog(self) -> int:
         """Entries that wait for the next commit."""
-        return self._entries
+        return self._pile.entries
 
     def put(self, item: Item) -> None:
         """Queue one item; returns at once."""
         with self._changed:
-            self._items.append(item)
-            self._entries += _weight(item)
-            self._urgent += _is_urgent(item)
-            if self._urgent:
+            self._pile.add(item)
+            if self._pile.urgent:
                 if self._is_held:
                     self._is_owed = True
-                elif self._entries >= self._wanted:
+                elif self._pile.entries >= self._wanted:
                     self._changed.notify()
                 return
             if self._is_put_off:
@@ -138,8 +136,11 @@ class Writer:
         """Do not wake the thread before `give_way`."""
         self._is_held = True
 
-    def give_way(self) -> None:
+    def give_way(self, *, is_alone: bool = False) -> None:
         """Wake the thread for what was queued; let it prepare a small commit first.
+
+        Or, where the node is alone, commit it before this returns. With peers the
+        thread shall: no heartbeat may ever wait for a disk, not even for a quick one.
 
         Python's lock goes to whoever asks at the right moment. While the caller went
         on, the thread got it some 0.3 ms late, and then the caller had to wait in turn.
@@ -149,22 +150,53 @@ class Writer:
         if not self._is_owed:
             return
         self._is_owed = False
+        if is_alone and self._commit_here():
+            return
         gate = None
         with self._changed:
-            if self._entries < self._wanted:
+            if self._pile.entries < self._wanted:
                 return  # It is at work, or waits for more.
-            if self._wanted == 1 and self._entries <= FEW_ENTRIES:
+            if self._wanted == 1 and self._pile.entries <= FEW_ENTRIES:
                 gate = self._gate = threading.Lock()
                 gate.acquire()
             self._changed.notify()
         if gate is not None:
             gate.acquire(timeout=GIVE_WAY_S)
 
+    def _commit_here(self) -> bool:
+        """Commit what waits on the caller's thread, if that is worth it."""
+        now_s = self._clock.now().mono_s
+        with self._changed:
+            is_idle = self._wanted == 1 and not self._is_closing
+            if (
+                not (is_idle and self._pile.entries <= FEW_ENTRIES)
+                or self._quick < QUICK_MIN
+                or self._quick % QUICK_TURN == 0
+                or now_s - self._own_s < QUICK_PAUSE_S
+                or not self._tables.is_clean
+            ):
+                return False
+            # The thread cannot go on before this lock is free.
+            batch = self._pile.take()
+            self._own_s, self._is_hurried = now_s, False
+            try:
+                is_done = self._tried(batch)
+            except Exception as error:  # noqa: BLE001  the thread meets it, too
+                is_done, self._failure, self._quick = False, repr(error), 0
+            if not is_done:
+                self._pile.put_back(batch)  # The thread tries again, or ends the node.
+                return False
+        self.committed += sum(map(weight, batch))
+        number = last_number(batch)
+        if number is not None:
+            self._on_commit(number)
+        return True
+
     def _hurry(self) -> None:
         """Commit what waits now, though nobody waits for it."""
         with self._changed:
             self._is_put_off = False
-            self._is_hurried = bool(self._items)
+            self._is_hurried = bool(self._pile.items)
             if self._is_hurried:
                 self._changed.notify()
 
@@ -187,7 +219,7 @@ class Writer:
             while batch := self._take():
                 if not self._persist(batch):
                     return
-                added = sum(map(_weight, batch))
+                added = sum(map(weight, batch))
                 self.committed += added
                 self._keep_pace(added)
             with suppress(sqlite3.Error):  # Not needed: all is in the log.
@@ -199,41 +231,32 @@ class Writer:
 
     def _take(self) -> list[Item]:
         """Wait for items and return those of the next commit; none: close."""
-        while not (self._items or self._is_closing) and (
+        while not (self._pile.items or self._is_closing) and (
             self._reserve.extend() or self._tidy() or self._shorten()
         ):
             pass
         with self._changed:
-            if self._urgent >= BUSY_ITEMS:
+            if self._pile.urgent >= BUSY_ITEMS:
                 self._coalesce()
             else:
                 self._wait(1, None)
-            batch: list[Item] = []
-            entries = 0
-            while self._items and len(batch) < BATCH_ITEMS_MAX:
-                if entries >= BATCH_ENTRIES_MAX:
-                    break
-                item = self._items.popleft()
-                entries += _weight(item)
-                self._urgent -= _is_urgent(item)
-                batch.append(item)
-            self._entries -= entries
-            self._is_hurried = bool(self._items)
+            batch = self._pile.take()
+            self._is_hurried = bool(self._pile.items)
             return batch
 
     def _coalesce(self) -> None:
         """Let more arrive, as long as it does: clients that wait for us send none."""
         for _ in range(COALESCE_TIMES):
-            before = self._entries
+            before = self._pile.entries
             self._wait(COALESCE_ENTRIES, COALESCE_S)
-            if self._entries == before or self._entries >= COALESCE_ENTRIES:
+            if not before < self._pile.entries < COALESCE_ENTRIES:
                 return
 
     def _wait(self, entries: int, timeout_s: float | None) -> None:
         self._wanted = entries
         self._changed.wait_for(
             lambda: (
-                (self._urgent and self._entries >= entries)
+                (self._pile.urgent and self._pile.entries >= entries)
                 or self._is_hurried
                 or self._is_closing
             ),
@@ -246,15 +269,9 @@ class Writer:
         delay_s = RETRY_S
         while True:
             is_last = self._is_closing
-            try:
-                self._commit(batch)
+            if self._tried(batch):
+                self._tell(last_number(batch))
                 break
-            except sqlite3.Error as error:
-                self._failure = str(translated(self._path, error))
-            except OSError as error:
-                self._failure = self._gone(error)
-            finally:
-                self._open_gate()
             if is_last:
                 return False
             with self._changed:
@@ -262,15 +279,11 @@ class Writer:
             delay_s = min(2 * delay_s, RETRY_S_MAX)
         return True
 
-    def _tell(self, batch: Sequence[Item]) -> None:
+    def _tell(self, number: int | None) -> None:
         """Have the event loop hear what is durable; it takes a moment to wake."""
-        self._failure = None
-        self.ends_to_tell = self._tables.ends_to_tell
-        for item in reversed(batch):
-            if isinstance(item, Append | Join | Save):
-                with suppress(RuntimeError):  # The loop has ended before the store.
-                    self._loop.call_soon_threadsafe(self._on_commit, item.number)
-                return
+        if number is not None:
+            with suppress(RuntimeError):  # The loop has ended before the store.
+                self._loop.call_soon_threadsafe(self._on_commit, number)
 
     async def purged(self) -> None:
         """Wait until nothing void is left, as of some commit."""
@@ -317,17 +330,35 @@ class Writer:
             return False  # It is tried again behind the next commit.
         return True
 
+    def _tried(self, batch: Sequence[Item]) -> bool:
+        """Commit a batch; False: it failed, and `failure` says why."""
+        try:
+            self._commit(batch)
+        except sqlite3.Error as error:
+            self._failure = str(translated(self._path, error))
+        except OSError as error:
+            self._failure = self._file.gone(error)
+        else:
+            return True
+        finally:
+            self._open_gate()
+        self._quick = 0
+        return False
+
     def _commit(self, batch: Sequence[Item]) -> None:
         if self._failure is not None:
             self._tables.forget()
         began_s = self._clock.now().mono_s
         self._transact(lambda: self._write(batch))
-        self._tell(batch)
-        self.commit_s.add(self._clock.now().mono_s - began_s)
+        self._failure = None
+        self.ends_to_tell = self._tables.ends_to_tell
+        took_s = self._clock.now().mono_s - began_s
+        self._quick = self._quick + 1 if took_s <= GIVE_WAY_S else 0
+        self.commit_s.add(took_s)
 
     def _transact(self, write: Callable[[], None]) -> None:
         db = self._db
-        self._stat()
+        self._file.check()
         db.execute("BEGIN IMMEDIATE")
         try:
             write()
@@ -338,7 +369,7 @@ class Writer:
                 db.execute("ROLLBACK")
             raise
         # A file that was deleted under us still takes writes, but keeps none.
-        self._stat()
+        self._file.check()
 
     def _open_gate(self) -> None:
         """Let who has given way go on."""
@@ -366,29 +397,3 @@ class Writer:
             state.write_spool(self._db, self._packer, spools)
         if peers:
             state.write_peers(self._db, peers)
-
-    def _gone(self, error: OSError) -> str:
-        return f"{self._path} is gone: {error.strerror}"
-
-    def _stat(self) -> None:
-        """Raise OSError unless the file is still the one that was opened."""
-        if _inode(self._path) != self._inode:
-            raise FileNotFoundError(0, "another file has taken its place")
-
-
-def _weight(item: Item) -> int:
-    if isinstance(item, Join):
-        return len(item.rows) + len(item.records) or 1
-    return len(item.entries) or 1 if isinstance(item, Append) else 1
-
-
-def _is_urgent(item: Item) -> bool:
-    """Return whether somebody may wait for the commit of this item."""
-    if not isinstance(item, Append):
-        return True
-    return not all(isinstance(entry.fact, Assigned) for entry in item.entries)
-
-
-def _inode(path: Path) -> tuple[int, int]:
-    found = os.stat(path)  # noqa: PTH116  at each commit, so the cheap call
-    return found.st_dev, found.st_ino

@@ -506,6 +506,67 @@ async def test_who_gives_way_to_a_commit_that_fails_goes_on(
         await until(lambda: told == [1])
 
 
+async def test_who_is_alone_has_a_small_commit_made_before_it_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where the disk was quick, and nobody but its clients waits for the loop."""
+    make_quick(monkeypatch)
+    told: list[int] = []
+    async with opened(tmp_path / "log.db", told) as store:
+        store.append(1, kit.entries([kit.submitted(1)]), kit.EPOCHS)
+        await until(lambda: told == [1] and is_waiting(store))
+        store.hold()
+        store.append(2, kit.entries([kit.submitted(2)], after=1))
+        store.give_way(is_alone=True)
+        assert told == [1, 2]
+        store.hold()
+        store.append(3, kit.entries([kit.submitted(3)], after=2))
+        store.give_way()
+        assert told == [1, 2]
+        await until(lambda: told == [1, 2, 3] and is_waiting(store))
+        monkeypatch.setattr(writer, "GIVE_WAY_S", -1.0)  # What it takes is too long.
+        for number in (4, 5):
+            store.hold()
+            facts = [kit.submitted(number)]
+            store.append(number, kit.entries(facts, after=number - 1))
+            store.give_way(is_alone=True)
+            assert (told[-1] == number) == (number == 4)
+            await until(lambda number=number: told[-1] == number)  # type: ignore[misc]
+            await until(lambda: is_waiting(store))
+
+
+async def test_a_commit_that_fails_there_is_made_by_the_thread_when_it_can_be(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing is lost, doubled or acknowledged before."""
+    make_quick(monkeypatch)
+    path = tmp_path / "log.db"
+    told: list[int] = []
+    async with opened(path, told) as store:
+        store.append(1, kit.entries([kit.submitted(1)]), kit.EPOCHS)
+        await until(lambda: told == [1] and is_waiting(store))
+        path.rename(tmp_path / "elsewhere")
+        store.hold()
+        store.append(2, kit.entries([kit.submitted(2)], after=1))
+        store.give_way(is_alone=True)
+        assert "is gone" in str(store.failure)
+        store.hold()
+        store.append(3, kit.entries([kit.submitted(3)], after=2))
+        store.give_way(is_alone=True)
+        assert told == [1]
+        (tmp_path / "elsewhere").rename(path)
+        await until(lambda: is_told(told, 3))
+        page = await store.page(TaskQuery())
+        assert page.total == 3
+
+
+def make_quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Take any disk for a quick one, from the second commit on."""
+    monkeypatch.setattr(writer, "GIVE_WAY_S", 1000.0)
+    monkeypatch.setattr(writer, "QUICK_MIN", 1)
+    monkeypatch.setattr(writer, "QUICK_PAUSE_S", 0.0)
+
+
 def is_waiting(store: Store) -> bool:
     assert store._writer is not None
     return store._writer._wanted == 1

@@ -48,8 +48,9 @@ class Desk:
         """A turn begins."""
         self.is_held = True
 
-    def give_way(self) -> None:
+    def give_way(self, *, is_alone: bool) -> None:
         """A turn ends."""
+        assert not is_alone  # Before it is connected.
         assert self.is_held
         self.is_held = False
         self.turns += 1
