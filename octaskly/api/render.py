@@ -87,6 +87,8 @@ def _line(
     }
     # Most tasks ask for nothing, so are no arrays.
     line |= {"array": None} if options is None else members.shown(record)
+    if state.is_final and (span := _span(record)) is not None:
+        line |= _times(span, spec)
     return line
 
 
@@ -154,6 +156,7 @@ def task_news(news: TaskNews, names: Mapping[NodeId, str]) -> Json:
     """Return what happened to a task: neither its command nor its output."""
     record, attempt = news.record, news.attempt
     outcome = attempt.outcome if attempt else None
+    times = outcome or (_span(record) if news.state.is_final else None)
     return {
         "id": record.name,
         "status": news.state.value,
@@ -163,10 +166,10 @@ def task_news(news: TaskNews, names: Mapping[NodeId, str]) -> Json:
         "exit_code": outcome.exit_code if outcome else None,
         "signal": outcome.signal if outcome else None,
         "reason": _reason(outcome, news.state),
-        "duration_ms": outcome.duration_ms if outcome else None,
+        "duration_ms": times.duration_ms if times else None,
         "created_at": at(record.spec.created_ms) if record.spec else None,
-        "started_at": at(outcome.started_ms) if outcome else None,
-        "completed_at": at(outcome.ended_ms) if outcome else None,
+        "started_at": at(times.started_ms) if times else None,
+        "completed_at": at(times.ended_ms) if times else None,
         **members.shown(record),
     }
 
@@ -241,6 +244,21 @@ def _times(outcome: Outcome, spec: TaskSpec | None) -> Json:
         "started_at": at(started_ms),
         "completed_at": at(outcome.ended_ms),
     }
+
+
+def _span(record: TaskRecord) -> Outcome | None:
+    """Return as one run the time from the first member of an array to the last one."""
+    progress = record.progress
+    if progress is None or progress.started_ms is None or progress.ended_ms is None:
+        return None
+    return Outcome(
+        state=AttemptState.OK,
+        reason=Reason.EXIT,
+        started_ms=progress.started_ms,
+        ended_ms=progress.ended_ms,
+        # By the clocks of several machines: it could come out as less than nothing.
+        duration_ms=max(0, progress.ended_ms - progress.started_ms),
+    )
 
 
 _NO_TIMES: Final = dict.fromkeys(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import msgspec
 
-from octaskly.cli.render import note, print_fields
+from octaskly.cli.render import note, print_fields, took
 from octaskly.client import Members, Session, Task
 from octaskly.client.calls import ARRAYS, Call, path_of
 
@@ -43,6 +43,9 @@ def show_array(client: Session, task: Task) -> None:
             *((state, getattr(counts, state) or None) for state in STATES),
             ("most failures", counts.max_fails),
             ("created", task.created_at),
+            ("started", task.started_at),
+            ("ended", task.completed_at),
+            ("took", took(task.duration_ms)),
             ("repeats", task.retry_of),
             ("failures", "\n".join(shown) or None),
         ]

@@ -253,6 +253,11 @@ def duration(milliseconds: float | None) -> str:
     return f"{seconds // hour:.0f}h{seconds % hour // minute:02.0f}m"
 
 
+def took(milliseconds: float | None) -> str | None:
+    """Return a time span for a list of fields; None: it is not known."""
+    return None if milliseconds is None else duration(milliseconds)
+
+
 def size(count: int) -> str:
     """Return a number of bytes for people."""
     amount = float(count)

@@ -17,6 +17,7 @@ from octaskly.cli.render import (
     print_json,
     print_table,
     size,
+    took,
 )
 from octaskly.client import Session, Task, TaskPage, calls
 from octaskly.client.calls import TASKS, Call
@@ -174,9 +175,9 @@ def show(choice: Choice, ref: str, as_json: bool) -> None:  # noqa: FBT001
             ("created", task.created_at),
             ("started", task.started_at),
             ("ended", task.completed_at),
-            ("waited", _took(task.queue_ms)),
-            ("took", _took(task.duration_ms)),
-            ("cpu time", _took(_milliseconds(task.cpu_seconds))),
+            ("waited", took(task.queue_ms)),
+            ("took", took(task.duration_ms)),
+            ("cpu time", took(_milliseconds(task.cpu_seconds))),
             ("memory", _memory(task.memory_peak_mb)),
             ("inputs", ", ".join(task.inputs) or None),
             ("outputs", _outputs(task)),
@@ -201,10 +202,6 @@ def _milliseconds(seconds: float | None) -> float | None:
 
 def _memory(megabytes: float | None) -> str | None:
     return None if megabytes is None else f"{size(round(megabytes * (1 << 20)))} peak"
-
-
-def _took(milliseconds: float | None) -> str | None:
-    return None if milliseconds is None else duration(milliseconds)
 
 
 def _outputs(task: Task) -> str | None:

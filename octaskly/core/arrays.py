@@ -52,6 +52,14 @@ class Progress(NamedTuple):
     rest: tuple[tuple[int, int], ...] = ()
     """Runs of positions, the last included, of which the log says nothing; for the
     queue alone, which was told all of them if they are not too many."""
+    started_ms: int | None = None  #: when the first member began that has ended
+    ended_ms: int | None = None  #: when the last one ended of those that have
+
+    @property
+    def total(self) -> int:
+        """How many there are."""
+        ended = self.completed + self.failed + self.cancelled
+        return self.queued + self.running + ended
 
 
 class Rest:

@@ -81,7 +81,7 @@ class Explaining:
         summary = self._summary(task, members, verdicts, now)
         if record.progress is None:
             return Explanation(TaskState.QUEUED, summary, verdicts)
-        waiting, total = record.progress.queued, sum(record.progress[:-1])
+        waiting, total = record.progress.queued, record.progress.total
         summary = f"{waiting} of {total} members are queued: {summary}"
         return Explanation(record.state, summary, verdicts)
 
@@ -299,7 +299,7 @@ def _was_cancelled(attempt: Attempt | None) -> bool:
 
 def _losses(progress: Progress) -> str:
     """Say how many members of an array that failed did not end well."""
-    text = f"{progress.failed} of {sum(progress[:-1])} members did"
+    text = f"{progress.failed} of {progress.total} members did"
     more = progress.cancelled
     return f"{text}, {more} were cancelled" if more else text
 

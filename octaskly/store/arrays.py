@@ -17,7 +17,7 @@ from typing import Final
 from octaskly.core.arrays import RUNS_MAX, Progress, member_of, member_spec
 from octaskly.core.facts import HLC_MAX
 from octaskly.core.merge import Birth, TaskRecord, cut
-from octaskly.core.model import AttemptId, StreamId, TaskId, TaskState
+from octaskly.core.model import AttemptId, Outcome, StreamId, TaskId, TaskState
 from octaskly.store import rows
 from octaskly.store.blocks import first_key
 
@@ -30,7 +30,10 @@ TASK, ARRAY, MEMBER = range(3)
 
 _QUEUED: Final = rows.NUMBER_OF[TaskState.QUEUED]
 _CANCELLED: Final = rows.NUMBER_OF[TaskState.CANCELLED]
-_COLUMNS: Final = "members, total, queued, running, completed, failed, cancelled, live"
+_COLUMNS: Final = (
+    "members, total, queued, running, completed, failed, cancelled, live,"
+    " started_ms, ended_ms"
+)
 
 
 @dataclass(slots=True)
@@ -42,6 +45,8 @@ class Members:
     counts: list[int] = field(default_factory=lambda: [0] * len(rows.STATES))
     """Rows by number of their state."""
     live: int = 0  #: rows of which an attempt has no end
+    started_ms: int | None = None  #: when the first attempt began that has ended
+    ended_ms: int | None = None  #: when the last one ended of those that have
     left_counted: tuple[int, int] | None = None
     """State and number of the members without a row, as `counts` has them."""
 
@@ -66,23 +71,36 @@ class Members:
         state, left = self.left(by)
         counts[state] += left
         queued, running, completed, failed, cancelled = counts
-        return Progress(queued, running, completed, failed, cancelled)
+        return Progress(
+            *(queued, running, completed, failed, cancelled),
+            started_ms=self.started_ms,
+            ended_ms=self.ended_ms,
+        )
 
-    def row(self, key: int) -> tuple[int, ...]:
+    def note_times(self, outcome: Outcome) -> None:
+        """Note when an attempt of a member began and ended."""
+        if outcome.started_ms is not None:
+            known_ms = self.started_ms or outcome.started_ms
+            self.started_ms = min(known_ms, outcome.started_ms)
+        if outcome.ended_ms is not None:
+            self.ended_ms = max(self.ended_ms or 0, outcome.ended_ms)
+
+    def row(self, key: int) -> tuple[int | None, ...]:
         """Return the row of `arrays`."""
-        return (key, self.first, self.total, *self.counts, self.live)
+        times = self.started_ms, self.ended_ms
+        return (key, self.first, self.total, *self.counts, self.live, *times)
 
 
 def read(db: sqlite3.Connection, keys: Iterable[int]) -> dict[int, Members]:
     """Return what is stored of the members of arrays, by the keys of these."""
     found = {}
     for some in rows.chunks(keys):
-        for key, first, total, *counts, live in db.execute(
+        for key, first, total, *counts, live, started_ms, ended_ms in db.execute(
             f"SELECT task, {_COLUMNS} FROM arrays"  # noqa: S608
             f" WHERE task IN ({rows.marks(len(some))})",
             some,
         ):
-            found[key] = Members(first, total, counts, live)
+            found[key] = Members(*(first, total, counts, live), started_ms, ended_ms)
     return found
 
 

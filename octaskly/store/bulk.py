@@ -122,6 +122,6 @@ BLOCK_ADD: Final = Bulk(
 )
 ARRAY_UPSERT: Final = Bulk(
     "INSERT OR REPLACE INTO arrays (task, members, total, queued, running, completed,"
-    " failed, cancelled, live) VALUES",
-    9,
+    " failed, cancelled, live, started_ms, ended_ms) VALUES",
+    11,
 )

@@ -211,6 +211,9 @@ class Changes:
         task.was_live = is_live
         task.is_final = state.is_final
         array.changed_hlc = max(array.changed_hlc, task.changed_hlc)
+        for attempt in record.attempts:
+            if attempt.outcome is not None:
+                members.note_times(attempt.outcome)
         self._add_attempts(task, record)
         self._count(task, (arrays.MEMBER, node or "", number))
 

@@ -236,7 +236,17 @@ CREATE INDEX records_at ON records (kind, at, key);
 CREATE INDEX records_place ON records (stream, seq);
 """
 
-MIGRATIONS: Final = (_FIRST, _SECOND, _THIRD, _FOURTH)
+# When the first member of an array began, and the last ended, of those that have.
+_FIFTH: Final = """
+ALTER TABLE arrays ADD COLUMN started_ms INTEGER;
+ALTER TABLE arrays ADD COLUMN ended_ms INTEGER;
+UPDATE arrays SET (started_ms, ended_ms) = (
+    SELECT min(started_ms), max(ended_ms) FROM attempts
+    WHERE attempts.task BETWEEN members AND members + total - 1
+);
+"""
+
+MIGRATIONS: Final = (_FIRST, _SECOND, _THIRD, _FOURTH, _FIFTH)
 """SQL that leads from version i to i + 1."""
 
 VERSION: Final = len(MIGRATIONS)

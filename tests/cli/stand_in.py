@@ -55,8 +55,9 @@ class Api:
     processes: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
 
     def new_ids(self, count: int) -> list[str]:
-        numbers = range(self.named + 1, self.named + count + 1)
-        self.named += count
+        last = max(self.named, len(self.tasks))
+        self.named = last + count
+        numbers = range(last + 1, self.named + 1)
         return [f"task-{number:03}-{number:08x}" for number in numbers]
 
     def submit(self, body: dict[str, Any]) -> dict[str, Any]:

@@ -62,6 +62,11 @@ def test_each_number_of_a_range_is_a_member(agent: Agent) -> None:
     assert counts(body) == {"completed": 4, "failed": 1}
     assert body["array"]["total"] == 5
     (failed,) = body["failed_members"]
+    members = [agent.call("GET", f"{TASKS}/{array}.{n}")[1] for n in range(1, 10, 2)]
+    assert body["started_at"] == min(member["started_at"] for member in members)
+    assert body["completed_at"] == max(member["completed_at"] for member in members)
+    assert body["duration_ms"] >= 0
+    assert body["queue_ms"] >= 0
     assert (failed["id"], failed["index"], failed["item"]) == (f"{array}.5", 5, "5")
     assert failed["exit_code"] == 1
     assert agent.call("GET", f"{TASKS}/{array}.3")[1]["stdout"] == "3 3 3\n"

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import sqlite3
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from octaskly.core.arrays import member_id
 from octaskly.core.effects import PlanFloor
 from octaskly.core.events import FloorPlanned
+from octaskly.core.facts import Fact
 from octaskly.core.model import NodeId, TaskState
+from octaskly.core.options import ArraySpec, TaskOptions
 from octaskly.mesh.wire import WirePacker
 from octaskly.ports import TaskQuery
 from octaskly.store import Store
@@ -18,6 +22,42 @@ from octaskly.store.schema import VERSION
 from tests.contract import log_kit as kit
 
 GOLDEN = Path(__file__).parent.parent / "golden"
+
+
+async def test_when_an_array_of_an_older_database_ran_is_read_from_its_members(
+    tmp_path: Path,
+) -> None:
+    """The first beginning and the last end."""
+    path = tmp_path / "log.db"
+    array = kit.task_id(1)
+    facts: list[Fact] = [
+        kit.submitted(1, options=TaskOptions(array=ArraySpec(count=3, first=1))),
+        *(
+            replace(
+                kit.finished(1, started_ms=start, ended_ms=end),
+                task=member_id(array, n),
+            )
+            for n, start, end in ((1, 20, 90), (2, 10, 30))
+        ),
+    ]
+    store = Store(path, WirePacker(), lambda _: None, kit.HandClock())
+    await asyncio.to_thread(store.open)
+    store.append(1, kit.entries(facts), kit.EPOCHS)
+    await store.close()
+    with sqlite3.connect(path) as old:
+        for column in ("started_ms", "ended_ms"):
+            old.execute(f"ALTER TABLE arrays DROP COLUMN {column}")
+        old.execute("PRAGMA user_version=4")
+    old.close()
+
+    store = Store(path, WirePacker(), lambda _: None, kit.HandClock())
+    await asyncio.to_thread(store.open)
+    record = await store.task(array)
+    await store.close()
+
+    assert record is not None
+    assert record.progress is not None
+    assert (record.progress.started_ms, record.progress.ended_ms) == (10, 90)
 
 
 @pytest.mark.parametrize("version", range(1, VERSION))

@@ -406,7 +406,7 @@ def test_of_an_array_that_failed_it_is_told_how_much_of_it(
     progress: Progress, text: str
 ) -> None:
     """Also where the others were given up."""
-    array = ArraySpec(count=sum(progress[:-1]), max_fails=2)
+    array = ArraySpec(count=progress.total, max_fails=2)
     own = replace(spec(), options=TaskOptions(array=array))
     record = TaskRecord(id=own.id, spec=own, progress=progress)
 
