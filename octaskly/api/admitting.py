@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from http import HTTPStatus
-from typing import Annotated, Final
+from typing import Annotated, Final, TypedDict
 
 import msgspec
 from aiohttp import web
 
-from octaskly.api import answers, render
+from octaskly.api import render
+from octaskly.api.answers import At
 from octaskly.api.problems import FORBIDDEN, Problem
 from octaskly.api.routing import Access, Call, Route, json_response
 from octaskly.api.schema import decode
@@ -46,6 +47,49 @@ class WordsIn(msgspec.Struct, forbid_unknown_fields=True):
     """The words of the machine that is answered."""
 
     fingerprint: Annotated[str, msgspec.Meta(max_length=WORDS_MAX)]
+
+
+class Membership(TypedDict):
+    """Where a node stands: what it belongs to, and what it would leave behind."""
+
+    name: str
+    node_id: str
+    node_key: str
+    mesh: str | None
+    interfaces: list[str]
+    members: list[str]
+    tasks: int
+
+
+class Invite(TypedDict):
+    """One machine may come in, once, soon."""
+
+    code: str
+    expires_at: At
+    places: list[str]
+
+
+class Entering(TypedDict):
+    """A node that begins anew in another mesh, or ends in none."""
+
+    name: str
+    node_id: str
+
+
+class Request(TypedDict):
+    """A machine that waits to be let in; nothing of it is proven but the words."""
+
+    name: str
+    node_id: str
+    fingerprint: str
+    address: str
+
+
+class Requests(TypedDict):
+    """All machines that wait to be let in."""
+
+    requests: list[Request]
+    total: int
 
 
 _words = msgspec.json.Decoder(WordsIn)
@@ -136,7 +180,7 @@ ROUTES = (
         access=Access.LOCAL,
         is_local=True,
         is_for_unpaired=True,
-        answers={200: answers.Membership},
+        answers={200: Membership},
     ),
     Route(
         method="POST",
@@ -146,7 +190,7 @@ ROUTES = (
         is_local=True,
         is_for_unpaired=True,
         takes=EnterIn,
-        answers={202: answers.Entering},
+        answers={202: Entering},
         refuses=(409,),
     ),
     Route(
@@ -157,7 +201,7 @@ ROUTES = (
         is_local=True,
         is_for_unpaired=True,
         takes=LeaveIn,
-        answers={202: answers.Entering},
+        answers={202: Entering},
         refuses=(409,),
     ),
     Route(
@@ -167,7 +211,7 @@ ROUTES = (
         access=Access.LOCAL,
         is_local=True,
         takes=InviteIn,
-        answers={201: answers.Invite},
+        answers={201: Invite},
         refuses=(409,),
     ),
     Route(
@@ -176,7 +220,7 @@ ROUTES = (
         perform=requests,
         access=Access.OPENED,
         is_local=True,
-        answers={200: answers.Requests},
+        answers={200: Requests},
     ),
     Route(
         method="POST",
@@ -185,7 +229,7 @@ ROUTES = (
         access=Access.OPENED,
         is_local=True,
         takes=WordsIn,
-        answers={200: answers.Request},
+        answers={200: Request},
     ),
     Route(
         method="POST",
@@ -194,6 +238,6 @@ ROUTES = (
         access=Access.OPENED,
         is_local=True,
         takes=WordsIn,
-        answers={200: answers.Request},
+        answers={200: Request},
     ),
 )

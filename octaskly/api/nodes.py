@@ -7,7 +7,7 @@ from http import HTTPStatus
 from aiohttp import web
 
 from octaskly import __version__
-from octaskly.api import answers, render, render_mesh
+from octaskly.api import answers_mesh, render, render_mesh
 from octaskly.api.problems import WORKER_NOT_FOUND, Problem
 from octaskly.api.routing import Access, Call, Route, json_response
 from octaskly.core.messages import Member
@@ -93,28 +93,28 @@ ROUTES = (
         access=Access.OPEN,
         is_local=True,
         query=None,  # Probes add parameters against caches.
-        answers={200: answers.Healthy, 503: answers.Unhealthy},
+        answers={200: answers_mesh.Healthy, 503: answers_mesh.Unhealthy},
     ),
     Route(
         method="GET",
         path="/api/v1/stats",
         perform=stats,
         access=Access.READ,
-        answers={200: answers.Stats},
+        answers={200: answers_mesh.Stats},
     ),
     Route(
         method="GET",
         path="/api/v1/nodes",
         perform=index,
         access=Access.READ,
-        answers={200: answers.Nodes},
+        answers={200: answers_mesh.Nodes},
     ),
     Route(
         method="GET",
         path="/api/v1/nodes/{name}",
         perform=show,
         access=Access.READ,
-        answers={200: answers.Node},
+        answers={200: answers_mesh.Node},
     ),
     *(
         Route(
@@ -123,7 +123,7 @@ ROUTES = (
             perform=steer,
             access=Access.ADMIN,
             is_local=True,
-            answers={200: answers.Node},
+            answers={200: answers_mesh.Node},
             refuses=(507,),
         )
         for steering in Steering
