@@ -1,22 +1,18 @@
 """The one middleware: everything passes here, in this order, before a handler runs.
 
 Host, Origin, preflight, membership, route, who asks, rights, how often, body. Whatever
-fails, and whatever a handler raises, leaves as JSON with the headers of every answer.
+fails, and whatever a handler raises, leaves as JSON: `answering` gives it its shape.
 """
 
 from __future__ import annotations
 
-import asyncio
-import itertools
-import re
-import secrets
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
 from http import HTTPStatus
 
 from aiohttp import web
 
 from octaskly.api import auditing, auth, guards, schema, toll
+from octaskly.api.answering import Answering, connection_of
 from octaskly.api.bodies import Bodies
 from octaskly.api.forward import HOP_HEADER
 from octaskly.api.holding import Holding, TokenEnded
@@ -25,8 +21,6 @@ from octaskly.api.problems import (
     UNAUTHENTICATED,
     UNPAIRED,
     Problem,
-    encode_problem,
-    problem_of,
     status_problem,
     too_many,
 )
@@ -38,51 +32,17 @@ from octaskly.api.routing import (
     Parts,
     Route,
     Seen,
-    json_response,
 )
-from octaskly.api.traffic import Traffic
 from octaskly.ports import Principal
 
 JOIN_HINT = "run `octaskly invite` on a member, then `octaskly join CODE` here"
 READING = ("GET", "HEAD")  #: they may last, and change nothing
-_REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
-_UNCACHED = {
-    "Cache-Control": "no-cache, no-store, must-revalidate",
-    "Pragma": "no-cache",
-    "Expires": "0",
-}
-_SERVER_NAME = "octaskly"
-_HARDENED = {
-    # Whatever an answer holds, a browser shows it as what it says that it is, runs
-    # nothing of it, tells no other site of it, and lets no page frame it.
-    "Content-Security-Policy": "default-src 'none'; script-src 'self'; "
-    "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
-    "X-Content-Type-Options": "nosniff",
-    "Referrer-Policy": "no-referrer",
-}
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Served:
-    """One request that was answered, for the log."""
-
-    request_id: str
-    method: str  #: empty when the request could not be parsed
-    path: str
-    status: int
-    duration_ms: float
-    subject: str | None
-    remote: str | None
-
 
 Endpoint = Callable[[web.Request], Awaitable[web.StreamResponse]]
-OnServed = Callable[[Served], None]
-OnFault = Callable[[str, BaseException], None]
-"""Gets the request id and an exception that nobody expected."""
 
 
 class Gate:
-    """Admits requests, performs them, and shapes every answer."""
+    """Admits requests, and performs them."""
 
     def __init__(
         self,
@@ -91,23 +51,18 @@ class Gate:
         guard: guards.Guard,
         verify: auth.Verify,
         node_name: str,
-        on_served: OnServed | None,
-        on_fault: OnFault | None,
+        answering: Answering,
         bodies: Bodies,
     ) -> None:
-        self._bodies = bodies
         self._parts = parts
-        self._holding = Holding(parts.gateway.tokens.is_good)
-        self._id_prefix = secrets.token_hex(4)
-        self.auditor = auditing.Auditor(parts, self._id_prefix)
         self._guard = guard
         self._verify = verify
         self._node_name = node_name
         name = node_name.lower()
         self._own_names = frozenset((name, f"{name}.local"))
-        self.traffic, self._on_served = Traffic(), on_served
-        self._on_fault = on_fault
-        self._numbers = itertools.count(1)
+        self._answering = answering
+        self._bodies = bodies
+        self._holding = Holding(parts.gateway.tokens.is_good)
         self._routes: dict[object, Route] = {}
 
     def endpoint(self, route: Route) -> Endpoint:
@@ -125,86 +80,25 @@ class Gate:
     ) -> web.StreamResponse:
         """Answer a request; never raises but when the connection is lost."""
         del handler  # It only names the route.
-        seen = self.see(request)
+        seen = self._answering.see(request)
         try:
             return await self._answer(request, seen)
         except Exception as error:  # The table decides; what is unknown is a 500.
             if request.writer.output_size > 0:
                 # The answer has begun: only a broken connection can tell the client.
                 if not isinstance(error, ConnectionError):
-                    self._explained(error, seen)
+                    self._answering.explain(error, seen)
                 raise ConnectionError("failed in mid-answer") from error
             if isinstance(error, web.HTTPException):
-                return self.refuse(status_problem(error.status))
-            return self.refuse(self._explained(error, seen))
+                return self._answering.refuse(status_problem(error.status))
+            return self._answering.refuse(self._answering.explain(error, seen))
         finally:
             self._bodies.let_go(seen)
 
-    def see(self, request: web.BaseRequest) -> Seen:
-        """Note that a request came in."""
-        given = request.headers.get("X-Request-ID", "")
-        name = given if _REQUEST_ID.fullmatch(given) else self._new_id()
-        seen = Seen(name, asyncio.get_running_loop().time())
-        _protocol(request).seen = seen
-        return seen
-
-    def refuse(self, problem: Problem) -> web.Response:
-        """Return the answer to a request that failed."""
-        body = encode_problem(problem, self._parts.clock.now().wall_ms)
-        response = json_response(body, problem.status)
-        response.headers.update(problem.headers)
-        if problem.closes:
-            response.force_close()
-        return response
-
-    def stamp(self, request: web.BaseRequest, response: web.StreamResponse) -> None:
-        """Add the headers of every answer, once."""
-        headers = response.headers
-        if "X-Request-ID" in headers:
-            return
-        seen = _protocol(request).seen or Seen(
-            self._new_id(), asyncio.get_running_loop().time()
-        )
-        took_s = asyncio.get_running_loop().time() - seen.began_s
-        headers["X-Request-ID"] = seen.id
-        headers["X-Response-Time-ms"] = f"{took_s * 1000:.3f}"
-        headers.update(seen.signature)
-        headers.update(seen.allowance or {})
-        if "Cache-Control" not in headers:
-            headers.update(_UNCACHED)
-        cors = guards.cors_headers(seen.origin)
-        for name, value in {**_HARDENED, **cors}.items():
-            headers.setdefault(name, value)
-        headers["Server"] = _SERVER_NAME
-        if self._parts.waits.is_closing:
-            response.force_close()
-
-    def note(self, request: web.BaseRequest, response: web.StreamResponse) -> None:
-        """Tell the log, and forget the request."""
-        handler = _protocol(request)
-        seen, handler.seen = handler.seen, None
-        if seen is not None:
-            self.auditor.note(seen, request.method, response.status)
-            self.traffic.note(seen, response)
-        if self._on_served is None:
-            return
-        now_s = asyncio.get_running_loop().time()
-        self._on_served(
-            Served(
-                request_id=response.headers.get("X-Request-ID", ""),
-                method=request.method if seen else "",
-                path=ascii(request.path)[1:-1] if seen else "",
-                status=response.status,
-                duration_ms=(now_s - seen.began_s) * 1000 if seen else 0.0,
-                subject=seen.subject if seen else None,
-                remote=request.remote,
-            )
-        )
-
     async def _answer(self, request: web.Request, seen: Seen) -> web.StreamResponse:
-        if _protocol(request).is_surplus:
+        if connection_of(request).is_surplus:
             raise too_many()
-        auditing.note_origin(seen, request, _protocol(request).peer)
+        auditing.note_origin(seen, request, connection_of(request).peer)
         try:
             route = self._route(request, seen)
             principal = None if route is None else self._principal(request, route)
@@ -249,8 +143,8 @@ class Gate:
 
     def _charge_stranger(self, request: web.Request, seen: Seen) -> None:
         """Count a request from the network that did not show who asks."""
-        handler = _protocol(request)
-        if handler.is_lan and handler.peer is None and request.remote:
+        connection = connection_of(request)
+        if connection.is_lan and connection.peer is None and request.remote:
             seen.allowance = self._parts.meter.charge_stranger(request.remote)
 
     def _route(self, request: web.Request, seen: Seen) -> Route | None:
@@ -274,14 +168,14 @@ class Gate:
 
     def _check_sender(self, request: web.Request, seen: Seen) -> None:
         """Keep out browsers that a foreign page sent."""
-        handler = _protocol(request)
-        if not handler.is_socket and handler.peer is None:
-            own = handler.own_addresses
-            if handler.is_lan:
+        connection = connection_of(request)
+        if not connection.is_socket and connection.peer is None:
+            own = connection.own_addresses
+            if connection.is_lan:
                 own = own | self._own_names
             hosts = request.headers.getall("Host", [])
             self._guard.check_host(hosts, _target_host(request), own)
-        scheme = "https" if handler.is_lan else "http"
+        scheme = "https" if connection.is_lan else "http"
         seen.origin = self._guard.allowed_origin(request.headers, scheme)
 
     async def _admit(
@@ -291,24 +185,24 @@ class Gate:
         route: Route,
         principal: Principal | None,
     ) -> Call:
-        handler = _protocol(request)
+        connection = connection_of(request)
         if principal is not None:
             auditing.note_principal(seen, principal)
-            is_local = self._is_local(handler, principal, route)
+            is_local = self._is_local(connection, principal, route)
             auth.check_rights(principal, route, is_local=is_local)
             view = self._parts.gateway.dispatcher()
             if not route.is_local and view is not None and view.is_self:
                 self._charge(principal, seen)  # Before its body is read.
         given = [] if route.query is None else request.query.items()
         call_query = Query(given, route.query or ())
-        hop = handler.peer if HOP_HEADER in request.headers else None
+        hop = connection.peer if HOP_HEADER in request.headers else None
         body = await self._bodies.read(request, seen, route)
         if route.takes is None:
             schema.require_nothing(body)
         return Call(
             request=request,
             seen=seen,
-            stamp=lambda response: self.stamp(request, response),
+            stamp=lambda response: self._answering.stamp(request, response),
             parts=self._parts,
             query=call_query,
             body=body,
@@ -317,21 +211,22 @@ class Gate:
         )
 
     def _is_local(
-        self, handler: Connection, principal: Principal, route: Route
+        self, connection: Connection, principal: Principal, route: Route
     ) -> bool:
         """Whether a user of this machine's socket asks, maybe through a page."""
-        if route.access is not Access.OPENED or handler.is_lan:
-            return handler.is_socket
-        return handler.is_socket or principal.opened_on == self._parts.gateway.node_id
+        if route.access is not Access.OPENED or connection.is_lan:
+            return connection.is_socket
+        own = self._parts.gateway.node_id
+        return connection.is_socket or principal.opened_on == own
 
     def _principal(self, request: web.Request, route: Route) -> Principal | None:
         """Return who asks; raise `Problem` (401, 403) unless that is known."""
         if route.access is Access.OPEN:
             return None
-        handler = _protocol(request)
-        is_bare = not handler.is_lan and "Authorization" not in request.headers
+        connection = connection_of(request)
+        is_bare = not connection.is_lan and "Authorization" not in request.headers
         if route.access is Access.NODE:
-            if handler.peer is None:
+            if connection.peer is None:
                 raise Problem(
                     401,
                     UNAUTHENTICATED,
@@ -339,14 +234,14 @@ class Gate:
                     headers={"WWW-Authenticate": "Bearer"},
                 )
             return None
-        if handler.is_socket:
-            return handler.local_principal(self._node_name)
+        if connection.is_socket:
+            return connection.local_principal(self._node_name)
         if route.access is Access.MACHINE and is_bare:
             return None
-        if handler.peer is not None:
+        if connection.peer is not None:
             statement = request.headers.get(auth.PRINCIPAL_HEADER)
             if statement is not None:
-                return self._still_good(auth.stated(statement, handler.peer))
+                return self._still_good(auth.stated(statement, connection.peer))
         return auth.bearer(request.headers.get("Authorization"), self._verify)
 
     def _still_good(self, principal: Principal) -> Principal:
@@ -354,20 +249,6 @@ class Gate:
         if not self._parts.gateway.tokens.is_good(principal):
             raise auth.ended()
         return principal
-
-    def _explained(self, error: Exception, seen: Seen) -> Problem:
-        problem = problem_of(error)
-        is_unexpected = problem.status == HTTPStatus.INTERNAL_SERVER_ERROR
-        if is_unexpected and self._on_fault is not None:
-            self._on_fault(seen.id, error)
-        return problem
-
-    def _new_id(self) -> str:
-        return f"{self._id_prefix}-{next(self._numbers):06x}"
-
-
-def _protocol(request: web.BaseRequest) -> Connection:
-    return request.protocol  # type: ignore[return-value]  # made by ApiServer alone
 
 
 def _target_host(request: web.Request) -> str | None:

@@ -21,12 +21,13 @@ from typing import Any
 from aiohttp import web
 
 from octaskly.api import auth, page
+from octaskly.api.answering import Answering, OnFault, OnServed
 from octaskly.api.auditing import Auditor
 from octaskly.api.bodies import Bodies
 from octaskly.api.crowd import SURPLUS_MAX, Crowd
 from octaskly.api.door import Door
 from octaskly.api.forward import Forwarder, Tune
-from octaskly.api.gate import Gate, OnFault, OnServed
+from octaskly.api.gate import Gate
 from octaskly.api.guards import Guard
 from octaskly.api.problems import status_problem
 from octaskly.api.rates import Meter
@@ -63,8 +64,8 @@ class Handler(web.RequestHandler):
     """One connection."""
 
     __slots__ = (
+        "_answering",
         "_crowd",
-        "_gate",
         "_local",
         "_peer_of",
         "_rotations",
@@ -80,7 +81,7 @@ class Handler(web.RequestHandler):
         self,
         manager: web.Server,
         *,
-        gate: Gate,
+        answering: Answering,
         crowd: Crowd,
         site: Site,
         peer_of: PeerNodeId,
@@ -88,7 +89,7 @@ class Handler(web.RequestHandler):
         **options: Any,
     ) -> None:
         super().__init__(manager, **options)
-        self._gate = gate
+        self._answering = answering
         self._crowd = crowd
         self._stranger: str | None = None  #: the address that it counts for
         self._peer_of, self._rotations = peer_of, rotations
@@ -172,7 +173,7 @@ class Handler(web.RequestHandler):
         first = (message or "").strip().partition("\n")[0]
         problem = status_problem(status, ascii(first[:200])[1:-1] or None)
         problem.closes = True
-        return self._gate.refuse(problem)
+        return self._answering.refuse(problem)
 
     async def finish_response(
         self,
@@ -182,13 +183,13 @@ class Handler(web.RequestHandler):
     ) -> tuple[web.StreamResponse, bool]:
         """Complete every answer, also those that never passed the gate."""
         if isinstance(resp, web.HTTPException):
-            resp = self._gate.refuse(status_problem(resp.status))
+            resp = self._answering.refuse(status_problem(resp.status))
         if not resp.prepared:
-            self._gate.stamp(request, resp)
+            self._answering.stamp(request, resp)
         try:
             return await super().finish_response(request, resp, start_time)
         finally:
-            self._gate.note(request, resp)
+            self._answering.note(request, resp)
 
 
 class ApiServer:
@@ -229,16 +230,16 @@ class ApiServer:
         parts = replace(parts, describe=describe, rotations=rotations, streams=streams)
         parts = replace(parts, files=files, metrics=report)
         self.streams, self.meter = streams, meter
+        self._answering = Answering(parts, on_served, on_fault)
         self._gate = Gate(
             parts=parts,
             guard=Guard(names=allow_hosts, origins=cors_origins),
             verify=verify,
             node_name=node_name,
-            on_served=on_served,
-            on_fault=on_fault,
+            answering=self._answering,
             bodies=Bodies(deadlines.body_s, bounds.bodies_bytes),
         )
-        self.traffic = self._gate.traffic
+        self.traffic = self._answering.traffic
         self._runner = _runner(self._application(), self._deadlines.shutdown_s)
         self._servers: list[asyncio.Server] = []
         self._socket_path: Path | None = None
@@ -251,7 +252,7 @@ class ApiServer:
     @property
     def auditor(self) -> Auditor:
         """What writes down who changes what here; the caller runs it."""
-        return self._gate.auditor
+        return self._answering.auditor
 
     @property
     def connections(self) -> int:
@@ -331,7 +332,7 @@ class ApiServer:
         return partial(
             Handler,
             self._runner.server,
-            gate=self._gate,
+            answering=self._answering,
             crowd=self._crowd,
             site=site,
             peer_of=self._peer_of,
@@ -365,7 +366,7 @@ def _silent_logger() -> logging.Logger:
     """Return a logger that drops everything.
 
     The library writes a traceback for each malformed request, which lets anybody fill
-    the log; what matters reaches the callbacks of the gate.
+    the log; what matters reaches the callbacks of `answering`.
     """
     logger = logging.getLogger("octaskly.api.http")
     logger.disabled = True
