@@ -6,7 +6,7 @@ import os
 import select
 from collections.abc import Mapping
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 from octaskly.runner.command import split_plain
 from octaskly.runner.limits import Fence
@@ -15,9 +15,6 @@ from octaskly.runner.slots import Slot
 from octaskly.runner.transcript import Writer
 from octaskly.runner.tree import MARK
 from octaskly.runner.usage import Gauge
-
-if TYPE_CHECKING:
-    import resource
 
 READ_BYTES = 65536
 MEMORY_BYTES = 256 << 10  #: of a stream; then a file is asked for
@@ -132,6 +129,8 @@ class Sink:
         """Take what is there, without waiting for others to close the pipe."""
         if not self.is_open:
             return
+        if self.epoll is None:
+            self._let_read()
         reads = 0
         while self.read() and reads < DRAIN_READS_MAX:
             reads += 1
@@ -140,8 +139,13 @@ class Sink:
 
     def watch(self, epoll: select.epoll) -> None:
         """Have an epoll tell when there is something to read."""
+        self._let_read()
         epoll.register(self.fd, select.EPOLLIN)
         self.epoll = epoll
+
+    def _let_read(self) -> None:
+        # Only our end: O_NONBLOCK on the task's stdout would surprise it.
+        os.set_blocking(self.fd, False)
 
     def unwatch(self) -> None:
         """Have it tell no more.
@@ -188,7 +192,7 @@ class Child:
     )
 
     status: int
-    usage: resource.struct_rusage
+    usage: bytes
     ended_s: float
     ended_ms: int
 
@@ -236,9 +240,7 @@ class Child:
             self.deadline_s = now_s + self.left_s
         self.left_s = None
 
-    def exit(
-        self, status: int, usage: resource.struct_rusage, *, now_s: float, now_ms: int
-    ) -> None:
+    def exit(self, status: int, usage: bytes, *, now_s: float, now_ms: int) -> None:
         """Note that its first process has ended, as `wait4` says."""
         self.status, self.usage = status, usage
         self.ended_s, self.ended_ms = now_s, now_ms

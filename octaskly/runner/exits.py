@@ -12,10 +12,12 @@ import signal
 from contextlib import suppress
 from typing import Final
 
+from octaskly.runner import usage
+
 SIGNALS: Final = (signal.SIGCHLD,)
 SIGSET_BYTES: Final = 128  #: of a `sigset_t`, in glibc and musl
-INFO_BYTES: Final = 128  #: of a `signalfd_siginfo`, and of a `siginfo_t`
-LOOK: Final = os.WEXITED | os.WNOHANG | os.WNOWAIT  #: for `waitid`, to collect nothing
+INFO_BYTES: Final = 128  #: of a `signalfd_siginfo`
+USAGE_BYTES: Final = 1024  #: more than any library has in its `struct rusage`
 
 
 class Exits:
@@ -37,28 +39,40 @@ class Exits:
         """Readable when there is something to tell."""
         if self.fd < 0:
             raise OSError(ctypes.get_errno(), "no descriptor for signals")
-        self._waitid = libc.waitid
-        self._waitid.argtypes = [
-            ctypes.c_int,
-            ctypes.c_uint,
-            ctypes.c_void_p,
-            ctypes.c_int,
-        ]
-        self._info = ctypes.create_string_buffer(INFO_BYTES)
-        self._info_at = ctypes.addressof(self._info)
+        self._wait4 = libc.wait4
+        number, address = ctypes.c_int, ctypes.c_void_p
+        self._wait4.argtypes = [number, address, number, address]
+        self._status = ctypes.c_int()
+        self._usage = ctypes.create_string_buffer(USAGE_BYTES)
+        self._view = memoryview(self._usage).cast("B")[: usage.BYTES]
+        self._places = ctypes.addressof(self._status), ctypes.addressof(self._usage)
 
     def take(self) -> None:
         """Take what `fd` was readable for; only then are children collected."""
         with suppress(BlockingIOError):
             os.read(self.fd, INFO_BYTES)
 
-    def has_children(self) -> bool:
-        """Whether there is any child, ended or not.
+    def collect(self) -> int:
+        """Collect a child that has ended; see `status` and `usage` then.
 
-        `os.wait4` says by an exception that there is none, which takes longer than
-        the call itself, and is the case after most tasks.
+        `os.wait4` makes sixteen numbers of what it was told, and says by an exception
+        that there is no child, which is so after most tasks.
+
+        Returns:
+            Its pid, 0 if there are only others, -1 if there is no child.
         """
-        return bool(self._waitid(os.P_ALL, 0, self._info_at, LOOK) == 0)
+        status_at, usage_at = self._places
+        return self._wait4(-1, status_at, os.WNOHANG, usage_at)  # type: ignore[no-any-return]
+
+    @property
+    def status(self) -> int:
+        """How the last one that was collected ended, as `os.wait4` has it."""
+        return self._status.value
+
+    @property
+    def used(self) -> bytes:
+        """What it used, for `usage.Gauge`."""
+        return bytes(self._view)
 
     def wait(self, most_s: float) -> None:
         """Wait for that, and for nothing else, but not for longer."""

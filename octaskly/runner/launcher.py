@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import gc
 import os
-import resource  # wait4 does so, when this process may not read the file any more
 import select
 import signal
 import socket
@@ -41,6 +40,7 @@ from octaskly.runner.timekeeper import NEVER, Timekeeper
 from octaskly.runner.tree import become_subreaper
 
 WATCH_AFTER_S = 0.005  #: most tasks are over by then, and cost no epoll calls
+OVER_MAX = 8  #: while an end is all that matters, so many are read together
 WAIT_MAX_S = 0.05  #: an order that has not started by then is given back
 OOM_SCORE = 500  #: as if half of the memory were theirs
 BURY_AGAIN_S = 0.025
@@ -70,7 +70,8 @@ class Launcher:
         self._last_end_s = 0.0
         self._heard_s = 0.0  # all descriptors were looked at
         self._dying: list[Child] = []
-        self._exits: deque[tuple[int, int, resource.struct_rusage]] = deque()
+        self._exits: deque[tuple[int, int, bytes]] = deque()
+        self._has_children = False  #: that have not ended, or were left by tasks
         self._is_closing = False
         self._epoll = select.epoll()
         self._outbox = Outbox(control, self._epoll)
@@ -93,24 +94,31 @@ class Launcher:
             signal.signal(number, signal.SIG_IGN)
         self._epoll.register(self._control, select.EPOLLIN)
         self._epoll.register(self._signal.fd, select.EPOLLIN)
+        is_deaf = False
         while not (self._is_closing or self._outbox.is_broken):
-            self._wait()
+            self._wait(is_deaf=is_deaf)
             self._reap()
             self._start_waiting()
+            is_deaf = self._is_deaf()
+            if is_deaf and len(self._over) < OVER_MAX:
+                continue  # The rest is done for several at a time, in warm caches.
             self._drain_over()
             now_s = time.monotonic()
             self._keep_time(now_s)
             self._outbox.send(len(self._waiting), now_s)
+        self._drain_over()
         self._end_all()
         self._outbox.send_last()
 
-    def _wait(self) -> None:
-        if self._is_deaf():
+    def _wait(self, *, is_deaf: bool) -> None:
+        if not is_deaf:
+            for fd, _ in self._epoll.poll(self._pause_s()):
+                self._handle(fd)
+            self._heard_s = time.monotonic()
+        self._has_children = self._collect()
+        if is_deaf and not self._exits:
             self._signal.wait(WATCH_AFTER_S)
-            return
-        for fd, _ in self._epoll.poll(self._pause_s()):
-            self._handle(fd)
-        self._heard_s = time.monotonic()
+            self._has_children = self._collect()
 
     def _is_deaf(self) -> bool:
         """Whether an end is all that matters: slots are taken, and more is to do."""
@@ -238,29 +246,21 @@ class Launcher:
 
     def _collect(self) -> bool:
         """Reap what has ended; return whether any child is left."""
-        while True:
-            are_all_here = len(self._exits) == len(self._running)
-            if are_all_here and not self._signal.has_children():
-                return False
-            try:
-                pid, status, usage = os.wait4(-1, os.WNOHANG)
-            except ChildProcessError:
-                return False
-            if pid == 0:
-                return True
+        ends = self._signal
+        while (pid := ends.collect()) > 0:
             if pid in self._running:
-                self._exits.append((pid, status, usage))
+                self._exits.append((pid, ends.status, ends.used))
             else:
                 self._kin.forget(pid)
+        return pid == 0
 
     def _reap(self) -> None:
-        has_children = self._collect()
         while self._exits:
             pid, status, usage = self._exits.popleft()
             child = self._running.pop(pid)
             now_s = self._last_end_s = time.monotonic()
             child.exit(status, usage, now_s=now_s, now_ms=int(time.time() * 1000))
-            if not has_children or self._kin.end_rest(child):
+            if not self._has_children or self._kin.end_rest(child):
                 self._slots.give(child.slot)
                 self._over.append(child)
             else:

@@ -212,9 +212,6 @@ class Pad:
         finally:
             os.close(out_w)
             os.close(err_w)
-        # Only our ends: O_NONBLOCK on the task's stdout would surprise it.
-        os.set_blocking(out_r, False)
-        os.set_blocking(err_r, False)
         return pid, out_r, err_r
 
     def _start_plain(self, order: Order, slot: Slot, pipes: tuple[int, int]) -> int:

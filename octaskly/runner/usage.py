@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import struct
+from typing import Final
 
-if TYPE_CHECKING:
-    import resource
-
+_USED: Final = struct.Struct("@5l")  #: two times in seconds and microseconds, and KiB
+BYTES: Final = _USED.size  #: of a `struct rusage` that are read
 SLACK_KB = 1024  #: the kernel counts memory in pieces, so two readings may differ
 UNKNOWN_KB = 1 << 62
 
@@ -24,10 +24,10 @@ class Gauge:
     def __init__(self) -> None:
         self._floor_kb = 0
 
-    def read(self, usage: resource.struct_rusage) -> Used:
-        """Return what was used."""
-        cpu_ms = round((usage.ru_utime + usage.ru_stime) * 1000)
-        peak_kb = usage.ru_maxrss
+    def read(self, usage: bytes) -> Used:
+        """Return what was used, as `wait4` said."""
+        user_s, user_us, system_s, system_us, peak_kb = _USED.unpack(usage)
+        cpu_ms = round((user_s + system_s) * 1000 + (user_us + system_us) / 1000)
         if peak_kb > self._floor_kb:  # Rarely: the floor is found with few tasks.
             self._floor_kb = own_peak_kb() + SLACK_KB
         return cpu_ms, peak_kb if peak_kb > self._floor_kb else None
