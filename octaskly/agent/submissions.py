@@ -143,6 +143,9 @@ class Submissions:
             # As safe as a new one would be: this disk may be the only one as yet that
             # has what another dispatcher accepted. No tasks wait for all before them.
             fresh, replicas = await self._accept(replace(asked, drafts=missing))
+            if known and missing:  # What was known may have fewer copies.
+                _, least = await self._accept(replace(asked, drafts=()))
+                replicas = min(replicas, least)
             more = iter(fresh)
             held = (draft.id and known.get(draft.id) for draft in asked.drafts)
             return [record or next(more) for record in held], replicas

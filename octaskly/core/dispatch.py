@@ -58,6 +58,7 @@ class Dispatch:
         replication: Replication,
         sequence: int,
     ) -> None:
+        self._journal = journal
         self._replication = replication
         self._is_strict = settings.is_strict
         self.is_reigning = False
@@ -149,6 +150,8 @@ class Dispatch:
             # takes. See docs/decisions/0014-start-while-committing.md.
             self._placing.touch(self._queue.put(fresh[0]))
         epoch = self._placing.epoch
+        # Asked about what is known already, which may be so from rows alone.
+        is_sole = not event.drafts and self._journal.is_ahead
 
         def durable(now: Moment) -> list[Effect]:
             self._acceptance.forget(fresh)
@@ -161,6 +164,7 @@ class Dispatch:
             return self._commit(now)
 
         def told(_: Moment, replicas: int) -> list[Effect]:
+            replicas = 1 if is_sole else replicas
             if is_strict and replicas == 1:
                 return [Answer(event.ticket, NotDurable())]
             return [Answer(event.ticket, Accepted(tuple(specs), replicas))]

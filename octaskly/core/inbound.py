@@ -139,6 +139,8 @@ class Inbound:
                 ids = (row.record.id for row in rows)
                 machines.dispatch.raise_sequence(highest_number(ids))
         if any(isinstance(effect, Written) for effect in effects):
+            if peer == machines.election.dispatcher:
+                machines.standby.fall_behind()  # Else it had been streamed.
             effects += machines.election.tell_holdings(peer)
         return effects + machines.election.on_absorbed(now)
 
@@ -188,12 +190,23 @@ class Inbound:
         """Let the queue be read afresh once all entries of others are on disk."""
         machines = self._machines
         dispatch = machines.dispatch
+        if dispatch.is_reigning and machines.journal.is_ahead:
+            self._hasten(now)
         if dispatch.adoption.is_held and machines.completeness.has_read_all:
             dispatch.adoption.go_on()
             return dispatch.on_absorbed(now)
         if not machines.exchange.take_news(machines.members.peers):
             return []
         return machines.journal.when_durable(machines.dispatch.on_absorbed, now)
+
+    def _hasten(self, now: Moment) -> None:
+        """Let standbys have what rows alone say here, if nobody brings the log.
+
+        Alone this node can wait for that longer: it is most of what it holds, maybe.
+        """
+        machines = self._machines
+        if machines.replication.nodes and machines.completeness.has_read_all:
+            machines.dispatch.retention.hasten(now)
 
     def _on_roster(self, peer: NodeId, roster: Roster) -> list[Effect]:
         machines = self._machines

@@ -93,6 +93,11 @@ class Journal:
         """Return the vector as messages carry it, ordered by stream."""
         return tuple(sorted(self.vector.items()))
 
+    @property
+    def is_ahead(self) -> bool:
+        """Whether rows of snapshots say more than the log."""
+        return not covers(self.vector, self._ahead.items())
+
     def ahead_items(self) -> Holdings:
         """Return what rows of snapshots say beyond the log, ordered by stream."""
         have = self.vector

@@ -238,6 +238,8 @@ class Repl:
     number: int  #: of the append that is complete with this message; 0: more follows
     entries: tuple[Entry, ...]
     epochs: tuple[tuple[StreamId, Epoch], ...]  #: who wrote streams that may be new
+    is_ahead: bool = False
+    """The sender knows more from rows of a snapshot than what it appends says."""
 
 
 @value(frozen=True, slots=True)

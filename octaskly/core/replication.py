@@ -11,11 +11,11 @@ Source: docs/explanation/replication.md.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 
-from octaskly.core.effects import Effect, Join, Note, Send, ServePull, Written
+from octaskly.core.effects import Append, Effect, Join, Note, Send, ServePull, Written
 from octaskly.core.journal import Journal
 from octaskly.core.membership import Membership
 from octaskly.core.messages import Pull, Repl, ReplOk
@@ -211,9 +211,8 @@ class Replication:
         if not copies:
             return []
         part = part_of((append,), append.number, size_bytes, now)
-        bytes_max = self._limits.entries_bytes
         # The same messages for all, so that they are packed once.
-        messages = repl_of(self._reign, (append,), append.number, bytes_max)
+        messages = self._messages(self._reign, (append,))
         return [
             effect
             for node, copy in copies
@@ -226,7 +225,7 @@ class Replication:
         effects: list[Effect] = []
         for node, copy in self._copies.items():
             self._fall_behind(copy, now)
-            effects += self._serve(node, now)
+            effects += self._bring_level(node, copy, now) or self._serve(node, now)
         return effects
 
     def _stream(
@@ -385,9 +384,12 @@ class Replication:
         assert self._reign is not None
         copy.phase = _Phase.STREAMING
         part = part_of(missing, self._number, sum(map(size_of, missing)), now)
-        bytes_max = self._limits.entries_bytes
-        messages = repl_of(self._reign, missing, self._number, bytes_max)
+        messages = self._messages(self._reign, missing)
         return self._stream(node, copy, part, messages, now)
+
+    def _messages(self, reign: Reign, appends: Sequence[Append]) -> tuple[Repl, ...]:
+        bytes_max, is_ahead = self._limits.entries_bytes, self._journal.is_ahead
+        return repl_of(reign, appends, self._number, bytes_max, is_ahead=is_ahead)
 
     def _drop(self, node: NodeId, since_s: float) -> None:
         """Count on a standby no more; `since_s` is when it was last of use."""

@@ -74,6 +74,10 @@ class Retention:
         self._waiting[event.ticket] = 0
         self._due_s = now.mono_s
 
+    def hasten(self, now: Moment) -> None:
+        """Write again what rows alone say: somebody is here to keep it."""
+        self._due_s = min(self._due_s, now.mono_s + STEP_S)
+
     def deadline(self) -> float | None:
         """Return when `on_time` has something to ask."""
         return None if self._is_asked else self._due_s
@@ -167,7 +171,8 @@ class Retention:
             self._after = event.after
             return self._placing.commit(now, self._release)
         self._after = 0
-        effects = self._placing.commit(now)
+        # The floor, as after all that is carried: so standbys hear that this is done.
+        effects = self._state(journal.floor, now)
         # Rows that came meanwhile may lie behind what was read.
         if self._joined == journal.joined:
             effects.append(journal.save(retold=event.ahead))

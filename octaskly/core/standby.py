@@ -40,6 +40,10 @@ class Standby:
         """The dispatcher may answer without this node: it serves or lists another."""
         self.epoch = NO_EPOCH
 
+    def _lag(self, epoch: Epoch) -> None:
+        if self.epoch == epoch:
+            self.fall_behind()
+
     def miss(self, message: Repl) -> None:
         """Note what this node did not keep, as it does not follow who streams it.
 
@@ -60,11 +64,16 @@ class Standby:
         effects: list[Effect] = [] if append is None else [append]
         if not self._holds(message):
             # It was taken for level, and is not: what is missing comes by PULL.
+            self._lag(message.epoch)
             return [*effects, *self._exchange.ask(peer)]
         self._exchange.forget(peer)
-        self.epoch = message.epoch
         if not message.number:
             return effects
+        if message.is_ahead:
+            # It answers for what its rows alone say, too, and that is not here yet.
+            self._lag(message.epoch)
+        else:
+            self.epoch = message.epoch
         self._received = message.number
         ok = ReplOk(message.epoch, message.number)
 

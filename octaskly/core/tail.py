@@ -79,11 +79,17 @@ class Tail:
 
 
 def repl_of(
-    reign: Reign, appends: Iterable[Append], number: int, bytes_max: int
+    reign: Reign,
+    appends: Iterable[Append],
+    number: int,
+    bytes_max: int,
+    *,
+    is_ahead: bool = False,
 ) -> tuple[Repl, ...]:
     """Return appends as messages of at most about `bytes_max`, complete at `number`.
 
-    All but the last have the number 0, as they complete no append.
+    All but the last have the number 0, as they complete no append. The last says
+    whether rows of the sender are ahead of its log.
     """
     epoch = reign.epoch
     messages = []
@@ -99,7 +105,7 @@ def repl_of(
                 entries, size = [], _size(entry)
                 epochs = [(reign.stream, epoch), *append.epochs]
             entries.append(entry)
-    messages.append(Repl(epoch, number, tuple(entries), tuple(epochs)))
+    messages.append(Repl(epoch, number, tuple(entries), tuple(epochs), is_ahead))
     return tuple(messages)
 
 

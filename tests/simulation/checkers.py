@@ -36,6 +36,7 @@ from octaskly.core.succession import covers
 from tests.simulation.disk import ENDING, Disk, Kept
 from tests.simulation.world import WALL_MS, Machine, Started, World
 
+TOLD_S = 20.0  #: within which a dispatcher has told its standbys what its rows say
 Claims = Claim | ClaimOk  #: what says whom a node reigns for or follows
 TELLS = {
     Phase.SEEK: {"seeking", "stopped"},
@@ -56,6 +57,9 @@ class Watch:
         self._terms: dict[NodeId, tuple[Disk, int]] = {}
         self._epochs: dict[NodeId, tuple[Node, Epoch]] = {}
         self._level: dict[NodeId, Node] = {}
+        self._ahead_s: dict[NodeId, float] = {}
+        self._heirs: dict[NodeId, tuple[Epoch, NodeId, set[TaskId]]] = {}
+        """Of whom each dispatcher was standby, and which of its tasks it lacks."""
         self._versions: dict[StreamId, int] = {}  #: of who writes each stream
         self._is_stale: dict[tuple[NodeId, Epoch, int], bool] = {}
         self._phases: dict[NodeId, tuple[Node, Phase]] = {}
@@ -78,6 +82,8 @@ class Watch:
             for entry in effect.entries if isinstance(effect, Append) else ():
                 self._is_not_brought_back(machine, entry)
         self._transitions_are_told(machine, effects)
+        self._rows_are_told(machine)
+        self._heirs_know_what_they_lack(machine)
         self._terms_never_decrease(machine)
         self._epochs_never_decrease(machine)
         self._no_stale_start()
@@ -160,11 +166,57 @@ class Watch:
     def _replicas_are_real(self, reply: Accepted) -> None:
         """I10: so many disks hold the tasks as the answer says."""
         for spec in reply.specs:
-            holders = self._holders((Submitted, spec.id, None))
+            machines = self._world.machines.values()
+            # A row of half a snapshot is on disk as well.
+            holders = [m.id for m in machines if _has_task(m.disk, spec.id)]
             is_gone = spec.id in self._world.forgotten
             assert is_gone or reply.replicas <= len(holders), (
                 f"{spec.id}: {reply.replicas} replicas said, on {holders}"
             )
+
+    def _rows_are_told(self, machine: Machine) -> None:
+        """I10: what only rows of a dispatcher say does not stay on one disk."""
+        node = machine.node
+        if (
+            node is None
+            or not machine.disk.stands_for
+            or not (node.is_dispatcher and machine.disk.ahead())
+            or not (node._replication.is_level and node._completeness.has_read_all)
+            or self._world.time_s < max(machine.full_s, machine.stall_s)
+        ):
+            self._ahead_s.pop(machine.id, None)
+            return
+        now_s = self._world.time_s
+        since_s = self._ahead_s.setdefault(machine.id, now_s)
+        assert now_s < since_s + TOLD_S, f"{machine.id} keeps rows to itself"
+
+    def _heirs_know_what_they_lack(self, machine: Machine) -> None:
+        """I4: a standby that reigns says 404 of nothing that its dispatcher had."""
+        node = machine.node
+        if node is None or not node.is_dispatcher:
+            self._heirs.pop(machine.id, None)
+            return
+        epoch, before, lacked = self._heirs.get(machine.id, (None, machine.id, set()))
+        if epoch != node.epoch:
+            level = node._standby.epoch
+            before = level.node or machine.id
+            disk = self._world.machines[before].disk
+            if level.node and disk.epoch < level:
+                disk = machine.disk  # A backup, or another one: as if it had nothing.
+            lacked = disk.records.keys() & self._world.promised.keys()
+            lacked -= machine.disk.records.keys() | self._world.forgotten.keys()
+            # A chosen name may be on its way anew, whose first task is lost for good.
+            lacked = {task for task in lacked if name_of(task) == task}
+            self._heirs[machine.id] = node.epoch, before, lacked
+        if not lacked or not node.is_complete:
+            return
+        disks = [each.disk for each in self._world.machines.values()]
+        for task in sorted(lacked - machine.disk.records.keys()):
+            had = self._world.machines[before]
+            holders = sum(task in disk.records for disk in disks)
+            is_sole = holders == 1 and task in had.disk.records and not had.node
+            is_gone = task in self._world.forgotten
+            assert is_gone or not is_sole, f"{machine.id}: 404 for {task}, on {before}"
 
     def _holders(self, key: Kept) -> list[NodeId]:
         machines = self._world.machines.values()
@@ -177,6 +229,8 @@ class Watch:
         if reply.replicas > 1:
             return
         assert not self._world.is_strict, f"{machine.id}: one copy, though strict"
+        if self._world.repeated:
+            return  # Of what rows alone say, standbys keep nothing yet.
         was_level = self._level.get(machine.id) is machine.node
         assert (
             not was_level
@@ -249,6 +303,10 @@ class Watch:
         for started in self._world.started[self._checked :]:
             assert started.attempt.term >= started.seen_term, f"stale: {started}"
         self._checked = len(self._world.started)
+
+
+def _has_task(disk: Disk, task: TaskId) -> bool:
+    return task in disk.records or (Submitted, task, None) in disk.kept
 
 
 def _has_level_standby(machine: Machine) -> bool:

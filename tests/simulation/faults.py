@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import combinations
 
 from octaskly.core.model import NO_HOLD, Limits, NodeId, Steering, TaskId
+from octaskly.core.node import Node
 from tests.simulation.checkers import (
     FINAL,
     Watch,
@@ -32,6 +34,7 @@ NARROW = Limits(
 """So that what bounds memory is reached by the few tasks of a world."""
 FORGETFUL = 0.3  #: share of worlds that forget tasks after a few seconds
 AWAY_S = 4.0  #: without a node, where nothing is forgotten
+TOLD_S = 2.0  #: after which a few rows of a dispatcher have to be on its standbys
 KEYED = 0.05  #: share of requests that repeat an earlier one
 NOTED = 0.2  #: beside so many requests something is recorded
 
@@ -369,6 +372,65 @@ def run_updated(seed: int) -> World:
     return world
 
 
+def run_newcomers(seed: int) -> World:
+    """Torment a world in which new nodes often lose who gives them a snapshot."""
+    world = World(seed, nodes=3 + seed % 3)
+    Watch(world)
+    profile = draw_profile(world)
+    world.limits = NARROW  # Else the tail in memory serves a newcomer.
+    # TLS lets no frame of a giver that has lost its disk come again.
+    world.network.repeats = 0.0
+    draw = random.Random(f"newcomers {seed}")
+    end_s = world.time_s + profile.seconds
+
+    def strike() -> None:
+        if world.time_s < end_s:
+            break_snapshot(world, profile, draw)
+            world.at(draw.uniform(0.5, 4.0), strike)
+
+    world.at(draw.uniform(1.0, 3.0), strike)
+    torment(world, profile)
+    calm(world)
+    for check in FINAL:
+        check(world)
+    return world
+
+
+def break_snapshot(world: World, profile: Profile, draw: random.Random) -> None:
+    """Let a node begin without a log; take from it who gives it rows, in mid-part."""
+    reigning = world.dispatchers()
+    others = [node for node in world.machines if node not in reigning]
+    if not reigning or not others:
+        return
+    newcomer, giver = draw.choice(others), reigning[0]
+    disk = Disk()
+    _restorer(world, newcomer, disk)()
+    world.start(newcomer)
+    is_lost = draw.random() < 0.5
+
+    def look(tries: int) -> None:
+        if world.is_calm or tries == 0 or world.machines[newcomer].disk is not disk:
+            return
+        if not disk.ahead():
+            world.at(0.02, lambda: look(tries - 1))
+            return
+        world.crash(giver)
+        if is_lost:
+            _restorer(world, giver, Disk())()
+        _restart(world, profile, giver)
+        if draw.random() < 0.5:  # Nobody else shall have it.
+            for other in world.machines:
+                if other not in (newcomer, giver):
+                    _restorer(world, other, Disk())()
+                    _restart(world, profile, other)
+        # Who has the part reigns for a while, or has time to tell it to others.
+        wait_s = draw.choice((0.1, 0.5, 2.0, 8.0)) * draw.uniform(0.5, 2.0)
+        _later(world, wait_s, partial(world.crash, newcomer))
+        _restart(world, profile, newcomer, after_s=wait_s)
+
+    world.at(0.02, lambda: look(100))
+
+
 def run_quiet(seed: int) -> World:
     """Let a mesh work without any fault: each task runs exactly once."""
     world = World(seed, nodes=SIZES[seed % len(SIZES)])
@@ -566,6 +628,43 @@ def run_half_followed(seed: int) -> World:
     for check in FINAL:
         check(world)
     return world
+
+
+def run_half_left(seed: int) -> World:
+    """The same, but the node with the part reigns and is lost, too, after a while."""
+    world, rows = _half_joined(seed)
+    first, second, third = world.machines
+    draw = world.random
+    world.run_until(lambda: world.dispatchers() == [second], 10.0)
+    reigning = world.machines[second].node
+    assert reigning is not None
+    for node in (first, third):
+        world.at(draw.uniform(0.0, 2.0), _starter(world, node))
+    is_level = partial(_has_level, reigning)
+    assert world.run_until(is_level, 10.0)
+    if draw.random() < 0.5:
+        world.run(draw.uniform(0.0, 0.5))
+    else:
+        world.run_until(lambda: len(reigning.standbys) == 2, 10.0)
+        world.run(TOLD_S)
+        held = [m.id for m in world.machines.values() if rows <= m.disk.records.keys()]
+        assert len(held) == 3, f"rows of half a snapshot are only on {held}"
+    world.crash(second)
+    end_s = world.time_s + draw.uniform(2.0, 20.0)
+    while world.time_s < end_s:
+        world.run(0.1)
+        for heir in world.alive():
+            if heir.node and heir.node.is_dispatcher and heir.node.is_complete:
+                assert rows <= heir.disk.records.keys(), f"{heir.id}: 404 for a row"
+    calm(world)
+    for check in FINAL:
+        check(world)
+    assert all(rows <= set(m.disk.records) for m in world.machines.values())
+    return world
+
+
+def _has_level(node: Node) -> bool:
+    return any(view.is_level for view in node.standbys)
 
 
 def run_same_names(seed: int) -> World:

@@ -39,7 +39,9 @@ from octaskly.core.node import Node
 from octaskly.core.phases import Phases
 from octaskly.core.replication import Replication
 from octaskly.core.results import KeptResult, KeptResults
+from octaskly.core.retention import Retention
 from octaskly.core.standby import Standby
+from octaskly.core.tail import repl_of
 from octaskly.core.versions import Versions
 from octaskly.core.worker import Worker
 from tests.simulation.disk import Disk
@@ -48,6 +50,7 @@ from tests.simulation.faults import (
     run_forgetful,
     run_half_followed,
     run_half_joined,
+    run_half_left,
     run_hand_over,
     run_same_names,
     run_seed,
@@ -359,6 +362,20 @@ def rows_are_taken_for_the_log(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Journal, "join", content)
 
 
+def rows_wait_for_the_floor(patch: pytest.MonkeyPatch) -> None:
+    """What only rows say is written again when it is time for the next floor."""
+    patch.setattr(Retention, "hasten", lambda *_: None)
+
+
+def standbys_take_the_log_for_all(patch: pytest.MonkeyPatch) -> None:
+    """They are not told that rows of their dispatcher say more."""
+
+    def reticent(*args: Any, is_ahead: bool) -> tuple[Repl, ...]:
+        return repl_of(*args)
+
+    patch.setattr(replication, "repl_of", reticent)
+
+
 def rows_of_others_do_not_matter(patch: pytest.MonkeyPatch) -> None:
     """A dispatcher goes by what the logs of its followers hold."""
     patch.setattr(Exchange, "lacks_rows", lambda *_: False)
@@ -454,6 +471,8 @@ MUTANTS: tuple[tuple[Plant, Hunt], ...] = (
     (deposed_dispatchers_are_acknowledged, run_seed),
     (vector_moves_before_the_last_part, run_forgetful),
     (rows_are_taken_for_the_log, run_half_joined),
+    (rows_wait_for_the_floor, run_half_left),
+    (standbys_take_the_log_for_all, run_half_left),
     (rows_of_others_do_not_matter, run_half_followed),
     (floor_without_the_carried, run_forgetful),
     (floors_wait_for_nothing, run_unordered),

@@ -20,7 +20,9 @@ from tests.simulation.faults import (
     run_flapping,
     run_half_followed,
     run_half_joined,
+    run_half_left,
     run_hand_over,
+    run_newcomers,
     run_of,
     run_quiet,
     run_same_names,
@@ -101,6 +103,20 @@ def test_what_came_with_half_a_snapshot_is_told_to_all(seed: int) -> None:
     world = run_half_joined(seed)
 
     assert world.snapshots == 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(10))
+def test_what_came_with_half_a_snapshot_outlives_who_told_it(seed: int) -> None:
+    """Or its heir says that it cannot tell yet."""
+    run_half_left(seed)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(10))
+def test_newcomers_whose_snapshots_break_off_lose_nothing(seed: int) -> None:
+    """Whoever gave them is crashed, or loses its disk, and then they do."""
+    run_newcomers(seed)
 
 
 @pytest.mark.slow

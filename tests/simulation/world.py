@@ -152,6 +152,7 @@ class World:
     late_share = 0.0  #: of tasks that come after another one
     needy_share = 0.0  #: of tasks that ask for much of a machine
     is_unordered = False  #: who is asked for entries mixes the streams
+    repeated: tuple[TaskSpec, ...] = ()  #: of the last answer, accepted before
     updated_share = 0.0  #: of starts before which the program is updated
 
     def __init__(
@@ -188,7 +189,6 @@ class World:
         self.asked: set[str] = set()  #: commands, as tasks have no ids before
         self.wanted: set[tuple[TaskId, str]] = set()
         """What clients asked for that were told that it is accepted."""
-        self.refused = 0
         self.promises: dict[Kept, set[NodeId]] = {}
         """What was confirmed to clients and workers, and which disks held it then."""
         self.promised: dict[TaskId, set[NodeId]] = {}  #: the tasks among it
@@ -201,7 +201,7 @@ class World:
         self.ends: dict[TaskId, set[TaskState]] = {}  #: and how, on a lost one, too
         self.forgotten: dict[TaskId, TaskRow] = {}  #: as a disk held it last
         self.is_skewed = False  #: a wall clock was moved, so ages mean little
-        self.snapshots = 0  #: that came to their end
+        self.refused = self.snapshots = 0  #: the latter came to their end
         self.is_calm = False  #: no fault happens any more
         self.watchers: list[Callable[[Machine, Event, list[Effect]], None]] = []
         self.gone_watchers: list[Callable[[Machine, TaskRow], None]] = []
@@ -209,6 +209,7 @@ class World:
         self._queue: list[tuple[float, int, Callable[[], None]]] = []
         self._order = self._ticket = 0
         self._drafts: dict[int, tuple[Draft, ...]] = {}  #: by ticket
+        self._held: dict[int, tuple[TaskSpec, ...]] = {}  #: what it repeats
         self._asked_s: dict[int, float] = {}  #: open requests, and since when
         self._log: list[tuple[object, ...]] = []  #: what tells two runs apart
         self._is_traced = is_traced
@@ -731,8 +732,9 @@ class World:
         machine = self.machines[node_id]
         if machine.node is None or machine.is_failing:
             return  # The gateway refuses what cannot be written.
-        if task_id is not None and task_id in map(name_of, machine.disk.records):
-            return  # It answers from its log.
+        if task_id is not None and (held := self._named(machine, task_id)):
+            self._repeat(machine, held)
+            return
         suffixes = tuple(f"{self.random.getrandbits(32):08x}" for _ in range(count))
         drafts = tuple(
             Draft(command=f"run {suffix}", id=None)
@@ -748,6 +750,18 @@ class World:
         self._drafts[ticket] = drafts
         event = TasksSubmitted(ticket, drafts, "client", suffixes)
         self.feed(machine, event)
+
+    def _named(self, machine: Machine, name: TaskId) -> list[TaskSpec]:
+        """Return the tasks of that name on a node's disk."""
+        records = machine.disk.records.values()
+        return [r.spec for r in records if r.spec and name_of(r.id) == name]
+
+    def _repeat(self, machine: Machine, held: list[TaskSpec]) -> None:
+        """Let the gateway answer from its log, once that is safe."""
+        ticket = self._next_ticket()
+        self._drafts[ticket] = ()
+        self._held[ticket] = tuple(held)
+        self.feed(machine, TasksSubmitted(ticket, (), "client", ()))
 
     def _made_late(self, draft: Draft, machine: Machine) -> Draft:
         """Let some tasks come after another one that this node knows."""
@@ -810,7 +824,9 @@ class World:
         if isinstance(reply, Steered):
             return
         match reply:
-            case Accepted(specs):
+            case Accepted(specs, replicas):
+                self.repeated = self._held.pop(ticket, ())
+                reply = Accepted((*specs, *self.repeated), replicas)
                 for spec, draft in zip(specs, self._drafts[ticket], strict=True):
                     self.accepted[spec.id] = spec
                     self.wanted.add((spec.id, draft.command))

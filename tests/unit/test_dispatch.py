@@ -21,28 +21,41 @@ from octaskly.core.events import (
     LiveLoaded,
     Loaded,
     TasksNotified,
+    TasksSubmitted,
 )
-from octaskly.core.facts import Assigned, CancelAsked, Finished, Notified, Submitted
+from octaskly.core.facts import (
+    NO_FLOOR,
+    Assigned,
+    CancelAsked,
+    Finished,
+    Notified,
+    Submitted,
+)
 from octaskly.core.merge import TaskRecord
 from octaskly.core.messages import (
-    Dispatch as DispatchMessage,
-)
-from octaskly.core.messages import (
+    Cursor,
     HeartbeatOk,
     Reattach,
     Report,
     Results,
+    Snapshot,
+    SnapshotHead,
+)
+from octaskly.core.messages import (
+    Dispatch as DispatchMessage,
 )
 from octaskly.core.model import (
     Limits,
     LoadSample,
     NodeState,
     Reason,
+    StreamId,
     TaskId,
     TaskState,
 )
 from octaskly.core.options import ArraySpec, TaskOptions
 from octaskly.core.parents import RIPE_MAX
+from octaskly.core.replication import Replication
 from octaskly.core.replies import Accepted, NotDurable, NotHere
 from tests.builders import (
     STREAM,
@@ -149,6 +162,28 @@ def test_what_was_accepted_is_still_answered_after_the_reign() -> None:
 
     assert isinstance(answer, Answer)
     assert isinstance(answer.reply, Accepted)
+
+
+@pytest.mark.parametrize("is_ahead", [False, True])
+def test_what_is_known_already_has_one_copy_while_rows_alone_may_say_it(
+    monkeypatch: pytest.MonkeyPatch, *, is_ahead: bool
+) -> None:
+    """What a request repeats may have come with a snapshot; standbys lack that."""
+    monkeypatch.setattr(Replication, "when_safe", lambda _, told, now: told(now, 2))
+    world = reigning()
+    head = SnapshotHead(vector=(), epochs=(), floor=NO_FLOOR, hlc=1)
+    seq = 3 if is_ahead else 0
+    stands_for = ((StreamId(5), seq),)
+    part = Snapshot(rows=(), cursor=Cursor(1, 1), more=True, vector=stands_for)
+    world.journal.join(part, head)
+
+    (known,) = world.dispatch.on_submitted(TasksSubmitted(1, (), "me", ()), moment())
+    new = world.dispatch.on_submitted(submit(), moment())
+
+    assert known == Answer(1, Accepted((), 1 if is_ahead else 2))
+    (answer,) = [effect for effect in new if isinstance(effect, Answer)]
+    assert isinstance(answer.reply, Accepted)
+    assert answer.reply.replicas == 2
 
 
 def test_an_idle_mesh_starts_a_task_while_it_is_committed() -> None:

@@ -15,6 +15,7 @@ from octaskly.core.effects import (
     Disconnect,
     Effect,
     LoadLive,
+    PlanFloor,
     Publish,
     Save,
     Send,
@@ -682,6 +683,42 @@ def test_a_standby_acknowledges_nothing_behind_what_it_did_not_keep() -> None:
 
     assert not of(Append, missed)
     assert [type(message) for message in sent(effects)] == [Pull]
+
+
+def test_what_only_rows_say_is_written_again_once_a_standby_has_told_all() -> None:
+    """Alone there is time: who gave the rows may come back with its log."""
+    shell = Shell(Saved(ahead=((StreamId(9), 3),)))
+    shell.serve()
+    shell.run(shell.now_s + 5)
+    shell.meet()
+    shell.hear(ClaimOk(EPOCH, ()))
+    shell.run(shell.now_s + 0.5)
+    assert not of(PlanFloor, shell.log)
+
+    shell.hear(Entries((), (), more=False, vector=()))
+
+    assert of(PlanFloor, shell.run(shell.now_s + 0.5))
+
+
+def test_a_standby_that_has_to_ask_its_dispatcher_is_level_no_more() -> None:
+    """Else it would say of a lost dispatcher's tasks that there are none."""
+    shell = Shell()
+    shell.feed(Woke(0.5))
+    shell.meet(epoch=THEIRS)
+    told = Submitted(TaskSpec(id=TaskId("t"), command="true"))
+    stream = StreamId(1)
+    some = [Entry(stream, seq, seq, told) for seq in (1, 2)]
+    writers = ((stream, THEIRS),)
+    standby = shell.node._standby
+    shell.hear(Repl(THEIRS, 1, (some[0],), writers))
+    shell.hear(Entries((some[0],), writers, more=False, vector=()))
+    assert standby.epoch == THEIRS
+
+    shell.hear(Entries((some[1],), writers, more=False, vector=()))
+    assert standby.epoch == NO_EPOCH
+
+    shell.hear(Repl(THEIRS, 3, (), writers))
+    assert standby.epoch == THEIRS
 
 
 def test_what_a_worker_runs_is_judged_when_its_last_part_has_come() -> None:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import pytest
 
-from octaskly.core.messages import STOPPING
-from octaskly.core.model import Limits, NodeId, NodeState, StandbyView
+from octaskly.core.effects import Effect
+from octaskly.core.facts import NO_FLOOR
+from octaskly.core.messages import STOPPING, Cursor, Repl, Snapshot, SnapshotHead
+from octaskly.core.model import Limits, NodeId, NodeState, StandbyView, StreamId
 from octaskly.core.replication import UNACKED_BYTES_MAX
-from tests.builders import STREAM, epoch
+from tests.builders import STREAM, epoch, moment
 from tests.copies import (
     NEXT_STREAM,
     Copies,
@@ -19,6 +21,7 @@ from tests.copies import (
     served,
 )
 
+OTHER = StreamId(5)
 NOTHING = ()  #: held by a node that has just been installed
 
 
@@ -232,6 +235,49 @@ def test_a_level_standby_comes_first_in_the_order_of_succession() -> None:
 
     assert world.standbys == ["c", "b"]
     assert world.level == ["c"]
+
+
+# --- Rows of snapshots.
+
+
+def rows(*, ahead: int, more: bool = False) -> tuple[Snapshot, SnapshotHead]:
+    """Return a part of a snapshot of which the log here lacks so much."""
+    head = SnapshotHead(vector=(), epochs=(), floor=NO_FLOOR, hlc=1)
+    stands_for = ((OTHER, ahead),) if ahead else ()
+    cursor = Cursor(1, 1)
+    part = Snapshot(rows=(), cursor=cursor, more=more, head=head, vector=stands_for)
+    return part, head
+
+
+def said_ahead(effects: list[Effect], to: str) -> list[bool]:
+    """Return what a standby is told of rows that say more than the log."""
+    return [m.is_ahead for m in sent(effects, to) if isinstance(m, Repl)]
+
+
+def test_standbys_hear_whether_rows_say_more_than_what_they_keep() -> None:
+    """They count on nothing but what is streamed."""
+    world = Copies("b")
+    assert said_ahead(world.write(), "b") == [False]
+
+    world.journal.join(*rows(ahead=3, more=True))
+    assert said_ahead(world.write(), "b") == [True]
+    assert said_ahead(world.follow("c"), "c") == [True]
+
+    world.journal.save(retold=((OTHER, 3),))
+    assert said_ahead(world.write(), "b") == [False]
+
+
+def test_a_standby_that_lacks_nothing_behind_rows_goes_on_at_once() -> None:
+    """An empty answer would end its questions, and one copy be all for ten seconds."""
+    world = Copies("b")
+
+    join = world.journal.join(*rows(ahead=0))
+    effects = world.replication.on_written(join, moment())
+
+    assert repls(effects, "b") == [(world.journal.appended, [])]
+    assert world.level == []
+    world.ack("b", world.journal.appended)
+    assert world.level == ["b"]
 
 
 # --- Joining.

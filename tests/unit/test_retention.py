@@ -7,7 +7,15 @@ from dataclasses import replace
 from octaskly.core.effects import Answer, Append, Effect, Join, PlanFloor, Save, Send
 from octaskly.core.events import FloorPlanned, ForgetAsked, PeerUp, Saved
 from octaskly.core.exchange import Exchange
-from octaskly.core.facts import Entry, Finished, Floor, Mark, Submitted, hlc_of
+from octaskly.core.facts import (
+    NO_FLOOR,
+    Entry,
+    Finished,
+    Floor,
+    Mark,
+    Submitted,
+    hlc_of,
+)
 from octaskly.core.journal import Journal
 from octaskly.core.merge import Birth, TaskRow, facts_of
 from octaskly.core.messages import (
@@ -21,7 +29,7 @@ from octaskly.core.messages import (
 )
 from octaskly.core.model import NO_EPOCH, Address, StreamId
 from octaskly.core.replies import Forgot
-from octaskly.core.retention import JUMP_MS
+from octaskly.core.retention import JUMP_MS, STEP_S
 from tests.builders import (
     STREAM,
     attempt,
@@ -85,13 +93,30 @@ def test_what_only_rows_say_is_written_again_step_by_step() -> None:
     assert (ask.after, ask.stream) == (4, STREAM)
     last = world.dispatch.on_read(rest, moment(62))
 
-    assert facts(last) == facts_of(record())
+    # Behind the floor standbys hear that no rows say more.
+    assert facts(last) == [*facts_of(record()), NO_FLOOR]
     assert [e.retold for e in last if isinstance(e, Save)] == [rest.ahead]
     assert world.dispatch.on_time(moment(130)) == []
     world.commit(130)
     (again,) = world.dispatch.on_time(moment(130))
     assert isinstance(again, PlanFloor)
     assert again.after == 0
+
+
+def test_where_somebody_keeps_it_what_only_rows_say_is_written_soon() -> None:
+    """Not after a minute; but one step leaves time for others."""
+    world = reigning()
+    world.dispatch.retention.hasten(moment(5))
+
+    assert world.dispatch.on_time(moment(5)) == []
+    (ask,) = world.dispatch.on_time(moment(5 + STEP_S))
+    assert isinstance(ask, PlanFloor)
+    some = FloorPlanned(None, (record(),), has_more=True, ahead=((OTHER, 7),), after=4)
+    world.dispatch.on_read(some, moment(6))
+    world.dispatch.retention.hasten(moment(6))
+    assert world.dispatch.on_time(moment(7)) == []
+    world.commit(7)
+    assert len(world.dispatch.on_time(moment(7))) == 1
 
 
 def test_rows_that_come_meanwhile_are_looked_at_in_the_next_round() -> None:

@@ -8,7 +8,7 @@ from octaskly.core.exchange import Exchange
 from octaskly.core.facts import CancelAsked, Entry
 from octaskly.core.journal import Journal
 from octaskly.core.messages import Entries, Pull, Repl, ReplOk
-from octaskly.core.model import Epoch, NodeId, StreamId, TaskId
+from octaskly.core.model import NO_EPOCH, Epoch, NodeId, StreamId, TaskId
 from octaskly.core.standby import PARTS_MAX, Standby
 from tests.builders import epoch, moment, node_id
 
@@ -30,10 +30,11 @@ class World:
         *entries: Entry,
         of: Epoch | None = None,
         peer: NodeId = A,
+        is_ahead: bool = False,
     ) -> list[Effect]:
         """The dispatcher streams."""
         reign = of or epoch()
-        message = Repl(reign, number, entries, ((OWN, reign),))
+        message = Repl(reign, number, entries, ((OWN, reign),), is_ahead)
         return self.standby.on_repl(peer, message, moment())
 
     def commit(self, number: int | None = None) -> list[Effect]:
@@ -241,6 +242,30 @@ def test_the_reign_that_a_node_is_level_with_is_that_of_the_last_whole_message()
     world.repl(8, entry(9), of=epoch(2))
 
     assert world.standby.epoch == epoch(1)
+
+
+def test_beyond_a_gap_a_node_is_level_no_more() -> None:
+    """Its dispatcher may answer without it until it has asked for the rest."""
+    world = World()
+    world.repl(7, entry(1))
+    world.repl(8, entry(3))
+
+    assert world.standby.epoch == NO_EPOCH
+
+
+def test_while_rows_of_its_dispatcher_say_more_a_node_is_not_level() -> None:
+    """It keeps what is streamed, and says so; the rest is not here yet."""
+    world = World()
+
+    world.repl(7, entry(1), is_ahead=True)
+    assert world.commit() == [ok(7)]
+    assert world.standby.epoch == NO_EPOCH
+
+    world.repl(8, entry(2))
+    assert world.standby.epoch == epoch()
+
+    world.repl(9, entry(3), is_ahead=True)
+    assert world.standby.epoch == NO_EPOCH
 
 
 def test_a_node_that_is_streamed_to_waits_for_no_answer() -> None:

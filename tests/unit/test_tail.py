@@ -22,6 +22,16 @@ def entry(seq: int, fact: Fact = SMALL, stream: StreamId = STREAM) -> Entry:
     return Entry(stream, seq, seq, fact)
 
 
+def test_the_last_message_says_whether_rows_say_more() -> None:
+    """The others complete nothing."""
+    some = [Append(9, (entry(1), entry(2)))]
+
+    parts = repl_of(REIGN, some, 9, 1, is_ahead=True)
+
+    assert [(part.number, part.is_ahead) for part in parts] == [(0, False), (9, True)]
+    assert [part.is_ahead for part in repl_of(REIGN, some, 9, 1)] == [False, False]
+
+
 def tail(*appends: Append, limits: Limits | None = None) -> Tail:
     """Return a tail that began when the own stream was empty."""
     made = Tail(limits or Limits())
