@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
+from itertools import chain
 
 from octaskly.agent.submissions import Submission
 from octaskly.core.acceptance import repeating
@@ -16,6 +18,10 @@ from octaskly.ports import Log
 
 KEY = "retry "  #: begins the key of a repetition; no client's key has a space
 
+Runs = Sequence[tuple[int, int]]
+"""Places of members, from one to another."""
+
+_RUNS_TOLD = 8
 _MEMBERS_MAX = ITEMS_BYTES_MAX // ITEM_BYTES + 1  #: so many fit into no array
 
 
@@ -25,7 +31,7 @@ async def repetition(record: TaskRecord, store: Log, submitter: str) -> Submissi
     Raises:
         TaskNotEnded: it is queued or runs.
         NothingToRepeat: it is an array whose members are all completed, or of which
-            more are not than fit into one.
+            more are not than one can name, and not in one range.
     """
     spec = record.spec
     if spec is None or not record.state.is_final:
@@ -47,24 +53,45 @@ async def _left(
 ) -> Draft:
     """Return a draft of an array with the members that did not succeed."""
     assert draft.options is not None
-    wanted = await store.unfinished(record.id, _MEMBERS_MAX)
-    if not wanted:
+    runs = await store.unfinished(record.id, _MEMBERS_MAX)
+    if not runs:
         hint = "all members of the array are completed"
         raise NothingToRepeat("Nothing to repeat", hint=hint)
     whole = (await store.tasks([name_of(record.id)]))[name_of(record.id)]
     given = {other.id: other.spec for other in whole}[record.id]
     assert given is not None
     assert given.array is not None
-    items = tuple(map(given.array.item, wanted))
-    array = ArraySpec(
-        count=len(items),
-        has_items=True,
-        items=items,
-        max_fails=asked.max_fails,
-    )
-    if array.items_bytes > ITEMS_BYTES_MAX:
-        raise NothingToRepeat(
-            "Nothing to repeat",
-            hint="more members are left than fit into one array; hand in others",
-        )
+    array = _named(runs, given.array) or _range(runs, given.array)
+    array = replace(array, max_fails=asked.max_fails)
     return replace(draft, options=replace(draft.options, array=array))
+
+
+def _named(runs: Runs, given: ArraySpec) -> ArraySpec | None:
+    """Return an array that names each of its members; None: they are too many."""
+    count = sum(last - first + 1 for first, last in runs)
+    if count > _MEMBERS_MAX:
+        return None
+    wanted = chain.from_iterable(range(first, last + 1) for first, last in runs)
+    items = tuple(map(given.item, wanted))
+    array = ArraySpec(count=count, has_items=True, items=items)
+    return array if array.items_bytes <= ITEMS_BYTES_MAX else None
+
+
+def _range(runs: Runs, given: ArraySpec) -> ArraySpec:
+    """Return an array of which two numbers say all.
+
+    Raises:
+        NothingToRepeat: they do not, as some between them are completed.
+    """
+    (first, last), *more = runs
+    if not more:
+        count = last - first + 1
+        return ArraySpec(count=count, first=given.number(first), step=given.step)
+    step = f":{given.step}" if given.step > 1 else ""
+    shown = [f"{given.number(a)}-{given.number(b)}{step}" for a, b in runs[:_RUNS_TOLD]]
+    shown += ["..."] if len(runs) > _RUNS_TOLD else []
+    raise NothingToRepeat(
+        "Nothing to repeat",
+        hint="more members are left than one array can name, and not in one range;"
+        f" hand in arrays of {', '.join(shown)}",
+    )

@@ -226,8 +226,10 @@ class Log(Past, Protocol):
     async def page(self, query: TaskQuery) -> TaskPage:
         """Read one page of tasks."""
 
-    async def unfinished(self, array: TaskId, limit: int) -> tuple[int, ...]:
-        """Read the places of members that are not completed, in order."""
+    async def unfinished(
+        self, array: TaskId, limit: int
+    ) -> tuple[tuple[int, int], ...]:
+        """Read the places of members that are not completed, as runs, in order."""
 
     @property
     def ends_to_tell(self) -> int:

@@ -284,8 +284,10 @@ class Store:
             lambda db: pages.page(db, query, lambda: self._clock.now().mono_s)
         )
 
-    async def unfinished(self, array: TaskId, limit: int) -> tuple[int, ...]:
-        """Read the places of members that are not completed, in order."""
+    async def unfinished(
+        self, array: TaskId, limit: int
+    ) -> tuple[tuple[int, int], ...]:
+        """Read the places of members that are not completed, as runs, in order."""
         return await self._read(lambda db: reader.unfinished(db, array, limit))
 
     async def ended(

@@ -121,8 +121,13 @@ def resolve(db: sqlite3.Connection, sequence: int) -> tuple[str, ...]:
     return tuple(name_of(task_id, places.get(task_id, 1)) for task_id in ids)
 
 
-def unfinished(db: sqlite3.Connection, array: TaskId, limit: int) -> tuple[int, ...]:
-    """Return the places of members that are not completed, in order."""
+def unfinished(
+    db: sqlite3.Connection, array: TaskId, limit: int
+) -> tuple[tuple[int, int], ...]:
+    """Return the places of members that are not completed, as runs, in order.
+
+    The last of each is included.
+    """
     members = arrays.members_of(db, array)
     if members is None:
         return ()
@@ -131,14 +136,13 @@ def unfinished(db: sqlite3.Connection, array: TaskId, limit: int) -> tuple[int, 
         " WHERE state = ? AND key BETWEEN ? AND ? ORDER BY key",
         (rows.NUMBER_OF[TaskState.COMPLETED], members.first, members.last),
     )
-    found: list[int] = []
+    runs: list[tuple[int, int]] = []
     start = members.first
     for (key,) in chain(completed, [(members.last + 1,)]):
-        found += range(start, min(key, start + limit - len(found)))
-        if len(found) >= limit:
-            break
+        if start < key and len(runs) < limit:
+            runs.append((start - members.first, key - 1 - members.first))
         start = key + 1
-    return tuple(key - members.first for key in found)
+    return tuple(runs)
 
 
 def ended(

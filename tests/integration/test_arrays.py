@@ -204,6 +204,28 @@ def test_what_was_cancelled_is_repeated_with_what_failed(agent: Agent) -> None:
     assert member["command"].startswith("test 499 -ne 1 ")
 
 
+def test_a_long_range_is_repeated_though_its_members_cannot_all_be_named(
+    agent: Agent,
+) -> None:
+    """It is 409 only where some in the middle are completed."""
+    array = submit(
+        agent,
+        "true",
+        array={"range": "5-1999999:2", "max_fails": 3},
+        requires={"labels": {"nobody": "has"}},
+    )
+    assert agent.call("DELETE", f"{ARRAYS}/{array}")[0] == 200
+
+    status, repeated = agent.call("POST", f"{ARRAYS}/{array}/retry")
+    body = agent.call("GET", f"{ARRAYS}/{repeated['id']}")[1]
+    agent.call("DELETE", f"{ARRAYS}/{repeated['id']}")
+
+    assert status == 201
+    assert body["array"]["range"] == "5-1999999:2"
+    assert body["array"]["queued"] == 999_998
+    assert body["array"]["max_fails"] == 3
+
+
 def test_nothing_is_repeated_of_an_array_without_failures(agent: Agent) -> None:
     """Nor of a task by the route of arrays."""
     array = submit(agent, "true", array={"range": "0-2"})

@@ -1,0 +1,73 @@
+"""What is handed in to repeat an array."""
+
+from __future__ import annotations
+
+from typing import cast
+
+import pytest
+
+from octaskly.agent import repeats
+from octaskly.agent.repeats import Runs, repetition
+from octaskly.core.arrays import Progress
+from octaskly.core.merge import TaskRecord
+from octaskly.core.options import ArraySpec, TaskOptions
+from octaskly.errors import NothingToRepeat
+from octaskly.ports import Log
+from tests.contract import log_kit as kit
+
+GIVEN = ArraySpec(count=50, first=10, step=2)
+RECORD = TaskRecord(
+    id=kit.task_id(1),
+    spec=kit.submitted(1, options=TaskOptions(array=GIVEN)).spec,
+    progress=Progress(cancelled=50),
+)
+
+
+class Stored:
+    """A log that holds one array, of which these members are not completed."""
+
+    def __init__(self, *runs: tuple[int, int]) -> None:
+        self._runs = runs
+
+    async def unfinished(self, _array: str, limit: int) -> Runs:
+        return self._runs[:limit]
+
+    async def tasks(self, names: list[str]) -> dict[str, list[TaskRecord]]:
+        return {names[0]: [RECORD]}
+
+
+async def repeated(*runs: tuple[int, int]) -> ArraySpec:
+    """Return the array that is handed in."""
+    asked = await repetition(RECORD, cast("Log", Stored(*runs)), "ana")
+    (draft,) = asked.drafts
+    assert draft.options is not None
+    assert draft.options.array is not None
+    return draft.options.array
+
+
+async def test_members_are_named_while_there_are_few() -> None:
+    """Whichever they are, and also if they follow one another."""
+    assert await repeated((0, 1), (4, 4)) == ArraySpec(
+        count=3, has_items=True, items=("10", "12", "18")
+    )
+
+
+async def test_many_that_follow_one_another_are_a_range(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Two numbers say it all."""
+    monkeypatch.setattr(repeats, "_MEMBERS_MAX", 3)
+
+    assert await repeated((46, 49)) == ArraySpec(count=4, first=102, step=2)
+
+
+async def test_many_with_gaps_are_refused_by_their_ranges(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As somebody would hand them in."""
+    monkeypatch.setattr(repeats, "_MEMBERS_MAX", 3)
+
+    with pytest.raises(NothingToRepeat) as refused:
+        await repeated((0, 1), (4, 9))
+
+    assert str(refused.value.hint).endswith("hand in arrays of 10-12:2, 18-28:2")
