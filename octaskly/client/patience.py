@@ -16,6 +16,10 @@ PAUSE_S_MIN: Final = 0.05
 FULL: Final = "Too many event streams"
 """How a node words that it lives, and has room once other streams have ended."""
 
+BEHIND: Final = "The log is not complete yet"
+BEHIND_PATIENCE_S: Final = 60.0
+"""While nodes merge their logs: who is asked then knows soon, unless one stays away."""
+
 Clock = Callable[[], float]
 
 
@@ -84,6 +88,8 @@ class Failures:
         self.count += 1
         pause_s = self._wanted_s(error)
         patience_s = self._patience_s
+        if patience_s and str(error) == BEHIND:
+            patience_s = max(patience_s, BEHIND_PATIENCE_S)
         if not self._was_reached and isinstance(error, ReplyLost):
             patience_s = min(patience_s, FIRST_PATIENCE_S)
         if pause_s is None or now + pause_s > self._since + patience_s:

@@ -12,10 +12,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import octaskly
+from octaskly.api.problems import CATCHING_UP
 from octaskly.client import flows, following, mapping
 from octaskly.client.asker import Asker
 from octaskly.client.calls import Call, Reply
-from octaskly.client.patience import Deadline
+from octaskly.client.patience import BEHIND, Deadline
 from octaskly.client.steps import Begin, Emit, Leave, Pause, Read, Send
 from octaskly.client.streams import Event, Parser
 
@@ -144,6 +145,24 @@ def test_a_mesh_between_dispatchers_is_waited_for_as_long_as_patience_lasts() ->
     with pytest.raises(octaskly.NoDispatcher):
         submitted(play)
     assert play.clock.now_s == 10.0
+
+
+@pytest.mark.parametrize(("patience_s", "waited_s"), [(10.0, 60.0), (0.0, 0.0)])
+def test_logs_that_are_merged_are_waited_for_longer(
+    patience_s: float, waited_s: float
+) -> None:
+    """That takes longer than an election; who wants no wait at all has none."""
+    behind = refused(503, BEHIND, retry_after="2")
+    play = Play(*[behind] * 31, patience_s=patience_s)
+
+    with pytest.raises(octaskly.Refused):
+        submitted(play)
+    assert play.clock.now_s == waited_s
+
+
+def test_what_a_node_says_while_logs_are_merged_is_known() -> None:
+    """The client goes by the text."""
+    assert BEHIND == CATCHING_UP
 
 
 def test_a_node_that_never_answered_is_not_waited_for() -> None:
