@@ -33,11 +33,21 @@ def interrupt_noted() -> Iterator[list[int]]:
 @contextlib.contextmanager
 def interruptible(noted: list[int]) -> Iterator[None]:
     """Let Ctrl-C end the block at once, also one that was put off before."""
-    with handling(_INTERRUPTING, signal.default_int_handler):
+    with handling(_INTERRUPTING, _interrupt):
         if noted:
+            number = noted[0]
             noted.clear()
-            raise KeyboardInterrupt
+            raise KeyboardInterrupt(number)
         yield
+
+
+def _interrupt(number: int, _frame: object) -> None:
+    raise KeyboardInterrupt(number)
+
+
+def cause(interrupt: KeyboardInterrupt) -> str:
+    """Return what people call the signal that interrupted a block."""
+    return "SIGTERM" if interrupt.args == (signal.SIGTERM,) else "Ctrl-C"
 
 
 @contextlib.contextmanager

@@ -98,6 +98,8 @@ class Results:
         why = task.detail or task.reason
         if task.reason == "exit" and task.exit_code is not None:
             why = f"exit code {task.exit_code}"
+        elif task.signal is not None and not task.detail:
+            why = f"signal {task.signal}"
         note(f"{task.id}{item} failed: {why}")
         if self._failed == NAMED_MAX:
             note(f"more of them: octaskly ls --array {self._array} --status failed")

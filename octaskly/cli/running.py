@@ -17,7 +17,7 @@ from octaskly.cli import completing
 from octaskly.cli.asking import Asked, asking
 from octaskly.cli.choice import Choice
 from octaskly.cli.following import Following
-from octaskly.cli.interrupts import interrupt_noted, interruptible
+from octaskly.cli.interrupts import cause, interrupt_noted, interruptible
 from octaskly.cli.render import (
     EXIT_CANCELLED,
     EXIT_FAILED,
@@ -97,27 +97,27 @@ def _follow(client: Session, ref: str, noted: list[int], *, as_json: bool) -> in
     """
     following = Following(client, ref, says_state=False)
     task: Task | None = None
-    is_cancelled = False
+    cancelled_by = ""
     while task is None:
         try:
-            if is_cancelled:
-                _cancel_as_said(client, ref)
+            if cancelled_by:
+                _cancel_as_said(client, ref, cancelled_by)
             with interruptible(noted):
                 task = (
                     _wait(client, ref) if as_json else following.to_the_end(follow=True)
                 )
-        except KeyboardInterrupt:
-            if is_cancelled:
+        except KeyboardInterrupt as interrupt:
+            if cancelled_by:
                 note(f"not waiting any more; see it with: octaskly logs -f {ref}")
                 return EXIT_CANCELLED
-            is_cancelled = True
+            cancelled_by = cause(interrupt)
         except OSError:  # Nobody gets what it writes: here it would end, too.
             with interrupt_noted():
                 cancel_ended(client, ref)
             raise
     if as_json:
         print_json(client.ask(calls.task(task.id, is_exact=False)).body)
-    return exit_code(task, is_cancelled=is_cancelled)
+    return exit_code(task, is_cancelled=bool(cancelled_by))
 
 
 @contextlib.contextmanager
@@ -136,10 +136,10 @@ def _wait(client: Session, ref: str) -> Task:
     return client.run(flows.wait(client.asker, ref, until=client.asker.until(None)))
 
 
-def _cancel_as_said(client: Session, ref: str) -> None:
+def _cancel_as_said(client: Session, ref: str, by: str) -> None:
     """Cancel a task; a Ctrl-C that comes meanwhile ends only the waiting for it."""
     with interrupt_noted() as again:
-        note(f"cancelling {ref}; Ctrl-C again to stop waiting for it")
+        note(f"cancelling {ref}; {by} again to stop waiting for it")
         cancel_ended(client, ref)
     if again:
         raise KeyboardInterrupt

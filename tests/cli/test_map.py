@@ -64,6 +64,16 @@ def count(agent: DemoAgent) -> int:
         return len(list(client.tasks()))
 
 
+def test_a_member_that_a_signal_ended_is_told_with_its_number(agent: DemoAgent) -> None:
+    """As `exit code` is."""
+    done = octaskly(agent, "map", "kill -{} $$", ":::", "9")
+
+    assert done.returncode == 1
+    assert re.search(
+        rb"^task-[\w-]+\.0 \(9\) failed: signal 9$", done.stderr, re.MULTILINE
+    )
+
+
 def test_results_come_as_members_end_or_in_their_order(
     agent: DemoAgent, tmp_path: Path
 ) -> None:

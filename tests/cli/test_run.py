@@ -252,18 +252,21 @@ def wait_until_asked(api: Api, what: str, *, after: str = "") -> None:
         os.sched_yield()
 
 
+@pytest.mark.parametrize(
+    ("number", "name"), [(signal.SIGINT, b"Ctrl-C"), (signal.SIGTERM, b"SIGTERM")]
+)
 def test_first_interrupt_cancels_the_task_and_waits(
-    api: Api, environ: dict[str, str]
+    api: Api, environ: dict[str, str], number: signal.Signals, name: bytes
 ) -> None:
-    """Ctrl-C means the command, wherever it runs."""
+    """Ctrl-C means the command, wherever it runs; so does SIGTERM, by its name."""
     process = start(environ, "sleep 60")
     wait_until_asked(api, "/logs")
 
-    process.send_signal(signal.SIGINT)
+    process.send_signal(number)
     _, stderr = process.communicate(timeout=60)
 
     assert process.returncode == 130
-    assert b"cancelling task-001-00000001" in stderr
+    assert b"cancelling task-001-00000001; %s again to stop" % name in stderr
     [task] = api.tasks.values()
     assert task["status"] == "cancelled"
 
