@@ -12,6 +12,7 @@ from typing import Any, Final
 
 from octaskly.agent.admissions import Moves, admissions_of_member
 from octaskly.agent.clock import SystemClock
+from octaskly.agent.condition import Condition
 from octaskly.agent.fitness import Fitness
 from octaskly.agent.gateway import AgentGateway
 from octaskly.agent.keeper import Keeper
@@ -42,7 +43,6 @@ from octaskly.mesh.interfaces import LocalAddress, local_addresses
 from octaskly.mesh.tcp import tune
 from octaskly.mesh.transport import Transport
 from octaskly.runner.workdir import captured
-from octaskly.stats import LoadSampler
 from octaskly.store import Store
 from octaskly.trust import Keyring, MeshSecret, MeshTrust, NodeKey, Tokens
 
@@ -94,9 +94,9 @@ class Parts:
             config.options, lan if config.options.interfaces else EVERYWHERE, log
         )
         self._info = self._describe(lasting_name(config.name, saved.name))
-        self._sampler = LoadSampler()
-        self._load = self._sampler.sample()
-        self._is_disk_failing, self._peers_known = False, len(saved.peers)
+        self._condition = Condition(store)
+        self._peers_known = len(saved.peers)
+        self._work: list[asyncio.Task[None]] = []  #: what goes on until the close
         self._build_core(saved, is_first=is_first, on_stopped=on_stopped)
         self._build_admissions(secret, key, moves)
         self._build_shell(on_duplicate)
@@ -114,31 +114,18 @@ class Parts:
             on_ended=self._webhooks.ended,
         )
         self._admissions.start(tasks)
-        self._discovery.end(self._keeper.secret.ended)
-        self._keeper.connect(
-            rotation=self._node.rotation,
-            tickets=self.gateway.tickets,
-            post=self.loop.post,
-            send=self._transport.send,
-            tasks=tasks,
-            users=(
-                self._trust.renew,
-                self._tokens.renew,
-                lambda _: self._api.forward_as(self._trust.lan_client_context()),
-                lambda s: self._api.expel(s.denied, is_settled=len(s.accepted) == 1),
-                lambda secret: self._discovery.end(secret.ended),
-                lambda secret: self._poster.renew(secret.webhook_key()),
-            ),
-        )
+        self._share_secret(tasks)
         await self._transport.start(tasks, self._peer_sockets)
         await self._api.serve(Site.LOOPBACK, self._api_sockets)
         await self._api.serve(Site.LAN, self._lan_sockets)
         await self._api.start_unix(self._socket_path, group=GROUP)
         self.loop.start()
-        self._tidy = tasks.create_task(self._pool.recorder.tidy())
-        self._telling = tasks.create_task(self._webhooks.run())
-        self._noting = tasks.create_task(self._api.auditor.run())
-        self._watching = tasks.create_task(self.gateway.course.run())
+        self._work += [
+            tasks.create_task(self._pool.recorder.tidy()),
+            tasks.create_task(self._webhooks.run()),
+            tasks.create_task(self._api.auditor.run()),
+            tasks.create_task(self.gateway.course.run()),
+        ]
         self._dial_seeds(tasks)
         await self._discovery.start(tasks, peers_known=self._peers_known)
         description = self._description()
@@ -157,15 +144,10 @@ class Parts:
 
     def sample(self) -> None:
         """Take a sample of this machine: its load, and whether its disk has room."""
-        # Without a descriptor to spare, the sample before is good enough.
-        with contextlib.suppress(OSError):
-            self._load = self._sampler.sample()
-        self.loop.post(ev.LoadSampled(self._load))
+        self.loop.post(self._condition.sampled())
         self._pool.wake()
-        is_failing = self._store.failure is not None or not self._store.is_room()
-        if is_failing != self._is_disk_failing:
-            self._is_disk_failing = is_failing
-            self.loop.post(ev.DiskChanged(is_failing))
+        if (changed := self._condition.disk_changed()) is not None:
+            self.loop.post(changed)
 
     def persisted(self, number: int) -> None:
         """Tell the core, and those who listen, that more is on disk."""
@@ -185,10 +167,8 @@ class Parts:
         """Answer what is in flight, say goodbye, end every tree."""
         with contextlib.suppress(FileNotFoundError):
             self._config.paths.description.unlink()
-        self._tidy.cancel()
-        self._telling.cancel()
-        self._noting.cancel()
-        self._watching.cancel()
+        for work in self._work:
+            work.cancel()
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(LAST_WORDS_S):
                 await self._api.auditor.flush()
@@ -199,6 +179,25 @@ class Parts:
         await self._discovery.close()
         await self._transport.close()
         await self._pool.close()
+
+    def _share_secret(self, tasks: asyncio.TaskGroup) -> None:
+        """Let all parts that use the mesh secret hear when it is renewed."""
+        self._discovery.end(self._keeper.secret.ended)
+        self._keeper.connect(
+            rotation=self._node.rotation,
+            tickets=self.gateway.tickets,
+            post=self.loop.post,
+            send=self._transport.send,
+            tasks=tasks,
+            users=(
+                self._trust.renew,
+                self._tokens.renew,
+                lambda _: self._api.forward_as(self._trust.lan_client_context()),
+                lambda s: self._api.expel(s.denied, is_settled=len(s.accepted) == 1),
+                lambda secret: self._discovery.end(secret.ended),
+                lambda secret: self._poster.renew(secret.webhook_key()),
+            ),
+        )
 
     # --- building ------------------------------------------------------------------
 
@@ -247,7 +246,7 @@ class Parts:
             ),
             # The pool is made later.
             pieces=lambda *what, **how: self._pool.recorder.pieces(*what, **how),  # noqa: PLW0108
-            sample=lambda: self._load,
+            sample=lambda: self._condition.load,
             fitness=Fitness(self.failure, self._store.is_room, self._keeper.trouble),
             signer=self._tokens,
             names={**dict(saved.names), self._info.id: name},
