@@ -55,7 +55,8 @@ class Bodies:
             hint = f"the body did not arrive within {self._deadline_s:g} s"
             raise Problem(408, "Request timeout", hint=hint, closes=True) from None
         except web.RequestPayloadError as error:
-            hint = f"the body cannot be read: {error}"
+            why = " ".join(str(error).split()).removeprefix("400, message: ")
+            hint = f"the body cannot be read: {why}"
             raise Problem(400, "Bad request", hint=hint, closes=True) from None
 
     def let_go(self, seen: Seen) -> None:

@@ -188,6 +188,16 @@ async def test_b04_own_hosts(host: str) -> None:
     assert answer.status == 200, answer
 
 
+async def test_a_body_that_is_no_gzip_is_refused_in_one_line(node: ApiNode) -> None:
+    """As every hint is: it goes into logs and to terminals."""
+    headers = ADMIN | {"Content-Encoding": "gzip", "Content-Type": "application/json"}
+    answer = await node.ask("POST", "/api/v1/tasks", headers=headers, body=b"{}")
+
+    assert_problem(answer, 400, "Bad request")
+    said = "the body cannot be read: Can not decode content-encoding: gzip"
+    assert answer.json["hint"] == said
+
+
 async def test_b04_absolute_uri(node: ApiNode) -> None:
     """The host of the target counts as much as the header."""
     own = await node.ask("GET", f"http://localhost:{node.port}/health")
