@@ -13,14 +13,14 @@ import socket
 from collections.abc import AsyncGenerator, AsyncIterable, Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 
 from octaskly.agent.apart import take_over
 from octaskly.config.defaults import PAIRING_PORT
 from octaskly.config.kinds import Peer, Unusable
 from octaskly.config.places import Paths
 from octaskly.core.model import Address
-from octaskly.errors import ConfigError, PairingFailed, TrustError
+from octaskly.errors import ConfigError, OctasklyError, PairingFailed, TrustError
 from octaskly.mesh.looking import members_that_invite
 from octaskly.mesh.pairing import EXCHANGE_S, Conversation, call
 from octaskly.ports import Clock
@@ -39,6 +39,9 @@ from octaskly.trust.secret import parse
 
 LOOK_S: Final = 5.0  #: for a member with an open invite
 GREETING_S: Final = 3.0  #: for its first answer; others may invite, too
+ASKED_AT_ONCE: Final = 8  #: members; who is silent keeps none of the others waiting
+SHOWN_MAX: Final = 3  #: members that may try one code, each with one guess
+OTHERS_S: Final = 1.0  #: for another with that number, once one did not accept it
 MESH_CHARS: Final = 4  #: of a mesh's id, enough for people who compare
 _NEW_CODE: Final = "octaskly invite    on a member makes a new code"
 
@@ -69,6 +72,23 @@ class _Greetings:
     member: Greeting
 
 
+class _Talk(NamedTuple):
+    """A conversation with a member that has an invite of the code's number."""
+
+    conversation: Conversation
+    greetings: _Greetings
+
+
+class _Failure(NamedTuple):
+    """Why a member lets this machine not in, and how much that tells."""
+
+    error: OctasklyError
+    weight: int
+
+
+_OF_NOBODY, _OF_SILENCE, _OF_ANOTHER, _OF_THE_CODE, _OF_THE_LOOK = range(5)
+
+
 class Joiner:
     """This machine, as it asks for a way in.
 
@@ -89,32 +109,91 @@ class Joiner:
     async def by_code(self, code: Code, places: AsyncIterable[Place]) -> Admitted:
         """Return the keyring that the member has which showed this code.
 
-        Who goes no further before anything of the code was shown may not be the one:
-        others may invite, too. So they are asked as they come.
+        Others may invite, too, so all are asked at once as they come, and what the code
+        is for is shown to the first that has its number. If that was not the one, since
+        two have the same number, the next few may be.
 
         Raises:
             PairingFailed: no member took it, or it is not the right one.
         """
-        failures: list[PairingFailed] = []
-        silence: PairingFailed | None = None
-        async for place in places:
+        talks: asyncio.Queue[_Talk | _Failure | None] = asyncio.Queue()
+        async with asyncio.TaskGroup() as tasks:
+            asking = tasks.create_task(self._ask_all(code, places, talks))
+            outcome = await self._outcome(code, talks)
+            asking.cancel()
+        while not talks.empty():
+            if isinstance(talk := talks.get_nowait(), _Talk):
+                talk.conversation.close()
+        if isinstance(outcome, OctasklyError):
+            raise outcome
+        return outcome
+
+    async def _ask_all(
+        self,
+        code: Code,
+        places: AsyncIterable[Place],
+        talks: asyncio.Queue[_Talk | _Failure | None],
+    ) -> None:
+        """Ask members as they come, some at a time; tell each answer, then None."""
+        room = asyncio.Semaphore(ASKED_AT_ONCE)
+
+        async def ask(place: Place) -> None:
             try:
-                conversation = await call(place.addresses)
-            except OSError as error:
-                silence = silence or _unreachable(place, error)
-                continue
-            try:
-                greetings = await self._greet(conversation, code, place)
-            except OSError:
-                silence = silence or _no_pairing(conversation.host)
-            except PairingFailed as error:
-                failures.append(error)
-            else:
-                return await self._proven(conversation, code, greetings)
+                talks.put_nowait(await self._asked(code, place))
             finally:
-                conversation.close()
-        # Of several the most telling one: what a member says of this very code.
-        raise max(failures, key=_weight, default=silence or no_invite())
+                room.release()
+
+        async with asyncio.TaskGroup() as tasks:
+            try:
+                async for place in places:
+                    await room.acquire()
+                    tasks.create_task(ask(place))
+            except OctasklyError as error:
+                talks.put_nowait(_Failure(error, _OF_THE_LOOK))
+        talks.put_nowait(None)
+
+    async def _asked(self, code: Code, place: Place) -> _Talk | _Failure:
+        """Return a conversation with a member that has an invite of this number."""
+        try:
+            conversation = await call(place.addresses)
+        except OSError as error:
+            return _Failure(_unreachable(place, error), _OF_SILENCE)
+        try:
+            return _Talk(conversation, await self._greet(conversation, code, place))
+        except OSError:
+            conversation.close()
+            return _Failure(_no_pairing(conversation.host), _OF_SILENCE)
+        except PairingFailed as error:
+            conversation.close()
+            is_other = isinstance(error, Refused) and error.why is Refusal.NO_SLOT
+            return _Failure(error, _OF_ANOTHER if is_other else _OF_THE_CODE)
+        except BaseException:
+            conversation.close()
+            raise
+
+    async def _outcome(
+        self, code: Code, talks: asyncio.Queue[_Talk | _Failure | None]
+    ) -> Admitted | OctasklyError:
+        """Return what the first member gives that accepts the code, or why none does.
+
+        Of several failures the most telling: what a member says of this very code.
+        """
+        failures = [_Failure(no_invite(), _OF_NOBODY)]
+        shown = 0
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(None) as limit:
+                while shown < SHOWN_MAX and (talk := await talks.get()) is not None:
+                    if isinstance(talk, _Failure):
+                        failures.append(talk)
+                        continue
+                    with contextlib.closing(talk.conversation):
+                        try:
+                            return await self._proven(talk, code)
+                        except PairingFailed as error:
+                            failures.append(_Failure(error, _OF_THE_CODE))
+                    shown += 1
+                    limit.reschedule(asyncio.get_running_loop().time() + OTHERS_S)
+        return max(failures, key=lambda failure: failure.weight).error
 
     async def _greet(
         self, conversation: Conversation, code: Code, place: Place
@@ -130,10 +209,9 @@ class Joiner:
         self._tell(f"found {member.name} at {conversation.host}{way}")
         return _Greetings(hello, welcome, member)
 
-    async def _proven(
-        self, conversation: Conversation, code: Code, greetings: _Greetings
-    ) -> Admitted:
+    async def _proven(self, talk: _Talk, code: Code) -> Admitted:
         """Show that both know the code, and take the keyring."""
+        conversation, greetings = talk
         exchange, member = Exchange.of_joiner(code), greetings.member
         try:
             async with asyncio.timeout(EXCHANGE_S):
@@ -246,11 +324,6 @@ def no_invite() -> PairingFailed:
         "octaskly join --at HOST CODE    where multicast is blocked\n"
         "octaskly doctor    says whether it is",
     )
-
-
-def _weight(failure: PairingFailed) -> bool:
-    """Return whether a failure tells of more than the number of another's invite."""
-    return not (isinstance(failure, Refused) and failure.why is Refusal.NO_SLOT)
 
 
 def _unreachable(place: Place, error: OSError) -> PairingFailed:

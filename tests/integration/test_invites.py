@@ -265,6 +265,39 @@ async def test_where_several_invite_all_are_asked_as_they_are_heard_of() -> None
             await joiner.by_code(code, found(elm.place, ash.place, gone))
 
 
+async def test_of_two_invites_with_one_number_the_code_finds_its_own(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The first is burnt by the guess; the second lets the machine in."""
+    monkeypatch.setattr("octaskly.agent.invites.SLOT_MAX", 1)
+    async with door() as ash, door() as elm:
+        other, code = await ash.invite(), await elm.invite()
+        assert other.slot == code.slot
+        assert ash.place is not None
+        assert elm.place is not None
+        joiner = Joiner("bay", b"k" * 32, elm.clock, lambda _: None)
+
+        admitted = await joiner.by_code(code, found(ash.place, elm.place))
+
+        assert admitted.keyring == KEYRING
+
+
+async def test_members_that_are_silent_keep_no_other_waiting(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Any machine may say over mDNS that it invites, and then say nothing."""
+    monkeypatch.setattr("octaskly.agent.joining.GREETING_S", 3600.0)
+    async with door() as ash:
+        code = await ash.invite()
+        assert ash.place is not None
+        joiner = Joiner("bay", b"k" * 32, ash.clock, lambda _: None)
+        with socket.create_server(("127.0.0.1", 0), backlog=8) as silent:
+            mute = Place(None, (Address("127.0.0.1", silent.getsockname()[1]),))
+            admitted = await joiner.by_code(code, found(*[mute] * 7, ash.place))
+
+    assert admitted.keyring == KEYRING
+
+
 async def test_no_address_holds_all_places() -> None:
     """Who connects and says nothing is cut off, and others get in meanwhile."""
     (listener,) = bind(
