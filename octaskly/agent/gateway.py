@@ -337,7 +337,7 @@ class AgentGateway:
             cpu_percent=load.cpu_percent,
             disk_bytes=stored.disk_bytes,
             mesh=self.mesh(),
-            refused=self._node.refused,
+            refused=self.view.refused(self._node.refused),
         )
 
     def health(self) -> Health:

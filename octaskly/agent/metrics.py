@@ -91,7 +91,8 @@ class Metrics:
             "octaskly_mesh_links": self._links(),
             "octaskly_mesh_failovers_total": view.failovers,
             "octaskly_mesh_refused_messages_total": [
-                ((code,), count) for code, count in self._node.refused.items()
+                ((code,), count)
+                for code, count in view.refused(self._node.refused).items()
             ],
         }
         known = self._node.dispatcher

@@ -272,6 +272,7 @@ class Parts:
             on_event=self.loop.post,
             on_note=self._note,
             on_duplicate=on_duplicate,
+            on_broken=self.gateway.view.note_broken,
             progress=lambda: self._node.progress,
             bounds=config.options,
         )

@@ -32,6 +32,7 @@ class MeshView:
         self._changed = asyncio.Event()
         self._reign: tuple[Epoch, Moment] | None = None  #: and when it began
         self.failovers = 0  #: reigns of this node in place of a lost dispatcher
+        self._broken = 0  #: links whose peer sent what is no message
 
     def published(self, news: Publish) -> None:
         """Take in who is dispatcher and who is in the mesh."""
@@ -68,6 +69,18 @@ class MeshView:
         if self.is_serving and (self._reign is None or self._reign[0] != self.epoch):
             self._reign = self.epoch, now
             self.failovers += failover is not None
+
+    def note_broken(self) -> None:
+        """Count a link that its peer broke."""
+        self._broken += 1
+
+    def refused(self, messages: Mapping[str, int]) -> Mapping[str, int]:
+        """Return how often peers were refused, by the code of the reason.
+
+        Args:
+            messages: How often the core has refused what they said.
+        """
+        return {**messages, "frame": self._broken} if self._broken else messages
 
     @property
     def reigns_since(self) -> Moment | None:

@@ -103,6 +103,7 @@ class Link(asyncio.Protocol):
         self.is_connected = False
         self.reason: str | None = None  #: why it ended
         self.was_left = False  #: the peer ended it, and said why
+        self.was_broken = False  #: the peer sent what is no message now
         self.settled = asyncio.Event()  #: connected or ended
         self.lost = asyncio.Event()  #: nothing of the connection is left
         self._owner = owner
@@ -230,6 +231,7 @@ class Link(asyncio.Protocol):
         self._owner.on_lost(self)
 
     def _break(self, error: RemoteProtocolError) -> None:
+        self.was_broken = True
         self.close(f"{PROTOCOL}{error}")
 
     def _hear(self, messages: Sequence[Message]) -> None:

@@ -70,6 +70,7 @@ class Transport:
         on_event: Callable[[Event], None],
         on_note: Callable[[Note], None],
         on_duplicate: Callable[[], None],
+        on_broken: Callable[[], None] = lambda: None,
         handshake_s: float = HANDSHAKE_S,
         outbox_bytes: int | None = None,
         progress: Progress = lambda: (0, 0),
@@ -84,6 +85,7 @@ class Transport:
         self._post = on_event
         self._note = on_note
         self._on_duplicate = on_duplicate
+        self._on_broken = on_broken
         self._handshake_s = handshake_s
         self._outbox_bytes = outbox_bytes or 2 * limits.frame_bytes
         self._progress = progress
@@ -219,6 +221,8 @@ class Transport:
             self._closing.add(link)
         if link.reason.startswith(PROTOCOL) and link.peer and not link.was_left:
             self._grudges.bear(link.peer)
+        if link.was_broken:
+            self._on_broken()
         if link.reason not in QUIET:
             self._warn(link, link.reason)
         if link.reason == DUPLICATE_ID and link.was_left:

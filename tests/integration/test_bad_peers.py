@@ -33,6 +33,7 @@ from octaskly.mesh.grudges import GRUDGE
 from octaskly.trust import MeshTrust, NodeKey, load
 from tests.agents import Agent, finished, running, submit, until_nodes
 from tests.integration.test_identity import in_order
+from tests.mesh.databases import vector
 
 GROWTH_KB_MAX = 64 << 10
 STREAM = StreamId(77)
@@ -158,8 +159,12 @@ def test_nonsense_costs_the_agent_little_and_the_others_nothing(tmp_path: Path) 
             )
             tasks = [finished(ben, submit(ben, f"echo {n}")) for n in range(5)]
         log = ana.log()
+        _, stats = ana.call("GET", "/api/v1/stats")
 
         assert [task["stdout"] for task in tasks] == [f"{n}\n" for n in range(5)]
         for word in ("announced", "term", "gap", "vector"):
             assert len(re.findall(f"peer refused .*{word}", log)) == 1, log
+        counts = {"frame": 5, "term": 1, "gap": 1, "vector": 1}
+        assert stats["mesh"]["refused"] == counts
+        assert STREAM not in vector(ana.state)
         assert peak_kb(ana) - before_kb < GROWTH_KB_MAX
