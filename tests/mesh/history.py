@@ -135,6 +135,7 @@ class History:
         began_s = time.monotonic()
         answer = self.ask(host, "GET", f"/api/v1/tasks/{task}")
         if answer is not None:
+            assert answer.status != 503 or "Retry-After" in answer.headers, answer
             state = answer.json["status"] if answer.status == 200 else ""
             times = (began_s, time.monotonic())
             self.reads.append(Read(task, host.name, *times, answer.status, state))
@@ -221,7 +222,7 @@ class Load:
         self._is_over = threading.Event()
         self._failures: list[BaseException] = []
         self._accepted: list[str] = []
-        works: list[tuple[Callable[[int], None], int]]
+        works: list[tuple[Callable[..., None], int]]
         works = [(self._submit_on, n) for n in range(pace.clients)]
         works += [(self._read_on, n) for n in range(pace.readers)]
         self._threads = [
@@ -236,6 +237,14 @@ class Load:
         """How many tasks its clients were promised so far."""
         return len(self._accepted)
 
+    def read_at(self, host: Host) -> None:
+        """Ask a host for what this load was promised through others, from now on."""
+        thread = threading.Thread(
+            target=self._guard, args=(self._read_on, 0, (host,)), daemon=True
+        )
+        self._threads.append(thread)
+        thread.start()
+
     def stop(self) -> None:
         """End all threads; fails if one of them has failed."""
         self._is_over.set()
@@ -245,9 +254,11 @@ class Load:
         if self._failures:
             raise self._failures[0]
 
-    def _guard(self, work: Callable[[int], None], number: int) -> None:
+    def _guard(
+        self, work: Callable[..., None], number: int, *more: Sequence[Host]
+    ) -> None:
         try:
-            work(number)
+            work(number, *more)
         except BaseException as error:  # noqa: BLE001  shown by `stop`
             self._failures.append(error)
 
@@ -265,12 +276,12 @@ class Load:
             if self._is_over.wait(self._pace.pause_s):
                 return
 
-    def _read_on(self, reader: int) -> None:
+    def _read_on(self, reader: int, hosts: Sequence[Host] = ()) -> None:
         draw = random.Random(f"{self.name}-{reader}")
         while not self._is_over.wait(self._pace.pause_s):
             if self._accepted:
                 task = draw.choice(self._accepted)
-                self._history.read(draw.choice(self._hosts), task)
+                self._history.read(draw.choice(hosts or self._hosts), task)
 
 
 def runs(lab: Lab) -> list[Run]:

@@ -71,10 +71,19 @@ def test_f8_both_of_two_that_are_cut_apart_work_and_merge(make_lab: MakeLab) -> 
     same = {scene.submit(host, "F8-same") for host in (one, two)}
     for load in loads:
         scene.await_flow(load, 10)
+    for load, other in zip(loads, (two, one), strict=True):
+        load.read_at(other)
+    wait_until(
+        "both were asked for what the other accepted",
+        lambda: {503} <= {read.status for read in scene.history.reads},
+        within_s=FLOW_S,
+    )
     scene.lab.join()
 
     assert len(same) == 1
     scene.conclude()
+    # G7: each missed the other all the time, so it knew that it may not know all.
+    assert {read.status for read in scene.history.reads} == {200, 503}
 
 
 def test_f13_three_started_at_the_same_instant_are_one_mesh(make_lab: MakeLab) -> None:

@@ -3,10 +3,12 @@
 import random
 import signal
 import threading
+from collections.abc import Collection
 from datetime import UTC, datetime
 
 import pytest
 
+from octaskly.runner.tree import read_process
 from tests.mesh import moved_clock
 from tests.mesh.conftest import MakeLab
 from tests.mesh.forming import dispatcher_of, is_formed
@@ -22,6 +24,8 @@ KILLS = 8
 LATE_S_MAX = 0.02  #: after a request was sent, by when the dispatcher dies
 MANY_CLIENTS = 200
 BULK = 2000
+GO = "go"
+LASTING = f"while [ ! -e {GO} ]; do sleep 0.1; done"  #: until its host is told
 HOUR_MS = 3_600_000
 DAY_MS = 24 * HOUR_MS
 
@@ -256,14 +260,44 @@ def test_f16_the_dispatcher_dies_while_workers_finish(make_lab: MakeLab) -> None
     scene = Scene("F16", make_lab(5)).form()
     head = scene.head()
     rest = scene.others(head)
+    kept = [scene.submit(head, f"F16-{n}", LASTING) for n in range(len(scene.hosts))]
+    wait_until(
+        "all of them run",
+        lambda: {run.task for run in runs(scene.lab)} >= set(kept),
+        within_s=FLOW_S,
+    )
     load = scene.load(*rest, pace=Pace(clients=8, body="sleep 0.3"))
     scene.await_flow(load, 40)
+    before = processes_of(scene, kept, rest)
+    assert before
 
     scene.kill(head)
+    deposed(scene, head, rest[0])
     scene.await_flow(load, 40)
+    for task in before:
+        shown = rest[0].http("GET", f"/api/v1/tasks/{task}").json
+        assert (shown["status"], shown["attempt"]) == ("running", 1), shown
+    assert processes_of(scene, before, rest) == before
+    for host in scene.hosts:
+        (host.first.work / GO).touch()
     scene.start(head)
 
     scene.conclude()
+    again = {run.task for run in runs(scene.lab) if run.attempt > 1}
+    assert not again & set(before)
+
+
+def processes_of(
+    scene: Scene, tasks: Collection[str], hosts: Collection[Host]
+) -> dict[str, tuple[int, int]]:
+    """Return the processes of tasks on some hosts: id, and when it started."""
+    names = {host.name for host in hosts}
+    found = {}
+    for run in runs(scene.lab):
+        process = read_process(run.pid)
+        if run.task in tasks and run.node in names and process is not None:
+            found[run.task] = (process.pid, process.start_ticks)
+    return found
 
 
 def test_f26_a_node_dies_while_it_fetches_the_log(make_lab: MakeLab) -> None:
