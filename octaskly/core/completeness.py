@@ -27,8 +27,13 @@ class Completeness:
     """Who is missing in this reign, and for how long that is worth an excuse."""
 
     def __init__(
-        self, journal: Journal, members: Membership, exchange: Exchange
+        self,
+        journal: Journal,
+        members: Membership,
+        exchange: Exchange,
+        silence_s: float,
     ) -> None:
+        self._silence_s = silence_s  #: after which a follower may claim
         self._journal = journal
         self._members = members
         self._exchange = exchange
@@ -87,7 +92,18 @@ class Completeness:
             for node, until_s in self._missing.items()
             if until_s > now_s and not self._is_heard(node)
         }
-        return not self._missing and self.has_read_all
+        return not self._missing and self.has_read_all and self._hears_all(now_s)
+
+    def _hears_all(self, now_s: float) -> bool:
+        """Return whether no follower is silent for so long that it may have claimed.
+
+        Where a LAN falls apart, the other half takes this node for dead before this
+        one gives up the links to it.
+        """
+        return all(
+            now_s - view.frame_s < self._silence_s or not view.info.electable
+            for view in self._members.peers.values()
+        )
 
     @property
     def has_read_all(self) -> bool:

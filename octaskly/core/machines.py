@@ -64,7 +64,9 @@ def assemble(settings: Settings, saved: Saved) -> Machines:
         election=election,
         replication=replication,
         standby=Standby(journal, exchange),
-        completeness=Completeness(journal, members, exchange),
+        completeness=Completeness(
+            *(journal, members, exchange, settings.timing.silence_s)
+        ),
         dispatch=dispatch,
         clerk=dispatch.clerk,
         doubt=Doubt(settings.timing, members, election, dispatch),

@@ -348,17 +348,24 @@ def _is_below_floor(disk: Disk, row: TaskRow) -> bool:
 
 
 def never_not_found(world: World) -> None:
-    """I4: while a merge runs, no dispatcher says that a promised task is unknown.
+    """I4: in a split, and while a merge runs, no promised task is called unknown.
 
-    It may say so of what only nodes hold that it is not linked to.
+    A dispatcher may say so of what only nodes hold that it counts on no more.
     """
     for machine in world.alive():
         node = machine.node
         if machine.is_paused or not (node and node.is_dispatcher and node.is_complete):
             continue
         peers = [m for m in world.alive() if world.network.is_up(machine.id, m.id)]
-        if any(peer.node and peer.node.epoch > node.epoch for peer in peers):
+        far = {m.id for m in world.alive() if world.network.is_cut(machine.id, m.id)}
+        if any(p.node and p.node.epoch > node.epoch for p in peers if p.id not in far):
             continue  # It is about to hear that it reigns no more.
+        views = node._members.peers
+        peers += [
+            m
+            for m in world.alive()
+            if m.id in far and m.id in views and views[m.id].follows == node.epoch
+        ]
         records = machine.disk.records
         for task in [task for task in _promised(world) if task not in records]:
             knowing = [peer.id for peer in peers if task in peer.disk.records]

@@ -29,7 +29,9 @@ class World(Copies):
     def __init__(self) -> None:
         super().__init__()
         self.exchange = Exchange(self.journal)
-        self.completeness = Completeness(self.journal, self.members, self.exchange)
+        self.completeness = Completeness(
+            *(self.journal, self.members, self.exchange, self.known.timing.silence_s)
+        )
         self.completeness.begin(self.epoch, None, NO_EPOCH, self.at(0.0))
 
     @staticmethod
@@ -161,6 +163,21 @@ def test_a_follower_that_is_cut_off_may_be_at_work_elsewhere() -> None:
 
     assert not world.is_complete(LOST_S - 1)
     assert world.is_complete(LOST_S)
+
+
+def test_a_follower_that_is_silent_may_have_claimed_already() -> None:
+    """Its link ends later than it takes a dispatcher for dead."""
+    world = World()
+    world.follow("b")
+    world.follow("c", electable=False)
+    silence_s = world.known.timing.silence_s
+
+    assert world.is_complete(silence_s - 0.1)
+    assert not world.is_complete(silence_s)
+
+    world.members.touch(node_id("b"), moment(silence_s))
+
+    assert world.is_complete(silence_s)
 
 
 def test_a_follower_whose_process_is_gone_accepts_nothing() -> None:

@@ -1,0 +1,74 @@
+"""A LAN that falls into two halves and becomes whole again: who reigns, who knows."""
+
+from __future__ import annotations
+
+import pytest
+
+from octaskly.core.model import NodeId
+from tests.simulation.checkers import never_not_found
+from tests.simulation.world import World
+
+STEP_S = 0.05
+SPLIT_S = 8.0
+HEALED_S = 5.0  #: until one dispatcher is left, where nodes remember each other
+
+
+def formed(seed: int, nodes: int) -> World:
+    """Return a mesh at rest."""
+    world = World(seed, nodes=nodes)
+    world.start_all()
+    assert world.run_until(world.is_settled, 5.0)
+    world.run(3.0)
+    return world
+
+
+def split(world: World) -> NodeId:
+    """Cut the dispatcher off, with one other at most; return it."""
+    (head,) = world.dispatchers()
+    others = [node for node in world.machines if node != head]
+    most = len(others) // 2
+    world.network.split([[head, *others[:most]], others[most:]])
+    return head
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("nodes", [2, 3, 5])
+@pytest.mark.parametrize("seed", range(4))
+def test_in_a_split_no_half_calls_unknown_what_the_other_accepts(
+    nodes: int, seed: int
+) -> None:
+    """I4, G7: from the first moment at which the other half may accept anything."""
+    world = formed(seed, nodes)
+    split(world)
+    ends_s = world.time_s + SPLIT_S
+    while world.time_s < ends_s:
+        world.run(STEP_S)
+        for node in world.dispatchers():
+            world.submit(node)
+        never_not_found(world)
+
+    assert len(world.dispatchers()) == 2
+    world.network.heal_all()
+    ends_s = world.time_s + HEALED_S
+    while world.time_s < ends_s:
+        world.run(STEP_S)
+        never_not_found(world)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("nodes", [2, 3, 5, 7])
+@pytest.mark.parametrize("seed", range(4))
+def test_a_healed_split_has_one_dispatcher_within_five_seconds(
+    nodes: int, seed: int
+) -> None:
+    """G6: also after a minute, in which nobody has forgotten the others."""
+    world = formed(seed, nodes)
+    for split_s in (SPLIT_S, 60.0):
+        split(world)
+        world.run(split_s)
+        assert len(world.dispatchers()) == 2
+
+        world.network.heal_all()
+
+        assert world.run_until(world.is_settled, HEALED_S)
+        world.run(3.0)
