@@ -27,13 +27,12 @@ from octaskly.core.model import (
     name_of,
 )
 from octaskly.core.needs import asked_for, has_all, missing, nobody_has
-from octaskly.core.options import Requires, requires_of
+from octaskly.core.options import NO_NEEDS, Requires, requires_of
 from octaskly.core.placing import Placing
 from octaskly.core.replies import Hopeless
 from octaskly.core.resting import Resting
 from octaskly.core.verdicts import Explanation, Verdict, Why
 
-NO_NEEDS = Requires()
 PARENTS_SHOWN = 3  #: of up to a thousand
 
 

@@ -50,13 +50,14 @@ class Requires:
         they wait in two lanes instead of one.
         """
         plain = replace(self, cpus=0) if self.cpus == 1 else self
-        if plain == _NOTHING:
+        if plain == NO_NEEDS:
             return 0
         digest = blake2b(json.dumps(astuple(plain)).encode(), digest_size=8).digest()
         return int.from_bytes(digest) >> 1 or 1
 
 
-_NOTHING = Requires()
+NO_NEEDS = Requires()
+"""Of a task that any node can run."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

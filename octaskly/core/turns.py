@@ -16,13 +16,11 @@ from heapq import heapify, heappop, heappush
 from octaskly.core.inhand import InHand
 from octaskly.core.lanes import Lane
 from octaskly.core.model import Moment, NodeId
-from octaskly.core.options import Requires
+from octaskly.core.options import NO_NEEDS, Requires
 from octaskly.core.scheduler import WorkerPool
 from octaskly.core.taskqueue import TaskQueue
 
 RESERVE_AFTER_S = 5.0
-
-NO_NEEDS = Requires()
 
 
 @dataclass(frozen=True, slots=True)
