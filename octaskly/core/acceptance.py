@@ -103,24 +103,23 @@ def repeating(spec: TaskSpec) -> Draft:
     options = replace(
         spec.options or TaskOptions(), retry_of=name_of(spec.id), after=None
     )
+    return replace(_wish_for(spec), options=options)
+
+
+def is_asked_by(draft: Draft, spec: TaskSpec) -> bool:
+    """Whether a task is what the draft asks for, whoever asked and by what name."""
+    return replace(draft, id=None, is_fail_fast=False) == _wish_for(spec)
+
+
+def _wish_for(spec: TaskSpec) -> Draft:
+    """Return the draft that a task was made of, without a name."""
     return Draft(
         command=spec.command,
         timeout_s=spec.timeout_s,
         inputs=spec.inputs,
         outputs=spec.outputs,
         priority=priority_of(spec),
-        options=options,
-    )
-
-
-def is_asked_by(draft: Draft, spec: TaskSpec) -> bool:
-    """Whether a task is what the draft asks for, whoever asked."""
-    return (
-        *(draft.command, draft.timeout_s, draft.inputs, draft.outputs),
-        *(draft.priority, draft.options),
-    ) == (
-        *(spec.command, spec.timeout_s, spec.inputs, spec.outputs),
-        *(priority_of(spec), spec.options),
+        options=spec.options,
     )
 
 
@@ -131,9 +130,8 @@ def logged_id(draft: Draft, submitter: str) -> TaskId | None:
     """
     if draft.id is None:
         return None
-    asked: tuple[object, ...] = (
-        *(draft.command, draft.timeout_s, draft.inputs, draft.outputs, submitter),
-    )
+    files = (draft.inputs, draft.outputs)
+    asked: tuple[object, ...] = (draft.command, draft.timeout_s, *files, submitter)
     if draft.options is not None or draft.priority:
         asked += (draft.priority, repr(draft.options))
     digest = blake2b(json.dumps(asked).encode()).hexdigest()
