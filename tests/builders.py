@@ -6,7 +6,6 @@ from collections.abc import Iterable
 
 from octaskly.core.effects import Load
 from octaskly.core.events import Draft, Loaded, Saved
-from octaskly.core.facts import HLC_EPOCH_MS
 from octaskly.core.journal import Journal
 from octaskly.core.merge import TaskRecord
 from octaskly.core.messages import Report
@@ -27,6 +26,7 @@ from octaskly.core.model import (
     Timing,
 )
 from octaskly.core.options import Pairs, Requires, requires_of, shape_of
+from octaskly.core.timestamps import HLC_EPOCH_MS
 
 START_MS = HLC_EPOCH_MS + 1_000_000
 STREAM = StreamId(77)

@@ -13,9 +13,10 @@ import msgspec
 from octaskly.agent.clock import SystemClock
 from octaskly.agent.records import Records
 from octaskly.core.events import RecordDraft
-from octaskly.core.facts import HLC_MAX, Recorded, hlc_of
+from octaskly.core.facts import Recorded
 from octaskly.core.model import NodeId
 from octaskly.core.records import AUDIT, AUDIT_STRANGERS, KINDS
+from octaskly.core.timestamps import HLC_MAX, hlc_of
 from octaskly.errors import OctasklyError
 from octaskly.ports import Deed, DeedPage, RecordQuery
 

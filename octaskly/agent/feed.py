@@ -15,7 +15,6 @@ from dataclasses import replace
 
 from octaskly.agent.view import MeshView
 from octaskly.core.effects import Publish
-from octaskly.core.facts import HLC_MAX
 from octaskly.core.messages import Member
 from octaskly.core.model import NodeId, StreamId
 from octaskly.core.timeline import (
@@ -31,6 +30,7 @@ from octaskly.core.timeline import (
     news_of,
     resumed,
 )
+from octaskly.core.timestamps import HLC_MAX
 from octaskly.errors import NotDispatcher
 from octaskly.ports import Log
 from octaskly.ports.news import Lately

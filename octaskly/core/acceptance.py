@@ -9,11 +9,11 @@ from hashlib import blake2b
 
 from octaskly.core import arrays
 from octaskly.core.events import Draft, TasksSubmitted
-from octaskly.core.facts import PRIORITY_SHIFT
 from octaskly.core.journal import Journal
 from octaskly.core.model import Moment, TaskId, TaskSpec, name_of
 from octaskly.core.options import TaskOptions
 from octaskly.core.taskqueue import TaskQueue
+from octaskly.core.timestamps import PRIORITY_SHIFT
 
 PRIORITY_BAND = 50  #: of priority 0; a lower band runs first
 SEQUENCE_DIGITS_MAX = 11  #: longer numbers in task ids come from idempotency keys

@@ -139,35 +139,3 @@ class Entry:
 
 Stored = tuple[StreamId, int, int, bytes]
 """An entry as the log keeps it: its fact is packed."""
-
-HLC_EPOCH_MS = 1_577_836_800_000  #: 2020-01-01T00:00:00Z
-HLC_COUNTER_BITS = 15
-HLC_MAX = 1 << 62  #: no clock has gone so far; what is beyond cannot be counted on from
-HLC_AHEAD_MS = 3_600_000  #: so far this node's clock follows one that is ahead of it
-
-
-def hlc_of(wall_ms: int) -> int:
-    """Return the first hybrid timestamp of a millisecond."""
-    return (wall_ms - HLC_EPOCH_MS) << HLC_COUNTER_BITS
-
-
-def hlc_ahead(wall_ms: int) -> int:
-    """Return the latest hybrid timestamp that is taken over from others.
-
-    A clock that is wrong somewhere must not carry all others along.
-    """
-    return hlc_of(wall_ms + HLC_AHEAD_MS)
-
-
-PRIORITY_SHIFT = 56  #: in `TaskSpec.ord` the hybrid timestamp lies below the band
-
-
-def hlc_next(last: int, wall_ms: int) -> int:
-    """Return a hybrid timestamp above `last` and not behind the wall clock."""
-    first = (wall_ms - HLC_EPOCH_MS) << HLC_COUNTER_BITS
-    return first if first > last else last + 1
-
-
-def born_hlc(spec: TaskSpec) -> int:
-    """Return when a task was accepted, by the clock of that dispatcher."""
-    return spec.ord & ((1 << PRIORITY_SHIFT) - 1)

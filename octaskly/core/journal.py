@@ -13,15 +13,7 @@ from itertools import count, repeat
 
 from octaskly.core.effects import Append, Effect, Join, Save
 from octaskly.core.events import Saved
-from octaskly.core.facts import (
-    Entry,
-    Fact,
-    Floor,
-    Recorded,
-    born_hlc,
-    hlc_ahead,
-    hlc_next,
-)
+from octaskly.core.facts import Entry, Fact, Floor, Recorded
 from octaskly.core.merge import join_floors
 from octaskly.core.messages import Snapshot, SnapshotHead
 from octaskly.core.model import (
@@ -36,6 +28,7 @@ from octaskly.core.model import (
 )
 from octaskly.core.records import Book
 from octaskly.core.succession import covers
+from octaskly.core.timestamps import born_hlc, hlc_ahead, hlc_next
 
 Held = Callable[[Moment], list[Effect]]
 """What happens once something is durable."""

@@ -12,11 +12,12 @@ from __future__ import annotations
 
 from octaskly.core.effects import Effect, LoadRipe
 from octaskly.core.events import Ripe, RipeLoaded
-from octaskly.core.facts import CancelAsked, Ready, hlc_of
+from octaskly.core.facts import CancelAsked, Ready
 from octaskly.core.journal import Journal
 from octaskly.core.merge import BROKEN
 from octaskly.core.model import Moment, TaskSpec, TaskState, Timing, name_of
 from octaskly.core.placing import Placing
+from octaskly.core.timestamps import hlc_of
 
 RIPE_MAX = 1000  #: tasks of one answer
 

@@ -13,8 +13,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Final, NamedTuple
 
-from octaskly.core.facts import HLC_MAX, Recorded
+from octaskly.core.facts import Recorded
 from octaskly.core.model import TIME_MS_MAX
+from octaskly.core.timestamps import HLC_MAX
 
 KEY_CHARS_MAX: Final = 200
 

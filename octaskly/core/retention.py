@@ -13,13 +13,14 @@ from __future__ import annotations
 
 from octaskly.core.effects import Answer, Effect, PlanFloor
 from octaskly.core.events import FloorPlanned, ForgetAsked
-from octaskly.core.facts import HLC_COUNTER_BITS, NO_FLOOR, Floor, hlc_of
+from octaskly.core.facts import NO_FLOOR, Floor
 from octaskly.core.journal import Held, Journal
 from octaskly.core.membership import Membership
 from octaskly.core.merge import facts_of, join_floors
 from octaskly.core.model import Moment, Settings
 from octaskly.core.placing import Placing
 from octaskly.core.replies import Forgot
+from octaskly.core.timestamps import HLC_COUNTER_BITS, hlc_of
 
 JUMP_MS = 3_600_000  #: by more no wall clock is believed to run ahead in one reign
 STEP_S = 0.1  #: from one step of the floor to the next, while more is old enough

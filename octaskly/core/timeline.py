@@ -18,16 +18,7 @@ from hashlib import blake2b
 from typing import NamedTuple, Self
 
 from octaskly.core.arrays import member_of
-from octaskly.core.facts import (
-    HLC_COUNTER_BITS,
-    HLC_EPOCH_MS,
-    Assigned,
-    CancelAsked,
-    Entry,
-    Finished,
-    Submitted,
-    born_hlc,
-)
+from octaskly.core.facts import Assigned, CancelAsked, Entry, Finished, Submitted
 from octaskly.core.merge import TaskRecord
 from octaskly.core.messages import Member
 from octaskly.core.model import (
@@ -43,6 +34,7 @@ from octaskly.core.model import (
     Vector,
 )
 from octaskly.core.options import TaskOptions
+from octaskly.core.timestamps import HLC_COUNTER_BITS, born_hlc, wall_ms_of
 from octaskly.core.values import value
 
 FRESH_MS = 1000
@@ -222,7 +214,7 @@ def news_of(entry: Entry, record: TaskRecord) -> TaskNews | None:
     Facts that decide nothing are no news: what is written again before it is
     forgotten, or how a second attempt ended whose task was decided by the first.
     """
-    at_ms, fact = _at_ms(entry), entry.fact
+    at_ms, fact = wall_ms_of(entry.hlc), entry.fact
     if record.progress is not None and not isinstance(fact, Submitted):
         return None  # What becomes of an array follows from its members.
     match fact:
@@ -255,7 +247,7 @@ def news_of(entry: Entry, record: TaskRecord) -> TaskNews | None:
 def array_news(entry: Entry, array: TaskRecord) -> TaskNews | None:
     """Return that an array has ended, as far as is known; `entry` is of a member."""
     is_ended = array.state.is_final
-    return _news(array, array.state, _at_ms(entry)) if is_ended else None
+    return _news(array, array.state, wall_ms_of(entry.hlc)) if is_ended else None
 
 
 def end_of(record: TaskRecord, at_ms: int) -> TaskNews:
@@ -292,7 +284,3 @@ def _news(
         bare = replace(attempt.outcome, stdout=b"", stderr=b"", outputs=())
         attempt = replace(attempt, outcome=bare)
     return TaskNews(outline(record), state, at_ms, attempt)
-
-
-def _at_ms(entry: Entry) -> int:
-    return (entry.hlc >> HLC_COUNTER_BITS) + HLC_EPOCH_MS

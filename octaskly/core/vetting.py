@@ -13,12 +13,7 @@ from collections.abc import Iterable
 from typing import Final
 
 from octaskly.core.effects import Effect, Note
-from octaskly.core.facts import (
-    HLC_MAX,
-    Entry,
-    Floor,
-    hlc_ahead,
-)
+from octaskly.core.facts import Entry, Floor
 from octaskly.core.journal import Journal
 from octaskly.core.keys import KeysGiven, KeysHeld, KeysMessage, is_sane_keyring
 from octaskly.core.membership import Membership
@@ -61,6 +56,7 @@ from octaskly.core.sanity import (
     is_sane_spec,
     is_sane_vector,
 )
+from octaskly.core.timestamps import HLC_MAX, hlc_ahead
 
 TERMS_AHEAD: Final = 1 << 20  #: terms come one by one, so nobody is so far ahead
 SKEW_MS_MAX: Final = 5_000  #: between clocks, before people are told

@@ -15,9 +15,9 @@ from dataclasses import dataclass, field, replace
 from typing import Final
 
 from octaskly.core.arrays import RUNS_MAX, Progress, member_of, member_spec
-from octaskly.core.facts import HLC_MAX
 from octaskly.core.merge import Birth, TaskRecord, cut
 from octaskly.core.model import AttemptId, Outcome, StreamId, TaskId, TaskState
+from octaskly.core.timestamps import HLC_MAX
 from octaskly.store import rows
 from octaskly.store.blocks import first_key
 

@@ -7,8 +7,8 @@ from collections.abc import Iterable
 from heapq import merge
 from typing import Final
 
-from octaskly.core.facts import HLC_COUNTER_BITS, HLC_EPOCH_MS, hlc_of
 from octaskly.core.merge import TaskRecord
+from octaskly.core.timestamps import hlc_of, wall_ms_of
 from octaskly.ports.news import Lately, Run
 from octaskly.store import arrays, pages, twins
 from octaskly.store.history import reaches
@@ -30,7 +30,7 @@ def lately(db: sqlite3.Connection, since_ms: int, limit: int) -> Lately:
         ).fetchall()
     )
     running = [
-        Run(record, attempt, (live[key] >> HLC_COUNTER_BITS) + HLC_EPOCH_MS)
+        Run(record, attempt, wall_ms_of(live[key]))
         for key, record in _records(db, live)
         for attempt in record.attempts
         if attempt.state.is_live

@@ -16,10 +16,10 @@ from typing import Final
 
 from octaskly.core.effects import LoadRipe
 from octaskly.core.events import Ripe, RipeLoaded
-from octaskly.core.facts import PRIORITY_SHIFT
 from octaskly.core.merge import TaskRecord
 from octaskly.core.model import TaskId, TaskState
 from octaskly.core.options import After
+from octaskly.core.timestamps import PRIORITY_SHIFT
 from octaskly.store import rows
 from octaskly.store.folding import Task
 

@@ -8,10 +8,11 @@ from dataclasses import replace
 from heapq import merge
 from typing import Final
 
-from octaskly.core.facts import HLC_MAX, Entry
+from octaskly.core.facts import Entry
 from octaskly.core.merge import TaskRecord
 from octaskly.core.model import Epoch, NodeId, StreamId, TaskId
 from octaskly.core.timeline import History, Reach, array_of
+from octaskly.core.timestamps import HLC_MAX
 from octaskly.ports import Packer
 from octaskly.store import arrays, rows, twins
 

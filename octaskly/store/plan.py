@@ -9,9 +9,10 @@ from typing import Any, Final
 
 from octaskly.core.effects import PlanFloor
 from octaskly.core.events import FloorPlanned
-from octaskly.core.facts import HLC_MAX, Floor, Mark
+from octaskly.core.facts import Floor, Mark
 from octaskly.core.merge import TaskRecord
 from octaskly.core.model import Epoch, Holdings, NodeId, StreamId, TaskState
+from octaskly.core.timestamps import HLC_MAX
 from octaskly.store import arrays, reader, records, rows
 from octaskly.store.database import used_bytes
 from octaskly.store.purge import read_floor

@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from octaskly.core.events import Loaded
-from octaskly.core.facts import PRIORITY_SHIFT
 from octaskly.core.merge import TaskRecord
 from octaskly.core.model import TaskId
 from octaskly.core.options import Requires, requires_of
+from octaskly.core.timestamps import PRIORITY_SHIFT
 from octaskly.store import arrays, rows
 
 LOAD_BYTES = 16 << 20  #: of texts and standard input, in one answer, roughly;

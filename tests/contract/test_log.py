@@ -14,16 +14,7 @@ from octaskly.core import merge
 from octaskly.core.arrays import member_id
 from octaskly.core.effects import LoadRipe, Save
 from octaskly.core.events import Saved
-from octaskly.core.facts import (
-    HLC_MAX,
-    Entry,
-    Fact,
-    Floor,
-    Mark,
-    Notified,
-    Ready,
-    Submitted,
-)
+from octaskly.core.facts import Entry, Fact, Floor, Mark, Notified, Ready, Submitted
 from octaskly.core.messages import Entries, Report
 from octaskly.core.model import (
     Address,
@@ -46,6 +37,7 @@ from octaskly.core.options import (
     shape_of,
 )
 from octaskly.core.timeline import Reach
+from octaskly.core.timestamps import HLC_MAX
 from octaskly.ports import Log, TaskPage, TaskQuery
 from octaskly.store import Store, history
 from tests.contract import log_kit as kit

@@ -12,7 +12,7 @@ from pathlib import Path
 from octaskly.core.acceptance import PRIORITY_BAND, repeating
 from octaskly.core.arrays import member_of
 from octaskly.core.events import Draft
-from octaskly.core.facts import PRIORITY_SHIFT, Assigned, CancelAsked, Finished
+from octaskly.core.facts import Assigned, CancelAsked, Finished
 from octaskly.core.merge import TaskRecord, apply
 from octaskly.core.messages import Member, Roster
 from octaskly.core.model import (
@@ -36,6 +36,7 @@ from octaskly.core.model import (
 )
 from octaskly.core.options import TaskOptions
 from octaskly.core.timeline import News, Place
+from octaskly.core.timestamps import PRIORITY_SHIFT
 from octaskly.core.verdicts import Explanation, Verdict, Why
 from octaskly.errors import (
     CatchingUp,

@@ -14,10 +14,10 @@ from octaskly.agent.submissions import Submission, Submissions
 from octaskly.agent.tickets import Tickets
 from octaskly.core.acceptance import PRIORITY_BAND, logged_id
 from octaskly.core.events import Draft, Event, TasksSubmitted
-from octaskly.core.facts import PRIORITY_SHIFT
 from octaskly.core.model import StreamId, TaskId, TaskSpec
 from octaskly.core.options import ArraySpec, TaskOptions
 from octaskly.core.replies import Accepted
+from octaskly.core.timestamps import PRIORITY_SHIFT
 from octaskly.errors import NotDispatcher, QueueTooSmall, TaskExists
 from octaskly.store import Store
 from tests.contract import log_kit as kit

@@ -6,17 +6,7 @@ from itertools import pairwise
 
 from octaskly.core.effects import Append, Effect, Join, Note, Save, Send
 from octaskly.core.events import Event, Received
-from octaskly.core.facts import (
-    HLC_MAX,
-    CancelAsked,
-    Entry,
-    Fact,
-    Finished,
-    Recorded,
-    Submitted,
-    born_hlc,
-    hlc_of,
-)
+from octaskly.core.facts import CancelAsked, Entry, Fact, Finished, Recorded, Submitted
 from octaskly.core.merge import TaskRecord, TaskRow, join
 from octaskly.core.messages import Claim, ClaimOk, Message, Repl, ReplOk
 from octaskly.core.model import (
@@ -33,6 +23,7 @@ from octaskly.core.phases import Phase
 from octaskly.core.records import KINDS, first
 from octaskly.core.replies import Accepted, CancelDone, Reply
 from octaskly.core.succession import covers
+from octaskly.core.timestamps import HLC_MAX, born_hlc, hlc_of
 from tests.simulation.disk import ENDING, Disk, Kept
 from tests.simulation.world import WALL_MS, Machine, Started, World
 

@@ -24,7 +24,6 @@ from octaskly.core.facts import (
     Recorded,
     Submitted,
     TaskFact,
-    born_hlc,
 )
 from octaskly.core.inbound import highest_number
 from octaskly.core.merge import (
@@ -51,6 +50,7 @@ from octaskly.core.model import (
     Vector,
 )
 from octaskly.core.records import first, is_over
+from octaskly.core.timestamps import born_hlc
 from tests.builders import answer
 
 Write = Callable[[], None]

@@ -56,7 +56,7 @@ from octaskly.core.events import (
     TasksSubmitted,
     Woke,
 )
-from octaskly.core.facts import CancelAsked, Finished, Recorded, Submitted, born_hlc
+from octaskly.core.facts import CancelAsked, Finished, Recorded, Submitted
 from octaskly.core.merge import TaskRow
 from octaskly.core.messages import Cursor, Entries, Message, Report, Results, ResultsOk
 from octaskly.core.model import (
@@ -81,6 +81,7 @@ from octaskly.core.model import (
 from octaskly.core.node import Node
 from octaskly.core.options import After, Requires, TaskOptions, slots_of
 from octaskly.core.replies import Accepted, CancelDone, Reply, Steered
+from octaskly.core.timestamps import born_hlc
 from tests.simulation.cores import Cores
 from tests.simulation.disk import GOOD, Disk, Kept, kept
 from tests.simulation.network import Network

@@ -9,9 +9,9 @@ import pytest
 
 from octaskly.core.acceptance import PRIORITY_BAND, Acceptance, logged_id
 from octaskly.core.events import Draft
-from octaskly.core.facts import PRIORITY_SHIFT
 from octaskly.core.model import Limits, TaskId, TaskSpec, name_of
 from octaskly.core.taskqueue import TaskQueue
+from octaskly.core.timestamps import PRIORITY_SHIFT
 from tests.builders import START_MS, draft, journal, moment
 from tests.desk import submit
 

@@ -8,20 +8,16 @@ import pytest
 
 from octaskly.core.effects import Append, Effect, Note, Save
 from octaskly.core.events import Saved
-from octaskly.core.facts import (
-    HLC_COUNTER_BITS,
-    HLC_EPOCH_MS,
-    HLC_MAX,
-    PRIORITY_SHIFT,
-    CancelAsked,
-    Entry,
-    Floor,
-    Mark,
-    hlc_next,
-    hlc_of,
-)
+from octaskly.core.facts import CancelAsked, Entry, Floor, Mark
 from octaskly.core.journal import Held, Journal
 from octaskly.core.model import Moment, StreamId, TaskId, TaskSpec
+from octaskly.core.timestamps import (
+    HLC_MAX,
+    PRIORITY_SHIFT,
+    hlc_next,
+    hlc_of,
+    wall_ms_of,
+)
 from tests.builders import START_MS, STREAM, attempt, epoch, journal, moment, spec
 
 FACT = CancelAsked(TaskId("t"), "x")
@@ -74,7 +70,7 @@ def test_timestamps_only_grow_though_the_wall_clock_jumps_back() -> None:
     stamps = [log.tick(moment(5.0)), log.tick(moment(0.0)), log.tick(moment(9.0))]
 
     assert stamps == sorted(set(stamps))
-    wall_ms = (stamps[2] >> HLC_COUNTER_BITS) + HLC_EPOCH_MS
+    wall_ms = wall_ms_of(stamps[2])
     assert wall_ms == moment(9.0).wall_ms
     assert hlc_next(stamps[2], 0) == stamps[2] + 1
 

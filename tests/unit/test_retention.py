@@ -7,15 +7,7 @@ from dataclasses import replace
 from octaskly.core.effects import Answer, Append, Effect, Join, PlanFloor, Save, Send
 from octaskly.core.events import FloorPlanned, ForgetAsked, PeerUp, Saved
 from octaskly.core.exchange import Exchange
-from octaskly.core.facts import (
-    NO_FLOOR,
-    Entry,
-    Finished,
-    Floor,
-    Mark,
-    Submitted,
-    hlc_of,
-)
+from octaskly.core.facts import NO_FLOOR, Entry, Finished, Floor, Mark, Submitted
 from octaskly.core.journal import Journal
 from octaskly.core.merge import Birth, TaskRow, facts_of
 from octaskly.core.messages import (
@@ -30,6 +22,7 @@ from octaskly.core.messages import (
 from octaskly.core.model import NO_EPOCH, Address, StreamId
 from octaskly.core.replies import Forgot
 from octaskly.core.retention import JUMP_MS, STEP_S
+from octaskly.core.timestamps import hlc_of
 from tests.builders import (
     STREAM,
     attempt,

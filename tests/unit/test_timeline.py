@@ -4,16 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from octaskly.core.facts import (
-    HLC_COUNTER_BITS,
-    NO_FLOOR,
-    CancelAsked,
-    Entry,
-    Fact,
-    Finished,
-    Submitted,
-    hlc_of,
-)
+from octaskly.core.facts import NO_FLOOR, CancelAsked, Entry, Fact, Finished, Submitted
 from octaskly.core.merge import TaskRecord, apply
 from octaskly.core.model import (
     Attempt,
@@ -36,6 +27,7 @@ from octaskly.core.timeline import (
     outline,
     resumed,
 )
+from octaskly.core.timestamps import HLC_COUNTER_BITS, hlc_of
 from tests.contract import log_kit as kit
 
 OLD, OWN, NEXT, SPLIT = StreamId(5), StreamId(9), StreamId(2), StreamId(7)

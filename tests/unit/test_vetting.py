@@ -18,14 +18,12 @@ from octaskly.core.effects import (
 )
 from octaskly.core.events import PeerUp, Persisted, Received, Saved, Woke
 from octaskly.core.facts import (
-    HLC_MAX,
     Assigned,
     CancelAsked,
     Entry,
     Finished,
     Recorded,
     Submitted,
-    hlc_of,
 )
 from octaskly.core.merge import Birth, TaskRecord, TaskRow
 from octaskly.core.messages import (
@@ -68,6 +66,7 @@ from octaskly.core.node import Node
 from octaskly.core.options import ArraySpec, TaskOptions
 from octaskly.core.records import AUDIT
 from octaskly.core.sanity import STREAMS_MAX
+from octaskly.core.timestamps import HLC_MAX, hlc_of
 from octaskly.core.vetting import ENTRIES_MAX, PARTS_MAX, TERMS_AHEAD
 from tests.builders import (
     attempt,
