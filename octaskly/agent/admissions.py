@@ -194,13 +194,14 @@ class AgentAdmissions:
         if dispatcher is None:
             return "there is no dispatcher, so nobody knows what others have"
         unfinished = sum(counts.get(state, 0) for state in UNFINISHED)
-        if (
-            not unfinished
-            or not dispatcher.is_self
-            or self._gateway.mesh().replicas > 1
-        ):
+        if not unfinished or not dispatcher.is_self:
             return None
-        return f"{unfinished} wait or run, and no standby keeps copies"
+        mesh = self._gateway.mesh()
+        if mesh.replicas == 1:
+            return f"{unfinished} wait or run, and no standby keeps copies"
+        if mesh.is_ahead:
+            return f"{unfinished} wait or run, and standbys lack some of them yet"
+        return None
 
     async def _catch_up(self, secret: MeshSecret) -> None:
         """Take a renewed secret of this node's own mesh, which it missed."""

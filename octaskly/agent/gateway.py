@@ -153,6 +153,7 @@ class AgentGateway:
             epoch=self.view.epoch,
             standbys=self._node.standbys,
             failover=self._node.failover if self.view.is_serving else None,
+            is_ahead=self._node.is_ahead,
         )
 
     def seen_ms(self, node: NodeId) -> int | None:

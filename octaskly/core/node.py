@@ -160,6 +160,11 @@ class Node:
         return self._replication.views()
 
     @property
+    def is_ahead(self) -> bool:
+        """Whether this node knows of tasks more than its log says to standbys."""
+        return self._journal.is_ahead
+
+    @property
     def failover(self) -> Failover | None:
         """How this node took over last, if it reigns in place of another one."""
         return self._election.failover

@@ -62,6 +62,7 @@ class MeshState:
     epoch: Epoch
     standbys: tuple[StandbyView, ...] = ()  #: the one that would succeed first
     failover: Failover | None = None  #: the last one, if this reign came of one
+    is_ahead: bool = False  #: this node still has to tell standbys of some tasks
 
     @property
     def replicas(self) -> int:

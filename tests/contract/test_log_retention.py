@@ -398,6 +398,19 @@ async def test_what_only_rows_say_is_told_again(benches: list[Bench]) -> None:
     assert await two.log.plan_floor(own) == FloorPlanned(None)
 
 
+async def test_a_floor_may_forget_nothing(benches: list[Bench]) -> None:
+    """It ends what was told again, and is an entry like any other."""
+    one, two = benches
+    await one.add(kit.submitted(1), kit.finished(1), NO_FLOOR, kit.submitted(2))
+    await two.pull(one.log)
+
+    assert await two.log.vector() == await one.log.vector()
+    assert (await two.log.plan_floor(PlanFloor(0, MANY))).floor is None
+    for bench in benches:
+        await bench.reopen()
+        await bench.shows(1, 2)
+
+
 async def test_what_rows_say_of_a_task_whose_envelope_came_again_is_told_again(
     benches: list[Bench],
 ) -> None:

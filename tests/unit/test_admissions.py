@@ -1,0 +1,76 @@
+"""Who may leave the mesh without losing tasks."""
+
+from __future__ import annotations
+
+import asyncio
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from octaskly.agent.admissions import AgentAdmissions
+from octaskly.core.model import NodeId, StandbyView, TaskState
+from octaskly.errors import OnlyCopy
+from octaskly.ports import MeshState
+from tests.builders import epoch
+
+LEVEL = (StandbyView(NodeId("b"), is_level=True, lag=0),)
+
+
+async def leave(mesh: MeshState, state: TaskState) -> None:
+    """Leave, as the dispatcher, with one task; what would follow is an error."""
+
+    async def stats() -> Any:
+        return SimpleNamespace(counts={state: 1})
+
+    def mesh_of() -> MeshState:
+        return mesh
+
+    known: Any = SimpleNamespace(
+        dispatcher=lambda: SimpleNamespace(is_self=True), mesh=mesh_of
+    )
+    store: Any = SimpleNamespace(stats=stats)
+    nothing: Any = None
+    desk = AgentAdmissions(
+        config=nothing,
+        name="ash",
+        key=nothing,
+        gateway=known,
+        store=store,
+        invites=None,
+        waiting=None,
+        moves=nothing,
+        log=nothing,
+    )
+    await desk.leave(force=False, principal=nothing)
+
+
+@pytest.mark.parametrize(
+    ("mesh", "why"),
+    [
+        (MeshState(epoch=epoch()), "no standby keeps copies"),
+        (
+            MeshState(epoch=epoch(), standbys=LEVEL, is_ahead=True),
+            "standbys lack some of them yet",
+        ),
+    ],
+)
+def test_who_has_the_only_copy_of_a_task_does_not_leave_by_a_slip(
+    mesh: MeshState, why: str
+) -> None:
+    """It may know tasks that its log, which standbys keep, does not say."""
+    with pytest.raises(OnlyCopy, match=f"1 wait or run, and {why}"):
+        asyncio.run(leave(mesh, TaskState.QUEUED))
+
+
+@pytest.mark.parametrize(
+    ("mesh", "state"),
+    [
+        (MeshState(epoch=epoch(), standbys=LEVEL), TaskState.QUEUED),
+        (MeshState(epoch=epoch()), TaskState.COMPLETED),
+    ],
+)
+def test_who_has_only_copies_may_leave(mesh: MeshState, state: TaskState) -> None:
+    """So may who has nothing that still has to run."""
+    with pytest.raises(AttributeError, match="paths"):  # It goes on to forget all.
+        asyncio.run(leave(mesh, state))
