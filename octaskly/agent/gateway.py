@@ -112,7 +112,7 @@ class AgentGateway:
         self.view = MeshView(node_id, names)
         self.course = History(store, self.view, clock)
         self.history = self.course.points
-        self.feed = Feed(store, self.view, self._stream, self._submissions.when_safe)
+        self.feed = Feed(store, self.view, self._stream, self.when_safe)
         self.listen, self.lately = self.feed.listen, self.feed.lately
         self.ended = store.ended
         self.outputs = Outputs(self.task, self.view, node_id, captured)
@@ -208,6 +208,10 @@ class AgentGateway:
         self._require_dispatcher()
         self._fitness.require_room()
         return await self._submissions.take(submission)
+
+    async def when_safe(self) -> None:
+        """Wait until what is on this disk is as safe as an accepted task."""
+        await self._submissions.when_safe()
 
     async def task(self, ref: str) -> TaskRecord:
         """Return one task with outputs."""

@@ -326,6 +326,7 @@ class Parts:
             self._clock,
             self._log,
             self.loop.post,
+            self.gateway.when_safe,
         )
 
     def _build_api(self) -> ApiServer:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from heapq import heappop, heappush
 from urllib.parse import urlsplit
@@ -20,7 +20,7 @@ from octaskly.core.merge import TaskRecord
 from octaskly.core.model import NO_EPOCH
 from octaskly.core.retry import backoff
 from octaskly.core.timeline import TaskNews, end_of
-from octaskly.errors import StoreError
+from octaskly.errors import MeshError, StoreError
 from octaskly.log import Logger
 from octaskly.ports import Clock, Log
 
@@ -49,7 +49,10 @@ class _Notice:
 
 
 class Webhooks:
-    """Sends at most `AT_ONCE` messages at a time, while this node is dispatcher."""
+    """Sends at most `AT_ONCE` messages at a time, while this node is dispatcher.
+
+    Not before a standby has the ends, too: no failover takes back what was told.
+    """
 
     def __init__(
         self,
@@ -59,6 +62,7 @@ class Webhooks:
         clock: Clock,
         log: Logger,
         post: Callable[[Event], None],
+        when_safe: Callable[[], Awaitable[object]],
     ) -> None:
         self._store = store
         self._view = view
@@ -66,6 +70,7 @@ class Webhooks:
         self._clock = clock
         self._log = log
         self._post = post
+        self._when_safe = when_safe
         self._epoch = NO_EPOCH
         self._held: set[int] = set()
         self._waiting: dict[str, list[tuple[float, int, _Notice]]] = {}
@@ -116,8 +121,14 @@ class Webhooks:
         limit = min(FRESH_MAX, HELD_MAX - len(self._held))
         try:
             found = await self._store.to_notify(frozenset(self._held), limit)
-        except StoreError:
-            return  # It is asked again; who cares for the disk says what is wrong.
+            if found.fresh:
+                await self._when_safe()
+        except (StoreError, MeshError):
+            # It is asked again; who cares for the disk says what is wrong, and another
+            # dispatcher tells what this one cannot.
+            return
+        if self._view.epoch != self._epoch:
+            return
         self._held &= found.keys
         for key, record in found.fresh:
             self._take(key, record, now_s)

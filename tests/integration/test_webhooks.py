@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from octaskly.core.events import Event, TasksNotified
 from octaskly.core.facts import Entry, Fact, Notified
 from octaskly.core.model import AttemptState, Epoch, NodeId, TaskId
 from octaskly.core.options import TaskOptions
+from octaskly.errors import NotDispatcher
 from octaskly.ports import ToNotify
 from octaskly.store import Store
 from tests.contract import log_kit as kit
@@ -66,6 +67,10 @@ class Bench:
         self.view = MeshView(EPOCH.node, {kit.WORKER: "pi4"})
         self.log = Log()
         self.told: list[TaskId] = []
+        self.safe = asyncio.Event()  #: whether a standby has all
+        self.safe.set()
+        self.when_safe: Callable[[], Awaitable[None]] = self._wait_until_safe
+        self.waits = 0  #: times that somebody waited for that
         self.sender: Webhooks | None = None
         self._seq = self._number = self._durable = 0
         self._changed = asyncio.Event()
@@ -107,6 +112,7 @@ class Bench:
             SystemClock(),
             self.log,
             self._write,
+            self.when_safe,
         )
         async with asyncio.TaskGroup() as tasks:
             running = tasks.create_task(self.sender.run())
@@ -116,6 +122,10 @@ class Bench:
                 running.cancel()
                 with suppress(asyncio.CancelledError):
                     await running
+
+    async def _wait_until_safe(self) -> None:
+        self.waits += 1
+        await self.safe.wait()
 
     def _write(self, event: Event) -> None:
         assert isinstance(event, TasksNotified)
@@ -192,6 +202,33 @@ async def test_a_receiver_is_told_how_a_task_ended(bench: Bench) -> None:
     assert b"secret" not in body
     assert b"echo" not in body
     assert bench.told == [task, kit.task_id(3)]
+
+
+async def test_nobody_is_told_before_a_standby_has_the_end(bench: Bench) -> None:
+    """No failover takes back what was told; events wait as long."""
+    bench.safe.clear()
+    async with receiver() as server, bench.dispatching():
+        await bench.end(1, server.url)
+        async with asyncio.timeout(20):
+            while not bench.waits:  # noqa: ASYNC110  another task adds to it
+                await asyncio.sleep(0.005)
+        assert server.got == []
+        bench.safe.set()
+        await bench.until_told(1)
+
+
+async def test_what_cannot_be_made_safe_is_told_later(bench: Bench) -> None:
+    """A hand-over that is broken off, or the next dispatcher."""
+    failures = iter([NotDispatcher("it hands over")])
+
+    async def when_safe() -> None:
+        for failure in failures:
+            raise failure
+
+    bench.when_safe = when_safe
+    async with receiver() as server, bench.dispatching():
+        await bench.end(1, server.url)
+        await bench.until_told(1)
 
 
 async def test_the_store_is_asked_only_when_somebody_is_to_be_told(
@@ -333,8 +370,11 @@ async def test_redirects_are_not_followed(
     assert bench.log.lines[0][1]["error"] == "it answered 307"
 
 
-async def test_only_so_many_are_told_at_once(bench: Bench) -> None:
+async def test_only_so_many_are_told_at_once(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """However many receivers there are."""
+    monkeypatch.setattr(posting, "ANSWER_S_MAX", 30.0)  # None is tried again.
     busy: Counter[int] = Counter()
     most = most_of_one = 0
 
