@@ -19,21 +19,44 @@ CHEAP_BYTES: Final = 8 << 20
 PIECE_BYTES: Final = 64 << 10
 """Of a frame that are counted without a pause: some milliseconds."""
 
-_FIXARRAY_MASK: Final = 0x0F
-_STRINGS: Final = {0xC4: 1, 0xC5: 2, 0xC6: 4, 0xD9: 1, 0xDA: 2, 0xDB: 4}
-_WIDTHS: Final = {**_STRINGS, 0xDC: 2, 0xDD: 4}
+# First bytes, as the specification of msgpack calls them.
+FIXARRAYS: Final = range(0x90, 0xA0)  #: the length is in the byte
+FIXSTRS: Final = range(0xA0, 0xC0)  #: it is, too
+BIN8, BIN16, BIN32 = 0xC4, 0xC5, 0xC6
+FLOAT32, FLOAT64 = 0xCA, 0xCB
+UINT8, UINT16, UINT32, UINT64 = 0xCC, 0xCD, 0xCE, 0xCF
+INT8, INT16, INT32, INT64 = 0xD0, 0xD1, 0xD2, 0xD3
+STR8, STR16, STR32 = 0xD9, 0xDA, 0xDB
+ARRAY16, ARRAY32 = 0xDC, 0xDD
+
+_STRINGS: Final = {BIN8: 1, BIN16: 2, BIN32: 4, STR8: 1, STR16: 2, STR32: 4}
+_WIDTHS: Final = {**_STRINGS, ARRAY16: 2, ARRAY32: 4}
 """First bytes of strings and arrays, and how many bytes of length follow."""
 
-_NUMBERS: Final = {0xCA: 5, 0xCB: 9, 0xCC: 2, 0xCD: 3, 0xCE: 5, 0xCF: 9}
-_NUMBERS_SIGNED: Final = {0xD0: 2, 0xD1: 3, 0xD2: 5, 0xD3: 9}
-_SIZES: Final = bytes(
-    0
-    if kind in _WIDTHS or 0x90 <= kind <= 0x9F  # noqa: PLR2004 (arrays)
-    else 1 + (kind & 0x1F)
-    if 0xA0 <= kind <= 0xBF  # noqa: PLR2004 (short strings)
-    else (_NUMBERS | _NUMBERS_SIGNED).get(kind, 1)
-    for kind in range(256)
-)
+_NUMBERS: Final = {
+    FLOAT32: 5,
+    FLOAT64: 9,
+    UINT8: 2,
+    UINT16: 3,
+    UINT32: 5,
+    UINT64: 9,
+    INT8: 2,
+    INT16: 3,
+    INT32: 5,
+    INT64: 9,
+}
+
+
+def _size(kind: int) -> int:
+    """Return the size of a value with this first byte, as far as that tells."""
+    if kind in FIXSTRS:
+        return 1 + kind - FIXSTRS.start
+    if kind in _WIDTHS or kind in FIXARRAYS:
+        return 0
+    return _NUMBERS.get(kind, 1)
+
+
+_SIZES: Final = bytes(map(_size, range(256)))
 """Size of a value with its first byte; 0: its length follows, or it is an array."""
 
 
@@ -46,7 +69,7 @@ def count_values(body: bytes) -> Iterator[None]:
     Raises:
         RemoteProtocolError: it has too many.
     """
-    wide = body.count(0xDC) + body.count(0xDD)
+    wide = body.count(ARRAY16) + body.count(ARRAY32)
     if len(body) * (VALUE_BYTES + 8 * wide) < CHEAP_BYTES:
         return  # Even if each of these bytes began an array as long as the frame.
     limit = min(len(body), VALUES_MAX)
@@ -58,7 +81,7 @@ def count_values(body: bytes) -> Iterator[None]:
 
 def _count_piece(body: bytes, count: int, at: int, limit: int) -> tuple[int, int]:
     """Count on from a place; return the count so far, and where that was."""
-    sizes, widths = _SIZES, _WIDTHS
+    sizes, widths, fixarray = _SIZES, _WIDTHS, FIXARRAYS.start
     end = min(len(body), at + PIECE_BYTES)
     while at < end:
         kind = body[at]
@@ -71,7 +94,7 @@ def _count_piece(body: bytes, count: int, at: int, limit: int) -> tuple[int, int
         if kind in _STRINGS:
             at += number
             continue
-        count += number if width else kind & _FIXARRAY_MASK
+        count += number if width else kind - fixarray
         if count > limit:
             raise RemoteProtocolError(
                 f"a frame of {len(body)} bytes has {count} values"
