@@ -24,6 +24,7 @@ _PHASES: Mapping[str, str] = {
     "switched": "generation {newest} is in force; older ones are accepted still",
     "settled": "generation {newest} is in force, alone",
 }
+_HURRIED = "generation {newest} is accepted; {generation} is over within 5 s"
 
 
 @click.command(epilog="Example: octaskly rotate --status")
@@ -61,7 +62,7 @@ def rotate(
     if as_json:
         print_json(reply.body)
         return
-    _show(reply.body)
+    _show(reply.body, is_hurried=now)
     if not status:
         note("octaskly rotate --status    shows how far it is")
 
@@ -94,16 +95,18 @@ def revoke(
         print_json(reply.body)
         return
     note(f"{name} is revoked")
-    _show(reply.body)
+    _show(reply.body, is_hurried=True)
 
 
-def _show(body: bytes) -> None:
+def _show(body: bytes, *, is_hurried: bool) -> None:
     answer = msgspec.json.decode(body, type=dict[str, Any])
+    is_spreading = answer["phase"] == "spreading"
+    text = _HURRIED if is_hurried and is_spreading else _PHASES[answer["phase"]]
     # The CLI is no agent: it compares the API's wall-clock times with its own.
     now = dt.datetime.now(dt.UTC)
     print_fields(
         [
-            ("secret", _PHASES[answer["phase"]].format(**answer)),
+            ("secret", text.format(**answer)),
             ("since", age(answer["since"], now) if answer["since"] else None),
             ("next step", _due(answer)),
             ("know it", ", ".join(answer["confirmed"]) or None),

@@ -357,3 +357,30 @@ def test_what_is_refused_for_one_task_is_done_for_the_others(
     assert done.stderr.count(b"error: ") == 1
     asked = [request.split("?")[0] for request in api.requests[-2:]]
     assert [path.split("/")[4] for path in asked] == [refused, "task-002"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        ([], "1 stays in force until all nodes know it"),
+        (["--now", "--yes"], "1 is over within 5 s"),
+    ],
+)
+def test_rotate_says_how_long_the_old_secret_lasts(
+    api: Api, octaskly: Run, arguments: list[str], text: str
+) -> None:
+    """With --now nobody is waited for."""
+    names: list[str] = []
+    api.told["/api/v1/rotation"] = {
+        "generation": 1,
+        "newest": 2,
+        "oldest": 1,
+        "phase": "spreading",
+        "since": None,
+        "due": None,
+        **dict.fromkeys(("confirmed", "awaited", "revoked"), names),
+    }
+
+    done = octaskly("rotate", *arguments)
+
+    assert f"generation 2 is accepted; {text}" in done.stdout.decode()
