@@ -1,30 +1,47 @@
-"""Runs many seeds on all cores it may use: `python -m tests.simulation.hunt 9999`.
-
-Behind the number of seeds stands the kind of world, such as `unordered`: the end of the
-name of what runs it, in `faults`.
-"""
+"""Runs many seeds on all cores it may use: `python -m tests.simulation.hunt 9999`."""
 
 from __future__ import annotations
 
+import argparse
 import multiprocessing
 import os
 import random
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from inspect import signature
 from itertools import repeat
 
+from tests.simulation import faults
 from tests.simulation.faults import run_of
 
 BLOCK = 20  #: seeds that one process takes at a time
 SEED_MAX = 1 << 31
 
 
-def failures(seeds: range, kind: str = "seed") -> Iterator[str]:
+def _is_kind(name: str, made: object) -> bool:
+    """Whether it runs a world, and a seed is all that it needs."""
+    if not name.startswith("run_") or not callable(made):
+        return False
+    first, *others = signature(made).parameters.values()
+    return first.name == "seed" and all(one.default is not one.empty for one in others)
+
+
+KINDS = sorted(
+    name.removeprefix("run_")
+    for name, made in vars(faults).items()
+    if _is_kind(name, made)
+)
+
+
+def failures(
+    seeds: range, kind: str = "seed", processes: int | None = None
+) -> Iterator[str]:
     """Run seeds side by side; yield what went wrong, with the seed that repeats it."""
+    processes = processes or len(os.sched_getaffinity(0))
     blocks = [seeds[i : i + BLOCK] for i in range(0, len(seeds), BLOCK)]
     context = multiprocessing.get_context("spawn")  # Alike on all Pythons.
-    with ProcessPoolExecutor(len(os.sched_getaffinity(0)), mp_context=context) as pool:
+    with ProcessPoolExecutor(processes, mp_context=context) as pool:
         for found in pool.map(_failures_in, blocks, repeat(kind)):
             yield from found
 
@@ -39,13 +56,38 @@ def _failures_in(seeds: range, kind: str) -> list[str]:
     return found
 
 
+def asked(words: Sequence[str] | None = None) -> argparse.Namespace:
+    """Return what the command line says."""
+    parser = argparse.ArgumentParser(
+        prog="python -m tests.simulation.hunt",
+        description="Run seeds of the simulation side by side; say which ones fail.",
+    )
+    parser.add_argument("count", type=int, help="how many seeds")
+    parser.add_argument(
+        "kind",
+        nargs="?",
+        default="seed",
+        choices=KINDS,
+        metavar="KIND",
+        help=f"of the world: {', '.join(KINDS)} (seed)",
+    )
+    parser.add_argument(
+        "--first", type=int, metavar="SEED", help="where to begin (a random one)"
+    )
+    parser.add_argument(
+        "--processes", type=int, metavar="N", help="(one for each core it may use)"
+    )
+    return parser.parse_args(words)
+
+
 def main() -> None:
-    """Run as many seeds as the argument says, from a random one on."""
-    count, kind = int(sys.argv[1]), sys.argv[2] if sys.argv[2:] else "seed"
-    first = random.randrange(SEED_MAX)
-    print(f"{kind} {first} to {first + count - 1}", flush=True)
+    """Run as many seeds as the arguments say."""
+    said = asked()
+    first = random.randrange(SEED_MAX) if said.first is None else said.first
+    seeds = range(first, first + said.count)
+    print(f"{said.kind} {first} to {seeds.stop - 1}", flush=True)
     failed = False
-    for failure in failures(range(first, first + count), kind):
+    for failure in failures(seeds, said.kind, said.processes):
         failed = True
         print(failure, flush=True)
     sys.exit(failed)
