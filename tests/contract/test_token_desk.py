@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 
@@ -22,7 +22,7 @@ from octaskly.errors import (
     TrustError,
 )
 from octaskly.ports import Principal, RecordQuery, TokenDesk
-from octaskly.trust import Tokens, generate
+from octaskly.trust import MeshSecret, Tokens, generate
 from tests.integration.fake_tokens import FakeTokens
 
 DAY_S = 86_400
@@ -79,6 +79,22 @@ def reign() -> Reign:
 def desk(request: pytest.FixtureRequest, reign: Reign) -> TokenDesk:
     made: TokenDesk = request.param(reign)
     return made
+
+
+class Signed(NamedTuple):
+    """A desk, what it signs with, and the secret of that."""
+
+    secret: MeshSecret
+    signer: Tokens
+    desk: TokenOffice
+
+
+@pytest.fixture
+def signed() -> Signed:
+    secret = generate()
+    signer = Tokens(secret)
+    desk = TokenOffice(signer, MemoryRecords(), SystemClock(), Reign().require)
+    return Signed(secret, signer, desk)
 
 
 def local(subject: str) -> Principal:
@@ -234,11 +250,11 @@ async def test_only_the_token_of_a_page_is_renewed(desk: TokenDesk) -> None:
         desk.renew_page(Principal(subject="ci", role="client", token=jti))
 
 
-async def test_a_page_ends_with_the_secret_under_which_it_was_opened() -> None:
+async def test_a_page_ends_with_the_secret_under_which_it_was_opened(
+    signed: Signed,
+) -> None:
     """Else a revoked machine would carry what it signed over into the new secret."""
-    secret = generate()
-    signer = Tokens(secret)
-    desk = TokenOffice(signer, MemoryRecords(), SystemClock(), Reign().require)
+    secret, signer, desk = signed
     token, _ = desk.open_page(subject="eve", role="admin", node=NodeId("n"))
     page = desk.verify(token)
     desk.renew_page(page)
@@ -249,11 +265,11 @@ async def test_a_page_ends_with_the_secret_under_which_it_was_opened() -> None:
         desk.renew_page(page)
 
 
-async def test_a_token_is_good_as_long_as_the_secret_that_signed_it() -> None:
+async def test_a_token_is_good_as_long_as_the_secret_that_signed_it(
+    signed: Signed,
+) -> None:
     """A stream under a token of a revoked machine would outlast the rotation."""
-    secret = generate()
-    signer = Tokens(secret)
-    desk = TokenOffice(signer, MemoryRecords(), SystemClock(), Reign().require)
+    secret, signer, desk = signed
     token, _ = await desk.issue(
         role="viewer", expires_s=60, subject="eve", name=None, by=local("root")
     )
@@ -267,11 +283,9 @@ async def test_a_token_is_good_as_long_as_the_secret_that_signed_it() -> None:
     assert not desk.is_good(eve)
 
 
-async def test_a_token_ends_at_once_where_its_secret_has_to_go() -> None:
+async def test_a_token_ends_at_once_where_its_secret_has_to_go(signed: Signed) -> None:
     """Whoever has that secret makes tokens of it; those made now stay good."""
-    secret = generate()
-    signer = Tokens(secret)
-    desk = TokenOffice(signer, MemoryRecords(), SystemClock(), Reign().require)
+    secret, signer, desk = signed
     wish: Any = {"role": "admin", "expires_s": 60, "subject": None, "name": None}
     token, _ = await desk.issue(**wish, by=local("root"))
     old = desk.verify(token)
@@ -287,11 +301,9 @@ async def test_a_token_ends_at_once_where_its_secret_has_to_go() -> None:
     assert desk.is_good(desk.verify(late))
 
 
-async def test_a_token_issues_none_that_outlasts_its_secret() -> None:
+async def test_a_token_issues_none_that_outlasts_its_secret(signed: Signed) -> None:
     """Else who has the old secret makes one for 90 days while both are accepted."""
-    secret = generate()
-    signer = Tokens(secret)
-    desk = TokenOffice(signer, MemoryRecords(), SystemClock(), Reign().require)
+    secret, signer, desk = signed
     wish: Any = {"role": "admin", "expires_s": 60, "subject": None, "name": None}
     token, _ = await desk.issue(**wish, by=local("root"))
     admin = desk.verify(token)
