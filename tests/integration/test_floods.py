@@ -214,8 +214,11 @@ THIN = (
 
 
 @contextlib.contextmanager
-def flooding(member: Member, frames: Iterator[bytes]) -> Iterator[list[int]]:
-    """Send frames as fast as they are taken, and read nothing."""
+def flooding(member: Member, frames: Iterator[bytes]) -> Iterator[Callable[[], bool]]:
+    """Send frames as fast as they are taken, and read nothing.
+
+    Yields whether enough were sent; it fails where the link was closed before.
+    """
     sent = [0]
     is_over = threading.Event()
 
@@ -230,8 +233,13 @@ def flooding(member: Member, frames: Iterator[bytes]) -> Iterator[list[int]]:
     with member.linked() as link:
         thread = threading.Thread(target=flood, args=(link,))
         thread.start()
+
+        def is_enough() -> bool:
+            assert thread.is_alive() or sent[0] > FLOOD_BYTES, "the link was closed"
+            return sent[0] > FLOOD_BYTES
+
         try:
-            yield sent
+            yield is_enough
         finally:
             is_over.set()
             with contextlib.suppress(OSError):
@@ -252,8 +260,8 @@ def test_a_member_that_floods_keeps_nobody_waiting(solo: Agent, kind: str) -> No
     watch = Watch(solo)
     said = len(solo.log().splitlines())
 
-    with flooding(member, FLOODS[kind](member)) as sent:
-        watch.judge(lambda: sent[0] > FLOOD_BYTES)
+    with flooding(member, FLOODS[kind](member)) as is_enough:
+        watch.judge(is_enough)
 
     assert len(solo.log().splitlines()) - said < LINES_MAX
     until(lambda: is_own_dispatcher(solo), "it reigns again")

@@ -54,12 +54,17 @@ def dispatcher_of(host: Host) -> str | None:
 
 
 def is_formed(hosts: Sequence[Host]) -> bool:
-    """Whether all these hosts list all of them as ready, and one dispatcher."""
+    """Whether all these hosts list all of them, no other as ready, one dispatcher.
+
+    One of them may drain or pause.
+    """
     everyone = {host.name for host in hosts}
     seen = [nodes(host) for host in hosts]
-    rosters = [{n["name"] for n in each if n["state"] == "ready"} for each in seen]
+    ready = {n["name"] for each in seen for n in each if n["state"] == "ready"}
+    rosters = [{n["name"] for n in each if n["state"] != "lost"} for each in seen]
     heads = {n["name"] for each in seen for n in each if n["role"] == "dispatcher"}
-    return len(heads) == 1 and all(roster == everyone for roster in rosters)
+    is_whole = ready <= everyone and all(roster >= everyone for roster in rosters)
+    return len(heads) == 1 and is_whole
 
 
 def roles(lab: Lab) -> tuple[Host, list[Host]]:
