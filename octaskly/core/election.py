@@ -25,7 +25,7 @@ from octaskly.core.phases import Phase
 from octaskly.core.pulse import PLAIN_BEATS
 from octaskly.core.seeking import Seeking
 from octaskly.core.succession import Reign, beats, covers
-from octaskly.core.suspicion import Verdict
+from octaskly.core.suspicion import Judgement
 from octaskly.core.versions import UNREADABLE
 
 
@@ -94,10 +94,10 @@ class Election(Seeking):
             return self._claim_above(self.epoch, UNREADABLE, now)
         if suspicion is None:
             return self._watch(dispatcher, now)
-        match suspicion.verdict(now):
-            case Verdict.DEAD:
+        match suspicion.judge(now):
+            case Judgement.DEAD:
                 return self._bereave(suspicion.finding, now)
-            case Verdict.WAIT if suspicion.is_asking_due(now):
+            case Judgement.WAIT if suspicion.is_asking_due(now):
                 return self._suspect(dispatcher, now)
             case _:
                 return []

@@ -9,7 +9,7 @@ from __future__ import annotations
 from octaskly.core.effects import Effect
 from octaskly.core.model import Moment, NodeId
 from octaskly.core.phases import Phases
-from octaskly.core.suspicion import Suspicion, Verdict
+from octaskly.core.suspicion import Judgement, Suspicion
 
 PROBED_MAX = 16  #: peers asked about a suspect
 SUCCESSORS_DIALLED = 3
@@ -57,14 +57,14 @@ class Seeking(Phases):
         peers = self._members.peers
         suspicion = self._suspicion
         if suspicion is not None:
-            match suspicion.verdict(now):
-                case Verdict.HOLD:
+            match suspicion.judge(now):
+                case Judgement.HOLD:
                     return []
-                case Verdict.WAIT if not suspicion.is_asking_due(now):
+                case Judgement.WAIT if not suspicion.is_asking_due(now):
                     return []
-                case Verdict.WAIT:
+                case Judgement.WAIT:
                     self._suspicion = None
-                case Verdict.DEAD:
+                case Judgement.DEAD:
                     self._suspicion = None
                     for view in peers.values():
                         if view.dispatcher == suspicion.about:

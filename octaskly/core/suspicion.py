@@ -45,7 +45,7 @@ class Patience:
         return min(PATIENCE_MAX, 2.0 ** max(0, recent - RESTLESS))
 
 
-class Verdict(Enum):
+class Judgement(Enum):
     """What is known of the suspect."""
 
     WAIT = "wait"
@@ -54,7 +54,7 @@ class Verdict(Enum):
 
 
 class Suspicion:
-    """One suspect, from the first doubt to the verdict."""
+    """One suspect, from the first doubt to the judgement."""
 
     def __init__(self, about: NodeId, timing: Timing, patience: float = 1.0) -> None:
         self.about = about
@@ -95,25 +95,25 @@ class Suspicion:
         """Give the suspect the time again that this node itself slept through."""
         self._ends_s = now.mono_s + self._probe_s
 
-    def verdict(self, now: Moment) -> Verdict:
+    def judge(self, now: Moment) -> Judgement:
         """Return what is known; after HOLD has lasted, ask again."""
         if self._is_dead:
-            return Verdict.DEAD
+            return Judgement.DEAD
         if now.mono_s < self._ends_s:
-            return Verdict.HOLD if self._is_holding else Verdict.WAIT
+            return Judgement.HOLD if self._is_holding else Judgement.WAIT
         if self._is_holding:
-            return Verdict.WAIT
+            return Judgement.WAIT
         if not self._is_heard:
             self._is_dead = True
-            return Verdict.DEAD
+            return Judgement.DEAD
         self._is_holding = True
         self._ends_s = now.mono_s + 2 * self._probe_s
-        return Verdict.HOLD
+        return Judgement.HOLD
 
     def is_asking_due(self, now: Moment) -> bool:
         """Whether a hold has lasted long enough to ask again."""
         return self._is_holding and now.mono_s >= self._ends_s
 
     def deadline(self) -> float:
-        """Return when the verdict may change."""
+        """Return when the judgement may change."""
         return 0.0 if self._is_dead else self._ends_s
