@@ -1,9 +1,10 @@
 """Values of the core as plain data, and back: compact rows with a type number.
 
 A dataclass or named tuple becomes a tuple of its fields, in the order of their
-declaration; a member of a union becomes `(type number, row)`. Fields are only ever
-added at the end and with a default, so that versions can differ: `decode` ignores
-trailing fields that it does not know, and fills in those that are missing.
+declaration; a member of a union becomes `(type number, row)`, by `type_numbers`.
+Fields are only ever added at the end and with a default, so that versions can differ:
+`decode` ignores trailing fields that it does not know, and fills in those that are
+missing.
 
 What is decoded is hostile until proven otherwise: types, enum values, names, nesting
 and the range of numbers are checked. Coders are compiled once per class.
@@ -20,60 +21,11 @@ from operator import attrgetter
 from types import NoneType, UnionType
 from typing import Any, Final, Union, get_args, get_origin, get_type_hints
 
-from octaskly.core import facts, keys, messages, model
-from octaskly.core.merge import TaskRecord
+from octaskly.core.facts import Fact
 from octaskly.core.messages import Message
 from octaskly.core.model import NodeId, TaskId
-from octaskly.core.options import TaskOptions
+from octaskly.core.type_numbers import NUMBERS
 from octaskly.errors import LocalProtocolError, RemoteProtocolError
-
-NUMBERS: Final[dict[type, int]] = {
-    messages.Hello: 1,
-    messages.HelloOk: 2,
-    messages.Heartbeat: 3,
-    messages.HeartbeatOk: 4,
-    messages.Probe: 5,
-    messages.ProbeOk: 6,
-    messages.Claim: 7,
-    messages.ClaimOk: 8,
-    messages.ClaimNo: 9,
-    messages.Roster: 10,
-    messages.Redirect: 11,
-    messages.Pull: 12,
-    messages.Entries: 13,
-    messages.Dispatch: 14,
-    messages.Kill: 15,
-    messages.Results: 16,
-    messages.ResultsOk: 17,
-    messages.Reattach: 18,
-    messages.Transfer: 19,
-    messages.Leave: 20,
-    messages.Repl: 21,
-    messages.ReplOk: 22,
-    messages.Snapshot: 24,
-    messages.Records: 25,
-    keys.KeysHeld: 28,
-    keys.KeysGiven: 29,
-    facts.Submitted: 100,
-    facts.CancelAsked: 101,
-    facts.Assigned: 102,
-    facts.Finished: 103,
-    facts.Floor: 104,
-    facts.Ready: 105,
-    facts.Notified: 106,
-    facts.Recorded: 107,
-    facts.Entry: 120,
-    TaskRecord: 121,
-    messages.Report: 122,
-    model.TaskSpec: 123,
-    model.Outcome: 124,
-    model.Attempt: 125,
-    model.NodeInfo: 126,
-    messages.Member: 127,
-    model.Address: 128,
-    TaskOptions: 129,
-}
-"""Type numbers, for ever: a number is never given to another class."""
 
 INT_MIN, INT_MAX = -(1 << 63), (1 << 63) - 1  #: what the log can keep
 _NAMES: Final[dict[Any, re.Pattern[str]]] = {
@@ -126,7 +78,7 @@ def decode_message(plain: object) -> Message:
     return _decode_message(plain)  # type: ignore[no-any-return]
 
 
-def decode_fact(plain: object) -> facts.Fact:
+def decode_fact(plain: object) -> Fact:
     """Reverse `encode` for a fact.
 
     Raises:
@@ -394,4 +346,4 @@ def _check_types(
 _encode_any = _tagged_encoder(NUMBERS)
 _decode_any = _tagged_decoder(NUMBERS)
 _decode_message = _tagged_decoder(get_args(Message))
-_decode_fact = _tagged_decoder(get_args(facts.Fact))
+_decode_fact = _tagged_decoder(get_args(Fact))

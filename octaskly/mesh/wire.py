@@ -30,6 +30,7 @@ from octaskly.core.messages import (
     ResultsOk,
 )
 from octaskly.core.model import Epoch, Holdings, Limits, StreamId
+from octaskly.core.type_numbers import NUMBERS
 from octaskly.errors import FrameTooLarge, LocalProtocolError, RemoteProtocolError
 from octaskly.mesh.counting import count_values
 
@@ -49,7 +50,7 @@ SPLIT_BYTES: Final = 1 << 20
 MESSAGE_NUMBERS_END: Final = 100
 """Type numbers below this one are those of messages, also of versions to come."""
 
-_MESSAGE_NUMBERS: Final = frozenset(codec.NUMBERS[kind] for kind in get_args(Message))
+_MESSAGE_NUMBERS: Final = frozenset(NUMBERS[kind] for kind in get_args(Message))
 
 _BATCHES: Final[dict[type, str]] = {
     Dispatch: "items",
@@ -306,7 +307,7 @@ class WirePacker:
         return Packed(b"".join(parts))
 
     def pack(self, value: object) -> bytes:
-        """Return a value of a class in `codec.NUMBERS` as bytes.
+        """Return a value of a class in `NUMBERS` as bytes.
 
         Raises:
             LocalProtocolError: its class has no number.

@@ -10,7 +10,7 @@ from dataclasses import fields, replace
 from itertools import islice
 from typing import Any, Final
 
-from octaskly.core.codec import NUMBERS, decode, encode
+from octaskly.core.codec import decode, encode
 from octaskly.core.merge import TaskRecord
 from octaskly.core.model import (
     Attempt,
@@ -30,6 +30,7 @@ from octaskly.core.options import (
     TaskOptions,
     shape_of,
 )
+from octaskly.core.type_numbers import NUMBERS
 
 STATES: Final = (
     TaskState.QUEUED,

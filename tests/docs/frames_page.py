@@ -8,9 +8,9 @@ from enum import Enum
 from types import NoneType, UnionType
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
-from octaskly.core.codec import NUMBERS
 from octaskly.core.messages import Message
 from octaskly.core.model import Limits
+from octaskly.core.type_numbers import NUMBERS
 from octaskly.mesh import counting, wire
 
 _PLAIN = {

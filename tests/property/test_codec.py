@@ -15,6 +15,7 @@ from octaskly.core.facts import Entry, Fact
 from octaskly.core.merge import TaskRecord
 from octaskly.core.messages import Message
 from octaskly.core.model import NodeId, StreamId, TaskId
+from octaskly.core.type_numbers import NUMBERS
 from octaskly.errors import RemoteProtocolError
 
 BASE: dict[Any, st.SearchStrategy[Any]] = {
@@ -88,7 +89,7 @@ def test_plain_data_decodes_or_is_refused_properly(plain: Any) -> None:
         return
 
 
-@given(st.sampled_from(sorted(codec.NUMBERS.values())), st.lists(PLAIN, max_size=15))
+@given(st.sampled_from(sorted(NUMBERS.values())), st.lists(PLAIN, max_size=15))
 def test_a_wrong_row_decodes_or_is_refused_properly(
     number: int, row: list[Any]
 ) -> None:

@@ -73,6 +73,7 @@ from octaskly.core.model import (
     TaskSpec,
 )
 from octaskly.core.options import After, Requires, TaskLimits, TaskOptions
+from octaskly.core.type_numbers import NUMBERS
 from octaskly.errors import LocalProtocolError, RemoteProtocolError
 
 NODE = NodeId("abcdefgh234567xy")
@@ -215,12 +216,12 @@ OTHERS = (
 def test_samples_cover_every_class_that_has_a_number() -> None:
     """A new message or stored class cannot be forgotten here."""
     assert {type(message) for message in MESSAGES} == set(get_args(Message))
-    assert {type(value) for value in (*MESSAGES, *OTHERS)} == set(codec.NUMBERS)
+    assert {type(value) for value in (*MESSAGES, *OTHERS)} == set(NUMBERS)
 
 
 def test_no_number_is_given_twice() -> None:
     """Two classes with one number could not be told apart."""
-    assert len(set(codec.NUMBERS.values())) == len(codec.NUMBERS)
+    assert len(set(NUMBERS.values())) == len(NUMBERS)
 
 
 @pytest.mark.parametrize("value", [*MESSAGES, *OTHERS], ids=lambda v: type(v).__name__)
