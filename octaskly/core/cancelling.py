@@ -15,15 +15,15 @@ from octaskly.core.inhand import WAITING, InHand, Phase
 from octaskly.core.merge import TaskRecord
 from octaskly.core.model import Moment, TaskSpec, TaskState
 from octaskly.core.placing import Placing
-from octaskly.core.replication import Replication, Told
+from octaskly.core.replication import Replication, WhenSafe
 from octaskly.core.replies import CancelDone, NotDurable
 
 
 class Commit(Protocol):
     """Ends a step of the reign."""
 
-    def __call__(self, now: Moment, *, told: Told) -> list[Effect]:
-        """Do `told` once all that was decided so far is safe."""
+    def __call__(self, now: Moment, *, when_safe: WhenSafe) -> list[Effect]:
+        """Do `when_safe` once all that was decided so far is safe."""
 
 
 class Cancelling:
@@ -75,10 +75,10 @@ class Cancelling:
         self._placing.facts.append(CancelAsked(event.task, event.by))
         done = CancelDone(event.task, TaskState.CANCELLED, was_done=True)
 
-        def told(_: Moment, replicas: int) -> list[Effect]:
+        def answer(_: Moment, replicas: int) -> list[Effect]:
             return [self._done(event, done, replicas), Announce((event.task,))]
 
-        return self._commit(now, told=told)
+        return self._commit(now, when_safe=answer)
 
     def _cancel_array(
         self, event: CancelRequested, array: TaskRecord, now: Moment
@@ -97,11 +97,11 @@ class Cancelling:
             ended += self._placing.cancel_live(spec, event.by)
         done = CancelDone(event.task, TaskState.CANCELLED, was_done=True)
 
-        def told(_: Moment, replicas: int) -> list[Effect]:
+        def answer(_: Moment, replicas: int) -> list[Effect]:
             return [self._done(event, done, replicas), Announce(tuple(ended))]
 
         self._placing.note_end()
-        return self._commit(now, told=told)
+        return self._commit(now, when_safe=answer)
 
     def _answer(
         self, event: CancelRequested, state: TaskState, now: Moment

@@ -53,12 +53,12 @@ class Clerk:
             return [Answer(event.ticket, crowded)]
         counting = self._written(event.drafts, now)
 
-        def told(_: Moment, replicas: int) -> list[Effect]:
+        def answer(_: Moment, replicas: int) -> list[Effect]:
             if self._is_strict and replicas == 1:
                 return [Answer(event.ticket, NotDurable())]
             return [Answer(event.ticket, Kept(tuple(counting), replicas))]
 
-        return self._placing.commit(now, told=told)
+        return self._placing.commit(now, when_safe=answer)
 
     def write(self, drafts: Sequence[RecordDraft], now: Moment) -> list[Effect]:
         """Record what nobody asked for and nobody waits for, if there is room."""

@@ -25,7 +25,7 @@ from octaskly.core.events import (
 )
 from octaskly.core.explain import Explaining
 from octaskly.core.facts import Notified, Submitted
-from octaskly.core.journal import Held, Journal
+from octaskly.core.journal import Journal, WhenDurable
 from octaskly.core.messages import HeartbeatOk, Reattach, Results, ResultsOk
 from octaskly.core.model import (
     Epoch,
@@ -38,7 +38,7 @@ from octaskly.core.model import (
 from octaskly.core.parents import Parents, is_late
 from octaskly.core.placing import Placing
 from octaskly.core.recording import Recording
-from octaskly.core.replication import Replication, Told
+from octaskly.core.replication import Replication, WhenSafe
 from octaskly.core.replies import Accepted, Hopeless, Named, NotDurable, NotHere
 from octaskly.core.resting import Resting
 from octaskly.core.retention import Retention
@@ -163,13 +163,13 @@ class Dispatch:
                 self._queue.reread()
             return self._commit(now)
 
-        def told(_: Moment, replicas: int) -> list[Effect]:
+        def answer(_: Moment, replicas: int) -> list[Effect]:
             replicas = 1 if is_sole else replicas
             if is_strict and replicas == 1:
                 return [Answer(event.ticket, NotDurable())]
             return [Answer(event.ticket, Accepted(tuple(specs), replicas))]
 
-        return self._commit(now, durable, told)
+        return self._commit(now, durable, answer)
 
     def _refusal(
         self, event: TasksSubmitted, *, is_strict: bool
@@ -244,7 +244,7 @@ class Dispatch:
         news: list[Effect] = [Announce(ended)] if ended else []
         ok = Send(node, (ResultsOk(items),))
 
-        def told(_: Moment, replicas: int) -> list[Effect]:
+        def acknowledge(_: Moment, replicas: int) -> list[Effect]:
             # The worker keeps what only this disk holds, if that shall not do, or if
             # there is a successor to tell.
             may_be_alone = self.is_reigning and not self._is_strict
@@ -253,7 +253,7 @@ class Dispatch:
             self._recording.acknowledged(items)
             return [ok, *news]
 
-        return self._commit(now, told=told)
+        return self._commit(now, when_safe=acknowledge)
 
     # --- The store and time.
 
@@ -312,10 +312,14 @@ class Dispatch:
         return effects + self._judge_inputs(now)
 
     def _commit(
-        self, now: Moment, held: Held | None = None, told: Told | None = None
+        self,
+        now: Moment,
+        when_durable: WhenDurable | None = None,
+        when_safe: WhenSafe | None = None,
     ) -> list[Effect]:
         """End the step; then ask for whom its ends were the last to wait for."""
-        return self._placing.commit(now, held, told) + self._parents.ask(now)
+        effects = self._placing.commit(now, when_durable, when_safe)
+        return effects + self._parents.ask(now)
 
     def _judge_inputs(self, now: Moment) -> list[Effect]:
         """Fail the tasks of which every worker lacks an input, and commit."""

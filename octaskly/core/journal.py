@@ -30,7 +30,7 @@ from octaskly.core.records import Book
 from octaskly.core.succession import covers
 from octaskly.core.timestamps import born_hlc, hlc_ahead, hlc_next
 
-Held = Callable[[Moment], list[Effect]]
+WhenDurable = Callable[[Moment], list[Effect]]
 """What happens once something is durable."""
 
 
@@ -60,7 +60,7 @@ class Journal:
         """Number of the last `Join`."""
         self.stream: StreamId | None = None
         """This node's own, while it reigns."""
-        self._held: deque[tuple[int, Held]] = deque()
+        self._waiting: deque[tuple[int, WhenDurable]] = deque()
 
     @property
     def number(self) -> int:
@@ -242,15 +242,15 @@ class Journal:
             log_version=log_version,
         )
 
-    def after(self, held: Held, number: int | None = None) -> None:
-        """Do `held` once `number` (by default: everything so far) is durable."""
-        self._held.append((self._number if number is None else number, held))
+    def after(self, then: WhenDurable, number: int | None = None) -> None:
+        """Do `then` once `number` (by default: everything so far) is durable."""
+        self._waiting.append((self._number if number is None else number, then))
 
-    def when_durable(self, held: Held, now: Moment) -> list[Effect]:
-        """Do `held` at once if nothing is on its way to the disk, else after it."""
+    def when_durable(self, then: WhenDurable, now: Moment) -> list[Effect]:
+        """Do `then` at once if nothing is on its way to the disk, else after it."""
         if self.is_settled:
-            return held(now)
-        self.after(held)
+            return then(now)
+        self.after(then)
         return []
 
     def on_persisted(self, number: int) -> None:
@@ -260,8 +260,8 @@ class Journal:
     def release(self, now: Moment) -> list[Effect]:
         """Do, in order, what waited for commits that are done."""
         effects: list[Effect] = []
-        while self._held and self._held[0][0] <= self._persisted:
-            effects += self._held.popleft()[1](now)
+        while self._waiting and self._waiting[0][0] <= self._persisted:
+            effects += self._waiting.popleft()[1](now)
         return effects
 
     def _append(

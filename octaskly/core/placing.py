@@ -16,7 +16,7 @@ from octaskly.core.arrays import BY_FAILURES, member_of
 from octaskly.core.effects import Announce, Effect, Send
 from octaskly.core.facts import Assigned, CancelAsked, Fact, Finished, Submitted
 from octaskly.core.inhand import WAITING, InHand, Phase
-from octaskly.core.journal import Held, Journal
+from octaskly.core.journal import Journal, WhenDurable
 from octaskly.core.messages import Dispatch, Kill, Message
 from octaskly.core.model import (
     NO_EPOCH,
@@ -33,7 +33,7 @@ from octaskly.core.model import (
     TaskSpec,
     TaskState,
 )
-from octaskly.core.replication import Replication, Told
+from octaskly.core.replication import Replication, WhenSafe
 from octaskly.core.retry import counted, judged, loss, may_run_twice
 from octaskly.core.scheduler import WorkerPool
 from octaskly.core.taskqueue import TaskQueue
@@ -247,12 +247,17 @@ class Placing:
     # --- The end of a step.
 
     def commit(
-        self, now: Moment, held: Held | None = None, told: Told | None = None
+        self,
+        now: Moment,
+        when_durable: WhenDurable | None = None,
+        when_safe: WhenSafe | None = None,
     ) -> list[Effect]:
         """Place what can be placed, and return the effects of the step.
 
-        `held` is done once everything that was decided so far is durable here, `told`
-        once a standby has it, too.
+        Args:
+            now: Both clocks.
+            when_durable: Done once all that was decided so far is durable here.
+            when_safe: Done once a standby has it, too.
         """
         effects: list[Effect] = []
         batches = self._place(now) if self.is_placing else {}
@@ -261,17 +266,17 @@ class Placing:
             self.facts = []
         if self._kills or batches:
             effects += self._orders(batches)
-        if held is not None or self._touched:
-            effects += self._journal.when_durable(self._settling(held), now)
+        if when_durable is not None or self._touched:
+            effects += self._journal.when_durable(self._settling(when_durable), now)
         if self._ended:
             ended, self._ended = tuple(self._ended), []
             effects += self._replication.when_safe(lambda *_: [Announce(ended)], now)
-        if told is not None:
-            effects += self._replication.when_safe(told, now)
+        if when_safe is not None:
+            effects += self._replication.when_safe(when_safe, now)
         effects += self.queue.refill()
         return effects
 
-    def _settling(self, held: Held | None) -> Held:
+    def _settling(self, then: WhenDurable | None) -> WhenDurable:
         """Return what is to be done when the step is durable."""
         touched, number = self._touched, self._journal.number
         self._touched = []
@@ -279,7 +284,7 @@ class Placing:
             task.number = number
 
         def durable(now: Moment) -> list[Effect]:
-            effects = [] if held is None else held(now)
+            effects = [] if then is None else then(now)
             self.queue.settle(touched, number)
             return effects + self.queue.refill()
 

@@ -32,8 +32,8 @@ from octaskly.core.tail import Part, Tail, part_of, repl_of, size_of
 STANDBYS = 2  #: electable followers that keep copies
 UNACKED_BYTES_MAX = 16 << 20  #: under way to one standby, roughly
 
-Told = Callable[[Moment, int], list[Effect]]
-"""What happens once something is safe; told how many disks hold it."""
+WhenSafe = Callable[[Moment, int], list[Effect]]
+"""What happens once something is safe; it is given how many disks hold that."""
 
 ALWAYS = float("-inf")
 NEVER = float("inf")
@@ -66,7 +66,7 @@ class _Wait:
     number: int  #: durable here at this commit
     needed: int  #: and at a standby that acknowledged this append
     since_s: float
-    told: Told
+    then: WhenSafe
     elsewhere: int = 0  #: standbys that had acknowledged it when the reign ended
 
 
@@ -161,10 +161,10 @@ class Replication:
 
     # --- Answers.
 
-    def when_safe(self, told: Told, now: Moment) -> list[Effect]:
-        """Do `told` once all that was decided so far is durable in two places."""
+    def when_safe(self, then: WhenSafe, now: Moment) -> list[Effect]:
+        """Do `then` once all that was decided so far is durable in two places."""
         number, needed = self._journal.number, self._journal.appended
-        self._waits.append(_Wait(number, needed, now.mono_s, told))
+        self._waits.append(_Wait(number, needed, now.mono_s, then))
         return self.release(now)
 
     def release(self, now: Moment) -> list[Effect]:
@@ -179,7 +179,7 @@ class Replication:
             if copies == 1 and now.mono_s < self._alone_at_s(wait):
                 break
             self._waits.popleft()
-            effects += wait.told(now, copies)
+            effects += wait.then(now, copies)
         return effects
 
     def _acked(self, wait: _Wait) -> int:

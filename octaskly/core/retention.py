@@ -14,7 +14,7 @@ from __future__ import annotations
 from octaskly.core.effects import Answer, Effect, PlanFloor
 from octaskly.core.events import FloorPlanned, ForgetAsked
 from octaskly.core.facts import NO_FLOOR, Floor
-from octaskly.core.journal import Held, Journal
+from octaskly.core.journal import Journal, WhenDurable
 from octaskly.core.membership import Membership
 from octaskly.core.merge import facts_of, join_floors
 from octaskly.core.model import Moment, Settings
@@ -180,10 +180,10 @@ class Retention:
         return effects + journal.when_durable(self._release, now)
 
     def _state(
-        self, floor: Floor, now: Moment, held: Held | None = None
+        self, floor: Floor, now: Moment, then: WhenDurable | None = None
     ) -> list[Effect]:
         self._placing.facts.append(self._journal.stated(floor))
-        effects = self._placing.commit(now, held)
+        effects = self._placing.commit(now, then)
         self._stated = self._journal.floor
         return effects
 

@@ -9,7 +9,7 @@ import pytest
 from octaskly.core.effects import Append, Effect, Note, Save
 from octaskly.core.events import Saved
 from octaskly.core.facts import CancelAsked, Entry, Floor, Mark
-from octaskly.core.journal import Held, Journal
+from octaskly.core.journal import Journal, WhenDurable
 from octaskly.core.model import Moment, StreamId, TaskId, TaskSpec
 from octaskly.core.timestamps import (
     HLC_MAX,
@@ -24,7 +24,7 @@ FACT = CancelAsked(TaskId("t"), "x")
 OTHER = StreamId(5)
 
 
-def note(name: str) -> Held:
+def note(name: str) -> WhenDurable:
     """Return something to do later that leaves a trace."""
     return lambda _: [Note("info", name)]
 
