@@ -37,8 +37,9 @@ FRAME_SOFT_BYTES: Final = 256 * 1024
 """Messages are gathered into one frame up to this size."""
 
 WRITE_HIGH_BYTES: Final = 512 * 1024
-PART_BYTES: Final = 64  #: what a message in the outbox takes beside its own bytes
 """Above this, what is sent waits in the outbox instead of the TLS layer."""
+
+PART_BYTES: Final = 64  #: what a message in the outbox takes beside its own bytes
 
 REASON_CHARS_MAX: Final = 200
 
