@@ -13,9 +13,10 @@ from typing import Final
 
 from octaskly import __version__
 from octaskly.agent.clock import SystemClock
-from octaskly.agent.joining import Admitted, seed_of
+from octaskly.agent.joining import Admitted
 from octaskly.agent.sockets import EVERYWHERE, bind, port_of
 from octaskly.config.defaults import PAIRING_PORT
+from octaskly.config.units import host_and_port
 from octaskly.core.model import NodeInfo
 from octaskly.errors import PairingFailed
 from octaskly.mesh.interfaces import local_addresses
@@ -147,7 +148,7 @@ async def receive(meeting: Meeting) -> Admitted:
     return Admitted(
         keyring=unseal(meeting.keys, sealed),
         member=name,
-        seed=seed_of(conversation.host, meeting.member.number),
+        seed=host_and_port(conversation.host, meeting.member.number),
     )
 
 

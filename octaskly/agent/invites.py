@@ -12,6 +12,7 @@ from typing import Final
 
 from octaskly.agent.sockets import bind, port_of
 from octaskly.config.defaults import PAIRING_PORT
+from octaskly.config.units import host_and_port
 from octaskly.core.model import NodeInfo
 from octaskly.errors import PairingFailed, TooManyInvites
 from octaskly.log import Logger
@@ -113,7 +114,7 @@ class Invites:
             code=code.shown(),
             expires_ms=now.wall_ms + ttl_s * 1000,
             places=tuple(
-                _place(host, self._port)
+                host_and_port(host, self._port)
                 for host in self._node.addresses
                 if "%" not in host  # The scope is ours, not the other machine's.
             ),
@@ -283,7 +284,3 @@ class Invites:
                 cause=f"{FAILURES_MAX} failures within an hour",
                 hint="octaskly invite    makes a new one",
             )
-
-
-def _place(host: str, port: int) -> str:
-    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"

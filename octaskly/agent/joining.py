@@ -19,6 +19,7 @@ from octaskly.agent.apart import take_over
 from octaskly.config.defaults import PAIRING_PORT
 from octaskly.config.kinds import Peer, Unusable
 from octaskly.config.places import Paths
+from octaskly.config.units import host_and_port
 from octaskly.core.model import Address
 from octaskly.errors import ConfigError, OctasklyError, PairingFailed, TrustError
 from octaskly.mesh.looking import members_that_invite
@@ -231,7 +232,7 @@ class Joiner:
         return Admitted(
             keyring=keyring,
             member=member.name,
-            seed=seed_of(conversation.host, member.number),
+            seed=host_and_port(conversation.host, member.number),
         )
 
     def _greeting(self, slot: int) -> Greeting:
@@ -359,8 +360,3 @@ def _lost(member: str) -> PairingFailed:
         cause="another machine may have used the code at the same time; it is burnt",
         hint=_NEW_CODE,
     )
-
-
-def seed_of(host: str, port: int) -> str:
-    """Return a place as `HOST:PORT`."""
-    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"

@@ -9,6 +9,7 @@ from aiohttp import web
 
 from octaskly.api import render
 from octaskly.api.routing import Access, Call, Route, json_response
+from octaskly.config.units import host_and_port
 from octaskly.core.messages import Member
 
 MEDIA = "text/plain"
@@ -62,7 +63,7 @@ def _place(member: Member) -> str:
     host = next(
         (h for h in hosts if not ipaddress.ip_address(h).is_link_local), hosts[0]
     )
-    return f"[{host}]:{member.lan_port}" if ":" in host else f"{host}:{member.lan_port}"
+    return host_and_port(host, member.lan_port)
 
 
 ROUTES = (

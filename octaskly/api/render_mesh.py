@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 
 from octaskly.api.render import Json, at
+from octaskly.config.units import host_and_port
 from octaskly.core.messages import Member
 from octaskly.core.model import NodeId, TaskState
 from octaskly.core.timeline import NodeNews
@@ -62,7 +63,7 @@ def node(member: Member, seen_ms: int | None, joined_ms: int | None) -> Json:
         "role": member.role.value,
         "state": member.state.value,
         "short_of": member.strain and member.strain.value,
-        "addresses": [_address(item.host, item.port) for item in member.addresses],
+        "addresses": [host_and_port(*item) for item in member.addresses],
         "lan_port": member.lan_port,
         "slots": member.slots,
         "running": member.running,
@@ -136,7 +137,3 @@ def health(state: Health, version: str, now_ms: int) -> Json:
         message = state.message or "this node cannot serve"
         body |= {"message": message, "error": message, "timestamp": at(now_ms)}
     return body
-
-
-def _address(host: str, port: int) -> str:
-    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from octaskly.config.defaults import PEER_PORT, PORT_MAX
-from octaskly.config.units import COUNT, Unit
+from octaskly.config.units import COUNT, Unit, host_and_port
 
 
 class Unusable(ValueError):
@@ -119,8 +119,7 @@ class Peer(Kind):
 
     def show(self, value: tuple[str, int]) -> str:
         """Return host and port with a colon between."""
-        host, port = value
-        return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+        return host_and_port(*value)
 
 
 class Amount(Kind):

@@ -1,10 +1,15 @@
-"""Amounts as people write them: `15m`, `64M`."""
+"""Amounts and addresses as people write them: `15m`, `64M`, `[fd00::1]:47800`."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+
+
+def host_and_port(host: str, port: int) -> str:
+    """Return where something listens; an IPv6 address stands in brackets."""
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
