@@ -1,9 +1,9 @@
 """Which attempts that were running before still count, and which are run again.
 
 Owns the time that absent workers get to come back: after a change of dispatcher, and
-when another node's log arrives. What a worker says it runs stands over the log.
+when another node's log arrives. What a worker says it runs counts more than the log.
 What it does not list has ended or was lost. The log tells which, so a new reign reads
-it only when it holds what the nodes here hold, or has waited for that long enough.
+it only once it holds what the nodes here hold, or has waited for that long enough.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from octaskly.core.messages import Reattach
 from octaskly.core.model import AttemptId, Moment, NodeId, TaskSpec
 from octaskly.core.placing import Placing
 
-READ_S = 0.5  #: a new reign waits so long for what others hold
+READ_S = 0.5  #: how long a new reign waits for what others hold
 
 
 class Adoption:

@@ -17,7 +17,7 @@ from octaskly.core.peers import PeerView
 from octaskly.core.roster import LOST_S
 from octaskly.core.succession import covers
 
-RETURN_S = 30.0  #: after a start, peers that are remembered may take so long to come
+RETURN_S = 30.0  #: for peers that are remembered to come, after a start
 
 PLAIN_ENDS = ("eof", "reset", STOPPING, ATTACHED, REVOKED)
 """Ends of a link after which the other side is not at work without this one."""
@@ -107,7 +107,7 @@ class Completeness:
 
     @property
     def has_read_all(self) -> bool:
-        """Whether all that who is here holds can be read from this node's disk."""
+        """Whether all that the nodes here hold can be read from this node's disk."""
         return (
             not self._exchange.is_busy
             and self._journal.is_merged

@@ -21,7 +21,7 @@ class DiskCare:
         self._election = machines.election
         self._dispatch = machines.dispatch
         self._handover = handover
-        self._asks_s = 0.0  #: not before then
+        self._asks_s = 0.0  #: no standby is asked before
 
     def on_changed(self, now: Moment, *, is_failing: bool) -> list[Effect]:
         """The disk fails, or works again."""

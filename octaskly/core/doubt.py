@@ -1,8 +1,8 @@
 """A dispatcher that stood still may be deposed: it does nothing until it is heard.
 
 After a pause of its own it neither accepts nor places work before a follower has
-answered a heartbeat of this reign, sent after the pause. Who cannot be heard is waited
-for as long as an answer waits for a standby; then the node goes on, alone.
+answered a heartbeat of this reign, sent after the pause. It waits for that as long as
+an answer waits for a standby; then it goes on, alone.
 """
 
 from __future__ import annotations

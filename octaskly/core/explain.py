@@ -1,7 +1,7 @@
 """Why a task does not run: for each node the true reason, in words.
 
-Pure looking: what the queue holds and what the pool counts is put beside the roster,
-and nothing is changed by that.
+It only looks: it holds what the queue has and what the pool counts against the roster,
+and changes nothing.
 """
 
 from __future__ import annotations

@@ -19,9 +19,9 @@ from octaskly.core.peers import ADDRESSES_MAX, PeerView, joined
 REDIAL_S = 2.5  #: between dials to an absent peer in its first ten minutes
 REDIAL_MAX_S = 30.0  #: and after that
 REDIAL_FAST_FOR_S = 600.0
-FORGET_S = 7 * 86_400.0  #: an absent peer is dialled so long
-HOLD_S = 0.3  #: a dispatcher that is in sight, too, is dialled first
-SOUGHT = 4  #: who seeks meets so many before it tries those with greater ids
+FORGET_S = 7 * 86_400.0  #: for how long an absent peer is dialled
+HOLD_S = 0.3  #: nodes in sight wait, so that a dispatcher is dialled before them
+SOUGHT = 4  #: peers that a seeking node meets before it tries greater ids
 
 
 @dataclass(slots=True)
@@ -39,7 +39,7 @@ class _Dialled:
     """A dial that has neither met anybody nor failed."""
 
     node: NodeId | None
-    until_s: float  #: longer is not waited for it
+    until_s: float  #: then it is waited for no longer
     is_in_sight: bool = False  #: not only remembered
     is_dispatcher: bool = False
 

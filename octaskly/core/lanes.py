@@ -173,10 +173,10 @@ class Lanes:
         self._stale_reads: set[tuple[int, int]] = set()  #: answers that do not count
         self._starts = 0  #: each start from the front has its own cursor
         self._is_listed = False  #: the shapes in the store are known
-        self._has_hidden = False  #: some shapes wait in the store alone,
-        self._is_crowded = False  #: and a node could run some of those
+        self._has_hidden = False  #: some shapes wait in the store alone
+        self._is_crowded = False  #: and a node could run at least one of these
         self._is_left = False  #: a shape was left in the store since the last start
-        self.is_dirty = False  #: start again as soon as no read is under way
+        self.is_dirty = False  #: start again once no read is under way
 
     @property
     def plain(self) -> Lane:

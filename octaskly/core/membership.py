@@ -14,7 +14,7 @@ from octaskly.core.hints import REDIAL_S, Hints
 from octaskly.core.model import Address, Epoch, Holdings, Moment, NodeId, Settings
 from octaskly.core.peers import PeerView, joined
 
-ROSTER_S = 1.0  #: a dispatcher that is met may send its roster so long
+ROSTER_S = 1.0  #: for a dispatcher that was just met to send its roster
 
 
 class Membership(Hints):

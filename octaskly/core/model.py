@@ -246,9 +246,8 @@ class Outcome:
     outputs: tuple[OutputFile, ...] = ()
     detail: str = ""  #: for people: the missing input, the folder that is not there
     cpu_ms: int | None = None  #: processor time of its processes
-    memory_max_kb: int | None = (
-        None  #: most that one of them had resident; None: little
-    )
+    memory_max_kb: int | None = None
+    """Most that one of its processes had resident; None: little."""
 
 
 @value(frozen=True, slots=True, kw_only=True)
@@ -335,30 +334,30 @@ class Timing:
     fresh_s: float = 1.0  #: a frame younger than this clears a suspicion
     stagger_s: float = 0.25  #: between the claims of successors, in roster order
     lost_s: float = 3.0  #: silence after which a worker's attempts run elsewhere
-    adopt_s: float = 5.0  #: a new dispatcher waits so long for workers to reattach
+    adopt_s: float = 5.0  #: a new dispatcher waits for workers to reattach
     kill_grace_s: float = 10.0  #: between SIGTERM and SIGKILL
     gap_s: float = 10.0  #: a jump of the clock that means suspend: rejoin
-    solo_s: float = 2.0  #: answers wait so long for a standby where there should be one
-    slow_s: float = 1.0  #: a standby that acknowledges nothing so long is replaced
-    sticky_s: float = 10.0  #: and is not chosen again so long, if others are there
-    yield_s: float = 2.0  #: a yielding dispatcher waits so long for the winner
-    tick_s: float = 0.35  #: longest time between two steps: beside heartbeats, none
+    solo_s: float = 2.0  #: answers wait for a standby, where there should be one
+    slow_s: float = 1.0  #: a standby that acknowledges nothing meanwhile is replaced
+    sticky_s: float = 10.0  #: it is not chosen again, if others are there
+    yield_s: float = 2.0  #: a yielding dispatcher waits for the winner
+    tick_s: float = 0.35  #: longest time between two steps; heartbeats come sooner
     retention_s: float = 7 * 86_400.0  #: how long ended tasks are kept
     floor_s: float = 60.0  #: how often the dispatcher looks for tasks to forget
-    spread_s: float = 86_400.0  #: a renewed mesh secret waits so long for all nodes
-    keep_old_s: float = 7 * 86_400.0  #: the one before is accepted so long after
-    orphan_s: float = 600.0  #: an unknown task is awaited so long by those after it
+    spread_s: float = 86_400.0  #: all nodes have time to learn of a renewed secret
+    keep_old_s: float = 7 * 86_400.0  #: the secret before it is still accepted
+    orphan_s: float = 600.0  #: tasks wait for one that nobody knows
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
     """Bounds on everything that a peer or client controls."""
 
-    window_tasks: int = 10_000  #: queued tasks held in memory by the dispatcher,
-    window_bytes: int = 64 << 20  #: of so many bytes, roughly, that ask for nothing
-    lanes: int = 128  #: kinds of needs with a window of their own, smaller:
-    lane_tasks: int = 256
-    lane_bytes: int = 1 << 20
+    window_tasks: int = 10_000  #: that ask for nothing, queued in memory
+    window_bytes: int = 64 << 20  #: of these, roughly
+    lanes: int = 128  #: kinds of needs that have a window of their own
+    lane_tasks: int = 256  #: in each of these windows
+    lane_bytes: int = 1 << 20  #: the same, roughly
     load_tasks: int = 5_000  #: rows asked from the store at once
     frame_bytes: int = 8 << 20
     hello_bytes: int = 1 << 20

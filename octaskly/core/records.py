@@ -29,7 +29,7 @@ class Kind(NamedTuple):
     """Every node goes by it, so followers are told, whether they keep a log or not."""
     is_listed: bool = False
     """It is only ever listed, so no node has it in memory, and of more than `most` the
-    oldest are forgotten. No more of any other kind are taken than that."""
+    oldest are forgotten. Of any other kind no more than `most` are accepted."""
 
 
 TOKEN: Final = "token"  # noqa: S105  (the name of a kind)

@@ -2,9 +2,9 @@
 
 The store finds how far it may rise, a bounded step at a time. Tasks below that are
 not final are carried: all that is known of them is written again, before the floor.
-So are records, see `core.records`, and
-what this node knows from rows of a snapshot alone, because their entries did not
-follow: whoever gave them may never come back, and no PULL brings rows to others.
+So are records, see `core.records`, and what this node knows from rows of a snapshot
+alone, because their entries did not follow: whoever gave them may never come back, and
+no PULL brings rows to others.
 
 Source: docs/explanation/log.md.
 """
@@ -22,7 +22,7 @@ from octaskly.core.placing import Placing
 from octaskly.core.replies import Forgot
 from octaskly.core.timestamps import HLC_COUNTER_BITS, hlc_of
 
-JUMP_MS = 3_600_000  #: by more no wall clock is believed to run ahead in one reign
+JUMP_MS = 3_600_000  #: most that a wall clock is believed to gain in one reign
 STEP_S = 0.1  #: from one step of the floor to the next, while more is old enough
 TIGHT_S = 1.0  #: from one look to the next, while there is little room
 

@@ -22,7 +22,7 @@ from octaskly.core.model import (
 )
 from octaskly.core.peers import PeerView
 
-LOST_S = 600.0  #: a lost member is listed so long
+LOST_S = 600.0  #: for how long a lost member is listed
 CHANGE_S = 0.1  #: between rosters when members come and go
 LOAD_S = 1.0  #: between rosters when only loads change
 PLAIN_MEMBERS = 16  #: both times grow with the mesh beyond this

@@ -19,7 +19,7 @@ from octaskly.core.model import NO_EPOCH, Epoch, Moment, NodeId, Vector
 from octaskly.core.succession import covers
 
 PARTS_MAX: Final = 64
-"""So many parts of an append are held; a dispatcher sends no more than 16 MiB so."""
+"""Most parts of an append that are held: a dispatcher sends 16 MiB that way at most."""
 
 
 class Standby:

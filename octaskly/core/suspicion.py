@@ -19,7 +19,7 @@ from octaskly.core.messages import Probe, ProbeOk
 from octaskly.core.model import Moment, NodeId, Timing
 
 CALM_S = 30.0  #: reigns that begin within this time count as restless
-RESTLESS = 3  #: more of them than this double the patience, one by one
+RESTLESS = 3  #: each of them beyond this number doubles the patience
 PATIENCE_MAX = 8.0
 
 

@@ -38,7 +38,8 @@ from octaskly.core.timestamps import HLC_COUNTER_BITS, born_hlc, wall_ms_of
 from octaskly.core.values import value
 
 FRESH_MS = 1000
-"""A submission that is written longer after the acceptance is written again."""
+"""A submission that is written later than this after its task was accepted is no news:
+it was written again."""
 
 _PLACE = re.compile(r"(?:([0-9a-f]{1,16})-)" * 3 + r"([0-9a-f]{16})")
 _STATES = {

@@ -1,10 +1,10 @@
-"""Values that are made by the thousand: frozen for who writes code, cheap to make.
+"""Values that are made by the thousand: frozen for the type checker, cheap to make.
 
 A frozen dataclass is filled field by field through `object.__setattr__`, which takes
-three times as long as plain assignment; and to make such a class takes half as long
-again, of which an agent's start has a hundred. So what is made several times for each
-task, and what there is by the dozen, is frozen in the eyes of the type checker alone,
-which sees all of this program.
+three times as long as plain assignment. Making the class itself takes half as long
+again, and an agent makes a hundred of them when it starts. So classes of which several
+values are made for each task, and those that there are by the dozen, are frozen in the
+eyes of the type checker alone, which sees all of this program.
 """
 
 from __future__ import annotations

@@ -8,10 +8,16 @@ from typing import NamedTuple
 from octaskly.core.model import NodeId, NodeState, TaskState
 
 PASSING = frozenset(
-    (
-        *("slots", "memory_granted", "gpus_granted", "reserved", "turn"),
-        *("joining", "resting", "parents"),
-    )
+    {
+        "slots",
+        "memory_granted",
+        "gpus_granted",
+        "reserved",
+        "turn",
+        "joining",
+        "resting",
+        "parents",
+    }
 )
 """Reasons that end by themselves while the node takes work."""
 

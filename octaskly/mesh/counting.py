@@ -10,9 +10,9 @@ from octaskly.errors import RemoteProtocolError
 VALUES_MAX: Final = 1 << 19
 """Most values of one frame; the fullest that a node sends have half as many."""
 
-VALUE_BYTES: Final = (
-    40  #: of memory at most for each byte of a frame, wide arrays apart
-)
+VALUE_BYTES: Final = 40
+"""Of memory at most for each byte of a frame, wide arrays apart."""
+
 CHEAP_BYTES: Final = 8 << 20
 """Frames that cannot take so much memory are not counted, which costs time."""
 

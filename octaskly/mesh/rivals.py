@@ -20,8 +20,8 @@ from octaskly.core.model import NodeId
 from octaskly.mesh.link import Link
 from octaskly.ports import Clock
 
-LIVE_S: Final = 1.0  #: a peer that spoke so lately lives: heartbeats come faster
-RACE_S: Final = 2.0  #: so long after a link was connected may the other dial arrive
+LIVE_S: Final = 1.0  #: a peer heard within this time lives: heartbeats come faster
+RACE_S: Final = 2.0  #: in which the other dial may arrive, once a link is connected
 
 DUPLICATE: Final = "duplicate link"
 DUPLICATE_ID: Final = "duplicate node id"

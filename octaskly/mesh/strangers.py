@@ -16,7 +16,7 @@ from octaskly.config.bounds import LimitOptions
 
 HANDSHAKES_HERE_MAX: Final = 96
 HERE_TIMES: Final = 2
-"""So many times longer than others, agents may take that start here, on few cores."""
+"""Agents that start here, on few cores, may take so many times longer than others."""
 
 _HERE: Final = ""
 
