@@ -27,6 +27,7 @@ from octaskly.core.timestamps import HLC_MAX, born_hlc, hlc_of
 from tests.simulation.disk import ENDING, Disk, Kept
 from tests.simulation.world import WALL_MS, Machine, Started, World
 
+NOTICED_S = 5.0  #: within which the end of a process is noticed elsewhere
 TOLD_S = 20.0  #: within which a dispatcher has told its standbys what its rows say
 Claims = Claim | ClaimOk  #: what says whom a node reigns for or follows
 TELLS = {
@@ -159,11 +160,18 @@ class Watch:
         for spec in reply.specs:
             machines = self._world.machines.values()
             # A row of half a snapshot is on disk as well.
-            holders = [m.id for m in machines if _has_task(m.disk, spec.id)]
+            holders = [m.id for m in machines if self._has_task(m, spec.id)]
             is_gone = spec.id in self._world.forgotten
             assert is_gone or reply.replicas <= len(holders), (
                 f"{spec.id}: {reply.replicas} replicas said, on {holders}"
             )
+
+    def _has_task(self, machine: Machine, task: TaskId) -> bool:
+        """Whether a disk holds a task, or did a moment ago, as the dispatcher knows."""
+        disk, world = machine.disk, self._world
+        if world.repeated and world.time_s < machine.restored_s + NOTICED_S:
+            return True
+        return task in disk.records or (Submitted, task, None) in disk.kept
 
     def _rows_are_told(self, machine: Machine) -> None:
         """I10: what only rows of a dispatcher say does not stay on one disk."""
@@ -296,10 +304,6 @@ class Watch:
         self._checked = len(self._world.started)
 
 
-def _has_task(disk: Disk, task: TaskId) -> bool:
-    return task in disk.records or (Submitted, task, None) in disk.kept
-
-
 def _has_level_standby(machine: Machine) -> bool:
     node = machine.node
     return node is not None and node._replication.is_level
@@ -355,7 +359,11 @@ def never_not_found(world: World) -> None:
         peers += [
             m
             for m in world.alive()
-            if m.id in far and m.id in views and views[m.id].follows == node.epoch
+            if m.id in far
+            and m.id in views
+            and views[m.id].follows == node.epoch
+            # One that started anew behind the cut claims before its silence is noticed.
+            and views[m.id].info.boot == m.boot
         ]
         records = machine.disk.records
         for task in [task for task in _promised(world) if task not in records]:

@@ -129,12 +129,18 @@ class Machine:
     full_s: float = 0.0  #: the disk takes no writes before this time
     is_failing: bool = False  #: a write has failed and is tried again
     wall_skew_ms: int = 0
+    restored_s: float = -1e9  #: when it lost part of its disk last
     timer: int = 0
     learnt: dict[tuple[str, str], Recorded] = field(default_factory=dict)
     """What this process was told to go by."""
     is_committing: bool = False
     dies_after_s: float | None = None  #: a crash so long after the next write
     notes: list[tuple[float, Note]] = field(default_factory=list)
+
+    @property
+    def boot(self) -> str:
+        """The name of this process."""
+        return f"{self.id}-{self.life}"
 
     @property
     def address(self) -> Address:
@@ -271,7 +277,7 @@ class World:
         machine.learnt = {}
         info = NodeInfo(
             id=node_id,
-            boot=f"{node_id}-{machine.life}",
+            boot=machine.boot,
             name="pi",
             slots=machine.slots,
             version="1.0",
@@ -363,6 +369,7 @@ class World:
         assert machine.node is None
         machine.disk = backup
         self.restored.add(node_id)
+        machine.restored_s = self.time_s
         for key, holders in self.promises.items():
             if key not in backup.kept:
                 holders.discard(node_id)
