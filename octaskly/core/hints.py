@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from octaskly.core.effects import Dial, Effect
 from octaskly.core.events import Advert, DialFailed, Saved
 from octaskly.core.model import Address, Moment, NodeId, Settings
-from octaskly.core.peers import ADDRESSES_MAX, PeerView, joined
+from octaskly.core.peers import ADDRESSES_MAX, PeerView, without_repeats
 
 REDIAL_S = 2.5  #: between dials to an absent peer in its first ten minutes
 REDIAL_MAX_S = 30.0  #: and after that
@@ -340,7 +340,7 @@ class Hints:
             self._due_s = None
             self._bound()
         else:
-            hint.addresses = joined(addresses, hint.addresses)
+            hint.addresses = without_repeats(addresses, hint.addresses)
         return hint
 
     def _bound(self) -> None:

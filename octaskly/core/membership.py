@@ -12,7 +12,7 @@ from octaskly.core.effects import Disconnect, Effect, Remember
 from octaskly.core.events import PeerUp, Saved
 from octaskly.core.hints import REDIAL_S, Hints
 from octaskly.core.model import Address, Epoch, Holdings, Moment, NodeId, Settings
-from octaskly.core.peers import PeerView, joined
+from octaskly.core.peers import PeerView, without_repeats
 
 ROSTER_S = 1.0  #: for a dispatcher that was just met to send its roster
 
@@ -41,7 +41,7 @@ class Membership(Hints):
     def on_peer_up(self, event: PeerUp, now: Moment) -> list[Effect]:
         """A link is connected; what was known of an earlier one is void."""
         hello = event.hello
-        addresses = joined(
+        addresses = without_repeats(
             (event.address,),
             tuple(Address(h, hello.node.peer_port) for h in hello.node.addresses),
         )

@@ -321,7 +321,10 @@ NO_LOAD = LoadSample(0.0, 0.0, 0, 0)  #: before the first sample
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Timing:
-    """Durations of the mesh rules, in seconds; ratios matter more than values."""
+    """Durations of the mesh rules, in seconds; ratios matter more than values.
+
+    Where a comment tells what a node does or bears, that is for how long.
+    """
 
     seek_alone_s: float = 0.7  #: SEEK when no peer was seen or remembered
     seek_s: float = 1.0  #: SEEK otherwise, plus up to `seek_jitter_s`

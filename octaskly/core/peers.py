@@ -69,8 +69,8 @@ class PeerView:
         return replace(part, running=tuple(chain(*(each.running for each in parts))))
 
 
-def joined(
+def without_repeats(
     first: tuple[Address, ...], then: tuple[Address, ...]
 ) -> tuple[Address, ...]:
-    """Return both, without repetitions."""
+    """Return all of both once, in this order, as many as are kept of a peer."""
     return tuple(dict.fromkeys(first + then))[:ADDRESSES_MAX]
