@@ -254,18 +254,15 @@ class Child:
 
     def end(self, gauge: Gauge) -> list[object]:
         """Return the message that ends this attempt, which has been drained."""
-        code, used, out, err = (
-            *(os.waitstatus_to_exitcode(self.status), gauge.read(self.usage)),
-            *(self.out, self.err),
-        )
+        code, used = os.waitstatus_to_exitcode(self.status), gauge.read(self.usage)
+        out, err = self.out, self.err
         if (fence := self.slot.fence) is not None:
             used = fence.used(used)
             self.detail = self.detail or fence.remark(code, used)
             if not self.verdict and (broken := fence.broken(code, used)):
                 self.verdict, self.detail = "limit", broken
-        return [
-            *("end", self.key, code, self.verdict, self.started_ms, self.ended_ms),
-            *(int((self.ended_s - self.started_s) * 1000), *used),
-            *(bytes(out.kept), bytes(err.kept), out.size_bytes, err.size_bytes),
-            self.detail,
-        ]
+        times = (self.started_ms, self.ended_ms)
+        ran_ms = int((self.ended_s - self.started_s) * 1000)
+        written = (bytes(out.kept), bytes(err.kept), out.size_bytes, err.size_bytes)
+        head = ("end", self.key, code, self.verdict)
+        return [*head, *times, ran_ms, *used, *written, self.detail]
