@@ -15,7 +15,7 @@ export function Submit({ query }) {
   const [wrong, setWrong] = useState(null);
   const [made, setMade] = useState(null);
   const [isBusy, setBusy] = useState(false);
-  const key = useRef(null); //: of one submission, however often it is sent
+  const once = useRef(null); //: key and id of one submission, however often it is sent
   const form = useRef(null);
   const body = bodyOf(typed, arrayOf);
   const from = query.get("from");
@@ -28,20 +28,22 @@ export function Submit({ query }) {
     }, passes);
   }, [from]);
   const change = (name, value) => {
-    key.current = null;
+    once.current = null;
     setTyped((before) => ({ ...before, [name]: value }));
     if (wrong?.name === name) setWrong(null);
   };
   const submit = async (event) => {
     event?.preventDefault();
     if (isBusy) return;
-    key.current ??= crypto.randomUUID();
     setBusy(true);
     setWrong(null);
     setMade(null);
     try {
-      const task = await post("/api/v1/tasks", body, { quiet: true, headers: { "Idempotency-Key": key.current } });
-      key.current = null;
+      once.current ??= { key: crypto.randomUUID(), id: await newId() };
+      const { key, id } = once.current;
+      const options = { quiet: true, headers: { "Idempotency-Key": key } };
+      const task = await post("/api/v1/tasks", { id, ...body }, options);
+      once.current = null;
       setMade(task);
       tell(`Submitted as ${task.id}`, { kind: "good" });
     } catch (problem) {
@@ -81,6 +83,16 @@ export function Submit({ query }) {
         <${Copy} text=${asCurl(body, location.origin)} label="Copy as curl" />
         <span class="hint"><kbd>Ctrl</kbd> <kbd>Enter</kbd> submits from any field</span></div>
     </form>`;
+}
+
+/** Asks for an id of the usual length: one that follows from a key is a long number. */
+async function newId() {
+  try {
+    return (await get("/api/v1/ids", { count: 1 }, { quiet: true })).ids[0];
+  } catch (problem) {
+    if (problem.status === 404) return undefined; // The dispatcher is too old to give any.
+    throw problem;
+  }
 }
 
 /** A toast has said what was refused. */
