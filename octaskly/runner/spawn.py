@@ -188,6 +188,9 @@ class Pad:
                 code=NOT_FOUND if isinstance(error, FileNotFoundError) else NOT_STARTED,
                 is_final=getattr(error, "errno", None) not in SCARCE,
             ) from error
+        finally:
+            if order.asked:
+                os.chdir("/")  # A disk whose task has ended can be unmounted.
         sinks = Sink(out_fd, self._limit, 0), Sink(err_fd, self._limit, 1)
         return Child(order, slot, pid, sinks, (begin_s, begin_ms))
 

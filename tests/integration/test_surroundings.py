@@ -20,6 +20,7 @@ from tests.integration.pooling import (
     CALLS,
     STREAM,
     eventually,
+    launchers_of,
     processes_with,
     rig,
     stranger,
@@ -98,6 +99,19 @@ async def test_cwd_is_below_the_worker_directory_or_absolute(
             outcome = await made.run(command, options=TaskOptions(cwd=cwd))
 
             assert outcome.stdout.decode() == f"{folder}\n"
+
+
+async def test_a_launcher_stays_in_no_folder_that_a_task_asked_for(
+    tmp_path: Path,
+) -> None:
+    """The disk of a task that has ended could not be unmounted."""
+    async with rig(tmp_path) as made:
+        options = TaskOptions(cwd=str(tmp_path))
+        await made.run("true", options=options)
+        await made.run("/no/such", options=options)
+        (launcher,) = launchers_of(os.getpid())
+
+        assert Path(f"/proc/{launcher}/cwd").readlink() == Path("/")
 
 
 async def test_a_cwd_that_cannot_be_entered_fails_the_task(tmp_path: Path) -> None:
