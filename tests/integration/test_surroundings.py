@@ -375,7 +375,7 @@ async def test_another_user_can_neither_leave_its_group_nor_lift_its_limit(
         folder.chmod(0o755)  # For the other user, whom pytest's own folder keeps out.
         async with rig(folder, account=stranger(), slots=slots) as made:
             outcomes = [await made.run(tell, options=options) for _ in range(2)]
-            left = list(own.glob("octaskly-*/limits-*")) if own else []
+            left = list(own.glob(f"octaskly-{os.getpid()}-*/limits-*")) if own else []
 
     for outcome in outcomes:
         place, *rest = outcome.stdout.decode().split()
