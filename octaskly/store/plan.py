@@ -5,7 +5,7 @@ from __future__ import annotations
 import sqlite3
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from octaskly.core.effects import PlanFloor
 from octaskly.core.events import FloorPlanned
@@ -34,6 +34,15 @@ _BY_BIRTH: Final = (
 _ENDED: Final = tuple(rows.NUMBER_OF[state] for state in TaskState if state.is_final)
 
 
+class _Doubtful(NamedTuple):
+    """An ended task that goes if its last submission does, and is carried else."""
+
+    reborn: int
+    changed: int
+    rows: int
+    records: list[TaskRecord]
+
+
 @dataclass(slots=True)
 class _Cut:
     """How far the walk came: all tasks born up to `horizon` are void or carried."""
@@ -42,9 +51,27 @@ class _Cut:
     last: dict[int, int] = field(default_factory=dict)
     """For each stream the last submission that the walk passed."""
     carried: list[TaskRecord] = field(default_factory=list)
+    doubtful: list[_Doubtful] = field(default_factory=list)
+    """Ended tasks that were submitted again, maybe beyond the cut."""
+    latest: int = 0  #: fact about a task that is void
     forgotten: int = 0  #: rows of tasks and members that are void
     is_over: bool = True  #: nothing beyond is old enough
     until: int = HLC_MAX  #: no other task was born up to here
+
+    def forget(self, gone: int, changed: int) -> None:
+        """Note that a task is void, with the rows of its members."""
+        self.forgotten += gone
+        self.latest = max(self.latest, changed)
+
+    def settle(self) -> None:
+        """Say what happens to those that were in doubt: how far it came is known."""
+        for each in self.doubtful:
+            if each.reborn <= self.horizon:
+                self.forget(each.rows, each.changed)
+            else:
+                self.carried += each.records
+        if self.horizon:
+            self.horizon = max(self.horizon, min(self.latest, self.until))
 
 
 def plan_floor(db: sqlite3.Connection, ask: PlanFloor, bytes_max: int) -> FloorPlanned:
@@ -184,7 +211,6 @@ def _walk(
     """Pass tasks in the order of their birth until one has to stay where it is."""
     cut = _Cut()
     left = CARRIED_BYTES_MAX
-    latest = 0  #: fact about a task that is void
     for passed, row in enumerate(db.execute(_BY_BIRTH)):
         if row[0] >= arrays.MEMBERS:
             break  # They go with their arrays.
@@ -194,7 +220,8 @@ def _walk(
         before_hlc = max(ask.before_hlc, ask.forget_hlc if ended > 0 else 0)
         is_old = surplus > 0 or limit < before_hlc
         if born > cut.horizon:  # Else the cut is through it already.
-            is_full = passed >= TASKS_MAX or len(cut.carried) >= CARRIED_MAX
+            kept = len(cut.carried) + len(cut.doubtful)
+            is_full = passed >= TASKS_MAX or kept >= CARRIED_MAX
             if not is_old or is_full or left <= 0 or _is_large(db, row):
                 cut.is_over = not (is_old and (is_full or left <= 0))
                 cut.until = born - 1
@@ -205,17 +232,19 @@ def _walk(
             gone = 1 + _held(db, row)
             surplus -= gone
             ended -= gone
-            cut.forgotten += gone
-            latest = max(latest, changed)
+            cut.forget(gone, changed)
         else:
             carried = _with_members(db, row[:-7])
             left -= sum(map(rows.size_of, carried))
-            cut.carried += carried
+            if is_ended and is_old:
+                doubt = _Doubtful(reborn, changed, 1 + _held(db, row), carried)
+                cut.doubtful.append(doubt)
+            else:
+                cut.carried += carried
         cut.horizon = max(cut.horizon, born)
         if reborn == born:
             cut.last[stream] = max(cut.last.get(stream, 0), seq)
-    if cut.horizon:
-        cut.horizon = max(cut.horizon, min(latest, cut.until))
+    cut.settle()
     return cut
 
 

@@ -200,6 +200,22 @@ async def test_what_is_wanted_still_is_carried(benches: list[Bench]) -> None:
     assert len(await one.log.load_live()) == 1
 
 
+async def test_what_a_later_reign_took_over_goes_with_what_is_younger(
+    benches: list[Bench],
+) -> None:
+    """It was submitted again, but before others that go: it is carried no more."""
+    one, _ = benches
+    await one.add(kit.submitted(1))
+    again = kit.entries([kit.submitted(1), kit.finished(1)], stream=kit.OTHER)
+    await one.take([replace(entry, hlc=entry.hlc + 1) for entry in again])
+    await one.add(kit.submitted(2), kit.submitted(3), kit.finished(3), kit.finished(2))
+
+    planned = await one.log.plan_floor(PlanFloor(AGES, MANY))
+    assert (planned.carried, planned.forgotten) == ((), 3)
+    assert await one.raise_floor()
+    await one.shows()
+
+
 async def test_a_young_end_holds_the_floor_where_it_is(benches: list[Bench]) -> None:
     """What was submitted after it waits, too: the floor is a cut through time."""
     one, _ = benches

@@ -540,13 +540,13 @@ class Disk:
             return FloorPlanned(None, has_more=True, records=loose)
         if self.ahead():
             return self._plan_ahead(ask)
-        tasks_max, forgotten = ask.tasks_max, 0
-        floors, horizon, latest, is_over = _seqs(self.floor), 0, 0, True
+        floors, horizon, latest, forgotten, is_over = _seqs(self.floor), 0, 0, 0, True
         last: Vector = {}
         carried: list[TaskRecord] = []
+        doubtful: list[TaskId] = []  # Ended, and submitted again, maybe beyond the cut.
         until = 1 << 62
         ended = sum(map(_is_ended, self.records.values()))
-        surplus = ended - tasks_max
+        surplus = ended - ask.tasks_max
         order = sorted((birth.born, task) for task, birth in self.births.items())
         for passed, (born, task) in enumerate(order):
             record, birth = self.records[task], self.births[task]
@@ -561,6 +561,8 @@ class Disk:
             if is_ended and (is_passed or birth.seq <= floors.get(birth.stream, 0)):
                 surplus, ended, forgotten = surplus - 1, ended - 1, forgotten + 1
                 latest = max(latest, changed)
+            elif is_ended and is_old:
+                doubtful.append(task)
             else:
                 carried.append(record)
             horizon = max(horizon, born)
@@ -568,6 +570,9 @@ class Disk:
                 last[birth.stream] = max(last.get(birth.stream, 0), birth.seq)
         if not horizon:
             return FloorPlanned(None)
+        gone = [task for task in doubtful if self.births[task].reborn <= horizon]
+        carried += [self.records[task] for task in doubtful if task not in gone]
+        latest = max([latest, *(self.changed[task] for task in gone)])
         horizon = max(horizon, min(latest, until))
         marks = self._marks(horizon, last)
         floor = Floor(horizon, marks)
@@ -578,7 +583,7 @@ class Disk:
             floor,
             tuple(carried),
             has_more=not is_over,
-            forgotten=forgotten,
+            forgotten=forgotten + len(gone),
             records=below,
         )
 
