@@ -15,7 +15,8 @@ from octaskly.core.inhand import WAITING, InHand, Phase
 from octaskly.core.merge import TaskRecord
 from octaskly.core.model import Moment, TaskSpec, TaskState
 from octaskly.core.placing import Placing
-from octaskly.core.replication import Replication, WhenSafe
+from octaskly.core.promises import WhenSafe
+from octaskly.core.replication import Replication
 from octaskly.core.replies import CancelDone, NotDurable
 
 

@@ -37,8 +37,9 @@ from octaskly.core.model import (
 )
 from octaskly.core.parents import Parents, is_late
 from octaskly.core.placing import Placing
+from octaskly.core.promises import WhenSafe
 from octaskly.core.recording import Recording
-from octaskly.core.replication import Replication, WhenSafe
+from octaskly.core.replication import Replication
 from octaskly.core.replies import Accepted, Hopeless, Named, NotDurable, NotHere
 from octaskly.core.resting import Resting
 from octaskly.core.retention import Retention

@@ -33,7 +33,8 @@ from octaskly.core.model import (
     TaskSpec,
     TaskState,
 )
-from octaskly.core.replication import Replication, WhenSafe
+from octaskly.core.promises import WhenSafe
+from octaskly.core.replication import Replication
 from octaskly.core.retry import counted, judged, loss, may_run_twice
 from octaskly.core.scheduler import WorkerPool
 from octaskly.core.taskqueue import TaskQueue

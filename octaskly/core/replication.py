@@ -1,9 +1,7 @@
 """The dispatcher's copies: which standbys keep what this reign appends.
 
-Everything that goes to this node's writer goes to the standbys in the same step. An
-answer that promises durability waits here for this disk and for one standby. Where no
-standby acknowledges, it leaves after `solo_s` with a count of one copy, and later ones
-without waiting, until a standby is level again.
+Everything that goes to this node's writer goes to the standbys in the same step.
+Answers wait in `promises` until one of them has acknowledged what they tell.
 
 Source: docs/explanation/replication.md.
 """
@@ -11,7 +9,7 @@ Source: docs/explanation/replication.md.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 
@@ -26,17 +24,13 @@ from octaskly.core.model import (
     Settings,
     StandbyView,
 )
+from octaskly.core.promises import ALWAYS, NEVER, Promises, WhenSafe
 from octaskly.core.succession import Reign
 from octaskly.core.tail import Part, Tail, part_of, repl_of, size_of
 
 STANDBYS = 2  #: electable followers that keep copies
 UNACKED_BYTES_MAX = 16 << 20  #: under way to one standby, roughly
 
-WhenSafe = Callable[[Moment, int], list[Effect]]
-"""What happens once something is safe; it is given how many disks hold that."""
-
-ALWAYS = float("-inf")
-NEVER = float("inf")
 DRAINING = NodeState.DRAINING
 
 
@@ -59,17 +53,6 @@ class _Copy:
     unacked_bytes: int = 0
 
 
-@dataclass(slots=True)
-class _Wait:
-    """An answer that waits."""
-
-    number: int  #: durable here at this commit
-    needed: int  #: and at a standby that acknowledged this append
-    since_s: float
-    then: WhenSafe
-    elsewhere: int = 0  #: standbys that had acknowledged it when the reign ended
-
-
 class Replication:
     """Standbys, what is on its way to them, and what waits for them."""
 
@@ -86,9 +69,7 @@ class Replication:
         """When a node was last given up as too slow."""
         self._tail = Tail(settings.limits)
         self._number = 0  #: of the last append that was streamed
-        self._waits: deque[_Wait] = deque()
-        self._bare_s: float | None = ALWAYS
-        """Since when no standby is level, None if one is."""
+        self._promises = Promises(journal, settings.timing.solo_s, self._acked)
         self._seen_changes = -1  #: of the members, at the last choice
         self._choice_s = NEVER  #: when a node that was slow may be chosen again
 
@@ -100,15 +81,14 @@ class Replication:
         self._forget()
         self._tail.begin(self._journal.vector)
         self._number = self._journal.number
-        self._bare_s = now.mono_s if is_expecting else ALWAYS
+        self._promises.bare_s = now.mono_s if is_expecting else ALWAYS
 
     def end(self) -> None:
         """Reign no more; what waits is told how many copies it has, if it has any."""
-        for wait in self._waits:
-            wait.elsewhere = self._acked(wait)
+        self._promises.note_copies()
         self._reign = None
         self._forget()
-        self._bare_s = ALWAYS
+        self._promises.bare_s = ALWAYS
 
     def _forget(self) -> None:
         self._copies.clear()
@@ -134,7 +114,7 @@ class Replication:
     @property
     def is_quiet(self) -> bool:
         """Whether no answer waits."""
-        return not self._waits
+        return self._promises.are_kept
 
     def streams_to(self, node: NodeId) -> bool:
         """Return whether this standby keeps up with what is appended."""
@@ -163,35 +143,17 @@ class Replication:
 
     def when_safe(self, then: WhenSafe, now: Moment) -> list[Effect]:
         """Do `then` once all that was decided so far is durable in two places."""
-        number, needed = self._journal.number, self._journal.appended
-        self._waits.append(_Wait(number, needed, now.mono_s, then))
-        return self.release(now)
+        return self._promises.make(then, now)
 
     def release(self, now: Moment) -> list[Effect]:
         """Do what waited, in order, as far as it is safe."""
-        effects: list[Effect] = []
-        while self._waits:
-            wait = self._waits[0]
-            is_here = self._journal.persisted >= wait.number
-            if not is_here and not wait.elsewhere:
-                break
-            copies = is_here + max(self._acked(wait), wait.elsewhere)
-            if copies == 1 and now.mono_s < self._alone_at_s(wait):
-                break
-            self._waits.popleft()
-            effects += wait.then(now, copies)
-        return effects
+        return self._promises.release(now)
 
-    def _acked(self, wait: _Wait) -> int:
+    def _acked(self, number: int) -> int:
         return sum(
-            copy.phase is _Phase.LEVEL and copy.acked >= wait.needed
+            copy.phase is _Phase.LEVEL and copy.acked >= number
             for copy in self._copies.values()
         )
-
-    def _alone_at_s(self, wait: _Wait) -> float:
-        """Return when an answer leaves with a single copy."""
-        since_s = wait.since_s if self._bare_s is None else self._bare_s
-        return min(wait.since_s, since_s) + self._timing.solo_s
 
     # --- Streaming.
 
@@ -258,8 +220,8 @@ class Replication:
         copy.heard_s = now.mono_s
         copy.unacked.clear()
         copy.unacked_bytes = 0
-        if self._bare_s is None and not self.is_level:
-            self._bare_s = now.mono_s
+        if self._promises.bare_s is None and not self.is_level:
+            self._promises.bare_s = now.mono_s
 
     # --- Standbys.
 
@@ -292,7 +254,7 @@ class Replication:
         effects: list[Effect] = []
         if copy.phase is _Phase.STREAMING:
             copy.phase = _Phase.LEVEL
-            self._bare_s = None
+            self._promises.bare_s = None
             self._slow.pop(node, None)
             self.members.changed()
             effects.append(Note("info", "standby level", (("peer", node),)))
@@ -303,7 +265,7 @@ class Replication:
         if node in self._copies:
             self._drop(node, now.mono_s)
             if is_leaving and not self._has_candidates():
-                self._bare_s = ALWAYS
+                self._promises.bare_s = ALWAYS
 
     def _has_candidates(self) -> bool:
         reign = self._reign
@@ -314,7 +276,7 @@ class Replication:
     def review(self, now: Moment) -> list[Effect]:
         """Replace standbys that are too slow, choose where one is missing."""
         if self._reign is None:
-            return self.release(now) if self._waits else []
+            return self.release(now)
         effects: list[Effect] = []
         for node, copy in tuple(self._copies.items()):
             if not self.members.peers[node].is_candidate or self._is_slow(copy, now):
@@ -330,9 +292,7 @@ class Replication:
 
     def deadline(self) -> float | None:
         """Return when `review` has something to do."""
-        due_s = self._choice_s
-        if self._waits and self._waits[0].number <= self._journal.persisted:
-            due_s = min(due_s, self._alone_at_s(self._waits[0]))
+        due_s = min(self._choice_s, self._promises.deadline())
         for copy in self._copies.values():
             if copy.unacked:
                 due_s = min(due_s, copy.unacked[0].sent_s + self._timing.slow_s)
@@ -395,5 +355,5 @@ class Replication:
         """Count on a standby no more; `since_s` is when it was last of use."""
         del self._copies[node]
         self.members.note_standby(node, is_standby=False)
-        if self._bare_s is None and not self.is_level:
-            self._bare_s = since_s
+        if self._promises.bare_s is None and not self.is_level:
+            self._promises.bare_s = since_s

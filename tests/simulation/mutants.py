@@ -37,6 +37,7 @@ from octaskly.core.messages import (
 from octaskly.core.model import NO_EPOCH, Moment, NodeId, NodeInfo, StreamId
 from octaskly.core.node import Node
 from octaskly.core.phases import Phases
+from octaskly.core.promises import Promises
 from octaskly.core.replication import Replication
 from octaskly.core.results import KeptResult, KeptResults
 from octaskly.core.retention import Retention
@@ -300,7 +301,7 @@ def _hasty_standby(real: Any) -> Any:
 
 def no_standby_is_waited_for(patch: pytest.MonkeyPatch) -> None:
     """One copy is enough, whoever keeps up."""
-    patch.setattr(Replication, "_alone_at_s", lambda *_: 0.0)
+    patch.setattr(Promises, "_alone_at_s", lambda *_: 0.0)
 
 
 def standbys_are_counted_unheard(patch: pytest.MonkeyPatch) -> None:

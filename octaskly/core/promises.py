@@ -1,0 +1,97 @@
+"""Answers that promise durability: each waits until that is true.
+
+It waits for this node's disk and for one standby. Where no standby acknowledges, it
+leaves after `solo_s` with a count of one copy, and later ones leave without waiting,
+until a standby is level again.
+
+Source: docs/explanation/replication.md.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from octaskly.core.effects import Effect
+from octaskly.core.journal import Journal
+from octaskly.core.model import Moment
+
+WhenSafe = Callable[[Moment, int], list[Effect]]
+"""What happens once something is safe; it is given how many disks hold that."""
+
+ALWAYS = float("-inf")
+NEVER = float("inf")
+
+
+@dataclass(slots=True)
+class _Promise:
+    """An answer that waits."""
+
+    number: int  #: durable here at this commit
+    needed: int  #: and at a standby that acknowledged this append
+    since_s: float
+    then: WhenSafe
+    elsewhere: int = 0  #: standbys that had acknowledged it when the reign ended
+
+
+class Promises:
+    """The answers that wait, in the order in which they were given.
+
+    Args:
+        journal: Tells what is durable here.
+        solo_s: How long an answer waits for a standby, in seconds.
+        acked: Returns how many standbys have acknowledged an append.
+    """
+
+    def __init__(
+        self, journal: Journal, solo_s: float, acked: Callable[[int], int]
+    ) -> None:
+        self.bare_s: float | None = ALWAYS
+        """Since when no standby is level, None if one is."""
+        self._journal = journal
+        self._solo_s = solo_s
+        self._acked = acked
+        self._waiting: deque[_Promise] = deque()
+
+    @property
+    def are_kept(self) -> bool:
+        """Whether no answer waits."""
+        return not self._waiting
+
+    def make(self, then: WhenSafe, now: Moment) -> list[Effect]:
+        """Do `then` once all that was decided so far is durable in two places."""
+        number, needed = self._journal.number, self._journal.appended
+        self._waiting.append(_Promise(number, needed, now.mono_s, then))
+        return self.release(now)
+
+    def release(self, now: Moment) -> list[Effect]:
+        """Do what waited, in order, as far as it is safe."""
+        effects: list[Effect] = []
+        while self._waiting:
+            first = self._waiting[0]
+            is_here = self._journal.persisted >= first.number
+            if not is_here and not first.elsewhere:
+                break
+            copies = is_here + max(self._acked(first.needed), first.elsewhere)
+            if copies == 1 and now.mono_s < self._alone_at_s(first):
+                break
+            self._waiting.popleft()
+            effects += first.then(now, copies)
+        return effects
+
+    def note_copies(self) -> None:
+        """Remember how many copies there are of each: the standbys are let go."""
+        for promise in self._waiting:
+            promise.elsewhere = self._acked(promise.needed)
+
+    def deadline(self) -> float:
+        """Return when the first leaves with a single copy, if only time is lacking."""
+        if self._waiting and self._waiting[0].number <= self._journal.persisted:
+            return self._alone_at_s(self._waiting[0])
+        return NEVER
+
+    def _alone_at_s(self, promise: _Promise) -> float:
+        """Return when an answer leaves with a single copy."""
+        since_s = promise.since_s if self.bare_s is None else self.bare_s
+        return min(promise.since_s, since_s) + self._solo_s
