@@ -1,7 +1,8 @@
 """Failover on five hosts in network namespaces: how long nobody accepts a task.
 
 The dispatcher is killed, loses its cable, or is stopped, again and again, while clients
-submit through the other hosts. Needs root and iproute2.
+submit through the other hosts. Where reigns change again and again, nodes bear silence
+for longer; so there is time between two runs. Needs root and iproute2.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 
+from octaskly.core.suspicion import CALM_S, RESTLESS
 from tests.mesh.history import Pace
 from tests.mesh.lab import Host, Lab
 from tests.mesh.netns import missing, wait_until
@@ -31,6 +33,7 @@ def figures(*, runs: int) -> Iterator[Figure]:
             ("dispatcher unplugged", scene.cut, lab.heal, 2.5),
             ("dispatcher stopped", scene.stop, scene.start, 0.3),
         ):
+            time.sleep(CALM_S)  # What was done to the mesh before is no matter then.
             samples = [_once(scene, lose, regain) for _ in range(runs)]
             yield f"{name}: next accept", samples, goal_s
 
@@ -38,6 +41,7 @@ def figures(*, runs: int) -> Iterator[Figure]:
 def _once(
     scene: Scene, lose: Callable[[Host], None], regain: Callable[[Host], None]
 ) -> float:
+    began_s = time.monotonic()
     head = scene.head()
     load = scene.load(*scene.others(head), pace=PACE)
     moment_s = time.monotonic()
@@ -54,4 +58,5 @@ def _once(
     load.stop()
     regain(head)
     scene.await_mesh()
+    time.sleep(max(0.0, began_s + CALM_S / RESTLESS - time.monotonic()))
     return scene.history.handed_over_s(moment_s, head.name)
