@@ -324,7 +324,10 @@ class Network:
             self.disconnect(end, event.peer, "its secret is over")
             return
         self._world.feed(self._world.machines[end], event)
-        if self.repeats and self._world.random.random() < self.repeats:
+        is_repeating = self.repeats and self._world.random.random() < self.repeats
+        # Not behind what is new: TLS lets nothing through again, and what a worker
+        # once ran would be its last word.
+        if is_repeating and event.peer not in link.told:
             for messages in tuple(self._heard.get((event.peer, end), ())):
                 self._carry(link, event.peer, end, messages)
 
