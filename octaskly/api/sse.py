@@ -22,6 +22,8 @@ from octaskly.ports import DispatcherView
 CONTENT_TYPE = "text/event-stream"
 RESUME_HEADER = "Last-Event-ID"
 
+BACKLOG_BYTES = 64 << 10  #: that may wait for one client
+
 _RETRY_MS = 1000
 
 Id = TypeVar("Id")
@@ -65,7 +67,7 @@ class EventStream:
     async def write(self, part: bytes) -> None:
         """Send bytes of the stream; as `send`."""
         try:
-            # Beyond what the transport holds back (64 KiB) nothing is kept here.
+            # Beyond what the transport holds back nothing is kept here.
             async with self._turn, asyncio.timeout(self._call.parts.deadlines.stall_s):
                 await self.response.write(part)
                 await self._call.request.writer.drain()
@@ -76,6 +78,10 @@ class EventStream:
 
     async def begin(self) -> None:
         """Send the headers."""
+        transport = self._call.request.transport
+        if transport is not None:
+            # TLS would hold back half a megabyte for each client that does not read.
+            transport.set_write_buffer_limits(high=BACKLOG_BYTES)
         self._call.stamp(self.response)
         await self.response.prepare(self._call.request)
 

@@ -927,3 +927,25 @@ async def test_forwarded_stream_ends_with_the_reign(
 
     await until(lambda: not produce.running)
     writer.close()
+
+
+async def test_little_of_a_stream_waits_for_a_client_also_behind_tls(
+    monkeypatch: pytest.MonkeyPatch, mesh: Mesh
+) -> None:
+    """By itself TLS holds back half a megabyte for each client that does not read."""
+    most: list[int] = []
+
+    async def produce(stream: sse.EventStream) -> None:
+        transport = stream._call.request.transport
+        assert isinstance(transport, asyncio.Transport)
+        assert transport.get_extra_info("ssl_object") is not None
+        most.append(transport.get_write_buffer_limits()[1])
+
+    serve_stream(monkeypatch, produce, is_local=False)
+    front, back = await mesh.member("front"), await mesh.member("back")
+    front.follow(back)
+    reader, writer = await connect(front.api)
+    await reader.readuntil(b"0\r\n\r\n")
+
+    assert most == [sse.BACKLOG_BYTES]
+    writer.close()
