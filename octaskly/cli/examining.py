@@ -240,8 +240,12 @@ def _neighbours(
             one.lan_port,
         )
     for member in members:
+        seen = known.get(member.id)
         if member.state != "lost":
-            known[member.id] = asking_nodes.of_member(member, known.get(member.id))
+            known[member.id] = asking_nodes.of_member(member, seen)
+        elif seen is not None and seen.node.mesh in (None, mesh):
+            named = replace(seen.node, name=member.name)
+            known[member.id] = seen._replace(node=named)
     known.pop(skip, None)
     hosts_known = {host for target in known.values() for host in target.hosts}
     for host, port in dict.fromkeys(seeds):

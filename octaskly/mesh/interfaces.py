@@ -150,7 +150,7 @@ def on_link(host: str, local: Sequence[LocalAddress]) -> str | None:
     if ip.is_multicast or ip.is_unspecified:
         return None
     if isinstance(ip, ipaddress.IPv6Address) and ip.is_link_local:
-        return _scoped(bare, scope, local)
+        return _scoped(ip, scope, local)
     nets = (one.network for one in local if not one.is_scoped)
     return bare if any(_is_in(ip, net) for net in nets) else None
 
@@ -185,14 +185,21 @@ def _is_in(ip: _IP, net: ipaddress.IPv4Network | ipaddress.IPv6Network) -> bool:
     return not (has_broadcast and ip == net.broadcast_address)
 
 
-def _scoped(bare: str, scope: str, local: Sequence[LocalAddress]) -> str | None:
-    """Return a link-local address with its interface, or None where that is unclear."""
-    near = {one.interface: one.scope for one in local if one.is_scoped}
+def _scoped(
+    ip: ipaddress.IPv6Address, scope: str, local: Sequence[LocalAddress]
+) -> str | None:
+    """Return a link-local address with its interface, or None where that is unclear.
+
+    All of fe80::/10 is for links, but what is outside of a link's own network (/64)
+    goes to its router.
+    """
+    scoped = (one for one in local if one.is_scoped and _is_in(ip, one.network))
+    near = {one.interface: one.scope for one in scoped}
     if not scope and len(near) == 1:
-        return f"{bare}%{next(iter(near))}"
+        return f"{ip}%{next(iter(near))}"
     for name, number in near.items():
         if scope in (name, str(number)):
-            return f"{bare}%{name}"
+            return f"{ip}%{name}"
     return None
 
 

@@ -20,7 +20,7 @@ from pathlib import Path
 import pytest
 
 from octaskly.trust import MeshSecret, generate
-from tests.mesh.forming import FORM_S, is_formed
+from tests.mesh.forming import FORM_S, is_formed, nodes
 from tests.mesh.lab import Host, Lab
 from tests.mesh.netns import ip, missing, wait_until
 
@@ -180,6 +180,8 @@ def test_tcp_that_is_blocked_one_way_is_seen_from_both_ends(lab: Lab) -> None:
     """A firewall at one end: the other is told where, it itself that it is here."""
     first, second, _ = lab.hosts
     with firewalled(second):
+        # Until then it may be one that is cut, and will be missed in a moment.
+        wait_until("it has dialled", lambda: is_dialled(first), within_s=FORM_S)
         until_met(lab)
 
         outside, inside = together(lambda: ask(first), lambda: ask(second))
@@ -190,6 +192,28 @@ def test_tcp_that_is_blocked_one_way_is_seen_from_both_ends(lab: Lab) -> None:
     assert inside["tcp"][1].startswith(f"{first.name} gets no answer from this machine")
     assert "ufw allow 7878/tcp" in inside["tcp"][2]
     assert ask(second)["tcp"][0] == "ok"
+
+
+def test_a_node_that_is_lost_and_in_sight_has_its_name(lab: Lab) -> None:
+    """The roster still knows it, and an id tells people nothing."""
+    first, second, _ = lab.hosts
+    with firewalled(first), firewalled(second):
+        wait_until(
+            "it is lost",
+            lambda: "lost" in {each["state"] for each in nodes(first)},
+            within_s=FORM_S,
+        )
+        cut = ask(first)["tcp"]
+    until_met(lab)
+
+    assert cut[0] == "fault"
+    assert second.name in cut[1]
+
+
+def is_dialled(host: Host) -> bool:
+    """Whether another node has made the connection that they have."""
+    links = host.run("ss", "-Htn", "state", "established", "sport", "=", ":7878")
+    return bool(links.stdout)
 
 
 @contextmanager

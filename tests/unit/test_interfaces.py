@@ -94,6 +94,7 @@ def test_a_named_interface_that_goes_away_later_is_no_error() -> None:
         "fd01::1",
         "::1",
         "fe80::9%wlan7",
+        "fe80:0:0:1::9%eth0",
         "not-an-address",
         "",
     ],
