@@ -41,7 +41,6 @@ from octaskly.core.promises import WhenSafe
 from octaskly.core.recording import Recording
 from octaskly.core.replication import Replication
 from octaskly.core.replies import Accepted, Hopeless, Named, NotDurable, NotHere
-from octaskly.core.resting import Resting
 from octaskly.core.retention import Retention
 
 
@@ -71,9 +70,9 @@ class Dispatch:
         )
         self._queue, self._pool = self._placing.queue, self._placing.pool
         self.ended = self._queue.ended
-        self._resting = Resting(self._queue)
-        self._recording = Recording(self._placing, self.adoption, self._resting)
-        self.explaining = Explaining(self._placing, self._resting)
+        self._resting = self._placing.resting
+        self._recording = Recording(self._placing, self.adoption)
+        self.explaining = Explaining(self._placing)
         self._parents = Parents(self._placing, journal, settings.timing)
         self._acceptance = Acceptance(journal, self._queue, sequence)
         self._cancelling = Cancelling(

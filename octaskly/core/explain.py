@@ -30,7 +30,6 @@ from octaskly.core.needs import asked_for, has_all, missing, nobody_has
 from octaskly.core.options import NO_NEEDS, Requires, requires_of
 from octaskly.core.placing import Placing
 from octaskly.core.replies import Hopeless
-from octaskly.core.resting import Resting
 from octaskly.core.verdicts import Explanation, Verdict, Why
 
 PARENTS_SHOWN = 3  #: of up to a thousand
@@ -39,11 +38,10 @@ PARENTS_SHOWN = 3  #: of up to a thousand
 class Explaining:
     """Looks at a reign for somebody who asks."""
 
-    def __init__(self, placing: Placing, resting: Resting) -> None:
+    def __init__(self, placing: Placing) -> None:
         self._placing = placing
         self._queue = placing.queue
         self._pool = placing.pool
-        self._resting = resting
 
     def explain(
         self,
@@ -158,10 +156,10 @@ class Explaining:
         verdicts: Sequence[Verdict],
         now: Moment,
     ) -> str:
-        due_s = self._resting.due_s(task.spec.id)
+        due_s = self._placing.resting.due_s(task.spec.id)
         if task.phase is Phase.RESTING and due_s is not None:
             wait_s = max(0, ceil(due_s - now.mono_s))
-            return f"it failed, and is tried again in {wait_s} s"
+            return f"its last try came to nothing, the next is in {wait_s} s"
         requires = task.requires or NO_NEEDS
         lack = nobody_has(_present(members), requires)
         if lack is not None:
@@ -201,7 +199,7 @@ class Explaining:
         if busy:
             yield from busy
         elif task.phase is Phase.RESTING:
-            yield Why("resting", "has room, but the task rests after a failure")
+            yield Why("resting", "has room, but the task rests after its last try")
         else:
             yield self._turn(task)
 

@@ -35,7 +35,15 @@ from octaskly.core.model import (
 )
 from octaskly.core.promises import WhenSafe
 from octaskly.core.replication import Replication
-from octaskly.core.retry import counted, judged, loss, may_run_twice
+from octaskly.core.resting import Resting
+from octaskly.core.retry import (
+    LOSS_REST_S,
+    LOSSES_MAX,
+    counted,
+    judged,
+    loss,
+    may_run_twice,
+)
 from octaskly.core.scheduler import WorkerPool
 from octaskly.core.taskqueue import TaskQueue
 from octaskly.core.turns import Turns
@@ -53,6 +61,7 @@ class Placing:
     ) -> None:
         self.pool = WorkerPool(limits.prefetch)
         self.queue = TaskQueue(limits, self.pool.can_run)
+        self.resting = Resting(self.queue)
         self.turns = Turns(self.queue, self.pool)
         self.epoch: Epoch = NO_EPOCH
         self.is_placing = False
@@ -155,7 +164,10 @@ class Placing:
             self._fail(task)
         else:
             task.tries = counted(task.tries, outcome)
-            self.queue.release(task)
+            if outcome.reason is Reason.LOST and task.tries.lost == LOSSES_MAX - 1:
+                self.resting.take(task, now, LOSS_REST_S)
+            else:
+                self.queue.release(task)
             self.touch(task)
 
     def write_lost(

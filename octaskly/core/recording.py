@@ -25,8 +25,14 @@ from octaskly.core.model import (
     TaskState,
 )
 from octaskly.core.placing import Placing
-from octaskly.core.resting import Resting
-from octaskly.core.retry import FAILURES, NO_TRIES, counted, is_tried_again, judged
+from octaskly.core.retry import (
+    FAILURES,
+    NO_TRIES,
+    counted,
+    is_tried_again,
+    judged,
+    rest_s,
+)
 
 FINAL_STATES = {
     AttemptState.OK: TaskState.COMPLETED,
@@ -41,10 +47,9 @@ NO_MORE_WORK = (Reason.DRAINING, Reason.STALE)
 class Recording:
     """Reports of workers, judged one by one."""
 
-    def __init__(self, placing: Placing, adoption: Adoption, resting: Resting) -> None:
+    def __init__(self, placing: Placing, adoption: Adoption) -> None:
         self._placing = placing
         self._adoption = adoption
-        self._resting = resting
         self._queue = placing.queue
         self._pool = placing.pool
         self._waiting: set[tuple[TaskId, AttemptId]] = set()
@@ -98,7 +103,8 @@ class Recording:
             return outcome
         task.tries = counted(task.tries, outcome)
         if outcome.reason in FAILURES:
-            self._resting.take(task, now)
+            wait_s = rest_s(task.spec.id, task.tries.failed)
+            self._placing.resting.take(task, now, wait_s)
             return outcome
         if outcome.reason is Reason.INPUTS:
             task.lacking |= {node}

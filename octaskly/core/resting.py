@@ -1,4 +1,4 @@
-"""Tasks that failed and wait before they are tried again.
+"""Tasks that failed, or lost their worker twice, and wait before they are tried again.
 
 Owns when each is due. They stay in hand meanwhile, so there is a bound on them:
 beyond it tasks are tried again at once.
@@ -11,7 +11,6 @@ from heapq import heappop, heappush
 
 from octaskly.core.inhand import InHand, Phase
 from octaskly.core.model import Moment, TaskId
-from octaskly.core.retry import rest_s
 from octaskly.core.taskqueue import TaskQueue
 
 RESTING_MAX = 10_000
@@ -36,14 +35,13 @@ class Resting:
         """Return until when a task waits, None if it does not."""
         return next((due_s for due_s, id_ in self._due if id_ == task), None)
 
-    def take(self, task: InHand, now: Moment) -> None:
-        """Let a task wait whose live attempt failed, or queue it at once."""
+    def take(self, task: InHand, now: Moment, rest_s: float) -> None:
+        """Let a task wait whose live attempt came to nothing, or queue it at once."""
         if task.final is not None or not task.is_sure or len(self._due) >= RESTING_MAX:
             self._queue.release(task)
             return
         self._queue.rest(task)
-        due_s = now.mono_s + rest_s(task.spec.id, task.tries.failed)
-        heappush(self._due, (due_s, task.spec.id))
+        heappush(self._due, (now.mono_s + rest_s, task.spec.id))
 
     def wake(self, now: Moment) -> None:
         """Queue the tasks that have waited long enough."""

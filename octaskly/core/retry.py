@@ -17,6 +17,10 @@ from octaskly.core.model import (
 from octaskly.core.options import Retry
 
 LOSSES_MAX = 3  #: a task whose worker was lost so often is taken for the cause
+LOSS_REST_S = 5.0
+"""Before its last try: where many nodes go down together, the next one is not used up
+by that. Longer than a dead node may seem alive."""
+
 RETRY_BASE_S = 1.0
 RETRY_CAP_S = 300.0
 DRAW_BYTES = 7

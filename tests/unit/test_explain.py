@@ -237,7 +237,7 @@ def test_a_task_that_rests_says_until_when() -> None:
 
     told = explained(mesh, "once", member(B))
 
-    assert told.summary.startswith("it failed, and is tried again in ")
+    assert told.summary.startswith("its last try came to nothing")
     assert [code for code, _ in reasons(told)] == ["resting"]
 
 

@@ -18,6 +18,7 @@ from octaskly.core.model import (
     Reason,
     TaskId,
 )
+from octaskly.core.retry import LOSS_REST_S
 from tests.builders import (
     attempt,
     moment,
@@ -213,3 +214,22 @@ def test_inputs_that_some_worker_may_have_are_waited_for() -> None:
     effects = world.dispatch.on_worker_down(node_id("c"), moment(LATE))
 
     assert effects == []
+
+
+def test_a_task_rests_before_its_last_try() -> None:
+    """Where many nodes go down at once, each next worker is about to be lost, too."""
+    world = holding(a=1, b=1, c=1)
+    world.dispatch.on_time(moment(LATE))
+    world.commit()
+
+    again = world.dispatch.on_worker_down(A, moment(LATE))
+    world.commit()
+    (second,) = [fact.node for fact in facts(again) if isinstance(fact, Assigned)]
+    rested = world.dispatch.on_worker_down(second, moment(LATE))
+    world.commit()
+    early = world.dispatch.on_time(moment(LATE + LOSS_REST_S - 0.1))
+    last = world.dispatch.on_time(moment(LATE + LOSS_REST_S))
+
+    assert [type(fact) for fact in facts(rested)] == [Finished]
+    assert early == []
+    assert [type(fact) for fact in facts(last)] == [Assigned]
