@@ -97,11 +97,9 @@ class Newcomer:
 def hear(connection: socket.socket, size: int) -> bytes:
     """Return so many bytes, or fewer if the other side hangs up before."""
     data = b""
-    while len(data) < size:
-        chunk = connection.recv(size - len(data))
-        if not chunk:
-            break
-        data += chunk
+    with contextlib.suppress(ConnectionResetError):  # So it is if something was unread.
+        while len(data) < size and (chunk := connection.recv(size - len(data))):
+            data += chunk
     return data
 
 
@@ -119,7 +117,8 @@ def guess(scene: Scene, code: Code, guessed: Code) -> bytes:
         connection.sendall(hello)
         welcome = hear(connection, GREETING_BYTES)
         exchange = Exchange.of_joiner(guessed)
-        connection.sendall(exchange.share)
+        with contextlib.suppress(ConnectionError):  # It may be gone already.
+            connection.sendall(exchange.share)
         share = hear(connection, SHARE_BYTES)
         if len(share) < SHARE_BYTES:
             return b""
