@@ -5,6 +5,7 @@ Colour and boxes appear on a terminal only, and never where NO_COLOR is set.
 
 from __future__ import annotations
 
+import contextlib
 import datetime as dt
 import http
 import os
@@ -128,6 +129,10 @@ def report(error: OctasklyError) -> int:
     cause = str(error.__cause__) if error.__cause__ else None
     if isinstance(error, Refused):
         cause = error.hint
+        if cause and error.field and error.status == http.HTTPStatus.BAD_REQUEST:
+            # Of one task the place in the body is the name of its field.
+            place = error.field.removeprefix("$[0].").removeprefix("$.")
+            cause = cause if place in cause else f"{place}: {cause}"
         hint = _HINTS.get(str(error)) or _API_HINTS.get(error.status)
         hints = [hint] if hint else []
     print_error(str(error), cause=cause, hints=hints)
@@ -160,7 +165,7 @@ def print_error(
     if cause:
         lines.append(f"  cause: {_inward(cause)}")
     lines += [f"  hint: {printable(hint)}" for hint in hints]
-    click.echo("\n".join(lines), err=True)
+    _talk("\n".join(lines))
 
 
 def note(text: str) -> None:
@@ -169,7 +174,13 @@ def note(text: str) -> None:
     Further lines go in, so that none passes for another.
     """
     if not is_quiet():
-        click.echo(_inward(text), err=True)
+        _talk(_inward(text))
+
+
+def _talk(text: str) -> None:
+    """Say it on stderr; what is done goes on where nobody hears of it."""
+    with contextlib.suppress(OSError):
+        click.echo(text, err=True)
 
 
 def is_quiet() -> bool:

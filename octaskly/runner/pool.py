@@ -363,7 +363,7 @@ class Pool:
         if not isinstance(found, Captured):
             files = tuple(OutputFile(path, None) for path in item.spec.outputs)
             found = Captured(files, f"outputs were not kept: {found}")
-        detail = outcome.detail or clean_detail(found.why)
+        detail = clean_detail("; ".join(filter(None, (outcome.detail, found.why))))
         self._end(item, replace(outcome, outputs=found.files, detail=detail))
         self._deliver()
 

@@ -198,18 +198,16 @@ def _capture_one(opened: Callable[[], int], target: Path, left: int) -> int | No
     """Copy one output; return its size, None if there is no such file.
 
     Raises:
-        OSError: it is too large, the disk is full, or it is a folder in another's path.
+        OSError: it is no regular file, or behind a link; it is too large, the disk is
+            full, or it is a folder in another's path.
     """
     try:
         source_fd = opened()
-    except OSError:
+    except (FileNotFoundError, NotADirectoryError):
         return None
     try:
-        status = os.fstat(source_fd)
-        if not stat.S_ISREG(status.st_mode):
-            return None
         size = None
-        if status.st_size <= left:
+        if os.fstat(source_fd).st_size <= left:
             size = _keep(source_fd, target, left)
         if size is None:
             raise OSError(errno.EFBIG, TOO_LARGE)

@@ -261,6 +261,26 @@ def test_interrupting_cancels_the_rest_and_says_how_to_go_on(agent: DemoAgent) -
     assert (ended.status, ended.array and ended.array.cancelled) == ("cancelled", 97)
 
 
+def test_a_reader_of_both_streams_that_goes_away_cancels_the_rest(
+    agent: DemoAgent,
+) -> None:
+    """As `octaskly map ... 2>&1 | head -1` does: nobody hears of the cancel either."""
+    reading, writing = os.pipe()
+    os.close(reading)
+    with os.fdopen(writing, "wb") as pipe:
+        text = "echo {}; test {} = 0 || sleep 60"
+        done = subprocess.run(
+            words(agent, "map", text, ":::", *map(str, range(9))),
+            stdout=pipe,
+            stderr=pipe,
+            timeout=WAIT_S,
+            check=False,
+        )
+
+    assert done.returncode == 1
+    assert newest(agent)["status"] == "cancelled"
+
+
 @pytest.mark.slow
 def test_a_reader_that_goes_away_cancels_the_rest(agent: DemoAgent) -> None:
     """As `octaskly map ... | head -1` does: nobody wants what is left."""

@@ -259,6 +259,14 @@ def test_unknown_task_is_exit_3(agent: DemoAgent) -> None:
     assert b"\n  hint: octaskly ls" in done.stderr
 
 
+def test_a_value_that_is_refused_is_told_with_its_name(agent: DemoAgent) -> None:
+    """`from 1 to 86400` alone could be any of twenty options."""
+    done = octaskly(agent, "run", "--timeout", "25h", "--", "true")
+
+    assert done.returncode == 2
+    assert b"\n  cause: timeout: " in done.stderr
+
+
 def test_token_lets_its_role_in_over_http(agent: DemoAgent) -> None:
     """A viewer reads; what it may not do is exit 4."""
     token = octaskly(agent, "token", "create", "--role", "viewer").stdout.decode()

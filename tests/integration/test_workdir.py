@@ -102,6 +102,26 @@ def test_a_bad_output_is_not_captured(workdir: Path, tmp_path: Path, path: str) 
         captured(tmp_path / "outputs", TASK, ATTEMPT, path)
 
 
+@pytest.mark.parametrize(
+    ("path", "why"),
+    [
+        ("folder", "not a regular file"),
+        ("pipe", "not a regular file"),
+        ("inside", "is a link"),
+        ("inner/deep/file", "is a link"),
+    ],
+)
+def test_an_output_that_is_there_and_no_file_is_told(
+    workdir: Path, tmp_path: Path, path: str, why: str
+) -> None:
+    """Who declares a folder must not find out by its absence, least of all later."""
+    found = capture(workdir, tmp_path / "o", [path, "gone", "file/gone", "file"])
+
+    kept = [file.path for file in found.files if file.size_bytes is not None]
+    assert kept == ["file"]
+    assert found.why == f"output {path} was not kept: {why}"
+
+
 def test_files_folders_and_links_that_stay_are_inputs(workdir: Path) -> None:
     """A link may lead anywhere below."""
     good = ["file", "folder", "folder/deep/file", "inside", "inner", "inner/deep/file"]
