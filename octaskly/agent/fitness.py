@@ -40,3 +40,11 @@ class Fitness:
             "the disk of the dispatcher has no room for the log",
             hint="free some space there; running tasks are not affected",
         )
+
+    def require_writes(self, done: str) -> None:
+        """Raise StoreFull where what is in force, as `done` says, is not written."""
+        if failure := self.failure():
+            raise StoreFull(
+                f"{done}, but the disk keeps nothing",
+                hint=f"ask again when it does: {failure}",
+            )

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from octaskly.agent.audit import Audit
@@ -257,7 +258,8 @@ class AgentGateway:
         reply = await self.tickets.ask(
             lambda ticket: ev.CancelRequested(
                 ticket, record.id, record.state, force, by, array
-            )
+            ),
+            look=partial(self._fitness.require_writes, f"{record.id} is cancelled"),
         )
         assert isinstance(reply, replies.CancelDone)
         if reply.state is TaskState.RUNNING:

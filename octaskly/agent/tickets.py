@@ -18,6 +18,7 @@ from octaskly.core.model import TaskId, name_of
 from octaskly.core.replies import NotDurable, NotHere, Reply
 from octaskly.errors import AnswerLost, NoDispatcher, NotDispatcher
 
+LOOK_S = 2.0  #: between two looks at what keeps an answer
 TICKETS_MAX = 10_000  #: requests that wait for the core at once
 
 
@@ -30,8 +31,17 @@ class Tickets:
         self._last = 0
         self._is_closed = False
 
-    async def ask(self, event: Callable[[int], Event]) -> Reply:
+    async def ask(
+        self,
+        event: Callable[[int], Event],
+        *,
+        look: Callable[[], None] | None = None,
+    ) -> Reply:
         """Give the core an event with a fresh ticket and wait for its answer.
+
+        Args:
+            event: Makes it of its ticket.
+            look: Called now and then while there is none; may raise, to wait no more.
 
         Raises:
             NoDispatcher: too many requests wait already, or this node stops.
@@ -49,6 +59,10 @@ class Tickets:
         self._open[ticket] = future
         self._post(event(ticket))
         try:
+            while look is not None and not future.done():
+                await asyncio.wait([future], timeout=LOOK_S)
+                if not future.done():
+                    look()
             reply = await future
         finally:
             self._open.pop(ticket, None)

@@ -64,6 +64,30 @@ def test_a_full_disk_takes_no_work_and_recovers_alone(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small disk needs root")
+def test_a_cancel_is_answered_where_no_byte_can_be_written(tmp_path: Path) -> None:
+    """It is in force, as 507 says; and kept once it is asked for with some room."""
+    with small_disk(tmp_path / "solo", DISK_MB) as disk:
+        agent = start(tmp_path, "solo", "--slots", "1")
+        with ending(agent):
+            go = tmp_path / "go"
+            long = "head -c 1000000 /dev/urandom"
+            runs = submit(agent, f"until test -e {go}; do sleep 0.05; done; {long}")
+            waits = submit(agent, "true", after=[runs])
+            ballast = fill(disk)
+            go.touch()
+            until(lambda: agent.call("GET", "/health")[0] == 503, "it fails")
+            for _ in range(2):
+                status, body = agent.call("DELETE", f"{TASKS}/{waits}")
+                assert status == 507, body
+                assert f"{waits} is cancelled, but the disk" in body["hint"], body
+
+            ballast.unlink()
+            assert finished(agent, waits)["status"] == "cancelled"
+            assert agent.call("DELETE", f"{TASKS}/{waits}")[0] == 200
+            assert finished(agent, runs)["stdout_bytes"] == 1_000_000
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small disk needs root")
 def test_a_worker_with_a_full_disk_gets_no_work(tmp_path: Path) -> None:
     """The others get it (B33)."""
     with (
