@@ -25,6 +25,7 @@ class Allegiance:
         self._members = machines.members
         self._browsing = machines.browsing
         self._registry = machines.registry
+        self._candidacy = machines.candidacy
         self._election = machines.election
         self._replication = machines.replication
         self._standby = machines.standby
@@ -69,16 +70,17 @@ class Allegiance:
         self._registry.begin(now)
         self._journal.open_stream(reign.stream)
         is_expecting = bool(self._members.peers) or self._registry.expects_others(
-            self._me, self._election.deposed
+            self._me, self._election.loss.dispatcher
         )
         self._replication.begin(reign, now, is_expecting=is_expecting)
-        level = NO_EPOCH if self._election.was_silent else self._standby.epoch
+        was_silent = self._election.loss.was_silent
+        level = NO_EPOCH if was_silent else self._standby.epoch
         self._completeness.begin(reign.epoch, self._registry.roster, level, now.mono_s)
         if not self._completeness.has_read_all:
             self._dispatch.adoption.hold(now)
         effects += self._dispatch.begin(reign.epoch, reign.stream, now)
         effects += self._know_workers(now)
-        if self._election.is_stopping:
+        if self._candidacy.is_withdrawn:
             self._dispatch.pause_accepting()
         effects.append(Advertise(is_dispatcher=True, term=reign.epoch.term))
         roster = self._registry.roster

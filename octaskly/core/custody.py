@@ -19,12 +19,13 @@ class Custody:
         self._rotation = machines.rotation
         self._worker = machines.worker
         self._links = links
+        self._candidacy = machines.candidacy
         self._election = machines.election
         self._members = machines.members
         self._dispatch, self._clerk = machines.dispatch, machines.clerk
         self._shun()
         if machines.rotation.is_revoked:
-            self._election.is_stopping = True
+            self._candidacy.withdraw()
             self._worker.stance = self._worker.stance._replace(is_revoked=True)
 
     def on_event(self, event: KeysEvent, now: Moment) -> list[Effect]:
@@ -40,7 +41,7 @@ class Custody:
             effects += self._worker.take_stance(stance._replace(is_revoked=True), now)
             # It is lost to the others, who run it again.
             effects += self._worker.give_up()
-            self._election.is_stopping = True
+            self._candidacy.withdraw()
             effects += self._election.seek("revoked", now)
         return effects
 

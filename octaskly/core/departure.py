@@ -8,11 +8,10 @@ over is ended and given back. At last every link gets its Leave.
 from __future__ import annotations
 
 from octaskly.core.effects import Effect, Note, Stopped
-from octaskly.core.handover import HandOver
 from octaskly.core.machines import Machines
 from octaskly.core.messages import STOPPING
 from octaskly.core.model import Moment
-from octaskly.core.phases import Phase
+from octaskly.core.phases import Yielding
 
 GONE_S = 6.0  #: beyond the grace, for processes to go and results to be kept
 
@@ -20,12 +19,13 @@ GONE_S = 6.0  #: beyond the grace, for processes to go and results to be kept
 class Departure:
     """The way out of one node; idle until it is asked for."""
 
-    def __init__(self, machines: Machines, handover: HandOver) -> None:
+    def __init__(self, machines: Machines) -> None:
         self.is_done = False
         self._journal = machines.journal
         self._members = machines.members
+        self._candidacy = machines.candidacy
         self._election = machines.election
-        self._handover = handover
+        self._handover = machines.handover
         self._dispatch = machines.dispatch
         self._worker = machines.worker
         self._ends_s: float | None = None  #: when patience with the worker is over
@@ -44,7 +44,7 @@ class Departure:
         if self._worker.stance.hold.is_paused:
             drain_s = 0.0  # What is frozen does not end.
         self._ends_s = now.mono_s + drain_s
-        self._election.is_stopping = True
+        self._candidacy.withdraw()
         # Standbys that were asked while the disk failed may be ready by now.
         self._handover.reset()
         effects: list[Effect] = [Note("info", "stopping", (("drain_s", drain_s),))]
@@ -84,7 +84,7 @@ class Departure:
 
     def _is_clean(self) -> bool:
         """Whether all that this node ran and wrote is safe elsewhere or on disk."""
-        is_yielding = self._election.phase is Phase.YIELDING
+        is_yielding = isinstance(self._election.phase, Yielding)
         return self._worker.is_idle and self._journal.is_settled and not is_yielding
 
     def _finish(self, reason: str, now: Moment) -> list[Effect]:

@@ -7,7 +7,6 @@ follower says so, and is neither standby nor successor until its disk works agai
 from __future__ import annotations
 
 from octaskly.core.effects import Effect, Note
-from octaskly.core.handover import HandOver
 from octaskly.core.machines import Machines
 from octaskly.core.model import Moment
 
@@ -17,30 +16,30 @@ RETRY_S = 5.0  #: before standbys that did not take over are asked again
 class DiskCare:
     """The state of this node's disk, and the hand-over when it fails."""
 
-    def __init__(self, machines: Machines, handover: HandOver) -> None:
+    def __init__(self, machines: Machines) -> None:
+        self._candidacy = machines.candidacy
         self._election = machines.election
         self._dispatch = machines.dispatch
-        self._handover = handover
+        self._handover = machines.handover
         self._asks_s = 0.0  #: no standby is asked before
 
     def on_changed(self, now: Moment, *, is_failing: bool) -> list[Effect]:
         """The disk fails, or works again."""
-        if is_failing == self._election.is_disk_failing:
+        if not self._candidacy.take_disk(is_failing=is_failing):
             return []
-        self._election.is_disk_failing = is_failing
         self._asks_s = now.mono_s
         if is_failing:
             return [Note("warning", "disk failing")]
         effects: list[Effect] = [Note("info", "disk well")]
-        if self._election.is_stopping:
+        if self._candidacy.is_withdrawn:
             return effects
         return effects + self._reign_on(now)
 
     def on_time(self, now: Moment) -> list[Effect]:
         """Hand the reign over while the disk fails."""
-        election = self._election
-        is_idle = not election.is_disk_failing or election.is_stopping
-        if is_idle or election.reign is None or now.mono_s < self._asks_s:
+        candidacy = self._candidacy
+        is_idle = not candidacy.is_disk_failing or candidacy.is_withdrawn
+        if is_idle or self._election.reign is None or now.mono_s < self._asks_s:
             return []
         effects = self._handover.step(now, must_be_level=True)
         if effects is None:
@@ -57,6 +56,6 @@ class DiskCare:
 
     def deadline(self) -> float | None:
         """Return when `on_time` has something to do."""
-        if not self._election.is_disk_failing or self._election.reign is None:
+        if not self._candidacy.is_disk_failing or self._election.reign is None:
             return None
         return self._handover.deadline() or self._asks_s

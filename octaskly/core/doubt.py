@@ -7,9 +7,11 @@ an answer waits for a standby; then it goes on, alone.
 
 from __future__ import annotations
 
+from octaskly.core.candidacy import Candidacy
 from octaskly.core.dispatch import Dispatch
 from octaskly.core.effects import Effect, Note
 from octaskly.core.election import Election
+from octaskly.core.handover import HandOver
 from octaskly.core.membership import Membership
 from octaskly.core.messages import HeartbeatOk
 from octaskly.core.model import Epoch, Moment, Timing
@@ -24,12 +26,16 @@ class Doubt:
         self,
         timing: Timing,
         members: Membership,
+        candidacy: Candidacy,
         election: Election,
+        handover: HandOver,
         dispatch: Dispatch,
     ) -> None:
         self._timing = timing
         self._members = members
+        self._candidacy = candidacy
         self._election = election
+        self._handover = handover
         self._dispatch = dispatch
         self._epoch: Epoch | None = None  #: the reign that is in doubt
         self._since_s = 0.0
@@ -65,8 +71,9 @@ class Doubt:
 
     def _end(self, now: Moment) -> list[Effect]:
         epoch, self._epoch = self._epoch, None
-        election = self._election
-        is_paused_for_more = election.is_stopping or election.is_handing_over
-        if election.reign is None or election.reign.epoch != epoch:
+        reign = self._election.reign
+        if reign is None or reign.epoch != epoch:
             return []
-        return [] if is_paused_for_more else self._dispatch.resume_accepting(now)
+        if self._candidacy.is_withdrawn or self._handover.is_under_way:
+            return []  # It is paused for more than this.
+        return self._dispatch.resume_accepting(now)

@@ -1,326 +1,335 @@
-"""When a node claims, whom it follows and when it yields.
+"""Where a node stands in the mesh, and what each move from phase to phase consists of.
 
-Reads time, links and messages, and takes the steps of `phases`. What a reign does with
-tasks is `dispatch`; `reign` and `attachment` are what the node goes by.
+Owns the phase, the highest epoch seen, and what is known of a dispatcher that was lost;
+`reign` and `attachment` are what the rest of the node goes by. When to move is decided
+by `watch`, which has the time, and by `claims`, which hears the peers; here stands what
+belongs to a move, so that nothing is forgotten on any way into or out of a role.
 
 Source: docs/explanation/election.md.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from octaskly.core.candidacy import Candidacy
 from octaskly.core.effects import Effect, Note, Send
-from octaskly.core.events import PeerUp
-from octaskly.core.messages import (
-    STOPPING,
-    Claim,
-    ClaimNo,
-    ClaimOk,
-    ProbeOk,
-    Pull,
-    Redirect,
-    Transfer,
+from octaskly.core.events import Saved
+from octaskly.core.journal import Journal
+from octaskly.core.membership import Membership
+from octaskly.core.messages import ClaimOk, Redirect
+from octaskly.core.model import Epoch, Failover, Holdings, Moment, NodeId, Settings
+from octaskly.core.phases import (
+    MOVES,
+    Attachment,
+    Following,
+    Phase,
+    Reigning,
+    Seeking,
+    Succeeding,
+    TakingOver,
+    Tie,
+    Yielding,
 )
-from octaskly.core.model import Epoch, Moment, NodeId
-from octaskly.core.phases import Phase
-from octaskly.core.pulse import PLAIN_BEATS
-from octaskly.core.seeking import Seeking
-from octaskly.core.succession import Reign, beats, covers
-from octaskly.core.suspicion import Judgement
+from octaskly.core.pulse import Pulse
+from octaskly.core.succession import Reign, covers, mint_stream
+from octaskly.core.suspicion import Patience
 from octaskly.core.versions import UNREADABLE
 
 
-class Election(Seeking):
-    """The way of one node through the phases."""
+@dataclass(slots=True)
+class Loss:
+    """What is known of the dispatcher before, until another one is followed."""
 
-    awake_s = 0.0  #: end of this node's last own pause
+    since_s: float | None = None  #: its last sign; None: nobody is missed
+    dispatcher: NodeId | None = None
+    was_silent: bool = False  #: so it may be at work still
 
-    def deadline(self) -> float | None:
-        """Return when time alone changes something."""
-        timing = self._timing
-        match self.phase:
-            case Phase.SEEK:
-                return None if self.is_stopping else self._seek_due_s()
-            case Phase.FOLLOWER if self._claim_s is not None:
-                return self._claim_s
-            case Phase.FOLLOWER if self._suspicion is not None:
-                return self._suspicion.deadline()
-            case Phase.DISPATCHER:
-                return self._pulse.due_s
-            case Phase.YIELDING:
-                return self._since_s + timing.yield_s
-            case _:
-                return None
+    def miss(self, now: Moment, dispatcher: NodeId | None = None) -> None:
+        """Count from now, unless somebody is missed already."""
+        self.dispatcher = dispatcher or self.dispatcher
+        if self.since_s is None:
+            self.since_s = now.mono_s
 
-    # Time
+    def on_silence(self, since_s: float) -> None:
+        """It fell silent then, which is no proof of its end."""
+        self.since_s, self.was_silent = since_s, True
+
+
+class Election:
+    """The phase of one node, and every move to another."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        saved: Saved,
+        journal: Journal,
+        members: Membership,
+        candidacy: Candidacy,
+    ) -> None:
+        self.phase: Phase = Seeking(0.0, 0.0, Moment(0.0, 0))
+        self.epoch = saved.epoch  #: highest followed or reigned in
+        self.term = max(saved.term, saved.epoch.term)  #: highest heard of
+        self.loss = Loss()
+        self.failover: Failover | None = None  #: how this node took over last
+        self.patience = Patience()
+        self.pulse = Pulse(settings, journal, members)
+        self._me = settings.node
+        self._timing = settings.timing
+        self._journal = journal
+        self._members = members
+        self._candidacy = candidacy
+        self._versions = candidacy.versions
+        self._draw = 0.0
+        self._epoch_number = 0  #: of the `Save` that made `epoch` durable
+        self._serial = 0  #: of the last dispatcher that was followed, or reign begun
+
+    @property
+    def reign(self) -> Reign | None:
+        """The reign of this node: durable, so in force."""
+        phase = self.phase
+        return phase.reign if isinstance(phase, Reigning) else None
+
+    @property
+    def tie(self) -> Tie | None:
+        """What ties this node to the dispatcher that it follows."""
+        phase = self.phase
+        return phase.tie if isinstance(phase, Following | Yielding) else None
+
+    @property
+    def dispatcher(self) -> NodeId | None:
+        """Whom this node follows."""
+        tie = self.tie
+        return None if tie is None else tie.to.dispatcher
+
+    @property
+    def known_dispatcher(self) -> NodeId | None:
+        """The dispatcher that this node can reach, itself included."""
+        if self.reign is not None:
+            return self._me.id
+        dispatcher = self.dispatcher
+        return dispatcher if dispatcher in self._members.peers else None
+
+    @property
+    def attachment(self) -> Attachment | None:
+        """Whom the worker of this node serves."""
+        phase = self.phase
+        return phase.attachment if isinstance(phase, Following | Reigning) else None
+
+    @property
+    def bound(self) -> Epoch:
+        """The epoch below which nobody is followed.
+
+        A claim of the first hour binds only once it is durable; one that renews a
+        reign binds at once, since this node reigns either way.
+        """
+        phase = self.phase
+        if isinstance(phase, Reigning) and phase.claim is not None:
+            return max(self.epoch, phase.claim.epoch)
+        return self.epoch
+
+    @property
+    def _claim(self) -> Reign | None:
+        """The claim that is not durable yet."""
+        phase = self.phase
+        return phase.claim if isinstance(phase, TakingOver | Reigning) else None
 
     def on_draw(self, draw: float) -> None:
         """Take chance from an event."""
         self._draw = draw
 
-    def on_pause(self, gap_s: float, now: Moment) -> None:
-        """This node itself stood still: others get the time of silence again."""
-        self.awake_s = now.mono_s
-        if self.phase is Phase.SEEK:
-            self._since_s += gap_s
-        if self._suspicion is not None:
-            self._suspicion.restart(now)
+    def hear(self, term: int) -> None:
+        """A term is in use: the next claim must be above it."""
+        self.term = max(self.term, term)
 
-    def on_time(self, now: Moment) -> list[Effect]:
-        """Do what is due."""
-        self._step = now
-        match self.phase:
-            case Phase.SEEK:
-                return self._on_seeking(now)
-            case Phase.FOLLOWER:
-                return self._on_following(now)
-            case Phase.DISPATCHER:
-                assert self.reign is not None
-                return self._pulse.on_time(self.reign, now)
-            case Phase.YIELDING:
-                return self._on_yielding(now)
-            case Phase.TAKEOVER:
-                return []  # The disk decides when it goes on.
+    def _enter(self, phase: Phase) -> None:
+        assert type(phase) in MOVES[type(self.phase)]
+        self.phase = phase
 
-    def _on_following(self, now: Moment) -> list[Effect]:
-        if self._claim_s is not None:
-            if now.mono_s < self._claim_s:
-                return []
-            return self._take_over("dispatcher lost", now)
-        dispatcher = self.dispatcher
-        assert dispatcher is not None
-        suspicion = self._suspicion
-        if suspicion is None and self._outreads(dispatcher):
-            # It was followed while this node could not reign, or had no such log yet.
-            return self._claim_above(self.epoch, UNREADABLE, now)
-        if suspicion is None:
-            return self._watch(dispatcher, now)
-        match suspicion.judge(now):
-            case Judgement.DEAD:
-                return self._bereave(suspicion.finding, now)
-            case Judgement.WAIT if suspicion.is_asking_due(now):
-                return self._suspect(dispatcher, now)
-            case _:
-                return []
+    # Seeking
 
-    def _watch(self, dispatcher: NodeId, now: Moment) -> list[Effect]:
-        """Suspect a dispatcher that is silent; its link may only look alive."""
-        view = self._members.peers.get(dispatcher)
-        heard_s = self.awake_s if view is None else max(view.frame_s, self.awake_s)
-        silence_s = self._timing.silence_s * self.patience.factor(now)
-        silence_s *= PLAIN_BEATS if self.is_plain else 1
-        if view is not None and view.frame_s <= self._since_s:
-            silence_s += self._members.meet_s  # It has not even said that it heard.
-        if view is not None and now.mono_s - heard_s < silence_s:
+    def start(self, now: Moment) -> list[Effect]:
+        """Begin to look for a mesh."""
+        self._candidacy.start(now)
+        return self.seek("started", now)
+
+    def seek(self, reason: str, now: Moment) -> list[Effect]:
+        """Look for a mesh; whatever role there was is over."""
+        jitter_s = self._timing.seek_jitter_s * self._draw
+        self._enter(Seeking(now.mono_s, jitter_s, now))
+        return [Note("info", "seeking", (("reason", reason),))]
+
+    # Following
+
+    def follow(
+        self, peer: NodeId, epoch: Epoch, vector: Holdings, reason: str, now: Moment
+    ) -> list[Effect]:
+        """Follow a dispatcher whose epoch is not behind the highest seen."""
+        assert epoch >= self.epoch
+        if self._candidacy.outreads(peer):
+            return self.claim_above(epoch, UNREADABLE)
+        effects = self._versions.on_followed(peer) + self._send_on(peer, epoch)
+        self._serial += 1
+        tie = Tie(Attachment(peer, epoch, self._serial))
+        had_role = isinstance(self.phase, Reigning | Yielding)
+        if had_role and not covers(dict(vector), self._journal.vector_items()):
+            self._enter(Yielding(now.mono_s, tie=tie))
+        else:
+            self._enter(Following(tie, now.mono_s))
+        self.loss = Loss()
+        self.hear(epoch.term)
+        if epoch > self.epoch:
+            self.patience.on_reign(now)
+            self.epoch = epoch
+            effects.append(self._journal.save(term=self.term, epoch=epoch))
+            self._epoch_number = self._journal.number
+        fields = (("peer", peer), ("term", epoch.term), ("reason", reason))
+        effects.append(Note("info", "dispatcher followed", fields))
+        # The epoch is on disk before anything starts under it: a restart must not
+        # bring back a worker that takes orders of an older one.
+        if self._journal.is_settled:
+            return effects + self._join(tie)
+        self._journal.after(lambda _: self._join(tie), self._epoch_number)
+        return effects
+
+    def _join(self, tie: Tie) -> list[Effect]:
+        """Tell the dispatcher that this node follows, and serve it."""
+        if tie is not self.tie or tie.dispatcher not in self._members.peers:
             return []
-        self.attachment = None
-        self._lost_s = heard_s
-        self.was_silent = True
-        effects = self._members.disconnect(dispatcher, "silent", now)
-        note = Note("warning", "dispatcher silent", (("peer", dispatcher),))
-        return [*effects, note, *self._suspect(dispatcher, now)]
+        tie.is_told = True
+        if isinstance(self.phase, Following):
+            self.phase.is_serving = True
+        return [self._claim_ok(tie)]
 
-    def _bereave(self, reason: str, now: Moment) -> list[Effect]:
+    def take_rank(self, *, is_plain: bool) -> None:
+        """Know whether this node is one worker of many, as the dispatcher has it."""
+        if self.tie is not None:
+            self.tie.is_plain = is_plain
+
+    def tell_holdings(self, source: NodeId) -> list[Effect]:
+        """Tell the dispatcher that entries came from elsewhere: it may lack them."""
+        tie = self.tie
+        if tie is None or tie.dispatcher == source or not tie.is_told:
+            return []
+        return [self._claim_ok(tie)]
+
+    def _claim_ok(self, tie: Tie) -> Send:
+        vector, ahead = self._journal.vector_items(), self._journal.ahead_items()
+        return Send(tie.dispatcher, (ClaimOk(self.epoch, vector, ahead),))
+
+    def bereave(self, reason: str, now: Moment) -> list[Effect]:
         """The dispatcher is gone for good: its successors claim, one after another."""
-        gone = self.deposed = self.dispatcher
-        self._miss(now)
-        self.attachment = None
-        self._suspicion = None
-        self.dispatcher = None
-        if not self._is_fit or self.versions.is_outdated:
+        phase = self.phase
+        assert isinstance(phase, Following)
+        gone = phase.tie.dispatcher
+        self.loss.miss(now, gone)
+        if not self._candidacy.may_succeed:
             return self.seek("dispatcher lost", now)
-        wait_s = self._turn_s(gone)
-        self._claim_s = now.mono_s + wait_s
-        fields = (("peer", gone or ""), ("reason", reason))
-        note = Note("warning", "dispatcher lost", fields)
-        return [note, *self._on_following(now)]
+        claim_s = now.mono_s + self._candidacy.turn_s(gone)
+        self._enter(Succeeding(claim_s, phase.transfer))
+        fields = (("peer", gone), ("reason", reason))
+        return [Note("warning", "dispatcher lost", fields), *self.succeed(now)]
 
-    def _on_yielding(self, now: Moment) -> list[Effect]:
-        if self.dispatcher is None:
-            if now.mono_s - self._since_s < self._timing.yield_s:
-                return []
-            return self.seek("winner lost", now)
-        age_s = self._members.age_s(self.dispatcher, now)
-        if age_s is None or age_s >= self._timing.yield_s:
-            effects = self._members.disconnect(self.dispatcher, "silent", now)
-            return [*effects, *self.seek("winner lost", now)]
-        if now.mono_s - self._since_s >= self._timing.adopt_s:
-            # The rest is on this disk and joins later; the worker must not wait.
-            return self._settle("the worker waits no longer", now)
-        return []
-
-    # Links
-
-    def on_peer_up(self, event: PeerUp, now: Moment) -> list[Effect]:
-        """Compare what both sides said in HELLO."""
-        hello, peer = event.hello, event.peer
-        self._exchange.forget(peer)
-        self._term = max(self._term, hello.epoch.term)
-        reigns = hello.dispatcher == peer
-        if self.reign is not None:
-            return self._meet(event, self.reign, now)
-        if reigns and self.phase is Phase.YIELDING and hello.epoch == event.sent.epoch:
+    def succeed(self, now: Moment) -> list[Effect]:
+        """Claim in place of the lost dispatcher, once it is this node's turn."""
+        assert isinstance(self.phase, Succeeding)
+        if now.mono_s < self.phase.claim_s:
             return []
-        if reigns and hello.epoch >= self.epoch:
-            reason = "it reigned when met"
-            return self._follow(peer, hello.epoch, hello.vector, reason, now)
-        if self.phase is Phase.FOLLOWER and peer == self.dispatcher:
-            # It came back without its role: a reign never resumes.
-            return self._bereave("it restarted", now)
-        if reigns:
-            return self.correct(peer)
-        if self.attachment is not None and hello.dispatcher != self.dispatcher:
-            return self.correct(peer)
-        return []
+        return self.take_over("dispatcher lost")
 
-    def _meet(self, event: PeerUp, reign: Reign, now: Moment) -> list[Effect]:
-        """A dispatcher meets a peer that may be one too."""
-        hello, sent, peer = event.hello, event.sent, event.peer
-        is_same = sent.dispatcher == self._info.id and sent.epoch == reign.epoch
-        if hello.dispatcher == peer and is_same:
-            if beats(sent, hello) and hello.epoch < reign.epoch:
-                return [Send(peer, (self._pulse.claim(reign),))]
-            if beats(sent, hello):
-                return self._claim_above(hello.epoch, "won over a dispatcher", now)
-            return self._yield(peer, "lost to a dispatcher", now)
-        if hello.dispatcher == peer and hello.epoch > reign.epoch:
-            reason = "a higher epoch reigns"
-            return self._follow(peer, hello.epoch, hello.vector, reason, now)
-        effects: list[Effect] = []
-        if not is_same:
-            effects += [Send(peer, (self._pulse.claim(reign),))]
-        if hello.dispatcher in (None, self._info.id) and hello.epoch > reign.epoch:
-            effects += self._claim_above(hello.epoch, "a higher epoch was seen", now)
-        return effects
+    # Reigning
 
-    def on_peer_down(self, peer: NodeId, reason: str, now: Moment) -> list[Effect]:
-        """A link ended; that of the dispatcher is a reason to doubt it."""
-        self._exchange.forget(peer)
-        if peer != self.dispatcher:
-            return []
-        if self.phase is Phase.YIELDING:
-            self.dispatcher = None
-            self._since_s = now.mono_s
-            return []
-        if self.phase is not Phase.FOLLOWER or self._suspicion is not None:
-            return []
-        self.attachment = None
-        if reason == STOPPING:
-            return self._bereave("it stopped", now)
-        return self._suspect(peer, now)
+    def take_over(self, reason: str, heir_of: Epoch | None = None) -> list[Effect]:
+        """Claim: the new epoch and its stream go to the disk before anybody hears."""
+        self.term = max(self.term, self.epoch.term) + 1
+        epoch = Epoch(self.term, self._me.id)
+        stream = mint_stream(self._me, self.term, self._draw)
+        assert stream not in self._journal.vector
+        claim = Reign(epoch, stream)
+        if isinstance(self.phase, Reigning):
+            self.phase.claim = claim
+        else:
+            self._enter(TakingOver(claim, heir_of))
+        effects = self._versions.on_claim()
+        save = self._journal.save(term=self.term, epoch=epoch, stream=(stream, epoch))
+        number = self._journal.number
+        self._journal.after(lambda at: self._crown(claim, number, reason, at))
+        fields = (("term", epoch.term), ("reason", reason))
+        return [*effects, save, Note("info", "claiming", fields)]
 
-    def on_refused(self, node: NodeId | None, now: Moment) -> list[Effect]:
-        """Nobody listens at a node's addresses: its process is gone."""
-        suspicion = self._suspicion
-        if suspicion is None or node != suspicion.about:
+    def claim_above(self, epoch: Epoch, reason: str) -> list[Effect]:
+        """Claim again so that this reign stands above `epoch`; once is enough."""
+        if self._claim is not None and self._claim.epoch > epoch:
             return []
-        suspicion.on_proof()
-        return self.on_time(now)
+        self.hear(epoch.term)
+        return self.take_over(reason)
 
-    # Messages
-
-    def on_claim(self, peer: NodeId, message: Claim, now: Moment) -> list[Effect]:
-        """Follow a claim that is not behind what was seen."""
-        epoch = message.epoch
-        if epoch.node != peer:
+    def _crown(
+        self, claim: Reign, number: int, reason: str, now: Moment
+    ) -> list[Effect]:
+        """The claim is durable: reign, unless somebody else was followed since."""
+        if self._claim is not claim:
             return []
-        self._term = max(self._term, epoch.term)
-        if epoch < self._bound():
-            return self.correct(peer)
-        if epoch == self._heir_of:
-            return []
-        is_followed = peer == self.dispatcher and epoch == self.epoch
-        if is_followed and self.attachment is None and self._suspicion is None:
-            return []  # The answer waits for the disk, or for the log.
-        return self._follow(peer, epoch, message.vector, "it claims", now)
-
-    def on_heartbeat(self, peer: NodeId, epoch: Epoch, now: Moment) -> list[Effect]:
-        """Judge a heartbeat; the answer is the node's affair."""
-        if epoch == self._heir_of or (peer == self.dispatcher and epoch == self.epoch):
-            return []
-        if epoch.node != peer or epoch < self._bound():
-            return self.correct(peer)
-        return self._follow(peer, epoch, (), "it sends heartbeats", now)
-
-    def on_claim_ok(self, peer: NodeId, message: ClaimOk, now: Moment) -> list[Effect]:
-        """A peer follows this reign; take over what only it holds."""
-        reign = self.reign
-        if self.phase is Phase.YIELDING and peer == self._winner:
-            # Each has given way to the other; this one heard of it first.
-            return self._take_over("the winner gave way", now)
-        if reign is None or message.epoch != reign.epoch:
-            return self._send_away(peer)
-        ahead = message.ahead
-        self._members.confirm(peer, reign.epoch, message.vector, ahead)
-        is_readable = self.versions.is_readable(peer)
-        return self._exchange.ask(peer, ahead) if is_readable else []
-
-    def on_claim_no(self, peer: NodeId, message: ClaimNo, now: Moment) -> list[Effect]:
-        """A higher epoch is known: yield to who lives in it, else rise above it."""
-        self._term = max(self._term, message.epoch.term)
-        if self.reign is None or message.epoch <= self._bound():
-            return []
-        if message.epoch.node == peer:
-            return self._yield(peer, "a higher epoch reigns", now)
-        return self._claim_above(message.epoch, "a higher epoch was seen", now)
-
-    def on_redirect(self, peer: NodeId, message: Redirect, now: Moment) -> list[Effect]:
-        """A peer says who is dispatcher."""
-        epoch, dispatcher = message.epoch, message.dispatcher
-        self._term = max(self._term, epoch.term)
-        is_own = self.phase is Phase.FOLLOWER and peer == self.dispatcher
-        if dispatcher == self._info.id or (is_own and epoch < self.epoch):
-            return []  # The latter was said before the reign that is followed.
-        if peer in self._members.peers:
-            self._members.peers[peer].dispatcher = dispatcher
-        effects: list[Effect] = []
-        if self.reign is not None:
-            if epoch <= self._bound():
-                return []
-            effects = self._yield(dispatcher, "a higher epoch reigns", now)
-        elif is_own:
-            effects = self.seek("redirected", now)
-        elif epoch < self.epoch:
-            return []
-        dials = self._members.dial(
-            dispatcher, message.addresses, now, is_dispatcher=True
+        self._serial += 1
+        own = Attachment(self._me.id, claim.epoch, self._serial)
+        self._enter(Reigning(claim, own))
+        self.patience.on_reign(now)
+        if self.loss.since_s is not None:
+            lasted_ms = round((now.mono_s - self.loss.since_s) * 1000)
+            self.failover = Failover(now.wall_ms, lasted_ms, reason)
+            self.loss.since_s = None
+        self.epoch = claim.epoch
+        self._epoch_number = number
+        fields = (
+            ("term", claim.epoch.term),
+            ("peers", len(self._members.peers)),
+            ("reason", reason),
         )
-        return effects + dials
+        note = Note("info", "dispatcher elected", fields)
+        return [*self.pulse.begin(claim, now), note]
 
-    def on_probe_ok(self, message: ProbeOk) -> list[Effect]:
-        """Take a peer's word about a suspect."""
-        self._term = max(self._term, message.epoch.term)
-        if self._suspicion is not None:
-            self._suspicion.on_probe_ok(message)
-        return []
+    # Yielding
 
-    def on_pull(self, peer: NodeId, message: Pull, now: Moment) -> list[Effect]:
-        """See in a peer's question what it holds."""
-        view = self._members.peers.get(peer)
-        if view is not None:
-            view.vector = dict(message.vector)
-        if self.phase is not Phase.YIELDING or peer != self.dispatcher:
-            return []
-        if covers(dict(message.vector), self._journal.vector_items()):
-            return self._settle("it holds all of the log", now)
-        return []
+    def yield_to(self, winner: NodeId, reason: str, now: Moment) -> list[Effect]:
+        """Stop at once, and wait for the winner's claim."""
+        if self._candidacy.outreads(winner):
+            return self.claim_above(self.bound, UNREADABLE)
+        effects = self._send_on(winner, self.epoch)
+        self._enter(Yielding(now.mono_s, winner=winner))
+        fields = (("peer", winner), ("reason", reason))
+        return [*effects, Note("info", "yielding", fields)]
 
-    def on_transfer(self, peer: NodeId, message: Transfer, now: Moment) -> list[Effect]:
-        """The dispatcher stops and hands over: pull what is missing, then claim."""
-        is_own = peer == self.dispatcher and message.epoch == self.epoch
-        if self.phase is not Phase.FOLLOWER or not is_own or self.is_stopping:
-            return []
-        self._transfer = message.vector
-        self.deposed = peer
-        self._miss(now)
-        effects = self._exchange.want(peer, message.vector)
-        return effects + self.on_absorbed(now)
+    def part(self, now: Moment) -> None:
+        """The winner that was followed is gone: another one may claim."""
+        self._enter(Yielding(now.mono_s))
 
-    def on_absorbed(self, now: Moment) -> list[Effect]:
-        """Entries were taken in: perhaps the transfer is complete."""
-        transfer = self._transfer
-        if transfer is None or not covers(self._journal.vector, transfer):
-            return []
-        epoch = self.epoch
-        effects = self._take_over("handed over", now)
-        self._heir_of = epoch  # What it still says is no reason to turn back.
-        return effects
+    def settle(self, reason: str, now: Moment) -> list[Effect]:
+        """The dispatcher holds what this node wrote, or will: its worker serves it."""
+        tie = self.tie
+        assert tie is not None
+        self._enter(Following(tie, now.mono_s, is_serving=True))
+        fields = (("peer", tie.dispatcher), ("reason", reason))
+        return [Note("info", "yielded", fields)]
+
+    # Whom others are told to follow
+
+    def _send_on(self, dispatcher: NodeId, epoch: Epoch) -> list[Effect]:
+        """Send who goes by this node, or is followed by it, to another dispatcher."""
+        if self.reign is not None:
+            followers = self._members.followers(self.reign.epoch)
+            peers = [peer for peer, _ in followers]
+        else:
+            peers = [] if self.dispatcher is None else [self.dispatcher]
+        others = [peer for peer in peers if peer != dispatcher]
+        return self.redirect(others, dispatcher, epoch)
+
+    def redirect(
+        self, peers: Iterable[NodeId], dispatcher: NodeId, epoch: Epoch
+    ) -> list[Effect]:
+        """Tell peers, as far as they are connected, who is dispatcher."""
+        addresses = self._members.addresses_of(dispatcher)
+        redirect = Redirect(epoch, dispatcher, addresses)
+        return [
+            Send(peer, (redirect,)) for peer in peers if peer in self._members.peers
+        ]

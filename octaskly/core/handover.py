@@ -6,9 +6,12 @@ A dispatcher hands over when its node stops, and when its disk takes no more wri
 from __future__ import annotations
 
 from octaskly.core.effects import Effect, Note, Send
-from octaskly.core.machines import Machines
+from octaskly.core.election import Election
+from octaskly.core.journal import Journal
+from octaskly.core.membership import Membership
 from octaskly.core.messages import Transfer
-from octaskly.core.model import Moment, NodeId
+from octaskly.core.model import Moment, NodeId, Timing
+from octaskly.core.replication import Replication
 from octaskly.core.succession import Reign
 
 SUCCESSORS_ASKED = 3
@@ -17,20 +20,32 @@ SUCCESSORS_ASKED = 3
 class HandOver:
     """The successors that were asked, and how long the last may take."""
 
-    def __init__(self, machines: Machines) -> None:
-        self._timing = machines.settings.timing
-        self._journal = machines.journal
-        self._members = machines.members
-        self._election = machines.election
-        self._replication = machines.replication
+    def __init__(
+        self,
+        timing: Timing,
+        journal: Journal,
+        members: Membership,
+        election: Election,
+        replication: Replication,
+    ) -> None:
+        self._timing = timing
+        self._journal = journal
+        self._members = members
+        self._election = election
+        self._replication = replication
         self._asked: list[NodeId] = []
         self._transfer_s: float | None = None  #: when the last was asked
+        self._given: Reign | None = None  #: what it was asked to take over
+
+    @property
+    def is_under_way(self) -> bool:
+        """Whether a successor is claiming, so that the log must not grow."""
+        return self._given is not None and self._given is self._election.reign
 
     def reset(self) -> None:
         """Begin with the best successor again."""
         self._asked.clear()
-        self._transfer_s = None
-        self._election.is_handing_over = False
+        self._transfer_s = self._given = None
 
     def step(self, now: Moment, *, must_be_level: bool = False) -> list[Effect] | None:
         """Ask the next successor, or wait for the last; None: nobody is left to ask.
@@ -45,8 +60,7 @@ class HandOver:
         deadline_s = self.deadline()
         if deadline_s is not None and now.mono_s < deadline_s:
             return []
-        self._election.is_handing_over = False
-        self._transfer_s = None
+        self._transfer_s = self._given = None
         successor = self._successor(reign, now, must_be_level=must_be_level)
         if successor is None:
             return None
@@ -57,8 +71,7 @@ class HandOver:
         if not is_ready:
             return []
         self._asked.append(successor)
-        self._transfer_s = now.mono_s
-        self._election.is_handing_over = True
+        self._transfer_s, self._given = now.mono_s, reign
         transfer = Transfer(reign.epoch, self._journal.vector_items())
         note = Note("info", "handing over", (("peer", successor),))
         return [note, Send(successor, (transfer,))]

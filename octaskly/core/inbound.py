@@ -41,7 +41,7 @@ from octaskly.core.messages import (
     Snapshot,
     Transfer,
 )
-from octaskly.core.model import Epoch, Moment, NodeId, NodeState, Role, TaskId
+from octaskly.core.model import Epoch, Moment, NodeId, Role, TaskId
 from octaskly.core.profile import Profile
 
 
@@ -85,20 +85,20 @@ class Inbound:
         message: Claim | ClaimOk | ClaimNo | Redirect | Probe | ProbeOk | KeysMessage,
         now: Moment,
     ) -> list[Effect]:
-        election = self._machines.election
+        claims = self._machines.claims
         match message:
             case Claim():
-                return election.on_claim(peer, message, now)
+                return claims.on_claim(peer, message, now)
             case ClaimOk():
-                return election.on_claim_ok(peer, message, now)
+                return claims.on_claim_ok(peer, message)
             case ClaimNo():
-                return election.on_claim_no(peer, message, now)
+                return claims.on_claim_no(peer, message, now)
             case Redirect():
-                return election.on_redirect(peer, message, now)
+                return claims.on_redirect(peer, message, now)
             case Probe():
                 return [Send(peer, (self._probe_ok(message, now),))]
             case ProbeOk():
-                return election.on_probe_ok(message)
+                return self._machines.watch.on_probe_ok(message)
             case KeysHeld() | KeysGiven():
                 return self._machines.rotation.on_message(peer, message)
 
@@ -112,7 +112,7 @@ class Inbound:
         self, peer: NodeId, epoch: Epoch, sent_s: float, now: Moment
     ) -> list[Effect]:
         election = self._machines.election
-        effects = election.on_heartbeat(peer, epoch, now)
+        effects = self._machines.claims.on_heartbeat(peer, epoch, now)
         if peer != election.dispatcher or epoch != election.epoch:
             return effects
         ok = replace(self._profile.health(now), epoch=epoch, sent_s=sent_s)
@@ -125,8 +125,8 @@ class Inbound:
         effects: list[Effect] = []
         match message:
             case Pull():
-                effects += machines.election.on_pull(peer, message, now)
-                if not machines.election.versions.reads_ours(peer):
+                effects += machines.claims.on_pull(peer, message, now)
+                if not machines.versions.reads_ours(peer):
                     # It asked before it heard that a newer program writes here now.
                     return [self._nothing_new(peer, message), *effects]
                 return machines.replication.on_pull(peer, message, now) + effects
@@ -142,7 +142,7 @@ class Inbound:
             if peer == machines.election.dispatcher:
                 machines.standby.fall_behind()  # Else it had been streamed.
             effects += machines.election.tell_holdings(peer)
-        return effects + machines.election.on_absorbed(now)
+        return effects + machines.claims.on_absorbed()
 
     def _nothing_new(self, peer: NodeId, asked: Pull) -> Send:
         """Return an answer that gives a peer nothing, so that none is owed to it."""
@@ -163,12 +163,12 @@ class Inbound:
             case ReplOk():
                 return machines.replication.on_repl_ok(peer, message, now)
             case Transfer():
-                return machines.election.on_transfer(peer, message, now)
+                return machines.claims.on_transfer(peer, message, now)
             case Roster():
                 return self._on_roster(peer, message)
             case Records(epoch):
                 if self._is_stale(epoch):
-                    return machines.election.correct(peer)
+                    return machines.claims.correct(peer)
                 # Whoever said it: it is true in every reign.
                 return machines.clerk.on_told(message)
 
@@ -180,11 +180,11 @@ class Inbound:
             # It may be all the answer that a PULL gets, which is owed no more then.
             machines.exchange.forget(peer)
             machines.standby.miss(message)
-            return election.correct(peer)
+            return machines.claims.correct(peer)
         machines.dispatch.raise_sequence(highest_sequence(message.entries))
         effects = machines.vetting.look_at_clocks(peer, message.entries, now)
         effects += machines.standby.on_repl(peer, message, now)
-        return effects + election.on_absorbed(now)
+        return effects + machines.claims.on_absorbed()
 
     def on_quiet(self, now: Moment) -> list[Effect]:
         """Let the queue be read afresh once all entries of others are on disk."""
@@ -219,12 +219,9 @@ class Inbound:
         if not is_standby:
             machines.standby.fall_behind()
         crowd = machines.settings.limits.full_mesh_peers
-        election.is_plain = not is_standby and len(roster.members) > crowd
-        election.successors = tuple(
-            member.id
-            for member in roster.members
-            if member.role is not Role.DISPATCHER and member.state is not NodeState.LOST
-        )
+        is_plain = not is_standby and len(roster.members) > crowd
+        election.take_rank(is_plain=is_plain)
+        machines.candidacy.take_roster(roster)
         return []
 
     def _on_order(
@@ -232,13 +229,13 @@ class Inbound:
     ) -> list[Effect]:
         """Hand a dispatcher's message to the worker, and tell a deposed one so."""
         machines = self._machines
-        worker, election = machines.worker, machines.election
+        worker = machines.worker
         if isinstance(message, ResultsOk):
             return worker.on_results_ok(message, now)
         if self._is_stale(message.epoch):
             # Rule I7, from the moment a higher epoch is known: the worker hears of
             # it only once it is on disk.
-            return election.correct(peer)
+            return machines.claims.correct(peer)
         if isinstance(message, Dispatch):
             return worker.on_dispatch(peer, message, now)
         return worker.on_kill(message, now)
@@ -265,7 +262,7 @@ class Inbound:
                 effects = machines.doubt.on_heartbeat_ok(message, now)
                 return effects + dispatch.on_heartbeat_ok(peer, message, now)
             case Results():
-                if machines.election.is_handing_over:
+                if machines.handover.is_under_way:
                     return []  # The successor must not take up a log that still grows.
                 return dispatch.on_results(peer, message, now)
             case Reattach():

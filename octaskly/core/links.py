@@ -21,8 +21,12 @@ class Links:
         self._timing = machines.settings.timing
         self._limits = machines.settings.limits
         self._members = machines.members
+        self._versions = machines.versions
         self._registry = machines.registry
         self._election = machines.election
+        self._watch = machines.watch
+        self._claims = machines.claims
+        self._exchange = machines.exchange
         self._replication = machines.replication
         self._completeness = machines.completeness
         self._dispatch = machines.dispatch
@@ -42,9 +46,10 @@ class Links:
             return effects + self._refuse(event.peer, code)
         effects += self._vetting.look_at_skew(event.peer, event.hello, event.sent)
         effects += self._members.on_peer_up(event, now)
-        effects += self._election.versions.on_up(event.peer, event.hello)
+        effects += self._versions.on_up(event.peer, event.hello)
         effects += self._rotation.on_up(event.peer)
-        effects += self._election.on_peer_up(event, now)
+        self._exchange.forget(event.peer)
+        effects += self._claims.on_peer_up(event, now)
         wanted = self.wanted()
         if wanted and event.peer not in wanted:
             effects += self.cut(event.peer, ATTACHED, now)
@@ -66,7 +71,12 @@ class Links:
             self._completeness.on_lost(peer, view, reason, now.mono_s)
             if view.follows == reign.epoch:
                 effects = self._lose(peer, reason, now, is_worker=view.is_worker)
-        return effects + self._election.on_peer_down(peer, reason, now)
+        return effects + self._miss(peer, reason, now)
+
+    def _miss(self, peer: NodeId, reason: str, now: Moment) -> list[Effect]:
+        """What a peer owed will not come; if it was dispatcher, it may be dead."""
+        self._exchange.forget(peer)
+        return self._watch.on_peer_down(peer, reason, now)
 
     def expel(self, peer: NodeId, reason: str, now: Moment) -> list[Effect]:
         """End the link to a peer that must not be there; what it had is lost."""
@@ -75,7 +85,7 @@ class Links:
     def cut(self, peer: NodeId, reason: str, now: Moment) -> list[Effect]:
         """Close a link, which is then as lost as one that broke."""
         effects = self._members.disconnect(peer, reason, now)
-        return effects + self._election.on_peer_down(peer, reason, now)
+        return effects + self._miss(peer, reason, now)
 
     def turn_away(self, peer: NodeId, message: Message, now: Moment) -> list[Effect]:
         """End the link to a peer that says what cannot be; nothing if all is well."""
@@ -92,7 +102,7 @@ class Links:
         lost_s = self._timing.lost_s * self._election.patience.factor(now)
         effects: list[Effect] = []
         for peer, view in tuple(self._members.followers(reign.epoch)):
-            heard_s = max(view.frame_s, self._election.awake_s)
+            heard_s = self._election.patience.heard_s(view.frame_s)
             if now.mono_s - heard_s >= lost_s:
                 effects += self._members.disconnect(peer, "silent", now)
                 self._completeness.on_lost(peer, view, "silent", now.mono_s)
@@ -121,7 +131,7 @@ class Links:
             if peer in wanted:
                 continue
             if view.dispatcher != self._election.dispatcher:
-                effects += self._election.correct(peer)  # It may be about to claim.
+                effects += self._claims.correct(peer)  # It may be about to claim.
             effects += self.cut(peer, ATTACHED, now)
         return effects
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from octaskly.core.browsing import Browsing
+from octaskly.core.candidacy import Candidacy
+from octaskly.core.claims import Claims
 from octaskly.core.clerk import Clerk
 from octaskly.core.completeness import Completeness
 from octaskly.core.dispatch import Dispatch
@@ -12,6 +14,7 @@ from octaskly.core.doubt import Doubt
 from octaskly.core.election import Election
 from octaskly.core.events import Saved
 from octaskly.core.exchange import Exchange
+from octaskly.core.handover import HandOver
 from octaskly.core.journal import Journal
 from octaskly.core.membership import Membership
 from octaskly.core.model import Settings
@@ -19,7 +22,9 @@ from octaskly.core.replication import Replication
 from octaskly.core.roster import Registry
 from octaskly.core.rotation import Rotation
 from octaskly.core.standby import Standby
+from octaskly.core.versions import Versions
 from octaskly.core.vetting import Vetting
+from octaskly.core.watch import Watch
 from octaskly.core.worker import Worker
 
 
@@ -33,7 +38,12 @@ class Machines:
     browsing: Browsing
     registry: Registry
     exchange: Exchange
+    versions: Versions
+    candidacy: Candidacy
     election: Election
+    watch: Watch
+    claims: Claims
+    handover: HandOver
     replication: Replication
     standby: Standby
     completeness: Completeness
@@ -51,7 +61,10 @@ def assemble(settings: Settings, saved: Saved) -> Machines:
     members = Membership(settings, saved)
     exchange = Exchange(journal)
     replication = Replication(settings, journal, members)
-    election = Election(settings, saved, journal, members, exchange)
+    versions = Versions(settings, journal, members)
+    candidacy = Candidacy(settings, journal, members, versions)
+    election = Election(settings, saved, journal, members, candidacy)
+    handover = HandOver(settings.timing, journal, members, election, replication)
     dispatch = Dispatch(settings, journal, replication, saved.sequence)
     registry = Registry(saved.names)
     return Machines(
@@ -61,7 +74,12 @@ def assemble(settings: Settings, saved: Saved) -> Machines:
         browsing=Browsing(),
         registry=registry,
         exchange=exchange,
+        versions=versions,
+        candidacy=candidacy,
         election=election,
+        watch=Watch(settings, members, candidacy, election),
+        claims=Claims(settings, journal, members, exchange, candidacy, election),
+        handover=handover,
         replication=replication,
         standby=Standby(journal, exchange),
         completeness=Completeness(
@@ -69,7 +87,10 @@ def assemble(settings: Settings, saved: Saved) -> Machines:
         ),
         dispatch=dispatch,
         clerk=dispatch.clerk,
-        doubt=Doubt(settings.timing, members, election, dispatch),
+        doubt=Doubt(
+            *(settings.timing, members, candidacy, election),
+            *(handover, dispatch),
+        ),
         worker=Worker(settings, saved.reports, saved.hold),
         vetting=Vetting(settings.node.id, journal, members),
         rotation=Rotation(settings, members, registry, journal.book, saved.keys),

@@ -36,7 +36,6 @@ from octaskly.core.events import (
     StopAsked,
     Woke,
 )
-from octaskly.core.handover import HandOver
 from octaskly.core.helm import Helm
 from octaskly.core.herald import Herald
 from octaskly.core.inbound import Inbound
@@ -54,6 +53,7 @@ from octaskly.core.model import (
     StreamId,
     TaskState,
 )
+from octaskly.core.phases import Phase
 from octaskly.core.profile import Profile
 from octaskly.core.questions import Question, Questions
 from octaskly.core.rotation import Rotation
@@ -89,6 +89,7 @@ class Node:
         self._browsing = machines.browsing
         self._registry = machines.registry
         self._election = machines.election
+        self._watch = machines.watch
         self._replication = machines.replication
         self._standby = machines.standby
         self._completeness = machines.completeness
@@ -102,9 +103,8 @@ class Node:
         """How many messages of peers were refused, by the code of the reason."""
         self.ended: Mapping[TaskState, int] = machines.dispatch.ended
         """How many tasks ended while this node reigned, by state."""
-        handover = HandOver(machines)
-        self._departure = Departure(machines, handover)
-        self._disk = DiskCare(machines, handover)
+        self._departure = Departure(machines)
+        self._disk = DiskCare(machines)
         self._helm = Helm(machines)
         self._questions = Questions(machines)
         self._profile = Profile(machines)
@@ -118,7 +118,7 @@ class Node:
         self._own_beat_s = 0.0
         self._allegiance = Allegiance(machines)
         self._timed = (
-            self._election,
+            self._watch,
             self._members,
             self._browsing,
             self._replication,
@@ -133,6 +133,11 @@ class Node:
     def progress(self) -> tuple[int, int]:
         """Numbers of what was last given to the disk, and of what is on it."""
         return self._journal.number, self._journal.persisted
+
+    @property
+    def phase(self) -> Phase:
+        """Where this node stands in the mesh."""
+        return self._election.phase
 
     @property
     def is_dispatcher(self) -> bool:
@@ -218,7 +223,7 @@ class Node:
         """Begin, or notice that this node itself stood still."""
         last_s, self._step_s = self._step_s, now.mono_s
         if last_s is None:
-            effects = self._election.seek("started", now)
+            effects = self._election.start(now)
             self._completeness.remember(self._members.remembered(), now.mono_s)
             return effects + self._browsing.start(now) + self._members.begin(now)
         gap_s = now.mono_s - last_s
@@ -226,7 +231,7 @@ class Node:
             return self._wake(now)
         if gap_s <= self._timing.tick_s + LATE_S:
             return []
-        self._election.on_pause(gap_s, now)
+        self._watch.on_pause(gap_s, now)
         return self._doubt.on_pause(gap_s, now)
 
     def _wake(self, now: Moment) -> list[Effect]:
@@ -240,7 +245,7 @@ class Node:
     def _on_due(self, now: Moment) -> list[Effect]:
         if self._departure.is_done:
             return []  # It dials nobody any more.
-        effects = self._election.on_time(now)
+        effects = self._watch.on_time(now)
         effects += self._members.on_time(now)
         effects += self._links.dial_held(now)
         effects += self._custody.on_time(now, is_reigning=self.is_dispatcher)
@@ -282,7 +287,7 @@ class Node:
             case DialFailed(node):
                 self._members.on_dial_failed(event, now)
                 refused = event.was_refused
-                return self._election.on_refused(node, now) if refused else []
+                return self._watch.on_refused(node, now) if refused else []
             case StopAsked() | KeysChanged() | RotateAsked():
                 return self._on_order(event, now)
             case _:

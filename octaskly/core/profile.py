@@ -20,6 +20,7 @@ class Profile:
         self._reads = machines.settings.log_version
         self._journal = machines.journal
         self._members = machines.members
+        self._candidacy = machines.candidacy
         self._election = machines.election
         self._worker = machines.worker
         self._load = NO_LOAD
@@ -44,7 +45,7 @@ class Profile:
             dispatcher=election.known_dispatcher,
             followers=followers,
             vector=self._journal.vector_items(),
-            uptime_s=election.uptime_s(now),
+            uptime_s=self._candidacy.uptime_s(now),
             wall_ms=now.wall_ms,
             reads=self._reads,
             log_version=self._journal.version,
@@ -59,7 +60,7 @@ class Profile:
             worker.stance.state,
             worker.credit,
             self._load,
-            self._election.is_disk_failing,
+            self._candidacy.is_disk_failing,
             worker.stance.strain,
         )
 

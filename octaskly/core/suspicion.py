@@ -27,11 +27,21 @@ class Patience:
     """How much longer than usual silence is borne.
 
     Where reigns change again and again, nodes are slow rather than dead: each claim
-    adds work, which makes them slower still. So patience grows until it is calm.
+    adds work, which makes them slower still. So patience grows until it is calm. Who
+    stood still itself begins to listen anew.
     """
 
     def __init__(self) -> None:
         self._began: deque[float] = deque(maxlen=RESTLESS + 4)
+        self._awake_s = 0.0  #: end of this node's last own pause
+
+    def on_pause(self, now: Moment) -> None:
+        """This node itself stood still until now."""
+        self._awake_s = now.mono_s
+
+    def heard_s(self, frame_s: float = 0.0) -> float:
+        """Return from when on a peer is silent that sent its last frame then."""
+        return max(frame_s, self._awake_s)
 
     def on_reign(self, now: Moment) -> None:
         """A reign begins, here or elsewhere."""

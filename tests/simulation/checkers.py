@@ -19,7 +19,15 @@ from octaskly.core.model import (
     name_of,
 )
 from octaskly.core.node import Node
-from octaskly.core.phases import Phase
+from octaskly.core.phases import (
+    Following,
+    Phase,
+    Reigning,
+    Seeking,
+    Succeeding,
+    TakingOver,
+    Yielding,
+)
 from octaskly.core.records import KINDS, first
 from octaskly.core.replies import Accepted, CancelDone, Reply
 from octaskly.core.succession import covers
@@ -30,12 +38,13 @@ from tests.simulation.world import WALL_MS, Machine, Started, World
 NOTICED_S = 5.0  #: within which the end of a process is noticed elsewhere
 TOLD_S = 20.0  #: within which a dispatcher has told its standbys what its rows say
 Claims = Claim | ClaimOk  #: what says whom a node reigns for or follows
-TELLS = {
-    Phase.SEEK: {"seeking", "stopped"},
-    Phase.TAKEOVER: {"claiming"},
-    Phase.DISPATCHER: {"dispatcher elected"},
-    Phase.FOLLOWER: {"dispatcher followed", "yielded"},
-    Phase.YIELDING: {"yielding", "dispatcher followed"},
+TELLS: dict[type[Phase], set[str]] = {
+    Seeking: {"seeking", "stopped"},
+    Following: {"dispatcher followed", "yielded"},
+    Succeeding: {"dispatcher lost"},
+    TakingOver: {"claiming"},
+    Reigning: {"dispatcher elected"},
+    Yielding: {"yielding", "dispatcher followed"},
 }
 """The lines of the log that tell of each phase."""
 LINES = set().union(*TELLS.values())
@@ -54,7 +63,7 @@ class Watch:
         """Of whom each dispatcher was standby, and which of its tasks it lacks."""
         self._versions: dict[StreamId, int] = {}  #: of who writes each stream
         self._is_stale: dict[tuple[NodeId, Epoch, int], bool] = {}
-        self._phases: dict[NodeId, tuple[Node, Phase]] = {}
+        self._phases: dict[NodeId, tuple[Node, type[Phase]]] = {}
         self._checked = 0
         world.watchers.append(self)
         world.answer_watchers.append(self.on_answer)
@@ -240,8 +249,8 @@ class Watch:
     def _transitions_are_told(self, machine: Machine, effects: list[Effect]) -> None:
         """Each transition is one line of the log, with its reason."""
         assert machine.node is not None
-        phase = machine.node._election.phase
-        node, before = self._phases.get(machine.id, (None, Phase.SEEK))
+        phase = type(machine.node.phase)
+        node, before = self._phases.get(machine.id, (None, Seeking))
         self._phases[machine.id] = machine.node, phase
         told = [e for e in effects if isinstance(e, Note) and e.event in LINES]
         assert all(dict(note.fields).get("reason") for note in told), told

@@ -14,6 +14,7 @@ import pytest
 
 from octaskly.core import replication
 from octaskly.core.adoption import Adoption
+from octaskly.core.claims import Claims
 from octaskly.core.clerk import Clerk
 from octaskly.core.dispatch import Dispatch
 from octaskly.core.effects import Append, Effect, Join, Save, Send
@@ -36,7 +37,6 @@ from octaskly.core.messages import (
 )
 from octaskly.core.model import NO_EPOCH, Moment, NodeId, NodeInfo, StreamId
 from octaskly.core.node import Node
-from octaskly.core.phases import Phases
 from octaskly.core.promises import Promises
 from octaskly.core.replication import Replication
 from octaskly.core.results import KeptResult, KeptResults
@@ -112,19 +112,19 @@ def stream_resumed_after_restart(patch: pytest.MonkeyPatch) -> None:
         else:
             save(self, effect)
 
-    patch.setattr("octaskly.core.phases.mint_stream", same)
+    patch.setattr("octaskly.core.election.mint_stream", same)
     patch.setattr(Journal, "open_stream", resume)
     patch.setattr(Disk, "_save", tolerant)
-    take_over = Phases._take_over
+    take_over = Election.take_over
 
-    def unchecked(self: Phases, reason: str, now: Moment) -> list[Effect]:
+    def unchecked(self: Election, *claim: Any) -> list[Effect]:
         vector, self._journal.vector = self._journal.vector, {}
         try:
-            return take_over(self, reason, now)
+            return take_over(self, *claim)
         finally:
             self._journal.vector = vector
 
-    patch.setattr(Phases, "_take_over", unchecked)
+    patch.setattr(Election, "take_over", unchecked)
 
 
 def _before_the_disk(kind: type[Append | Save]) -> Plant:
@@ -185,13 +185,13 @@ def no_epoch_check_in_worker(patch: pytest.MonkeyPatch) -> None:
 
 def never_step_down(patch: pytest.MonkeyPatch) -> None:
     """A dispatcher goes on, whatever it hears of others."""
-    patch.setattr(Phases, "_yield", lambda *_: [])
-    real = Phases._follow
+    patch.setattr(Election, "yield_to", lambda *_: [])
+    real = Election.follow
 
-    def stubborn(self: Phases, *claim: Any) -> list[Effect]:
+    def stubborn(self: Election, *claim: Any) -> list[Effect]:
         return [] if self.reign is not None else real(self, *claim)
 
-    patch.setattr(Phases, "_follow", stubborn)
+    patch.setattr(Election, "follow", stubborn)
 
 
 def never_redial(patch: pytest.MonkeyPatch) -> None:
@@ -222,12 +222,8 @@ def absorbed_tasks_are_not_queued(patch: pytest.MonkeyPatch) -> None:
 
 def follow_the_stale(patch: pytest.MonkeyPatch) -> None:
     """A claim of an epoch that is over is followed."""
-    patch.setattr(Phases, "_bound", lambda *_: NO_EPOCH)
-    patch.setattr(
-        Election,
-        "on_heartbeat",
-        lambda *_: [],
-    )
+    patch.setattr(Election, "bound", NO_EPOCH)
+    patch.setattr(Claims, "on_heartbeat", lambda *_: [])
 
 
 def no_adopt_window(patch: pytest.MonkeyPatch) -> None:

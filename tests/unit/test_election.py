@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from octaskly.core.candidacy import Candidacy
+from octaskly.core.claims import Claims
 from octaskly.core.effects import Dial, Disconnect, Effect, Note, Save, Send
 from octaskly.core.election import Election
 from octaskly.core.events import Advert, DialFailed, PeerUp, Saved
@@ -36,8 +38,10 @@ from octaskly.core.model import (
     TaskId,
     Timing,
 )
-from octaskly.core.phases import Attachment, Phase
+from octaskly.core.phases import Attachment, Reigning, Yielding
 from octaskly.core.succession import beats, covers, mint_stream, standing
+from octaskly.core.versions import Versions
+from octaskly.core.watch import Watch
 
 A, B, C, D = (NodeId(letter * 16) for letter in "abcd")
 TIMING = Timing()
@@ -69,10 +73,17 @@ class Harness:
         self.journal = Journal(saved)
         self.members = Membership(settings, saved)
         self.exchange = Exchange(self.journal)
+        versions = Versions(settings, self.journal, self.members)
+        self.candidacy = Candidacy(settings, self.journal, self.members, versions)
         self.election = Election(
-            settings, saved, self.journal, self.members, self.exchange
+            settings, saved, self.journal, self.members, self.candidacy
         )
-        self.election.seek("started", at(0.0))
+        self.watch = Watch(settings, self.members, self.candidacy, self.election)
+        self.claims = Claims(
+            *(settings, self.journal, self.members),
+            *(self.exchange, self.candidacy, self.election),
+        )
+        self.election.start(at(0.0))
         self.members.begin(at(0.0))
 
     def meet(
@@ -102,7 +113,7 @@ class Harness:
         address = Address(f"10.0.0.{ord(peer[0])}", 7878)
         event = PeerUp(peer, mine, hello, address)
         self.members.on_peer_up(event, at(now_s))
-        return self.election.on_peer_up(event, at(now_s))
+        return self.claims.on_peer_up(event, at(now_s))
 
     def persist(self, now_s: float) -> list[Effect]:
         self.journal.on_persisted(self.journal.number)
@@ -116,9 +127,9 @@ class Harness:
         assert self.election.attachment == Attachment(dispatcher, epoch, 1)
 
     def reign(self, now_s: float) -> None:
-        self.election.on_time(at(now_s))
+        self.watch.on_time(at(now_s))
         self.persist(now_s)
-        assert self.election.phase is Phase.DISPATCHER
+        assert isinstance(self.election.phase, Reigning)
 
 
 def sent(effects: list[Effect], peer: NodeId) -> list[Message]:
@@ -142,9 +153,9 @@ def test_a_node_that_sees_nobody_claims_after_seven_tenths_of_a_second() -> None
     """§ 3.5: one machine must serve at once."""
     world = Harness()
 
-    assert world.election.deadline() == TIMING.seek_alone_s
-    assert world.election.on_time(at(0.69)) == []
-    save, note = world.election.on_time(at(0.7))
+    assert world.watch.deadline() == TIMING.seek_alone_s
+    assert world.watch.on_time(at(0.69)) == []
+    save, note = world.watch.on_time(at(0.7))
 
     assert isinstance(save, Save)
     assert (save.term, save.epoch) == (1, Epoch(1, B))
@@ -158,7 +169,7 @@ def test_a_claim_is_said_only_once_it_is_durable() -> None:
     world = Harness()
     world.meet(C, 0.1)
 
-    claiming = world.election.on_time(at(1.6))
+    claiming = world.watch.on_time(at(1.6))
     assert sent(claiming, C) == []
     assert world.election.reign is None
 
@@ -174,8 +185,8 @@ def test_the_better_ranked_peer_gets_a_second_to_claim() -> None:
     world = Harness()
     world.meet(C, 0.1, entries=5)
 
-    assert world.election.on_time(at(1.9)) == []
-    assert notes(world.election.on_time(at(2.5))) == ["claiming"]
+    assert world.watch.on_time(at(1.9)) == []
+    assert notes(world.watch.on_time(at(2.5))) == ["claiming"]
 
 
 def test_a_dispatcher_in_hello_is_followed_once_its_epoch_is_durable() -> None:
@@ -199,7 +210,7 @@ def test_a_stale_claim_is_answered_and_never_followed() -> None:
     world = Harness(Saved(term=9, epoch=Epoch(9, C)))
     world.meet(A, 0.2)
 
-    effects = world.election.on_claim(A, Claim(Epoch(5, A), StreamId(1), ()), at(0.3))
+    effects = world.claims.on_claim(A, Claim(Epoch(5, A), StreamId(1), ()), at(0.3))
 
     assert effects == [Send(A, (ClaimNo(Epoch(9, C)),))]
     assert world.election.dispatcher is None
@@ -223,17 +234,17 @@ def test_a_refused_dial_after_eof_is_proof_and_the_first_successor_claims_at_onc
     """A killed process is replaced in milliseconds."""
     world = Harness()
     world.follow(0.1)
-    world.election.successors = (B, C, D)
+    world.candidacy.successors = (B, C, D)
     where = (Address("10.0.0.3", 7878),)
     world.members.on_seen((Advert(C, where),), at(1.0))
     world.members.on_peer_down(A, at(5.0))
 
-    effects = world.election.on_peer_down(A, "eof", at(5.0))
+    effects = world.watch.on_peer_down(A, "eof", at(5.0))
     # Where D may be found is not known, which is no proof that it is gone.
     assert [e.node for e in effects if isinstance(e, Dial)] == [A, C]
     assert world.election.attachment is None
 
-    effects = world.election.on_refused(A, at(5.001))
+    effects = world.watch.on_refused(A, at(5.001))
     assert notes(effects) == ["dispatcher lost", "claiming"]
 
 
@@ -241,13 +252,13 @@ def test_later_successors_wait_their_turn() -> None:
     """Claims are staggered by place in the roster."""
     world = Harness()
     world.follow(0.1)
-    world.election.successors = (C, D, B)
+    world.candidacy.successors = (C, D, B)
     world.members.on_peer_down(A, at(5.0))
-    world.election.on_peer_down(A, "eof", at(5.0))
+    world.watch.on_peer_down(A, "eof", at(5.0))
 
-    assert notes(world.election.on_refused(A, at(5.0))) == ["dispatcher lost"]
-    assert world.election.deadline() == 5.0 + 2 * TIMING.stagger_s
-    assert notes(world.election.on_time(at(5.5))) == ["claiming"]
+    assert notes(world.watch.on_refused(A, at(5.0))) == ["dispatcher lost"]
+    assert world.watch.deadline() == 5.0 + 2 * TIMING.stagger_s
+    assert notes(world.watch.on_time(at(5.5))) == ["claiming"]
 
 
 def test_a_silent_dispatcher_is_probed_by_a_new_link_and_through_others() -> None:
@@ -256,8 +267,8 @@ def test_a_silent_dispatcher_is_probed_by_a_new_link_and_through_others() -> Non
     world.follow(0.1)
     world.meet(C, 0.2, epoch=Epoch(3, A), dispatcher=A)
 
-    assert world.election.on_time(at(1.2)) == []
-    effects = world.election.on_time(at(1.35))
+    assert world.watch.on_time(at(1.2)) == []
+    effects = world.watch.on_time(at(1.35))
 
     assert Disconnect(A, "silent") in effects
     assert sent(effects, C) == [Probe(A, 1.35)]
@@ -269,15 +280,15 @@ def test_nobody_claims_while_another_hears_the_dispatcher() -> None:
     world = Harness()
     world.follow(0.1)
     world.meet(C, 0.2, epoch=Epoch(3, A), dispatcher=A)
-    world.election.on_time(at(1.35))
-    world.election.on_probe_ok(ProbeOk(A, 1.35, 0.2, Epoch(3, A)))
+    world.watch.on_time(at(1.35))
+    world.watch.on_probe_ok(ProbeOk(A, 1.35, 0.2, Epoch(3, A)))
 
-    assert world.election.on_time(at(1.66)) == []
-    assert world.election.on_time(at(2.2)) == []
-    again = world.election.on_time(at(2.27))
+    assert world.watch.on_time(at(1.66)) == []
+    assert world.watch.on_time(at(2.2)) == []
+    again = world.watch.on_time(at(2.27))
     assert sent(again, C) == [Probe(A, 2.27)]
 
-    assert notes(world.election.on_time(at(2.6))) == ["dispatcher lost", "claiming"]
+    assert notes(world.watch.on_time(at(2.6))) == ["dispatcher lost", "claiming"]
 
 
 def test_a_dispatcher_that_has_not_answered_yet_is_borne_longer() -> None:
@@ -287,8 +298,8 @@ def test_a_dispatcher_that_has_not_answered_yet_is_borne_longer() -> None:
     world.persist(0.1)
     bound_s = 0.1 + TIMING.silence_s + TIMING.meet_s
 
-    assert world.election.on_time(at(bound_s - 0.01)) == []
-    assert notes(world.election.on_time(at(bound_s))) == ["dispatcher silent"]
+    assert world.watch.on_time(at(bound_s - 0.01)) == []
+    assert notes(world.watch.on_time(at(bound_s))) == ["dispatcher silent"]
 
 
 def test_a_follower_that_comes_too_late_is_sent_on() -> None:
@@ -298,9 +309,9 @@ def test_a_follower_that_comes_too_late_is_sent_on() -> None:
     mine = Epoch(1, B)
     world.meet(C, 1.0)
     world.meet(A, 1.1, epoch=Epoch(3, A), dispatcher=A)
-    assert world.election.phase is not Phase.DISPATCHER
+    assert not isinstance(world.election.phase, Reigning)
 
-    effects = world.election.on_claim_ok(C, ClaimOk(mine, ()), at(1.2))
+    effects = world.claims.on_claim_ok(C, ClaimOk(mine, ()))
 
     (redirect,) = sent(effects, C)
     assert isinstance(redirect, Redirect)
@@ -313,12 +324,12 @@ def test_no_word_of_an_earlier_reign_parts_a_follower_from_its_dispatcher() -> N
     world.follow(0.1)
     where = (Address("10.0.0.3", 7878),)
 
-    assert world.election.on_redirect(A, Redirect(Epoch(2, C), C, where), at(0.3)) == []
+    assert world.claims.on_redirect(A, Redirect(Epoch(2, C), C, where), at(0.3)) == []
     assert world.election.attachment is not None
     assert world.members.peers[A].dispatcher == A
 
     followed = Redirect(Epoch(3, A), C, where)
-    assert notes(world.election.on_redirect(A, followed, at(0.4))) == ["seeking"]
+    assert notes(world.claims.on_redirect(A, followed, at(0.4))) == ["seeking"]
 
 
 def test_no_claim_on_the_way_to_a_dispatcher_that_a_peer_named() -> None:
@@ -327,13 +338,13 @@ def test_no_claim_on_the_way_to_a_dispatcher_that_a_peer_named() -> None:
     world.meet(C, 0.2)
     where = (Address("10.0.0.1", 7878),)
     redirect = Redirect(Epoch(3, A), A, where)
-    assert world.election.on_redirect(C, redirect, at(0.3)) == [Dial(A, where)]
+    assert world.claims.on_redirect(C, redirect, at(0.3)) == [Dial(A, where)]
 
-    assert world.election.on_time(at(TIMING.seek_s)) == []
+    assert world.watch.on_time(at(TIMING.seek_s)) == []
 
     failed = DialFailed(A, where, was_refused=False)
     world.members.on_dial_failed(failed, at(1.5))
-    assert world.election.on_time(at(1.6)) == [
+    assert world.watch.on_time(at(1.6)) == [
         Send(C, (Probe(A, 1.6),)),
         Dial(A, where),
     ]
@@ -351,10 +362,10 @@ def test_better_nodes_in_sight_get_their_second_before_they_are_met() -> None:
             event = DialFailed(A, where, was_refused=False)
             world.members.on_dial_failed(event, at(0.9))
 
-        effects = world.election.on_time(at(TIMING.seek_s))
+        effects = world.watch.on_time(at(TIMING.seek_s))
 
         assert notes(effects) == (["claiming"] if failed else [])
-        effects = world.election.on_time(at(TIMING.seek_s + TIMING.claim_wait_s))
+        effects = world.watch.on_time(at(TIMING.seek_s + TIMING.claim_wait_s))
         assert notes(effects) == ([] if failed else ["claiming"])
 
 
@@ -363,21 +374,21 @@ def test_own_slowness_gives_the_dispatcher_its_time_again() -> None:
     world = Harness()
     world.follow(0.1)
 
-    world.election.on_pause(1.0, at(1.4))
+    world.watch.on_pause(1.0, at(1.4))
 
-    assert world.election.on_time(at(1.4)) == []
-    assert world.election.on_time(at(2.5)) == []
-    assert "dispatcher silent" in notes(world.election.on_time(at(2.61)))
+    assert world.watch.on_time(at(1.4)) == []
+    assert world.watch.on_time(at(2.5)) == []
+    assert "dispatcher silent" in notes(world.watch.on_time(at(2.61)))
 
 
 def test_own_slowness_does_not_shorten_the_search() -> None:
     """Who stood still has not looked for anybody meanwhile."""
     world = Harness()
 
-    world.election.on_pause(0.5, at(0.6))
+    world.watch.on_pause(0.5, at(0.6))
 
-    assert world.election.on_time(at(1.19)) == []
-    assert notes(world.election.on_time(at(1.2))) == ["claiming"]
+    assert world.watch.on_time(at(1.19)) == []
+    assert notes(world.watch.on_time(at(1.2))) == ["claiming"]
 
 
 def test_no_claim_while_the_first_node_in_sight_is_being_met() -> None:
@@ -387,15 +398,15 @@ def test_no_claim_while_the_first_node_in_sight_is_being_met() -> None:
     for failed in (True, False):
         world = Harness()
         world.members.on_seen((head,), at(0.1))
-        assert world.election.on_time(at(1.5)) == []
+        assert world.watch.on_time(at(1.5)) == []
         if failed:
             event = DialFailed(C, where, was_refused=False)
             world.members.on_dial_failed(event, at(1.5))
-            assert notes(world.election.on_time(at(1.6))) == ["claiming"]
+            assert notes(world.watch.on_time(at(1.6))) == ["claiming"]
         else:
             bound_s = TIMING.seek_s + TIMING.meet_s
-            assert world.election.on_time(at(bound_s - 0.01)) == []
-            assert notes(world.election.on_time(at(bound_s))) == ["claiming"]
+            assert world.watch.on_time(at(bound_s - 0.01)) == []
+            assert notes(world.watch.on_time(at(bound_s))) == ["claiming"]
 
 
 def test_a_dispatcher_that_restarted_is_not_waited_for() -> None:
@@ -403,7 +414,7 @@ def test_a_dispatcher_that_restarted_is_not_waited_for() -> None:
     world = Harness()
     world.follow(0.1)
     world.members.on_peer_down(A, at(5.0))
-    world.election.on_peer_down(A, "eof", at(5.0))
+    world.watch.on_peer_down(A, "eof", at(5.0))
 
     effects = world.meet(A, 5.1, epoch=Epoch(3, A))
 
@@ -421,7 +432,8 @@ def test_of_two_dispatchers_the_one_with_fewer_followers_yields() -> None:
     )
 
     assert notes(effects) == ["yielding"]
-    assert (world.election.phase, world.election.reign) == (Phase.YIELDING, None)
+    assert isinstance(world.election.phase, Yielding)
+    assert world.election.reign is None
 
 
 def test_of_two_dispatchers_the_one_that_reads_both_logs_stays() -> None:
@@ -438,16 +450,16 @@ def test_of_two_dispatchers_the_one_that_reads_both_logs_stays() -> None:
 def test_a_newer_program_claims_once_it_may_reign_again() -> None:
     """Its full disk let it follow one that never learns of the tasks in its log."""
     world = Harness(Saved(log_version=2))
-    world.election.is_disk_failing = True
+    world.candidacy.take_disk(is_failing=True)
     world.follow(0.1)
-    assert world.election.on_time(at(0.2)) == []
+    assert world.watch.on_time(at(0.2)) == []
 
-    world.election.is_disk_failing = False
-    effects = world.election.on_time(at(0.3))
+    world.candidacy.take_disk(is_failing=False)
+    effects = world.watch.on_time(at(0.3))
 
     assert [e.epoch for e in effects if isinstance(e, Save)] == [Epoch(4, B)]
     world.members.touch(A, at(0.4))
-    assert world.election.on_heartbeat(A, Epoch(3, A), at(0.4)) == []
+    assert world.claims.on_heartbeat(A, Epoch(3, A), at(0.4)) == []
     assert notes(world.persist(0.5)) == ["dispatcher elected"]
 
 
@@ -478,12 +490,12 @@ def test_a_loser_follows_when_the_winner_holds_its_log() -> None:
     mine = Hello(node=info(B), epoch=Epoch(1, B), dispatcher=B)
     world.meet(C, 9.0, epoch=Epoch(1, C), dispatcher=C, followers=2, sent=mine)
 
-    world.election.on_claim(C, Claim(Epoch(2, C), StreamId(5), ()), at(9.1))
+    world.claims.on_claim(C, Claim(Epoch(2, C), StreamId(5), ()), at(9.1))
     effects = world.persist(9.11)
     assert sent(effects, C) == [ClaimOk(Epoch(2, C), ((reign.stream, 1),))]
     assert world.election.attachment is None
 
-    world.election.on_pull(C, Pull(((reign.stream, 1),)), at(9.2))
+    world.claims.on_pull(C, Pull(((reign.stream, 1),)), at(9.2))
     assert world.election.attachment == Attachment(C, Epoch(2, C), 2)
 
 
@@ -494,8 +506,8 @@ def test_a_loser_whose_winner_vanishes_seeks_again() -> None:
     mine = Hello(node=info(B), epoch=Epoch(1, B), dispatcher=B)
     world.meet(C, 9.0, epoch=Epoch(1, C), dispatcher=C, followers=2, sent=mine)
 
-    assert world.election.on_time(at(10.9)) == []
-    assert notes(world.election.on_time(at(11.0))) == ["seeking"]
+    assert world.watch.on_time(at(10.9)) == []
+    assert notes(world.watch.on_time(at(11.0))) == ["seeking"]
 
 
 def test_a_dispatcher_rises_above_an_epoch_whose_owner_is_gone() -> None:
@@ -514,10 +526,10 @@ def test_a_dispatcher_yields_to_a_higher_epoch_at_once() -> None:
     world = Harness()
     world.reign(0.7)
     world.meet(C, 2.0, epoch=Epoch(1, B), dispatcher=B)
-    world.election.on_claim_ok(C, ClaimOk(Epoch(1, B), ()), at(2.0))
+    world.claims.on_claim_ok(C, ClaimOk(Epoch(1, B), ()))
 
     where = (Address("10.0.0.9", 7878),)
-    effects = world.election.on_redirect(C, Redirect(Epoch(4, D), D, where), at(2.1))
+    effects = world.claims.on_redirect(C, Redirect(Epoch(4, D), D, where), at(2.1))
 
     assert world.election.reign is None
     assert sent(effects, C) == [Redirect(Epoch(1, B), D, ())]
@@ -530,14 +542,14 @@ def test_a_successor_claims_when_it_holds_what_was_handed_over() -> None:
     world.follow(0.1)
     stream = StreamId(9)
 
-    pulling = world.election.on_transfer(
+    pulling = world.claims.on_transfer(
         A, Transfer(Epoch(3, A), ((stream, 1),)), at(1.0)
     )
     assert sent(pulling, A) == [Pull(())]
 
     entry = Entry(stream, 1, 1, CancelAsked(TaskId("t"), "me"))
     world.journal.absorb([entry], [(stream, Epoch(3, A))])
-    assert notes(world.election.on_absorbed(at(1.1))) == ["claiming"]
+    assert notes(world.claims.on_absorbed()) == ["claiming"]
 
 
 def test_what_the_outgoing_dispatcher_still_says_does_not_undo_the_claim() -> None:
@@ -545,21 +557,21 @@ def test_what_the_outgoing_dispatcher_still_says_does_not_undo_the_claim() -> No
     world = Harness()
     world.follow(0.1)
     reign = Epoch(3, A)
-    assert notes(world.election.on_transfer(A, Transfer(reign, ()), at(1.0))) == [
+    assert notes(world.claims.on_transfer(A, Transfer(reign, ()), at(1.0))) == [
         "claiming"
     ]
 
-    assert world.election.on_heartbeat(A, reign, at(1.1)) == []
-    assert world.election.on_claim(A, Claim(reign, StreamId(9), ()), at(1.1)) == []
+    assert world.claims.on_heartbeat(A, reign, at(1.1)) == []
+    assert world.claims.on_claim(A, Claim(reign, StreamId(9), ()), at(1.1)) == []
     assert notes(world.persist(1.2)) == ["dispatcher elected"]
 
 
 def test_a_stopping_node_never_claims() -> None:
     """It would only have to hand over again."""
     world = Harness()
-    world.election.is_stopping = True
+    world.candidacy.withdraw()
 
-    assert world.election.on_time(at(60.0)) == []
+    assert world.watch.on_time(at(60.0)) == []
 
 
 def test_heartbeats_go_to_followers_and_claims_to_the_others() -> None:
@@ -568,9 +580,9 @@ def test_heartbeats_go_to_followers_and_claims_to_the_others() -> None:
     world.reign(0.7)
     world.meet(A, 0.8)
     world.meet(C, 0.8)
-    world.election.on_claim_ok(C, ClaimOk(Epoch(1, B), ()), at(0.9))
+    world.claims.on_claim_ok(C, ClaimOk(Epoch(1, B), ()))
 
-    effects = world.election.on_time(at(2.0))
+    effects = world.watch.on_time(at(2.0))
 
     assert sent(effects, C) == [Heartbeat(Epoch(1, B), 2.0)]
     assert [type(message) for message in sent(effects, A)] == [Claim]
@@ -641,6 +653,6 @@ def test_in_a_crowd_plain_workers_get_each_third_heartbeat() -> None:
         world.members.confirm(node, reign.epoch, ())
     world.members.note_standby(nodes[3], is_standby=True)
 
-    beaten = [world.election._pulse.beaten(reign) for _ in range(3)]
+    beaten = [world.election.pulse.beaten(reign) for _ in range(3)]
 
     assert sorted(map(len, beaten)) == [1, 1, 20]

@@ -1,0 +1,109 @@
+"""Whether a node may reign, how it ranks, and how long others go before it.
+
+Owns what keeps a node from reigning, and the line of succession that its dispatcher
+gave out.
+
+Source: docs/explanation/election.md.
+"""
+
+from __future__ import annotations
+
+from octaskly.core.journal import Journal
+from octaskly.core.membership import Membership
+from octaskly.core.messages import Roster
+from octaskly.core.model import Moment, NodeId, NodeState, Role, Settings
+from octaskly.core.succession import Standing, log_size, standing
+from octaskly.core.versions import Versions
+
+STAGGER_MAX = 12  #: successors beyond this many claim at the same time
+
+
+class Candidacy:
+    """One node as a candidate, beside the others that it knows."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        journal: Journal,
+        members: Membership,
+        versions: Versions,
+    ) -> None:
+        self.successors: tuple[NodeId, ...] = ()
+        """From the roster, best first."""
+        self.is_withdrawn = False  #: it stops, or was revoked: it claims no more
+        self.is_disk_failing = False  #: so a claim would never be durable
+        self.versions = versions
+        self._info = settings.node
+        self._timing = settings.timing
+        self._journal = journal
+        self._members = members
+        self._born_s: float | None = None
+
+    @property
+    def is_fit(self) -> bool:
+        """Whether this node may reign at all."""
+        is_barred = self.is_withdrawn or self.is_disk_failing
+        return self._info.electable and not is_barred
+
+    @property
+    def may_succeed(self) -> bool:
+        """Whether this node may claim in place of a dispatcher that is gone."""
+        return self.is_fit and not self.versions.is_outdated
+
+    def start(self, now: Moment) -> None:
+        """Count the uptime from now on."""
+        self._born_s = now.mono_s
+
+    def withdraw(self) -> None:
+        """Claim no more, for good."""
+        self.is_withdrawn = True
+
+    def take_disk(self, *, is_failing: bool) -> bool:
+        """Note how the disk is; return whether that is news."""
+        is_news = is_failing != self.is_disk_failing
+        self.is_disk_failing = is_failing
+        return is_news
+
+    def take_roster(self, roster: Roster) -> None:
+        """Know who would succeed the dispatcher whose roster this is."""
+        self.successors = tuple(
+            member.id
+            for member in roster.members
+            if member.role is not Role.DISPATCHER and member.state is not NodeState.LOST
+        )
+
+    def uptime_s(self, now: Moment) -> float:
+        """Return the seconds since the first step."""
+        return 0.0 if self._born_s is None else now.mono_s - self._born_s
+
+    def standing(self, now: Moment) -> Standing:
+        """Return this node's own rank."""
+        size = log_size(self._journal.vector.items())
+        rank = standing(self._info, size, self.uptime_s(now))
+        is_last = self.is_disk_failing or self.versions.is_outdated
+        return (True, *rank[1:]) if is_last else rank
+
+    def outreads(self, peer: NodeId) -> bool:
+        """Whether this node may reign, and that peer cannot read its log."""
+        return self.is_fit and not self.versions.reads_ours(peer)
+
+    def count_better(self, now: Moment) -> int:
+        """Return how many peers rank before this node, or may once they are met."""
+        mine, me = self.standing(now), self._info.id
+        views = self._members.peers.values()
+        better = sum(self.versions.rank(view, now) < mine for view in views)
+        return better + sum(node < me for node in self._members.awaited())
+
+    def turn_s(self, gone: NodeId) -> float:
+        """Return how long others may claim before this node, as the roster has them."""
+        before = [node for node in self.successors if node != gone]
+        me = self._info.id
+        place = before.index(me) if me in before else len(before)
+        wait_s = min(place, STAGGER_MAX) * self._timing.stagger_s
+        mine = log_size(self._journal.vector.items())
+        if any(
+            log_size(view.vector.items()) > mine and view.is_candidate
+            for view in self._members.peers.values()
+        ):
+            wait_s += self._timing.claim_wait_s  # A fuller log goes first.
+        return wait_s
