@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+import signal
+import time
+from collections.abc import Callable, Iterator, Sequence
 from typing import cast
 
 from octaskly.core.facts import CancelAsked, Entry
@@ -13,6 +15,7 @@ from octaskly.errors import RemoteProtocolError
 from octaskly.mesh import wire
 from octaskly.mesh.intake import (
     AHEAD_ENTRIES_MAX,
+    DECODE_S,
     MESSAGES_PER_TURN,
     Intake,
 )
@@ -24,13 +27,13 @@ TURNS_MAX = 10_000
 class Peer(asyncio.Transport):
     """A connection whose reading can be held up, and what came of it."""
 
-    def __init__(self) -> None:
+    def __init__(self, decoder: wire.Decoder | None = None) -> None:
         super().__init__()
         self.is_read = True
         self.takes: list[list[Message]] = []
         self.errors: list[str] = []
         self.is_over = False
-        decoder = wire.Decoder(Limits())
+        decoder = decoder or wire.Decoder(Limits())
         decoder.receive_data(wire.encode([HelloOk()]))
         self.progress = (0, 0)
         self.looks = 0  #: at the disk
@@ -86,6 +89,51 @@ class Peer(asyncio.Transport):
 
     def _end(self) -> None:
         self.is_over = self.is_read = True
+
+
+class Slow(wire.Decoder):
+    """Something happens while it decodes the first message after the greeting."""
+
+    def __init__(self, meanwhile: Callable[[], object]) -> None:
+        super().__init__(Limits())
+        self._meanwhile = meanwhile
+
+    def messages(self) -> Iterator[Message | None]:
+        """Decode, and let it happen in between."""
+        for message in super().messages():
+            if message != HelloOk():
+                self._meanwhile()
+            yield message
+
+
+def _compute() -> None:
+    end_s = time.thread_time() + 2 * DECODE_S
+    while time.thread_time() < end_s:
+        pass
+
+
+async def test_who_sends_what_is_long_to_decode_rests() -> None:
+    """Nothing is read from it for a while, so that others have the core."""
+    peer = Peer(Slow(_compute))
+
+    peer.intake.receive(wire.encode([Pull(())]))
+
+    assert peer.taken == [Pull(())]
+    assert not peer.is_read
+    await peer.turns()
+
+
+async def test_nobody_rests_for_what_was_waited_for_a_core() -> None:
+    """Beside other work a joining standby would rest behind each part of the log."""
+    # As `time.sleep`, which no test lets the event loop do.
+    peer = Peer(Slow(lambda: signal.sigtimedwait((), 2 * DECODE_S)))
+
+    peer.intake.receive(wire.encode([Pull(())]))
+    for _ in range(3):  # Turns in which others are heard; no time goes by.
+        await asyncio.sleep(0)
+
+    assert peer.taken == [Pull(())]
+    assert peer.is_read
 
 
 async def test_a_frame_of_many_messages_takes_many_turns() -> None:
