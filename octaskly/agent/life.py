@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import gc
 import os
 import sys
 from collections.abc import Callable
@@ -15,6 +14,7 @@ from octaskly.agent import leaving
 from octaskly.agent.admissions import Moves
 from octaskly.agent.apart import set_apart
 from octaskly.agent.clock import SystemClock
+from octaskly.agent.cycles import Cycles
 from octaskly.agent.notify import Notifier
 from octaskly.agent.parts import Parts
 from octaskly.agent.signals import Signals
@@ -36,7 +36,6 @@ LOOK_S = 1.0  #: between two looks for the secret file, while unpaired
 CLOSE_S = 20.0  #: for systemd: what closing may take behind the end of all tasks
 LAG_S_MAX = 5.0  #: a loop that is later than this is not alive for the watchdog
 SWITCH_S = 0.001  #: a thread that wants Python's lock waits no longer; 5 ms by default
-COLLECT_OBJECTS = 20_000  #: some 300 tasks; their objects end without a collector
 
 
 class Agent:
@@ -48,7 +47,7 @@ class Agent:
         self._config = config
         self._log = log.bind(node=config.name)
         self._notifier = notifier
-        self._clock = SystemClock()
+        self._clock, self._cycles = SystemClock(), Cycles()
         self._keyring = Keyring(config.paths.secret, config.paths.state)
         self._parts: Parts | None = None
         self._signals, self._news = signals, signals.news
@@ -114,7 +113,10 @@ class Agent:
             )
             async with asyncio.TaskGroup() as tasks:
                 await parts.start(tasks)
-                _tune_python()
+                self._cycles.begin()
+                # At each system call the loop gives Python's lock away, and the
+                # writer keeps it.
+                sys.setswitchinterval(SWITCH_S)
                 self._notifier.ready()
                 watch = tasks.create_task(self._watch(parts))
                 await self._live(parts)
@@ -254,23 +256,10 @@ class Agent:
             if late_s < LAG_S_MAX and parts.failure() is None:
                 self._notifier.alive()
             self._notifier.status(parts.gateway.view.status_line())
+            self._cycles.look()
             await asyncio.sleep(period_s)
 
 
 def _exists(path: Path) -> bool:
     # An unreadable folder raises when it is read, which names it.
     return os.path.lexists(path)
-
-
-def _tune_python() -> None:
-    """Spend less on looking for cycles, of which hardly any are made.
-
-    What lives as long as the process need not be looked at again; what a node was
-    before it moved to another mesh need not be kept. And let threads take turns sooner:
-    at each system call the loop gives Python's lock away, and the writer keeps it.
-    """
-    gc.unfreeze()
-    gc.collect()
-    gc.freeze()
-    gc.set_threshold(COLLECT_OBJECTS)
-    sys.setswitchinterval(SWITCH_S)

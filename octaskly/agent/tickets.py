@@ -12,7 +12,7 @@ from octaskly.agent.recent import Recent
 from octaskly.core import merge
 from octaskly.core.arrays import member_of
 from octaskly.core.events import Event
-from octaskly.core.facts import Entry, Floor, Recorded, TaskFact
+from octaskly.core.facts import ABOUT_NO_TASK, Entry, TaskFact
 from octaskly.core.merge import TaskRecord
 from octaskly.core.model import TaskId, name_of
 from octaskly.core.replies import NotDurable, NotHere, Reply
@@ -99,8 +99,6 @@ class Tickets:
                     )
                 )
 
-
-ABOUT_NO_TASK = (Floor, Recorded)
 
 _MEMBERS = ".*"  #: behind the name of an array: whoever waits for a member of it
 ARRAY_S = 0.1  #: between two looks at an array that somebody waits for

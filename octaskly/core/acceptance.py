@@ -16,6 +16,7 @@ from octaskly.core.taskqueue import TaskQueue
 from octaskly.core.timestamps import PRIORITY_SHIFT
 
 PRIORITY_BAND = 50  #: of priority 0; a lower band runs first
+THREE_DIGITS = 99  #: numbers above have so many
 SEQUENCE_DIGITS_MAX = 11  #: longer numbers in task ids come from idempotency keys
 DIGEST_DIGITS = 15  #: of what was asked for, in the id of a task whose name was chosen
 
@@ -36,8 +37,9 @@ class Acceptance:
 
     def name(self, suffix: str) -> TaskId:
         """Return an id with a number that no other task has."""
-        self._sequence += 1
-        return TaskId(f"task-{self._sequence:03d}-{suffix}")
+        self._sequence = number = self._sequence + 1
+        digits = number if number > THREE_DIGITS else f"{number:03d}"  # That is slow.
+        return TaskId(f"task-{digits}-{suffix}")
 
     def forget(self, specs: Iterable[TaskSpec]) -> None:
         """These are durable: the store knows their ids."""
@@ -51,7 +53,8 @@ class Acceptance:
         specs = []
         fresh = []
         hlc = self._journal.tick(now, len(event.drafts))
-        logged = event.logged or (logged_id(d, event.submitter) for d in event.drafts)
+        submitter, created_ms = event.submitter, now.wall_ms
+        logged = event.logged or (logged_id(d, submitter) for d in event.drafts)
         drafts = zip(event.drafts, event.suffixes, logged, strict=True)
         for draft, suffix, task_id in drafts:
             spec = None if task_id is None else self._known_spec(task_id)
@@ -59,15 +62,15 @@ class Acceptance:
                 if task_id is None:
                     task_id = self.name(suffix)
                 spec = TaskSpec(
-                    id=task_id,
-                    command=draft.command,
-                    timeout_s=draft.timeout_s,
-                    inputs=draft.inputs,
-                    outputs=draft.outputs,
-                    submitter=event.submitter,
-                    created_ms=now.wall_ms,
-                    ord=(PRIORITY_BAND - draft.priority << PRIORITY_SHIFT) | hlc,
-                    options=draft.options,
+                    task_id,
+                    draft.command,
+                    draft.timeout_s,
+                    draft.inputs,
+                    draft.outputs,
+                    submitter,
+                    created_ms,
+                    (PRIORITY_BAND - draft.priority << PRIORITY_SHIFT) | hlc,
+                    draft.options,
                 )
                 hlc += 1
                 fresh.append(spec)

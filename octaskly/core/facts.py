@@ -124,6 +124,8 @@ class Recorded:
 TaskFact = Submitted | CancelAsked | Assigned | Finished | Ready | Notified
 Fact = TaskFact | Floor | Recorded
 
+ABOUT_NO_TASK = (Floor, Recorded)
+
 NO_FLOOR = Floor(0, ())
 
 

@@ -13,7 +13,7 @@ from itertools import count, repeat
 
 from octaskly.core.effects import Append, Effect, Join, Save
 from octaskly.core.events import Saved
-from octaskly.core.facts import Entry, Fact, Floor, Recorded
+from octaskly.core.facts import ABOUT_NO_TASK, Entry, Fact, Floor, Recorded
 from octaskly.core.merge import join_floors
 from octaskly.core.messages import Snapshot, SnapshotHead
 from octaskly.core.model import (
@@ -129,7 +129,8 @@ class Journal:
         if entries:
             self._hlc, self.vector[stream] = entries[-1].hlc, entries[-1].seq
         for fact in facts:
-            self._heed(fact)
+            if isinstance(fact, ABOUT_NO_TASK):
+                self._heed(fact)
         return self._append(entries)
 
     def absorb(

@@ -164,12 +164,15 @@ class Replication:
         if isinstance(append, Join):
             return self._rejoin(now) if append.is_last else []
         self._number = append.number
-        size_bytes = self._tail.add(append)
         copies = [
             (node, copy)
             for node, copy in self._copies.items()
             if copy.phase is not _Phase.JOINING
         ]
+        # It takes a while to count, and a large request is one step.
+        is_counted = bool(copies) or self._tail.takes(append)
+        size_bytes = size_of(append) if is_counted else 0
+        self._tail.add(append, size_bytes)
         if not copies:
             return []
         part = part_of((append,), append.number, size_bytes, now)

@@ -47,13 +47,12 @@ class Tail:
         self._entries = self._bytes = 0
         self._before = dict(vector)
 
-    def add(self, append: Append) -> int:
-        """Keep one more append, and let go of the oldest beyond the bounds.
+    def takes(self, append: Append) -> bool:
+        """Whether an append may stay, by its entries."""
+        return len(append.entries) <= self._limits.tail_entries
 
-        Returns:
-            Roughly how many bytes it takes.
-        """
-        size_bytes = size_of(append)
+    def add(self, append: Append, size_bytes: int) -> None:
+        """Keep one more append, and let go of the oldest beyond the bounds."""
         self._appends.append((append, size_bytes))
         self._entries += len(append.entries)
         self._bytes += size_bytes
@@ -65,7 +64,6 @@ class Tail:
             self._entries -= len(old.entries)
             self._bytes -= old_bytes
             self._before.update({entry.stream: entry.seq for entry in old.entries})
-        return size_bytes
 
     def beyond(self, held: Mapping[StreamId, int]) -> list[Append] | None:
         """Return what a node lacks that holds so much; None: the tail is too short."""
@@ -111,7 +109,14 @@ def repl_of(
 
 def size_of(append: Append) -> int:
     """Return roughly how many bytes an append takes on the wire."""
-    return sum(map(_size, append.entries))
+    size = ENTRY_BYTES * len(append.entries)
+    for entry in append.entries:
+        fact = entry.fact
+        if type(fact) is Submitted:  # Of which there are ten thousand in one.
+            size += fact.spec.size_bytes
+        else:
+            size += _size(entry) - ENTRY_BYTES
+    return size
 
 
 def _size(entry: Entry) -> int:

@@ -18,7 +18,7 @@ from octaskly.core.messages import Entries, Message, Pull, Repl, ReplOk
 from octaskly.core.model import Epoch, Limits, NodeId, StreamId, Vector
 from octaskly.core.standby import Standby
 from octaskly.core.succession import Reign, covers
-from octaskly.core.tail import Tail, repl_of
+from octaskly.core.tail import Tail, repl_of, size_of
 from tests.builders import STREAM, epoch, moment
 from tests.copies import FACT, Copies
 
@@ -55,7 +55,8 @@ def test_what_a_node_has_and_what_the_tail_says_it_lacks_is_all_there_is(
             vector[stream] = vector.get(stream, 0) + 1
             fresh.append(Entry(stream, vector[stream], 1, FACT))
         writers = tuple((stream, epoch(int(stream))) for stream in streams)
-        tail.add(Append(number, tuple(fresh), writers))
+        append = Append(number, tuple(fresh), writers)
+        tail.add(append, size_of(append))
         kept.append(fresh)
         while sum(map(len, kept)) > entries_max:
             kept.popleft()

@@ -201,7 +201,7 @@ def test_an_adopted_task_that_is_lost_is_looked_up_before_it_runs_again() -> Non
 
     assert facts(effects) == [Finished(T, attempt(), B, LOST_OUTCOME)]
     assert effects[1:] == []
-    assert world.commit() == [LoadLive(), Load(-2, 5000)]
+    assert world.commit() == [LoadLive(), Load(-2, 1000)]
 
 
 def test_entries_of_another_node_make_the_queue_be_read_again() -> None:
@@ -215,7 +215,7 @@ def test_entries_of_another_node_make_the_queue_be_read_again() -> None:
         Loaded(-2, (record("u", place=2),), has_more=False), moment()
     )
 
-    assert effects == [LoadLive(), Load(-2, 5000)]
+    assert effects == [LoadLive(), Load(-2, 1000)]
     assert facts(placed) == [Assigned(TaskId("u"), attempt(), B)]
 
 

@@ -97,7 +97,7 @@ def test_a_reign_begins_by_reading_queue_and_live_tasks() -> None:
 
     effects = world.dispatch.begin(epoch(), STREAM, moment())
 
-    assert effects == [LoadLive(), Load(-1, 5000), LoadRipe(2, RIPE_MAX)]
+    assert effects == [LoadLive(), Load(-1, 1000), LoadRipe(2, RIPE_MAX)]
     assert world.dispatch.is_reigning
     assert world.dispatch.is_accepting
 
@@ -494,7 +494,7 @@ def test_a_task_accepted_in_an_earlier_reign_is_read_from_the_store() -> None:
 
     assert isinstance(answer, Answer)
     assert isinstance(answer.reply, Accepted)
-    assert Load(-3, 5000) in rest
+    assert Load(-3, 1000) in rest
 
 
 def test_a_task_that_is_looked_up_in_the_store_can_be_cancelled_meanwhile() -> None:

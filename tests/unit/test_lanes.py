@@ -216,7 +216,7 @@ def test_priority_then_age_decides_among_lanes() -> None:
     """A task that asks for something is not put back for that, nor preferred."""
     world = World()
     world.dispatch.begin(epoch(), STREAM, moment())
-    world.dispatch.on_loaded(answer([], Load(-1, 5000)), moment())
+    world.dispatch.on_loaded(answer([], Load(-1, 1000)), moment())
     pair = TaskOptions(requires=PAIR)
     drafts = (
         draft("old"),

@@ -107,7 +107,7 @@ def test_an_unknown_task_that_was_given_back_is_looked_up_in_the_store() -> None
         Submitted(spec()),
         Finished(T, attempt(), B, released(Reason.RETURNED)),
     ]
-    assert later == [acknowledged(B), LoadLive(), Load(-2, 5000)]
+    assert later == [acknowledged(B), LoadLive(), Load(-2, 1000)]
 
 
 def test_a_returned_attempt_runs_elsewhere_at_its_old_place() -> None:

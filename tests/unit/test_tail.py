@@ -37,7 +37,7 @@ def tail(*appends: Append, limits: Limits | None = None) -> Tail:
     made = Tail(limits or Limits())
     made.begin({STREAM: 0, OTHER: 3})
     for append in appends:
-        made.add(append)
+        made.add(append, size_of(append))
     return made
 
 

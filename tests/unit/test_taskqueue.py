@@ -141,7 +141,7 @@ def test_a_submission_during_a_read_is_not_overlooked() -> None:
     tasks.loaded(Loaded(-1, (), has_more=False))
 
     assert tasks.lanes.queued == 0
-    assert tasks.refill() == [Load(-1, 5000)]
+    assert tasks.refill() == [Load(-1, 1000)]
 
 
 def test_a_task_that_the_store_and_the_news_both_bring_is_queued_once() -> None:
@@ -223,7 +223,7 @@ def test_a_read_that_is_out_of_date_when_it_comes_is_repeated() -> None:
 
     assert tasks.loaded(Loaded(-1, (record(1),), has_more=False))
     assert tasks.lanes.queued == 0
-    assert tasks.refill() == [LoadLive(), Load(-2, 5000)]
+    assert tasks.refill() == [LoadLive(), Load(-2, 1000)]
 
 
 def test_answers_that_nobody_asked_for_do_not_count() -> None:
