@@ -176,7 +176,7 @@ async def _raw(call: Call, stream: int) -> web.StreamResponse:
         # Bytes from a task are data, never a page of this origin.
         "Content-Disposition": f'attachment; filename="{file}"',
     }
-    if begin.is_final:
+    if begin.is_final and not begin.is_torn:
         headers[TOTAL_HEADER] = str(begin.sizes[stream])
     return await sse.relay(call, send_all, headers=headers)
 

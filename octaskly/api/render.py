@@ -23,6 +23,7 @@ from octaskly.core.model import (
     TaskSpec,
     TaskState,
 )
+from octaskly.core.retry import UNSEEN
 from octaskly.core.timeline import TaskNews
 from octaskly.core.verdicts import Explanation
 from octaskly.ports import TaskPage, TaskQuery
@@ -103,12 +104,13 @@ def task(
     state, attempt, outcome = _visible(record)
     body = _line(record, names, state, attempt, outcome)
     shown = _base64 if is_exact else _text
-    texts = (shown(outcome.stdout), shown(outcome.stderr)) if outcome else (None, None)
+    seen = outcome if outcome and outcome.reason not in UNSEEN else None
+    texts = (shown(seen.stdout), shown(seen.stderr)) if seen else (None, None)
     body["stdout"], body["stderr"] = texts
     if is_exact:
         body["encoding"] = "base64"
-    elif outcome and not (
-        _is_text(outcome.stdout, texts[0]) and _is_text(outcome.stderr, texts[1])
+    elif seen and not (
+        _is_text(seen.stdout, texts[0]) and _is_text(seen.stderr, texts[1])
     ):
         body["encoding"] = "utf-8-replaced"
     body |= _sizes(outcome)
@@ -137,7 +139,7 @@ def ended(
 
 
 def _sizes(outcome: Outcome | None) -> Json:
-    if outcome is None:
+    if outcome is None or outcome.reason in UNSEEN:
         return _NO_SIZES
     return {
         "stdout_bytes": outcome.stdout_bytes,

@@ -87,3 +87,24 @@ def test_a_task_that_kills_its_agent_is_stopped_as_poison(tmp_path: Path) -> Non
 
     assert (end["status"], end["reason"]) == ("failed", "poison")
     assert other["status"] == "completed"
+
+
+@pytest.mark.parametrize("retry_on", [["failure"], None])
+def test_nothing_is_made_up_of_what_a_lost_task_wrote(
+    agent: Agent, retry_on: list[str] | None
+) -> None:
+    """Nobody saw its end; its node has kept what came before, also of poison."""
+    command = "head -c 3000000 /dev/zero; kill -9 $PPID; sleep 60"
+    task = submit(agent, command, retry_on=retry_on)
+
+    end = finished(agent, task)
+    with closing(agent.connection()) as connection:
+        connection.request("GET", f"{TASKS}/{task}/stdout")
+        reply = connection.getresponse()
+        kept = reply.read()
+
+    assert end["reason"] == ("lost" if retry_on else "poison")
+    names = ("stdout", "stdout_bytes", "stdout_truncated", "stderr", "stderr_bytes")
+    assert [end[name] for name in names] == [None] * len(names)
+    assert len(kept) > 1 << 20
+    assert reply.headers["Octaskly-Output-Bytes"] is None
