@@ -168,7 +168,7 @@ async def exchange(
     data: bytes,
     *,
     tls: ssl.SSLContext | None = None,
-    timeout_s: float = 20.0,
+    timeout_s: float = WAIT_S_MAX,
 ) -> bytes:
     """Send bytes and return all that comes until the other side closes."""
     async with asyncio.timeout(timeout_s):

@@ -19,6 +19,7 @@ from octaskly.api import Deadlines, server
 from octaskly.config.bounds import LimitOptions
 from octaskly.core.model import Epoch, Failover, NodeId, StandbyView
 from octaskly.ports import MeshState
+from tests.agents import WAIT_S_MAX
 from tests.integration.api_node import (
     ADMIN,
     CLIENT,
@@ -403,7 +404,7 @@ async def test_unpaired_node_says_how_to_join(method: str, path: str) -> None:
 
 class _Local(http.client.HTTPConnection):
     def __init__(self, path: Path) -> None:
-        super().__init__("whatever.example", timeout=10)
+        super().__init__("whatever.example", timeout=WAIT_S_MAX)
         self._path = str(path)
 
     def connect(self) -> None:
@@ -577,10 +578,12 @@ async def test_connection_is_kept_for_many_requests(node: ApiNode) -> None:
 
 async def test_close_lets_requests_in_flight_finish() -> None:
     """Accepted work is answered; a long poll ends at once with the state as it is."""
-    async with api_node(deadlines=Deadlines(shutdown_s=5)) as node:
+    # The poll ends long before requests in flight would be cut.
+    deadlines = Deadlines(shutdown_s=2 * WAIT_S_MAX)
+    async with api_node(deadlines=deadlines) as node:
         task = await node.submit()
         node.gateway.held.clear()
-        async with asyncio.timeout(4), asyncio.TaskGroup() as group:
+        async with asyncio.timeout(WAIT_S_MAX), asyncio.TaskGroup() as group:
             posted = group.create_task(
                 node.ask("POST", "/api/v1/tasks", headers=ADMIN, body={"command": "a"})
             )

@@ -22,6 +22,7 @@ from octaskly.ports import Principal
 from octaskly.trust import secret as secrets_of
 from octaskly.trust.authority import MeshTrust
 from octaskly.trust.identity import NodeKey
+from tests.agents import WAIT_S_MAX
 from tests.integration.api_node import (
     ADMIN,
     CLIENT,
@@ -42,7 +43,9 @@ from tests.integration.fake_gateway import FakeGateway
 from tests.integration.test_api_streams import Open, connect, serve_stream
 
 TASKS = "/api/v1/tasks"
-FAST = Deadlines(hold_s=1.0, connect_s=0.3, shutdown_s=1.0)
+#: A machine that stalls must not make a node seem to be gone, or a hold seem over.
+PATIENT = Deadlines(hold_s=30.0, connect_s=30.0, shutdown_s=1.0)
+BRIEF = replace(PATIENT, hold_s=1.0)  #: where nobody comes to be dispatcher
 SECRET = secrets_of.generate()
 
 
@@ -83,7 +86,7 @@ class Mesh(AsyncExitStack):
         self.tuned: list[socket.socket] = []  #: connections to other members
 
     async def member(
-        self, name: str, deadlines: Deadlines = FAST, **options: Any
+        self, name: str, deadlines: Deadlines = PATIENT, **options: Any
     ) -> Member:
         trust = MeshTrust(SECRET, NodeKey.generate())
         api = await self.enter_async_context(
@@ -129,7 +132,7 @@ async def test_handshakes_of_one_address_are_bounded_by_the_setting(mesh: Mesh) 
     ]
 
     with contextlib.suppress(ConnectionError):
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(WAIT_S_MAX):
             assert await third.read() == b""
 
     assert not first.at_eof()
@@ -147,14 +150,14 @@ def _stranger() -> ssl.SSLContext:
     return context
 
 
-async def test_strangers_that_never_say_hello_are_bounded(front: Member) -> None:
+async def test_strangers_that_never_say_hello_are_bounded(mesh: Mesh) -> None:
     """Each would cost memory before it says who it is; others get in all the same."""
+    bounds = LimitOptions(handshake_s=4 * WAIT_S_MAX)  # None is given up meanwhile.
+    front = await mesh.member("front", bounds=bounds)
     address = ("127.0.0.1", front.lan_port)
     silent = [await asyncio.open_connection(*address) for _ in range(70)]
 
-    async with asyncio.timeout(3):  # Long before the handshakes are given up.
-        while sum(reader.at_eof() for reader, _ in silent) < 6:  # noqa: ASYNC110
-            await asyncio.sleep(0.01)
+    await until(lambda: sum(reader.at_eof() for reader, _ in silent) >= 6)
     reader, writer = await asyncio.open_connection(
         *address, ssl=_stranger(), local_addr=("127.0.0.2", 0)
     )
@@ -397,7 +400,7 @@ async def test_a_node_keeps_no_connection_from_before_a_new_secret(
     mesh: Mesh, front: Member
 ) -> None:
     """Whoever made it may not have a certificate of the secret that is left."""
-    back = await mesh.member("back", replace(FAST, grace_s=0.01))
+    back = await mesh.member("back", replace(PATIENT, grace_s=0.01))
     tls = front.trust.lan_client_context()
     reader, writer = await asyncio.open_connection("127.0.0.1", back.lan_port, ssl=tls)
     request = (
@@ -408,7 +411,7 @@ async def test_a_node_keeps_no_connection_from_before_a_new_secret(
 
     back.api.server.expel((), is_settled=True)
 
-    async with asyncio.timeout(2.0):
+    async with asyncio.timeout(WAIT_S_MAX):
         await reader.read()
     writer.close()
 
@@ -460,8 +463,10 @@ async def test_certificate_of_another_mesh_is_refused(back: Member) -> None:
     assert back.api.served == []
 
 
-async def test_second_hop_is_refused(front: Member, back: Member) -> None:
+async def test_second_hop_is_refused(mesh: Mesh) -> None:
     """Two nodes that take each other for dispatcher do not play ping-pong."""
+    front, back = [await mesh.member(name, BRIEF) for name in ("front", "back")]
+    front.follow(back)
     back.follow(front)
 
     answer = await front.api.ask("POST", TASKS, headers=ADMIN, body={"command": "a"})
@@ -487,8 +492,9 @@ async def test_request_is_held_until_a_dispatcher_is_elected(
     assert len(back.gateway.records) == 1
 
 
-async def test_without_a_dispatcher_the_answer_is_503(front: Member) -> None:
+async def test_without_a_dispatcher_the_answer_is_503(mesh: Mesh) -> None:
     """After the hold, with the time to come back."""
+    front = await mesh.member("front", BRIEF)
     front.gateway.elect(None)
     began_s = asyncio.get_running_loop().time()
 
@@ -496,7 +502,7 @@ async def test_without_a_dispatcher_the_answer_is_503(front: Member) -> None:
 
     assert_problem(answer, 503, "No dispatcher is elected")
     assert answer.headers["retry-after"] == "1"
-    assert 0.9 < asyncio.get_running_loop().time() - began_s < 2
+    assert asyncio.get_running_loop().time() - began_s > 0.9
 
 
 async def test_unreachable_dispatcher_was_not_reached(

@@ -35,7 +35,7 @@ from tests.integration.api_node import (
     assert_problem,
 )
 from tests.integration.fake_gateway import STREAM, FakeGateway
-from tests.integration.test_api_forwarding import FAST, Member, Mesh
+from tests.integration.test_api_forwarding import PATIENT, Member, Mesh
 
 FIRST = "1-7-1"
 FEW = 4  #: streams that a node serves, where that is what a test fills
@@ -128,7 +128,7 @@ class Reader:
 
 @pytest.fixture
 async def node() -> AsyncIterator[ApiNode]:
-    async with api_node(deadlines=FAST) as made:
+    async with api_node(deadlines=PATIENT) as made:
         yield made
 
 

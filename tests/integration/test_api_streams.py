@@ -12,6 +12,7 @@ from octaskly.api.routes import ROUTES
 from octaskly.api.routing import Access, Call, Route
 from octaskly.config.defaults import STREAMS_MAX
 from octaskly.errors import NotDispatcher
+from tests.agents import WAIT_S_MAX
 from tests.integration.api_node import (
     VIEWER,
     Answer,
@@ -170,7 +171,7 @@ async def test_a_client_that_does_not_read_is_cut(
         )
         writer.transport.pause_reading()  # type: ignore[attr-defined]
         writer.write(_request(node))
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(WAIT_S_MAX):
             await ended.wait()
         writer.transport.resume_reading()  # type: ignore[attr-defined]
         with pytest.raises((ConnectionError, asyncio.IncompleteReadError)):
