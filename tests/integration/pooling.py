@@ -18,6 +18,7 @@ from octaskly.core.model import (
     AttemptId,
     Moment,
     Outcome,
+    Reason,
     StreamId,
     TaskId,
     TaskSpec,
@@ -168,7 +169,18 @@ class Rig:
         """Run commands to their ends, all handed over at once."""
         items = [self.item(command) for command in commands]
         self.pool.start(items)
-        return [await self.end_of(spec.id) for _, spec in items]
+        return [await self.ended(spec) for _, spec in items]
+
+    async def ended(self, spec: TaskSpec) -> Outcome:
+        """Wait for the end of one of many, which is run again if it is given back.
+
+        So is what waits where nothing has ended for a moment; a dispatcher does as
+        much.
+        """
+        outcome = await self.end_of(spec.id)
+        while outcome.reason is Reason.RETURNED:
+            outcome = await self.run(spec.command, options=spec.options)
+        return outcome
 
 
 @asynccontextmanager

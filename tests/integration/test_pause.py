@@ -93,19 +93,25 @@ async def test_paused_trees_use_no_processor(
 async def test_paused_time_does_not_count(tmp_path: Path, mode: dict[str, Any]) -> None:
     """Neither for who would be late by it, nor does it spare who is late anyway."""
     word = token()
+    limit_s = 4  #: far more than the short one needs, and less than the pause
     async with rig(tmp_path, **mode) as made:
-        short, _ = made.start(f"sleep 0.8; : {word}", timeout_s=1)
-        late, _ = made.start(f"sleep {word}", timeout_s=1)
-        await eventually(lambda: len(processes_with(word)) == 2)
         begin_s = time.monotonic()
+        short, _ = made.start(
+            f"while ! [ -e go ]; do sleep 0.05; done; : {word}", timeout_s=limit_s
+        )
+        late, _ = made.start(f"sleep {word}", timeout_s=limit_s)
+        await eventually(lambda: len(processes_with(word)) == 2)
         made.pool.freeze(is_frozen=True)
-        await asyncio.sleep(1.5)
+        before_s = time.monotonic() - begin_s  # At most: some of it may count.
+        await asyncio.sleep(limit_s + 0.5)
         assert made.reports == []
+        (made.workdir / "go").touch()
+        begin_s = time.monotonic()
         made.pool.freeze(is_frozen=False)
 
         assert (await made.end_of(short)).state == AttemptState.OK
         assert (await made.end_of(late)).reason is Reason.TIMEOUT
-        assert time.monotonic() - begin_s > 2.0
+        assert before_s + time.monotonic() - begin_s > limit_s - 0.1
 
 
 @MODES

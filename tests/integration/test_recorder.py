@@ -16,6 +16,7 @@ from octaskly.ports.output import Piece
 from octaskly.runner.archive import Archive, name_of_file
 from octaskly.runner.pool import Pool
 from octaskly.runner.transcript import BLOCK_BYTES, HEAD_BYTES, Reader, Writer
+from tests.agents import WAIT_S_MAX
 from tests.integration.pooling import STREAM, archive_in, eventually, rig, stranger
 
 MIB = 1 << 20
@@ -76,7 +77,7 @@ async def test_who_follows_sees_lines_while_the_attempt_runs(tmp_path: Path) -> 
             "echo one; while ! [ -e go ]; do sleep 0.01; done; echo two; echo three >&2"
         )
         seen: list[Piece] = []
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(WAIT_S_MAX):
             pieces = made.pool.recorder.pieces(task, ATTEMPT, (0, 0), follow=True)
             async for piece in pieces:
                 seen.append(piece)
@@ -160,9 +161,9 @@ async def test_links_lead_nobody_astray(tmp_path: Path) -> None:
             f' for f in $d/* "$d/{other_file}"; do'
             f" rm -f $f; ln -s {victim} $f; done; head -c 100000 /dev/zero; done"
         )
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(2 * WAIT_S_MAX):  # A thousand programs are run.
             other = await made.run("sleep 0.02; head -c 3000000 /dev/zero")
-            await made.end_of(task)
+            await made.end_of(task, within_s=2 * WAIT_S_MAX)
             for each in (task, TaskId("task-002-rig")):
                 with pytest.raises(OutputNotFound):
                     await read(made.pool, each, follow=True)

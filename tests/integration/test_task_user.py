@@ -23,7 +23,7 @@ from typing import Any
 import pytest
 
 from octaskly.trust import make
-from tests.agents import Agent, ending, finished, submit, until
+from tests.agents import Agent, ending, finished, soon_s, submit, until
 from tests.integration import as_unit
 from tests.integration.pooling import launchers_of, processes_with, token
 
@@ -503,4 +503,4 @@ def test_trees_end_with_their_agent() -> None:
         until(lambda: len(processes_with(word)) >= 2, "it runs")
         agent.process.kill()
         agent.process.wait()
-        until(lambda: not processes_with(word), "all are gone", deadline_s=1.5)
+        until(lambda: not processes_with(word), "all are gone", deadline_s=soon_s(1.5))

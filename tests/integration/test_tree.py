@@ -16,6 +16,7 @@ import pytest
 from octaskly.core.model import AttemptState, Reason
 from octaskly.core.options import TaskOptions
 from octaskly.runner import cgroup, tree
+from tests.agents import soon_s
 from tests.integration.pooling import eventually, processes_with, rig, token
 
 DAEMON = """
@@ -30,7 +31,7 @@ os.execvpe("env", ["env", "-i", "sleep", sys.argv[1]], os.environ)
 
 STORM = """
 import os, sys, time
-end = time.monotonic() + 30
+end = time.monotonic() + 120
 while time.monotonic() < end:
     if len(os.listdir("/proc")) < int(sys.argv[2]) and os.fork() == 0:
         os.setsid()
@@ -140,12 +141,13 @@ async def test_a_storm_of_forks_ends(tmp_path: Path, *, with_cgroups: bool) -> N
     word = token()
     (tmp_path / "storm.py").write_text(STORM)
     async with rig(tmp_path, slots=2, with_cgroups=with_cgroups) as made:
-        most = len(list(Path("/proc").iterdir())) + 80
+        # Of those that others start or end meanwhile, too.
+        most = len(list(Path("/proc").iterdir())) + 120
         storm = f"{sys.executable} {tmp_path}/storm.py {word} {most}"
         task, attempt = made.start(storm)
         await eventually(lambda: len(processes_with(word)) > 20)
         made.pool.stop([(task, attempt)])
-        await made.end_of(task, within_s=5)
+        await made.end_of(task)
 
         assert processes_with(word) == {}
 
@@ -222,11 +224,10 @@ async def test_a_killed_agent_takes_its_trees_along(
     with agent(tmp_path, slots, with_cgroups, *chosen) as (pid, launchers):
         await eventually(lambda: _sleepers(word) == 2 * int(slots))
         os.kill(pid, signal.SIGKILL)
-        begin_s = time.monotonic()
-        await eventually(lambda: not processes_with(word), within_s=1)
-        await eventually(lambda: not _living(launchers), within_s=1)
-
-        assert time.monotonic() - begin_s < 1.0
+        await eventually(
+            lambda: not processes_with(word) and not _living(launchers),
+            within_s=soon_s(1.0),
+        )
 
 
 def _living(pids: list[int]) -> list[int]:
@@ -247,10 +248,10 @@ async def test_a_killed_launcher_leaves_nothing(
         await eventually(lambda: _age_s(word) > 0.2)
         for launcher in launchers:
             os.kill(launcher, signal.SIGKILL)
-        await eventually(lambda: not _sleepers(word), within_s=2)
+        await eventually(lambda: not _sleepers(word), within_s=soon_s(2.0))
 
         assert _living([pid]) == [pid]
-        await eventually(lambda: not tree.children_of(pid), within_s=2)
+        await eventually(lambda: not tree.children_of(pid), within_s=soon_s(2.0))
 
 
 def _age_s(word: str) -> float:
@@ -275,7 +276,8 @@ async def test_groups_are_removed_with_the_pool(tmp_path: Path) -> None:
             os.kill(victim, signal.SIGSTOP)
         for victim in (pid, *launchers):
             os.kill(victim, signal.SIGKILL)
-    assert _sleepers(word) == 1
+    # None is left where an agent of another test has swept them already.
+    assert _sleepers(word) <= 1
     async with rig(tmp_path) as made:
         await made.run("true")
         await eventually(lambda: not _sleepers(word))
