@@ -7,6 +7,7 @@ import base64
 import hashlib
 import hmac
 import json
+import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -58,10 +59,15 @@ class Receiver:
 
 
 @asynccontextmanager
-async def receiver(port: int = 0, **options: Any) -> AsyncIterator[Receiver]:
-    """Listen until the block ends."""
+async def receiver(
+    listener: socket.socket | None = None, **options: Any
+) -> AsyncIterator[Receiver]:
+    """Listen until the block ends, at a socket that has a port if there is one."""
     made = Receiver(**options)
-    server = await asyncio.start_server(made.handle, "127.0.0.1", port)
+    if listener is None:
+        server = await asyncio.start_server(made.handle, "127.0.0.1", 0)
+    else:
+        server = await asyncio.start_server(made.handle, sock=listener)
     made.port = server.sockets[0].getsockname()[1]
     try:
         yield made

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from tests.agents import (
+    END_S_MAX,
     ENDS,
     TASKS,
     WAIT_S_MAX,
@@ -37,10 +38,15 @@ def agent(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Agent]:
 
 
 def ended(agent: Agent, array: str) -> dict[str, Any]:
-    status, body = agent.call("GET", f"{ARRAYS}/{array}?wait=60")
-    assert status == 200, body
-    assert body["status"] in ENDS, body
-    return dict(body)
+    """Wait for the end of an array and return it, whoever reigns meanwhile."""
+
+    def look() -> dict[str, Any] | None:
+        status, body = agent.call("GET", f"{ARRAYS}/{array}?wait=30")
+        assert status in (200, 503), body
+        return dict(body) if body["status"] in ENDS else None
+
+    found: dict[str, Any] = until(look, f"{array} ends", deadline_s=END_S_MAX)
+    return found
 
 
 def counts(body: dict[str, Any]) -> dict[str, int]:
@@ -336,9 +342,11 @@ def test_a_member_may_not_have_a_command_that_no_task_may_have(agent: Agent) -> 
     assert "with its longest member the command has 90002 bytes" in body["hint"]
 
 
-def test_tasks_come_after_arrays_and_arrays_after_tasks(agent: Agent) -> None:
+def test_tasks_come_after_arrays_and_arrays_after_tasks(
+    agent: Agent, tmp_path: Path
+) -> None:
     """A whole array is waited for; a member is refused, since it may never begin."""
-    first = submit(agent, "sleep 0.5")
+    first = submit(agent, f"while ! [ -e {tmp_path}/go ]; do sleep 0.05; done")
     array = submit(agent, "echo {}", array={"range": "0-3"}, after=[first])
     last = submit(agent, "echo done", after=[array])
 
@@ -350,6 +358,7 @@ def test_tasks_come_after_arrays_and_arrays_after_tasks(agent: Agent) -> None:
     assert (why["status"], why["summary"]) == ("queued", f"it waits for {first}")
     assert (status, body["field"]) == (400, "$.after[0]")
     assert "is a member of an array" in body["hint"]
+    (tmp_path / "go").touch()
     assert counts(ended(agent, array)) == {"completed": 4}
     assert agent.call("GET", f"{TASKS}/{last}?wait=30")[1]["status"] == "completed"
     failed = submit(agent, "false")

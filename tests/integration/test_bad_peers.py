@@ -6,6 +6,7 @@ import contextlib
 import re
 import socket
 import ssl
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -29,7 +30,7 @@ from octaskly.core.model import (
     TaskId,
 )
 from octaskly.mesh import wire
-from octaskly.mesh.grudges import GRUDGE
+from octaskly.mesh.grudges import FIRST_S, GRUDGE
 from octaskly.trust import MeshTrust, NodeKey, load
 from tests.agents import Agent, finished, running, submit, until_nodes
 from tests.integration.test_identity import in_order
@@ -84,7 +85,9 @@ class Member:
                 if not data:
                     break
                 heard += decoder.receive_data(data)
-        return next(m.reason for m in heard if isinstance(m, Leave))
+                if not frames and any(isinstance(m, Hello) for m in heard):
+                    break  # It was let in, and nothing more will come.
+        return next((m.reason for m in heard if isinstance(m, Leave)), "")
 
     def _hello(self) -> Hello:
         info = NodeInfo(
@@ -151,9 +154,12 @@ def test_nonsense_costs_the_agent_little_and_the_others_nothing(tmp_path: Path) 
         with strangers(port):
             for word, lie in lies.items():
                 liar = Member(tmp_path, port)
+                began_s = time.perf_counter()
                 assert word in liar.say(lie(liar)), word
                 for _ in range(3):
-                    assert liar.say(is_greeting=False) == GRUDGE
+                    is_kept_out = liar.say(is_greeting=False) == GRUDGE
+                    # A machine that stalls for as long as that lasts shows nothing.
+                    assert is_kept_out or time.perf_counter() - began_s > FIRST_S
             assert "before HELLO_OK" in Member(tmp_path, port).say(
                 wire.encode([Pull(())]), is_greeting=False
             )

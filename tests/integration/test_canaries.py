@@ -16,9 +16,17 @@ from tests.agents import Agent, finished, request, running, submit, until_nodes
 def _shown(agent: Agent, folder: Path) -> dict[str, bytes]:
     """Return all that other users, backups and readers of a log may come to see."""
     process = psutil.Process(agent.process.pid)
-    lines = [p.cmdline() for p in (process, *process.children(recursive=True))]
-    files = [path for path in folder.rglob("*") if path.is_file()]
-    return {str(path): path.read_bytes() for path in files} | {
+    lines = []
+    for each in (process, *process.children(recursive=True)):
+        with contextlib.suppress(psutil.NoSuchProcess):  # It has ended meanwhile.
+            lines.append(each.cmdline())
+    assert lines
+    files = {}
+    for path in folder.rglob("*"):
+        with contextlib.suppress(FileNotFoundError):  # It has gone meanwhile.
+            if path.is_file():
+                files[str(path)] = path.read_bytes()
+    return files | {
         "process list": repr(lines).encode(),
         "answers": repr(
             [

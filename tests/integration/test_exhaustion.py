@@ -123,7 +123,7 @@ def _used_s(pid: int) -> float:
 
 
 def _asked(port: int) -> socket.socket:
-    connection = socket.create_connection(("127.0.0.1", port), timeout=5.0)
+    connection = socket.create_connection(("127.0.0.1", port), timeout=20.0)
     connection.sendall(b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n")
     return connection
 
@@ -157,6 +157,6 @@ def test_an_agent_with_few_descriptors_says_so_and_recovers(tmp_path: Path) -> N
 
 
 def _is_well(port: int) -> bool:
-    with _asked(port) as connection, contextlib.suppress(OSError):
+    with contextlib.suppress(OSError), _asked(port) as connection:
         return connection.recv(4096).startswith(b"HTTP/1.1 200")
     return False

@@ -35,6 +35,10 @@ def explained(agent: Agent, task: str) -> Any:
     return told
 
 
+def state_of(agent: Agent, name: str) -> str:
+    return str(agent.call("GET", f"/api/v1/nodes/{name}")[1]["state"])
+
+
 def codes(told: Any) -> dict[str, list[str]]:
     """Return the codes of the reasons, by node."""
     return {
@@ -102,6 +106,7 @@ def test_every_node_has_its_own_reason(tmp_path: Path) -> None:
         until_nodes(ana, 2)
         steer(ana, "ana", "pause")
         steer(ana, "ben", "drain")
+        until(lambda: state_of(ana, "ben") == "draining", "the dispatcher knows")
         task = submit(ana, "true")
         only = hand_in(ana, requires={"node": "ben"})[1]["id"]
 

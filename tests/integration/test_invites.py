@@ -25,6 +25,7 @@ from octaskly.trust.code import Code
 from octaskly.trust.greeting import CLOCK_MS_MAX, GREETING_BYTES, Greeting, Refusal
 from octaskly.trust.pairing import SHARE_BYTES, Exchange
 from octaskly.trust.secret import ENDED_MAX, GENERATIONS_MAX, MeshSecret
+from tests.agents import WAIT_S_MAX
 
 KEYRING = MeshSecret((bytes(20),)).lines()
 
@@ -309,7 +310,7 @@ async def test_no_address_holds_all_places() -> None:
     async def welcome(conversation: Conversation) -> None:
         await heard.put(await conversation.hear(1))
 
-    async with asyncio.TaskGroup() as tasks, asyncio.timeout(5):
+    async with asyncio.TaskGroup() as tasks, asyncio.timeout(WAIT_S_MAX):
         listening = tasks.create_task(listen([listener], welcome))
         place = (Address("127.0.0.1", port),)
         silent = [await call(place) for _ in range(HANDSHAKES_HERE_MAX)]

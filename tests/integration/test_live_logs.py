@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from octaskly import Client, Log
-from tests.agents import WAIT_S_MAX, Agent, running, until_nodes
+from tests.agents import WAIT_S_MAX, Agent, running, until, until_nodes
 
 TEXT = """\
 echo begin $OCTASKLY_ATTEMPT
@@ -164,7 +164,14 @@ def test_run_shows_lines_as_they_come(agent: Agent, tmp_path: Path) -> None:
     )
     assert process.stdout is not None
     assert process.stdout.readline() == "begin 1\n"
-    task = agent.call("GET", "/api/v1/tasks?status=running")[1]["tasks"][0]["id"]
+    # Lists show what is on disk, which may be behind what is seen of a task.
+    [task] = until(
+        lambda: [
+            task["id"]
+            for task in agent.call("GET", "/api/v1/tasks?status=running")[1]["tasks"]
+        ],
+        "it is listed",
+    )
     go_on(tmp_path, task, 1, "middle")
     assert process.stdout.readline() == "middle 1\n"
     go_on(tmp_path, task, 1, "end")

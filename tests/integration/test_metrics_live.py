@@ -62,8 +62,14 @@ class Mesh:
 def mesh(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mesh]:
     folder = tmp_path_factory.mktemp("mesh")
     with meshed(folder, *NAMES) as agents:
+        until(lambda: replicas(agents[0]) == len(NAMES), "both standbys are level")
         _work(agents[0])
         yield Mesh(agents, folder)
+
+
+def replicas(agent: Agent) -> int:
+    status, body = agent.call("GET", "/api/v1/nodes")
+    return int(body["replicas"]) if status == 200 else 0
 
 
 def _work(agent: Agent) -> None:
@@ -112,7 +118,8 @@ def test_every_metric_of_the_table_is_reported_by_who_knows_it(mesh: Mesh) -> No
     rare = {"octaskly_mesh_failover_seconds"}  # Nothing has failed here.
     for who, names in reported.items():
         own = {m.name for m in METRICS if m.by in ("every node", who)}
-        assert {n for n in names if n.startswith("octaskly_")} == own - rare
+        # Unless a machine that stalled was taken for dead.
+        assert {n for n in names if n.startswith("octaskly_")} - rare == own - rare
 
 
 def test_promtool_finds_nothing_wrong_with_the_metrics(mesh: Mesh) -> None:
@@ -155,7 +162,8 @@ def test_numbers_are_those_of_what_happened(mesh: Mesh) -> None:
     assert everywhere("octaskly_mesh_role", role="dispatcher") == 1
     assert everywhere("octaskly_mesh_dispatcher_known") == 3
     assert value(dispatcher["octaskly_store_replicas"]) == 3
-    assert 0 <= value(nodes[1]["octaskly_mesh_heartbeat_age_seconds"]) < 3
+    age = "octaskly_mesh_heartbeat_age_seconds"
+    until(lambda: 0 <= value(scraped(mesh.follower)[age]) < 3, "heartbeats come")
 
 
 def test_no_label_has_what_users_or_strangers_choose(mesh: Mesh) -> None:

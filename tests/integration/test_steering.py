@@ -71,7 +71,7 @@ def test_a_drained_node_ends_what_runs_and_takes_nothing_until_it_is_resumed(
 @pytest.fixture(scope="module")
 def pair(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[Agent]]:
     """Two nodes with a slot each, which are idle and take work between tests."""
-    flags = ("--slots", "1", "--kill-grace", "1")
+    flags = ("--slots", "1", "--kill-grace", "30")
     folder = tmp_path_factory.mktemp("pair")
     with running(folder, "ana", "ben", extra=flags) as agents:
         until_nodes(agents[0], 2)
@@ -81,18 +81,22 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[Agent]]:
 def test_a_paused_node_goes_on_where_it_was(pair: list[Agent], tmp_path: Path) -> None:
     """Its task loses no time of its limit, and other nodes get the work meanwhile."""
     ana, ben = pair
-    command = f"touch {tmp_path}/$OCTASKLY_NODE.on; sleep 2; echo $OCTASKLY_NODE"
-    tasks = [submit(ana, command, timeout=5) for _ in "ab"]
+    mine = f"{tmp_path}/$OCTASKLY_NODE"
+    wait = f"while ! [ -e {mine}.go ]; do sleep 0.05; done"
+    command = f"touch {mine}.on; {wait}; echo $OCTASKLY_NODE"
+    tasks = [submit(ana, command, timeout=6) for _ in "ab"]
     until(lambda: len(list(tmp_path.glob("*.on"))) == 2, "both run")
     paused = steer(ana, "ben", "pause")
     assert (paused["state"], paused["running"]) == ("paused", 1)
-    assert ben.call("GET", f"{NODES}/ben")[1]["state"] == "paused"
-    # Two more rounds of the same time pass on the other node.
-    others = [submit(ana, "sleep 2; echo $OCTASKLY_NODE") for _ in "cd"]
+    shown = f"{NODES}/ben"
+    until(lambda: ben.call("GET", shown)[1]["state"] == "paused", "all know")
+    # More than that limit passes on the other node.
+    (tmp_path / "ana.go").touch()
+    others = [submit(ana, "sleep 3.5; echo $OCTASKLY_NODE") for _ in "cd"]
     assert [finished(ana, task)["stdout"] for task in others] == ["ana\n"] * 2
     frozen = [task for task in tasks if status_of(ana, task) == "running"]
     assert len(frozen) == 1
-
+    (tmp_path / "ben.go").touch()
     assert steer(ben, "ben", "unpause")["state"] == "ready"
     end = finished(ana, frozen[0])
     assert (end["status"], end["stdout"]) == ("completed", "ben\n")

@@ -25,10 +25,11 @@ from octaskly.store import Store, move_aside, writer
 from octaskly.store.database import open_writer
 from octaskly.store.schema import VERSION
 from octaskly.store.state import read_hlc
+from tests.agents import WAIT_S_MAX
 from tests.contract import log_kit as kit
 
 ROOT = Path(__file__).parents[2]
-DEADLINE_S = 10
+DEADLINE_S = WAIT_S_MAX
 
 CRASHING = """
 import asyncio, os, random, signal, sys

@@ -22,7 +22,7 @@ from octaskly.core.effects import Note
 from octaskly.core.events import DialFailed, Event, PeerDown, PeerUp, Received
 from octaskly.core.messages import Hello, HelloOk, Leave, Message, Probe, Pull
 from octaskly.core.model import NO_EPOCH, Address, Limits, NodeId, NodeInfo
-from octaskly.mesh import wire
+from octaskly.mesh import grudges, wire
 from octaskly.mesh.grudges import GRUDGE
 from octaskly.mesh.link import NOT_ACCEPTED, OVERFLOW
 from octaskly.mesh.rivals import DUPLICATE, DUPLICATE_ID
@@ -33,10 +33,11 @@ from octaskly.mesh.transport import (
 )
 from octaskly.trust import MeshSecret, MeshTrust, NodeKey, generate
 from octaskly.trust.secret import fresh
+from tests.agents import WAIT_S_MAX
 
 T = TypeVar("T")
 SECRET = generate()
-WAIT_S = 10
+WAIT_S = WAIT_S_MAX
 LIMITS = Limits(hello_bytes=1 << 16, frame_bytes=1 << 20)
 
 
@@ -48,7 +49,7 @@ class Party:
         default_factory=lambda: MeshTrust(SECRET, NodeKey.generate())
     )
     hosts: tuple[str, ...] = ("127.0.0.1",)
-    handshake_s: float = 5.0
+    handshake_s: float = 2 * WAIT_S  #: a stall is no silence
     limits: Limits = LIMITS
     outbox_bytes: int | None = None
     boot: str = "boot"
@@ -827,8 +828,12 @@ async def test_a_connected_member_that_turns_bad_goes_down_with_the_reason() -> 
     assert a.of(PeerDown)[0].reason.startswith("protocol: ")
 
 
-async def test_a_member_that_broke_the_protocol_is_kept_out_for_a_while() -> None:
+async def test_a_member_that_broke_the_protocol_is_kept_out_for_a_while(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """B39: the next time it is told so and not read, and others are met as ever."""
+    monkeypatch.setattr(grudges, "FIRST_S", 2 * WAIT_S)
+    monkeypatch.setattr(grudges, "LONGEST_S", 2 * WAIT_S)
     a, raw, other = Party(), Raw(), Raw()
     good = wire.encode([raw.hello(a.hello()), HelloOk()])
     async with running(a):

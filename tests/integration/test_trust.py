@@ -20,6 +20,7 @@ from octaskly.trust import MeshTrust, NodeKey, generate
 from octaskly.trust.authority import ALPN
 from octaskly.trust.certificates import Authority, node_id_in
 from octaskly.trust.secret import MeshSecret
+from tests.agents import WAIT_S_MAX
 
 SECRET = generate()
 
@@ -45,7 +46,7 @@ def shake(
     ends: dict[str, ssl.SSLSocket] = {}
 
     def serve() -> None:
-        left.settimeout(5)
+        left.settimeout(WAIT_S_MAX)
         with suppress(OSError):
             ends["served"] = server.wrap_socket(left, server_side=True)
             ends["served"].send(b"!")
@@ -54,7 +55,7 @@ def shake(
     thread = threading.Thread(target=serve)
     thread.start()
     try:
-        right.settimeout(5)
+        right.settimeout(WAIT_S_MAX)
         ends["dialled"] = client.wrap_socket(right, server_hostname=name)
         if ends["dialled"].recv(1) != b"!":
             raise ConnectionResetError

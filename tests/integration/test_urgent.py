@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import http.client
-from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -25,11 +24,7 @@ ROTATION = "/api/v1/rotation"
 TASKS = "/api/v1/tasks"
 
 
-@pytest.fixture
-def solo(tmp_path: Path) -> Iterator[Agent]:
-    with running(tmp_path, "solo") as (agent,):
-        until_nodes(agent, 1)
-        yield agent
+LOOKS_MAX = 5  #: at that moment, which is over before a machine that stalls has looked
 
 
 class Caller:
@@ -73,11 +68,34 @@ def with_token(agent: Agent, token: str) -> int:
 
 
 def test_an_old_secret_makes_no_new_member_and_no_token_once_it_has_to_go(
-    solo: Agent, tmp_path: Path
+    tmp_path: Path,
 ) -> None:
-    """At once, while members that have not confirmed yet still come in with it."""
-    secret, old_token = load(tmp_path / "mesh.key"), token_of(solo)
-    member = Member(tmp_path, int(solo.ready()["peer_port"]))
+    """At once, while members that have not confirmed yet still come in with it.
+
+    A look that was too late shows nothing, and another one is taken at another mesh.
+    """
+    for number in range(LOOKS_MAX):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        with running(folder, "solo") as (solo,):
+            until_nodes(solo, 1)
+            statuses, new_token = looked(solo, folder)
+            if statuses is None:
+                continue
+            assert statuses == [401, 401, 200, 401, 200]
+            until(lambda solo=solo: phase(solo) == "settled", "the old secret is over")  # type: ignore[misc]
+            assert with_token(solo, new_token) == 200
+            return
+    pytest.fail("no look was in time")
+
+
+def looked(solo: Agent, folder: Path) -> tuple[list[int] | None, str]:
+    """Return what an old secret opens that has to go, and a new token.
+
+    Nothing is known where the secret was gone before all was tried.
+    """
+    secret, old_token = load(folder / "mesh.key"), token_of(solo)
+    member = Member(folder, int(solo.ready()["peer_port"]))
     with contextlib.ExitStack() as stack:
         link = stack.enter_context(member.linked())
         follows = ClaimOk(epoch(solo), ())
@@ -89,19 +107,20 @@ def test_an_old_secret_makes_no_new_member_and_no_token_once_it_has_to_go(
 
         assert solo.call("POST", f"{ROTATION}?now=true")[0] == 202
 
-        statuses = [before.status()]
-        for trust in (fresh(secret), member.trust):
-            caller = Caller(solo, trust)
-            stack.callback(caller.close)
-            statuses.append(caller.status())
+        try:
+            statuses = [before.status()]
+            for trust in (fresh(secret), member.trust):
+                caller = Caller(solo, trust)
+                stack.callback(caller.close)
+                statuses.append(caller.status())
+        except (OSError, http.client.HTTPException):
+            if phase(solo) == "spreading":
+                raise
+            return None, ""
         statuses.append(with_token(solo, old_token))
         new_token = token_of(solo)
         statuses.append(with_token(solo, new_token))
-        _, seen = solo.call("GET", ROTATION)
-        assert seen["phase"] == "spreading", "all of that was while it is accepted"
-        assert statuses == [401, 401, 200, 401, 200]
-        until(lambda: phase(solo) == "settled", "the old secret is over")
-        assert with_token(solo, new_token) == 200
+        return (statuses if phase(solo) == "spreading" else None), new_token
 
 
 def epoch(agent: Agent) -> Epoch:
