@@ -180,7 +180,8 @@ def meshed(
 ) -> Iterator[list[Agent]]:
     """Run agents that know each other for the length of a block, dispatcher first."""
     with running(folder, *names, extra=extra) as agents:
-        until_nodes(agents[0], len(agents))
+        for agent in agents:
+            until_nodes(agent, len(agents))
         _, body = agents[0].call("GET", "/api/v1/nodes")
         roles = {node["name"]: node["role"] for node in body["nodes"]}
         yield sorted(agents, key=lambda agent: roles[agent.state.name] != "dispatcher")

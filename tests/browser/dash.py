@@ -12,7 +12,7 @@ from tests.agents import Agent
 
 VIEWS: Final = ("overview", "tasks", "stream", "arrays", "nodes", "submit")
 SERIOUS: Final = ("serious", "critical")
-SETTLE_MS: Final = 5000
+SETTLE_MS: Final = 20_000
 FITS: Final = """(settle_ms) => new Promise((tell) => {
     const { scrollingElement: all } = document;
     const give_up = performance.now() + settle_ms;

@@ -12,14 +12,14 @@ import pytest
 import pytest_asyncio
 from playwright.async_api import Browser, Page, expect
 
-from tests.agents import TASKS, Agent, finished, meshed, submit
+from tests.agents import TASKS, Agent, finished, meshed, soon_s, submit
 from tests.browser.cable import cable
 from tests.browser.chromium import Visitor, visitor
 from tests.browser.dash import code_of, enter, show
 
-BANNER_MS = 15_000
-SILENCE_MS = 11_000
-AT_ONCE_MS = 3000
+BANNER_MS = 1000 * soon_s(15)
+SILENCE_MS = 1000 * soon_s(11)
+AT_ONCE_MS = 1000 * soon_s(3)
 HOUR_MS = 3_600_000
 #: What a browser writes where nobody answers.
 UNANSWERED = re.compile(r"Failed to load resource: .*|.*net::ERR_.*")

@@ -44,7 +44,7 @@ class Api:
     told: dict[str, Any] = field(default_factory=dict)  #: by path
     tasks: dict[str, dict[str, Any]] = field(default_factory=dict)
     requests: list[str] = field(default_factory=list)
-    stall: str = "it waits"  #: why, of every task that somebody asks about
+    stall: str = ""  #: why it waits, of every task that somebody asks about
     left: int = 0  #: times that a drained node still shows tasks
     steered: str = "draining"
     logs: bytes = b""  #: of every task, instead of what it wrote
@@ -213,7 +213,9 @@ class Handler(BaseHTTPRequestHandler):
             case ["api", "v1", "tasks", ref, "logs"]:
                 return self.logs(unquote(ref), query)
             case ["api", "v1", "tasks", ref, "explain"]:
-                told = {"status": "queued", "summary": self.api.stall, "nodes": []}
+                # Who has waited for long asks, as on a machine that stalls.
+                state = "queued" if self.api.stall else "running"
+                told = {"status": state, "summary": self.api.stall, "nodes": []}
                 return 200, {"id": ref} | told
             case ["api", "v1", "tokens"]:
                 return 200, {"tokens": []}

@@ -65,6 +65,7 @@ print(json.dumps(codes))
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(400)
 @pytest.mark.parametrize(
     ("first", "options"),
     [
@@ -86,7 +87,7 @@ def test_an_interrupt_at_any_line_leaves_no_task_behind(
         env=environ,
         capture_output=True,
         text=True,
-        timeout=2 * WAIT_S,
+        timeout=7 * WAIT_S,
         check=False,
     )
 

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from tests.agents import Agent, running, until_nodes
-from tests.cli.typed import typed
+from tests.cli.typed import apart, typed
 
 Done = subprocess.CompletedProcess[bytes]
 
@@ -37,13 +37,14 @@ def words(node: Agent, *arguments: str | bytes) -> list[str | bytes]:
 
 def octaskly(node: Agent, *arguments: str | bytes, stdin: bytes = b"") -> Done:
     """Run a command without a terminal."""
-    return subprocess.run(
+    done = subprocess.run(
         typed("--state-dir", str(node.state), *arguments),
         input=stdin,
         capture_output=True,
         timeout=60,
         check=False,
     )
+    return apart(done)
 
 
 def assert_error_form(stderr: bytes) -> None:

@@ -15,7 +15,7 @@ import pytest
 
 from octaskly.cli.demo_agents import DemoAgent, agents, formed
 from octaskly.core.arrays import ITEM_BYTES_MAX, ITEMS_BYTES_MAX
-from tests.cli.typed import typed
+from tests.cli.typed import apart, typed
 
 Call = subprocess.CompletedProcess[bytes]
 WAIT_S = 60.0
@@ -43,13 +43,14 @@ def words(agent: DemoAgent, *arguments: str) -> list[str]:
 
 
 def octaskly(agent: DemoAgent, *arguments: str, stdin: bytes = b"") -> Call:
-    return subprocess.run(
+    done = subprocess.run(
         typed("--state-dir", str(agent.state), *arguments),
         input=stdin,
         capture_output=True,
         timeout=WAIT_S,
         check=False,
     )
+    return apart(done)
 
 
 def newest(agent: DemoAgent) -> dict[str, object]:
@@ -257,7 +258,7 @@ def test_interrupting_cancels_the_rest_and_says_how_to_go_on(agent: DemoAgent) -
 
     assert terminal.exitstatus == 130
     with agent.client() as client:
-        ended = client.wait(array, deadline_s=30)
+        ended = client.wait(array, deadline_s=WAIT_S)
     assert (ended.status, ended.array and ended.array.cancelled) == ("cancelled", 97)
 
 

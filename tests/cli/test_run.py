@@ -122,15 +122,23 @@ def test_failure_of_octaskly_exits_with_125(
 
 @pytest.mark.parametrize("follow", [["run"], ["run", "--json"]])
 def test_who_waits_long_is_told_once_why(
-    api: Api, octaskly: Run, follow: list[str]
+    api: Api, environ: dict[str, str], tmp_path: Path, follow: list[str]
 ) -> None:
     """Else a typo in --on looks like a command that takes its time."""
     api.stall = "no node is called pi5"
-
-    done = octaskly(*follow, "--on", "pi5", "--", "sleep 2")
-
-    assert done.returncode == 0
-    assert done.stderr == (
+    command = f"until [ -e {tmp_path}/go ]; do sleep 0.05; done"
+    process = subprocess.Popen(
+        [*COMMAND, *follow, "--on", "pi5", "--", command],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env=environ,
+    )
+    assert process.stderr is not None
+    told = process.stderr.readline()
+    (tmp_path / "go").touch()
+    _, rest = process.communicate(timeout=60)
+    assert process.returncode == 0
+    assert told + rest == (
         b"queued: no node is called pi5; "
         b"octaskly explain task-001-00000001 tells more\n"
     )
@@ -138,6 +146,7 @@ def test_who_waits_long_is_told_once_why(
 
 def test_quiet_hides_why_a_task_waits(api: Api, octaskly: Run) -> None:
     """It is talk, and no error."""
+    api.stall = "no node is called pi5"
     assert octaskly("--quiet", "run", "--", "sleep 2").stderr == b""
 
 

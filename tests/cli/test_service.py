@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import subprocess
 import time
 from collections.abc import Iterator
@@ -21,7 +22,7 @@ from tests.cli.machine import OCTASKLY, Machine, booted
 
 pytestmark = [
     pytest.mark.netns,
-    pytest.mark.timeout(120),
+    pytest.mark.timeout(400),
     pytest.mark.skipif(machines.missing() is not None, reason=str(machines.missing())),
 ]
 
@@ -208,6 +209,9 @@ def test_agent_that_does_not_start_says_why(machine: Machine) -> None:
 
 def test_interrupted_install_leaves_nothing(machine: Machine) -> None:
     """Ctrl-C while it waits for the agent: no unit, no process, not enabled."""
+    drop_in = unit_of(machine).with_suffix(".service.d") / "slow.conf"
+    drop_in.parent.mkdir(parents=True)
+    drop_in.write_text("[Service]\nExecStartPre=/bin/sleep 300\n")
     process = subprocess.Popen(
         machine.words(*OCTASKLY, "service", "install"), stderr=subprocess.DEVNULL
     )
@@ -215,6 +219,7 @@ def test_interrupted_install_leaves_nothing(machine: Machine) -> None:
     # The command itself runs below nsenter, in another PID namespace.
     machine.run("pkill", "-INT", "-f", "service install")
     code = process.wait(60)
+    shutil.rmtree(drop_in.parent)
 
     assert code == 130
     assert not unit_of(machine).exists()

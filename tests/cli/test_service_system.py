@@ -51,7 +51,7 @@ def reason() -> str | None:
 
 pytestmark = [
     pytest.mark.netns,
-    pytest.mark.timeout(120),
+    pytest.mark.timeout(400),
     pytest.mark.skipif(reason() is not None, reason=str(reason())),
 ]
 

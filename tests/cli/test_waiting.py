@@ -95,7 +95,7 @@ def test_any_is_enough(node: Agent, tmp_path: Path) -> None:
     unlock()
     waiting.communicate(timeout=DEADLINE_S)
     release()
-
+    octaskly(node, "wait", tasks[0])
     assert waiting.returncode == 6
 
 
@@ -107,10 +107,10 @@ def test_waiting_has_a_limit(node: Agent, tmp_path: Path) -> None:
     done = octaskly(node, "wait", "--timeout", "1", task)
     shown = json.loads(octaskly(node, "show", "--json", task).stdout)
     release()
-
+    octaskly(node, "wait", task)
     assert done.returncode == 124
     assert b"0 of 1 have ended" in done.stderr
-    assert shown["status"] == "running"
+    assert shown["status"] in ("queued", "running")
 
 
 def test_an_array_ends_with_its_last_member(node: Agent) -> None:
@@ -162,7 +162,7 @@ def test_waiting_goes_on_with_the_next_dispatcher(tmp_path: Path) -> None:
         with running(tmp_path, "birch") as (birch,):
             until_nodes(birch, 2)
             until(
-                lambda: birch.call("GET", "/api/v1/nodes")[1]["replicas"] == 2,
+                lambda: birch.call("GET", "/api/v1/nodes")[1].get("replicas") == 2,
                 "two copies",
             )
             slow, release = held(tmp_path, 7)
@@ -200,7 +200,10 @@ def test_events_are_printed_for_people(node: Agent) -> None:
     assert watching.stdout is not None
     first = watching.stdout.readline().decode().split()
     (task,) = submit(node, "exit 3")
-    lines = [watching.stdout.readline().decode() for _ in range(3)]
+    lines: list[str] = []
+    while len(lines) < 3:  # Of others there may be news as well.
+        line = watching.stdout.readline().decode()
+        lines += [line] if task in line else []
     watching.send_signal(signal.SIGINT)
     watching.communicate(timeout=DEADLINE_S)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -22,6 +23,18 @@ def quickly() -> Iterator[None]:
         PROGRAM[:] = [str(path / "octaskly")]
         yield
         PROGRAM.clear()
+
+
+def apart(
+    done: subprocess.CompletedProcess[bytes],
+) -> subprocess.CompletedProcess[bytes]:
+    """Return what a command said but for why a task waits: that is told where it does.
+
+    On a machine that stalls, any may.
+    """
+    lines = done.stderr.splitlines(keepends=True)
+    done.stderr = b"".join(one for one in lines if not one.startswith(b"queued: "))
+    return done
 
 
 def typed(*arguments: str | bytes) -> list[str | bytes]:

@@ -48,7 +48,13 @@ def agents(folder: Path, started: dict[str, Agent]) -> list[Agent]:
         until(started[name].description, f"{name} starts")
     if dead:
         until_nodes(started["ash"], len(NAMES))
+        until(lambda: replicas(started["ash"]) == len(NAMES), "all keep copies")
     return [started[name] for name in NAMES]
+
+
+def replicas(agent: Agent) -> int:
+    status, body = agent.call("GET", "/api/v1/nodes")
+    return int(body["replicas"]) if status == 200 else 0
 
 
 @pytest.fixture(params=KINDS)

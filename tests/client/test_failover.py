@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 import octaskly
-from tests.agents import Agent, start
+from tests.agents import WAIT_S_MAX, Agent, start
 from tests.client.kinds import KINDS, opening
 
 LINES = 8
@@ -31,13 +31,13 @@ def with_both(state_dir: Path, program: Callable[[octaskly.Client, str], None]) 
 
     def run(kind: str) -> None:
         with opening(kind) as open_client:
-            program(open_client(state_dir=state_dir), kind)
+            program(open_client(state_dir=state_dir, patience_s=WAIT_S_MAX), kind)
 
     with ThreadPoolExecutor() as pool:
         list(pool.map(run, KINDS))
 
 
-@pytest.mark.timeout(90)
+@pytest.mark.timeout(200)
 def test_the_dispatcher_is_killed_and_programs_notice_nothing(
     trio: list[Agent],
 ) -> None:
@@ -73,7 +73,7 @@ def test_the_dispatcher_is_killed_and_programs_notice_nothing(
     with_both(last.state, program)
 
 
-@pytest.mark.timeout(90)
+@pytest.mark.timeout(200)
 def test_a_node_that_restarts_is_waited_for(
     trio: list[Agent], folder: Path, started: dict[str, Agent]
 ) -> None:

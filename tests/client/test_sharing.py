@@ -13,7 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 import octaskly
-from tests.agents import Agent
+from tests.agents import Agent, until
 from tests.client.kinds import Open
 
 
@@ -85,10 +85,18 @@ def test_ctrl_c_in_a_run_cancels_it(agents: list[Agent]) -> None:
     """As in a shell: the command ends with whoever waits for it."""
     with octaskly.Client(state_dir=agents[1].state) as mesh:
         main = threading.main_thread().ident
-        interrupting = threading.Timer(0.3, signal.pthread_kill, (main, signal.SIGINT))
+        assert main is not None
+
+        def interrupt() -> None:
+            path = "/api/v1/tasks?name=interrupted&status=running"
+            until(lambda: agents[0].call("GET", path)[1].get("tasks"), "it runs")
+            signal.pthread_kill(main, signal.SIGINT)
+
+        interrupting = threading.Thread(target=interrupt)
         interrupting.start()
         with pytest.raises(KeyboardInterrupt):
             mesh.run("sleep 60", name="interrupted")
+        interrupting.join()
 
         left = [task for task in mesh.tasks() if task.name == "interrupted"][-1]
         assert mesh.wait(left, deadline_s=60).status == "cancelled"
@@ -123,7 +131,7 @@ else:
     except octaskly.Closed as error:
         print(error, flush=True)
     os._exit(0 if ended.stdout == "child\\n" else 1)
-print(ended.stdout, next(news).kind)
+print(ended.stdout, next(event.kind for event in news if event.kind != "node"))
 """
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -64,11 +65,16 @@ def test_items_are_mapped_in_their_order(mesh: octaskly.Client) -> None:
     ]
 
 
-def test_items_are_mapped_as_they_end(mesh: octaskly.Client) -> None:
+def test_items_are_mapped_as_they_end(mesh: octaskly.Client, tmp_path: Path) -> None:
     """The quick ones do not wait for the slow one."""
-    ended = mesh.map("sleep {}; exit 3", ["0.4", "0"], ordered=False)
-
-    assert [(task.item, task.exit_code) for task in ended] == [("0", 3), ("0.4", 3)]
+    command = (
+        f"test {{}} = b || until [ -e {tmp_path}/go ]; do sleep 0.05; done; exit 3"
+    )
+    ended = mesh.map(command, ["a", "b"], ordered=False)
+    first = next(ended)
+    (tmp_path / "go").touch()
+    told = [(task.item, task.exit_code) for task in (first, *ended)]
+    assert told == [("b", 3), ("a", 3)]
 
 
 def test_items_are_taken_as_they_are_needed(

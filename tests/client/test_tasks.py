@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from pathlib import Path
 from typing import Any, Unpack
 
 import pytest
@@ -43,8 +44,7 @@ def test_who_waits_no_longer_is_told_and_the_task_goes_on(
 def test_who_leaves_a_run_cancels_its_task(mesh: octaskly.Client) -> None:
     """As subprocess.run kills its child: nobody else knows of the task."""
     with pytest.raises(octaskly.TimedOut):
-        mesh.run("sleep 30", name="left", deadline_s=0.2)
-
+        mesh.run("sleep 30", name="left", deadline_s=3.0)
     [left] = [task for task in mesh.tasks() if task.name == "left"][-1:]
     assert mesh.wait(left).status == "cancelled"
 
@@ -89,14 +89,17 @@ def test_all_that_a_task_can_ask_for_arrives(mesh: octaskly.Client) -> None:
 
 
 def test_many_tasks_are_submitted_at_once_and_come_as_they_end(
-    mesh: octaskly.Client,
+    mesh: octaskly.Client, tmp_path: Path
 ) -> None:
     """In one request, all or none; waiting takes one stream."""
     drafts: list[octaskly.Draft | str]
-    drafts = [octaskly.Draft(command="sleep 0.3", name="slow"), "echo quick"]
+    wait = f"until [ -e {tmp_path}/go ]; do sleep 0.05; done"
+    drafts = [octaskly.Draft(command=wait, name="slow"), "echo quick"]
     slow, quick = mesh.submit_many(drafts)
-
-    ended = list(mesh.as_ended([slow, quick, quick.id]))
+    ending = mesh.as_ended([slow, quick, quick.id])
+    ended = [next(ending)]
+    (tmp_path / "go").touch()
+    ended += ending
 
     assert [task.id for task in ended] == [quick.id, slow.id]
     assert [task.stdout for task in ended] == ["quick\n", ""]

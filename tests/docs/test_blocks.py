@@ -139,7 +139,7 @@ def test_a_unit_is_one_that_systemd_knows(
     assert "Unknown" not in verified.stderr
 
 
-@pytest.mark.timeout(120)
+@pytest.mark.timeout(600)
 @pytest.mark.parametrize("page", TYPED, ids=shown)
 def test_what_a_page_tells_to_type_works(
     mesh: tuple[Console, Agent], page: Path

@@ -21,7 +21,7 @@ def perform(
     """Run it in a folder with a parcel."""
     words = [sys.executable, *flags, callee.__file__]
     return subprocess.run(
-        words, input=stdin, capture_output=True, cwd=folder, check=False, timeout=30
+        words, input=stdin, capture_output=True, cwd=folder, check=False, timeout=90
     )
 
 

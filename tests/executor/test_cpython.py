@@ -88,10 +88,12 @@ class TestExecutor(MeshMixin, executor.ExecutorTest, BaseTestCase):  # type: ign
     test_map_timeout = pytest.mark.soak(executor.ExecutorTest.test_map_timeout)  # 5 s
 
 
+@pytest.mark.alone  # Their sleeps are a measure of what others do meanwhile.
 class TestAsCompleted(MeshMixin, test_as_completed.AsCompletedTests, BaseTestCase):  # type: ignore[misc]
     """`concurrent.futures.as_completed`."""
 
 
+@pytest.mark.alone
 class TestWait(MeshMixin, test_wait.WaitTests, BaseTestCase):  # type: ignore[misc]
     """`concurrent.futures.wait`."""
 
@@ -166,7 +168,7 @@ def script(text: str) -> _Done:
         [sys.executable, "-c", head + text.lstrip("\n ")],
         capture_output=True,
         text=True,
-        timeout=50,
+        timeout=100,
         check=False,
         cwd=ROOT,
     )

@@ -152,7 +152,9 @@ def _stranger() -> ssl.SSLContext:
 
 async def test_strangers_that_never_say_hello_are_bounded(mesh: Mesh) -> None:
     """Each would cost memory before it says who it is; others get in all the same."""
-    bounds = LimitOptions(handshake_s=int(4 * WAIT_S_MAX))  # None is given up meanwhile.
+    bounds = LimitOptions(
+        handshake_s=int(4 * WAIT_S_MAX)
+    )  # None is given up meanwhile.
     front = await mesh.member("front", bounds=bounds)
     address = ("127.0.0.1", front.lan_port)
     silent = [await asyncio.open_connection(*address) for _ in range(70)]
