@@ -9,6 +9,7 @@ import pytest
 
 from octaskly.mesh.adverts import CLAIMS_MAX
 from octaskly.mesh.looking import FIRST_LOOK_S
+from tests.agents import soon_s
 from tests.mesh.conftest import MakeLab
 from tests.mesh.discovery_process import DiscoveryProcess
 from tests.mesh.lab import DECOY_HOST, TUNNEL_NET, Host
@@ -17,7 +18,7 @@ from tests.mesh.netns import ip, wait_until
 
 pytestmark = pytest.mark.netns
 
-FIND_S = 2.0
+FIND_S = soon_s(2.0)
 FLOOD = Path(__file__).with_name("mdns_flood.py")
 HOLD_5353 = (
     "import socket, sys; s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM); "

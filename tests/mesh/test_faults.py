@@ -19,7 +19,7 @@ from tests.mesh.scene import FLOW_S, Scene
 
 pytestmark = [pytest.mark.netns, pytest.mark.timeout(240)]
 
-HAND_OVER_S = 20.0
+HAND_OVER_S = FLOW_S
 
 
 def test_f1_a_killed_dispatcher_under_load_loses_nothing(make_lab: MakeLab) -> None:
