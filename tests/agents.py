@@ -18,7 +18,7 @@ from typing import Any
 from octaskly.api.problems import NO_DISPATCHER
 from octaskly.trust import make
 
-READY_S_MAX = 45.0  #: a busy machine is slow to start many
+READY_S_MAX = 90.0  #: a busy machine is slow to start many
 STOP_S_MAX = 20.0
 END_S_MAX = 90.0  #: for tasks, of which many may be before it
 WAIT_S_MAX = 45.0  #: for what becomes true within a second or two elsewhere
