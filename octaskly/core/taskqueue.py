@@ -11,6 +11,7 @@ under way that could still show it as it was.
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Callable, Iterable
 from itertools import islice
 
@@ -55,7 +56,8 @@ class TaskQueue:
         self.lanes = Lanes(limits, can_run)
         self._picky: dict[TaskId, InHand] = {}
         self._shadows: list[TaskId] = []
-        self._finals: dict[TaskId, TaskState] = {}
+        # A plain dict would look for its first key behind all that were deleted.
+        self._finals: OrderedDict[TaskId, TaskState] = OrderedDict()
         self.ended = dict.fromkeys(TaskState, 0)
         """How many tasks and members ended here, by state, since the start."""
         self._sought: dict[TaskId, None] = {}
@@ -371,4 +373,4 @@ class TaskQueue:
             return
         self._finals[task_id] = task.final
         if len(self._finals) > self._window_tasks:
-            del self._finals[next(iter(self._finals))]
+            self._finals.popitem(last=False)
