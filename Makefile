@@ -29,11 +29,12 @@ demo: .venv
 # them in four processes, each with a network of its own: three for those that wait most
 # of the time, and one that computes meanwhile, then helps (`tests/spread.py`). Behind
 # them come those that want the machine for themselves; no other file is collected then.
+# It says which of these took long, the 500 seeds of the simulation among them.
 test: .venv
 	@tests/setup-host
 ifeq ($(shell id -u),0)
 	@$(BIN)/pytest -n 4 --dist loadfile -m 'not soak and not alone' $(PYTEST_FLAGS)
-	@$(BIN)/pytest -m 'alone and not soak' $(PYTEST_FLAGS) $$(grep -rl --include='test_*.py' 'mark\.alone' tests) || test $$? -eq 5  # None.
+	@$(BIN)/pytest -m 'alone and not soak' --durations 0 --durations-min 5 $(PYTEST_FLAGS) $$(grep -rl --include='test_*.py' 'mark\.alone' tests) || test $$? -eq 5  # None.
 else
 	@$(BIN)/pytest $(PYTEST_FLAGS)
 endif

@@ -121,10 +121,12 @@ class Dispatch:
         """Return when `on_time` has something to do."""
         if not self.is_reigning:
             return None
-        due_s = [self.adoption.deadline(), self._resting.deadline()]
-        due_s.append(self._parents.deadline())
-        if self.is_accepting:
-            due_s.append(self.retention.deadline())
+        due_s = (
+            self.adoption.deadline(),
+            self._resting.deadline(),
+            self._parents.deadline(),
+            self.retention.deadline() if self.is_accepting else None,
+        )
         return min([at_s for at_s in due_s if at_s is not None], default=None)
 
     # --- Clients.

@@ -106,11 +106,11 @@ class Exchange:
 
         Before that a task may seem to wait only because its end is still to come.
         """
-        if self.is_busy:
+        if self._asked or self._heads:
             for peer in {*self._asked, *self._heads}:
                 if peer not in connected:
                     self.forget(peer)
-        if not self._has_news or self.is_busy:
+        if not self._has_news or self._asked or self._heads:
             return False
         self._has_news = False
         return True

@@ -237,8 +237,10 @@ class Hints:
 
     def on_time(self, now: Moment) -> list[Effect]:
         """Dial the hints that are due, forget those that are too old."""
+        if not self.is_redialling:
+            return []
         due_s = self.deadline()
-        if not self.is_redialling or due_s is None or now.mono_s < due_s:
+        if due_s is None or now.mono_s < due_s:
             return []
         self._due_s = None
         due = []

@@ -89,7 +89,8 @@ class Journal:
     @property
     def is_ahead(self) -> bool:
         """Whether rows of snapshots say more than the log."""
-        return not covers(self.vector, self._ahead.items())
+        ahead = self._ahead
+        return bool(ahead) and not covers(self.vector, ahead.items())
 
     def ahead_items(self) -> Holdings:
         """Return what rows of snapshots say beyond the log, ordered by stream."""

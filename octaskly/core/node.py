@@ -74,7 +74,7 @@ WorkEvent = (
     | Moved
 )
 """What happens to tasks and this machine, not to links."""
-Drawn = Woke | Received | PeerUp | PeerDown  #: what brings chance along
+DRAWN = (Woke, Received, PeerUp, PeerDown)  #: what brings chance along
 
 
 class Node:
@@ -199,14 +199,17 @@ class Node:
         next_s = last_s + self._timing.tick_s
         for machine in self._timed:
             due_s = machine.deadline()
-            if due_s is not None and due_s < next_s:
+            if due_s is None or due_s >= next_s:
+                continue
+            if due_s <= last_s:
                 # What was due at the last step waits for something else than time.
-                next_s = min(next_s, due_s if due_s > last_s else last_s + REST_S)
+                due_s = min(next_s, last_s + REST_S)
+            next_s = due_s
         return next_s
 
     def step(self, event: Event, now: Moment) -> list[Effect]:
         """Do what is due at `now`, then handle `event`; return what to do, in order."""
-        if isinstance(event, Drawn):
+        if isinstance(event, DRAWN):
             self._draw = event.draw
             self._election.on_draw(event.draw)
         effects = self._on_clock(now)
@@ -246,18 +249,17 @@ class Node:
         if self._departure.is_done:
             return []  # It dials nobody any more.
         effects = self._watch.on_time(now)
+        is_reigning = self._election.reign is not None
         effects += self._members.on_time(now)
         effects += self._links.dial_held(now)
-        effects += self._custody.on_time(now, is_reigning=self.is_dispatcher)
-        asked = self._browsing.on_time(
-            now, draw=self._draw, is_reigning=self.is_dispatcher
-        )
+        effects += self._custody.on_time(now, is_reigning=is_reigning)
+        asked = self._browsing.on_time(now, draw=self._draw, is_reigning=is_reigning)
         if asked:
             effects += asked + self._members.redial_all(now)
         effects += self._doubt.on_time(now)
         effects += self._dispatch.on_time(now)
         effects += self._worker.on_time(now)
-        if self.is_dispatcher:
+        if self._election.reign is not None:
             effects += self._on_beat(now)
         return effects
 

@@ -67,6 +67,8 @@ class Promises:
 
     def release(self, now: Moment) -> list[Effect]:
         """Do what waited, in order, as far as it is safe."""
+        if not self._waiting:
+            return []
         effects: list[Effect] = []
         while self._waiting:
             first = self._waiting[0]

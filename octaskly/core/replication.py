@@ -295,7 +295,10 @@ class Replication:
 
     def deadline(self) -> float | None:
         """Return when `review` has something to do."""
-        due_s = min(self._choice_s, self._promises.deadline())
+        due_s = self._promises.deadline()
+        if self._reign is None:
+            return None if due_s == NEVER else due_s
+        due_s = min(due_s, self._choice_s)
         for copy in self._copies.values():
             if copy.unacked:
                 due_s = min(due_s, copy.unacked[0].sent_s + self._timing.slow_s)

@@ -29,7 +29,7 @@ class KeptResult:
     report: Report  #: with its envelope, if that is known
     size: int  #: in bytes on the wire, roughly
     is_spooled: bool = False
-    sent_s: float = 0.0
+    due_s: float = RESEND_S  #: when it is sent again
     sends: int = 0  #: to the present dispatcher
 
 
@@ -85,7 +85,7 @@ class KeptResults:
     def restart(self, now_s: float) -> None:
         """Count every result as unsent: there is a new dispatcher."""
         for kept in self._kept.values():
-            kept.sends, kept.sent_s = 0, now_s
+            kept.sends, kept.due_s = 0, now_s + RESEND_S
         self._quiet_until_s = 0.0
 
     def unsent(self) -> list[KeptResult]:
@@ -131,8 +131,9 @@ class KeptResults:
         key = (report.task, report.attempt)
         del self._kept[key]
         self._kept[key] = kept
-        kept.sent_s = now_s
         kept.sends += 1
+        wait_s = backoff(kept.sends, base_s=RESEND_S, cap_s=RESEND_MAX_S)
+        kept.due_s = now_s + wait_s
         if report.spec is None or not is_news:
             return report
         return Report(task=report.task, attempt=report.attempt, outcome=report.outcome)
@@ -152,5 +153,4 @@ class KeptResults:
         return [Spool(tuple(kept.report for kept in chosen))]
 
     def _due_s(self, kept: KeptResult) -> float:
-        wait_s = backoff(max(1, kept.sends), base_s=RESEND_S, cap_s=RESEND_MAX_S)
-        return max(kept.sent_s + wait_s, self._quiet_until_s)
+        return max(kept.due_s, self._quiet_until_s)

@@ -8,7 +8,7 @@ from octaskly.core.effects import Append, Effect, Join, Note, Save, Send
 from octaskly.core.events import Event, Received
 from octaskly.core.facts import CancelAsked, Entry, Fact, Finished, Recorded, Submitted
 from octaskly.core.merge import TaskRecord, TaskRow, join
-from octaskly.core.messages import Claim, ClaimOk, Message, Repl, ReplOk
+from octaskly.core.messages import Claim, ClaimOk, Repl, ReplOk
 from octaskly.core.model import (
     NO_EPOCH,
     Epoch,
@@ -33,11 +33,11 @@ from octaskly.core.replies import Accepted, CancelDone, Reply
 from octaskly.core.succession import covers
 from octaskly.core.timestamps import HLC_MAX, born_hlc, hlc_of
 from tests.simulation.disk import ENDING, Disk, Kept
-from tests.simulation.world import WALL_MS, Machine, Started, World
+from tests.simulation.world import NUMBERED, WALL_MS, Machine, Started, World
 
 NOTICED_S = 5.0  #: within which the end of a process is noticed elsewhere
 TOLD_S = 20.0  #: within which a dispatcher has told its standbys what its rows say
-Claims = Claim | ClaimOk  #: what says whom a node reigns for or follows
+CLAIMS = (Claim, ClaimOk)  #: what says whom a node reigns for or follows
 TELLS: dict[type[Phase], set[str]] = {
     Seeking: {"seeking", "stopped"},
     Following: {"dispatcher followed", "yielded"},
@@ -71,28 +71,42 @@ class Watch:
 
     def __call__(self, machine: Machine, event: Event, effects: list[Effect]) -> None:
         """Check after one step and what it brought about."""
+        node = machine.node
+        assert node is not None
         if isinstance(event, Received):
             self._note_stale(machine, event)
         for effect in effects:
             if isinstance(effect, Send):
-                for message in effect.messages:
-                    self._is_on_disk(machine, message)
-                    self._is_not_stale(machine, message)
-                continue
-            self._is_readable(machine, effect)
-            for entry in effect.entries if isinstance(effect, Append) else ():
-                self._is_not_brought_back(machine, entry)
+                self._on_sent(machine, effect)
+            elif isinstance(effect, NUMBERED):
+                self._on_written(machine, effect)
         self._transitions_are_told(machine, effects)
-        self._rows_are_told(machine)
-        self._heirs_know_what_they_lack(machine)
+        if node.is_dispatcher:
+            self._rows_are_told(machine, node)
+            self._heirs_know_what_they_lack(machine, node)
+        else:
+            self._ahead_s.pop(machine.id, None)
+            self._heirs.pop(machine.id, None)
         self._terms_never_decrease(machine)
-        self._epochs_never_decrease(machine)
+        self._epochs_never_decrease(machine, node)
         self._no_stale_start()
         if self._world.has_requests and _has_level_standby(machine):
-            assert machine.node is not None
-            self._level[machine.id] = machine.node
+            self._level[machine.id] = node
         else:
             self._level.pop(machine.id, None)
+
+    def _on_sent(self, machine: Machine, sent: Send) -> None:
+        for message in sent.messages:
+            if isinstance(message, CLAIMS):
+                self._is_on_disk(machine, message)
+            elif isinstance(message, ReplOk):
+                self._is_not_stale(machine, message)
+
+    def _on_written(self, machine: Machine, written: Append | Join | Save) -> None:
+        self._is_readable(machine, written)
+        for entry in written.entries if isinstance(written, Append) else ():
+            if isinstance(entry.fact, Submitted):
+                self._is_not_brought_back(machine, entry, entry.fact)
 
     def on_answer(self, machine: Machine, reply: Reply, waited_s: float) -> None:
         """Check one answer to a client, at the instant at which it leaves."""
@@ -117,7 +131,7 @@ class Watch:
             f"{machine.id} forgot {row} too early"
         )
 
-    def _is_readable(self, machine: Machine, effect: Effect) -> None:
+    def _is_readable(self, machine: Machine, effect: Append | Join | Save) -> None:
         """3.10: no node is given entries that its program cannot read."""
         streams: set[StreamId] = set()
         match effect:
@@ -127,17 +141,18 @@ class Watch:
                 streams = {entry.stream for entry in effect.entries}
             case Join():
                 streams = {stream for stream, _ in effect.head.vector}
-            case _:
+            case Save():
                 return
         for stream in streams:
             version = self._versions[stream]
             assert version <= machine.log_version, f"{machine.id} cannot read {stream}"
 
-    def _is_not_brought_back(self, machine: Machine, entry: Entry) -> None:
+    def _is_not_brought_back(
+        self, machine: Machine, entry: Entry, fact: Submitted
+    ) -> None:
         """I2: who has heard that a task is gone does not write it again."""
-        fact = entry.fact
         row = self._world.forgotten.get(fact.task)
-        if row is None or not isinstance(fact, Submitted):
+        if row is None:
             return
         spec, disk = row.record.spec, machine.disk
         if spec is None or spec.ord != fact.spec.ord or entry.stream != _own(machine):
@@ -182,13 +197,11 @@ class Watch:
             return True
         return task in disk.records or (Submitted, task, None) in disk.kept
 
-    def _rows_are_told(self, machine: Machine) -> None:
+    def _rows_are_told(self, machine: Machine, node: Node) -> None:
         """I10: what only rows of a dispatcher say does not stay on one disk."""
-        node = machine.node
         if (
-            node is None
-            or not machine.disk.stands_for
-            or not (node.is_dispatcher and machine.disk.ahead())
+            not machine.disk.stands_for
+            or not machine.disk.ahead()
             or not (node._replication.is_level and node._completeness.has_read_all)
             or self._world.time_s < max(machine.full_s, machine.stall_s)
         ):
@@ -198,12 +211,8 @@ class Watch:
         since_s = self._ahead_s.setdefault(machine.id, now_s)
         assert now_s < since_s + TOLD_S, f"{machine.id} keeps rows to itself"
 
-    def _heirs_know_what_they_lack(self, machine: Machine) -> None:
+    def _heirs_know_what_they_lack(self, machine: Machine, node: Node) -> None:
         """I4: a standby that reigns says 404 of nothing that its dispatcher had."""
-        node = machine.node
-        if node is None or not node.is_dispatcher:
-            self._heirs.pop(machine.id, None)
-            return
         epoch, before, lacked = self._heirs.get(machine.id, (None, machine.id, set()))
         if epoch != node.epoch:
             level = node._standby.epoch
@@ -251,8 +260,10 @@ class Watch:
         assert machine.node is not None
         phase = type(machine.node.phase)
         node, before = self._phases.get(machine.id, (None, Seeking))
-        self._phases[machine.id] = machine.node, phase
         told = [e for e in effects if isinstance(e, Note) and e.event in LINES]
+        if not told and node is machine.node and phase is before:
+            return
+        self._phases[machine.id] = machine.node, phase
         assert all(dict(note.fields).get("reason") for note in told), told
         events = [note.event for note in told]
         assert all(a != b for a, b in pairwise(events)), f"{machine.id}: {events}"
@@ -272,11 +283,10 @@ class Watch:
         )
         self._terms[machine.id] = machine.disk, term
 
-    def _is_on_disk(self, machine: Machine, message: Message) -> None:
+    def _is_on_disk(self, machine: Machine, message: Claim | ClaimOk) -> None:
         """§ 3.4: what a node claims or follows is on its disk before others hear it."""
-        if isinstance(message, Claims):
-            saved = machine.disk.epoch
-            assert saved >= message.epoch, f"{machine.id}: {saved}, {message}"
+        saved = machine.disk.epoch
+        assert saved >= message.epoch, f"{machine.id}: {saved}, {message}"
 
     def _note_stale(self, machine: Machine, event: Received) -> None:
         node, epoch = self._epochs.get(machine.id, (None, NO_EPOCH))
@@ -286,23 +296,19 @@ class Watch:
                 # What came in time may come again, and is acknowledged once.
                 self._is_stale.setdefault(key, message.epoch < epoch)
 
-    def _is_not_stale(self, machine: Machine, message: Message) -> None:
+    def _is_not_stale(self, machine: Machine, message: ReplOk) -> None:
         """I7: a standby does not serve a dispatcher that it knows to be deposed."""
-        if isinstance(message, ReplOk):
-            key = (machine.id, message.epoch, message.number)
-            assert not self._is_stale.get(key), f"{machine.id} served {message.epoch}"
+        key = (machine.id, message.epoch, message.number)
+        assert not self._is_stale.get(key), f"{machine.id} served {message.epoch}"
 
-    def _epochs_never_decrease(self, machine: Machine) -> None:
+    def _epochs_never_decrease(self, machine: Machine, node: Node) -> None:
         """I6: the epochs that one process goes by only grow."""
-        assert machine.node is not None
-        node, last = self._epochs.get(machine.id, (None, NO_EPOCH))
-        epoch = machine.node.epoch
-        if node is machine.node and epoch is last:
+        known, last = self._epochs.get(machine.id, (None, NO_EPOCH))
+        epoch = node.epoch
+        if known is node and epoch is last:
             return
-        assert node is not machine.node or epoch >= last, (
-            f"{machine.id}: {epoch} after {last}"
-        )
-        self._epochs[machine.id] = machine.node, epoch
+        assert known is not node or epoch >= last, f"{machine.id}: {epoch} after {last}"
+        self._epochs[machine.id] = node, epoch
 
     def _no_stale_start(self) -> None:
         """I7: no start for an epoch lower than one already seen."""

@@ -36,7 +36,7 @@ from tests.simulation.hunt import failures
 from tests.simulation.world import World
 
 HERE = Path(__file__).parent
-SEEDS = 500  #: on each change
+SEEDS = range(500)  #: on each change
 
 REGRESSIONS = [
     words
@@ -46,9 +46,11 @@ REGRESSIONS = [
 
 
 @pytest.mark.slow
-def test_whatever_fails_nothing_accepted_is_lost() -> None:
+@pytest.mark.alone  # On all cores, and `make test` says how long it took.
+@pytest.mark.parametrize("seeds", [SEEDS], ids=[f"{len(SEEDS)} seeds"])
+def test_whatever_fails_nothing_accepted_is_lost(seeds: range) -> None:
     """All invariants of `checkers` hold, whatever the seeds do to the mesh."""
-    assert not list(failures(range(SEEDS)))
+    assert not list(failures(seeds))
 
 
 @pytest.mark.slow

@@ -92,6 +92,7 @@ RETRY_S = 0.25  #: between two tries of a write that fails
 KILL_S = 0.01  #: until a command that is killed is gone
 NUMBERED = (Append, Join, Save)  #: effects that go to the disk, in order
 CHUNK = 20  #: entries in one answer to PULL, few so that several are needed
+Due = tuple[float, int]  #: a time, and which of those at that time comes first
 
 
 @dataclass(frozen=True)
@@ -130,7 +131,8 @@ class Machine:
     is_failing: bool = False  #: a write has failed and is tried again
     wall_skew_ms: int = 0
     restored_s: float = -1e9  #: when it lost part of its disk last
-    timer: int = 0
+    timer: Due | None = None  #: when it steps without an event
+    alarm: Due | None = None  #: when the world looks whether that is so; never later
     learnt: dict[tuple[str, str], Recorded] = field(default_factory=dict)
     """What this process was told to go by."""
     is_committing: bool = False
@@ -318,6 +320,7 @@ class World:
         if not machine.has_stopped:
             self.died.add(node_id)
         machine.life += 1
+        machine.timer = None
         self._wake(machine)
         machine.held.clear()
         machine.frozen.clear()
@@ -445,9 +448,11 @@ class World:
         self._set_timer(machine, node)
 
     def _perform_all(self, machine: Machine, node: Node, effects: list[Effect]) -> None:
-        numbers = [e.number for e in effects if isinstance(e, NUMBERED)]
-        assert numbers == sorted(numbers), f"appends out of order: {numbers}"
+        number = 0
         for effect in effects:
+            if isinstance(effect, NUMBERED):
+                assert effect.number >= number, f"appends out of order: {effects}"
+                number = effect.number
             # As in the agent, a node that has stopped performs nothing more.
             if machine.node is node:
                 self._perform(machine, node, effect)
@@ -462,24 +467,38 @@ class World:
         self.trace.append(line)
 
     def _set_timer(self, machine: Machine, node: Node) -> None:
-        machine.timer += 1
-        timer, life = machine.timer, machine.life
+        """Let a node step when it wants to now, and not when it wanted to before."""
+        self._order += 1
+        delay_s = max(0.001, node.deadline() - self.time_s)
+        machine.timer = (self.time_s + delay_s, self._order)
+        # Most steps only put it off: it is enough to look again at the earlier time.
+        if machine.alarm is None or machine.timer < machine.alarm:
+            self._set_alarm(machine, machine.timer)
 
-        def wake() -> None:
-            if machine.timer == timer and machine.life == life:
-                self.feed(machine, Woke(self.random.random()))
+    def _set_alarm(self, machine: Machine, due: Due) -> None:
+        machine.alarm = due
+        time_s, order = due
+        ring: Callable[[], None] = partial(self._ring, machine, due)
+        heapq.heappush(self._queue, (time_s, order, ring))
 
-        self.at(max(0.001, node.deadline() - self.time_s), wake)
+    def _ring(self, machine: Machine, due: Due) -> None:
+        if machine.alarm != due:
+            return  # An earlier one took its place.
+        machine.alarm = None
+        if machine.timer == due:
+            self.feed(machine, Woke(self.random.random()))
+        elif machine.timer is not None:
+            self._set_alarm(machine, machine.timer)
 
     # Effects
 
     def _perform(self, machine: Machine, node: Node, effect: Effect) -> None:
         match effect:
+            case Send(peer, messages):
+                self.network.send(machine.id, peer, messages)
             case Append() | Join() | Save():
                 self._write(machine.disk, effect)
                 self._commit_soon(machine)
-            case Send(peer, messages):
-                self.network.send(machine.id, peer, messages)
             case Dial(peer, addresses):
                 self.network.dial(machine.id, peer, addresses)
             case Disconnect(peer, reason):
