@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from octaskly.core.effects import Advertise, Effect
+from octaskly.core.hints import Circle
 from octaskly.core.machines import Machines
 from octaskly.core.model import NO_EPOCH, Moment
 from octaskly.core.phases import Attachment
@@ -23,6 +24,7 @@ class Allegiance:
         self._me = self._own.id
         self._journal = machines.journal
         self._members = machines.members
+        self._hints = machines.members.hints
         self._browsing = machines.browsing
         self._registry = machines.registry
         self._candidacy = machines.candidacy
@@ -41,14 +43,21 @@ class Allegiance:
         reign, attachment = self._election.reign, self._election.attachment
         if reign is not self._reign:
             effects += self._change_reign(reign, now)
-        if attachment is self._attachment or attachment == self._attachment:
-            return effects
+        if attachment is not self._attachment and attachment != self._attachment:
+            effects += self._change_attachment(attachment, now)
+        return effects
+
+    def _change_attachment(
+        self, attachment: Attachment | None, now: Moment
+    ) -> list[Effect]:
+        """Let the worker serve another dispatcher, or none; look for one then."""
+        effects: list[Effect] = []
         if self._attachment is not None:
             effects += self._worker.detach(now)
         self._attachment = attachment
-        is_follower = attachment is not None and reign is None
-        self._members.is_redialling = not is_follower
-        if is_follower:
+        if self._reign is None:
+            self._hints.circle = Circle.FEW if attachment is None else Circle.NONE
+        if self._hints.circle is Circle.NONE:
             effects += self._browsing.stop()
         elif not self._browsing.is_on:
             effects += self._browsing.start(now)
@@ -64,9 +73,9 @@ class Allegiance:
             self._replication.end()
             self._journal.close_stream()
         self._reign = reign
-        self._members.is_reigning = reign is not None
         if reign is None:
             return [*effects, Advertise(is_dispatcher=False, term=0)]
+        self._hints.circle = Circle.ALL
         self._registry.begin(now)
         self._journal.open_stream(reign.stream)
         is_expecting = bool(self._members.peers) or self._registry.expects_others(
@@ -86,7 +95,7 @@ class Allegiance:
         roster = self._registry.roster
         for member in () if roster is None else roster.members:
             if member.id not in self._members.peers:
-                effects += self._members.dial(member.id, member.addresses, now)
+                effects += self._hints.dial(member.id, member.addresses, now)
         return effects
 
     def _know_workers(self, now: Moment) -> list[Effect]:

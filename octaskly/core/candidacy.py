@@ -92,7 +92,7 @@ class Candidacy:
         mine, me = self.standing(now), self._info.id
         views = self._members.peers.values()
         better = sum(self.versions.rank(view, now) < mine for view in views)
-        return better + sum(node < me for node in self._members.awaited())
+        return better + sum(node < me for node in self._members.hints.awaited())
 
     def turn_s(self, gone: NodeId) -> float:
         """Return how long others may claim before this node, as the roster has them."""

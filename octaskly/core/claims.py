@@ -180,7 +180,7 @@ class Claims:
             effects = election.seek("redirected", now)
         elif epoch < election.epoch:
             return []
-        dials = self._members.dial(
+        dials = self._members.hints.dial(
             dispatcher, message.addresses, now, is_dispatcher=True
         )
         return effects + dials

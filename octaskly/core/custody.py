@@ -21,7 +21,7 @@ class Custody:
         self._links = links
         self._candidacy = machines.candidacy
         self._election = machines.election
-        self._members = machines.members
+        self._hints = machines.members.hints
         self._dispatch, self._clerk = machines.dispatch, machines.clerk
         self._shun()
         if machines.rotation.is_revoked:
@@ -56,7 +56,7 @@ class Custody:
 
     def _shun(self) -> None:
         rotation = self._rotation
-        self._members.shun(rotation.keys.denied, shuns_all=rotation.is_revoked)
+        self._hints.shun(rotation.keys.denied, shuns_all=rotation.is_revoked)
 
     def _expel(self, now: Moment) -> list[Effect]:
         effects: list[Effect] = []

@@ -8,11 +8,12 @@ then meets a few, the same few as all others, and leaves the rest to who reigns.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from enum import Enum
 
 from octaskly.core.effects import Dial, Effect
-from octaskly.core.events import Advert, DialFailed, Saved
+from octaskly.core.events import Advert, DialFailed, PeerUp, Saved
 from octaskly.core.model import Address, Moment, NodeId, Settings
 from octaskly.core.peers import ADDRESSES_MAX, PeerView, without_repeats
 
@@ -21,7 +22,16 @@ REDIAL_MAX_S = 30.0  #: and after that
 REDIAL_FAST_FOR_S = 600.0
 FORGET_S = 7 * 86_400.0  #: for how long an absent peer is dialled
 HOLD_S = 0.3  #: nodes in sight wait, so that a dispatcher is dialled before them
+ROSTER_S = 1.0  #: for a dispatcher that was just met to send its roster
 SOUGHT = 4  #: peers that a seeking node meets before it tries greater ids
+
+
+class Circle(Enum):
+    """Whom a node dials."""
+
+    FEW = "few"  #: who seeks meets those that rank first, a dispatcher before them
+    ALL = "all"  #: who reigns meets everybody
+    NONE = "none"  #: who follows leaves it to its dispatcher
 
 
 @dataclass(slots=True)
@@ -47,10 +57,11 @@ class _Dialled:
 class Hints:
     """Places to dial, with the times of the next dials."""
 
-    def __init__(self, settings: Settings, saved: Saved) -> None:
-        self.peers: dict[NodeId, PeerView] = {}  #: connected
-        self.is_redialling = True  #: attached nodes leave it to the dispatcher
-        self.is_reigning = False  #: who reigns meets everybody
+    def __init__(
+        self, settings: Settings, saved: Saved, peers: Mapping[NodeId, PeerView]
+    ) -> None:
+        self.circle = Circle.FEW
+        self._peers = peers  #: who is connected, as `membership` has it
         self._me = settings.node.id
         self._limits = settings.limits
         self._meet_s = settings.timing.meet_s
@@ -67,7 +78,7 @@ class Hints:
     def is_meeting(self) -> bool:
         """Whether a dispatcher is being dialled, or nobody is met of those in sight."""
         is_close = any(dial.is_in_sight for dial in self._dialled.values())
-        return self._is_meeting_dispatcher or (is_close and not self.peers)
+        return self._is_meeting_dispatcher or (is_close and not self._peers)
 
     @property
     def meet_s(self) -> float:
@@ -77,7 +88,7 @@ class Hints:
     @property
     def is_alone(self) -> bool:
         """Whether no peer was ever seen or remembered."""
-        return not self.peers and not self._hints and not self._saved
+        return not self._peers and not self._hints and not self._saved
 
     def awaited(self) -> list[NodeId]:
         """Return the nodes in sight that are dialled and have not answered yet."""
@@ -116,10 +127,7 @@ class Hints:
         self._due_s = None
 
     def addresses_of(self, node: NodeId) -> tuple[Address, ...]:
-        """Return where a node may be dialled, best first."""
-        view = self.peers.get(node)
-        if view is not None:
-            return view.addresses
+        """Return where a node may be dialled, as far as it was heard."""
         hint = self._hints.get(node)
         return () if hint is None else hint.addresses
 
@@ -159,7 +167,7 @@ class Hints:
         if dialled is not None:
             dialled.is_in_sight = True
             return
-        if len(self._held) >= self._limits.peers or node in self.peers:
+        if len(self._held) >= self._limits.peers or node in self._peers:
             return
         if not self._held:
             self._held_until_s = max(self._held_until_s, now.mono_s + HOLD_S)
@@ -186,12 +194,12 @@ class Hints:
         if self._is_meeting_dispatcher:
             return []
         held, self._held = self._held, set()
-        if not self.is_redialling and self._crowding > 1.0:
+        if self.circle is Circle.NONE and self._crowding > 1.0:
             return []
         hints = [self._hints[n] for n in held & (wanted or held) if n in self._hints]
         effects = self._dial_all(hints, now, is_in_sight=True)
-        if self._is_seeking:
-            self._held = held - self.peers.keys() - self._dialled.keys()
+        if self.circle is Circle.FEW:
+            self._held = held - self._peers.keys() - self._dialled.keys()
         return effects
 
     def dial(
@@ -222,22 +230,37 @@ class Hints:
                 hint.next_s = max(hint.next_s, now.mono_s + self._pause_s(hint, now))
                 self._due_s = None
 
-    def _on_met(self, node: NodeId, address: Address) -> None:
+    def on_met(
+        self, event: PeerUp, addresses: tuple[Address, ...], now: Moment
+    ) -> None:
         """A dial has led to a peer, or the peer has dialled itself."""
-        self._hints.pop(address, None)
-        self._dialled.pop(address, None)
+        node = event.peer
+        self._hints.pop(event.address, None)
+        self._dialled.pop(event.address, None)
         self._dialled.pop(node, None)
+        if event.hello.dispatcher == node:
+            self._held_until_s = now.mono_s + ROSTER_S
+        self._learn(node, addresses, now)
+        self._due_s = None
+
+    def on_lost(self, node: NodeId, now: Moment) -> None:
+        """A link ended; it may come back."""
+        hint = self._hints.get(node)
+        if hint is not None:
+            hint.since_s = now.mono_s
+            hint.next_s = now.mono_s + REDIAL_S
+        self._due_s = None
 
     def redial_all(self, now: Moment) -> list[Effect]:
         """Dial hints that lead to no connected peer; in a crowd, each in its turn."""
-        if self._is_seeking and self._crowding > 1.0:
+        if self.circle is Circle.FEW and self._crowding > 1.0:
             return []
         hints = [hint for hint in self._hints.values() if hint.node not in self._held]
         return self._dial_all(hints, now)
 
     def on_time(self, now: Moment) -> list[Effect]:
         """Dial the hints that are due, forget those that are too old."""
-        if not self.is_redialling:
+        if self.circle is Circle.NONE:
             return []
         due_s = self.deadline()
         if due_s is None or now.mono_s < due_s:
@@ -245,7 +268,7 @@ class Hints:
         self._due_s = None
         due = []
         for key, hint in tuple(self._hints.items()):
-            if hint.next_s > now.mono_s or hint.node in self.peers:
+            if hint.next_s > now.mono_s or hint.node in self._peers:
                 continue
             if now.mono_s - hint.since_s > FORGET_S:
                 del self._hints[key]
@@ -257,11 +280,11 @@ class Hints:
     def deadline(self) -> float | None:
         """Return when the next dial is due."""
         held_s = self._held_until_s if self._held else None
-        if not self.is_redialling:
+        if self.circle is Circle.NONE:
             return held_s
         if self._due_s is None:
             hints = self._hints.values()
-            due = (hint.next_s for hint in hints if hint.node not in self.peers)
+            due = (hint.next_s for hint in hints if hint.node not in self._peers)
             self._due_s = min(due, default=math.inf)
         return self._due_s if held_s is None else min(self._due_s, held_s)
 
@@ -274,11 +297,6 @@ class Hints:
         """By how much more were heard of than may have links between each two."""
         return max(1.0, len(self._hints) / self._limits.full_mesh_peers)
 
-    @property
-    def _is_seeking(self) -> bool:
-        """Whether this node neither follows nor reigns."""
-        return self.is_redialling and not self.is_reigning
-
     def _dial_all(
         self, hints: Iterable[_Hint], now: Moment, *, is_in_sight: bool = False
     ) -> list[Effect]:
@@ -287,9 +305,9 @@ class Hints:
         Of nodes that start together the one with the smallest id ranks first. All meet
         it then, or meet one who has, without a link between each two of them.
         """
-        if self._is_seeking and self._is_meeting_dispatcher:
+        if self.circle is Circle.FEW and self._is_meeting_dispatcher:
             return []
-        met = set(self.peers)
+        met = set(self._peers)
         for dial in self._dialled.values():
             if dial.node is not None and dial.is_in_sight >= is_in_sight:
                 met.add(dial.node)
@@ -298,7 +316,7 @@ class Hints:
             node = hint.node
             if node is not None:
                 before = sum(other < node for other in met)
-                if self._is_seeking and before >= SOUGHT:
+                if self.circle is Circle.FEW and before >= SOUGHT:
                     break
                 met.add(node)
             effects += self._dial(hint, now, is_in_sight=is_in_sight)
@@ -312,7 +330,7 @@ class Hints:
         is_in_sight: bool = False,
         is_dispatcher: bool = False,
     ) -> list[Effect]:
-        if hint.node in self.peers or not hint.addresses:
+        if hint.node in self._peers or not hint.addresses:
             return []  # Nowhere to dial is no proof that nobody is there.
         hint.next_s = now.mono_s + self._pause_s(hint, now)
         self._due_s = None
@@ -333,7 +351,7 @@ class Hints:
         if self._shuns_all or node in self._shunned:
             return None
         key: NodeId | Address = addresses[0] if node is None else node
-        if node is None and any(key in v.addresses for v in self.peers.values()):
+        if node is None and any(key in v.addresses for v in self._peers.values()):
             return None
         hint = self._hints.get(key)
         if hint is None:
@@ -349,7 +367,7 @@ class Hints:
         """Forget the oldest hint that leads to no connected peer."""
         if len(self._hints) <= self._limits.peers:
             return
-        absent = [key for key, h in self._hints.items() if h.node not in self.peers]
+        absent = [key for key, h in self._hints.items() if h.node not in self._peers]
         if len(absent) > 1:
             del self._hints[absent[0]]
 
@@ -357,6 +375,6 @@ class Hints:
         """Return the seconds before an absent peer is dialled again."""
         absent_s = now.mono_s - hint.since_s
         factor = max(1.0, absent_s / REDIAL_FAST_FOR_S)
-        if self._is_seeking:
+        if self.circle is Circle.FEW:
             factor = max(factor, self._crowding)
         return min(REDIAL_MAX_S, REDIAL_S * factor)

@@ -21,6 +21,7 @@ class Links:
         self._timing = machines.settings.timing
         self._limits = machines.settings.limits
         self._members = machines.members
+        self._hints = machines.members.hints
         self._versions = machines.versions
         self._registry = machines.registry
         self._election = machines.election
@@ -119,9 +120,9 @@ class Links:
 
     def dial_held(self, now: Moment) -> list[Effect]:
         """Dial nodes in sight that are due and still worth a link."""
-        if not self._members.has_dials:
+        if not self._hints.has_dials:
             return []
-        return self._members.dial_held(self.wanted(), now)
+        return self._hints.dial_held(self.wanted(), now)
 
     def drop_surplus(self, now: Moment) -> list[Effect]:
         """In a large mesh, keep only the links that a takeover needs."""

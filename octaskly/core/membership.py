@@ -10,25 +10,24 @@ from collections.abc import Iterator
 
 from octaskly.core.effects import Disconnect, Effect, Remember
 from octaskly.core.events import PeerUp, Saved
-from octaskly.core.hints import REDIAL_S, Hints
+from octaskly.core.hints import Hints
 from octaskly.core.model import Address, Epoch, Holdings, Moment, NodeId, Settings
 from octaskly.core.peers import PeerView, without_repeats
 
-ROSTER_S = 1.0  #: for a dispatcher that was just met to send its roster
 
-
-class Membership(Hints):
+class Membership:
     """Connected peers, beside the places to dial."""
 
     def __init__(self, settings: Settings, saved: Saved) -> None:
-        super().__init__(settings, saved)
-        self._log_version = settings.log_version
+        self.peers: dict[NodeId, PeerView] = {}  #: connected
+        self.hints = Hints(settings, saved, self.peers)
         self.changes = 0  #: grows when peers come, go or begin to follow
+        self._me = settings.node.id
+        self._log_version = settings.log_version
 
     def changed(self) -> None:
         """Count a change of the peers, or of what they are to this node."""
         self.changes += 1
-        self._due_s = None
 
     def note_standby(self, node: NodeId, *, is_standby: bool) -> None:
         """A follower keeps copies from now on, or no more."""
@@ -60,20 +59,14 @@ class Membership(Hints):
             wall_ahead_ms=hello.wall_ms - now.wall_ms if hello.wall_ms else 0,
         )
         self.changed()
-        self._on_met(event.peer, event.address)
-        if hello.dispatcher == event.peer:
-            self._held_until_s = now.mono_s + ROSTER_S
-        self._learn(event.peer, addresses, now)
+        self.hints.on_met(event, addresses, now)
         return [Remember(event.peer, hello.node.name, addresses)]
 
     def on_peer_down(self, peer: NodeId, now: Moment) -> PeerView | None:
         """A link ended; return what was known, None if it was not connected."""
         view = self.peers.pop(peer, None)
         self.changed()
-        hint = self._hints.get(peer)
-        if hint is not None:
-            hint.since_s = now.mono_s
-            hint.next_s = now.mono_s + REDIAL_S
+        self.hints.on_lost(peer, now)
         return view
 
     def disconnect(self, peer: NodeId, reason: str, now: Moment) -> list[Effect]:
@@ -102,6 +95,15 @@ class Membership(Hints):
         view.dispatcher = self._me
         view.vector, view.ahead = dict(vector), ahead
         self.changed()
+
+    def addresses_of(self, node: NodeId) -> tuple[Address, ...]:
+        """Return where a node may be dialled, best first."""
+        view = self.peers.get(node)
+        return self.hints.addresses_of(node) if view is None else view.addresses
+
+    def met(self) -> list[NodeId]:
+        """Return the nodes that this process has heard of."""
+        return self.hints.met()
 
     def earliest_ms(self, now: Moment) -> int:
         """Return the wall clock that is furthest behind, of ours and the peers'."""

@@ -86,6 +86,7 @@ class Node:
         machines = assemble(settings, saved)
         self._journal = machines.journal
         self._members = machines.members
+        self._hints = machines.members.hints
         self._browsing = machines.browsing
         self._registry = machines.registry
         self._election = machines.election
@@ -119,7 +120,7 @@ class Node:
         self._allegiance = Allegiance(machines)
         self._timed = (
             self._watch,
-            self._members,
+            self._hints,
             self._browsing,
             self._replication,
             self._doubt,
@@ -227,8 +228,8 @@ class Node:
         last_s, self._step_s = self._step_s, now.mono_s
         if last_s is None:
             effects = self._election.start(now)
-            self._completeness.remember(self._members.remembered(), now.mono_s)
-            return effects + self._browsing.start(now) + self._members.begin(now)
+            self._completeness.remember(self._hints.remembered(), now.mono_s)
+            return effects + self._browsing.start(now) + self._hints.begin(now)
         gap_s = now.mono_s - last_s
         if gap_s > self._timing.gap_s:
             return self._wake(now)
@@ -243,19 +244,19 @@ class Node:
         for peer in tuple(self._members.peers):
             effects += self._links.cut(peer, "woke", now)
         effects += self._allegiance.reconcile(now)  # Nothing is accepted on the way.
-        return effects + self._browsing.start(now) + self._members.redial_all(now)
+        return effects + self._browsing.start(now) + self._hints.redial_all(now)
 
     def _on_due(self, now: Moment) -> list[Effect]:
         if self._departure.is_done:
             return []  # It dials nobody any more.
         effects = self._watch.on_time(now)
         is_reigning = self._election.reign is not None
-        effects += self._members.on_time(now)
+        effects += self._hints.on_time(now)
         effects += self._links.dial_held(now)
         effects += self._custody.on_time(now, is_reigning=is_reigning)
         asked = self._browsing.on_time(now, draw=self._draw, is_reigning=is_reigning)
         if asked:
-            effects += asked + self._members.redial_all(now)
+            effects += asked + self._hints.redial_all(now)
         effects += self._doubt.on_time(now)
         effects += self._dispatch.on_time(now)
         effects += self._worker.on_time(now)
@@ -285,9 +286,9 @@ class Node:
             case PeerDown(peer, reason):
                 return self._links.on_down(peer, reason, now)
             case Seen(adverts):
-                return self._members.on_seen(adverts, now, self._links.wanted())
+                return self._hints.on_seen(adverts, now, self._links.wanted())
             case DialFailed(node):
-                self._members.on_dial_failed(event, now)
+                self._hints.on_dial_failed(event, now)
                 refused = event.was_refused
                 return self._watch.on_refused(node, now) if refused else []
             case StopAsked() | KeysChanged() | RotateAsked():

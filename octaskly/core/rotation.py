@@ -260,7 +260,8 @@ class Rotation:
         """Return the nodes of the mesh, whether they are there or not."""
         roster = self._registry.roster
         listed = () if roster is None else (member.id for member in roster.members)
-        return {*listed, *self._members.remembered(), *self._members.met()}
+        hints = self._members.hints
+        return {*listed, *hints.remembered(), *hints.met()}
 
     def _has_confirmed(self, node: NodeId) -> bool:
         """Whether a node has the newest generation; its own word counts most."""

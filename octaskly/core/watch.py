@@ -43,6 +43,7 @@ class Watch:
         self._me = settings.node.id
         self._timing = settings.timing
         self._members = members
+        self._hints = members.hints
         self._candidacy = candidacy
         self._election = election
         self._patience = election.patience
@@ -105,12 +106,12 @@ class Watch:
 
     def _turn_s(self, phase: Seeking) -> float:
         """Return when those that are better, or may be, have had their time."""
-        timing, members = self._timing, self._members
+        timing, hints = self._timing, self._hints
         window_s = timing.seek_s + phase.jitter_s
-        if members.is_alone:
+        if hints.is_alone:
             window_s = timing.seek_alone_s
-        elif members.is_meeting:
-            window_s += members.meet_s  # Slow handshakes; dead ones fail before.
+        elif hints.is_meeting:
+            window_s += hints.meet_s  # Slow handshakes; dead ones fail before.
         wait_s = self._candidacy.count_better(phase.looked) * timing.claim_wait_s
         return phase.since_s + window_s + wait_s
 
@@ -119,7 +120,7 @@ class Watch:
         due_s = self._turn_s(phase)
         if phase.suspicion is not None:
             due_s = max(due_s, phase.suspicion.deadline())
-        return min(due_s, self._members.awaited_until_s)
+        return min(due_s, self._hints.awaited_until_s)
 
     def _on_following(self, phase: Following, now: Moment) -> list[Effect]:
         """Doubt a dispatcher that is silent, and claim once it is taken for dead."""
@@ -145,7 +146,7 @@ class Watch:
         silence_s = self._timing.silence_s * self._patience.factor(now)
         silence_s *= PLAIN_BEATS if phase.tie.is_plain else 1
         if view is not None and view.frame_s <= phase.since_s:
-            silence_s += self._members.meet_s  # It has not even said that it heard.
+            silence_s += self._hints.meet_s  # It has not even said that it heard.
         if view is not None and now.mono_s - heard_s < silence_s:
             return []
         self._election.loss.on_silence(heard_s)
@@ -198,7 +199,7 @@ class Watch:
         effects = suspicion.ask((first + rest)[:PROBED_MAX], now)
         for node in (about, *successors[:SUCCESSORS_DIALLED]):
             if node not in members.peers:
-                effects += members.dial(node, members.addresses_of(node), now)
+                effects += self._hints.dial(node, members.addresses_of(node), now)
         return effects
 
     def _is_settled(self, suspicion: Suspicion, now: Moment) -> bool:

@@ -21,6 +21,7 @@ from octaskly.core.effects import Append, Effect, Join, Save, Send
 from octaskly.core.election import Election
 from octaskly.core.events import Event, PeerUp, Persisted, Saved
 from octaskly.core.exchange import Exchange
+from octaskly.core.hints import Hints
 from octaskly.core.inbound import Inbound
 from octaskly.core.journal import Journal
 from octaskly.core.membership import Membership
@@ -196,14 +197,14 @@ def never_step_down(patch: pytest.MonkeyPatch) -> None:
 
 def never_redial(patch: pytest.MonkeyPatch) -> None:
     """Nobody looks for peers that were lost (serf, zeroconf)."""
-    patch.setattr(Membership, "on_time", lambda *_: [])
-    patch.setattr(Membership, "redial_all", lambda *_: [])
-    patch.setattr(Membership, "on_seen", _only_first(Membership.on_seen))
+    patch.setattr(Hints, "on_time", lambda *_: [])
+    patch.setattr(Hints, "redial_all", lambda *_: [])
+    patch.setattr(Hints, "on_seen", _only_first(Hints.on_seen))
 
 
 def _only_first(real: Any) -> Any:
     def on_seen(
-        self: Membership,
+        self: Hints,
         adverts: Any,
         now: Moment,
         wanted: frozenset[NodeId] = frozenset(),

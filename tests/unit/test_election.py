@@ -84,7 +84,7 @@ class Harness:
             *(self.exchange, self.candidacy, self.election),
         )
         self.election.start(at(0.0))
-        self.members.begin(at(0.0))
+        self.members.hints.begin(at(0.0))
 
     def meet(
         self,
@@ -236,7 +236,7 @@ def test_a_refused_dial_after_eof_is_proof_and_the_first_successor_claims_at_onc
     world.follow(0.1)
     world.candidacy.successors = (B, C, D)
     where = (Address("10.0.0.3", 7878),)
-    world.members.on_seen((Advert(C, where),), at(1.0))
+    world.members.hints.on_seen((Advert(C, where),), at(1.0))
     world.members.on_peer_down(A, at(5.0))
 
     effects = world.watch.on_peer_down(A, "eof", at(5.0))
@@ -343,7 +343,7 @@ def test_no_claim_on_the_way_to_a_dispatcher_that_a_peer_named() -> None:
     assert world.watch.on_time(at(TIMING.seek_s)) == []
 
     failed = DialFailed(A, where, was_refused=False)
-    world.members.on_dial_failed(failed, at(1.5))
+    world.members.hints.on_dial_failed(failed, at(1.5))
     assert world.watch.on_time(at(1.6)) == [
         Send(C, (Probe(A, 1.6),)),
         Dial(A, where),
@@ -355,12 +355,12 @@ def test_better_nodes_in_sight_get_their_second_before_they_are_met() -> None:
     where = (Address("10.0.0.1", 7878),)
     for failed in (True, False):
         world = Harness()
-        world.members.on_seen((Advert(A, where),), at(0.0))
-        world.members.dial_held(frozenset(), at(0.3))
+        world.members.hints.on_seen((Advert(A, where),), at(0.0))
+        world.members.hints.dial_held(frozenset(), at(0.3))
         world.meet(C, 0.5)
         if failed:
             event = DialFailed(A, where, was_refused=False)
-            world.members.on_dial_failed(event, at(0.9))
+            world.members.hints.on_dial_failed(event, at(0.9))
 
         effects = world.watch.on_time(at(TIMING.seek_s))
 
@@ -397,11 +397,11 @@ def test_no_claim_while_the_first_node_in_sight_is_being_met() -> None:
     head = Advert(C, where, is_dispatcher=True, term=1)
     for failed in (True, False):
         world = Harness()
-        world.members.on_seen((head,), at(0.1))
+        world.members.hints.on_seen((head,), at(0.1))
         assert world.watch.on_time(at(1.5)) == []
         if failed:
             event = DialFailed(C, where, was_refused=False)
-            world.members.on_dial_failed(event, at(1.5))
+            world.members.hints.on_dial_failed(event, at(1.5))
             assert notes(world.watch.on_time(at(1.6))) == ["claiming"]
         else:
             bound_s = TIMING.seek_s + TIMING.meet_s

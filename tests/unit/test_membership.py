@@ -10,7 +10,7 @@ from itertools import pairwise
 from octaskly.core.browsing import BROWSE_EVERY_S, Browsing
 from octaskly.core.effects import Browse, Dial, Disconnect, Remember
 from octaskly.core.events import Advert, DialFailed, PeerUp, Saved
-from octaskly.core.hints import HOLD_S, REDIAL_MAX_S, REDIAL_S, SOUGHT
+from octaskly.core.hints import HOLD_S, REDIAL_MAX_S, REDIAL_S, SOUGHT, Circle
 from octaskly.core.membership import Membership
 from octaskly.core.messages import Hello, Member, Roster
 from octaskly.core.model import (
@@ -67,8 +67,8 @@ def test_remembered_peers_are_dialled_at_the_start() -> None:
     """Discovery may be slow or blocked; who was met once is tried at once."""
     here = members(Saved(peers=(Advert(PEER, (WHERE,)),)))
 
-    assert not here.is_alone
-    assert here.begin(at(0.0)) == [Dial(PEER, (WHERE,))]
+    assert not here.hints.is_alone
+    assert here.hints.begin(at(0.0)) == [Dial(PEER, (WHERE,))]
 
 
 def test_a_peer_that_was_met_is_remembered_with_all_its_addresses() -> None:
@@ -89,22 +89,24 @@ def test_a_hint_to_a_connected_peer_or_to_oneself_is_not_dialled() -> None:
 
     adverts = (Advert(PEER, (WHERE,)), Advert(ME, (WHERE,)), Advert(None, (WHERE,)))
 
-    assert here.on_seen(adverts, at(1.0)) == []
+    assert here.hints.on_seen(adverts, at(1.0)) == []
 
 
 def test_an_absent_peer_is_dialled_often_at_first_then_more_seldom() -> None:
     """§ 2.1: this is what heals a partition."""
     here = members()
-    here.on_seen((Advert(PEER, (WHERE,)),), at(0.0))
-    here.dial_held(ALL, at(0.5))
+    here.hints.on_seen((Advert(PEER, (WHERE,)),), at(0.0))
+    here.hints.dial_held(ALL, at(0.5))
     dials = []
     now_s = 0.0
     while now_s < 9000.0:
-        due_s = here.deadline()
+        due_s = here.hints.deadline()
         assert due_s is not None
         now_s = due_s
-        assert here.on_time(at(now_s)) == [Dial(PEER, (WHERE,))]
-        here.on_dial_failed(DialFailed(PEER, (WHERE,), was_refused=False), at(now_s))
+        assert here.hints.on_time(at(now_s)) == [Dial(PEER, (WHERE,))]
+        here.hints.on_dial_failed(
+            DialFailed(PEER, (WHERE,), was_refused=False), at(now_s)
+        )
         dials.append(now_s)
 
     gaps = [b - a for a, b in pairwise(dials)]
@@ -116,12 +118,12 @@ def test_an_absent_peer_is_dialled_often_at_first_then_more_seldom() -> None:
 def test_an_attached_node_leaves_redialling_to_the_dispatcher() -> None:
     """A hundred followers must not all knock at an absent machine."""
     here = members()
-    here.on_seen((Advert(PEER, (WHERE,)),), at(0.0))
-    here.dial_held(ALL, at(HOLD_S))
-    here.is_redialling = False
+    here.hints.on_seen((Advert(PEER, (WHERE,)),), at(0.0))
+    here.hints.dial_held(ALL, at(HOLD_S))
+    here.hints.circle = Circle.NONE
 
-    assert here.deadline() is None
-    assert here.on_time(at(60.0)) == []
+    assert here.hints.deadline() is None
+    assert here.hints.on_time(at(60.0)) == []
 
 
 def test_a_dispatcher_in_sight_is_dialled_before_the_others() -> None:
@@ -129,16 +131,18 @@ def test_a_dispatcher_in_sight_is_dialled_before_the_others() -> None:
     here = members()
     head = Advert(OTHER, (ELSEWHERE,), is_dispatcher=True, term=1)
 
-    assert here.on_seen((Advert(PEER, (WHERE,)), head), at(0.0)) == [
+    assert here.hints.on_seen((Advert(PEER, (WHERE,)), head), at(0.0)) == [
         Dial(OTHER, (ELSEWHERE,))
     ]
-    assert here.dial_held(ALL, at(HOLD_S)) == []
-    assert here.redial_all(at(1.0)) == []
+    assert here.hints.dial_held(ALL, at(HOLD_S)) == []
+    assert here.hints.redial_all(at(1.0)) == []
 
-    here.on_dial_failed(DialFailed(OTHER, (ELSEWHERE,), was_refused=False), at(1.1))
-    due_s = here.deadline()
+    here.hints.on_dial_failed(
+        DialFailed(OTHER, (ELSEWHERE,), was_refused=False), at(1.1)
+    )
+    due_s = here.hints.deadline()
     assert due_s == 2 * HOLD_S
-    dials = here.dial_held(ALL, at(1.1))
+    dials = here.hints.dial_held(ALL, at(1.1))
     assert dials == [Dial(PEER, (WHERE,))]
 
 
@@ -148,14 +152,14 @@ def test_a_follower_leaves_a_crowd_in_sight_alone() -> None:
         settings = Settings(node=info(ME), limits=Limits(full_mesh_peers=most))
         here = Membership(settings, Saved())
         crowd = [NodeId(letter * 16) for letter in "xyz"]
-        here.on_seen([Advert(node, (ELSEWHERE,)) for node in crowd], at(0.0))
+        here.hints.on_seen([Advert(node, (ELSEWHERE,)) for node in crowd], at(0.0))
 
-        here.is_redialling = False
+        here.hints.circle = Circle.NONE
 
-        done = here.dial_held(ALL, at(HOLD_S))
+        done = here.hints.dial_held(ALL, at(HOLD_S))
 
         assert len(done) == dials
-        assert here.dial_held(ALL, at(1.0)) == []
+        assert here.hints.dial_held(ALL, at(1.0)) == []
 
 
 def crowd(size: int) -> list[Advert]:
@@ -169,96 +173,96 @@ def test_who_seeks_in_a_crowd_meets_those_that_rank_first() -> None:
     """Fifty that start on two cores have no time for a link between each two."""
     here = members()
     adverts = crowd(20)
-    here.on_seen(adverts[::-1], at(0.0))
+    here.hints.on_seen(adverts[::-1], at(0.0))
 
-    dials = here.dial_held(ALL, at(HOLD_S))
+    dials = here.hints.dial_held(ALL, at(HOLD_S))
     assert [dial.node for dial in dials if isinstance(dial, Dial)] == [
         advert.node for advert in adverts[:SOUGHT]
     ]
-    assert here.dial_held(ALL, at(2 * HOLD_S)) == []
+    assert here.hints.dial_held(ALL, at(2 * HOLD_S)) == []
 
     first = adverts[0]
     event = DialFailed(first.node, first.addresses, was_refused=True)
-    here.on_dial_failed(event, at(0.7))
-    (dial,) = here.dial_held(ALL, at(3 * HOLD_S))
+    here.hints.on_dial_failed(event, at(0.7))
+    (dial,) = here.hints.dial_held(ALL, at(3 * HOLD_S))
     assert dial == Dial(adverts[SOUGHT].node, adverts[SOUGHT].addresses)
 
 
 def test_who_reigns_meets_everybody() -> None:
     """Those that wait for a dispatcher need not look for it."""
     here = members()
-    here.on_seen(crowd(20), at(0.0))
-    here.dial_held(ALL, at(HOLD_S))
+    here.hints.on_seen(crowd(20), at(0.0))
+    here.hints.dial_held(ALL, at(HOLD_S))
 
-    here.is_reigning = True
+    here.hints.circle = Circle.ALL
 
-    assert len(here.dial_held(ALL, at(2 * HOLD_S))) == 20 - SOUGHT
-    assert len(here.redial_all(at(1.0))) == 20
+    assert len(here.hints.dial_held(ALL, at(2 * HOLD_S))) == 20 - SOUGHT
+    assert len(here.hints.redial_all(at(1.0))) == 20
 
 
 def test_who_seeks_in_a_crowd_dials_more_seldom() -> None:
     """What is too much at once is not to come again at the next look."""
     for size, pause_s in ((16, REDIAL_S), (32, 2 * REDIAL_S)):
         here = members()
-        here.on_seen(crowd(size), at(0.0))
-        here.dial_held(ALL, at(HOLD_S))
+        here.hints.on_seen(crowd(size), at(0.0))
+        here.hints.dial_held(ALL, at(HOLD_S))
 
-        assert len(here.redial_all(at(1.0))) == (SOUGHT if size == 16 else 0)
-        assert here.on_time(at(pause_s - 0.1)) == []
-        assert len(here.on_time(at(pause_s + 1.0))) == SOUGHT
+        assert len(here.hints.redial_all(at(1.0))) == (SOUGHT if size == 16 else 0)
+        assert here.hints.on_time(at(pause_s - 0.1)) == []
+        assert len(here.hints.on_time(at(pause_s + 1.0))) == SOUGHT
 
 
 def test_in_a_crowd_those_that_are_dialled_get_more_time() -> None:
     """Each of them has as much to do."""
     for size in (16, 32):
         here = members()
-        here.on_seen(crowd(size), at(0.0))
-        here.dial_held(ALL, at(HOLD_S))
+        here.hints.on_seen(crowd(size), at(0.0))
+        here.hints.dial_held(ALL, at(HOLD_S))
 
-        assert here.meet_s == 3.0 * size / 16
-        here.dial_held(ALL, at(HOLD_S + here.meet_s - 0.01))
-        assert len(here.awaited()) == SOUGHT
-        here.dial_held(frozenset({ME}), at(HOLD_S + here.meet_s))
-        assert here.awaited() == []
+        assert here.hints.meet_s == 3.0 * size / 16
+        here.hints.dial_held(ALL, at(HOLD_S + here.hints.meet_s - 0.01))
+        assert len(here.hints.awaited()) == SOUGHT
+        here.hints.dial_held(frozenset({ME}), at(HOLD_S + here.hints.meet_s))
+        assert here.hints.awaited() == []
 
 
 def test_who_is_sent_to_a_dispatcher_dials_nobody_else() -> None:
     """Until that has failed, or takes too long."""
     here = members()
-    here.on_seen((Advert(PEER, (WHERE,)),), at(0.0))
-    here.dial(OTHER, (ELSEWHERE,), at(0.1), is_dispatcher=True)
+    here.hints.on_seen((Advert(PEER, (WHERE,)),), at(0.0))
+    here.hints.dial(OTHER, (ELSEWHERE,), at(0.1), is_dispatcher=True)
 
-    assert here.dial_held(ALL, at(1.0)) == []
-    assert here.on_time(at(2.9)) == []
-    assert here.dial_held(ALL, at(3.2)) == [Dial(PEER, (WHERE,))]
+    assert here.hints.dial_held(ALL, at(1.0)) == []
+    assert here.hints.on_time(at(2.9)) == []
+    assert here.hints.dial_held(ALL, at(3.2)) == [Dial(PEER, (WHERE,))]
 
 
 def test_a_node_without_an_address_is_not_dialled() -> None:
     """That no address answers would look as if all had refused."""
     here = members()
 
-    assert here.dial(PEER, (), at(0.0)) == []
-    assert here.on_time(at(5.0)) == []
+    assert here.hints.dial(PEER, (), at(0.0)) == []
+    assert here.hints.on_time(at(5.0)) == []
 
 
 def test_a_lost_peer_is_redialled_after_a_while() -> None:
     """The link may come back without any news from mDNS."""
     here = members()
     here.on_peer_up(up(PEER), at(0.0))
-    assert here.deadline() == float("inf")
+    assert here.hints.deadline() == float("inf")
 
     here.on_peer_down(PEER, at(100.0))
 
-    assert here.deadline() == 100.0 + REDIAL_S
-    assert [type(e) for e in here.on_time(at(105.0))] == [Dial]
+    assert here.hints.deadline() == 100.0 + REDIAL_S
+    assert [type(e) for e in here.hints.on_time(at(105.0))] == [Dial]
 
 
 def test_after_a_week_a_peer_is_forgotten() -> None:
     """Laptops that went home for good cost nothing for ever."""
     here = members()
-    here.on_seen((Advert(PEER, (WHERE,)),), at(0.0))
+    here.hints.on_seen((Advert(PEER, (WHERE,)),), at(0.0))
 
-    assert here.on_time(at(8 * 86_400.0)) == []
+    assert here.hints.on_time(at(8 * 86_400.0)) == []
     assert here.addresses_of(PEER) == ()
 
 
@@ -268,9 +272,9 @@ def test_hints_are_bounded() -> None:
 
     for index in range(50):
         advert = Advert(NodeId(f"node{index}"), (Address(f"10.0.1.{index}", 7878),))
-        here.on_seen((advert,), at(0.0))
+        here.hints.on_seen((advert,), at(0.0))
 
-    assert len(here.redial_all(at(1.0))) == 3
+    assert len(here.hints.redial_all(at(1.0))) == 3
 
 
 def test_frames_of_a_link_that_was_closed_count_no_more() -> None:
@@ -288,7 +292,7 @@ def test_only_wanted_nodes_are_dialled_in_a_large_mesh() -> None:
     here = members()
     adverts = (Advert(PEER, (WHERE,)), Advert(OTHER, (Address("10.0.0.3", 7878),)))
 
-    effects = here.on_seen(adverts, at(0.0), frozenset({OTHER}))
+    effects = here.hints.on_seen(adverts, at(0.0), frozenset({OTHER}))
 
     assert effects == [Dial(OTHER, (Address("10.0.0.3", 7878),))]
 
