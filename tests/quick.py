@@ -7,7 +7,7 @@ from dataclasses import replace
 from octaskly.core.effects import Append, Effect, Load
 from octaskly.core.events import Draft
 from octaskly.core.facts import Assigned
-from octaskly.core.messages import Member, Results
+from octaskly.core.messages import Results, RosterLine
 from octaskly.core.model import (
     AttemptId,
     NodeId,
@@ -74,9 +74,9 @@ def heavy(command: str, requires: Requires, priority: int = 0) -> Draft:
 
 def member(
     info: NodeInfo, state: NodeState = NodeState.READY, strain: Strain | None = None
-) -> Member:
+) -> RosterLine:
     """Return a node's line of the roster."""
-    return Member(
+    return RosterLine(
         id=info.id,
         name=info.name,
         role=Role.WORKER,

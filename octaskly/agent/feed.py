@@ -15,10 +15,10 @@ from dataclasses import replace
 
 from octaskly.agent.view import MeshView
 from octaskly.core.effects import Publish
-from octaskly.core.messages import Member
+from octaskly.core.messages import RosterLine
 from octaskly.core.model import NodeId, StreamId
 from octaskly.core.timeline import (
-    Cursor,
+    Bookmark,
     Gap,
     History,
     News,
@@ -65,9 +65,9 @@ class Feed:
         self._stream = stream
         self._when_safe = when_safe
         self._listeners = 0
-        self._cursor: Cursor | None = None
+        self._bookmark: Bookmark | None = None
         self._kept: deque[tuple[_Origin, News]] = deque()
-        self._members: dict[NodeId, Member] = {}
+        self._members: dict[NodeId, RosterLine] = {}
         self._turn = asyncio.Lock()
         self._reading = asyncio.Lock()
         self._woken = asyncio.Event()
@@ -100,25 +100,26 @@ class Feed:
             raise NotDispatcher("this node is not dispatcher")
         self._listeners += 1
         try:
-            if self._cursor is None:
+            if self._bookmark is None:
                 hlc, reaches = await self._store.reaches(HLC_MAX)
-                if self._cursor is None:
-                    self._cursor = Cursor(hlc, {r[0]: r.seq for r in reaches}, stream)
+                if self._bookmark is None:
+                    ends = {reach.stream: reach.seq for reach in reaches}
+                    self._bookmark = Bookmark(hlc, ends, stream)
             if self._view.roster is not None and not self._members:
                 self._members = _by_id(self._view.roster.members)
             nodes = [News(NodeNews(member)) for member in self._members.values()]
             if after is None:
-                start = News(None, self._cursor.place)
+                start = News(None, self._bookmark.place)
                 yield Listener(self, [start, *nodes])
             else:
                 _, reaches = await self._store.reaches(after.hlc)
-                cursor, is_whole = resumed(after, reaches, stream)
-                lost = [] if is_whole else [News(Gap(), cursor.place)]
-                yield Listener(self, [*lost, *nodes], cursor)
+                bookmark, is_whole = resumed(after, reaches, stream)
+                lost = [] if is_whole else [News(Gap(), bookmark.place)]
+                yield Listener(self, [*lost, *nodes], bookmark)
         finally:
             self._listeners -= 1
             if not self._listeners:
-                self._cursor = None
+                self._bookmark = None
                 self._kept.clear()
                 self._members = {}
                 self.begin = self.end
@@ -141,21 +142,21 @@ class Feed:
                 while number >= self.end:
                     await self._read_on()
 
-    async def read(self, cursor: Cursor) -> tuple[list[tuple[_Origin, News]], bool]:
-        """Read a part of the log, and move the cursor; return whether there is more."""
+    async def read(self, bookmark: Bookmark) -> tuple[list[tuple[_Origin, News]], bool]:
+        """Read on in the log, and move the bookmark; return whether there is more."""
         async with self._reading:
-            part = await self._store.history(cursor.vector, PART_MAX)
+            part = await self._store.history(bookmark.vector, PART_MAX)
             if part.items:
                 await self._when_safe()
                 await asyncio.sleep(_REST_S)
-        return _told(part, cursor), part.has_more
+        return _told(part, bookmark), part.has_more
 
     async def _read_on(self) -> None:
         """Read what is new for all, or wait until something is."""
-        assert self._cursor is not None
+        assert self._bookmark is not None
         self._woken.clear()
         number = self.end
-        found, has_more = await self.read(self._cursor)
+        found, has_more = await self.read(self._bookmark)
         for origin, news in found:
             self._keep(origin, news)
         if number == self.end and not has_more:
@@ -173,11 +174,11 @@ class Listener:
     """One reader: of the past by itself, then of what is read for all."""
 
     def __init__(
-        self, feed: Feed, first: Sequence[News], cursor: Cursor | None = None
+        self, feed: Feed, first: Sequence[News], bookmark: Bookmark | None = None
     ) -> None:
         self._feed = feed
         self._first = first
-        self._cursor = cursor  #: None once it has caught up
+        self._bookmark = bookmark  #: None once it has caught up
         self._seen: dict[StreamId, int] = {}
         self._next = feed.end
 
@@ -186,31 +187,31 @@ class Listener:
         if self._first:
             first, self._first = self._first, ()
             return first
-        if self._cursor is not None:
-            return await self._catch_up(self._cursor)
+        if self._bookmark is not None:
+            return await self._catch_up(self._bookmark)
         kept = await self._feed.kept_after(self._next)
         self._next += len(kept)
         return [news for origin, news in kept if not self._knows(origin)]
 
-    async def _catch_up(self, cursor: Cursor) -> Sequence[News]:
+    async def _catch_up(self, bookmark: Bookmark) -> Sequence[News]:
         before = self._feed.end
-        found, has_more = await self._feed.read(cursor)
+        found, has_more = await self._feed.read(bookmark)
         if not has_more:
-            self._cursor, self._seen, self._next = None, cursor.vector, before
+            self._bookmark, self._seen, self._next = None, bookmark.vector, before
         return [news for _, news in found]
 
     def _knows(self, origin: _Origin) -> bool:
         return origin is not None and origin[1] <= self._seen.get(origin[0], 0)
 
 
-def _told(part: History, cursor: Cursor) -> list[tuple[_Origin, News]]:
-    """Return the news in a part of the log, and move the cursor behind it."""
+def _told(part: History, bookmark: Bookmark) -> list[tuple[_Origin, News]]:
+    """Return the news in a part of the log, and move the bookmark behind it."""
     found: list[tuple[_Origin, News]] = []
     if not part.is_whole:
         found.append((None, News(Gap())))
     last = {array_of(entry.fact.task): entry for entry, _ in part.items}
     for entry, record in part.items:
-        can_resume = cursor.pass_over(entry)
+        can_resume = bookmark.pass_over(entry)
         about = [news_of(entry, record)]
         array = part.arrays.get(array_of(record.id))
         if array is not None and entry is last[array.id]:
@@ -218,20 +219,20 @@ def _told(part: History, cursor: Cursor) -> list[tuple[_Origin, News]]:
         told = [each for each in about if each is not None]
         for each in told:
             if each.state.is_final or not record.state.is_final:
-                cursor.owed.pop(each.record.id, None)
+                bookmark.owed.pop(each.record.id, None)
             else:
-                cursor.owed[record.id] = end_of(record, each.at_ms)
+                bookmark.owed[record.id] = end_of(record, each.at_ms)
             # Only behind all that one entry says a client may go on.
-            place = cursor.place if can_resume and each is told[-1] else None
+            place = bookmark.place if can_resume and each is told[-1] else None
             found.append(((entry.stream, entry.seq), News(each, place)))
     for stream, seq in part.reached:
-        cursor.skip(stream, seq)
-    if cursor.owed and not part.has_more:
-        _tell_owed(found, cursor)
+        bookmark.skip(stream, seq)
+    if bookmark.owed and not part.has_more:
+        _tell_owed(found, bookmark)
     return found
 
 
-def _tell_owed(found: list[tuple[_Origin, News]], cursor: Cursor) -> None:
+def _tell_owed(found: list[tuple[_Origin, News]], bookmark: Bookmark) -> None:
     """Add how tasks ended of which something else was told last.
 
     Who has the place of the latest news must have heard these, too.
@@ -241,16 +242,16 @@ def _tell_owed(found: list[tuple[_Origin, News]], cursor: Cursor) -> None:
         origin, latest = found.pop()
         place = latest.place
         found.append((origin, replace(latest, place=None)))
-    *others, last = cursor.owed.values()
+    *others, last = bookmark.owed.values()
     found += [(origin, News(end)) for end in others]
     found.append((origin, News(last, place)))
-    cursor.owed.clear()
+    bookmark.owed.clear()
 
 
-def _by_id(members: Iterable[Member]) -> dict[NodeId, Member]:
+def _by_id(members: Iterable[RosterLine]) -> dict[NodeId, RosterLine]:
     return {member.id: member for member in members}
 
 
-def _shown(member: Member) -> tuple[object, ...]:
+def _shown(member: RosterLine) -> tuple[object, ...]:
     """Return what makes news of a node: not its load."""
     return member.name, member.role, member.state, member.slots, member.version

@@ -31,7 +31,7 @@ from octaskly.core import events as ev
 from octaskly.core import replies
 from octaskly.core.arrays import member_of
 from octaskly.core.merge import TaskRecord
-from octaskly.core.messages import Member, Roster
+from octaskly.core.messages import Roster, RosterLine
 from octaskly.core.model import (
     AttemptId,
     LoadSample,
@@ -298,7 +298,7 @@ class AgentGateway:
 
     # --- this node -----------------------------------------------------------------
 
-    async def steer(self, steering: Steering, *, principal: Principal) -> Member:
+    async def steer(self, steering: Steering, *, principal: Principal) -> RosterLine:
         """Drain, resume, pause or unpause this node; return it as it is then."""
         try:
             async with asyncio.timeout(STEERED_S):

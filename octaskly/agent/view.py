@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from octaskly.core.effects import Note, Publish
-from octaskly.core.messages import Member, Roster
+from octaskly.core.messages import Roster, RosterLine
 from octaskly.core.model import (
     NO_EPOCH,
     Epoch,
@@ -48,7 +48,7 @@ class MeshView:
         return self._news.roster if self._news else None
 
     @property
-    def live(self) -> list[Member]:
+    def live(self) -> list[RosterLine]:
         """The members that are not lost."""
         members = self.roster.members if self.roster else ()
         return [m for m in members if m.state is not NodeState.LOST]
@@ -125,7 +125,7 @@ class MeshView:
         except TimeoutError:
             return None
 
-    async def shown_as(self, state: NodeState, timeout_s: float) -> Member | None:
+    async def shown_as(self, state: NodeState, timeout_s: float) -> RosterLine | None:
         """Return this node's line of the roster, once it says so or the time is over.
 
         None: no roster has this node.
@@ -136,7 +136,7 @@ class MeshView:
                     await self._changed.wait()
         return self._own_line()
 
-    def _own_line(self) -> Member | None:
+    def _own_line(self) -> RosterLine | None:
         members = self.roster.members if self.roster else ()
         return next((m for m in members if m.id == self._node_id), None)
 

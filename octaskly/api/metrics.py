@@ -10,7 +10,7 @@ from aiohttp import web
 from octaskly.api import render
 from octaskly.api.routing import Access, Call, Route, json_response
 from octaskly.config.units import host_and_port
-from octaskly.core.messages import Member
+from octaskly.core.messages import RosterLine
 
 MEDIA = "text/plain"
 _HEADERS = {"Content-Type": f"{MEDIA}; version=0.0.4; charset=utf-8"}
@@ -36,7 +36,7 @@ async def discover(call: Call) -> web.StreamResponse:
     return json_response(render.encode(shown))
 
 
-def _target(member: Member, mesh_id: str) -> Target:
+def _target(member: RosterLine, mesh_id: str) -> Target:
     meta = {
         "node_id": member.id,
         "role": member.role.value,
@@ -57,7 +57,7 @@ def _target(member: Member, mesh_id: str) -> Target:
     }
 
 
-def _place(member: Member) -> str:
+def _place(member: RosterLine) -> str:
     """Return where others reach a node; its scope, if any, is of this machine."""
     hosts = [address.host.partition("%")[0] for address in member.addresses]
     host = next(

@@ -10,7 +10,7 @@ from octaskly import __version__
 from octaskly.api import answers_mesh, render, render_mesh
 from octaskly.api.problems import WORKER_NOT_FOUND, Problem
 from octaskly.api.routing import Access, Call, Route, json_response
-from octaskly.core.messages import Member
+from octaskly.core.messages import RosterLine
 from octaskly.core.model import NodeState, Steering
 
 
@@ -66,21 +66,21 @@ async def steer(call: Call) -> web.StreamResponse:
     return await call.parts.forwarder.fetch(call, gateway.urls_of(member.id), path)
 
 
-async def _shown(call: Call, member: Member) -> web.StreamResponse:
+async def _shown(call: Call, member: RosterLine) -> web.StreamResponse:
     gateway, node = call.gateway, member.id
     joined_ms = (await gateway.joined_ms([node])).get(node)
     shown = render_mesh.node(member, gateway.seen_ms(node), joined_ms)
     return json_response(render.encode(shown))
 
 
-def _member(call: Call, name: str) -> Member:
+def _member(call: Call, name: str) -> RosterLine:
     for member in _members(call):
         if name in (member.name, member.id):
             return member
     raise Problem(404, WORKER_NOT_FOUND, hint=f"no member is called {name[:80]!r}")
 
 
-def _members(call: Call) -> tuple[Member, ...]:
+def _members(call: Call) -> tuple[RosterLine, ...]:
     roster = call.gateway.roster()
     return roster.members if roster else ()
 

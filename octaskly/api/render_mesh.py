@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 from octaskly.api.render import Json, at
 from octaskly.config.units import host_and_port
-from octaskly.core.messages import Member
+from octaskly.core.messages import RosterLine
 from octaskly.core.model import NodeId, TaskState
 from octaskly.core.timeline import NodeNews
 from octaskly.ports import Health, MeshState, MeshStats
@@ -15,7 +15,7 @@ _MIB = 1 << 20
 
 
 def nodes(
-    members: Sequence[Member],
+    members: Sequence[RosterLine],
     seen_ms: Callable[[NodeId], int | None],
     joined_ms: Mapping[NodeId, int],
     state: MeshState,
@@ -54,7 +54,7 @@ def mesh(state: MeshState, names: Mapping[NodeId, str]) -> Json:
     }
 
 
-def node(member: Member, seen_ms: int | None, joined_ms: int | None) -> Json:
+def node(member: RosterLine, seen_ms: int | None, joined_ms: int | None) -> Json:
     """Return one member."""
     load = member.load
     return {

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from octaskly.core.arrays import member_of
 from octaskly.core.facts import Assigned
-from octaskly.core.inhand import WAITING, InHand, Phase
+from octaskly.core.inhand import WAITING, InHand, Stage
 from octaskly.core.merge import TaskRecord
 from octaskly.core.messages import Reattach
 from octaskly.core.model import AttemptId, Moment, NodeId, TaskSpec
@@ -108,20 +108,20 @@ class Adoption:
         """Settle on one live attempt of a task in the log; give up the others."""
         live = [attempt for attempt in record.attempts if attempt.state.is_live]
         task = self._queue.tasks.get(record.id)
-        if not live or (task is not None and task.phase is Phase.ENDED):
+        if not live or (task is not None and task.stage is Stage.ENDED):
             return
         if task is None:
             task = self._queue.from_record(record)
             task.may_be_cut = member_of(record.id) is not None
             self._queue.adopt(task, live[-1].id, live[-1].node)
-        elif task.phase is Phase.LIVE:
+        elif task.stage is Stage.LIVE:
             task.is_sure = True
         elif task.attempt is None or task.attempt < live[-1].id:
             self._queue.assign(task, live[-1].id, live[-1].node)
         task.n = max(task.n, *(attempt.id.n for attempt in record.attempts))
         if record.state.is_final and task.final is None:
             task.final = record.state
-            if task.phase is Phase.LIVE:
+            if task.stage is Stage.LIVE:
                 self._placing.kill(task)
             else:
                 self._queue.end(task, record.state)
@@ -152,17 +152,17 @@ class Adoption:
 
     @staticmethod
     def _is_counting(task: InHand, node: NodeId, attempt: AttemptId) -> bool:
-        if task.phase in WAITING:
+        if task.stage in WAITING:
             # Its assignment was lost with the dispatcher before.
             return task.attempt is None or task.attempt < attempt
         return (
-            task.phase is Phase.LIVE
+            task.stage is Stage.LIVE
             and task.final is None
             and (task.attempt, task.node) == (attempt, node)
         )
 
     def _hear(self, task: InHand, node: NodeId, attempt: AttemptId) -> None:
-        if task.phase in WAITING:
+        if task.stage in WAITING:
             self._queue.assign(task, attempt, node)
             self._placing.facts.append(Assigned(task.spec.id, attempt, node))
         task.is_heard = True
@@ -170,7 +170,7 @@ class Adoption:
     def _expect(self, task: InHand, now: Moment) -> None:
         """Give an absent worker time to come back to its attempt."""
         node = task.node
-        if task.phase is not Phase.LIVE or node is None:
+        if task.stage is not Stage.LIVE or node is None:
             return
         if not self._pool.is_attached(node):
             until_s = self._until_s if self.is_open else now.mono_s + self._adopt_s

@@ -11,7 +11,7 @@ from typing import Protocol
 from octaskly.core.effects import Announce, Answer, Effect
 from octaskly.core.events import CancelRequested
 from octaskly.core.facts import CancelAsked
-from octaskly.core.inhand import WAITING, InHand, Phase
+from octaskly.core.inhand import WAITING, InHand, Stage
 from octaskly.core.merge import TaskRecord
 from octaskly.core.model import Moment, TaskSpec, TaskState
 from octaskly.core.placing import Placing
@@ -66,7 +66,7 @@ class Cancelling:
         if task is None:
             spec = TaskSpec(id=event.task, command="")
             task = self._queue.shadow(spec, TaskState.CANCELLED)
-        elif task.phase is Phase.LIVE:
+        elif task.stage is Stage.LIVE:
             task.final = TaskState.CANCELLED
             self._placing.kill(task)
         else:
@@ -128,6 +128,6 @@ def state_of(task: InHand | None, known: TaskState) -> TaskState:
         return known
     if task.final is not None:
         return task.final
-    if task.phase in WAITING:
+    if task.stage in WAITING:
         return TaskState.QUEUED
-    return TaskState.RUNNING if task.phase is Phase.LIVE else known
+    return TaskState.RUNNING if task.stage is Stage.LIVE else known

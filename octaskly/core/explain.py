@@ -11,9 +11,9 @@ from math import ceil
 
 from octaskly.core.arrays import Progress
 from octaskly.core.events import Draft
-from octaskly.core.inhand import InHand, Phase
+from octaskly.core.inhand import InHand, Stage
 from octaskly.core.merge import TaskRecord
-from octaskly.core.messages import Member
+from octaskly.core.messages import RosterLine
 from octaskly.core.model import (
     Attempt,
     AttemptState,
@@ -46,7 +46,7 @@ class Explaining:
     def explain(
         self,
         record: TaskRecord,
-        members: Sequence[Member],
+        members: Sequence[RosterLine],
         now: Moment,
         names: Mapping[NodeId, str],
     ) -> Explanation:
@@ -59,7 +59,7 @@ class Explaining:
             names: Of nodes, also of such that have left.
         """
         task = self._queue.tasks.get(record.id)
-        if task is None or (task.phase is Phase.ENDED and task.final is None):
+        if task is None or (task.stage is Stage.ENDED and task.final is None):
             if record.state is not TaskState.QUEUED and not _has_waiting(record):
                 return Explanation(record.state, _told(record, names))
             if record.waits_for is not None:
@@ -68,7 +68,7 @@ class Explaining:
             task = InHand(record.spec)
         elif task.final is not None:
             return Explanation(task.final, f"it {_ENDS[task.final]}")
-        elif task.phase is Phase.LIVE and task.node is not None:
+        elif task.stage is Stage.LIVE and task.node is not None:
             name = names.get(task.node, task.node)
             paused = {m.id for m in members if m.state is NodeState.PAUSED}
             rest = ", which is paused" if task.node in paused else ""
@@ -85,7 +85,7 @@ class Explaining:
     def placement(
         self,
         record: TaskRecord,
-        members: Sequence[Member],
+        members: Sequence[RosterLine],
         names: Mapping[NodeId, str],
     ) -> str:
         """Return why a task was given to the node that has or had it; "": none has.
@@ -94,7 +94,7 @@ class Explaining:
         keep what else there was to choose from.
         """
         task = self._queue.tasks.get(record.id)
-        node = None if task is None or task.phase is not Phase.LIVE else task.node
+        node = None if task is None or task.stage is not Stage.LIVE else task.node
         chosen = record.chosen
         if node is None and record.state is not TaskState.QUEUED and chosen is not None:
             node = chosen.node
@@ -133,7 +133,7 @@ class Explaining:
 
     @staticmethod
     def _awaiting(
-        record: TaskRecord, parents: Sequence[str], members: Sequence[Member]
+        record: TaskRecord, parents: Sequence[str], members: Sequence[RosterLine]
     ) -> Explanation:
         """Say for what it waits, and on which nodes that is not all there is."""
         listed = _listed([TaskId(each) for each in parents])
@@ -152,12 +152,12 @@ class Explaining:
     def _summary(
         self,
         task: InHand,
-        members: Sequence[Member],
+        members: Sequence[RosterLine],
         verdicts: Sequence[Verdict],
         now: Moment,
     ) -> str:
         due_s = self._placing.resting.due_s(task.spec.id)
-        if task.phase is Phase.RESTING and due_s is not None:
+        if task.stage is Stage.RESTING and due_s is not None:
             wait_s = max(0, ceil(due_s - now.mono_s))
             return f"its last try came to nothing, the next is in {wait_s} s"
         requires = task.requires or NO_NEEDS
@@ -177,11 +177,11 @@ class Explaining:
             return f"{able[0].name}, which could run it, has no room"
         return f"none of the {len(able)} nodes that could run it has room"
 
-    def _verdict(self, task: InHand, member: Member) -> Verdict:
+    def _verdict(self, task: InHand, member: RosterLine) -> Verdict:
         reasons = tuple(self._reasons(task, member))
         return Verdict(member.id, member.name, member.state, reasons)
 
-    def _reasons(self, task: InHand, member: Member) -> Iterator[Why]:
+    def _reasons(self, task: InHand, member: RosterLine) -> Iterator[Why]:
         requires = task.requires or NO_NEEDS
         lasting = [*_withheld(member), *missing(member, requires)]
         if member.id in task.lacking:
@@ -198,7 +198,7 @@ class Explaining:
             busy.append(Why("reserved", f"is kept for {self._first_of(kept.shape)}"))
         if busy:
             yield from busy
-        elif task.phase is Phase.RESTING:
+        elif task.stage is Stage.RESTING:
             yield Why("resting", "has room, but the task rests after its last try")
         else:
             yield self._turn(task)
@@ -217,7 +217,7 @@ class Explaining:
         return Why("turn", f"{most}{tasks} before it in the queue")
 
 
-def _withheld(member: Member) -> Iterator[Why]:
+def _withheld(member: RosterLine) -> Iterator[Why]:
     """Yield why a node takes no work, whatever it is."""
     if member.state is NodeState.LOST:
         yield Why("lost", "is lost")
@@ -229,7 +229,7 @@ def _withheld(member: Member) -> Iterator[Why]:
         yield Why(f"{member.strain.value}_short", f"is short of {member.strain.value}")
 
 
-def _withheld_from(members: Sequence[Member], requires: Requires) -> str:
+def _withheld_from(members: Sequence[RosterLine], requires: Requires) -> str:
     """Say that whoever could run it takes no work; why, where only one could."""
     fit = [member for member in members if has_all(member, requires)]
     why = next(_withheld(fit[0]), None) if len(fit) == 1 else None
@@ -244,7 +244,7 @@ def _has_waiting(record: TaskRecord) -> bool:
     return record.progress is not None and record.progress.queued > 0
 
 
-def _lost_one(members: Sequence[Member], requires: Requires) -> str | None:
+def _lost_one(members: Sequence[RosterLine], requires: Requires) -> str | None:
     """Say so where the only node that will do is lost."""
     for member in members:
         is_it = requires.node in (member.name, member.id)
@@ -253,7 +253,7 @@ def _lost_one(members: Sequence[Member], requires: Requires) -> str | None:
     return None
 
 
-def _present(members: Sequence[Member]) -> list[Member]:
+def _present(members: Sequence[RosterLine]) -> list[RosterLine]:
     return [member for member in members if member.state is not NodeState.LOST]
 
 

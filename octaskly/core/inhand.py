@@ -15,7 +15,7 @@ from octaskly.core.options import Requires, requires_of, slots_of
 from octaskly.core.retry import NO_TRIES, Tries
 
 
-class Phase(IntEnum):
+class Stage(IntEnum):
     """Where a task in hand stands."""
 
     QUEUED = 0
@@ -25,7 +25,7 @@ class Phase(IntEnum):
 
 
 class Turn(IntEnum):
-    """What moves a task to another phase."""
+    """What moves a task to another stage."""
 
     ASSIGN = 0  #: an attempt was given to a worker, or found at one
     RELEASE = 1  #: the attempt came back, another may follow
@@ -34,17 +34,17 @@ class Turn(IntEnum):
     WAKE = 4  #: it has rested
 
 
-WAITING = (Phase.QUEUED, Phase.RESTING)  #: nobody holds it, and it has not ended
+WAITING = (Stage.QUEUED, Stage.RESTING)  #: nobody holds it, and it has not ended
 
 
-TRANSITIONS: tuple[tuple[Phase | None, ...], ...] = (
+TRANSITIONS: tuple[tuple[Stage | None, ...], ...] = (
     # ASSIGN       RELEASE        END          REST           WAKE
-    (Phase.LIVE, None, Phase.ENDED, None, None),  # QUEUED
-    (None, Phase.QUEUED, Phase.ENDED, Phase.RESTING, None),  # LIVE
-    (None, None, Phase.ENDED, None, None),  # ENDED
-    (Phase.LIVE, None, Phase.ENDED, None, Phase.QUEUED),  # RESTING
+    (Stage.LIVE, None, Stage.ENDED, None, None),  # QUEUED
+    (None, Stage.QUEUED, Stage.ENDED, Stage.RESTING, None),  # LIVE
+    (None, None, Stage.ENDED, None, None),  # ENDED
+    (Stage.LIVE, None, Stage.ENDED, None, Stage.QUEUED),  # RESTING
 )
-"""Legal moves, by phase and turn; None is a broken invariant."""
+"""Legal moves, by stage and turn; None is a broken invariant."""
 
 
 @dataclass(slots=True)
@@ -52,7 +52,7 @@ class InHand:
     """One task as the dispatcher works with it."""
 
     spec: TaskSpec
-    phase: Phase = Phase.QUEUED
+    stage: Stage = Stage.QUEUED
     attempt: AttemptId | None = None  #: the live one, or the last one that was
     node: NodeId | None = None  #: who holds it, or held it last
     n: int = 0  #: highest attempt number known

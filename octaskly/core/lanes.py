@@ -17,7 +17,7 @@ from heapq import heappop, heappush
 
 from octaskly.core.effects import Load
 from octaskly.core.events import Loaded
-from octaskly.core.inhand import InHand, Phase
+from octaskly.core.inhand import InHand, Stage
 from octaskly.core.model import Limits, TaskId, TaskSpec
 from octaskly.core.options import Requires, requires_of, shape_of
 
@@ -36,7 +36,7 @@ class Lane:
     ) -> None:
         self.shape = shape
         self.requires = requires
-        self.queued = 0  #: tasks in phase QUEUED that are in hand
+        self.queued = 0  #: tasks in stage QUEUED that are in hand
         self.blocked_s: float | None = None
         """Since when its first task finds no worker with room."""
         self.has_more = False  #: the store may have more beyond the cursor
@@ -104,7 +104,7 @@ class Lane:
         heap = self._heap
         while heap:
             task = tasks.get(heap[0][1])
-            if task is not None and task.phase is Phase.QUEUED and not task.lacking:
+            if task is not None and task.stage is Stage.QUEUED and not task.lacking:
                 return task
             heappop(heap)
         return None
@@ -125,7 +125,7 @@ class Lane:
         Not what the store may see otherwise: what is not durable yet, and arrays.
         """
         queued = ((place, tasks.get(task_id)) for place, task_id in sorted(self._heap))
-        waiting = [(p, t) for p, t in queued if t and t.phase is Phase.QUEUED]
+        waiting = [(p, t) for p, t in queued if t and t.stage is Stage.QUEUED]
         count = size = 0
         for place, task in waiting:
             if count and (count >= self._tasks_max or size >= self._bytes_max):
@@ -146,7 +146,7 @@ class Lane:
     def count_before(self, ord_: int, tasks: Tasks) -> int:
         """Return how many tasks in hand stand before this place."""
         ahead = (tasks.get(task_id) for place, task_id in self._heap if place < ord_)
-        return sum(1 for task in ahead if task and task.phase is Phase.QUEUED)
+        return sum(1 for task in ahead if task and task.stage is Stage.QUEUED)
 
     def asked(self, load_tasks: int) -> tuple[int, int]:
         """Return after which place to read how many tasks."""

@@ -129,7 +129,7 @@ class ClaimNo:
 
 
 @value(frozen=True, slots=True, kw_only=True)
-class Member:
+class RosterLine:
     """One line of the roster."""
 
     id: NodeId
@@ -157,7 +157,7 @@ class Roster:
 
     epoch: Epoch
     version: int
-    members: tuple[Member, ...]
+    members: tuple[RosterLine, ...]
 
 
 @value(frozen=True, slots=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from octaskly.core.messages import Member
+from octaskly.core.messages import RosterLine
 from octaskly.core.model import NodeInfo
 from octaskly.core.options import Requires
 from octaskly.core.verdicts import Why
@@ -15,12 +15,12 @@ def counted(count: int, what: str) -> str:
     return f"{count} {what}" if count == 1 else f"{count} {what}s"
 
 
-def has_all(node: NodeInfo | Member, requires: Requires) -> bool:
+def has_all(node: NodeInfo | RosterLine, requires: Requires) -> bool:
     """Whether a node could run such a task if it had nothing else to do."""
     return next(missing(node, requires), None) is None
 
 
-def missing(node: NodeInfo | Member, requires: Requires) -> Iterator[Why]:
+def missing(node: NodeInfo | RosterLine, requires: Requires) -> Iterator[Why]:
     """Yield what a node lacks for good."""
     if requires.node and requires.node not in (node.id, node.name):
         yield Why("node", f"is not {requires.node}")
@@ -56,7 +56,9 @@ def asked_for(requires: Requires | None) -> str:
     return ", ".join(parts)
 
 
-def nobody_has(nodes: Sequence[NodeInfo | Member], requires: Requires) -> str | None:
+def nobody_has(
+    nodes: Sequence[NodeInfo | RosterLine], requires: Requires
+) -> str | None:
     """Return why none of these nodes could run such a task; None: one could."""
     if not nodes:
         return "no node is here"
@@ -80,7 +82,7 @@ def _parts(requires: Requires) -> Iterator[Requires]:
     yield Requires(gpus=requires.gpus)
 
 
-def _sentence(part: Requires, nodes: Sequence[NodeInfo | Member]) -> str:
+def _sentence(part: Requires, nodes: Sequence[NodeInfo | RosterLine]) -> str:
     """Return that no node has the one thing asked for, and who comes nearest."""
     if part.labels:
         return f"no node has label {part.labels[0][0]}={part.labels[0][1]}"

@@ -15,7 +15,7 @@ from itertools import takewhile
 from octaskly.core.arrays import BY_FAILURES, member_of
 from octaskly.core.effects import Announce, Effect, Send
 from octaskly.core.facts import Assigned, CancelAsked, Fact, Finished, Submitted
-from octaskly.core.inhand import WAITING, InHand, Phase
+from octaskly.core.inhand import WAITING, InHand, Stage
 from octaskly.core.journal import Journal, WhenDurable
 from octaskly.core.messages import Dispatch, Kill, Message
 from octaskly.core.model import (
@@ -98,7 +98,7 @@ class Placing:
         Workers begin in order. If slots have become free meanwhile, which this node
         has not heard, the kill ends what has just begun.
         """
-        if task is None or task.phase is not Phase.LIVE or task.node is None:
+        if task is None or task.stage is not Stage.LIVE or task.node is None:
             return False
         slots = self.pool.slots(task.node)
         held = self.queue.held[task.node].values()
@@ -196,12 +196,12 @@ class Placing:
         task = queue.tasks.get(array.id)
         if task is None:
             self.touch(queue.shadow(array, final))
-        elif task.phase in WAITING:
+        elif task.stage in WAITING:
             queue.end(task, final)
             self.touch(task)
         ended = [array.id]
         for member in self._members(array.id):
-            if member.phase in WAITING:
+            if member.stage in WAITING:
                 queue.end(member, TaskState.CANCELLED)
                 self.touch(member)
                 ended.append(member.spec.id)
@@ -216,7 +216,7 @@ class Placing:
         return [
             self._cancel_live(member, by)
             for member in self._members(array.id)
-            if member.phase is Phase.LIVE and member.final is None
+            if member.stage is Stage.LIVE and member.final is None
         ]
 
     def _cancel_live(self, member: InHand, by: str) -> TaskId:

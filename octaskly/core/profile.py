@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from octaskly.core.machines import Machines
-from octaskly.core.messages import HeartbeatOk, Hello, Member
+from octaskly.core.messages import HeartbeatOk, Hello, RosterLine
 from octaskly.core.model import NO_LOAD, Address, LoadSample, Moment, Role
 
 
@@ -64,10 +64,10 @@ class Profile:
             worker.stance.strain,
         )
 
-    def line(self) -> Member:
+    def line(self) -> RosterLine:
         """Return this node's line of the roster that it sends as dispatcher."""
         info, worker = self._info, self._worker
-        return Member(
+        return RosterLine(
             id=info.id,
             name=info.name,
             role=Role.DISPATCHER,

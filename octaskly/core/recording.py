@@ -11,7 +11,7 @@ from dataclasses import replace
 
 from octaskly.core.adoption import Adoption
 from octaskly.core.facts import Finished
-from octaskly.core.inhand import WAITING, InHand, Phase
+from octaskly.core.inhand import WAITING, InHand, Stage
 from octaskly.core.messages import Report
 from octaskly.core.model import (
     AttemptId,
@@ -78,14 +78,14 @@ class Recording:
         task.reported += (report.attempt,)
         placing.touch(task)
         outcome = _outcome(task, report.outcome)
-        is_live = task.phase is Phase.LIVE
+        is_live = task.stage is Stage.LIVE
         if is_live and task.attempt == report.attempt and task.node == node:
             outcome = self._finish(task, node, outcome, now)
         elif (final := FINAL_STATES.get(outcome.state)) is not None:
             # A lost attempt ended after all, and that decides the task.
             if is_live and task.final is None:
                 placing.kill(task)
-            elif task.phase in WAITING:
+            elif task.stage in WAITING:
                 self._queue.end(task, final)
             task.final = _decided(task, final)
         placing.facts.append(Finished(report.task, report.attempt, node, outcome))

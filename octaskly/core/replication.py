@@ -34,7 +34,7 @@ UNACKED_BYTES_MAX = 16 << 20  #: under way to one standby, roughly
 DRAINING = NodeState.DRAINING
 
 
-class _Phase(Enum):
+class _Progress(Enum):
     """How far a standby has come."""
 
     JOINING = "joining"  #: it pulls what it lacks
@@ -47,7 +47,7 @@ class _Copy:
     """One standby."""
 
     heard_s: float  #: when it last pulled or acknowledged
-    phase: _Phase = _Phase.JOINING
+    progress: _Progress = _Progress.JOINING
     acked: int = 0
     unacked: deque[Part] = field(default_factory=deque)
     unacked_bytes: int = 0
@@ -103,13 +103,15 @@ class Replication:
     def nodes(self) -> tuple[NodeId, ...]:
         """The standbys, the one that should succeed first."""
         copies = self._copies
-        level = _Phase.LEVEL
-        return tuple(sorted(copies, key=lambda node: copies[node].phase is not level))
+        level = _Progress.LEVEL
+        return tuple(
+            sorted(copies, key=lambda node: copies[node].progress is not level)
+        )
 
     @property
     def is_level(self) -> bool:
         """Whether a standby keeps up with this node."""
-        return _Phase.LEVEL in [copy.phase for copy in self._copies.values()]
+        return _Progress.LEVEL in [copy.progress for copy in self._copies.values()]
 
     @property
     def is_quiet(self) -> bool:
@@ -119,7 +121,7 @@ class Replication:
     def streams_to(self, node: NodeId) -> bool:
         """Return whether this standby keeps up with what is appended."""
         copy = self._copies.get(node)
-        return copy is not None and copy.phase is _Phase.LEVEL
+        return copy is not None and copy.progress is _Progress.LEVEL
 
     def level_with(self, node: NodeId) -> bool:
         """Return whether this standby has acknowledged everything."""
@@ -131,13 +133,13 @@ class Replication:
         return tuple(self._view(node, self._copies[node]) for node in self.nodes)
 
     def _view(self, node: NodeId, copy: _Copy) -> StandbyView:
-        if copy.phase is not _Phase.JOINING:
+        if copy.progress is not _Progress.JOINING:
             lag = sum(part.entries for part in copy.unacked)
         else:
             held = self.members.peers[node].vector
             vector = self._journal.vector.items()
             lag = sum(max(0, seq - held.get(stream, 0)) for stream, seq in vector)
-        return StandbyView(node, copy.phase is _Phase.LEVEL, lag)
+        return StandbyView(node, copy.progress is _Progress.LEVEL, lag)
 
     # --- Answers.
 
@@ -151,7 +153,7 @@ class Replication:
 
     def _acked(self, number: int) -> int:
         return sum(
-            copy.phase is _Phase.LEVEL and copy.acked >= number
+            copy.progress is _Progress.LEVEL and copy.acked >= number
             for copy in self._copies.values()
         )
 
@@ -167,7 +169,7 @@ class Replication:
         copies = [
             (node, copy)
             for node, copy in self._copies.items()
-            if copy.phase is not _Phase.JOINING
+            if copy.progress is not _Progress.JOINING
         ]
         # It takes a while to count, and a large request is one step.
         is_counted = bool(copies) or self._tail.takes(append)
@@ -219,7 +221,7 @@ class Replication:
 
     def _fall_behind(self, copy: _Copy, now: Moment) -> None:
         """A standby has to join again."""
-        copy.phase = _Phase.JOINING
+        copy.progress = _Progress.JOINING
         copy.heard_s = now.mono_s
         copy.unacked.clear()
         copy.unacked_bytes = 0
@@ -255,8 +257,8 @@ class Replication:
             copy.unacked_bytes -= part.size_bytes
             held.update(part.ends)
         effects: list[Effect] = []
-        if copy.phase is _Phase.STREAMING:
-            copy.phase = _Phase.LEVEL
+        if copy.progress is _Progress.STREAMING:
+            copy.progress = _Progress.LEVEL
             self._promises.bare_s = None
             self._slow.pop(node, None)
             self.members.changed()
@@ -305,7 +307,7 @@ class Replication:
         return None if due_s == NEVER else due_s
 
     def _is_slow(self, copy: _Copy, now: Moment) -> bool:
-        if copy.phase is _Phase.JOINING:
+        if copy.progress is _Progress.JOINING:
             return now.mono_s >= copy.heard_s + self._timing.sticky_s
         if not copy.unacked:
             return False
@@ -348,7 +350,7 @@ class Replication:
         if missing is None:
             return []
         assert self._reign is not None
-        copy.phase = _Phase.STREAMING
+        copy.progress = _Progress.STREAMING
         part = part_of(missing, self._number, sum(map(size_of, missing)), now)
         messages = self._messages(self._reign, missing)
         return self._stream(node, copy, part, messages, now)

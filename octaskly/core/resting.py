@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from heapq import heappop, heappush
 
-from octaskly.core.inhand import InHand, Phase
+from octaskly.core.inhand import InHand, Stage
 from octaskly.core.model import Moment, TaskId
 from octaskly.core.taskqueue import TaskQueue
 
@@ -46,7 +46,7 @@ class Resting:
     def wake(self, now: Moment) -> None:
         """Queue the tasks that have waited long enough."""
         for task in self._rested(now.mono_s):
-            if task.phase is Phase.RESTING:
+            if task.stage is Stage.RESTING:
                 self._queue.wake(task)
 
     def _rested(self, now_s: float) -> Iterator[InHand]:

@@ -11,7 +11,7 @@ from dataclasses import fields, replace
 from operator import attrgetter
 
 from octaskly.core.membership import Membership
-from octaskly.core.messages import Member, Roster
+from octaskly.core.messages import Roster, RosterLine
 from octaskly.core.model import (
     NO_LOAD,
     Epoch,
@@ -29,7 +29,11 @@ PLAIN_MEMBERS = 16  #: both times grow with the mesh beyond this
 NAME_SUFFIX = 4  #: characters of the node id; more where that is taken, too
 
 _SHAPE = attrgetter(
-    *(field.name for field in fields(Member) if field.name not in ("running", "load"))
+    *(
+        field.name
+        for field in fields(RosterLine)
+        if field.name not in ("running", "load")
+    )
 )
 """What followers must know at once when it changes."""
 
@@ -40,7 +44,7 @@ class Registry:
     def __init__(self, names: Iterable[tuple[NodeId, str]]) -> None:
         self.roster: Roster | None = None
         self._names = dict(names)
-        self._lost: dict[NodeId, tuple[Member, float]] = {}
+        self._lost: dict[NodeId, tuple[RosterLine, float]] = {}
         self._built_s: float | None = None
         self._seen: tuple[object, ...] = ()
         """What tells cheaply, at every step, that the members have changed."""
@@ -135,7 +139,7 @@ class Registry:
     def build(
         self,
         epoch: Epoch,
-        own_line: Callable[[], Member],
+        own_line: Callable[[], RosterLine],
         own_state: NodeState,
         members: Membership,
         standbys: Sequence[NodeId],
@@ -177,7 +181,7 @@ class Registry:
         self.roster = Roster(epoch, version, new)
         return self.roster
 
-    def _is_stale(self, new: tuple[Member, ...], last: Roster, now: Moment) -> bool:
+    def _is_stale(self, new: tuple[RosterLine, ...], last: Roster, now: Moment) -> bool:
         """Whether `new` says nothing that is worth sending yet."""
         if [*map(_SHAPE, new)] != [*map(_SHAPE, last.members)]:
             return False
@@ -198,7 +202,7 @@ class Registry:
         standbys: Sequence[NodeId],
         running: Callable[[NodeId], int],
         now: Moment,
-    ) -> list[Member]:
+    ) -> list[RosterLine]:
         place = {node: index for index, node in enumerate(standbys)}
         views = sorted(
             (place.get(node, len(place)), view.standing(now), node, view)
@@ -212,9 +216,11 @@ class Registry:
         return lines
 
 
-def _line(node: NodeId, name: str, view: PeerView, role: Role, running: int) -> Member:
+def _line(
+    node: NodeId, name: str, view: PeerView, role: Role, running: int
+) -> RosterLine:
     health = view.health
-    return Member(
+    return RosterLine(
         id=node,
         name=name,
         role=role,
@@ -235,7 +241,7 @@ def _line(node: NodeId, name: str, view: PeerView, role: Role, running: int) -> 
     )
 
 
-def _lost(member: Member) -> Member:
+def _lost(member: RosterLine) -> RosterLine:
     return replace(
         member, role=Role.WORKER, state=NodeState.LOST, running=0, load=NO_LOAD
     )
@@ -251,7 +257,7 @@ def _is_variant(name: str, wanted: str, node: NodeId) -> bool:
     return size >= NAME_SUFFIX and name == f"{wanted}-{node[:size]}"
 
 
-def _loads(members: tuple[Member, ...]) -> list[tuple[int, int, int, int]]:
+def _loads(members: tuple[RosterLine, ...]) -> list[tuple[int, int, int, int]]:
     """Return the loads as coarsely as people care, so that idle nodes stay quiet."""
     return [
         (

@@ -12,7 +12,7 @@ from typing import Final
 from octaskly.core import arrays, records
 from octaskly.core.facts import Assigned, Fact, Finished, Recorded, Submitted
 from octaskly.core.merge import TaskRow, facts_of
-from octaskly.core.messages import Member, Report
+from octaskly.core.messages import Report, RosterLine
 from octaskly.core.model import (
     GPUS_MAX,
     LABELS_MAX,
@@ -94,7 +94,7 @@ def is_sane_vector(vector: Holdings) -> bool:
     )
 
 
-def is_sane_node(node: NodeInfo | Member) -> bool:
+def is_sane_node(node: NodeInfo | RosterLine) -> bool:
     """Whether what a node says that it has is bounded: it is kept for each node."""
     words = (node.os, node.arch, *node.gpus, *chain.from_iterable(node.labels))
     return (

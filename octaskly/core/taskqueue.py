@@ -17,7 +17,7 @@ from itertools import islice
 
 from octaskly.core.effects import Effect, LoadLive
 from octaskly.core.events import Loaded
-from octaskly.core.inhand import TRANSITIONS, Grant, InHand, Phase, Turn
+from octaskly.core.inhand import TRANSITIONS, Grant, InHand, Stage, Turn
 from octaskly.core.lanes import Lane, Lanes
 from octaskly.core.merge import TaskRecord
 from octaskly.core.model import (
@@ -96,7 +96,7 @@ class TaskQueue:
         self.lanes.is_dirty = self._is_live_dirty = True
 
     def _restart(self) -> None:
-        waiting = [task for task in self.tasks.values() if task.phase is Phase.QUEUED]
+        waiting = [task for task in self.tasks.values() if task.stage is Stage.QUEUED]
         for task in waiting:
             if task.number == 0:
                 del self.tasks[task.spec.id]
@@ -163,7 +163,7 @@ class TaskQueue:
             assert record.spec is not None
             known = self.tasks.get(record.id)
             task = known or InHand(record.spec)
-            if task.phase is Phase.QUEUED:
+            if task.stage is Stage.QUEUED:
                 learn(task, record, numbers)
             if known is None and task.rest:
                 self._enqueue(task)
@@ -300,7 +300,7 @@ class TaskQueue:
 
     def shadow(self, spec: TaskSpec, final: TaskState | None) -> InHand:
         """Remember a task that is not in hand and must not be read as it was."""
-        task = InHand(spec, phase=Phase.ENDED, final=final, is_sure=False)
+        task = InHand(spec, stage=Stage.ENDED, final=final, is_sure=False)
         self.tasks[spec.id] = task
         self.arrays.withdraw(spec.id)
         return task
@@ -312,7 +312,7 @@ class TaskQueue:
             if task.number != number:
                 continue  # Later facts are still on their way.
             task.number = 0
-            if task.phase is not Phase.ENDED:
+            if task.stage is not Stage.ENDED:
                 continue
             if is_read:
                 self._shadows.append(task.spec.id)
@@ -328,19 +328,19 @@ class TaskQueue:
         return self._finals.get(task_id, known)
 
     def _move(self, task: InHand, turn: Turn) -> None:
-        """Change the phase by the table and keep counts and places in step."""
-        before = task.phase
+        """Change the stage by the table and keep counts and places in step."""
+        before = task.stage
         after = TRANSITIONS[before][turn]
         assert after is not None, f"{task.spec.id}: {turn.name} in {before.name}"
-        if before is Phase.QUEUED:
+        if before is Stage.QUEUED:
             self._leave(task)
-        elif before is Phase.LIVE:
+        elif before is Stage.LIVE:
             assert task.node is not None
             del self.held[task.node][task.spec.id]
             if task.shape:
                 self._grant(task, task.node, -1)
-        task.phase = after
-        if after is Phase.QUEUED:
+        task.stage = after
+        if after is Stage.QUEUED:
             self._enqueue(task)
 
     def _enqueue(self, task: InHand) -> None:
@@ -360,7 +360,7 @@ class TaskQueue:
             return
         for task_id in self._shadows:
             task = self.tasks.get(task_id)
-            if task is not None and task.phase is Phase.ENDED and task.number == 0:
+            if task is not None and task.stage is Stage.ENDED and task.number == 0:
                 self._retire(task_id, task)
         self._shadows.clear()
 

@@ -20,7 +20,7 @@ from typing import NamedTuple, Self
 from octaskly.core.arrays import member_of
 from octaskly.core.facts import Assigned, CancelAsked, Entry, Finished, Submitted
 from octaskly.core.merge import TaskRecord
-from octaskly.core.messages import Member
+from octaskly.core.messages import RosterLine
 from octaskly.core.model import (
     NO_EPOCH,
     Attempt,
@@ -80,7 +80,7 @@ class Place(NamedTuple):
         return cls(hlc, StreamId(stream), seq, match[4])
 
 
-class Cursor:
+class Bookmark:
     """How far one reader has come, for a dispatcher that writes `stream`."""
 
     def __init__(
@@ -123,8 +123,8 @@ class Cursor:
 
 def resumed(
     place: Place, reaches: Iterable[Reach], stream: StreamId
-) -> tuple[Cursor, bool]:
-    """Return a cursor at a place, and whether nothing is missing between the two.
+) -> tuple[Bookmark, bool]:
+    """Return a bookmark at a place, and whether nothing is missing between the two.
 
     Args:
         place: How far a client got, by the word of any dispatcher.
@@ -152,7 +152,7 @@ def resumed(
     vector[place.stream] = (
         max(min(place.seq, told.seq), told.start) if told is not None else 0
     )
-    return Cursor(place.hlc, vector, stream), is_exact
+    return Bookmark(place.hlc, vector, stream), is_exact
 
 
 def _digest(items: Iterable[tuple[StreamId, int]], without: StreamId) -> str:
@@ -189,7 +189,7 @@ class History:
 class NodeNews:
     """A node is in the mesh like this now."""
 
-    member: Member
+    member: RosterLine
     is_gone: bool = False  #: it was lost for so long that it is listed no more
 
 

@@ -55,7 +55,7 @@ NUMBERS: Final[dict[type, int]] = {
     model.Outcome: 124,
     model.Attempt: 125,
     model.NodeInfo: 126,
-    messages.Member: 127,
+    messages.RosterLine: 127,
     model.Address: 128,
     TaskOptions: 129,
 }

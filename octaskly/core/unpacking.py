@@ -10,7 +10,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping
 
 from octaskly.core.arrays import RUNS_MAX, Rest, member_id, member_of, member_spec
-from octaskly.core.inhand import InHand, Phase
+from octaskly.core.inhand import InHand, Stage
 from octaskly.core.merge import TaskRecord
 from octaskly.core.model import TaskId, TaskSpec
 
@@ -61,14 +61,14 @@ class Unpacking:
         """Return the array of a member, if it waits in hand."""
         place = member_of(member)
         array = None if place is None else self._tasks.get(place[0])
-        is_waiting = array is not None and array.phase is Phase.QUEUED
+        is_waiting = array is not None and array.stage is Stage.QUEUED
         return array if is_waiting else None
 
     def is_cut(self, member: TaskId) -> bool:
         """Whether the rest of its array was cancelled just now."""
         place = member_of(member)
         array = None if place is None else self._tasks.get(place[0])
-        return array is not None and array.phase is Phase.ENDED
+        return array is not None and array.stage is Stage.ENDED
 
     def next_of(self, array: InHand) -> InHand | None:
         """Return the member that is next, not yet in hand; None: none is left."""

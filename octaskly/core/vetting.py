@@ -26,7 +26,6 @@ from octaskly.core.messages import (
     Heartbeat,
     Hello,
     Kill,
-    Member,
     Message,
     Pull,
     Reattach,
@@ -35,6 +34,7 @@ from octaskly.core.messages import (
     ReplOk,
     Results,
     Roster,
+    RosterLine,
     Snapshot,
     Transfer,
 )
@@ -314,5 +314,5 @@ def _vet_vector(*vectors: Holdings) -> str | None:
     return None if all(map(is_sane_vector, vectors)) else "vector"
 
 
-def _vet_nodes(nodes: Iterable[NodeInfo | Member]) -> str | None:
+def _vet_nodes(nodes: Iterable[NodeInfo | RosterLine]) -> str | None:
     return None if all(map(is_sane_node, nodes)) else "node"

@@ -10,8 +10,8 @@ from typing import Protocol
 from octaskly.core.events import Draft
 from octaskly.core.merge import TaskRecord
 from octaskly.core.messages import (
-    Member,
     Roster,
+    RosterLine,
 )
 from octaskly.core.model import (
     AttemptId,
@@ -225,7 +225,7 @@ class Gateway(Transcripts, Telling, Protocol):
             OutputNotFound: there is none.
         """
 
-    async def steer(self, steering: Steering, *, principal: Principal) -> Member:
+    async def steer(self, steering: Steering, *, principal: Principal) -> RosterLine:
         """Drain, resume, pause or unpause this node; return it as it is then.
 
         Raises:

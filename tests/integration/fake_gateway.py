@@ -14,7 +14,7 @@ from octaskly.core.arrays import member_of
 from octaskly.core.events import Draft
 from octaskly.core.facts import Assigned, CancelAsked, Finished
 from octaskly.core.merge import TaskRecord, apply
-from octaskly.core.messages import Member, Roster
+from octaskly.core.messages import Roster, RosterLine
 from octaskly.core.model import (
     NO_HOLD,
     Address,
@@ -394,7 +394,7 @@ class FakeGateway:
         except KeyError:
             raise OutputNotFound(f"{task} left no {path} here") from None
 
-    async def steer(self, steering: Steering, *, principal: Principal) -> Member:
+    async def steer(self, steering: Steering, *, principal: Principal) -> RosterLine:
         if self.raised:
             raise self.raised.pop(0)
         self.steered.append((steering, principal.subject))
@@ -409,7 +409,7 @@ class FakeGateway:
     def roster(self) -> Roster:
         dispatcher = self.view.node if self.view else self._node
         members = tuple(
-            Member(
+            RosterLine(
                 id=node,
                 name=name,
                 role=Role.DISPATCHER if node == dispatcher else Role.WORKER,

@@ -14,7 +14,7 @@ from octaskly.agent.feed import Feed
 from octaskly.agent.view import MeshView
 from octaskly.core.effects import Publish
 from octaskly.core.facts import CancelAsked, Entry, Fact, Finished
-from octaskly.core.messages import Member, Roster
+from octaskly.core.messages import Roster, RosterLine
 from octaskly.core.model import (
     AttemptState,
     Epoch,
@@ -84,7 +84,7 @@ class Bench:
                 self._changed.clear()
                 await self._changed.wait()
 
-    def mesh(self, *members: Member) -> None:
+    def mesh(self, *members: RosterLine) -> None:
         """Publish who is in the mesh."""
         roster = Roster(EPOCH, 1, members)
         news = Publish(EPOCH, EPOCH.node, is_serving=True, roster=roster)
@@ -110,8 +110,8 @@ async def bench(tmp_path: Path) -> AsyncIterator[Bench]:
     await made.store.close()
 
 
-def member(name: str, state: NodeState = NodeState.READY) -> Member:
-    return Member(
+def member(name: str, state: NodeState = NodeState.READY) -> RosterLine:
+    return RosterLine(
         id=NodeId(name * 16),
         name=name,
         role=Role.WORKER,

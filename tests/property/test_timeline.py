@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from octaskly.core.facts import Entry
 from octaskly.core.model import Epoch, NodeId, StreamId
-from octaskly.core.timeline import Cursor, Place, Reach, resumed
+from octaskly.core.timeline import Bookmark, Place, Reach, resumed
 from tests.contract import log_kit as kit
 
 STREAMS = tuple(StreamId(n) for n in (9, 4, 7, 2))
@@ -24,13 +24,13 @@ class Log:
 
     hlcs: dict[StreamId, list[int]]
 
-    def read(self, held: Held, cursor: Cursor) -> list[Entry]:
-        """Return what a node that holds so much has beyond a cursor, by time."""
+    def read(self, held: Held, bookmark: Bookmark) -> list[Entry]:
+        """Return what a node that holds so much has beyond a bookmark, by time."""
         entries = [
             Entry(stream, seq, hlc, kit.submitted(seq))
             for stream, hlcs in self.hlcs.items()
             for seq, hlc in enumerate(hlcs[: held[stream]], 1)
-            if seq > cursor.vector.get(stream, 0)
+            if seq > bookmark.vector.get(stream, 0)
         ]
         return sorted(entries, key=lambda e: (e.hlc, e.stream, e.seq))
 
@@ -67,13 +67,13 @@ def places(log: Log, held: list[Held], own: StreamId) -> list[tuple[Place, Held]
 
     Its dispatcher holds more from time to time, as other halves of a split come in.
     """
-    cursor = Cursor(0, {}, own)
-    found = [(cursor.place, dict(cursor.vector))]
+    bookmark = Bookmark(0, {}, own)
+    found = [(bookmark.place, dict(bookmark.vector))]
     for holds in held:
         found += [
-            (cursor.place, dict(cursor.vector))
-            for entry in log.read(holds, cursor)
-            if cursor.pass_over(entry)
+            (bookmark.place, dict(bookmark.vector))
+            for entry in log.read(holds, bookmark)
+            if bookmark.pass_over(entry)
         ]
     return found
 
@@ -88,12 +88,12 @@ def test_nothing_is_missed_in_silence(data: st.DataObject) -> None:
     found = places(log, [first, grown], own)
     place, told = data.draw(st.sampled_from(found))
 
-    cursor, is_exact = resumed(place, log.reaches(other, place.hlc), successor)
+    bookmark, is_exact = resumed(place, log.reaches(other, place.hlc), successor)
 
     if is_exact:
         skipped = {
             stream: (seq, told.get(stream, 0))
-            for stream, seq in cursor.vector.items()
+            for stream, seq in bookmark.vector.items()
             if seq > told.get(stream, 0)
         }
         assert skipped == {}
@@ -111,7 +111,7 @@ def test_the_same_log_is_always_recognised(data: st.DataObject) -> None:
     held[own] = len(log.hlcs[own])
     place, told = data.draw(st.sampled_from(places(log, [held], own)[-4:]))
 
-    cursor, is_exact = resumed(place, log.reaches(held, place.hlc), own)
+    bookmark, is_exact = resumed(place, log.reaches(held, place.hlc), own)
 
     assert is_exact
-    assert {s: n for s, n in cursor.vector.items() if n} == told
+    assert {s: n for s, n in bookmark.vector.items() if n} == told

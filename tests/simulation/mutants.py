@@ -322,7 +322,7 @@ def joining_standbys_count(patch: pytest.MonkeyPatch) -> None:
     def early(self: Replication, node: NodeId, now: Moment) -> list[Effect]:
         effects = real(self, node, now)
         copy = self._copies[node]
-        copy.phase = replication._Phase.LEVEL
+        copy.progress = replication._Progress.LEVEL
         copy.acked = FAR
         return effects
 

@@ -36,7 +36,6 @@ from octaskly.core.messages import (
     HelloOk,
     Kill,
     Leave,
-    Member,
     Message,
     Probe,
     ProbeOk,
@@ -50,6 +49,7 @@ from octaskly.core.messages import (
     Results,
     ResultsOk,
     Roster,
+    RosterLine,
     Snapshot,
     SnapshotHead,
     Transfer,
@@ -129,7 +129,7 @@ INFO = NodeInfo(
     labels=(("gpu", "none"),),
     electable=False,
 )
-MEMBER = Member(
+MEMBER = RosterLine(
     id=NODE,
     name="a",
     role=Role.STANDBY,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from octaskly.core.completeness import RETURN_S, Completeness
 from octaskly.core.exchange import Exchange
 from octaskly.core.facts import CancelAsked, Entry
-from octaskly.core.messages import STOPPING, Entries, Member, Roster
+from octaskly.core.messages import STOPPING, Entries, Roster, RosterLine
 from octaskly.core.model import (
     NO_EPOCH,
     Epoch,
@@ -47,15 +47,15 @@ class World(Copies):
         assert view is not None
         self.completeness.on_lost(NodeId(name), view, reason, self.at(seconds))
 
-    def take_over(self, *members: Member, level: Epoch = BEFORE) -> None:
+    def take_over(self, *members: RosterLine, level: Epoch = BEFORE) -> None:
         """Reign after z, which had sent this roster."""
         roster = Roster(BEFORE, 1, members)
         self.completeness.begin(self.epoch, roster, level, self.at(0.0))
 
 
-def member(name: str, role: Role, state: NodeState = NodeState.READY) -> Member:
+def member(name: str, role: Role, state: NodeState = NodeState.READY) -> RosterLine:
     """Return one line of a roster."""
-    return Member(
+    return RosterLine(
         id=node_id(name),
         name=name,
         role=role,

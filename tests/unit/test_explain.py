@@ -9,7 +9,7 @@ import pytest
 from octaskly.core.arrays import Progress
 from octaskly.core.effects import Answer
 from octaskly.core.merge import BROKEN, TaskRecord
-from octaskly.core.messages import Member
+from octaskly.core.messages import RosterLine
 from octaskly.core.model import (
     Attempt,
     AttemptState,
@@ -38,7 +38,7 @@ def asking(requires: Requires | None = None) -> TaskSpec:
 
 
 def explained(
-    mesh: Mesh, what: TaskSpec | TaskRecord | str, *members: Member, at: float = 0.0
+    mesh: Mesh, what: TaskSpec | TaskRecord | str, *members: RosterLine, at: float = 0.0
 ) -> Explanation:
     """Ask why a task (or the one with this command) is where it is."""
     if isinstance(what, str):
@@ -94,7 +94,7 @@ def test_a_label_with_another_value_is_shown() -> None:
     ],
 )
 def test_a_node_that_takes_no_work_says_why(
-    line: Member, reason: tuple[str, str]
+    line: RosterLine, reason: tuple[str, str]
 ) -> None:
     """Whatever the task asks for."""
     assert reasons(explained(Mesh(B), asking(), line)) == [reason]

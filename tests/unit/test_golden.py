@@ -39,7 +39,6 @@ from octaskly.core.messages import (
     HelloOk,
     Kill,
     Leave,
-    Member,
     Message,
     Probe,
     ProbeOk,
@@ -53,6 +52,7 @@ from octaskly.core.messages import (
     Results,
     ResultsOk,
     Roster,
+    RosterLine,
     Snapshot,
     SnapshotHead,
     Transfer,
@@ -154,7 +154,7 @@ MESSAGES: tuple[Message, ...] = (
         EPOCH,
         2,
         (
-            Member(
+            RosterLine(
                 id=NODE,
                 name="desk",
                 role=Role.DISPATCHER,

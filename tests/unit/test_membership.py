@@ -12,7 +12,7 @@ from octaskly.core.effects import Browse, Dial, Disconnect, Remember
 from octaskly.core.events import Advert, DialFailed, PeerUp, Saved
 from octaskly.core.hints import HOLD_S, REDIAL_MAX_S, REDIAL_S, SOUGHT, Circle
 from octaskly.core.membership import Membership
-from octaskly.core.messages import Hello, Member, Roster
+from octaskly.core.messages import Hello, Roster, RosterLine
 from octaskly.core.model import (
     NO_EPOCH,
     Address,
@@ -323,8 +323,8 @@ def test_a_dispatcher_spreads_its_browsing_and_a_follower_stops() -> None:
     assert browsing.stop() == []
 
 
-def own_line() -> Member:
-    return Member(
+def own_line() -> RosterLine:
+    return RosterLine(
         id=ME,
         name="pi",
         role=Role.DISPATCHER,
@@ -385,7 +385,7 @@ def test_a_roster_is_built_when_members_change_and_at_most_each_second_for_loads
     registry = Registry([])
     busy = partial(replace, own_line(), load=LoadSample(90.0, 2.0, 0, 0))
 
-    def build(own: Callable[[], Member], now: Moment) -> Roster | None:
+    def build(own: Callable[[], RosterLine], now: Moment) -> Roster | None:
         return registry.build(EPOCH, own, NodeState.READY, here, (), lambda _: 0, now)
 
     assert build(own_line, at(1.0)) is not None

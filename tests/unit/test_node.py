@@ -61,7 +61,6 @@ from octaskly.core.messages import (
     HelloOk,
     Kill,
     Leave,
-    Member,
     Message,
     Pull,
     Reattach,
@@ -71,6 +70,7 @@ from octaskly.core.messages import (
     Report,
     Results,
     Roster,
+    RosterLine,
 )
 from octaskly.core.model import (
     NO_EPOCH,
@@ -551,7 +551,7 @@ def roster_of(*nodes: NodeId) -> Roster:
         THEIRS,
         1,
         tuple(
-            Member(
+            RosterLine(
                 id=node,
                 name=f"pi-{node[:4]}",
                 role=Role.DISPATCHER if node == PEER else Role.WORKER,

@@ -11,7 +11,7 @@ from octaskly.core.keys import (
     KeysChanged,
 )
 from octaskly.core.membership import Membership
-from octaskly.core.messages import Hello, Member, Roster
+from octaskly.core.messages import Hello, Roster, RosterLine
 from octaskly.core.model import NO_EPOCH, Address, NodeId, NodeState, Role
 from octaskly.core.records import Book
 from octaskly.core.roster import Registry
@@ -36,7 +36,7 @@ def hello(name: str) -> Hello:
 
 def roster(*names: str) -> Roster:
     listed = (
-        Member(
+        RosterLine(
             id=node_id(name),
             name=name,
             role=Role.WORKER,

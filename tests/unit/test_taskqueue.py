@@ -6,7 +6,7 @@ import pytest
 
 from octaskly.core.effects import Load, LoadLive
 from octaskly.core.events import Loaded
-from octaskly.core.inhand import TRANSITIONS, InHand, Phase, Turn
+from octaskly.core.inhand import TRANSITIONS, InHand, Stage, Turn
 from octaskly.core.merge import TaskRecord
 from octaskly.core.model import (
     Attempt,
@@ -53,22 +53,22 @@ def run_all(tasks: TaskQueue) -> list[str]:
 
 def test_every_move_of_the_table_is_legal_or_named_as_broken() -> None:
     """The table is total."""
-    assert len(TRANSITIONS) == len(Phase)
+    assert len(TRANSITIONS) == len(Stage)
     assert all(len(row) == len(Turn) for row in TRANSITIONS)
 
 
 @pytest.mark.parametrize(
-    ("phase", "turn"),
+    ("stage", "turn"),
     [
-        (phase, turn)
-        for phase in Phase
+        (stage, turn)
+        for stage in Stage
         for turn in Turn
-        if TRANSITIONS[phase][turn] is None
+        if TRANSITIONS[stage][turn] is None
     ],
 )
-def test_an_illegal_move_stops_the_node(phase: Phase, turn: Turn) -> None:
+def test_an_illegal_move_stops_the_node(stage: Stage, turn: Turn) -> None:
     """A broken invariant must not be written into the log."""
-    task = InHand(spec(), phase=phase)
+    task = InHand(spec(), stage=stage)
 
     with pytest.raises(AssertionError):
         queue()._move(task, turn)

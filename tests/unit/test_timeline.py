@@ -19,7 +19,7 @@ from octaskly.core.model import (
 from octaskly.core.options import ArraySpec, TaskOptions
 from octaskly.core.timeline import (
     FRESH_MS,
-    Cursor,
+    Bookmark,
     Place,
     Reach,
     TaskNews,
@@ -39,14 +39,14 @@ def reach(stream: StreamId, term: int, seq: int, start: int = 0) -> Reach:
     return Reach(stream, Epoch(term, NodeId("n")), seq, start)
 
 
-def cursor(hlc: int = 100, *, stream: StreamId = OWN, **seqs: int) -> Cursor:
+def bookmark(hlc: int = 100, *, stream: StreamId = OWN, **seqs: int) -> Bookmark:
     names = {"old": OLD, "own": OWN, "next": NEXT, "split": SPLIT}
-    return Cursor(hlc, {names[name]: seq for name, seq in seqs.items()}, stream)
+    return Bookmark(hlc, {names[name]: seq for name, seq in seqs.items()}, stream)
 
 
 def test_place_is_read_as_it_is_shown() -> None:
     """Clients keep it as text."""
-    place = cursor(old=3, own=200).place
+    place = bookmark(old=3, own=200).place
 
     assert Place.parse(str(place)) == place
 
@@ -73,7 +73,7 @@ def test_nonsense_is_no_place(text: str) -> None:
 
 def test_a_reader_goes_on_in_the_same_reign() -> None:
     """Nothing is missing, nothing comes twice."""
-    place = cursor(old=3, own=4).place
+    place = bookmark(old=3, own=4).place
 
     found, is_exact = resumed(place, [reach(OLD, 1, 3), reach(OWN, 2, 4)], OWN)
 
@@ -83,7 +83,7 @@ def test_a_reader_goes_on_in_the_same_reign() -> None:
 
 def test_a_reader_goes_on_after_a_failover() -> None:
     """The next reign holds all that it was told of, and more of its own."""
-    place = cursor(old=3, own=4).place
+    place = bookmark(old=3, own=4).place
     reaches = [reach(OLD, 1, 3), reach(OWN, 2, 4), reach(NEXT, 3, 0)]
 
     found, is_exact = resumed(place, reaches, NEXT)
@@ -94,7 +94,7 @@ def test_a_reader_goes_on_after_a_failover() -> None:
 
 def test_a_next_dispatcher_whose_clock_is_behind_hides_nothing() -> None:
     """What it wrote bears an earlier time than what the client saw last."""
-    place = cursor(old=3, own=4).place
+    place = bookmark(old=3, own=4).place
     reaches = [reach(OLD, 1, 3), reach(OWN, 2, 4), reach(NEXT, 3, 8)]
 
     found, is_exact = resumed(place, reaches, NEXT)
@@ -105,7 +105,7 @@ def test_a_next_dispatcher_whose_clock_is_behind_hides_nothing() -> None:
 
 def test_what_a_next_dispatcher_lacks_is_told_again_when_it_comes() -> None:
     """It may have run a task again, of which the client had heard that it ended."""
-    place = cursor(old=3, own=4).place
+    place = bookmark(old=3, own=4).place
     reaches = [reach(OLD, 1, 3), reach(OWN, 2, 3), reach(NEXT, 3, 0)]
 
     found, is_exact = resumed(place, reaches, NEXT)
@@ -116,7 +116,7 @@ def test_what_a_next_dispatcher_lacks_is_told_again_when_it_comes() -> None:
 
 def test_the_side_of_a_split_that_lost_counts_though_it_came_later() -> None:
     """It was merged, and told of, before the client left."""
-    place = cursor(old=3, own=4, split=6).place
+    place = bookmark(old=3, own=4, split=6).place
     reaches = [reach(OLD, 1, 3), reach(OWN, 2, 4), reach(SPLIT, 3, 6)]
 
     found, is_exact = resumed(place, reaches, OWN)
@@ -127,7 +127,7 @@ def test_the_side_of_a_split_that_lost_counts_though_it_came_later() -> None:
 
 def test_what_came_to_light_late_is_no_secret() -> None:
     """A stream with entries from before, of which the client was never told."""
-    place = cursor(old=3, own=4).place
+    place = bookmark(old=3, own=4).place
     reaches = [reach(OLD, 1, 3), reach(OWN, 2, 4), reach(SPLIT, 2, 6)]
 
     _, is_exact = resumed(place, reaches, OWN)
@@ -137,7 +137,7 @@ def test_what_came_to_light_late_is_no_secret() -> None:
 
 def test_a_reign_that_nobody_knows_is_no_secret() -> None:
     """Its disk is lost, and with it what the client saw."""
-    found, is_exact = resumed(cursor(own=4).place, [reach(NEXT, 3, 2)], NEXT)
+    found, is_exact = resumed(bookmark(own=4).place, [reach(NEXT, 3, 2)], NEXT)
 
     assert not is_exact
     assert found.vector == {NEXT: 2, OWN: 0}
@@ -145,7 +145,7 @@ def test_a_reign_that_nobody_knows_is_no_secret() -> None:
 
 def test_a_place_before_the_floor_is_no_secret() -> None:
     """The entries in between are deleted."""
-    found, is_exact = resumed(cursor(own=4).place, [reach(OWN, 2, 7, 7)], OWN)
+    found, is_exact = resumed(bookmark(own=4).place, [reach(OWN, 2, 7, 7)], OWN)
 
     assert not is_exact
     assert found.vector == {OWN: 7}
@@ -153,7 +153,7 @@ def test_a_place_before_the_floor_is_no_secret() -> None:
 
 def test_a_reign_that_has_written_nothing_need_not_be_known() -> None:
     """All that its clients saw is in other streams."""
-    place = cursor(old=3).place
+    place = bookmark(old=3).place
 
     found, is_exact = resumed(place, [reach(OLD, 1, 3), reach(NEXT, 3, 0)], NEXT)
 
@@ -163,7 +163,7 @@ def test_a_reign_that_has_written_nothing_need_not_be_known() -> None:
 
 def test_midst_of_late_entries_is_no_place() -> None:
     """Only behind the last of them can a client go on."""
-    reader = cursor(hlc=AT, own=4)
+    reader = bookmark(hlc=AT, own=4)
     before = reader.place
 
     assert not reader.pass_over(Entry(SPLIT, 1, AT - 5, kit.submitted(1)))

@@ -36,7 +36,6 @@ from octaskly.core.messages import (
     Heartbeat,
     Hello,
     Kill,
-    Member,
     Message,
     Pull,
     Reattach,
@@ -46,6 +45,7 @@ from octaskly.core.messages import (
     ReplOk,
     Results,
     Roster,
+    RosterLine,
     Snapshot,
     Transfer,
 )
@@ -448,7 +448,7 @@ def test_a_roster_says_no_more_of_nodes_than_they_may() -> None:
     """A dispatcher has refused them itself."""
     shell = Shell()
     shell.hear(Heartbeat(THEIRS, 1.0))
-    member = Member(
+    member = RosterLine(
         id=OTHER,
         name="c",
         role=Role.WORKER,

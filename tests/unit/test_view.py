@@ -6,7 +6,7 @@ import pytest
 
 from octaskly.agent.view import MeshView
 from octaskly.core.effects import Note, Publish
-from octaskly.core.messages import Member, Roster
+from octaskly.core.messages import Roster, RosterLine
 from octaskly.core.model import Address, NodeState, Role
 from tests.builders import epoch, node_id
 
@@ -18,7 +18,7 @@ def view(role: Role, dispatcher: str = "b") -> MeshView:
     made = MeshView(ME, {ME: "ana"})
     reigning = epoch(term=2, name=dispatcher)
     members = tuple(
-        Member(
+        RosterLine(
             id=node,
             name=name,
             role=role if node == ME else Role.DISPATCHER,
