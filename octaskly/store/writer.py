@@ -34,6 +34,7 @@ from octaskly.store.database import (
     has_spare_pages,
     translated,
 )
+from octaskly.store.pace import Pace
 from octaskly.store.pile import Item, Pile, last_number, weight
 from octaskly.store.state import Met
 from octaskly.store.tables import Tables
@@ -45,9 +46,7 @@ COALESCE_ENTRIES: Final = 256  #: so many end that wait
 LAZY_S: Final = 0.005  #: facts that nobody waits for are hurried after so long
 FEW_ENTRIES: Final = 8  #: in the first commit after a pause: it is prepared at once
 GIVE_WAY_S: Final = 0.002  #: and the event loop waits so long for that at most
-QUICK_MIN: Final = 16  #: commits in a row that took no longer: the loop makes the next,
-QUICK_TURN: Final = 32  #: but for each of so many, behind which the thread tidies up,
-QUICK_PAUSE_S: Final = 0.001  #: and not so soon after another: then many go together
+QUICK_PAUSE_S: Final = 0.001  #: the loop makes none so soon: then many go together
 PACE_ENTRIES: Final = 128  #: for so many that were added, one step of the purge,
 PACE_STEPS_MAX: Final = 16  #: so many at most, as writes wait meanwhile
 LOOK_S: Final = 1.0  #: between two looks for spare pages, unless many were deleted
@@ -86,8 +85,8 @@ class Writer:
         self._is_held = False  #: somebody queues more, and gives way then
         self._is_owed = False  #: meanwhile the thread was not woken
         self._gate: threading.Lock | None = None  #: for who has given way
-        self._quick = 0  #: commits in a row that took no longer than `GIVE_WAY_S`
-        self._own_s = 0.0  #: when the loop last made one
+        self._pace = Pace()
+        self._own_s = 0.0  #: when the loop last made a commit
         self._look_s = 0.0  #: when to look for spare pages
         self._is_closing = False
         self._has_purged = asyncio.Event()
@@ -170,8 +169,7 @@ class Writer:
             is_idle = self._wanted == 1 and not self._is_closing
             if (
                 not (is_idle and self._pile.entries <= FEW_ENTRIES)
-                or self._quick < QUICK_MIN
-                or self._quick % QUICK_TURN == 0
+                or not self._pace.is_quick
                 or now_s - self._own_s < QUICK_PAUSE_S
                 or not self._tables.is_clean
             ):
@@ -182,10 +180,12 @@ class Writer:
             try:
                 is_done = self._tried(batch)
             except Exception as error:  # noqa: BLE001  the thread meets it, too
-                is_done, self._failure, self._quick = False, repr(error), 0
+                is_done, self._failure = False, repr(error)
+                self._pace.fail()
             if not is_done:
                 self._pile.put_back(batch)  # The thread tries again, or ends the node.
                 return False
+        self._pace.own += 1
         self.committed += sum(map(weight, batch))
         number = last_number(batch)
         if number is not None:
@@ -219,7 +219,7 @@ class Writer:
             while batch := self._take():
                 if not self._persist(batch):
                     return
-                added = sum(map(weight, batch))
+                self._pace.own, added = 0, sum(map(weight, batch))
                 self.committed += added
                 self._keep_pace(added)
             with suppress(sqlite3.Error):  # Not needed: all is in the log.
@@ -342,7 +342,7 @@ class Writer:
             return True
         finally:
             self._open_gate()
-        self._quick = 0
+        self._pace.fail()
         return False
 
     def _commit(self, batch: Sequence[Item]) -> None:
@@ -353,7 +353,7 @@ class Writer:
         self._failure = None
         self.ends_to_tell = self._tables.ends_to_tell
         took_s = self._clock.now().mono_s - began_s
-        self._quick = self._quick + 1 if took_s <= GIVE_WAY_S else 0
+        self._pace.note(took_s)
         self.commit_s.add(took_s)
 
     def _transact(self, write: Callable[[], None]) -> None:

@@ -21,7 +21,7 @@ from octaskly.core.facts import Entry, Fact
 from octaskly.core.model import Address, NodeId, StreamId, TaskState
 from octaskly.errors import StoreCorrupt, StoreError, StoreUnusable
 from octaskly.ports import TaskQuery
-from octaskly.store import Store, move_aside, writer
+from octaskly.store import Store, move_aside, pace, writer
 from octaskly.store.database import open_writer
 from octaskly.store.schema import VERSION
 from octaskly.store.state import read_hlc
@@ -525,8 +525,8 @@ async def test_who_is_alone_has_a_small_commit_made_before_it_goes_on(
         store.give_way()
         assert told == [1, 2]
         await until(lambda: told == [1, 2, 3] and is_waiting(store))
-        monkeypatch.setattr(writer, "GIVE_WAY_S", -1.0)  # What it takes is too long.
-        for number in (4, 5):
+        for number, quick_s in ((4, 1000.0), (5, -1.0)):  # All are too long for that.
+            monkeypatch.setattr(pace, "QUICK_S", quick_s)
             store.hold()
             facts = [kit.submitted(number)]
             store.append(number, kit.entries(facts, after=number - 1))
@@ -562,9 +562,8 @@ async def test_a_commit_that_fails_there_is_made_by_the_thread_when_it_can_be(
 
 
 def make_quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Take any disk for a quick one, from the second commit on."""
-    monkeypatch.setattr(writer, "GIVE_WAY_S", 1000.0)
-    monkeypatch.setattr(writer, "QUICK_MIN", 1)
+    """Take any disk for a quick one."""
+    monkeypatch.setattr(pace, "QUICK_S", 1000.0)
     monkeypatch.setattr(writer, "QUICK_PAUSE_S", 0.0)
 
 
