@@ -228,7 +228,7 @@ class Submissions:
                 "No node can run the task", hint=reply.why, field=f"{place}.requires"
             )
         assert isinstance(reply, replies.Accepted)
-        records = [TaskRecord(id=spec.id, spec=spec) for spec in reply.specs]
+        records = [TaskRecord(spec.id, spec) for spec in reply.specs]
         return records, reply.replicas
 
     def _suffixes(self, count: int) -> tuple[str, ...]:

@@ -208,14 +208,14 @@ def _draft(task: TaskIn, index: int | None) -> Draft:
             _refuse(f"{_place(index)}.id", "unusable id")
         chosen = TaskId(task.id)
     return Draft(
-        command=task.command,
-        timeout_s=task.timeout,
-        inputs=_paths(task.inputs, index, "inputs") if task.inputs else (),
-        outputs=_paths(task.outputs, index, "outputs") if task.outputs else (),
-        id=chosen,
-        priority=task.priority,
-        is_fail_fast=task.fail_fast,
-        options=_options(task, index),
+        task.command,
+        task.timeout,
+        _paths(task.inputs, index, "inputs") if task.inputs else (),
+        _paths(task.outputs, index, "outputs") if task.outputs else (),
+        chosen,
+        task.priority,
+        _options(task, index),
+        task.fail_fast,
     )
 
 

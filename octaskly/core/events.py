@@ -91,7 +91,7 @@ class DialFailed:
     was_refused: bool  #: every address refused at once: no process listens there
 
 
-@value(frozen=True, slots=True, kw_only=True)
+@value(frozen=True, slots=True)
 class Draft:
     """A task that somebody asks for, validated, not yet accepted."""
 

@@ -43,7 +43,7 @@ No subject of a token begins so: they are printable.
 """
 
 
-@value(frozen=True, slots=True, kw_only=True)
+@value(frozen=True, slots=True)
 class TaskRecord:
     """Everything the log says of one task, joined.
 
@@ -127,7 +127,7 @@ def _state_of_one(attempt: AttemptState, cancelled_by: str | None) -> TaskState:
 def record_of(fact: TaskFact) -> TaskRecord:
     """Return the record of a task about which only `fact` is known."""
     if isinstance(fact, Submitted):  # Of each task, so it comes first.
-        return TaskRecord(id=fact.spec.id, spec=fact.spec)
+        return TaskRecord(fact.spec.id, fact.spec)
     match fact:
         case CancelAsked(task, by):
             return TaskRecord(id=task, cancelled_by=by)
@@ -164,23 +164,21 @@ def apply(record: TaskRecord | None, fact: TaskFact) -> TaskRecord:
     # For these two as `join` does, without a record in between: most are of this kind.
     if isinstance(fact, Finished):
         outcome = fact.outcome
-        news = Attempt(
-            id=fact.attempt, node=fact.node, state=outcome.state, outcome=outcome
-        )
+        news = Attempt(fact.attempt, fact.node, outcome.state, outcome)
     elif isinstance(fact, Assigned):
-        news = Attempt(id=fact.attempt, node=fact.node)
+        news = Attempt(fact.attempt, fact.node)
     else:
         return join(record, record_of(fact))
     assert record.id == fact.task
     return TaskRecord(
-        id=record.id,
-        spec=record.spec,
-        cancelled_by=record.cancelled_by,
-        attempts=_join_attempts(record.attempts, (news,)),
-        twin=record.twin,
-        progress=record.progress,
-        is_notified=record.is_notified,
-        is_ready=record.is_ready,
+        record.id,
+        record.spec,
+        record.cancelled_by,
+        _join_attempts(record.attempts, (news,)),
+        record.twin,
+        record.progress,
+        record.is_notified,
+        record.is_ready,
     )
 
 

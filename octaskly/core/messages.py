@@ -274,7 +274,7 @@ class Kill:
     items: tuple[tuple[TaskId, AttemptId], ...]
 
 
-@value(frozen=True, slots=True, kw_only=True)
+@value(frozen=True, slots=True)
 class Report:
     """How one attempt ended; the envelope comes along when it is sent again."""
 

@@ -190,7 +190,7 @@ class Address(NamedTuple):
     port: int
 
 
-@value(frozen=True, slots=True)  # Made by names it takes three times as long.
+@value(frozen=True, slots=True)
 class TaskSpec:
     """What a user asked for: the immutable envelope of a task."""
 
@@ -228,7 +228,7 @@ class OutputFile(NamedTuple):
     size_bytes: int | None  #: None: the file was missing or not a regular file
 
 
-@value(frozen=True, slots=True, kw_only=True)
+@value(frozen=True, slots=True)
 class Outcome:
     """What really happened to one attempt that ended."""
 
@@ -250,7 +250,7 @@ class Outcome:
     """Most that one of its processes had resident; None: little."""
 
 
-@value(frozen=True, slots=True, kw_only=True)
+@value(frozen=True, slots=True)
 class Attempt:
     """One run of a task, as the log knows it."""
 

@@ -136,7 +136,7 @@ class KeptResults:
         kept.due_s = now_s + wait_s
         if report.spec is None or not is_news:
             return report
-        return Report(task=report.task, attempt=report.attempt, outcome=report.outcome)
+        return Report(report.task, report.attempt, report.outcome)
 
     def spool(self, candidates: Iterable[KeptResult] | None = None) -> list[Effect]:
         """Write results to disk that are not there; what was given back need not be."""

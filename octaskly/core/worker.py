@@ -224,12 +224,7 @@ class Worker:
                 outcome = report.outcome
                 if taken.is_killed:
                     outcome = _as_killed(outcome)
-                report = Report(
-                    task=report.task,
-                    attempt=report.attempt,
-                    outcome=outcome,
-                    spec=taken.spec,
-                )
+                report = Report(report.task, report.attempt, outcome, taken.spec)
             self._learn(report.outcome)
             reports.append(report)
         return self._report(reports)

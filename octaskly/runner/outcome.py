@@ -39,20 +39,21 @@ def outcome_of_end(fields: list[Any]) -> Outcome:
     elif status == 0:
         state = AttemptState.OK
     return Outcome(
-        state=state,
-        reason=reason,
-        exit_code=exit_code,
-        signal=number,
-        started_ms=started_ms,
-        ended_ms=ended_ms,
-        duration_ms=duration_ms,
-        stdout=stdout,
-        stderr=stderr,
-        stdout_bytes=stdout_bytes,
-        stderr_bytes=stderr_bytes,
-        detail=clean_detail(detail) if detail else "",
-        cpu_ms=cpu_ms,
-        memory_max_kb=memory_max_kb,
+        state,
+        reason,
+        exit_code,
+        number,
+        started_ms,
+        ended_ms,
+        duration_ms,
+        stdout,
+        stderr,
+        stdout_bytes,
+        stderr_bytes,
+        (),
+        clean_detail(detail) if detail else "",
+        cpu_ms,
+        memory_max_kb,
     )
 
 

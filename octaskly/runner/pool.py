@@ -380,9 +380,7 @@ class Pool:
                 outcome, state=AttemptState.CANCELLED, reason=Reason.CANCELLED
             )
         self.counts.end(item.spec, item.attempt, outcome)
-        self._delivery.add(
-            Report(task=item.spec.id, attempt=item.attempt, outcome=outcome)
-        )
+        self._delivery.add(Report(item.spec.id, item.attempt, outcome))
 
     def _deliver(self) -> None:
         self._delivery.may_wait(is_busy=bool(self._waiting))

@@ -152,23 +152,18 @@ def record_from(row: Row, attempts: tuple[Attempt, ...]) -> TaskRecord:
     _, task, by, _, is_ready, notify, command, timeout_s, inputs, outputs = row[:10]
     options, stdin, items, submitter, created, ord_ = row[10:]
     spec = TaskSpec(
-        id=task,
-        command=command,
-        timeout_s=timeout_s,
-        inputs=_names(inputs),
-        outputs=_names(outputs),
-        submitter=submitter,
-        created_ms=created,
-        ord=ord_,
-        options=None if options is None else _options(options, stdin, items),
+        task,
+        command,
+        timeout_s,
+        _names(inputs),
+        _names(outputs),
+        submitter,
+        created,
+        ord_,
+        None if options is None else _options(options, stdin, items),
     )
     return TaskRecord(
-        id=task,
-        spec=spec,
-        cancelled_by=by,
-        attempts=attempts,
-        is_notified=notify == NOTIFIED,
-        is_ready=bool(is_ready),
+        task, spec, by, attempts, 1, None, notify == NOTIFIED, bool(is_ready)
     )
 
 
@@ -239,42 +234,46 @@ def attempt_from(row: Row) -> Attempt:
     identity = AttemptId(term, StreamId(stream), n)
     state = _ATTEMPT_STATES[number]
     if reason is None:
-        return Attempt(id=identity, node=node, state=state)
+        return Attempt(identity, node, state)
     outcome = Outcome(
-        state=state,
-        reason=_REASONS[reason],
-        exit_code=exit_code,
-        signal=signal,
-        started_ms=started_ms,
-        ended_ms=ended_ms,
-        duration_ms=duration_ms,
-        stdout_bytes=stdout_bytes,
-        stderr_bytes=stderr_bytes,
-        outputs=_files(files),
-        detail=detail or "",
-        cpu_ms=cpu_ms,
-        memory_max_kb=memory_max_kb,
+        state,
+        _REASONS[reason],
+        exit_code,
+        signal,
+        started_ms,
+        ended_ms,
+        duration_ms,
+        b"",
+        b"",
+        stdout_bytes,
+        stderr_bytes,
+        _files(files),
+        detail or "",
+        cpu_ms,
+        memory_max_kb,
     )
-    return Attempt(id=identity, node=node, state=state, outcome=outcome)
+    return Attempt(identity, node, state, outcome)
 
 
 def bare(outcome: Outcome) -> Outcome:
     """Return an outcome without what was kept of stdout and stderr."""
-    # Spelled out, since `replace` takes twice as long, and this is for each result.
+    # Spelled out: `replace` takes many times as long, and this is for each result.
     return Outcome(
-        state=outcome.state,
-        reason=outcome.reason,
-        exit_code=outcome.exit_code,
-        signal=outcome.signal,
-        started_ms=outcome.started_ms,
-        ended_ms=outcome.ended_ms,
-        duration_ms=outcome.duration_ms,
-        stdout_bytes=outcome.stdout_bytes,
-        stderr_bytes=outcome.stderr_bytes,
-        outputs=outcome.outputs,
-        detail=outcome.detail,
-        cpu_ms=outcome.cpu_ms,
-        memory_max_kb=outcome.memory_max_kb,
+        outcome.state,
+        outcome.reason,
+        outcome.exit_code,
+        outcome.signal,
+        outcome.started_ms,
+        outcome.ended_ms,
+        outcome.duration_ms,
+        b"",
+        b"",
+        outcome.stdout_bytes,
+        outcome.stderr_bytes,
+        outcome.outputs,
+        outcome.detail,
+        outcome.cpu_ms,
+        outcome.memory_max_kb,
     )
 
 
