@@ -243,6 +243,12 @@ class Hints:
         self._learn(node, addresses, now)
         self._due_s = None
 
+    def on_moved(
+        self, node: NodeId, addresses: tuple[Address, ...], now: Moment
+    ) -> None:
+        """A connected peer has other addresses than before."""
+        self._learn(node, addresses, now)
+
     def on_lost(self, node: NodeId, now: Moment) -> None:
         """A link ended; it may come back."""
         hint = self._hints.get(node)

@@ -259,7 +259,8 @@ class Inbound:
             case HeartbeatOk():
                 if view is not None:
                     view.health = message
-                effects = machines.doubt.on_heartbeat_ok(message, now)
+                effects = machines.members.on_moved(peer, message.addresses, now)
+                effects += machines.doubt.on_heartbeat_ok(message, now)
                 return effects + dispatch.on_heartbeat_ok(peer, message, now)
             case Results():
                 if machines.handover.is_under_way:

@@ -62,6 +62,17 @@ class Membership:
         self.hints.on_met(event, addresses, now)
         return [Remember(event.peer, hello.node.name, addresses)]
 
+    def on_moved(
+        self, peer: NodeId, hosts: tuple[str, ...], now: Moment
+    ) -> list[Effect]:
+        """A connected peer says that its machine has these addresses by now, if any."""
+        view = self.peers.get(peer)
+        if view is None or not hosts or hosts == view.info.addresses:
+            return []
+        view.move(hosts)
+        self.hints.on_moved(peer, view.addresses, now)
+        return [Remember(peer, view.info.name, view.addresses)]
+
     def on_peer_down(self, peer: NodeId, now: Moment) -> PeerView | None:
         """A link ended; return what was known, None if it was not connected."""
         view = self.peers.pop(peer, None)

@@ -83,6 +83,7 @@ class HeartbeatOk:
     load: LoadSample
     is_disk_failing: bool = False  #: so it can neither keep copies nor succeed
     strain: Strain | None = None  #: why it takes no work though it is ready
+    addresses: tuple[str, ...] = ()  #: that it has since its HELLO, if it has others
 
 
 @value(frozen=True, slots=True)

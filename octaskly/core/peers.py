@@ -49,6 +49,12 @@ class PeerView:
     streamed: tuple[Epoch, int] = (NO_EPOCH, 0)  #: the last number that it streamed
     told: list[Reattach] = field(default_factory=list)  #: parts, until the last
 
+    def move(self, hosts: tuple[str, ...]) -> None:
+        """Know it under these addresses, and under that of its link, which lives."""
+        self.info = replace(self.info, addresses=hosts)
+        told = tuple(Address(host, self.info.peer_port) for host in hosts)
+        self.addresses = without_repeats(self.addresses[:1], told)
+
     @property
     def is_candidate(self) -> bool:
         """Whether it may keep copies and succeed."""

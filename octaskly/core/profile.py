@@ -24,9 +24,14 @@ class Profile:
         self._election = machines.election
         self._worker = machines.worker
         self._load = NO_LOAD
+        self._moved: tuple[str, ...] = ()  #: its addresses, once they have changed
 
     def move(self, addresses: tuple[str, ...]) -> None:
-        """Name these addresses from now on: the machine has others than before."""
+        """Name these addresses from now on: the machine has others than before.
+
+        A link may outlive that, over another interface or a link-local address.
+        """
+        self._moved = addresses
         self._info = replace(self._info, addresses=addresses)
 
     def take_load(self, load: LoadSample) -> None:
@@ -62,6 +67,7 @@ class Profile:
             self._load,
             self._candidacy.is_disk_failing,
             worker.stance.strain,
+            self._moved,
         )
 
     def line(self) -> RosterLine:

@@ -3,7 +3,7 @@
 A peer that floods this node with valid messages must neither keep clients waiting nor
 fill the memory. So of what came at once a few messages are handled in each turn of the
 event loop, and nothing more is read from it meanwhile. Long frames are decoded over
-several turns, and who sends what is long to decode rests for twice as long; who brings
+several turns, and who sends what is long to decode rests for it; who brings
 more than the disk takes waits for the disk.
 """
 
@@ -20,8 +20,8 @@ from octaskly.mesh.wire import Decoder
 
 MESSAGES_PER_TURN: Final = 64  #: some milliseconds of work
 TURN_S: Final = 0.01  #: of decoding, then others get their turn
-DECODE_S: Final = 0.03  #: decoding that took longer of a core is followed by a rest
-REST_TIMES: Final = 2  #: that is so many times as long
+DECODE_S: Final = 0.03  #: decoding that takes longer of a core is followed by a rest
+REST_TIMES: Final = 2  #: so many times as long as what goes beyond that
 AHEAD_BYTES_MAX: Final = 4 << 20  #: that came since what is on disk,
 AHEAD_ENTRIES_MAX: Final = 1 << 11  #: and entries, of 2 kB each; an answer has less
 DISK_S: Final = 0.02  #: until the disk is looked at again
@@ -55,7 +55,7 @@ class Intake:
         self._coming: Iterator[Message | None] | None = None  #: None: all is decoded
         self._next: asyncio.Handle | None = None  #: set while nothing is read
         self._then: Callable[[], None] | None = None  #: once all is taken
-        self._took_s = 0.0  #: of a core, for decoding since the last rest
+        self._took_s = 0.0  #: of a core, for decoding, less what was rested for
         self._ahead_bytes = 0
         self._ahead_entries = 0
         self._mark = 0  #: once this is on disk, so is what came before it was set
@@ -144,10 +144,10 @@ class Intake:
 
     def _pause_s(self) -> float | None:
         """Return for how long nothing is done, or None: what comes may come."""
-        took_s = self._took_s
-        if took_s > DECODE_S:
-            self._took_s = 0.0
-            return took_s * REST_TIMES
+        over_s = self._took_s - DECODE_S
+        if over_s > 0.0:
+            self._took_s = DECODE_S
+            return over_s * REST_TIMES
         if self._is_ahead:
             return DISK_S
         if self._coming is not None:

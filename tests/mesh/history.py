@@ -99,10 +99,12 @@ class History:
         self.blind: list[Blindness] = []
         self.accepted: dict[str, str] = {}  #: by key, the id of the task
         self.asked: dict[str, str] = {}  #: by key, the command
+        self.silences: list[str] = []  #: who gave no answer, after how long, and why
         self._token = lab.hosts[0].token()
 
     def ask(self, host: Host, method: str, path: str, **more: Any) -> Answer | None:
         """Send a request to a host; None: it gave no answer."""
+        began_s = time.monotonic()
         try:
             return host.http(
                 *(method, path),
@@ -111,7 +113,9 @@ class History:
                 timeout_s=ANSWER_S,
                 **more,
             )
-        except (OSError, http.client.HTTPException):
+        except (OSError, http.client.HTTPException) as error:
+            after_s = time.monotonic() - began_s
+            self.silences.append(f"{host.name} after {after_s:.1f} s: {error!r}")
             return None
 
     def submit(self, host: Host, key: str, body: str = "") -> Operation:

@@ -17,6 +17,7 @@ from octaskly.core.effects import (
     LoadLive,
     PlanFloor,
     Publish,
+    Remember,
     Save,
     Send,
     ServePull,
@@ -544,6 +545,41 @@ def test_a_dispatcher_with_a_new_address_tells_its_followers() -> None:
     (own,) = [member for member in rosters[-1].members if member.id == ME]
     assert own.addresses == (Address("10.0.0.9", 7878),)
     assert shell.node.hello(at(shell.now_s)).node.addresses == ("10.0.0.9",)
+
+
+def test_a_follower_with_a_new_address_tells_its_dispatcher() -> None:
+    """Its link may outlive the change, so that no other HELLO says it."""
+    shell = Shell()
+    shell.feed(Woke())
+    shell.meet(epoch=THEIRS)
+
+    shell.feed(Moved(("10.0.0.9",)))
+
+    (ok,) = sent(shell.hear(Heartbeat(THEIRS, 1.0)))
+    assert isinstance(ok, HeartbeatOk)
+    assert ok.addresses == ("10.0.0.9",)
+
+
+def test_a_follower_is_listed_under_its_new_address() -> None:
+    """Beside that of its link, which lives; it is remembered for the next start."""
+    shell = Shell()
+    shell.serve()
+    shell.meet()
+    shell.hear(HelloOk())
+    shell.hear(ClaimOk(EPOCH, ()))
+    shell.run(shell.now_s + 2.0)
+    load = LoadSample(0, 0, 0, 0)
+    ok = HeartbeatOk(
+        EPOCH, 1.0, NodeState.READY, 2, load, addresses=("10.0.0.9", "10.1.0.9")
+    )
+
+    effects = shell.hear(ok) + shell.run(shell.now_s + 2.0)
+
+    rosters = [each for each in sent(effects) if isinstance(each, Roster)]
+    (line,) = [member for member in rosters[-1].members if member.id == PEER]
+    assert [address.host for address in line.addresses][-2:] == ["10.0.0.9", "10.1.0.9"]
+    assert Remember(PEER, "pi", line.addresses) in of(Remember, effects)
+    assert not of(Remember, shell.hear(ok))
 
 
 def roster_of(*nodes: NodeId) -> Roster:
