@@ -234,6 +234,12 @@ def until(
     raise AssertionError(f"not within {deadline_s} s: {what}")
 
 
+def replicas(agent: Agent) -> int:
+    """Return how many nodes hold a copy of what is accepted; 0 while nobody reigns."""
+    status, body = agent.call("GET", "/api/v1/nodes")
+    return int(body["replicas"]) if status == 200 else 0
+
+
 def until_nodes(agent: Agent, count: int, *, deadline_s: float = WAIT_S_MAX) -> float:
     """Wait until the agent lists `count` ready nodes; return perf_counter then."""
     deadline = time.perf_counter() + deadline_s

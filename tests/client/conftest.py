@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 import octaskly
-from tests.agents import Agent, start, until, until_nodes
+from tests.agents import Agent, replicas, start, until, until_nodes
 from tests.client.kinds import KINDS, Open, opening
 
 NAMES = ("ash", "birch", "cedar")
@@ -50,11 +50,6 @@ def agents(folder: Path, started: dict[str, Agent]) -> list[Agent]:
         until_nodes(started["ash"], len(NAMES))
         until(lambda: replicas(started["ash"]) == len(NAMES), "all keep copies")
     return [started[name] for name in NAMES]
-
-
-def replicas(agent: Agent) -> int:
-    status, body = agent.call("GET", "/api/v1/nodes")
-    return int(body["replicas"]) if status == 200 else 0
 
 
 @pytest.fixture(params=KINDS)

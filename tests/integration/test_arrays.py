@@ -17,6 +17,7 @@ from tests.agents import (
     TASKS,
     WAIT_S_MAX,
     Agent,
+    replicas,
     running,
     start,
     submit,
@@ -487,8 +488,3 @@ def shown(agent: Agent, array: str) -> dict[str, int]:
 def ended_so_far(agent: Agent, array: str) -> int:
     status, body = agent.call("GET", f"{ARRAYS}/{array}")
     return int(body["array"]["completed"]) if status == 200 else 0
-
-
-def replicas(agent: Agent) -> int:
-    status, body = agent.call("GET", "/api/v1/nodes")
-    return int(body["replicas"]) if status == 200 else 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import signal
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -98,7 +99,8 @@ def test_all_that_is_changed_or_refused_anywhere_is_in_one_log(
     assert (submission["source"], submission["decided_by"]) == ("127.0.0.1", "ana")
     (paused,) = (e for e in seen if e["action"].endswith("pause"))
     assert (paused["source"][:4], paused["decided_by"]) == ("uid ", "cy")
-    assert lines(worker) == seen
+    there = {e["id"]: e for e in lines(worker)}  # And what came meanwhile.
+    assert [there[e["id"]] for e in seen] == seen
 
     came = joins(worker)
     assert came["ana"] is None
@@ -117,6 +119,7 @@ def test_a_flood_of_refusals_and_of_tasks_is_a_handful_of_lines(
     """Else it would cost more to refuse than to ask."""
     token = issue(mesh[1], name="bulk")["token"]
     before = {e["id"] for e in lines(mesh[1])}
+    began_s = time.monotonic()
     with contextlib.closing(connection(mesh[2])) as opened:
         for _ in range(200):
             assert request(opened, "GET", "/api/v1/tasks", token="x.y.z")[0] == 401
@@ -133,6 +136,7 @@ def test_a_flood_of_refusals_and_of_tasks_is_a_handful_of_lines(
 
     refused = [e for e in seen if not e["allowed"]]
     bulk = [e for e in seen if e["action"] == "POST /api/v1/tasks"]
-    assert len(refused) <= 4
+    minutes = 1 + (time.monotonic() - began_s) // 60  # Each begins with a line.
+    assert len(refused) <= 2 + 2 * minutes
     assert len(bulk) <= 22
     assert all(len(e["tasks"]) <= 8 for e in bulk)

@@ -92,7 +92,10 @@ def test_a_stream_goes_on_with_the_next_dispatcher(tmp_path: Path) -> None:
         until_nodes(ana, 1)
         with running(tmp_path, "bo") as (bo,):
             until_nodes(bo, 2)
-            until(lambda: bo.call("GET", "/api/v1/nodes")[1]["replicas"] == 2, "a copy")
+            until(
+                lambda: bo.call("GET", "/api/v1/nodes")[1].get("replicas") == 2,
+                "a copy",
+            )
             with events(bo) as stream:
                 first = submit(bo, "true")
                 found = stream.until(first, "completed")

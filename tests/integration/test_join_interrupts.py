@@ -72,13 +72,13 @@ def test_control_c_before_the_secret_came_changes_nothing(
 
         compares = join(joiner)
         compares.expect_exact("on a member: octaskly approve bay")
-        waiting(member)
+        waiting(member, "bay")
         compares.expect_exact("same words?")
         interrupt(compares)
 
         exchanges = join(joiner)
         exchanges.expect_exact("on a member: octaskly approve bay")
-        waiting(member)
+        waiting(member, "bay")
         exchanges.expect_exact("same words?")
         exchanges.sendline("y")
         exchanges.expect_exact("waiting until somebody approves at ash")

@@ -300,12 +300,13 @@ def test_where_no_agent_runs_the_secret_is_written(
     assert load(secret) == load(mesh_secret(member))
 
 
-def waiting(agent: Agent) -> str:
-    """Return the words of the one machine that waits, as a member shows them."""
+def waiting(agent: Agent, name: str) -> str:
+    """Return the words of a machine that waits, as a member shows them."""
 
     def look() -> str | None:
         listed = json.loads(cli(agent, "requests", "--json").stdout)["requests"]
-        return listed[0]["fingerprint"] if listed else None
+        words = [one["fingerprint"] for one in listed if one["name"] == name]
+        return words[-1] if words else None
 
     return str(until(look, "a machine that waits"))
 
@@ -320,7 +321,7 @@ def test_a_machine_joins_without_a_code_when_people_compare_words(
         asking = Asking(joiner)
         asking.expect("on a member: octaskly approve eve")
 
-        words = waiting(member)
+        words = waiting(member, "eve")
         asking.expect(f"    {words}")
         others = cli(member, "approve", "eve", "--words", "otter-otter-otter")
         approved = cli(member, "approve", "eve", "--words", words)
@@ -340,7 +341,7 @@ def test_a_machine_whose_people_see_other_words_does_not_join(
     """Even if somebody at the member has approved already."""
     asking = Asking(outsider)
     asking.expect("on a member: octaskly approve out")
-    words = waiting(member)
+    words = waiting(member, "out")
     assert cli(member, "approve", "out", "--words", words).returncode == 0
 
     asking.expect("same words")
@@ -357,7 +358,7 @@ def test_a_machine_that_is_refused_ends_at_once_and_waits_no_more(
     """Else its people say yes to words that somebody found to be others."""
     asking = Asking(outsider)
     asking.expect("on a member: octaskly approve out")
-    words = waiting(member)
+    words = waiting(member, "out")
     asking.expect("same words")
 
     refusing = Asking(member, "approve", "out")

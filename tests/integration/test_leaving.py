@@ -20,7 +20,16 @@ from octaskly.config.places import Paths
 from octaskly.trust import make
 from octaskly.trust.private import create_private
 from octaskly.trust.sharing import SecretUse
-from tests.agents import Agent, ending, launch, running, start, submit, until
+from tests.agents import (
+    WAIT_S_MAX,
+    Agent,
+    ending,
+    launch,
+    running,
+    start,
+    submit,
+    until,
+)
 
 LEAVE = "/api/v1/membership/leave"
 OF_A_MESH = {"leaving", "log.db", "mesh.id", "node.key", "outputs", "files", "scratch"}
@@ -85,7 +94,7 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> Pair:
         ash.ready()
         (ash.state / "files").mkdir(exist_ok=True)
         first = leave(ash.state)
-        first_code, first_kept = ash.process.wait(30), kept(ash.state)
+        first_code, first_kept = ash.process.wait(WAIT_S_MAX), kept(ash.state)
         secret_between = secret.exists()
         (ash.state / "agent.json").write_text(json.dumps(second))
         mistaken = leave(ash.state)
@@ -101,7 +110,7 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> Pair:
             refused,
             birch.call("POST", LEAVE, {"force": True}),
             second,
-            birch.process.wait(30),
+            birch.process.wait(WAIT_S_MAX),
             kept(birch.state),
             secret.exists(),
         )

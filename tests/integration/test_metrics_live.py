@@ -20,7 +20,7 @@ from prometheus_client import Metric as Family
 from prometheus_client.parser import text_string_to_metric_families
 
 from octaskly.metrics.table import METRICS
-from tests.agents import WAIT_S_MAX, Agent, finished, meshed, submit, until
+from tests.agents import WAIT_S_MAX, Agent, finished, meshed, replicas, submit, until
 
 ROOT = Path(__file__).parent.parent.parent
 CONTRIB = ROOT / "contrib"
@@ -65,11 +65,6 @@ def mesh(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mesh]:
         until(lambda: replicas(agents[0]) == len(NAMES), "both standbys are level")
         _work(agents[0])
         yield Mesh(agents, folder)
-
-
-def replicas(agent: Agent) -> int:
-    status, body = agent.call("GET", "/api/v1/nodes")
-    return int(body["replicas"]) if status == 200 else 0
 
 
 def _work(agent: Agent) -> None:

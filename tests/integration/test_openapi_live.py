@@ -113,7 +113,7 @@ class Front:
         """Send a request; of a stream of events, which never ends, nothing is read."""
         headers = {"Authorization": f"Bearer {self.token}"}
         given = case.as_transport_kwargs(base_url=self.url, headers=headers)
-        with requests.request(**given, stream=True, timeout=20) as response:
+        with requests.request(**given, stream=True, timeout=60) as response:
             if response.headers.get("Content-Type") == "text/event-stream":
                 response._content = b""
             assert response.content is not None  # It is read while it is open.
@@ -198,7 +198,7 @@ def test_every_answer_is_one_of_the_document(
 def test_who_has_no_token_gets_nothing(case: Case[Any], fronts: list[Front]) -> None:
     """Whatever is asked, also with a made-up token: 401, or it is no request at all."""
     given = case.as_transport_kwargs(base_url=_one_of(fronts, case).url)
-    with requests.request(**given, timeout=20) as response:
+    with requests.request(**given, timeout=60) as response:
         if case.method == "OPTIONS":  # What browsers ask before; they send no token.
             assert (response.status_code, response.content) == (204, b"")
         elif response.status_code != 200 or case.path not in OPEN:

@@ -65,7 +65,7 @@ def ask(
         headers["Authorization"] = f"Bearer {token}"
     data = None if body is None else json.dumps(body).encode()
     url = urlsplit(agent.ready()["api_url"])
-    by_tcp = http.client.HTTPConnection("127.0.0.1", url.port or 0, timeout=30)
+    by_tcp = http.client.HTTPConnection("127.0.0.1", url.port or 0, timeout=60)
     connection = by_tcp if token is not None else agent.connection()
     with contextlib.closing(connection):
         connection.request(method, path, body=data, headers=headers)
@@ -167,7 +167,7 @@ def test_no_client_notices_that_the_dispatcher_is_killed(trio: Trio) -> None:
             if (number, turn) == (0, TURNS // 2):
                 kill(trio.dispatcher)
                 died.set()
-        assert died.wait(30)
+        assert died.wait(2 * WAIT_S_MAX)
         # Asked once more, at the other front: the same tasks, not other ones.
         for turn in range(TURNS):
             submit(other, f"key-{number}-{turn}")
@@ -201,7 +201,7 @@ def test_no_command_notices_that_the_dispatcher_is_killed(trio: Trio) -> None:
                 drafts = [Draft(command="true", name=f"{number}-{turn}")]
                 [[task]] = submitted(node, drafts, key=None, durability=None)
                 ids.append(task.id)
-        assert died.wait(30)
+        assert died.wait(2 * WAIT_S_MAX)
         return ids
 
     with ThreadPoolExecutor(CLIENTS) as pool:
@@ -303,8 +303,9 @@ def test_a_task_that_only_an_absent_node_knows_is_never_called_unknown(
         answers = [ask(ben, method, path) for method, path in asked]
         listed = ask(ben, "GET", TASKS)
         with running(tmp_path, "ana"):
+            deadline = time.perf_counter() + WAIT_S_MAX
             seen = [ask(ben, *asked[0]).status]
-            while seen[-1] != 200 and len(seen) < 500:
+            while seen[-1] != 200 and time.perf_counter() < deadline:
                 time.sleep(0.02)
                 seen.append(ask(ben, *asked[0]).status)
 

@@ -110,6 +110,7 @@ async def refused(path: Path) -> StoreError:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(400)
 async def test_what_was_acknowledged_survives_kill_9(tmp_path: Path) -> None:
     """At random moments, twenty times, on one file."""
     path = tmp_path / "log.db"

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from octaskly.trust.secret import load
-from tests.agents import Agent, finished, running, submit, until, until_nodes
+from tests.agents import Agent, finished, replicas, running, submit, until, until_nodes
 from tests.integration.receiver import is_signed, receiver
 from tests.integration.test_tokens_live import roles
 
@@ -69,9 +69,7 @@ async def test_the_next_dispatcher_tells_what_the_last_could_not(
         await _in_thread(until_nodes, ana, 1)
         with running(tmp_path, "bo") as (bo,):
             await _in_thread(until_nodes, ana, 2)
-            await _in_thread(
-                until, lambda: ana.call("GET", "/api/v1/nodes")[1]["replicas"] == 2, "a"
-            )
+            await _in_thread(until, lambda: replicas(ana) == 2, "a copy")
             async with receiver() as server, receiver() as other:
                 server.answer = b"HTTP/1.1 503 Later\r\n\r\n"
                 heard = await _in_thread(submit, ana, "true", notify_url=other.url)
