@@ -6,13 +6,13 @@ attempt came to its end.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
 from itertools import takewhile
 
 from octaskly.core.effects import Effect, Spool
 from octaskly.core.messages import Report
-from octaskly.core.model import AttemptId, AttemptState, TaskId
+from octaskly.core.model import AttemptId, AttemptState, TaskId, TaskSpec
 from octaskly.core.retry import backoff
 
 RESEND_S = 0.2  #: before the first repetition of a result
@@ -26,11 +26,16 @@ Key = tuple[TaskId, AttemptId]
 class KeptResult:
     """One result that no dispatcher has acknowledged."""
 
-    report: Report  #: with its envelope, if that is known
+    report: Report  #: as news, which need no envelope
+    spec: TaskSpec | None
     size: int  #: in bytes on the wire, roughly
     is_spooled: bool = False
     due_s: float = RESEND_S  #: when it is sent again
     sends: int = 0  #: to the present dispatcher
+
+    def whole(self) -> Report:
+        """Return what is told again, for a dispatcher that may not know the task."""
+        return replace(self.report, spec=self.spec)
 
 
 class KeptResults:
@@ -43,7 +48,8 @@ class KeptResults:
         """Bytes of all of them on the wire, roughly."""
         self._quiet_until_s = 0.0
         for report in saved:
-            self.keep(report).is_spooled = True
+            news = replace(report, spec=None)
+            self.keep(news, report.spec).is_spooled = True
 
     def __contains__(self, key: Key) -> bool:
         return key in self._kept
@@ -54,15 +60,15 @@ class KeptResults:
     def __getitem__(self, key: Key) -> KeptResult:
         return self._kept[key]
 
-    def keep(self, report: Report) -> KeptResult:
-        """Keep a result until `forget`."""
+    def keep(self, report: Report, spec: TaskSpec | None) -> KeptResult:
+        """Keep a result until `forget`, behind all others."""
         key = (report.task, report.attempt)
         size = REPORT_BYTES + len(report.outcome.stdout) + len(report.outcome.stderr)
-        if report.spec is not None:
-            size += report.spec.size_bytes
-        before = self._kept.get(key)
+        if spec is not None:
+            size += spec.size_bytes
+        before = self._kept.pop(key, None)
         self.size += size - (0 if before is None else before.size)
-        self._kept[key] = kept = KeptResult(report, size)
+        self._kept[key] = kept = KeptResult(report, spec, size)
         return kept
 
     def forget(self, keys: Iterable[Key]) -> tuple[Key, ...]:
@@ -106,37 +112,37 @@ class KeptResults:
         if first_s is None or first_s > now_s:
             return []
         due = takewhile(lambda kept: self._due_s(kept) <= now_s, self._kept.values())
-        chunk = self.chunks(due)[0]
+        chunk = next(self.chunks(due))
         self._quiet_until_s = now_s + RESEND_S
         return chunk
 
-    def chunks(self, results: Iterable[KeptResult]) -> list[list[KeptResult]]:
-        """Cut results so that each part fits into a frame."""
-        chunks: list[list[KeptResult]] = []
+    def chunks(self, results: Iterable[KeptResult]) -> Iterator[list[KeptResult]]:
+        """Cut results so that each part fits into a frame; look at no more of them."""
+        chunk: list[KeptResult] = []
         size = 0
         for kept in results:
-            if not chunks or size + kept.size > self._message_bytes:
-                chunks.append([])
-                size = 0
-            chunks[-1].append(kept)
+            if chunk and size + kept.size > self._message_bytes:
+                yield chunk
+                chunk, size = [], 0
+            chunk.append(kept)
             size += kept.size
-        return chunks
+        if chunk:
+            yield chunk
 
     def told(self, kept: KeptResult, now_s: float, *, is_news: bool) -> Report:
         """Note that a result is sent now; return what is said of it.
 
         All but news carry the envelope: their dispatcher may not know the task.
         """
-        report = kept.report
-        key = (report.task, report.attempt)
-        del self._kept[key]
-        self._kept[key] = kept
         kept.sends += 1
         wait_s = backoff(kept.sends, base_s=RESEND_S, cap_s=RESEND_MAX_S)
         kept.due_s = now_s + wait_s
-        if report.spec is None or not is_news:
-            return report
-        return Report(report.task, report.attempt, report.outcome)
+        if is_news:
+            return kept.report  # It is the last one as it is.
+        key = (kept.report.task, kept.report.attempt)
+        del self._kept[key]
+        self._kept[key] = kept
+        return kept.whole()
 
     def spool(self, candidates: Iterable[KeptResult] | None = None) -> list[Effect]:
         """Write results to disk that are not there; what was given back need not be."""
@@ -150,7 +156,7 @@ class KeptResults:
             kept.is_spooled = True
         if not chosen:
             return []
-        return [Spool(tuple(kept.report for kept in chosen))]
+        return [Spool(tuple(kept.whole() for kept in chosen))]
 
     def _due_s(self, kept: KeptResult) -> float:
         return max(kept.due_s, self._quiet_until_s)

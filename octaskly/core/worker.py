@@ -139,8 +139,8 @@ class Worker:
         self._kept.restart(now.mono_s)
         effects += self._send_unsent()
         running = [(key[1], taken.spec) for key, taken in self._taken.items()]
-        unsent = [kept.report for kept in self._kept.unsent()]
-        later = [(told.attempt, told.spec) for told in unsent if told.spec is not None]
+        unsent = [(k.report.attempt, k.spec) for k in self._kept.unsent()]
+        later = [(attempt, spec) for attempt, spec in unsent if spec is not None]
         self._told_credit, self._told_stance = self.credit, self.stance
         message = Reattach((*running, *later), self._told_credit, self.stance.state)
         return [*effects, Send(dispatcher, (message,))]
@@ -159,12 +159,15 @@ class Worker:
         if message.epoch < self._epoch:
             # Rule I7: a node that has seen an epoch never starts work for an older
             # one. The sender may learn it from this.
-            reports = [_refused(*item, Reason.STALE) for item in message.items]
+            reports = [
+                replace(_refused(attempt, spec, Reason.STALE), spec=spec)
+                for attempt, spec in message.items
+            ]
             return [Send(sender, (Results(tuple(reports), 0),))]
         self._epoch = message.epoch
         fresh: list[tuple[AttemptId, TaskSpec]] = []
         again: list[KeptResult] = []
-        refused: list[Report] = []
+        refused: list[KeptResult] = []
         takes_work = self.stance.takes_work
         for attempt, spec in message.items:
             key = (spec.id, attempt)
@@ -173,7 +176,8 @@ class Worker:
             elif key in self._taken:
                 continue
             elif not takes_work:
-                refused.append(_refused(attempt, spec, Reason.DRAINING))
+                report = _refused(attempt, spec, Reason.DRAINING)
+                refused.append(self._kept.keep(report, spec))
             else:
                 fresh.append((attempt, spec))
                 self._take(key, spec)
@@ -189,7 +193,7 @@ class Worker:
             return []  # Its successor decides what is void.
         stops: list[Key] = []
         again: list[KeptResult] = []
-        unknown: list[Report] = []
+        unknown: list[KeptResult] = []
         for key in message.items:
             if (taken := self._taken.get(key)) is not None:
                 taken.is_killed = True
@@ -197,7 +201,7 @@ class Worker:
             elif key in self._kept:
                 again.append(self._kept[key])
             else:
-                unknown.append(_cancelled(key, now))
+                unknown.append(self._kept.keep(_cancelled(key, now), None))
         effects: list[Effect] = [Stop(tuple(stops))] if stops else []
         if again:
             effects += self._send(again)
@@ -216,18 +220,15 @@ class Worker:
     def on_ended(self, event: AttemptsEnded, now: Moment) -> list[Effect]:
         """Report what the runner saw end or gives back."""
         self._now_s = now.mono_s
-        reports = []
+        fresh = []
         for report in event.reports:
-            key = (report.task, report.attempt)
-            taken = self._leave(key)
-            if taken is not None:
-                outcome = report.outcome
-                if taken.is_killed:
-                    outcome = _as_killed(outcome)
-                report = Report(report.task, report.attempt, outcome, taken.spec)
+            taken = self._leave((report.task, report.attempt))
+            if taken is not None and taken.is_killed:
+                report = replace(report, outcome=_as_killed(report.outcome))
             self._learn(report.outcome)
-            reports.append(report)
-        return self._report(reports)
+            spec = None if taken is None else taken.spec
+            fresh.append(self._kept.keep(report, spec))
+        return self._report(fresh)
 
     def give_up(self) -> list[Effect]:
         """End what still runs, for other nodes to run it."""
@@ -301,11 +302,10 @@ class Worker:
 
     # --- Results.
 
-    def _report(self, reports: list[Report]) -> list[Effect]:
-        """Keep new results, and send them where a dispatcher is known."""
-        if not reports:
+    def _report(self, fresh: list[KeptResult]) -> list[Effect]:
+        """Send results that were just kept where a dispatcher is known."""
+        if not fresh:
             return []
-        fresh = [self._kept.keep(report) for report in reports]
         is_remote = self._dispatcher != self._me
         effects = self._kept.spool(fresh) if is_remote else []
         return effects + self._send(fresh, is_news=True)
@@ -340,7 +340,7 @@ class Worker:
 
 def _refused(attempt: AttemptId, spec: TaskSpec, reason: Reason) -> Report:
     outcome = Outcome(state=AttemptState.RELEASED, reason=reason)
-    return Report(task=spec.id, attempt=attempt, outcome=outcome, spec=spec)
+    return Report(task=spec.id, attempt=attempt, outcome=outcome)
 
 
 def _cancelled(key: Key, now: Moment) -> Report:
