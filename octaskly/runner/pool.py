@@ -134,11 +134,11 @@ class Pool:
         """Take attempts; those that are here already are not taken twice."""
         now_s = self._clock.now().mono_s
         for attempt, spec in items:
-            if (spec.id, attempt) in self._items:
+            name = (spec.id, attempt)
+            if name in self._items:
                 continue
             self._keys += 1
-            item = Item(self._keys, attempt, spec, now_s)
-            self._items[spec.id, attempt] = item
+            item = self._items[name] = Item(self._keys, attempt, spec, now_s)
             if self._is_closing:
                 self._end(item, released(Reason.DRAINING))
             elif not self._shares.may_ever_fit(item):
@@ -239,15 +239,16 @@ class Pool:
             elif item.is_recalled:
                 self._end(item, released(Reason.DRAINING))
             else:
-                seat.expect(max(seat.mean_ms, SHORT_MS))
+                seat.mean_ms = max(seat.mean_ms, SHORT_MS)
                 self._waiting.appendleft(item)
+        seat.set_depth()
         self._fill()
         self._deliver()
 
     def _on_end(self, seat: Seat, item: Item, fields: list[Any]) -> None:
         outcome = outcome_of_end(fields)
         duration_ms = outcome.duration_ms or 0
-        seat.expect(0.7 * min(seat.mean_ms, 2 * SHORT_MS) + 0.3 * duration_ms)
+        seat.mean_ms = 0.7 * min(seat.mean_ms, 2 * SHORT_MS) + 0.3 * duration_ms
         if not item.spec.outputs or item.is_stopped:
             self._end(item, outcome)
             return

@@ -110,9 +110,9 @@ class Seat:
         self.depth = 0  #: orders that may wait here while all slots are taken
         self.born_s = float("-inf")
 
-    def expect(self, mean_ms: float) -> None:
-        """Count on tasks that take so long."""
-        self.mean_ms = mean_ms
+    def set_depth(self) -> None:
+        """Count on tasks that take as long as the recent ones."""
+        mean_ms = self.mean_ms
         most_ms = BRIEF_AHEAD_MS if mean_ms < BRIEF_MS else AHEAD_MS
         ahead = int(most_ms / max(mean_ms, 1.0))
         self.depth = 0 if mean_ms >= SHORT_MS else min(DEPTH_MAX, ahead)
