@@ -9,7 +9,7 @@ Source: docs/explanation/log.md.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from octaskly.core.arrays import Progress, array_state, member_of
 from octaskly.core.facts import (
@@ -114,14 +114,21 @@ class TaskRecord:
 
 def _state_of_one(attempt: AttemptState, cancelled_by: str | None) -> TaskState:
     """Return what `TaskRecord.state` says of a task with one attempt."""
-    if attempt is AttemptState.OK:
-        return TaskState.COMPLETED
-    if cancelled_by is not None:
-        return TaskState.CANCELLED
-    if attempt is AttemptState.FAILED:
-        return TaskState.FAILED
-    is_live = attempt is AttemptState.ASSIGNED or attempt is AttemptState.RUNNING
-    return TaskState.RUNNING if is_live else TaskState.QUEUED
+    state = _OF_ONE[attempt]
+    is_undone = cancelled_by is not None and state is not _COMPLETED
+    return TaskState.CANCELLED if is_undone else state
+
+
+_COMPLETED: Final = TaskState.COMPLETED
+_OF_ONE: Final = {
+    AttemptState.ASSIGNED: TaskState.RUNNING,
+    AttemptState.RUNNING: TaskState.RUNNING,
+    AttemptState.RELEASED: TaskState.QUEUED,
+    AttemptState.CANCELLED: TaskState.QUEUED,
+    AttemptState.FAILED: TaskState.FAILED,
+    AttemptState.OK: TaskState.COMPLETED,
+}
+"""A table, since Python 3.11 is slow to find the members of an enumeration."""
 
 
 def record_of(fact: TaskFact) -> TaskRecord:

@@ -76,6 +76,7 @@ _STDIN, _ARRAY = map(
 )
 _ITEMS: Final = [field.name for field in fields(ArraySpec)].index("items")
 _REASONS: Final = {reason.value: reason for reason in Reason}
+_TEXTS: Final = {reason: reason.value for reason in Reason}  #: sooner than `value`
 
 
 def sequence_of(task: TaskId) -> int | None:
@@ -204,7 +205,7 @@ def plain_end_row(
     """Return a row of `ATTEMPT_COLUMNS` without `signal`, `files` and `detail`."""
     return (
         *(key, *attempt.id, attempt.node, int(attempt.state)),
-        *(outcome.reason.value, outcome.exit_code),
+        *(_TEXTS[outcome.reason], outcome.exit_code),
         *(outcome.started_ms, outcome.ended_ms, outcome.duration_ms),
         *(outcome.stdout_bytes, outcome.stderr_bytes),
         *(outcome.cpu_ms, outcome.memory_max_kb, output),
@@ -217,7 +218,7 @@ def ended_row(
     """Return a row of `ATTEMPT_COLUMNS`; the kept output is left out."""
     return (
         *(key, *attempt.id, attempt.node, int(attempt.state)),
-        *(outcome.reason.value, outcome.exit_code, outcome.signal),
+        *(_TEXTS[outcome.reason], outcome.exit_code, outcome.signal),
         *(outcome.started_ms, outcome.ended_ms, outcome.duration_ms),
         *(outcome.stdout_bytes, outcome.stderr_bytes),
         json.dumps(outcome.outputs) if outcome.outputs else None,
