@@ -161,7 +161,8 @@ def parse_token(body: bytes) -> TokenIn:
     ):
         _refuse("$.subject", "unusable subject")
     if asked.name is not None and not _ID.fullmatch(asked.name):
-        _refuse("$.name", "a name is 1 to 64 of A-Z a-z 0-9 . _ -")
+        hint = f"a token's name is {RANGES['id']}"  # The name of a task may be more.
+        raise Problem(400, INVALID_VALUE, hint=hint, field="$.name")
     return asked
 
 

@@ -40,6 +40,11 @@ FINAL_STATES = {
 }
 """Ends of an attempt that end the task."""
 
+Key = tuple[TaskId, AttemptId]
+
+TOLD_MAX = 5000
+"""Results that are remembered, and as many before them: more than are on their way."""
+
 NO_MORE_WORK = (Reason.DRAINING, Reason.STALE)
 """Reasons of workers that would hand the next attempt back, too."""
 
@@ -52,23 +57,34 @@ class Recording:
         self._adoption = adoption
         self._queue = placing.queue
         self._pool = placing.pool
-        self._waiting: set[tuple[TaskId, AttemptId]] = set()
+        self._waiting: set[Key] = set()
         """What is recorded, and told again until it may be acknowledged."""
+        self._told: tuple[set[Key], set[Key]] = (set(), set())
+        """What was acknowledged of late, and before that: it is told again where it
+        crossed that, as who is told to end what has ended repeats its result."""
 
     def forget(self) -> None:
         """The reign is over."""
         self._waiting.clear()
+        self._told = (set(), set())
 
-    def acknowledged(self, items: Iterable[tuple[TaskId, AttemptId]]) -> None:
+    def acknowledged(self, items: Iterable[Key]) -> None:
         """The worker is told that these are safe."""
         self._waiting.difference_update(items)
+        late, _ = self._told
+        late.update(items)
+        if len(late) > TOLD_MAX:
+            self._told = (set(), late)
 
     def record(self, node: NodeId, report: Report, now: Moment) -> bool:
         """Record one report; tell whether it ended its task."""
         placing = self._placing
         item = (report.task, report.attempt)
-        if item in self._waiting:
-            return False  # Else a log without a standby would grow with each repeat.
+        late, before = self._told
+        if item in self._waiting or item in late or item in before:
+            # Else a log without a standby would grow with each repeat, and a success
+            # that was recorded as cancelled would count after all.
+            return False
         self._waiting.add(item)
         task = self._queue.tasks.get(report.task)
         if task is None:

@@ -251,6 +251,15 @@ async def test_bad_token_request_names_the_field(
     assert answer.json["field"] == field
 
 
+async def test_the_name_of_a_token_has_its_own_bounds(node: ApiNode) -> None:
+    """Those of a task's name were told behind them."""
+    body = {"role": "viewer", "name": "a b"}
+    answer = await node.ask("POST", "/api/v1/tokens", headers=ADMIN, body=body)
+
+    hint = "a token's name is 1 to 64 characters of A-Z a-z 0-9 . _ -"
+    assert answer.json["hint"] == hint
+
+
 async def test_a_named_token_is_listed_and_revoked(node: ApiNode) -> None:
     """The list tells whose it is and until when, and never the token."""
     body = {"role": "viewer", "name": "grafana", "expires_s": 60}

@@ -7,10 +7,10 @@ from dataclasses import replace
 import pytest
 
 from octaskly.core.cancelling import state_of
-from octaskly.core.effects import Announce, LoadLive
+from octaskly.core.effects import Announce, LoadLive, Send
 from octaskly.core.facts import Assigned, CancelAsked, Finished
 from octaskly.core.merge import TaskRecord
-from octaskly.core.messages import Reattach
+from octaskly.core.messages import Reattach, ResultsOk
 from octaskly.core.model import (
     Attempt,
     AttemptState,
@@ -112,6 +112,21 @@ def test_a_success_that_met_its_cancel_on_the_way_is_none() -> None:
 
     end = outcome(AttemptState.CANCELLED, Reason.CANCELLED)
     assert facts(effects) == [Finished(T, attempt(), B, end)]
+
+
+def test_a_success_told_again_to_who_cancelled_it_is_none_either() -> None:
+    """The worker repeats it, as it was told to end what had ended: it crossed the
+    acknowledgement, and is acknowledged once more.
+    """
+    world = holding(b=1)
+    world.dispatch.on_cancel(cancel(force=True), moment())
+    world.commit()
+    world.dispatch.on_results(B, told(report(end=outcome())), moment())
+    world.commit()
+
+    effects = world.dispatch.on_results(B, told(report(end=outcome())), moment())
+
+    assert effects == [Send(B, (ResultsOk(((T, attempt()),)),))]
 
 
 def test_a_resting_task_survives_a_new_read_of_the_queue() -> None:
