@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
 
+from octaskly.agent.tickets import Tickets
+from octaskly.core.events import BarrierAsked
 from octaskly.core.merge import TaskRecord
+from octaskly.core.replies import Passed
 from octaskly.errors import CatchingUp, TaskAmbiguous, TaskNotFound
 from octaskly.ports import Log
 
@@ -17,12 +19,12 @@ class Finder:
 
     Args:
         store: Where they are.
-        is_complete: Whether no other node may know more.
+        tickets: Where the core is asked whether another node may know more.
     """
 
-    def __init__(self, store: Log, is_complete: Callable[[], bool]) -> None:
+    def __init__(self, store: Log, tickets: Tickets) -> None:
         self._store = store
-        self._is_complete = is_complete
+        self._tickets = tickets
 
     async def task(self, ref: str) -> TaskRecord:
         """Return one task with outputs.
@@ -31,10 +33,14 @@ class Finder:
             TaskNotFound: no such task.
             CatchingUp: it is unknown here, but another node may know it.
             TaskAmbiguous: the sequence fits several.
+            NotDispatcher, NoDispatcher, AnswerLost: it is unknown, and this node does
+                not reign, is too busy, or stops.
         """
         record = await self._find(ref)
         if record is None:
-            if not self._is_complete():
+            reply = await self._tickets.ask(BarrierAsked)
+            assert isinstance(reply, Passed)
+            if not reply.is_complete:
                 raise CatchingUp(
                     f"{ref} is unknown here, and a node that may know it is missing",
                     hint="ask again; a node that stays away is given up after "

@@ -100,7 +100,7 @@ class AgentGateway:
         self.tokens = TokenOffice(signer, self.records, clock, self._require_dispatcher)
         self.audit = Audit(self.records, clock, node_id, self._require_dispatcher)
         self.waiters = Waiters()
-        self._finder = Finder(store, lambda: node.is_complete)
+        self._finder = Finder(store, self.tickets)
         self._submissions = Submissions(
             mesh_id=mesh_id,
             store=store,

@@ -3,17 +3,25 @@
 A dispatcher that is asked for an unknown task says "not found" only when it can know:
 nobody is missing who may have accepted it, and nothing is still being pulled. Until
 then the answer is that it cannot tell yet.
+
+A follower that is cut off may follow somebody else, and keep tasks of that reign,
+before its silence shows. So an answer waits until each follower that may do so has
+confirmed a heartbeat that was sent after the question.
 """
 
 from __future__ import annotations
 
+import math
+
+from octaskly.core.effects import Answer, Effect
 from octaskly.core.exchange import Exchange
 from octaskly.core.journal import Journal
 from octaskly.core.keys import REVOKED
 from octaskly.core.membership import Membership
 from octaskly.core.messages import ATTACHED, STOPPING, Roster
-from octaskly.core.model import NO_EPOCH, Epoch, NodeId, NodeState, Role
+from octaskly.core.model import NO_EPOCH, Epoch, Moment, NodeId, NodeState, Role
 from octaskly.core.peers import PeerView
+from octaskly.core.replies import NotHere, Passed
 from octaskly.core.roster import LOST_S
 from octaskly.core.succession import covers
 
@@ -40,6 +48,8 @@ class Completeness:
         self._epoch: Epoch = NO_EPOCH
         self._missing: dict[NodeId, float] = {}
         """Nodes that may know more, and until when they are waited for."""
+        self._asked: list[tuple[int, Epoch, float]] = []
+        """Tickets, in which reign they were asked, and when."""
 
     def remember(self, nodes: list[NodeId], now_s: float) -> None:
         """These were in the mesh before this process started."""
@@ -84,6 +94,40 @@ class Completeness:
             self._missing[node] = now_s + LOST_S
         elif is_follower:
             self._missing.pop(node, None)
+
+    def ask(self, ticket: int, now: Moment) -> None:
+        """Have `on_time` answer whether this reign knows of all tasks."""
+        self._asked.append((ticket, self._epoch, now.mono_s))
+
+    @property
+    def is_asked(self) -> bool:
+        """Whether somebody waits for an answer."""
+        return bool(self._asked)
+
+    def on_time(self, reign: Epoch | None, now: Moment) -> list[Effect]:
+        """Answer what can be answered."""
+        asked, self._asked = self._asked, []
+        is_complete = self.is_complete(now.mono_s)
+        confirmed_s = self._confirmed_s()
+        answers: list[Effect] = []
+        for ticket, epoch, since_s in asked:
+            if epoch != reign:
+                answers.append(Answer(ticket, NotHere()))
+            elif not is_complete or since_s <= confirmed_s:
+                answers.append(Answer(ticket, Passed(is_complete)))
+            else:
+                self._asked.append((ticket, epoch, since_s))
+        return answers
+
+    def _confirmed_s(self) -> float:
+        """Return when the last heartbeat was sent that all who may claim confirmed."""
+        sent_s = math.inf
+        for view in self._members.peers.values():
+            if view.info.electable:
+                health = view.health
+                is_own = health is not None and health.epoch == self._epoch
+                sent_s = min(sent_s, health.sent_s if health and is_own else -math.inf)
+        return sent_s
 
     def is_complete(self, now_s: float) -> bool:
         """Return whether a task that is unknown here is unknown everywhere."""

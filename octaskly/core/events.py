@@ -127,6 +127,16 @@ class NamesAsked:
 
 
 @value(frozen=True, slots=True)
+class BarrierAsked:
+    """Say whether what is unknown here is unknown everywhere.
+
+    Answered by `Answer(ticket, Passed)`, with what is so after the question.
+    """
+
+    ticket: int
+
+
+@value(frozen=True, slots=True)
 class ExplainAsked:
     """Say why a task is where it is; answered by `Answer(ticket, Explanation)`."""
 
@@ -325,6 +335,7 @@ Event = (
     | DialFailed
     | NamesAsked
     | TasksSubmitted
+    | BarrierAsked
     | ExplainAsked
     | CancelRequested
     | ForgetAsked

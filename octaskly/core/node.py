@@ -180,11 +180,6 @@ class Node:
         """Where this reign writes; None unless this node reigns."""
         return self._journal.stream
 
-    @property
-    def is_complete(self) -> bool:
-        """Whether no other node is known that may hold tasks unknown here."""
-        return self._completeness.is_complete(self._step_s or 0.0)
-
     def heard_s(self, node: NodeId) -> float | None:
         """Return when a peer was last heard, or was found lost, if that is known."""
         view = self._members.peers.get(node)
@@ -219,6 +214,10 @@ class Node:
         effects += self._inbound.on_quiet(now)
         effects += self._departure.on_time(now)
         effects += self._disk.on_time(now)
+        if self._completeness.is_asked:
+            reign = self._election.reign
+            epoch = None if reign is None else reign.epoch
+            effects += self._completeness.on_time(epoch, now)
         return self._conclude(effects, now)
 
     # Time

@@ -9,6 +9,7 @@ from dataclasses import replace
 
 from octaskly.core.effects import Answer, Effect
 from octaskly.core.events import (
+    BarrierAsked,
     CancelRequested,
     ExplainAsked,
     ForgetAsked,
@@ -20,11 +21,13 @@ from octaskly.core.events import (
 from octaskly.core.machines import Machines
 from octaskly.core.model import Moment
 from octaskly.core.replies import NotHere
+from octaskly.core.verdicts import Explanation
 
 Question = (
     NamesAsked
     | TasksSubmitted
     | CancelRequested
+    | BarrierAsked
     | ExplainAsked
     | ForgetAsked
     | RecordAsked
@@ -37,6 +40,8 @@ class Questions:
 
     def __init__(self, machines: Machines) -> None:
         self._registry = machines.registry
+        self._election = machines.election
+        self._completeness = machines.completeness
         self._dispatch = machines.dispatch
         self._clerk = machines.clerk
 
@@ -46,23 +51,30 @@ class Questions:
             return self._dispatch.on_notified(event, now)
         if not self._dispatch.is_reigning:
             return [Answer(event.ticket, NotHere())]
-        if isinstance(event, NamesAsked):
-            return [Answer(event.ticket, self._dispatch.named(event.suffixes))]
-        if isinstance(event, TasksSubmitted):
-            return self._dispatch.on_submitted(event, now)
-        if isinstance(event, ExplainAsked):
-            roster = self._registry.roster
-            members = () if roster is None else roster.members
-            explaining = self._dispatch.explaining
-            names = {**dict(event.names), **{m.id: m.name for m in members}}
-            told = explaining.explain(event.record, members, now, names)
-            placement = explaining.placement(event.record, members, names)
-            told = replace(told, placement=placement)
-            return [Answer(event.ticket, told)]
-        if isinstance(event, ForgetAsked):
-            self._dispatch.retention.on_asked(event, now)
-            return []
-        if isinstance(event, RecordAsked):
-            may_write = self._dispatch.is_accepting
-            return self._clerk.on_asked(event, now, may_write=may_write)
-        return self._dispatch.on_cancel(event, now)
+        match event:
+            case TasksSubmitted():
+                return self._dispatch.on_submitted(event, now)
+            case CancelRequested():
+                return self._dispatch.on_cancel(event, now)
+            case RecordAsked():
+                may_write = self._dispatch.is_accepting
+                return self._clerk.on_asked(event, now, may_write=may_write)
+            case ForgetAsked():
+                self._dispatch.retention.on_asked(event, now)
+            case BarrierAsked(ticket):
+                self._completeness.ask(ticket, now)
+                self._election.pulse.hasten()
+            case NamesAsked(ticket, suffixes):
+                return [Answer(ticket, self._dispatch.named(suffixes))]
+            case ExplainAsked(ticket):
+                return [Answer(ticket, self._explain(event, now))]
+        return []
+
+    def _explain(self, event: ExplainAsked, now: Moment) -> Explanation:
+        roster = self._registry.roster
+        members = () if roster is None else roster.members
+        explaining = self._dispatch.explaining
+        names = {**dict(event.names), **{m.id: m.name for m in members}}
+        told = explaining.explain(event.record, members, now, names)
+        placement = explaining.placement(event.record, members, names)
+        return replace(told, placement=placement)

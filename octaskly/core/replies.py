@@ -28,6 +28,13 @@ class Accepted:
 
 
 @value(frozen=True, slots=True)
+class Passed:
+    """Whether no other node may hold a task that this one does not know."""
+
+    is_complete: bool
+
+
+@value(frozen=True, slots=True)
 class CancelDone:
     """What became of a cancel: the state that the task has now, and whether we did."""
 
@@ -100,6 +107,7 @@ Reply = (
     | Accepted
     | Kept
     | Crowded
+    | Passed
     | CancelDone
     | NotHere
     | NotDurable

@@ -90,7 +90,7 @@ def submissions(
 
 def way_in(store: Store, tickets: Tickets) -> Submissions:
     """Return the way into a core that answers by tickets."""
-    finder = Finder(store, lambda: True)
+    finder = Finder(store, tickets)
     return Submissions(
         mesh_id="mesh",
         store=store,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from itertools import pairwise
 
 from octaskly.core.effects import Append, Effect, Join, Note, Save, Send
@@ -225,7 +226,7 @@ class Watch:
             # A chosen name may be on its way anew, whose first task is lost for good.
             lacked = {task for task in lacked if name_of(task) == task}
             self._heirs[machine.id] = node.epoch, before, lacked
-        if not lacked or not node.is_complete:
+        if not lacked or not knows_all(self._world, node):
             return
         disks = [each.disk for each in self._world.machines.values()]
         for task in sorted(lacked - machine.disk.records.keys()):
@@ -357,6 +358,11 @@ def _is_below_floor(disk: Disk, row: TaskRow) -> bool:
     return is_below and row.changed <= disk.floor.horizon
 
 
+def knows_all(world: World, node: Node) -> bool:
+    """Whether a node counts on nobody who may hold what it does not know."""
+    return node._completeness.is_complete(world.time_s)
+
+
 def never_not_found(world: World) -> None:
     """I4: in a split, and while a merge runs, no promised task is called unknown.
 
@@ -364,26 +370,28 @@ def never_not_found(world: World) -> None:
     """
     for machine in world.alive():
         node = machine.node
-        if machine.is_paused or not (node and node.is_dispatcher and node.is_complete):
+        if machine.is_paused or not (node and node.is_dispatcher):
             continue
-        peers = [m for m in world.alive() if world.network.is_up(machine.id, m.id)]
-        far = {m.id for m in world.alive() if world.network.is_cut(machine.id, m.id)}
-        if any(p.node and p.node.epoch > node.epoch for p in peers if p.id not in far):
-            continue  # It is about to hear that it reigns no more.
         views = node._members.peers
-        peers += [
+        knowing = [
             m
             for m in world.alive()
-            if m.id in far
-            and m.id in views
-            and views[m.id].follows == node.epoch
-            # One that started anew behind the cut claims before its silence is noticed.
-            and views[m.id].info.boot == m.boot
+            if world.network.is_up(machine.id, m.id)
+            # One that started anew behind a cut claims before its silence is noticed.
+            or (m.id in views and views[m.id].info.boot == m.boot)
         ]
         records = machine.disk.records
-        for task in [task for task in _promised(world) if task not in records]:
-            knowing = [peer.id for peer in peers if task in peer.disk.records]
-            assert not knowing, f"{machine.id} lacks {task}, not {knowing}"
+        lacked = [task for task in _promised(world) if task not in records]
+        lacked = [t for t in lacked if any(t in m.disk.records for m in knowing)]
+        if lacked:
+            world.on_unknown(machine, partial(_are_known_by_now, world, lacked))
+
+
+def _are_known_by_now(world: World, tasks: list[TaskId], machine: Machine) -> None:
+    """A node says 404 where it does not find what others held when it was asked."""
+    for task in set(tasks) & set(_promised(world)) - machine.disk.records.keys():
+        holders = [m.id for m in world.alive() if task in m.disk.records]
+        assert not holders, f"{machine.id} calls {task} unknown, not {holders}"
 
 
 def one_writer_per_stream(world: World) -> None:

@@ -14,6 +14,7 @@ from tests.simulation.checkers import (
     FINAL,
     Watch,
     is_quiet,
+    knows_all,
     never_not_found,
     nothing_runs_twice,
     unfinished,
@@ -620,7 +621,7 @@ def run_half_followed(seed: int) -> World:
         assert node is not None
         assert other is not None
         is_met = world.network.is_up(second, third)  # Each end hears by itself.
-        return is_met and other.dispatcher == third and node.is_complete
+        return is_met and other.dispatcher == third and knows_all(world, node)
 
     assert world.run_until(knows, 60.0)
     assert rows <= set(reigning.disk.records), "404 for what was accepted"
@@ -654,7 +655,7 @@ def run_half_left(seed: int) -> World:
     while world.time_s < end_s:
         world.run(0.1)
         for heir in world.alive():
-            if heir.node and heir.node.is_dispatcher and heir.node.is_complete:
+            if heir.node and heir.node.is_dispatcher and knows_all(world, heir.node):
                 assert rows <= heir.disk.records.keys(), f"{heir.id}: 404 for a row"
     calm(world)
     for check in FINAL:

@@ -41,6 +41,7 @@ from octaskly.core.effects import (
 from octaskly.core.events import (
     Advert,
     AttemptsEnded,
+    BarrierAsked,
     CancelRequested,
     DiskChanged,
     Draft,
@@ -80,7 +81,7 @@ from octaskly.core.model import (
 )
 from octaskly.core.node import Node
 from octaskly.core.options import After, Requires, TaskOptions, slots_of
-from octaskly.core.replies import Accepted, CancelDone, Reply, Steered
+from octaskly.core.replies import Accepted, CancelDone, Passed, Reply, Steered
 from octaskly.core.timestamps import born_hlc
 from tests.simulation.cores import Cores
 from tests.simulation.disk import GOOD, Disk, Kept, kept
@@ -160,6 +161,7 @@ class World:
 
     late_share = 0.0  #: of tasks that come after another one
     needy_share = 0.0  #: of tasks that ask for much of a machine
+    is_calm = False  #: no fault happens any more
     is_unordered = False  #: who is asked for entries mixes the streams
     repeated: tuple[TaskSpec, ...] = ()  #: of the last answer, accepted before
     updated_share = 0.0  #: of starts before which the program is updated
@@ -211,7 +213,6 @@ class World:
         self.forgotten: dict[TaskId, TaskRow] = {}  #: as a disk held it last
         self.is_skewed = False  #: a wall clock was moved, so ages mean little
         self.refused = self.snapshots = 0  #: the latter came to their end
-        self.is_calm = False  #: no fault happens any more
         self.watchers: list[Callable[[Machine, Event, list[Effect]], None]] = []
         self.gone_watchers: list[Callable[[Machine, TaskRow], None]] = []
         self.answer_watchers: list[Callable[[Machine, Reply, float], None]] = []
@@ -220,6 +221,7 @@ class World:
         self._drafts: dict[int, tuple[Draft, ...]] = {}  #: by ticket
         self._held: dict[int, tuple[TaskSpec, ...]] = {}  #: what it repeats
         self._asked_s: dict[int, float] = {}  #: open requests, and since when
+        self._barriers: dict[int, Callable[[Machine], None]] = {}  #: by ticket
         self._log: list[tuple[object, ...]] = []  #: what tells two runs apart
         self._is_traced = is_traced
         self.trace: list[str] = []
@@ -842,6 +844,12 @@ class World:
         drafts = (RecordDraft(kind, key, draw.randbytes(4)),)
         self.feed(machine, RecordAsked(self._next_ticket(), drafts))
 
+    def on_unknown(self, machine: Machine, say: Callable[[Machine], None]) -> None:
+        """Ask for what a node does not know; `say` is done where it answers 404."""
+        ticket = self._next_ticket()
+        self._barriers[ticket] = say
+        self.feed(machine, BarrierAsked(ticket))
+
     def _next_ticket(self) -> int:
         self._ticket += 1
         self._asked_s[self._ticket] = self.time_s
@@ -851,6 +859,10 @@ class World:
         if isinstance(reply, Steered):
             return
         match reply:
+            case Passed(is_complete):
+                say = self._barriers.pop(ticket)
+                if is_complete:
+                    say(machine)
             case Accepted(specs, replicas):
                 self.repeated = self._held.pop(ticket, ())
                 reply = Accepted((*specs, *self.repeated), replicas)

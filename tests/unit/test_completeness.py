@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import pytest
+
 from octaskly.core.completeness import RETURN_S, Completeness
+from octaskly.core.effects import Answer, Effect
 from octaskly.core.exchange import Exchange
 from octaskly.core.facts import CancelAsked, Entry
-from octaskly.core.messages import STOPPING, Entries, Roster, RosterLine
+from octaskly.core.messages import STOPPING, Entries, HeartbeatOk, Roster, RosterLine
 from octaskly.core.model import (
     NO_EPOCH,
     Epoch,
+    LoadSample,
     NodeId,
     NodeState,
     Role,
     StreamId,
     TaskId,
 )
+from octaskly.core.replies import NotHere, Passed
 from octaskly.core.roster import LOST_S
 from tests.builders import epoch, moment, node_id
 from tests.copies import Copies
@@ -46,6 +51,21 @@ class World(Copies):
         view = self.members.on_peer_down(NodeId(name), moment(seconds))
         assert view is not None
         self.completeness.on_lost(NodeId(name), view, reason, self.at(seconds))
+
+    def confirm(self, name: str, sent: float, epoch: Epoch | None = None) -> None:
+        """A follower confirms a heartbeat."""
+        beat = HeartbeatOk(
+            epoch=epoch or self.epoch,
+            sent_s=self.at(sent),
+            state=NodeState.READY,
+            credit=1,
+            load=LoadSample(0.0, 0.0, 0, 0),
+        )
+        self.members.peers[NodeId(name)].health = beat
+
+    def answers(self, seconds: float) -> list[Effect]:
+        """What is answered at that time."""
+        return self.completeness.on_time(self.epoch, moment(seconds))
 
     def take_over(self, *members: RosterLine, level: Epoch = BEFORE) -> None:
         """Reign after z, which had sent this roster."""
@@ -251,3 +271,68 @@ def test_members_that_were_lost_already_are_waited_for() -> None:
 
     assert not world.is_complete(LOST_S - 1)
     assert world.is_complete(LOST_S + 1)
+
+
+def test_a_question_waits_for_all_who_may_have_claimed_since() -> None:
+    """Who confirms a heartbeat that was sent later followed nobody else until then."""
+    world = World()
+    world.follow("b")
+    world.follow("c")
+    world.follow("d", electable=False)
+    world.confirm("b", 0.2)
+    world.confirm("c", 0.2)
+    world.completeness.ask(1, moment(0.3))
+
+    assert world.answers(0.3) == []
+
+    world.confirm("b", 0.5)
+    assert world.answers(0.6) == []
+
+    world.confirm("c", 0.5)
+    assert world.answers(0.6) == [Answer(1, Passed(is_complete=True))]
+    assert world.answers(0.6) == []
+
+
+def test_what_followers_confirmed_to_an_earlier_reign_says_nothing() -> None:
+    """They may have left it for somebody else since."""
+    world = World()
+    world.follow("b")
+    world.confirm("b", 0.5, BEFORE)
+    world.completeness.ask(1, moment(0.3))
+
+    assert world.answers(0.6) == []
+
+
+def test_a_question_is_answered_at_once_while_somebody_is_missing() -> None:
+    """And by then, if a follower goes before it has confirmed anything."""
+    world = World()
+    world.follow("b")
+    world.completeness.ask(1, moment(0.3))
+    world.gone("b", "silent", 0.4)
+
+    assert world.answers(0.4) == [Answer(1, Passed(is_complete=False))]
+
+    world.completeness.ask(2, moment(0.5))
+
+    assert world.answers(0.5) == [Answer(2, Passed(is_complete=False))]
+
+
+def test_alone_a_node_answers_at_once() -> None:
+    """There is nobody to ask."""
+    world = World()
+    world.completeness.ask(1, moment(0.3))
+
+    assert world.answers(0.3) == [Answer(1, Passed(is_complete=True))]
+
+
+@pytest.mark.parametrize("reign", [None, epoch(9, "a")])
+def test_the_question_of_a_reign_ends_with_it(reign: Epoch | None) -> None:
+    """Who reigns now is to be asked."""
+    world = World()
+    world.follow("b")
+    world.completeness.ask(1, moment(0.3))
+
+    told = world.completeness.on_time(reign, moment(0.4))
+
+    assert told == [Answer(1, NotHere())]
+    assert not world.completeness.is_asked
