@@ -1,8 +1,8 @@
 """The door to the HTTPS listener: bounds the strangers that have not said hello.
 
-A TLS connection costs a quarter of a megabyte from its first byte, and a descriptor,
-so whoever opens many and says nothing must not get many. Done on the plain connection,
-before there is any TLS.
+A TLS connection costs buffers from its first byte, and a descriptor, so whoever opens
+many and says nothing must not get many. Done on the plain connection, before there is
+any TLS.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from asyncio.sslproto import SSLProtocol
 from collections import Counter
 from collections.abc import Callable
 
+from octaskly.api.buffers import BACKLOG_BYTES
 from octaskly.config.bounds import LimitOptions
 
 SHUTDOWN_S = 1.0
@@ -60,6 +61,7 @@ class Door:
             ssl_handshake_timeout=self._bounds.handshake_s,
             ssl_shutdown_timeout=SHUTDOWN_S,
         )
+        transport.set_write_buffer_limits(high=BACKLOG_BYTES)
         transport.set_protocol(tls)
         tls.connection_made(transport)
 

@@ -21,6 +21,7 @@ from yarl import URL
 
 from octaskly.api import sse
 from octaskly.api.auth import PRINCIPAL_HEADER, statement
+from octaskly.api.buffers import READ_BYTES
 from octaskly.api.problems import (
     CONNECTION_LOST,
     NO_DISPATCHER,
@@ -295,6 +296,7 @@ class Forwarder:
                     socket_factory=self._socket,
                 ),
                 auto_decompress=False,
+                read_bufsize=READ_BYTES,
                 cookie_jar=aiohttp.DummyCookieJar(),
                 skip_auto_headers=("Accept-Encoding", "User-Agent"),
                 timeout=aiohttp.ClientTimeout(

@@ -24,6 +24,7 @@ from octaskly.api import auth, page
 from octaskly.api.answering import Answering, OnFault, OnServed
 from octaskly.api.auditing import Auditor
 from octaskly.api.bodies import Bodies
+from octaskly.api.buffers import BACKLOG_BYTES, narrow_tls
 from octaskly.api.crowd import SURPLUS_MAX, Crowd
 from octaskly.api.door import Door
 from octaskly.api.forward import Forwarder, Tune
@@ -137,6 +138,7 @@ class Handler(web.RequestHandler):
             transport.abort()  # type: ignore[attr-defined]  # all ours are transports
             return
         super().connection_made(transport)
+        transport.set_write_buffer_limits(BACKLOG_BYTES)  # type: ignore[attr-defined]
         if self.is_lan:
             self._look_at(transport)
 
@@ -219,6 +221,7 @@ class ApiServer:
         report: Callable[[], Awaitable[bytes]] = no_metrics,
         bounds: LimitOptions = _BOUNDS,
     ) -> None:
+        narrow_tls()
         self._bounds, self._crowd = bounds, Crowd(bounds)
         deadlines = self._deadlines = deadlines or Deadlines()
         self._lan_ssl, self._peer_of, self._rotations = lan_ssl, peer_node_id, rotations

@@ -22,8 +22,6 @@ from octaskly.ports import DispatcherView
 CONTENT_TYPE = "text/event-stream"
 RESUME_HEADER = "Last-Event-ID"
 
-BACKLOG_BYTES = 64 << 10  #: that may wait for one client
-
 _RETRY_MS = 1000
 
 Id = TypeVar("Id")
@@ -78,10 +76,6 @@ class EventStream:
 
     async def begin(self) -> None:
         """Send the headers."""
-        transport = self._call.request.transport
-        if transport is not None:
-            # TLS would hold back half a megabyte for each client that does not read.
-            transport.set_write_buffer_limits(high=BACKLOG_BYTES)
         self._call.stamp(self.response)
         await self.response.prepare(self._call.request)
 

@@ -23,7 +23,7 @@ BLOCK_BYTES = 256 << 10
 HEAD_BYTES = 1 << 20  #: of each stream stay, whatever follows
 INDEX_BYTES = 64 << 10  #: before the first block
 BLOCKS_MAX = 4000  #: that the index has room for
-READ_BYTES_MAX = 64 << 10  #: at once: many may read slowly at the same time
+READ_BYTES_MAX = 16 << 10  #: at once: many may read slowly at the same time
 BYTES_MIN = 4 << 20  #: both heads, and as much for the ends
 
 _MAGIC = b"octaskly-output1"

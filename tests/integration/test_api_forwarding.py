@@ -16,6 +16,7 @@ from urllib.parse import quote
 import pytest
 
 from octaskly.api import Deadlines, Site, sse, waits
+from octaskly.api.buffers import BACKLOG_BYTES
 from octaskly.config.bounds import LimitOptions
 from octaskly.core.model import AttemptState, Outcome, OutputFile, Reason
 from octaskly.ports import Principal
@@ -955,5 +956,5 @@ async def test_little_of_a_stream_waits_for_a_client_also_behind_tls(
     reader, writer = await connect(front.api)
     await reader.readuntil(b"0\r\n\r\n")
 
-    assert most == [sse.BACKLOG_BYTES]
+    assert most == [BACKLOG_BYTES]
     writer.close()

@@ -333,3 +333,84 @@ def test_1000_readers_that_never_read_keep_nobody_waiting(solo: Agent) -> None:
         assert all(finished(solo, task)["status"] == "completed" for task in tasks)
 
     until(lambda: solo.call("GET", "/api/v1/nodes")[0] == 200, "it serves again")
+
+
+OUTPUT = "yes 'a line of much output' | head -c 30000000; exec sleep 1000"
+OUTPUT_BYTES = 30_000_000
+READERS = 128
+REST_S = 0.1  #: of work in half a second
+
+
+@pytest.fixture
+def pair(tmp_path: Path) -> Iterator[list[Agent]]:
+    """Two agents that have worked already."""
+    with running(tmp_path, "ash", "birch") as agents:
+        until_nodes(agents[0], 2)
+        for agent in agents:
+            for _ in range(5):
+                finished(agent, submit(agent, "true"))
+        yield agents
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(240)
+@pytest.mark.parametrize("url", ["api_url", "lan_url"])
+def test_readers_of_a_log_that_never_read_cost_little(
+    pair: list[Agent], url: str
+) -> None:
+    """Neither the node that has the output grows, nor one that passes it on."""
+    task = submit(pair[0], OUTPUT)
+    worker = until(
+        lambda: pair[0].call("GET", f"/api/v1/tasks/{task}")[1].get("worker_id"),
+        "it runs",
+    )
+    (front,) = (agent for agent in pair if agent.state.name != worker)
+    (source,) = (agent for agent in pair if agent.state.name == worker)
+    path = f"/api/v1/tasks/{task}/stdout?offset={OUTPUT_BYTES - 1}"
+    until(lambda: _status(source, path) == 200, "all of it is written")
+    _, made = front.call("POST", "/api/v1/tokens", {"role": "viewer"})
+    request = (
+        f"GET /api/v1/tasks/{task}/logs?follow=true HTTP/1.1\r\nHost: localhost\r\n"
+        f"Authorization: Bearer {made['token']}\r\n\r\n"
+    ).encode()
+
+    watches = {agent.process.pid: Watch(agent) for agent in (front, source)}
+    for agent in (front, source):
+        watch = watches[agent.process.pid]
+        with contextlib.ExitStack() as stack:
+            for _ in range(READERS):
+                reader = stack.enter_context(_reader(port_of(agent, url), url))
+                reader.sendall(request)
+                assert reader.recv(1)
+            until(lambda: watch.look() and _is_at_rest(agent), "all are full")  # noqa: B023
+            watch.judge()
+
+
+def _is_at_rest(agent: Agent) -> bool:
+    begin_s = _worked_s(agent)
+    time.sleep(0.5)
+    return _worked_s(agent) - begin_s < REST_S
+
+
+def _worked_s(agent: Agent) -> float:
+    fields = Path(f"/proc/{agent.process.pid}/schedstat").read_text().split()
+    return int(fields[0]) / 1e9
+
+
+def _status(agent: Agent, path: str) -> int:
+    with contextlib.closing(agent.connection()) as client:
+        client.request("GET", path)
+        reply = client.getresponse()
+        return reply.status if reply.read() else 0
+
+
+def _reader(port: int, url: str) -> socket.socket:
+    reader = socket.socket()
+    reader.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+    reader.settimeout(30)
+    reader.connect(("127.0.0.1", port))
+    if url == "api_url":
+        return reader
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    return context.wrap_socket(reader)
