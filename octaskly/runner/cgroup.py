@@ -199,14 +199,13 @@ class Group:
             return False
         return True
 
-    @property
-    def procs_fd(self) -> int:
-        """Where a process writes that wants to be in it."""
-        return self._fds["procs"]
-
     def enter(self) -> bool:
         """Move this process in; return whether it was allowed."""
-        return self._write("procs", b"0")
+        return self.admit(0)
+
+    def admit(self, pid: int) -> bool:
+        """Move a process in, 0 for this one; return whether it was allowed."""
+        return self._write("procs", b"%d" % pid)
 
     def is_populated(self) -> bool:
         """Whether any process is left in it or below."""

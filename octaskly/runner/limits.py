@@ -25,7 +25,7 @@ BLOCK_BYTES = 512  #: of `ulimit -f`
 NOT_LOADED = (126, 127)  #: what a shell or loader says that lacks memory for a program
 MIB = 1 << 20
 SPENT_SHARE = 0.5  #: of a limit; much less and the signal came from somebody else
-GROUP_FD = 9  #: by which the shell enters the group
+GATE_FD = 9  #: on which the shell is told that it is in the group
 SHELL_SIGNALLED = 128  #: what a shell adds to the signal that ended its command
 
 #: Of limits that a group can hold: its file, and what one unit is there.
@@ -120,7 +120,7 @@ class Fence:
         # One that cannot be set is above what the agent itself is held to.
         steps = [f"ulimit {line} 2>/dev/null" for line in lines]
         if self.group is not None:
-            steps.append(f"echo $$ >&{GROUP_FD} || exit 126\nexec {GROUP_FD}>&-")
+            steps.append(f"read -r _ <&{GATE_FD} || exit 126\nexec {GATE_FD}<&-")
         return "\n".join([*steps, 'exec /bin/sh "$@"'])
 
     def used(self, used: Used) -> Used:

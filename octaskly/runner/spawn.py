@@ -14,7 +14,7 @@ from typing import Any
 
 from octaskly.runner.child import Child, Order, Sink
 from octaskly.runner.command import shell_words
-from octaskly.runner.limits import GROUP_FD
+from octaskly.runner.limits import GATE_FD
 from octaskly.runner.plain import Plain
 from octaskly.runner.slots import Slot
 
@@ -236,22 +236,29 @@ class Pad:
         asked, env = order.asked, self._env
         env |= zip(OF_ATTEMPT, (order.task, order.attempt, order.mark), strict=True)
         env[OF_SLOT] = b"%d" % slot.index
-        files, stdin_fd = [(out_w, 1), (err_w, 2)], -1
+        files, ours = [(out_w, 1), (err_w, 2)], []
         if asked:
             # Behind what marks its processes, which is looked for at the beginning.
             env = env | asked.get("env", {})
             env[b"PWD"] = os.getcwdb()  # noqa: PTH109 - as bytes
         try:
             if "stdin" in asked:
-                stdin_fd = open_bytes(asked["stdin"])
-                files.append((stdin_fd, 0))
-            if slot.fence is not None and slot.fence.group is not None:
-                files.append((slot.fence.group.procs_fd, GROUP_FD))
-            before = "" if slot.fence is None else slot.fence.script()
-            return _execute(order, before, env, files)
+                ours.append(open_bytes(asked["stdin"]))
+                files.append((ours[-1], 0))
+            fence = slot.fence
+            before = "" if fence is None else fence.script()
+            if fence is None or fence.group is None:
+                return _execute(order, before, env, files)
+            # It must not enter by itself: by a descriptor with which it could, a
+            # library that its environment names could put any process there.
+            ours += os.pipe2(os.O_CLOEXEC)
+            pid = _execute(order, before, env, [*files, (ours[-2], GATE_FD)])
+            if fence.group.admit(pid):
+                os.write(ours[-1], b"\n")
+            return pid
         finally:
-            if stdin_fd >= 0:
-                os.close(stdin_fd)
+            for fd in ours:
+                os.close(fd)
 
     def _enter(self, asked: Mapping[str, Any]) -> None:
         folder, cwd = self._workdir, ""

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
+import subprocess
 import sys
 import tempfile
 from pathlib import Path
@@ -383,6 +385,62 @@ async def test_another_user_can_neither_leave_its_group_nor_lift_its_limit(
         place, *rest = outcome.stdout.decode().split()
         assert Path(place).name.startswith("limits-")
         assert rest == ["5", "5", "0", "1", "2", "3"]
+
+
+INTRUSION = """\
+#include <stdio.h>
+#include <stdlib.h>
+__attribute__((constructor)) static void intrude(void)
+{
+    for (int fd = 3; fd < 64; fd++)
+        dprintf(fd, "%s", getenv("VICTIM"));
+}
+"""
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="only root may run tasks as another user")
+@pytest.mark.skipif(
+    (own := cgroup.own_folder()) is None or not os.access(own, os.W_OK),
+    reason="no cgroup can be created here",
+)
+@pytest.mark.skipif(shutil.which("cc") is None, reason="needs a compiler of C")
+async def test_a_task_cannot_put_others_into_its_group(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Nor so by a library that is loaded before its limits are set.
+
+    The kernel asks who opened the file, so by a descriptor of the agent a task could
+    have moved the agent itself, and had it killed for want of memory.
+    """
+    monkeypatch.setattr(limits, "_RULES", {"processes": ("cgroup.max.descendants", 1)})
+    victim = subprocess.Popen(["/bin/sleep", "60"])
+    before = _group_of(victim.pid)
+    with tempfile.TemporaryDirectory(dir="/tmp") as name:
+        folder = Path(name)
+        folder.chmod(0o755)
+        library = folder / "intrusion.so"
+        subprocess.run(
+            ["cc", "-shared", "-fPIC", "-x", "c", "-", "-o", str(library)],
+            input=INTRUSION.encode(),
+            check=True,
+        )
+        env = {"LD_PRELOAD": str(library), "VICTIM": str(victim.pid)}
+        options = TaskOptions(limits=TaskLimits(processes=5), env=tuple(env.items()))
+        try:
+            async with rig(folder, account=stranger()) as made:
+                outcome = await made.run("echo ran", options=options)
+            after = _group_of(victim.pid)
+        finally:
+            victim.kill()
+            victim.wait()
+
+    assert outcome.stdout == b"ran\n"
+    assert after == before
+
+
+def _group_of(pid: int) -> str:
+    lines = Path(f"/proc/{pid}/cgroup").read_text().splitlines()
+    return next(line for line in lines if line.startswith("0::"))
 
 
 async def test_attempts_that_run_at_once_have_different_slots(tmp_path: Path) -> None:

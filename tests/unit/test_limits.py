@@ -54,8 +54,8 @@ def test_a_group_holds_memory_and_processes(group: Path) -> None:
         "ulimit -S -t 5 2>/dev/null",
         "ulimit -H -t 7 2>/dev/null",
         "ulimit -f 14336 2>/dev/null",
-        "echo $$ >&9 || exit 126",
-        "exec 9>&-",
+        "read -r _ <&9 || exit 126",
+        "exec 9<&-",
         'exec /bin/sh "$@"',
     ]
 
