@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
+import socket
 from asyncio import constants
 from asyncio.sslproto import SSLProtocol
 from typing import Final
@@ -20,3 +23,42 @@ def narrow_tls() -> None:
     """
     SSLProtocol.max_size = RECORD_BYTES
     vars(constants)["FLOW_CONTROL_HIGH_WATER_SSL_READ"] = RECORD_BYTES >> 10
+
+
+class Stall:
+    """Cuts a connection whose other end takes nothing for so long."""
+
+    __slots__ = ("_handle", "_limit_s", "_transport")
+
+    def __init__(self, limit_s: float) -> None:
+        self._limit_s = limit_s
+        self._transport: asyncio.Transport | None = None
+        self._handle: asyncio.TimerHandle | None = None
+
+    def bound(self, transport: asyncio.BaseTransport) -> None:
+        """Bound what waits for this connection, and for how long."""
+        assert isinstance(transport, asyncio.Transport)
+        self._transport = transport
+        transport.set_write_buffer_limits(high=BACKLOG_BYTES)
+        connection = transport.get_extra_info("socket")
+        if connection.family != socket.AF_UNIX:
+            # Of files, which the kernel sends by itself, nothing waits here. It counts
+            # a closed window, too: tcp(7).
+            with contextlib.suppress(OSError):
+                connection.setsockopt(
+                    socket.IPPROTO_TCP,
+                    socket.TCP_USER_TIMEOUT,
+                    int(self._limit_s * 1000),
+                )
+
+    def begin(self) -> None:
+        """Note that what waits is more than may wait."""
+        if self._transport is not None:
+            loop = asyncio.get_running_loop()
+            self._handle = loop.call_later(self._limit_s, self._transport.abort)
+
+    def end(self) -> None:
+        """Note that something was read, or that the connection is gone."""
+        if self._handle is not None:
+            self._handle.cancel()
+            self._handle = None

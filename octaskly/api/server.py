@@ -24,7 +24,7 @@ from octaskly.api import auth, page
 from octaskly.api.answering import Answering, OnFault, OnServed
 from octaskly.api.auditing import Auditor
 from octaskly.api.bodies import Bodies
-from octaskly.api.buffers import BACKLOG_BYTES, narrow_tls
+from octaskly.api.buffers import Stall, narrow_tls
 from octaskly.api.crowd import SURPLUS_MAX, Crowd
 from octaskly.api.door import Door
 from octaskly.api.forward import Forwarder, Tune
@@ -70,6 +70,7 @@ class Handler(web.RequestHandler):
         "_local",
         "_peer_of",
         "_rotations",
+        "_stall",
         "_stranger",
         "is_surplus",
         "met",
@@ -87,9 +88,11 @@ class Handler(web.RequestHandler):
         site: Site,
         peer_of: PeerNodeId,
         rotations: Rotations | None,
+        stall_s: float,
         **options: Any,
     ) -> None:
         super().__init__(manager, **options)
+        self._stall = Stall(stall_s)
         self._answering = answering
         self._crowd = crowd
         self._stranger: str | None = None  #: the address that it counts for
@@ -138,16 +141,27 @@ class Handler(web.RequestHandler):
             transport.abort()  # type: ignore[attr-defined]  # all ours are transports
             return
         super().connection_made(transport)
-        transport.set_write_buffer_limits(BACKLOG_BYTES)  # type: ignore[attr-defined]
+        self._stall.bound(transport)
         if self.is_lan:
             self._look_at(transport)
 
     def connection_lost(self, exc: BaseException | None) -> None:
         """Give its place back."""
         super().connection_lost(exc)
+        self._stall.end()
         if self._stranger is not None:
             self._crowd.leave(self._stranger)
             self._stranger = None
+
+    def pause_writing(self) -> None:
+        """Give who does not read a while; without a bound it would keep its place."""
+        super().pause_writing()
+        self._stall.begin()
+
+    def resume_writing(self) -> None:
+        """Go on: something was read."""
+        super().resume_writing()
+        self._stall.end()
 
     def _look_at(self, transport: asyncio.BaseTransport) -> None:
         """Learn who is at the other end, and whether too many come from there."""
@@ -340,6 +354,7 @@ class ApiServer:
             site=site,
             peer_of=self._peer_of,
             rotations=self._rotations,
+            stall_s=self._deadlines.stall_s,
             loop=asyncio.get_running_loop(),
             keepalive_timeout=self._deadlines.header_s,
             max_line_size=self._bounds.header_bytes,

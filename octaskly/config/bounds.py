@@ -95,7 +95,7 @@ class LimitOptions:
     stall_s: int = setting(
         "--stall-timeout",
         _TIME,
-        "until a client that reads nothing of a stream is cut",
+        "until a client that reads nothing of an answer is cut",
         default=defaults.STALL_S,
     )
     handshakes_max: int = setting(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import socket
 import ssl
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
@@ -185,6 +186,21 @@ async def exchange(
             writer.close()
             with suppress(ConnectionError, ssl.SSLError):
                 await writer.wait_closed()
+
+
+@asynccontextmanager
+async def unread(node: ApiNode, asked: bytes) -> AsyncIterator[None]:
+    """Ask on a connection that has little room, and read nothing of the answers."""
+    loop = asyncio.get_running_loop()
+    with socket.socket() as connection:
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        connection.setblocking(False)
+        await loop.sock_connect(connection, ("127.0.0.1", node.port))
+        await until(lambda: node.server.connections)
+        with suppress(TimeoutError, ConnectionError):
+            async with asyncio.timeout(1.0):
+                await loop.sock_sendall(connection, asked)
+        yield
 
 
 def parse(raw: bytes, method: str = "GET") -> Answer:

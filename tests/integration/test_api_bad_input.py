@@ -29,6 +29,8 @@ from tests.integration.api_node import (
     assert_standard_headers,
     exchange,
     parse,
+    unread,
+    until,
 )
 
 TASKS = "/api/v1/tasks"
@@ -763,6 +765,15 @@ async def _half_open(
         writer.write(b"GET /health HTTP/1.1\r\n")
         half.append((reader, writer))
     return half
+
+
+async def test_b19_answers_that_nobody_reads() -> None:
+    """Asked for without a token, one behind the other: it does not keep its place."""
+    async with api_node(deadlines=Deadlines(stall_s=0.5, shutdown_s=1)) as node:
+        lines = "GET /static/app/store.js HTTP/1.1\r\nHost: localhost\r\n\r\n"
+        async with unread(node, lines.encode() * 5000):
+            await until(lambda: not node.server.connections)
+        assert node.faults == []
 
 
 @pytest.mark.parametrize(

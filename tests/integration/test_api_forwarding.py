@@ -38,6 +38,7 @@ from tests.integration.api_node import (
     assert_standard_headers,
     exchange,
     serve_free,
+    unread,
     until,
 )
 from tests.integration.fake_gateway import FakeGateway
@@ -725,6 +726,21 @@ async def test_own_output_is_sent_whole_or_in_part(
     assert (head.status, head.headers["content-length"]) == (200, str(len(data)))
     assert (part.status, part.body) == (206, data[10:20])
     assert_problem(beyond, 416)
+
+
+async def test_a_download_that_nobody_reads_is_cut(mesh: Mesh, tmp_path: Path) -> None:
+    """Also where the kernel sends the file, and nothing of ours waits."""
+    back = await mesh.member("back", Deadlines(stall_s=0.5, shutdown_s=1))
+    with (tmp_path / "big").open("wb") as file:
+        file.truncate(64 << 20)
+    task = await _finished(back, "big", 64 << 20, back.gateway.node_id)
+    back.gateway.files[task, "big"] = tmp_path / "big"  # type: ignore[index]
+    back.reign()
+    asked = f"GET {TASKS}/{task}/outputs/big HTTP/1.1\r\nHost: localhost\r\n"
+    asked += "".join(f"{name}: {value}\r\n" for name, value in VIEWER.items())
+
+    async with unread(back.api, f"{asked}\r\n".encode()):
+        await until(lambda: not back.api.server.connections)
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,13 @@ from octaskly.errors import OutputNotFound
 from octaskly.ports.output import Piece
 from octaskly.runner.archive import Archive, name_of_file
 from octaskly.runner.pool import Pool
-from octaskly.runner.transcript import BLOCK_BYTES, HEAD_BYTES, Reader, Writer
+from octaskly.runner.transcript import (
+    BLOCK_BYTES,
+    HEAD_BYTES,
+    READ_BYTES_MAX,
+    Reader,
+    Writer,
+)
 from tests.agents import WAIT_S_MAX
 from tests.integration.pooling import STREAM, archive_in, eventually, rig, stranger
 
@@ -326,7 +332,7 @@ def test_a_reader_survives_any_file(tmp_path: Path) -> None:
         while (piece := reader.read(0, offset))[1]:
             offset = piece[0] + len(piece[1])
             looks += 1
-            assert looks < 10
+            assert looks < 2 * BLOCK_BYTES // READ_BYTES_MAX + 2
 
 
 async def test_files_are_swept_while_the_agent_lives(tmp_path: Path) -> None:
