@@ -270,25 +270,31 @@ _NO_TIMES: Final = dict.fromkeys(
 
 def visible_attempt(record: TaskRecord, state: TaskState) -> Attempt | None:
     """Return the attempt that a reader cares for."""
+    if state.is_final:
+        return record.chosen
     if state is TaskState.QUEUED:
         return None  # Earlier attempts were given back: nobody holds the task.
-    if state is TaskState.RUNNING:
-        live = (a for a in reversed(record.attempts) if a.state.is_live)
-        return next(live, None)  # An array has no attempts.
-    return record.chosen
+    live = (a for a in reversed(record.attempts) if a.state.is_live)
+    return next(live, None)  # An array has no attempts.
 
 
 def visible_outcome(attempt: Attempt | None, state: TaskState) -> Outcome | None:
     """Return how it ended, where that is how the task ended."""
-    if attempt is None or attempt.state is AttemptState.RELEASED:
+    if attempt is None or not state.is_final or attempt.state is _RELEASED:
         return None
-    return attempt.outcome if state.is_final else None
+    return attempt.outcome
 
 
 def _reason(outcome: Outcome | None, state: TaskState) -> str | None:
-    if state is TaskState.CANCELLED:
+    if state is _CANCELLED:
         return Reason.CANCELLED.value
-    return outcome.reason.value if outcome else None
+    return _REASONS[outcome.reason] if outcome else None
+
+
+# Python 3.11 is slow to find members of an enumeration, and what they stand for.
+_CANCELLED: Final = TaskState.CANCELLED
+_RELEASED: Final = AttemptState.RELEASED
+_REASONS: Final = {reason: reason.value for reason in Reason}
 
 
 def _detail(record: TaskRecord, outcome: Outcome | None) -> str | None:

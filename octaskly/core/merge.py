@@ -82,6 +82,8 @@ class TaskRecord:
     @property
     def chosen(self) -> Attempt | None:
         """The attempt that decides: the first success, else the last ended or live."""
+        if len(self.attempts) == 1:  # As mostly.
+            return self.attempts[0]
         for attempt in self.attempts:
             if attempt.state is AttemptState.OK:
                 return attempt
