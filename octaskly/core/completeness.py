@@ -69,7 +69,7 @@ class Completeness:
         self._epoch = epoch
         if roster is None:
             # Nobody has said who was in the mesh that this node met.
-            met = self._members.met()
+            met = self._members.hints.met()
             self._missing.update(dict.fromkeys(met, now_s + RETURN_S))
             return
         for member in roster.members:

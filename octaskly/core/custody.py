@@ -26,7 +26,6 @@ class Custody:
         self._shun()
         if machines.rotation.is_revoked:
             self._candidacy.withdraw()
-            self._worker.stance = self._worker.stance._replace(is_revoked=True)
 
     def on_event(self, event: KeysEvent, now: Moment) -> list[Effect]:
         """Renew the secret, or go by the one that is there now."""
@@ -38,7 +37,7 @@ class Custody:
         self._shun()
         stance = self._worker.stance
         if self._rotation.is_revoked and not stance.is_revoked:
-            effects += self._worker.take_stance(stance._replace(is_revoked=True), now)
+            effects += self._worker.take_stance(stance.revoked(), now)
             # It is lost to the others, who run it again.
             effects += self._worker.give_up()
             self._candidacy.withdraw()

@@ -50,7 +50,7 @@ class Departure:
         effects: list[Effect] = [Note("info", "stopping", (("drain_s", drain_s),))]
         if self._dispatch.is_reigning:
             self._dispatch.pause_accepting()
-        stance = self._worker.stance._replace(is_leaving=True)
+        stance = self._worker.stance.leaving()
         return effects + self._worker.take_stance(stance, now)
 
     def on_time(self, now: Moment) -> list[Effect]:

@@ -30,7 +30,7 @@ class Helm:
         if hold != stance.hold:
             fields = (("order", event.steering.value), ("by", event.by))
             effects = [Note("info", "node steered", fields)]
-            effects += self._worker.take_stance(stance._replace(hold=hold), now)
+            effects += self._worker.take_stance(stance.steered(hold), now)
             effects.append(self._journal.save(hold=hold))
 
         def kept(_: Moment) -> list[Effect]:
@@ -45,7 +45,7 @@ class Helm:
 
     def on_disk(self, now: Moment, *, is_failing: bool) -> list[Effect]:
         """Take no work while its results could not be kept."""
-        stance = self._worker.stance._replace(is_disk_short=is_failing)
+        stance = self._worker.stance.on_disk(is_failing=is_failing)
         return self._endure(stance, now)
 
     def _endure(self, stance: Stance, now: Moment) -> list[Effect]:

@@ -6,13 +6,14 @@ values to ignore or to answer, never errors: a peer may be slow, deposed or wron
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import replace
 
 from octaskly.core.acceptance import number_of
 from octaskly.core.effects import Effect, Send, Written
 from octaskly.core.facts import Entry, Submitted
 from octaskly.core.keys import KeysGiven, KeysHeld, KeysMessage
+from octaskly.core.links import Links
 from octaskly.core.machines import Machines
 from octaskly.core.messages import (
     Claim,
@@ -52,12 +53,12 @@ class Inbound:
         self,
         machines: Machines,
         profile: Profile,
-        left: Callable[[NodeId, str, Moment], list[Effect]],
+        links: Links,
     ) -> None:
         self._machines = machines
         self._me = machines.settings.node.id
         self._profile = profile
-        self._left = left
+        self._links = links
 
     def on_message(self, peer: NodeId, message: Message, now: Moment) -> list[Effect]:
         """Handle one message of a connected peer, or of this node's other half."""
@@ -73,7 +74,7 @@ class Inbound:
             case Pull() | Entries() | Snapshot():
                 return self._on_exchange(peer, message, now)
             case Leave(reason):
-                return self._left(peer, reason, now)
+                return self._links.on_down(peer, reason, now)
             case Hello() | HelloOk():
                 return []  # The link has consumed those; a second one means nothing.
             case _:

@@ -67,6 +67,10 @@ def assemble(settings: Settings, saved: Saved) -> Machines:
     handover = HandOver(settings.timing, journal, members, election, replication)
     dispatch = Dispatch(settings, journal, replication, saved.sequence)
     registry = Registry(saved.names)
+    rotation = Rotation(settings, members, registry, journal.book, saved.keys)
+    worker = Worker(
+        *(settings, saved.reports, saved.hold), is_revoked=rotation.is_revoked
+    )
     return Machines(
         settings=settings,
         journal=journal,
@@ -91,7 +95,7 @@ def assemble(settings: Settings, saved: Saved) -> Machines:
             *(settings.timing, members, candidacy, election),
             *(handover, dispatch),
         ),
-        worker=Worker(settings, saved.reports, saved.hold),
+        worker=worker,
         vetting=Vetting(settings.node.id, journal, members),
-        rotation=Rotation(settings, members, registry, journal.book, saved.keys),
+        rotation=rotation,
     )

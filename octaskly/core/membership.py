@@ -112,10 +112,6 @@ class Membership:
         view = self.peers.get(node)
         return self.hints.addresses_of(node) if view is None else view.addresses
 
-    def met(self) -> list[NodeId]:
-        """Return the nodes that this process has heard of."""
-        return self.hints.met()
-
     def earliest_ms(self, now: Moment) -> int:
         """Return the wall clock that is furthest behind, of ours and the peers'."""
         ahead = (view.wall_ahead_ms for view in self.peers.values())

@@ -53,6 +53,7 @@ from octaskly.core.model import (
     StreamId,
     TaskState,
 )
+from octaskly.core.peers import PeerView
 from octaskly.core.phases import Phase
 from octaskly.core.profile import Profile
 from octaskly.core.questions import Question, Questions
@@ -113,7 +114,7 @@ class Node:
         self._herald = Herald(machines, self._profile, name)
         self._links = Links(machines)
         self._custody = Custody(machines, self._links)
-        self._inbound = Inbound(machines, self._profile, self._links.on_down)
+        self._inbound = Inbound(machines, self._profile, self._links)
         self._draw = 0.0
         self._step_s: float | None = None
         self._own_beat_s = 0.0
@@ -179,6 +180,26 @@ class Node:
     def stream(self) -> StreamId | None:
         """Where this reign writes; None unless this node reigns."""
         return self._journal.stream
+
+    @property
+    def peers(self) -> Mapping[NodeId, PeerView]:
+        """Who is connected."""
+        return self._members.peers
+
+    @property
+    def level_epoch(self) -> Epoch:
+        """The last reign with which this node kept level as a standby."""
+        return self._standby.epoch
+
+    @property
+    def has_level_standby(self) -> bool:
+        """Whether answers wait for a copy elsewhere."""
+        return self._replication.is_level
+
+    @property
+    def has_read_all(self) -> bool:
+        """Whether all that the nodes here hold can be read from this node's disk."""
+        return self._completeness.has_read_all
 
     def heard_s(self, node: NodeId) -> float | None:
         """Return when a peer was last heard, or was found lost, if that is known."""

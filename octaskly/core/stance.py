@@ -39,6 +39,22 @@ class Stance(NamedTuple):
         """Whether attempts are welcome."""
         return self.state is NodeState.READY and self.strain is None
 
+    def leaving(self) -> Stance:
+        """Return the stance of a node that stops."""
+        return self._replace(is_leaving=True)
+
+    def revoked(self) -> Stance:
+        """Return the stance of a node that is no member any more."""
+        return self._replace(is_revoked=True)
+
+    def steered(self, hold: Hold) -> Stance:
+        """Return the stance after an order of an operator."""
+        return self._replace(hold=hold)
+
+    def on_disk(self, *, is_failing: bool) -> Stance:
+        """Return the stance after a change of the disk."""
+        return self._replace(is_disk_short=is_failing)
+
     def sampled(self, stalled_percent: float) -> Stance:
         """Return the stance after a look at how long tasks waited for memory."""
         bound = EASED_PERCENT if self.is_memory_short else STALLED_PERCENT

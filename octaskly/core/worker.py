@@ -72,13 +72,15 @@ class Worker:
         settings: Settings,
         saved_reports: tuple[Report, ...],
         hold: Hold = NO_HOLD,
+        *,
+        is_revoked: bool = False,
     ) -> None:
         self._me = settings.node.id
         self._slots = settings.node.slots
         self._prefetch_max = settings.limits.prefetch
         self._dispatcher: NodeId | None = None
         self._epoch = NO_EPOCH
-        self.stance = Stance(hold)
+        self.stance = Stance(hold, is_revoked=is_revoked)
         """Whether it takes work."""
         self._taken: dict[Key, _Taken] = {}
         self._started: dict[Key, float] = {}

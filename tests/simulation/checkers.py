@@ -203,7 +203,7 @@ class Watch:
         if (
             not machine.disk.stands_for
             or not machine.disk.ahead()
-            or not (node._replication.is_level and node._completeness.has_read_all)
+            or not (node.has_level_standby and node.has_read_all)
             or self._world.time_s < max(machine.full_s, machine.stall_s)
         ):
             self._ahead_s.pop(machine.id, None)
@@ -216,7 +216,7 @@ class Watch:
         """I4: a standby that reigns says 404 of nothing that its dispatcher had."""
         epoch, before, lacked = self._heirs.get(machine.id, (None, machine.id, set()))
         if epoch != node.epoch:
-            level = node._standby.epoch
+            level = node.level_epoch
             before = level.node or machine.id
             disk = self._world.machines[before].disk
             if level.node and disk.epoch < level:
@@ -322,7 +322,7 @@ class Watch:
 
 def _has_level_standby(machine: Machine) -> bool:
     node = machine.node
-    return node is not None and node._replication.is_level
+    return node is not None and node.has_level_standby
 
 
 def _counting(disk: Disk) -> dict[TaskId, TaskRecord]:
@@ -372,7 +372,7 @@ def never_not_found(world: World) -> None:
         node = machine.node
         if machine.is_paused or not (node and node.is_dispatcher):
             continue
-        views = node._members.peers
+        views = node.peers
         knowing = [
             m
             for m in world.alive()

@@ -745,16 +745,15 @@ def test_a_standby_that_has_to_ask_its_dispatcher_is_level_no_more() -> None:
     stream = StreamId(1)
     some = [Entry(stream, seq, seq, told) for seq in (1, 2)]
     writers = ((stream, THEIRS),)
-    standby = shell.node._standby
     shell.hear(Repl(THEIRS, 1, (some[0],), writers))
     shell.hear(Entries((some[0],), writers, more=False, vector=()))
-    assert standby.epoch == THEIRS
+    assert shell.node.level_epoch == THEIRS
 
     shell.hear(Entries((some[1],), writers, more=False, vector=()))
-    assert standby.epoch == NO_EPOCH
+    assert shell.node.level_epoch == NO_EPOCH
 
     shell.hear(Repl(THEIRS, 3, (), writers))
-    assert standby.epoch == THEIRS
+    assert shell.node.level_epoch == THEIRS
 
 
 def test_what_a_worker_runs_is_judged_when_its_last_part_has_come() -> None:
