@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
+from pathlib import Path
 
 from octaskly.core.candidacy import Candidacy
 from octaskly.core.claims import Claims
@@ -38,13 +40,32 @@ from octaskly.core.model import (
     TaskId,
     Timing,
 )
-from octaskly.core.phases import Attachment, Reigning, Yielding
+from octaskly.core.phases import (
+    MOVES,
+    Attachment,
+    Following,
+    Phase,
+    Reigning,
+    Seeking,
+    Succeeding,
+    TakingOver,
+    Yielding,
+)
 from octaskly.core.succession import beats, covers, mint_stream, standing
 from octaskly.core.versions import Versions
 from octaskly.core.watch import Watch
 
 A, B, C, D = (NodeId(letter * 16) for letter in "abcd")
 TIMING = Timing()
+PAGE = Path(__file__).parents[2] / "docs" / "explanation" / "election.md"
+NAMES: dict[str, type[Phase]] = {
+    "seek": Seeking,
+    "follow": Following,
+    "succeed": Succeeding,
+    "take over": TakingOver,
+    "dispatch": Reigning,
+    "yield": Yielding,
+}
 
 
 def info(node: NodeId, **changes: object) -> NodeInfo:
@@ -147,6 +168,21 @@ def test_the_timings_keep_their_ratios() -> None:
     assert TIMING.silence_s >= 3 * TIMING.heartbeat_s
     assert TIMING.lost_s >= TIMING.silence_s
     assert TIMING.heartbeat_s < TIMING.tick_s < TIMING.silence_s / 3
+
+
+def test_the_page_shows_the_phases_and_no_move_that_is_none() -> None:
+    """People read the table there before they read this code."""
+    rows = re.findall(
+        r"^\| ([a-z ]+) \| .* \| (.*) \|$", PAGE.read_text(), re.MULTILINE
+    )
+    named = {name: re.findall(r": ([a-z ]+)", leaves) for name, leaves in rows}
+
+    assert list(named) == list(NAMES)
+    assert list(MOVES) == list(NAMES.values())
+    for name, moves in named.items():
+        possible = MOVES[NAMES[name]]
+        assert all(NAMES.get(move) in (*possible, None) for move in moves), name
+        assert any(move in NAMES for move in moves), name
 
 
 def test_a_node_that_sees_nobody_claims_after_seven_tenths_of_a_second() -> None:
