@@ -14,6 +14,7 @@ from tests.browser import chromium
 
 HERE = Path(__file__).parent
 MISSING = chromium.missing()
+TEST_S_MAX = 400.0  #: a busy machine takes minutes to draw all views in all widths
 
 expect.set_options(timeout=chromium.ANSWER_MS)
 
@@ -23,6 +24,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.path.is_relative_to(HERE):
             item.add_marker(pytest.mark.asyncio(loop_scope="session"), append=False)
+            item.add_marker(pytest.mark.timeout(TEST_S_MAX))
             if MISSING:
                 item.add_marker(pytest.mark.skip(reason=MISSING))
 
