@@ -82,7 +82,8 @@ def resolve_ref(client: Session, ref: str) -> str:
     """Return what the API understands of what people call a task.
 
     That is a full id, its number, `last`, the end of an id, or a name; the latter two
-    are looked for among the newest tasks, and no others.
+    are looked for among the newest tasks, and no others. A member of an array is that
+    of the array, a dot and its number.
 
     Raises:
         MeshError: there is no last task, or what fits is not one task alone.
@@ -98,7 +99,7 @@ def resolve_ref(client: Session, ref: str) -> str:
     try:
         return client.asked(calls.task(full), Task).id
     except NotFound:
-        return _looked_up(client, ref) or full
+        return _looked_up(client, ref) or _member(client, ref) or full
 
 
 def newest_tasks(client: Session, limit: int) -> list[Task]:
@@ -120,6 +121,14 @@ def _looked_up(client: Session, ref: str) -> str | None:
             hint=f"octaskly show {found[0]}",
         )
     return found[0] if found else None
+
+
+def _member(client: Session, ref: str) -> str | None:
+    """Return the id of the member that `12.7` or `last.7` names."""
+    array, _, number = ref.rpartition(".")
+    if not array or not number.isdecimal():
+        return None
+    return f"{client.asked(calls.task(resolve_ref(client, array)), Task).id}.{number}"
 
 
 def padded(ref: str) -> str:

@@ -282,6 +282,17 @@ def test_a_reader_of_both_streams_that_goes_away_cancels_the_rest(
     assert newest(agent)["status"] == "cancelled"
 
 
+def test_a_member_is_named_by_what_names_its_array(agent: DemoAgent) -> None:
+    """As `ID.7` is told where an array is shown, and a number is an ID."""
+    assert octaskly(agent, "map", "echo {}", ":::", "p", "q").returncode == 0
+    number = str(newest(agent)["id"]).split("-")[1]
+
+    for array in (number, "last"):
+        assert octaskly(agent, "logs", f"{array}.1").stdout == b"q\n"
+    assert octaskly(agent, "logs", "last.9").returncode == 3
+    assert octaskly(agent, "logs", "nothing.1").returncode == 3
+
+
 @pytest.mark.slow
 def test_a_reader_that_goes_away_cancels_the_rest(agent: DemoAgent) -> None:
     """As `octaskly map ... | head -1` does: nobody wants what is left."""
