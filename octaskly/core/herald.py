@@ -61,12 +61,11 @@ class Herald:
         """Send followers a roster that changed, and newcomers the last one."""
         epoch, state = self._election.epoch, self._worker.stance.state
         new = None
-        if self._registry.is_due(epoch, state, self._members, now):
+        if self._registry.is_due(epoch, state, now):
             new = self._registry.build(
                 epoch,
                 self._profile.line,
                 state,
-                self._members,
                 self._replication.nodes,
                 self._dispatch.outstanding,
                 now,

@@ -66,7 +66,7 @@ def assemble(settings: Settings, saved: Saved) -> Machines:
     election = Election(settings, saved, journal, members, candidacy)
     handover = HandOver(settings.timing, journal, members, election, replication)
     dispatch = Dispatch(settings, journal, replication, saved.sequence)
-    registry = Registry(saved.names)
+    registry = Registry(saved.names, members)
     rotation = Rotation(settings, members, registry, journal.book, saved.keys)
     worker = Worker(
         *(settings, saved.reports, saved.hold), is_revoked=rotation.is_revoked

@@ -41,8 +41,11 @@ _SHAPE = attrgetter(
 class Registry:
     """Who is in the mesh: as dispatcher the author of the roster, else its reader."""
 
-    def __init__(self, names: Iterable[tuple[NodeId, str]]) -> None:
+    def __init__(
+        self, names: Iterable[tuple[NodeId, str]], members: Membership
+    ) -> None:
         self.roster: Roster | None = None
+        self._members = members
         self._names = dict(names)
         self._lost: dict[NodeId, tuple[RosterLine, float]] = {}
         self._built_s: float | None = None
@@ -127,13 +130,11 @@ class Registry:
         lost = self._lost.get(node)
         return None if lost is None else lost[1]
 
-    def is_due(
-        self, epoch: Epoch, own_state: NodeState, members: Membership, now: Moment
-    ) -> bool:
+    def is_due(self, epoch: Epoch, own_state: NodeState, now: Moment) -> bool:
         """Return whether `build` would look at the members; asked at each step."""
         if now.mono_s < self._next_s(CHANGE_S):
             return False
-        seen = (epoch, members.changes, own_state)
+        seen = (epoch, self._members.changes, own_state)
         return seen != self._seen or now.mono_s >= self._looked_s + CHANGE_S
 
     def build(
@@ -141,7 +142,6 @@ class Registry:
         epoch: Epoch,
         own_line: Callable[[], RosterLine],
         own_state: NodeState,
-        members: Membership,
         standbys: Sequence[NodeId],
         running: Callable[[NodeId], int],
         now: Moment,
@@ -152,19 +152,18 @@ class Registry:
             epoch: The reign of this node.
             own_line: Returns this node's line, except its name; not asked at each step.
             own_state: Of this node, as in its line.
-            members: The peers; those that confirmed `epoch` are listed.
-            standbys: Those of them that keep copies, best first.
+            standbys: Followers that keep copies, best first.
             running: Returns how many attempts a node has.
             now: Both clocks.
         """
-        if not self.is_due(epoch, own_state, members, now):
+        if not self.is_due(epoch, own_state, now):
             return None
-        self._seen = (epoch, members.changes, own_state)
+        self._seen = (epoch, self._members.changes, own_state)
         self._looked_s = now.mono_s
         own = own_line()
         name = self.name_of(own.id, own.name)
         own = own if name == own.name else replace(own, name=name)
-        listed = [own, *self._followers(epoch, members, standbys, running, now)]
+        listed = [own, *self._followers(epoch, standbys, running, now)]
         present = {member.id for member in listed}
         for node, (member, since_s) in tuple(self._lost.items()):
             if node in present or now.mono_s - since_s > LOST_S:
@@ -198,7 +197,6 @@ class Registry:
     def _followers(
         self,
         epoch: Epoch,
-        members: Membership,
         standbys: Sequence[NodeId],
         running: Callable[[NodeId], int],
         now: Moment,
@@ -206,7 +204,7 @@ class Registry:
         place = {node: index for index, node in enumerate(standbys)}
         views = sorted(
             (place.get(node, len(place)), view.standing(now), node, view)
-            for node, view in members.followers(epoch)
+            for node, view in self._members.followers(epoch)
         )
         lines = []
         for _, _, node, view in views:

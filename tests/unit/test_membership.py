@@ -337,7 +337,7 @@ def own_line() -> RosterLine:
 
 def test_a_taken_name_gets_the_first_four_of_the_id_for_good() -> None:
     """Five machines called `raspberrypi` are common."""
-    registry = Registry([])
+    registry = Registry([], members())
 
     assert registry.name_of(ME, "pi") == "pi"
     assert registry.name_of(PEER, "pi") == "pi-pppp"
@@ -347,7 +347,7 @@ def test_a_taken_name_gets_the_first_four_of_the_id_for_good() -> None:
 
 def test_a_node_that_is_renamed_gets_its_new_name() -> None:
     """`--name` must work on a mesh that knows the node by another one."""
-    registry = Registry([(PEER, "old")])
+    registry = Registry([(PEER, "old")], members())
 
     assert registry.name_of(PEER, "new") == "new"
     assert registry.name_of(OTHER, "old") == "old"
@@ -362,8 +362,8 @@ def test_members_stand_in_the_order_of_succession() -> None:
         here.confirm(node, EPOCH, ())
 
     standbys = (nodes[0], nodes[2])
-    roster = Registry([]).build(
-        EPOCH, own_line, NodeState.READY, here, standbys, lambda _: 9, at(1.0)
+    roster = Registry([], here).build(
+        EPOCH, own_line, NodeState.READY, standbys, lambda _: 9, at(1.0)
     )
 
     assert roster is not None
@@ -382,11 +382,11 @@ def test_a_roster_is_built_when_members_change_and_at_most_each_second_for_loads
 ):
     """Idle nodes must stay quiet."""
     here = members()
-    registry = Registry([])
+    registry = Registry([], here)
     busy = partial(replace, own_line(), load=LoadSample(90.0, 2.0, 0, 0))
 
     def build(own: Callable[[], RosterLine], now: Moment) -> Roster | None:
-        return registry.build(EPOCH, own, NodeState.READY, here, (), lambda _: 0, now)
+        return registry.build(EPOCH, own, NodeState.READY, (), lambda _: 0, now)
 
     assert build(own_line, at(1.0)) is not None
     assert build(busy, at(1.5)) is None
@@ -403,7 +403,8 @@ def test_a_roster_is_built_when_members_change_and_at_most_each_second_for_loads
 def test_what_a_follower_reads_of_loads_does_not_grow_with_the_mesh() -> None:
     """Rosters name all, so those of large meshes come as much more seldom."""
     for size in (16, 64):
-        here, registry = members(), Registry([])
+        here = members()
+        registry = Registry([], here)
         for advert in crowd(size)[1:]:
             assert advert.node is not None
             here.on_peer_up(up(advert.node, f"pi-{advert.node}"), at(0.0))
@@ -412,7 +413,7 @@ def test_what_a_follower_reads_of_loads_does_not_grow_with_the_mesh() -> None:
         for tenth in range(600):
             line = partial(replace, own_line(), load=LoadSample(tenth, tenth, 0, 0))
             roster = registry.build(
-                EPOCH, line, NodeState.READY, here, (), lambda _: 0, at(tenth / 10)
+                EPOCH, line, NodeState.READY, (), lambda _: 0, at(tenth / 10)
             )
             told += 0 if roster is None else len(roster.members)
 
@@ -424,18 +425,16 @@ def test_a_lost_member_stays_listed_for_ten_minutes_and_one_that_left_does_not()
 ):
     """People look for the machine that is missing."""
     here = members()
-    registry = Registry([])
+    registry = Registry([], here)
     for index, node in enumerate((PEER, OTHER)):
         here.on_peer_up(up(node, node[0], Address(f"10.0.0.{index}", 1)), at(0.0))
         here.confirm(node, EPOCH, ())
-    registry.build(EPOCH, own_line, NodeState.READY, here, (), lambda _: 0, at(1.0))
+    registry.build(EPOCH, own_line, NodeState.READY, (), lambda _: 0, at(1.0))
 
     for node, is_leaving in ((PEER, False), (OTHER, True)):
         here.on_peer_down(node, at(2.0))
         registry.on_lost(node, at(2.0), is_leaving=is_leaving)
-    roster = registry.build(
-        EPOCH, own_line, NodeState.READY, here, (), lambda _: 0, at(3.0)
-    )
+    roster = registry.build(EPOCH, own_line, NodeState.READY, (), lambda _: 0, at(3.0))
     assert roster is not None
     assert [(m.id, m.state) for m in roster.members] == [
         (ME, NodeState.READY),
@@ -443,7 +442,7 @@ def test_a_lost_member_stays_listed_for_ten_minutes_and_one_that_left_does_not()
     ]
 
     roster = registry.build(
-        EPOCH, own_line, NodeState.READY, here, (), lambda _: 0, at(700.0)
+        EPOCH, own_line, NodeState.READY, (), lambda _: 0, at(700.0)
     )
     assert roster is not None
     assert len(roster.members) == 1

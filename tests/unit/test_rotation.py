@@ -53,7 +53,7 @@ def roster(*names: str) -> Roster:
 def rotation() -> Rotation:
     """Return one with three peers, of which rosters have shown two."""
     members = Membership(settings("a"), Saved())
-    registry = Registry(())
+    registry = Registry((), members)
     registry.learn(roster("a", "b", "d"))
     for peer in (KNOWN, HIDDEN, GONE):
         up = PeerUp(peer, hello("a"), hello(peer), Address("10.0.0.1", 1), 0.5)
