@@ -8,6 +8,7 @@ Source: docs/explanation/election.md.
 from __future__ import annotations
 
 from octaskly.core.candidacy import Candidacy
+from octaskly.core.completeness import PLAIN_ENDS
 from octaskly.core.effects import Effect, Note
 from octaskly.core.election import Election
 from octaskly.core.membership import Membership
@@ -244,4 +245,8 @@ class Watch:
             return []
         if reason == STOPPING:
             return self._election.bereave("it stopped", now)
+        if reason not in PLAIN_ENDS:
+            # This node stood still, else it would have noticed the silence: it may have
+            # been given up as standby meanwhile, and what told it so is lost.
+            self._election.loss.on_silence(now.mono_s)
         return self._suspect(phase, peer, now)
