@@ -80,13 +80,14 @@ class Recording:
         """Record one report; tell whether it ended its task."""
         placing = self._placing
         item = (report.task, report.attempt)
-        late, before = self._told
-        if item in self._waiting or item in late or item in before:
-            # Else a log without a standby would grow with each repeat, and a success
-            # that was recorded as cancelled would count after all.
+        if item in self._waiting:
+            return False  # Else a log without a standby would grow with each repeat.
+        task = self._queue.tasks.get(report.task)
+        if task is None and any(item in told for told in self._told):
+            # Else a success that was recorded as cancelled would count after all. A
+            # task in hand may have the name of one that is forgotten, and its numbers.
             return False
         self._waiting.add(item)
-        task = self._queue.tasks.get(report.task)
         if task is None:
             return self._record_unknown(node, report)
         if report.attempt in task.reported:

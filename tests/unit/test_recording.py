@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 
+from octaskly.core.acceptance import logged_id
 from octaskly.core.cancelling import state_of
 from octaskly.core.effects import Announce, LoadLive, Send
 from octaskly.core.facts import Assigned, CancelAsked, Finished
@@ -21,7 +22,7 @@ from octaskly.core.model import (
 )
 from octaskly.core.options import Retry, TaskOptions
 from octaskly.core.retry import LOSSES_MAX, rest_s
-from tests.builders import attempt, moment, outcome, report, spec
+from tests.builders import attempt, draft, moment, outcome, report, spec
 from tests.desk import (
     FAILED,
     LATE,
@@ -127,6 +128,22 @@ def test_a_success_told_again_to_who_cancelled_it_is_none_either() -> None:
     effects = world.dispatch.on_results(B, told(report(end=outcome())), moment())
 
     assert effects == [Send(B, (ResultsOk(((T, attempt()),)),))]
+
+
+def test_a_task_that_takes_the_name_of_a_forgotten_one_ends_as_well() -> None:
+    """Its first attempt has the number that the other one's had in this reign."""
+    world = reigning(b=1)
+    nightly = draft(id="nightly")
+    name = logged_id(nightly, "tester")
+    assert name is not None
+    for _ in range(2):
+        world.dispatch.on_submitted(submit(nightly), moment())
+        world.commit()
+
+        effects = world.dispatch.on_results(B, told(report(name)), moment())
+        world.commit()
+
+        assert facts(effects) == [Finished(name, attempt(), B, outcome())]
 
 
 def test_a_resting_task_survives_a_new_read_of_the_queue() -> None:
