@@ -69,6 +69,8 @@ class Election:
         candidacy: Candidacy,
     ) -> None:
         self.phase: Phase = Seeking(0.0, 0.0, Moment(0.0, 0))
+        self.reign: Reign | None = None
+        """That of the phase: durable, so in force; asked for many times in a step."""
         self.epoch = saved.epoch  #: highest followed or reigned in
         self.term = max(saved.term, saved.epoch.term)  #: highest heard of
         self.loss = Loss()
@@ -84,12 +86,6 @@ class Election:
         self._draw = 0.0
         self._epoch_number = 0  #: of the `Save` that made `epoch` durable
         self._serial = 0  #: of the last dispatcher that was followed, or reign begun
-
-    @property
-    def reign(self) -> Reign | None:
-        """The reign of this node: durable, so in force."""
-        phase = self.phase
-        return phase.reign if isinstance(phase, Reigning) else None
 
     @property
     def tie(self) -> Tie | None:
@@ -146,6 +142,7 @@ class Election:
     def _enter(self, phase: Phase) -> None:
         assert type(phase) in MOVES[type(self.phase)]
         self.phase = phase
+        self.reign = phase.reign if isinstance(phase, Reigning) else None
 
     # Seeking
 

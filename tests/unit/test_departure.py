@@ -19,6 +19,7 @@ def test_a_successor_that_was_asked_while_the_disk_failed_is_asked_again() -> No
     machines = assemble(settings(), Saved())
     reign, own = Reign(epoch(), STREAM), Attachment(node_id("a"), epoch(), 1)
     machines.election.phase = Reigning(reign, own)
+    machines.election.reign = reign
     hello = Hello(node=settings("b").node, epoch=epoch(), dispatcher=node_id("a"))
     machines.members.on_peer_up(
         PeerUp(PEER, hello, hello, Address("10.0.0.2", 7878)), moment()
