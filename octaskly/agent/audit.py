@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
@@ -17,12 +18,13 @@ from octaskly.core.facts import Recorded
 from octaskly.core.model import NodeId
 from octaskly.core.records import AUDIT, AUDIT_STRANGERS, KINDS
 from octaskly.core.timestamps import HLC_MAX, hlc_of
-from octaskly.errors import OctasklyError
+from octaskly.errors import OctasklyError, StoreFull
 from octaskly.ports import Deed, DeedPage, RecordQuery
 
 RETENTION_MS: Final = 90 * 86_400_000
 TEXT_BYTES_MAX: Final = 160  #: of each text in a deed, which others may have chosen
 JOINED: Final = "join"  #: a node was met for the first time
+RETRY_S: Final = 2.0  #: while the disk takes no writes
 ABSENT_S: Final = 60.0  #: a node without such a deed is asked for again after so long
 
 _CURSOR: Final = re.compile(r"([0-9a-f]{1,16})-([\x21-\x7e]{1,200})")
@@ -72,8 +74,16 @@ class Audit:
             status=200,
         )
         with suppress(OctasklyError):  # Another dispatcher will meet it, too.
-            await self.keep([deed])
+            await self._keep_in_the_end(deed)
             self._absent.pop(node, None)
+
+    async def _keep_in_the_end(self, deed: Deed) -> None:
+        """Write what nobody would tell again, once the disk takes writes."""
+        while True:
+            with suppress(StoreFull):
+                await self.keep([deed])
+                return
+            await asyncio.sleep(RETRY_S)
 
     async def joins(self, nodes: Iterable[NodeId]) -> Mapping[NodeId, int]:
         """Return of those that were met as new ones when that was, in wall-clock ms."""

@@ -34,12 +34,16 @@ class Fitness:
         """Raise StoreFull where the log of a dispatcher cannot be written."""
         if self.is_room():
             return
-        if failure := self.failure():
-            raise StoreFull("the dispatcher cannot write its log", hint=failure)
+        self.require_log()
         raise StoreFull(
             "the disk of the dispatcher has no room for the log",
             hint="free some space there; running tasks are not affected",
         )
+
+    def require_log(self) -> None:
+        """Raise StoreFull where nothing at all can be written, before it is asked."""
+        if failure := self.failure():
+            raise StoreFull("the dispatcher cannot write its log", hint=failure)
 
     def require_writes(self, done: str) -> None:
         """Raise StoreFull where what is in force, as `done` says, is not written."""

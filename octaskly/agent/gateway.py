@@ -96,7 +96,7 @@ class AgentGateway:
         self._fitness = fitness
         self._started_s = clock.now().mono_s
         self.tickets = Tickets(post)
-        self.records = Records(self.tickets, store)
+        self.records = Records(self.tickets, store, fitness)
         self.tokens = TokenOffice(signer, self.records, clock, self._require_dispatcher)
         self.audit = Audit(self.records, clock, node_id, self._require_dispatcher)
         self.waiters = Waiters()

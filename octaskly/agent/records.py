@@ -8,7 +8,9 @@ this node's disk, wherever it was written; see `core.records`.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 
+from octaskly.agent.fitness import Fitness
 from octaskly.agent.tickets import Tickets
 from octaskly.core.events import RecordAsked, RecordDraft
 from octaskly.core.facts import Recorded
@@ -23,8 +25,9 @@ Heard = Callable[[Recorded], None]
 class Records:
     """What this node knows that is about no task."""
 
-    def __init__(self, tickets: Tickets, store: Log) -> None:
+    def __init__(self, tickets: Tickets, store: Log, fitness: Fitness) -> None:
         self._tickets = tickets
+        self._fitness = fitness
         self._store = store
         self._heard: dict[str, list[Heard]] = {}
 
@@ -47,9 +50,15 @@ class Records:
             NotDispatcher: another node is dispatcher; nothing was recorded.
             NotDurable: one copy is too few.
             TooManyRecords: the mesh keeps no more of a kind.
+            StoreFull: the disk takes no writes. What was asked for when it stopped to
+                do so is recorded once it does again.
         """
         assert all(is_sane(Recorded(*draft, at=0)) for draft in drafts)
-        reply = await self._tickets.ask(lambda ticket: RecordAsked(ticket, drafts))
+        self._fitness.require_log()
+        reply = await self._tickets.ask(
+            lambda ticket: RecordAsked(ticket, drafts),
+            look=partial(self._fitness.require_writes, "it is noted for later"),
+        )
         if isinstance(reply, Crowded):
             raise TooManyRecords(f"the mesh keeps {reply.most} records {reply.kind}")
         assert isinstance(reply, Kept)

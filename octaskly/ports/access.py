@@ -67,6 +67,7 @@ class TokenDesk(Protocol):
             PermissionDenied: it would outlast the secret that `by` was let in with.
             TokenExists: a token that is still good has this name.
             TooManyRecords: the mesh keeps no more tokens.
+            StoreFull: the disk takes no writes.
         """
 
     async def listed(self) -> tuple[TokenInfo, ...]:
@@ -83,6 +84,7 @@ class TokenDesk(Protocol):
             NotDispatcher: another node is dispatcher.
             TokenNotFound: no token has this name.
             TooManyRecords: the mesh keeps no more revocations.
+            StoreFull: the disk takes no writes.
         """
 
     def open_page(

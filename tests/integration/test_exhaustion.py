@@ -31,6 +31,7 @@ from tests.mesh.faults import fill, small_disk
 
 DISK_MB = 80  #: of which 64 are kept free
 NODES = "/api/v1/nodes"
+TOKENS = "/api/v1/tokens"
 
 
 def node_of(agent: Agent, name: str) -> dict[str, Any]:
@@ -64,8 +65,11 @@ def test_a_full_disk_takes_no_work_and_recovers_alone(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small disk needs root")
-def test_a_cancel_is_answered_where_no_byte_can_be_written(tmp_path: Path) -> None:
-    """It is in force, as 507 says; and kept once it is asked for with some room."""
+def test_changes_are_answered_where_no_byte_can_be_written(tmp_path: Path) -> None:
+    """A cancel is in force, and kept once it is asked for with some room.
+
+    Of a token nothing is kept.
+    """
     with small_disk(tmp_path / "solo", DISK_MB) as disk:
         agent = start(tmp_path, "solo", "--slots", "1")
         with ending(agent):
@@ -81,8 +85,18 @@ def test_a_cancel_is_answered_where_no_byte_can_be_written(tmp_path: Path) -> No
                 assert status == 507, body
                 assert f"{waits} is cancelled, but the disk" in body["hint"], body
 
+            for method, path, asked in (
+                ("POST", TOKENS, {"role": "viewer", "name": "late"}),
+                ("DELETE", f"{TOKENS}/{'0' * 32}", None),
+            ):
+                status, body = agent.call(method, path, asked)
+                assert status == 507, (path, body)
+                assert "cannot write its log" in body["hint"], body
+
             ballast.unlink()
             assert finished(agent, waits)["status"] == "cancelled"
+            until(lambda: agent.call("GET", "/health")[0] == 200, "it is well")
+            assert agent.call("GET", TOKENS)[1]["tokens"] == []
             assert agent.call("DELETE", f"{TASKS}/{waits}")[0] == 200
             assert finished(agent, runs)["stdout_bytes"] == 1_000_000
 
