@@ -28,6 +28,7 @@ from octaskly.mesh.looking import FIRST_LOOK_S, sightings
 from octaskly.mesh.wire import WirePacker
 from octaskly.runner.tree import become_subreaper
 from octaskly.store import Store
+from octaskly.store.database import Lock
 from octaskly.trust import Keyring, MeshSecret, NodeKey, make
 from octaskly.trust.sharing import SecretUse
 
@@ -70,6 +71,8 @@ class Agent:
         if leaving.is_begun(self._config.paths):
             self._forget("this was asked for before it stopped")
         self._make_folders()
+        # Said before a secret is made, or waited for, that nobody may use.
+        Lock(self._config.paths.database).release()
         become_subreaper()
         self._use.begin()
         secret, is_first = await self._secret(meshes)

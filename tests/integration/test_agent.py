@@ -139,6 +139,18 @@ def test_a_second_agent_on_one_state_folder_is_refused(solo: Agent) -> None:
     assert solo.call("GET", "/health")[0] == 200
 
 
+def test_a_second_agent_is_refused_before_it_makes_a_secret(
+    solo: Agent, tmp_path: Path
+) -> None:
+    """A secret that nobody uses would be taken for that of a mesh later."""
+    solo.ready()
+
+    said = refusal(launch(solo.state, tmp_path / "new" / "mesh.key"))
+
+    assert f"{solo.state / 'log.db'} is in use by process {solo.process.pid}" in said
+    assert not [*tmp_path.iterdir()]
+
+
 def test_a_port_that_was_asked_for_and_is_taken_is_refused(tmp_path: Path) -> None:
     """B35: the error names port and holder; nothing else is started."""
     with socket.create_server(("127.0.0.1", 0)) as taken:
