@@ -26,6 +26,7 @@ from octaskly.runner.removal import remove_tree
 from octaskly.runner.workdir import COPY_BYTES, missing_inputs, open_output
 
 ANSWER_S = 10.0  #: later than this it is replaced: a task may have stopped it
+START_S = 30.0  #: for the first answer: a busy machine takes long to start a Python
 GOODBYE_S = 1.0
 
 
@@ -188,6 +189,7 @@ class Steward:
             if not data:
                 raise OSError(errno.EPIPE, "it has ended")
             for message in self._inbox.feed(data):
+                self._control.settimeout(ANSWER_S)  # By now it has started.
                 code, value = cast("tuple[int, Any]", message)
                 return code, value, fds[0] if fds else -1
 
@@ -196,7 +198,7 @@ class Steward:
             raise OSError(errno.EAGAIN, "this agent is stopping")
         before = self._process
         self._control, theirs = socket.socketpair()
-        self._control.settimeout(ANSWER_S)
+        self._control.settimeout(START_S)
         self._inbox = frames.Inbox()
         groups = ",".join(map(str, self._account.groups))
         user = str(self._account.uid), str(self._account.gid), groups

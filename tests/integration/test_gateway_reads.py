@@ -13,10 +13,11 @@ from octaskly.agent.clock import SystemClock
 from octaskly.agent.fitness import Fitness
 from octaskly.agent.gateway import AgentGateway
 from octaskly.core.effects import Publish
-from octaskly.core.events import Saved
+from octaskly.core.events import BarrierAsked, Event, Saved
 from octaskly.core.merge import TaskRecord
 from octaskly.core.model import NO_LOAD, Epoch, StreamId
 from octaskly.core.node import Node
+from octaskly.core.replies import Passed
 from octaskly.errors import TaskNotFound
 from octaskly.store import Store
 from tests.builders import settings
@@ -58,12 +59,16 @@ async def gateway(tmp_path: Path) -> AsyncIterator[AgentGateway]:
     def nothing(*_: object) -> NoReturn:
         raise AssertionError
 
+    def answer(event: Event) -> None:
+        assert isinstance(event, BarrierAsked)
+        made.tickets.answered(event.ticket, Passed(is_complete=True))
+
     made = AgentGateway(
         node_id=NODE.id,
         mesh_id="mesh",
         store=store,
         clock=clock,
-        post=lambda _: None,
+        post=answer,
         captured=lambda *_: tmp_path,
         pieces=nothing,
         sample=lambda: NO_LOAD,
