@@ -306,7 +306,7 @@ class Dispatch:
         effects += self._parents.ask(now)
         rested_s, due_s = self._resting.deadline(), self.adoption.deadline()
         if rested_s is not None and rested_s <= now.mono_s:
-            self._resting.wake(now)
+            self._placing.wake(now)
             effects += self._commit(now)
         if due_s is None or due_s > now.mono_s:
             return effects

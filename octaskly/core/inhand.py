@@ -66,6 +66,7 @@ class InHand:
     tries: Tries = NO_TRIES  #: attempts in vain
     may_be_cut: bool = False
     """Its array may be cancelled: before it runs again the store is asked."""
+    is_cut: bool = False  #: its array was cancelled while it ran: no attempt follows
     rest: Rest | None = None  #: of an array: its members that were not handed out
     ahead: InHand | None = None  #: of an array: the member to hand out next
     failed: int = 0  #: of an array: its members that failed

@@ -164,11 +164,32 @@ class Placing:
             self._fail(task)
         else:
             task.tries = counted(task.tries, outcome)
-            if outcome.reason is Reason.LOST and task.tries.lost == LOSSES_MAX - 1:
-                self.resting.take(task, now, LOSS_REST_S)
-            else:
-                self.queue.release(task)
+            is_last = task.tries.lost == LOSSES_MAX - 1
+            rests = outcome.reason is Reason.LOST and is_last
+            self.take_back(task, now, LOSS_REST_S if rests else None)
             self.touch(task)
+
+    def take_back(self, task: InHand, now: Moment, wait_s: float | None = None) -> None:
+        """Queue a task whose live attempt came to nothing, at once or after a wait.
+
+        A member of an array that was cancelled meanwhile ends, as those that wait did.
+        """
+        if task.is_cut and task.final is None:
+            self.queue.end(task, TaskState.CANCELLED)
+            self.tell([task.spec.id])
+        elif wait_s is None:
+            self.queue.release(task)
+        else:
+            self.resting.take(task, now, wait_s)
+
+    def wake(self, now: Moment) -> None:
+        """Queue those that have rested; the store is asked about some before."""
+        for task in self.resting.rested(now):
+            if task.may_be_cut:
+                self.queue.end(task, None)
+                self.touch(task)
+            else:
+                self.queue.wake(task)
 
     def write_lost(
         self, task_id: TaskId, attempt: AttemptId, node: NodeId, now: Moment
@@ -192,6 +213,7 @@ class Placing:
         One fact says it of all: those that wait have none of their own.
         """
         queue = self.queue
+        queue.arrays.uncount(array.id)
         self.facts.append(CancelAsked(array.id, by))
         task = queue.tasks.get(array.id)
         if task is None:
@@ -208,7 +230,7 @@ class Placing:
             elif self.is_ahead(member):
                 ended.append(self._cancel_live(member, by))
             else:
-                member.may_be_cut = True
+                member.is_cut = True
         return ended
 
     def cancel_live(self, array: TaskSpec, by: str) -> list[TaskId]:
@@ -236,7 +258,7 @@ class Placing:
 
     def count_failure(self, member: TaskId) -> None:
         """Begin no more members of an array of which too many have failed."""
-        array = self.queue.arrays.of(member)
+        array = self.queue.arrays.counted(member)
         asked = None if array is None else array.spec.array
         if array is None or asked is None or asked.max_fails is None:
             return

@@ -121,25 +121,25 @@ class Recording:
         task.tries = counted(task.tries, outcome)
         if outcome.reason in FAILURES:
             wait_s = rest_s(task.spec.id, task.tries.failed)
-            self._placing.resting.take(task, now, wait_s)
+            self._placing.take_back(task, now, wait_s)
             return outcome
         if outcome.reason is Reason.INPUTS:
             task.lacking |= {node}
             task.lack = outcome.detail
             workers = self._pool.able(task.requires)
             if task.lacking.issuperset(workers) and task.final is None:
-                return self._finish_lacking(task, outcome)
+                return self._finish_lacking(task, outcome, now)
         elif outcome.reason in NO_MORE_WORK:
             self._pool.cap_credit(node, is_refusing=True)
         elif outcome.reason is Reason.RETURNED:
             self._pool.cap_credit(node, is_refusing=False)
-        self._queue.release(task)
+        self._placing.take_back(task, now)
         return outcome
 
-    def _finish_lacking(self, task: InHand, outcome: Outcome) -> Outcome:
+    def _finish_lacking(self, task: InHand, outcome: Outcome, now: Moment) -> Outcome:
         """Fail a task that no worker can run, unless more workers may come."""
         if self._adoption.is_open:
-            self._queue.release(task)
+            self._placing.take_back(task, now)
             return outcome
         self._queue.end(task, TaskState.FAILED)
         return replace(outcome, state=AttemptState.FAILED, exit_code=None)

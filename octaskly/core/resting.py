@@ -28,7 +28,7 @@ class Resting:
         self._due.clear()
 
     def deadline(self) -> float | None:
-        """Return when `wake` has something to do."""
+        """Return when `rested` has something to yield."""
         return self._due[0][0] if self._due else None
 
     def due_s(self, task: TaskId) -> float | None:
@@ -43,14 +43,9 @@ class Resting:
         self._queue.rest(task)
         heappush(self._due, (now.mono_s + rest_s, task.spec.id))
 
-    def wake(self, now: Moment) -> None:
-        """Queue the tasks that have waited long enough."""
-        for task in self._rested(now.mono_s):
-            if task.stage is Stage.RESTING:
-                self._queue.wake(task)
-
-    def _rested(self, now_s: float) -> Iterator[InHand]:
-        while self._due and self._due[0][0] <= now_s:
+    def rested(self, now: Moment) -> Iterator[InHand]:
+        """Yield the tasks that have waited long enough."""
+        while self._due and self._due[0][0] <= now.mono_s:
             task = self._queue.tasks.get(heappop(self._due)[1])
-            if task is not None:
+            if task is not None and task.stage is Stage.RESTING:
                 yield task

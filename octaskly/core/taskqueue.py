@@ -80,6 +80,7 @@ class TaskQueue:
         self._shadows.clear()
         self._finals.clear()
         self._sought.clear()
+        self.arrays.forget()
         self._is_live_dirty = False
         self._stale_live_reads += self._live_reads
         self._live_reads = 0
@@ -102,6 +103,7 @@ class TaskQueue:
                 del self.tasks[task.spec.id]
                 self._picky.pop(task.spec.id, None)
                 if task.rest is not None:
+                    self.arrays.count_on(task)
                     self.look_for(task.spec.id)
         self.lanes.restart(task for task in waiting if task.number)
 
@@ -165,8 +167,10 @@ class TaskQueue:
             task = known or InHand(record.spec)
             if task.stage is Stage.QUEUED:
                 learn(task, record, numbers)
-            if known is None and task.rest:
-                self._enqueue(task)
+            if known is None and record.cancelled_by is None:
+                self.arrays.count_on(task)
+                if task.rest:
+                    self._enqueue(task)
 
     def _add(self, record: TaskRecord, shape: int) -> None:
         """Queue a task of the store, unless it is in hand already."""
@@ -217,6 +221,7 @@ class TaskQueue:
         for spec in specs:
             if spec.id in self.tasks:
                 continue  # A read was faster than the news of the commit.
+            self.arrays.uncount(spec.id)  # Of one of its name that is forgotten.
             lane = self.lanes.entry(spec)
             if lane is not None:
                 task = self.tasks[spec.id] = unpacked(spec)
@@ -243,6 +248,7 @@ class TaskQueue:
     def _forget_array(self, array: InHand) -> None:
         """Let go of an array all of whose members were handed out."""
         self._leave(array)
+        self.arrays.count_on(array)
         del self.tasks[array.spec.id]
         if not array.is_sure:
             self.reread()

@@ -6,13 +6,17 @@ task in hand when a worker gets it, and is like any other from then on.
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import OrderedDict, defaultdict
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 
 from octaskly.core.arrays import RUNS_MAX, Rest, member_id, member_of, member_spec
 from octaskly.core.inhand import InHand, Stage
 from octaskly.core.merge import TaskRecord
 from octaskly.core.model import TaskId, TaskSpec
+from octaskly.core.options import TaskOptions
+
+COUNTED_MAX = 10_000  #: arrays that are not in hand and whose failures are counted
 
 Numbers = Mapping[TaskId, list[int]]
 """Numbers of members in hand, by array."""
@@ -45,6 +49,7 @@ def learn(task: InHand, record: TaskRecord, numbers: Numbers) -> None:
         task.rest, task.failed = Rest(progress.rest), progress.failed
     else:
         task.rest.keep(progress.rest)
+        task.failed = max(task.failed, progress.failed)
     for number in numbers.get(task.spec.id, ()):
         position = array.position(number)
         if position is not None:
@@ -56,6 +61,39 @@ class Unpacking:
 
     def __init__(self, tasks: dict[TaskId, InHand]) -> None:
         self._tasks = tasks
+        self._counted: OrderedDict[TaskId, InHand] = OrderedDict()
+        """Those with a bound on failures, without items and rest: their members may
+        fail when all of them were handed out, or while the store is read."""
+
+    def counted(self, member: TaskId) -> InHand | None:
+        """Return the array of a member that counts its failures, if one does."""
+        place = member_of(member)
+        if place is None:
+            return None
+        array = self._tasks.get(place[0]) or self._counted.get(place[0])
+        return array if array is not None and array.stage is Stage.QUEUED else None
+
+    def count_on(self, array: InHand) -> None:
+        """Count the failures of an array whether it is in hand or not."""
+        asked, id_ = array.spec.array, array.spec.id
+        if asked is None or asked.max_fails is None:
+            return
+        known = self._counted.pop(id_, None)
+        if known is not None:
+            array.failed = max(array.failed, known.failed)
+        bound = TaskOptions(array=replace(asked, has_items=False, items=()))
+        spec = TaskSpec(id=id_, command="", options=bound)
+        self._counted[id_] = InHand(spec, failed=array.failed)
+        if len(self._counted) > COUNTED_MAX:
+            self._counted.popitem(last=False)
+
+    def uncount(self, array: TaskId) -> None:
+        """Count no more failures of an array that is over, or not the same any more."""
+        self._counted.pop(array, None)
+
+    def forget(self) -> None:
+        """The reign is over."""
+        self._counted.clear()
 
     def of(self, member: TaskId) -> InHand | None:
         """Return the array of a member, if it waits in hand."""

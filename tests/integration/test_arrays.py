@@ -273,6 +273,17 @@ def test_too_many_failures_end_what_has_not_begun(agent: Agent) -> None:
     assert agent.call("GET", f"{TASKS}/{array}.777777")[1]["status"] == "cancelled"
 
 
+def test_too_many_failures_end_what_waits_for_another_try(agent: Agent) -> None:
+    """All have begun once, so nothing is left of the array but what is to go on."""
+    array = submit(agent, "false", retries=1, array={"range": "1-100", "max_fails": 3})
+
+    body = ended(agent, array)
+
+    assert body["status"] == "failed"
+    assert 3 < body["array"]["failed"] < 100
+    assert body["array"]["failed"] + body["array"]["cancelled"] == 100
+
+
 def test_cancelling_an_array_leaves_what_runs_unless_forced(agent: Agent) -> None:
     """One request for all that waits; counts of the mesh are exact at each moment."""
     before = agent.call("GET", "/api/v1/stats")[1]["tasks"]

@@ -11,10 +11,10 @@ import pytest
 from octaskly.core.arrays import Progress, member_id, member_of, member_spec
 from octaskly.core.effects import LoadLive
 from octaskly.core.events import CancelRequested, LiveLoaded, TasksSubmitted
-from octaskly.core.facts import Assigned, Fact
+from octaskly.core.facts import Assigned, Fact, Submitted
 from octaskly.core.merge import TaskRecord, cut, join
 from octaskly.core.model import TaskId, TaskState
-from octaskly.core.options import ArraySpec, TaskOptions
+from octaskly.core.options import ArraySpec, Retry, TaskOptions
 from octaskly.store import rows
 from tests import builders
 from tests.property.test_reign_walks import Walk
@@ -60,10 +60,17 @@ class ArrayReign(Reign):
     def __init__(self) -> None:
         super().__init__()
         self.durable: Shown = Shown()
+        self.ours: set[TaskId] = set()
+        """Arrays of this reign, which has seen all that became of their members."""
 
-    def submit_array(self, array: ArraySpec) -> None:
+    def reign(self) -> None:
+        super().reign()
+        self.ours.clear()
+
+    def submit_array(self, array: ArraySpec, retries: int = 0) -> None:
         self.ticket += 1
-        draft = replace(builders.draft(), options=TaskOptions(array=array))
+        options = TaskOptions(array=array, retry=Retry(retries=retries))
+        draft = replace(builders.draft(), options=options)
         event = TasksSubmitted(self.ticket, (draft,), "tester", (f"{self.ticket:08x}",))
         self.perform(self.dispatch.on_submitted(event, self.now))
 
@@ -98,6 +105,8 @@ class ArrayReign(Reign):
 
     def _check(self, fact: Fact) -> None:
         super()._check(fact)
+        if isinstance(fact, Submitted):
+            self.ours.add(fact.task)
         place = member_of(fact.task)
         record = self.written.get(fact.task)
         known = () if record is None else (a.id for a in record.attempts)
@@ -106,6 +115,16 @@ class ArrayReign(Reign):
         array = self.written[place[0]]
         is_ours = fact.attempt.term == self.term
         assert not is_ours or array.cancelled_by is None, f"{fact.task} begins too late"
+        most = array.spec.array.max_fails if array.spec and array.spec.array else None
+        if is_ours and most is not None and place[0] in self.ours:
+            assert self.failed(place[0]) <= most, f"{fact.task} begins after failures"
+
+    def failed(self, array: TaskId) -> int:
+        return sum(
+            record.state is TaskState.FAILED
+            for task, record in self.written.items()
+            if (member_of(task) or ("",))[0] == array
+        )
 
 
 class ArrayWalk(Walk):
@@ -113,6 +132,7 @@ class ArrayWalk(Walk):
 
     def __init__(self, seed: int) -> None:
         super().__init__(seed, ArrayReign())
+        self.failing = self.dice.choice([2, 2, 30])
 
     def submit(self) -> None:
         world = self.world
@@ -120,7 +140,8 @@ class ArrayWalk(Walk):
         if sum(not array.state.is_final for array in world.durable.arrays()) < 4:
             most = self.dice.choice([None, None, 0, 2])
             count = self.dice.randint(1, 12)
-            world.submit_array(ArraySpec(count=count, max_fails=most))
+            retries = self.dice.choice([0, 1, 3])
+            world.submit_array(ArraySpec(count=count, max_fails=most), retries)
         if self.dice.random() < 0.3:
             world.submit(self.dice.randint(1, 3))
 

@@ -31,6 +31,8 @@ ENDS = [
 class Walk:
     """One world and one set of habits."""
 
+    failing = 2  #: how often what ends has failed, to eight that did not
+
     def __init__(self, seed: int, world: Reign | None = None) -> None:
         self.dice = random.Random(seed)
         self.world = world or Reign()
@@ -93,7 +95,7 @@ class Walk:
     def finish(self) -> None:
         node = self.some()
         if self.world.hands[node].here:
-            weights = [8, 2, 1, 1, 1]
+            weights = [8, self.failing, 1, 1, 1]
             self.world.finish(node, self.dice.choices(ENDS, weights)[0])
 
     def cancel(self) -> None:
