@@ -2,11 +2,14 @@
 
 Owns the time that absent workers get to come back: after a change of dispatcher, and
 when another node's log arrives. What a worker says it runs counts more than the log.
-What it does not list has ended or was lost. The log tells which, so a new reign reads
-it only once it holds what the nodes here hold, or has waited for that long enough.
+What it does not list has ended or was lost. The log tells which once it holds what the
+nodes here hold. A new reign waits a moment for that before it reads the log, and up to
+the adopt window before it takes an attempt for lost.
 """
 
 from __future__ import annotations
+
+from collections.abc import Iterable
 
 from octaskly.core.arrays import member_of
 from octaskly.core.facts import Assigned
@@ -31,6 +34,8 @@ class Adoption:
         self.is_open = False
         """Whether workers of the reign before may still come."""
         self._held_until_s: float | None = None
+        self.is_behind = False
+        """Whether nodes here may hold ends that this log does not."""
         self._absent: dict[NodeId, float] = {}
         """Nodes whose attempts are left alone until then, in seconds."""
 
@@ -41,23 +46,25 @@ class Adoption:
         self.is_open = True
 
     def hold(self, now: Moment) -> None:
-        """Read nothing until `go_on`, for a while: others have ends to tell."""
-        self._queue.is_held = True
+        """Read nothing until `catch_up`, for a while: others have ends to tell."""
+        self.is_behind = self._queue.is_held = True
         self._held_until_s = now.mono_s + READ_S
 
-    @property
-    def is_held(self) -> bool:
-        """Whether nothing is read yet."""
-        return self._queue.is_held
+    def catch_up(self) -> None:
+        """Believe the log when it is read next: it is whole now, or has to do."""
+        self._go_on()
+        self.is_behind = False
+        self._queue.reread()
 
-    def go_on(self) -> None:
+    def _go_on(self) -> None:
         """Read what is in the log."""
         self._queue.is_held = False
         self._held_until_s = None
 
     def end(self) -> None:
         """Wait for nobody."""
-        self.go_on()
+        self._go_on()
+        self.is_behind = False
         self._absent.clear()
         self.is_open = False
 
@@ -81,6 +88,7 @@ class Adoption:
             task
             for task in self._held_by(node)
             if (task.spec.id, task.attempt) not in listed
+            and (task.is_heard or not self.is_behind)
         ]
         self._placing.lose_all(missing, now)
 
@@ -98,11 +106,31 @@ class Adoption:
     def expire(self, now: Moment) -> None:
         """Give up the attempts of workers that did not come back in time."""
         if self._held_until_s is not None and self._held_until_s <= now.mono_s:
-            self.go_on()
+            self._go_on()
         for node in [node for node, at_s in self._absent.items() if at_s <= now.mono_s]:
             del self._absent[node]
             self._placing.lose_all(self._held_by(node), now)
         self.is_open = now.mono_s < self._until_s
+        if self.is_behind and not self.is_open:
+            self.catch_up()
+
+    def let_go(self, records: Iterable[TaskRecord]) -> None:
+        """Have the store say what became of attempts that it says are live no more.
+
+        Their ends came with another node's log; no worker is going to tell them.
+        """
+        live = {
+            (record.id, attempt.id)
+            for record in records
+            for attempt in record.attempts
+            if attempt.state.is_live
+        }
+        for node, held in self._queue.held.items():
+            for task in tuple(held.values()):
+                if not task.is_heard and (task.spec.id, task.attempt) not in live:
+                    self._queue.end(task, task.final)
+                    self._placing.touch(task)
+                    self._count(node)
 
     def believe(self, record: TaskRecord, now: Moment) -> None:
         """Settle on one live attempt of a task in the log; give up the others."""
@@ -150,19 +178,19 @@ class Adoption:
         else:
             self._hear(task, node, attempt)
 
-    @staticmethod
-    def _is_counting(task: InHand, node: NodeId, attempt: AttemptId) -> bool:
-        if task.stage in WAITING:
-            # Its assignment was lost with the dispatcher before.
-            return task.attempt is None or task.attempt < attempt
-        return (
-            task.stage is Stage.LIVE
-            and task.final is None
-            and (task.attempt, task.node) == (attempt, node)
-        )
+    def _is_counting(self, task: InHand, node: NodeId, attempt: AttemptId) -> bool:
+        is_live = task.stage is Stage.LIVE and task.final is None
+        if is_live and (task.attempt, task.node) == (attempt, node):
+            return True
+        # Its assignment was lost with the dispatcher before, or is still to be read.
+        is_doubted = is_live and self.is_behind and not task.is_heard
+        is_news = task.attempt is None or task.attempt < attempt
+        return is_news and (is_doubted or task.stage in WAITING)
 
     def _hear(self, task: InHand, node: NodeId, attempt: AttemptId) -> None:
-        if task.stage in WAITING:
+        if task.attempt != attempt:
+            if task.stage is Stage.LIVE:
+                self._queue.rest(task)
             self._queue.assign(task, attempt, node)
             self._placing.facts.append(Assigned(task.spec.id, attempt, node))
         task.is_heard = True
@@ -175,8 +203,14 @@ class Adoption:
         if not self._pool.is_attached(node):
             until_s = self._until_s if self.is_open else now.mono_s + self._adopt_s
             self._absent.setdefault(node, until_s)
-        elif not task.is_heard:
+        elif not task.is_heard and not self.is_behind:
             self._placing.lose_task(task, now)
+            self._count(node)
+
+    def _count(self, node: NodeId) -> None:
+        """Let a worker have room again for what was counted as its own."""
+        queue = self._queue
+        self._pool.hold(node, queue.outstanding(node), queue.granted(node))
 
     def _held_by(self, node: NodeId) -> list[InHand]:
         return list(self._queue.held.get(node, {}).values())

@@ -285,6 +285,7 @@ class Dispatch:
         if not self._queue.live_read():
             return []
         self._queue.add_arrays(event.records)
+        self.adoption.let_go(event.records)
         for record in event.records:
             if record.spec is not None and record.progress is None:
                 self.adoption.believe(record, now)

@@ -193,8 +193,8 @@ class Inbound:
         dispatch = machines.dispatch
         if dispatch.is_reigning and machines.journal.is_ahead:
             self._hasten(now)
-        if dispatch.adoption.is_held and machines.completeness.has_read_all:
-            dispatch.adoption.go_on()
+        if dispatch.adoption.is_behind and machines.completeness.has_read_all:
+            dispatch.adoption.catch_up()
             return dispatch.on_absorbed(now)
         if not machines.exchange.take_news(machines.members.peers):
             return []

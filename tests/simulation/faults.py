@@ -518,6 +518,36 @@ def run_short(seed: int) -> World:
     return world
 
 
+def run_starved(seed: int) -> World:
+    """Let the dispatcher stand still, who alone has given the last ends to a standby.
+
+    The one who succeeds has not got them, and the standby that has is slow to tell.
+    """
+    world = World(seed, nodes=5)
+    Watch(world)
+    world.duration_s = (0.1, 1.5)
+    world.start_all()
+    world.run_until(world.is_settled, 5.0)
+    (head,) = world.dispatchers()
+    node = world.machines[head].node
+    assert node is not None
+    assert world.run_until(lambda: len(node.standbys) == 2, 5.0)
+    world.run(2.0)
+    heir, keeper = (view.node for view in node.standbys)
+    world.submit(head, 10)  # All begin at once, so that no start is untold.
+    world.run(world.random.uniform(0.1, 0.5))
+    world.network.mute(head, heir)
+    world.network.slow_ms[keeper] = (300.0, 600.0)
+    world.run(world.random.uniform(0.3, 0.8))
+    world.pause(head, 4.0)
+    world.run(6.0)
+    calm(world)
+    world.died.add(head)  # It may seem so: what ran there may run again.
+    for check in (*FINAL, nothing_runs_twice):
+        check(world)
+    return world
+
+
 def run_flapping(seed: int) -> World:
     """Split a busy mesh of five again and again, over slow links (F9)."""
     world = World(seed, nodes=5)

@@ -57,6 +57,7 @@ from tests.simulation.faults import (
     run_same_names,
     run_seed,
     run_short,
+    run_starved,
     run_unordered,
     run_updated,
 )
@@ -251,6 +252,18 @@ def reattach_is_not_believed(patch: pytest.MonkeyPatch) -> None:
 def a_reign_reads_at_once(patch: pytest.MonkeyPatch) -> None:
     """A new dispatcher takes its own log for whole before it has asked the others."""
     patch.setattr(Adoption, "hold", lambda *_: None)
+
+
+def what_is_unread_is_lost(patch: pytest.MonkeyPatch) -> None:
+    """A new dispatcher takes its log for whole once it has waited a moment."""
+    real = Adoption.expire
+
+    def hasty(self: Adoption, now: Moment) -> None:
+        real(self, now)
+        if not self._queue.is_held:
+            self.is_behind = False
+
+    patch.setattr(Adoption, "expire", hasty)
 
 
 def results_forgotten_when_sent(patch: pytest.MonkeyPatch) -> None:
@@ -459,6 +472,7 @@ MUTANTS: tuple[tuple[Plant, Hunt], ...] = (
     (no_adopt_window, run_bare),
     (reattach_is_not_believed, run_hand_over),
     (a_reign_reads_at_once, run_short),
+    (what_is_unread_is_lost, run_starved),
     (results_forgotten_when_sent, run_hand_over),
     (merge_prefers_the_later, run_seed),
     (a_name_is_an_id, run_same_names),

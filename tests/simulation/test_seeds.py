@@ -28,6 +28,7 @@ from tests.simulation.faults import (
     run_same_names,
     run_seed,
     run_short,
+    run_starved,
     run_steered,
     run_unordered,
     run_updated,
@@ -161,6 +162,13 @@ def test_a_failover_runs_nothing_twice_where_the_worker_survives(seed: int) -> N
 def test_a_failover_runs_nothing_twice_that_has_just_ended(seed: int) -> None:
     """That a task ended may be known to the standby that did not succeed alone."""
     run_short(seed)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(12))
+def test_a_starved_dispatcher_s_ends_are_awaited(seed: int) -> None:
+    """They come late: until then, what a worker does not list may have ended."""
+    run_starved(seed)
 
 
 @pytest.mark.slow

@@ -285,3 +285,91 @@ def test_a_worker_that_went_while_others_are_awaited_has_its_own_time() -> None:
 
     assert world.dispatch.deadline() == moment(LATE + 5).mono_s
     assert world.dispatch.on_time(moment(LATE + 4)) == []
+
+
+def behind(*live: TaskRecord, **workers: int) -> World:
+    """Return a reign that has read its log though others hold more than it says."""
+    world = World()
+    world.dispatch.adoption.hold(moment())
+    world.dispatch.begin(epoch(), STREAM, moment())
+    for name, slots in workers.items():
+        world.dispatch.on_worker_up(node_info(name, slots), moment())
+    assert world.dispatch.on_time(moment(0.5)) == [LoadLive(), Load(-1, 1000)]
+    world.dispatch.on_loaded(Loaded(-1, (), has_more=False), moment(0.5))
+    assert world.dispatch.on_live_loaded(LiveLoaded(live), moment(0.5)) == []
+    return world
+
+
+def test_what_a_worker_does_not_list_may_have_ended_until_all_is_read() -> None:
+    """Its end came to the dispatcher before; then this node reads what that held."""
+    world = behind(record("t", running(B)), b=1)
+    effects = world.dispatch.on_reattach(B, Reattach((), 1, NodeState.READY), moment(1))
+    assert effects == []
+
+    world.dispatch.adoption.catch_up()
+    assert world.dispatch.on_absorbed(moment(2)) == [LoadLive(), Load(-2, 1000)]
+    world.dispatch.on_loaded(Loaded(-2, (), has_more=False), moment(2))
+    effects = world.dispatch.on_live_loaded(LiveLoaded(()), moment(2))
+
+    assert effects == [LoadLive(), Load(-3, 1000)]
+    assert world.dispatch.outstanding(B) == 0
+    effects = world.dispatch.on_loaded(
+        Loaded(-3, (record("u", place=2),), has_more=False), moment(2)
+    )
+    assert facts(effects) == [Assigned(TaskId("u"), attempt(), B)]
+
+
+def test_what_is_still_live_when_all_is_read_is_lost() -> None:
+    """Its worker lists nothing, and nobody knows of an end."""
+    world = behind(record("t", running(B)), b=1)
+    world.dispatch.on_reattach(B, Reattach((), 1, NodeState.READY), moment(1))
+    world.dispatch.adoption.catch_up()
+    world.dispatch.on_absorbed(moment(9))
+
+    live = LiveLoaded((record("t", running(B)),))
+    effects = world.dispatch.on_live_loaded(live, moment(9))
+
+    assert facts(effects) == [
+        Finished(T, attempt(), B, LOST_OUTCOME),
+        Assigned(T, attempt(2), B),
+    ]
+
+
+def test_what_is_not_read_in_the_adopt_window_is_not_waited_for() -> None:
+    """A node that tells nothing may hold the task up for no longer."""
+    world = behind(record("t", running(B)), b=1)
+    world.dispatch.on_reattach(B, Reattach((), 1, NodeState.READY), moment(1))
+    assert world.dispatch.deadline() == moment(5).mono_s
+
+    assert world.dispatch.on_time(moment(LATE)) == [LoadLive(), Load(-2, 1000)]
+    live = LiveLoaded((record("t", running(B)),))
+    effects = world.dispatch.on_live_loaded(live, moment(LATE))
+
+    assert facts(effects) == [
+        Finished(T, attempt(), B, LOST_OUTCOME),
+        Assigned(T, attempt(2), B),
+    ]
+
+
+def test_until_all_is_read_a_later_attempt_that_a_worker_lists_counts() -> None:
+    """The dispatcher before had given up the one that the log shows."""
+    world = behind(record("t", running(A)), a=1, b=1)
+    world.dispatch.on_reattach(A, Reattach((), 1, NodeState.READY), moment(1))
+    back = Reattach(((attempt(2), spec()),), 1, NodeState.READY)
+
+    effects = world.dispatch.on_reattach(B, back, moment(1))
+
+    assert facts(effects) == [Assigned(T, attempt(2), B)]
+    assert effects[1:] == []
+    assert world.dispatch.outstanding(B) == 1
+
+
+def test_an_absent_worker_s_attempt_that_the_log_shows_ended_is_let_go() -> None:
+    """Else it would count as lost when the time is over, and run again."""
+    world = reigning(live=(record("t", running(B)),), a=1)
+    world.dispatch.on_absorbed(moment(1))
+
+    world.dispatch.on_live_loaded(LiveLoaded(()), moment(1))
+
+    assert world.dispatch.outstanding(B) == 0
+    assert world.dispatch.on_time(moment(LATE)) == []
