@@ -210,11 +210,11 @@ def submit(agent: Agent, command: str, **more: object) -> str:
     return str(task["id"])
 
 
-def finished(agent: Agent, task_id: str) -> dict[str, Any]:
-    """Wait for the end of a task and return it, whoever reigns meanwhile."""
+def finished(agent: Agent, task_id: str, path: str = TASKS) -> dict[str, Any]:
+    """Wait for the end of a task or array; return it, whoever reigns meanwhile."""
 
     def ended() -> dict[str, Any] | None:
-        status, task = agent.call("GET", f"{TASKS}/{task_id}?wait=30")
+        status, task = agent.call("GET", f"{path}/{task_id}?wait=30")
         assert status in (200, 503), task
         return dict(task) if task["status"] in ENDS else None
 

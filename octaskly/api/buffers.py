@@ -1,4 +1,7 @@
-"""How much waits in memory for a connection: little, since clients need not read."""
+"""How much waits in memory for a connection, and for how long.
+
+Little, and not for ever, since clients need not read.
+"""
 
 from __future__ import annotations
 

@@ -105,7 +105,12 @@ class Completeness:
         return bool(self._asked)
 
     def on_time(self, reign: Epoch | None, now: Moment) -> list[Effect]:
-        """Answer what can be answered."""
+        """Answer what can be answered.
+
+        Args:
+            reign: The epoch in which this node reigns; None: in none.
+            now: The clocks.
+        """
         asked, self._asked = self._asked, []
         is_complete = self.is_complete(now.mono_s)
         confirmed_s = self._confirmed_s()

@@ -1,7 +1,7 @@
 """Where a node stands in the mesh: one value for each phase, with what only it needs.
 
 What a phase carries ends with it, so that nothing of one role is left in the next.
-`course` makes the moves, `election` says when.
+`election` makes the moves; `watch` and `claims` say when.
 
 Source: docs/explanation/election.md.
 """
@@ -70,9 +70,8 @@ class Succeeding:
     """The dispatcher is gone for good; those before this node may claim first."""
 
     claim_s: float  #: when it is this node's turn
-    transfer: (
-        Holdings | None
-    )  #: as in `Following`; complete, it makes the wait needless
+    transfer: Holdings | None
+    """As in `Following`; once this node has it all, it waits no longer."""
 
 
 @dataclass(slots=True)

@@ -12,11 +12,10 @@ from typing import Any
 import pytest
 
 from tests.agents import (
-    END_S_MAX,
-    ENDS,
     TASKS,
     WAIT_S_MAX,
     Agent,
+    finished,
     replicas,
     running,
     start,
@@ -39,15 +38,8 @@ def agent(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Agent]:
 
 
 def ended(agent: Agent, array: str) -> dict[str, Any]:
-    """Wait for the end of an array and return it, whoever reigns meanwhile."""
-
-    def look() -> dict[str, Any] | None:
-        status, body = agent.call("GET", f"{ARRAYS}/{array}?wait=30")
-        assert status in (200, 503), body
-        return dict(body) if body["status"] in ENDS else None
-
-    found: dict[str, Any] = until(look, f"{array} ends", deadline_s=END_S_MAX)
-    return found
+    """Wait for the end of an array and return it."""
+    return finished(agent, array, ARRAYS)
 
 
 def counts(body: dict[str, Any]) -> dict[str, int]:

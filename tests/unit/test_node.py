@@ -178,6 +178,16 @@ def submitted(ticket: int = 1) -> TasksSubmitted:
     return TasksSubmitted(ticket, (Draft(command="true"),), "me", ("0badcafe",))
 
 
+def followed() -> Shell:
+    """Return a node that reigns, and that a peer follows."""
+    shell = Shell()
+    shell.serve()
+    shell.meet()
+    shell.hear(HelloOk())
+    shell.hear(ClaimOk(EPOCH, ()))
+    return shell
+
+
 def of(kind: type, effects: list[Effect]) -> list[Effect]:
     return [effect for effect in effects if isinstance(effect, kind)]
 
@@ -507,11 +517,7 @@ def test_an_order_that_changes_nothing_is_answered_and_not_written() -> None:
 
 def test_a_dispatcher_lists_a_worker_as_it_said_it_is() -> None:
     """It may be long until the next heartbeat, in a crowd."""
-    shell = Shell()
-    shell.serve()
-    shell.meet()
-    shell.hear(HelloOk())
-    shell.hear(ClaimOk(EPOCH, ()))
+    shell = followed()
     shell.hear(Results((), 0, NodeState.PAUSED))
     shell.run(shell.now_s + 1.0)
 
@@ -532,11 +538,7 @@ def test_a_paused_node_leaves_without_waiting_for_what_is_frozen() -> None:
 
 def test_a_dispatcher_with_a_new_address_tells_its_followers() -> None:
     """They forward requests to the address that the roster says."""
-    shell = Shell()
-    shell.serve()
-    shell.meet()
-    shell.hear(HelloOk())
-    shell.hear(ClaimOk(EPOCH, ()))
+    shell = followed()
     shell.run(shell.now_s + 2.0)
 
     effects = shell.feed(Moved(("10.0.0.9",))) + shell.run(shell.now_s + 2.0)
@@ -562,11 +564,7 @@ def test_a_follower_with_a_new_address_tells_its_dispatcher() -> None:
 
 def test_a_follower_is_listed_under_its_new_address() -> None:
     """Beside that of its link, which lives; it is remembered for the next start."""
-    shell = Shell()
-    shell.serve()
-    shell.meet()
-    shell.hear(HelloOk())
-    shell.hear(ClaimOk(EPOCH, ()))
+    shell = followed()
     shell.run(shell.now_s + 2.0)
     load = LoadSample(0, 0, 0, 0)
     ok = HeartbeatOk(
