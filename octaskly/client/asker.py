@@ -13,6 +13,7 @@ from octaskly.client.errors import (
     NotOctaskly,
     Refused,
     ReplyLost,
+    TimedOut,
     Unauthorized,
     Unreachable,
     refusal,
@@ -87,7 +88,7 @@ class Asker:
                 )
                 return self.checked(reply)
             except OctasklyError as error:
-                if call.is_once and _may_be_done(error):
+                if call.is_once and may_be_done(error):
                     raise
                 pause_s = yield from self.pause_s(failures, error)
             until.check(f"{self.place} did not answer")
@@ -170,6 +171,10 @@ class Asker:
         return f"this client is Octaskly {__version__}, the node {there:.40}"
 
 
-def _may_be_done(error: OctasklyError) -> bool:
-    """Whether the node may have acted all the same."""
-    return isinstance(error, ReplyLost) or str(error) in OPEN_ERRORS
+def may_be_done(error: BaseException) -> bool:
+    """Whether the node may have acted, or act yet, on what ended so for its caller."""
+    return (
+        not isinstance(error, OctasklyError)  # Ctrl-C, or a cancelled coroutine.
+        or isinstance(error, ReplyLost | TimedOut)
+        or str(error) in OPEN_ERRORS
+    )

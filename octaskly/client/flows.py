@@ -11,18 +11,13 @@ from typing import Any, Final
 
 from octaskly.client import calls
 from octaskly.client.asked import Asked, Durability, body_of, draft, encoded, ref_of
-from octaskly.client.asker import Asker
-from octaskly.client.errors import (
-    Conflict,
-    NotFound,
-    ReplyLost,
-    TaskFailed,
-    TimedOut,
-    Unreachable,
-)
+from octaskly.client.asker import Asker, may_be_done
+from octaskly.client.calls import Call
+from octaskly.client.errors import TaskFailed
 from octaskly.client.patience import Deadline
 from octaskly.client.records import Draft, Task
 from octaskly.client.steps import Flow
+from octaskly.errors import OctasklyError
 
 POLL_S: Final = 60.0  #: how long one long poll waits
 CANCEL_S_MAX: Final = 5.0  #: how long who leaves tries to cancel what it leaves
@@ -42,6 +37,29 @@ def submit(
     body = encoded(draft(command, asked, array))
     call = calls.submission(body, key=key or asker.new_key(), durability=durability)
     return (yield from asker.asked(call, Task, until))
+
+
+def begin(
+    asker: Asker,
+    command: str,
+    asked: Asked,
+    *,
+    array: Mapping[str, Any] | None = None,
+    durability: Durability | None = None,
+    until: Deadline,
+) -> Flow[Task]:
+    """Submit one task that nobody wants who does not wait for it.
+
+    Who leaves before the answer is there takes it back: it may run already.
+    """
+    body = encoded(draft(command, asked, array))
+    call = calls.submission(body, key=asker.new_key(), durability=durability)
+    try:
+        return (yield from asker.asked(call, Task, until))
+    except BaseException as error:
+        if may_be_done(error):
+            yield from _take_back(asker, call)
+        raise
 
 
 def submit_many(
@@ -76,11 +94,15 @@ def run(
     until: Deadline,
 ) -> Flow[Task]:
     """Submit a task and return it once it has ended; who leaves cancels it."""
-    task = yield from submit(asker, command, asked, durability=durability, until=until)
+    task = None
     try:
+        task = yield from begin(
+            asker, command, asked, durability=durability, until=until
+        )
         ended = yield from wait(asker, task, until=until)
     except BaseException:
-        yield from give_up(asker, task)
+        if task is not None:
+            yield from give_up(asker, task)
         raise
     if check and ended.status != "completed":
         raise _failed(ended)
@@ -110,10 +132,18 @@ def retry(asker: Asker, task: str | Task) -> Flow[Task]:
 
 def give_up(asker: Asker, task: Task) -> Flow[None]:
     """Cancel what nobody waits for any more, as far as that goes quickly."""
-    call = calls.cancel(task.id, force=True)
     # It may have ended by itself, or the mesh is away: who leaves, leaves.
-    with suppress(Conflict, NotFound, TimedOut, Unreachable, ReplyLost):
+    with suppress(OctasklyError):
+        call = calls.cancel(task.id, force=True)
         yield from asker.ask(call, asker.until(CANCEL_S_MAX))
+
+
+def _take_back(asker: Asker, submission: Call) -> Flow[None]:
+    """Cancel what may have been submitted; by its key that is the same task."""
+    with suppress(OctasklyError):
+        until = asker.until(CANCEL_S_MAX)
+        task = yield from asker.asked(submission, Task, until)
+        yield from give_up(asker, task)
 
 
 def _failed(task: Task) -> TaskFailed:

@@ -66,27 +66,39 @@ def map_(
 ) -> Emitting[Task]:
     """Run a command for each item; who leaves cancels what has not ended."""
     parts = _parts(items)
-    under_way: deque[tuple[Task, list[str]]] = deque()
+    under_way: deque[_Part] = deque()
     try:
         while True:
             while len(under_way) < AHEAD and (part := next(parts, None)) is not None:
-                task = yield from flows.submit(
-                    asker, command, asked, array={"items": part}, until=until
+                under_way.append(part)
+                part.task = yield from flows.begin(
+                    asker, command, asked, array={"items": part.items}, until=until
                 )
-                under_way.append((task, part))
             if not under_way:
                 return
-            task, part = under_way[0]
-            yield from results(asker, task, ordered=ordered, until=until, items=part)
+            first = under_way[0]
+            assert first.task is not None
+            yield from results(
+                asker, first.task, ordered=ordered, until=until, items=first.items
+            )
             under_way.popleft()
     except BaseException:
         yield Leave()
-        for task, _ in under_way:
-            yield from flows.give_up(asker, task)
+        for part in under_way:
+            if part.task is not None:
+                yield from flows.give_up(asker, part.task)
         raise
 
 
-def _parts(items: Iterable[object]) -> Iterator[list[str]]:
+class _Part:
+    """Items that make one array."""
+
+    def __init__(self, items: list[str]) -> None:
+        self.items = items
+        self.task: Task | None = None  #: once it is submitted
+
+
+def _parts(items: Iterable[object]) -> Iterator[_Part]:
     """Yield the items as texts, as many at a time as one array takes."""
     part: list[str] = []
     size = 0
@@ -94,12 +106,12 @@ def _parts(items: Iterable[object]) -> Iterator[list[str]]:
         text = str(item)
         cost = len(text.encode("utf-8", "surrogatepass")) + ITEM_BYTES_MORE
         if part and (len(part) == ITEMS_MAX or size + cost > ITEMS_BYTES_MAX):
-            yield part
+            yield _Part(part)
             part, size = [], 0
         part.append(text)
         size += cost
     if part:
-        yield part
+        yield _Part(part)
 
 
 def results(

@@ -23,6 +23,7 @@ from octaskly.client.steps import (
     Read,
     Send,
     Step,
+    is_over,
 )
 from octaskly.client.targets import Target
 
@@ -47,28 +48,34 @@ class Pool:
         self._pid = os.getpid()
         self._is_closed = False
 
-    def run(self, flow: Flow[_T]) -> _T:
-        """Perform a flow; return what it comes to."""
+    def run(self, flow: Flow[_T], raised: BaseException | None = None) -> _T:
+        """Perform a flow; return what it comes to. `raised` is thrown into it first."""
         stage = _Stage(self)
         came: object = None
-        raised: BaseException | None = None
-        while True:
-            try:
-                step = flow.send(came) if raised is None else flow.throw(raised)
-            except StopIteration as end:
-                value: _T = end.value
-                return value
-            came = raised = None
-            try:
-                came = stage.perform(step)
-            except BaseException as error:  # noqa: BLE001 - the flow raises it, or not
-                raised = error
+        try:
+            while True:
+                try:
+                    step = flow.send(came) if raised is None else flow.throw(raised)
+                except StopIteration as end:
+                    value: _T = end.value
+                    return value
+                came = raised = None
+                try:
+                    came = stage.perform(step)
+                except BaseException as error:  # noqa: BLE001 - the flow raises it
+                    raised = error
+        except BaseException as error:
+            if is_over(flow):
+                raise
+            # Ctrl-C between two steps: the flow has to hear of it as of one within.
+            return self.run(flow, error)
 
-    def iterate(self, flow: Emitting[_T]) -> Generator[_T]:
+    def iterate(
+        self, flow: Emitting[_T], raised: BaseException | None = None
+    ) -> Generator[_T]:
         """Perform a flow; yield what it emits. Who leaves early is told to the flow."""
         stage = _Stage(self)
         came: object = None
-        raised: BaseException | None = None
         try:
             while True:
                 try:
@@ -83,6 +90,10 @@ class Pool:
                         came = stage.perform(step)
                 except BaseException as error:  # noqa: BLE001 - as above
                     raised = error
+        except BaseException as error:
+            if is_over(flow):
+                raise
+            yield from self.iterate(flow, error)  # As above.
         finally:
             stage.leave()
 

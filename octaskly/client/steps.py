@@ -8,6 +8,7 @@ resuming are written once, and a client is no more than a way to perform six ste
 from __future__ import annotations
 
 from collections.abc import Generator
+from types import GeneratorType
 from typing import Any, Generic, TypeAlias, TypeVar
 
 import msgspec
@@ -56,3 +57,9 @@ class Emit(msgspec.Struct, Generic[T], frozen=True):
 Step: TypeAlias = Send | Begin | Read | Leave | Pause
 Flow: TypeAlias = Generator[Step, Any, T]
 Emitting: TypeAlias = Generator[Step | Emit[T], Any, None]
+
+
+def is_over(flow: Flow[Any] | Emitting[Any]) -> bool:
+    """Whether a flow has returned or raised."""
+    assert isinstance(flow, GeneratorType)
+    return flow.gi_frame is None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 import json
 from collections.abc import Iterator
@@ -260,6 +261,20 @@ def test_a_long_wait_is_many_polls() -> None:
     assert {call.query["wait"] for call in play.sent} == {"60.000"}
 
 
+def ran(play: Play) -> octaskly.Task:
+    task: octaskly.Task = play.run(
+        flows.run(
+            play.asker,
+            "true",
+            {},
+            check=False,
+            durability=None,
+            until=play.until(),
+        )
+    )
+    return task
+
+
 def test_who_leaves_a_run_cancels_it_whatever_made_it_leave() -> None:
     """By Ctrl-C and by a cancelled task alike, which come as exceptions."""
     play = Play(
@@ -267,18 +282,65 @@ def test_who_leaves_a_run_cancels_it_whatever_made_it_leave() -> None:
     )
 
     with pytest.raises(KeyboardInterrupt):
-        play.run(
-            flows.run(
-                play.asker,
-                "true",
-                {},
-                check=False,
-                durability=None,
-                until=play.until(),
-            )
-        )
+        ran(play)
     last = play.sent[-1]
     assert (last.method, last.target) == ("DELETE", "/api/v1/tasks/task-1?force=true")
+
+
+@pytest.mark.parametrize(
+    "left",
+    [KeyboardInterrupt(), asyncio.CancelledError(), octaskly.TimedOut("late")],
+    ids=["ctrl-c", "cancelled", "late"],
+)
+def test_who_leaves_a_run_before_its_answer_takes_it_back(left: BaseException) -> None:
+    """It may have been accepted, and run; its key tells which task it is, or makes it
+    one that is cancelled before anybody has begun it.
+    """
+    play = Play(left, TASK, reply({"id": "task-1", "status": "cancelled"}))
+
+    with pytest.raises(type(left)):
+        ran(play)
+    first, again, last = play.sent
+    assert again == first
+    assert (last.method, last.target) == ("DELETE", "/api/v1/tasks/task-1?force=true")
+
+
+def test_what_was_refused_is_not_taken_back() -> None:
+    """Nothing was accepted; asking once more could make a task of it."""
+    play = Play(refused(507, "The disk is full"))
+
+    with pytest.raises(octaskly.Unavailable):
+        ran(play)
+    assert len(play.sent) == 1
+
+
+def test_an_interrupt_stays_one_where_nobody_can_cancel() -> None:
+    """Who leaves, leaves, a few seconds later at the most."""
+    play = Play(TASK, KeyboardInterrupt(), *[BUSY] * 9, patience_s=3)
+
+    with pytest.raises(KeyboardInterrupt):
+        ran(play)
+    assert play.clock.now_s <= flows.CANCEL_S_MAX
+
+
+def test_a_map_takes_back_what_it_was_about_to_begin() -> None:
+    """Of two arrays the second has no answer yet: both are cancelled."""
+    gone = reply({"id": "task-1", "status": "cancelled"})
+    play = Play(TASK, KeyboardInterrupt(), TASK, gone, gone)
+    flow = mapping.map_(
+        play.asker,
+        "true",
+        ["x" * mapping.ITEMS_BYTES_MAX] * 2,
+        {},
+        ordered=True,
+        until=play.until(),
+    )
+
+    with pytest.raises(KeyboardInterrupt):
+        play.run(flow)
+    methods = [call.method for call in play.sent]
+    assert methods == ["POST", "POST", "POST", "DELETE", "DELETE"]
+    assert play.sent[1] == play.sent[2]
 
 
 def sse(kind: str, data: object, event_id: str = "") -> bytes:

@@ -1,0 +1,152 @@
+"""Flows performed by threads: Ctrl-C at whichever line it comes."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import linecache
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import pytest
+
+import octaskly.client
+from octaskly.client import flows, mapping, pool
+from octaskly.client.asker import Asker
+from octaskly.client.calls import Call, Reply
+from octaskly.client.pool import Pool
+from octaskly.client.steps import Begin, Leave, Read, Send, Step
+from octaskly.client.targets import Target
+
+CLIENT = str(Path(octaskly.client.__file__).parent)
+
+
+class Mesh:
+    """A mesh that remembers submissions by their key; its tasks end in their time."""
+
+    def __init__(self) -> None:
+        self.status: dict[str, str] = {}
+        self._polls = 0
+        self._events: list[bytes] = []
+
+    def perform(self, step: Step) -> object:
+        match step:
+            case Send(call, _):
+                return self._answer(call)
+            case Begin(call, _):
+                return self._open(call)
+            case Read():
+                return self._events.pop(0)
+            case _:
+                assert step == Leave()
+        return None
+
+    def _answer(self, call: Call) -> Reply:
+        if call.method == "POST":
+            task = call.headers["Idempotency-Key"]
+            self.status.setdefault(task, "running")
+            return self._told(task)
+        task = call.path.rpartition("/")[2]
+        if call.method == "DELETE":
+            self.status[task] = "cancelled"
+        else:
+            self._polls += 1
+            if self._polls == 2:
+                self.status[task] = "completed"
+        return self._told(task)
+
+    def _open(self, call: Call) -> Reply:
+        task = call.path.split("/")[-2]
+        self.status[task] = "completed"
+        done = {"id": task, "status": "completed"}
+        self._events = [
+            _sse("result", done | {"position": 0}),
+            _sse("end", done | {"array": {"completed": 1}}),
+        ]
+        return Reply(200, {}, b"")
+
+    def _told(self, task: str) -> Reply:
+        body = {"id": task, "status": self.status[task]}
+        return Reply(200, {}, json.dumps(body).encode())
+
+
+def _sse(kind: str, data: object) -> bytes:
+    return f"event: {kind}\ndata: {json.dumps(data)}\n\n".encode()
+
+
+def run(asker: Asker, at: Pool) -> None:
+    at.run(
+        flows.run(
+            asker,
+            "true",
+            {},
+            check=False,
+            durability=None,
+            until=asker.until(None),
+        )
+    )
+
+
+def map_(asker: Asker, at: Pool) -> None:
+    flow = mapping.map_(asker, "f {}", ["a"], {}, ordered=True, until=asker.until(None))
+    for _ in at.iterate(flow):
+        pass
+
+
+def interrupt_at(line: int) -> Callable[[FrameType, str, object], Any]:
+    """Return what interrupts the client at its so-manieth line."""
+    lines = itertools.count()
+
+    def trace(frame: FrameType, event: str, _arg: object) -> Any:
+        path = frame.f_code.co_filename
+        if not path.startswith(CLIENT):
+            return None
+        counts = event == "line" and not _does_nothing(path, frame.f_lineno)
+        if counts and next(lines) == line:
+            sys.settrace(None)
+            raise KeyboardInterrupt(f"{path}:{frame.f_lineno}")
+        return trace
+
+    return trace
+
+
+def _does_nothing(path: str, number: int) -> bool:
+    """Whether Python looks for no signals there, and lets no `except` cover it."""
+    return linecache.getline(path, number).strip() in {"try:", "while True:"}
+
+
+@pytest.fixture
+def mesh(monkeypatch: pytest.MonkeyPatch) -> Iterator[Mesh]:
+    mesh = Mesh()
+    monkeypatch.setattr(pool._Stage, "perform", lambda _stage, step: mesh.perform(step))
+    before = sys.gettrace()
+    yield mesh
+    sys.settrace(before)
+
+
+@pytest.mark.parametrize("word", [run, map_])
+def test_ctrl_c_at_any_line_leaves_no_task_behind(
+    mesh: Mesh, word: Callable[[Asker, Pool], None]
+) -> None:
+    """Whether it comes within a step, between two, or before an answer is read."""
+    cancelled = 0
+    for line in itertools.count():
+        mesh.__init__()  # type: ignore[misc]
+        keys = (f"key-{n}" for n in itertools.count())
+        asker = Asker("the node", new_key=keys.__next__)
+        at = Pool(Target(url="http://127.0.0.1:1"))
+        sys.settrace(interrupt_at(line))
+        try:
+            word(asker, at)
+        except KeyboardInterrupt as interrupt:
+            where = str(interrupt)
+        else:
+            break
+        finally:
+            sys.settrace(None)
+        assert "running" not in mesh.status.values(), where
+        cancelled += "cancelled" in mesh.status.values()
+    assert cancelled > 9
