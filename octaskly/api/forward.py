@@ -117,7 +117,9 @@ class Forwarder:
             Problem: 503, none was found in time, or it is unknown whether the
                 request arrived.
         """
-        hold = _Hold(self._deadlines.hold_s)
+        # A long poll may go well for minutes before its trouble; a submission may not.
+        is_renewed = call.request.method in ("GET", "HEAD")
+        hold = _Hold(self._deadlines.hold_s, is_renewed=is_renewed)
         while True:
             view = await self._dispatcher(call, hold)
             hold.begin()
@@ -322,8 +324,9 @@ class Forwarder:
 class _Hold:
     """How long one request may still wait for a dispatcher."""
 
-    def __init__(self, hold_s: float) -> None:
+    def __init__(self, hold_s: float, *, is_renewed: bool) -> None:
         self._hold_s = hold_s
+        self._is_renewed = is_renewed  #: by an attempt that lasted longer
         self._pause_s = _PAUSE_S
         self._clock = asyncio.get_running_loop().time
         self._began_s = self._clock()
@@ -339,8 +342,7 @@ class _Hold:
     async def pause(self) -> None:
         """Wait a little before the next attempt; raise `Problem` when it is late."""
         now_s = self._clock()
-        if now_s - self._began_s > self._hold_s:
-            # A long poll that went well so far has its trouble only now.
+        if self._is_renewed and now_s - self._began_s > self._hold_s:
             self._until_s, self._pause_s = now_s + self._hold_s, _PAUSE_S
         if now_s >= self._until_s:
             raise none_elected()

@@ -6,6 +6,7 @@ another node, which gives it to members only.
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from urllib.parse import quote
 
@@ -21,6 +22,8 @@ from octaskly.ports import OutputPlace
 
 _CHUNK_BYTES = 256 << 10
 _INTERNAL = "/internal/v1/outputs"
+# The last none, which cannot be had of any file; the library takes it for all of them.
+_NO_BYTES = re.compile(r"bytes=-0+", re.IGNORECASE)
 # A file beside the asked one that ends in .gz is another output, not an encoding of
 # this one; and a copy that never changes needs no condition.
 _DROPPED = frozenset(
@@ -113,7 +116,10 @@ def _part(request: web.BaseRequest) -> slice | None:
 def _check_range(request: web.Request, size_bytes: int) -> None:
     """Answer a bad range ourselves, since the library's own 416 has no JSON body."""
     part = _part(request)
-    if part is not None and (part.start >= size_bytes or not size_bytes):
+    if part is None:
+        return
+    is_none = _NO_BYTES.fullmatch(request.headers["Range"]) is not None
+    if is_none or part.start >= size_bytes or not size_bytes:
         raise Problem(
             416,
             INVALID_VALUE,

@@ -17,6 +17,7 @@ from typing import IO
 import click
 import msgspec
 
+from octaskly.cli.widths import cut, pad, width
 from octaskly.client import NodeInfo, Refused, SeveralAgents, Unreachable
 from octaskly.config.defaults import EXIT_CONFIG
 from octaskly.config.units import SECONDS
@@ -224,14 +225,14 @@ def print_table(
     """Print rows under heads; the last column is cut to what a terminal has."""
     cells = [list(map(on_one_line, row)) for row in rows]
     widths = [
-        max(len(line[index]) for line in (heads, *cells)) for index in range(len(heads))
+        max(width(line[index]) for line in (heads, *cells))
+        for index in range(len(heads))
     ]
     room = _columns() - sum(widths[:-1]) - 2 * (len(heads) - 1)
     colour = has_colour(sys.stdout)
     for number, row in enumerate((list(heads), *cells)):
-        line = [cell.ljust(width) for cell, width in zip(row, widths, strict=True)]
-        last = row[-1]
-        line[-1] = last[: room - 1] + "…" if len(last) > room > 1 else last
+        line = [pad(cell, columns) for cell, columns in zip(row, widths, strict=True)]
+        line[-1] = cut(row[-1], room) if room > 1 else row[-1]
         if colour and number:
             if fg := STATE_COLOURS.get(row[state_column]):
                 line[state_column] = click.style(line[state_column], fg=fg)
@@ -243,25 +244,26 @@ def print_table(
 def print_fields(fields: Sequence[tuple[str, object]]) -> None:
     """Print one `key: value` a line; None is left out, and further lines go in."""
     shown = [(key, value) for key, value in fields if value is not None]
-    width = max((len(key) for key, _ in shown), default=0) + 1
+    margin = max((len(key) for key, _ in shown), default=0) + 1
     for key, value in shown:
-        text = printable(str(value)).replace("\n", f"\n{'':<{width}}  ")
-        click.echo(f"{key + ':':<{width}}  {text}")
+        text = printable(str(value)).replace("\n", f"\n{'':<{margin}}  ")
+        click.echo(f"{key + ':':<{margin}}  {text}")
 
 
 def duration(milliseconds: float | None) -> str:
     """Return a time span in at most seven characters."""
     if milliseconds is None:
         return "-"
-    seconds = milliseconds / 1000
-    if seconds < 1:
-        return f"{milliseconds:.0f} ms"
+    # Rounded before it is split: there is no 1m60s, and no 60.0 s.
+    whole_ms, tenths, seconds = (round(milliseconds / unit) for unit in (1, 100, 1000))
     minute, hour = 60, 3600
-    if seconds < minute:
-        return f"{seconds:.1f} s"
+    if whole_ms < 1000:  # noqa: PLR2004
+        return f"{whole_ms} ms"
+    if tenths < 10 * minute:
+        return f"{tenths / 10:.1f} s"
     if seconds < hour:
-        return f"{seconds // minute:.0f}m{seconds % minute:02.0f}s"
-    return f"{seconds // hour:.0f}h{seconds % hour // minute:02.0f}m"
+        return f"{seconds // minute}m{seconds % minute:02}s"
+    return f"{seconds // hour}h{seconds % hour // minute:02}m"
 
 
 def took(milliseconds: float | None) -> str | None:

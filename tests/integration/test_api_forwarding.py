@@ -618,6 +618,38 @@ async def test_task_with_a_key_is_sent_again(front: Member, back: Member) -> Non
     assert len(front.gateway.records) == 1
 
 
+async def test_a_submission_waits_no_longer_than_the_hold(mesh: Mesh) -> None:
+    """However often its dispatcher breaks off after long, and is asked once more.
+
+    A long poll has the whole hold anew each time: it was meant to last.
+    """
+    front = await mesh.member("front", replace(PATIENT, hold_s=0.05))
+    back = await mesh.member("back")
+    asked: list[bytes] = []
+
+    async def stall(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        asked.append((await reader.readuntil(b"\r\n\r\n")).split()[0])
+        await asyncio.sleep(0.1)
+        if asked.count(b"GET") == 3:
+            front.reign(2)
+        writer.transport.abort()
+
+    context = back.trust.lan_server_context(["back"], ["127.0.0.1"])
+    server = await asyncio.start_server(stall, "127.0.0.1", 0, ssl=context)
+    async with server, asyncio.timeout(WAIT_S_MAX):
+        url = f"https://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+        front.gateway.elect(front.gateway.view_of(back.gateway.node_id, lan_urls=[url]))
+        headers = ADMIN | {"Idempotency-Key": "k"}
+        refused = await front.api.ask(
+            "POST", TASKS, headers=headers, body={"command": "a"}
+        )
+        read = await front.api.ask("GET", f"{TASKS}?limit=1", headers=ADMIN)
+
+    assert_problem(refused, 503, "No dispatcher is elected")
+    assert read.status == 200
+    assert (asked.count(b"POST"), asked.count(b"GET") >= 3) == (1, True)
+
+
 async def test_reading_is_tried_again(front: Member, back: Member) -> None:
     """A GET changes nothing."""
     answer = await _crash_after_request(front, back, ADMIN, "GET")
@@ -718,14 +750,29 @@ async def test_own_output_is_sent_whole_or_in_part(
     whole = await back.api.ask("GET", url, headers=VIEWER)
     head = await back.api.ask("HEAD", url, headers=VIEWER)
     part = await back.api.ask("GET", url, headers=VIEWER | {"Range": "bytes=10-19"})
-    beyond = await back.api.ask(
-        "GET", url, headers=VIEWER | {"Range": f"bytes={len(data)}-"}
-    )
+    end = await back.api.ask("GET", url, headers=VIEWER | {"Range": "bytes=-9"})
 
     assert whole.body == data
     assert (head.status, head.headers["content-length"]) == (200, str(len(data)))
     assert (part.status, part.body) == (206, data[10:20])
-    assert_problem(beyond, 416)
+    assert (end.status, end.body) == (206, data[-9:])
+
+
+@pytest.mark.parametrize("asked", ["bytes=9-", "bytes=9-12", "bytes=-0", "Bytes=-00"])
+async def test_a_range_that_has_no_byte_of_an_output_is_refused(
+    back: Member, tmp_path: Path, asked: str
+) -> None:
+    """RFC 9110 section 14.1.2: beyond the end, or the last none; 416 as JSON."""
+    task = await _finished(back, "a.txt", 9, back.gateway.node_id)
+    (tmp_path / "a.txt").write_bytes(b"the whole")
+    back.gateway.files[task, "a.txt"] = tmp_path / "a.txt"  # type: ignore[index]
+
+    answer = await back.api.ask(
+        "GET", f"{TASKS}/{task}/outputs/a.txt", headers=VIEWER | {"Range": asked}
+    )
+
+    assert_problem(answer, 416)
+    assert answer.headers["content-range"] == "bytes */9"
 
 
 async def test_a_download_that_nobody_reads_is_cut(mesh: Mesh, tmp_path: Path) -> None:

@@ -1,0 +1,81 @@
+"""Columns of a terminal, and spans of time, as tables show them."""
+
+from __future__ import annotations
+
+import pytest
+
+from octaskly.cli.render import duration, print_table
+from octaskly.cli.widths import cut, pad, width
+
+
+@pytest.mark.parametrize(
+    ("text", "columns"),
+    [
+        ("plain", 5),
+        ("naïve", 5),
+        ("nai\u0308ve", 5),
+        ("日本語", 6),
+        ("\uff46\uff55", 4),
+        ("한국어", 6),
+        ("🚀 up", 5),
+        ("…", 1),
+        ("", 0),
+    ],
+)
+def test_wide_characters_take_two_columns_and_marks_none(
+    text: str, columns: int
+) -> None:
+    """As terminals draw them."""
+    assert width(text) == columns
+    assert width(pad(text, 12)) == 12
+
+
+@pytest.mark.parametrize(
+    ("text", "columns", "shown"),
+    [
+        ("plain", 5, "plain"),
+        ("plain", 4, "pla…"),
+        ("日本語", 6, "日本語"),
+        ("日本語", 5, "日本…"),
+        ("日本語", 4, "日…"),
+        ("e\u0301e\u0301e\u0301", 2, "e\u0301…"),
+    ],
+)
+def test_what_does_not_fit_is_cut_with_a_mark(
+    text: str, columns: int, shown: str
+) -> None:
+    """No wide character is cut into halves: a column may stay free."""
+    assert cut(text, columns) == shown
+    assert width(shown) <= columns
+
+
+def test_columns_of_a_table_stand_below_each_other_whatever_is_in_them(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """A name in Chinese or with an emoji once moved the columns behind it."""
+    rows = [["1", "日本語", "a"], ["2", "🚀", "b"], ["3", "plain", "c"]]
+
+    print_table(["ID", "NAME", "COMMAND"], rows, state_column=0)
+
+    lines = capsys.readouterr().out.splitlines()
+    assert {width(line[: line.index(line.split()[-1])]) for line in lines} == {12}
+
+
+@pytest.mark.parametrize(
+    ("milliseconds", "shown"),
+    [
+        (0, "0 ms"),
+        (999.4, "999 ms"),
+        (999.6, "1.0 s"),
+        (59_940, "59.9 s"),
+        (59_960, "1m00s"),
+        (119_700, "2m00s"),
+        (3_599_700, "1h00m"),
+        (7_199_000, "1h59m"),
+    ],
+)
+def test_a_span_of_time_is_rounded_before_it_is_split(
+    milliseconds: float, shown: str
+) -> None:
+    """There is no 1m60s."""
+    assert duration(milliseconds) == shown
