@@ -54,6 +54,7 @@ class PeerUp:
     hello: Hello  #: what the peer said
     address: Address  #: where the peer's peer port can be dialled
     draw: float = 0.0  #: in [0, 1)
+    took_ms: int = 0  #: from the connection until now; both said HELLO in that time
 
 
 @value(frozen=True, slots=True)

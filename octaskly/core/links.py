@@ -45,7 +45,7 @@ class Links:
         code = self._vetting.vet(event.peer, event.hello, self._election.term)
         if code is not None:
             return effects + self._refuse(event.peer, code)
-        effects += self._vetting.look_at_skew(event.peer, event.hello, event.sent)
+        effects += self._vetting.look_at_skew(event)
         effects += self._members.on_peer_up(event, now)
         effects += self._versions.on_up(event.peer, event.hello)
         effects += self._rotation.on_up(event.peer)

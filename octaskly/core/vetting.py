@@ -13,6 +13,7 @@ from collections.abc import Iterable
 from typing import Final
 
 from octaskly.core.effects import Effect, Note
+from octaskly.core.events import PeerUp
 from octaskly.core.facts import Entry, Floor
 from octaskly.core.journal import Journal
 from octaskly.core.keys import KeysGiven, KeysHeld, KeysMessage, is_sane_keyring
@@ -112,14 +113,16 @@ class Vetting:
         fields = (("peer", peer), ("reason", f"{PROTOCOL}{code}"))
         return self._tell(peer, code, Note("warning", "peer refused", fields))
 
-    def look_at_skew(self, peer: NodeId, theirs: Hello, ours: Hello) -> list[Effect]:
+    def look_at_skew(self, up: PeerUp) -> list[Effect]:
         """Tell people of a peer whose clock is not ours.
 
-        Both said HELLO at the same moment, however late they are read. Nothing goes
-        by that clock but what is shown and how long tokens live.
+        On busy machines one side may say HELLO long after the other one, though never
+        further apart than all of the handshake took. Nothing goes by that clock but
+        what is shown and how long tokens live.
         """
-        skew_ms = theirs.wall_ms - ours.wall_ms
-        if not theirs.wall_ms or abs(skew_ms) <= SKEW_MS_MAX:
+        peer, theirs_ms = up.peer, up.hello.wall_ms
+        skew_ms = theirs_ms - up.sent.wall_ms
+        if not theirs_ms or abs(skew_ms) <= SKEW_MS_MAX + up.took_ms:
             return []
         fields = (
             ("peer", peer),

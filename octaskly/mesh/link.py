@@ -44,6 +44,10 @@ PART_BYTES: Final = 64  #: what a message in the outbox takes beside its own byt
 REASON_CHARS_MAX: Final = 200
 
 NOT_ACCEPTED: Final = "peer does not accept our mesh secret"
+TOO_LATE: Final = "no handshake in time"
+REFUSAL_S: Final = 2.0
+"""From the connection on: a peer that hangs up so soon does not accept our certificate.
+One that does so later may just have waited for it long enough, on a busy machine."""
 OVERFLOW: Final = "outbox overflow"
 
 
@@ -105,8 +109,10 @@ class Link(asyncio.Protocol):
         self.reason: str | None = None  #: why it ended
         self.was_left = False  #: the peer ended it, and said why
         self.was_broken = False  #: the peer sent what is no message now
+        self.was_unheard = False  #: dialled, the peer hung up without a HELLO
         self.settled = asyncio.Event()  #: connected or ended
         self.lost = asyncio.Event()  #: nothing of the connection is left
+        self._begun_s = asyncio.get_running_loop().time()
         self._owner = owner
         self._trust = trust
         self._packing = packing
@@ -176,6 +182,11 @@ class Link(asyncio.Protocol):
         return self._transport is not None
 
     @property
+    def age_s(self) -> float:
+        """Seconds since it was dialled or accepted."""
+        return asyncio.get_running_loop().time() - self._begun_s
+
+    @property
     def queued_bytes(self) -> int:
         """Bytes that wait for the peer to read, as far as this process holds them."""
         buffered = 0
@@ -222,7 +233,8 @@ class Link(asyncio.Protocol):
 
     def _lose(self, exc: Exception | None) -> None:
         if self.dialled and self.peer and self.hello is None:
-            reason = NOT_ACCEPTED
+            self.was_unheard = self.reason is None
+            reason = NOT_ACCEPTED if self.age_s < REFUSAL_S else TOO_LATE
         elif exc is None:
             reason = "eof"
         else:

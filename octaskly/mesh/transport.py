@@ -18,7 +18,7 @@ from octaskly.core.model import Address, Limits, NodeId
 from octaskly.errors import LocalProtocolError
 from octaskly.mesh.grudges import GRUDGE, Grudges
 from octaskly.mesh.intake import Progress
-from octaskly.mesh.link import NOT_ACCEPTED, Link
+from octaskly.mesh.link import TOO_LATE, Link
 from octaskly.mesh.rivals import DUPLICATE, DUPLICATE_ID, MYSELF, Rivals
 from octaskly.mesh.strangers import Strangers
 from octaskly.mesh.tcp import connect, tune
@@ -205,8 +205,8 @@ class Transport:
         port = link.hello.node.peer_port
         assert link.remote is not None
         address = link.dialled or Address(link.remote.host, port)
-        draw = self._clock.draw()
-        self._post(PeerUp(link.peer, link.sent, link.hello, address, draw))
+        draw, took_ms = self._clock.draw(), round(link.age_s * 1000)
+        self._post(PeerUp(link.peer, link.sent, link.hello, address, draw, took_ms))
 
     def on_messages(self, link: Link, messages: Sequence[Message]) -> None:
         """Hand messages to the core."""
@@ -312,7 +312,7 @@ class Transport:
             link = await self._attempt(address, context)
             if link is None or link.is_connected or link.reason == DUPLICATE:
                 return link
-            if link.reason != NOT_ACCEPTED:
+            if not link.was_unheard:
                 break
         return None
 
@@ -387,6 +387,6 @@ def _failure(error: OSError) -> str:
         case ssl.SSLError():
             return "peer shows no certificate, or speaks no TLS 1.3"
         case TimeoutError() | ConnectionAbortedError():
-            return "no handshake in time"
+            return TOO_LATE
         case _:
             return "reset"

@@ -22,9 +22,9 @@ from octaskly.core.effects import Note
 from octaskly.core.events import DialFailed, Event, PeerDown, PeerUp, Received
 from octaskly.core.messages import Hello, HelloOk, Leave, Message, Probe, Pull
 from octaskly.core.model import NO_EPOCH, Address, Limits, NodeId, NodeInfo
-from octaskly.mesh import grudges, wire
+from octaskly.mesh import grudges, link, wire
 from octaskly.mesh.grudges import GRUDGE
-from octaskly.mesh.link import NOT_ACCEPTED, OVERFLOW
+from octaskly.mesh.link import NOT_ACCEPTED, OVERFLOW, TOO_LATE
 from octaskly.mesh.rivals import DUPLICATE, DUPLICATE_ID
 from octaskly.mesh.strangers import HANDSHAKES_HERE_MAX
 from octaskly.mesh.tcp import remote_of
@@ -506,8 +506,17 @@ async def test_who_greets_while_its_secret_ends_is_not_met() -> None:
     assert not a.of(PeerUp)
 
 
-async def test_a_rejected_certificate_is_told_as_a_wrong_secret() -> None:
-    """With TLS 1.3 the dialler learns it only from the end of the connection."""
+@pytest.mark.parametrize(
+    ("refusal_s", "reason"), [(60.0, NOT_ACCEPTED), (0.0, TOO_LATE)]
+)
+async def test_a_rejected_certificate_is_told_as_a_wrong_secret(
+    monkeypatch: pytest.MonkeyPatch, refusal_s: float, reason: str
+) -> None:
+    """With TLS 1.3 the dialler learns it only from the end of the connection.
+
+    A busy peer ends it, too, once it has waited long enough: that accuses nobody.
+    """
+    monkeypatch.setattr(link, "REFUSAL_S", refusal_s)
     a = Party()
     lenient = Party(trust=MeshTrust(generate(), NodeKey.generate()))
     context = lenient.trust.client_context()
@@ -517,7 +526,7 @@ async def test_a_rejected_certificate_is_told_as_a_wrong_secret() -> None:
         lenient.transport.dial(None, [a.address])
         await lenient.until(lambda: lenient.of(DialFailed))
 
-    assert lenient.reasons == [NOT_ACCEPTED]
+    assert lenient.reasons == [reason]
     assert a.reasons == ["peer is not of our mesh"]
     assert not a.events
 
@@ -799,6 +808,22 @@ async def test_a_member_that_breaks_the_protocol_is_told_and_cut_off(
     assert [type(message) for message in said] == [Hello, Leave]
     assert reason in str(a.reasons[0])
     assert not a.events
+
+
+async def test_how_long_a_handshake_took_is_told() -> None:
+    """So the core knows how far apart the clocks in both HELLO may have been read."""
+    a, raw = Party(), Raw()
+    async with running(a):
+        reader, writer = await asyncio.open_connection(
+            a.address.host, a.address.port, ssl=raw.trust.client_context()
+        )
+        await reader.readexactly(1)
+        await asyncio.sleep(0.1)
+        writer.write(wire.encode([raw.hello(a.hello())]) + wire.encode([HelloOk()]))
+        await a.until(lambda: a.of(PeerUp))
+        writer.close()
+
+    assert a.of(PeerUp)[0].took_ms >= 100
 
 
 async def test_a_member_that_pretends_to_be_another_is_refused() -> None:

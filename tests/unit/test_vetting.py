@@ -352,6 +352,20 @@ def test_a_clock_that_is_off_is_told_of_once(off_s: int) -> None:
     assert not [effect for effect in told if isinstance(effect, Disconnect)]
 
 
+@pytest.mark.parametrize(("off_s", "is_told"), [(-12, False), (12, False), (17, True)])
+def test_no_clock_is_called_off_for_a_late_handshake(off_s: int, is_told: bool) -> None:
+    """On a busy machine one side says HELLO seconds after the other one."""
+    shell = Shell()
+    sent = shell.node.hello(moment())
+    theirs = hello_of(NO_EPOCH, wall_ms=sent.wall_ms + off_s * 1000)
+
+    up = PeerUp(PEER, sent, theirs, Address("::1", 7), took_ms=10_000)
+    effects = shell.feed(up)
+
+    told = [e for e in effects if isinstance(e, Note) and "clock" in e.event]
+    assert bool(told) == is_told
+
+
 def test_entries_of_the_future_are_kept_and_told_of_once() -> None:
     """They say nothing false about tasks; somebody's clock wants to be set."""
     shell = Shell()
