@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from aiohttp import web
+from aiohttp.http_exceptions import LineTooLong
 
 from octaskly.api import auth, page
 from octaskly.api.answering import Answering, OnFault, OnServed
@@ -183,10 +184,13 @@ class Handler(web.RequestHandler):
         message: str | None = None,
     ) -> web.StreamResponse:
         """Answer what the library refuses before a request exists, as JSON."""
-        del exc
         if request.writer.output_size > 0:
             raise ConnectionError("an answer has begun already")
         first = (message or "").strip().partition("\n")[0]
+        if isinstance(exc, LineTooLong):
+            first = (
+                f"the first line or a field of the header is over {exc.args[1]} bytes"
+            )
         problem = status_problem(status, ascii(first[:200])[1:-1] or None)
         problem.closes = True
         return self._answering.refuse(problem)

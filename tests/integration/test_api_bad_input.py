@@ -695,6 +695,18 @@ async def test_b18_broken_http(node: ApiNode, data: bytes) -> None:
     assert node.faults == []
 
 
+@pytest.mark.parametrize("kind", ["long header", "long path"])
+async def test_b18_what_is_too_long_is_told_in_our_words(
+    node: ApiNode, kind: str
+) -> None:
+    """The library would repeat the beginning, and call it a bytearray."""
+    answer = parse(await exchange(node.port, PROTOCOL_ERRORS[kind]))
+
+    assert answer.json["hint"] == (
+        "the first line or a field of the header is over 8190 bytes"
+    )
+
+
 async def test_b18_unknown_expectation(node: ApiNode) -> None:
     """417 as JSON; the library answers it before any middleware runs."""
     answer = await node.ask("GET", "/health", headers={"Expect": "a miracle"})
