@@ -20,6 +20,7 @@ from octaskly.agent.parts import Parts
 from octaskly.agent.signals import Signals
 from octaskly.agent.start import make_folders
 from octaskly.agent.unpaired import unpaired
+from octaskly.agent.unraised import unraised
 from octaskly.config.account import account_for
 from octaskly.config.agent import AgentConfig
 from octaskly.core.departure import GONE_S
@@ -74,6 +75,7 @@ class Agent:
         # Said before a secret is made, or waited for, that nobody may use.
         Lock(self._config.paths.database).release()
         become_subreaper()
+        sys.unraisablehook = unraised(self._log, self._clock)
         self._use.begin()
         secret, is_first = await self._secret(meshes)
         while secret is not None:

@@ -1,0 +1,53 @@
+"""What strangers on the LAN do to an agent, before they have shown anything."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import ssl
+from collections.abc import Iterator
+
+import pytest
+
+from tests.agents import Agent, running, until_nodes
+
+PLACEHOLDER = "a" * 8
+ATTEMPTS = 5
+
+
+@pytest.fixture(scope="module")
+def solo(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Agent]:
+    """An agent that these tests leave as it was."""
+    with running(tmp_path_factory.mktemp("strangers"), "solo") as (agent,):
+        until_nodes(agent, 1)
+        yield agent
+
+
+def first_bytes_of_tls(name: bytes) -> bytes:
+    """Return how a client begins that asks for a host of this name."""
+    context = ssl.create_default_context()
+    said = ssl.MemoryBIO()
+    tls = context.wrap_bio(ssl.MemoryBIO(), said, server_hostname=PLACEHOLDER)
+    with contextlib.suppress(ssl.SSLWantReadError):
+        tls.do_handshake()
+    return said.read().replace(PLACEHOLDER.encode(), name)
+
+
+@pytest.mark.parametrize("port", ["peer_port", "lan_url"])
+def test_a_name_in_tls_that_is_no_text_writes_no_traceback(
+    solo: Agent, port: str
+) -> None:
+    """Python raises nowhere what goes wrong there, and says so at length each time."""
+    number = int(str(solo.ready()[port]).rpartition(":")[2])
+    hello = first_bytes_of_tls(b"\xff" * len(PLACEHOLDER))
+
+    for _ in range(ATTEMPTS):
+        with socket.create_connection(("127.0.0.1", number)) as connection:
+            connection.sendall(hello)
+            with contextlib.suppress(ConnectionError):
+                assert connection.recv(1) == b""  # The agent has hung up.
+
+    told = [line for line in solo.log().splitlines() if "UnicodeDecodeError" in line]
+    assert 1 <= len(told) < ATTEMPTS, solo.log()
+    assert "error ignored" in told[0]
+    assert "Traceback" not in solo.log()
