@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import importlib
 import os
+import resource
 import shlex
 import sys
 from collections.abc import MutableMapping
@@ -18,6 +19,7 @@ from typing import Any
 
 from octaskly.agent.notify import Notifier
 from octaskly.agent.signals import Signals
+from octaskly.config.account import Inherited
 from octaskly.config.agent import AgentConfig
 from octaskly.config.defaults import EXIT_CONFIG
 from octaskly.errors import ConfigError, StoreError
@@ -31,7 +33,7 @@ def run(config: AgentConfig, environ: MutableMapping[str, str] = os.environ) -> 
     """Run a node until it is told to stop; return the exit code of the process."""
     options = config.options
     log = configure(options.log_format, options.log_level, environ)
-    config = replace(config, task_umask=os.umask(0o077))
+    config = replace(config, inherited=Inherited(os.umask(0o077), _dump_no_core()))
     if not config.paths.is_found(environ):
         hint = f"octaskly --state-dir {shlex.quote(str(config.paths.state))} nodes"
         log.info("commands must be told the folder of this agent", hint=hint)
@@ -46,6 +48,16 @@ def run(config: AgentConfig, environ: MutableMapping[str, str] = os.environ) -> 
             print(f"  hint: {error.hint}", file=sys.stderr)  # noqa: T201
         # What no setting mends may heal: systemd starts the agent again.
         return EXIT_CONFIG if isinstance(error, ConfigError) else EXIT_FAILED
+
+
+def _dump_no_core() -> int:
+    """Let no crash write the mesh secret to a disk; return what the bound was.
+
+    Not by PR_SET_DUMPABLE, which would hide from users which agent has a port.
+    """
+    bytes_max, hard = resource.getrlimit(resource.RLIMIT_CORE)
+    resource.setrlimit(resource.RLIMIT_CORE, (0, hard))
+    return bytes_max
 
 
 async def _begin(

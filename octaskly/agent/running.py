@@ -55,7 +55,7 @@ def pool_of(
         archive=archive,
         supply=Supply(depot, tls, urls_of),
         node_name=info.name,
-        umask=config.task_umask,
+        inherited=config.inherited,
         account=config.account,
         kill_grace_s=config.timing.kill_grace_s,
         gpus=info.gpus,

@@ -1,4 +1,4 @@
-"""The user that tasks run as, where that is not the agent's own."""
+"""The user that tasks run as, where that is not the agent's own; what else differs."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Final, NamedTuple
 
 from octaskly.config.defaults import GROUP
 from octaskly.errors import ConfigError
@@ -47,6 +48,16 @@ class Account:
         }
         own = {"HOME": self.home, "USER": self.name, "LOGNAME": self.name}
         return {**kept, **own, "SHELL": self.login_shell}
+
+
+class Inherited(NamedTuple):
+    """What tasks have from whoever started the agent, which itself has it otherwise."""
+
+    umask: int = 0o022  #: the agent's own files are private
+    core_bytes: int | None = None  #: of a core file, -1: any; the agent makes none
+
+
+INHERITED: Final = Inherited()
 
 
 def account_for(name: str | None) -> Account | None:

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
-from octaskly.config.account import Account
+from octaskly.config.account import INHERITED, Account, Inherited
 from octaskly.config.places import (
     Paths,
     runtime_dir_default,
@@ -43,9 +43,7 @@ class AgentConfig:
     limits: Limits
     account: Account | None = None  #: the user that tasks run as; None: the agent's
     was_renewed: bool = False  #: the state folder was a copy: its node has a new id
-    task_umask: int = (
-        0o022  #: of the files that tasks make; the agent's own are private
-    )
+    inherited: Inherited = INHERITED
 
 
 def configure(flags: Mapping[str, Any], environ: Mapping[str, str]) -> AgentConfig:

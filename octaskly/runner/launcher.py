@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import gc
 import os
+import resource
 import select
 import signal
 import socket
@@ -348,6 +349,12 @@ def step_forward() -> None:
             score.write_text(str(OOM_SCORE))
 
 
+def allow_cores(bytes_max: int) -> None:
+    """Give tasks the bound on core files that the agent has taken from itself."""
+    hard = resource.getrlimit(resource.RLIMIT_CORE)[1]
+    resource.setrlimit(resource.RLIMIT_CORE, (bytes_max, hard))
+
+
 def main() -> None:
     """Run as `launcher.py CONTROL_FD SETTINGS FOLDER...`; see `frames` for settings."""
     control = socket.socket(fileno=int(sys.argv[1]))
@@ -359,6 +366,8 @@ def main() -> None:
     step_forward()
     settings = decode_settings(sys.argv[2])
     launcher = Launcher(control, settings)
+    if settings["core_bytes"] is not None:
+        allow_cores(int(str(settings["core_bytes"])))
     if settings["user"]:  # Behind what only the agent's own user may open.
         become(*settings["user"])
     # Next to no cycles are made, so it is enough to look for them now and then.

@@ -12,7 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from octaskly.config.account import Account
+from octaskly.config.account import INHERITED, Account, Inherited
 from octaskly.core.messages import Report
 from octaskly.core.model import (
     AttemptId,
@@ -68,7 +68,7 @@ class Pool:
         launchers: Launcher processes; default one per core, at most one per slot.
         output_bytes_max: Bytes kept of each stream; the rest is counted.
         kill_grace_s: Time between SIGTERM and SIGKILL.
-        umask: File mode mask of the tasks.
+        inherited: What tasks have otherwise than the agent.
         env: Environment that tasks start from; default the agent's, without what
             speaks to the agent alone.
         account: The user that tasks run as; None: the agent's own.
@@ -93,7 +93,7 @@ class Pool:
         launchers: int | None = None,
         output_bytes_max: int = 1 << 20,
         kill_grace_s: float = 10.0,
-        umask: int = 0o022,
+        inherited: Inherited = INHERITED,
         env: Mapping[str, str] | None = None,
         account: Account | None = None,
         gpus: Sequence[str] = (),
@@ -110,7 +110,7 @@ class Pool:
                 "node": node_name,
                 "output_bytes_max": output_bytes_max,
                 "kill_grace_s": kill_grace_s,
-                "umask": umask,
+                **inherited._asdict(),
                 "transcript_bytes_max": archive.bytes_max,
             },
             env=task_environment(os.environ if env is None else env) | OF_CALLS,

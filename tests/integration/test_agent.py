@@ -114,6 +114,23 @@ def test_tasks_make_files_as_the_user_of_the_agent_would(solo: Agent) -> None:
     assert (solo.state / "log.db").stat().st_mode & 0o777 == 0o600
 
 
+def test_no_crash_of_an_agent_leaves_its_secret_on_a_disk(tmp_path: Path) -> None:
+    """It writes no core file; tasks may, as far as their agent might have."""
+    before = resource.getrlimit(resource.RLIMIT_CORE)
+    resource.setrlimit(resource.RLIMIT_CORE, (before[1], before[1]))
+    try:
+        agent = start(tmp_path, "solo")
+    finally:
+        resource.setrlimit(resource.RLIMIT_CORE, before)
+    with ending(agent):
+        task = finished(agent, submit(agent, "grep core /proc/self/limits"))
+        own = resource.prlimit(agent.process.pid, resource.RLIMIT_CORE)
+
+    shown = "unlimited" if before[1] == resource.RLIM_INFINITY else str(before[1])
+    assert own == (0, before[1])
+    assert task["stdout"].split()[4:6] == [shown, shown]
+
+
 def test_a_task_is_refused_with_the_reason_why_nothing_is_written(
     tmp_path: Path,
 ) -> None:
