@@ -15,6 +15,10 @@ SURPLUS_MAX: Final = 16
 DESCRIPTORS_KEPT: Final = 48
 """For files, launchers and peers; connections get the rest."""
 
+STRANGERS_SHARE: Final = 0.75
+"""Of the connections, for strangers of the LAN together; this machine and nodes of the
+mesh have the rest, however many addresses a stranger has."""
+
 SOCKET_RESERVE: Final = 64  #: more connections that only the UNIX socket may have
 
 
@@ -31,9 +35,14 @@ class Crowd:
         return count + 1 - self._connections_max() - reserve
 
     def enter(self, host: str) -> bool:
-        """Note a stranger's connection; False: its address has its share already."""
+        """Note a stranger's connection; False: it is one more than may be had.
+
+        Its address has its share already, or all strangers together have theirs.
+        """
         self._strangers[host] += 1
-        return self._strangers[host] <= self._bounds.connections_per_address
+        most = self._connections_max() * STRANGERS_SHARE
+        is_crowd = self._strangers[host] > self._bounds.connections_per_address
+        return not is_crowd and self._strangers.total() <= most
 
     def leave(self, host: str) -> None:
         """Forget a connection that entered."""

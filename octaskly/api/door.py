@@ -2,7 +2,8 @@
 
 A TLS connection costs buffers from its first byte, and a descriptor, so whoever opens
 many and says nothing must not get many. Done on the plain connection, before there is
-any TLS.
+any TLS. Where all places are taken, who has waited longest makes room, of the address
+that has most: a machine with many addresses is to keep no node out.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ class Door:
         self._context = context
         self._bounds = bounds
         self._behind = behind
-        self._pending: Counter[str] = Counter()
+        self._pending: dict[asyncio.Transport, str] = {}  #: who came first is first
 
     def __call__(self) -> asyncio.Protocol:
         """Return the protocol of a connection that was just accepted."""
@@ -41,16 +42,18 @@ class Door:
         """Begin the handshake, or hang up."""
         host = str((transport.get_extra_info("peername") or ("",))[0])
         pending, bounds = self._pending, self._bounds
-        if pending.total() >= bounds.lan_handshakes_max:
+        counts = Counter(pending.values())
+        if counts[host] >= bounds.lan_handshakes_per_address:
             transport.abort()
             return
-        if pending[host] >= bounds.lan_handshakes_per_address:
-            transport.abort()
-            return
-        pending[host] += 1
+        if len(pending) >= bounds.lan_handshakes_max:
+            longest = max(pending, key=lambda one: counts[pending[one]])
+            del pending[longest]
+            longest.abort()
+        pending[transport] = host
         loop = asyncio.get_running_loop()
         settled: asyncio.Future[None] = loop.create_future()
-        settled.add_done_callback(lambda done: self._settled(host, done))
+        settled.add_done_callback(lambda done: self._settled(transport, done))
         # As `loop.start_tls` does it, which would need a task to wait in.
         tls = SSLProtocol(
             loop,
@@ -65,11 +68,11 @@ class Door:
         transport.set_protocol(tls)
         tls.connection_made(transport)
 
-    def _settled(self, host: str, done: asyncio.Future[None]) -> None:
+    def _settled(
+        self, transport: asyncio.Transport, done: asyncio.Future[None]
+    ) -> None:
         done.exception()  # Of a stranger's handshake, which is no news.
-        self._pending[host] -= 1
-        if not self._pending[host]:
-            del self._pending[host]
+        self._pending.pop(transport, None)
 
 
 class _Visitor(asyncio.Protocol):

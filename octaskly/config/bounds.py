@@ -46,7 +46,7 @@ class LimitOptions:
         "so many connections to the API at once",
         default=defaults.CONNECTIONS_MAX,
         more="fewer where the process may open fewer files; the local socket has 64 "
-        "more",
+        "more; strangers of the LAN together get three quarters",
     )
     connections_per_address: int = setting(
         "--connections-per-address",
@@ -103,7 +103,8 @@ class LimitOptions:
         _COUNT,
         "so many strangers at once at the peer port",
         default=defaults.HANDSHAKES_MAX,
-        more="those of this machine have 128 places of their own",
+        more="those of this machine have 96 places of their own; "
+        "for one more, who has waited longest of the address that has most makes room",
     )
     handshakes_per_address: int = setting(
         "--handshakes-per-address",
@@ -116,6 +117,7 @@ class LimitOptions:
         _COUNT,
         "so many TLS handshakes at once at the LAN port",
         default=defaults.LAN_HANDSHAKES_MAX,
+        more="for one more, room is made as at the peer port",
     )
     lan_handshakes_per_address: int = setting(
         "--lan-handshakes-per-address",

@@ -15,7 +15,7 @@ from typing import Final
 
 from octaskly.core.model import Address
 from octaskly.errors import OctasklyError
-from octaskly.mesh.strangers import Strangers
+from octaskly.mesh.strangers import Place, Strangers
 from octaskly.mesh.tcp import connect, tune
 
 EXCHANGE_S: Final = 10.0  #: for all messages between two programs
@@ -144,5 +144,5 @@ async def _talk(conversation: Conversation, welcome: Welcome) -> None:
         conversation.end()
 
 
-def _left(_: asyncio.Task[None], *, strangers: Strangers, place: str) -> None:
+def _left(_: asyncio.Task[None], *, strangers: Strangers, place: Place) -> None:
     strangers.leave(place)

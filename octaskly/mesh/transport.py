@@ -20,7 +20,7 @@ from octaskly.mesh.grudges import GRUDGE, Grudges
 from octaskly.mesh.intake import Progress
 from octaskly.mesh.link import TOO_LATE, Link
 from octaskly.mesh.rivals import DUPLICATE, DUPLICATE_ID, MYSELF, Rivals
-from octaskly.mesh.strangers import Strangers
+from octaskly.mesh.strangers import Place, Strangers
 from octaskly.mesh.tcp import connect, tune
 from octaskly.mesh.wire import Packing
 from octaskly.ports import Clock, HelloSource
@@ -251,7 +251,7 @@ class Transport:
             tune(connection)
             self._spawn(self._welcome(connection, place))
 
-    async def _welcome(self, connection: socket.socket, place: str) -> None:
+    async def _welcome(self, connection: socket.socket, place: Place) -> None:
         """Bring one connection from a stranger's to a peer's, or close it.
 
         Whoever has shown a certificate of the mesh is no stranger any more, and takes

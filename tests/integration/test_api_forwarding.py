@@ -174,6 +174,51 @@ async def test_strangers_that_never_say_hello_are_bounded(mesh: Mesh) -> None:
         each.transport.abort()
 
 
+async def test_silent_addresses_without_number_keep_no_node_out(mesh: Mesh) -> None:
+    """One machine has as many as it likes, by IPv6; who waits longest makes room."""
+    bounds = LimitOptions(handshake_s=int(4 * WAIT_S_MAX), lan_handshakes_max=4)
+    front = await mesh.member("front", bounds=bounds)
+    place = ("127.0.0.1", front.lan_port)
+    silent = [
+        await asyncio.open_connection(*place, local_addr=(f"127.0.1.{i}", 0))
+        for i in (1, 2, 3, 3)
+    ]
+
+    async with asyncio.timeout(WAIT_S_MAX):
+        _, writer = await asyncio.open_connection(*place, ssl=_stranger())
+        with contextlib.suppress(ConnectionError):
+            assert await silent[2][0].read() == b""
+
+    assert not any(silent[i][0].at_eof() for i in (0, 1, 3))
+    for each in (writer, *(end for _, end in silent)):
+        each.transport.abort()
+
+
+async def test_strangers_together_leave_connections_to_nodes(mesh: Mesh) -> None:
+    """Four connections may be had here, and three of them by whom nobody knows."""
+    front = await mesh.member("front", bounds=LimitOptions(connections_max=4))
+    member = MeshTrust(SECRET, NodeKey.generate()).lan_client_context()
+    opened = []
+
+    async def status(tls: ssl.SSLContext, host: str) -> bytes:
+        reader, writer = await asyncio.open_connection(
+            "127.0.0.1", front.lan_port, ssl=tls, local_addr=(host, 0)
+        )
+        opened.append(writer)
+        writer.write(b"GET /health HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n")
+        return (await reader.readline()).split()[1]
+
+    far = [await status(_stranger(), f"127.0.0.{i}") for i in range(2, 6)]
+    opened.pop().transport.abort()
+    await until(lambda: front.api.server.connections == len(far) - 1)
+    near = await status(member, "127.0.0.2")
+    for writer in opened:
+        writer.transport.abort()
+
+    assert far == [b"200", b"200", b"200", b"503"]
+    assert near == b"200"
+
+
 async def test_one_address_of_the_lan_gets_so_many_connections(mesh: Mesh) -> None:
     """One more is told so; this machine and members are not counted by address."""
     bounds = LimitOptions(connections_per_address=2)

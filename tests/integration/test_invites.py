@@ -14,6 +14,7 @@ from octaskly.agent.clock import SystemClock
 from octaskly.agent.invites import FAILURES_MAX, OPEN_MAX, Invites
 from octaskly.agent.joining import Joiner, Place, place_at
 from octaskly.agent.sockets import bind, port_of
+from octaskly.config.defaults import HANDSHAKES_MAX
 from octaskly.core.keys import DENIED_MAX
 from octaskly.core.model import Address, Moment, NodeId, NodeInfo
 from octaskly.errors import ConfigError, PairingFailed, TooManyInvites
@@ -21,7 +22,7 @@ from octaskly.log import configure
 from octaskly.mesh.pairing import Conversation, call, listen
 from octaskly.mesh.strangers import HANDSHAKES_HERE_MAX
 from octaskly.trust import NodeKey
-from octaskly.trust.code import Code
+from octaskly.trust.code import DIGITS, Code
 from octaskly.trust.greeting import CLOCK_MS_MAX, GREETING_BYTES, Greeting, Refusal
 from octaskly.trust.pairing import SHARE_BYTES, Exchange
 from octaskly.trust.secret import ENDED_MAX, GENERATIONS_MAX, MeshSecret
@@ -204,6 +205,28 @@ async def test_who_only_says_hello_burns_nothing() -> None:
         assert await ash.join(code) == KEYRING
 
 
+async def test_of_guesses_at_the_same_moment_one_is_had() -> None:
+    """All have said hello while the invite was open; whoever is quickest burns it."""
+    async with door() as ash:
+        code = await ash.invite()
+        guess = Code(code.slot, f"{(int(code.digits) + 1) % 10**DIGITS:0{DIGITS}}")
+        talks = [(await ash.knock(code.slot))[0] for _ in range(20)]
+
+        async def guessed(conversation: Conversation) -> bool:
+            try:
+                await conversation.say(Exchange.of_joiner(guess).share)
+                return len(await conversation.hear(SHARE_BYTES)) > 0
+            except OSError:
+                return False
+
+        had = await asyncio.gather(*map(guessed, talks))
+        assert sum(had) == 1
+        with pytest.raises(PairingFailed, match="take that code any more"):
+            await ash.join(code)
+        for conversation in talks:
+            conversation.close()
+
+
 async def test_ten_failures_within_an_hour_burn_all_invites() -> None:
     """Whoever tries slots is stopped; a fresh command makes a fresh code."""
     async with door() as ash:
@@ -325,6 +348,30 @@ async def test_no_address_holds_all_places() -> None:
         listening.cancel()
         for conversation in (*silent, surplus, late):
             conversation.close()
+
+
+async def test_silent_addresses_without_number_keep_no_machine_out() -> None:
+    """One machine has as many as it likes, by IPv6; who waits longest makes room."""
+    async with door() as ash:
+        code = await ash.invite()
+        assert ash.place is not None
+        there = ash.place.addresses[0]
+        silent = []
+        for i in range(HANDSHAKES_MAX):
+            local = (f"127.0.1.{i + 1}", 0)
+            silent.append(await asyncio.open_connection(*there, local_addr=local))
+        reader, writer = await asyncio.open_connection(
+            *there, local_addr=("127.0.2.1", 0)
+        )
+        now_ms = ash.clock.now().wall_ms
+        hello = Greeting(name="bay", key=bytes(32), wall_ms=now_ms, number=code.slot)
+        writer.write(hello.pack())
+
+        said = Greeting.unpack(await reader.readexactly(GREETING_BYTES))
+
+        assert said.refusal is Refusal.NONE
+        for _, other in [*silent, (reader, writer)]:
+            other.close()
 
 
 async def test_a_secret_file_that_cannot_be_read_ends_one_pairing_alone() -> None:

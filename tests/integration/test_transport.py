@@ -746,7 +746,10 @@ async def test_a_member_takes_no_place_of_a_stranger_while_it_says_hello() -> No
 
 
 async def test_pending_handshakes_are_bounded_in_all() -> None:
-    """Many machines that say nothing cost a known number of descriptors."""
+    """Many machines that say nothing cost a known number of descriptors.
+
+    Who has waited longest makes room, of the address that has most.
+    """
     a = Party(handshake_s=30.0)
     async with running(a):
         silent = []
@@ -754,11 +757,31 @@ async def test_pending_handshakes_are_bounded_in_all() -> None:
             local = (f"127.0.1.{i // 4 + 1}", 0)
             silent.append(await asyncio.open_connection(*a.address, local_addr=local))
         async with asyncio.timeout(WAIT_S):
-            endings = [await reader.read() for reader, _ in silent[-8:]]
+            endings = [await reader.read() for reader, _ in silent[: 8 * 4 : 4]]
         assert endings == [b""] * 8
         assert len(a.transport._strangers) == HANDSHAKES_MAX
         for _, writer in silent:
             writer.close()
+
+
+async def test_a_crowd_of_silent_addresses_keeps_no_peer_out() -> None:
+    """One machine has many addresses, as IPv6 gives them, and could take all places."""
+    a, raw = Party(handshake_s=30.0), Raw()
+    async with running(a):
+        silent = []
+        for i in range(HANDSHAKES_MAX):
+            local = (f"127.0.1.{i // 8 + 1}", 0)
+            silent.append(await asyncio.open_connection(*a.address, local_addr=local))
+        async with asyncio.timeout(WAIT_S):
+            reader, writer = await asyncio.open_connection(
+                *a.address,
+                local_addr=("127.0.2.1", 0),
+                ssl=raw.trust.client_context(),
+                server_hostname=raw.trust.dialled_as,
+            )
+            assert await reader.readexactly(1)  # Its HELLO.
+        for _, other in [*silent, (reader, writer)]:
+            other.close()
 
 
 # Members that misbehave
@@ -893,15 +916,14 @@ async def test_a_slow_member_that_sends_single_bytes_is_understood() -> None:
     a, raw = Party(), Raw()
     data = wire.encode([raw.hello(a.hello())]) + wire.encode([HelloOk(), Pull(())])
     async with running(a):
-        reader, writer = await asyncio.open_connection(
+        _, writer = await asyncio.open_connection(
             *a.address, ssl=raw.trust.client_context(), server_hostname=""
         )
         for i in range(len(data)):
             writer.write(data[i : i + 1])
             await writer.drain()
         await a.until(lambda: a.received)
-        writer.close()
-        await reader.read()
+        writer.transport.abort()
 
     assert a.received == [Pull(())]
 
