@@ -28,8 +28,9 @@ class Condition:
 
     def disk_changed(self) -> DiskChanged | None:
         """Return whether the disk takes the log, if that is new."""
-        is_failing = self._store.failure is not None or not self._store.is_room()
+        why = self._store.shortage()
+        is_failing = why is not None
         if is_failing == self._is_disk_failing:
             return None
         self._is_disk_failing = is_failing
-        return DiskChanged(is_failing)
+        return DiskChanged(is_failing, why or "")

@@ -264,10 +264,10 @@ class AgentGateway:
         assert isinstance(reply, replies.CancelDone)
         if reply.state is TaskState.RUNNING:
             raise TaskNotCancellable(
-                "Cannot cancel running task", hint="?force=true ends its processes"
+                "Cannot cancel running task", hint="it runs; `force` ends its processes"
             )
         if not reply.was_done:
-            raise TaskNotFound("Task not found", hint=f"it is {reply.state} already")
+            raise TaskNotFound("Task not found", hint=f"it has ended: {reply.state}")
         return record
 
     async def retry(self, ref: str, *, principal: Principal) -> tuple[TaskRecord, int]:

@@ -284,11 +284,11 @@ class Submissions:
             streams = await self._store.streams_of([r.id for r in records.values()])
             is_repeat = self._stream() not in streams
         if not is_repeat:
-            raise TaskExists(
-                "Duplicate task ID",
-                field="Idempotency-Key" if after else "id",
-                hint=f"{busy} exists already",
-            )
+            field, hint = "id", f"{busy} exists already"
+            if after:
+                field = "Idempotency-Key"
+                hint = f"it was sent before with other tasks: {busy} is one"
+            raise TaskExists("Duplicate task ID", field=field, hint=hint)
         return records
 
     async def _require_no_members(self, drafts: Sequence[ev.Draft]) -> None:

@@ -59,7 +59,7 @@ Megabytes = Annotated[int, msgspec.Meta(ge=1, le=MEMORY_MB_MAX)]
 
 ExitCode = Annotated[int, msgspec.Meta(ge=1, le=255)]
 Cause = Literal["failure", "lost"]
-Word = Annotated[str, told(pattern=f"^({_SIMPLE.pattern})?$")]
+Word = Annotated[str, told(pattern=f"^{_SIMPLE.pattern}$")]
 Ref = Annotated[str, told(pattern=f"^{_REF.pattern}$")]
 Labels = Annotated[
     dict[str, Annotated[str, told(maxLength=LABEL_CHARS_MAX)]],
@@ -77,9 +77,9 @@ class RequiresIn(msgspec.Struct, forbid_unknown_fields=True, gc=False):
     """What a node must have."""
 
     labels: Labels = {}
-    node: Word = ""
-    os: Word = ""
-    arch: Word = ""
+    node: Word | None = None
+    os: Word | None = None
+    arch: Word | None = None
     cpus: Count | None = None
     memory_mb: Megabytes | None = None
     gpus: Count | None = None
@@ -311,15 +311,16 @@ def _stdin(asked: OptionsIn) -> bytes:
 
 def _requires(asked: RequiresIn) -> Requires | None:
     for field in ("node", "os", "arch"):
-        word: str = getattr(asked, field)
-        if word and not _SIMPLE.fullmatch(word):
+        word: str | None = getattr(asked, field)
+        # An empty one is a variable that is not set: not a task without needs.
+        if word is not None and not _SIMPLE.fullmatch(word):
             raise Wrong(f"requires.{field}", "unusable word")
     return _or_none(
         Requires(
             labels=_labels(asked.labels, "requires.labels"),
-            node=asked.node,
-            os=asked.os,
-            arch=asked.arch,
+            node=asked.node or "",
+            os=asked.os or "",
+            arch=asked.arch or "",
             cpus=asked.cpus or 0,
             memory_mb=asked.memory_mb or 0,
             gpus=asked.gpus or 0,

@@ -47,6 +47,7 @@ _ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _PLACE = re.compile(r"^(?P<what>.*?)(?: - at `(?P<path>[^`]*)`)?$", re.DOTALL)
 _UNKNOWN = re.compile(r"Object contains unknown field `(?P<name>.*)`", re.DOTALL)
 _MISSING = re.compile(r"Object missing required field `(?P<name>[^`]*)`")
+_BOUND = re.compile(r"Expected [^,]*(, got (?P<got>`.*`))?", re.DOTALL)
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
 Path = Annotated[str, told(minLength=1, maxLength=PATH_BYTES_MAX, pattern="^[^/]")]
@@ -345,9 +346,13 @@ def _invalid(message: str, kind: type[msgspec.Struct]) -> Problem:
             field=f"{path}.{name}",
         )
     name = _field_name(path)
-    allowed = f"; expected {RANGES[name]}" if name in RANGES else ""
+    if name in RANGES:
+        # What is ours says more than the library's first half of the same.
+        bound = _BOUND.fullmatch(what)
+        got = f"got {bound['got']}" if bound and bound["got"] else "" if bound else what
+        what = f"{got}; expected {RANGES[name]}".removeprefix("; ")
     error = INVALID_COMMAND if name == "command" else INVALID_VALUE
-    return Problem(400, error, hint=f"{what}{allowed}", field=path)
+    return Problem(400, error, hint=what, field=path)
 
 
 def _surrogate_place(body: bytes) -> str | None:

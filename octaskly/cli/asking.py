@@ -27,6 +27,13 @@ def _list(_: click.Context, __: click.Parameter, texts: Sequence[str]) -> list[s
     return list(texts)
 
 
+def _text(_: click.Context, __: click.Parameter, text: str | None) -> str | None:
+    """Refuse what a variable left that is not set: it would ask for nothing."""
+    if text == "":
+        raise click.BadParameter("it is empty")
+    return text
+
+
 def _pairs(texts: Sequence[str], flag: str) -> dict[str, str]:
     pairs = {}
     for text in texts:
@@ -131,6 +138,7 @@ NEEDS: Final = (
         "--on",
         "wanted_node",
         metavar="NODE",
+        callback=_text,
         shell_complete=completing.nodes,
         help="The only node that will do.",
     ),
@@ -172,7 +180,12 @@ FLAGS: Final = (
         callback=_list,
         help="A file of the worker directory to keep. Repeatable.",
     ),
-    click.option("--name", metavar="TEXT", help="What people call it; not unique."),
+    click.option(
+        "--name",
+        metavar="TEXT",
+        callback=_text,
+        help="What people call it; not unique.",
+    ),
     click.option(
         "--label",
         "labels",
@@ -191,6 +204,7 @@ FLAGS: Final = (
     click.option(
         "--cwd",
         metavar="DIR",
+        callback=_text,
         help="The folder it runs in: absolute, or below the worker directory.",
     ),
     click.option(
@@ -211,6 +225,7 @@ FLAGS: Final = (
     click.option(
         "--notify-url",
         metavar="URL",
+        callback=_text,
         help="Is sent a signed POST when the task has ended.",
     ),
     click.option(

@@ -83,6 +83,7 @@ _HINTS = {
     "Members or tasks would be left behind": "octaskly join --force CODE",
     "Tasks may be lost": "octaskly leave --force    loses them",
     "Duplicate task ID": "octaskly show ID    shows the task that is there already",
+    "Cannot cancel ended task": "octaskly retry ID    runs it once more",
     "Task ID is ambiguous": "octaskly ls    shows whole ids",
     "Task has not ended": "octaskly wait ID    waits for its end",
     "Nothing to repeat": "octaskly show ID    counts the members of an array",
@@ -118,11 +119,13 @@ def has_colour(stream: IO[str]) -> bool:
     return stream.isatty() and not os.environ.get("NO_COLOR")
 
 
-def report(error: OctasklyError) -> int:
+def report(error: OctasklyError, *, of: str | None = None) -> int:
     """Print an error with its cause and the command that helps; return its exit code.
 
     The API says in `error` what kind of thing is wrong, and what in particular in
     `hint`: that is a cause here.
+
+    `of` is what it is about, where that is one of several things.
     """
     hints = (error.hint or "").splitlines()
     if isinstance(error, SeveralAgents):
@@ -136,7 +139,7 @@ def report(error: OctasklyError) -> int:
             cause = cause if place in cause else f"{place}: {cause}"
         hint = _HINTS.get(str(error)) or _API_HINTS.get(error.status)
         hints = [hint] if hint else []
-    print_error(str(error), cause=cause, hints=hints)
+    print_error(f"{of}: {error}" if of else str(error), cause=cause, hints=hints)
     return exit_code_of(error)
 
 
@@ -146,13 +149,14 @@ def for_each(refs: Iterable[str], do: Callable[[str], None]) -> int:
     What is refused for one of them is said, and the others are not left out.
     """
     codes = []
-    for ref in refs:
+    named = list(refs)
+    for ref in named:
         try:
             do(ref)
         except Refused as error:
             if error.status >= http.HTTPStatus.INTERNAL_SERVER_ERROR:
                 raise  # It would be for all of them.
-            codes.append(report(error))
+            codes.append(report(error, of=ref if len(named) > 1 else None))
     return codes[0] if codes else 0
 
 

@@ -19,8 +19,9 @@ from octaskly.cli.render import (
     size,
     took,
 )
-from octaskly.client import Session, Task, TaskPage, calls
+from octaskly.client import Refused, Session, Task, TaskPage, calls
 from octaskly.client.calls import TASKS, Call
+from octaskly.client.errors import NotFound
 
 STATES = ("queued", "running", "completed", "failed", "cancelled")
 LIMIT_MAX = 1000
@@ -294,7 +295,14 @@ def cancel(
 
         def cancel_one(ref: str) -> None:
             full = resolve_ref(client, ref)
-            reply = client.ask(calls.cancel(full, force=force))
+            try:
+                reply = client.ask(calls.cancel(full, force=force))
+            except NotFound as error:
+                if not (error.hint or "").startswith("it has ended"):
+                    raise
+                raise Refused(
+                    "Cannot cancel ended task", status=error.status, hint=error.hint
+                ) from None
             if as_json:
                 print_json(reply.body)
             else:

@@ -7,6 +7,7 @@ follower says so, and is neither standby nor successor until its disk works agai
 from __future__ import annotations
 
 from octaskly.core.effects import Effect, Note
+from octaskly.core.events import DiskChanged
 from octaskly.core.machines import Machines
 from octaskly.core.model import Moment
 
@@ -23,13 +24,14 @@ class DiskCare:
         self._handover = machines.handover
         self._asks_s = 0.0  #: no standby is asked before
 
-    def on_changed(self, now: Moment, *, is_failing: bool) -> list[Effect]:
+    def on_changed(self, event: DiskChanged, now: Moment) -> list[Effect]:
         """The disk fails, or works again."""
-        if not self._candidacy.take_disk(is_failing=is_failing):
+        if not self._candidacy.take_disk(is_failing=event.is_failing):
             return []
         self._asks_s = now.mono_s
-        if is_failing:
-            return [Note("warning", "disk failing")]
+        if event.is_failing:
+            fields = (("reason", event.why),) if event.why else ()
+            return [Note("warning", "disk failing", fields)]
         effects: list[Effect] = [Note("info", "disk well")]
         if self._candidacy.is_withdrawn:
             return effects

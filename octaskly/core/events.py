@@ -276,6 +276,7 @@ class DiskChanged:
     """The disk of this node takes no more writes, or it takes them again."""
 
     is_failing: bool
+    why: str = ""
 
 
 @value(frozen=True, slots=True)

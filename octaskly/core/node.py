@@ -341,7 +341,7 @@ class Node:
             case Moved(addresses):
                 self._profile.move(addresses)
             case DiskChanged(is_failing):
-                effects = self._disk.on_changed(now, is_failing=is_failing)
+                effects = self._disk.on_changed(event, now)
                 return effects + self._helm.on_disk(now, is_failing=is_failing)
             case SteeringAsked():
                 return self._helm.on_asked(event, now)

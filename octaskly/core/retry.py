@@ -128,11 +128,12 @@ def loss(now: Moment) -> Outcome:
 
 def _judged_loss(rule: Retry, outcome: Outcome, tries: Tries) -> Outcome:
     if not rule.on_lost:
-        detail = "its worker was lost, and it asked not to be run twice"
+        lost = outcome.detail or "its worker was lost"
+        detail = f"{lost}, and it asked not to be run twice"
         return replace(outcome, state=AttemptState.FAILED, detail=detail)
     if tries.lost + 1 < LOSSES_MAX:
         return outcome
-    detail = f"its worker was lost {tries.lost + 1} times while it ran"
+    detail = f"its worker or launcher was lost {tries.lost + 1} times while it ran"
     return replace(
         outcome, state=AttemptState.FAILED, reason=Reason.POISON, detail=detail
     )

@@ -128,10 +128,21 @@ class Store:
 
     def is_room(self, needed_bytes: int = 0) -> bool:
         """Return whether new work can be kept: the disk has room and takes writes."""
+        return self.shortage(needed_bytes) is None
+
+    def shortage(self, needed_bytes: int = 0) -> str | None:
+        """Return why no new work can be kept; None if it can."""
         writer = self._writer
-        if writer is None or writer.failure or writer.backlog > BACKLOG_MAX:
-            return False
-        return free_bytes(self._path) >= self._room_bytes + needed_bytes
+        if writer is None:
+            return "the log is not open"
+        if writer.failure:
+            return writer.failure
+        if writer.backlog > BACKLOG_MAX:
+            return "the disk is far behind with its writes"
+        free, needed = free_bytes(self._path), self._room_bytes + needed_bytes
+        if free >= needed:
+            return None
+        return f"{free >> 20} MiB are free where the log is, {needed >> 20} are needed"
 
     def open(self) -> Saved:
         """Open or create the database and return what the node must know.

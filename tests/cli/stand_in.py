@@ -40,6 +40,7 @@ class Api:
     gives_ids: bool = True  #: else it is an older node
     named: int = 0  #: ids that were given
     refusal: str = "Refused"  #: the text of the error
+    refusal_hint: str = "the test said so"
     forced: dict[str, Any] = field(default_factory=dict)
     told: dict[str, Any] = field(default_factory=dict)  #: by path
     tasks: dict[str, dict[str, Any]] = field(default_factory=dict)
@@ -169,7 +170,7 @@ class Handler(BaseHTTPRequestHandler):
                 return
             self.answer(
                 status,
-                {"error": api.refusal, "status": status, "hint": "the test said so"},
+                {"error": api.refusal, "status": status, "hint": api.refusal_hint},
                 headers,
             )
             return

@@ -337,6 +337,34 @@ def test_what_cannot_be_asked_for_is_told_before_anything_is_sent(
     assert api.requests == []
 
 
+@pytest.mark.parametrize("flag", ["--on", "--name", "--cwd", "--notify-url"])
+def test_a_flag_with_nothing_is_refused(api: Api, octaskly: Run, flag: str) -> None:
+    """As `--on "$HOST"` where that is not set: the command would run anywhere."""
+    done = octaskly("submit", flag, "", "--", "true")
+
+    assert done.returncode == 2
+    assert done.stderr.startswith(f"error: invalid value for '{flag}'".encode())
+    assert api.requests == []
+
+
+def test_cancel_of_an_ended_task_says_that_it_has_ended(
+    api: Api, octaskly: Run
+) -> None:
+    """The API calls it not found, by contract; people see that it is there."""
+    octaskly("submit", "--", "true")
+    api.refusal, api.refusal_hint = "Task not found", "it has ended: completed"
+    api.refuse = lambda method, _: (404, {}) if method == "DELETE" else None
+
+    done = octaskly("cancel", "1")
+
+    assert done.returncode == 3
+    assert done.stderr.decode() == (
+        "error: Cannot cancel ended task\n"
+        "  cause: it has ended: completed\n"
+        "  hint: octaskly retry ID    runs it once more\n"
+    )
+
+
 @pytest.mark.parametrize("command", [["cancel", "--force"], ["retry"]])
 def test_what_is_refused_for_one_task_is_done_for_the_others(
     api: Api, octaskly: Run, command: list[str]
@@ -355,6 +383,7 @@ def test_what_is_refused_for_one_task_is_done_for_the_others(
 
     assert done.returncode == 3
     assert done.stderr.count(b"error: ") == 1
+    assert f"error: {refused}: ".encode() in done.stderr
     asked = [request.split("?")[0] for request in api.requests[-2:]]
     assert [path.split("/")[4] for path in asked] == [refused, "task-002"]
 

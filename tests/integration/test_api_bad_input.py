@@ -397,8 +397,21 @@ async def test_b11_timeout_out_of_range(node: ApiNode, timeout: object) -> None:
     answer = await node.ask("POST", TASKS, headers=ADMIN, body=body)
 
     assert_problem(answer, 400, "Invalid parameter value")
+    assert answer.json["hint"].count("xpected") == 1  # Not in two ways at once.
     assert "1 to 86400" in answer.json["hint"]
     assert answer.json["field"] == "$.timeout"
+
+
+@pytest.mark.parametrize("field", ["node", "os", "arch"])
+async def test_a_need_that_is_empty_is_refused(node: ApiNode, field: str) -> None:
+    """A script whose variable is not set would run its command anywhere."""
+    body = {"command": "true", "requires": {field: ""}}
+
+    answer = await node.ask("POST", TASKS, headers=ADMIN, body=body)
+
+    assert_problem(answer, 400, "Invalid parameter value")
+    assert answer.json["field"] == f"$.requires.{field}"
+    assert node.gateway.records == {}
 
 
 @pytest.mark.parametrize("timeout", [1, 86_400])

@@ -377,6 +377,7 @@ async def test_a_fact_that_cannot_be_kept_is_seen_in_the_health(
     await until(lambda: store.failure is not None)
 
     assert "the writer stopped" in str(store.failure)
+    assert store.shortage() == store.failure
     assert not store.is_room()
     with pytest.raises(StoreError, match="the writer stopped"):
         await store.close()
@@ -389,8 +390,10 @@ async def test_room_is_what_the_disk_has_above_the_reserve(tmp_path: Path) -> No
     async with opened(tmp_path / "a.db", room_bytes=0) as store:
         assert store.is_room(1000)
         assert not store.is_room(4 * free)
+        assert store.shortage(1000) is None
     async with opened(tmp_path / "b.db", room_bytes=4 * free) as store:
         assert not store.is_room()
+        assert "MiB are free where the log is" in str(store.shortage())
 
 
 async def test_a_peer_not_met_for_a_week_is_known_by_name_only(

@@ -226,6 +226,7 @@ async def test_another_batch_with_the_same_key_completes_none(
         await submissions(store).take(keyed(*drafts))
 
     assert refused.value.field == "Idempotency-Key"
+    assert "sent before with other tasks" in str(refused.value.hint)
 
 
 def named(name: str, options: TaskOptions | None = None) -> Submission:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from octaskly.core.model import Attempt, AttemptState, Outcome, Reason, TaskId, TaskSpec
@@ -108,6 +110,19 @@ def test_a_task_whose_worker_was_lost_runs_again_but_not_for_ever() -> None:
 
     assert (end.state, end.reason) == (AttemptState.FAILED, Reason.POISON)
     assert "3 times" in end.detail
+
+
+def test_a_task_that_wants_no_second_run_tells_what_it_lost() -> None:
+    """Its worker may be well, where the task took down the launcher there alone."""
+    rule = TaskOptions(retry=Retry(on_lost=False))
+    spec = TaskSpec(id=TaskId("t"), command="kill -9 $PPID", options=rule)
+    lost = loss(moment())
+
+    worker = judged(spec, lost, NO_TRIES)
+    launcher = judged(spec, replace(lost, detail="its launcher died"), NO_TRIES)
+
+    assert worker.detail == "its worker was lost, and it asked not to be run twice"
+    assert launcher.detail == "its launcher died, and it asked not to be run twice"
 
 
 def test_a_task_that_must_not_run_twice_is_lost_with_its_worker() -> None:
