@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.agents import Agent, running
+from tests.agents import Agent, running, until
 
 TASKS = "/api/v1/tasks"
 
@@ -50,14 +50,12 @@ def test_what_was_forgotten_is_shown_no_more(agent: Agent) -> None:
     status, made = agent.call("POST", TASKS, [first, *others])
     assert status == 201
     assert agent.call("DELETE", f"{TASKS}/first")[0] == 200
-    for task in made:
-        agent.call("GET", f"{TASKS}/{task['id']}?wait=30")
+    until(lambda: total(agent, "?status=queued") == 0, "all ended")
 
     status, body = agent.call("POST", "/api/v1/forget", {"older_than_s": 0})
     shown = agent.call("GET", f"{TASKS}/{made[-1]['id']}")[0]
-    _, page = agent.call("GET", TASKS)
 
-    assert (status, shown, page["total"]) == (200, 404, 0)
+    assert (status, shown, total(agent)) == (200, 404, 0)
     assert body["forgotten"] >= len(made)
 
 
@@ -88,6 +86,11 @@ def forget(agent: Agent, *flags: str) -> int:
     done = octaskly(agent, "forget", *flags, "--json")
     assert done.returncode == 0, done.stderr
     return int(json.loads(done.stdout)["forgotten"])
+
+
+def total(agent: Agent, query: str = "") -> int:
+    _, page = agent.call("GET", TASKS + query)
+    return int(page["total"])
 
 
 def run(agent: Agent, command: str, *, wait: bool = False) -> str:
