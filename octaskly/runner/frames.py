@@ -3,9 +3,9 @@
 Frames on the control socket: 4 bytes of length, big-endian, then a msgpack list of
 messages, each a list. To the launcher: `run` and what `orders.run_order` says; `stop`
 key verdict; `recall`: give back what has not begun; `freeze`, `thaw`; `file` key
-is_given, with the descriptor of an empty file; `close`. From it: `alive` key pid;
-`full` key, which asks for a file; `back` key; `lost` key reason; `end` key and what
-`outcome.outcome_of_end` reads.
+is_given, with the descriptor of an empty file; `close`. From it: `ready`, before all
+else, under a key that no attempt has; `alive` key pid; `full` key, which asks for a
+file; `back` key; `lost` key reason; `end` key and what `outcome.outcome_of_end` reads.
 """
 
 from __future__ import annotations

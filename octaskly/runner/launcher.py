@@ -30,7 +30,7 @@ if __name__ == "__main__":
 
 from octaskly.runner.child import MEMORY_BYTES, Child, Order, Sink
 from octaskly.runner.exits import Exits
-from octaskly.runner.frames import Inbox, decode_settings, receive
+from octaskly.runner.frames import Inbox, decode_settings, pack, receive
 from octaskly.runner.kin import Kin
 from octaskly.runner.limits import fence_of
 from octaskly.runner.outbox import HOLD_WAITING_MIN, Outbox
@@ -373,6 +373,8 @@ def main() -> None:
     # Next to no cycles are made, so it is enough to look for them now and then.
     gc.freeze()
     gc.set_threshold(20_000)
+    # Ahead of all orders: no task is to blame for a launcher that dies unheard.
+    control.sendall(pack([["ready", 0]]))
     launcher.run()
 
 

@@ -18,6 +18,8 @@ from octaskly.runner.hands import Hands
 from octaskly.runner.process import LauncherProcess
 from octaskly.runner.seat import Seat
 
+WAIT_MAX_S = 0.05  #: behind attempts that run so long, none waits any longer
+NONE_STARTS_S = 3.0  #: without a launcher, other nodes are asked after so long
 RESTART_S = 1.0  #: a launcher that dies younger than this is not replaced at once
 
 
@@ -77,6 +79,13 @@ class Launchers:
     def usable(self) -> list[Seat]:
         """Return the seats that have a launcher, or may have one now."""
         return [s for s in self.seats if s.process is not None or self._may_begin(s)]
+
+    def patience_s(self, now_s: float, slots: int) -> float:
+        """Return how long an attempt may wait here before others are asked."""
+        if not any(seat.process for seat in self.seats):
+            return NONE_STARTS_S
+        long = sum(seat.count_older(now_s - WAIT_MAX_S) for seat in self.seats)
+        return WAIT_MAX_S if long >= slots else float("inf")
 
     def tell_all(self, order: str) -> None:
         """Send an order to each that runs."""

@@ -45,7 +45,6 @@ from octaskly.runner.shares import Shares
 from octaskly.runner.supply import Supply
 from octaskly.runner.workdir import Captured
 
-WAIT_MAX_S = 0.05  #: behind attempts that run so long, none waits any longer
 LOOK_S = 0.02
 
 
@@ -232,18 +231,23 @@ class Pool:
             self._shares.give(item)
             if name == "end":
                 self._on_end(seat, item, fields)
-            elif item.is_stopped:
-                self._end(item, cancelled())
-            elif name == "lost":
+            elif name == "lost" and not item.is_stopped:
                 self._end(item, released(Reason.LOST, fields[0]))
-            elif item.is_recalled:
-                self._end(item, released(Reason.DRAINING))
             else:
                 seat.mean_ms = max(seat.mean_ms, SHORT_MS)
-                self._waiting.appendleft(item)
+                self._not_begun(item)
         seat.set_depth()
         self._fill()
         self._deliver()
+
+    def _not_begun(self, item: Item) -> None:
+        """Let an attempt wait that a launcher did not start, if it still may."""
+        if item.is_stopped:
+            self._end(item, cancelled())
+        elif item.is_recalled:
+            self._end(item, released(Reason.DRAINING))
+        else:
+            self._waiting.appendleft(item)
 
     def _on_end(self, seat: Seat, item: Item, fields: list[Any]) -> None:
         outcome = outcome_of_end(fields)
@@ -258,7 +262,12 @@ class Pool:
         )
 
     def _on_exit(self, seat: Seat) -> None:
-        """A launcher is gone: end what it ran, so that others may run it."""
+        """A launcher is gone: end what it ran, so that others may run it.
+
+        One that was not ready yet ran nothing, as where the program was replaced
+        under its agent: no task took it down, and none may fail for it.
+        """
+        may_have_begun = seat.process is not None and seat.process.was_ready
         seat.process = None
         if self._is_closing:
             return
@@ -266,12 +275,17 @@ class Pool:
         lost, seat.items = list(seat.items.values()), {}
         strays = self._launchers.strays()
         bury = partial(end_lost, self._hands, lost, seat.folder, strays)
-        self._in_thread(partial(self._buried, lost), bury)
+        buried = partial(self._buried, lost, may_have_begun=may_have_begun)
+        self._in_thread(buried, bury)
 
-    def _buried(self, lost: list[Item], _result: object) -> None:
-        for item in lost:
+    def _buried(self, lost: list[Item], _: object, *, may_have_begun: bool) -> None:
+        for item in reversed(lost):
             self._shares.give(item)
-            self._end(item, released(Reason.LOST, "its launcher died"))
+            if may_have_begun:
+                self._end(item, released(Reason.LOST, "its launcher died"))
+            else:
+                item.release()
+                self._not_begun(item)
         self._fill()
         self._deliver()
 
@@ -302,17 +316,13 @@ class Pool:
             self._look = loop.call_later(LOOK_S, self._look_round)
 
     def _look_round(self) -> None:
-        """Give back what waits behind long attempts."""
+        """Give back what waits behind long attempts, or as no launcher starts."""
         self._look = None
         now_s = self._clock.now().mono_s
-        long = sum(
-            seat.count_older(now_s - WAIT_MAX_S) for seat in self._launchers.seats
-        )
-        if long >= self._slots:
-            late = [i for i in self._waiting if now_s - i.since_s >= WAIT_MAX_S]
-            for item in late:
-                self._waiting.remove(item)
-                self._end(item, released(Reason.RETURNED))
+        patience_s = self._launchers.patience_s(now_s, self._slots)
+        for item in [i for i in self._waiting if now_s - i.since_s >= patience_s]:
+            self._waiting.remove(item)
+            self._end(item, released(Reason.RETURNED))
         self._fill()
         self._deliver()
 

@@ -80,6 +80,7 @@ class LauncherProcess:
         self._outbox = bytearray()
         self._is_blocked = False  #: the socket is full: what is left goes later
         self._fds: list[int] = []  #: to be sent with what is in the outbox
+        self.was_ready = False  #: it came as far as to start what it is handed
         self._control, theirs = socket.socketpair()
         self._control.settimeout(0)
         words = [
@@ -178,6 +179,7 @@ class LauncherProcess:
             return b""
 
     def _deliver(self, data: bytes) -> None:
+        self.was_ready = True  # It says so before all else.
         if messages := self._inbox.feed(data):
             self._on_messages(messages)
 

@@ -15,6 +15,7 @@ import pytest
 
 from octaskly.core.model import AttemptState, Outcome, OutputFile, Reason, TaskId
 from octaskly.core.options import Requires, TaskOptions
+from octaskly.runner import launcher, launchers
 from octaskly.runner.child import Sink
 from octaskly.runner.delivery import COALESCE_S
 from octaskly.runner.process import task_environment
@@ -604,6 +605,42 @@ async def test_a_launcher_that_cannot_start_gives_attempts_no_end(
         outcome = made.outcome(task)
         assert outcome is not None
         assert outcome.state == AttemptState.RELEASED
+
+
+async def test_a_launcher_that_dies_unready_is_no_fault_of_its_tasks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As where the program was replaced under its agent: three of them are no poison.
+
+    What it was handed runs in the next one that starts; one that was cancelled
+    meanwhile is so.
+    """
+    broken = tmp_path / "broken.py"
+    broken.write_text("raise SystemExit('made by another version')")
+    sound = launcher.__file__
+    monkeypatch.setattr(launchers, "RESTART_S", 0.05)
+    monkeypatch.setattr(launcher, "__file__", str(broken))
+    async with rig(tmp_path) as made:
+        task, _ = made.start("echo ran")
+        other, attempt = made.start("true")
+        await eventually(lambda: made.pool.counts.launcher_deaths >= 4)
+        made.pool.stop([(other, attempt)])
+        monkeypatch.setattr(launcher, "__file__", sound)
+
+        assert (await made.end_of(task)).stdout == b"ran\n"
+        assert (await made.end_of(other)).reason is Reason.CANCELLED
+
+
+async def test_other_nodes_are_asked_where_no_launcher_starts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No attempt stays for ever with a node that cannot begin it."""
+    monkeypatch.setattr(launchers, "NONE_STARTS_S", 0.1)
+    monkeypatch.setattr(sys, "executable", "/no/such/program")
+    async with rig(tmp_path) as made:
+        outcome = await made.run("true")
+
+    assert (outcome.state, outcome.reason) == (AttemptState.RELEASED, Reason.RETURNED)
 
 
 async def test_a_task_with_several_slots_keeps_others_from_running(
