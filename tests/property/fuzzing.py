@@ -17,14 +17,23 @@ from hypothesis import strategies as st
 
 IS_SOAK = os.environ.get("HYPOTHESIS_PROFILE") == "soak"
 FUZZ_S = float(os.environ.get("FUZZ_S") or (180 if IS_SOAK else 15))
-EXAMPLES = 500  #: between two looks at the clock
+EXAMPLES = 200  #: between two looks at the clock
+
+
+def search(examples: int) -> settings:
+    """Return how long to search for a property that is dear; `make soak` looks on."""
+    return settings(max_examples=examples * (10 if IS_SOAK else 1), deadline=None)
 
 
 def fuzz(
     *strategies: st.SearchStrategy[Any],
+    share: float = 1.0,
 ) -> Callable[[Callable[..., None]], Callable[[], None]]:
-    """Make a test of a property; each failure is made small as by `given`."""
-    search = settings(
+    """Make a test of a property, which gets a share of the usual time.
+
+    Each failure is made small as by `given`.
+    """
+    batch = settings(
         max_examples=EXAMPLES,
         deadline=None,
         derandomize=False,
@@ -35,9 +44,9 @@ def fuzz(
         @pytest.mark.slow
         @pytest.mark.timeout(300 + 30 * FUZZ_S)
         def run() -> None:
-            end_s = time.process_time() + FUZZ_S
+            end_s = time.process_time() + share * FUZZ_S
             while time.process_time() < end_s:
-                search(given(*strategies)(test))()
+                batch(given(*strategies)(test))()
 
         run.__name__ = run.__qualname__ = test.__name__
         run.__doc__ = test.__doc__

@@ -99,7 +99,7 @@ def test_any_flood_is_bounded(flood: list[Sighting | None]) -> None:
         assert len(claims) <= CLAIMS_MAX
 
 
-@fuzz(st.text(max_size=80), st.booleans())
+@fuzz(st.text(max_size=80), st.booleans(), share=0.2)
 def test_any_name_is_shown_harmlessly(text: str, is_ours: bool) -> None:
     """A name is of a node only if it has the form of ours."""
     name = f"{text}.{SERVICE}" if is_ours else text

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from octaskly.core.arrays import member_id
@@ -15,6 +15,7 @@ from octaskly.core.options import ArraySpec, TaskOptions
 from octaskly.store import reader
 from octaskly.store.state import read_vector
 from tests.contract import log_kit as kit
+from tests.property.fuzzing import search
 from tests.property.test_arrays import agree
 from tests.property.test_retention import (
     FAR,
@@ -85,7 +86,7 @@ def shown(table: Table) -> dict[TaskId, TaskRecord]:
     return {task: record for task, record in records.items() if record is not None}
 
 
-@settings(max_examples=60, deadline=None)
+@search(40)
 @given(OPS, OPS, OPS, st.data())
 def test_entries_floors_and_snapshots_of_arrays_come_to_the_same(
     before: list[Op], later: list[Op], last: list[Op], data: st.DataObject

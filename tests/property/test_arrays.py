@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from functools import reduce
 
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from octaskly.core import merge
@@ -22,11 +22,11 @@ from octaskly.ports import TaskQuery
 from octaskly.store import pages, queue, reader, rows
 from octaskly.store.tables import Tables
 from tests.contract import log_kit as kit
+from tests.property.fuzzing import search
 from tests.property.test_store import (
     ATTEMPTS,
     NODES,
     OUTCOMES,
-    database,
     filled,
     interleaved,
 )
@@ -77,7 +77,7 @@ def merged(array: TaskId, some: Sequence[TaskFact]) -> dict[TaskId, TaskRecord]:
     return {array: shown, **members}
 
 
-@settings(max_examples=200, deadline=None)
+@search(100)
 @given(streams, streams, st.data())
 def test_arrays_are_the_merge_of_all_facts_in_any_order(
     first: list[TaskFact], second: list[TaskFact], data: st.DataObject
@@ -145,7 +145,7 @@ def test_who_asked_is_told_of_the_end_of_an_array_alone() -> None:
         for n in (0, 1)
     ]
     entries = kit.entries([Submitted(array), *ends])
-    db = database()
+    db = kit.database()
     tables = Tables(db, kit.PicklePacker(), kit.HandClock())
 
     tables.append([Append(1, tuple(entries[:2]), kit.EPOCHS)])

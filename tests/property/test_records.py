@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import sqlite3
-
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -11,7 +9,7 @@ from octaskly.core.facts import Entry, Recorded
 from octaskly.core.model import StreamId
 from octaskly.core.records import AUDIT, KINDS, TOKEN_REVOKED, Book, first
 from octaskly.store import records as table
-from octaskly.store.schema import MIGRATIONS
+from tests.contract import log_kit as kit
 
 RECORDS = st.builds(
     Recorded,
@@ -66,9 +64,7 @@ def test_nodes_that_heard_the_same_go_by_the_same(
 
 def rows(said: list[tuple[tuple[StreamId, int] | None, Recorded]]) -> list[object]:
     """Return the rows after these entries, and what was told outside the log."""
-    db = sqlite3.connect(":memory:")
-    for step in MIGRATIONS:
-        db.executescript(step)
+    db = kit.database()
     for place, record in said:
         if place is None:
             table.learn(db, [record])

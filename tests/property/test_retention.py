@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import sqlite3
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from octaskly.core.effects import Append, Join, PlanFloor
@@ -37,11 +36,11 @@ from octaskly.core.succession import covers
 from octaskly.store import reader
 from octaskly.store.plan import plan_floor
 from octaskly.store.purge import read_floor
-from octaskly.store.schema import MIGRATIONS
 from octaskly.store.snapshot import snapshot
 from octaskly.store.state import read_vector
 from octaskly.store.tables import Tables
 from tests.contract import log_kit as kit
+from tests.property.fuzzing import search
 
 FAR = StreamId(9)  #: written by a node that was away
 EPOCHS = (*kit.EPOCHS, (FAR, Epoch(1, NodeId("c" * 16))))
@@ -50,23 +49,11 @@ IDS = [kit.task_id(n) for n in (1, 2, 3, 4)]
 Op = tuple[str, int, int, int]
 
 
-def empty() -> bytes:
-    """Return a database without rows; making it anew takes longer than filling it."""
-    db = sqlite3.connect(":memory:", isolation_level=None)
-    for script in MIGRATIONS:
-        db.executescript(script)
-    return db.serialize()
-
-
-EMPTY = empty()
-
-
 class Table:
     """A store in memory, with the purge under control of the test."""
 
     def __init__(self) -> None:
-        self.db = sqlite3.connect(":memory:", isolation_level=None)
-        self.db.deserialize(EMPTY)
+        self.db = kit.database()
         self.tables = Tables(self.db, kit.PicklePacker(), kit.HandClock())
 
     def add(self, entries: Sequence[Entry]) -> None:
@@ -227,7 +214,7 @@ def joined(table: Table, server: Table, most: int) -> bool:
     return False
 
 
-@settings(max_examples=40, deadline=None)
+@search(40)
 @given(OPS, OPS, OPS, st.data())
 def test_entries_floors_and_snapshots_in_any_order_come_to_the_same(
     before: list[Op], later: list[Op], last: list[Op], data: st.DataObject

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from octaskly.core import merge
@@ -26,9 +26,9 @@ from octaskly.core.merge import TaskRecord
 from octaskly.core.model import AttemptState, NodeId, Outcome, Reason, TaskId
 from octaskly.ports import TaskQuery
 from octaskly.store import pages, reader, rows
-from octaskly.store.schema import MIGRATIONS
 from octaskly.store.tables import Tables
 from tests.contract import log_kit as kit
+from tests.property.fuzzing import search
 
 NUMBERS = st.integers(1, 3)
 NODES = st.sampled_from([NodeId("v" * 16), NodeId("w" * 16)])
@@ -57,13 +57,6 @@ FACTS: st.SearchStrategy[TaskFact] = st.one_of(
 STREAMS = st.lists(FACTS, max_size=12)
 
 
-def database() -> sqlite3.Connection:
-    connection = sqlite3.connect(":memory:", isolation_level=None)
-    for script in MIGRATIONS:
-        connection.executescript(script)
-    return connection
-
-
 def interleaved(data: st.DataObject, streams: Sequence[Sequence[Entry]]) -> list[Entry]:
     """Mix streams, each of which stays in order."""
     left = [list(stream) for stream in streams]
@@ -76,7 +69,7 @@ def interleaved(data: st.DataObject, streams: Sequence[Sequence[Entry]]) -> list
 
 def filled(data: st.DataObject, entries: Sequence[Entry]) -> sqlite3.Connection:
     """Write entries in commits of any size, some after a roll-back or a restart."""
-    connection = database()
+    connection = kit.database()
     tables = Tables(connection, kit.PicklePacker(), kit.HandClock())
     rest = list(entries)
     while rest:
@@ -109,7 +102,7 @@ def merged(entries: Sequence[Entry]) -> dict[TaskId, TaskRecord | None]:
     }
 
 
-@settings(max_examples=150, deadline=None)
+@search(100)
 @given(STREAMS, STREAMS, st.data())
 def test_tables_are_the_merge_of_all_facts_in_any_order(
     first: list[TaskFact], second: list[TaskFact], data: st.DataObject
@@ -130,7 +123,7 @@ def test_tables_are_the_merge_of_all_facts_in_any_order(
     other.close()
 
 
-@settings(max_examples=100, deadline=None)
+@search(100)
 @given(STREAMS, st.data())
 def test_counters_and_pages_agree_with_the_records(
     facts: list[TaskFact], data: st.DataObject

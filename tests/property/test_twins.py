@@ -16,7 +16,6 @@ from octaskly.core.model import Limits, TaskId, TaskSpec, name_of
 from octaskly.core.taskqueue import TaskQueue
 from octaskly.ports import TaskQuery
 from octaskly.store import pages, reader
-from octaskly.store.schema import MIGRATIONS
 from octaskly.store.tables import Tables
 from tests.builders import journal, moment
 from tests.contract import log_kit as kit
@@ -43,9 +42,7 @@ def accepted(requests: Sequence[tuple[Draft, int]]) -> list[TaskSpec]:
 
 def held(parts: Sequence[Sequence[Entry]]) -> sqlite3.Connection:
     """Return the database of a node to which streams came in this order."""
-    db = sqlite3.connect(":memory:", isolation_level=None)
-    for script in MIGRATIONS:
-        db.executescript(script)
+    db = kit.database()
     tables = Tables(db, kit.PicklePacker(), kit.HandClock())
     for part in parts:
         tables.append([Append(1, tuple(part), kit.EPOCHS)])

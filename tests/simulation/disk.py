@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import copy
 import random
+from bisect import bisect_right
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from itertools import islice
 
 from octaskly.core.effects import Append, Join, Load, LoadRipe, PlanFloor, Save
 from octaskly.core.events import Advert, FloorPlanned, Loaded, Ripe, RipeLoaded, Saved
@@ -488,13 +490,15 @@ class Disk:
         if len(told) == PART_ROWS:
             cursor = cursor._replace(record=cursor.record + PART_ROWS)
             return Snapshot(rows=(), records=told, cursor=cursor, more=True, head=head)
-        left = [(key, task) for task, key in self.keys.items() if key > cursor.key]
+        # As they are given, so in order; a long log has thousands of parts.
+        seen = bisect_right(list(self.keys.values()), cursor.key)
+        part = list(islice(self.keys, seen, seen + PART_ROWS))
         rows = tuple(
             TaskRow(self.records[task], self.births[task], self.changed[task])
-            for _, task in left[:PART_ROWS]
+            for task in part
         )
-        key = left[len(rows) - 1][0] if rows else cursor.key
-        more = len(left) > len(rows)
+        key = self.keys[part[-1]] if part else cursor.key
+        more = len(self.keys) > seen + len(part)
         stands_for = dict(self.vector()) | dict(self.ahead())
         return Snapshot(
             rows=rows,
@@ -601,10 +605,11 @@ class Disk:
         ahead = self.ahead()
         logs = (self.streams.get(stream) for stream, _ in ahead)
         since = min(log[-1].hlc if log else 0 for log in logs)
+        seen = bisect_right(list(self.keys.values()), ask.after)
         left = [
             (key, task)
-            for task, key in self.keys.items()
-            if key > ask.after and self.changed[task] > since
+            for task, key in islice(self.keys.items(), seen, None)
+            if self.changed[task] > since
             for birth in [self.births[task]]
             if birth.stream != ask.stream or birth.born != birth.reborn
         ]

@@ -20,7 +20,7 @@ def test_a_planted_bug_is_caught(
     plant(monkeypatch)
 
     def find() -> None:
-        for seed in range(FIRST.get(plant, 0), SEEDS):
+        for seed in dict.fromkeys((FIRST.get(plant, 0), *range(SEEDS))):
             hunt(seed)
 
     with pytest.raises(AssertionError):
