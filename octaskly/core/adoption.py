@@ -3,8 +3,9 @@
 Owns the time that absent workers get to come back: after a change of dispatcher, and
 when another node's log arrives. What a worker says it runs counts more than the log.
 What it does not list has ended or was lost. The log tells which once it holds what the
-nodes here hold. A new reign waits a moment for that before it reads the log, and up to
-the adopt window before it takes an attempt for lost.
+nodes here hold. A new reign waits for that before it reads the log: a moment, and some
+seconds for nodes that speak. It waits up to the adopt window before it takes an attempt
+for lost.
 """
 
 from __future__ import annotations
@@ -19,7 +20,8 @@ from octaskly.core.messages import Reattach
 from octaskly.core.model import AttemptId, Moment, NodeId, TaskSpec
 from octaskly.core.placing import Placing
 
-READ_S = 0.5  #: how long a new reign waits for what others hold
+READ_S = 0.5  #: how long a new reign waits for what others hold;
+READ_MAX_S = 3.0  #: and for those that are not silent
 
 
 class Adoption:
@@ -34,6 +36,7 @@ class Adoption:
         self.is_open = False
         """Whether workers of the reign before may still come."""
         self._held_until_s: float | None = None
+        self._held_most_s = 0.0
         self.is_behind = False
         """Whether nodes here may hold ends that this log does not."""
         self._absent: dict[NodeId, float] = {}
@@ -48,7 +51,13 @@ class Adoption:
     def hold(self, now: Moment) -> None:
         """Read nothing until `catch_up`, for a while: others have ends to tell."""
         self.is_behind = self._queue.is_held = True
-        self._held_until_s = now.mono_s + READ_S
+        self._held_most_s = now.mono_s + READ_MAX_S
+        self.hold_on(now)
+
+    def hold_on(self, now: Moment) -> None:
+        """Wait on for what others hold, as one that is not read yet speaks."""
+        if self._queue.is_held:
+            self._held_until_s = min(now.mono_s + READ_S, self._held_most_s)
 
     def catch_up(self) -> None:
         """Believe the log when it is read next: it is whole now, or has to do."""

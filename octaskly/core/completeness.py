@@ -160,12 +160,23 @@ class Completeness:
         return (
             not self._exchange.is_busy
             and self._journal.is_merged
-            and all(
-                self._is_heard(node)
-                and not self._exchange.lacks_rows(node, view.ahead)
-                and covers(self._journal.vector, view.vector.items())
-                for node, view in self._members.peers.items()
-            )
+            and all(self._is_read(*peer) for peer in self._members.peers.items())
+        )
+
+    def reads_on(self, now_s: float) -> bool:
+        """Return whether a node that has more to tell is not silent."""
+        return not self._journal.is_merged or any(
+            now_s - view.frame_s < self._silence_s
+            for node, view in self._members.peers.items()
+            if self._exchange.is_owed(node) or not self._is_read(node, view)
+        )
+
+    def _is_read(self, node: NodeId, view: PeerView) -> bool:
+        """Whether a node that follows holds nothing that this one has not."""
+        return (
+            self._is_heard(node)
+            and not self._exchange.lacks_rows(node, view.ahead)
+            and covers(self._journal.vector, view.vector.items())
         )
 
     def _is_heard(self, node: NodeId) -> bool:

@@ -37,6 +37,10 @@ class Exchange:
         """Whether a peer owes an answer."""
         return bool(self._asked or self._heads)
 
+    def is_owed(self, peer: NodeId) -> bool:
+        """Whether this peer does."""
+        return peer in self._asked or peer in self._heads
+
     def lacks_rows(self, peer: NodeId, ahead: Holdings) -> bool:
         """Whether a peer has rows of which neither log nor rows here know."""
         is_known = self._rows.get(peer) == ahead

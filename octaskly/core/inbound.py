@@ -193,9 +193,12 @@ class Inbound:
         dispatch = machines.dispatch
         if dispatch.is_reigning and machines.journal.is_ahead:
             self._hasten(now)
-        if dispatch.adoption.is_behind and machines.completeness.has_read_all:
-            dispatch.adoption.catch_up()
-            return dispatch.on_absorbed(now)
+        if dispatch.adoption.is_behind:
+            if machines.completeness.has_read_all:
+                dispatch.adoption.catch_up()
+                return dispatch.on_absorbed(now)
+            if machines.completeness.reads_on(now.mono_s):
+                dispatch.adoption.hold_on(now)
         if not machines.exchange.take_news(machines.members.peers):
             return []
         return machines.journal.when_durable(machines.dispatch.on_absorbed, now)

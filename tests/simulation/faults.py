@@ -518,10 +518,13 @@ def run_short(seed: int) -> World:
     return world
 
 
-def run_starved(seed: int) -> World:
+def run_starved(
+    seed: int, tasks: int = 10, slow_ms: tuple[float, float] = (700.0, 1000.0)
+) -> World:
     """Let the dispatcher stand still, who alone has given the last ends to a standby.
 
-    The one who succeeds has not got them, and the standby that has is slow to tell.
+    The one who succeeds has not got them, and the standby that has is slow to tell: it
+    takes longer than what waits is held back. So few tasks begin at once, though.
     """
     world = World(seed, nodes=5)
     Watch(world)
@@ -534,18 +537,24 @@ def run_starved(seed: int) -> World:
     assert world.run_until(lambda: len(node.standbys) == 2, 5.0)
     world.run(2.0)
     heir, keeper = (view.node for view in node.standbys)
-    world.submit(head, 10)  # All begin at once, so that no start is untold.
+    world.submit(head, tasks)
     world.run(world.random.uniform(0.1, 0.5))
     world.network.mute(head, heir)
     world.network.slow_ms[keeper] = (300.0, 600.0)
     world.run(world.random.uniform(0.3, 0.8))
+    world.network.slow_ms[keeper] = slow_ms
     world.pause(head, 4.0)
     world.run(6.0)
     calm(world)
-    world.died.add(head)  # It may seem so: what ran there may run again.
+    world.died |= {head, keeper}  # It may seem so: what ran there may run again.
     for check in (*FINAL, nothing_runs_twice):
         check(world)
     return world
+
+
+def run_backlog(seed: int) -> World:
+    """The same, and others wait, of which that standby knows that some have begun."""
+    return run_starved(seed, tasks=30, slow_ms=(300.0, 600.0))
 
 
 def run_flapping(seed: int) -> World:

@@ -16,6 +16,7 @@ from octaskly.core import replication
 from octaskly.core.adoption import Adoption
 from octaskly.core.claims import Claims
 from octaskly.core.clerk import Clerk
+from octaskly.core.completeness import Completeness
 from octaskly.core.dispatch import Dispatch
 from octaskly.core.effects import Append, Effect, Join, Save, Send
 from octaskly.core.election import Election
@@ -48,6 +49,7 @@ from octaskly.core.versions import Versions
 from octaskly.core.worker import Worker
 from tests.simulation.disk import Disk
 from tests.simulation.faults import (
+    run_backlog,
     run_bare,
     run_forgetful,
     run_half_followed,
@@ -252,6 +254,14 @@ def reattach_is_not_believed(patch: pytest.MonkeyPatch) -> None:
 def a_reign_reads_at_once(patch: pytest.MonkeyPatch) -> None:
     """A new dispatcher takes its own log for whole before it has asked the others."""
     patch.setattr(Adoption, "hold", lambda *_: None)
+
+
+def who_speaks_is_not_waited_for(patch: pytest.MonkeyPatch) -> None:
+    """A new dispatcher starts what waits after half a second, whatever it still reads.
+
+    What waits may have begun, or ended, as a node knows whose link is slow.
+    """
+    patch.setattr(Completeness, "reads_on", lambda *_: False)
 
 
 def what_is_unread_is_lost(patch: pytest.MonkeyPatch) -> None:
@@ -472,6 +482,7 @@ MUTANTS: tuple[tuple[Plant, Hunt], ...] = (
     (no_adopt_window, run_bare),
     (reattach_is_not_believed, run_hand_over),
     (a_reign_reads_at_once, run_short),
+    (who_speaks_is_not_waited_for, run_backlog),
     (what_is_unread_is_lost, run_starved),
     (results_forgotten_when_sent, run_hand_over),
     (merge_prefers_the_later, run_seed),

@@ -15,6 +15,7 @@ import pytest
 from octaskly.core.effects import Note
 from octaskly.core.model import name_of
 from tests.simulation.faults import (
+    run_backlog,
     run_bare,
     run_crash,
     run_flapping,
@@ -169,6 +170,13 @@ def test_a_failover_runs_nothing_twice_that_has_just_ended(seed: int) -> None:
 def test_a_starved_dispatcher_s_ends_are_awaited(seed: int) -> None:
     """They come late: until then, what a worker does not list may have ended."""
     run_starved(seed)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(12))
+def test_what_waits_may_have_begun_as_a_slow_node_knows(seed: int) -> None:
+    """So a new dispatcher starts none of it while that node still tells."""
+    run_backlog(seed)
 
 
 @pytest.mark.slow

@@ -300,6 +300,19 @@ def behind(*live: TaskRecord, **workers: int) -> World:
     return world
 
 
+def test_who_speaks_is_waited_for_but_not_for_ever() -> None:
+    """Of what waits, it may know that it has begun; three seconds are enough."""
+    world = World()
+    world.dispatch.adoption.hold(moment())
+    world.dispatch.begin(epoch(), STREAM, moment())
+    for tenths in range(30):
+        assert world.dispatch.on_time(moment(tenths / 10)) == []
+        world.dispatch.adoption.hold_on(moment(tenths / 10))
+
+    assert world.dispatch.deadline() == moment(3).mono_s
+    assert world.dispatch.on_time(moment(3)) == [LoadLive(), Load(-1, 1000)]
+
+
 def test_what_a_worker_does_not_list_may_have_ended_until_all_is_read() -> None:
     """Its end came to the dispatcher before; then this node reads what that held."""
     world = behind(record("t", running(B)), b=1)
