@@ -221,7 +221,8 @@ class Reign:
             live = [
                 record
                 for record in self.durable.values()
-                if record.attempts and record.attempts[-1].state.is_live
+                if (record.attempts and record.attempts[-1].state.is_live)
+                or record.id in asked.named
             ]
             self.answers.append(LiveLoaded(tuple(live)))
             return

@@ -226,7 +226,7 @@ class CoreLoop:
         self.post(await self._store.load(effect.after_ord, effect.limit, effect.shape))
 
     async def _load_live(self, effect: ef.LoadLive) -> None:
-        self.post(ev.LiveLoaded(await self._store.load_live(effect.arrays)))
+        self.post(ev.LiveLoaded(await self._store.load_live(effect.named)))
 
     async def _load_ripe(self, effect: ef.LoadRipe) -> None:
         self.post(await self._store.load_ripe(effect))

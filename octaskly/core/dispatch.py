@@ -7,7 +7,7 @@ effects in `placing`.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from octaskly.core.acceptance import Acceptance
 from octaskly.core.adoption import Adoption
@@ -26,7 +26,13 @@ from octaskly.core.events import (
 from octaskly.core.explain import Explaining
 from octaskly.core.facts import Notified, Submitted
 from octaskly.core.journal import Journal, WhenDurable
-from octaskly.core.messages import HeartbeatOk, Reattach, Results, ResultsOk
+from octaskly.core.messages import (
+    HeartbeatOk,
+    Reattach,
+    Report,
+    Results,
+    ResultsOk,
+)
 from octaskly.core.model import (
     Epoch,
     Moment,
@@ -232,17 +238,20 @@ class Dispatch:
         if not self.is_reigning:
             return []  # The worker keeps them and tells the next dispatcher.
         self._pool.set_credit(node, message.credit)
-        ended = tuple(
-            report.task
-            for report in message.reports
-            if self._recording.record(node, report, now)
-        )
+        recording = self._recording
+        reports = [r for r in message.reports if not recording.put_off(node, r)]
+        when_safe = self._record(node, reports, now)
+        return self._commit(now, when_safe=when_safe if reports else None)
+
+    def _record(
+        self, node: NodeId, reports: Sequence[Report], now: Moment
+    ) -> WhenSafe:
+        """Record how attempts of one worker ended; return what is done when safe."""
+        ended = tuple(r.task for r in reports if self._recording.record(node, r, now))
         self._pool.hold(node, self.outstanding(node), self._queue.granted(node))
-        if not message.reports:
-            return self._commit(now)
         if ended:
             self._placing.note_end()
-        items = tuple((report.task, report.attempt) for report in message.reports)
+        items = tuple((report.task, report.attempt) for report in reports)
         news: list[Effect] = [Announce(ended)] if ended else []
         ok = Send(node, (ResultsOk(items),))
 
@@ -255,7 +264,7 @@ class Dispatch:
             self._recording.acknowledged(items)
             return [ok, *news]
 
-        return self._commit(now, when_safe=acknowledge)
+        return acknowledge
 
     # --- The store and time.
 
@@ -284,12 +293,19 @@ class Dispatch:
         """Believe the log about what runs, until the workers are heard."""
         if not self._queue.live_read():
             return []
+        # Before its attempts are taken for lost, as their workers list them no more.
+        ready = self._recording.take_up(event.records)
+        told = [self._record(node, reports, now) for node, reports in ready.items()]
         self._queue.add_arrays(event.records)
         self.adoption.let_go(event.records)
         for record in event.records:
             if record.spec is not None and record.progress is None:
                 self.adoption.believe(record, now)
-        return self._commit(now)
+
+        def acknowledge(now: Moment, replicas: int) -> list[Effect]:
+            return [effect for one in told for effect in one(now, replicas)]
+
+        return self._commit(now, when_safe=acknowledge if told else None)
 
     def on_absorbed(self, now: Moment) -> list[Effect]:
         """Read queue and live tasks again: another node's entries are durable."""

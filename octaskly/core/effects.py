@@ -198,7 +198,7 @@ class LoadRipe:
 class LoadLive:
     """Read all tasks with an attempt that has no end; answered by `LiveLoaded`."""
 
-    arrays: tuple[TaskId, ...] = ()  #: whether any of it runs or not
+    named: tuple[TaskId, ...] = ()  #: besides these, whether any of it runs or not
 
 
 @value(frozen=True, slots=True)

@@ -12,6 +12,7 @@ from dataclasses import replace
 from octaskly.core.adoption import Adoption
 from octaskly.core.facts import Finished
 from octaskly.core.inhand import WAITING, InHand, Stage
+from octaskly.core.merge import TaskRecord
 from octaskly.core.messages import Report
 from octaskly.core.model import (
     AttemptId,
@@ -59,6 +60,8 @@ class Recording:
         self._pool = placing.pool
         self._waiting: set[Key] = set()
         """What is recorded, and told again until it may be acknowledged."""
+        self._put_off: dict[TaskId, dict[AttemptId, tuple[NodeId, Report]]] = {}
+        """Successes that wait for what the store says of their tasks, and who told."""
         self._told: tuple[set[Key], set[Key]] = (set(), set())
         """What was acknowledged of late, and before that: it is told again where it
         crossed that, as who is told to end what has ended repeats its result."""
@@ -66,7 +69,51 @@ class Recording:
     def forget(self) -> None:
         """The reign is over."""
         self._waiting.clear()
+        self._put_off.clear()
         self._told = (set(), set())
+
+    def put_off(self, node: NodeId, report: Report) -> bool:
+        """Let a success wait for a read of the store; tell whether it does.
+
+        That is where the task is not in hand: who cancelled it may have been told so,
+        by the dispatcher before, and a success that counts would undo it.
+        """
+        others = self._put_off.get(report.task)
+        if others is None:
+            if (
+                report.outcome.state is not AttemptState.OK
+                or report.task in self._queue.tasks
+                or (report.task, report.attempt) in self._waiting
+                or self._was_told((report.task, report.attempt))
+            ):
+                return False
+            others = self._put_off[report.task] = {}
+            self._queue.look_for(report.task)
+            self._queue.shadow(_spec_of(report), None)  # No read shall start it.
+        others[report.attempt] = node, report
+        return True
+
+    def take_up(self, records: Iterable[TaskRecord]) -> dict[NodeId, list[Report]]:
+        """Return the reports that waited for the last read, by who told them."""
+        queue = self._queue
+        states = {record.id: record.state for record in records}
+        ready: dict[NodeId, list[Report]] = {}
+        for task_id in queue.named:
+            reports = self._put_off.pop(task_id, None)
+            if reports is None:
+                continue
+            for node, report in reports.values():
+                ready.setdefault(node, []).append(report)
+            task = queue.tasks.get(task_id)
+            if task is not None and task.final is not None:
+                continue  # It was cancelled meanwhile.
+            state = queue.settled(task_id, states.get(task_id, TaskState.QUEUED))
+            if state.is_final:
+                task = task or queue.shadow(_spec_of(report), None)
+                task.final = state
+            elif task is not None:
+                del queue.tasks[task_id]
+        return ready
 
     def acknowledged(self, items: Iterable[Key]) -> None:
         """The worker is told that these are safe."""
@@ -76,6 +123,9 @@ class Recording:
         if len(late) > TOLD_MAX:
             self._told = (set(), late)
 
+    def _was_told(self, item: Key) -> bool:
+        return any(item in told for told in self._told)
+
     def record(self, node: NodeId, report: Report, now: Moment) -> bool:
         """Record one report; tell whether it ended its task."""
         placing = self._placing
@@ -83,7 +133,7 @@ class Recording:
         if item in self._waiting:
             return False  # Else a log without a standby would grow with each repeat.
         task = self._queue.tasks.get(report.task)
-        if task is None and any(item in told for told in self._told):
+        if task is None and self._was_told(item):
             # Else a success that was recorded as cancelled would count after all. A
             # task in hand may have the name of one that is forgotten, and its numbers.
             return False
@@ -158,10 +208,14 @@ class Recording:
         final = FINAL_STATES.get(outcome.state)
         # Without one the store is asked, also of a task that ended here: that may be
         # forgotten, and another half of a split has told that the task goes on.
-        task = self._queue.shadow(spec or TaskSpec(id=report.task, command=""), final)
+        task = self._queue.shadow(_spec_of(report), final)
         task.reported = (report.attempt,)
         placing.touch(task)
         return final is not None
+
+
+def _spec_of(report: Report) -> TaskSpec:
+    return report.spec or TaskSpec(id=report.task, command="")
 
 
 def _outcome(task: InHand, told: Outcome) -> Outcome:

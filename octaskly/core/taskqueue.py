@@ -61,6 +61,8 @@ class TaskQueue:
         self.ended = dict.fromkeys(TaskState, 0)
         """How many tasks and members ended here, by state, since the start."""
         self._sought: dict[TaskId, None] = {}
+        self.named: tuple[TaskId, ...] = ()
+        """What the last read of live tasks was to bring, live or not."""
         self.is_held = False
         """Nothing is read: others may hold newer facts than this node's disk."""
         self._term = 0
@@ -107,10 +109,10 @@ class TaskQueue:
                     self.look_for(task.spec.id)
         self.lanes.restart(task for task in waiting if task.number)
 
-    def look_for(self, array: TaskId) -> None:
-        """Read an array by its id, as it may begin to run between two reads."""
-        if array not in self.tasks:
-            self._sought[array] = None
+    def look_for(self, task: TaskId) -> None:
+        """Read a task or an array by its id at the next `refill`, live or not."""
+        if task not in self.tasks:
+            self._sought[task] = None
             self._is_live_dirty = True
 
     def live_read(self) -> bool:
@@ -136,8 +138,9 @@ class TaskQueue:
         if self._is_live_dirty and not self._live_reads:
             self._is_live_dirty = False
             self._live_reads += 1
-            effects.append(LoadLive(tuple(self._sought)))
+            self.named = tuple(self._sought)
             self._sought.clear()
+            effects.append(LoadLive(self.named))
         load = None if self.lanes.is_dirty else self.lanes.next_read()
         return effects if load is None else [*effects, load]
 

@@ -189,7 +189,10 @@ class Worker:
         return effects + self._report(refused)
 
     def on_kill(self, message: Kill, now: Moment) -> list[Effect]:
-        """End attempts; each is reported as cancelled, whatever it still achieves."""
+        """End attempts; each is reported as cancelled, whatever it still achieves.
+
+        What has ended is told as it did: a dispatcher knows whether that still counts.
+        """
         self._now_s = now.mono_s
         if message.epoch < self._epoch:
             return []  # Its successor decides what is void.

@@ -191,8 +191,11 @@ class Log(Past, Protocol):
     async def load(self, after_ord: int, limit: int, shape: int = 0) -> Loaded:
         """Read queued tasks of one shape with `ord > after_ord`, in order."""
 
-    async def load_live(self, arrays: Sequence[TaskId] = ()) -> tuple[TaskRecord, ...]:
-        """Read tasks that run, and those that are decided while their latest does."""
+    async def load_live(self, named: Sequence[TaskId] = ()) -> tuple[TaskRecord, ...]:
+        """Read tasks that run, those that are decided while their latest does, and some.
+
+        These come whether any of them runs or not, if they are known.
+        """
 
     async def load_ripe(self, ask: LoadRipe) -> RipeLoaded:
         """Read tasks whose wait for others is over, the oldest first."""

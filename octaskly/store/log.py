@@ -233,9 +233,9 @@ class Store:
         """Read tasks whose wait for others is over, the oldest first."""
         return await self._read(lambda db: load_ripe(db, ask))
 
-    async def load_live(self, arrays: Sequence[TaskId] = ()) -> tuple[TaskRecord, ...]:
+    async def load_live(self, named: Sequence[TaskId] = ()) -> tuple[TaskRecord, ...]:
         """Read tasks that run, and those that are decided while their latest does."""
-        return await self._read(lambda db: queue.load_live(db, arrays))
+        return await self._read(lambda db: queue.load_live(db, named))
 
     async def answer(
         self, vector: Mapping[StreamId, int], cursor: Cursor | None, bytes_max: int

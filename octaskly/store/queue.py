@@ -70,7 +70,7 @@ def oldest_ms(db: sqlite3.Connection) -> int | None:
 
 
 def load_live(
-    db: sqlite3.Connection, arrays_: Sequence[TaskId] = ()
+    db: sqlite3.Connection, named: Sequence[TaskId] = ()
 ) -> tuple[TaskRecord, ...]:
     """Return tasks of which an attempt has no end, oldest first.
 
@@ -84,7 +84,7 @@ def load_live(
         " WHERE is_live = 1 AND state > 1 ORDER BY key"
     ).fetchall()
     known = {row[1] for row in found}
-    for some in rows.chunks(id_ for id_ in arrays_ if id_ not in known):
+    for some in rows.chunks(id_ for id_ in named if id_ not in known):
         found += db.execute(
             f"SELECT {rows.TASK_COLUMNS} FROM tasks WHERE id IN"  # noqa: S608
             f" ({rows.marks(len(some))})",

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
 
-from octaskly.core.effects import Append, Join, Load, PlanFloor, Save
+from octaskly.core.effects import Append, Join, Load, LoadLive, PlanFloor, Save
 from octaskly.core.events import FloorPlanned, Loaded, Saved
 from octaskly.core.facts import Entry, Recorded
 from octaskly.core.merge import TaskRecord
@@ -65,8 +65,8 @@ class DiskLog:
     async def load(self, after_ord: int, limit: int, shape: int = 0) -> Loaded:
         return self._disk.load(Load(after_ord, limit, shape))
 
-    async def load_live(self, arrays: Sequence[TaskId] = ()) -> tuple[TaskRecord, ...]:
-        return self._disk.live()
+    async def load_live(self, named: Sequence[TaskId] = ()) -> tuple[TaskRecord, ...]:
+        return self._disk.live(LoadLive(tuple(named)))
 
     async def answer(
         self, vector: Mapping[StreamId, int], cursor: Cursor | None, bytes_max: int

@@ -447,6 +447,9 @@ async def test_live_tasks_are_those_of_which_an_attempt_may_still_run(
     live = await bench.log.load_live()
 
     assert [r.id for r in live] == [kit.task_id(n) for n in (2, 4, 5, 6)]
+    named = await bench.log.load_live([kit.task_id(n) for n in (1, 2, 3, 9)])
+    assert {r.id for r in named} == {kit.task_id(n) for n in range(1, 7)}
+    assert next(r for r in named if r.id == kit.task_id(1)).cancelled_by
 
 
 @for_the_core

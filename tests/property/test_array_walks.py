@@ -95,7 +95,7 @@ class ArrayReign(Reign):
                 for record in shown
                 if (record.attempts and record.attempts[-1].state.is_live)
                 or (record.progress and record.state is TaskState.RUNNING)
-                or record.id in asked.arrays
+                or record.id in asked.named
             )
             self.answers.append(LiveLoaded(tuple(live)))
             return

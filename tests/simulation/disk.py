@@ -13,7 +13,15 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from itertools import islice
 
-from octaskly.core.effects import Append, Join, Load, LoadRipe, PlanFloor, Save
+from octaskly.core.effects import (
+    Append,
+    Join,
+    Load,
+    LoadLive,
+    LoadRipe,
+    PlanFloor,
+    Save,
+)
 from octaskly.core.events import Advert, FloorPlanned, Loaded, Ripe, RipeLoaded, Saved
 from octaskly.core.facts import (
     NO_FLOOR,
@@ -55,6 +63,7 @@ from octaskly.core.records import first, is_over
 from octaskly.core.timestamps import born_hlc
 from tests.builders import answer
 
+ALL_LIVE = LoadLive()
 Write = Callable[[], None]
 Kept = tuple[type[Fact], TaskId, AttemptId | None]
 Place = tuple[int, StreamId, int]
@@ -415,12 +424,14 @@ class Disk:
         """Read the next queued tasks of a shape."""
         return answer(self.queued(), asked)
 
-    def live(self) -> tuple[TaskRecord, ...]:
-        """Read the tasks that run, and those that are decided while one still does."""
+    def live(self, ask: LoadLive = ALL_LIVE) -> tuple[TaskRecord, ...]:
+        """Read tasks that run, are decided while one still does, or are named."""
         return tuple(
             record
             for record in self.records.values()
-            if record.state is TaskState.RUNNING or _is_live(record)
+            if record.state is TaskState.RUNNING
+            or _is_live(record)
+            or record.id in ask.named
         )
 
     def ripe(self, ask: LoadRipe) -> RipeLoaded:

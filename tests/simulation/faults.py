@@ -8,8 +8,16 @@ from dataclasses import dataclass, replace
 from functools import partial
 from itertools import combinations
 
-from octaskly.core.model import NO_HOLD, Limits, NodeId, Steering, TaskId
+from octaskly.core.model import (
+    NO_HOLD,
+    Limits,
+    NodeId,
+    Steering,
+    TaskId,
+    TaskState,
+)
 from octaskly.core.node import Node
+from octaskly.core.replies import CancelDone, Reply
 from tests.simulation.checkers import (
     FINAL,
     Watch,
@@ -20,7 +28,7 @@ from tests.simulation.checkers import (
     unfinished,
 )
 from tests.simulation.disk import Disk
-from tests.simulation.world import World
+from tests.simulation.world import Machine, World
 
 LATE = 0.15  #: share of tasks that come after another one
 NEEDY = 0.2  #: of the tasks ask for much of a machine,
@@ -555,6 +563,47 @@ def run_starved(
 def run_backlog(seed: int) -> World:
     """The same, and others wait, of which that standby knows that some have begun."""
     return run_starved(seed, tasks=30, slow_ms=(300.0, 600.0))
+
+
+def run_cancelled(seed: int) -> World:
+    """Kill the dispatcher of a mesh while what it has cancelled is about to end."""
+    world = World(seed, nodes=4)
+    Watch(world)
+    told = _told_of_cancels(world)
+    world.network.delay_ms = (1.0, 40.0)
+    world.duration_s = (0.01, 0.3)
+    world.start_all()
+    world.run_until(world.is_settled, 5.0)
+    (dispatcher,) = world.dispatchers()
+    world.run(2.0)
+    world.submit(dispatcher, 16)
+    world.run(world.random.uniform(0.05, 0.2))
+    for task in tuple(world.accepted):
+        world.cancel(dispatcher, task, force=True)
+    world.run_until(lambda: bool(told), 1.0)
+    world.run(world.random.uniform(0.0, 0.03))
+    world.crash(dispatcher)
+    world.run(1.0)
+    calm(world)
+    for check in FINAL:
+        check(world)
+    (dispatcher,) = world.dispatchers()
+    records = world.machines[dispatcher].disk.records
+    ends = {task: records[task].state for task in sorted(told)}
+    assert set(ends.values()) <= {TaskState.CANCELLED}, f"told of a cancel: {ends}"
+    return world
+
+
+def _told_of_cancels(world: World) -> set[TaskId]:
+    """Return the tasks of which clients are told, as that happens, that they are."""
+    told = set()
+
+    def on_answer(_machine: Machine, reply: Reply, _waited_s: float) -> None:
+        if isinstance(reply, CancelDone) and reply.was_done:
+            told.add(reply.task)
+
+    world.answer_watchers.append(on_answer)
+    return told
 
 
 def run_flapping(seed: int) -> World:

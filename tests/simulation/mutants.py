@@ -40,6 +40,7 @@ from octaskly.core.messages import (
 from octaskly.core.model import NO_EPOCH, Moment, NodeId, NodeInfo, StreamId
 from octaskly.core.node import Node
 from octaskly.core.promises import Promises
+from octaskly.core.recording import Recording
 from octaskly.core.replication import Replication
 from octaskly.core.results import KeptResult, KeptResults
 from octaskly.core.retention import Retention
@@ -51,6 +52,7 @@ from tests.simulation.disk import Disk
 from tests.simulation.faults import (
     run_backlog,
     run_bare,
+    run_cancelled,
     run_forgetful,
     run_half_followed,
     run_half_joined,
@@ -262,6 +264,14 @@ def who_speaks_is_not_waited_for(patch: pytest.MonkeyPatch) -> None:
     What waits may have begun, or ended, as a node knows whose link is slow.
     """
     patch.setattr(Completeness, "reads_on", lambda *_: False)
+
+
+def a_success_counts_at_once(patch: pytest.MonkeyPatch) -> None:
+    """A new dispatcher records a success of a task that it has not read yet.
+
+    The one before may have told a client that the task is cancelled.
+    """
+    patch.setattr(Recording, "put_off", lambda *_: False)
 
 
 def what_is_unread_is_lost(patch: pytest.MonkeyPatch) -> None:
@@ -483,6 +493,7 @@ MUTANTS: tuple[tuple[Plant, Hunt], ...] = (
     (reattach_is_not_believed, run_hand_over),
     (a_reign_reads_at_once, run_short),
     (who_speaks_is_not_waited_for, run_backlog),
+    (a_success_counts_at_once, run_cancelled),
     (what_is_unread_is_lost, run_starved),
     (results_forgotten_when_sent, run_hand_over),
     (merge_prefers_the_later, run_seed),

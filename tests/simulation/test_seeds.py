@@ -17,6 +17,7 @@ from octaskly.core.model import name_of
 from tests.simulation.faults import (
     run_backlog,
     run_bare,
+    run_cancelled,
     run_crash,
     run_flapping,
     run_half_followed,
@@ -177,6 +178,13 @@ def test_a_starved_dispatcher_s_ends_are_awaited(seed: int) -> None:
 def test_what_waits_may_have_begun_as_a_slow_node_knows(seed: int) -> None:
     """So a new dispatcher starts none of it while that node still tells."""
     run_backlog(seed)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(12))
+def test_who_was_told_of_a_cancel_is_not_told_of_a_success_later(seed: int) -> None:
+    """Though the task had just ended, and the dispatcher that said so is dead."""
+    run_cancelled(seed)
 
 
 @pytest.mark.slow

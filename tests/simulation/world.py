@@ -940,7 +940,7 @@ def _read(disk: Disk, asked: Load | LoadLive | LoadRipe | PlanFloor) -> Event:
         case Load():
             return disk.load(asked)
         case LoadLive():
-            return LiveLoaded(disk.live())
+            return LiveLoaded(disk.live(asked))
         case LoadRipe():
             return disk.ripe(asked)
         case PlanFloor():

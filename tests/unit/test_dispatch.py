@@ -390,7 +390,9 @@ def test_a_result_that_is_told_again_for_want_of_a_standby_is_written_once() -> 
     report = Report(task=T, attempt=attempt(), outcome=outcome(), spec=spec())
     message = Results((report,), 1)
 
-    first = world.dispatch.on_results(B, message, moment())
+    world.dispatch.on_results(B, message, moment())
+    world.dispatch.on_live_loaded(LiveLoaded(()), moment())
+    first = world.dispatch.on_live_loaded(LiveLoaded(()), moment())
     told = world.commit()
     again = world.dispatch.on_results(B, message, moment(1))
 

@@ -7,6 +7,7 @@ from octaskly.core.effects import (
     Load,
     LoadLive,
 )
+from octaskly.core.events import LiveLoaded, Loaded
 from octaskly.core.facts import Assigned, Finished, Submitted
 from octaskly.core.messages import (
     Reattach,
@@ -17,10 +18,13 @@ from octaskly.core.model import (
     NodeState,
     Reason,
     TaskId,
+    TaskState,
 )
 from octaskly.core.retry import LOSS_REST_S
 from tests.builders import (
+    STREAM,
     attempt,
+    epoch,
     moment,
     node_id,
     node_info,
@@ -34,12 +38,17 @@ from tests.desk import (
     A,
     B,
     T,
+    World,
     acknowledged,
+    cancel,
+    cancelled,
     facts,
     holding,
     kill,
+    reattach,
     record,
     reigning,
+    running,
     to,
     told,
 )
@@ -86,13 +95,68 @@ def test_the_end_of_an_unknown_task_brings_its_envelope_into_the_log() -> None:
     """A task whose only copy was on a disk that died comes back from its worker."""
     world = reigning(b=1)
 
-    effects = world.dispatch.on_results(B, told(report(envelope=spec())), moment())
+    asked = world.dispatch.on_results(B, told(report(envelope=spec())), moment())
+    effects = world.dispatch.on_live_loaded(LiveLoaded(()), moment())
 
+    assert asked == [LoadLive((T,))]
     assert facts(effects) == [
         Submitted(spec()),
         Finished(T, attempt(), B, outcome()),
     ]
     assert world.commit() == [acknowledged(B), Announce((T,))]
+
+
+def test_a_success_of_a_task_that_was_cancelled_before_this_reign_is_none() -> None:
+    """Who cancelled it was told so, by a dispatcher that died before the end came."""
+    world = reigning(b=1)
+    success = told(report(envelope=spec()))
+
+    asked = world.dispatch.on_results(B, success, moment())
+    again = world.dispatch.on_results(B, success, moment(0.2))
+    was = record("t", running(B), cancelled="ann")
+    effects = world.dispatch.on_live_loaded(LiveLoaded((was,)), moment(0.3))
+
+    assert asked == [LoadLive((T,))]
+    assert again == []
+    end = outcome(AttemptState.CANCELLED, Reason.CANCELLED)
+    assert facts(effects) == [Finished(T, attempt(), B, end)]
+    assert effects[1:] == []
+    assert world.commit() == [acknowledged(B), Announce((T,))]
+
+
+def test_a_success_that_waits_for_the_store_keeps_its_task_from_being_started() -> None:
+    """Its assignment was lost with the dispatcher before, so it seems to wait."""
+    world = World()
+    world.dispatch.begin(epoch(), STREAM, moment())
+    world.dispatch.on_worker_up(node_info(A, 1), moment())
+    world.dispatch.on_reattach(*reattach("a", 1), moment())
+    waits = world.dispatch.on_results(B, told(report(envelope=spec())), moment())
+
+    loaded = Loaded(-1, (record(),), has_more=False)
+    assert world.dispatch.on_loaded(loaded, moment()) == []
+    asked = world.dispatch.on_live_loaded(LiveLoaded(()), moment())
+    effects = world.dispatch.on_live_loaded(LiveLoaded((record(),)), moment())
+
+    assert waits == []
+    assert asked == [LoadLive((T,))]
+    assert Finished(T, attempt(), B, outcome()) in facts(effects)
+    assert effects[1:] == []
+
+
+def test_what_is_cancelled_while_its_success_waits_for_the_store_is_cancelled() -> None:
+    """The read may be older than that."""
+    world = reigning(b=1)
+    world.dispatch.on_results(B, told(report(envelope=spec())), moment())
+    asked = cancel(TaskState.RUNNING, force=True)
+    world.dispatch.on_cancel(asked, moment())
+    assert cancelled() in world.commit()
+
+    was = record("t", running(B))
+    effects = world.dispatch.on_live_loaded(LiveLoaded((was,)), moment())
+
+    (fact,) = facts(effects)
+    assert isinstance(fact, Finished)
+    assert fact.outcome.state is AttemptState.CANCELLED
 
 
 def test_an_unknown_task_that_was_given_back_is_looked_up_in_the_store() -> None:
