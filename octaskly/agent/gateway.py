@@ -88,8 +88,7 @@ class AgentGateway:
         queue_max: int,
     ) -> None:
         self._node = node
-        self._node_id = node_id
-        self._mesh_id = mesh_id
+        self._node_id, self._mesh_id = node_id, mesh_id
         self._store = store
         self._clock = clock
         self._sample = sample
@@ -108,6 +107,7 @@ class AgentGateway:
             tickets=self.tickets,
             find=self._finder.task,
             stream=self._stream,
+            fitness=fitness,
             queue_max=queue_max,
         )
         self.view = MeshView(node_id, names)

@@ -11,8 +11,10 @@ import hashlib
 from collections.abc import AsyncIterator, Callable, Collection, Iterable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 
 from octaskly.agent.clock import SystemClock
+from octaskly.agent.fitness import Fitness
 from octaskly.agent.lineage import Find, resolve
 from octaskly.agent.tickets import Tickets
 from octaskly.api.turns import in_turns
@@ -30,6 +32,7 @@ from octaskly.errors import (
     NotDispatcher,
     QueueFull,
     QueueTooSmall,
+    StoreFull,
     TaskExists,
 )
 from octaskly.ports import Log
@@ -106,6 +109,7 @@ class Submissions:
         tickets: Tickets,
         find: Find,
         stream: Callable[[], StreamId | None],
+        fitness: Fitness,
         queue_max: int,
     ) -> None:
         self._mesh_id = mesh_id
@@ -114,6 +118,7 @@ class Submissions:
         self._tickets = tickets
         self._find = find
         self._stream = stream
+        self._fitness = fitness
         self._room = QueueRoom(store, clock, queue_max)
         self._claims: dict[TaskId, asyncio.Event] = {}
 
@@ -125,6 +130,8 @@ class Submissions:
             NotDurable: one copy is too few.
             NotDispatcher: this node is not dispatcher any more; nothing was accepted.
             ParentNotFound, CyclicTasks, CatchingUp: see `lineage.resolve`.
+            StoreFull: the disk has stopped to take writes. What was asked for may be
+                accepted once it does again.
         """
         after = None
         if asked.key is not None:
@@ -167,9 +174,9 @@ class Submissions:
         Raises:
             NotDispatcher: this node is not dispatcher any more, or stops.
         """
-        nothing = Submission(drafts=(), submitter="", key=None, is_strict=False)
+        event = partial(ev.TasksSubmitted, drafts=(), submitter="", suffixes=())
         try:
-            await self._accept(nothing)
+            await self._tickets.ask(event)
         except AnswerLost as error:
             raise NotDispatcher(str(error)) from None
 
@@ -220,7 +227,8 @@ class Submissions:
             lambda ticket: ev.TasksSubmitted(
                 *(ticket, asked.drafts, asked.submitter, suffixes, asked.is_strict),
                 logged,
-            )
+            ),
+            look=self._require_writes,
         )
         if isinstance(reply, Hopeless):
             place = "$" if len(asked.drafts) == 1 else f"$[{reply.index}]"
@@ -230,6 +238,15 @@ class Submissions:
         assert isinstance(reply, replies.Accepted)
         records = [TaskRecord(spec.id, spec) for spec in reply.specs]
         return records, reply.replicas
+
+    def _require_writes(self) -> None:
+        """Raise StoreFull where what is on its way to the disk stays there."""
+        if failure := self._fitness.failure():
+            raise StoreFull(
+                "it may be accepted later, but the disk keeps nothing",
+                hint="look before you repeat it, or send an Idempotency-Key:"
+                f" {failure}",
+            )
 
     def _suffixes(self, count: int) -> tuple[str, ...]:
         """Return what keeps tasks of the same number apart."""

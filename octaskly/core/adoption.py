@@ -10,14 +10,14 @@ for lost.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from octaskly.core.arrays import member_of
 from octaskly.core.facts import Assigned
 from octaskly.core.inhand import WAITING, InHand, Stage
 from octaskly.core.merge import TaskRecord
 from octaskly.core.messages import Reattach
-from octaskly.core.model import AttemptId, Moment, NodeId, TaskSpec
+from octaskly.core.model import Attempt, AttemptId, Moment, NodeId, TaskSpec
 from octaskly.core.placing import Placing
 
 READ_S = 0.5  #: how long a new reign waits for what others hold;
@@ -147,14 +147,18 @@ class Adoption:
         task = self._queue.tasks.get(record.id)
         if not live or (task is not None and task.stage is Stage.ENDED):
             return
+        likely = self._likely(live)
         if task is None:
             task = self._queue.from_record(record)
             task.may_be_cut = member_of(record.id) is not None
-            self._queue.adopt(task, live[-1].id, live[-1].node)
-        elif task.stage is Stage.LIVE:
-            task.is_sure = True
-        elif task.attempt is None or task.attempt < live[-1].id:
-            self._queue.assign(task, live[-1].id, live[-1].node)
+            self._queue.adopt(task, likely.id, likely.node)
+        else:
+            is_live = task.stage is Stage.LIVE
+            task.is_sure = task.is_sure or is_live
+            is_settled = is_live and (task.is_heard or task.final is not None)
+            is_later = task.attempt is None or task.attempt < likely.id
+            if is_later and not is_settled:
+                self._move(task, likely.id, likely.node)
         task.n = max(task.n, *(attempt.id.n for attempt in record.attempts))
         if record.state.is_final and task.final is None:
             task.final = record.state
@@ -167,6 +171,18 @@ class Adoption:
             if attempt.id != task.attempt and attempt.id not in task.reported:
                 self._placing.write_lost(record.id, attempt.id, attempt.node, now)
         self._expect(task, now)
+
+    def _likely(self, live: Sequence[Attempt]) -> Attempt:
+        """Return the last attempt that may run, as far as workers have told."""
+        pool = self._pool
+        may_run = [a for a in live if self.is_behind or not pool.is_attached(a.node)]
+        return (may_run or live)[-1]
+
+    def _move(self, task: InHand, attempt: AttemptId, node: NodeId) -> None:
+        """Let another attempt count than before."""
+        if task.stage is Stage.LIVE:
+            self._queue.rest(task)
+        self._queue.assign(task, attempt, node)
 
     def _adopt(self, node: NodeId, attempt: AttemptId, spec: TaskSpec) -> None:
         """Keep an attempt that a worker runs, if it is the one that counts."""
@@ -192,15 +208,13 @@ class Adoption:
         if is_live and (task.attempt, task.node) == (attempt, node):
             return True
         # Its assignment was lost with the dispatcher before, or is still to be read.
-        is_doubted = is_live and self.is_behind and not task.is_heard
+        is_doubted = is_live and not task.is_heard
         is_news = task.attempt is None or task.attempt < attempt
         return is_news and (is_doubted or task.stage in WAITING)
 
     def _hear(self, task: InHand, node: NodeId, attempt: AttemptId) -> None:
         if task.attempt != attempt:
-            if task.stage is Stage.LIVE:
-                self._queue.rest(task)
-            self._queue.assign(task, attempt, node)
+            self._move(task, attempt, node)
             self._placing.facts.append(Assigned(task.spec.id, attempt, node))
         task.is_heard = True
 

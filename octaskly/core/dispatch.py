@@ -243,9 +243,7 @@ class Dispatch:
         when_safe = self._record(node, reports, now)
         return self._commit(now, when_safe=when_safe if reports else None)
 
-    def _record(
-        self, node: NodeId, reports: Sequence[Report], now: Moment
-    ) -> WhenSafe:
+    def _record(self, node: NodeId, reports: Sequence[Report], now: Moment) -> WhenSafe:
         """Record how attempts of one worker ended; return what is done when safe."""
         ended = tuple(r.task for r in reports if self._recording.record(node, r, now))
         self._pool.hold(node, self.outstanding(node), self._queue.granted(node))

@@ -10,8 +10,8 @@ from collections.abc import Iterable
 from dataclasses import replace
 
 from octaskly.core.acceptance import number_of
-from octaskly.core.effects import Effect, Send, Written
-from octaskly.core.facts import Entry, Submitted
+from octaskly.core.effects import Announce, Effect, Send, Written
+from octaskly.core.facts import CancelAsked, Entry, Finished, Submitted
 from octaskly.core.keys import KeysGiven, KeysHeld, KeysMessage
 from octaskly.core.links import Links
 from octaskly.core.machines import Machines
@@ -140,6 +140,8 @@ class Inbound:
                 ids = (row.record.id for row in rows)
                 machines.dispatch.raise_sequence(highest_number(ids))
         if any(isinstance(effect, Written) for effect in effects):
+            if machines.dispatch.is_reigning and (ended := _ended(message)):
+                machines.journal.after(lambda _: [Announce(ended)])
             if peer == machines.election.dispatcher:
                 machines.standby.fall_behind()  # Else it had been streamed.
             effects += machines.election.tell_holdings(peer)
@@ -291,6 +293,19 @@ class Inbound:
         if view is not None:
             view.is_worker = True
         return effects + machines.dispatch.on_reattach(peer, message, now)
+
+
+def _ended(news: Pull | Entries | Snapshot) -> tuple[TaskId, ...]:
+    """Return the tasks that may have ended by what came from another node."""
+    match news:
+        case Entries(entries):
+            facts = (entry.fact for entry in entries)
+            return tuple(f.task for f in facts if isinstance(f, Finished | CancelAsked))
+        case Snapshot(rows=rows):
+            records = (row.record for row in rows)
+            return tuple(record.id for record in records if record.state.is_final)
+        case Pull():
+            return ()
 
 
 def highest_sequence(entries: tuple[Entry, ...]) -> int:

@@ -177,10 +177,13 @@ class Placing:
         if task.is_cut and task.final is None:
             self.queue.end(task, TaskState.CANCELLED)
             self.tell([task.spec.id])
-        elif wait_s is None:
+            return
+        if wait_s is None:
             self.queue.release(task)
         else:
             self.resting.take(task, now, wait_s)
+        if task.may_be_cut:  # Then it ends by that, as the store is going to say.
+            self.tell([task.spec.id])
 
     def wake(self, now: Moment) -> None:
         """Queue those that have rested; the store is asked about some before."""

@@ -192,9 +192,9 @@ class Log(Past, Protocol):
         """Read queued tasks of one shape with `ord > after_ord`, in order."""
 
     async def load_live(self, named: Sequence[TaskId] = ()) -> tuple[TaskRecord, ...]:
-        """Read tasks that run, those that are decided while their latest does, and some.
+        """Read tasks that run, and those that are decided while their latest does.
 
-        These come whether any of them runs or not, if they are known.
+        What is named comes with them, whether it runs or not.
         """
 
     async def load_ripe(self, ask: LoadRipe) -> RipeLoaded:

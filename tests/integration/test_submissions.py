@@ -10,6 +10,7 @@ import pytest
 
 from octaskly.agent.clock import SystemClock
 from octaskly.agent.finding import Finder
+from octaskly.agent.fitness import Fitness
 from octaskly.agent.submissions import Submission, Submissions
 from octaskly.agent.tickets import Tickets
 from octaskly.core.acceptance import PRIORITY_BAND, logged_id
@@ -18,7 +19,7 @@ from octaskly.core.model import StreamId, TaskId, TaskSpec
 from octaskly.core.options import ArraySpec, TaskOptions
 from octaskly.core.replies import Accepted
 from octaskly.core.timestamps import PRIORITY_SHIFT
-from octaskly.errors import NotDispatcher, QueueTooSmall, TaskExists
+from octaskly.errors import NotDispatcher, QueueTooSmall, StoreFull, TaskExists
 from octaskly.store import Store
 from tests.contract import log_kit as kit
 
@@ -88,7 +89,9 @@ def submissions(
     return way_in(store, tickets)
 
 
-def way_in(store: Store, tickets: Tickets) -> Submissions:
+def way_in(
+    store: Store, tickets: Tickets, failure: Callable[[], str | None] = lambda: None
+) -> Submissions:
     """Return the way into a core that answers by tickets."""
     finder = Finder(store, tickets)
     return Submissions(
@@ -98,6 +101,7 @@ def way_in(store: Store, tickets: Tickets) -> Submissions:
         tickets=tickets,
         find=finder.task,
         stream=lambda: kit.OTHER,
+        fitness=Fitness(failure=failure, is_room=lambda: True),
         queue_max=19,
     )
 
@@ -161,6 +165,21 @@ async def test_other_names_with_a_dot_are_free(store: Store, name: str) -> None:
 
     with pytest.raises(AssertionError):  # The core is asked, and accepts nothing here.
         await submissions(store).take(wish)
+
+
+async def test_who_hands_in_as_the_disk_fills_is_not_kept_waiting(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The answer says that the task may be accepted all the same."""
+    monkeypatch.setattr("octaskly.agent.tickets.LOOK_S", 0.01)
+    drafts = (Draft(command="true"),)
+    wish = Submission(drafts=drafts, submitter="ana", key=None, is_strict=False)
+    posted: list[Event] = []
+    way = way_in(store, Tickets(posted.append), lambda: "it is full" if posted else "")
+
+    with pytest.raises(StoreFull, match="may be accepted later"):
+        await asyncio.wait_for(way.take(wish), 60)
+    assert len(posted) == 1
 
 
 BATCH = tuple(Draft(command=command) for command in ("one", "two", "three"))

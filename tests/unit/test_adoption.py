@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from octaskly.core.effects import (
+    Announce,
     Load,
     LoadLive,
 )
@@ -375,6 +376,55 @@ def test_until_all_is_read_a_later_attempt_that_a_worker_lists_counts() -> None:
     assert facts(effects) == [Assigned(T, attempt(2), B)]
     assert effects[1:] == []
     assert world.dispatch.outstanding(B) == 1
+
+
+def test_who_waits_for_an_array_is_told_when_a_member_of_it_is_lost() -> None:
+    """If it was cancelled, it is over by that, and only the store can tell."""
+    member = "task-007-abcdef12.1"
+    world = reigning(live=(record(member, running(B)),), a=1)
+
+    world.dispatch.on_time(moment(LATE))
+
+    assert Announce((TaskId(member),)) in world.commit()
+
+
+def test_a_later_attempt_counts_over_one_whose_worker_is_not_heard() -> None:
+    """Who began it had given that up, which is on no disk that is left."""
+    world = reigning(live=(record("t", running(A)),))
+    world.dispatch.on_worker_up(node_info(B, 1), moment(1))
+    back = Reattach(((attempt(2), spec()),), 1, NodeState.READY)
+
+    effects = world.dispatch.on_reattach(B, back, moment(1))
+
+    assert facts(effects) == [Assigned(T, attempt(2), B)]
+    assert effects[1:] == []
+    world.dispatch.on_worker_up(node_info(A, 1), moment(2))
+    late = Reattach(((attempt(), spec()),), 1, NodeState.READY)
+    assert world.dispatch.on_reattach(A, late, moment(2)) == [kill(A)]
+
+
+def test_of_two_attempts_that_the_log_shows_the_later_is_awaited() -> None:
+    """The other one is given up, though it was read first."""
+    world = reigning(live=(record("t", running(A)),))
+    world.dispatch.on_absorbed(moment(1))
+
+    both = record("t", running(A), running(B, attempt(2)))
+    effects = world.dispatch.on_live_loaded(LiveLoaded((both,)), moment(LATE))
+
+    assert facts(effects) == [Finished(T, attempt(), A, LOST_OUTCOME)]
+    assert (world.dispatch.outstanding(A), world.dispatch.outstanding(B)) == (0, 1)
+
+
+def test_an_attempt_that_its_worker_lists_no_more_is_not_the_one_to_await() -> None:
+    """Else both were given up, and the other one runs on."""
+    world = reigning(live=(), b=1)
+    world.dispatch.on_absorbed(moment(1))
+
+    both = record("t", running(A), running(B, attempt(2)))
+    effects = world.dispatch.on_live_loaded(LiveLoaded((both,)), moment(LATE))
+
+    assert facts(effects) == [Finished(T, attempt(2), B, LOST_OUTCOME)]
+    assert world.dispatch.outstanding(A) == 1
 
 
 def test_an_absent_worker_s_attempt_that_the_log_shows_ended_is_let_go() -> None:

@@ -9,6 +9,7 @@ import pytest
 from octaskly.core.departure import GONE_S
 from octaskly.core.effects import (
     Advertise,
+    Announce,
     Answer,
     Append,
     Browse,
@@ -47,7 +48,7 @@ from octaskly.core.events import (
     TasksSubmitted,
     Woke,
 )
-from octaskly.core.facts import Entry, Submitted
+from octaskly.core.facts import Entry, Fact, Finished, Submitted
 from octaskly.core.inbound import highest_sequence
 from octaskly.core.messages import (
     STOPPING,
@@ -698,6 +699,24 @@ def test_a_deposed_dispatcher_that_copies_instead_of_answering_is_not_waited_for
     effects = shell.hear(nothing, peer=OTHER)
 
     assert of(LoadLive, effects) == [LoadLive()]
+
+
+def test_who_waits_for_a_task_is_told_that_another_node_knows_of_its_end() -> None:
+    """Two halves of a split met; no worker is going to tell that here."""
+    shell = Shell()
+    shell.serve()
+    shell.meet()
+    task, done = TaskId("t"), AttemptId(1, StreamId(9), 1)
+    said: tuple[Fact, ...] = (
+        Submitted(TaskSpec(id=task, command="true")),
+        Finished(task, done, OTHER, Outcome(AttemptState.OK, Reason.EXIT)),
+    )
+    entries = tuple(Entry(StreamId(9), at, at, fact) for at, fact in enumerate(said, 1))
+    writers = ((StreamId(9), Epoch(1, OTHER)),)
+
+    effects = shell.hear(Entries(entries, writers, more=False, vector=()))
+
+    assert of(Announce, effects) == [Announce((task,))]
 
 
 def test_a_standby_acknowledges_nothing_behind_what_it_did_not_keep() -> None:
