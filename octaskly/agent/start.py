@@ -25,7 +25,7 @@ from octaskly.runner.hands import Steward
 from octaskly.stats import gpus, is_on_mains, memory_total_mb
 
 SOCKET_PATH_BYTES_MAX = 107  #: unix(7), but for the NUL at the end
-ELSEWHERE = "octaskly agent --state-dir DIR uses another one"
+ELSEWHERE = "octaskly agent {} DIR uses another one"
 
 
 def make_folders(paths: Paths, name: str, account: Account | None = None) -> None:
@@ -53,16 +53,18 @@ def make_folders(paths: Paths, name: str, account: Account | None = None) -> Non
         (paths.workdir, 0o755),
         (paths.runtime, 0o755),
     ):
+        flag = "--workdir" if folder == paths.workdir else "--state-dir"
+        hint = ELSEWHERE.format(flag)
         try:
             folder.mkdir(mode=mode, parents=True, exist_ok=True)
         except OSError as error:
             raise ConfigError(
-                f"cannot make the folder {folder}: {error.strerror}", hint=ELSEWHERE
+                f"cannot make the folder {folder}: {error.strerror}", hint=hint
             ) from error
         is_ours = account is None or folder != paths.workdir
         if is_ours and not os.access(folder, os.R_OK | os.W_OK | os.X_OK):
             raise ConfigError(
-                f"the folder {folder} is not writable for this user", hint=ELSEWHERE
+                f"the folder {folder} is not writable for this user", hint=hint
             )
     if account is not None:
         _lend(paths, account)

@@ -55,7 +55,7 @@ def _flag(setting: Setting) -> click.Option:
 )
 @click.pass_context
 def agent(ctx: click.Context, /, **flags: Any) -> int:
-    """Run a node of the mesh in the foreground; Ctrl-C ends it cleanly.
+    """Run a node of the mesh in the foreground. Ctrl-C ends it cleanly.
 
     With nothing said it finds the other nodes of this LAN by itself. What flags say,
     may stand in the environment or a file, too: octaskly config shows what holds.

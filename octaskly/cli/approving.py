@@ -21,7 +21,7 @@ _NEXT = "octaskly join    on that machine, and leave it waiting"
 @JSON_OPTION
 @click.pass_obj
 def requests(choice: Choice, as_json: bool) -> None:  # noqa: FBT001
-    """List the machines on this LAN that want to join, and the words they show."""
+    """List the machines that want to join, and the words they show."""
     with choice.client() as client:
         reply = client.ask(Call("GET", REQUESTS))
     if as_json:

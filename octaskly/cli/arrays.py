@@ -59,9 +59,10 @@ def array(
     durability: str | None,
     asked: Asked,
 ) -> None:
-    """Hand in a command once for each number, as one array, and print its id.
+    """Hand in a command once for each number, as one array.
 
-    {} in the command stands for the number, which is in OCTASKLY_ITEM, too.
+    Prints its id. {} in the command stands for the number, which is in
+    OCTASKLY_ITEM, too.
     """
     # Imported here, as below: what few commands need would cost all of them.
     from octaskly.cli.items import command_text  # noqa: PLC0415

@@ -27,7 +27,7 @@ SHOWN: Final = 100  #: of the latest, unless told how far back
 @JSON_OPTION
 @click.pass_obj
 def audit(choice: Choice, since: int | None, follow: bool, as_json: bool) -> None:  # noqa: FBT001
-    """Show who changed what, and what was refused; only an admin may ask.
+    """Show who changed what, and what was refused. Only an admin may ask.
 
     The latest hundred lines, or all since a time. `3 times` stands for requests of one
     minute that were alike.

@@ -52,7 +52,7 @@ class Bar(Protocol):
     help="Compress at most so many modules.",
 )
 def demo(modules_max: int | None) -> None:
-    """Watch three agents on this machine find each other and share a real job.
+    """Watch three agents of this machine share a real job.
 
     Uses the loopback interface only, ends by itself, and leaves nothing behind.
     """

@@ -49,7 +49,7 @@ TTL_S = 300
 @JSON_OPTION
 @click.pass_obj
 def invite(choice: Choice, ttl: int, as_json: bool) -> None:  # noqa: FBT001
-    """Let one more machine into the mesh: show a code for `octaskly join`.
+    """Show a code that lets one more machine into the mesh.
 
     The code is good for one attempt. Whoever types it first joins.
     """
@@ -96,7 +96,7 @@ def join(
     interfaces: tuple[str, ...],
     secret_file: Path | None,
 ) -> None:
-    """Make this machine a member of a mesh, with the code of `octaskly invite`.
+    """Make this machine a member of a mesh, by a code or by words.
 
     `-` reads the code from stdin, where no other user can see it. Without a code it
     waits until somebody approves it at a member, and shows three words to compare.

@@ -33,7 +33,7 @@ def leave(
     yes: bool,  # noqa: FBT001
     force: bool,  # noqa: FBT001
 ) -> None:
-    """Take this machine out of its mesh, and forget all that it knows of it.
+    """Take this machine out of its mesh, and forget the mesh here.
 
     Its agent drains and stops; then its secret, log, outputs and identity go. Files in
     its worker directory stay, and so does a secret file that other agents use. What

@@ -42,7 +42,7 @@ def rotate(
     yes: bool,  # noqa: FBT001
     as_json: bool,  # noqa: FBT001
 ) -> None:
-    """Give the mesh a new secret; nothing stops, and no node has to be touched.
+    """Give the mesh a new secret. Nothing stops, and no node has to be touched.
 
     All nodes that are there learn it at once. It comes into force when all nodes know
     it, or after a day; the old one is accepted for a week after that, for those that
@@ -78,7 +78,7 @@ def revoke(
     yes: bool,  # noqa: FBT001
     as_json: bool,  # noqa: FBT001
 ) -> None:
-    """Lock a node out: the others get a new secret at once, and it does not.
+    """Lock a node out. The others get a new secret at once, and it does not.
 
     What it runs is run elsewhere. Nodes that are away at this moment have to be invited
     again, and tokens that were made before end. What the node has seen, it keeps.

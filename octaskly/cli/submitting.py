@@ -96,7 +96,7 @@ def submit(
     durability: str | None,
     asked: Asked,
 ) -> None:
-    """Hand in a task, or one per line of stdin with -, and print the ids.
+    """Hand in a task, or one per line of stdin with -. Prints the ids.
 
     One argument is shell text; several are joined as a shell would quote them.
     """

@@ -244,7 +244,7 @@ def logs(
     attempt: int | None,
     as_json: bool,  # noqa: FBT001
 ) -> None:
-    """Print what a task wrote: its stdout on stdout, its stderr on stderr.
+    """Print what a task wrote. Its stdout goes to stdout, its stderr to stderr.
 
     With -f also what it still writes; Ctrl-C leaves the task alone.
     """

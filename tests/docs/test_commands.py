@@ -42,6 +42,14 @@ def test_every_command_has_a_section_of_the_reference() -> None:
     assert sorted(headings) == sorted(dict(commands()))
 
 
+def test_the_list_of_commands_cuts_no_summary() -> None:
+    """Eighty columns hold the first sentence of each, however it is told apart."""
+    with click.Context(octaskly, terminal_width=80) as context:
+        listed = octaskly.get_help(context).partition("Commands:\n")[2]
+
+    assert [line for line in listed.splitlines() if line.endswith("...")] == []
+
+
 @pytest.mark.parametrize(("words", "command"), list(commands()), ids=named)
 def test_help_of_a_command_ends_with_an_example(
     words: str, command: click.Command

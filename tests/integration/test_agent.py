@@ -95,6 +95,13 @@ def test_a_state_folder_whose_socket_no_kernel_takes_is_refused(tmp_path: Path) 
         assert "107 at most" in refusal(agent)
 
 
+def test_a_folder_that_cannot_be_made_is_said_with_its_flag(tmp_path: Path) -> None:
+    """Where `--workdir` is wrong, another `--state-dir` would be no help."""
+    agent = start(tmp_path, "solo", "--workdir", "/proc/no")
+    with ending(agent):
+        assert "octaskly agent --workdir DIR uses another one" in refusal(agent)
+
+
 def test_a_node_alone_runs_a_command(solo: Agent) -> None:
     """The first agent of a mesh is dispatcher and worker at once."""
     task = finished(solo, submit(solo, "echo out; echo err >&2; exit 3"))
