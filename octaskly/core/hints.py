@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from enum import Enum
 
+from octaskly.core.dialling import Dialled, Place
 from octaskly.core.effects import Dial, Effect
 from octaskly.core.events import Advert, DialFailed, PeerUp, Saved
 from octaskly.core.model import Address, Moment, NodeId, Settings
@@ -20,7 +20,7 @@ from octaskly.core.peers import ADDRESSES_MAX, PeerView, without_repeats
 REDIAL_S = 2.5  #: between dials to an absent peer in its first ten minutes
 REDIAL_MAX_S = 30.0  #: and after that
 REDIAL_FAST_FOR_S = 600.0
-FORGET_S = 7 * 86_400.0  #: for how long an absent peer is dialled
+FAVOURED_MAX = 3  #: dispatchers in sight for which others wait, until a peer is met
 HOLD_S = 0.3  #: nodes in sight wait, so that a dispatcher is dialled before them
 ROSTER_S = 1.0  #: for a dispatcher that was just met to send its roster
 SOUGHT = 4  #: peers that a seeking node meets before it tries greater ids
@@ -34,26 +34,6 @@ class Circle(Enum):
     NONE = "none"  #: who follows leaves it to its dispatcher
 
 
-@dataclass(slots=True)
-class _Hint:
-    """One place to dial; `since_s` is when it was heard of or lost."""
-
-    node: NodeId | None
-    addresses: tuple[Address, ...]
-    since_s: float
-    next_s: float
-
-
-@dataclass(slots=True)
-class _Dialled:
-    """A dial that has neither met anybody nor failed."""
-
-    node: NodeId | None
-    until_s: float  #: then it is waited for no longer
-    is_in_sight: bool = False  #: not only remembered
-    is_dispatcher: bool = False
-
-
 class Hints:
     """Places to dial, with the times of the next dials."""
 
@@ -65,14 +45,15 @@ class Hints:
         self._me = settings.node.id
         self._limits = settings.limits
         self._meet_s = settings.timing.meet_s
-        self._hints: dict[NodeId | Address, _Hint] = {}
+        self._hints: dict[NodeId | Address, Place] = {}
         self._saved = saved.peers
         self._due_s: float | None = None  #: the next dial; None: to be found
-        self._dialled: dict[NodeId | Address, _Dialled] = {}
+        self._dialled: dict[NodeId | Address, Dialled] = {}
         self._held: set[NodeId] = set()  #: in sight, not dialled yet
         self._shunned: frozenset[NodeId] = frozenset()
         self._shuns_all = False
         self._held_until_s = 0.0
+        self._favoured = 0
 
     @property
     def is_meeting(self) -> bool:
@@ -148,7 +129,8 @@ class Hints:
         for advert in adverts:
             if advert.node == self._me or not advert.addresses:
                 continue
-            hint = self._learn(advert.node, advert.addresses, now)
+            is_known = advert.node is None
+            hint = self._learn(advert.node, advert.addresses, now, is_known=is_known)
             if hint is None or (wanted and advert.node not in wanted):
                 continue
             node = advert.node
@@ -161,7 +143,7 @@ class Hints:
                 self._hold(node, hint, now)
         return effects
 
-    def _hold(self, node: NodeId, hint: _Hint, now: Moment) -> None:
+    def _hold(self, node: NodeId, hint: Place, now: Moment) -> None:
         """Dial a node a little later: met first, a dispatcher may make it needless."""
         dialled = self._dialled.get(node)
         if dialled is not None:
@@ -238,6 +220,7 @@ class Hints:
         self._hints.pop(event.address, None)
         self._dialled.pop(event.address, None)
         self._dialled.pop(node, None)
+        self._favoured = 0
         if event.hello.dispatcher == node:
             self._held_until_s = now.mono_s + ROSTER_S
         self._learn(node, addresses, now)
@@ -276,7 +259,7 @@ class Hints:
         for key, hint in tuple(self._hints.items()):
             if hint.next_s > now.mono_s or hint.node in self._peers:
                 continue
-            if now.mono_s - hint.since_s > FORGET_S:
+            if hint.is_over(now.mono_s):
                 del self._hints[key]
                 continue
             hint.next_s = now.mono_s + self._pause_s(hint, now)
@@ -304,7 +287,7 @@ class Hints:
         return max(1.0, len(self._hints) / self._limits.full_mesh_peers)
 
     def _dial_all(
-        self, hints: Iterable[_Hint], now: Moment, *, is_in_sight: bool = False
+        self, hints: Iterable[Place], now: Moment, *, is_in_sight: bool = False
     ) -> list[Effect]:
         """Dial places; while seeking, a dispatcher first, then those first by id.
 
@@ -330,7 +313,7 @@ class Hints:
 
     def _dial(
         self,
-        hint: _Hint,
+        hint: Place,
         now: Moment,
         *,
         is_in_sight: bool = False,
@@ -342,14 +325,21 @@ class Hints:
         self._due_s = None
         key = hint.node or hint.addresses[0]
         until_s = now.mono_s + self.meet_s
-        dial = self._dialled.setdefault(key, _Dialled(hint.node, until_s))
+        self._favoured += is_dispatcher and key not in self._dialled
+        is_dispatcher &= self._favoured <= FAVOURED_MAX
+        dial = self._dialled.setdefault(key, Dialled(hint.node, until_s))
         dial.is_in_sight |= is_in_sight
         dial.is_dispatcher |= is_dispatcher
         return [Dial(hint.node, hint.addresses)]
 
     def _learn(
-        self, node: NodeId | None, addresses: tuple[Address, ...], now: Moment
-    ) -> _Hint | None:
+        self,
+        node: NodeId | None,
+        addresses: tuple[Address, ...],
+        now: Moment,
+        *,
+        is_known: bool = True,
+    ) -> Place | None:
         """Return the hint for a place; None where a connected peer covers it.
 
         None also where nobody is to be dialled.
@@ -361,23 +351,26 @@ class Hints:
             return None
         hint = self._hints.get(key)
         if hint is None:
-            hint = _Hint(node, addresses[:ADDRESSES_MAX], now.mono_s, now.mono_s)
+            kept, now_s = addresses[:ADDRESSES_MAX], now.mono_s
+            hint = Place(node, kept, now_s, now_s, now_s, is_known=is_known)
             self._hints[key] = hint
             self._due_s = None
             self._bound()
         else:
             hint.addresses = without_repeats(addresses, hint.addresses)
+        hint.heard_s = now.mono_s
+        hint.is_known |= is_known
         return hint
 
     def _bound(self) -> None:
-        """Forget the oldest hint that leads to no connected peer."""
+        """Forget the oldest hint that leads to no connected peer, or was only seen."""
         if len(self._hints) <= self._limits.peers:
             return
         absent = [key for key, h in self._hints.items() if h.node not in self._peers]
         if len(absent) > 1:
-            del self._hints[absent[0]]
+            del self._hints[min(absent, key=lambda key: self._hints[key].is_known)]
 
-    def _pause_s(self, hint: _Hint, now: Moment) -> float:
+    def _pause_s(self, hint: Place, now: Moment) -> float:
         """Return the seconds before an absent peer is dialled again."""
         absent_s = now.mono_s - hint.since_s
         factor = max(1.0, absent_s / REDIAL_FAST_FOR_S)

@@ -16,6 +16,7 @@ from octaskly.core.keys import REVOKED
 from octaskly.core.messages import ATTACHED, PROTOCOL, STOPPING, Message, Packed
 from octaskly.core.model import Address, Limits, NodeId
 from octaskly.errors import LocalProtocolError
+from octaskly.mesh.dials import Dials
 from octaskly.mesh.grudges import GRUDGE, Grudges
 from octaskly.mesh.intake import Progress
 from octaskly.mesh.link import TOO_LATE, Link
@@ -29,7 +30,6 @@ from octaskly.trust import MeshTrust
 HANDSHAKE_S: Final = 15.0
 """From the connection to HELLO_OK. Where many start at once on few cores, they all
 are slow together; handshakes that miss a deadline were work in vain, and come again."""
-DIALS_AT_ONCE_MAX: Final = 16
 DIALS_WAITING_MAX: Final = 1024
 BACKLOG: Final = 128
 ACCEPT_PAUSE_S: Final = 0.1  #: after an accept that failed, for want of descriptors
@@ -96,7 +96,7 @@ class Transport:
         self._strangers = Strangers(bounds)
         self._grudges = Grudges(clock)
         self._dialling: set[NodeId | Address] = set()
-        self._dials = asyncio.Semaphore(DIALS_AT_ONCE_MAX)
+        self._dials = Dials()
         self._tasks: set[asyncio.Task[None]] = set()
         self._group: asyncio.TaskGroup | None = None
         self._sockets: tuple[socket.socket, ...] = ()
@@ -285,17 +285,17 @@ class Transport:
     ) -> None:
         refused = 0
         try:
-            async with self._dials:
-                for address in addresses:
-                    try:
+            for address in addresses:
+                try:
+                    async with self._dials.turn(address.host):
                         link = await self._meet(address)
-                    except ConnectionRefusedError:
-                        refused += 1
-                        continue
-                    if link is not None and node in (None, link.peer):
-                        return
-                    if node in self._links:
-                        return
+                except ConnectionRefusedError:
+                    refused += 1
+                    continue
+                if link is not None and node in (None, link.peer):
+                    return
+                if node in self._links:
+                    return
         finally:
             self._dialling.discard(key)
         self._post(DialFailed(node, addresses, refused == len(addresses)))

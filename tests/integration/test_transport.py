@@ -23,6 +23,7 @@ from octaskly.core.events import DialFailed, Event, PeerDown, PeerUp, Received
 from octaskly.core.messages import Hello, HelloOk, Leave, Message, Probe, Pull
 from octaskly.core.model import NO_EPOCH, Address, Limits, NodeId, NodeInfo
 from octaskly.mesh import grudges, link, wire
+from octaskly.mesh.dials import DIALS_AT_ONCE_MAX
 from octaskly.mesh.grudges import GRUDGE
 from octaskly.mesh.link import NOT_ACCEPTED, OVERFLOW, TOO_LATE
 from octaskly.mesh.rivals import DUPLICATE, DUPLICATE_ID
@@ -304,6 +305,23 @@ async def test_addresses_are_tried_in_order_until_one_answers() -> None:
         await a.until(lambda: a.is_linked(b.id))
 
     assert not a.of(DialFailed)
+
+
+async def test_an_address_that_is_silent_holds_up_no_dial_to_another() -> None:
+    """Adverts are anybody's: a hundred may lead to one machine that says nothing."""
+    a, dialler = Party(), Party(handshake_s=60.0)
+    turns, released = dialler.transport._dials, asyncio.Event()
+
+    async def silent() -> None:
+        async with turns.turn("10.0.0.9"):
+            await released.wait()
+
+    async with running(a, dialler):
+        dials = [asyncio.create_task(silent()) for _ in range(4 * DIALS_AT_ONCE_MAX)]
+        await asyncio.sleep(0)
+        await meet(dialler, a)
+        released.set()
+        await asyncio.gather(*dials)
 
 
 async def test_a_dial_without_node_meets_whoever_is_there() -> None:

@@ -8,7 +8,7 @@ from functools import partial
 from itertools import pairwise
 
 from octaskly.core.browsing import BROWSE_EVERY_S, Browsing
-from octaskly.core.effects import Browse, Dial, Disconnect, Remember
+from octaskly.core.effects import Browse, Dial, Disconnect, Effect, Remember
 from octaskly.core.events import Advert, DialFailed, PeerUp, Saved
 from octaskly.core.hints import HOLD_S, REDIAL_MAX_S, REDIAL_S, SOUGHT, Circle
 from octaskly.core.membership import Membership
@@ -94,9 +94,8 @@ def test_a_hint_to_a_connected_peer_or_to_oneself_is_not_dialled() -> None:
 
 def test_an_absent_peer_is_dialled_often_at_first_then_more_seldom() -> None:
     """§ 2.1: this is what heals a partition."""
-    here = members()
-    here.hints.on_seen((Advert(PEER, (WHERE,)),), at(0.0))
-    here.hints.dial_held(ALL, at(0.5))
+    here = members(Saved(peers=(Advert(PEER, (WHERE,)),)))
+    here.hints.begin(at(0.0))
     dials = []
     now_s = 0.0
     while now_s < 9000.0:
@@ -275,6 +274,47 @@ def test_hints_are_bounded() -> None:
         here.hints.on_seen((advert,), at(0.0))
 
     assert len(here.hints.redial_all(at(1.0))) == 3
+
+
+def test_a_flood_of_adverts_makes_no_peer_forgotten() -> None:
+    """Where mDNS finds nobody any more, what is remembered is the only way back."""
+    here = members(Saved(peers=(Advert(PEER, (WHERE,)),)), peers=3)
+    here.hints.begin(at(0.0))
+
+    for index in range(50):
+        advert = Advert(NodeId(f"node{index}"), (Address(f"10.0.1.{index}", 7878),))
+        here.hints.on_seen((advert,), at(0.0))
+
+    assert here.addresses_of(PEER) == (WHERE,)
+
+
+def test_what_was_only_seen_is_not_dialled_for_long() -> None:
+    """Anybody can name a thousand places; who is there says so again when asked."""
+    here = members()
+    adverts = (Advert(PEER, (WHERE,)), Advert(OTHER, (ELSEWHERE,)))
+    here.hints.on_seen(adverts, at(0.0))
+    here.hints.dial_held(ALL, at(HOLD_S))
+    here.hints.on_seen(adverts[:1], at(50.0))
+
+    dials = here.hints.on_time(at(70.0))
+
+    assert dials == [Dial(PEER, (WHERE,))]
+    assert here.addresses_of(OTHER) == ()
+
+
+def test_dispatchers_without_end_in_sight_hold_nobody_back_for_long() -> None:
+    """Anybody can say to be one; a few are waited for, and the others are nodes."""
+    here = members()
+    here.hints.on_seen((Advert(PEER, (WHERE,)),), at(0.0))
+    dials: list[Effect] = []
+    for index in range(20):
+        now = at(0.5 * index)
+        false = Address(f"10.0.1.{index}", 7878)
+        advert = Advert(NodeId(f"zzz{index}"), (false,), is_dispatcher=True, term=9)
+        here.hints.on_seen((advert,), now)
+        dials += here.hints.dial_held(ALL, now)
+
+    assert dials[:1] == [Dial(PEER, (WHERE,))]
 
 
 def test_frames_of_a_link_that_was_closed_count_no_more() -> None:
