@@ -606,6 +606,32 @@ def _told_of_cancels(world: World) -> set[TaskId]:
     return told
 
 
+def run_belated(seed: int) -> World:
+    """Let a worker stand still until all is forgotten, and then tell of its tasks.
+
+    By then another node reigns, which has never had them in hand.
+    """
+    world = World(seed, nodes=3)
+    Watch(world)
+    forget_soon(world)
+    world.duration_s = (0.3, 1.0)
+    world.start_all()
+    world.run_until(world.is_settled, 5.0)
+    (head,) = world.dispatchers()
+    world.run(1.0)
+    world.submit(head, 6)
+    world.run(0.2)
+    late = next(m.id for m in world.alive() if m.running and m.id != head)
+    world.pause(late, 12.0)
+    assert world.run_until(lambda: len(world.forgotten) == 6, 12.0)
+    world.crash(head)
+    world.run(12.0)
+    calm(world)
+    for check in FINAL:
+        check(world)
+    return world
+
+
 def run_flapping(seed: int) -> World:
     """Split a busy mesh of five again and again, over slow links (F9)."""
     world = World(seed, nodes=5)

@@ -17,6 +17,7 @@ from octaskly.core.model import name_of
 from tests.simulation.faults import (
     run_backlog,
     run_bare,
+    run_belated,
     run_cancelled,
     run_crash,
     run_flapping,
@@ -185,6 +186,15 @@ def test_what_waits_may_have_begun_as_a_slow_node_knows(seed: int) -> None:
 def test_who_was_told_of_a_cancel_is_not_told_of_a_success_later(seed: int) -> None:
     """Though the task had just ended, and the dispatcher that said so is dead."""
     run_cancelled(seed)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(5))
+def test_a_late_result_brings_nothing_back_that_is_forgotten(seed: int) -> None:
+    """Though who hears it never had the task in hand."""
+    world = run_belated(seed)
+
+    assert len(world.forgotten) == 6
 
 
 @pytest.mark.slow
