@@ -44,6 +44,7 @@ NARROW = Limits(
 FORGETFUL = 0.3  #: share of worlds that forget tasks after a few seconds
 AWAY_S = 4.0  #: without a node, where nothing is forgotten
 TOLD_S = 2.0  #: after which a few rows of a dispatcher have to be on its standbys
+MET_S = 5.0  #: after a heal, within which there is one dispatcher again
 KEYED = 0.05  #: share of requests that repeat an earlier one
 NOTED = 0.2  #: beside so many requests something is recorded
 
@@ -626,6 +627,29 @@ def run_belated(seed: int) -> World:
     assert world.run_until(lambda: len(world.forgotten) == 6, 12.0)
     world.crash(head)
     world.run(12.0)
+    calm(world)
+    for check in FINAL:
+        check(world)
+    return world
+
+
+def run_unseen(seed: int) -> World:
+    """Heal a split where no multicast gets through any more: who was lost is dialled.
+
+    Raises:
+        AssertionError: the halves do not meet within the time for peers of old.
+    """
+    world = World(seed, nodes=3 + seed % 3)
+    Watch(world)
+    world.start_all()
+    world.run_until(world.is_settled, 5.0)
+    world.run(3.0)
+    world.network.has_multicast = False
+    (head,) = world.dispatchers()
+    world.network.split([[head], [node for node in world.machines if node != head]])
+    world.run(8.0)
+    world.network.heal_all()
+    assert world.run_until(world.is_settled, MET_S), "nobody dials who was lost"
     calm(world)
     for check in FINAL:
         check(world)

@@ -64,6 +64,7 @@ from tests.simulation.faults import (
     run_short,
     run_starved,
     run_unordered,
+    run_unseen,
     run_updated,
 )
 
@@ -487,7 +488,7 @@ MUTANTS: tuple[tuple[Plant, Hunt], ...] = (
     (results_acknowledged_before_commit, run_seed),
     (no_epoch_check_in_worker, run_seed),
     (never_step_down, run_seed),
-    (never_redial, run_seed),
+    (never_redial, run_unseen),
     (absorbed_tasks_are_not_queued, run_seed),
     (follow_the_stale, run_seed),
     (no_adopt_window, run_bare),
@@ -526,7 +527,6 @@ FIRST: dict[Plant, int] = {
     deposed_dispatchers_are_acknowledged: 32,
     floors_wait_for_nothing: 12,
     merge_prefers_the_later: 21,
-    never_redial: 51,
     never_step_down: 12,
     newcomers_are_told_nothing: 18,
     older_programs_are_followed: 11,

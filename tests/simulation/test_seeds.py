@@ -34,6 +34,7 @@ from tests.simulation.faults import (
     run_starved,
     run_steered,
     run_unordered,
+    run_unseen,
     run_updated,
 )
 from tests.simulation.hunt import failures
@@ -195,6 +196,13 @@ def test_a_late_result_brings_nothing_back_that_is_forgotten(seed: int) -> None:
     world = run_belated(seed)
 
     assert len(world.forgotten) == 6
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(3))
+def test_halves_of_a_split_meet_again_without_multicast(seed: int) -> None:
+    """G6: each end remembers where the other one was."""
+    run_unseen(seed)
 
 
 @pytest.mark.slow
