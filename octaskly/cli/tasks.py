@@ -275,6 +275,8 @@ def logs(
     elif not (task.is_final or attempt):
         more = f"octaskly logs -f {task.id} shows what follows"
         note(f"{task.id} is {task.status}; {more}")
+    elif task.reason in ("lost", "poison") and not attempt:
+        note(f"{task.id} was lost with its worker: it may have written more")
 
 
 @click.command(epilog="Example: octaskly cancel --force 12 13")

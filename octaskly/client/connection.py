@@ -205,9 +205,10 @@ class Connection:
             ) from error
         except (OSError, http.client.HTTPException) as error:
             self.close()
+            hint = "octaskly ls    shows whether it was accepted"
             raise ReplyLost(
                 f"{self.place} closed the connection before it answered",
-                hint="octaskly ls    shows whether it was accepted",
+                hint=None if method == "GET" else hint,
             ) from error
         except BaseException:
             # Interrupted half-way: what comes next must not read this answer.

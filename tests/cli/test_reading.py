@@ -249,6 +249,17 @@ def test_logs_of_one_attempt_are_asked_for_by_its_number(
     assert (done.returncode, done.stderr) == (0, b"")
 
 
+def test_logs_of_a_lost_task_say_that_more_may_have_been_written(
+    three_tasks: Api, octaskly: Run
+) -> None:
+    """Its worker is gone: silence would look like an empty output."""
+    three_tasks.tasks["task-001-00000001"] |= {"status": "failed", "reason": "lost"}
+
+    done = octaskly("logs", "1")
+
+    assert b"was lost with its worker: it may have written more" in done.stderr
+
+
 def test_logs_say_when_there_is_nothing_yet(three_tasks: Api, octaskly: Run) -> None:
     """Silence would look like an empty output."""
     done = octaskly("logs", "3")

@@ -86,9 +86,21 @@ def test_what_must_not_be_done_twice_is_not_asked_for_twice(
     """The node may have acted on it before the connection ended."""
     lose_next(api)
 
-    with pytest.raises(ReplyLost):
+    with pytest.raises(ReplyLost) as lost:
         session.ask(ONCE)
     assert len(api.requests) == 1
+    assert "whether it was accepted" in str(lost.value.hint)
+
+
+def test_a_lost_answer_to_a_question_speaks_of_nothing_accepted(
+    session: Session, api: Api
+) -> None:
+    """`octaskly ls` at a wrong port was told to look with `octaskly ls`."""
+    lose_next(api)
+
+    with pytest.raises(ReplyLost) as lost:
+        session.ask(Call("GET", STATS, is_once=True))
+    assert lost.value.hint is None
 
 
 def test_a_pause_that_the_node_asks_for_is_kept(
