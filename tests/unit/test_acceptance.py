@@ -7,9 +7,15 @@ from typing import Any
 
 import pytest
 
-from octaskly.core.acceptance import PRIORITY_BAND, Acceptance, logged_id
+from octaskly.core.acceptance import (
+    PRIORITY_BAND,
+    Acceptance,
+    logged_id,
+    repeating,
+)
 from octaskly.core.events import Draft
 from octaskly.core.model import Limits, TaskId, TaskSpec, name_of
+from octaskly.core.options import After, Retry, TaskOptions
 from octaskly.core.taskqueue import TaskQueue
 from octaskly.core.timestamps import PRIORITY_SHIFT
 from tests.builders import START_MS, draft, journal, moment
@@ -121,6 +127,18 @@ def test_a_chosen_id_that_is_under_way_is_the_same_task() -> None:
     again, fresh = made.specs(submit(draft(id="mine")), moment(1))
 
     assert (again, fresh) == (first, [])
+
+
+def test_a_repetition_asks_for_all_but_the_parents() -> None:
+    """They may have failed for good, or be forgotten: it would never begin."""
+    parents = After(tasks=(TaskId("p"),))
+    asked = TaskOptions(name="n", after=parents, retry=Retry(retries=2))
+    spec = TaskSpec(id=TaskId("t"), command="c", timeout_s=5, options=asked)
+
+    wish = repeating(spec)
+
+    assert (wish.command, wish.timeout_s) == ("c", 5)
+    assert wish.options == replace(asked, after=None, retry_of="t")
 
 
 def test_a_chosen_id_is_forgotten_once_it_is_durable() -> None:
