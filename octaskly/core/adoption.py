@@ -47,6 +47,7 @@ class Adoption:
         self._until_s = now.mono_s + self._adopt_s
         self._absent.clear()
         self.is_open = True
+        self._placing.forced = {}
 
     def hold(self, now: Moment) -> None:
         """Read nothing until `catch_up`, for a while: others have ends to tell."""
@@ -76,6 +77,7 @@ class Adoption:
         self.is_behind = False
         self._absent.clear()
         self.is_open = False
+        self._placing.forced = None
 
     def deadline(self) -> float | None:
         """Return when `expire` has something to do."""
@@ -120,7 +122,10 @@ class Adoption:
             del self._absent[node]
             self._placing.lose_all(self._held_by(node), now)
         self.is_open = now.mono_s < self._until_s
-        if self.is_behind and not self.is_open:
+        if self.is_open:
+            return
+        self._placing.forced = None  # What is found later was cut off.
+        if self.is_behind:
             self.catch_up()
 
     def let_go(self, records: Iterable[TaskRecord]) -> None:
@@ -152,6 +157,7 @@ class Adoption:
             task = self._queue.from_record(record)
             task.may_be_cut = member_of(record.id) is not None
             self._queue.adopt(task, likely.id, likely.node)
+            self._placing.cancel_found(task)
         else:
             is_live = task.stage is Stage.LIVE
             task.is_sure = task.is_sure or is_live
@@ -198,6 +204,7 @@ class Adoption:
             task.is_heard = True
             self._placing.facts += self._placing.told_again(spec, attempt)
             self._placing.facts.append(Assigned(spec.id, attempt, node))
+            self._placing.cancel_found(task)
         elif task is None or not self._is_counting(task, node, attempt):
             self._placing.kill_attempt(node, spec.id, attempt)
         else:

@@ -65,6 +65,8 @@ class Placing:
         self.turns = Turns(self.queue, self.pool)
         self.epoch: Epoch = NO_EPOCH
         self.is_placing = False
+        self.forced: dict[TaskId, str] | None = None
+        """Arrays cancelled with what runs, while that is still to be found, by whom."""
         self.facts: list[Fact] = []
         self.stream = StreamId(0)
         self._message_bytes = limits.entries_bytes
@@ -238,11 +240,20 @@ class Placing:
 
     def cancel_live(self, array: TaskSpec, by: str) -> list[TaskId]:
         """End the members of an array that run; return them."""
+        if self.forced is not None:
+            self.forced[array.id] = by
         return [
             self._cancel_live(member, by)
             for member in self._members(array.id)
             if member.stage is Stage.LIVE and member.final is None
         ]
+
+    def cancel_found(self, member: InHand) -> None:
+        """End a member that was found to run, if that was asked for with its array."""
+        place = member_of(member.spec.id)
+        by = self.forced.get(place[0]) if self.forced and place else None
+        if by is not None and member.final is None:
+            self._cancel_live(member, by)
 
     def _cancel_live(self, member: InHand, by: str) -> TaskId:
         member.final = TaskState.CANCELLED

@@ -35,6 +35,7 @@ from octaskly.core.merge import TaskRecord
 from octaskly.core.messages import (
     Cursor,
     HeartbeatOk,
+    Kill,
     Reattach,
     Report,
     Results,
@@ -472,6 +473,36 @@ def test_who_repeats_the_cancel_of_an_array_hears_that_it_is_done(
 
     state = TaskState.CANCELLED if is_done else TaskState.RUNNING
     assert effects == [cancelled(is_done, state)]
+
+
+@pytest.mark.parametrize("is_read", [True, False])
+def test_members_that_run_end_with_their_array_though_they_were_not_in_hand(
+    is_read: bool,
+) -> None:
+    """The reign is new: the log is still to be read, or a worker comes back later."""
+    world = World()
+    world.dispatch.begin(epoch(), STREAM, moment())
+    name = TaskId("task-007-abcdef12")
+    spec_ = replace(spec(name), options=TaskOptions(array=ArraySpec(count=3)))
+    array = TaskRecord(name, spec_, progress=Progress(running=1, queued=2))
+    asked = CancelRequested(5, name, TaskState.RUNNING, True, "ann", array)
+    assert facts(world.dispatch.on_cancel(asked, moment())) == [
+        CancelAsked(name, "ann")
+    ]
+
+    member = record(f"{name}.1", running(B))
+    if is_read:
+        live = LiveLoaded((member,))
+        effects = world.dispatch.on_live_loaded(live, moment(1))
+    else:
+        assert member.spec is not None
+        world.dispatch.on_worker_up(node_info(B, 1), moment(1))
+        back = Reattach(((attempt(), member.spec),), 1, NodeState.READY)
+        effects = world.dispatch.on_reattach(B, back, moment(1))
+
+    assert CancelAsked(member.id, "ann") in facts(effects)
+    ordered = Kill(epoch(), ((member.id, attempt()),))
+    assert effects[1:] == [Send(B, (ordered,))]
 
 
 def test_a_task_that_just_ended_is_over_though_the_store_does_not_know_yet() -> None:
