@@ -184,8 +184,9 @@ class Placing:
             self.queue.release(task)
         else:
             self.resting.take(task, now, wait_s)
-        if task.may_be_cut:  # Then it ends by that, as the store is going to say.
-            self.tell([task.spec.id])
+        place = member_of(task.spec.id) if task.may_be_cut else None
+        if place is not None:  # It may be over by that, as the store is going to say.
+            self.tell([place[0]])
 
     def wake(self, now: Moment) -> None:
         """Queue those that have rested; the store is asked about some before."""

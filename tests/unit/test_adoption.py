@@ -380,12 +380,12 @@ def test_until_all_is_read_a_later_attempt_that_a_worker_lists_counts() -> None:
 
 def test_who_waits_for_an_array_is_told_when_a_member_of_it_is_lost() -> None:
     """If it was cancelled, it is over by that, and only the store can tell."""
-    member = "task-007-abcdef12.1"
-    world = reigning(live=(record(member, running(B)),), a=1)
+    array = TaskId("task-007-abcdef12")
+    world = reigning(live=(record(f"{array}.1", running(B)),), a=1)
 
     world.dispatch.on_time(moment(LATE))
 
-    assert Announce((TaskId(member),)) in world.commit()
+    assert Announce((array,)) in world.commit()
 
 
 def test_a_later_attempt_counts_over_one_whose_worker_is_not_heard() -> None:
