@@ -120,7 +120,7 @@ def test_agents_that_change_one_file_at_once_lose_nothing(tmp_path: Path) -> Non
         command = [sys.executable, "-c", CHANGER, str(ring.path), str(folder), name]
         changers.append(subprocess.Popen(command, env={**os.environ}))
 
-    codes = [changer.wait(30) for changer in changers]
+    codes = [changer.wait(100) for changer in changers]
 
     assert codes == [0, 0, 0]
     assert len(ring.load().denied) == 60

@@ -385,7 +385,11 @@ def test_processes_that_start_at_once_share_one_secret(tmp_path: Path) -> None:
         assert child.stdout
         assert child.stdout.readline() == "ready\n"
 
-    answers = [child.communicate("go\n") for child in children]
+    for child in children:
+        assert child.stdin
+        child.stdin.write("go\n")
+        child.stdin.flush()
+    answers = [child.communicate() for child in children]
 
     assert {out.strip() for out, _ in answers} == {load(path).mesh_id}
     assert list(tmp_path.iterdir()) == [path]
