@@ -36,6 +36,8 @@ class Bulk:
 
     def run(self, db: sqlite3.Connection, rows: Sequence[Row]) -> None:
         """Write rows in their order."""
+        if not rows:
+            return  # Of most kinds a commit has none.
         at, count = 0, len(rows)
         for size, text in self._texts:
             while count - at >= size:

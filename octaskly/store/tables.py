@@ -148,9 +148,10 @@ class Tables:
             if stream not in self._have:
                 self._have[stream] = 0
                 fresh.append((stream, *epoch))
-        self._db.executemany(
-            "INSERT INTO streams (stream, term, node) VALUES (?, ?, ?)", fresh
-        )
+        if fresh:  # As once in a reign.
+            self._db.executemany(
+                "INSERT INTO streams (stream, term, node) VALUES (?, ?, ?)", fresh
+            )
 
     def _fresh(self, entries: Iterable[Entry]) -> Iterator[Entry]:
         have = self._have
