@@ -16,7 +16,7 @@ from octaskly.core.model import AttemptId, AttemptState, TaskId, TaskSpec
 from octaskly.core.retry import backoff
 
 RESEND_S = 0.2  #: before the first repetition of a result
-RESEND_MAX_S = 5.0
+RESEND_MAX_S = 5.0  #: before any, and also before the first one to oneself
 REPORT_BYTES = 512  #: what a report takes beyond output and envelope, roughly
 
 Key = tuple[TaskId, AttemptId]
@@ -47,6 +47,7 @@ class KeptResults:
         self.size = 0
         """Bytes of all of them on the wire, roughly."""
         self._quiet_until_s = 0.0
+        self._resend_s = RESEND_S
         for report in saved:
             news = replace(report, spec=None)
             self.keep(news, report.spec).is_spooled = True
@@ -88,10 +89,15 @@ class KeptResults:
                 spooled.append(key)
         return tuple(spooled)
 
-    def restart(self, now_s: float) -> None:
-        """Count every result as unsent: there is a new dispatcher."""
+    def restart(self, now_s: float, *, is_own: bool) -> None:
+        """Count every result as unsent: there is a new dispatcher.
+
+        What a node tells itself is not lost on the way, so that a disk with much to
+        write is all that it waits for: to repeat it makes that longer.
+        """
+        self._resend_s = RESEND_MAX_S if is_own else RESEND_S
         for kept in self._kept.values():
-            kept.sends, kept.due_s = 0, now_s + RESEND_S
+            kept.sends, kept.due_s = 0, now_s + self._resend_s
         self._quiet_until_s = 0.0
 
     def unsent(self) -> list[KeptResult]:
@@ -113,7 +119,7 @@ class KeptResults:
             return []
         due = takewhile(lambda kept: self._due_s(kept) <= now_s, self._kept.values())
         chunk = next(self.chunks(due))
-        self._quiet_until_s = now_s + RESEND_S
+        self._quiet_until_s = now_s + self._resend_s
         return chunk
 
     def chunks(self, results: Iterable[KeptResult]) -> Iterator[list[KeptResult]]:
@@ -135,7 +141,7 @@ class KeptResults:
         All but news carry the envelope: their dispatcher may not know the task.
         """
         kept.sends += 1
-        wait_s = backoff(kept.sends, base_s=RESEND_S, cap_s=RESEND_MAX_S)
+        wait_s = backoff(kept.sends, base_s=self._resend_s, cap_s=RESEND_MAX_S)
         kept.due_s = now_s + wait_s
         if is_news:
             return kept.report  # It is the last one as it is.

@@ -138,7 +138,7 @@ class Worker:
         self._dispatcher = dispatcher
         self._epoch = max(self._epoch, epoch)
         effects = self._kept.spool() if dispatcher != self._me else []
-        self._kept.restart(now.mono_s)
+        self._kept.restart(now.mono_s, is_own=dispatcher == self._me)
         effects += self._send_unsent()
         running = [(key[1], taken.spec) for key, taken in self._taken.items()]
         unsent = [(k.report.attempt, k.spec) for k in self._kept.unsent()]

@@ -12,7 +12,7 @@ from octaskly.core.model import (
     Reason,
     TaskId,
 )
-from octaskly.core.results import RESEND_S
+from octaskly.core.results import RESEND_MAX_S, RESEND_S
 from octaskly.core.worker import KEPT_BYTES_MAX
 from tests.builders import (
     attempt,
@@ -93,6 +93,22 @@ def test_an_unacknowledged_result_is_sent_again_with_its_envelope() -> None:
     assert hand.on_time(moment(0.5)) == []
     assert hand.on_time(moment(0.61)) == [again]
     assert hand.deadline() == pytest.approx(moment(0.61 + 0.8).mono_s)
+
+
+def test_a_result_that_a_node_told_itself_is_not_repeated_while_its_disk_is_slow() -> (
+    None
+):
+    """It cannot be lost; of 92 000 tasks in bulk 158 000 ends were told again."""
+    hand = worker()
+    hand.attach(ME, epoch(), moment())
+    hand.on_dispatch(ME, order(sender="a"), moment())
+    hand.on_ended(ended(), moment())
+
+    assert hand.on_time(moment(RESEND_MAX_S - 0.1)) == []
+    assert hand.deadline() == pytest.approx(moment(RESEND_MAX_S).mono_s)
+    # Where it was not acknowledged for want of a standby, that has to be asked for.
+    again = told(report(envelope=spec()), to="a")
+    assert hand.on_time(moment(RESEND_MAX_S)) == [again]
 
 
 def test_results_that_do_not_fit_into_one_frame_are_cut() -> None:
