@@ -31,6 +31,7 @@ from octaskly.ports import Clock
 CROWD_PEERS = 50  #: with more peers than this, a newcomer waits before it announces
 CROWD_DELAY_S = 2.0
 WARN_EVERY_S = 60.0  #: the same complaint about what others send is made once a minute
+CLONE_EVERY_S = 30.0  #: between dials to who says to be this node: anybody can
 STOP_S = 2.0  #: for the tasks, at the end
 RETRY_POLLS = 6  #: a port that was taken is tried again at every sixth look
 NAMES_PER_TURN = 64  #: looked up before other work of the loop gets its turn
@@ -94,7 +95,7 @@ class Discovery:
         self._changes: dict[str, bool] = {}  #: names to look up, and whether they left
         self._sweep: asyncio.Handle | None = None
         self._unresolved = asyncio.Queue[NodeId](UNRESOLVED_MAX)
-        self._warned_s: dict[str, float] = {}
+        self._warned_s, self._clone_due_s = dict[str, float](), 0.0
         self._tasks: list[asyncio.Task[None]] = []
 
     async def start(self, tasks: asyncio.TaskGroup, *, peers_known: int = 0) -> None:
@@ -320,8 +321,11 @@ class Discovery:
     def _meet_clone(self, sighting: Sighting) -> None:
         """Have it dialled, which tells a copy from what this node's last life left."""
         self._warn("duplicate node id", node=sighting.node)
-        addresses = near(sighting, self._local)
-        if self._on_clone is not None and addresses and sighting.mesh == self._mesh_id:
+        addresses, now_s = near(sighting, self._local), self._clock.now().mono_s
+        if now_s < self._clone_due_s or sighting.mesh != self._mesh_id:
+            return
+        if self._on_clone is not None and addresses:
+            self._clone_due_s = now_s + CLONE_EVERY_S
             self._on_clone(addresses)
 
     def _meet_other(self, mesh: str | None) -> None:

@@ -209,6 +209,23 @@ async def test_forged_adverts_are_ignored_and_complained_of_once(
     assert "\x1b" not in str(notes)
 
 
+async def test_adverts_that_name_the_node_itself_lead_to_few_dials(
+    mesh: str, forger: AsyncZeroconf
+) -> None:
+    """They may be of a copy, and anybody can send one after the other."""
+    own = node_id()
+    with node(mesh, node=own) as process:
+        await asyncio.to_thread(process.wait_for, "started")
+        for number in range(3):
+            shout(forger, forged(own, mesh, b=f"boot-{number + 2}"))
+            behind = node_id()
+            shout(forger, forged(behind, mesh))
+            await asyncio.to_thread(process.wait_for_node, behind)
+
+    clones = [line for line in process.lines if line["kind"] == "clone"]
+    assert 1 <= len(clones) < 3
+
+
 async def test_a_mesh_in_sight_is_found_before_a_secret_is_made(mesh: str) -> None:
     """A second machine must not make a second mesh silently."""
     with node(mesh, node=node_id()) as process:
