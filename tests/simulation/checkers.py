@@ -193,10 +193,11 @@ class Watch:
 
     def _has_task(self, machine: Machine, task: TaskId) -> bool:
         """Whether a disk holds a task, or did a moment ago, as the dispatcher knows."""
-        disk, world = machine.disk, self._world
-        if world.repeated and world.time_s < machine.restored_s + NOTICED_S:
-            return True
-        return task in disk.records or (Submitted, task, None) in disk.kept
+        disks = [machine.disk]
+        if self._world.time_s < machine.restored_s + NOTICED_S:
+            disks += machine.lost
+        key = (Submitted, task, None)
+        return any(task in disk.records or key in disk.kept for disk in disks)
 
     def _rows_are_told(self, machine: Machine, node: Node) -> None:
         """I10: what only rows of a dispatcher say does not stay on one disk."""

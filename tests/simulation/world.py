@@ -132,6 +132,7 @@ class Machine:
     is_failing: bool = False  #: a write has failed and is tried again
     wall_skew_ms: int = 0
     restored_s: float = -1e9  #: when it lost part of its disk last
+    lost: list[Disk] = field(default_factory=list)  #: as they were then
     timer: Due | None = None  #: when it steps without an event
     alarm: Due | None = None  #: when the world looks whether that is so; never later
     learnt: dict[tuple[str, str], Recorded] = field(default_factory=dict)
@@ -372,6 +373,7 @@ class World:
         """Put an older state of its disk under a machine that is down."""
         machine = self.machines[node_id]
         assert machine.node is None
+        machine.lost.append(machine.disk)
         machine.disk = backup
         self.restored.add(node_id)
         machine.restored_s = self.time_s
