@@ -50,7 +50,7 @@ class Parents:
     def begin(self, now: Moment) -> None:
         """Ask at once: what became ripe may not have been seen."""
         self._number += 1
-        self._is_asking = False
+        self._done()
         self._due_s = now.mono_s + self._period_s
         self.stir()
 
@@ -69,6 +69,7 @@ class Parents:
         if not (self._is_dirty and self._are_waiting) or self._is_asking:
             return []
         self._is_dirty, self._has_come, self._is_asking = False, False, True
+        self._placing.cancelled = set()
         self._number += 1
         before_hlc = 0
         if is_due:
@@ -90,16 +91,23 @@ class Parents:
         def settled(now: Moment) -> list[Effect]:
             if self._number != number:
                 return []
-            self._is_asking = False
-            self._queue.admit(admitted)
+            # What was cancelled meanwhile may be, on disk, behind what was read.
+            cancelled = self._placing.cancelled or ()
+            self._queue.admit(spec for spec in admitted if spec.id not in cancelled)
+            self._done()
             return self._placing.commit(now) + self.ask(now)
 
         return self._placing.commit(now, settled)
+
+    def _done(self) -> None:
+        self._is_asking, self._placing.cancelled = False, None
 
     def _decide(self, ripe: Ripe) -> TaskSpec | None:
         """Write what becomes of one task; return it if it may run."""
         spec = ripe.record.spec
         assert spec is not None
+        if self._placing.cancelled and spec.id in self._placing.cancelled:
+            return None
         if ripe.broken is None:
             self._placing.facts.append(Ready(spec.id))
             return spec

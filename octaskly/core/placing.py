@@ -67,6 +67,8 @@ class Placing:
         self.is_placing = False
         self.forced: dict[TaskId, str] | None = None
         """Arrays cancelled with what runs, while that is still to be found, by whom."""
+        self.cancelled: set[TaskId] | None = None
+        """Since the store was asked whose wait for others is over, if it is."""
         self.facts: list[Fact] = []
         self.stream = StreamId(0)
         self._message_bytes = limits.entries_bytes

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from octaskly.core.effects import LoadRipe
-from octaskly.core.events import Draft, RipeLoaded
+import pytest
+
+from octaskly.core.effects import LoadRipe, Send
+from octaskly.core.events import Draft, Ripe, RipeLoaded
+from octaskly.core.merge import TaskRecord
 from octaskly.core.options import After, TaskOptions
 from octaskly.core.parents import RIPE_MAX
-from tests.builders import draft, moment
-from tests.desk import reigning, submit
+from tests.builders import draft, moment, spec
+from tests.desk import T, cancel, reigning, submit
 
 
 def late() -> Draft:
@@ -36,3 +39,22 @@ def test_nobody_is_asked_about_where_no_task_is_late() -> None:
     effects = world.dispatch.on_submitted(submit(), moment()) + world.commit()
 
     assert not [effect for effect in effects if isinstance(effect, LoadRipe)]
+
+
+@pytest.mark.parametrize("is_durable", [True, False])
+def test_who_is_cancelled_while_the_store_answers_does_not_run(
+    *, is_durable: bool
+) -> None:
+    """The store was asked before it knew that, or before it could write it."""
+    world = reigning(b=1)
+    world.dispatch.on_read(RipeLoaded(2, (), are_left=False), moment())
+    world.dispatch.on_submitted(submit(late()), moment())
+    assert LoadRipe(3, RIPE_MAX) in world.commit()
+    waits = replace(spec("t"), options=late().options)
+
+    world.dispatch.on_cancel(cancel(), moment())
+    effects = world.commit() if is_durable else []
+    answer = RipeLoaded(3, (Ripe(TaskRecord(T, waits), None),), are_left=False)
+    effects += world.dispatch.on_read(answer, moment()) + world.commit()
+
+    assert not [effect for effect in effects if isinstance(effect, Send)]
