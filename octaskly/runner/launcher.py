@@ -374,7 +374,8 @@ def main() -> None:
     gc.freeze()
     gc.set_threshold(20_000)
     # Ahead of all orders: no task is to blame for a launcher that dies unheard.
-    control.sendall(pack([["ready", 0]]))
+    with suppress(OSError):  # The agent is gone, as `run` will find.
+        control.sendall(pack([["ready", 0]]))
     launcher.run()
 
 

@@ -7,18 +7,22 @@ import os
 import resource
 import select
 import signal
+import socket
+import subprocess
 import sys
 import time
 from pathlib import Path
 
 import pytest
 
+from octaskly.config.account import INHERITED
 from octaskly.core.model import AttemptState, Outcome, OutputFile, Reason, TaskId
 from octaskly.core.options import Requires, TaskOptions
 from octaskly.runner import launcher, launchers
 from octaskly.runner.child import Sink
 from octaskly.runner.delivery import COALESCE_S
-from octaskly.runner.process import task_environment
+from octaskly.runner.frames import encode_settings
+from octaskly.runner.process import import_folders, python_words, task_environment
 from octaskly.runner.workdir import captured
 from tests.integration.pooling import (
     CALLS,
@@ -629,6 +633,38 @@ async def test_a_launcher_that_dies_unready_is_no_fault_of_its_tasks(
 
         assert (await made.end_of(task)).stdout == b"ran\n"
         assert (await made.end_of(other)).reason is Reason.CANCELLED
+
+
+def test_a_launcher_whose_agent_died_meanwhile_leaves_without_a_word(
+    tmp_path: Path,
+) -> None:
+    """It writes where the agent does: into the log."""
+    agent, control = socket.socketpair()
+    agent.close()
+    settings = {
+        "workdir": str(tmp_path),
+        "node": "oak",
+        "output_bytes_max": 1 << 20,
+        "transcript_bytes_max": 1 << 20,
+        "kill_grace_s": 10.0,
+        "has_ctype": False,
+        "user": None,
+        "cgroup": "",
+        "first_slot": 0,
+        "slots": 1,
+        **INHERITED._asdict(),
+    }
+    words = [
+        *python_words(launcher.__file__),
+        *(str(control.fileno()), encode_settings(settings)),
+        *import_folders(),
+    ]
+    with control:
+        done = subprocess.run(
+            words, pass_fds=(control.fileno(),), capture_output=True, check=False
+        )
+
+    assert (done.returncode, done.stdout, done.stderr) == (0, b"", b"")
 
 
 async def test_other_nodes_are_asked_where_no_launcher_starts(
