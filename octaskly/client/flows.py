@@ -34,8 +34,7 @@ def submit(
     until: Deadline | None = None,
 ) -> Flow[Task]:
     """Submit one task."""
-    body = encoded(draft(command, asked, array))
-    call = calls.submission(body, key=key or asker.new_key(), durability=durability)
+    call = _submission(asker, draft(command, asked, array), key, durability)
     return (yield from asker.asked(call, Task, until))
 
 
@@ -52,8 +51,7 @@ def begin(
 
     Who leaves before the answer is there takes it back: it may run already.
     """
-    body = encoded(draft(command, asked, array))
-    call = calls.submission(body, key=asker.new_key(), durability=durability)
+    call = _submission(asker, draft(command, asked, array), None, durability)
     try:
         return (yield from asker.asked(call, Task, until))
     except BaseException as error:
@@ -136,6 +134,14 @@ def give_up(asker: Asker, task: Task) -> Flow[None]:
     with suppress(OctasklyError):
         call = calls.cancel(task.id, force=True)
         yield from asker.ask(call, asker.until(CANCEL_S_MAX))
+
+
+def _submission(
+    asker: Asker, task: Draft, key: str | None, durability: Durability | None
+) -> Call:
+    """Return the call that submits one task, which can be repeated by its key."""
+    key = key or asker.new_key()
+    return calls.submission(encoded(task), key=key, durability=durability)
 
 
 def _take_back(asker: Asker, submission: Call) -> Flow[None]:
