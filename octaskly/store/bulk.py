@@ -36,8 +36,6 @@ class Bulk:
 
     def run(self, db: sqlite3.Connection, rows: Sequence[Row]) -> None:
         """Write rows in their order."""
-        if not rows:
-            return  # Of most kinds a commit has none.
         at, count = 0, len(rows)
         for size, text in self._texts:
             while count - at >= size:
@@ -59,6 +57,13 @@ PLAIN_INSERT: Final = Bulk(
     same=", 0, 0, 0",
 )
 """Of tasks that wait and ask for nothing but a command."""
+BEGUN_INSERT: Final = Bulk(
+    "INSERT INTO tasks (key, id, sequence, changed, command, timeout_s, submitter,"
+    " created_ms, ord, born, reborn, stream, seq, node, state, is_live, tries) VALUES",
+    14,
+    same=", 1, 1, 1",
+)
+"""The same of those that have begun by then."""
 TASK_MOVE: Final = Bulk(
     "WITH v (state, node, is_live, tries, changed, key) AS (VALUES",
     6,

@@ -14,6 +14,7 @@ from octaskly.store.arrays import Members
 from octaskly.store.edges import Waits
 from octaskly.store.folding import Count, Task
 
+_RUNS: Final = rows.NUMBER_OF[TaskState.RUNNING]
 _WAITS: Final[Count] = (arrays.TASK, "", rows.NUMBER_OF[TaskState.QUEUED])
 
 
@@ -23,6 +24,7 @@ class Changes:
 
     inserts: list[bulk.Row] = field(default_factory=list)
     plain: list[bulk.Row] = field(default_factory=list)  #: inserts, too
+    begun: list[bulk.Row] = field(default_factory=list)  #: inserts, too
     moved: list[bulk.Row] = field(default_factory=list)
     updates: list[bulk.Row] = field(default_factory=list)
     specs: list[bulk.Row] = field(default_factory=list)
@@ -45,16 +47,21 @@ class Changes:
 
     def run(self, db: sqlite3.Connection) -> None:
         """Write them."""
-        bulk.TASK_INSERT.run(db, self.inserts)
-        bulk.PLAIN_INSERT.run(db, self.plain)
-        bulk.TASK_MOVE.run(db, self.moved)
-        bulk.TASK_UPDATE.run(db, self.updates)
-        bulk.SPEC_UPDATE.run(db, self.specs)
-        bulk.BIRTH_UPDATE.run(db, self.births)
-        bulk.ATTEMPT_LIVE_UPSERT.run(db, self.live)
-        bulk.ATTEMPT_ENDED_UPSERT.run(db, self.ended)
-        bulk.ATTEMPT_PLAIN_UPSERT.run(db, self.ended_plain)
-        bulk.ARRAY_UPSERT.run(db, self.arrays)
+        for statement, some in (
+            (bulk.TASK_INSERT, self.inserts),
+            (bulk.PLAIN_INSERT, self.plain),
+            (bulk.BEGUN_INSERT, self.begun),
+            (bulk.TASK_MOVE, self.moved),
+            (bulk.TASK_UPDATE, self.updates),
+            (bulk.SPEC_UPDATE, self.specs),
+            (bulk.BIRTH_UPDATE, self.births),
+            (bulk.ATTEMPT_LIVE_UPSERT, self.live),
+            (bulk.ATTEMPT_ENDED_UPSERT, self.ended),
+            (bulk.ATTEMPT_PLAIN_UPSERT, self.ended_plain),
+            (bulk.ARRAY_UPSERT, self.arrays),
+        ):
+            if some:  # Of most kinds a commit has none.
+                statement.run(db, some)
         if self.places:
             db.executemany(
                 "UPDATE tasks SET ord = ? WHERE key BETWEEN ? AND ?", self.places
@@ -104,20 +111,28 @@ class Changes:
     def _bear(self, task: Task, record: TaskRecord, spec: TaskSpec) -> bool:
         """Note a new task that is as most are when they are submitted; False: it isn't.
 
+        On an idle node it has begun by then.
         This and `_move` do what `add` does, without looking for what is not there.
         """
-        key, birth = task.key, task.birth
-        if task.counted is not None or record.attempts or not rows.is_plain(spec):
+        key, birth, tries = task.key, task.birth, record.attempts
+        if task.counted is not None or len(tries) > 1 or not rows.is_plain(spec):
+            return False
+        if tries and not tries[0].state.is_live:
             return False
         assert key is not None
         assert birth is not None
         number = rows.sequence_of(record.id)
-        row = rows.plain_row(spec)
-        self.plain.append((key, record.id, number, task.changed_hlc, *row, *birth))
+        row = (key, record.id, number, task.changed_hlc, *rows.plain_row(spec), *birth)
         task.stored_rare = rows.NOTHING_RARE
         task.stored_spec, task.stored_birth = spec, birth
-        self.born[blocks.block_of(key)] += 1
-        task.counted = _WAITS
+        if tries:
+            self.begun.append((*row, tries[0].node))
+            self._add_attempts(task, record)
+            self._count(task, (arrays.TASK, tries[0].node, _RUNS))
+        else:
+            self.plain.append(row)
+            self.born[blocks.block_of(key)] += 1
+            task.counted = _WAITS
         return True
 
     def _move(self, task: Task, record: TaskRecord, spec: TaskSpec) -> bool:

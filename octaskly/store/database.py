@@ -126,8 +126,8 @@ class Opened:
     """The file that was opened, which others may take away."""
 
     def __init__(self, path: Path) -> None:
-        self._path = path
-        self._inode = _inode(path)
+        self._path = str(path)  # Twice at each commit, and a path is made text anew.
+        self._inode = _inode(self._path)
 
     def check(self) -> None:
         """Raise OSError unless the file is still there."""
@@ -249,7 +249,7 @@ def move_aside(path: Path, suffix: str) -> tuple[Path, ...]:
     return tuple(moved)
 
 
-def _inode(path: Path) -> tuple[int, int]:
+def _inode(path: str) -> tuple[int, int]:
     found = os.stat(path)  # noqa: PTH116  at each commit, so the cheap call
     return found.st_dev, found.st_ino
 

@@ -72,8 +72,9 @@ class Edges:
         """Keep step with a commit whose rows are written."""
         for child, after in waits.begun:
             self._begin(child, after)
-        self._end(waits.ended)
-        self._forget(waits.over)
+        if self._has_any:
+            self._end(waits.ended)
+            self._forget(waits.over)
 
     def _begin(self, child: int, after: After) -> None:
         states = self._states(after.tasks)
@@ -87,8 +88,6 @@ class Edges:
         self._judge([child])
 
     def _end(self, parents: Iterable[tuple[TaskId, TaskState]]) -> None:
-        if not self._has_any:
-            return
         for parent, state in parents:
             found = self._db.execute(
                 "SELECT child, wanted FROM edges WHERE parent = ?", (parent,)

@@ -103,6 +103,8 @@ class Folding:
 
     def write_kept(self) -> None:
         """Write the outputs of this commit."""
+        if not self._kept:
+            return
         kept = [(number, *output) for number, output in self._kept.items()]
         bulk.OUTPUT_INSERT.run(self._db, kept)
         self._kept.clear()

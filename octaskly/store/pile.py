@@ -32,6 +32,11 @@ class Pile:
     def take(self) -> list[Item]:
         """Give what goes into one commit."""
         batch: list[Item] = []
+        if len(self.items) <= BATCH_ITEMS_MAX and self.entries <= BATCH_ENTRIES_MAX:
+            batch += self.items  # All of it, as mostly: nothing is left to be counted.
+            self.items.clear()
+            self.entries = self.urgent = 0
+            return batch
         left = self.entries - BATCH_ENTRIES_MAX
         while self.items and len(batch) < BATCH_ITEMS_MAX and self.entries > left:
             item = self.items.popleft()
@@ -52,9 +57,9 @@ class Pile:
 
 def weight(item: Item) -> int:
     """Return how many entries an item counts for."""
-    if isinstance(item, Join):
-        return len(item.rows) + len(item.records) or 1
-    return len(item.entries) or 1 if isinstance(item, Append) else 1
+    if isinstance(item, Append):
+        return len(item.entries) or 1
+    return len(item.rows) + len(item.records) or 1 if isinstance(item, Join) else 1
 
 
 def last_number(batch: Sequence[Item]) -> int | None:
@@ -69,4 +74,7 @@ def _is_urgent(item: Item) -> bool:
     """Return whether somebody may wait for the commit of this item."""
     if not isinstance(item, Append):
         return True
-    return not all(isinstance(entry.fact, Assigned) for entry in item.entries)
+    for entry in item.entries:  # noqa: SIM110  a generator is a call for each
+        if not isinstance(entry.fact, Assigned):
+            return True
+    return False

@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import sqlite3
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Final
 
 from octaskly.core.arrays import member_of
 from octaskly.core.effects import Append, Join
-from octaskly.core.facts import Entry, Floor, Recorded, TaskFact
+from octaskly.core.facts import ABOUT_NO_TASK, Entry, Floor, TaskFact
 from octaskly.core.merge import Birth, TaskRecord, TaskRow
 from octaskly.core.model import Epoch, StreamId, TaskId, TaskSpec
 from octaskly.ports import Clock, Packer
@@ -70,20 +70,22 @@ class Tables:
 
         The caller has begun a transaction, and calls `forget` if it fails.
         """
-        self._add_streams(pair for item in items for pair in item.epochs)
-        entries = list(self._fresh(entry for item in items for entry in item.entries))
+        for item in items:
+            if item.epochs:  # As once in a reign.
+                self._add_streams(item.epochs)
+        entries = self._fresh(items)
         some: list[tuple[Entry, TaskFact]] = []
         for entry in entries:
             fact = entry.fact
-            if isinstance(fact, Floor):
+            if not isinstance(fact, ABOUT_NO_TASK):
+                some.append((entry, fact))
+            elif isinstance(fact, Floor):
                 self._append_some(some)
                 self._append_floor(entry, fact)
                 some = []
-            elif isinstance(fact, Recorded):
+            else:
                 self._log(entry)
                 records.enter(self._db, entry, fact, self._clock.now().wall_ms)
-            else:
-                some.append((entry, fact))
         self._append_some(some)
         self._advance(entries)
 
@@ -148,31 +150,30 @@ class Tables:
             if stream not in self._have:
                 self._have[stream] = 0
                 fresh.append((stream, *epoch))
-        if fresh:  # As once in a reign.
-            self._db.executemany(
-                "INSERT INTO streams (stream, term, node) VALUES (?, ?, ?)", fresh
-            )
+        self._db.executemany(
+            "INSERT INTO streams (stream, term, node) VALUES (?, ?, ?)", fresh
+        )
 
-    def _fresh(self, entries: Iterable[Entry]) -> Iterator[Entry]:
+    def _fresh(self, items: Sequence[Append]) -> list[Entry]:
         have = self._have
-        for entry in entries:
-            stream, seq = entry.stream, entry.seq
-            held = have.get(stream)
-            assert held is not None, f"stream {stream} without epoch"
-            if seq <= held:
-                continue
-            assert seq == held + 1, f"gap in stream {stream}"
-            have[stream] = seq
-            if isinstance(entry.fact, Floor):
-                for stream, seq, _ in entry.fact.marks:
-                    have[stream] = max(have.get(stream, 0), seq)
-            yield entry
+        fresh: list[Entry] = []
+        for item in items:
+            for entry in item.entries:
+                stream, seq = entry.stream, entry.seq
+                assert stream in have, f"stream {stream} without epoch"
+                if seq <= have[stream]:
+                    continue
+                assert seq == have[stream] + 1, f"gap in stream {stream}"
+                have[stream] = seq
+                if isinstance(entry.fact, Floor):
+                    for stream, seq, _ in entry.fact.marks:
+                        have[stream] = max(have.get(stream, 0), seq)
+                fresh.append(entry)
+        return fresh
 
     def _append_some(self, some: Sequence[tuple[Entry, TaskFact]]) -> None:
-        """Add entries between two floors."""
-        if not some:
-            return
-        touched = self._fetch(dict.fromkeys(fact.task for _, fact in some))
+        """Add entries between two floors; there may be none."""
+        touched = self._fetch([fact.task for _, fact in some])
         log = [self._enter(touched[fact.task], entry, fact) for entry, fact in some]
         self._bear_members(touched)
         self._folding.write_kept()
@@ -183,13 +184,14 @@ class Tables:
     def _bear_members(self, touched: dict[TaskId, Task]) -> None:
         """Let what was said of members count whose array has come with this commit."""
         parents: dict[TaskId, TaskId] = {}
-        for task_id, task in touched.items():
+        for task_id, task in touched.items() if self._orphans.is_any else ():
             if task.key is None and task.spec is not None and task.spec.array:
                 for member in self._orphans.members(task_id):
                     parents[member] = task_id
-        for member in parents.keys() & touched.keys():
-            del parents[member]
-        touched |= self._fetch_members(parents, touched)
+        if parents:
+            for member in parents.keys() & touched.keys():
+                del parents[member]
+            touched |= self._fetch_members(parents, touched)
         for task_id, task in touched.items():
             if task.array is not None:
                 self._folding.bear_member(task_id, task)
@@ -288,20 +290,23 @@ class Tables:
                 missing.append(task_id)
                 task = Task()
             tasks[task_id] = task
-        for some in rows.chunks(missing):
+        for some in rows.chunks(missing) if missing else ():
             found = self._db.execute(
                 f"SELECT {FETCHED} FROM tasks WHERE id IN"  # noqa: S608
                 f" ({rows.marks(len(some))})",
                 some,
             ).fetchall()
+            if not found:
+                continue  # Most are new.
             void = [
                 row[0] for row in found if self._is_void(Birth(*row[-4:]), row[CHANGED])
             ]
             purge.drop_tasks(self._db, void)
             found = [row for row in found if row[0] not in void]
             tasks.update(tasks_from(self._db, found))
-        for early in self._orphans.of(t for t in missing if tasks[t].key is None):
-            tasks[early.fact.task].set_aside(early)
+        if missing and self._orphans.is_any:
+            for early in self._orphans.of(t for t in missing if tasks[t].key is None):
+                tasks[early.fact.task].set_aside(early)
         return tasks
 
     def _enter(
@@ -376,13 +381,9 @@ class Tables:
 
     def _advance(self, entries: Sequence[Entry]) -> None:
         """Move the vector forward."""
-        self._db.executemany(
-            "UPDATE streams SET have_seq = ? WHERE stream = ?",
-            [
-                (self._have[stream], stream)
-                for stream in {entry.stream for entry in entries}
-            ],
-        )
+        moved = "UPDATE streams SET have_seq = ? WHERE stream = ?"
+        for stream in {entry.stream for entry in entries}:
+            self._db.execute(moved, (self._have[stream], stream))
 
     def _settle(self, touched: dict[TaskId, Task]) -> None:
         """Keep unfinished tasks at hand."""

@@ -178,7 +178,7 @@ class Writer:
             batch = self._pile.take()
             self._own_s, self._is_hurried = now_s, False
             try:
-                is_done = self._tried(batch)
+                is_done = self._tried(batch, now_s)
             except Exception as error:  # noqa: BLE001  the thread meets it, too
                 is_done, self._failure = False, repr(error)
                 self._pace.fail()
@@ -187,8 +187,7 @@ class Writer:
                 return False
         self._pace.own += 1
         self.committed += sum(map(weight, batch))
-        number = last_number(batch)
-        if number is not None:
+        if (number := last_number(batch)) is not None:
             self._on_commit(number)
         return True
 
@@ -269,15 +268,14 @@ class Writer:
         delay_s = RETRY_S
         while True:
             is_last = self._is_closing
-            if self._tried(batch):
+            if self._tried(batch, self._clock.now().mono_s):
                 self._tell(last_number(batch))
-                break
+                return True
             if is_last:
                 return False
             with self._changed:
                 self._changed.wait_for(lambda: self._is_closing, delay_s)
             delay_s = min(2 * delay_s, RETRY_S_MAX)
-        return True
 
     def _tell(self, number: int | None) -> None:
         """Have the event loop hear what is durable; it takes a moment to wake."""
@@ -330,10 +328,10 @@ class Writer:
             return False  # It is tried again behind the next commit.
         return True
 
-    def _tried(self, batch: Sequence[Item]) -> bool:
+    def _tried(self, batch: Sequence[Item], now_s: float) -> bool:
         """Commit a batch; False: it failed, and `failure` says why."""
         try:
-            self._commit(batch)
+            self._commit(batch, now_s)
         except sqlite3.Error as error:
             self._failure = str(translated(self._path, error))
         except OSError as error:
@@ -345,14 +343,13 @@ class Writer:
         self._pace.fail()
         return False
 
-    def _commit(self, batch: Sequence[Item]) -> None:
+    def _commit(self, batch: Sequence[Item], now_s: float) -> None:
         if self._failure is not None:
             self._tables.forget()
-        began_s = self._clock.now().mono_s
         self._transact(lambda: self._write(batch))
         self._failure = None
         self.ends_to_tell = self._tables.ends_to_tell
-        took_s = self._clock.now().mono_s - began_s
+        took_s = self._clock.now().mono_s - now_s
         self._pace.note(took_s)
         self.commit_s.add(took_s)
 
@@ -378,14 +375,17 @@ class Writer:
             gate.release()
 
     def _write(self, batch: Sequence[Item]) -> None:
+        appends = [item for item in batch if isinstance(item, Append)]
+        if len(appends) == len(batch):  # As of a dispatcher, mostly.
+            self._tables.append(appends)
+            return
         saves = [item for item in batch if isinstance(item, Save)]
         spools = [item for item in batch if isinstance(item, Spool | Unspool)]
         peers = [item for item in batch if isinstance(item, Met)]
         if saves:
             state.write_saves(self._db, saves)
-            for save in saves:
-                if save.stream is not None:
-                    self._tables.add_stream(*save.stream)
+            for stream in (save.stream for save in saves if save.stream):
+                self._tables.add_stream(*stream)
         for is_join, items in groupby(batch, lambda item: isinstance(item, Join)):
             if not is_join:
                 self._tables.append([i for i in items if isinstance(i, Append)])
