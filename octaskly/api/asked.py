@@ -48,6 +48,7 @@ _REF = re.compile(r"[A-Za-z0-9._-]{1,64}(~[0-9]{1,3})?")
 _LABEL = re.compile(r"[A-Za-z0-9._/-]{1,64}")
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,254}")
 _URL = re.compile(r"https?://[\x21-\x7e]+")
+_JOINERS = re.compile("[\u200c\u200d]")
 _SIMPLE = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
 T = TypeVar("T")
@@ -97,10 +98,10 @@ class LimitsIn(msgspec.Struct, forbid_unknown_fields=True, gc=False):
 class OptionsIn(msgspec.Struct, forbid_unknown_fields=True, gc=False):
     """The fields of a task that few tasks have."""
 
-    name: Annotated[str, told(maxLength=NAME_CHARS_MAX)] = ""
+    name: Annotated[str, told(minLength=1, maxLength=NAME_CHARS_MAX)] | None = None
     labels: Labels = {}
     env: Env = {}
-    cwd: Annotated[str, told(maxLength=CWD_BYTES_MAX)] = ""
+    cwd: Annotated[str, told(minLength=1, maxLength=CWD_BYTES_MAX)] | None = None
     stdin: Annotated[str, told(maxLength=STDIN_BYTES_MAX)] = ""
     stdin_base64: Annotated[str, told(contentEncoding="base64")] = ""
     workdir: Literal["scratch"] | None = None
@@ -110,7 +111,7 @@ class OptionsIn(msgspec.Struct, forbid_unknown_fields=True, gc=False):
     priority: Annotated[int, msgspec.Meta(ge=-PRIORITY_MAX, le=PRIORITY_MAX)] = 0
     retries: Annotated[int, msgspec.Meta(ge=0, le=RETRIES_MAX)] = 0
     retry_on: RetryOn | None = None
-    notify_url: Annotated[str, told(pattern=f"^({_URL.pattern})?$")] = ""
+    notify_url: Annotated[str, told(pattern=f"^{_URL.pattern}$")] | None = None
     after: Annotated[tuple[Ref, ...], msgspec.Meta(max_length=PARENTS_MAX)] = ()
     on: Literal["success", "failure", "any"] = "success"
     files: given.Files = ()
@@ -160,10 +161,11 @@ def options_of(asked: OptionsIn) -> TaskOptions | None:
     """
     if _fields(asked) == _NOTHING:
         return None  # As most: this is on the way of each task.
-    if asked.name and not _is_shown(asked.name, NAME_CHARS_MAX):
+    # An empty one is a variable that is not set: not a task without it.
+    if asked.name is not None and not _is_shown(asked.name, NAME_CHARS_MAX):
         raise Wrong("name", "unusable name")
     options = TaskOptions(
-        name=asked.name,
+        name=asked.name or "",
         labels=_labels(asked.labels, "labels"),
         env=_env(asked.env),
         cwd=_cwd(asked.cwd),
@@ -267,9 +269,9 @@ def _env(env: Mapping[str, str]) -> Pairs:
     return tuple(sorted(env.items()))
 
 
-def _notify_url(url: str) -> str:
-    if not url:
-        return url
+def _notify_url(url: str | None) -> str:
+    if url is None:
+        return ""
     if len(url) > URL_CHARS_MAX or not _URL.fullmatch(url):
         raise Wrong("notify_url", "unusable URL")
     try:
@@ -284,7 +286,11 @@ def _notify_url(url: str) -> str:
     return url
 
 
-def _cwd(cwd: str) -> str:
+def _cwd(cwd: str | None) -> str:
+    if cwd is None:
+        return ""
+    if not cwd:
+        raise Wrong("cwd", "the path is empty")
     if "\0" in cwd:
         raise Wrong("cwd", "the path contains a NUL character")
     if len(cwd.encode()) > CWD_BYTES_MAX:
@@ -375,4 +381,9 @@ def _or_none(value: T, empty: Callable[[], T]) -> T | None:
 
 
 def _is_shown(text: str, chars_max: int) -> bool:
-    return 1 <= len(text) <= chars_max and text.isprintable()
+    if not 1 <= len(text) <= chars_max:
+        return False
+    if text.isprintable():
+        return True
+    # Emoji and some scripts join what stands beside; alone a joiner shows nothing.
+    return all(part and part.isprintable() for part in _JOINERS.split(text))

@@ -150,6 +150,8 @@ class Gate:
     def _route(self, request: web.Request, seen: Seen) -> Route | None:
         """Return what is asked for, None for what browsers ask before; or `Problem`."""
         self._check_sender(request, seen)
+        if request.version.major != 1:  # The library would answer as if it were.
+            raise _other_version()
         if request.method == "OPTIONS":
             return None
         failure = request.match_info.http_exception
@@ -263,6 +265,14 @@ def _allowed(failure: web.HTTPException | None) -> str:
     if isinstance(failure, web.HTTPMethodNotAllowed):
         return ", ".join(sorted({*failure.allowed_methods, "OPTIONS"}))
     return guards.METHODS
+
+
+def _other_version() -> Problem:
+    problem = status_problem(
+        HTTPStatus.HTTP_VERSION_NOT_SUPPORTED, "this is HTTP/1.1, and takes HTTP/1.0"
+    )
+    problem.closes = True
+    return problem
 
 
 def _unroutable(request: web.Request, failure: web.HTTPException) -> Problem:

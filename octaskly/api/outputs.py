@@ -66,9 +66,11 @@ async def hand_over(call: Call) -> web.StreamResponse:
 
 async def send_file(call: Call, file: Path) -> web.StreamResponse:
     """Return a file as an attachment; part of it where a range was asked for."""
-    _check_range(call.request, _size_bytes(file))
+    size_bytes = _size_bytes(file)
+    _check_range(call.request, size_bytes)
     return _Attachment(
         file,
+        is_whole=_part(call.request, size_bytes) is None,
         chunk_size=_CHUNK_BYTES,
         headers={
             "Content-Type": BYTES,
@@ -81,11 +83,17 @@ async def send_file(call: Call, file: Path) -> web.StreamResponse:
 class _Attachment(web.FileResponse):
     """A file as it is, whatever else lies beside it."""
 
+    def __init__(
+        self, file: Path, *, is_whole: bool, chunk_size: int, headers: dict[str, str]
+    ) -> None:
+        super().__init__(file, chunk_size=chunk_size, headers=headers)
+        self._is_whole = is_whole
+
     async def prepare(self, request: web.BaseRequest) -> AbstractStreamWriter | None:
         """Send headers and file; once, though the library asks for it again."""
         if self.prepared:
             return None
-        dropped = _DROPPED | {"range"} if _part(request) is None else _DROPPED
+        dropped = _DROPPED | {"range"} if self._is_whole else _DROPPED
         kept = [
             (name, value)
             for name, value in request.headers.items()
@@ -101,25 +109,29 @@ def _size_bytes(file: Path) -> int:
         raise OutputNotFound(f"{file.name} is not there any more") from None
 
 
-def _part(request: web.BaseRequest) -> slice | None:
+def _part(request: web.BaseRequest, size_bytes: int) -> slice | None:
     """Return which bytes to send; None: all, or nothing is asked that is understood.
 
-    Source: RFC 9110, section 14.2.
+    The last bytes of an empty output are all of it, which no `Content-Range` can say.
+
+    Source: RFC 9110, sections 14.1.2 and 14.2.
     """
     try:
         part = request.http_range
     except ValueError:  # Another unit, several ranges, or no range at all.
         return None
-    return part if request.method == "GET" and part.start is not None else None
+    if request.method != "GET" or part.start is None:
+        return None
+    return None if part.start < 0 and not size_bytes else part
 
 
 def _check_range(request: web.Request, size_bytes: int) -> None:
     """Answer a bad range ourselves, since the library's own 416 has no JSON body."""
-    part = _part(request)
+    part = _part(request, size_bytes)
     if part is None:
         return
     is_none = _NO_BYTES.fullmatch(request.headers["Range"]) is not None
-    if is_none or part.start >= size_bytes or not size_bytes:
+    if is_none or part.start >= size_bytes:
         raise Problem(
             416,
             INVALID_VALUE,

@@ -6,7 +6,9 @@ nobody chose, the only agent that answers is taken; several are listed.
 
 from __future__ import annotations
 
+import contextlib
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -19,7 +21,7 @@ from octaskly.client.errors import NotFound
 from octaskly.client.targets import Target, target
 from octaskly.errors import MeshError
 
-SUFFIX_DIGITS = 8  #: in which an id ends that a node made
+_ID = re.compile(r"task-[0-9]+(-[0-9a-f]{8})?(~[0-9]+)?(\.[0-9]+)?")  #: made by a node
 SUFFIX_MIN = 4  #: a shorter end of an id is more likely something else
 LOOKED_AT = 1000  #: newest tasks
 
@@ -93,13 +95,13 @@ def resolve_ref(client: Session, ref: str) -> str:
         if newest := newest_tasks(client, 1):
             return newest[0].id
         raise MeshError("there is no task yet", hint="octaskly run -- echo hello")
+    if _ID.fullmatch(ref):
+        return ref
     full = padded(ref)
-    if full.startswith("task-") and not (full != ref and len(ref) == SUFFIX_DIGITS):
-        return full
-    try:
-        return client.asked(calls.task(full), Task).id
-    except NotFound:
-        return _looked_up(client, ref) or _member(client, ref) or full
+    for known in dict.fromkeys((full, ref)):
+        with contextlib.suppress(NotFound):
+            return client.asked(calls.task(known), Task).id
+    return _looked_up(client, ref) or _member(client, ref) or full
 
 
 def newest_tasks(client: Session, limit: int) -> list[Task]:
@@ -134,4 +136,4 @@ def _member(client: Session, ref: str) -> str | None:
 def padded(ref: str) -> str:
     """Return `task-012` for `12`, anything else as it is."""
     is_number = ref.isascii() and ref.isdigit()
-    return f"task-{int(ref):03}" if is_number else ref
+    return f"task-{ref.lstrip('0'):0>3}" if is_number else ref

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any, Final, TypedDict
 
 from octaskly.client import calls
-from octaskly.client.asked import Status, invalid, ref_of
+from octaskly.client.asked import Status, encoded, ref_of
 from octaskly.client.asker import Asker
 from octaskly.client.calls import Call
 from octaskly.client.records import (
@@ -60,9 +60,7 @@ def _query(wanted: Wanted) -> dict[str, Any]:
         query["label"] = [f"{name}={value}" for name, value in labels.items()]
     if "newest" in wanted:
         query["newest"] = "true" if wanted["newest"] else "false"
-    for name, value in query.items():
-        if isinstance(value, str) and not value.isprintable():
-            raise invalid("text that no task can hold", "printable characters", name)
+    encoded(query)  # A text that is none cannot be sent; it is refused in our words.
     return query
 
 

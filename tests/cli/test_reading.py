@@ -465,6 +465,31 @@ def test_a_task_is_found_by_the_end_of_its_id_or_its_name(
     assert b"task-002-00000002" in done.stdout
 
 
+@pytest.mark.parametrize("name", ["12", "task-force", "task-12-x"])
+def test_a_task_is_found_by_a_name_that_looks_like_something_else(
+    three_tasks: Api, octaskly: Run, name: str
+) -> None:
+    """No task has such a number or id, so what is meant is the name."""
+    three_tasks.tasks["task-002-00000002"]["name"] = name
+
+    done = octaskly("show", name)
+
+    assert done.returncode == 0, done.stderr
+    assert b"task-002-00000002" in done.stdout
+
+
+def test_a_task_is_found_by_an_id_of_its_own_that_looks_like_a_number(
+    three_tasks: Api, octaskly: Run
+) -> None:
+    """Whoever handed it in chose so."""
+    three_tasks.tasks["12"] = three_tasks.tasks["task-002-00000002"] | {"id": "12"}
+
+    done = octaskly("show", "12")
+
+    assert done.returncode == 0, done.stderr
+    assert b"id:          12" in done.stdout
+
+
 @pytest.mark.parametrize(
     ("ref", "code", "told"),
     [

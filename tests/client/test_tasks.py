@@ -158,6 +158,19 @@ def test_tasks_are_found_by_what_they_are_called(mesh: octaskly.Client) -> None:
     assert found(newest=True)[:3] == ids[::-1]
     with pytest.raises(octaskly.Invalid):
         found(name="a\ud800")
+    with pytest.raises(octaskly.Invalid):
+        found(labels={"n": "\ud800"})
+
+
+def test_a_task_is_found_by_whatever_text_is_in_its_command(
+    mesh: octaskly.Client,
+) -> None:
+    """Scripts have lines and tabs."""
+    task = mesh.submit("true 'found in\n\ttwo lines'", name="👩\u200d🚀")
+
+    found = mesh.tasks(text="in\n\ttwo", name="👩\u200d🚀", newest=True)
+
+    assert task.id in [one.id for one in found]
 
 
 def public(kind: type) -> dict[str, inspect.Signature]:

@@ -109,6 +109,20 @@ def test_what_is_tried_again_can_be_said(
     assert options == (None if rule is None else TaskOptions(retry=rule))
 
 
+@pytest.mark.parametrize("name", ["👨\u200d👩\u200d👧", "क\u094d\u200cष", "❤️"])
+def test_what_joins_letters_may_stand_between_them(name: str) -> None:
+    """They are no letters themselves, but one emoji or word is not the same without."""
+    options = parse({"command": "true", "name": name, "labels": {"a": name}}).options
+
+    assert options == TaskOptions(name=name, labels=(("a", name),))
+
+
+@pytest.mark.parametrize("field", ["name", "cwd", "notify_url"])
+def test_null_asks_for_nothing(field: str) -> None:
+    """That is how a task is shown that did not."""
+    assert parse({"command": "true", field: None}).options is None
+
+
 def test_codes_without_retries_are_a_mistake() -> None:
     """They would do nothing, and nobody would notice."""
     with pytest.raises(Problem) as caught:
@@ -131,6 +145,10 @@ def test_any_bytes_come_in_as_base64() -> None:
     [
         ("name", "a\nb"),
         ("name", "x" * 129),
+        ("name", ""),
+        ("name", "\u200d"),
+        ("name", "a\u200d\u200db"),
+        ("name", "a\u202eb"),
         ("labels", {str(n): "" for n in range(33)}),
         ("labels", {"a b": "1"}),
         ("labels", {"a": "\x1b[2J"}),
@@ -142,6 +160,7 @@ def test_any_bytes_come_in_as_base64() -> None:
         ("env", {"A": "x" * 131_001}),
         ("env", {f"V{n}": "x" * 1100 for n in range(1000)}),
         ("env", {f"V{n}": "" for n in range(1001)}),
+        ("cwd", ""),
         ("cwd", "a/../../b"),
         ("cwd", "a\0b"),
         ("cwd", "x" * 4097),
@@ -163,6 +182,7 @@ def test_any_bytes_come_in_as_base64() -> None:
         ("retry_on", [256]),
         ("retry_on", "lost"),
         ("retry_on", [1] * 65),
+        ("notify_url", ""),
         ("notify_url", "ftp://a/b"),
         ("notify_url", "file:///etc/passwd"),
         ("notify_url", "http://"),

@@ -720,6 +720,16 @@ async def test_b18_what_is_too_long_is_told_in_our_words(
     )
 
 
+@pytest.mark.parametrize("version", ["0.9", "2.0"])
+async def test_b18_other_version_of_http(node: ApiNode, version: str) -> None:
+    """505; what would follow on the connection is not what we can read."""
+    request = f"GET /health HTTP/{version}\r\nHost: localhost\r\n\r\n"
+
+    answer = parse(await exchange(node.port, request.encode()))
+
+    assert_problem(answer, 505, "HTTP version not supported")
+
+
 async def test_b18_unknown_expectation(node: ApiNode) -> None:
     """417 as JSON; the library answers it before any middleware runs."""
     answer = await node.ask("GET", "/health", headers={"Expect": "a miracle"})
