@@ -219,6 +219,10 @@ class AgentGateway:
         self._require_dispatcher()
         return await self._finder.task(ref)
 
+    def at_hand(self, ref: str) -> TaskRecord | None:
+        """Return a task that has ended, where that is known without a look."""
+        return self.waiters.at_hand(ref) if self.view.is_serving else None
+
     async def wait(self, ref: str, timeout_s: float) -> TaskRecord:
         """Return a task when it is final, or as it is when the time is over."""
         if timeout_s <= 0:

@@ -145,6 +145,12 @@ class Waiters:
             for wait in (*self._waits.get(name, ()), *self._waits.get(other, ())):
                 wait.news.set()
 
+    def at_hand(self, name: str) -> TaskRecord | None:
+        """Return a task that has ended, None where it has to be read or waited for."""
+        story = self.recent.get(TaskId(name))
+        record = story.record if story and story.is_told else None
+        return record if record and record.state.is_final else None
+
     async def until(
         self,
         name: str,

@@ -164,6 +164,9 @@ class Gateway(Transcripts, Telling, Protocol):
             TaskAmbiguous: the sequence fits several.
         """
 
+    def at_hand(self, ref: str) -> TaskRecord | None:
+        """Return a task that has ended, where that is known without a look."""
+
     async def wait(self, ref: str, timeout_s: float) -> TaskRecord:
         """As `task`, but return only when it is final or the time is over."""
 

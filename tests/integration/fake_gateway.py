@@ -234,6 +234,9 @@ class FakeGateway:
             raise TaskNotFound(f"no task is called {ref}")
         return self.records[found[0]]
 
+    def at_hand(self, ref: str) -> TaskRecord | None:
+        return None
+
     async def wait(self, ref: str, timeout_s: float) -> TaskRecord:
         return await self.until(ref, lambda record: record.state.is_final, timeout_s)
 

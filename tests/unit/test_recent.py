@@ -11,7 +11,7 @@ from octaskly.agent.recent import FEW_ENTRIES, OUTPUT_BYTES_MAX, TASKS_MAX, Rece
 from octaskly.agent.tickets import Waiters
 from octaskly.core.facts import Assigned, Entry, Fact, Finished, Floor, Submitted
 from octaskly.core.merge import TaskRecord
-from octaskly.core.model import Epoch, StreamId, TaskId, TaskState
+from octaskly.core.model import AttemptState, Epoch, StreamId, TaskId, TaskState
 from octaskly.core.options import TaskOptions
 from tests.builders import STREAM, attempt, node_id, outcome, spec
 
@@ -117,3 +117,37 @@ async def test_a_long_poll_for_a_task_that_is_ending_reads_nothing() -> None:
         record = await waiters.until(TASK, read, lambda r: r.state.is_final, 5.0)
 
     assert record.state is TaskState.COMPLETED
+
+
+def test_only_a_durable_end_is_at_hand() -> None:
+    """Else a client would be told what a crash could take back, or too early."""
+    waiters = Waiters()
+    seen = []
+    for i, fact in enumerate(FACTS):
+        waiters.appended(entries(fact, after=i))
+        seen.append(waiters.at_hand(TASK))
+    waiters.announced([TASK])
+
+    assert seen == [None, None, None]
+    assert waiters.at_hand(TASK) == record_of_all(FACTS)
+
+
+def test_a_task_that_was_given_back_is_not_at_hand() -> None:
+    """What was announced of it is durable, and no end: it runs again."""
+    given_back = Finished(
+        TASK, attempt(), node_id("a"), outcome(state=AttemptState.RELEASED)
+    )
+    waiters = Waiters()
+    for i, fact in enumerate([*FACTS[:2], given_back]):
+        waiters.appended(entries(fact, after=i))
+    waiters.announced([TASK])
+
+    assert waiters.at_hand(TASK) is None
+
+
+def record_of_all(facts: list[Fact]) -> TaskRecord:
+    recent = remembering(*facts)
+    recent.announced([TASK])
+    story = recent.get(TASK)
+    assert story is not None
+    return story.record
