@@ -29,6 +29,7 @@ class MeshView:
         self._called: dict[NodeId, str] = {}
         self._node_id = node_id
         self._news: Publish | None = None
+        self._dispatcher: DispatcherView | None = None
         self._changed = asyncio.Event()
         self._reign: tuple[Epoch, Moment] | None = None  #: and when it began
         self.failovers = 0  #: reigns of this node in place of a lost dispatcher
@@ -39,6 +40,7 @@ class MeshView:
         self._news = news
         if news.roster is not None:
             self.names.update((m.id, m.name) for m in news.roster.members)
+        self._dispatcher = self._reigning(news)
         self._changed.set()
         self._changed = asyncio.Event()
 
@@ -101,8 +103,10 @@ class MeshView:
 
     def dispatcher(self) -> DispatcherView | None:
         """Return the dispatcher, or None while none is known or it is not ready."""
-        news = self._news
-        if news is None or news.dispatcher is None:
+        return self._dispatcher
+
+    def _reigning(self, news: Publish) -> DispatcherView | None:
+        if news.dispatcher is None:
             return None
         if news.dispatcher == self._node_id:
             if not news.is_serving:

@@ -27,7 +27,8 @@ _UNCACHED = {
     "Expires": "0",
 }
 _SERVER_NAME = "octaskly"
-_HARDENED = {
+_USUAL = {
+    "Server": _SERVER_NAME,
     # Whatever an answer holds, a browser shows it as what it says that it is, runs
     # nothing of it, tells no other site of it, and lets no page frame it.
     "Content-Security-Policy": "default-src 'none'; script-src 'self'; "
@@ -102,16 +103,15 @@ class Answering:
             return
         now_s = asyncio.get_running_loop().time()
         seen = connection_of(request).seen or Seen(self._new_id(), now_s)
-        headers["X-Request-ID"] = seen.id
-        headers["X-Response-Time-ms"] = f"{(now_s - seen.began_s) * 1000:.3f}"
-        headers.update(seen.signature)
-        headers.update(seen.allowance or {})
-        if "Cache-Control" not in headers:
-            headers.update(_UNCACHED)
-        cors = guards.cors_headers(seen.origin)
-        for name, value in {**_HARDENED, **cors}.items():
-            headers.setdefault(name, value)
-        headers["Server"] = _SERVER_NAME
+        usual = {
+            **_USUAL,
+            **({} if "Cache-Control" in headers else _UNCACHED),
+            **guards.cors_headers(seen.origin),
+        }
+        told = {name: usual[name] for name in usual if name not in headers}
+        told["X-Request-ID"] = seen.id
+        told["X-Response-Time-ms"] = f"{(now_s - seen.began_s) * 1000:.3f}"
+        headers.update({**told, **seen.signature, **(seen.allowance or {})})
         if self._waits.is_closing:
             response.force_close()
 

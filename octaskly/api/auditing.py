@@ -208,14 +208,22 @@ class Auditor:
 
 
 def _joined(held: Deed, deed: Deed) -> Deed:
-    return replace(
-        held,
-        count=held.count + 1,
-        until_ms=deed.at_ms,
+    # Field by field: `replace` would look for each of them by its name.
+    return Deed(
+        id=held.id,
+        at_ms=held.at_ms,
+        subject=held.subject,
+        role=held.role,
+        action=held.action if held.action == deed.action else MANY,
+        target=held.target if held.target == deed.target else None,
+        source=held.source,
+        asked=held.asked,
+        decided=held.decided,
+        status=held.status,
         tasks=(held.tasks + deed.tasks)[:NOTED_MAX],
         task_count=held.task_count + deed.task_count,
-        target=held.target if held.target == deed.target else None,
-        action=held.action if held.action == deed.action else MANY,
+        count=held.count + 1,
+        until_ms=deed.at_ms,
     )
 
 

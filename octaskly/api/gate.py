@@ -80,9 +80,9 @@ class Gate:
     ) -> web.StreamResponse:
         """Answer a request; never raises but when the connection is lost."""
         del handler  # It only names the route.
-        seen = self._answering.see(request)
+        seen, connection = self._answering.see(request), connection_of(request)
         try:
-            return await self._answer(request, seen)
+            return await self._answer(request, seen, connection)
         except Exception as error:  # The table decides; what is unknown is a 500.
             if request.writer.output_size > 0:
                 # The answer has begun: only a broken connection can tell the client.
@@ -95,23 +95,27 @@ class Gate:
         finally:
             self._bodies.let_go(seen)
 
-    async def _answer(self, request: web.Request, seen: Seen) -> web.StreamResponse:
-        if connection_of(request).is_surplus:
+    async def _answer(
+        self, request: web.Request, seen: Seen, connection: Connection
+    ) -> web.StreamResponse:
+        if connection.is_surplus:
             raise too_many()
-        auditing.note_origin(seen, request, connection_of(request).peer)
+        auditing.note_origin(seen, request, connection.peer)
+        principal = None
         try:
-            route = self._route(request, seen)
-            principal = None if route is None else self._principal(request, route)
+            route = self._route(request, seen, connection)
+            if route is not None:
+                principal = self._principal(request, route, connection)
         except Problem:
-            self._charge_stranger(request, seen)
+            self._charge_stranger(request, seen, connection)
             raise
         if principal is None:
-            self._charge_stranger(request, seen)
+            self._charge_stranger(request, seen, connection)
         if route is None:
             allowed = _allowed(request.match_info.http_exception)
             headers = guards.preflight_headers(seen.origin, allowed)
             return web.Response(status=HTTPStatus.NO_CONTENT, headers=headers)
-        call = await self._admit(request, seen, route, principal)
+        call = await self._admit(request, seen, route, principal, connection)
         if request.method not in READING or principal is None or not principal.token:
             return await self._perform(call, route)
         try:
@@ -141,15 +145,18 @@ class Gate:
         if principal is not None and seen.allowance is None:
             seen.allowance = self._parts.meter.charge(principal)
 
-    def _charge_stranger(self, request: web.Request, seen: Seen) -> None:
+    def _charge_stranger(
+        self, request: web.Request, seen: Seen, connection: Connection
+    ) -> None:
         """Count a request from the network that did not show who asks."""
-        connection = connection_of(request)
         if connection.is_lan and connection.peer is None and request.remote:
             seen.allowance = self._parts.meter.charge_stranger(request.remote)
 
-    def _route(self, request: web.Request, seen: Seen) -> Route | None:
+    def _route(
+        self, request: web.Request, seen: Seen, connection: Connection
+    ) -> Route | None:
         """Return what is asked for, None for what browsers ask before; or `Problem`."""
-        self._check_sender(request, seen)
+        self._check_sender(request, seen, connection)
         if request.version.major != 1:  # The library would answer as if it were.
             raise _other_version()
         if request.method == "OPTIONS":
@@ -168,9 +175,10 @@ class Gate:
         auditing.note_route(seen, request, route)
         return route
 
-    def _check_sender(self, request: web.Request, seen: Seen) -> None:
+    def _check_sender(
+        self, request: web.Request, seen: Seen, connection: Connection
+    ) -> None:
         """Keep out browsers that a foreign page sent."""
-        connection = connection_of(request)
         if not connection.is_socket and connection.peer is None:
             own = connection.own_addresses
             if connection.is_lan:
@@ -186,8 +194,8 @@ class Gate:
         seen: Seen,
         route: Route,
         principal: Principal | None,
+        connection: Connection,
     ) -> Call:
-        connection = connection_of(request)
         if principal is not None:
             auditing.note_principal(seen, principal)
             is_local = self._is_local(connection, principal, route)
@@ -195,11 +203,12 @@ class Gate:
             view = self._parts.gateway.dispatcher()
             if not route.is_local and view is not None and view.is_self:
                 self._charge(principal, seen)  # Before its body is read.
-        given = [] if route.query is None else request.query.items()
+        has_query = route.query is not None and "?" in request.raw_path
+        given = request.query.items() if has_query else ()
         call_query = Query(given, route.query or ())
         hop = connection.peer if HOP_HEADER in request.headers else None
         body = await self._bodies.read(request, seen, route)
-        if route.takes is None:
+        if body and route.takes is None:
             schema.require_nothing(body)
         return Call(
             request=request,
@@ -221,11 +230,12 @@ class Gate:
         own = self._parts.gateway.node_id
         return connection.is_socket or principal.opened_on == own
 
-    def _principal(self, request: web.Request, route: Route) -> Principal | None:
+    def _principal(
+        self, request: web.Request, route: Route, connection: Connection
+    ) -> Principal | None:
         """Return who asks; raise `Problem` (401, 403) unless that is known."""
         if route.access is Access.OPEN:
             return None
-        connection = connection_of(request)
         is_bare = not connection.is_lan and "Authorization" not in request.headers
         if route.access is Access.NODE:
             if connection.peer is None:

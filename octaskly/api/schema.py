@@ -300,9 +300,8 @@ def _field_name(place: str) -> str:
 
 
 def require_nothing(body: bytes) -> None:
-    """Refuse a body where none is needed, unless it is an empty object."""
-    if body:
-        decode(_nothing, NothingIn, body)
+    """Refuse a body where none is needed, unless that is an empty object."""
+    decode(_nothing, NothingIn, body)
 
 
 def decode(

@@ -31,7 +31,9 @@ class Traffic:
         """Count a request that was answered."""
         action = seen.action
         self.answered[action, response.status // 100] += 1
-        if response.content_type == CONTENT_TYPE:
+        # Of most answers the class says that they are no stream of events.
+        is_whole = type(response) is web.Response
+        if not is_whole and response.content_type == CONTENT_TYPE:
             return  # It lasts as long as somebody listens.
         tally = self.took_s.get(action)
         if tally is None:
