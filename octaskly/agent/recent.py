@@ -12,7 +12,14 @@ from functools import reduce
 from typing import Final
 
 from octaskly.core import merge
-from octaskly.core.facts import Entry, Finished, Floor, Recorded, Submitted, TaskFact
+from octaskly.core.facts import (
+    ABOUT_NO_TASK,
+    Entry,
+    Finished,
+    Floor,
+    Submitted,
+    TaskFact,
+)
 from octaskly.core.merge import TaskRecord
 from octaskly.core.model import Epoch, StreamId, TaskId
 
@@ -57,12 +64,15 @@ class Recent:
     def appended(self, entries: Sequence[Entry]) -> None:
         """Remember few entries of the own stream; by others, nothing is whole."""
         stories = self._stories
-        if len(entries) > FEW_ENTRIES or any(e.stream != self._stream for e in entries):
+        if len(entries) > FEW_ENTRIES:
             stories.clear()
-            self._stream = entries[-1].stream if entries else None
-        if len(entries) <= FEW_ENTRIES:
-            for entry in entries:
-                self._add(entry)
+            self._stream = entries[-1].stream
+            return
+        for entry in entries:
+            if entry.stream != self._stream:
+                stories.clear()
+                self._stream = entry.stream
+            self._add(entry)
         while len(stories) > TASKS_MAX:
             del stories[next(iter(stories))]
 
@@ -78,10 +88,9 @@ class Recent:
             if fact.spec.options is None:
                 self._stories[fact.task] = Story([fact])
             return
-        if isinstance(fact, Floor):
-            self._stories.clear()  # It may be the end of any of them.
-        elif isinstance(fact, Recorded):
-            return
+        if isinstance(fact, ABOUT_NO_TASK):
+            if isinstance(fact, Floor):
+                self._stories.clear()  # It may be the end of any of them.
         elif (story := self._stories.get(fact.task)) is not None:
             story.facts.append(fact)
             if len(story.facts) > FACTS_MAX or story.is_told or _is_large(fact):

@@ -138,7 +138,8 @@ class Submissions:
             after = self._keyed_id(asked, len(asked.drafts))
             asked = replace(asked, drafts=tuple(await self._keyed(asked)))
         drafts = await resolve(asked.drafts, asked.submitter, self._store, self._find)
-        asked = replace(asked, drafts=drafts)
+        if drafts is not asked.drafts:
+            asked = replace(asked, drafts=drafts)
         chosen = [draft.id for draft in asked.drafts if draft.id is not None]
         if not chosen:
             return await self._accept(asked)

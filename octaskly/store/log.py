@@ -93,7 +93,7 @@ class Store:
         room_bytes: int = ROOM_BYTES,
         bytes_max: int | None = None,
     ) -> None:
-        self._path = path
+        self._path, self._folder = path, str(path.parent)
         self._packer = packer
         self._on_persisted = on_persisted
         self._clock = clock
@@ -139,7 +139,7 @@ class Store:
             return writer.failure
         if writer.backlog > BACKLOG_MAX:
             return "the disk is far behind with its writes"
-        free, needed = free_bytes(self._path), self._room_bytes + needed_bytes
+        free, needed = free_bytes(self._folder), self._room_bytes + needed_bytes
         if free >= needed:
             return None
         return f"{free >> 20} MiB are free where the log is, {needed >> 20} are needed"
@@ -326,7 +326,7 @@ class Store:
         return replace(
             stats,
             disk_bytes=disk_bytes(self._path),
-            free_bytes=free_bytes(self._path),
+            free_bytes=free_bytes(self._folder),
             backlog=writer.backlog,
             committed=writer.committed,
             commit_s=writer.commit_s,
