@@ -149,7 +149,7 @@ async def requests(call: Call) -> web.StreamResponse:
 async def approve(call: Call) -> web.StreamResponse:
     """Let a machine in, by name or node id, and by the words that it shows."""
     asked: WordsIn = decode(_words, WordsIn, call.body)
-    name = call.request.match_info["name"]
+    name = call.named["name"]
     request = await _admissions(call).approve(
         name, asked.fingerprint, principal=call.who
     )
@@ -159,7 +159,7 @@ async def approve(call: Call) -> web.StreamResponse:
 async def refuse(call: Call) -> web.StreamResponse:
     """Send a machine away, by name or node id, and by the words that belong to it."""
     asked: WordsIn = decode(_words, WordsIn, call.body)
-    name = call.request.match_info["name"]
+    name = call.named["name"]
     request = await _admissions(call).refuse(
         name, asked.fingerprint, principal=call.who
     )

@@ -45,14 +45,14 @@ async def show(call: Call) -> web.StreamResponse:
 
 async def cancel(call: Call) -> web.StreamResponse:
     """Cancel the members that have not begun, with `force` those that run, too."""
-    ref = query.task_ref(call.request.match_info["id"])
+    ref = query.task_ref(call.named["id"])
     checked(await call.gateway.task(ref))
     return await tasks.cancel(call)
 
 
 async def retry(call: Call) -> web.StreamResponse:
     """Accept an array that repeats the members that did not succeed."""
-    ref = query.task_ref(call.request.match_info["id"])
+    ref = query.task_ref(call.named["id"])
     checked(await call.gateway.task(ref))
     return await tasks.retry(call)
 

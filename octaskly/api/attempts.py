@@ -97,7 +97,7 @@ async def index(call: Call) -> web.StreamResponse:
 
 async def of_task(call: Call) -> web.StreamResponse:
     """Return all attempts of a task, also those that do not count."""
-    ref = query.task_ref(call.request.match_info["id"])
+    ref = query.task_ref(call.named["id"])
     record, names = await call.gateway.task(ref), call.gateway.names()
     shown = [_attempt(attempt, names) for attempt in record.attempts]
     return json_response(render.encode({"id": record.name, "attempts": shown}))

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from http import HTTPStatus
 from itertools import chain, islice
@@ -227,7 +227,7 @@ def _joined(held: Deed, deed: Deed) -> Deed:
     )
 
 
-def note_origin(seen: Seen, request: web.Request, peer: NodeId | None) -> None:
+def note_origin(seen: Seen, request: web.BaseRequest, peer: NodeId | None) -> None:
     """Note from where a request came, by the word of a node that forwarded it."""
     seen.source = request.remote or ""
     if peer is not None and HOP_HEADER in request.headers:
@@ -235,11 +235,12 @@ def note_origin(seen: Seen, request: web.Request, peer: NodeId | None) -> None:
         seen.source = unquote(request.headers.get(SOURCE_HEADER, ""))
 
 
-def note_route(seen: Seen, request: web.Request, route: Route) -> None:
+def note_route(seen: Seen, named: Mapping[str, str], route: Route) -> None:
     """Note what is asked for."""
     seen.action = f"{route.method} {route.path}"
-    target = next(iter(request.match_info.values()), None)
-    seen.target = target and target[:TARGET_CHARS_MAX]
+    for target in named.values():  # The first.
+        seen.target = target[:TARGET_CHARS_MAX]
+        break
     seen.is_noted = route.access not in (Access.OPEN, Access.NODE)
 
 

@@ -26,7 +26,7 @@ class Bodies:
         self._together_bytes = together_bytes
         self._held_bytes = 0  #: beyond what is small
 
-    async def read(self, request: web.Request, seen: Seen, route: Route) -> bytes:
+    async def read(self, request: web.BaseRequest, seen: Seen, route: Route) -> bytes:
         """Return the body of a request; what it takes is held until `let_go`.
 
         One that its route reads is left to that.

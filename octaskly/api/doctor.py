@@ -64,7 +64,7 @@ async def checkup(call: Call) -> web.StreamResponse:
 
 async def reach(call: Call) -> web.StreamResponse:
     """Return whether one member reaches another; the first one itself finds out."""
-    gateway, path = call.gateway, call.request.match_info
+    gateway, path = call.gateway, call.named
     source, target = _member(call, path["name"]), _member(call, path["other"])
     if source.id == gateway.node_id:
         return json_response(render.encode(await _reach(target)))

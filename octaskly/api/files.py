@@ -64,7 +64,7 @@ async def hand_over(call: Call) -> web.StreamResponse:
 
 def _asked(call: Call) -> tuple[str, Files]:
     assert call.parts.files is not None  # As on each member of a mesh.
-    return query.sha256(call.request.match_info["sha256"]), call.parts.files
+    return query.sha256(call.named["sha256"]), call.parts.files
 
 
 def _shown(call: Call, name: str, size_bytes: int) -> bytes:

@@ -356,7 +356,7 @@ def dispatcher_name(gateway: Gateway, node: NodeId) -> str:
     return name if name.isascii() and name.isprintable() else node
 
 
-def _is_repeatable(request: web.Request) -> bool:
+def _is_repeatable(request: web.BaseRequest) -> bool:
     """Return whether doing it twice is as good as doing it once."""
     return request.method in ("GET", "HEAD", "DELETE") or (
         "Idempotency-Key" in request.headers

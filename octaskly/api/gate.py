@@ -1,4 +1,4 @@
-"""The one middleware: everything passes here, in this order, before a handler runs.
+"""The one way in: everything passes here, in this order, before a handler runs.
 
 Host, Origin, preflight, membership, route, who asks, rights, how often, body. Whatever
 fails, and whatever a handler raises, leaves as JSON: `answering` gives it its shape.
@@ -7,6 +7,7 @@ fails, and whatever a handler raises, leaves as JSON: `answering` gives it its s
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
 from http import HTTPStatus
 
 from aiohttp import web
@@ -38,7 +39,17 @@ from octaskly.ports import Principal
 JOIN_HINT = "run `octaskly invite` on a member, then `octaskly join CODE` here"
 READING = ("GET", "HEAD")  #: they may last, and change nothing
 
-Endpoint = Callable[[web.Request], Awaitable[web.StreamResponse]]
+Endpoint = Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]
+
+
+@dataclass(slots=True)
+class _Asked:
+    """One request at the gate."""
+
+    request: web.BaseRequest
+    found: web.UrlMappingMatchInfo  #: by the router
+    seen: Seen
+    connection: Connection
 
 
 class Gate:
@@ -68,21 +79,20 @@ class Gate:
     def endpoint(self, route: Route) -> Endpoint:
         """Return the aiohttp handler of a route; only the gate may call it."""
 
-        async def handle(request: web.Request) -> web.StreamResponse:
+        async def handle(request: web.BaseRequest) -> web.StreamResponse:
             raise AssertionError(f"{request.path} was reached around the gate")
 
         self._routes[handle] = route
         return handle
 
-    @web.middleware
-    async def middleware(
-        self, request: web.Request, handler: Endpoint
+    async def answer(
+        self, request: web.BaseRequest, found: web.UrlMappingMatchInfo
     ) -> web.StreamResponse:
-        """Answer a request; never raises but when the connection is lost."""
-        del handler  # It only names the route.
-        seen, connection = self._answering.see(request), connection_of(request)
+        """Answer a request for a route; raises only when the connection is lost."""
+        seen = self._answering.see(request)
         try:
-            return await self._answer(request, seen, connection)
+            asked = _Asked(request, found, seen, connection_of(request))
+            return await self._answer(asked)
         except Exception as error:  # The table decides; what is unknown is a 500.
             if request.writer.output_size > 0:
                 # The answer has begun: only a broken connection can tell the client.
@@ -95,27 +105,26 @@ class Gate:
         finally:
             self._bodies.let_go(seen)
 
-    async def _answer(
-        self, request: web.Request, seen: Seen, connection: Connection
-    ) -> web.StreamResponse:
-        if connection.is_surplus:
+    async def _answer(self, asked: _Asked) -> web.StreamResponse:
+        request, seen = asked.request, asked.seen
+        if asked.connection.is_surplus:
             raise too_many()
-        auditing.note_origin(seen, request, connection.peer)
+        auditing.note_origin(seen, request, asked.connection.peer)
         principal = None
         try:
-            route = self._route(request, seen, connection)
+            route = self._route(asked)
             if route is not None:
-                principal = self._principal(request, route, connection)
+                principal = self._principal(asked, route)
         except Problem:
-            self._charge_stranger(request, seen, connection)
+            self._charge_stranger(asked)
             raise
         if principal is None:
-            self._charge_stranger(request, seen, connection)
+            self._charge_stranger(asked)
         if route is None:
-            allowed = _allowed(request.match_info.http_exception)
+            allowed = _allowed(asked.found.http_exception)
             headers = guards.preflight_headers(seen.origin, allowed)
             return web.Response(status=HTTPStatus.NO_CONTENT, headers=headers)
-        call = await self._admit(request, seen, route, principal, connection)
+        call = await self._admit(asked, route, principal)
         if request.method not in READING or principal is None or not principal.token:
             return await self._perform(call, route)
         try:
@@ -145,24 +154,22 @@ class Gate:
         if principal is not None and seen.allowance is None:
             seen.allowance = self._parts.meter.charge(principal)
 
-    def _charge_stranger(
-        self, request: web.Request, seen: Seen, connection: Connection
-    ) -> None:
+    def _charge_stranger(self, asked: _Asked) -> None:
         """Count a request from the network that did not show who asks."""
-        if connection.is_lan and connection.peer is None and request.remote:
-            seen.allowance = self._parts.meter.charge_stranger(request.remote)
+        connection, address = asked.connection, asked.request.remote
+        if connection.is_lan and connection.peer is None and address:
+            asked.seen.allowance = self._parts.meter.charge_stranger(address)
 
-    def _route(
-        self, request: web.Request, seen: Seen, connection: Connection
-    ) -> Route | None:
+    def _route(self, asked: _Asked) -> Route | None:
         """Return what is asked for, None for what browsers ask before; or `Problem`."""
-        self._check_sender(request, seen, connection)
+        request, found = asked.request, asked.found
+        self._check_sender(asked)
         if request.version.major != 1:  # The library would answer as if it were.
             raise _other_version()
         if request.method == "OPTIONS":
             return None
-        failure = request.match_info.http_exception
-        route = self._routes.get(request.match_info.handler)
+        failure = found.http_exception
+        route = self._routes.get(found.handler)
         is_open = route is not None and (
             route.access is Access.OPEN or route.is_for_unpaired
         )
@@ -172,13 +179,12 @@ class Gate:
             raise _unroutable(request, failure)
         if route is None:
             raise Problem(403, FORBIDDEN, hint="this path has no access rule")
-        auditing.note_route(seen, request, route)
+        auditing.note_route(asked.seen, found, route)
         return route
 
-    def _check_sender(
-        self, request: web.Request, seen: Seen, connection: Connection
-    ) -> None:
+    def _check_sender(self, asked: _Asked) -> None:
         """Keep out browsers that a foreign page sent."""
+        request, connection = asked.request, asked.connection
         if not connection.is_socket and connection.peer is None:
             own = connection.own_addresses
             if connection.is_lan:
@@ -186,16 +192,12 @@ class Gate:
             hosts = request.headers.getall("Host", [])
             self._guard.check_host(hosts, _target_host(request), own)
         scheme = "https" if connection.is_lan else "http"
-        seen.origin = self._guard.allowed_origin(request.headers, scheme)
+        asked.seen.origin = self._guard.allowed_origin(request.headers, scheme)
 
     async def _admit(
-        self,
-        request: web.Request,
-        seen: Seen,
-        route: Route,
-        principal: Principal | None,
-        connection: Connection,
+        self, asked: _Asked, route: Route, principal: Principal | None
     ) -> Call:
+        request, seen, connection = asked.request, asked.seen, asked.connection
         if principal is not None:
             auditing.note_principal(seen, principal)
             is_local = self._is_local(connection, principal, route)
@@ -215,6 +217,7 @@ class Gate:
             seen=seen,
             stamp=lambda response: self._answering.stamp(request, response),
             parts=self._parts,
+            named=asked.found,
             query=call_query,
             body=body,
             principal=principal,
@@ -230,12 +233,11 @@ class Gate:
         own = self._parts.gateway.node_id
         return connection.is_socket or principal.opened_on == own
 
-    def _principal(
-        self, request: web.Request, route: Route, connection: Connection
-    ) -> Principal | None:
+    def _principal(self, asked: _Asked, route: Route) -> Principal | None:
         """Return who asks; raise `Problem` (401, 403) unless that is known."""
         if route.access is Access.OPEN:
             return None
+        request, connection = asked.request, asked.connection
         is_bare = not connection.is_lan and "Authorization" not in request.headers
         if route.access is Access.NODE:
             if connection.peer is None:
@@ -263,7 +265,7 @@ class Gate:
         return principal
 
 
-def _target_host(request: web.Request) -> str | None:
+def _target_host(request: web.BaseRequest) -> str | None:
     """Return the authority of a target in absolute form, which counts as a Host."""
     target = request.raw_path
     if target.startswith(("/", "*")):
@@ -285,7 +287,7 @@ def _other_version() -> Problem:
     return problem
 
 
-def _unroutable(request: web.Request, failure: web.HTTPException) -> Problem:
+def _unroutable(request: web.BaseRequest, failure: web.HTTPException) -> Problem:
     known = ("GET", "HEAD", "POST", "DELETE")
     is_method = isinstance(failure, web.HTTPMethodNotAllowed)
     if not is_method and request.method in known:

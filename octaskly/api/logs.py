@@ -53,7 +53,7 @@ async def stderr(call: Call) -> web.StreamResponse:
 
 
 def _question(call: Call) -> Question:
-    ref = query.task_ref(call.request.match_info["id"])
+    ref = query.task_ref(call.named["id"])
     return Question(ref=ref, number=call.query.attempt())
 
 

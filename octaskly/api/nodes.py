@@ -45,13 +45,13 @@ async def index(call: Call) -> web.StreamResponse:
 
 async def show(call: Call) -> web.StreamResponse:
     """Return one member, by name or id."""
-    return await _shown(call, _member(call, call.request.match_info["name"]))
+    return await _shown(call, _member(call, call.named["name"]))
 
 
 async def steer(call: Call) -> web.StreamResponse:
     """Tell a node to take no more work, or the opposite; that node itself answers."""
     steering = Steering(call.request.path.rpartition("/")[2])
-    name, gateway = call.request.match_info["name"], call.gateway
+    name, gateway = call.named["name"], call.gateway
     if gateway.node_named(name) == gateway.node_id:
         return await _shown(call, await gateway.steer(steering, principal=call.who))
     member = _member(call, name)

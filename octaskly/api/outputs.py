@@ -40,8 +40,8 @@ _DROPPED = frozenset(
 
 async def download(call: Call) -> web.StreamResponse:
     """Send a declared output of a task."""
-    ref = query.task_ref(call.request.match_info["id"])
-    path = query.path_part(schema.clean_path, call.request.match_info["path"])
+    ref = query.task_ref(call.named["id"])
+    path = query.path_part(schema.clean_path, call.named["path"])
     try:
         place = await call.gateway.output(ref, path)
     except NodeNotFound as error:
@@ -55,7 +55,7 @@ async def download(call: Call) -> web.StreamResponse:
 
 async def hand_over(call: Call) -> web.StreamResponse:
     """Send a captured output of this node to another node."""
-    parts = call.request.match_info
+    parts = call.named
     path = query.path_part(schema.clean_path, parts["path"])
     attempt = AttemptId(
         int(parts["term"]), StreamId(int(parts["stream"])), int(parts["n"])
@@ -125,7 +125,7 @@ def _part(request: web.BaseRequest, size_bytes: int) -> slice | None:
     return None if part.start < 0 and not size_bytes else part
 
 
-def _check_range(request: web.Request, size_bytes: int) -> None:
+def _check_range(request: web.BaseRequest, size_bytes: int) -> None:
     """Answer a bad range ourselves, since the library's own 416 has no JSON body."""
     part = _part(request, size_bytes)
     if part is None:

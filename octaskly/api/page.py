@@ -119,7 +119,7 @@ def _hash(*parts: str | bytes) -> str:
 
 async def show(call: Call) -> web.StreamResponse:
     """Return a file of the dashboard."""
-    asset = assets().get(call.request.match_info.get("file", INDEX))
+    asset = assets().get(call.named.get("file", INDEX))
     if asset is None:
         raise status_problem(HTTPStatus.NOT_FOUND, "there is no such file")
     headers = {**HEADERS, "ETag": f'"{asset.etag}"', "Cache-Control": asset.cached}

@@ -96,7 +96,7 @@ _HEADERS = {"Content-Type": BYTES}
 
 async def hand_over(call: Call) -> web.StreamResponse:
     """Send the output of an attempt of this node to another node."""
-    parts = call.request.match_info
+    parts = call.named
     task = TaskId(query.logged_id(parts["task"]))
     attempt = AttemptId(
         int(parts["term"]), StreamId(int(parts["stream"])), int(parts["n"])

@@ -33,7 +33,7 @@ SHOWN: Final = (
 async def results(call: Call) -> web.StreamResponse:
     """Send how the members of an array end and what they wrote, until all have."""
     start, is_by_number = call.query.offset(), call.query.is_by_number()
-    ref = query.task_ref(call.request.match_info["id"])
+    ref = query.task_ref(call.named["id"])
     array = arrays.checked(await call.gateway.task(ref))
 
     async def send_all(stream: sse.EventStream) -> None:

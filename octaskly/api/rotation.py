@@ -43,7 +43,7 @@ async def rotate(call: Call) -> web.StreamResponse:
 
 async def revoke(call: Call) -> web.StreamResponse:
     """Renew the secret at once, without a node; the node that is asked does it."""
-    name = call.request.match_info["name"]
+    name = call.named["name"]
     node = call.gateway.node_named(name)
     if node is None:
         raise Problem(404, WORKER_NOT_FOUND, hint=f"no node is called {name[:80]!r}")

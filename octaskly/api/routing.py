@@ -183,10 +183,11 @@ class Connection(Protocol):
 class Call:
     """One request that has passed the gate."""
 
-    request: web.Request
+    request: web.BaseRequest
     seen: Seen
     stamp: Callable[[web.StreamResponse], None]  #: adds the headers of every answer
     parts: Parts
+    named: Mapping[str, str]  #: variable parts of the path
     query: Query
     body: bytes
     principal: Principal | None  #: None only on open routes and between nodes

@@ -215,6 +215,8 @@ class Handler(web.RequestHandler):
 class ApiServer:
     """The REST API of one node."""
 
+    _server: web.Server | None = None  #: what the connections have in common
+
     def __init__(
         self,
         gateway: Gateway,
@@ -261,14 +263,9 @@ class ApiServer:
             bodies=Bodies(deadlines.body_s, bounds.bodies_bytes),
         )
         self.traffic = self._answering.traffic
-        self._runner = _runner(self._application(), self._deadlines.shutdown_s)
+        self.router = self._routed()  #: public for tests that walk its routes
         self._servers: list[asyncio.Server] = []
         self._socket_path: Path | None = None
-
-    @property
-    def app(self) -> web.Application:
-        """The application, for tests that walk its routes."""
-        return self._runner.app
 
     @property
     def auditor(self) -> Auditor:
@@ -278,9 +275,7 @@ class ApiServer:
     @property
     def connections(self) -> int:
         """How many there are."""
-        return (
-            0 if self._runner.server is None else len(self._runner.server.connections)
-        )
+        return 0 if self._server is None else len(self._server.connections)
 
     def forward_as(self, tls: ssl.SSLContext) -> None:
         """Show another certificate to other nodes from now on."""
@@ -292,7 +287,7 @@ class ApiServer:
         Once a secret `is_settled`, those of all nodes end soon that are there: the
         certificate may be of a generation that is over.
         """
-        loop, server = asyncio.get_running_loop(), self._runner.server
+        loop, server = asyncio.get_running_loop(), self._server
         for handler in () if server is None else server.connections:
             if isinstance(handler, Handler) and handler.met in nodes:
                 handler.force_close()
@@ -307,7 +302,7 @@ class ApiServer:
         """
         tls = self._lan_ssl if site is Site.LAN else None
         assert tls is not None or site is not Site.LAN, "a LAN listener needs TLS"
-        factory = await self._factory(site)
+        factory = self._factory(site)
         loop = asyncio.get_running_loop()
         for connection in sockets:
             server = await loop.create_server(
@@ -323,7 +318,7 @@ class ApiServer:
         Raises:
             OSError: another process serves there, or the path cannot be used.
         """
-        factory = await self._factory(Site.SOCKET)
+        factory = self._factory(Site.SOCKET)
         connection = local_socket(path, group)
         loop = asyncio.get_running_loop()
         server = await loop.create_unix_server(
@@ -339,20 +334,30 @@ class ApiServer:
         if self._socket_path is not None:
             self._socket_path.unlink(missing_ok=True)
         self._waits.close()
-        if self._runner.server is not None and self._runner.server.connections:
-            # Answers now say `Connection: close`. Cutting kept connections at once
-            # would lose the request that a client is just sending on one.
-            await asyncio.sleep(_DRAIN_S)
-        await self._runner.cleanup()
+        # Answers now say `Connection: close`. Cutting kept connections at once would
+        # lose the request that a client is just sending on one.
+        await asyncio.sleep(_DRAIN_S if self.connections else 0)
+        if self._server is not None:
+            self._server.pre_shutdown()
+            await self._server.shutdown(self._deadlines.shutdown_s)
+            self._server = None
         await self._forwarder.close()
 
-    async def _factory(self, site: Site) -> Callable[[], Handler]:
-        if self._runner.server is None:
-            await self._runner.setup()
-        assert self._runner.server is not None
+    async def _handle(self, request: web.BaseRequest) -> web.StreamResponse:
+        # Not by an `Application`, whose middle layers would only pass requests on. The
+        # router asks for its kind of request, and needs no more than this one.
+        found = await self.router.resolve(request)  # type: ignore[arg-type]
+        if request.headers.get("Expect"):  # The client may wait for leave to go on.
+            await found.expect_handler(request)  # type: ignore[arg-type]
+            await request.writer.drain()
+        return await self._gate.answer(request, found)
+
+    def _factory(self, site: Site) -> Callable[[], Handler]:
+        if self._server is None:
+            self._server = web.Server(self._handle, handler_cancellation=True)
         return partial(
             Handler,
-            self._runner.server,
+            self._server,
             answering=self._answering,
             crowd=self._crowd,
             site=site,
@@ -368,20 +373,16 @@ class ApiServer:
             logger=_silent_logger(),
         )
 
-    def _application(self) -> web.Application:
+    def _routed(self) -> web.UrlDispatcher:
         page.assets()  # Read at the start, and never for a request.
-        app = web.Application(middlewares=[self._gate.middleware])
+        router = web.UrlDispatcher()
         for route in ROUTES:
             handle = self._gate.endpoint(route)
-            resource = app.router.add_resource(route.path)
+            resource = router.add_resource(route.path)
             resource.add_route(route.method, handle)
             if route.method == "GET":
                 resource.add_route("HEAD", handle)
-        return app
-
-
-def _runner(app: web.Application, shutdown_s: float) -> web.AppRunner:
-    return web.AppRunner(app, handler_cancellation=True, shutdown_timeout=shutdown_s)
+        return router
 
 
 def _silent_logger() -> logging.Logger:

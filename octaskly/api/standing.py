@@ -243,7 +243,7 @@ async def tell(call: Call) -> web.StreamResponse:
     """Tell another node where a task stands."""
     given = call.query
     question = Question(
-        ref=query.task_ref(call.request.match_info["id"]),
+        ref=query.task_ref(call.named["id"]),
         number=given.attempt(),
         known=given.text("known"),
         wait_s=given.wait_s(),

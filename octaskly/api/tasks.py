@@ -75,7 +75,7 @@ async def show(call: Call) -> web.StreamResponse:
 
 async def found(call: Call, wait_s: float) -> TaskRecord:
     """Return the task that the path names, when it is final or the wait is over."""
-    ref = query.task_ref(call.request.match_info["id"])
+    ref = query.task_ref(call.named["id"])
     if wait_s:
         return await _wait(call, ref, wait_s)
     return await call.gateway.task(ref)
@@ -83,14 +83,14 @@ async def found(call: Call, wait_s: float) -> TaskRecord:
 
 async def explain(call: Call) -> web.StreamResponse:
     """Return why a task is where it is, for each node."""
-    ref = query.task_ref(call.request.match_info["id"])
+    ref = query.task_ref(call.named["id"])
     record, told = await call.gateway.explain(ref)
     return json_response(render.encode(render.explanation(record, told)))
 
 
 async def cancel(call: Call) -> web.StreamResponse:
     """Cancel a task that is queued, or with `force` one that runs."""
-    ref = query.task_ref(call.request.match_info["id"])
+    ref = query.task_ref(call.named["id"])
     record = await call.gateway.cancel(
         ref, force=call.query.force(), principal=call.who
     )
@@ -99,7 +99,7 @@ async def cancel(call: Call) -> web.StreamResponse:
 
 async def retry(call: Call) -> web.StreamResponse:
     """Accept a task that repeats an ended one."""
-    ref = query.task_ref(call.request.match_info["id"])
+    ref = query.task_ref(call.named["id"])
     record, replicas = await call.gateway.retry(ref, principal=call.who)
     call.note_tasks([record])
     spec = record.spec

@@ -72,7 +72,7 @@ async def index(call: Call) -> web.StreamResponse:
 
 async def revoke(call: Call) -> web.StreamResponse:
     """Take a token back, by its name or id: no node accepts it any more."""
-    ref = call.request.match_info["token"]
+    ref = call.named["token"]
     info = await call.gateway.tokens.revoke(ref, by=call.who.subject)
     return json_response(render.encode(_shown(info)))
 

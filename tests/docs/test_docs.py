@@ -44,7 +44,7 @@ async def test_every_route_of_the_application_is_documented() -> None:
     )
     routes = {
         f"{route.method} {re.sub(r':[^/]*}', '}', route.resource.canonical)}"
-        for route in server.app.router.routes()
+        for route in server.router.routes()
         if route.resource is not None and route.method != "HEAD"
     }
     headings = re.findall(

@@ -55,7 +55,7 @@ def _routes(node: ApiNode) -> list[tuple[str, str]]:
     """Return method and a concrete path of every route that the router really has."""
     sample = dict.fromkeys(PARTS, "1") | {"file": "style.css", "sha256": "0" * 64}
     found = []
-    for route in node.server.app.router.routes():
+    for route in node.server.router.routes():
         assert route.resource is not None
         path = route.resource.url_for(**_parts(route.resource, sample)).path
         found.append((route.method, path))
@@ -132,7 +132,7 @@ async def test_route_without_access_rule_is_closed(node: ApiNode) -> None:
         clock=node.server._gate._parts.clock,
         peer_node_id=lambda _: None,
     )
-    other.app.router.add_get("/added", handle)
+    other.router.add_get("/added", handle)
     port = await serve_free(other)
     try:
         answer = await ask(port, "GET", "/added", headers=ADMIN)

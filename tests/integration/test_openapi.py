@@ -25,7 +25,7 @@ async def test_it_has_every_route_and_nothing_else() -> None:
     async with api_node() as node:
         served = {
             (route.method, route.resource.canonical)
-            for route in node.server.app.router.routes()
+            for route in node.server.router.routes()
             if route.resource is not None and route.method != "HEAD"
         }
 
