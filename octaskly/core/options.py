@@ -120,12 +120,16 @@ class GivenFile:
     node: str  #: name or id of the node that has it
 
 
+ENDS = ("success", "failure", "any")
+"""Of tasks that others come after; the log knows them by their places here."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class After:
     """The tasks that must have ended before, and how."""
 
     tasks: tuple[str, ...]  #: as the log calls them
-    end: str = "success"  #: or `failure`, `any`: the end of each that will do
+    end: str = "success"  #: of `ENDS`: that of each task that will do
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -6,6 +6,7 @@ this node's log is for `vetting`.
 
 from __future__ import annotations
 
+from dataclasses import astuple
 from itertools import chain
 from typing import Final
 
@@ -24,8 +25,12 @@ from octaskly.core.model import (
     Outcome,
     TaskSpec,
 )
+from octaskly.core.options import ENDS, TaskOptions
+from octaskly.core.timestamps import PRIORITY_SHIFT
 
 NUMBER_MAX: Final = 1 << 62  #: of numbers that are counted on from
+ORD_MAX: Final = 127 << PRIORITY_SHIFT  #: behind each place is that of another band
+AMOUNT_MAX: Final = 1 << 31  #: of what one task asks for
 ATTEMPTS_MAX: Final = 1 << 31  #: of one task; also seconds that it may take
 STREAMS_MAX: Final = 1 << 16  #: in a vector; each is a claim
 
@@ -57,11 +62,29 @@ def is_sane_attempt(attempt: AttemptId) -> bool:
 
 
 def is_sane_spec(spec: TaskSpec) -> bool:
-    """Whether times and members of a task can be counted."""
+    """Whether times and members of a task can be counted, and its wishes met."""
     if spec.array is not None and not arrays.is_sane(spec.array):
         return False
-    is_known = 0 <= spec.created_ms < TIME_MS_MAX and spec.ord >= 0
-    return is_known and 0 <= spec.timeout_s < ATTEMPTS_MAX
+    is_known = 0 <= spec.created_ms < TIME_MS_MAX and 0 <= spec.ord < ORD_MAX
+    is_known = is_known and 0 <= spec.timeout_s < ATTEMPTS_MAX
+    return is_known and (spec.options is None or is_sane_wish(spec.options))
+
+
+def is_sane_wish(options: TaskOptions) -> bool:
+    """Whether a task asks for amounts that can be, and waits for ends that are known.
+
+    Who keeps the log reckons with both, and would find neither in its tables.
+    """
+    needs, bounds, retry = options.requires, options.limits, options.retry
+    numbers = [options.grace_s or 0]
+    if needs is not None:
+        numbers += (needs.cpus, needs.memory_mb, needs.gpus)
+    if bounds is not None:
+        numbers += astuple(bounds)
+    if retry is not None:
+        numbers.append(retry.retries)
+    is_bounded = all(0 <= number < AMOUNT_MAX for number in numbers)
+    return is_bounded and (options.after is None or options.after.end in ENDS)
 
 
 def is_sane_outcome(outcome: Outcome) -> bool:
@@ -80,10 +103,12 @@ def is_sane_row(row: TaskRow) -> bool:
 
     An attempt and its outcome name the same state, and one that runs has no outcome.
     """
-    attempts = row.record.attempts
-    return all(map(is_sane_fact, facts_of(row.record))) and all(
+    record = row.record
+    if record.spec is not None and record.spec.id != record.id:
+        return False
+    return all(map(is_sane_fact, facts_of(record))) and all(
         one.state is one.outcome.state if one.outcome else one.state.is_live
-        for one in attempts
+        for one in record.attempts
     )
 
 

@@ -18,12 +18,11 @@ from octaskly.core.effects import LoadRipe
 from octaskly.core.events import Ripe, RipeLoaded
 from octaskly.core.merge import TaskRecord
 from octaskly.core.model import TaskId, TaskState
-from octaskly.core.options import After
+from octaskly.core.options import ENDS, After
 from octaskly.core.timestamps import PRIORITY_SHIFT
 from octaskly.store import rows
 from octaskly.store.folding import Task
 
-_ENDS: Final = ("success", "failure", "any")
 """Position is the number in the database, for ever."""
 _GOOD: Final = {
     "success": {TaskState.COMPLETED},
@@ -72,13 +71,12 @@ class Edges:
         """Keep step with a commit whose rows are written."""
         for child, after in waits.begun:
             self._begin(child, after)
-        if self._has_any:
-            self._end(waits.ended)
-            self._forget(waits.over)
+        self._end(waits.ended)
+        self._forget(waits.over)
 
     def _begin(self, child: int, after: After) -> None:
         states = self._states(after.tasks)
-        wanted = _ENDS.index(after.end)
+        wanted = ENDS.index(after.end)
         edges = [
             (parent, child, wanted, _met(wanted, states.get(parent)))
             for parent in dict.fromkeys(after.tasks)
@@ -88,6 +86,8 @@ class Edges:
         self._judge([child])
 
     def _end(self, parents: Iterable[tuple[TaskId, TaskState]]) -> None:
+        if not self._has_any:
+            return
         for parent, state in parents:
             found = self._db.execute(
                 "SELECT child, wanted FROM edges WHERE parent = ?", (parent,)
@@ -134,7 +134,7 @@ def _met(wanted: int, state: TaskState | None) -> int:
     """Return how far an edge has come, by the state of the parent."""
     if state is None or not state.is_final:
         return _OPEN
-    return _MET if state in _GOOD[_ENDS[wanted]] else _BROKEN
+    return _MET if state in _GOOD[ENDS[wanted]] else _BROKEN
 
 
 def load_ripe(db: sqlite3.Connection, ask: LoadRipe) -> RipeLoaded:

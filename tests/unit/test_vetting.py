@@ -60,10 +60,18 @@ from octaskly.core.model import (
     Role,
     StreamId,
     TaskId,
+    TaskSpec,
     Vector,
 )
 from octaskly.core.node import Node
-from octaskly.core.options import ArraySpec, TaskOptions
+from octaskly.core.options import (
+    After,
+    ArraySpec,
+    Requires,
+    Retry,
+    TaskLimits,
+    TaskOptions,
+)
 from octaskly.core.records import AUDIT
 from octaskly.core.sanity import STREAMS_MAX
 from octaskly.core.timestamps import HLC_MAX, hlc_of
@@ -169,10 +177,26 @@ def rowed(state: AttemptState, end: Outcome | None) -> Snapshot:
 LATE = replace(spec(), created_ms=1 << 62)
 
 
+def asking(**options: Any) -> TaskSpec:
+    """Return a task that asks for something."""
+    return replace(spec(), options=TaskOptions(**options))
+
+
+def wishing(**options: Any) -> Entry:
+    """Return an entry with such a task."""
+    return Entry(KNOWN, 5, 9, Submitted(asking(**options)))
+
+
 def array_of(**fields: Any) -> Entry:
     """Return an entry with an array as it can only be made up."""
-    options = TaskOptions(array=ArraySpec(**fields))
-    return Entry(KNOWN, 5, 9, Submitted(replace(spec(), options=options)))
+    return wishing(array=ArraySpec(**fields))
+
+
+def two_named() -> Snapshot:
+    """Return a snapshot of a row that is that of two tasks."""
+    record = TaskRecord(id=TaskId("another"), spec=spec())
+    row = TaskRow(record, Birth(1, 1, KNOWN, 1), 1)
+    return Snapshot(rows=(row,), cursor=Cursor(1, 1), more=True)
 
 
 WRONG = {
@@ -247,6 +271,29 @@ WRONG = {
         ),
         "fact",
     ),
+    "a row of two tasks": (two_named(), "fact"),
+    "a task behind all that can be": (
+        telling(Entry(KNOWN, 5, 9, Submitted(replace(spec(), ord=(1 << 63) - 1)))),
+        "fact",
+    ),
+    "a wait for no end of ours": (
+        telling(wishing(after=After(tasks=("t",), end="maybe"))),
+        "fact",
+    ),
+    "a worker's word of such a wait": (
+        Results((replace(report(), spec=asking(after=After(tasks=(), end=""))),), 1),
+        "fact",
+    ),
+    "memory of less than nothing": (
+        telling(wishing(requires=Requires(memory_mb=-1))),
+        "fact",
+    ),
+    "processes without end": (
+        telling(wishing(limits=TaskLimits(processes=1 << 62))),
+        "fact",
+    ),
+    "a grace without end": (telling(wishing(grace_s=1 << 62)), "fact"),
+    "attempts without end": (telling(wishing(retry=Retry(retries=1 << 62))), "fact"),
     "an array without end": (telling(array_of(count=1 << 62)), "fact"),
     "an array that goes nowhere": (telling(array_of(count=2, step=0)), "fact"),
     "an array of nothing": (telling(array_of(count=0)), "fact"),

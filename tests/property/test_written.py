@@ -1,0 +1,230 @@
+"""What members say can be written and shown, or it is refused.
+
+An error in the writer ends the agent; one that comes of what is on disk comes again
+after each start, on each node that has a copy. So one value of a message that was well
+formed is changed, and what a node makes of that goes to a real store.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterator
+from dataclasses import fields, is_dataclass, replace
+from typing import Any
+
+import msgpack
+from hypothesis import strategies as st
+
+from octaskly.api import render
+from octaskly.core import codec
+from octaskly.core.effects import Append, Effect, Join, Save, Spool
+from octaskly.core.events import Persisted, Received, Woke
+from octaskly.core.facts import (
+    NO_FLOOR,
+    Assigned,
+    Entry,
+    Fact,
+    Finished,
+    Notified,
+    Ready,
+    Submitted,
+)
+from octaskly.core.merge import Birth, TaskRecord, TaskRow
+from octaskly.core.messages import (
+    Cursor,
+    Dispatch,
+    Entries,
+    Message,
+    Repl,
+    Snapshot,
+    SnapshotHead,
+)
+from octaskly.core.model import Attempt, AttemptState, Epoch, Limits
+from octaskly.core.options import (
+    After,
+    ArraySpec,
+    GivenFile,
+    Requires,
+    Retry,
+    TaskLimits,
+    TaskOptions,
+)
+from octaskly.errors import RemoteProtocolError
+from octaskly.mesh import wire
+from octaskly.ports import TaskQuery
+from octaskly.store import pages, queue, reader, state
+from octaskly.store.tables import Tables
+from tests.builders import moment
+from tests.contract import log_kit as kit
+from tests.property.fuzzing import fuzz
+from tests.unit import test_golden as golden
+from tests.unit.test_vetting import (
+    KNOWN,
+    ME,
+    OTHER,
+    PEER,
+    THEIRS,
+    WRITER,
+    Shell,
+    hello_of,
+)
+
+WISHES = TaskOptions(
+    name="n",
+    labels=(("a", "b"),),
+    env=(("A", "b"),),
+    grace_s=1,
+    requires=Requires(cpus=1, memory_mb=5),
+    limits=TaskLimits(memory_mb=5, processes=3),
+    retry=Retry(retries=2, codes=(1,)),
+    array=ArraySpec(count=3, items=("a", "b", "c"), has_items=True),
+    notify_url="http://x/",
+    after=After(tasks=("t1",)),
+    files=(GivenFile(path="a", sha256="0" * 64, node="x"),),
+)
+SPEC = replace(golden.SPEC, options=WISHES)
+TASK, ATTEMPT, OUTCOME = golden.TASK, golden.ATTEMPT, golden.OUTCOME
+FACTS: tuple[Fact, ...] = (
+    Submitted(SPEC),
+    Assigned(TASK, ATTEMPT, ME),
+    Finished(TASK, ATTEMPT, ME, OUTCOME),
+    golden.RECORD,
+    Ready(TASK),
+    Notified(TASK),
+)
+LOGGED = tuple(Entry(KNOWN, 5 + n, 1000 + n, fact) for n, fact in enumerate(FACTS))
+TRIED = Attempt(id=ATTEMPT, node=ME, state=AttemptState.FAILED, outcome=OUTCOME)
+ROW = TaskRow(
+    TaskRecord(id=TASK, spec=golden.SPEC, attempts=(TRIED,)), Birth(3, 4, KNOWN, 5), 6
+)
+HEAD = SnapshotHead(
+    vector=((KNOWN, 9),), epochs=((KNOWN, WRITER),), floor=NO_FLOOR, hlc=1005
+)
+WRITERS = ((KNOWN, WRITER),)
+ODD: tuple[Any, ...] = (
+    *(-1, 0, 1, 2, 7, 1 << 31, 1 << 53, (1 << 62) - 1, 1 << 62, (1 << 63) - 1),
+    *(-(1 << 63), 1.5, 1e308, True, None, (), (0,), ((1, 2),), b"", b"\xff" * 99),
+    *("", "x", "a\n", "\x00", "x" * 200, "t.1", f"{TASK}.1", f"{TASK}~2", str(OTHER)),
+    *("completed", "ok", "running", "lost", str(ME), "/", "..", "\u202e\x1b]0;"),
+)
+
+
+class Writing(Shell):
+    """A node with a store, whose writes are all tried."""
+
+    def __init__(self, *, is_following: bool) -> None:
+        self.db = kit.database()
+        self.packer = wire.WirePacker()
+        self.tables = Tables(self.db, self.packer, kit.HandClock())
+        before = [Entry(KNOWN, seq, seq, FACTS[-1]) for seq in range(1, 5)]
+        self.tables.append([Append(1, tuple(before), WRITERS)])
+        super().__init__(hello_of(THEIRS) if is_following else None)
+        if not is_following:
+            self.reign()
+
+    def feed(self, *events: Any) -> list[Effect]:
+        done: list[Effect] = []
+        for event in events:
+            effects = self.node.step(event, moment(self.seconds))
+            for effect in effects:
+                self._write(effect)
+            done += effects
+            for effect in effects:
+                if isinstance(effect, Append | Save | Join):
+                    done += self.feed(Persisted(effect.number))
+        return done
+
+    def _write(self, effect: Effect) -> None:
+        match effect:
+            case Append():
+                self.tables.append([effect])
+            case Join():
+                self.tables.join(effect)
+            case Save(stream=stream):
+                state.write_saves(self.db, [effect])
+                if stream is not None:
+                    self.tables.add_stream(*stream)
+            case Spool():
+                state.write_spool(self.db, self.packer, [effect])
+            case _:
+                pass
+
+    def show(self) -> None:
+        """Read all that is asked of a store, as at its start and by the API."""
+        db: sqlite3.Connection = self.db
+        for record in pages.page(db, TaskQuery(limit=50)).records:
+            render.encode(render.listed(record, {}))
+            render.encode(render.task(reader.task(db, record.id) or record, {}))
+        queue.load(db, 0, 100)
+        queue.load_live(db)
+        reader.stats(db)
+        state.read_saved(db, self.packer, 1 << 41)
+
+
+def _here(value: Any) -> Any:
+    """Return a golden value as the peer of these nodes would say it."""
+    if isinstance(value, Epoch):
+        return THEIRS
+    if isinstance(value, str):
+        names = {str(golden.NODE): PEER, str(golden.OTHER): OTHER}
+        return names.get(value, value)
+    if is_dataclass(value):
+        own = [field.name for field in fields(value)]
+        return replace(value, **{n: _here(getattr(value, n)) for n in own})  # type: ignore[type-var]
+    if isinstance(value, tuple):
+        items = map(_here, value)
+        return type(value)._make(items) if hasattr(value, "_make") else tuple(items)
+    return value
+
+
+SAID: tuple[Message, ...] = (
+    *(_here(message) for message in golden.MESSAGES),
+    Entries(LOGGED, WRITERS, False, ((KNOWN, 10),)),
+    Repl(THEIRS, 3, LOGGED, WRITERS),
+    Dispatch(THEIRS, ((ATTEMPT, SPEC),)),
+    Snapshot(rows=(ROW,), cursor=Cursor(1005, 7), more=True, head=HEAD),
+    Snapshot(
+        rows=(ROW,), cursor=Cursor(1005, 7), more=False, head=HEAD, vector=HEAD.vector
+    ),
+)
+
+
+def _places(plain: Any, place: tuple[int, ...] = ()) -> Iterator[tuple[int, ...]]:
+    yield place
+    if isinstance(plain, tuple):
+        for index, item in enumerate(plain):
+            yield from _places(item, (*place, index))
+
+
+def _changed(plain: Any, place: tuple[int, ...], value: Any) -> Any:
+    if not place:
+        return value
+    items = list(plain)
+    items[place[0]] = _changed(items[place[0]], place[1:], value)
+    return tuple(items)
+
+
+PLAIN = [
+    msgpack.unpackb(msgpack.packb(codec.encode(message)), use_list=False)
+    for message in SAID
+]
+PLACES = [(plain, place) for plain in PLAIN for place in _places(plain)]
+
+
+@fuzz(st.sampled_from(PLACES), st.sampled_from(ODD), st.booleans(), share=0.4)
+def test_what_a_member_says_is_refused_or_can_be_kept(
+    place: tuple[Any, tuple[int, ...]], value: Any, is_following: bool
+) -> None:
+    """One value of one message is not what it was."""
+    frame = wire.frame([msgpack.packb(_changed(*place, value))])
+    try:
+        said = wire.Decoder(Limits()).receive_data(frame)
+    except RemoteProtocolError:
+        return
+    shell = Writing(is_following=is_following)
+
+    shell.feed(Received(PEER, tuple(said)))
+    shell.seconds += 0.5
+    shell.feed(Woke())
+
+    shell.show()
