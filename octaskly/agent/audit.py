@@ -15,7 +15,7 @@ from octaskly.agent.clock import SystemClock
 from octaskly.agent.records import Records
 from octaskly.core.events import RecordDraft
 from octaskly.core.facts import Recorded
-from octaskly.core.model import NodeId
+from octaskly.core.model import TIME_MS_MAX, NodeId
 from octaskly.core.records import AUDIT, AUDIT_STRANGERS, KINDS
 from octaskly.core.timestamps import HLC_MAX, hlc_of
 from octaskly.errors import OctasklyError, StoreFull
@@ -156,11 +156,16 @@ def _draft(deed: Deed) -> RecordDraft:
 
 
 def _deed(record: Recorded) -> Deed | None:
-    """Return the deed of a record; None if a newer version wrote something else."""
+    """Return the deed of a record; None if it is none that can be shown.
+
+    A newer version may have written something else, and a hostile member anything.
+    """
     try:
-        return msgspec.json.decode(record.body, type=Deed)
+        deed = msgspec.json.decode(record.body, type=Deed)
     except (msgspec.DecodeError, ValueError):
         return None
+    times = (deed.at_ms, deed.until_ms or 0)
+    return deed if all(0 <= time < TIME_MS_MAX for time in times) else None
 
 
 def _brief(text: str | None) -> str | None:

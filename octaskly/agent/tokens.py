@@ -10,7 +10,7 @@ import asyncio
 import re
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any, Final
+from typing import Annotated, Any, Final
 
 import msgspec
 
@@ -18,7 +18,7 @@ from octaskly.agent.clock import SystemClock
 from octaskly.agent.records import Records
 from octaskly.core.events import RecordDraft
 from octaskly.core.facts import Recorded
-from octaskly.core.model import NodeId
+from octaskly.core.model import TIME_MS_MAX, NodeId
 from octaskly.core.records import KINDS, TOKEN, TOKEN_REVOKED
 from octaskly.errors import PermissionDenied, TokenExists, TokenNotFound, TrustError
 from octaskly.ports import Principal, RecordQuery, TokenInfo
@@ -33,6 +33,21 @@ OLDER: Final = "a token of an older secret issues none under the newer one"
 PAGE_OVER: Final = "the page was opened too long ago"
 BY_BYTES_MAX: Final = 160  #: kept of a subject beside what matters
 _ID: Final = re.compile(r"[0-9a-f]{32}")
+
+
+_Time = Annotated[int, msgspec.Meta(ge=0, lt=TIME_MS_MAX)]
+
+
+class _Body(msgspec.Struct, frozen=True):
+    """What the records of a token and of its end say, all of which can be shown."""
+
+    name: str | None = None
+    subject: str | None = None
+    role: str | None = None
+    issued_ms: _Time | None = None
+    issued_by: str | None = None
+    at_ms: _Time | None = None
+    by: str | None = None
 
 
 class TokenOffice:
@@ -228,12 +243,12 @@ class TokenOffice:
         return self._with_end(
             TokenInfo(
                 id=record.key,
-                name=body.get("name"),
-                subject=body.get("subject"),
-                role=body.get("role"),
-                issued_ms=body.get("issued_ms"),
+                name=body.name,
+                subject=body.subject,
+                role=body.role,
+                issued_ms=body.issued_ms,
                 expires_ms=record.until_ms,
-                issued_by=body.get("issued_by"),
+                issued_by=body.issued_by,
             )
         )
 
@@ -256,7 +271,7 @@ class TokenOffice:
         if record is None:
             return info
         body = _unpacked(record)
-        return replace(info, revoked_ms=body.get("at_ms"), revoked_by=body.get("by"))
+        return replace(info, revoked_ms=body.at_ms, revoked_by=body.by)
 
     def _heard(self, record: Recorded) -> None:
         """Refuse a token from now on, on this node."""
@@ -284,9 +299,9 @@ def _packed(body: dict[str, Any]) -> bytes:
     return msgspec.json.encode(body)
 
 
-def _unpacked(record: Recorded) -> dict[str, Any]:
-    """Return the body of a record; whatever a peer made of it, a map."""
+def _unpacked(record: Recorded) -> _Body:
+    """Return the body of a record; of what no node of ours wrote, an empty one."""
     try:
-        return msgspec.json.decode(record.body, type=dict[str, Any])
+        return msgspec.json.decode(record.body, type=_Body)
     except (msgspec.DecodeError, ValueError):
-        return {}
+        return _Body()

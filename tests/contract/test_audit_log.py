@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import msgspec
 import pytest
 
 from octaskly.agent.audit import RETENTION_MS, Audit
 from octaskly.agent.clock import SystemClock
+from octaskly.core.events import RecordDraft
 from octaskly.core.facts import Recorded
 from octaskly.core.model import NodeId
 from octaskly.core.records import AUDIT, AUDIT_STRANGERS, KINDS
@@ -183,3 +185,22 @@ async def test_the_store_is_not_asked_each_time_for_who_was_never_met() -> None:
     assert (await audit.joins([node, founder])).keys() == {node}
     assert (await audit.joins([node, founder])).keys() == {node}
     assert records.asked == 2
+
+
+@pytest.mark.parametrize("more", [{"at_ms": 1 << 60}, {"until_ms": -1}])
+async def test_a_deed_of_a_time_that_cannot_be_shown_hides_no_other(
+    more: dict[str, object],
+) -> None:
+    """A hostile member may write anything; `nodes` and `audit` must go on."""
+    records = ListedRecords()
+    audit = Audit(records, SystemClock(), NODE, Reign().require)
+    await audit.joined(NODE, "pi")
+    odd = deed(1, **more)
+    body, node = msgspec.json.encode(odd), NodeId("o" * 16)
+    for key in (odd.id, f"join-{node}"):
+        await records.keep(RecordDraft(AUDIT, key, body, 0))
+
+    shown = (await audit.page(since_ms=None, after=None, limit=9)).deeds
+
+    assert [each.action for each in shown] == ["join"]
+    assert set(await audit.joins((NODE, node))) == {NODE}

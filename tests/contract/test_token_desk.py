@@ -13,6 +13,7 @@ from octaskly.agent.tokens import PAGE_S, PAGE_S_MAX, TokenOffice
 from octaskly.core.events import RecordDraft
 from octaskly.core.facts import Recorded
 from octaskly.core.model import NodeId
+from octaskly.core.records import TOKEN, TOKEN_REVOKED
 from octaskly.core.replies import Kept
 from octaskly.errors import (
     NotDispatcher,
@@ -329,3 +330,33 @@ async def test_a_name_of_any_length_fits_into_a_record() -> None:
     )
 
     assert (await real.revoke(info.id, by="🦊" * 256)).revoked_ms is not None
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"",
+        b"[]",
+        b'{"name": {"a": 1}}',
+        b'{"issued_ms": "yesterday"}',
+        b'{"issued_ms": 1e300}',
+        b'{"at_ms": 99999999999999999}',
+    ],
+)
+async def test_what_no_node_of_ours_wrote_hides_no_other_token(body: bytes) -> None:
+    """Who cannot list tokens cannot take any back by its name."""
+    records = MemoryRecords()
+    desk = TokenOffice(Tokens(generate()), records, SystemClock(), Reign().require)
+    odd, until_ms = "0" * 32, 1 << 46
+    await records.keep(RecordDraft(TOKEN, odd, body, until_ms))
+    await records.keep(RecordDraft(TOKEN_REVOKED, odd, body, until_ms))
+    good = await issued(desk, "ci")
+
+    shown = [
+        (info.id, info.name, info.issued_ms, info.revoked_ms)
+        for info in await desk.listed()
+        if info.id == odd
+    ]
+
+    assert shown == [(odd, None, None, None)]
+    assert (await desk.revoke("ci", by="ana")).id == good
