@@ -15,7 +15,7 @@ from octaskly.core.messages import Report
 from octaskly.core.model import AttemptId, AttemptState, TaskId, TaskSpec
 from octaskly.core.retry import backoff
 
-RESEND_S = 0.2  #: before the first repetition of a result
+RESEND_S = 1.0  #: before the first repetition of a result: no link loses one
 RESEND_MAX_S = 5.0  #: before any, and also before the first one to oneself
 REPORT_BYTES = 512  #: what a report takes beyond output and envelope, roughly
 
@@ -48,6 +48,7 @@ class KeptResults:
         """Bytes of all of them on the wire, roughly."""
         self._quiet_until_s = 0.0
         self._resend_s = RESEND_S
+        self._is_own = False
         for report in saved:
             news = replace(report, spec=None)
             self.keep(news, report.spec).is_spooled = True
@@ -93,11 +94,14 @@ class KeptResults:
         """Count every result as unsent: there is a new dispatcher.
 
         What a node tells itself is not lost on the way, so that a disk with much to
-        write is all that it waits for: to repeat it makes that longer.
+        write is all that it waits for: to repeat it makes that longer. What it has not
+        told itself yet waits for nothing, though: where no answer comes for want of a
+        standby, that would be told as running for as long.
         """
+        self._is_own = is_own
         self._resend_s = RESEND_MAX_S if is_own else RESEND_S
         for kept in self._kept.values():
-            kept.sends, kept.due_s = 0, now_s + self._resend_s
+            kept.sends, kept.due_s = 0, now_s + (0.0 if is_own else RESEND_S)
         self._quiet_until_s = 0.0
 
     def unsent(self) -> list[KeptResult]:
@@ -119,7 +123,8 @@ class KeptResults:
             return []
         due = takewhile(lambda kept: self._due_s(kept) <= now_s, self._kept.values())
         chunk = next(self.chunks(due))
-        self._quiet_until_s = now_s + self._resend_s
+        if not self._is_untold(chunk[0]):
+            self._quiet_until_s = now_s + self._resend_s
         return chunk
 
     def chunks(self, results: Iterable[KeptResult]) -> Iterator[list[KeptResult]]:
@@ -165,4 +170,10 @@ class KeptResults:
         return [Spool(tuple(kept.whole() for kept in chosen))]
 
     def _due_s(self, kept: KeptResult) -> float:
+        if self._is_untold(kept):
+            return kept.due_s
         return max(kept.due_s, self._quiet_until_s)
+
+    def _is_untold(self, kept: KeptResult) -> bool:
+        """Whether this node reigns, and has not told itself of a result yet."""
+        return self._is_own and kept.sends == 0

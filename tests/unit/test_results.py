@@ -87,12 +87,12 @@ def test_an_unacknowledged_result_is_sent_again_with_its_envelope() -> None:
     hand.on_ended(ended(), moment())
     again = told(report(envelope=spec()))
 
-    assert hand.on_time(moment(0.1)) == []
+    assert hand.on_time(moment(RESEND_S - 0.1)) == []
     assert hand.deadline() == pytest.approx(moment(RESEND_S).mono_s)
-    assert hand.on_time(moment(0.2)) == [again]
-    assert hand.on_time(moment(0.5)) == []
-    assert hand.on_time(moment(0.61)) == [again]
-    assert hand.deadline() == pytest.approx(moment(0.61 + 0.8).mono_s)
+    assert hand.on_time(moment(RESEND_S)) == [again]
+    assert hand.on_time(moment(3 * RESEND_S - 0.1)) == []
+    assert hand.on_time(moment(3 * RESEND_S)) == [again]
+    assert hand.deadline() == pytest.approx(moment(7 * RESEND_S).mono_s)
 
 
 def test_a_result_that_a_node_told_itself_is_not_repeated_while_its_disk_is_slow() -> (
@@ -193,6 +193,22 @@ def test_results_beyond_one_message_are_told_as_running_and_follow() -> None:
         Send(D, (Reattach(((attempt(), spec("u")),), 2, NodeState.READY),)),
     ]
     assert more == [Unspool((KEY,)), told(saved[1])]
+
+
+def test_what_a_node_has_to_tell_itself_waits_for_no_acknowledgement() -> None:
+    """A strict one without a standby gives none, and none of it runs any more."""
+    names = ("t", "u", "v")
+    saved = [
+        report(name, end=outcome(stdout=b"x" * 3000), envelope=spec(name))
+        for name in names
+    ]
+    hand = worker(*saved, limits=Limits(entries_bytes=5000))
+
+    told_first = hand.attach(ME, epoch(), moment())[0]
+    told_later = [effect for _ in names for effect in hand.on_time(moment())]
+
+    assert [told_first, *told_later] == [told(each, to="a") for each in saved]
+    assert hand.deadline() == pytest.approx(moment(RESEND_MAX_S).mono_s)
 
 
 def test_a_late_acknowledgement_ends_nothing_that_was_told_as_running() -> None:
