@@ -24,6 +24,9 @@ FAVOURED_MAX = 3  #: dispatchers in sight for which others wait, until a peer is
 HOLD_S = 0.3  #: nodes in sight wait, so that a dispatcher is dialled before them
 ROSTER_S = 1.0  #: for a dispatcher that was just met to send its roster
 SOUGHT = 4  #: peers that a seeking node meets before it tries greater ids
+MEETING_MAX = 7.0
+"""By so much more is waited in a crowd: enough for a hundred agents of one machine.
+Anybody can say that there are a thousand, and nobody is to wait minutes for them."""
 
 
 class Circle(Enum):
@@ -64,7 +67,7 @@ class Hints:
     @property
     def meet_s(self) -> float:
         """How long to wait for nodes that are dialled: longer in a crowd."""
-        return self._meet_s * self._crowding
+        return self._meet_s * min(self._crowding, MEETING_MAX)
 
     @property
     def is_alone(self) -> bool:

@@ -10,7 +10,14 @@ from itertools import pairwise
 from octaskly.core.browsing import BROWSE_EVERY_S, Browsing
 from octaskly.core.effects import Browse, Dial, Disconnect, Effect, Remember
 from octaskly.core.events import Advert, DialFailed, PeerUp, Saved
-from octaskly.core.hints import HOLD_S, REDIAL_MAX_S, REDIAL_S, SOUGHT, Circle
+from octaskly.core.hints import (
+    HOLD_S,
+    MEETING_MAX,
+    REDIAL_MAX_S,
+    REDIAL_S,
+    SOUGHT,
+    Circle,
+)
 from octaskly.core.membership import Membership
 from octaskly.core.messages import Hello, Roster, RosterLine
 from octaskly.core.model import (
@@ -209,6 +216,14 @@ def test_who_seeks_in_a_crowd_dials_more_seldom() -> None:
         assert len(here.hints.redial_all(at(1.0))) == (SOUGHT if size == 16 else 0)
         assert here.hints.on_time(at(pause_s - 0.1)) == []
         assert len(here.hints.on_time(at(pause_s + 1.0))) == SOUGHT
+
+
+def test_what_anybody_can_say_makes_nobody_wait_for_minutes() -> None:
+    """A thousand adverts are forged at a stroke; no LAN has so many agents."""
+    here = members()
+    here.hints.on_seen(crowd(1000), at(0.0))
+
+    assert here.hints.meet_s == 3.0 * MEETING_MAX
 
 
 def test_in_a_crowd_those_that_are_dialled_get_more_time() -> None:
