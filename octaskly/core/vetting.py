@@ -202,8 +202,13 @@ class Vetting:
         return None
 
     def _vet_snapshot(self, message: Snapshot, term: int) -> str | None:
-        """Judge rows as facts, and the head as a vector with a floor."""
+        """Judge rows as facts, and the head as a vector with a floor.
+
+        Series are counted on from the highest that was told.
+        """
         head = message.head
+        if not 0 <= message.cursor.series < HLC_MAX:
+            return "clock"
         for row in message.rows:
             places = (*row.birth, row.changed)
             if not all(0 <= place < NUMBER_MAX * 2 for place in places):

@@ -18,6 +18,7 @@ from octaskly.core.effects import (
 )
 from octaskly.core.events import PeerUp, Persisted, Received, Saved, Woke
 from octaskly.core.facts import (
+    NO_FLOOR,
     Assigned,
     CancelAsked,
     Entry,
@@ -47,6 +48,7 @@ from octaskly.core.messages import (
     Roster,
     RosterLine,
     Snapshot,
+    SnapshotHead,
     Transfer,
 )
 from octaskly.core.model import (
@@ -175,6 +177,7 @@ def rowed(state: AttemptState, end: Outcome | None) -> Snapshot:
 
 
 LATE = replace(spec(), created_ms=1 << 62)
+EMPTY = SnapshotHead(vector=(), epochs=(), floor=NO_FLOOR, hlc=9)
 
 
 def asking(**options: Any) -> TaskSpec:
@@ -270,6 +273,10 @@ WRONG = {
             records=(replace(RECORD, kind=AUDIT, at=HLC_MAX),),
         ),
         "fact",
+    ),
+    "a snapshot behind which none can come": (
+        Snapshot(rows=(), cursor=Cursor(HLC_MAX, 0), more=True, head=EMPTY),
+        "clock",
     ),
     "a row of two tasks": (two_named(), "fact"),
     "a task behind all that can be": (
