@@ -66,6 +66,8 @@ class Rotation:
         self._tickets: list[int] = []
         self._asked_s: float | None = None  #: when the shell was asked for a step
         self._changed_s = 0.0
+        self._age: tuple[float, float] | None = None
+        """How old the phase was when this process first asked for that, and when."""
         self._has_news = True  #: a peer may have confirmed since that was written
         self._entitled: frozenset[NodeId] | None = None
         """Who gets the new secret while others can still show the old one."""
@@ -182,7 +184,7 @@ class Rotation:
         self._has_news = True
         effects: list[Effect] = []
         if before.rank != self.keys.rank:
-            self._changed_s = now.mono_s
+            self._changed_s, self._age = now.mono_s, None
             phase = ("phase", self.keys.phase.value)
             told = (("generation", self.keys.newest), phase)
             effects.append(Note("info", "mesh secret", told))
@@ -207,7 +209,7 @@ class Rotation:
         if self.keys.phase is Phase.SETTLED or self.is_revoked or self._is_asked(now):
             return []
         timing, is_urgent = self._timing, self.keys.is_urgent
-        age_s = (now.wall_ms - self.keys.since_ms) / 1000
+        age_s = self._age_s(now)
         settle = ChangeKeys(KeyStep.SETTLE)
         if self.keys.phase is Phase.SWITCHED:
             keep_s = URGENT_S if is_urgent else timing.keep_old_s
@@ -241,6 +243,19 @@ class Rotation:
     def _is_asked(self, now: Moment) -> bool:
         """Whether the shell is at a step, or failed at one a moment ago."""
         return self._asked_s is not None and now.mono_s < self._asked_s + PATIENCE_S
+
+    def _age_s(self, now: Moment) -> float:
+        """Return for how long the phase has lasted.
+
+        Wall clocks are asked once, for what has passed before. So neither one that
+        jumps ends a secret that sleeping nodes show, nor does one that was ahead, or
+        goes back, keep that of a revoked node alive.
+        """
+        if self._age is None:
+            passed_ms = self._members.earliest_ms(now) - self.keys.since_ms
+            self._age = max(0.0, passed_ms / 1000), now.mono_s
+        age_s, asked_s = self._age
+        return age_s + now.mono_s - asked_s
 
     def _hindrance(self, asked: RotateAsked, now: Moment) -> str | None:
         keys = self.keys

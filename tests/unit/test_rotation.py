@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
+import pytest
+
 from octaskly.core.effects import Effect
 from octaskly.core.events import PeerUp, Saved
 from octaskly.core.keys import (
     REVOKED,
+    ChangeKeys,
     GiveKeys,
     Keys,
     KeysChanged,
+    KeyStep,
 )
 from octaskly.core.membership import Membership
 from octaskly.core.messages import Hello, Roster, RosterLine
-from octaskly.core.model import NO_EPOCH, Address, NodeId, NodeState, Role
+from octaskly.core.model import NO_EPOCH, Address, Moment, NodeId, NodeState, Role
 from octaskly.core.records import Book
 from octaskly.core.roster import Registry
 from octaskly.core.rotation import RENEWING, Rotation
@@ -107,3 +113,59 @@ def test_a_plain_renewal_leaves_nobody_out() -> None:
 
     assert given(effects) == [KNOWN, HIDDEN, GONE]
     assert rules.unwanted(moment()) == []
+
+
+DAY_S = 86_400.0
+SPREAD = Keys(newest=2, since_ms=moment().wall_ms)
+SWITCHED = replace(SPREAD, generation=2)
+
+
+def alone(keys: Keys) -> Rotation:
+    """Return one that has just learnt of a phase, with nobody in reach."""
+    members = Membership(settings("a"), Saved())
+    registry = Registry((), members)
+    registry.learn(roster("a", "b"))  # It sleeps.
+    rules = Rotation(settings("a"), members, registry, Book(()), Keys())
+    rules.on_changed(KeysChanged(keys), moment())
+    return rules
+
+
+def at(seconds: float, *, ahead_s: float = 0.0) -> Moment:
+    """Return a moment at which the wall clock is off."""
+    now = moment(seconds)
+    return now._replace(wall_ms=now.wall_ms + round(ahead_s * 1000))
+
+
+@pytest.mark.parametrize("keys", [SPREAD, SWITCHED])
+def test_a_clock_that_jumps_ahead_locks_nobody_out(keys: Keys) -> None:
+    """Nodes that sleep have as long as was said to learn of the new secret."""
+    rules = alone(keys)
+    assert rules.on_time(at(1.0)) == []
+
+    assert rules.on_time(at(2.0, ahead_s=3650 * DAY_S)) == []
+
+
+def test_a_clock_that_goes_back_keeps_no_secret_alive() -> None:
+    """That of a revoked node is over within seconds, whatever the clock says."""
+    rules = alone(replace(SWITCHED, is_urgent=True))
+    assert rules.on_time(at(1.0)) == []
+
+    assert rules.on_time(at(7.0, ahead_s=-DAY_S)) == [ChangeKeys(KeyStep.SETTLE)]
+
+
+def test_a_phase_that_began_by_a_clock_ahead_of_ours_ends_in_time() -> None:
+    """The dispatcher that took the step is gone, and so is its clock."""
+    ahead_ms = round(DAY_S * 1000)
+    rules = alone(
+        replace(SWITCHED, is_urgent=True, since_ms=SPREAD.since_ms + ahead_ms)
+    )
+    assert rules.on_time(at(1.0)) == []
+
+    assert rules.on_time(at(7.0)) == [ChangeKeys(KeyStep.SETTLE)]
+
+
+def test_what_has_passed_while_nothing_ran_counts() -> None:
+    """All nodes may have been off for a week."""
+    rules = alone(SWITCHED)
+
+    assert rules.on_time(at(1.0, ahead_s=8 * DAY_S)) == [ChangeKeys(KeyStep.SETTLE)]
