@@ -33,7 +33,7 @@ async def resolve(
         CyclicTasks: tasks of the request wait for each other.
         CatchingUp: one is unknown here, but another node may know it.
     """
-    if all(_after(draft) is None for draft in drafts):
+    if not [draft for draft in drafts if draft.options and draft.options.after]:
         return tuple(drafts)
     own = {str(draft.id): draft for draft in drafts if draft.id is not None}
     known = await _known(drafts, own, store, find)

@@ -252,7 +252,7 @@ class Submissions:
     def _suffixes(self, count: int) -> tuple[str, ...]:
         """Return what keeps tasks of the same number apart."""
         digits = self._clock.hex_digits(8 * count) if count else ""
-        return tuple(digits[at : at + 8] for at in range(0, len(digits), 8))
+        return tuple([digits[at : at + 8] for at in range(0, len(digits), 8)])
 
     async def _keyed(self, asked: Submission) -> list[ev.Draft]:
         """Return the drafts, those without a name under one that the key gives."""

@@ -14,7 +14,7 @@ from typing import Any, Final
 
 Row = tuple[Any, ...]
 
-_SIZES: Final = (64, 16, 4, 1)  #: rows of one step; few, so that all stay prepared
+_SIZES: Final = (64, 16, 4, 2, 1)  #: rows of one step; few, so that all stay prepared
 
 
 class Bulk:

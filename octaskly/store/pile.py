@@ -27,7 +27,8 @@ class Pile:
     def add(self, item: Item) -> None:
         """Take one more."""
         self.items.append(item)
-        self._count(item, 1)
+        self.entries += weight(item)
+        self.urgent += _is_urgent(item)
 
     def take(self) -> list[Item]:
         """Give what goes into one commit."""
@@ -40,7 +41,8 @@ class Pile:
         left = self.entries - BATCH_ENTRIES_MAX
         while self.items and len(batch) < BATCH_ITEMS_MAX and self.entries > left:
             item = self.items.popleft()
-            self._count(item, -1)
+            self.entries -= weight(item)
+            self.urgent -= _is_urgent(item)
             batch.append(item)
         return batch
 
@@ -48,11 +50,8 @@ class Pile:
         """Take what was given and could not be written."""
         for item in reversed(batch):
             self.items.appendleft(item)
-            self._count(item, 1)
-
-    def _count(self, item: Item, sign: int) -> None:
-        self.entries += sign * weight(item)
-        self.urgent += sign * _is_urgent(item)
+            self.entries += weight(item)
+            self.urgent += _is_urgent(item)
 
 
 def weight(item: Item) -> int:

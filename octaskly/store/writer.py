@@ -7,8 +7,7 @@ and do not wake the thread: a short task then costs two commits instead of three
 the thread does not ask for Python's lock while its attempt is being started.
 Where a node is alone, its disk quick and the commit small, the event loop makes it by
 itself: waking the thread, and being woken by it, takes longer than such a disk does.
-A write that fails (a full disk) is kept and tried again; it is never acknowledged
-before it is durable.
+A write that fails is kept and tried again, and acknowledged once it is durable.
 """
 
 from __future__ import annotations
@@ -77,7 +76,8 @@ class Writer:
         self._tables = Tables(connection, packer, clock)
         self._reserve = Reserve(path)
         self._file = Opened(path)
-        self._changed = threading.Condition()
+        self._lock = threading.RLock()  #: taken by itself, which calls no Python
+        self._changed = threading.Condition(self._lock)
         self._pile = Pile()
         self._is_put_off = False  #: `_hurry` will be called
         self._is_hurried = False  #: what waits goes into a commit, urgent or not
@@ -118,7 +118,7 @@ class Writer:
 
     def put(self, item: Item) -> None:
         """Queue one item; returns at once."""
-        with self._changed:
+        with self._lock:
             self._pile.add(item)
             if self._pile.urgent:
                 if self._is_held:
@@ -165,7 +165,7 @@ class Writer:
     def _commit_here(self) -> bool:
         """Commit what waits on the caller's thread, if that is worth it."""
         now_s = self._clock.now().mono_s
-        with self._changed:
+        with self._lock:
             is_idle = self._wanted == 1 and not self._is_closing
             if (
                 not (is_idle and self._pile.entries <= FEW_ENTRIES)
@@ -175,7 +175,7 @@ class Writer:
             ):
                 return False
             # The thread cannot go on before this lock is free.
-            batch = self._pile.take()
+            added, batch = self._pile.entries, self._pile.take()
             self._own_s, self._is_hurried = now_s, False
             try:
                 is_done = self._tried(batch, now_s)
@@ -186,7 +186,7 @@ class Writer:
                 self._pile.put_back(batch)  # The thread tries again, or ends the node.
                 return False
         self._pace.own += 1
-        self.committed += sum(map(weight, batch))
+        self.committed += added
         if (number := last_number(batch)) is not None:
             self._on_commit(number)
         return True
