@@ -19,6 +19,7 @@ from octaskly.core.merge import TaskRecord
 from octaskly.core.messages import Reattach
 from octaskly.core.model import Attempt, AttemptId, Moment, NodeId, TaskSpec
 from octaskly.core.placing import Placing
+from octaskly.core.retry import Tries, most, tries_of
 
 READ_S = 0.5  #: how long a new reign waits for what others hold;
 READ_MAX_S = 3.0  #: and for those that are not silent
@@ -47,7 +48,6 @@ class Adoption:
         self._until_s = now.mono_s + self._adopt_s
         self._absent.clear()
         self.is_open = True
-        self._placing.forced = {}
 
     def hold(self, now: Moment) -> None:
         """Read nothing until `catch_up`, for a while: others have ends to tell."""
@@ -77,7 +77,6 @@ class Adoption:
         self.is_behind = False
         self._absent.clear()
         self.is_open = False
-        self._placing.forced = None
 
     def deadline(self) -> float | None:
         """Return when `expire` has something to do."""
@@ -124,7 +123,6 @@ class Adoption:
         self.is_open = now.mono_s < self._until_s
         if self.is_open:
             return
-        self._placing.forced = None  # What is found later was cut off.
         if self.is_behind:
             self.catch_up()
 
@@ -165,6 +163,7 @@ class Adoption:
             is_later = task.attempt is None or task.attempt < likely.id
             if is_later and not is_settled:
                 self._move(task, likely.id, likely.node)
+            task.tries = most(task.tries, _tries_before(task, record))
         task.n = max(task.n, *(attempt.id.n for attempt in record.attempts))
         if record.state.is_final and task.final is None:
             task.final = record.state
@@ -193,6 +192,9 @@ class Adoption:
     def _adopt(self, node: NodeId, attempt: AttemptId, spec: TaskSpec) -> None:
         """Keep an attempt that a worker runs, if it is the one that counts."""
         task = self._queue.tasks.get(spec.id)
+        if task is not None and _has_followed(task, attempt):
+            del self._queue.tasks[spec.id]
+            task = None
         if task is None and not self._queue.is_final(spec.id):
             # The store may know more; until a read says so, it is asked before
             # the task is run again.
@@ -244,3 +246,19 @@ class Adoption:
 
     def _held_by(self, node: NodeId) -> list[InHand]:
         return list(self._queue.held.get(node, {}).values())
+
+
+def _tries_before(task: InHand, record: TaskRecord) -> Tries:
+    """Return what the log says of attempts before the one that counts."""
+    last = task.attempt
+    return tries_of(tuple(a for a in record.attempts if last is None or a.id < last))
+
+
+def _has_followed(task: InHand, attempt: AttemptId) -> bool:
+    """Whether all that is known of a task are earlier attempts that came to nothing.
+
+    Their ends are told again by workers that the dispatcher before did not acknowledge.
+    """
+    is_shadow = task.stage is Stage.ENDED and task.attempt is None
+    is_open = is_shadow and task.final is None and bool(task.reported)
+    return is_open and max(task.reported) < attempt

@@ -149,6 +149,8 @@ class Dispatch:
             return [Answer(event.ticket, refusal)]
         specs, fresh = self._acceptance.specs(event, now)
         self._placing.facts += [Submitted(spec) for spec in fresh]
+        for spec in fresh if self._placing.forced else ():
+            self._placing.forced.pop(spec.id, None)  # Its name may be of one before.
         prompt = [spec for spec in fresh if not is_late(spec)]
         if len(prompt) < len(fresh):
             self._parents.stir()

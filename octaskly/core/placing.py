@@ -13,11 +13,10 @@ from dataclasses import replace
 from itertools import takewhile
 
 from octaskly.core.arrays import BY_FAILURES, member_of
-from octaskly.core.effects import Announce, Effect, Send
+from octaskly.core.effects import Announce, Effect
 from octaskly.core.facts import Assigned, CancelAsked, Fact, Finished, Submitted
 from octaskly.core.inhand import WAITING, InHand, Stage
 from octaskly.core.journal import Journal, WhenDurable
-from octaskly.core.messages import Dispatch, Kill, Message
 from octaskly.core.model import (
     NO_EPOCH,
     AttemptId,
@@ -45,12 +44,12 @@ from octaskly.core.retry import (
     may_run_twice,
 )
 from octaskly.core.scheduler import WorkerPool
+from octaskly.core.sending import Item, orders
 from octaskly.core.taskqueue import TaskQueue
 from octaskly.core.turns import Turns
 
+FORCED_MAX = 1000  #: arrays cancelled of late whose members still end when found
 NOWHERE = Outcome(state=AttemptState.FAILED, reason=Reason.INPUTS)
-
-Item = tuple[AttemptId, TaskSpec]
 
 
 class Placing:
@@ -65,8 +64,8 @@ class Placing:
         self.turns = Turns(self.queue, self.pool)
         self.epoch: Epoch = NO_EPOCH
         self.is_placing = False
-        self.forced: dict[TaskId, str] | None = None
-        """Arrays cancelled with what runs, while that is still to be found, by whom."""
+        self.forced: dict[TaskId, str] = {}
+        """Arrays cancelled with what runs, some of which may yet be found, by whom."""
         self.cancelled: set[TaskId] | None = None
         """Since the store was asked whose wait for others is over, if it is."""
         self.facts: list[Fact] = []
@@ -93,6 +92,7 @@ class Placing:
         self.pool.detach_all()
         self.turns.forget()
         self.queue.forget()
+        self.forced.clear()
 
     # --- What a step may decide.
 
@@ -243,8 +243,9 @@ class Placing:
 
     def cancel_live(self, array: TaskSpec, by: str) -> list[TaskId]:
         """End the members of an array that run; return them."""
-        if self.forced is not None:
-            self.forced[array.id] = by
+        self.forced[array.id] = by
+        if len(self.forced) > FORCED_MAX:
+            del self.forced[next(iter(self.forced))]
         return [
             self._cancel_live(member, by)
             for member in self._members(array.id)
@@ -254,7 +255,7 @@ class Placing:
     def cancel_found(self, member: InHand) -> None:
         """End a member that was found to run, if that was asked for with its array."""
         place = member_of(member.spec.id)
-        by = self.forced.get(place[0]) if self.forced and place else None
+        by = self.forced.get(place[0]) if place else None
         if by is not None and member.final is None:
             self._cancel_live(member, by)
 
@@ -317,7 +318,8 @@ class Placing:
             effects.append(self._journal.append(self.facts, now))
             self.facts = []
         if self._kills or batches:
-            effects += self._orders(batches)
+            effects += orders(self.epoch, self._kills, batches, self._message_bytes)
+            self._kills = {}
         if when_durable is not None or self._touched:
             effects += self._journal.when_durable(self._settling(when_durable), now)
         if self._ended:
@@ -373,26 +375,3 @@ class Placing:
         if batch is None:
             batch = batches[node] = []
         batch.append((attempt, task.spec))
-
-    def _orders(self, batches: dict[NodeId, list[Item]]) -> list[Effect]:
-        """Return one `Send` for each worker, its kills first."""
-        messages: dict[NodeId, list[Message]] = {}
-        for node, kills in self._kills.items():
-            messages[node] = [Kill(self.epoch, tuple(kills))]
-        self._kills = {}
-        for node, items in batches.items():
-            messages.setdefault(node, []).extend(self._dispatches(items))
-        return [Send(node, tuple(parts)) for node, parts in messages.items()]
-
-    def _dispatches(self, items: list[Item]) -> list[Message]:
-        """Return the items in as many messages as the bound on frames asks for."""
-        messages: list[Message] = []
-        start = size = 0
-        for index, (_, spec) in enumerate(items):
-            item = spec.size_bytes
-            if size and size + item > self._message_bytes:
-                messages.append(Dispatch(self.epoch, tuple(items[start:index])))
-                start, size = index, 0
-            size += item
-        messages.append(Dispatch(self.epoch, tuple(items[start:])))
-        return messages

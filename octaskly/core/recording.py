@@ -29,10 +29,11 @@ from octaskly.core.placing import Placing
 from octaskly.core.retry import (
     FAILURES,
     NO_TRIES,
+    Tries,
     counted,
-    is_tried_again,
     judged,
     rest_s,
+    tries_of,
 )
 
 FINAL_STATES = {
@@ -61,7 +62,9 @@ class Recording:
         self._waiting: set[Key] = set()
         """What is recorded, and told again until it may be acknowledged."""
         self._put_off: dict[TaskId, dict[AttemptId, tuple[NodeId, Report]]] = {}
-        """Successes that wait for what the store says of their tasks, and who told."""
+        """Ends that wait for what the store says of their tasks, and who told."""
+        self._before: dict[Key, Tries] = {}
+        """What the store said just now of the attempts before such an end."""
         self._told: tuple[set[Key], set[Key]] = (set(), set())
         """What was acknowledged of late, and before that: it is told again where it
         crossed that, as who is told to end what has ended repeats its result."""
@@ -70,33 +73,48 @@ class Recording:
         """The reign is over."""
         self._waiting.clear()
         self._put_off.clear()
+        self._before.clear()
         self._told = (set(), set())
 
     def put_off(self, node: NodeId, report: Report) -> bool:
-        """Let a success wait for a read of the store; tell whether it does.
+        """Let an end wait for a read of the store; tell whether it does.
 
-        That is where the task is not in hand: who cancelled it may have been told so,
-        by the dispatcher before, and a success that counts would undo it.
+        That is where this reign has not seen the task in its log. Who cancelled it may
+        have been told so, by the dispatcher before, and a success that counts would
+        undo it; and how often it has failed says whether a failure ends it.
         """
+        queue, item = self._queue, (report.task, report.attempt)
         others = self._put_off.get(report.task)
         if others is None:
+            task = queue.tasks.get(report.task)
+            if task is not None:
+                if not _is_unseen(task, node, report):
+                    return False
+                report = replace(report, spec=task.spec)
             if (
-                report.outcome.state is not AttemptState.OK
-                or report.task in self._queue.tasks
-                or (report.task, report.attempt) in self._waiting
-                or self._was_told((report.task, report.attempt))
+                not _hangs_on_the_log(report)
+                or item in self._waiting
+                or self._was_told(item)
             ):
                 return False
+            if task is not None:
+                queue.end(task, None)
             others = self._put_off[report.task] = {}
-            self._queue.look_for(report.task)
-            self._queue.shadow(_spec_of(report), None)  # No read shall start it.
+            queue.seek(report.task)
+            queue.shadow(_spec_of(report), None)  # No read shall start it.
         others[report.attempt] = node, report
+        shadow = queue.tasks.get(report.task)
+        if shadow is not None and shadow.stage is Stage.ENDED:
+            told = [other for _, other in others.values()]
+            is_in_vain = all(r.outcome.state is not AttemptState.OK for r in told)
+            shadow.reported = tuple(others) if is_in_vain else ()
         return True
 
     def take_up(self, records: Iterable[TaskRecord]) -> dict[NodeId, list[Report]]:
         """Return the reports that waited for the last read, by who told them."""
         queue = self._queue
-        states = {record.id: record.state for record in records}
+        known = {record.id: record for record in records}
+        self._before = {}
         ready: dict[NodeId, list[Report]] = {}
         for task_id in queue.named:
             reports = self._put_off.pop(task_id, None)
@@ -105,14 +123,21 @@ class Recording:
             for node, report in reports.values():
                 ready.setdefault(node, []).append(report)
             task = queue.tasks.get(task_id)
-            if task is not None and task.final is not None:
-                continue  # It was cancelled meanwhile.
-            state = queue.settled(task_id, states.get(task_id, TaskState.QUEUED))
+            if task is not None and (task.final or task.stage is not Stage.ENDED):
+                continue  # It was cancelled meanwhile, or a later attempt was found.
+            record = known.get(task_id)
+            state = TaskState.QUEUED if record is None else record.state
+            state = queue.settled(task_id, state)
             if state.is_final:
                 task = task or queue.shadow(_spec_of(report), None)
-                task.final = state
-            elif task is not None:
+                task.final, task.reported = state, ()
+                continue
+            if task is not None:
                 del queue.tasks[task_id]
+            attempts = () if record is None else record.attempts
+            for attempt in reports:
+                before = tuple(other for other in attempts if other.id < attempt)
+                self._before[task_id, attempt] = tries_of(before)
         return ready
 
     def acknowledged(self, items: Iterable[Key]) -> None:
@@ -145,6 +170,7 @@ class Recording:
         task.reported += (report.attempt,)
         placing.touch(task)
         outcome = _outcome(task, report.outcome)
+        was_open = task.final is None
         is_live = task.stage is Stage.LIVE
         if is_live and task.attempt == report.attempt and task.node == node:
             outcome = self._finish(task, node, outcome, now)
@@ -156,7 +182,7 @@ class Recording:
                 self._queue.end(task, final)
             task.final = _decided(task, final)
         placing.facts.append(Finished(report.task, report.attempt, node, outcome))
-        if task.final is TaskState.FAILED:
+        if was_open and task.final is TaskState.FAILED:
             placing.count_failure(report.task)
         return outcome.state in FINAL_STATES or task.final is not None
 
@@ -201,9 +227,9 @@ class Recording:
         if spec is not None and not self._queue.is_final(report.task):
             placing.facts += placing.told_again(spec, report.attempt)
         outcome = report.outcome
-        if spec is not None and is_tried_again(spec):
-            # How often it failed is in the store, which is asked when this is durable.
-            outcome = judged(spec, outcome, NO_TRIES)
+        before = self._before.get((report.task, report.attempt))
+        if spec is not None:
+            outcome = judged(spec, outcome, before or NO_TRIES)
         placing.facts.append(Finished(report.task, report.attempt, node, outcome))
         final = FINAL_STATES.get(outcome.state)
         # Without one the store is asked, also of a task that ended here: that may be
@@ -211,11 +237,28 @@ class Recording:
         task = self._queue.shadow(_spec_of(report), final)
         task.reported = (report.attempt,)
         placing.touch(task)
+        if before is not None and final is TaskState.FAILED:
+            placing.count_failure(report.task)
         return final is not None
 
 
 def _spec_of(report: Report) -> TaskSpec:
     return report.spec or TaskSpec(id=report.task, command="")
+
+
+def _is_unseen(task: InHand, node: NodeId, report: Report) -> bool:
+    """Whether all that is known of a live attempt is that its worker listed it."""
+    is_live = task.stage is Stage.LIVE and task.final is None and not task.is_sure
+    return is_live and (task.attempt, task.node) == (report.attempt, node)
+
+
+def _hangs_on_the_log(report: Report) -> bool:
+    """Whether an end means one thing or another by what the log says of its task."""
+    if report.outcome.state is AttemptState.OK or report.spec is None:
+        return report.outcome.state is AttemptState.OK
+    outcome = judged(report.spec, report.outcome, NO_TRIES)
+    is_in_vain = outcome.state is AttemptState.RELEASED
+    return is_in_vain and outcome.reason in (*FAILURES, Reason.LOST)
 
 
 def _outcome(task: InHand, told: Outcome) -> Outcome:

@@ -88,11 +88,6 @@ def judged(spec: TaskSpec, outcome: Outcome, tries: Tries) -> Outcome:
     return replace(outcome, state=AttemptState.RELEASED)
 
 
-def is_tried_again(spec: TaskSpec) -> bool:
-    """Whether a failure need not be the end of the task."""
-    return _rule(spec).retries > 0
-
-
 def may_run_twice(spec: TaskSpec) -> bool:
     """Whether an attempt that may have begun can be followed by another."""
     return _rule(spec).on_lost
@@ -105,6 +100,11 @@ def counted(tries: Tries, outcome: Outcome) -> Tries:
     if outcome.reason in FAILURES:
         return replace(tries, failed=tries.failed + 1)
     return tries
+
+
+def most(tries: Tries, others: Tries) -> Tries:
+    """Return what two of whom each may have missed some say together."""
+    return Tries(max(tries.failed, others.failed), max(tries.lost, others.lost))
 
 
 def rest_s(task: TaskId, failed: int) -> float:

@@ -110,10 +110,14 @@ class TaskQueue:
         self.lanes.restart(task for task in waiting if task.number)
 
     def look_for(self, task: TaskId) -> None:
-        """Read a task or an array by its id at the next `refill`, live or not."""
+        """Read what is not in hand by its id at the next `refill`, live or not."""
         if task not in self.tasks:
-            self._sought[task] = None
-            self._is_live_dirty = True
+            self.seek(task)
+
+    def seek(self, task: TaskId) -> None:
+        """Read a task or an array by its id at the next `refill`, live or not."""
+        self._sought[task] = None
+        self._is_live_dirty = True
 
     def live_read(self) -> bool:
         """Count an answer to `LoadLive`; tell whether it counts for this reign."""

@@ -505,6 +505,47 @@ def test_members_that_run_end_with_their_array_though_they_were_not_in_hand(
     assert effects[1:] == [Send(B, (ordered,))]
 
 
+def test_a_member_that_is_found_long_after_its_array_was_cancelled_ends_too() -> None:
+    """Its worker was away for longer than the adopt window, and begins no other."""
+    world = World()
+    world.dispatch.begin(epoch(), STREAM, moment())
+    name = TaskId("task-007-abcdef12")
+    spec_ = replace(spec(name), options=TaskOptions(array=ArraySpec(count=3)))
+    array = TaskRecord(name, spec_, progress=Progress(running=1, queued=2))
+    asked = CancelRequested(5, name, TaskState.RUNNING, True, "ann", array)
+    world.dispatch.on_cancel(asked, moment())
+    world.dispatch.on_time(moment(LATE))
+    world.dispatch.on_worker_up(node_info(B, 1), moment(LATE))
+
+    back = Reattach(((attempt(), spec(f"{name}.1")),), 1, NodeState.READY)
+    effects = world.dispatch.on_reattach(B, back, moment(LATE))
+
+    ordered = Kill(epoch(), ((TaskId(f"{name}.1"), attempt()),))
+    assert Send(B, (ordered,)) in effects
+
+
+def test_an_array_that_has_the_name_of_a_cancelled_one_runs() -> None:
+    """The cancelled one was forgotten meanwhile."""
+    world = reigning(b=1)
+    name = TaskId("mine")
+    options = TaskOptions(array=ArraySpec(count=3))
+    spec_ = replace(spec(name), options=options)
+    array = TaskRecord(name, spec_, progress=Progress(running=1, queued=2))
+    asked = CancelRequested(5, name, TaskState.RUNNING, True, "ann", array)
+    world.dispatch.on_cancel(asked, moment())
+    world.commit()
+    world.dispatch.on_submitted(
+        submit(replace(draft(), id=name, options=options)), moment()
+    )
+    world.commit()
+
+    back = Reattach(((attempt(9), spec(f"{name}.1")),), 1, NodeState.READY)
+    effects = world.dispatch.on_reattach(B, back, moment(LATE))
+
+    ordered = Kill(epoch(), ((TaskId(f"{name}.1"), attempt(9)),))
+    assert Send(B, (ordered,)) not in effects
+
+
 def test_a_task_that_just_ended_is_over_though_the_store_does_not_know_yet() -> None:
     """What is in hand is newer than what the gateway read."""
     world = holding(b=1)

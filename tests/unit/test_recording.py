@@ -8,24 +8,38 @@ import pytest
 
 from octaskly.core.acceptance import logged_id
 from octaskly.core.cancelling import state_of
-from octaskly.core.effects import Announce, LoadLive, Send
+from octaskly.core.effects import Announce, Append, LoadLive, Send
+from octaskly.core.events import LiveLoaded, Loaded
 from octaskly.core.facts import Assigned, CancelAsked, Finished
 from octaskly.core.merge import TaskRecord
 from octaskly.core.messages import Reattach, ResultsOk
 from octaskly.core.model import (
     Attempt,
+    AttemptId,
     AttemptState,
     NodeState,
     Outcome,
     Reason,
+    TaskSpec,
     TaskState,
 )
 from octaskly.core.options import Retry, TaskOptions
 from octaskly.core.retry import LOSSES_MAX, rest_s
-from tests.builders import attempt, draft, moment, outcome, report, spec
+from tests.builders import (
+    STREAM,
+    attempt,
+    draft,
+    epoch,
+    moment,
+    node_info,
+    outcome,
+    report,
+    spec,
+)
 from tests.desk import (
     FAILED,
     LATE,
+    LOST_OUTCOME,
     A,
     B,
     T,
@@ -36,6 +50,7 @@ from tests.desk import (
     holding,
     kill,
     reigning,
+    running,
     submit,
     told,
 )
@@ -160,9 +175,105 @@ def test_a_failure_of_a_task_that_is_not_in_hand_asks_the_store() -> None:
     envelope = stubborn().spec
     late = report(end=FAILED, envelope=envelope)
 
+    asked = world.dispatch.on_results(A, told(late), moment())
+    effects = world.dispatch.on_live_loaded(LiveLoaded((stubborn(),)), moment())
+
+    assert asked == [LoadLive((T,))]
+    assert facts(effects)[-1] == Finished(T, attempt(), A, AGAIN)
+
+
+def new_reign(**workers: int) -> World:
+    """Return a reign that has not read its log yet; these workers are linked."""
+    world = World()
+    world.dispatch.begin(epoch(), STREAM, moment())
+    world.dispatch.on_loaded(Loaded(-1, (), has_more=False), moment())
+    for name, slots in workers.items():
+        world.dispatch.on_worker_up(node_info(name, slots), moment())
+    return world
+
+
+def listing(of: AttemptId, task: TaskSpec | None) -> Reattach:
+    """Return how a worker tells that it runs one attempt."""
+    assert task is not None
+    return Reattach(((of, task),), 1, NodeState.READY)
+
+
+ONCE = stubborn(replace(running(A), state=AGAIN.state, outcome=AGAIN), retries=1)
+"""It failed, and may be tried once more."""
+
+
+@pytest.mark.parametrize("is_listed", [False, True])
+def test_the_last_failure_is_the_end_also_for_a_reign_that_did_not_see_the_first(
+    is_listed: bool,
+) -> None:
+    """It was told, or ended, before the log was read: one retry is one retry."""
+    world = new_reign(a=1)
+    if is_listed:
+        world.dispatch.on_reattach(A, listing(attempt(2), ONCE.spec), moment())
+    late = report(of=attempt(2), end=FAILED, envelope=ONCE.spec)
+    assert not any(
+        isinstance(fact, Finished)
+        for effect in world.dispatch.on_results(A, told(late), moment())
+        if isinstance(effect, Append)
+        for fact in (entry.fact for entry in effect.entries)
+    )
+    world.commit()
+
+    log = replace(ONCE, attempts=(*ONCE.attempts, running(A, attempt(2))))
+    world.dispatch.on_live_loaded(LiveLoaded(()), moment())
+    effects = world.dispatch.on_live_loaded(LiveLoaded((log,)), moment())
+
+    assert facts(effects)[-1] == Finished(T, attempt(2), A, FAILED)
+
+
+def test_a_reign_that_reads_its_log_later_learns_how_often_a_task_failed() -> None:
+    """A worker listed it before: what it runs is the last attempt."""
+    world = new_reign(a=1)
+    world.dispatch.on_reattach(A, listing(attempt(2), ONCE.spec), moment())
+    log = replace(ONCE, attempts=(*ONCE.attempts, running(A, attempt(2))))
+    world.dispatch.on_live_loaded(LiveLoaded((log,)), moment())
+
+    late = report(of=attempt(2), end=FAILED)
     effects = world.dispatch.on_results(A, told(late), moment())
 
-    assert facts(effects)[-1] == Finished(T, attempt(), A, AGAIN)
+    assert facts(effects) == [Finished(T, attempt(2), A, FAILED)]
+
+
+def test_an_attempt_that_followed_a_failure_goes_on_though_that_is_told_again() -> None:
+    """The reign before had recorded both, and died before it acknowledged."""
+    world = new_reign(a=1, b=1)
+    again = report(end=FAILED, envelope=ONCE.spec)
+    world.dispatch.on_results(A, told(again), moment())
+
+    effects = world.dispatch.on_reattach(B, listing(attempt(2), ONCE.spec), moment())
+
+    assert Assigned(T, attempt(2), B) in facts(effects)
+    assert kill(B, attempt(2)) not in effects
+    log = replace(ONCE, attempts=(*ONCE.attempts, running(B, attempt(2))))
+    world.dispatch.on_live_loaded(LiveLoaded(()), moment())
+    world.dispatch.on_live_loaded(LiveLoaded((log,)), moment())
+    assert world.dispatch.outstanding(B) == 1
+    late = report(of=attempt(2))
+    effects = world.dispatch.on_results(B, told(late), moment())
+    assert facts(effects) == [Finished(T, attempt(2), B, outcome())]
+
+
+def test_an_attempt_that_was_lost_meanwhile_is_not_run_twice_if_that_was_asked() -> (
+    None
+):
+    """Its launcher was killed while nobody reigned; the new reign knows nothing."""
+    world = reigning(a=1)
+    once = stubborn(retries=0, on_lost=False).spec
+    late = report(end=LOST_OUTCOME, envelope=once)
+
+    effects = world.dispatch.on_results(A, told(late), moment())
+
+    end = facts(effects)[-1]
+    assert isinstance(end, Finished)
+    assert (end.outcome.state, end.outcome.reason) == (
+        AttemptState.FAILED,
+        Reason.LOST,
+    )
 
 
 def test_the_end_of_another_attempt_at_what_ended_here_asks_the_store() -> None:
