@@ -19,12 +19,12 @@ class Condition:
         self.load: LoadSample = self._sampler.sample()
         self._is_disk_failing = False
 
-    def sampled(self) -> LoadSampled:
+    def sampled(self, *, are_launchers_failing: bool) -> LoadSampled:
         """Take a sample of the load."""
         # Without a descriptor to spare, the sample before is good enough.
         with contextlib.suppress(OSError):
             self.load = self._sampler.sample()
-        return LoadSampled(self.load)
+        return LoadSampled(self.load, are_launchers_failing)
 
     def disk_changed(self) -> DiskChanged | None:
         """Return whether the disk takes the log, if that is new."""

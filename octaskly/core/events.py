@@ -266,9 +266,10 @@ class FloorPlanned:
 
 @value(frozen=True, slots=True)
 class LoadSampled:
-    """How busy this machine is."""
+    """How busy this machine is, and whether it can begin tasks at all."""
 
     load: LoadSample
+    are_launchers_failing: bool = False
 
 
 @value(frozen=True, slots=True)

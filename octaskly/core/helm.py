@@ -1,16 +1,16 @@
 """Whether a node takes work: what operators tell it, and what its machine lacks.
 
 An order is in force at once, and answered when it is kept: a machine that was drained
-for a repair stays drained through its restarts. A node whose disk or memory is short
-takes no work until that is over, and says so.
+for a repair stays drained through its restarts. A node whose disk or memory is short,
+or on which no launcher starts, takes no work until that is over, and says so.
 """
 
 from __future__ import annotations
 
 from octaskly.core.effects import Answer, Effect, Note
-from octaskly.core.events import SteeringAsked
+from octaskly.core.events import LoadSampled, SteeringAsked
 from octaskly.core.machines import Machines
-from octaskly.core.model import LoadSample, Moment
+from octaskly.core.model import Moment
 from octaskly.core.replies import Steered
 from octaskly.core.stance import Stance
 
@@ -39,9 +39,15 @@ class Helm:
 
         return effects + self._journal.when_durable(kept, now)
 
-    def on_load(self, load: LoadSample, now: Moment) -> list[Effect]:
-        """Take no work while what runs stands still for lack of memory."""
-        return self._endure(self._worker.stance.sampled(load.stalled_percent), now)
+    def on_load(self, event: LoadSampled, now: Moment) -> list[Effect]:
+        """Take no work while what runs stands still for lack of memory.
+
+        Nor while nothing would begin: what is given back after a while each time is
+        late, and other nodes could have run it.
+        """
+        stance = self._worker.stance.sampled(event.load.stalled_percent)
+        failing = event.are_launchers_failing
+        return self._endure(stance.on_launchers(are_failing=failing), now)
 
     def on_disk(self, now: Moment, *, is_failing: bool) -> list[Effect]:
         """Take no work while its results could not be kept."""

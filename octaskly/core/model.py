@@ -173,6 +173,7 @@ class Strain(StrEnum):
 
     DISK = "disk"  #: its disk is full, or fails
     MEMORY = "memory"  #: its tasks stand still for lack of memory
+    LAUNCHERS = "launchers"  #: the processes that start its tasks come to nothing
 
 
 class Moment(NamedTuple):

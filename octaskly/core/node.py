@@ -337,7 +337,7 @@ class Node:
                 return self._worker.on_ended(event, now)
             case LoadSampled(load):
                 self._profile.take_load(load)
-                return self._helm.on_load(load, now)
+                return self._helm.on_load(event, now)
             case Moved(addresses):
                 self._profile.move(addresses)
             case DiskChanged(is_failing):

@@ -18,6 +18,7 @@ class Stance(NamedTuple):
     is_revoked: bool = False  #: the mesh has a new secret, without this node
     is_disk_short: bool = False
     is_memory_short: bool = False
+    are_launchers_failing: bool = False
 
     @property
     def state(self) -> NodeState:
@@ -32,7 +33,9 @@ class Stance(NamedTuple):
         """What the machine lacks."""
         if self.is_disk_short:
             return Strain.DISK
-        return Strain.MEMORY if self.is_memory_short else None
+        if self.is_memory_short:
+            return Strain.MEMORY
+        return Strain.LAUNCHERS if self.are_launchers_failing else None
 
     @property
     def takes_work(self) -> bool:
@@ -54,6 +57,10 @@ class Stance(NamedTuple):
     def on_disk(self, *, is_failing: bool) -> Stance:
         """Return the stance after a change of the disk."""
         return self._replace(is_disk_short=is_failing)
+
+    def on_launchers(self, *, are_failing: bool) -> Stance:
+        """Return the stance after another look at what starts tasks."""
+        return self._replace(are_launchers_failing=are_failing)
 
     def sampled(self, stalled_percent: float) -> Stance:
         """Return the stance after a look at how long tasks waited for memory."""

@@ -6,7 +6,6 @@ import asyncio
 import os
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Executor
-from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,8 @@ from octaskly.runner.seat import Seat
 WAIT_MAX_S = 0.05  #: behind attempts that run so long, none waits any longer
 NONE_STARTS_S = 3.0  #: without a launcher, other nodes are asked after so long
 RESTART_S = 1.0  #: a launcher that dies younger than this is not replaced at once
+FAILED_MAX = 5  #: so many in a row that came to nothing are no accident
+PROBE_S = 5.0  #: how often one is tried while they come to nothing
 
 
 class Launchers:
@@ -65,6 +66,7 @@ class Launchers:
         self._on_messages = on_messages
         self._on_exit = on_exit
         self._started = 0
+        self._failed = 0  #: launchers that came to nothing since one was ready
         self._groups_dir: Path | None = None  #: own cgroup, once looked for
 
     def ensure(self, seat: Seat) -> LauncherProcess | None:
@@ -72,9 +74,25 @@ class Launchers:
         if seat.process is None and self._may_begin(seat):
             seat.born_s = self._clock.now().mono_s
             seat.folder = self._make_group() if self._with_cgroups else None
-            with suppress(OSError):  # No process or memory to be had; tried again.
+            try:
                 seat.process = self._launch(seat)
+            except OSError:  # No process or memory to be had; tried again.
+                self._failed += 1
         return seat.process
+
+    def are_failing(self) -> bool:
+        """Return whether none starts; while that is so, one is tried now and again.
+
+        Nothing else would: a node that says so is given no work.
+        """
+        if any(seat.process and seat.process.was_ready for seat in self.seats):
+            self._failed = 0
+        if self._failed < FAILED_MAX:
+            return False
+        now_s = self._clock.now().mono_s
+        if all(now_s - seat.born_s >= PROBE_S for seat in self.seats):
+            self.ensure(self.seats[0])
+        return True
 
     def usable(self) -> list[Seat]:
         """Return the seats that have a launcher, or may have one now."""
@@ -131,6 +149,11 @@ class Launchers:
         await asyncio.to_thread(self._hands.end, set(), {process.pid})
         await process.gone
 
+    def _exited(self, seat: Seat) -> None:
+        was_ready = seat.process is not None and seat.process.was_ready
+        self._failed = 0 if was_ready else self._failed + 1
+        self._on_exit(seat)
+
     def _may_begin(self, seat: Seat) -> bool:
         return self._clock.now().mono_s - seat.born_s >= RESTART_S
 
@@ -153,7 +176,7 @@ class Launchers:
             },
             env=self._env,
             on_messages=partial(self._on_messages, seat),
-            on_exit=partial(self._on_exit, seat),
+            on_exit=partial(self._exited, seat),
         )
         if seat.folder is not None and not cgroup.admit(
             seat.folder / "home", process.pid

@@ -194,6 +194,10 @@ class Pool:
         processes = sum(seat.process is not None for seat in seats)
         return begun, len(self._waiting), processes
 
+    def are_launchers_failing(self) -> bool:
+        """Whether none starts, however often; to be called now and again."""
+        return self._launchers.are_failing()
+
     async def close(self) -> None:
         """End every tree and every launcher; what had not ended is released."""
         self._is_closing = True

@@ -635,6 +635,26 @@ async def test_a_launcher_that_dies_unready_is_no_fault_of_its_tasks(
         assert (await made.end_of(other)).reason is Reason.CANCELLED
 
 
+async def test_a_node_whose_launchers_come_to_nothing_says_so_until_one_starts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody hands it anything meanwhile: it tries by itself."""
+    broken = tmp_path / "broken.py"
+    broken.write_text("raise SystemExit('made by another version')")
+    sound = launcher.__file__
+    monkeypatch.setattr(launchers, "RESTART_S", 0.05)
+    monkeypatch.setattr(launchers, "PROBE_S", 0.05)
+    monkeypatch.setattr(launcher, "__file__", str(broken))
+    async with rig(tmp_path) as made:
+        assert not made.pool.are_launchers_failing()
+        task, attempt = made.start("true")
+        await eventually(made.pool.are_launchers_failing)
+        made.pool.stop([(task, attempt)])
+        monkeypatch.setattr(launcher, "__file__", sound)
+
+        await eventually(lambda: not made.pool.are_launchers_failing())
+
+
 def test_a_launcher_whose_agent_died_meanwhile_leaves_without_a_word(
     tmp_path: Path,
 ) -> None:

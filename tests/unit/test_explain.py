@@ -91,6 +91,10 @@ def test_a_label_with_another_value_is_shown() -> None:
         (member(B, NodeState.PAUSED), ("paused", "is paused")),
         (member(B, strain=Strain.DISK), ("disk_short", "is short of disk")),
         (member(B, strain=Strain.MEMORY), ("memory_short", "is short of memory")),
+        (
+            member(B, strain=Strain.LAUNCHERS),
+            ("launchers_short", "is short of launchers"),
+        ),
     ],
 )
 def test_a_node_that_takes_no_work_says_why(

@@ -24,6 +24,7 @@ from octaskly.core.model import (
     Outcome,
     Reason,
     Steering,
+    Strain,
     TaskId,
 )
 from octaskly.core.stance import Stance
@@ -202,6 +203,15 @@ def test_memory_is_short_until_it_has_eased() -> None:
         short.append(stance.is_memory_short)
 
     assert short == [False, True, True, False, False]
+
+
+def test_a_node_on_which_no_launcher_starts_takes_no_work() -> None:
+    """It says why, and so does one that is short of something else first."""
+    failing = Stance().on_launchers(are_failing=True)
+
+    assert (failing.strain, failing.takes_work) == (Strain.LAUNCHERS, False)
+    assert failing.on_disk(is_failing=True).strain is Strain.DISK
+    assert failing.on_launchers(are_failing=False) == Stance()
 
 
 def test_a_worker_starts_as_it_was_held_and_says_so() -> None:

@@ -4,6 +4,11 @@ import { plural } from "./format.js";
 
 const FULL = 0.92; //: of a machine's memory
 const FAR_BEHIND = 1000;
+const REMEDIES = {
+  disk: "Free some room on it.",
+  memory: "Give tasks a limit with --limit memory_mb=N.",
+  launchers: "Its log says why none starts. Was its program replaced? Then restart the agent.",
+};
 
 /**
  * @typedef {object} Warning
@@ -29,13 +34,13 @@ function* ofNodes(nodes) {
       command: "octaskly service status",
     };
   }
-  for (const short of ["disk", "memory"]) {
+  for (const short of Object.keys(REMEDIES)) {
     const some = nodes.filter((node) => node.state === "ready" && node.short_of === short);
     if (some.length > 0) {
       yield {
         kind: "warn",
         text: `${names(some)} ${some.length === 1 ? "is" : "are"} short of ${short}`,
-        hint: `No new work goes there until that is over. ${short === "disk" ? "Free some room on it." : "Give tasks a limit with --max-memory."}`,
+        hint: `No new work goes there until that is over. ${REMEDIES[short]}`,
       };
     }
   }
