@@ -144,9 +144,8 @@ class Parts:
 
     def sample(self) -> None:
         """Take a sample of this machine: its load, and whether its disk has room."""
-        failing = self._pool.are_launchers_failing()
-        self.loop.post(self._condition.sampled(are_launchers_failing=failing))
-        self._pool.wake()
+        is_failing = not self._pool.look_after()
+        self.loop.post(self._condition.sampled(are_launchers_failing=is_failing))
         if (changed := self._condition.disk_changed()) is not None:
             self.loop.post(changed)
 

@@ -110,7 +110,7 @@ _TEXTS = {
     417: "Expectation failed",
     500: _INTERNAL[1],
     503: "Service unavailable",
-    505: "HTTP version not supported",
+    505: "Unsupported version",
 }
 
 

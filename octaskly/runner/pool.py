@@ -183,9 +183,10 @@ class Pool:
         """Stop every process of every attempt where it is, or let it go on."""
         self._launchers.tell_all("freeze" if is_frozen else "thaw")
 
-    def wake(self) -> None:
-        """Undo what a task has done to its launcher; to be called now and again."""
+    def look_after(self) -> bool:
+        """Undo what a task has done to its launcher; tell whether some can start."""
         self._launchers.wake()
+        return not self._launchers.are_failing()
 
     def usage(self) -> tuple[int, int, int]:
         """Return how many attempts are in launchers, how many wait, and launchers."""
@@ -193,10 +194,6 @@ class Pool:
         begun = sum(len(seat.items) for seat in seats)
         processes = sum(seat.process is not None for seat in seats)
         return begun, len(self._waiting), processes
-
-    def are_launchers_failing(self) -> bool:
-        """Whether none starts, however often; to be called now and again."""
-        return self._launchers.are_failing()
 
     async def close(self) -> None:
         """End every tree and every launcher; what had not ended is released."""

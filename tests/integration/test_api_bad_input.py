@@ -727,7 +727,7 @@ async def test_b18_other_version_of_http(node: ApiNode, version: str) -> None:
 
     answer = parse(await exchange(node.port, request.encode()))
 
-    assert_problem(answer, 505, "HTTP version not supported")
+    assert_problem(answer, 505, "Unsupported version")
 
 
 async def test_b18_unknown_expectation(node: ApiNode) -> None:

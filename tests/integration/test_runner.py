@@ -646,13 +646,13 @@ async def test_a_node_whose_launchers_come_to_nothing_says_so_until_one_starts(
     monkeypatch.setattr(launchers, "PROBE_S", 0.05)
     monkeypatch.setattr(launcher, "__file__", str(broken))
     async with rig(tmp_path) as made:
-        assert not made.pool.are_launchers_failing()
+        assert made.pool.look_after()
         task, attempt = made.start("true")
-        await eventually(made.pool.are_launchers_failing)
+        await eventually(lambda: not made.pool.look_after())
         made.pool.stop([(task, attempt)])
         monkeypatch.setattr(launcher, "__file__", sound)
 
-        await eventually(lambda: not made.pool.are_launchers_failing())
+        await eventually(made.pool.look_after)
 
 
 def test_a_launcher_whose_agent_died_meanwhile_leaves_without_a_word(
