@@ -161,11 +161,10 @@ class CoreLoop:
         finally:
             self._is_in_turn = False
             self._store.give_way(is_alone=self._is_alone())
-        loop = asyncio.get_running_loop()
         if self._inbox and self._turn is None:
-            self._turn = loop.call_soon(self._take_turn)
+            self._turn = asyncio.get_running_loop().call_soon(self._take_turn)
         if self._arming is None:  # Behind those who were just given an answer.
-            self._arming = loop.call_soon(self._arm)
+            self._arming = asyncio.get_running_loop().call_soon(self._arm)
 
     def _step(self, event: ev.Event) -> None:
         for effect in self.node.step(event, self._clock.now()):

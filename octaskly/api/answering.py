@@ -71,12 +71,12 @@ class Answering:
         self._on_served = on_served
         self._on_fault = on_fault
 
-    def see(self, request: web.BaseRequest) -> Seen:
+    def see(self, request: web.BaseRequest, connection: Connection) -> Seen:
         """Note that a request came in."""
-        given = request.headers.get("X-Request-ID", "")
-        name = given if _REQUEST_ID.fullmatch(given) else self._new_id()
+        given = request.headers.get("X-Request-ID")
+        name = given if given and _REQUEST_ID.fullmatch(given) else self._new_id()
         seen = Seen(name, asyncio.get_running_loop().time())
-        connection_of(request).seen = seen
+        connection.seen = seen
         return seen
 
     def explain(self, error: Exception, seen: Seen) -> Problem:

@@ -11,7 +11,7 @@ import asyncio
 import contextlib
 import socket
 import ssl
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from http import HTTPStatus
 from urllib.parse import quote
 
@@ -96,6 +96,8 @@ class Forwarder:
         self._tune = tune
         self._session: aiohttp.ClientSession | None = None
         self._retired: list[aiohttp.ClientSession] = []  #: answers may still come
+        self._signed_as: DispatcherView | None = None
+        self._signed: Mapping[str, str] = {}  #: what its answers say of it
 
     def renew(self, tls: ssl.SSLContext) -> None:
         """Show this certificate on connections that are made from now on."""
@@ -313,12 +315,15 @@ class Forwarder:
             self._tune(connection)
         return connection
 
-    def _signature(self, view: DispatcherView) -> dict[str, str]:
+    def _signature(self, view: DispatcherView) -> Mapping[str, str]:
         """Return the headers that say which dispatcher answers, and in which reign."""
-        return {
-            DISPATCHER_HEADER: dispatcher_name(self._gateway, view.node),
-            EPOCH_HEADER: f"{view.epoch.term}/{view.epoch.node}",
-        }
+        if view is not self._signed_as:  # News of the mesh come with another one.
+            self._signed_as, epoch = view, view.epoch
+            self._signed = {
+                DISPATCHER_HEADER: dispatcher_name(self._gateway, view.node),
+                EPOCH_HEADER: f"{epoch.term}/{epoch.node}",
+            }
+        return self._signed
 
 
 class _Hold:

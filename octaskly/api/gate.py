@@ -89,9 +89,10 @@ class Gate:
         self, request: web.BaseRequest, found: web.UrlMappingMatchInfo
     ) -> web.StreamResponse:
         """Answer a request for a route; raises only when the connection is lost."""
-        seen = self._answering.see(request)
+        connection = connection_of(request)
+        seen = self._answering.see(request, connection)
         try:
-            asked = _Asked(request, found, seen, connection_of(request))
+            asked = _Asked(request, found, seen, connection)
             return await self._answer(asked)
         except Exception as error:  # The table decides; what is unknown is a 500.
             if request.writer.output_size > 0:

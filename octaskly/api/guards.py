@@ -70,7 +70,8 @@ class Guard:
         """Return the Origin to reflect; raise `Problem` for one that is foreign."""
         origin = headers.get("Origin")
         if origin is None:
-            if headers.get("Sec-Fetch-Site", "").strip().lower() == "cross-site":
+            site = headers.get("Sec-Fetch-Site")
+            if site and site.strip().lower() == "cross-site":
                 raise _foreign("Sec-Fetch-Site", "a page of another site asks")
             return None
         if self._is_local_origin(origin) or origin in self._origins:

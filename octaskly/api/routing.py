@@ -166,14 +166,8 @@ class Connection(Protocol):
     peer: NodeId | None  #: the node at the other end, if it is one
     own_addresses: frozenset[str]  #: under which the other end reached this node
     is_surplus: bool  #: it is one too many
-
-    @property
-    def is_socket(self) -> bool:
-        """Whether the other end is a local process with known credentials."""
-
-    @property
-    def is_lan(self) -> bool:
-        """Whether it came through TLS from the network."""
+    is_socket: bool  #: the other end is a local process with known credentials
+    is_lan: bool  #: it came through TLS from the network
 
     def local_principal(self, node_name: str) -> Principal:
         """Return the user at the other end of a UNIX socket."""

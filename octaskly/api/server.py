@@ -73,11 +73,12 @@ class Handler(web.RequestHandler):
         "_rotations",
         "_stall",
         "_stranger",
+        "is_lan",
+        "is_socket",
         "is_surplus",
         "met",
         "own_addresses",
         "seen",
-        "site",
     )
 
     def __init__(
@@ -100,7 +101,8 @@ class Handler(web.RequestHandler):
         self._peer_of, self._rotations = peer_of, rotations
         self.met: NodeId | None = None  #: the node whose certificate it showed
         self._local: Principal | None = None
-        self.site = site
+        self.is_socket = site is Site.SOCKET  #: from a user of this machine, known
+        self.is_lan = site is Site.LAN  #: through TLS, from the network
         self.is_surplus = False  #: it is one too many: it gets an answer, and is closed
         self.seen: Seen | None = None  #: the request in work
         self.own_addresses: frozenset[str] = frozenset()
@@ -111,16 +113,6 @@ class Handler(web.RequestHandler):
         if self.met is None or self._rotations is None:
             return self.met
         return None if self._rotations.refuses(self.met) else self.met
-
-    @property
-    def is_socket(self) -> bool:
-        """Whether the other end is a local process with known credentials."""
-        return self.site is Site.SOCKET
-
-    @property
-    def is_lan(self) -> bool:
-        """Whether it came through TLS from the network."""
-        return self.site is Site.LAN
 
     def local_principal(self, node_name: str) -> Principal:
         """Return the user at the other end of the UNIX socket."""
