@@ -12,7 +12,7 @@ from octaskly.core.effects import Advertise, Effect
 from octaskly.core.hints import Circle
 from octaskly.core.machines import Machines
 from octaskly.core.model import NO_EPOCH, Moment
-from octaskly.core.phases import Attachment
+from octaskly.core.phases import Attachment, Following, Succeeding, TakingOver
 from octaskly.core.succession import Reign
 
 
@@ -45,7 +45,22 @@ class Allegiance:
             effects += self._change_reign(reign, now)
         if attachment is not self._attachment and attachment != self._attachment:
             effects += self._change_attachment(attachment, now)
+        self._hints.circle = self._circle()
         return effects
+
+    def _circle(self) -> Circle:
+        """Return whom this node dials, beside whom the election names."""
+        if self._reign is not None:
+            return Circle.ALL
+        is_led = self._attachment is not None or self._is_bereft
+        return Circle.NONE if is_led else Circle.FEW
+
+    @property
+    def _is_bereft(self) -> bool:
+        """Whether a crowd lost its dispatcher, and all go down the roster at once."""
+        phase = self._election.phase
+        is_losing = isinstance(phase, Following | Succeeding | TakingOver)
+        return is_losing and self._candidacy.crowding > 1.0
 
     def _change_attachment(
         self, attachment: Attachment | None, now: Moment
@@ -55,12 +70,10 @@ class Allegiance:
         if self._attachment is not None:
             effects += self._worker.detach(now)
         self._attachment = attachment
-        if self._reign is None:
-            self._hints.circle = Circle.FEW if attachment is None else Circle.NONE
-        if self._hints.circle is Circle.NONE:
+        if self._reign is None and attachment is not None:
             effects += self._browsing.stop()
         elif not self._browsing.is_on:
-            effects += self._browsing.start(now)
+            effects += self._browsing.start(now, is_patient=self._is_bereft)
         if attachment is not None:
             effects += self._worker.attach(attachment.dispatcher, attachment.epoch, now)
         return effects
@@ -75,7 +88,6 @@ class Allegiance:
         self._reign = reign
         if reign is None:
             return [*effects, Advertise(is_dispatcher=False, term=0)]
-        self._hints.circle = Circle.ALL
         self._registry.begin(now)
         self._journal.open_stream(reign.stream)
         is_expecting = bool(self._members.peers) or self._registry.expects_others(

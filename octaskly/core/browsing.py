@@ -23,11 +23,14 @@ class Browsing:
         """Whether this node browses."""
         return self._next_s is not None
 
-    def start(self, now: Moment) -> list[Effect]:
-        """Browse from now on, first at once."""
+    def start(self, now: Moment, *, is_patient: bool = False) -> list[Effect]:
+        """Browse from now on, first at once; or a second later, if still needed then.
+
+        In a crowd each question costs all of them something, and all ask at once.
+        """
         self._since_s, self._asked = now.mono_s, 0
         self._next_s = now.mono_s + BROWSE_S[0]
-        return [Browse(is_wanted=True)]
+        return [] if is_patient else [Browse(is_wanted=True)]
 
     def stop(self) -> list[Effect]:
         """Browse no more."""

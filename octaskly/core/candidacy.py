@@ -11,7 +11,7 @@ from __future__ import annotations
 from octaskly.core.journal import Journal
 from octaskly.core.membership import Membership
 from octaskly.core.messages import Roster
-from octaskly.core.model import Moment, NodeId, NodeState, Role, Settings
+from octaskly.core.model import Address, Moment, NodeId, NodeState, Role, Settings
 from octaskly.core.succession import Standing, log_size, standing
 from octaskly.core.versions import Versions
 
@@ -28,11 +28,13 @@ class Candidacy:
         members: Membership,
         versions: Versions,
     ) -> None:
-        self.successors: tuple[NodeId, ...] = ()
-        """From the roster, best first."""
+        self.successors: dict[NodeId, tuple[Address, ...]] = {}
+        """From the roster, best first, with where to dial them."""
         self.is_withdrawn = False  #: it stops, or was revoked: it claims no more
         self.is_disk_failing = False  #: so a claim would never be durable
         self.versions = versions
+        self._absent: set[NodeId] = set()  #: successors that a dial did not find
+        self._crowd = settings.limits.full_mesh_peers
         self._info = settings.node
         self._timing = settings.timing
         self._journal = journal
@@ -66,11 +68,32 @@ class Candidacy:
 
     def take_roster(self, roster: Roster) -> None:
         """Know who would succeed the dispatcher whose roster this is."""
-        self.successors = tuple(
-            member.id
+        self._absent.clear()
+        self.successors = {
+            member.id: member.addresses
             for member in roster.members
             if member.role is not Role.DISPATCHER and member.state is not NodeState.LOST
-        )
+        }
+
+    def miss(self, node: NodeId) -> None:
+        """A dial found no successor there: it does not go before anybody."""
+        self._absent.add(node)
+
+    @property
+    def crowding(self) -> float:
+        """By how much more succeed than have links between each two."""
+        return max(1.0, len(self.successors) / self._crowd)
+
+    def before(self, gone: NodeId) -> list[NodeId]:
+        """Return who may claim before this node, as far as nobody proved absent."""
+        found: list[NodeId] = []
+        for node in self.successors:
+            if node == self._info.id:
+                break
+            is_absent = node in self._absent and node not in self._members.peers
+            if node != gone and not is_absent:
+                found.append(node)
+        return found
 
     def uptime_s(self, now: Moment) -> float:
         """Return the seconds since the first step."""
@@ -94,16 +117,28 @@ class Candidacy:
         better = sum(self.versions.rank(view, now) < mine for view in views)
         return better + sum(node < me for node in self._members.hints.awaited())
 
-    def turn_s(self, gone: NodeId) -> float:
-        """Return how long others may claim before this node, as the roster has them."""
-        before = [node for node in self.successors if node != gone]
-        me = self._info.id
-        place = before.index(me) if me in before else len(before)
-        wait_s = min(place, STAGGER_MAX) * self._timing.stagger_s
+    def wait_s(self, gone: NodeId, *, is_proven: bool) -> float:
+        """Return how long others may claim before this node, as the roster has them.
+
+        In a crowd this node may have a link to none of them, as those that it had were
+        to standbys that died with the dispatcher. Whom it meets then, or is about to,
+        saw the same at the same time, if a process ended; where many share few cores
+        it is slow to notice, and gets more time, the more there are.
+
+        Args:
+            gone: The dispatcher that was.
+            is_proven: Its process ended.
+        """
+        before = self.before(gone)
+        wait_s = min(len(before), STAGGER_MAX) * self._timing.stagger_s
+        peers, hints = self._members.peers, self._members.hints
+        is_crowd = is_proven and self.crowding > 1.0
+        if is_crowd and any(n in peers or hints.is_dialling(n) for n in before):
+            wait_s += self._timing.claim_wait_s * self.crowding
         mine = log_size(self._journal.vector.items())
         if any(
             log_size(view.vector.items()) > mine and view.is_candidate
-            for view in self._members.peers.values()
+            for view in peers.values()
         ):
             wait_s += self._timing.claim_wait_s  # A fuller log goes first.
         return wait_s

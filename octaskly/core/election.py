@@ -215,7 +215,9 @@ class Election:
         vector, ahead = self._journal.vector_items(), self._journal.ahead_items()
         return Send(tie.dispatcher, (ClaimOk(self.epoch, vector, ahead),))
 
-    def bereave(self, reason: str, now: Moment) -> list[Effect]:
+    def bereave(
+        self, reason: str, now: Moment, *, is_proven: bool = False
+    ) -> list[Effect]:
         """The dispatcher is gone for good: its successors claim, one after another."""
         phase = self.phase
         assert isinstance(phase, Following)
@@ -223,15 +225,20 @@ class Election:
         self.loss.miss(now, gone)
         if not self._candidacy.may_succeed:
             return self.seek("dispatcher lost", now)
-        claim_s = now.mono_s + self._candidacy.turn_s(gone)
-        self._enter(Succeeding(claim_s, phase.transfer))
+        self._enter(Succeeding(now.mono_s, gone, is_proven, phase.transfer))
         fields = (("peer", gone), ("reason", reason))
         return [Note("warning", "dispatcher lost", fields), *self.succeed(now)]
 
+    def turn_s(self, phase: Succeeding) -> float:
+        """Return when it is this node's turn to claim."""
+        wait_s = self._candidacy.wait_s(phase.gone, is_proven=phase.is_proven)
+        return phase.since_s + wait_s
+
     def succeed(self, now: Moment) -> list[Effect]:
         """Claim in place of the lost dispatcher, once it is this node's turn."""
-        assert isinstance(self.phase, Succeeding)
-        if now.mono_s < self.phase.claim_s:
+        phase = self.phase
+        assert isinstance(phase, Succeeding)
+        if now.mono_s < self.turn_s(phase):
             return []
         return self.take_over("dispatcher lost")
 

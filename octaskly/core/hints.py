@@ -82,6 +82,10 @@ class Hints:
             if dial.is_in_sight and dial.node is not None
         ]
 
+    def is_dialling(self, node: NodeId) -> bool:
+        """Whether a dial to a node is under way."""
+        return node in self._dialled
+
     @property
     def awaited_until_s(self) -> float:
         """When the first of the dials under way is given up."""
@@ -245,7 +249,7 @@ class Hints:
 
     def redial_all(self, now: Moment) -> list[Effect]:
         """Dial hints that lead to no connected peer; in a crowd, each in its turn."""
-        if self.circle is Circle.FEW and self._crowding > 1.0:
+        if self.circle is not Circle.ALL and self._crowding > 1.0:
             return []
         hints = [hint for hint in self._hints.values() if hint.node not in self._held]
         return self._dial_all(hints, now)

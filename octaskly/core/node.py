@@ -307,10 +307,9 @@ class Node:
                 return self._links.on_down(peer, reason, now)
             case Seen(adverts):
                 return self._hints.on_seen(adverts, now, self._links.wanted())
-            case DialFailed(node):
+            case DialFailed():
                 self._hints.on_dial_failed(event, now)
-                refused = event.was_refused
-                return self._watch.on_refused(node, now) if refused else []
+                return self._watch.on_dial_failed(event, now)
             case StopAsked() | KeysChanged() | RotateAsked():
                 return self._on_order(event, now)
             case _:

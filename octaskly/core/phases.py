@@ -69,7 +69,9 @@ class Following:
 class Succeeding:
     """The dispatcher is gone for good; those before this node may claim first."""
 
-    claim_s: float  #: when it is this node's turn
+    since_s: float
+    gone: NodeId  #: the dispatcher that was
+    is_proven: bool  #: its process ended, which all whom it had a link to saw at once
     transfer: Holdings | None
     """As in `Following`; once this node has it all, it waits no longer."""
 

@@ -75,7 +75,7 @@ class Suspicion:
         self._is_heard = False
         self._is_holding = False
         self._is_dead = False
-        self._is_proven = False
+        self.is_proven = False
 
     def ask(self, peers: Iterable[NodeId], now: Moment) -> list[Effect]:
         """Ask these peers about the suspect; the caller dials it."""
@@ -94,12 +94,12 @@ class Suspicion:
 
     def on_proof(self) -> None:
         """The suspect's process is gone for certain."""
-        self._is_dead = self._is_proven = True
+        self._is_dead = self.is_proven = True
 
     @property
     def finding(self) -> str:
         """Why the suspect counts as dead, in words for people."""
-        return "nobody listens there" if self._is_proven else "nobody hears it"
+        return "nobody listens there" if self.is_proven else "nobody hears it"
 
     def restart(self, now: Moment) -> None:
         """Give the suspect the time again that this node itself slept through."""

@@ -11,6 +11,7 @@ from octaskly.core.candidacy import Candidacy
 from octaskly.core.completeness import PLAIN_ENDS
 from octaskly.core.effects import Effect, Note
 from octaskly.core.election import Election
+from octaskly.core.events import DialFailed
 from octaskly.core.membership import Membership
 from octaskly.core.messages import STOPPING, ProbeOk
 from octaskly.core.model import Moment, NodeId, Settings
@@ -67,8 +68,8 @@ class Watch:
                 return None if self._candidacy.is_withdrawn else self._look_s(phase)
             case Following(suspicion=suspicion):
                 return None if suspicion is None else suspicion.deadline()
-            case Succeeding(claim_s):
-                return claim_s
+            case Succeeding() as phase:
+                return self._election.turn_s(phase)
             case TakingOver():
                 return None  # The disk decides when it goes on.
             case Reigning():
@@ -83,8 +84,11 @@ class Watch:
                 return self._on_seeking(phase, now)
             case Following() as phase:
                 return self._on_following(phase, now)
-            case Succeeding():
-                return self._election.succeed(now)
+            case Succeeding(since_s, gone) as phase:
+                # Hosts that are gone refuse nothing; a dial to each takes its time.
+                waited_s = 0.0 if phase.is_proven else now.mono_s - since_s
+                dials = self._dial_before(gone, waited_s, now)
+                return dials + self._election.succeed(now)
             case TakingOver():
                 return []
             case Reigning(reign):
@@ -133,7 +137,8 @@ class Watch:
             return self._watch(phase, now)
         match suspicion.judge(now):
             case Judgement.DEAD:
-                return self._election.bereave(suspicion.finding, now)
+                finding, is_proven = suspicion.finding, suspicion.is_proven
+                return self._election.bereave(finding, now, is_proven=is_proven)
             case Judgement.WAIT if suspicion.is_asking_due(now):
                 return self._inquire(suspicion, now)
             case _:
@@ -198,9 +203,28 @@ class Watch:
         first = [node for node in successors if node in members.peers]
         rest = [node for node in sorted(members.peers) if node not in first]
         effects = suspicion.ask((first + rest)[:PROBED_MAX], now)
-        for node in (about, *successors[:SUCCESSORS_DIALLED]):
+        for node in (about, *list(successors)[:SUCCESSORS_DIALLED]):
             if node not in members.peers:
-                effects += self._hints.dial(node, members.addresses_of(node), now)
+                effects += self._dial(node, now)
+        return effects
+
+    def _dial(self, node: NodeId, now: Moment) -> list[Effect]:
+        """Dial a node where this one has seen it, else where the roster says it is."""
+        listed = self._candidacy.successors.get(node, ())
+        return self._hints.dial(node, self._hints.addresses_of(node) or listed, now)
+
+    def _dial_before(self, gone: NodeId, waited_s: float, now: Moment) -> list[Effect]:
+        """Dial down the roster, a few at a time, until one is met that goes before.
+
+        So all who have lost the same links meet at the first of them that is there.
+        """
+        most = SUCCESSORS_DIALLED + int(waited_s / self._timing.stagger_s)
+        effects: list[Effect] = []
+        for node in self._candidacy.before(gone)[:most]:
+            if node in self._members.peers:
+                break
+            if not self._hints.is_dialling(node):
+                effects += self._dial(node, now)
         return effects
 
     def _is_settled(self, suspicion: Suspicion, now: Moment) -> bool:
@@ -226,10 +250,17 @@ class Watch:
             self._suspicion.on_probe_ok(message)
         return []
 
-    def on_refused(self, node: NodeId | None, now: Moment) -> list[Effect]:
-        """Nobody listens at a node's addresses: its process is gone."""
-        suspicion = self._suspicion
-        if suspicion is None or node != suspicion.about:
+    def on_dial_failed(self, event: DialFailed, now: Moment) -> list[Effect]:
+        """Nobody is where a node was; if it was refused, its process is gone."""
+        node, phase, suspicion = event.node, self._phase, self._suspicion
+        if suspicion is None and not isinstance(phase, Succeeding):
+            return []
+        if node is not None:
+            self._candidacy.miss(node)
+        if isinstance(phase, Succeeding):
+            phase.is_proven |= node == phase.gone and event.was_refused
+            return self.on_time(now)
+        if suspicion is None or node != suspicion.about or not event.was_refused:
             return []
         suspicion.on_proof()
         return self.on_time(now)

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from random import Random
+
 import pytest
 
+from octaskly.core.model import NodeId
 from tests.simulation.world import World
 
 
-def _claims(world: World) -> int:
-    notes = [note for m in world.machines.values() for _, note in m.notes]
+def _claims(world: World, of: Iterable[NodeId] | None = None) -> int:
+    machines = [world.machines[node] for node in of or world.machines]
+    notes = [note for machine in machines for _, note in machine.notes]
     return sum(note.event == "claiming" for note in notes)
 
 
@@ -41,6 +46,92 @@ def test_agents_that_start_together_on_few_cores_form_one_mesh(
     assert world.is_settled()
     if cores > 1:
         assert _claims(world) <= 6
+
+
+def _kill_half(world: World, seed: int, *, is_front: bool) -> None:
+    """Kill the dispatcher, both standbys, and others up to half of all.
+
+    Those that a follower has links to are gone then. The others are those that come
+    next in the line of succession, or any.
+    """
+    (first,) = world.dispatchers()
+    node = world.machines[first].node
+    assert node is not None
+    assert node.roster is not None
+    assert len(node.standbys) == 2
+    line = [member.id for member in node.roster.members]
+    if not is_front:
+        line[3:] = Random(seed).sample(line[3:], len(line) - 3)
+    for killed in line[: len(line) // 2]:
+        world.crash(killed)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("is_front", [True, False])
+@pytest.mark.parametrize("seed", [1, 2, 3])
+def test_half_of_a_large_mesh_is_killed_at_once(seed: int, *, is_front: bool) -> None:
+    """F37: a dial tells at once that nobody is there, so nobody is waited for."""
+    world = World(seed, nodes=50)
+    world.start_all()
+    assert world.run_until(world.is_settled, 5.0)
+    world.run(10.0)
+    before = _claims(world)
+
+    _kill_half(world, seed, is_front=is_front)
+
+    assert world.run_until(world.is_settled, 1.0)
+    world.run(5.0)
+    assert world.is_settled()
+    assert _claims(world) == before + 1
+
+
+@pytest.mark.slow
+def test_half_of_the_agents_on_one_core_is_killed_at_once() -> None:
+    """F37 on one machine: all are slow to notice, to dial, and to meet.
+
+    Each survivor meets the next dispatcher and two others, at 8 ms of the core for
+    each; with what they say and hear, it takes them one to two seconds.
+    """
+    world = World(1, nodes=40, cores=1)
+    world.boot_all(0.6, 0.9)
+    assert world.run_until(lambda: len(world.alive()) == 40, 36.0)
+    assert world.run_until(world.is_settled, 30.0)
+    world.run(10.0)
+    before = _claims(world)
+
+    _kill_half(world, 1, is_front=True)
+
+    assert world.run_until(world.is_settled, 5.0)
+    world.run(5.0)
+    assert world.is_settled()
+    assert _claims(world) <= before + 2
+
+
+@pytest.mark.slow
+def test_half_of_the_hosts_of_a_large_mesh_lose_power_at_once() -> None:
+    """As F4: nothing tells that they are gone, but that a dial takes long."""
+    world = World(1, nodes=50)
+    world.start_all()
+    assert world.run_until(world.is_settled, 5.0)
+    world.run(10.0)
+    (first,) = world.dispatchers()
+    node = world.machines[first].node
+    assert node is not None
+    assert node.roster is not None
+    line = [member.id for member in node.roster.members]
+    lost = [*line[:3], *Random(1).sample(line[3:], 22)]
+    left = [member for member in line if member not in lost]
+    before = _claims(world, left)
+
+    world.network.split([lost, left])
+
+    def is_replaced() -> bool:
+        views = {world.machines[node].node for node in left}
+        return len({node.dispatcher for node in views if node} - {first, None}) == 1
+
+    # Silence of a plain worker's dispatcher, probe, and up to twelve turns.
+    assert world.run_until(is_replaced, 3.6 + 0.3 + 3.0)
+    assert _claims(world, left) <= before + 2
 
 
 @pytest.mark.slow

@@ -6,7 +6,7 @@ import re
 from dataclasses import replace
 from pathlib import Path
 
-from octaskly.core.candidacy import Candidacy
+from octaskly.core.candidacy import STAGGER_MAX, Candidacy
 from octaskly.core.claims import Claims
 from octaskly.core.effects import Dial, Disconnect, Effect, Note, Save, Send
 from octaskly.core.election import Election
@@ -32,6 +32,7 @@ from octaskly.core.model import (
     NO_EPOCH,
     Address,
     Epoch,
+    Limits,
     Moment,
     NodeId,
     NodeInfo,
@@ -163,6 +164,16 @@ def notes(effects: list[Effect]) -> list[str]:
     return [effect.event for effect in effects if isinstance(effect, Note)]
 
 
+ELSEWHERE = Address("10.0.0.9", 7878)
+
+
+def refused(node: NodeId) -> DialFailed:
+    """Return that no process listens where a node was."""
+    return DialFailed(
+        node, (Address(f"10.0.0.{ord(node[0])}", 7878),), was_refused=True
+    )
+
+
 def test_the_timings_keep_their_ratios() -> None:
     """One lost heartbeat is no silence, and where beats come no tick is needed."""
     assert TIMING.silence_s >= 3 * TIMING.heartbeat_s
@@ -270,7 +281,7 @@ def test_a_refused_dial_after_eof_is_proof_and_the_first_successor_claims_at_onc
     """A killed process is replaced in milliseconds."""
     world = Harness()
     world.follow(0.1)
-    world.candidacy.successors = (B, C, D)
+    world.candidacy.successors = dict.fromkeys((B, C, D), ())
     where = (Address("10.0.0.3", 7878),)
     world.members.hints.on_seen((Advert(C, where),), at(1.0))
     world.members.on_peer_down(A, at(5.0))
@@ -280,7 +291,7 @@ def test_a_refused_dial_after_eof_is_proof_and_the_first_successor_claims_at_onc
     assert [e.node for e in effects if isinstance(e, Dial)] == [A, C]
     assert world.election.attachment is None
 
-    effects = world.watch.on_refused(A, at(5.001))
+    effects = world.watch.on_dial_failed(refused(A), at(5.001))
     assert notes(effects) == ["dispatcher lost", "claiming"]
 
 
@@ -288,13 +299,54 @@ def test_later_successors_wait_their_turn() -> None:
     """Claims are staggered by place in the roster."""
     world = Harness()
     world.follow(0.1)
-    world.candidacy.successors = (C, D, B)
+    world.candidacy.successors = dict.fromkeys((C, D, B), ())
     world.members.on_peer_down(A, at(5.0))
     world.watch.on_peer_down(A, "eof", at(5.0))
 
-    assert notes(world.watch.on_refused(A, at(5.0))) == ["dispatcher lost"]
+    assert notes(world.watch.on_dial_failed(refused(A), at(5.0))) == ["dispatcher lost"]
     assert world.watch.deadline() == 5.0 + 2 * TIMING.stagger_s
     assert notes(world.watch.on_time(at(5.5))) == ["claiming"]
+
+
+def test_who_goes_before_is_not_waited_for_once_a_dial_has_not_found_it() -> None:
+    """All the standbys may have died with the dispatcher."""
+    world = Harness()
+    world.follow(0.1)
+    line = {C: (ELSEWHERE,), D: (ELSEWHERE,), B: ()}
+    world.candidacy.successors = line
+    world.members.on_peer_down(A, at(5.0))
+    world.watch.on_peer_down(A, "eof", at(5.0))
+    world.watch.on_dial_failed(refused(A), at(5.0))
+
+    assert world.watch.on_dial_failed(refused(C), at(5.0)) == []
+    assert world.watch.deadline() == 5.0 + TIMING.stagger_s
+    assert notes(world.watch.on_dial_failed(refused(D), at(5.01))) == ["claiming"]
+
+
+def test_in_a_crowd_a_node_dials_down_the_roster_until_it_meets_one() -> None:
+    """It had no link to any of them, so it would not hear their claims."""
+    world = Harness()
+    world.follow(0.1)
+    line = [NodeId(f"{letter}" * 16) for letter in "fghijklmnopqrstuvwxyz"]
+    world.candidacy.successors = {**dict.fromkeys(line, (ELSEWHERE,)), B: ()}
+    world.members.on_peer_down(A, at(5.0))
+
+    effects = world.watch.on_peer_down(A, "eof", at(5.0))
+    dialled = [effect.node for effect in effects if isinstance(effect, Dial)]
+    world.watch.on_dial_failed(refused(A), at(5.0))
+    for node in line[:4]:
+        world.members.hints.on_dial_failed(refused(node), at(5.0))
+        effects = world.watch.on_dial_failed(refused(node), at(5.0))
+        dialled += [effect.node for effect in effects if isinstance(effect, Dial)]
+    assert dialled == [A, *line[:7]]
+
+    world.meet(line[5], 5.1)
+    alone_s = 5.0 + STAGGER_MAX * TIMING.stagger_s
+    world.members.hints.on_dial_failed(refused(line[6]), at(5.1))
+    assert world.watch.on_dial_failed(refused(line[6]), at(5.1)) == []
+    # It has to notice first, as all others have.
+    crowding = 22 / Limits().full_mesh_peers
+    assert world.watch.deadline() == alone_s + crowding * TIMING.claim_wait_s
 
 
 def test_a_silent_dispatcher_is_probed_by_a_new_link_and_through_others() -> None:
