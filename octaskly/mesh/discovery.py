@@ -261,7 +261,8 @@ class Discovery:
             if gone is None or gone.mesh is None or gone.mesh != self._mesh_id:
                 return None
             # It may well be alive: the core probes it by dialling.
-            return self._advert(replace(gone, is_dispatcher=False, term=0))
+            gone = replace(gone, is_dispatcher=False, term=0)
+            return self._advert(gone, near(gone, self._local))
         if not self._has_room(node) or self._mdns is None:
             return None
         try:
@@ -313,7 +314,7 @@ class Discovery:
         if sighting.mesh is not None and sighting.mesh == self._mesh_id:
             if sighting.ended and self._on_ended is not None:
                 self._on_ended(sighting.ended)
-            return self._advert(sighting)
+            return self._advert(sighting, addresses)
         if addresses:
             self._meet_other(sighting.mesh)
         return None
@@ -335,9 +336,10 @@ class Discovery:
         if self._on_other_mesh is not None:
             self._on_other_mesh(mesh)
 
-    def _advert(self, sighting: Sighting) -> Advert | None:
+    def _advert(
+        self, sighting: Sighting, addresses: tuple[Address, ...]
+    ) -> Advert | None:
         """Return the hint to dial a node, None if no address is on our networks."""
-        addresses = near(sighting, self._local)
         if not addresses:
             self._warn("advert ignored", node=sighting.node, cause="no address to dial")
             return None

@@ -12,6 +12,7 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -55,8 +56,7 @@ class LocalAddress(NamedTuple):
     @property
     def network(self) -> ipaddress.IPv4Network | ipaddress.IPv6Network:
         """The network that is reached without a router."""
-        bare = self.host.partition("%")[0]
-        return ipaddress.ip_network(f"{bare}/{self.prefix}", strict=False)
+        return _network(self.host.partition("%")[0], self.prefix)
 
     @property
     def is_link_local(self) -> bool:
@@ -175,6 +175,11 @@ def dial_order(
         return 0 if on_link(address.host, local) else 1
 
     return tuple(sorted(unique, key=rank))
+
+
+@lru_cache(64)  # Each advert is compared with the few that this machine has.
+def _network(bare: str, prefix: int) -> ipaddress.IPv4Network | ipaddress.IPv6Network:
+    return ipaddress.ip_network(f"{bare}/{prefix}", strict=False)
 
 
 def _is_in(ip: _IP, net: ipaddress.IPv4Network | ipaddress.IPv6Network) -> bool:
