@@ -77,9 +77,14 @@ class Task:
         self.early.append(early)
 
     def is_earlier(self, row: TaskRow, floors: Mapping[StreamId, int]) -> bool:
-        """Whether `row` is of a later task with this id; by `floors`, of the peer."""
+        """Whether `row` is of a later task with this id; by `floors`, of the peer.
+
+        A member goes with its array, whose row says it.
+        """
         mine, theirs = self.spec, row.record.spec
         if mine is None or theirs is None or self.birth is None:
+            return False
+        if self.array is not None:
             return False
         is_below = self.birth.seq <= floors.get(self.birth.stream, 0)
         return is_below and mine.ord != theirs.ord

@@ -114,7 +114,8 @@ class Tables:
             task = touched[task_id]
             if task.is_earlier(row, floors):
                 # An id that is used again: the peer has forgotten what we show.
-                assert task.key is not None
+                if task.key is None:
+                    continue  # Or it is told twice in one part: none of ours would.
                 purge.drop_tasks(self._db, [task.key])
                 task = touched[task_id] = Task()
                 task.early = list(self._orphans.of([task_id]))

@@ -25,6 +25,8 @@ from octaskly.core.facts import (
     Entry,
     Fact,
     Finished,
+    Floor,
+    Mark,
     Notified,
     Ready,
     Submitted,
@@ -39,7 +41,7 @@ from octaskly.core.messages import (
     Snapshot,
     SnapshotHead,
 )
-from octaskly.core.model import Attempt, AttemptState, Epoch, Limits
+from octaskly.core.model import Attempt, AttemptState, Epoch, Limits, TaskId
 from octaskly.core.options import (
     After,
     ArraySpec,
@@ -228,3 +230,62 @@ def test_what_a_member_says_is_refused_or_can_be_kept(
     shell.feed(Woke())
 
     shell.show()
+
+
+def _rowed(task: str, ord_: int, *, array: ArraySpec | None = None) -> TaskRow:
+    """Return a row of a task that was accepted at a time, as one that has ended."""
+    spec = replace(golden.SPEC, id=TaskId(task), ord=ord_)
+    if array is not None:
+        spec = replace(spec, options=TaskOptions(array=array))
+    tries = () if array is not None else (TRIED,)
+    return TaskRow(TaskRecord(spec.id, spec, attempts=tries), ROW.birth, ROW.changed)
+
+
+ARRAY = "task-001-0123abcd"
+ONE, TWO = f"{ARRAY}.1", f"{ARRAY}.2"
+
+
+def _joined(*parts: tuple[TaskRow, ...]) -> dict[str, tuple[int, int]]:
+    """Join parts of a snapshot; return the time and the attempts of each task."""
+    shell = Writing(is_following=True)
+    for number, rows in enumerate(parts, start=1):
+        shell.tables.join(Join(number, rows, HEAD, is_last=False))
+    shell.show()
+    told = [reader.task(shell.db, name) for name in (ARRAY, ONE, TWO)]
+    return {t.id: (t.spec.ord, len(t.attempts)) for t in told if t and t.spec}
+
+
+def test_rows_of_members_count_in_whichever_array_of_that_name_is_here() -> None:
+    """Both halves of a split accept the array of one key, each at its own time."""
+    ours = _rowed(ARRAY, 5, array=ArraySpec(count=2, first=1))
+    theirs = _rowed(ARRAY, 9, array=ArraySpec(count=2, first=1))
+
+    told = _joined((ours, _rowed(ONE, 5)), (theirs, _rowed(ONE, 9), _rowed(TWO, 9)))
+
+    assert told == {ARRAY: (5, 0), ONE: (5, 1), TWO: (5, 1)}
+
+
+def test_rows_of_members_may_come_before_their_array() -> None:
+    """It was forgotten and asked for again while its rows were being given.
+
+    No transaction lasts through a snapshot: the row of the later array lies behind what
+    was read by then. Its entries follow, and the floor takes the earlier one.
+    """
+    earlier = _rowed(ARRAY, 5, array=ArraySpec(count=2, first=1))
+    first, second = (earlier, _rowed(ONE, 5)), (_rowed(ONE, 9), _rowed(TWO, 9))
+
+    assert _joined(first, second) == {ARRAY: (5, 0), ONE: (5, 1), TWO: (5, 1)}
+
+
+def test_of_two_rows_of_one_task_in_one_part_the_first_counts() -> None:
+    """No node of ours tells a part like that; the writer goes on all the same."""
+    floor = Floor(9, (Mark(KNOWN, 5, WRITER),))
+    shell = Writing(is_following=True)
+    head = replace(HEAD, floor=floor)
+
+    shell.tables.join(Join(1, (_rowed("a", 5), _rowed("a", 9)), head, is_last=False))
+
+    record = reader.task(shell.db, "a")
+    assert record is not None
+    assert record.spec is not None
+    assert record.spec.ord == 5
