@@ -150,7 +150,13 @@ class Folding:
         return fact, output
 
     def _bear(self, task: Task, fact: Submitted, birth: Birth) -> None:
-        """Fold a submission, and what came before it and counts now."""
+        """Fold a submission, and what came before it and counts now.
+
+        One that makes another array of it is none of ours, as the content of a task is
+        in its id; and the members of this one have their rooms.
+        """
+        if task.spec is not None and task.spec.array != fact.spec.array:
+            return
         task.birth = merge.join_births(task.birth, birth)
         task.record = merge.apply(task.record, fact)
         if not task.early:  # As mostly.

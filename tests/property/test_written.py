@@ -289,3 +289,26 @@ def test_of_two_rows_of_one_task_in_one_part_the_first_counts() -> None:
     assert record is not None
     assert record.spec is not None
     assert record.spec.ord == 5
+
+
+def test_an_array_stays_what_it_was_first() -> None:
+    """A hostile member may tell of another one with its id, on all nodes and again."""
+    first = _rowed(ARRAY, 5, array=ArraySpec(count=2, first=1)).record.spec
+    more = _rowed(ARRAY, 1, array=ArraySpec(count=9)).record.spec
+    plain = _rowed(ARRAY, 1).record.spec
+    assert first is not None
+    assert more is not None
+    assert plain is not None
+    for others in ((first, more, plain), (plain, first, more)):
+        shell = Writing(is_following=True)
+        facts: list[Fact] = [Submitted(spec) for spec in others]
+        facts += [Assigned(TaskId(task), ATTEMPT, ME) for task in (TWO, f"{ARRAY}.8")]
+        told = [Entry(KNOWN, 5 + n, 9, fact) for n, fact in enumerate(facts)]
+
+        shell.tables.append([Append(1, tuple(told), WRITERS)])
+        shell.show()
+
+        record = reader.task(shell.db, ARRAY)
+        assert record is not None
+        assert record.spec is not None
+        assert record.spec.array == others[0].array
