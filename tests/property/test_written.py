@@ -255,24 +255,13 @@ def _joined(*parts: tuple[TaskRow, ...]) -> dict[str, tuple[int, int]]:
     return {t.id: (t.spec.ord, len(t.attempts)) for t in told if t and t.spec}
 
 
-def test_rows_of_members_count_in_whichever_array_of_that_name_is_here() -> None:
-    """Both halves of a split accept the array of one key, each at its own time."""
-    ours = _rowed(ARRAY, 5, array=ArraySpec(count=2, first=1))
-    theirs = _rowed(ARRAY, 9, array=ArraySpec(count=2, first=1))
+def test_the_envelope_in_the_row_of_a_member_counts_for_nothing() -> None:
+    """It follows from the array, so no node of ours gives one; another's might differ.
 
-    told = _joined((ours, _rowed(ONE, 5)), (theirs, _rowed(ONE, 9), _rowed(TWO, 9)))
-
-    assert told == {ARRAY: (5, 0), ONE: (5, 1), TWO: (5, 1)}
-
-
-def test_rows_of_members_may_come_before_their_array() -> None:
-    """It was forgotten and asked for again while its rows were being given.
-
-    No transaction lasts through a snapshot: the row of the later array lies behind what
-    was read by then. Its entries follow, and the floor takes the earlier one.
+    The writer took the member for a later task of that name, and stopped.
     """
-    earlier = _rowed(ARRAY, 5, array=ArraySpec(count=2, first=1))
-    first, second = (earlier, _rowed(ONE, 5)), (_rowed(ONE, 9), _rowed(TWO, 9))
+    array = _rowed(ARRAY, 5, array=ArraySpec(count=2, first=1))
+    first, second = (array, _rowed(ONE, 5)), (_rowed(ONE, 9), _rowed(TWO, 9))
 
     assert _joined(first, second) == {ARRAY: (5, 0), ONE: (5, 1), TWO: (5, 1)}
 
