@@ -219,7 +219,9 @@ class Submissions:
         return None
 
     async def _accept(self, asked: Submission) -> Taken:
-        await self._room.require(sum(map(_count, asked.drafts)))
+        asking = [draft for draft in asked.drafts if draft.options is not None]
+        plain = len(asked.drafts) - len(asking)
+        await self._room.require(plain + sum(map(_count, asking)))
         suffixes = self._suffixes(len(asked.drafts))
         logged = await self._logged(asked)
         if len(asked.drafts) > FEW:
@@ -268,7 +270,7 @@ class Submissions:
     async def _logged(self, asked: Submission) -> tuple[TaskId | None, ...]:
         """Return what the log will call the tasks that have a name."""
         drafts = asked.drafts
-        if all(draft.id is None for draft in drafts):
+        if not [draft for draft in drafts if draft.id is not None]:
             return (None,) * len(drafts)
         return tuple(await in_turns(drafts, lambda d: logged_id(d, asked.submitter)))
 

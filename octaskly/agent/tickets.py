@@ -123,13 +123,12 @@ class Waiters:
     def appended(self, entries: Sequence[Entry]) -> None:
         """Keep facts that somebody waits for: they spare reading them again."""
         self.recent.appended(entries)
-        if not self._waits:
-            return
-        for entry in entries:
+        waits = self._waits
+        for entry in entries if waits else ():
             fact = entry.fact
-            if isinstance(fact, ABOUT_NO_TASK):
-                continue
-            for wait in self._waits.get(name_of(fact.task), ()):
+            task = fact.task  # None has the name of what is about no task.
+            for wait in waits.get(name_of(task) if "~" in task else task, ()):
+                assert not isinstance(fact, ABOUT_NO_TASK)
                 wait.facts.append(fact)
                 if wait.is_eager:
                     wait.news.set()
@@ -137,12 +136,12 @@ class Waiters:
     def announced(self, tasks: Sequence[TaskId]) -> None:
         """What was appended about these tasks is durable: wake who waits for them."""
         self.recent.announced(tasks)
-        if not self._waits:
-            return
-        for task in tasks:
-            name, place = name_of(task), member_of(task)
+        waits = self._waits
+        for task in tasks if waits else ():
+            name = name_of(task) if "~" in task else task
+            place = member_of(task) if "." in task else None
             other = name + _MEMBERS if place is None else name_of(place[0])
-            for wait in (*self._waits.get(name, ()), *self._waits.get(other, ())):
+            for wait in (*waits.get(name, ()), *waits.get(other, ())):
                 wait.news.set()
 
     def at_hand(self, name: str) -> TaskRecord | None:

@@ -88,7 +88,8 @@ def _line(
     }
     # Most tasks ask for nothing, so are no arrays.
     line |= {"array": None} if options is None else members.shown(record)
-    if state.is_final and (span := _span(record)) is not None:
+    is_array = record.progress is not None
+    if is_array and state.is_final and (span := _span(record)) is not None:
         line |= _times(span, spec)
     return line
 

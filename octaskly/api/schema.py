@@ -142,7 +142,7 @@ async def parse_tasks(body: bytes) -> Batch:
         )
     drafts = await in_turns(list(enumerate(tasks)), lambda each: _draft(*each[::-1]))
     _refuse_repeated_ids(drafts)
-    is_strict = any(task.durability == "strict" for task in tasks)
+    is_strict = "strict" in {task.durability for task in tasks}
     return Batch(drafts=drafts, is_array=True, is_strict=is_strict)
 
 
