@@ -61,7 +61,7 @@ from octaskly.core.model import (
     TaskSpec,
     TaskState,
 )
-from octaskly.core.options import Requires, TaskOptions, requires_of
+from octaskly.core.options import Requires, Retry, TaskOptions, requires_of
 from octaskly.core.replication import Replication
 from octaskly.core.replies import Accepted, CancelDone
 from octaskly.core.stance import Stance
@@ -136,6 +136,8 @@ class Reign:
         self.ticket = 0
         self.asked: dict[int, TaskId] = {}
         self.term = 0
+        self.last_end = builders.outcome()
+        """How attempts end that are left once all faults are over."""
 
     @property
     def now(self) -> Moment:
@@ -182,10 +184,15 @@ class Reign:
         self.perform(self.dispatch.on_worker_down(node, self.now))
 
     def submit(
-        self, count: int, requires: Requires | None = None, priority: int = 0
+        self,
+        count: int,
+        requires: Requires | None = None,
+        priority: int = 0,
+        retry: Retry | None = None,
     ) -> None:
         self.ticket += 1
-        options = None if requires is None else TaskOptions(requires=requires)
+        asked = TaskOptions(requires=requires, retry=retry)
+        options = None if asked == TaskOptions() else asked
         draft = replace(builders.draft(), options=options, priority=priority)
         event = TasksSubmitted(
             self.ticket,
@@ -467,7 +474,7 @@ class Reign:
         for node, hand in self.hands.items():
             while hand.here:
                 is_busy = True
-                self.finish(node, builders.outcome())
+                self.finish(node, self.last_end)
             self.beat(node)
             self.hear_worker(node)
         if self.dispatch.deadline() is not None or not self.is_calm:

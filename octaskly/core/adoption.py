@@ -19,7 +19,7 @@ from octaskly.core.merge import TaskRecord
 from octaskly.core.messages import Reattach
 from octaskly.core.model import Attempt, AttemptId, Moment, NodeId, TaskSpec
 from octaskly.core.placing import Placing
-from octaskly.core.retry import Tries, most, tries_of
+from octaskly.core.retry import Tries, most, told_of, tries_of
 
 READ_S = 0.5  #: how long a new reign waits for what others hold;
 READ_MAX_S = 3.0  #: and for those that are not silent
@@ -164,6 +164,7 @@ class Adoption:
             if is_later and not is_settled:
                 self._move(task, likely.id, likely.node)
             task.tries = most(task.tries, _tries_before(task, record))
+            task.reported += told_of(record.attempts)
         task.n = max(task.n, *(attempt.id.n for attempt in record.attempts))
         if record.state.is_final and task.final is None:
             task.final = record.state

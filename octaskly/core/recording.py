@@ -15,6 +15,7 @@ from octaskly.core.inhand import WAITING, InHand, Stage
 from octaskly.core.merge import TaskRecord
 from octaskly.core.messages import Report
 from octaskly.core.model import (
+    Attempt,
     AttemptId,
     AttemptState,
     Moment,
@@ -32,7 +33,9 @@ from octaskly.core.retry import (
     Tries,
     counted,
     judged,
+    recounted,
     rest_s,
+    told_of,
     tries_of,
 )
 
@@ -64,7 +67,7 @@ class Recording:
         self._put_off: dict[TaskId, dict[AttemptId, tuple[NodeId, Report]]] = {}
         """Ends that wait for what the store says of their tasks, and who told."""
         self._before: dict[Key, Tries] = {}
-        """What the store said just now of the attempts before such an end."""
+        """What the store said just now of the other attempts at such a task."""
         self._told: tuple[set[Key], set[Key]] = (set(), set())
         """What was acknowledged of late, and before that: it is told again where it
         crossed that, as who is told to end what has ended repeats its result."""
@@ -130,14 +133,16 @@ class Recording:
             state = queue.settled(task_id, state)
             if state.is_final:
                 task = task or queue.shadow(_spec_of(report), None)
-                task.final, task.reported = state, ()
+                task.final = state
+                task.reported = () if record is None else told_of(record.attempts)
+                self._placing.touch(task)
                 continue
             if task is not None:
                 del queue.tasks[task_id]
             attempts = () if record is None else record.attempts
             for attempt in reports:
-                before = tuple(other for other in attempts if other.id < attempt)
-                self._before[task_id, attempt] = tries_of(before)
+                others = _others(attempts, attempt)
+                self._before[task_id, attempt] = tries_of(others)
         return ready
 
     def acknowledged(self, items: Iterable[Key]) -> None:
@@ -169,22 +174,34 @@ class Recording:
             return False  # Told again because the acknowledgement was slow.
         task.reported += (report.attempt,)
         placing.touch(task)
-        outcome = _outcome(task, report.outcome)
         was_open = task.final is None
         is_live = task.stage is Stage.LIVE
-        if is_live and task.attempt == report.attempt and task.node == node:
+        if is_live and (task.attempt, task.node) == (report.attempt, node):
+            outcome = _outcome(task, report.outcome)
             outcome = self._finish(task, node, outcome, now)
-        elif (final := FINAL_STATES.get(outcome.state)) is not None:
-            # A lost attempt ended after all, and that decides the task.
-            if is_live and task.final is None:
-                placing.kill(task)
-            elif task.stage in WAITING:
-                self._queue.end(task, final)
-            task.final = _decided(task, final)
+        else:
+            outcome = self._hear_late(task, report.outcome)
         placing.facts.append(Finished(report.task, report.attempt, node, outcome))
         if was_open and task.final is TaskState.FAILED:
             placing.count_failure(report.task)
         return outcome.state in FINAL_STATES or task.final is not None
+
+    def _hear_late(self, task: InHand, told: Outcome) -> Outcome:
+        """Let the end of an attempt count that was taken for lost; return it."""
+        if told.reason is Reason.LOST:
+            return told  # That much was known, and counted.
+        outcome = _outcome(task, told)
+        final = FINAL_STATES.get(outcome.state)
+        if final is None:
+            if outcome.reason in FAILURES:
+                task.tries = recounted(task.tries)
+            return outcome
+        if task.stage is Stage.LIVE and task.final is None:
+            self._placing.kill(task)
+        elif task.stage in WAITING:
+            self._queue.end(task, final)
+        task.final = _decided(task, final)
+        return outcome
 
     def _finish(
         self, task: InHand, node: NodeId, outcome: Outcome, now: Moment
@@ -236,6 +253,7 @@ class Recording:
         # forgotten, and another half of a split has told that the task goes on.
         task = self._queue.shadow(_spec_of(report), final)
         task.reported = (report.attempt,)
+        task.tries = counted(before or NO_TRIES, outcome)  # Another may be told, too.
         placing.touch(task)
         if before is not None and final is TaskState.FAILED:
             placing.count_failure(report.task)
@@ -250,6 +268,16 @@ def _is_unseen(task: InHand, node: NodeId, report: Report) -> bool:
     """Whether all that is known of a live attempt is that its worker listed it."""
     is_live = task.stage is Stage.LIVE and task.final is None and not task.is_sure
     return is_live and (task.attempt, task.node) == (report.attempt, node)
+
+
+def _others(attempts: tuple[Attempt, ...], attempt: AttemptId) -> tuple[Attempt, ...]:
+    """Return the attempts that count where the end of this one is judged.
+
+    Of an end that is told again those before it, so that it is judged as it was.
+    """
+    if attempt in told_of(attempts):
+        return tuple(a for a in attempts if a.id < attempt)
+    return tuple(a for a in attempts if a.id != attempt)
 
 
 def _hangs_on_the_log(report: Report) -> bool:

@@ -8,6 +8,7 @@ from typing import Final
 
 from octaskly.core.model import (
     Attempt,
+    AttemptId,
     AttemptState,
     Moment,
     Outcome,
@@ -75,6 +76,15 @@ def tries_of(attempts: tuple[Attempt, ...]) -> Tries:
     return Tries(sum(r in FAILURES for r in reasons), reasons.count(Reason.LOST))
 
 
+def told_of(attempts: tuple[Attempt, ...]) -> tuple[AttemptId, ...]:
+    """Return the attempts whose ends the log has from their workers.
+
+    A loss may have been written because a worker was away, which then tells more.
+    """
+    ended = [(a.id, a.outcome) for a in attempts if a.outcome is not None]
+    return tuple(name for name, end in ended if end.reason is not Reason.LOST)
+
+
 def judged(spec: TaskSpec, outcome: Outcome, tries: Tries) -> Outcome:
     """Return an end as the log shall have it: released if another attempt follows."""
     rule = _rule(spec)
@@ -100,6 +110,11 @@ def counted(tries: Tries, outcome: Outcome) -> Tries:
     if outcome.reason in FAILURES:
         return replace(tries, failed=tries.failed + 1)
     return tries
+
+
+def recounted(tries: Tries) -> Tries:
+    """Return the tries after an attempt that was taken for lost failed after all."""
+    return Tries(tries.failed + 1, max(tries.lost - 1, 0))
 
 
 def most(tries: Tries, others: Tries) -> Tries:

@@ -30,7 +30,7 @@ from octaskly.core.model import (
     TaskState,
 )
 from octaskly.core.options import Requires
-from octaskly.core.retry import tries_of
+from octaskly.core.retry import told_of, tries_of
 from octaskly.core.unpacking import Unpacking, learn, numbers_in_hand, unpacked
 
 PICKY_LOOK = 32  #: tasks with excluded workers that one placement looks at
@@ -197,6 +197,7 @@ class TaskQueue:
         """Return a task as the log knows it, not yet in hand."""
         assert record.spec is not None
         task = InHand(record.spec, tries=tries_of(record.attempts))
+        task.reported = told_of(record.attempts)
         for attempt in record.attempts:
             task.n = max(task.n, attempt.id.n)
             task.attempt, task.node = attempt.id, attempt.node

@@ -13,6 +13,8 @@ from collections.abc import Callable
 import pytest
 
 from octaskly.core.model import AttemptState, NodeId, Reason
+from octaskly.core.options import Retry
+from octaskly.core.retry import FAILURES
 from tests import builders
 from tests.reign import Reign
 
@@ -139,3 +141,38 @@ def test_whatever_happens_every_accepted_task_ends_and_none_runs_after_its_end(
     assert all(world.durable[task].cancelled_by for task in world.cancelled)
     assert world.dispatch._queue.tasks == {}
     assert world.dispatch._queue.lanes.queued == 0
+
+
+class StubbornWalk(Walk):
+    """Tasks fail often, and are tried once more; half of them never if lost."""
+
+    failing = 30
+
+    def __init__(self, seed: int) -> None:
+        super().__init__(seed)
+        for step, often in ((self.reign, 3), (self.advance, 6), (self.finish, 3)):
+            self.weights[self.steps.index(step)] *= often
+        self.world.last_end = builders.outcome(AttemptState.FAILED)
+
+    def submit(self) -> None:
+        if sum(not r.state.is_final for r in self.world.written.values()) < 20:
+            retry = Retry(retries=1, on_lost=self.dice.random() < 0.5)
+            self.world.submit(self.dice.randint(1, 3), retry=retry)
+
+
+@pytest.mark.parametrize("seed", range(SEEDS))
+def test_whatever_happens_no_more_attempts_follow_than_were_asked_for(
+    seed: int,
+) -> None:
+    """Also where reigns change between them, and where the lost fail after all."""
+    walk = StubbornWalk(seed)
+
+    walk.go()
+    walk.world.calm_down()
+
+    for task in walk.world.accepted:
+        record = walk.world.durable[task]
+        assert record.state.is_final
+        in_vain = [a for a in record.attempts if a.state is AttemptState.RELEASED]
+        failed = [a for a in in_vain if a.outcome and a.outcome.reason in FAILURES]
+        assert len(failed) <= 1, record
