@@ -37,7 +37,7 @@ class Pulse:
     def begin(self, reign: Reign, now: Moment) -> list[Effect]:
         """Claim before all connected peers; the first heartbeat is due at once."""
         self.due_s = now.mono_s
-        self._reclaim_s = now.mono_s + self._timing.claim_wait_s
+        self._reclaim_s = now.mono_s + self._answer_s
         return self._proclaim(reign, now)
 
     def on_time(self, reign: Reign, now: Moment) -> list[Effect]:
@@ -49,9 +49,15 @@ class Pulse:
         beat = Heartbeat(reign.epoch, now.mono_s)
         effects: list[Effect] = [Send(node, (beat,)) for node in self.beaten(reign)]
         if now.mono_s >= self._reclaim_s:
-            self._reclaim_s = now.mono_s + self._timing.claim_wait_s
-            effects += self._proclaim(reign, now, min_age_s=self._timing.claim_wait_s)
+            self._reclaim_s = now.mono_s + self._answer_s
+            effects += self._proclaim(reign, now, min_age_s=self._answer_s)
         return effects
+
+    @property
+    def _answer_s(self) -> float:
+        """How long an answer to the claim may take: in a crowd many come at once."""
+        crowding = max(1.0, len(self._members.peers) / self._crowd)
+        return self._timing.claim_wait_s * crowding
 
     def hasten(self) -> None:
         """Have the next heartbeat sent soon."""

@@ -729,6 +729,22 @@ def test_a_vector_covers_another_only_in_every_stream() -> None:
     assert not covers(mine, [(StreamId(1), 5), (StreamId(2), 1)])
 
 
+def test_a_claim_is_said_again_later_where_many_have_to_answer() -> None:
+    """Who follows already would do so again."""
+    for size, again_s in ((16, 1.0), (32, 2.0)):
+        world = Harness()
+        nodes = [NodeId(f"c{number:015d}") for number in range(size)]
+        for node in nodes:
+            world.meet(node, 0.1)
+        world.reign(3.0)
+
+        early = world.watch.on_time(at(3.0 + again_s - 0.01))
+        late = world.watch.on_time(at(3.0 + again_s + TIMING.heartbeat_s))
+
+        assert not any(isinstance(m, Claim) for m in sent(early, nodes[0]))
+        assert any(isinstance(m, Claim) for m in sent(late, nodes[0]))
+
+
 def test_in_a_crowd_plain_workers_get_each_third_heartbeat() -> None:
     """Only standbys need to notice at once that a dispatcher is gone."""
     world = Harness()
