@@ -75,9 +75,14 @@ class Candidacy:
             if member.role is not Role.DISPATCHER and member.state is not NodeState.LOST
         }
 
-    def miss(self, node: NodeId) -> None:
-        """A dial found no successor there: it does not go before anybody."""
+    def miss(self, node: NodeId) -> bool:
+        """A dial found nobody there, who goes before nobody then; return if it is news.
+
+        It is no more once the next roster came.
+        """
+        is_news = node not in self._absent
         self._absent.add(node)
+        return is_news
 
     @property
     def crowding(self) -> float:

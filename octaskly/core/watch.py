@@ -253,16 +253,24 @@ class Watch:
     def on_dial_failed(self, event: DialFailed, now: Moment) -> list[Effect]:
         """Nobody is where a node was; if it was refused, its process is gone."""
         node, phase, suspicion = event.node, self._phase, self._suspicion
-        if suspicion is None and not isinstance(phase, Succeeding):
+        if node is None:
             return []
-        if node is not None:
-            self._candidacy.miss(node)
         if isinstance(phase, Succeeding):
-            phase.is_proven |= node == phase.gone and event.was_refused
-            return self.on_time(now)
-        if suspicion is None or node != suspicion.about or not event.was_refused:
+            gone = phase.gone
+        elif suspicion is not None:
+            gone = suspicion.about
+        else:
             return []
-        suspicion.on_proof()
+        is_first = self._candidacy.miss(node)
+        if node != gone:
+            return self.on_time(now) if isinstance(phase, Succeeding) else []
+        if not event.was_refused:
+            # As a process ends, its links may do so before it listens no more.
+            return self._dial(node, now) if is_first else []
+        if isinstance(phase, Succeeding):
+            phase.is_proven = True
+        elif suspicion is not None:
+            suspicion.on_proof()
         return self.on_time(now)
 
     def on_peer_down(self, peer: NodeId, reason: str, now: Moment) -> list[Effect]:

@@ -295,6 +295,22 @@ def test_a_refused_dial_after_eof_is_proof_and_the_first_successor_claims_at_onc
     assert notes(effects) == ["dispatcher lost", "claiming"]
 
 
+def test_a_dispatcher_that_hangs_up_is_dialled_once_more() -> None:
+    """As a process ends, its links may do so before it listens no more."""
+    world = Harness()
+    world.follow(0.1)
+    world.members.on_peer_down(A, at(5.0))
+    world.watch.on_peer_down(A, "eof", at(5.0))
+    hung_up = replace(refused(A), was_refused=False)
+
+    (again,) = world.watch.on_dial_failed(hung_up, at(5.01))
+    assert isinstance(again, Dial)
+    assert again.node == A
+    assert world.watch.on_dial_failed(hung_up, at(5.02)) == []
+    effects = world.watch.on_dial_failed(refused(A), at(5.03))
+    assert notes(effects) == ["dispatcher lost", "claiming"]
+
+
 def test_later_successors_wait_their_turn() -> None:
     """Claims are staggered by place in the roster."""
     world = Harness()
