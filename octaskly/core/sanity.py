@@ -31,6 +31,9 @@ from octaskly.core.timestamps import PRIORITY_SHIFT
 NUMBER_MAX: Final = 1 << 62  #: of numbers that are counted on from
 ORD_MAX: Final = 127 << PRIORITY_SHIFT  #: behind each place is that of another band
 AMOUNT_MAX: Final = 1 << 31  #: of what one task asks for
+HOSTS_MAX: Final = 64  #: addresses of a node, which tells at most 16
+TITLE_CHARS_MAX: Final = 128
+"""Of its name, of which it chooses 63, and of what else is shown of it."""
 ATTEMPTS_MAX: Final = 1 << 31  #: of one task; also seconds that it may take
 STREAMS_MAX: Final = 1 << 16  #: in a vector; each is a claim
 
@@ -120,11 +123,20 @@ def is_sane_vector(vector: Holdings) -> bool:
 
 
 def is_sane_node(node: NodeInfo | RosterLine) -> bool:
-    """Whether what a node says that it has is bounded: it is kept for each node."""
+    """Whether what a node says of itself is bounded.
+
+    It is kept for each node, and told to all of them whenever one comes or goes.
+    """
     words = (node.os, node.arch, *node.gpus, *chain.from_iterable(node.labels))
+    hosts = tuple(one if isinstance(one, str) else one.host for one in node.addresses)
+    titles = (node.name, node.version, *hosts)
+    if isinstance(node, NodeInfo):
+        titles += (node.boot,)
     return (
         len(node.labels) <= LABELS_MAX
         and len(node.gpus) <= GPUS_MAX
+        and len(hosts) <= HOSTS_MAX
         and all(len(word) <= WORD_CHARS_MAX for word in words)
+        and all(len(text) <= TITLE_CHARS_MAX and text.isprintable() for text in titles)
         and all(0 <= n < NUMBER_MAX for n in (node.memory_mb, node.cpus))
     )

@@ -195,6 +195,20 @@ def array_of(**fields: Any) -> Entry:
     return wishing(array=ArraySpec(**fields))
 
 
+def listing(**more: Any) -> Roster:
+    """Return a roster of one node, of which something is told."""
+    line = RosterLine(
+        id=PEER,
+        name="pi",
+        role=Role.DISPATCHER,
+        state=READY,
+        addresses=(),
+        lan_port=1,
+        slots=1,
+    )
+    return Roster(THEIRS, 1, (replace(line, **more),))
+
+
 def two_named() -> Snapshot:
     """Return a snapshot of a row that is that of two tasks."""
     record = TaskRecord(id=TaskId("another"), spec=spec())
@@ -274,6 +288,12 @@ WRONG = {
         ),
         "fact",
     ),
+    "a member with a name without end": (listing(name="n" * 129), "node"),
+    "a member that says more than a line": (listing(version="1\n2"), "node"),
+    "a member that is everywhere": (
+        listing(addresses=(Address("10.0.0.1", 1),) * 65),
+        "node",
+    ),
     "a snapshot behind which none can come": (
         Snapshot(rows=(), cursor=Cursor(HLC_MAX, 0), more=True, head=EMPTY),
         "clock",
@@ -352,6 +372,26 @@ def test_a_hello_of_a_far_term_is_no_meeting() -> None:
 
     assert Disconnect(PEER, "protocol: term") in shell.met
     assert shell.hear(Pull(())) == []
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"name": "n" * 129},
+        {"name": "a\x1b]0;b"},
+        {"boot": "b" * 129},
+        {"version": "v" * 129},
+        {"addresses": ("10.0.0.1",) * 65},
+    ],
+)
+def test_who_says_more_of_itself_than_can_be_told_is_not_met(
+    more: dict[str, Any],
+) -> None:
+    """A few dozen such members made rosters larger than a frame may be."""
+    told = hello_of(NO_EPOCH)
+    shell = Shell(replace(told, node=replace(told.node, **more)))
+
+    assert Disconnect(PEER, "protocol: node") in shell.met
 
 
 def test_a_kind_of_refusal_is_counted_each_time_and_told_once() -> None:
