@@ -6,6 +6,7 @@ commits, reads of the store, messages on links, the end of attempts.
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from dataclasses import dataclass, field, replace
 
@@ -477,7 +478,7 @@ class Reign:
                 self.finish(node, self.last_end)
             self.beat(node)
             self.hear_worker(node)
-        if self.dispatch.deadline() is not None or not self.is_calm:
+        if self.dispatch.deadline() < math.inf or not self.is_calm:
             is_busy = True
         self.advance(0.5)
         return is_busy

@@ -10,6 +10,7 @@ for lost.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 
 from octaskly.core.arrays import member_of
@@ -36,7 +37,7 @@ class Adoption:
         self._until_s = 0.0
         self.is_open = False
         """Whether workers of the reign before may still come."""
-        self._held_until_s: float | None = None
+        self._held_until_s = math.inf
         self._held_most_s = 0.0
         self.is_behind = False
         """Whether nodes here may hold ends that this log does not."""
@@ -69,7 +70,7 @@ class Adoption:
     def _go_on(self) -> None:
         """Read what is in the log."""
         self._queue.is_held = False
-        self._held_until_s = None
+        self._held_until_s = math.inf
 
     def end(self) -> None:
         """Wait for nobody."""
@@ -78,13 +79,12 @@ class Adoption:
         self._absent.clear()
         self.is_open = False
 
-    def deadline(self) -> float | None:
+    def deadline(self) -> float:
         """Return when `expire` has something to do."""
-        open_s = self._until_s if self.is_open else None
-        if not self._absent and self._held_until_s is None:
-            return open_s  # As at nearly every step.
-        due_s = (*self._absent.values(), open_s, self._held_until_s)
-        return min(at_s for at_s in due_s if at_s is not None)
+        due_s = self._held_until_s
+        if self.is_open:
+            due_s = min(due_s, self._until_s)
+        return min(due_s, *self._absent.values()) if self._absent else due_s
 
     def on_reattach(self, node: NodeId, message: Reattach, now: Moment) -> None:
         """Adopt what a worker runs, kill what is void, give up what it lost."""
@@ -115,7 +115,7 @@ class Adoption:
 
     def expire(self, now: Moment) -> None:
         """Give up the attempts of workers that did not come back in time."""
-        if self._held_until_s is not None and self._held_until_s <= now.mono_s:
+        if self._held_until_s <= now.mono_s:
             self._go_on()
         for node in [node for node, at_s in self._absent.items() if at_s <= now.mono_s]:
             del self._absent[node]

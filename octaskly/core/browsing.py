@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from octaskly.core.effects import Browse, Effect
 from octaskly.core.model import Moment
 
@@ -16,12 +18,12 @@ class Browsing:
     def __init__(self) -> None:
         self._since_s: float | None = None
         self._asked = 0
-        self._next_s: float | None = None
+        self._next_s = math.inf
 
     @property
     def is_on(self) -> bool:
         """Whether this node browses."""
-        return self._next_s is not None
+        return self._next_s < math.inf
 
     def start(self, now: Moment, *, is_patient: bool = False) -> list[Effect]:
         """Browse from now on, first at once; or a second later, if still needed then.
@@ -34,14 +36,14 @@ class Browsing:
 
     def stop(self) -> list[Effect]:
         """Browse no more."""
-        if self._next_s is None:
+        if not self.is_on:
             return []
-        self._next_s = None
+        self._next_s = math.inf
         return [Browse(is_wanted=False)]
 
     def on_time(self, now: Moment, *, draw: float, is_reigning: bool) -> list[Effect]:
         """Ask again when it is due."""
-        if self._next_s is None or now.mono_s < self._next_s:
+        if now.mono_s < self._next_s:
             return []
         self._asked += 1
         if is_reigning:
@@ -53,6 +55,6 @@ class Browsing:
             self._next_s = now.mono_s + BROWSE_EVERY_S
         return [Browse(is_wanted=True)]
 
-    def deadline(self) -> float | None:
+    def deadline(self) -> float:
         """Return when to ask next."""
         return self._next_s

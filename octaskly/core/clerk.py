@@ -20,6 +20,7 @@ from octaskly.core.placing import Placing
 from octaskly.core.records import KINDS, is_over, is_sane
 from octaskly.core.replication import Replication
 from octaskly.core.replies import Crowded, Kept, NotDurable, NotHere
+from octaskly.core.succession import Reign
 
 BATCH: Final = 1000  #: records in one message, of 4 KiB at most
 
@@ -102,7 +103,7 @@ class Clerk:
         fresh = tuple(record for record in message.items if book.learn(record))
         return [self._journal.save(records=fresh)] if fresh else []
 
-    def review(self, reign: Epoch | None, now: Moment) -> list[Effect]:
+    def review(self, reign: Reign | None, now: Moment) -> list[Effect]:
         """Let know what is new, here and at the followers of this reign."""
         effects: list[Effect] = []
         news = self._journal.book.take_news()
@@ -116,7 +117,7 @@ class Clerk:
             effects += self._journal.when_durable(durable, now)
         if reign is not None and self._members.changes != self._seen_changes:
             self._seen_changes = self._members.changes
-            for peer, view in self._members.followers(reign):
+            for peer, view in self._members.followers(reign.epoch):
                 if not view.has_records:
                     view.has_records = True
                     effects += self._greet(peer, now)

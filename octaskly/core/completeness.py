@@ -48,8 +48,8 @@ class Completeness:
         self._epoch: Epoch = NO_EPOCH
         self._missing: dict[NodeId, float] = {}
         """Nodes that may know more, and until when they are waited for."""
-        self._asked: list[tuple[int, Epoch, float]] = []
-        """Tickets, in which reign they were asked, and when."""
+        self.asked: list[tuple[int, Epoch, float]] = []
+        """Who waits for an answer: tickets, in which reign they asked, and when."""
 
     def remember(self, nodes: list[NodeId], now_s: float) -> None:
         """These were in the mesh before this process started."""
@@ -97,12 +97,7 @@ class Completeness:
 
     def ask(self, ticket: int, now: Moment) -> None:
         """Have `on_time` answer whether this reign knows of all tasks."""
-        self._asked.append((ticket, self._epoch, now.mono_s))
-
-    @property
-    def is_asked(self) -> bool:
-        """Whether somebody waits for an answer."""
-        return bool(self._asked)
+        self.asked.append((ticket, self._epoch, now.mono_s))
 
     def on_time(self, reign: Epoch | None, now: Moment) -> list[Effect]:
         """Answer what can be answered.
@@ -111,7 +106,7 @@ class Completeness:
             reign: The epoch in which this node reigns; None: in none.
             now: The clocks.
         """
-        asked, self._asked = self._asked, []
+        asked, self.asked = self.asked, []
         is_complete = self.is_complete(now.mono_s)
         confirmed_s = self._confirmed_s()
         answers: list[Effect] = []
@@ -121,7 +116,7 @@ class Completeness:
             elif not is_complete or since_s <= confirmed_s:
                 answers.append(Answer(ticket, Passed(is_complete)))
             else:
-                self._asked.append((ticket, epoch, since_s))
+                self.asked.append((ticket, epoch, since_s))
         return answers
 
     def _confirmed_s(self) -> float:

@@ -7,6 +7,8 @@ over is ended and given back. At last every link gets its Leave.
 
 from __future__ import annotations
 
+import math
+
 from octaskly.core.effects import Effect, Note, Stopped
 from octaskly.core.machines import Machines
 from octaskly.core.messages import STOPPING
@@ -20,6 +22,7 @@ class Departure:
     """The way out of one node; idle until it is asked for."""
 
     def __init__(self, machines: Machines) -> None:
+        self.is_asked = False  #: the node is on its way out
         self.is_done = False
         self._journal = machines.journal
         self._members = machines.members
@@ -32,17 +35,13 @@ class Departure:
         self._kill_s = machines.settings.timing.kill_grace_s + GONE_S
         self._has_given_up = False
 
-    @property
-    def is_asked(self) -> bool:
-        """Whether the node is on its way out."""
-        return self._ends_s is not None
-
     def begin(self, drain_s: float, now: Moment) -> list[Effect]:
         """Start to leave; asked a second time, leave at once."""
         if self.is_asked:
             return self._finish("stopped at once", now)
         if self._worker.stance.hold.is_paused:
             drain_s = 0.0  # What is frozen does not end.
+        self.is_asked = True
         self._ends_s = now.mono_s + drain_s
         self._candidacy.withdraw()
         # Standbys that were asked while the disk failed may be ready by now.
@@ -74,10 +73,10 @@ class Departure:
         is_over = is_late or self._has_given_up
         return self._finish("drain over" if is_over else "drained", now)
 
-    def deadline(self) -> float | None:
+    def deadline(self) -> float:
         """Return when patience ends."""
         if self._ends_s is None or self.is_done:
-            return None
+            return math.inf
         if self._election.reign is None:
             return self._ends_s
         return self._handover.deadline() or self._ends_s

@@ -6,6 +6,8 @@ follower says so, and is neither standby nor successor until its disk works agai
 
 from __future__ import annotations
 
+import math
+
 from octaskly.core.effects import Effect, Note
 from octaskly.core.events import DiskChanged
 from octaskly.core.machines import Machines
@@ -56,8 +58,8 @@ class DiskCare:
         self._handover.reset()
         return self._dispatch.resume_accepting(now)
 
-    def deadline(self) -> float | None:
+    def deadline(self) -> float:
         """Return when `on_time` has something to do."""
         if not self._candidacy.is_disk_failing or self._election.reign is None:
-            return None
+            return math.inf
         return self._handover.deadline() or self._asks_s

@@ -7,6 +7,7 @@ effects in `placing`.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 
 from octaskly.core.acceptance import Acceptance
@@ -123,17 +124,16 @@ class Dispatch:
         """Return how many attempts the node holds, as far as is known."""
         return self._queue.outstanding(node)
 
-    def deadline(self) -> float | None:
+    def deadline(self) -> float:
         """Return when `on_time` has something to do."""
         if not self.is_reigning:
-            return None
-        due_s = (
+            return math.inf
+        return min(
             self.adoption.deadline(),
             self._resting.deadline(),
             self._parents.deadline(),
-            self.retention.deadline() if self.is_accepting else None,
+            self.retention.deadline() if self.is_accepting else math.inf,
         )
-        return min([at_s for at_s in due_s if at_s is not None], default=None)
 
     # --- Clients.
 
@@ -224,6 +224,11 @@ class Dispatch:
         """Learn how much a worker takes and how busy it is."""
         self._pool.set_load(node, message.load.cpu_percent)
         self._pool.set_credit(node, message.credit)
+        # Nearly all say what is known.
+        return self._commit(now) if self._pool.freed else []
+
+    def on_beat(self, now: Moment) -> list[Effect]:
+        """Place what has waited long enough to have a worker kept for it."""
         return self._commit(now)
 
     def on_reattach(self, node: NodeId, message: Reattach, now: Moment) -> list[Effect]:
@@ -321,11 +326,10 @@ class Dispatch:
             return []
         effects = self.retention.on_time(now) if self.is_accepting else []
         effects += self._parents.ask(now)
-        rested_s, due_s = self._resting.deadline(), self.adoption.deadline()
-        if rested_s is not None and rested_s <= now.mono_s:
+        if self._resting.deadline() <= now.mono_s:
             self._placing.wake(now)
             effects += self._commit(now)
-        if due_s is None or due_s > now.mono_s:
+        if self.adoption.deadline() > now.mono_s:
             return effects
         self.adoption.expire(now)
         return effects + self._judge_inputs(now)

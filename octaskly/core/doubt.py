@@ -7,6 +7,8 @@ an answer waits for a standby; then it goes on, alone.
 
 from __future__ import annotations
 
+import math
+
 from octaskly.core.candidacy import Candidacy
 from octaskly.core.dispatch import Dispatch
 from octaskly.core.effects import Effect, Note
@@ -65,9 +67,9 @@ class Doubt:
             return []
         return self._end(now)
 
-    def deadline(self) -> float | None:
+    def deadline(self) -> float:
         """Return when `on_time` has something to do."""
-        return None if self._epoch is None else self._since_s + self._timing.solo_s
+        return math.inf if self._epoch is None else self._since_s + self._timing.solo_s
 
     def _end(self, now: Moment) -> list[Effect]:
         epoch, self._epoch = self._epoch, None

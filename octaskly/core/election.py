@@ -37,6 +37,10 @@ from octaskly.core.succession import Reign, covers, mint_stream
 from octaskly.core.suspicion import Patience
 from octaskly.core.versions import UNREADABLE
 
+# Named, since what is asked for at each step is not put together each time.
+TIED = (Following, Yielding)  #: phases of a node that follows a dispatcher
+SERVING = (Following, Reigning)  #: phases in which a worker may have one
+
 
 @dataclass(slots=True)
 class Loss:
@@ -83,7 +87,8 @@ class Election:
         self._members = members
         self._candidacy = candidacy
         self._versions = candidacy.versions
-        self._draw = 0.0
+        self.draw = 0.0
+        """Chance, as the last event that brought some has it."""
         self._epoch_number = 0  #: of the `Save` that made `epoch` durable
         self._serial = 0  #: of the last dispatcher that was followed, or reign begun
 
@@ -91,7 +96,7 @@ class Election:
     def tie(self) -> Tie | None:
         """What ties this node to the dispatcher that it follows."""
         phase = self.phase
-        return phase.tie if isinstance(phase, Following | Yielding) else None
+        return phase.tie if isinstance(phase, TIED) else None
 
     @property
     def dispatcher(self) -> NodeId | None:
@@ -111,7 +116,7 @@ class Election:
     def attachment(self) -> Attachment | None:
         """Whom the worker of this node serves."""
         phase = self.phase
-        return phase.attachment if isinstance(phase, Following | Reigning) else None
+        return phase.attachment if isinstance(phase, SERVING) else None
 
     @property
     def bound(self) -> Epoch:
@@ -131,10 +136,6 @@ class Election:
         phase = self.phase
         return phase.claim if isinstance(phase, TakingOver | Reigning) else None
 
-    def on_draw(self, draw: float) -> None:
-        """Take chance from an event."""
-        self._draw = draw
-
     def hear(self, term: int) -> None:
         """A term is in use: the next claim must be above it."""
         self.term = max(self.term, term)
@@ -153,7 +154,7 @@ class Election:
 
     def seek(self, reason: str, now: Moment) -> list[Effect]:
         """Look for a mesh; whatever role there was is over."""
-        jitter_s = self._timing.seek_jitter_s * self._draw
+        jitter_s = self._timing.seek_jitter_s * self.draw
         self._enter(Seeking(now.mono_s, jitter_s, now))
         return [Note("info", "seeking", (("reason", reason),))]
 
@@ -248,7 +249,7 @@ class Election:
         """Claim: the new epoch and its stream go to the disk before anybody hears."""
         self.term = max(self.term, self.epoch.term) + 1
         epoch = Epoch(self.term, self._me.id)
-        stream = mint_stream(self._me, self.term, self._draw)
+        stream = mint_stream(self._me, self.term, self.draw)
         assert stream not in self._journal.vector
         claim = Reign(epoch, stream)
         if isinstance(self.phase, Reigning):

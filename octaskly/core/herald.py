@@ -33,10 +33,7 @@ class Herald:
     def on_change(self, now: Moment) -> list[Effect]:
         """Tell what is new since the last call, if anything is."""
         election = self._election
-        effects: list[Effect] = []
-        if election.reign is not None:
-            effects += self._spread(now)
-        effects += self._take_name()
+        effects = [] if election.reign is None else self._spread(now)
         effects += self._note_copies()
         roster = self._registry.roster
         version = None if roster is None else (roster.epoch, roster.version)
@@ -46,6 +43,7 @@ class Herald:
         if state == self._published:
             return effects
         self._published = state
+        effects += self._take_name()  # Which only a reign or a roster gives.
         return [*effects, Publish(election.epoch, dispatcher, is_serving, roster)]
 
     def _note_copies(self) -> list[Effect]:
@@ -59,13 +57,13 @@ class Herald:
 
     def _spread(self, now: Moment) -> list[Effect]:
         """Send followers a roster that changed, and newcomers the last one."""
-        epoch, state = self._election.epoch, self._worker.stance.state
+        epoch, stance = self._election.epoch, self._worker.stance
         new = None
-        if self._registry.is_due(epoch, state, now):
+        if self._registry.is_due(epoch, stance, now):
             new = self._registry.build(
                 epoch,
                 self._profile.line,
-                state,
+                stance,
                 self._replication.nodes,
                 self._dispatch.outstanding,
                 now,

@@ -258,8 +258,7 @@ class Hints:
         """Dial the hints that are due, forget those that are too old."""
         if self.circle is Circle.NONE:
             return []
-        due_s = self.deadline()
-        if due_s is None or now.mono_s < due_s:
+        if now.mono_s < self.deadline():
             return []
         self._due_s = None
         due = []
@@ -273,16 +272,16 @@ class Hints:
             due.append(hint)
         return self._dial_all(due, now)
 
-    def deadline(self) -> float | None:
+    def deadline(self) -> float:
         """Return when the next dial is due."""
-        held_s = self._held_until_s if self._held else None
+        held_s = self._held_until_s if self._held else math.inf
         if self.circle is Circle.NONE:
             return held_s
         if self._due_s is None:
             hints = self._hints.values()
             due = (hint.next_s for hint in hints if hint.node not in self._peers)
             self._due_s = min(due, default=math.inf)
-        return self._due_s if held_s is None else min(self._due_s, held_s)
+        return min(self._due_s, held_s)
 
     @property
     def _is_meeting_dispatcher(self) -> bool:

@@ -58,8 +58,8 @@ from octaskly.core.phases import Phase
 from octaskly.core.profile import Profile
 from octaskly.core.questions import Question, Questions
 from octaskly.core.rotation import Rotation
+from octaskly.core.timers import Timers
 
-REST_S = 0.02  #: between two steps that only time causes
 LATE_S = 0.05  #: behind the longest time between two steps, and it was own slowness
 WorkEvent = (
     Question
@@ -90,6 +90,7 @@ class Node:
         self._hints = machines.members.hints
         self._browsing = machines.browsing
         self._registry = machines.registry
+        self._candidacy = machines.candidacy
         self._election = machines.election
         self._watch = machines.watch
         self._replication = machines.replication
@@ -115,21 +116,12 @@ class Node:
         self._links = Links(machines)
         self._custody = Custody(machines, self._links)
         self._inbound = Inbound(machines, self._profile, self._links)
-        self._draw = 0.0
-        self._step_s: float | None = None
-        self._own_beat_s = 0.0
-        self._allegiance = Allegiance(machines)
-        self._timed = (
-            self._watch,
-            self._hints,
-            self._browsing,
-            self._replication,
-            self._doubt,
-            self._dispatch,
-            self._worker,
-            self._departure,
-            self._disk,
+        self._timers = Timers(
+            *(machines, self._profile, self._links, self._custody),
+            *(self._departure, self._disk),
         )
+        self._step_s: float | None = None
+        self._allegiance = Allegiance(machines)
 
     @property
     def progress(self) -> tuple[int, int]:
@@ -212,30 +204,21 @@ class Node:
 
     def deadline(self) -> float:
         """Return when to step again without an event, in monotonic seconds."""
-        last_s = 0.0 if self._step_s is None else self._step_s
-        next_s = last_s + self._timing.tick_s
-        for machine in self._timed:
-            due_s = machine.deadline()
-            if due_s is None or due_s >= next_s:
-                continue
-            if due_s <= last_s:
-                # What was due at the last step waits for something else than time.
-                due_s = min(next_s, last_s + REST_S)
-            next_s = due_s
-        return next_s
+        return self._timers.deadline()
 
     def step(self, event: Event, now: Moment) -> list[Effect]:
         """Do what is due at `now`, then handle `event`; return what to do, in order."""
         if isinstance(event, DRAWN):
-            self._draw = event.draw
-            self._election.on_draw(event.draw)
+            self._election.draw = event.draw
         effects = self._on_clock(now)
-        effects += self._on_due(now)
+        effects += self._timers.on_time(now)
         effects += self._handle(event, now)
         effects += self._inbound.on_quiet(now)
-        effects += self._departure.on_time(now)
-        effects += self._disk.on_time(now)
-        if self._completeness.is_asked:
+        if self._departure.is_asked:
+            effects += self._departure.on_time(now)
+        if self._candidacy.is_disk_failing:
+            effects += self._disk.on_time(now)
+        if self._completeness.asked:
             reign = self._election.reign
             epoch = None if reign is None else reign.epoch
             effects += self._completeness.on_time(epoch, now)
@@ -265,33 +248,6 @@ class Node:
             effects += self._links.cut(peer, "woke", now)
         effects += self._allegiance.reconcile(now)  # Nothing is accepted on the way.
         return effects + self._browsing.start(now) + self._hints.redial_all(now)
-
-    def _on_due(self, now: Moment) -> list[Effect]:
-        if self._departure.is_done:
-            return []  # It dials nobody any more.
-        effects = self._watch.on_time(now)
-        is_reigning = self._election.reign is not None
-        effects += self._hints.on_time(now)
-        effects += self._links.dial_held(now)
-        effects += self._custody.on_time(now, is_reigning=is_reigning)
-        asked = self._browsing.on_time(now, draw=self._draw, is_reigning=is_reigning)
-        if asked:
-            effects += asked + self._hints.redial_all(now)
-        effects += self._doubt.on_time(now)
-        effects += self._dispatch.on_time(now)
-        effects += self._worker.on_time(now)
-        if self._election.reign is not None:
-            effects += self._on_beat(now)
-        return effects
-
-    def _on_beat(self, now: Moment) -> list[Effect]:
-        """At each heartbeat, judge the followers, this node's own worker included."""
-        if now.mono_s < self._own_beat_s or not self._dispatch.is_reigning:
-            return []
-        self._own_beat_s = now.mono_s + self._timing.heartbeat_s
-        health = self._profile.health(now)
-        effects = self._dispatch.on_heartbeat_ok(self._me, health, now)
-        return effects + self._links.judge_followers(now)
 
     # Events
 
@@ -370,10 +326,6 @@ class Node:
 
     # Consequences
 
-    def _review_records(self, now: Moment) -> list[Effect]:
-        reign = self._election.reign
-        return self._clerk.review(None if reign is None else reign.epoch, now)
-
     def _conclude(self, effects: list[Effect], now: Moment) -> list[Effect]:
         """Deliver what this node's halves send each other, until all is quiet."""
         done: list[Effect] = []
@@ -389,9 +341,9 @@ class Node:
                     done.append(effect)
                     if isinstance(effect, Written):
                         waiting += self._replication.on_written(effect, now)
-            waiting.extend(self._allegiance.reconcile(now))
-            waiting.extend(self._replication.review(now))
-            waiting.extend(self._review_records(now))
+            waiting += self._allegiance.reconcile(now)
+            waiting += self._replication.review(now)
+            waiting += self._clerk.review(self._election.reign, now)
             if not waiting:
                 break
         return done + self._herald.on_change(now)

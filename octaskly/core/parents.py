@@ -10,6 +10,8 @@ while they came in, or the only disk that had it has been away for long.
 
 from __future__ import annotations
 
+import math
+
 from octaskly.core.effects import Effect, LoadRipe
 from octaskly.core.events import Ripe, RipeLoaded
 from octaskly.core.facts import CancelAsked, Ready
@@ -54,9 +56,9 @@ class Parents:
         self._due_s = now.mono_s + self._period_s
         self.stir()
 
-    def deadline(self) -> float | None:
+    def deadline(self) -> float:
         """Return when `ask` has something to do without anything having happened."""
-        return self._due_s if self._are_waiting and not self._is_asking else None
+        return self._due_s if self._are_waiting and not self._is_asking else math.inf
 
     def stir(self) -> None:
         """Tasks came that wait: ask when they are durable."""

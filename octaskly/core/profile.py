@@ -63,7 +63,7 @@ class Profile:
             self._election.epoch,
             now.mono_s,
             worker.stance.state,
-            worker.credit,
+            worker.credit_at(now),
             self._load,
             self._candidacy.is_disk_failing,
             worker.stance.strain,

@@ -281,7 +281,7 @@ class Replication:
     def review(self, now: Moment) -> list[Effect]:
         """Replace standbys that are too slow, choose where one is missing."""
         if self._reign is None:
-            return self.release(now)
+            return self._promises.release(now)
         effects: list[Effect] = []
         for node, copy in tuple(self._copies.items()):
             if not self.members.peers[node].is_candidate or self._is_slow(copy, now):
@@ -293,18 +293,15 @@ class Replication:
         if is_due or self.members.changes != self._seen_changes:
             self._seen_changes = self.members.changes
             effects += self._choose(now)
-        return effects + self.release(now)
+        return effects + self._promises.release(now)
 
-    def deadline(self) -> float | None:
+    def deadline(self) -> float:
         """Return when `review` has something to do."""
-        due_s = self._promises.deadline()
-        if self._reign is None:
-            return None if due_s == NEVER else due_s
-        due_s = min(due_s, self._choice_s)
+        due_s = min(self._promises.deadline(), self._choice_s)
         for copy in self._copies.values():
             if copy.unacked:
                 due_s = min(due_s, copy.unacked[0].sent_s + self._timing.slow_s)
-        return None if due_s == NEVER else due_s
+        return due_s
 
     def _is_slow(self, copy: _Copy, now: Moment) -> bool:
         if copy.progress is _Progress.JOINING:

@@ -6,6 +6,7 @@ beyond it tasks are tried again at once.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from heapq import heappop, heappush
 
@@ -27,9 +28,9 @@ class Resting:
         """Let nobody wait: the reign is over."""
         self._due.clear()
 
-    def deadline(self) -> float | None:
+    def deadline(self) -> float:
         """Return when `rested` has something to yield."""
-        return self._due[0][0] if self._due else None
+        return self._due[0][0] if self._due else math.inf
 
     def due_s(self, task: TaskId) -> float | None:
         """Return until when a task waits, None if it does not."""

@@ -6,6 +6,7 @@ attempt came to its end.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from itertools import takewhile
@@ -108,18 +109,18 @@ class KeptResults:
         """Return those that the present dispatcher was not sent."""
         return list(takewhile(lambda kept: kept.sends == 0, self._kept.values()))
 
-    def deadline(self) -> float | None:
+    def deadline(self) -> float:
         """Return when one is due again."""
-        oldest = next(iter(self._kept.values()), None)
-        return None if oldest is None else self._due_s(oldest)
+        if not self._kept:
+            return math.inf
+        return self._due_s(next(iter(self._kept.values())))
 
     def due(self, now_s: float) -> list[KeptResult]:
         """Return those to send again, and then stay quiet for a while.
 
         One message at a time: a dispatcher that is slow is not helped by more.
         """
-        first_s = self.deadline()
-        if first_s is None or first_s > now_s:
+        if self.deadline() > now_s:
             return []
         due = takewhile(lambda kept: self._due_s(kept) <= now_s, self._kept.values())
         chunk = next(self.chunks(due))

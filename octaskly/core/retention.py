@@ -11,6 +11,8 @@ Source: docs/explanation/log.md.
 
 from __future__ import annotations
 
+import math
+
 from octaskly.core.effects import Answer, Effect, PlanFloor
 from octaskly.core.events import FloorPlanned, ForgetAsked
 from octaskly.core.facts import NO_FLOOR, Floor
@@ -79,9 +81,11 @@ class Retention:
         """Write again what rows alone say: somebody is here to keep it."""
         self._due_s = min(self._due_s, now.mono_s + STEP_S)
 
-    def deadline(self) -> float | None:
-        """Return when `on_time` has something to ask."""
-        return None if self._is_asked else self._due_s
+    def deadline(self) -> float:
+        """Return when `on_time` has something to state or to ask."""
+        if self._journal.floor is not self._stated:
+            return -math.inf
+        return math.inf if self._is_asked else self._due_s
 
     def on_time(self, now: Moment) -> list[Effect]:
         """State a floor that came from elsewhere; ask the store when it is time."""

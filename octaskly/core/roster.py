@@ -21,11 +21,12 @@ from octaskly.core.model import (
     Role,
 )
 from octaskly.core.peers import PeerView
+from octaskly.core.stance import Stance
 
 LOST_S = 600.0  #: for how long a lost member is listed
-CHANGE_S = 0.1  #: between rosters when members come and go
+CHANGE_S = 0.1  #: between rosters when members come and go, and between looks
 LOAD_S = 1.0  #: between rosters when only loads change
-PLAIN_MEMBERS = 16  #: both times grow with the mesh beyond this
+PLAIN_MEMBERS = 16  #: these times grow with the mesh beyond this
 NAME_SUFFIX = 4  #: characters of the node id; more where that is taken, too
 
 _SHAPE = attrgetter(
@@ -48,10 +49,11 @@ class Registry:
         self._members = members
         self._names = dict(names)
         self._lost: dict[NodeId, tuple[RosterLine, float]] = {}
-        self._built_s: float | None = None
         self._seen: tuple[object, ...] = ()
         """What tells cheaply, at every step, that the members have changed."""
-        self._looked_s = 0.0
+        self._look_s = 0.0  #: when they are looked at though they have not
+        self._changes_s = 0.0  #: a roster of members that changed comes no earlier
+        self._loads_s = 0.0  #: and one of loads that did
 
     # Names
 
@@ -108,7 +110,7 @@ class Registry:
 
     def begin(self, now: Moment) -> None:
         """This node reigns: who was in the last roster is lost until it comes."""
-        self._built_s = None
+        self._changes_s = 0.0
         if self.roster is None:
             return
         for member in self.roster.members:
@@ -130,18 +132,18 @@ class Registry:
         lost = self._lost.get(node)
         return None if lost is None else lost[1]
 
-    def is_due(self, epoch: Epoch, own_state: NodeState, now: Moment) -> bool:
+    def is_due(self, epoch: Epoch, own: Stance, now: Moment) -> bool:
         """Return whether `build` would look at the members; asked at each step."""
-        if now.mono_s < self._next_s(CHANGE_S):
+        if now.mono_s < self._changes_s:
             return False
-        seen = (epoch, self._members.changes, own_state)
-        return seen != self._seen or now.mono_s >= self._looked_s + CHANGE_S
+        seen = (epoch, self._members.changes, own)
+        return seen != self._seen or now.mono_s >= self._look_s
 
     def build(
         self,
         epoch: Epoch,
         own_line: Callable[[], RosterLine],
-        own_state: NodeState,
+        own_stance: Stance,
         standbys: Sequence[NodeId],
         running: Callable[[NodeId], int],
         now: Moment,
@@ -151,15 +153,15 @@ class Registry:
         Args:
             epoch: The reign of this node.
             own_line: Returns this node's line, except its name; not asked at each step.
-            own_state: Of this node, as in its line.
+            own_stance: Of this node, as in its line.
             standbys: Followers that keep copies, best first.
             running: Returns how many attempts a node has.
             now: Both clocks.
         """
-        if not self.is_due(epoch, own_state, now):
+        if not self.is_due(epoch, own_stance, now):
             return None
-        self._seen = (epoch, self._members.changes, own_state)
-        self._looked_s = now.mono_s
+        self._seen = (epoch, self._members.changes, own_stance)
+        self._look_s = now.mono_s + self._pause_s(CHANGE_S)
         own = own_line()
         name = self.name_of(own.id, own.name)
         own = own if name == own.name else replace(own, name=name)
@@ -176,23 +178,22 @@ class Registry:
         if last is not None and is_same_reign and self._is_stale(new, last, now):
             return None
         version = last.version + 1 if last is not None and is_same_reign else 1
-        self._built_s = now.mono_s
         self.roster = Roster(epoch, version, new)
+        self._changes_s = now.mono_s + self._pause_s(CHANGE_S)
+        self._loads_s = now.mono_s + self._pause_s(LOAD_S)
         return self.roster
 
     def _is_stale(self, new: tuple[RosterLine, ...], last: Roster, now: Moment) -> bool:
         """Whether `new` says nothing that is worth sending yet."""
         if [*map(_SHAPE, new)] != [*map(_SHAPE, last.members)]:
             return False
-        if now.mono_s < self._next_s(LOAD_S):
+        if now.mono_s < self._loads_s:
             return True
         return _loads(new) == _loads(last.members)
 
-    def _next_s(self, period_s: float) -> float:
-        if self._built_s is None:
-            return 0.0
+    def _pause_s(self, period_s: float) -> float:
         size = 0 if self.roster is None else len(self.roster.members)
-        return self._built_s + period_s * max(1.0, size / PLAIN_MEMBERS)
+        return period_s * max(1.0, size / PLAIN_MEMBERS)
 
     def _followers(
         self,

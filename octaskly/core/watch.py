@@ -7,6 +7,8 @@ Source: docs/explanation/election.md.
 
 from __future__ import annotations
 
+import math
+
 from octaskly.core.candidacy import Candidacy
 from octaskly.core.completeness import PLAIN_ENDS
 from octaskly.core.effects import Effect, Note
@@ -61,19 +63,23 @@ class Watch:
 
     # Time
 
-    def deadline(self) -> float | None:
-        """Return when time alone changes something."""
-        match self._phase:
-            case Seeking() as phase:
-                return None if self._candidacy.is_withdrawn else self._look_s(phase)
+    def deadline(self) -> float:
+        """Return when time alone changes something.
+
+        For who falls silent, or is to be dialled next, it looks at each tick as well.
+        """
+        match self._election.phase:
+            case Reigning():  # As mostly, and so is the next one.
+                return self._election.pulse.due_s
             case Following(suspicion=suspicion):
-                return None if suspicion is None else suspicion.deadline()
+                return math.inf if suspicion is None else suspicion.deadline()
+            case Seeking() as phase:
+                is_withdrawn = self._candidacy.is_withdrawn
+                return math.inf if is_withdrawn else self._look_s(phase)
             case Succeeding() as phase:
                 return self._election.turn_s(phase)
             case TakingOver():
-                return None  # The disk decides when it goes on.
-            case Reigning():
-                return self._election.pulse.due_s
+                return math.inf  # The disk decides when it goes on.
             case Yielding(since_s):
                 return since_s + self._timing.yield_s
 

@@ -6,6 +6,7 @@ much work this node takes. It does not run processes: the runner does.
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from dataclasses import dataclass, replace
 
@@ -124,6 +125,11 @@ class Worker:
         ahead_ms = BRIEF_AHEAD_MS if is_brief else AHEAD_MS
         ahead = int(self._slots * ahead_ms / self._mean_ms)
         return self._slots + min(ahead, self._prefetch_max)
+
+    def credit_at(self, now: Moment) -> int:
+        """Return `credit`, though nothing has happened here for a while."""
+        self._now_s = now.mono_s
+        return self.credit
 
     # --- The dispatcher.
 
@@ -264,9 +270,9 @@ class Worker:
             return []
         return self._send(self._kept.due(now.mono_s))
 
-    def deadline(self) -> float | None:
+    def deadline(self) -> float:
         """Return when `on_time` has something to do."""
-        return None if self._dispatcher is None else self._kept.deadline()
+        return math.inf if self._dispatcher is None else self._kept.deadline()
 
     # --- Slots and waiting.
 

@@ -299,7 +299,7 @@ class CopiesMachine(RuleBasedStateMachine):
             is_late = self.seconds >= since_s + SOLO_S + 1e-6
             assert not is_late or number > journal.persisted, name
         due_s = self.world.replication.deadline()
-        assert due_s is None or due_s > moment(self.seconds).mono_s
+        assert due_s > moment(self.seconds).mono_s
 
     @invariant()
     def two_standbys_are_enough(self) -> None:

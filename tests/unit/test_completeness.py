@@ -335,4 +335,4 @@ def test_the_question_of_a_reign_ends_with_it(reign: Epoch | None) -> None:
     told = world.completeness.on_time(reign, moment(0.4))
 
     assert told == [Answer(1, NotHere())]
-    assert not world.completeness.is_asked
+    assert not world.completeness.asked

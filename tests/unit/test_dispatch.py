@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 import pytest
@@ -128,7 +129,7 @@ def test_a_node_that_does_not_reign_sends_clients_elsewhere() -> None:
     assert dispatch.on_worker_down(A, moment()) == []
     assert dispatch.on_absorbed(moment()) == []
     assert dispatch.on_time(moment()) == []
-    assert dispatch.deadline() is None
+    assert dispatch.deadline() == math.inf
     assert dispatch.on_reattach(A, Reattach((), 1, NodeState.READY), moment()) == []
 
 

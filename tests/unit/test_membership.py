@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from itertools import pairwise
+
+import pytest
 
 from octaskly.core.browsing import BROWSE_EVERY_S, Browsing
 from octaskly.core.effects import Browse, Dial, Disconnect, Effect, Remember
@@ -34,6 +37,7 @@ from octaskly.core.model import (
     Settings,
 )
 from octaskly.core.roster import Registry
+from octaskly.core.stance import Stance
 
 ME, PEER, OTHER = NodeId("m" * 16), NodeId("p" * 16), NodeId("o" * 16)
 WHERE = Address("10.0.0.2", 7878)
@@ -106,9 +110,7 @@ def test_an_absent_peer_is_dialled_often_at_first_then_more_seldom() -> None:
     dials = []
     now_s = 0.0
     while now_s < 9000.0:
-        due_s = here.hints.deadline()
-        assert due_s is not None
-        now_s = due_s
+        now_s = here.hints.deadline()
         assert here.hints.on_time(at(now_s)) == [Dial(PEER, (WHERE,))]
         here.hints.on_dial_failed(
             DialFailed(PEER, (WHERE,), was_refused=False), at(now_s)
@@ -128,7 +130,7 @@ def test_an_attached_node_leaves_redialling_to_the_dispatcher() -> None:
     here.hints.dial_held(ALL, at(HOLD_S))
     here.hints.circle = Circle.NONE
 
-    assert here.hints.deadline() is None
+    assert here.hints.deadline() == math.inf
     assert here.hints.on_time(at(60.0)) == []
 
 
@@ -359,7 +361,6 @@ def test_a_detached_node_asks_at_one_two_four_eight_sixteen_seconds() -> None:
     asked = []
     for _ in range(7):
         due_s = browsing.deadline()
-        assert due_s is not None
         asked.append(due_s)
         assert browsing.on_time(at(due_s), draw=0.5, is_reigning=False)
 
@@ -418,7 +419,7 @@ def test_members_stand_in_the_order_of_succession() -> None:
 
     standbys = (nodes[0], nodes[2])
     roster = Registry([], here).build(
-        EPOCH, own_line, NodeState.READY, standbys, lambda _: 9, at(1.0)
+        EPOCH, own_line, Stance(), standbys, lambda _: 9, at(1.0)
     )
 
     assert roster is not None
@@ -441,7 +442,7 @@ def test_a_roster_is_built_when_members_change_and_at_most_each_second_for_loads
     busy = partial(replace, own_line(), load=LoadSample(90.0, 2.0, 0, 0))
 
     def build(own: Callable[[], RosterLine], now: Moment) -> Roster | None:
-        return registry.build(EPOCH, own, NodeState.READY, (), lambda _: 0, now)
+        return registry.build(EPOCH, own, Stance(), (), lambda _: 0, now)
 
     assert build(own_line, at(1.0)) is not None
     assert build(busy, at(1.5)) is None
@@ -468,11 +469,32 @@ def test_what_a_follower_reads_of_loads_does_not_grow_with_the_mesh() -> None:
         for tenth in range(600):
             line = partial(replace, own_line(), load=LoadSample(tenth, tenth, 0, 0))
             roster = registry.build(
-                EPOCH, line, NodeState.READY, (), lambda _: 0, at(tenth / 10)
+                EPOCH, line, Stance(), (), lambda _: 0, at(tenth / 10)
             )
             told += 0 if roster is None else len(roster.members)
 
         assert 0.9 * 16 * 60 <= told <= 1.1 * 16 * 60 + size
+
+
+def test_members_of_a_large_mesh_are_looked_at_more_seldom() -> None:
+    """Who changes tells so; to look whether all is as before takes longer with each."""
+    looks = []
+    for size in (16, 64):
+        here = members()
+        registry = Registry([], here)
+        for advert in crowd(size)[1:]:
+            assert advert.node is not None
+            here.on_peer_up(up(advert.node, f"pi-{advert.node}"), at(0.0))
+            here.confirm(advert.node, EPOCH, ())
+        registry.build(EPOCH, own_line, Stance(), (), lambda _: 0, at(1.0))
+        steps = [at(2.0 + hundredth / 100) for hundredth in range(1000)]
+        looks.append(0)
+        for now in steps:
+            looks[-1] += registry.is_due(EPOCH, Stance(), now)
+            registry.build(EPOCH, own_line, Stance(), (), lambda _: 0, now)
+
+    assert looks[0] == pytest.approx(100, abs=10)
+    assert looks[1] == pytest.approx(25, abs=3)
 
 
 def test_a_lost_member_stays_listed_for_ten_minutes_and_one_that_left_does_not() -> (
@@ -484,20 +506,18 @@ def test_a_lost_member_stays_listed_for_ten_minutes_and_one_that_left_does_not()
     for index, node in enumerate((PEER, OTHER)):
         here.on_peer_up(up(node, node[0], Address(f"10.0.0.{index}", 1)), at(0.0))
         here.confirm(node, EPOCH, ())
-    registry.build(EPOCH, own_line, NodeState.READY, (), lambda _: 0, at(1.0))
+    registry.build(EPOCH, own_line, Stance(), (), lambda _: 0, at(1.0))
 
     for node, is_leaving in ((PEER, False), (OTHER, True)):
         here.on_peer_down(node, at(2.0))
         registry.on_lost(node, at(2.0), is_leaving=is_leaving)
-    roster = registry.build(EPOCH, own_line, NodeState.READY, (), lambda _: 0, at(3.0))
+    roster = registry.build(EPOCH, own_line, Stance(), (), lambda _: 0, at(3.0))
     assert roster is not None
     assert [(m.id, m.state) for m in roster.members] == [
         (ME, NodeState.READY),
         (PEER, NodeState.LOST),
     ]
 
-    roster = registry.build(
-        EPOCH, own_line, NodeState.READY, (), lambda _: 0, at(700.0)
-    )
+    roster = registry.build(EPOCH, own_line, Stance(), (), lambda _: 0, at(700.0))
     assert roster is not None
     assert len(roster.members) == 1

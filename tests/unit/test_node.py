@@ -307,6 +307,28 @@ def test_a_follower_of_a_dispatcher_reattaches_and_answers_heartbeats() -> None:
     ]
 
 
+def test_a_heartbeat_is_answered_with_what_is_true_then() -> None:
+    """Nothing short should be sent behind a task that has run for long by now."""
+    shell = Shell()
+    shell.feed(Woke())
+    shell.meet(epoch=THEIRS)
+    brief, long = (AttemptId(5, StreamId(1), n) for n in (1, 2))
+    shell.hear(Dispatch(THEIRS, ((brief, TaskSpec(id=TaskId("t"), command="true")),)))
+    ok = Outcome(AttemptState.OK, Reason.EXIT, exit_code=0, duration_ms=2)
+    shell.feed(AttemptsEnded((Report(TaskId("t"), brief, ok),)))
+    spec = TaskSpec(id=TaskId("u"), command="sleep 1")
+    shell.hear(Dispatch(THEIRS, ((long, spec),)))
+
+    def credit() -> int:
+        (answer,) = sent(shell.hear(Heartbeat(THEIRS, shell.now_s)))
+        assert isinstance(answer, HeartbeatOk)
+        return answer.credit
+
+    assert credit() > 2
+    shell.now_s += 0.06  # Too soon for another look at what time makes due.
+    assert credit() == 2
+
+
 def test_orders_of_an_older_epoch_start_nothing() -> None:
     """I7: they are answered, so that the deposed dispatcher learns of it."""
     shell = Shell(Saved(term=9, epoch=Epoch(9, OTHER)))

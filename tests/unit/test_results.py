@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 
 from octaskly.core.effects import Send, Spool, Unspool
@@ -76,7 +78,7 @@ def test_an_acknowledged_result_is_forgotten() -> None:
 
     assert effects == [Unspool((KEY,))]
     assert hand.is_idle
-    assert hand.deadline() is None
+    assert hand.deadline() == math.inf
     assert hand.on_results_ok(ResultsOk((KEY,)), moment()) == []
 
 
@@ -241,5 +243,5 @@ def test_without_a_dispatcher_nothing_is_due_and_results_wait_on_disk() -> None:
     hand = worker(report(envelope=spec()))
 
     assert hand.on_time(moment(60)) == []
-    assert hand.deadline() is None
+    assert hand.deadline() == math.inf
     assert hand.is_idle

@@ -179,9 +179,7 @@ def test_nothing_is_asked_while_a_step_is_under_way() -> None:
 def asked_to_forget(world: World, ticket: int, seconds: int) -> PlanFloor:
     """Ask between two looks at the age; return what the store is asked."""
     world.dispatch.retention.on_asked(ForgetAsked(ticket, seconds), moment(5))
-    deadline_s = world.dispatch.deadline()
-    assert deadline_s is not None
-    assert deadline_s <= moment(5).mono_s
+    assert world.dispatch.deadline() <= moment(5).mono_s
     (ask,) = world.dispatch.on_time(moment(5))
     assert isinstance(ask, PlanFloor)
     return ask

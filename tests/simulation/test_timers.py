@@ -1,0 +1,39 @@
+"""That a node may wait until something is due, as its machines tell."""
+
+from __future__ import annotations
+
+import pytest
+
+from octaskly.core.dispatch import Dispatch
+from octaskly.core.doubt import Doubt
+from octaskly.core.effects import Effect
+from octaskly.core.hints import Hints
+from octaskly.core.model import Moment
+from octaskly.core.phases import Following, Seeking, Succeeding
+from octaskly.core.timers import Timers
+from octaskly.core.watch import Watch
+from octaskly.core.worker import Worker
+from tests.simulation.faults import run_seed
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(12))
+def test_no_machine_has_anything_to_do_before_the_time_it_tells(
+    seed: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else it would be done late, as nobody is asked before that."""
+    on_time = Timers.on_time
+
+    def checked(self: Timers, now: Moment) -> list[Effect]:
+        machines: list[Hints | Doubt | Dispatch | Worker | Watch]
+        machines = [self._hints, self._doubt, self._dispatch, self._worker]
+        if not isinstance(self._election.phase, Following | Seeking | Succeeding):
+            machines.append(self._watch)  # Else it looks around at each tick, too.
+        for machine in machines:
+            if now.mono_s < machine.deadline():
+                assert machine.on_time(now) == [], machine
+        return on_time(self, now)
+
+    monkeypatch.setattr(Timers, "on_time", checked)
+
+    run_seed(seed)
