@@ -14,6 +14,7 @@ HLC_COUNTER_BITS = 15
 HLC_MAX = 1 << 62  #: none is so late; beyond it there would be no room to count on
 HLC_AHEAD_MS = 3_600_000  #: so far a node follows the clock of another that is ahead
 PRIORITY_SHIFT = 56  #: in `TaskSpec.ord` the timestamp lies below the priority band
+ORD_HLC = (1 << PRIORITY_SHIFT) - 1  #: the bits of it in `TaskSpec.ord`
 
 
 def hlc_of(wall_ms: int) -> int:
@@ -41,4 +42,4 @@ def hlc_next(last: int, wall_ms: int) -> int:
 
 def born_hlc(spec: TaskSpec) -> int:
     """Return when a task was accepted, by the clock of that dispatcher."""
-    return spec.ord & ((1 << PRIORITY_SHIFT) - 1)
+    return spec.ord & ORD_HLC

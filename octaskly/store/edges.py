@@ -19,7 +19,7 @@ from octaskly.core.events import Ripe, RipeLoaded
 from octaskly.core.merge import TaskRecord
 from octaskly.core.model import TaskId, TaskState
 from octaskly.core.options import ENDS, After
-from octaskly.core.timestamps import PRIORITY_SHIFT
+from octaskly.core.timestamps import ORD_HLC
 from octaskly.store import rows
 from octaskly.store.folding import Task
 
@@ -30,7 +30,6 @@ _GOOD: Final = {
     "any": {TaskState.COMPLETED, TaskState.FAILED, TaskState.CANCELLED},
 }
 _OPEN, _MET, _BROKEN = 0, 1, 2
-_HLC: Final = (1 << PRIORITY_SHIFT) - 1  #: of `ord`: when the task was accepted
 
 
 @dataclass(slots=True)
@@ -177,6 +176,6 @@ def _orphans(db: sqlite3.Connection, before_hlc: int, limit: int) -> list[int]:
         " WHERE (t.ord & ?) < ? AND e.met = ? AND NOT EXISTS ("
         "SELECT 1 FROM edges AS o JOIN tasks AS p ON p.id = o.parent"
         " WHERE o.child = e.child AND o.met = ?) LIMIT ?",
-        (_HLC, before_hlc, _OPEN, _OPEN, limit),
+        (ORD_HLC, before_hlc, _OPEN, _OPEN, limit),
     )
     return [key for (key,) in found]

@@ -12,7 +12,7 @@ from octaskly.core.events import FloorPlanned
 from octaskly.core.facts import Floor, Mark
 from octaskly.core.merge import TaskRecord
 from octaskly.core.model import Epoch, Holdings, NodeId, StreamId, TaskState
-from octaskly.core.timestamps import HLC_MAX
+from octaskly.core.timestamps import HLC_MAX, ORD_HLC
 from octaskly.store import arrays, reader, records, rows
 from octaskly.store.database import used_bytes
 from octaskly.store.purge import read_floor
@@ -93,7 +93,7 @@ def plan_floor(db: sqlite3.Connection, ask: PlanFloor, bytes_max: int) -> FloorP
         return FloorPlanned(None, has_more=True, records=loose)
     ahead = read_ahead(db)
     if ahead:
-        return _plan_ahead(db, ask, ahead)
+        return _plan_ahead(db, ask, ahead, known.horizon)
     ended, used = _ended(db), used_bytes(db)
     low = bytes_max - bytes_max // SPARE
     surplus = ended - ask.tasks_max
@@ -141,20 +141,22 @@ def _rows(db: sqlite3.Connection) -> int:
 
 
 def _plan_ahead(
-    db: sqlite3.Connection, ask: PlanFloor, ahead: Holdings
+    db: sqlite3.Connection, ask: PlanFloor, ahead: Holdings, horizon: int
 ) -> FloorPlanned:
     """Return tasks that may be known from rows alone, by key.
 
     What the log lacks of a stream is later than what it holds of it, so a task of which
     nothing is as late is in the log whole. So is one that was born in the own stream,
-    unlike one whose envelope came there again.
+    unlike one whose envelope came there again. The two look alike once a floor has
+    passed the first envelope, so of tasks from before the horizon that is not asked.
     """
     since = min(_hlc_held(db, stream) for stream, _ in ahead)
     found = db.execute(
         f"SELECT {rows.TASK_COLUMNS} FROM tasks"  # noqa: S608
-        " WHERE key > ? AND changed > ? AND (stream != ? OR born != reborn)"
+        " WHERE key > ? AND changed > ?"
+        " AND (stream != ? OR born != reborn OR ord & ? <= ?)"
         " ORDER BY key LIMIT ?",
-        (ask.after, since, ask.stream, CARRIED_MAX + 1),
+        (ask.after, since, ask.stream, ORD_HLC, horizon, CARRIED_MAX + 1),
     ).fetchall()
     after, left = ask.after, CARRIED_BYTES_MAX
     carried: list[TaskRecord] = []

@@ -446,6 +446,30 @@ async def test_what_rows_say_of_a_task_whose_envelope_came_again_is_told_again(
     assert planned.carried[0].attempts
 
 
+async def test_so_it_is_once_a_floor_has_passed_the_first_envelope(
+    benches: list[Bench],
+) -> None:
+    """Its turn comes with the later one then, as if it had been born there."""
+    one, two = benches
+    await one.add(kit.submitted(1), kit.finished(1))
+    await one.add(kit.submitted(2), kit.submitted(3), kit.finished(2))
+    await one.raise_floor(before_hlc=1003)
+    await one.shows(2, 3)
+    await two.join(one.log, most=1)
+    gone = [kit.submitted(5), kit.finished(5)]
+    again = kit.entries([*gone, kit.submitted(2)], stream=kit.OTHER)
+    later = [replace(entry, hlc=entry.hlc + 1000) for entry in again]
+    mark = Mark(kit.OTHER, 2, dict(kit.EPOCHS)[kit.OTHER])
+    floor = replace(later[-1], seq=4, fact=Floor(later[1].hlc, (mark,)))
+    await two.take([*later, replace(floor, hlc=floor.hlc + 1)])
+    await two.shows(2)
+
+    planned = await two.log.plan_floor(PlanFloor(0, MANY, kit.OTHER))
+
+    assert planned.carried == (await two.log.task(kit.task_id(2)),)
+    assert planned.carried[0].attempts
+
+
 async def test_a_void_row_adds_to_a_task_that_lives_on(benches: list[Bench]) -> None:
     """Both halves of a long split ran it, and for one of them its end is long ago."""
     one, two = benches

@@ -621,8 +621,10 @@ class Disk:
             (key, task)
             for task, key in islice(self.keys.items(), seen, None)
             if self.changed[task] > since
-            for birth in [self.births[task]]
-            if birth.stream != ask.stream or birth.born != birth.reborn
+            for birth, record in [(self.births[task], self.records[task])]
+            if birth.stream != ask.stream
+            or birth.born != birth.reborn
+            or (record.spec and born_hlc(record.spec) <= self.floor.horizon)
         ]
         part = left[:STEP_TASKS]
         carried = tuple(self.records[task] for _, task in part)
