@@ -100,7 +100,8 @@ def resolve_ref(client: Session, ref: str) -> str:
     full = padded(ref)
     for known in dict.fromkeys((full, ref)):
         with contextlib.suppress(NotFound):
-            return client.asked(calls.task(known), Task).id
+            found = client.asked(calls.task(known), Task)
+            return found.id if known == ref else known  # As people write it.
     return _looked_up(client, ref) or _member(client, ref) or full
 
 
