@@ -456,7 +456,7 @@ async def test_so_it_is_once_a_floor_has_passed_the_first_envelope(
     await one.raise_floor(before_hlc=1003)
     await one.shows(2, 3)
     await two.join(one.log, most=1)
-    facts = [kit.submitted(5), kit.finished(5), kit.submitted(2)]
+    facts: list[Fact] = [kit.submitted(5), kit.finished(5), kit.submitted(2)]
     again = kit.entries(facts, stream=kit.OTHER)
     later = [replace(entry, hlc=entry.hlc + 1000) for entry in again]
     mark = Mark(kit.OTHER, 2, dict(kit.EPOCHS)[kit.OTHER])

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -330,8 +331,9 @@ def test_wrong_clock_is_measured(lab: Lab, secret: MeshSecret, well: Found) -> N
     fast = ask_spare(lab, "--secret-file", key, by=patched("clock"))
 
     assert fast["clock"][0] == "fault"
-    assert fast["clock"][1].startswith("this machine's clock is 12")
-    assert fast["clock"][1].endswith(" s ahead")
+    said = re.fullmatch(r"this machine's clock is (\d+) s ahead", fast["clock"][1])
+    assert said
+    assert abs(int(said[1]) - 120) <= 5  # What an answer takes is halved, at a guess.
     assert fast["clock"][2] == "sudo timedatectl set-ntp true"
     assert well["clock"][0] == "ok"
 
