@@ -255,7 +255,9 @@ class Replication:
         while copy.unacked and copy.unacked[0].number <= copy.acked:
             part = copy.unacked.popleft()
             copy.unacked_bytes -= part.size_bytes
-            held.update(part.ends)
+            for stream, seq in part.ends.items():
+                # It may hold more, of a reign of its own.
+                held[stream] = max(seq, held.get(stream, 0))
         effects: list[Effect] = []
         if copy.progress is _Progress.STREAMING:
             copy.progress = _Progress.LEVEL
