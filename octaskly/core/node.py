@@ -117,8 +117,12 @@ class Node:
         self._custody = Custody(machines, self._links)
         self._inbound = Inbound(machines, self._profile, self._links)
         self._timers = Timers(
-            *(machines, self._profile, self._links, self._custody),
-            *(self._departure, self._disk),
+            machines,
+            self._profile,
+            self._links,
+            self._custody,
+            self._departure,
+            self._disk,
         )
         self._step_s: float | None = None
         self._allegiance = Allegiance(machines)

@@ -69,7 +69,7 @@ class Following:
 class Succeeding:
     """The dispatcher is gone for good; those before this node may claim first."""
 
-    since_s: float
+    since_s: float  #: when that was known
     gone: NodeId  #: the dispatcher that was
     is_proven: bool  #: its process ended, which all whom it had a link to saw at once
     transfer: Holdings | None

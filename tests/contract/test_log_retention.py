@@ -427,16 +427,21 @@ async def test_a_floor_may_forget_nothing(benches: list[Bench]) -> None:
         await bench.shows(1, 2)
 
 
-async def test_what_rows_say_of_a_task_whose_envelope_came_again_is_told_again(
-    benches: list[Bench],
-) -> None:
-    """A late result brings the envelope alone; what was born in the stream is whole."""
-    one, two = benches
+async def half_joined(one: Bench, two: Bench) -> Bench:
+    """Return the second log, which has task 2 from rows of the first one alone."""
     await one.add(kit.submitted(1), kit.finished(1))
     await one.add(kit.submitted(2), kit.submitted(3), kit.finished(2))
     await one.raise_floor(before_hlc=1003)
     await one.shows(2, 3)
     await two.join(one.log, most=1)
+    return two
+
+
+async def test_what_rows_say_of_a_task_whose_envelope_came_again_is_told_again(
+    benches: list[Bench],
+) -> None:
+    """A late result brings the envelope alone; what was born in the stream is whole."""
+    two = await half_joined(*benches)
     again = kit.entries([kit.submitted(2), kit.submitted(4)], stream=kit.OTHER)
     await two.take([replace(entry, hlc=entry.hlc + 1000) for entry in again])
 
@@ -450,12 +455,7 @@ async def test_so_it_is_once_a_floor_has_passed_the_first_envelope(
     benches: list[Bench],
 ) -> None:
     """Its turn comes with the later one then, as if it had been born there."""
-    one, two = benches
-    await one.add(kit.submitted(1), kit.finished(1))
-    await one.add(kit.submitted(2), kit.submitted(3), kit.finished(2))
-    await one.raise_floor(before_hlc=1003)
-    await one.shows(2, 3)
-    await two.join(one.log, most=1)
+    two = await half_joined(*benches)
     facts: list[Fact] = [kit.submitted(5), kit.finished(5), kit.submitted(2)]
     again = kit.entries(facts, stream=kit.OTHER)
     later = [replace(entry, hlc=entry.hlc + 1000) for entry in again]

@@ -476,6 +476,13 @@ def test_who_repeats_the_cancel_of_an_array_hears_that_it_is_done(
     assert effects == [cancelled(is_done, state)]
 
 
+def by_force(name: TaskId) -> CancelRequested:
+    """Return how an array of three is cancelled of which one member runs."""
+    spec_ = replace(spec(name), options=TaskOptions(array=ArraySpec(count=3)))
+    array = TaskRecord(name, spec_, progress=Progress(running=1, queued=2))
+    return CancelRequested(5, name, TaskState.RUNNING, True, "ann", array)
+
+
 @pytest.mark.parametrize("is_read", [True, False])
 def test_members_that_run_end_with_their_array_though_they_were_not_in_hand(
     is_read: bool,
@@ -484,9 +491,7 @@ def test_members_that_run_end_with_their_array_though_they_were_not_in_hand(
     world = World()
     world.dispatch.begin(epoch(), STREAM, moment())
     name = TaskId("task-007-abcdef12")
-    spec_ = replace(spec(name), options=TaskOptions(array=ArraySpec(count=3)))
-    array = TaskRecord(name, spec_, progress=Progress(running=1, queued=2))
-    asked = CancelRequested(5, name, TaskState.RUNNING, True, "ann", array)
+    asked = by_force(name)
     assert facts(world.dispatch.on_cancel(asked, moment())) == [
         CancelAsked(name, "ann")
     ]
@@ -511,9 +516,7 @@ def test_a_member_that_is_found_long_after_its_array_was_cancelled_ends_too() ->
     world = World()
     world.dispatch.begin(epoch(), STREAM, moment())
     name = TaskId("task-007-abcdef12")
-    spec_ = replace(spec(name), options=TaskOptions(array=ArraySpec(count=3)))
-    array = TaskRecord(name, spec_, progress=Progress(running=1, queued=2))
-    asked = CancelRequested(5, name, TaskState.RUNNING, True, "ann", array)
+    asked = by_force(name)
     world.dispatch.on_cancel(asked, moment())
     world.dispatch.on_time(moment(LATE))
     world.dispatch.on_worker_up(node_info(B, 1), moment(LATE))
@@ -530,10 +533,7 @@ def test_an_array_that_has_the_name_of_a_cancelled_one_runs() -> None:
     world = reigning(b=1)
     name = TaskId("mine")
     options = TaskOptions(array=ArraySpec(count=3))
-    spec_ = replace(spec(name), options=options)
-    array = TaskRecord(name, spec_, progress=Progress(running=1, queued=2))
-    asked = CancelRequested(5, name, TaskState.RUNNING, True, "ann", array)
-    world.dispatch.on_cancel(asked, moment())
+    world.dispatch.on_cancel(by_force(name), moment())
     world.commit()
     world.dispatch.on_submitted(
         submit(replace(draft(), id=name, options=options)), moment()

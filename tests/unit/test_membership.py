@@ -456,15 +456,21 @@ def test_a_roster_is_built_when_members_change_and_at_most_each_second_for_loads
     assert (roster.version, len(roster.members)) == (3, 2)
 
 
+def registry_of(size: int) -> Registry:
+    """Return what a dispatcher knows of so many nodes, all of which follow it."""
+    here = members()
+    registry = Registry([], here)
+    for advert in crowd(size)[1:]:
+        assert advert.node is not None
+        here.on_peer_up(up(advert.node, f"pi-{advert.node}"), at(0.0))
+        here.confirm(advert.node, EPOCH, ())
+    return registry
+
+
 def test_what_a_follower_reads_of_loads_does_not_grow_with_the_mesh() -> None:
     """Rosters name all, so those of large meshes come as much more seldom."""
     for size in (16, 64):
-        here = members()
-        registry = Registry([], here)
-        for advert in crowd(size)[1:]:
-            assert advert.node is not None
-            here.on_peer_up(up(advert.node, f"pi-{advert.node}"), at(0.0))
-            here.confirm(advert.node, EPOCH, ())
+        registry = registry_of(size)
         told = 0
         for tenth in range(600):
             line = partial(replace, own_line(), load=LoadSample(tenth, tenth, 0, 0))
@@ -480,12 +486,7 @@ def test_members_of_a_large_mesh_are_looked_at_more_seldom() -> None:
     """Who changes tells so; to look whether all is as before takes longer with each."""
     looks = []
     for size in (16, 64):
-        here = members()
-        registry = Registry([], here)
-        for advert in crowd(size)[1:]:
-            assert advert.node is not None
-            here.on_peer_up(up(advert.node, f"pi-{advert.node}"), at(0.0))
-            here.confirm(advert.node, EPOCH, ())
+        registry = registry_of(size)
         registry.build(EPOCH, own_line, Stance(), (), lambda _: 0, at(1.0))
         steps = [at(2.0 + hundredth / 100) for hundredth in range(1000)]
         looks.append(0)

@@ -556,17 +556,6 @@ def test_a_roster_says_no_more_of_nodes_than_they_may() -> None:
     """A dispatcher has refused them itself."""
     shell = Shell()
     shell.hear(Heartbeat(THEIRS, 1.0))
-    member = RosterLine(
-        id=OTHER,
-        name="c",
-        role=Role.WORKER,
-        state=READY,
-        addresses=(),
-        lan_port=1,
-        slots=1,
-        gpus=("x" * 64,),
-    )
+    roster = listing(id=OTHER, name="c", role=Role.WORKER, gpus=("x" * 64,))
 
-    assert Disconnect(PEER, "protocol: node") in shell.hear(
-        Roster(THEIRS, 1, (member,))
-    )
+    assert Disconnect(PEER, "protocol: node") in shell.hear(roster)
