@@ -39,7 +39,9 @@ def forget(
     if all_ended == (older_than_s is not None):
         raise click.UsageError("either --older-than T, or --all-ended")
     if not yes and sys.stdin.isatty():
-        click.confirm("What is forgotten is gone on all nodes. Go on?", abort=True)
+        click.confirm(
+            "What is forgotten is gone on all nodes. Go on?", abort=True, err=True
+        )
     with choice.client() as client:
         reply = client.ask(
             calls.order("/api/v1/forget", {"older_than_s": older_than_s or 0})

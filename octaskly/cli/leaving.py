@@ -76,6 +76,7 @@ def _confirm(name: str, tasks: int | None, state_dir: str, *, yes: bool) -> None
         f"{name} forgets the mesh, with {log} and the outputs that lie in {state_dir}. "
         "Go on?",
         abort=True,
+        err=True,
     )
 
 

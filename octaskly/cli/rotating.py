@@ -55,6 +55,7 @@ def rotate(
         click.confirm(
             "All tokens end, and nodes that are away have to be invited again. Go on?",
             abort=True,
+            err=True,
         )
     order = calls.order(f"{_ROTATION}?now=true" if now else _ROTATION)
     with choice.client() as client:
@@ -88,6 +89,7 @@ def revoke(
             f"{name} is locked out, all tokens end, and nodes that are away have to be "
             "invited again. Go on?",
             abort=True,
+            err=True,
         )
     with choice.client() as client:
         reply = client.ask(calls.order(path_of(NODES, name, "revoke")))

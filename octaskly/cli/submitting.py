@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any, Final, TextIO, TypeVar
+from typing import Any, BinaryIO, Final, NamedTuple, TypeVar
 
 import click
 import msgspec
@@ -16,12 +17,14 @@ from octaskly.cli.asking import TAKEN, Asked, asking, texts_of
 from octaskly.cli.choice import Choice, resolve_ref
 from octaskly.cli.render import note
 from octaskly.client import Draft, Session, Task, calls
-from octaskly.client.errors import NotFound
+from octaskly.client.errors import Invalid, NotFound
 from octaskly.client.records import NewIds
 from octaskly.errors import OctasklyError
 
 BATCH_TASKS_MAX: Final = 10_000  #: what one submission may hold
 BATCH_BYTES_MAX: Final = 31 << 20  #: the node takes bodies of 32 MiB
+
+_COMMAND = re.compile(r"\$\[(\d+)\]\.command")  #: the place of one in a request
 
 _C = TypeVar("_C", bound=Callable[..., Any])
 
@@ -75,13 +78,20 @@ def _is_utf8(text: str) -> bool:
     return True
 
 
+class _Line(NamedTuple):
+    """One command, and the line of the input that it stands in."""
+
+    command: str
+    number: int | None = None
+
+
 @click.command(epilog="Example: octaskly submit --name nightly -- ./backup.sh")
 @asking
 @request_options
 @click.option(
     "--file",
     "file",
-    type=click.File("r", encoding="utf-8"),
+    type=click.File("rb"),
     help="Read one command per line from here; - is stdin.",
 )
 @click.argument(
@@ -91,7 +101,7 @@ def _is_utf8(text: str) -> bool:
 def submit(
     choice: Choice,
     words: Sequence[str],
-    file: TextIO | None,
+    file: BinaryIO | None,
     idempotency_key: str | None,
     durability: str | None,
     asked: Asked,
@@ -101,14 +111,14 @@ def submit(
     One argument is shell text; several are joined as a shell would quote them.
     """
     if list(words) == ["-"]:
-        file = sys.stdin
+        file = sys.stdin.buffer
         words = ()
     if (file is None) == (not words):
         raise click.UsageError("either a command, or - or --file with one per line")
     if file is not None and file.name == "<stdin>" and _is_stdin_taken():
         raise click.UsageError("stdin holds the commands, or what they read: not both")
-    commands = [command_text(words)] if words else _lines(file)
-    drafts = [draft(command, asked) for command in commands]
+    lines = [_Line(command_text(words))] if words else _lines(file)
+    drafts = [draft(line.command, asked) for line in lines]
     if not drafts:
         note("nothing to submit: no line has a command")
         return
@@ -120,10 +130,10 @@ def submit(
             ):
                 click.echo("\n".join(task.id for task in accepted))
                 count += len(accepted)
-        except OctasklyError:
+        except OctasklyError as error:
             if count:
                 note(f"the first {count} of {len(drafts)} tasks were handed in")
-            raise
+            raise _named_by_line(error, lines[count:]) from error.__cause__
 
 
 def submitted(
@@ -193,8 +203,31 @@ def _is_stdin_taken() -> bool:
     return bool(click.get_current_context().meta.get(TAKEN))
 
 
-def _lines(file: TextIO | None) -> list[str]:
-    try:
-        return [line for text in file or () if (line := text.strip())]
-    except UnicodeDecodeError as error:
-        raise click.UsageError(f"the commands are not UTF-8 text: {error}") from error
+def _lines(file: BinaryIO | None) -> list[_Line]:
+    """Return the commands in a file, where a line that is blank has none."""
+    lines = []
+    for number, data in enumerate(file or (), 1):
+        try:
+            command = data.decode().strip()
+        except UnicodeDecodeError as error:
+            raise click.UsageError(f"line {number} is not UTF-8 text") from error
+        lines += [_Line(command, number)] if command else []
+    return lines
+
+
+def _named_by_line(error: OctasklyError, lines: Sequence[_Line]) -> OctasklyError:
+    """Return an error about one of the commands so that it names the line.
+
+    Args:
+        error: What the API refused.
+        lines: Those of the request, and perhaps of later ones.
+    """
+    place = _COMMAND.fullmatch(error.field or "")
+    if not isinstance(error, Invalid) or place is None:
+        return error
+    line = lines[int(place[1])]
+    if line.number is None:
+        return error
+    return Invalid(
+        str(error), status=error.status, hint=error.hint, field=f"line {line.number}"
+    )

@@ -41,6 +41,7 @@ class Api:
     named: int = 0  #: ids that were given
     refusal: str = "Refused"  #: the text of the error
     refusal_hint: str = "the test said so"
+    refusal_field: str | None = None
     forced: dict[str, Any] = field(default_factory=dict)
     told: dict[str, Any] = field(default_factory=dict)  #: by path
     tasks: dict[str, dict[str, Any]] = field(default_factory=dict)
@@ -168,11 +169,8 @@ class Handler(BaseHTTPRequestHandler):
             if status == 0:
                 self.close_connection = True
                 return
-            self.answer(
-                status,
-                {"error": api.refusal, "status": status, "hint": api.refusal_hint},
-                headers,
-            )
+            said = {"error": api.refusal, "status": status, "hint": api.refusal_hint}
+            self.answer(status, said | {"field": api.refusal_field}, headers)
             return
         if api.needs_token and self.headers.get("Authorization") != f"Bearer {TOKEN}":
             self.answer(401, {"error": "Missing or invalid authentication token"})

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import base64
+import os
+import pty
+import subprocess
 from pathlib import Path
 
 import pytest
 
 from tests.cli.conftest import Run
 from tests.cli.stand_in import Api
+from tests.cli.typed import typed
 
 ID = "task-001-00000001"
 
@@ -66,6 +70,88 @@ def test_what_was_handed_in_before_a_failure_is_known(
     assert done.stdout.count(b"\n") == 10_000
     first, *_ = done.stderr.decode().splitlines()
     assert first == "the first 10000 of 10001 tasks were handed in"
+
+
+@pytest.mark.parametrize("how", ["stdin", "file"])
+def test_a_line_that_is_refused_is_named(
+    api: Api, octaskly: Run, tmp_path: Path, how: str
+) -> None:
+    """By its number in the input, where blank lines count, and no place in a body."""
+    api.refusal, api.refusal_hint = "Invalid command format", "it contains a NUL"
+    api.refusal_field = "$[1].command"
+    api.refuse = lambda method, _: (400, {}) if method == "POST" else None
+    lines = b"\ntrue\n\n\nfal\0se\n"
+    (tmp_path / "lines").write_bytes(lines)
+    source = ["-"] if how == "stdin" else ["--file", str(tmp_path / "lines")]
+
+    done = octaskly("submit", *source, stdin=lines)
+
+    assert done.returncode == 2
+    assert done.stdout == b""
+    assert done.stderr.decode().splitlines()[:2] == [
+        "error: Invalid command format",
+        "  cause: line 5: it contains a NUL",
+    ]
+
+
+def test_a_line_of_a_later_request_is_named(
+    api: Api, octaskly: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its place is counted from the first line of all."""
+    task = {"id": "task-001-00000001", "command": "true", "status": "queued"}
+    monkeypatch.setattr(api, "submit", lambda _body: task)
+    api.refusal_field = "$[1].command"
+    api.refuse = lambda _method, _path: (400, {}) if len(api.bodies) > 1 else None
+
+    done = octaskly("submit", "-", stdin=b"true\n" * 10_002)
+
+    assert "  cause: line 10002: the test said so" in done.stderr.decode().splitlines()
+
+
+def test_what_is_refused_of_the_only_command_is_named_as_before(
+    api: Api, octaskly: Run
+) -> None:
+    """There are no lines."""
+    api.refusal_field = "$[0].command"
+    api.refuse = lambda method, _: (400, {}) if method == "POST" else None
+
+    done = octaskly("submit", "--", "true")
+
+    assert "  cause: command: the test said so" in done.stderr.decode().splitlines()
+
+
+def test_a_line_that_is_no_text_is_named(api: Api, octaskly: Run) -> None:
+    """Found before anything is sent."""
+    done = octaskly("submit", "-", stdin=b"true\n\nfalse \xff\n")
+
+    assert (done.returncode, done.stdout, api.requests) == (2, b"", [])
+    assert done.stderr.startswith(b"error: line 3 is not UTF-8 text\n")
+
+
+@pytest.mark.parametrize(
+    "arguments", [["forget", "--all-ended"], ["revoke", "ash"], ["rotate", "--now"]]
+)
+def test_questions_are_no_data(
+    api: Api, environ: dict[str, str], arguments: list[str]
+) -> None:
+    """Where stdout goes into a file, who is asked would not see them."""
+    ours, theirs = pty.openpty()
+    try:
+        os.write(ours, b"n\n")
+        done = subprocess.run(
+            typed("--node", "here", *arguments, "--json"),
+            stdin=theirs,
+            capture_output=True,
+            env=environ,
+            timeout=60,
+            check=False,
+        )
+    finally:
+        os.close(ours)
+        os.close(theirs)
+
+    assert (done.returncode, done.stdout.strip(), api.requests) == (130, b"", [])
+    assert b"Go on? [y/N]" in done.stderr
 
 
 def test_idempotency_key_is_handed_on(api: Api, octaskly: Run) -> None:
