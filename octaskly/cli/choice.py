@@ -21,7 +21,8 @@ from octaskly.client.errors import NotFound
 from octaskly.client.targets import Target, target
 from octaskly.errors import MeshError
 
-_ID = re.compile(r"task-[0-9]+(-[0-9a-f]{8})?(~[0-9]+)?(\.[0-9]+)?")  #: made by a node
+_ID = re.compile(r"task-[0-9]+(-[0-9a-f]{8}(\.[0-9]+)?(~[0-9]+)?)?")  #: made by a node
+_NUMBER = re.compile(r"task-[0-9]+")  #: stands for the only task that has it
 SUFFIX_MIN = 4  #: a shorter end of an id is more likely something else
 LOOKED_AT = 1000  #: newest tasks
 
@@ -103,6 +104,14 @@ def resolve_ref(client: Session, ref: str) -> str:
             found = client.asked(calls.task(known), Task)
             return found.id if known == ref else known  # As people write it.
     return _looked_up(client, ref) or _member(client, ref) or full
+
+
+def resolve_id(client: Session, ref: str) -> str:
+    """Return the whole id of what people call a task; raise as `resolve_ref` does."""
+    known = resolve_ref(client, ref)
+    if _NUMBER.fullmatch(known):
+        return client.asked(calls.task(known), Task).id
+    return known
 
 
 def newest_tasks(client: Session, limit: int) -> list[Task]:

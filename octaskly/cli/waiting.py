@@ -11,13 +11,14 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from octaskly.cli import completing
-from octaskly.cli.choice import Choice, resolve_ref
+from octaskly.cli.choice import Choice, resolve_id, resolve_ref
 from octaskly.cli.render import (
     EXIT_NOT_FOUND,
     EXIT_OCTASKLY_FAILED,
     EXIT_TIMEOUT,
     JSON_VERSION,
     Duration,
+    is_quiet,
     note,
     print_json,
     printable,
@@ -58,7 +59,7 @@ def wait(
     """
     try:
         with choice.client() as client:
-            full = [resolve_ref(client, ref) for ref in refs]
+            full = [resolve_id(client, ref) for ref in refs]
             waiting = _Waiting(client, full)
             try:
                 with stall_told(choice, full):
@@ -121,12 +122,12 @@ def events(
 
 
 class _Waiting:
-    """Tasks that somebody waits for, by what they were called."""
+    """Tasks that somebody waits for, by their ids."""
 
-    def __init__(self, client: Session, refs: Sequence[str]) -> None:
+    def __init__(self, client: Session, ids: Sequence[str]) -> None:
         self._client = client
-        self._tasks: dict[str, Task | None] = dict.fromkeys(refs)
-        self._shows = sys.stderr.isatty()
+        self._tasks: dict[str, Task | None] = dict.fromkeys(ids)
+        self._shows = sys.stderr.isatty() and not is_quiet()
 
     @property
     def ended(self) -> list[Task]:
@@ -148,7 +149,7 @@ class _Waiting:
         flow = following.as_ended(asker, self._tasks, until=asker.until(limit_s))
         with closing(self._client.iterate(flow)) as ended:
             for task in ended:
-                self._tasks |= {ref: task for ref in self._tasks if _is(task, ref)}
+                self._tasks[task.id] = task
                 self._show()
                 if is_any:
                     return
@@ -161,11 +162,6 @@ class _Waiting:
     def _show(self) -> None:
         if self._shows:
             click.echo(f"\r{self.progress}", nl=False, err=True)
-
-
-def _is(task: Task, ref: str) -> bool:
-    """Whether a task is called so: by its id, or without the end of that."""
-    return task.id == ref or task.id.startswith(f"{ref}-")
 
 
 def _line(event: Event) -> str:

@@ -61,6 +61,37 @@ def test_exit_code_is_that_of_the_task(node: Agent, command: str, code: int) -> 
     assert first.stdout == b""
 
 
+def test_exit_code_is_that_of_the_task_whatever_it_is_called(node: Agent) -> None:
+    """A number without its zeros was awaited, and its end was not seen: always 0."""
+    (task,) = submit(node, "exit 3")
+    number = int(task.split("-")[1])
+
+    refs = (f"{number}", f"task-{number}", f"task-{number:07}")
+    assert [octaskly(node, "wait", ref).returncode for ref in refs] == [3, 3, 3]
+
+
+def test_a_task_is_not_taken_for_one_whose_id_begins_as_its_own(node: Agent) -> None:
+    """Ids that clients choose may: `build` failed, `build-2` did not."""
+    for name, command in (("build", "exit 4"), ("build-2", "sleep 0.2")):
+        body = {"id": name, "command": command}
+        assert node.call("POST", "/api/v1/tasks", body)[0] == 201
+
+    done = octaskly(node, "wait", "--json", "build", "build-2")
+
+    ended = [json.loads(line) for line in done.stdout.splitlines()]
+    assert [task["id"] for task in ended] == ["build", "build-2"]
+    assert done.returncode == 4
+
+
+def test_a_member_is_awaited_by_the_number_of_its_array(node: Agent) -> None:
+    """As its array is, with or without the end of the id."""
+    array = octaskly(node, "array", "1-2", "--", "exit {}").stdout.decode().strip()
+    short = array.rpartition("-")[0]
+
+    refs = (f"{array}.2", f"{short}.2", f"{int(short.removeprefix('task-'))}.2")
+    assert [octaskly(node, "wait", ref).returncode for ref in refs] == [2, 2, 2]
+
+
 def test_a_task_that_times_out_is_124(node: Agent) -> None:
     """As from `run`."""
     done = octaskly(node, "submit", "--timeout", "1", "--", "sleep 60")
@@ -153,6 +184,26 @@ def test_a_terminal_shows_how_far_it_is(node: Agent) -> None:
 
     assert b"2 of 2 have ended" in shown
     assert done.stdout == b""
+
+
+def test_a_quiet_terminal_shows_nothing(node: Agent) -> None:
+    """`--quiet` leaves errors alone."""
+    (task,) = submit(node, "true")
+    ours, theirs = pty.openpty()
+    try:
+        done = subprocess.run(
+            words(node, "--quiet", "wait", task),
+            stdout=subprocess.PIPE,
+            stderr=theirs,
+            timeout=DEADLINE_S,
+            check=True,
+        )
+        said = select.select([ours], [], [], 0)[0]
+    finally:
+        os.close(ours)
+        os.close(theirs)
+
+    assert (done.stdout, said) == (b"", [])
 
 
 def test_waiting_goes_on_with_the_next_dispatcher(tmp_path: Path) -> None:
