@@ -143,7 +143,8 @@ RANGES: Final = {
     "cpu_seconds": f"an integer from 1 to {1 << 30}",
     "retries": f"an integer from 0 to {RETRIES_MAX}",
     "retry_on": f"at most {CODES_MAX} of: failure, lost, exit codes from 1 to 255",
-    "notify_url": f"an http or https URL of at most {URL_CHARS_MAX} characters",
+    "notify_url": f"an http or https URL of at most {URL_CHARS_MAX} characters, all"
+    " of them visible ASCII",
     "after": f"at most {PARENTS_MAX} ids of tasks",
     "on": "success, failure or any, with `after`",
     "files": given.RANGE,

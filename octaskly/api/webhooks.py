@@ -64,6 +64,8 @@ class Poster:
     def _session_here(self) -> aiohttp.ClientSession:
         if self._session is None:
             self._session = aiohttp.ClientSession(
+                # The next try may find the receiver at another address.
+                connector=aiohttp.TCPConnector(use_dns_cache=False),
                 auto_decompress=False,
                 cookie_jar=aiohttp.DummyCookieJar(),
                 headers={"User-Agent": "octaskly"},

@@ -276,6 +276,26 @@ async def test_a_receiver_that_is_down_and_then_up_hears_of_each(bench: Bench) -
     assert bench.log.lines == []
 
 
+async def test_a_receiver_that_moved_is_found_by_the_next_try(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A message goes to whatever address the name has then."""
+    look_up, looks = socket.getaddrinfo, iter(["127.0.0.2", "127.0.0.1"])
+
+    def moving(host: str, *args: Any, **options: Any) -> Any:
+        place = next(looks, "127.0.0.1") if host == "hook.test" else host
+        return look_up(place, *args, **options)
+
+    monkeypatch.setattr(socket, "getaddrinfo", moving)
+    async with receiver() as server, bench.dispatching():
+        await bench.end(1, server.url.replace("127.0.0.1", "hook.test"))
+        await bench.until_told(1)
+
+    [(_, headers, _)] = server.got
+    assert headers["host"] == f"hook.test:{server.port}"
+    assert next(looks, None) is None
+
+
 async def test_the_next_dispatcher_tells_what_was_not_told(bench: Bench) -> None:
     """And nothing else: the log says who has heard."""
     async with receiver() as server, receiver() as other:
