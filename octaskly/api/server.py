@@ -336,17 +336,22 @@ class ApiServer:
         await self._forwarder.close()
 
     async def _handle(self, request: web.BaseRequest) -> web.StreamResponse:
-        # Not by an `Application`, whose middle layers would only pass requests on. The
-        # router asks for its kind of request, and needs no more than this one.
-        found = await self.router.resolve(request)  # type: ignore[arg-type]
+        # Not by an `Application`, whose middle layers would only pass requests on.
+        assert isinstance(request, web.Request)
+        found = await self.router.resolve(request)
         if request.headers.get("Expect"):  # The client may wait for leave to go on.
-            await found.expect_handler(request)  # type: ignore[arg-type]
+            await found.expect_handler(request)
             await request.writer.drain()
         return await self._gate.answer(request, found)
 
     def _factory(self, site: Site) -> Callable[[], Handler]:
         if self._server is None:
-            self._server = web.Server(self._handle, handler_cancellation=True)
+            self._server = web.Server(
+                self._handle,
+                # The kind that the router asks for; here it belongs to no application.
+                request_factory=partial(web.Request, loop=asyncio.get_running_loop()),
+                handler_cancellation=True,
+            )
         return partial(
             Handler,
             self._server,
