@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from octaskly import __version__
+from octaskly.agent.view import lan_url
 from octaskly.config.account import Account
 from octaskly.config.agent import AgentConfig
 from octaskly.config.defaults import API_PORT, LAN_PORT, PEER_PORT
@@ -137,7 +138,7 @@ def describe(
     }
     if mesh is not None:
         described |= {
-            "lan_url": f"https://{node.addresses[0]}:{node.lan_port}",
+            "lan_url": lan_url(node.addresses[0], node.lan_port),
             "peer_port": node.peer_port,
         }
     return described

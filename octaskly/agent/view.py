@@ -7,6 +7,7 @@ import contextlib
 from collections.abc import Mapping
 from dataclasses import replace
 
+from octaskly.config.units import host_and_port
 from octaskly.core.effects import Note, Publish
 from octaskly.core.messages import Roster, RosterLine
 from octaskly.core.model import (
@@ -164,9 +165,8 @@ class MeshView:
         """Return where a live member, by name or id, serves its LAN API."""
         for member in self.live:
             if name in (member.id, member.name):
-                return tuple(
-                    _url(address.host, member.lan_port) for address in member.addresses
-                )
+                port = member.lan_port
+                return tuple(lan_url(each.host, port) for each in member.addresses)
         return ()
 
     def node_named(self, name: str) -> NodeId | None:
@@ -189,7 +189,10 @@ class MeshView:
         return f"{role}, {len(self.live)} nodes, {running} running"
 
 
-def _url(host: str, port: int) -> str:
-    # A scope in a URL is written with %25 (RFC 6874).
-    bracketed = f"[{host.replace('%', '%25')}]" if ":" in host else host
-    return f"https://{bracketed}:{port}"
+def lan_url(host: str, port: int) -> str:
+    """Return where a node serves the LAN.
+
+    A scope stands there as it is, for programs give the system what they find: with the
+    %25 of RFC 6874 it names no interface.
+    """
+    return f"https://{host_and_port(host, port)}"

@@ -15,7 +15,7 @@ from tests.mesh.discovery_process import DiscoveryProcess
 from tests.mesh.forming import FORM_S, dispatcher_of, form, is_formed, nodes
 from tests.mesh.forming import secret_file as make_secret
 from tests.mesh.lab import Host, Lab
-from tests.mesh.netns import wait_until
+from tests.mesh.netns import ip, wait_until
 from tests.mesh.test_discovery_lan import FLOOD, HOLD_5353
 
 pytestmark = [pytest.mark.netns, pytest.mark.timeout(180)]
@@ -104,6 +104,22 @@ def test_agents_on_loopback_form_a_mesh_without_any_network(make_lab: MakeLab) -
     } <= {"127.0.0.1", "[::1]", "::1"}
     with DiscoveryProcess("--look", "1.0", prefix=second.prefix) as look:
         assert look.wait_for("sightings")["meshes"] == []
+
+
+def test_hosts_without_any_router_serve_one_api(make_lab: MakeLab) -> None:
+    """Where nobody gives addresses there are those of the link, which need a scope."""
+    lab = make_lab(2)
+    for host in lab.hosts:
+        ip(f"addr del {host.ip}/24 dev eth0", netns=host.netns)
+
+    form(lab)
+
+    for host in lab.hosts:
+        submitted = host.http("POST", "/api/v1/tasks", json={"command": "true"})
+        assert submitted.status == 201, submitted.body
+        assert host.first.description["lan_url"] == (
+            f"https://[{host.link_local}%eth0]:3443"
+        )
 
 
 def test_a_machine_without_a_secret_waits_and_says_what_to_do(lan: Lab) -> None:
