@@ -60,7 +60,7 @@ class Allegiance:
         """Whether a crowd lost its dispatcher, and all go down the roster at once."""
         phase = self._election.phase
         is_losing = isinstance(phase, Following | Succeeding | TakingOver)
-        return is_losing and self._candidacy.crowding > 1.0
+        return is_losing and self._candidacy.crowding_in_line > 1.0
 
     def _change_attachment(
         self, attachment: Attachment | None, now: Moment

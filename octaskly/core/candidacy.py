@@ -34,7 +34,7 @@ class Candidacy:
         self.is_disk_failing = False  #: so a claim would never be durable
         self.versions = versions
         self._absent: set[NodeId] = set()  #: successors that a dial did not find
-        self._crowd = settings.limits.full_mesh_peers
+        self._limits = settings.limits
         self._info = settings.node
         self._timing = settings.timing
         self._journal = journal
@@ -85,9 +85,9 @@ class Candidacy:
         return is_news
 
     @property
-    def crowding(self) -> float:
-        """By how much more succeed than have links between each two."""
-        return max(1.0, len(self.successors) / self._crowd)
+    def crowding_in_line(self) -> float:
+        """How crowded the line of succession is, whoever of it is met."""
+        return self._limits.crowding(len(self.successors))
 
     def before(self, gone: NodeId) -> list[NodeId]:
         """Return who may claim before this node, as far as nobody proved absent."""
@@ -137,9 +137,9 @@ class Candidacy:
         before = self.before(gone)
         wait_s = min(len(before), STAGGER_MAX) * self._timing.stagger_s
         peers, hints = self._members.peers, self._members.hints
-        is_crowd = is_proven and self.crowding > 1.0
+        is_crowd = is_proven and self.crowding_in_line > 1.0
         if is_crowd and any(n in peers or hints.is_dialling(n) for n in before):
-            wait_s += self._timing.claim_wait_s * self.crowding
+            wait_s += self._timing.claim_wait_s * self.crowding_in_line
         mine = log_size(self._journal.vector.items())
         if any(
             log_size(view.vector.items()) > mine and view.is_candidate

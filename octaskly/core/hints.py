@@ -67,7 +67,7 @@ class Hints:
     @property
     def meet_s(self) -> float:
         """How long to wait for nodes that are dialled: longer in a crowd."""
-        return self._meet_s * min(self._crowding, MEETING_MAX)
+        return self._meet_s * min(self._crowding_heard_of, MEETING_MAX)
 
     @property
     def is_alone(self) -> bool:
@@ -183,7 +183,7 @@ class Hints:
         if self._is_meeting_dispatcher:
             return []
         held, self._held = self._held, set()
-        if self.circle is Circle.NONE and self._crowding > 1.0:
+        if self.circle is Circle.NONE and self._crowding_heard_of > 1.0:
             return []
         hints = [self._hints[n] for n in held & (wanted or held) if n in self._hints]
         effects = self._dial_all(hints, now, is_in_sight=True)
@@ -249,7 +249,7 @@ class Hints:
 
     def redial_all(self, now: Moment) -> list[Effect]:
         """Dial hints that lead to no connected peer; in a crowd, each in its turn."""
-        if self.circle is not Circle.ALL and self._crowding > 1.0:
+        if self.circle is not Circle.ALL and self._crowding_heard_of > 1.0:
             return []
         hints = [hint for hint in self._hints.values() if hint.node not in self._held]
         return self._dial_all(hints, now)
@@ -288,9 +288,9 @@ class Hints:
         return any(dial.is_dispatcher for dial in self._dialled.values())
 
     @property
-    def _crowding(self) -> float:
-        """By how much more were heard of than may have links between each two."""
-        return max(1.0, len(self._hints) / self._limits.full_mesh_peers)
+    def _crowding_heard_of(self) -> float:
+        """How crowded the LAN is by what was heard, true or not."""
+        return self._limits.crowding(len(self._hints))
 
     def _dial_all(
         self, hints: Iterable[Place], now: Moment, *, is_in_sight: bool = False
@@ -381,5 +381,5 @@ class Hints:
         absent_s = now.mono_s - hint.since_s
         factor = max(1.0, absent_s / REDIAL_FAST_FOR_S)
         if self.circle is Circle.FEW:
-            factor = max(factor, self._crowding)
+            factor = max(factor, self._crowding_heard_of)
         return min(REDIAL_MAX_S, REDIAL_S * factor)

@@ -377,6 +377,10 @@ class Limits:
     retained_tasks: int = 2_000_000  #: of more ended tasks, the oldest are forgotten
     full_mesh_peers: int = 16  #: above this, followers keep only the dispatcher's link
 
+    def crowding(self, nodes: int) -> float:
+        """Return how many times as many these are as have links between each two."""
+        return max(1.0, nodes / self.full_mesh_peers)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:

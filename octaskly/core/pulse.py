@@ -27,7 +27,7 @@ class Pulse:
         self.due_s = 0.0
         """When the next heartbeat is due."""
         self._timing = settings.timing
-        self._crowd = settings.limits.full_mesh_peers
+        self._limits = settings.limits
         self._journal = journal
         self._members = members
         self._beats = 0
@@ -56,8 +56,8 @@ class Pulse:
     @property
     def _answer_s(self) -> float:
         """How long an answer to the claim may take: in a crowd many come at once."""
-        crowding = max(1.0, len(self._members.peers) / self._crowd)
-        return self._timing.claim_wait_s * crowding
+        connected = len(self._members.peers)
+        return self._timing.claim_wait_s * self._limits.crowding(connected)
 
     def hasten(self) -> None:
         """Have the next heartbeat sent soon."""
@@ -71,7 +71,8 @@ class Pulse:
         """Count one more heartbeat; return whom it is sent to."""
         self._beats += 1
         followers = list(self._members.followers(reign.epoch))
-        is_all = len(followers) < self._crowd or self._beats % PLAIN_BEATS == 0
+        is_all = len(followers) < self._limits.full_mesh_peers
+        is_all = is_all or self._beats % PLAIN_BEATS == 0
         return [node for node, view in followers if is_all or view.is_standby]
 
     def _proclaim(
