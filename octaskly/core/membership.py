@@ -13,6 +13,7 @@ from octaskly.core.events import PeerUp, Saved
 from octaskly.core.hints import Hints
 from octaskly.core.model import Address, Epoch, Holdings, Moment, NodeId, Settings
 from octaskly.core.peers import PeerView, without_repeats
+from octaskly.core.timestamps import HLC_EPOCH_MS
 
 
 class Membership:
@@ -113,9 +114,13 @@ class Membership:
         return self.hints.addresses_of(node) if view is None else view.addresses
 
     def earliest_ms(self, now: Moment) -> int:
-        """Return the wall clock that is furthest behind, of ours and the peers'."""
-        ahead = (view.wall_ahead_ms for view in self.peers.values())
-        return now.wall_ms + min((0, *ahead))
+        """Return the wall clock that is furthest behind, of ours and the peers'.
+
+        One that was never set does not count: it would hold up all that goes by age.
+        """
+        views = self.peers.values()
+        told = (now.wall_ms + view.wall_ahead_ms for view in views)
+        return min((now.wall_ms, *(ms for ms in told if ms >= HLC_EPOCH_MS)))
 
     def age_s(self, node: NodeId, now: Moment) -> float | None:
         """Return the age of the last frame; None without a link."""

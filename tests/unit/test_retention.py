@@ -147,23 +147,35 @@ def test_a_clock_that_jumps_ahead_makes_nothing_older() -> None:
     assert asked.before_hlc <= hlc_of(in_time + JUMP_MS)
 
 
-def test_age_is_judged_by_the_clock_that_is_furthest_behind() -> None:
-    """One machine whose clock is a year ahead must not forget for all."""
-    world = reigning()
-    year_ms = 365 * DAY_MS
-    hello = Hello(
-        node=settings("b").node,
-        epoch=NO_EPOCH,
-        dispatcher=None,
-        wall_ms=moment().wall_ms - year_ms,
-    )
+def meet(world: World, wall_ms: int) -> None:
+    """Let node b be met, whose clock says that."""
+    node = settings("b").node
+    hello = Hello(node=node, epoch=NO_EPOCH, dispatcher=None, wall_ms=wall_ms)
     event = PeerUp(B, hello, hello, Address("10.0.0.2", 7878))
     world.replication.members.on_peer_up(event, moment())
+
+
+def test_age_is_judged_by_the_clock_that_is_furthest_behind() -> None:
+    """One machine whose clock is ahead must not forget for all."""
+    world = reigning()
+    behind_ms = 600_000
+    meet(world, moment().wall_ms - behind_ms)
 
     (asked,) = world.dispatch.on_time(moment(61))
 
     assert isinstance(asked, PlanFloor)
-    assert asked.before_hlc == hlc_of(moment(61).wall_ms - 7 * DAY_MS - year_ms)
+    assert asked.before_hlc == hlc_of(moment(61).wall_ms - 7 * DAY_MS - behind_ms)
+
+
+def test_a_clock_that_was_never_set_does_not_count() -> None:
+    """A board without a battery says 1970; nothing would be forgotten any more."""
+    world = reigning()
+    meet(world, DAY_MS)
+
+    (asked,) = world.dispatch.on_time(moment(61))
+
+    assert isinstance(asked, PlanFloor)
+    assert asked.before_hlc == hlc_of(moment(61).wall_ms - 7 * DAY_MS)
 
 
 def test_nothing_is_asked_while_a_step_is_under_way() -> None:
