@@ -28,6 +28,11 @@ RUNS_MAX: Final = 10_000  #: runs of members of an array that are read at once
 ITEM_VARIABLE: Final = "OCTASKLY_ITEM"
 INDEX_VARIABLE: Final = "OCTASKLY_INDEX"
 BY_FAILURES: Final = "max_fails"  #: who cancels the rest after too many failures
+FORCED: Final = "\x1fforce "
+"""Begins who cancelled an array with the members that run.
+
+It is less than each subject, so it stays where others cancelled the array, too.
+"""
 
 # What a client called a task has `~` and a digest behind it: 15 digits of it for a
 # task, 14 for an array, so a name with a dot and a number in it is no member.

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import Protocol
 
+from octaskly.core.arrays import FORCED
 from octaskly.core.effects import Announce, Answer, Effect
 from octaskly.core.events import CancelRequested
 from octaskly.core.facts import CancelAsked
@@ -95,7 +96,8 @@ class Cancelling:
             state = TaskState.CANCELLED if was_cut else array.state
             return self._answer(event, state, now)
         self._note(event.task)
-        ended = self._placing.cut_off(spec, event.by, TaskState.CANCELLED)
+        by = f"{FORCED}{event.by}" if event.force else event.by
+        ended = self._placing.cut_off(spec, by, TaskState.CANCELLED)
         if event.force:
             ended += self._placing.cancel_live(spec, event.by)
         done = CancelDone(event.task, TaskState.CANCELLED, was_done=True)

@@ -304,6 +304,8 @@ class Dispatch:
         self._queue.add_arrays(event.records)
         self.adoption.let_go(event.records)
         for record in event.records:
+            self._placing.recall_forced(record)
+        for record in event.records:
             if record.spec is not None and record.progress is None:
                 self.adoption.believe(record, now)
 

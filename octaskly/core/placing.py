@@ -12,11 +12,12 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from itertools import takewhile
 
-from octaskly.core.arrays import BY_FAILURES, member_of
+from octaskly.core.arrays import BY_FAILURES, FORCED, member_of
 from octaskly.core.effects import Announce, Effect
 from octaskly.core.facts import Assigned, CancelAsked, Fact, Finished, Submitted
 from octaskly.core.inhand import WAITING, InHand, Stage
 from octaskly.core.journal import Journal, WhenDurable
+from octaskly.core.merge import TaskRecord
 from octaskly.core.model import (
     NO_EPOCH,
     AttemptId,
@@ -251,6 +252,12 @@ class Placing:
             for member in self._members(array.id)
             if member.stage is Stage.LIVE and member.final is None
         ]
+
+    def recall_forced(self, array: TaskRecord) -> None:
+        """End what runs of an array that another reign cancelled by force."""
+        by = array.cancelled_by
+        if array.spec is not None and by is not None and by.startswith(FORCED):
+            self.cancel_live(array.spec, by.removeprefix(FORCED))
 
     def cancel_found(self, member: InHand) -> None:
         """End a member that was found to run, if that was asked for with its array."""

@@ -7,11 +7,12 @@ from dataclasses import replace
 
 import pytest
 
-from octaskly.core.arrays import Progress
+from octaskly.core.arrays import BY_FAILURES, FORCED, Progress
 from octaskly.core.effects import (
     Announce,
     Answer,
     Append,
+    Effect,
     Load,
     LoadLive,
     LoadRipe,
@@ -32,7 +33,7 @@ from octaskly.core.facts import (
     Notified,
     Submitted,
 )
-from octaskly.core.merge import TaskRecord
+from octaskly.core.merge import TaskRecord, join
 from octaskly.core.messages import (
     Cursor,
     HeartbeatOk,
@@ -493,7 +494,7 @@ def test_members_that_run_end_with_their_array_though_they_were_not_in_hand(
     name = TaskId("task-007-abcdef12")
     asked = by_force(name)
     assert facts(world.dispatch.on_cancel(asked, moment())) == [
-        CancelAsked(name, "ann")
+        CancelAsked(name, f"{FORCED}ann")
     ]
 
     member = record(f"{name}.1", running(B))
@@ -526,6 +527,60 @@ def test_a_member_that_is_found_long_after_its_array_was_cancelled_ends_too() ->
 
     ordered = Kill(epoch(), ((TaskId(f"{name}.1"), attempt()),))
     assert Send(B, (ordered,)) in effects
+
+
+@pytest.mark.parametrize("back_s", [0.0, 1.0, 2.0])
+def test_a_member_ends_though_its_array_was_cancelled_in_another_reign(
+    back_s: float,
+) -> None:
+    """That dispatcher died before the worker came back: with the log, or before it."""
+    world = World()
+    world.dispatch.begin(epoch(), STREAM, moment())
+    world.dispatch.on_worker_up(node_info(B, 1), moment())
+    asked = by_force(TaskId("task-007-abcdef12")).array
+    assert asked is not None
+    array = replace(asked, cancelled_by=f"{FORCED}ann")
+    member = record(f"{array.id}.1", running(B))
+    assert member.spec is not None
+    back = Reattach(((attempt(), member.spec),), 1, NodeState.READY)
+    ordered = Send(B, (Kill(epoch(), ((member.id, attempt()),)),))
+    effects: list[Effect] = []
+
+    for step_s in (0.0, 1.0, 2.0):
+        if step_s == back_s:
+            effects += world.dispatch.on_reattach(B, back, moment(step_s))
+        if step_s == 1.0:  # The log lacks who runs it, as that was not awaited.
+            live = LiveLoaded((array,))
+            effects += world.dispatch.on_live_loaded(live, moment(step_s))
+
+    assert ordered in effects
+    told_ = [f for e in effects if isinstance(e, Append) for f in e.entries]
+    assert CancelAsked(member.id, "ann") in [entry.fact for entry in told_]
+
+
+def test_members_of_an_array_that_was_cancelled_otherwise_run_on() -> None:
+    """Without force those that run go on, whoever reigns."""
+    world = reigning(b=1)
+    asked = by_force(TaskId("task-007-abcdef12")).array
+    assert asked is not None
+    member = record(f"{asked.id}.1", running(B))
+    assert member.spec is not None
+    back = Reattach(((attempt(), member.spec),), 1, NodeState.READY)
+    world.dispatch.on_reattach(B, back, moment())
+    array = replace(asked, cancelled_by="ann")
+
+    effects = world.dispatch.on_live_loaded(LiveLoaded((array, member)), moment())
+
+    assert not any(isinstance(effect, Send) for effect in effects)
+
+
+def test_force_stays_whoever_else_cancels_an_array() -> None:
+    """Of all who did so one is kept, the same on each node."""
+    task = TaskId("task-007-abcdef12")
+    forced = TaskRecord(task, cancelled_by=f"{FORCED}zoe")
+
+    for by in ("ann", BY_FAILURES):
+        assert join(forced, TaskRecord(task, cancelled_by=by)) == forced
 
 
 def test_an_array_that_has_the_name_of_a_cancelled_one_runs() -> None:
