@@ -19,6 +19,7 @@ from octaskly.api.problems import ACCESS_DENIED, FORBIDDEN, UNAUTHENTICATED, Pro
 from octaskly.api.routing import Access, Route
 from octaskly.config.defaults import GROUP
 from octaskly.core.model import NodeId
+from octaskly.core.sanity import SUBJECT_CHARS_MAX
 from octaskly.errors import TrustError
 from octaskly.ports import Principal
 from octaskly.trust.tokens import PERMISSIONS, TOKEN_BYTES_MAX
@@ -70,11 +71,12 @@ def local_user(connection: socket.socket, node_name: str) -> Principal:
 
 def stated(header: str, hop: NodeId) -> Principal:
     """Return the principal that a forwarding node states; raise `Problem` (401)."""
-    role, subject, token, generation = [*header.split(" "), "", "", ""][:4]
-    if role not in PERMISSIONS or not subject:
+    role, quoted, token, generation = [*header.split(" "), "", "", ""][:4]
+    subject = unquote(quoted)
+    if role not in PERMISSIONS or not 0 < len(subject) <= SUBJECT_CHARS_MAX:
         raise _unauthenticated(f"unusable {PRINCIPAL_HEADER}")
     return Principal(
-        subject=unquote(subject),
+        subject=subject,
         role=role,
         node=hop,
         token=unquote(token) or None,

@@ -11,7 +11,14 @@ from itertools import chain
 from typing import Final
 
 from octaskly.core import arrays, records
-from octaskly.core.facts import Assigned, Fact, Finished, Recorded, Submitted
+from octaskly.core.facts import (
+    Assigned,
+    CancelAsked,
+    Fact,
+    Finished,
+    Recorded,
+    Submitted,
+)
 from octaskly.core.merge import TaskRow, facts_of
 from octaskly.core.messages import Report, RosterLine
 from octaskly.core.model import (
@@ -34,15 +41,19 @@ AMOUNT_MAX: Final = 1 << 31  #: of what one task asks for
 HOSTS_MAX: Final = 64  #: addresses of a node, which tells at most 16
 TITLE_CHARS_MAX: Final = 128
 """Of its name, of which it chooses 63, and of what else is shown of it."""
+SUBJECT_CHARS_MAX: Final = 512
+"""Of who asks for something: a token has 256, a user of a machine no more than 400."""
 ATTEMPTS_MAX: Final = 1 << 31  #: of one task; also seconds that it may take
 STREAMS_MAX: Final = 1 << 16  #: in a vector; each is a claim
 
 
 def is_sane_fact(fact: Fact) -> bool:
-    """Whether the numbers in a fact are in bounds; a floor has none of its own."""
+    """Whether what is in a fact is in bounds; a floor has numbers of others."""
     match fact:
         case Submitted(spec):
             return is_sane_spec(spec)
+        case CancelAsked(_, by):  # Before a subject there may be how it was done.
+            return len(by) <= 2 * SUBJECT_CHARS_MAX
         case Assigned(_, attempt, _):
             return is_sane_attempt(attempt)
         case Finished(_, attempt, _, outcome):
@@ -70,6 +81,7 @@ def is_sane_spec(spec: TaskSpec) -> bool:
         return False
     is_known = 0 <= spec.created_ms < TIME_MS_MAX and 0 <= spec.ord < ORD_MAX
     is_known = is_known and 0 <= spec.timeout_s < ATTEMPTS_MAX
+    is_known = is_known and len(spec.submitter) <= SUBJECT_CHARS_MAX
     return is_known and (spec.options is None or is_sane_wish(spec.options))
 
 

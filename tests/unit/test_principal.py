@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 
 from octaskly.api.auth import stated, statement
+from octaskly.api.problems import Problem
 from octaskly.core.model import NodeId
 from octaskly.ports import Principal
 
@@ -24,6 +25,15 @@ def test_a_dispatcher_learns_who_asked_and_under_which_secret(
 ) -> None:
     """So that it judges a token as the node would that was shown it."""
     assert stated(statement(principal), HOP) == replace(principal, node=HOP)
+
+
+@pytest.mark.parametrize("subject", ["", "x" * 513])
+def test_nobody_is_stated_whose_name_no_log_would_take(subject: str) -> None:
+    """What was accepted in such a name would part the dispatcher from its standbys."""
+    who = Principal(subject=subject, role="admin")
+
+    with pytest.raises(Problem):
+        stated(statement(who), HOP)
 
 
 @pytest.mark.parametrize("word", ["0", "-1", "1.0", "x", "1" * 400])

@@ -303,6 +303,14 @@ WRONG = {
         telling(Entry(KNOWN, 5, 9, Submitted(replace(spec(), ord=(1 << 63) - 1)))),
         "fact",
     ),
+    "somebody without end who cancels": (
+        telling(Entry(KNOWN, 5, 9, CancelAsked(TaskId("t"), "x" * 1025))),
+        "fact",
+    ),
+    "somebody without end who asks": (
+        telling(Entry(KNOWN, 5, 9, Submitted(replace(spec(), submitter="x" * 513)))),
+        "fact",
+    ),
     "a wait for no end of ours": (
         telling(wishing(after=After(tasks=("t",), end="maybe"))),
         "fact",
