@@ -22,6 +22,7 @@ class Membership:
     def __init__(self, settings: Settings, saved: Saved) -> None:
         self.peers: dict[NodeId, PeerView] = {}  #: connected
         self.hints = Hints(settings, saved, self.peers)
+        self.most = settings.limits.peers  #: of which all are told
         self.changes = 0  #: grows when peers come, go or begin to follow
         self._me = settings.node.id
         self._log_version = settings.log_version

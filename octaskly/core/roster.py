@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import fields, replace
+from itertools import chain
 from operator import attrgetter
 
 from octaskly.core.membership import Membership
@@ -27,6 +28,10 @@ LOST_S = 600.0  #: for how long a lost member is listed
 CHANGE_S = 0.1  #: between rosters when members come and go, and between looks
 LOAD_S = 1.0  #: between rosters when only loads change
 PLAIN_MEMBERS = 16  #: these times grow with the mesh beyond this
+SAID_BYTES = 3 << 20
+"""Of the labels and GPUs of all members: a roster travels in one frame, of which what
+else is said of 1,024 of them takes 4 MiB at most."""
+WORD_OVERHEAD = 4  #: bytes beside each of these words
 NAME_SUFFIX = 4  #: characters of the node id; more where that is taken, too
 
 _SHAPE = attrgetter(
@@ -166,13 +171,7 @@ class Registry:
         name = self.name_of(own.id, own.name)
         own = own if name == own.name else replace(own, name=name)
         listed = [own, *self._followers(epoch, standbys, running, now)]
-        present = {member.id for member in listed}
-        for node, (member, since_s) in tuple(self._lost.items()):
-            if node in present or now.mono_s - since_s > LOST_S:
-                del self._lost[node]
-            else:
-                listed.append(member)
-        new = tuple(listed)
+        new = _fitting(listed[: self._members.most] + self._still_lost(listed, now))
         last = self.roster
         is_same_reign = last is not None and last.epoch == epoch
         if last is not None and is_same_reign and self._is_stale(new, last, now):
@@ -182,6 +181,21 @@ class Registry:
         self._changes_s = now.mono_s + self._pause_s(CHANGE_S)
         self._loads_s = now.mono_s + self._pause_s(LOAD_S)
         return self.roster
+
+    def _still_lost(self, present: list[RosterLine], now: Moment) -> list[RosterLine]:
+        """Return who was lost lately, as many as there is room for, and forget others.
+
+        A member may call itself another one each time: no follower reads such a roster.
+        """
+        here = {member.id for member in present}
+        lost = [
+            (node, (member, since_s))
+            for node, (member, since_s) in self._lost.items()
+            if node not in here and now.mono_s - since_s <= LOST_S
+        ]
+        room = max(0, self._members.most - len(present))
+        self._lost = dict(lost[max(0, len(lost) - room) :])
+        return [member for member, _ in self._lost.values()]
 
     def _is_stale(self, new: tuple[RosterLine, ...], last: Roster, now: Moment) -> bool:
         """Whether `new` says nothing that is worth sending yet."""
@@ -238,6 +252,17 @@ def _line(
         gpus=view.info.gpus,
         strain=None if health is None else health.strain,
     )
+
+
+def _fitting(listed: Iterable[RosterLine]) -> tuple[RosterLine, ...]:
+    """Leave out the labels and GPUs of those for which a frame may have no room."""
+    fitting = []
+    room = SAID_BYTES
+    for line in listed:
+        words = (*line.gpus, *chain.from_iterable(line.labels))
+        room -= sum(len(word.encode()) + WORD_OVERHEAD for word in words)
+        fitting.append(line if room >= 0 else replace(line, labels=(), gpus=()))
+    return tuple(fitting)
 
 
 def _lost(member: RosterLine) -> RosterLine:

@@ -6,6 +6,7 @@ this node's log is for `vetting`.
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import astuple
 from itertools import chain
 from typing import Final
@@ -39,8 +40,9 @@ NUMBER_MAX: Final = 1 << 62  #: of numbers that are counted on from
 ORD_MAX: Final = 127 << PRIORITY_SHIFT  #: behind each place is that of another band
 AMOUNT_MAX: Final = 1 << 31  #: of what one task asks for
 HOSTS_MAX: Final = 64  #: addresses of a node, which tells at most 16
-TITLE_CHARS_MAX: Final = 128
-"""Of its name, of which it chooses 63, and of what else is shown of it."""
+HOST_BYTES_MAX: Final = 128
+NAME_CHARS_MAX: Final = 63  #: that a node chooses; the mesh may add its id
+TITLE_CHARS_MAX: Final = 128  #: of its name in the mesh, and what else is shown of it
 SUBJECT_CHARS_MAX: Final = 512
 """Of who asks for something: a token has 256, a user of a machine no more than 400."""
 ATTEMPTS_MAX: Final = 1 << 31  #: of one task; also seconds that it may take
@@ -141,14 +143,24 @@ def is_sane_node(node: NodeInfo | RosterLine) -> bool:
     """
     words = (node.os, node.arch, *node.gpus, *chain.from_iterable(node.labels))
     hosts = tuple(one if isinstance(one, str) else one.host for one in node.addresses)
-    titles = (node.name, node.version, *hosts)
+    titles = [node.name, node.version]
+    name_chars = TITLE_CHARS_MAX
     if isinstance(node, NodeInfo):
-        titles += (node.boot,)
+        titles.append(node.boot)
+        name_chars = NAME_CHARS_MAX
     return (
         len(node.labels) <= LABELS_MAX
         and len(node.gpus) <= GPUS_MAX
-        and len(hosts) <= HOSTS_MAX
+        and are_sane_hosts(hosts)
+        and len(node.name) <= name_chars
         and all(len(word) <= WORD_CHARS_MAX for word in words)
         and all(len(text) <= TITLE_CHARS_MAX and text.isprintable() for text in titles)
         and all(0 <= n < NUMBER_MAX for n in (node.memory_mb, node.cpus))
+    )
+
+
+def are_sane_hosts(hosts: Collection[str]) -> bool:
+    """Whether a node could be told to be at these addresses."""
+    return len(hosts) <= HOSTS_MAX and all(
+        host.isprintable() and len(host.encode()) <= HOST_BYTES_MAX for host in hosts
     )

@@ -25,12 +25,14 @@ from octaskly.core.messages import (
     Dispatch,
     Entries,
     Heartbeat,
+    HeartbeatOk,
     Hello,
     Kill,
     Message,
     Pull,
     Reattach,
     Records,
+    Redirect,
     Repl,
     ReplOk,
     Results,
@@ -49,6 +51,7 @@ from octaskly.core.model import (
 )
 from octaskly.core.sanity import (
     NUMBER_MAX,
+    are_sane_hosts,
     is_sane_attempt,
     is_sane_fact,
     is_sane_node,
@@ -93,7 +96,7 @@ class Vetting:
         if isinstance(message, _Orders) and message.epoch.node != peer:
             return "epoch"
         match message:
-            case Hello() | Pull() | ClaimOk() | Transfer() | Roster():
+            case Hello() | Pull() | ClaimOk() | Transfer():
                 return _vet_standing(message)
             case Claim(epoch, stream, vector):
                 code = self._vet_writers(((stream, epoch),), term)
@@ -105,7 +108,7 @@ class Vetting:
             case Records() | KeysHeld() | KeysGiven():
                 return _vet_told(message)
             case _:
-                return None
+                return _vet_places(message)
 
     def refuse(self, peer: NodeId, code: str) -> list[Effect]:
         """Count a refusal, and tell people of the first of its kind."""
@@ -294,11 +297,23 @@ class Vetting:
         return "parts" if view and len(view.told) >= PARTS_MAX else None
 
 
-def _vet_standing(message: Hello | Pull | ClaimOk | Transfer | Roster) -> str | None:
-    """Judge what is said of nodes, and of what they hold."""
+def _vet_places(message: Message) -> str | None:
+    """Judge what is said of nodes and where they are, if anything is."""
     match message:
         case Roster(members=members):
             return _vet_nodes(members)
+        case HeartbeatOk(addresses=hosts):
+            are_sane = are_sane_hosts(hosts)
+        case Redirect(addresses=places):
+            are_sane = are_sane_hosts(tuple(place.host for place in places))
+        case _:
+            return None
+    return None if are_sane else "node"
+
+
+def _vet_standing(message: Hello | Pull | ClaimOk | Transfer) -> str | None:
+    """Judge what a node says of itself, and of what it holds."""
+    match message:
         case Hello(node=node, vector=vector):
             return _vet_vector(vector) or _vet_nodes((node,))
         case ClaimOk(vector=vector, ahead=ahead):

@@ -24,7 +24,10 @@ from octaskly.core.hints import (
 from octaskly.core.membership import Membership
 from octaskly.core.messages import Hello, Roster, RosterLine
 from octaskly.core.model import (
+    GPUS_MAX,
+    LABELS_MAX,
     NO_EPOCH,
+    WORD_CHARS_MAX,
     Address,
     Epoch,
     Limits,
@@ -36,8 +39,16 @@ from octaskly.core.model import (
     Role,
     Settings,
 )
+from octaskly.core.peers import ADDRESSES_MAX
 from octaskly.core.roster import Registry
+from octaskly.core.sanity import (
+    HOST_BYTES_MAX,
+    NAME_CHARS_MAX,
+    TITLE_CHARS_MAX,
+    is_sane_node,
+)
 from octaskly.core.stance import Stance
+from octaskly.mesh import wire
 
 ME, PEER, OTHER = NodeId("m" * 16), NodeId("p" * 16), NodeId("o" * 16)
 WHERE = Address("10.0.0.2", 7878)
@@ -496,6 +507,58 @@ def test_members_of_a_large_mesh_are_looked_at_more_seldom() -> None:
 
     assert looks[0] == pytest.approx(100, abs=10)
     assert looks[1] == pytest.approx(25, abs=3)
+
+
+def test_a_roster_fits_into_a_frame_whatever_its_members_say_of_themselves() -> None:
+    """Each may say as much as it likes, within the bounds of one; all have a line."""
+    here = members()
+    registry = Registry([], here)
+    wide = "\N{GRINNING FACE}"
+    for index in range(1024):
+        node = NodeId(f"{index:064d}")
+        said = replace(
+            info(node, wide * NAME_CHARS_MAX),
+            version=wide * TITLE_CHARS_MAX,
+            labels=((wide * WORD_CHARS_MAX, wide * WORD_CHARS_MAX),) * LABELS_MAX,
+            gpus=(wide * WORD_CHARS_MAX,) * GPUS_MAX,
+            os=wide * WORD_CHARS_MAX,
+            arch=wide * WORD_CHARS_MAX,
+        )
+        assert is_sane_node(said)
+        event = up(node)
+        hello = replace(event.hello, node=said)
+        here.on_peer_up(replace(event, hello=hello), at(0.0))
+        view = here.peers[node]
+        hosts = (f"{n:0{HOST_BYTES_MAX}d}" for n in range(ADDRESSES_MAX))
+        view.addresses = tuple(Address(host, 65_535) for host in hosts)
+        here.confirm(node, EPOCH, ())
+
+    roster = registry.build(EPOCH, own_line, Stance(), (), lambda _: 0, at(1.0))
+
+    assert roster is not None
+    assert len(roster.members) == here.most
+    assert roster.members[1].labels
+    assert len(wire.parts_of(roster, Limits().frame_bytes)) == 1
+
+
+def test_whoever_comes_and_goes_without_end_the_roster_has_room_for_members() -> None:
+    """A member could call itself another one each time; nobody reads longer ones."""
+    here = members(peers=4)
+    registry = Registry([], here)
+    for index in range(9):
+        node = NodeId(f"{index:016d}")
+        here.on_peer_up(up(node, f"pi-{index}"), at(index))
+        here.confirm(node, EPOCH, ())
+        registry.build(EPOCH, own_line, Stance(), (), lambda _: 0, at(index + 0.2))
+        if index < 8:
+            here.on_peer_down(node, at(index + 0.4))
+            registry.on_lost(node, at(index + 0.4), is_leaving=False)
+
+    roster = registry.build(EPOCH, own_line, Stance(), (), lambda _: 0, at(9.0))
+
+    roster = roster or registry.roster
+    assert roster is not None
+    assert [m.name for m in roster.members] == ["pi", "pi-8", "pi-6", "pi-7"]
 
 
 def test_a_lost_member_stays_listed_for_ten_minutes_and_one_that_left_does_not() -> (

@@ -35,6 +35,7 @@ from octaskly.core.messages import (
     Dispatch,
     Entries,
     Heartbeat,
+    HeartbeatOk,
     Hello,
     Kill,
     Message,
@@ -53,6 +54,7 @@ from octaskly.core.messages import (
 )
 from octaskly.core.model import (
     NO_EPOCH,
+    NO_LOAD,
     Address,
     Attempt,
     AttemptState,
@@ -289,6 +291,14 @@ WRONG = {
         "fact",
     ),
     "a member with a name without end": (listing(name="n" * 129), "node"),
+    "a member that is to be at an address without end": (
+        Redirect(THEIRS, OTHER, (Address("1" * 129, 1),)),
+        "node",
+    ),
+    "a member that moved to an address without end": (
+        HeartbeatOk(THEIRS, 0.0, READY, 1, NO_LOAD, addresses=("1" * 129,)),
+        "node",
+    ),
     "a member that says more than a line": (listing(version="1\n2"), "node"),
     "a member that is everywhere": (
         listing(addresses=(Address("10.0.0.1", 1),) * 65),
@@ -385,7 +395,7 @@ def test_a_hello_of_a_far_term_is_no_meeting() -> None:
 @pytest.mark.parametrize(
     "more",
     [
-        {"name": "n" * 129},
+        {"name": "n" * 64},
         {"name": "a\x1b]0;b"},
         {"boot": "b" * 129},
         {"version": "v" * 129},
@@ -395,7 +405,7 @@ def test_a_hello_of_a_far_term_is_no_meeting() -> None:
 def test_who_says_more_of_itself_than_can_be_told_is_not_met(
     more: dict[str, Any],
 ) -> None:
-    """A few dozen such members made rosters larger than a frame may be."""
+    """They made rosters larger than a frame may be, or names that nobody takes."""
     told = hello_of(NO_EPOCH)
     shell = Shell(replace(told, node=replace(told.node, **more)))
 
