@@ -32,6 +32,7 @@ from octaskly.api.problems import (
 from octaskly.api.rates import HEADERS
 from octaskly.api.routing import Call, Deadlines, Perform
 from octaskly.api.waits import Waits
+from octaskly.api.ways import Ways
 from octaskly.core.model import NodeId
 from octaskly.errors import NoDispatcher, NotDispatcher
 from octaskly.ports import DispatcherView, Gateway
@@ -94,6 +95,7 @@ class Forwarder:
         self._tls = tls
         self._deadlines = deadlines
         self._tune = tune
+        self.ways = Ways()
         self._session: aiohttp.ClientSession | None = None
         self._retired: list[aiohttp.ClientSession] = []  #: answers may still come
         self._signed_as: DispatcherView | None = None
@@ -178,7 +180,7 @@ class Forwarder:
         view: DispatcherView | None,
     ) -> web.StreamResponse:
         last = NotSent("it has no address")
-        for lan_url in lan_urls:
+        for lan_url in self.ways.to(lan_urls):
             try:
                 return await self._send(call, URL(lan_url + path, encoded=True), view)
             except NotSent as error:
@@ -207,7 +209,7 @@ class Forwarder:
             raise MaybeSent(str(error) or type(error).__name__) from None
         async with response:
             if REFUSED_HEADER in response.headers:
-                raise NotSent("it is not dispatcher any more")
+                raise NotDispatcher("it is not dispatcher any more")
             call.seen.is_decided_elsewhere = True
             return await self._pass_on(call, response, view)
 

@@ -44,7 +44,7 @@ async def _first(
 ) -> aiohttp.ClientResponse:
     forwarder = call.parts.forwarder
     last = "it has no address"
-    for lan_url in lan_urls:
+    for lan_url in forwarder.ways.to(lan_urls):
         try:
             async with asyncio.timeout(call.parts.deadlines.stall_s + wait_s):
                 return await forwarder.session().get(

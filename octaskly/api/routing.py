@@ -17,6 +17,7 @@ from octaskly.api.problems import Problem
 from octaskly.api.query import Query
 from octaskly.api.rates import Meter
 from octaskly.api.waits import Waits
+from octaskly.api.ways import Ways
 from octaskly.config.defaults import STREAMS_MAX
 from octaskly.core.merge import TaskRecord
 from octaskly.core.model import NodeId
@@ -61,6 +62,8 @@ class Deadlines:
 
 class Forward(Protocol):
     """The way to other nodes."""
+
+    ways: Ways
 
     async def perform(self, call: Call, local: Perform) -> web.StreamResponse:
         """Answer here or at the dispatcher."""

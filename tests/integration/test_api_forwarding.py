@@ -577,6 +577,25 @@ async def test_second_address_is_tried(front: Member, back: Member) -> None:
     assert answer.status == 200
 
 
+async def test_an_address_that_leads_nowhere_is_tried_once(
+    front: Member, back: Member
+) -> None:
+    """Each request would else wait for it, for as long as a cable is out."""
+    tried: list[object] = []
+    listener = await asyncio.start_server(lambda *ends: tried.append(ends), "127.0.0.1")
+    dead_port = listener.sockets[0].getsockname()[1]
+    listener.close()
+    urls = [f"https://127.0.0.1:{dead_port}", back.lan_url]
+    front.gateway.elect(front.gateway.view_of(back.gateway.node_id, lan_urls=urls))
+    first = await front.api.ask("GET", TASKS, headers=ADMIN)
+    noted = lambda _, writer: tried.append(writer.close())  # noqa: E731
+    async with await asyncio.start_server(noted, "127.0.0.1", dead_port):
+        later = await front.api.ask("GET", TASKS, headers=ADMIN)
+
+    assert (first.status, later.status) == (200, 200)
+    assert not tried
+
+
 async def test_deposed_dispatcher_in_mid_request(front: Member, back: Member) -> None:
     """It refuses without acting, and the front goes to the new one."""
     back.gateway.held.clear()
