@@ -13,6 +13,7 @@ from asyncio.sslproto import SSLProtocol
 from typing import Final
 
 BACKLOG_BYTES: Final = 16 << 10  #: that may wait for one client, at each layer
+UNSENT_BYTES: Final = 128 << 10  #: that the kernel may hold beyond what is on its way
 RECORD_BYTES: Final = 16 << 10  #: a record of TLS, which comes whole or not at all
 READ_BYTES: Final = RECORD_BYTES // 2  #: the HTTP client stops reading at the double
 
@@ -46,12 +47,15 @@ class Stall:
         connection = transport.get_extra_info("socket")
         if connection.family != socket.AF_UNIX:
             # Of files, which the kernel sends by itself, nothing waits here. It counts
-            # a closed window, too: tcp(7).
+            # a closed window, too: tcp(7). Without a bound it would take up to 4 MB
+            # for who reads nothing.
+            timeout_ms = int(self._limit_s * 1000)
             with contextlib.suppress(OSError):
                 connection.setsockopt(
-                    socket.IPPROTO_TCP,
-                    socket.TCP_USER_TIMEOUT,
-                    int(self._limit_s * 1000),
+                    socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, timeout_ms
+                )
+                connection.setsockopt(
+                    socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, UNSENT_BYTES
                 )
 
     def begin(self) -> None:

@@ -338,6 +338,7 @@ OUTPUT = "yes 'a line of much output' | head -c 30000000; exec sleep 1000"
 OUTPUT_BYTES = 30_000_000
 READERS = 128
 REST_S = 0.1  #: of work in half a second
+QUEUED_BYTES_MAX = 512 << 10  #: that the kernel may hold for one of them
 
 
 @pytest.fixture
@@ -357,7 +358,10 @@ def pair(tmp_path: Path) -> Iterator[list[Agent]]:
 def test_readers_of_a_log_that_never_read_cost_little(
     pair: list[Agent], url: str
 ) -> None:
-    """Neither the node that has the output grows, nor one that passes it on."""
+    """Neither the node that has the output grows, nor one that passes it on.
+
+    Nor does the kernel hold much for them, which is memory of the machine all the same.
+    """
     task = submit(pair[0], OUTPUT)
     worker = until(
         lambda: pair[0].call("GET", f"/api/v1/tasks/{task}")[1].get("worker_id"),
@@ -383,8 +387,17 @@ def test_readers_of_a_log_that_never_read_cost_little(
                 assert reader.recv(1)
             until(lambda: watch.look() and _is_at_rest(agent), "all are full")  # noqa: B023
             watch.judge()
+            assert max(_queued_bytes(port_of(agent, url))) < QUEUED_BYTES_MAX
     # Else the agents wait for it when they stop.
     assert front.call("DELETE", f"/api/v1/tasks/{task}?force=true")[0] == 200
+
+
+def _queued_bytes(port: int) -> Iterator[int]:
+    """What the kernel holds for each connection to this port, to be sent: tcp(7)."""
+    for line in Path("/proc/net/tcp").read_text().splitlines()[1:]:
+        _, local, _, _, queues, *_ = line.split()
+        if int(local.partition(":")[2], 16) == port:
+            yield int(queues.partition(":")[0], 16)
 
 
 def _is_at_rest(agent: Agent) -> bool:
