@@ -74,6 +74,7 @@ class Succeeding:
     is_proven: bool  #: its process ended, which all whom it had a link to saw at once
     transfer: Holdings | None
     """As in `Following`; once this node has it all, it waits no longer."""
+    widened: int = 0  #: how often it has begun to dial one more; at first a few
 
 
 @dataclass(slots=True)

@@ -24,6 +24,7 @@ from octaskly.core.phases import (
     Seeking,
     Succeeding,
     TakingOver,
+    Tie,
     Yielding,
 )
 from octaskly.core.pulse import PLAIN_BEATS
@@ -66,7 +67,7 @@ class Watch:
     def deadline(self) -> float:
         """Return when time alone changes something.
 
-        For who falls silent, or is to be dialled next, it looks at each tick as well.
+        For who falls silent it looks at each tick as well.
         """
         match self._election.phase:
             case Reigning():  # As mostly, and so is the next one.
@@ -77,11 +78,11 @@ class Watch:
                 is_withdrawn = self._candidacy.is_withdrawn
                 return math.inf if is_withdrawn else self._look_s(phase)
             case Succeeding() as phase:
-                return self._election.turn_s(phase)
+                return min(self._election.turn_s(phase), self._widens_s(phase))
             case TakingOver():
                 return math.inf  # The disk decides when it goes on.
-            case Yielding(since_s):
-                return since_s + self._timing.yield_s
+            case Yielding() as phase:
+                return self._yields_until_s(phase)
 
     def on_time(self, now: Moment) -> list[Effect]:
         """Do what is due."""
@@ -90,11 +91,8 @@ class Watch:
                 return self._on_seeking(phase, now)
             case Following() as phase:
                 return self._on_following(phase, now)
-            case Succeeding(since_s, gone) as phase:
-                # Hosts that are gone refuse nothing; a dial to each takes its time.
-                waited_s = 0.0 if phase.is_proven else now.mono_s - since_s
-                dials = self._dial_before(gone, waited_s, now)
-                return dials + self._election.succeed(now)
+            case Succeeding() as phase:
+                return self._dial_before(phase, now) + self._election.succeed(now)
             case TakingOver():
                 return []
             case Reigning(reign):
@@ -168,19 +166,27 @@ class Watch:
 
     def _on_yielding(self, phase: Yielding, now: Moment) -> list[Effect]:
         """Give up a winner that takes too long to claim, or is gone."""
-        waited_s = now.mono_s - phase.since_s
+        if now.mono_s < self._yields_until_s(phase):
+            return []
         if phase.tie is None:
-            is_late = waited_s >= self._timing.yield_s
-            return self._election.seek("winner lost", now) if is_late else []
-        dispatcher = phase.tie.dispatcher
-        age_s = self._members.age_s(dispatcher, now)
-        if age_s is None or age_s >= self._timing.yield_s:
+            return self._election.seek("winner lost", now)
+        if now.mono_s >= self._lost_s(phase.tie):
+            dispatcher = phase.tie.dispatcher
             effects = self._members.disconnect(dispatcher, "silent", now)
             return [*effects, *self._election.seek("winner lost", now)]
-        if waited_s >= self._timing.adopt_s:
-            # The rest is on this disk and joins later; the worker must not wait.
-            return self._election.settle("the worker waits no longer", now)
-        return []
+        # The rest is on this disk and joins later; the worker must not wait.
+        return self._election.settle("the worker waits no longer", now)
+
+    def _yields_until_s(self, phase: Yielding) -> float:
+        """Return when this node waits for the winner no longer."""
+        if phase.tie is None:
+            return phase.since_s + self._timing.yield_s
+        return min(self._lost_s(phase.tie), phase.since_s + self._timing.adopt_s)
+
+    def _lost_s(self, tie: Tie) -> float:
+        """Return when a winner that says nothing more is taken for lost."""
+        view = self._members.peers.get(tie.dispatcher)
+        return 0.0 if view is None else view.frame_s + self._timing.yield_s
 
     def on_pause(self, gap_s: float, now: Moment) -> None:
         """This node itself stood still: others get the time of silence again."""
@@ -219,14 +225,25 @@ class Watch:
         listed = self._candidacy.successors.get(node, ())
         return self._hints.dial(node, self._hints.addresses_of(node) or listed, now)
 
-    def _dial_before(self, gone: NodeId, waited_s: float, now: Moment) -> list[Effect]:
+    def _widens_s(self, phase: Succeeding) -> float:
+        """Return when it dials more of those before it, though no dial has failed.
+
+        Hosts that are gone refuse nothing; a dial to each takes its time.
+        """
+        if phase.is_proven and phase.widened:
+            return math.inf
+        return phase.since_s + phase.widened * self._timing.stagger_s
+
+    def _dial_before(self, phase: Succeeding, now: Moment) -> list[Effect]:
         """Dial down the roster, a few at a time, until one is met that goes before.
 
         So all who have lost the same links meet at the first of them that is there.
         """
-        most = SUCCESSORS_DIALLED + int(waited_s / self._timing.stagger_s)
+        while now.mono_s >= self._widens_s(phase):
+            phase.widened += 1
+        most = SUCCESSORS_DIALLED - 1 + phase.widened
         effects: list[Effect] = []
-        for node in self._candidacy.before(gone)[:most]:
+        for node in self._candidacy.before(phase.gone)[:most]:
             if node in self._members.peers:
                 break
             if not self._hints.is_dialling(node):
@@ -282,6 +299,8 @@ class Watch:
     def on_peer_down(self, peer: NodeId, reason: str, now: Moment) -> list[Effect]:
         """A link ended; that of the dispatcher is a reason to doubt it."""
         phase = self._phase
+        if isinstance(phase, Succeeding):
+            return self.on_time(now)  # It may be one that was met, and goes before.
         if peer != self._election.dispatcher:
             return []
         if isinstance(phase, Yielding):

@@ -9,7 +9,7 @@ from octaskly.core.doubt import Doubt
 from octaskly.core.effects import Effect
 from octaskly.core.hints import Hints
 from octaskly.core.model import Moment
-from octaskly.core.phases import Following, Seeking, Succeeding
+from octaskly.core.phases import Following, Seeking
 from octaskly.core.timers import Timers
 from octaskly.core.watch import Watch
 from octaskly.core.worker import Worker
@@ -27,7 +27,7 @@ def test_no_machine_has_anything_to_do_before_the_time_it_tells(
     def checked(self: Timers, now: Moment) -> list[Effect]:
         machines: list[Hints | Doubt | Dispatch | Worker | Watch]
         machines = [self._hints, self._doubt, self._dispatch, self._worker]
-        if not isinstance(self._election.phase, Following | Seeking | Succeeding):
+        if not isinstance(self._election.phase, Following | Seeking):
             machines.append(self._watch)  # Else it looks around at each tick, too.
         for machine in machines:
             if now.mono_s < machine.deadline():

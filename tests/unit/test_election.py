@@ -320,6 +320,7 @@ def test_later_successors_wait_their_turn() -> None:
     world.watch.on_peer_down(A, "eof", at(5.0))
 
     assert notes(world.watch.on_dial_failed(refused(A), at(5.0))) == ["dispatcher lost"]
+    assert world.watch.on_time(at(5.0)) == []
     assert world.watch.deadline() == 5.0 + 2 * TIMING.stagger_s
     assert notes(world.watch.on_time(at(5.5))) == ["claiming"]
 
@@ -363,6 +364,24 @@ def test_in_a_crowd_a_node_dials_down_the_roster_until_it_meets_one() -> None:
     # It has to notice first, as all others have.
     crowding = 22 / Limits().full_mesh_peers
     assert world.watch.deadline() == alone_s + crowding * TIMING.claim_wait_s
+
+
+def test_hosts_that_are_gone_are_passed_over_in_time() -> None:
+    """They refuse nothing: each quarter of a second one more is dialled."""
+    world = Harness()
+    world.follow(0.1)
+    line = [NodeId(f"{letter}" * 16) for letter in "fghijklmnopqrstuvwxyz"]
+    world.candidacy.successors = {**dict.fromkeys(line, (ELSEWHERE,)), B: ()}
+    world.watch.on_time(at(5.0))
+    world.watch.on_time(at(5.5))
+    assert isinstance(world.election.phase, Succeeding)
+    world.watch.on_time(at(5.5))
+
+    for node in line[3:6]:
+        due_s = world.watch.deadline()
+        assert world.watch.on_time(at(due_s - 0.01)) == []
+        assert world.watch.on_time(at(due_s)) == [Dial(node, (ELSEWHERE,))]
+        assert world.watch.deadline() == due_s + TIMING.stagger_s
 
 
 def test_a_silent_dispatcher_is_probed_by_a_new_link_and_through_others() -> None:
@@ -601,6 +620,29 @@ def test_a_loser_follows_when_the_winner_holds_its_log() -> None:
 
     world.claims.on_pull(C, Pull(((reign.stream, 1),)), at(9.2))
     assert world.election.attachment == Attachment(C, Epoch(2, C), 2)
+
+
+def test_a_loser_tells_until_when_it_waits_for_the_winner() -> None:
+    """A winner that speaks is borne until the worker waits no longer."""
+    world = Harness()
+    world.reign(0.7)
+    reign = world.election.reign
+    assert reign is not None
+    world.journal.open_stream(reign.stream)
+    world.journal.append([CancelAsked(TaskId("t"), "me")], at(1.0))
+    mine = Hello(node=info(B), epoch=Epoch(1, B), dispatcher=B)
+    world.meet(C, 9.0, epoch=Epoch(1, C), dispatcher=C, followers=2, sent=mine)
+    assert world.watch.deadline() == 9.0 + TIMING.yield_s
+
+    world.claims.on_claim(C, Claim(Epoch(2, C), StreamId(5), ()), at(9.5))
+    assert world.watch.deadline() == 9.0 + TIMING.yield_s
+    world.members.touch(C, at(10.5))
+    assert world.watch.deadline() == 10.5 + TIMING.yield_s
+    world.members.touch(C, at(13.5))
+    assert world.watch.deadline() == 9.5 + TIMING.adopt_s
+
+    assert world.watch.on_time(at(14.4)) == []
+    assert notes(world.watch.on_time(at(14.5))) == ["yielded"]
 
 
 def test_a_loser_whose_winner_vanishes_seeks_again() -> None:
