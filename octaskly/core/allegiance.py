@@ -104,9 +104,22 @@ class Allegiance:
         if self._candidacy.is_withdrawn:
             self._dispatch.pause_accepting()
         effects.append(Advertise(is_dispatcher=True, term=reign.epoch.term))
-        roster = self._registry.roster
+        return effects + self._meet_all(now)
+
+    def _meet_all(self, now: Moment) -> list[Effect]:
+        """Dial whoever was in the mesh and is not connected.
+
+        A crowd that has seen the dispatcher's process end dials down the roster itself.
+        """
+        effects: list[Effect] = []
+        roster, was_silent = self._registry.roster, self._election.loss.was_silent
+        is_awaited = self._candidacy.crowding_in_line > 1.0 and not was_silent
         for member in () if roster is None else roster.members:
-            if member.id not in self._members.peers:
+            if member.id in self._members.peers:
+                continue
+            if is_awaited:
+                self._hints.dial_later(member.id, member.addresses, now)
+            else:
                 effects += self._hints.dial(member.id, member.addresses, now)
         return effects
 

@@ -209,6 +209,14 @@ class Hints:
             hint, now, is_in_sight=is_dispatcher, is_dispatcher=is_dispatcher
         )
 
+    def dial_later(
+        self, node: NodeId, addresses: tuple[Address, ...], now: Moment
+    ) -> None:
+        """Dial one node in a moment, unless it has dialled this one by then."""
+        hint = self._learn(node, addresses, now)
+        if hint is not None and node != self._me:
+            self._hold(node, hint, now)
+
     def on_dial_failed(self, event: DialFailed, now: Moment) -> None:
         """Wait before the next dial, longer when the peer is away for long."""
         for key in (event.node, *event.addresses):

@@ -54,6 +54,7 @@ class Network:
         self.has_multicast = True
         self.is_encoding = True
         self.messages = 0
+        self.in_vain = 0  #: handshakes of two that had met meanwhile
 
     # Faults
 
@@ -299,6 +300,7 @@ class Network:
             pair = _pair(a, b)
             old = self._links.get(pair)
             if old is not None and old.ends and not (old.is_broken or old.deaf):
+                self.in_vain += 1
                 return
             if old is not None:
                 for end in sorted(old.ends):

@@ -158,6 +158,23 @@ def test_a_killed_dispatcher_is_replaced_within_a_second(nodes: int) -> None:
 
 
 @pytest.mark.slow
+def test_a_new_dispatcher_and_a_crowd_do_not_dial_each_other() -> None:
+    """Each handshake takes both ends milliseconds, just when all have much to do."""
+    world = World(3, nodes=60)
+    world.start_all()
+    assert world.run_until(world.is_settled, 5.0)
+    world.run(10.0)
+    (first,) = world.dispatchers()
+    before = world.network.in_vain
+
+    world.crash(first)
+
+    assert world.run_until(world.is_settled, 1.0)
+    world.run(5.0)
+    assert world.network.in_vain - before <= 3
+
+
+@pytest.mark.slow
 def test_the_dispatcher_of_a_large_mesh_is_replaced_after_silence() -> None:
     """F4: its host is gone, so links stay up and dials hang."""
     world = World(7, nodes=20)
