@@ -1,6 +1,6 @@
 """Properties that search for as long as they are given, not for so many examples.
 
-15 seconds of a core in `make test`, three minutes each in `make soak`; `FUZZ_S` says
+Ten seconds of a core in `make test`, three minutes each in `make soak`; `FUZZ_S` says
 otherwise.
 """
 
@@ -16,7 +16,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 IS_SOAK = os.environ.get("HYPOTHESIS_PROFILE") == "soak"
-FUZZ_S = float(os.environ.get("FUZZ_S") or (180 if IS_SOAK else 15))
+FUZZ_S = float(os.environ.get("FUZZ_S") or (180 if IS_SOAK else 10))
 EXAMPLES = 200  #: between two looks at the clock
 
 
