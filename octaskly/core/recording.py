@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import replace
+from typing import NamedTuple
 
 from octaskly.core.adoption import Adoption
 from octaskly.core.facts import Finished
@@ -54,6 +55,14 @@ NO_MORE_WORK = (Reason.DRAINING, Reason.STALE)
 """Reasons of workers that would hand the next attempt back, too."""
 
 
+class _Before(NamedTuple):
+    """What the log says of a task, before the end of one attempt is recorded."""
+
+    tries: Tries = NO_TRIES  #: by which that end is judged
+    others: Tries = NO_TRIES  #: all but that attempt
+    told: tuple[AttemptId, ...] = ()  #: whose ends are known
+
+
 class Recording:
     """Reports of workers, judged one by one."""
 
@@ -66,7 +75,7 @@ class Recording:
         """What is recorded, and told again until it may be acknowledged."""
         self._put_off: dict[TaskId, dict[AttemptId, tuple[NodeId, Report]]] = {}
         """Ends that wait for what the store says of their tasks, and who told."""
-        self._before: dict[Key, Tries] = {}
+        self._before: dict[Key, _Before] = {}
         """What the store said just now of the other attempts at such a task."""
         self._told: tuple[set[Key], set[Key]] = (set(), set())
         """What was acknowledged of late, and before that: it is told again where it
@@ -141,8 +150,7 @@ class Recording:
                 del queue.tasks[task_id]
             attempts = () if record is None else record.attempts
             for attempt in reports:
-                others = _others(attempts, attempt)
-                self._before[task_id, attempt] = tries_of(others)
+                self._before[task_id, attempt] = _before(attempts, attempt)
         return ready
 
     def acknowledged(self, items: Iterable[Key]) -> None:
@@ -245,15 +253,17 @@ class Recording:
             placing.facts += placing.told_again(spec, report.attempt)
         outcome = report.outcome
         before = self._before.get((report.task, report.attempt))
+        known = before or _Before()
         if spec is not None:
-            outcome = judged(spec, outcome, before or NO_TRIES)
+            outcome = judged(spec, outcome, known.tries)
         placing.facts.append(Finished(report.task, report.attempt, node, outcome))
         final = FINAL_STATES.get(outcome.state)
         # Without one the store is asked, also of a task that ended here: that may be
         # forgotten, and another half of a split has told that the task goes on.
         task = self._queue.shadow(_spec_of(report), final)
-        task.reported = (report.attempt,)
-        task.tries = counted(before or NO_TRIES, outcome)  # Another may be told, too.
+        # Another may be told, too: one that the log has counts once.
+        task.reported = (*known.told, report.attempt)
+        task.tries = counted(known.others, outcome)
         placing.touch(task)
         if before is not None and final is TaskState.FAILED:
             placing.count_failure(report.task)
@@ -270,14 +280,16 @@ def _is_unseen(task: InHand, node: NodeId, report: Report) -> bool:
     return is_live and (task.attempt, task.node) == (report.attempt, node)
 
 
-def _others(attempts: tuple[Attempt, ...], attempt: AttemptId) -> tuple[Attempt, ...]:
-    """Return the attempts that count where the end of this one is judged.
+def _before(attempts: tuple[Attempt, ...], attempt: AttemptId) -> _Before:
+    """Return what counts where the end of an attempt is judged.
 
     Of an end that is told again those before it, so that it is judged as it was.
     """
-    if attempt in told_of(attempts):
-        return tuple(a for a in attempts if a.id < attempt)
-    return tuple(a for a in attempts if a.id != attempt)
+    told = told_of(attempts)
+    others = tuple(a for a in attempts if a.id != attempt)
+    earlier = tuple(a for a in attempts if a.id < attempt)
+    tries = tries_of(earlier if attempt in told else others)
+    return _Before(tries, tries_of(others), told)
 
 
 def _hangs_on_the_log(report: Report) -> bool:

@@ -258,6 +258,21 @@ def test_an_attempt_that_followed_a_failure_goes_on_though_that_is_told_again() 
     assert facts(effects) == [Finished(T, attempt(2), B, outcome())]
 
 
+def test_a_failure_told_again_after_the_next_one_counts_no_second_time() -> None:
+    """The log has the first; it was told here last, and ended the task."""
+    world = new_reign(a=1, b=1)
+    twice = stubborn(ONCE.attempts[0], retries=2)
+    late = report(of=attempt(2), end=FAILED, envelope=twice.spec)
+    world.dispatch.on_results(B, told(late), moment())
+    log = replace(twice, attempts=(*twice.attempts, running(B, attempt(2))))
+    world.dispatch.on_live_loaded(LiveLoaded(()), moment())
+    effects = world.dispatch.on_live_loaded(LiveLoaded((log,)), moment())
+    assert facts(effects)[-1] == Finished(T, attempt(2), B, AGAIN)
+
+    again = report(end=FAILED, envelope=twice.spec)
+    assert world.dispatch.on_results(A, told(again), moment()) == []
+
+
 def test_an_attempt_that_was_lost_meanwhile_is_not_run_twice_if_that_was_asked() -> (
     None
 ):
