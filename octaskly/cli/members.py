@@ -5,6 +5,7 @@ from __future__ import annotations
 import msgspec
 
 from octaskly.cli.render import note, print_fields, took
+from octaskly.cli.wishes import asked_fields, pairs
 from octaskly.client import Members, Session, Task
 from octaskly.client.calls import ARRAYS, Call, path_of
 
@@ -36,17 +37,18 @@ def show_array(client: Session, task: Task) -> None:
         [
             ("id", task.id),
             ("name", task.name),
+            ("labels", pairs(task.labels)),
             ("state", task.status),
             ("command", task.command),
             ("range", counts.range),
             ("members", counts.total),
             *((state, getattr(counts, state) or None) for state in STATES),
             ("most failures", counts.max_fails),
+            *asked_fields(task),
             ("created", task.created_at),
             ("started", task.started_at),
             ("ended", task.completed_at),
             ("took", took(task.duration_ms)),
-            ("repeats", task.retry_of),
             ("failures", "\n".join(shown) or None),
         ]
     )

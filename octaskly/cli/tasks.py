@@ -19,6 +19,7 @@ from octaskly.cli.render import (
     size,
     took,
 )
+from octaskly.cli.wishes import asked_fields, pairs
 from octaskly.client import Refused, Session, Task, TaskPage, calls
 from octaskly.client.calls import TASKS, Call
 from octaskly.client.errors import NotFound
@@ -157,7 +158,7 @@ def show(choice: Choice, ref: str, as_json: bool) -> None:  # noqa: FBT001
         [
             ("id", task.id),
             ("name", task.name),
-            ("labels", _pairs(task.labels)),
+            ("labels", pairs(task.labels)),
             ("state", task.status),
             ("command", task.command),
             ("node", task.worker_id),
@@ -165,14 +166,7 @@ def show(choice: Choice, ref: str, as_json: bool) -> None:  # noqa: FBT001
             ("exit code", task.exit_code),
             ("ended by", ending),
             ("because", task.detail),
-            ("time limit", f"{task.timeout} s" if task.timeout else None),
-            ("grace", None if task.grace is None else f"{task.grace} s"),
-            ("limits", _pairs(_given(task.limits or {}))),
-            ("told at the end", task.notify_url),
-            ("env", _pairs(task.env)),
-            ("cwd", task.cwd),
-            ("workdir", task.workdir),
-            ("stdin", size(task.stdin_bytes) if task.stdin_bytes else None),
+            *asked_fields(task),
             ("created", task.created_at),
             ("started", task.started_at),
             ("ended", task.completed_at),
@@ -186,15 +180,6 @@ def show(choice: Choice, ref: str, as_json: bool) -> None:  # noqa: FBT001
             ("stderr", _stream(task.stderr_bytes, cut=task.stderr_truncated)),
         ]
     )
-
-
-def _given(limits: Mapping[str, int | None]) -> dict[str, str]:
-    return {name: str(most) for name, most in limits.items() if most is not None}
-
-
-def _pairs(pairs: Mapping[str, str]) -> str | None:
-    shown = (f"{name}={value}" if value else name for name, value in pairs.items())
-    return " ".join(shown) or None
 
 
 def _milliseconds(seconds: float | None) -> float | None:

@@ -1,0 +1,64 @@
+"""What a task asked for beyond its command, as lines of `show`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Final
+
+from octaskly.cli.render import size
+from octaskly.client import Task
+
+PARENTS_SHOWN: Final = 5  #: of up to a thousand
+RETRY_ON_DEFAULT: Final = ["failure", "lost"]
+
+
+def asked_fields(task: Task) -> list[tuple[str, object]]:
+    """Return key and value of each thing that a task may ask for; None: it did not."""
+    limits = {k: str(most) for k, most in (task.limits or {}).items() if most}
+    return [
+        ("time limit", f"{task.timeout} s" if task.timeout else None),
+        ("grace", None if task.grace is None else f"{task.grace} s"),
+        ("limits", pairs(limits)),
+        ("needs", ", ".join(_needs(task.requires or {})) or None),
+        ("priority", task.priority or None),
+        ("retries", _retries(task)),
+        ("after", _parents(task.after, task.on)),
+        ("repeats", task.retry_of),
+        ("told at the end", task.notify_url),
+        ("env", pairs(task.env)),
+        ("cwd", task.cwd),
+        ("workdir", task.workdir),
+        ("stdin", size(task.stdin_bytes) if task.stdin_bytes else None),
+    ]
+
+
+def pairs(named: Mapping[str, str]) -> str | None:
+    """Return names with their values on one line; None: there are none."""
+    shown = (f"{name}={value}" if value else name for name, value in named.items())
+    return " ".join(shown) or None
+
+
+def _needs(requires: Mapping[str, Any]) -> Iterator[str]:
+    for name, value in requires.items():
+        if name == "labels":
+            yield from (f"label {label}={text}" for label, text in value.items())
+        elif value is not None:
+            yield f"{name}={value}"
+
+
+def _retries(task: Task) -> str | None:
+    """Return how often it is tried again, and when, if not as usual."""
+    causes = task.retry_on or []
+    if not task.retries and causes in ([], RETRY_ON_DEFAULT):
+        return None
+    what = ", ".join(map(str, causes)) or "nothing"
+    return f"{task.retries or 0}, on {what}"
+
+
+def _parents(parents: Sequence[str], end: str | None) -> str | None:
+    if not parents:
+        return None
+    shown = ", ".join(parents[:PARENTS_SHOWN])
+    more = len(parents) - PARENTS_SHOWN
+    others = f" and {more} more" if more > 0 else ""
+    return f"{shown}{others}, on {end}"
