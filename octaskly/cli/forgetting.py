@@ -53,4 +53,4 @@ def forget(
     if forgotten is None:
         note("there are many: the dispatcher goes on, see `octaskly stats`")
     else:
-        note(f"{forgotten} tasks forgotten")
+        note(f"{forgotten} {'task' if forgotten == 1 else 'tasks'} forgotten")

@@ -40,7 +40,9 @@ def retry(
             new = client.read(reply, Task)
             if new.status != "queued":
                 note(f"{old} was repeated as {new.id}, which is {new.status}")
-            elif as_json:
+                if failed:
+                    return  # Only those that were not repeated yet are asked for.
+            if as_json:
                 print_json(reply.body)
             else:
                 click.echo(new.id)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import json
 import os
 import pty
 import subprocess
@@ -472,6 +473,52 @@ def test_what_is_refused_for_one_task_is_done_for_the_others(
     assert f"error: {refused}: ".encode() in done.stderr
     done_to = [r.split("?")[0] for r in api.requests if not r.startswith("GET ")][-2:]
     assert [path.split("/")[4] for path in done_to] == [refused, "task-002"]
+
+
+def test_whoever_repeats_a_task_again_gets_the_same_one(
+    api: Api, octaskly: Run
+) -> None:
+    """`id=$(octaskly retry ID)` has an id, however often it is done."""
+    octaskly("submit", "--", "true")
+    repeated = {"id": "task-002-00000002", "command": "true", "status": "completed"}
+    api.told["/api/v1/tasks/task-001/retry"] = repeated
+
+    done, as_json = octaskly("retry", "1"), octaskly("retry", "--json", "1")
+
+    assert done.stdout == b"task-002-00000002\n"
+    assert done.stderr == (
+        b"task-001 was repeated as task-002-00000002, which is completed\n"
+    )
+    assert json.loads(as_json.stdout) == {"v": 1, **repeated}
+
+
+def test_what_was_repeated_before_is_not_repeated_by_failed(
+    api: Api, octaskly: Run
+) -> None:
+    """`retry --failed` prints what is new."""
+    for number, state in ((1, "failed"), (2, "queued")):
+        assert octaskly("run", "--", "false").returncode == 1
+        task = f"task-{number + 2:03}-0000000{number + 2}"
+        api.told[f"/api/v1/tasks/task-{number:03}-{number:08}/retry"] = {
+            "id": task,
+            "command": "false",
+            "status": state,
+        }
+
+    done = octaskly("retry", "--failed")
+
+    assert done.stdout == b"task-004-00000004\n"
+    assert b"task-001-00000001 was repeated as task-003-00000003" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("count", "text"), [(1, "1 task forgotten"), (2, "2 tasks forgotten")]
+)
+def test_forget_counts(api: Api, octaskly: Run, count: int, text: str) -> None:
+    """In words that fit the number."""
+    api.told["/api/v1/forget"] = {"forgotten": count}
+
+    assert octaskly("forget", "--all-ended").stderr.decode() == f"{text}\n"
 
 
 @pytest.mark.parametrize(
