@@ -94,6 +94,12 @@ _TOLD: Final[Mapping[str, tuple[str, str]]] = {
     "X-Request-ID": ("string", "names this request in the log"),
     "X-Response-Time-ms": ("number", "how long the answer took"),
 }
+_PHRASES: Final = {
+    413: "Content Too Large",
+    416: "Range Not Satisfiable",
+    422: "Unprocessable Content",
+}
+"""What Python 3.13 calls otherwise than those before it."""
 _USUAL: Final = ("X-Request-ID", "X-Response-Time-ms", *HEADERS)
 _BY_DISPATCHER: Final = ("Octaskly-Dispatcher", "Octaskly-Epoch")
 _WITH_REFUSAL: Final[Mapping[int, tuple[str, ...]]] = {
@@ -253,7 +259,7 @@ def _responses(route: Route, path: str, types: _Types) -> Json:
     told = (*_USUAL, *route.tells, *(() if route.is_local else _BY_DISPATCHER))
     answers = {
         str(status): {
-            "description": HTTPStatus(status).phrase,
+            "description": phrase(status),
             "headers": _headers(told),
             **_content(route, status, kind, types),
         }
@@ -263,6 +269,11 @@ def _responses(route: Route, path: str, types: _Types) -> Json:
         str(status): {"$ref": f"#/components/responses/{status}"}
         for status in sorted(refusals)
     }
+
+
+def phrase(status: int) -> str:
+    """Return what a status is called in RFC 9110, whatever Python this is."""
+    return _PHRASES.get(status) or HTTPStatus(status).phrase
 
 
 def _content(route: Route, status: int, kind: Any, types: _Types) -> Json:
@@ -283,7 +294,7 @@ def _body(status: int, kind: Any, types: _Types) -> Json:
 def _refusal(status: int, types: _Types) -> Json:
     told = (*_USUAL, *_BY_DISPATCHER, *_WITH_REFUSAL.get(status, ()))
     return {
-        "description": HTTPStatus(status).phrase,
+        "description": phrase(status),
         "headers": _headers(told),
         "content": {JSON: {"schema": types.problem}},
     }

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from http import HTTPStatus
-
+from octaskly.api.openapi import phrase
 from octaskly.cli.render import exit_code_of
 from octaskly.client import Refused
 from tests.docs.routes_page import operations
@@ -20,6 +19,6 @@ def table() -> str:
     answers: dict[int, list[str]] = {}
     for status in sorted(statuses):
         code = exit_code_of(Refused("", status=status))
-        answers.setdefault(code, []).append(f"{status} {HTTPStatus(status).phrase}")
+        answers.setdefault(code, []).append(f"{status} {phrase(status)}")
     rows = (f"| {code} | {', '.join(of)} |\n" for code, of in sorted(answers.items()))
     return "| Code | Answers |\n| --- | --- |\n" + "".join(rows)
