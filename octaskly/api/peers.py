@@ -18,7 +18,12 @@ class Unanswered(Exception):
 
 @asynccontextmanager
 async def asked(
-    call: Call, lan_urls: Sequence[str], path: str, *, wait_s: float = 0.0
+    call: Call,
+    lan_urls: Sequence[str],
+    path: str,
+    *,
+    wait_s: float = 0.0,
+    begin_s: float | None = None,
 ) -> AsyncIterator[aiohttp.ClientResponse]:
     """Ask another node for an internal path; the block reads the answer.
 
@@ -27,11 +32,13 @@ async def asked(
         lan_urls: Where the node serves, best first.
         path: What to ask for.
         wait_s: How long the node may take longer than usual to begin.
+        begin_s: How long that is usually; None: as long as a stream may stall.
 
     Raises:
         Unanswered: it is not there, or broke off while the block read.
     """
-    response = await _first(call, lan_urls, path, wait_s)
+    stall_s = call.parts.deadlines.stall_s if begin_s is None else begin_s
+    response = await _first(call, lan_urls, path, stall_s + wait_s)
     try:
         async with response:
             yield response
@@ -40,13 +47,13 @@ async def asked(
 
 
 async def _first(
-    call: Call, lan_urls: Sequence[str], path: str, wait_s: float
+    call: Call, lan_urls: Sequence[str], path: str, within_s: float
 ) -> aiohttp.ClientResponse:
     forwarder = call.parts.forwarder
     last = "it has no address"
     for lan_url in forwarder.ways.to(lan_urls):
         try:
-            async with asyncio.timeout(call.parts.deadlines.stall_s + wait_s):
+            async with asyncio.timeout(within_s):
                 return await forwarder.session().get(
                     URL(lan_url + path, encoded=True),
                     headers=forwarder.headers(call),

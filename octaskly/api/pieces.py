@@ -25,6 +25,7 @@ _INTERNAL = "/internal/v1/transcripts"
 _FRAME = struct.Struct(">BQI")
 _BYTES_MAX = 1 << 20
 _ABSENT, _END, _ALIVE = 253, 254, 255  #: kinds beside the numbers of streams
+_SIGNS_MISSED = 2
 _SIGN = _FRAME.pack(_ALIVE, 0, 0)
 
 Starts = tuple[int | None, int | None]
@@ -49,21 +50,21 @@ async def pieces(
             yield piece
         return
     path = _path(attempt, starts, follow=follow)
-    async with asked(call, call.gateway.urls_of(node), path) as response:
+    urls, silence_s = call.gateway.urls_of(node), _silence_s(call, follow=follow)
+    async with asked(call, urls, path, begin_s=silence_s) as response:
         if response.content_type != BYTES:
             raise Unanswered(f"the node answered {response.status}")
-        async with aclosing(_received(call, response)) as received:
+        async with aclosing(_received(response, silence_s)) as received:
             async for piece in received:
                 yield piece
 
 
 async def _received(
-    call: Call, response: aiohttp.ClientResponse
+    response: aiohttp.ClientResponse, silence_s: float
 ) -> AsyncGenerator[Piece]:
-    stall_s = call.parts.deadlines.stall_s
     while True:
         try:
-            async with asyncio.timeout(stall_s):
+            async with asyncio.timeout(silence_s):
                 head = await response.content.readexactly(_FRAME.size)
                 kind, offset, size = _FRAME.unpack(head)
                 if size > _BYTES_MAX:
@@ -77,6 +78,16 @@ async def _received(
             raise OutputNotFound("the node has no file with this output")
         if kind < len(STREAMS):
             yield Piece(kind, offset, data)
+
+
+def _silence_s(call: Call, *, follow: bool) -> float:
+    """Return after how long a node that says nothing is taken for gone.
+
+    It shows again and again that it lives. Who follows asks once more and goes on where
+    it was, but by then the task may run elsewhere; else what is missing stays missing.
+    """
+    deadlines = call.parts.deadlines
+    return _SIGNS_MISSED * deadlines.quiet_s if follow else deadlines.stall_s
 
 
 def _path(attempt: tuple[TaskId, AttemptId], starts: Starts, *, follow: bool) -> str:

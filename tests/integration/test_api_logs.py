@@ -48,6 +48,7 @@ DONE = Outcome(
     stdout_bytes=8,
     stderr_bytes=3,
 )
+LONG_S = 2 * WAIT_S_MAX
 LONG = replace(DONE, stdout=b"0123", stdout_bytes=1000, stderr=b"", stderr_bytes=0)
 
 Event = tuple[str, str, Any]
@@ -587,6 +588,33 @@ async def test_a_follower_survives_a_change_of_dispatcher(
 
         assert (await reader.of("stdout"))[2] == {"offset": 4, "data": "two\n"}
         assert (await reader.of("end"))[1] == f"{FIRST}:8:0"
+
+
+async def test_a_follower_leaves_a_worker_that_says_nothing(mesh: Mesh) -> None:
+    """Its cable is out: the connection does not end, and the task runs elsewhere."""
+    three = Three(
+        await mesh.member("front", replace(PATIENT, quiet_s=0.1, stall_s=LONG_S)),
+        await mesh.member("back"),
+        await mesh.member("worker", replace(PATIENT, quiet_s=LONG_S)),
+    )
+
+    async def pieces(*_: object, **__: object) -> AsyncIterator[Piece]:
+        yield Piece(0, 0, b"first")
+        await asyncio.sleep(LONG_S)
+
+    three.worker.gateway.pieces = pieces  # type: ignore[method-assign]
+    task, _ = await three.begun()
+    async with Reader(
+        three.front.api, f"/api/v1/tasks/{task}/logs?follow=true"
+    ) as reader:
+        assert (await reader.of("stdout"))[2]["data"] == "first"
+        lose(three.back.gateway, task)
+        here = three.front.gateway
+        again = three.back.gateway.start(task, here.node_id)
+        here.wrote[TaskId(task), again] = [Piece(0, 0, b"second")]
+
+        assert (await reader.of("attempt"))[2]["previous"] == "lost"
+        assert (await reader.of("stdout"))[2]["data"] == "second"
 
 
 async def test_who_waits_leaves_a_dispatcher_room_for_others(
