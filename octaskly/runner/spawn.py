@@ -270,7 +270,9 @@ class Pad:
             os.chdir(folder)
         except (OSError, ValueError) as error:
             what = f"cwd {cwd}" if cwd else f"working directory {folder}"
-            why = f"cannot be entered ({getattr(error, 'strerror', error)})"
+            # Of NUL alone Python itself says why, each version in its own words.
+            reason = getattr(error, "strerror", "it contains a NUL character")
+            why = f"cannot be entered ({reason})"
             if isinstance(error, FileNotFoundError):
                 why = "does not exist"
             elif isinstance(error, NotADirectoryError):

@@ -123,7 +123,7 @@ async def test_a_cwd_that_cannot_be_entered_fails_the_task(tmp_path: Path) -> No
             ("/no/such", "cwd /no/such does not exist on rig"),
             ("a/b", "cwd a/b does not exist on rig"),
             ("file", "cwd file is not a folder on rig"),
-            ("a\0b", "cwd a\0b cannot be entered (embedded null byte)"),
+            ("a\0b", "cwd a\0b cannot be entered (it contains a NUL character)"),
             ("x" * 300, f"cwd {'x' * 300} cannot be entered (File name too long)"),
         ):
             outcome = await made.run("true", options=TaskOptions(cwd=cwd))
