@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from octaskly.core.effects import Append
-from octaskly.core.facts import Assigned, Entry, Finished, Recorded, Submitted
+from octaskly.core.facts import Assigned, Entry, Finished, Floor, Recorded, Submitted
 from octaskly.core.messages import Repl
 from octaskly.core.model import Epoch, Limits, Moment, StreamId, Vector
 from octaskly.core.options import CHAR_BYTES
@@ -54,6 +54,9 @@ class Tail:
     def add(self, append: Append, size_bytes: int) -> None:
         """Keep one more append, and let go of the oldest beyond the bounds."""
         self._appends.append((append, size_bytes))
+        for entry in append.entries:
+            if type(entry.fact) is Floor:
+                self._pass(entry.fact)
         self._entries += len(append.entries)
         self._bytes += size_bytes
         limits = self._limits
@@ -63,7 +66,17 @@ class Tail:
             old, old_bytes = self._appends.popleft()
             self._entries -= len(old.entries)
             self._bytes -= old_bytes
-            self._before.update({entry.stream: entry.seq for entry in old.entries})
+            for entry in old.entries:
+                before = self._before.get(entry.stream, 0)
+                self._before[entry.stream] = max(before, entry.seq)
+
+    def _pass(self, floor: Floor) -> None:
+        """Give nothing to who lacks what is void: it is in no row, either.
+
+        The other half of a split may hold tasks to which it would still be joined.
+        """
+        for stream, seq, _ in floor.marks:
+            self._before[stream] = max(self._before.get(stream, 0), seq)
 
     def beyond(self, held: Mapping[StreamId, int]) -> list[Append] | None:
         """Return what a node lacks that holds so much; None: the tail is too short."""

@@ -5,7 +5,15 @@ from __future__ import annotations
 from dataclasses import replace
 
 from octaskly.core.effects import Append
-from octaskly.core.facts import CancelAsked, Entry, Fact, Finished, Submitted
+from octaskly.core.facts import (
+    CancelAsked,
+    Entry,
+    Fact,
+    Finished,
+    Floor,
+    Mark,
+    Submitted,
+)
 from octaskly.core.messages import Repl
 from octaskly.core.model import Limits, OutputFile, StreamId, TaskId
 from octaskly.core.succession import Reign
@@ -57,6 +65,19 @@ def test_who_lacks_what_was_before_is_not_helped_by_the_tail() -> None:
     """It has to pull."""
     assert tail(Append(1, (entry(1),))).beyond({OTHER: 2}) is None
     assert tail().beyond({}) is None
+
+
+def test_who_lacks_what_a_floor_has_passed_is_given_none_of_it() -> None:
+    """It is in no row either: the half of a split that has the tasks kept them."""
+    floor = Floor(1, (Mark(STREAM, 1, epoch()), Mark(OTHER, 4, epoch(1, "b"))))
+    one, two, last = Append(1, (entry(1),)), Append(2, (entry(2, floor),)), entry(3)
+    kept = tail(one, two, Append(3, (last,)))
+
+    assert kept.beyond({OTHER: 4}) is None
+    assert kept.beyond({OTHER: 3, STREAM: 2}) is None
+    assert kept.beyond({OTHER: 4, STREAM: 2}) == [
+        *(Append(1, ()), Append(2, ()), Append(3, (last,))),
+    ]
 
 
 def test_more_entries_than_the_bound_push_out_the_oldest() -> None:
