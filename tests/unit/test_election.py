@@ -602,8 +602,8 @@ def test_the_winner_claims_again_above_both() -> None:
     assert claim.epoch == Epoch(7, B)
 
 
-def test_a_loser_follows_when_the_winner_holds_its_log() -> None:
-    """Nothing accepted is left behind (G2); the worker waits so long."""
+def yielding() -> tuple[Harness, StreamId]:
+    """Return a dispatcher that meets one with more followers at 9 s, and its stream."""
     world = Harness()
     world.reign(0.7)
     reign = world.election.reign
@@ -612,26 +612,25 @@ def test_a_loser_follows_when_the_winner_holds_its_log() -> None:
     world.journal.append([CancelAsked(TaskId("t"), "me")], at(1.0))
     mine = Hello(node=info(B), epoch=Epoch(1, B), dispatcher=B)
     world.meet(C, 9.0, epoch=Epoch(1, C), dispatcher=C, followers=2, sent=mine)
+    return world, reign.stream
+
+
+def test_a_loser_follows_when_the_winner_holds_its_log() -> None:
+    """Nothing accepted is left behind (G2); the worker waits so long."""
+    world, stream = yielding()
 
     world.claims.on_claim(C, Claim(Epoch(2, C), StreamId(5), ()), at(9.1))
     effects = world.persist(9.11)
-    assert sent(effects, C) == [ClaimOk(Epoch(2, C), ((reign.stream, 1),))]
+    assert sent(effects, C) == [ClaimOk(Epoch(2, C), ((stream, 1),))]
     assert world.election.attachment is None
 
-    world.claims.on_pull(C, Pull(((reign.stream, 1),)), at(9.2))
+    world.claims.on_pull(C, Pull(((stream, 1),)), at(9.2))
     assert world.election.attachment == Attachment(C, Epoch(2, C), 2)
 
 
 def test_a_loser_tells_until_when_it_waits_for_the_winner() -> None:
     """A winner that speaks is borne until the worker waits no longer."""
-    world = Harness()
-    world.reign(0.7)
-    reign = world.election.reign
-    assert reign is not None
-    world.journal.open_stream(reign.stream)
-    world.journal.append([CancelAsked(TaskId("t"), "me")], at(1.0))
-    mine = Hello(node=info(B), epoch=Epoch(1, B), dispatcher=B)
-    world.meet(C, 9.0, epoch=Epoch(1, C), dispatcher=C, followers=2, sent=mine)
+    world, _ = yielding()
     assert world.watch.deadline() == 9.0 + TIMING.yield_s
 
     world.claims.on_claim(C, Claim(Epoch(2, C), StreamId(5), ()), at(9.5))
