@@ -139,16 +139,34 @@ class Adoption:
         }
         for node, held in self._queue.held.items():
             for task in tuple(held.values()):
-                if not task.is_heard and (task.spec.id, task.attempt) not in live:
+                if (task.spec.id, task.attempt) in live:
+                    continue
+                if task.is_heard:
+                    self._look_up(task)
+                else:
                     self._queue.end(task, task.final)
                     self._placing.touch(task)
                     self._count(node)
+
+    def _look_up(self, task: InHand) -> None:
+        """Ask once whether a task is over that its worker was found to run.
+
+        The reign before may have taken the worker for lost, and then ended the task.
+        """
+        queue, attempt = self._queue, task.attempt
+        is_found = attempt is not None and attempt.stream != self._placing.stream
+        if is_found and task.final is None and task.spec.id not in queue.named:
+            queue.seek(task.spec.id)
 
     def believe(self, record: TaskRecord, now: Moment) -> None:
         """Settle on one live attempt of a task in the log; give up the others."""
         live = [attempt for attempt in record.attempts if attempt.state.is_live]
         task = self._queue.tasks.get(record.id)
-        if not live or (task is not None and task.stage is Stage.ENDED):
+        if task is not None and task.stage is Stage.ENDED:
+            return
+        if not live:
+            if task is not None:  # It rests, or who runs it was taken for lost.
+                self._learn(record, task)
             return
         likely = self._likely(live)
         if task is None:
@@ -166,17 +184,32 @@ class Adoption:
             task.tries = most(task.tries, _tries_before(task, record))
             task.reported += told_of(record.attempts)
         task.n = max(task.n, *(attempt.id.n for attempt in record.attempts))
-        if record.state.is_final and task.final is None:
-            task.final = record.state
-            if task.stage is Stage.LIVE:
-                self._placing.kill(task)
-            else:
-                self._queue.end(task, record.state)
-                self._placing.touch(task)
+        self._end_with(record, task)
         for attempt in live:
             if attempt.id != task.attempt and attempt.id not in task.reported:
                 self._placing.write_lost(record.id, attempt.id, attempt.node, now)
         self._expect(task, now)
+
+    def _learn(self, record: TaskRecord, task: InHand) -> None:
+        """Take over what the log says of a task that is in hand otherwise."""
+        is_live = task.stage is Stage.LIVE
+        tries = _tries_before(task, record) if is_live else tries_of(record.attempts)
+        task.tries = most(task.tries, tries)
+        # A worker is going to report what it still runs, whatever the log says.
+        told = (a for a in told_of(record.attempts) if not is_live or a != task.attempt)
+        task.reported += tuple(told)
+        self._end_with(record, task)
+
+    def _end_with(self, record: TaskRecord, task: InHand) -> None:
+        """End what the log says is over."""
+        if not record.state.is_final or task.final is not None:
+            return
+        if task.stage is Stage.LIVE:
+            task.final = record.state
+            self._placing.kill(task)
+        else:
+            self._queue.end(task, record.state)
+            self._placing.touch(task)
 
     def _likely(self, live: Sequence[Attempt]) -> Attempt:
         """Return the last attempt that may run, as far as workers have told."""
@@ -197,9 +230,10 @@ class Adoption:
             del self._queue.tasks[spec.id]
             task = None
         if task is None and not self._queue.is_final(spec.id):
-            # The store may know more; until a read says so, it is asked before
-            # the task is run again.
+            # The store may know more, as that it was cancelled; until a read says so,
+            # it is asked before the task is run again.
             task = InHand(spec, is_sure=False)
+            self._queue.seek(spec.id)
             if (place := member_of(spec.id)) is not None:
                 task.may_be_cut = True
                 self._queue.look_for(place[0])

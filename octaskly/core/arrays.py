@@ -173,6 +173,14 @@ def is_sane(array: ArraySpec) -> bool:
     )
 
 
+def is_failing(array: ArraySpec, progress: Progress, cancelled_by: str | None) -> bool:
+    """Whether too many members have failed, and nobody has cancelled the rest yet."""
+    most = array.max_fails
+    if most is None or progress.failed <= most or cancelled_by is not None:
+        return False
+    return progress.queued > 0 or progress.running > 0
+
+
 def array_state(
     array: ArraySpec, progress: Progress, cancelled_by: str | None
 ) -> TaskState:

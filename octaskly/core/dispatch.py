@@ -298,10 +298,11 @@ class Dispatch:
         """Believe the log about what runs, until the workers are heard."""
         if not self._queue.live_read():
             return []
+        self._queue.add_arrays(event.records)  # They count the failures among these:
         # Before its attempts are taken for lost, as their workers list them no more.
         ready = self._recording.take_up(event.records)
         told = [self._record(node, reports, now) for node, reports in ready.items()]
-        self._queue.add_arrays(event.records)
+        self._placing.give_up(event.records)
         self.adoption.let_go(event.records)
         for record in event.records:
             self._placing.recall_forced(record)
@@ -319,6 +320,7 @@ class Dispatch:
         if not self.is_reigning:
             return []
         self._queue.reread()
+        self._queue.seek_waiting()
         self._parents.stir()
         return self._commit(now)
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Final, NamedTuple
 
-from octaskly.core.arrays import Progress, array_state, member_of
+from octaskly.core.arrays import Progress, array_state, is_failing, member_of
 from octaskly.core.facts import (
     Assigned,
     CancelAsked,
@@ -72,6 +72,14 @@ class TaskRecord:
             return None
         is_over = self.is_ready or self.attempts or self.cancelled_by is not None
         return None if is_over else options.after
+
+    @property
+    def is_failing(self) -> bool:
+        """Whether it is an array whose rest is to be cancelled, as too many failed."""
+        array = None if self.spec is None else self.spec.array
+        if array is None or self.progress is None:
+            return False
+        return is_failing(array, self.progress, self.cancelled_by)
 
     @property
     def broken_parent(self) -> str | None:

@@ -95,7 +95,11 @@ class Parents:
                 return []
             # What was cancelled meanwhile may be, on disk, behind what was read.
             cancelled = self._placing.cancelled or ()
-            self._queue.admit(spec for spec in admitted if spec.id not in cancelled)
+            begun = [spec for spec in admitted if spec.id not in cancelled]
+            self._queue.admit(spec for spec in begun if spec.array is None)
+            for spec in begun:
+                if spec.array is not None:  # Some members may be cancelled already.
+                    self._queue.look_for(spec.id)
             self._done()
             return self._placing.commit(now) + self.ask(now)
 

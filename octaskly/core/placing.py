@@ -291,6 +291,14 @@ class Placing:
         if array.failed > asked.max_fails:
             self._ended += self.cut_off(array.spec, BY_FAILURES, TaskState.FAILED)
 
+    def give_up(self, records: Iterable[TaskRecord]) -> None:
+        """Begin no more members of arrays of which too many failed in all reigns."""
+        for record in records:
+            spec, task = record.spec, self.queue.tasks.get(record.id)
+            is_cut = task is not None and task.stage is Stage.ENDED
+            if spec is not None and record.is_failing and not is_cut:
+                self._ended += self.cut_off(spec, BY_FAILURES, TaskState.FAILED)
+
     def fail_lacking(self) -> None:
         """End the queued tasks of which every worker lacks an input."""
         for task in self.queue.all_picky():

@@ -11,6 +11,7 @@ from dataclasses import replace
 from typing import NamedTuple
 
 from octaskly.core.adoption import Adoption
+from octaskly.core.arrays import member_of
 from octaskly.core.facts import Finished
 from octaskly.core.inhand import WAITING, InHand, Stage
 from octaskly.core.merge import TaskRecord
@@ -145,6 +146,8 @@ class Recording:
                 task.final = state
                 task.reported = () if record is None else told_of(record.attempts)
                 self._placing.touch(task)
+                if record is not None:
+                    self._write_again(record, reports)
                 continue
             if task is not None:
                 del queue.tasks[task_id]
@@ -152,6 +155,23 @@ class Recording:
             for attempt in reports:
                 self._before[task_id, attempt] = _before(attempts, attempt)
         return ready
+
+    def _write_again(
+        self, record: TaskRecord, reports: dict[AttemptId, tuple[NodeId, Report]]
+    ) -> None:
+        """Write what is known of ends that are told again, before that is said.
+
+        It may be so from rows of a snapshot, which this node alone holds.
+        """
+        for attempt in record.attempts:
+            known, told = attempt.outcome, reports.get(attempt.id)
+            if known is None or told is None:
+                continue
+            node, report = told
+            if known.reason is report.outcome.reason:
+                outcome = replace(report.outcome, state=known.state)
+                end = Finished(record.id, attempt.id, node, outcome)
+                self._placing.facts.append(end)
 
     def acknowledged(self, items: Iterable[Key]) -> None:
         """The worker is told that these are safe."""
@@ -297,6 +317,8 @@ def _hangs_on_the_log(report: Report) -> bool:
     if report.outcome.state is AttemptState.OK or report.spec is None:
         return report.outcome.state is AttemptState.OK
     outcome = judged(report.spec, report.outcome, NO_TRIES)
+    if outcome.state is AttemptState.FAILED:
+        return member_of(report.task) is not None  # Once, for its array counts it.
     is_in_vain = outcome.state is AttemptState.RELEASED
     return is_in_vain and outcome.reason in (*FAILURES, Reason.LOST)
 

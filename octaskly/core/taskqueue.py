@@ -17,7 +17,7 @@ from itertools import islice
 
 from octaskly.core.effects import Effect, LoadLive
 from octaskly.core.events import Loaded
-from octaskly.core.inhand import TRANSITIONS, Grant, InHand, Stage, Turn
+from octaskly.core.inhand import TRANSITIONS, WAITING, Grant, InHand, Stage, Turn
 from octaskly.core.lanes import Lane, Lanes
 from octaskly.core.merge import TaskRecord
 from octaskly.core.model import (
@@ -118,6 +118,12 @@ class TaskQueue:
         """Read a task or an array by its id at the next `refill`, live or not."""
         self._sought[task] = None
         self._is_live_dirty = True
+
+    def seek_waiting(self) -> None:
+        """Read what waits in hand and is not read with the queue: it may be over."""
+        for task in self.tasks.values():
+            if task.stage is Stage.RESTING or (task.stage in WAITING and task.number):
+                self.seek(task.spec.id)
 
     def live_read(self) -> bool:
         """Count an answer to `LoadLive`; tell whether it counts for this reign."""

@@ -100,7 +100,7 @@ class DiskLog:
         return tuple(record for _, record in some[: query.limit])
 
     async def task(self, ref: str) -> TaskRecord | None:
-        return self._disk.records.get(TaskId(ref))
+        return self._disk.shown(TaskId(ref))
 
     async def page(self, query: TaskQuery) -> TaskPage:
         order = sorted(self._disk.keys.items(), key=lambda item: item[1])

@@ -14,7 +14,19 @@ from octaskly.core import merge
 from octaskly.core.arrays import member_id
 from octaskly.core.effects import LoadRipe, Save
 from octaskly.core.events import Saved
-from octaskly.core.facts import Entry, Fact, Floor, Mark, Notified, Ready, Submitted
+from octaskly.core.facts import (
+    Assigned,
+    CancelAsked,
+    Entry,
+    Fact,
+    Finished,
+    Floor,
+    Mark,
+    Notified,
+    Ready,
+    Submitted,
+)
+from octaskly.core.merge import TaskRecord
 from octaskly.core.messages import Entries, Report
 from octaskly.core.model import (
     Address,
@@ -450,6 +462,116 @@ async def test_live_tasks_are_those_of_which_an_attempt_may_still_run(
     named = await bench.log.load_live([kit.task_id(n) for n in (1, 2, 3, 9)])
     assert {r.id for r in named} == {kit.task_id(n) for n in range(1, 7)}
     assert next(r for r in named if r.id == kit.task_id(1)).cancelled_by
+
+
+ARRAY = kit.submitted(
+    1, command="run {}", options=TaskOptions(array=ArraySpec(count=4, first=7))
+)
+
+
+def of_member(fact: Assigned | Finished, number: int) -> Assigned | Finished:
+    """Return what is said of a task as of a member of the array."""
+    return replace(fact, task=member_id(ARRAY.task, number))
+
+
+def counts_of(record: TaskRecord | None) -> tuple[int, ...]:
+    """Return how many members are in each state."""
+    assert record is not None
+    assert record.progress is not None
+    return record.progress[:5]
+
+
+def left_of(record: TaskRecord) -> list[int]:
+    """Return the places of the members of whom nothing is said."""
+    assert record.progress is not None
+    return [at for a, b in record.progress.rest for at in range(a, b + 1)]
+
+
+@for_the_core
+async def test_an_array_waits_as_one_and_runs_with_its_members(bench: Bench) -> None:
+    """Who asks is told which members were not handed out."""
+    await bench.add(ARRAY)
+    (waiting,) = (await bench.log.load(0, 9)).records
+    assert (counts_of(waiting), left_of(waiting)) == ((4, 0, 0, 0, 0), [0, 1, 2, 3])
+
+    await bench.add(of_member(kit.assigned(1), 8))
+
+    assert (await bench.log.load(0, 9)).records == ()
+    array, member = await bench.log.load_live()
+    assert array.state is TaskState.RUNNING
+    assert (counts_of(array), left_of(array)) == ((3, 1, 0, 0, 0), [0, 2, 3])
+    assert member.spec is not None
+    assert (member.id, member.spec.command) == (
+        member_id(ARRAY.task, 8),
+        "run 8",
+    )
+
+
+@for_the_core
+async def test_a_member_that_was_given_back_waits_behind_its_array(
+    bench: Bench,
+) -> None:
+    """It has been handed out, so the array does not hand it out again."""
+    back = kit.finished(1, state=AttemptState.RELEASED, reason=Reason.LOST)
+    await bench.add(ARRAY, of_member(kit.assigned(1), 7), of_member(back, 7))
+
+    array, member = (await bench.log.load(0, 9)).records
+
+    assert (counts_of(array), left_of(array)) == ((4, 0, 0, 0, 0), [1, 2, 3])
+    assert member.id == member_id(ARRAY.task, 7)
+    assert len(member.attempts) == 1
+
+
+@for_the_core
+async def test_the_cancel_of_an_array_ends_what_waits_of_it(bench: Bench) -> None:
+    """What runs goes on, and is not tried again."""
+    back = kit.finished(1, state=AttemptState.RELEASED, reason=Reason.LOST)
+    await bench.add(ARRAY, *(of_member(kit.assigned(1), n) for n in (7, 8, 9)))
+    await bench.add(of_member(back, 7), CancelAsked(ARRAY.task, "ada"))
+
+    assert counts_of(await bench.log.task(ARRAY.task)) == (0, 2, 0, 0, 2)
+    assert (await bench.log.load(0, 9)).records == ()
+    array, *members = await bench.log.load_live()
+    assert array.state is TaskState.RUNNING
+    assert [m.id for m in members] == [member_id(ARRAY.task, n) for n in (8, 9)]
+    await bench.add(of_member(back, 8), of_member(kit.finished(1), 9))
+    ended = await bench.log.task(ARRAY.task)
+    assert counts_of(ended) == (0, 0, 1, 0, 3)
+    assert ended is not None
+    assert ended.state is TaskState.CANCELLED
+    lost = await bench.log.task(member_id(ARRAY.task, 8))
+    assert lost is not None
+    assert lost.state is TaskState.CANCELLED
+
+
+@for_the_core
+async def test_members_and_arrays_are_read_by_their_ids(bench: Bench) -> None:
+    """Those of whom something is said, live or not."""
+    member = member_id(ARRAY.task, 7)
+    await bench.add(ARRAY, CancelAsked(member, "ada"))
+
+    found = await bench.log.load_live((ARRAY.task, member, member_id(ARRAY.task, 8)))
+
+    assert [record.id for record in found] == [ARRAY.task, member]
+    assert left_of(found[0]) == [1, 2, 3]
+    assert found[1].state is TaskState.CANCELLED
+
+
+@for_the_core
+async def test_what_is_said_of_members_may_come_before_their_array(
+    bench: Bench,
+) -> None:
+    """It counts as soon as the array is here."""
+    failed = kit.finished(1, state=AttemptState.FAILED, exit_code=1)
+    await bench.add(of_member(kit.assigned(1), 8), of_member(failed, 8))
+    assert await bench.log.task(member_id(ARRAY.task, 8)) is None
+
+    await bench.add(ARRAY)
+
+    array = await bench.log.task(ARRAY.task)
+    assert counts_of(array) == (3, 0, 0, 1, 0)
+    assert array is not None
+    assert array.state is TaskState.RUNNING
 
 
 @for_the_core

@@ -10,12 +10,14 @@ from typing import cast
 
 import pytest
 
+from octaskly.core.arrays import member_id
 from octaskly.core.effects import Join, PlanFloor, Save
 from octaskly.core.events import FloorPlanned
 from octaskly.core.facts import NO_FLOOR, Entry, Fact, Floor, Mark, Submitted
 from octaskly.core.merge import facts_of
 from octaskly.core.messages import WHOLE, Cursor, Snapshot, SnapshotHead
 from octaskly.core.model import Epoch, NodeId, StreamId, TaskState
+from octaskly.core.options import ArraySpec, TaskOptions
 from octaskly.ports import Log, TaskQuery
 from octaskly.store import Store
 from tests.contract import log_kit as kit
@@ -334,6 +336,54 @@ async def test_a_snapshot_brings_everything_and_then_the_tail(
         assert await two.log.task(task) == await one.log.task(task)
     assert await two.log.vector() == await one.log.vector()
     assert (await two.log.stats()).counts == (await one.log.stats()).counts
+
+
+ARRAY = kit.submitted(9, options=TaskOptions(array=ArraySpec(count=3)))
+
+
+def run_of_array(number: int) -> list[Fact]:
+    """Return what is said of a member that ran."""
+    member = member_id(ARRAY.task, number)
+    facts = (kit.assigned(9), kit.finished(9, stdout=b"kept"))
+    return [replace(fact, task=member) for fact in facts]
+
+
+async def test_a_snapshot_brings_the_members_of_arrays(benches: list[Bench]) -> None:
+    """Those of whom something is said, behind all tasks."""
+    one, two = benches
+    await one.add(kit.submitted(1), kit.finished(1), ARRAY, *run_of_array(0))
+    await one.add(*run_of_array(2)[:1], kit.submitted(10))
+    await one.raise_floor(before_hlc=1003)
+    await one.shows(9, 10)
+
+    assert await two.join(one.log) is not None
+
+    await two.shows(9, 10)
+    ids = [ARRAY.task, *(member_id(ARRAY.task, n) for n in range(3))]
+    for task in ids:
+        assert await two.log.task(task) == await one.log.task(task)
+    assert (await two.log.stats()).counts == (await one.log.stats()).counts
+
+
+async def test_an_array_is_carried_with_its_members_and_goes_with_them(
+    benches: list[Bench],
+) -> None:
+    """As long as it is not over it stays as it is, behind the floor."""
+    one, _ = benches
+    await one.add(ARRAY, *run_of_array(0), kit.submitted(10), kit.finished(10))
+    ids = [ARRAY.task, *(member_id(ARRAY.task, n) for n in range(2))]
+    before = [await one.log.task(task) for task in ids]
+
+    assert await one.raise_floor()
+    await one.shows(9)
+
+    assert [await one.log.task(task) for task in ids] == before
+    await one.add(*run_of_array(1), *run_of_array(2))
+    planned = await one.log.plan_floor(PlanFloor(AGES, MANY))
+    assert (planned.carried, planned.forgotten) == ((), 4)
+    assert await one.raise_floor()
+    await one.shows()
+    assert await one.log.task(ids[1]) is None
 
 
 async def test_rows_are_given_to_whoever_asks_for_them(benches: list[Bench]) -> None:

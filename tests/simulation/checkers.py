@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 from itertools import pairwise
 
+from octaskly.core.arrays import member_of
 from octaskly.core.effects import Append, Effect, Join, Note, Save, Send
 from octaskly.core.events import Event, Received
 from octaskly.core.facts import CancelAsked, Entry, Fact, Finished, Recorded, Submitted
@@ -112,12 +114,13 @@ class Watch:
     def on_answer(self, machine: Machine, reply: Reply, waited_s: float) -> None:
         """Check one answer to a client, at the instant at which it leaves."""
         if isinstance(reply, CancelDone) and reply.was_done and self._world.is_strict:
-            holders = self._holders((CancelAsked, reply.task, None))
             # It may have been cancelled long ago, and be forgotten meanwhile.
-            is_gone = reply.task in self._world.forgotten
-            assert is_gone or len(holders) > 1, (
-                f"{reply.task} cancelled on {holders}, though strict"
-            )
+            is_gone = self._world.is_gone(reply.task)
+            for fact in self._world.cancelled_as(reply.task):
+                holders = self._holders(fact)
+                assert is_gone or len(holders) > 1, (
+                    f"{reply.task} cancelled on {holders}, though strict"
+                )
         if isinstance(reply, Accepted):
             self._replicas_are_real(reply)
             self._standbys_are_waited_for(machine, reply, waited_s)
@@ -329,15 +332,20 @@ def _has_level_standby(machine: Machine) -> bool:
 def _counting(disk: Disk) -> dict[TaskId, TaskRecord]:
     """Return the tasks whose submission is not void.
 
-    Others wait until a late fact is void as well.
+    Others wait until a late fact is void as well. Arrays come with their members.
     """
     marks = {mark.stream: mark.seq for mark in disk.floor.marks}
-    return {
+    found = {
         task: record
         for task, record in disk.records.items()
         for birth in [disk.births[task]]
         if marks.get(birth.stream, 0) < birth.seq
     }
+    for array, said in disk.members.items():
+        if array in found:
+            found[array] = replace(found[array], progress=None)
+            found.update((record.id, record) for record in said.values())
+    return found
 
 
 def _own(machine: Machine) -> StreamId | None:
@@ -471,7 +479,7 @@ def _is_kept(world: World, kind: type[Fact]) -> None:
         f"{key[1:]} on {sorted(holders)}"
         for key, holders in world.promises.items()
         if key[0] is kind and holders and key not in disk.kept
-        if key[1] not in world.forgotten
+        if not world.is_gone(key[1])
         if kind not in ENDING or not _has_no_disk(world, disk, key[1])
     )
     assert not lost, f"lost {len(lost)} of {len(world.promises)}: {lost[:3]}"
@@ -483,7 +491,11 @@ def _has_no_disk(world: World, disk: Disk, task: TaskId) -> bool:
     Its results are told to no end then, and there is nothing to cancel: a worker's copy
     is written again only while the floor has not passed the time of its submission.
     """
-    key: Kept = (Submitted, task, None)
+    if (place := member_of(task)) is not None:
+        task = place[0]  # An array is lost with all that its members did.
+        key: Kept = (Submitted, task, None)
+        return not any(key in m.disk.kept for m in world.machines.values())
+    key = (Submitted, task, None)
     born = [started.born for started in world.started if started.task == task]
     if task in world.accepted:
         born.append(born_hlc(world.accepted[task]))
@@ -530,7 +542,9 @@ def one_outcome(world: World) -> None:
         if machine.disk.vector() == disk.vector():
             ours, theirs = _counting(disk), _counting(machine.disk)
             # Who forgot a task before it was carried elsewhere has less of it.
-            for task in sorted((ours.keys() | theirs.keys()) - world.forgotten.keys()):
+            for task in sorted(ours.keys() | theirs.keys()):
+                if world.is_gone(task):
+                    continue
                 mine, its = ours.get(task), theirs.get(task)
                 if its is not None and machine.disk.ahead():
                     # It knows more than its log, and tells the others when it reigns.
@@ -543,9 +557,10 @@ def cancelled_stays_cancelled(world: World) -> None:
     (dispatcher,) = world.dispatchers()
     disk = world.machines[dispatcher].disk
     for kind, task, _ in disk.kept:
-        if kind is CancelAsked and task in disk.records:
-            state = disk.records[task].state
-            assert state in (TaskState.CANCELLED, TaskState.COMPLETED), f"{task}"
+        record = disk.shown(task) if kind is CancelAsked else None
+        if record is not None and record.progress is None:
+            is_so = record.state in (TaskState.CANCELLED, TaskState.COMPLETED)
+            assert is_so, f"{task}"
 
 
 def what_is_forgotten_stays_away(world: World) -> None:

@@ -9,10 +9,11 @@ from __future__ import annotations
 import copy
 import random
 from bisect import bisect_right
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from itertools import islice
 
+from octaskly.core.arrays import member_id, member_of
 from octaskly.core.effects import (
     Append,
     Join,
@@ -62,6 +63,15 @@ from octaskly.core.model import (
 from octaskly.core.records import first, is_over
 from octaskly.core.timestamps import born_hlc
 from tests.builders import answer
+from tests.simulation.members import (
+    BORN,
+    MEMBERS,
+    ROOM,
+    counted,
+    is_live,
+    shown,
+    with_rest,
+)
 
 ALL_LIVE = LoadLive()
 Write = Callable[[], None]
@@ -79,6 +89,7 @@ ENDING = (Finished, CancelAsked)  #: kinds of facts that end a task
 PART_ROWS = 3  #: in one part of a snapshot, few so that several are needed
 LAG_ENTRIES = 60  #: fewer are always given as entries
 STEP_TASKS = 6  #: that one step of the floor passes
+HELD_MAX = 8  #: members that have begun of an array that may be carried before its end
 
 
 @dataclass
@@ -95,6 +106,9 @@ class Disk:
     starts: Vector = field(default_factory=dict)
     writers: dict[StreamId, Epoch] = field(default_factory=dict)
     records: dict[TaskId, TaskRecord] = field(default_factory=dict)
+    """Tasks and arrays, of which each says how far it is."""
+    members: dict[TaskId, dict[int, TaskRecord]] = field(default_factory=dict)
+    """What was said of members, by array and number; each array is here."""
     births: dict[TaskId, Birth] = field(default_factory=dict)
     changed: dict[TaskId, int] = field(default_factory=dict)
     keys: dict[TaskId, int] = field(default_factory=dict)
@@ -153,6 +167,7 @@ class Disk:
                 setattr(backup, name, copy.copy(value))
         backup.streams = {stream: list(log) for stream, log in self.streams.items()}
         backup.early = {task: list(some) for task, some in self.early.items()}
+        backup.members = {array: dict(some) for array, some in self.members.items()}
         backup.crash()
         return backup
 
@@ -265,10 +280,15 @@ class Disk:
         self.kept.add(kept(fact))
         if isinstance(fact, Submitted):
             self._bear(fact, Birth(entry.hlc, entry.hlc, entry.stream, entry.seq))
-        elif task not in self.records:
-            self.early.setdefault(task, []).append(entry)
-        else:
+        elif self._has(task):
             self._fold(fact, entry.hlc)
+        else:
+            self.early.setdefault(task, []).append(entry)
+
+    def _has(self, task: TaskId) -> bool:
+        """Whether a task is here, or the array of a member."""
+        place = member_of(task)
+        return task in self.records if place is None else place[0] in self.members
 
     def _bear(self, fact: Submitted, birth: Birth) -> None:
         """Fold a submission, and what came before it and counts now."""
@@ -280,15 +300,30 @@ class Disk:
             self.keys_given += 1
             self.keys[task] = self.keys_given
         self.sequence = max(self.sequence, highest_number((task,)))
+        waiting = [task]
+        if fact.spec.array is not None:
+            self.members.setdefault(task, {})
+            waiting += [early for early in self.early if _array_of(early) == task]
         self._fold(fact, birth.reborn)
-        for entry in self.early.pop(task, ()):
-            assert not isinstance(entry.fact, Floor | Recorded)
-            self._fold(entry.fact, entry.hlc)
+        for early in waiting:
+            for entry in self.early.pop(early, ()):
+                assert not isinstance(entry.fact, Floor | Recorded)
+                self._fold(entry.fact, entry.hlc)
 
     def _fold(self, fact: TaskFact, hlc: int) -> None:
         task = fact.task
-        record = self.records[task] = apply(self.records.get(task), fact)
         self.changed[task] = max(self.changed.get(task, 0), hlc)
+        place = member_of(task)
+        if place is None:
+            self.records[task] = apply(self.records.get(task), fact)
+        else:
+            task, number = place
+            said = self.members[task]
+            said[number] = apply(said.get(number), fact)
+            self.changed[task] = max(self.changed[task], hlc)
+        record = self.records[task]
+        if task in self.members:
+            record = self.records[task] = counted(record, self.members[task])
         if isinstance(fact, ENDING) and record.state.is_final:
             self.ended.append((task, hlc, record.state))
 
@@ -314,16 +349,31 @@ class Disk:
                 else:
                     self._fold(fact, row.changed)
             self.changed[task] = max(self.changed[task], row.changed)
+        for row in (row for row in effect.rows if member_of(row.record.id)):
+            loose |= self._join_member(row, floors)
         loose |= self._learn(effect.records)
         for stream, seq in effect.vector:
             self.stands_for[stream] = max(self.stands_for.get(stream, 0), seq)
         if effect.is_last:
-            self.kept |= self.loose.pop(head.hlc)
-            self._add_writers(head.epochs)
-            for stream, seq in head.vector:
-                self._begin_at(stream, seq)
-            self.hlc = max(self.hlc, head.hlc)
-            self._raise(head.floor)
+            self._end_join(head)
+
+    def _end_join(self, head: SnapshotHead) -> None:
+        """Hold all that the rows stand for, without the entries."""
+        self.kept |= self.loose.pop(head.hlc)
+        self._add_writers(head.epochs)
+        for stream, seq in head.vector:
+            self._begin_at(stream, seq)
+        self.hlc = max(self.hlc, head.hlc)
+        self._raise(head.floor)
+
+    def _join_member(self, row: TaskRow, floors: Vector) -> set[Kept]:
+        """Take in what a peer knows of a member, if its array is here."""
+        task = row.record.id
+        self._drop_early(task, floors)
+        facts = facts_of(row.record) if self._has(task) else ()
+        for fact in facts:
+            self._fold(fact, row.changed)
+        return set(map(kept, facts))
 
     def _living(self, row: TaskRow) -> TaskRow | None:
         """Return a row; of a void one what it adds to a task that lives on here."""
@@ -372,6 +422,9 @@ class Disk:
         self.past[task] = record.state
         del self.keys[task]
         self.kept -= {kept(fact) for fact in facts_of(record)}
+        for number, member in self.members.pop(task, {}).items():
+            self.kept -= {kept(fact) for fact in facts_of(member)}
+            del self.changed[member_id(task, number)]
         row = TaskRow(record, self.births.pop(task), self.changed.pop(task))
         self.gone.append(row)
 
@@ -409,16 +462,60 @@ class Disk:
 
     # Reading
 
+    def shown(self, task: TaskId) -> TaskRecord | None:
+        """Return a task, an array, or a member as it follows from its array."""
+        place = member_of(task)
+        if place is None:
+            return self.records.get(task)
+        array, number = place
+        said = self.members.get(array)
+        return None if said is None else shown(self.records[array], number, said)
+
+    def shown_members(self) -> Iterator[TaskRecord]:
+        """Yield the members of whom anything is said."""
+        for array, said in self.members.items():
+            for number in sorted(said):
+                record = shown(self.records[array], number, said)
+                assert record is not None, f"{array} has no member {number}"
+                yield record
+
+    def _raw(self, task: TaskId) -> TaskRecord:
+        """Return what the facts about a task or a member say, and nothing else."""
+        place = member_of(task)
+        if place is not None:
+            return self.members[place[0]][place[1]]
+        record = self.records[task]
+        return replace(record, progress=None) if task in self.members else record
+
+    def _keys(self) -> dict[TaskId, int]:
+        """Return the place of each row, in order: members come behind all tasks."""
+        keys = dict(self.keys) if self.members else self.keys
+        for array, key in self.keys.items() if self.members else ():
+            asked = self.records[array].spec
+            for number in sorted(self.members.get(array, ())):
+                assert asked is not None
+                assert asked.array is not None
+                position = asked.array.position(number)
+                assert position is not None
+                keys[member_id(array, number)] = MEMBERS + key * ROOM + position
+        return keys
+
     def queued(self) -> list[TaskRecord]:
-        """Return the tasks that wait, in queue order."""
+        """Return the tasks that wait, in queue order: an array before its members."""
         waiting = [
-            record
+            self._with_rest(record)
             for record in self.records.values()
             if record.spec is not None
             and record.state is TaskState.QUEUED
             and record.waits_for is None
         ]
-        return sorted(waiting, key=lambda r: (r.spec.ord if r.spec else 0, r.id))
+        members = self.shown_members()
+        waiting += (r for r in members if r.state is TaskState.QUEUED)
+        return sorted(waiting, key=_place)
+
+    def _with_rest(self, record: TaskRecord) -> TaskRecord:
+        said = self.members.get(record.id)
+        return record if said is None else with_rest(record, said)
 
     def load(self, asked: Load) -> Loaded:
         """Read the next queued tasks of a shape."""
@@ -426,12 +523,24 @@ class Disk:
 
     def live(self, ask: LoadLive = ALL_LIVE) -> tuple[TaskRecord, ...]:
         """Read tasks that run, are decided while one still does, or are named."""
-        return tuple(
-            record
+        found = [
+            self._with_rest(record)
             for record in self.records.values()
             if record.state is TaskState.RUNNING
-            or _is_live(record)
+            or self._is_live(record)
             or record.id in ask.named
+        ]
+        for record in self.shown_members():
+            is_running = record.state is TaskState.RUNNING
+            if is_running or is_live(record) or record.id in ask.named:
+                found.append(record)
+        return tuple(found)
+
+    def _is_live(self, record: TaskRecord) -> bool:
+        """Whether the latest attempt has no end, or that of a member."""
+        said = self.members.get(record.id)
+        return is_live(record) or (
+            said is not None and any(map(is_live, said.values()))
         )
 
     def ripe(self, ask: LoadRipe) -> RipeLoaded:
@@ -460,13 +569,16 @@ class Disk:
         state = self.past.get(task) if record is None else record.state
         return state if state is not None and state.is_final else None
 
-    def _is_ended(self, record: TaskRecord) -> bool:
+    def _is_ended(self, task: TaskId) -> bool:
         """Whether a task is over, and nobody comes after it."""
-        return _is_ended(record) and not any(
-            record.id in other.waits_for.tasks
+        return self._is_over(self.records[task]) and not any(
+            task in other.waits_for.tasks
             for other in self.records.values()
             if other.waits_for is not None
         )
+
+    def _is_over(self, record: TaskRecord) -> bool:
+        return record.state.is_final and not self._is_live(record)
 
     def entries_after(
         self, vector: Vector, most: int, draw: random.Random | None = None
@@ -502,14 +614,15 @@ class Disk:
             cursor = cursor._replace(record=cursor.record + PART_ROWS)
             return Snapshot(rows=(), records=told, cursor=cursor, more=True, head=head)
         # As they are given, so in order; a long log has thousands of parts.
-        seen = bisect_right(list(self.keys.values()), cursor.key)
-        part = list(islice(self.keys, seen, seen + PART_ROWS))
+        keys = self._keys()
+        seen = bisect_right(list(keys.values()), cursor.key)
+        part = list(islice(keys, seen, seen + PART_ROWS))
         rows = tuple(
-            TaskRow(self.records[task], self.births[task], self.changed[task])
+            TaskRow(self._raw(task), self.births.get(task, BORN), self.changed[task])
             for task in part
         )
-        key = self.keys[part[-1]] if part else cursor.key
-        more = len(self.keys) > seen + len(part)
+        key = keys[part[-1]] if part else cursor.key
+        more = len(keys) > seen + len(part)
         stands_for = dict(self.vector()) | dict(self.ahead())
         return Snapshot(
             rows=rows,
@@ -550,8 +663,7 @@ class Disk:
 
     def plan(self, ask: PlanFloor) -> FloorPlanned:
         """Find the next step of the floor, like the port of that name."""
-        loose = self._upto({StreamId(0): 0}, ask.today_ms)
-        if loose:
+        if loose := self._upto({StreamId(0): 0}, ask.today_ms):
             return FloorPlanned(None, has_more=True, records=loose)
         if self.ahead():
             return self._plan_ahead(ask)
@@ -559,48 +671,59 @@ class Disk:
         last: Vector = {}
         carried: list[TaskRecord] = []
         doubtful: list[TaskId] = []  # Ended, and submitted again, maybe beyond the cut.
-        until = 1 << 62
-        ended = sum(map(_is_ended, self.records.values()))
+        until, ended = 1 << 62, self._count_ended()
         surplus = ended - ask.tasks_max
         order = sorted((birth.born, task) for task, birth in self.births.items())
         for passed, (born, task) in enumerate(order):
-            record, birth = self.records[task], self.births[task]
-            changed, is_ended = self.changed[task], self._is_ended(record)
+            birth, whole = self.births[task], self._whole(task)
+            changed, is_ended = self.changed[task], self._is_ended(task)
             before_hlc = max(ask.before_hlc, ask.forget_hlc if ended > 0 else 0)
             is_old = surplus > 0 or (changed if is_ended else born) < before_hlc
-            if born > horizon and (not is_old or passed >= STEP_TASKS):
-                is_over = not is_old
-                until = born - 1
+            is_large, is_full = len(whole) > 1 + HELD_MAX, passed >= STEP_TASKS
+            is_stuck = is_full or (is_large and not is_ended)
+            if born > horizon and (not is_old or is_stuck):
+                is_over, until = not (is_old and is_full), born - 1
                 break
             is_passed = birth.reborn <= max(born, horizon) and is_old
             if is_ended and (is_passed or birth.seq <= floors.get(birth.stream, 0)):
-                surplus, ended, forgotten = surplus - 1, ended - 1, forgotten + 1
+                surplus, ended = surplus - len(whole), ended - len(whole)
+                forgotten += len(whole)
                 latest = max(latest, changed)
             elif is_ended and is_old:
                 doubtful.append(task)
             else:
-                carried.append(record)
+                carried += whole
             horizon = max(horizon, born)
             if birth.reborn == born:
                 last[birth.stream] = max(last.get(birth.stream, 0), birth.seq)
         if not horizon:
             return FloorPlanned(None)
         gone = [task for task in doubtful if self.births[task].reborn <= horizon]
-        carried += [self.records[task] for task in doubtful if task not in gone]
+        carried += [r for t in doubtful if t not in gone for r in self._whole(t)]
         latest = max([latest, *(self.changed[task] for task in gone)])
+        forgotten += sum(len(self._whole(task)) for task in gone)
         horizon = max(horizon, min(latest, until))
-        marks = self._marks(horizon, last)
-        floor = Floor(horizon, marks)
+        floor = Floor(horizon, self._marks(horizon, last))
+        planned = FloorPlanned(floor, tuple(carried), not is_over, forgotten=forgotten)
+        return self._with_records(planned, floor, ask)
+
+    def _count_ended(self) -> int:
+        ended = sum(map(self._is_over, self.records.values()))
+        return ended + sum(member.state.is_final for member in self.shown_members())
+
+    def _with_records(
+        self, planned: FloorPlanned, floor: Floor, ask: PlanFloor
+    ) -> FloorPlanned:
+        """Write records again that lie below a floor, before it if they are many."""
         below = self._upto(_seqs(floor), ask.today_ms)
         if len(below) == STEP_TASKS:
             return FloorPlanned(None, has_more=True, records=below)
-        return FloorPlanned(
-            floor,
-            tuple(carried),
-            has_more=not is_over,
-            forgotten=forgotten + len(gone),
-            records=below,
-        )
+        return replace(planned, records=below)
+
+    def _whole(self, task: TaskId) -> list[TaskRecord]:
+        """Return what is said of a task, and of the members of an array."""
+        said = self.members.get(task, {})
+        return [self._raw(task), *(said[number] for number in sorted(said))]
 
     def _upto(self, seqs: Vector, today_ms: int) -> tuple[Recorded, ...]:
         """Return records that only entries up to there say."""
@@ -616,18 +739,19 @@ class Disk:
         ahead = self.ahead()
         logs = (self.streams.get(stream) for stream, _ in ahead)
         since = min(log[-1].hlc if log else 0 for log in logs)
-        seen = bisect_right(list(self.keys.values()), ask.after)
+        keys = self._keys()
+        seen = bisect_right(list(keys.values()), ask.after)
         left = [
             (key, task)
-            for task, key in islice(self.keys.items(), seen, None)
+            for task, key in islice(keys.items(), seen, None)
             if self.changed[task] > since
-            for birth, record in [(self.births[task], self.records[task])]
+            for birth, record in [(self.births.get(task, BORN), self._raw(task))]
             if birth.stream != ask.stream
             or birth.born != birth.reborn
             or (record.spec and born_hlc(record.spec) <= self.floor.horizon)
         ]
         part = left[:STEP_TASKS]
-        carried = tuple(self.records[task] for _, task in part)
+        carried = tuple(self._raw(task) for _, task in part)
         after = part[-1][0] if part else ask.after
         return FloorPlanned(None, carried, len(part) < len(left), ahead, after)
 
@@ -654,13 +778,17 @@ def _seqs(floor: Floor) -> Vector:
     return {mark.stream: mark.seq for mark in floor.marks}
 
 
-def _is_ended(record: TaskRecord) -> bool:
-    return record.state.is_final and not _is_live(record)
+def _array_of(task: TaskId) -> TaskId | None:
+    """Return the array of a member."""
+    place = member_of(task)
+    return None if place is None else place[0]
 
 
-def _is_live(record: TaskRecord) -> bool:
-    """Whether the latest attempt has no end."""
-    return bool(record.attempts) and record.attempts[-1].state.is_live
+def _place(record: TaskRecord) -> tuple[int, int, TaskId]:
+    """Return the place in the queue."""
+    assert record.spec is not None
+    place = member_of(record.id)
+    return record.spec.ord, -1 if place is None else place[1], record.id
 
 
 def kept(fact: Fact) -> Kept:

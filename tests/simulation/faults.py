@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from itertools import combinations
 
+from octaskly.core.arrays import member_id, member_of
 from octaskly.core.model import (
     NO_HOLD,
     Limits,
@@ -28,6 +29,7 @@ from tests.simulation.checkers import (
     unfinished,
 )
 from tests.simulation.disk import Disk
+from tests.simulation.tries import TRIED, TryWatch
 from tests.simulation.world import Machine, World
 
 LATE = 0.15  #: share of tasks that come after another one
@@ -44,6 +46,7 @@ NARROW = Limits(
 FORGETFUL = 0.3  #: share of worlds that forget tasks after a few seconds
 AWAY_S = 4.0  #: without a node, where nothing is forgotten
 TOLD_S = 2.0  #: after which a few rows of a dispatcher have to be on its standbys
+ENDED_S = 20.0  #: after which nothing runs of what was cancelled before a failover
 MET_S = 5.0  #: after a heal, within which there is one dispatcher again
 KEYED = 0.05  #: share of requests that repeat an earlier one
 NOTED = 0.2  #: beside so many requests something is recorded
@@ -378,6 +381,97 @@ def run_updated(seed: int) -> World:
     world.updated_share = 0.0  # Some are left behind for good.
     calm(world)
     for check in FINAL:
+        check(world)
+    return world
+
+
+def run_failing(seed: int) -> World:
+    """Torment a world whose commands fail, alone and as members of arrays."""
+    world = World(seed, nodes=SIZES[seed % len(SIZES)])
+    Watch(world)
+    TryWatch(world)
+    world.late_share = LATE
+    world.failing_share = world.tries.choice((0.1, 0.3, 0.6))
+    world.array_share = world.tries.choice((0.0, 0.05, 0.15))
+    profile = draw_profile(world)
+    end_s = world.time_s + profile.seconds
+
+    def cancel() -> None:
+        if world.time_s < end_s:
+            cancel_some(world)
+            world.at(world.tries.uniform(0.2, 2.0), cancel)
+
+    world.at(1.0, cancel)
+    torment(world, profile)
+    calm(world)
+    for check in (*FINAL, *TRIED):
+        check(world)
+    return world
+
+
+def cancel_some(world: World) -> None:
+    """Cancel an array or a member of it, with what runs or not."""
+    draw = world.tries
+    arrays = [spec for spec in world.accepted.values() if spec.array is not None]
+    if not arrays:
+        return
+    node = draw.choice(world.dispatchers() or list(world.machines))
+    array = draw.choice(arrays[-3:])
+    assert array.array is not None
+    position = draw.randrange(2 * array.array.count)
+    task = array.id
+    if position < array.array.count:
+        task = member_id(task, array.array.number(position))
+    world.cancel(node, task, force=draw.random() < 0.5)
+
+
+def run_cut_off(seed: int) -> World:
+    """Kill the dispatcher that has just cancelled arrays with what runs of them.
+
+    Raises:
+        AssertionError: a member runs on though somebody was told that all have ended.
+    """
+    world = World(seed, nodes=4)
+    Watch(world)
+    TryWatch(world)
+    told = _told_of_cancels(world)
+    draw = world.random
+    world.network.delay_ms = draw.choice(((1.0, 40.0), (0.2, 4.0)))
+    world.duration_s = (200.0, 400.0)
+    world.failing_share, world.array_share = 0.3, 1.0
+    world.start_all()
+    world.run_until(world.is_settled, 5.0)
+    (dispatcher,) = world.dispatchers()
+    world.run(2.0)
+    term = world.machines[dispatcher].disk.term
+    world.submit(dispatcher, 3)
+    world.run(draw.uniform(0.05, 0.5))
+    away = draw.choice([node for node in world.machines if node != dispatcher])
+    if draw.random() < 0.5:
+        draw.choice((world.pause, world.sleep))(away, draw.uniform(0.5, 8.0))
+        world.run(draw.uniform(0.0, 4.0))
+    for task in tuple(world.accepted):
+        world.cancel(dispatcher, task, force=True)
+    world.run_until(lambda: bool(told), draw.uniform(0.0, 1.0))
+    world.run(draw.uniform(0.0, 0.1))
+    world.crash(dispatcher)
+    world.run(draw.uniform(1.0, 12.0))
+    world.is_calm = True
+    world.start(dispatcher)
+    world.run(ENDED_S)
+    left = [
+        (machine.id, task)
+        for machine in world.alive()
+        for task, attempt in machine.running
+        # A node that was cut off may reign before it hears that it was cancelled.
+        if attempt.term == term and (member_of(task) or (task,))[0] in told
+    ]
+    assert not left, f"cancelled with what runs, and it runs on: {left}"
+    for task in tuple(world.accepted):
+        for reigning in world.dispatchers():
+            world.cancel(reigning, task, force=True)
+    calm(world)
+    for check in (*FINAL, *TRIED):
         check(world)
     return world
 

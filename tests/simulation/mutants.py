@@ -37,13 +37,23 @@ from octaskly.core.messages import (
     Snapshot,
     SnapshotHead,
 )
-from octaskly.core.model import NO_EPOCH, Moment, NodeId, NodeInfo, StreamId
+from octaskly.core.model import (
+    NO_EPOCH,
+    Moment,
+    NodeId,
+    NodeInfo,
+    Outcome,
+    StreamId,
+    TaskSpec,
+)
 from octaskly.core.node import Node
+from octaskly.core.placing import Placing
 from octaskly.core.promises import Promises
 from octaskly.core.recording import Recording
 from octaskly.core.replication import Replication
 from octaskly.core.results import KeptResult, KeptResults
 from octaskly.core.retention import Retention
+from octaskly.core.retry import NO_TRIES, Tries, judged
 from octaskly.core.standby import Standby
 from octaskly.core.tail import repl_of
 from octaskly.core.versions import Versions
@@ -54,6 +64,8 @@ from tests.simulation.faults import (
     run_bare,
     run_belated,
     run_cancelled,
+    run_cut_off,
+    run_failing,
     run_forgetful,
     run_half_followed,
     run_half_joined,
@@ -477,6 +489,20 @@ def older_programs_are_followed(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Versions, "is_readable", lambda *_: True)
 
 
+def failures_do_not_count(patch: pytest.MonkeyPatch) -> None:
+    """A task that fails is tried again, however often it has failed."""
+
+    def forgiving(spec: TaskSpec, outcome: Outcome, _: Tries) -> Outcome:
+        return judged(spec, outcome, NO_TRIES)
+
+    patch.setattr("octaskly.core.recording.judged", forgiving)
+
+
+def arrays_are_cancelled_without_what_runs(patch: pytest.MonkeyPatch) -> None:
+    """Only what waits of an array is cancelled, whatever was asked for."""
+    patch.setattr(Placing, "cancel_live", lambda *_: [])
+
+
 Hunt = Callable[[int], object]
 MUTANTS: tuple[tuple[Plant, Hunt], ...] = (
     (volatile_term, run_seed),
@@ -519,6 +545,8 @@ MUTANTS: tuple[tuple[Plant, Hunt], ...] = (
     (what_is_told_is_not_kept, run_seed),
     (copies_go_to_who_cannot_read_them, run_updated),
     (older_programs_are_followed, run_updated),
+    (failures_do_not_count, run_failing),
+    (arrays_are_cancelled_without_what_runs, run_cut_off),
 )
 """Each with the world in which it shows."""
 FIRST: dict[Plant, int] = {

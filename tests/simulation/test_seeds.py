@@ -20,6 +20,8 @@ from tests.simulation.faults import (
     run_belated,
     run_cancelled,
     run_crash,
+    run_cut_off,
+    run_failing,
     run_flapping,
     run_half_followed,
     run_half_joined,
@@ -89,6 +91,22 @@ def test_nodes_that_are_drained_and_paused_lose_nothing(seed: int) -> None:
 def test_programs_are_updated_one_after_another_and_nothing_is_lost(seed: int) -> None:
     """Older ones get nothing that they cannot read, and give way to newer ones."""
     run_updated(seed)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(6))
+def test_tasks_that_fail_are_tried_as_often_as_they_ask_for(seed: int) -> None:
+    """And arrays count their members alike on all nodes, whatever fails besides."""
+    run_failing(seed)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(8))
+def test_nothing_runs_on_of_an_array_that_was_cancelled_with_what_runs(
+    seed: int,
+) -> None:
+    """Though who cancelled it is dead, and a worker was away at that moment."""
+    run_cut_off(seed)
 
 
 def notes(world: World) -> list[Note]:

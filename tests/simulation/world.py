@@ -14,6 +14,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 
 from octaskly.core import records, replies
+from octaskly.core.arrays import member_of
 from octaskly.core.effects import (
     Answer,
     Append,
@@ -80,7 +81,14 @@ from octaskly.core.model import (
     name_of,
 )
 from octaskly.core.node import Node
-from octaskly.core.options import After, Requires, TaskOptions, slots_of
+from octaskly.core.options import (
+    After,
+    ArraySpec,
+    Requires,
+    Retry,
+    TaskOptions,
+    slots_of,
+)
 from octaskly.core.replies import Accepted, CancelDone, Passed, Reply, Steered
 from octaskly.core.timestamps import born_hlc
 from tests.simulation.cores import Cores
@@ -92,6 +100,16 @@ WALL_MS = 1_700_000_000_000
 RETRY_S = 0.25  #: between two tries of a write that fails
 KILL_S = 0.01  #: until a command that is killed is gone
 NUMBERED = (Append, Join, Save)  #: effects that go to the disk, in order
+RULES = (
+    None,
+    None,
+    Retry(retries=1),
+    Retry(retries=5),
+    Retry(retries=2, on_failure=False, codes=(7,)),
+    Retry(retries=1, on_lost=False),
+    Retry(on_lost=False),
+)
+"""Of tasks that may fail."""
 CHUNK = 20  #: entries in one answer to PULL, few so that several are needed
 Due = tuple[float, int]  #: a time, and which of those at that time comes first
 
@@ -162,6 +180,9 @@ class World:
 
     late_share = 0.0  #: of tasks that come after another one
     needy_share = 0.0  #: of tasks that ask for much of a machine
+    failing_share = 0.0  #: of commands that end with an error
+    array_share = 0.0  #: of tasks that are arrays
+    members_most = 12  #: of one of them
     is_calm = False  #: no fault happens any more
     is_unordered = False  #: who is asked for entries mixes the streams
     repeated: tuple[TaskSpec, ...] = ()  #: of the last answer, accepted before
@@ -178,9 +199,12 @@ class World:
         cores: int | None = None,
         is_traced: bool = False,
     ) -> None:
-        self.random, self.late, self.needy, self.notes = (
+        self.random, self.late, self.needy, self.notes, self.tries = (
             random.Random(text)
-            for text in (seed, f"late {seed}", f"needy {seed}", f"notes {seed}")
+            for text in (
+                *(seed, f"late {seed}", f"needy {seed}", f"notes {seed}"),
+                f"tries {seed}",
+            )
         )
         self.time_s = 1000.0
         self.node_type = node_type
@@ -675,6 +699,9 @@ class World:
 
     def _may_start(self, spec: TaskSpec) -> bool:
         """Whether some disk shows that what it comes after ended as it should."""
+        if (place := member_of(spec.id)) is not None:
+            found = (m.disk.records.get(place[0]) for m in self.machines.values())
+            spec = next((r.spec for r in found if r and r.spec), spec)
         after = None if spec.options is None else spec.options.after
         for parent in () if after is None else after.tasks:
             assert after is not None
@@ -701,10 +728,15 @@ class World:
                     machine.frozen.append(lambda: end(key, life))
                 elif machine.life == life and key in machine.running:
                     del machine.running[key]
-                    self._ended(machine, key, AttemptState.OK, Reason.EXIT)
+                    self._ended(machine, key, self._state(), Reason.EXIT)
                     self._fill(machine)
 
             self.at(self.random.uniform(*self.duration_s), end)
+
+    def _state(self) -> AttemptState:
+        """Return how a command that nobody ended came to its end."""
+        is_failing = self.failing_share and self.tries.random() < self.failing_share
+        return AttemptState.FAILED if is_failing else AttemptState.OK
 
     def _kill(
         self,
@@ -745,10 +777,13 @@ class World:
         state: AttemptState,
         reason: Reason,
     ) -> None:
+        code = 0 if state is AttemptState.OK else None
+        if state is AttemptState.FAILED:
+            code = self.tries.choice((1, 7))
         outcome = Outcome(
             state=state,
             reason=reason,
-            exit_code=0 if state is AttemptState.OK else None,
+            exit_code=code,
             stdout=f"{machine.id} {key[1]}".encode(),
         )
         report = Report(task=key[0], attempt=key[1], outcome=outcome)
@@ -776,6 +811,7 @@ class World:
         if task_id is None:
             drafts = tuple(self._made_late(draft, machine) for draft in drafts)
             drafts = tuple(self._made_needy(draft, machine) for draft in drafts)
+        drafts = tuple(map(self._made_trying, drafts))
         self.asked.update(draft.command for draft in drafts)
         ticket = self._next_ticket()
         self._drafts[ticket] = drafts
@@ -818,16 +854,58 @@ class World:
         options = replace(draft.options or TaskOptions(), requires=requires)
         return replace(draft, options=options)
 
+    def _made_trying(self, draft: Draft) -> Draft:
+        """Let tasks be tried again, and some stand for many.
+
+        What has a name asks for the same each time that it is handed in.
+        """
+        if not self.failing_share:
+            return draft
+        draw = self.tries if draft.id is None else random.Random(draft.command)
+        options = replace(draft.options or TaskOptions(), retry=draw.choice(RULES))
+        if draw.random() < self.array_share:
+            array = ArraySpec(
+                count=draw.randint(1, self.members_most),
+                first=draw.choice((0, 7)),
+                step=draw.choice((1, 3)),
+                max_fails=draw.choice((None, None, 0, 2)),
+            )
+            options = replace(options, array=array)
+        if options == TaskOptions():
+            return draft
+        return replace(draft, options=options)
+
     def cancel(self, node_id: NodeId, task: TaskId, *, force: bool) -> None:
-        """Cancel a task through one node."""
+        """Cancel a task, an array or one of its members through one node."""
         machine = self.machines[node_id]
-        record = machine.disk.records.get(task)
+        record = machine.disk.shown(task)
         if machine.node is None or record is None:
             return
+        array = record if record.progress else None
         event = CancelRequested(
-            self._next_ticket(), task, record.state, force, "client"
+            self._next_ticket(), task, record.state, force, "client", array
         )
         self.feed(machine, event)
+
+    def cancelled_as(self, task: TaskId) -> tuple[Kept, ...]:
+        """Return the fact by which some disk says that a task is cancelled, if any.
+
+        A member may be so by its array, and an array by each of its members.
+        """
+        place = member_of(task)
+        is_array = any(task in m.disk.members for m in self.machines.values())
+        if place is None and not is_array:
+            return ((CancelAsked, task, None),)
+        for one in (task,) if place is None else (task, place[0]):
+            key: Kept = (CancelAsked, one, None)
+            if any(key in machine.disk.kept for machine in self.machines.values()):
+                return (key,)
+        return ()
+
+    def is_gone(self, task: TaskId) -> bool:
+        """Whether a task was forgotten somewhere, a member with its array."""
+        place = member_of(task)
+        return (task if place is None else place[0]) in self.forgotten
 
     def record(self, node_id: NodeId) -> None:
         """Let somebody record something; some keys are few, so that they clash."""
@@ -873,23 +951,26 @@ class World:
                     self.wanted.add((spec.id, draft.command))
                     self._promise((Submitted, spec.id, None))
             case replies.Kept(some):
-                for record in some:
-                    self._promise(kept(record))
+                self._promise(*map(kept, some))
             case CancelDone(task, _, was_done) if was_done:
-                self._promise((CancelAsked, task, None))
+                self._promise(*self.cancelled_as(task))
             case _:
                 self.refused += 1
         waited_s = self.time_s - self._asked_s.pop(ticket)
         for watch in self.answer_watchers:
             watch(machine, reply, waited_s)
 
-    def _promise(self, key: Kept) -> None:
+    def _promise(self, *keys: Kept) -> None:
         """Note which disks hold what somebody relies on from now on."""
+        for key in keys:
+            self._promise_one(key)
+
+    def _promise_one(self, key: Kept) -> None:
         # Of a task that is gone a late result is void as soon as it is there.
-        is_late = key[0] is Finished and key[1] in self.forgotten
+        is_late = key[0] is Finished and self.is_gone(key[1])
         if key not in self.promises and not is_late:
             holders = {m.id for m in self.machines.values() if key in m.disk.kept}
-            if not holders and key[1] in self.forgotten:
+            if not holders and self.is_gone(key[1]):
                 return  # It ended long ago, as these worlds count, before the answer.
             assert holders, f"{key} was confirmed, and is on no disk"
             self.promises[key] = holders

@@ -104,7 +104,7 @@ def test_an_attempt_that_the_log_does_not_know_becomes_a_fact() -> None:
     effects = world.dispatch.on_reattach(B, back, moment())
 
     assert facts(effects) == [Submitted(spec()), Assigned(T, attempt(), B)]
-    assert effects[1:] == []
+    assert effects[1:] == [LoadLive((T,))]
     assert world.dispatch.outstanding(B) == 1
 
 
@@ -197,6 +197,7 @@ def test_an_adopted_task_that_is_lost_is_looked_up_before_it_runs_again() -> Non
     back = Reattach(((attempt(), spec()),), 1, NodeState.READY)
     world.dispatch.on_reattach(B, back, moment(LATE))
     world.commit()
+    world.dispatch.on_live_loaded(LiveLoaded(()), moment(LATE))
 
     effects = world.dispatch.on_worker_down(B, moment(LATE))
 

@@ -583,6 +583,21 @@ def test_force_stays_whoever_else_cancels_an_array() -> None:
         assert join(forced, TaskRecord(task, cancelled_by=by)) == forced
 
 
+def test_a_new_reign_begins_no_more_members_after_too_many_failures() -> None:
+    """Each half of a split had allowed for as many."""
+    name = TaskId("task-007-abcdef12")
+    options = TaskOptions(array=ArraySpec(count=3, max_fails=0))
+    progress = Progress(queued=2, failed=1, rest=((1, 2),))
+    array = TaskRecord(name, replace(spec(name), options=options), progress=progress)
+    world = reigning(b=2)
+    world.dispatch.on_absorbed(moment())
+
+    effects = world.dispatch.on_live_loaded(LiveLoaded((array,)), moment())
+
+    assert facts(effects) == [CancelAsked(name, BY_FAILURES)]
+    assert not [effect for effect in effects if isinstance(effect, Send)]
+
+
 def test_an_array_that_has_the_name_of_a_cancelled_one_runs() -> None:
     """The cancelled one was forgotten meanwhile."""
     world = reigning(b=1)

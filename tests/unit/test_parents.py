@@ -6,10 +6,11 @@ from dataclasses import replace
 
 import pytest
 
-from octaskly.core.effects import LoadRipe, Send
+from octaskly.core.arrays import Progress
+from octaskly.core.effects import LoadLive, LoadRipe, Send
 from octaskly.core.events import Draft, Ripe, RipeLoaded
 from octaskly.core.merge import TaskRecord
-from octaskly.core.options import After, TaskOptions
+from octaskly.core.options import After, ArraySpec, TaskOptions
 from octaskly.core.parents import RIPE_MAX
 from tests.builders import draft, moment, spec
 from tests.desk import T, cancel, reigning, submit
@@ -57,4 +58,21 @@ def test_who_is_cancelled_while_the_store_answers_does_not_run(
     answer = RipeLoaded(3, (Ripe(TaskRecord(T, waits), None),), are_left=False)
     effects += world.dispatch.on_read(answer, moment()) + world.commit()
 
+    assert not [effect for effect in effects if isinstance(effect, Send)]
+
+
+def test_an_array_that_may_begin_is_read_with_what_is_known_of_its_members() -> None:
+    """Some were cancelled while it waited."""
+    world = reigning(b=3)
+    world.dispatch.on_read(RipeLoaded(2, (), are_left=False), moment())
+    world.dispatch.on_submitted(submit(late()), moment())
+    world.commit()
+    options = TaskOptions(after=After(tasks=("p",)), array=ArraySpec(count=2))
+    waits = replace(spec("t"), options=options)
+    record = TaskRecord(T, waits, progress=Progress(queued=1, cancelled=1))
+
+    answer = RipeLoaded(3, (Ripe(record, None),), are_left=False)
+    effects = world.dispatch.on_read(answer, moment()) + world.commit()
+
+    assert LoadLive((T,)) in effects
     assert not [effect for effect in effects if isinstance(effect, Send)]

@@ -1,0 +1,70 @@
+"""Members of arrays on a disk in memory, as the store counts and shows them."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import replace
+
+from octaskly.core.arrays import Progress, member_id, member_spec
+from octaskly.core.merge import Birth, TaskRecord, cut
+from octaskly.core.model import StreamId, TaskState
+from octaskly.core.timestamps import HLC_MAX
+
+MEMBERS = 1 << 40  #: keys of members begin here
+ROOM = 1000  #: keys for the members of one array
+BORN = Birth(HLC_MAX, 0, StreamId(0), 0)
+"""Of a member: it is void with its array, so no floor looks for it."""
+
+Said = Mapping[int, TaskRecord]
+"""What was said of members of one array, by their numbers; without envelopes."""
+
+
+def counted(array: TaskRecord, said: Said) -> TaskRecord:
+    """Return an array that says how far it is."""
+    assert array.spec is not None
+    assert array.spec.array is not None
+    by = array.cancelled_by
+    tally = Counter(cut(record, by).state for record in said.values())
+    left = TaskState.QUEUED if by is None else TaskState.CANCELLED
+    tally[left] += array.spec.array.count - len(said)
+    ends = [a.outcome for r in said.values() for a in r.attempts if a.outcome]
+    progress = Progress(
+        queued=tally[TaskState.QUEUED],
+        running=tally[TaskState.RUNNING],
+        completed=tally[TaskState.COMPLETED],
+        failed=tally[TaskState.FAILED],
+        cancelled=tally[TaskState.CANCELLED],
+        started_ms=min((e.started_ms for e in ends if e.started_ms), default=None),
+        ended_ms=max((e.ended_ms for e in ends if e.ended_ms), default=None),
+    )
+    return replace(array, progress=progress)
+
+
+def with_rest(array: TaskRecord, said: Said) -> TaskRecord:
+    """Return an array for the queue: with the places of those of whom nothing is said.
+
+    Each is a run of its own, as the queue may be given them in any way.
+    """
+    if array.progress is None or array.cancelled_by is not None:
+        return array
+    assert array.spec is not None
+    assert array.spec.array is not None
+    asked = array.spec.array
+    left = (at for at in range(asked.count) if asked.number(at) not in said)
+    progress = array.progress._replace(rest=tuple((at, at) for at in left))
+    return replace(array, progress=progress)
+
+
+def shown(array: TaskRecord, number: int, said: Said) -> TaskRecord | None:
+    """Return a member with the envelope that follows from its array, if it has one."""
+    spec = None if array.spec is None else member_spec(array.spec, number)
+    if spec is None:
+        return None
+    record = said.get(number) or TaskRecord(id=member_id(array.id, number))
+    return cut(replace(record, spec=spec), array.cancelled_by)
+
+
+def is_live(record: TaskRecord) -> bool:
+    """Whether the latest attempt has no end."""
+    return bool(record.attempts) and record.attempts[-1].state.is_live

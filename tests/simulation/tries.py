@@ -1,0 +1,295 @@
+"""What must hold of tasks that fail, are tried again, and stand for many.
+
+A dispatcher goes by what it has written itself, by what its disk held when its reign
+began, and a while later by what came from others meanwhile.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from octaskly.core.arrays import member_id, member_of
+from octaskly.core.effects import Append, Effect, Join
+from octaskly.core.events import Event, Persisted
+from octaskly.core.facts import (
+    Assigned,
+    CancelAsked,
+    Entry,
+    Fact,
+    Finished,
+    Submitted,
+)
+from octaskly.core.merge import TaskRecord, facts_of
+from octaskly.core.model import (
+    NO_EPOCH,
+    Attempt,
+    AttemptId,
+    AttemptState,
+    Epoch,
+    Outcome,
+    StreamId,
+    TaskId,
+    TaskSpec,
+    TaskState,
+)
+from octaskly.core.options import Retry
+from octaskly.core.retry import FAILURES
+from tests.simulation.disk import Disk
+from tests.simulation.world import Machine, World
+
+HEARD_S = 5.0  #: within which a dispatcher goes by what came from others meanwhile
+Told = tuple[TaskId, AttemptId | None, AttemptState, bool]
+"""That an attempt ended so, by itself or not; without one, that a task is cancelled."""
+
+
+@dataclass
+class Known:
+    """What one node knows, and since when."""
+
+    disk: Disk | None = None
+    boot: str = ""
+    since_s: dict[Told, float] = field(default_factory=dict)  #: as its disk says
+    written: list[tuple[int, Told]] = field(default_factory=list)  #: not yet on disk
+    epoch: Epoch = NO_EPOCH  #: of its reign,
+    began_s: float = 0.0  #: which began then,
+    ours: set[Told] = field(default_factory=set)  #: and what it has written in that
+
+    def says(self, told: Told, now_s: float) -> bool:
+        """Whether a dispatcher must go by it."""
+        since_s = self.since_s.get(told)
+        if told in self.ours:
+            return True
+        return since_s is not None and (
+            since_s < self.began_s or since_s < now_s - HEARD_S
+        )
+
+    def forget(self, task: TaskId) -> None:
+        """Know nothing of a task: another one has its name now."""
+        for told in [t for t in {*self.since_s, *self.ours} if _is_of(t[0], task)]:
+            self.since_s.pop(told, None)
+            self.ours.discard(told)
+
+
+class TryWatch:
+    """Looks at what each dispatcher writes of attempts."""
+
+    def __init__(self, world: World) -> None:
+        self._world = world
+        self._known = {node: Known() for node in world.machines}
+        world.watchers.append(self)
+
+    def __call__(self, machine: Machine, event: Event, effects: list[Effect]) -> None:
+        """Check after one step and what it brought about."""
+        known = self._known_to(machine)
+        if isinstance(event, Persisted):
+            self._settle(known, event.number)
+        for effect in effects:
+            if isinstance(effect, Append):
+                for entry in effect.entries:
+                    self._on_entry(machine, known, entry)
+                    self._note(known, effect.number, entry.fact)
+            elif isinstance(effect, Join):
+                for row in effect.rows:
+                    for fact in facts_of(row.record):
+                        self._note(known, effect.number, fact)
+
+    def _known_to(self, machine: Machine) -> Known:
+        known, node = self._known[machine.id], machine.node
+        assert node is not None
+        if known.disk is not machine.disk:
+            known = self._known[machine.id] = Known(machine.disk)
+        if known.boot != machine.boot:
+            known.boot, known.epoch = machine.boot, NO_EPOCH
+            known.written.clear()
+        epoch = node.epoch if node.is_dispatcher else NO_EPOCH
+        if known.epoch != epoch:
+            known.epoch, known.began_s = epoch, self._world.time_s
+            known.ours.clear()
+        return known
+
+    def _settle(self, known: Known, number: int) -> None:
+        while known.written and known.written[0][0] <= number:
+            known.since_s.setdefault(known.written.pop(0)[1], self._world.time_s)
+
+    def _note(self, known: Known, number: int, fact: Fact) -> None:
+        match fact:
+            case Finished(task, attempt, _, outcome):
+                known.written.append((number, _end(task, attempt, outcome)))
+            case CancelAsked(task):
+                known.written.append((number, _cancel(task)))
+            case _:
+                pass
+
+    def _on_entry(self, machine: Machine, known: Known, entry: Entry) -> None:
+        disk, fact = machine.disk, entry.fact
+        if isinstance(fact, Submitted) and fact.task not in disk.records:
+            known.forget(fact.task)
+        if known.epoch == NO_EPOCH or not _is_own(disk, entry.stream, known.epoch):
+            return
+        match fact:
+            case Assigned(task, attempt) if attempt.stream == entry.stream:
+                self._may_begin(machine, known, task, attempt)
+            case Finished(task, attempt, _, outcome):
+                told = _end(task, attempt, outcome)
+                if told not in _ends(disk.shown(task)):
+                    if is_tried_again(outcome):
+                        self._may_follow(machine, known, task, attempt, outcome)
+                    known.ours.add(told)
+            case CancelAsked(task):
+                known.ours.add(_cancel(task))
+            case _:
+                pass
+
+    def _may_follow(
+        self,
+        machine: Machine,
+        known: Known,
+        task: TaskId,
+        attempt: AttemptId,
+        outcome: Outcome,
+    ) -> None:
+        """No more attempts follow those that failed than the task asks for."""
+        record = machine.disk.shown(task)
+        if record is None or record.spec is None:
+            return
+        rule = rule_of(record.spec)
+        is_meant = rule.on_failure or outcome.exit_code in rule.codes
+        assert is_meant, f"{machine.id} tries {task} again after {outcome}"
+        now_s = self._world.time_s
+        before = [
+            other.id
+            for other in record.attempts
+            if other.outcome is not None and is_tried_again(other.outcome)
+            if other.id != attempt
+            if known.says(_end(task, other.id, other.outcome), now_s)
+        ]
+        assert len(before) < rule.retries, (
+            f"{machine.id} lets another attempt follow {attempt} of {record}"
+        )
+
+    def _may_begin(
+        self, machine: Machine, known: Known, task: TaskId, attempt: AttemptId
+    ) -> None:
+        """No attempt begins of what is over: it ended, or was cancelled."""
+        disk, now_s = machine.disk, self._world.time_s
+        record = disk.shown(task)
+        if record is None or attempt in {one.id for one in record.attempts}:
+            return  # It was found at its worker, or is written again.
+        assert not self._is_over(known, record), f"{machine.id} begins {record}"
+        if (place := member_of(task)) is None:
+            return
+        array = disk.records[place[0]]
+        is_cut = array.cancelled_by is not None and known.says(_cancel(array.id), now_s)
+        assert not is_cut, f"{machine.id} begins {task} of {array}"
+        most = array.spec.array.max_fails if array.spec and array.spec.array else None
+        failed = [
+            member.id
+            for member in disk.members[array.id].values()
+            if member.state is TaskState.FAILED and self._is_over(known, member)
+        ]
+        assert most is None or len(failed) <= most, (
+            f"{machine.id} begins {task} after {failed} of {array}"
+        )
+
+    def _is_over(self, known: Known, record: TaskRecord) -> bool:
+        now_s = self._world.time_s
+        by = record.cancelled_by
+        is_cancelled = by is not None and known.says(_cancel(record.id), now_s)
+        return is_cancelled or any(
+            attempt.outcome is not None
+            and attempt.state in (AttemptState.OK, AttemptState.FAILED)
+            and known.says(_end(record.id, attempt.id, attempt.outcome), now_s)
+            for attempt in record.attempts
+        )
+
+
+def rule_of(spec: TaskSpec) -> Retry:
+    """Return when a task is to be tried again."""
+    retry = None if spec.options is None else spec.options.retry
+    return retry or Retry()
+
+
+def is_tried_again(outcome: Outcome) -> bool:
+    """Whether an attempt failed by itself, and another may follow."""
+    return outcome.state is AttemptState.RELEASED and outcome.reason in FAILURES
+
+
+def _is_own(disk: Disk, stream: StreamId, epoch: Epoch) -> bool:
+    return disk.writers.get(stream) == epoch
+
+
+def _end(task: TaskId, attempt: AttemptId, outcome: Outcome) -> Told:
+    return task, attempt, outcome.state, outcome.reason in FAILURES
+
+
+def _cancel(task: TaskId) -> Told:
+    return task, None, AttemptState.CANCELLED, False
+
+
+def _ends(record: TaskRecord | None) -> set[Told]:
+    """Return the ends of attempts that a record says."""
+    attempts = () if record is None else record.attempts
+    return {_end(record.id, a.id, a.outcome) for a in attempts if record and a.outcome}
+
+
+def _is_of(task: TaskId, whole: TaskId) -> bool:
+    """Whether it is this task, or a member of this array."""
+    return task == whole or (member_of(task) or ("",))[0] == whole
+
+
+def has_failed(attempt: Attempt) -> bool:
+    """Whether an attempt failed by itself."""
+    outcome = attempt.outcome
+    if outcome is None or attempt.state not in (
+        AttemptState.RELEASED,
+        AttemptState.FAILED,
+    ):
+        return False
+    return outcome.reason in FAILURES
+
+
+def failures_are_tried_again(world: World) -> None:
+    """A task that failed was tried as often as it asked for."""
+    (dispatcher,) = world.dispatchers()
+    for record in _all(world.machines[dispatcher].disk):
+        chosen = record.chosen
+        if record.state is not TaskState.FAILED or chosen is None or world.restored:
+            continue
+        assert record.spec is not None
+        assert chosen.outcome is not None
+        rule, failed = rule_of(record.spec), sum(map(has_failed, record.attempts))
+        is_meant = rule.on_failure or chosen.outcome.exit_code in rule.codes
+        if not rule.on_lost:
+            continue  # It may have been lost before it was known to have failed.
+        assert not (is_meant and has_failed(chosen)) or failed > rule.retries, (
+            f"{record} was tried {failed} times"
+        )
+
+
+def arrays_add_up(world: World) -> None:
+    """All nodes count the members of an array alike, and none waits or runs."""
+    (dispatcher,) = world.dispatchers()
+    disk = world.machines[dispatcher].disk
+    for record in disk.records.values():
+        if record.progress is None:
+            continue
+        assert record.spec is not None
+        assert record.spec.array is not None
+        numbers = map(record.spec.array.number, range(record.spec.array.count))
+        members = [disk.shown(member_id(record.id, number)) for number in numbers]
+        assert all(member and member.state.is_final for member in members), f"{record}"
+        assert record.progress.total == len(members), f"{record}"
+        for machine in world.machines.values():
+            theirs = machine.disk.records.get(record.id)
+            if theirs and machine.disk.vector() == disk.vector():
+                is_alike = theirs.progress == record.progress or machine.disk.ahead()
+                assert is_alike, f"{machine.id}: {theirs.progress} of {record}"
+
+
+def _all(disk: Disk) -> list[TaskRecord]:
+    """Return tasks and members, each for itself."""
+    plain = [r for r in disk.records.values() if r.spec and r.progress is None]
+    return [*plain, *disk.shown_members()]
+
+
+TRIED = (failures_are_tried_again, arrays_add_up)
