@@ -54,7 +54,8 @@ class _Bytes(io.RawIOBase):
         return self._file.readinto(buffer)
 
     def close(self) -> None:
-        self._file.close()
+        with contextlib.suppress(AttributeError):  # Ctrl-C came before there was one.
+            self._file.close()
         super().close()
 
     def _await_some(self) -> None:
@@ -77,10 +78,19 @@ def _lies_decrypted(sock: socket.socket) -> bool:
 class _Answer(http.client.HTTPResponse):
     """An answer that Ctrl-C does not wait for."""
 
+    fp: Any = None  #: not yet, where Ctrl-C comes first
+
     def __init__(self, sock: socket.socket, *args: Any, **kwargs: Any) -> None:
         super().__init__(sock, *args, **kwargs)
         self.fp.close()
         self.fp = io.BufferedReader(_Bytes(sock))
+
+    def flush(self) -> None:
+        """Do nothing: it is only read.
+
+        The library's way fails where Ctrl-C came while it was being closed, and from
+        Python 3.13 on such a failure is shown, with a traceback.
+        """
 
 
 class _UnixConnection(http.client.HTTPConnection):
