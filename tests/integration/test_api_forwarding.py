@@ -588,7 +588,11 @@ async def test_an_address_that_leads_nowhere_is_tried_once(
     urls = [f"https://127.0.0.1:{dead_port}", back.lan_url]
     front.gateway.elect(front.gateway.view_of(back.gateway.node_id, lan_urls=urls))
     first = await front.api.ask("GET", TASKS, headers=ADMIN)
-    noted = lambda _, writer: tried.append(writer.close())  # noqa: E731
+
+    def noted(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        tried.append(writer)
+        writer.close()
+
     async with await asyncio.start_server(noted, "127.0.0.1", dead_port):
         later = await front.api.ask("GET", TASKS, headers=ADMIN)
 
