@@ -240,7 +240,10 @@ class Repl:
     entries: tuple[Entry, ...]
     epochs: tuple[tuple[StreamId, Epoch], ...]  #: who wrote streams that may be new
     is_ahead: bool = False
-    """The sender knows more from rows of a snapshot than what it appends says."""
+    """The sender answers for more than what standbys confirm.
+
+    It knows of tasks from rows of a snapshot alone, or has no level standby yet.
+    """
 
 
 @value(frozen=True, slots=True)

@@ -55,6 +55,11 @@ class Promises:
         self._waiting: deque[_Promise] = deque()
 
     @property
+    def is_bare(self) -> bool:
+        """Whether no standby is level, so that answers do not wait for one for ever."""
+        return self.bare_s is not None
+
+    @property
     def are_kept(self) -> bool:
         """Whether no answer waits."""
         return not self._waiting

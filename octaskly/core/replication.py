@@ -225,7 +225,7 @@ class Replication:
         copy.heard_s = now.mono_s
         copy.unacked.clear()
         copy.unacked_bytes = 0
-        if self._promises.bare_s is None and not self.is_level:
+        if not self._promises.is_bare and not self.is_level:
             self._promises.bare_s = now.mono_s
 
     # --- Standbys.
@@ -260,12 +260,18 @@ class Replication:
                 held[stream] = max(seq, held.get(stream, 0))
         effects: list[Effect] = []
         if copy.progress is _Progress.STREAMING:
-            copy.progress = _Progress.LEVEL
-            self._promises.bare_s = None
-            self._slow.pop(node, None)
-            self.members.changed()
-            effects.append(Note("info", "standby level", (("peer", node),)))
+            effects += self._count_on(node, copy, reign)
         return effects + self.release(now)
+
+    def _count_on(self, node: NodeId, copy: _Copy, reign: Reign) -> list[Effect]:
+        """Let answers wait for a standby from now on, and tell it where none did."""
+        copy.progress = _Progress.LEVEL
+        was_bare, self._promises.bare_s = self._promises.is_bare, None
+        self._slow.pop(node, None)
+        self.members.changed()
+        note = Note("info", "standby level", (("peer", node),))
+        # What it was sent until now may have been answered for without it.
+        return [Send(node, self._messages(reign, ())), note] if was_bare else [note]
 
     def on_lost(self, node: NodeId, now: Moment, *, is_leaving: bool) -> None:
         """A follower's link is gone, and its copy with it."""
@@ -355,12 +361,13 @@ class Replication:
         return self._stream(node, copy, part, messages, now)
 
     def _messages(self, reign: Reign, appends: Sequence[Append]) -> tuple[Repl, ...]:
-        bytes_max, is_ahead = self._limits.entries_bytes, self._journal.is_ahead
+        bytes_max, is_bare = self._limits.entries_bytes, self._promises.is_bare
+        is_ahead = is_bare or self._journal.is_ahead
         return repl_of(reign, appends, self._number, bytes_max, is_ahead=is_ahead)
 
     def _drop(self, node: NodeId, since_s: float) -> None:
         """Count on a standby no more; `since_s` is when it was last of use."""
         del self._copies[node]
         self.members.note_standby(node, is_standby=False)
-        if self._promises.bare_s is None and not self.is_level:
+        if not self._promises.is_bare and not self.is_level:
             self._promises.bare_s = since_s

@@ -70,7 +70,8 @@ class Standby:
         if not message.number:
             return effects
         if message.is_ahead:
-            # It answers for what its rows alone say, too, and that is not here yet.
+            # It answers for what its rows alone say, too, and that is not here yet;
+            # or without this node, until it has heard that it keeps up.
             self._lag(message.epoch)
         else:
             self.epoch = message.epoch

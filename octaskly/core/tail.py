@@ -100,7 +100,7 @@ def repl_of(
     """Return appends as messages of at most about `bytes_max`, complete at `number`.
 
     All but the last have the number 0, as they complete no append. The last says
-    whether rows of the sender are ahead of its log.
+    whether the sender answers for more than it appends.
     """
     epoch = reign.epoch
     messages = []

@@ -269,6 +269,21 @@ def test_standbys_hear_whether_rows_say_more_than_what_they_keep() -> None:
     assert said_ahead(world.write(), "b") == [False]
 
 
+def test_a_standby_hears_when_answers_begin_to_wait_for_it() -> None:
+    """Until then it may lack tasks that others were told of, and must say so."""
+    world = Copies()
+    assert said_ahead(world.follow("b"), "b") == [True]
+    assert said_ahead(world.write(), "b") == [True]
+
+    effects = world.ack("b", world.journal.appended)
+    assert repls(effects, "b") == [(world.journal.appended, [])]
+    assert said_ahead(effects, "b") == [False]
+    assert said_ahead(world.write(), "b") == [False]
+
+    assert said_ahead(world.follow("c"), "c") == [False], "answers wait for b"
+    assert not repls(world.ack("c", world.journal.appended), "c")
+
+
 def test_a_standby_that_lacks_nothing_behind_rows_goes_on_at_once() -> None:
     """An empty answer would end its questions, and one copy be all for ten seconds."""
     world = Copies("b")
