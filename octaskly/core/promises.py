@@ -56,7 +56,7 @@ class Promises:
 
     @property
     def is_bare(self) -> bool:
-        """Whether no standby is level, so that answers do not wait for one for ever."""
+        """Whether no standby is level: answers leave without one, now or soon."""
         return self.bare_s is not None
 
     @property
