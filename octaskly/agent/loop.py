@@ -199,7 +199,7 @@ class CoreLoop:
 
     def _append(self, effect: ef.Append, gateway: AgentGateway) -> None:
         self._store.append(effect.number, effect.entries, effect.epochs)
-        gateway.waiters.appended(effect.entries)
+        gateway.waiters.appended(effect.entries, effect.number)
 
     def _announce(self, effect: ef.Announce, gateway: AgentGateway) -> None:
         gateway.waiters.announced(effect.tasks)

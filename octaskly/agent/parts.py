@@ -152,6 +152,7 @@ class Parts:
     def persisted(self, number: int) -> None:
         """Tell the core, and those who listen, that more is on disk."""
         self.loop.handle(ev.Persisted(number))
+        self.gateway.waiters.persisted(number)
         self.gateway.feed.committed()
 
     def failure(self) -> str | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from functools import reduce
@@ -108,7 +109,7 @@ ARRAY_S = 0.1  #: between two looks at an array that somebody waits for
 class _Wait:
     """One long poll: what was written about its task since it began."""
 
-    is_eager: bool  #: what is written counts before it is durable
+    is_eager: bool  #: what is on this disk counts, though it may have no other copy
     news: asyncio.Event = field(default_factory=asyncio.Event)
     facts: list[TaskFact] = field(default_factory=list)
 
@@ -118,9 +119,11 @@ class Waiters:
 
     def __init__(self) -> None:
         self._waits: dict[str, set[_Wait]] = {}  #: by name, twins together
+        self._written: deque[tuple[int, _Wait, TaskFact]] = deque()
+        """On the way to the disk, for eager waits, with the number of its write."""
         self.recent = Recent()
 
-    def appended(self, entries: Sequence[Entry]) -> None:
+    def appended(self, entries: Sequence[Entry], number: int) -> None:
         """Keep facts that somebody waits for: they spare reading them again."""
         self.recent.appended(entries)
         waits = self._waits
@@ -129,9 +132,21 @@ class Waiters:
             task = fact.task  # None has the name of what is about no task.
             for wait in waits.get(name_of(task) if "~" in task else task, ()):
                 assert not isinstance(fact, ABOUT_NO_TASK)
-                wait.facts.append(fact)
                 if wait.is_eager:
-                    wait.news.set()
+                    self._written.append((number, wait, fact))
+                else:
+                    wait.facts.append(fact)
+
+    def persisted(self, number: int) -> None:
+        """What was appended so far is on this disk: wake who wants to know so soon.
+
+        Not before: who then reads the task would find it as it was, and take that for
+        news.
+        """
+        while self._written and self._written[0][0] <= number:
+            _, wait, fact = self._written.popleft()
+            wait.facts.append(fact)
+            wait.news.set()
 
     def announced(self, tasks: Sequence[TaskId]) -> None:
         """What was appended about these tasks is durable: wake who waits for them."""
@@ -166,7 +181,7 @@ class Waiters:
             read: Returns the task as the store has it, with outputs.
             is_wanted: Whether to return it as it is.
             timeout_s: How long to wait.
-            is_eager: Return it also before that is durable: it may come otherwise.
+            is_eager: Return it once that is on this disk; it may come otherwise.
         """
         wait = _Wait(is_eager)
         # Registered before the first read, so that no change falls between the two;

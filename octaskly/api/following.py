@@ -153,22 +153,30 @@ class Follower:
                 why = f"{now.node_name}, which keeps the rest, cannot be reached"
         async for step in self._logged():
             yield step
+        if self.now is not now:
+            return
         for stream in self._wanted:
             if offsets[stream] < now.sizes[stream]:
                 yield self._skip(stream, now.sizes[stream], why)
 
     async def _logged(self) -> AsyncGenerator[Step]:
-        """Return what the log has of an ended attempt, beyond what was read."""
+        """Return what the log has of an ended attempt, beyond what was read.
+
+        Another dispatcher may have to hear of the end first: then it counts as not yet
+        come.
+        """
         offsets = self._place.offsets
         if all(offsets[s] >= self.now.logged[s] for s in self._wanted):
             return
         question = replace(self._question, with_kept=True)
         with_kept = await standing(self._call, question)
-        if with_kept.attempt != self.now.attempt or with_kept.kept is None:
+        if with_kept.version != self.now.version:
+            self.now = with_kept
             return
+        kept = with_kept.kept or (b"", b"")
         for stream in self._wanted:
             offset = offsets[stream]
-            if data := with_kept.kept[stream][offset:]:
+            if data := kept[stream][offset:]:
                 offsets[stream] += len(data)
                 yield Piece(stream, offset, data)
 

@@ -36,7 +36,8 @@ class Transcripts(Protocol):
     ) -> TaskRecord:
         """Return a task once it is as wanted, or when the time is over.
 
-        It may be as wanted before that is durable. Raises what `Gateway.task` does.
+        It may be as wanted before another node has a copy of that. Raises what
+        `Gateway.task` does.
         """
 
     def pieces(

@@ -16,6 +16,7 @@ from octaskly.api import following, standing
 from octaskly.api.logs import parse_id
 from octaskly.config.bounds import LimitOptions
 from octaskly.config.defaults import STREAMS_MAX
+from octaskly.core.merge import TaskRecord
 from octaskly.core.model import (
     AttemptId,
     AttemptState,
@@ -176,6 +177,31 @@ async def test_an_ended_task_is_told_from_the_log(node: ApiNode) -> None:
     ]
     end = found[-1][2]
     assert (end["exit_code"], end["stdout_bytes"], end["stderr_bytes"]) == (0, 8, 3)
+
+
+async def test_an_end_that_another_dispatcher_does_not_know_yet_is_waited_for(
+    node: ApiNode,
+) -> None:
+    """It is asked for the output: that would not be missing, but not there yet."""
+    task, _ = await begun(node)
+    running = node.gateway.records[TaskId(task)]
+    finish(node.gateway, task, DONE)
+    known = [node.gateway.records[TaskId(task)], running]
+    read = node.gateway.task
+
+    async def failing_over(ref: str) -> TaskRecord:
+        return known.pop(0) if known else await read(ref)
+
+    node.gateway.task = failing_over  # type: ignore[method-assign]
+
+    found = await ask(node, task, "follow=true")
+
+    assert not known
+    assert told(found)[1:] == [
+        ("stdout", {"offset": 0, "data": "one\ntwo\n"}),
+        ("stderr", {"offset": 0, "data": "oh\n"}),
+        ("end", "completed"),
+    ]
 
 
 async def test_a_stream_is_chosen_and_begins_at_an_offset(node: ApiNode) -> None:

@@ -103,7 +103,7 @@ async def test_a_long_poll_for_a_task_that_is_ending_reads_nothing() -> None:
     """While its end is on its way to the disk, a read would only be in the way."""
     waiters = Waiters()
     for i, fact in enumerate(FACTS):
-        waiters.appended(entries(fact, after=i))
+        waiters.appended(entries(fact, after=i), i)
 
     async def read() -> TaskRecord:
         raise AssertionError("it was read")
@@ -124,7 +124,7 @@ def test_only_a_durable_end_is_at_hand() -> None:
     waiters = Waiters()
     seen = []
     for i, fact in enumerate(FACTS):
-        waiters.appended(entries(fact, after=i))
+        waiters.appended(entries(fact, after=i), i)
         seen.append(waiters.at_hand(TASK))
     waiters.announced([TASK])
 
@@ -139,7 +139,7 @@ def test_a_task_that_was_given_back_is_not_at_hand() -> None:
     )
     waiters = Waiters()
     for i, fact in enumerate([*FACTS[:2], given_back]):
-        waiters.appended(entries(fact, after=i))
+        waiters.appended(entries(fact, after=i), i)
     waiters.announced([TASK])
 
     assert waiters.at_hand(TASK) is None

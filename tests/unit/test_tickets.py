@@ -9,7 +9,7 @@ import pytest
 from octaskly import errors
 from octaskly.agent.tickets import Tickets, Waiters
 from octaskly.core.events import Event, TasksSubmitted
-from octaskly.core.facts import Entry, Finished
+from octaskly.core.facts import Assigned, Entry, Finished
 from octaskly.core.merge import TaskRecord
 from octaskly.core.model import TaskId, TaskState
 from octaskly.core.replies import Accepted, NotDurable, NotHere, Reply
@@ -80,7 +80,7 @@ async def test_news_of_a_task_of_the_same_name_does_not_end_a_wait() -> None:
         await has_read.wait()
         has_read.clear()
         end = Finished(task, attempt(), node_id("a"), outcome())
-        waiters.appended([Entry(STREAM, 1, 1, end)])
+        waiters.appended([Entry(STREAM, 1, 1, end)], 1)
         waiters.announced([task])
 
     async with asyncio.TaskGroup() as group:
@@ -91,6 +91,39 @@ async def test_news_of_a_task_of_the_same_name_does_not_end_a_wait() -> None:
 
     ended = waited.result()
     assert (ended.name, ended.state) == ("deploy~2", TaskState.COMPLETED)
+
+
+async def test_what_is_told_early_is_on_disk() -> None:
+    """Else who asks again is told how it was before, as news: that it is queued.
+
+    Of a task that had ended its output was asked for, and not found.
+    """
+    waiters = Waiters()
+    task = TaskId("task-001-0000000a")
+    begin = Assigned(task, attempt(), node_id("a"))
+    end = Finished(task, attempt(), node_id("a"), outcome())
+    has_read = asyncio.Event()
+
+    async def read() -> TaskRecord:
+        has_read.set()
+        return TaskRecord(id=task)
+
+    async with asyncio.TaskGroup() as group:
+        asked = group.create_task(
+            waiters.until(
+                *(task, read, lambda record: record.state is not TaskState.QUEUED),
+                timeout_s=60.0,
+                is_eager=True,
+            )
+        )
+        await has_read.wait()
+        waiters.appended([Entry(STREAM, 1, 1, begin)], 1)
+        waiters.appended([Entry(STREAM, 2, 2, end)], 2)
+        await asyncio.sleep(0)
+        assert not asked.done()
+        waiters.persisted(1)
+
+    assert asked.result().state is TaskState.RUNNING
 
 
 async def _outcome(tickets: Tickets) -> object:
