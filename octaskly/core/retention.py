@@ -26,7 +26,7 @@ from octaskly.core.timestamps import HLC_COUNTER_BITS, hlc_of
 
 JUMP_MS = 3_600_000  #: most that a wall clock is believed to gain in one reign
 STEP_S = 0.1  #: from one step of the floor to the next, while more is old enough
-TIGHT_S = 1.0  #: from one look to the next, while there is little room
+TIGHT_S = 1.0  #: from one look to the next, while there is little room or rows come
 
 
 class Retention:
@@ -51,7 +51,7 @@ class Retention:
         self._is_asked = False
         self._floor: Floor = NO_FLOOR  #: when that was
         self._after = 0  #: key up to which tasks ahead of the log are written again
-        self._joined = 0  #: number of the last `Join` when that began
+        self._joined = 0  #: number of the last `Join` at the last look
         self._forget_hlc = 0  #: somebody asked to forget what ended before
         self._planned_hlc = 0  #: the same when the store was asked
         self._waiting: dict[int, int] = {}
@@ -68,6 +68,7 @@ class Retention:
         self._waiting = {}
         self._began = now
         self._after = 0
+        self._joined = self._journal.joined
         self._due_s = now.mono_s + self._period_s
 
     def on_asked(self, event: ForgetAsked, now: Moment) -> None:
@@ -92,23 +93,26 @@ class Retention:
         effects: list[Effect] = []
         if self._journal.floor is not self._stated:
             effects += self._state(self._journal.floor, now)
-        if not self._is_asked and now.mono_s >= self._due_s:
-            self._is_asked = True
-            self._floor = self._journal.floor
-            before_hlc = hlc_of(self._today_ms(now) - self._retention_ms)
-            stream = self._placing.stream
-            self._planned_hlc = self._forget_hlc
-            effects.append(
-                PlanFloor(
-                    before_hlc,
-                    self._tasks_max,
-                    stream,
-                    self._after,
-                    self._forget_hlc,
-                    self._today_ms(now),
-                )
-            )
-        return effects
+        if self._is_asked or now.mono_s < self._due_s:
+            return effects
+        seen, self._joined = self._joined, self._journal.joined
+        if seen != self._joined and self._journal.is_ahead:
+            # More are coming, and in the end nothing may have to be written again. An
+            # array would be now, without its members: they come behind all arrays.
+            self._after, self._due_s = 0, now.mono_s + TIGHT_S
+            return effects
+        self._is_asked = True
+        self._floor = self._journal.floor
+        self._planned_hlc = self._forget_hlc
+        ask = PlanFloor(
+            hlc_of(self._today_ms(now) - self._retention_ms),
+            self._tasks_max,
+            self._placing.stream,
+            self._after,
+            self._forget_hlc,
+            self._today_ms(now),
+        )
+        return [*effects, ask]
 
     def _today_ms(self, now: Moment) -> int:
         """Return the wall clock by which age is judged: what is forgotten is gone.
@@ -169,8 +173,6 @@ class Retention:
     def _catch_up(self, event: FloorPlanned, now: Moment) -> list[Effect]:
         """Bring the log up to the rows, then say that this is done."""
         journal = self._journal
-        if not self._after:
-            self._joined = journal.joined
         self._is_asked = True
         if event.has_more:
             self._after = event.after

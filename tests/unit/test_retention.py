@@ -21,7 +21,7 @@ from octaskly.core.messages import (
 )
 from octaskly.core.model import NO_EPOCH, Address, StreamId
 from octaskly.core.replies import Forgot
-from octaskly.core.retention import JUMP_MS, STEP_S
+from octaskly.core.retention import JUMP_MS, STEP_S, TIGHT_S
 from octaskly.core.timestamps import hlc_of
 from tests.builders import (
     STREAM,
@@ -112,16 +112,30 @@ def test_where_somebody_keeps_it_what_only_rows_say_is_written_soon() -> None:
     assert len(world.dispatch.on_time(moment(7))) == 1
 
 
-def test_rows_that_come_meanwhile_are_looked_at_in_the_next_round() -> None:
-    """They may lie behind what was read."""
+def test_while_rows_come_nothing_of_them_is_written_again() -> None:
+    """The members of an array come last, and in the end the log may say it all."""
     world = reigning()
     some = FloorPlanned(None, (record(),), has_more=True, ahead=((OTHER, 7),), after=4)
     planned(world, some)
-    world.journal.join(part(1, more=True, head=HEAD), HEAD)
+    world.journal.join(replace(part(1, more=True), vector=((OTHER, 7),)), HEAD)
     world.commit(61)
-    world.dispatch.on_time(moment(62))
 
-    last = world.dispatch.on_read(replace(some, has_more=False), moment(62))
+    assert world.dispatch.on_time(moment(62)) == []
+    (again,) = world.dispatch.on_time(moment(62 + TIGHT_S))
+
+    assert isinstance(again, PlanFloor)
+    assert again.after == 0
+
+
+def test_rows_that_come_while_the_store_reads_wait_for_the_next_round() -> None:
+    """They may lie behind what was read."""
+    world = reigning()
+    world.dispatch.on_time(moment(61))
+    world.journal.join(replace(part(1, more=True), vector=((OTHER, 7),)), HEAD)
+
+    last = world.dispatch.on_read(
+        FloorPlanned(None, (record(),), ahead=((OTHER, 7),)), moment(61)
+    )
 
     assert not [e for e in last if isinstance(e, Save)]
 
