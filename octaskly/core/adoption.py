@@ -20,7 +20,7 @@ from octaskly.core.merge import TaskRecord
 from octaskly.core.messages import Reattach
 from octaskly.core.model import Attempt, AttemptId, Moment, NodeId, TaskSpec
 from octaskly.core.placing import Placing
-from octaskly.core.retry import Tries, most, told_of, tries_of
+from octaskly.core.retry import told_of, tries_of
 
 READ_S = 0.5  #: how long a new reign waits for what others hold;
 READ_MAX_S = 3.0  #: and for those that are not silent
@@ -166,7 +166,7 @@ class Adoption:
             return
         if not live:
             if task is not None:  # It rests, or who runs it was taken for lost.
-                self._learn(record, task)
+                self.learn(record, task)
             return
         likely = self._likely(live)
         if task is None:
@@ -181,23 +181,20 @@ class Adoption:
             is_later = task.attempt is None or task.attempt < likely.id
             if is_later and not is_settled:
                 self._move(task, likely.id, likely.node)
-            task.tries = most(task.tries, _tries_before(task, record))
-            task.reported += told_of(record.attempts)
         task.n = max(task.n, *(attempt.id.n for attempt in record.attempts))
-        self._end_with(record, task)
+        self.learn(record, task)
         for attempt in live:
             if attempt.id != task.attempt and attempt.id not in task.reported:
                 self._placing.write_lost(record.id, attempt.id, attempt.node, now)
         self._expect(task, now)
 
-    def _learn(self, record: TaskRecord, task: InHand) -> None:
-        """Take over what the log says of a task that is in hand otherwise."""
-        is_live = task.stage is Stage.LIVE
-        tries = _tries_before(task, record) if is_live else tries_of(record.attempts)
-        task.tries = most(task.tries, tries)
+    def learn(self, record: TaskRecord, task: InHand) -> None:
+        """Take over what the log says of a task in hand."""
+        task.tries |= tries_of(record.attempts)
         # A worker is going to report what it still runs, whatever the log says.
-        told = (a for a in told_of(record.attempts) if not is_live or a != task.attempt)
-        task.reported += tuple(told)
+        live = task.attempt if task.stage is Stage.LIVE else None
+        told = (attempt for attempt in told_of(record.attempts) if attempt != live)
+        task.reported += tuple(a for a in told if a not in task.reported)
         self._end_with(record, task)
 
     def _end_with(self, record: TaskRecord, task: InHand) -> None:
@@ -281,12 +278,6 @@ class Adoption:
 
     def _held_by(self, node: NodeId) -> list[InHand]:
         return list(self._queue.held.get(node, {}).values())
-
-
-def _tries_before(task: InHand, record: TaskRecord) -> Tries:
-    """Return what the log says of attempts before the one that counts."""
-    last = task.attempt
-    return tries_of(tuple(a for a in record.attempts if last is None or a.id < last))
 
 
 def _has_followed(task: InHand, attempt: AttemptId) -> bool:

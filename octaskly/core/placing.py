@@ -163,13 +163,13 @@ class Placing:
         if not was_running and may_run_twice(task.spec):
             outcome = replace(outcome, reason=Reason.RETURNED)
         if task.final is None:
-            outcome = judged(task.spec, outcome, task.tries)
+            outcome = judged(task.spec, task.attempt, outcome, task.tries)
         self.facts.append(Finished(task.spec.id, task.attempt, task.node, outcome))
         if outcome.state is AttemptState.FAILED:
             self._fail(task)
         else:
-            task.tries = counted(task.tries, outcome)
-            is_last = task.tries.lost == LOSSES_MAX - 1
+            task.tries = counted(task.tries, task.attempt, outcome)
+            is_last = len(task.tries.lost) == LOSSES_MAX - 1
             rests = outcome.reason is Reason.LOST and is_last
             self.take_back(task, now, LOSS_REST_S if rests else None)
             self.touch(task)

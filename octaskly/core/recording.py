@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import replace
-from typing import NamedTuple
 
 from octaskly.core.adoption import Adoption
 from octaskly.core.arrays import member_of
@@ -32,10 +31,8 @@ from octaskly.core.placing import Placing
 from octaskly.core.retry import (
     FAILURES,
     NO_TRIES,
-    Tries,
     counted,
     judged,
-    recounted,
     rest_s,
     told_of,
     tries_of,
@@ -56,14 +53,6 @@ NO_MORE_WORK = (Reason.DRAINING, Reason.STALE)
 """Reasons of workers that would hand the next attempt back, too."""
 
 
-class _Before(NamedTuple):
-    """What the log says of a task, before the end of one attempt is recorded."""
-
-    tries: Tries = NO_TRIES  #: by which that end is judged
-    others: Tries = NO_TRIES  #: all but that attempt
-    told: tuple[AttemptId, ...] = ()  #: whose ends are known
-
-
 class Recording:
     """Reports of workers, judged one by one."""
 
@@ -76,8 +65,8 @@ class Recording:
         """What is recorded, and told again until it may be acknowledged."""
         self._put_off: dict[TaskId, dict[AttemptId, tuple[NodeId, Report]]] = {}
         """Ends that wait for what the store says of their tasks, and who told."""
-        self._before: dict[Key, _Before] = {}
-        """What the store said just now of the other attempts at such a task."""
+        self._before: dict[Key, tuple[Attempt, ...]] = {}
+        """What the store said just now of attempts at such a task."""
         self._told: tuple[set[Key], set[Key]] = (set(), set())
         """What was acknowledged of late, and before that: it is told again where it
         crossed that, as who is told to end what has ended repeats its result."""
@@ -101,7 +90,7 @@ class Recording:
         if others is None:
             task = queue.tasks.get(report.task)
             if task is not None:
-                if not _is_unseen(task, node, report):
+                if not _is_unseen(task):
                     return False
                 report = replace(report, spec=task.spec)
             if (
@@ -110,11 +99,12 @@ class Recording:
                 or self._was_told(item)
             ):
                 return False
-            if task is not None:
-                queue.end(task, None)
             others = self._put_off[report.task] = {}
             queue.seek(report.task)
-            queue.shadow(_spec_of(report), None)  # No read shall start it.
+            if task is None or (task.attempt, task.node) == (report.attempt, node):
+                if task is not None:
+                    queue.end(task, None)
+                queue.shadow(_spec_of(report), None)  # No read shall start it.
         others[report.attempt] = node, report
         shadow = queue.tasks.get(report.task)
         if shadow is not None and shadow.stage is Stage.ENDED:
@@ -133,27 +123,26 @@ class Recording:
             reports = self._put_off.pop(task_id, None)
             if reports is None:
                 continue
+            record = known.get(task_id)
+            spec = None if record is None else record.spec
             for node, report in reports.values():
+                report = replace(report, spec=report.spec or spec)
                 ready.setdefault(node, []).append(report)
             task = queue.tasks.get(task_id)
-            if task is not None and (task.final or task.stage is not Stage.ENDED):
-                continue  # It was cancelled meanwhile, or a later attempt was found.
-            record = known.get(task_id)
-            state = TaskState.QUEUED if record is None else record.state
-            state = queue.settled(task_id, state)
-            if state.is_final:
-                task = task or queue.shadow(_spec_of(report), None)
-                task.final = state
-                task.reported = () if record is None else told_of(record.attempts)
+            # Else it was cancelled meanwhile, or another attempt was found.
+            if task is None or (task.stage is Stage.ENDED and task.final is None):
+                state = TaskState.QUEUED if record is None else record.state
+                state = queue.settled(task_id, state)
+                if not state.is_final:
+                    queue.tasks.pop(task_id, None)
+                    attempts = () if record is None else record.attempts
+                    self._before |= {(task_id, name): attempts for name in reports}
+                    continue
+                task = queue.shadow(_spec_of(report), state)
                 self._placing.touch(task)
-                if record is not None:
-                    self._write_again(record, reports)
-                continue
-            if task is not None:
-                del queue.tasks[task_id]
-            attempts = () if record is None else record.attempts
-            for attempt in reports:
-                self._before[task_id, attempt] = _before(attempts, attempt)
+            if record is not None:
+                self._adoption.learn(record, task)
+                self._write_again(record, reports)
         return ready
 
     def _write_again(
@@ -205,24 +194,23 @@ class Recording:
         was_open = task.final is None
         is_live = task.stage is Stage.LIVE
         if is_live and (task.attempt, task.node) == (report.attempt, node):
-            outcome = _outcome(task, report.outcome)
+            outcome = _outcome(task, report.attempt, report.outcome)
             outcome = self._finish(task, node, outcome, now)
         else:
-            outcome = self._hear_late(task, report.outcome)
+            outcome = self._hear_late(task, report.attempt, report.outcome)
         placing.facts.append(Finished(report.task, report.attempt, node, outcome))
         if was_open and task.final is TaskState.FAILED:
             placing.count_failure(report.task)
         return outcome.state in FINAL_STATES or task.final is not None
 
-    def _hear_late(self, task: InHand, told: Outcome) -> Outcome:
+    def _hear_late(self, task: InHand, attempt: AttemptId, told: Outcome) -> Outcome:
         """Let the end of an attempt count that was taken for lost; return it."""
         if told.reason is Reason.LOST:
             return told  # That much was known, and counted.
-        outcome = _outcome(task, told)
+        outcome = _outcome(task, attempt, told)
         final = FINAL_STATES.get(outcome.state)
         if final is None:
-            if outcome.reason in FAILURES:
-                task.tries = recounted(task.tries)
+            task.tries = counted(task.tries, attempt, outcome)
             return outcome
         if task.stage is Stage.LIVE and task.final is None:
             self._placing.kill(task)
@@ -239,9 +227,10 @@ class Recording:
         if final is not None:
             self._queue.end(task, _decided(task, final))
             return outcome
-        task.tries = counted(task.tries, outcome)
+        assert task.attempt is not None
+        task.tries = counted(task.tries, task.attempt, outcome)
         if outcome.reason in FAILURES:
-            wait_s = rest_s(task.spec.id, task.tries.failed)
+            wait_s = rest_s(task.spec.id, len(task.tries.failed))
             self._placing.take_back(task, now, wait_s)
             return outcome
         if outcome.reason is Reason.INPUTS:
@@ -273,17 +262,17 @@ class Recording:
             placing.facts += placing.told_again(spec, report.attempt)
         outcome = report.outcome
         before = self._before.get((report.task, report.attempt))
-        known = before or _Before()
+        tries = tries_of(before or ())
         if spec is not None:
-            outcome = judged(spec, outcome, known.tries)
+            outcome = judged(spec, report.attempt, outcome, tries)
         placing.facts.append(Finished(report.task, report.attempt, node, outcome))
         final = FINAL_STATES.get(outcome.state)
         # Without one the store is asked, also of a task that ended here: that may be
         # forgotten, and another half of a split has told that the task goes on.
         task = self._queue.shadow(_spec_of(report), final)
         # Another may be told, too: one that the log has counts once.
-        task.reported = (*known.told, report.attempt)
-        task.tries = counted(known.others, outcome)
+        task.reported = (*told_of(before or ()), report.attempt)
+        task.tries = counted(tries, report.attempt, outcome)
         placing.touch(task)
         if before is not None and final is TaskState.FAILED:
             placing.count_failure(report.task)
@@ -294,43 +283,32 @@ def _spec_of(report: Report) -> TaskSpec:
     return report.spec or TaskSpec(id=report.task, command="")
 
 
-def _is_unseen(task: InHand, node: NodeId, report: Report) -> bool:
-    """Whether all that is known of a live attempt is that its worker listed it."""
-    is_live = task.stage is Stage.LIVE and task.final is None and not task.is_sure
-    return is_live and (task.attempt, task.node) == (report.attempt, node)
-
-
-def _before(attempts: tuple[Attempt, ...], attempt: AttemptId) -> _Before:
-    """Return what counts where the end of an attempt is judged.
-
-    Of an end that is told again those before it, so that it is judged as it was.
-    """
-    told = told_of(attempts)
-    others = tuple(a for a in attempts if a.id != attempt)
-    earlier = tuple(a for a in attempts if a.id < attempt)
-    tries = tries_of(earlier if attempt in told else others)
-    return _Before(tries, tries_of(others), told)
+def _is_unseen(task: InHand) -> bool:
+    """Whether all that is known of a task is that a worker listed an attempt."""
+    return task.stage is Stage.LIVE and task.final is None and not task.is_sure
 
 
 def _hangs_on_the_log(report: Report) -> bool:
     """Whether an end means one thing or another by what the log says of its task."""
-    if report.outcome.state is AttemptState.OK or report.spec is None:
-        return report.outcome.state is AttemptState.OK
-    outcome = judged(report.spec, report.outcome, NO_TRIES)
-    if outcome.state is AttemptState.FAILED:
-        return member_of(report.task) is not None  # Once, for its array counts it.
-    is_in_vain = outcome.state is AttemptState.RELEASED
-    return is_in_vain and outcome.reason in (*FAILURES, Reason.LOST)
+    outcome, spec = report.outcome, report.spec
+    if outcome.state in (AttemptState.OK, AttemptState.CANCELLED):
+        return outcome.state is AttemptState.OK
+    if spec is not None:
+        outcome = judged(spec, report.attempt, outcome, NO_TRIES)
+        if outcome.state is AttemptState.FAILED:
+            return member_of(report.task) is not None  # Once, for its array counts it.
+    return outcome.reason in (*FAILURES, Reason.LOST)
 
 
-def _outcome(task: InHand, told: Outcome) -> Outcome:
-    """Return what an end means for a task in hand, which may be decided already."""
-    if task.final is None:
-        return judged(task.spec, told, task.tries)
+def _outcome(task: InHand, attempt: AttemptId, told: Outcome) -> Outcome:
+    """Return what an end means for a task in hand, which may be decided already.
+
+    A failure is judged then, too: it shall not take the place of what decided it.
+    """
     if task.final is TaskState.CANCELLED and told.state is AttemptState.OK:
         # It ended while that was on its way, but who cancelled it was told so.
         return replace(told, state=AttemptState.CANCELLED, reason=Reason.CANCELLED)
-    return told
+    return judged(task.spec, attempt, told, task.tries)
 
 
 def _decided(task: InHand, final: TaskState) -> TaskState:

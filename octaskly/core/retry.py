@@ -57,10 +57,18 @@ def backoff(failures: int, *, base_s: float, cap_s: float) -> float:
 
 @dataclass(frozen=True, slots=True)
 class Tries:
-    """How often a task was tried in vain."""
+    """Attempts at a task that came to nothing, and may be followed by another.
 
-    failed: int = 0  #: attempts that failed and were followed by another
-    lost: int = 0  #: attempts whose worker was lost
+    By name: what is told or read twice counts once.
+    """
+
+    failed: frozenset[AttemptId] = frozenset()  #: by themselves
+    lost: frozenset[AttemptId] = frozenset()  #: with their workers
+
+    def __or__(self, other: Tries) -> Tries:
+        """Return what is known by both; what was taken for lost may have failed."""
+        failed = self.failed | other.failed
+        return Tries(failed, (self.lost | other.lost) - failed)
 
 
 NO_TRIES = Tries()
@@ -68,12 +76,11 @@ NO_TRIES = Tries()
 
 def tries_of(attempts: tuple[Attempt, ...]) -> Tries:
     """Return what the log says of attempts that others followed."""
-    reasons = [
-        attempt.outcome.reason
-        for attempt in attempts
-        if attempt.state is AttemptState.RELEASED and attempt.outcome is not None
-    ]
-    return Tries(sum(r in FAILURES for r in reasons), reasons.count(Reason.LOST))
+    tries = NO_TRIES
+    for attempt in attempts:
+        if attempt.state is AttemptState.RELEASED and attempt.outcome is not None:
+            tries = counted(tries, attempt.id, attempt.outcome)
+    return tries
 
 
 def told_of(attempts: tuple[Attempt, ...]) -> tuple[AttemptId, ...]:
@@ -85,16 +92,25 @@ def told_of(attempts: tuple[Attempt, ...]) -> tuple[AttemptId, ...]:
     return tuple(name for name, end in ended if end.reason is not Reason.LOST)
 
 
-def judged(spec: TaskSpec, outcome: Outcome, tries: Tries) -> Outcome:
-    """Return an end as the log shall have it: released if another attempt follows."""
+def judged(
+    spec: TaskSpec, attempt: AttemptId, outcome: Outcome, tries: Tries
+) -> Outcome:
+    """Return an end as the log shall have it: released if another attempt follows.
+
+    That hangs on the other attempts. One that has failed already is told again, and
+    stays what it was.
+    """
+    state, reason = outcome.state, outcome.reason
+    is_loss = state is AttemptState.RELEASED and reason is Reason.LOST
+    if not is_loss and (state is not AttemptState.FAILED or reason not in FAILURES):
+        return outcome
     rule = _rule(spec)
-    if outcome.state is AttemptState.RELEASED and outcome.reason is Reason.LOST:
-        return _judged_loss(rule, outcome, tries)
-    if outcome.state is not AttemptState.FAILED or outcome.reason not in FAILURES:
-        return outcome
-    is_meant = rule.on_failure or outcome.exit_code in rule.codes
-    if tries.failed >= rule.retries or not is_meant:
-        return outcome
+    if attempt not in tries.failed:
+        if is_loss:
+            return _judged_loss(rule, outcome, len(tries.lost - {attempt}))
+        is_meant = rule.on_failure or outcome.exit_code in rule.codes
+        if len(tries.failed) >= rule.retries or not is_meant:
+            return outcome
     return replace(outcome, state=AttemptState.RELEASED)
 
 
@@ -103,23 +119,13 @@ def may_run_twice(spec: TaskSpec) -> bool:
     return _rule(spec).on_lost
 
 
-def counted(tries: Tries, outcome: Outcome) -> Tries:
+def counted(tries: Tries, attempt: AttemptId, outcome: Outcome) -> Tries:
     """Return the tries after one more attempt that another follows."""
     if outcome.reason is Reason.LOST:
-        return replace(tries, lost=tries.lost + 1)
+        return tries | Tries(lost=frozenset((attempt,)))
     if outcome.reason in FAILURES:
-        return replace(tries, failed=tries.failed + 1)
+        return tries | Tries(failed=frozenset((attempt,)))
     return tries
-
-
-def recounted(tries: Tries) -> Tries:
-    """Return the tries after an attempt that was taken for lost failed after all."""
-    return Tries(tries.failed + 1, max(tries.lost - 1, 0))
-
-
-def most(tries: Tries, others: Tries) -> Tries:
-    """Return what two of whom each may have missed some say together."""
-    return Tries(max(tries.failed, others.failed), max(tries.lost, others.lost))
 
 
 def rest_s(task: TaskId, failed: int) -> float:
@@ -141,14 +147,14 @@ def loss(now: Moment) -> Outcome:
     )
 
 
-def _judged_loss(rule: Retry, outcome: Outcome, tries: Tries) -> Outcome:
+def _judged_loss(rule: Retry, outcome: Outcome, others: int) -> Outcome:
     if not rule.on_lost:
         lost = outcome.detail or "its worker was lost"
         detail = f"{lost}, and it asked not to be run twice"
         return replace(outcome, state=AttemptState.FAILED, detail=detail)
-    if tries.lost + 1 < LOSSES_MAX:
+    if others + 1 < LOSSES_MAX:
         return outcome
-    detail = f"its worker or launcher was lost {tries.lost + 1} times while it ran"
+    detail = f"its worker or launcher was lost {others + 1} times while it ran"
     return replace(
         outcome, state=AttemptState.FAILED, reason=Reason.POISON, detail=detail
     )

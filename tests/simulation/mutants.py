@@ -39,6 +39,7 @@ from octaskly.core.messages import (
 )
 from octaskly.core.model import (
     NO_EPOCH,
+    AttemptId,
     Moment,
     NodeId,
     NodeInfo,
@@ -492,8 +493,10 @@ def older_programs_are_followed(patch: pytest.MonkeyPatch) -> None:
 def failures_do_not_count(patch: pytest.MonkeyPatch) -> None:
     """A task that fails is tried again, however often it has failed."""
 
-    def forgiving(spec: TaskSpec, outcome: Outcome, _: Tries) -> Outcome:
-        return judged(spec, outcome, NO_TRIES)
+    def forgiving(
+        spec: TaskSpec, attempt: AttemptId, outcome: Outcome, _: Tries
+    ) -> Outcome:
+        return judged(spec, attempt, outcome, NO_TRIES)
 
     patch.setattr("octaskly.core.recording.judged", forgiving)
 

@@ -20,6 +20,7 @@ from octaskly.core.model import (
     NodeState,
     Outcome,
     Reason,
+    StreamId,
     TaskSpec,
     TaskState,
 )
@@ -271,6 +272,52 @@ def test_a_failure_told_again_after_the_next_one_counts_no_second_time() -> None
 
     again = report(end=FAILED, envelope=twice.spec)
     assert world.dispatch.on_results(A, told(again), moment()) == []
+
+
+def test_a_failure_that_is_heard_late_does_not_take_the_place_of_the_end() -> None:
+    """Another attempt followed it, and how that one failed was told to all."""
+    world = reigning(a=1)
+    end = replace(FAILED, exit_code=1)
+    over = Attempt(id=attempt(2), node=A, state=AttemptState.FAILED, outcome=end)
+    log = stubborn(lost(1), over, on_failure=False, codes=(7,))
+    late = report(end=replace(FAILED, exit_code=7), envelope=log.spec)
+    world.dispatch.on_results(B, told(late), moment())
+
+    effects = world.dispatch.on_live_loaded(LiveLoaded((log,)), moment())
+
+    known = replace(late.outcome, state=AttemptState.RELEASED)
+    assert facts(effects) == [Finished(T, attempt(), B, known)]
+
+
+def test_another_failure_of_what_a_worker_listed_waits_for_the_log_as_well() -> None:
+    """It may be the last one: what is listed was taken for lost before."""
+    world = new_reign(a=1, b=1)
+    world.dispatch.on_reattach(A, listing(attempt(2), ONCE.spec), moment())
+    late = report(of=attempt(3), end=FAILED, envelope=ONCE.spec)
+
+    assert world.dispatch.on_results(B, told(late), moment()) == []
+
+    world.commit()
+    log = replace(ONCE, attempts=(*ONCE.attempts, running(A, attempt(2))))
+    world.dispatch.on_live_loaded(LiveLoaded(()), moment())
+    effects = world.dispatch.on_live_loaded(LiveLoaded((log,)), moment())
+    assert facts(effects) == [Finished(T, attempt(3), B, FAILED)]
+    assert kill(A, attempt(2)) in effects
+
+
+def test_failures_behind_the_attempt_that_a_worker_listed_count_too() -> None:
+    """Each half of a split tried the task again; now there is one reign."""
+    world = new_reign(a=1)
+    listed = AttemptId(1, StreamId(1), 1)
+    world.dispatch.on_reattach(A, listing(listed, ONCE.spec), moment())
+    here = running(A, listed)
+    log = replace(ONCE, attempts=(here, *ONCE.attempts))
+    world.dispatch.on_live_loaded(LiveLoaded((log,)), moment())
+
+    late = report(of=listed, end=FAILED)
+    effects = world.dispatch.on_results(A, told(late), moment())
+
+    assert facts(effects) == [Finished(T, listed, A, FAILED)]
 
 
 def test_an_attempt_that_was_lost_meanwhile_is_not_run_twice_if_that_was_asked() -> (

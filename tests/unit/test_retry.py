@@ -55,7 +55,13 @@ def failed(exit_code: int = 1, reason: Reason = Reason.EXIT) -> Outcome:
 
 def is_last(spec: TaskSpec, end: Outcome, tries: Tries = NO_TRIES) -> bool:
     """Whether no attempt follows."""
-    return judged(spec, end, tries).state is not AttemptState.RELEASED
+    return judged(spec, attempt(9), end, tries).state is not AttemptState.RELEASED
+
+
+def tries(*, failed: int = 0, lost: int = 0) -> Tries:
+    """Return what is known where so many attempts came to nothing, one by one."""
+    names = [attempt(n) for n in range(1, failed + lost + 1)]
+    return Tries(frozenset(names[:failed]), frozenset(names[failed:]))
 
 
 def test_a_task_that_asks_for_nothing_fails_at_once() -> None:
@@ -69,12 +75,12 @@ def test_a_task_that_asks_for_nothing_fails_at_once() -> None:
 def test_a_failure_is_tried_again_as_often_as_asked(reason: Reason) -> None:
     """Its code, reason and output stay on record."""
     end = failed(7, reason)
-    again = judged(task(retries=2), end, Tries(failed=1))
+    again = judged(task(retries=2), attempt(2), end, tries(failed=1))
 
     assert (again.state, again.exit_code, again.reason) == (
         *(AttemptState.RELEASED, 7, reason),
     )
-    assert is_last(task(retries=2), end, Tries(failed=2))
+    assert is_last(task(retries=2), end, tries(failed=2))
 
 
 @pytest.mark.parametrize("reason", [Reason.INPUTS, Reason.POISON, Reason.LOST])
@@ -101,12 +107,12 @@ def test_only_the_named_codes_are_tried_again() -> None:
 def test_a_task_whose_worker_was_lost_runs_again_but_not_for_ever() -> None:
     """Three workers lost while it ran are no accident."""
     spec = TaskSpec(id=TaskId("t"), command="halt -f")
-    tries = NO_TRIES
-    for _ in range(LOSSES_MAX - 1):
-        assert not is_last(spec, loss(moment()), tries)
-        tries = counted(tries, loss(moment()))
+    before = NO_TRIES
+    for n in range(1, LOSSES_MAX):
+        assert not is_last(spec, loss(moment()), before)
+        before = counted(before, attempt(n), loss(moment()))
 
-    end = judged(spec, loss(moment()), tries)
+    end = judged(spec, attempt(LOSSES_MAX), loss(moment()), before)
 
     assert (end.state, end.reason) == (AttemptState.FAILED, Reason.POISON)
     assert "3 times" in end.detail
@@ -118,8 +124,9 @@ def test_a_task_that_wants_no_second_run_tells_what_it_lost() -> None:
     spec = TaskSpec(id=TaskId("t"), command="kill -9 $PPID", options=rule)
     lost = loss(moment())
 
-    worker = judged(spec, lost, NO_TRIES)
-    launcher = judged(spec, replace(lost, detail="its launcher died"), NO_TRIES)
+    worker = judged(spec, attempt(), lost, NO_TRIES)
+    lost = replace(lost, detail="its launcher died")
+    launcher = judged(spec, attempt(), lost, NO_TRIES)
 
     assert worker.detail == "its worker was lost, and it asked not to be run twice"
     assert launcher.detail == "its launcher died, and it asked not to be run twice"
@@ -127,7 +134,7 @@ def test_a_task_that_wants_no_second_run_tells_what_it_lost() -> None:
 
 def test_a_task_that_must_not_run_twice_is_lost_with_its_worker() -> None:
     """It may have done its work."""
-    end = judged(task(on_lost=False), loss(moment()), NO_TRIES)
+    end = judged(task(on_lost=False), attempt(), loss(moment()), NO_TRIES)
 
     assert (end.state, end.reason) == (AttemptState.FAILED, Reason.LOST)
 
@@ -145,12 +152,31 @@ def test_the_log_tells_how_often_it_was_tried() -> None:
             id=attempt(n),
             node=node_id("b"),
             state=AttemptState.RELEASED,
-            outcome=judged(task(retries=9), end, NO_TRIES),
+            outcome=judged(task(retries=9), attempt(n), end, NO_TRIES),
         )
         for n, end in enumerate(ends, 1)
     )
 
-    assert tries_of(attempts) == Tries(failed=2, lost=1)
+    failures = frozenset((attempt(1), attempt(4)))
+    assert tries_of(attempts) == Tries(failures, lost=frozenset((attempt(2),)))
+
+
+def test_an_attempt_that_is_told_twice_counts_once() -> None:
+    """It is judged as it was, by the others."""
+    known = tries(failed=2)
+
+    again = judged(task(retries=2), attempt(2), failed(), known)
+
+    assert again.state is AttemptState.RELEASED
+    assert counted(known, attempt(2), failed()) == known
+
+
+def test_what_was_taken_for_lost_and_failed_after_all_is_no_loss() -> None:
+    """In whatever order the two are known."""
+    failure = counted(NO_TRIES, attempt(), failed())
+    lost = counted(NO_TRIES, attempt(), loss(moment()))
+
+    assert failure | lost == lost | failure == failure
 
 
 def test_tasks_that_failed_together_do_not_come_back_together() -> None:
