@@ -23,7 +23,6 @@ from octaskly.core.model import (
     TaskSpec,
     TaskState,
 )
-from octaskly.core.retry import UNSEEN
 from octaskly.core.timeline import TaskNews
 from octaskly.core.verdicts import Explanation
 from octaskly.ports import TaskPage, TaskQuery
@@ -105,7 +104,7 @@ def task(
     state, attempt, outcome = _visible(record)
     body = _line(record, names, state, attempt, outcome)
     shown = _base64 if is_exact else _text
-    seen = outcome if outcome and outcome.reason not in UNSEEN else None
+    seen = outcome if outcome and outcome.is_seen else None
     texts = (shown(seen.stdout), shown(seen.stderr)) if seen else (None, None)
     body["stdout"], body["stderr"] = texts
     if is_exact:
@@ -140,7 +139,7 @@ def ended(
 
 
 def _sizes(outcome: Outcome | None) -> Json:
-    if outcome is None or outcome.reason in UNSEEN:
+    if outcome is None or not outcome.is_seen:
         return _NO_SIZES
     return {
         "stdout_bytes": outcome.stdout_bytes,

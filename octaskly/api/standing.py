@@ -23,7 +23,6 @@ from octaskly.api.problems import NO_DISPATCHER, REFUSED_HEADER, Problem
 from octaskly.api.routing import Access, Call, Route, json_response
 from octaskly.core.merge import TaskRecord
 from octaskly.core.model import Attempt, AttemptId, AttemptState, StreamId
-from octaskly.core.retry import UNSEEN
 from octaskly.errors import CatchingUp, NoDispatcher, NotDispatcher, OutputNotFound
 
 _INTERNAL = "/internal/v1/tasks/{id}/standing"
@@ -219,7 +218,7 @@ def _standing_of(call: Call, record: TaskRecord, question: Question) -> Standing
         node_name=names.get(attempt.node, attempt.node) if attempt else "",
         before=gone[-1] if gone and not question.number else None,
         sizes=(outcome.stdout_bytes, outcome.stderr_bytes) if outcome else (0, 0),
-        is_torn=outcome is not None and outcome.reason in UNSEEN,
+        is_torn=outcome is not None and not outcome.is_seen,
         logged=(len(kept[0]), len(kept[1])),
         kept=kept if question.with_kept else None,
         end=render.ended(record, attempt, names) if is_final else None,

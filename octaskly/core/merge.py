@@ -297,11 +297,18 @@ def _join_attempts(
 def _further(a: Attempt, b: Attempt) -> Attempt:
     """Return the attempt that has come further; ties fall to the smaller outcome.
 
-    The node is joined apart: it must not decide, as what is joined later may change it.
+    An end that was seen counts more than one of which nobody heard. The node is joined
+    apart: it must not decide, as what is joined later may change it.
     """
     if a.state != b.state:
         winner = a if a.state > b.state else b
     else:
-        winner = min(a, b, key=lambda attempt: repr(attempt.outcome))
+        winner = min(a, b, key=_among_alike)
     node = min(a.node, b.node)
     return winner if winner.node == node else replace(winner, node=node)
+
+
+def _among_alike(attempt: Attempt) -> tuple[bool, str]:
+    """Return what the smallest of counts, of attempts that have come equally far."""
+    outcome = attempt.outcome
+    return outcome is not None and not outcome.is_seen, repr(outcome)

@@ -253,6 +253,11 @@ class Outcome:
     memory_max_kb: int | None = None
     """Most that one of its processes had resident; None: little."""
 
+    @property
+    def is_seen(self) -> bool:
+        """Whether anybody saw the end; else it is not known what the attempt wrote."""
+        return self.reason not in (Reason.LOST, Reason.POISON)
+
 
 @value(frozen=True, slots=True)
 class Attempt:

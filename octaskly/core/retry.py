@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from hashlib import blake2b
-from typing import Final
 
 from octaskly.core.model import (
     Attempt,
@@ -19,8 +18,6 @@ from octaskly.core.model import (
 from octaskly.core.options import Retry
 
 LOSSES_MAX = 3  #: a task whose worker was lost so often is taken for the cause
-UNSEEN: Final = frozenset({Reason.LOST, Reason.POISON})
-"""Why an attempt ended of which nobody saw the end: what it wrote is not known."""
 LOSS_REST_S = 5.0
 """Before its last try: where many nodes go down together, the next one is not used up
 by that. Longer than a dead node may seem alive."""

@@ -25,6 +25,7 @@ from octaskly.core.model import (
     TaskId,
     TaskState,
 )
+from octaskly.core.retry import FAILURES
 from tests.builders import node_id, spec
 
 TASK = TaskId("t")
@@ -39,7 +40,7 @@ nodes = st.sampled_from([node_id("a"), node_id("b")])
 outcomes = st.builds(
     Outcome,
     state=st.sampled_from(list(AttemptState)[2:]),
-    reason=st.sampled_from(list(Reason)[:3]),
+    reason=st.sampled_from([Reason.EXIT, Reason.SIGNAL, Reason.LOST]),
     exit_code=st.none() | st.integers(0, 2),
 )
 facts: st.SearchStrategy[TaskFact] = st.one_of(
@@ -83,6 +84,19 @@ def test_facts_give_the_same_task_in_any_order_and_repeated(
     dice.shuffle(mixed)  # type: ignore[attr-defined]
 
     assert reduce(apply, some, None) == reduce(apply, mixed, None)
+
+
+@given(attempts, st.sampled_from(FAILURES), st.sampled_from(list(AttemptState)[2:]))
+def test_an_end_that_was_seen_counts_more_than_a_loss(
+    attempt: AttemptId, reason: Reason, state: AttemptState
+) -> None:
+    """A worker that comes back knows better, and what its attempt wrote."""
+    seen, lost = (
+        Finished(TASK, attempt, node_id("a"), Outcome(state=state, reason=each))
+        for each in (reason, Reason.LOST)
+    )
+
+    assert join(record_of(lost), record_of(seen)) == record_of(seen)
 
 
 @given(st.lists(facts, min_size=1, max_size=8), facts)

@@ -23,7 +23,8 @@ SEEDS = int(os.environ.get("REIGN_SEEDS", "120"))
 
 ENDS = [
     builders.outcome(duration_ms=1),
-    builders.outcome(AttemptState.FAILED, duration_ms=1),
+    builders.outcome(AttemptState.FAILED, Reason.EXIT, duration_ms=1),
+    builders.outcome(AttemptState.FAILED, Reason.TIMEOUT, duration_ms=1),
     builders.released(Reason.RETURNED),
     builders.released(Reason.INPUTS, "data.csv"),
     builders.released(Reason.LOST),
@@ -97,7 +98,7 @@ class Walk:
     def finish(self) -> None:
         node = self.some()
         if self.world.hands[node].here:
-            weights = [8, self.failing, 1, 1, 1]
+            weights = [8, self.failing / 2, self.failing / 2, 1, 1, 1]
             self.world.finish(node, self.dice.choices(ENDS, weights)[0])
 
     def cancel(self) -> None:

@@ -779,7 +779,8 @@ class World:
     ) -> None:
         code = 0 if state is AttemptState.OK else None
         if state is AttemptState.FAILED:
-            code = self.tries.choice((1, 7))
+            code = self.tries.choice((None, 7))
+            reason = Reason.SIGNAL if code is None else reason
         outcome = Outcome(
             state=state,
             reason=reason,
