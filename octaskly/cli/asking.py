@@ -27,7 +27,7 @@ def _list(_: click.Context, __: click.Parameter, texts: Sequence[str]) -> list[s
     return list(texts)
 
 
-def _text(_: click.Context, __: click.Parameter, text: str | None) -> str | None:
+def not_empty(_: click.Context, __: click.Parameter, text: str | None) -> str | None:
     """Refuse what a variable left that is not set: it would ask for nothing."""
     if text == "":
         raise click.BadParameter("it is empty")
@@ -138,7 +138,7 @@ NEEDS: Final = (
         "--on",
         "wanted_node",
         metavar="NODE",
-        callback=_text,
+        callback=not_empty,
         shell_complete=completing.nodes,
         help="The only node that will do.",
     ),
@@ -183,7 +183,7 @@ FLAGS: Final = (
     click.option(
         "--name",
         metavar="TEXT",
-        callback=_text,
+        callback=not_empty,
         help="What people call it; not unique.",
     ),
     click.option(
@@ -204,7 +204,7 @@ FLAGS: Final = (
     click.option(
         "--cwd",
         metavar="DIR",
-        callback=_text,
+        callback=not_empty,
         help="The folder it runs in: absolute, or below the worker directory.",
     ),
     click.option(
@@ -225,7 +225,7 @@ FLAGS: Final = (
     click.option(
         "--notify-url",
         metavar="URL",
-        callback=_text,
+        callback=not_empty,
         help="Is sent a signed POST when the task has ended.",
     ),
     click.option(

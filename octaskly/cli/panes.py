@@ -8,7 +8,13 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 import msgspec
-from rich.console import Console, Group, RenderableType
+from rich.console import (
+    Console,
+    ConsoleOptions,
+    Group,
+    RenderableType,
+    RenderResult,
+)
 from rich.table import Table
 from rich.text import Text
 
@@ -18,6 +24,7 @@ from octaskly.client.calls import NODES, STATS, Call
 
 RUNNING_MAX: Final = 1000  #: attempts that are asked for, as many as may be
 PIPE_COLUMNS: Final = 1000  #: where there is no terminal, nothing is cut
+TABLE_COLUMNS: Final = 80  #: of a table; a narrower terminal shows its left part
 BAR: Final = 8
 TASK_CHARS, NODE_CHARS = 24, 16  #: of their columns, beside a command
 _EVERYTHING: Final = 1 << 20  #: rows, where there is no terminal
@@ -214,9 +221,23 @@ def _since(instant: str | None, now: dt.datetime) -> str:
     return duration(max(0.0, spent.total_seconds() * 1000))
 
 
+class _Table(Table):
+    """A table that leaves its right part out where there is no room for all of it.
+
+    The library would narrow columns until the names of nodes are gone.
+    """
+
+    def __rich_console__(
+        self, console: Console, options: ConsoleOptions
+    ) -> RenderResult:
+        """Lay it out for a usual terminal at least; what prints it cuts its lines."""
+        columns = max(options.max_width, TABLE_COLUMNS)
+        return super().__rich_console__(console, options.update_width(columns))
+
+
 def _table(wide: str, heads: Sequence[str]) -> Table:
     """Return a table of which one column takes the room that others leave."""
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
+    table = _Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
     for head in heads:
         table.add_column(head, no_wrap=head != wide)
     return table

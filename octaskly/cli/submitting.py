@@ -13,7 +13,7 @@ import msgspec
 from msgspec.structs import replace
 
 from octaskly.cli import completing
-from octaskly.cli.asking import TAKEN, Asked, asking, texts_of
+from octaskly.cli.asking import TAKEN, Asked, asking, not_empty, texts_of
 from octaskly.cli.choice import Choice, resolve_ref
 from octaskly.cli.render import note
 from octaskly.client import Draft, Session, Task, calls
@@ -32,6 +32,7 @@ REQUEST_OPTIONS = (
     click.option(
         "--idempotency-key",
         metavar="KEY",
+        callback=not_empty,
         help="Makes handing in again harmless: the same key is the same task.",
     ),
     click.option(

@@ -61,7 +61,7 @@ def quoted(text: str) -> str:
 
 def submission(body: bytes, *, key: str | None, durability: str | None) -> Call:
     """Submit tasks; the same key is the same tasks, without one each time others."""
-    headers = {"Idempotency-Key": key} if key else {}
+    headers = {} if key is None else {"Idempotency-Key": key}
     query = {"durability": durability}
     return Call("POST", TASKS, query, body, headers, is_once=key is None)
 

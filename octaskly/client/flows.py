@@ -34,7 +34,8 @@ def submit(
     until: Deadline | None = None,
 ) -> Flow[Task]:
     """Submit one task."""
-    call = _submission(asker, draft(command, asked, array), key, durability)
+    body = encoded(draft(command, asked, array))
+    call = _submission(asker, body, key, durability)
     return (yield from asker.asked(call, Task, until))
 
 
@@ -51,7 +52,8 @@ def begin(
 
     Who leaves before the answer is there takes it back: it may run already.
     """
-    call = _submission(asker, draft(command, asked, array), None, durability)
+    body = encoded(draft(command, asked, array))
+    call = _submission(asker, body, None, durability)
     try:
         return (yield from asker.asked(call, Task, until))
     except BaseException as error:
@@ -73,7 +75,7 @@ def submit_many(
     body = body_of(wanted)
     if body == b"[]":
         return []
-    call = calls.submission(body, key=key or asker.new_key(), durability=durability)
+    call = _submission(asker, body, key, durability)
     return (yield from asker.asked(call, list[Task], until))
 
 
@@ -137,11 +139,14 @@ def give_up(asker: Asker, task: Task) -> Flow[None]:
 
 
 def _submission(
-    asker: Asker, task: Draft, key: str | None, durability: Durability | None
+    asker: Asker, body: bytes, key: str | None, durability: Durability | None
 ) -> Call:
-    """Return the call that submits one task, which can be repeated by its key."""
-    key = key or asker.new_key()
-    return calls.submission(encoded(task), key=key, durability=durability)
+    """Return the call that submits tasks, which can be repeated by its key.
+
+    An empty key is sent as it is, and refused: it is of a variable that is not set.
+    """
+    key = asker.new_key() if key is None else key
+    return calls.submission(body, key=key, durability=durability)
 
 
 def _take_back(asker: Asker, submission: Call) -> Flow[None]:

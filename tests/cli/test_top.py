@@ -70,6 +70,17 @@ def test_a_frame_looks_as_it_did(columns: int) -> None:
     assert "\x1b" not in text
 
 
+@pytest.mark.parametrize("columns", [24, 40, 66])
+def test_a_narrow_terminal_shows_which_node_it_is(columns: int) -> None:
+    """What lies at the right has no room; names and states of nodes do."""
+    lines = panes.plain(snapshot(), columns).splitlines()
+
+    assert max(map(len, lines)) <= columns
+    shown = [line.split() for line in lines if line.startswith(("here ", "attic "))]
+    assert shown[1][:2] == ["here", "ready"]
+    assert shown[2][:2] == ["attic", "short"]
+
+
 @pytest.mark.parametrize("rows", [12, 24, 60])
 def test_a_frame_fits_its_terminal(rows: int) -> None:
     """With a hundred nodes and many tasks it shows some of both, and says so."""

@@ -424,7 +424,9 @@ def test_what_cannot_be_asked_for_is_told_before_anything_is_sent(
     assert api.requests == []
 
 
-@pytest.mark.parametrize("flag", ["--on", "--name", "--cwd", "--notify-url"])
+@pytest.mark.parametrize(
+    "flag", ["--on", "--name", "--cwd", "--notify-url", "--idempotency-key"]
+)
 def test_a_flag_with_nothing_is_refused(api: Api, octaskly: Run, flag: str) -> None:
     """As `--on "$HOST"` where that is not set: the command would run anywhere."""
     done = octaskly("submit", flag, "", "--", "true")
