@@ -117,6 +117,7 @@ RANGES: Final = {
     "subject": "1 to 128 printable characters",
     "older_than_s": f"an integer from 0 to {FORGET_S_MAX} (seconds)",
     "expires_s": f"an integer from 1 to {EXPIRES_S_MAX} (seconds)",
+    "ttl_s": "an integer from 10 to 3600 (seconds)",
 }
 
 _one = msgspec.json.Decoder(TaskIn)

@@ -178,7 +178,7 @@ class Handler(web.RequestHandler):
         """Answer what the library refuses before a request exists, as JSON."""
         if request.writer.output_size > 0:
             raise ConnectionError("an answer has begun already")
-        first = (message or "").strip().partition("\n")[0]
+        first = (message or "").strip().partition("\n")[0].rstrip(":")
         if isinstance(exc, LineTooLong):
             first = (
                 f"the first line or a field of the header is over {exc.args[1]} bytes"

@@ -79,13 +79,10 @@ def _secret_of(choice: Choice, secret_file: Path | None) -> MeshSecret:
     try:
         return Keyring(path, paths.state, choice.environ).load()
     except ConfigError as error:
-        if not isinstance(error.__cause__, FileNotFoundError):
-            raise
-        # A new one, as an agent would be told to make, is that of no mesh.
-        raise ConfigError(
-            str(error),
-            hint="--secret-file FILE    the one that the agents of the mesh have",
-        ) from error
+        if isinstance(error.__cause__, FileNotFoundError):
+            # A new one, as an agent would be told to make, is that of no mesh.
+            error.hint = "--secret-file FILE    the one that the agents of the mesh have"
+        raise
 
 
 def _used(description: Path) -> Path | None:

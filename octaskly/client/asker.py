@@ -32,6 +32,8 @@ OPEN_ERRORS: Final = (
     "No standby keeps a copy",
 )
 """What nodes say where what was asked for may have been done."""
+_WRONG_PORT: Final = "is that its port? the API of the LAN is https://NODE:3443"
+_STOPPED: Final = "fg    in the terminal of that agent, if Ctrl-Z has stopped it"
 
 _T = TypeVar("_T")
 
@@ -147,7 +149,7 @@ class Asker:
             case Unauthorized() if self._is_program:
                 hint = "token=    from `octaskly token create --role client` on a node"
             case ReplyLost() if not self._was_reached:
-                hint = "is that its port? the API of the LAN is https://NODE:3443"
+                hint = _WRONG_PORT if "://" in self.place else _STOPPED
             case NotOctaskly() | Refused() if self._may_be_a_gap(error):
                 hint = (yield from self._version_gap()) or ""
             case _:

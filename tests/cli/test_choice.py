@@ -178,6 +178,15 @@ def test_refusal_has_an_exit_code_of_its_own(
     assert done.stderr.decode().startswith("error: Refused\n  cause: the test said so")
 
 
+def test_a_viewer_is_not_told_to_become_admin(api: Api, octaskly: Run) -> None:
+    """A client is enough to submit and cancel; who is one knows that it is not."""
+    api.refuse = lambda _method, _path: (403, {})
+
+    done = octaskly("submit", "--", "true")
+
+    assert b"  hint: octaskly token create --role client " in done.stderr
+
+
 @pytest.mark.parametrize(
     ("arguments", "text"),
     [

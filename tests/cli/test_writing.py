@@ -302,6 +302,7 @@ def test_ca_does_not_say_to_make_a_secret_where_none_is(
     assert done.returncode == 78
     assert b"--secret-file FILE" in done.stderr
     assert b"secret new" not in done.stderr
+    assert done.stderr.count(b"there is no mesh secret") == 1
 
 
 def test_db_reset_moves_the_log_aside(octaskly: Run, tmp_path: Path) -> None:

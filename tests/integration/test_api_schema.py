@@ -6,12 +6,14 @@ import asyncio
 import json
 from typing import Any
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from octaskly.api.admitting import InviteIn
 from octaskly.api.problems import Problem, encode_problem
-from octaskly.api.schema import PATH_BYTES_MAX, clean_path, parse_tasks
+from octaskly.api.schema import PATH_BYTES_MAX, clean_path, decode, parse_tasks
 from octaskly.core.events import Draft
 from octaskly.core.model import TaskId, TaskSpec
 from octaskly.mesh.wire import WirePacker
@@ -45,6 +47,16 @@ def _parse(body: bytes) -> list[Draft] | None:
     assert problem.status in (400, 409)
     assert json.loads(encode_problem(problem, 0))["status"] == problem.status
     return None
+
+
+@pytest.mark.parametrize("seconds", [9, 3601])
+def test_the_time_of_an_invite_is_told_in_our_words(seconds: int) -> None:
+    """A person typed it: `--ttl 2h`."""
+    body = json.dumps({"ttl_s": seconds}).encode()
+
+    with pytest.raises(Problem) as caught:
+        decode(msgspec.json.Decoder(InviteIn), InviteIn, body)
+    assert caught.value.hint == "expected an integer from 10 to 3600 (seconds)"
 
 
 @given(st.binary(max_size=200))

@@ -241,6 +241,20 @@ def test_nodes_of_the_same_version_are_not_called_another() -> None:
     assert caught.value.hint is None
 
 
+@pytest.mark.parametrize(
+    ("place", "hint"),
+    [("http://pi4:3443", "https://NODE:3443"), ("/run/octaskly/pi4.sock", "Ctrl-Z")],
+)
+def test_why_nobody_answers_is_guessed_by_the_place(place: str, hint: str) -> None:
+    """A port may be the wrong one; a socket is the agent's own."""
+    play = Play("nothing", "nothing")
+    play.asker.place = place
+
+    with pytest.raises(octaskly.ReplyLost) as caught:
+        submitted(play)
+    assert hint in (caught.value.hint or "")
+
+
 def test_a_deadline_ends_the_tries() -> None:
     """However patient the client is; the time is said."""
     play = Play(*[BUSY] * 11)
