@@ -81,7 +81,7 @@ def _secret_of(choice: Choice, secret_file: Path | None) -> MeshSecret:
     except ConfigError as error:
         if isinstance(error.__cause__, FileNotFoundError):
             # A new one, as an agent would be told to make, is that of no mesh.
-            error.hint = "--secret-file FILE    the one that the agents of the mesh have"
+            error.hint = "--secret-file FILE    the one that the mesh has"
         raise
 
 

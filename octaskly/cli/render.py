@@ -64,7 +64,7 @@ _BY_STATUS = {
 _API_HINTS = {
     400: "octaskly --help    and octaskly COMMAND --help say what is taken",
     401: "OCTASKLY_TOKEN=$(octaskly token create --role client)    made on a node",
-    403: "octaskly token create --role client    on a node; admin, if that is too little",
+    403: "octaskly token create --role client    on a node, or --role admin",
     404: "octaskly ls    shows the tasks there are",
     409: "octaskly cancel --force ID    also ends a task that runs",
     503: "octaskly nodes    shows who is there, once a dispatcher is elected",
