@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import socket
 from pathlib import Path
 
 from octaskly.agent.notify import Notifier
-from tests.agents import WAIT_S_MAX
+from octaskly.trust import make
+from tests.agents import READY_S_MAX, WAIT_S_MAX, ending, launch
 
 
 def test_the_name_of_a_node_gives_no_order_to_systemd(tmp_path: Path) -> None:
@@ -34,3 +36,28 @@ def test_a_long_drain_is_announced(tmp_path: Path) -> None:
             notifier.stopping(90.5)
 
         assert manager.recv(4096) == b"STOPPING=1\nEXTEND_TIMEOUT_USEC=90500000"
+
+
+def test_an_agent_is_ready_when_it_serves_and_alive_while_its_loop_turns(
+    tmp_path: Path,
+) -> None:
+    """Told to systemd at the moment at which the API answers, and ever again."""
+    secret = tmp_path / "mesh.key"
+    make(secret)
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
+        manager.bind(str(tmp_path / "notify"))
+        manager.settimeout(READY_S_MAX)
+        told = {"NOTIFY_SOCKET": str(tmp_path / "notify"), "WATCHDOG_USEC": "400000"}
+        agent = launch(tmp_path / "ana", secret, environ={**os.environ, **told})
+        with ending(agent):
+            assert manager.recv(4096) == b"READY=1"
+            # Nothing is waited for: it is there by now.
+            assert agent.description() is not None
+            assert agent.call("GET", "/health")[0] == 200
+
+            said: list[bytes] = []
+            while said.count(b"WATCHDOG=1") < 3:
+                said.append(manager.recv(4096))
+            assert agent.call("GET", "/health")[0] == 200
+
+    assert set(said) - {b"WATCHDOG=1"} == {s for s in said if s[:7] == b"STATUS="}

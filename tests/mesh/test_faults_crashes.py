@@ -255,6 +255,37 @@ def test_f15_a_worker_without_a_cable_finishes_and_comes_back(
     assert recorded["status"] == "completed"
 
 
+def test_f15_a_worker_that_comes_back_ends_what_runs_elsewhere_by_then(
+    make_lab: MakeLab,
+) -> None:
+    """Its attempt was given up: the later one goes on, and it alone."""
+    scene = Scene("F15-late", make_lab(3)).form()
+    head = scene.head()
+    for number in range(3):  # One more than the dispatcher can run.
+        scene.submit(head, f"F15-late-{number}", LASTING)
+    wait_until("all run", lambda: len(runs(scene.lab)) == 3, within_s=FLOW_S)
+    early = next(run for run in runs(scene.lab) if run.node != head.name)
+    victim = next(host for host in scene.hosts if host.name == early.node)
+
+    scene.cut(victim)
+    (late,) = wait_until(
+        "it runs elsewhere",
+        lambda: [r for r in runs(scene.lab) if r.task == early.task and r != early],
+        within_s=FLOW_S,
+    )
+    assert read_process(early.pid) is not None
+    scene.lab.heal(victim)
+
+    wait_until("it is ended", lambda: read_process(early.pid) is None, within_s=FLOW_S)
+    assert read_process(late.pid) is not None
+    shown = head.http("GET", f"/api/v1/tasks/{early.task}").json
+    assert (shown["status"], shown["attempt"]) == ("running", late.attempt), shown
+    for host in scene.hosts:
+        (host.first.work / GO).touch()
+    scene.load(head)
+    scene.conclude()
+
+
 def test_f16_the_dispatcher_dies_while_workers_finish(make_lab: MakeLab) -> None:
     """They keep their results and their processes, and resend until they are safe."""
     scene = Scene("F16", make_lab(5)).form()

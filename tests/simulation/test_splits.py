@@ -11,6 +11,7 @@ from tests.simulation.world import World
 STEP_S = 0.05
 SPLIT_S = 8.0
 HEALED_S = 5.0  #: until one dispatcher is left, where nodes remember each other
+FOUND_S = 25.0  #: the same, where they have never heard of each other
 
 
 def formed(seed: int, nodes: int) -> World:
@@ -72,3 +73,27 @@ def test_a_healed_split_has_one_dispatcher_within_five_seconds(
 
         assert world.run_until(world.is_settled, HEALED_S)
         world.run(3.0)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("nodes", [2, 3, 5, 7])
+@pytest.mark.parametrize("seed", range(4))
+def test_halves_that_never_met_have_one_dispatcher_within_25_seconds(
+    nodes: int, seed: int
+) -> None:
+    """G6, F10: nobody dials whom it does not know, so somebody has to ask again."""
+    world = World(seed, nodes=nodes)
+    names = list(world.machines)
+    halves = [names[: nodes // 2], names[nodes // 2 :]]
+    world.network.split(halves)
+    world.start_all()
+    for _ in range(3):
+        world.run(20.0 + seed * 7.0)
+        heads = world.dispatchers()
+        assert [sum(head in half for head in heads) for half in halves] == [1, 1]
+
+    world.network.heal_all()
+
+    assert world.run_until(world.is_settled, FOUND_S)
+    world.run(3.0)
+    assert world.is_settled()

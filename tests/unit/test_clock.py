@@ -1,0 +1,29 @@
+"""The clock of an agent goes on while the machine sleeps."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+SLEPT_S = 100_000
+ASK = (
+    "import time; from octaskly.agent.clock import SystemClock; "
+    "print(SystemClock().now().mono_s - time.monotonic())"
+)
+#: A time namespace: there the machine has slept for so long.
+SLEPT = ("unshare", "--time", "--fork", "--boottime", str(SLEPT_S))
+
+
+@pytest.mark.skipif(
+    subprocess.run([*SLEPT, "true"], check=False, capture_output=True).returncode != 0,
+    reason="a time namespace needs root and a kernel that has them",
+)
+def test_what_a_machine_slept_counts() -> None:
+    """Else a dispatcher that wakes up would believe that it still reigns."""
+    done = subprocess.run(
+        [*SLEPT, sys.executable, "-c", ASK], check=True, capture_output=True, text=True
+    )
+
+    assert float(done.stdout) > SLEPT_S - 1
