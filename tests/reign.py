@@ -30,7 +30,15 @@ from octaskly.core.events import (
     Saved,
     TasksSubmitted,
 )
-from octaskly.core.facts import Assigned, Fact, Floor, Recorded
+from octaskly.core.facts import (
+    Assigned,
+    CancelAsked,
+    Fact,
+    Finished,
+    Floor,
+    Recorded,
+    TaskFact,
+)
 from octaskly.core.journal import Journal
 from octaskly.core.membership import Membership
 from octaskly.core.merge import TaskRecord, apply
@@ -88,6 +96,7 @@ NEEDS = (
 )
 """More kinds of needs than lanes."""
 HOPELESS = Requires(cpus=5)
+ELSEWHERE = AttemptId(0, StreamId(7), 1)  #: an attempt of another half of a split
 
 Key = tuple[TaskId, AttemptId]
 
@@ -252,6 +261,15 @@ class Reign:
 
     def absorb(self) -> None:
         self.perform(self.dispatch.on_absorbed(self.now))
+
+    def overtake(self, task: TaskId, *, is_cancel: bool) -> None:
+        """Let the log of another node, which is on this disk now, end a task."""
+        fact: TaskFact = CancelAsked(task, "other")
+        if not is_cancel:
+            fact = Finished(task, ELSEWHERE, NodeId("other"), builders.outcome())
+        for records in (self.written, self.durable):
+            records[task] = apply(records[task], fact)
+        self.perform(self.dispatch.on_overtaken((task,), self.now))
 
     def hear_worker(self, node: NodeId) -> None:
         """Deliver the oldest message of a worker."""

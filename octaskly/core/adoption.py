@@ -18,7 +18,7 @@ from octaskly.core.facts import Assigned
 from octaskly.core.inhand import WAITING, InHand, Stage
 from octaskly.core.merge import TaskRecord
 from octaskly.core.messages import Reattach
-from octaskly.core.model import Attempt, AttemptId, Moment, NodeId, TaskSpec
+from octaskly.core.model import Attempt, AttemptId, Moment, NodeId, TaskId, TaskSpec
 from octaskly.core.placing import Placing
 from octaskly.core.retry import told_of, tries_of
 
@@ -43,6 +43,8 @@ class Adoption:
         """Whether nodes here may hold ends that this log does not."""
         self._absent: dict[NodeId, float] = {}
         """Nodes whose attempts are left alone until then, in seconds."""
+        self._over: set[TaskId] = set()
+        """What ended elsewhere, until no read that is under way may be older."""
 
     def begin(self, now: Moment) -> None:
         """Wait for the workers of the reign before."""
@@ -77,6 +79,7 @@ class Adoption:
         self._go_on()
         self.is_behind = False
         self._absent.clear()
+        self._over.clear()
         self.is_open = False
 
     def deadline(self) -> float:
@@ -125,6 +128,37 @@ class Adoption:
             return
         if self.is_behind:
             self.catch_up()
+
+    def overtake(self, over: Iterable[TaskId]) -> None:
+        """Begin none of these: the log of another node, on this disk, has their ends.
+
+        More may come for long before the queue is read afresh. The store is asked, as
+        what has the name of a forgotten task may live on.
+        """
+        self._over.update(over)
+        self._placing.note_over(self._over)
+        self.overtake_again()
+
+    def overtake_again(self) -> None:
+        """Do so with what a read has brought, which may be older than that."""
+        queue, over = self._queue, self._over
+        if not over:
+            return
+        for task_id, task in queue.tasks.items():
+            place = member_of(task_id)
+            is_cut = place is not None and place[0] in over
+            if task_id not in over and not is_cut:
+                continue
+            if task.stage in WAITING:
+                queue.end(task, None)
+                self._placing.touch(task)
+            elif task.stage is Stage.LIVE:
+                task.is_sure = task.is_sure and task_id not in over
+                task.may_be_cut = task.may_be_cut or is_cut
+        for task_id in over:
+            queue.arrays.withdraw(task_id)
+        if not queue.is_reading:
+            over.clear()
 
     def let_go(self, records: Iterable[TaskRecord]) -> None:
         """Have the store say what became of attempts that it says are live no more.

@@ -14,7 +14,7 @@ from octaskly.core.events import CancelRequested
 from octaskly.core.facts import CancelAsked
 from octaskly.core.inhand import WAITING, InHand, Stage
 from octaskly.core.merge import TaskRecord
-from octaskly.core.model import Moment, TaskId, TaskSpec, TaskState
+from octaskly.core.model import Moment, TaskSpec, TaskState
 from octaskly.core.placing import Placing
 from octaskly.core.promises import WhenSafe
 from octaskly.core.replication import Replication
@@ -74,7 +74,7 @@ class Cancelling:
             self._queue.end(task, TaskState.CANCELLED)
         self._placing.touch(task)
         self._placing.note_end()
-        self._note(event.task)
+        self._placing.note_over([event.task])
         self._placing.facts.append(CancelAsked(event.task, event.by))
         done = CancelDone(event.task, TaskState.CANCELLED, was_done=True)
 
@@ -95,7 +95,7 @@ class Cancelling:
             was_cut = progress.running and array.cancelled_by is not None
             state = TaskState.CANCELLED if was_cut else array.state
             return self._answer(event, state, now)
-        self._note(event.task)
+        self._placing.note_over([event.task])
         by = f"{FORCED}{event.by}" if event.force else event.by
         ended = self._placing.cut_off(spec, by, TaskState.CANCELLED)
         if event.force:
@@ -107,11 +107,6 @@ class Cancelling:
 
         self._placing.note_end()
         return self._commit(now, when_safe=answer)
-
-    def _note(self, task: TaskId) -> None:
-        """Let no older word of the store begin a task."""
-        if self._placing.cancelled is not None:
-            self._placing.cancelled.add(task)
 
     def _answer(
         self, event: CancelRequested, state: TaskState, now: Moment

@@ -41,6 +41,7 @@ from octaskly.core.model import (
     NodeInfo,
     Settings,
     StreamId,
+    TaskId,
 )
 from octaskly.core.parents import Parents, is_late
 from octaskly.core.placing import Placing
@@ -292,6 +293,7 @@ class Dispatch:
         """Take more of the queue into the window."""
         if not self._queue.loaded(event):
             return []
+        self.adoption.overtake_again()
         return self._commit(now)
 
     def on_live_loaded(self, event: LiveLoaded, now: Moment) -> list[Effect]:
@@ -309,11 +311,19 @@ class Dispatch:
         for record in event.records:
             if record.spec is not None and record.progress is None:
                 self.adoption.believe(record, now)
+        self.adoption.overtake_again()
 
         def acknowledge(now: Moment, replicas: int) -> list[Effect]:
             return [effect for one in told for effect in one(now, replicas)]
 
         return self._commit(now, when_safe=acknowledge if told else None)
+
+    def on_overtaken(self, over: tuple[TaskId, ...], now: Moment) -> list[Effect]:
+        """Begin none of these, and tell who waits: their ends came from elsewhere."""
+        if not self.is_reigning:
+            return []
+        self.adoption.overtake(over)
+        return [Announce(over), *self._commit(now)]
 
     def on_absorbed(self, now: Moment) -> list[Effect]:
         """Read queue and live tasks again: another node's entries are durable."""

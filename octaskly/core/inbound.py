@@ -8,10 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import replace
+from functools import partial
+from typing import TypeGuard
 
 from octaskly.core.acceptance import number_of
-from octaskly.core.effects import Announce, Effect, Send, Written
-from octaskly.core.facts import CancelAsked, Entry, Finished, Submitted
+from octaskly.core.effects import Effect, Send, Written
+from octaskly.core.facts import CancelAsked, Entry, Fact, Finished, Submitted
 from octaskly.core.keys import KeysGiven, KeysHeld, KeysMessage
 from octaskly.core.links import Links
 from octaskly.core.machines import Machines
@@ -44,6 +46,7 @@ from octaskly.core.messages import (
 )
 from octaskly.core.model import Epoch, Moment, NodeId, Role, TaskId
 from octaskly.core.profile import Profile
+from octaskly.core.recording import FINAL_STATES
 
 
 class Inbound:
@@ -140,8 +143,8 @@ class Inbound:
                 ids = (row.record.id for row in rows)
                 machines.dispatch.raise_sequence(highest_number(ids))
         if any(isinstance(effect, Written) for effect in effects):
-            if machines.dispatch.is_reigning and (ended := _ended(message)):
-                machines.journal.after(lambda _: [Announce(ended)])
+            if over := _over(message):
+                machines.journal.after(partial(machines.dispatch.on_overtaken, over))
             if peer == machines.election.dispatcher:
                 machines.standby.fall_behind()  # Else it had been streamed.
             effects += machines.election.tell_holdings(peer)
@@ -295,17 +298,23 @@ class Inbound:
         return effects + machines.dispatch.on_reattach(peer, message, now)
 
 
-def _ended(news: Pull | Entries | Snapshot) -> tuple[TaskId, ...]:
-    """Return the tasks that may have ended by what came from another node."""
+def _over(news: Pull | Entries | Snapshot) -> tuple[TaskId, ...]:
+    """Return the tasks that are over by what came from another node."""
     match news:
         case Entries(entries):
             facts = (entry.fact for entry in entries)
-            return tuple(f.task for f in facts if isinstance(f, Finished | CancelAsked))
+            return tuple(f.task for f in facts if _is_end(f))
         case Snapshot(rows=rows):
             records = (row.record for row in rows)
             return tuple(record.id for record in records if record.state.is_final)
         case Pull():
             return ()
+
+
+def _is_end(fact: Fact) -> TypeGuard[CancelAsked | Finished]:
+    if isinstance(fact, Finished):
+        return fact.outcome.state in FINAL_STATES
+    return isinstance(fact, CancelAsked)
 
 
 def highest_sequence(entries: tuple[Entry, ...]) -> int:

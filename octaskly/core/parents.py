@@ -71,7 +71,7 @@ class Parents:
         if not (self._is_dirty and self._are_waiting) or self._is_asking:
             return []
         self._is_dirty, self._has_come, self._is_asking = False, False, True
-        self._placing.cancelled = set()
+        self._placing.over = set()
         self._number += 1
         before_hlc = 0
         if is_due:
@@ -93,9 +93,9 @@ class Parents:
         def settled(now: Moment) -> list[Effect]:
             if self._number != number:
                 return []
-            # What was cancelled meanwhile may be, on disk, behind what was read.
-            cancelled = self._placing.cancelled or ()
-            begun = [spec for spec in admitted if spec.id not in cancelled]
+            # What is over meanwhile may be, on disk, behind what was read.
+            over = self._placing.over or ()
+            begun = [spec for spec in admitted if spec.id not in over]
             self._queue.admit(spec for spec in begun if spec.array is None)
             for spec in begun:
                 if spec.array is not None:  # Some members may be cancelled already.
@@ -106,13 +106,13 @@ class Parents:
         return self._placing.commit(now, settled)
 
     def _done(self) -> None:
-        self._is_asking, self._placing.cancelled = False, None
+        self._is_asking, self._placing.over = False, None
 
     def _decide(self, ripe: Ripe) -> TaskSpec | None:
         """Write what becomes of one task; return it if it may run."""
         spec = ripe.record.spec
         assert spec is not None
-        if self._placing.cancelled and spec.id in self._placing.cancelled:
+        if self._placing.over and spec.id in self._placing.over:
             return None
         if ripe.broken is None:
             self._placing.facts.append(Ready(spec.id))

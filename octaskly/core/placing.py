@@ -67,7 +67,7 @@ class Placing:
         self.is_placing = False
         self.forced: dict[TaskId, str] = {}
         """Arrays cancelled with what runs, some of which may yet be found, by whom."""
-        self.cancelled: set[TaskId] | None = None
+        self.over: set[TaskId] | None = None
         """Since the store was asked whose wait for others is over, if it is."""
         self.facts: list[Fact] = []
         self.stream = StreamId(0)
@@ -114,6 +114,11 @@ class Placing:
         """Let those know who wait for the end of these tasks, once it is safe."""
         self._ended += tasks
         self.note_end()
+
+    def note_over(self, tasks: Iterable[TaskId]) -> None:
+        """Let no older word of the store begin these."""
+        if self.over is not None:
+            self.over.update(tasks)
 
     def note_end(self) -> None:
         """Some task has ended: others may have waited for it."""

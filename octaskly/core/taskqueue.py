@@ -72,6 +72,11 @@ class TaskQueue:
 
     # --- The lanes and the store.
 
+    @property
+    def is_reading(self) -> bool:
+        """Whether an answer of the store is awaited."""
+        return self.lanes.is_reading or self._live_reads > 0
+
     def forget(self) -> None:
         """Drop everything: the reign is over."""
         self.tasks.clear()
@@ -140,11 +145,11 @@ class TaskQueue:
         effects: list[Effect] = []
         if self.is_held:
             return effects
-        if not self.lanes.is_reading:
+        if not self.is_reading:
             self._drop_shadows()
-        # Of what is dropped, no read that is under way may bring an older state.
-        if self.lanes.is_dirty and not (self.lanes.is_reading or self._live_reads):
-            self._restart()
+            # Of what is dropped, no read that is under way may bring an older state.
+            if self.lanes.is_dirty:
+                self._restart()
         if self._is_live_dirty and not self._live_reads:
             self._is_live_dirty = False
             self._live_reads += 1
@@ -327,7 +332,7 @@ class TaskQueue:
 
     def settle(self, tasks: Iterable[InHand], number: int) -> None:
         """Let go of what commit `number` made durable."""
-        is_read = self.lanes.is_reading or self._live_reads > 0
+        is_read = self.is_reading
         for task in tasks:
             if task.number != number:
                 continue  # Later facts are still on their way.
@@ -376,8 +381,6 @@ class TaskQueue:
 
     def _drop_shadows(self) -> None:
         """Let go of ended tasks once no read can bring them back."""
-        if not self._shadows or self._live_reads > 0:
-            return
         for task_id in self._shadows:
             task = self.tasks.get(task_id)
             if task is not None and task.stage is Stage.ENDED and task.number == 0:

@@ -57,8 +57,9 @@ class Walk:
             self.advance,
             self.reign,
             self.absorb,
+            self.overtake,
         ]
-        usual = [2, 8, 4, 4, 10, 10, 8, 1, 1, 2, 1, 1, 0.2, 0.5]
+        usual = [2, 8, 4, 4, 10, 10, 8, 1, 1, 2, 1, 1, 0.2, 0.5, 0.5]
         self.steps = steps
         self.weights = [share * self.dice.choice([0.3, 1, 1, 3]) for share in usual]
 
@@ -125,6 +126,14 @@ class Walk:
 
     def absorb(self) -> None:
         self.world.absorb()
+
+    def overtake(self) -> None:
+        known = self.world.durable.items()
+        tasks = [t for t, r in known if r.spec and not r.state.is_final]
+        if tasks:
+            self.world.overtake(
+                self.dice.choice(tasks[-12:]), is_cancel=self.dice.random() < 0.5
+            )
 
 
 @pytest.mark.parametrize("seed", range(SEEDS))

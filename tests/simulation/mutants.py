@@ -501,6 +501,11 @@ def failures_do_not_count(patch: pytest.MonkeyPatch) -> None:
     patch.setattr("octaskly.core.recording.judged", forgiving)
 
 
+def ends_count_once_all_is_pulled(patch: pytest.MonkeyPatch) -> None:
+    """What another node's log ends may begin while more of that log comes."""
+    patch.setattr(Dispatch, "on_overtaken", lambda *_: [])
+
+
 def arrays_are_cancelled_without_what_runs(patch: pytest.MonkeyPatch) -> None:
     """Only what waits of an array is cancelled, whatever was asked for."""
     patch.setattr(Placing, "cancel_live", lambda *_: [])
@@ -549,6 +554,7 @@ MUTANTS: tuple[tuple[Plant, Hunt], ...] = (
     (copies_go_to_who_cannot_read_them, run_updated),
     (older_programs_are_followed, run_updated),
     (failures_do_not_count, run_failing),
+    (ends_count_once_all_is_pulled, run_failing),
     (arrays_are_cancelled_without_what_runs, run_cut_off),
 )
 """Each with the world in which it shows."""

@@ -1,7 +1,8 @@
 """What must hold of tasks that fail, are tried again, and stand for many.
 
-A dispatcher goes by what it has written itself, by what its disk held when its reign
-began, and a while later by what came from others meanwhile.
+A dispatcher begins nothing that is over by what it has written itself, or by what its
+disk holds. It counts failures by what it has written, by what its disk held when its
+reign began, and a while later by what came from others meanwhile.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ from octaskly.core.retry import FAILURES
 from tests.simulation.disk import Disk
 from tests.simulation.world import Machine, World
 
-HEARD_S = 5.0  #: within which a dispatcher goes by what came from others meanwhile
+HEARD_S = 5.0  #: within which a dispatcher counts what came from others meanwhile
 Told = tuple[TaskId, AttemptId | None, AttemptState, bool]
 """That an attempt ended so, by itself or not; without one, that a task is cancelled."""
 
@@ -55,13 +56,13 @@ class Known:
     ours: set[Told] = field(default_factory=set)  #: and what it has written in that
 
     def says(self, told: Told, now_s: float) -> bool:
-        """Whether a dispatcher must go by it."""
-        since_s = self.since_s.get(told)
-        if told in self.ours:
-            return True
-        return since_s is not None and (
-            since_s < self.began_s or since_s < now_s - HEARD_S
-        )
+        """Whether it has written that, or its disk holds it."""
+        return told in self.ours or self.since_s.get(told, now_s) < now_s
+
+    def counts(self, told: Told, now_s: float) -> bool:
+        """Whether a dispatcher must count it."""
+        since_s = self.since_s.get(told, now_s)
+        return told in self.ours or since_s < max(self.began_s, now_s - HEARD_S)
 
     def forget(self, task: TaskId) -> None:
         """Know nothing of a task: another one has its name now."""
@@ -161,7 +162,7 @@ class TryWatch:
             for other in record.attempts
             if other.outcome is not None and is_tried_again(other.outcome)
             if other.id != attempt
-            if known.says(_end(task, other.id, other.outcome), now_s)
+            if known.counts(_end(task, other.id, other.outcome), now_s)
         ]
         assert len(before) < rule.retries, (
             f"{machine.id} lets another attempt follow {attempt} of {record}"

@@ -1,0 +1,155 @@
+"""What the log of another node has ended is not begun while more of that comes."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from octaskly.core.arrays import Progress, member_id
+from octaskly.core.effects import Announce, Append, Effect, Load, LoadLive, LoadRipe
+from octaskly.core.events import LiveLoaded, Loaded, Ripe, RipeLoaded
+from octaskly.core.facts import Assigned
+from octaskly.core.merge import TaskRecord
+from octaskly.core.model import TaskId
+from octaskly.core.options import After, ArraySpec, Retry, TaskOptions
+from octaskly.core.parents import RIPE_MAX
+from tests.builders import attempt, draft, moment, node_info, report, spec
+from tests.desk import (
+    FAILED,
+    LATE,
+    A,
+    B,
+    T,
+    World,
+    facts,
+    holding,
+    reattach,
+    record,
+    reigning,
+    submit,
+    told,
+)
+
+ARRAY = TaskId("task-001-0000000a")
+
+
+def array(*rest: tuple[int, int]) -> TaskRecord:
+    """Return an array of two, and what is left of it."""
+    asked = TaskOptions(array=ArraySpec(count=2), retry=Retry(retries=1))
+    task = replace(spec(ARRAY, ord=1), options=asked)
+    return TaskRecord(ARRAY, task, progress=Progress(queued=2, rest=rest))
+
+
+def join(world: World) -> list[Effect]:
+    """Let a worker come that has room for two."""
+    world.dispatch.on_worker_up(node_info(B, 2), moment())
+    return world.dispatch.on_reattach(*reattach(B, 2), moment())
+
+
+def test_a_task_that_waits_and_ended_elsewhere_is_read_again() -> None:
+    """Who waits for it is told; the store knows whether it is the same task."""
+    world = reigning(record())
+
+    effects = world.dispatch.on_overtaken((T,), moment())
+
+    assert effects == [Announce((T,)), LoadLive(), Load(-2, 1000)]
+    assert join(world) == []
+
+
+def test_who_does_not_reign_goes_by_no_end() -> None:
+    """A reign that begins later reads it."""
+    world = World()
+
+    assert world.dispatch.on_overtaken((T,), moment()) == []
+
+
+def test_a_read_that_is_older_begins_nothing_that_ended_elsewhere() -> None:
+    """It was asked before the end was on this disk."""
+    world = reigning()
+    world.dispatch.on_absorbed(moment())
+    join(world)
+    world.dispatch.on_overtaken((T,), moment())
+
+    older = Loaded(-2, (record(), record("u")), has_more=False)
+    effects = world.dispatch.on_loaded(older, moment())
+
+    assert facts(effects) == [Assigned(TaskId("u"), attempt(), B)]
+    world.commit()
+    again = world.dispatch.on_live_loaded(LiveLoaded(()), moment())
+    assert again == [LoadLive(), Load(-3, 1000)]
+
+
+def test_a_later_read_is_believed() -> None:
+    """Another task may have the name of one that was forgotten."""
+    world = reigning(record())
+    world.dispatch.on_overtaken((T,), moment())
+    join(world)
+
+    effects = world.dispatch.on_loaded(
+        Loaded(-2, (record(),), has_more=False), moment()
+    )
+
+    assert facts(effects) == [Assigned(T, attempt(), B)]
+
+
+def test_what_runs_and_ended_elsewhere_is_looked_up_before_its_end_counts() -> None:
+    """It may have been cancelled there, and who did so was told."""
+    world = holding(a=1)
+    world.dispatch.on_overtaken((T,), moment())
+
+    effects = world.dispatch.on_results(A, told(), moment())
+
+    assert effects == [LoadLive((T,))]
+    assert world.dispatch.outstanding(A) == 0
+
+
+def test_what_runs_and_ended_elsewhere_is_looked_up_before_it_runs_again() -> None:
+    """Its worker was lost before it could tell."""
+    world = holding(a=1, b=1)
+    world.dispatch.on_time(moment(LATE))
+    world.dispatch.on_overtaken((T,), moment(LATE))
+
+    effects = world.dispatch.on_worker_down(A, moment(LATE))
+
+    assert effects[1:] == []
+    assert world.commit() == [LoadLive(), Load(-2, 1000)]
+
+
+def test_no_member_begins_of_an_array_that_was_cancelled_elsewhere() -> None:
+    """Neither one that never left it, nor one that failed and would be tried again."""
+    world = reigning(array((0, 1)), a=1)
+    first = member_id(ARRAY, 0)
+    world.dispatch.on_overtaken((ARRAY,), moment())
+
+    failed = told(report(first, end=FAILED))
+    effects = world.dispatch.on_results(A, failed, moment()) + world.commit()
+    effects += world.dispatch.on_time(moment(LATE)) + world.commit()
+
+    appended = [each for each in effects if isinstance(each, Append)]
+    facts_ = [entry.fact for each in appended for entry in each.entries]
+    assert not [fact for fact in facts_ if isinstance(fact, Assigned)]
+
+
+def test_a_member_that_ended_elsewhere_does_not_begin() -> None:
+    """The others do."""
+    world = reigning(array((0, 1)))
+    world.dispatch.on_overtaken((member_id(ARRAY, 0),), moment())
+
+    assert facts(join(world)) == [Assigned(member_id(ARRAY, 1), attempt(), B)]
+
+
+def test_a_late_task_that_ended_elsewhere_while_the_store_answers_does_not_run() -> (
+    None
+):
+    """The store was asked before it knew that."""
+    late = TaskOptions(after=After(tasks=("p",)))
+    world = reigning(b=1)
+    world.dispatch.on_read(RipeLoaded(2, (), are_left=False), moment())
+    world.dispatch.on_submitted(submit(replace(draft(), options=late)), moment())
+    assert LoadRipe(3, RIPE_MAX) in world.commit()
+
+    world.dispatch.on_overtaken((T,), moment())
+    waits = TaskRecord(T, replace(spec(), options=late))
+    answer = RipeLoaded(3, (Ripe(waits, None),), are_left=False)
+    effects = world.dispatch.on_read(answer, moment()) + world.commit()
+
+    assert not [effect for effect in effects if isinstance(effect, Append)]
