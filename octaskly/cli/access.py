@@ -37,7 +37,7 @@ def new_secret() -> None:
 @secret.command("webhook-key", epilog="Example: octaskly secret webhook-key")
 @click.option(
     "--secret-file",
-    type=click.Path(path_type=Path),
+    type=click.Path(readable=False, path_type=Path),
     help="The mesh secret (default: where the agent has it).",
 )
 @click.pass_obj
@@ -53,7 +53,7 @@ def webhook_key(choice: Choice, secret_file: Path | None) -> None:
 @click.command(epilog="Example: octaskly ca > mesh-ca.pem")
 @click.option(
     "--secret-file",
-    type=click.Path(path_type=Path),
+    type=click.Path(readable=False, path_type=Path),
     help="The mesh secret (default: where the agent has it).",
 )
 @click.pass_obj

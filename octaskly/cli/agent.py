@@ -40,9 +40,11 @@ def _flag(setting: Setting) -> click.Option:
         pair = f"{setting.flag}/--no-{setting.flag.removeprefix('--')}"
         return click.Option([pair, setting.field], default=None, help=f"{says}.")
     says = f"{says} (default: {setting.default_text})."
+    # What cannot be read is said by who reads it, as wherever else it is named.
+    place = click.Path(readable=False, path_type=Path)
     return click.Option(
         [setting.flag, setting.field],
-        type=click.Path(path_type=Path) if isinstance(kind, Place) else _Written(kind),
+        type=place if isinstance(kind, Place) else _Written(kind),
         metavar=kind.metavar,
         multiple=isinstance(kind, Many),
         help=f"{says} Repeatable." if isinstance(kind, Many) else says,

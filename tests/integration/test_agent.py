@@ -8,6 +8,8 @@ import resource
 import signal
 import socket
 import sqlite3
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -32,6 +34,8 @@ from tests.agents import (
 )
 
 EXIT_CONFIG = 78
+#: Root without the rights to read and write what the mode of a file denies.
+AS_OTHERS = ("setpriv", "--bounding-set", "-dac_override,-dac_read_search")
 
 
 @pytest.fixture(scope="module")
@@ -194,6 +198,34 @@ def test_a_secret_that_others_may_read_is_refused(tmp_path: Path) -> None:
     said = refusal(launch(tmp_path / "solo", secret))
 
     assert f"chmod 600 {tmp_path}/mesh.key" in said
+
+
+@pytest.mark.parametrize("how", ["flag", "variable", "place"])
+def test_a_secret_that_cannot_be_read_is_refused(tmp_path: Path, how: str) -> None:
+    """However it is named: 78, so that systemd does not start it again and again."""
+    secret = tmp_path / "octaskly" / "mesh.key"
+    make(secret)
+    before = secret.read_bytes()
+    secret.chmod(0o200)
+    environ = {k: v for k, v in os.environ.items() if not k.startswith("OCTASKLY_")}
+    environ["XDG_CONFIG_HOME"] = str(tmp_path)
+    words = [sys.executable, "-m", "octaskly", "agent", "--interface", "lo"]
+    words += ["--state-dir", str(tmp_path / "solo")]
+    if os.geteuid() == 0:
+        words = [*AS_OTHERS, *words]
+    if how == "flag":
+        words += ["--secret-file", str(secret)]
+    if how == "variable":
+        environ["OCTASKLY_SECRET_FILE"] = str(secret)
+
+    done = subprocess.run(
+        words, check=False, env=environ, capture_output=True, timeout=READY_S_MAX
+    )
+
+    assert done.returncode == EXIT_CONFIG, done.stderr
+    assert f"cannot read {secret}" in done.stderr.decode()
+    secret.chmod(0o600)
+    assert secret.read_bytes() == before
 
 
 @pytest.mark.parametrize(

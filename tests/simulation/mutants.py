@@ -512,6 +512,13 @@ def arrays_are_cancelled_without_what_runs(patch: pytest.MonkeyPatch) -> None:
 
 
 Hunt = Callable[[int], object]
+
+
+def what_is_unknown_here_is_unknown(patch: pytest.MonkeyPatch) -> None:
+    """A dispatcher says 404 though others may know the task."""
+    patch.setattr(Completeness, "is_complete", lambda _, __: True)
+
+
 MUTANTS: tuple[tuple[Plant, Hunt], ...] = (
     (volatile_term, run_seed),
     (discard_the_losers_tail, run_seed),
@@ -547,6 +554,7 @@ MUTANTS: tuple[tuple[Plant, Hunt], ...] = (
     (floor_without_the_carried, run_forgetful),
     (floors_wait_for_nothing, run_unordered),
     (worker_copies_are_written_again, run_belated),
+    (what_is_unknown_here_is_unknown, run_seed),
     (children_do_not_wait, run_seed),
     (records_are_not_in_snapshots, run_forgetful),
     (newcomers_are_told_nothing, run_seed),

@@ -1,0 +1,51 @@
+"""A standby of real agents that joins when the beginning of the log is gone."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from tests.agents import (
+    TASKS,
+    finished,
+    replicas,
+    running,
+    submit,
+    until,
+    until_nodes,
+)
+from tests.mesh.databases import log
+
+SLOT = ("--slots", "1")
+
+
+def test_who_joins_behind_a_floor_succeeds_with_all_that_is_left(
+    tmp_path: Path,
+) -> None:
+    """Rows and the tail: what has ended, runs and waits, and nothing forgotten."""
+    go = tmp_path / "go"
+    with running(tmp_path, "ana", extra=SLOT) as (ana,):
+        until_nodes(ana, 1)
+        for number in range(3):
+            finished(ana, submit(ana, f"echo {number}"))
+        status, told = ana.call("POST", "/api/v1/forget", {"older_than_s": 0})
+        assert (status, told["forgotten"]) == (200, 3)
+        ended = finished(ana, submit(ana, "echo ended"))["id"]
+        held = submit(ana, f"until test -e {go}; do sleep 0.05; done; echo held")
+        waits = submit(ana, "echo waits", after=[held])
+
+        with running(tmp_path, "ben", extra=SLOT) as (ben,):
+            until(lambda: replicas(ana) == 2, "it keeps a copy")
+            last = submit(ana, "echo last", after=[waits])
+            # What it was not sent as entries came as rows.
+            assert min(log(ben.state)).seq > min(log(ana.state)).seq > 1
+            ana.process.kill()
+            ana.process.wait()
+            until(lambda: replicas(ben) == 1, "it reigns")
+            go.touch()
+
+            assert finished(ben, held)["stdout"] == "held\n"
+            assert finished(ben, last)["stdout"] == "last\n"
+            assert ben.call("GET", f"{TASKS}/{ended}")[1]["stdout"] == "ended\n"
+            listed = ben.call("GET", TASKS)[1]["tasks"]
+            assert [task["id"] for task in listed] == [ended, held, waits, last]
+            assert {task["status"] for task in listed} == {"completed"}
