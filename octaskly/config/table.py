@@ -204,7 +204,7 @@ class AgentOptions(LimitOptions):
     retained_bytes: int | None = setting(
         "--retained-bytes",
         Amount("SIZE", BYTES, least=RETAINED_BYTES_MIN),
-        "the same while the log is larger than this",
+        "the same so that the log takes no more than this",
         unset="8G, or a tenth of the disk where that is less",
         more="free pages of the file do not count, nor its write-ahead log of up to "
         "64 MiB",

@@ -22,7 +22,7 @@ TASKS_MAX: Final = 10_000  #: looked at in one step
 CARRIED_MAX: Final = 500  #: written again in one step,
 CARRIED_BYTES_MAX: Final = 1 << 20  #: and how much of it, commands and outputs
 ENTRIES_MIN: Final = 1000  #: that are worth a floor where no task is
-SPARE: Final = 16  #: this part of the bytes is freed before more are used
+SPARE: Final = 16  #: this part of the bytes is left to what comes while the oldest go
 
 _OPTIONS: Final = rows.TASK_COLUMNS.split(", ").index("options")
 _BY_BIRTH: Final = (
@@ -81,8 +81,8 @@ def plan_floor(db: sqlite3.Connection, ask: PlanFloor, bytes_max: int) -> FloorP
     that lacks entries from before it gets rows instead, so nothing that counts is lost.
     While rows say more than the log, there is no floor, but tasks or records to write
     again; so it is where more records lie below than one step may carry.
-    Of a log above `bytes_max` the oldest tasks go, whatever their age. The reader is in
-    a transaction.
+    Where the log nears `bytes_max` the oldest tasks go, whatever their age. The reader
+    is in a transaction.
     """
     known = read_floor(db)
     floors = {mark.stream: mark.seq for mark in known.marks}
@@ -95,9 +95,10 @@ def plan_floor(db: sqlite3.Connection, ask: PlanFloor, bytes_max: int) -> FloorP
     if ahead:
         return _plan_ahead(db, ask, ahead, known.horizon)
     ended, used = _ended(db), used_bytes(db)
-    low = bytes_max - bytes_max // SPARE
+    part = bytes_max // SPARE
+    high, low = bytes_max - part, bytes_max - 2 * part  # It stays between the two.
     surplus = ended - ask.tasks_max
-    if used > bytes_max:
+    if used > high:
         if _is_purging_log(db, floors):
             return FloorPlanned(None, has_more=True)
         share = _rows(db) * (used - low) // used + 1

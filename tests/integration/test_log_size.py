@@ -20,11 +20,12 @@ from octaskly.core.model import TaskState
 from octaskly.core.records import AUDIT, TOKEN_REVOKED
 from octaskly.store import Store
 from octaskly.store.database import VACUUM_PAGES, open_writer
-from octaskly.store.plan import ENTRIES_MIN
+from octaskly.store.plan import ENTRIES_MIN, SPARE
 from tests.contract import log_kit as kit
 from tests.integration.test_store import until
 
 BOUND = 8 << 20
+ROOM = BOUND // SPARE  #: that is left to what comes meanwhile
 OUTPUT = b"x" * 9000
 DEADLINE_S = 60.0
 ASK = PlanFloor(before_hlc=0, tasks_max=1 << 40)  #: neither age nor number counts
@@ -59,7 +60,7 @@ class Fed:
                 if planned.floor is not None:
                     facts = [f for r in planned.carried for f in facts_of(r)]
                     await self.add([*facts, planned.floor])
-                elif self.used() <= BOUND or planned.is_too_large:
+                elif self.used() <= BOUND - ROOM or planned.is_too_large:
                     return planned
                 else:
                     await asyncio.sleep(0.005)
@@ -104,6 +105,22 @@ async def test_a_log_above_its_bound_forgets_the_oldest_tasks(tmp_path: Path) ->
         assert 400 < counts[TaskState.COMPLETED] < 1000
         assert await one.store.task(kit.task_id(2)) is None
         assert await one.store.task(kit.task_id(1199)) is not None
+
+
+async def test_a_log_stays_under_its_bound_while_tasks_come(tmp_path: Path) -> None:
+    """The oldest go before there are too many: what comes meanwhile has its room."""
+    async with fed(tmp_path / "log.db") as one:
+        most = 0
+        for start in range(1, 1500, 30):
+            before = one.used()
+            await one.run_tasks(range(start, start + 30))
+            most = max(most, one.used())
+            assert one.used() - before < ROOM
+            await one.settle()
+
+        assert BOUND - ROOM < most <= BOUND
+        assert await one.store.task(kit.task_id(1)) is None
+        assert await one.store.task(kit.task_id(1500)) is not None
 
 
 async def test_a_log_under_its_bound_forgets_nothing(tmp_path: Path) -> None:
