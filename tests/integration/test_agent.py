@@ -254,6 +254,23 @@ def test_a_database_that_cannot_be_used_is_left_alone(
     assert path.read_bytes() == before
 
 
+def test_a_database_that_another_program_writes_is_left_to_it(tmp_path: Path) -> None:
+    """B34: exit 78, and why; with that program gone all is as it was."""
+    agent = start(tmp_path, "solo")
+    with ending(agent):
+        task = submit(agent, "echo kept")
+        finished(agent, task)
+    path = agent.state / "log.db"
+    with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        said = refusal(start(tmp_path, "solo"))
+
+    assert "locked by another program" in said
+    agent = start(tmp_path, "solo")
+    with ending(agent):
+        assert finished(agent, task)["stdout"] == "kept\n"
+
+
 def test_a_node_that_sees_a_mesh_waits_for_its_secret(
     solo: Agent, tmp_path: Path
 ) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import subprocess
@@ -128,6 +129,17 @@ def test_every_node_has_its_own_reason(tmp_path: Path) -> None:
         assert explained(ana, task)["summary"] == "it completed on ben"
 
 
+def wait_told(agent: Agent, tasks: object) -> str | None:
+    """Hand in what is refused; return how long to wait until another try."""
+    with contextlib.closing(agent.connection()) as connection:
+        head = {"Content-Type": "application/json"}
+        connection.request("POST", TASKS, json.dumps(tasks), head)
+        reply = connection.getresponse()
+        reply.read()
+    assert reply.status == 429
+    return reply.headers["Retry-After"]
+
+
 def test_a_full_queue_refuses_more_and_keeps_what_it_has(tmp_path: Path) -> None:
     """B21: 429 with Retry-After; there is room again once tasks have run."""
     agent = start(tmp_path, "solo", "--slots", "1", "--queue-max", "3")
@@ -140,8 +152,11 @@ def test_a_full_queue_refuses_more_and_keeps_what_it_has(tmp_path: Path) -> None
 
         assert (status, refused["error"]) == (429, "Queue is full")
         assert refused["hint"].startswith("3 tasks wait, and 3 may")
+        assert wait_told(agent, {"command": "true"}) == "5"
         batch = [{"command": "true"}] * 2
         assert agent.call("POST", TASKS, batch)[0] == 429
+        # More than may ever wait: to try again does not help.
+        assert wait_told(agent, batch * 2) is None
         assert agent.call("GET", TASKS)[1]["total"] == 3
         steer(agent, "solo", "unpause")
         assert [finished(agent, task)["stdout"] for task in taken] == ["kept\n"] * 3

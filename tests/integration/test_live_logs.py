@@ -13,7 +13,18 @@ from typing import Any
 import pytest
 
 from octaskly import Client, Log
-from tests.agents import WAIT_S_MAX, Agent, running, until, until_nodes
+from tests.agents import (
+    WAIT_S_MAX,
+    Agent,
+    finished,
+    meshed,
+    replicas,
+    running,
+    submit,
+    until,
+    until_nodes,
+)
+from tests.integration.sse_client import Event, Stream, stream
 
 TEXT = """\
 echo begin $OCTASKLY_ATTEMPT
@@ -112,6 +123,51 @@ def test_a_follower_sees_all_whoever_dies(tmp_path: Path) -> None:
             end = until_kind(events, "end")
             assert end.details["status"] == "completed"
             assert end.details["attempt"] == n
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(120)
+def test_a_stream_that_broke_goes_on_at_another_node_under_the_next_dispatcher(
+    tmp_path: Path,
+) -> None:
+    """`Last-Event-ID` says the place to whichever node is asked, also after the end."""
+    names = ("ash", "birch", "cedar")
+    with meshed(tmp_path, *names, extra=("--slots", "1")) as (head, front, worker):
+        until(lambda: replicas(head) == 3, "all keep copies")
+        command = TEXT.format(folder=tmp_path)
+        task = submit(head, command, requires={"node": worker.state.name})
+        path = f"/api/v1/tasks/{task}/logs?stream=stdout&follow=true"
+        with stream(head, path) as events:
+            until_said(events, "begin 1\n")
+        head.process.kill()
+        head.process.wait()
+        until_nodes(front, 2)
+        go_on(tmp_path, task, 1, "middle")
+        with stream(front, path, last_id=events.last_id) as more:
+            assert until_said(more, "middle 1\n") == "middle 1\n"
+        go_on(tmp_path, task, 1, "end")
+        assert finished(front, task)["status"] == "completed"
+        for agent, last_id, text in (
+            (worker, more.last_id, "end 1\n"),
+            (front, events.last_id, "middle 1\nend 1\n"),
+            (front, "", "begin 1\nmiddle 1\nend 1\n"),
+        ):
+            with stream(agent, path, last_id=last_id) as rest:
+                assert said_by(list(rest)) == text
+
+
+def until_said(events: Stream, end: str) -> str:
+    """Return what a stream tells of stdout until it ends so."""
+    found: list[Event] = []
+    for event in events:
+        found.append(event)
+        if said_by(found).endswith(end):
+            return said_by(found)
+    raise AssertionError(f"the stream ended with {found}")
+
+
+def said_by(events: list[Event]) -> str:
+    return "".join(event.data["data"] for event in events if event.name == "stdout")
 
 
 @pytest.fixture(scope="module")
