@@ -4,7 +4,7 @@ usage: python -m benchmarks [--quick] [peers | failover | cost | traffic | kills
                                        | dashboard
                                        | million | crowd | logs | arrays | noop
                                        | deep | calls | sleepers | growth | tls
-                                       | retention | clients | metrics]
+                                       | retention | clients | metrics | pause]
 
 Every ratio is of figures from this run: absolute times mean little on shared
 machines. Nothing leaves this machine; every loop is bounded.
@@ -40,6 +40,7 @@ from benchmarks import (
     logs,
     metrics,
     noop,
+    pause,
     peers,
     plain,
     retention,
@@ -108,14 +109,14 @@ def _peers(folder: Path, *, quick: bool) -> Iterator[Row]:
         try:
             peer_rate = peer(count)
         except (ImportError, FileNotFoundError) as error:
-            yield f"peer: {name}", "not installed", "", "", f"({error})"
+            yield name, "not installed", "", "", f"({error})"
             continue
         yield (
-            f"peer: {name}",
+            f"{name}; Octaskly {rate / peer_rate:.1f} times",
             f"{peer_rate:.0f}/s",
             f"{peer_rate / limit:.2f}",
-            "",
-            f"(Octaskly: {rate / peer_rate:.1f} times)",
+            "< Octaskly",
+            "yes" if peer_rate < rate else "no",
         )
     yield from _forming(folder, runs=3 if quick else 20)
 
@@ -250,6 +251,7 @@ WHICH: dict[str, Figures] = {
     "sleepers": deep.sleepers,
     "retention": retention.figures,
     "metrics": metrics.figures,
+    "pause": pause.figures,
 }
 
 

@@ -32,6 +32,21 @@ def xargs(count: int) -> float:
     )
 
 
+def gnu_parallel(count: int) -> float:
+    """`parallel -j2`, which captures what each task prints: no log, no network."""
+    if not shutil.which("parallel"):
+        raise FileNotFoundError("parallel")
+    return _rate(
+        count,
+        lambda: subprocess.run(
+            f"seq {count} | SHELL=/bin/sh parallel -j{SLOTS} -n0 true",
+            shell=True,
+            check=True,
+            stderr=subprocess.DEVNULL,  # It asks to be cited.
+        ),
+    )
+
+
 def dask(count: int) -> float:
     """Dask distributed, a LocalCluster of two processes."""
     from distributed import Client, LocalCluster
@@ -96,10 +111,12 @@ def celery_redis(count: int) -> float:
             worker.wait(10)
 
 
+#: By the names of their figures.
 PEERS: dict[str, Callable[[int], float]] = {
-    "xargs -P2": xargs,
-    "Dask": dask,
-    "Celery + Redis": celery_redis,
+    "peer: xargs -P2": xargs,
+    "peer: GNU parallel -j2": gnu_parallel,
+    "peer: Dask": dask,
+    "peer: Celery + Redis": celery_redis,
 }
 
 

@@ -19,6 +19,12 @@ REASONS: Final = {
     " indexes, some 20 us under Python's lock (The budget of a task)",
     "p50 submit to result": "two commits, a start and some 1.7 ms of Python whose code"
     " is cold after a pause (Where the time goes)",
+    "p99 submit to result": "a task waits for two commits, of which one in 60 to 200"
+    " takes over 2 ms (A commit without the writer)",
+    "true on another node by TLS": "both agents take a seventh more CPU for a task,"
+    " 2 to 7 % of all that it takes (TLS, in Where the time goes)",
+    "peer: xargs": "it keeps neither a queue nor a log, nor what tasks print, so it is"
+    " as near to R as a program in C can be (The budget of a task)",
     "64 slots of sleep 1": "each sleep is a process that two cores start, in bursts"
     " of 64 (Long queues and the control plane alone)",
     "longest pause of its loop": "a request of 10 000 tasks is accepted in one step"
