@@ -13,6 +13,7 @@ from octaskly.core.effects import Announce, Answer, Effect
 from octaskly.core.events import CancelRequested
 from octaskly.core.facts import CancelAsked
 from octaskly.core.inhand import WAITING, InHand, Stage
+from octaskly.core.journal import Journal
 from octaskly.core.merge import TaskRecord
 from octaskly.core.model import Moment, TaskSpec, TaskState
 from octaskly.core.placing import Placing
@@ -33,6 +34,7 @@ class Cancelling:
 
     Args:
         placing: The tasks in hand, and what is decided of them in a step.
+        journal: Whether rows alone may say what is known.
         replication: Who keeps copies.
         commit: Ends a step.
         is_strict: Whether an answer needs two disks.
@@ -41,6 +43,7 @@ class Cancelling:
     def __init__(
         self,
         placing: Placing,
+        journal: Journal,
         replication: Replication,
         commit: Commit,
         *,
@@ -48,6 +51,7 @@ class Cancelling:
     ) -> None:
         self._placing = placing
         self._queue = placing.queue
+        self._journal = journal
         self._replication = replication
         self._commit = commit
         self._is_strict = is_strict
@@ -113,9 +117,12 @@ class Cancelling:
     ) -> list[Effect]:
         """Answer once all that this node decided is safe, as the state may be."""
         done = CancelDone(event.task, state, state is TaskState.CANCELLED)
-        return self._replication.when_safe(
-            lambda _, replicas: [self._done(event, done, replicas)], now
-        )
+        is_sole = self._journal.is_ahead  # As with what a submission repeats.
+
+        def answer(_: Moment, replicas: int) -> list[Effect]:
+            return [self._done(event, done, 1 if is_sole else replicas)]
+
+        return self._replication.when_safe(answer, now)
 
     def _done(self, event: CancelRequested, done: CancelDone, replicas: int) -> Answer:
         """Return the answer, if strict only once another disk has it, too.

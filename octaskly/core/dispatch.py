@@ -84,7 +84,11 @@ class Dispatch:
         self._parents = Parents(self._placing, journal, settings.timing)
         self._acceptance = Acceptance(journal, self._queue, sequence)
         self._cancelling = Cancelling(
-            self._placing, replication, self._commit, is_strict=self._is_strict
+            self._placing,
+            journal,
+            replication,
+            self._commit,
+            is_strict=self._is_strict,
         )
         self.clerk = Clerk(self._placing, journal, replication, settings)
 

@@ -167,6 +167,14 @@ def test_what_was_accepted_is_still_answered_after_the_reign() -> None:
     assert isinstance(answer.reply, Accepted)
 
 
+def take_rows(world: World, *, is_ahead: bool) -> None:
+    """Take in a part of a snapshot; with `is_ahead` it says more than the log."""
+    head = SnapshotHead(vector=(), epochs=(), floor=NO_FLOOR, hlc=1)
+    stands_for = ((StreamId(5), 3 if is_ahead else 0),)
+    part = Snapshot(rows=(), cursor=Cursor(1, 1), more=True, vector=stands_for)
+    world.journal.join(part, head)
+
+
 @pytest.mark.parametrize("is_ahead", [False, True])
 def test_what_is_known_already_has_one_copy_while_rows_alone_may_say_it(
     monkeypatch: pytest.MonkeyPatch, *, is_ahead: bool
@@ -174,11 +182,7 @@ def test_what_is_known_already_has_one_copy_while_rows_alone_may_say_it(
     """What a request repeats may have come with a snapshot; standbys lack that."""
     monkeypatch.setattr(Replication, "when_safe", lambda _, told, now: told(now, 2))
     world = reigning()
-    head = SnapshotHead(vector=(), epochs=(), floor=NO_FLOOR, hlc=1)
-    seq = 3 if is_ahead else 0
-    stands_for = ((StreamId(5), seq),)
-    part = Snapshot(rows=(), cursor=Cursor(1, 1), more=True, vector=stands_for)
-    world.journal.join(part, head)
+    take_rows(world, is_ahead=is_ahead)
 
     (known,) = world.dispatch.on_submitted(TasksSubmitted(1, (), "me", ()), moment())
     new = world.dispatch.on_submitted(submit(), moment())
@@ -418,6 +422,21 @@ def test_a_strict_mesh_says_that_a_cancel_is_on_one_disk_only() -> None:
     assert facts(effects) == [CancelAsked(T, "ann")]
     assert answer == [Answer(5, NotDurable()), Announce((T,))]
     assert again == [Answer(5, NotDurable())]
+
+
+@pytest.mark.parametrize("is_ahead", [False, True])
+def test_a_strict_mesh_counts_no_copy_of_a_cancel_that_rows_alone_may_say(
+    monkeypatch: pytest.MonkeyPatch, *, is_ahead: bool
+) -> None:
+    """Who asks again is told so until standbys have it in their logs."""
+    monkeypatch.setattr(Replication, "when_safe", lambda _, told, now: told(now, 2))
+    world = World(is_strict=True)
+    world.dispatch.begin(epoch(), STREAM, moment())
+    take_rows(world, is_ahead=is_ahead)
+
+    again = world.dispatch.on_cancel(cancel(TaskState.CANCELLED), moment())
+
+    assert again == [Answer(5, NotDurable()) if is_ahead else cancelled()]
 
 
 def test_a_killed_task_is_not_run_again_when_its_worker_is_lost() -> None:
