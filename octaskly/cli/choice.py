@@ -17,7 +17,7 @@ import msgspec
 
 from octaskly.cli.render import note
 from octaskly.client import Refused, Session, Task, TaskPage, calls
-from octaskly.client.errors import NotFound
+from octaskly.client.errors import Invalid, NotFound
 from octaskly.client.targets import Target, target
 from octaskly.errors import MeshError
 
@@ -90,8 +90,10 @@ def resolve_ref(client: Session, ref: str) -> str:
 
     Raises:
         MeshError: there is no last task, or what fits is not one task alone.
-        Refused: there is no such task.
+        NotFound: there is no such task.
     """
+    if not ref:  # Of a variable that is not set.
+        raise NotFound("Task not found", status=404, hint="an empty text names no task")
     if ref == "last":
         if newest := newest_tasks(client, 1):
             return newest[0].id
@@ -100,10 +102,12 @@ def resolve_ref(client: Session, ref: str) -> str:
         return ref
     full = padded(ref)
     for known in dict.fromkeys((full, ref)):
-        with contextlib.suppress(NotFound):
+        with contextlib.suppress(NotFound, Invalid):  # A name need not do as an id.
             found = client.asked(calls.task(known), Task)
             return found.id if known == ref else known  # As people write it.
-    return _looked_up(client, ref) or _member(client, ref) or full
+    if (task := _looked_up(client, ref) or _member(client, ref)) is not None:
+        return task
+    raise NotFound("Task not found", status=404, hint=f"no task is called {full}")
 
 
 def resolve_id(client: Session, ref: str) -> str:

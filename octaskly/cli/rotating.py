@@ -10,9 +10,9 @@ from typing import Any
 import click
 import msgspec
 
-from octaskly.cli import completing
 from octaskly.cli.choice import Choice
 from octaskly.cli.render import age, note, print_fields, print_json
+from octaskly.cli.steering import NODE_ARGUMENT
 from octaskly.cli.tasks import JSON_OPTION
 from octaskly.client import calls
 from octaskly.client.calls import NODES, Call, path_of
@@ -69,7 +69,7 @@ def rotate(
 
 
 @click.command(epilog="Example: octaskly revoke attic")
-@click.argument("name", metavar="NODE", shell_complete=completing.nodes)
+@NODE_ARGUMENT
 @click.option("--yes", is_flag=True, help="Do not ask.")
 @JSON_OPTION
 @click.pass_obj

@@ -7,6 +7,7 @@ import time
 import click
 
 from octaskly.cli import completing
+from octaskly.cli.asking import not_empty
 from octaskly.cli.choice import Choice
 from octaskly.cli.render import note, print_json
 from octaskly.cli.tasks import JSON_OPTION
@@ -16,9 +17,13 @@ from octaskly.errors import MeshError
 
 POLL_S = 0.5
 
+NODE_ARGUMENT = click.argument(
+    "name", metavar="NODE", callback=not_empty, shell_complete=completing.nodes
+)
+
 
 @click.command(epilog="Example: octaskly drain pi4 --wait")
-@click.argument("name", metavar="NODE", shell_complete=completing.nodes)
+@NODE_ARGUMENT
 @click.option("--wait", is_flag=True, help="Return when nothing runs there any more.")
 @JSON_OPTION
 @click.pass_obj
@@ -39,7 +44,7 @@ def drain(
 
 
 @click.command(epilog="Example: octaskly resume pi4")
-@click.argument("name", metavar="NODE", shell_complete=completing.nodes)
+@NODE_ARGUMENT
 @JSON_OPTION
 @click.pass_obj
 def resume(choice: Choice, name: str, as_json: bool) -> None:  # noqa: FBT001
@@ -48,7 +53,7 @@ def resume(choice: Choice, name: str, as_json: bool) -> None:  # noqa: FBT001
 
 
 @click.command(epilog="Example: octaskly pause laptop")
-@click.argument("name", metavar="NODE", shell_complete=completing.nodes)
+@NODE_ARGUMENT
 @JSON_OPTION
 @click.pass_obj
 def pause(choice: Choice, name: str, as_json: bool) -> None:  # noqa: FBT001
@@ -61,7 +66,7 @@ def pause(choice: Choice, name: str, as_json: bool) -> None:  # noqa: FBT001
 
 
 @click.command(epilog="Example: octaskly unpause laptop")
-@click.argument("name", metavar="NODE", shell_complete=completing.nodes)
+@NODE_ARGUMENT
 @JSON_OPTION
 @click.pass_obj
 def unpause(choice: Choice, name: str, as_json: bool) -> None:  # noqa: FBT001

@@ -10,6 +10,7 @@ import base64
 import contextlib
 import json
 import os
+import re
 import signal
 import socketserver
 import subprocess
@@ -248,9 +249,11 @@ class Handler(BaseHTTPRequestHandler):
     def one(self, ref: str, query: dict[str, str]) -> Answer:
         api = self.api
         exact = query.get("encoding") == "base64"
+        if not re.fullmatch(r"[\w.~-]{1,64}", ref, re.ASCII):
+            return 400, {"error": "Invalid parameter value", "status": 400}
         task = api.find(ref)
         if task is None:
-            return 404, {"error": "Task not found", "status": 404, "hint": f"no {ref}"}
+            return _no_task(ref)
         with api.ended:
             api.ended.wait_for(lambda: "raw" in task, float(query.get("wait", 0)))
         return 200, api.show(task, exact=exact)
@@ -260,7 +263,7 @@ class Handler(BaseHTTPRequestHandler):
         api = self.api
         task = api.find(ref)
         if task is None:
-            return 404, {"error": "Task not found", "status": 404, "hint": f"no {ref}"}
+            return _no_task(ref)
         if api.logs:
             return 200, api.logs
         if query["follow"] == "true":
@@ -362,3 +365,8 @@ def serving(api: Api, path: Path | None = None) -> Iterator[str]:
         server.server_close()
         thread.join()
         api.close()
+
+
+def _no_task(ref: str) -> tuple[int, dict[str, Any]]:
+    hint = f"no task is called {ref}"
+    return 404, {"error": "Task not found", "status": 404, "hint": hint}

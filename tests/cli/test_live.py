@@ -72,7 +72,7 @@ def assert_error_form(stderr: bytes) -> None:
         (["submit"], 2),
         (["submit", "--file", "/nowhere"], 2),
         (["ls", "--limit", "0"], 2),
-        (["show", "a/b"], 2),
+        (["show", "a/b"], 3),
         (["show", "nope"], 3),
         (["logs", "99999999"], 3),
         (["cancel", "nope"], 3),

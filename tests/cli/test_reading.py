@@ -477,11 +477,13 @@ def test_a_task_is_found_by_the_end_of_its_id_or_its_name(
     assert b"task-002-00000002" in done.stdout
 
 
-@pytest.mark.parametrize("name", ["12", "task-force", "task-12-x"])
+@pytest.mark.parametrize(
+    "name", ["12", "task-force", "task-12-x", "nightly build", "сборка 🐙", "a/b"]
+)
 def test_a_task_is_found_by_a_name_that_looks_like_something_else(
     three_tasks: Api, octaskly: Run, name: str
 ) -> None:
-    """No task has such a number or id, so what is meant is the name."""
+    """No task has such a number or id, or can have it: what is meant is the name."""
     three_tasks.tasks["task-002-00000002"]["name"] = name
 
     done = octaskly("show", name)
@@ -509,6 +511,8 @@ def test_a_task_is_found_by_an_id_of_its_own_that_looks_like_a_number(
         ("02", 3, b"Task not found"),
         ("002", 0, b""),
         ("no-such", 3, b"Task not found"),
+        ("no such name", 3, b"no task is called no such name\n"),
+        ("", 3, b"an empty text names no task\n"),
     ],
 )
 def test_what_may_mean_several_tasks_means_none(

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 
+import pytest
+
 from tests.cli.conftest import Run
 from tests.cli.stand_in import Api
 
@@ -23,6 +25,16 @@ def test_each_order_is_asked_for_and_told(api: Api, octaskly: Run) -> None:
         "pi 4 is ready\n",
     ]
     assert all((done.returncode, done.stdout) == (0, b"") for done in said)
+
+
+@pytest.mark.parametrize("word", ["drain", "resume", "pause", "unpause", "revoke"])
+def test_an_order_to_nobody_is_not_sent(api: Api, octaskly: Run, word: str) -> None:
+    """As `octaskly drain "$HOST"` where that is not set."""
+    done = octaskly(word, "")
+
+    assert done.returncode == 2
+    assert done.stderr.startswith(b"error: invalid value for 'NODE': it is empty\n")
+    assert api.requests == []
 
 
 def test_an_order_as_json_is_the_node(api: Api, octaskly: Run) -> None:
