@@ -53,7 +53,16 @@ NAME = Kind(
 _LABEL_PART = r"[A-Za-z0-9][A-Za-z0-9._/-]{0,62}"
 _LABEL = Kind("KEY=VALUE", "KEY=VALUE", f"{_LABEL_PART}={_LABEL_PART}")
 _GPU = Kind("GPU", "a number or an id", r"[A-Za-z0-9][A-Za-z0-9._:/-]{0,62}")
-_WORD = "text without spaces and commas"
+_ORIGIN = Kind(
+    "ORIGIN",
+    "SCHEME://HOST or SCHEME://HOST:PORT, in small letters, as browsers say it",
+    r"[a-z][a-z0-9+.-]*://(?:[a-z0-9._-]+|\[[0-9a-f:.]+\])(?::[0-9]{1,5})?",
+)
+_HOST = Kind(
+    "NAME",
+    "the name or address of a host, without a port",
+    r"[A-Za-z0-9._-]{1,255}|(?=.*:.*:)[0-9A-Fa-f:.]{2,45}",
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -158,14 +167,14 @@ class AgentOptions(LimitOptions):
     )
     cors_origins: tuple[str, ...] = setting(
         "--cors-origin",
-        Many(Kind("ORIGIN", _WORD)),
+        Many(_ORIGIN),
         "web pages from here may use the API",
         default=(),
         unset="localhost on any port",
     )
     allow_hosts: tuple[str, ...] = setting(
         "--allow-host",
-        Many(Kind("NAME", _WORD)),
+        Many(_HOST),
         "the API may be called by this host name, too",
         default=(),
         unset="this machine's names and addresses",

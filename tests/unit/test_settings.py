@@ -120,6 +120,16 @@ def test_a_list_of_a_source_replaces_that_of_another(home: Home) -> None:
     assert found.options.gpus == ("1", "2")
 
 
+def test_origins_and_hosts_are_taken_as_requests_name_them(home: Home) -> None:
+    """With and without ports; hosts also as addresses."""
+    origins = ("https://dash.example", "http://[fe80::1]:8080", "tauri://localhost")
+    hosts = ("Pi.lan", "10.0.0.7", "fe80::1", "::1")
+
+    found = home.configure(cors_origins=origins, allow_hosts=hosts).options
+
+    assert (found.cors_origins, found.allow_hosts) == (origins, hosts)
+
+
 def test_an_empty_variable_says_nothing(home: Home) -> None:
     """That is how a unit or a shell unsets one."""
     home.environ["OCTASKLY_DURABILITY"] = ""
@@ -165,6 +175,12 @@ def test_all_mistakes_of_all_sources_are_told_at_once(home: Home) -> None:
             "--output-quota: output_quota 5242880: at least output_cap",
         ),
         ({"name": "\x1b[2J"}, r"--name '\x1b[2J': "),
+        ({"cors_origins": ("https://a.example/",)}, "--cors-origin https://a.example/"),
+        ({"cors_origins": ("a.example",)}, "--cors-origin a.example: SCHEME://HOST"),
+        ({"cors_origins": ("https://A.example",)}, "--cors-origin https://A.example: "),
+        ({"cors_origins": ("*",)}, "--cors-origin '*': "),
+        ({"allow_hosts": ("desk.lan:3443",)}, "--allow-host desk.lan:3443: the name"),
+        ({"allow_hosts": ("https://desk.lan",)}, "--allow-host https://desk.lan: "),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
 )
