@@ -50,7 +50,7 @@ class Retention:
         self._due_s = 0.0
         self._is_asked = False
         self._floor: Floor = NO_FLOOR  #: when that was
-        self._after = 0  #: key up to which tasks ahead of the log are written again
+        self._after = 0  #: key down to which tasks ahead of the log are written again
         self._joined = 0  #: number of the last `Join` at the last look
         self._forget_hlc = 0  #: somebody asked to forget what ended before
         self._planned_hlc = 0  #: the same when the store was asked
@@ -136,7 +136,9 @@ class Retention:
             return []
         facts = self._placing.facts
         for record in event.carried:
-            facts += facts_of(record)
+            # The envelope last, as that of an array behind its members: who has
+            # forgotten the task gets it back with its end, or not at all.
+            facts += reversed(facts_of(record))
         facts += event.records
         if event.ahead:
             return self._catch_up(event, now)

@@ -22,6 +22,7 @@ TASKS_MAX: Final = 10_000  #: looked at in one step
 CARRIED_MAX: Final = 500  #: written again in one step,
 CARRIED_BYTES_MAX: Final = 1 << 20  #: and how much of it, commands and outputs
 ENTRIES_MIN: Final = 1000  #: that are worth a floor where no task is
+KEY_MAX: Final = (1 << 63) - 1  #: no task has this one, or one behind it
 SPARE: Final = 16  #: this part of the bytes is left to what comes while the oldest go
 
 _OPTIONS: Final = rows.TASK_COLUMNS.split(", ").index("options")
@@ -144,7 +145,10 @@ def _rows(db: sqlite3.Connection) -> int:
 def _plan_ahead(
     db: sqlite3.Connection, ask: PlanFloor, ahead: Holdings, horizon: int
 ) -> FloorPlanned:
-    """Return tasks that may be known from rows alone, by key.
+    """Return tasks that may be known from rows alone, the last keys first.
+
+    So members come before their array, which counts for nobody without its envelope:
+    where it was forgotten it must not come back with half of what was said of it.
 
     What the log lacks of a stream is later than what it holds of it, so a task of which
     nothing is as late is in the log whole. So is one that was born in the own stream,
@@ -154,10 +158,10 @@ def _plan_ahead(
     since = min(_hlc_held(db, stream) for stream, _ in ahead)
     found = db.execute(
         f"SELECT {rows.TASK_COLUMNS} FROM tasks"  # noqa: S608
-        " WHERE key > ? AND changed > ?"
+        " WHERE key < ? AND changed > ?"
         " AND (stream != ? OR born != reborn OR ord & ? <= ?)"
-        " ORDER BY key LIMIT ?",
-        (ask.after, since, ask.stream, ORD_HLC, horizon, CARRIED_MAX + 1),
+        " ORDER BY key DESC LIMIT ?",
+        (ask.after or KEY_MAX, since, ask.stream, ORD_HLC, horizon, CARRIED_MAX + 1),
     ).fetchall()
     after, left = ask.after, CARRIED_BYTES_MAX
     carried: list[TaskRecord] = []
@@ -267,8 +271,8 @@ def _is_large(db: sqlite3.Connection, row: Sequence[Any]) -> bool:
 
 
 def _with_members(db: sqlite3.Connection, row: Sequence[Any]) -> list[TaskRecord]:
-    """Return a task, an array with all members of which anything is known."""
-    carried = [_whole(db, row)]
+    """Return a task, an array behind all members of which anything is known."""
+    carried: list[TaskRecord] = []
     found = arrays.read(db, [row[0]]) if row[_OPTIONS] is not None else {}
     for members in found.values():
         begun = db.execute(
@@ -277,7 +281,7 @@ def _with_members(db: sqlite3.Connection, row: Sequence[Any]) -> list[TaskRecord
             (members.first, members.last),
         ).fetchall()
         carried += [_whole(db, member) for member in begun]
-    return carried
+    return [*carried, _whole(db, row)]
 
 
 def _whole(db: sqlite3.Connection, row: Sequence[Any]) -> TaskRecord:

@@ -374,6 +374,8 @@ async def test_an_array_is_carried_with_its_members_and_goes_with_them(
     ids = [ARRAY.task, *(member_id(ARRAY.task, n) for n in range(2))]
     before = [await one.log.task(task) for task in ids]
 
+    planned = await one.log.plan_floor(PlanFloor(AGES, MANY))
+    assert [record.id for record in planned.carried] == [ids[1], ids[0]]
     assert await one.raise_floor()
     await one.shows(9)
 
@@ -462,6 +464,26 @@ async def test_what_only_rows_say_is_told_again(benches: list[Bench]) -> None:
     two.log.save(Save(number=two.number, retold=planned.ahead))
     await two.durable()
     assert await two.log.plan_floor(own) == FloorPlanned(None)
+
+
+async def test_of_an_array_that_only_rows_say_the_members_are_told_first(
+    benches: list[Bench],
+) -> None:
+    """Whoever has forgotten it never takes it back with half of what was said of it."""
+    one, two = benches
+    await one.add(kit.submitted(1), kit.finished(1), ARRAY)
+    await one.add(*run_of_array(0), *run_of_array(2), *run_of_array(1))
+    await one.raise_floor(before_hlc=1003)
+    await one.shows(9)
+    await two.join(one.log, most=3)
+    own = PlanFloor(0, MANY, kit.OTHER)
+
+    planned = await two.log.plan_floor(own)
+
+    begun = (member_id(ARRAY.task, number) for number in (1, 0))
+    assert [record.id for record in planned.carried] == [*begun, ARRAY.task]
+    rest = await two.log.plan_floor(replace(own, after=planned.after))
+    assert rest.carried == ()
 
 
 async def test_a_floor_may_forget_nothing(benches: list[Bench]) -> None:

@@ -721,9 +721,9 @@ class Disk:
         return replace(planned, records=below)
 
     def _whole(self, task: TaskId) -> list[TaskRecord]:
-        """Return what is said of a task, and of the members of an array."""
+        """Return what is said of a task, an array behind its members."""
         said = self.members.get(task, {})
-        return [self._raw(task), *(said[number] for number in sorted(said))]
+        return [*(said[number] for number in sorted(said)), self._raw(task)]
 
     def _upto(self, seqs: Vector, today_ms: int) -> tuple[Recorded, ...]:
         """Return records that only entries up to there say."""
@@ -735,16 +735,14 @@ class Disk:
         return tuple(found[:STEP_TASKS])
 
     def _plan_ahead(self, ask: PlanFloor) -> FloorPlanned:
-        """Find tasks that rows may say more of than the log."""
+        """Find tasks that rows may say more of than the log, the last keys first."""
         ahead = self.ahead()
         logs = (self.streams.get(stream) for stream, _ in ahead)
         since = min(log[-1].hlc if log else 0 for log in logs)
-        keys = self._keys()
-        seen = bisect_right(list(keys.values()), ask.after)
         left = [
             (key, task)
-            for task, key in islice(keys.items(), seen, None)
-            if self.changed[task] > since
+            for task, key in reversed(self._keys().items())
+            if self.changed[task] > since and (not ask.after or key < ask.after)
             for birth, record in [(self.births.get(task, BORN), self._raw(task))]
             if birth.stream != ask.stream
             or birth.born != birth.reborn

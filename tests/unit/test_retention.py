@@ -19,7 +19,7 @@ from octaskly.core.messages import (
     Snapshot,
     SnapshotHead,
 )
-from octaskly.core.model import NO_EPOCH, Address, StreamId
+from octaskly.core.model import NO_EPOCH, Address, Attempt, AttemptState, StreamId
 from octaskly.core.replies import Forgot
 from octaskly.core.retention import JUMP_MS, STEP_S, TIGHT_S
 from octaskly.core.timestamps import hlc_of
@@ -63,12 +63,18 @@ def planned(world: World, event: FloorPlanned) -> list[Effect]:
 
 
 def test_what_is_carried_stands_before_the_floor() -> None:
-    """All that is known of a task that is still wanted, then the floor."""
+    """All that is known of a task that is still wanted, its envelope behind the rest.
+
+    So who has forgotten it never takes it back without its end.
+    """
     world = reigning()
+    ended = Attempt(attempt(), B, AttemptState.OK, outcome())
+    carried = record("t", ended)
 
-    written = facts(planned(world, FloorPlanned(FLOOR, (record(),))))
+    written = facts(planned(world, FloorPlanned(FLOOR, (carried,))))
 
-    assert written == [Submitted(record().spec or spec()), FLOOR]
+    envelope = Submitted(carried.spec or spec())
+    assert written == [Finished(carried.id, ended.id, B, outcome()), envelope, FLOOR]
     assert world.journal.floor == FLOOR
     assert world.journal.vector[OTHER] == 3
 
