@@ -16,6 +16,7 @@ import msgspec
 
 from octaskly.api import given
 from octaskly.api.fields import Wrong, told
+from octaskly.config.units import is_host
 from octaskly.core.model import TaskId, name_of
 from octaskly.core.options import (
     After,
@@ -277,7 +278,8 @@ def _notify_url(url: str | None) -> str:
         raise Wrong("notify_url", "unusable URL")
     try:
         parts = urlsplit(url)
-        is_usable = bool(parts.hostname) and parts.port != 0
+        host = parts.hostname or ""
+        is_usable = bool(host) and is_host(host) and parts.port != 0
     except ValueError:  # The port is none, or the address.
         parts, is_usable = SplitResult("", "", "", "", ""), False
     if not is_usable:

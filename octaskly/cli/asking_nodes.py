@@ -6,6 +6,7 @@ import asyncio
 import email
 import email.utils
 import json
+import socket
 import ssl
 import time
 from collections.abc import Iterable
@@ -134,6 +135,8 @@ async def _dialled(host: str, port: int) -> str:
             _, writer = await asyncio.open_connection(host, port)
     except ConnectionRefusedError:
         return "refused"
+    except socket.gaierror:
+        return "unknown"
     except OSError:  # Also when the time is over.
         return "silent"
     writer.close()

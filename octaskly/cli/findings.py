@@ -190,6 +190,9 @@ def _tcp(seen: Symptoms) -> Iterator[Finding]:
         if each.answer == "silent":
             says = f"{each.name} ({each.place}) does not answer: a firewall is between"
             hint = "sudo ufw allow 7878/tcp && sudo ufw allow 3443/tcp    there"
+        elif each.answer == "unknown":
+            says = f"nothing is called {each.name!r} here: it has no address"
+            hint = "octaskly doctor --join ADDRESS    as `ip address` shows it there"
         elif each.answer == "refused" and seen.agent and not each.is_member:
             # It was a member once, or is to be one: nothing here is wrong.
             says = f"no agent listens at {each.place}, where this one also looks"

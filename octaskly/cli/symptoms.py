@@ -36,8 +36,9 @@ class Neighbour:
     is_in_sight: bool  #: over mDNS
     is_member: bool  #: our agent is connected to it
     answer: str = "unasked"
-    """`reached`, `refused` or `silent`; `untrusted`: its certificate is of another
-    secret; `unasked`: it is of another mesh."""
+    """`reached`, `refused` or `silent`; `unknown`: its name has no address here;
+    `untrusted`: its certificate is of another secret; `unasked`: it is of another
+    mesh."""
     version: str | None = None
     ahead_s: float | None = None  #: of its clock; precise to a second
     hears_us: Reach | None = None  #: what it finds when it dials this node

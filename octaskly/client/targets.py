@@ -14,6 +14,7 @@ import msgspec
 
 from octaskly.client.places import local_socket
 from octaskly.config.files import said_to_clients
+from octaskly.config.units import is_host
 from octaskly.errors import ConfigError
 
 _LOOPBACK_NET = 127
@@ -126,6 +127,8 @@ def _checked(url: str) -> str:
             f"{url!r} is not an http:// or https:// URL",
             hint=_URLS,
         )
+    if not is_host(parts.hostname):
+        raise ConfigError(f"{_bare(url)!r} names no host", hint=_URLS)
     if parts.username or parts.path.strip("/") or parts.query or parts.fragment:
         raise ConfigError(
             f"{_bare(url)!r} has more than a host and a port",

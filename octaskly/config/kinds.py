@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from octaskly.config.defaults import PEER_PORT, PORT_MAX
-from octaskly.config.units import COUNT, Unit, host_and_port
+from octaskly.config.units import COUNT, Unit, host_and_port, is_host
 
 
 class Unusable(ValueError):
@@ -113,9 +113,10 @@ class Peer(Kind):
         """Return host and port."""
         match = self._pattern.fullmatch(text)
         port = int(match["port"] or self._port_default) if match else 0
-        if match is None or not 1 <= port <= PORT_MAX:
+        host = (match["v6"] or match["host"]) if match else ""
+        if not host or not is_host(host) or not 1 <= port <= PORT_MAX:
             raise Unusable((text, self.allowed))
-        return match["v6"] or match["host"], port
+        return host, port
 
     def show(self, value: tuple[str, int]) -> str:
         """Return host and port with a colon between."""

@@ -12,6 +12,18 @@ def host_and_port(host: str, port: int) -> str:
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
+def is_host(text: str) -> bool:
+    """Whether text can be looked up; Python fails at a name like `pi4..local`.
+
+    No part of a name is empty, or has more than 63 characters.
+    """
+    try:
+        text.encode("idna")
+    except UnicodeError:
+        return False
+    return True
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Unit:
     """What an amount counts, and the letters that multiply it."""

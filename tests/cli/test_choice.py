@@ -141,7 +141,15 @@ def test_url_takes_the_token_from_the_environment(
 
 
 @pytest.mark.parametrize(
-    "url", ["localhost:3000", "ftp://x", "http://", "http://x:abc", "http://x:99999"]
+    "url",
+    [
+        "localhost:3000",
+        "ftp://x",
+        "http://",
+        "http://x:abc",
+        "http://x:99999",
+        "https://pi4..local:3443",
+    ],
 )
 def test_unusable_url_is_named(octaskly: Run, url: str) -> None:
     """Exit 78, as for every setting."""

@@ -189,6 +189,7 @@ def test_any_bytes_come_in_as_base64() -> None:
         ("notify_url", "http:///path"),
         ("notify_url", "http://a:x/"),
         ("notify_url", "http://a:0/"),
+        ("notify_url", "http://a..b/"),
         ("notify_url", "http://a:99999/"),
         ("notify_url", "http://[::1/"),
         ("notify_url", "http://ana:secret@a/"),

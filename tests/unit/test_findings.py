@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import socket
 from dataclasses import replace
 from pathlib import Path
 
+import pytest
+
+from octaskly.cli import asking_nodes
 from octaskly.cli.findings import Finding, Status, findings
 from octaskly.cli.symptoms import Neighbour, Symptoms
 from octaskly.client import Checkup
+from octaskly.trust import generate
+
+SECRET = generate()
 
 OUTSIDER = Symptoms(
     agent=None,
@@ -62,6 +69,25 @@ def test_no_line_denies_the_mesh_that_another_line_shows() -> None:
     assert seen["tcp"].says == (
         "there is no other node in this machine's mesh to try it with"
     )
+
+
+def test_a_name_without_an_address_is_no_firewall(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As of `pi4.local`, on a machine that looks up no names over mDNS."""
+
+    def look_up(*_arguments: object, **_options: object) -> None:
+        raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+
+    monkeypatch.setattr(socket, "getaddrinfo", look_up)
+    [named] = asking_nodes.asked(
+        [asking_nodes.of_seed("pi4.local", 7878, SECRET.mesh_id)], SECRET
+    )
+
+    seen = found(replace(OUTSIDER, mesh=SECRET.mesh_id, neighbours=(named,)))
+
+    assert seen["tcp"].status is Status.BAD
+    assert seen["tcp"].says == "nothing is called 'pi4.local' here: it has no address"
 
 
 def test_a_node_that_left_is_no_fault() -> None:

@@ -166,6 +166,7 @@ def test_all_mistakes_of_all_sources_are_told_at_once(home: Home) -> None:
         ({"labels": ("a=1", "a=2")}, "--label a: each once"),
         ({"slots": "0"}, "--slots 0: a whole number, from 1 to 4096"),
         ({"join": ("[::1]:70000",)}, "--join '[::1]:70000': HOST"),
+        ({"join": ("pi4..local",)}, "--join pi4..local: HOST"),
         (
             {"retained_bytes": str(RETAINED_BYTES_MIN - 1)},
             "--retained-bytes 16777215: a size like 65536, 64M or 10G, at least 16M",
