@@ -42,7 +42,8 @@ async def repetition(record: TaskRecord, store: Log, submitter: str) -> Submissi
     return Submission(
         drafts=(draft,),
         submitter=submitter,
-        key=f"{KEY}{record.name}",
+        # Once it is forgotten, the name may be chosen again.
+        key=f"{KEY}{record.name} {spec.created_ms}",
         is_key_of_all=True,
         is_strict=False,
     )

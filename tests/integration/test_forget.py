@@ -68,6 +68,23 @@ def test_what_ended_lately_stays_where_an_age_is_given(agent: Agent) -> None:
     assert agent.call("GET", f"{TASKS}/{task}")[0] == 200
 
 
+def test_a_name_that_is_given_again_is_repeated_for_itself(agent: Agent) -> None:
+    """Its first bearer was forgotten, while a repetition of that one waits."""
+    again = []
+    for command in ("true", "echo other", "true"):
+        made = {"id": "nightly", "command": command, "requires": {"gpus": 1000}}
+        assert agent.call("POST", TASKS, made)[0] == 201
+        assert agent.call("DELETE", f"{TASKS}/nightly")[0] == 200
+        status, body = agent.call("POST", f"{TASKS}/nightly/retry")
+        assert (status, body.get("command")) == (201, command), body
+        again.append(body["id"])
+        forget(agent, "--all-ended")
+    for task in again:  # What waits would be seen by other tests.
+        agent.call("DELETE", f"{TASKS}/{task}")
+
+    assert len(set(again)) == len(again)
+
+
 def test_what_shall_go_has_to_be_said(agent: Agent) -> None:
     """Neither nothing nor both is a wish."""
     for flags in ((), ("--all-ended", "--older-than", "7d")):
