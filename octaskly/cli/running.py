@@ -197,7 +197,7 @@ def _say_end(task: Task) -> None:
 
 def _explain(task: Task) -> None:
     what = {
-        "inputs": "no worker has its inputs",
+        "inputs": "no worker has its inputs, or room",
         "lost": "its worker was lost",
         "limit": "it went over a limit",
         "poison": "it took down every worker that ran it",

@@ -185,7 +185,7 @@ class Explaining:
         requires = task.requires or NO_NEEDS
         lasting = [*_withheld(member), *missing(member, requires)]
         if member.id in task.lacking:
-            lasting.append(Why("input", f"lacks input {task.lack}"))
+            lasting.append(Why("input", f"lacks {task.lack}"))
         if lasting:
             yield from lasting
             return
@@ -283,7 +283,7 @@ def _told(record: TaskRecord, names: Mapping[NodeId, str]) -> str:
         how = f": {_losses(record.progress)}"
     elif record.state is TaskState.FAILED and outcome is not None:
         if outcome.reason is Reason.INPUTS:
-            return f"it failed: no worker has its inputs: {outcome.detail}"
+            return f"it failed: no worker has its inputs, or room: {outcome.detail}"
         how = f": {_how(outcome)}"
     return f"it {_ENDS[record.state]}{where}{how}"
 

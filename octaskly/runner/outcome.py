@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from typing import Any
 
 from octaskly.core.model import AttemptState, Outcome, Reason
@@ -10,6 +12,7 @@ from octaskly.runner.spawn import NOT_STARTED, SCARCE
 TIMED_OUT = 124
 SIGNALLED = 128
 DETAIL_CHARS_MAX = 4096
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
 
 
 def outcome_of_end(fields: list[Any]) -> Outcome:
@@ -81,8 +84,11 @@ def not_prepared(error: BaseException, node: str) -> Outcome:
     """Return the outcome of an attempt whose folder or inputs could not be had.
 
     What this machine lacks at this moment another one may have; anything else would
-    go wrong again.
+    go wrong again. It lacks room for longer, as for inputs: others are tried first.
     """
+    if isinstance(error, OSError) and error.errno in NO_ROOM:
+        why = os.strerror(error.errno)
+        return released(Reason.INPUTS, f"room for a scratch folder on {node} ({why})")
     if not isinstance(error, OSError) or error.errno in SCARCE:
         return released(Reason.LOST, f"inputs not checked: {error}")
     return Outcome(

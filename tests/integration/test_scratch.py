@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 
 from octaskly.core.model import AttemptState, OutputFile, Reason
 from octaskly.core.options import TaskOptions
+from octaskly.runner.outcome import not_prepared
 from octaskly.runner.removal import remove_tree
 from octaskly.runner.workdir import captured
 from tests.agents import ending, start, submit, until
@@ -169,6 +171,16 @@ async def test_where_no_folder_can_be_made_the_task_fails(tmp_path: Path) -> Non
 
         assert (outcome.state, outcome.exit_code) == (AttemptState.FAILED, 126)
         assert outcome.detail.startswith("no scratch folder on rig: ")
+
+
+def test_where_there_is_no_room_another_node_is_tried() -> None:
+    """As for a missing input: it may have the room."""
+    why = "No space left on device"
+
+    outcome = not_prepared(OSError(errno.ENOSPC, why, "/scratch"), "rig")
+
+    assert (outcome.state, outcome.reason) == (AttemptState.RELEASED, Reason.INPUTS)
+    assert outcome.detail == f"room for a scratch folder on rig ({why})"
 
 
 def test_any_tree_can_be_removed(tmp_path: Path) -> None:

@@ -229,7 +229,7 @@ def test_a_missing_input_is_named() -> None:
 
     told = explained(mesh, "one", member(node_info(where, 2)))
 
-    assert reasons(told) == [("input", "lacks input data.csv")]
+    assert reasons(told) == [("input", "lacks data.csv")]
 
 
 def test_a_task_that_rests_says_until_when() -> None:
@@ -461,7 +461,7 @@ def test_a_task_without_its_inputs_failed_on_no_node() -> None:
 
     told = explained(Mesh(B), record, member(B))
 
-    assert told.summary == "it failed: no worker has its inputs: a.txt, b.txt"
+    assert told.summary == "it failed: no worker has its inputs, or room: a.txt, b.txt"
 
 
 def test_a_task_that_fails_fast_is_refused_where_nobody_could_run_it() -> None:
