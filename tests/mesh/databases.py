@@ -7,8 +7,6 @@ from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import quote
 
-from octaskly.core.model import name_of
-
 Vector = dict[int, int]
 
 
@@ -44,7 +42,7 @@ def vector(state: Path) -> Vector:
 
 
 def tasks(state: Path) -> dict[str, Held]:
-    """Return all tasks by name, with their attempts."""
+    """Return all tasks with their attempts, by id: twins have the same name."""
     with opened(state) as database:
         attempts: dict[int, list[tuple[int, int, int, str, int, int | None]]] = {}
         for task, *attempt in database.execute(
@@ -53,7 +51,7 @@ def tasks(state: Path) -> dict[str, Held]:
         ):
             attempts.setdefault(task, []).append(tuple(attempt))
         return {
-            name_of(task): Held(state, cancelled_by, tuple(attempts.get(key, ())))
+            task: Held(state, cancelled_by, tuple(attempts.get(key, ())))
             for key, task, state, cancelled_by in database.execute(
                 "SELECT key, id, state, cancelled_by FROM tasks"
             )
