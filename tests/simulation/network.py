@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING
 
 from octaskly.core.events import DialFailed, PeerDown, PeerUp, Received
@@ -45,6 +46,8 @@ class Network:
         self._world = world
         self._links: dict[Pair, Link] = {}
         self._dialling: set[Pair] = set()
+        self._at_door: dict[Pair, Callable[[], None]] = {}
+        """What ends a dial whose connection a stopped process has not taken yet."""
         self._cuts: set[Pair] = set()
         self._heard: dict[Pair, deque[tuple[Message, ...]]] = {}
         self._serial = 0
@@ -137,6 +140,9 @@ class Network:
                 link.is_broken = True
                 self._drop_later(link, other, node, "eof", self._delay_s())
         self._dialling = {pair for pair in self._dialling if pair[0] != node}
+        self._at_door = {p: end for p, end in self._at_door.items() if p[0] != node}
+        for give_up in [end for pair, end in self._at_door.items() if pair[1] == node]:
+            self._world.at(self._delay_s(), give_up)
 
     @property
     def is_prompt(self) -> bool:
@@ -213,16 +219,18 @@ class Network:
                 event = DialFailed(node, addresses, was_refused)
                 self._world.feed(machine, event)
 
-        is_mute = other is None or other.is_paused or machine.is_paused
         if machine.life != life:
             self._dialling.discard(key)
         elif not addresses:
             fail(was_refused=True)  # As the transport has it: none did not refuse.
-        elif other is None or is_mute or self.is_cut(dialler, target):
+        elif other is None or machine.is_paused or self.is_cut(dialler, target):
             wait_s = self._world.random.uniform(0.3, 2.0)
             self._world.at(wait_s, lambda: fail(was_refused=False))
         elif other.node is None:
             fail(was_refused=True)
+        elif other.is_paused:
+            again = partial(self._knock, key, node, addresses, life)
+            self._wait_at_door(key, again, partial(fail, was_refused=False))
         elif not self._world.may_meet(dialler, target):
             fail(was_refused=False)
         else:
@@ -233,6 +241,21 @@ class Network:
                 lambda: self._shake_hands(dialler, target, key),
                 lambda: fail(was_refused=False),
             )
+
+    def _wait_at_door(
+        self, key: Pair, again: Callable[[], None], fail: Callable[[], None]
+    ) -> None:
+        """The kernel takes the connection; the process shakes hands once it goes on."""
+
+        def end(then: Callable[[], None]) -> None:
+            if self._at_door.get(key) is give_up:
+                del self._at_door[key]
+                then()
+
+        give_up = partial(end, fail)
+        self._at_door[key] = give_up
+        self._world.at(HANDSHAKE_S, give_up)
+        self._world.machines[key[1]].held.append(partial(end, again))
 
     def _work(
         self,
