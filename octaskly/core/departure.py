@@ -16,6 +16,7 @@ from octaskly.core.model import Moment
 from octaskly.core.phases import Yielding
 
 GONE_S = 6.0  #: beyond the grace, for processes to go and results to be kept
+SETTLE_S = 2.0  #: for what is on its way to the disk when patience is over
 
 
 class Departure:
@@ -34,6 +35,7 @@ class Departure:
         self._ends_s: float | None = None  #: when patience with the worker is over
         self._kill_s = machines.settings.timing.kill_grace_s + GONE_S
         self._has_given_up = False
+        self._is_late = False
 
     def begin(self, drain_s: float, now: Moment) -> list[Effect]:
         """Start to leave; asked a second time, leave at once."""
@@ -56,14 +58,16 @@ class Departure:
         """Go on as far as possible."""
         if self._ends_s is None or self.is_done:
             return []
-        is_late = now.mono_s >= self._ends_s
+        self._is_late = is_late = now.mono_s >= self._ends_s
         if is_late and not self._has_given_up:
             self._has_given_up = True
             # Others run it again, but not beside what is left of it here.
             if ended := self._worker.give_up():
                 self._ends_s += self._kill_s
                 return ended
-        is_stuck = is_late and not self._journal.is_settled
+        # Without a successor answers would leave that one disk alone holds.
+        has_waited = now.mono_s >= self._ends_s + SETTLE_S
+        is_stuck = has_waited and not self._journal.is_settled
         if self._election.reign is not None and not is_stuck:
             effects = self._handover.step(now)
             if effects is not None:
@@ -79,7 +83,8 @@ class Departure:
             return math.inf
         if self._election.reign is None:
             return self._ends_s
-        return self._handover.deadline() or self._ends_s
+        patience_s = SETTLE_S if self._is_late else 0.0
+        return self._handover.deadline() or self._ends_s + patience_s
 
     def _is_clean(self) -> bool:
         """Whether all that this node ran and wrote is safe elsewhere or on disk."""

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from octaskly.core.departure import Departure
+from octaskly.core.departure import SETTLE_S, Departure
+from octaskly.core.effects import Effect, Stopped
 from octaskly.core.events import PeerUp, Saved
-from octaskly.core.machines import assemble
+from octaskly.core.machines import Machines, assemble
 from octaskly.core.messages import Hello, Transfer
 from octaskly.core.model import Address
 from octaskly.core.phases import Attachment, Reigning
@@ -14,8 +15,8 @@ from tests.builders import STREAM, epoch, moment, node_id, settings
 PEER = node_id("b")
 
 
-def test_a_successor_that_was_asked_while_the_disk_failed_is_asked_again() -> None:
-    """It may be ready by now; else this node would leave without a successor."""
+def reigning() -> Machines:
+    """Return the machines of a dispatcher with one follower."""
     machines = assemble(settings(), Saved())
     reign, own = Reign(epoch(), STREAM), Attachment(node_id("a"), epoch(), 1)
     machines.election.phase = Reigning(reign, own)
@@ -25,16 +26,52 @@ def test_a_successor_that_was_asked_while_the_disk_failed_is_asked_again() -> No
         PeerUp(PEER, hello, hello, Address("10.0.0.2", 7878)), moment()
     )
     machines.members.confirm(PEER, epoch(), ())
+    return machines
+
+
+def transfers(effects: list[Effect]) -> list[Transfer]:
+    """Return what successors are asked."""
+    return [
+        message
+        for effect in effects
+        for message in getattr(effect, "messages", ())
+        if isinstance(message, Transfer)
+    ]
+
+
+def test_a_successor_that_was_asked_while_the_disk_failed_is_asked_again() -> None:
+    """It may be ready by now; else this node would leave without a successor."""
+    machines = reigning()
     departure = Departure(machines)
     machines.handover.step(moment())
 
     departure.begin(30.0, moment(0.1))
     effects = departure.on_time(moment(0.1))
 
-    transfers = [
-        message
-        for effect in effects
-        for message in getattr(effect, "messages", ())
-        if isinstance(message, Transfer)
-    ]
-    assert transfers == [Transfer(epoch(), ())]
+    assert transfers(effects) == [Transfer(epoch(), ())]
+
+
+def test_patience_with_the_worker_is_not_that_with_the_disk() -> None:
+    """A paused node has none, but what is on its way to the disk needs a successor."""
+    machines = reigning()
+    departure = Departure(machines)
+    machines.journal.save(term=1)
+    departure.begin(0.0, moment())
+
+    assert departure.on_time(moment()) == []
+    machines.journal.on_persisted(machines.journal.number)
+    effects = departure.on_time(moment(0.1))
+
+    assert transfers(effects) == [Transfer(epoch(), ())]
+
+
+def test_a_disk_that_takes_nothing_holds_up_nobody_for_long() -> None:
+    """And the clock wakes the node in time to leave."""
+    machines = reigning()
+    departure = Departure(machines)
+    machines.journal.save(term=1)
+    departure.begin(0.0, moment())
+    departure.on_time(moment())
+
+    assert departure.deadline() == moment(SETTLE_S).mono_s
+    assert departure.on_time(moment(SETTLE_S))[-1] == Stopped()
