@@ -20,7 +20,7 @@ from octaskly.core.merge import TaskRecord
 from octaskly.core.messages import Reattach
 from octaskly.core.model import Attempt, AttemptId, Moment, NodeId, TaskId, TaskSpec
 from octaskly.core.placing import Placing
-from octaskly.core.retry import told_of, tries_of
+from octaskly.core.retry import NO_TRIES, told_of, tries_of
 
 READ_S = 0.5  #: how long a new reign waits for what others hold;
 READ_MAX_S = 3.0  #: and for those that are not silent
@@ -256,14 +256,15 @@ class Adoption:
 
     def _adopt(self, node: NodeId, attempt: AttemptId, spec: TaskSpec) -> None:
         """Keep an attempt that a worker runs, if it is the one that counts."""
-        task = self._queue.tasks.get(spec.id)
+        task, tries = self._queue.tasks.get(spec.id), NO_TRIES
         if task is not None and _has_followed(task, attempt):
+            tries = task.tries
             del self._queue.tasks[spec.id]
             task = None
         if task is None and not self._queue.is_final(spec.id):
             # The store may know more, as that it was cancelled; until a read says so,
             # it is asked before the task is run again.
-            task = InHand(spec, is_sure=False)
+            task = InHand(spec, is_sure=False, tries=tries)
             self._queue.seek(spec.id)
             if (place := member_of(spec.id)) is not None:
                 task.may_be_cut = True

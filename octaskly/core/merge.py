@@ -27,6 +27,7 @@ from octaskly.core.model import (
     Attempt,
     AttemptId,
     AttemptState,
+    Reason,
     StreamId,
     TaskId,
     TaskSpec,
@@ -36,6 +37,11 @@ from octaskly.core.model import (
 from octaskly.core.options import After
 from octaskly.core.values import value
 
+SUPPOSED: Final = (Reason.LOST, Reason.POISON, Reason.RETURNED)
+"""How a dispatcher says that attempts ended of which it will hear no more, it thinks.
+
+What was only waiting on a worker that is gone counts as returned.
+"""
 BROKEN = "\x1fafter "
 """Begins who cancelled a task, where one before it ended otherwise.
 
@@ -297,8 +303,9 @@ def _join_attempts(
 def _further(a: Attempt, b: Attempt) -> Attempt:
     """Return the attempt that has come further; ties fall to the smaller outcome.
 
-    An end that was seen counts more than one of which nobody heard. The node is joined
-    apart: it must not decide, as what is joined later may change it.
+    An end that was seen counts more than one that was supposed, as nobody heard of the
+    attempt. The node is joined apart: it must not decide, as what is joined later may
+    change it.
     """
     if a.state != b.state:
         winner = a if a.state > b.state else b
@@ -311,4 +318,5 @@ def _further(a: Attempt, b: Attempt) -> Attempt:
 def _among_alike(attempt: Attempt) -> tuple[bool, str]:
     """Return what the smallest of counts, of attempts that have come equally far."""
     outcome = attempt.outcome
-    return outcome is not None and not outcome.is_seen, repr(outcome)
+    is_supposed = outcome is not None and outcome.reason in SUPPOSED
+    return is_supposed, repr(outcome)

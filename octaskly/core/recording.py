@@ -16,7 +16,6 @@ from octaskly.core.inhand import WAITING, InHand, Stage
 from octaskly.core.merge import TaskRecord
 from octaskly.core.messages import Report
 from octaskly.core.model import (
-    Attempt,
     AttemptId,
     AttemptState,
     Moment,
@@ -34,8 +33,6 @@ from octaskly.core.retry import (
     counted,
     judged,
     rest_s,
-    told_of,
-    tries_of,
 )
 
 FINAL_STATES = {
@@ -65,8 +62,6 @@ class Recording:
         """What is recorded, and told again until it may be acknowledged."""
         self._put_off: dict[TaskId, dict[AttemptId, tuple[NodeId, Report]]] = {}
         """Ends that wait for what the store says of their tasks, and who told."""
-        self._before: dict[Key, tuple[Attempt, ...]] = {}
-        """What the store said just now of attempts at such a task."""
         self._told: tuple[set[Key], set[Key]] = (set(), set())
         """What was acknowledged of late, and before that: it is told again where it
         crossed that, as who is told to end what has ended repeats its result."""
@@ -75,7 +70,6 @@ class Recording:
         """The reign is over."""
         self._waiting.clear()
         self._put_off.clear()
-        self._before.clear()
         self._told = (set(), set())
 
     def put_off(self, node: NodeId, report: Report) -> bool:
@@ -90,9 +84,11 @@ class Recording:
         if others is None:
             task = queue.tasks.get(report.task)
             if task is not None:
-                if not _is_unseen(task):
+                is_seen = task.is_sure or task.final is not None
+                if is_seen or report.attempt in task.reported:
                     return False
-                report = replace(report, spec=task.spec)
+                if task.stage is Stage.LIVE:
+                    report = replace(report, spec=task.spec)
             if (
                 not _hangs_on_the_log(report)
                 or item in self._waiting
@@ -101,10 +97,13 @@ class Recording:
                 return False
             others = self._put_off[report.task] = {}
             queue.seek(report.task)
-            if task is None or (task.attempt, task.node) == (report.attempt, node):
+            if not _is_elsewhere(task, node, report):
+                tries = NO_TRIES
                 if task is not None:
+                    tries = task.tries
                     queue.end(task, None)
-                queue.shadow(_spec_of(report), None)  # No read shall start it.
+                # No read shall start it.
+                queue.shadow(_spec_of(report), None).tries = tries
         others[report.attempt] = node, report
         shadow = queue.tasks.get(report.task)
         if shadow is not None and shadow.stage is Stage.ENDED:
@@ -115,35 +114,53 @@ class Recording:
 
     def take_up(self, records: Iterable[TaskRecord]) -> dict[NodeId, list[Report]]:
         """Return the reports that waited for the last read, by who told them."""
-        queue = self._queue
         known = {record.id: record for record in records}
-        self._before = {}
         ready: dict[NodeId, list[Report]] = {}
-        for task_id in queue.named:
+        for task_id in self._queue.named:
             reports = self._put_off.pop(task_id, None)
             if reports is None:
                 continue
-            record = known.get(task_id)
-            spec = None if record is None else record.spec
+            self._learn(known.get(task_id), reports)
             for node, report in reports.values():
-                report = replace(report, spec=report.spec or spec)
                 ready.setdefault(node, []).append(report)
-            task = queue.tasks.get(task_id)
-            # Else it was cancelled meanwhile, or another attempt was found.
-            if task is None or (task.stage is Stage.ENDED and task.final is None):
-                state = TaskState.QUEUED if record is None else record.state
-                state = queue.settled(task_id, state)
-                if not state.is_final:
-                    queue.tasks.pop(task_id, None)
-                    attempts = () if record is None else record.attempts
-                    self._before |= {(task_id, name): attempts for name in reports}
-                    continue
-                task = queue.shadow(_spec_of(report), state)
-                self._placing.touch(task)
-            if record is not None:
-                self._adoption.learn(record, task)
-                self._write_again(record, reports)
         return ready
+
+    def _learn(
+        self, record: TaskRecord | None, reports: dict[AttemptId, tuple[NodeId, Report]]
+    ) -> None:
+        """Take over what the store says of a task, before ends of it are recorded."""
+        queue = self._queue
+        told = [report for _, report in reports.values()]
+        specs = [report.spec for report in told]
+        report = replace(
+            told[0], spec=next(filter(None, specs), record.spec if record else None)
+        )
+        task = queue.tasks.get(report.task)
+        # Else it was cancelled meanwhile, or another attempt was found.
+        if task is None or _is_open(task):
+            tries = NO_TRIES if task is None else task.tries
+            state = TaskState.QUEUED if record is None else record.state
+            state = queue.settled(report.task, state)
+            task = self._meet(report, state if state.is_final else None)
+            task.tries = tries
+        # What was put off is not recorded yet.
+        task.reported = tuple(name for name in task.reported if name not in reports)
+        if record is not None:
+            self._adoption.learn(record, task)
+            self._write_again(record, reports)
+
+    def _meet(self, report: Report, final: TaskState | None) -> InHand:
+        """Take in hand a task of which ends are told; `final` if it is over.
+
+        Else the store is asked when they are durable, also of a task that ended here:
+        that may be forgotten, and another half of a split has told that it goes on.
+        """
+        spec, is_over = report.spec, self._queue.is_final(report.task)
+        if spec is not None and final is None and not is_over:
+            self._placing.facts += self._placing.told_again(spec, report.attempt)
+        task = self._queue.shadow(_spec_of(report), final)
+        self._placing.touch(task)
+        return task
 
     def _write_again(
         self, record: TaskRecord, reports: dict[AttemptId, tuple[NodeId, Report]]
@@ -180,13 +197,13 @@ class Recording:
         if item in self._waiting:
             return False  # Else a log without a standby would grow with each repeat.
         task = self._queue.tasks.get(report.task)
-        if task is None and self._was_told(item):
+        if _is_open(task) and self._was_told(item):
             # Else a success that was recorded as cancelled would count after all. A
             # task in hand may have the name of one that is forgotten, and its numbers.
             return False
         self._waiting.add(item)
         if task is None:
-            return self._record_unknown(node, report)
+            task = self._meet(report, None)
         if report.attempt in task.reported:
             return False  # Told again because the acknowledgement was slow.
         task.reported += (report.attempt,)
@@ -204,8 +221,8 @@ class Recording:
         return outcome.state in FINAL_STATES or task.final is not None
 
     def _hear_late(self, task: InHand, attempt: AttemptId, told: Outcome) -> Outcome:
-        """Let the end of an attempt count that was taken for lost; return it."""
-        if told.reason is Reason.LOST:
+        """Let the end of an attempt count that is not under way here; return it."""
+        if told.reason is Reason.LOST and not _is_open(task):
             return told  # That much was known, and counted.
         outcome = _outcome(task, attempt, told)
         final = FINAL_STATES.get(outcome.state)
@@ -254,38 +271,21 @@ class Recording:
         self._queue.end(task, TaskState.FAILED)
         return replace(outcome, state=AttemptState.FAILED, exit_code=None)
 
-    def _record_unknown(self, node: NodeId, report: Report) -> bool:
-        """Record the end of an attempt whose task is not in hand."""
-        placing = self._placing
-        spec = report.spec
-        if spec is not None and not self._queue.is_final(report.task):
-            placing.facts += placing.told_again(spec, report.attempt)
-        outcome = report.outcome
-        before = self._before.get((report.task, report.attempt))
-        tries = tries_of(before or ())
-        if spec is not None:
-            outcome = judged(spec, report.attempt, outcome, tries)
-        placing.facts.append(Finished(report.task, report.attempt, node, outcome))
-        final = FINAL_STATES.get(outcome.state)
-        # Without one the store is asked, also of a task that ended here: that may be
-        # forgotten, and another half of a split has told that the task goes on.
-        task = self._queue.shadow(_spec_of(report), final)
-        # Another may be told, too: one that the log has counts once.
-        task.reported = (*told_of(before or ()), report.attempt)
-        task.tries = counted(tries, report.attempt, outcome)
-        placing.touch(task)
-        if before is not None and final is TaskState.FAILED:
-            placing.count_failure(report.task)
-        return final is not None
-
 
 def _spec_of(report: Report) -> TaskSpec:
     return report.spec or TaskSpec(id=report.task, command="")
 
 
-def _is_unseen(task: InHand) -> bool:
-    """Whether all that is known of a task is that a worker listed an attempt."""
-    return task.stage is Stage.LIVE and task.final is None and not task.is_sure
+def _is_open(task: InHand | None) -> bool:
+    """Whether what is known here of a task is at most how attempts at it ended."""
+    return task is None or (task.stage is Stage.ENDED and task.final is None)
+
+
+def _is_elsewhere(task: InHand | None, node: NodeId, report: Report) -> bool:
+    """Whether a worker listed another attempt, which may run on."""
+    told = report.attempt, node
+    is_live = task is not None and task.stage is Stage.LIVE
+    return task is not None and is_live and (task.attempt, task.node) != told
 
 
 def _hangs_on_the_log(report: Report) -> bool:

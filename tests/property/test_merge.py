@@ -15,7 +15,7 @@ from octaskly.core.facts import (
     Submitted,
     TaskFact,
 )
-from octaskly.core.merge import TaskRecord, apply, join, record_of
+from octaskly.core.merge import SUPPOSED, TaskRecord, apply, join, record_of
 from octaskly.core.model import (
     AttemptId,
     AttemptState,
@@ -86,14 +86,19 @@ def test_facts_give_the_same_task_in_any_order_and_repeated(
     assert reduce(apply, some, None) == reduce(apply, mixed, None)
 
 
-@given(attempts, st.sampled_from(FAILURES), st.sampled_from(list(AttemptState)[2:]))
-def test_an_end_that_was_seen_counts_more_than_a_loss(
-    attempt: AttemptId, reason: Reason, state: AttemptState
+@given(
+    attempts,
+    st.sampled_from(FAILURES),
+    st.sampled_from(list(AttemptState)[2:]),
+    st.sampled_from(SUPPOSED),
+)
+def test_an_end_that_was_seen_counts_more_than_one_that_was_supposed(
+    attempt: AttemptId, reason: Reason, state: AttemptState, supposed: Reason
 ) -> None:
     """A worker that comes back knows better, and what its attempt wrote."""
     seen, lost = (
         Finished(TASK, attempt, node_id("a"), Outcome(state=state, reason=each))
-        for each in (reason, Reason.LOST)
+        for each in (reason, supposed)
     )
 
     assert join(record_of(lost), record_of(seen)) == record_of(seen)

@@ -320,6 +320,22 @@ def test_failures_behind_the_attempt_that_a_worker_listed_count_too() -> None:
     assert facts(effects) == [Finished(T, listed, A, FAILED)]
 
 
+def test_a_failure_told_beside_what_was_given_back_waits_for_the_log_as_well() -> None:
+    """All that is known of the task is that: not even how often it may be tried."""
+    world = new_reign(a=1, b=1)
+    back = Outcome(state=AttemptState.RELEASED, reason=Reason.RETURNED)
+    world.dispatch.on_results(A, told(report(of=attempt(3), end=back)), moment())
+
+    late = report(of=attempt(2), end=FAILED)
+    assert world.dispatch.on_results(B, told(late), moment()) == []
+
+    world.commit()
+    world.dispatch.on_live_loaded(LiveLoaded(()), moment())
+    log = replace(ONCE, attempts=(*ONCE.attempts, running(B, attempt(2))))
+    effects = world.dispatch.on_live_loaded(LiveLoaded((log,)), moment())
+    assert facts(effects)[-1] == Finished(T, attempt(2), B, FAILED)
+
+
 def test_an_attempt_that_was_lost_meanwhile_is_not_run_twice_if_that_was_asked() -> (
     None
 ):
