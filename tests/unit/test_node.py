@@ -71,6 +71,7 @@ from octaskly.core.messages import (
     ReplOk,
     Report,
     Results,
+    ResultsOk,
     Roster,
     RosterLine,
 )
@@ -287,6 +288,44 @@ def test_nothing_is_accepted_before_it_is_durable() -> None:
 
     number = max(e.number for e in effects if isinstance(e, Append))
     assert len(of(Answer, shell.feed(Persisted(number)))) == 1
+
+
+@pytest.mark.parametrize("is_disk_first", [True, False])
+def test_a_result_is_acknowledged_when_this_disk_and_a_standby_have_it(
+    *, is_disk_first: bool
+) -> None:
+    """Both are told of it in one step; until both have it, its worker keeps it."""
+    shell = followed()
+    shell.hear(Reattach((), 2, NodeState.READY))
+    for ticket in range(3):  # The dispatcher itself has two slots.
+        shell.feed(submitted(ticket))
+    said = sent(shell.log)
+    number = max(message.number for message in said if isinstance(message, Repl))
+    said += sent(shell.hear(ReplOk(EPOCH, number)))
+    ((attempt, spec), *_) = next(m for m in said if isinstance(m, Dispatch)).items
+    end = Report(
+        task=spec.id,
+        attempt=attempt,
+        outcome=Outcome(state=AttemptState.OK, reason=Reason.EXIT),
+    )
+    shell.has_disk = False
+
+    told = shell.hear(Results((end,), 2))
+    written = [effect for effect in told if isinstance(effect, Append)]
+    (copy,) = [message for message in sent(told) if isinstance(message, Repl)]
+    answers: list[Event] = [
+        Persisted(written[-1].number),
+        Received(PEER, (ReplOk(EPOCH, copy.number),)),
+    ]
+    first, second = answers if is_disk_first else reversed(answers)
+
+    assert not of_kind(ResultsOk, told)
+    assert not of_kind(ResultsOk, shell.feed(first))
+    assert of_kind(ResultsOk, shell.feed(second)) == [ResultsOk(((spec.id, attempt),))]
+
+
+def of_kind(kind: type, effects: list[Effect]) -> list[Message]:
+    return [message for message in sent(effects) if isinstance(message, kind)]
 
 
 def test_a_follower_of_a_dispatcher_reattaches_and_answers_heartbeats() -> None:
