@@ -11,9 +11,10 @@ from octaskly.core.effects import Append, Effect, Join, Note, Save, Send
 from octaskly.core.events import Event, Received
 from octaskly.core.facts import CancelAsked, Entry, Fact, Finished, Recorded, Submitted
 from octaskly.core.merge import TaskRecord, TaskRow, join
-from octaskly.core.messages import Claim, ClaimOk, Repl, ReplOk
+from octaskly.core.messages import Claim, ClaimOk, Repl, ReplOk, Results, ResultsOk
 from octaskly.core.model import (
     NO_EPOCH,
+    AttemptId,
     Epoch,
     NodeId,
     StreamId,
@@ -61,6 +62,8 @@ class Watch:
         self._terms: dict[NodeId, tuple[Disk, int]] = {}
         self._epochs: dict[NodeId, tuple[Node, Epoch]] = {}
         self._level: dict[NodeId, Node] = {}
+        self._told_s: dict[tuple[Node, TaskId, AttemptId], float] = {}
+        """Since when each process knows results that it has not acknowledged."""
         self._ahead_s: dict[NodeId, float] = {}
         self._heirs: dict[NodeId, tuple[Epoch, NodeId, set[TaskId]]] = {}
         """Of whom each dispatcher was standby, and which of its tasks it lacks."""
@@ -78,6 +81,7 @@ class Watch:
         assert node is not None
         if isinstance(event, Received):
             self._note_stale(machine, event)
+            self._note_results(node, event)
         for effect in effects:
             if isinstance(effect, Send):
                 self._on_sent(machine, effect)
@@ -93,7 +97,7 @@ class Watch:
         self._terms_never_decrease(machine)
         self._epochs_never_decrease(machine, node)
         self._no_stale_start()
-        if self._world.has_requests and _has_level_standby(machine):
+        if _has_level_standby(machine):
             self._level[machine.id] = node
         else:
             self._level.pop(machine.id, None)
@@ -104,6 +108,8 @@ class Watch:
                 self._is_on_disk(machine, message)
             elif isinstance(message, ReplOk):
                 self._is_not_stale(machine, message)
+            elif isinstance(message, ResultsOk):
+                self._results_are_safe(machine, message)
 
     def _on_written(self, machine: Machine, written: Append | Join | Save) -> None:
         self._is_readable(machine, written)
@@ -195,12 +201,17 @@ class Watch:
             )
 
     def _has_task(self, machine: Machine, task: TaskId) -> bool:
-        """Whether a disk holds a task, or did a moment ago, as the dispatcher knows."""
-        disks = [machine.disk]
-        if self._world.time_s < machine.restored_s + NOTICED_S:
-            disks += machine.lost
         key = (Submitted, task, None)
+        disks = self._disks(machine)
         return any(task in disk.records or key in disk.kept for disk in disks)
+
+    def _disks(self, machine: Machine) -> list[Disk]:
+        """Return the disk of a machine, and what it was a moment ago.
+
+        Until the end of a process is noticed, others count on what it had.
+        """
+        is_late = self._world.time_s >= machine.restored_s + NOTICED_S
+        return [machine.disk] if is_late else [machine.disk, *machine.lost]
 
     def _rows_are_told(self, machine: Machine, node: Node) -> None:
         """I10: what only rows of a dispatcher say does not stay on one disk."""
@@ -259,6 +270,33 @@ class Watch:
             or not _has_level_standby(machine)
             or (waited_s >= self._world.timing.solo_s - 0.01)
         ), f"{machine.id} waited {waited_s:.3f} s for no standby"
+
+    def _note_results(self, node: Node, event: Received) -> None:
+        for message in event.messages:
+            for report in message.reports if isinstance(message, Results) else ():
+                key = (node, report.task, report.attempt)
+                self._told_s.setdefault(key, self._world.time_s)
+
+    def _results_are_safe(self, machine: Machine, message: ResultsOk) -> None:
+        """G3: what a worker may forget is on two disks, as what a client is told."""
+        world, node = self._world, machine.node
+        assert node is not None
+        for task, attempt in message.items:
+            told_s = self._told_s.pop((node, task, attempt), None)
+            holders = [
+                m.id
+                for m in world.machines.values()
+                if any(_has_end(disk, task, attempt) for disk in self._disks(m))
+            ]
+            if len(holders) > 1 or world.is_gone(task):
+                continue
+            assert not world.is_strict, f"{task} has ended on {holders}, though strict"
+            if self._level.get(machine.id) is node and _has_level_standby(machine):
+                assert told_s is not None
+                waited_s = world.time_s - told_s
+                assert waited_s >= world.timing.solo_s - 0.01, (
+                    f"{machine.id} acknowledged {task} on {holders} after {waited_s} s"
+                )
 
     def _transitions_are_told(self, machine: Machine, effects: list[Effect]) -> None:
         """Each transition is one line of the log, with its reason."""
@@ -327,6 +365,15 @@ class Watch:
 def _has_level_standby(machine: Machine) -> bool:
     node = machine.node
     return node is not None and node.has_level_standby
+
+
+def _has_end(disk: Disk, task: TaskId, attempt: AttemptId) -> bool:
+    """Whether a disk says how an attempt ended, perhaps in a row of half a snapshot."""
+    if (Finished, task, attempt) in disk.kept:
+        return True
+    record = disk.shown(task)
+    ended = () if record is None else (a.id for a in record.attempts if a.outcome)
+    return attempt in ended
 
 
 def _counting(disk: Disk) -> dict[TaskId, TaskRecord]:

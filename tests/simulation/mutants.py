@@ -24,7 +24,7 @@ from octaskly.core.events import Event, PeerUp, Persisted, Saved
 from octaskly.core.exchange import Exchange
 from octaskly.core.hints import Hints
 from octaskly.core.inbound import Inbound
-from octaskly.core.journal import Journal
+from octaskly.core.journal import Journal, WhenDurable
 from octaskly.core.membership import Membership
 from octaskly.core.messages import (
     Message,
@@ -49,7 +49,7 @@ from octaskly.core.model import (
 )
 from octaskly.core.node import Node
 from octaskly.core.placing import Placing
-from octaskly.core.promises import Promises
+from octaskly.core.promises import Promises, WhenSafe
 from octaskly.core.recording import Recording
 from octaskly.core.replication import Replication
 from octaskly.core.results import KeptResult, KeptResults
@@ -188,6 +188,23 @@ def results_acknowledged_before_commit(patch: pytest.MonkeyPatch) -> None:
         return effects
 
     patch.setattr(Inbound, "on_message", hasty)
+
+
+def results_acknowledged_before_a_standby_has_them(patch: pytest.MonkeyPatch) -> None:
+    """Workers may forget results that only the dispatcher's disk has."""
+    real = Dispatch._commit
+
+    def hasty(
+        self: Dispatch,
+        now: Moment,
+        when_durable: WhenDurable | None = None,
+        when_safe: WhenSafe | None = None,
+    ) -> list[Effect]:
+        if when_safe is None or when_durable is not None:
+            return real(self, now, when_durable, when_safe)
+        return real(self, now, lambda now: when_safe(now, 2))
+
+    patch.setattr(Dispatch, "_commit", hasty)
 
 
 def no_epoch_check_in_worker(patch: pytest.MonkeyPatch) -> None:
@@ -527,6 +544,7 @@ MUTANTS: tuple[tuple[Plant, Hunt], ...] = (
     (acknowledge_before_commit, run_seed),
     (claim_before_commit, run_seed),
     (results_acknowledged_before_commit, run_seed),
+    (results_acknowledged_before_a_standby_has_them, run_seed),
     (no_epoch_check_in_worker, run_seed),
     (never_step_down, run_seed),
     (never_redial, run_unseen),

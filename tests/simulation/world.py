@@ -996,11 +996,6 @@ class World:
         """How many steps all nodes have taken."""
         return len(self._log)
 
-    @property
-    def has_requests(self) -> bool:
-        """Whether a client waits for an answer."""
-        return bool(self._asked_s)
-
     def alive(self) -> list[Machine]:
         """Return the machines whose agent runs."""
         return [m for m in self.machines.values() if m.node is not None]
