@@ -155,6 +155,8 @@ class Adoption:
             elif task.stage is Stage.LIVE:
                 task.is_sure = task.is_sure and task_id not in over
                 task.may_be_cut = task.may_be_cut or is_cut
+                if task.final is None and self._placing.is_ahead(task):
+                    self._placing.kill(task)  # Its worker has not begun it.
         for task_id in over:
             queue.arrays.withdraw(task_id)
         if not queue.is_reading:

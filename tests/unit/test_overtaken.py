@@ -7,12 +7,20 @@ from dataclasses import replace
 from octaskly.core.arrays import Progress, member_id
 from octaskly.core.effects import Announce, Append, Effect, Load, LoadLive, LoadRipe
 from octaskly.core.events import LiveLoaded, Loaded, Ripe, RipeLoaded
-from octaskly.core.facts import Assigned
+from octaskly.core.facts import Assigned, Finished
 from octaskly.core.merge import TaskRecord
-from octaskly.core.model import TaskId
+from octaskly.core.model import AttemptState, TaskId
 from octaskly.core.options import After, ArraySpec, Retry, TaskOptions
 from octaskly.core.parents import RIPE_MAX
-from tests.builders import attempt, draft, moment, node_info, report, spec
+from tests.builders import (
+    attempt,
+    draft,
+    moment,
+    node_info,
+    outcome,
+    report,
+    spec,
+)
 from tests.desk import (
     FAILED,
     LATE,
@@ -22,6 +30,7 @@ from tests.desk import (
     World,
     facts,
     holding,
+    kill,
     reattach,
     record,
     reigning,
@@ -112,6 +121,22 @@ def test_what_runs_and_ended_elsewhere_is_looked_up_before_it_runs_again() -> No
 
     assert effects[1:] == []
     assert world.commit() == [LoadLive(), Load(-2, 1000)]
+
+
+def test_what_waits_at_its_worker_and_ended_elsewhere_is_called_back() -> None:
+    """It has not begun, as another task is before it; the store is asked then."""
+    world = reigning(record("u"), record(place=2))
+    world.dispatch.on_worker_up(node_info(A, 1), moment())
+    world.dispatch.on_reattach(*reattach("a", 2), moment())
+    world.commit()
+
+    effects = world.dispatch.on_overtaken((T, TaskId("u")), moment())
+
+    assert effects == [Announce((T, TaskId("u"))), kill(A)]
+    ended = report(end=outcome(AttemptState.CANCELLED))
+    back = world.dispatch.on_results(A, told(ended, credit=0), moment())
+    assert [type(fact) for fact in facts(back)] == [Finished]
+    assert LoadLive() in world.commit()
 
 
 def test_no_member_begins_of_an_array_that_was_cancelled_elsewhere() -> None:
