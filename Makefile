@@ -19,7 +19,7 @@ $(VENV)/.ready: pyproject.toml
 	@if command -v uv >/dev/null 2>&1; then \
 		uv venv -q --allow-existing --python $(PYTHON) $(VENV) && uv pip install -q --python $(BIN)/python -e . --group test --group lint; \
 	else \
-		$(PYTHON) -m venv $(VENV) && $(BIN)/pip install -q --upgrade 'pip>=25.1' && $(BIN)/pip install -q -e . --group test --group lint; \
+		$(PYTHON) -m venv --clear $(VENV) && $(BIN)/pip install -q --upgrade 'pip>=25.1' && $(BIN)/pip install -q -e . --group test --group lint; \
 	fi
 	@touch $@
 

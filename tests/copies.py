@@ -70,7 +70,7 @@ class Copies:
 
     def renew(self, at: float = 0.0) -> None:
         """Reign in a higher epoch, as after a claim above another one."""
-        self.replication.end()
+        self.replication.end(moment(at))
         self.journal.close_stream()
         self.epoch = epoch(self.epoch.term + 1)
         self.stream = StreamId(self.stream + 1)

@@ -11,7 +11,7 @@ from dataclasses import replace
 from octaskly.core.effects import Advertise, Effect
 from octaskly.core.hints import Circle
 from octaskly.core.machines import Machines
-from octaskly.core.model import NO_EPOCH, Moment
+from octaskly.core.model import Moment
 from octaskly.core.phases import Attachment, Following, Succeeding, TakingOver
 from octaskly.core.succession import Reign
 
@@ -40,6 +40,9 @@ class Allegiance:
     def reconcile(self, now: Moment) -> list[Effect]:
         """Make dispatch and worker go by what the election says now."""
         effects: list[Effect] = []
+        if self._election.loss.was_silent:
+            # It may have given up this standby meanwhile, whoever is followed next.
+            self._standby.fall_behind()
         reign, attachment = self._election.reign, self._election.attachment
         if reign is not self._reign:
             effects += self._change_reign(reign, now)
@@ -83,7 +86,7 @@ class Allegiance:
         effects: list[Effect] = []
         if self._reign is not None:
             self._dispatch.end()
-            self._replication.end()
+            self._replication.end(now)
             self._journal.close_stream()
         self._reign = reign
         if reign is None:
@@ -94,9 +97,8 @@ class Allegiance:
             self._me, self._election.loss.dispatcher
         )
         self._replication.begin(reign, now, is_expecting=is_expecting)
-        was_silent = self._election.loss.was_silent
-        level = NO_EPOCH if was_silent else self._standby.epoch
-        self._completeness.begin(reign.epoch, self._registry.roster, level, now.mono_s)
+        roster, level = self._registry.roster, self._standby.epoch
+        self._completeness.begin(reign.epoch, roster, level, now.mono_s)
         if not self._completeness.has_read_all:
             self._dispatch.adoption.hold(now)
         effects += self._dispatch.begin(reign.epoch, reign.stream, now)

@@ -95,7 +95,7 @@ class TaskRecord:
 
     @property
     def chosen(self) -> Attempt | None:
-        """The attempt that decides: the first success, else the last ended or live."""
+        """The attempt that decides: the first success, or failure, or else the last."""
         if len(self.attempts) == 1:  # As mostly.
             return self.attempts[0]
         for attempt in self.attempts:

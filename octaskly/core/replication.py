@@ -83,12 +83,17 @@ class Replication:
         self._number = self._journal.number
         self._promises.bare_s = now.mono_s if is_expecting else ALWAYS
 
-    def end(self) -> None:
-        """Reign no more; what waits is told how many copies it has, if it has any."""
+    def end(self, now: Moment) -> None:
+        """Reign no more; what waits is told how many copies it has, if it has any.
+
+        A standby that was level may be about to reign without what it has not
+        acknowledged: that is told as if it were slow, and not at once.
+        """
         self._promises.note_copies()
+        if not self._promises.is_bare:
+            self._promises.bare_s = now.mono_s
         self._reign = None
         self._forget()
-        self._promises.bare_s = ALWAYS
 
     def _forget(self) -> None:
         self._copies.clear()

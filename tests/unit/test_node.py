@@ -834,6 +834,20 @@ def test_a_standby_that_has_to_ask_its_dispatcher_is_level_no_more() -> None:
     assert shell.node.level_epoch == THEIRS
 
 
+def test_a_standby_whose_dispatcher_fell_silent_is_level_no_more() -> None:
+    """It may have been given up meanwhile, whoever it follows before it reigns."""
+    shell = Shell()
+    shell.feed(Woke(0.5))
+    shell.meet(epoch=THEIRS)
+    shell.hear(Entries((), (), more=False, vector=()))
+    shell.hear(Repl(THEIRS, 1, (), ((StreamId(1), THEIRS),)))
+    assert shell.node.level_epoch == THEIRS
+
+    shell.run(shell.now_s + 5)
+
+    assert shell.node.level_epoch == NO_EPOCH
+
+
 def test_what_a_worker_runs_is_judged_when_its_last_part_has_come() -> None:
     """An attempt that only the second part lists is not lost with the first."""
     shell = Shell()

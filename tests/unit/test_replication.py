@@ -9,7 +9,14 @@ import pytest
 from octaskly.core.effects import Effect
 from octaskly.core.facts import NO_FLOOR
 from octaskly.core.messages import STOPPING, Cursor, Repl, Snapshot, SnapshotHead
-from octaskly.core.model import Limits, NodeId, NodeState, StandbyView, StreamId
+from octaskly.core.model import (
+    Limits,
+    NodeId,
+    NodeState,
+    StandbyView,
+    StreamId,
+    Timing,
+)
 from octaskly.core.replication import UNACKED_BYTES_MAX
 from tests.builders import STREAM, epoch, moment
 from tests.copies import (
@@ -611,20 +618,33 @@ def test_a_node_that_was_slow_does_not_keep_the_dispatcher_awake() -> None:
 
 
 def test_what_waits_outlives_the_reign_and_is_told_of_one_copy() -> None:
-    """It is on this disk; who reigns next joins it."""
+    """It is on this disk; but for a moment the standby may reign without it."""
     world = Copies("b")
     world.write()
     world.ask("x")
-    world.replication.end()
+    world.replication.end(moment())
+
+    assert world.commit() == []
+    due_s = world.replication.deadline()
+    assert due_s == pytest.approx(moment().mono_s + Timing().solo_s)
+    assert world.replication.review(moment(Timing().solo_s)) == [answer("x", 1)]
+    assert world.replication.is_quiet
+
+
+def test_what_waits_for_no_standby_is_told_as_the_reign_ends() -> None:
+    """There is none that could reign without it."""
+    world = Copies()
+    world.write()
+    world.ask("x")
+    world.replication.end(moment())
 
     assert world.commit() == [answer("x", 1)]
-    assert world.replication.is_quiet
 
 
 def test_without_a_reign_nothing_is_streamed() -> None:
     """What a follower absorbs is its dispatcher's to spread."""
     world = Copies("b")
-    world.replication.end()
+    world.replication.end(moment())
 
     assert world.write() == []
     assert world.standbys == []
