@@ -132,8 +132,9 @@ class Adoption:
     def overtake(self, over: Iterable[TaskId]) -> None:
         """Begin none of these: the log of another node, on this disk, has their ends.
 
-        More may come for long before the queue is read afresh. The store is asked, as
-        what has the name of a forgotten task may live on.
+        Or ends of attempts at them, which count. More may come for long before the
+        queue is read afresh. The store is asked, as what has the name of a forgotten
+        task may live on, and not all attempts may be used up.
         """
         self._over.update(over)
         self._placing.note_over(self._over)

@@ -9,14 +9,14 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import replace
 from functools import partial
-from typing import TypeGuard
 
 from octaskly.core.acceptance import number_of
 from octaskly.core.effects import Effect, Send, Written
-from octaskly.core.facts import CancelAsked, Entry, Fact, Finished, Submitted
+from octaskly.core.facts import CancelAsked, Entry, Finished, Submitted
 from octaskly.core.keys import KeysGiven, KeysHeld, KeysMessage
 from octaskly.core.links import Links
 from octaskly.core.machines import Machines
+from octaskly.core.merge import TaskRecord
 from octaskly.core.messages import (
     Claim,
     ClaimNo,
@@ -46,7 +46,6 @@ from octaskly.core.messages import (
 )
 from octaskly.core.model import Epoch, Moment, NodeId, Role, TaskId
 from octaskly.core.profile import Profile
-from octaskly.core.recording import FINAL_STATES
 
 
 class Inbound:
@@ -299,22 +298,22 @@ class Inbound:
 
 
 def _over(news: Pull | Entries | Snapshot) -> tuple[TaskId, ...]:
-    """Return the tasks that are over by what came from another node."""
+    """Return the tasks that are over, or tried in vain, by what came from another node.
+
+    How often they were tried decides whether they are tried again.
+    """
     match news:
         case Entries(entries):
             facts = (entry.fact for entry in entries)
-            return tuple(f.task for f in facts if _is_end(f))
+            return tuple(f.task for f in facts if isinstance(f, Finished | CancelAsked))
         case Snapshot(rows=rows):
-            records = (row.record for row in rows)
-            return tuple(record.id for record in records if record.state.is_final)
+            return tuple(row.record.id for row in rows if _was_tried(row.record))
         case Pull():
             return ()
 
 
-def _is_end(fact: Fact) -> TypeGuard[CancelAsked | Finished]:
-    if isinstance(fact, Finished):
-        return fact.outcome.state in FINAL_STATES
-    return isinstance(fact, CancelAsked)
+def _was_tried(record: TaskRecord) -> bool:
+    return record.state.is_final or any(a.outcome for a in record.attempts)
 
 
 def highest_sequence(entries: tuple[Entry, ...]) -> int:
