@@ -15,6 +15,7 @@ from octaskly.cli.render import Duration
 
 STDIN_BYTES_MAX: Final = 1 << 20
 LIMITS: Final = ("memory_mb", "cpu_seconds", "file_mb", "processes")
+DIGITS_MAX: Final = 18  #: of a number that JSON and the log can hold
 TAKEN: Final = f"{__name__}.taken"  #: in the context, once stdin was read for the task
 
 _C = TypeVar("_C", bound=Callable[..., Any])
@@ -85,7 +86,7 @@ def _limits(
         name, _equals, most = text.partition("=")
         if name not in LIMITS:
             raise click.UsageError(f"--limit {text}: one of {', '.join(LIMITS)}")
-        if not most.isdecimal():
+        if not _is_number(most):
             raise click.UsageError(f"--limit {text}: give a whole number")
         limits[name] = int(most)
     return limits
@@ -94,7 +95,12 @@ def _limits(
 def _causes(
     _: click.Context, __: click.Parameter, texts: Sequence[str]
 ) -> list[int | str] | None:
-    return [int(t) if t.isdecimal() else t for t in texts] if texts else None
+    return [int(t) if _is_number(t) else t for t in texts] if texts else None
+
+
+def _is_number(text: str) -> bool:
+    """Whether it is one that a node may take: Python reads no number of any length."""
+    return text.isdecimal() and len(text) <= DIGITS_MAX
 
 
 def _stdin(

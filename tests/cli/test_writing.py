@@ -407,6 +407,7 @@ def test_stdin_of_the_command_becomes_that_of_the_task(api: Api, octaskly: Run) 
         (["--stdin", "/dev/zero", "--", "true"], b"more than 1048576 bytes"),
         (["--limit", "memory=1", "--", "true"], b"one of memory_mb, cpu_seconds"),
         (["--limit", "memory_mb=1g", "--", "true"], b"give a whole number"),
+        (["--limit", f"memory_mb={'9' * 5000}", "--", "true"], b"give a whole number"),
         (["--require", "ssd", "--", "true"], b"give NAME=VALUE"),
         (["--priority", "51", "--", "true"], b"not in the range -50<=x<=50"),
         (["--stdin", "-", "-"], b"not both"),
