@@ -88,6 +88,8 @@ class Exchange:
         name, head = self._heads.get(peer, (None, None))
         if head is None or name != series:
             return []  # Of a snapshot that was begun again since.
+        if not covers(dict(message.vector), head.vector):
+            return self._begin_again(peer)
         join = self._journal.join(message, head)
         self._has_news = True
         if not message.more:
@@ -104,6 +106,13 @@ class Exchange:
 
         self._journal.after(go_on)
         return [join]
+
+    def _begin_again(self, peer: NodeId) -> list[Effect]:
+        """Ask anew: the giver lost the disk that it began with, and has other rows."""
+        self._heads.pop(peer, None)
+        if peer in self._coming:
+            self._wanted[peer] = self._coming.pop(peer)
+        return self._pull(peer)
 
     def take_news(self, connected: Container[NodeId]) -> bool:
         """Return once whether entries came in, as soon as nobody owes an answer.

@@ -609,28 +609,33 @@ class Disk:
             if cursor is None and not self._is_wanted(vector, head):
                 return None
             cursor = Cursor(head.hlc, 0)
+        stands_for = dict(self.vector()) | dict(self.ahead())
+        part = Snapshot(
+            rows=(),
+            cursor=cursor,
+            more=False,
+            head=head,
+            vector=tuple(sorted(stands_for.items())),
+        )
         told = self.told()[cursor.record :][:PART_ROWS]
         if len(told) == PART_ROWS:
             cursor = cursor._replace(record=cursor.record + PART_ROWS)
-            return Snapshot(rows=(), records=told, cursor=cursor, more=True, head=head)
+            return replace(part, records=told, cursor=cursor, more=True)
         # As they are given, so in order; a long log has thousands of parts.
         keys = self._keys()
         seen = bisect_right(list(keys.values()), cursor.key)
-        part = list(islice(keys, seen, seen + PART_ROWS))
+        tasks = list(islice(keys, seen, seen + PART_ROWS))
         rows = tuple(
             TaskRow(self._raw(task), self.births.get(task, BORN), self.changed[task])
-            for task in part
+            for task in tasks
         )
-        key = keys[part[-1]] if part else cursor.key
-        more = len(keys) > seen + len(part)
-        stands_for = dict(self.vector()) | dict(self.ahead())
-        return Snapshot(
+        key = keys[tasks[-1]] if tasks else cursor.key
+        return replace(
+            part,
             rows=rows,
             records=told,
             cursor=Cursor(cursor.series, key, cursor.record + len(told)),
-            more=more,
-            head=head,
-            vector=tuple(sorted(stands_for.items())),
+            more=len(keys) > seen + len(tasks),
         )
 
     def _head(self) -> SnapshotHead:

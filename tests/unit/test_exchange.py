@@ -97,9 +97,12 @@ def test_a_peer_that_is_gone_is_not_asked_on() -> None:
     assert not exchange.is_busy
 
 
-def rows(head: SnapshotHead | None = None, *, cursor: Cursor, more: bool) -> Snapshot:
+def rows(
+    head: SnapshotHead | None = None, *, cursor: Cursor, more: bool, held: int = 9
+) -> Snapshot:
     """Return a part of a snapshot, whose rows do not matter here."""
-    return Snapshot(rows=(), cursor=cursor, more=more, head=head, vector=())
+    vector = ((STREAM, held),)
+    return Snapshot(rows=(), cursor=cursor, more=more, head=head, vector=vector)
 
 
 def head(seq: int) -> SnapshotHead:
@@ -151,3 +154,16 @@ def test_nor_is_it_once_the_first_one_has_ended() -> None:
 
     assert exchange.on_snapshot(A, rows(cursor=first._replace(key=2), more=False)) == []
     assert journal.vector == {STREAM: 3}
+
+
+def test_a_snapshot_whose_giver_has_lost_its_disk_is_begun_again() -> None:
+    """The rest would be of another log, and what the first one held be missing."""
+    journal = Journal(Saved())
+    exchange = Exchange(journal)
+    exchange.on_snapshot(A, rows(head(3), cursor=Cursor(7, 1), more=True))
+    rest = asked(journal)._replace(key=2)
+
+    again = exchange.on_snapshot(A, rows(cursor=rest, more=False, held=2))
+
+    assert again == [Send(A, (Pull(()),))]
+    assert journal.vector == {}

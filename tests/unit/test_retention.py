@@ -52,7 +52,8 @@ def pulls(effects: list[Effect]) -> list[Pull]:
 
 def part(key: int, *, more: bool, head: SnapshotHead | None = None) -> Snapshot:
     """Return one part of the snapshot of `HEAD`."""
-    return Snapshot(rows=(ROW,), cursor=Cursor(70, key), more=more, head=head)
+    cursor, vector = Cursor(70, key), HEAD.vector
+    return Snapshot(rows=(ROW,), cursor=cursor, more=more, head=head, vector=vector)
 
 
 def planned(world: World, event: FloorPlanned) -> list[Effect]:
@@ -294,8 +295,8 @@ def test_a_result_of_what_the_floor_has_passed_brings_no_task_back() -> None:
     effects = world.dispatch.on_live_loaded(LiveLoaded(()), moment())
 
     assert facts(effects) == [
-        Finished(old.id, ended, A, outcome()),
         Submitted(new),
+        Finished(old.id, ended, A, outcome()),
         Finished(new.id, ended, A, outcome()),
     ]
 
