@@ -78,6 +78,8 @@ def test_a_task_that_kills_its_agent_is_stopped_as_poison(tmp_path: Path) -> Non
         innocent = submit(agent, "echo still here")
         for attempt in range(1, LOSSES_MAX + 1):
             until((tmp_path / f"{attempt}.on").exists, "it runs, and kills")
+            # It starts while that is committed; only what the disk knows is counted.
+            until(lambda: _attempt(agent, killer) == attempt, "the disk knows of it")  # noqa: B023
             agent.process.kill()
             agent.process.wait()
             agent = start(tmp_path, "lone", "--slots", "1")
@@ -87,6 +89,12 @@ def test_a_task_that_kills_its_agent_is_stopped_as_poison(tmp_path: Path) -> Non
 
     assert (end["status"], end["reason"]) == ("failed", "poison")
     assert other["status"] == "completed"
+
+
+def _attempt(agent: Agent, task: str) -> int | None:
+    """Return the number of the last attempt, as the agent's disk has it."""
+    _, body = agent.call("GET", f"{TASKS}/{task}")
+    return body.get("attempt")  # type: ignore[no-any-return]
 
 
 @pytest.mark.parametrize("retry_on", [["failure"], None])
