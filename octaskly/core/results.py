@@ -48,6 +48,8 @@ class KeptResults:
         self.size = 0
         """Bytes of all of them on the wire, roughly."""
         self._quiet_until_s = 0.0
+        self._repeated: set[Key] = set()
+        """What was sent again last, and is not acknowledged."""
         self._resend_s = RESEND_S
         self._is_own = False
         for report in saved:
@@ -89,6 +91,9 @@ class KeptResults:
             self.size -= kept.size
             if kept.is_spooled:
                 spooled.append(key)
+        if self._repeated and self._repeated.isdisjoint(self._kept):
+            self._repeated.clear()
+            self._quiet_until_s = 0.0  # The dispatcher keeps up: the next may follow.
         return tuple(spooled)
 
     def restart(self, now_s: float, *, is_own: bool) -> None:
@@ -104,6 +109,7 @@ class KeptResults:
         for kept in self._kept.values():
             kept.sends, kept.due_s = 0, now_s + (0.0 if is_own else RESEND_S)
         self._quiet_until_s = 0.0
+        self._repeated.clear()
 
     def unsent(self) -> list[KeptResult]:
         """Return those that the present dispatcher was not sent."""
@@ -116,9 +122,10 @@ class KeptResults:
         return self._due_s(next(iter(self._kept.values())))
 
     def due(self, now_s: float) -> list[KeptResult]:
-        """Return those to send again, and then stay quiet for a while.
+        """Return those to send again, and then stay quiet until it is acknowledged.
 
-        One message at a time: a dispatcher that is slow is not helped by more.
+        One message at a time: a dispatcher that is slow is not helped by more. That
+        may be lost, too, so after a while there is another one all the same.
         """
         if self.deadline() > now_s:
             return []
@@ -126,6 +133,7 @@ class KeptResults:
         chunk = next(self.chunks(due))
         if not self._is_untold(chunk[0]):
             self._quiet_until_s = now_s + self._resend_s
+            self._repeated = {(k.report.task, k.report.attempt) for k in chunk}
         return chunk
 
     def chunks(self, results: Iterable[KeptResult]) -> Iterator[list[KeptResult]]:

@@ -7,7 +7,7 @@ import math
 import pytest
 
 from octaskly.core.effects import Send, Spool, Unspool
-from octaskly.core.messages import Reattach, Results, ResultsOk
+from octaskly.core.messages import Reattach, Report, Results, ResultsOk
 from octaskly.core.model import (
     Limits,
     NodeState,
@@ -123,6 +123,29 @@ def test_results_that_do_not_fit_into_one_frame_are_cut() -> None:
     effects = hand.on_ended(ended(one, two), moment())
 
     assert effects[1:] == [Send(D, (Results((one,), 2), Results((two,), 2)))]
+
+
+def test_the_next_repetition_follows_as_the_last_one_is_acknowledged() -> None:
+    """After hours without a standby, all would else take five seconds a message."""
+    hand = attached(limits=Limits(entries_bytes=4000))
+    hand.on_dispatch(D, order("t", "u"), moment())
+    big = outcome(stdout=b"x" * 3000)
+    first, second = report("t", end=big), report("u", end=big)
+    hand.on_ended(ended(first, second), moment())
+    late = moment(RESEND_S)
+    (again,) = [r for e in hand.on_time(late) if isinstance(e, Send) for r in _told(e)]
+
+    assert hand.on_time(late) == []
+    hand.on_results_ok(ResultsOk(((again.task, again.attempt),)), late)
+
+    (other,) = [r for e in hand.on_time(late) if isinstance(e, Send) for r in _told(e)]
+    assert {again.task, other.task} == {"t", "u"}
+
+
+def _told(effect: Send) -> list[Report]:
+    """Return what one effect reports."""
+    messages = (m for m in effect.messages if isinstance(m, Results))
+    return [one for message in messages for one in message.reports]
 
 
 def test_a_result_of_an_unknown_attempt_is_still_reported() -> None:
