@@ -62,6 +62,7 @@ class Watch:
         self._terms: dict[NodeId, tuple[Disk, int]] = {}
         self._epochs: dict[NodeId, tuple[Node, Epoch]] = {}
         self._level: dict[NodeId, Node] = {}
+        self._reigned: dict[Epoch, Disk] = {}  #: the disk of each reign, at its begin
         self._told_s: dict[tuple[Node, TaskId, AttemptId], float] = {}
         """Since when each process knows results that it has not acknowledged."""
         self._ahead_s: dict[NodeId, float] = {}
@@ -234,8 +235,9 @@ class Watch:
             level = node.level_epoch
             before = level.node or machine.id
             disk = self._world.machines[before].disk
-            if level.node and disk.epoch < level:
+            if level.node and disk is not self._reigned.get(level):
                 disk = machine.disk  # A backup, or another one: as if it had nothing.
+            self._reigned[node.epoch] = machine.disk
             lacked = disk.records.keys() & self._world.promised.keys()
             lacked -= machine.disk.records.keys() | self._world.forgotten.keys()
             # A chosen name may be on its way anew, whose first task is lost for good.
