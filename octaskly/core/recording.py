@@ -92,7 +92,7 @@ class Recording:
             if (
                 not _hangs_on_the_log(report)
                 or item in self._waiting
-                or self._was_told(item)
+                or self._is_settled(task, item)
             ):
                 return False
             others = self._put_off[report.task] = {}
@@ -187,8 +187,13 @@ class Recording:
         if len(late) > TOLD_MAX:
             self._told = (set(), late)
 
-    def _was_told(self, item: Key) -> bool:
-        return any(item in told for told in self._told)
+    def _is_settled(self, task: InHand | None, item: Key) -> bool:
+        """Whether it was acknowledged, and nothing else is in hand that it may end.
+
+        Else a success that was recorded as cancelled would count after all. A task in
+        hand may have the name of one that is forgotten, and its numbers.
+        """
+        return _is_open(task) and any(item in told for told in self._told)
 
     def record(self, node: NodeId, report: Report, now: Moment) -> bool:
         """Record one report; tell whether it ended its task."""
@@ -197,9 +202,7 @@ class Recording:
         if item in self._waiting:
             return False  # Else a log without a standby would grow with each repeat.
         task = self._queue.tasks.get(report.task)
-        if _is_open(task) and self._was_told(item):
-            # Else a success that was recorded as cancelled would count after all. A
-            # task in hand may have the name of one that is forgotten, and its numbers.
+        if self._is_settled(task, item):
             return False
         self._waiting.add(item)
         if task is None:

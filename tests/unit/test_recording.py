@@ -45,6 +45,7 @@ from tests.desk import (
     B,
     T,
     World,
+    acknowledged,
     cancel,
     cancelled,
     facts,
@@ -287,6 +288,31 @@ def test_a_failure_that_is_heard_late_does_not_take_the_place_of_the_end() -> No
 
     known = replace(late.outcome, state=AttemptState.RELEASED)
     assert facts(effects) == [Finished(T, attempt(), B, known)]
+
+
+def test_an_end_that_was_acknowledged_waits_for_the_log_where_it_is_told_again() -> (
+    None
+):
+    """Acknowledgements got lost; others have ended since, and what this one's log says
+    is not in hand. The worker lists what it may say again, the first failure first.
+    """
+    world = new_reign(a=1)
+    over = Attempt(id=attempt(2), node=A, state=FAILED.state, outcome=FAILED)
+    log = replace(ONCE, attempts=(*ONCE.attempts, over))
+    late = report(of=attempt(2), end=FAILED, envelope=ONCE.spec)
+    world.dispatch.on_results(A, told(late), moment())
+    world.dispatch.on_live_loaded(LiveLoaded(()), moment())
+    world.dispatch.on_live_loaded(LiveLoaded((log,)), moment())
+    assert acknowledged(A, attempt(2)) in world.commit()
+    world.dispatch._queue._finals.clear()  # Of them the last ones are remembered.
+    listed = ((attempt(), ONCE.spec), (attempt(2), ONCE.spec))
+    world.dispatch.on_reattach(A, Reattach(listed, 0, NodeState.READY), moment())  # type: ignore[arg-type]
+
+    assert world.dispatch.on_results(A, told(late), moment()) == []
+
+    world.commit()
+    world.dispatch.on_live_loaded(LiveLoaded((log,)), moment())
+    assert acknowledged(A, attempt(2)) in world.commit()
 
 
 def test_another_failure_of_what_a_worker_listed_waits_for_the_log_as_well() -> None:
