@@ -66,6 +66,8 @@ class Links:
         view = self._members.on_peer_down(peer, now)
         if view is None:
             return []
+        if reason != ATTACHED:
+            self._replication.discount(peer)
         effects: list[Effect] = []
         reign = self._election.reign
         if reign is not None:
@@ -107,6 +109,7 @@ class Links:
             if now.mono_s - heard_s >= lost_s:
                 effects += self._members.disconnect(peer, "silent", now)
                 self._completeness.on_lost(peer, view, "silent", now.mono_s)
+                self._replication.discount(peer)
                 effects += self._lose(peer, "silent", now, is_worker=view.is_worker)
         return effects
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 from octaskly.core.effects import Effect
 from octaskly.core.journal import Journal
-from octaskly.core.model import Moment
+from octaskly.core.model import Moment, NodeId
 
 WhenSafe = Callable[[Moment, int], list[Effect]]
 """What happens once something is safe; it is given how many disks hold that."""
@@ -32,7 +32,8 @@ class _Promise:
     needed: int  #: and at a standby that acknowledged this append
     since_s: float
     then: WhenSafe
-    elsewhere: int = 0  #: standbys that had acknowledged it when the reign ended
+    elsewhere: frozenset[NodeId] = frozenset()
+    """Standbys that had acknowledged it when the reign ended, and are there still."""
 
 
 class Promises:
@@ -41,17 +42,20 @@ class Promises:
     Args:
         journal: Tells what is durable here.
         solo_s: How long an answer waits for a standby, in seconds.
-        acked: Returns how many standbys have acknowledged an append.
+        holders: Returns which standbys have acknowledged an append.
     """
 
     def __init__(
-        self, journal: Journal, solo_s: float, acked: Callable[[int], int]
+        self,
+        journal: Journal,
+        solo_s: float,
+        holders: Callable[[int], frozenset[NodeId]],
     ) -> None:
         self.bare_s: float | None = ALWAYS
         """Since when no standby is level, None if one is."""
         self._journal = journal
         self._solo_s = solo_s
-        self._acked = acked
+        self._holders = holders
         self._waiting: deque[_Promise] = deque()
 
     @property
@@ -80,7 +84,7 @@ class Promises:
             is_here = self._journal.persisted >= first.number
             if not is_here and not first.elsewhere:
                 break
-            copies = is_here + max(self._acked(first.needed), first.elsewhere)
+            copies = is_here + len(self._holders(first.needed) | first.elsewhere)
             if copies == 1 and now.mono_s < self._alone_at_s(first):
                 break
             self._waiting.popleft()
@@ -88,15 +92,22 @@ class Promises:
         return effects
 
     def note_copies(self) -> None:
-        """Remember how many copies there are of each: the standbys are let go."""
+        """Remember where there are copies of each: the standbys are let go."""
         for promise in self._waiting:
-            promise.elsewhere = self._acked(promise.needed)
+            promise.elsewhere = self._holders(promise.needed)
+
+    def discount(self, node: NodeId) -> None:
+        """Count on a node no more that may never come back with its copies."""
+        for promise in self._waiting:
+            promise.elsewhere -= {node}
 
     def deadline(self) -> float:
         """Return when the first leaves with a single copy, if only time is lacking."""
-        if self._waiting and self._waiting[0].number <= self._journal.persisted:
-            return self._alone_at_s(self._waiting[0])
-        return NEVER
+        if not self._waiting:
+            return NEVER
+        first = self._waiting[0]
+        has_copy = first.elsewhere or first.number <= self._journal.persisted
+        return self._alone_at_s(first) if has_copy else NEVER
 
     def _alone_at_s(self, promise: _Promise) -> float:
         """Return when an answer leaves with a single copy."""

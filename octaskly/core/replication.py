@@ -69,7 +69,7 @@ class Replication:
         """When a node was last given up as too slow."""
         self._tail = Tail(settings.limits)
         self._number = 0  #: of the last append that was streamed
-        self._promises = Promises(journal, settings.timing.solo_s, self._acked)
+        self._promises = Promises(journal, settings.timing.solo_s, self._holders)
         self._seen_changes = -1  #: of the members, at the last choice
         self._choice_s = NEVER  #: when a node that was slow may be chosen again
 
@@ -156,10 +156,16 @@ class Replication:
         """Do what waited, in order, as far as it is safe."""
         return self._promises.release(now)
 
-    def _acked(self, number: int) -> int:
-        return sum(
-            copy.progress is _Progress.LEVEL and copy.acked >= number
-            for copy in self._copies.values()
+    def discount(self, node: NodeId) -> None:
+        """Count on a node no more that is gone, for answers of an earlier reign."""
+        self._promises.discount(node)
+
+    def _holders(self, number: int) -> frozenset[NodeId]:
+        level = _Progress.LEVEL
+        return frozenset(
+            node
+            for node, copy in self._copies.items()
+            if copy.progress is level and copy.acked >= number
         )
 
     # --- Streaming.

@@ -150,13 +150,15 @@ class TryWatch:
         outcome: Outcome,
     ) -> None:
         """No more attempts follow those that failed than the task asks for."""
-        record = machine.disk.shown(task)
+        record, now_s = machine.disk.shown(task), self._world.time_s
+        whole, _ = member_of(task) or (task, 0)
+        if known.says(_cancel(task), now_s) or known.says(_cancel(whole), now_s):
+            return  # None follows what is cancelled, however its ends are written.
         if record is None or record.spec is None:
             return
         rule = rule_of(record.spec)
         is_meant = rule.on_failure or outcome.exit_code in rule.codes
         assert is_meant, f"{machine.id} tries {task} again after {outcome}"
-        now_s = self._world.time_s
         before = [
             other.id
             for other in record.attempts

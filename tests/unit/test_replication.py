@@ -631,6 +631,34 @@ def test_what_waits_outlives_the_reign_and_is_told_of_one_copy() -> None:
     assert world.replication.is_quiet
 
 
+def test_what_the_successor_alone_holds_is_told_of_in_time() -> None:
+    """The disk of who reigned fails; nothing else may wake this node."""
+    world = Copies("b")
+    world.write()
+    world.ask("x")
+    world.ack("b")
+    world.replication.end(moment())
+
+    due_s = world.replication.deadline()
+
+    assert due_s == pytest.approx(moment().mono_s + Timing().solo_s)
+    assert world.replication.review(moment(Timing().solo_s)) == [answer("x", 1)]
+
+
+def test_what_only_a_node_that_is_gone_holds_waits_for_this_disk() -> None:
+    """It may never come back, or without its disk."""
+    world = Copies("b")
+    world.write()
+    world.ask("x")
+    world.ack("b")
+    world.replication.end(moment())
+    world.replication.discount("b")
+
+    assert world.replication.deadline() == math.inf
+    assert world.replication.review(moment(Timing().solo_s)) == []
+    assert world.commit(Timing().solo_s) == [answer("x", 1)]
+
+
 def test_what_waits_for_no_standby_is_told_as_the_reign_ends() -> None:
     """There is none that could reign without it."""
     world = Copies()
