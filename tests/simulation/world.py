@@ -58,7 +58,7 @@ from octaskly.core.events import (
     TasksSubmitted,
     Woke,
 )
-from octaskly.core.facts import CancelAsked, Finished, Recorded, Submitted
+from octaskly.core.facts import CancelAsked, Finished, Ready, Recorded, Submitted
 from octaskly.core.merge import TaskRow
 from octaskly.core.messages import Cursor, Entries, Message, Report, Results, ResultsOk
 from octaskly.core.model import (
@@ -698,18 +698,23 @@ class World:
         self._fill(machine)
 
     def _may_start(self, spec: TaskSpec) -> bool:
-        """Whether some disk shows that what it comes after ended as it should."""
+        """Whether some disk shows that what it comes after ended as it should.
+
+        What was found ready stays so, though the other half of a split goes on with
+        what had ended; and of what is on a lost disk that may be all that is left.
+        """
         if (place := member_of(spec.id)) is not None:
             found = (m.disk.records.get(place[0]) for m in self.machines.values())
             spec = next((r.spec for r in found if r and r.spec), spec)
         after = None if spec.options is None else spec.options.after
+        disks = [machine.disk for machine in self.machines.values()]
+        is_ready = any((Ready, spec.id, None) in disk.kept for disk in disks)
         for parent in () if after is None else after.tasks:
             assert after is not None
             task = TaskId(parent)
-            disks = [machine.disk for machine in self.machines.values()]
             states = {d.records[task].state for d in disks if task in d.records}
             states |= {d.past[task] for d in disks if task in d.past}
-            if self.restored:  # What was made ready by it may be all that is left.
+            if is_ready or self.restored:
                 states |= self.ends.get(task, set())
             if states and not states & GOOD[after.end]:
                 return False
