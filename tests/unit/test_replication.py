@@ -652,7 +652,7 @@ def test_what_only_a_node_that_is_gone_holds_waits_for_this_disk() -> None:
     world.ask("x")
     world.ack("b")
     world.replication.end(moment())
-    world.replication.discount("b")
+    world.replication.discount(NodeId("b"))
 
     assert world.replication.deadline() == math.inf
     assert world.replication.review(moment(Timing().solo_s)) == []
