@@ -286,6 +286,8 @@ class Adoption:
         is_live = task.stage is Stage.LIVE and task.final is None
         if is_live and (task.attempt, task.node) == (attempt, node):
             return True
+        if attempt in task.reported:
+            return False  # Its end is known, and told again would move nothing.
         # Its assignment was lost with the dispatcher before, or is still to be read.
         is_doubted = is_live and not task.is_heard
         is_news = task.attempt is None or task.attempt < attempt

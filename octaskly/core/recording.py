@@ -221,7 +221,10 @@ class Recording:
         placing.facts.append(Finished(report.task, report.attempt, node, outcome))
         if was_open and task.final is TaskState.FAILED:
             placing.count_failure(report.task)
-        return outcome.state in FINAL_STATES or task.final is not None
+        is_over = outcome.state in FINAL_STATES or task.final is not None
+        if is_over:
+            placing.note_over((report.task,))
+        return is_over
 
     def _hear_late(self, task: InHand, attempt: AttemptId, told: Outcome) -> Outcome:
         """Let the end of an attempt count that is not under way here; return it."""

@@ -7,13 +7,13 @@ from dataclasses import replace
 import pytest
 
 from octaskly.core.arrays import Progress
-from octaskly.core.effects import LoadLive, LoadRipe, Send
-from octaskly.core.events import Draft, Ripe, RipeLoaded
+from octaskly.core.effects import Append, LoadLive, LoadRipe, Send
+from octaskly.core.events import Draft, LiveLoaded, Ripe, RipeLoaded
 from octaskly.core.merge import TaskRecord
 from octaskly.core.options import After, ArraySpec, TaskOptions
 from octaskly.core.parents import RIPE_MAX
-from tests.builders import draft, moment, spec
-from tests.desk import T, cancel, reigning, submit
+from tests.builders import draft, moment, report, spec
+from tests.desk import B, T, cancel, reigning, submit, told
 
 
 def late() -> Draft:
@@ -59,6 +59,23 @@ def test_who_is_cancelled_while_the_store_answers_does_not_run(
     effects += world.dispatch.on_read(answer, moment()) + world.commit()
 
     assert not [effect for effect in effects if isinstance(effect, Send)]
+
+
+def test_who_ends_while_the_store_answers_does_not_run() -> None:
+    """A worker tells so that began it in the reign before."""
+    world = reigning(b=1)
+    world.dispatch.on_read(RipeLoaded(2, (), are_left=False), moment())
+    world.dispatch.on_submitted(submit(late()), moment())
+    assert LoadRipe(3, RIPE_MAX) in world.commit()
+    waits = TaskRecord(T, replace(spec("t"), options=late().options))
+    world.dispatch.on_results(B, told(report(envelope=waits.spec)), moment())
+    world.dispatch.on_live_loaded(LiveLoaded((waits,)), moment())
+    world.commit()
+
+    answer = RipeLoaded(3, (Ripe(waits, None),), are_left=False)
+    effects = world.dispatch.on_read(answer, moment()) + world.commit()
+
+    assert not [e for e in effects if isinstance(e, Append | Send)]
 
 
 def test_an_array_that_may_begin_is_read_with_what_is_known_of_its_members() -> None:

@@ -315,6 +315,25 @@ def test_an_end_that_was_acknowledged_waits_for_the_log_where_it_is_told_again()
     assert acknowledged(A, attempt(2)) in world.commit()
 
 
+def test_an_attempt_whose_end_is_known_is_not_taken_for_live_where_it_is_listed() -> (
+    None
+):
+    """Its worker tells it once more, which moves nothing: the task would hang."""
+    theirs = AttemptId(1, StreamId(99), 1)  # Of another half, so behind ours in order.
+    log = stubborn(Attempt(id=theirs, node=B, state=AGAIN.state, outcome=AGAIN))
+    world = reigning(log, a=1)
+    ours = report(of=attempt(2), end=FAILED)
+    effects = world.dispatch.on_results(A, told(ours), moment())
+    assert facts(effects) == [Finished(T, ours.attempt, A, AGAIN)]
+    world.commit()
+    world.dispatch.on_worker_up(node_info("b", 1), moment())
+
+    effects = world.dispatch.on_reattach(B, listing(theirs, log.spec), moment())
+
+    assert kill(B, theirs) in effects
+    assert not [e for e in effects if isinstance(e, Append)]
+
+
 def test_another_failure_of_what_a_worker_listed_waits_for_the_log_as_well() -> None:
     """It may be the last one: what is listed was taken for lost before."""
     world = new_reign(a=1, b=1)
