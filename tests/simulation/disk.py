@@ -487,6 +487,11 @@ class Disk:
         record = self.records[task]
         return replace(record, progress=None) if task in self.members else record
 
+    @property
+    def rows(self) -> int:
+        """How many tasks and members it holds."""
+        return len(self.records) + sum(map(len, self.members.values()))
+
     def _keys(self) -> dict[TaskId, int]:
         """Return the place of each row, in order: members come behind all tasks."""
         keys = dict(self.keys) if self.members else self.keys
