@@ -97,6 +97,7 @@ class Allegiance:
             self._me, self._election.loss.dispatcher
         )
         self._replication.begin(reign, now, is_expecting=is_expecting)
+        self._standby.judge(now)
         roster, level = self._registry.roster, self._standby.epoch
         self._completeness.begin(reign.epoch, roster, level, now.mono_s)
         if not self._completeness.has_read_all:

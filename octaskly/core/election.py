@@ -71,6 +71,7 @@ class Election:
         journal: Journal,
         members: Membership,
         candidacy: Candidacy,
+        pulse: Pulse,
     ) -> None:
         self.phase: Phase = Seeking(0.0, 0.0, Moment(0.0, 0))
         self.reign: Reign | None = None
@@ -80,7 +81,7 @@ class Election:
         self.loss = Loss()
         self.failover: Failover | None = None  #: how this node took over last
         self.patience = Patience()
-        self.pulse = Pulse(settings, journal, members)
+        self.pulse = pulse
         self._me = settings.node
         self._timing = settings.timing
         self._journal = journal

@@ -65,8 +65,8 @@ class Inbound:
     def on_message(self, peer: NodeId, message: Message, now: Moment) -> list[Effect]:
         """Handle one message of a connected peer, or of this node's other half."""
         match message:
-            case Heartbeat(epoch, sent_s):
-                return self._on_heartbeat(peer, epoch, sent_s, now)
+            case Heartbeat():
+                return self._on_heartbeat(peer, message, now)
             case Dispatch() | Kill() | ResultsOk():
                 return self._on_order(peer, message, now)
             case HeartbeatOk() | Results() | Reattach():
@@ -111,14 +111,13 @@ class Inbound:
         age_s = 0.0 if about == self._me else machines.members.age_s(about, now)
         return ProbeOk(about, message.sent_s, age_s, machines.election.epoch)
 
-    def _on_heartbeat(
-        self, peer: NodeId, epoch: Epoch, sent_s: float, now: Moment
-    ) -> list[Effect]:
+    def _on_heartbeat(self, peer: NodeId, beat: Heartbeat, now: Moment) -> list[Effect]:
         election = self._machines.election
-        effects = self._machines.claims.on_heartbeat(peer, epoch, now)
-        if peer != election.dispatcher or epoch != election.epoch:
+        effects = self._machines.claims.on_heartbeat(peer, beat.epoch, now)
+        if peer != election.dispatcher or beat.epoch != election.epoch:
             return effects
-        ok = replace(self._profile.health(now), epoch=epoch, sent_s=sent_s)
+        self._machines.standby.on_heartbeat(beat, now)
+        ok = replace(self._profile.health(now), epoch=beat.epoch, sent_s=beat.sent_s)
         return [*effects, Send(peer, (ok,))]
 
     def _on_exchange(

@@ -18,6 +18,7 @@ from octaskly.core.handover import HandOver
 from octaskly.core.journal import Journal
 from octaskly.core.membership import Membership
 from octaskly.core.model import Settings
+from octaskly.core.pulse import Pulse
 from octaskly.core.replication import Replication
 from octaskly.core.roster import Registry
 from octaskly.core.rotation import Rotation
@@ -63,7 +64,8 @@ def assemble(settings: Settings, saved: Saved) -> Machines:
     replication = Replication(settings, journal, members)
     versions = Versions(settings, journal, members)
     candidacy = Candidacy(settings, journal, members, versions)
-    election = Election(settings, saved, journal, members, candidacy)
+    pulse = Pulse(settings, journal, members, replication)
+    election = Election(settings, saved, journal, members, candidacy, pulse)
     handover = HandOver(settings.timing, journal, members, election, replication)
     dispatch = Dispatch(settings, journal, replication, saved.sequence)
     registry = Registry(saved.names, members)
@@ -85,7 +87,7 @@ def assemble(settings: Settings, saved: Saved) -> Machines:
         claims=Claims(settings, journal, members, exchange, candidacy, election),
         handover=handover,
         replication=replication,
-        standby=Standby(journal, exchange),
+        standby=Standby(journal, exchange, settings.timing.solo_s),
         completeness=Completeness(
             *(journal, members, exchange, settings.timing.silence_s)
         ),

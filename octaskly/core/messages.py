@@ -70,6 +70,11 @@ class Heartbeat:
 
     epoch: Epoch
     sent_s: float  #: sender's clock, echoed
+    heard_s: float | None = None
+    """For a standby that answers wait for: `sent_s` of the last one it confirmed.
+
+    0 while it has confirmed none. None: no answer waits for the receiver.
+    """
 
 
 @value(frozen=True, slots=True)

@@ -7,11 +7,14 @@ number does not grow with the mesh as fast; such a worker bears longer silence.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from octaskly.core.effects import Effect, Send
 from octaskly.core.journal import Journal
 from octaskly.core.membership import Membership
 from octaskly.core.messages import Claim, Heartbeat
 from octaskly.core.model import Moment, NodeId, Settings
+from octaskly.core.replication import Replication
 from octaskly.core.succession import Reign
 
 HASTE_S = 0.03  #: between two heartbeats, where somebody waits for their answers
@@ -22,7 +25,11 @@ class Pulse:
     """When this node, as dispatcher, speaks next, and to whom."""
 
     def __init__(
-        self, settings: Settings, journal: Journal, members: Membership
+        self,
+        settings: Settings,
+        journal: Journal,
+        members: Membership,
+        replication: Replication,
     ) -> None:
         self.due_s = 0.0
         """When the next heartbeat is due."""
@@ -30,6 +37,7 @@ class Pulse:
         self._limits = settings.limits
         self._journal = journal
         self._members = members
+        self._replication = replication
         self._beats = 0
         self._beat_s = 0.0  #: when the last heartbeat was sent
         self._reclaim_s = 0.0
@@ -47,7 +55,9 @@ class Pulse:
         self._beat_s = now.mono_s
         self.due_s = now.mono_s + self._timing.heartbeat_s
         beat = Heartbeat(reign.epoch, now.mono_s)
-        effects: list[Effect] = [Send(node, (beat,)) for node in self.beaten(reign)]
+        effects: list[Effect] = [
+            Send(node, (self._beat_for(node, beat),)) for node in self.beaten(reign)
+        ]
         if now.mono_s >= self._reclaim_s:
             self._reclaim_s = now.mono_s + self._answer_s
             effects += self._proclaim(reign, now, min_age_s=self._answer_s)
@@ -74,6 +84,13 @@ class Pulse:
         is_all = len(followers) < self._limits.full_mesh_peers
         is_all = is_all or self._beats % PLAIN_BEATS == 0
         return [node for node, view in followers if is_all or view.is_standby]
+
+    def _beat_for(self, node: NodeId, beat: Heartbeat) -> Heartbeat:
+        """Return what is sent to one follower; all but standbys get the same."""
+        if not self._replication.streams_to(node):
+            return beat
+        health = self._members.peers[node].health
+        return replace(beat, heard_s=health.sent_s if health else 0.0)
 
     def _proclaim(
         self, reign: Reign, now: Moment, *, min_age_s: float = 0.0

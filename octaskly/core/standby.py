@@ -14,8 +14,9 @@ from typing import Final
 from octaskly.core.effects import Effect, Send
 from octaskly.core.exchange import Exchange
 from octaskly.core.journal import Journal
-from octaskly.core.messages import Repl, ReplOk
+from octaskly.core.messages import Heartbeat, Repl, ReplOk
 from octaskly.core.model import NO_EPOCH, Epoch, Moment, NodeId, Vector
+from octaskly.core.reliance import Reliance
 from octaskly.core.succession import covers
 
 PARTS_MAX: Final = 64
@@ -25,12 +26,14 @@ PARTS_MAX: Final = 64
 class Standby:
     """The standby's half of a node; idle until a dispatcher streams to it."""
 
-    def __init__(self, journal: Journal, exchange: Exchange) -> None:
+    def __init__(self, journal: Journal, exchange: Exchange, solo_s: float) -> None:
         self._journal = journal
         self._exchange = exchange
         self.epoch: Epoch = NO_EPOCH
         """The last reign that this node kept level with."""
+        self._reliance = Reliance(solo_s)
         self._received = 0  #: number of the last `Repl`, so that acks are not repeated
+        self._acked = 0  #: number of the last that was acknowledged
         self._streaming: Epoch = NO_EPOCH  #: the reign of the last `Repl`
         self._parts: list[Repl] = []  #: what came of an append whose end is missing
         self._due: Vector = {}
@@ -39,6 +42,23 @@ class Standby:
     def fall_behind(self) -> None:
         """The dispatcher may answer without this node: it serves or lists another."""
         self.epoch = NO_EPOCH
+
+    def on_heartbeat(self, beat: Heartbeat, now: Moment) -> None:
+        """The dispatcher says whether it waits for this node, and what it has heard."""
+        if beat.heard_s is None:
+            self._reliance.end()
+            self._lag(beat.epoch)
+        elif beat.epoch == self._streaming:
+            self._reliance.on_heartbeat(
+                *(beat.sent_s, beat.heard_s, now.mono_s),
+                received=self._received,
+                acked=self._acked,
+            )
+
+    def judge(self, now: Moment) -> None:
+        """Fall behind unless answers must have waited for this node until now."""
+        if not self._reliance.holds(now.mono_s):
+            self.fall_behind()
 
     def _lag(self, epoch: Epoch) -> None:
         if self.epoch == epoch:
@@ -82,6 +102,7 @@ class Standby:
             # A later one says the same and more, if it is durable by the same commit.
             if self._received != ok.number and self._journal.is_settled:
                 return []
+            self._acked = ok.number
             return [Send(peer, (ok,))]
 
         return effects + self._journal.when_durable(durable, now)
@@ -103,6 +124,8 @@ class Standby:
         """Return whether this and all before it in this reign is with the writer."""
         if message.epoch != self._streaming:
             self._streaming = message.epoch
+            self._received = self._acked = 0
+            self._reliance.end()
             self._due.clear()
         vector = self._journal.vector
         for entry in message.entries:

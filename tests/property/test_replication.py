@@ -100,7 +100,7 @@ class _Follower:
 
     def __post_init__(self) -> None:
         self.exchange = Exchange(self.journal)
-        self.standby = Standby(self.journal, self.exchange)
+        self.standby = Standby(self.journal, self.exchange, SOLO_S)
 
 
 class CopiesMachine(RuleBasedStateMachine):

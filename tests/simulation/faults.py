@@ -19,6 +19,7 @@ from octaskly.core.model import (
 )
 from octaskly.core.node import Node
 from octaskly.core.replies import CancelDone, Reply
+from octaskly.core.retention import STEP_S
 from tests.simulation.checkers import (
     FINAL,
     Watch,
@@ -28,7 +29,7 @@ from tests.simulation.checkers import (
     nothing_runs_twice,
     unfinished,
 )
-from tests.simulation.disk import Disk
+from tests.simulation.disk import STEP_TASKS, Disk
 from tests.simulation.tries import TRIED, TryWatch
 from tests.simulation.world import Machine, World
 
@@ -45,7 +46,7 @@ NARROW = Limits(
 """So that what bounds memory is reached by the few tasks of a world."""
 FORGETFUL = 0.3  #: share of worlds that forget tasks after a few seconds
 AWAY_S = 4.0  #: without a node, where nothing is forgotten
-TOLD_S = 2.0  #: after which a few rows of a dispatcher have to be on its standbys
+TOLD_S = 2.0  #: after which rows of a dispatcher are on its standbys, if it has few
 ENDED_S = 20.0  #: after which nothing runs of what was cancelled before a failover
 MET_S = 5.0  #: after a heal, within which there is one dispatcher again
 KEYED = 0.05  #: share of requests that repeat an earlier one
@@ -806,7 +807,9 @@ def run_steered(seed: int) -> World:
     return world
 
 
-def _half_joined(seed: int) -> tuple[World, set[TaskId]]:
+def _half_joined(
+    seed: int, tasks: int = 60, least: int = 1
+) -> tuple[World, set[TaskId]]:
     """Return a world whose only whole log was lost, and the rows of the second node."""
     world = World(seed, nodes=3)
     Watch(world)
@@ -815,14 +818,14 @@ def _half_joined(seed: int) -> tuple[World, set[TaskId]]:
     first, second, _ = world.machines
     world.start(first)
     world.run_until(lambda: world.dispatchers() == [first], 10.0)
-    world.submit(first, 60)
+    world.submit(first, tasks)
     world.run_until(lambda: bool(world.accepted) and not unfinished(world), 60.0)
     world.start(second)
     disk = world.machines[second].disk
-    world.run_until(lambda: bool(disk.records), 10.0)
+    world.run_until(lambda: len(disk.records) >= least, 10.0)
     _restorer(world, first, Disk())()
     rows = set(disk.records)
-    assert 0 < len(rows) < 60, "it is not half-way"
+    assert least <= len(rows) < tasks, "it is not half-way"
     return world, rows
 
 
@@ -865,8 +868,11 @@ def run_half_followed(seed: int) -> World:
 
 
 def run_half_left(seed: int) -> World:
-    """The same, but the node with the part reigns and is lost, too, after a while."""
-    world, rows = _half_joined(seed)
+    """The same, but the node with the part reigns and is lost, too, after a while.
+
+    It has much to tell, so that some of it is untold when a standby relies on it.
+    """
+    world, rows = _half_joined(seed, tasks=200, least=100)
     first, second, third = world.machines
     draw = world.random
     world.run_until(lambda: world.dispatchers() == [second], 10.0)
@@ -877,10 +883,10 @@ def run_half_left(seed: int) -> World:
     is_level = partial(_has_level, reigning)
     assert world.run_until(is_level, 10.0)
     if draw.random() < 0.5:
-        world.run(draw.uniform(0.0, 0.5))
+        world.run(draw.uniform(0.0, 1.5))
     else:
         world.run_until(lambda: len(reigning.standbys) == 2, 10.0)
-        world.run(TOLD_S)
+        world.run(TOLD_S + len(rows) / STEP_TASKS * STEP_S)
         held = [m.id for m in world.machines.values() if rows <= m.disk.records.keys()]
         assert len(held) == 3, f"rows of half a snapshot are only on {held}"
     world.crash(second)

@@ -52,6 +52,8 @@ from octaskly.core.phases import (
     TakingOver,
     Yielding,
 )
+from octaskly.core.pulse import Pulse
+from octaskly.core.replication import Replication
 from octaskly.core.succession import beats, covers, mint_stream, standing
 from octaskly.core.versions import Versions
 from octaskly.core.watch import Watch
@@ -97,8 +99,10 @@ class Harness:
         self.exchange = Exchange(self.journal)
         versions = Versions(settings, self.journal, self.members)
         self.candidacy = Candidacy(settings, self.journal, self.members, versions)
+        replication = Replication(settings, self.journal, self.members)
+        pulse = Pulse(settings, self.journal, self.members, replication)
         self.election = Election(
-            settings, saved, self.journal, self.members, self.candidacy
+            settings, saved, self.journal, self.members, self.candidacy, pulse
         )
         self.watch = Watch(settings, self.members, self.candidacy, self.election)
         self.claims = Claims(

@@ -7,8 +7,8 @@ from octaskly.core.events import Saved
 from octaskly.core.exchange import Exchange
 from octaskly.core.facts import CancelAsked, Entry
 from octaskly.core.journal import Journal
-from octaskly.core.messages import Entries, Pull, Repl, ReplOk
-from octaskly.core.model import NO_EPOCH, Epoch, NodeId, StreamId, TaskId
+from octaskly.core.messages import Entries, Heartbeat, Pull, Repl, ReplOk
+from octaskly.core.model import NO_EPOCH, Epoch, NodeId, StreamId, TaskId, Timing
 from octaskly.core.standby import PARTS_MAX, Standby
 from tests.builders import epoch, moment, node_id
 
@@ -22,7 +22,7 @@ class World:
     def __init__(self) -> None:
         self.journal = Journal(Saved())
         self.exchange = Exchange(self.journal)
-        self.standby = Standby(self.journal, self.exchange)
+        self.standby = Standby(self.journal, self.exchange, Timing().solo_s)
 
     def repl(
         self,
@@ -71,6 +71,35 @@ def test_what_is_streamed_is_acknowledged_when_it_is_durable() -> None:
 
     assert world.repl(7, entry(1)) == [Append(1, (entry(1),), ((OWN, epoch()),))]
     assert world.commit() == [ok(7)]
+
+
+def test_a_standby_that_heartbeats_count_on_is_level_until_they_are_old() -> None:
+    """Where the link is slow it may have been given up, and not have heard of it."""
+    world = World()
+    world.repl(7, entry(1))
+    world.commit()
+    for number in range(4):
+        heard_s = max(0.0, number * 0.3)
+        world.standby.on_heartbeat(
+            Heartbeat(epoch(), number * 0.3 + 0.3, heard_s), moment(number * 0.3)
+        )
+
+    world.standby.judge(moment(1.2))
+    assert world.standby.epoch == epoch()
+
+    world.standby.judge(moment(3.0))
+    assert world.standby.epoch == NO_EPOCH
+
+
+def test_a_standby_that_heartbeats_count_on_no_more_is_not_level() -> None:
+    """The dispatcher answers without it from now on."""
+    world = World()
+    world.repl(7, entry(1))
+    assert world.standby.epoch == epoch()
+
+    world.standby.on_heartbeat(Heartbeat(epoch(), 0.3), moment())
+
+    assert world.standby.epoch == NO_EPOCH
 
 
 def test_what_is_held_already_is_acknowledged_once_it_is_durable() -> None:
