@@ -51,6 +51,7 @@ from octaskly.core.node import Node
 from octaskly.core.placing import Placing
 from octaskly.core.promises import Promises, WhenSafe
 from octaskly.core.recording import Recording
+from octaskly.core.reliance import Reliance
 from octaskly.core.replication import Replication
 from octaskly.core.results import KeptResult, KeptResults
 from octaskly.core.retention import Retention
@@ -439,6 +440,11 @@ def standbys_take_the_log_for_all(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(replication, "repl_of", reticent)
 
 
+def standbys_are_sure_for_ever(patch: pytest.MonkeyPatch) -> None:
+    """One that was given up takes itself for level until it hears of it."""
+    patch.setattr(Reliance, "holds", lambda *_: True)
+
+
 def rows_of_others_do_not_matter(patch: pytest.MonkeyPatch) -> None:
     """A dispatcher goes by what the logs of its followers hold."""
     patch.setattr(Exchange, "lacks_rows", lambda *_: False)
@@ -568,6 +574,7 @@ MUTANTS: tuple[tuple[Plant, Hunt], ...] = (
     (rows_are_taken_for_the_log, run_half_joined),
     (rows_wait_for_the_floor, run_half_left),
     (standbys_take_the_log_for_all, run_half_left),
+    (standbys_are_sure_for_ever, run_failing),
     (rows_of_others_do_not_matter, run_half_followed),
     (floor_without_the_carried, run_forgetful),
     (floors_wait_for_nothing, run_unordered),
@@ -596,6 +603,7 @@ FIRST: dict[Plant, int] = {
     no_epoch_check_in_worker: 5,
     older_programs_are_followed: 33,
     records_are_not_in_snapshots: 67,
+    standbys_are_sure_for_ever: 1414002600,
     stop_pulling_early: 11,
     vector_moves_before_the_last_part: 12,
 }

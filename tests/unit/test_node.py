@@ -848,6 +848,32 @@ def test_a_standby_whose_dispatcher_fell_silent_is_level_no_more() -> None:
     assert shell.node.level_epoch == NO_EPOCH
 
 
+def test_heartbeats_tell_a_standby_which_of_them_it_confirmed_last() -> None:
+    """It knows by that until when answers have waited for it."""
+    shell = followed()
+    assert heartbeats(shell)[-1].heard_s is None
+
+    shell.feed(submitted())
+    said = sent(shell.log)
+    number = max(message.number for message in said if isinstance(message, Repl))
+    shell.hear(ReplOk(EPOCH, number))
+    last = heartbeats(shell)[-1]
+    assert last.heard_s == 0.0
+
+    shell.hear(
+        HeartbeatOk(
+            EPOCH, last.sent_s, NodeState.READY, 2, LoadSample(0.0, 0.0, 100, 10)
+        )
+    )
+    assert heartbeats(shell)[-1].heard_s == last.sent_s
+
+
+def heartbeats(shell: Shell) -> list[Heartbeat]:
+    """Return those that go out within the next half second."""
+    said = sent(shell.run(shell.now_s + 0.5))
+    return [message for message in said if isinstance(message, Heartbeat)]
+
+
 def test_what_a_worker_runs_is_judged_when_its_last_part_has_come() -> None:
     """An attempt that only the second part lists is not lost with the first."""
     shell = Shell()

@@ -1,0 +1,29 @@
+"""A standby that was counted on until the end knows at once what is unknown."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.simulation.world import Machine, World
+
+AT_ONCE_S = 1.0
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_what_nobody_has_is_unknown_right_after_a_takeover(seed: int) -> None:
+    """The dispatcher died; what it had answered for is here, so it is not missed."""
+    world = World(seed, nodes=3)
+    world.start_all()
+    assert world.run_until(world.is_settled, 30.0)
+    (lost,) = world.dispatchers()
+    world.submit(lost, 3)
+    world.run(5.0)
+    said: list[Machine] = []
+
+    world.crash(lost)
+    assert world.run_until(world.is_settled, 10.0)
+    (heir,) = world.dispatchers()
+    world.on_unknown(world.machines[heir], said.append)
+    world.run(AT_ONCE_S)
+
+    assert said == [world.machines[heir]]
