@@ -197,8 +197,9 @@ class Adoption:
 
     def believe(self, record: TaskRecord, now: Moment) -> None:
         """Settle on one live attempt of a task in the log; give up the others."""
-        live = [attempt for attempt in record.attempts if attempt.state.is_live]
         task = self._queue.tasks.get(record.id)
+        told = () if task is None else task.reported  # Since the store was asked.
+        live = [a for a in record.attempts if a.state.is_live and a.id not in told]
         if task is not None and task.stage is Stage.ENDED:
             return
         if not live:
@@ -221,7 +222,7 @@ class Adoption:
         task.n = max(task.n, *(attempt.id.n for attempt in record.attempts))
         self.learn(record, task)
         for attempt in live:
-            if attempt.id != task.attempt and attempt.id not in task.reported:
+            if attempt.id != task.attempt:
                 self._placing.write_lost(record.id, attempt.id, attempt.node, now)
         self._expect(task, now)
 

@@ -11,6 +11,7 @@ from octaskly.core.cancelling import state_of
 from octaskly.core.effects import Announce, Append, LoadLive, Send
 from octaskly.core.events import LiveLoaded, Loaded
 from octaskly.core.facts import Assigned, CancelAsked, Finished
+from octaskly.core.inhand import Stage
 from octaskly.core.merge import TaskRecord
 from octaskly.core.messages import Reattach, ResultsOk
 from octaskly.core.model import (
@@ -332,6 +333,22 @@ def test_an_attempt_whose_end_is_known_is_not_taken_for_live_where_it_is_listed(
 
     assert kill(B, theirs) in effects
     assert not [e for e in effects if isinstance(e, Append)]
+
+
+def test_an_attempt_whose_end_is_known_is_not_taken_for_live_by_an_older_read() -> None:
+    """The store was asked before it was told, and says that it runs."""
+    theirs = AttemptId(1, StreamId(99), 1)
+    world = reigning(stubborn(retries=5), a=1)
+    world.dispatch.adoption.catch_up()
+    assert LoadLive() in world.dispatch.on_submitted(submit(), moment())
+    world.dispatch.on_results(B, told(report(of=theirs, end=FAILED)), moment())
+    world.dispatch.on_results(A, told(report(end=FAILED)), moment())
+    world.commit()
+    log = stubborn(running(A), running(B, theirs), retries=5)
+
+    world.dispatch.on_live_loaded(LiveLoaded((log,)), moment())
+
+    assert world.dispatch._queue.tasks[T].stage is Stage.RESTING
 
 
 def test_another_failure_of_what_a_worker_listed_waits_for_the_log_as_well() -> None:
