@@ -37,8 +37,11 @@ from octaskly.core.replies import Accepted, CancelDone, Reply
 from octaskly.core.retention import STEP_S
 from octaskly.core.succession import covers
 from octaskly.core.timestamps import HLC_MAX, born_hlc, hlc_of
+from tests.simulation.commands import Started
 from tests.simulation.disk import ENDING, STEP_TASKS, Disk, Kept
-from tests.simulation.world import NUMBERED, WALL_MS, Machine, Started, World
+from tests.simulation.machine import Machine
+from tests.simulation.shell import NUMBERED
+from tests.simulation.world import WALL_MS, World
 
 NOTICED_S = 5.0  #: within which the end of a process is noticed elsewhere
 TOLD_S = 20.0  #: within which a dispatcher has told its standbys what its rows say
@@ -74,8 +77,8 @@ class Watch:
         self._phases: dict[NodeId, tuple[Node, type[Phase]]] = {}
         self._checked = 0
         world.watchers.append(self)
-        world.answer_watchers.append(self.on_answer)
-        world.gone_watchers.append(self.on_gone)
+        world.clients.answer_watchers.append(self.on_answer)
+        world.storage.gone_watchers.append(self.on_gone)
 
     def __call__(self, machine: Machine, event: Event, effects: list[Effect]) -> None:
         """Check after one step and what it brought about."""
@@ -123,8 +126,8 @@ class Watch:
         """Check one answer to a client, at the instant at which it leaves."""
         if isinstance(reply, CancelDone) and reply.was_done and self._world.is_strict:
             # It may have been cancelled long ago, and be forgotten meanwhile.
-            is_gone = self._world.is_gone(reply.task)
-            for fact in self._world.cancelled_as(reply.task):
+            is_gone = self._world.storage.is_gone(reply.task)
+            for fact in self._world.promises.cancelled_as(reply.task):
                 holders = self._holders(fact)
                 assert is_gone or len(holders) > 1, (
                     f"{reply.task} cancelled on {holders}, though strict"
@@ -136,10 +139,12 @@ class Watch:
     def on_gone(self, machine: Machine, row: TaskRow) -> None:
         """F19: only what ended long ago is ever forgotten."""
         world, task = self._world, row.record.id
-        assert task in world.ended, f"{machine.id} forgot {row}, which has not ended"
+        assert task in world.storage.ended, (
+            f"{machine.id} forgot {row}, which has not ended"
+        )
         now_ms = WALL_MS + int(world.time_s * 1000)
         oldest_hlc = hlc_of(now_ms - round(world.timing.retention_s * 1000))
-        assert world.is_skewed or world.ended[task] <= oldest_hlc, (
+        assert world.is_skewed or world.storage.ended[task] <= oldest_hlc, (
             f"{machine.id} forgot {row} too early"
         )
 
@@ -163,7 +168,7 @@ class Watch:
         self, machine: Machine, entry: Entry, fact: Submitted
     ) -> None:
         """I2: who has heard that a task is gone does not write it again."""
-        row = self._world.forgotten.get(fact.task)
+        row = self._world.storage.forgotten.get(fact.task)
         if row is None:
             return
         spec, disk = row.record.spec, machine.disk
@@ -197,7 +202,7 @@ class Watch:
             machines = self._world.machines.values()
             # A row of half a snapshot is on disk as well.
             holders = [m.id for m in machines if self._has_task(m, spec.id)]
-            is_gone = spec.id in self._world.forgotten
+            is_gone = spec.id in self._world.storage.forgotten
             assert is_gone or reply.replicas <= len(holders), (
                 f"{spec.id}: {reply.replicas} replicas said, on {holders}"
             )
@@ -241,8 +246,8 @@ class Watch:
             if level.node and disk is not self._reigned.get(level):
                 disk = machine.disk  # A backup, or another one: as if it had nothing.
             self._reigned[node.epoch] = machine.disk
-            lacked = disk.records.keys() & self._world.promised.keys()
-            lacked -= machine.disk.records.keys() | self._world.forgotten.keys()
+            lacked = disk.records.keys() & self._world.promises.tasks.keys()
+            lacked -= machine.disk.records.keys() | self._world.storage.forgotten.keys()
             # A chosen name may be on its way anew, whose first task is lost for good.
             lacked = {task for task in lacked if name_of(task) == task}
             self._heirs[machine.id] = node.epoch, before, lacked
@@ -253,7 +258,7 @@ class Watch:
             had = self._world.machines[before]
             holders = sum(task in disk.records for disk in disks)
             is_sole = holders == 1 and task in had.disk.records and not had.node
-            is_gone = task in self._world.forgotten
+            is_gone = task in self._world.storage.forgotten
             assert is_gone or not is_sole, f"{machine.id}: 404 for {task}, on {before}"
 
     def _holders(self, key: Kept) -> list[NodeId]:
@@ -267,7 +272,7 @@ class Watch:
         if reply.replicas > 1:
             return
         assert not self._world.is_strict, f"{machine.id}: one copy, though strict"
-        if self._world.repeated:
+        if self._world.clients.repeated:
             return  # Of what rows alone say, standbys keep nothing yet.
         was_level = self._level.get(machine.id) is machine.node
         assert (
@@ -293,7 +298,7 @@ class Watch:
                 for m in world.machines.values()
                 if any(_has_end(disk, task, attempt) for disk in self._disks(m))
             ]
-            if len(holders) > 1 or world.is_gone(task):
+            if len(holders) > 1 or world.storage.is_gone(task):
                 continue
             assert not world.is_strict, f"{task} has ended on {holders}, though strict"
             if self._level.get(machine.id) is node and _has_level_standby(machine):
@@ -360,11 +365,11 @@ class Watch:
 
     def _no_stale_start(self) -> None:
         """I7: no start for an epoch lower than one already seen."""
-        if self._checked == len(self._world.started):
+        if self._checked == len(self._world.commands.started):
             return
-        for started in self._world.started[self._checked :]:
+        for started in self._world.commands.started[self._checked :]:
             assert started.attempt.term >= started.seen_term, f"stale: {started}"
-        self._checked = len(self._world.started)
+        self._checked = len(self._world.commands.started)
 
 
 def _has_level_standby(machine: Machine) -> bool:
@@ -445,7 +450,7 @@ def never_not_found(world: World) -> None:
         lacked = [task for task in _promised(world) if task not in records]
         lacked = [t for t in lacked if any(t in m.disk.records for m in knowing)]
         if lacked:
-            world.on_unknown(machine, partial(_are_known_by_now, world, lacked))
+            world.clients.on_unknown(machine, partial(_are_known_by_now, world, lacked))
 
 
 def _are_known_by_now(world: World, tasks: list[TaskId], machine: Machine) -> None:
@@ -485,9 +490,12 @@ def accepted_tasks_are_what_was_asked_for(world: World) -> None:
     (dispatcher,) = world.dispatchers()
     records = world.machines[dispatcher].disk.records.values()
     known = {(name_of(r.id), r.spec.command) for r in records if r.spec is not None}
-    gone = {name_of(task) for task in world.forgotten}
-    for task, command in sorted(world.wanted):
-        if world.promises.get((Submitted, task, None)) and name_of(task) not in gone:
+    gone = {name_of(task) for task in world.storage.forgotten}
+    for task, command in sorted(world.clients.wanted):
+        if (
+            world.promises.holders.get((Submitted, task, None))
+            and name_of(task) not in gone
+        ):
             assert (name_of(task), command) in known, f"{task} is not {command!r}"
 
 
@@ -529,12 +537,12 @@ def _is_kept(world: World, kind: type[Fact]) -> None:
     disk = world.machines[dispatcher].disk
     lost = sorted(
         f"{key[1:]} on {sorted(holders)}"
-        for key, holders in world.promises.items()
+        for key, holders in world.promises.holders.items()
         if key[0] is kind and holders and key not in disk.kept
-        if not world.is_gone(key[1])
+        if not world.storage.is_gone(key[1])
         if kind not in ENDING or not _has_no_disk(world, disk, key[1])
     )
-    assert not lost, f"lost {len(lost)} of {len(world.promises)}: {lost[:3]}"
+    assert not lost, f"lost {len(lost)} of {len(world.promises.holders)}: {lost[:3]}"
 
 
 def _has_no_disk(world: World, disk: Disk, task: TaskId) -> bool:
@@ -548,9 +556,9 @@ def _has_no_disk(world: World, disk: Disk, task: TaskId) -> bool:
         key: Kept = (Submitted, task, None)
         return not any(key in m.disk.kept for m in world.machines.values())
     key = (Submitted, task, None)
-    born = [started.born for started in world.started if started.task == task]
-    if task in world.accepted:
-        born.append(born_hlc(world.accepted[task]))
+    born = [started.born for started in world.commands.started if started.task == task]
+    if task in world.clients.accepted:
+        born.append(born_hlc(world.clients.accepted[task]))
     is_old = max(born, default=HLC_MAX) <= disk.floor.horizon
     return is_old and not any(key in m.disk.kept for m in world.machines.values())
 
@@ -560,18 +568,20 @@ def no_phantom_tasks(world: World) -> None:
     for machine in world.machines.values():
         for record in machine.disk.records.values():
             if record.spec is not None:
-                assert record.spec.command in world.asked, f"phantom {record.id}"
+                assert record.spec.command in world.clients.asked, (
+                    f"phantom {record.id}"
+                )
 
 
 def nothing_runs_before_its_parents(world: World) -> None:
     """A task begins when what it comes after has ended as it asked."""
-    assert not world.early, f"began too early: {world.early[:3]}"
+    assert not world.commands.early, f"began too early: {world.commands.early[:3]}"
 
 
 def every_accepted_task_is_final(world: World) -> None:
     """Liveness: once faults stop, all that was accepted comes to an end."""
     open_ = unfinished(world)
-    assert not open_, f"{len(open_)} of {len(world.accepted)} open: {open_[:3]}"
+    assert not open_, f"{len(open_)} of {len(world.clients.accepted)} open: {open_[:3]}"
 
 
 def one_dispatcher(world: World) -> None:
@@ -595,7 +605,7 @@ def one_outcome(world: World) -> None:
             ours, theirs = _counting(disk), _counting(machine.disk)
             # Who forgot a task before it was carried elsewhere has less of it.
             for task in sorted(ours.keys() | theirs.keys()):
-                if world.is_gone(task):
+                if world.storage.is_gone(task):
                     continue
                 mine, its = ours.get(task), theirs.get(task)
                 if its is not None and machine.disk.ahead():
@@ -619,7 +629,7 @@ def what_is_forgotten_stays_away(world: World) -> None:
     """I2: no task shows again that is gone; F19, also after long absences."""
     (dispatcher,) = world.dispatchers()
     disk = world.machines[dispatcher].disk
-    for task in world.forgotten.keys() & disk.records.keys():
+    for task in world.storage.forgotten.keys() & disk.records.keys():
         row = _row(disk, task)
         assert not _is_below_floor(disk, row), f"{row} is back"
 
@@ -642,7 +652,7 @@ def results_are_kept(world: World) -> None:
 def nothing_runs_twice(world: World) -> None:
     """I9: no task is started again unless the node that ran it died."""
     first: dict[str, Started] = {}
-    for started in world.started:
+    for started in world.commands.started:
         earlier = first.setdefault(started.task, started)
         if earlier is started or earlier.node in world.died:
             continue
@@ -676,8 +686,8 @@ def _promised(world: World) -> list[TaskId]:
     """Return the accepted tasks that a disk still holds which held them then."""
     return [
         task
-        for task, holders in world.promised.items()
-        if holders and task not in world.forgotten
+        for task, holders in world.promises.tasks.items()
+        if holders and task not in world.storage.forgotten
     ]
 
 

@@ -9,14 +9,7 @@ from functools import partial
 from itertools import combinations
 
 from octaskly.core.arrays import member_id, member_of
-from octaskly.core.model import (
-    NO_HOLD,
-    Limits,
-    NodeId,
-    Steering,
-    TaskId,
-    TaskState,
-)
+from octaskly.core.model import NO_HOLD, Limits, NodeId, Steering, TaskId, TaskState
 from octaskly.core.node import Node
 from octaskly.core.replies import CancelDone, Reply
 from octaskly.core.retention import STEP_S
@@ -30,8 +23,9 @@ from tests.simulation.checkers import (
     unfinished,
 )
 from tests.simulation.disk import STEP_TASKS, Disk
+from tests.simulation.machine import Machine
 from tests.simulation.tries import TRIED, TryWatch
-from tests.simulation.world import Machine, World
+from tests.simulation.world import World
 
 LATE = 0.15  #: share of tasks that come after another one
 NEEDY = 0.2  #: of the tasks ask for much of a machine,
@@ -265,10 +259,10 @@ def draw_profile(world: World, *, is_forgetting: bool = False) -> Profile:
     world.limits = draw.choice((Limits(), NARROW))
     world.is_strict = draw.random() < STRICT
     world.network.repeats = draw.choice((0.0, 0.0, 0.3))
-    world.duration_s = draw.choice(((0.01, 0.1), (0.05, 1.0), (0.5, 2.0)))
+    world.commands.duration_s = draw.choice(((0.01, 0.1), (0.05, 1.0), (0.5, 2.0)))
     if is_forgetting or draw.random() < FORGETFUL:
         forget_soon(world)
-    is_brief = world.duration_s[1] < 1.0
+    is_brief = world.commands.duration_s[1] < 1.0
     gap_s = draw.choice((0.5, 1.5, 4.0))
     return Profile(
         seconds=draw.choice((6.0, 9.0, 15.0)),
@@ -310,14 +304,14 @@ def _ask(world: World, profile: Profile) -> None:
     node = draw.choice(world.dispatchers() or list(world.machines))
     if draw.random() < KEYED:
         # The same request again and again, wherever a client gets through.
-        world.submit(node, task_id=TaskId(f"keyed-{draw.randrange(5)}"))
+        world.clients.submit(node, task_id=TaskId(f"keyed-{draw.randrange(5)}"))
     else:
-        world.submit(node, draw.choice(profile.batches))
+        world.clients.submit(node, draw.choice(profile.batches))
     if world.notes.random() < NOTED:
-        world.record(node)
-    if world.accepted and draw.random() < 0.1:
-        task = draw.choice(list(world.accepted))
-        world.cancel(node, task, force=draw.random() < 0.5)
+        world.clients.record(node)
+    if world.clients.accepted and draw.random() < 0.1:
+        task = draw.choice(list(world.clients.accepted))
+        world.clients.cancel(node, task, force=draw.random() < 0.5)
 
 
 def calm(world: World, quiet_s: float = QUIET_S) -> None:
@@ -347,9 +341,9 @@ def run_seed(
     """
     world = World(seed, nodes=SIZES[seed % len(SIZES)])
     Watch(world)
-    world.is_unordered = is_unordered
-    world.late_share = LATE
-    world.needy_share = NEEDY if seed % NEEDY_EVERY == 0 else 0.0
+    world.storage.is_unordered = is_unordered
+    world.clients.late_share = LATE
+    world.clients.needy_share = NEEDY if seed % NEEDY_EVERY == 0 else 0.0
     torment(world, draw_profile(world, is_forgetting=is_forgetting))
     calm(world)
     for check in FINAL:
@@ -391,9 +385,9 @@ def run_failing(seed: int) -> World:
     world = World(seed, nodes=SIZES[seed % len(SIZES)])
     Watch(world)
     TryWatch(world)
-    world.late_share = LATE
-    world.failing_share = world.tries.choice((0.1, 0.3, 0.6))
-    world.array_share = world.tries.choice((0.0, 0.05, 0.15))
+    world.clients.late_share = LATE
+    world.commands.failing_share = world.tries.choice((0.1, 0.3, 0.6))
+    world.clients.array_share = world.tries.choice((0.0, 0.05, 0.15))
     profile = draw_profile(world)
     end_s = world.time_s + profile.seconds
 
@@ -413,7 +407,9 @@ def run_failing(seed: int) -> World:
 def cancel_some(world: World) -> None:
     """Cancel an array or a member of it, with what runs or not."""
     draw = world.tries
-    arrays = [spec for spec in world.accepted.values() if spec.array is not None]
+    arrays = [
+        spec for spec in world.clients.accepted.values() if spec.array is not None
+    ]
     if not arrays:
         return
     node = draw.choice(world.dispatchers() or list(world.machines))
@@ -423,7 +419,7 @@ def cancel_some(world: World) -> None:
     task = array.id
     if position < array.array.count:
         task = member_id(task, array.array.number(position))
-    world.cancel(node, task, force=draw.random() < 0.5)
+    world.clients.cancel(node, task, force=draw.random() < 0.5)
 
 
 def run_cut_off(seed: int) -> World:
@@ -438,21 +434,21 @@ def run_cut_off(seed: int) -> World:
     told = _told_of_cancels(world)
     draw = world.random
     world.network.delay_ms = draw.choice(((1.0, 40.0), (0.2, 4.0)))
-    world.duration_s = (200.0, 400.0)
-    world.failing_share, world.array_share = 0.3, 1.0
+    world.commands.duration_s = (200.0, 400.0)
+    world.commands.failing_share, world.clients.array_share = 0.3, 1.0
     world.start_all()
     world.run_until(world.is_settled, 5.0)
     (dispatcher,) = world.dispatchers()
     world.run(2.0)
     term = world.machines[dispatcher].disk.term
-    world.submit(dispatcher, 3)
+    world.clients.submit(dispatcher, 3)
     world.run(draw.uniform(0.05, 0.5))
     away = draw.choice([node for node in world.machines if node != dispatcher])
     if draw.random() < 0.5:
         draw.choice((world.pause, world.sleep))(away, draw.uniform(0.5, 8.0))
         world.run(draw.uniform(0.0, 4.0))
-    for task in tuple(world.accepted):
-        world.cancel(dispatcher, task, force=True)
+    for task in tuple(world.clients.accepted):
+        world.clients.cancel(dispatcher, task, force=True)
     world.run_until(lambda: bool(told), draw.uniform(0.0, 1.0))
     world.run(draw.uniform(0.0, 0.1))
     world.crash(dispatcher)
@@ -468,9 +464,9 @@ def run_cut_off(seed: int) -> World:
         if attempt.term == term and (member_of(task) or (task,))[0] in told
     ]
     assert not left, f"cancelled with what runs, and it runs on: {left}"
-    for task in tuple(world.accepted):
+    for task in tuple(world.clients.accepted):
         for reigning in world.dispatchers():
-            world.cancel(reigning, task, force=True)
+            world.clients.cancel(reigning, task, force=True)
     calm(world)
     for check in (*FINAL, *TRIED):
         check(world)
@@ -544,7 +540,7 @@ def run_quiet(seed: int) -> World:
     world.start_all()
     world.run_until(world.is_settled, 5.0)
     for _ in range(10):
-        world.submit(world.random.choice(world.dispatchers()), 8)
+        world.clients.submit(world.random.choice(world.dispatchers()), 8)
         world.run(world.random.uniform(0.1, 0.6))
     world.run_until(lambda: is_quiet(world), QUIET_S)
     for check in (*FINAL, nothing_runs_twice):
@@ -556,11 +552,11 @@ def run_failover(seed: int, *, is_graceful: bool, is_bare: bool = False) -> Worl
     """Take the dispatcher from a busy mesh and let the others finish the work."""
     world = World(seed, nodes=4)
     Watch(world)
-    world.duration_s = (1.0, 3.0)
+    world.commands.duration_s = (1.0, 3.0)
     world.start_all()
     world.run_until(world.is_settled, 5.0)
     (dispatcher,) = world.dispatchers()
-    world.submit(dispatcher, 20)
+    world.clients.submit(dispatcher, 20)
     world.run(world.random.uniform(1.0, 3.0))
     if is_graceful:
         world.stop(dispatcher, drain_s=10.0)
@@ -599,7 +595,7 @@ def run_short(seed: int) -> World:
     world = World(seed, nodes=5)
     Watch(world)
     world.network.delay_ms = (1.0, 40.0)
-    world.duration_s = (0.001, 0.02)
+    world.commands.duration_s = (0.001, 0.02)
     world.start_all()
     world.run_until(world.is_settled, 5.0)
     (dispatcher,) = world.dispatchers()
@@ -608,7 +604,7 @@ def run_short(seed: int) -> World:
 
     def load() -> None:
         for node in world.dispatchers():
-            world.submit(node, 4)
+            world.clients.submit(node, 4)
         if world.time_s < end_s + 0.2:
             world.at(0.02, load)
 
@@ -632,7 +628,7 @@ def run_starved(
     """
     world = World(seed, nodes=5)
     Watch(world)
-    world.duration_s = (0.1, 1.5)
+    world.commands.duration_s = (0.1, 1.5)
     world.start_all()
     world.run_until(world.is_settled, 5.0)
     (head,) = world.dispatchers()
@@ -641,7 +637,7 @@ def run_starved(
     assert world.run_until(lambda: len(node.standbys) == 2, 5.0)
     world.run(2.0)
     heir, keeper = (view.node for view in node.standbys)
-    world.submit(head, tasks)
+    world.clients.submit(head, tasks)
     world.run(world.random.uniform(0.1, 0.5))
     world.network.mute(head, heir)
     world.network.slow_ms[keeper] = (300.0, 600.0)
@@ -667,15 +663,15 @@ def run_cancelled(seed: int) -> World:
     Watch(world)
     told = _told_of_cancels(world)
     world.network.delay_ms = (1.0, 40.0)
-    world.duration_s = (0.01, 0.3)
+    world.commands.duration_s = (0.01, 0.3)
     world.start_all()
     world.run_until(world.is_settled, 5.0)
     (dispatcher,) = world.dispatchers()
     world.run(2.0)
-    world.submit(dispatcher, 16)
+    world.clients.submit(dispatcher, 16)
     world.run(world.random.uniform(0.05, 0.2))
-    for task in tuple(world.accepted):
-        world.cancel(dispatcher, task, force=True)
+    for task in tuple(world.clients.accepted):
+        world.clients.cancel(dispatcher, task, force=True)
     world.run_until(lambda: bool(told), 1.0)
     world.run(world.random.uniform(0.0, 0.03))
     world.crash(dispatcher)
@@ -698,7 +694,7 @@ def _told_of_cancels(world: World) -> set[TaskId]:
         if isinstance(reply, CancelDone) and reply.was_done:
             told.add(reply.task)
 
-    world.answer_watchers.append(on_answer)
+    world.clients.answer_watchers.append(on_answer)
     return told
 
 
@@ -710,16 +706,16 @@ def run_belated(seed: int) -> World:
     world = World(seed, nodes=3)
     Watch(world)
     forget_soon(world)
-    world.duration_s = (0.3, 1.0)
+    world.commands.duration_s = (0.3, 1.0)
     world.start_all()
     world.run_until(world.is_settled, 5.0)
     (head,) = world.dispatchers()
     world.run(1.0)
-    world.submit(head, 6)
+    world.clients.submit(head, 6)
     world.run(0.2)
     late = next(m.id for m in world.alive() if m.running and m.id != head)
     world.pause(late, 12.0)
-    assert world.run_until(lambda: len(world.forgotten) == 6, 12.0)
+    assert world.run_until(lambda: len(world.storage.forgotten) == 6, 12.0)
     world.crash(head)
     world.run(12.0)
     calm(world)
@@ -757,7 +753,7 @@ def run_flapping(seed: int) -> World:
     Watch(world)
     world.network.delay_ms = (10.0, 150.0)
     world.network.is_encoding = False  # Others show that the codec loses nothing.
-    world.duration_s = (0.01, 0.2)
+    world.commands.duration_s = (0.01, 0.2)
     world.start_all()
     for _ in range(5):
         world.run_until(lambda: bool(world.dispatchers()), 10.0)
@@ -766,12 +762,12 @@ def run_flapping(seed: int) -> World:
         world.network.split([nodes[:2], nodes[2:]])
         for _ in range(12):
             for node in world.dispatchers():
-                world.submit(node, 10)
+                world.clients.submit(node, 10)
             world.run(world.random.uniform(0.2, 0.6))
         world.network.heal_all()
         for _ in range(12):
             for node in world.dispatchers():
-                world.submit(node, 10)
+                world.clients.submit(node, 10)
             world.run(world.random.uniform(0.2, 0.6))
     calm(world, 4 * QUIET_S)  # So many tasks go in parts of three rows each.
     for check in FINAL:
@@ -783,8 +779,8 @@ def run_steered(seed: int) -> World:
     """Drain, pause and take back the nodes of a world that is tormented, too."""
     world = World(seed, nodes=SIZES[seed % len(SIZES)])
     Watch(world)
-    world.late_share = LATE
-    world.needy_share = NEEDY if seed % NEEDY_EVERY == 0 else 0.0
+    world.clients.late_share = LATE
+    world.clients.needy_share = NEEDY if seed % NEEDY_EVERY == 0 else 0.0
     profile = draw_profile(world)
     end_s = world.time_s + profile.seconds
 
@@ -814,12 +810,14 @@ def _half_joined(
     world = World(seed, nodes=3)
     Watch(world)
     world.limits = NARROW  # Else the tail in memory serves a newcomer.
-    world.duration_s = (0.01, 0.05)
+    world.commands.duration_s = (0.01, 0.05)
     first, second, _ = world.machines
     world.start(first)
     world.run_until(lambda: world.dispatchers() == [first], 10.0)
-    world.submit(first, tasks)
-    world.run_until(lambda: bool(world.accepted) and not unfinished(world), 60.0)
+    world.clients.submit(first, tasks)
+    world.run_until(
+        lambda: bool(world.clients.accepted) and not unfinished(world), 60.0
+    )
     world.start(second)
     disk = world.machines[second].disk
     world.run_until(lambda: len(disk.records) >= least, 10.0)
@@ -921,10 +919,10 @@ def run_same_names(seed: int) -> World:
         for number in range(8):
             for node in world.dispatchers():
                 name = TaskId(f"named-{part}-{number}")
-                world.submit(node, task_id=name)
+                world.clients.submit(node, task_id=name)
                 held = list(world.machines[node].disk.records)
                 if held and world.random.random() < 0.2:
-                    world.cancel(node, world.random.choice(held), force=True)
+                    world.clients.cancel(node, world.random.choice(held), force=True)
             world.run(world.random.uniform(0.1, 0.6))
         world.network.heal_all()
         world.run(world.random.uniform(0.5, 3.0))

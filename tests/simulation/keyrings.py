@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from octaskly.core.effects import Effect
+from octaskly.core.effects import Answer, Effect
 from octaskly.core.events import Saved
 from octaskly.core.keys import (
     ChangeKeys,
@@ -20,7 +20,9 @@ from octaskly.core.node import Node
 from octaskly.core.replies import Reply
 from octaskly.trust.lines import SECRET_BYTES
 from octaskly.trust.secret import MeshSecret, parse
-from tests.simulation.world import Machine, World
+from tests.simulation.machine import Machine
+from tests.simulation.shell import Shell
+from tests.simulation.world import World
 
 FIRST = MeshSecret((bytes(range(SECRET_BYTES)),))
 DISK_S = (0.001, 0.2)  #: until a keyring is written
@@ -33,11 +35,11 @@ class KeyringWorld(World):
     def __init__(self, seed: int, *, nodes: int = 3) -> None:
         timing = Timing(orphan_s=60.0, spread_s=SPREAD_S, keep_old_s=KEEP_S)
         super().__init__(seed, nodes=nodes, timing=timing)
+        self.shell = KeyringShell(self)
         self.secrets = dict.fromkeys(self.machines, FIRST)  #: on each disk
         self.replies: list[Reply] = []
         self.broken: set[NodeId] = set()  #: whose disk takes no keyring
         self.failures = 0
-        self._made = 0
 
     def saved(self, machine: Machine) -> Saved:
         """Return what a machine knows when it starts: its keyring, too."""
@@ -64,8 +66,8 @@ class KeyringWorld(World):
         self, node: NodeId, revoked: NodeId | None = None, *, is_urgent: bool = False
     ) -> None:
         """Ask a node to renew the secret."""
-        self._ticket += 1
-        asked = RotateAsked(self._ticket, revoked, "op", is_urgent)
+        ticket = self.clients.next_ticket()
+        asked = RotateAsked(ticket, revoked, "op", is_urgent)
         self.feed(self.machines[node], asked)
 
     @property
@@ -73,28 +75,38 @@ class KeyringWorld(World):
         """The machines that run."""
         return [machine.id for machine in self.alive()]
 
-    def _answer(self, machine: Machine, ticket: int, reply: Reply) -> None:
-        self.replies.append(reply)
 
-    def _perform(self, machine: Machine, node: Node, effect: Effect) -> None:
+class KeyringShell(Shell):
+    """Works the keyrings of a world, too."""
+
+    def __init__(self, world: KeyringWorld) -> None:
+        super().__init__(world)
+        self._keyrings = world
+        self._made = 0
+
+    def perform(self, machine: Machine, node: Node, effect: Effect) -> None:
+        """Do what one effect says."""
+        world = self._keyrings
         match effect:
+            case Answer(_, reply):
+                world.replies.append(reply)
             case ChangeKeys():
                 self._change(machine, effect)
             case GiveKeys(peer):
-                text = self.secrets[machine.id].lines()
-                self.network.send(machine.id, peer, (KeysGiven(text),))
+                text = world.secrets[machine.id].lines()
+                world.network.send(machine.id, peer, (KeysGiven(text),))
             case TakeKeys(_, text):
-                raw, now_ms = self._fresh(), self.now(machine).wall_ms
+                raw, now_ms = self._fresh(), world.now(machine).wall_ms
                 self._put(
                     machine,
                     lambda s: s.taking(parse(text), raw, now_ms, me=machine.id),
                 )
             case _:
-                super()._perform(machine, node, effect)
+                super().perform(machine, node, effect)
 
     def _change(self, machine: Machine, change: ChangeKeys) -> None:
         revoked, is_urgent = change.revoked, change.is_urgent
-        now_ms = self.now(machine).wall_ms
+        now_ms = self._keyrings.now(machine).wall_ms
         raw = self._fresh()
         changes = {
             KeyStep.RENEW: lambda s: s.renewed(
@@ -111,17 +123,19 @@ class KeyringWorld(World):
         return self._made.to_bytes(SECRET_BYTES, "big")
 
     def _put(self, machine: Machine, change: object) -> None:
-        def write() -> None:
-            if machine.id in self.broken:
-                self.failures += 1
-                keys = self.secrets[machine.id].keys
-                self.feed(machine, KeysChanged(keys, failure="no room"))
-                return
-            after = change(self.secrets[machine.id])  # type: ignore[operator]
-            self.secrets[machine.id] = after
-            self.feed(machine, KeysChanged(after.keys))
+        world = self._keyrings
 
-        self.later(machine, self.random.uniform(*DISK_S), write)
+        def write() -> None:
+            if machine.id in world.broken:
+                world.failures += 1
+                keys = world.secrets[machine.id].keys
+                world.feed(machine, KeysChanged(keys, failure="no room"))
+                return
+            after = change(world.secrets[machine.id])  # type: ignore[operator]
+            world.secrets[machine.id] = after
+            world.feed(machine, KeysChanged(after.keys))
+
+        world.later(machine, world.random.uniform(*DISK_S), write)
 
 
 def raw_of(secret: MeshSecret, generation: int) -> bytes:

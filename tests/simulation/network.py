@@ -179,7 +179,7 @@ class Network:
             if self.repeats:
                 last = self._heard.setdefault((sender, peer), deque(maxlen=REPEATED))
                 last.append(messages)
-            self._world.on_arrival(got)
+            self._world.promises.on_arrival(got)
             draw = self._world.random.random()
             self._world.feed(receiver, Received(sender, got, draw))
 

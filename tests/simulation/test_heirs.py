@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from tests.simulation.world import Machine, World
+from tests.simulation.machine import Machine
+from tests.simulation.world import World
 
 AT_ONCE_S = 1.0
 
@@ -16,14 +17,14 @@ def test_what_nobody_has_is_unknown_right_after_a_takeover(seed: int) -> None:
     world.start_all()
     assert world.run_until(world.is_settled, 30.0)
     (lost,) = world.dispatchers()
-    world.submit(lost, 3)
+    world.clients.submit(lost, 3)
     world.run(5.0)
     said: list[Machine] = []
 
     world.crash(lost)
     assert world.run_until(world.is_settled, 10.0)
     (heir,) = world.dispatchers()
-    world.on_unknown(world.machines[heir], said.append)
+    world.clients.on_unknown(world.machines[heir], said.append)
     world.run(AT_ONCE_S)
 
     assert said == [world.machines[heir]]

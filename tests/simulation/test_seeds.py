@@ -74,7 +74,7 @@ def test_a_mesh_that_falls_apart_again_and_again_loses_nothing(seed: int) -> Non
     """F9: slow links and a full queue, so that much is under way at each split."""
     world = run_flapping(seed)
 
-    assert len(world.accepted) > 500
+    assert len(world.clients.accepted) > 500
 
 
 @pytest.mark.slow
@@ -127,7 +127,7 @@ def test_what_came_with_half_a_snapshot_is_told_to_all(seed: int) -> None:
     """Though the log that it came from is gone for ever."""
     world = run_half_joined(seed)
 
-    assert world.snapshots == 0
+    assert world.storage.snapshots == 0
 
 
 @pytest.mark.slow
@@ -157,7 +157,7 @@ def test_halves_of_a_split_may_give_one_name_to_different_tasks(seed: int) -> No
     """Each is kept and comes to an end of its own."""
     world = run_same_names(seed)
 
-    tasks = {task for task, _ in world.wanted}
+    tasks = {task for task, _ in world.clients.wanted}
     assert len(tasks) > len({name_of(task) for task in tasks})
 
 
@@ -167,8 +167,8 @@ def test_a_mesh_without_faults_runs_each_task_once(seed: int) -> None:
     """G4: at least once in general, exactly once if nothing fails."""
     world = run_quiet(seed)
 
-    assert len(world.accepted) == 80
-    assert len(world.started) == 80
+    assert len(world.clients.accepted) == 80
+    assert len(world.commands.started) == 80
 
 
 @pytest.mark.slow
@@ -213,7 +213,7 @@ def test_a_late_result_brings_nothing_back_that_is_forgotten(seed: int) -> None:
     """Though who hears it never had the task in hand."""
     world = run_belated(seed)
 
-    assert len(world.forgotten) == 6
+    assert len(world.storage.forgotten) == 6
 
 
 @pytest.mark.slow
@@ -229,8 +229,8 @@ def test_a_graceful_hand_over_runs_nothing_twice(seed: int) -> None:
     """Work goes on where it is; the new dispatcher adopts it."""
     world = run_hand_over(seed)
 
-    assert not world.refused
-    assert len(world.started) == 20
+    assert not world.clients.refused
+    assert len(world.commands.started) == 20
 
 
 @pytest.mark.slow

@@ -8,7 +8,8 @@ import pytest
 
 from octaskly.core.model import NodeId
 from octaskly.core.replies import Accepted, Reply
-from tests.simulation.world import Machine, World
+from tests.simulation.machine import Machine
+from tests.simulation.world import World
 
 STEP_S = 0.05
 TROUBLED_S = 5.0
@@ -50,7 +51,7 @@ class Accepts:
     def __init__(self, world: World) -> None:
         self.waited_s: list[float] = []
         self.replicas: set[int] = set()
-        world.answer_watchers.append(self._note)
+        world.clients.answer_watchers.append(self._note)
 
     def _note(self, _machine: Machine, reply: Reply, waited_s: float) -> None:
         assert isinstance(reply, Accepted)
@@ -84,7 +85,7 @@ def test_a_standby_in_trouble_is_replaced_and_no_client_waits_for_it(
     trouble(world, first)
     until_s = world.time_s + TROUBLED_S
     while world.time_s < until_s:
-        world.submit(head)
+        world.clients.submit(head)
         world.run(STEP_S)
         if world.time_s > until_s - TROUBLED_S + REPLACED_S:
             assert first not in standbys(world)
@@ -113,7 +114,7 @@ def test_the_only_standby_in_trouble_holds_clients_for_two_seconds_at_most(
     trouble(world, only)
     until_s = world.time_s + TROUBLED_S
     while world.time_s < until_s:
-        world.submit(head)
+        world.clients.submit(head)
         world.run(STEP_S)
     world.run(3.0)
 

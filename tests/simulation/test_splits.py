@@ -45,7 +45,7 @@ def test_in_a_split_no_half_calls_unknown_what_the_other_accepts(
     while world.time_s < ends_s:
         world.run(STEP_S)
         for node in world.dispatchers():
-            world.submit(node)
+            world.clients.submit(node)
         never_not_found(world)
 
     assert len(world.dispatchers()) == 2

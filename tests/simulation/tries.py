@@ -36,7 +36,8 @@ from octaskly.core.model import (
 from octaskly.core.options import Retry
 from octaskly.core.retry import FAILURES
 from tests.simulation.disk import Disk
-from tests.simulation.world import Machine, World
+from tests.simulation.machine import Machine
+from tests.simulation.world import World
 
 HEARD_S = 5.0  #: within which a dispatcher counts what came from others meanwhile
 Told = tuple[TaskId, AttemptId | None, AttemptState, bool]
@@ -292,7 +293,7 @@ def arrays_add_up(world: World) -> None:
             if not theirs or other.vector() != disk.vector() or other.ahead():
                 continue
             is_alike = theirs.progress == record.progress
-            if world.is_gone(record.id):
+            if world.storage.is_gone(record.id):
                 is_alike = theirs.state.is_final
             assert is_alike, f"{machine.id}: {theirs.progress} of {record}"
 

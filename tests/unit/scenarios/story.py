@@ -57,8 +57,9 @@ class Story:
         world = self.world
         reigning = [self._names[node] for node in world.dispatchers()]
         lines.append(
-            f"end: dispatchers={','.join(reigning)} accepted={len(world.accepted)} "
-            f"open={len(unfinished(world))} starts={len(world.started)}"
+            f"end: dispatchers={','.join(reigning)} "
+            f"accepted={len(world.clients.accepted)} "
+            f"open={len(unfinished(world))} starts={len(world.commands.started)}"
         )
         return lines
 
@@ -101,8 +102,8 @@ class Story:
         self.world.steer(self._node(name), Steering(order))
 
     def _only(self, *names: str) -> None:
-        begun = self.world.started[self._begun :]
-        self._begun = len(self.world.started)
+        begun = self.world.commands.started[self._begun :]
+        self._begun = len(self.world.commands.started)
         assert {self._names[item.node] for item in begun} == set(names), names
 
     def _fill_disk(self, name: str, seconds: str) -> None:
@@ -118,4 +119,4 @@ class Story:
         self.world.network.heal_all()
 
     def _submit(self, name: str, count: str) -> None:
-        self.world.submit(self._node(name), int(count))
+        self.world.clients.submit(self._node(name), int(count))

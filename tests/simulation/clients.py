@@ -1,0 +1,218 @@
+"""Clients: what they ask of nodes, and what they are answered.
+
+Tasks that they submit are drawn here: what they come after and ask for, and how often
+they are tried again. What an answer promises goes to `promises`.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from octaskly.core import records, replies
+from octaskly.core.events import (
+    BarrierAsked,
+    CancelRequested,
+    Draft,
+    RecordAsked,
+    RecordDraft,
+    TasksSubmitted,
+)
+from octaskly.core.facts import Submitted
+from octaskly.core.model import NodeId, TaskId, TaskSpec, name_of
+from octaskly.core.options import After, ArraySpec, Requires, Retry, TaskOptions
+from octaskly.core.replies import Accepted, CancelDone, Passed, Reply, Steered
+from tests.simulation.disk import kept
+from tests.simulation.machine import MEMORY_MB, Machine
+
+if TYPE_CHECKING:
+    from tests.simulation.world import World
+
+RULES = (
+    None,
+    None,
+    Retry(retries=1),
+    Retry(retries=5),
+    Retry(retries=2, on_failure=False, codes=(7,)),
+    Retry(retries=1, on_lost=False),
+    Retry(on_lost=False),
+)
+"""Of tasks that may fail."""
+
+
+class Clients:
+    """Asks for tasks, cancels and records, and hears the answers."""
+
+    late_share = 0.0  #: of tasks that come after another one
+    needy_share = 0.0  #: of tasks that ask for much of a machine
+    array_share = 0.0  #: of tasks that are arrays
+    members_most = 12  #: of one of them
+    repeated: tuple[TaskSpec, ...] = ()  #: of the last answer, accepted before
+
+    def __init__(self, world: World) -> None:
+        self._world = world
+        self.accepted: dict[TaskId, TaskSpec] = {}
+        self.asked: set[str] = set()  #: commands, as tasks have no ids before
+        self.wanted: set[tuple[TaskId, str]] = set()
+        """What clients asked for that were told that it is accepted."""
+        self.refused = 0
+        self.answer_watchers: list[Callable[[Machine, Reply, float], None]] = []
+        self._ticket = 0
+        self._drafts: dict[int, tuple[Draft, ...]] = {}  #: by ticket
+        self._held: dict[int, tuple[TaskSpec, ...]] = {}  #: what it repeats
+        self._asked_s: dict[int, float] = {}  #: open requests, and since when
+        self._barriers: dict[int, Callable[[Machine], None]] = {}  #: by ticket
+
+    def submit(
+        self, node_id: NodeId, count: int = 1, task_id: TaskId | None = None
+    ) -> None:
+        """Submit tasks through one node, or one of two that want to have this id."""
+        machine = self._world.machines[node_id]
+        if machine.node is None or machine.is_failing:
+            return  # The gateway refuses what cannot be written.
+        if task_id is not None and (held := self._named(machine, task_id)):
+            self._repeat(machine, held)
+            return
+        suffixes = tuple(
+            f"{self._world.random.getrandbits(32):08x}" for _ in range(count)
+        )
+        drafts = tuple(
+            Draft(command=f"run {suffix}", id=None)
+            if task_id is None
+            else Draft(command=f"run {task_id} {int(suffix, 16) % 2}", id=task_id)
+            for suffix in suffixes
+        )
+        if task_id is None:
+            drafts = tuple(self._made_late(draft, machine) for draft in drafts)
+            drafts = tuple(self._made_needy(draft, machine) for draft in drafts)
+        drafts = tuple(map(self._made_trying, drafts))
+        self.asked.update(draft.command for draft in drafts)
+        ticket = self.next_ticket()
+        self._drafts[ticket] = drafts
+        event = TasksSubmitted(ticket, drafts, "client", suffixes)
+        self._world.feed(machine, event)
+
+    def cancel(self, node_id: NodeId, task: TaskId, *, force: bool) -> None:
+        """Cancel a task, an array or one of its members through one node."""
+        machine = self._world.machines[node_id]
+        record = machine.disk.shown(task)
+        if machine.node is None or record is None:
+            return
+        array = record if record.progress else None
+        event = CancelRequested(
+            self.next_ticket(), task, record.state, force, "client", array
+        )
+        self._world.feed(machine, event)
+
+    def record(self, node_id: NodeId) -> None:
+        """Let somebody record something; some keys are few, so that they clash."""
+        machine = self._world.machines[node_id]
+        if machine.node is None or machine.is_failing:
+            return
+        draw = self._world.notes
+        kind, few = draw.choice(
+            (
+                (records.TOKEN_REVOKED, True),
+                (records.TOKEN_REVOKED, False),
+                (records.AUDIT, False),
+            )
+        )
+        key = str(draw.randrange(6)) if few else f"{draw.getrandbits(64):x}"
+        drafts = (RecordDraft(kind, key, draw.randbytes(4)),)
+        self._world.feed(machine, RecordAsked(self.next_ticket(), drafts))
+
+    def on_unknown(self, machine: Machine, say: Callable[[Machine], None]) -> None:
+        """Ask for what a node does not know; `say` is done where it answers 404."""
+        ticket = self.next_ticket()
+        self._barriers[ticket] = say
+        self._world.feed(machine, BarrierAsked(ticket))
+
+    def answer(self, machine: Machine, ticket: int, reply: Reply) -> None:
+        """Take an answer in: what it promises has to be true from now on."""
+        promises = self._world.promises
+        if isinstance(reply, Steered):
+            return
+        match reply:
+            case Passed(is_complete):
+                say = self._barriers.pop(ticket)
+                if is_complete:
+                    say(machine)
+            case Accepted(specs, replicas):
+                self.repeated = self._held.pop(ticket, ())
+                reply = Accepted((*specs, *self.repeated), replicas)
+                for spec, draft in zip(specs, self._drafts[ticket], strict=True):
+                    self.accepted[spec.id] = spec
+                    self.wanted.add((spec.id, draft.command))
+                    promises.make((Submitted, spec.id, None))
+            case replies.Kept(some):
+                promises.make(*map(kept, some))
+            case CancelDone(task, _, was_done) if was_done:
+                promises.make(*promises.cancelled_as(task))
+            case _:
+                self.refused += 1
+        waited_s = self._world.time_s - self._asked_s.pop(ticket)
+        for watch in self.answer_watchers:
+            watch(machine, reply, waited_s)
+
+    def next_ticket(self) -> int:
+        """Return the number of a request that is made now."""
+        self._ticket += 1
+        self._asked_s[self._ticket] = self._world.time_s
+        return self._ticket
+
+    def _named(self, machine: Machine, name: TaskId) -> list[TaskSpec]:
+        """Return the tasks of that name on a node's disk."""
+        records = machine.disk.records.values()
+        return [r.spec for r in records if r.spec and name_of(r.id) == name]
+
+    def _repeat(self, machine: Machine, held: list[TaskSpec]) -> None:
+        """Let the gateway answer from its log, once that is safe."""
+        ticket = self.next_ticket()
+        self._drafts[ticket] = ()
+        self._held[ticket] = tuple(held)
+        self._world.feed(machine, TasksSubmitted(ticket, (), "client", ()))
+
+    def _made_late(self, draft: Draft, machine: Machine) -> Draft:
+        """Let some tasks come after another one that this node knows."""
+        known, draw = list(machine.disk.records), self._world.late
+        if not known or draw.random() >= self.late_share:
+            return draft
+        after = After(tasks=(draw.choice(known),), end=draw.choice(("success", "any")))
+        return replace(draft, options=TaskOptions(after=after))
+
+    def _made_needy(self, draft: Draft, machine: Machine) -> Draft:
+        """Let some tasks ask for a whole machine, or for most of its memory."""
+        if self._world.needy.random() >= self.needy_share:
+            return draft
+        requires = self._world.needy.choice(
+            (
+                Requires(cpus=machine.slots),
+                Requires(memory_mb=MEMORY_MB - 1),
+                Requires(os="linux"),
+            )
+        )
+        options = replace(draft.options or TaskOptions(), requires=requires)
+        return replace(draft, options=options)
+
+    def _made_trying(self, draft: Draft) -> Draft:
+        """Let tasks be tried again, and some stand for many.
+
+        What has a name asks for the same each time that it is handed in.
+        """
+        if not self._world.commands.failing_share:
+            return draft
+        draw = self._world.tries if draft.id is None else random.Random(draft.command)
+        options = replace(draft.options or TaskOptions(), retry=draw.choice(RULES))
+        if draw.random() < self.array_share:
+            array = ArraySpec(
+                count=draw.randint(1, self.members_most),
+                first=draw.choice((0, 7)),
+                step=draw.choice((1, 3)),
+                max_fails=draw.choice((None, None, 0, 2)),
+            )
+            options = replace(options, array=array)
+        if options == TaskOptions():
+            return draft
+        return replace(draft, options=options)

@@ -1,0 +1,176 @@
+"""Commands that machines run: they begin, end by themselves or are killed, and fail.
+
+Beside that, it notes what began, and what began before it may. It draws how long a
+command takes, and from `tries` whether it fails.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from octaskly.core.arrays import member_of
+from octaskly.core.events import AttemptsEnded
+from octaskly.core.facts import Ready
+from octaskly.core.messages import Report
+from octaskly.core.model import (
+    AttemptId,
+    AttemptState,
+    NodeId,
+    Outcome,
+    Reason,
+    TaskId,
+    TaskSpec,
+)
+from octaskly.core.node import Node
+from octaskly.core.timestamps import born_hlc
+from tests.simulation.disk import GOOD
+from tests.simulation.machine import Machine
+
+if TYPE_CHECKING:
+    from tests.simulation.world import World
+
+KILL_S = 0.01  #: until a command that is killed is gone
+
+
+@dataclass(frozen=True)
+class Started:
+    """One attempt that a machine began to run."""
+
+    at_s: float
+    node: NodeId
+    task: TaskId
+    attempt: AttemptId
+    seen_term: int  #: of the highest epoch that the node knew
+    born: int  #: when the task was accepted, as a hybrid timestamp
+
+
+class Commands:
+    """What all machines run."""
+
+    failing_share = 0.0  #: of commands that end with an error
+
+    def __init__(self, world: World) -> None:
+        self._world = world
+        self.duration_s = (0.05, 1.5)
+        self.started: list[Started] = []
+        self.early: list[TaskId] = []  #: that began before what they come after ended
+
+    def run(
+        self,
+        machine: Machine,
+        node: Node,
+        items: tuple[tuple[AttemptId, TaskSpec], ...],
+    ) -> None:
+        """Begin attempts as soon as there is room for each, in order."""
+        now_s = self._world.time_s
+        for attempt, spec in items:
+            seen = node.epoch.term
+            if not self._may_start(spec):
+                self.early.append(spec.id)
+            self.started.append(
+                Started(now_s, machine.id, spec.id, attempt, seen, born_hlc(spec))
+            )
+            machine.waiting.append((attempt, spec))
+        self._fill(machine)
+
+    def _may_start(self, spec: TaskSpec) -> bool:
+        """Whether some disk shows that what it comes after ended as it should.
+
+        What was found ready stays so, though the other half of a split goes on with
+        what had ended; and of what is on a lost disk that may be all that is left.
+        """
+        disks = [machine.disk for machine in self._world.machines.values()]
+        if (place := member_of(spec.id)) is not None:
+            found = (disk.records.get(place[0]) for disk in disks)
+            spec = next((r.spec for r in found if r and r.spec), spec)
+        after = None if spec.options is None else spec.options.after
+        is_ready = any((Ready, spec.id, None) in disk.kept for disk in disks)
+        for parent in () if after is None else after.tasks:
+            assert after is not None
+            task = TaskId(parent)
+            states = {d.records[task].state for d in disks if task in d.records}
+            states |= {d.past[task] for d in disks if task in d.past}
+            if is_ready or self._world.restored:
+                states |= self._world.storage.ends.get(task, set())
+            if states and not states & GOOD[after.end]:
+                return False
+        return True
+
+    def _fill(self, machine: Machine) -> None:
+        while machine.waiting and machine.has_room(machine.waiting[0][1]):
+            attempt, spec = machine.waiting.pop(0)
+            key = (spec.id, attempt)
+            machine.running[key] = spec
+            life = machine.life
+
+            def end(key: tuple[TaskId, AttemptId] = key, life: int = life) -> None:
+                # A command ends whether or not its agent is paused.
+                if machine.is_asleep and machine.life == life:
+                    machine.frozen.append(lambda: end(key, life))
+                elif machine.life == life and key in machine.running:
+                    del machine.running[key]
+                    self._ended(machine, key, self._state(), Reason.EXIT)
+                    self._fill(machine)
+
+            self._world.at(self._world.random.uniform(*self.duration_s), end)
+
+    def _state(self) -> AttemptState:
+        """Return how a command that nobody ended came to its end."""
+        share = self.failing_share
+        is_failing = share and self._world.tries.random() < share
+        return AttemptState.FAILED if is_failing else AttemptState.OK
+
+    def kill(
+        self,
+        machine: Machine,
+        items: tuple[tuple[TaskId, AttemptId], ...],
+        reason: Reason,
+    ) -> None:
+        """End attempts, a moment later, whether they run or wait."""
+        for key in items:
+            before = len(machine.waiting)
+            machine.waiting = [
+                item for item in machine.waiting if (item[1].id, item[0]) != key
+            ]
+            if key in machine.running or len(machine.waiting) < before:
+                self._world.later(machine, KILL_S, self._killer(machine, key, reason))
+
+    def _killer(
+        self, machine: Machine, key: tuple[TaskId, AttemptId], reason: Reason
+    ) -> Callable[[], None]:
+        state = AttemptState.CANCELLED
+        if reason is Reason.DRAINING:
+            state = AttemptState.RELEASED
+        is_running = key in machine.running
+
+        def killed() -> None:
+            # It may have come to its own end first, which then counts.
+            if is_running and key not in machine.running:
+                return
+            machine.running.pop(key, None)
+            self._ended(machine, key, state, reason)
+            self._fill(machine)
+
+        return killed
+
+    def _ended(
+        self,
+        machine: Machine,
+        key: tuple[TaskId, AttemptId],
+        state: AttemptState,
+        reason: Reason,
+    ) -> None:
+        code = 0 if state is AttemptState.OK else None
+        if state is AttemptState.FAILED:
+            code = self._world.tries.choice((None, 7))
+            reason = Reason.SIGNAL if code is None else reason
+        outcome = Outcome(
+            state=state,
+            reason=reason,
+            exit_code=code,
+            stdout=f"{machine.id} {key[1]}".encode(),
+        )
+        report = Report(task=key[0], attempt=key[1], outcome=outcome)
+        self._world.feed(machine, AttemptsEnded((report,)))

@@ -1,0 +1,73 @@
+"""What clients and workers were told, and may rely on from then on.
+
+It reads disks and changes nothing. `checkers` ask it at the end what has to be left.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from octaskly.core.arrays import member_of
+from octaskly.core.facts import CancelAsked, Finished, Submitted
+from octaskly.core.messages import Message, ResultsOk
+from octaskly.core.model import NodeId, TaskId
+from tests.simulation.disk import Disk, Kept
+
+if TYPE_CHECKING:
+    from tests.simulation.world import World
+
+
+class Promises:
+    """What was confirmed to clients and workers, and which disks held it then."""
+
+    def __init__(self, world: World) -> None:
+        self._world = world
+        self.holders: dict[Kept, set[NodeId]] = {}
+        self.tasks: dict[TaskId, set[NodeId]] = {}  #: that were accepted, among it
+
+    def make(self, *keys: Kept) -> None:
+        """Note which disks hold what somebody relies on from now on."""
+        for key in keys:
+            self._make_one(key)
+
+    def _make_one(self, key: Kept) -> None:
+        world = self._world
+        # Of a task that is gone a late result is void as soon as it is there.
+        is_late = key[0] is Finished and world.storage.is_gone(key[1])
+        if key not in self.holders and not is_late:
+            holders = {m.id for m in world.machines.values() if key in m.disk.kept}
+            if not holders and world.storage.is_gone(key[1]):
+                return  # It ended long ago, as these worlds count, before the answer.
+            assert holders, f"{key} was confirmed, and is on no disk"
+            self.holders[key] = holders
+            if key[0] is Submitted:
+                self.tasks[key[1]] = holders
+
+    def lose(self, node_id: NodeId, backup: Disk) -> None:
+        """A node has an older disk now, which may not hold what the other one did."""
+        for key, holders in self.holders.items():
+            if key not in backup.kept:
+                holders.discard(node_id)
+
+    def on_arrival(self, messages: tuple[Message, ...]) -> None:
+        """Note what workers were allowed to forget."""
+        for message in messages:
+            if isinstance(message, ResultsOk):
+                for task, attempt in message.items:
+                    self.make((Finished, task, attempt))
+
+    def cancelled_as(self, task: TaskId) -> tuple[Kept, ...]:
+        """Return the fact by which some disk says that a task is cancelled, if any.
+
+        A member may be so by its array, and an array by each of its members.
+        """
+        place = member_of(task)
+        disks = [machine.disk for machine in self._world.machines.values()]
+        is_array = any(task in disk.members for disk in disks)
+        if place is None and not is_array:
+            return ((CancelAsked, task, None),)
+        for one in (task,) if place is None else (task, place[0]):
+            key: Kept = (CancelAsked, one, None)
+            if any(key in disk.kept for disk in disks):
+                return (key,)
+        return ()

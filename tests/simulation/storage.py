@@ -1,0 +1,146 @@
+"""What machines write to their disks and read from them, and how long that takes.
+
+A write may be late, fail for a while, or be lost in a crash. Beside that, it notes what
+disks say of tasks that ended or that they forgot, for those who check.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from octaskly.core.arrays import member_of
+from octaskly.core.effects import (
+    Append,
+    Join,
+    Load,
+    LoadLive,
+    LoadRipe,
+    PlanFloor,
+    Save,
+)
+from octaskly.core.events import DiskChanged, Event, LiveLoaded, Persisted
+from octaskly.core.merge import TaskRow
+from octaskly.core.messages import Cursor, Entries
+from octaskly.core.model import NodeId, TaskId, TaskState, Vector
+from tests.simulation.disk import Disk
+from tests.simulation.machine import Machine
+
+if TYPE_CHECKING:
+    from tests.simulation.world import World
+
+RETRY_S = 0.25  #: between two tries of a write that fails
+CHUNK = 20  #: entries in one answer to PULL, few so that several are needed
+
+
+class Storage:
+    """Works the disks of all machines."""
+
+    is_unordered = False  #: who is asked for entries mixes the streams
+
+    def __init__(self, world: World) -> None:
+        self._world = world
+        self.disk_ms = (1.0, 15.0)
+        self.snapshots = 0  #: that came to their end
+        self.ended: dict[TaskId, int] = {}  #: and when on any disk first, as an hlc
+        self.ends: dict[TaskId, set[TaskState]] = {}  #: and how, on a lost one, too
+        self.forgotten: dict[TaskId, TaskRow] = {}  #: as a disk held it last
+        self.gone_watchers: list[Callable[[Machine, TaskRow], None]] = []
+
+    def is_gone(self, task: TaskId) -> bool:
+        """Whether a task was forgotten somewhere, a member with its array."""
+        place = member_of(task)
+        return (task if place is None else place[0]) in self.forgotten
+
+    def write(self, machine: Machine, effect: Append | Join | Save) -> None:
+        """Hand to a disk what its next commit makes durable."""
+        disk = machine.disk
+        match effect:
+            case Append():
+                disk.append(effect)
+            case Join():
+                disk.join(effect)
+                self.snapshots += effect.is_last
+            case Save():
+                disk.save(effect)
+        self.commit_soon(machine)
+
+    def commit_soon(self, machine: Machine) -> None:
+        """Let what waits become durable, if the machine lives so long."""
+        life = machine.life
+        if machine.dies_after_s is not None:
+            dies_after_s, machine.dies_after_s = machine.dies_after_s, None
+
+            def die() -> None:
+                if machine.life == life and not self._world.is_calm:
+                    self._world.crash(machine.id)
+
+            self._world.at(dies_after_s, die)
+        if machine.is_committing:
+            return
+        machine.is_committing = True
+        delay_s = self._world.random.uniform(*self.disk_ms) / 1000
+        delay_s = max(delay_s, machine.stall_s - self._world.time_s)
+        count = len(machine.disk.waiting)
+        self._world.at(delay_s, lambda: self._commit(machine, life, count))
+
+    def _commit(self, machine: Machine, life: int, count: int) -> None:
+        """End one write; the writer is a thread, so a paused loop does not stop it."""
+        if machine.life != life:
+            return
+        if machine.is_asleep:
+            machine.frozen.append(lambda: self._commit(machine, life, count))
+            return
+        is_failing = self._world.time_s < machine.full_s
+        if is_failing is not machine.is_failing:
+            machine.is_failing = is_failing
+            self._world.feed(machine, DiskChanged(is_failing))
+        if is_failing:
+            self._world.at(RETRY_S, lambda: self._commit(machine, life, count))
+            return
+        machine.is_committing = False
+        number = machine.disk.commit(max(count, 1))
+        self._note_ends(machine)
+        if number is not None:
+            self._world.feed(machine, Persisted(number))
+        if machine.life == life and machine.disk.waiting:
+            self.commit_soon(machine)
+
+    def _note_ends(self, machine: Machine) -> None:
+        """Take away what a disk says of tasks that ended, and that it forgot."""
+        disk = machine.disk
+        for task, hlc, state in disk.ended:
+            self.ended[task] = min(hlc, self.ended.get(task, hlc))
+            self.ends.setdefault(task, set()).add(state)
+        for row in disk.gone:
+            for watch in self.gone_watchers:
+                watch(machine, row)
+            self.forgotten[row.record.id] = row
+        disk.ended, disk.gone = [], []
+
+    def serve(
+        self, machine: Machine, peer: NodeId, vector: Vector, cursor: Cursor | None
+    ) -> None:
+        """Answer a peer that asks for what it has not got."""
+        disk = machine.disk
+        snapshot = disk.snapshot(vector, cursor)
+        if snapshot is not None:
+            self._world.network.send(machine.id, peer, (snapshot,))
+            return
+        draw = self._world.random if self.is_unordered else None
+        entries, epochs, more = disk.entries_after(vector, CHUNK, draw)
+        message = Entries(entries, epochs, more, disk.vector())
+        self._world.network.send(machine.id, peer, (message,))
+
+
+def read(disk: Disk, asked: Load | LoadLive | LoadRipe | PlanFloor) -> Event:
+    """Return what the store answers."""
+    match asked:
+        case Load():
+            return disk.load(asked)
+        case LoadLive():
+            return LiveLoaded(disk.live(asked))
+        case LoadRipe():
+            return disk.ripe(asked)
+        case PlanFloor():
+            return disk.plan(asked)

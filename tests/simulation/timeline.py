@@ -1,0 +1,50 @@
+"""Virtual time: what is due when, and nothing else.
+
+Nothing here waits or draws: time jumps from one thing that is due to the next.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Callable
+
+Due = tuple[float, int]  #: a time, and which of those at that time comes first
+
+
+class Timeline:
+    """Does each thing at its time."""
+
+    def __init__(self) -> None:
+        self.time_s = 1000.0
+        self._queue: list[tuple[float, int, Callable[[], None]]] = []
+        self._order = 0
+
+    def due(self, delay_s: float) -> Due:
+        """Return an instant, behind all that was asked for before at the same time."""
+        self._order += 1
+        return self.time_s + delay_s, self._order
+
+    def at_due(self, due: Due, action: Callable[[], None]) -> None:
+        """Do something at an instant that was asked for before."""
+        heapq.heappush(self._queue, (*due, action))
+
+    def at(self, delay_s: float, action: Callable[[], None]) -> None:
+        """Do something later."""
+        self.at_due(self.due(delay_s), action)
+
+    def run(self, seconds: float) -> None:
+        """Let virtual time pass."""
+        end_s = self.time_s + seconds
+        while self._queue and self._queue[0][0] <= end_s:
+            self.time_s, _, action = heapq.heappop(self._queue)
+            action()
+        self.time_s = end_s
+
+    def run_until(self, condition: Callable[[], bool], most_s: float) -> bool:
+        """Let time pass until a condition holds; return whether it came to hold."""
+        end_s = self.time_s + most_s
+        while not condition():
+            if self.time_s >= end_s:
+                return False
+            self.run(0.1)
+        return True
