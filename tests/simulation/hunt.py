@@ -7,13 +7,13 @@ import multiprocessing
 import os
 import random
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from inspect import signature
 from itertools import repeat
 
-from tests.simulation import faults
-from tests.simulation.faults import run_of
+from tests.simulation.kinds import failing, failovers, snapshots, splits, tormented
+from tests.simulation.world import World
 
 BLOCK = 20  #: seeds that one process takes at a time
 SEED_MAX = 1 << 31
@@ -27,11 +27,18 @@ def _is_kind(name: str, made: object) -> bool:
     return first.name == "seed" and all(one.default is not one.empty for one in others)
 
 
-KINDS = sorted(
-    name.removeprefix("run_")
-    for name, made in vars(faults).items()
+RUNS: dict[str, Callable[[int], World]] = {
+    name.removeprefix("run_"): made
+    for module in (failing, failovers, snapshots, splits, tormented)
+    for name, made in vars(module).items()
     if _is_kind(name, made)
-)
+}
+KINDS = sorted(RUNS)
+
+
+def run_of(kind: str) -> Callable[[int], World]:
+    """Return what runs a world of that kind."""
+    return RUNS[kind]
 
 
 def failures(

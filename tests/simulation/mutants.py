@@ -61,24 +61,25 @@ from octaskly.core.tail import repl_of
 from octaskly.core.versions import Versions
 from octaskly.core.worker import Worker
 from tests.simulation.disk import Disk
-from tests.simulation.faults import (
+from tests.simulation.kinds.failing import run_cancelled, run_cut_off, run_failing
+from tests.simulation.kinds.failovers import (
     run_backlog,
     run_bare,
     run_belated,
-    run_cancelled,
-    run_cut_off,
-    run_failing,
-    run_forgetful,
+    run_hand_over,
+    run_short,
+    run_starved,
+)
+from tests.simulation.kinds.snapshots import (
     run_half_followed,
     run_half_joined,
     run_half_left,
-    run_hand_over,
-    run_same_names,
+)
+from tests.simulation.kinds.splits import run_same_names, run_unseen
+from tests.simulation.kinds.tormented import (
+    run_forgetful,
     run_seed,
-    run_short,
-    run_starved,
     run_unordered,
-    run_unseen,
     run_updated,
 )
 

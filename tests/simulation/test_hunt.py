@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.simulation.faults import run_of
-from tests.simulation.hunt import KINDS, asked, failures
+from tests.simulation.hunt import KINDS, asked, failures, run_of
 
 
 def test_a_hunt_may_begin_at_a_seed_in_so_many_processes() -> None:

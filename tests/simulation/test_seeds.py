@@ -14,32 +14,31 @@ import pytest
 
 from octaskly.core.effects import Note
 from octaskly.core.model import name_of
-from tests.simulation.faults import (
+from tests.simulation.hunt import failures, run_of
+from tests.simulation.kinds.failing import run_cancelled, run_cut_off, run_failing
+from tests.simulation.kinds.failovers import (
     run_backlog,
     run_bare,
     run_belated,
-    run_cancelled,
     run_crash,
-    run_cut_off,
-    run_failing,
-    run_flapping,
+    run_hand_over,
+    run_quiet,
+    run_short,
+    run_starved,
+)
+from tests.simulation.kinds.snapshots import (
     run_half_followed,
     run_half_joined,
     run_half_left,
-    run_hand_over,
     run_newcomers,
-    run_of,
-    run_quiet,
-    run_same_names,
+)
+from tests.simulation.kinds.splits import run_flapping, run_same_names, run_unseen
+from tests.simulation.kinds.tormented import (
     run_seed,
-    run_short,
-    run_starved,
     run_steered,
     run_unordered,
-    run_unseen,
     run_updated,
 )
-from tests.simulation.hunt import failures
 from tests.simulation.world import World
 
 HERE = Path(__file__).parent
@@ -237,7 +236,7 @@ def test_a_graceful_hand_over_runs_nothing_twice(seed: int) -> None:
 def test_a_seed_does_the_same_under_any_hash_seed() -> None:
     """Otherwise no failure could be replayed."""
     script = (
-        "from tests.simulation.faults import run_seed;"
+        "from tests.simulation.kinds.tormented import run_seed;"
         "print(run_seed(3).trace_hash(), run_seed(12).trace_hash())"
     )
     runs = [

@@ -13,7 +13,7 @@ from octaskly.core.phases import Following, Seeking
 from octaskly.core.timers import Timers
 from octaskly.core.watch import Watch
 from octaskly.core.worker import Worker
-from tests.simulation.faults import run_seed
+from tests.simulation.kinds.tormented import run_seed
 
 
 @pytest.mark.slow

@@ -1,0 +1,151 @@
+"""Worlds whose commands fail, and whose tasks and arrays are cancelled.
+
+Each function is one kind of run, by its name without `run_`.
+"""
+
+from __future__ import annotations
+
+from octaskly.core.arrays import member_id, member_of
+from octaskly.core.model import TaskId, TaskState
+from octaskly.core.replies import CancelDone, Reply
+from tests.simulation.checkers import FINAL, Watch
+from tests.simulation.machine import Machine
+from tests.simulation.torment import LATE, SIZES, calm, draw_profile, torment
+from tests.simulation.tries import TRIED, TryWatch
+from tests.simulation.world import World
+
+ENDED_S = 20.0  #: after which nothing runs of what was cancelled before a failover
+
+
+def run_failing(seed: int) -> World:
+    """Torment a world whose commands fail, alone and as members of arrays."""
+    world = World(seed, nodes=SIZES[seed % len(SIZES)])
+    Watch(world)
+    TryWatch(world)
+    world.clients.late_share = LATE
+    world.commands.failing_share = world.tries.choice((0.1, 0.3, 0.6))
+    world.clients.array_share = world.tries.choice((0.0, 0.05, 0.15))
+    profile = draw_profile(world)
+    end_s = world.time_s + profile.seconds
+
+    def cancel() -> None:
+        if world.time_s < end_s:
+            cancel_some(world)
+            world.at(world.tries.uniform(0.2, 2.0), cancel)
+
+    world.at(1.0, cancel)
+    torment(world, profile)
+    calm(world)
+    for check in (*FINAL, *TRIED):
+        check(world)
+    return world
+
+
+def cancel_some(world: World) -> None:
+    """Cancel an array or a member of it, with what runs or not."""
+    draw = world.tries
+    arrays = [
+        spec for spec in world.clients.accepted.values() if spec.array is not None
+    ]
+    if not arrays:
+        return
+    node = draw.choice(world.dispatchers() or list(world.machines))
+    array = draw.choice(arrays[-3:])
+    assert array.array is not None
+    position = draw.randrange(2 * array.array.count)
+    task = array.id
+    if position < array.array.count:
+        task = member_id(task, array.array.number(position))
+    world.clients.cancel(node, task, force=draw.random() < 0.5)
+
+
+def run_cut_off(seed: int) -> World:
+    """Kill the dispatcher that has just cancelled arrays with what runs of them.
+
+    Raises:
+        AssertionError: a member runs on though somebody was told that all have ended.
+    """
+    world = World(seed, nodes=4)
+    Watch(world)
+    TryWatch(world)
+    told = _told_of_cancels(world)
+    draw = world.random
+    world.network.delay_ms = draw.choice(((1.0, 40.0), (0.2, 4.0)))
+    world.commands.duration_s = (200.0, 400.0)
+    world.commands.failing_share, world.clients.array_share = 0.3, 1.0
+    world.start_all()
+    world.run_until(world.is_settled, 5.0)
+    (dispatcher,) = world.dispatchers()
+    world.run(2.0)
+    term = world.machines[dispatcher].disk.term
+    world.clients.submit(dispatcher, 3)
+    world.run(draw.uniform(0.05, 0.5))
+    away = draw.choice([node for node in world.machines if node != dispatcher])
+    if draw.random() < 0.5:
+        draw.choice((world.pause, world.sleep))(away, draw.uniform(0.5, 8.0))
+        world.run(draw.uniform(0.0, 4.0))
+    for task in tuple(world.clients.accepted):
+        world.clients.cancel(dispatcher, task, force=True)
+    world.run_until(lambda: bool(told), draw.uniform(0.0, 1.0))
+    world.run(draw.uniform(0.0, 0.1))
+    world.crash(dispatcher)
+    world.run(draw.uniform(1.0, 12.0))
+    world.is_calm = True
+    world.start(dispatcher)
+    world.run(ENDED_S)
+    left = [
+        (machine.id, task)
+        for machine in world.alive()
+        for task, attempt in machine.running
+        # A node that was cut off may reign before it hears that it was cancelled.
+        if attempt.term == term and (member_of(task) or (task,))[0] in told
+    ]
+    assert not left, f"cancelled with what runs, and it runs on: {left}"
+    for task in tuple(world.clients.accepted):
+        for reigning in world.dispatchers():
+            world.clients.cancel(reigning, task, force=True)
+    calm(world)
+    for check in (*FINAL, *TRIED):
+        check(world)
+    return world
+
+
+def run_cancelled(seed: int) -> World:
+    """Kill the dispatcher of a mesh while what it has cancelled is about to end."""
+    world = World(seed, nodes=4)
+    Watch(world)
+    told = _told_of_cancels(world)
+    world.network.delay_ms = (1.0, 40.0)
+    world.commands.duration_s = (0.01, 0.3)
+    world.start_all()
+    world.run_until(world.is_settled, 5.0)
+    (dispatcher,) = world.dispatchers()
+    world.run(2.0)
+    world.clients.submit(dispatcher, 16)
+    world.run(world.random.uniform(0.05, 0.2))
+    for task in tuple(world.clients.accepted):
+        world.clients.cancel(dispatcher, task, force=True)
+    world.run_until(lambda: bool(told), 1.0)
+    world.run(world.random.uniform(0.0, 0.03))
+    world.crash(dispatcher)
+    world.run(1.0)
+    calm(world)
+    for check in FINAL:
+        check(world)
+    (dispatcher,) = world.dispatchers()
+    records = world.machines[dispatcher].disk.records
+    ends = {task: records[task].state for task in sorted(told)}
+    assert set(ends.values()) <= {TaskState.CANCELLED}, f"told of a cancel: {ends}"
+    return world
+
+
+def _told_of_cancels(world: World) -> set[TaskId]:
+    """Return the tasks of which clients are told, as that happens, that they are."""
+    told = set()
+
+    def on_answer(_machine: Machine, reply: Reply, _waited_s: float) -> None:
+        if isinstance(reply, CancelDone) and reply.was_done:
+            told.add(reply.task)
+
+    world.clients.answer_watchers.append(on_answer)
+    return told

@@ -1,0 +1,165 @@
+"""Worlds that lose their dispatcher once, at a moment that matters, or nothing at all.
+
+Each function is one kind of run, by its name without `run_`. In most of them no task
+may run twice.
+"""
+
+from __future__ import annotations
+
+from itertools import combinations
+
+from tests.simulation.checkers import FINAL, Watch, is_quiet, nothing_runs_twice
+from tests.simulation.faults import QUIET_S, forget_soon
+from tests.simulation.torment import SIZES, calm
+from tests.simulation.world import World
+
+
+def run_quiet(seed: int) -> World:
+    """Let a mesh work without any fault: each task runs exactly once."""
+    world = World(seed, nodes=SIZES[seed % len(SIZES)])
+    Watch(world)
+    world.network.delay_ms = world.random.choice(((0.2, 4.0), (2.0, 50.0)))
+    world.start_all()
+    world.run_until(world.is_settled, 5.0)
+    for _ in range(10):
+        world.clients.submit(world.random.choice(world.dispatchers()), 8)
+        world.run(world.random.uniform(0.1, 0.6))
+    world.run_until(lambda: is_quiet(world), QUIET_S)
+    for check in (*FINAL, nothing_runs_twice):
+        check(world)
+    return world
+
+
+def run_failover(seed: int, *, is_graceful: bool, is_bare: bool = False) -> World:
+    """Take the dispatcher from a busy mesh and let the others finish the work."""
+    world = World(seed, nodes=4)
+    Watch(world)
+    world.commands.duration_s = (1.0, 3.0)
+    world.start_all()
+    world.run_until(world.is_settled, 5.0)
+    (dispatcher,) = world.dispatchers()
+    world.clients.submit(dispatcher, 20)
+    world.run(world.random.uniform(1.0, 3.0))
+    if is_graceful:
+        world.stop(dispatcher, drain_s=10.0)
+        world.run_until(lambda: world.machines[dispatcher].node is None, 12.0)
+    else:
+        world.crash(dispatcher)
+    if is_bare:
+        for a, b in combinations(world.machines, 2):
+            world.network.reset(a, b)
+    world.run_until(world.is_settled, 5.0)
+    world.run(2.0)
+    world.start(dispatcher)
+    world.run_until(lambda: is_quiet(world), QUIET_S)
+    for check in (*FINAL, nothing_runs_twice):
+        check(world)
+    return world
+
+
+def run_hand_over(seed: int) -> World:
+    """Stop the dispatcher of a busy mesh, which hands over."""
+    return run_failover(seed, is_graceful=True)
+
+
+def run_crash(seed: int) -> World:
+    """Kill the dispatcher of a busy mesh."""
+    return run_failover(seed, is_graceful=False)
+
+
+def run_bare(seed: int) -> World:
+    """The same, and who succeeds has no link to the others when it begins."""
+    return run_failover(seed, is_graceful=False, is_bare=True)
+
+
+def run_short(seed: int) -> World:
+    """Kill the dispatcher of a mesh whose tasks end before all copies know of it."""
+    world = World(seed, nodes=5)
+    Watch(world)
+    world.network.delay_ms = (1.0, 40.0)
+    world.commands.duration_s = (0.001, 0.02)
+    world.start_all()
+    world.run_until(world.is_settled, 5.0)
+    (dispatcher,) = world.dispatchers()
+    world.run(2.0)
+    end_s = world.time_s + world.random.uniform(0.5, 1.0)
+
+    def load() -> None:
+        for node in world.dispatchers():
+            world.clients.submit(node, 4)
+        if world.time_s < end_s + 0.2:
+            world.at(0.02, load)
+
+    load()
+    world.run(end_s - world.time_s)
+    world.crash(dispatcher)
+    world.run(1.0)
+    calm(world)
+    for check in (*FINAL, nothing_runs_twice):
+        check(world)
+    return world
+
+
+def run_starved(
+    seed: int, tasks: int = 10, slow_ms: tuple[float, float] = (700.0, 1000.0)
+) -> World:
+    """Let the dispatcher stand still, who alone has given the last ends to a standby.
+
+    The one who succeeds has not got them, and the standby that has is slow to tell: it
+    takes longer than what waits is held back. So few tasks begin at once, though.
+    """
+    world = World(seed, nodes=5)
+    Watch(world)
+    world.commands.duration_s = (0.1, 1.5)
+    world.start_all()
+    world.run_until(world.is_settled, 5.0)
+    (head,) = world.dispatchers()
+    node = world.machines[head].node
+    assert node is not None
+    assert world.run_until(lambda: len(node.standbys) == 2, 5.0)
+    world.run(2.0)
+    heir, keeper = (view.node for view in node.standbys)
+    world.clients.submit(head, tasks)
+    world.run(world.random.uniform(0.1, 0.5))
+    world.network.mute(head, heir)
+    world.network.slow_ms[keeper] = (300.0, 600.0)
+    world.run(world.random.uniform(0.3, 0.8))
+    world.network.slow_ms[keeper] = slow_ms
+    world.pause(head, 4.0)
+    world.run(6.0)
+    calm(world)
+    world.died |= {head, keeper}  # It may seem so: what ran there may run again.
+    for check in (*FINAL, nothing_runs_twice):
+        check(world)
+    return world
+
+
+def run_backlog(seed: int) -> World:
+    """The same, and others wait, of which that standby knows that some have begun."""
+    return run_starved(seed, tasks=30, slow_ms=(300.0, 600.0))
+
+
+def run_belated(seed: int) -> World:
+    """Let a worker stand still until all is forgotten, and then tell of its tasks.
+
+    By then another node reigns, which has never had them in hand.
+    """
+    world = World(seed, nodes=3)
+    Watch(world)
+    forget_soon(world)
+    world.commands.duration_s = (0.3, 1.0)
+    world.start_all()
+    world.run_until(world.is_settled, 5.0)
+    (head,) = world.dispatchers()
+    world.run(1.0)
+    world.clients.submit(head, 6)
+    world.run(0.2)
+    late = next(m.id for m in world.alive() if m.running and m.id != head)
+    world.pause(late, 12.0)
+    assert world.run_until(lambda: len(world.storage.forgotten) == 6, 12.0)
+    world.crash(head)
+    world.run(12.0)
+    calm(world)
+    for check in FINAL:
+        check(world)
+    return world

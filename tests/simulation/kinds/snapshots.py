@@ -1,0 +1,181 @@
+"""Worlds in which a node has part of a log as rows, and who gave them to it is gone.
+
+Each function is one kind of run, by its name without `run_`.
+"""
+
+from __future__ import annotations
+
+import random
+from functools import partial
+
+from octaskly.core.model import TaskId
+from octaskly.core.node import Node
+from octaskly.core.retention import STEP_S
+from tests.simulation.checkers import FINAL, Watch, knows_all, unfinished
+from tests.simulation.disk import STEP_TASKS, Disk
+from tests.simulation.faults import Profile, later, restart, restorer
+from tests.simulation.torment import NARROW, calm, draw_profile, torment
+from tests.simulation.world import World
+
+TOLD_S = 2.0  #: after which rows of a dispatcher are on its standbys, if it has few
+
+
+def run_newcomers(seed: int) -> World:
+    """Torment a world in which new nodes often lose who gives them a snapshot."""
+    world = World(seed, nodes=3 + seed % 3)
+    Watch(world)
+    profile = draw_profile(world)
+    world.limits = NARROW  # Else the tail in memory serves a newcomer.
+    # TLS lets no frame of a giver that has lost its disk come again.
+    world.network.repeats = 0.0
+    draw = random.Random(f"newcomers {seed}")
+    end_s = world.time_s + profile.seconds
+
+    def strike() -> None:
+        if world.time_s < end_s:
+            break_snapshot(world, profile, draw)
+            world.at(draw.uniform(0.5, 4.0), strike)
+
+    world.at(draw.uniform(1.0, 3.0), strike)
+    torment(world, profile)
+    calm(world)
+    for check in FINAL:
+        check(world)
+    return world
+
+
+def break_snapshot(world: World, profile: Profile, draw: random.Random) -> None:
+    """Let a node begin without a log; take from it who gives it rows, in mid-part."""
+    reigning = world.dispatchers()
+    others = [node for node in world.machines if node not in reigning]
+    if not reigning or not others:
+        return
+    newcomer, giver = draw.choice(others), reigning[0]
+    disk = Disk()
+    restorer(world, newcomer, disk)()
+    world.start(newcomer)
+    is_lost = draw.random() < 0.5
+
+    def look(tries: int) -> None:
+        if world.is_calm or tries == 0 or world.machines[newcomer].disk is not disk:
+            return
+        if not disk.ahead():
+            world.at(0.02, lambda: look(tries - 1))
+            return
+        world.crash(giver)
+        if is_lost:
+            restorer(world, giver, Disk())()
+        restart(world, profile, giver)
+        if draw.random() < 0.5:  # Nobody else shall have it.
+            for other in world.machines:
+                if other not in (newcomer, giver):
+                    restorer(world, other, Disk())()
+                    restart(world, profile, other)
+        # Who has the part reigns for a while, or has time to tell it to others.
+        wait_s = draw.choice((0.1, 0.5, 2.0, 8.0)) * draw.uniform(0.5, 2.0)
+        later(world, wait_s, partial(world.crash, newcomer))
+        restart(world, profile, newcomer, after_s=wait_s)
+
+    world.at(0.02, lambda: look(100))
+
+
+def _half_joined(
+    seed: int, tasks: int = 60, least: int = 1
+) -> tuple[World, set[TaskId]]:
+    """Return a world whose only whole log was lost, and the rows of the second node."""
+    world = World(seed, nodes=3)
+    Watch(world)
+    world.limits = NARROW  # Else the tail in memory serves a newcomer.
+    world.commands.duration_s = (0.01, 0.05)
+    first, second, _ = world.machines
+    world.start(first)
+    world.run_until(lambda: world.dispatchers() == [first], 10.0)
+    world.clients.submit(first, tasks)
+    world.run_until(
+        lambda: bool(world.clients.accepted) and not unfinished(world), 60.0
+    )
+    world.start(second)
+    disk = world.machines[second].disk
+    world.run_until(lambda: len(disk.records) >= least, 10.0)
+    restorer(world, first, Disk())()
+    rows = set(disk.records)
+    assert least <= len(rows) < tasks, "it is not half-way"
+    return world, rows
+
+
+def run_half_joined(seed: int) -> World:
+    """Lose the only whole log while another node has part of its snapshot."""
+    world, rows = _half_joined(seed)
+    _, second, third = world.machines
+    world.run_until(lambda: world.dispatchers() == [second], 10.0)
+    world.start(third)
+    calm(world)
+    for check in FINAL:
+        check(world)
+    assert all(rows <= set(m.disk.records) for m in world.machines.values())
+    return world
+
+
+def run_half_followed(seed: int) -> World:
+    """The same, but the node with the part follows one that holds nothing."""
+    world, rows = _half_joined(seed)
+    _, second, third = world.machines
+    world.crash(second)
+    world.start(third)
+    world.run_until(lambda: world.dispatchers() == [third], 10.0)
+    world.start(second)
+    follower, reigning = world.machines[second], world.machines[third]
+
+    def knows() -> bool:
+        node, other = reigning.node, follower.node
+        assert node is not None
+        assert other is not None
+        is_met = world.network.is_up(second, third)  # Each end hears by itself.
+        return is_met and other.dispatcher == third and knows_all(world, node)
+
+    assert world.run_until(knows, 60.0)
+    assert rows <= set(reigning.disk.records), "404 for what was accepted"
+    calm(world)
+    for check in FINAL:
+        check(world)
+    return world
+
+
+def run_half_left(seed: int) -> World:
+    """The same, but the node with the part reigns and is lost, too, after a while.
+
+    It has much to tell, so that some of it is untold when a standby relies on it.
+    """
+    world, rows = _half_joined(seed, tasks=200, least=100)
+    first, second, third = world.machines
+    draw = world.random
+    world.run_until(lambda: world.dispatchers() == [second], 10.0)
+    reigning = world.machines[second].node
+    assert reigning is not None
+    for node in (first, third):
+        world.at(draw.uniform(0.0, 2.0), partial(world.start, node))
+    is_level = partial(_has_level, reigning)
+    assert world.run_until(is_level, 10.0)
+    if draw.random() < 0.5:
+        world.run(draw.uniform(0.0, 1.5))
+    else:
+        world.run_until(lambda: len(reigning.standbys) == 2, 10.0)
+        world.run(TOLD_S + len(rows) / STEP_TASKS * STEP_S)
+        held = [m.id for m in world.machines.values() if rows <= m.disk.records.keys()]
+        assert len(held) == 3, f"rows of half a snapshot are only on {held}"
+    world.crash(second)
+    end_s = world.time_s + draw.uniform(2.0, 20.0)
+    while world.time_s < end_s:
+        world.run(0.1)
+        for heir in world.alive():
+            if heir.node and heir.node.is_dispatcher and knows_all(world, heir.node):
+                assert rows <= heir.disk.records.keys(), f"{heir.id}: 404 for a row"
+    calm(world)
+    for check in FINAL:
+        check(world)
+    assert all(rows <= set(m.disk.records) for m in world.machines.values())
+    return world
+
+
+def _has_level(node: Node) -> bool:
+    return any(view.is_level for view in node.standbys)

@@ -1,0 +1,92 @@
+"""Worlds in which anything may happen, as their seeds draw it.
+
+Each function is one kind of run, by its name without `run_`: it makes a world,
+torments it, and checks it.
+"""
+
+from __future__ import annotations
+
+from octaskly.core.model import NO_HOLD, Steering
+from tests.simulation.checkers import FINAL, Watch
+from tests.simulation.faults import one_alive
+from tests.simulation.torment import (
+    LATE,
+    NEEDY,
+    NEEDY_EVERY,
+    SIZES,
+    calm,
+    draw_profile,
+    torment,
+)
+from tests.simulation.world import World
+
+
+def run_seed(
+    seed: int, *, is_forgetting: bool = False, is_unordered: bool = False
+) -> World:
+    """Torment one world, check everything, and return it.
+
+    Raises:
+        AssertionError: a rule is broken; `seed` repeats it.
+    """
+    world = World(seed, nodes=SIZES[seed % len(SIZES)])
+    Watch(world)
+    world.storage.is_unordered = is_unordered
+    world.clients.late_share = LATE
+    world.clients.needy_share = NEEDY if seed % NEEDY_EVERY == 0 else 0.0
+    torment(world, draw_profile(world, is_forgetting=is_forgetting))
+    calm(world)
+    for check in FINAL:
+        check(world)
+    return world
+
+
+def run_forgetful(seed: int) -> World:
+    """Torment a world that forgets what ended some seconds ago."""
+    return run_seed(seed, is_forgetting=True)
+
+
+def run_unordered(seed: int) -> World:
+    """The same, and who is asked for entries gives the streams in any order."""
+    return run_seed(seed, is_forgetting=True, is_unordered=True)
+
+
+def run_updated(seed: int) -> World:
+    """Torment a world whose programs are updated meanwhile, one after another."""
+    world = World(seed, nodes=SIZES[seed % len(SIZES)])
+    Watch(world)
+    world.updated_share = world.random.choice((0.1, 0.3, 0.5))
+    torment(world, draw_profile(world))
+    world.updated_share = 0.0  # Some are left behind for good.
+    calm(world)
+    for check in FINAL:
+        check(world)
+    return world
+
+
+def run_steered(seed: int) -> World:
+    """Drain, pause and take back the nodes of a world that is tormented, too."""
+    world = World(seed, nodes=SIZES[seed % len(SIZES)])
+    Watch(world)
+    world.clients.late_share = LATE
+    world.clients.needy_share = NEEDY if seed % NEEDY_EVERY == 0 else 0.0
+    profile = draw_profile(world)
+    end_s = world.time_s + profile.seconds
+
+    def steer() -> None:
+        if world.time_s < end_s:
+            if (node := one_alive(world)) is not None:
+                world.steer(node, world.random.choice(tuple(Steering)))
+            world.at(world.random.uniform(0.1, 2.0), steer)
+
+    world.at(1.0, steer)
+    torment(world, profile)
+    for machine in world.machines.values():
+        world.resume(machine.id)
+        machine.disk.hold = NO_HOLD  # Of those that are down.
+        for steering in (Steering.RESUME, Steering.UNPAUSE):
+            world.steer(machine.id, steering)
+    calm(world)
+    for check in FINAL:
+        check(world)
+    return world

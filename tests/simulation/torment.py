@@ -1,0 +1,114 @@
+"""How a seed torments its world: it draws the rates of faults, and what clients ask.
+
+Then `calm` mends everything and waits for rest, as what is checked in the end needs it.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+
+from octaskly.core.model import Limits, TaskId
+from tests.simulation.checkers import is_quiet, never_not_found
+from tests.simulation.faults import KINDS, PAIRWISE, QUIET_S, Profile, forget_soon
+from tests.simulation.world import World
+
+LATE = 0.15  #: share of tasks that come after another one
+NEEDY = 0.2  #: of the tasks ask for much of a machine,
+NEEDY_EVERY = 4  #: in one world of so many
+SIZES = (3, 4, 5, 3, 6, 5, 7, 3, 4, 5, 1, 2)  #: of worlds, by seed
+ENCODED = 0.15  #: share of worlds in which the codec carries each message
+STRICT = 0.1  #: share of worlds that rather refuse than keep one copy
+NARROW = Limits(
+    window_tasks=20, load_tasks=10, entries_bytes=2000, tail_entries=30, prefetch=4
+)
+"""So that what bounds memory is reached by the few tasks of a world."""
+FORGETFUL = 0.3  #: share of worlds that forget tasks after a few seconds
+KEYED = 0.05  #: share of requests that repeat an earlier one
+NOTED = 0.2  #: beside so many requests something is recorded
+
+
+def draw_profile(world: World, *, is_forgetting: bool = False) -> Profile:
+    """Return the profile of a seed; some kinds do not happen at all in it."""
+    draw = world.random
+    weights = tuple(
+        0 if kind in PAIRWISE and len(world.machines) < 2 else rate
+        for kind in KINDS
+        for rate in [draw.choice((0, 0, 1, 3))]
+    )
+    if not any(weights):
+        weights = tuple(int(kind not in PAIRWISE) for kind in KINDS)
+    world.network.delay_ms = draw.choice(((0.2, 4.0), (2.0, 50.0), (20.0, 200.0)))
+    world.network.is_encoding = draw.random() < ENCODED
+    world.limits = draw.choice((Limits(), NARROW))
+    world.is_strict = draw.random() < STRICT
+    world.network.repeats = draw.choice((0.0, 0.0, 0.3))
+    world.commands.duration_s = draw.choice(((0.01, 0.1), (0.05, 1.0), (0.5, 2.0)))
+    if is_forgetting or draw.random() < FORGETFUL:
+        forget_soon(world)
+    is_brief = world.commands.duration_s[1] < 1.0
+    gap_s = draw.choice((0.5, 1.5, 4.0))
+    return Profile(
+        seconds=draw.choice((6.0, 9.0, 15.0)),
+        pause_s=(gap_s / 2, gap_s * 2),
+        restart_s=draw.choice(((0.0, 0.3), (0.1, 2.0), (1.0, 8.0))),
+        heal_s=draw.choice(((0.5, 2.0), (2.0, 6.0), (5.0, 12.0))),
+        batches=draw.choice(((1, 1, 2), (1, 8), (20,) if is_brief else (4,))),
+        weights=weights,
+    )
+
+
+def torment(world: World, profile: Profile) -> None:
+    """Run the world with faults and clients."""
+    draw = world.random
+    end_s = world.time_s + profile.seconds
+
+    def strike() -> None:
+        if world.time_s < end_s:
+            (kind,) = draw.choices(KINDS, profile.weights)
+            kind(world, profile)
+            world.at(draw.uniform(*profile.pause_s), strike)
+
+    def ask() -> None:
+        if world.time_s < end_s:
+            _ask(world, profile)
+            world.at(draw.uniform(0.05, 0.6), ask)
+
+    for node in world.machines:
+        world.at(draw.choice((0.0, draw.uniform(0.0, 2.0))), partial(world.start, node))
+    world.at(draw.uniform(*profile.pause_s), strike)
+    world.at(0.8, ask)
+    world.run(profile.seconds)
+
+
+def _ask(world: World, profile: Profile) -> None:
+    """Let a client submit through some node, and perhaps cancel something."""
+    never_not_found(world)
+    draw = world.random
+    node = draw.choice(world.dispatchers() or list(world.machines))
+    if draw.random() < KEYED:
+        # The same request again and again, wherever a client gets through.
+        world.clients.submit(node, task_id=TaskId(f"keyed-{draw.randrange(5)}"))
+    else:
+        world.clients.submit(node, draw.choice(profile.batches))
+    if world.notes.random() < NOTED:
+        world.clients.record(node)
+    if world.clients.accepted and draw.random() < 0.1:
+        task = draw.choice(list(world.clients.accepted))
+        world.clients.cancel(node, task, force=draw.random() < 0.5)
+
+
+def calm(world: World, quiet_s: float = QUIET_S) -> None:
+    """Mend everything, start everybody, and wait until all is quiet."""
+    world.is_calm = True
+    world.network.heal_all()
+    for machine in world.machines.values():
+        machine.stall_s = machine.full_s = 0.0
+        machine.dies_after_s = None
+        world.resume(machine.id)
+        world.start(machine.id)
+    end_s = world.time_s + quiet_s
+    while world.time_s < end_s:
+        world.run_until(lambda: is_quiet(world), end_s - world.time_s)
+        world.run(1.0)
+        if is_quiet(world):
+            break  # What is quiet for a moment only is not at rest.
