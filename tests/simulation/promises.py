@@ -1,6 +1,6 @@
 """What clients and workers were told, and may rely on from then on.
 
-It reads disks and changes nothing. `checkers` ask it at the end what has to be left.
+It reads disks and changes nothing; `checks` ask it what has to be left.
 """
 
 from __future__ import annotations

@@ -7,7 +7,7 @@ import pytest
 from octaskly.core.keys import NotRotated, Phase, Rotating
 from octaskly.core.model import NodeId
 from octaskly.core.rotation import PATIENCE_S, URGENT_S
-from tests.simulation.checkers import all_go_by_the_same_records, records_are_kept
+from tests.simulation.checks.kept import all_go_by_the_same_records, records_are_kept
 from tests.simulation.keyrings import FIRST, KEEP_S, SPREAD_S, KeyringWorld
 
 SEEDS = 10

@@ -55,7 +55,7 @@ REGRESSIONS = [
 @pytest.mark.alone  # On all cores, and `make test` says how long it took.
 @pytest.mark.parametrize("seeds", [SEEDS], ids=[f"{len(SEEDS)} seeds"])
 def test_whatever_fails_nothing_accepted_is_lost(seeds: range) -> None:
-    """All invariants of `checkers` hold, whatever the seeds do to the mesh."""
+    """All rules of `checks` hold, whatever the seeds do to the mesh."""
     assert not list(failures(seeds))
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from octaskly.core.model import NodeId
-from tests.simulation.checkers import never_not_found
+from tests.simulation.checks.unknown import never_not_found
 from tests.simulation.world import World
 
 STEP_S = 0.05

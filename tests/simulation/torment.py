@@ -8,7 +8,8 @@ from __future__ import annotations
 from functools import partial
 
 from octaskly.core.model import Limits, TaskId
-from tests.simulation.checkers import is_quiet, never_not_found
+from tests.simulation.checks.rest import is_quiet
+from tests.simulation.checks.unknown import never_not_found
 from tests.simulation.faults import KINDS, PAIRWISE, QUIET_S, Profile, forget_soon
 from tests.simulation.world import World
 

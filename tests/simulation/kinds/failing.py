@@ -8,10 +8,10 @@ from __future__ import annotations
 from octaskly.core.arrays import member_id, member_of
 from octaskly.core.model import TaskId, TaskState
 from octaskly.core.replies import CancelDone, Reply
-from tests.simulation.checkers import FINAL, Watch
+from tests.simulation.checks.rules import FINAL, watch
+from tests.simulation.checks.tries import TRIED, TryWatch
 from tests.simulation.machine import Machine
 from tests.simulation.torment import LATE, SIZES, calm, draw_profile, torment
-from tests.simulation.tries import TRIED, TryWatch
 from tests.simulation.world import World
 
 ENDED_S = 20.0  #: after which nothing runs of what was cancelled before a failover
@@ -20,7 +20,7 @@ ENDED_S = 20.0  #: after which nothing runs of what was cancelled before a failo
 def run_failing(seed: int) -> World:
     """Torment a world whose commands fail, alone and as members of arrays."""
     world = World(seed, nodes=SIZES[seed % len(SIZES)])
-    Watch(world)
+    watch(world)
     TryWatch(world)
     world.clients.late_share = LATE
     world.commands.failing_share = world.tries.choice((0.1, 0.3, 0.6))
@@ -66,7 +66,7 @@ def run_cut_off(seed: int) -> World:
         AssertionError: a member runs on though somebody was told that all have ended.
     """
     world = World(seed, nodes=4)
-    Watch(world)
+    watch(world)
     TryWatch(world)
     told = _told_of_cancels(world)
     draw = world.random
@@ -113,7 +113,7 @@ def run_cut_off(seed: int) -> World:
 def run_cancelled(seed: int) -> World:
     """Kill the dispatcher of a mesh while what it has cancelled is about to end."""
     world = World(seed, nodes=4)
-    Watch(world)
+    watch(world)
     told = _told_of_cancels(world)
     world.network.delay_ms = (1.0, 40.0)
     world.commands.duration_s = (0.01, 0.3)

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 from itertools import combinations
 
-from tests.simulation.checkers import FINAL, Watch, is_quiet, nothing_runs_twice
+from tests.simulation.checks.outcomes import nothing_runs_twice
+from tests.simulation.checks.rest import is_quiet
+from tests.simulation.checks.rules import FINAL, watch
 from tests.simulation.faults import QUIET_S, forget_soon
 from tests.simulation.torment import SIZES, calm
 from tests.simulation.world import World
@@ -17,7 +19,7 @@ from tests.simulation.world import World
 def run_quiet(seed: int) -> World:
     """Let a mesh work without any fault: each task runs exactly once."""
     world = World(seed, nodes=SIZES[seed % len(SIZES)])
-    Watch(world)
+    watch(world)
     world.network.delay_ms = world.random.choice(((0.2, 4.0), (2.0, 50.0)))
     world.start_all()
     world.run_until(world.is_settled, 5.0)
@@ -33,7 +35,7 @@ def run_quiet(seed: int) -> World:
 def run_failover(seed: int, *, is_graceful: bool, is_bare: bool = False) -> World:
     """Take the dispatcher from a busy mesh and let the others finish the work."""
     world = World(seed, nodes=4)
-    Watch(world)
+    watch(world)
     world.commands.duration_s = (1.0, 3.0)
     world.start_all()
     world.run_until(world.is_settled, 5.0)
@@ -75,7 +77,7 @@ def run_bare(seed: int) -> World:
 def run_short(seed: int) -> World:
     """Kill the dispatcher of a mesh whose tasks end before all copies know of it."""
     world = World(seed, nodes=5)
-    Watch(world)
+    watch(world)
     world.network.delay_ms = (1.0, 40.0)
     world.commands.duration_s = (0.001, 0.02)
     world.start_all()
@@ -109,7 +111,7 @@ def run_starved(
     takes longer than what waits is held back. So few tasks begin at once, though.
     """
     world = World(seed, nodes=5)
-    Watch(world)
+    watch(world)
     world.commands.duration_s = (0.1, 1.5)
     world.start_all()
     world.run_until(world.is_settled, 5.0)
@@ -145,7 +147,7 @@ def run_belated(seed: int) -> World:
     By then another node reigns, which has never had them in hand.
     """
     world = World(seed, nodes=3)
-    Watch(world)
+    watch(world)
     forget_soon(world)
     world.commands.duration_s = (0.3, 1.0)
     world.start_all()

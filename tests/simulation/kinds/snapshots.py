@@ -11,7 +11,9 @@ from functools import partial
 from octaskly.core.model import TaskId
 from octaskly.core.node import Node
 from octaskly.core.retention import STEP_S
-from tests.simulation.checkers import FINAL, Watch, knows_all, unfinished
+from tests.simulation.checks.rest import unfinished
+from tests.simulation.checks.rules import FINAL, watch
+from tests.simulation.checks.unknown import knows_all
 from tests.simulation.disk import STEP_TASKS, Disk
 from tests.simulation.faults import Profile, later, restart, restorer
 from tests.simulation.torment import NARROW, calm, draw_profile, torment
@@ -23,7 +25,7 @@ TOLD_S = 2.0  #: after which rows of a dispatcher are on its standbys, if it has
 def run_newcomers(seed: int) -> World:
     """Torment a world in which new nodes often lose who gives them a snapshot."""
     world = World(seed, nodes=3 + seed % 3)
-    Watch(world)
+    watch(world)
     profile = draw_profile(world)
     world.limits = NARROW  # Else the tail in memory serves a newcomer.
     # TLS lets no frame of a giver that has lost its disk come again.
@@ -84,7 +86,7 @@ def _half_joined(
 ) -> tuple[World, set[TaskId]]:
     """Return a world whose only whole log was lost, and the rows of the second node."""
     world = World(seed, nodes=3)
-    Watch(world)
+    watch(world)
     world.limits = NARROW  # Else the tail in memory serves a newcomer.
     world.commands.duration_s = (0.01, 0.05)
     first, second, _ = world.machines

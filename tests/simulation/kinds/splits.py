@@ -6,7 +6,7 @@ Each function is one kind of run, by its name without `run_`.
 from __future__ import annotations
 
 from octaskly.core.model import TaskId
-from tests.simulation.checkers import FINAL, Watch
+from tests.simulation.checks.rules import FINAL, watch
 from tests.simulation.faults import QUIET_S
 from tests.simulation.torment import calm
 from tests.simulation.world import World
@@ -21,7 +21,7 @@ def run_unseen(seed: int) -> World:
         AssertionError: the halves do not meet within the time for peers of old.
     """
     world = World(seed, nodes=3 + seed % 3)
-    Watch(world)
+    watch(world)
     world.start_all()
     world.run_until(world.is_settled, 5.0)
     world.run(3.0)
@@ -40,7 +40,7 @@ def run_unseen(seed: int) -> World:
 def run_flapping(seed: int) -> World:
     """Split a busy mesh of five again and again, over slow links (F9)."""
     world = World(seed, nodes=5)
-    Watch(world)
+    watch(world)
     world.network.delay_ms = (10.0, 150.0)
     world.network.is_encoding = False  # Others show that the codec loses nothing.
     world.commands.duration_s = (0.01, 0.2)
@@ -68,7 +68,7 @@ def run_flapping(seed: int) -> World:
 def run_same_names(seed: int) -> World:
     """Let halves of a split give the same names, some of them to different tasks."""
     world = World(seed, nodes=4)
-    Watch(world)
+    watch(world)
     world.start_all()
     nodes = list(world.machines)
     for part in range(3):

@@ -7,7 +7,7 @@ torments it, and checks it.
 from __future__ import annotations
 
 from octaskly.core.model import NO_HOLD, Steering
-from tests.simulation.checkers import FINAL, Watch
+from tests.simulation.checks.rules import FINAL, watch
 from tests.simulation.faults import one_alive
 from tests.simulation.torment import (
     LATE,
@@ -30,7 +30,7 @@ def run_seed(
         AssertionError: a rule is broken; `seed` repeats it.
     """
     world = World(seed, nodes=SIZES[seed % len(SIZES)])
-    Watch(world)
+    watch(world)
     world.storage.is_unordered = is_unordered
     world.clients.late_share = LATE
     world.clients.needy_share = NEEDY if seed % NEEDY_EVERY == 0 else 0.0
@@ -54,7 +54,7 @@ def run_unordered(seed: int) -> World:
 def run_updated(seed: int) -> World:
     """Torment a world whose programs are updated meanwhile, one after another."""
     world = World(seed, nodes=SIZES[seed % len(SIZES)])
-    Watch(world)
+    watch(world)
     world.updated_share = world.random.choice((0.1, 0.3, 0.5))
     torment(world, draw_profile(world))
     world.updated_share = 0.0  # Some are left behind for good.
@@ -67,7 +67,7 @@ def run_updated(seed: int) -> World:
 def run_steered(seed: int) -> World:
     """Drain, pause and take back the nodes of a world that is tormented, too."""
     world = World(seed, nodes=SIZES[seed % len(SIZES)])
-    Watch(world)
+    watch(world)
     world.clients.late_share = LATE
     world.clients.needy_share = NEEDY if seed % NEEDY_EVERY == 0 else 0.0
     profile = draw_profile(world)

@@ -21,7 +21,7 @@ writes what really came, to be read before it is committed.
 from __future__ import annotations
 
 from octaskly.core.model import NodeId, Steering
-from tests.simulation.checkers import unfinished
+from tests.simulation.checks.rest import unfinished
 from tests.simulation.world import World
 
 MOST_S = 60.0  #: of virtual time for `settle` and `finish`

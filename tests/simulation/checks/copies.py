@@ -1,0 +1,193 @@
+"""How many disks hold what a node says that it is safe: I10, G3.
+
+Standbys are waited for, answers count disks that are there, rows go to others in time,
+and nobody is given what its program cannot read. All of it is checked step by step.
+"""
+
+from __future__ import annotations
+
+from octaskly.core.effects import Append, Effect, Join, Save, Send
+from octaskly.core.events import Event, Received
+from octaskly.core.facts import Finished, Submitted
+from octaskly.core.messages import Results, ResultsOk
+from octaskly.core.model import AttemptId, NodeId, StreamId, TaskId
+from octaskly.core.node import Node
+from octaskly.core.replies import Accepted, CancelDone, Reply
+from octaskly.core.retention import STEP_S
+from tests.simulation.disk import STEP_TASKS, Disk, Kept
+from tests.simulation.machine import Machine
+from tests.simulation.shell import NUMBERED
+from tests.simulation.world import World
+
+NOTICED_S = 5.0  #: within which the end of a process is noticed elsewhere
+TOLD_S = 20.0  #: within which a dispatcher has told its standbys what its rows say
+
+
+class Copies:
+    """Checks, at every step and every answer, who has what is said to be safe."""
+
+    def __init__(self, world: World) -> None:
+        self._world = world
+        self._level: dict[NodeId, Node] = {}
+        self._told_s: dict[tuple[Node, TaskId, AttemptId], float] = {}
+        """Since when each process knows results that it has not acknowledged."""
+        self._ahead_s: dict[NodeId, float] = {}
+        self._versions: dict[StreamId, int] = {}  #: of who writes each stream
+        world.watchers.append(self)
+        world.clients.answer_watchers.append(self.on_answer)
+
+    def __call__(self, machine: Machine, event: Event, effects: list[Effect]) -> None:
+        """Check after one step and what it brought about."""
+        node = machine.node
+        assert node is not None
+        if isinstance(event, Received):
+            self._note_results(node, event)
+        for effect in effects:
+            if isinstance(effect, Send):
+                self._on_sent(machine, effect)
+            elif isinstance(effect, NUMBERED):
+                self._is_readable(machine, effect)
+        if node.is_dispatcher:
+            self._rows_are_told(machine, node)
+        else:
+            self._ahead_s.pop(machine.id, None)
+        if _has_level_standby(machine):
+            self._level[machine.id] = node
+        else:
+            self._level.pop(machine.id, None)
+
+    def _on_sent(self, machine: Machine, sent: Send) -> None:
+        for message in sent.messages:
+            if isinstance(message, ResultsOk):
+                self._results_are_safe(machine, message)
+
+    def on_answer(self, machine: Machine, reply: Reply, waited_s: float) -> None:
+        """Check one answer to a client, at the instant at which it leaves."""
+        if isinstance(reply, CancelDone) and reply.was_done and self._world.is_strict:
+            # It may have been cancelled long ago, and be forgotten meanwhile.
+            is_gone = self._world.storage.is_gone(reply.task)
+            for fact in self._world.promises.cancelled_as(reply.task):
+                holders = self._holders(fact)
+                assert is_gone or len(holders) > 1, (
+                    f"{reply.task} cancelled on {holders}, though strict"
+                )
+        if isinstance(reply, Accepted):
+            self._replicas_are_real(reply)
+            self._standbys_are_waited_for(machine, reply, waited_s)
+
+    def _replicas_are_real(self, reply: Accepted) -> None:
+        """I10: so many disks hold the tasks as the answer says."""
+        for spec in reply.specs:
+            machines = self._world.machines.values()
+            # A row of half a snapshot is on disk as well.
+            holders = [m.id for m in machines if self._has_task(m, spec.id)]
+            is_gone = spec.id in self._world.storage.forgotten
+            assert is_gone or reply.replicas <= len(holders), (
+                f"{spec.id}: {reply.replicas} replicas said, on {holders}"
+            )
+
+    def _has_task(self, machine: Machine, task: TaskId) -> bool:
+        key = (Submitted, task, None)
+        disks = self._disks(machine)
+        return any(task in disk.records or key in disk.kept for disk in disks)
+
+    def _disks(self, machine: Machine) -> list[Disk]:
+        """Return the disk of a machine, and what it was a moment ago.
+
+        Until the end of a process is noticed, others count on what it had.
+        """
+        is_late = self._world.time_s >= machine.restored_s + NOTICED_S
+        return [machine.disk] if is_late else [machine.disk, *machine.lost]
+
+    def _holders(self, key: Kept) -> list[NodeId]:
+        machines = self._world.machines.values()
+        return [machine.id for machine in machines if key in machine.disk.kept]
+
+    def _standbys_are_waited_for(
+        self, machine: Machine, reply: Accepted, waited_s: float
+    ) -> None:
+        """I10: one copy is said to be enough only where no standby keeps up."""
+        if reply.replicas > 1:
+            return
+        assert not self._world.is_strict, f"{machine.id}: one copy, though strict"
+        if self._world.clients.repeated:
+            return  # Of what rows alone say, standbys keep nothing yet.
+        was_level = self._level.get(machine.id) is machine.node
+        assert (
+            not was_level
+            or not _has_level_standby(machine)
+            or (waited_s >= self._world.timing.solo_s - 0.01)
+        ), f"{machine.id} waited {waited_s:.3f} s for no standby"
+
+    def _note_results(self, node: Node, event: Received) -> None:
+        for message in event.messages:
+            for report in message.reports if isinstance(message, Results) else ():
+                key = (node, report.task, report.attempt)
+                self._told_s.setdefault(key, self._world.time_s)
+
+    def _results_are_safe(self, machine: Machine, message: ResultsOk) -> None:
+        """G3: what a worker may forget is on two disks, as what a client is told."""
+        world, node = self._world, machine.node
+        assert node is not None
+        for task, attempt in message.items:
+            told_s = self._told_s.pop((node, task, attempt), None)
+            holders = [
+                m.id
+                for m in world.machines.values()
+                if any(_has_end(disk, task, attempt) for disk in self._disks(m))
+            ]
+            if len(holders) > 1 or world.storage.is_gone(task):
+                continue
+            assert not world.is_strict, f"{task} has ended on {holders}, though strict"
+            if self._level.get(machine.id) is node and _has_level_standby(machine):
+                assert told_s is not None
+                waited_s = world.time_s - told_s
+                assert waited_s >= world.timing.solo_s - 0.01, (
+                    f"{machine.id} acknowledged {task} on {holders} after {waited_s} s"
+                )
+
+    def _rows_are_told(self, machine: Machine, node: Node) -> None:
+        """I10: what only rows of a dispatcher say does not stay on one disk."""
+        if (
+            not machine.disk.stands_for
+            or not machine.disk.ahead()
+            or not (node.has_level_standby and node.has_read_all)
+            or self._world.time_s < max(machine.full_s, machine.stall_s)
+        ):
+            self._ahead_s.pop(machine.id, None)
+            return
+        now_s = self._world.time_s
+        since_s = self._ahead_s.setdefault(machine.id, now_s)
+        steps = machine.disk.rows / STEP_TASKS  # Here a row is much, there a thousand.
+        is_late = now_s >= since_s + TOLD_S + steps * STEP_S
+        assert not is_late, f"{machine.id} keeps rows to itself"
+
+    def _is_readable(self, machine: Machine, effect: Append | Join | Save) -> None:
+        """3.10: no node is given entries that its program cannot read."""
+        streams: set[StreamId] = set()
+        match effect:
+            case Save(stream=(stream, _)):
+                self._versions[stream] = machine.log_version
+            case Append():
+                streams = {entry.stream for entry in effect.entries}
+            case Join():
+                streams = {stream for stream, _ in effect.head.vector}
+            case Save():
+                return
+        for stream in streams:
+            version = self._versions[stream]
+            assert version <= machine.log_version, f"{machine.id} cannot read {stream}"
+
+
+def _has_level_standby(machine: Machine) -> bool:
+    node = machine.node
+    return node is not None and node.has_level_standby
+
+
+def _has_end(disk: Disk, task: TaskId, attempt: AttemptId) -> bool:
+    """Whether a disk says how an attempt ended, perhaps in a row of half a snapshot."""
+    if (Finished, task, attempt) in disk.kept:
+        return True
+    record = disk.shown(task)
+    ended = () if record is None else (a.id for a in record.attempts if a.outcome)
+    return attempt in ended

@@ -1,0 +1,104 @@
+"""What is forgotten, and that it stays away: F19, I2.
+
+Only what ended long ago is forgotten, and no node brings it back that has heard so.
+"""
+
+from __future__ import annotations
+
+from octaskly.core.effects import Append, Effect
+from octaskly.core.events import Event
+from octaskly.core.facts import Entry, Submitted
+from octaskly.core.merge import TaskRow
+from octaskly.core.model import StreamId, TaskId
+from octaskly.core.timestamps import hlc_of
+from tests.simulation.disk import Disk
+from tests.simulation.machine import Machine
+from tests.simulation.world import WALL_MS, World
+
+
+class Forgetting:
+    """Checks each task that a disk forgets, and each that is written again."""
+
+    def __init__(self, world: World) -> None:
+        self._world = world
+        world.watchers.append(self)
+        world.storage.gone_watchers.append(self.on_gone)
+
+    def __call__(self, machine: Machine, _event: Event, effects: list[Effect]) -> None:
+        """Check what one step writes."""
+        for effect in effects:
+            for entry in effect.entries if isinstance(effect, Append) else ():
+                if isinstance(entry.fact, Submitted):
+                    self._is_not_brought_back(machine, entry, entry.fact)
+
+    def on_gone(self, machine: Machine, row: TaskRow) -> None:
+        """F19: only what ended long ago is ever forgotten."""
+        world, task = self._world, row.record.id
+        assert task in world.storage.ended, (
+            f"{machine.id} forgot {row}, which has not ended"
+        )
+        now_ms = WALL_MS + int(world.time_s * 1000)
+        oldest_hlc = hlc_of(now_ms - round(world.timing.retention_s * 1000))
+        assert world.is_skewed or world.storage.ended[task] <= oldest_hlc, (
+            f"{machine.id} forgot {row} too early"
+        )
+
+    def _is_not_brought_back(
+        self, machine: Machine, entry: Entry, fact: Submitted
+    ) -> None:
+        """I2: who has heard that a task is gone does not write it again."""
+        row = self._world.storage.forgotten.get(fact.task)
+        if row is None:
+            return
+        spec, disk = row.record.spec, machine.disk
+        if spec is None or spec.ord != fact.spec.ord or entry.stream != _own(machine):
+            return
+        # It may still be shown for what was said of it elsewhere meanwhile, by others
+        # who had not heard that it is gone.
+        is_shown = fact.task in disk.records or any(
+            not _is_below_floor(disk, _row(other.disk, fact.task))
+            for other in self._world.machines.values()
+            if fact.task in other.disk.records
+        )
+        assert (
+            is_shown or not _is_below_floor(disk, row) or self._is_news(machine, row)
+        ), f"{machine.id} wrote {fact.task} again, which is gone: {row}"
+
+    def _is_news(self, machine: Machine, row: TaskRow) -> bool:
+        """Whether a worker tells of a task that a reign unknown here has placed.
+
+        What else that reign said of it, this node cannot know: it keeps the task.
+        """
+        return any(
+            task == row.record.id and not machine.disk.have(attempt.stream)
+            for worker in self._world.machines.values()
+            for task, attempt in (*worker.running, *worker.disk.spool)
+        )
+
+
+def what_is_forgotten_stays_away(world: World) -> None:
+    """I2: no task shows again that is gone; F19, also after long absences."""
+    (dispatcher,) = world.dispatchers()
+    disk = world.machines[dispatcher].disk
+    for task in world.storage.forgotten.keys() & disk.records.keys():
+        row = _row(disk, task)
+        assert not _is_below_floor(disk, row), f"{row} is back"
+
+
+def _own(machine: Machine) -> StreamId | None:
+    node = machine.node
+    epoch = node.epoch if node else None
+    for stream, writer in machine.disk.writers.items():
+        if writer == epoch and writer.node == machine.id:
+            return stream
+    return None
+
+
+def _row(disk: Disk, task: TaskId) -> TaskRow:
+    return TaskRow(disk.records[task], disk.births[task], disk.changed[task])
+
+
+def _is_below_floor(disk: Disk, row: TaskRow) -> bool:
+    marks = {mark.stream: mark.seq for mark in disk.floor.marks}
+    is_below = row.birth.seq <= marks.get(row.birth.stream, 0)
+    return is_below and row.changed <= disk.floor.horizon

@@ -1,0 +1,122 @@
+"""What was promised is kept, at the end of a world: I1, I5; and nothing is made up: I2.
+
+A promise is void only where all disks are lost that held it when it was made.
+"""
+
+from __future__ import annotations
+
+from octaskly.core.arrays import member_of
+from octaskly.core.facts import CancelAsked, Fact, Finished, Recorded, Submitted
+from octaskly.core.model import TaskId, name_of
+from octaskly.core.records import KINDS, first
+from octaskly.core.timestamps import HLC_MAX, born_hlc
+from tests.simulation.disk import ENDING, Disk, Kept
+from tests.simulation.world import World
+
+
+def nothing_accepted_is_lost(world: World) -> None:
+    """I1: every accepted task is known to the dispatcher after the heal."""
+    _is_kept(world, Submitted)
+
+
+def accepted_tasks_are_what_was_asked_for(world: World) -> None:
+    """I1: so is what it shall do, whoever else chose the same name for a task."""
+    (dispatcher,) = world.dispatchers()
+    records = world.machines[dispatcher].disk.records.values()
+    known = {(name_of(r.id), r.spec.command) for r in records if r.spec is not None}
+    gone = {name_of(task) for task in world.storage.forgotten}
+    for task, command in sorted(world.clients.wanted):
+        if (
+            world.promises.holders.get((Submitted, task, None))
+            and name_of(task) not in gone
+        ):
+            assert (name_of(task), command) in known, f"{task} is not {command!r}"
+
+
+def cancels_are_kept(world: World) -> None:
+    """I1: so is every cancel that was confirmed."""
+    _is_kept(world, CancelAsked)
+
+
+def acknowledged_results_are_present(world: World) -> None:
+    """I5: a result that a worker was allowed to forget is in the log."""
+    _is_kept(world, Finished)
+
+
+def records_are_kept(world: World) -> None:
+    """What was confirmed to be recorded is in the log, also after the floor."""
+    _is_kept(world, Recorded)
+    (dispatcher,) = world.dispatchers()
+    known = {f"{kind}/{key}" for kind, key in world.machines[dispatcher].disk.notes}
+    for kind, place, _ in world.machines[dispatcher].disk.kept:
+        assert kind is not Recorded or place in known, f"{place} is in no table"
+
+
+def all_go_by_the_same_records(world: World) -> None:
+    """What every node goes by is known to each, whether it keeps a log or not."""
+    (dispatcher,) = world.dispatchers()
+    for key, (record, _) in world.machines[dispatcher].disk.notes.items():
+        if KINDS[record.kind].is_told:
+            for machine in world.alive():
+                mine = machine.learnt.get(key)
+                assert mine is not None, f"{machine.id} was not told {key}"
+                # It may have heard of an earlier one, whose log is lost.
+                counts = first(mine, record)
+                assert counts == mine, f"{machine.id} goes by {mine}, not {record}"
+
+
+def results_are_kept(world: World) -> None:
+    """I5: nothing that a worker spooled is left over once all is quiet.
+
+    But where only the dispatcher's disk can hold it, and that shall not do.
+    """
+    (dispatcher,) = world.dispatchers()
+    reads = world.machines[dispatcher].log_version
+    others = [one for one in world.alive() if one.id != dispatcher]
+    if world.is_strict and all(one.log_version < reads for one in others):
+        return
+    for machine in world.machines.values():
+        keys = sorted(machine.disk.spool)
+        assert not keys, f"{machine.id} still keeps {keys[:3]}"
+
+
+def no_phantom_tasks(world: World) -> None:
+    """I2: every task on a disk was asked for by a client."""
+    for machine in world.machines.values():
+        for record in machine.disk.records.values():
+            if record.spec is not None:
+                assert record.spec.command in world.clients.asked, (
+                    f"phantom {record.id}"
+                )
+
+
+def _is_kept(world: World, kind: type[Fact]) -> None:
+    """What was promised is kept as long as one of the disks that held it then is."""
+    (dispatcher,) = world.dispatchers()
+    disk = world.machines[dispatcher].disk
+    lost = sorted(
+        f"{key[1:]} on {sorted(holders)}"
+        for key, holders in world.promises.holders.items()
+        if key[0] is kind and holders and key not in disk.kept
+        if not world.storage.is_gone(key[1])
+        if kind not in ENDING or not _has_no_disk(world, disk, key[1])
+    )
+    assert not lost, f"lost {len(lost)} of {len(world.promises.holders)}: {lost[:3]}"
+
+
+def _has_no_disk(world: World, disk: Disk, task: TaskId) -> bool:
+    """Whether all disks that held a task are lost, and it is too old to come back.
+
+    Its results are told to no end then, and there is nothing to cancel: a worker's copy
+    is written again only while the floor has not passed the time of its submission.
+    """
+    if (place := member_of(task)) is not None:
+        task = place[0]  # An array is lost with all that its members did.
+        key: Kept = (Submitted, task, None)
+        return not any(key in m.disk.kept for m in world.machines.values())
+    key = (Submitted, task, None)
+    born = [started.born for started in world.commands.started if started.task == task]
+    if task in world.clients.accepted:
+        born.append(born_hlc(world.clients.accepted[task]))
+    is_old = max(born, default=HLC_MAX) <= disk.floor.horizon
+    return is_old and not any(key in m.disk.kept for m in world.machines.values())

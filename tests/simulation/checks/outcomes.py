@@ -1,0 +1,91 @@
+"""How tasks came to their ends, at the end of a world: I3, I9, liveness.
+
+Each ends, nodes agree how, and none began too early or twice.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from octaskly.core.facts import CancelAsked
+from octaskly.core.merge import TaskRecord, join
+from octaskly.core.model import TaskId, TaskState
+from tests.simulation.checks.rest import unfinished
+from tests.simulation.commands import Started
+from tests.simulation.disk import Disk
+from tests.simulation.world import World
+
+
+def every_accepted_task_is_final(world: World) -> None:
+    """Liveness: once faults stop, all that was accepted comes to an end."""
+    open_ = unfinished(world)
+    assert not open_, f"{len(open_)} of {len(world.clients.accepted)} open: {open_[:3]}"
+
+
+def one_outcome(world: World) -> None:
+    """I3: who holds the same facts of a task shows the same; none has more."""
+    (dispatcher,) = world.dispatchers()
+    disk = world.machines[dispatcher].disk
+    for machine in world.machines.values():
+        for stream in machine.disk.streams:
+            held = disk.have(stream)
+            assert held >= machine.disk.have(stream), (
+                f"{machine.id} holds {machine.disk.have(stream)} entries of {stream}, "
+                f"the dispatcher {dispatcher} {held}"
+            )
+        if machine.disk.vector() == disk.vector():
+            ours, theirs = _counting(disk), _counting(machine.disk)
+            # Who forgot a task before it was carried elsewhere has less of it.
+            for task in sorted(ours.keys() | theirs.keys()):
+                if world.storage.is_gone(task):
+                    continue
+                mine, its = ours.get(task), theirs.get(task)
+                if its is not None and machine.disk.ahead():
+                    # It knows more than its log, and tells the others when it reigns.
+                    mine = its if mine is None else join(mine, its)
+                assert mine == its, f"{task} differs: {mine} and {its}"
+
+
+def cancelled_stays_cancelled(world: World) -> None:
+    """A cancel that was confirmed loses only against a success."""
+    (dispatcher,) = world.dispatchers()
+    disk = world.machines[dispatcher].disk
+    for kind, task, _ in disk.kept:
+        record = disk.shown(task) if kind is CancelAsked else None
+        if record is not None and record.progress is None:
+            is_so = record.state in (TaskState.CANCELLED, TaskState.COMPLETED)
+            assert is_so, f"{task}"
+
+
+def nothing_runs_before_its_parents(world: World) -> None:
+    """A task begins when what it comes after has ended as it asked."""
+    assert not world.commands.early, f"began too early: {world.commands.early[:3]}"
+
+
+def nothing_runs_twice(world: World) -> None:
+    """I9: no task is started again unless the node that ran it died."""
+    first: dict[str, Started] = {}
+    for started in world.commands.started:
+        earlier = first.setdefault(started.task, started)
+        if earlier is started or earlier.node in world.died:
+            continue
+        raise AssertionError(f"started twice: {earlier} and {started}")
+
+
+def _counting(disk: Disk) -> dict[TaskId, TaskRecord]:
+    """Return the tasks whose submission is not void.
+
+    Others wait until a late fact is void as well. Arrays come with their members.
+    """
+    marks = {mark.stream: mark.seq for mark in disk.floor.marks}
+    found = {
+        task: record
+        for task, record in disk.records.items()
+        for birth in [disk.births[task]]
+        if marks.get(birth.stream, 0) < birth.seq
+    }
+    for array, said in disk.members.items():
+        if array in found:
+            found[array] = replace(found[array], progress=None)
+            found.update((record.id, record) for record in said.values())
+    return found
