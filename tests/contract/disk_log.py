@@ -24,7 +24,10 @@ from octaskly.core.model import (
 )
 from octaskly.ports import RecordQuery, StoreStats, TaskPage, TaskQuery
 from tests.contract.log_kit import PicklePacker
-from tests.simulation.disk import Disk
+from tests.simulation.store.disk import Disk
+from tests.simulation.store.plan import plan_floor
+from tests.simulation.store.queue import live, load
+from tests.simulation.store.snapshot import entries_after, next_part
 
 ENTRIES_MAX = 1000
 
@@ -63,24 +66,24 @@ class DiskLog:
         self._disk.forget(tuple(items))
 
     async def load(self, after_ord: int, limit: int, shape: int = 0) -> Loaded:
-        return self._disk.load(Load(after_ord, limit, shape))
+        return load(self._disk, Load(after_ord, limit, shape))
 
     async def load_live(self, named: Sequence[TaskId] = ()) -> tuple[TaskRecord, ...]:
-        return self._disk.live(LoadLive(tuple(named)))
+        return live(self._disk, LoadLive(tuple(named)))
 
     async def answer(
         self, vector: Mapping[StreamId, int], cursor: Cursor | None, bytes_max: int
     ) -> Packed:
         disk, pack = self._disk, PicklePacker().pack
-        part = disk.snapshot(dict(vector), cursor)
+        part = next_part(disk, dict(vector), cursor)
         if part is not None:
             return Packed(pack(part))
         most = min(bytes_max, ENTRIES_MAX)
-        entries, epochs, more = disk.entries_after(dict(vector), most)
+        entries, epochs, more = entries_after(disk, dict(vector), most)
         return Packed(pack(Entries(entries, epochs, more, disk.vector())))
 
     async def plan_floor(self, ask: PlanFloor) -> FloorPlanned:
-        return self._disk.plan(ask)
+        return plan_floor(self._disk, ask)
 
     async def vector(self) -> Holdings:
         return self._disk.vector()

@@ -54,7 +54,7 @@ from octaskly.ports import Log, TaskPage, TaskQuery
 from octaskly.store import Store, history
 from tests.contract import log_kit as kit
 from tests.contract.disk_log import DiskLog
-from tests.simulation.disk import Disk
+from tests.simulation.store.disk import Disk
 
 OTHER_WORKER = NodeId("v" * 16)
 

@@ -22,7 +22,7 @@ from octaskly.ports import Log, TaskQuery
 from octaskly.store import Store
 from tests.contract import log_kit as kit
 from tests.contract.disk_log import DiskLog
-from tests.simulation.disk import Disk
+from tests.simulation.store.disk import Disk
 
 AGES = 1 << 60
 MANY = 1_000_000
@@ -144,7 +144,7 @@ async def benches(
         disk = Disk()
         return lambda hear: cast("Log", DiskLog(disk, hear))
 
-    monkeypatch.setattr("tests.simulation.disk.PART_ROWS", 1)
+    monkeypatch.setattr("tests.simulation.store.snapshot.PART_ROWS", 1)
     found = [Bench(maker(name)) for name in ("one", "two")]
     for bench in found:
         await bench.open()

@@ -24,8 +24,8 @@ from octaskly.core.facts import Submitted
 from octaskly.core.model import NodeId, TaskId, TaskSpec, name_of
 from octaskly.core.options import After, ArraySpec, Requires, Retry, TaskOptions
 from octaskly.core.replies import Accepted, CancelDone, Passed, Reply, Steered
-from tests.simulation.disk import kept
 from tests.simulation.machine import MEMORY_MB, Machine
+from tests.simulation.store.folding import kept
 
 if TYPE_CHECKING:
     from tests.simulation.world import World

@@ -25,8 +25,8 @@ from octaskly.core.model import (
 )
 from octaskly.core.node import Node
 from octaskly.core.timestamps import born_hlc
-from tests.simulation.disk import GOOD
 from tests.simulation.machine import Machine
+from tests.simulation.store.queue import GOOD
 
 if TYPE_CHECKING:
     from tests.simulation.world import World

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 
 from octaskly.core.model import NodeId
-from tests.simulation.disk import Disk
+from tests.simulation.store.disk import Disk
 from tests.simulation.world import World
 
 QUIET_S = 240.0  #: virtual time within which all must be well after the last fault

@@ -14,7 +14,7 @@ from octaskly.core.facts import Recorded
 from octaskly.core.model import Address, AttemptId, NodeId, NodeInfo, TaskId, TaskSpec
 from octaskly.core.node import Node
 from octaskly.core.options import slots_of
-from tests.simulation.disk import Disk
+from tests.simulation.store.disk import Disk
 from tests.simulation.timeline import Due
 
 MEMORY_MB = 100  #: of each machine

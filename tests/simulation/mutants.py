@@ -60,7 +60,6 @@ from octaskly.core.standby import Standby
 from octaskly.core.tail import repl_of
 from octaskly.core.versions import Versions
 from octaskly.core.worker import Worker
-from tests.simulation.disk import Disk
 from tests.simulation.kinds.failing import run_cancelled, run_cut_off, run_failing
 from tests.simulation.kinds.failovers import (
     run_backlog,
@@ -82,6 +81,7 @@ from tests.simulation.kinds.tormented import (
     run_unordered,
     run_updated,
 )
+from tests.simulation.store.disk import Disk
 
 FAR = 1 << 62  #: a number that no append reaches
 Plant = Callable[[pytest.MonkeyPatch], None]

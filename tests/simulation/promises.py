@@ -11,7 +11,8 @@ from octaskly.core.arrays import member_of
 from octaskly.core.facts import CancelAsked, Finished, Submitted
 from octaskly.core.messages import Message, ResultsOk
 from octaskly.core.model import NodeId, TaskId
-from tests.simulation.disk import Disk, Kept
+from tests.simulation.store.disk import Disk
+from tests.simulation.store.folding import Kept
 
 if TYPE_CHECKING:
     from tests.simulation.world import World

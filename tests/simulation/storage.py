@@ -23,8 +23,11 @@ from octaskly.core.events import DiskChanged, Event, LiveLoaded, Persisted
 from octaskly.core.merge import TaskRow
 from octaskly.core.messages import Cursor, Entries
 from octaskly.core.model import NodeId, TaskId, TaskState, Vector
-from tests.simulation.disk import Disk
 from tests.simulation.machine import Machine
+from tests.simulation.store.disk import Disk
+from tests.simulation.store.plan import plan_floor
+from tests.simulation.store.queue import live, load, ripe
+from tests.simulation.store.snapshot import entries_after, next_part
 
 if TYPE_CHECKING:
     from tests.simulation.world import World
@@ -123,12 +126,12 @@ class Storage:
     ) -> None:
         """Answer a peer that asks for what it has not got."""
         disk = machine.disk
-        snapshot = disk.snapshot(vector, cursor)
+        snapshot = next_part(disk, vector, cursor)
         if snapshot is not None:
             self._world.network.send(machine.id, peer, (snapshot,))
             return
         draw = self._world.random if self.is_unordered else None
-        entries, epochs, more = disk.entries_after(vector, CHUNK, draw)
+        entries, epochs, more = entries_after(disk, vector, CHUNK, draw)
         message = Entries(entries, epochs, more, disk.vector())
         self._world.network.send(machine.id, peer, (message,))
 
@@ -137,10 +140,10 @@ def read(disk: Disk, asked: Load | LoadLive | LoadRipe | PlanFloor) -> Event:
     """Return what the store answers."""
     match asked:
         case Load():
-            return disk.load(asked)
+            return load(disk, asked)
         case LoadLive():
-            return LiveLoaded(disk.live(asked))
+            return LiveLoaded(live(disk, asked))
         case LoadRipe():
-            return disk.ripe(asked)
+            return ripe(disk, asked)
         case PlanFloor():
-            return disk.plan(asked)
+            return plan_floor(disk, asked)

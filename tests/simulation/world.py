@@ -21,12 +21,12 @@ from octaskly.core.node import Node
 from tests.simulation.clients import Clients
 from tests.simulation.commands import Commands
 from tests.simulation.cores import Cores
-from tests.simulation.disk import Disk
 from tests.simulation.machine import Machine
 from tests.simulation.network import Network
 from tests.simulation.promises import Promises
 from tests.simulation.shell import Shell
 from tests.simulation.storage import Storage
+from tests.simulation.store.disk import Disk
 from tests.simulation.timeline import Due, Timeline
 
 WALL_MS = 1_700_000_000_000

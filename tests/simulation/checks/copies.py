@@ -14,9 +14,11 @@ from octaskly.core.model import AttemptId, NodeId, StreamId, TaskId
 from octaskly.core.node import Node
 from octaskly.core.replies import Accepted, CancelDone, Reply
 from octaskly.core.retention import STEP_S
-from tests.simulation.disk import STEP_TASKS, Disk, Kept
 from tests.simulation.machine import Machine
 from tests.simulation.shell import NUMBERED
+from tests.simulation.store.disk import Disk
+from tests.simulation.store.folding import Kept
+from tests.simulation.store.plan import STEP_TASKS
 from tests.simulation.world import World
 
 NOTICED_S = 5.0  #: within which the end of a process is noticed elsewhere

@@ -11,8 +11,8 @@ from octaskly.core.facts import Entry, Submitted
 from octaskly.core.merge import TaskRow
 from octaskly.core.model import StreamId, TaskId
 from octaskly.core.timestamps import hlc_of
-from tests.simulation.disk import Disk
 from tests.simulation.machine import Machine
+from tests.simulation.store.disk import Disk
 from tests.simulation.world import WALL_MS, World
 
 

@@ -10,7 +10,8 @@ from octaskly.core.facts import CancelAsked, Fact, Finished, Recorded, Submitted
 from octaskly.core.model import TaskId, name_of
 from octaskly.core.records import KINDS, first
 from octaskly.core.timestamps import HLC_MAX, born_hlc
-from tests.simulation.disk import ENDING, Disk, Kept
+from tests.simulation.store.disk import Disk
+from tests.simulation.store.folding import ENDING, Kept
 from tests.simulation.world import World
 
 

@@ -12,7 +12,7 @@ from octaskly.core.merge import TaskRecord, join
 from octaskly.core.model import TaskId, TaskState
 from tests.simulation.checks.rest import unfinished
 from tests.simulation.commands import Started
-from tests.simulation.disk import Disk
+from tests.simulation.store.disk import Disk
 from tests.simulation.world import World
 
 

@@ -21,8 +21,8 @@ from octaskly.core.phases import (
     TakingOver,
     Yielding,
 )
-from tests.simulation.disk import Disk
 from tests.simulation.machine import Machine
+from tests.simulation.store.disk import Disk
 from tests.simulation.world import World
 
 CLAIMS = (Claim, ClaimOk)  #: what says whom a node reigns for or follows

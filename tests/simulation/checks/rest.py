@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from octaskly.core.model import TaskId
 from octaskly.core.succession import covers
-from tests.simulation.disk import Disk
+from tests.simulation.store.disk import Disk
 from tests.simulation.world import World
 
 

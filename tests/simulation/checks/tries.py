@@ -35,8 +35,8 @@ from octaskly.core.model import (
 )
 from octaskly.core.options import Retry
 from octaskly.core.retry import FAILURES
-from tests.simulation.disk import Disk
 from tests.simulation.machine import Machine
+from tests.simulation.store.disk import Disk
 from tests.simulation.world import World
 
 HEARD_S = 5.0  #: within which a dispatcher counts what came from others meanwhile

@@ -13,8 +13,8 @@ from octaskly.core.events import Event
 from octaskly.core.model import Epoch, NodeId, TaskId, name_of
 from octaskly.core.node import Node
 from tests.simulation.checks.rest import promised
-from tests.simulation.disk import Disk
 from tests.simulation.machine import Machine
+from tests.simulation.store.disk import Disk
 from tests.simulation.world import World
 
 

@@ -14,8 +14,9 @@ from octaskly.core.retention import STEP_S
 from tests.simulation.checks.rest import unfinished
 from tests.simulation.checks.rules import FINAL, watch
 from tests.simulation.checks.unknown import knows_all
-from tests.simulation.disk import STEP_TASKS, Disk
 from tests.simulation.faults import Profile, later, restart, restorer
+from tests.simulation.store.disk import Disk
+from tests.simulation.store.plan import STEP_TASKS
 from tests.simulation.torment import NARROW, calm, draw_profile, torment
 from tests.simulation.world import World
 

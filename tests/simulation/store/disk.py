@@ -1,0 +1,273 @@
+"""A disk in memory: what is not committed is gone after a crash.
+
+It stands for the store, and passes its suite. `Disk` has what is durable, and what
+waits for the next commit. The rest is done by functions that are given a disk, sorted
+as in the store: `folding`, `joining` and `purge` change it in a commit; `queue`,
+`snapshot` and `plan` read what is committed.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+
+from octaskly.core.arrays import member_of
+from octaskly.core.effects import Append, Join, Save
+from octaskly.core.events import Advert, Saved
+from octaskly.core.facts import NO_FLOOR, Entry, Floor, Recorded
+from octaskly.core.merge import Birth, TaskRecord, TaskRow
+from octaskly.core.messages import Report
+from octaskly.core.model import (
+    NO_EPOCH,
+    NO_HOLD,
+    Address,
+    AttemptId,
+    Epoch,
+    Hold,
+    NodeId,
+    StreamId,
+    TaskId,
+    TaskState,
+    Vector,
+)
+from tests.simulation.store.folding import Kept, Place, enter, kept, learn, note
+from tests.simulation.store.joining import join_rows
+from tests.simulation.store.members import shown
+from tests.simulation.store.purge import raise_floor
+from tests.simulation.store.queue import queued
+
+Write = Callable[[], None]
+
+
+@dataclass
+class Disk:
+    """Everything durable of one node, and what waits for the next commit."""
+
+    term: int = 0
+    epoch: Epoch = NO_EPOCH
+    name: str | None = None
+    hold: Hold = NO_HOLD
+    log_version: int = 1
+    streams: dict[StreamId, list[Entry]] = field(default_factory=dict)
+    """The entries that are left, all beyond `starts`."""
+    starts: Vector = field(default_factory=dict)
+    writers: dict[StreamId, Epoch] = field(default_factory=dict)
+    records: dict[TaskId, TaskRecord] = field(default_factory=dict)
+    """Tasks and arrays, of which each says how far it is."""
+    members: dict[TaskId, dict[int, TaskRecord]] = field(default_factory=dict)
+    """What was said of members, by array and number; each array is here."""
+    births: dict[TaskId, Birth] = field(default_factory=dict)
+    changed: dict[TaskId, int] = field(default_factory=dict)
+    keys: dict[TaskId, int] = field(default_factory=dict)
+    """In which order tasks came here."""
+    keys_given: int = 0
+    early: dict[TaskId, list[Entry]] = field(default_factory=dict)
+    """What cannot count until a submission is here."""
+    notes: dict[tuple[str, str], tuple[Recorded, Place]] = field(default_factory=dict)
+    """Records, each with the latest entry that says it; stream 0: none here does."""
+    floor: Floor = NO_FLOOR
+    stands_for: Vector = field(default_factory=dict)
+    """What rows of snapshots say, which may be more than the log holds."""
+    spool: dict[tuple[TaskId, AttemptId], Report] = field(default_factory=dict)
+    peers: dict[NodeId, tuple[Address, ...]] = field(default_factory=dict)
+    waiting: list[tuple[int | None, Write]] = field(default_factory=list)
+    kept: set[Kept] = field(default_factory=set)  #: what the log and the tasks say
+    loose: dict[int, set[Kept]] = field(default_factory=dict)
+    """The same of rows, by snapshot, until its last part brings the vector."""
+    hlc: int = 0
+    sequence: int = 0
+    ended: list[tuple[TaskId, int, TaskState]] = field(default_factory=list)
+    """Tasks that came to an end here, when and how; the world takes them away."""
+    past: dict[TaskId, TaskState] = field(default_factory=dict)
+    """How forgotten tasks had ended: those after them have taken note of it."""
+    gone: list[TaskRow] = field(default_factory=list)  #: forgotten; taken away as well
+
+    def saved(self) -> Saved:
+        """Return what a node is told at its start."""
+        return Saved(
+            term=self.term,
+            epoch=self.epoch,
+            vector=self.vector(),
+            ahead=self.ahead(),
+            epochs=tuple(sorted(self.writers.items())),
+            hlc=self.hlc,
+            floor=self.floor,
+            sequence=self.sequence,
+            queued=len(queued(self)),
+            name=self.name,
+            hold=self.hold,
+            reports=tuple(self.spool.values()),
+            peers=tuple(Advert(peer, where) for peer, where in self.peers.items()),
+            records=self.told(),
+            log_version=self.log_version,
+        )
+
+    def told(self) -> tuple[Recorded, ...]:
+        """Return the records that are committed."""
+        return tuple(record for record, _ in self.notes.values())
+
+    def copy(self) -> Disk:
+        """Return what a backup of this moment holds."""
+        backup = copy.copy(self)
+        for name, value in vars(self).items():
+            if isinstance(value, dict | list | set):
+                setattr(backup, name, copy.copy(value))
+        backup.streams = {stream: list(log) for stream, log in self.streams.items()}
+        backup.early = {task: list(some) for task, some in self.early.items()}
+        backup.members = {array: dict(some) for array, some in self.members.items()}
+        backup.crash()
+        return backup
+
+    def vector(self) -> tuple[tuple[StreamId, int], ...]:
+        """Return what is committed, per stream."""
+        held = ((stream, self.have(stream)) for stream in sorted(self.streams))
+        return tuple((stream, seq) for stream, seq in held if seq)
+
+    def have(self, stream: StreamId) -> int:
+        """Return up to where a stream is held."""
+        return self.starts.get(stream, 0) + len(self.streams.get(stream, ()))
+
+    def ahead(self) -> tuple[tuple[StreamId, int], ...]:
+        """Return what rows stand for beyond the log."""
+        stands_for = sorted(self.stands_for.items())
+        return tuple((s, seq) for s, seq in stands_for if seq > self.have(s))
+
+    # Tasks
+
+    def has(self, task: TaskId) -> bool:
+        """Whether a task is here, or the array of a member."""
+        place = member_of(task)
+        return task in self.records if place is None else place[0] in self.members
+
+    def shown(self, task: TaskId) -> TaskRecord | None:
+        """Return a task, an array, or a member as it follows from its array."""
+        place = member_of(task)
+        if place is None:
+            return self.records.get(task)
+        array, number = place
+        said = self.members.get(array)
+        return None if said is None else shown(self.records[array], number, said)
+
+    def shown_members(self) -> Iterator[TaskRecord]:
+        """Yield the members of whom anything is said."""
+        for array, said in self.members.items():
+            for number in sorted(said):
+                record = shown(self.records[array], number, said)
+                assert record is not None, f"{array} has no member {number}"
+                yield record
+
+    def raw(self, task: TaskId) -> TaskRecord:
+        """Return what the facts about a task or a member say, and nothing else."""
+        place = member_of(task)
+        if place is not None:
+            return self.members[place[0]][place[1]]
+        record = self.records[task]
+        return replace(record, progress=None) if task in self.members else record
+
+    @property
+    def rows(self) -> int:
+        """How many tasks and members it holds."""
+        return len(self.records) + sum(map(len, self.members.values()))
+
+    # Writing
+
+    def append(self, effect: Append) -> None:
+        """Queue entries for the next commit."""
+        self.waiting.append((effect.number, lambda: self._append(effect)))
+
+    def save(self, effect: Save) -> None:
+        """Queue node state for the next commit."""
+        self.waiting.append((effect.number, lambda: self._save(effect)))
+
+    def join(self, effect: Join) -> None:
+        """Queue rows of a snapshot for the next commit."""
+        self.waiting.append((effect.number, lambda: join_rows(self, effect)))
+
+    def keep(self, reports: tuple[Report, ...]) -> None:
+        """Queue results for the spool."""
+        items = {(r.task, r.attempt): r for r in reports}
+        self.waiting.append((None, lambda: self.spool.update(items)))
+
+    def forget(self, items: tuple[tuple[TaskId, AttemptId], ...]) -> None:
+        """Queue the end of spooled results."""
+
+        def write() -> None:
+            for item in items:
+                self.spool.pop(item, None)
+
+        self.waiting.append((None, write))
+
+    def commit(self, count: int) -> int | None:
+        """Make the oldest `count` writes durable; return the highest number."""
+        done, self.waiting = self.waiting[:count], self.waiting[count:]
+        numbers = []
+        for number, write in done:
+            write()
+            if number is not None:
+                numbers.append(number)
+        return max(numbers, default=None)
+
+    def crash(self) -> None:
+        """Lose what was not committed."""
+        self.waiting = []
+        self.loose = {}
+
+    def _append(self, effect: Append) -> None:
+        self.add_writers(effect.epochs)
+        for entry in effect.entries:
+            stream = entry.stream
+            assert stream in self.writers, "a stream that nobody wrote"
+            log = self.streams.setdefault(stream, [])
+            start = self.starts.get(stream, 0)
+            if entry.seq <= start + len(log):
+                assert entry.seq <= start or log[entry.seq - start - 1] == entry, (
+                    "one place, two facts"
+                )
+                continue
+            assert entry.seq == start + len(log) + 1, "a gap in a stream"
+            log.append(entry)
+            self.hlc = max(self.hlc, entry.hlc)
+            if isinstance(entry.fact, Floor):
+                lacks = [n for n in entry.fact.needs if n[1] > self.have(n[0])]
+                assert not lacks, f"a floor came before what it builds on: {lacks}"
+                raise_floor(self, entry.fact)
+            elif isinstance(entry.fact, Recorded):
+                note(self, entry.fact, (entry.hlc, stream, entry.seq))
+                self.kept.add(kept(entry.fact))
+            else:
+                enter(self, entry, entry.fact)
+
+    def _save(self, effect: Save) -> None:
+        if effect.term is not None:
+            self.term = effect.term
+        if effect.epoch is not None:
+            self.epoch = effect.epoch
+        if effect.stream is not None:
+            stream, epoch = effect.stream
+            assert stream not in self.writers, "a stream id was used twice"
+            self.writers[stream] = epoch
+            self.streams.setdefault(stream, [])
+        if effect.name is not None:
+            self.name = effect.name
+        if effect.hold is not None:
+            self.hold = effect.hold
+        if effect.log_version is not None:
+            self.log_version = effect.log_version
+        learn(self, effect.records)
+        for stream, seq in effect.retold:
+            if self.stands_for.get(stream, 0) <= seq:
+                self.stands_for.pop(stream, None)
+
+    def add_writers(self, pairs: tuple[tuple[StreamId, Epoch], ...]) -> None:
+        """Note who wrote which stream."""
+        for stream, epoch in pairs:
+            known = self.writers.setdefault(stream, epoch)
+            assert known == epoch, f"stream {stream} has two writers"
+            self.streams.setdefault(stream, [])
+
+    def begin_at(self, stream: StreamId, seq: int) -> None:
+        """Hold a stream up to here, without the entries, unless more is held."""
+        if seq > self.have(stream):
+            self.starts[stream] = seq
+            self.streams[stream] = []

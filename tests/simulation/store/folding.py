@@ -1,0 +1,117 @@
+"""Facts of the log, folded into tasks and records by the function that the store uses.
+
+What comes before the submission of its task waits in `early`. `kept` says what others
+may rely on, once a fact is durable.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from octaskly.core.arrays import member_of
+from octaskly.core.facts import (
+    CancelAsked,
+    Entry,
+    Fact,
+    Finished,
+    Floor,
+    Recorded,
+    Submitted,
+    TaskFact,
+)
+from octaskly.core.inbound import highest_number
+from octaskly.core.merge import Birth, apply, join_births
+from octaskly.core.model import AttemptId, StreamId, TaskId
+from octaskly.core.records import first
+from tests.simulation.store.members import counted
+
+if TYPE_CHECKING:
+    from tests.simulation.store.disk import Disk
+
+Kept = tuple[type[Fact], TaskId, AttemptId | None]
+"""What a client or a worker may rely on: that a fact of a kind stands in the log."""
+Place = tuple[int, StreamId, int]  #: when an entry was written, and where it stands
+NOWHERE: Place = (0, StreamId(0), 0)  #: of what no entry here says
+ENDING = (Finished, CancelAsked)  #: kinds of facts that end a task
+
+
+def kept(fact: Fact) -> Kept:
+    """Return what a fact, once durable, lets others rely on."""
+    if isinstance(fact, Recorded):
+        return Recorded, TaskId(f"{fact.kind}/{fact.key}"), None
+    return type(fact), fact.task, getattr(fact, "attempt", None)
+
+
+def enter(disk: Disk, entry: Entry, fact: TaskFact) -> None:
+    """Fold the fact of an entry, or set it aside until it can count."""
+    task = fact.task
+    disk.kept.add(kept(fact))
+    if isinstance(fact, Submitted):
+        bear(disk, fact, Birth(entry.hlc, entry.hlc, entry.stream, entry.seq))
+    elif disk.has(task):
+        fold(disk, fact, entry.hlc)
+    else:
+        disk.early.setdefault(task, []).append(entry)
+
+
+def bear(disk: Disk, fact: Submitted, birth: Birth) -> None:
+    """Fold a submission, and what came before it and counts now."""
+    task = fact.task
+    joined = join_births(disk.births.get(task), birth)
+    assert joined is not None
+    disk.births[task] = joined
+    if task not in disk.keys:
+        disk.keys_given += 1
+        disk.keys[task] = disk.keys_given
+    disk.sequence = max(disk.sequence, highest_number((task,)))
+    waiting = [task]
+    if fact.spec.array is not None:
+        disk.members.setdefault(task, {})
+        waiting += [early for early in disk.early if _array_of(early) == task]
+    fold(disk, fact, birth.reborn)
+    for early in waiting:
+        for entry in disk.early.pop(early, ()):
+            assert not isinstance(entry.fact, Floor | Recorded)
+            fold(disk, entry.fact, entry.hlc)
+
+
+def fold(disk: Disk, fact: TaskFact, hlc: int) -> None:
+    """Let a fact count, of a task that is here."""
+    task = fact.task
+    disk.changed[task] = max(disk.changed.get(task, 0), hlc)
+    place = member_of(task)
+    if place is None:
+        disk.records[task] = apply(disk.records.get(task), fact)
+    else:
+        task, number = place
+        said = disk.members[task]
+        said[number] = apply(said.get(number), fact)
+        disk.changed[task] = max(disk.changed[task], hlc)
+    record = disk.records[task]
+    if task in disk.members:
+        record = disk.records[task] = counted(record, disk.members[task])
+    if isinstance(fact, ENDING) and record.state.is_final:
+        disk.ended.append((task, hlc, record.state))
+
+
+def learn(disk: Disk, records: tuple[Recorded, ...]) -> set[Kept]:
+    """Join records that the log here does not say."""
+    for record in records:
+        note(disk, record, NOWHERE)
+    return set(map(kept, records))
+
+
+def note(disk: Disk, record: Recorded, place: Place) -> None:
+    """Join a record; of two entries that say it, the later one counts."""
+    key = (record.kind, record.key)
+    known, at = disk.notes.get(key, (record, place))
+    if known == record:
+        disk.notes[key] = record, max(at, place)
+    elif first(known, record) == record:
+        disk.notes[key] = record, place
+
+
+def _array_of(task: TaskId) -> TaskId | None:
+    """Return the array of a member."""
+    place = member_of(task)
+    return None if place is None else place[0]

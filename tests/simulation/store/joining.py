@@ -1,0 +1,84 @@
+"""Rows of a peer's snapshot, taken in part by part.
+
+They say more than the log here does, until the last part brings the vector that they
+stand for.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from octaskly.core.arrays import member_of
+from octaskly.core.effects import Join
+from octaskly.core.facts import Submitted
+from octaskly.core.merge import TaskRow, facts_of
+from octaskly.core.messages import SnapshotHead
+from octaskly.core.model import Vector
+from tests.simulation.store.folding import Kept, bear, fold, kept, learn
+from tests.simulation.store.purge import drop, drop_early, is_void, raise_floor, seqs_of
+
+if TYPE_CHECKING:
+    from tests.simulation.store.disk import Disk
+
+
+def join_rows(disk: Disk, effect: Join) -> None:
+    """Take a peer's rows in, and with the last ones its vector."""
+    head = effect.head
+    floors = seqs_of(head.floor)
+    loose = disk.loose.setdefault(head.hlc, set())
+    for row in (_living(disk, row) for row in effect.rows):
+        if row is None or row.record.spec is None:
+            continue
+        task = row.record.id
+        mine = disk.records.get(task)
+        if mine and mine.spec and mine.spec.ord != row.record.spec.ord:
+            birth = disk.births[task]
+            if birth.seq <= floors.get(birth.stream, 0):
+                drop(disk, task)  # The id is used again.
+        drop_early(disk, task, floors)
+        for fact in facts_of(row.record):
+            loose.add(kept(fact))
+            if isinstance(fact, Submitted):
+                bear(disk, fact, row.birth)
+            else:
+                fold(disk, fact, row.changed)
+        disk.changed[task] = max(disk.changed[task], row.changed)
+    for row in (row for row in effect.rows if member_of(row.record.id)):
+        loose |= _join_member(disk, row, floors)
+    loose |= learn(disk, effect.records)
+    for stream, seq in effect.vector:
+        disk.stands_for[stream] = max(disk.stands_for.get(stream, 0), seq)
+    if effect.is_last:
+        _end(disk, head)
+
+
+def _end(disk: Disk, head: SnapshotHead) -> None:
+    """Hold all that the rows stand for, without the entries."""
+    disk.kept |= disk.loose.pop(head.hlc)
+    disk.add_writers(head.epochs)
+    for stream, seq in head.vector:
+        disk.begin_at(stream, seq)
+    disk.hlc = max(disk.hlc, head.hlc)
+    raise_floor(disk, head.floor)
+
+
+def _join_member(disk: Disk, row: TaskRow, floors: Vector) -> set[Kept]:
+    """Take in what a peer knows of a member, if its array is here."""
+    task = row.record.id
+    drop_early(disk, task, floors)
+    facts = facts_of(row.record) if disk.has(task) else ()
+    for fact in facts:
+        fold(disk, fact, row.changed)
+    return set(map(kept, facts))
+
+
+def _living(disk: Disk, row: TaskRow) -> TaskRow | None:
+    """Return a row; of a void one what it adds to a task that lives on here."""
+    if not is_void(disk, row.birth, row.changed):
+        return row
+    mine = disk.records.get(row.record.id)
+    if mine is None or not (mine.spec and row.record.spec):
+        return None
+    is_same = mine.spec.ord == row.record.spec.ord
+    return replace(row, birth=disk.births[mine.id]) if is_same else None

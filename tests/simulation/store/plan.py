@@ -1,0 +1,158 @@
+"""How far the floor may rise, and what has to be written again before.
+
+Steps are small here, so that a few tasks need several. A plan changes nothing: the
+dispatcher writes it, and `purge` acts on what was written.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from octaskly.core.effects import PlanFloor
+from octaskly.core.events import FloorPlanned
+from octaskly.core.facts import Floor, Mark, Recorded
+from octaskly.core.merge import TaskRecord
+from octaskly.core.model import StreamId, TaskId, Vector
+from octaskly.core.records import is_over
+from octaskly.core.timestamps import born_hlc
+from tests.simulation.store.members import BORN
+from tests.simulation.store.purge import seqs_of
+from tests.simulation.store.queue import is_any_live
+from tests.simulation.store.snapshot import row_keys
+
+if TYPE_CHECKING:
+    from tests.simulation.store.disk import Disk
+
+STEP_TASKS = 6  #: that one step of the floor passes
+HELD_MAX = 8  #: members that have begun of an array that may be carried before its end
+
+
+def plan_floor(disk: Disk, ask: PlanFloor) -> FloorPlanned:
+    """Find the next step of the floor, like the port of that name."""
+    if loose := _upto(disk, {StreamId(0): 0}, ask.today_ms):
+        return FloorPlanned(None, has_more=True, records=loose)
+    if disk.ahead():
+        return _plan_ahead(disk, ask)
+    floors, horizon, latest, forgotten, is_over = seqs_of(disk.floor), 0, 0, 0, True
+    last: Vector = {}
+    carried: list[TaskRecord] = []
+    doubtful: list[TaskId] = []  # Ended, and submitted again, maybe beyond the cut.
+    until, ended = 1 << 62, _count_ended(disk)
+    surplus = ended - ask.tasks_max
+    order = sorted((birth.born, task) for task, birth in disk.births.items())
+    for passed, (born, task) in enumerate(order):
+        birth, whole = disk.births[task], _whole(disk, task)
+        changed, is_ended = disk.changed[task], _is_ended(disk, task)
+        before_hlc = max(ask.before_hlc, ask.forget_hlc if ended > 0 else 0)
+        is_old = surplus > 0 or (changed if is_ended else born) < before_hlc
+        is_large, is_full = len(whole) > 1 + HELD_MAX, passed >= STEP_TASKS
+        is_stuck = is_full or (is_large and not is_ended)
+        if born > horizon and (not is_old or is_stuck):
+            is_over, until = not (is_old and is_full), born - 1
+            break
+        is_passed = birth.reborn <= max(born, horizon) and is_old
+        if is_ended and (is_passed or birth.seq <= floors.get(birth.stream, 0)):
+            surplus, ended = surplus - len(whole), ended - len(whole)
+            forgotten += len(whole)
+            latest = max(latest, changed)
+        elif is_ended and is_old:
+            doubtful.append(task)
+        else:
+            carried += whole
+        horizon = max(horizon, born)
+        if birth.reborn == born:
+            last[birth.stream] = max(last.get(birth.stream, 0), birth.seq)
+    if not horizon:
+        return FloorPlanned(None)
+    gone = [task for task in doubtful if disk.births[task].reborn <= horizon]
+    carried += [r for t in doubtful if t not in gone for r in _whole(disk, t)]
+    latest = max([latest, *(disk.changed[task] for task in gone)])
+    forgotten += sum(len(_whole(disk, task)) for task in gone)
+    horizon = max(horizon, min(latest, until))
+    floor = Floor(horizon, _marks(disk, horizon, last))
+    planned = FloorPlanned(floor, tuple(carried), not is_over, forgotten=forgotten)
+    return _with_records(disk, planned, floor, ask)
+
+
+def _plan_ahead(disk: Disk, ask: PlanFloor) -> FloorPlanned:
+    """Find tasks that rows may say more of than the log, the last keys first."""
+    ahead = disk.ahead()
+    logs = (disk.streams.get(stream) for stream, _ in ahead)
+    since = min(log[-1].hlc if log else 0 for log in logs)
+    left = [
+        (key, task)
+        for task, key in reversed(row_keys(disk).items())
+        if disk.changed[task] > since and (not ask.after or key < ask.after)
+        for birth, record in [(disk.births.get(task, BORN), disk.raw(task))]
+        if birth.stream != ask.stream
+        or birth.born != birth.reborn
+        or (record.spec and born_hlc(record.spec) <= disk.floor.horizon)
+    ]
+    part = left[:STEP_TASKS]
+    carried = tuple(disk.raw(task) for _, task in part)
+    after = part[-1][0] if part else ask.after
+    return FloorPlanned(None, carried, len(part) < len(left), ahead, after)
+
+
+def _with_records(
+    disk: Disk, planned: FloorPlanned, floor: Floor, ask: PlanFloor
+) -> FloorPlanned:
+    """Write records again that lie below a floor, before it if they are many."""
+    below = _upto(disk, seqs_of(floor), ask.today_ms)
+    if len(below) == STEP_TASKS:
+        return FloorPlanned(None, has_more=True, records=below)
+    return replace(planned, records=below)
+
+
+def _marks(disk: Disk, horizon: int, last: Vector) -> tuple[Mark, ...]:
+    """Return for each stream the last entry up to the horizon."""
+    floors = seqs_of(disk.floor)
+    marks = []
+    for stream in sorted(disk.streams):
+        floor = max(floors.get(stream, 0), last.get(stream, 0))
+        start = disk.starts.get(stream, 0)
+        seq = max(floor, start)
+        for entry in disk.streams[stream][seq - start :]:
+            if entry.hlc > horizon:
+                break
+            seq = entry.seq
+        if seq == start > floor:
+            seq = floor  # The log begins later; nothing more is known of before.
+        if seq:
+            marks.append(Mark(stream, seq, disk.writers[stream]))
+    return tuple(marks)
+
+
+def _whole(disk: Disk, task: TaskId) -> list[TaskRecord]:
+    """Return what is said of a task, an array behind its members."""
+    said = disk.members.get(task, {})
+    return [*(said[number] for number in sorted(said)), disk.raw(task)]
+
+
+def _upto(disk: Disk, seqs: Vector, today_ms: int) -> tuple[Recorded, ...]:
+    """Return records that only entries up to there say."""
+    found = [
+        record
+        for record, (_, stream, seq) in disk.notes.values()
+        if seq <= seqs.get(stream, -1) and not is_over(record, today_ms)
+    ]
+    return tuple(found[:STEP_TASKS])
+
+
+def _count_ended(disk: Disk) -> int:
+    ended = sum(_is_over(disk, record) for record in disk.records.values())
+    return ended + sum(member.state.is_final for member in disk.shown_members())
+
+
+def _is_ended(disk: Disk, task: TaskId) -> bool:
+    """Whether a task is over, and nobody comes after it."""
+    return _is_over(disk, disk.records[task]) and not any(
+        task in other.waits_for.tasks
+        for other in disk.records.values()
+        if other.waits_for is not None
+    )
+
+
+def _is_over(disk: Disk, record: TaskRecord) -> bool:
+    return record.state.is_final and not is_any_live(disk, record)

@@ -1,0 +1,76 @@
+"""The floor rises, and what lies below it goes at once.
+
+A task is void once its submission is below the floor and nothing was said of it since.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from octaskly.core.arrays import member_id
+from octaskly.core.facts import Floor
+from octaskly.core.merge import Birth, TaskRow, facts_of, join_floors
+from octaskly.core.model import TaskId, Vector
+from tests.simulation.store.folding import kept
+
+if TYPE_CHECKING:
+    from tests.simulation.store.disk import Disk
+
+
+def raise_floor(disk: Disk, floor: Floor) -> None:
+    """Forget what is void from now on."""
+    disk.floor = join_floors(disk.floor, floor)
+    disk.add_writers(tuple((mark.stream, mark.epoch) for mark in floor.marks))
+    floors = seqs_of(disk.floor)
+    for stream, seq in floors.items():
+        if seq > (start := disk.starts.get(stream, 0)):
+            disk.begin_at(stream, seq)
+            disk.streams[stream] = disk.streams[stream][max(0, seq - start) :]
+            disk.starts[stream] = max(seq, disk.starts.get(stream, 0))
+    horizon = disk.floor.horizon
+    for task, birth in list(disk.births.items()):
+        if is_void(disk, birth, disk.changed[task]):
+            drop(disk, task)
+        elif birth.born <= horizon:
+            # Its turn comes with its latest submission, or with its last fact.
+            is_below = birth.seq <= floors.get(birth.stream, 0)
+            turn = disk.changed[task] if is_below else birth.reborn
+            disk.births[task] = birth._replace(born=turn)
+    for task in list(disk.early):
+        drop_early(disk, task, floors)
+
+
+def is_void(disk: Disk, birth: Birth, changed: int) -> bool:
+    """Whether the floor has passed a task that was born and changed then."""
+    floor = seqs_of(disk.floor).get(birth.stream, 0)
+    return birth.seq <= floor and changed <= disk.floor.horizon
+
+
+def drop(disk: Disk, task: TaskId) -> None:
+    """Forget a task, an array with its members."""
+    record = disk.records.pop(task)
+    disk.past[task] = record.state
+    del disk.keys[task]
+    disk.kept -= {kept(fact) for fact in facts_of(record)}
+    for number, member in disk.members.pop(task, {}).items():
+        disk.kept -= {kept(fact) for fact in facts_of(member)}
+        del disk.changed[member_id(task, number)]
+    row = TaskRow(record, disk.births.pop(task), disk.changed.pop(task))
+    disk.gone.append(row)
+
+
+def drop_early(disk: Disk, task: TaskId, floors: Vector) -> None:
+    """Let go of what is below the floor, of a task that is not here."""
+    left = []
+    for entry in disk.early.pop(task, ()):
+        if entry.seq > floors.get(entry.stream, 0):
+            left.append(entry)
+        else:
+            disk.kept.discard(kept(entry.fact))
+    if left:
+        disk.early[task] = left
+
+
+def seqs_of(floor: Floor) -> Vector:
+    """Return up to where each stream is below a floor."""
+    return {mark.stream: mark.seq for mark in floor.marks}

@@ -1,0 +1,104 @@
+"""What a dispatcher reads: tasks that wait, that run, and whose wait is over."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from octaskly.core.arrays import member_of
+from octaskly.core.effects import Load, LoadLive, LoadRipe
+from octaskly.core.events import Loaded, Ripe, RipeLoaded
+from octaskly.core.merge import TaskRecord
+from octaskly.core.model import TaskId, TaskState
+from octaskly.core.timestamps import born_hlc
+from tests.builders import answer
+from tests.simulation.store.members import is_live, with_rest
+
+if TYPE_CHECKING:
+    from tests.simulation.store.disk import Disk
+
+GOOD = {
+    "success": {TaskState.COMPLETED},
+    "failure": {TaskState.FAILED, TaskState.CANCELLED},
+    "any": {TaskState.COMPLETED, TaskState.FAILED, TaskState.CANCELLED},
+}
+
+
+def queued(disk: Disk) -> list[TaskRecord]:
+    """Return the tasks that wait, in queue order: an array before its members."""
+    waiting = [
+        _with_rest(disk, record)
+        for record in disk.records.values()
+        if record.spec is not None
+        and record.state is TaskState.QUEUED
+        and record.waits_for is None
+    ]
+    members = disk.shown_members()
+    waiting += (r for r in members if r.state is TaskState.QUEUED)
+    return sorted(waiting, key=_place)
+
+
+def load(disk: Disk, asked: Load) -> Loaded:
+    """Read the next queued tasks of a shape."""
+    return answer(queued(disk), asked)
+
+
+def live(disk: Disk, ask: LoadLive) -> tuple[TaskRecord, ...]:
+    """Read tasks that run, are decided while one still does, or are named."""
+    found = [
+        _with_rest(disk, record)
+        for record in disk.records.values()
+        if record.state is TaskState.RUNNING
+        or is_any_live(disk, record)
+        or record.id in ask.named
+    ]
+    for record in disk.shown_members():
+        is_running = record.state is TaskState.RUNNING
+        if is_running or is_live(record) or record.id in ask.named:
+            found.append(record)
+    return tuple(found)
+
+
+def ripe(disk: Disk, ask: LoadRipe) -> RipeLoaded:
+    """Read tasks whose wait for others is over, like the port of that name."""
+    waiting = [r for r in disk.records.values() if r.waits_for is not None]
+    found = []
+    for record in waiting:
+        after = record.waits_for
+        assert after is not None
+        parents = [TaskId(task) for task in after.tasks]
+        ends = {task: _end(disk, task) for task in parents}
+        assert record.spec is not None
+        is_old = born_hlc(record.spec) < ask.before_hlc
+        bad = [t for t, end in ends.items() if end and end not in GOOD[after.end]]
+        is_over = all(
+            end is not None or (is_old and task not in disk.records)
+            for task, end in ends.items()
+        )
+        if bad or is_over:
+            found.append(Ripe(record, min(bad, default=None)))
+    return RipeLoaded(ask.number, tuple(found[: ask.limit]), bool(waiting))
+
+
+def is_any_live(disk: Disk, record: TaskRecord) -> bool:
+    """Whether the latest attempt has no end, or that of a member."""
+    said = disk.members.get(record.id)
+    return is_live(record) or (said is not None and any(map(is_live, said.values())))
+
+
+def _with_rest(disk: Disk, record: TaskRecord) -> TaskRecord:
+    said = disk.members.get(record.id)
+    return record if said is None else with_rest(record, said)
+
+
+def _end(disk: Disk, task: TaskId) -> TaskState | None:
+    """Return how a task has ended, if it has, also where it was forgotten."""
+    record = disk.records.get(task)
+    state = disk.past.get(task) if record is None else record.state
+    return state if state is not None and state.is_final else None
+
+
+def _place(record: TaskRecord) -> tuple[int, int, TaskId]:
+    """Return the place in the queue."""
+    assert record.spec is not None
+    place = member_of(record.id)
+    return record.spec.ord, -1 if place is None else place[1], record.id

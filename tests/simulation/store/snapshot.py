@@ -1,0 +1,129 @@
+"""What a disk gives to a peer that lacks it: entries of the log, or rows instead.
+
+Parts are small here, so that a few tasks need several.
+"""
+
+from __future__ import annotations
+
+import random
+from bisect import bisect_right
+from dataclasses import replace
+from itertools import islice
+from typing import TYPE_CHECKING
+
+from octaskly.core.arrays import member_id
+from octaskly.core.facts import Entry
+from octaskly.core.merge import TaskRow
+from octaskly.core.messages import WHOLE, Cursor, Snapshot, SnapshotHead
+from octaskly.core.model import Epoch, StreamId, TaskId, Vector
+from tests.simulation.store.members import BORN, MEMBERS, ROOM
+
+if TYPE_CHECKING:
+    from tests.simulation.store.disk import Disk
+
+PART_ROWS = 3  #: in one part of a snapshot, few so that several are needed
+LAG_ENTRIES = 60  #: fewer are always given as entries
+
+
+def entries_after(
+    disk: Disk, vector: Vector, most: int, draw: random.Random | None = None
+) -> tuple[tuple[Entry, ...], tuple[tuple[StreamId, Epoch], ...], bool]:
+    """Read entries beyond a vector, like the port of that name.
+
+    With `draw` the streams come in any order, as the protocol allows.
+    """
+    found: list[Entry] = []
+    # The oldest reign first: floors wait for what their writer held.
+    order = sorted(disk.streams, key=lambda s: (disk.writers[s], s))
+    if draw is not None:
+        draw.shuffle(order)
+    for stream in order:
+        seen, start = vector.get(stream, 0), disk.starts.get(stream, 0)
+        if seen >= start:
+            found += disk.streams[stream][seen - start :]
+    chunk = tuple(found[:most])
+    streams = dict.fromkeys(entry.stream for entry in chunk)
+    epochs = tuple((stream, disk.writers[stream]) for stream in streams)
+    return chunk, epochs, len(found) > most
+
+
+def next_part(disk: Disk, vector: Vector, cursor: Cursor | None) -> Snapshot | None:
+    """Read the next part of a snapshot; None if entries serve better."""
+    head = None
+    if cursor in (None, WHOLE):
+        head = _head(disk)
+        if cursor is None and not _is_wanted(disk, vector, head):
+            return None
+        cursor = Cursor(head.hlc, 0)
+    stands_for = dict(disk.vector()) | dict(disk.ahead())
+    part = Snapshot(
+        rows=(),
+        cursor=cursor,
+        more=False,
+        head=head,
+        vector=tuple(sorted(stands_for.items())),
+    )
+    told = disk.told()[cursor.record :][:PART_ROWS]
+    if len(told) == PART_ROWS:
+        cursor = cursor._replace(record=cursor.record + PART_ROWS)
+        return replace(part, records=told, cursor=cursor, more=True)
+    # As they are given, so in order; a long log has thousands of parts.
+    keys = row_keys(disk)
+    seen = bisect_right(list(keys.values()), cursor.key)
+    tasks = list(islice(keys, seen, seen + PART_ROWS))
+    rows = tuple(
+        TaskRow(disk.raw(task), disk.births.get(task, BORN), disk.changed[task])
+        for task in tasks
+    )
+    key = keys[tasks[-1]] if tasks else cursor.key
+    return replace(
+        part,
+        rows=rows,
+        records=told,
+        cursor=Cursor(cursor.series, key, cursor.record + len(told)),
+        more=len(keys) > seen + len(tasks),
+    )
+
+
+def row_keys(disk: Disk) -> dict[TaskId, int]:
+    """Return the place of each row, in order: members come behind all tasks."""
+    keys = dict(disk.keys) if disk.members else disk.keys
+    for array, key in disk.keys.items() if disk.members else ():
+        asked = disk.records[array].spec
+        for number in sorted(disk.members.get(array, ())):
+            assert asked is not None
+            assert asked.array is not None
+            position = asked.array.position(number)
+            assert position is not None
+            keys[member_id(array, number)] = MEMBERS + key * ROOM + position
+    return keys
+
+
+def _head(disk: Disk) -> SnapshotHead:
+    """Return what the rows stand for: all entries but those that cannot count."""
+    waiting: Vector = {}
+    for some in disk.early.values():
+        for entry in some:
+            if entry.seq <= disk.starts.get(entry.stream, 0):
+                continue
+            first = waiting.get(entry.stream, entry.seq)
+            waiting[entry.stream] = min(first, entry.seq)
+    return SnapshotHead(
+        vector=tuple(
+            (stream, min(have, waiting.get(stream, have + 1) - 1))
+            for stream, have in disk.vector()
+        ),
+        epochs=tuple(sorted(disk.writers.items())),
+        floor=disk.floor,
+        hlc=disk.hlc,
+    )
+
+
+def _is_wanted(disk: Disk, vector: Vector, head: SnapshotHead) -> bool:
+    lag = 0
+    for stream, have in head.vector:
+        seen = vector.get(stream, 0)
+        if seen < disk.starts.get(stream, 0):
+            return True
+        lag += max(0, have - seen)
+    return lag > max(LAG_ENTRIES, 2 * len(disk.records))
