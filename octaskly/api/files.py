@@ -144,7 +144,7 @@ ROUTES = (
         is_local=True,
         answers={200: None, 206: None},
         media=BYTES,
-        heeds=("Range",),
+        heeds=("Range", "If-Range"),
         refuses=(416,),
     ),
 )

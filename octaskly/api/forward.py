@@ -48,12 +48,13 @@ _PAUSE_S_MAX = 0.25
 # Below the header deadline of the other side, which would close an idle connection
 # just as the next request goes out.
 _IDLE_S_MAX = 5.0
-_UP = ("Content-Type", "Idempotency-Key", "Last-Event-ID", "Range")
+_UP = ("Content-Type", "Idempotency-Key", "If-Range", "Last-Event-ID", "Range")
 _DOWN = (
     "Accept-Ranges",
     "Content-Disposition",
     "Content-Range",
     "Content-Type",
+    "ETag",
     "Last-Modified",
     DISPATCHER_HEADER,
     EPOCH_HEADER,
@@ -118,8 +119,7 @@ class Forwarder:
         """Answer `call` here or at the dispatcher, waiting for one if need be.
 
         Raises:
-            Problem: 503, none was found in time, or it is unknown whether the
-                request arrived.
+            Problem: 503, none came in time, or nobody knows whether it arrived.
         """
         # A long poll may go well for minutes before its trouble; a submission may not.
         is_renewed = call.request.method in ("GET", "HEAD")

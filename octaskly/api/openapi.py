@@ -68,6 +68,11 @@ _HEEDED: Final[Mapping[str, Json]] = {
         "description": "the same key of the same subject is the same task",
         "schema": {"type": "string", "pattern": "^[\\x21-\\x7e]{1,255}$"},
     },
+    "If-Range": {
+        "description": "`ETag` or `Last-Modified` of what a range continues; the whole"
+        " is sent where that is not there any more",
+        "schema": {"type": "string"},
+    },
     "Last-Event-ID": {
         "description": "id of the last event that was got: what came since then",
         "schema": {"type": "string"},

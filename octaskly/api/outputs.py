@@ -6,6 +6,7 @@ another node, which gives it to members only.
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 from urllib.parse import quote
@@ -25,7 +26,8 @@ _INTERNAL = "/internal/v1/outputs"
 # The last none, which cannot be had of any file; the library takes it for all of them.
 _NO_BYTES = re.compile(r"bytes=-0+", re.IGNORECASE)
 # A file beside the asked one that ends in .gz is another output, not an encoding of
-# this one; and a copy that never changes needs no condition.
+# this one; and a copy that never changes needs no condition. `If-Range` is looked at
+# here: the library takes any date from then on for a match, and no entity tag.
 _DROPPED = frozenset(
     (
         "accept-encoding",
@@ -66,34 +68,39 @@ async def hand_over(call: Call) -> web.StreamResponse:
 
 async def send_file(call: Call, file: Path) -> web.StreamResponse:
     """Return a file as an attachment; part of it where a range was asked for."""
-    size_bytes = _size_bytes(file)
-    _check_range(call.request, size_bytes)
-    return _Attachment(
-        file,
-        is_whole=_part(call.request, size_bytes) is None,
-        chunk_size=_CHUNK_BYTES,
-        headers={
-            "Content-Type": BYTES,
-            # Bytes from a task are data, never a page of this origin.
-            "Content-Disposition": f"attachment; filename*=UTF-8''{quote(file.name)}",
-        },
-    )
+    there = _stat(file)
+    answer = _Attachment(file, there)
+    if answer.is_meant(call.request):
+        answer.is_whole = _part(call.request, there.st_size) is None
+    return answer
 
 
 class _Attachment(web.FileResponse):
     """A file as it is, whatever else lies beside it."""
 
-    def __init__(
-        self, file: Path, *, is_whole: bool, chunk_size: int, headers: dict[str, str]
-    ) -> None:
-        super().__init__(file, chunk_size=chunk_size, headers=headers)
-        self._is_whole = is_whole
+    def __init__(self, file: Path, there: os.stat_result) -> None:
+        # Bytes from a task are data, never a page of this origin.
+        told = f"attachment; filename*=UTF-8''{quote(file.name)}"
+        headers = {"Content-Type": BYTES, "Content-Disposition": told}
+        super().__init__(file, chunk_size=_CHUNK_BYTES, headers=headers)
+        # As the library will, but known before it is asked for a part.
+        self.etag = f"{there.st_mtime_ns:x}-{there.st_size:x}"
+        self.last_modified = there.st_mtime
+        self.is_whole = True
+
+    def is_meant(self, request: web.BaseRequest) -> bool:
+        """Whether a range is of this file, and of no other that was here before.
+
+        Source: RFC 9110, section 13.1.5.
+        """
+        wanted = request.headers.get("If-Range")
+        return wanted in (None, self.headers["ETag"], self.headers["Last-Modified"])
 
     async def prepare(self, request: web.BaseRequest) -> AbstractStreamWriter | None:
         """Send headers and file; once, though the library asks for it again."""
         if self.prepared:
             return None
-        dropped = _DROPPED | {"range"} if self._is_whole else _DROPPED
+        dropped = _DROPPED | {"range"} if self.is_whole else _DROPPED
         kept = [
             (name, value)
             for name, value in request.headers.items()
@@ -102,9 +109,9 @@ class _Attachment(web.FileResponse):
         return await super().prepare(request.clone(headers=kept))
 
 
-def _size_bytes(file: Path) -> int:
+def _stat(file: Path) -> os.stat_result:
     try:
-        return file.stat().st_size
+        return file.stat()
     except OSError:
         raise OutputNotFound(f"{file.name} is not there any more") from None
 
@@ -115,6 +122,9 @@ def _part(request: web.BaseRequest, size_bytes: int) -> slice | None:
     The last bytes of an empty output are all of it, which no `Content-Range` can say.
 
     Source: RFC 9110, sections 14.1.2 and 14.2.
+
+    Raises:
+        Problem: there are none, which the library's own 416 says without JSON.
     """
     try:
         part = request.http_range
@@ -122,15 +132,9 @@ def _part(request: web.BaseRequest, size_bytes: int) -> slice | None:
         return None
     if request.method != "GET" or part.start is None:
         return None
-    return None if part.start < 0 and not size_bytes else part
-
-
-def _check_range(request: web.BaseRequest, size_bytes: int) -> None:
-    """Answer a bad range ourselves, since the library's own 416 has no JSON body."""
-    part = _part(request, size_bytes)
-    if part is None:
-        return
     is_none = _NO_BYTES.fullmatch(request.headers["Range"]) is not None
+    if part.start < 0 and not size_bytes:
+        return None
     if is_none or part.start >= size_bytes:
         raise Problem(
             416,
@@ -139,6 +143,7 @@ def _check_range(request: web.BaseRequest, size_bytes: int) -> None:
             field="Range",
             headers={"Content-Range": f"bytes */{size_bytes}"},
         )
+    return part
 
 
 def _internal_path(place: OutputPlace) -> str:
@@ -157,7 +162,7 @@ ROUTES = (
         access=Access.READ,
         answers={200: None, 206: None},
         media=BYTES,
-        heeds=("Range",),
+        heeds=("Range", "If-Range"),
         refuses=(409, 416),
     ),
     Route(
@@ -169,7 +174,7 @@ ROUTES = (
         is_local=True,
         answers={200: None, 206: None},
         media=BYTES,
-        heeds=("Range",),
+        heeds=("Range", "If-Range"),
         refuses=(416,),
     ),
 )

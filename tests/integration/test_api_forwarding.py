@@ -847,6 +847,34 @@ async def test_a_range_that_has_no_byte_of_an_output_is_refused(
     assert answer.headers["content-range"] == f"bytes */{len(data)}"
 
 
+async def test_a_range_of_another_file_is_answered_with_the_whole(
+    mesh: Mesh, front: Member, back: Member, data: bytes, tmp_path: Path
+) -> None:
+    """RFC 9110 section 13.1.5: `If-Range` is met by what the first answer showed."""
+    worker = await mesh.member("worker")
+    worker.follow(back)
+    task = await _finished(back, "r.bin", len(data), worker.gateway.node_id)
+    (tmp_path / "r.bin").write_bytes(data)
+    worker.gateway.files[task, "r.bin"] = tmp_path / "r.bin"  # type: ignore[index]
+    back.gateway.lan_urls[worker.gateway.node_id] = (worker.lan_url,)
+    url = f"{TASKS}/{task}/outputs/r.bin"
+
+    async def status(if_range: str, asked: str = "bytes=10-19") -> int:
+        headers = VIEWER | {"Range": asked, "If-Range": if_range}
+        answer = await front.api.ask("GET", url, headers=headers)
+        assert answer.body == (data[10:20] if answer.status == 206 else data)
+        return answer.status
+
+    shown = (await front.api.ask("GET", url, headers=VIEWER)).headers
+
+    assert await status(shown["etag"]) == 206
+    assert await status(shown["last-modified"]) == 206
+    assert await status('"another"') == 200
+    assert await status(f"W/{shown['etag']}") == 200
+    assert await status("Thu, 01 Jan 2099 00:00:00 GMT") == 200
+    assert await status('"another"', f"bytes={len(data)}-") == 200
+
+
 async def test_the_last_bytes_of_an_empty_output_are_all_of_it(
     back: Member, tmp_path: Path
 ) -> None:
