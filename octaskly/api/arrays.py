@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-from http import HTTPStatus
-
 from aiohttp import web
 
 from octaskly.api import answers, members, query, render, tasks
-from octaskly.api.problems import TASK_NOT_FOUND, Problem
 from octaskly.api.routing import Access, Call, Route, json_response
-from octaskly.core.merge import TaskRecord
 from octaskly.core.model import TaskState
 from octaskly.ports import TaskQuery
 
@@ -30,7 +26,7 @@ async def index(call: Call) -> web.StreamResponse:
 async def show(call: Call) -> web.StreamResponse:
     """Return an array with its members counted, and those that failed."""
     limit, offset = call.query.limit(), call.query.offset()
-    record = checked(await tasks.found(call, call.query.wait_s()))
+    record = tasks.an_array(await tasks.found(call, call.query.wait_s()))
     names = call.gateway.names()
     failed = await call.gateway.page(
         TaskQuery(array=record.id, state=TaskState.FAILED, limit=limit, offset=offset)
@@ -46,27 +42,15 @@ async def show(call: Call) -> web.StreamResponse:
 async def cancel(call: Call) -> web.StreamResponse:
     """Cancel the members that have not begun, with `force` those that run, too."""
     ref = query.task_ref(call.named["id"])
-    checked(await call.gateway.task(ref))
+    tasks.an_array(await call.gateway.task(ref))
     return await tasks.cancel(call)
 
 
 async def retry(call: Call) -> web.StreamResponse:
     """Accept an array that repeats the members that did not succeed."""
     ref = query.task_ref(call.named["id"])
-    checked(await call.gateway.task(ref))
+    tasks.an_array(await call.gateway.task(ref))
     return await tasks.retry(call)
-
-
-def checked(record: TaskRecord) -> TaskRecord:
-    """Return a record that is an array's.
-
-    Raises:
-        Problem: 404, it is another task's.
-    """
-    if record.spec is None or record.spec.array is None:
-        hint = f"{record.name} is a task, no array"
-        raise Problem(HTTPStatus.NOT_FOUND, TASK_NOT_FOUND, hint=hint, field="id")
-    return record
 
 
 ROUTES = (

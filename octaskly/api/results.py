@@ -13,7 +13,7 @@ from typing import Final
 
 from aiohttp import web
 
-from octaskly.api import arrays, query, render, sse
+from octaskly.api import query, render, sse, tasks
 from octaskly.api.routing import Access, Call, Route
 from octaskly.core.arrays import member_id, member_of
 from octaskly.core.merge import TaskRecord
@@ -34,7 +34,7 @@ async def results(call: Call) -> web.StreamResponse:
     """Send how the members of an array end and what they wrote, until all have."""
     start, is_by_number = call.query.offset(), call.query.is_by_number()
     ref = query.task_ref(call.named["id"])
-    array = arrays.checked(await call.gateway.task(ref))
+    array = tasks.an_array(await call.gateway.task(ref))
 
     async def send_all(stream: sse.EventStream) -> None:
         sender = _Sender(call, stream, array, start, is_by_number=is_by_number)

@@ -8,6 +8,7 @@ from http import HTTPStatus
 from aiohttp import web
 
 from octaskly.api import answers, query, render, schema
+from octaskly.api.problems import TASK_NOT_FOUND, Problem
 from octaskly.api.routing import Access, Call, Route, json_response
 from octaskly.api.turns import in_turns
 from octaskly.core.merge import TaskRecord
@@ -55,7 +56,7 @@ async def index(call: Call) -> web.StreamResponse:
         task = (await gateway.task(after)).id
         asked = replace(asked, search=replace(asked.search, after=task))
     if (array := given.array()) is not None:
-        asked = replace(asked, array=(await gateway.task(array)).id)
+        asked = replace(asked, array=an_array(await gateway.task(array), "array").id)
     page = TaskPage((), 0)
     worker = given.worker_id()
     node = None if worker is None else gateway.node_named(worker)
@@ -79,6 +80,22 @@ async def found(call: Call, wait_s: float) -> TaskRecord:
     if wait_s:
         return await _wait(call, ref, wait_s)
     return await call.gateway.task(ref)
+
+
+def an_array(record: TaskRecord, field: str = "id") -> TaskRecord:
+    """Return a record that is an array's.
+
+    Args:
+        record: Of any task.
+        field: What names it in the request.
+
+    Raises:
+        Problem: 404, it is another task's.
+    """
+    if record.spec is None or record.spec.array is None:
+        hint = f"{record.name} is a task, no array"
+        raise Problem(HTTPStatus.NOT_FOUND, TASK_NOT_FOUND, hint=hint, field=field)
+    return record
 
 
 async def explain(call: Call) -> web.StreamResponse:

@@ -494,6 +494,18 @@ async def test_a_search_that_cannot_be_is_refused(
     assert answer.json["field"] == field
 
 
+async def test_a_task_that_is_no_array_has_no_members(node: ApiNode) -> None:
+    """404 as of the array itself: an empty list would say that none has begun."""
+    task = await node.submit()
+
+    listed = await node.ask("GET", f"{TASKS}?array={task}", headers=VIEWER)
+    shown = await node.ask("GET", f"/api/v1/arrays/{task}", headers=VIEWER)
+
+    assert_problem(listed, 404, "Task not found")
+    assert listed.json["hint"] == shown.json["hint"] == f"{task} is a task, no array"
+    assert (listed.json["field"], shown.json["field"]) == ("array", "id")
+
+
 async def test_wait_returns_when_the_task_ends(node: ApiNode) -> None:
     """A long poll sees the end at once, not at its deadline."""
     task = await node.submit()
