@@ -26,7 +26,7 @@ class Fitness:
         return self.failure() or self.left()
 
     def require_membership(self) -> None:
-        """Raise LeftBehind where no other member hears of what would be accepted."""
+        """Raise LeftBehind where no other member hears of this node any more."""
         if why := self.left():
             raise LeftBehind(why)
 

@@ -142,7 +142,10 @@ class AgentGateway:
 
     async def dispatcher_known(self, timeout_s: float) -> DispatcherView | None:
         """Wait until a dispatcher is known, at most so long."""
-        return await self.view.dispatcher_known(timeout_s)
+        known = await self.view.dispatcher_known(timeout_s)
+        if known is None:
+            self._fitness.require_membership()
+        return known
 
     def roster(self) -> Roster | None:
         """Return the members of the mesh."""

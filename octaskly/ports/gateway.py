@@ -126,7 +126,11 @@ class Gateway(Transcripts, Telling, Protocol):
         """Return the dispatcher, or None while none is known or it is not ready."""
 
     async def dispatcher_known(self, timeout_s: float) -> DispatcherView | None:
-        """Wait until `dispatcher()` is not None, at most so long."""
+        """Wait until `dispatcher()` is not None, at most so long.
+
+        Raises:
+            LeftBehind: there is none, and this node is in the mesh no more.
+        """
 
     async def submit(
         self,

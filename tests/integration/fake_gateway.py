@@ -40,6 +40,7 @@ from octaskly.core.timestamps import PRIORITY_SHIFT
 from octaskly.core.verdicts import Explanation, Verdict, Why
 from octaskly.errors import (
     CatchingUp,
+    LeftBehind,
     NodeNotFound,
     NotDispatcher,
     NotDurable,
@@ -103,6 +104,7 @@ class FakeGateway:
         self.lost: set[NodeId] = set()
         self.points: list[Point] = []
         self.failure: str | None = None
+        self.left: str | None = None  #: why this node is in the mesh no more
         self.is_complete = True  #: no other node may know what is unknown here
         self.held = asyncio.Event()  #: submissions wait for it
         self.held.set()
@@ -179,6 +181,8 @@ class FakeGateway:
                 while self.view is None:
                     await self._changed.wait()
         except TimeoutError:
+            if self.left is not None:
+                raise LeftBehind(self.left) from None
             return None
         return self.view
 

@@ -554,6 +554,21 @@ async def test_without_a_dispatcher_the_answer_is_503(mesh: Mesh) -> None:
     assert asyncio.get_running_loop().time() - began_s > 0.9
 
 
+async def test_a_node_that_is_in_the_mesh_no_more_says_so(mesh: Mesh) -> None:
+    """No dispatcher will be there, so nobody is told to come again."""
+    front = await mesh.member("front", BRIEF)
+    front.gateway.elect(None)
+    front.gateway.left = "this node was revoked"
+
+    answer = await front.api.ask("GET", TASKS, headers=ADMIN)
+    stream = await front.api.ask("GET", f"{TASKS}/task-1/logs", headers=ADMIN)
+
+    assert_problem(answer, 503, "This node is in the mesh no more")
+    assert_problem(stream, 503, "This node is in the mesh no more")
+    assert answer.json["hint"] == "this node was revoked"
+    assert "retry-after" not in answer.headers
+
+
 async def test_unreachable_dispatcher_was_not_reached(
     front: Member, back: Member
 ) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from pathlib import Path
 from typing import NoReturn
 
@@ -18,7 +19,7 @@ from octaskly.core.merge import TaskRecord
 from octaskly.core.model import NO_LOAD, Epoch, StreamId
 from octaskly.core.node import Node
 from octaskly.core.replies import Passed
-from octaskly.errors import TaskNotFound
+from octaskly.errors import LeftBehind, TaskNotFound
 from octaskly.store import Store
 from tests.builders import settings
 from tests.contract import log_kit as kit
@@ -88,6 +89,19 @@ async def test_a_task_that_comes_in_during_the_read_is_found(
 ) -> None:
     """G7: the log was not complete when it was read, and is when that is asked."""
     assert (await gateway.task("late")).id == "late"
+
+
+async def test_who_is_in_the_mesh_no_more_waits_for_no_dispatcher(
+    gateway: AgentGateway,
+) -> None:
+    """Its own reign goes on, though: what it has may still be read."""
+    why, reigning = "this node was revoked", gateway.dispatcher()
+    gateway._fitness = replace(gateway._fitness, left=lambda: why)
+
+    assert await gateway.dispatcher_known(0) == reigning
+    gateway.view.published(Publish(EPOCH, None, is_serving=False, roster=None))
+    with pytest.raises(LeftBehind, match=why):
+        await gateway.dispatcher_known(0)
 
 
 async def test_a_task_that_nobody_knows_is_not_found(gateway: AgentGateway) -> None:
