@@ -68,6 +68,8 @@ COMMANDS = {
 WRITE_ERRORS = frozenset(
     {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EPIPE, errno.EBADF}
 )
+# What cannot be read is said by who reads it, as wherever else it is named.
+_PLACE = click.Path(readable=False, path_type=Path)
 CHOICE_OPTIONS = frozenset({"--node", "--state-dir", "--url", "--ca-file"})
 
 
@@ -122,7 +124,7 @@ class LazyGroup(click.Group):
 )
 @click.option(
     "--state-dir",
-    type=click.Path(path_type=Path),
+    type=_PLACE,
     help="Use the agent of this machine that has this state folder.",
 )
 @click.option(
@@ -131,7 +133,7 @@ class LazyGroup(click.Group):
 )
 @click.option(
     "--ca-file",
-    type=click.Path(path_type=Path),
+    type=_PLACE,
     help="CA of the mesh, for https:// URLs (octaskly ca prints it).",
 )
 @click.option("--quiet", is_flag=True, help="Say nothing on stderr but errors.")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import socket
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -93,12 +94,17 @@ def _listed(folder: Path, pattern: str) -> list[Path]:
 
 
 def _described(folder: Path) -> tuple[str, Path] | None:
-    """Return name and socket from the `agent.json` of a state folder."""
+    """Return name and socket of an agent, None where its folder does not tell."""
     try:
-        written = (folder / "agent.json").read_bytes()
-        told = msgspec.json.decode(written, type=_Described)
+        return _read(folder)
     except (OSError, ValueError):
         return None
+
+
+def _read(folder: Path) -> tuple[str, Path]:
+    """Return name and socket from the `agent.json` of a state folder."""
+    written = (folder / "agent.json").read_bytes()
+    told = msgspec.json.decode(written, type=_Described)
     return told.name, Path(told.socket)
 
 
@@ -119,7 +125,15 @@ def _answers(path: Path) -> bool:
 
 
 def _of_state_dir(folder: Path) -> Path:
-    described = _described(folder)
+    try:
+        described = _read(folder)
+    except PermissionError:
+        raise PermissionDenied(
+            f"this user may not look into the state folder {folder}",
+            hint=f"ls -ld {shlex.quote(str(folder))}    is it yours?",
+        ) from None
+    except (OSError, ValueError):
+        described = None
     if described is None or not _answers(described[1]):
         raise Unreachable(
             f"no agent is running with the state folder {folder}",

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import json
 import socket
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
+from tests.agents import AS_OTHERS
 from tests.cli.conftest import Run
 from tests.cli.stand_in import TOKEN, Api, serving
 
@@ -81,6 +84,30 @@ def test_state_dir_chooses_by_description(
         done = octaskly("--state-dir", str(state), "nodes", node=None)
 
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("how", ["flag", "variable"])
+def test_a_state_folder_of_another_user_is_not_taken_for_one_without_an_agent(
+    environ: dict[str, str], tmp_path: Path, how: str
+) -> None:
+    """Nobody knows whether one runs there, so nobody is told to start it."""
+    folder = tmp_path / "theirs"
+    folder.mkdir(mode=0o000)
+    chosen = ["--state-dir", str(folder)] if how == "flag" else []
+    if how == "variable":
+        environ["OCTASKLY_STATE_DIR"] = str(folder)
+
+    done = subprocess.run(
+        [*AS_OTHERS, sys.executable, "-m", "octaskly", *chosen, "nodes"],
+        capture_output=True,
+        env=environ,
+        timeout=60,
+        check=False,
+    )
+
+    assert done.returncode == 4
+    said = f"error: this user may not look into the state folder {folder}\n"
+    assert done.stderr.decode().startswith(said)
 
 
 def test_agent_in_a_state_folder_is_found_by_name(

@@ -17,6 +17,7 @@ import pytest
 
 from octaskly.trust import make
 from tests.agents import (
+    AS_OTHERS,
     READY_S_MAX,
     TASKS,
     WAIT_S_MAX,
@@ -34,8 +35,6 @@ from tests.agents import (
 )
 
 EXIT_CONFIG = 78
-#: Root without the rights to read and write what the mode of a file denies.
-AS_OTHERS = ("setpriv", "--bounding-set", "-dac_override,-dac_read_search")
 
 
 @pytest.fixture(scope="module")
@@ -209,10 +208,8 @@ def test_a_secret_that_cannot_be_read_is_refused(tmp_path: Path, how: str) -> No
     secret.chmod(0o200)
     environ = {k: v for k, v in os.environ.items() if not k.startswith("OCTASKLY_")}
     environ["XDG_CONFIG_HOME"] = str(tmp_path)
-    words = [sys.executable, "-m", "octaskly", "agent", "--interface", "lo"]
-    words += ["--state-dir", str(tmp_path / "solo")]
-    if os.geteuid() == 0:
-        words = [*AS_OTHERS, *words]
+    words = [*AS_OTHERS, sys.executable, "-m", "octaskly", "agent"]
+    words += ["--interface", "lo", "--state-dir", str(tmp_path / "solo")]
     if how == "flag":
         words += ["--secret-file", str(secret)]
     if how == "variable":
@@ -226,6 +223,27 @@ def test_a_secret_that_cannot_be_read_is_refused(tmp_path: Path, how: str) -> No
     assert f"cannot read {secret}" in done.stderr.decode()
     secret.chmod(0o600)
     assert secret.read_bytes() == before
+
+
+@pytest.mark.parametrize("is_before", [True, False])
+def test_a_state_folder_that_cannot_be_read_is_refused(
+    tmp_path: Path, *, is_before: bool
+) -> None:
+    """As any other folder, wherever it is named: it is no wrong usage."""
+    folder = tmp_path / "private"
+    folder.mkdir(mode=0o000)
+    place, agent = ["--state-dir", str(folder)], ["agent", "--interface", "lo"]
+    words = [*place, *agent] if is_before else [*agent, *place]
+
+    done = subprocess.run(
+        [*AS_OTHERS, sys.executable, "-m", "octaskly", *words],
+        check=False,
+        capture_output=True,
+        timeout=READY_S_MAX,
+    )
+
+    assert done.returncode == EXIT_CONFIG, done.stderr
+    assert f"the folder {folder} is not writable" in done.stderr.decode()
 
 
 @pytest.mark.parametrize(
