@@ -16,6 +16,7 @@ from typing import Any
 import msgspec
 
 from octaskly.cli.render import note
+from octaskly.cli.widths import cut
 from octaskly.client import Refused, Session, Task, TaskPage, calls
 from octaskly.client.errors import Invalid, NotFound
 from octaskly.client.targets import Target, target
@@ -107,7 +108,9 @@ def resolve_ref(client: Session, ref: str) -> str:
             return found.id if known == ref else known  # As people write it.
     if (task := _looked_up(client, ref) or _member(client, ref)) is not None:
         return task
-    raise NotFound("Task not found", status=404, hint=f"no task is called {full}")
+    raise NotFound(
+        "Task not found", status=404, hint=f"no task is called {cut(full, 80)}"
+    )
 
 
 def resolve_id(client: Session, ref: str) -> str:

@@ -70,6 +70,8 @@ WRITE_ERRORS = frozenset(
 )
 # What cannot be read is said by who reads it, as wherever else it is named.
 _PLACE = click.Path(readable=False, path_type=Path)
+SENTENCE_CHARS = 200
+END_CHARS = 100
 CHOICE_OPTIONS = frozenset({"--node", "--state-dir", "--url", "--ca-file"})
 
 
@@ -211,9 +213,14 @@ def _drop_output() -> None:
 
 
 def _sentence(message: str) -> str:
-    """Return click's message in the form of ours: small first letter, no full stop."""
-    line = " ".join(message.split())
-    return line[:1].lower() + line[1:].removesuffix(".")
+    """Return click's message in the form of ours: small first letter, no full stop.
+
+    It names a flag, repeats what was typed, however long, and says what is taken.
+    """
+    line = " ".join(message.split()).removesuffix(".")
+    if len(line) > SENTENCE_CHARS + END_CHARS:
+        line = f"{line[:SENTENCE_CHARS]}…{line[-END_CHARS:]}"
+    return line[:1].lower() + line[1:]
 
 
 def _usage_hints(error: click.ClickException) -> list[str]:

@@ -512,6 +512,7 @@ def test_a_task_is_found_by_an_id_of_its_own_that_looks_like_a_number(
         ("002", 0, b""),
         ("no-such", 3, b"Task not found"),
         ("no such name", 3, b"no task is called no such name\n"),
+        ("x" * 5000, 3, b"no task is called " + b"x" * 79 + "…\n".encode()),
         ("", 3, b"an empty text names no task\n"),
     ],
 )

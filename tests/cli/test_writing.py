@@ -427,6 +427,33 @@ def test_what_cannot_be_asked_for_is_told_before_anything_is_sent(
 
 
 @pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--limit", f"memory_mb={'9' * 5000}"],
+        ["--limit", f"{'x' * 5000}=1"],
+        ["--env", "A" * 5000],
+        ["--label", f"={'x ' * 2500}"],
+        ["--require", "x" * 5000],
+        ["--cpus", "9" * 5000],
+        ["--timeout", "9" * 5000],
+        ["--grace", "x" * 5000],
+        [f"--{'x' * 5000}"],
+        ["--after-on", "x" * 5000],
+    ],
+)
+def test_an_error_does_not_repeat_all_that_was_typed(
+    api: Api, octaskly: Run, arguments: list[str]
+) -> None:
+    """Its beginning names the flag, its end says what is taken."""
+    done = octaskly("submit", *arguments, "--", "true")
+
+    assert done.returncode == 2
+    assert len(done.stderr.decode()) < 500
+    assert done.stderr.startswith(b"error: ")
+    assert arguments[0][:10].encode() in done.stderr
+
+
+@pytest.mark.parametrize(
     "flag", ["--on", "--name", "--cwd", "--notify-url", "--idempotency-key"]
 )
 def test_a_flag_with_nothing_is_refused(api: Api, octaskly: Run, flag: str) -> None:
