@@ -24,7 +24,9 @@ from pathlib import Path
 
 PREFIX = "octaskly-"
 AGENT = "agent"  #: as `DelegateSubgroup` in systemd/octaskly.service
-CONTROLLERS = ("memory", "pids")
+CONTROLLERS = ("memory", "pids")  #: that hold a task to its limits
+WEIGHER = "cpu"  #: the controller that divides processors between groups
+TASKS_WEIGHT = 10  #: of each launcher with its tasks; the agent's group has 100
 REMOVE_TRIES = 50  #: each with all its looks
 SETTLE_LOOKS = 200  #: killed processes leave their group within microseconds
 LOOK_S = 0.0002
@@ -78,17 +80,19 @@ def settle(own: Path) -> Path:
         _pass_on(parent)
     except OSError:
         return own
+    with suppress(OSError):  # A kernel may refuse it where real-time processes are.
+        _pass_on(parent, (WEIGHER,))
     return parent
 
 
-def _offered(folder: Path) -> list[str]:
-    """Return the controllers that groups below may have."""
+def _offered(folder: Path, wanted: Iterable[str] = CONTROLLERS) -> list[str]:
+    """Return which of the wanted controllers groups below may have."""
     names = (folder / "cgroup.controllers").read_text().split()
-    return [name for name in CONTROLLERS if name in names]
+    return [name for name in wanted if name in names]
 
 
-def _pass_on(folder: Path) -> None:
-    for name in _offered(folder):
+def _pass_on(folder: Path, wanted: Iterable[str] = CONTROLLERS) -> None:
+    for name in _offered(folder, wanted):
         (folder / "cgroup.subtree_control").write_text(f"+{name}")
 
 
@@ -102,6 +106,8 @@ def create(parent: Path, place: int) -> Path | None:
         return None
     with suppress(OSError):
         _pass_on(folder)
+    with suppress(OSError):  # It is there where `settle` passed the controller on.
+        (folder / "cpu.weight").write_text(str(TASKS_WEIGHT))
     return folder
 
 

@@ -175,13 +175,42 @@ def test_a_limit_that_is_not_held_is_told(group: Path) -> None:
     assert Fence({"cpu_s": 1}, (), None).remark(0, IDLE) == ""
 
 
-def test_controllers_are_passed_on_from_where_no_process_is(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("controllers", "last"), [("memory pids", "+pids"), ("cpu memory pids", "+cpu")]
+)
+def test_controllers_are_passed_on_from_where_no_process_is(
+    tmp_path: Path, controllers: str, last: str
+) -> None:
     """From the group of the service, where systemd put the agent into one below."""
-    own = service(tmp_path, "octaskly.service/agent", "cpu memory pids")
+    own = service(tmp_path, "octaskly.service/agent", controllers)
 
     assert cgroup.settle(own) == own.parent
     # Each write adds one; a file keeps the last.
-    assert (own.parent / "cgroup.subtree_control").read_text() == "+pids"
+    assert (own.parent / "cgroup.subtree_control").read_text() == last
+
+
+def test_tasks_have_a_smaller_share_of_processors_than_their_agent(
+    kernel: Path,
+) -> None:
+    """T18: the kernel gives the agent's group 100, as any that says nothing."""
+    folder = cgroup.create(kernel, 1)
+
+    assert folder is not None
+    assert (folder / "cpu.weight").read_text() == "10"
+    # Beside each other they are alike: what is below gets memory and processes alone.
+    assert (folder / "cgroup.subtree_control").read_text() == "+pids"
+
+
+def test_a_kernel_that_weighs_no_processors_changes_nothing(kernel: Path) -> None:
+    """As where that controller is not delegated: there is no such file."""
+    for weight in kernel.rglob("cpu.weight"):
+        weight.unlink()
+        weight.mkdir()
+
+    folder = cgroup.create(kernel, 1)
+
+    assert folder is not None
+    assert (folder / "cgroup.subtree_control").read_text() == "+pids"
 
 
 def test_an_agent_that_is_alone_makes_room(tmp_path: Path) -> None:
@@ -219,6 +248,16 @@ def test_a_program_that_did_not_get_loaded_may_have_lacked_memory(status: int) -
 
     assert fence.remark(status, IDLE) == told
     assert fence.remark(1, IDLE) == ""
+
+
+@pytest.fixture
+def kernel(tmp_path: Path) -> Path:
+    """The group of a service, with what the kernel puts into a launcher's folder."""
+    service(tmp_path, "octaskly.service/agent", "cpu memory pids")
+    parent = tmp_path / "octaskly.service"
+    folder = service(parent, f"octaskly-{os.getpid()}-1", "cpu memory pids")
+    (folder / "cpu.weight").write_text("100\n")
+    return parent
 
 
 def service(root: Path, name: str, controllers: str) -> Path:
