@@ -27,6 +27,7 @@ if TYPE_CHECKING:
         Conflict as Conflict,
         Forbidden as Forbidden,
         Invalid as Invalid,
+        NoAnswer as NoAnswer,
         NoDispatcher as NoDispatcher,
         NotFound as NotFound,
         NotOctaskly as NotOctaskly,
@@ -100,8 +101,8 @@ _HOMES = {
     "octaskly.client.asynchronous": "AsyncClient",
     "octaskly.client.blocking": "Client",
     "octaskly.client.errors": (
-        "Closed Conflict Forbidden Invalid NoDispatcher NotFound NotOctaskly "
-        "Refused ReplyLost SeveralAgents TaskFailed TimedOut TooMany "
+        "Closed Conflict Forbidden Invalid NoAnswer NoDispatcher NotFound "
+        "NotOctaskly Refused ReplyLost SeveralAgents TaskFailed TimedOut TooMany "
         "Unauthorized Unavailable Unreachable "
     ),
     "octaskly.client.following": "Log",

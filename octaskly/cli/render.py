@@ -18,7 +18,7 @@ import click
 import msgspec
 
 from octaskly.cli.widths import cut, pad, width
-from octaskly.client import NodeInfo, Refused, SeveralAgents, Unreachable
+from octaskly.client import NoAnswer, NodeInfo, Refused, SeveralAgents, Unreachable
 from octaskly.config.defaults import EXIT_CONFIG
 from octaskly.config.units import SECONDS
 from octaskly.errors import (
@@ -106,7 +106,7 @@ def exit_code_of(error: OctasklyError) -> int:
             return EXIT_NOT_FOUND
         case PermissionDenied():
             return EXIT_NOT_ALLOWED
-        case Unreachable() | NoDispatcher():
+        case Unreachable() | NoAnswer() | NoDispatcher():
             return EXIT_NO_DISPATCHER
         case ConfigError():
             return EXIT_CONFIG

@@ -5,7 +5,13 @@ use. All run the same flows.
 """
 
 from octaskly.client.calls import Reply
-from octaskly.client.errors import Refused, ReplyLost, SeveralAgents, Unreachable
+from octaskly.client.errors import (
+    NoAnswer,
+    Refused,
+    ReplyLost,
+    SeveralAgents,
+    Unreachable,
+)
 from octaskly.client.places import agents_here, local_socket
 from octaskly.client.records import (
     FINAL,
@@ -41,6 +47,7 @@ __all__ = [
     "Members",
     "Membership",
     "MeshState",
+    "NoAnswer",
     "NodeInfo",
     "NodePage",
     "Output",

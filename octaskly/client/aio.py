@@ -17,7 +17,7 @@ from octaskly.client.connection import (
     SOCKET_PATH_BYTES_MAX,
     tls_context,
 )
-from octaskly.client.errors import Closed, ReplyLost, not_connected
+from octaskly.client.errors import Closed, NoAnswer, ReplyLost, not_connected
 from octaskly.client.steps import (
     Begin,
     Emit,
@@ -180,7 +180,7 @@ class Loop:
     def lost(self, how: str, error: BaseException) -> NoReturn:
         """Raise that an answer did not come."""
         if isinstance(error, TimeoutError):
-            how = "did not answer in time"
+            raise NoAnswer(f"{self.place} did not answer in time") from error
         raise ReplyLost(f"{self.place} {how}") from error
 
 

@@ -10,6 +10,7 @@ from typing import Any, Final, TypeVar
 from octaskly import __version__
 from octaskly.client.calls import Call, Reply, decoded
 from octaskly.client.errors import (
+    NoAnswer,
     NotOctaskly,
     Refused,
     ReplyLost,
@@ -23,6 +24,8 @@ from octaskly.client.steps import Flow, Pause, Send
 from octaskly.errors import OctasklyError
 
 REPLY_S_MAX: Final = 30.0  #: a node holds a request up to 5 s, then answers in any case
+FIRST_REPLY_S: Final = 10.0  #: of what is quickly asked; before there was any answer
+SMALL_BYTES: Final = 65_536  #: of a body that takes no time to send
 GRACE_S: Final = 1.0  #: what an answer that comes at the deadline may take to come
 OK_BELOW: Final = 400
 VERSION_GAPS: Final = ("Not found", "Unknown field", "Method not allowed")
@@ -85,13 +88,13 @@ class Asker:
         failures = self.failures()
         while True:
             try:
-                reply: Reply = yield Send(
-                    call, until.cap(REPLY_S_MAX + call.wait_s) + GRACE_S
-                )
+                reply: Reply = yield Send(call, self.reply_s(call, until))
                 return self.checked(reply)
             except OctasklyError as error:
                 if call.is_once and may_be_done(error):
                     raise
+                if isinstance(error, NoAnswer):
+                    until.check(f"{self.place} did not answer")
                 pause_s = yield from self.pause_s(failures, error)
             until.check(f"{self.place} did not answer")
             yield Pause(until.cap(pause_s))
@@ -119,6 +122,17 @@ class Asker:
             )
         self._was_reached = True
         raise error
+
+    def reply_s(self, call: Call, until: Deadline) -> float:
+        """Return how long the answer to a call may take to come.
+
+        Who is stopped takes connections and answers nothing, which is told soon: unless
+        the node lives, or what was asked for may be done and cannot be asked for again.
+        """
+        is_quick = len(call.body or b"") <= SMALL_BYTES and not call.is_once
+        may_be_stopped = is_quick and not self._was_reached
+        reply_s = FIRST_REPLY_S if may_be_stopped else REPLY_S_MAX
+        return until.cap(reply_s + call.wait_s) + GRACE_S
 
     def failures(self) -> Failures:
         """Return an account of failures that has none yet."""

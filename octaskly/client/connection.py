@@ -19,13 +19,12 @@ from typing import TYPE_CHECKING, Any
 
 from octaskly.client import errors
 from octaskly.client.calls import Call, Reply
-from octaskly.client.errors import ReplyLost
+from octaskly.client.errors import NoAnswer, ReplyLost
 from octaskly.errors import ConfigError
 
 if TYPE_CHECKING:
     import ssl
 
-REPLY_S_MAX = 30.0  #: a node holds a request up to 5 s, then answers in any case
 CONNECT_S_MAX = 5.0
 IDLE_S_MAX = 10.0  #: nodes close connections that were idle for longer than this
 TURN_S = 0.01  #: between calls at the door of a busy node
@@ -210,7 +209,7 @@ class Connection:
             response = self._connection.getresponse()
         except TimeoutError as error:
             self.close()
-            raise ReplyLost(
+            raise NoAnswer(
                 f"{self.place} did not answer within {timeout_s:.0f} s"
             ) from error
         except (OSError, http.client.HTTPException) as error:

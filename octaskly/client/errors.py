@@ -7,6 +7,7 @@
     ├── MeshError
     │   ├── Unreachable      nobody answers there; nothing was sent
     │   ├── ReplyLost        the answer did not come; the node may have acted
+    │   │   └── NoAnswer     nor did the connection end: it is stopped, or busy
     │   └── NotOctaskly      who answers there is no node, or none of a known version
     ├── Refused              the node said no; `status` is the HTTP status
     │   ├── Invalid          a value that is not taken (400, 413, 415, 416, 422)
@@ -95,6 +96,10 @@ class Unreachable(MeshError):
 
 class ReplyLost(MeshError):
     """The connection ended before the answer; the node may have acted on it."""
+
+
+class NoAnswer(ReplyLost):
+    """Nothing came in time: the node is stopped, or busy; it may act yet."""
 
 
 class NotOctaskly(MeshError):

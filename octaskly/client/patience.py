@@ -6,7 +6,13 @@ import time
 from collections.abc import Callable
 from typing import Final
 
-from octaskly.client.errors import Refused, ReplyLost, TimedOut, Unreachable
+from octaskly.client.errors import (
+    NoAnswer,
+    Refused,
+    ReplyLost,
+    TimedOut,
+    Unreachable,
+)
 from octaskly.errors import OctasklyError
 
 PATIENCE_S: Final = 60.0
@@ -98,7 +104,7 @@ class Failures:
 
     def _wanted_s(self, error: OctasklyError) -> float | None:
         match error:
-            case Unreachable() if not self._was_reached:
+            case Unreachable() | NoAnswer() if not self._was_reached:
                 return None
             case ReplyLost() if self.count == 1:
                 return 0.0  # Most likely the node had closed an idle connection.

@@ -6,9 +6,9 @@ from collections import deque
 from collections.abc import Callable
 from typing import Final
 
-from octaskly.client.asker import GRACE_S, REPLY_S_MAX, Asker
+from octaskly.client.asker import Asker
 from octaskly.client.calls import Call, Reply
-from octaskly.client.errors import ReplyLost
+from octaskly.client.errors import NoAnswer, ReplyLost
 from octaskly.client.patience import Deadline
 from octaskly.client.steps import Begin, Flow, Leave, Pause, Read
 from octaskly.client.streams import Event, Parser
@@ -43,8 +43,9 @@ class Resuming:
         try:
             if self.head is None:
                 # Refusals come here, as they do for any request.
-                timeout_s = self._until.cap(REPLY_S_MAX) + GRACE_S
-                self.head = self._asker.checked((yield Begin(self._call(), timeout_s)))
+                call = self._call()
+                timeout_s = self._asker.reply_s(call, self._until)
+                self.head = self._asker.checked((yield Begin(call, timeout_s)))
             data: bytes = yield Read(self._until.cap(SILENCE_S_MAX))
         except OctasklyError as error:
             yield from self.lost(error)
@@ -57,6 +58,8 @@ class Resuming:
         """Leave the stream and wait before it is opened again; or raise `error`."""
         self.head = None
         yield Leave()
+        if isinstance(error, NoAnswer):
+            self._until.check("the stream did not end")
         pause_s = yield from self._asker.pause_s(self._failures, error)
         self._until.check("the stream did not end")
         yield Pause(self._until.cap(pause_s))

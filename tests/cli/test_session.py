@@ -15,11 +15,12 @@ from typing import Any
 import pytest
 
 from octaskly.api.problems import CONNECTION_LOST, NOT_DURABLE
+from octaskly.cli.render import exit_code_of
 from octaskly.client import NodePage, Refused, ReplyLost, Session, Unreachable, calls
 from octaskly.client.asker import OPEN_ERRORS
 from octaskly.client.calls import NODES, STATS, TOKENS, Call
-from octaskly.client.connection import connect_unix
-from octaskly.client.errors import NotOctaskly
+from octaskly.client.connection import Connection, connect_unix
+from octaskly.client.errors import NoAnswer, NotOctaskly
 from octaskly.client.targets import Target
 from tests.agents import until
 from tests.cli.stand_in import Api, serving
@@ -101,6 +102,18 @@ def test_a_lost_answer_to_a_question_speaks_of_nothing_accepted(
     with pytest.raises(ReplyLost) as lost:
         session.ask(Call("GET", STATS, is_once=True))
     assert lost.value.hint is None
+
+
+def test_an_agent_that_is_stopped_is_one_that_is_not_there(tmp_path: Path) -> None:
+    """The kernel takes calls for it; scripts go by the code."""
+    with socket.socket(socket.AF_UNIX) as stopped:
+        stopped.bind(str(tmp_path / "stopped.sock"))
+        stopped.listen()
+        connection = Connection.at_socket(tmp_path / "stopped.sock")
+        with pytest.raises(NoAnswer, match="did not answer within 0 s") as silent:
+            connection.ask(Call("GET", STATS), 0.05)
+
+    assert exit_code_of(silent.value) == 5
 
 
 def test_a_pause_that_the_node_asks_for_is_kept(

@@ -89,13 +89,13 @@ class Play:
                 outcome = self.outcomes.pop(0)
                 if outcome == "nothing":
                     self.clock.now_s += timeout_s
-                    return LOST
+                    return octaskly.NoAnswer("silent")
                 return outcome
             case Read(timeout_s):
                 outcome = self.outcomes.pop(0)
                 if outcome == "nothing":
                     self.clock.now_s += timeout_s
-                    return LOST
+                    return octaskly.NoAnswer("silent")
                 return outcome
             case Pause(seconds):
                 self.paused.append(seconds)
@@ -247,12 +247,63 @@ def test_nodes_of_the_same_version_are_not_called_another() -> None:
 )
 def test_why_nobody_answers_is_guessed_by_the_place(place: str, hint: str) -> None:
     """A port may be the wrong one; a socket is the agent's own."""
-    play = Play("nothing", "nothing")
+    play = Play("nothing")
     play.asker.place = place
 
-    with pytest.raises(octaskly.ReplyLost) as caught:
+    with pytest.raises(octaskly.NoAnswer) as caught:
         submitted(play)
     assert hint in (caught.value.hint or "")
+
+
+@pytest.mark.parametrize(
+    ("call", "waited_s"),
+    [
+        (Call("GET", "/api/v1/nodes"), 11),
+        (Call("GET", "/api/v1/tasks/1", wait_s=60), 71),
+        (Call("POST", "/api/v1/tasks", body=b"x" * 65_536), 11),
+        (Call("POST", "/api/v1/tasks", body=b"x" * 65_537), 31),
+        (Call("POST", "/api/v1/tokens", is_once=True), 31),
+    ],
+    ids=["short", "long poll", "small", "large", "once"],
+)
+def test_a_node_that_is_silent_from_the_start_is_given_up(
+    call: Call, waited_s: float
+) -> None:
+    """It is stopped: what it may take its time for still has that, and once."""
+    play = Play("nothing")
+
+    with pytest.raises(octaskly.NoAnswer):
+        play.run(play.asker.ask(call))
+    assert play.clock.now_s == waited_s
+
+
+def test_a_node_that_has_answered_may_take_its_time() -> None:
+    """A busy one does, and a connection may be lost without a word."""
+    play = Play(TASK, "nothing", TASK)
+    submitted(play)
+
+    submitted(play)
+
+    assert play.clock.now_s == 31
+
+
+def test_a_stream_of_a_silent_node_is_given_up_as_soon() -> None:
+    """`logs -f` of a stopped agent."""
+    play = Play("nothing")
+
+    with pytest.raises(octaskly.NoAnswer):
+        logged(play)
+    assert play.clock.now_s == 11
+
+
+def test_a_deadline_ends_the_wait_for_a_silent_node() -> None:
+    """Its caller knows by the error that the time is over, as of any other node."""
+    play = Play("nothing", "nothing", "nothing")
+
+    with pytest.raises(octaskly.TimedOut, match="within 2 s"):
+        play.run(flows.submit(play.asker, "true", {}, until=play.until(2)))
+    with pytest.raises(octaskly.TimedOut, match="within 2 s"):
+        logged(play, deadline_s=2)
 
 
 def test_a_deadline_ends_the_tries() -> None:
