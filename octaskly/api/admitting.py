@@ -10,6 +10,7 @@ from aiohttp import web
 
 from octaskly.api import render
 from octaskly.api.answers import At
+from octaskly.api.fields import Body
 from octaskly.api.problems import FORBIDDEN, Problem
 from octaskly.api.routing import Access, Call, Route, json_response
 from octaskly.api.schema import decode
@@ -23,13 +24,13 @@ SEEDS_MAX: Final = 16
 WORDS_MAX: Final = 64
 
 
-class InviteIn(msgspec.Struct, forbid_unknown_fields=True):
+class InviteIn(Body):
     """A wish to let a machine in."""
 
     ttl_s: Annotated[int, msgspec.Meta(ge=TTL_S_MIN, le=TTL_S_MAX)] = TTL_S
 
 
-class EnterIn(msgspec.Struct, forbid_unknown_fields=True):
+class EnterIn(Body):
     """What it takes to be a member of another mesh."""
 
     keyring: Annotated[str, msgspec.Meta(max_length=KEYRING_MAX)]
@@ -37,13 +38,13 @@ class EnterIn(msgspec.Struct, forbid_unknown_fields=True):
     force: bool = False
 
 
-class LeaveIn(msgspec.Struct, forbid_unknown_fields=True):
+class LeaveIn(Body):
     """A wish to be in no mesh any more."""
 
     force: bool = False
 
 
-class WordsIn(msgspec.Struct, forbid_unknown_fields=True):
+class WordsIn(Body):
     """The words of the machine that is answered."""
 
     fingerprint: Annotated[str, msgspec.Meta(max_length=WORDS_MAX)]

@@ -15,7 +15,7 @@ from urllib.parse import SplitResult, urlsplit
 import msgspec
 
 from octaskly.api import given
-from octaskly.api.fields import Wrong, told
+from octaskly.api.fields import Body, Wrong, told
 from octaskly.config.units import is_host
 from octaskly.core.model import TaskId, name_of
 from octaskly.core.options import (
@@ -75,10 +75,10 @@ Env = Annotated[
 RetryOn = Annotated[tuple[ExitCode | Cause, ...], msgspec.Meta(max_length=CODES_MAX)]
 
 
-class RequiresIn(msgspec.Struct, forbid_unknown_fields=True, gc=False):
+class RequiresIn(Body, gc=False):
     """What a node must have."""
 
-    labels: Labels = {}
+    labels: Labels = msgspec.field(default_factory=dict)
     node: Word | None = None
     os: Word | None = None
     arch: Word | None = None
@@ -87,7 +87,7 @@ class RequiresIn(msgspec.Struct, forbid_unknown_fields=True, gc=False):
     gpus: Count | None = None
 
 
-class LimitsIn(msgspec.Struct, forbid_unknown_fields=True, gc=False):
+class LimitsIn(Body, gc=False):
     """What a task may take."""
 
     memory_mb: Megabytes | None = None
@@ -96,12 +96,12 @@ class LimitsIn(msgspec.Struct, forbid_unknown_fields=True, gc=False):
     processes: Count | None = None
 
 
-class OptionsIn(msgspec.Struct, forbid_unknown_fields=True, gc=False):
+class OptionsIn(Body, gc=False):
     """The fields of a task that few tasks have."""
 
     name: Annotated[str, told(minLength=1, maxLength=NAME_CHARS_MAX)] | None = None
-    labels: Labels = {}
-    env: Env = {}
+    labels: Labels = msgspec.field(default_factory=dict)
+    env: Env = msgspec.field(default_factory=dict)
     cwd: Annotated[str, told(minLength=1, maxLength=CWD_BYTES_MAX)] | None = None
     stdin: Annotated[str, told(maxLength=STDIN_BYTES_MAX)] = ""
     stdin_base64: Annotated[str, told(contentEncoding="base64")] = ""

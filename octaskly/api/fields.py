@@ -1,4 +1,4 @@
-"""What all fields of a task have: a schema, and a way to be wrong."""
+"""What all bodies and their fields have: a schema, and a way to be wrong."""
 
 from __future__ import annotations
 
@@ -11,6 +11,10 @@ def told(**schema: object) -> msgspec.Meta:
     What a field may be is checked here and in `schema`, with better hints.
     """
     return msgspec.Meta(extra_json_schema=dict(schema))
+
+
+class Body(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True):
+    """What clients write. Written again it has no key that it had not."""
 
 
 class Wrong(ValueError):

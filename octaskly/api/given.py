@@ -8,7 +8,7 @@ from typing import Annotated, Final, TypedDict
 
 import msgspec
 
-from octaskly.api.fields import Wrong, told
+from octaskly.api.fields import Body, Wrong, told
 from octaskly.core.options import GivenFile
 
 FILES_MAX: Final = 256
@@ -33,7 +33,7 @@ class FileLeft(TypedDict):
     node: str
 
 
-class FileIn(msgspec.Struct, forbid_unknown_fields=True, gc=False):
+class FileIn(Body, gc=False):
     """A file that an attempt finds in its scratch folder."""
 
     path: Annotated[str, told(pattern=f"^{_NAME.pattern}$")]

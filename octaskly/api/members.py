@@ -10,7 +10,7 @@ from typing import Annotated, Final
 
 import msgspec
 
-from octaskly.api.fields import Wrong, told
+from octaskly.api.fields import Body, Wrong, told
 from octaskly.core.arrays import (
     INDEX_VARIABLE,
     ITEM_BYTES_MAX,
@@ -43,7 +43,7 @@ RANGES: Final = {
 }
 
 
-class ArrayIn(msgspec.Struct, forbid_unknown_fields=True, gc=False):
+class ArrayIn(Body, gc=False):
     """Which members an array has."""
 
     range: Annotated[str, told(pattern=_TOLD)] | None = None

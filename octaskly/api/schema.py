@@ -16,10 +16,10 @@ from typing import Annotated, Any, Final, Literal, NoReturn
 
 import msgspec
 
-from octaskly.api import given, members
+from octaskly.api import given, members, twice
 from octaskly.api.asked import NONE_ASKED, OptionsIn, options_of
 from octaskly.api.asked import RANGES as OPTION_RANGES
-from octaskly.api.fields import Wrong, told
+from octaskly.api.fields import Body, Wrong, told
 from octaskly.api.problems import (
     INVALID_COMMAND,
     INVALID_VALUE,
@@ -54,7 +54,7 @@ Path = Annotated[str, told(minLength=1, maxLength=PATH_BYTES_MAX, pattern="^[^/]
 Paths = Annotated[tuple[Path, ...], msgspec.Meta(max_length=PATHS_MAX)]
 
 
-class TaskIn(OptionsIn, forbid_unknown_fields=True, gc=False, kw_only=True):
+class TaskIn(OptionsIn, gc=False, kw_only=True):
     """One task as a client writes it."""
 
     command: Annotated[str, told(maxLength=COMMAND_BYTES_MAX, pattern=r"\S")]
@@ -84,7 +84,7 @@ class Batch:
 FORGET_S_MAX: Final = 10 * 365 * 86_400
 
 
-class TokenIn(msgspec.Struct, forbid_unknown_fields=True):
+class TokenIn(Body):
     """A request for a token."""
 
     role: Annotated[str, told(enum=sorted(PERMISSIONS))]
@@ -93,13 +93,13 @@ class TokenIn(msgspec.Struct, forbid_unknown_fields=True):
     name: Annotated[str, told(pattern=f"^{_ID.pattern}$")] | None = None
 
 
-class ForgetIn(msgspec.Struct, forbid_unknown_fields=True):
+class ForgetIn(Body):
     """A wish to forget ended tasks."""
 
     older_than_s: Annotated[int, msgspec.Meta(ge=0, le=FORGET_S_MAX)]
 
 
-class NothingIn(msgspec.Struct, forbid_unknown_fields=True):
+class NothingIn(Body):
     """What a request may say that needs no body."""
 
 
@@ -131,9 +131,11 @@ async def parse_tasks(body: bytes) -> Batch:
     """Return the tasks of a submission; of a large one in several turns."""
     if not body.lstrip(b" \t\r\n").startswith(b"["):
         task: TaskIn = decode(_one, TaskIn, body)
+        await twice.refuse_in_large(body, task)
         is_strict = task.durability == "strict"
         return Batch(drafts=[_draft(task, None)], is_array=False, is_strict=is_strict)
     tasks: list[TaskIn] = decode(_many, TaskIn, body)
+    await twice.refuse_in_large(body, tasks)
     if not 1 <= len(tasks) <= BATCH_MAX:
         raise Problem(
             400,
@@ -312,7 +314,7 @@ def decode(
     if not body:
         raise Problem(400, MALFORMED_JSON, hint="invalid JSON: the body is empty")
     try:
-        return decoder.decode(body)
+        value = decoder.decode(body)
     except msgspec.ValidationError as error:
         raise _invalid(str(error), kind) from None
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
@@ -320,6 +322,8 @@ def decode(
         if place is not None:
             _refuse(place, "the text contains a lone surrogate")
         raise Problem(400, MALFORMED_JSON, hint=f"invalid JSON: {error}") from None
+    twice.refuse(body, value)
+    return value
 
 
 def _invalid(message: str, kind: type[msgspec.Struct]) -> Problem:

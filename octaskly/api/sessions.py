@@ -15,6 +15,7 @@ from aiohttp import web
 
 from octaskly.api import answers, render
 from octaskly.api.codes import CODE_CHARS_MAX, CODE_S
+from octaskly.api.fields import Body
 from octaskly.api.problems import UNAUTHENTICATED, Problem
 from octaskly.api.routing import Access, Call, Route, json_response
 from octaskly.api.schema import decode
@@ -27,13 +28,13 @@ NOT_GOOD: Final = (
 )
 
 
-class CodeIn(msgspec.Struct, forbid_unknown_fields=True):
+class CodeIn(Body):
     """A wish to open a page."""
 
     good_for: Literal["me", "anybody"] = "me"
 
 
-class SessionIn(msgspec.Struct, forbid_unknown_fields=True):
+class SessionIn(Body):
     """A code, to be swapped for a token."""
 
     code: Annotated[str, msgspec.Meta(max_length=CODE_CHARS_MAX)]
