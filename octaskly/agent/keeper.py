@@ -174,7 +174,7 @@ class Keeper:
     def trouble(self) -> str | None:
         """Return why this node is in the mesh no more, None if it is."""
         if self._rotation.is_revoked:
-            return "this node was revoked; `octaskly leave`, then `octaskly join CODE`"
+            return "this node was revoked; `octaskly leave --force`, then join"
         if self.is_left_behind:
             return f"the mesh has renewed its secret; {self.way_back}"
         return None

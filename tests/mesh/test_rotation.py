@@ -114,7 +114,7 @@ def lock_out(gone: Host, left: Sequence[Host]) -> None:
     refused = gone.cli("submit", "true")
     assert refused.returncode == EXIT_NO_DISPATCHER
     assert "error: This node is in the mesh no more" in refused.stderr
-    assert "this node was revoked; `octaskly leave`, then" in refused.stderr
+    assert "this node was revoked; `octaskly leave --force`, then" in refused.stderr
     ready = {node["name"] for node in nodes(left[0]) if node["state"] == "ready"}
     assert ready == {host.name for host in left}
     assert gone.cli("leave", "--yes").returncode != 0
