@@ -27,7 +27,7 @@ class Profile:
     restart_s: tuple[float, float]
     heal_s: tuple[float, float]
     batches: tuple[int, ...]  #: sizes of submissions
-    weights: tuple[int, ...]  #: in the order of `KINDS`
+    weights: tuple[int, ...]  #: in the order of `FAULTS`
 
 
 def crash_one(world: World, profile: Profile) -> None:
@@ -179,7 +179,7 @@ def lose_disk(world: World, profile: Profile) -> None:
     restart(world, profile, node)
 
 
-KINDS: tuple[Callable[[World, Profile], None], ...] = (
+FAULTS: tuple[Callable[[World, Profile], None], ...] = (
     crash_one,
     crash_dispatcher,
     crash_all,
@@ -228,11 +228,14 @@ def later(world: World, delay_s: float, action: Callable[[], object]) -> None:
 def restart(
     world: World, profile: Profile, node: NodeId, *, after_s: float = 0.0
 ) -> None:
+    """Start a process again after a while, as long as the profile says."""
     wait_s = after_s + world.random.uniform(*profile.restart_s)
     later(world, wait_s, partial(world.start, node))
 
 
 def restorer(world: World, node: NodeId, backup: Disk) -> Callable[[], None]:
+    """Return what puts an older disk under a node, whose process ends with that."""
+
     def restore() -> None:
         world.crash(node)
         world.restore(node, backup)
@@ -241,6 +244,7 @@ def restorer(world: World, node: NodeId, backup: Disk) -> Callable[[], None]:
 
 
 def one_alive(world: World) -> NodeId | None:
+    """Draw a node whose process runs, if there is one."""
     nodes = [machine.id for machine in world.alive()]
     return world.random.choice(nodes) if nodes else None
 

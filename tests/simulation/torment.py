@@ -10,7 +10,7 @@ from functools import partial
 from octaskly.core.model import Limits, TaskId
 from tests.simulation.checks.rest import is_quiet
 from tests.simulation.checks.unknown import never_not_found
-from tests.simulation.faults import KINDS, PAIRWISE, QUIET_S, Profile, forget_soon
+from tests.simulation.faults import FAULTS, PAIRWISE, QUIET_S, Profile, forget_soon
 from tests.simulation.world import World
 
 LATE = 0.15  #: share of tasks that come after another one
@@ -33,11 +33,11 @@ def draw_profile(world: World, *, is_forgetting: bool = False) -> Profile:
     draw = world.random
     weights = tuple(
         0 if kind in PAIRWISE and len(world.machines) < 2 else rate
-        for kind in KINDS
+        for kind in FAULTS
         for rate in [draw.choice((0, 0, 1, 3))]
     )
     if not any(weights):
-        weights = tuple(int(kind not in PAIRWISE) for kind in KINDS)
+        weights = tuple(int(kind not in PAIRWISE) for kind in FAULTS)
     world.network.delay_ms = draw.choice(((0.2, 4.0), (2.0, 50.0), (20.0, 200.0)))
     world.network.is_encoding = draw.random() < ENCODED
     world.limits = draw.choice((Limits(), NARROW))
@@ -65,8 +65,8 @@ def torment(world: World, profile: Profile) -> None:
 
     def strike() -> None:
         if world.time_s < end_s:
-            (kind,) = draw.choices(KINDS, profile.weights)
-            kind(world, profile)
+            (fault,) = draw.choices(FAULTS, profile.weights)
+            fault(world, profile)
             world.at(draw.uniform(*profile.pause_s), strike)
 
     def ask() -> None:
