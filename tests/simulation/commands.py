@@ -67,7 +67,7 @@ class Commands:
         now_s = self._world.time_s
         for attempt, spec in items:
             seen = node.epoch.term
-            if not self._may_start(spec):
+            if not self._may_start(machine, spec):
                 self.early.append(spec.id)
             self.started.append(
                 Started(now_s, machine.id, spec.id, attempt, seen, born_hlc(spec))
@@ -75,13 +75,15 @@ class Commands:
             machine.waiting.append((attempt, spec))
         self._fill(machine)
 
-    def _may_start(self, spec: TaskSpec) -> bool:
+    def _may_start(self, machine: Machine, spec: TaskSpec) -> bool:
         """Whether some disk shows that what it comes after ended as it should.
 
         What was found ready stays so, though the other half of a split goes on with
         what had ended; and of what is on a lost disk that may be all that is left.
+        Nobody waits for long for what is on no disk, as it is forgotten: one half of a
+        split may have done so with what the other one was running.
         """
-        disks = [machine.disk for machine in self._world.machines.values()]
+        disks = [each.disk for each in self._world.machines.values()]
         if (place := member_of(spec.id)) is not None:
             found = (disk.records.get(place[0]) for disk in disks)
             spec = next((r.spec for r in found if r and r.spec), spec)
@@ -91,12 +93,20 @@ class Commands:
             assert after is not None
             task = TaskId(parent)
             states = {d.records[task].state for d in disks if task in d.records}
+            if not states and self._is_old(machine, spec):
+                continue
             states |= {d.past[task] for d in disks if task in d.past}
             if is_ready or self._world.restored:
                 states |= self._world.storage.ends.get(task, set())
             if states and not states & GOOD[after.end]:
                 return False
         return True
+
+    def _is_old(self, machine: Machine, spec: TaskSpec) -> bool:
+        """Whether it has waited for as long as one waits for what nobody knows."""
+        world = self._world
+        age_ms = world.now(machine).wall_ms - spec.created_ms
+        return world.is_skewed or age_ms >= world.timing.orphan_s * 1000
 
     def _fill(self, machine: Machine) -> None:
         while machine.waiting and machine.has_room(machine.waiting[0][1]):
