@@ -25,6 +25,8 @@ NARROW = Limits(
 """So that what bounds memory is reached by the few tasks of a world."""
 FORGETFUL = 0.3  #: share of worlds that forget tasks after a few seconds
 KEYED = 0.05  #: share of requests that repeat an earlier one
+BUSY_S = 60.0  #: as long is waited for one more attempt to begin,
+BUSY = 4  #: and in all so often the time in which all must be well
 NOTED = 0.2  #: beside so many requests something is recorded
 
 
@@ -99,7 +101,10 @@ def _ask(world: World, profile: Profile) -> None:
 
 
 def calm(world: World, quiet_s: float = QUIET_S) -> None:
-    """Mend everything, start everybody, and wait until all is quiet."""
+    """Mend everything, start everybody, and wait until all is quiet.
+
+    While attempts begin it is waited longer: a machine alone may have much to do.
+    """
     world.is_calm = True
     world.network.heal_all()
     for machine in world.machines.values():
@@ -107,9 +112,12 @@ def calm(world: World, quiet_s: float = QUIET_S) -> None:
         machine.dies_after_s = None
         world.resume(machine.id)
         world.start(machine.id)
-    end_s = world.time_s + quiet_s
+    end_s, most_s = world.time_s + quiet_s, world.time_s + BUSY * quiet_s
     while world.time_s < end_s:
+        begun = len(world.commands.started)
         world.run_until(lambda: is_quiet(world), end_s - world.time_s)
         world.run(1.0)
         if is_quiet(world):
             break  # What is quiet for a moment only is not at rest.
+        if len(world.commands.started) > begun:
+            end_s = min(world.time_s + BUSY_S, most_s)
