@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from hashlib import blake2b
 
+from octaskly.core.merge import SUPPOSED
 from octaskly.core.model import (
     Attempt,
     AttemptId,
@@ -83,10 +84,10 @@ def tries_of(attempts: tuple[Attempt, ...]) -> Tries:
 def told_of(attempts: tuple[Attempt, ...]) -> tuple[AttemptId, ...]:
     """Return the attempts whose ends the log has from their workers.
 
-    A loss may have been written because a worker was away, which then tells more.
+    What was supposed of a worker that was away is not told: it may tell more.
     """
     ended = [(a.id, a.outcome) for a in attempts if a.outcome is not None]
-    return tuple(name for name, end in ended if end.reason is not Reason.LOST)
+    return tuple(name for name, end in ended if end.reason not in SUPPOSED)
 
 
 def judged(

@@ -12,7 +12,7 @@ from octaskly.core.effects import Announce, Append, LoadLive, Send
 from octaskly.core.events import LiveLoaded, Loaded
 from octaskly.core.facts import Assigned, CancelAsked, Finished
 from octaskly.core.inhand import Stage
-from octaskly.core.merge import TaskRecord
+from octaskly.core.merge import SUPPOSED, TaskRecord
 from octaskly.core.messages import Reattach, ResultsOk
 from octaskly.core.model import (
     Attempt,
@@ -492,3 +492,19 @@ def test_a_resting_task_is_queued_for_clients() -> None:
     task = world.dispatch._queue.tasks[T]
 
     assert state_of(task, TaskState.RUNNING) is TaskState.QUEUED
+
+
+@pytest.mark.parametrize("reason", SUPPOSED)
+def test_the_end_of_an_attempt_of_which_only_a_guess_is_known_counts(
+    reason: Reason,
+) -> None:
+    """A dispatcher supposed that it never began, or was lost: its worker was away."""
+    state = AttemptState.RELEASED
+    supposed = Outcome(state=state, reason=reason)
+    log = stubborn(replace(running(A), state=state, outcome=supposed))
+    world = reigning(log)
+    world.dispatch.on_worker_up(node_info("a", 1), moment())
+
+    effects = world.dispatch.on_results(A, told(), moment())
+
+    assert facts(effects) == [Finished(T, attempt(), A, outcome())]
