@@ -254,9 +254,12 @@ class Adoption:
 
     def _move(self, task: InHand, attempt: AttemptId, node: NodeId) -> None:
         """Let another attempt count than before."""
-        if task.stage is Stage.LIVE:
+        before = task.node if task.stage is Stage.LIVE else None
+        if before is not None:
             self._queue.rest(task)
         self._queue.assign(task, attempt, node)
+        if before is not None:
+            self._count(before)  # It may hold nothing now, and never tell of an end.
 
     def _adopt(self, node: NodeId, attempt: AttemptId, spec: TaskSpec) -> None:
         """Keep an attempt that a worker runs, if it is the one that counts."""

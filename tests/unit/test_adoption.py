@@ -47,6 +47,7 @@ from tests.desk import (
     record,
     reigning,
     running,
+    submit,
     to,
     told,
 )
@@ -437,3 +438,15 @@ def test_an_absent_worker_s_attempt_that_the_log_shows_ended_is_let_go() -> None
 
     assert world.dispatch.outstanding(B) == 0
     assert world.dispatch.on_time(moment(LATE)) == []
+
+
+def test_who_was_taken_to_run_what_runs_elsewhere_has_room_again() -> None:
+    """It runs nothing, so it never tells of an end by which it would be counted."""
+    world = behind(record("t", running(A)), a=1, b=1)
+    world.dispatch.on_reattach(A, Reattach((), 1, NodeState.READY), moment(1))
+    back = Reattach(((attempt(2), spec()),), 1, NodeState.READY)
+    world.dispatch.on_reattach(B, back, moment(1))
+
+    effects = world.dispatch.on_submitted(submit(), moment(1)) + world.commit(1)
+
+    assert Assigned(TaskId("task-008-00000000"), attempt(), A) in facts(effects)
