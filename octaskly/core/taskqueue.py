@@ -55,7 +55,7 @@ class TaskQueue:
         self._granted: dict[NodeId, Grant] = {}
         self.lanes = Lanes(limits, can_run)
         self._picky: dict[TaskId, InHand] = {}
-        self._shadows: list[TaskId] = []
+        self._shadows: list[InHand] = []
         # A plain dict would look for its first key behind all that were deleted.
         self._finals: OrderedDict[TaskId, TaskState] = OrderedDict()
         self.ended = dict.fromkeys(TaskState, 0)
@@ -192,13 +192,13 @@ class TaskQueue:
 
     def _add(self, record: TaskRecord, shape: int) -> None:
         """Queue a task of the store, unless it is in hand already."""
-        assert record.spec is not None
         if record.progress is not None:
             return
-        known = self.tasks.get(record.id)
-        if known is not None:
-            known.is_sure = True
-            known.n = max(known.n, *(a.id.n for a in record.attempts), 0)
+        if (known := self.tasks.get(record.id)) is not None:
+            if known.stage is not Stage.ENDED:  # Else more is known of it than that.
+                known.is_sure = True
+                known.tries |= tries_of(record.attempts)
+                known.n = max(known.n, *(a.id.n for a in record.attempts), 0)
         elif record.state is TaskState.QUEUED and not self.arrays.is_cut(record.id):
             task = self.from_record(record)
             task.shape = shape
@@ -241,8 +241,7 @@ class TaskQueue:
             if spec.id in self.tasks:
                 continue  # A read was faster than the news of the commit.
             self.arrays.uncount(spec.id)  # Of one of its name that is forgotten.
-            lane = self.lanes.entry(spec)
-            if lane is not None:
+            if (lane := self.lanes.entry(spec)) is not None:
                 task = self.tasks[spec.id] = unpacked(spec)
                 lane.push(task)
         for task in self.lanes.trim(self.tasks):
@@ -337,12 +336,10 @@ class TaskQueue:
             if task.number != number:
                 continue  # Later facts are still on their way.
             task.number = 0
-            if task.stage is not Stage.ENDED:
-                continue
-            if is_read:
-                self._shadows.append(task.spec.id)
-            else:
-                self._retire(task.spec.id, task)
+            if task.stage is Stage.ENDED and is_read:
+                self._shadows.append(task)
+            elif task.stage is Stage.ENDED:
+                self._retire(task)
 
     def is_final(self, task_id: TaskId) -> bool:
         """Whether a task that is not in hand is known to have ended a while ago."""
@@ -381,19 +378,18 @@ class TaskQueue:
 
     def _drop_shadows(self) -> None:
         """Let go of ended tasks once no read can bring them back."""
-        for task_id in self._shadows:
-            task = self.tasks.get(task_id)
-            if task is not None and task.stage is Stage.ENDED and task.number == 0:
-                self._retire(task_id, task)
+        for task in self._shadows:
+            if task.number == 0:
+                self._retire(task)
         self._shadows.clear()
 
-    def _retire(self, task_id: TaskId, task: InHand) -> None:
-        if self.tasks.get(task_id) is not task:
-            return  # Of an earlier reign.
-        del self.tasks[task_id]
+    def _retire(self, task: InHand) -> None:
+        if self.tasks.get(task.spec.id) is not task:
+            return  # Of an earlier reign, or more was told of it since.
+        del self.tasks[task.spec.id]
         if task.final is None:
             self.reread()
             return
-        self._finals[task_id] = task.final
+        self._finals[task.spec.id] = task.final
         if len(self._finals) > self._window_tasks:
             self._finals.popitem(last=False)

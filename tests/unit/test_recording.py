@@ -508,3 +508,52 @@ def test_the_end_of_an_attempt_of_which_only_a_guess_is_known_counts(
     effects = world.dispatch.on_results(A, told(), moment())
 
     assert facts(effects) == [Finished(T, attempt(), A, outcome())]
+
+
+def test_failures_that_the_queue_shows_count_for_what_a_worker_listed() -> None:
+    """It was read before the task was, by which the reign knows all of it."""
+    world = World()
+    world.dispatch.begin(epoch(), STREAM, moment())
+    world.dispatch.on_worker_up(node_info("a", 1), moment())
+    world.dispatch.on_reattach(A, listing(attempt(2), ONCE.spec), moment())
+    world.dispatch.on_loaded(Loaded(-1, (ONCE,), has_more=False), moment())
+
+    late = report(of=attempt(2), end=FAILED)
+    effects = world.dispatch.on_results(A, told(late), moment())
+
+    assert facts(effects) == [Finished(T, attempt(2), A, FAILED)]
+
+
+def test_what_is_known_only_by_its_ends_is_not_known_by_the_queue() -> None:
+    """The end that was told came without what the task may be tried again by."""
+    world = reigning(a=1, b=1)
+    world.dispatch.on_absorbed(moment())
+    back = Outcome(state=AttemptState.RELEASED, reason=Reason.RETURNED)
+    world.dispatch.on_results(A, told(report(end=back)), moment())
+    world.dispatch.on_loaded(Loaded(-2, (stubborn(),), has_more=False), moment())
+
+    late = report(of=attempt(2), end=FAILED, envelope=stubborn().spec)
+    assert world.dispatch.on_results(B, told(late), moment()) == []
+
+    world.dispatch.on_live_loaded(LiveLoaded(()), moment())
+    effects = world.dispatch.on_live_loaded(LiveLoaded((stubborn(),)), moment())
+    assert facts(effects)[-1] == Finished(T, attempt(2), B, AGAIN)
+
+
+def test_a_task_stays_in_hand_while_an_end_of_it_waits_for_the_log() -> None:
+    """Of an earlier end all is durable by then, and that one is let go of."""
+    world = reigning(a=1, b=1)
+    first = report(end=FAILED, envelope=stubborn().spec)
+    world.dispatch.on_results(A, told(first), moment())
+    world.dispatch.on_live_loaded(LiveLoaded((stubborn(running(A)),)), moment())
+    world.dispatch.on_absorbed(moment())
+    world.commit()
+    world.dispatch.on_reattach(B, listing(attempt(2), stubborn().spec), moment())
+    world.dispatch.on_loaded(Loaded(-2, (), has_more=False), moment())
+    world.dispatch.on_results(B, told(report(of=attempt(2))), moment())
+    world.dispatch.on_live_loaded(LiveLoaded(()), moment())
+
+    log = stubborn(*ONCE.attempts)
+    effects = world.dispatch.on_loaded(Loaded(-3, (log,), has_more=False), moment())
+
+    assert not [effect for effect in effects if isinstance(effect, Append)]
