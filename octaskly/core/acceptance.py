@@ -77,6 +77,7 @@ class Acceptance:
                 if draft.id is not None:
                     self.raise_sequence(number_of(draft.id))
                     self._chosen[task_id] = spec
+                    self._queue.renew(task_id)
             specs.append(spec)
         return specs, fresh
 

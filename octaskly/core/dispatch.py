@@ -160,6 +160,8 @@ class Dispatch:
         if len(prompt) < len(fresh):
             self._parents.stir()
         is_alone = len(fresh) == len(prompt) == 1 and fresh[0].array is None
+        # A worker may have told of it already, if it was handed in to another reign.
+        is_alone = is_alone and fresh[0].id not in self._queue.tasks
         if is_alone and not is_strict and self._queue.lanes.is_idle(fresh[0]):
             # It starts while it is committed: that is all the time that an idle mesh
             # takes. See docs/decisions/0014-start-while-committing.md.

@@ -345,6 +345,10 @@ class TaskQueue:
         """Whether a task that is not in hand is known to have ended a while ago."""
         return task_id in self._finals
 
+    def renew(self, task_id: TaskId) -> None:
+        """Forget how a task ended: another one has the name of one that is gone."""
+        self._finals.pop(task_id, None)
+
     def settled(self, task_id: TaskId, known: TaskState) -> TaskState:
         """Return how a task ended that is not in hand; the store said it is `known`."""
         return self._finals.get(task_id, known)

@@ -1,0 +1,84 @@
+"""What is handed in under a chosen name may be known already, or be another task."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from octaskly.core.acceptance import logged_id
+from octaskly.core.effects import Effect, LoadLive
+from octaskly.core.events import LiveLoaded
+from octaskly.core.facts import CancelAsked, Finished, Submitted
+from octaskly.core.messages import Reattach
+from octaskly.core.model import Limits, NodeState, TaskId
+from tests.builders import attempt, draft, moment, node_info, outcome, report, spec
+from tests.desk import A, B, World, cancel, facts, reigning, submit, told
+
+NIGHTLY = draft(id="nightly")
+
+
+def name() -> TaskId:
+    """Return the id of the task whose name is chosen here."""
+    known = logged_id(NIGHTLY, "tester")
+    assert known is not None
+    return known
+
+
+ENVELOPE = replace(spec(name()), command=NIGHTLY.command)
+
+
+def led(limits: Limits | None = None) -> World:
+    """Return a reign with room on node b, in which node a is about to tell."""
+    world = reigning(limits=limits, b=1)
+    world.dispatch.on_worker_up(node_info("a", 1), moment())
+    return world
+
+
+def hand_in(world: World) -> list[Effect]:
+    """Hand the task in, and let that be durable."""
+    effects = world.dispatch.on_submitted(submit(NIGHTLY), moment())
+    world.commit()
+    return effects
+
+
+def test_what_a_worker_was_found_to_run_is_not_begun_by_who_hands_it_in_again() -> None:
+    """Whoever did had no answer of the dispatcher before, whose log is gone."""
+    world = led()
+    back = Reattach(((attempt(), ENVELOPE),), 1, NodeState.READY)
+    world.dispatch.on_reattach(A, back, moment())
+
+    effects = hand_in(world)
+
+    assert [type(fact) for fact in facts(effects)] == [Submitted]
+    world.dispatch.on_results(A, told(report(name())), moment())
+    world.dispatch.on_live_loaded(LiveLoaded(()), moment())
+    assert world.dispatch.outstanding(A) == 0
+
+
+def test_what_has_ended_is_not_begun_while_the_store_is_asked_about_it() -> None:
+    """Its worker told how, and this reign knows nothing of the task."""
+    world = led()
+    late = report(name(), envelope=ENVELOPE)
+    assert world.dispatch.on_results(A, told(late), moment()) == [LoadLive((name(),))]
+
+    effects = hand_in(world)
+
+    assert [type(fact) for fact in facts(effects)] == [Submitted]
+    effects = world.dispatch.on_live_loaded(LiveLoaded(()), moment())
+    assert facts(effects)[-1] == Finished(name(), attempt(), A, outcome())
+
+
+def test_who_has_the_name_of_what_ended_here_and_was_forgotten_can_be_cancelled() -> (
+    None
+):
+    """It waits in the store, as more is in hand than that holds."""
+    world = led(Limits(window_tasks=1))
+    hand_in(world)
+    world.dispatch.on_results(B, told(report(name())), moment())
+    world.commit()
+    world.dispatch.on_submitted(submit(draft(), draft(), draft()), moment())
+    world.commit()
+    hand_in(world)
+
+    effects = world.dispatch.on_cancel(cancel(task=name()), moment())
+
+    assert facts(effects) == [CancelAsked(name(), "ann")]
