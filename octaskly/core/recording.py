@@ -229,7 +229,8 @@ class Recording:
     def _hear_late(self, task: InHand, attempt: AttemptId, told: Outcome) -> Outcome:
         """Let the end of an attempt count that is not under way here; return it."""
         if told.reason is Reason.LOST and not _is_open(task):
-            return told  # That much was known, and counted.
+            task.tries = counted(task.tries, attempt, told)
+            return told  # Another attempt stands for it.
         outcome = _outcome(task, attempt, told)
         final = FINAL_STATES.get(outcome.state)
         if final is None:

@@ -557,3 +557,19 @@ def test_a_task_stays_in_hand_while_an_end_of_it_waits_for_the_log() -> None:
     effects = world.dispatch.on_loaded(Loaded(-3, (log,), has_more=False), moment())
 
     assert not [effect for effect in effects if isinstance(effect, Append)]
+
+
+def test_a_loss_that_is_told_beside_another_attempt_counts() -> None:
+    """Nobody had taken that one for lost; the third time is the last."""
+    world = new_reign(a=1, b=1)
+    world.dispatch.on_reattach(B, listing(attempt(3), stubborn().spec), moment())
+    log = stubborn(lost(1), running(B, attempt(3)))
+    world.dispatch.on_live_loaded(LiveLoaded((log,)), moment())
+    gone = report(of=attempt(2), end=LOST_OUTCOME)
+    world.dispatch.on_results(A, told(gone), moment())
+    world.dispatch.on_time(moment(LATE))
+
+    (end,) = facts(world.dispatch.on_worker_down(B, moment(LATE)))
+
+    assert isinstance(end, Finished)
+    assert end.outcome.reason is Reason.POISON
