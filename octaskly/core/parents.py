@@ -86,8 +86,11 @@ class Parents:
         if event.number != number:
             return []
         self._are_waiting = event.are_left or bool(event.ripe) or self._has_come
-        ready = [self._decide(ripe) for ripe in event.ripe]
-        self._is_dirty = self._is_dirty or bool(event.ripe)
+        # What a worker was found to run, or told of, waits no more.
+        tasks = self._queue.tasks
+        some = [r for r in event.ripe if r.broken is None or r.record.id not in tasks]
+        ready = [self._decide(ripe) for ripe in some]
+        self._is_dirty = self._is_dirty or bool(some)
         admitted = [spec for spec in ready if spec is not None]
 
         def settled(now: Moment) -> list[Effect]:
@@ -120,8 +123,6 @@ class Parents:
         self._placing.facts.append(
             CancelAsked(spec.id, f"{BROKEN}{name_of(ripe.broken)}")
         )
-        if spec.id in self._queue.tasks:
-            return None  # A worker was found to run it.
         task = self._queue.shadow(spec, TaskState.CANCELLED)
         self._placing.touch(task)
         self._placing.tell([spec.id])

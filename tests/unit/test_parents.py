@@ -10,10 +10,12 @@ from octaskly.core.arrays import Progress
 from octaskly.core.effects import Append, LoadLive, LoadRipe, Send
 from octaskly.core.events import Draft, LiveLoaded, Ripe, RipeLoaded
 from octaskly.core.merge import TaskRecord
+from octaskly.core.messages import Reattach
+from octaskly.core.model import NodeState, TaskId
 from octaskly.core.options import After, ArraySpec, TaskOptions
 from octaskly.core.parents import RIPE_MAX
-from tests.builders import draft, moment, report, spec
-from tests.desk import B, T, cancel, reigning, submit, told
+from tests.builders import attempt, draft, moment, report, spec
+from tests.desk import A, B, T, cancel, reigning, submit, told
 
 
 def late() -> Draft:
@@ -93,3 +95,20 @@ def test_an_array_that_may_begin_is_read_with_what_is_known_of_its_members() -> 
 
     assert LoadLive((T,)) in effects
     assert not [effect for effect in effects if isinstance(effect, Send)]
+
+
+def test_who_was_found_to_run_is_not_cancelled_for_a_task_before_it() -> None:
+    """Its reign had seen that one end well; else it would be tried again, though over."""
+    world = reigning(a=1)
+    world.dispatch.on_read(RipeLoaded(2, (), are_left=False), moment())
+    world.dispatch.on_submitted(submit(late()), moment())
+    world.commit()
+    waits = TaskRecord(T, replace(spec("t"), options=late().options))
+    assert waits.spec is not None
+    back = Reattach(((attempt(), waits.spec),), 1, NodeState.READY)
+    world.dispatch.on_reattach(A, back, moment())
+
+    answer = RipeLoaded(3, (Ripe(waits, TaskId("p")),), are_left=False)
+    effects = world.dispatch.on_read(answer, moment()) + world.commit()
+
+    assert not [effect for effect in effects if isinstance(effect, Append)]
