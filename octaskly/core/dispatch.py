@@ -329,6 +329,7 @@ class Dispatch:
         if not self.is_reigning:
             return []
         self.adoption.overtake(over)
+        self._recording.overtake(over)
         return [Announce(over), *self._commit(now)]
 
     def on_absorbed(self, now: Moment) -> list[Effect]:

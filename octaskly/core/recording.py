@@ -112,6 +112,13 @@ class Recording:
             shadow.reported = tuple(others) if is_in_vain else ()
         return True
 
+    def overtake(self, over: Iterable[TaskId]) -> None:
+        """Have the store asked anew where an end that waits hangs on what came now."""
+        queue, stale = self._queue, self._put_off.keys() & set(over)
+        queue.named = tuple(task for task in queue.named if task not in stale)
+        for task in stale:
+            queue.seek(task)
+
     def take_up(self, records: Iterable[TaskRecord]) -> dict[NodeId, list[Report]]:
         """Return the reports that waited for the last read, by who told them."""
         known = {record.id: record for record in records}

@@ -9,7 +9,7 @@ from octaskly.core.effects import Announce, Append, Effect, Load, LoadLive, Load
 from octaskly.core.events import LiveLoaded, Loaded, Ripe, RipeLoaded
 from octaskly.core.facts import Assigned, Finished
 from octaskly.core.merge import TaskRecord
-from octaskly.core.model import AttemptState, TaskId
+from octaskly.core.model import Attempt, AttemptState, TaskId
 from octaskly.core.options import After, ArraySpec, Retry, TaskOptions
 from octaskly.core.parents import RIPE_MAX
 from tests.builders import (
@@ -178,3 +178,24 @@ def test_a_late_task_that_ended_elsewhere_while_the_store_answers_does_not_run()
     effects = world.dispatch.on_read(answer, moment()) + world.commit()
 
     assert not [effect for effect in effects if isinstance(effect, Append)]
+
+
+def test_an_end_that_waits_for_the_store_is_not_judged_by_what_was_read_before() -> (
+    None
+):
+    """What came from another node meanwhile may have used up all attempts."""
+    retried = TaskOptions(retry=Retry(retries=1))
+    log = replace(record(), spec=replace(spec(), options=retried))
+    world = reigning(a=1)
+    late = report(of=attempt(2), end=FAILED, envelope=log.spec)
+    assert world.dispatch.on_results(A, told(late), moment()) == [LoadLive((T,))]
+
+    world.dispatch.on_overtaken((T,), moment())
+    effects = world.dispatch.on_live_loaded(LiveLoaded((log,)), moment())
+
+    assert LoadLive((T,)) in effects
+    again = replace(FAILED, state=AttemptState.RELEASED)
+    first = Attempt(attempt(), A, AttemptState.RELEASED, again)
+    newer = LiveLoaded((replace(log, attempts=(first,)),))
+    effects = world.dispatch.on_live_loaded(newer, moment())
+    assert facts(effects)[-1] == Finished(T, attempt(2), A, FAILED)

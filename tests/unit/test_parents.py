@@ -98,7 +98,7 @@ def test_an_array_that_may_begin_is_read_with_what_is_known_of_its_members() -> 
 
 
 def test_who_was_found_to_run_is_not_cancelled_for_a_task_before_it() -> None:
-    """Its reign had seen that one end well; else it would be tried again, though over."""
+    """Its reign had seen that one end well. It would be tried again, though over."""
     world = reigning(a=1)
     world.dispatch.on_read(RipeLoaded(2, (), are_left=False), moment())
     world.dispatch.on_submitted(submit(late()), moment())
