@@ -50,7 +50,7 @@ class Parents:
         self._due_s = 0.0
 
     def begin(self, now: Moment) -> None:
-        """Ask at once: what became ripe may not have been seen."""
+        """Ask as soon as the log is read: what became ripe may not have been seen."""
         self._number += 1
         self._done()
         self._due_s = now.mono_s + self._period_s
@@ -58,7 +58,8 @@ class Parents:
 
     def deadline(self) -> float:
         """Return when `ask` has something to do without anything having happened."""
-        return self._due_s if self._are_waiting and not self._is_asking else math.inf
+        is_idle = self._are_waiting and not (self._is_asking or self._queue.is_held)
+        return self._due_s if is_idle else math.inf
 
     def stir(self) -> None:
         """Tasks came that wait: ask when they are durable."""
@@ -70,6 +71,8 @@ class Parents:
         self._is_dirty = self._placing.take_news() or self._is_dirty or is_due
         if not (self._is_dirty and self._are_waiting) or self._is_asking:
             return []
+        if self._queue.is_held:
+            return []  # Others may hold that such a task has run.
         self._is_dirty, self._has_come, self._is_asking = False, False, True
         self._placing.over = set()
         self._number += 1

@@ -6,6 +6,7 @@ from octaskly.core.effects import (
     Announce,
     Load,
     LoadLive,
+    LoadRipe,
 )
 from octaskly.core.events import (
     LiveLoaded,
@@ -24,6 +25,7 @@ from octaskly.core.model import (
     Reason,
     TaskId,
 )
+from octaskly.core.parents import RIPE_MAX
 from tests.builders import (
     STREAM,
     attempt,
@@ -297,7 +299,8 @@ def behind(*live: TaskRecord, **workers: int) -> World:
     world.dispatch.begin(epoch(), STREAM, moment())
     for name, slots in workers.items():
         world.dispatch.on_worker_up(node_info(name, slots), moment())
-    assert world.dispatch.on_time(moment(0.5)) == [LoadLive(), Load(-1, 1000)]
+    asked = world.dispatch.on_time(moment(0.5))
+    assert asked == [LoadLive(), Load(-1, 1000), LoadRipe(2, RIPE_MAX)]
     world.dispatch.on_loaded(Loaded(-1, (), has_more=False), moment(0.5))
     assert world.dispatch.on_live_loaded(LiveLoaded(live), moment(0.5)) == []
     return world
@@ -313,7 +316,11 @@ def test_who_speaks_is_waited_for_but_not_for_ever() -> None:
         world.dispatch.adoption.hold_on(moment(tenths / 10))
 
     assert world.dispatch.deadline() == moment(3).mono_s
-    assert world.dispatch.on_time(moment(3)) == [LoadLive(), Load(-1, 1000)]
+    assert world.dispatch.on_time(moment(3)) == [
+        LoadLive(),
+        Load(-1, 1000),
+        LoadRipe(2, RIPE_MAX),
+    ]
 
 
 def test_what_a_worker_does_not_list_may_have_ended_until_all_is_read() -> None:

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 
+from octaskly.core.adoption import READ_S
 from octaskly.core.arrays import Progress
 from octaskly.core.effects import Append, LoadLive, LoadRipe, Send
 from octaskly.core.events import Draft, LiveLoaded, Ripe, RipeLoaded
@@ -14,8 +15,8 @@ from octaskly.core.messages import Reattach
 from octaskly.core.model import NodeState, TaskId
 from octaskly.core.options import After, ArraySpec, TaskOptions
 from octaskly.core.parents import RIPE_MAX
-from tests.builders import attempt, draft, moment, report, spec
-from tests.desk import A, B, T, cancel, reigning, submit, told
+from tests.builders import STREAM, attempt, draft, epoch, moment, report, spec
+from tests.desk import A, B, T, World, cancel, reigning, submit, told
 
 
 def late() -> Draft:
@@ -112,3 +113,13 @@ def test_who_was_found_to_run_is_not_cancelled_for_a_task_before_it() -> None:
     effects = world.dispatch.on_read(answer, moment()) + world.commit()
 
     assert not [effect for effect in effects if isinstance(effect, Append)]
+
+
+def test_nobody_is_asked_about_while_others_are_read() -> None:
+    """They may hold that a late task has run, and how it ended."""
+    world = World()
+    world.dispatch.adoption.hold(moment())
+
+    assert world.dispatch.begin(epoch(), STREAM, moment()) == []
+
+    assert LoadRipe(2, RIPE_MAX) in world.dispatch.on_time(moment(READ_S))
