@@ -92,6 +92,9 @@ class Adoption:
     def on_reattach(self, node: NodeId, message: Reattach, now: Moment) -> None:
         """Adopt what a worker runs, kill what is void, give up what it lost."""
         self._absent.pop(node, None)
+        # By the same link it reattaches where it was claimed twice: what this reign
+        # gave it since is on its way.
+        given = self._placing.stream if self._pool.is_attached(node) else None
         listed = set()
         for attempt, spec in message.running:
             listed.add((spec.id, attempt))
@@ -100,7 +103,9 @@ class Adoption:
         missing = [
             task
             for task in self._held_by(node)
-            if (task.spec.id, task.attempt) not in listed
+            if task.attempt is not None
+            and (task.spec.id, task.attempt) not in listed
+            and task.attempt.stream != given
             and (task.is_heard or not self.is_behind)
         ]
         self._placing.lose_all(missing, now)

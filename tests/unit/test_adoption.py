@@ -457,3 +457,16 @@ def test_who_was_taken_to_run_what_runs_elsewhere_has_room_again() -> None:
     effects = world.dispatch.on_submitted(submit(), moment(1)) + world.commit(1)
 
     assert Assigned(TaskId("task-008-00000000"), attempt(), A) in facts(effects)
+
+
+def test_what_was_given_to_a_worker_that_reattaches_by_the_same_link_is_not_lost() -> (
+    None
+):
+    """It was claimed twice, as its answer took long; it did not know of this yet."""
+    world = holding(a=1)
+    world.dispatch.on_worker_up(node_info("a", 1), moment())
+
+    effects = world.dispatch.on_reattach(A, Reattach((), 1, NodeState.READY), moment())
+
+    assert effects == []
+    assert world.dispatch.outstanding(A) == 1

@@ -474,6 +474,8 @@ def test_who_waits_on_a_lost_worker_did_not_take_it_down() -> None:
 def test_at_most_once_means_that_a_doubt_is_an_end(on_lost: bool) -> None:
     """A worker that does not know the attempt may be another process by now."""
     world = reigning(stubborn(on_lost=on_lost), a=1)
+    world.dispatch.on_worker_down(A, moment())
+    world.dispatch.on_worker_up(node_info("a", 1), moment())
 
     effects = world.dispatch.on_reattach(
         A, Reattach((), 1, NodeState.READY), moment(LATE)
