@@ -60,6 +60,8 @@ class CoreLoop:
         self._is_alone: Callable[[], bool] = lambda: False  #: no peer waits for it
         self._perform: dict[type, Callable[[Any], None]] = {}
         self._pulls: dict[NodeId, ef.ServePull] = {}  #: the last of each peer
+        self._live_turn = asyncio.Lock()
+        """One at a time: an earlier reign's answer is known by coming first."""
 
     def connect(
         self,
@@ -225,7 +227,8 @@ class CoreLoop:
         self.post(await self._store.load(effect.after_ord, effect.limit, effect.shape))
 
     async def _load_live(self, effect: ef.LoadLive) -> None:
-        self.post(ev.LiveLoaded(await self._store.load_live(effect.named)))
+        async with self._live_turn:
+            self.post(ev.LiveLoaded(await self._store.load_live(effect.named)))
 
     async def _load_ripe(self, effect: ef.LoadRipe) -> None:
         self.post(await self._store.load_ripe(effect))

@@ -8,9 +8,10 @@ from typing import Any, cast
 
 from octaskly.agent.clock import SystemClock
 from octaskly.agent.loop import EARLY_S, CoreLoop
-from octaskly.core.effects import Effect
-from octaskly.core.events import Event, Persisted, Woke
-from octaskly.core.model import Limits, Moment
+from octaskly.core.effects import Effect, LoadLive
+from octaskly.core.events import Event, LiveLoaded, Persisted, Woke
+from octaskly.core.merge import TaskRecord
+from octaskly.core.model import Limits, Moment, TaskId
 from octaskly.core.node import Node
 
 
@@ -153,4 +154,33 @@ async def test_a_timer_that_is_far_too_early_is_set_anew() -> None:
     assert early is not None
     assert early.cancelled()
     assert loop._timer is not early
+    loop.close()
+
+
+async def test_the_store_answers_about_live_tasks_in_the_order_of_the_questions() -> (
+    None
+):
+    """The node counts off what an earlier reign asked; two readers may overtake."""
+    node = Recorder()
+    loop = loop_of(node, desk := Desk())
+    seen: list[tuple[TaskId, ...]] = []
+    is_slow = asyncio.Event()
+
+    async def load_live(named: tuple[TaskId, ...]) -> tuple[TaskRecord, ...]:
+        seen.append(named)
+        if named:
+            await is_slow.wait()
+        return tuple(map(TaskRecord, named))
+
+    cast("Any", desk).load_live = load_live
+    name = TaskId("t")
+    node.last = LiveLoaded(())
+    questions = (LoadLive((name,)), LoadLive(()))
+    tasks = [asyncio.create_task(loop._load_live(each)) for each in questions]
+    await asyncio.sleep(0)
+    assert seen == [(name,)]
+    is_slow.set()
+    await asyncio.gather(*tasks)
+    await node.has_last.wait()
+    assert node.events == [LiveLoaded((TaskRecord(name),)), LiveLoaded(())]
     loop.close()
