@@ -91,7 +91,7 @@ class Recording:
                     report = replace(report, spec=task.spec)
             if (
                 not _hangs_on_the_log(report)
-                or item in self._waiting
+                or self._is_recorded(task, node, item)
                 or self._is_settled(task, item)
             ):
                 return False
@@ -202,14 +202,21 @@ class Recording:
         """
         return _is_open(task) and any(item in told for told in self._told)
 
+    def _is_recorded(self, task: InHand | None, node: NodeId, item: Key) -> bool:
+        """Whether an end is told again that waits to be acknowledged.
+
+        Else a log without a standby would grow with each repeat. What is too much for
+        one message is listed as running by a new link, and ends once more where it was
+        taken in hand again by that.
+        """
+        return item in self._waiting and not _is_live(task, node, item[1])
+
     def record(self, node: NodeId, report: Report, now: Moment) -> bool:
         """Record one report; tell whether it ended its task."""
         placing = self._placing
         item = (report.task, report.attempt)
-        if item in self._waiting:
-            return False  # Else a log without a standby would grow with each repeat.
         task = self._queue.tasks.get(report.task)
-        if self._is_settled(task, item):
+        if self._is_recorded(task, node, item) or self._is_settled(task, item):
             return False
         self._waiting.add(item)
         if task is None:
@@ -219,8 +226,7 @@ class Recording:
         task.reported += (report.attempt,)
         placing.touch(task)
         was_open = task.final is None
-        is_live = task.stage is Stage.LIVE
-        if is_live and (task.attempt, task.node) == (report.attempt, node):
+        if _is_live(task, node, report.attempt):
             outcome = _outcome(task, report.attempt, report.outcome)
             outcome = self._finish(task, node, outcome, now)
         else:
@@ -295,11 +301,16 @@ def _is_open(task: InHand | None) -> bool:
     return task is None or (task.stage is Stage.ENDED and task.final is None)
 
 
+def _is_live(task: InHand | None, node: NodeId, attempt: AttemptId) -> bool:
+    """Whether this is the attempt under way, as far as is known."""
+    is_live = task is not None and task.stage is Stage.LIVE
+    return task is not None and is_live and (task.attempt, task.node) == (attempt, node)
+
+
 def _is_elsewhere(task: InHand | None, node: NodeId, report: Report) -> bool:
     """Whether a worker listed another attempt, which may run on."""
-    told = report.attempt, node
     is_live = task is not None and task.stage is Stage.LIVE
-    return task is not None and is_live and (task.attempt, task.node) != told
+    return is_live and not _is_live(task, node, report.attempt)
 
 
 def _hangs_on_the_log(report: Report) -> bool:

@@ -575,3 +575,30 @@ def test_a_loss_that_is_told_beside_another_attempt_counts() -> None:
 
     assert isinstance(end, Finished)
     assert end.outcome.reason is Reason.POISON
+
+
+@pytest.mark.parametrize("state", [AttemptState.OK, AttemptState.CANCELLED])
+def test_what_is_listed_though_its_end_waits_to_be_acknowledged_ends_once_more(
+    state: AttemptState,
+) -> None:
+    """A new link lists results as running that are too many for one message."""
+    world = World(is_strict=True)
+    world.dispatch.begin(epoch(), STREAM, moment())
+    world.dispatch.on_worker_up(node_info("a", 1), moment())
+    late = report(end=outcome(state), envelope=spec())
+    world.dispatch.on_results(A, told(late), moment())
+    log = replace(stubborn(), attempts=(replace(running(A), state=state),))
+    world.dispatch.on_live_loaded(LiveLoaded(()), moment())
+    world.dispatch.on_live_loaded(LiveLoaded((log,)), moment())
+    world.dispatch.on_loaded(Loaded(-1, (), has_more=False), moment())
+    world.commit()
+    world.dispatch._queue._finals.clear()  # Of them the last ones are remembered.
+    world.dispatch.on_worker_down(A, moment())
+    world.dispatch.on_worker_up(node_info("a", 1), moment())
+    world.dispatch.on_reattach(A, listing(attempt(), spec()), moment())
+    world.commit()
+    assert world.dispatch.outstanding(A) == 1
+
+    world.dispatch.on_results(A, told(late), moment())
+
+    assert world.dispatch.outstanding(A) == 0
