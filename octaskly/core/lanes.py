@@ -42,7 +42,8 @@ class Lane:
         self.has_more = False  #: the store may have more beyond the cursor
         self.is_stuck = True  #: the last read brought nothing new
         self.cursor = cursor  #: all that the store has queued up to here is in hand
-        self._has_left = False  #: a submission was left in the store during a read
+        self._left: int | None = None
+        """The first place of what was left in the store during a read."""
         self._tasks_max, self._bytes_max = bounds
         self._size = 0  #: bytes of its tasks, roughly
         self._heap: list[tuple[int, TaskId]] = []
@@ -74,7 +75,8 @@ class Lane:
         if spec.ord <= self.cursor:
             return True
         if self.has_more or self.is_full:
-            self.has_more = self._has_left = True
+            self.has_more = True
+            self._left = spec.ord if self._left is None else min(self._left, spec.ord)
             return False
         self.cursor, self.is_stuck = spec.ord, False
         return True
@@ -150,16 +152,19 @@ class Lane:
 
     def asked(self, load_tasks: int) -> tuple[int, int]:
         """Return after which place to read how many tasks."""
-        self._has_left = False
+        self._left = None
         # Two streams can give one `ord`, so the last one is read again.
         after_ord = self.cursor - (not self.is_stuck)
         return after_ord, min(load_tasks, max(1, self._tasks_max - self.queued))
 
     def read(self, last_ord: int, *, is_news: bool, has_more: bool) -> None:
         """Note what a read brought."""
+        if self._left is not None:
+            # It may be older than that, and stand before what it brought.
+            last_ord, has_more = min(last_ord, self._left - 1), True
         self.cursor = max(self.cursor, last_ord)
         self.is_stuck = not is_news
-        self.has_more = has_more or self._has_left
+        self.has_more = has_more
 
 
 class Lanes:

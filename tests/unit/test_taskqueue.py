@@ -144,6 +144,20 @@ def test_a_submission_during_a_read_is_not_overlooked() -> None:
     assert tasks.refill() == [Load(-1, 1000)]
 
 
+def test_a_submission_that_stands_before_what_a_read_brings_is_not_overlooked() -> None:
+    """It has a higher priority; the store had answered before it was durable."""
+    tasks = TaskQueue(Limits(window_tasks=4, load_tasks=2))
+    tasks.begin(1)
+
+    urgent = spec("t5", ord=5)
+    tasks.admit([urgent])
+    tasks.loaded(Loaded(-1, (record(9),), has_more=False))
+
+    (asked,) = tasks.refill()
+    assert isinstance(asked, Load)
+    assert asked.after_ord < urgent.ord
+
+
 def test_a_task_that_the_store_and_the_news_both_bring_is_queued_once() -> None:
     """A read can be faster than the news of the commit."""
     tasks = TaskQueue(Limits())
