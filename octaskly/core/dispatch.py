@@ -245,7 +245,7 @@ class Dispatch:
         self.adoption.on_reattach(node, message, now)
         self._pool.set_credit(node, message.credit)
         self._pool.attach(node, self.outstanding(node), self._queue.granted(node))
-        return self._commit(now)
+        return self._judge_inputs(now)
 
     def on_results(self, node: NodeId, message: Results, now: Moment) -> list[Effect]:
         """Record how attempts ended; acknowledge and announce when that is safe."""
@@ -300,7 +300,7 @@ class Dispatch:
         if not self._queue.loaded(event):
             return []
         self.adoption.overtake_again()
-        return self._commit(now)
+        return self._judge_inputs(now)
 
     def on_live_loaded(self, event: LiveLoaded, now: Moment) -> list[Effect]:
         """Believe the log about what runs, until the workers are heard."""

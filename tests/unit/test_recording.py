@@ -35,6 +35,7 @@ from tests.builders import (
     moment,
     node_info,
     outcome,
+    released,
     report,
     spec,
 )
@@ -602,3 +603,43 @@ def test_what_is_listed_though_its_end_waits_to_be_acknowledged_ends_once_more(
     world.dispatch.on_results(A, told(late), moment())
 
     assert world.dispatch.outstanding(A) == 0
+
+
+def lacking_in_the_adopt_window() -> World:
+    """Return a reign whose only worker lacks an input, while others may yet come."""
+    world = reigning(stubborn(), a=1)
+    lack = released(Reason.INPUTS, "data.csv")
+    world.dispatch.on_results(A, told(report(end=lack)), moment())
+    world.commit()
+    return world
+
+
+def test_what_every_worker_lacks_fails_also_when_it_is_read_after_the_window() -> None:
+    """As that closed it was not in hand."""
+    world = lacking_in_the_adopt_window()
+    lack = released(Reason.INPUTS, "data.csv")
+    ended = replace(running(A), state=lack.state, outcome=lack)
+    world.dispatch.on_absorbed(moment())
+    world.dispatch.on_time(moment(LATE))
+
+    log = (stubborn(ended),)
+    effects = world.dispatch.on_loaded(Loaded(-2, log, has_more=False), moment(LATE))
+
+    (end,) = facts(effects)
+    assert isinstance(end, Finished)
+    assert end.outcome.state is AttemptState.FAILED
+
+
+def test_what_every_worker_lacks_fails_also_when_they_come_after_the_window() -> None:
+    """As that closed nobody was there."""
+    world = lacking_in_the_adopt_window()
+    world.dispatch.on_worker_down(A, moment())
+    world.dispatch.on_time(moment(LATE))
+    world.dispatch.on_worker_up(node_info("a", 1), moment(LATE))
+
+    back = Reattach((), 1, NodeState.READY)
+    effects = world.dispatch.on_reattach(A, back, moment(LATE))
+
+    (end,) = facts(effects)
+    assert isinstance(end, Finished)
+    assert end.outcome.state is AttemptState.FAILED
