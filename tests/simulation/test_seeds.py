@@ -21,6 +21,7 @@ from tests.simulation.kinds.failovers import (
     run_bare,
     run_belated,
     run_crash,
+    run_given_up,
     run_hand_over,
     run_quiet,
     run_short,
@@ -213,6 +214,13 @@ def test_a_late_result_brings_nothing_back_that_is_forgotten(seed: int) -> None:
     world = run_belated(seed)
 
     assert len(world.storage.forgotten) == 6
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(5))
+def test_a_standby_that_was_given_up_unheard_calls_no_task_unknown(seed: int) -> None:
+    """Its dispatcher died with what it had answered for alone."""
+    run_given_up(seed)
 
 
 @pytest.mark.slow

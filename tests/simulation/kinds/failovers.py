@@ -165,3 +165,37 @@ def run_belated(seed: int) -> World:
     for check in FINAL:
         check(world)
     return world
+
+
+def run_given_up(seed: int) -> World:
+    """Lose a dispatcher that has given up its standby, which has not heard of that.
+
+    What both say takes longer and longer. So no silence shows, and an answer that left
+    for one copy is on the dead one's disk alone.
+    """
+    world = World(seed, nodes=2)
+    watch(world)
+    world.start_all()
+    world.run_until(world.is_settled, 5.0)
+    (first,) = world.dispatchers()
+    (second,) = world.machines.keys() - {first}
+    reigning = world.machines[first].node
+    assert reigning is not None
+    assert world.run_until(lambda: reigning.has_level_standby, 10.0)
+    for way_ms in (300.0, 600.0, 900.0, 1200.0):
+        world.run(1.0)
+        world.network.slow_ms[second] = (way_ms, way_ms + 50.0)
+    world.run(world.random.uniform(0.0, 0.5))
+    asked = len(world.clients.accepted) + 2
+    world.clients.submit(first, 1)  # Of this one the standby is not heard in time,
+    world.run(world.random.uniform(1.2, 1.8))
+    world.clients.submit(first, 1)  # so this one is answered before it can be there.
+    world.run_until(lambda: len(world.clients.accepted) == asked, 5.0)
+    world.run(world.random.uniform(0.0, 0.2))
+    world.crash(first)
+    world.run_until(lambda: world.dispatchers() == [second], 10.0)
+    world.run(world.random.uniform(1.0, 10.0))
+    calm(world)
+    for check in FINAL:
+        check(world)
+    return world
