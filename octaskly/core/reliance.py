@@ -13,7 +13,9 @@ from __future__ import annotations
 from collections import deque
 from typing import NamedTuple
 
-NEVER = float("-inf")
+LONG_AGO = float("-inf")  #: nothing later is known
+BEATS_MAX = 150
+"""Heartbeats that are remembered: of over 4 s, as often as they come at most."""
 
 
 class _Beat(NamedTuple):
@@ -35,14 +37,14 @@ class Reliance:
 
     def __init__(self, solo_s: float) -> None:
         self._solo_s = solo_s
-        self._beats: deque[_Beat] = deque()
-        self._since_s = NEVER
+        self._beats: deque[_Beat] = deque(maxlen=BEATS_MAX)
+        self._since_s = LONG_AGO
         """What the dispatcher may lack an acknowledgement of was sent after that."""
 
     def end(self) -> None:
         """No answer waits for this node from now on."""
         self._beats.clear()
-        self._since_s = NEVER
+        self._since_s = LONG_AGO
 
     def holds(self, now_s: float) -> bool:
         """Whether no answer can have left without this node yet."""
@@ -62,7 +64,7 @@ class Reliance:
         """
         beats = self._beats
         heard = next((beat for beat in beats if beat.sent_s == heard_s), None)
-        after_s = NEVER
+        after_s = LONG_AGO
         if heard is not None:
             after_s = heard.at_s
             while beats[0] is not heard and beats[1].received <= heard.acked:
@@ -71,5 +73,3 @@ class Reliance:
                 # All that came before it was acknowledged, and that was heard.
                 self._since_s = max(self._since_s, beats[0].after_s)
         beats.append(_Beat(sent_s, now_s, after_s, received, acked))
-        while beats[0].at_s < now_s - 2 * self._solo_s:
-            beats.popleft()
