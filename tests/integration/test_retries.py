@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import closing
+from functools import partial
 from http.client import HTTPConnection
 from pathlib import Path
 
@@ -79,7 +80,7 @@ def test_a_task_that_kills_its_agent_is_stopped_as_poison(tmp_path: Path) -> Non
         for attempt in range(1, LOSSES_MAX + 1):
             until((tmp_path / f"{attempt}.on").exists, "it runs, and kills")
             # It starts while that is committed; only what the disk knows is counted.
-            until(lambda: _attempt(agent, killer) == attempt, "the disk knows of it")  # noqa: B023
+            until(partial(_has_begun, agent, killer, attempt), "the disk knows of it")
             agent.process.kill()
             agent.process.wait()
             agent = start(tmp_path, "lone", "--slots", "1")
@@ -91,10 +92,10 @@ def test_a_task_that_kills_its_agent_is_stopped_as_poison(tmp_path: Path) -> Non
     assert other["status"] == "completed"
 
 
-def _attempt(agent: Agent, task: str) -> int | None:
-    """Return the number of the last attempt, as the agent's disk has it."""
+def _has_begun(agent: Agent, task: str, attempt: int) -> bool:
+    """Whether that is the last attempt, as the agent's disk has it."""
     _, body = agent.call("GET", f"{TASKS}/{task}")
-    return body.get("attempt")  # type: ignore[no-any-return]
+    return bool(body.get("attempt") == attempt)
 
 
 @pytest.mark.parametrize("retry_on", [["failure"], None])

@@ -307,8 +307,9 @@ def test_an_end_that_was_acknowledged_waits_for_the_log_where_it_is_told_again()
     world.dispatch.on_live_loaded(LiveLoaded((log,)), moment())
     assert acknowledged(A, attempt(2)) in world.commit()
     world.dispatch._queue._finals.clear()  # Of them the last ones are remembered.
+    assert ONCE.spec is not None
     listed = ((attempt(), ONCE.spec), (attempt(2), ONCE.spec))
-    world.dispatch.on_reattach(A, Reattach(listed, 0, NodeState.READY), moment())  # type: ignore[arg-type]
+    world.dispatch.on_reattach(A, Reattach(listed, 0, NodeState.READY), moment())
 
     assert world.dispatch.on_results(A, told(late), moment()) == []
 
